@@ -1,0 +1,1 @@
+"""The command ``crossfade``: parse, call, report."""

@@ -1,0 +1,44 @@
+"""The one exception tree of Crossfade. Each error knows the exit code of the command that it ends.
+
+    CrossfadeError            1   the run failed
+    ├── DivergedError         1   a gradient or a loss is no longer finite
+    ├── StoreError            1   the key-value store refused or lost something
+    ├── ClusterError          1   a process of the job died, raised or fell silent
+    └── InputError            2   the user's input is wrong
+        └── MissingExtraError 2   an optional package is not installed
+"""
+
+
+class CrossfadeError(Exception):
+    """The run failed. The message says what was found, what was expected and how to mend it."""
+
+    exit_code = 1
+
+
+class DivergedError(CrossfadeError):
+    """A gradient or a loss is no longer finite."""
+
+
+class StoreError(CrossfadeError):
+    """The key-value store refused or lost something."""
+
+
+class ClusterError(CrossfadeError):
+    """A process of the job died, raised or fell silent."""
+
+
+class InputError(CrossfadeError):
+    """The user's input is wrong: a file, an option, the job file, the machine's size."""
+
+    exit_code = 2
+
+
+class MissingExtraError(InputError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        """Say which ``package`` is missing for which ``purpose``, and which ``extra`` brings it."""
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed here: pip install 'crossfade[{extra}]' "
+            "(Linux on x86-64, Python 3.11)"
+        )
