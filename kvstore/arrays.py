@@ -1,0 +1,12 @@
+"""The array types that cross the seams.
+
+Shape suffixes, used throughout: A active rows of a table, B examples of a batch, C negatives of a shared pool, D
+columns of an embedding, E items of an evaluated block, K entries of a ranking, N elements of anything else, Q queries.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]

@@ -1,0 +1,129 @@
+"""A worker's side of ``dist_sync``: pulls and pushes of active rows of tables that servers hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.layout import DEFAULT_KEY_BYTES, SUM_KEY, TableLayout, make_layout
+from kvstore.local import check_rows
+from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_from
+from kvstore.mxnet_server import COMMAND_HEAD, create_command
+from kvstore.optimizers import OptimizerSpec
+from kvstore.store import SUM_LENGTH, RowGradient, TableSpec, Traffic
+
+SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
+SPLIT_ALWAYS = "1"
+"""What every role's environment holds in it: each key is cut over all servers, however small, as ``layout.py`` has it."""
+
+
+class MXNetStore:
+    """The row store of one worker of a distributed job.
+
+    The process's ``DMLC_*`` environment says where the scheduler is. Each key of each table is pushed in every step, be
+    it with no rows, since a key's update fires when all workers have pushed it.
+    """
+
+    def __init__(self, key_bytes: int = DEFAULT_KEY_BYTES) -> None:
+        """Join the job; returns when all its processes have.
+
+        Raises:
+            MissingExtraError: MXNet is not installed.
+        """
+        os.environ[SPLIT_VARIABLE] = SPLIT_ALWAYS
+        self._mx = import_mxnet()
+        self._store: Any = self._mx.kv.create("dist_sync")
+        self._key_bytes = key_bytes
+        self._layouts: dict[str, TableLayout] = {}
+        self._servers = int(os.environ["DMLC_NUM_SERVER"])
+        self.rank: int = self._store.rank
+        self.workers: int = self._store.num_workers
+        self.traffic = Traffic()
+
+    def create(self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int) -> None:
+        """Make the tables on the servers, which fill them where they live.
+
+        MXNet initialises a key with the array of rank 0 alone, keeps that array alive until the key's first push, and
+        a pull before then overwrites it: hence one key at a time, each followed by a push of no rows.
+        """
+        if self.rank == 0:
+            command = create_command(tables, optimizer, seed, self._servers, self._key_bytes)
+            self._store._send_command_to_servers(COMMAND_HEAD, command)
+        self.barrier()
+        self._store.init(SUM_KEY, self._mx.nd.zeros((self.workers, 3, SUM_LENGTH)))
+        self.sum(np.zeros(1))
+        for layout in make_layout(tables, self._servers, self._key_bytes):
+            self._layouts[layout.table.name] = layout
+            for key in layout.key_numbers:
+                self._store.init(key, self._zeros(layout.key_shape, stored=self.rank == 0))
+                self._store.push(key, self._zeros(layout.key_shape, stored=False))
+                self._mx.nd.waitall()
+        self.barrier()
+
+    def _zeros(self, shape: tuple[int, int], *, stored: bool) -> Any:
+        """Zeros in row_sparse form: with every row stored (what MXNet counts at ``init``), or with none."""
+        rows_A = np.arange(shape[0] if stored else 0, dtype=np.int64)
+        return row_sparse_from(rows_A, np.zeros((1, shape[1]), np.float32), np.zeros_like(rows_A), shape)
+
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
+        """Copies of the named rows. All keys' requests are under way before the first answer is waited for."""
+        blocks, requests = {}, []
+        for name, rows_A in rows.items():
+            layout = self._layouts[name]
+            check_rows(layout.table, rows_A)
+            blocks[name] = np.empty((len(rows_A), layout.table.dim), dtype=np.float32)
+            self.traffic.pulled(len(rows_A), layout.table.dim)
+            for part in layout.split(rows_A):
+                if len(part.positions_A) == 0:
+                    continue
+                ids = self._mx.nd.array(part.positions_A, dtype=np.int64)
+                answer = self._mx.nd.sparse.zeros("row_sparse", layout.key_shape)
+                self._store.row_sparse_pull(part.key, out=answer, row_ids=ids)
+                requests.append((blocks[name], part, answer))
+        for block_AD, part, answer in requests:
+            answer.wait_to_read()
+            block_AD[part.order_A] = dense_view(answer, (len(part.positions_A), block_AD.shape[1]), np.float32)
+        return blocks
+
+    def push(self, gradients: Mapping[str, RowGradient]) -> None:
+        """Send one step. The servers apply it when all workers' have come; the next pull waits for that."""
+        for name, gradient in gradients.items():
+            layout = self._layouts[name]
+            check_rows(layout.table, gradient.rows_A)
+            self.traffic.pushed(len(gradient.rows_A), layout.table)
+            for part in layout.split(gradient.rows_A):
+                array = row_sparse_from(part.positions_A, gradient.values_AD, part.order_A, layout.key_shape)
+                self._store.push(part.key, array)
+
+    def sum(self, values_N: FloatArray) -> FloatArray:
+        """The sum of ``values_N`` over all workers, in float64 and in the order of ranks.
+
+        MXNet's servers crash on a float64 key, so each worker writes its values, each as three float32 that add up to
+        it, into a place of its own, and the store's sum over workers gathers them.
+        """
+        assert len(values_N) <= SUM_LENGTH
+        parts = np.zeros((self.workers, 3, SUM_LENGTH), dtype=np.float32)
+        rest = np.zeros(SUM_LENGTH)
+        rest[: len(values_N)] = values_N
+        for part_N in parts[self.rank]:
+            part_N[:] = rest
+            rest -= part_N
+        self._store.push(SUM_KEY, self._mx.nd.array(parts))
+        gathered = self._mx.nd.zeros(parts.shape)
+        self._store.pull(SUM_KEY, out=gathered)
+        total: FloatArray = gathered.asnumpy().astype(np.float64).sum(axis=1)[:, : len(values_N)].sum(axis=0)
+        return total
+
+    def barrier(self) -> None:
+        """Return when every worker has called it."""
+        self._mx.nd.waitall()
+        self._store._barrier()
+
+    def close(self) -> None:
+        """Leave the job: the servers stop when all workers have."""
+        self.barrier()
+        self._store = None

@@ -1,0 +1,109 @@
+"""The one way in which Crossfade imports MXNet, and views of MXNet's memory as numpy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import InputError, MissingExtraError
+
+ROLE_VARIABLE = "DMLC_ROLE"
+
+
+def import_mxnet() -> ModuleType:
+    """Import MXNet 1.x beside a numpy that has lost the aliases it uses, without letting it seize the process.
+
+    In a process whose ``DMLC_ROLE`` is server or scheduler, ``import mxnet`` runs the role's loop and exits. The role
+    is hidden meanwhile, so that a main of our own runs it.
+
+    Raises:
+        MissingExtraError: MXNet is not installed.
+        InputError: it is, but a system library that it needs is not.
+    """
+    role = os.environ.pop(ROLE_VARIABLE, None)
+    numpy_bool = np.__dict__.get("bool")
+    np.bool = np.bool_  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import mxnet
+    except ModuleNotFoundError as error:
+        if error.name != "mxnet":
+            raise
+        raise MissingExtraError("mxnet", extra="mxnet", purpose="training with servers or with 'engine: mxnet'") from None
+    except OSError as error:
+        raise InputError(
+            f"mxnet is installed but cannot be loaded: {error}; it needs the system libraries libgomp1 and libquadmath0"
+        ) from error
+    finally:
+        if numpy_bool is None:
+            del np.bool  # type: ignore[attr-defined]
+        if role is not None:
+            os.environ[ROLE_VARIABLE] = role
+    return mxnet
+
+
+def _library() -> Any:
+    from mxnet.base import _LIB
+
+    return _LIB
+
+
+def _check(status: int) -> None:
+    from mxnet.base import check_call
+
+    check_call(status)
+
+
+def dense_view(array: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
+    """A numpy array on the memory of a dense NDArray, or of a row_sparse one's values; no copy.
+
+    It is valid for as long as somebody holds the NDArray, and its pending operations must have been waited for.
+    """
+    if 0 in shape:
+        return np.empty(shape, dtype=dtype)
+    pointer = ctypes.c_void_p()
+    _check(_library().MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
+    bytes_wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = (ctypes.c_byte * bytes_wanted).from_address(pointer.value or 0)
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+
+def row_sparse_ids(array: Any) -> IntArray:
+    """The row ids that a row_sparse NDArray stores, int64 (A,), once it is written: a copy, MXNet offers no view."""
+    from mxnet.base import NDArrayHandle
+    from mxnet.ndarray import NDArray
+
+    array.wait_to_read()
+    handle = NDArrayHandle()
+    _check(_library().MXNDArrayGetAuxNDArray(array.handle, 0, ctypes.byref(handle)))
+    ids_A: IntArray = NDArray(handle).asnumpy()
+    return ids_A
+
+
+def row_sparse_from(rows_A: IntArray, values_RD: FloatArray, order_A: IntArray, shape: tuple[int, int]) -> Any:
+    """A row_sparse float32 NDArray of ``shape`` that stores ``values_RD[order_A]`` as its rows ``rows_A``.
+
+    ``rows_A`` are sorted, unique int64 (a float32 id, MXNet's default, is wrong above 2^24).
+    """
+    import mxnet as mx
+    from mxnet.ndarray.sparse import RowSparseNDArray, _new_alloc_handle
+
+    if len(rows_A) == 0:
+        return mx.nd.sparse.zeros("row_sparse", shape)
+    values = mx.nd.empty((len(rows_A), shape[1]))
+    np.take(values_RD, order_A, axis=0, out=dense_view(values, values.shape, np.float32))
+    ids = mx.nd.empty(len(rows_A), dtype=np.int64)
+    dense_view(ids, ids.shape, np.int64)[:] = rows_A
+    result = RowSparseNDArray(
+        _new_alloc_handle("row_sparse", shape, mx.cpu(), False, np.float32, [np.int64], [rows_A.shape])
+    )
+    for source, part in ((values, -1), (ids, 0)):
+        _check(_library().MXNDArraySyncCopyFromNDArray(result.handle, source.handle, ctypes.c_int(part)))
+    return result

@@ -1,0 +1,182 @@
+"""Lazy row optimizers: a push touches its active rows, their state and nothing else.
+
+Each update is one pass over the active rows, in place on the memory of whoever holds the table: ``LocalStore`` and the
+servers run the same compiled kernel, so both give the same bits. Weight decay is coupled (added to the gradient, as in
+MXNet and PyTorch's ``weight_decay``) and, like everything else here, reaches active rows alone.
+
+    optimizer = make_optimizer(OptimizerSpec("adagrad", learning_rate=0.1), rows=1_000, dim=64)
+    optimizer.update(weights_ND, rows_A, gradient_AD)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numba import njit, prange
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import DivergedError
+
+OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+KINDS: tuple[OptimizerKind, ...] = get_args(OptimizerKind)
+
+# Sums may be reordered and multiplications fused, so that rows vectorise; NaN and infinity keep their meaning.
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """How active rows are updated. Plain values, so that it travels as JSON.
+
+    ``learning_rate`` and ``weight_decay`` are per step; ``epsilon`` is added to the root of the second moment;
+    ``beta1`` and ``beta2`` are Adam's.
+    """
+
+    kind: OptimizerKind = "adagrad"
+    learning_rate: float = 0.1
+    weight_decay: float = 0.0
+    epsilon: float = 1e-8
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+
+@njit(cache=True, inline="always")
+def _decayed_square_sum(gradient_D, weight_D, decay):  # type: ignore[no-untyped-def]
+    total = np.float32(0.0)
+    for d in range(gradient_D.shape[0]):
+        g = gradient_D[d] + decay * weight_D[d]
+        total += g * g
+    return total
+
+
+@njit(cache=True, parallel=True, fastmath=_FAST)
+def _sgd(weights_ND, rows_A, gradient_AD, rate, decay):  # type: ignore[no-untyped-def]
+    bad = 0
+    for a in prange(rows_A.shape[0]):
+        weight_D, gradient_D = weights_ND[rows_A[a]], gradient_AD[a]
+        if not math.isfinite(_decayed_square_sum(gradient_D, weight_D, decay)):
+            bad += 1
+        for d in range(gradient_D.shape[0]):
+            weight_D[d] -= rate * (gradient_D[d] + decay * weight_D[d])
+    return bad
+
+
+@njit(cache=True, parallel=True, fastmath=_FAST)
+def _adagrad(weights_ND, rows_A, gradient_AD, squares_ND, rate, decay, epsilon):  # type: ignore[no-untyped-def]
+    bad = 0
+    for a in prange(rows_A.shape[0]):
+        row = rows_A[a]
+        weight_D, gradient_D, squares_D = weights_ND[row], gradient_AD[a], squares_ND[row]
+        if not math.isfinite(_decayed_square_sum(gradient_D, weight_D, decay)):
+            bad += 1
+        for d in range(gradient_D.shape[0]):
+            g = gradient_D[d] + decay * weight_D[d]
+            squares_D[d] += g * g
+            weight_D[d] -= rate * g / (math.sqrt(squares_D[d]) + epsilon)
+    return bad
+
+
+@njit(cache=True, parallel=True, fastmath=_FAST)
+def _rowwise_adagrad(weights_ND, rows_A, gradient_AD, squares_N, rate, decay, epsilon):  # type: ignore[no-untyped-def]
+    bad = 0
+    for a in prange(rows_A.shape[0]):
+        row = rows_A[a]
+        weight_D, gradient_D = weights_ND[row], gradient_AD[a]
+        total = _decayed_square_sum(gradient_D, weight_D, decay)
+        if not math.isfinite(total):
+            bad += 1
+        squares_N[row] += total / np.float32(gradient_D.shape[0])
+        step = rate / (math.sqrt(squares_N[row]) + epsilon)
+        for d in range(gradient_D.shape[0]):
+            weight_D[d] -= step * (gradient_D[d] + decay * weight_D[d])
+    return bad
+
+
+@njit(cache=True, parallel=True, fastmath=_FAST)
+def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, decay, epsilon, beta1, beta2):  # type: ignore[no-untyped-def]
+    bad = 0
+    one = np.float32(1.0)
+    for a in prange(rows_A.shape[0]):
+        row = rows_A[a]
+        weight_D, gradient_D = weights_ND[row], gradient_AD[a]
+        first_D, second_D = first_ND[row], second_ND[row]
+        if not math.isfinite(_decayed_square_sum(gradient_D, weight_D, decay)):
+            bad += 1
+        steps_N[row] += 1
+        correction1 = one - np.float32(beta1 ** steps_N[row])
+        correction2 = one - np.float32(beta2 ** steps_N[row])
+        for d in range(gradient_D.shape[0]):
+            g = gradient_D[d] + decay * weight_D[d]
+            first_D[d] = beta1 * first_D[d] + (one - beta1) * g
+            second_D[d] = beta2 * second_D[d] + (one - beta2) * g * g
+            weight_D[d] -= rate * (first_D[d] / correction1) / (math.sqrt(second_D[d] / correction2) + epsilon)
+    return bad
+
+
+def _f32(*values: float) -> tuple[np.float32, ...]:
+    return tuple(np.float32(value) for value in values)
+
+
+class LazyOptimizer:
+    """Updates active rows of one table, or of one server's part of it, and holds their state."""
+
+    state: dict[str, FloatArray | IntArray]
+
+    def __init__(self, state: dict[str, FloatArray | IntArray], apply: Callable[..., int]) -> None:
+        """``state`` by name, first axis the rows; ``apply(weights_ND, rows_A, gradient_AD)`` counts bad rows."""
+        self.state = state
+        self._apply = apply
+
+    def update(self, weights_ND: FloatArray, rows_A: IntArray, gradient_AD: FloatArray) -> None:
+        """Apply ``gradient_AD`` to rows ``rows_A`` (sorted, unique) of ``weights_ND``, in place.
+
+        Raises:
+            DivergedError: a row's gradient is not finite, or its square is not. The table is then no longer usable.
+        """
+        bad = self._apply(weights_ND, rows_A, gradient_AD)
+        if bad:
+            raise DivergedError(
+                f"the gradients of {bad} of {len(rows_A)} active rows are not finite: training has diverged; "
+                "lower optimizer.learning_rate or raise model.temperature"
+            )
+
+
+def state_bytes_per_row(kind: OptimizerKind, dim: int) -> int:
+    """The optimizer state of one row, in bytes."""
+    return {"sgd": 0, "adagrad": 4 * dim, "rowwise_adagrad": 4, "adam": 8 * dim + 4}[kind]
+
+
+def make_optimizer(spec: OptimizerSpec, rows: int, dim: int) -> LazyOptimizer:
+    """A fresh optimizer, its state zero, for a table of ``rows`` x ``dim``.
+
+    - ``sgd``: w -= lr·g
+    - ``adagrad`` (Duchi et al. 2011): s += g², w -= lr·g / (√s + ε)
+    - ``rowwise_adagrad`` (FBGEMM's EXACT_ROWWISE_ADAGRAD): s += mean(g²) with one s a row
+    - ``adam`` (Kingma and Ba 2015; lazy as in TensorFlow's LazyAdam): moments move when their row is active, and the
+      bias correction counts the updates of that row, not the steps of the run
+    """
+    rate, decay, epsilon, beta1, beta2 = _f32(
+        spec.learning_rate, spec.weight_decay, spec.epsilon, spec.beta1, spec.beta2
+    )
+    if spec.kind == "sgd":
+        return LazyOptimizer({}, lambda w, r, g: _sgd(w, r, g, rate, decay))
+    if spec.kind == "adagrad":
+        squares_ND = np.zeros((rows, dim), dtype=np.float32)
+        return LazyOptimizer(
+            {"squares": squares_ND}, lambda w, r, g: _adagrad(w, r, g, squares_ND, rate, decay, epsilon)
+        )
+    if spec.kind == "rowwise_adagrad":
+        squares_N = np.zeros(rows, dtype=np.float32)
+        return LazyOptimizer(
+            {"squares": squares_N}, lambda w, r, g: _rowwise_adagrad(w, r, g, squares_N, rate, decay, epsilon)
+        )
+    first_ND, second_ND = (np.zeros((rows, dim), dtype=np.float32) for _ in range(2))
+    steps_N = np.zeros(rows, dtype=np.int32)
+    return LazyOptimizer(
+        {"first": first_ND, "second": second_ND, "steps": steps_N},
+        lambda w, r, g: _adam(w, r, g, first_ND, second_ND, steps_N, rate, decay, epsilon, beta1, beta2),
+    )

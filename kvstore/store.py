@@ -1,0 +1,111 @@
+"""The seam between training and the tables: pull active rows, push their gradients.
+
+    store = LocalStore()
+    store.create([TableSpec("customer", rows=1_000, dim=64, scale=0.1)], OptimizerSpec("adagrad"), seed=1)
+    block = store.pull({"customer": rows_A})["customer"]                # float32 (A, D)
+    store.push({"customer": RowGradient(rows_A, gradient_AD)})          # one synchronous step of all workers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.optimizers import OptimizerSpec
+
+ROW_ID_BYTES = 8
+VALUE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """An embedding table: ``rows`` x ``dim`` float32, each row drawn at first with standard deviation ``scale``."""
+
+    name: str
+    rows: int
+    dim: int
+    scale: float
+
+    @property
+    def bytes(self) -> int:
+        """The size of the weights."""
+        return self.rows * self.dim * VALUE_BYTES
+
+
+@dataclass(frozen=True)
+class RowGradient:
+    """Gradients of active rows: ``rows_A`` int64, sorted and unique; ``values_AD`` float32."""
+
+    rows_A: IntArray
+    values_AD: FloatArray
+
+    def __post_init__(self) -> None:
+        """Check that rows and values belong together."""
+        assert self.values_AD.ndim == 2 and self.rows_A.shape == self.values_AD.shape[:1]
+
+
+@dataclass
+class Traffic:
+    """What one worker has moved: rows, and bytes of values and row ids (and what dense gradients would have cost)."""
+
+    rows_pulled: int = 0
+    rows_pushed: int = 0
+    bytes_pulled: int = 0
+    bytes_pushed: int = 0
+    bytes_pushed_if_dense: int = 0
+
+    def pulled(self, rows: int, dim: int) -> None:
+        """Count a pull of ``rows`` rows: their ids go out, their values come back."""
+        self.rows_pulled += rows
+        self.bytes_pulled += rows * (ROW_ID_BYTES + dim * VALUE_BYTES)
+
+    def pushed(self, rows: int, table: TableSpec) -> None:
+        """Count a push of ``rows`` rows of ``table``."""
+        self.rows_pushed += rows
+        self.bytes_pushed += rows * (ROW_ID_BYTES + table.dim * VALUE_BYTES)
+        self.bytes_pushed_if_dense += table.bytes
+
+
+class RowStore(Protocol):
+    """Embedding tables that are pulled and pushed by row.
+
+    ``push`` ends a step: it is called by every worker once a step, with each table, be it with zero rows; the rows'
+    gradients are summed over the workers, in an order that does not depend on their speed where there are two or fewer,
+    and applied by the lazy optimizer to active rows alone. A ``pull`` after it sees the step of all workers.
+    """
+
+    rank: int
+    workers: int
+    traffic: Traffic
+
+    def create(self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int) -> None:
+        """Make the tables and fill them from the counter-based generator. Called once, by every worker."""
+
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
+        """Copies of the named rows: for each table, rows int64 (A,), sorted and unique, to float32 (A, D).
+
+        Raises:
+            StoreError: a row lies outside its table.
+        """
+
+    def push(self, gradients: Mapping[str, RowGradient]) -> None:
+        """Apply one synchronous step.
+
+        Raises:
+            StoreError: a row lies outside its table.
+            DivergedError: a gradient is not finite. (Where servers hold the tables, it ends the job there.)
+        """
+
+    def sum(self, values_N: FloatArray) -> FloatArray:
+        """The sum over all workers of up to ``SUM_LENGTH`` float64 values. Called by every worker; also a barrier."""
+
+    def barrier(self) -> None:
+        """Return when every worker has called it."""
+
+    def close(self) -> None:
+        """End the connection. Called by every worker, last."""
+
+
+SUM_LENGTH = 256
