@@ -1,0 +1,45 @@
+# What people and CI run. Each target first sets up .venv (deploy/setup.sh), which takes no time once it is done.
+#   make test PYTHON=/path/to/python3.11    the Python to make .venv with
+#   make test ARGS='-k layout'              more arguments for pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-fast lint types format lock clean setup
+.NOTPARALLEL:
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-16s %s\n' "$$name" "$$what"; done
+
+train: data/lastfm/manifest.json | setup ## train on Last.fm listening data, then show similar artists
+	.venv/bin/crossfade train jobs/lastfm.yaml --run-dir runs/lastfm --overwrite
+	.venv/bin/crossfade similar runs/lastfm --entity artist "Radiohead" "Metallica" "Britney Spears" "Miles Davis" "Daft Punk"
+
+data/lastfm/manifest.json: | setup
+	.venv/bin/crossfade prepare --sample lastfm --out data/lastfm
+
+test: setup ## run all tests, the fast ones first
+	.venv/bin/python -m pytest $(ARGS)
+
+test-fast: setup ## run the tests that take under a minute together
+	.venv/bin/python -m pytest -m "not cluster and not slow" $(ARGS)
+
+lint: setup ## check style and formatting with ruff
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: setup ## check types with mypy
+	.venv/bin/mypy
+
+format: setup ## reformat the code with ruff
+	.venv/bin/ruff check --fix-only .
+	.venv/bin/ruff format .
+
+lock: setup ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes newer versions)
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" --output-file requirements.lock $(ARGS) pyproject.toml
+
+setup: ## only set up .venv
+	@sh deploy/setup.sh
+
+clean: ## remove .venv, caches and builds; data/ and runs/ stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

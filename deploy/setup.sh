@@ -1,0 +1,184 @@
+#!/bin/sh
+# Makes .venv, installs what requirements.lock names into it, then the project itself. Every `make` target calls it.
+#
+# Run it at any time: it does nothing where .venv already is what requirements.lock and pyproject.toml ask for, and it
+# takes up an interrupted set-up where that stopped. PYTHON=path names the Python 3.11 to use. Where something is
+# missing it ends with exit code 2 and one line on stderr: what is missing, and how to get it.
+set -eu
+CDPATH='' cd -P -- "$(dirname -- "$0")/.."
+
+venv=.venv
+stamp=$venv/setup-done
+log=$venv/setup.log
+needed_mb=2000
+
+say() { printf 'set-up: %s\n' "$*"; }
+
+fail() {
+    printf 'set-up: %s\n' "$*" >&2
+    exit 2
+}
+
+# What a finished set-up was made from. The folder is part of it, since a .venv that was moved does not work.
+inputs() {
+    printf '%s\n' "$PWD"
+    cksum pyproject.toml requirements.lock deploy/setup.sh
+}
+
+python_version() { "$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
+
+distribution() {
+    # shellcheck disable=SC1090,SC2153
+    (. "${OS_RELEASE:-/etc/os-release}" && echo "$ID ${VERSION_ID:-}") 2>/dev/null || true
+}
+
+how_to_get_python() {
+    elsewhere="get one with \`uv python install 3.11\` (or pyenv), then: make test PYTHON=\"\$(uv python find --system 3.11)\""
+    case $(distribution) in
+        'debian 12') echo 'apt-get install python3.11 python3.11-venv' ;;
+        'ubuntu 22.04') echo 'apt-get install python3.11 python3.11-venv (from universe)' ;;
+        debian* | ubuntu*) echo "this release has no python3.11 package: $elsewhere" ;;
+        *) echo "$elsewhere" ;;
+    esac
+}
+
+# Prints the Python 3.11 to use.
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        found=$(python_version "$PYTHON")
+        [ "$found" = 3.11 ] || fail "PYTHON=$PYTHON is ${found:+Python }${found:-no Python that runs}, not Python 3.11: $(how_to_get_python)"
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3.11 python3; do
+        if [ "$(python_version "$candidate")" = 3.11 ]; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.11 on PATH: $(how_to_get_python)"
+}
+
+# MXNet's wheel, which is for Linux on x86-64 alone, brings neither libgomp nor libquadmath.
+check_system() {
+    missing=$("$1" - <<'END'
+import platform, sys
+
+try:
+    import ensurepip, venv
+except ImportError:
+    print("ensurepip")
+if (sys.platform, platform.machine()) == ("linux", "x86_64"):
+    try:
+        import ctypes
+    except ImportError:
+        sys.exit()
+    for library in ("libgomp.so.1", "libquadmath.so.0"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            print(library)
+END
+    ) || fail "$1 does not work: it could not say what it can import"
+    names=
+    packages=
+    for name in $missing; do
+        names="${names:+$names, }$name"
+        case $name in
+            ensurepip) packages="$packages python3.11-venv" ;;
+            libgomp.so.1) packages="$packages libgomp1" ;;
+            libquadmath.so.0) packages="$packages libquadmath0" ;;
+        esac
+    done
+    [ -z "$packages" ] || fail "missing: $names (on Debian and Ubuntu: apt-get install$packages)"
+}
+
+check_disk() {
+    free_kb=$(df -Pk . | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9][0-9]*% .*/\1/p')
+    used_kb=$(du -sk "$venv" 2>/dev/null | sed 's/[^0-9].*//') || true
+    free_mb=$(((${free_kb:-999999999} + ${used_kb:-0}) / 1024))
+    [ "$free_mb" -ge "$needed_mb" ] ||
+        fail "not enough disk space: .venv needs about $needed_mb MB, and $PWD has $free_mb MB. Free some, or move the checkout"
+}
+
+# True where .venv holds a Python 3.11 with pip, and was made in this folder: its commands name the folder.
+venv_works() {
+    grep -qF "$PWD/$venv/" "$venv/bin/pip" 2>/dev/null &&
+        [ "$(python_version "$venv/bin/python")" = 3.11 ] &&
+        "$venv/bin/python" -I -m pip --version >/dev/null 2>&1
+}
+
+make_venv() {
+    say "making $venv with $1"
+    output=$("$1" -I -m venv --clear "$venv" 2>&1) ||
+        fail "$1 could not make $PWD/$venv: $(printf '%s\n' "$output" | tail -n 1)"
+}
+
+# pip writes INSTALLER once all else of a package is in place: a package without it was cut short, and is installed anew.
+forget_half_installed() {
+    for info in "$venv"/lib/python3.11/site-packages/*.dist-info; do
+        [ -e "$info/INSTALLER" ] || rm -rf "$info"
+    done
+}
+
+# Says every 15 seconds how far pip is, for as long as this script runs.
+report_progress() {
+    seconds=0
+    while sleep 15 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+        seconds=$((seconds + 15))
+        if grep -q '^Installing collected' "$log"; then
+            say "  $seconds s: unpacking"
+        else
+            say "  $seconds s: $(grep -c '^Collecting' "$log") packages fetched"
+        fi
+    done
+}
+
+pip_install() {
+    report_progress &
+    reporter=$!
+    status=0
+    PIP_USER=0 "$venv/bin/python" -I -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" \
+        >>"$log" 2>&1 || status=$?
+    kill "$reporter" 2>/dev/null || true
+    wait "$reporter" 2>/dev/null || true
+    [ "$status" = 0 ] || fail_with_log
+}
+
+fail_with_log() {
+    grep -v '^ *$' "$log" | tail -n 5 | cut -c 1-200 | sed 's/^/  | /' >&2
+    if grep -q 'No space left on device' "$log"; then
+        fail "the disk is full: .venv needs about $needed_mb MB, and pip some room in ${TMPDIR:-/tmp} (log: $log)"
+    elif grep -q -E 'CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate' "$log"; then
+        fail "pip could not verify a certificate: behind a proxy that opens TLS, set PIP_CERT to the file of its certificates (log: $log)"
+    elif grep -q -E 'ConnectionError|NameResolutionError|ProxyError|TimeoutError|Connection broken|timed out|from versions: none' "$log"; then
+        fail "pip could not reach its package index: check the network, or set HTTPS_PROXY or PIP_INDEX_URL, then run make again (log: $log)"
+    elif grep -q 'DO NOT MATCH THE HASHES' "$log"; then
+        fail "a package fetched is not the one that requirements.lock names: nothing of it was installed (log: $log)"
+    else
+        fail "pip failed (log: $log)"
+    fi
+}
+
+if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(inputs)" ]; then
+    exit 0
+fi
+
+started=$(date +%s)
+if venv_works; then
+    python=$venv/bin/python
+else
+    python=$(find_python)
+fi
+check_system "$python"
+check_disk
+[ "$python" = "$venv/bin/python" ] || make_venv "$python"
+rm -f "$stamp"
+: >"$log"
+forget_half_installed
+say "installing the packages of requirements.lock into $venv (about 1 GB; the first time usually 1 to 3 minutes)"
+pip_install --require-hashes --only-binary :all: --requirement requirements.lock
+say "installing the project itself"
+pip_install --no-deps --no-build-isolation --editable .
+inputs >"$stamp"
+say "done in $(($(date +%s) - started)) s"
