@@ -10,7 +10,7 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import StoreError
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
 from kvstore.philox import fill_rows
-from kvstore.store import RowGradient, TableSpec, Traffic
+from kvstore.store import RowGradient, TableSpec
 
 _FILL_ROWS = 1 << 16
 
@@ -36,7 +36,6 @@ class LocalStore:
 
     def __init__(self) -> None:
         """An empty store."""
-        self.traffic = Traffic()
         self._tables: dict[str, TableSpec] = {}
         self._weights: dict[str, FloatArray] = {}
         self._optimizers: dict[str, LazyOptimizer] = {}
@@ -59,7 +58,6 @@ class LocalStore:
             table = self._tables[name]
             check_rows(table, rows_A)
             blocks[name] = self._weights[name].take(rows_A, axis=0)
-            self.traffic.pulled(len(rows_A), table.dim)
         return blocks
 
     def push(self, gradients: Mapping[str, RowGradient]) -> None:
@@ -68,7 +66,6 @@ class LocalStore:
             table = self._tables[name]
             check_rows(table, gradient.rows_A)
             self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
-            self.traffic.pushed(len(gradient.rows_A), table)
 
     def sum(self, values_N: FloatArray) -> FloatArray:
         """The values themselves: there is one worker."""

@@ -14,7 +14,7 @@ from kvstore.local import check_rows
 from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_from
 from kvstore.mxnet_server import COMMAND_HEAD, create_command
 from kvstore.optimizers import OptimizerSpec
-from kvstore.store import SUM_LENGTH, RowGradient, TableSpec, Traffic
+from kvstore.store import SUM_LENGTH, RowGradient, TableSpec
 
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
 SPLIT_ALWAYS = "1"
@@ -42,7 +42,6 @@ class MXNetStore:
         self._servers = int(os.environ["DMLC_NUM_SERVER"])
         self.rank: int = self._store.rank
         self.workers: int = self._store.num_workers
-        self.traffic = Traffic()
 
     def create(self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int) -> None:
         """Make the tables on the servers, which fill them where they live.
@@ -76,7 +75,6 @@ class MXNetStore:
             layout = self._layouts[name]
             check_rows(layout.table, rows_A)
             blocks[name] = np.empty((len(rows_A), layout.table.dim), dtype=np.float32)
-            self.traffic.pulled(len(rows_A), layout.table.dim)
             for part in layout.split(rows_A):
                 if len(part.positions_A) == 0:
                     continue
@@ -94,7 +92,6 @@ class MXNetStore:
         for name, gradient in gradients.items():
             layout = self._layouts[name]
             check_rows(layout.table, gradient.rows_A)
-            self.traffic.pushed(len(gradient.rows_A), layout.table)
             for part in layout.split(gradient.rows_A):
                 array = row_sparse_from(part.positions_A, gradient.values_AD, part.order_A, layout.key_shape)
                 self._store.push(part.key, array)

@@ -60,23 +60,22 @@ def fill_rows(out_AD: FloatArray, rows_A: IntArray, *, seed: int, table: str, sc
 
 
 @njit(cache=True, parallel=True)
-def _uniform_words(out_N, first, slot, seed, stream, epoch, step):  # type: ignore[no-untyped-def]
+def _uniform_words(out_N, positions_N, slot, seed, stream, epoch, step):  # type: ignore[no-untyped-def]
     k0, k1 = seed & _LOW, (seed >> _SHIFT) ^ stream
     for n in prange(out_N.shape[0]):
-        word_0, word_1, _, _ = philox(np.uint64(first + n), np.uint64(slot), step, epoch, k0, k1)
+        word_0, word_1, _, _ = philox(np.uint64(positions_N[n]), np.uint64(slot), step, epoch, k0, k1)
         out_N[n] = ((word_0 << np.uint64(21)) ^ (word_1 & np.uint64(0x1FFFFF))) * 2.0**-53
 
 
-def uniform(count: int, *, seed: int, stream: str, epoch: int, step: int, first: int = 0, slot: int = 0) -> FloatArray:
-    """Draws ``first`` to ``first + count`` of a step: float64 (count,), uniform on [0, 1) with 53 bits.
+def uniform(positions_N: IntArray, *, seed: int, stream: str, epoch: int, step: int, slot: int = 0) -> FloatArray:
+    """The draws of a step at ``positions_N``, int64 below 2^32: float64 (N,), uniform on [0, 1) with 53 bits.
 
     ``stream`` names what the numbers are for, so that two uses never share a number; ``slot`` numbers the draws that
-    belong to one position. All counters must lie below 2^32.
+    belong to one position.
     """
-    out_N = np.empty(count, dtype=np.float64)
-    _uniform_words(
-        out_N, first, slot, np.uint64(seed), np.uint64(zlib.crc32(stream.encode())), np.uint64(epoch), np.uint64(step)
-    )
+    out_N = np.empty(len(positions_N), dtype=np.float64)
+    name = np.uint64(zlib.crc32(stream.encode()))
+    _uniform_words(out_N, positions_N, slot, np.uint64(seed), name, np.uint64(epoch), np.uint64(step))
     return out_N
 
 

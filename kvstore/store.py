@@ -48,7 +48,7 @@ class RowGradient:
 
 @dataclass
 class Traffic:
-    """What one worker has moved: rows, and bytes of values and row ids (and what dense gradients would have cost)."""
+    """What one worker's steps have moved: rows, bytes of values and row ids, and what dense gradients would have cost."""
 
     rows_pulled: int = 0
     rows_pushed: int = 0
@@ -78,7 +78,6 @@ class RowStore(Protocol):
 
     rank: int
     workers: int
-    traffic: Traffic
 
     def create(self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int) -> None:
         """Make the tables and fill them from the counter-based generator. Called once, by every worker."""

@@ -1,0 +1,82 @@
+"""What a person sees of a training run: a bar, a line for each new best, and the result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class TrainingDisplay:
+    """Shows the events of a run on stderr as they come, whichever process they come from."""
+
+    def __init__(self, select: str) -> None:
+        """Show ``select``, the metric that picks the best embeddings."""
+        self._select = select
+        self._bar: tqdm[Any] | None = None
+        self._best = float("-inf")
+
+    def __enter__(self) -> TrainingDisplay:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        if event["event"] == "step":
+            self._show_step(event)
+        elif event["event"] == "epoch":
+            self._show_epoch(event)
+
+    def _show_step(self, event: dict[str, Any]) -> None:
+        if self._bar is None:
+            # Where nobody watches, as in a log, a line every ten seconds is enough.
+            interval = 0.1 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(
+                total=event["steps"], desc="training", unit="step", mininterval=interval, dynamic_ncols=True, leave=True
+            )
+        self._bar.set_postfix(
+            {"epoch": event["epoch"] + 1, "loss": f"{event['loss']:.4f}", **self._shown_best()}, refresh=False
+        )
+        self._bar.update(event["step"] - self._bar.n)
+
+    def _shown_best(self) -> dict[str, str]:
+        return {self._select: f"{self._best:.4f}"} if self._best > float("-inf") else {}
+
+    def _show_epoch(self, event: dict[str, Any]) -> None:
+        valid = event.get("valid")
+        if valid is not None and valid[self._select] > self._best:
+            self._best = valid[self._select]
+
+    def print_report(self, report: dict[str, Any], folder: Path) -> None:
+        """Print the result on stdout."""
+        print(
+            f"{report['examples']:,} examples in {report['train_seconds']:.1f} s of training "
+            f"({report['examples_per_second']:,.0f} a second), {report['epochs']} epochs, {report['steps']:,} steps"
+        )
+        dense = report["bytes_pushed_if_dense"] / max(1, report["bytes_pushed"])
+        print(
+            f"{report['parameters']:,} parameters; {report['rows_pushed']:,} rows pushed, "
+            f"{report['bytes_pushed'] / 1e6:,.1f} MB: dense gradients would have been {dense:,.1f} times as much"
+        )
+        if report["best_epoch"] is not None:
+            print(f"best {self._select} on valid in epoch {report['best_epoch']}; quality of those embeddings:")
+        print_metrics(report["metrics"])
+        print(f"embeddings and report: {folder}")
+
+
+def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
+    """Print a table of metrics, a line for each split."""
+    names = list(dict.fromkeys(name for split in metrics.values() for name in split))
+    if not names:
+        return
+    print("  ".join([f"{'split':<6}", *(f"{name:>9}" for name in names)]))
+    for split, values in metrics.items():
+        cells = (f"{values[name]:>9,}" if name == "queries" else f"{values[name]:>9.4f}" for name in names)
+        print("  ".join([f"{split:<6}", *cells]))

@@ -1,0 +1,84 @@
+"""``crossfade scheduler | server | worker``: the processes of a distributed job, as agents and containers start them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+_DESCRIPTION = """\
+Run the {role} of a distributed job, and end when the job does. 'crossfade train --servers N --workers N' starts all
+roles of a job on one host by itself; start them by hand to spread them over hosts. The environment says who is where:
+
+  DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT   address and port of the scheduler
+  DMLC_NODE_HOST                        address that this process listens on
+  DMLC_NUM_SERVER, DMLC_NUM_WORKER      how many of each the job has
+"""
+_NEEDED = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NODE_HOST", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the three commands to the command line."""
+    for role, summary in (
+        ("scheduler", "introduce a job's servers and workers to each other"),
+        ("server", "hold a part of the tables"),
+        ("worker", "compute gradients"),
+    ):
+        parser = commands.add_parser(
+            role,
+            help=f"of a distributed job: {summary}",
+            description=_DESCRIPTION.format(role=role),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run, with its job.yaml")
+        parser.set_defaults(run=run, role=role)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one role. An error is told to the agent and ends the process at once: an orderly exit would wait for others."""
+    from deploy.agent import die_with_agent
+    from deploy.events import EventPipe
+    from kvstore.errors import CrossfadeError, InputError
+
+    pipe = EventPipe()
+
+    def fail(error: BaseException) -> NoReturn:
+        code = error.exit_code if isinstance(error, CrossfadeError) else 1
+        if not isinstance(error, InputError):
+            traceback.print_exception(error)
+        message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
+        pipe.emit({"event": "error", "message": message, "exit_code": code})
+        print(f"crossfade: error: {message}", file=sys.stderr, flush=True)
+        os._exit(code)
+
+    die_with_agent()
+    try:
+        missing = [name for name in _NEEDED if not os.environ.get(name)]
+        if missing:
+            raise InputError(f"the environment lacks {', '.join(missing)}; see 'crossfade {arguments.role} --help'")
+        os.environ["DMLC_ROLE"] = arguments.role
+        if arguments.role == "worker":
+            _work(arguments.run_dir, pipe)
+        else:
+            from kvstore.mxnet_server import run_role
+
+            run_role(fail)
+    except Exception as error:
+        fail(error)
+    return 0
+
+
+def _work(run_dir: Path, pipe: object) -> None:
+    from deploy.events import EventPipe
+    from kvstore.mxnet_client import MXNetStore
+    from trainer.run import RunFolder, run_training
+
+    assert isinstance(pipe, EventPipe)
+    folder = RunFolder(run_dir)
+    job = folder.job()
+    store = MXNetStore(key_bytes=job.cluster.key_bytes)
+    run_training(job, folder, store, pipe.emit)
+    store.close()

@@ -1,0 +1,45 @@
+"""What a role tells the agent that started it: JSON objects, one a line, through an inherited pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+EVENTS_VARIABLE = "CROSSFADE_EVENTS_FD"
+_STEP_SECONDS = 0.1
+
+
+class EventPipe:
+    """A role's end of the pipe. Without an agent, as in a container of its own, events go nowhere."""
+
+    def __init__(self) -> None:
+        """Write to the pipe that the environment names."""
+        descriptor = os.environ.pop(EVENTS_VARIABLE, None)
+        self._descriptor = int(descriptor) if descriptor else None
+        self._last_step = float("-inf")
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Send ``event``, unless it is a step and one was sent a moment ago. Lines are written whole."""
+        if self._descriptor is None:
+            return
+        now = time.monotonic()
+        if event["event"] == "step":
+            if now - self._last_step < _STEP_SECONDS and event["step"] != event["steps"]:
+                return
+            self._last_step = now
+        os.write(self._descriptor, json.dumps(event).encode() + b"\n")
+
+
+class EventLines:
+    """The agent's end: bytes in, events out."""
+
+    def __init__(self) -> None:
+        """Nothing read yet."""
+        self._partial = b""
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """The events that ``data`` completes."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        return [json.loads(line) for line in lines]

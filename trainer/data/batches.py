@@ -1,0 +1,104 @@
+"""What one worker computes on in one step: its interactions, its negatives, and the rows that both touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from kvstore.arrays import FloatArray, IntArray
+from trainer.data.shards import Schedule, Share
+from trainer.negatives import Sampler
+
+
+@njit(cache=True, nogil=True)
+def _group(uses_N, order_N):  # type: ignore[no-untyped-def]
+    count = uses_N.shape[0]
+    rows_A = np.empty(count, np.int64)
+    starts_A = np.empty(count + 1, np.int64)
+    index_N = np.empty(count, np.int64)
+    active = 0
+    for n in range(count):
+        use = order_N[n]
+        if n == 0 or uses_N[use] != rows_A[active - 1]:
+            rows_A[active] = uses_N[use]
+            starts_A[active] = n
+            active += 1
+        index_N[use] = active - 1
+    starts_A[active] = count
+    return rows_A[:active].copy(), index_N, starts_A[: active + 1].copy()
+
+
+@dataclass(frozen=True)
+class ActiveRows:
+    """The rows of one table that a step touches, and where each use of a table lies among them. All int64.
+
+    ``rows_A``: sorted, unique. ``index_N``: use n is of row ``rows_A[index_N[n]]``. The uses of active row a are
+    ``order_N[starts_A1[a]:starts_A1[a + 1]]``, so that their gradients can be summed row by row in a fixed order.
+    """
+
+    rows_A: IntArray
+    index_N: IntArray
+    order_N: IntArray
+    starts_A1: IntArray
+
+    @staticmethod
+    def of(uses_N: IntArray) -> ActiveRows:
+        """The active rows of ``uses_N``, int64 rows in any order."""
+        order_N = np.argsort(uses_N, kind="stable")
+        rows_A, index_N, starts_A1 = _group(uses_N, order_N)
+        return ActiveRows(rows_A, index_N, order_N, starts_A1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of one step.
+
+    ``query``'s uses are the examples' queries (B). ``item``'s uses are the examples' items (B), then the negatives: a
+    pool of C that all examples share, or ``count`` for each example in turn (B·count).
+    ``weight_B``: float32, the examples' weights. ``global_size``: examples of the step over all workers.
+    """
+
+    epoch: int
+    step: int
+    query: ActiveRows
+    item: ActiveRows
+    weight_B: FloatArray
+    global_size: int
+
+    def __len__(self) -> int:
+        """The examples of this worker."""
+        return len(self.weight_B)
+
+    @property
+    def item_index_B(self) -> IntArray:
+        """The active row of each example's item."""
+        return self.item.index_N[: len(self)]
+
+    @property
+    def negative_index_N(self) -> IntArray:
+        """The active row of each negative."""
+        return self.item.index_N[len(self) :]
+
+
+def make_batch(share: Share, negatives_N: IntArray, epoch: int, step: int) -> Batch:
+    """The batch of a worker's ``share`` of a step and of the negatives drawn for it (none, for an empty share)."""
+    interactions = share.interactions
+    return Batch(
+        epoch=epoch,
+        step=step,
+        query=ActiveRows.of(interactions.query_N),
+        item=ActiveRows.of(np.concatenate([interactions.item_N, negatives_N])),
+        weight_B=interactions.weight_N,
+        global_size=share.global_size,
+    )
+
+
+def batches(
+    schedule: Schedule, sampler: Sampler, *, epoch: int, first_step: int, rank: int, workers: int
+) -> Iterator[Batch]:
+    """The batches of worker ``rank`` of ``workers`` in ``epoch``, from ``first_step`` on."""
+    for step, share in enumerate(schedule.shares(epoch, first_step, rank, workers), start=first_step):
+        yield make_batch(share, sampler.draw(share, epoch, step), epoch, step)

@@ -1,0 +1,64 @@
+"""Vocabularies: which id has which row, in pieces, so that a large one is never held whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvstore.arrays import IntArray
+from kvstore.errors import InputError
+from trainer.data.manifest import Manifest
+
+
+class Vocabulary:
+    """The vocabulary of one entity of the prepared data in ``folder``."""
+
+    def __init__(self, folder: Path, manifest: Manifest, entity: str) -> None:
+        """The vocabulary of ``entity``, which the manifest names."""
+        self._entity = manifest.entities[entity]
+        self._paths = [folder / file for file in self._entity.files]
+        self.rows = self._entity.rows
+        self.columns = ["row", "id", *(["name"] if self._entity.named else [])]
+
+    def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows ``start`` to ``stop`` of ``columns``: by default row, id and, where there is one, name.
+
+        Raises:
+            InputError: a file is missing or damaged, or its rows are not those that belong there.
+        """
+        columns = columns or self.columns
+        pieces = [
+            table.slice(max(0, start - first), min(stop, first + table.num_rows) - max(start, first))
+            for first, table in self._row_groups(columns, start, stop)
+        ]
+        table = pa.concat_tables(pieces) if pieces else pa.table({})
+        if table.num_rows != stop - start:
+            raise InputError(
+                f"{self._paths[0].parent}: has no rows {start} to {stop - 1}, but the manifest says that there are "
+                f"{self.rows}; prepare the data again"
+            )
+        return table
+
+    def counts(self) -> IntArray:
+        """How often each row occurs in train: int64 (rows,)."""
+        counts_N: IntArray = self.read(0, self.rows, ["count"]).column("count").to_numpy().astype(np.int64)
+        return counts_N
+
+    def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
+        first = 0
+        for path in self._paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    for index in range(file.num_row_groups):
+                        rows = file.metadata.row_group(index).num_rows
+                        if first < stop and first + rows > start:
+                            yield first, file.read_row_group(index, columns=columns)
+                        first += rows
+            except FileNotFoundError:
+                raise InputError(f"{path}: no such file, but the manifest lists it; prepare the data again") from None
+            except (OSError, pa.ArrowException) as error:
+                raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error

@@ -1,0 +1,39 @@
+"""The seam between the loop and whoever computes gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from kvstore.arrays import FloatArray
+from trainer.data.batches import Batch
+from trainer.job import Job
+from trainer.model import Model
+
+
+class Engine(Protocol):
+    """Computes gradients on the compact block of active rows, at a cost that no table's size enters."""
+
+    def gradients(self, batch: Batch, block: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
+        """This worker's part of the mean loss over the global batch, and its gradient.
+
+        ``block`` has the active rows of each table, float32 (A, D), in the order of the batch's ``rows_A``; so have
+        the gradients. Summed over the workers both are those of Σ_b w_b·loss_b / global_size. An empty batch gives 0
+        and gradients of no rows.
+        """
+
+
+def make_engine(job: Job, model: Model) -> Engine:
+    """The engine that ``job`` names.
+
+    Raises:
+        MissingExtraError: it is ``mxnet``, which is not installed.
+        InputError: it is on a GPU that is not there.
+    """
+    if job.train.engine == "mxnet":
+        from trainer.engines.mxnet import MXNetEngine
+
+        return MXNetEngine(model, job.loss, job.negatives, job.train.device)
+    from trainer.engines.cpu import CpuEngine
+
+    return CpuEngine(model, job.loss, job.negatives)

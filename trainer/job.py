@@ -1,0 +1,271 @@
+"""The job file: one YAML file that says everything about a run.
+
+    job = load_job("jobs/lastfm.yaml", ["train.epochs=5", "cluster.workers=2"])
+
+Each field has a type, a default and a line of help here and nowhere else: ``crossfade train --explain`` prints them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kvstore.errors import InputError
+from kvstore.layout import DEFAULT_KEY_BYTES, LARGEST_KEY_BYTES
+from kvstore.optimizers import OptimizerKind, OptimizerSpec
+
+ScoreKind = Literal["dot", "cosine", "euclidean"]
+LossKind = Literal["bpr", "logistic", "softmax"]
+SplitName = Literal["train", "valid", "test"]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Data(_Section):
+    """Where the interactions are and in what order they are read."""
+
+    shards: str = Field(description="folder that 'crossfade prepare' wrote")
+    query: Name | None = Field(None, description="entity on the query side; default: the one named in the manifest")
+    item: Name | None = Field(None, description="entity on the item side; default: the one named in the manifest")
+    lanes: AtLeastOne = Field(
+        16, description="streams that row groups are dealt to; workers share them out, so at least one a worker"
+    )
+    shuffle_window: AtLeastOne = Field(131_072, description="rows of a lane that are held and shuffled together")
+
+
+class Model(_Section):
+    """The embedding model: one table an entity, compared by a score."""
+
+    dim: AtLeastOne = Field(64, description="columns of every embedding")
+    score: ScoreKind = Field("cosine", description="dot, cosine, or euclidean (minus the squared distance)")
+    temperature: Positive = Field(0.1, description="the score is divided by it in the loss")
+    initial_scale: Positive = Field(0.1, description="standard deviation of a fresh row's values")
+    query: list[Name] = Field([], description="entities summed on the query side; default: [data.query]")
+    item: list[Name] = Field([], description="entities summed on the item side; default: [data.item]")
+
+
+class Negatives(_Section):
+    """What each interaction is contrasted with."""
+
+    kind: Literal["shared", "each"] = Field(
+        "shared", description="shared: one pool for all examples of a step; each: draws of its own for every example"
+    )
+    count: AtLeastOne = Field(1024, description="size of the pool, or draws an example")
+    sampling: Literal["uniform", "popularity"] = Field("uniform", description="how items are drawn")
+    power: NotNegative = Field(0.75, description="popularity: an item is drawn in proportion to its count to this power")
+
+
+class Optimizer(_Section):
+    """How active rows are updated."""
+
+    kind: OptimizerKind = Field("adagrad", description="sgd, adagrad, rowwise_adagrad (4 bytes of state a row) or adam")
+    learning_rate: Positive = Field(0.1, description="per step")
+    weight_decay: NotNegative = Field(0.0, description="added to the gradient of active rows, times the weight")
+    epsilon: Positive = Field(1e-8, description="added to the root of the second moment")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Adam's decay of the first moment")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Adam's decay of the second moment")
+
+    def spec(self) -> OptimizerSpec:
+        """The same, as the store takes it."""
+        return OptimizerSpec(**self.model_dump())
+
+
+class Train(_Section):
+    """The run itself."""
+
+    batch_size: AtLeastOne = Field(4096, description="interactions a step, over all workers together")
+    epochs: AtLeastOne = Field(20, description="passes over the train split, at most")
+    max_steps: AtLeastOne | None = Field(None, description="stop after so many steps, whatever the epochs say")
+    evaluate_every: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
+    patience: AtLeastOne | None = Field(5, description="evaluations without a new best before stopping; null: never")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="every random number follows from it")
+    engine: Literal["cpu", "mxnet"] = Field("cpu", description="who computes gradients: numba and BLAS, or MXNet")
+    device: Literal["cpu", "gpu"] = Field("cpu", description="where the mxnet engine computes")
+
+
+class Evaluate(_Section):
+    """How rankings are judged."""
+
+    k: list[AtLeastOne] = Field([10, 20, 40], min_length=1, description="depths of recall@k and ndcg@k")
+    exclude: list[SplitName] = Field(
+        ["train", "valid"], description="splits whose items leave a query's ranking (never those of the split judged)"
+    )
+    select: Annotated[str, Field(pattern=r"^(recall|ndcg)@[1-9][0-9]*$")] = Field(
+        "ndcg@10", description="metric on the valid split that picks the best embeddings"
+    )
+
+    @model_validator(mode="after")
+    def _select_is_computed(self) -> Evaluate:
+        if int(self.select.partition("@")[2]) not in self.k:
+            raise ValueError(f"select '{self.select}' needs its depth in evaluate.k, which is {self.k}")
+        return self
+
+
+class Cluster(_Section):
+    """Processes of a distributed job. With no servers, the run is one process that holds the tables itself."""
+
+    servers: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="processes that hold the tables; 0: in process")
+    workers: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="processes that compute gradients")
+    host: str = Field("127.0.0.1", description="address that the roles listen on and reach each other at")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="the scheduler's port; 0: a free one")
+    key_bytes: Annotated[int, Field(ge=1024, le=LARGEST_KEY_BYTES)] = Field(
+        DEFAULT_KEY_BYTES, description="bytes of a table that make one key of the store, at most"
+    )
+
+    @model_validator(mode="after")
+    def _workers_need_servers(self) -> Cluster:
+        if self.workers > 1 and self.servers == 0:
+            raise ValueError(f"{self.workers} workers need at least one server: set cluster.servers or --servers")
+        return self
+
+
+class Job(_Section):
+    """A whole job."""
+
+    name: Name = Field(description="what the run folder is called by default: runs/NAME")
+    data: Data
+    model: Model = Model()
+    loss: LossKind = Field("softmax", description="bpr, logistic or softmax over the sampled negatives")
+    negatives: Negatives = Negatives()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+
+    def to_yaml(self) -> str:
+        """The job as a YAML file that ``load_job`` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: the second would silently win."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.MarkedYAMLError(problem=f"the key '{key}' stands twice", problem_mark=node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """Read and check the job file at ``path``, with ``overrides`` such as ``train.epochs=5`` put over it.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or holds an unknown key or a value that does not fit.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such job file; see jobs/ for some to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    values = _parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a job file: expected keys such as 'name:' and 'data:' at the top")
+    for override in overrides:
+        _put(values, override)
+    return check_job(values, str(path))
+
+
+def check_job(values: dict[str, Any], source: str) -> Job:
+    """Check ``values``, which came from ``source``.
+
+    Raises:
+        InputError: with the first thing that is wrong, in one line.
+    """
+    try:
+        return Job.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from error
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise InputError(f"{where}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _put(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {override}: expected KEY=VALUE, for example --set train.epochs=5")
+    *sections, last = path.split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise InputError(f"--set {override}: '{section}' is a value, not a section")
+    target[last] = _parse_yaml(text, f"--set {override}")
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    where = ".".join(location)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = list(_section_at(location[:-1]).model_fields)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
+        return f"unknown key '{where}'; {hint}{more}"
+    if first["type"] == "missing":
+        return f"the key '{where}' is missing{more}"
+    if first["type"] == "value_error":
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}{more}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, but found {first['input']!r}{more}"
+
+
+def _section_at(location: Sequence[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Job
+    for part in location:
+        field = section.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        section = field.annotation
+    return section
+
+
+def explain_fields(section: type[BaseModel] = Job, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Each field of the job file: its path, its type, its default and its help."""
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from explain_fields(annotation, f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
+            yield f"{prefix}{name}", _type_name(annotation), default, field.description or ""
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, type):
+        return {"str": "text", "int": "whole number", "float": "number"}.get(annotation.__name__, annotation.__name__)
+    arguments = get_args(annotation)
+    if all(isinstance(argument, str) for argument in arguments):
+        return " | ".join(arguments)
+    if getattr(annotation, "__origin__", None) is list:
+        return f"list of {_type_name(arguments[0])}"
+    if hasattr(annotation, "__metadata__"):
+        return _type_name(arguments[0])
+    return " or ".join("null" if argument is type(None) else _type_name(argument) for argument in arguments)

@@ -1,0 +1,291 @@
+"""A run: its folder, and the wiring of one worker's parts into the loop.
+
+    runs/NAME/  job.yaml  metrics.jsonl  report.json  embeddings/  logs/  run.lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvstore.errors import InputError
+from kvstore.store import RowStore
+from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.shards import Schedule, ShardReader
+from trainer.data.vocabulary import Vocabulary
+from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
+from trainer.engines.base import make_engine
+from trainer.evaluate import Metrics, evaluate, load_held_out
+from trainer.job import Job, SplitName, load_job
+from trainer.loop import Emit, Loop, Progress
+from trainer.model import Model, make_model
+from trainer.negatives import Sampler
+
+JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
+_STEP_RECORD_SECONDS = 1.0
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        """The run in ``path``, which may not exist yet."""
+        self.path = path
+        self.embeddings = path / "embeddings"
+        self.logs = path / "logs"
+
+    def job(self) -> Job:
+        """The job as it was resolved when the run began.
+
+        Raises:
+            InputError: there is no run here.
+        """
+        if not (self.path / JOB_FILE).exists():
+            raise InputError(f"{self.path}: not a run folder: it has no {JOB_FILE}; expected one that 'crossfade train' wrote")
+        return load_job(self.path / JOB_FILE)
+
+    @contextmanager
+    def begin(self, job: Job, *, overwrite: bool) -> Iterator[Path | None]:
+        """Make the folder for a run of ``job`` and hold it; gives where an earlier run was moved to, if there was one.
+
+        Raises:
+            InputError: another process is running in it, or it holds something that is not a run.
+        """
+        moved = self._make_way(overwrite)
+        try:
+            self.path.mkdir(parents=True)
+            (self.path / JOB_FILE).write_text(job.to_yaml(), encoding="utf-8")
+            lock = (self.path / LOCK_FILE).open("w", encoding="ascii")
+        except OSError as error:
+            raise InputError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield moved
+
+    def _make_way(self, overwrite: bool) -> Path | None:
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            if self.path.exists():
+                self.path.rmdir()
+            return None
+        if not (self.path / JOB_FILE).exists():
+            raise InputError(f"{self.path}: is there already and is not a run folder; name another with --run-dir")
+        if self._is_running():
+            raise InputError(f"{self.path}: a run is going on in it; wait for it, or name another folder with --run-dir")
+        if overwrite:
+            shutil.rmtree(self.path)
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        return self.path.rename(aside)
+
+    def _is_running(self) -> bool:
+        try:
+            with (self.path / LOCK_FILE).open("r+", encoding="ascii") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def report(self) -> dict[str, Any]:
+        """The report of the finished run."""
+        report: dict[str, Any] = json.loads((self.path / REPORT_FILE).read_text(encoding="utf-8"))
+        return report
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Write ``report.json``, in one move."""
+        partial = self.path / f".{REPORT_FILE}.partial"
+        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.path / REPORT_FILE)
+
+
+class MetricsLog:
+    """Appends events to ``metrics.jsonl``: every epoch, and a step a second."""
+
+    def __init__(self, path: Path) -> None:
+        """Append to the file at ``path``."""
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._last_step = -np.inf
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Write ``event``, unless it is a step and one was written less than a second ago."""
+        now = time.monotonic()
+        if event["event"] == "step":
+            if now - self._last_step < _STEP_RECORD_SECONDS:
+                return
+            self._last_step = now
+        self._file.write(json.dumps({"time": time.time(), **event}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def open_data(job: Job) -> tuple[Path, Manifest, Model]:
+    """The data folder of ``job``, its manifest, and the model that fits it.
+
+    Raises:
+        InputError: the data cannot be used, or has nothing to train on.
+    """
+    folder = Path(job.data.shards)
+    manifest = read_manifest(folder)
+    model = make_model(job, manifest)
+    if "train" not in manifest.splits or manifest.splits["train"].rows == 0:
+        raise InputError(f"{folder}: its train split is empty: there is nothing to train on; prepare other data")
+    return folder, manifest, model
+
+
+def run_training(job: Job, folder: RunFolder, store: RowStore, emit: Emit) -> dict[str, Any]:
+    """Train as one worker of ``job`` on ``store``; rank 0 writes the records and the report, which this returns.
+
+    Raises:
+        CrossfadeError: the run failed; its exit code says how.
+    """
+    started = time.perf_counter()
+    data, manifest, model = open_data(job)
+    reader = ShardReader(data, manifest)
+    vocabularies = {name: Vocabulary(data, manifest, name) for name in (manifest.query, manifest.item)}
+    log = MetricsLog(folder.path / METRICS_FILE) if store.rank == 0 else None
+
+    def record(event: dict[str, Any]) -> None:
+        if log is not None:
+            log.write(event)
+            emit(event)
+
+    loop = _make_loop(job, folder, store, model, reader, vocabularies, record)
+    store.create(model.tables, job.optimizer.spec(), job.train.seed)
+    begin = time.perf_counter()
+    progress = loop.run()
+    train_seconds = time.perf_counter() - begin - progress.seconds.get("evaluate", 0) - progress.seconds.get("keep", 0)
+    metrics = {"valid": progress.best} if progress.best else {}
+    if "test" in manifest.splits:
+        metrics["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
+    traffic = _total_traffic(progress, store)
+    report = {
+        **_report(job, model, progress, metrics, store),
+        **traffic,
+        "train_seconds": train_seconds,
+        "examples_per_second": progress.examples_total / train_seconds,
+        "wall_seconds": time.perf_counter() - started,
+    }
+    if log is not None:
+        folder.write_report(report)
+        log.close()
+    reader.close()
+    return report
+
+
+def _make_loop(
+    job: Job,
+    folder: RunFolder,
+    store: RowStore,
+    model: Model,
+    reader: ShardReader,
+    vocabularies: dict[str, Vocabulary],
+    record: Emit,
+) -> Loop:
+    manifest = read_manifest(Path(job.data.shards))
+    counts_N = vocabularies[manifest.item].counts() if job.negatives.sampling == "popularity" else None
+    schedule = Schedule(
+        reader,
+        manifest.splits["train"],
+        batch_size=job.train.batch_size,
+        lanes=job.data.lanes,
+        window=job.data.shuffle_window,
+        seed=job.train.seed,
+    )
+    if "valid" in manifest.splits:
+        held_out = load_held_out(reader, manifest, "valid", job.evaluate.exclude, store.rank, store.workers)
+
+    def judge() -> Metrics | None:
+        if "valid" not in manifest.splits:
+            return None
+        return evaluate(StoreVectors(store), model, held_out, job.evaluate, store.sum)
+
+    return Loop(
+        train=job.train,
+        select=job.evaluate.select,
+        model=model,
+        store=store,
+        engine=make_engine(job, model),
+        schedule=schedule,
+        sampler=Sampler(job.negatives, model.item.rows, counts_N, job.train.seed),
+        evaluator=judge,
+        keep=lambda: write_embeddings(store, model.tables, vocabularies, folder.embeddings),
+        emit=record,
+    )
+
+
+def evaluate_embeddings(job: Job, embeddings: Path, split: SplitName, store: RowStore | None = None) -> Metrics:
+    """Judge written embeddings on ``split``, by all workers of ``store`` together or, without one, alone.
+
+    Raises:
+        InputError: the data or the embeddings cannot be read, or the data has no such split.
+    """
+    data, manifest, model = open_data(job)
+    if split not in manifest.splits:
+        raise InputError(f"{data}: has no split '{split}'; it has {', '.join(manifest.splits)}")
+    reader = ShardReader(data, manifest)
+    rank, workers = (store.rank, store.workers) if store else (0, 1)
+    held_out = load_held_out(reader, manifest, split, job.evaluate.exclude, rank, workers)
+    total = store.sum if store else np.asarray
+    metrics = evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, total)
+    reader.close()
+    return metrics
+
+
+def _total_traffic(progress: Progress, store: RowStore) -> dict[str, int]:
+    mine = asdict(progress.traffic)
+    totals = store.sum(np.array(list(mine.values()), dtype=np.float64))
+    return {name: int(value) for name, value in zip(mine, totals, strict=True)}
+
+
+def _report(
+    job: Job, model: Model, progress: Progress, metrics: dict[str, Metrics], store: RowStore
+) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "metrics": metrics,
+        "best_epoch": progress.best_epoch,
+        "examples": progress.examples_total,
+        "steps": progress.step,
+        "epochs": progress.epoch,
+        "parameters": sum(table.rows * table.dim for table in model.tables),
+        "seconds_by_phase": progress.seconds,
+        "restarts": 0,
+        "engine": job.train.engine,
+        "store": type(store).__name__,
+        "servers": job.cluster.servers,
+        "workers": store.workers,
+        "versions": {"python": platform.python_version(), **dict(_package_versions())},
+    }
+
+
+def _package_versions() -> Iterator[tuple[str, str]]:
+    for package in ("crossfade", "numpy", "numba", "pyarrow", "mxnet"):
+        if package == "mxnet" and "mxnet" not in sys.modules:
+            continue
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, "not installed as a package"
+
+
+def default_run_dir(job: Job) -> Path:
+    """Where a run of ``job`` goes if nothing else is said."""
+    return Path(os.curdir) / "runs" / job.name
