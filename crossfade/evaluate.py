@@ -9,7 +9,7 @@ _EPILOG = """\
 Examples:
   crossfade evaluate runs/lastfm                                   on the test split, as the run's job says
   crossfade evaluate runs/lastfm --split valid --k 5 100
-  crossfade evaluate runs/lastfm --exclude train                   the published protocol: items of valid stay in the ranking
+  crossfade evaluate runs/lastfm --exclude train                   items of valid stay in the rankings
 """
 
 
@@ -26,7 +26,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--split", choices=["train", "valid", "test"], default="test", help="default: test")
     parser.add_argument("--k", type=int, nargs="+", metavar="K", help="depths (default: as in the job)")
     parser.add_argument(
-        "--exclude", nargs="*", choices=["train", "valid", "test"], help="splits left out of rankings (default: as in the job)"
+        "--exclude",
+        nargs="*",
+        choices=["train", "valid", "test"],
+        help="splits left out of rankings (default: as in the job)",
     )
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     parser.set_defaults(run=run)

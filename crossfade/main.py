@@ -17,7 +17,8 @@ from kvstore.errors import CrossfadeError
 
 _EPILOG = """\
 From listening events to embeddings:
-  crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id --hold-out random:0.1 --out data/plays
+  crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id \\
+                    --hold-out random:0.1 --out data/plays
   crossfade train jobs/lastfm.yaml --set data.shards=data/plays
   crossfade similar runs/lastfm --entity track 1234
 

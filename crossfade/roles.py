@@ -1,4 +1,4 @@
-"""``crossfade scheduler | server | worker``: the processes of a distributed job, as agents and containers start them."""
+"""``crossfade scheduler | server | worker``: the processes of a distributed job, one a process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from deploy.events import EventPipe
 
 _DESCRIPTION = """\
 Run the {role} of a distributed job, and end when the job does. 'crossfade train --servers N --workers N' starts all
@@ -33,7 +36,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             description=_DESCRIPTION.format(role=role),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run, with its job.yaml")
+        parser.add_argument(
+            "--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run, with its job.yaml"
+        )
         parser.set_defaults(run=run, role=role)
 
 
@@ -71,12 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _work(run_dir: Path, pipe: object) -> None:
-    from deploy.events import EventPipe
+def _work(run_dir: Path, pipe: EventPipe) -> None:
     from kvstore.mxnet_client import MXNetStore
     from trainer.run import RunFolder, run_training
 
-    assert isinstance(pipe, EventPipe)
     folder = RunFolder(run_dir)
     job = folder.job()
     store = MXNetStore(key_bytes=job.cluster.key_bytes)

@@ -48,11 +48,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("job", type=Path, metavar="JOB", help="job file, YAML")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key of the job file"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key of the job file",
     )
     parser.add_argument("--servers", type=int, metavar="N", help="the same as --set cluster.servers=N")
     parser.add_argument("--workers", type=int, metavar="N", help="the same as --set cluster.workers=N")
-    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in DIR instead of moving it aside")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete an earlier run in DIR instead of moving it aside"
+    )
     parser.add_argument("--explain", action=_Explain, nargs=0, help="print every key of a job file, and end")
     parser.set_defaults(run=run)
 

@@ -29,7 +29,7 @@ POLL_SECONDS = 0.05
 LAST_WORDS_SECONDS = 1.0
 TERMINATE_SECONDS = 5.0
 LINGER_SECONDS = 30.0
-"""How long the scheduler and the servers may take to end once all workers have."""
+"""How long the other roles may take to end once one has ended well."""
 _LOG_TAIL_LINES = 20
 
 Emit = Callable[[dict[str, Any]], None]
@@ -48,7 +48,7 @@ class RoleProcess:
         os.set_blocking(self.pipe, False)
         try:
             with self.log.open("wb") as log:
-                self.process = subprocess.Popen(
+                self.process = subprocess.Popen(  # noqa: S603 - our own command
                     [sys.executable, "-m", "crossfade", role.kind, "--run-dir", str(folder.path)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -121,22 +121,24 @@ def _started(cluster: Cluster, folder: RunFolder, port: int) -> Iterator[list[Ro
 
 
 def _watch(processes: list[RoleProcess], selector: selectors.BaseSelector, emit: Emit) -> None:
-    """Return when all have ended well; raise when one has not, or ends while workers still need it."""
+    """Return when all have ended well; raise when one has not.
+
+    MXNet lets nobody leave before all workers have called their last barrier, so once one has left, the job is done
+    and the others follow soon.
+    """
     deadline = float("inf")
     while any(process.process.poll() is None for process in processes):
         _read(selector, POLL_SECONDS, emit)
-        workers_done = all(p.process.poll() == 0 for p in processes if p.role.kind == "worker")
         for process in processes:
             code = process.process.poll()
-            needed = process.role.kind != "worker" and not workers_done
-            if process.error or code not in (None, 0) or (code == 0 and needed):
+            if process.error or code not in (None, 0):
                 _read_last_words(process, selector, emit)
                 raise process.failure()
-        if workers_done and deadline == float("inf"):
-            deadline = time.monotonic() + LINGER_SECONDS
+            if code == 0:
+                deadline = min(deadline, time.monotonic() + LINGER_SECONDS)
         if time.monotonic() > deadline:
-            lingering = [p.role.name for p in processes if p.process.poll() is None]
-            raise ClusterError(f"all workers are done, but {', '.join(lingering)} did not end in {LINGER_SECONDS:.0f} s")
+            lingering = ", ".join(p.role.name for p in processes if p.process.poll() is None)
+            raise ClusterError(f"the job is done, but {lingering} did not end within {LINGER_SECONDS:.0f} s")
     _read(selector, 0, emit)
 
 

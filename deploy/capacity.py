@@ -44,5 +44,5 @@ def check_fits_this_machine(job: Job, tables: list[TableSpec]) -> None:
         )
         raise InputError(
             f"the tables need {needed / _GIB:,.1f} GiB with their {job.optimizer.kind} state ({parts}), but "
-            f"{available / _GIB:,.1f} GiB are free here: lower model.dim, or set optimizer.kind to rowwise_adagrad or sgd"
+            f"{available / _GIB:,.1f} GiB are free here: lower model.dim, or set optimizer.kind to rowwise_adagrad"
         )

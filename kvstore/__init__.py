@@ -4,4 +4,10 @@ Read ``store.py`` first (the protocol), then ``local.py`` (the shortest implemen
 does to a row) and ``layout.py`` (where a row lies on the servers).
 """
 
+import os
+
+# Numba's own thread pool: it sleeps between kernels, where an OpenMP one spins and takes the cores from BLAS. It must
+# be used from one thread at a time, so background threads run no parallel kernel.
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
+
 __version__ = "0.1.0"

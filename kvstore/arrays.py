@@ -4,9 +4,12 @@ Shape suffixes, used throughout: A active rows of a table, B examples of a batch
 columns of an embedding, E items of an evaluated block, K entries of a ranking, N elements of anything else, Q queries.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.floating]
+FloatArray = NDArray[Any]
+"""float32, or float64 where its docstring says so."""
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]

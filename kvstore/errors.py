@@ -1,11 +1,11 @@
 """The one exception tree of Crossfade. Each error knows the exit code of the command that it ends.
 
-    CrossfadeError            1   the run failed
-    ├── DivergedError         1   a gradient or a loss is no longer finite
-    ├── StoreError            1   the key-value store refused or lost something
-    ├── ClusterError          1   a process of the job died, raised or fell silent
-    └── InputError            2   the user's input is wrong
-        └── MissingExtraError 2   an optional package is not installed
+CrossfadeError            1   the run failed
+├── DivergedError         1   a gradient or a loss is no longer finite
+├── StoreError            1   the key-value store refused or lost something
+├── ClusterError          1   a process of the job died, raised or fell silent
+└── InputError            2   the user's input is wrong
+    └── MissingExtraError 2   an optional package is not installed
 """
 
 

@@ -55,7 +55,7 @@ class KeyRows:
 
 @dataclass(frozen=True)
 class TableLayout:
-    """The keys of one table: numbers ``first_key`` to ``first_key + keys``, each ``servers`` ranges of ``chunk`` rows."""
+    """The keys of one table: ``keys`` numbers from ``first_key`` on, each ``servers`` ranges of ``chunk`` rows."""
 
     table: TableSpec
     servers: int

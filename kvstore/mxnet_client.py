@@ -18,7 +18,7 @@ from kvstore.store import SUM_LENGTH, RowGradient, TableSpec
 
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
 SPLIT_ALWAYS = "1"
-"""What every role's environment holds in it: each key is cut over all servers, however small, as ``layout.py`` has it."""
+"""Each key is cut over all servers, however small, as ``layout.py`` has it."""
 
 
 class MXNetStore:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from kvstore.errors import InputError, MissingExtraError
 ROLE_VARIABLE = "DMLC_ROLE"
 
 
-def import_mxnet() -> ModuleType:
+def import_mxnet() -> Any:
     """Import MXNet 1.x beside a numpy that has lost the aliases it uses, without letting it seize the process.
 
     In a process whose ``DMLC_ROLE`` is server or scheduler, ``import mxnet`` runs the role's loop and exits. The role
@@ -36,7 +35,9 @@ def import_mxnet() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "mxnet":
             raise
-        raise MissingExtraError("mxnet", extra="mxnet", purpose="training with servers or with 'engine: mxnet'") from None
+        raise MissingExtraError(
+            "mxnet", extra="mxnet", purpose="training with servers or with 'engine: mxnet'"
+        ) from None
     except OSError as error:
         raise InputError(
             f"mxnet is installed but cannot be loaded: {error}; it needs the system libraries libgomp1 and libquadmath0"
@@ -61,7 +62,7 @@ def _check(status: int) -> None:
     check_call(status)
 
 
-def dense_view(array: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
+def dense_view(array: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """A numpy array on the memory of a dense NDArray, or of a row_sparse one's values; no copy.
 
     It is valid for as long as somebody holds the NDArray, and its pending operations must have been waited for.
@@ -72,15 +73,14 @@ def dense_view(array: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> A
     _check(_library().MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
     bytes_wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
     buffer = (ctypes.c_byte * bytes_wanted).from_address(pointer.value or 0)
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape)
+    return np.frombuffer(memoryview(buffer), dtype=dtype).reshape(shape)
 
 
 def row_sparse_ids(array: Any) -> IntArray:
-    """The row ids that a row_sparse NDArray stores, int64 (A,), once it is written: a copy, MXNet offers no view."""
+    """The row ids that a row_sparse NDArray stores, int64 (A,): a copy, MXNet offers no view. It must be written."""
     from mxnet.base import NDArrayHandle
     from mxnet.ndarray import NDArray
 
-    array.wait_to_read()
     handle = NDArrayHandle()
     _check(_library().MXNDArrayGetAuxNDArray(array.handle, 0, ctypes.byref(handle)))
     ids_A: IntArray = NDArray(handle).asnumpy()

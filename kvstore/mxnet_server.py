@@ -49,7 +49,9 @@ class _Shard:
     def __init__(self, weight: Any, layout: TableLayout, key: int, server: int, optimizer: OptimizerSpec, seed: int):
         table = layout.table
         if weight.shape[1] != table.dim or len(row_sparse_ids(weight)) != layout.chunk:
-            raise StoreError(f"key {key}: the store holds {weight.shape} where {(layout.chunk, table.dim)} was laid out")
+            raise StoreError(
+                f"key {key}: the store holds {weight.shape} where {(layout.chunk, table.dim)} was laid out"
+            )
         self._store_reference = weight
         self.dim = table.dim
         self.weights_ND: FloatArray = dense_view(weight, (layout.chunk, table.dim), np.float32)
@@ -92,6 +94,8 @@ class RowServer:
 
         The first push of a key, which has no rows, hands over the store's memory: it is filled then.
         """
+        gradient.wait_to_read()
+        weight.wait_to_read()
         if key == SUM_KEY:
             dense_view(weight, weight.shape, np.float32)[:] = dense_view(gradient, weight.shape, np.float32)
             return

@@ -124,9 +124,9 @@ def _f32(*values: float) -> tuple[np.float32, ...]:
 class LazyOptimizer:
     """Updates active rows of one table, or of one server's part of it, and holds their state."""
 
-    state: dict[str, FloatArray | IntArray]
+    state: dict[str, FloatArray]
 
-    def __init__(self, state: dict[str, FloatArray | IntArray], apply: Callable[..., int]) -> None:
+    def __init__(self, state: dict[str, FloatArray], apply: Callable[..., int]) -> None:
         """``state`` by name, first axis the rows; ``apply(weights_ND, rows_A, gradient_AD)`` counts bad rows."""
         self.state = state
         self._apply = apply

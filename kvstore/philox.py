@@ -59,10 +59,10 @@ def fill_rows(out_AD: FloatArray, rows_A: IntArray, *, seed: int, table: str, sc
     _fill_rows(out_AD, rows_A, np.uint64(seed), np.uint64(zlib.crc32(table.encode())), limit)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _uniform_words(out_N, positions_N, slot, seed, stream, epoch, step):  # type: ignore[no-untyped-def]
     k0, k1 = seed & _LOW, (seed >> _SHIFT) ^ stream
-    for n in prange(out_N.shape[0]):
+    for n in range(out_N.shape[0]):
         word_0, word_1, _, _ = philox(np.uint64(positions_N[n]), np.uint64(slot), step, epoch, k0, k1)
         out_N[n] = ((word_0 << np.uint64(21)) ^ (word_1 & np.uint64(0x1FFFFF))) * 2.0**-53
 

@@ -1,9 +1,9 @@
 """The seam between training and the tables: pull active rows, push their gradients.
 
-    store = LocalStore()
-    store.create([TableSpec("customer", rows=1_000, dim=64, scale=0.1)], OptimizerSpec("adagrad"), seed=1)
-    block = store.pull({"customer": rows_A})["customer"]                # float32 (A, D)
-    store.push({"customer": RowGradient(rows_A, gradient_AD)})          # one synchronous step of all workers
+store = LocalStore()
+store.create([TableSpec("customer", rows=1_000, dim=64, scale=0.1)], OptimizerSpec("adagrad"), seed=1)
+block = store.pull({"customer": rows_A})["customer"]                # float32 (A, D)
+store.push({"customer": RowGradient(rows_A, gradient_AD)})          # one synchronous step of all workers
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ class RowGradient:
 
     def __post_init__(self) -> None:
         """Check that rows and values belong together."""
-        assert self.values_AD.ndim == 2 and self.rows_A.shape == self.values_AD.shape[:1]
+        assert self.values_AD.ndim == 2
+        assert self.rows_A.shape == self.values_AD.shape[:1]
 
 
 @dataclass
 class Traffic:
-    """What one worker's steps have moved: rows, bytes of values and row ids, and what dense gradients would have cost."""
+    """What one worker's steps have moved: rows, bytes of values and row ids, and of dense gradients instead."""
 
     rows_pulled: int = 0
     rows_pushed: int = 0

@@ -64,7 +64,9 @@ class Negatives(_Section):
     )
     count: AtLeastOne = Field(1024, description="size of the pool, or draws an example")
     sampling: Literal["uniform", "popularity"] = Field("uniform", description="how items are drawn")
-    power: NotNegative = Field(0.75, description="popularity: an item is drawn in proportion to its count to this power")
+    power: NotNegative = Field(
+        0.75, description="popularity: an item is drawn in proportion to its count to this power"
+    )
 
 
 class Optimizer(_Section):
@@ -116,7 +118,9 @@ class Evaluate(_Section):
 class Cluster(_Section):
     """Processes of a distributed job. With no servers, the run is one process that holds the tables itself."""
 
-    servers: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="processes that hold the tables; 0: in process")
+    servers: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="processes that hold the tables; 0: in process"
+    )
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="processes that compute gradients")
     host: str = Field("127.0.0.1", description="address that the roles listen on and reach each other at")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="the scheduler's port; 0: a free one")
@@ -254,7 +258,11 @@ def explain_fields(section: type[BaseModel] = Job, prefix: str = "") -> Iterator
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from explain_fields(annotation, f"{prefix}{name}.")
         else:
-            default = "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
+            default = (
+                "required"
+                if field.is_required()
+                else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
+            )
             yield f"{prefix}{name}", _type_name(annotation), default, field.description or ""
 
 

@@ -111,14 +111,19 @@ class Loop:
         progress.examples += len(batch)
         progress.examples_total += batch.global_size
         progress.loss_sum += loss * batch.global_size
-        self.emit({"event": "step", "epoch": progress.epoch, "step": progress.step, "steps": self.total_steps,
-                   "examples": progress.examples_total, "loss": loss * batch.global_size / max(len(batch), 1)})  # fmt: skip
+        own_loss = loss * batch.global_size / max(len(batch), 1)
+        self.emit(
+            self._event("step", progress, steps=self.total_steps, examples=progress.examples_total, loss=own_loss)
+        )
+
+    @staticmethod
+    def _event(kind: str, progress: Progress, **values: Any) -> dict[str, Any]:
+        return {"event": kind, "epoch": progress.epoch, "step": progress.step, **values}
 
     def _end_epoch(self, progress: Progress, *, evaluate: bool) -> None:
         loss_sum, examples = self.store.sum(np.array([progress.loss_sum, progress.examples]))
         progress.loss_sum, progress.examples = 0.0, 0
-        record: dict[str, Any] = {"event": "epoch", "epoch": progress.epoch, "step": progress.step,
-                                  "loss": loss_sum / max(examples, 1.0)}  # fmt: skip
+        record = self._event("epoch", progress, loss=loss_sum / max(examples, 1.0))
         if evaluate:
             with progress.timed("evaluate"):
                 metrics = self.evaluator()

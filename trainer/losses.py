@@ -10,6 +10,8 @@ With s the score of the example's item, s_j those of its C negatives and w its w
                 sampled softmax, Jean et al., ACL 2015; on cosine scores, InfoNCE (van den Oord et al. 2018)
 
 A negative that is the example's own item does not count: it adds no loss and gets no gradient.
+
+All kernels that inline one another are in this file: numba's cache does not see a change in another one.
 """
 
 from __future__ import annotations
@@ -17,24 +19,62 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 from trainer.job import LossKind
 
 BPR, LOGISTIC, SOFTMAX = 0, 1, 2
 LOSS_CODES: dict[LossKind, int] = {"bpr": BPR, "logistic": LOGISTIC, "softmax": SOFTMAX}
 
+# Sums may be reordered and multiplications fused, so that rows vectorise; NaN and infinity keep their meaning.
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
+_EXP_COEFFICIENTS = tuple(
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+)
+_ARTANH_COEFFICIENTS = tuple(np.float32(1.0 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
+_LOWEST_EXPONENT = np.float32(-87.0)
+
+
+@njit(cache=True, fastmath={"contract", "nsz"})
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x for float32 x of at most 88, to a unit in the last place; below -87, e^-87.
+
+    eˣ = 2ⁿ·eʳ with |r| ≤ ln 2 / 2 and a minimax polynomial for eʳ (coefficients of Moshier's Cephes library, expf).
+    Unlike ``math.exp`` it compiles into vector instructions, ten times as fast. It must not be inlined into code that
+    may reorder sums: the two parts of ln 2 would become one.
+    """
+    x = max(x, _LOWEST_EXPONENT)
+    n = np.floor(x * _LOG2_E + np.float32(0.5))
+    r = x - n * _LN2_HIGH
+    r = r - n * _LN2_LOW
+    p = _EXP_COEFFICIENTS[0]
+    for c in _EXP_COEFFICIENTS[1:]:
+        p = p * r + c
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23))
+    return (p * r * r + r + _ONE) * power.view(np.float32)
+
+
+@njit(cache=True, fastmath={"contract", "nsz"})
+def _log1p_of_exp(e):  # type: ignore[no-untyped-def]
+    """log(1 + e) for float32 e in [0, 1]: 2·artanh(z) with z = e / (2 + e) ≤ 1/3, and the series of artanh."""
+    z = e / (np.float32(2.0) + e)
+    square = z * z
+    series = _ARTANH_COEFFICIENTS[0]
+    for c in _ARTANH_COEFFICIENTS[1:]:
+        series = series * square + c
+    return np.float32(2.0) * z * series
 
 
 @njit(cache=True, inline="always")
 def _log_sigmoid_loss(x):  # type: ignore[no-untyped-def]
     """−log σ(x), and minus its derivative, σ(−x)."""
-    e = math.exp(-abs(x))
+    e = exp(-abs(x))
     tail = _ONE / (_ONE + e)
-    if x >= _ZERO:
-        return math.log1p(e), e * tail
-    return math.log1p(e) - x, tail
+    loss = _log1p_of_exp(e) - min(x, _ZERO)
+    return loss, (e * tail if x >= _ZERO else tail)
 
 
 @njit(cache=True, inline="always")
@@ -46,20 +86,25 @@ def example_loss(code, score, scores_C, item, negatives_C, weight):  # type: ign
     if code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
     share = weight / np.float32(scores_C.shape[0])
+    if code == BPR:
+        return _pairs(score, _ONE, scores_C, item, negatives_C, share)
+    own, pull = _log_sigmoid_loss(score)
+    others, _ = _pairs(_ZERO, _ZERO, scores_C, item, negatives_C, share)
+    return weight * own + others, -weight * pull
+
+
+@njit(cache=True, inline="always")
+def _pairs(score, slope_sign, scores_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
+    """Σ_j share·−log σ(score − s_j) and, times ``slope_sign``, its derivative by ``score``."""
     loss, slope = _ZERO, _ZERO
-    if code == LOGISTIC:
-        loss, slope = _log_sigmoid_loss(score)
-        loss, slope = loss * weight, -slope * weight
     for c in range(scores_C.shape[0]):
-        if negatives_C[c] == item:
-            scores_C[c] = _ZERO
-            continue
-        part, pull = _log_sigmoid_loss(score - scores_C[c] if code == BPR else -scores_C[c])
-        loss += share * part
-        scores_C[c] = share * pull
-        if code == BPR:
-            slope -= share * pull
-    return loss, slope
+        # Computed for all and then chosen: a branch around it would not compile into vector instructions.
+        part, pull = _log_sigmoid_loss(score - scores_C[c])
+        counts = share if negatives_C[c] != item else _ZERO
+        loss += counts * part
+        slope -= counts * pull
+        scores_C[c] = counts * pull
+    return loss, slope_sign * slope
 
 
 @njit(cache=True, inline="always")
@@ -67,12 +112,81 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
     top = score
     for c in range(scores_C.shape[0]):
         top = max(top, scores_C[c])
-    own = math.exp(score - top)
+    own = exp(score - top)
     total = own
     for c in range(scores_C.shape[0]):
-        scores_C[c] = _ZERO if negatives_C[c] == item else math.exp(scores_C[c] - top)
-        total += scores_C[c]
+        power = exp(scores_C[c] - top)
+        power = power if negatives_C[c] != item else _ZERO
+        scores_C[c] = power
+        total += power
     scale = weight / total
     for c in range(scores_C.shape[0]):
         scores_C[c] *= scale
     return weight * (math.log(total) + top - score), own * scale - weight
+
+
+@njit(cache=True, inline="always", fastmath=_FAST)
+def _dot(x_D, y_D):  # type: ignore[no-untyped-def]
+    total = np.float32(0.0)
+    for d in range(x_D.shape[0]):
+        total += x_D[d] * y_D[d]
+    return total
+
+
+@njit(cache=True, parallel=True, fastmath=_FAST)
+def row_squares(values_ND):  # type: ignore[no-untyped-def]
+    """|x|² of each row."""
+    out_N = np.empty(values_ND.shape[0], np.float32)
+    for n in prange(values_ND.shape[0]):
+        out_N[n] = _dot(values_ND[n], values_ND[n])
+    return out_N
+
+
+@njit(cache=True, parallel=True, fastmath=_FAST)
+def shared_pool_pass(scores_BC, query_BD, item_BD, square_C, item_B, negative_C, weight_B, code, product, square):  # type: ignore[no-untyped-def]
+    """Dot products of a tile to derivatives by score, in place; the losses, and the derivatives by own score."""
+    loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
+    for b in prange(weight_B.shape[0]):
+        own = product * _dot(query_BD[b], item_BD[b])
+        for c in range(scores_BC.shape[1]):
+            scores_BC[b, c] *= product
+        if square:
+            query_square = _dot(query_BD[b], query_BD[b])
+            own -= square * (query_square + _dot(item_BD[b], item_BD[b]))
+            for c in range(scores_BC.shape[1]):
+                scores_BC[b, c] -= square * (query_square + square_C[c])
+        loss_B[b], slope_B[b] = example_loss(code, own, scores_BC[b], item_B[b], negative_C, weight_B[b])
+    return loss_B, slope_B
+
+
+@njit(cache=True, parallel=True, fastmath=_FAST)
+def own_negatives_pass(query_AD, item_AD, query_B, item_B, negative_BN, weight_B, code, product, square):  # type: ignore[no-untyped-def]
+    """Scores, losses and gradients of examples with negatives of their own: one pass over the examples."""
+    examples, count = negative_BN.shape
+    dim = query_AD.shape[1]
+    loss_B = np.empty(examples, np.float32)
+    query_gradient_BD = np.empty((examples, dim), np.float32)
+    use_gradient_ND = np.empty((examples * (1 + count), dim), np.float32)
+    scores_BN = np.empty((examples, count), np.float32)
+    twice = np.float32(2.0) * square
+    for b in prange(examples):
+        query_D, item_D = query_AD[query_B[b]], item_AD[item_B[b]]
+        query_square = _dot(query_D, query_D) if square else np.float32(0.0)
+        own = product * _dot(query_D, item_D)
+        if square:
+            own -= square * (query_square + _dot(item_D, item_D))
+        for n in range(count):
+            negative_D = item_AD[negative_BN[b, n]]
+            scores_BN[b, n] = product * _dot(query_D, negative_D)
+            if square:
+                scores_BN[b, n] -= square * (query_square + _dot(negative_D, negative_D))
+        loss_B[b], slope = example_loss(code, own, scores_BN[b], item_B[b], negative_BN[b], weight_B[b])
+        for d in range(dim):
+            query_gradient_BD[b, d] = slope * (product * item_D[d] - twice * query_D[d])
+            use_gradient_ND[b, d] = slope * (product * query_D[d] - twice * item_D[d])
+        for n in range(count):
+            negative_D, slope = item_AD[negative_BN[b, n]], scores_BN[b, n]
+            for d in range(dim):
+                query_gradient_BD[b, d] += slope * (product * negative_D[d] - twice * query_D[d])
+                use_gradient_ND[examples + b * count + n, d] = slope * (product * query_D[d] - twice * negative_D[d])
+    return loss_B, query_gradient_BD, use_gradient_ND

@@ -55,11 +55,13 @@ def make_model(job: Job, manifest: Manifest) -> Model:
     query, item = job.data.query or manifest.query, job.data.item or manifest.item
     for side, name, expected in (("query", query, manifest.query), ("item", item, manifest.item)):
         if name != expected:
-            raise InputError(f"{source}: data.{side} is '{name}', but the {side} column of {job.data.shards} is '{expected}'")
+            raise InputError(
+                f"{source}: data.{side} is '{name}', but the {side} column of {job.data.shards} is '{expected}'"
+            )
     for side, name, tower in (("query", query, job.model.query), ("item", item, job.model.item)):
         if tower not in ([], [name]):
             raise InputError(f"{source}: model.{side} is {tower}, but a tower takes one entity: expected [{name}]")
-    tables = [
+    query_table, item_table = (
         TableSpec(name, manifest.entities[name].rows, job.model.dim, job.model.initial_scale) for name in (query, item)
-    ]
-    return Model(*tables, score=Score.of(job.model.score, job.model.temperature))
+    )
+    return Model(query_table, item_table, score=Score.of(job.model.score, job.model.temperature))

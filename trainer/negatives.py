@@ -29,7 +29,8 @@ class Sampler:
         self._seed = seed
         self._cumulative_N: FloatArray | None = None
         if spec.sampling == "popularity":
-            assert counts_N is not None and len(counts_N) == items
+            assert counts_N is not None
+            assert len(counts_N) == items
             mass_N = np.maximum(counts_N, 1).astype(np.float64) ** spec.power
             self._cumulative_N = np.cumsum(mass_N) / mass_N.sum()
 

@@ -1,6 +1,6 @@
 """A run: its folder, and the wiring of one worker's parts into the loop.
 
-    runs/NAME/  job.yaml  metrics.jsonl  report.json  embeddings/  logs/  run.lock
+runs/NAME/  job.yaml  metrics.jsonl  report.json  embeddings/  logs/  run.lock
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class RunFolder:
             InputError: there is no run here.
         """
         if not (self.path / JOB_FILE).exists():
-            raise InputError(f"{self.path}: not a run folder: it has no {JOB_FILE}; expected one that 'crossfade train' wrote")
+            raise InputError(
+                f"{self.path}: not a run folder: it has no {JOB_FILE}; expected one that 'crossfade train' wrote"
+            )
         return load_job(self.path / JOB_FILE)
 
     @contextmanager
@@ -83,7 +85,9 @@ class RunFolder:
         if not (self.path / JOB_FILE).exists():
             raise InputError(f"{self.path}: is there already and is not a run folder; name another with --run-dir")
         if self._is_running():
-            raise InputError(f"{self.path}: a run is going on in it; wait for it, or name another folder with --run-dir")
+            raise InputError(
+                f"{self.path}: a run is going on in it; wait for it, or name another folder with --run-dir"
+            )
         if overwrite:
             shutil.rmtree(self.path)
             return None
@@ -255,9 +259,7 @@ def _total_traffic(progress: Progress, store: RowStore) -> dict[str, int]:
     return {name: int(value) for name, value in zip(mine, totals, strict=True)}
 
 
-def _report(
-    job: Job, model: Model, progress: Progress, metrics: dict[str, Metrics], store: RowStore
-) -> dict[str, Any]:
+def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metrics], store: RowStore) -> dict[str, Any]:
     return {
         "name": job.name,
         "metrics": metrics,

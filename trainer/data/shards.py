@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -135,7 +136,7 @@ class ShardReader:
         return file
 
     def _rows(self, table: pa.Table, name: str, group: RowGroup) -> IntArray:
-        column = self._column(table, name, pa.int64(), group)
+        column: IntArray = self._column(table, name, pa.int64(), group)
         limit = self._manifest.entities[name].rows
         if len(column) and (column.min() < 0 or column.max() >= limit):
             raise InputError(
@@ -145,13 +146,13 @@ class ShardReader:
         return column
 
     def _weights(self, table: pa.Table, group: RowGroup) -> FloatArray:
-        column = self._column(table, WEIGHT, pa.float32(), group)
+        column: FloatArray = self._column(table, WEIGHT, pa.float32(), group)
         if not np.isfinite(column).all():
             raise InputError(f"{group}: column '{WEIGHT}' has values that are not finite")
         return column
 
     @staticmethod
-    def _column(table: pa.Table, name: str, kind: pa.DataType, group: RowGroup) -> np.ndarray:  # type: ignore[type-arg]
+    def _column(table: pa.Table, name: str, kind: pa.DataType, group: RowGroup) -> Any:
         column = table.column(name)
         if column.type != kind or column.null_count:
             found = f"{column.null_count} nulls" if column.null_count else str(column.type)

@@ -14,7 +14,7 @@ from numba import njit, prange
 from kvstore.arrays import FloatArray
 from trainer.data.batches import ActiveRows, Batch
 from trainer.job import LossKind, Negatives
-from trainer.losses import LOSS_CODES, example_loss
+from trainer.losses import LOSS_CODES, own_negatives_pass, row_squares, shared_pool_pass
 from trainer.model import Model
 
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -58,72 +58,6 @@ def _sum_uses(values_ND, order_N, starts_A1):  # type: ignore[no-untyped-def]
     return out_AD
 
 
-@njit(cache=True, inline="always", fastmath=_FAST)
-def _dot(x_D, y_D):  # type: ignore[no-untyped-def]
-    total = np.float32(0.0)
-    for d in range(x_D.shape[0]):
-        total += x_D[d] * y_D[d]
-    return total
-
-
-@njit(cache=True, parallel=True, fastmath=_FAST)
-def _row_squares(values_ND):  # type: ignore[no-untyped-def]
-    out_N = np.empty(values_ND.shape[0], np.float32)
-    for n in prange(values_ND.shape[0]):
-        out_N[n] = _dot(values_ND[n], values_ND[n])
-    return out_N
-
-
-@njit(cache=True, parallel=True, fastmath=_FAST)
-def _shared_losses(scores_BC, query_BD, item_BD, square_C, item_B, negative_C, weight_B, code, product, square):  # type: ignore[no-untyped-def]
-    """Dot products of a tile to derivatives by score, in place; the losses, and the derivatives by own score."""
-    loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
-    for b in prange(weight_B.shape[0]):
-        own = product * _dot(query_BD[b], item_BD[b])
-        for c in range(scores_BC.shape[1]):
-            scores_BC[b, c] *= product
-        if square:
-            query_square = _dot(query_BD[b], query_BD[b])
-            own -= square * (query_square + _dot(item_BD[b], item_BD[b]))
-            for c in range(scores_BC.shape[1]):
-                scores_BC[b, c] -= square * (query_square + square_C[c])
-        loss_B[b], slope_B[b] = example_loss(code, own, scores_BC[b], item_B[b], negative_C, weight_B[b])
-    return loss_B, slope_B
-
-
-@njit(cache=True, parallel=True, fastmath=_FAST)
-def _each(query_AD, item_AD, query_B, item_B, negative_BN, weight_B, code, product, square):  # type: ignore[no-untyped-def]
-    """Scores, losses and gradients of examples with negatives of their own: one pass over the examples."""
-    examples, count = negative_BN.shape
-    dim = query_AD.shape[1]
-    loss_B = np.empty(examples, np.float32)
-    query_gradient_BD = np.empty((examples, dim), np.float32)
-    use_gradient_ND = np.empty((examples * (1 + count), dim), np.float32)
-    scores_BN = np.empty((examples, count), np.float32)
-    twice = np.float32(2.0) * square
-    for b in prange(examples):
-        query_D, item_D = query_AD[query_B[b]], item_AD[item_B[b]]
-        query_square = _dot(query_D, query_D) if square else np.float32(0.0)
-        own = product * _dot(query_D, item_D)
-        if square:
-            own -= square * (query_square + _dot(item_D, item_D))
-        for n in range(count):
-            negative_D = item_AD[negative_BN[b, n]]
-            scores_BN[b, n] = product * _dot(query_D, negative_D)
-            if square:
-                scores_BN[b, n] -= square * (query_square + _dot(negative_D, negative_D))
-        loss_B[b], slope = example_loss(code, own, scores_BN[b], item_B[b], negative_BN[b], weight_B[b])
-        for d in range(dim):
-            query_gradient_BD[b, d] = slope * (product * item_D[d] - twice * query_D[d])
-            use_gradient_ND[b, d] = slope * (product * query_D[d] - twice * item_D[d])
-        for n in range(count):
-            negative_D, slope = item_AD[negative_BN[b, n]], scores_BN[b, n]
-            for d in range(dim):
-                query_gradient_BD[b, d] += slope * (product * negative_D[d] - twice * query_D[d])
-                use_gradient_ND[examples + b * count + n, d] = slope * (product * query_D[d] - twice * negative_D[d])
-    return loss_B, query_gradient_BD, use_gradient_ND
-
-
 class CpuEngine:
     """Closed-form gradients with numba and BLAS."""
 
@@ -134,6 +68,7 @@ class CpuEngine:
         self._shared = negatives.kind == "shared"
         self._product = np.float32(model.score.product)
         self._square = np.float32(model.score.square)
+        self._scratch_N: FloatArray = np.empty(0, np.float32)
 
     def gradients(self, batch: Batch, block: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
         """This worker's part of the mean loss and of its gradient."""
@@ -158,12 +93,18 @@ class CpuEngine:
         gradient_AD: FloatArray = _sum_uses(values_ND, active.order_N, active.starts_A1)
         return gradient_AD
 
+    def _tile(self, examples: int, pool: int) -> FloatArray:
+        """Memory for a tile of scores, kept from step to step: fresh pages would cost more than the scores."""
+        if self._scratch_N.size < examples * pool:
+            self._scratch_N = np.empty(examples * pool, np.float32)
+        return self._scratch_N[: examples * pool].reshape(examples, pool)
+
     def _weights(self, batch: Batch) -> FloatArray:
         return batch.weight_B / np.float32(batch.global_size)
 
     def _with_own_negatives(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:
         negative_BN = batch.negative_index_N.reshape(len(batch), -1)
-        result: tuple[FloatArray, ...] = _each(
+        result: tuple[FloatArray, ...] = own_negatives_pass(
             query_AD,
             item_AD,
             batch.query.index_N,
@@ -179,7 +120,7 @@ class CpuEngine:
     def _with_shared_pool(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:
         query_BD, item_BD = query_AD[batch.query.index_N], item_AD[batch.item_index_B]
         pool_CD = item_AD[batch.negative_index_N]
-        square_C, weight_B = _row_squares(pool_CD), self._weights(batch)
+        square_C, weight_B = row_squares(pool_CD), self._weights(batch)
         loss_B, query_gradient_BD = np.empty_like(weight_B), np.empty_like(query_BD)
         use_gradient_ND = np.empty((len(batch) + len(pool_CD), pool_CD.shape[1]), np.float32)
         pool_gradient_CD, pool_slope_C = use_gradient_ND[len(batch) :], np.zeros_like(square_C)
@@ -188,8 +129,8 @@ class CpuEngine:
         twice = np.float32(2.0) * self._square
         for start in range(0, len(batch), tile):
             part = slice(start, min(start + tile, len(batch)))
-            slope_BC = query_BD[part] @ pool_CD.T
-            loss_B[part], slope_B = _shared_losses(
+            slope_BC = np.matmul(query_BD[part], pool_CD.T, out=self._tile(part.stop - part.start, len(pool_CD)))
+            loss_B[part], slope_B = shared_pool_pass(
                 slope_BC,
                 query_BD[part],
                 item_BD[part],

@@ -18,6 +18,7 @@ from trainer.data.batches import Batch
 from trainer.job import LossKind, Negatives
 from trainer.model import Model
 
+
 class MXNetEngine:
     """Gradients by autograd; see ``trainer/losses.py`` for the formulas."""
 
