@@ -11,7 +11,9 @@ help: ## show this list
 
 train: data/lastfm/manifest.json | setup ## train on Last.fm listening data, then show similar artists
 	.venv/bin/crossfade train jobs/lastfm.yaml --run-dir runs/lastfm --overwrite
-	.venv/bin/crossfade similar runs/lastfm --entity artist "Radiohead" "Metallica" "Britney Spears" "Miles Davis" "Daft Punk"
+	@if grep -q user_artists.dat data/lastfm/manifest.json; \
+	then .venv/bin/crossfade similar runs/lastfm "Radiohead" "Metallica" "Britney Spears" "Miles Davis" "Daft Punk"; \
+	else .venv/bin/crossfade similar runs/lastfm "artist 1 (genre 1)" "artist 8 (genre 8)" "artist 34 (genre 14)"; fi
 
 data/lastfm/manifest.json: | setup
 	.venv/bin/crossfade prepare --sample lastfm --out data/lastfm

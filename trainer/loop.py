@@ -20,6 +20,9 @@ from trainer.job import Train
 from trainer.model import Model
 from trainer.negatives import Sampler
 
+STEP_PHASES = ("data", "pull", "gradients", "push")
+PHASES = (*STEP_PHASES, "evaluate", "keep")
+
 Emit = Callable[[dict[str, Any]], None]
 Evaluator = Callable[[], Metrics | None]
 Keep = Callable[[], None]
@@ -37,7 +40,7 @@ class Progress:
     best: Metrics | None = None
     best_epoch: int | None = None
     stale: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "pull", "gradients", "push"), 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     traffic: Traffic = field(default_factory=Traffic)
 
     @contextmanager
@@ -45,7 +48,7 @@ class Progress:
         """Count the seconds of a block under ``phase``."""
         begin = time.perf_counter()
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+        self.seconds[phase] += time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Loop:
             last = progress.step >= self.total_steps
             self._end_epoch(progress, evaluate=last or progress.epoch % self.train.evaluate_every == 0)
         if progress.best is None:
-            self.keep()
+            self._keep(progress)
         return progress
 
     def _stale(self, progress: Progress) -> bool:
@@ -135,7 +138,10 @@ class Loop:
     def _keep_if_best(self, metrics: Metrics, progress: Progress) -> None:
         if progress.best is None or metrics[self.select] > progress.best[self.select]:
             progress.best, progress.best_epoch, progress.stale = metrics, progress.epoch, 0
-            with progress.timed("keep"):
-                self.keep()
+            self._keep(progress)
         else:
             progress.stale += 1
+
+    def _keep(self, progress: Progress) -> None:
+        with progress.timed("keep"):
+            self.keep()

@@ -175,7 +175,7 @@ def run_training(job: Job, folder: RunFolder, store: RowStore, emit: Emit) -> di
     store.create(model.tables, job.optimizer.spec(), job.train.seed)
     begin = time.perf_counter()
     progress = loop.run()
-    train_seconds = time.perf_counter() - begin - progress.seconds.get("evaluate", 0) - progress.seconds.get("keep", 0)
+    train_seconds = time.perf_counter() - begin - progress.seconds["evaluate"] - progress.seconds["keep"]
     metrics = {"valid": progress.best} if progress.best else {}
     if "test" in manifest.splits:
         metrics["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
