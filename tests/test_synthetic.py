@@ -1,0 +1,185 @@
+"""Synthetic data: the format of prepared data, the planted structure, and the same bytes for the same seed."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from kvstore.errors import InputError
+from trainer.data import synthetic
+from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.output import row_group_rows
+from trainer.data.prepare import describe
+from trainer.data.synthetic import FIRST_ID, SyntheticSpec, genre_of, write_synthetic
+
+SPEC = SyntheticSpec(queries=3_000, items=1_000, interactions=200_000, genres=10)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    out = tmp_path_factory.mktemp("synthetic") / "out"
+    return out, write_synthetic(out, SPEC, seed=1)
+
+
+def columns(out: Path, manifest: Manifest, split: str) -> dict[str, np.ndarray]:
+    tables = [pq.read_table(out / file.path) for file in manifest.splits[split].files]
+    return {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in tables[0].schema.names}
+
+
+def tables_of(out: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*.parquet"))
+    }
+
+
+def test_the_format_is_that_of_prepared_data(made: tuple[Path, Manifest]) -> None:
+    out, manifest = made
+    assert read_manifest(out) == manifest
+    assert sum(split.rows for split in manifest.splits.values()) == SPEC.interactions
+    for split in manifest.splits.values():
+        (file,) = split.files
+        footer = pq.read_metadata(out / file.path)
+        assert file.row_groups == [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+        assert set(file.row_groups[:-1]) == {row_group_rows(split.rows)}
+    schema = pq.read_schema(out / manifest.splits["train"].files[0].path)
+    assert [(field.name, str(field.type)) for field in schema] == [
+        ("customer", "int64"),
+        ("track", "int64"),
+        ("weight", "float"),
+        ("timestamp", "int64"),
+    ]
+    assert not (out / ".work").exists()
+    assert "customer x track" in describe(manifest, out)
+
+
+def test_vocabularies_count_train_and_name_items_by_genre(made: tuple[Path, Manifest]) -> None:
+    out, manifest = made
+    train = columns(out, manifest, "train")
+    for entity, rows in (("customer", SPEC.queries), ("track", SPEC.items)):
+        table = pq.read_table(out / manifest.entities[entity].files[0])
+        assert table["row"].to_pylist() == list(range(rows))
+        assert table["id"].to_pylist() == [FIRST_ID + row for row in range(rows)]
+        assert table["count"].to_pylist() == np.bincount(train[entity], minlength=rows).tolist()
+    names = table["name"].to_pylist()
+    assert names[16] == "track 17 (genre 7)"
+    assert names[0] == "track 1 (genre 1)"
+
+
+def test_many_items_go_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "NAMED_ITEMS_MAX", 49)
+    spec = SyntheticSpec(queries=10, items=50, interactions=2000, genres=2)
+    assert not write_synthetic(tmp_path / "out", spec, 1).entities["track"].named
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    tmp_path: Path, made: tuple[Path, Manifest]
+) -> None:
+    write_synthetic(tmp_path / "again", SPEC, seed=1)
+    write_synthetic(tmp_path / "other", SPEC, seed=2)
+    assert tables_of(tmp_path / "again") == tables_of(made[0])
+    same = set(tables_of(tmp_path / "other").items()) & set(tables_of(made[0]).items())
+    assert same == set()
+
+
+def test_pieces_do_not_change_what_is_drawn(
+    tmp_path: Path, made: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "_PIECE", 30_011)
+    manifest = write_synthetic(tmp_path / "out", SPEC, seed=1)
+    for split in manifest.splits:
+        one, other = columns(tmp_path / "out", manifest, split), columns(*made, split)
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_fractions_are_met_and_no_pair_is_in_two_splits(made: tuple[Path, Manifest]) -> None:
+    out, manifest = made
+    pairs = {}
+    for split in manifest.splits:
+        found = columns(out, manifest, split)
+        pairs[split] = np.unique(found["customer"] * SPEC.items + found["track"])
+    assert manifest.splits["valid"].rows / SPEC.interactions == pytest.approx(0.1, abs=0.01)
+    assert manifest.splits["test"].rows / SPEC.interactions == pytest.approx(0.1, abs=0.01)
+    for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        assert np.intersect1d(pairs[one], pairs[other]).size == 0
+
+
+@pytest.mark.parametrize(("valid", "test"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.2)])
+def test_a_fraction_of_zero_leaves_the_split_out(tmp_path: Path, valid: float, test: float) -> None:
+    spec = SyntheticSpec(queries=50, items=50, interactions=5000, genres=5, valid=valid, test=test)
+    manifest = write_synthetic(tmp_path / "out", spec, 1)
+    wanted = {"train", *(["valid"] if valid else []), *(["test"] if test else [])}
+    assert set(manifest.splits) == wanted
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*wanted, "vocabulary", "manifest.json"}
+
+
+def test_popularity_and_activity_fall_with_the_row_as_a_power_law(made: tuple[Path, Manifest]) -> None:
+    found = columns(*made, "train")
+    for name, rows in (("track", SPEC.items), ("customer", SPEC.queries)):
+        counts = np.bincount(found[name], minlength=rows)
+        assert counts[0] == counts.max()
+        decades = [counts[start:stop].mean() for start, stop in ((0, 10), (10, 100), (100, rows))]
+        assert decades[0] > 2 * decades[1] > 4 * decades[2]
+    expected = (1.0 + np.arange(SPEC.items)) ** -synthetic.ITEM_EXPONENT
+    counts = np.bincount(found["track"], minlength=SPEC.items)
+    slope = np.polyfit(np.log(expected[50:]), np.log(counts[50:] + 0.5), 1)[0]
+    assert slope == pytest.approx(1.0, abs=0.15)
+
+
+def test_most_listening_is_in_one_to_three_genres_of_each_customer(made: tuple[Path, Manifest]) -> None:
+    found = columns(*made, "train")
+    genres = genre_of(found["track"], SPEC.genres)
+    table = np.zeros((SPEC.queries, SPEC.genres))
+    np.add.at(table, (found["customer"], genres), 1)
+    busy = table[table.sum(axis=1) >= 60]
+    assert len(busy) > 300
+    shares = np.sort(busy / busy.sum(axis=1, keepdims=True), axis=1)[:, ::-1]
+    assert shares[:, :3].sum(axis=1).mean() > 0.9
+    assert (shares[:, 0] > 0.8).mean() > 0.2  # some have one genre alone
+    assert (shares[:, 1] > 0.2).mean() > 0.3  # others two or three
+    overall = table.sum(axis=0) / table.sum()
+    assert overall.max() < 0.35  # and not all the same
+
+
+def test_neighbours_in_the_shards_are_strangers(made: tuple[Path, Manifest]) -> None:
+    found = columns(*made, "train")
+    assert np.mean(found["customer"][1:] == found["customer"][:-1]) < 0.01
+    year = (found["timestamp"] - synthetic.START_SECONDS) / synthetic.SPAN_SECONDS
+    assert year.min() >= 0
+    assert year.max() < 1
+    assert year.mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        ({"queries": 0}, "queries=0"),
+        ({"interactions": 0}, "interactions=0"),
+        ({"genres": 0}, "genres=0"),
+        ({"genres": 1001}, "genres=1001"),
+        ({"valid": -0.1}, "valid=-0.1"),
+        ({"valid": 0.5, "test": 0.5}, "nothing for train"),
+        ({"query": "track"}, "different names"),
+        ({"interactions": 1}, "got none"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_and_leaves_nothing_behind(
+    tmp_path: Path, change: dict[str, int | float | str], fragment: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        write_synthetic(tmp_path / "out", replace(SPEC, **change), 1)  # type: ignore[arg-type]
+    assert fragment in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path, made: tuple[Path, Manifest]) -> None:
+    small = SyntheticSpec(queries=20, items=20, interactions=500, genres=2)
+    write_synthetic(tmp_path / "out", small, 1)
+    with pytest.raises(InputError, match="--overwrite"):
+        write_synthetic(tmp_path / "out", small, 2)
+    write_synthetic(tmp_path / "out", small, 2, overwrite=True)
+    assert read_manifest(tmp_path / "out").source["seed"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,113 @@
+# ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
+"""Building vocabularies: one row for each id of an entity, the most frequent first, and its name where one is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+import pyarrow as pa
+
+from kvstore.errors import InputError
+from trainer.data.database import count, run
+from trainer.data.manifest import Entity
+from trainer.data.output import VOCABULARY, PartWriter, row_group_rows
+from trainer.data.raw import RawFile, close_raw, open_columns, reading
+
+Role = Literal["query", "item"]
+IdType = Literal["int64", "string"]
+
+
+@dataclass(frozen=True)
+class NamesFile:
+    """A Parquet, CSV or TSV file (by its ending) that names ids; where an id occurs twice, its first name counts."""
+
+    path: str | Path
+    id_column: str
+    name_column: str
+
+
+@dataclass(frozen=True)
+class NamesReport:
+    """What became of a names file: ids that got a name, and ids of the file that no event has."""
+
+    named: int
+    unknown: int
+
+
+def vocabulary_schema(id_type: IdType, named: bool) -> pa.Schema:
+    """The columns of a vocabulary file."""
+    fields = [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+    return pa.schema([*fields, pa.field("name", pa.string())] if named else fields)
+
+
+def build_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role) -> int:
+    """Make the table ``vocabulary_ROLE`` (row, id, count) from ``interactions``; return its rows.
+
+    All ids of all splits have a row; ``count`` counts train (split 0); rows go by count descending, then by id.
+    """
+    run(
+        connection,
+        f"CREATE TABLE vocabulary_{role} AS SELECT row_number() OVER (ORDER BY count DESC, id) - 1 AS row, id, count "
+        f"FROM (SELECT {role}_id AS id, count(*) FILTER (split = 0) AS count FROM interactions GROUP BY {role}_id)",
+    )
+    return count(connection, f"SELECT count(*) FROM vocabulary_{role}")
+
+
+def join_names(connection: duckdb.DuckDBPyConnection, role: Role, file: RawFile, names: NamesFile) -> NamesReport:
+    """Make the table ``names_ROLE`` (id, name) of those ids of ``vocabulary_ROLE`` that the file names.
+
+    Raises:
+        InputError: the file cannot be read, or knows none of the ids.
+    """
+    open_columns(connection, file, {"id": names.id_column, "name": names.name_column})
+    with reading(file):
+        # Compared as text: a names file in CSV has no types, and an int64 has one way only to be written.
+        run(
+            connection,
+            "CREATE TABLE named AS SELECT CAST(id AS VARCHAR) AS id, arg_min(CAST(name AS VARCHAR), position) AS name "
+            "FROM raw WHERE id IS NOT NULL AND name IS NOT NULL AND CAST(name AS VARCHAR) <> '' GROUP BY 1",
+        )
+    close_raw(connection)
+    run(
+        connection,
+        f"CREATE TABLE names_{role} AS SELECT v.id, n.name FROM vocabulary_{role} v JOIN named n "
+        "ON n.id = CAST(v.id AS VARCHAR)",
+    )
+    found = count(connection, f"SELECT count(*) FROM names_{role}")
+    given = count(connection, "SELECT count(*) FROM named")
+    run(connection, "DROP TABLE named")
+    if not found:
+        raise InputError(
+            f"{file}: names none of the ids that the events have (column '{names.id_column}' holds {given} ids); "
+            "expected ids of the same entity: check the columns in --names"
+        )
+    return NamesReport(named=found, unknown=given - found)
+
+
+def write_vocabulary(
+    connection: duckdb.DuckDBPyConnection,
+    role: Role,
+    *,
+    root: Path,
+    entity: str,
+    id_type: IdType,
+    named: bool,
+) -> Entity:
+    """Write ``vocabulary_ROLE`` below ``root`` and describe it."""
+    rows = count(connection, f"SELECT count(*) FROM vocabulary_{role}")
+    schema = vocabulary_schema(id_type, named)
+    source = f"vocabulary_{role} v" + (f" LEFT JOIN names_{role} n ON n.id = v.id" if named else "")
+    columns = "row, v.id AS id, count" + (", n.name AS name" if named else "")
+    group_rows = row_group_rows(rows)
+    with PartWriter(root, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
+        for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
+            writer.write(batch)
+        files = writer.close()
+    return Entity(rows=rows, id_type=id_type, named=named, files=[file.path for file in files])

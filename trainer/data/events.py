@@ -1,0 +1,313 @@
+# ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
+"""From raw files to one typed table of events, every value checked; what is wrong is said with file and line.
+
+The table ``events`` has ``query_id``, ``item_id`` (int64 or string), ``weight`` float32 > 0, ``timestamp`` int64 (null
+throughout where there is none) and ``split`` (0 train, 1 valid, 2 test). Its row ids follow the order of the files and
+of the rows in them, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import duckdb
+
+from kvstore.errors import InputError
+from trainer.data.database import count, identifier, literal, one, run
+from trainer.data.manifest import SPLITS
+from trainer.data.progress import Progress
+from trainer.data.raw import Kind, RawFile, close_raw, open_adjacency, open_columns, reading, where_is
+
+IdChoice = Literal["auto", "integer", "string"]
+
+_INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"  # exact: '007' and '+7' are not the number 7
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the raw files are what; ``None`` where there is none."""
+
+    query: str
+    item: str
+    weight: str | None = None
+    event: str | None = None
+    event_weights: Mapping[str, float] = field(default_factory=dict)
+    timestamp: str | None = None
+
+    def roles(self) -> dict[str, str]:
+        """Role to column, of those that are there."""
+        named = {
+            "query": self.query,
+            "item": self.item,
+            "weight": self.weight,
+            "event": self.event,
+            "timestamp": self.timestamp,
+        }
+        return {role: column for role, column in named.items() if column is not None}
+
+
+@dataclass(frozen=True)
+class EventTable:
+    """What was read into the table ``events``."""
+
+    id_types: dict[str, Literal["int64", "string"]]
+    timestamps: Literal["integer", "moment"] | None
+    zero_weight: int
+    lines_without_items: int
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A predicate over ``raw`` that no row may meet, and what to say of the first that does."""
+
+    role: str
+    bad: str
+    problem: str
+
+
+def read_events(
+    connection: duckdb.DuckDBPyConnection,
+    files: Mapping[str, list[RawFile]],
+    columns: Columns,
+    ids: IdChoice,
+    progress: Progress,
+) -> EventTable:
+    """Read ``files`` (split to files) into the table ``events``. Events of weight 0 are counted and left out.
+
+    Raises:
+        InputError: a file cannot be read or holds a value that is not allowed; files disagree on the type of an id or
+            of the timestamp; there is no event at all.
+    """
+    reader = _Reader(connection, columns, ids)
+    progress.phase("read events", sum(map(len, files.values())), "file")
+    for code, split in enumerate(SPLITS):
+        for file in files.get(split, ()):
+            reader.read(file, code)
+            progress.advance(1)
+    close_raw(connection)
+    return reader.result()
+
+
+class _Reader:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, columns: Columns, ids: IdChoice) -> None:
+        self._connection = connection
+        self._columns = columns
+        self._ids = ids
+        self._settled: dict[str, tuple[str, RawFile]] = {}
+        self._zero_weight = 0
+        self._lines_without_items = 0
+
+    def read(self, file: RawFile, split: int) -> None:
+        """Check ``file`` and append its events."""
+        kinds: dict[str, Kind]
+        if file.format == "lightgcn":
+            self._lines_without_items += open_adjacency(self._connection, file)
+            kinds = {"query": "integer", "item": "integer"}
+        else:
+            kinds = open_columns(self._connection, file, self._columns.roles())
+        with reading(file):
+            if not count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
+                return
+            types = {role: self._type(file, role, kind) for role, kind in kinds.items() if role in _TYPED}
+            for role, found in types.items():
+                self._settle(file, role, found)
+            self._check(file, self._checks(kinds, types))
+            self._insert(types, split)
+
+    def result(self) -> EventTable:
+        """What was read.
+
+        Raises:
+            InputError: nothing was.
+        """
+        if not self._settled:
+            raise InputError("the files given hold no interaction; expected one at least in --train")
+        moment = self._settled.get("timestamp")
+        id_types: dict[str, Literal["int64", "string"]] = {
+            role: "int64" if self._settled[role][0] == "integer" else "string" for role in ("query", "item")
+        }
+        return EventTable(
+            id_types=id_types,
+            timestamps=None if moment is None else "integer" if moment[0] == "integer" else "moment",
+            zero_weight=self._zero_weight,
+            lines_without_items=self._lines_without_items,
+        )
+
+    def _type(self, file: RawFile, role: str, kind: Kind) -> str:
+        """What the values of an id or of a timestamp become: 'integer', 'string' or 'moment'."""
+        other = "moment" if role == "timestamp" else "string"
+        if role != "timestamp" and self._ids != "auto" and kind in ("text", "string", "integer"):
+            return self._ids
+        if kind == "text" or (kind == "string" and role == "timestamp"):
+            whole = _INTEGER_TEXT.format(role)
+            odd = count(self._connection, f"SELECT count(*) FILTER (NOT coalesce({whole}, {role} IS NULL)) FROM raw")
+            return other if odd else "integer"
+        if kind in ("integer", other):
+            return kind
+        expected = "integers, timestamps, dates or ISO text" if role == "timestamp" else "integers or strings"
+        raise InputError(
+            f"{file}: column '{self._name(role)}' holds {_KIND_NAMES[kind]}; expected {expected}: cast it, "
+            "or name another column"
+        )
+
+    def _settle(self, file: RawFile, role: str, found: str) -> None:
+        before, first = self._settled.setdefault(role, (found, file))
+        if before != found:
+            mend = (
+                "make them alike"
+                if role == "timestamp"
+                else "make them alike, or read all ids as text with --ids string"
+            )
+            raise InputError(
+                f"{file}: column '{self._name(role)}' holds {_KIND_NAMES[found]}, but {first} holds "
+                f"{_KIND_NAMES[before]} there; expected one type in all files: {mend}"
+            )
+
+    def _checks(self, kinds: Mapping[str, Kind], types: Mapping[str, str]) -> list[_Check]:
+        checks = []
+        for role in ("query", "item"):
+            checks.append(_Check(role, f"{role} IS NULL OR CAST({role} AS VARCHAR) = ''", _EMPTY_ID))
+            if types[role] == "integer":
+                text = kinds[role] in ("text", "string")
+                checks += [
+                    _Check(
+                        role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"
+                    ),
+                    _Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", "is no 64-bit integer; try --ids string"),
+                ]
+                if text:
+                    whole = _INTEGER_TEXT.format(role)
+                    checks.append(_Check(role, f"NOT {whole}", "is no plain integer; try --ids string"))
+        if "weight" in kinds:
+            checks += _weight_checks(kinds["weight"])
+        if "event" in kinds:
+            checks += self._event_checks()
+        if "timestamp" in kinds:
+            value = _timestamp_sql(types["timestamp"])
+            checks += [
+                _Check("timestamp", "timestamp IS NULL", "is missing; expected one in every row"),
+                _Check(
+                    "timestamp",
+                    f"{value} IS NULL",
+                    "is no timestamp; expected an integer, or a date such as 2024-05-31T20:15:00",
+                ),
+            ]
+        return checks
+
+    def _event_checks(self) -> list[_Check]:
+        known = ", ".join(self._columns.event_weights)
+        allowed = ", ".join(literal(event) for event in self._columns.event_weights)
+        return [
+            _Check("event", "event IS NULL", "is missing; expected an event in every row"),
+            _Check(
+                "event",
+                f"CAST(event AS VARCHAR) NOT IN ({allowed})",
+                f"has no weight; --event-weights names only: {known} (weight 0 drops an event)",
+            ),
+        ]
+
+    def _check(self, file: RawFile, checks: list[_Check]) -> None:
+        """One scan for all checks; only where one fails, a second for the value."""
+        firsts = ", ".join(f"min(position) FILTER ({check.bad})" for check in checks)
+        positions = one(self._connection, f"SELECT {firsts} FROM raw")
+        for check, position in zip(checks, positions, strict=True):
+            if position is None:
+                continue
+            assert isinstance(position, int)
+            sql = f"SELECT CAST({identifier(check.role)} AS VARCHAR) FROM raw WHERE position = ?"
+            value = one(self._connection, sql, [position])[0]
+            shown = "" if value is None or value == "" else f" '{str(value)[:60]}'"
+            column = "" if file.format == "lightgcn" else f" of column '{self._name(check.role)}'"
+            raise InputError(
+                f"{where_is(file, position)}: the {_ROLE_NAMES[check.role]}{shown}{column} {check.problem}"
+            )
+
+    def _insert(self, types: Mapping[str, str], split: int) -> None:
+        selected = ", ".join(
+            (
+                f"{_id_sql('query', types['query'])} AS query_id",
+                f"{_id_sql('item', types['item'])} AS item_id",
+                f"{self._weight_sql()} AS weight",
+                f"{_timestamp_sql(types.get('timestamp'))} AS timestamp",
+                f"{split:d}::UTINYINT AS split",
+            )
+        )
+        events = f"FROM (SELECT {selected} FROM raw)"
+        run(self._connection, f"CREATE TABLE IF NOT EXISTS events AS SELECT * {events} LIMIT 0")
+        before = count(self._connection, "SELECT count(*) FROM events")
+        run(self._connection, f"INSERT INTO events SELECT * {events} WHERE weight > 0")
+        kept = count(self._connection, "SELECT count(*) FROM events") - before
+        self._zero_weight += count(self._connection, "SELECT count(*) FROM raw") - kept
+
+    def _weight_sql(self) -> str:
+        if self._columns.event is not None:
+            cases = " ".join(
+                f"WHEN {literal(event)} THEN {float(weight)!r}" for event, weight in self._columns.event_weights.items()
+            )
+            return f"CAST(CASE CAST(event AS VARCHAR) {cases} END AS FLOAT)"
+        return "1.0::FLOAT" if self._columns.weight is None else _WEIGHT
+
+    def _name(self, role: str) -> str:
+        return self._columns.roles()[role]
+
+
+_TYPED = ("query", "item", "timestamp")
+_KIND_NAMES = {
+    "integer": "integers",
+    "string": "strings",
+    "moment": "dates",
+    "number": "fractional numbers",
+    "text": "text",
+}
+_ROLE_NAMES = {
+    "query": "query id",
+    "item": "item id",
+    "weight": "weight",
+    "event": "event",
+    "timestamp": "timestamp",
+}
+_EMPTY_ID = "is missing or empty; expected an id in every row"
+_NUMBER = "TRY_CAST(weight AS DOUBLE)"
+_WEIGHT = f"TRY_CAST({_NUMBER} AS FLOAT)"
+
+
+def _weight_checks(kind: Kind) -> list[_Check]:
+    wanted = "expected a finite number of at least 0"
+    if kind == "moment":
+        return [_Check("weight", "true", f"is a date; {wanted}")]
+    return [
+        _Check("weight", "weight IS NULL", f"is missing; {wanted} in every row"),
+        _Check("weight", f"{_NUMBER} IS NULL", f"is not a number; {wanted}"),
+        _Check("weight", f"NOT isfinite({_NUMBER})", f"is not finite; {wanted}"),
+        _Check("weight", f"{_NUMBER} < 0", f"is negative; {wanted}"),
+        _Check(
+            "weight", f"{_WEIGHT} IS NULL OR NOT isfinite({_WEIGHT})", "is too large for a 32-bit float; scale it down"
+        ),
+    ]
+
+
+def _id_sql(role: str, found: str) -> str:
+    return f"CAST({role} AS {'BIGINT' if found == 'integer' else 'VARCHAR'})"
+
+
+def _timestamp_sql(found: str | None) -> str:
+    if found is None:
+        return "NULL::BIGINT"
+    if found == "integer":
+        return "TRY_CAST(timestamp AS BIGINT)"
+    moment = "TRY_CAST(timestamp AS TIMESTAMPTZ)"  # the session's zone is UTC, so that times without one are UTC
+    return f"CASE WHEN isfinite({moment}) THEN CAST(floor(epoch({moment})) AS BIGINT) END"
+
+
+def check_event_weights(weights: Mapping[str, float]) -> None:
+    """Refuse weights that are not finite and at least 0.
+
+    Raises:
+        InputError: one is not.
+    """
+    for event, weight in weights.items():
+        if not math.isfinite(weight) or weight < 0:
+            raise InputError(f"--event-weights {event}={weight}: expected a finite number of at least 0")

@@ -1,0 +1,128 @@
+"""The sample that a fresh machine trains on: Last.fm HetRec 2011, and planted genres where it is not to be had.
+
+Looks in ``$CROSSFADE_DATA/lastfm_hetrec2011``, then in ``../shared/data/lastfm_hetrec2011`` beside the repository, then
+asks GroupLens. The licence of the data is non-commercial: it is fetched, never shipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+
+from kvstore.errors import CrossfadeError
+from trainer.data.build_vocabulary import NamesFile
+from trainer.data.manifest import Manifest
+from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.progress import Progress, Silent
+from trainer.data.synthetic import SyntheticSpec, write_synthetic
+
+URL = "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip"
+SHA256 = "6738f48195667ff03caaab4d32ca9a3133d8cc026b7c3cdaf6ce1010e913c59c"
+BYTES_MAX = 64 << 20
+TIMEOUT_SECONDS = 20.0
+FOLDER = "lastfm_hetrec2011"
+FILES = ("user_artists.dat", "artists.dat")
+
+_READ_BYTES = 1 << 16
+
+
+def locate_lastfm(
+    out_dir: Path,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    url: str = URL,
+    sha256: str = SHA256,
+) -> Path | None:
+    """The folder with ``user_artists.dat`` and ``artists.dat``, or None after ``say`` was told why in one line.
+
+    A download is checked and unpacked into ``out_dir / ".cache"``, where the next call finds it. ``say`` writes to
+    standard error unless given.
+    """
+    say = say or _say
+    cache = out_dir / ".cache" / FOLDER
+    data = os.environ.get("CROSSFADE_DATA")
+    repository = Path(__file__).resolve().parents[2]
+    places = [repository.parent / "shared" / "data" / FOLDER, cache]
+    for place in [Path(data) / FOLDER, *places] if data else places:
+        if all((place / name).is_file() for name in FILES):
+            return place
+    try:
+        _unpack(_download(url, sha256, progress or Silent()), cache)
+    except (CrossfadeError, OSError, HTTPException, ValueError, zipfile.BadZipFile) as error:
+        say(
+            f"Last.fm HetRec 2011 is neither in $CROSSFADE_DATA nor in {places[0].parent}, and {url} cannot be had "
+            f"({error}); synthetic listening stands in for it"
+        )
+        return None
+    return cache
+
+
+def prepare_lastfm(
+    folder: Path | None, out: Path, seed: int = 1, overwrite: bool = False, progress: Progress | None = None
+) -> Manifest:
+    """Prepare the sample in ``folder``, or synthetic data of about its size where that is None, as ``out``.
+
+    Each pair weighs 1: the plays are so unequal (1 to 352,698) that a few listeners' favourites would be all that
+    counts. A tenth of the pairs is test, and a tenth of the others valid.
+
+    Raises:
+        InputError: a file in ``folder`` is damaged, or ``out`` exists and may not be replaced.
+    """
+    if folder is None:
+        spec = SyntheticSpec(queries=2_000, items=4_000, interactions=100_000, item="artist")
+        return write_synthetic(out, spec, seed, overwrite, progress)
+    options = PrepareOptions(
+        out=out,
+        train=[folder / "user_artists.dat"],
+        query="customer",
+        query_column="userID",
+        item="artist",
+        item_column="artistID",
+        names={"artist": NamesFile(folder / "artists.dat", "id", "name")},
+        hold_out="random:0.1",
+        seed=seed,
+        overwrite=overwrite,
+    )
+    return prepare(options, progress)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _download(url: str, sha256: str, progress: Progress) -> bytes:
+    content = bytearray()
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - the address is this program's
+        length = answer.headers.get("Content-Length")
+        progress.phase("download", int(length) if length else None, "B")
+        while piece := answer.read(_READ_BYTES):
+            content += piece
+            if len(content) > BYTES_MAX:
+                raise CrossfadeError(f"it is larger than {BYTES_MAX >> 20} MiB")
+            progress.advance(len(piece))
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise CrossfadeError(f"its checksum is {found}, expected {sha256}")
+    return bytes(content)
+
+
+def _unpack(content: bytes, cache: Path) -> None:
+    """Only the two files, by their base names: whatever paths the archive has, it decides none here."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {PurePosixPath(info.filename).name: info for info in archive.infolist() if not info.is_dir()}
+        cache.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if name not in members:
+                raise CrossfadeError(f"the archive has no {name}")
+            if members[name].file_size > BYTES_MAX:
+                raise CrossfadeError(f"{name} in it is larger than {BYTES_MAX >> 20} MiB")
+            partial = cache / f".{name}.partial-{os.getpid()}"
+            partial.write_bytes(archive.read(members[name]))
+            partial.replace(cache / name)
