@@ -171,13 +171,13 @@ def run_training(job: Job, folder: RunFolder, store: RowStore, emit: Emit) -> di
             log.write(event)
             emit(event)
 
-    loop = _make_loop(job, folder, store, model, reader, vocabularies, record)
+    loop = _make_loop(job, folder, store, manifest, model, reader, vocabularies, record)
     store.create(model.tables, job.optimizer.spec(), job.train.seed)
     begin = time.perf_counter()
     progress = loop.run()
     train_seconds = time.perf_counter() - begin - progress.seconds["evaluate"] - progress.seconds["keep"]
     metrics = {"valid": progress.best} if progress.best else {}
-    if "test" in manifest.splits:
+    if "test" in manifest.splits and manifest.splits["test"].rows > 0:
         metrics["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
     traffic = _total_traffic(progress, store)
     report = {
@@ -198,12 +198,12 @@ def _make_loop(
     job: Job,
     folder: RunFolder,
     store: RowStore,
+    manifest: Manifest,
     model: Model,
     reader: ShardReader,
     vocabularies: dict[str, Vocabulary],
     record: Emit,
 ) -> Loop:
-    manifest = read_manifest(Path(job.data.shards))
     counts_N = vocabularies[manifest.item].counts() if job.negatives.sampling == "popularity" else None
     schedule = Schedule(
         reader,
@@ -213,11 +213,12 @@ def _make_loop(
         window=job.data.shuffle_window,
         seed=job.train.seed,
     )
-    if "valid" in manifest.splits:
+    has_valid = "valid" in manifest.splits and manifest.splits["valid"].rows > 0
+    if has_valid:
         held_out = load_held_out(reader, manifest, "valid", job.evaluate.exclude, store.rank, store.workers)
 
     def judge() -> Metrics | None:
-        if "valid" not in manifest.splits:
+        if not has_valid:
             return None
         return evaluate(StoreVectors(store), model, held_out, job.evaluate, store.sum)
 
