@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/throughput.py [--repeats 3] [--steps 150]
 
-The work: BPR triples (customer, track, one negative) on 1,000,000 customers and 100,000 tracks x 64, row-wise AdaGrad, a
-batch of 16,384 over all workers, synthetic listening. The variants take turns within each repeat, so that a busy
+The work: BPR triples (customer, track, one negative) on 1,000,000 customers and 100,000 tracks x 64, row-wise AdaGrad,
+a batch of 16,384 over all workers, synthetic listening. The variants take turns within each repeat, so that a busy
 moment of the machine meets them all; medians are printed, and ratios to the first line.
 """
 
