@@ -1,0 +1,115 @@
+"""Small prepared data sets, written as ``trainer/data/manifest.py`` documents them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
+
+from kvstore.arrays import FloatArray, IntArray
+from trainer.data.manifest import DataFile, Entity, Manifest, Split
+from trainer.data.shards import Interactions
+
+QUERY, ITEM = "customer", "track"
+
+SplitFiles = Sequence[Sequence[Interactions]]
+"""The row groups of each file of a split."""
+
+
+def make_interactions(queries: ArrayLike, items: ArrayLike, weights: ArrayLike | None = None) -> Interactions:
+    """Interactions of the given rows; without ``weights``, of weight 1."""
+    query_N, item_N = np.array(queries, dtype=np.int64), np.array(items, dtype=np.int64)
+    weight_N = np.ones(len(query_N), np.float32) if weights is None else np.array(weights, dtype=np.float32)
+    return Interactions(query_N, item_N, weight_N)
+
+
+def numbered_interactions(group_sizes: Sequence[Sequence[int]], queries: int, items: int) -> SplitFiles:
+    """Files of row groups of the given sizes, in which every interaction's weight is its number in the split."""
+    files, first = [], 0
+    for sizes in group_sizes:
+        groups = []
+        for size in sizes:
+            numbers = np.arange(first, first + size)
+            groups.append(make_interactions(numbers % queries, numbers * 7 % items, numbers))
+            first += size
+        files.append(groups)
+    return files
+
+
+def interaction_table(interactions: Interactions) -> pa.Table:
+    """``interactions`` with the columns and types of a shard."""
+    return pa.table(
+        {QUERY: interactions.query_N, ITEM: interactions.item_N, "weight": interactions.weight_N},
+        schema=pa.schema([(QUERY, pa.int64()), (ITEM, pa.int64()), ("weight", pa.float32())]),
+    )
+
+
+def write_groups(path: Path, groups: Sequence[pa.Table]) -> None:
+    """Write ``groups`` as the row groups of one Parquet file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, groups[0].schema) as writer:
+        for group in groups:
+            writer.write_table(group, row_group_size=max(1, group.num_rows))
+
+
+def write_split(folder: Path, name: str, files: SplitFiles) -> Split:
+    """Write the split ``name`` into the data set in ``folder``."""
+    described = []
+    for number, groups in enumerate(files):
+        path = f"{name}/part-{number:05d}.parquet"
+        write_groups(folder / path, [interaction_table(group) for group in groups])
+        sizes = [len(group) for group in groups]
+        described.append(DataFile(path=path, bytes=(folder / path).stat().st_size, row_groups=sizes))
+    return Split(files=described)
+
+
+def write_vocabulary(
+    folder: Path,
+    entity: str,
+    ids: Sequence[int] | Sequence[str],
+    *,
+    names: Sequence[str | None] | None = None,
+    counts_N: IntArray | None = None,
+    file_rows: int = 1 << 20,
+    group_rows: int = 1 << 16,
+) -> Entity:
+    """Write the vocabulary of ``entity``, row r having ``ids[r]``, cut into files and row groups."""
+    columns = {
+        "row": np.arange(len(ids), dtype=np.int64),
+        "id": pa.array(ids),
+        "count": np.ones(len(ids), np.int64) if counts_N is None else counts_N.astype(np.int64),
+    }
+    if names is not None:
+        columns["name"] = pa.array(names, pa.string())
+    table = pa.table(columns)
+    paths = []
+    for number, start in enumerate(range(0, len(ids), file_rows)):
+        path = f"vocabulary/{entity}/part-{number:05d}.parquet"
+        stop = min(start + file_rows, len(ids))
+        groups = range(start, stop, group_rows)
+        write_groups(folder / path, [table.slice(first, min(group_rows, stop - first)) for first in groups])
+        paths.append(path)
+    id_type = "string" if isinstance(ids[0], str) else "int64"
+    return Entity(rows=len(ids), id_type=id_type, named=names is not None, files=paths)
+
+
+def write_data_set(folder: Path, splits: Mapping[str, SplitFiles], *, queries: int, items: int) -> Manifest:
+    """Write a whole data set with numbers for ids, and its manifest."""
+    manifest = Manifest(
+        query=QUERY,
+        item=ITEM,
+        entities={
+            QUERY: write_vocabulary(folder, QUERY, range(queries)),
+            ITEM: write_vocabulary(folder, ITEM, range(items)),
+        },
+        splits={name: write_split(folder, name, files) for name, files in splits.items()},
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def random_rows(rows: int, dim: int, seed: int) -> FloatArray:
+    """Normally distributed float32 (rows, dim)."""
+    return np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)

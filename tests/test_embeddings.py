@@ -1,0 +1,215 @@
+"""Embeddings as Parquet: what a store holds comes back by rows, and a folder is replaced whole."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import ITEM, QUERY, write_vocabulary
+
+from kvstore.arrays import FloatArray
+from kvstore.errors import InputError
+from kvstore.local import LocalStore
+from kvstore.optimizers import OptimizerSpec
+from kvstore.store import TableSpec
+from trainer import embeddings as module
+from trainer.data.manifest import Manifest
+from trainer.data.vocabulary import Vocabulary
+from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
+
+QUERIES, ITEMS = 23, 7
+TABLES = [TableSpec(QUERY, QUERIES, 3, 0.1), TableSpec(ITEM, ITEMS, 5, 0.1)]
+CUSTOMER_IDS = [1000 + 3 * row for row in range(QUERIES)]
+TRACK_IDS = [f"track:{row}" for row in range(ITEMS)]
+TRACK_NAMES = ["Ágætis byrjun", None, "Blue in Green", "", "東京", "Così", "Z"]
+
+
+@pytest.fixture
+def vocabularies(tmp_path: Path) -> dict[str, Vocabulary]:
+    """Customers without names in several files and row groups, tracks with names in one."""
+    entities = {
+        QUERY: write_vocabulary(tmp_path, QUERY, CUSTOMER_IDS, file_rows=10, group_rows=4),
+        ITEM: write_vocabulary(tmp_path, ITEM, TRACK_IDS, names=TRACK_NAMES),
+    }
+    manifest = Manifest(query=QUERY, item=ITEM, entities=entities, splits={})
+    return {name: Vocabulary(tmp_path, manifest, name) for name in entities}
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of 8 rows in row groups of 3, which fit neither each other nor the vocabulary's pieces."""
+    monkeypatch.setattr(module, "FILE_ROWS", 8)
+    monkeypatch.setattr(module, "GROUP_ROWS", 3)
+
+
+def store_of(seed: int) -> LocalStore:
+    store = LocalStore()
+    store.create(TABLES, OptimizerSpec("sgd"), seed)
+    return store
+
+
+def tables_of(store: LocalStore) -> dict[str, FloatArray]:
+    return store.pull({table.name: np.arange(table.rows) for table in TABLES})
+
+
+@pytest.fixture
+def store() -> Iterator[LocalStore]:
+    store = store_of(1)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def written(tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None) -> Path:
+    folder = tmp_path / "embeddings"
+    write_embeddings(store, TABLES, vocabularies, folder)
+    return folder
+
+
+def test_ids_rows_vectors_and_names_come_back_as_they_were(written: Path, store: LocalStore) -> None:
+    files = EmbeddingFiles(written)
+    assert files.entities == [QUERY, ITEM]
+    for entity, ids in ((QUERY, CUSTOMER_IDS), (ITEM, TRACK_IDS)):
+        table = files.read(entity)
+        assert table.column("id").to_pylist() == ids
+        assert table.column("row").to_pylist() == list(range(len(ids)))
+        np.testing.assert_array_equal(module.vectors_of(table.column("vector")), tables_of(store)[entity])
+    assert files.read(QUERY).column_names == ["id", "row", "vector"]
+    assert files.read(ITEM).column("name").to_pylist() == TRACK_NAMES
+
+
+def test_files_have_the_documented_columns_names_and_sizes(written: Path) -> None:
+    paths = sorted((written / QUERY).iterdir())
+    assert [path.name for path in paths] == [f"rows-{start:012d}.parquet" for start in (0, 8, 16)]
+    sizes = []
+    for path in paths:
+        footer = pq.read_metadata(path)
+        sizes.append([footer.row_group(index).num_rows for index in range(footer.num_row_groups)])
+    assert sizes == [[3, 3, 2], [3, 3, 2], [3, 3, 1]]
+    schema = pq.read_schema(paths[0])
+    assert schema.field("id").type == pa.int64()
+    assert schema.field("row").type == pa.int64()
+    assert pa.types.is_fixed_size_list(schema.field("vector").type)
+    assert schema.field("vector").type.value_type == pa.float32()
+    assert schema.field("vector").type.list_size == 3
+    assert pq.read_schema(written / ITEM / "rows-000000000000.parquet").field("id").type == pa.string()
+
+
+def test_one_file_and_row_group_hold_all_that_fits(
+    tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary]
+) -> None:
+    write_embeddings(store, TABLES, vocabularies, tmp_path / "embeddings")
+    (path,) = (tmp_path / "embeddings" / QUERY).iterdir()
+    assert pq.read_metadata(path).num_row_groups == 1
+    np.testing.assert_array_equal(
+        EmbeddingFiles(tmp_path / "embeddings").vectors(QUERY, np.arange(QUERIES)), tables_of(store)[QUERY]
+    )
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[0], [22], [7, 8], [2, 3, 15, 16], [0, 9, 22], list(range(23)), list(range(1, 23, 4))],
+    ids=str,
+)
+def test_vectors_of_any_rows_are_those_of_the_store(written: Path, store: LocalStore, rows: list[int]) -> None:
+    rows_N = np.array(rows)
+    vectors_ND = EmbeddingFiles(written).vectors(QUERY, rows_N)
+    assert vectors_ND.dtype == np.float32
+    np.testing.assert_array_equal(vectors_ND, StoreVectors(store).vectors(QUERY, rows_N))
+
+
+def test_vectors_of_no_rows_are_none(written: Path) -> None:
+    assert len(EmbeddingFiles(written).vectors(QUERY, np.empty(0, np.int64))) == 0
+
+
+def test_only_the_wanted_columns_are_read(written: Path) -> None:
+    assert EmbeddingFiles(written).read(ITEM, ["row", "name"]).column_names == ["row", "name"]
+
+
+def test_writing_again_replaces_the_folder_whole(
+    tmp_path: Path, written: Path, vocabularies: dict[str, Vocabulary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FILE_ROWS", 100)
+    (written.with_name(".embeddings.partial") / QUERY).mkdir(parents=True)  # what an interrupted run left
+    (written.with_name(".embeddings.partial") / QUERY / "rows-000000000008.parquet").write_bytes(b"half a file")
+    other = store_of(2)
+    write_embeddings(other, TABLES, vocabularies, written)
+    assert [path.name for path in (written / QUERY).iterdir()] == ["rows-000000000000.parquet"]
+    np.testing.assert_array_equal(EmbeddingFiles(written).vectors(ITEM, np.arange(ITEMS)), tables_of(other)[ITEM])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings", "vocabulary"]
+
+
+def test_a_write_that_fails_leaves_the_earlier_embeddings(
+    tmp_path: Path, written: Path, store: LocalStore, vocabularies: dict[str, Vocabulary]
+) -> None:
+    before = EmbeddingFiles(written).read(QUERY)
+    (tmp_path / "vocabulary" / ITEM / "part-00000.parquet").unlink()
+    with pytest.raises(InputError, match=r"vocabulary/track/part-00000\.parquet: no such file"):
+        write_embeddings(store_of(2), TABLES, vocabularies, written)
+    assert EmbeddingFiles(written).read(QUERY).equals(before)
+
+
+def test_each_worker_writes_its_share_of_the_files(
+    tmp_path: Path, vocabularies: dict[str, Vocabulary], small_pieces: None
+) -> None:
+    class OneOfTwo(LocalStore):
+        rank = 1
+        workers = 2
+
+    second = OneOfTwo()
+    second.create(TABLES, OptimizerSpec("sgd"), seed=1)
+    write_embeddings(second, TABLES, vocabularies, tmp_path / "embeddings")
+    assert [path.name for path in (tmp_path / ".embeddings.partial" / QUERY).iterdir()] == ["rows-000000000008.parquet"]
+    assert not (tmp_path / "embeddings").exists(), "the first worker moves the whole into place"
+
+
+def test_a_folder_without_embeddings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no embeddings; expected a folder that 'crossfade train' wrote"):
+        EmbeddingFiles(tmp_path)
+    with pytest.raises(InputError, match="holds no embeddings"):
+        EmbeddingFiles(tmp_path / "missing")
+
+
+def test_an_unknown_entity_is_refused_with_those_there_are(written: Path) -> None:
+    with pytest.raises(InputError, match="no embeddings of 'artist'; it has those of customer, track"):
+        EmbeddingFiles(written).read("artist")
+
+
+def test_a_row_beyond_the_table_is_refused(written: Path) -> None:
+    with pytest.raises(InputError, match="has 23 rows, but row 23 was asked for"):
+        EmbeddingFiles(written).vectors(QUERY, np.array([0, 23]))
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10, -40])
+def test_a_truncated_file_is_refused_by_its_name(written: Path, kept_bytes: int) -> None:
+    path = written / QUERY / "rows-000000000008.parquet"
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    files = EmbeddingFiles(written)
+    with pytest.raises(InputError, match=r"rows-000000000008\.parquet: cannot be read"):
+        files.read(QUERY)
+    with pytest.raises(InputError, match=r"rows-000000000008\.parquet: cannot be read"):
+        files.vectors(QUERY, np.array([0]))
+
+
+def test_a_vocabulary_is_read_in_pieces_across_its_files(vocabularies: dict[str, Vocabulary]) -> None:
+    customers = vocabularies[QUERY]
+    for start, stop in ((0, 23), (3, 4), (3, 9), (9, 11), (0, 0), (22, 23)):
+        table = customers.read(start, stop)
+        if stop > start:
+            assert table.column("row").to_pylist() == list(range(start, stop))
+            assert table.column("id").to_pylist() == CUSTOMER_IDS[start:stop]
+        else:
+            assert table.num_rows == 0
+    with pytest.raises(InputError, match="has no rows 20 to 23, but the manifest says that there are 23"):
+        customers.read(20, 24)
+
+
+def test_the_counts_of_a_vocabulary_are_in_the_order_of_rows(tmp_path: Path) -> None:
+    counts_N = np.arange(9)[::-1] * 10
+    entity = write_vocabulary(tmp_path, ITEM, range(9), counts_N=counts_N, file_rows=4, group_rows=3)
+    manifest = Manifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
+    found_N = Vocabulary(tmp_path, manifest, ITEM).counts()
+    assert found_N.dtype == np.int64
+    np.testing.assert_array_equal(found_N, counts_N)

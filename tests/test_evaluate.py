@@ -1,0 +1,254 @@
+"""Rankings and their metrics against a plain implementation that scores every item and sorts."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import InputError
+from kvstore.store import TableSpec
+from trainer import evaluate as module
+from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.shards import ShardReader
+from trainer.evaluate import HeldOut, ItemLists, Metrics, evaluate, load_held_out, rank_items
+from trainer.job import Evaluate, ScoreKind
+from trainer.model import Model, Score
+
+QUERIES, ITEMS, DIM = 30, 50, 4
+DEPTHS = [1, 3, 10, 45]
+
+
+class Vectors:
+    """Vectors in memory."""
+
+    def __init__(self, query_ND: FloatArray, item_ND: FloatArray) -> None:
+        self.tables = {QUERY: query_ND, ITEM: item_ND}
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        return self.tables[entity][rows_N]
+
+    def model(self, score: ScoreKind) -> Model:
+        query, item = (TableSpec(name, *table.shape, 0.1) for name, table in self.tables.items())
+        return Model(query, item, Score.of(score, temperature=0.25))
+
+
+def vectors_with_ties() -> Vectors:
+    """Vectors whose scores are exact in float32, however they are added up, and often equal."""
+    rng = np.random.default_rng(3)
+    signs_ND = rng.choice([-1.0, 1.0], size=(QUERIES + ITEMS, DIM)) * rng.choice([1.0, 2.0], size=(QUERIES + ITEMS, 1))
+    return Vectors(*np.split(signs_ND.astype(np.float32), [QUERIES]))
+
+
+def vectors_without_ties() -> Vectors:
+    return Vectors(random_rows(QUERIES, DIM, seed=1), random_rows(ITEMS, DIM, seed=2))
+
+
+SOURCES = {"ties": vectors_with_ties(), "no ties": vectors_without_ties()}
+
+
+def plain_score(score: ScoreKind, query_D: FloatArray, item_D: FloatArray) -> float:
+    query, item = query_D.astype(float), item_D.astype(float)
+    if score == "euclidean":
+        return -float(((query - item) ** 2).sum())
+    lengths = math.sqrt(float(query @ query) * float(item @ item)) if score == "cosine" else 1.0
+    return float(query @ item) / lengths
+
+
+def plain_ranking(source: Vectors, score: ScoreKind, query: int, excluded: set[int]) -> list[int]:
+    """All items but the excluded ones, best first, of equal ones the lower row first."""
+    query_D = source.tables[QUERY][query]
+    scores = {
+        item: round(plain_score(score, query_D, item_D), 9)
+        for item, item_D in enumerate(source.tables[ITEM])
+        if item not in excluded
+    }
+    return sorted(scores, key=lambda item: (-scores[item], item))
+
+
+def plain_metrics(
+    source: Vectors,
+    score: ScoreKind,
+    truth: Mapping[int, set[int]],
+    excluded: Mapping[int, set[int]],
+    depths: list[int],
+) -> Metrics:
+    totals: dict[str, float] = {f"{name}@{k}": 0.0 for k in depths for name in ("recall", "ndcg")}
+    for query, held_out in truth.items():
+        ranking = plain_ranking(source, score, query, excluded.get(query, set()))
+        for k in depths:
+            ranks = [rank for rank, item in enumerate(ranking[:k], start=1) if item in held_out]
+            ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(held_out)) + 1))
+            totals[f"recall@{k}"] += len(ranks) / len(held_out)
+            totals[f"ndcg@{k}"] += sum(1 / math.log2(rank + 1) for rank in ranks) / ideal
+    return {**{name: total / len(truth) for name, total in totals.items()}, "queries": len(truth)}
+
+
+Pairs = list[tuple[int, int, float]]
+
+
+def random_pairs(seed: int, count: int, queries: list[int]) -> Pairs:
+    """Query, item and weight: some pairs twice, some of weight zero or less."""
+    rng = np.random.default_rng(seed)
+    rows = zip(rng.choice(queries, count), rng.integers(0, ITEMS, count), rng.choice([0, 1, 2, -1], count), strict=True)
+    return [(int(query), int(item), float(weight)) for query, item, weight in rows]
+
+
+PAIRS: dict[str, Pairs] = {
+    # Query 0 has met nearly all items, so few are left to rank; query 29 none.
+    "train": [*random_pairs(1, 500, list(range(QUERIES - 1))), *((0, item, 1.0) for item in range(4, ITEMS))],
+    "valid": random_pairs(2, 150, list(range(0, QUERIES, 2))),
+    "test": [*random_pairs(3, 150, list(range(0, QUERIES, 3))), (0, 2, 1.0), (29, 7, 1.0), (28, 5, 0.0)],
+}
+
+
+def by_query(*splits: str) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for query, item, weight in sorted(pair for split in splits for pair in PAIRS[split]):
+        if weight > 0:
+            found.setdefault(query, set()).add(item)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    splits = {}
+    for name, pairs in PAIRS.items():
+        halves = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+        splits[name] = [[make_interactions(*zip(*half, strict=True)) for half in halves]]
+    write_data_set(folder, splits, queries=QUERIES, items=ITEMS)
+    return folder
+
+
+def held_out(data: Path, split: str, exclude: list[str], rank: int = 0, workers: int = 1) -> HeldOut:
+    manifest = read_manifest(data)
+    return load_held_out(ShardReader(data, manifest), manifest, split, exclude, rank, workers)
+
+
+def lists_of(items: list[list[int]]) -> ItemLists:
+    flat = np.array([item for one in items for item in one], dtype=np.int64)
+    return ItemLists(np.cumsum([0, *map(len, items)]), flat)
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items in blocks of 7, the last of one item, and queries in blocks of 4."""
+    monkeypatch.setattr(module, "_ITEM_BLOCK", 7)
+    monkeypatch.setattr(module, "_QUERY_BLOCK", 4)
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize("score", get_args(ScoreKind))
+@pytest.mark.parametrize("blocks", ["one block", "small blocks"])
+def test_rankings_are_those_of_sorting_all_scores(
+    source: Vectors, score: ScoreKind, blocks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if blocks == "small blocks":
+        small_blocks(monkeypatch)
+    excluded = by_query("train")
+    queries_Q = np.arange(QUERIES)
+    lists = lists_of([sorted(excluded.get(query, ())) for query in range(QUERIES)])
+    items_QK, scores_QK = rank_items(source, source.model(score), queries_Q, lists, depth=12)
+    assert (items_QK.dtype, items_QK.shape, scores_QK.dtype) == (np.int64, (QUERIES, 12), np.float32)
+    for query in range(QUERIES):
+        ranking = plain_ranking(source, score, query, excluded.get(query, set()))[:12]
+        assert items_QK[query].tolist() == ranking + [-1] * (12 - len(ranking))
+        assert (scores_QK[query, len(ranking) :] == -np.inf).all()
+        assert (np.diff(scores_QK[query, : len(ranking)]) <= 0).all()
+    assert (items_QK[0] == -1).sum() == 12 - (ITEMS - len(excluded[0])) > 0
+
+
+def test_the_vectors_with_ties_have_ties() -> None:
+    for score in get_args(ScoreKind):
+        source = SOURCES["ties"]
+        scores = {plain_score(score, source.tables[QUERY][0], item_D) for item_D in source.tables[ITEM]}
+        assert len(scores) < ITEMS / 2
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize("score", get_args(ScoreKind))
+@pytest.mark.parametrize(
+    ("split", "exclude", "left_out"),
+    [
+        ("test", ["train", "valid"], ["train", "valid"]),
+        ("valid", ["train", "valid"], ["train"]),  # never those of the split that is judged
+        ("test", ["train"], ["train"]),
+        ("test", [], []),
+    ],
+)
+def test_metrics_are_those_of_the_formulas(
+    data: Path,
+    source: Vectors,
+    score: ScoreKind,
+    split: str,
+    exclude: list[str],
+    left_out: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_blocks(monkeypatch)
+    spec = Evaluate(k=[10, 1, 45, 3, 10], select="ndcg@10")
+    found = evaluate(source, source.model(score), held_out(data, split, exclude), spec, np.asarray)
+    expected = plain_metrics(source, score, by_query(split), by_query(*left_out), DEPTHS)
+    assert list(found) == list(expected)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 40])
+def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(data: Path, workers: int) -> None:
+    source, spec = SOURCES["no ties"], Evaluate(k=[10, 20])
+    parts = [held_out(data, "test", ["train"], rank, workers) for rank in range(workers)]
+    queries = np.sort(np.concatenate([part.queries_Q for part in parts]))
+    assert queries.tolist() == sorted(by_query("test"))
+    sums: list[FloatArray] = []
+
+    def gather(values_N: FloatArray) -> FloatArray:
+        sums.append(values_N)
+        return np.sum(sums, axis=0)
+
+    metrics = [evaluate(source, source.model("dot"), part, spec, gather) for part in parts]
+    alone = evaluate(source, source.model("dot"), held_out(data, "test", ["train"]), spec, np.asarray)
+    assert metrics[-1] == pytest.approx(alone)
+
+
+def test_interactions_of_no_positive_weight_are_neither_held_out_nor_excluded(data: Path) -> None:
+    judged = held_out(data, "test", ["train"])
+    queries = judged.queries_Q.tolist()
+    assert 28 not in queries
+    for expected, lists in ((by_query("test"), judged.truth), (by_query("train"), judged.excluded)):
+        for place, query in enumerate(queries):
+            items = lists.items_N[lists.starts_Q1[place] : lists.starts_Q1[place + 1]].tolist()
+            assert items == sorted(expected.get(query, ()))
+
+
+def test_ndcg_and_recall_of_a_case_worked_by_hand() -> None:
+    # One query at 1 on a line; items fall with their row, so the ranking is 0, 1, 2, 3, 4, without the excluded 1.
+    source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
+    judged = HeldOut(np.array([0]), lists_of([[0, 3, 4]]), lists_of([[1]]))
+    found = evaluate(source, source.model("dot"), judged, Evaluate(k=[1, 3], select="ndcg@1"), np.asarray)
+    # The ranking 0, 2, 3 hits at ranks 1 and 3: 1 + 1/log2(4) = 1.5 of 1 + 1/log2(3) + 1/log2(4) = 2.130930.
+    assert found == pytest.approx(
+        {"recall@1": 1 / 3, "ndcg@1": 1.0, "recall@3": 2 / 3, "ndcg@3": 0.703918, "queries": 1}, abs=1e-6
+    )
+
+
+def test_no_queries_give_metrics_of_zero() -> None:
+    source = SOURCES["no ties"]
+    none = HeldOut(np.empty(0, np.int64), lists_of([]), lists_of([]))
+    found = evaluate(source, source.model("cosine"), none, Evaluate(k=[10]), np.asarray)
+    assert found == {"recall@10": 0.0, "ndcg@10": 0.0, "queries": 0}
+
+
+def test_a_zero_vector_ranks_without_a_warning() -> None:
+    source = Vectors(np.zeros((1, DIM), np.float32), random_rows(5, DIM, seed=1))
+    items_QK, _ = rank_items(source, source.model("cosine"), np.array([0]), lists_of([[]]), depth=5)
+    assert items_QK.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_a_split_that_cannot_be_read_is_refused(data: Path, tmp_path: Path) -> None:
+    manifest: Manifest = read_manifest(data)
+    with pytest.raises(InputError, match="no such file"):
+        load_held_out(ShardReader(tmp_path, manifest), manifest, "test", ["train"], 0, 1)

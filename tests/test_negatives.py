@@ -1,0 +1,92 @@
+"""Negatives: drawn by position and never by worker, as often as the job says."""
+
+import numpy as np
+import pytest
+from builders import make_interactions
+
+from kvstore.arrays import FloatArray, IntArray
+from trainer.data.shards import Share
+from trainer.job import Negatives
+from trainer.negatives import Sampler
+
+COUNTS = np.array([0, 1000, 400, 0, 50, 1, 9, 200, 30, 5])
+ITEMS = len(COUNTS)
+
+
+def sampler(seed: int = 1, counts_N: IntArray = COUNTS, **spec: object) -> Sampler:
+    return Sampler(Negatives(**spec), len(counts_N), counts_N, seed)
+
+
+def share_of(positions_B: IntArray, global_size: int | None = None) -> Share:
+    zeros = np.zeros(len(positions_B), np.int64)
+    return Share(make_interactions(zeros, zeros), positions_B, global_size or len(positions_B))
+
+
+def assert_frequencies(rows_N: IntArray, probability_N: FloatArray) -> None:
+    """Hold the counts of ``rows_N`` against the chi-square distribution, five standard deviations wide."""
+    expected_N = probability_N / probability_N.sum() * len(rows_N)
+    found_N = np.bincount(rows_N, minlength=len(expected_N))
+    degrees = len(expected_N) - 1
+    assert ((found_N - expected_N) ** 2 / expected_N).sum() < degrees + 5 * (2 * degrees) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_examples_meet_the_same_negatives_whoever_holds_them(kind: str, sampling: str, workers: int) -> None:
+    draw = sampler(kind=kind, count=5, sampling=sampling).draw
+    positions_B = np.random.default_rng(0).permutation(24)
+    whole_N = draw(share_of(positions_B), epoch=1, step=2)
+    for worker in range(workers):
+        part_N = draw(share_of(positions_B[worker::workers], 24), epoch=1, step=2)
+        expected_N = whole_N if kind == "shared" else whole_N.reshape(24, 5)[worker::workers].ravel()
+        np.testing.assert_array_equal(part_N, expected_N)
+
+
+@pytest.mark.parametrize(("kind", "length"), [("shared", 6), ("each", 18)])
+def test_draws_are_rows_in_the_documented_number(kind: str, length: int) -> None:
+    rows_N = sampler(kind=kind, count=6).draw(share_of(np.arange(3)), epoch=0, step=0)
+    assert rows_N.dtype == np.int64
+    assert rows_N.shape == (length,)
+    assert ((rows_N >= 0) & (rows_N < ITEMS)).all()
+
+
+def test_each_example_and_each_slot_has_draws_of_its_own() -> None:
+    rows_BN = sampler(kind="each", count=50, counts_N=np.ones(10**6)).draw(share_of(np.arange(40)), 0, 0)
+    assert len(np.unique(rows_BN)) > 0.99 * 2000
+
+
+@pytest.mark.parametrize("kind", ["shared", "each"])
+def test_draws_repeat_and_differ_by_seed_epoch_and_step(kind: str) -> None:
+    def draw(seed: int = 1, epoch: int = 1, step: int = 1) -> IntArray:
+        many = sampler(seed, np.ones(10**6), kind=kind, count=100)
+        return many.draw(share_of(np.arange(4)), epoch, step)
+
+    np.testing.assert_array_equal(draw(), draw())
+    for other_N in (draw(seed=2), draw(epoch=2), draw(step=2)):
+        assert (draw() == other_N).sum() < 5
+
+
+@pytest.mark.parametrize("kind", ["shared", "each"])
+def test_uniform_sampling_draws_all_items_equally_often(kind: str) -> None:
+    rows_N = sampler(kind=kind, count=20_000, sampling="uniform").draw(share_of(np.arange(2)), 0, 0)
+    assert_frequencies(rows_N, np.ones(ITEMS))
+
+
+@pytest.mark.parametrize("power", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize("kind", ["shared", "each"])
+def test_popularity_sampling_draws_by_the_power_of_counts_and_unseen_items_as_if_seen_once(
+    kind: str, power: float
+) -> None:
+    draw = sampler(kind=kind, count=50_000, sampling="popularity", power=power).draw
+    rows_N = draw(share_of(np.arange(2)), 0, 0)
+    assert_frequencies(rows_N, np.maximum(COUNTS, 1) ** power)
+    assert {0, 3} <= set(rows_N), "items that were never seen are drawn"
+
+
+@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+def test_an_empty_share_draws_none(kind: str, sampling: str) -> None:
+    rows_N = sampler(kind=kind, count=5, sampling=sampling).draw(share_of(np.empty(0, np.int64), 8), 0, 0)
+    assert rows_N.shape == (0,)
+    assert rows_N.dtype == np.int64

@@ -1,0 +1,170 @@
+"""Lazy updates: the formulas in float64, and that nothing but active rows moves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numba
+import numpy as np
+import pytest
+from builders import random_rows
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import DivergedError
+from kvstore.optimizers import KINDS, LazyOptimizer, OptimizerKind, OptimizerSpec, make_optimizer, state_bytes_per_row
+
+ROWS, DIM = 12, 5
+
+
+class Reference:
+    """Row updates in float64, one row and one formula at a time, with hyperparameters as float32 holds them."""
+
+    def __init__(self, spec: OptimizerSpec, weights_ND: FloatArray) -> None:
+        names = ("learning_rate", "weight_decay", "epsilon", "beta1", "beta2")
+        self.rate, self.decay, self.epsilon, self.beta1, self.beta2 = (
+            float(np.float32(getattr(spec, name))) for name in names
+        )
+        self.kind = spec.kind
+        self.weights_ND = weights_ND.astype(np.float64)
+        self.first_ND, self.second_ND = np.zeros_like(self.weights_ND), np.zeros_like(self.weights_ND)
+        self.squares_N = np.zeros(len(weights_ND))
+        self.updates_N = np.zeros(len(weights_ND), dtype=int)
+
+    def update(self, rows_A: IntArray, gradient_AD: FloatArray) -> None:
+        for row, gradient_D in zip(rows_A, gradient_AD.astype(np.float64), strict=True):
+            decayed_D = gradient_D + self.decay * self.weights_ND[row]
+            self.weights_ND[row] -= self.rate * self.direction(row, decayed_D)
+
+    def direction(self, row: int, g_D: FloatArray) -> FloatArray:
+        if self.kind == "sgd":
+            return g_D
+        if self.kind == "adagrad":
+            self.second_ND[row] += g_D**2
+            return g_D / (np.sqrt(self.second_ND[row]) + self.epsilon)
+        if self.kind == "rowwise_adagrad":
+            self.squares_N[row] += np.mean(g_D**2)
+            return g_D / (np.sqrt(self.squares_N[row]) + self.epsilon)
+        self.updates_N[row] += 1
+        self.first_ND[row] = self.beta1 * self.first_ND[row] + (1 - self.beta1) * g_D
+        self.second_ND[row] = self.beta2 * self.second_ND[row] + (1 - self.beta2) * g_D**2
+        first_D = self.first_ND[row] / (1 - self.beta1 ** self.updates_N[row])
+        second_D = self.second_ND[row] / (1 - self.beta2 ** self.updates_N[row])
+        return first_D / (np.sqrt(second_D) + self.epsilon)
+
+
+def spec_of(kind: OptimizerKind, weight_decay: float = 0.0) -> OptimizerSpec:
+    return OptimizerSpec(kind, learning_rate=0.05, weight_decay=weight_decay, epsilon=1e-3)
+
+
+def state_bytes(optimizer: LazyOptimizer, rows: IntArray) -> dict[str, bytes]:
+    return {name: values[rows].tobytes() for name, values in optimizer.state.items()}
+
+
+@contextmanager
+def numba_threads(count: int) -> Iterator[None]:
+    before = numba.get_num_threads()
+    numba.set_num_threads(count)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_follows_its_formula_over_several_steps(kind: OptimizerKind, weight_decay: float) -> None:
+    spec = spec_of(kind, weight_decay)
+    weights_ND = random_rows(ROWS, DIM, seed=1)
+    reference = Reference(spec, weights_ND)
+    optimizer = make_optimizer(spec, ROWS, DIM)
+    rng = np.random.default_rng(2)
+    for step in range(8):
+        rows_A = np.sort(rng.choice(ROWS, size=5, replace=False))
+        gradient_AD = random_rows(len(rows_A), DIM, seed=10 + step)
+        optimizer.update(weights_ND, rows_A, gradient_AD)
+        reference.update(rows_A, gradient_AD)
+        np.testing.assert_allclose(weights_ND, reference.weights_ND, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inactive_rows_and_their_state_keep_every_bit(kind: OptimizerKind) -> None:
+    weights_ND = random_rows(ROWS, DIM, seed=1)
+    optimizer = make_optimizer(spec_of(kind, weight_decay=0.1), ROWS, DIM)
+    optimizer.update(weights_ND, np.arange(ROWS), random_rows(ROWS, DIM, seed=2))  # so that no state is zero
+    active = np.array([0, 3, 4, 11])
+    inactive = np.setdiff1d(np.arange(ROWS), active)
+    weights_before, state_before = weights_ND[inactive].tobytes(), state_bytes(optimizer, inactive)
+    active_before = weights_ND[active].copy()
+    for step in range(3):
+        optimizer.update(weights_ND, active, random_rows(len(active), DIM, seed=3 + step))
+    assert weights_ND[inactive].tobytes() == weights_before
+    assert state_bytes(optimizer, inactive) == state_before
+    assert (weights_ND[active] != active_before).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weight_decay_pulls_active_rows_towards_zero_and_no_others(kind: OptimizerKind) -> None:
+    weights_ND = np.full((ROWS, DIM), 2.0, dtype=np.float32)
+    optimizer = make_optimizer(spec_of(kind, weight_decay=0.5), ROWS, DIM)
+    active = np.array([2, 7])
+    optimizer.update(weights_ND, active, np.zeros((2, DIM), np.float32))
+    assert (weights_ND[active] < 2.0).all()
+    assert (np.delete(weights_ND, active, axis=0) == 2.0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_push_of_no_rows_changes_nothing(kind: OptimizerKind) -> None:
+    weights_ND = random_rows(ROWS, DIM, seed=1)
+    optimizer = make_optimizer(spec_of(kind, weight_decay=0.1), ROWS, DIM)
+    optimizer.update(weights_ND, np.arange(ROWS), random_rows(ROWS, DIM, seed=2))
+    weights_before, state_before = weights_ND.tobytes(), state_bytes(optimizer, np.arange(ROWS))
+    optimizer.update(weights_ND, np.empty(0, np.int64), np.empty((0, DIM), np.float32))
+    assert weights_ND.tobytes() == weights_before
+    assert state_bytes(optimizer, np.arange(ROWS)) == state_before
+
+
+def test_a_row_first_active_at_step_ten_moves_under_adam_as_one_at_step_one() -> None:
+    weights_ND = np.tile(random_rows(1, DIM, seed=1), (2, 1))
+    start_D, gradient_1D = weights_ND[0].copy(), random_rows(1, DIM, seed=2)
+    optimizer = make_optimizer(spec_of("adam"), 2, DIM)
+    optimizer.update(weights_ND, np.array([0]), gradient_1D)
+    early_D = weights_ND[0].copy()
+    for _ in range(8):
+        optimizer.update(weights_ND, np.array([0]), gradient_1D)
+    optimizer.update(weights_ND, np.array([0, 1]), np.tile(gradient_1D, (2, 1)))
+    np.testing.assert_array_equal(weights_ND[1], early_D)
+    # The first step of Adam is the learning rate against the gradient's sign, but for epsilon.
+    np.testing.assert_allclose(weights_ND[1], start_D - 0.05 * np.sign(gradient_1D[0]), atol=2e-3)
+    assert optimizer.state["steps"].tolist() == [10, 1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30], ids=["nan", "inf", "minus inf", "square overflows"])
+@pytest.mark.parametrize("kind", ["adam"])
+def test_a_gradient_that_is_not_finite_raises_and_counts_its_rows(kind: OptimizerKind, value: float) -> None:
+    weights_ND = random_rows(ROWS, DIM, seed=1)
+    gradient_AD = random_rows(6, DIM, seed=2)
+    gradient_AD[1, 0] = gradient_AD[4, DIM - 1] = value
+    with pytest.raises(DivergedError, match="2 of 6 active rows"):
+        make_optimizer(spec_of(kind), ROWS, DIM).update(weights_ND, np.arange(6), gradient_AD)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_thread_and_all_threads_give_the_same_bits(kind: OptimizerKind) -> None:
+    rows, dim = 1001, 33
+    results = []
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        weights_ND = random_rows(rows, dim, seed=1)
+        optimizer = make_optimizer(spec_of(kind, weight_decay=0.01), rows, dim)
+        with numba_threads(threads):
+            for step in range(3):
+                active = np.arange(step, rows, 2)
+                optimizer.update(weights_ND, active, random_rows(len(active), dim, seed=2 + step))
+        results.append((weights_ND.tobytes(), state_bytes(optimizer, np.arange(rows))))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_bytes_per_row_are_those_that_are_held(kind: OptimizerKind, dim: int) -> None:
+    state = make_optimizer(spec_of(kind), ROWS, dim).state
+    assert all(len(values) == ROWS for values in state.values())
+    assert sum(values.nbytes for values in state.values()) == ROWS * state_bytes_per_row(kind, dim)

@@ -1,0 +1,106 @@
+"""Reading ahead: order, errors at their place, and a thread that stops."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from trainer.data.read_ahead import ReadAhead
+
+PATIENCE_SECONDS = 30
+
+
+class Source:
+    """Numbers 0, 1, … up to ``count``; it says how many were drawn, and raises in place of number ``fails_at``."""
+
+    def __init__(self, count: int, fails_at: int | None = None) -> None:
+        self.drawn = 0
+        self.thread: threading.Thread | None = None
+        self._count = count
+        self._fails_at = fails_at
+        self._changed = threading.Condition()
+
+    def __iter__(self) -> Iterator[int]:
+        self.thread = threading.current_thread()
+        for number in range(self._count):
+            if number == self._fails_at:
+                raise OSError(f"number {number} cannot be read")
+            with self._changed:
+                self.drawn += 1
+                self._changed.notify()
+            yield number
+
+    def wait_until_drawn(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.drawn >= count, timeout=PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7])
+def test_values_come_in_the_order_of_the_source(depth: int) -> None:
+    with ReadAhead(range(500), depth) as ahead:
+        assert list(ahead) == list(range(500))
+
+
+def test_an_empty_source_ends_at_once() -> None:
+    with ReadAhead([]) as ahead:
+        assert list(ahead) == []
+
+
+def test_the_source_is_read_in_a_thread_of_its_own_before_it_is_asked_for() -> None:
+    source = Source(10)
+    with ReadAhead(source, depth=3):
+        source.wait_until_drawn(3)
+        assert source.thread is not threading.current_thread()
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 5])
+def test_an_error_is_raised_in_the_foreground_where_its_value_would_have_come(fails_at: int) -> None:
+    with ReadAhead(Source(10, fails_at)) as ahead:
+        values = iter(ahead)
+        assert [next(values) for _ in range(fails_at)] == list(range(fails_at))
+        with pytest.raises(OSError, match=f"number {fails_at} cannot be read"):
+            next(values)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 10])
+def test_leaving_early_stops_the_thread(taken: int) -> None:
+    source = Source(10**9)
+    with ReadAhead(source) as ahead:
+        values = iter(ahead)
+        assert [next(values) for _ in range(taken)] == list(range(taken))
+        source.wait_until_drawn(taken + 1)
+    assert source.thread is not None
+    assert not source.thread.is_alive()
+
+
+def test_an_error_in_the_block_stops_the_thread_too() -> None:
+    source = Source(10**9)
+
+    def fail_inside() -> None:
+        with ReadAhead(source) as ahead:
+            next(iter(ahead))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
+    assert source.thread is not None
+    assert not source.thread.is_alive()
+
+
+def test_an_error_that_nobody_came_to_does_not_keep_the_thread() -> None:
+    source = Source(10, fails_at=3)
+    with ReadAhead(source, depth=1):
+        source.wait_until_drawn(2)
+    assert source.thread is not None
+    assert not source.thread.is_alive()
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_no_more_is_drawn_than_the_depth_and_the_value_that_waits_for_room(depth: int) -> None:
+    source = Source(10_000)
+    with ReadAhead(source, depth) as ahead:
+        values = iter(ahead)
+        for taken in range(100):
+            source.wait_until_drawn(taken + depth + 1)
+            assert source.drawn <= taken + depth + 1
+            next(values)

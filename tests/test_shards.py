@@ -1,0 +1,327 @@
+"""The order of interactions: each once an epoch, whoever reads, wherever a run resumes; and what a reader refuses."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import (
+    ITEM,
+    QUERY,
+    SplitFiles,
+    interaction_table,
+    make_interactions,
+    numbered_interactions,
+    write_data_set,
+    write_groups,
+)
+
+from kvstore.arrays import IntArray
+from kvstore.errors import InputError
+from trainer.data.manifest import Manifest, Split, read_manifest
+from trainer.data.shards import Interactions, RowGroup, Schedule, ShardReader, Share
+
+QUERIES, ITEMS = 11, 13
+UNEVEN = [[40, 7, 31], [90], [1, 1, 58, 20], [0, 5], [12, 12, 12, 12]]
+ROWS = sum(map(sum, UNEVEN))
+WORKERS = [1, 2, 3, 5]
+
+Example = tuple[int, int, int]
+
+
+@pytest.fixture(scope="module")
+def uneven_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uneven")
+    write_data_set(folder, {"train": numbered_interactions(UNEVEN, QUERIES, ITEMS)}, queries=QUERIES, items=ITEMS)
+    return folder
+
+
+def schedule_of(folder: Path, **changes: int) -> Schedule:
+    manifest = read_manifest(folder)
+    options = {"batch_size": 32, "lanes": 4, "window": 50, "seed": 1, **changes}
+    return Schedule(ShardReader(folder, manifest), manifest.splits["train"], **options)
+
+
+def numbers(interactions: Interactions) -> IntArray:
+    """Which interactions these are: their weights say."""
+    return interactions.weight_N.astype(np.int64)
+
+
+def examples_of(share: Share) -> list[Example]:
+    rows = share.interactions
+    return list(zip(rows.query_N.tolist(), rows.item_N.tolist(), numbers(rows).tolist(), strict=True))
+
+
+def global_batches(schedule: Schedule, epoch: int, workers: int, first_step: int = 0) -> list[dict[int, Example]]:
+    """The examples of each step by their positions, from the shares of all workers."""
+    steps: list[dict[int, Example]] = []
+    shares = [schedule.shares(epoch, first_step, rank, workers) for rank in range(workers)]
+    for shares_of_step in zip(*shares, strict=True):  # strict: all workers take the same number of steps
+        (global_size,) = {share.global_size for share in shares_of_step}
+        positions = [position for share in shares_of_step for position in share.positions_B.tolist()]
+        assert sorted(positions) == list(range(global_size))
+        steps.append(dict(zip(positions, [e for share in shares_of_step for e in examples_of(share)], strict=True)))
+    return steps
+
+
+def order(schedule: Schedule, epoch: int = 0) -> IntArray:
+    """The interactions of an epoch in the order in which one worker meets them."""
+    return np.concatenate([numbers(share.interactions) for share in schedule.shares(epoch, 0, 0, 1)])
+
+
+@pytest.mark.parametrize("options", [{}, {"lanes": 1}, {"lanes": 100}, {"window": 1}, {"window": 10**6}], ids=str)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_every_interaction_is_read_exactly_once_an_epoch(uneven_data: Path, workers: int, options: dict) -> None:
+    batches = global_batches(schedule_of(uneven_data, **options), 0, workers)
+    read = Counter(example for batch in batches for example in batch.values())
+    assert read == Counter((n % QUERIES, n * 7 % ITEMS, n) for n in range(ROWS))
+
+
+@pytest.mark.parametrize("batch_size", [1, 32, ROWS, 10**6])
+@pytest.mark.parametrize("workers", WORKERS)
+def test_every_worker_takes_the_same_number_of_steps(uneven_data: Path, workers: int, batch_size: int) -> None:
+    schedule = schedule_of(uneven_data, batch_size=batch_size)
+    assert schedule.steps == -(-ROWS // batch_size)
+    for rank in range(workers):
+        assert len(list(schedule.shares(0, 0, rank, workers))) == schedule.steps
+
+
+@pytest.mark.parametrize("workers", WORKERS[1:])
+def test_a_global_batch_and_its_positions_do_not_depend_on_the_number_of_workers(
+    uneven_data: Path, workers: int
+) -> None:
+    schedule = schedule_of(uneven_data)
+    for epoch in (0, 3):
+        assert global_batches(schedule, epoch, workers) == global_batches(schedule, epoch, 1)
+
+
+def test_global_batches_have_about_the_batch_size(uneven_data: Path) -> None:
+    schedule = schedule_of(uneven_data)
+    sizes = [len(batch) for batch in global_batches(schedule, 0, 1)]
+    assert sum(sizes) == ROWS
+    assert max(sizes) - min(sizes) <= 2 * 4  # a lane's share moves by at most one
+
+
+def test_a_worker_beyond_the_lanes_takes_empty_shares(uneven_data: Path) -> None:
+    shares = list(schedule_of(uneven_data, lanes=2).shares(0, 0, rank=2, workers=3))
+    assert shares
+    for share in shares:
+        assert len(share.interactions) == len(share.positions_B) == 0
+        assert share.global_size > 0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_starting_at_a_step_gives_the_shares_that_going_there_gives(uneven_data: Path, workers: int) -> None:
+    schedule = schedule_of(uneven_data)
+    whole = global_batches(schedule, 1, workers)
+    for first_step in range(schedule.steps + 1):
+        assert global_batches(schedule, 1, workers, first_step) == whole[first_step:]
+
+
+def test_starting_at_a_step_gives_each_worker_its_examples_in_the_same_order(uneven_data: Path) -> None:
+    schedule = schedule_of(uneven_data)
+    whole = list(schedule.shares(1, 0, 0, 2))
+    for share, resumed in zip(whole[5:], schedule.shares(1, 5, 0, 2), strict=True):
+        assert examples_of(resumed) == examples_of(share)
+        np.testing.assert_array_equal(resumed.positions_B, share.positions_B)
+
+
+def test_starting_at_a_step_reads_no_window_that_came_before_it(tmp_path: Path) -> None:
+    one_group_a_file = numbered_interactions([[20]] * 5, QUERIES, ITEMS)
+    manifest = write_data_set(tmp_path, {"train": one_group_a_file}, queries=QUERIES, items=ITEMS)
+    options = {"batch_size": 20, "lanes": 1, "window": 20, "seed": 1}
+    schedule = Schedule(ShardReader(tmp_path, manifest), manifest.splits["train"], **options)
+    for group in schedule.deal(0)[0][:3]:
+        group.path.unlink()
+    assert [len(share.interactions) for share in schedule.shares(0, 3, 0, 1)] == [20, 20]
+
+
+def test_the_same_seed_repeats_and_another_seed_or_epoch_differs(uneven_data: Path) -> None:
+    first_N = order(schedule_of(uneven_data))
+    np.testing.assert_array_equal(order(schedule_of(uneven_data)), first_N)
+    for other_N in (order(schedule_of(uneven_data, seed=2)), order(schedule_of(uneven_data), epoch=1)):
+        assert (first_N == other_N).mean() < 0.1
+
+
+def test_row_groups_are_dealt_to_lanes_anew_each_epoch_and_evenly(uneven_data: Path) -> None:
+    schedule = schedule_of(uneven_data)
+    largest = max(map(max, UNEVEN))
+    for epoch in range(5):
+        dealt = schedule.deal(epoch)
+        rows = [sum(group.rows for group in lane) for lane in dealt]
+        assert sum(rows) == ROWS
+        assert max(rows) - min(rows) <= largest
+        assert dealt != schedule.deal(epoch + 1)
+
+
+def test_a_window_mixes_the_row_groups_that_it_holds(tmp_path: Path) -> None:
+    files = numbered_interactions([[100] * 8], QUERIES, ITEMS)
+    write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
+    order_N = order(schedule_of(tmp_path, lanes=1, window=400))
+    for half_N in (order_N[:400], order_N[400:]):
+        groups, rows = np.unique(half_N // 100, return_counts=True)
+        assert rows.tolist() == [100] * 4, "a window holds four whole row groups"
+        for quarter_N in np.split(half_N, 4):
+            found, counts = np.unique(quarter_N // 100, return_counts=True)
+            assert found.tolist() == groups.tolist()
+            assert counts.min() > 10
+    assert (np.diff(order_N) == 1).mean() < 0.02
+
+
+def test_a_window_smaller_than_a_row_group_still_shuffles_within_it(tmp_path: Path) -> None:
+    write_data_set(
+        tmp_path, {"train": numbered_interactions([[200] * 2], QUERIES, ITEMS)}, queries=QUERIES, items=ITEMS
+    )
+    order_N = order(schedule_of(tmp_path, lanes=1, window=1))
+    for half_N in np.split(order_N, 2):
+        assert len(np.unique(half_N // 200)) == 1
+        assert (np.diff(half_N) == 1).mean() < 0.05
+
+
+def test_an_empty_split_has_one_step_of_nothing(tmp_path: Path) -> None:
+    empty = Split(files=[])
+    reader = ShardReader(tmp_path, Manifest(query=QUERY, item=ITEM, entities={}, splits={"train": empty}))
+    schedule = Schedule(reader, empty, batch_size=4, lanes=4, window=10, seed=1)
+    (share,) = schedule.shares(0, 0, 0, 1)
+    assert (len(share.interactions), share.global_size) == (0, 0)
+
+
+def test_reading_all_of_a_split_gives_its_rows_in_the_order_of_the_manifest(uneven_data: Path) -> None:
+    manifest = read_manifest(uneven_data)
+    reader = ShardReader(uneven_data, manifest)
+    rows = [numbers(part) for part in reader.read_all(manifest.splits["train"])]
+    assert [len(part) for part in rows] == [size for sizes in UNEVEN for size in sizes if size]
+    np.testing.assert_array_equal(np.concatenate(rows), np.arange(ROWS))
+
+
+def test_a_reader_goes_on_after_more_files_than_it_keeps_open(tmp_path: Path) -> None:
+    files = numbered_interactions([[1]] * 70, QUERIES, ITEMS)
+    manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
+    reader = ShardReader(tmp_path, manifest)
+    for _ in range(2):
+        rows = [numbers(part)[0] for part in reader.read_all(manifest.splits["train"])]
+        assert rows == list(range(70))
+    reader.close()
+
+
+GOOD: SplitFiles = [[make_interactions(range(5), range(5)), make_interactions(range(4), range(4))]]
+SECOND_GROUP = "train/part-00000.parquet, row group 1"
+
+
+def replace_second_group(**columns: pa.Array) -> Callable[[Path], None]:
+    """Spoils a file by other columns in its second row group. A column's type is one for the whole file."""
+
+    def spoil(path: Path) -> None:
+        first, second = (interaction_table(group) for group in GOOD[0])
+        for name, column in columns.items():
+            place = second.column_names.index(name)
+            second = second.set_column(place, name, column)
+            first = first.set_column(place, name, first.column(name).cast(column.type))
+        write_groups(path, [first, second])
+
+    return spoil
+
+
+def drop_weights(path: Path) -> None:
+    write_groups(path, [interaction_table(group).drop_columns("weight") for group in GOOD[0]])
+
+
+def shorten_second_group(path: Path) -> None:
+    first, second = (interaction_table(group) for group in GOOD[0])
+    write_groups(path, [first, second.slice(0, 3)])
+
+
+def drop_second_group(path: Path) -> None:
+    write_groups(path, [interaction_table(GOOD[0][0])])
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def spoil_pages(path: Path) -> None:
+    """Overwrite the pages of the second row group's first column."""
+    column = pq.read_metadata(path).row_group(1).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (drop_weights, f"has the columns ['{QUERY}', '{ITEM}'], but expected ['{QUERY}', '{ITEM}', 'weight']"),
+        (replace_second_group(track=pa.array(range(4), pa.int32())), "column 'track' has int32, but expected int64"),
+        (replace_second_group(weight=pa.array([1.0] * 4)), "column 'weight' has double, but expected float"),
+        (replace_second_group(track=pa.array([0, 1, None, 2])), "column 'track' has 1 nulls"),
+        (
+            replace_second_group(weight=pa.array([1, None, None, 1], pa.float32())),
+            "column 'weight' has 2 nulls, but expected float without nulls",
+        ),
+        (
+            replace_second_group(customer=pa.array([0, 1, 2, QUERIES])),
+            f"column 'customer' has rows from 0 to {QUERIES}, but the vocabulary has rows 0 to {QUERIES - 1}",
+        ),
+        (replace_second_group(track=pa.array([0, 1, 2, ITEMS])), f"has rows from 0 to {ITEMS}"),
+        (replace_second_group(track=pa.array([0, -1, 2, 3])), "column 'track' has rows from -1 to 3"),
+        (
+            replace_second_group(weight=pa.array([1, float("nan"), 1, 1], pa.float32())),
+            "column 'weight' has values that are not finite",
+        ),
+        (
+            replace_second_group(weight=pa.array([1, float("inf"), 1, 1], pa.float32())),
+            "column 'weight' has values that are not finite",
+        ),
+        (shorten_second_group, "has 3 rows, but the manifest says 4"),
+        (drop_second_group, "cannot be read"),
+        (truncate, "cannot be read"),
+        (spoil_pages, "cannot be read"),
+    ],
+    ids=[
+        "missing column",
+        "column of another integer type",
+        "column of another float type",
+        "null row",
+        "null weight",
+        "query outside the vocabulary",
+        "item outside the vocabulary",
+        "negative row",
+        "weight not a number",
+        "infinite weight",
+        "row group shorter than in the manifest",
+        "row group missing",
+        "truncated file",
+        "damaged pages",
+    ],
+)
+def test_a_damaged_shard_is_refused_by_file_and_row_group(
+    tmp_path: Path, spoil: Callable[[Path], None], expected: str
+) -> None:
+    manifest = write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
+    path = tmp_path / "train" / "part-00000.parquet"
+    spoil(path)
+    with pytest.raises(InputError) as caught:
+        ShardReader(tmp_path, manifest).read(RowGroup(path, 1, 4))
+    assert expected in str(caught.value)
+    assert f"{tmp_path}/{SECOND_GROUP}: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_shard_is_refused_by_its_name(tmp_path: Path) -> None:
+    manifest = write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(InputError, match=r"train/part-00000.parquet: no such file, but the manifest lists it"):
+        list(ShardReader(tmp_path, manifest).read_all(manifest.splits["train"]))
+
+
+def test_a_damaged_shard_ends_the_epoch_of_whoever_reads_it(tmp_path: Path) -> None:
+    write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
+    shorten_second_group(tmp_path / "train" / "part-00000.parquet")
+    shares = schedule_of(tmp_path, lanes=2).shares(0, 0, 0, 1)
+    with pytest.raises(InputError, match="has 3 rows, but the manifest says 4"):
+        list(shares)

@@ -1,0 +1,194 @@
+"""What every row store promises, and that a step in process costs by its active rows, not by its tables."""
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+
+import numpy as np
+import pytest
+from builders import random_rows
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import StoreError
+from kvstore.local import LocalStore
+from kvstore.optimizers import OptimizerSpec
+from kvstore.store import RowGradient, RowStore, TableSpec, Traffic
+
+STORES: dict[str, Callable[[], RowStore]] = {"LocalStore": LocalStore}
+TABLES = [TableSpec("customer", rows=50, dim=4, scale=0.1), TableSpec("track", rows=30, dim=3, scale=0.5)]
+SGD = OptimizerSpec("sgd", learning_rate=1.0)
+
+OpenStore = Callable[..., RowStore]
+
+
+@pytest.fixture(params=STORES.values(), ids=STORES)
+def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
+    """Opens stores of one kind, their tables made, and closes them at the end."""
+    with ExitStack() as stack:
+
+        def open_one(tables: list[TableSpec] = TABLES, optimizer: OptimizerSpec = SGD, seed: int = 1) -> RowStore:
+            store = stack.enter_context(closing(request.param()))
+            store.create(tables, optimizer, seed)
+            return store
+
+        yield open_one
+
+
+def everything(store: RowStore) -> dict[str, FloatArray]:
+    return store.pull({table.name: np.arange(table.rows) for table in TABLES})
+
+
+def step_of(store: RowStore, **rows: IntArray) -> dict[str, RowGradient]:
+    """A step for all tables: random gradients of the given rows, no rows of the others. The same each time."""
+    gradients = {}
+    for table in TABLES:
+        rows_A = rows.get(table.name, np.empty(0, np.int64))
+        values_AD = random_rows(len(rows_A), table.dim, seed=7) / np.float32(store.workers)
+        gradients[table.name] = RowGradient(rows_A, values_AD)
+    return gradients
+
+
+def test_fresh_rows_have_the_scale_of_their_table(open_store: OpenStore) -> None:
+    for table, block_AD in zip(TABLES, everything(open_store()).values(), strict=True):
+        assert block_AD.dtype == np.float32
+        assert block_AD.shape == (table.rows, table.dim)
+        assert block_AD.std() == pytest.approx(table.scale, rel=0.25)
+
+
+def test_a_seed_gives_the_same_rows_again_and_another_gives_others(open_store: OpenStore) -> None:
+    first, again, other = (everything(open_store(seed=seed)) for seed in (1, 1, 2))
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+        assert (first[name] != other[name]).mean() > 0.9
+
+
+def test_the_rows_of_a_table_do_not_depend_on_the_tables_beside_it(open_store: OpenStore) -> None:
+    both, alone = everything(open_store()), open_store(tables=TABLES[1:])
+    np.testing.assert_array_equal(alone.pull({"track": np.arange(30)})["track"], both["track"])
+
+
+def test_a_pull_of_some_rows_is_that_part_of_the_table(open_store: OpenStore) -> None:
+    store = open_store()
+    rows = {"customer": np.array([0, 7, 8, 49]), "track": np.array([29])}
+    whole, some = everything(store), store.pull(rows)
+    assert list(some) == list(rows)
+    for name, rows_A in rows.items():
+        np.testing.assert_array_equal(some[name], whole[name][rows_A])
+
+
+def test_a_pull_of_no_rows_keeps_the_columns(open_store: OpenStore) -> None:
+    assert open_store().pull({"customer": np.empty(0, np.int64)})["customer"].shape == (0, 4)
+
+
+def test_pulled_rows_are_copies(open_store: OpenStore) -> None:
+    store = open_store()
+    before = {name: block_AD.copy() for name, block_AD in everything(store).items()}
+    for block_AD in everything(store).values():
+        block_AD[:] = 99.0
+    for name, block_AD in everything(store).items():
+        np.testing.assert_array_equal(block_AD, before[name])
+
+
+def test_a_pull_after_a_push_sees_the_step_and_only_active_rows_moved(open_store: OpenStore) -> None:
+    store = open_store()
+    before = everything(store)
+    rows = {"customer": np.array([0, 13, 49]), "track": np.array([5, 6])}
+    step = step_of(store, **rows)
+    store.push(step)
+    for name, block_AD in everything(store).items():
+        expected_AD = before[name].copy()
+        expected_AD[rows[name]] -= step[name].values_AD * store.workers
+        np.testing.assert_allclose(block_AD[rows[name]], expected_AD[rows[name]], rtol=1e-6, atol=1e-7)
+        inactive = np.setdiff1d(np.arange(len(block_AD)), rows[name])
+        np.testing.assert_array_equal(block_AD[inactive], before[name][inactive])
+
+
+def test_weight_decay_does_not_reach_inactive_rows(open_store: OpenStore) -> None:
+    store = open_store(optimizer=OptimizerSpec("adam", weight_decay=0.5))
+    before = everything(store)
+    for _ in range(2):
+        store.push(step_of(store, customer=np.array([3])))
+    after = everything(store)
+    changed = (after["customer"] != before["customer"]).any(axis=1)
+    assert np.flatnonzero(changed).tolist() == [3]
+    np.testing.assert_array_equal(after["track"], before["track"])
+
+
+def test_a_push_leaves_the_gradients_as_they_were(open_store: OpenStore) -> None:
+    store = open_store(optimizer=OptimizerSpec("adam", weight_decay=0.5))
+    step = step_of(store, customer=np.array([1, 2]))
+    before = {name: gradient.values_AD.copy() for name, gradient in step.items()}
+    store.push(step)
+    for name, gradient in step.items():
+        np.testing.assert_array_equal(gradient.values_AD, before[name])
+
+
+def test_a_push_of_zero_rows_changes_nothing(open_store: OpenStore) -> None:
+    store = open_store(optimizer=OptimizerSpec("adam", weight_decay=0.5))
+    before = everything(store)
+    store.push(step_of(store))
+    for name, block_AD in everything(store).items():
+        np.testing.assert_array_equal(block_AD, before[name])
+
+
+@pytest.mark.parametrize("rows", [[0, 30], [-1, 3], [2**40]], ids=["beyond the end", "negative", "far beyond"])
+def test_rows_outside_a_table_are_refused_by_its_name_and_size(open_store: OpenStore, rows: list[int]) -> None:
+    store = open_store()
+    before = everything(store)
+    rows_A = np.array(rows, dtype=np.int64)
+    with pytest.raises(StoreError, match=r"table 'track': rows .* has rows 0 to 29"):
+        store.pull({"track": rows_A})
+    with pytest.raises(StoreError, match=r"table 'track': rows .* has rows 0 to 29"):
+        store.push({"track": RowGradient(rows_A, np.ones((len(rows_A), 3), np.float32))})
+    for name, block_AD in everything(store).items():
+        np.testing.assert_array_equal(block_AD, before[name])
+
+
+def test_sum_adds_over_the_workers_in_float64(open_store: OpenStore) -> None:
+    store = open_store()
+    values_N = np.array([1.0, -2.5, 1e-12, 2.0**40 + 0.125])
+    total_N = store.sum(values_N)
+    assert total_N.dtype == np.float64
+    np.testing.assert_array_equal(total_N, values_N * store.workers)
+    total_N[:] = 0.0
+    assert values_N[0] == 1.0
+
+
+def test_a_worker_knows_its_rank(open_store: OpenStore) -> None:
+    store = open_store()
+    assert 0 <= store.rank < store.workers
+
+
+def peak_of_a_step(rows: int) -> int:
+    """The most bytes that a pull and a push of 1000 of ``rows`` rows hold at once."""
+    store = LocalStore()
+    store.create([TableSpec("track", rows, 8, 0.1)], OptimizerSpec("rowwise_adagrad", weight_decay=0.1), seed=1)
+    rows_A = np.linspace(0, rows - 1, 1000).astype(np.int64)
+    gradient = RowGradient(rows_A, random_rows(1000, 8, seed=1))
+    store.pull({"track": rows_A})
+    store.push({"track": gradient})
+    tracemalloc.start()
+    try:
+        store.pull({"track": rows_A})
+        store.push({"track": gradient})
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        store.close()
+
+
+def test_a_step_in_process_allocates_by_its_active_rows_whatever_the_size_of_the_table() -> None:
+    small, large = peak_of_a_step(1_000_000), peak_of_a_step(16_000_000)
+    block_bytes = 1000 * 8 * 4
+    assert abs(large - small) < 4096
+    assert large < block_bytes + 16_384
+
+
+def test_traffic_counts_row_ids_with_their_values_and_what_a_dense_push_would_have_been() -> None:
+    traffic = Traffic()
+    traffic.pulled(10, dim=4)
+    traffic.pushed(3, TABLES[0])
+    traffic.pushed(0, TABLES[0])
+    assert (traffic.rows_pulled, traffic.bytes_pulled) == (10, 10 * (8 + 16))
+    assert (traffic.rows_pushed, traffic.bytes_pushed) == (3, 3 * (8 + 16))
+    assert traffic.bytes_pushed_if_dense == 2 * 50 * 4 * 4

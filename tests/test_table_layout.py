@@ -1,0 +1,113 @@
+"""Where rows lie on the servers: each once, each found again, and the popular ones shared out."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from kvstore.layout import SUM_KEY, TableLayout, make_layout
+from kvstore.store import VALUE_BYTES, TableSpec
+
+DIM = 4
+ROW_BYTES = DIM * VALUE_BYTES
+ROWS = [1, 2, 3, 7, 64, 1000]
+SERVERS = [1, 2, 3, 5]
+KEY_BYTES = [ROW_BYTES, 10 * ROW_BYTES, 64 * ROW_BYTES, 2**20]
+
+
+def layout_of(rows: int, servers: int, key_bytes: int) -> TableLayout:
+    (layout,) = make_layout([TableSpec("track", rows, DIM, 0.1)], servers, key_bytes)
+    return layout
+
+
+LAYOUTS = [layout_of(*arguments) for arguments in product(ROWS, SERVERS, KEY_BYTES)]
+every_layout = pytest.mark.parametrize(
+    "layout", LAYOUTS, ids=[f"{layout.table.rows}r-{layout.servers}s-{layout.keys}k" for layout in LAYOUTS]
+)
+
+
+def requests_of(layout: TableLayout) -> list[np.ndarray]:
+    rows = layout.table.rows
+    some = np.flatnonzero(np.random.default_rng(rows).random(rows) < 0.3)
+    return [np.arange(rows), some, np.arange(0, rows, 3), np.array([rows - 1])]
+
+
+def test_the_layouts_tried_have_few_and_many_keys_and_fewer_rows_than_servers() -> None:
+    assert {1, 2} < {layout.keys for layout in LAYOUTS}
+    assert any(layout.table.rows < layout.servers for layout in LAYOUTS)
+
+
+@every_layout
+def test_split_deals_every_row_of_a_request_exactly_once(layout: TableLayout) -> None:
+    for rows_A in requests_of(layout):
+        parts = list(layout.split(rows_A))
+        assert [part.key for part in parts] == list(layout.key_numbers)
+        assert sorted(np.concatenate([part.order_A for part in parts])) == list(range(len(rows_A)))
+        for part in parts:
+            assert len(part.order_A) == len(part.positions_A)
+            assert (np.diff(part.positions_A) > 0).all(), "positions in a key are sorted and unique"
+            assert ((part.positions_A >= 0) & (part.positions_A < layout.key_shape[0])).all()
+
+
+@every_layout
+def test_a_request_of_no_rows_names_every_key(layout: TableLayout) -> None:
+    parts = list(layout.split(np.empty(0, np.int64)))
+    assert [(part.key, len(part.positions_A)) for part in parts] == [(key, 0) for key in layout.key_numbers]
+
+
+@every_layout
+def test_held_rows_are_the_inverse_of_split(layout: TableLayout) -> None:
+    held_by_key = {
+        key: np.concatenate([layout.held_rows(key, server) for server in range(layout.servers)])
+        for key in layout.key_numbers
+    }
+    for rows_A in requests_of(layout):
+        for part in layout.split(rows_A):
+            np.testing.assert_array_equal(held_by_key[part.key][part.positions_A], rows_A[part.order_A])
+    held = np.sort(np.concatenate(list(held_by_key.values())))
+    np.testing.assert_array_equal(held, np.arange(len(held)))  # each once, then the padding
+    assert layout.table.rows <= len(held) < layout.table.rows + layout.ranges
+
+
+@every_layout
+def test_each_server_holds_its_share_of_the_most_popular_rows(layout: TableLayout) -> None:
+    held_by_server = [
+        np.concatenate([layout.held_rows(key, server) for key in layout.key_numbers])
+        for server in range(layout.servers)
+    ]
+    for popular in {1, 2, 10, layout.table.rows // 2, layout.table.rows}:
+        counts = [(held < min(popular, layout.table.rows)).sum() for held in held_by_server]
+        assert max(counts) - min(counts) <= 1
+
+
+@every_layout
+def test_popular_rows_stand_first_in_the_memory_of_their_server(layout: TableLayout) -> None:
+    for key, server in product(layout.key_numbers, range(layout.servers)):
+        held = layout.held_rows(key, server)
+        assert held.shape == (layout.chunk,)
+        assert (np.diff(held) > 0).all()
+        assert held[0] < layout.ranges
+
+
+@pytest.mark.parametrize(("rows", "servers", "key_bytes"), list(product(ROWS, SERVERS, KEY_BYTES)))
+def test_a_key_stays_within_its_bytes_unless_each_server_needs_a_row(rows: int, servers: int, key_bytes: int) -> None:
+    layout = layout_of(rows, servers, key_bytes)
+    rows_of_key, dim = layout.key_shape
+    assert dim == DIM
+    assert rows_of_key * ROW_BYTES <= max(key_bytes, servers * ROW_BYTES)
+
+
+def test_a_table_of_billions_of_parameters_fits_the_largest_key() -> None:
+    (layout,) = make_layout([TableSpec("track", 100_000_000, 64, 0.1)], servers=8)
+    assert layout.keys == 24
+    assert np.prod(layout.key_shape) * VALUE_BYTES <= 2**30
+    assert layout.chunk * layout.ranges >= 100_000_000
+
+
+def test_tables_share_no_key_and_leave_the_one_for_sums_alone() -> None:
+    tables = [TableSpec(name, rows, DIM, 0.1) for name, rows in (("customer", 100), ("track", 7), ("artist", 1))]
+    layouts = make_layout(tables, servers=2, key_bytes=20 * ROW_BYTES)
+    assert [layout.table for layout in layouts] == tables
+    keys = [key for layout in layouts for key in layout.key_numbers]
+    assert keys == list(range(1, len(keys) + 1))
+    assert SUM_KEY not in keys
