@@ -101,7 +101,7 @@ class TableLayout:
 
 
 def make_layout(tables: Sequence[TableSpec], servers: int, key_bytes: int = DEFAULT_KEY_BYTES) -> list[TableLayout]:
-    """Lay ``tables`` out on ``servers`` servers in keys of at most ``key_bytes`` each.
+    """Lay ``tables`` out on ``servers`` servers in keys of at most ``key_bytes`` each, or of one row a server.
 
     Key 0 is kept for sums over workers. Every worker and server computes the same layout from the same arguments.
     """

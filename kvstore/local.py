@@ -63,8 +63,8 @@ class LocalStore:
     def push(self, gradients: Mapping[str, RowGradient]) -> None:
         """Apply one step."""
         for name, gradient in gradients.items():
-            table = self._tables[name]
-            check_rows(table, gradient.rows_A)
+            check_rows(self._tables[name], gradient.rows_A)
+        for name, gradient in gradients.items():
             self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
 
     def sum(self, values_N: FloatArray) -> FloatArray:

@@ -26,6 +26,7 @@ KINDS: tuple[OptimizerKind, ...] = get_args(OptimizerKind)
 
 # Sums may be reordered and multiplications fused, so that rows vectorise; NaN and infinity keep their meaning.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
+_LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,18 @@ def _decayed_square_sum(gradient_D, weight_D, decay):  # type: ignore[no-untyped
     return total
 
 
+@njit(cache=True, inline="always")
+def _is_bad(square_sum):  # type: ignore[no-untyped-def]
+    """Whether a sum of squares is NaN or infinite: where sums may be reordered, ``math.isfinite`` is compiled away."""
+    return not (square_sum <= _LARGEST)
+
+
 @njit(cache=True, parallel=True, fastmath=_FAST)
 def _sgd(weights_ND, rows_A, gradient_AD, rate, decay):  # type: ignore[no-untyped-def]
     bad = 0
     for a in prange(rows_A.shape[0]):
         weight_D, gradient_D = weights_ND[rows_A[a]], gradient_AD[a]
-        if not math.isfinite(_decayed_square_sum(gradient_D, weight_D, decay)):
+        if _is_bad(_decayed_square_sum(gradient_D, weight_D, decay)):
             bad += 1
         for d in range(gradient_D.shape[0]):
             weight_D[d] -= rate * (gradient_D[d] + decay * weight_D[d])
@@ -71,7 +78,7 @@ def _adagrad(weights_ND, rows_A, gradient_AD, squares_ND, rate, decay, epsilon):
     for a in prange(rows_A.shape[0]):
         row = rows_A[a]
         weight_D, gradient_D, squares_D = weights_ND[row], gradient_AD[a], squares_ND[row]
-        if not math.isfinite(_decayed_square_sum(gradient_D, weight_D, decay)):
+        if _is_bad(_decayed_square_sum(gradient_D, weight_D, decay)):
             bad += 1
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
@@ -87,7 +94,7 @@ def _rowwise_adagrad(weights_ND, rows_A, gradient_AD, squares_N, rate, decay, ep
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
         total = _decayed_square_sum(gradient_D, weight_D, decay)
-        if not math.isfinite(total):
+        if _is_bad(total):
             bad += 1
         squares_N[row] += total / np.float32(gradient_D.shape[0])
         step = rate / (math.sqrt(squares_N[row]) + epsilon)
@@ -104,7 +111,7 @@ def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, d
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
         first_D, second_D = first_ND[row], second_ND[row]
-        if not math.isfinite(_decayed_square_sum(gradient_D, weight_D, decay)):
+        if _is_bad(_decayed_square_sum(gradient_D, weight_D, decay)):
             bad += 1
         steps_N[row] += 1
         correction1 = one - np.float32(beta1 ** steps_N[row])

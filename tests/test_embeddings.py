@@ -195,15 +195,45 @@ def test_a_truncated_file_is_refused_by_its_name(written: Path, kept_bytes: int)
 
 def test_a_vocabulary_is_read_in_pieces_across_its_files(vocabularies: dict[str, Vocabulary]) -> None:
     customers = vocabularies[QUERY]
-    for start, stop in ((0, 23), (3, 4), (3, 9), (9, 11), (0, 0), (22, 23)):
+    for start, stop in ((0, 23), (3, 4), (3, 9), (9, 11), (22, 23)):
         table = customers.read(start, stop)
-        if stop > start:
-            assert table.column("row").to_pylist() == list(range(start, stop))
-            assert table.column("id").to_pylist() == CUSTOMER_IDS[start:stop]
-        else:
-            assert table.num_rows == 0
-    with pytest.raises(InputError, match="has no rows 20 to 23, but the manifest says that there are 23"):
+        assert table.column("row").to_pylist() == list(range(start, stop))
+        assert table.column("id").to_pylist() == CUSTOMER_IDS[start:stop]
+    with pytest.raises(InputError, match="does not hold rows 20 to 23 in order, but the manifest says"):
         customers.read(20, 24)
+
+
+def test_a_vocabulary_whose_rows_are_others_is_refused(tmp_path: Path) -> None:
+    entity = write_vocabulary(tmp_path, ITEM, range(9), file_rows=9, group_rows=9)
+    path = tmp_path / entity.files[0]
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, "row", pa.array(range(100, 109))), path)
+    manifest = Manifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
+    with pytest.raises(InputError, match="does not hold rows 0 to 8 in order"):
+        Vocabulary(tmp_path, manifest, ITEM).read(0, 9)
+
+
+def test_embeddings_that_lack_a_file_are_refused(written: Path) -> None:
+    (written / QUERY / "rows-000000000008.parquet").unlink()
+    files = EmbeddingFiles(written)
+    for read in (lambda: files.read(QUERY), lambda: files.vectors(QUERY, np.array([9]))):
+        with pytest.raises(
+            InputError, match=r"expected rows-000000000008\.parquet here: a file of embeddings is missing"
+        ):
+            read()
+
+
+def test_damaged_pages_are_refused_by_file_name(written: Path) -> None:
+    path = written / QUERY / "rows-000000000008.parquet"
+    column = pq.read_metadata(path).row_group(0).column(2)
+    content = bytearray(path.read_bytes())
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content[begin : begin + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+    files = EmbeddingFiles(written)
+    for read in (lambda: files.read(QUERY), lambda: files.vectors(QUERY, np.array([9]))):
+        with pytest.raises(InputError, match=r"rows-000000000008\.parquet: cannot be read"):
+            read()
 
 
 def test_the_counts_of_a_vocabulary_are_in_the_order_of_rows(tmp_path: Path) -> None:

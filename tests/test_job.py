@@ -132,7 +132,14 @@ def test_what_is_not_yaml_is_refused_at_its_line(job_path: Path, text: str, expe
     ],
 )
 def test_a_key_that_stands_twice_is_refused(job_path: Path, text: str, key: str) -> None:
-    assert f"not valid YAML: the key '{key}' stands twice" in refusal(job_path, text)
+    message = refusal(job_path, text)
+    assert f"not valid YAML: the key '{key}' stands twice" in message
+    assert message.startswith(f":{len(text.splitlines())}: ")
+
+
+def test_a_merge_key_is_taken_under_the_section_s_own_keys(job_path: Path) -> None:
+    job_path.write_text(SMALL + "optimizer: {<<: {kind: sgd, learning_rate: 0.5}, learning_rate: 0.25}\n")
+    assert (load_job(job_path).optimizer.kind, load_job(job_path).optimizer.learning_rate) == ("sgd", 0.25)
 
 
 @pytest.mark.parametrize("text", ["", "just words\n", "- name: small\n", "5\n"])

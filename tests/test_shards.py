@@ -239,6 +239,10 @@ def drop_second_group(path: Path) -> None:
     write_groups(path, [interaction_table(GOOD[0][0])])
 
 
+def add_third_group(path: Path) -> None:
+    write_groups(path, [interaction_table(group) for group in (*GOOD[0], GOOD[0][0])])
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
@@ -278,7 +282,8 @@ def spoil_pages(path: Path) -> None:
             "column 'weight' has values that are not finite",
         ),
         (shorten_second_group, "has 3 rows, but the manifest says 4"),
-        (drop_second_group, "cannot be read"),
+        (drop_second_group, "the file has 1 row groups, but the manifest says 2"),
+        (add_third_group, "the file has 3 row groups, but the manifest says 2"),
         (truncate, "cannot be read"),
         (spoil_pages, "cannot be read"),
     ],
@@ -295,6 +300,7 @@ def spoil_pages(path: Path) -> None:
         "infinite weight",
         "row group shorter than in the manifest",
         "row group missing",
+        "row group beyond the manifest",
         "truncated file",
         "damaged pages",
     ],
@@ -306,7 +312,7 @@ def test_a_damaged_shard_is_refused_by_file_and_row_group(
     path = tmp_path / "train" / "part-00000.parquet"
     spoil(path)
     with pytest.raises(InputError) as caught:
-        ShardReader(tmp_path, manifest).read(RowGroup(path, 1, 4))
+        ShardReader(tmp_path, manifest).read(RowGroup(path, 1, 4, 2))
     assert expected in str(caught.value)
     assert f"{tmp_path}/{SECOND_GROUP}: " in str(caught.value)
     assert "\n" not in str(caught.value)

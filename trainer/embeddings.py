@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -51,18 +52,18 @@ def write_embeddings(
 
     Called by every worker; each writes its share of the files.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    _on_first(store, lambda: shutil.rmtree(partial, ignore_errors=True))
+    staging = folder.with_name(f".{folder.name}.partial")
+    _on_first(store, lambda: shutil.rmtree(staging, ignore_errors=True))
     source = StoreVectors(store)
     for table in tables:
-        entity_folder = partial / table.name
+        entity_folder = staging / table.name
         entity_folder.mkdir(parents=True, exist_ok=True)
         starts = range(0, table.rows, FILE_ROWS)
         for start in starts[store.rank :: store.workers]:
-            path = entity_folder / f"rows-{start:012d}.parquet"
+            path = entity_folder / file_name(start)
             _write_file(path, source, table, vocabularies[table.name], start, min(start + FILE_ROWS, table.rows))
     store.barrier()
-    _on_first(store, lambda: _replace(folder, partial))
+    _on_first(store, lambda: _replace(folder, staging))
 
 
 def _on_first(store: RowStore, action: Callable[[], None]) -> None:
@@ -71,12 +72,12 @@ def _on_first(store: RowStore, action: Callable[[], None]) -> None:
     store.barrier()
 
 
-def _replace(folder: Path, partial: Path) -> None:
+def _replace(folder: Path, staging: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    partial.rename(folder)
+    staging.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -122,36 +123,51 @@ class EmbeddingFiles:
         Raises:
             InputError: there is no such entity, or a file is damaged.
         """
-        return pa.concat_tables([file.read(columns=columns) for file in self._files(entity)])
+        files = self._files(entity)
+        return pa.concat_tables([_readable(path, partial(file.read, columns=columns)) for path, file in files])
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Vectors of ``rows_N``."""
         pieces, first = [], 0
-        for file in self._files(entity):
+        for path, file in self._files(entity):
             for index in range(file.num_row_groups):
                 rows = file.metadata.row_group(index).num_rows
                 begin, end = np.searchsorted(rows_N, [first, first + rows])
                 if begin < end:
-                    column = file.read_row_group(index, columns=["vector"]).column("vector")
+                    table = _readable(path, partial(file.read_row_group, index, columns=["vector"]))
+                    column = table.column("vector")
                     pieces.append(vectors_of(column)[rows_N[begin:end] - first])
                 first += rows
         if len(rows_N) and rows_N[-1] >= first:
             raise InputError(f"{self._folder / entity}: has {first} rows, but row {rows_N[-1]} was asked for")
         return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
 
-    def _files(self, entity: str) -> list[pq.ParquetFile]:
+    def _files(self, entity: str) -> list[tuple[Path, pq.ParquetFile]]:
         paths = sorted((self._folder / entity).glob("rows-*.parquet"))
         if not paths:
             raise InputError(
                 f"{self._folder}: has no embeddings of '{entity}'; it has those of {', '.join(self.entities)}"
             )
-        files = []
+        files, first = [], 0
         for path in paths:
-            try:
-                files.append(pq.ParquetFile(path))
-            except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+            file = _readable(path, partial(pq.ParquetFile, path))
+            if path.name != file_name(first):
+                raise InputError(f"{path}: expected {file_name(first)} here: a file of embeddings is missing")
+            files.append((path, file))
+            first += file.metadata.num_rows
         return files
+
+
+def file_name(first_row: int) -> str:
+    """The name of the file that begins at ``first_row``."""
+    return f"rows-{first_row:012d}.parquet"
+
+
+def _readable(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
 
 
 def vectors_of(column: pa.ChunkedArray) -> FloatArray:

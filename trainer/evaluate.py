@@ -123,7 +123,8 @@ def rank_items(
 ) -> tuple[IntArray, FloatArray]:
     """The ``depth`` best items of each query, best first: rows int64 (Q, K), and scores float32 (Q, K).
 
-    Where a query has fewer items to rank, the rest are row -1 with score -inf.
+    Where a query has fewer items to rank, the rest are row -1 with score -inf. Scores leave out what is the same for
+    all items of a query (under euclidean, its own square).
     """
     items = model.item.rows
     best_item_QK = np.full((len(queries_Q), depth), -1, dtype=np.int64)

@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class ReadAhead(Generic[Value]):
-    """Iterates over ``source`` in a background thread, at most ``depth`` values ahead.
+    """Iterates over ``source`` in a background thread: ``depth`` values wait, and one more is being made or offered.
 
     An error of ``source`` is raised in the foreground, where its value would have come. Use it as a context manager:
     leaving it stops the thread.

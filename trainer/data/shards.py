@@ -4,7 +4,10 @@ An epoch's row groups are shuffled and dealt to *lanes*; a worker reads the lane
 workers. Each step takes from each lane its share of the batch, in proportion to the rows the lane has, so that all
 lanes end with the epoch's last step:
 
-    rows of lane l in step t:   ⌊n_l·t/T⌋ up to ⌊n_l·(t+1)/T⌋        T = ⌈rows / batch size⌉ steps an epoch
+    rows of lane l in step t:   c(t) up to c(t+1), where c(t) = ⌊(n_l·t + l·T/L) / T⌋
+                                T = ⌈rows / batch size⌉ steps an epoch, L lanes
+
+The term l·T/L keeps the lanes from rounding up in the same step, so global batches differ little in size.
 
 A global batch, and each example's position in it, thus follow from (seed, epoch, step) alone: neither the number of
 workers nor the point at which a run is resumed changes what a step sees. Every worker takes T steps, every interaction
@@ -34,11 +37,12 @@ _OPEN_FILES = 64
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of a split: its file, its place in the file and its rows."""
+    """One row group of a split: its file, its place in the file, its rows, and how many row groups the file has."""
 
     path: Path
     index: int
     rows: int
+    of: int
 
     def __str__(self) -> str:
         """How an error names it."""
@@ -87,7 +91,7 @@ class ShardReader:
     def row_groups(self, split: Split) -> list[RowGroup]:
         """The row groups of ``split`` that hold rows, in the order of the manifest."""
         return [
-            RowGroup(self._folder / file.path, index, rows)
+            RowGroup(self._folder / file.path, index, rows, len(file.row_groups))
             for file in split.files
             for index, rows in enumerate(file.row_groups)
             if rows
@@ -101,7 +105,13 @@ class ShardReader:
         """
         names = [self._manifest.query, self._manifest.item, WEIGHT]
         try:
-            table = self._file(group.path).read_row_group(group.index, columns=names)
+            file = self._file(group.path)
+            if file.num_row_groups != group.of:
+                raise InputError(
+                    f"{group}: the file has {file.num_row_groups} row groups, but the manifest says {group.of}; "
+                    "prepare the data again"
+                )
+            table = file.read_row_group(group.index, columns=names)
         except FileNotFoundError:
             raise InputError(f"{group.path}: no such file, but the manifest lists it; prepare the data again") from None
         except (OSError, pa.ArrowException, IndexError) as error:
@@ -201,11 +211,11 @@ class Schedule:
         rows_L = np.array([sum(group.rows for group in groups) for groups in dealt], dtype=np.int64)
         mine = range(rank, self._lanes, workers)
         streams = {
-            lane: _LaneStream(self, epoch, lane, dealt[lane], int(rows_L[lane] * first_step // self.steps))
+            lane: _LaneStream(self, epoch, lane, dealt[lane], int(self._taken(rows_L, first_step)[lane]))
             for lane in mine
         }
         for step in range(first_step, self.steps):
-            count_L = rows_L * (step + 1) // self.steps - rows_L * step // self.steps
+            count_L = self._taken(rows_L, step + 1) - self._taken(rows_L, step)
             first_L = np.cumsum(count_L) - count_L
             parts = [streams[lane].take(int(count_L[lane])) for lane in mine]
             positions = [np.arange(first_L[lane], first_L[lane] + count_L[lane]) for lane in mine]
@@ -214,6 +224,12 @@ class Schedule:
                 np.concatenate([np.empty(0, np.int64), *positions]),
                 int(count_L.sum()),
             )
+
+    def _taken(self, rows_L: IntArray, step: int) -> IntArray:
+        """How many rows of each lane are taken before ``step``."""
+        offset_L = np.arange(self._lanes, dtype=np.int64) * self.steps // max(1, self._lanes)
+        taken_L: IntArray = (rows_L * step + offset_L) // self.steps
+        return taken_L
 
     def windows(self, epoch: int, lane: int, groups: list[RowGroup], skip: int) -> Iterator[Interactions]:
         """The rows of a lane from row ``skip`` on: row groups gathered into windows, each shuffled within itself."""

@@ -25,23 +25,24 @@ class Vocabulary:
         self.columns = ["row", "id", *(["name"] if self._entity.named else [])]
 
     def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
-        """Rows ``start`` to ``stop`` of ``columns``: by default row, id and, where there is one, name.
+        """Rows ``start`` to ``stop``, one at least, of ``columns``: by default row, id and, where there is one, name.
 
         Raises:
             InputError: a file is missing or damaged, or its rows are not those that belong there.
         """
         columns = columns or self.columns
+        wanted = ["row", *(name for name in columns if name != "row")]
         pieces = [
             table.slice(max(0, start - first), min(stop, first + table.num_rows) - max(start, first))
-            for first, table in self._row_groups(columns, start, stop)
+            for first, table in self._row_groups(wanted, start, stop)
         ]
-        table = pa.concat_tables(pieces) if pieces else pa.table({})
-        if table.num_rows != stop - start:
+        found = np.concatenate([np.empty(0, np.int64), *(piece.column("row").to_numpy() for piece in pieces)])
+        if not np.array_equal(found, np.arange(start, stop)):
             raise InputError(
-                f"{self._paths[0].parent}: has no rows {start} to {stop - 1}, but the manifest says that there are "
-                f"{self.rows}; prepare the data again"
+                f"{self._paths[0].parent}: does not hold rows {start} to {stop - 1} in order, but the manifest says "
+                f"that it has rows 0 to {self.rows - 1}; prepare the data again"
             )
-        return table
+        return pa.concat_tables(pieces).select(columns)
 
     def counts(self) -> IntArray:
         """How often each row occurs in train: int64 (rows,)."""
