@@ -138,7 +138,7 @@ def test_a_row_first_active_at_step_ten_moves_under_adam_as_one_at_step_one() ->
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30], ids=["nan", "inf", "minus inf", "square overflows"])
-@pytest.mark.parametrize("kind", ["adam"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_gradient_that_is_not_finite_raises_and_counts_its_rows(kind: OptimizerKind, value: float) -> None:
     weights_ND = random_rows(ROWS, DIM, seed=1)
     gradient_AD = random_rows(6, DIM, seed=2)
