@@ -1,0 +1,155 @@
+"""Small prepared data sets with a taste planted in them, and jobs that train on them in a second.
+
+Every customer likes one genre, track t is of genre t mod G, and nine plays in ten are of the customer's genre. Files
+and row groups are cut as unevenly as a test asks for.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvstore.arrays import IntArray
+from trainer.data.manifest import DataFile, Entity, Manifest, Split
+
+CUSTOMERS, TRACKS, GENRES = 300, 200, 5
+HELD_OUT = 2
+UNEVEN_FILES = ((1, 900, 17), (1500,), (60, 1, 250, 333), (0, 700))
+
+Pairs = tuple[IntArray, IntArray]
+
+
+def planted_plays(plays: int, *, seed: int = 7) -> IntArray:
+    """``plays`` distinct tracks of each customer, in the order in which they were played: int64 (customers, plays)."""
+    random = np.random.default_rng(seed)
+    genre_T = np.arange(TRACKS) % GENRES
+    rows = []
+    for customer in range(CUSTOMERS):
+        mass_T = np.where(genre_T == customer % GENRES, 9.0, 1.0 / (GENRES - 1))
+        rows.append(random.choice(TRACKS, size=plays, replace=False, p=mass_T / mass_T.sum()))
+    return np.array(rows, dtype=np.int64)
+
+
+def planted_splits(plays: int = 16, *, seed: int = 7) -> dict[str, Pairs]:
+    """Customer and track rows of each split; train is in random order."""
+    tracks_CP = planted_plays(plays + 2 * HELD_OUT, seed=seed)
+    splits = {}
+    for name, part in (
+        ("train", slice(0, plays)),
+        ("valid", slice(plays, plays + HELD_OUT)),
+        ("test", slice(plays + HELD_OUT, None)),
+    ):
+        chosen_CP = tracks_CP[:, part]
+        customers_CP = np.repeat(np.arange(CUSTOMERS), chosen_CP.shape[1]).reshape(chosen_CP.shape)
+        splits[name] = (customers_CP.ravel(), chosen_CP.ravel())
+    order = np.random.default_rng(seed).permutation(len(splits["train"][0]))
+    splits["train"] = (splits["train"][0][order], splits["train"][1][order])
+    return splits
+
+
+def write_planted(
+    folder: Path, *, train_files: Sequence[Sequence[int]] = UNEVEN_FILES, named: bool = False, held_out: bool = True
+) -> Path:
+    """A prepared data set in ``folder``: train in files of the given row groups, valid and test in one file each."""
+    splits = planted_splits()
+    if not held_out:
+        splits = {"train": splits["train"]}
+    files = {name: [[len(pairs[0])]] for name, pairs in splits.items()} | {"train": train_files}
+    counts_N = np.bincount(splits["train"][1][: sum(map(sum, train_files))], minlength=TRACKS)
+    entities = {
+        "customer": write_vocabulary(folder, "customer", [f"c{row:03d}" for row in range(CUSTOMERS)]),
+        "track": write_vocabulary(
+            folder,
+            "track",
+            [5000 + row for row in range(TRACKS)],
+            counts=counts_N.tolist(),
+            names=[f"Genre {row % GENRES} Song {row}" for row in range(TRACKS)] if named else None,
+        ),
+    }
+    return write_data(folder, entities, {name: (splits[name], files[name]) for name in splits})
+
+
+def write_vocabulary(
+    folder: Path,
+    entity: str,
+    ids: Sequence[int] | Sequence[str],
+    *,
+    counts: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+) -> Entity:
+    """The vocabulary of ``entity``, in two files of which the first holds a third of the rows."""
+    columns: dict[str, Any] = {
+        "row": pa.array(range(len(ids)), pa.int64()),
+        "id": pa.array(ids),
+        "count": pa.array(counts or [1] * len(ids), pa.int64()),
+    }
+    if names is not None:
+        columns["name"] = pa.array(names)
+    table, files = pa.table(columns), []
+    cut = len(ids) // 3
+    for index, part in enumerate((table.slice(0, cut), table.slice(cut))):
+        files.append(f"vocabulary/{entity}/part-{index:05d}.parquet")
+        (folder / files[-1]).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(part, folder / files[-1])
+    id_type = "string" if isinstance(ids[0], str) else "int64"
+    return Entity(rows=len(ids), id_type=id_type, named=names is not None, files=files)
+
+
+def write_data(
+    folder: Path, entities: dict[str, Entity], splits: dict[str, tuple[Pairs, Sequence[Sequence[int]]]]
+) -> Path:
+    """Shards of the entities ``customer`` and ``track``, cut into files of row groups, and their manifest."""
+    manifest = Manifest(
+        query="customer",
+        item="track",
+        entities=entities,
+        splits={
+            name: Split(files=list(_write_split(folder, name, pairs, files)))  # type: ignore[misc]
+            for name, (pairs, files) in splits.items()
+        },
+    )
+    manifest.write(folder)
+    return folder
+
+
+def _write_split(folder: Path, name: str, pairs: Pairs, files: Sequence[Sequence[int]]) -> Iterator[DataFile]:
+    (folder / name).mkdir(parents=True)
+    begin = 0
+    for index, row_groups in enumerate(files):
+        path = f"{name}/part-{index:05d}.parquet"
+        schema = pa.schema([("customer", pa.int64()), ("track", pa.int64()), ("weight", pa.float32())])
+        with pq.ParquetWriter(folder / path, schema) as writer:
+            for rows in row_groups:
+                columns = [column[begin : begin + rows] for column in pairs]
+                assert all(len(column) == rows for column in columns)
+                writer.write_table(pa.table([*columns, np.ones(rows, np.float32)], schema=schema), max(rows, 1))
+                begin += rows
+        written = [pq.read_metadata(folder / path).row_group(i).num_rows for i in range(len(row_groups))]
+        assert written == list(row_groups)
+        yield DataFile(path=path, bytes=(folder / path).stat().st_size, row_groups=list(row_groups))
+
+
+def write_job(path: Path, data: Path, **sections: Any) -> Path:
+    """A job file on ``data`` that takes a second; ``sections``, such as ``train={"epochs": 5}``, go over it."""
+    job: dict[str, Any] = {
+        "name": "planted",
+        "data": {"shards": str(data)},
+        "model": {"dim": 8},
+        "negatives": {"count": 64},
+        "optimizer": {"learning_rate": 0.1},
+        "train": {"batch_size": 256, "epochs": 2},
+        "evaluate": {"k": [5, 10], "select": "ndcg@10"},
+    }
+    for name, values in sections.items():
+        job[name] = {**job.get(name, {}), **values} if isinstance(values, dict) else values
+    path.write_text(json.dumps(job, indent=1), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def train_rows(files: Sequence[Sequence[int]] = UNEVEN_FILES) -> int:
+    """The interactions in ``files``."""
+    return sum(map(sum, files))

@@ -1,0 +1,80 @@
+"""Every role of the jobs of ``test_invariants.py`` that look at what a step costs.
+
+    drive_steps.py JOB
+
+A worker trains, tells its test when it is warm and when ``MEASURED_STEPS`` more steps are done, and waits each time.
+"""
+
+import socket
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from dist_roles import play_role, tell, tell_and_wait
+
+from kvstore.mxnet_client import MXNetStore
+from trainer.data.shards import Schedule, ShardReader
+from trainer.engines.base import make_engine
+from trainer.job import load_job
+from trainer.loop import Loop
+from trainer.negatives import Sampler
+from trainer.run import open_data
+
+WARM_STEPS, MEASURED_STEPS = 20, 30
+_TCP_INFO_BYTES = 256
+_BYTES_ACKED_OFFSET = 120
+"""Of tcpi_bytes_acked in Linux's struct tcp_info; tcpi_bytes_received follows."""
+
+
+def bytes_on_the_wire() -> tuple[int, int]:
+    """What this process's connections have sent and received so far."""
+    sent = received = 0
+    for connection in psutil.Process().net_connections("tcp"):
+        if connection.status == psutil.CONN_ESTABLISHED:
+            with suppress(OSError), socket.fromfd(connection.fd, socket.AF_INET, socket.SOCK_STREAM) as copy:
+                info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+                acked, taken = struct.unpack_from("QQ", info, _BYTES_ACKED_OFFSET)
+                sent, received = sent + acked, received + taken
+    return sent, received
+
+
+def work(store: MXNetStore) -> None:
+    """Train as the job says, without any evaluation or embeddings."""
+    job = load_job(Path(sys.argv[1]))
+    folder, manifest, model = open_data(job)
+    store.create(model.tables, job.optimizer.spec(), job.train.seed)
+    reader = ShardReader(folder, manifest)
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] in (WARM_STEPS, WARM_STEPS + MEASURED_STEPS):
+            store.barrier()
+            sent, received = bytes_on_the_wire()
+            tell_and_wait(step=event["step"], sent=sent, received=received)
+
+    progress = Loop(
+        train=job.train,
+        select=job.evaluate.select,
+        model=model,
+        store=store,
+        engine=make_engine(job, model),
+        schedule=Schedule(
+            reader,
+            manifest.splits["train"],
+            batch_size=job.train.batch_size,
+            lanes=job.data.lanes,
+            window=job.data.shuffle_window,
+            seed=job.train.seed,
+        ),
+        sampler=Sampler(job.negatives, model.item.rows, None, job.train.seed),
+        evaluator=lambda: None,
+        keep=lambda: None,
+        emit=watch,
+    ).run()
+    tell(pushed=progress.traffic.bytes_pushed, pulled=progress.traffic.bytes_pulled)
+
+
+if __name__ == "__main__":
+    play_role(work, key_bytes=load_job(Path(sys.argv[1])).cluster.key_bytes)

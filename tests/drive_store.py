@@ -1,0 +1,82 @@
+"""Every role of the jobs of ``test_dist_store.py``: workers push random gradients, and save what they pull.
+
+drive_store.py KIND KEY_BYTES FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from dist_roles import play_role
+
+from kvstore.arrays import FloatArray
+from kvstore.errors import StoreError
+from kvstore.mxnet_client import MXNetStore
+from kvstore.optimizers import OptimizerKind, OptimizerSpec
+from kvstore.store import SUM_LENGTH, RowGradient, TableSpec
+
+TABLES = [TableSpec("customer", rows=700, dim=8, scale=0.1), TableSpec("track", rows=37, dim=3, scale=0.5)]
+SEED = 11
+STEPS = 8
+SUMS = 1500
+EMPTY_STEP, HALF_EMPTY_STEP = 3, 5
+
+
+def optimizer(kind: OptimizerKind) -> OptimizerSpec:
+    """The optimizer that all jobs use, of the given kind."""
+    return OptimizerSpec(kind, learning_rate=0.3, weight_decay=0.01)
+
+
+def gradient(step: int, rank: int, table: TableSpec) -> RowGradient:
+    """What worker ``rank`` pushes: half of the table's rows, so that two workers share many of them, or none."""
+    random = np.random.default_rng((step, rank, table.rows))
+    count = table.rows // 2
+    if step == EMPTY_STEP or (step == HALF_EMPTY_STEP and rank == 0):
+        count = 0
+    rows_A = np.sort(random.choice(table.rows, count, replace=False)).astype(np.int64)
+    return RowGradient(rows_A, random.normal(size=(count, table.dim)).astype(np.float32))
+
+
+def addends(step: int, rank: int) -> FloatArray:
+    """What worker ``rank`` adds to sum number ``step``: values that neither float32 nor two of them can hold."""
+    place_N = np.arange(SUM_LENGTH, dtype=np.float64) + step
+    values_N = np.where(place_N % 2 == 0, 1e15 + place_N, -place_N / 3) * (1 + rank)
+    values_N[0] = step
+    return values_N
+
+
+def all_rows(store: MXNetStore) -> dict[str, FloatArray]:
+    """Every row of every table."""
+    return store.pull({table.name: np.arange(table.rows, dtype=np.int64) for table in TABLES})
+
+
+def refusal(store: MXNetStore, rows: list[int], *, push: bool) -> str:
+    """What the store says to a request for ``rows`` of the second table."""
+    rows_A = np.array(rows, dtype=np.int64)
+    name, dim = TABLES[1].name, TABLES[1].dim
+    try:
+        if push:
+            store.push({name: RowGradient(rows_A, np.ones((len(rows), dim), np.float32))})
+        else:
+            store.pull({name: rows_A})
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
+def work(store: MXNetStore) -> None:
+    """Do all that the tests look at, in one job."""
+    store.create(TABLES, optimizer(sys.argv[1]), SEED)  # type: ignore[arg-type]
+    pulled = {f"{name}/start": block_AD for name, block_AD in all_rows(store).items()}
+    for step in range(STEPS):
+        store.push({table.name: gradient(step, store.rank, table) for table in TABLES})
+        for name, block_AD in all_rows(store).items():
+            pulled[f"{name}/{step}"] = block_AD
+    refusals = [refusal(store, rows, push=push) for rows in ([0, TABLES[1].rows], [-1, 3]) for push in (False, True)]
+    sums = [store.sum(addends(step, store.rank)) for step in range(SUMS)]
+    pulled |= {f"{name}/end": block_AD for name, block_AD in all_rows(store).items()}
+    np.savez(Path(sys.argv[3]) / f"rank-{store.rank}.npz", refusals=refusals, sums=sums, **pulled)
+
+
+if __name__ == "__main__":
+    play_role(work, key_bytes=int(sys.argv[2]))

@@ -1,0 +1,121 @@
+"""The command ``crossfade`` as a process of its own, and everything that it starts."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from waiting import wait_until
+
+COMMAND_SECONDS = 90.0
+_MARK_VARIABLE = "CROSSFADE_TEST_MARK"
+
+
+class Mark:
+    """A variable in the environment of a process, by which all its descendants are known, orphans too."""
+
+    def __init__(self) -> None:
+        self._value = uuid.uuid4().hex
+
+    def environment(self, variables: Mapping[str, str] | None = None) -> dict[str, str]:
+        """This process's environment, with ``variables`` put over it, and the mark."""
+        return {**os.environ, **(variables or {}), _MARK_VARIABLE: self._value}
+
+    def processes(self) -> list[psutil.Process]:
+        """The living processes that carry the mark."""
+        return [process for process in psutil.process_iter() if self._is_carried_by(process)]
+
+    def _is_carried_by(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(_MARK_VARIABLE) == self._value and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def kill(self) -> None:
+        """Kill them, one by one."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+class RunningCommand:
+    """A running ``crossfade`` command."""
+
+    def __init__(self, arguments: Sequence[object], cwd: Path, variables: Mapping[str, str] | None = None) -> None:
+        self.mark = Mark()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "crossfade", *map(str, arguments)],
+            cwd=cwd,
+            env=self.mark.environment(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def roles(self) -> dict[str, psutil.Process]:
+        """The processes of a distributed job by name, as in ``server-1``: children of the command, in their order."""
+        found: dict[str, psutil.Process] = {}
+        children = psutil.Process(self.process.pid).children()
+        for child in sorted(children, key=lambda child: (child.create_time(), child.pid)):
+            with suppress(psutil.NoSuchProcess):
+                words = child.cmdline()
+                kind = words[words.index("crossfade") + 1]
+                index = sum(name.startswith(kind) for name in found)
+                found["scheduler" if kind == "scheduler" else f"{kind}-{index}"] = child
+        return found
+
+    def finish(self, seconds: float = COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:
+        """Wait for its end."""
+        stdout, stderr = self.process.communicate(timeout=seconds)
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, stdout, stderr)
+
+
+@contextmanager
+def started(*arguments: object, cwd: Path, variables: Mapping[str, str] | None = None) -> Iterator[RunningCommand]:
+    """Start a command; whatever is left of it at the end is killed."""
+    command = RunningCommand(arguments, cwd, variables)
+    try:
+        yield command
+    finally:
+        command.mark.kill()
+        command.process.communicate()
+
+
+def crossfade(
+    *arguments: object, cwd: Path, variables: Mapping[str, str] | None = None, seconds: float = COMMAND_SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    with started(*arguments, cwd=cwd, variables=variables) as command:
+        return command.finish(seconds)
+
+
+def succeeded(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """``result``, which must have exit code 0."""
+    assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """The whole lines of ``metrics.jsonl`` so far."""
+    try:
+        text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def wait_for_steps(command: RunningCommand, run_dir: Path, seconds: float = 60.0) -> None:
+    """Return once the run has recorded a step; fail if the command ends before it has."""
+
+    def has_steps() -> bool:
+        assert command.process.poll() is None, command.finish()
+        return any(record["event"] == "step" for record in records(run_dir))
+
+    wait_until(has_steps, seconds, f"a step in {run_dir}/metrics.jsonl")

@@ -1,0 +1,264 @@
+"""``crossfade train`` in process, and the commands that use what it wrote."""
+
+import json
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cluster_data import CUSTOMERS, GENRES, TRACKS, train_rows, write_job, write_planted
+from running_command import crossfade, records, started, succeeded, wait_for_steps
+
+from kvstore.store import ROW_ID_BYTES, VALUE_BYTES
+
+DIM, EPOCHS, BATCH = 8, 12, 256
+STEPS = EPOCHS * -(-train_rows() // BATCH)
+METRICS = {"recall@5", "ndcg@5", "recall@10", "ndcg@10", "queries"}
+REPORT_KEYS = {
+    *("metrics", "examples", "wall_seconds", "train_seconds", "examples_per_second", "steps", "epochs", "parameters"),
+    *("rows_pulled", "rows_pushed", "bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense"),
+    *("restarts", "engine", "store", "versions"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, jobs and, in ``run``, a finished run of ``job.yaml``."""
+    folder = tmp_path_factory.mktemp("commands")
+    data = write_planted(folder / "data", named=True)
+    train = {"epochs": EPOCHS, "batch_size": BATCH, "patience": None}
+    write_job(folder / "job.yaml", data, model={"dim": DIM}, train=train)
+    (folder / "printed").write_text(succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=folder)).stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(place: Path) -> dict[str, Any]:
+    return read_report(place / "run")
+
+
+@pytest.fixture(scope="module")
+def untrained(place: Path) -> dict[str, Any]:
+    """The report of a run whose steps are too small to move anything, so that no epoch is better than the first."""
+    settings = ("optimizer.learning_rate=1e-9", "train.epochs=50", "train.patience=2")
+    return train(place, "untrained", *settings)
+
+
+def train(place: Path, run: str, *settings: str) -> dict[str, Any]:
+    """Train into ``run``; its report."""
+    words = [word for setting in settings for word in ("--set", setting)]
+    succeeded(crossfade("train", "job.yaml", "--run-dir", run, *words, cwd=place))
+    return read_report(place / run)
+
+
+def read_report(run_dir: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run_dir / "report.json").read_text())
+    return report
+
+
+def test_the_report_has_every_figure_that_is_promised(report: dict[str, Any]) -> None:
+    assert set(report) >= REPORT_KEYS
+    assert report["examples"] == train_rows() * EPOCHS
+    assert (report["epochs"], report["steps"], report["restarts"]) == (EPOCHS, STEPS, 0)
+    assert (report["engine"], report["store"]) == ("cpu", "LocalStore")
+    assert report["parameters"] == (CUSTOMERS + TRACKS) * DIM
+    assert 0 < report["train_seconds"] <= report["wall_seconds"] < 60
+    assert report["examples_per_second"] == pytest.approx(report["examples"] / report["train_seconds"])
+    assert set(report["versions"]) >= {"python", "crossfade", "numpy"}
+
+
+def test_the_report_counts_the_rows_and_bytes_that_moved(report: dict[str, Any]) -> None:
+    assert report["rows_pulled"] == report["rows_pushed"]
+    assert STEPS * BATCH / 2 < report["rows_pushed"] < STEPS * (CUSTOMERS + TRACKS)
+    assert report["bytes_pushed"] == report["rows_pushed"] * (DIM * VALUE_BYTES + ROW_ID_BYTES)
+    assert report["bytes_pulled"] == report["bytes_pushed"]
+    assert report["bytes_pushed_if_dense"] == STEPS * (CUSTOMERS + TRACKS) * DIM * VALUE_BYTES
+
+
+def test_metrics_are_fractions_of_every_query_that_has_held_out_items(report: dict[str, Any]) -> None:
+    assert set(report["metrics"]) == {"valid", "test"}
+    for metrics in report["metrics"].values():
+        assert set(metrics) == METRICS
+        assert metrics["queries"] == CUSTOMERS
+        assert all(0 < value < 1 for name, value in metrics.items() if name != "queries")
+        assert metrics["recall@5"] < metrics["recall@10"]
+
+
+def test_training_finds_the_planted_taste(report: dict[str, Any], untrained: dict[str, Any]) -> None:
+    ranked_tracks = TRACKS - train_rows() / CUSTOMERS
+    for split in ("valid", "test"):
+        trained = report["metrics"][split]
+        assert trained["recall@10"] > 3 * 10 / ranked_tracks
+        assert trained["ndcg@10"] > 3 * untrained["metrics"][split]["ndcg@10"]
+
+
+def test_tracks_of_one_genre_lie_together(place: Path) -> None:
+    table = pq.read_table(place / "run" / "embeddings" / "track")
+    vectors = np.array(table.column("vector").to_pylist())
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    same = cosine.argmax(axis=1) % GENRES == np.arange(TRACKS) % GENRES
+    assert same.mean() > 0.8  # by chance: a fifth
+
+
+def test_metrics_jsonl_has_a_line_for_every_epoch_and_for_steps_between(place: Path, report: dict[str, Any]) -> None:
+    lines = records(place / "run")
+    assert (place / "run" / "metrics.jsonl").read_text().endswith("\n")
+    assert {line["event"] for line in lines} == {"step", "epoch"}
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == list(range(1, EPOCHS + 1))
+    assert epochs[-1]["step"] == STEPS
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    best = max(epochs, key=lambda line: line["valid"]["ndcg@10"])
+    assert best["epoch"] == report["best_epoch"]
+    assert best["valid"] == report["metrics"]["valid"]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+
+
+def test_the_resolved_job_in_the_run_folder_is_a_job_file(place: Path) -> None:
+    result = succeeded(crossfade("train", "run/job.yaml", "--run-dir", "once", "--set", "train.max_steps=1", cwd=place))
+    assert "1 steps" in result.stdout
+    assert read_report(place / "once")["parameters"] == read_report(place / "run")["parameters"]
+
+
+def test_embeddings_name_every_row_in_order(place: Path) -> None:
+    expected = {
+        "customer": (pa.string(), [f"c{row:03d}" for row in range(CUSTOMERS)]),
+        "track": (pa.int64(), [5000 + row for row in range(TRACKS)]),
+    }
+    folder = place / "run" / "embeddings"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
+    for entity, (id_type, ids) in expected.items():
+        table = pq.read_table(folder / entity)
+        assert table.schema.field("id").type == id_type
+        assert table.schema.field("row").type == pa.int64()
+        assert table.schema.field("vector").type == pa.list_(pa.float32(), DIM)
+        assert table.column("id").to_pylist() == ids
+        assert table.column("row").to_pylist() == list(range(len(ids)))
+        assert np.isfinite(np.array(table.column("vector").to_pylist())).all()
+    assert pq.read_table(folder / "track").column("name")[7].as_py() == "Genre 2 Song 7"
+
+
+def test_the_result_is_printed(place: Path, report: dict[str, Any]) -> None:
+    printed = (place / "printed").read_text()
+    assert f"{report['examples']:,} examples" in printed
+    assert f"{report['metrics']['test']['ndcg@10']:.4f}" in printed
+    assert printed.rstrip().endswith("embeddings and report: run")
+
+
+def evaluate(place: Path, *arguments: object) -> dict[str, Any]:
+    """What ``crossfade evaluate run --json`` prints."""
+    printed: dict[str, Any] = json.loads(
+        succeeded(crossfade("evaluate", "run", "--json", *arguments, cwd=place)).stdout
+    )
+    return printed
+
+
+def test_evaluate_gives_the_metrics_of_the_report(place: Path, report: dict[str, Any]) -> None:
+    assert evaluate(place) == {"test": pytest.approx(report["metrics"]["test"])}
+    # Those of the best epoch, which is not the last: it is that epoch's embeddings that were kept.
+    assert report["best_epoch"] < EPOCHS
+    assert evaluate(place, "--split", "valid") == {"valid": pytest.approx(report["metrics"]["valid"])}
+
+
+def test_evaluate_judges_other_splits_at_other_depths_and_leaves_out_what_it_is_told(
+    place: Path, report: dict[str, Any]
+) -> None:
+    judged = evaluate(place, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
+    assert set(judged) == {"recall@5", "ndcg@5", "recall@30", "ndcg@30", "queries"}
+    # Tracks of train stay in these rankings, and stand above what was held out.
+    assert judged["recall@5"] < report["metrics"]["valid"]["recall@5"]
+    assert judged["recall@30"] > judged["recall@5"]
+
+
+def test_evaluate_prints_a_table(place: Path, report: dict[str, Any]) -> None:
+    head, row = succeeded(crossfade("evaluate", "run", cwd=place)).stdout.splitlines()
+    shown = dict(zip(head.split(), row.split(), strict=True))
+    assert shown["split"] == "test"
+    assert float(shown["ndcg@10"]) == pytest.approx(report["metrics"]["test"]["ndcg@10"], abs=5e-5)
+
+
+def similar(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return crossfade("similar", "run", *arguments, cwd=place)
+
+
+def test_similar_names_neighbours_nearest_first_by_name_and_by_id(place: Path) -> None:
+    by_name, by_id = (
+        succeeded(similar(place, "genre 2 song 7", "--count", 5)),
+        succeeded(similar(place, 5007, "--count", 5)),
+    )
+    assert by_name.stdout == by_id.stdout
+    title, *lines = by_name.stdout.splitlines()
+    assert title == "Genre 2 Song 7"
+    found = [re.fullmatch(r" +(-?\d\.\d{3})  (Genre \d Song \d+)", line) for line in lines]
+    cosines = [float(match[1]) for match in found if match]
+    assert len(cosines) == 5
+    assert cosines == sorted(cosines, reverse=True)
+    assert title not in [match[2] for match in found if match]
+    assert sum("Genre 2" in line for line in lines) >= 3
+
+
+def test_similar_of_a_misspelt_name_offers_the_right_one(place: Path) -> None:
+    result = similar(place, "Genre 2 Song 7", "Genre 2 Sgon 7")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert "'Genre 2 Sgon 7'" in line
+    assert "did you mean 'Genre 2 Song 7'" in line
+
+
+def test_similar_takes_the_query_side_too(place: Path) -> None:
+    assert succeeded(similar(place, "c010", "--entity", "customer")).stdout.splitlines()[0] == "c010"
+
+
+def test_patience_stops_a_run_that_gets_no_better(untrained: dict[str, Any]) -> None:
+    assert (untrained["best_epoch"], untrained["epochs"]) == (1, 3)
+
+
+def test_a_run_moves_an_earlier_one_in_its_folder_aside_unless_told_to_overwrite_it(place: Path) -> None:
+    stop = "train.max_steps={}".format
+    first = train(place, "again", stop(7))
+    assert (first["steps"], first["epochs"]) == (7, 1)
+    moved = crossfade("train", "job.yaml", "--run-dir", "again", "--set", stop(2), cwd=place)
+    assert "the earlier run in again was moved to again.1" in succeeded(moved).stdout
+    assert read_report(place / "again.1") == first
+    assert read_report(place / "again")["steps"] == 2
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "again", "--overwrite", "--set", stop(3), cwd=place))
+    assert read_report(place / "again")["steps"] == 3
+    assert not (place / "again.2").exists()
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
+def test_a_folder_that_is_not_a_run_is_refused_and_left_as_it_is(place: Path, overwrite: tuple[str, ...]) -> None:
+    result = crossfade("train", "job.yaml", "--run-dir", "data", *overwrite, cwd=place)
+    assert result.returncode == 2
+    assert (
+        result.stderr
+        == "crossfade: error: data: is there already and is not a run folder; name another with --run-dir\n"
+    )
+    assert (place / "data" / "manifest.json").exists()
+
+
+def test_a_run_in_the_folder_of_one_that_goes_on_is_refused(place: Path) -> None:
+    endless = ("--set", "train.epochs=1000000", "--set", "train.evaluate_every=1000000")
+    with started("train", "job.yaml", "--run-dir", "busy", *endless, cwd=place) as first:
+        wait_for_steps(first, place / "busy")
+        for arguments in ((), ("--overwrite",)):
+            second = crossfade("train", "job.yaml", "--run-dir", "busy", *arguments, cwd=place)
+            assert second.returncode == 2
+            assert second.stderr.startswith("crossfade: error: busy: a run is going on in it; ")
+        assert first.process.poll() is None
+
+
+def test_a_run_in_the_folder_of_one_that_was_killed_moves_it_aside(place: Path) -> None:
+    with started("train", "job.yaml", "--run-dir", "killed", cwd=place) as first:
+        wait_for_steps(first, place / "killed")
+    assert first.process.returncode == -signal.SIGKILL
+    assert train(place, "killed", "train.max_steps=1")["steps"] == 1
+    assert (place / "killed.1" / "metrics.jsonl").exists()
