@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run one role. An error is told to the agent and ends the process at once: an orderly end would wait for others."""
+    """Run one role. An error is told to the agent and ends the process at once: a tidy end would wait for others."""
     from deploy.agent import die_with_agent
     from deploy.events import EventPipe
     from kvstore.errors import CrossfadeError, InputError
