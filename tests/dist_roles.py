@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -117,7 +117,13 @@ class RunningRoles:
 
 @contextmanager
 def running_roles(
-    script: str, *arguments: object, servers: int, workers: int, folder: Path, seconds: float = 120.0
+    script: str,
+    *arguments: object,
+    servers: int,
+    workers: int,
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    seconds: float = 120.0,
 ) -> Iterator[RunningRoles]:
     """Run ``tests/SCRIPT`` in every role; whatever is left at the end, or after ``seconds``, is killed."""
     cluster = Cluster(servers=servers, workers=workers)
@@ -134,7 +140,7 @@ def running_roles(
                 process = subprocess.Popen(
                     [sys.executable, Path(__file__).with_name(script), *map(str, arguments)],
                     cwd=folder,
-                    env=mark.environment(environment(cluster, role, port, cores)),
+                    env=mark.environment({**environment(cluster, role, port, cores), **(variables or {})}),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=stderr,

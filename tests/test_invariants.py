@@ -151,6 +151,8 @@ SMALL_TABLE_ROWS, LARGE_TABLE_ROWS = 1_000_000, 16_000_000
 DIM = 4
 LARGEST_GROWTH_BYTES = LARGE_TABLE_ROWS // 2 // 4
 """A quarter of what one byte would be for each row that one of the two servers holds of a large table."""
+GIVE_BACK_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Lets glibc return what is freed to the kernel: an array that comes and goes in each step is a peak in each."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,9 @@ def measure(folder: Path, rows: int) -> Cost:
         train={"batch_size": 40, "epochs": 100, "max_steps": WARM_STEPS + MEASURED_STEPS},
         cluster={"servers": 2, "workers": 2},
     )
-    with running_roles("drive_steps.py", job, servers=2, workers=2, folder=folder) as roles:
+    with running_roles(
+        "drive_steps.py", job, servers=2, workers=2, folder=folder, variables=GIVE_BACK_AT_ONCE
+    ) as roles:
         warm = [worker.hear() for worker in roles.workers]
         before = {role.name: reset_peak(role) for role in roles.all}
         for worker in roles.workers:
