@@ -29,16 +29,20 @@ Each command has a --help of its own.
 class Stopped(BaseException):
     """A signal asked this process to stop."""
 
-    def __init__(self, number: int) -> None:
-        """Signal ``number`` did."""
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
+class _Stopper:
+    """Raises ``Stopped`` at the first SIGINT or SIGTERM, and remembers it: compiled code may turn it into an error."""
 
-def _stop(number: int, _frame: FrameType | None) -> None:
-    # A second signal ends at once: the first is being obeyed, and may hang on something.
-    signal.signal(number, signal.SIG_DFL)
-    raise Stopped(number)
+    def __init__(self) -> None:
+        self.number: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        # A second signal ends at once: the first is being obeyed, and may hang on something.
+        signal.signal(number, signal.SIG_DFL)
+        self.number = number
+        raise Stopped
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,18 +63,19 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parsed = make_parser().parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stopper = _Stopper()
     try:
         code: int = parsed.run(parsed)
-    except CrossfadeError as error:
-        print(f"crossfade: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except Stopped as stopped:
-        print(f"crossfade: stopped by {stopped}", file=sys.stderr)
-        return stopped.exit_code
-    except BrokenPipeError:
-        # Whoever read our output, such as head, has seen enough.
-        sys.stderr.close()
-        return 0
+    except BaseException as error:
+        if stopper.number is not None:
+            print(f"crossfade: stopped by {signal.Signals(stopper.number).name}", file=sys.stderr)
+            return 128 + stopper.number
+        if isinstance(error, CrossfadeError):
+            print(f"crossfade: error: {error}", file=sys.stderr)
+            return error.exit_code
+        if isinstance(error, BrokenPipeError):
+            # Whoever read our output, such as head, has seen enough.
+            sys.stderr.close()
+            return 0
+        raise
     return code

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crossfade.progress import TrainingDisplay
     from trainer.job import Job
     from trainer.run import RunFolder
 
@@ -78,21 +79,31 @@ def run(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.job, overrides)
     _, _, model = open_data(job)
     check_fits_this_machine(job, model.tables)
+    port = _find_port(job)
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
     with folder.begin(job, overwrite=arguments.overwrite) as moved:
         if moved is not None:
             print(f"the earlier run in {folder.path} was moved to {moved}")
         with TrainingDisplay(job.evaluate.select) as display:
-            report = _train(job, folder, display)
+            report = _train(job, port, folder, display)
     display.print_report(report, folder.path)
     return 0
 
 
-def _train(job: Job, folder: RunFolder, display: Any) -> dict[str, Any]:
-    if job.cluster.servers:
+def _find_port(job: Job) -> int | None:
+    """The scheduler's port, for a job on servers: found before an earlier run is touched, since it may be refused."""
+    if not job.cluster.servers:
+        return None
+    from deploy.agent import find_port
+
+    return find_port(job.cluster)
+
+
+def _train(job: Job, port: int | None, folder: RunFolder, display: TrainingDisplay) -> dict[str, Any]:
+    if port is not None:
         from deploy.agent import run_cluster
 
-        run_cluster(job.cluster, folder, display.show)
+        run_cluster(job.cluster, port, folder, display.show)
         return folder.report()
     from kvstore.local import LocalStore
     from trainer.run import run_training

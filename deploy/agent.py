@@ -89,16 +89,24 @@ class RoleProcess:
         return ClusterError(f"{self.role.name} {how} before the job was done{said} (log: {self.log})")
 
 
-def run_cluster(cluster: Cluster, folder: RunFolder, emit: Emit) -> None:
-    """Run all roles of a job on this host until it is done; ``emit`` gets what the first worker tells.
+def find_port(cluster: Cluster) -> int:
+    """The port for the scheduler of a job that can run on this host.
 
     Raises:
-        InputError: MXNet is missing, the port is taken, or a role found the input wrong.
-        ClusterError: a role raised or died. Whatever is raised, all processes have ended by then.
+        InputError: MXNet is missing, the port is taken, or the host is not this one.
     """
     if importlib.util.find_spec("mxnet") is None:
         raise MissingExtraError("mxnet", extra="mxnet", purpose="training with servers")
-    port = scheduler_port(cluster)
+    return scheduler_port(cluster)
+
+
+def run_cluster(cluster: Cluster, port: int, folder: RunFolder, emit: Emit) -> None:
+    """Run all roles of a job on this host until it is done; ``emit`` gets what the first worker tells.
+
+    Raises:
+        InputError: a role found the input wrong.
+        ClusterError: a role raised or died. Whatever is raised, all processes have ended by then.
+    """
     folder.logs.mkdir(exist_ok=True)
     with _started(cluster, folder, port) as processes, selectors.DefaultSelector() as selector:
         for process in processes:

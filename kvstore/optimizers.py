@@ -24,10 +24,6 @@ from kvstore.errors import DivergedError
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 KINDS: tuple[OptimizerKind, ...] = get_args(OptimizerKind)
 
-# Sums may be reordered and multiplications fused, so that rows vectorise; NaN and infinity keep their meaning.
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
-_LARGEST = np.finfo(np.float32).max
-
 
 @dataclass(frozen=True)
 class OptimizerSpec:
@@ -45,7 +41,20 @@ class OptimizerSpec:
     beta2: float = 0.999
 
 
-@njit(cache=True, inline="always")
+# No kernel has fastmath: a sum that may be reordered comes out differently where the code was compiled a moment ago and
+# where it was read from the cache, and then a server and a process of its own would differ in the last bit. With
+# numba's own error model a division may raise, and a loop that may raise does not vectorise.
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _square_sum(values_D):  # type: ignore[no-untyped-def]
+    total = np.float32(0.0)
+    for d in range(values_D.shape[0]):
+        total += values_D[d] * values_D[d]
+    return total
+
+
+@njit(cache=True, error_model="numpy", inline="always")
 def _decayed_square_sum(gradient_D, weight_D, decay):  # type: ignore[no-untyped-def]
     total = np.float32(0.0)
     for d in range(gradient_D.shape[0]):
@@ -54,56 +63,49 @@ def _decayed_square_sum(gradient_D, weight_D, decay):  # type: ignore[no-untyped
     return total
 
 
-@njit(cache=True, inline="always")
-def _is_bad(square_sum):  # type: ignore[no-untyped-def]
-    """Whether a sum of squares is NaN or infinite: where sums may be reordered, ``math.isfinite`` is compiled away."""
-    return not (square_sum <= _LARGEST)
-
-
-@njit(cache=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _sgd(weights_ND, rows_A, gradient_AD, rate, decay):  # type: ignore[no-untyped-def]
     bad = 0
     for a in prange(rows_A.shape[0]):
         weight_D, gradient_D = weights_ND[rows_A[a]], gradient_AD[a]
-        if _is_bad(_decayed_square_sum(gradient_D, weight_D, decay)):
-            bad += 1
+        total = _decayed_square_sum(gradient_D, weight_D, decay)
         for d in range(gradient_D.shape[0]):
             weight_D[d] -= rate * (gradient_D[d] + decay * weight_D[d])
+        bad += not math.isfinite(total + _square_sum(weight_D))
     return bad
 
 
-@njit(cache=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _adagrad(weights_ND, rows_A, gradient_AD, squares_ND, rate, decay, epsilon):  # type: ignore[no-untyped-def]
     bad = 0
     for a in prange(rows_A.shape[0]):
         row = rows_A[a]
         weight_D, gradient_D, squares_D = weights_ND[row], gradient_AD[a], squares_ND[row]
-        if _is_bad(_decayed_square_sum(gradient_D, weight_D, decay)):
-            bad += 1
+        total = _decayed_square_sum(gradient_D, weight_D, decay)
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
             squares_D[d] += g * g
             weight_D[d] -= rate * g / (math.sqrt(squares_D[d]) + epsilon)
+        bad += not math.isfinite(total + _square_sum(weight_D))
     return bad
 
 
-@njit(cache=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _rowwise_adagrad(weights_ND, rows_A, gradient_AD, squares_N, rate, decay, epsilon):  # type: ignore[no-untyped-def]
     bad = 0
     for a in prange(rows_A.shape[0]):
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
         total = _decayed_square_sum(gradient_D, weight_D, decay)
-        if _is_bad(total):
-            bad += 1
         squares_N[row] += total / np.float32(gradient_D.shape[0])
         step = rate / (math.sqrt(squares_N[row]) + epsilon)
         for d in range(gradient_D.shape[0]):
             weight_D[d] -= step * (gradient_D[d] + decay * weight_D[d])
+        bad += not math.isfinite(total + _square_sum(weight_D))
     return bad
 
 
-@njit(cache=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, decay, epsilon, beta1, beta2):  # type: ignore[no-untyped-def]
     bad = 0
     one = np.float32(1.0)
@@ -111,8 +113,7 @@ def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, d
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
         first_D, second_D = first_ND[row], second_ND[row]
-        if _is_bad(_decayed_square_sum(gradient_D, weight_D, decay)):
-            bad += 1
+        total = _decayed_square_sum(gradient_D, weight_D, decay)
         steps_N[row] += 1
         correction1 = one - np.float32(beta1 ** steps_N[row])
         correction2 = one - np.float32(beta2 ** steps_N[row])
@@ -121,6 +122,7 @@ def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, d
             first_D[d] = beta1 * first_D[d] + (one - beta1) * g
             second_D[d] = beta2 * second_D[d] + (one - beta2) * g * g
             weight_D[d] -= rate * (first_D[d] / correction1) / (math.sqrt(second_D[d] / correction2) + epsilon)
+        bad += not math.isfinite(total + _square_sum(weight_D))
     return bad
 
 
@@ -142,12 +144,13 @@ class LazyOptimizer:
         """Apply ``gradient_AD`` to rows ``rows_A`` (sorted, unique) of ``weights_ND``, in place.
 
         Raises:
-            DivergedError: a row's gradient is not finite, or its square is not. The table is then no longer usable.
+            DivergedError: the square of a row's gradient, or of its new values, is not finite. The table is then no
+                longer usable.
         """
         bad = self._apply(weights_ND, rows_A, gradient_AD)
         if bad:
             raise DivergedError(
-                f"the gradients of {bad} of {len(rows_A)} active rows are not finite: training has diverged; "
+                f"the gradients or values of {bad} of {len(rows_A)} active rows are not finite: training has diverged; "
                 "lower optimizer.learning_rate or raise model.temperature"
             )
 

@@ -123,7 +123,7 @@ def running_roles(
     workers: int,
     folder: Path,
     variables: Mapping[str, str] | None = None,
-    seconds: float = 120.0,
+    seconds: float = 180.0,
 ) -> Iterator[RunningRoles]:
     """Run ``tests/SCRIPT`` in every role; whatever is left at the end, or after ``seconds``, is killed."""
     cluster = Cluster(servers=servers, workers=workers)

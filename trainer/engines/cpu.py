@@ -17,13 +17,12 @@ from trainer.job import LossKind, Negatives
 from trainer.losses import LOSS_CODES, own_negatives_pass, row_squares, shared_pool_pass
 from trainer.model import Model
 
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
 _TILE_SCORES = 1 << 20
 """Scores of a shared pool are computed in tiles of about this many, 4 MiB, to stay in the cache."""
 _SMALLEST_NORM = np.float32(1e-12)
 
 
-@njit(cache=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _normalise(block_AD):  # type: ignore[no-untyped-def]
     unit_AD, norm_A = np.empty_like(block_AD), np.empty(block_AD.shape[0], np.float32)
     for a in prange(block_AD.shape[0]):
@@ -36,7 +35,7 @@ def _normalise(block_AD):  # type: ignore[no-untyped-def]
     return unit_AD, norm_A
 
 
-@njit(cache=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _through_normalise(gradient_AD, unit_AD, norm_A):  # type: ignore[no-untyped-def]
     """Gradients by unit rows to gradients by the rows themselves, in place: (g − (g·u)u) / |x|."""
     for a in prange(gradient_AD.shape[0]):
@@ -47,7 +46,7 @@ def _through_normalise(gradient_AD, unit_AD, norm_A):  # type: ignore[no-untyped
             gradient_AD[a, d] = (gradient_AD[a, d] - along * unit_AD[a, d]) / norm_A[a]
 
 
-@njit(cache=True, parallel=True, fastmath=_FAST)
+@njit(cache=True, error_model="numpy", parallel=True)
 def _sum_uses(values_ND, order_N, starts_A1):  # type: ignore[no-untyped-def]
     """Sum the gradients of each active row's uses, in the order of the uses, whatever the number of threads."""
     out_AD = np.zeros((starts_A1.shape[0] - 1, values_ND.shape[1]), np.float32)
