@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.job, overrides)
     _, _, model = open_data(job)
     check_fits_this_machine(job, model.tables)
-    port = _find_port(job)
+    port = _check_runtime(job)
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
     with folder.begin(job, overwrite=arguments.overwrite) as moved:
         if moved is not None:
@@ -90,13 +90,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _find_port(job: Job) -> int | None:
-    """The scheduler's port, for a job on servers: found before an earlier run is touched, since it may be refused."""
+def _check_runtime(job: Job) -> int | None:
+    """Refuse a job that cannot run here, before an earlier run is touched; the scheduler's port, if it needs one."""
+    if job.cluster.servers or job.train.engine == "mxnet":
+        from kvstore.mxnet_import import require_mxnet
+
+        require_mxnet()
     if not job.cluster.servers:
         return None
-    from deploy.agent import find_port
+    from deploy.cluster import scheduler_port
 
-    return find_port(job.cluster)
+    return scheduler_port(job.cluster)
 
 
 def _train(job: Job, port: int | None, folder: RunFolder, display: TrainingDisplay) -> dict[str, Any]:

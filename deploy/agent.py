@@ -6,7 +6,6 @@ notice. The first process that raises or dies ends the rest within seconds, and 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import selectors
 import signal
@@ -18,9 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deploy.cluster import Role, environment, roles, scheduler_port
+from deploy.cluster import Role, environment, roles
 from deploy.events import EVENTS_VARIABLE, EventLines
-from kvstore.errors import ClusterError, InputError, MissingExtraError
+from kvstore.errors import ClusterError, InputError
 from trainer.job import Cluster
 from trainer.run import RunFolder
 
@@ -87,17 +86,6 @@ class RoleProcess:
             tail = b" | ".join(line.strip() for line in deque(log, _LOG_TAIL_LINES) if line.strip())
         said = f"; its log ends: {tail.decode('utf-8', errors='replace')}" if tail else ""
         return ClusterError(f"{self.role.name} {how} before the job was done{said} (log: {self.log})")
-
-
-def find_port(cluster: Cluster) -> int:
-    """The port for the scheduler of a job that can run on this host.
-
-    Raises:
-        InputError: MXNet is missing, the port is taken, or the host is not this one.
-    """
-    if importlib.util.find_spec("mxnet") is None:
-        raise MissingExtraError("mxnet", extra="mxnet", purpose="training with servers")
-    return scheduler_port(cluster)
 
 
 def run_cluster(cluster: Cluster, port: int, folder: RunFolder, emit: Emit) -> None:

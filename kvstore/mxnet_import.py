@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import warnings
 from typing import Any
@@ -15,6 +16,16 @@ from kvstore.errors import InputError, MissingExtraError
 ROLE_VARIABLE = "DMLC_ROLE"
 
 
+def require_mxnet() -> None:
+    """Look whether MXNet is installed, without the seconds that an import takes.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    if importlib.util.find_spec("mxnet") is None:
+        raise MissingExtraError("mxnet", extra="mxnet", purpose="training with servers or with 'engine: mxnet'")
+
+
 def import_mxnet() -> Any:
     """Import MXNet 1.x beside a numpy that has lost the aliases it uses, without letting it seize the process.
 
@@ -25,6 +36,7 @@ def import_mxnet() -> Any:
         MissingExtraError: MXNet is not installed.
         InputError: it is, but a system library that it needs is not.
     """
+    require_mxnet()
     role = os.environ.pop(ROLE_VARIABLE, None)
     numpy_bool = np.__dict__.get("bool")
     np.bool = np.bool_  # type: ignore[attr-defined]
@@ -32,12 +44,6 @@ def import_mxnet() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mxnet
-    except ModuleNotFoundError as error:
-        if error.name != "mxnet":
-            raise
-        raise MissingExtraError(
-            "mxnet", extra="mxnet", purpose="training with servers or with 'engine: mxnet'"
-        ) from None
     except OSError as error:
         raise InputError(
             f"mxnet is installed but cannot be loaded: {error}; it needs the system libraries libgomp1 and libquadmath0"
