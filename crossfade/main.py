@@ -9,9 +9,9 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from crossfade import evaluate, prepare, roles, similar, train
+from crossfade.stopping import stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
 
@@ -19,30 +19,11 @@ _EPILOG = """\
 From listening events to embeddings:
   crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id \\
                     --hold-out random:0.1 --out data/plays
-  crossfade train jobs/lastfm.yaml --set data.shards=data/plays
-  crossfade similar runs/lastfm --entity track 1234
+  crossfade train jobs/lastfm.yaml --set name=plays --set data.shards=data/plays --set data.item=track
+  crossfade similar runs/plays 1234
 
 Each command has a --help of its own.
 """
-
-
-class Stopped(BaseException):
-    """A signal asked this process to stop."""
-
-
-class _Stopper:
-    """Raises ``Stopped`` at the first SIGINT or SIGTERM, and remembers it: compiled code may turn it into an error."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
-
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        # A second signal ends at once: the first is being obeyed, and may hang on something.
-        signal.signal(number, signal.SIG_DFL)
-        self.number = number
-        raise Stopped
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parsed = make_parser().parse_args(arguments)
-    stopper = _Stopper()
+    stopper.listen()
     try:
         code: int = parsed.run(parsed)
     except BaseException as error:
@@ -73,9 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, CrossfadeError):
             print(f"crossfade: error: {error}", file=sys.stderr)
             return error.exit_code
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            # The machine, and not the program: a full disk, a folder that is gone.
+            print(f"crossfade: error: {error}", file=sys.stderr)
+            return 1
         if isinstance(error, BrokenPipeError):
-            # Whoever read our output, such as head, has seen enough.
+            # Whoever read our output, such as head, has gone; the command may not have done all its work.
             sys.stderr.close()
-            return 0
+            return 128 + signal.SIGPIPE
         raise
     return code

@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from crossfade.stopping import stopper
+
 
 class TrainingDisplay:
     """Shows the events of a run on stderr as they come, whichever process they come from."""
@@ -28,7 +30,12 @@ class TrainingDisplay:
             self._bar.close()
 
     def show(self, event: dict[str, Any]) -> None:
-        """Show one event."""
+        """Show one event.
+
+        Raises:
+            Stopped: a signal came, and got lost in compiled code.
+        """
+        stopper.check()
         if event["event"] == "step":
             self._show_step(event)
         elif event["event"] == "epoch":
@@ -42,7 +49,7 @@ class TrainingDisplay:
                 total=event["steps"], desc="training", unit="step", mininterval=interval, dynamic_ncols=True, leave=True
             )
         self._bar.set_postfix(
-            {"epoch": event["epoch"] + 1, "loss": f"{event['loss']:.4f}", **self._shown_best()}, refresh=False
+            {"epoch": event["epoch"], "loss": f"{event['loss']:.4f}", **self._shown_best()}, refresh=False
         )
         self._bar.update(event["step"] - self._bar.n)
 
@@ -65,7 +72,11 @@ class TrainingDisplay:
             f"{report['parameters']:,} parameters; {report['rows_pushed']:,} rows pushed, "
             f"{report['bytes_pushed'] / 1e6:,.1f} MB: dense gradients would have been {dense:,.1f} times as much"
         )
-        if report["best_epoch"] is not None:
+        if report["stopped_early"]:
+            print(f"stopped early: the last evaluations brought no new best {self._select}")
+        if report["best_epoch"] is None:
+            print("no valid split: nothing chose among the epochs, and the embeddings are those of the last step")
+        else:
             print(f"best {self._select} on valid in epoch {report['best_epoch']}; quality of those embeddings:")
         print_metrics(report["metrics"])
         print(f"embeddings and report: {folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -55,11 +56,16 @@ def run(arguments: argparse.Namespace) -> int:
         if not isinstance(error, InputError):
             traceback.print_exception(error)
         message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
-        pipe.emit({"event": "error", "message": message, "exit_code": code})
-        print(f"crossfade: error: {message}", file=sys.stderr, flush=True)
-        os._exit(code)
+        try:
+            print(f"crossfade: error: {message}", file=sys.stderr, flush=True)
+            pipe.emit({"event": "error", "message": message, "exit_code": code})
+        finally:
+            os._exit(code)
 
     die_with_agent()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Blocked in MXNet, Python would not get to run a handler of its own.
+        signal.signal(number, signal.SIG_DFL)
     try:
         missing = [name for name in _NEEDED if not os.environ.get(name)]
         if missing:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossfade.progress import TrainingDisplay
+    from deploy.cluster import Address
     from trainer.job import Job
     from trainer.run import RunFolder
 
@@ -79,35 +81,37 @@ def run(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.job, overrides)
     _, _, model = open_data(job)
     check_fits_this_machine(job, model.tables)
-    port = _check_runtime(job)
+    scheduler = _check_runtime(job)
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
     with folder.begin(job, overwrite=arguments.overwrite) as moved:
         if moved is not None:
             print(f"the earlier run in {folder.path} was moved to {moved}")
         with TrainingDisplay(job.evaluate.select) as display:
-            report = _train(job, port, folder, display)
+            report = _train(job, scheduler, folder, display)
     display.print_report(report, folder.path)
     return 0
 
 
-def _check_runtime(job: Job) -> int | None:
-    """Refuse a job that cannot run here, before an earlier run is touched; the scheduler's port, if it needs one."""
+def _check_runtime(job: Job) -> Address | None:
+    """Refuse a job that cannot run here, before an earlier run is touched; the scheduler's address, if it needs one."""
     if job.cluster.servers or job.train.engine == "mxnet":
         from kvstore.mxnet_import import require_mxnet
 
         require_mxnet()
     if not job.cluster.servers:
         return None
-    from deploy.cluster import scheduler_port
+    from deploy.cluster import scheduler_address
 
-    return scheduler_port(job.cluster)
+    return scheduler_address(job.cluster)
 
 
-def _train(job: Job, port: int | None, folder: RunFolder, display: TrainingDisplay) -> dict[str, Any]:
-    if port is not None:
+def _train(job: Job, scheduler: Address | None, folder: RunFolder, display: TrainingDisplay) -> dict[str, Any]:
+    if scheduler is not None:
         from deploy.agent import run_cluster
 
-        run_cluster(job.cluster, port, folder, display.show)
+        roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
+        print(f"starting {roles} (logs: {folder.logs})", file=sys.stderr)
+        run_cluster(job.cluster, scheduler, folder, display.show)
         return folder.report()
     from kvstore.local import LocalStore
     from trainer.run import run_training

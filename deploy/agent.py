@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deploy.cluster import Role, environment, roles
+from deploy.cluster import Address, Role, environment, roles
 from deploy.events import EVENTS_VARIABLE, EventLines
 from kvstore.errors import ClusterError, InputError
 from trainer.job import Cluster
@@ -30,6 +30,8 @@ TERMINATE_SECONDS = 5.0
 LINGER_SECONDS = 30.0
 """How long the other roles may take to end once one has ended well."""
 _LOG_TAIL_LINES = 20
+_NOT_FROM_HERE = ["-P"]
+"""Python's option to import nothing from the current folder, which may have a trainer/ of its own."""
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -48,7 +50,7 @@ class RoleProcess:
         try:
             with self.log.open("wb") as log:
                 self.process = subprocess.Popen(  # noqa: S603 - our own command
-                    [sys.executable, "-m", "crossfade", role.kind, "--run-dir", str(folder.path)],
+                    [sys.executable, *_NOT_FROM_HERE, "-m", "crossfade", role.kind, "--run-dir", str(folder.path)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -88,7 +90,7 @@ class RoleProcess:
         return ClusterError(f"{self.role.name} {how} before the job was done{said} (log: {self.log})")
 
 
-def run_cluster(cluster: Cluster, port: int, folder: RunFolder, emit: Emit) -> None:
+def run_cluster(cluster: Cluster, scheduler: Address, folder: RunFolder, emit: Emit) -> None:
     """Run all roles of a job on this host until it is done; ``emit`` gets what the first worker tells.
 
     Raises:
@@ -96,19 +98,19 @@ def run_cluster(cluster: Cluster, port: int, folder: RunFolder, emit: Emit) -> N
         ClusterError: a role raised or died. Whatever is raised, all processes have ended by then.
     """
     folder.logs.mkdir(exist_ok=True)
-    with _started(cluster, folder, port) as processes, selectors.DefaultSelector() as selector:
+    with _started(cluster, folder, scheduler) as processes, selectors.DefaultSelector() as selector:
         for process in processes:
             selector.register(process.pipe, selectors.EVENT_READ, process)
         _watch(processes, selector, emit)
 
 
 @contextmanager
-def _started(cluster: Cluster, folder: RunFolder, port: int) -> Iterator[list[RoleProcess]]:
+def _started(cluster: Cluster, folder: RunFolder, scheduler: Address) -> Iterator[list[RoleProcess]]:
     processes: list[RoleProcess] = []
     cores = len(os.sched_getaffinity(0))
     try:
         for role in roles(cluster):
-            processes.append(RoleProcess(role, folder, environment(cluster, role, port, cores)))
+            processes.append(RoleProcess(role, folder, environment(cluster, role, scheduler, cores)))
         yield processes
     finally:
         _end(processes)
@@ -123,8 +125,11 @@ def _watch(processes: list[RoleProcess], selector: selectors.BaseSelector, emit:
     and the others follow soon.
     """
     deadline = float("inf")
-    while any(process.process.poll() is None for process in processes):
-        _read(selector, POLL_SECONDS, emit)
+    running = True
+    while running:
+        # Asked before the look at each, so that whoever ends after it is looked at once more.
+        running = any(process.process.poll() is None for process in processes)
+        _read(selector, POLL_SECONDS if running else 0, emit)
         for process in processes:
             code = process.process.poll()
             if process.error or code not in (None, 0):
@@ -135,7 +140,6 @@ def _watch(processes: list[RoleProcess], selector: selectors.BaseSelector, emit:
         if time.monotonic() > deadline:
             lingering = ", ".join(p.role.name for p in processes if p.process.poll() is None)
             raise ClusterError(f"the job is done, but {lingering} did not end within {LINGER_SECONDS:.0f} s")
-    _read(selector, 0, emit)
 
 
 def _read(selector: selectors.BaseSelector, timeout_seconds: float, emit: Emit) -> None:

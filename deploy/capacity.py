@@ -11,7 +11,7 @@ from kvstore.optimizers import state_bytes_per_row
 from kvstore.store import TableSpec
 from trainer.job import Job
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP = Path("/sys/fs/cgroup")
 _GIB = 2**30
 
 
@@ -24,10 +24,11 @@ def available_bytes() -> int:
     """Memory that this process may still take: the machine's, or its container's limit if that is less."""
     available = int(psutil.virtual_memory().available)
     try:
-        limit = _CGROUP_LIMIT.read_text(encoding="ascii").strip()
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
     except OSError:
         return available
-    return available if limit == "max" else min(available, int(limit))
+    return available if limit == "max" else min(available, max(0, int(limit) - used))
 
 
 def check_fits_this_machine(job: Job, tables: list[TableSpec]) -> None:

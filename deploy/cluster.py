@@ -41,8 +41,16 @@ def roles(cluster: Cluster) -> Iterator[Role]:
         yield Role("worker", index)
 
 
-def scheduler_port(cluster: Cluster) -> int:
-    """The job's port if it is free, or a free one if the job names none.
+@dataclass(frozen=True)
+class Address:
+    """Where the scheduler listens: a numeric address, since MXNet binds to no name, and a port."""
+
+    host: str
+    port: int
+
+
+def scheduler_address(cluster: Cluster) -> Address:
+    """The job's host, and its port if that is free, or a free one if the job names none.
 
     Raises:
         InputError: the port is in use, or the host is not an address of this machine.
@@ -51,8 +59,7 @@ def scheduler_port(cluster: Cluster) -> int:
         address = socket.getaddrinfo(cluster.host, cluster.port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind(address)
-            port: int = probe.getsockname()[1]
-            return port
+            return Address(*probe.getsockname())
     except socket.gaierror as error:
         raise InputError(f"cluster.host: '{cluster.host}' is not a host name or address: {error.strerror}") from error
     except OSError as error:
@@ -63,7 +70,7 @@ def scheduler_port(cluster: Cluster) -> int:
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
 
 
-def environment(cluster: Cluster, role: Role, port: int, cores: int) -> dict[str, str]:
+def environment(cluster: Cluster, role: Role, scheduler: Address, cores: int) -> dict[str, str]:
     """The environment of ``role``'s process: this one's, less strays, with what MXNet needs.
 
     Workers share ``cores`` out among themselves and a server gets one, unless the thread variables are set already.
@@ -76,9 +83,9 @@ def environment(cluster: Cluster, role: Role, port: int, cores: int) -> dict[str
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         **inherited,
         "DMLC_ROLE": role.kind,
-        "DMLC_PS_ROOT_URI": cluster.host,
-        "DMLC_PS_ROOT_PORT": str(port),
-        "DMLC_NODE_HOST": cluster.host,
+        "DMLC_PS_ROOT_URI": scheduler.host,
+        "DMLC_PS_ROOT_PORT": str(scheduler.port),
+        "DMLC_NODE_HOST": scheduler.host,
         "DMLC_NUM_SERVER": str(cluster.servers),
         "DMLC_NUM_WORKER": str(cluster.workers),
     }

@@ -10,7 +10,7 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import StoreError
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
 from kvstore.philox import fill_rows
-from kvstore.store import RowGradient, TableSpec
+from kvstore.store import SUM_LENGTH, RowGradient, TableSpec
 
 _FILL_ROWS = 1 << 16
 
@@ -69,6 +69,7 @@ class LocalStore:
 
     def sum(self, values_N: FloatArray) -> FloatArray:
         """The values themselves: there is one worker."""
+        assert len(values_N) <= SUM_LENGTH
         return values_N.astype(np.float64)
 
     def barrier(self) -> None:

@@ -77,8 +77,9 @@ def dense_view(array: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         return np.empty(shape, dtype=dtype)
     pointer = ctypes.c_void_p()
     _check(_library().MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
+    assert pointer.value is not None
     bytes_wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    buffer = (ctypes.c_byte * bytes_wanted).from_address(pointer.value or 0)
+    buffer = (ctypes.c_byte * bytes_wanted).from_address(pointer.value)
     return np.frombuffer(memoryview(buffer), dtype=dtype).reshape(shape)
 
 

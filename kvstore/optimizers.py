@@ -41,26 +41,17 @@ class OptimizerSpec:
     beta2: float = 0.999
 
 
+_LARGEST = np.float32(1e18)
+
 # No kernel has fastmath: a sum that may be reordered comes out differently where the code was compiled a moment ago and
 # where it was read from the cache, and then a server and a process of its own would differ in the last bit. With
 # numba's own error model a division may raise, and a loop that may raise does not vectorise.
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _square_sum(values_D):  # type: ignore[no-untyped-def]
-    total = np.float32(0.0)
-    for d in range(values_D.shape[0]):
-        total += values_D[d] * values_D[d]
-    return total
-
-
-@njit(cache=True, error_model="numpy", inline="always")
-def _decayed_square_sum(gradient_D, weight_D, decay):  # type: ignore[no-untyped-def]
-    total = np.float32(0.0)
-    for d in range(gradient_D.shape[0]):
-        g = gradient_D[d] + decay * weight_D[d]
-        total += g * g
-    return total
+def _lost(gradient, weight):  # type: ignore[no-untyped-def]
+    """Whether a value is NaN, or so large that its square soon overflows."""
+    return (not (abs(gradient) <= _LARGEST)) | (not (abs(weight) <= _LARGEST))
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
@@ -68,10 +59,12 @@ def _sgd(weights_ND, rows_A, gradient_AD, rate, decay):  # type: ignore[no-untyp
     bad = 0
     for a in prange(rows_A.shape[0]):
         weight_D, gradient_D = weights_ND[rows_A[a]], gradient_AD[a]
-        total = _decayed_square_sum(gradient_D, weight_D, decay)
+        lost = 0
         for d in range(gradient_D.shape[0]):
-            weight_D[d] -= rate * (gradient_D[d] + decay * weight_D[d])
-        bad += not math.isfinite(total + _square_sum(weight_D))
+            g = gradient_D[d] + decay * weight_D[d]
+            weight_D[d] -= rate * g
+            lost |= _lost(g, weight_D[d])
+        bad += lost
     return bad
 
 
@@ -81,12 +74,13 @@ def _adagrad(weights_ND, rows_A, gradient_AD, squares_ND, rate, decay, epsilon):
     for a in prange(rows_A.shape[0]):
         row = rows_A[a]
         weight_D, gradient_D, squares_D = weights_ND[row], gradient_AD[a], squares_ND[row]
-        total = _decayed_square_sum(gradient_D, weight_D, decay)
+        lost = 0
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
             squares_D[d] += g * g
             weight_D[d] -= rate * g / (math.sqrt(squares_D[d]) + epsilon)
-        bad += not math.isfinite(total + _square_sum(weight_D))
+            lost |= _lost(g, weight_D[d])
+        bad += lost
     return bad
 
 
@@ -96,12 +90,18 @@ def _rowwise_adagrad(weights_ND, rows_A, gradient_AD, squares_N, rate, decay, ep
     for a in prange(rows_A.shape[0]):
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
-        total = _decayed_square_sum(gradient_D, weight_D, decay)
+        total = np.float32(0.0)
+        for d in range(gradient_D.shape[0]):
+            g = gradient_D[d] + decay * weight_D[d]
+            total += g * g
         squares_N[row] += total / np.float32(gradient_D.shape[0])
         step = rate / (math.sqrt(squares_N[row]) + epsilon)
+        lost = 0
         for d in range(gradient_D.shape[0]):
-            weight_D[d] -= step * (gradient_D[d] + decay * weight_D[d])
-        bad += not math.isfinite(total + _square_sum(weight_D))
+            g = gradient_D[d] + decay * weight_D[d]
+            weight_D[d] -= step * g
+            lost |= _lost(g, weight_D[d])
+        bad += lost
     return bad
 
 
@@ -113,7 +113,7 @@ def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, d
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
         first_D, second_D = first_ND[row], second_ND[row]
-        total = _decayed_square_sum(gradient_D, weight_D, decay)
+        lost = 0
         steps_N[row] += 1
         correction1 = one - np.float32(beta1 ** steps_N[row])
         correction2 = one - np.float32(beta2 ** steps_N[row])
@@ -122,7 +122,8 @@ def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, d
             first_D[d] = beta1 * first_D[d] + (one - beta1) * g
             second_D[d] = beta2 * second_D[d] + (one - beta2) * g * g
             weight_D[d] -= rate * (first_D[d] / correction1) / (math.sqrt(second_D[d] / correction2) + epsilon)
-        bad += not math.isfinite(total + _square_sum(weight_D))
+            lost |= _lost(g, weight_D[d])
+        bad += lost
     return bad
 
 
@@ -144,13 +145,14 @@ class LazyOptimizer:
         """Apply ``gradient_AD`` to rows ``rows_A`` (sorted, unique) of ``weights_ND``, in place.
 
         Raises:
-            DivergedError: the square of a row's gradient, or of its new values, is not finite. The table is then no
-                longer usable.
+            DivergedError: a row's gradient or its new values are not finite, or beyond 1e18, where squares soon
+                overflow. The table is then no longer usable.
         """
         bad = self._apply(weights_ND, rows_A, gradient_AD)
         if bad:
             raise DivergedError(
-                f"the gradients or values of {bad} of {len(rows_A)} active rows are not finite: training has diverged; "
+                f"the gradients or values of {bad} of {len(rows_A)} active rows are not finite, or beyond 1e18: "
+                "training has diverged; "
                 "lower optimizer.learning_rate or raise model.temperature"
             )
 

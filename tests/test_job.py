@@ -75,7 +75,11 @@ def test_unknown_and_missing_keys_are_named_with_the_nearest_known(job_path: Pat
         ("model: {temperature: .nan}", ["model.temperature: ", "but found nan"]),
         ("optimizer: {learning_rate: .inf}", ["optimizer.learning_rate: ", "finite", "but found inf"]),
         ("optimizer: {weight_decay: -1}", ["optimizer.weight_decay: ", "but found -1"]),
-        ("optimizer: {beta2: 1}", ["optimizer.beta2: ", "less than 1", "but found 1"]),
+        ("optimizer: {beta2: 1}", ["optimizer.beta2: ", "less than or equal to 0.999999", "but found 1"]),
+        ("train: {batch_size: yes}", ["train.batch_size: ", "valid integer", "but found True"]),
+        ("train: {epochs: '3'}", ["train.epochs: ", "valid integer", "but found '3'"]),
+        ("train: {device: gpu}", ["train: device 'gpu' needs engine 'mxnet', but the engine is 'cpu'"]),
+        ("evaluate: {k: [10, 100000]}", ["evaluate.k.1: ", "less than or equal to 1000"]),
         ("loss: hinge", ["loss: ", "'bpr', 'logistic' or 'softmax'", "but found 'hinge'"]),
         ("negatives: {kind: [shared]}", ["negatives.kind: ", "but found ['shared']"]),
         ("evaluate: {k: []}", ["evaluate.k: ", "at least 1 item", "but found []"]),
@@ -246,3 +250,8 @@ def test_every_field_is_explained_once_with_a_type_a_default_and_help(job_path: 
 def test_types_and_defaults_are_explained_in_plain_words(path: str, kind: str, default: str) -> None:
     explained = {name: rest for name, *rest in explain_fields()}
     assert explained[path][:2] == [kind, default]
+
+
+def test_more_workers_than_lanes_are_refused(job_path: Path) -> None:
+    message = refusal(job_path, SMALL + "cluster: {servers: 1, workers: 17}\n")
+    assert "17 workers need as many lanes: set data.lanes, now 16" in message

@@ -183,7 +183,7 @@ def test_a_role_that_is_not_told_where_the_others_are(place: Path, role: str) ->
 def test_a_run_folder_that_cannot_be_written(refused: Refused, place: Path) -> None:
     (place / "file").write_text("not a folder")
     message = refused("train", "job.yaml", "--run-dir", "file/run")
-    assert message == "file/run: the run folder cannot be written: Not a directory"
+    assert message == "file/run: cannot be a run folder: file is a file"
 
 
 def test_a_folder_that_holds_no_run(refused: Refused) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,41 @@ def test_a_run_in_the_folder_of_one_that_was_killed_moves_it_aside(place: Path) 
     assert first.process.returncode == -signal.SIGKILL
     assert train(place, "killed", "train.max_steps=1")["steps"] == 1
     assert (place / "killed.1" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("folder", ["empty", "link", "."])
+def test_an_empty_folder_that_is_there_already_is_used(place: Path, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    where = tmp_path / "empty" if folder == "." else tmp_path
+    succeeded(
+        crossfade("train", place / "run" / "job.yaml", "--run-dir", folder, "--set", "train.max_steps=1", cwd=where)
+    )
+    assert (tmp_path / "empty" / "report.json").exists()
+
+
+def test_whoever_stops_reading_the_progress_does_not_get_a_success(place: Path, tmp_path: Path) -> None:
+    job = place / "run" / "job.yaml"
+    command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", "run", "--set", "train.epochs=100000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert process.stdout is not None
+    process.stderr.read(10)
+    process.stderr.close()
+    assert process.wait(60) != 0
+    process.stdout.close()
+
+
+def test_overwriting_deletes_nothing_that_a_run_did_not_write(place: Path, tmp_path: Path) -> None:
+    job = place / "run" / "job.yaml"
+    succeeded(crossfade("train", job, "--run-dir", "run", "--set", "train.max_steps=1", cwd=tmp_path))
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    result = crossfade("train", job, "--run-dir", "run", "--overwrite", "--set", "train.max_steps=1", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "run: holds notes.txt, which no run writes" in result.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "job.yaml").write_text(job.read_text())
+    result = crossfade("train", "mine/job.yaml", "--run-dir", "mine", "--overwrite", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "mine: is there already and is not a run folder" in result.stderr
+    assert (tmp_path / "mine" / "job.yaml").exists()

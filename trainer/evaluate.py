@@ -52,28 +52,31 @@ def load_held_out(
 ) -> HeldOut:
     """Worker ``rank``'s share of the queries of ``split``. Interactions of no positive weight do not count.
 
+    A held-out pair that an excluded split has too, such as a track played again, stays in the ranking.
+
     Raises:
         InputError: a shard cannot be read.
     """
     items = manifest.entities[manifest.item].rows
-    pairs_N = _pairs(reader, manifest, [split])
-    queries_Q = np.unique(pairs_N // items)[rank::workers]
-    excluded = [name for name in exclude if name != split]
-    return HeldOut(
-        queries_Q,
-        _lists(pairs_N, queries_Q, items),
-        _lists(_pairs(reader, manifest, excluded), queries_Q, items),
-    )
+    held_out_N = _pairs(reader, manifest, [split])
+    queries_Q = np.unique(held_out_N // items)[rank::workers]
+    excluded_N = _pairs(reader, manifest, [name for name in exclude if name != split], queries_Q)
+    excluded_N = np.setdiff1d(excluded_N, held_out_N, assume_unique=True)
+    return HeldOut(queries_Q, _lists(held_out_N, queries_Q, items), _lists(excluded_N, queries_Q, items))
 
 
-def _pairs(reader: ShardReader, manifest: Manifest, splits: list[SplitName]) -> IntArray:
-    """Each (query, item) pair of ``splits`` once, as query·items + item, sorted."""
+def _pairs(
+    reader: ShardReader, manifest: Manifest, splits: list[SplitName], queries_Q: IntArray | None = None
+) -> IntArray:
+    """Each (query, item) pair of ``splits`` once, of ``queries_Q`` alone if given: query·items + item, sorted."""
     items = manifest.entities[manifest.item].rows
     parts = [np.empty(0, dtype=np.int64)]
     for name in splits:
         if name in manifest.splits:
             for part in reader.read_all(manifest.splits[name]):
                 liked_N = part.weight_N > 0
+                if queries_Q is not None:
+                    liked_N &= np.isin(part.query_N, queries_Q)
                 parts.append(part.query_N[liked_N] * items + part.item_N[liked_N])
     return np.unique(np.concatenate(parts))
 

@@ -25,7 +25,7 @@ SplitName = Literal["train", "valid", "test"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+AtLeastOne = Annotated[int, Field(ge=1, strict=True)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
@@ -64,7 +64,7 @@ class Negatives(_Section):
     )
     count: AtLeastOne = Field(1024, description="size of the pool, or draws an example")
     sampling: Literal["uniform", "popularity"] = Field("uniform", description="how items are drawn")
-    power: NotNegative = Field(
+    power: Annotated[float, Field(ge=0, le=4)] = Field(
         0.75, description="popularity: an item is drawn in proportion to its count to this power"
     )
 
@@ -75,9 +75,11 @@ class Optimizer(_Section):
     kind: OptimizerKind = Field("adagrad", description="sgd, adagrad, rowwise_adagrad (4 bytes of state a row) or adam")
     learning_rate: Positive = Field(0.1, description="per step")
     weight_decay: NotNegative = Field(0.0, description="added to the gradient of active rows, times the weight")
-    epsilon: Positive = Field(1e-8, description="added to the root of the second moment")
-    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Adam's decay of the first moment")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Adam's decay of the second moment")
+    epsilon: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
+        1e-8, description="added to the root of the second moment"
+    )
+    beta1: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.9, description="Adam's decay of the first moment")
+    beta2: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.999, description="Adam's decay of the second moment")
 
     def spec(self) -> OptimizerSpec:
         """The same, as the store takes it."""
@@ -92,17 +94,27 @@ class Train(_Section):
     max_steps: AtLeastOne | None = Field(None, description="stop after so many steps, whatever the epochs say")
     evaluate_every: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(5, description="evaluations without a new best before stopping; null: never")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="every random number follows from it")
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
+        1, description="every random number follows from it"
+    )
     engine: Literal["cpu", "mxnet"] = Field("cpu", description="who computes gradients: numba and BLAS, or MXNet")
     device: Literal["cpu", "gpu"] = Field("cpu", description="where the mxnet engine computes")
+
+    @model_validator(mode="after")
+    def _gpu_needs_mxnet(self) -> Train:
+        if self.device == "gpu" and self.engine != "mxnet":
+            raise ValueError(f"device 'gpu' needs engine 'mxnet', but the engine is '{self.engine}'")
+        return self
 
 
 class Evaluate(_Section):
     """How rankings are judged."""
 
-    k: list[AtLeastOne] = Field([10, 20, 40], min_length=1, description="depths of recall@k and ndcg@k")
+    k: list[Annotated[int, Field(ge=1, le=1000, strict=True)]] = Field(
+        [10, 20, 40], min_length=1, max_length=100, description="depths of recall@k and ndcg@k, up to 1000"
+    )
     exclude: list[SplitName] = Field(
-        ["train", "valid"], description="splits whose items leave a query's ranking (never those of the split judged)"
+        ["train", "valid"], description="splits whose items leave a query's ranking, unless they are held out too"
     )
     select: Annotated[str, Field(pattern=r"^(recall|ndcg)@[1-9][0-9]*$")] = Field(
         "ndcg@10", description="metric on the valid split that picks the best embeddings"
@@ -118,10 +130,12 @@ class Evaluate(_Section):
 class Cluster(_Section):
     """Processes of a distributed job. With no servers, the run is one process that holds the tables itself."""
 
-    servers: Annotated[int, Field(ge=0, le=1024)] = Field(
+    servers: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
         0, description="processes that hold the tables; 0: in process"
     )
-    workers: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="processes that compute gradients")
+    workers: Annotated[int, Field(ge=1, le=1024, strict=True)] = Field(
+        1, description="processes that compute gradients"
+    )
     host: str = Field("127.0.0.1", description="address that the roles listen on and reach each other at")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="the scheduler's port; 0: a free one")
     key_bytes: Annotated[int, Field(ge=1024, le=LARGEST_KEY_BYTES)] = Field(
@@ -148,6 +162,20 @@ class Job(_Section):
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
 
+    @model_validator(mode="after")
+    def _each_worker_has_a_lane(self) -> Job:
+        if self.cluster.workers > self.data.lanes:
+            raise ValueError(
+                f"{self.cluster.workers} workers need as many lanes: set data.lanes, now {self.data.lanes}"
+            )
+        return self
+
+    def anchored(self) -> Job:
+        """The same job, naming its data by an absolute path, so that it means the same from any folder."""
+        return self.model_copy(
+            update={"data": self.data.model_copy(update={"shards": str(Path(self.data.shards).absolute())})}
+        )
+
     def to_yaml(self) -> str:
         """The job as a YAML file that ``load_job`` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -160,9 +188,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key, _ in node.value:
-        if key.value in seen:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
             raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark)
-        seen.add(key.value)
+        seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 

@@ -40,6 +40,7 @@ class Progress:
     best: Metrics | None = None
     best_epoch: int | None = None
     stale: int = 0
+    stopped_early: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     traffic: Traffic = field(default_factory=Traffic)
 
@@ -80,6 +81,7 @@ class Loop:
             progress.epoch += 1
             last = progress.step >= self.total_steps
             self._end_epoch(progress, evaluate=last or progress.epoch % self.train.evaluate_every == 0)
+        progress.stopped_early = progress.step < self.total_steps
         if progress.best is None:
             self._keep(progress)
         return progress
@@ -121,7 +123,7 @@ class Loop:
 
     @staticmethod
     def _event(kind: str, progress: Progress, **values: Any) -> dict[str, Any]:
-        return {"event": kind, "epoch": progress.epoch, "step": progress.step, **values}
+        return {"event": kind, "epoch": progress.epoch + (kind == "step"), "step": progress.step, **values}
 
     def _end_epoch(self, progress: Progress, *, evaluate: bool) -> None:
         loss_sum, examples = self.store.sum(np.array([progress.loss_sum, progress.examples]))

@@ -7,7 +7,8 @@ With s the score of the example's item, s_j those of its C negatives and w its w
 - ``logistic``  w · (−log σ(s) − 1/C · Σ_j log σ(−s_j))
                 negative sampling, Mikolov et al., "Distributed representations of words and phrases", NIPS 2013
 - ``softmax``   −w · log(eˢ / (eˢ + Σ_j e^{s_j}))
-                sampled softmax, Jean et al., ACL 2015; on cosine scores, InfoNCE (van den Oord et al. 2018)
+                sampled softmax, Jean et al., ACL 2015, without its correction by log Q; on cosine scores, InfoNCE
+                (van den Oord et al. 2018)
 
 A negative that is the example's own item does not count: it adds no loss and gets no gradient.
 

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +35,7 @@ from trainer.model import Model, make_model
 from trainer.negatives import Sampler
 
 JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
+_STEMS = {"job", "report", "metrics", "run", "embeddings", "logs"}
 _STEP_RECORD_SECONDS = 1.0
 
 
@@ -43,7 +44,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         """The run in ``path``, which may not exist yet."""
-        self.path = path
+        self.path = path if path.name else path.absolute()
         self.embeddings = path / "embeddings"
         self.logs = path / "logs"
 
@@ -66,35 +67,48 @@ class RunFolder:
         Raises:
             InputError: another process is running in it, or it holds something that is not a run.
         """
-        moved = self._make_way(overwrite)
-        try:
-            self.path.mkdir(parents=True)
-            (self.path / JOB_FILE).write_text(job.to_yaml(), encoding="utf-8")
-            lock = (self.path / LOCK_FILE).open("w", encoding="ascii")
-        except OSError as error:
-            raise InputError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with ExitStack() as running:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with _locked(self.path.parent):
+                    moved = self._make_way(overwrite)
+                    self.path.mkdir(exist_ok=True)
+                    (self.path / JOB_FILE).write_text(job.anchored().to_yaml(), encoding="utf-8")
+                    lock = running.enter_context((self.path / LOCK_FILE).open("w", encoding="ascii"))
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except FileExistsError as error:
+                raise InputError(f"{self.path}: cannot be a run folder: {error.filename} is a file") from error
+            except OSError as error:
+                raise InputError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
             yield moved
 
     def _make_way(self, overwrite: bool) -> Path | None:
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            if self.path.exists():
-                self.path.rmdir()
             return None
-        if not (self.path / JOB_FILE).exists():
+        if not ((self.path / JOB_FILE).exists() and (self.path / LOCK_FILE).exists()):
             raise InputError(f"{self.path}: is there already and is not a run folder; name another with --run-dir")
         if self._is_running():
             raise InputError(
                 f"{self.path}: a run is going on in it; wait for it, or name another folder with --run-dir"
             )
         if overwrite:
-            shutil.rmtree(self.path)
+            self._empty()
             return None
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
         return self.path.rename(aside)
+
+    def _empty(self) -> None:
+        """Delete what a run wrote; refuse where there is anything else."""
+        strange = sorted(path.name for path in self.path.iterdir() if path.name.lstrip(".").split(".")[0] not in _STEMS)
+        if strange:
+            raise InputError(f"{self.path}: holds {strange[0]}, which no run writes; leave out --overwrite")
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _is_running(self) -> bool:
         try:
@@ -116,6 +130,17 @@ class RunFolder:
         partial = self.path / f".{REPORT_FILE}.partial"
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.path / REPORT_FILE)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for a moment, so that two starts do not make the same run folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class MetricsLog:
@@ -162,36 +187,43 @@ def run_training(job: Job, folder: RunFolder, store: RowStore, emit: Emit) -> di
     """
     started = time.perf_counter()
     data, manifest, model = open_data(job)
-    reader = ShardReader(data, manifest)
     vocabularies = {name: Vocabulary(data, manifest, name) for name in (manifest.query, manifest.item)}
-    log = MetricsLog(folder.path / METRICS_FILE) if store.rank == 0 else None
-
-    def record(event: dict[str, Any]) -> None:
-        if log is not None:
-            log.write(event)
-            emit(event)
-
-    loop = _make_loop(job, folder, store, manifest, model, reader, vocabularies, record)
-    store.create(model.tables, job.optimizer.spec(), job.train.seed)
-    begin = time.perf_counter()
-    progress = loop.run()
+    with ExitStack() as opened:
+        reader = opened.enter_context(closing(ShardReader(data, manifest)))
+        record = _recorder(folder, emit, opened) if store.rank == 0 else _ignore
+        loop = _make_loop(job, folder, store, manifest, model, reader, vocabularies, record)
+        store.create(model.tables, job.optimizer.spec(), job.train.seed)
+        begin = time.perf_counter()
+        progress = loop.run()
     train_seconds = time.perf_counter() - begin - progress.seconds["evaluate"] - progress.seconds["keep"]
     metrics = {"valid": progress.best} if progress.best else {}
     if "test" in manifest.splits and manifest.splits["test"].rows > 0:
         metrics["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
-    traffic = _total_traffic(progress, store)
     report = {
         **_report(job, model, progress, metrics, store),
-        **traffic,
+        **_total_traffic(progress, store),
         "train_seconds": train_seconds,
         "examples_per_second": progress.examples_total / train_seconds,
         "wall_seconds": time.perf_counter() - started,
     }
-    if log is not None:
+    if store.rank == 0:
         folder.write_report(report)
-        log.close()
-    reader.close()
     return report
+
+
+def _recorder(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
+    """What writes an event to the run's log and passes it on; ``opened`` closes the log."""
+    log = opened.enter_context(closing(MetricsLog(folder.path / METRICS_FILE)))
+
+    def record(event: dict[str, Any]) -> None:
+        log.write(event)
+        emit(event)
+
+    return record
+
+
+def _ignore(_event: dict[str, Any]) -> None:
+    """The events of the other workers say what the first one's say."""
 
 
 def _make_loop(
@@ -245,13 +277,11 @@ def evaluate_embeddings(job: Job, embeddings: Path, split: SplitName, store: Row
     data, manifest, model = open_data(job)
     if split not in manifest.splits:
         raise InputError(f"{data}: has no split '{split}'; it has {', '.join(manifest.splits)}")
-    reader = ShardReader(data, manifest)
     rank, workers = (store.rank, store.workers) if store else (0, 1)
-    held_out = load_held_out(reader, manifest, split, job.evaluate.exclude, rank, workers)
+    with closing(ShardReader(data, manifest)) as reader:
+        held_out = load_held_out(reader, manifest, split, job.evaluate.exclude, rank, workers)
     total = store.sum if store else np.asarray
-    metrics = evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, total)
-    reader.close()
-    return metrics
+    return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, total)
 
 
 def _total_traffic(progress: Progress, store: RowStore) -> dict[str, int]:
@@ -265,6 +295,7 @@ def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metri
         "name": job.name,
         "metrics": metrics,
         "best_epoch": progress.best_epoch,
+        "stopped_early": progress.stopped_early,
         "examples": progress.examples_total,
         "steps": progress.step,
         "epochs": progress.epoch,

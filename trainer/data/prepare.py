@@ -327,7 +327,7 @@ def describe(manifest: Manifest, folder: Path) -> str:
             f"{size / 1e6:,.1f} MB"
         )
     lines.append(
-        f"  density {train / (query.rows * item.rows):.3%} of all pairs in train; on average "
+        f"  train has {train / (query.rows * item.rows):.3%} as many interactions as there are pairs; on average "
         f"{train / query.rows:,.1f} interactions of each {manifest.query} "
         f"and {train / item.rows:,.1f} of each {manifest.item}"
     )

@@ -52,6 +52,8 @@ class Vocabulary:
     def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
         first = 0
         for path in self._paths:
+            if first >= stop:
+                return
             try:
                 with pq.ParquetFile(path) as file:
                     for index in range(file.num_row_groups):
