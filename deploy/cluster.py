@@ -13,7 +13,7 @@ from kvstore.errors import InputError
 from trainer.job import Cluster
 
 RoleKind = Literal["scheduler", "server", "worker"]
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 # ps-lite takes its port from a stray PORT; what is left of DMLC_* from elsewhere would name another job's scheduler.
 _STRAY_PREFIXES = ("DMLC_", "PS_")
 _STRAY = "PORT"

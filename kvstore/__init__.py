@@ -10,4 +10,8 @@ import os
 # be used from one thread at a time, so background threads run no parallel kernel.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 
+# BLAS computes tile by tile, in the engine's threads, and threads of its own would fight with those. It must be set
+# before numpy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 __version__ = "0.1.0"

@@ -168,12 +168,12 @@ def row_squares(values_ND):  # type: ignore[no-untyped-def]
     return out_N
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
+@njit(cache=True, error_model="numpy", nogil=True)
 def shared_pool_pass(scores_BC, query_BD, item_BD, square_C, item_B, negative_C, weight_B, code, product, square):  # type: ignore[no-untyped-def]
     """Dot products of a tile to derivatives by score, in place; the losses, and the derivatives by own score."""
     loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
-    for b in prange(weight_B.shape[0]):
-        parts_C = np.empty(scores_BC.shape[1], np.float32)
+    parts_C = np.empty(scores_BC.shape[1], np.float32)
+    for b in range(weight_B.shape[0]):
         own = product * _dot(query_BD[b], item_BD[b])
         for c in range(scores_BC.shape[1]):
             scores_BC[b, c] *= product

@@ -6,10 +6,12 @@ through it once, so no pass over the examples knows of it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 
 from kvstore.arrays import FloatArray
 from trainer.data.batches import ActiveRows, Batch
@@ -17,8 +19,8 @@ from trainer.job import LossKind, Negatives
 from trainer.losses import LOSS_CODES, own_negatives_pass, row_squares, shared_pool_pass
 from trainer.model import Model
 
-_TILE_SCORES = 1 << 20
-"""Scores of a shared pool are computed in tiles of about this many, 4 MiB, to stay in the cache."""
+_TILE_SCORES = 1 << 19
+"""Scores of a shared pool are computed in tiles of about this many, 2 MiB, to stay in the cache."""
 _SMALLEST_NORM = np.float32(1e-12)
 
 
@@ -67,7 +69,8 @@ class CpuEngine:
         self._shared = negatives.kind == "shared"
         self._product = np.float32(model.score.product)
         self._square = np.float32(model.score.square)
-        self._scratch_N: FloatArray = np.empty(0, np.float32)
+        self._threads = ThreadPoolExecutor(get_num_threads(), thread_name_prefix="engine")
+        self._local = threading.local()
 
     def gradients(self, batch: Batch, block: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
         """This worker's part of the mean loss and of its gradient."""
@@ -92,12 +95,6 @@ class CpuEngine:
         gradient_AD: FloatArray = _sum_uses(values_ND, active.order_N, active.starts_A1)
         return gradient_AD
 
-    def _tile(self, examples: int, pool: int) -> FloatArray:
-        """Memory for a tile of scores, kept from step to step: fresh pages would cost more than the scores."""
-        if self._scratch_N.size < examples * pool:
-            self._scratch_N = np.empty(examples * pool, np.float32)
-        return self._scratch_N[: examples * pool].reshape(examples, pool)
-
     def _weights(self, batch: Batch) -> FloatArray:
         return batch.weight_B / np.float32(batch.global_size)
 
@@ -117,38 +114,44 @@ class CpuEngine:
         return result
 
     def _with_shared_pool(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:
+        """Tiles of examples in threads, each with a single-threaded BLAS; their pool gradients are added in order."""
         query_BD, item_BD = query_AD[batch.query.index_N], item_AD[batch.item_index_B]
         pool_CD = item_AD[batch.negative_index_N]
         square_C, weight_B = row_squares(pool_CD), self._weights(batch)
         loss_B, query_gradient_BD = np.empty_like(weight_B), np.empty_like(query_BD)
         use_gradient_ND = np.empty((len(batch) + len(pool_CD), pool_CD.shape[1]), np.float32)
+        twice = np.float32(2.0) * self._square
+
+        def compute(part: slice) -> tuple[FloatArray, FloatArray]:
+            query_TD, item_TD = query_BD[part], item_BD[part]
+            slope_TC = np.matmul(query_TD, pool_CD.T, out=self._scores(len(query_TD), len(pool_CD)))
+            rows = batch.item_index_B[part], batch.negative_index_N
+            loss_B[part], slope_T = shared_pool_pass(
+                slope_TC, query_TD, item_TD, square_C, *rows, weight_B[part], self._code, self._product, self._square
+            )
+            own_T1 = slope_T[:, None]
+            query_gradient_BD[part] = self._product * (slope_TC @ pool_CD + own_T1 * item_TD)
+            use_gradient_ND[part] = self._product * own_T1 * query_TD
+            if twice:
+                query_gradient_BD[part] -= twice * (slope_TC.sum(axis=1) + slope_T)[:, None] * query_TD
+                use_gradient_ND[part] -= twice * own_T1 * item_TD
+            return self._product * (slope_TC.T @ query_TD), slope_TC.sum(axis=0) if twice else slope_T[:0]
+
+        tile = max(1, _TILE_SCORES // len(pool_CD))
+        parts = [slice(start, min(start + tile, len(batch))) for start in range(0, len(batch), tile)]
         pool_gradient_CD, pool_slope_C = use_gradient_ND[len(batch) :], np.zeros_like(square_C)
         pool_gradient_CD[:] = 0.0
-        tile = max(1, _TILE_SCORES // len(pool_CD))
-        twice = np.float32(2.0) * self._square
-        for start in range(0, len(batch), tile):
-            part = slice(start, min(start + tile, len(batch)))
-            slope_BC = np.matmul(query_BD[part], pool_CD.T, out=self._tile(part.stop - part.start, len(pool_CD)))
-            loss_B[part], slope_B = shared_pool_pass(
-                slope_BC,
-                query_BD[part],
-                item_BD[part],
-                square_C,
-                batch.item_index_B[part],
-                batch.negative_index_N,
-                weight_B[part],
-                self._code,
-                self._product,
-                self._square,
-            )
-            own_B1 = slope_B[:, None]
-            query_gradient_BD[part] = self._product * (slope_BC @ pool_CD + own_B1 * item_BD[part])
-            use_gradient_ND[part] = self._product * own_B1 * query_BD[part]
-            pool_gradient_CD += self._product * (slope_BC.T @ query_BD[part])
+        for gradient_CD, slope_C in self._threads.map(compute, parts):
+            pool_gradient_CD += gradient_CD
             if twice:
-                query_gradient_BD[part] -= twice * (slope_BC.sum(axis=1) + slope_B)[:, None] * query_BD[part]
-                use_gradient_ND[part] -= twice * own_B1 * item_BD[part]
-                pool_slope_C += slope_BC.sum(axis=0)
+                pool_slope_C += slope_C
         if twice:
             pool_gradient_CD -= twice * pool_slope_C[:, None] * pool_CD
         return loss_B, query_gradient_BD, use_gradient_ND
+
+    def _scores(self, examples: int, pool: int) -> FloatArray:
+        """A thread's memory for a tile of scores, kept from step to step: fresh pages cost more than the scores."""
+        memory: FloatArray | None = getattr(self._local, "memory", None)
+        if memory is None or memory.size < examples * pool:
+            memory = self._local.memory = np.empty(examples * pool, np.float32)
+        return memory[: examples * pool].reshape(examples, pool)
