@@ -54,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, CrossfadeError):
             print(f"crossfade: error: {error}", file=sys.stderr)
             return error.exit_code
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            # The machine, and not the program: a full disk, a folder that is gone.
-            print(f"crossfade: error: {error}", file=sys.stderr)
-            return 1
         if isinstance(error, BrokenPipeError):
             # Whoever read our output, such as head, has gone; the command may not have done all its work.
             sys.stderr.close()
             return 128 + signal.SIGPIPE
+        if isinstance(error, OSError):
+            # The machine, and not the program: a full disk, a folder that is gone.
+            print(f"crossfade: error: {error}", file=sys.stderr)
+            return 1
         raise
     return code

@@ -1,6 +1,8 @@
 """How a run ends: well, by a signal, or because one of its processes died; and that nothing of it stays behind."""
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -142,3 +144,14 @@ def test_a_finished_job_leaves_its_run_folder_and_nothing_else(job: Path, tmp_pa
         connection for connection in still if connection.pid in (None, *(role.pid for role in roles.values()))
     ] == []
     assert sorted(path.stem for path in (tmp_path / "work" / "run" / "logs").iterdir()) == ROLES
+
+
+def test_roles_import_nothing_from_the_current_folder_and_take_a_host_by_name(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('this is not the trainer that was installed')")
+    options = ["--servers", "1", "--workers", "1", "--set", "cluster.host=localhost", "--set", "train.max_steps=3"]
+    # The installed command, since `python -m` would itself look into the current folder.
+    command = [str(Path(sys.executable).with_name("crossfade")), "train", str(job), "--run-dir", "run", *options]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "report.json").exists()

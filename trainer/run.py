@@ -45,8 +45,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """The run in ``path``, which may not exist yet."""
         self.path = path if path.name else path.absolute()
-        self.embeddings = path / "embeddings"
-        self.logs = path / "logs"
+        self.embeddings = self.path / "embeddings"
+        self.logs = self.path / "logs"
 
     def job(self) -> Job:
         """The job as it was resolved when the run began.
