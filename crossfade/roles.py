@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Run the {role} of a distributed job, and end when the job does. 'crossfade train --servers N --workers N' starts all
-roles of a job on one host by itself; start them by hand to spread them over hosts. The environment says who is where:
+roles of a job on one host by itself, and watches them. Started by hand, say on several hosts, nobody does: when one
+dies, the others wait for ever. DIR, on a file system that all share, needs the job.yaml of a run. The environment says
+who is where:
 
   DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT   address and port of the scheduler
   DMLC_NODE_HOST                        address that this process listens on
