@@ -4,6 +4,7 @@ CrossfadeError            1   the run failed
 ├── DivergedError         1   a gradient or a loss is no longer finite
 ├── StoreError            1   the key-value store refused or lost something
 ├── ClusterError          1   a process of the job died, raised or fell silent
+├── CheckpointError       1   a checkpoint cannot be written, or is damaged, partial or foreign
 └── InputError            2   the user's input is wrong
     └── MissingExtraError 2   an optional package is not installed
 """
@@ -25,6 +26,10 @@ class StoreError(CrossfadeError):
 
 class ClusterError(CrossfadeError):
     """A process of the job died, raised or fell silent."""
+
+
+class CheckpointError(CrossfadeError):
+    """A checkpoint cannot be written, or is damaged, partial or foreign; the message names the file and the reason."""
 
 
 class InputError(CrossfadeError):

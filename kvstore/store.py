@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.checkpoint import Saved
 from kvstore.optimizers import OptimizerSpec
 
 ROW_ID_BYTES = 8
@@ -80,8 +81,30 @@ class RowStore(Protocol):
     rank: int
     workers: int
 
-    def create(self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int) -> None:
-        """Make the tables and fill them from the counter-based generator. Called once, by every worker."""
+    def create(
+        self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int, checkpoint: str | None = None
+    ) -> None:
+        """Make the tables: rows and optimizer state from ``checkpoint``, a URI, as far as it has them.
+
+        The other rows come from the counter-based generator. Called once, by every worker.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or is not one of such tables.
+        """
+
+    def save(self, to: str) -> None:
+        """Begin to write all tables and optimizer states into the checkpoint folder ``to``, a path or URI.
+
+        Called by rank 0 alone, after its push of a step and before its next pull; what is written is the state after
+        that step. It returns as soon as a snapshot is taken: the writing goes on behind training. One at a time.
+        """
+
+    def saved(self) -> Saved | None:
+        """How the last ``save`` went, or None while it is still under way. Called by rank 0 alone.
+
+        Raises:
+            CheckpointError: it could not be written. The tables are unharmed.
+        """
 
     def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copies of the named rows: for each table, rows int64 (A,), sorted and unique, to float32 (A, D).

@@ -99,12 +99,30 @@ class Train(_Section):
     )
     engine: Literal["cpu", "mxnet"] = Field("cpu", description="who computes gradients: numba and BLAS, or MXNet")
     device: Literal["cpu", "gpu"] = Field("cpu", description="where the mxnet engine computes")
+    embeddings: Literal["best", "none"] = Field(
+        "best", description="best: write those that did best on valid; none: leave them to 'crossfade export'"
+    )
 
     @model_validator(mode="after")
     def _gpu_needs_mxnet(self) -> Train:
         if self.device == "gpu" and self.engine != "mxnet":
             raise ValueError(f"device 'gpu' needs engine 'mxnet', but the engine is '{self.engine}'")
         return self
+
+
+class Checkpoint(_Section):
+    """What of a run outlives its processes."""
+
+    to: str | None = Field(None, description="folder or s3:// URI for checkpoints; default: checkpoints/ of the run")
+    every_seconds: Positive | None = Field(
+        300.0, description="seconds from one checkpoint to the next; null: only at the end and when stopped"
+    )
+    every_steps: AtLeastOne | None = Field(None, description="steps from one checkpoint to the next, besides")
+    keep: AtLeastOne = Field(3, description="checkpoints that are kept, the newest ones")
+    start_from: str | None = Field(
+        None,
+        description="checkpoint, or folder of them, that a fresh run takes rows from; rows that it lacks start afresh",
+    )
 
 
 class Evaluate(_Section):
@@ -141,6 +159,17 @@ class Cluster(_Section):
     key_bytes: Annotated[int, Field(ge=1024, le=LARGEST_KEY_BYTES)] = Field(
         DEFAULT_KEY_BYTES, description="bytes of a table that make one key of the store, at most"
     )
+    hosts: AtLeastOne = Field(1, description="hosts that share the roles; the job starts when their agents have joined")
+    listen: str | None = Field(
+        None, description="HOST:PORT at which agents of other hosts reach the coordinator; needs CROSSFADE_TOKEN"
+    )
+    max_restarts: Annotated[int, Field(ge=0, strict=True)] = Field(
+        5, description="restarts in a row that bring no new checkpoint, after which the job fails"
+    )
+    stall_seconds: Positive = Field(600.0, description="without any sign of progress for so long, the job is restarted")
+    grace_seconds: Positive = Field(
+        60.0, description="how long a job that is asked to stop may take to write its checkpoint"
+    )
 
     @model_validator(mode="after")
     def _workers_need_servers(self) -> Cluster:
@@ -160,6 +189,7 @@ class Job(_Section):
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
