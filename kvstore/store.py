@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint import Saved
 from kvstore.optimizers import OptimizerSpec
 
 ROW_ID_BYTES = 8
@@ -68,6 +67,29 @@ class Traffic:
         self.rows_pushed += rows
         self.bytes_pushed += rows * (ROW_ID_BYTES + table.dim * VALUE_BYTES)
         self.bytes_pushed_if_dense += table.bytes
+
+
+@dataclass(frozen=True)
+class SavedPart:
+    """What one server has written of a checkpoint: the name, bytes and CRC-32 of the file that lists its files."""
+
+    name: str
+    bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint's tables, written by all servers.
+
+    ``pause_seconds`` is how long the slowest server stood still for its snapshot, ``seconds`` how long writing took,
+    ``bytes`` what all of them wrote.
+    """
+
+    parts: tuple[SavedPart, ...]
+    pause_seconds: float
+    seconds: float
+    bytes: int
 
 
 class RowStore(Protocol):
