@@ -201,14 +201,44 @@ class Job(_Section):
         return self
 
     def anchored(self) -> Job:
-        """The same job, naming its data by an absolute path, so that it means the same from any folder."""
+        """The same job, naming its folders by absolute paths, so that it means the same from anywhere."""
+        checkpoint = {
+            key: value if value is None or "://" in value else str(Path(value).absolute())
+            for key, value in (("to", self.checkpoint.to), ("start_from", self.checkpoint.start_from))
+        }
         return self.model_copy(
-            update={"data": self.data.model_copy(update={"shards": str(Path(self.data.shards).absolute())})}
+            update={
+                "data": self.data.model_copy(update={"shards": str(Path(self.data.shards).absolute())}),
+                "checkpoint": self.checkpoint.model_copy(update=checkpoint),
+            }
         )
+
+    def differences(self, earlier: Job) -> list[str]:
+        """The keys in which a run of ``earlier`` cannot be taken up as this job, as ``key (theirs, not ours)``.
+
+        How long to train, where the processes are and when to save may change from one start to the next.
+        """
+        ours, theirs = (dict(_flat(job.anchored().model_dump(mode="json"))) for job in (self, earlier))
+        return [
+            f"{key} ({theirs[key]!r} then, {ours[key]!r} now)"
+            for key in ours
+            if ours[key] != theirs[key] and not key.startswith(_MAY_CHANGE)
+        ]
 
     def to_yaml(self) -> str:
         """The job as a YAML file that ``load_job`` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_MAY_CHANGE = ("cluster.", "checkpoint.", "train.epochs", "train.max_steps", "train.patience", "train.device")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -1,6 +1,6 @@
 """A run: its folder, and the wiring of one worker's parts into the loop.
 
-runs/NAME/  job.yaml  metrics.jsonl  report.json  embeddings/  logs/  run.lock
+runs/NAME/  job.yaml  run.json  metrics.jsonl  report.json  embeddings/  checkpoints/  logs/  run.lock
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
@@ -35,7 +36,8 @@ from trainer.model import Model, make_model
 from trainer.negatives import Sampler
 
 JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
-_STEMS = {"job", "report", "metrics", "run", "embeddings", "logs"}
+RUN_FILE = "run.json"
+_STEMS = {"job", "report", "metrics", "run", "embeddings", "checkpoints", "logs"}
 _STEP_RECORD_SECONDS = 1.0
 
 
@@ -60,19 +62,34 @@ class RunFolder:
             )
         return load_job(self.path / JOB_FILE)
 
+    def run_id(self) -> str:
+        """What names this run wherever it writes."""
+        identity: str = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["id"]
+        return identity
+
+    def checkpoints(self, job: Job) -> str:
+        """Where the checkpoints of a run of ``job`` here are, a path or URI."""
+        return job.checkpoint.to or str(self.path / "checkpoints")
+
     @contextmanager
-    def begin(self, job: Job, *, overwrite: bool) -> Iterator[Path | None]:
+    def begin(self, job: Job, *, overwrite: bool = False, resume: bool = False) -> Iterator[Path | None]:
         """Make the folder for a run of ``job`` and hold it; gives where an earlier run was moved to, if there was one.
 
+        With ``resume`` an earlier run stays where it is and is taken up.
+
         Raises:
-            InputError: another process is running in it, or it holds something that is not a run.
+            InputError: another process is running in it, or it holds something that is not a run, or one of a job
+                that this one cannot take up.
         """
         with ExitStack() as running:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with _locked(self.path.parent):
-                    moved = self._make_way(overwrite)
+                    moved = self._check_resumable(job) if resume else self._make_way(overwrite)
                     self.path.mkdir(exist_ok=True)
+                    if not (self.path / RUN_FILE).exists():
+                        identity = {"id": uuid.uuid4().hex, "name": job.name}
+                        (self.path / RUN_FILE).write_text(json.dumps(identity) + "\n", encoding="utf-8")
                     (self.path / JOB_FILE).write_text(job.anchored().to_yaml(), encoding="utf-8")
                     lock = running.enter_context((self.path / LOCK_FILE).open("w", encoding="ascii"))
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,15 +99,29 @@ class RunFolder:
                 raise InputError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
             yield moved
 
-    def _make_way(self, overwrite: bool) -> Path | None:
+    def _holds_run(self) -> bool:
+        """Whether an earlier run is here. Something else, or a run that goes on, is refused."""
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return None
+            return False
         if not ((self.path / JOB_FILE).exists() and (self.path / LOCK_FILE).exists()):
             raise InputError(f"{self.path}: is there already and is not a run folder; name another with --run-dir")
         if self._is_running():
             raise InputError(
                 f"{self.path}: a run is going on in it; wait for it, or name another folder with --run-dir"
             )
+        return True
+
+    def _check_resumable(self, job: Job) -> None:
+        differences = job.differences(self.job()) if self._holds_run() else []
+        if differences:
+            raise InputError(
+                f"{self.path}: its run cannot be taken up, since the job differs in {', '.join(differences)}; "
+                "train without --resume, or with the job as it was"
+            )
+
+    def _make_way(self, overwrite: bool) -> Path | None:
+        if not self._holds_run():
+            return None
         if overwrite:
             self._empty()
             return None
