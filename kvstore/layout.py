@@ -21,7 +21,7 @@ from kvstore.store import VALUE_BYTES, TableSpec
 
 DEFAULT_KEY_BYTES = 2**30
 LARGEST_KEY_BYTES = 2**31 - 2**20
-SUM_KEY = 0
+SUM_KEY, STATUS_KEY = 0, 1
 
 
 @njit(cache=True)
@@ -91,23 +91,27 @@ class TableLayout:
             begin, end = starts_P[index * self.servers], starts_P[(index + 1) * self.servers]
             yield KeyRows(key, order_A[begin:end], positions_A[begin:end])
 
-    def held_rows(self, key: int, server: int) -> IntArray:
-        """The table's rows that ``server`` holds of ``key``, int64 (chunk,), in the order of its memory.
+    def range_of(self, key: int, server: int) -> int:
+        """The range that ``server`` holds of ``key``."""
+        return (key - self.first_key) * self.servers + server
+
+    def rows_of(self, number: int) -> IntArray:
+        """The table's rows in range ``number``, int64 (chunk,), in order.
 
         Padding shows as rows at or beyond ``table.rows``.
         """
-        held_range = (key - self.first_key) * self.servers + server
-        return np.arange(self.chunk, dtype=np.int64) * self.ranges + held_range
+        return np.arange(self.chunk, dtype=np.int64) * self.ranges + number
 
 
 def make_layout(tables: Sequence[TableSpec], servers: int, key_bytes: int = DEFAULT_KEY_BYTES) -> list[TableLayout]:
     """Lay ``tables`` out on ``servers`` servers in keys of at most ``key_bytes`` each, or of one row a server.
 
-    Key 0 is kept for sums over workers. Every worker and server computes the same layout from the same arguments.
+    The first keys are kept for sums over workers and for what servers tell. Every worker and server computes the same
+    layout from the same arguments.
     """
     assert 0 < key_bytes <= LARGEST_KEY_BYTES
     layouts = []
-    next_key = SUM_KEY + 1
+    next_key = STATUS_KEY + 1
     for table in tables:
         row_bytes = table.dim * VALUE_BYTES
         rows_per_range = max(1, key_bytes // row_bytes // servers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.layout import DEFAULT_KEY_BYTES, SUM_KEY, TableLayout, make_layout
+from kvstore.errors import CheckpointError
+from kvstore.layout import DEFAULT_KEY_BYTES, STATUS_KEY, SUM_KEY, TableLayout, make_layout
 from kvstore.local import check_rows
 from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_from
-from kvstore.mxnet_server import COMMAND_HEAD, create_command
+from kvstore.mxnet_server import COMMAND_HEAD, STATUS_LENGTH, create_command, decode_status
 from kvstore.optimizers import OptimizerSpec
-from kvstore.store import SUM_LENGTH, RowGradient, TableSpec
+from kvstore.store import SUM_LENGTH, RowGradient, Saved, SavedPart, TableSpec
 
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
 SPLIT_ALWAYS = "1"
@@ -43,18 +45,20 @@ class MXNetStore:
         self.rank: int = self._store.rank
         self.workers: int = self._store.num_workers
 
-    def create(self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int) -> None:
-        """Make the tables on the servers, which fill them where they live.
+    def create(
+        self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int, checkpoint: str | None = None
+    ) -> None:
+        """Make the tables on the servers, which fill them where they live and load what ``checkpoint`` has.
 
         MXNet initialises a key with the array of rank 0 alone, keeps that array alive until the key's first push, and
         a pull before then overwrites it: hence one key at a time, each followed by a push of no rows.
         """
-        if self.rank == 0:
-            command = create_command(tables, optimizer, seed, self._servers, self._key_bytes)
-            self._store._send_command_to_servers(COMMAND_HEAD, command)
+        self._command(create_command(tables, optimizer, seed, self._servers, self._key_bytes, checkpoint))
         self.barrier()
         self._store.init(SUM_KEY, self._mx.nd.zeros((self.workers, 3, SUM_LENGTH)))
         self.sum(np.zeros(1))
+        self._store.init(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
+        self._store.push(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
         for layout in make_layout(tables, self._servers, self._key_bytes):
             self._layouts[layout.table.name] = layout
             for key in layout.key_numbers:
@@ -62,6 +66,43 @@ class MXNetStore:
                 self._store.push(key, self._zeros(layout.key_shape, stored=False))
                 self._mx.nd.waitall()
         self.barrier()
+        if checkpoint is not None:
+            self._command(json.dumps({"command": "load"}))
+            self.barrier()
+
+    def _command(self, body: str) -> None:
+        """Send all servers a command, from rank 0; returns when all have obeyed it."""
+        if self.rank == 0:
+            self._store._send_command_to_servers(COMMAND_HEAD, body)
+
+    def save(self, to: str) -> None:
+        """Begin to write all tables and optimizer states into the checkpoint folder ``to``.
+
+        The servers answer a push of this worker when they have applied it with those of all workers, and no key of the
+        next step can be complete without this worker: so what they hold now is the state after this step.
+        """
+        assert self.rank == 0
+        self._mx.nd.waitall()
+        self._command(json.dumps({"command": "save", "to": to}))
+
+    def saved(self) -> Saved | None:
+        """How the last ``save`` went, or None while it is still under way."""
+        assert self.rank == 0
+        self._command(json.dumps({"command": "status"}))
+        told = self._mx.nd.zeros((self._servers, STATUS_LENGTH))
+        self._store.pull(STATUS_KEY, out=told)
+        statuses = [decode_status(row_N) for row_N in told.asnumpy()]
+        if any(status["state"] == "running" for status in statuses):
+            return None
+        for server, status in enumerate(statuses):
+            if status["state"] != "saved":
+                raise CheckpointError(f"server-{server}: {status.get('message', 'has lost its save')}")
+        return Saved(
+            tuple(SavedPart(**part) for status in statuses for part in status["parts"]),
+            pause_seconds=max(status["pause_seconds"] for status in statuses),
+            seconds=max(status["seconds"] for status in statuses),
+            bytes=sum(status["bytes"] for status in statuses),
+        )
 
     def _zeros(self, shape: tuple[int, int], *, stored: bool) -> Any:
         """Zeros in row_sparse form: with every row stored (what MXNet counts at ``init``), or with none."""

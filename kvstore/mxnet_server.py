@@ -16,21 +16,33 @@ from typing import Any, NoReturn
 import numpy as np
 
 from kvstore.arrays import FloatArray
-from kvstore.errors import StoreError
-from kvstore.layout import SUM_KEY, TableLayout, make_layout
+from kvstore.checkpoint import Checkpoint, RowRange, open_checkpoint
+from kvstore.errors import CheckpointError, StoreError
+from kvstore.layout import STATUS_KEY, SUM_KEY, TableLayout, make_layout
 from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_ids
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
 from kvstore.philox import fill_rows
+from kvstore.snapshot import Snapshot
 from kvstore.store import TableSpec
 
 COMMAND_HEAD = 0
 """The only head that MXNet hands to a controller; it drops the others silently."""
 
 
+STATUS_LENGTH = 4096
+"""What one server tells is so many float32: the length of a text, then its bytes, one in each."""
+_MESSAGE_LENGTH = 600
+
+
 def create_command(
-    tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int, servers: int, key_bytes: int
+    tables: Sequence[TableSpec],
+    optimizer: OptimizerSpec,
+    seed: int,
+    servers: int,
+    key_bytes: int,
+    checkpoint: str | None,
 ) -> str:
-    """The command, JSON, that tells each server which tables it will hold a part of."""
+    """The command, JSON, that tells each server which tables it will hold a part of, and where rows come from."""
     return json.dumps(
         {
             "command": "create",
@@ -39,29 +51,58 @@ def create_command(
             "seed": seed,
             "servers": servers,
             "key_bytes": key_bytes,
+            "checkpoint": checkpoint,
         }
     )
+
+
+def decode_status(row_N: FloatArray) -> dict[str, Any]:
+    """What a server has told, from its row of the status key."""
+    text = row_N[1 : 1 + int(row_N[0])].astype(np.uint8).tobytes()
+    status: dict[str, Any] = json.loads(text)
+    return status
+
+
+def _encode_status(status: dict[str, Any], row_N: FloatArray) -> None:
+    text = json.dumps(status).encode("ascii")
+    assert len(text) < STATUS_LENGTH
+    row_N[0] = len(text)
+    row_N[1 : 1 + len(text)] = np.frombuffer(text, dtype=np.uint8)
 
 
 class _Shard:
     """One server's rows of one key: its weights on the store's memory, and their optimizer."""
 
-    def __init__(self, weight: Any, layout: TableLayout, key: int, server: int, optimizer: OptimizerSpec, seed: int):
+    def __init__(self, weight: Any, layout: TableLayout, key: int, server: int, optimizer: OptimizerSpec) -> None:
         table = layout.table
         if weight.shape[1] != table.dim or len(row_sparse_ids(weight)) != layout.chunk:
             raise StoreError(
                 f"key {key}: the store holds {weight.shape} where {(layout.chunk, table.dim)} was laid out"
             )
         self._store_reference = weight
+        self._layout = layout
+        self._range = layout.range_of(key, server)
         self.dim = table.dim
         self.weights_ND: FloatArray = dense_view(weight, (layout.chunk, table.dim), np.float32)
         self.optimizer: LazyOptimizer = make_optimizer(optimizer, layout.chunk, table.dim)
-        rows_N = layout.held_rows(key, server)
-        fill_rows(self.weights_ND, rows_N, seed=seed, table=table.name, scale=table.scale)
+
+    def fill(self, seed: int, first_row: int) -> None:
+        """Give the table's rows from ``first_row`` on their initial values, as far as they are here."""
+        table = self._layout.table
+        rows_N = self._layout.rows_of(self._range)
+        rows_N = rows_N[np.searchsorted(rows_N, first_row) :]
+        if len(rows_N):
+            fill_rows(self.weights_ND[-len(rows_N) :], rows_N, seed=seed, table=table.name, scale=table.scale)
+
+    def as_range(self) -> RowRange:
+        """The same rows, weights and state, as a checkpoint takes and gives them."""
+        table = self._layout.table
+        arrays = {"weights": self.weights_ND, **self.optimizer.state}
+        return RowRange(table.name, table.rows, self._range, self._layout.ranges, arrays)
 
 
 class RowServer:
-    """What one server does: on the command ``create`` it learns its tables, on each key's merged push it updates."""
+    """What one server does: it obeys commands, and on each key's merged push it updates its rows."""
 
     def __init__(self, store: Any) -> None:
         """Serve the rows of ``store``, a connected ``dist_sync`` handle."""
@@ -70,42 +111,100 @@ class RowServer:
         self._shards: dict[int, _Shard] = {}
         self._optimizer = OptimizerSpec()
         self._seed = 0
+        self._servers = 0
+        self._checkpoint: Checkpoint | None = None
+        self._snapshot: Snapshot | None = None
+        self._status: dict[str, Any] = {"state": "idle"}
+        self._status_row: tuple[Any, FloatArray] | None = None
+        self._commands = {"create": self._create, "load": self._load, "save": self._save, "status": self._tell_status}
 
     def command(self, body: str) -> None:
         """Obey one JSON command.
 
         Raises:
             StoreError: it is not one of ours.
+            CheckpointError: the checkpoint to start from is damaged, or not one of these tables.
         """
         try:
             message = json.loads(body)
         except ValueError as error:
             raise StoreError(f"a command that is not JSON came over the network: {body[:80]!r}") from error
-        if not isinstance(message, dict) or message.get("command") != "create":
+        if not isinstance(message, dict) or message.get("command") not in self._commands:
             raise StoreError(f"an unknown command came over the network: {body[:80]!r}")
+        self._commands[message["command"]](message)
+
+    def _create(self, message: dict[str, Any]) -> None:
+        """Learn which tables there will be, and which rows a checkpoint will bring."""
         tables = [TableSpec(**table) for table in message["tables"]]
         self._optimizer = OptimizerSpec(**message["optimizer"])
         self._seed = message["seed"]
-        for layout in make_layout(tables, message["servers"], message["key_bytes"]):
+        self._servers = message["servers"]
+        for layout in make_layout(tables, self._servers, message["key_bytes"]):
             self._layouts.update(dict.fromkeys(layout.key_numbers, layout))
+        if message["checkpoint"] is not None:
+            self._checkpoint = open_checkpoint(message["checkpoint"])
+            self._checkpoint.check_fits(tables, self._optimizer)
+
+    def _load(self, _message: dict[str, Any]) -> None:
+        """Take this server's rows and their state from the checkpoint."""
+        assert self._checkpoint is not None
+        self._checkpoint.load([shard.as_range() for shard in self._shards.values()])
+
+    def _save(self, message: dict[str, Any]) -> None:
+        """Begin to write this server's rows. A failure is told when asked for: training goes on without it."""
+        ranges = [shard.as_range() for shard in self._shards.values()]
+        try:
+            self._snapshot = Snapshot(message["to"], self._store.rank, self._servers, ranges)
+            self._status = {"state": "running"}
+        except (CheckpointError, OSError) as error:
+            self._status = {"state": "failed", "message": str(error)[:_MESSAGE_LENGTH]}
+
+    def _tell_status(self, _message: dict[str, Any]) -> None:
+        """Write how the save goes to where workers can pull it."""
+        assert self._status_row is not None
+        if self._snapshot is not None:
+            self._look_at(self._snapshot)
+        _encode_status(self._status, self._status_row[1])
+
+    def _look_at(self, snapshot: Snapshot) -> None:
+        try:
+            result = snapshot.poll()
+        except CheckpointError as error:
+            self._status = {"state": "failed", "message": str(error)[:_MESSAGE_LENGTH]}
+        else:
+            if result is None:
+                return
+            self._status = {"state": "saved", **asdict(result)}
+        snapshot.close()
+        self._snapshot = None
 
     def update(self, key: int, gradient: Any, weight: Any) -> None:
         """Apply the push of a key, summed over the workers, to this server's rows of it.
 
-        The first push of a key, which has no rows, hands over the store's memory: it is filled then.
+        The first push of a key, which has no rows, hands over the store's memory: rows that no checkpoint brings are
+        filled then.
         """
         gradient.wait_to_read()
         weight.wait_to_read()
         if key == SUM_KEY:
             dense_view(weight, weight.shape, np.float32)[:] = dense_view(gradient, weight.shape, np.float32)
             return
+        if key == STATUS_KEY:
+            self._status_row = weight, dense_view(weight, weight.shape, np.float32).ravel()
+            return
         shard = self._shards.get(key)
         if shard is None:
-            shard = _Shard(weight, self._layouts[key], key, self._store.rank, self._optimizer, self._seed)
-            self._shards[key] = shard
+            layout = self._layouts[key]
+            shard = self._shards[key] = _Shard(weight, layout, key, self._store.rank, self._optimizer)
+            shard.fill(self._seed, self._checkpoint.rows(layout.table.name) if self._checkpoint else 0)
         ids_A = row_sparse_ids(gradient)
         if len(ids_A):
             shard.optimizer.update(shard.weights_ND, ids_A, dense_view(gradient, (len(ids_A), shard.dim), np.float32))
+
+    def close(self) -> None:
+        """Stop a save that is still under way."""
+        if self._snapshot is not None:
+            self._snapshot.close()
 
 
 def run_role(fail: Callable[[BaseException], NoReturn]) -> None:
@@ -136,3 +235,4 @@ def run_role(fail: Callable[[BaseException], NoReturn]) -> None:
     from mxnet.base import _LIB, check_call
 
     check_call(_LIB.MXKVStoreRunServer(store.handle, controller, None))
+    server.close()

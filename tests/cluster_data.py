@@ -52,22 +52,30 @@ def planted_splits(plays: int = 16, *, seed: int = 7) -> dict[str, Pairs]:
 
 
 def write_planted(
-    folder: Path, *, train_files: Sequence[Sequence[int]] = UNEVEN_FILES, named: bool = False, held_out: bool = True
+    folder: Path,
+    *,
+    train_files: Sequence[Sequence[int]] = UNEVEN_FILES,
+    named: bool = False,
+    held_out: bool = True,
+    tracks: int = TRACKS,
 ) -> Path:
-    """A prepared data set in ``folder``: train in files of the given row groups, valid and test in one file each."""
+    """A prepared data set in ``folder``: train in files of the given row groups, valid and test in one file each.
+
+    Of more than ``TRACKS`` tracks, the last were never played.
+    """
     splits = planted_splits()
     if not held_out:
         splits = {"train": splits["train"]}
     files = {name: [[len(pairs[0])]] for name, pairs in splits.items()} | {"train": train_files}
-    counts_N = np.bincount(splits["train"][1][: sum(map(sum, train_files))], minlength=TRACKS)
+    counts_N = np.bincount(splits["train"][1][: sum(map(sum, train_files))], minlength=tracks)
     entities = {
         "customer": write_vocabulary(folder, "customer", [f"c{row:03d}" for row in range(CUSTOMERS)]),
         "track": write_vocabulary(
             folder,
             "track",
-            [5000 + row for row in range(TRACKS)],
+            [5000 + row for row in range(tracks)],
             counts=counts_N.tolist(),
-            names=[f"Genre {row % GENRES} Song {row}" for row in range(TRACKS)] if named else None,
+            names=[f"Genre {row % GENRES} Song {row}" for row in range(tracks)] if named else None,
         ),
     }
     return write_data(folder, entities, {name: (splits[name], files[name]) for name in splits})

@@ -21,6 +21,7 @@ from trainer.engines.base import make_engine
 from trainer.job import load_job
 from trainer.loop import Loop
 from trainer.negatives import Sampler
+from trainer.progress import Progress
 from trainer.run import open_data
 
 WARM_STEPS, MEASURED_STEPS = 20, 30
@@ -54,7 +55,8 @@ def work(store: MXNetStore) -> None:
             sent, received = bytes_on_the_wire()
             tell_and_wait(step=event["step"], sent=sent, received=received)
 
-    progress = Loop(
+    progress = Progress()
+    Loop(
         train=job.train,
         select=job.evaluate.select,
         model=model,
@@ -71,8 +73,9 @@ def work(store: MXNetStore) -> None:
         sampler=Sampler(job.negatives, model.item.rows, None, job.train.seed),
         evaluator=lambda: None,
         keep=lambda: None,
+        after_step=lambda _: False,
         emit=watch,
-    ).run()
+    ).run(progress)
     tell(pushed=progress.traffic.bytes_pushed, pulled=progress.traffic.bytes_pulled)
 
 

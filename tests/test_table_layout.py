@@ -56,9 +56,9 @@ def test_a_request_of_no_rows_names_every_key(layout: TableLayout) -> None:
 
 
 @every_layout
-def test_held_rows_are_the_inverse_of_split(layout: TableLayout) -> None:
+def test_rows_of_ranges_are_the_inverse_of_split(layout: TableLayout) -> None:
     held_by_key = {
-        key: np.concatenate([layout.held_rows(key, server) for server in range(layout.servers)])
+        key: np.concatenate([layout.rows_of(layout.range_of(key, server)) for server in range(layout.servers)])
         for key in layout.key_numbers
     }
     for rows_A in requests_of(layout):
@@ -72,7 +72,7 @@ def test_held_rows_are_the_inverse_of_split(layout: TableLayout) -> None:
 @every_layout
 def test_each_server_holds_its_share_of_the_most_popular_rows(layout: TableLayout) -> None:
     held_by_server = [
-        np.concatenate([layout.held_rows(key, server) for key in layout.key_numbers])
+        np.concatenate([layout.rows_of(layout.range_of(key, server)) for key in layout.key_numbers])
         for server in range(layout.servers)
     ]
     for popular in {1, 2, 10, layout.table.rows // 2, layout.table.rows}:
@@ -83,7 +83,7 @@ def test_each_server_holds_its_share_of_the_most_popular_rows(layout: TableLayou
 @every_layout
 def test_popular_rows_stand_first_in_the_memory_of_their_server(layout: TableLayout) -> None:
     for key, server in product(layout.key_numbers, range(layout.servers)):
-        held = layout.held_rows(key, server)
+        held = layout.rows_of(layout.range_of(key, server))
         assert held.shape == (layout.chunk,)
         assert (np.diff(held) > 0).all()
         assert held[0] < layout.ranges

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kvstore.store import RowGradient, RowStore, Traffic
+from kvstore.store import RowGradient, RowStore
 from trainer.data.batches import Batch, batches
 from trainer.data.read_ahead import ReadAhead
 from trainer.data.shards import Schedule
@@ -19,37 +17,12 @@ from trainer.evaluate import Metrics
 from trainer.job import Train
 from trainer.model import Model
 from trainer.negatives import Sampler
-
-STEP_PHASES = ("data", "pull", "gradients", "push")
-PHASES = (*STEP_PHASES, "evaluate", "keep")
+from trainer.progress import Progress
 
 Emit = Callable[[dict[str, Any]], None]
 Evaluator = Callable[[], Metrics | None]
 Keep = Callable[[], None]
-
-
-@dataclass
-class Progress:
-    """How far a run is, and what its steps took. ``loss_sum`` and ``examples`` are of this worker and this epoch."""
-
-    epoch: int = 0
-    step: int = 0
-    examples: int = 0
-    examples_total: int = 0
-    loss_sum: float = 0.0
-    best: Metrics | None = None
-    best_epoch: int | None = None
-    stale: int = 0
-    stopped_early: bool = False
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    traffic: Traffic = field(default_factory=Traffic)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Count the seconds of a block under ``phase``."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[phase] += time.perf_counter() - begin
+AfterStep = Callable[[Progress], bool]
 
 
 @dataclass(frozen=True)
@@ -65,6 +38,7 @@ class Loop:
     sampler: Sampler
     evaluator: Evaluator
     keep: Keep
+    after_step: AfterStep
     emit: Emit
 
     @property
@@ -73,33 +47,48 @@ class Loop:
         steps = self.train.epochs * self.schedule.steps
         return min(steps, self.train.max_steps or steps)
 
-    def run(self) -> Progress:
-        """Train until the epochs or steps are done, or the valid split has shown no new best for long enough."""
-        progress = Progress()
+    def run(self, progress: Progress) -> bool:
+        """Train on from ``progress``, which is kept up to date, until the run is done; False if asked to stop before.
+
+        It is done with its epochs or steps, or when the valid split has shown no new best for long enough.
+        """
         while progress.step < self.total_steps and not self._stale(progress):
-            self._run_epoch(progress)
-            progress.epoch += 1
+            if self._run_epoch(progress):
+                return False
             last = progress.step >= self.total_steps
-            self._end_epoch(progress, evaluate=last or progress.epoch % self.train.evaluate_every == 0)
+            self._end_epoch(progress, evaluate=last or progress.epochs % self.train.evaluate_every == 0)
+            if progress.epoch_step == self.schedule.steps:
+                progress.epoch, progress.epoch_step = progress.epoch + 1, 0
         progress.stopped_early = progress.step < self.total_steps
         if progress.best is None:
             self._keep(progress)
-        return progress
+        return True
 
     def _stale(self, progress: Progress) -> bool:
         return self.train.patience is not None and progress.stale >= self.train.patience
 
-    def _run_epoch(self, progress: Progress) -> None:
+    def _run_epoch(self, progress: Progress) -> bool:
+        """Take the rest of the epoch's steps; True if asked to stop."""
         store = self.store
         source = batches(
-            self.schedule, self.sampler, epoch=progress.epoch, first_step=0, rank=store.rank, workers=store.workers
+            self.schedule,
+            self.sampler,
+            epoch=progress.epoch,
+            first_step=progress.epoch_step,
+            rank=store.rank,
+            workers=store.workers,
         )
         with ReadAhead(source) as ahead:
             waiting = iter(ahead)
-            for _ in range(min(self.schedule.steps, self.total_steps - progress.step)):
-                with progress.timed("data"):
-                    batch = next(waiting)
-                self._step(batch, progress)
+            for _ in range(min(self.schedule.steps - progress.epoch_step, self.total_steps - progress.step)):
+                with progress.training():
+                    with progress.timed("data"):
+                        batch = next(waiting)
+                    self._step(batch, progress)
+                    with progress.timed("agree"):
+                        if self.after_step(progress):
+                            return True
+        return False
 
     def _step(self, batch: Batch, progress: Progress) -> None:
         active = {self.model.query.name: batch.query.rows_A, self.model.item.name: batch.item.rows_A}
@@ -113,6 +102,7 @@ class Loop:
             progress.traffic.pulled(len(active[table.name]), table.dim)
             progress.traffic.pushed(len(active[table.name]), table)
         progress.step += 1
+        progress.epoch_step += 1
         progress.examples += len(batch)
         progress.examples_total += batch.global_size
         progress.loss_sum += loss * batch.global_size
@@ -123,13 +113,14 @@ class Loop:
 
     @staticmethod
     def _event(kind: str, progress: Progress, **values: Any) -> dict[str, Any]:
-        return {"event": kind, "epoch": progress.epoch + (kind == "step"), "step": progress.step, **values}
+        return {"event": kind, "epoch": progress.epochs, "step": progress.step, **values}
 
     def _end_epoch(self, progress: Progress, *, evaluate: bool) -> None:
         loss_sum, examples = self.store.sum(np.array([progress.loss_sum, progress.examples]))
         progress.loss_sum, progress.examples = 0.0, 0
         record = self._event("epoch", progress, loss=loss_sum / max(examples, 1.0))
         if evaluate:
+            self.emit(self._event("phase", progress, name="evaluate"))
             with progress.timed("evaluate"):
                 metrics = self.evaluator()
             if metrics is not None:
@@ -139,11 +130,12 @@ class Loop:
 
     def _keep_if_best(self, metrics: Metrics, progress: Progress) -> None:
         if progress.best is None or metrics[self.select] > progress.best[self.select]:
-            progress.best, progress.best_epoch, progress.stale = metrics, progress.epoch, 0
+            progress.best, progress.best_epoch, progress.stale = metrics, progress.epochs, 0
             self._keep(progress)
         else:
             progress.stale += 1
 
     def _keep(self, progress: Progress) -> None:
+        self.emit(self._event("phase", progress, name="embeddings"))
         with progress.timed("keep"):
             self.keep()

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.errors import InputError
+from kvstore.errors import CheckpointError, InputError
+from kvstore.local import LocalStore
 from kvstore.store import RowStore
+from trainer.checkpoints import Identity, Saver, newest_usable, starting_rows, take_up
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.shards import Schedule, ShardReader
 from trainer.data.vocabulary import Vocabulary
@@ -31,9 +33,10 @@ from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
 from trainer.engines.base import make_engine
 from trainer.evaluate import Metrics, evaluate, load_held_out
 from trainer.job import Job, SplitName, load_job
-from trainer.loop import Emit, Loop, Progress
+from trainer.loop import Emit, Loop
 from trainer.model import Model, make_model
 from trainer.negatives import Sampler
+from trainer.progress import Progress
 
 JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
 RUN_FILE = "run.json"
@@ -210,36 +213,92 @@ def open_data(job: Job) -> tuple[Path, Manifest, Model]:
     return folder, manifest, model
 
 
-def run_training(job: Job, folder: RunFolder, store: RowStore, emit: Emit) -> dict[str, Any]:
-    """Train as one worker of ``job`` on ``store``; rank 0 writes the records and the report, which this returns.
+def run_training(
+    job: Job,
+    folder: RunFolder,
+    store: RowStore,
+    emit: Emit,
+    *,
+    checkpoint: str | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Train as one worker of ``job`` on ``store``, on from ``checkpoint`` if one is given.
+
+    Rank 0 writes the records, the checkpoints and the report. Returns the report; None where ``stop_requested`` said at
+    any worker that the run shall stop: then there is a checkpoint to take it up from.
 
     Raises:
         CrossfadeError: the run failed; its exit code says how.
     """
     started = time.perf_counter()
     data, manifest, model = open_data(job)
+    identity = Identity.of(job, folder.run_id(), model.tables)
     vocabularies = {name: Vocabulary(data, manifest, name) for name in (manifest.query, manifest.item)}
     with ExitStack() as opened:
         reader = opened.enter_context(closing(ShardReader(data, manifest)))
         record = _recorder(folder, emit, opened) if store.rank == 0 else _ignore
-        loop = _make_loop(job, folder, store, manifest, model, reader, vocabularies, record)
-        store.create(model.tables, job.optimizer.spec(), job.train.seed)
-        begin = time.perf_counter()
-        progress = loop.run()
-    train_seconds = time.perf_counter() - begin - progress.seconds["evaluate"] - progress.seconds["keep"]
-    metrics = {"valid": progress.best} if progress.best else {}
-    if "test" in manifest.splits and manifest.splits["test"].rows > 0:
-        metrics["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
+        saver = opened.enter_context(
+            Saver(store, job.checkpoint, folder.checkpoints(job), identity, record, stop_requested)
+        )
+        loop = _make_loop(job, folder, store, manifest, model, reader, vocabularies, saver, record)
+        progress = _start(job, folder, store, identity, checkpoint, record)
+        saver.begin(progress)
+        if not loop.run(progress):
+            record({"event": "stopped", "step": progress.step})
+            return None
+        saver.save_last(progress)
+        metrics = {"valid": progress.best} if progress.best else {}
+        if job.train.embeddings == "best" and "test" in manifest.splits and manifest.splits["test"].rows > 0:
+            record({"event": "phase", "name": "test"})
+            metrics["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
+        traffic = _total_traffic(progress, store)
     report = {
         **_report(job, model, progress, metrics, store),
-        **_total_traffic(progress, store),
-        "train_seconds": train_seconds,
-        "examples_per_second": progress.examples_total / train_seconds,
+        **traffic,
+        "train_seconds": progress.train_seconds,
+        "examples_per_second": progress.examples_total / progress.train_seconds,
         "wall_seconds": time.perf_counter() - started,
     }
     if store.rank == 0:
         folder.write_report(report)
     return report
+
+
+def run_in_process(
+    job: Job, folder: RunFolder, emit: Emit, *, resume: bool, stop_requested: Callable[[], bool], say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
+
+    ``say`` gets a line for each that does not.
+    """
+    refused: set[str] = set()
+    while True:
+        found = newest_usable(folder.checkpoints(job), refused, say) if resume else None
+        checkpoint = found.uri if found else None
+        try:
+            return run_training(
+                job, folder, LocalStore(), emit, checkpoint=checkpoint, stop_requested=stop_requested
+            )
+        except CheckpointError as error:
+            if checkpoint is None or error.checkpoint != checkpoint:
+                raise
+            say(f"passed over a checkpoint: {error}")
+            refused.add(checkpoint)
+
+
+def _start(
+    job: Job, folder: RunFolder, store: RowStore, identity: Identity, checkpoint: str | None, record: Emit
+) -> Progress:
+    """Make the tables, and the progress that they stand at."""
+    record({"event": "phase", "name": "tables"})
+    progress = Progress() if checkpoint is None else take_up(identity, checkpoint, store.rank)
+    rows_from = checkpoint or starting_rows(job, identity.tables)
+    store.create(identity.tables, identity.optimizer, job.train.seed, rows_from)
+    if progress.best is not None and not folder.embeddings.exists():
+        # They were left on another machine: the best of what is still to come will do.
+        progress.best, progress.best_epoch, progress.stale = None, None, 0
+    record({"event": "phase", "name": "training", "step": progress.step, "rows_from": rows_from})
+    return progress
 
 
 def _recorder(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
@@ -265,6 +324,7 @@ def _make_loop(
     model: Model,
     reader: ShardReader,
     vocabularies: dict[str, Vocabulary],
+    saver: Saver,
     record: Emit,
 ) -> Loop:
     counts_N = vocabularies[manifest.item].counts() if job.negatives.sampling == "popularity" else None
@@ -285,6 +345,10 @@ def _make_loop(
             return None
         return evaluate(StoreVectors(store), model, held_out, job.evaluate, store.sum)
 
+    def keep() -> None:
+        if job.train.embeddings == "best":
+            write_embeddings(store, model.tables, vocabularies, folder.embeddings)
+
     return Loop(
         train=job.train,
         select=job.evaluate.select,
@@ -294,7 +358,8 @@ def _make_loop(
         schedule=schedule,
         sampler=Sampler(job.negatives, model.item.rows, counts_N, job.train.seed),
         evaluator=judge,
-        keep=lambda: write_embeddings(store, model.tables, vocabularies, folder.embeddings),
+        keep=keep,
+        after_step=saver.after_step,
         emit=record,
     )
 
@@ -329,9 +394,10 @@ def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metri
         "stopped_early": progress.stopped_early,
         "examples": progress.examples_total,
         "steps": progress.step,
-        "epochs": progress.epoch,
+        "epochs": progress.epochs,
         "parameters": sum(table.rows * table.dim for table in model.tables),
         "seconds_by_phase": progress.seconds,
+        "checkpoints": asdict(progress.saves),
         "restarts": 0,
         "engine": job.train.engine,
         "store": type(store).__name__,

@@ -1,0 +1,308 @@
+"""Saving a run while it trains, and taking it up again.
+
+All workers decide together, about once a second, at which step to save and whether to stop: one sum over workers, which
+carries their counters too. Rank 0 then asks the store for a snapshot and trains on; when the servers have written it,
+a thread writes the manifest, which makes the checkpoint whole, and deletes old ones.
+
+What is saved of the run itself is its cursor, (epoch, step), and its counters: with the job and the data that is all
+there is, since the content of every step follows from the seed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvstore.checkpoint import Checkpoint, Manifest, commit, newest_checkpoint, open_checkpoint, prune, step_folder
+from kvstore.errors import CheckpointError, InputError
+from kvstore.optimizers import OptimizerSpec
+from kvstore.storage import Folder
+from kvstore.store import RowStore, Saved, TableSpec
+from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
+from trainer.job import Checkpoint as Settings
+from trainer.job import Job
+from trainer.progress import Progress
+
+OWNER_FILE = "run.json"
+_AGREE_SECONDS = 1.0
+_LONGEST_INTERVAL = 1024
+_WAIT_SECONDS = 0.05
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint says of the run that it is of, beside its progress."""
+
+    run: str
+    job: Job
+    tables: Sequence[TableSpec]
+    optimizer: OptimizerSpec
+    data: int
+
+    @staticmethod
+    def of(job: Job, run: str, tables: Sequence[TableSpec]) -> Identity:
+        """That of run ``run`` of ``job``. The data are known by the CRC-32 of their manifest."""
+        data = zlib.crc32((Path(job.data.shards) / DATA_MANIFEST).read_bytes())
+        return Identity(run, job, tables, job.optimizer.spec(), data)
+
+    def manifest(self, saved: Saved, step: int, progress: dict[str, Any]) -> Manifest:
+        """The manifest of a checkpoint whose tables are ``saved``."""
+        return Manifest(
+            step=step,
+            tables=[asdict(table) for table in self.tables],
+            optimizer=asdict(self.optimizer),
+            seed=self.job.train.seed,
+            parts=[asdict(part) for part in saved.parts],
+            training={
+                "run": self.run,
+                "job": self.job.anchored().model_dump(mode="json"),
+                "data": self.data,
+                "progress": progress,
+            },
+        )
+
+
+def take_up(identity: Identity, uri: str, rank: int) -> Progress:
+    """Where the run stood at the checkpoint ``uri``; what workers count is rank 0's from now on.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole.
+        InputError: it is of other data.
+    """
+    training = open_checkpoint(uri).manifest.training
+    if training.get("data") != identity.data:
+        raise InputError(
+            f"{uri}: was trained on other data than {identity.job.data.shards} holds now; train without --resume, and "
+            "set checkpoint.start_from to go on from its tables"
+        )
+    return Progress.from_record(training["progress"], counting=rank == 0)
+
+
+def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
+    """The checkpoint that ``checkpoint.start_from`` names, itself or as the newest whole one of a folder.
+
+    Raises:
+        InputError: there is none, or its tables do not fit.
+    """
+    start_from = job.checkpoint.start_from
+    if start_from is None:
+        return None
+    try:
+        whole, reasons = newest_checkpoint(start_from)
+        checkpoint = whole or open_checkpoint(start_from)
+        checkpoint.check_fits(tables, job.optimizer.spec())
+    except (CheckpointError, OSError) as error:
+        raise InputError(f"checkpoint.start_from: {error}") from error
+    return checkpoint.uri
+
+
+def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
+    """Make the folder ``checkpoints`` that of run ``run``, or see that it is.
+
+    With ``take_over`` a folder of another run of the same name becomes this run's, as on a host that replaces another.
+
+    Raises:
+        InputError: it is another run's, or cannot be written.
+    """
+    folder = Folder(checkpoints)
+    try:
+        if folder.exists(OWNER_FILE):
+            owner = json.loads(folder.read(OWNER_FILE))
+            if owner.get("run") == run:
+                return
+            if not (take_over and owner.get("name") == name):
+                raise InputError(
+                    f"{checkpoints}: holds checkpoints of another run, of job '{owner.get('name')}'; name another folder "
+                    "in checkpoint.to, or take that run up with --resume"
+                )
+        folder.write(OWNER_FILE, json.dumps({"run": run, "name": name}).encode())
+    except ValueError as error:
+        raise InputError(f"{checkpoints}/{OWNER_FILE}: is not what a run writes: {error}") from error
+    except OSError as error:
+        raise InputError(f"checkpoint.to: {checkpoints} cannot be written: {error}") from error
+
+
+class Saver:
+    """Saves a run at agreed steps. Every worker has one; those of rank 0 write."""
+
+    def __init__(
+        self,
+        store: RowStore,
+        settings: Settings,
+        checkpoints: str,
+        identity: Identity,
+        emit: Emit,
+        stop_requested: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Save what ``store`` holds under ``checkpoints``; ``stop_requested`` is asked at each agreement."""
+        self._store = store
+        self._settings = settings
+        self._checkpoints = checkpoints
+        self._identity = identity
+        self._emit = emit
+        self._stop_requested = stop_requested
+        self._clock = clock
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._progress: Progress | None = None
+        self._next_step = 0
+        self._agreed = (0, clock())
+        self._saved_at = clock()
+        self._last_step: int | None = None
+        self._writing: dict[str, Any] | None = None
+        self._committing: Future[Saved] | None = None
+
+    def begin(self, progress: Progress) -> None:
+        """Get ready to save a run that stands at ``progress``: what is in the way of its next checkpoints goes."""
+        self._progress = progress
+        self._next_step = progress.step + 1
+        self._agreed = (progress.step, self._clock())
+        self._last_step = progress.step or None
+        if self._store.rank == 0:
+            clear_after(self._checkpoints, progress.step)
+
+    def after_step(self, progress: Progress) -> bool:
+        """Called by every worker after each step: whether all stop here, with a checkpoint written."""
+        if progress.step < self._next_step:
+            return False
+        return self._agree(progress)
+
+    def _agree(self, progress: Progress) -> bool:
+        step, since = self._agreed
+        now = self._clock()
+        first = self._store.rank == 0
+        pace = (now - since) / max(1, progress.step - step) if first else 0.0
+        due = first and self._is_due(progress.step, now)
+        counters = progress.counters()
+        stop, due, pace, *totals = self._store.sum(
+            np.array([self._stop_requested(), due, pace, *counters.values()], dtype=np.float64)
+        )
+        self._agreed = (progress.step, self._clock())
+        self._next_step = progress.step + self._interval(progress.step, pace)
+        if first:
+            self._look()
+            if stop or (due and not self._busy):
+                self._wait()
+                self._snapshot(progress, dict(zip(counters, totals, strict=True)))
+            if stop:
+                self._wait()
+        return bool(stop)
+
+    def _is_due(self, step: int, now: float) -> bool:
+        seconds, steps = self._settings.every_seconds, self._settings.every_steps
+        since_steps = step - (self._last_step or 0)
+        return (seconds is not None and now - self._saved_at >= seconds) or (steps is not None and since_steps >= steps)
+
+    def _interval(self, step: int, pace: float) -> int:
+        """Steps to the next agreement: about a second's, the same for all workers."""
+        interval = min(max(1, round(_AGREE_SECONDS / max(pace, 1e-6))), _LONGEST_INTERVAL)
+        every = self._settings.every_steps
+        return interval if every is None else min(interval, every - step % every)
+
+    def save_last(self, progress: Progress) -> None:
+        """Begin a checkpoint of the finished training, unless there is one of this step. Called by every worker."""
+        counters = progress.counters()
+        totals = self._store.sum(np.array(list(counters.values()), dtype=np.float64))
+        if self._store.rank == 0 and self._last_step != progress.step:
+            self._wait()
+            self._snapshot(progress, dict(zip(counters, totals, strict=True)))
+
+    def __enter__(self) -> Saver:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait until what was begun is written, unless an error ends the run."""
+        if kind is None and self._store.rank == 0:
+            self._wait()
+        self._background.shutdown(wait=kind is None)
+
+    @property
+    def _busy(self) -> bool:
+        return self._writing is not None or self._committing is not None
+
+    def _snapshot(self, progress: Progress, totals: dict[str, float]) -> None:
+        self._last_step = progress.step
+        self._writing = {"step": progress.step, "progress": progress.to_record(totals)}
+        self._store.save(step_folder(self._checkpoints, progress.step))
+        self._saved_at = self._clock()
+
+    def _look(self) -> None:
+        """See how far the checkpoint is that is being written."""
+        if self._committing is not None:
+            if self._committing.done():
+                future, self._committing = self._committing, None
+                self._finish(future)
+        elif self._writing is not None:
+            try:
+                saved = self._store.saved()
+            except CheckpointError as error:
+                self._fail(error)
+            else:
+                if saved is not None:
+                    self._committing = self._background.submit(self._commit, saved, **self._writing)
+
+    def _commit(self, saved: Saved, step: int, progress: dict[str, Any]) -> Saved:
+        commit(self._checkpoints, self._identity.manifest(saved, step, progress))
+        prune(self._checkpoints, self._settings.keep)
+        return saved
+
+    def _finish(self, future: Future[Saved]) -> None:
+        try:
+            saved = future.result()
+        except (CheckpointError, OSError) as error:
+            self._fail(error)
+            return
+        assert self._writing is not None
+        assert self._progress is not None
+        step, self._writing = self._writing["step"], None
+        self._progress.saves.add(saved)
+        self._emit(
+            {
+                "event": "saved",
+                "step": step,
+                "checkpoint": step_folder(self._checkpoints, step),
+                "pause_seconds": saved.pause_seconds,
+                "seconds": saved.seconds,
+                "bytes": saved.bytes,
+            }
+        )
+
+    def _fail(self, error: Exception) -> None:
+        """A checkpoint that cannot be written does not end the run: the next one may fare better."""
+        assert self._writing is not None
+        assert self._progress is not None
+        step, self._writing = self._writing["step"], None
+        self._progress.saves.failed += 1
+        self._emit({"event": "save_failed", "step": step, "message": str(error)})
+
+    def _wait(self) -> None:
+        while self._busy:
+            self._look()
+            time.sleep(_WAIT_SECONDS)
+
+
+def clear_after(checkpoints: str, step: int) -> None:
+    """Delete what a run that stands at ``step`` will write anew: later checkpoints, which were partial or refused."""
+    folder = Folder(checkpoints)
+    for name in folder.names():
+        if name.startswith("step-") and name > Folder(step_folder(checkpoints, step)).name:
+            folder.child(name).delete()
+
+
+def newest_usable(checkpoints: str, refused: set[str], say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint that is not ``refused``; ``say`` gets why newer ones were passed over."""
+    checkpoint, reasons = newest_checkpoint(checkpoints, refused)
+    for reason in reasons:
+        say(f"passed over a checkpoint: {reason}")
+    return checkpoint

@@ -1,0 +1,93 @@
+"""How far a run is, what its steps took and what they moved: what a report is made of and a checkpoint keeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kvstore.store import Saved, Traffic
+from trainer.evaluate import Metrics
+
+STEP_PHASES = ("data", "pull", "gradients", "push")
+PHASES = (*STEP_PHASES, "agree", "evaluate", "keep")
+
+
+@dataclass
+class Saves:
+    """The checkpoints of a run: how many, their bytes, and how long training stood still for them."""
+
+    written: int = 0
+    failed: int = 0
+    bytes: int = 0
+    pause_seconds: float = 0.0
+    longest_pause_seconds: float = 0.0
+
+    def add(self, saved: Saved) -> None:
+        """Count a checkpoint that is whole."""
+        self.written += 1
+        self.bytes += saved.bytes
+        self.pause_seconds += saved.pause_seconds
+        self.longest_pause_seconds = max(self.longest_pause_seconds, saved.pause_seconds)
+
+
+@dataclass
+class Progress:
+    """How far a run is. ``epoch`` epochs are behind it, with ``epoch_step`` steps of the next and ``step`` in all.
+
+    ``loss_sum``, ``examples`` (both of this epoch) and ``traffic`` are this worker's own share; the rest is the run's.
+    """
+
+    epoch: int = 0
+    epoch_step: int = 0
+    step: int = 0
+    examples: int = 0
+    examples_total: int = 0
+    loss_sum: float = 0.0
+    best: Metrics | None = None
+    best_epoch: int | None = None
+    stale: int = 0
+    stopped_early: bool = False
+    train_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    traffic: Traffic = field(default_factory=Traffic)
+    saves: Saves = field(default_factory=Saves)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that were begun."""
+        return self.epoch + (self.epoch_step > 0)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the seconds of a block under ``phase``."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - begin
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Count the seconds of a block as training."""
+        begin = time.perf_counter()
+        yield
+        self.train_seconds += time.perf_counter() - begin
+
+    def counters(self) -> dict[str, float]:
+        """What each worker counts for itself, and only the sum over all of them says something of the run."""
+        return {"loss_sum": self.loss_sum, "examples": self.examples, **asdict(self.traffic)}
+
+    def to_record(self, totals: dict[str, float]) -> dict[str, Any]:
+        """The run's progress as JSON values, with the ``totals`` of the workers' counters."""
+        traffic = {name: int(totals[name]) for name in asdict(self.traffic)}
+        counted = {"loss_sum": float(totals["loss_sum"]), "examples": int(totals["examples"]), "traffic": traffic}
+        return {**asdict(self), **counted}
+
+    @staticmethod
+    def from_record(record: dict[str, Any], *, counting: bool) -> Progress:
+        """The progress of ``record``; one worker of all goes on ``counting`` from its totals, the others from 0."""
+        values = {**record, "traffic": Traffic(**record["traffic"]), "saves": Saves(**record["saves"])}
+        if not counting:
+            values |= {"loss_sum": 0.0, "examples": 0, "traffic": Traffic()}
+        return Progress(**values)
