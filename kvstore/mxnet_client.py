@@ -11,7 +11,7 @@ import numpy as np
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.layout import DEFAULT_KEY_BYTES, SUM_KEY, TableLayout, make_layout
 from kvstore.local import check_rows
-from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_from
+from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_from, row_sparse_zeros
 from kvstore.mxnet_server import COMMAND_HEAD, create_command
 from kvstore.optimizers import OptimizerSpec
 from kvstore.store import SUM_LENGTH, RowGradient, TableSpec
@@ -58,15 +58,10 @@ class MXNetStore:
         for layout in make_layout(tables, self._servers, self._key_bytes):
             self._layouts[layout.table.name] = layout
             for key in layout.key_numbers:
-                self._store.init(key, self._zeros(layout.key_shape, stored=self.rank == 0))
-                self._store.push(key, self._zeros(layout.key_shape, stored=False))
+                self._store.init(key, row_sparse_zeros(layout.key_shape, stored=self.rank == 0))
+                self._store.push(key, row_sparse_zeros(layout.key_shape, stored=False))
                 self._mx.nd.waitall()
         self.barrier()
-
-    def _zeros(self, shape: tuple[int, int], *, stored: bool) -> Any:
-        """Zeros in row_sparse form: with every row stored (what MXNet counts at ``init``), or with none."""
-        rows_A = np.arange(shape[0] if stored else 0, dtype=np.int64)
-        return row_sparse_from(rows_A, np.zeros((1, shape[1]), np.float32), np.zeros_like(rows_A), shape)
 
     def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copies of the named rows. All keys' requests are under way before the first answer is waited for."""
