@@ -20,6 +20,7 @@ from typing import Any
 from deploy.cluster import Address, Role, environment, roles
 from deploy.events import EVENTS_VARIABLE, EventLines
 from kvstore.errors import ClusterError, InputError
+from kvstore.processes import die_with_parent
 from trainer.job import Cluster
 from trainer.run import RunFolder
 
@@ -181,11 +182,5 @@ def die_with_agent() -> None:
     Linux only; elsewhere a killed agent leaves its roles to be ended by hand.
     """
     agent = os.environ.get(AGENT_VARIABLE)
-    if agent is None or not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != int(agent):
-        os._exit(1)
+    if agent is not None:
+        die_with_parent(int(agent))

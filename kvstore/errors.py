@@ -29,7 +29,15 @@ class ClusterError(CrossfadeError):
 
 
 class CheckpointError(CrossfadeError):
-    """A checkpoint cannot be written, or is damaged, partial or foreign; the message names the file and the reason."""
+    """A checkpoint cannot be written, or is damaged, partial or foreign; the message names the file and the reason.
+
+    ``checkpoint`` is the URI of one that must not be used again, because it is damaged; None if that is not known.
+    """
+
+    def __init__(self, message: str, checkpoint: str | None = None) -> None:
+        """Say ``message``; ``checkpoint`` is the one that is damaged."""
+        super().__init__(message)
+        self.checkpoint = checkpoint
 
 
 class InputError(CrossfadeError):

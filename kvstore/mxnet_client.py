@@ -13,7 +13,7 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import CheckpointError
 from kvstore.layout import DEFAULT_KEY_BYTES, STATUS_KEY, SUM_KEY, TableLayout, make_layout
 from kvstore.local import check_rows
-from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_from
+from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_from, row_sparse_zeros
 from kvstore.mxnet_server import COMMAND_HEAD, STATUS_LENGTH, create_command, decode_status
 from kvstore.optimizers import OptimizerSpec
 from kvstore.store import SUM_LENGTH, RowGradient, Saved, SavedPart, TableSpec
@@ -62,8 +62,8 @@ class MXNetStore:
         for layout in make_layout(tables, self._servers, self._key_bytes):
             self._layouts[layout.table.name] = layout
             for key in layout.key_numbers:
-                self._store.init(key, self._zeros(layout.key_shape, stored=self.rank == 0))
-                self._store.push(key, self._zeros(layout.key_shape, stored=False))
+                self._store.init(key, row_sparse_zeros(layout.key_shape, stored=self.rank == 0))
+                self._store.push(key, row_sparse_zeros(layout.key_shape, stored=False))
                 self._mx.nd.waitall()
         self.barrier()
         if checkpoint is not None:
@@ -98,16 +98,11 @@ class MXNetStore:
             if status["state"] != "saved":
                 raise CheckpointError(f"server-{server}: {status.get('message', 'has lost its save')}")
         return Saved(
-            tuple(SavedPart(**part) for status in statuses for part in status["parts"]),
+            tuple(SavedPart(**status["part"]) for status in statuses),
             pause_seconds=max(status["pause_seconds"] for status in statuses),
             seconds=max(status["seconds"] for status in statuses),
             bytes=sum(status["bytes"] for status in statuses),
         )
-
-    def _zeros(self, shape: tuple[int, int], *, stored: bool) -> Any:
-        """Zeros in row_sparse form: with every row stored (what MXNet counts at ``init``), or with none."""
-        rows_A = np.arange(shape[0] if stored else 0, dtype=np.int64)
-        return row_sparse_from(rows_A, np.zeros((1, shape[1]), np.float32), np.zeros_like(rows_A), shape)
 
     def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copies of the named rows. All keys' requests are under way before the first answer is waited for."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kvstore import pages
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError, MissingExtraError
 
@@ -99,18 +100,31 @@ def row_sparse_from(rows_A: IntArray, values_RD: FloatArray, order_A: IntArray, 
 
     ``rows_A`` are sorted, unique int64 (a float32 id, MXNet's default, is wrong above 2^24).
     """
+    result, values_AD = _row_sparse_unwritten(rows_A, shape)
+    if len(rows_A):
+        np.take(values_RD, order_A, axis=0, out=values_AD)
+    return result
+
+
+def row_sparse_zeros(shape: tuple[int, int], *, stored: bool) -> Any:
+    """Zeros in row_sparse form: with every row stored, values that take no memory unless written, or with none."""
+    result, values_AD = _row_sparse_unwritten(np.arange(shape[0] if stored else 0, dtype=np.int64), shape)
+    pages.welcome_huge(values_AD)
+    pages.zero(values_AD)
+    return result
+
+
+def _row_sparse_unwritten(rows_A: IntArray, shape: tuple[int, int]) -> tuple[Any, FloatArray]:
+    """A row_sparse float32 NDArray that stores ``rows_A``, and its values, yet to be written where they lie."""
     import mxnet as mx
     from mxnet.ndarray.sparse import RowSparseNDArray, _new_alloc_handle
 
     if len(rows_A) == 0:
-        return mx.nd.sparse.zeros("row_sparse", shape)
-    values = mx.nd.empty((len(rows_A), shape[1]))
-    np.take(values_RD, order_A, axis=0, out=dense_view(values, values.shape, np.float32))
+        return mx.nd.sparse.zeros("row_sparse", shape), np.empty((0, shape[1]), dtype=np.float32)
     ids = mx.nd.empty(len(rows_A), dtype=np.int64)
     dense_view(ids, ids.shape, np.int64)[:] = rows_A
     result = RowSparseNDArray(
         _new_alloc_handle("row_sparse", shape, mx.cpu(), False, np.float32, [np.int64], [rows_A.shape])
     )
-    for source, part in ((values, -1), (ids, 0)):
-        _check(_library().MXNDArraySyncCopyFromNDArray(result.handle, source.handle, ctypes.c_int(part)))
-    return result
+    _check(_library().MXNDArraySyncCopyFromNDArray(result.handle, ids.handle, ctypes.c_int(0)))
+    return result, dense_view(result, (len(rows_A), shape[1]), np.float32)

@@ -168,13 +168,13 @@ class RowServer:
 
     def _look_at(self, snapshot: Snapshot) -> None:
         try:
-            result = snapshot.poll()
+            written = snapshot.poll()
         except CheckpointError as error:
             self._status = {"state": "failed", "message": str(error)[:_MESSAGE_LENGTH]}
         else:
-            if result is None:
+            if written is None:
                 return
-            self._status = {"state": "saved", **asdict(result)}
+            self._status = {"state": "saved", "pause_seconds": snapshot.pause_seconds, **asdict(written)}
         snapshot.close()
         self._snapshot = None
 
