@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         parser.add_argument(
             "--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run, with its job.yaml"
         )
+        if role == "worker":
+            parser.add_argument("--checkpoint", metavar="URI", help="checkpoint to go on from (default: the start)")
         parser.set_defaults(run=run, role=role)
 
 
@@ -74,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(f"the environment lacks {', '.join(missing)}; see 'crossfade {arguments.role} --help'")
         os.environ["DMLC_ROLE"] = arguments.role
         if arguments.role == "worker":
-            _work(arguments.run_dir, pipe)
+            _work(arguments.run_dir, arguments.checkpoint, pipe)
         else:
             from kvstore.mxnet_server import run_role
 
@@ -84,12 +88,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _work(run_dir: Path, pipe: EventPipe) -> None:
+def _work(run_dir: Path, checkpoint: str | None, pipe: EventPipe) -> None:
     from kvstore.mxnet_client import MXNetStore
     from trainer.run import RunFolder, run_training
 
     folder = RunFolder(run_dir)
     job = folder.job()
     store = MXNetStore(key_bytes=job.cluster.key_bytes)
-    run_training(job, folder, store, pipe.emit)
+    run_training(job, folder, store, pipe.emit, checkpoint=checkpoint, stop_requested=_remember_sigterm())
     store.close()
+
+
+def _remember_sigterm() -> Callable[[], bool]:
+    """From now on SIGTERM only asks to stop, at the next step that all workers agree on; a second one ends at once."""
+    asked = []
+
+    def remember(_number: int, _frame: FrameType | None) -> None:
+        asked.append(True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, remember)
+    return lambda: bool(asked)
