@@ -8,16 +8,16 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from deploy.events import EventPipe
 
 _DESCRIPTION = """\
 Run the {role} of a distributed job, and end when the job does. 'crossfade train --servers N --workers N' starts all
-roles of a job on one host by itself, and watches them. Started by hand, say on several hosts, nobody does: when one
-dies, the others wait for ever. DIR, on a file system that all share, needs the job.yaml of a run. The environment says
-who is where:
+roles of a job by itself, on one host or, with 'crossfade agent', on several, and starts them again when one dies.
+Started by hand nobody watches them: when one dies, the others wait for ever. DIR, on a file system that all share,
+needs the job.yaml of a run. The environment says who is where:
 
   DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT   address and port of the scheduler
   DMLC_NODE_HOST                        address that this process listens on
@@ -42,6 +42,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         parser.add_argument(
             "--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run, with its job.yaml"
         )
+        if role == "worker":
+            parser.add_argument(
+                "--checkpoint", metavar="URI", help="checkpoint to go on from (default: start from the beginning)"
+            )
         parser.set_defaults(run=run, role=role)
 
 
@@ -60,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
         try:
             print(f"crossfade: error: {message}", file=sys.stderr, flush=True)
-            pipe.emit({"event": "error", "message": message, "exit_code": code})
+            pipe.emit({"event": "error", "message": message, "exit_code": code, **_remedy(error)})
         finally:
             os._exit(code)
 
@@ -74,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(f"the environment lacks {', '.join(missing)}; see 'crossfade {arguments.role} --help'")
         os.environ["DMLC_ROLE"] = arguments.role
         if arguments.role == "worker":
-            _work(arguments.run_dir, pipe)
+            _work(arguments.run_dir, arguments.checkpoint, pipe)
         else:
             from kvstore.mxnet_server import run_role
 
@@ -84,7 +88,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _work(run_dir: Path, pipe: EventPipe) -> None:
+def _remedy(error: BaseException) -> dict[str, Any]:
+    """Whether the job may do better when it is started again, and which checkpoint it must not start from then."""
+    from kvstore.errors import DivergedError, InputError
+
+    return {
+        "restart": not isinstance(error, InputError | DivergedError),
+        "checkpoint": getattr(error, "checkpoint", None),
+    }
+
+
+def _work(run_dir: Path, checkpoint: str | None, pipe: EventPipe) -> None:
     from kvstore.mxnet_client import MXNetStore
     from trainer.run import RunFolder, run_training
 
