@@ -10,8 +10,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from crossfade import evaluate, prepare, roles, similar, train
-from crossfade.stopping import stopper
+from crossfade import agent, evaluate, prepare, roles, similar, train
+from crossfade.stopping import Stopped, stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
 
@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (prepare, train, evaluate, similar, roles):
+    for module in (prepare, train, evaluate, similar, agent, roles):
         module.add_parser(commands)
     return parser
 
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = parsed.run(parsed)
     except BaseException as error:
         if stopper.number is not None:
-            print(f"crossfade: stopped by {signal.Signals(stopper.number).name}", file=sys.stderr)
+            how = f" {error}" if isinstance(error, Stopped) and str(error) else ""
+            print(f"crossfade: stopped by {signal.Signals(stopper.number).name}{how}", file=sys.stderr)
             return 128 + stopper.number
         if isinstance(error, CrossfadeError):
             print(f"crossfade: error: {error}", file=sys.stderr)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from crossfade.stopping import stopper
+
+_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "restart": lambda event: f"{event['cause']}; restarting (generation {event['generation']}) {_start(event)}",
+    "resume": lambda event: f"going on {_start(event)}",
+    "back_off": lambda event: f"{event['cause']}; restarting in {event['seconds']:.0f} s",
+    "waiting": lambda event: f"waiting for {event['hosts']} more host(s) to join",
+    "listening": lambda event: f"listening for the agents of other hosts at {event['address']}",
+    "save_failed": lambda event: f"the checkpoint of step {event['step']:,} was not written: {event['message']}",
+}
+"""What is said of an event, in a line."""
+
+
+def _start(event: dict[str, Any]) -> str:
+    return f"from step {event['step']:,}" if event["checkpoint"] else "from the beginning"
 
 
 class TrainingDisplay:
@@ -40,6 +55,15 @@ class TrainingDisplay:
             self._show_step(event)
         elif event["event"] == "epoch":
             self._show_epoch(event)
+        elif event["event"] in _LINES:
+            for passed_over in event.get("passed_over", ()):
+                self._say(f"passed over a checkpoint: {passed_over}")
+            self._say(_LINES[event["event"]](event))
+
+    @staticmethod
+    def _say(line: str) -> None:
+        """A line of its own, beside the bar."""
+        tqdm.write(f"crossfade: {line}", file=sys.stderr)
 
     def _show_step(self, event: dict[str, Any]) -> None:
         if self._bar is None:

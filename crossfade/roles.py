@@ -10,16 +10,16 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from deploy.events import EventPipe
 
 _DESCRIPTION = """\
 Run the {role} of a distributed job, and end when the job does. 'crossfade train --servers N --workers N' starts all
-roles of a job on one host by itself, and watches them. Started by hand, say on several hosts, nobody does: when one
-dies, the others wait for ever. DIR, on a file system that all share, needs the job.yaml of a run. The environment says
-who is where:
+roles of a job by itself, on one host or, with 'crossfade agent', on several, and starts them again when one dies.
+Started by hand nobody watches them: when one dies, the others wait for ever. DIR, on a file system that all share,
+needs the job.yaml of a run. The environment says who is where:
 
   DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT   address and port of the scheduler
   DMLC_NODE_HOST                        address that this process listens on
@@ -45,7 +45,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             "--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run, with its job.yaml"
         )
         if role == "worker":
-            parser.add_argument("--checkpoint", metavar="URI", help="checkpoint to go on from (default: the start)")
+            parser.add_argument(
+                "--checkpoint", metavar="URI", help="checkpoint to go on from (default: start from the beginning)"
+            )
         parser.set_defaults(run=run, role=role)
 
 
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
         try:
             print(f"crossfade: error: {message}", file=sys.stderr, flush=True)
-            pipe.emit({"event": "error", "message": message, "exit_code": code})
+            pipe.emit({"event": "error", "message": message, "exit_code": code, **_remedy(error)})
         finally:
             os._exit(code)
 
@@ -86,6 +88,16 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception as error:
         fail(error)
     return 0
+
+
+def _remedy(error: BaseException) -> dict[str, Any]:
+    """Whether the job may do better when it is started again, and which checkpoint it must not start from then."""
+    from kvstore.errors import DivergedError, InputError, StoreError
+
+    return {
+        "restart": not isinstance(error, InputError | DivergedError | StoreError),
+        "checkpoint": getattr(error, "checkpoint", None),
+    }
 
 
 def _work(run_dir: Path, checkpoint: str | None, pipe: EventPipe) -> None:

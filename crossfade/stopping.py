@@ -1,13 +1,15 @@
-"""Stopping at SIGINT or SIGTERM: an exception where Python runs, and a memory of it where Python does not."""
+"""Stopping at SIGINT or SIGTERM: an exception where Python runs, and a memory of it where it does not or must not."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
 class Stopped(BaseException):
-    """A signal asked this process to stop."""
+    """A signal asked this process to stop; the message, if there is one, says how it did."""
 
 
 class Stopper:
@@ -20,21 +22,43 @@ class Stopper:
     def __init__(self) -> None:
         """No signal came yet."""
         self.number: int | None = None
+        self._deferring = False
+        self._grace_seconds: float | None = None
 
     def listen(self) -> None:
         """From now on obey SIGINT and SIGTERM; a second one ends the process at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
-    def check(self) -> None:
-        """Raise ``Stopped`` if a signal came."""
-        if self.number is not None:
-            raise Stopped
+    @contextmanager
+    def deferred(self, grace_seconds: float | None = None) -> Iterator[None]:
+        """Within it a first signal raises nothing: it is only remembered in ``number``, for whoever looks there.
+
+        If that takes longer than ``grace_seconds``, ``Stopped`` is raised after all. Call ``check`` after it.
+        """
+        self._deferring, self._grace_seconds = True, grace_seconds
+        try:
+            yield
+        finally:
+            self._deferring = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def check(self, message: str = "") -> None:
+        """Raise ``Stopped`` if a signal came and is not put off."""
+        if self.number is not None and not self._deferring:
+            raise Stopped(message)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
         self.number = number
-        raise Stopped
+        if self._deferring and self._grace_seconds is not None:
+            signal.signal(signal.SIGALRM, self._end_grace)
+            signal.setitimer(signal.ITIMER_REAL, self._grace_seconds)
+        self.check()
+
+    def _end_grace(self, _number: int, _frame: FrameType | None) -> None:
+        raise Stopped(f"without a checkpoint, which was not written within {self._grace_seconds:g} s")
 
 
 stopper = Stopper()

@@ -1,4 +1,4 @@
-"""``crossfade train``: run a job, in this process or as a distributed one on this host."""
+"""``crossfade train``: run a job, in this process or as a distributed one, on this host or with others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossfade.progress import TrainingDisplay
-    from deploy.cluster import Address
     from trainer.job import Job
     from trainer.run import RunFolder
 
@@ -21,7 +20,21 @@ Examples:
   crossfade train --explain                                      every key of a job file: type, default and meaning
 
 The run folder gets job.yaml (as resolved), metrics.jsonl, report.json, embeddings/ (those that did best on the valid
-split) and, for a distributed job, logs/ (one file a role). A folder that holds an earlier run is moved aside.
+split), checkpoints/ and, for a distributed job, logs/ (one file a role). A folder that holds an earlier run is moved
+aside, unless --resume takes that run up: from its newest whole checkpoint, with the same job but for cluster.*,
+checkpoint.* and how long to train.
+
+A distributed job outlives its processes. When one dies, or none makes progress for cluster.stall_seconds, all are ended
+and start again from the newest whole checkpoint: at once, then after 1, 2, 4 ... 60 seconds, until cluster.max_restarts
+in a row have brought no new checkpoint. Wrong input and diverging training end it at once. report.json counts restarts.
+
+SIGINT (Ctrl-C) and SIGTERM: the workers write a checkpoint and the command ends with 130 or 143, after
+cluster.grace_seconds at the latest. A second signal ends it at once.
+
+More hosts: say where this one listens, and start an agent on each of the others (see crossfade agent --help):
+  export CROSSFADE_TOKEN=$(openssl rand -hex 32)        the same on all hosts
+  crossfade train jobs/lastfm.yaml --servers 2 --workers 4 --run-dir /shared/lastfm \\
+      --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.listen=10.0.0.1:7070
 """
 
 
@@ -60,8 +73,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--servers", type=int, metavar="N", help="the same as --set cluster.servers=N")
     parser.add_argument("--workers", type=int, metavar="N", help="the same as --set cluster.workers=N")
-    parser.add_argument(
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
         "--overwrite", action="store_true", help="delete an earlier run in DIR instead of moving it aside"
+    )
+    earlier.add_argument(
+        "--resume", action="store_true", help="take an earlier run in DIR up, if there is one, and go on with it"
     )
     parser.add_argument("--explain", action=_Explain, nargs=0, help="print every key of a job file, and end")
     parser.set_defaults(run=run)
@@ -71,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and print how it went."""
     from crossfade.progress import TrainingDisplay
     from deploy.capacity import check_fits_this_machine
+    from trainer.checkpoints import claim, starting_rows
     from trainer.job import load_job
     from trainer.run import RunFolder, default_run_dir, open_data
 
@@ -81,39 +99,69 @@ def run(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.job, overrides)
     _, _, model = open_data(job)
     check_fits_this_machine(job, model.tables)
-    scheduler = _check_runtime(job)
+    _check_runtime(job)
+    starting_rows(job, model.tables)
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
-    with folder.begin(job, overwrite=arguments.overwrite) as moved:
+    with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
         if moved is not None:
             print(f"the earlier run in {folder.path} was moved to {moved}")
+        claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=arguments.resume)
         with TrainingDisplay(job.evaluate.select) as display:
-            report = _train(job, scheduler, folder, display)
+            report = _train(job, folder, display, resume=arguments.resume)
     display.print_report(report, folder.path)
     return 0
 
 
-def _check_runtime(job: Job) -> Address | None:
-    """Refuse a job that cannot run here, before an earlier run is touched; the scheduler's address, if it needs one."""
+def _check_runtime(job: Job) -> None:
+    """Refuse a job that cannot run here, before an earlier run is touched."""
     if job.cluster.servers or job.train.engine == "mxnet":
         from kvstore.mxnet_import import require_mxnet
 
         require_mxnet()
-    if not job.cluster.servers:
-        return None
-    from deploy.cluster import scheduler_address
+    if job.cluster.servers:
+        from deploy.cluster import scheduler_address
+        from deploy.supervision import check_hosts
 
-    return scheduler_address(job.cluster)
+        check_hosts(job.cluster)
+        scheduler_address(job.cluster)
 
 
-def _train(job: Job, scheduler: Address | None, folder: RunFolder, display: TrainingDisplay) -> dict[str, Any]:
-    if scheduler is not None:
-        from deploy.agent import run_cluster
+def _train(job: Job, folder: RunFolder, display: TrainingDisplay, *, resume: bool) -> dict[str, Any]:
+    if job.cluster.servers:
+        return _train_on_servers(job, folder, display, resume=resume)
+    return _train_in_process(job, folder, display, resume=resume)
 
-        roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
-        print(f"starting {roles} (logs: {folder.logs})", file=sys.stderr)
-        run_cluster(job.cluster, scheduler, folder, display.show)
-        return folder.report()
-    from kvstore.local import LocalStore
-    from trainer.run import run_training
 
-    return run_training(job, folder, LocalStore(), display.show)
+def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, *, resume: bool) -> dict[str, Any]:
+    from crossfade.stopping import stopper
+    from trainer.run import run_in_process
+
+    with stopper.deferred(job.cluster.grace_seconds):
+        report = run_in_process(
+            job,
+            folder,
+            display.show,
+            resume=resume,
+            stop_requested=lambda: stopper.number is not None,
+            say=lambda line: print(f"crossfade: {line}", file=sys.stderr),
+        )
+    if report is not None:
+        return report
+    stopper.check("after a checkpoint; --resume goes on from there")
+    raise AssertionError("stopped, but nobody asked for it")
+
+
+def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, *, resume: bool) -> dict[str, Any]:
+    from crossfade.stopping import stopper
+    from deploy.supervision import Stopped, run_job
+
+    roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
+    print(f"starting {roles} (logs: {folder.logs})", file=sys.stderr)
+    how = ""
+    with stopper.deferred():
+        try:
+            return run_job(job, folder, display.show, resume=resume, asked_to_stop=lambda: stopper.number is not None)
+        except Stopped as stopped:
+            how = str(stopped)
+    stopper.check(how)
+    raise AssertionError("stopped, but nobody asked for it")

@@ -1,46 +1,53 @@
-"""Starts the roles of a job on this host and watches them: when one fails, all end, with its error.
+"""An agent: starts the roles of one host, watches them, and reports; what it is to run the coordinator says.
 
-MXNet has no failover: a dead worker or server makes the others wait for ever. So nothing here waits for them to
-notice. The first process that raises or dies ends the rest within seconds, and its error is the job's.
+The agent makes its host's roles what the last order says they should be. It knows by itself only one rule: if it cannot
+reach the coordinator for a while, its roles end, so that none of them still writes when the others go on elsewhere.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
+import secrets
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from deploy.cluster import Address, Role, environment, roles
+from deploy.cluster import Address, Neighbourhood, Role, environment
 from deploy.events import EVENTS_VARIABLE, EventLines
-from kvstore.errors import ClusterError, InputError
+from deploy.reports import LONGEST_MESSAGE, MOST_EVENTS, Failure, Order, Report, SentEvent
+from kvstore.errors import ClusterError
 from kvstore.processes import die_with_parent
-from trainer.job import Cluster
-from trainer.run import RunFolder
+from trainer.run import JOB_FILE, RunFolder
 
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
+AGENT_LEASE_SECONDS = 10.0
+"""Without an answer for so long, an agent ends its roles: well before the coordinator gives it up."""
 POLL_SECONDS = 0.05
-LAST_WORDS_SECONDS = 1.0
-TERMINATE_SECONDS = 5.0
-LINGER_SECONDS = 30.0
-"""How long the other roles may take to end once one has ended well."""
-_LOG_TAIL_LINES = 20
+RETRY_SECONDS = 2.0
+"""The longest pause between two attempts to reach a coordinator that is away."""
+_LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _NOT_FROM_HERE = ["-P"]
 """Python's option to import nothing from the current folder, which may have a trainer/ of its own."""
 
-Emit = Callable[[dict[str, Any]], None]
+Send = Callable[[Report], Order]
+
+
+class Unreachable(Exception):  # noqa: N818 - a state of affairs; nobody sees it as an error
+    """The coordinator cannot be reached just now."""
 
 
 class RoleProcess:
     """One running role: its process, its log and what it has told."""
 
-    def __init__(self, role: Role, folder: RunFolder, variables: dict[str, str]) -> None:
+    def __init__(self, role: Role, folder: RunFolder, order: Order, variables: dict[str, str]) -> None:
         """Start it. It leads a session of its own, so that a terminal's Ctrl-C reaches the agent alone."""
         self.role = role
         self.log = folder.logs / f"{role.name}.log"
@@ -48,10 +55,15 @@ class RoleProcess:
         self._lines = EventLines()
         self.pipe, theirs = os.pipe()
         os.set_blocking(self.pipe, False)
+        arguments = [role.kind, "--run-dir", str(folder.path)]
+        if role.kind == "worker" and order.checkpoint is not None:
+            arguments += ["--checkpoint", order.checkpoint]
         try:
-            with self.log.open("wb") as log:
+            with self.log.open("ab") as log:
+                log.write(f"--- {role.name} of generation {order.generation}\n".encode())
+                log.flush()
                 self.process = subprocess.Popen(  # noqa: S603 - our own command
-                    [sys.executable, *_NOT_FROM_HERE, "-m", "crossfade", role.kind, "--run-dir", str(folder.path)],
+                    [sys.executable, *_NOT_FROM_HERE, "-m", "crossfade", *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -59,6 +71,9 @@ class RoleProcess:
                     pass_fds=[theirs],
                     start_new_session=True,
                 )
+        except BaseException:
+            os.close(self.pipe)
+            raise
         finally:
             os.close(theirs)
 
@@ -78,109 +93,241 @@ class RoleProcess:
                 self.error = self.error or event
         return [event for event in events if event["event"] != "error"]
 
-    def failure(self) -> Exception:
-        """What its end means, with the error that it reported or, failing that, the end of its log."""
+    def failure(self) -> Failure | None:
+        """What its error or its end means, if it has failed: as it said itself or, failing that, as its log ends."""
+        code = self.process.poll()
+        if self.error is None and code in {None, 0}:
+            return None
         if self.error is not None:
-            kind = InputError if self.error["exit_code"] == InputError.exit_code else ClusterError
-            return kind(f"{self.role.name}: {self.error['message']} (log: {self.log})")
-        code = self.process.returncode
+            error = {name: value for name, value in self.error.items() if name in Failure.model_fields}
+            error |= {"message": f"{self.role.name}: {error['message']}"[:LONGEST_MESSAGE]}
+            return Failure(**error, details=f"log: {self.log}")
+        assert code is not None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return Failure(message=f"{self.role.name} {how}", details=f"{self._last_words()}log: {self.log}")
+
+    def _last_words(self) -> str:
         with self.log.open("rb") as log:
-            tail = b" | ".join(line.strip() for line in deque(log, _LOG_TAIL_LINES) if line.strip())
-        said = f"; its log ends: {tail.decode('utf-8', errors='replace')}" if tail else ""
-        return ClusterError(f"{self.role.name} {how} before the job was done{said} (log: {self.log})")
+            log.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
+            lines = [line.strip() for line in log.read().split(b"\n")][-_LOG_TAIL_LINES:]
+        tail = b" | ".join(line for line in lines if line and not line.startswith(b"---"))
+        return f"its log ends: {tail.decode('utf-8', errors='replace')}; " if tail else ""
+
+    def kill(self) -> None:
+        """Kill it with all that it has started, which is in its session; ``wait`` follows."""
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        self.process.wait()
+        os.close(self.pipe)
 
 
-def run_cluster(cluster: Cluster, scheduler: Address, folder: RunFolder, emit: Emit) -> None:
-    """Run all roles of a job on this host until it is done; ``emit`` gets what the first worker tells.
+class Agent:
+    """The agent of one host. ``turn`` is called over and over; it returns within moments unless ``send`` does not."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        send: Send,
+        address: str,
+        *,
+        identity: str | None = None,
+        heartbeat_seconds: float,
+        lease_seconds: float = AGENT_LEASE_SECONDS,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Run roles in ``folder``, which listen on ``address`` and reach the others from there.
+
+        Without an ``identity`` it makes one up.
+
+        ``send`` brings a report to the coordinator and gives its order; it raises Unreachable, and after
+        ``lease_seconds`` of that the roles end. ``tell`` gets what a person may want to know.
+        """
+        self.id = identity or secrets.token_hex(8)
+        self.left: Order | None = None
+        """The order to leave, once it has come."""
+        self._folder, self._send, self._address, self._tell = folder, send, address, tell
+        self._host = socket.gethostname()
+        self._heartbeat_seconds, self._lease_seconds = heartbeat_seconds, lease_seconds
+        self._selector = selectors.DefaultSelector()
+        self._processes: list[RoleProcess] = []
+        self._coordinator: str | None = None
+        self._generation: int | None = None
+        self._ended = 0
+        self._failure: Failure | None = None
+        self._done: set[str] = set()
+        self._asked_to_stop = False
+        self._events: list[SentEvent] = []
+        self._reports = self._event_number = 0
+        self._news = True
+        self._next_report = self._answered = time.monotonic()
+        self._retry_seconds = 0.0
+
+    def turn(self) -> None:
+        """See what the roles have done, report it, and obey the answer."""
+        self._watch(0.0 if self._news and not self._retry_seconds else POLL_SECONDS)
+        now = time.monotonic()
+        if self._processes and now - self._answered > self._lease_seconds:
+            self._tell(f"no answer for {self._lease_seconds:.0f} s: ending the roles of generation {self._generation}")
+            self._end()
+        if now >= self._next_report or (self._news and not self._retry_seconds):
+            self._exchange()
+
+    def close(self) -> None:
+        """End all roles, and tell the coordinator that this agent leaves, if it can be told."""
+        self._end()
+        if self._coordinator is not None:
+            with suppress(Unreachable):
+                self._send(self._report(leaving=True))
+        self._selector.close()
+
+    # ---- roles
+
+    def _watch(self, timeout_seconds: float) -> None:
+        """Wait for the roles to say something, or to end."""
+        for key, _ in self._selector.select(timeout_seconds):
+            self._read(key.data)
+            if key.data.process.poll() is not None:
+                self._selector.unregister(key.fileobj)
+        for process in self._processes:
+            if self._failure is None and (process.error or process.process.poll() not in {None, 0}):
+                self._read(process)
+                self._failure, self._news = process.failure(), True
+            elif process.process.poll() == 0 and process.role.name not in self._done:
+                self._read(process)
+                self._done.add(process.role.name)
+                self._news = True
+
+    def _read(self, process: RoleProcess) -> None:
+        assert self._generation is not None
+        for event in process.read_events():
+            step = event["event"] == "step"
+            if step and self._events and self._events[-1].event["event"] == "step":
+                self._events.pop()  # only the newest matters: so what waits for a coordinator that is away stays short
+            self._event_number += 1
+            sent = SentEvent(
+                number=self._event_number, generation=self._generation, role=process.role.name, event=event
+            )
+            self._events.append(sent)
+            self._news |= not step
+
+    def _begin(self, order: Order) -> None:
+        assert order.scheduler is not None
+        self._generation, self._failure, self._done, self._asked_to_stop = order.generation, None, set(), False
+        self._tell(f"generation {order.generation}: {', '.join(order.roles) or 'no roles'} (logs: {self._folder.logs})")
+        roles = [Role.named(name) for name in order.roles]
+        scheduler = Address(order.scheduler.host, order.scheduler.port)
+        workers_here = sum(role.kind == "worker" for role in roles)
+        around = Neighbourhood(scheduler, self._address, order.servers, order.workers, workers_here)
+        cores = len(os.sched_getaffinity(0))
+        try:
+            self._check_job(order)
+            self._folder.logs.mkdir(exist_ok=True)
+            for role in roles:
+                process = RoleProcess(role, self._folder, order, environment(role, around, cores))
+                self._processes.append(process)
+                self._selector.register(process.pipe, selectors.EVENT_READ, process)
+        except (OSError, ClusterError) as error:
+            self._failure = Failure(message=f"the roles on {self._host} could not be started: {error}")
+
+    def _check_job(self, order: Order) -> None:
+        path = self._folder.path / JOB_FILE
+        if order.job and job_digest(self._folder) != order.job:
+            raise ClusterError(
+                f"{path} is not the job that the coordinator runs; --run-dir must be the run's folder, "
+                "on a file system that all hosts share"
+            )
+
+    def _end(self) -> None:
+        """Kill what still runs of this generation, and wait until it has ended."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            if process.pipe in self._selector.get_map():
+                self._selector.unregister(process.pipe)
+            process.wait()
+        self._processes = []
+        if self._generation is not None:
+            self._ended = max(self._ended, self._generation)
+            self._generation, self._failure, self._done, self._news = None, None, set(), True
+
+    # ---- the coordinator
+
+    def _exchange(self) -> None:
+        sent = time.monotonic()
+        self._news = False
+        try:
+            order = self._send(self._report())
+        except Unreachable as error:
+            if not self._retry_seconds:
+                self._tell(f"{error}; trying again until it answers")
+            self._retry_seconds = min(max(0.2, 2 * self._retry_seconds), RETRY_SECONDS)
+            self._next_report = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)  # noqa: S311
+            self._news = True
+            return
+        # The lease counts from when the answered report was sent: the coordinator's begins later, if anything.
+        self._answered, self._next_report, self._retry_seconds = sent, sent + self._heartbeat_seconds, 0.0
+        self._obey(order)
+
+    def _report(self, *, leaving: bool = False) -> Report:
+        self._reports += 1
+        return Report(
+            agent=self.id,
+            host=self._host,
+            address=self._address,
+            number=self._reports,
+            coordinator=self._coordinator,
+            generation=self._generation,
+            ended=self._ended,
+            roles={p.role.name: "done" if p.role.name in self._done else "running" for p in self._processes},
+            events=self._events[:MOST_EVENTS],
+            failure=self._failure,
+            leaving=leaving,
+        )
+
+    def _obey(self, order: Order) -> None:
+        if order.do == "leave":
+            self._end()
+            self.left = order
+            return
+        if order.coordinator != self._coordinator:
+            # What ran was the earlier one's; generations are counted anew.
+            self._end()
+            self._coordinator, self._ended, self._events, self._news = order.coordinator, 0, [], True
+            self._tell("joined the coordinator")
+            return
+        self._events = [event for event in self._events if event.number > order.acknowledged]
+        if self._generation is not None and (order.do == "wait" or order.generation != self._generation):
+            self._tell(f"generation {self._generation} has ended")
+            self._end()
+        if order.do == "run" and self._generation is None and order.generation > self._ended:
+            self._begin(order)
+            self._news = True
+        if order.do == "stop" and not self._asked_to_stop:
+            self._asked_to_stop = True
+            for process in self._processes:
+                if process.role.kind == "worker" and process.process.poll() is None:
+                    process.process.terminate()
+
+
+def job_digest(folder: RunFolder) -> str:
+    """SHA-256 of the job file of a run, by which hosts see that they have the same folder.
 
     Raises:
-        InputError: a role found the input wrong.
-        ClusterError: a role raised or died. Whatever is raised, all processes have ended by then.
+        ClusterError: it cannot be read.
     """
-    folder.logs.mkdir(exist_ok=True)
-    with _started(cluster, folder, scheduler) as processes, selectors.DefaultSelector() as selector:
-        for process in processes:
-            selector.register(process.pipe, selectors.EVENT_READ, process)
-        _watch(processes, selector, emit)
-
-
-@contextmanager
-def _started(cluster: Cluster, folder: RunFolder, scheduler: Address) -> Iterator[list[RoleProcess]]:
-    processes: list[RoleProcess] = []
-    cores = len(os.sched_getaffinity(0))
+    path = folder.path / JOB_FILE
     try:
-        for role in roles(cluster):
-            processes.append(RoleProcess(role, folder, environment(cluster, role, scheduler, cores)))
-        yield processes
-    finally:
-        _end(processes)
-        for process in processes:
-            os.close(process.pipe)
-
-
-def _watch(processes: list[RoleProcess], selector: selectors.BaseSelector, emit: Emit) -> None:
-    """Return when all have ended well; raise when one has not.
-
-    MXNet lets nobody leave before all workers have called their last barrier, so once one has left, the job is done
-    and the others follow soon.
-    """
-    deadline = float("inf")
-    running = True
-    while running:
-        # Asked before the look at each, so that whoever ends after it is looked at once more.
-        running = any(process.process.poll() is None for process in processes)
-        _read(selector, POLL_SECONDS if running else 0, emit)
-        for process in processes:
-            code = process.process.poll()
-            if process.error or code not in (None, 0):
-                _read_last_words(process, selector, emit)
-                raise process.failure()
-            if code == 0:
-                deadline = min(deadline, time.monotonic() + LINGER_SECONDS)
-        if time.monotonic() > deadline:
-            lingering = ", ".join(p.role.name for p in processes if p.process.poll() is None)
-            raise ClusterError(f"the job is done, but {lingering} did not end within {LINGER_SECONDS:.0f} s")
-
-
-def _read(selector: selectors.BaseSelector, timeout_seconds: float, emit: Emit) -> None:
-    for key, _ in selector.select(timeout_seconds):
-        events = key.data.read_events()
-        for event in events:
-            emit(event)
-        if not events and key.data.process.poll() is not None:
-            selector.unregister(key.fileobj)
-
-
-def _read_last_words(process: RoleProcess, selector: selectors.BaseSelector, emit: Emit) -> None:
-    """Let a failed process say why and end, for a moment."""
-    deadline = time.monotonic() + LAST_WORDS_SECONDS
-    while (process.error is None or process.process.poll() is None) and time.monotonic() < deadline:
-        if process.process.poll() is not None:
-            _read(selector, 0, emit)
-            break
-        _read(selector, POLL_SECONDS, emit)
-
-
-def _end(processes: list[RoleProcess]) -> None:
-    """End whoever still runs: by SIGTERM, and after a grace by SIGKILL."""
-    for process in processes:
-        if process.process.poll() is None:
-            process.process.terminate()
-    deadline = time.monotonic() + TERMINATE_SECONDS
-    for process in processes:
-        try:
-            process.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.process.kill()
-            process.process.wait()
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ClusterError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def die_with_agent() -> None:
-    """In a role that an agent started: ask the kernel to kill this process when the agent dies, however it dies.
-
-    Linux only; elsewhere a killed agent leaves its roles to be ended by hand.
-    """
+    """In a role that an agent started: see to it that this process dies with the agent, however that dies."""
     agent = os.environ.get(AGENT_VARIABLE)
     if agent is not None:
         die_with_parent(int(agent))

@@ -5,23 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
-from kvstore.errors import InputError
+from kvstore.errors import ClusterError, InputError
 from trainer.job import Cluster
 
 RoleKind = Literal["scheduler", "server", "worker"]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+TOKEN_VARIABLE = "CROSSFADE_TOKEN"  # noqa: S105 - the name of the variable
 # ps-lite takes its port from a stray PORT; what is left of DMLC_* from elsewhere would name another job's scheduler.
 _STRAY_PREFIXES = ("DMLC_", "PS_")
-_STRAY = "PORT"
+_STRAY = ("PORT", TOKEN_VARIABLE)
 
 
 @dataclass(frozen=True)
 class Role:
-    """One process of a job: its kind, and its number among those of its kind on this host."""
+    """One process of a job: its kind, and its number among those of its kind."""
 
     kind: RoleKind
     index: int
@@ -31,9 +32,17 @@ class Role:
         """What logs and errors call it."""
         return self.kind if self.kind == "scheduler" else f"{self.kind}-{self.index}"
 
+    @staticmethod
+    def named(name: str) -> Role:
+        """The role of that name."""
+        kind, _, index = name.partition("-")
+        if kind == "scheduler" or (kind in {"server", "worker"} and index.isdecimal()):
+            return Role(cast(RoleKind, kind), int(index or 0))
+        raise ClusterError(f"'{name}' is not the name of a role")
+
 
 def roles(cluster: Cluster) -> Iterator[Role]:
-    """All processes of a job that runs on one host, in the order in which they start."""
+    """All processes of a job, in the order in which they start."""
     yield Role("scheduler", 0)
     for index in range(cluster.servers):
         yield Role("server", index)
@@ -41,12 +50,36 @@ def roles(cluster: Cluster) -> Iterator[Role]:
         yield Role("worker", index)
 
 
+def deal(cluster: Cluster, hosts: Sequence[str]) -> dict[str, list[Role]]:
+    """The roles of each host: the scheduler on the first, servers and workers in turn over all."""
+    dealt: dict[str, list[Role]] = {host: [] for host in hosts}
+    for role in roles(cluster):
+        dealt[hosts[role.index % len(hosts)]].append(role)
+    return dealt
+
+
 @dataclass(frozen=True)
 class Address:
-    """Where the scheduler listens: a numeric address, since MXNet binds to no name, and a port."""
+    """Where something listens. For MXNet the host is numeric, since it binds to no name."""
 
     host: str
     port: int
+
+    @staticmethod
+    def parse(text: str, source: str) -> Address:
+        """``HOST:PORT``, which was found in ``source``.
+
+        Raises:
+            InputError: it is something else.
+        """
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise InputError(f"{source}: expected HOST:PORT, as in 10.0.0.1:7070, but found '{text}'")
+        return Address(host, int(port))
+
+    def __str__(self) -> str:
+        """``HOST:PORT``."""
+        return f"{self.host}:{self.port}"
 
 
 def scheduler_address(cluster: Cluster) -> Address:
@@ -58,6 +91,8 @@ def scheduler_address(cluster: Cluster) -> Address:
     try:
         address = socket.getaddrinfo(cluster.host, cluster.port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # As MXNet does: connections of an earlier generation that linger in the kernel are not in the way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return Address(*probe.getsockname())
     except socket.gaierror as error:
@@ -70,22 +105,47 @@ def scheduler_address(cluster: Cluster) -> Address:
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
 
 
-def environment(cluster: Cluster, role: Role, scheduler: Address, cores: int) -> dict[str, str]:
-    """The environment of ``role``'s process: this one's, less strays, with what MXNet needs.
+def own_address(towards: Address) -> str:
+    """The numeric address of this host that packets to ``towards`` leave from. None are sent.
 
-    Workers share ``cores`` out among themselves and a server gets one, unless the thread variables are set already.
+    Raises:
+        InputError: there is no way there.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((towards.host, towards.port))
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise InputError(f"{towards}: there is no way there from here: {error.strerror}; see --address") from error
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What a role on this host is told of the others: where the scheduler is, and how many of each kind there are."""
+
+    scheduler: Address
+    address: str
+    servers: int
+    workers: int
+    workers_here: int
+
+
+def environment(role: Role, around: Neighbourhood, cores: int) -> dict[str, str]:
+    """The environment of ``role``'s process: this one's, less strays and the token, with what MXNet needs.
+
+    A host's workers share its ``cores`` out and a server gets one, unless the thread variables are set already.
     """
     inherited = {
-        name: value for name, value in os.environ.items() if name != _STRAY and not name.startswith(_STRAY_PREFIXES)
+        name: value for name, value in os.environ.items() if name not in _STRAY and not name.startswith(_STRAY_PREFIXES)
     }
-    threads = max(1, cores // cluster.workers) if role.kind == "worker" else 1
+    threads = max(1, cores // around.workers_here) if role.kind == "worker" else 1
     return {
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         **inherited,
         "DMLC_ROLE": role.kind,
-        "DMLC_PS_ROOT_URI": scheduler.host,
-        "DMLC_PS_ROOT_PORT": str(scheduler.port),
-        "DMLC_NODE_HOST": scheduler.host,
-        "DMLC_NUM_SERVER": str(cluster.servers),
-        "DMLC_NUM_WORKER": str(cluster.workers),
+        "DMLC_PS_ROOT_URI": around.scheduler.host,
+        "DMLC_PS_ROOT_PORT": str(around.scheduler.port),
+        "DMLC_NODE_HOST": around.address,
+        "DMLC_NUM_SERVER": str(around.servers),
+        "DMLC_NUM_WORKER": str(around.workers),
     }

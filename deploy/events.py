@@ -29,7 +29,9 @@ class EventPipe:
             if now - self._last_step < _STEP_SECONDS and event["step"] != event["steps"]:
                 return
             self._last_step = now
-        os.write(self._descriptor, json.dumps(event).encode() + b"\n")
+        line = json.dumps(event).encode() + b"\n"
+        while line:  # a signal may cut a long write short
+            line = line[os.write(self._descriptor, line) :]
 
 
 class EventLines:

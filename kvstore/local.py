@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import StoreError
+from kvstore.checkpoint import WEIGHTS, RowRange, open_checkpoint
+from kvstore.errors import CheckpointError, StoreError
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
 from kvstore.philox import fill_rows
-from kvstore.store import SUM_LENGTH, RowGradient, TableSpec
+from kvstore.snapshot import Snapshot
+from kvstore.store import SUM_LENGTH, RowGradient, Saved, TableSpec
 
 _FILL_ROWS = 1 << 16
 
@@ -39,17 +41,57 @@ class LocalStore:
         self._tables: dict[str, TableSpec] = {}
         self._weights: dict[str, FloatArray] = {}
         self._optimizers: dict[str, LazyOptimizer] = {}
+        self._snapshot: Snapshot | None = None
 
-    def create(self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int) -> None:
-        """Make the tables and fill them."""
+    def create(
+        self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int, checkpoint: str | None = None
+    ) -> None:
+        """Make the tables: rows and state that ``checkpoint`` has from there, the others fresh."""
+        source = None if checkpoint is None else open_checkpoint(checkpoint)
+        if source is not None:
+            source.check_fits(tables, optimizer)
         for table in tables:
             weights_ND = np.empty((table.rows, table.dim), dtype=np.float32)
-            for start in range(0, table.rows, _FILL_ROWS):
+            for start in range(source.rows(table.name) if source else 0, table.rows, _FILL_ROWS):
                 rows = np.arange(start, min(start + _FILL_ROWS, table.rows), dtype=np.int64)
                 fill_rows(weights_ND[rows[0] : rows[-1] + 1], rows, seed=seed, table=table.name, scale=table.scale)
             self._tables[table.name] = table
             self._weights[table.name] = weights_ND
             self._optimizers[table.name] = make_optimizer(optimizer, table.rows, table.dim)
+        if source is not None:
+            source.load(self._ranges())
+
+    def _ranges(self) -> list[RowRange]:
+        """All that is held: of each table one range, which is the table."""
+        return [
+            RowRange(name, table.rows, 0, 1, {WEIGHTS: self._weights[name], **self._optimizers[name].state})
+            for name, table in self._tables.items()
+        ]
+
+    def save(self, to: str) -> None:
+        """Begin to write all tables and their state into the checkpoint folder ``to``.
+
+        To be called by a thread that lives as long as the writing takes.
+
+        Raises:
+            CheckpointError: it cannot be begun, or the one before is still being written.
+        """
+        if self._snapshot is not None:
+            raise CheckpointError(f"{to}: cannot be written while the checkpoint before it still is")
+        self._snapshot = Snapshot(to, 0, 1, self._ranges())
+
+    def saved(self) -> Saved | None:
+        """How the last ``save`` went, or None while it is still under way."""
+        assert self._snapshot is not None
+        try:
+            written = self._snapshot.poll()
+        except CheckpointError:
+            self._snapshot = None
+            raise
+        if written is None:
+            return None
+        pause_seconds, self._snapshot = self._snapshot.pause_seconds, None
+        return Saved((written.part,), pause_seconds, written.seconds, written.bytes)
 
     def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copies of the named rows."""
@@ -76,6 +118,9 @@ class LocalStore:
         """Return: there is one worker."""
 
     def close(self) -> None:
-        """Let go of the tables."""
+        """Let go of the tables, and of a checkpoint that is still being written."""
+        if self._snapshot is not None:
+            self._snapshot.close()
+            self._snapshot = None
         self._weights.clear()
         self._optimizers.clear()

@@ -42,4 +42,4 @@ def _advise(values_B: Any, begin: int, end: int, advice: int | None) -> bool:
     if begin == end or advice is None or not sys.platform.startswith("linux"):
         return False
     address = ctypes.c_void_p(values_B.ctypes.data + begin)
-    return ctypes.CDLL(None).madvise(address, ctypes.c_size_t(end - begin), ctypes.c_int(advice)) == 0
+    return bool(ctypes.CDLL(None).madvise(address, ctypes.c_size_t(end - begin), ctypes.c_int(advice)) == 0)

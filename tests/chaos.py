@@ -37,7 +37,7 @@ RUN_SECONDS = 3000.0
 NOTICED_SECONDS = 60.0
 
 LEDGER_VARIABLE = "CROSSFADE_TEST_LEDGER"
-LEDGER_HOOK = '''
+LEDGER_HOOK = """
 import os
 
 if os.environ.get("DMLC_ROLE") == "worker":
@@ -60,7 +60,7 @@ if os.environ.get("DMLC_ROLE") == "worker":
         step(self, batch, progress)
 
     Loop._step = step_and_note
-'''
+"""
 
 Moment = Literal["steps", "checkpoint", "start-up"]
 
@@ -88,7 +88,13 @@ def plan_faults(seed: int, count: int, steps: int) -> list[Fault]:
 
     roles, kinds, whens = dealt(list(ROLES)), dealt(numbers), dealt(moments)
     return [
-        Fault(next(kinds), next(roles), next(whens), round((index + choose.random()) * steps / (count + 1)), choose.random())
+        Fault(
+            next(kinds),
+            next(roles),
+            next(whens),
+            round((index + choose.random()) * steps / (count + 1)),
+            choose.random(),
+        )
         for index in range(count)
     ]
 

@@ -1,7 +1,6 @@
 """A run that is taken up again gives what it would have given anyway, whatever ended it and wherever it goes on."""
 
 import json
-import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,7 +109,7 @@ def test_a_run_that_was_ended_resumes_to_the_bits_of_one_that_was_not(
     ended_at = saved_steps(place / run)[-1]
     assert ended_at < report_of(undisturbed)["steps"], "it was to be ended before its end"
     if number != signal.SIGKILL:
-        assert f"--resume" in stderr
+        assert "--resume" in stderr
     train(place, run, *shape, "--resume")
     assert_same_bits(place / run, undisturbed_on_servers if shape else undisturbed)
     ours, theirs = report_of(place / run), report_of(undisturbed)
@@ -124,7 +123,9 @@ def test_a_run_that_is_resumed_reads_on_from_its_cursor(place: Path, undisturbed
     at = saved_steps(run)[-1]
     before = len(records(run))
     train(place, run.name, "--resume")
-    [begins] = [record for record in records(run)[before:] if record["event"] == "phase" and record["name"] == "training"]
+    [begins] = [
+        record for record in records(run)[before:] if record["event"] == "phase" and record["name"] == "training"
+    ]
     assert begins["step"] == at > 0
     assert report_of(run)["examples"] == train_rows() * EPOCHS
 
@@ -222,7 +223,9 @@ def test_two_runs_do_not_share_a_folder_of_checkpoints(place: Path, tmp_path: Pa
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(place: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     nowhere = tmp_path / "file" / "checkpoints"
-    result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", "--set", f"checkpoint.to={nowhere}", cwd=place)
+    result = crossfade(
+        "train", "job.yaml", "--run-dir", tmp_path / "run", "--set", f"checkpoint.to={nowhere}", cwd=place
+    )
     assert result.returncode == 2
     assert f"checkpoint.to: {nowhere} cannot be written" in result.stderr
 
@@ -243,9 +246,7 @@ def test_a_checkpoint_of_two_servers_goes_on_with_any_number(
 
 
 @pytest.mark.cluster
-def test_a_checkpoint_of_a_process_goes_on_with_servers(
-    place: Path, undisturbed: Path
-) -> None:
+def test_a_checkpoint_of_a_process_goes_on_with_servers(place: Path, undisturbed: Path) -> None:
     run = place / "moved-from-0"
     stop_after_a_checkpoint(place, run.name, signal.SIGTERM, *ENDLESS)
     train(place, run.name, "--servers", 3, "--resume")
@@ -259,7 +260,9 @@ def weights_at_the_end(run: Path, entity: str) -> FloatArray:
     return checkpoint.weights(entity, 0, checkpoint.rows(entity))
 
 
-def test_a_larger_vocabulary_starts_with_the_rows_of_a_smaller_one(place: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_larger_vocabulary_starts_with_the_rows_of_a_smaller_one(
+    place: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     data = write_planted(tmp_path / "larger", tracks=TRACKS + 37)
     still = {"optimizer": {"kind": "adagrad", "learning_rate": 1e-30}, "train": {"max_steps": 1, "epochs": 1}}
     write_job(tmp_path / "fresh.yaml", data, **still)
@@ -274,7 +277,9 @@ def test_a_larger_vocabulary_starts_with_the_rows_of_a_smaller_one(place: Path, 
     assert not np.allclose(fresh[: len(old)], old)
 
 
-def test_rows_of_another_size_are_refused_before_anything_starts(place: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_rows_of_another_size_are_refused_before_anything_starts(
+    place: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     start = ("--set", f"checkpoint.start_from={undisturbed / 'checkpoints'}", "--set", "model.dim=16")
     result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=place)
     assert result.returncode == 2
@@ -287,4 +292,4 @@ def test_a_checkpoint_says_which_run_and_job_it_is_of(undisturbed: Path) -> None
     training = open_checkpoint(str(newest)).manifest.training
     assert training["job"]["name"] == "planted"
     assert training["run"] == json.loads((undisturbed / "run.json").read_text())["id"]
-    assert os.path.isabs(training["job"]["data"]["shards"])
+    assert Path(training["job"]["data"]["shards"]).is_absolute()

@@ -98,7 +98,7 @@ def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
     if start_from is None:
         return None
     try:
-        whole, reasons = newest_checkpoint(start_from)
+        whole, _ = newest_checkpoint(start_from)
         checkpoint = whole or open_checkpoint(start_from)
         checkpoint.check_fits(tables, job.optimizer.spec())
     except (CheckpointError, OSError) as error:
@@ -122,8 +122,8 @@ def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
                 return
             if not (take_over and owner.get("name") == name):
                 raise InputError(
-                    f"{checkpoints}: holds checkpoints of another run, of job '{owner.get('name')}'; name another folder "
-                    "in checkpoint.to, or take that run up with --resume"
+                    f"{checkpoints}: holds checkpoints of another run, of job '{owner.get('name')}'; name another "
+                    "folder in checkpoint.to, or take that run up with --resume"
                 )
         folder.write(OWNER_FILE, json.dumps({"run": run, "name": name}).encode())
     except ValueError as error:

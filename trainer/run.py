@@ -88,7 +88,9 @@ class RunFolder:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with _locked(self.path.parent):
-                    moved = self._check_resumable(job) if resume else self._make_way(overwrite)
+                    if resume:
+                        self._check_resumable(job)
+                    moved = None if resume else self._make_way(overwrite)
                     self.path.mkdir(exist_ok=True)
                     if not (self.path / RUN_FILE).exists():
                         identity = {"id": uuid.uuid4().hex, "name": job.name}
@@ -265,7 +267,13 @@ def run_training(
 
 
 def run_in_process(
-    job: Job, folder: RunFolder, emit: Emit, *, resume: bool, stop_requested: Callable[[], bool], say: Callable[[str], None]
+    job: Job,
+    folder: RunFolder,
+    emit: Emit,
+    *,
+    resume: bool,
+    stop_requested: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
 
@@ -276,9 +284,7 @@ def run_in_process(
         found = newest_usable(folder.checkpoints(job), refused, say) if resume else None
         checkpoint = found.uri if found else None
         try:
-            return run_training(
-                job, folder, LocalStore(), emit, checkpoint=checkpoint, stop_requested=stop_requested
-            )
+            return run_training(job, folder, LocalStore(), emit, checkpoint=checkpoint, stop_requested=stop_requested)
         except CheckpointError as error:
             if checkpoint is None or error.checkpoint != checkpoint:
                 raise

@@ -1,0 +1,82 @@
+"""``crossfade agent``: what a host runs to take part in a distributed job that was started on another one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import closing
+from pathlib import Path
+
+_DESCRIPTION = """\
+Take part in a distributed job: run on this host the roles (servers and workers) that the job's coordinator deals to it.
+The coordinator is part of 'crossfade train' on another host, which says in its job where it listens.
+"""
+_EPILOG = """\
+On the first host:
+  export CROSSFADE_TOKEN=$(openssl rand -hex 32)
+  crossfade train jobs/plays.yaml --servers 2 --workers 4 --run-dir /shared/plays \\
+      --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.listen=10.0.0.1:7070
+On each other host, with the same CROSSFADE_TOKEN in its environment:
+  crossfade agent --join 10.0.0.1:7070 --run-dir /shared/plays
+
+The job starts when cluster.hosts agents, that of 'crossfade train' included, have joined; further ones wait as spares.
+Start agents in any order: one whose coordinator is not there yet, or has gone, tries again until it answers. After 10
+seconds without an answer it ends its roles; 'crossfade train --resume' brings a lost coordinator back. If this host is
+lost, the job waits for another to join, from the same address or another, and goes on from its newest checkpoint.
+
+Hosts must share DIR and the data, at the same paths, and have the same version of crossfade. Roles listen on ports of
+--address that the kernel picks, open to whoever can reach them: keep that network closed. The token is sent as it is.
+
+The agent ends with the job: exit code 0 if it is done, 1 if it failed, 143 if it was stopped. SIGINT and SIGTERM end
+its roles at once, and the job goes on without this host as soon as another has joined.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "agent",
+        help="take part in a distributed job of another host",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--join", required=True, metavar="HOST:PORT", help="where the coordinator listens: cluster.listen of the job"
+    )
+    parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--address",
+        metavar="A",
+        help="numeric address of this host at which the others reach its roles (default: the one it has towards HOST)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Be this host's agent until told to leave."""
+    from crossfade.stopping import stopper
+    from deploy.agent import Agent
+    from deploy.cluster import Address, own_address
+    from deploy.coordinator_http import RemoteCoordinator, read_token
+    from kvstore.mxnet_import import require_mxnet
+    from trainer.run import RunFolder
+
+    require_mxnet()
+    coordinator = Address.parse(arguments.join, "--join")
+    remote = RemoteCoordinator(coordinator, read_token("crossfade agent"))
+    address = arguments.address or own_address(coordinator)
+    agent = Agent(RunFolder(arguments.run_dir), remote.report, address, heartbeat_seconds=1.0, tell=_say)
+    _say(f"joining the coordinator at {coordinator} as {address}")
+    with stopper.deferred(), closing(agent):
+        while agent.left is None and stopper.number is None:
+            agent.turn()
+    if agent.left is None:
+        stopper.check("and has left the job")
+    assert agent.left is not None
+    _say(agent.left.message)
+    return agent.left.exit_code
+
+
+def _say(line: str) -> None:
+    print(f"crossfade: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,414 @@
+"""Which generation of a job runs, where, and what follows when it ends: a state machine without input and output.
+
+    waiting ──► preparing ──► running ──► done            (waiting: for enough agents; preparing: port and checkpoint)
+       ▲                       │    └───► stopping ──► stopped
+       │                       ▼
+    backing off ◄────────── ending ──────► failed
+
+MXNet has no failover, so whatever dies or falls silent ends the generation everywhere, and the next one starts from
+the newest whole checkpoint. Agents report and get orders (``reports.py``); the owner calls ``tick`` now and then, finds
+what a generation starts from while the state is ``preparing``, and shows the events. Only a monotonic clock is read.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from deploy.cluster import Address, Role, deal
+from deploy.reports import Do, Failure, Order, Place, Report, RoleState, SentEvent
+from kvstore.errors import ClusterError, CrossfadeError, InputError
+from trainer.job import Cluster
+
+LEASE_SECONDS = 15.0
+"""How long an agent may be silent. Longer than an agent waits before it ends its roles, as it must be."""
+LINGER_SECONDS = 30.0
+"""How long the other roles may take to end once one has ended well."""
+LONGEST_BACK_OFF_SECONDS = 60.0
+_PROGRESS = {"step", "epoch", "phase", "saved"}
+_STOPPED_EXIT_CODE = 143
+
+
+class State(StrEnum):
+    """Where the job stands."""
+
+    WAITING = "waiting"
+    PREPARING = "preparing"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDING = "ending"
+    BACKING_OFF = "backing off"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+FINISHED = (State.DONE, State.FAILED, State.STOPPED)
+_LIVE = (State.RUNNING, State.STOPPING)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a generation starts from."""
+
+    scheduler: Address
+    checkpoint: str | None = None
+    step: int = 0
+    passed_over: Sequence[str] = ()
+    """Why newer checkpoints than this one were not taken."""
+
+
+@dataclass
+class Restart:
+    """That a generation was started because the one before had ended, and how long nothing was trained."""
+
+    generation: int
+    cause: str
+    step: int
+    seconds: float = 0.0
+
+
+@dataclass
+class _Member:
+    """An agent, as it was last heard of."""
+
+    id: str
+    host: str
+    address: str
+    seen: float
+    reports: int = 0
+    events: int = 0
+    roles: dict[str, RoleState] = field(default_factory=dict)
+    clear: bool = True
+    """Whether it has said, since the generation was to end, that it runs nothing of it."""
+
+
+class Coordinator:
+    """The state machine. Its methods may be called from several threads."""
+
+    def __init__(self, cluster: Cluster, *, job: str = "", clock: Callable[[], float] = time.monotonic):
+        """Coordinate a job on ``cluster``; by ``job``, the SHA-256 of its file, hosts see that they share it."""
+        self.id = secrets.token_hex(8)
+        self.home = secrets.token_hex(8)
+        """The id for the agent in this process, which gets the scheduler and has no lease."""
+        self.state = State.WAITING
+        self.generation = 0
+        self.refused: frozenset[str] = frozenset()
+        self.restarts: list[Restart] = []
+        self.message = ""
+        """How the job was stopped."""
+        self._cluster, self._job, self._clock = cluster, job, clock
+        self._lock = threading.RLock()
+        self._members: dict[str, _Member] = {}
+        self._gone: set[str] = set()
+        self._dealt: dict[str, list[Role]] = {}
+        self._start = Start(Address("", 0))
+        self._next = State.BACKING_OFF
+        self._error: Failure | None = None
+        self._cause: str | None = None
+        self._fruitless = 0
+        self._down_since: float | None = None
+        self._step = 0
+        self._trained = False
+        self._saved_step = 0
+        self._stopped_step: int | None = None
+        self._deadline = float("inf")
+        self._progress_at = clock()
+        self._events: list[dict[str, Any]] = []
+
+    def report(self, report: Report) -> Order:
+        """Take an agent's report, and answer what it is to do."""
+        with self._lock:
+            if refusal := self._refusal(report):
+                return Order(coordinator=self.id, do="leave", exit_code=1, message=refusal)
+            if report.coordinator != self.id:
+                # It has heard of another coordinator, or of none: what it runs it ends first, and joins then.
+                return Order(coordinator=self.id, do="wait")
+            member = self._members.get(report.agent) or self._join(report)
+            if report.number > member.reports:
+                self._hear(member, report)
+            self._advance()
+            return self._order(member)
+
+    def tick(self) -> None:
+        """See what time has changed."""
+        with self._lock:
+            now = self._clock()
+            for member in list(self._members.values()):
+                if member.id != self.home and now - member.seen > LEASE_SECONDS:
+                    self._lose(member, f"was not heard of for {LEASE_SECONDS:.0f} s")
+            if self.state is State.RUNNING and now - self._progress_at > self._cluster.stall_seconds:
+                self._fail(Failure(message=f"no sign of progress for {self._cluster.stall_seconds:g} s"))
+            if self.state in _LIVE and now > self._deadline:
+                self._pass_deadline()
+            self._advance()
+
+    def begin(self, start: Start) -> None:
+        """Start the next generation from ``start``, unless the job no longer wants one."""
+        with self._lock:
+            if self.state is not State.PREPARING:
+                return
+            if len(self._members) < self._cluster.hosts:
+                self.state = State.WAITING
+                return
+            if start.step > self._start.step:
+                self._fruitless = min(self._fruitless, 1)
+            now = self._clock()
+            self.generation += 1
+            self._tell_start(start)
+            self.state, self._start = State.RUNNING, start
+            self._saved_step, self._step, self._trained = start.step, start.step, False
+            self._stopped_step, self._deadline, self._progress_at = None, float("inf"), now
+            self._dealt = deal(self._cluster, self._hosts())
+            for member in self._members.values():
+                member.roles = {}
+
+    def cannot_begin(self, error: Exception) -> None:
+        """Take it that no start could be found: try again later, unless the input is wrong."""
+        with self._lock:
+            if self.state is State.PREPARING:
+                permanent = isinstance(error, InputError)
+                code = InputError.exit_code if permanent else 1
+                self._fail(Failure(message=str(error), exit_code=code, restart=not permanent))
+                self._advance()
+
+    def stop(self) -> None:
+        """Let the workers write a checkpoint and end; end everything if they do not within the job's grace."""
+        with self._lock:
+            if self.state is State.RUNNING and self._trained:
+                self.state = State.STOPPING
+                self._deadline = self._clock() + self._cluster.grace_seconds
+            elif self.state is State.RUNNING:
+                self._end(State.STOPPED, "before a step was done that a checkpoint would be worth")
+            elif self.state is State.ENDING and self._next is State.BACKING_OFF:
+                self._next, self.message = State.STOPPED, f"after {self._cause}"
+            elif self.state in {State.WAITING, State.PREPARING, State.BACKING_OFF}:
+                self.state, self.message = State.STOPPED, "while nothing ran"
+            self._advance()
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """What happened since the last call, in order: the roles' events, and restarts."""
+        with self._lock:
+            events, self._events = self._events, []
+            return events
+
+    def others(self) -> list[str]:
+        """The hosts, beside this one, whose agents have not left."""
+        with self._lock:
+            return [member.host for member in self._members.values() if member.id != self.home]
+
+    def error(self) -> CrossfadeError:
+        """Why the job failed."""
+        assert self._error is not None
+        kind = InputError if self._error.exit_code == InputError.exit_code else ClusterError
+        return kind(self._error.explain())
+
+    def status(self) -> dict[str, Any]:
+        """What ``/v1/status`` answers."""
+        with self._lock:
+            now = self._clock()
+            return {
+                "state": self.state.value,
+                "generation": self.generation,
+                "step": self._step,
+                "checkpoint_step": self._saved_step,
+                "restarts": [vars(restart) for restart in self.restarts],
+                "agents": [
+                    {
+                        "host": member.host,
+                        "address": member.address,
+                        "seen_seconds_ago": round(now - member.seen, 3),
+                        "roles": member.roles,
+                    }
+                    for member in self._members.values()
+                ],
+            }
+
+    # ---- agents
+
+    def _refusal(self, report: Report) -> str | None:
+        if report.agent in self._gone:
+            return f"this agent has left, or another one has come from {report.address} and replaces it"
+        home = self._members.get(self.home)
+        if home is not None and report.agent != self.home and report.address == home.address:
+            return (
+                f"{report.address} is the coordinator's own address, where an agent runs already; give this host's "
+                "with --address"
+            )
+        return None
+
+    def _join(self, report: Report) -> _Member:
+        for other in list(self._members.values()):
+            if other.address == report.address:
+                self._gone.add(other.id)
+                self._lose(other, "was replaced by a new agent at its address")
+        member = _Member(report.agent, report.host, report.address, self._clock())
+        self._members[member.id] = member
+        return member
+
+    def _lose(self, member: _Member, how: str) -> None:
+        del self._members[member.id]
+        if member.id in self._dealt:
+            self._fail(Failure(message=f"the agent on {member.host} ({member.address}) {how}"))
+
+    def _hosts(self) -> list[str]:
+        """The agents that get roles, this host's first and the others as they joined."""
+        others = [agent for agent in self._members if agent != self.home]
+        return [self.home, *others][: self._cluster.hosts]
+
+    def _hear(self, member: _Member, report: Report) -> None:
+        member.seen, member.reports = self._clock(), report.number
+        current = report.generation == self.generation
+        for event in report.events:
+            if event.number > member.events:
+                member.events = event.number
+                if self.state in _LIVE and event.generation == self.generation:
+                    self._note(event)
+        member.roles = report.roles if current else {}
+        member.clear = not current
+        if report.leaving:
+            self._gone.add(member.id)
+            self._lose(member, "has left")
+        elif self.state in _LIVE and member.id in self._dealt:
+            if report.ended >= self.generation:
+                self._fail(Failure(message=f"the agent on {member.host} ended its roles: it could not reach me"))
+            elif current and report.failure:
+                self._fail(report.failure)
+            elif "done" in report.roles.values():
+                self._see_done()
+
+    def _order(self, member: _Member) -> Order:
+        do: Do = "wait"
+        if self.state in FINISHED:
+            code = {State.DONE: 0, State.STOPPED: _STOPPED_EXIT_CODE}.get(self.state, 1)
+            message = self._error.message if self._error else self.message
+            return Order(coordinator=self.id, do="leave", exit_code=code, message=f"the job is {self.state}: {message}")
+        if self.state in _LIVE and member.id in self._dealt:
+            do = "run" if self.state is State.RUNNING else "stop"
+        return Order(
+            coordinator=self.id,
+            do=do,
+            acknowledged=member.events,
+            generation=self.generation,
+            roles=[role.name for role in self._dealt.get(member.id, [])],
+            scheduler=Place(host=self._start.scheduler.host, port=self._start.scheduler.port),
+            servers=self._cluster.servers,
+            workers=self._cluster.workers,
+            checkpoint=self._start.checkpoint,
+            job=self._job,
+        )
+
+    # ---- the generation
+
+    def _note(self, sent: SentEvent) -> None:
+        """Take an event of a role of this generation."""
+        event = sent.event
+        kind = event.get("event")
+        if kind in _PROGRESS:
+            self._progress_at = self._clock()
+        if kind == "step":
+            self._step, self._trained = event["step"], True
+            self._is_up()
+        elif kind == "saved":
+            self._saved_step = max(self._saved_step, event["step"])
+        elif kind == "stopped":
+            self._stopped_step = event["step"]
+        self._events.append(event)
+
+    def _is_up(self) -> None:
+        """Training goes on: the last restart is over."""
+        if self._down_since is not None and self.restarts:
+            self.restarts[-1].seconds, self._down_since = self._clock() - self._down_since, None
+
+    def _see_done(self) -> None:
+        """Some role has ended well: when all have, the job is done, or the generation has stopped as asked."""
+        dealt = {role.name for roles in self._dealt.values() for role in roles}
+        done = {name for member in self._members.values() for name, state in member.roles.items() if state == "done"}
+        if done != dealt:
+            # MXNet lets nobody leave before all workers have called their last barrier, so the others follow soon.
+            self._deadline = min(self._deadline, self._clock() + LINGER_SECONDS)
+        elif self._stopped_step is None:
+            self.state = State.DONE
+            self._is_up()
+        elif self.state is State.STOPPING:
+            self.state, self.message = State.STOPPED, f"after step {self._stopped_step:,}, which a checkpoint holds"
+        else:
+            self._fail(Failure(message="a worker was asked to stop by someone else"))
+
+    def _pass_deadline(self) -> None:
+        if self.state is State.STOPPING:
+            self._end(
+                State.STOPPED, f"without a checkpoint, which took more than {self._cluster.grace_seconds:g} s to write"
+            )
+        else:
+            roles = {name: state for member in self._members.values() for name, state in member.roles.items()}
+            lingering = ", ".join(sorted(name for name, state in roles.items() if state != "done"))
+            self._fail(Failure(message=f"the others are done, but {lingering} did not end in {LINGER_SECONDS:.0f} s"))
+
+    def _fail(self, failure: Failure) -> None:
+        """End the generation because of ``failure``, and decide what follows."""
+        if self.state is State.STOPPING:
+            self._end(State.STOPPED, f"without a checkpoint: {failure.message}")
+        elif self.state in {State.RUNNING, State.PREPARING}:
+            if failure.checkpoint is not None:
+                self.refused |= {failure.checkpoint}
+            if self._saved_step > self._start.step:
+                self._fruitless = 0
+            self._cause = failure.message
+            if self._down_since is None:
+                self._down_since = self._clock()
+            if not failure.restart:
+                self._error = failure
+                self._end(State.FAILED)
+            elif self._fruitless >= self._cluster.max_restarts:
+                limit = f"restarted {self._fruitless} times without a new checkpoint (cluster.max_restarts)"
+                self._error = failure.model_copy(update={"message": f"{failure.message}; {limit}", "exit_code": 1})
+                self._end(State.FAILED)
+            else:
+                self._fruitless += 1
+                self._end(State.BACKING_OFF)
+
+    def _end(self, following: State, message: str = "") -> None:
+        """Have all roles ended; ``following`` is the state after that."""
+        self.state, self._next, self.message = State.ENDING, following, message
+        self._deadline = float("inf")
+        for member in self._members.values():
+            member.clear = False
+
+    def _advance(self) -> None:
+        """Go on to what needs nothing more to happen."""
+        if self.state is State.ENDING and all(self._is_clear(agent) for agent in self._dealt):
+            self._dealt = {}
+            self.state = self._next
+            if self.state is State.BACKING_OFF:
+                self._back_off()
+        if self.state is State.BACKING_OFF and self._clock() >= self._deadline:
+            self.state, self._deadline = State.WAITING, float("inf")
+            if missing := self._cluster.hosts - len(self._members):
+                self._events.append({"event": "waiting", "hosts": missing})
+        if self.state is State.WAITING and len(self._members) >= self._cluster.hosts:
+            self.state = State.PREPARING
+
+    def _is_clear(self, agent: str) -> bool:
+        member = self._members.get(agent)
+        return member is None or member.clear
+
+    def _back_off(self) -> None:
+        seconds = min(2.0 ** (self._fruitless - 2), LONGEST_BACK_OFF_SECONDS) if self._fruitless > 1 else 0.0
+        self._deadline = self._clock() + seconds
+        if seconds:
+            self._events.append({"event": "back_off", "cause": self._cause, "seconds": seconds})
+
+    def _tell_start(self, start: Start) -> None:
+        event = {"step": start.step, "checkpoint": start.checkpoint, "passed_over": list(start.passed_over)}
+        if self._cause is not None:
+            self.restarts.append(Restart(self.generation, self._cause, self._step))
+            self._events.append({"event": "restart", "generation": self.generation, "cause": self._cause, **event})
+            self._cause = None
+        elif start.checkpoint or start.passed_over:
+            self._events.append({"event": "resume", **event})

@@ -1,0 +1,156 @@
+"""Runs a job on servers to its end: the coordinator and this host's agent in one process, and what they need.
+
+Other hosts take part if the job says where the coordinator listens: ``crossfade agent --join HOST:PORT`` on each.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from deploy.agent import Agent, job_digest
+from deploy.cluster import Address, scheduler_address
+from deploy.coordinator import FINISHED, Coordinator, Start, State
+from deploy.coordinator_http import read_token, serving
+from kvstore.errors import ClusterError, CrossfadeError, InputError
+from trainer.job import Cluster, Job
+from trainer.run import RunFolder
+
+HEARTBEAT_SECONDS = 0.2
+"""Of the agent in this process."""
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Stopped(Exception):  # noqa: N818 - as asked, so not an error
+    """The job has stopped because that was asked for; the message says how."""
+
+
+def check_hosts(cluster: Cluster) -> None:
+    """Refuse what the job says of hosts, before anything is touched.
+
+    Raises:
+        InputError: hosts have no way to join, or there is no token.
+    """
+    if cluster.listen is not None:
+        Address.parse(cluster.listen, "cluster.listen")
+        read_token("cluster.listen")
+    elif cluster.hosts > 1:
+        raise InputError(
+            f"cluster.hosts is {cluster.hosts}, but the other hosts' agents have nowhere to join: set cluster.listen, "
+            "as in --set cluster.listen=10.0.0.1:7070"
+        )
+
+
+def run_job(
+    job: Job, folder: RunFolder, emit: Emit, *, resume: bool, asked_to_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Run a distributed job until it is done, through as many generations as that takes; gives its report.
+
+    ``emit`` gets the events of the first worker and, as ``restart``, ``resume``, ``back_off`` and ``waiting``, those of
+    the job. With ``resume`` it goes on from the newest checkpoint, where there is one. ``asked_to_stop`` is asked many
+    times a second.
+
+    Raises:
+        InputError: a role found the input wrong.
+        ClusterError: restarts did not help.
+        Stopped: it was asked to stop. Whatever is raised, all processes of this host have ended by then.
+    """
+    coordinator = Coordinator(job.cluster, job=job_digest(folder))
+    with ExitStack() as stack:
+        agent = Agent(
+            folder,
+            coordinator.report,
+            scheduler_address(job.cluster).host,
+            identity=coordinator.home,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+            lease_seconds=float("inf"),
+        )
+        stack.enter_context(closing(agent))
+        agent.turn()  # joins before others can
+        if job.cluster.listen is not None:
+            listen = Address.parse(job.cluster.listen, "cluster.listen")
+            at = stack.enter_context(serving(coordinator, listen, read_token("cluster.listen")))
+            emit({"event": "listening", "address": str(at)})
+        search = _Search(job, folder, resume)
+        while coordinator.state not in FINISHED or agent.left is None or coordinator.others():
+            if asked_to_stop():
+                coordinator.stop()
+            agent.turn()
+            coordinator.tick()
+            search.turn(coordinator)
+            for event in coordinator.take_events():
+                emit(event)
+    if coordinator.state is State.FAILED:
+        raise coordinator.error()
+    if coordinator.state is State.STOPPED:
+        raise Stopped(coordinator.message)
+    return _amended_report(folder, coordinator)
+
+
+def _amended_report(folder: RunFolder, coordinator: Coordinator) -> dict[str, Any]:
+    """The report that the first worker wrote, with what it cannot know."""
+    try:
+        report = folder.report()
+    except FileNotFoundError:
+        raise ClusterError(f"all roles ended well, but left no report (logs: {folder.logs})") from None
+    causes = [vars(restart) for restart in coordinator.restarts]
+    report |= {"restarts": len(causes), "restart_causes": causes}
+    folder.write_report(report)
+    return report
+
+
+class _Search:
+    """Finds what a generation starts from, in a thread: where checkpoints are may be slow, and agents must not wait."""
+
+    def __init__(self, job: Job, folder: RunFolder, resume: bool) -> None:
+        self._job, self._resume = job, resume
+        self._checkpoints = RunFolder(Path(folder.path).absolute()).checkpoints(job)
+        self._under_way = False
+        self._found: Start | Exception | None = None
+
+    def turn(self, coordinator: Coordinator) -> None:
+        """Begin to look if the coordinator wants a start, and hand it over once it is found."""
+        if coordinator.state is State.PREPARING and not self._under_way:
+            self._under_way, self._found = True, None
+            fresh = coordinator.generation == 0 and not self._resume
+            # A daemon: whoever stops the job does not wait for it.
+            threading.Thread(target=self._look, args=(coordinator.refused, fresh), daemon=True).start()
+        if isinstance(self._found, Exception):
+            self._under_way, found, self._found = False, self._found, None
+            coordinator.cannot_begin(found)
+        elif self._found is not None:
+            self._under_way, found_start, self._found = False, self._found, None
+            coordinator.begin(found_start)
+
+    def _look(self, refused: frozenset[str], fresh: bool) -> None:
+        try:
+            checkpoint, step, passed_over = (None, 0, []) if fresh else newest(self._checkpoints, refused)
+            self._found = Start(self._scheduler(), checkpoint, step, passed_over)
+        except (CrossfadeError, OSError) as error:
+            self._found = error
+        except Exception as error:  # a fault of ours, which must not leave the job waiting for ever
+            self._found = ClusterError(f"{type(error).__name__}: {error}")
+
+    def _scheduler(self) -> Address:
+        try:
+            return scheduler_address(self._job.cluster)
+        except InputError as error:
+            # It could be had when the job started: so it may be had again.
+            raise ClusterError(str(error)) from error
+
+
+def newest(checkpoints: str, refused: frozenset[str]) -> tuple[str | None, int, list[str]]:
+    """The newest whole checkpoint that is not ``refused``, its step, and why newer ones were passed over.
+
+    Raises:
+        InputError: ``checkpoints`` is not the name of a folder.
+        OSError: it cannot be read.
+    """
+    from kvstore.checkpoint import newest_checkpoint
+
+    checkpoint, passed_over = newest_checkpoint(checkpoints, refused)
+    return (checkpoint.uri, checkpoint.manifest.step, passed_over) if checkpoint else (None, 0, passed_over)

@@ -1,0 +1,357 @@
+"""Folders where checkpoints lie: on a file system, or under a prefix of an S3 bucket.
+
+    folder = Folder("s3://music/runs/lastfm/checkpoints")
+    folder.child("step-000000123").write("manifest.json", b"{}")
+    folder.names()                                                # ["step-000000123"]
+
+What a method promises holds for both kinds. Each raises OSError with the URI in its message.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+from urllib.parse import unquote, urlsplit
+
+from kvstore.errors import InputError
+
+ATTEMPTS_VARIABLE = "CROSSFADE_S3_ATTEMPTS"
+TIMEOUT_VARIABLE = "CROSSFADE_S3_TIMEOUT_SECONDS"
+DEFAULT_ATTEMPTS = 12
+"""Tries of one S3 request. The pause before each next one doubles, from 25 ms, so that all together last 51 s."""
+DEFAULT_TIMEOUT_SECONDS = 10
+"""How long an S3 request may stand still before it is tried again."""
+_CONNECT_TIMEOUT_SECONDS = 5
+
+
+class InputFile(Protocol):
+    """A file that is read from front to back, or from where ``seek`` puts it."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Read up to as many bytes as ``buffer`` takes, and say how many; 0 at the end."""
+
+    def seek(self, position: int, /) -> int:
+        """Go to ``position`` of the file."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class OutputFile(Protocol):
+    """A file that is being written."""
+
+    def write(self, data: Any, /) -> int | None:
+        """Append ``data``, bytes or a buffer of them; a file on a file system may take fewer than all."""
+
+
+class Folder:
+    """A folder, which need not exist yet: a path, ``file:///path`` or ``s3://BUCKET/PREFIX``.
+
+    S3 takes its endpoint, region and credentials from where the AWS tools take them (``AWS_ENDPOINT_URL``,
+    ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` and so on, ``~/.aws``, the instance's role). A request that fails is tried
+    again for about a minute, as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` say.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """The folder at ``uri``.
+
+        Raises:
+            InputError: it is neither a path nor a URI of a known kind.
+        """
+        self.uri = uri.rstrip("/") or "/"
+        scheme, separator, rest = uri.partition("://")
+        if not separator:
+            self._files: _Files = _LocalFiles(Path(self.uri))
+        elif scheme == "file" and rest.startswith("/"):
+            self._files = _LocalFiles(Path(unquote(urlsplit(self.uri).path)))
+        elif scheme == "s3":
+            self._files = _S3Files(self.uri)
+        else:
+            raise InputError(f"{uri}: not a folder that is known here; name a path, file:///PATH or s3://BUCKET/PREFIX")
+        self._prefix = ""
+
+    @property
+    def name(self) -> str:
+        """The last part of its URI."""
+        return self.uri.rpartition("/")[2]
+
+    @property
+    def on_s3(self) -> bool:
+        """Whether it lies on S3."""
+        return isinstance(self._files, _S3Files)
+
+    def child(self, name: str) -> Folder:
+        """The folder ``name`` in this one."""
+        child = object.__new__(Folder)
+        child.uri = f"{self.uri.rstrip('/')}/{name}"
+        child._files = self._files
+        child._prefix = f"{self._prefix}{name}/"
+        return child
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the small file ``name``, replacing any: it is there with all of ``data``, or not at all."""
+        with self._naming(name):
+            self._files.write(self._prefix + name, data)
+
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[OutputFile]:
+        """Write the large file ``name`` piece by piece. Left without an error, it is whole and lasts."""
+        with self._naming(name), self._files.open_output(self._prefix + name) as file:
+            yield file
+
+    def read(self, name: str) -> bytes:
+        """The content of the small file ``name``.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._naming(name):
+            return self._files.read(self._prefix + name)
+
+    def open_input(self, name: str) -> InputFile:
+        """Open the file ``name``. What is read from it later raises errors that do not name it.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._naming(name):
+            return self._files.open_input(self._prefix + name)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or folder ``name``."""
+        return name in self.names()
+
+    def names(self) -> list[str]:
+        """The names of the files and folders in it, sorted; none if it does not exist."""
+        with self._naming():
+            return sorted(self._files.names(self._prefix))
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every file in it and below, by its path from here."""
+        with self._naming():
+            return self._files.sizes(self._prefix)
+
+    def remove(self, name: str) -> None:
+        """Delete the file ``name``, if there is one."""
+        with self._naming(name):
+            self._files.remove(self._prefix + name)
+
+    def delete(self) -> None:
+        """Delete it with all that is in it, if it exists."""
+        with self._naming():
+            self._files.delete(self._prefix)
+
+    @contextmanager
+    def _naming(self, name: str | None = None) -> Iterator[None]:
+        """Let errors say which file they are about."""
+        try:
+            yield
+        except OSError as error:
+            _raise_named(error, self.uri if name is None else f"{self.uri}/{name}")
+
+
+def _raise_named(error: OSError, uri: str) -> NoReturn:
+    if error.errno is not None:
+        raise type(error)(error.errno, error.strerror, uri) from error
+    raise type(error)(f"{uri}: {error}") from error
+
+
+class _Files(Protocol):
+    """One kind of storage. Paths are relative to its root; a prefix is empty or ends with a slash."""
+
+    def write(self, path: str, data: bytes) -> None: ...
+
+    def open_output(self, path: str) -> Any: ...
+
+    def read(self, path: str) -> bytes: ...
+
+    def open_input(self, path: str) -> InputFile: ...
+
+    def names(self, prefix: str) -> list[str]: ...
+
+    def sizes(self, prefix: str) -> dict[str, int]: ...
+
+    def remove(self, path: str) -> None: ...
+
+    def delete(self, prefix: str) -> None: ...
+
+
+class _LocalFiles:
+    """Files of a file system. What has been written survives a crash of the machine."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self._root / path
+        _make_folder(target.parent)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+    @contextmanager
+    def open_output(self, path: str) -> Iterator[OutputFile]:
+        target = self._root / path
+        _make_folder(target.parent)
+        try:
+            with target.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+    def read(self, path: str) -> bytes:
+        return (self._root / path).read_bytes()
+
+    def open_input(self, path: str) -> InputFile:
+        return (self._root / path).open("rb", buffering=0)
+
+    def names(self, prefix: str) -> list[str]:
+        with suppress(FileNotFoundError):
+            return [path.name for path in (self._root / prefix).iterdir()]
+        return []
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        folder = self._root / prefix
+        return {
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        }
+
+    def remove(self, path: str) -> None:
+        (self._root / path).unlink(missing_ok=True)
+
+    def delete(self, prefix: str) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._root / prefix)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it, each entered durably in its parent."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _S3Files:
+    """Objects of an S3 bucket. Connects when it is first used."""
+
+    def __init__(self, uri: str) -> None:
+        parts = urlsplit(uri)
+        if not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
+            raise InputError(
+                f"{uri}: not an S3 folder: expected s3://BUCKET/PREFIX; credentials, region and endpoint come from the "
+                "environment (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL ...)"
+            )
+        self._uri = uri
+        self._bucket = parts.netloc
+        self._root = f"{parts.netloc}{parts.path}".rstrip("/") + "/"
+
+    @cached_property
+    def _fs(self) -> Any:
+        from pyarrow import fs
+
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        where = {}
+        if endpoint:
+            url = urlsplit(endpoint)
+            if url.scheme not in {"http", "https"} or not url.netloc:
+                raise InputError(f"AWS_ENDPOINT_URL is {endpoint!r}, which is not a URL such as https://HOST:PORT")
+            where = {"scheme": url.scheme, "endpoint_override": url.netloc}
+        return fs.S3FileSystem(
+            region=self._region(bool(endpoint)),
+            connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+            request_timeout=_setting(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS),
+            retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=_setting(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS)),
+            # A part at a time: in the background there is no bound to how much waits in memory for a slow network.
+            background_writes=False,
+            # No upload is begun before there is something to send, and a small file is one request.
+            allow_delayed_open=True,
+            **where,
+        )
+
+    def _region(self, endpoint: bool) -> str | None:
+        """The bucket's region, asked for where nothing says it: AWS sends other regions' requests away."""
+        known = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if known or endpoint:
+            return known
+        from pyarrow import fs
+
+        with suppress(OSError):
+            region: str = fs.resolve_s3_region(self._bucket)
+            return region
+        return None
+
+    def write(self, path: str, data: bytes) -> None:
+        with self.open_output(path) as file:
+            file.write(data)
+
+    @contextmanager
+    def open_output(self, path: str) -> Iterator[OutputFile]:
+        file = self._fs.open_output_stream(self._root + path)
+        yield file
+        # Not after an error: closing would make an object of what there is so far.
+        file.close()
+
+    def read(self, path: str) -> bytes:
+        with self._fs.open_input_file(self._root + path) as file:
+            data: bytes = file.read()
+        return data
+
+    def open_input(self, path: str) -> InputFile:
+        file: InputFile = self._fs.open_input_file(self._root + path)
+        return file
+
+    def names(self, prefix: str) -> list[str]:
+        return [info.base_name for info in self._list(prefix, recursive=False)]
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        start = len(self._root + prefix)
+        return {info.path[start:]: info.size for info in self._list(prefix, recursive=True) if info.is_file}
+
+    def _list(self, prefix: str, *, recursive: bool) -> list[Any]:
+        from pyarrow import fs
+
+        folder = (self._root + prefix).rstrip("/")
+        listed: list[Any] = self._fs.get_file_info(fs.FileSelector(folder, recursive=recursive, allow_not_found=True))
+        return listed
+
+    def remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.delete_file(self._root + path)
+
+    def delete(self, prefix: str) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.delete_dir((self._root + prefix).rstrip("/"))
+
+
+def _setting(variable: str, default: int) -> int:
+    value = os.environ.get(variable, str(default))
+    if not value.isdecimal() or int(value) < 1:
+        raise InputError(f"{variable} is {value!r}, but must be a whole number of at least 1")
+    return int(value)
