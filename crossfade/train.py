@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
             overrides.append(f"cluster.{key}={getattr(arguments, key)}")
     job = load_job(arguments.job, overrides)
     _, _, model = open_data(job)
-    check_fits_this_machine(job, model.tables)
+    if warning := check_fits_this_machine(job):
+        print(f"crossfade: {warning}", file=sys.stderr)
     _check_runtime(job)
     starting_rows(job, model.tables)
     folder = RunFolder(arguments.run_dir or default_run_dir(job))

@@ -1,18 +1,195 @@
-"""Whether a job fits a machine."""
+"""What a job needs of its machines: memory of each process, traffic of a step, and whether that fits.
+
+    inputs = read_inputs(job)
+    plan = make_plan(inputs)
+    check_fit(inputs, plan, this_machine())
+
+Each figure is counted from the job and its data, or is one of the constants below, which were measured. A process's
+memory is its own; libraries that processes share are counted once a host. ``sure`` is what the job needs in any case;
+``most`` has besides what depends on how training goes: what an evaluation gathers, and the pages that training changes
+while a checkpoint of them is being written.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import psutil
 
+from deploy.cluster import Role, deal
+from deploy.traffic import Counts, Share, StepTraffic, expect_traffic, read_counts, shares, touched
+from kvstore.arrays import FloatArray
 from kvstore.errors import InputError
-from kvstore.optimizers import state_bytes_per_row
-from kvstore.store import TableSpec
+from kvstore.layout import TableLayout, make_layout
+from kvstore.optimizers import OptimizerKind, state_bytes_per_row
+from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
+from trainer.data.manifest import Manifest
+from trainer.embeddings import GROUP_ROWS
 from trainer.job import Job
+from trainer.model import Model, make_model
+from trainer.run import open_data
 
 _CGROUP = Path("/sys/fs/cgroup")
-_GIB = 2**30
+_GIB, _MIB = 2**30, 2**20
+_PAGE_BYTES = 4096
+
+# Private memory (``uss``) of idle processes of a job of a few hundred rows, on Linux x86-64 with Python 3.11.
+SCHEDULER_BYTES = 123 * _MIB
+SERVER_BYTES = 158 * _MIB
+WORKER_BYTES = 220 * _MIB
+COMMAND_BYTES = 53 * _MIB
+"""``crossfade train`` itself, where it starts and watches the roles."""
+WRITER_BYTES = 24 * _MIB
+"""The process that writes a server's part of a checkpoint: Python with numpy and pyarrow."""
+SHARED_LIBRARIES_BYTES = 195 * _MIB
+"""Resident libraries that a host's processes share: the resident size of a worker (``rss``) less its private part."""
+IN_PROCESS_BYTES = 211 * _MIB
+"""A run without servers, libraries included (``rss``)."""
+
+ACTIVE_COPIES = 8
+"""Copies of a step's rows that a worker holds: pulled, gathered, normalised, their gradients and uses, and the push as
+it waits to be sent. With ``WINDOW_COPIES`` it accounts for the memory of workers of 4,096 and 8,192 examples a step
+within 5 %."""
+WINDOW_COPIES = 2
+"""The windows that are held, and as much in the pool of the Parquet reader."""
+SERVED_COPIES = 3
+"""Copies of a step's rows that a server holds: as received, as merged, and as answered."""
+UPDATES_PER_GIB = 720_000
+"""Rows that a step's pushes change while 1 GiB of a checkpoint is written: two servers and two workers of triples
+(0.74 M rows/s) beside two writers with CRC-32 and fsync (1.03 GiB/s), on two cores of an AMD EPYC."""
+
+_INTERACTION_BYTES = 8 + 8 + 4
+_USE_BYTES = 4 * 8
+_BATCHES_HELD = 4
+"""One computes, two wait, one is being made (``ReadAhead``)."""
+
+Phase = Literal["always", "start", "steps", "evaluation", "checkpoint"]
+Verdict = Literal["fits", "tight", "does not fit"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a process holds something for: ``sure`` or at most, and when."""
+
+    what: str
+    bytes: int
+    phase: Phase = "always"
+    sure: bool = True
+
+
+@dataclass(frozen=True)
+class ProcessPlan:
+    """One process of the job and what it holds."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def sure_bytes(self) -> int:
+        """Its peak, of what it needs in any case."""
+        return _peak([part for part in self.parts if part.sure])
+
+    @property
+    def most_bytes(self) -> int:
+        """Its peak at most."""
+        return _peak(self.parts)
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """One table: what it takes, and how it is laid out on the servers (no keys in process)."""
+
+    name: str
+    rows: int
+    dim: int
+    weights_bytes: int
+    state_bytes: int
+    keys: int
+    key_rows: int
+    key_bytes: int
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """What one host runs, and the peak of all of it together."""
+
+    processes: tuple[str, ...]
+    sure_bytes: int
+    most_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will hold and send. ``traffic`` is None where the vocabularies have not been read."""
+
+    tables: tuple[TablePlan, ...]
+    processes: tuple[ProcessPlan, ...]
+    hosts: tuple[HostPlan, ...]
+    traffic: StepTraffic | None
+
+    @property
+    def sure_bytes(self) -> int:
+        """What the fullest host needs in any case."""
+        return max(host.sure_bytes for host in self.hosts)
+
+    @property
+    def most_bytes(self) -> int:
+        """What the fullest host needs at most."""
+        return max(host.most_bytes for host in self.hosts)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of host, and the memory that a job may take of it."""
+
+    name: str
+    available_bytes: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether each host of a plan is large enough, and what would mend it. ``tight``: it may turn out not to be."""
+
+    machine: Machine
+    verdict: Verdict
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a plan is made from. ``counts`` by table, or None if they have not been read."""
+
+    job: Job
+    folder: Path
+    manifest: Manifest
+    model: Model
+    counts: dict[str, Counts] | None
+
+    def of(self, job: Job) -> Inputs:
+        """The same data under another job."""
+        return replace(self, job=job, model=make_model(job, self.manifest))
+
+    def with_counts(self) -> Inputs:
+        """The same, with the vocabularies read, in pieces.
+
+        Raises:
+            InputError: a file of them is missing or damaged.
+        """
+        names = [table.name for table in self.model.tables]
+        return replace(self, counts={name: read_counts(self.folder, self.manifest, name) for name in names})
+
+
+def read_inputs(job: Job) -> Inputs:
+    """What a plan of ``job`` is made from, before the vocabularies are read.
+
+    Raises:
+        InputError: the data cannot be used, or has nothing to train on.
+    """
+    return Inputs(job, *open_data(job), counts=None)
 
 
 def table_bytes(job: Job, table: TableSpec) -> int:
@@ -31,19 +208,323 @@ def available_bytes() -> int:
     return available if limit == "max" else min(available, max(0, int(limit) - used))
 
 
-def check_fits_this_machine(job: Job, tables: list[TableSpec]) -> None:
-    """Refuse a job whose tables, all held on this machine, need more memory than it has free.
+def this_machine() -> Machine:
+    """This one, with the memory that is free now."""
+    return Machine("this machine", available_bytes())
+
+
+def make_plan(inputs: Inputs) -> Plan:
+    """What the job of ``inputs`` will hold and, where its vocabularies have been read, send."""
+    job = inputs.job
+    parts = shares(job, inputs.folder, inputs.manifest)
+    layouts = make_layout(inputs.model.tables, max(1, job.cluster.servers), job.cluster.key_bytes)
+    processes = _on_servers(inputs, parts, layouts) if job.cluster.servers else [_in_process(inputs, parts)]
+    traffic = None
+    if inputs.counts is not None:
+        total = inputs.manifest.splits["train"].rows
+        traffic = expect_traffic(job, inputs.model, parts, inputs.counts, total)
+    return Plan(
+        tables=tuple(_table(job, layout) for layout in layouts),
+        processes=tuple(processes),
+        hosts=tuple(_hosts(job, processes)),
+        traffic=traffic,
+    )
+
+
+def _table(job: Job, layout: TableLayout) -> TablePlan:
+    table = layout.table
+    key_rows, dim = layout.key_shape
+    shape = (layout.keys, key_rows, key_rows * dim * VALUE_BYTES) if job.cluster.servers else (0, 0, 0)
+    return TablePlan(table.name, table.rows, table.dim, table.bytes, table_bytes(job, table) - table.bytes, *shape)
+
+
+def _on_servers(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayout]) -> list[ProcessPlan]:
+    job = inputs.job
+    server = _server(inputs, parts, layouts)
+    return [
+        ProcessPlan("train", (Part("process", COMMAND_BYTES),)),
+        ProcessPlan("scheduler", (Part("process", SCHEDULER_BYTES),)),
+        *(ProcessPlan(f"server-{index}", server) for index in range(job.cluster.servers)),
+        *(
+            ProcessPlan(f"worker-{rank}", (Part("process", WORKER_BYTES), *_training(inputs, parts, rank)))
+            for rank in range(job.cluster.workers)
+        ),
+    ]
+
+
+def _server(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayout]) -> tuple[Part, ...]:
+    job = inputs.job
+    held = {layout.table.name: layout.keys * layout.chunk for layout in layouts}
+    dim = job.model.dim
+    row_bytes = ROW_ID_BYTES + dim * VALUE_BYTES
+    state = state_bytes_per_row(job.optimizer.kind, dim)
+    served = sum(min(_uses(job, share), sum(held.values()) * job.cluster.servers) for share in parts)
+    tables = [
+        Part(f"{name}: weights of {rows:,} rows and their numbers", rows * row_bytes) for name, rows in held.items()
+    ]
+    if state:
+        tables += [Part(f"{name}: state of {job.optimizer.kind}", rows * state) for name, rows in held.items()]
+    return (
+        Part("process", SERVER_BYTES),
+        *tables,
+        Part("receiving a key", max(layout.chunk for layout in layouts) * (row_bytes + ROW_ID_BYTES), "start"),
+        Part("rows of a step", SERVED_COPIES * served * row_bytes // job.cluster.servers, "steps"),
+        *_checkpoint(inputs, parts, sum(held.values()) * (dim * VALUE_BYTES + state)),
+    )
+
+
+def _in_process(inputs: Inputs, parts: Sequence[Share]) -> ProcessPlan:
+    job = inputs.job
+    tables = []
+    for table in inputs.model.tables:
+        tables.append(Part(f"{table.name}: weights of {table.rows:,} rows", table.bytes))
+        if state := table_bytes(job, table) - table.bytes:
+            tables.append(Part(f"{table.name}: state of {job.optimizer.kind}", state))
+    return ProcessPlan(
+        "process",
+        (
+            Part("process", IN_PROCESS_BYTES),
+            *tables,
+            *_training(inputs, parts, 0),
+            *_checkpoint(inputs, parts, sum(part.bytes for part in tables)),
+        ),
+    )
+
+
+def _uses(job: Job, share: Share) -> int:
+    """How often a step of ``share`` uses a row of either table: it touches no more rows."""
+    return int(np.ceil(2 * share.examples + share.negatives))
+
+
+def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Part]:
+    """What worker ``rank`` holds to train: windows of interactions, batches, and the rows of a step."""
+    job, manifest = inputs.job, inputs.manifest
+    share, train = parts[rank], manifest.splits["train"]
+    groups = [rows for file in train.files for rows in file.row_groups if rows]
+    lanes = min(job.data.lanes, len(groups))
+    lane_rows = min(-(-train.rows // lanes), job.data.shuffle_window) + max(groups)
+    windows = min(len(range(rank, lanes, job.cluster.workers)) * lane_rows, train.rows)
+    uses = _uses(job, share)
+    yield Part("windows of interactions", WINDOW_COPIES * windows * _INTERACTION_BYTES)
+    yield Part("batches", _BATCHES_HELD * uses * _USE_BYTES, "steps")
+    rows = min(uses, sum(table.rows for table in inputs.model.tables))
+    yield Part("rows of a step", ACTIVE_COPIES * rows * job.model.dim * VALUE_BYTES, "steps")
+    if job.negatives.sampling == "popularity":
+        # negatives.Sampler keeps float64 sums, from five arrays of a number an item.
+        yield Part("popularity of items", 8 * inputs.model.item.rows)
+        yield Part("making the popularity of items", 40 * inputs.model.item.rows, "start")
+    if job.train.embeddings == "best":
+        piece = min(GROUP_ROWS, max(table.rows for table in inputs.model.tables))
+        # Pulled, gathered, in Arrow's form, and encoded.
+        yield Part("writing embeddings", 4 * piece * job.model.dim * VALUE_BYTES, "evaluation")
+    yield from _evaluation(inputs)
+
+
+def _evaluation(inputs: Inputs) -> Iterable[Part]:
+    """What a worker gathers to rank items: at most, since it depends on who has held-out items."""
+    job, splits = inputs.job, inputs.manifest.splits
+    if inputs.counts is None or "valid" not in splits or not splits["valid"].rows:
+        return
+    query = inputs.model.query
+    queries = min(splits["valid"].rows, query.rows)
+    excluded = sum(
+        _most_interactions(inputs.counts[query.name], queries, splits["train"].rows)
+        if name == "train"
+        else splits[name].rows
+        for name in set(job.evaluate.exclude) - {"valid"}
+        if name in splits
+    )
+    own = -(-queries // job.cluster.workers)
+    pairs = -(-(excluded + splits["valid"].rows) // job.cluster.workers)
+    # Query and item are one int64; concatenate, sort and compare make copies. The best of a query are 12 bytes each.
+    yield Part("held-out and excluded items", 8 * pairs, sure=False)
+    yield Part("gathering held-out and excluded items", 32 * max(pairs, splits["valid"].rows), "start", sure=False)
+    ranking = own * (2 * job.model.dim * VALUE_BYTES + max(job.evaluate.k) * 13)
+    yield Part("queries and their rankings", ranking, "evaluation", sure=False)
+
+
+def _most_interactions(counts: Counts, queries: int, total: int) -> int:
+    """Interactions of train that ``queries`` rows have at most: those of the busiest."""
+    if not counts.known:
+        return total
+    scaled_K = counts.scaled(total)[::-1]
+    rows_K = counts.rows_K[::-1]
+    taken_K = np.clip(queries - (np.cumsum(rows_K) - rows_K), 0, rows_K)
+    return int(np.ceil(scaled_K @ taken_K))
+
+
+def _checkpoint(inputs: Inputs, parts: Sequence[Share], held: int) -> Iterable[Part]:
+    """What a process that holds ``held`` bytes of tables needs besides while they are written."""
+    yield Part("the writer of a checkpoint", WRITER_BYTES, "checkpoint")
+    # An entry of 8 bytes for each page of the snapshot.
+    yield Part("the page table of a snapshot", held // _PAGE_BYTES * 8, "checkpoint")
+    job = inputs.job
+    if inputs.counts is not None and (job.checkpoint.every_seconds or job.checkpoint.every_steps):
+        fraction = _copied_fraction(inputs, parts, held * max(1, job.cluster.servers))
+        yield Part("pages changed while a checkpoint is written", int(fraction * held), "checkpoint", sure=False)
+
+
+def _copied_fraction(inputs: Inputs, parts: Sequence[Share], all_bytes: int) -> float:
+    """The largest part of the tables that is held twice while a checkpoint is written.
+
+    A page is held twice from its first change on until the snapshot has sent it and let go of it. Arrays are sent one
+    after another, at a steady pace; within each, what is sent is taken to be of average popularity.
+    """
+    assert inputs.counts is not None
+    total = inputs.manifest.splits["train"].rows
+    step = Share(sum(share.examples for share in parts), max(share.negatives for share in parts))
+    if inputs.job.negatives.kind == "each":
+        step = replace(step, negatives=sum(share.negatives for share in parts))
+    touched_K = {}
+    for table in inputs.model.tables:
+        negatives = inputs.job.negatives if table == inputs.model.item else None
+        touched_K[table.name] = touched(inputs.counts[table.name], step, total, negatives)
+    rows_a_step = sum(float(touched_K[name] @ inputs.counts[name].rows_K) for name in touched_K)
+    steps = UPDATES_PER_GIB * all_bytes / _GIB / rows_a_step
+    arrays = [
+        (name, row_bytes, row_bytes * inputs.counts[name].rows)
+        for name in touched_K
+        for row_bytes in (
+            inputs.job.model.dim * VALUE_BYTES,
+            *_state_arrays(inputs.job.optimizer.kind, inputs.job.model.dim),
+        )
+    ]
+    everything = sum(size for *_, size in arrays)
+    most = 0.0
+    for done in np.linspace(0.0, 1.0, 21):
+        copied, begin = 0.0, 0.0
+        for name, row_bytes, size in arrays:
+            left = float(np.clip((begin + size - done * everything) / size, 0.0, 1.0))
+            if left:
+                copied += left * size * _changed(touched_K[name], inputs.counts[name], row_bytes, steps * done)
+            begin += size
+        most = max(most, copied / everything)
+    return most
+
+
+def _changed(touched_K: FloatArray, counts: Counts, row_bytes: int, steps: float) -> float:
+    """The part of an array's pages that ``steps`` steps change. Vocabularies are ordered: a page's rows are alike."""
+    rows_a_page = max(1.0, _PAGE_BYTES / row_bytes)
+    changed_K = -np.expm1(-touched_K * steps * rows_a_page)
+    return float(changed_K @ counts.rows_K) / counts.rows
+
+
+def _state_arrays(kind: OptimizerKind, dim: int) -> list[int]:
+    """Bytes a row of each array of an optimizer's state."""
+    wide = dim * VALUE_BYTES
+    return {"sgd": [], "adagrad": [wide], "rowwise_adagrad": [4], "adam": [wide, wide, 4]}[kind]
+
+
+def role_hosts(job: Job) -> list[list[Role]]:
+    """The roles of each host."""
+    return list(deal(job.cluster, [str(host) for host in range(job.cluster.hosts)]).values())
+
+
+def _hosts(job: Job, processes: Sequence[ProcessPlan]) -> Iterable[HostPlan]:
+    if not job.cluster.servers:
+        yield HostPlan(("process",), processes[0].sure_bytes, processes[0].most_bytes)
+        return
+    by_name = {process.name: process for process in processes}
+    libraries = Part("shared libraries", SHARED_LIBRARIES_BYTES)
+    for roles in role_hosts(job):
+        # The command that starts the roles, or the agent of another host, which is as large.
+        here = [by_name["train"], *(by_name[role.name] for role in roles)]
+        parts = [libraries, *(part for process in here for part in process.parts)]
+        yield HostPlan(
+            tuple(process.name for process in here), _peak([part for part in parts if part.sure]), _peak(parts)
+        )
+
+
+def _peak(parts: Iterable[Part]) -> int:
+    """The most that is held at one time: checkpoints are written during steps and evaluations, not at the start."""
+    by_phase: dict[Phase, int] = dict.fromkeys(("always", "start", "steps", "evaluation", "checkpoint"), 0)
+    for part in parts:
+        by_phase[part.phase] += part.bytes
+    busy = max(by_phase["steps"], by_phase["evaluation"]) + by_phase["checkpoint"]
+    return by_phase["always"] + max(by_phase["start"], busy)
+
+
+def check_fit(inputs: Inputs, plan: Plan, machine: Machine) -> Fit:
+    """Whether ``plan``, made from ``inputs``, fits hosts that are all like ``machine``."""
+    verdict = _verdict(plan, machine)
+    return Fit(machine, verdict, () if verdict == "fits" else tuple(_advice(inputs, machine)))
+
+
+def _verdict(plan: Plan, machine: Machine) -> Verdict:
+    if plan.sure_bytes > machine.available_bytes:
+        return "does not fit"
+    return "tight" if plan.most_bytes > machine.available_bytes else "fits"
+
+
+def _advice(inputs: Inputs, machine: Machine) -> Iterable[str]:
+    """Changes to the job each of which alone would make it fit."""
+    job = inputs.job
+
+    def fits(other: Job) -> bool:
+        return _verdict(make_plan(inputs.of(other)), machine) == "fits"
+
+    dims = [dim for dim in (job.model.dim >> shift for shift in range(1, 16)) if dim >= 4]
+    for dim in dims:
+        if fits(job.model_copy(update={"model": job.model.model_copy(update={"dim": dim})})):
+            yield f"lower model.dim to {dim}"
+            break
+    if job.optimizer.kind in {"adagrad", "adam"}:
+        optimizer = job.optimizer.model_copy(update={"kind": "rowwise_adagrad"})
+        if fits(job.model_copy(update={"optimizer": optimizer})):
+            yield "set optimizer.kind to rowwise_adagrad"
+    hosts = 2
+    while hosts <= _MOST_HOSTS and not fits(_on_hosts(job, hosts)):
+        hosts *= 2
+    if hosts <= _MOST_HOSTS:
+        low = hosts // 2
+        while hosts - low > 1:
+            middle = (low + hosts) // 2
+            low, hosts = (low, middle) if fits(_on_hosts(job, middle)) else (middle, hosts)
+        yield f"share it out over {hosts} hosts like {machine.name}, a server each (cluster.hosts, cluster.servers)"
+
+
+_MOST_HOSTS = 1024
+
+
+def _on_hosts(job: Job, hosts: int) -> Job:
+    cluster = job.cluster.model_copy(update={"hosts": hosts, "servers": max(hosts, job.cluster.servers)})
+    return job.model_copy(update={"cluster": cluster})
+
+
+def gib(count: float) -> str:
+    """Bytes for a person, in GiB."""
+    return f"{count / _GIB:,.1f} GiB"
+
+
+def check_fits_this_machine(job: Job) -> str | None:
+    """Refuse a job whose processes, all held on this machine, need more memory than it has free.
+
+    Returns a warning where the job may turn out to need more.
 
     Raises:
-        InputError: with what each table needs.
+        InputError: it does not fit; with the figures of ``crossfade plan``.
     """
-    needed = sum(table_bytes(job, table) for table in tables)
-    available = available_bytes()
-    if needed > available:
-        parts = ", ".join(
-            f"{table.name} {table.rows:,} x {table.dim} = {table_bytes(job, table) / _GIB:,.1f} GiB" for table in tables
-        )
-        raise InputError(
-            f"the tables need {needed / _GIB:,.1f} GiB with their {job.optimizer.kind} state ({parts}), but "
-            f"{available / _GIB:,.1f} GiB are free here: lower model.dim, or set optimizer.kind to rowwise_adagrad"
-        )
+    inputs, machine = read_inputs(job), this_machine()
+    fit = check_fit(inputs, plan := make_plan(inputs), machine)
+    if fit.verdict == "does not fit":
+        raise InputError(_refusal(job, inputs.model, plan, fit))
+    inputs = inputs.with_counts()
+    fit = check_fit(inputs, plan := make_plan(inputs), machine)
+    if fit.verdict == "fits":
+        return None
+    return (
+        f"this may take up to {gib(plan.most_bytes)}, but {gib(machine.available_bytes)} are free here; "
+        f"'crossfade plan' says for what ({' or '.join(fit.advice)})"
+    )
+
+
+def _refusal(job: Job, model: Model, plan: Plan, fit: Fit) -> str:
+    tables = ", ".join(
+        f"{table.name} {table.rows:,} x {table.dim} = {gib(table_bytes(job, table))}" for table in model.tables
+    )
+    needed = sum(table_bytes(job, table) for table in model.tables)
+    advice = ", or ".join(fit.advice) or "lower model.dim, train fewer rows, or use more hosts"
+    return (
+        f"the tables need {gib(needed)} with their {job.optimizer.kind} state ({tables}), all processes of a host "
+        f"{gib(plan.sure_bytes)}, but {gib(fit.machine.available_bytes)} are free here: {advice}"
+    )

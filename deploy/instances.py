@@ -1,0 +1,123 @@
+"""Amazon EC2 instance types: memory and network.
+
+Memory is ``MemoryInfo.SizeInMiB`` and bandwidth is ``NetworkInfo.NetworkCards[].BaselineBandwidthInGbps`` and
+``PeakBandwidthInGbps`` as EC2's DescribeInstanceTypes answers them
+(https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceTypes.html); people read the same figures on
+https://docs.aws.amazon.com/ec2/latest/instancetypes/ac.html (p, g), mo.html (r) and gp.html (m). Of p2 and p3 it only
+ever said ``NetworkPerformance``: "High" of p2.xlarge, which is no figure, and "Up to 10 Gigabit" of p3.2xlarge.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from kvstore.errors import InputError
+
+GIB = 2**30
+GIGABIT = 10**9
+
+LINUX_SHARE = 1 / 64
+"""Of a machine's memory: Linux describes each page of 4,096 bytes by 64 bytes (``struct page``)."""
+LINUX_BYTES = GIB // 2
+"""What else an idle Linux took of a virtual machine of 24 GiB, measured: 24 GiB less 1/64 less MemAvailable."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One instance type. ``peak_gbit`` is reached for a while only, where it is more than ``baseline_gbit``."""
+
+    name: str
+    memory_gib: float
+    baseline_gbit: float | None
+    peak_gbit: float | None
+
+    @property
+    def usable_bytes(self) -> int:
+        """What Linux leaves to processes."""
+        return int(self.memory_gib * GIB * (1 - LINUX_SHARE)) - LINUX_BYTES
+
+    @property
+    def bits_per_second(self) -> float | None:
+        """The bandwidth that lasts, or the highest where no other is published; None if neither is."""
+        gbit = self.baseline_gbit or self.peak_gbit
+        return None if gbit is None else gbit * GIGABIT
+
+
+_SIZES: dict[str, list[tuple[str, float, float | None, float | None]]] = {
+    "p2": [("xlarge", 61, None, None), ("8xlarge", 488, 10, 10), ("16xlarge", 732, 25, 25)],
+    "p3": [("2xlarge", 61, None, 10), ("8xlarge", 244, 10, 10), ("16xlarge", 488, 25, 25)],
+    "p3dn": [("24xlarge", 768, 100, 100)],
+    "g4dn": [
+        ("xlarge", 16, 5, 25),
+        ("2xlarge", 32, 10, 25),
+        ("4xlarge", 64, 20, 25),
+        ("8xlarge", 128, 50, 50),
+        ("12xlarge", 192, 50, 50),
+        ("16xlarge", 256, 50, 50),
+        ("metal", 384, 100, 100),
+    ],
+    "g5": [
+        ("xlarge", 16, 2.5, 10),
+        ("2xlarge", 32, 5, 10),
+        ("4xlarge", 64, 10, 25),
+        ("8xlarge", 128, 25, 25),
+        ("12xlarge", 192, 40, 40),
+        ("16xlarge", 256, 25, 25),
+        ("24xlarge", 384, 50, 50),
+        ("48xlarge", 768, 100, 100),
+    ],
+    "r5": [
+        ("large", 16, 0.75, 10),
+        ("xlarge", 32, 1.25, 10),
+        ("2xlarge", 64, 2.5, 10),
+        ("4xlarge", 128, 5, 10),
+        ("8xlarge", 256, 10, 10),
+        ("12xlarge", 384, 12, 12),
+        ("16xlarge", 512, 20, 20),
+        ("24xlarge", 768, 25, 25),
+    ],
+    "r6i": [
+        ("large", 16, 0.781, 12.5),
+        ("xlarge", 32, 1.562, 12.5),
+        ("2xlarge", 64, 3.125, 12.5),
+        ("4xlarge", 128, 6.25, 12.5),
+        ("8xlarge", 256, 12.5, 12.5),
+        ("12xlarge", 384, 18.75, 18.75),
+        ("16xlarge", 512, 25, 25),
+        ("24xlarge", 768, 37.5, 37.5),
+        ("32xlarge", 1024, 50, 50),
+    ],
+    "m5": [
+        ("large", 8, 0.75, 10),
+        ("xlarge", 16, 1.25, 10),
+        ("2xlarge", 32, 2.5, 10),
+        ("4xlarge", 64, 5, 10),
+        ("8xlarge", 128, 10, 10),
+        ("12xlarge", 192, 12, 12),
+        ("16xlarge", 256, 20, 20),
+        ("24xlarge", 384, 25, 25),
+    ],
+}
+
+INSTANCES = {
+    f"{family}.{size}": Instance(f"{family}.{size}", memory, baseline, peak)
+    for family, sizes in _SIZES.items()
+    for size, memory, baseline, peak in sizes
+}
+
+
+def find_instance(name: str) -> Instance:
+    """The instance type called ``name``.
+
+    Raises:
+        InputError: it is not in the table.
+    """
+    if name not in INSTANCES:
+        near = difflib.get_close_matches(name, INSTANCES, n=1, cutoff=0.6)
+        hint = f"did you mean '{near[0]}'?" if near else "some that are: p2.8xlarge, g5.4xlarge, r6i.4xlarge"
+        raise InputError(
+            f"--instance {name}: not a type that is known here; {hint} (families: {', '.join(_SIZES)}; for another, "
+            "compare the figures with its memory, and name its --bandwidth)"
+        )
+    return INSTANCES[name]

@@ -1,0 +1,210 @@
+"""What a step of a job moves: the rows that it is expected to touch, and the bytes of them on the wire.
+
+How often each row occurs in train is in the vocabularies. A worker's b examples of a step are b of the N interactions
+of train, drawn without putting back as long as the shuffling is good, so a row that occurs c times is missing from them
+with probability
+
+    C(N - c, b) / C(N, b)  ≈  (1 - b / (N - (c - 1) / 2))^c
+
+and from m negatives, drawn with probability q each, with (1 - q)^m. What is expected is the sum over all rows. Rows
+that occur equally often are alike, so a vocabulary, read in pieces, is kept as a histogram of its counts.
+
+K: different counts of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deploy.cluster import Role
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, Traffic
+from trainer.data.manifest import Manifest
+from trainer.data.shards import Schedule, ShardReader
+from trainer.data.vocabulary import Vocabulary
+from trainer.job import Job, Negatives
+from trainer.model import Model
+
+_PIECE_ROWS = 1 << 20
+
+WIRE_ROW_BYTES = ROW_ID_BYTES + 4
+"""What ps-lite sends with the values of each row: its id, and their length, 4 bytes."""
+WIRE_REQUEST_BYTES = ROW_ID_BYTES
+"""What a pull asks for a row with. Measured at the sockets of real jobs of 4 and 64 columns, on 2 and 3 servers, these
+two account for all but 0.1 of the bytes a row, and for all but 50 bytes of a message."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often the rows of a table occur in train: ``rows_K`` rows occur ``count_K`` times each."""
+
+    count_K: FloatArray
+    rows_K: IntArray
+
+    @staticmethod
+    def of(count_N: IntArray) -> Counts:
+        """The histogram of ``count_N``."""
+        count_K, rows_K = np.unique(count_N, return_counts=True)
+        return Counts(count_K.astype(np.float64), rows_K)
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was counted."""
+        return bool((self.count_K > 0).any())
+
+    @property
+    def rows(self) -> int:
+        """The rows of the table."""
+        return int(self.rows_K.sum())
+
+    def scaled(self, total: int) -> FloatArray:
+        """The counts, made to add up to ``total``, the interactions of train: that of a row, of each kind."""
+        found = float(self.count_K @ self.rows_K)
+        scaled_K: FloatArray = self.count_K * (total / found)
+        return scaled_K
+
+
+def read_counts(folder: Path, manifest: Manifest, entity: str) -> Counts:
+    """The histogram of the vocabulary of ``entity``, which is read in pieces.
+
+    Raises:
+        InputError: a file of it is missing or damaged.
+    """
+    vocabulary = Vocabulary(folder, manifest, entity)
+    merged: dict[int, int] = {}
+    for start in range(0, vocabulary.rows, _PIECE_ROWS):
+        table = vocabulary.read(start, min(start + _PIECE_ROWS, vocabulary.rows), ["count"])
+        count_K, rows_K = np.unique(table.column("count").to_numpy(), return_counts=True)
+        for count, rows in zip(count_K.tolist(), rows_K.tolist(), strict=True):
+            merged[count] = merged.get(count, 0) + rows
+    ordered = sorted(merged)
+    return Counts(np.array(ordered, np.float64), np.array([merged[count] for count in ordered], np.int64))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker has of a step, on average: its examples, and the negatives that are drawn for them."""
+
+    examples: float
+    negatives: float
+
+
+def shares(job: Job, folder: Path, manifest: Manifest) -> list[Share]:
+    """The share of each worker: the lanes of ``job``'s data are dealt to them in turn."""
+    train = manifest.splits["train"]
+    schedule = Schedule(
+        ShardReader(folder, manifest),
+        train,
+        batch_size=job.train.batch_size,
+        lanes=job.data.lanes,
+        window=job.data.shuffle_window,
+        seed=job.train.seed,
+    )
+    rows_L = [sum(group.rows for group in groups) for groups in schedule.deal(epoch=0)]
+    workers = job.cluster.workers
+    examples = [sum(rows_L[rank::workers]) / schedule.steps for rank in range(workers)]
+    return [Share(count, _negatives(job.negatives, count)) for count in examples]
+
+
+def _negatives(spec: Negatives, examples: float) -> float:
+    if examples == 0:
+        return 0.0
+    return float(spec.count) if spec.kind == "shared" else spec.count * examples
+
+
+def touched(counts: Counts, share: Share, total: int, negatives: Negatives | None) -> FloatArray:
+    """The probability that a step of ``share`` touches a row, for each count: float64 (K,).
+
+    ``total``: interactions of train. ``negatives``: how they are drawn; None for a table that they are not drawn from.
+    """
+    if not counts.known:
+        uses = share.examples + (share.negatives if negatives else 0.0)
+        return np.full(len(counts.count_K), min(1.0, uses / counts.rows))
+    scaled_K = counts.scaled(total)
+    drawn_K = share.examples / np.maximum(total - (scaled_K - 1) / 2, 1.0)
+    missing_K = np.maximum(0.0, 1.0 - drawn_K) ** scaled_K
+    if negatives is not None:
+        power = negatives.power if negatives.sampling == "popularity" else 0.0
+        mass_K = np.maximum(counts.count_K, 1.0) ** power
+        missing_K = missing_K * (1.0 - mass_K / (mass_K @ counts.rows_K)) ** share.negatives
+    touched_K: FloatArray = 1.0 - missing_K
+    return touched_K
+
+
+@dataclass(frozen=True)
+class TableTraffic:
+    """The rows of one table that each worker touches a step. ``bound``: at most so many; else as expected."""
+
+    table: str
+    rows: tuple[float, ...]
+    bound: bool
+
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """What a step of all workers moves."""
+
+    examples: float
+    tables: tuple[TableTraffic, ...]
+    dim: int
+    bytes_pulled: float
+    bytes_pushed: float
+    bytes_pushed_if_dense: int
+
+    @property
+    def rows(self) -> tuple[float, ...]:
+        """Rows of all tables that each worker pulls, and pushes, a step."""
+        return tuple(sum(rows) for rows in zip(*(table.rows for table in self.tables), strict=True))
+
+    @property
+    def bound(self) -> bool:
+        """Whether any of it is only known not to be more."""
+        return any(table.bound for table in self.tables)
+
+    def wire(self, rows: float) -> tuple[float, float]:
+        """Bytes on the wire of ``rows`` rows: with their values, once a pull and once a push; and to ask for them."""
+        return rows * (WIRE_ROW_BYTES + self.dim * VALUE_BYTES), rows * WIRE_REQUEST_BYTES
+
+
+def expect_traffic(
+    job: Job, model: Model, parts: Sequence[Share], counts: dict[str, Counts], total: int
+) -> StepTraffic:
+    """What is expected of a step of ``job``, whose train split has ``total`` interactions."""
+    tables = []
+    moved = Traffic()
+    for table in model.tables:
+        negatives = job.negatives if table == model.item else None
+        known = counts[table.name]
+        rows = tuple(float(touched(known, share, total, negatives) @ known.rows_K) for share in parts)
+        tables.append(TableTraffic(table.name, rows, bound=not known.known))
+        for _ in rows:
+            moved.pushed(0, table)
+    row_bytes = ROW_ID_BYTES + job.model.dim * VALUE_BYTES
+    all_bytes = sum(sum(table.rows) for table in tables) * row_bytes
+    return StepTraffic(
+        examples=sum(share.examples for share in parts),
+        tables=tuple(tables),
+        dim=job.model.dim,
+        bytes_pulled=all_bytes,
+        bytes_pushed=all_bytes,
+        bytes_pushed_if_dense=moved.bytes_pushed_if_dense,
+    )
+
+
+def busiest_bytes(traffic: StepTraffic, hosts: Sequence[Sequence[Role]]) -> float:
+    """Bytes that the busiest network card passes one way in a step: requests, then answers, then the push.
+
+    They follow one another. What a worker exchanges with servers of its own host stays off the wire.
+    """
+    servers = [sum(role.kind == "server" for role in host) for host in hosts]
+    owned = [sum(traffic.rows[role.index] for role in host if role.kind == "worker") for host in hosts]
+    most = 0.0
+    for here, own in zip(servers, owned, strict=True):
+        share = here / sum(servers)
+        most = max(most, own * (1 - share), (sum(owned) - own) * share)
+    values, requests = traffic.wire(most)
+    return requests + 2 * values
