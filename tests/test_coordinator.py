@@ -1,0 +1,897 @@
+"""The coordinator's state machine, on a clock of the test's own, and what it says over HTTP."""
+
+import http.client
+import json
+import pickle
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import psutil
+import pytest
+
+from deploy import coordinator_http
+from deploy.agent import Unreachable
+from deploy.cluster import TOKEN_VARIABLE, Address
+from deploy.coordinator import LEASE_SECONDS, LINGER_SECONDS, Coordinator, Start, State
+from deploy.coordinator_http import LONGEST_BODY_BYTES, RemoteCoordinator, read_token, serving
+from deploy.reports import Failure, Order, Report, SentEvent
+from kvstore.errors import ClusterError, InputError
+from trainer.job import Cluster
+
+STALL, GRACE, RESTARTS = 100.0, 20.0, 3
+TOKEN = "a-secret-of-this-test-alone"
+KILLED = Failure(message="server-0 was killed by SIGKILL", details="log: run/logs/server-0.log")
+
+
+class Host:
+    """An agent as the coordinator sees one. It obeys at once, and its roles do what the test says of them."""
+
+    def __init__(self, place: "Place", address: str, identity: str | None = None) -> None:
+        self.place, self.address, self.id = place, address, identity or f"agent of {address}"
+        self.coordinator: str | None = None
+        self.generation: int | None = None
+        self.roles: dict[str, Any] = {}
+        self.ended = self.number = self.events = 0
+        self.order: Order
+
+    def make(self, **changes: Any) -> Report:
+        """The report that it would send."""
+        self.number += 1
+        values: dict[str, Any] = {
+            "agent": self.id,
+            "host": f"host {self.address}",
+            "address": self.address,
+            "number": self.number,
+            "coordinator": self.coordinator,
+            "generation": self.generation,
+            "ended": self.ended,
+            "roles": self.roles,
+        }
+        return Report(**values | changes)
+
+    def report(self, **changes: Any) -> Order:
+        """Report, and obey the answer."""
+        self.order = order = self.place.coordinator.report(self.make(**changes))
+        if order.coordinator != self.coordinator:
+            self.coordinator, self.generation, self.roles, self.ended = order.coordinator, None, {}, 0
+            return self.report() if order.do != "leave" else order
+        if self.generation is not None and (order.do in {"wait", "leave"} or order.generation != self.generation):
+            self.ended, self.generation, self.roles = self.generation, None, {}
+        if order.do == "run" and self.generation is None and order.generation > self.ended:
+            self.generation, self.roles = order.generation, dict.fromkeys(order.roles, "running")
+        return order
+
+    def tell(self, *events: dict[str, Any], **changes: Any) -> Order:
+        """Report events of a role of its generation."""
+        return self.report(events=self.number_events(*events), **changes)
+
+    def number_events(self, *events: dict[str, Any]) -> list[SentEvent]:
+        sent = []
+        for event in events:
+            self.events += 1
+            sent.append(SentEvent(number=self.events, generation=self.generation or 0, role="worker-0", event=event))
+        return sent
+
+    def end_well(self) -> Order:
+        """Report that all its roles are done."""
+        self.roles = dict.fromkeys(self.roles, "done")
+        return self.report()
+
+
+def step(number: int) -> dict[str, Any]:
+    return {"event": "step", "step": number, "steps": 1000, "epoch": 1, "loss": 1.0}
+
+
+class Place:
+    """A coordinator, its clock and its agents; ``home`` has joined."""
+
+    def __init__(self, *, hosts: int = 1, servers: int = 2, workers: int = 2) -> None:
+        self.now = 1000.0
+        cluster = Cluster(
+            servers=servers,
+            workers=workers,
+            hosts=hosts,
+            stall_seconds=STALL,
+            grace_seconds=GRACE,
+            max_restarts=RESTARTS,
+        )
+        self.coordinator = Coordinator(cluster, job="digest", clock=lambda: self.now)
+        self.port = 5000
+        self.home = Host(self, "10.0.0.1", self.coordinator.home)
+        self.home.report()
+        self.hosts = [self.home]
+
+    @property
+    def state(self) -> State:
+        return self.coordinator.state
+
+    def join(self, address: str) -> Host:
+        host = Host(self, address)
+        host.report()
+        self.hosts.append(host)
+        return host
+
+    def begin(self, checkpoint: str | None = None, at_step: int = 0, **more: Any) -> None:
+        """Find what the next generation starts from, and let all hosts start it."""
+        assert self.state is State.PREPARING
+        self.port += 1
+        self.coordinator.begin(Start(Address("10.0.0.1", self.port), checkpoint, at_step, **more))
+        self.report_all()
+
+    def report_all(self) -> None:
+        for host in list(self.hosts):
+            host.report()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, in which every agent reports once a second and no role makes progress."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(self.now + 1.0, until)
+            self.report_all()
+            self.coordinator.tick()
+        self.report_all()  # obeys
+        self.report_all()  # and says so
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass in silence."""
+        self.now += seconds
+        self.coordinator.tick()
+
+    def fail(self, failure: Failure = KILLED) -> None:
+        """Let a role fail, and all hosts end theirs."""
+        self.home.report(failure=failure)
+        self.report_all()
+        self.report_all()
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.coordinator.take_events() if event["event"] == kind]
+
+
+@pytest.fixture
+def alone() -> Place:
+    """One host, whose generation 1 runs and has trained a step."""
+    place = Place()
+    place.begin()
+    place.home.tell(step(1))
+    return place
+
+
+@pytest.fixture
+def pair() -> tuple[Place, Host]:
+    """Two hosts, whose generation 1 runs and has trained a step; the second one is given too."""
+    place = Place(hosts=2)
+    other = place.join("10.0.0.2")
+    place.begin()
+    place.home.tell(step(1))
+    return place, other
+
+
+# ---- start
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3])
+def test_a_job_starts_when_all_its_hosts_have_joined_and_not_before(hosts: int) -> None:
+    place = Place(hosts=hosts)
+    for number in range(2, hosts + 1):
+        assert place.state is State.WAITING
+        assert place.home.report().do == "wait"
+        place.join(f"10.0.0.{number}")
+    assert place.state is State.PREPARING
+    place.begin()
+    assert place.state is State.RUNNING
+    assert [host.generation for host in place.hosts] == [1] * hosts
+
+
+@pytest.mark.parametrize(
+    ("hosts", "dealt"),
+    [
+        (1, [["scheduler", "server-0", "server-1", "server-2", "worker-0", "worker-1"]]),
+        (2, [["scheduler", "server-0", "server-2", "worker-0"], ["server-1", "worker-1"]]),
+        (3, [["scheduler", "server-0", "worker-0"], ["server-1", "worker-1"], ["server-2"]]),
+    ],
+)
+def test_roles_are_dealt_in_turn_over_the_hosts(hosts: int, dealt: list[list[str]]) -> None:
+    place = Place(hosts=hosts, servers=3, workers=2)
+    for number in range(2, hosts + 1):
+        place.join(f"10.0.0.{number}")
+    place.begin("folder/step-7", 7)
+    assert [host.order.roles for host in place.hosts] == dealt
+    order = place.hosts[-1].order
+    assert (order.servers, order.workers, order.checkpoint, order.job) == (3, 2, "folder/step-7", "digest")
+    assert order.scheduler is not None
+    assert (order.scheduler.host, order.scheduler.port) == ("10.0.0.1", 5001)
+
+
+def test_an_agent_more_than_needed_is_a_spare_that_takes_a_lost_ones_place() -> None:
+    place = Place(hosts=2)
+    lost = place.join("10.0.0.2")
+    spare = place.join("10.0.0.3")
+    place.begin()
+    assert (lost.order.do, spare.order.do) == ("run", "wait")
+    place.hosts.remove(lost)
+    place.wait(LEASE_SECONDS + 1)
+    assert place.state is State.PREPARING
+    place.begin()
+    assert spare.order.roles == lost.order.roles
+
+
+def test_an_agent_that_has_heard_of_another_coordinator_joins_once_it_has_ended_its_roles() -> None:
+    place = Place(hosts=2)
+    returning = Host(place, "10.0.0.2")
+    order = place.coordinator.report(
+        returning.make(coordinator="an earlier one", generation=7, roles={"server-1": "running"}, ended=6)
+    )
+    assert (order.do, order.coordinator) == ("wait", place.coordinator.id)
+    assert place.state is State.WAITING
+    returning.report()
+    assert place.state is State.PREPARING
+    place.hosts.append(returning)
+    place.begin()
+    assert returning.generation == 1
+
+
+def test_a_host_that_is_lost_while_a_start_is_looked_for_is_waited_for() -> None:
+    place = Place(hosts=2)
+    place.join("10.0.0.2").report(leaving=True)
+    assert place.state is State.PREPARING
+    place.coordinator.begin(Start(Address("10.0.0.1", 1)))
+    assert (place.state, place.coordinator.generation) == (State.WAITING, 0)
+
+
+def test_a_start_that_nobody_asked_for_any_more_is_dropped(alone: Place) -> None:
+    alone.coordinator.begin(Start(Address("10.0.0.1", 1)))
+    alone.coordinator.cannot_begin(OSError("late"))
+    assert (alone.state, alone.coordinator.generation) == (State.RUNNING, 1)
+
+
+def test_an_address_has_one_agent_and_the_coordinators_own_none_but_its_own() -> None:
+    place = Place(hosts=2)
+    order = Host(place, "10.0.0.1", "another").report()
+    assert (order.do, order.exit_code) == ("leave", 1)
+    assert "10.0.0.1 is the coordinator's own address" in order.message
+    assert place.state is State.WAITING
+
+
+# ---- restarts
+
+
+def test_a_failure_ends_the_generation_everywhere_before_the_next_starts(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    assert place.home.report(failure=KILLED).do == "wait"
+    place.home.report()
+    assert place.state is State.ENDING  # the other host still runs
+    assert other.report().do == "wait"
+    assert place.state is State.ENDING  # it has its order, but has not said that it obeyed
+    other.report()
+    assert place.state is State.PREPARING
+    place.begin("folder/step-5", 5)
+    assert [host.generation for host in place.hosts] == [2, 2]
+    assert other.order.checkpoint == "folder/step-5"
+    assert other.order.scheduler is not None
+    assert other.order.scheduler.port == 5002
+    [event] = place.events("restart")
+    assert (event["generation"], event["cause"], event["step"]) == (2, KILLED.message, 5)
+
+
+def test_a_report_that_crosses_the_failure_does_not_count_as_ended(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    crossing = other.make()
+    place.home.report(failure=KILLED)
+    place.home.report()
+    place.coordinator.report(crossing)
+    assert place.state is State.ENDING
+
+
+def test_restarts_come_at_once_and_then_later_and_later_until_there_are_too_many(alone: Place) -> None:
+    delays = []
+    for _ in range(RESTARTS):
+        alone.fail()
+        begin = alone.now
+        while alone.state is State.BACKING_OFF:
+            alone.pass_time(0.25)
+        delays.append(alone.now - begin)
+        alone.begin()
+    assert delays == [0, 1, 2]
+    alone.fail()
+    assert alone.state is State.FAILED
+    error = alone.coordinator.error()
+    assert isinstance(error, ClusterError)
+    assert KILLED.message in str(error)
+    assert f"restarted {RESTARTS} times without a new checkpoint (cluster.max_restarts)" in str(error)
+    assert "run/logs/server-0.log" in str(error)
+    assert (alone.home.order.do, alone.home.order.exit_code) == ("leave", 1)
+    assert [restart.generation for restart in alone.coordinator.restarts] == [2, 3, 4]
+
+
+def test_the_back_off_ends_at_a_minute() -> None:
+    place = Place()
+    place.coordinator._cluster = place.coordinator._cluster.model_copy(update={"max_restarts": 20})
+    for _ in range(10):
+        place.begin()
+        place.fail()
+        begin = place.now
+        while place.state is State.BACKING_OFF:
+            place.pass_time(1)
+    assert place.now - begin == 60
+
+
+def test_a_new_checkpoint_lets_the_count_begin_anew(alone: Place) -> None:
+    for saved in range(10, 10 * 3 * RESTARTS, 10):
+        alone.home.tell({"event": "saved", "step": saved})
+        alone.fail()
+        assert alone.state is State.PREPARING  # at once
+        alone.begin(f"folder/step-{saved}", saved)
+    assert len(alone.coordinator.restarts) > 2 * RESTARTS
+
+
+def test_a_checkpoint_no_newer_than_the_one_it_started_from_is_not_a_new_one(alone: Place) -> None:
+    for _ in range(RESTARTS):
+        alone.fail()
+        while alone.state is State.BACKING_OFF:
+            alone.pass_time(1)
+        alone.begin("folder/step-10", 10)
+        alone.home.tell({"event": "saved", "step": 10})
+    alone.fail()
+    assert alone.state is State.FAILED
+
+
+def test_a_checkpoint_that_is_found_counts_though_nobody_told_of_it(alone: Place) -> None:
+    for found in range(1, 3 * RESTARTS):
+        alone.fail()
+        while alone.state is State.BACKING_OFF:
+            alone.pass_time(1)
+        alone.begin(f"folder/step-{found}", found)
+    assert alone.state is State.RUNNING
+
+
+def test_a_damaged_checkpoint_is_refused_from_then_on(alone: Place) -> None:
+    alone.fail(Failure(message="server-1: bad CRC", checkpoint="folder/step-9"))
+    alone.begin("folder/step-5", 5, passed_over=["folder/step-9: it was refused"])
+    assert alone.coordinator.refused == {"folder/step-9"}
+    [event] = alone.events("restart")
+    assert event["passed_over"] == ["folder/step-9: it was refused"]
+    alone.fail(Failure(message="server-1: bad CRC", checkpoint="folder/step-5"))
+    assert alone.coordinator.refused == {"folder/step-9", "folder/step-5"}
+
+
+@pytest.mark.parametrize(("exit_code", "kind"), [(2, InputError), (1, ClusterError)])
+def test_an_error_that_a_restart_cannot_mend_fails_the_job_at_once(
+    pair: tuple[Place, Host], exit_code: int, kind: type[Exception]
+) -> None:
+    place, other = pair
+    other.report(failure=Failure(message="worker-1: a wrong thing", exit_code=exit_code, restart=False))
+    place.report_all()
+    assert place.state is State.ENDING
+    place.report_all()
+    assert place.state is State.FAILED
+    error = place.coordinator.error()
+    assert type(error) is kind
+    assert str(error) == "worker-1: a wrong thing"
+    assert place.coordinator.restarts == []
+    assert other.report().do == "leave"
+
+
+def test_a_start_that_cannot_be_found_is_looked_for_again_until_there_were_too_many_attempts() -> None:
+    place = Place()
+    delays = []
+    for _ in range(RESTARTS):
+        place.coordinator.cannot_begin(OSError("the store is away"))
+        begin = place.now
+        while place.state is State.BACKING_OFF:
+            place.pass_time(0.25)
+        delays.append(place.now - begin)
+    assert delays == [0, 1, 2]
+    place.coordinator.cannot_begin(OSError("the store is away"))
+    assert place.state is State.FAILED
+    assert "the store is away" in str(place.coordinator.error())
+
+
+def test_a_start_that_the_input_rules_out_fails_the_job_at_once() -> None:
+    place = Place()
+    place.coordinator.cannot_begin(InputError("no such scheme: gopher"))
+    assert place.state is State.FAILED
+    assert isinstance(place.coordinator.error(), InputError)
+
+
+def test_a_restart_is_recorded_with_its_cause_the_step_before_it_and_the_time_without_training(alone: Place) -> None:
+    alone.home.tell(step(41), step(42))
+    alone.home.report(failure=KILLED)
+    alone.pass_time(3)
+    alone.report_all()
+    alone.begin("folder/step-40", 40)
+    alone.pass_time(4)
+    alone.home.tell(step(41))
+    alone.pass_time(5)
+    alone.home.tell(step(42))
+    [restart] = alone.coordinator.restarts
+    assert vars(restart) == {"generation": 2, "cause": KILLED.message, "step": 42, "seconds": 7.0}
+
+
+# ---- agents that are lost
+
+
+def test_a_silent_agent_ends_the_generation_when_its_lease_is_over_and_the_job_waits_for_another(
+    pair: tuple[Place, Host],
+) -> None:
+    place, other = pair
+    place.hosts.remove(other)
+    place.wait(LEASE_SECONDS)
+    assert place.state is State.RUNNING
+    place.wait(1)
+    assert place.state is State.WAITING
+    assert place.events("waiting") == [{"event": "waiting", "hosts": 1}]
+    place.wait(1000)
+    assert place.state is State.WAITING
+    new = place.join("10.0.0.9")
+    place.begin()
+    assert new.generation == 2
+    assert place.coordinator.restarts[0].cause == "the agent on host 10.0.0.2 (10.0.0.2) was not heard of for 15 s"
+
+
+def test_an_agent_that_comes_back_after_its_lease_joins_again(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    place.hosts.remove(other)
+    place.wait(LEASE_SECONDS + 1)
+    assert place.state is State.WAITING
+    assert other.report().do == "wait"
+    assert other.generation is None
+    place.hosts.append(other)
+    place.begin()
+    assert [host.generation for host in place.hosts] == [2, 2]
+
+
+def test_a_silent_agent_is_not_waited_for_at_the_end_of_a_generation(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    place.hosts.remove(other)
+    place.fail()
+    place.wait(LEASE_SECONDS - 1)
+    assert place.state is State.ENDING
+    place.wait(2)
+    assert place.state is State.WAITING
+
+
+def test_the_agent_in_the_coordinators_own_process_has_no_lease(alone: Place) -> None:
+    alone.pass_time(STALL - 1)
+    assert alone.state is State.RUNNING
+
+
+def test_a_new_agent_from_the_same_address_replaces_the_old_one_which_may_not_come_back(
+    pair: tuple[Place, Host],
+) -> None:
+    place, other = pair
+    new = Host(place, other.address, "the new one")
+    new.report()
+    place.report_all()
+    place.home.report()
+    assert other.order.do == "leave"
+    assert "replaces it" in other.order.message
+    assert place.state is State.PREPARING
+    place.hosts = [place.home, new]
+    place.begin()
+    assert new.generation == 2
+    assert other.report().do == "leave"
+    assert place.state is State.RUNNING
+    assert "was replaced by a new agent" in place.coordinator.restarts[0].cause
+
+
+def test_an_agent_that_leaves_ends_the_generation_at_once_and_a_late_report_of_it_is_nothing(
+    pair: tuple[Place, Host],
+) -> None:
+    place, other = pair
+    late = other.make()
+    place.hosts.remove(other)
+    place.coordinator.report(other.make(generation=None, ended=1, roles={}, leaving=True))
+    place.home.report()
+    place.home.report()
+    assert place.state is State.WAITING
+    place.coordinator.report(late)
+    assert place.coordinator.others() == []
+    assert place.state is State.WAITING
+
+
+def test_an_agent_that_ended_its_roles_by_itself_makes_the_job_start_again(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    other.generation, other.ended, other.roles = None, 1, {}
+    assert other.report().do == "wait"
+    place.report_all()
+    place.report_all()
+    place.begin()
+    assert "ended its roles" in place.coordinator.restarts[0].cause
+
+
+# ---- lost, repeated and late messages
+
+
+def test_repeated_reports_and_events_count_once(alone: Place) -> None:
+    alone.coordinator.take_events()
+    report = alone.home.make(events=alone.home.number_events(step(2), step(3)))
+    first, second = alone.coordinator.report(report), alone.coordinator.report(report)
+    assert first == second
+    assert [event["step"] for event in alone.events("step")] == [2, 3]
+    # Its answer was lost, so the agent sends them again, with what came since.
+    again = alone.home.make(events=[*report.events, *alone.home.number_events(step(4))])
+    assert alone.coordinator.report(again).acknowledged == again.events[-1].number
+    assert [event["step"] for event in alone.events("step")] == [4]
+
+
+def test_a_late_report_changes_nothing(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    late = other.make(failure=KILLED)
+    other.report()
+    assert place.coordinator.report(late).do == "run"
+    assert place.state is State.RUNNING
+
+
+def test_what_is_said_of_an_earlier_generation_is_ignored(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    place.fail()
+    place.begin()
+    place.coordinator.take_events()
+    old = [SentEvent(number=99, generation=1, role="worker-0", event=step(77))]
+    order = place.coordinator.report(
+        other.make(generation=1, failure=KILLED, roles={"server-1": "done"}, events=old, ended=0)
+    )
+    assert (order.do, order.generation, order.acknowledged) == ("run", 2, 99)
+    assert place.state is State.RUNNING
+    assert place.coordinator.take_events() == []
+    assert place.coordinator.status()["step"] == 0
+
+
+def test_a_lost_order_is_given_again(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    place.home.report(failure=KILLED)
+    for _ in range(3):
+        assert place.coordinator.report(other.make()).do == "wait"
+    place.report_all()
+    place.report_all()
+    place.coordinator.begin(Start(Address("10.0.0.1", 1)))
+    for _ in range(3):
+        order = place.coordinator.report(other.make())
+        assert (order.do, order.generation) == ("run", 2)
+
+
+# ---- stalls
+
+
+@pytest.mark.parametrize("kind", ["step", "epoch", "phase", "saved"])
+def test_a_job_without_a_sign_of_progress_starts_again(alone: Place, kind: str) -> None:
+    alone.wait(STALL - 1)
+    alone.home.tell({"event": kind, "step": 2})
+    alone.wait(STALL - 1)
+    assert alone.state is State.RUNNING
+    alone.wait(2)
+    assert alone.state is State.PREPARING
+    alone.begin()
+    assert alone.coordinator.restarts[0].cause == f"no sign of progress for {STALL:g} s"
+    alone.wait(STALL - 1)
+    assert alone.state is State.RUNNING
+    alone.wait(3)
+    assert alone.state is not State.RUNNING
+
+
+def test_a_failed_save_is_no_progress(alone: Place) -> None:
+    alone.wait(STALL - 1)
+    alone.home.tell({"event": "save_failed", "step": 2, "message": "disk full"})
+    alone.wait(2)
+    assert alone.state is State.PREPARING
+
+
+def test_roles_that_linger_when_others_are_done_are_ended(alone: Place) -> None:
+    alone.home.roles |= dict.fromkeys(["worker-0", "worker-1", "server-0"], "done")
+    alone.report_all()
+    alone.pass_time(LINGER_SECONDS - 1)
+    alone.home.report()
+    assert alone.state is State.RUNNING
+    alone.pass_time(2)
+    alone.report_all()
+    alone.report_all()
+    assert alone.state is State.PREPARING
+    alone.begin()
+    assert "scheduler, server-1 did not end in 30 s" in alone.coordinator.restarts[0].cause
+
+
+# ---- ends
+
+
+def test_a_job_is_done_when_all_roles_of_all_hosts_are(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    place.home.end_well()
+    assert place.state is State.RUNNING
+    order = other.end_well()
+    assert place.state is State.DONE
+    assert (order.do, order.exit_code) == ("leave", 0)
+    assert place.coordinator.others() == ["host 10.0.0.2"]
+    other.report(leaving=True)
+    assert place.coordinator.others() == []
+
+
+def test_an_agent_that_does_not_hear_of_the_end_is_waited_for_while_its_lease_lasts(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    place.coordinator.report(other.make(roles=dict.fromkeys(other.roles, "done")))
+    place.home.end_well()
+    assert place.state is State.DONE
+    place.pass_time(LEASE_SECONDS)
+    assert place.coordinator.others()
+    place.pass_time(1)
+    assert place.coordinator.others() == []
+    assert place.state is State.DONE
+
+
+def test_a_stop_within_grace_ends_with_the_checkpoint_that_the_workers_write(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    place.coordinator.stop()
+    place.report_all()
+    assert {host.order.do for host in place.hosts} == {"stop"}
+    place.wait(GRACE - 1)
+    place.home.tell({"event": "saved", "step": 8}, {"event": "stopped", "step": 8})
+    place.home.end_well()
+    assert place.state is State.STOPPING
+    order = other.end_well()
+    assert place.state is State.STOPPED
+    assert place.coordinator.message == "after step 8, which a checkpoint holds"
+    assert (order.do, order.exit_code) == ("leave", 143)
+    assert place.coordinator.restarts == []
+
+
+def test_a_stop_that_takes_longer_than_its_grace_ends_all_roles(pair: tuple[Place, Host]) -> None:
+    place, other = pair
+    place.coordinator.stop()
+    place.wait(GRACE)
+    place.coordinator.stop()  # asking again gives no more time
+    assert place.state is State.STOPPING
+    place.wait(1)
+    assert other.generation is None
+    assert place.state is State.STOPPED
+    assert "without a checkpoint" in place.coordinator.message
+
+
+def test_a_failure_while_stopping_is_not_mended(alone: Place) -> None:
+    alone.coordinator.stop()
+    alone.fail()
+    assert alone.state is State.STOPPED
+    assert alone.coordinator.message == f"without a checkpoint: {KILLED.message}"
+    assert alone.coordinator.restarts == []
+
+
+def test_a_job_that_gets_done_while_it_is_asked_to_stop_is_done(alone: Place) -> None:
+    alone.coordinator.stop()
+    alone.home.report()
+    alone.home.end_well()
+    assert alone.state is State.DONE
+
+
+def test_a_generation_that_has_not_trained_a_step_is_stopped_at_once() -> None:
+    place = Place()
+    place.begin()
+    place.home.tell({"event": "phase", "name": "tables"})
+    place.coordinator.stop()
+    assert place.state is State.ENDING
+    place.report_all()
+    place.report_all()
+    assert place.state is State.STOPPED
+
+
+@pytest.mark.parametrize("state", [State.WAITING, State.PREPARING, State.BACKING_OFF, State.ENDING])
+def test_a_job_that_runs_nothing_is_stopped_at_once(state: State) -> None:
+    place = Place(hosts=2 if state is State.WAITING else 1)
+    if state in {State.BACKING_OFF, State.ENDING}:
+        place.begin()
+        place.fail()
+        place.begin()
+        place.home.report(failure=KILLED)
+    if state is State.BACKING_OFF:
+        place.home.report()
+    assert place.state is state
+    place.coordinator.stop()
+    place.report_all()
+    assert place.state is State.STOPPED
+    place.coordinator.begin(Start(Address("10.0.0.1", 1)))
+    place.pass_time(100)
+    assert place.state is State.STOPPED
+    assert place.home.report().do == "leave"
+
+
+def test_a_stop_does_not_hide_an_error_that_is_already_known(alone: Place) -> None:
+    alone.home.report(failure=Failure(message="wrong", exit_code=2, restart=False))
+    alone.coordinator.stop()
+    alone.report_all()
+    assert alone.state is State.FAILED
+
+
+def test_workers_that_stop_though_the_job_was_not_asked_to_start_again(alone: Place) -> None:
+    alone.home.tell({"event": "saved", "step": 8}, {"event": "stopped", "step": 8})
+    alone.home.end_well()
+    alone.report_all()
+    assert alone.state is State.PREPARING
+    alone.begin("folder/step-8", 8)
+    assert "asked to stop" in alone.coordinator.restarts[0].cause
+
+
+# ---- over HTTP
+
+Ask = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[Place, Address]]:
+    """A coordinator that waits for a second host, and where it answers."""
+    place = Place(hosts=2)
+    with serving(place.coordinator, Address("127.0.0.1", 0), TOKEN) as address:
+        yield place, address
+
+
+@pytest.fixture
+def ask(served: tuple[Place, Address]) -> Ask:
+    """Send a request; gives the status and the JSON of the answer."""
+
+    def send(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
+        _, address = served
+        with closing(http.client.HTTPConnection(address.host, address.port, timeout=10)) as connection:
+            given = {"Authorization": f"Bearer {TOKEN}"} | {k.replace("_", "-"): v for k, v in headers.items()}
+            connection.request(method, path, body, {name: value for name, value in given.items() if value})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+    return send
+
+
+def test_an_agent_joins_and_gets_its_orders_over_http(served: tuple[Place, Address], ask: Ask) -> None:
+    place, address = served
+    remote = RemoteCoordinator(address, TOKEN)
+    agent = Host(place, "127.0.0.2")
+    hello = remote.report(agent.make())
+    assert remote.report(agent.make(coordinator=hello.coordinator)).do == "wait"
+    assert place.state is State.PREPARING
+    place.begin()
+    event = SentEvent(number=1, generation=1, role="worker-0", event=step(3) | {"loss": float("inf")})
+    order = remote.report(agent.make(coordinator=hello.coordinator, events=[event]))
+    assert (order.do, order.roles, order.acknowledged) == ("run", ["server-1", "worker-1"], 1)
+    assert [told["loss"] for told in place.events("step")] == [float("inf")]
+    status, answer = ask("GET", "/v1/status")
+    assert status == 200
+    assert (answer["state"], answer["generation"], answer["step"], answer["restarts"]) == ("running", 1, 3, [])
+    assert [shown["address"] for shown in answer["agents"]] == ["10.0.0.1", "127.0.0.2"]
+
+
+@pytest.mark.parametrize("given", ["", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", TOKEN, f"Basic {TOKEN}", "Bearer é"])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/status"), ("POST", "/v1/report"), ("GET", "/anything")])
+def test_without_the_token_nobody_learns_or_changes_anything(
+    served: tuple[Place, Address], ask: Ask, method: str, path: str, given: str
+) -> None:
+    place, _ = served
+    body = Host(place, "127.0.0.2").make(coordinator=place.coordinator.id).model_dump_json().encode()
+    status, answer = ask(method, path, body if method == "POST" else None, Authorization=given)
+    assert status == 401
+    assert set(answer) == {"error"}
+    assert TOKEN not in answer["error"]
+    assert place.state is State.WAITING
+
+
+def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(served: tuple[Place, Address]) -> None:
+    place, address = served
+    long = [SentEvent(number=n, generation=1, role="w", event={"event": "x" * 9000}) for n in range(200)]
+    with pytest.raises(InputError, match=f"refuses the token in {TOKEN_VARIABLE}"):
+        RemoteCoordinator(address, TOKEN + "x").report(Host(place, "127.0.0.2").make(events=long))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"not json", 400, "not a report"),
+        (b"[]", 400, "not a report"),
+        (pickle.dumps({"agent": "a"}), 400, "not a report"),
+        (b'{"agent": "a"}', 400, "host: Field required"),
+        (b'{"agent": "a", "host": "h", "address": "a", "number": "1"}', 400, "number: Input should be a valid integer"),
+        (b'{"agent": "a", "host": "h", "address": "a", "number": 1, "more": 2}', 400, "more: Extra inputs are not"),
+        (b'{"agent": "a", "host": "h", "address": "a", "number": 1, "roles": {"r": "x"}}', 400, "roles.r: Input"),
+        (b" " * (LONGEST_BODY_BYTES + 1), 413, "more than"),
+    ],
+    ids=["text", "list", "pickle", "missing", "wrong type", "unknown field", "unknown state", "too large"],
+)
+def test_what_is_not_a_report_is_refused_and_said_to_be(
+    served: tuple[Place, Address], ask: Ask, body: bytes, status: int, said: str
+) -> None:
+    place, _ = served
+    answer = ask("POST", "/v1/report", body)
+    assert answer[0] == status
+    assert said in answer[1]["error"]
+    assert place.coordinator.others() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "length", "status"),
+    [
+        ("GET", "/", "", 404),
+        ("GET", "/v1/report", "", 404),
+        ("POST", "/v1/status", "0", 404),
+        ("POST", "/v1/report", "-1", 411),
+        ("POST", "/v1/report", "much", 411),
+    ],
+)
+def test_there_is_nothing_else(ask: Ask, method: str, path: str, length: str, status: int) -> None:
+    answer = ask(method, path, None, Content_Length=length)
+    assert (answer[0], set(answer[1])) == (status, {"error"})
+
+
+def test_a_slow_client_holds_up_nobody_and_is_dropped(
+    served: tuple[Place, Address], ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, address = served
+    monkeypatch.setattr(coordinator_http._Handler, "timeout", 0.5)
+    with socket.create_connection((address.host, address.port), timeout=10) as slow:
+        slow.sendall(b"POST /v1/report HTTP/1.0\r\nAuth")
+        begin = time.monotonic()
+        assert ask("GET", "/v1/status")[0] == 200
+        assert time.monotonic() - begin < 0.4
+        assert slow.recv(100) == b""
+
+
+def test_it_listens_where_it_is_told_and_only_while_it_serves(served: tuple[Place, Address]) -> None:
+    place, _ = served
+
+    def listening() -> set[tuple[str, int]]:
+        connections = psutil.Process().net_connections("tcp")
+        return {tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN}
+
+    before = listening()
+    with serving(place.coordinator, Address("127.0.0.3", 0), TOKEN) as address:
+        assert listening() - before == {("127.0.0.3", address.port)}
+        with (
+            pytest.raises(InputError, match=r"cluster\.listen: cannot listen on 127\.0\.0\.3:"),
+            serving(place.coordinator, address, TOKEN),
+        ):
+            pass
+    assert listening() == before
+
+
+def test_an_agent_knows_a_coordinator_that_is_away_from_what_is_none(
+    served: tuple[Place, Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, address = served
+    report = Host(place, "127.0.0.2").make()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        with pytest.raises(Unreachable, match=f"127.0.0.1:{port} cannot be reached: .*refused"):
+            RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
+        silent.listen()
+        monkeypatch.setattr(coordinator_http, "REQUEST_SECONDS", 0.1)
+        with pytest.raises(Unreachable, match="no answer in time"):
+            RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
+    monkeypatch.setattr(coordinator_http._Handler, "do_POST", coordinator_http._Handler.do_GET)
+    with pytest.raises(ClusterError, match="not a coordinator of this version: 404"):
+        RemoteCoordinator(address, TOKEN).report(report)
+
+
+def test_the_token_is_not_sent_to_a_proxy(served: tuple[Place, Address], monkeypatch: pytest.MonkeyPatch) -> None:
+    place, address = served
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert RemoteCoordinator(address, TOKEN).report(Host(place, "127.0.0.2").make()).do == "wait"
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (None, "cluster.listen needs the environment variable CROSSFADE_TOKEN"),
+        ("", "cluster.listen needs the environment variable CROSSFADE_TOKEN"),
+        ("fifteen letters", "must be 16 or more printable ASCII characters"),
+        ("fifteen-letter.", "must be 16 or more printable ASCII characters"),
+        ("sixteen\nletters\n\n", "must be 16 or more printable ASCII characters"),
+        ("sixteén-letters-and-more", "must be 16 or more printable ASCII characters"),
+    ],
+)
+def test_a_token_that_is_missing_or_bad_is_refused_with_how_to_make_one(
+    monkeypatch: pytest.MonkeyPatch, token: str | None, said: str
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    if token is not None:
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+    with pytest.raises(InputError) as refusal:
+        read_token("cluster.listen")
+    assert said in str(refusal.value)
+    assert "openssl rand -hex 32" in str(refusal.value)
+    assert not token or token not in str(refusal.value)
