@@ -148,7 +148,7 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, *, 
         )
     if report is not None:
         return report
-    stopper.check("after a checkpoint; --resume goes on from there")
+    stopper.check("after a checkpoint; --resume goes on from the newest")
     raise AssertionError("stopped, but nobody asked for it")
 
 
@@ -163,6 +163,6 @@ def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, *, 
         try:
             return run_job(job, folder, display.show, resume=resume, asked_to_stop=lambda: stopper.number is not None)
         except Stopped as stopped:
-            how = str(stopped)
+            how = f"{stopped}; --resume goes on from the newest"
     stopper.check(how)
     raise AssertionError("stopped, but nobody asked for it")

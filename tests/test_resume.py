@@ -88,7 +88,7 @@ def stop_after_a_checkpoint(
         wait_until(saved, 60, "checkpoints")
         command.process.send_signal(number)
         result = command.finish()
-        assert command.mark.processes() == []
+        wait_until(lambda: command.mark.processes() == [], 10, "the end of all processes")
     assert not (place / run / "report.json").exists()
     return result.returncode, result.stderr
 
