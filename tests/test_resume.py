@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,8 @@ def weights_at_the_end(run: Path, entity: str) -> FloatArray:
     """The rows of the newest checkpoint of a run."""
     checkpoint, _ = newest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
-    return checkpoint.weights(entity, 0, checkpoint.rows(entity))
+    with closing(checkpoint):
+        return checkpoint.weights(entity, 0, checkpoint.rows(entity))
 
 
 def test_a_larger_vocabulary_starts_with_the_rows_of_a_smaller_one(
