@@ -34,7 +34,7 @@ from kvstore.arrays import FloatArray
 from kvstore.checkpoint_writer import VERSION
 from kvstore.errors import CheckpointError
 from kvstore.optimizers import OptimizerSpec, make_optimizer
-from kvstore.storage import Folder
+from kvstore.storage import Folder, InputFile
 from kvstore.store import SavedPart, TableSpec
 
 MANIFEST_NAME = "manifest.json"
@@ -476,50 +476,62 @@ class _RangeReader:
         self._folder = folder
         self._file = file
         self._buffer = bytearray()
-        self._checked = False
-        self._open()
-
-    def _open(self) -> None:
-        self._stream = self._folder.open_input(self._file.path)
+        self._stream: InputFile | None = None
         self._crc32 = 0
         self._next_entry = 0
-        array = self._file.array
-        if bytes(self._take(HEADER_BYTES)) != npy_header(array.dtype, (self._file.rows, *array.shape)):
-            self.close()
-            raise _DamageError("its .npy header is not that of its rows")
-        self._check_at_end()
+        self._checked = False
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._stream.close()
+        """Let go of the file, for now."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def read(self, start: int, count: int) -> NDArray[Any]:
         """Entries from ``start`` on, ``count`` of them, valid until the next call."""
+        if not self._checked and start != self._next_entry:
+            self._read_rest()
         array = self._file.array
-        if start != self._next_entry:
-            self._check_rest()
-            self._stream.seek(HEADER_BYTES + start * array.entry_bytes)
-            self._next_entry = start
-        taken = self._take(count * array.entry_bytes)
+        taken = self._take(start, count)
         entries: NDArray[Any] = np.ndarray((count, *array.shape), array.dtype, buffer=taken)
-        self._next_entry += count
-        self._check_at_end()
+        self._next_entry = start + count
+        if not self._checked:
+            self._crc32 = zlib.crc32(taken, self._crc32)
+            if self._next_entry == self._file.rows:
+                self._check_crc32()
         return entries
 
-    def _check_rest(self) -> None:
-        """Before a jump: read all that the CRC-32 has not seen yet."""
+    def _read_rest(self) -> None:
+        """Before a jump: read on until the CRC-32 is known."""
         entries = max(1, _PIECE_BYTES // self._file.array.entry_bytes)
         while not self._checked:
             self.read(self._next_entry, min(entries, self._file.rows - self._next_entry))
 
-    def _check_at_end(self) -> None:
-        if self._next_entry < self._file.rows or self._checked:
-            return
+    def _check_crc32(self) -> None:
         if self._crc32 != self._file.crc32:
             raise _DamageError("its CRC-32 is not that of what was written")
         self._checked = True
+        self.close()
 
-    def _take(self, size: int) -> memoryview:
+    def _take(self, start: int, count: int) -> memoryview:
+        """The bytes of entries from ``start`` on."""
+        size = self._file.array.entry_bytes
+        if self._stream is None:
+            self._stream = self._folder.open_input(self._file.path)
+            if not self._checked:
+                self._take_header()
+        if self._checked:
+            self._stream.seek(HEADER_BYTES + start * size)
+        return self._take_bytes(count * size)
+
+    def _take_header(self) -> None:
+        header = self._take_bytes(HEADER_BYTES)
+        if bytes(header) != npy_header(self._file.array.dtype, (self._file.rows, *self._file.array.shape)):
+            raise _DamageError("its .npy header is not that of its rows")
+        self._crc32 = zlib.crc32(header)
+
+    def _take_bytes(self, size: int) -> memoryview:
+        assert self._stream is not None
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         taken = rest = memoryview(self._buffer)[:size]
@@ -528,7 +540,6 @@ class _RangeReader:
             if not got:
                 raise _DamageError("ended before its end")
             rest = rest[got:]
-        self._crc32 = zlib.crc32(taken, self._crc32)
         return taken
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -23,10 +24,13 @@ from kvstore.errors import InputError
 ATTEMPTS_VARIABLE = "CROSSFADE_S3_ATTEMPTS"
 TIMEOUT_VARIABLE = "CROSSFADE_S3_TIMEOUT_SECONDS"
 DEFAULT_ATTEMPTS = 12
-"""Tries of one S3 request. The pause before each next one doubles, from 25 ms, so that all together last 51 s."""
+"""Tries of one S3 request. The pause before each next one doubles, from 25 ms: all together they last 51 s where
+connections are refused, and three minutes where nothing answers."""
 DEFAULT_TIMEOUT_SECONDS = 10
 """How long an S3 request may stand still before it is tried again."""
+_FIRST_PAUSE_SECONDS = 0.025
 _CONNECT_TIMEOUT_SECONDS = 5
+_ANSWER_TOO_LONG = "Failed to flush response stream"
 
 
 class InputFile(Protocol):
@@ -54,7 +58,7 @@ class Folder:
 
     S3 takes its endpoint, region and credentials from where the AWS tools take them (``AWS_ENDPOINT_URL``,
     ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` and so on, ``~/.aws``, the instance's role). A request that fails is tried
-    again for about a minute, as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` say.
+    again for about a minute, or as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` say.
     """
 
     def __init__(self, uri: str) -> None:
@@ -230,7 +234,9 @@ class _LocalFiles:
     def sizes(self, prefix: str) -> dict[str, int]:
         folder = self._root / prefix
         return {
-            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+            (Path(parent, name).relative_to(folder)).as_posix(): Path(parent, name).stat().st_size
+            for parent, _, names in os.walk(folder, onerror=_raise)
+            for name in names
         }
 
     def remove(self, path: str) -> None:
@@ -239,6 +245,11 @@ class _LocalFiles:
     def delete(self, prefix: str) -> None:
         with suppress(FileNotFoundError):
             shutil.rmtree(self._root / prefix)
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _make_folder(folder: Path) -> None:
@@ -263,7 +274,7 @@ class _S3Files:
 
     def __init__(self, uri: str) -> None:
         parts = urlsplit(uri)
-        if not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
+        if not parts.netloc or "//" in parts.path or parts.query or parts.fragment or "@" in parts.netloc:
             raise InputError(
                 f"{uri}: not an S3 folder: expected s3://BUCKET/PREFIX; credentials, region and endpoint come from the "
                 "environment (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL ...)"
@@ -283,11 +294,12 @@ class _S3Files:
             if url.scheme not in {"http", "https"} or not url.netloc:
                 raise InputError(f"AWS_ENDPOINT_URL is {endpoint!r}, which is not a URL such as https://HOST:PORT")
             where = {"scheme": url.scheme, "endpoint_override": url.netloc}
+        attempts = _setting(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS)
         return fs.S3FileSystem(
             region=self._region(bool(endpoint)),
             connect_timeout=_CONNECT_TIMEOUT_SECONDS,
             request_timeout=_setting(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS),
-            retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=_setting(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS)),
+            retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts - 1),  # it counts further ones
             # A part at a time: in the background there is no bound to how much waits in memory for a slow network.
             background_writes=False,
             # No upload is begun before there is something to send, and a small file is one request.
@@ -319,13 +331,13 @@ class _S3Files:
         file.close()
 
     def read(self, path: str) -> bytes:
-        with self._fs.open_input_file(self._root + path) as file:
-            data: bytes = file.read()
-        return data
+        with closing(self._fs.open_input_file(self._root + path)) as file:
+            data = bytearray(file.size())
+            _S3Input(file).readinto(data)
+        return bytes(data)
 
     def open_input(self, path: str) -> InputFile:
-        file: InputFile = self._fs.open_input_file(self._root + path)
-        return file
+        return _S3Input(self._fs.open_input_file(self._root + path))
 
     def names(self, prefix: str) -> list[str]:
         return [info.base_name for info in self._list(prefix, recursive=False)]
@@ -348,6 +360,35 @@ class _S3Files:
     def delete(self, prefix: str) -> None:
         with suppress(FileNotFoundError):
             self._fs.delete_dir((self._root + prefix).rstrip("/"))
+
+
+class _S3Input:
+    """An object that is being read.
+
+    The client does not try again when the answer that says "later" is longer than the data that it had asked for, and
+    so did not fit. That is done here.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readinto(self, buffer: Any, /) -> int:
+        for attempt in range(_setting(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS) - 1):
+            position = self._file.tell()
+            try:
+                return int(self._file.readinto(buffer))
+            except OSError as error:
+                if _ANSWER_TOO_LONG not in str(error):
+                    raise
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
+            self._file.seek(position)
+        return int(self._file.readinto(buffer))
+
+    def seek(self, position: int, /) -> int:
+        return int(self._file.seek(position))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _setting(variable: str, default: int) -> int:

@@ -151,7 +151,7 @@ def test_tables_that_do_not_fit_into_memory(train_refused: Refused, place: Path,
     # 8 columns and as many of adagrad's state, 4 bytes each
     assert "the tables need 5,960.5 GiB with their adagrad state" in message
     assert "track 100,000,000,000 x 8 = 5,960.5 GiB" in message
-    assert "GiB are free here: lower model.dim" in message
+    assert "GiB are free here: share it out over " in message
 
 
 def test_a_port_in_use(train_refused: Refused) -> None:

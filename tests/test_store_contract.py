@@ -3,15 +3,18 @@
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import random_rows
+from saved_ranges import manifest, save_store, saved
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import StoreError
+from kvstore.checkpoint import commit, step_folder
+from kvstore.errors import CheckpointError, StoreError
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
 from kvstore.store import RowGradient, RowStore, TableSpec, Traffic
 
 STORES: dict[str, Callable[[], RowStore]] = {"LocalStore": LocalStore}
@@ -26,9 +29,14 @@ def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
     """Opens stores of one kind, their tables made, and closes them at the end."""
     with ExitStack() as stack:
 
-        def open_one(tables: list[TableSpec] = TABLES, optimizer: OptimizerSpec = SGD, seed: int = 1) -> RowStore:
+        def open_one(
+            tables: list[TableSpec] = TABLES,
+            optimizer: OptimizerSpec = SGD,
+            seed: int = 1,
+            checkpoint: str | None = None,
+        ) -> RowStore:
             store = stack.enter_context(closing(request.param()))
-            store.create(tables, optimizer, seed)
+            store.create(tables, optimizer, seed, checkpoint)
             return store
 
         yield open_one
@@ -142,6 +150,88 @@ def test_rows_outside_a_table_are_refused_by_its_name_and_size(open_store: OpenS
         store.push({"track": RowGradient(rows_A, np.ones((len(rows_A), 3), np.float32))})
     for name, block_AD in everything(store).items():
         np.testing.assert_array_equal(block_AD, before[name])
+
+
+def moved(store: RowStore) -> RowStore:
+    """``store`` after a step for every table."""
+    store.push(step_of(store, customer=np.array([0, 13, 49]), track=np.arange(30)))
+    return store
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_from_a_checkpoint_goes_on_as_if_it_had_never_stopped(
+    open_store: OpenStore, tmp_path: Path, kind: OptimizerKind
+) -> None:
+    optimizer = OptimizerSpec(kind, weight_decay=0.1)
+    store = moved(open_store(optimizer=optimizer))
+    checkpoint = save_store(store, str(tmp_path), 1, TABLES, optimizer)
+    resumed = open_store(optimizer=optimizer, seed=2, checkpoint=checkpoint)
+    for _ in range(2):
+        for name, block_AD in everything(resumed).items():
+            np.testing.assert_array_equal(block_AD, everything(store)[name])
+        moved(store), moved(resumed)
+
+
+def test_what_is_saved_is_the_state_at_the_call(open_store: OpenStore, tmp_path: Path) -> None:
+    store = open_store()
+    before = everything(store)
+    to = step_folder(str(tmp_path), 1)
+    store.save(to)
+    moved(store)
+    commit(str(tmp_path), manifest(1, TABLES, SGD, saved(store).parts))
+    after, loaded = everything(store), everything(open_store(checkpoint=to))
+    for name in before:
+        np.testing.assert_array_equal(loaded[name], before[name])
+        assert (after[name] != before[name]).any()
+
+
+def test_rows_that_a_checkpoint_lacks_are_those_of_a_fresh_table(open_store: OpenStore, tmp_path: Path) -> None:
+    old = moved(open_store(seed=1))
+    checkpoint = save_store(old, str(tmp_path), 1, TABLES, SGD)
+    larger = [TableSpec(table.name, table.rows + 9, table.dim, table.scale) for table in TABLES]
+    tables = [*larger, TableSpec("artist", 8, 4, 0.1)]
+    rows = {table.name: np.arange(table.rows) for table in tables}
+    grown = open_store(tables=tables, seed=2, checkpoint=checkpoint).pull(rows)
+    fresh = open_store(tables=tables, seed=2).pull(rows)
+    for table in TABLES:
+        np.testing.assert_array_equal(grown[table.name][: table.rows], everything(old)[table.name])
+        np.testing.assert_array_equal(grown[table.name][table.rows :], fresh[table.name][table.rows :])
+    np.testing.assert_array_equal(grown["artist"], fresh["artist"])
+
+
+def test_a_save_says_what_it_wrote_and_how_long_it_took(open_store: OpenStore, tmp_path: Path) -> None:
+    store = open_store()
+    store.save(str(tmp_path / "here"))
+    result = saved(store)
+    files = [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
+    assert result.bytes == sum(path.stat().st_size for path in files)
+    assert 0.0 < result.pause_seconds < result.seconds
+    for part in result.parts:
+        assert part.bytes == (tmp_path / "here" / part.name).stat().st_size
+
+
+def test_a_save_that_fails_leaves_the_tables_as_they_are_and_another_may_follow(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    store = open_store()
+    before = everything(store)
+    (tmp_path / "file").touch()
+    store.save(str(tmp_path / "file" / "step"))
+    with pytest.raises(CheckpointError, match=r"file/step: could not be written: .*file"):
+        saved(store)
+    for name, block_AD in everything(store).items():
+        np.testing.assert_array_equal(block_AD, before[name])
+    store.save(str(tmp_path / "folder"))
+    saved(store)
+
+
+def test_a_damaged_checkpoint_is_refused_with_its_uri(open_store: OpenStore, tmp_path: Path) -> None:
+    checkpoint = save_store(open_store(), str(tmp_path), 1, TABLES, SGD)
+    file = next((tmp_path / "step-000000001" / "track").iterdir())
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(CheckpointError, match=f"{file.name}: its CRC-32") as caught:
+        open_store(checkpoint=checkpoint)
+    assert caught.value.checkpoint == checkpoint
 
 
 def test_sum_adds_over_the_workers_in_float64(open_store: OpenStore) -> None:

@@ -1,0 +1,159 @@
+"""A real S3 server on loopback: SeaweedFS, from its wheel.
+
+with running_object_store(tmp_path) as server:
+    variables = server.variables                  # what a client's environment says
+    server.uri("checkpoints")                     # s3://crossfade/checkpoints
+    server.stop(), server.start()                 # it comes back with what it held
+    with server.paused(): ...                     # it neither answers nor hangs up
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pyarrow import fs
+from waiting import wait_until
+
+from kvstore.processes import die_with_parent
+
+BUCKET = "crossfade"
+ACCESS_KEY, SECRET_KEY = "tests", "tests-secret"
+START_SECONDS = 60.0
+_PORTS = ("master", "volume", "filer", "s3")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback on which nobody listens."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class ObjectStore:
+    """One server, with one bucket."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        ports = free_ports(2 * len(_PORTS))
+        self._ports = dict(zip(_PORTS, zip(ports[::2], ports[1::2], strict=True), strict=True))
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3'][0]}"
+        self._config = folder / "s3.json"
+        credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        identities = [{"name": "tests", "credentials": credentials, "actions": actions}]
+        self._config.write_text(json.dumps({"identities": identities}))
+        (folder / "data").mkdir()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment in which a client finds it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def uri(self, path: str) -> str:
+        """The URI of a folder in the bucket."""
+        return f"s3://{BUCKET}/{path}"
+
+    def start(self) -> None:
+        """Start it, and return once it answers."""
+        ports = [
+            option
+            for name, (http, grpc) in self._ports.items()
+            for option in (f"-{name}.port={http}", f"-{name}.port.grpc={grpc}")
+        ]
+        parent = os.getpid()
+        with (self._folder / "weed.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(Path(sys.executable).with_name("weed"), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+                    *(f"-dir={self._folder / 'data'}", "-s3", f"-s3.config={self._config}"),
+                    *("-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20", "-master.volumeSizeLimitMB=256"),
+                    *("-master.telemetry=false", "-master.electionTimeout=1s", *ports),
+                ],
+                # A client's credentials would become an administrator's. Its logs go to the folder for temporary files.
+                env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+                | {"TMPDIR": str(self._folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
+            )
+        wait_until(self._answers, START_SECONDS, "the object store")
+
+    def make_bucket(self) -> None:
+        """Make the bucket."""
+        client = fs.S3FileSystem(
+            access_key=ACCESS_KEY,
+            secret_key=SECRET_KEY,
+            region="us-east-1",
+            scheme="http",
+            endpoint_override=self.endpoint.partition("://")[2],
+            allow_bucket_creation=True,
+        )
+
+        def made() -> bool:
+            try:
+                client.create_dir(BUCKET)
+                # The first object also makes the volumes in which it lies.
+                with client.open_output_stream(f"{BUCKET}/ready") as file:
+                    file.write(b"1")
+            except OSError:
+                return False
+            return True
+
+        wait_until(made, START_SECONDS, "a bucket that takes objects")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._folder / "weed.log").read_text()[-2000:]
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=1.0) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """Stop it; from then on connections are refused."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        for name, (http, grpc) in self._ports.items():
+            for socket_name in (f"seaweedfs-{name}-{http}.sock", f"seaweedfs-{name}-grpc-{grpc}.sock"):
+                Path("/tmp", socket_name).unlink(missing_ok=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop it in its tracks for a while: it accepts connections and says nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def running_object_store(folder: Path) -> Iterator[ObjectStore]:
+    """A server that keeps its files in ``folder``, running, with its bucket."""
+    server = ObjectStore(folder)
+    try:
+        server.start()
+        server.make_bucket()
+        yield server
+    finally:
+        server.stop()
