@@ -101,12 +101,16 @@ def _remedy(error: BaseException) -> dict[str, Any]:
 
 
 def _work(run_dir: Path, checkpoint: str | None, pipe: EventPipe) -> None:
+    # The imports and the others' may take a while: what comes in between is told, as signs of progress.
+    pipe.emit({"event": "phase", "name": "starting"})
     from kvstore.mxnet_client import MXNetStore
     from trainer.run import RunFolder, run_training
 
     folder = RunFolder(run_dir)
     job = folder.job()
+    pipe.emit({"event": "phase", "name": "joining"})
     store = MXNetStore(key_bytes=job.cluster.key_bytes)
+    pipe.emit({"event": "phase", "name": "joined"})
     run_training(job, folder, store, pipe.emit, checkpoint=checkpoint, stop_requested=_remember_sigterm())
     store.close()
 

@@ -28,6 +28,8 @@ from kvstore.processes import die_with_parent
 from trainer.run import JOB_FILE, RunFolder
 
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
+ROLE_VARIABLE = "CROSSFADE_ROLE"
+"""The name of a role, for people who look at its process: its command says only the kind."""
 AGENT_LEASE_SECONDS = 10.0
 """Without an answer for so long, an agent ends its roles: well before the coordinator gives it up."""
 POLL_SECONDS = 0.05
@@ -67,7 +69,12 @@ class RoleProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env={**variables, EVENTS_VARIABLE: str(theirs), AGENT_VARIABLE: str(os.getpid())},
+                    env={
+                        **variables,
+                        EVENTS_VARIABLE: str(theirs),
+                        AGENT_VARIABLE: str(os.getpid()),
+                        ROLE_VARIABLE: role.name,
+                    },
                     pass_fds=[theirs],
                     start_new_session=True,
                 )

@@ -149,7 +149,7 @@ def serving(coordinator: Coordinator, listen: Address, token: str) -> Iterator[A
         server = _Server(listen, coordinator, token)
     except OSError as error:
         raise InputError(f"cluster.listen: cannot listen on {listen}: {error.strerror or error}") from error
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
         yield Address(listen.host, server.server_port)

@@ -15,6 +15,7 @@ from waiting import wait_until
 
 COMMAND_SECONDS = 90.0
 _MARK_VARIABLE = "CROSSFADE_TEST_MARK"
+_ROLE_VARIABLE = "CROSSFADE_ROLE"
 
 
 class Mark:
@@ -60,15 +61,13 @@ class RunningCommand:
         )
 
     def roles(self) -> dict[str, psutil.Process]:
-        """The processes of a distributed job by name, as in ``server-1``: children of the command, in their order."""
+        """The living processes of a distributed job by name, as in ``server-1``, which the command has started."""
         found: dict[str, psutil.Process] = {}
-        children = psutil.Process(self.process.pid).children()
-        for child in sorted(children, key=lambda child: (child.create_time(), child.pid)):
-            with suppress(psutil.NoSuchProcess):
-                words = child.cmdline()
-                kind = words[words.index("crossfade") + 1]
-                index = sum(name.startswith(kind) for name in found)
-                found["scheduler" if kind == "scheduler" else f"{kind}-{index}"] = child
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.Error):
+                name = child.environ().get(_ROLE_VARIABLE)
+                if name is not None and child.status() != psutil.STATUS_ZOMBIE:
+                    found[name] = child
         return found
 
     def finish(self, seconds: float = COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:

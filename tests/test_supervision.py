@@ -1,15 +1,20 @@
-"""How a run ends: well, by a signal, or because one of its processes died; and that nothing of it stays behind."""
+"""How a distributed run lives through the death of its processes, and how it ends; and that nothing stays behind."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from cluster_data import write_job, write_planted
-from running_command import records, started, succeeded, wait_for_steps
+from running_command import RunningCommand, records, started, succeeded, wait_for_steps
 from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -17,6 +22,11 @@ pytestmark = pytest.mark.cluster
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 ROLES = ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
 END_SECONDS = 10.0
+START_SECONDS = 60.0
+NOTICE_SECONDS = 0.5
+TOKEN = "the-token-of-these-tests"
+A_WHILE = ("--set", "train.epochs=40", "--set", "train.evaluate_every=40", "--set", "checkpoint.every_steps=40")
+"""What makes a run of the job end, after 600 steps."""
 
 
 @pytest.fixture
@@ -28,52 +38,214 @@ def job(tmp_path: Path) -> Path:
 
 def messages(stderr: str) -> list[str]:
     """What the command itself has said, beside its progress bar."""
-    return [line for line in stderr.splitlines() if line.startswith("crossfade")]
+    return [line[line.index("crossfade: ") :] for line in stderr.splitlines() if "crossfade: " in line]
+
+
+def read_report(run_dir: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run_dir / "report.json").read_text())
+    return report
+
+
+def wait_for(command: RunningCommand, run_dir: Path, event: str, seconds: float = START_SECONDS) -> None:
+    """Return once the run has recorded such an event."""
+
+    def has_come() -> bool:
+        assert command.process.poll() is None, command.finish()
+        return any(record["event"] == event for record in records(run_dir))
+
+    wait_until(has_come, seconds, f"'{event}' in {run_dir}/metrics.jsonl")
+
+
+# ---- restarts
 
 
 @pytest.mark.parametrize("victim", ["scheduler", "server-1", "worker-0"])
-def test_a_killed_role_ends_the_job_at_once_and_is_named(job: Path, tmp_path: Path, victim: str) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
-        wait_for_steps(command, tmp_path / "run")
+def test_a_killed_role_costs_a_restart_from_the_newest_checkpoint(job: Path, tmp_path: Path, victim: str) -> None:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
+        wait_for(command, tmp_path / "run", "saved")
         roles = command.roles()
         assert sorted(roles) == ROLES
-        killed = time.monotonic()
         roles[victim].kill()
+        killed = time.monotonic()
+        wait_until(lambda: not any(role.is_running() for role in roles.values()), END_SECONDS, "the end of all roles")
+        assert time.monotonic() - killed < NOTICE_SECONDS
+        result = succeeded(command.finish())
+        assert command.mark.processes() == []
+    report = read_report(tmp_path / "run")
+    assert (report["restarts"], report["steps"]) == (1, 600)
+    [cause] = report["restart_causes"]
+    assert (cause["generation"], cause["cause"]) == (2, f"{victim} was killed by SIGKILL")
+    assert cause["step"] >= 40
+    assert cause["seconds"] > 0
+    # A checkpoint that was being written at that moment is passed over.
+    *passed_over, message = messages(result.stderr)
+    assert all(line.startswith("crossfade: passed over a checkpoint: ") for line in passed_over)
+    assert message.startswith(f"crossfade: {victim} was killed by SIGKILL; restarting (generation 2) from step ")
+    assert f"--- {victim} of generation 2" in (tmp_path / "run" / "logs" / f"{victim}.log").read_text().splitlines()
+
+
+def test_a_role_that_is_killed_before_all_have_joined_costs_a_restart_too(job: Path, tmp_path: Path) -> None:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
+        wait_until(lambda: sorted(command.roles()) == ROLES, 30, "the start of all roles")
+        command.roles()["server-0"].kill()
+        result = succeeded(command.finish())
+    [cause] = read_report(tmp_path / "run")["restart_causes"]
+    assert (cause["generation"], cause["cause"], cause["step"]) == (2, "server-0 was killed by SIGKILL", 0)
+    assert messages(result.stderr) == [
+        "crossfade: server-0 was killed by SIGKILL; restarting (generation 2) from the beginning"
+    ]
+
+
+def test_a_frozen_server_is_noticed_by_what_is_missing(job: Path, tmp_path: Path) -> None:
+    stall = ("--set", "cluster.stall_seconds=20")
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *stall, cwd=tmp_path) as command:
+        wait_for(command, tmp_path / "run", "saved")
+        command.roles()["server-1"].suspend()
+        succeeded(command.finish())
+        assert command.mark.processes() == []
+    report = read_report(tmp_path / "run")
+    assert report["restart_causes"][0]["cause"] == "no sign of progress for 20 s"
+    assert report["restarts"] == 1
+
+
+def test_workers_that_are_asked_to_stop_by_someone_else_start_again(job: Path, tmp_path: Path) -> None:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
+        wait_for(command, tmp_path / "run", "saved")
+        command.roles()["worker-1"].terminate()
+        succeeded(command.finish())
+    [cause] = read_report(tmp_path / "run")["restart_causes"]
+    assert cause["cause"] == "a worker was asked to stop by someone else"
+
+
+def test_a_job_that_was_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: Path) -> None:
+    limit = ("--set", "cluster.max_restarts=1", "--set", "checkpoint.every_seconds=null")
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *limit, cwd=tmp_path) as command:
+        for victim in ("worker-1", "server-0"):
+            roles: dict[str, psutil.Process] = {}
+            wait_until(lambda roles=roles: roles.update(command.roles()) or sorted(roles) == ROLES, 30, "all roles")
+            roles[victim].kill()
+            wait_until(lambda role=roles[victim]: not role.is_running(), END_SECONDS, f"the end of {victim}")
         result = command.finish()
-        assert time.monotonic() - killed < END_SECONDS
         assert result.returncode == 1
-        [message] = messages(result.stderr)
-        assert f"crossfade: error: {victim} was killed by SIGKILL before the job was done" in message
-        assert message.endswith(f"(log: run/logs/{victim}.log)")
-        assert (tmp_path / "run" / "logs" / f"{victim}.log").exists()
+        _, message = messages(result.stderr)
+        assert message.startswith("crossfade: error: server-0 was killed by SIGKILL; restarted 1 times without a new ")
+        assert message.endswith("log: run/logs/server-0.log)")
         assert command.mark.processes() == []
     assert not (tmp_path / "run" / "report.json").exists()
 
 
+def test_a_moved_wall_clock_changes_nothing(job: Path, tmp_path: Path) -> None:
+    # In every process the wall clock jumps a day back and forth at each look at it.
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import itertools, time\n"
+        "real, jumps = time.time, itertools.cycle((0, 86400, -86400))\n"
+        "time.time = lambda: real() + next(jumps)\n"
+    )
+    settings = ("--set", "cluster.stall_seconds=60", "--set", "checkpoint.every_seconds=60")
+    variables = {"PYTHONPATH": str(hook)}
+    with started(
+        "train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *settings, cwd=tmp_path, variables=variables
+    ) as command:
+        wait_for(command, tmp_path / "run", "saved")
+        command.roles()["worker-1"].kill()
+        succeeded(command.finish())
+    assert read_report(tmp_path / "run")["restarts"] == 1
+    times = [record["time"] for record in records(tmp_path / "run")]
+    assert max(times) - min(times) > 80_000  # so the hook was there
+
+
+# ---- ends
+
+
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize(("shape", "times"), [((), 5), (ON_SERVERS, 1)], ids=["in process", "on servers"])
-def test_a_signal_stops_a_run_with_one_line(
-    job: Path, tmp_path: Path, shape: tuple[object, ...], times: int, number: signal.Signals, exit_code: int
+def test_a_signal_stops_a_run_after_a_checkpoint_from_which_it_goes_on(
+    job: Path, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
-    # It comes in the middle of anything, so one run in process, which is short, says little.
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
+        wait_for_steps(command, tmp_path / "run")
+        sent = time.monotonic()
+        command.process.send_signal(number)
+        result = command.finish()
+        assert time.monotonic() - sent < END_SECONDS
+        assert result.returncode == exit_code, result.stderr
+        [message] = messages(result.stderr)
+        assert message.startswith(f"crossfade: stopped by {number.name} after step ")
+        assert message.endswith(", which a checkpoint holds")
+        assert "Traceback" not in result.stderr
+        assert result.stdout == ""
+        assert command.mark.processes() == []
+    step = message.split()[6].rstrip(",")
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, "--resume", cwd=tmp_path) as command:
+        result = succeeded(command.finish())
+    assert messages(result.stderr) == [f"crossfade: going on from step {step}"]
+    report = read_report(tmp_path / "run")
+    assert (report["steps"], report["restarts"], report["restart_causes"]) == (600, 0, [])
+
+
+@pytest.mark.parametrize("times", [5], ids=["in process"])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_run_in_process_with_one_line(
+    job: Path, tmp_path: Path, times: int, number: signal.Signals, exit_code: int
+) -> None:
+    # It comes in the middle of anything, so one run, which is short, says little.
     for run in map(str, range(times)):
-        with started("train", job, "--run-dir", run, *shape, cwd=tmp_path) as command:
+        with started("train", job, "--run-dir", run, cwd=tmp_path) as command:
             wait_for_steps(command, tmp_path / run)
             sent = time.monotonic()
             command.process.send_signal(number)
             result = command.finish()
             assert time.monotonic() - sent < END_SECONDS
             assert result.returncode == exit_code, result.stderr
-            assert messages(result.stderr) == [f"crossfade: stopped by {number.name}"]
+            [message] = messages(result.stderr)
+            assert message.startswith(f"crossfade: stopped by {number.name}")
             assert "Traceback" not in result.stderr
             assert result.stdout == ""
             assert command.mark.processes() == []
+
+
+def test_a_stop_that_finds_a_frozen_server_ends_after_its_grace(job: Path, tmp_path: Path) -> None:
+    grace = ("--set", "cluster.grace_seconds=2")
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *grace, cwd=tmp_path) as command:
+        wait_for_steps(command, tmp_path / "run")
+        command.roles()["server-0"].suspend()
+        sent = time.monotonic()
+        command.process.terminate()
+        result = command.finish()
+        assert 2 <= time.monotonic() - sent < END_SECONDS
+        assert result.returncode == 143
+        assert messages(result.stderr) == [
+            "crossfade: stopped by SIGTERM without a checkpoint, which took more than 2 s to write"
+        ]
+        assert command.mark.processes() == []
+
+
+def test_a_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> None:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
+        wait_for_steps(command, tmp_path / "run")
+        command.roles()["server-0"].suspend()  # so that the first one waits for it
+        command.process.send_signal(signal.SIGINT)
+        caught = 1 << (signal.SIGTERM - 1)
+
+        def has_taken_the_first() -> bool:
+            """Whether SIGTERM is no longer caught: the handler of the first signal leaves both to end the process."""
+            status = Path(f"/proc/{command.process.pid}/status").read_text()
+            return not int(status.split("SigCgt:")[1].split()[0], 16) & caught
+
+        wait_until(has_taken_the_first, END_SECONDS, "the handling of the first signal")
+        command.process.send_signal(signal.SIGTERM)
+        sent = time.monotonic()
+        assert command.finish().returncode == -signal.SIGTERM
+        wait_until(lambda: not command.mark.processes(), END_SECONDS, "the end of all roles")
+        assert time.monotonic() - sent < 2
 
 
 def test_the_roles_of_a_killed_command_die_with_it(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
         assert len(command.mark.processes()) == 1 + len(ROLES)
+        assert listening_ports([psutil.Process(command.process.pid)]) == set()
         command.process.kill()
         wait_until(lambda: not command.mark.processes(), END_SECONDS, "the end of all roles")
 
@@ -108,6 +280,18 @@ def test_a_damaged_shard_ends_a_job_in_the_middle_with_its_name(job: Path, tmp_p
         assert result.returncode == 2
         [message] = messages(result.stderr)
         assert f"{shard}, row group 0: cannot be read" in message
+        assert command.mark.processes() == []
+
+
+def test_training_that_diverges_ends_the_job_at_once(job: Path, tmp_path: Path) -> None:
+    wild = ("--set", "optimizer.kind=sgd", "--set", "optimizer.learning_rate=1e30", "--set", "model.score=dot")
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *wild, cwd=tmp_path) as command:
+        result = command.finish()
+        assert result.returncode == 1
+        [message] = messages(result.stderr)
+        assert message.startswith("crossfade: error: ")
+        assert "finite" in message
+        assert "restart" not in message
         assert command.mark.processes() == []
 
 
@@ -155,3 +339,132 @@ def test_roles_import_nothing_from_the_current_folder_and_take_a_host_by_name(jo
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "report.json").exists()
+
+
+# ---- several hosts, which are several addresses of this one
+
+
+class TwoHosts:
+    """A job on 127.0.0.1 and, by an agent, on 127.0.0.2 and wherever else a test starts one."""
+
+    def __init__(self, job: Path, tmp_path: Path, port: int) -> None:
+        self.cwd, self.port, self.run_dir = tmp_path, port, tmp_path / "run"
+        listen = ("--set", f"cluster.listen=127.0.0.1:{port}", "--set", "cluster.hosts=2")
+        self._train = ("train", job, "--run-dir", self.run_dir, *ON_SERVERS, *listen)
+
+    def train(self, *options: object) -> Any:
+        return started(*self._train, *options, cwd=self.cwd, variables={"CROSSFADE_TOKEN": TOKEN})
+
+    def agent(self, address: str = "127.0.0.2", token: str = TOKEN) -> Any:
+        join = ("agent", "--join", f"127.0.0.1:{self.port}", "--run-dir", self.run_dir, "--address", address)
+        return started(*join, cwd=self.cwd, variables={"CROSSFADE_TOKEN": token})
+
+    def status(self) -> dict[str, Any]:
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+            connection.request("GET", "/v1/status", headers={"Authorization": f"Bearer {TOKEN}"})
+            status: dict[str, Any] = json.loads(connection.getresponse().read())
+            return status
+
+
+@pytest.fixture
+def two_hosts(job: Path, tmp_path: Path, free_port: int) -> TwoHosts:
+    return TwoHosts(job, tmp_path, free_port)
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port of loopback that nobody has, and that the kernel gives to nobody else while it is held below."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        yield probe.getsockname()[1]
+
+
+def test_a_job_runs_on_two_hosts_and_lives_through_the_loss_of_one(two_hosts: TwoHosts) -> None:
+    with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as lost:
+        wait_for(command, two_hosts.run_dir, "saved")
+        assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
+        assert sorted(lost.roles()) == ["server-1", "worker-1"]
+        assert listening_addresses(list(lost.roles().values())) == {"127.0.0.2"}
+        assert_token_is_nowhere(two_hosts, command, lost)
+        lost.process.kill()
+        lost.process.wait()
+        with two_hosts.agent("127.0.0.2") as new:  # replaces it at once, without a wait for the lease
+            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], START_SECONDS, "roles on the new host")
+            result = succeeded(command.finish())
+            agent = succeeded(new.finish())
+        assert messages(agent.stderr)[-1] == "crossfade: the job is done"
+        assert TOKEN not in result.stderr + result.stdout + agent.stderr
+        assert command.mark.processes() + new.mark.processes() == []
+    report = read_report(two_hosts.run_dir)
+    assert (report["steps"], report["restarts"]) == (600, 1)
+    assert "was replaced by a new agent at its address" in report["restart_causes"][0]["cause"]
+
+
+def test_a_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
+    with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as left:
+        wait_for(command, two_hosts.run_dir, "saved")
+        left.process.terminate()
+        result = left.finish()
+        assert result.returncode == 143
+        assert messages(result.stderr)[-1] == "crossfade: stopped by SIGTERM and has left the job"
+        wait_until(lambda: two_hosts.status()["state"] == "waiting", END_SECONDS, "the job waiting")
+        assert command.roles() == {}
+        with two_hosts.agent("127.0.0.3") as new:
+            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], START_SECONDS, "roles on the new host")
+            command.process.terminate()
+            assert command.finish().returncode == 143
+            assert new.finish().returncode == 143
+
+
+def test_a_lost_coordinator_gets_its_agents_back(two_hosts: TwoHosts) -> None:
+    with two_hosts.agent() as agent:
+        with two_hosts.train() as command:
+            wait_for_steps(command, two_hosts.run_dir)
+            roles = list(agent.roles().values())
+            command.process.kill()
+            command.process.wait()
+        lost = time.monotonic()
+        wait_until(lambda: not any(role.is_running() for role in roles), 15, "the end of the agent's roles")
+        assert time.monotonic() - lost < 15
+        assert agent.process.poll() is None
+        with two_hosts.train(*A_WHILE, "--resume") as command:
+            succeeded(command.finish())
+            said = messages(succeeded(agent.finish()).stderr)
+    assert sum("cannot be reached" in line for line in said) == 2
+    assert read_report(two_hosts.run_dir)["steps"] == 600
+
+
+def test_an_agent_with_another_token_is_refused_and_the_job_goes_on(two_hosts: TwoHosts) -> None:
+    with two_hosts.train() as command:
+        wait_until(lambda: command.process.poll() is not None or listens(two_hosts.port), START_SECONDS, "the listener")
+        with two_hosts.agent(token="another-token-altogether") as stranger:
+            result = stranger.finish()
+        assert result.returncode == 2
+        assert messages(result.stderr)[-1] == (
+            f"crossfade: error: the coordinator at 127.0.0.1:{two_hosts.port} refuses the token in CROSSFADE_TOKEN"
+        )
+        assert two_hosts.status()["state"] == "waiting"
+        command.process.terminate()
+        assert command.finish().returncode == 143
+
+
+def listens(port: int) -> bool:
+    return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in psutil.net_connections("tcp"))
+
+
+def listening_addresses(processes: list[psutil.Process]) -> set[str]:
+    """The addresses on which they listen."""
+    connections = [connection for process in processes for connection in process.net_connections("inet")]
+    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+
+def assert_token_is_nowhere(two_hosts: TwoHosts, *commands: RunningCommand) -> None:
+    """Neither in a file of the run, nor in the command or the environment of a role."""
+    for command in commands:
+        for role in command.roles().values():
+            assert TOKEN not in " ".join([*role.cmdline(), *role.environ().values()])
+    for path in two_hosts.run_dir.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
