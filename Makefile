@@ -2,8 +2,10 @@
 #   make test PYTHON=/path/to/python3.11    the Python to make .venv with
 #   make test ARGS='-k layout'              more arguments for pytest
 
+SEEDS ?= 1
+
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast lint types format lock clean setup
+.PHONY: help train test test-fast chaos lint types format lock clean setup
 .NOTPARALLEL:
 
 help: ## show this list
@@ -23,6 +25,9 @@ test: setup ## run all tests, the fast ones first
 
 test-fast: setup ## run the tests that take under a minute together
 	.venv/bin/python -m pytest -m "not cluster and not slow" $(ARGS)
+
+chaos: setup ## kill, freeze and stop a training 20 times at random; it must end as if undisturbed (SEEDS="1 2 3")
+	@for seed in $(SEEDS); do .venv/bin/python tests/chaos.py --seed $$seed $(ARGS) || exit 1; done
 
 lint: setup ## check style and formatting with ruff
 	.venv/bin/ruff check .

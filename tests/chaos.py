@@ -32,6 +32,8 @@ from waiting import wait_until
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 ROLES = ("scheduler", "server-0", "server-1", "worker-0", "worker-1")
 BATCH = 64
+EPOCHS_A_FAULT = 16
+"""So many, of 59 steps each, take about as long as it takes to write a checkpoint or two."""
 STALL_SECONDS = 8
 RUN_SECONDS = 3000.0
 NOTICED_SECONDS = 60.0
@@ -264,14 +266,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="which faults, and when (default 1)")
     parser.add_argument("--faults", type=int, default=20, help="how many (default 20)")
-    parser.add_argument("--epochs", type=int, default=80, help="length of the training (default 80)")
+    parser.add_argument("--epochs", type=int, help=f"length of the training (default {EPOCHS_A_FAULT} a fault)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, and leave it for a look")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         say = lambda line: print(line, flush=True)  # noqa: E731
-        say(run_chaos(folder, arguments.seed, arguments.faults, arguments.epochs, say))
+        epochs = arguments.epochs or EPOCHS_A_FAULT * arguments.faults
+        say(run_chaos(folder, arguments.seed, arguments.faults, epochs, say))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""The short form of ``make chaos``, and that its checks can fail."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chaos import check_ledger, plan_faults, run_chaos
+
+
+@pytest.mark.cluster
+def test_a_run_that_is_killed_frozen_and_told_to_stop_ends_like_one_that_is_not(tmp_path: Path) -> None:
+    run_chaos(tmp_path, seed=4, faults=4, epochs=64)
+
+
+def test_the_faults_of_a_long_run_are_of_every_kind() -> None:
+    faults = plan_faults(seed=1, count=24, steps=10_000)
+    assert {fault.number.name for fault in faults} == {"SIGKILL", "SIGSTOP", "SIGTERM"}
+    assert len({fault.role for fault in faults}) == 5
+    assert len({fault.moment for fault in faults}) == 3
+    assert faults == plan_faults(seed=1, count=24, steps=10_000) != plan_faults(seed=2, count=24, steps=10_000)
+    assert [fault.step for fault in faults] == sorted(fault.step for fault in faults)
+
+
+def note(folder: Path, name: str, steps: list[tuple[int, int, list[int]]]) -> None:
+    """A worker's ledger: (step, epoch, interactions) of each step."""
+    entries = [np.array([step, epoch, len(pairs), *pairs], dtype=np.int64) for step, epoch, pairs in steps]
+    (folder / name).write_bytes(np.concatenate(entries).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("second_epoch", "is_right"), [([[1], [0]], True), ([[1], [1]], False), ([[1], []], False), ([[0, 1], [1]], False)]
+)
+def test_a_ledger_in_which_an_interaction_is_missing_or_stands_twice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second_epoch: list[list[int]], is_right: bool
+) -> None:
+    column = np.array([0, 0]), np.array([0, 1])
+    monkeypatch.setattr("chaos.planted_splits", lambda: {"train": column})
+    monkeypatch.setattr("chaos.train_rows", lambda: 2)
+    # The first generation took step 1 too, but the job went back to step 1 and took it again.
+    note(tmp_path, "1-11", [(0, 0, [0]), (1, 1, [0, 1])])
+    note(tmp_path, "2-12", [(0, 0, [1]), (1, 1, [])])
+    note(tmp_path, "3-13", [(1, 1, second_epoch[0])])
+    note(tmp_path, "4-14", [(1, 1, second_epoch[1])])
+    if is_right:
+        check_ledger(tmp_path, epochs=2, steps=2)
+    else:
+        with pytest.raises(AssertionError):
+            check_ledger(tmp_path, epochs=2, steps=2)
