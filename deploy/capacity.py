@@ -52,15 +52,16 @@ IN_PROCESS_BYTES = 211 * _MIB
 
 ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalised, their gradients and uses, and the push as
-it waits to be sent. With ``WINDOW_COPIES`` it accounts for the memory of workers of 4,096 and 8,192 examples a step
-within 5 %."""
+it waits to be sent. With ``WINDOW_COPIES`` it counts 359 MiB for a worker of 8,192 examples a step on 1.5 million rows
+of 64 columns, which held 340 to 374, and 290 for each of two that shared the step, which held 234 to 269."""
 WINDOW_COPIES = 2
 """The windows that are held, and as much in the pool of the Parquet reader."""
 SERVED_COPIES = 3
 """Copies of a step's rows that a server holds: as received, as merged, and as answered."""
-UPDATES_PER_GIB = 720_000
-"""Rows that a step's pushes change while 1 GiB of a checkpoint is written: two servers and two workers of triples
-(0.74 M rows/s) beside two writers with CRC-32 and fsync (1.03 GiB/s), on two cores of an AMD EPYC."""
+UPDATES_PER_GIB = 1_000_000
+"""Rows that pushes change while 1 GiB of a checkpoint is written. Two servers and two workers of triples on two cores
+of an AMD EPYC changed 0.7 million (0.74 M rows/s beside 1.03 GiB/s) where the disk was theirs, and 1.0 and 2.3 million
+where others used it too; memory then peaked 3 and 4 % below what is counted here with their numbers."""
 
 _INTERACTION_BYTES = 8 + 8 + 4
 _USE_BYTES = 4 * 8
@@ -347,7 +348,7 @@ def _most_interactions(counts: Counts, queries: int, total: int) -> int:
     """Interactions of train that ``queries`` rows have at most: those of the busiest."""
     if not counts.known:
         return total
-    scaled_K = counts.scaled(total)[::-1]
+    scaled_K = counts.count_K[::-1] * counts.factor(total)
     rows_K = counts.rows_K[::-1]
     taken_K = np.clip(queries - (np.cumsum(rows_K) - rows_K), 0, rows_K)
     return int(np.ceil(scaled_K @ taken_K))
@@ -375,38 +376,36 @@ def _copied_fraction(inputs: Inputs, parts: Sequence[Share], all_bytes: int) -> 
     step = Share(sum(share.examples for share in parts), max(share.negatives for share in parts))
     if inputs.job.negatives.kind == "each":
         step = replace(step, negatives=sum(share.negatives for share in parts))
-    touched_K = {}
+    touched_N, rows_a_step = {}, 0.0
     for table in inputs.model.tables:
+        counts = inputs.counts[table.name]
         negatives = inputs.job.negatives if table == inputs.model.item else None
-        touched_K[table.name] = touched(inputs.counts[table.name], step, total, negatives)
-    rows_a_step = sum(float(touched_K[name] @ inputs.counts[name].rows_K) for name in touched_K)
+        touched_N[table.name] = touched(counts, counts.block_N, step, total, negatives)
+        rows_a_step += float(touched_N[table.name].mean()) * table.rows
     steps = UPDATES_PER_GIB * all_bytes / _GIB / rows_a_step
+    dim = inputs.job.model.dim
     arrays = [
-        (name, row_bytes, row_bytes * inputs.counts[name].rows)
-        for name in touched_K
-        for row_bytes in (
-            inputs.job.model.dim * VALUE_BYTES,
-            *_state_arrays(inputs.job.optimizer.kind, inputs.job.model.dim),
-        )
+        (touched_N[table.name], row_bytes, row_bytes * table.rows)
+        for table in inputs.model.tables
+        for row_bytes in (dim * VALUE_BYTES, *_state_arrays(inputs.job.optimizer.kind, dim))
     ]
     everything = sum(size for *_, size in arrays)
     most = 0.0
     for done in np.linspace(0.0, 1.0, 21):
         copied, begin = 0.0, 0.0
-        for name, row_bytes, size in arrays:
+        for array_N, row_bytes, size in arrays:
             left = float(np.clip((begin + size - done * everything) / size, 0.0, 1.0))
             if left:
-                copied += left * size * _changed(touched_K[name], inputs.counts[name], row_bytes, steps * done)
+                copied += left * size * _changed(array_N, row_bytes, steps * done)
             begin += size
         most = max(most, copied / everything)
     return most
 
 
-def _changed(touched_K: FloatArray, counts: Counts, row_bytes: int, steps: float) -> float:
-    """The part of an array's pages that ``steps`` steps change. Vocabularies are ordered: a page's rows are alike."""
+def _changed(touched_N: FloatArray, row_bytes: int, steps: float) -> float:
+    """The part of an array's pages that ``steps`` steps change; neighbours, as far as a block, are as often touched."""
     rows_a_page = max(1.0, _PAGE_BYTES / row_bytes)
-    changed_K = -np.expm1(-touched_K * steps * rows_a_page)
-    return float(changed_K @ counts.rows_K) / counts.rows
+    return float(-np.expm1(-touched_N * steps * rows_a_page).mean())
 
 
 def _state_arrays(kind: OptimizerKind, dim: int) -> list[int]:

@@ -286,8 +286,9 @@ class Coordinator:
         do: Do = "wait"
         if self.state in FINISHED:
             code = {State.DONE: 0, State.STOPPED: _STOPPED_EXIT_CODE}.get(self.state, 1)
-            message = self._error.message if self._error else self.message
-            return Order(coordinator=self.id, do="leave", exit_code=code, message=f"the job is {self.state}: {message}")
+            how = {State.DONE: "is done", State.STOPPED: f"was stopped {self.message}"}.get(self.state)
+            how = how or f"has failed: {self._error.message if self._error else ''}"
+            return Order(coordinator=self.id, do="leave", exit_code=code, message=f"the job {how}")
         if self.state in _LIVE and member.id in self._dealt:
             do = "run" if self.state is State.RUNNING else "stop"
         return Order(

@@ -9,12 +9,12 @@ with probability
 and from m negatives, drawn with probability q each, with (1 - q)^m. What is expected is the sum over all rows. Rows
 that occur equally often are alike, so a vocabulary, read in pieces, is kept as a histogram of its counts.
 
-K: different counts of a table.
+K: different counts of a table. N: any rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from trainer.job import Job, Negatives
 from trainer.model import Model
 
 _PIECE_ROWS = 1 << 20
+BLOCK_ROWS = 1 << 10
 
 WIRE_ROW_BYTES = ROW_ID_BYTES + 4
 """What ps-lite sends with the values of each row: its id, and their length, 4 bytes."""
@@ -40,16 +41,29 @@ two account for all but 0.1 of the bytes a row, and for all but 50 bytes of a me
 
 @dataclass(frozen=True)
 class Counts:
-    """How often the rows of a table occur in train: ``rows_K`` rows occur ``count_K`` times each."""
+    """How often the rows of a table occur in train: ``rows_K`` rows occur ``count_K`` times each.
+
+    ``block_N`` are the mean counts of ``BLOCK_ROWS`` rows at a time, in the order of the table.
+    """
 
     count_K: FloatArray
     rows_K: IntArray
+    block_N: FloatArray
 
     @staticmethod
-    def of(count_N: IntArray) -> Counts:
-        """The histogram of ``count_N``."""
-        count_K, rows_K = np.unique(count_N, return_counts=True)
-        return Counts(count_K.astype(np.float64), rows_K)
+    def of(pieces: Iterable[IntArray]) -> Counts:
+        """Those of a table whose counts come in ``pieces``, each but the last of a multiple of ``BLOCK_ROWS`` rows."""
+        merged: dict[int, int] = {}
+        blocks = []
+        for count_N in pieces:
+            count_K, rows_K = np.unique(count_N, return_counts=True)
+            for count, rows in zip(count_K.tolist(), rows_K.tolist(), strict=True):
+                merged[count] = merged.get(count, 0) + rows
+            starts = np.arange(0, len(count_N), BLOCK_ROWS)
+            blocks.append(np.add.reduceat(count_N, starts) / np.diff(starts, append=len(count_N)))
+        ordered = sorted(merged)
+        rows_K = np.array([merged[count] for count in ordered], np.int64)
+        return Counts(np.array(ordered, np.float64), rows_K, np.concatenate(blocks))
 
     @property
     def known(self) -> bool:
@@ -61,28 +75,22 @@ class Counts:
         """The rows of the table."""
         return int(self.rows_K.sum())
 
-    def scaled(self, total: int) -> FloatArray:
-        """The counts, made to add up to ``total``, the interactions of train: that of a row, of each kind."""
-        found = float(self.count_K @ self.rows_K)
-        scaled_K: FloatArray = self.count_K * (total / found)
-        return scaled_K
+    def factor(self, total: int) -> float:
+        """What makes the counts add up to ``total``, the interactions of train."""
+        return total / float(self.count_K @ self.rows_K)
 
 
 def read_counts(folder: Path, manifest: Manifest, entity: str) -> Counts:
-    """The histogram of the vocabulary of ``entity``, which is read in pieces.
+    """The counts of the vocabulary of ``entity``, which is read in pieces.
 
     Raises:
         InputError: a file of it is missing or damaged.
     """
     vocabulary = Vocabulary(folder, manifest, entity)
-    merged: dict[int, int] = {}
-    for start in range(0, vocabulary.rows, _PIECE_ROWS):
-        table = vocabulary.read(start, min(start + _PIECE_ROWS, vocabulary.rows), ["count"])
-        count_K, rows_K = np.unique(table.column("count").to_numpy(), return_counts=True)
-        for count, rows in zip(count_K.tolist(), rows_K.tolist(), strict=True):
-            merged[count] = merged.get(count, 0) + rows
-    ordered = sorted(merged)
-    return Counts(np.array(ordered, np.float64), np.array([merged[count] for count in ordered], np.int64))
+    return Counts.of(
+        vocabulary.read(start, min(start + _PIECE_ROWS, vocabulary.rows), ["count"]).column("count").to_numpy()
+        for start in range(0, vocabulary.rows, _PIECE_ROWS)
+    )
 
 
 @dataclass(frozen=True)
@@ -116,23 +124,24 @@ def _negatives(spec: Negatives, examples: float) -> float:
     return float(spec.count) if spec.kind == "shared" else spec.count * examples
 
 
-def touched(counts: Counts, share: Share, total: int, negatives: Negatives | None) -> FloatArray:
-    """The probability that a step of ``share`` touches a row, for each count: float64 (K,).
+def touched(counts: Counts, count_N: FloatArray, share: Share, total: int, negatives: Negatives | None) -> FloatArray:
+    """The probability that a step of ``share`` touches a row that occurs ``count_N`` times: float64 (N,).
 
-    ``total``: interactions of train. ``negatives``: how they are drawn; None for a table that they are not drawn from.
+    ``counts`` are those of its table. ``total``: interactions of train. ``negatives``: how they are drawn; None for a
+    table that they are not drawn from.
     """
     if not counts.known:
         uses = share.examples + (share.negatives if negatives else 0.0)
-        return np.full(len(counts.count_K), min(1.0, uses / counts.rows))
-    scaled_K = counts.scaled(total)
-    drawn_K = share.examples / np.maximum(total - (scaled_K - 1) / 2, 1.0)
-    missing_K = np.maximum(0.0, 1.0 - drawn_K) ** scaled_K
+        return np.full(len(count_N), min(1.0, uses / counts.rows))
+    scaled_N = count_N * counts.factor(total)
+    drawn_N = share.examples / np.maximum(total - (scaled_N - 1) / 2, 1.0)
+    missing_N = np.maximum(0.0, 1.0 - drawn_N) ** scaled_N
     if negatives is not None:
         power = negatives.power if negatives.sampling == "popularity" else 0.0
-        mass_K = np.maximum(counts.count_K, 1.0) ** power
-        missing_K = missing_K * (1.0 - mass_K / (mass_K @ counts.rows_K)) ** share.negatives
-    touched_K: FloatArray = 1.0 - missing_K
-    return touched_K
+        mass = float(np.maximum(counts.count_K, 1.0) ** power @ counts.rows_K)
+        missing_N = missing_N * (1.0 - np.maximum(count_N, 1.0) ** power / mass) ** share.negatives
+    touched_N: FloatArray = 1.0 - missing_N
+    return touched_N
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,7 @@ def expect_traffic(
     for table in model.tables:
         negatives = job.negatives if table == model.item else None
         known = counts[table.name]
-        rows = tuple(float(touched(known, share, total, negatives) @ known.rows_K) for share in parts)
+        rows = tuple(float(touched(known, known.count_K, share, total, negatives) @ known.rows_K) for share in parts)
         tables.append(TableTraffic(table.name, rows, bound=not known.known))
         for _ in rows:
             moved.pushed(0, table)

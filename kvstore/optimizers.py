@@ -20,6 +20,7 @@ from numba import njit, prange
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import DivergedError
+from kvstore.prefetch import prefetch_ahead
 
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 KINDS: tuple[OptimizerKind, ...] = get_args(OptimizerKind)
@@ -58,6 +59,7 @@ def _lost(gradient, weight):  # type: ignore[no-untyped-def]
 def _sgd(weights_ND, rows_A, gradient_AD, rate, decay):  # type: ignore[no-untyped-def]
     bad = 0
     for a in prange(rows_A.shape[0]):
+        prefetch_ahead(weights_ND, rows_A, a)
         weight_D, gradient_D = weights_ND[rows_A[a]], gradient_AD[a]
         lost = 0
         for d in range(gradient_D.shape[0]):
@@ -72,6 +74,8 @@ def _sgd(weights_ND, rows_A, gradient_AD, rate, decay):  # type: ignore[no-untyp
 def _adagrad(weights_ND, rows_A, gradient_AD, squares_ND, rate, decay, epsilon):  # type: ignore[no-untyped-def]
     bad = 0
     for a in prange(rows_A.shape[0]):
+        prefetch_ahead(weights_ND, rows_A, a)
+        prefetch_ahead(squares_ND, rows_A, a)
         row = rows_A[a]
         weight_D, gradient_D, squares_D = weights_ND[row], gradient_AD[a], squares_ND[row]
         lost = 0
@@ -88,6 +92,8 @@ def _adagrad(weights_ND, rows_A, gradient_AD, squares_ND, rate, decay, epsilon):
 def _rowwise_adagrad(weights_ND, rows_A, gradient_AD, squares_N, rate, decay, epsilon):  # type: ignore[no-untyped-def]
     bad = 0
     for a in prange(rows_A.shape[0]):
+        prefetch_ahead(weights_ND, rows_A, a)
+        prefetch_ahead(squares_N, rows_A, a)
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
         total = np.float32(0.0)
@@ -110,6 +116,9 @@ def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, d
     bad = 0
     one = np.float32(1.0)
     for a in prange(rows_A.shape[0]):
+        prefetch_ahead(weights_ND, rows_A, a)
+        prefetch_ahead(first_ND, rows_A, a)
+        prefetch_ahead(second_ND, rows_A, a)
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
         first_D, second_D = first_ND[row], second_ND[row]

@@ -4,7 +4,7 @@
     folder.child("step-000000123").write("manifest.json", b"{}")
     folder.names()                                                # ["step-000000123"]
 
-What a method promises holds for both kinds. Each raises OSError with the URI in its message.
+What a method promises holds for both kinds. Each raises OSError with the path or URI in its message.
 """
 
 from __future__ import annotations
@@ -156,6 +156,8 @@ class Folder:
         try:
             yield
         except OSError as error:
+            if error.filename is not None:
+                raise
             _raise_named(error, self.uri if name is None else f"{self.uri}/{name}")
 
 

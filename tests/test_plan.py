@@ -114,7 +114,7 @@ def test_a_vocabulary_that_counts_nothing_gives_a_bound(tmp_path: Path, zipf: Pa
     job = zipf_job(tmp_path, zipf)
     inputs = read_inputs(job)
     parts = shares(job, inputs.folder, inputs.manifest)
-    empty = {table.name: Counts.of(np.zeros(table.rows, np.int64)) for table in inputs.model.tables}
+    empty = {table.name: Counts.of([np.zeros(table.rows, np.int64)]) for table in inputs.model.tables}
     total = inputs.manifest.splits["train"].rows
     traffic = expect_traffic(job, inputs.model, parts, empty, total)
     assert traffic.bound

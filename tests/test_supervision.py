@@ -1,6 +1,7 @@
 """How a distributed run lives through the death of its processes, and how it ends; and that nothing stays behind."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def test_a_moved_wall_clock_changes_nothing(job: Path, tmp_path: Path) -> None:
         "time.time = lambda: real() + next(jumps)\n"
     )
     settings = ("--set", "cluster.stall_seconds=60", "--set", "checkpoint.every_seconds=60")
-    variables = {"PYTHONPATH": str(hook)}
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(hook), os.environ.get("PYTHONPATH")]))}
     with started(
         "train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *settings, cwd=tmp_path, variables=variables
     ) as command:

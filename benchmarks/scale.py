@@ -1,0 +1,246 @@
+"""Memory and step time of jobs/billions.yaml as its tables grow: the same batch on 1/64, 1/16, 1/4 and all of the rows.
+
+    .venv/bin/python benchmarks/scale.py [--parts 64 16 4 1] [--steps 400] [--repeats 1] [--json FILE]
+    .venv/bin/python benchmarks/scale.py --parts 1 --kill
+
+Each size is a job of its own, `crossfade train` with two servers and two workers, on synthetic listening with tables of
+that size; the data are made where they are missing (20 seconds and 0.7 GB of disk for the largest). Memory is that of
+all processes of the job together: the sum of their proportional set sizes, which counts a page that several share once.
+
+With --kill, a server is killed by SIGKILL half-way: the job must resume by itself from a checkpoint and finish.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+JOB = Path(__file__).parent.parent / "jobs" / "billions.yaml"
+CUSTOMERS, TRACKS, INTERACTIONS, GENRES = 50_000_000, 12_500_000, 20_000_000, 100
+DIM, VALUE_BYTES = 64, 4
+ROW_BYTES = DIM * VALUE_BYTES + VALUE_BYTES
+"""Of weights and of the state of row-wise AdaGrad."""
+GIB = 2**30
+WARM_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+GROWTH_BYTES = 2**27
+MEASURE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of one size took. ``roles``: the peak of each process's own memory, GiB."""
+
+    part: int
+    parameters: int
+    table_bytes: int
+    bound_bytes: int
+    peak_bytes: int
+    roles: dict[str, float]
+    setup_seconds: float
+    step_ms: float
+    phases_ms: dict[str, float]
+    active_rows: float
+    wall_seconds: float
+    restarts: int
+
+
+def role_of(process: psutil.Process) -> str:
+    """What a process of the job is called: its role, and its process number."""
+    words = process.cmdline()
+    kinds = ("train", "scheduler", "server", "worker")
+    kind = next((word for word in words[:6] if word in kinds), "other")
+    return f"{kind} {process.pid}"
+
+
+class MemoryWatch:
+    """The memory of a process and all that descend from it, together and one by one."""
+
+    def __init__(self, root: psutil.Process) -> None:
+        """Watch ``root``."""
+        self._root = root
+        self._measured = (-MEASURE_SECONDS, 0)
+        self.peak_bytes = 0
+        self.peaks: dict[str, int] = {}
+
+    def look(self) -> None:
+        """Look how much there is; measure exactly when that has grown, or from time to time.
+
+        An exact measure walks the page tables, which takes the kernel some 10 ms for each GiB and would disturb a step.
+        """
+        processes = [self._root, *self._root.children(recursive=True)]
+        resident = sum(self._resident(process) for process in processes)
+        now = time.monotonic()
+        if resident > self._measured[1] + GROWTH_BYTES or now > self._measured[0] + MEASURE_SECONDS:
+            self.peak_bytes = max(self.peak_bytes, sum(self._proportional(process) for process in processes))
+            self._measured = (now, resident)
+
+    @staticmethod
+    def _resident(process: psutil.Process) -> int:
+        try:
+            return int(process.memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def _proportional(self, process: psutil.Process) -> int:
+        try:
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            name = role_of(process)
+        except (OSError, psutil.Error):
+            return 0
+        highest = next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
+        self.peaks[name] = max(self.peaks.get(name, 0), highest)
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def prepare(folder: Path, part: int) -> None:
+    """Make the data of one size, unless they are there."""
+    if (folder / "manifest.json").exists():
+        return
+    sizes = f"queries={CUSTOMERS // part},items={TRACKS // part},interactions={INTERACTIONS},genres={GENRES}"
+    command = ["prepare", "--synthetic", f"{sizes},valid=0,test=0", "--out", str(folder)]
+    subprocess.run([sys.executable, "-m", "crossfade", *command], check=True, stdout=sys.stderr)
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, ended with all its processes if the block is left early."""
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "crossfade", *command], stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def step_events(run_dir: Path) -> list[dict[str, Any]]:
+    """The step events that the run has written: about one a second."""
+    try:
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [event for event in events if event["event"] == "step"]
+
+
+def step_milliseconds(events: list[dict[str, Any]]) -> float:
+    """The median of the milliseconds a step between one event and the next, once the run is warm."""
+    warm = [event for event in events if event["time"] > events[0]["time"] + WARM_SECONDS]
+    pairs = itertools.pairwise(warm)
+    return statistics.median(1e3 * (b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairs)
+
+
+def kill_a_server(root: psutil.Process) -> None:
+    """SIGKILL to one server of the job."""
+    server = next(child for child in root.children(recursive=True) if role_of(child).startswith("server"))
+    print(f"SIGKILL to {role_of(server)}", file=sys.stderr)
+    os.kill(server.pid, signal.SIGKILL)
+
+
+def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) -> Result:
+    """Train on the tables of one size and watch."""
+    prepare(data, part)
+    run_dir = work / f"run-{part}"
+    steps = arguments.steps
+    settings = [f"data.shards={data}", f"train.max_steps={steps}", f"checkpoint.to={run_dir / 'checkpoints'}"]
+    if arguments.kill:
+        settings += [f"checkpoint.every_steps={steps // 4}", "checkpoint.keep=1"]
+    command = ["train", str(JOB), "--run-dir", str(run_dir), "--overwrite"]
+    for setting in [*settings, *arguments.set]:
+        command += ["--set", setting]
+    started, begin = time.time(), time.monotonic()
+    killed = not arguments.kill
+    with running(command, work / f"run-{part}.log") as process:
+        watch = MemoryWatch(psutil.Process(process.pid))
+        while process.poll() is None:
+            watch.look()
+            if not killed and (events := step_events(run_dir)) and events[-1]["step"] >= steps // 2:
+                kill_a_server(psutil.Process(process.pid))
+                killed = True
+            time.sleep(LOOK_SECONDS)
+    wall = time.monotonic() - begin
+    if process.returncode:
+        raise SystemExit((work / f"run-{part}.log").read_text())
+    report = json.loads((run_dir / "report.json").read_text())
+    events = step_events(run_dir)
+    rows = CUSTOMERS // part + TRACKS // part
+    return Result(
+        part=part,
+        parameters=report["parameters"],
+        table_bytes=rows * ROW_BYTES,
+        bound_bytes=int(1.25 * rows * ROW_BYTES) + 2 * GIB,
+        peak_bytes=watch.peak_bytes,
+        roles={name: round(peak / GIB, 2) for name, peak in watch.peaks.items()},
+        setup_seconds=events[0]["time"] - started,
+        step_ms=step_milliseconds(events),
+        phases_ms={name: 1e3 * seconds / steps for name, seconds in report["seconds_by_phase"].items()},
+        active_rows=report["rows_pulled"] / steps,
+        wall_seconds=wall,
+        restarts=report["restarts"],
+    )
+
+
+def print_table(results: dict[int, list[Result]]) -> None:
+    """One line a size: medians of the times, the highest of the memories."""
+    smallest = statistics.median(result.step_ms for result in next(iter(results.values())))
+    print(f"{len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / GIB:.1f} GiB of memory")
+    print("  parameters   tables   peak  bound   set-up   ms/step  ratio  active rows/step")
+    print("                  GiB    GiB    GiB        s")
+    for runs in results.values():
+        first, step = runs[0], statistics.median(run.step_ms for run in runs)
+        peak = max(run.peak_bytes for run in runs)
+        tables, highest, bound = (value / GIB for value in (first.table_bytes, peak, first.bound_bytes))
+        print(
+            f"{first.parameters:>13,} {tables:>7.2f} {highest:>6.2f} {bound:>6.2f}"
+            f" {statistics.median(run.setup_seconds for run in runs):>8.1f} {step:>9.1f} {step / smallest:>6.2f}"
+            f" {first.active_rows:>17,.0f}"
+        )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=int, nargs="+", default=[64, 16, 4, 1], help="sizes: 1/PART of the rows")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--repeats", type=int, default=1, help="all sizes take turns in each")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
+    parser.add_argument("--work", type=Path, help="folder for the runs (default: a temporary one)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job")
+    parser.add_argument("--kill", action="store_true", help="kill a server half-way; the job must finish all the same")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
+    arguments = parser.parse_args()
+    results: dict[int, list[Result]] = {part: [] for part in arguments.parts}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        for _ in range(arguments.repeats):
+            for part in arguments.parts:
+                data = arguments.data / ("billions" if part == 1 else f"billions-{part}th")
+                result = measure(part, data, work, arguments)
+                results[part].append(result)
+                print(json.dumps(asdict(result)), file=sys.stderr)
+    print_table(results)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(run) for runs in results.values() for run in runs], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Asking for memory before it is needed, for numba kernels that visit scattered rows.
+
+Rows of a table of gigabytes lie in no cache. A kernel that asks for the row some places ahead waits for several rows at
+once instead of for one after the other; what it computes does not change.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+AHEAD = 8
+"""How many rows ahead: about as many lines as a core can wait for at once."""
+_LINE_BYTES = 64
+_WRITE, _KEEP, _DATA = 1, 3, 1
+"""What llvm.prefetch is told: the memory will be written, shall stay in all caches, and is data."""
+
+
+@intrinsic
+def _prefetch_byte(_context: Any, array: Any, row: Any, offset: Any) -> Any:
+    """Ask for the line of byte ``offset`` of ``array[row]``, which need not exist."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        int32, int64, pointer = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+        value = context.make_array(signature.args[0])(context, builder, arguments[0])
+        start = builder.add(builder.mul(builder.extract_value(value.strides, 0), arguments[1]), arguments[2])
+        address = builder.inttoptr(builder.add(builder.ptrtoint(value.data, int64), start), pointer)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")  # type: ignore[no-untyped-call]
+        builder.call(function, [address, int32(_WRITE), int32(_KEEP), int32(_DATA)])
+        return context.get_dummy_value()
+
+    return types.void(array, row, offset), generate
+
+
+@njit(cache=True, inline="always")
+def prefetch_ahead(array, rows_A, a):  # type: ignore[no-untyped-def]
+    """In a loop over ``a``: ask for the row of ``array`` that the loop will need ``AHEAD`` rounds later."""
+    if a + AHEAD < rows_A.shape[0]:
+        row = rows_A[a + AHEAD]
+        for offset in range(0, array.strides[0], _LINE_BYTES):
+            _prefetch_byte(array, row, offset)  # type: ignore[call-arg]
