@@ -18,6 +18,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "waiting": lambda event: f"waiting for {event['hosts']} more host(s) to join",
     "listening": lambda event: f"listening for the agents of other hosts at {event['address']}",
     "save_failed": lambda event: f"the checkpoint of step {event['step']:,} was not written: {event['message']}",
+    "prune_failed": lambda event: f"old checkpoints stay: {event['message']}",
 }
 """What is said of an event, in a line."""
 
@@ -70,7 +71,13 @@ class TrainingDisplay:
             # Where nobody watches, as in a log, a line every ten seconds is enough.
             interval = 0.1 if sys.stderr.isatty() else 10.0
             self._bar = tqdm(
-                total=event["steps"], desc="training", unit="step", mininterval=interval, dynamic_ncols=True, leave=True
+                total=event["steps"],
+                initial=event["step"] - 1,
+                desc="training",
+                unit="step",
+                mininterval=interval,
+                dynamic_ncols=True,
+                leave=True,
             )
         self._bar.set_postfix(
             {"epoch": event["epoch"], "loss": f"{event['loss']:.4f}", **self._shown_best()}, refresh=False

@@ -135,6 +135,7 @@ def _train(job: Job, folder: RunFolder, display: TrainingDisplay, *, resume: boo
 
 def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, *, resume: bool) -> dict[str, Any]:
     from crossfade.stopping import stopper
+    from trainer.checkpoints import Stop
     from trainer.run import run_in_process
 
     with stopper.deferred(job.cluster.grace_seconds):
@@ -146,9 +147,9 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, *, 
             stop_requested=lambda: stopper.number is not None,
             say=lambda line: print(f"crossfade: {line}", file=sys.stderr),
         )
-    if report is not None:
+    if not isinstance(report, Stop):
         return report
-    stopper.check("after a checkpoint; --resume goes on from the newest")
+    stopper.check(f"{report.explain()}; --resume goes on from the newest")
     raise AssertionError("stopped, but nobody asked for it")
 
 

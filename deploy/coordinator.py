@@ -23,6 +23,7 @@ from typing import Any
 from deploy.cluster import Address, Role, deal
 from deploy.reports import Do, Failure, Order, Place, Report, RoleState, SentEvent
 from kvstore.errors import ClusterError, CrossfadeError, InputError
+from trainer.checkpoints import Stop
 from trainer.job import Cluster
 
 LEASE_SECONDS = 15.0
@@ -116,7 +117,7 @@ class Coordinator:
         self._step = 0
         self._trained = False
         self._saved_step = 0
-        self._stopped_step: int | None = None
+        self._stopped: Stop | None = None
         self._deadline = float("inf")
         self._progress_at = clock()
         self._events: list[dict[str, Any]] = []
@@ -163,7 +164,7 @@ class Coordinator:
             self._tell_start(start)
             self.state, self._start = State.RUNNING, start
             self._saved_step, self._step, self._trained = start.step, start.step, False
-            self._stopped_step, self._deadline, self._progress_at = None, float("inf"), now
+            self._stopped, self._deadline, self._progress_at = None, float("inf"), now
             self._dealt = deal(self._cluster, self._hosts())
             for member in self._members.values():
                 member.roles = {}
@@ -318,7 +319,7 @@ class Coordinator:
         elif kind == "saved":
             self._saved_step = max(self._saved_step, event["step"])
         elif kind == "stopped":
-            self._stopped_step = event["step"]
+            self._stopped = Stop(event["step"], event["checkpoint"])
         self._events.append(event)
 
     def _is_up(self) -> None:
@@ -333,11 +334,11 @@ class Coordinator:
         if done != dealt:
             # MXNet lets nobody leave before all workers have called their last barrier, so the others follow soon.
             self._deadline = min(self._deadline, self._clock() + LINGER_SECONDS)
-        elif self._stopped_step is None:
+        elif self._stopped is None:
             self.state = State.DONE
             self._is_up()
         elif self.state is State.STOPPING:
-            self.state, self.message = State.STOPPED, f"after step {self._stopped_step:,}, which a checkpoint holds"
+            self.state, self.message = State.STOPPED, self._stopped.explain()
         else:
             self._fail(Failure(message="a worker was asked to stop by someone else"))
 

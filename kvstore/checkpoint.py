@@ -236,6 +236,22 @@ def _steps(folder: Folder) -> list[str]:
     return [name for name in names if _STEP_NAME.fullmatch(name)]
 
 
+def discard_after(checkpoints: str, step: int) -> None:
+    """Delete checkpoints of steps after ``step``, whole or not: whoever goes on from there will write them anew.
+
+    Raises:
+        CheckpointError: something cannot be deleted.
+    """
+    folder = Folder(checkpoints)
+    try:
+        for name in _steps(folder):
+            if _by_number(name) > step:
+                folder.child(name).remove(MANIFEST_NAME)
+                folder.child(name).delete()
+    except OSError as error:
+        raise CheckpointError(f"{checkpoints}: cannot be cleared: {error}") from error
+
+
 def prune(checkpoints: str, keep: int) -> None:
     """Keep the newest ``keep`` whole checkpoints; delete older ones, and partial ones older than the newest whole.
 

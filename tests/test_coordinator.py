@@ -626,7 +626,9 @@ def test_a_stop_within_grace_ends_with_the_checkpoint_that_the_workers_write(pai
     place.report_all()
     assert {host.order.do for host in place.hosts} == {"stop"}
     place.wait(GRACE - 1)
-    place.home.tell({"event": "saved", "step": 8}, {"event": "stopped", "step": 8})
+    place.home.tell(
+        {"event": "saved", "step": 8}, {"event": "stopped", "step": 8, "checkpoint": "checkpoints/step-000000008"}
+    )
     place.home.end_well()
     assert place.state is State.STOPPING
     order = other.end_well()
@@ -702,7 +704,9 @@ def test_a_stop_does_not_hide_an_error_that_is_already_known(alone: Place) -> No
 
 
 def test_workers_that_stop_though_the_job_was_not_asked_to_start_again(alone: Place) -> None:
-    alone.home.tell({"event": "saved", "step": 8}, {"event": "stopped", "step": 8})
+    alone.home.tell(
+        {"event": "saved", "step": 8}, {"event": "stopped", "step": 8, "checkpoint": "checkpoints/step-000000008"}
+    )
     alone.home.end_well()
     alone.report_all()
     assert alone.state is State.PREPARING

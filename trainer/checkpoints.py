@@ -21,7 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.checkpoint import Checkpoint, Manifest, commit, newest_checkpoint, open_checkpoint, prune, step_folder
+from kvstore.checkpoint import (
+    Checkpoint,
+    Manifest,
+    commit,
+    discard_after,
+    newest_checkpoint,
+    open_checkpoint,
+    prune,
+    step_folder,
+)
 from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
@@ -132,6 +141,19 @@ def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
         raise InputError(f"checkpoint.to: {checkpoints} cannot be written: {error}") from error
 
 
+@dataclass(frozen=True)
+class Stop:
+    """That a run has stopped after ``step``, as asked: with a checkpoint of it, unless that could not be written."""
+
+    step: int
+    checkpoint: str | None
+
+    def explain(self) -> str:
+        """In words, after 'stopped'."""
+        which = "which a checkpoint holds" if self.checkpoint else "whose checkpoint could not be written"
+        return f"after step {self.step:,}, {which}"
+
+
 class Saver:
     """Saves a run at agreed steps. Every worker has one; those of rank 0 write."""
 
@@ -159,8 +181,9 @@ class Saver:
         self._agreed = (0, clock())
         self._saved_at = clock()
         self._last_step: int | None = None
+        self._whole: tuple[int, str] | None = None
         self._writing: dict[str, Any] | None = None
-        self._committing: Future[Saved] | None = None
+        self._committing: Future[tuple[Saved, str | None]] | None = None
 
     def begin(self, progress: Progress) -> None:
         """Get ready to save a run that stands at ``progress``: what is in the way of its next checkpoints goes."""
@@ -169,7 +192,7 @@ class Saver:
         self._agreed = (progress.step, self._clock())
         self._last_step = progress.step or None
         if self._store.rank == 0:
-            clear_after(self._checkpoints, progress.step)
+            discard_after(self._checkpoints, progress.step)
 
     def after_step(self, progress: Progress) -> bool:
         """Called by every worker after each step: whether all stop here, with a checkpoint written."""
@@ -217,6 +240,11 @@ class Saver:
             self._wait()
             self._snapshot(progress, dict(zip(counters, totals, strict=True)))
 
+    def stop(self, progress: Progress) -> Stop:
+        """How the run that stops at ``progress`` can be taken up again; for rank 0 to tell."""
+        step, checkpoint = self._whole or (0, None)
+        return Stop(progress.step, checkpoint if step == progress.step else None)
+
     def __enter__(self) -> Saver:
         """Itself."""
         return self
@@ -252,26 +280,33 @@ class Saver:
                 if saved is not None:
                     self._committing = self._background.submit(self._commit, saved, **self._writing)
 
-    def _commit(self, saved: Saved, step: int, progress: dict[str, Any]) -> Saved:
+    def _commit(self, saved: Saved, step: int, progress: dict[str, Any]) -> tuple[Saved, str | None]:
+        """Make the checkpoint whole, and delete old ones; with why the latter failed, which does it no harm."""
         commit(self._checkpoints, self._identity.manifest(saved, step, progress))
-        prune(self._checkpoints, self._settings.keep)
-        return saved
-
-    def _finish(self, future: Future[Saved]) -> None:
         try:
-            saved = future.result()
-        except (CheckpointError, OSError) as error:
+            prune(self._checkpoints, self._settings.keep)
+        except CheckpointError as error:
+            return saved, str(error)
+        return saved, None
+
+    def _finish(self, future: Future[tuple[Saved, str | None]]) -> None:
+        try:
+            saved, not_deleted = future.result()
+        except CheckpointError as error:
             self._fail(error)
             return
+        if not_deleted is not None:
+            self._emit({"event": "prune_failed", "message": not_deleted})
         assert self._writing is not None
         assert self._progress is not None
         step, self._writing = self._writing["step"], None
+        self._whole = step, step_folder(self._checkpoints, step)
         self._progress.saves.add(saved)
         self._emit(
             {
                 "event": "saved",
                 "step": step,
-                "checkpoint": step_folder(self._checkpoints, step),
+                "checkpoint": self._whole[1],
                 "pause_seconds": saved.pause_seconds,
                 "seconds": saved.seconds,
                 "bytes": saved.bytes,
@@ -290,14 +325,6 @@ class Saver:
         while self._busy:
             self._look()
             time.sleep(_WAIT_SECONDS)
-
-
-def clear_after(checkpoints: str, step: int) -> None:
-    """Delete what a run that stands at ``step`` will write anew: later checkpoints, which were partial or refused."""
-    folder = Folder(checkpoints)
-    for name in folder.names():
-        if name.startswith("step-") and name > Folder(step_folder(checkpoints, step)).name:
-            folder.child(name).delete()
 
 
 def newest_usable(checkpoints: str, refused: set[str], say: Callable[[str], None]) -> Checkpoint | None:

@@ -25,7 +25,7 @@ import numpy as np
 from kvstore.errors import CheckpointError, InputError
 from kvstore.local import LocalStore
 from kvstore.store import RowStore
-from trainer.checkpoints import Identity, Saver, newest_usable, starting_rows, take_up
+from trainer.checkpoints import Identity, Saver, Stop, newest_usable, starting_rows, take_up
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.shards import Schedule, ShardReader
 from trainer.data.vocabulary import Vocabulary
@@ -223,11 +223,11 @@ def run_training(
     *,
     checkpoint: str | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
-) -> dict[str, Any] | None:
+) -> dict[str, Any] | Stop:
     """Train as one worker of ``job`` on ``store``, on from ``checkpoint`` if one is given.
 
-    Rank 0 writes the records, the checkpoints and the report. Returns the report; None where ``stop_requested`` said at
-    any worker that the run shall stop: then there is a checkpoint to take it up from.
+    Rank 0 writes the records, the checkpoints and the report. Returns the report or, where ``stop_requested`` said at
+    any worker that the run shall stop, where that was.
 
     Raises:
         CrossfadeError: the run failed; its exit code says how.
@@ -246,8 +246,9 @@ def run_training(
         progress = _start(job, folder, store, identity, checkpoint, record)
         saver.begin(progress)
         if not loop.run(progress):
-            record({"event": "stopped", "step": progress.step})
-            return None
+            stop = saver.stop(progress)
+            record({"event": "stopped", **asdict(stop)})
+            return stop
         saver.save_last(progress)
         metrics = {"valid": progress.best} if progress.best else {}
         if job.train.embeddings == "best" and "test" in manifest.splits and manifest.splits["test"].rows > 0:
@@ -274,7 +275,7 @@ def run_in_process(
     resume: bool,
     stop_requested: Callable[[], bool],
     say: Callable[[str], None],
-) -> dict[str, Any] | None:
+) -> dict[str, Any] | Stop:
     """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
 
     ``say`` gets a line for each that does not.
