@@ -29,8 +29,8 @@ _EPILOG = """\
 Examples:
   crossfade plan jobs/lastfm.yaml                                  on this machine, in process
   crossfade plan jobs/lastfm.yaml --servers 2 --workers 2          on this machine, with servers
-  crossfade plan jobs/billions.yaml --instance r6i.xlarge --hosts 4
-  crossfade plan jobs/billions.yaml --hosts 4 --bandwidth 10Gbit   a step on a network of your own
+  crossfade plan jobs/billions.yaml --instance r6i.xlarge --hosts 2
+  crossfade plan jobs/billions.yaml --hosts 2 --bandwidth 10Gbit   a step on a network of your own
   crossfade plan jobs/lastfm.yaml --set model.dim=256 --json       the same as data
 
 What the figures are:

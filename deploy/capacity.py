@@ -268,10 +268,22 @@ def _server(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayou
     return (
         Part("process", SERVER_BYTES),
         *tables,
-        Part("receiving a key", max(layout.chunk for layout in layouts) * (row_bytes + ROW_ID_BYTES), "start"),
+        Part("receiving the keys", _receiving(layouts, row_bytes, state), "start"),
         Part("rows of a step", SERVED_COPIES * served * row_bytes // job.cluster.servers, "steps"),
         *_checkpoint(inputs, parts, sum(held.values()) * (dim * VALUE_BYTES + state)),
     )
+
+
+def _receiving(layouts: Sequence[TableLayout], row_bytes: int, state: int) -> int:
+    """What a server needs at the start besides its tables: a key lies in the message while the store takes it over.
+
+    Keys come one by one, tables in turn, so the largest may come before there is much else.
+    """
+    held = most = 0
+    for layout in layouts:
+        held += layout.keys * layout.chunk * (row_bytes + state)
+        most = max(most, held + layout.chunk * (row_bytes + ROW_ID_BYTES))
+    return most - held
 
 
 def _in_process(inputs: Inputs, parts: Sequence[Share]) -> ProcessPlan:

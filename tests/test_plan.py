@@ -18,7 +18,9 @@ from deploy import capacity
 from deploy.capacity import (
     SHARED_LIBRARIES_BYTES,
     Machine,
+    Part,
     Plan,
+    ProcessPlan,
     check_fit,
     gib,
     make_plan,
@@ -201,6 +203,16 @@ def peak_bytes(process: psutil.Process) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise AssertionError("no VmHWM")
+
+
+def test_a_peak_is_of_what_is_held_at_one_time() -> None:
+    always, start, steps = Part("tables", 100), Part("a key", 50, "start"), Part("rows", 20, "steps")
+    evaluation, writer = Part("rankings", 30, "evaluation"), Part("a writer", 15, "checkpoint")
+    copied = Part("changed pages", 40, "checkpoint", sure=False)
+    assert ProcessPlan("server-0", (always, start, steps)).sure_bytes == 150
+    assert ProcessPlan("server-0", (always, start, steps, evaluation, writer)).sure_bytes == 150
+    process = ProcessPlan("server-0", (always, start, steps, evaluation, writer, copied))
+    assert (process.sure_bytes, process.most_bytes) == (150, 100 + 30 + 15 + 40)
 
 
 @pytest.mark.parametrize("cluster", [{}, {"servers": 2, "workers": 2}], ids=["in process", "on servers"])

@@ -422,7 +422,7 @@ def test_a_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
 
 def test_a_lost_coordinator_gets_its_agents_back(two_hosts: TwoHosts) -> None:
     with two_hosts.agent() as agent:
-        with two_hosts.train() as command:
+        with two_hosts.train(*A_WHILE, "--set", "train.epochs=1000000") as command:
             wait_for_steps(command, two_hosts.run_dir)
             roles = list(agent.roles().values())
             command.process.kill()
