@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kvstore.layout import SUM_KEY, TableLayout, make_layout
+from kvstore.layout import STATUS_KEY, SUM_KEY, TableLayout, make_layout
 from kvstore.store import VALUE_BYTES, TableSpec
 
 DIM = 4
@@ -104,10 +104,10 @@ def test_a_table_of_billions_of_parameters_fits_the_largest_key() -> None:
     assert layout.chunk * layout.ranges >= 100_000_000
 
 
-def test_tables_share_no_key_and_leave_the_one_for_sums_alone() -> None:
+def test_tables_share_no_key_and_leave_those_for_sums_and_status_alone() -> None:
     tables = [TableSpec(name, rows, DIM, 0.1) for name, rows in (("customer", 100), ("track", 7), ("artist", 1))]
     layouts = make_layout(tables, servers=2, key_bytes=20 * ROW_BYTES)
     assert [layout.table for layout in layouts] == tables
     keys = [key for layout in layouts for key in layout.key_numbers]
-    assert keys == list(range(1, len(keys) + 1))
-    assert SUM_KEY not in keys
+    assert keys == list(range(2, len(keys) + 2))
+    assert {SUM_KEY, STATUS_KEY}.isdisjoint(keys)
