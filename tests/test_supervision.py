@@ -322,7 +322,7 @@ def test_a_finished_job_leaves_its_run_folder_and_nothing_else(job: Path, tmp_pa
         assert len(ports) == len(ROLES)
         succeeded(command.finish())
         assert command.mark.processes() == []
-    assert max(record["step"] for record in records(tmp_path / "work" / "run")) >= 100
+    assert max(record.get("step", 0) for record in records(tmp_path / "work" / "run")) >= 100
     assert files_below(tmp_path) == before
     still = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.laddr.port in ports]
     assert [
