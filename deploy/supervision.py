@@ -19,9 +19,6 @@ from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.job import Cluster, Job
 from trainer.run import RunFolder
 
-HEARTBEAT_SECONDS = 0.2
-"""Of the agent in this process."""
-
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -66,7 +63,7 @@ def run_job(
             coordinator.report,
             scheduler_address(job.cluster).host,
             identity=coordinator.home,
-            heartbeat_seconds=HEARTBEAT_SECONDS,
+            heartbeat_seconds=0.0,  # a call costs nothing, so at every turn
             lease_seconds=float("inf"),
         )
         stack.enter_context(closing(agent))
@@ -77,9 +74,9 @@ def run_job(
             emit({"event": "listening", "address": str(at)})
         search = _Search(job, folder, resume)
         while coordinator.state not in FINISHED or agent.left is None or coordinator.others():
+            agent.turn()
             if asked_to_stop():
                 coordinator.stop()
-            agent.turn()
             coordinator.tick()
             search.turn(coordinator)
             for event in coordinator.take_events():

@@ -60,9 +60,8 @@ class Identity:
 
     @staticmethod
     def of(job: Job, run: str, tables: Sequence[TableSpec]) -> Identity:
-        """That of run ``run`` of ``job``. The data are known by the CRC-32 of their manifest."""
-        data = zlib.crc32((Path(job.data.shards) / DATA_MANIFEST).read_bytes())
-        return Identity(run, job, tables, job.optimizer.spec(), data)
+        """That of run ``run`` of ``job``."""
+        return Identity(run, job, tables, job.optimizer.spec(), data_fingerprint(Path(job.data.shards)))
 
     def manifest(self, saved: Saved, step: int, progress: dict[str, Any]) -> Manifest:
         """The manifest of a checkpoint whose tables are ``saved``."""
@@ -79,6 +78,11 @@ class Identity:
                 "progress": progress,
             },
         )
+
+
+def data_fingerprint(folder: Path) -> int:
+    """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest."""
+    return zlib.crc32((folder / DATA_MANIFEST).read_bytes())
 
 
 def take_up(identity: Identity, uri: str, rank: int) -> Progress:

@@ -1,4 +1,4 @@
-"""Embeddings as Parquet: written from a store in pieces by all workers, read back by rows.
+"""Embeddings as Parquet: written in pieces from a store, by all workers, or a checkpoint, and read back by rows.
 
     EMBEDDINGS/ENTITY/rows-000000000000.parquet     id, row int64, vector fixed-size list of float32, and name if known
 
@@ -27,7 +27,7 @@ GROUP_ROWS = 1 << 16
 
 
 class VectorSource(Protocol):
-    """Whoever can give the vectors of rows: a store that trains, or embeddings that were written."""
+    """Whoever can give the vectors of rows: a store that trains, a checkpoint, or embeddings that were written."""
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
@@ -56,29 +56,40 @@ def write_embeddings(
     _on_first(store, lambda: shutil.rmtree(staging, ignore_errors=True))
     source = StoreVectors(store)
     for table in tables:
-        entity_folder = staging / table.name
-        entity_folder.mkdir(parents=True, exist_ok=True)
-        starts = range(0, table.rows, FILE_ROWS)
-        for start in starts[store.rank :: store.workers]:
-            path = entity_folder / file_name(start)
-            _write_file(path, source, table, vocabularies[table.name], start, min(start + FILE_ROWS, table.rows))
+        write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
     store.barrier()
-    _on_first(store, lambda: _replace(folder, staging))
+    _on_first(store, lambda: replace_folder(folder, staging))
 
 
-def _on_first(store: RowStore, action: Callable[[], None]) -> None:
-    if store.rank == 0:
-        action()
-    store.barrier()
+def write_table(
+    folder: Path, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, *, rank: int = 0, workers: int = 1
+) -> None:
+    """Write the vectors of ``table`` that ``source`` gives into ``folder/ENTITY``: of several workers, one's share.
+
+    ``source`` is asked for consecutive rows, ``GROUP_ROWS`` at a time; one worker alone begins at row 0 and goes to
+    the end.
+    """
+    entity_folder = folder / table.name
+    entity_folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, table.rows, FILE_ROWS)[rank::workers]:
+        path = entity_folder / file_name(start)
+        _write_file(path, source, table, vocabulary, start, min(start + FILE_ROWS, table.rows))
 
 
-def _replace(folder: Path, staging: Path) -> None:
+def replace_folder(folder: Path, staging: Path) -> None:
+    """Move ``staging`` to where ``folder`` is, which goes once that is done."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     staging.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _on_first(store: RowStore, action: Callable[[], None]) -> None:
+    if store.rank == 0:
+        action()
+    store.barrier()
 
 
 def _write_file(

@@ -1,0 +1,479 @@
+"""What is exported is what the checkpoint holds, under the ids of its data: all of it, or nothing and the reason."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from builders import write_data_set
+from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
+from object_store import running_object_store
+from pyarrow import fs
+from running_command import crossfade, started, succeeded
+from saved_ranges import Arrays, cut, random_table, save
+from waiting import wait_until
+
+from kvstore.arrays import FloatArray
+from kvstore.checkpoint import MANIFEST_NAME, newest_checkpoint
+from kvstore.errors import CheckpointError, InputError
+from kvstore.optimizers import OptimizerSpec
+from kvstore.store import TableSpec
+from trainer import embeddings
+from trainer.checkpoints import data_fingerprint
+from trainer.data.progress import Silent
+from trainer.embeddings import EmbeddingFiles, vectors_of
+from trainer.export import Exported, Request, export
+
+OPTIMIZER = OptimizerSpec("adagrad")
+TABLES = [TableSpec("customer", CUSTOMERS, 5, 0.1), TableSpec("track", TRACKS, 3, 0.1)]
+STEPS = (100, 200, 300)
+ENTITIES = [table.name for table in TABLES]
+
+
+def values_at(step: int) -> dict[str, Arrays]:
+    """The tables of the checkpoint of ``step``."""
+    return {table.name: random_table(table, OPTIMIZER, seed=step) for table in TABLES}
+
+
+def save_step(checkpoints: Path, data: Path, step: int) -> None:
+    """Write the checkpoint of ``step`` as two servers with two keys each do."""
+    held = [cut(table, values_at(step)[table.name], ranges=4) for table in TABLES]
+    parts = [[part for table in held for part in table[server::2]] for server in range(2)]
+    save(str(checkpoints), step, TABLES, OPTIMIZER, parts, training_on(data))
+
+
+def training_on(data: Path) -> dict[str, Any]:
+    """What a run on ``data`` says of itself in a checkpoint."""
+    return {"run": "0", "job": {"name": "planted", "data": {"shards": str(data)}}, "data": data_fingerprint(data)}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data with string ids of customers and names of tracks, and checkpoints of a run on them."""
+    folder = tmp_path_factory.mktemp("written")
+    data = write_planted(folder / "data", named=True)
+    for step in STEPS:
+        save_step(folder / "checkpoints", data, step)
+    return folder
+
+
+@pytest.fixture
+def checkpoints(written: Path, tmp_path: Path) -> Path:
+    """The checkpoints, to be damaged at will."""
+    return Path(shutil.copytree(written / "checkpoints", tmp_path / "checkpoints"))
+
+
+@pytest.fixture
+def data(written: Path, tmp_path: Path) -> Path:
+    """The data, moved."""
+    return Path(shutil.copytree(written / "data", tmp_path / "data"))
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:09d}"
+
+
+class Lines(list[str]):
+    """What an export says."""
+
+    def export(self, source: Path | str, out: Path | None, *entities: str, **options: Any) -> Exported:
+        return export(Request(str(source), out, entities, **options), self.append, Silent())
+
+
+@pytest.fixture
+def lines() -> Lines:
+    return Lines()
+
+
+def vectors(folder: Path, entity: str) -> FloatArray:
+    return vectors_of(EmbeddingFiles(folder).read(entity).column("vector"))
+
+
+def assert_is_step(folder: Path, step: int) -> None:
+    for entity, arrays in values_at(step).items():
+        np.testing.assert_array_equal(vectors(folder, entity), arrays["weights"])
+
+
+def damage(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_vectors_ids_and_names_are_those_of_the_checkpoint_and_its_data(
+    written: Path, tmp_path: Path, lines: Lines
+) -> None:
+    step = step_folder(written / "checkpoints", 200)
+    exported = lines.export(step, tmp_path / "out")
+    assert (exported.checkpoint, exported.step, exported.job) == (str(step), 200, "planted")
+    assert_is_step(tmp_path / "out", 200)
+    assert EmbeddingFiles(tmp_path / "out").entities == ENTITIES
+    customers, tracks = (EmbeddingFiles(tmp_path / "out").read(entity) for entity in ENTITIES)
+    assert customers.column_names == ["id", "row", "vector"]
+    assert customers.column("id").to_pylist() == [f"c{row:03d}" for row in range(CUSTOMERS)]
+    assert customers.column("row").to_pylist() == list(range(CUSTOMERS))
+    assert tracks.column("id").to_pylist() == [5000 + row for row in range(TRACKS)]
+    assert tracks.column("name").to_pylist()[-1] == f"Genre {(TRACKS - 1) % 5} Song {TRACKS - 1}"
+    assert lines == [f"exporting {step}: step 200 of job 'planted'"]
+
+
+def test_a_table_of_several_files_and_pieces_is_exported_whole(
+    written: Path, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "FILE_ROWS", 128)
+    monkeypatch.setattr(embeddings, "GROUP_ROWS", 50)
+    lines.export(step_folder(written / "checkpoints", 100), tmp_path / "out")
+    assert len(list((tmp_path / "out" / "customer").iterdir())) == 3
+    assert_is_step(tmp_path / "out", 100)
+
+
+def test_of_a_folder_the_newest_checkpoint_is_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
+    assert lines.export(written / "checkpoints", tmp_path / "out").step == 300
+    assert_is_step(tmp_path / "out", 300)
+
+
+def test_partial_and_damaged_checkpoints_are_passed_over_and_named(
+    checkpoints: Path, tmp_path: Path, lines: Lines
+) -> None:
+    (step_folder(checkpoints, 300) / MANIFEST_NAME).unlink()
+    [victim] = step_folder(checkpoints, 200).glob("track/weights.00003*")
+    damage(victim)
+    assert lines.export(checkpoints, tmp_path / "out").step == 100
+    assert_is_step(tmp_path / "out", 100)
+    partial, first, damaged, second = lines
+    assert partial.startswith(f"passed over a checkpoint: {step_folder(checkpoints, 300)}/{MANIFEST_NAME}: missing")
+    assert "step 200" in first
+    assert damaged == f"passed over a checkpoint: {victim}: its CRC-32 is not that of what was written"
+    assert "step 100" in second
+
+
+def test_a_folder_without_a_whole_checkpoint_is_refused(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
+    for step in STEPS:
+        damage(step_folder(checkpoints, step) / MANIFEST_NAME)
+    with pytest.raises(CheckpointError, match=r"checkpoints: none of its 3 checkpoint\(s\) is whole"):
+        lines.export(checkpoints, tmp_path / "out")
+    assert len(lines) == 3
+    assert all(MANIFEST_NAME in line for line in lines)
+
+
+@pytest.mark.parametrize("victim", [MANIFEST_NAME, "part-00001*", "customer/weights.00000*", "track/weights.00003*"])
+@pytest.mark.parametrize("harm", [damage, Path.unlink])
+def test_a_checkpoint_that_is_named_and_damaged_is_refused_and_leaves_nothing(
+    checkpoints: Path, tmp_path: Path, lines: Lines, victim: str, harm: Callable[[Path], None]
+) -> None:
+    step = step_folder(checkpoints, 300)
+    [path] = step.glob(victim)
+    harm(path)
+    with pytest.raises(CheckpointError) as error:
+        lines.export(step, tmp_path / "out")
+    assert str(error.value).startswith(f"{path}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_damage_to_what_is_not_exported_does_not_matter(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
+    for path in step_folder(checkpoints, 300).glob("*/squares*"):
+        damage(path)
+    [customers, *_] = step_folder(checkpoints, 300).glob("customer/weights*")
+    damage(customers)
+    lines.export(step_folder(checkpoints, 300), tmp_path / "out", "track")
+    np.testing.assert_array_equal(vectors(tmp_path / "out", "track"), values_at(300)["track"]["weights"])
+
+
+def test_the_tables_that_are_named_are_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
+    exported = lines.export(written / "checkpoints", tmp_path / "out", "track", "track")
+    assert exported.tables == [TABLES[1]]
+    assert EmbeddingFiles(tmp_path / "out").entities == ["track"]
+    with pytest.raises(InputError, match="has no table 'artist'; it has customer, track"):
+        lines.export(written / "checkpoints", tmp_path / "other", "track", "artist")
+
+
+def test_what_exists_is_replaced_only_if_asked_and_only_if_it_is_embeddings(
+    written: Path, tmp_path: Path, lines: Lines
+) -> None:
+    out = tmp_path / "out"
+    lines.export(step_folder(written / "checkpoints", 100), out)
+    with pytest.raises(InputError, match="out: exists already; choose another --out"):
+        lines.export(written / "checkpoints", out)
+    assert_is_step(out, 100)
+    lines.export(written / "checkpoints", out, overwrite=True)
+    assert_is_step(out, 300)
+    (out / "track" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt: --overwrite would delete it"):
+        lines.export(written / "checkpoints", out, overwrite=True)
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(InputError, match="link: is not a folder of embeddings"):
+        lines.export(written / "checkpoints", tmp_path / "link", overwrite=True)
+    with pytest.raises(InputError, match=rf"data/{MANIFEST_NAME}: --overwrite would delete it"):
+        lines.export(written / "checkpoints", written / "data", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
+    lines.export(step_folder(checkpoints, 100), tmp_path / "out")
+    damage(next(step_folder(checkpoints, 300).glob("track/weights.00003*")))
+    with pytest.raises(CheckpointError):
+        lines.export(step_folder(checkpoints, 300), tmp_path / "out", overwrite=True)
+    assert_is_step(tmp_path / "out", 100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "out"]
+
+
+def test_a_place_that_cannot_be_written_is_refused(written: Path, tmp_path: Path, lines: Lines) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: cannot be written: .*; choose another --out"):
+        lines.export(written / "checkpoints", tmp_path / "file" / "out")
+
+
+def test_data_that_have_moved_are_named(data: Path, tmp_path: Path, lines: Lines) -> None:
+    save_step(tmp_path / "checkpoints", data, 1)
+    data.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"^{data}: holds no prepared data; name the folder .* with --data"):
+        lines.export(tmp_path / "checkpoints", tmp_path / "out")
+    lines.export(tmp_path / "checkpoints", tmp_path / "out", data=tmp_path / "elsewhere")
+    assert_is_step(tmp_path / "out", 1)
+
+
+def test_other_data_than_those_of_the_checkpoint_are_refused(
+    written: Path, data: Path, tmp_path: Path, lines: Lines
+) -> None:
+    smaller = tmp_path / "smaller"
+    write_data_set(smaller, {}, queries=CUSTOMERS, items=TRACKS - 1)
+    with pytest.raises(InputError, match="smaller: its vocabulary of 'track' has 199 rows, but the table .* has 200"):
+        lines.export(written / "checkpoints", tmp_path / "out", data=smaller)
+    again = json.loads((data / MANIFEST_NAME).read_text()) | {"source": {"seed": 2}}
+    (data / MANIFEST_NAME).write_text(json.dumps(again))
+    with pytest.raises(InputError, match="data: holds other data than .*step-000000300 was trained on"):
+        lines.export(written / "checkpoints", tmp_path / "out", data=data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_says_nothing_of_its_data_is_refused(tmp_path: Path, lines: Lines) -> None:
+    held = [cut(table, values_at(1)[table.name], ranges=1)[0] for table in TABLES]
+    uri = save(str(tmp_path), 1, TABLES, OPTIMIZER, [held])
+    with pytest.raises(InputError, match="does not say what data it was trained on"):
+        lines.export(uri, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("missing", "there is no such folder"),
+        ("empty", "there is no such folder, or nothing in it"),
+        ("file", "is a file"),
+        ("data", "holds prepared data"),
+        ("other", "there is no checkpoint in it"),
+        ("checkpoints/step-000000400", "there is no such folder"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(written: Path, tmp_path: Path, lines: Lines, name: str, found: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "song.ogg").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "data").symlink_to(written / "data")
+    with pytest.raises(InputError, match=f"{name}: {found}.*expected a run folder, a folder of checkpoints, or a"):
+        lines.export(tmp_path / name, tmp_path / "out")
+
+
+def make_run(folder: Path, written: Path, **sections: Any) -> Path:
+    """A run folder with a job."""
+    folder.mkdir()
+    write_job(folder / "job.json", written / "data", **sections)
+    (folder / "job.json").rename(folder / "job.yaml")
+    return folder
+
+
+def test_of_a_run_its_checkpoints_are_exported_wherever_they_are(written: Path, tmp_path: Path, lines: Lines) -> None:
+    run = make_run(tmp_path / "run", written)
+    with pytest.raises(InputError, match="run: say with --out where its embeddings shall go"):
+        lines.export(run, None)
+    with pytest.raises(InputError, match="run/checkpoints: there is no checkpoint in it"):
+        lines.export(run, tmp_path / "out")
+    shutil.copytree(written / "checkpoints", run / "checkpoints")
+    lines.export(run, tmp_path / "out")
+    assert_is_step(tmp_path / "out", 300)
+    away = make_run(tmp_path / "away", written, checkpoint={"to": str(written / "checkpoints")})
+    lines.export(away, tmp_path / "out-away")
+    assert_is_step(tmp_path / "out-away", 300)
+
+
+def test_a_run_that_writes_no_embeddings_gets_those_of_its_checkpoint(
+    written: Path, tmp_path: Path, lines: Lines
+) -> None:
+    to = {"to": str(written / "checkpoints")}
+    run = make_run(tmp_path / "run", written, checkpoint=to, train={"embeddings": "none"})
+    assert lines.export(run, None).out == run / "embeddings"
+    assert_is_step(run / "embeddings", 300)
+    with pytest.raises(InputError, match="run/embeddings: exists already"):
+        lines.export(run, None)
+    lines.export(run, None, overwrite=True)
+
+
+@pytest.mark.slow
+def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
+    (tmp_path / "server").mkdir()
+    with running_object_store(tmp_path / "server") as server, pytest.MonkeyPatch.context() as environment:
+        for name, value in server.variables.items():
+            environment.setenv(name, value)
+        remote = fs.S3FileSystem(region="us-east-1", scheme="http", endpoint_override=server.endpoint[len("http://") :])
+        for folder in ("plays/checkpoints", "run/checkpoints"):
+            to = server.uri(folder).removeprefix("s3://")
+            fs.copy_files(str(written / "checkpoints"), to, fs.LocalFileSystem(), remote)
+        with remote.open_output_stream(server.uri("run/job.yaml").removeprefix("s3://")) as file:
+            file.write(b"name: planted")
+        away = make_run(tmp_path / "away", written, checkpoint={"to": server.uri("plays/checkpoints")})
+        step = server.uri("plays/checkpoints/step-000000100")
+        sources = ((step, 100), (server.uri("plays/checkpoints/"), 300), (server.uri("run"), 300), (away, 300))
+        for number, (source, expected) in enumerate(sources):
+            assert lines.export(source, tmp_path / f"out-{number}").step == expected
+            assert_is_step(tmp_path / f"out-{number}", expected)
+        with pytest.raises(InputError, match="there is no such folder"):
+            lines.export(server.uri("nowhere"), tmp_path / "out")
+
+
+def weights_of_newest(run: Path, entity: str) -> FloatArray:
+    """The rows of ``entity`` in the newest checkpoint of a run, as numpy alone reads them."""
+    checkpoint, _ = newest_checkpoint(str(run / "checkpoints"))
+    assert checkpoint is not None
+    weights_ND = np.empty((checkpoint.rows(entity), 8), np.float32)
+    files = sorted(Path(checkpoint.uri, entity).glob("weights.*.npy"))
+    for number, path in enumerate(files):
+        weights_ND[number :: len(files)] = np.load(path)
+    return weights_ND
+
+
+def train(place: Path, run: str, *options: object, **sections: Any) -> Path:
+    """Train on the planted data; the run's folder."""
+    if not (place / "data").exists():
+        write_planted(place / "data", named=True, held_out=False)
+    write_job(place / f"{run}.yaml", place / "data", **sections)
+    succeeded(crossfade("train", f"{run}.yaml", "--run-dir", run, *options, cwd=place))
+    return place / run
+
+
+def assert_equal_folders(one: Path, other: Path) -> None:
+    names = [[str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))] for folder in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        if (one / name).is_file():
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_of_a_run_without_a_valid_split_the_export_is_its_embeddings_bit_for_bit(tmp_path: Path) -> None:
+    run = train(tmp_path, "run")
+    result = succeeded(crossfade("export", "run", "--out", "out/now", cwd=tmp_path))
+    assert_equal_folders(tmp_path / "out" / "now", run / "embeddings")
+    assert result.stdout.splitlines() == [
+        f"customer  {CUSTOMERS:>13} x 8      out/now/customer",
+        f"track     {TRACKS:>13} x 8      out/now/track",
+    ]
+    assert "crossfade: exporting run/checkpoints/step-" in result.stderr
+
+
+@pytest.mark.cluster
+def test_the_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
+    run = train(tmp_path, "run", "--servers", 2, "--workers", 2, cluster={"key_bytes": 2048})
+    succeeded(crossfade("export", "run", "--out", "out", cwd=tmp_path))
+    assert_equal_folders(tmp_path / "out", run / "embeddings")
+    assert len(list(run.glob("checkpoints/step-*/customer/weights.*"))) > 2
+
+
+@pytest.mark.slow
+def test_of_a_run_with_a_valid_split_the_export_is_its_last_step(tmp_path: Path) -> None:
+    write_planted(tmp_path / "data")
+    run = train(tmp_path, "run", train={"epochs": 12, "patience": None}, optimizer={"learning_rate": 1.0})
+    exported = json.loads(succeeded(crossfade("export", "run", "--out", "out", "--json", cwd=tmp_path)).stdout)
+    report = json.loads((run / "report.json").read_text())
+    assert exported["step"] == report["steps"]
+    assert (exported["out"], exported["job"]) == ("out", "planted")
+    assert exported["tables"][0] == {"name": "customer", "rows": CUSTOMERS, "dim": 8}
+    for entity in ENTITIES:
+        np.testing.assert_array_equal(vectors(tmp_path / "out", entity), weights_of_newest(run, entity))
+    assert report["best_epoch"] < report["epochs"], "the job is to overfit"
+    assert not np.array_equal(vectors(tmp_path / "out", "track"), vectors(run / "embeddings", "track"))
+
+
+@pytest.mark.slow
+def test_what_a_job_leaves_to_the_export_is_found_by_similar_and_evaluate(tmp_path: Path) -> None:
+    write_planted(tmp_path / "data", named=True)
+    run = train(tmp_path, "run", train={"embeddings": "none"})
+    assert not (run / "embeddings").exists()
+    succeeded(crossfade("export", "run", cwd=tmp_path))
+    for entity in ENTITIES:
+        np.testing.assert_array_equal(vectors(run / "embeddings", entity), weights_of_newest(run, entity))
+    assert "Genre" in succeeded(crossfade("similar", "run", "Genre 0 Song 0", cwd=tmp_path)).stdout
+    assert "recall@5" in succeeded(crossfade("evaluate", "run", cwd=tmp_path)).stdout
+
+
+@pytest.mark.slow
+def test_the_exit_code_tells_damage_from_wrong_input(checkpoints: Path, tmp_path: Path) -> None:
+    [victim] = step_folder(checkpoints, 300).glob("track/weights.00003*")
+    damage(victim)
+    result = crossfade("export", victim.parents[1], "--out", "out", cwd=tmp_path)
+    assert result.returncode == 1
+    assert f"crossfade: error: {victim}: its CRC-32 is not that of what was written\n" in result.stderr
+    result = crossfade("export", "nowhere", "--out", "out", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "crossfade: error: nowhere: there is no such folder" in result.stderr
+    result = crossfade("export", checkpoints, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "say with --out" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+LARGE = 400_000
+PEAK = """
+import sys
+from pathlib import Path
+from crossfade.main import main
+code = main(sys.argv[1:])
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")))
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a table of 102 MB, and one of one piece."""
+    folder = tmp_path_factory.mktemp("large")
+    write_data_set(folder / "data", {}, queries=LARGE, items=embeddings.GROUP_ROWS)
+    tables = [TableSpec("customer", LARGE, 64, 0.1), TableSpec("track", embeddings.GROUP_ROWS, 64, 0.1)]
+    held = [part for table in tables for part in cut(table, random_table(table, OPTIMIZER), ranges=2)]
+    save(str(folder / "checkpoints"), 1, tables, OPTIMIZER, [held], training_on(folder / "data"))
+    return folder
+
+
+def export_peak_bytes(large: Path, entity: str, out: Path) -> int:
+    """The most memory that an export has held."""
+    command = ["export", str(large / "checkpoints"), "--out", str(out), "--entity", entity]
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, *command], capture_output=True, text=True, timeout=90, check=True
+    )
+    return int(result.stdout.split()[-1]) * 1024
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_table(large: Path, tmp_path: Path) -> None:
+    of_a_piece = export_peak_bytes(large, "track", tmp_path / "track")
+    of_many = export_peak_bytes(large, "customer", tmp_path / "customer")
+    assert pq.ParquetFile(tmp_path / "customer" / "customer" / "rows-000000000000.parquet").metadata.num_rows == LARGE
+    assert of_many - of_a_piece < LARGE * 64 * 4 / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_that_is_stopped_leaves_nothing(large: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with started("export", large / "checkpoints", "--out", "out", cwd=tmp_path) as command:
+        wait_until(lambda: list(tmp_path.glob(".out.partial-*/customer/*")), 60, "a file of embeddings")
+        command.process.send_signal(number)
+        result = command.finish()
+    assert result.returncode == 128 + number, result.stderr
+    assert list(tmp_path.iterdir()) == []
