@@ -11,6 +11,7 @@ import psutil
 import pytest
 from waiting import wait_until
 
+import deploy
 from deploy.agent import Agent, Unreachable, job_digest
 from deploy.cluster import TOKEN_VARIABLE, Address, Role, own_address
 from deploy.coordinator import LEASE_SECONDS
@@ -279,6 +280,12 @@ def test_other_names_are_no_roles(name: str) -> None:
 def test_what_is_not_host_and_port_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--join: expected HOST:PORT, as in"):
         Address.parse(text, "--join")
+
+
+def test_nothing_here_looks_at_the_wall_clock() -> None:
+    folder = Path(deploy.__file__).parent
+    sources = {path.name: path.read_text() for path in folder.glob("*.py")}
+    assert [name for name, source in sources.items() if "time.time(" in source or "datetime" in source] == []
 
 
 def test_an_agents_address_is_the_one_towards_the_coordinator() -> None:

@@ -109,8 +109,11 @@ def test_a_frozen_server_is_noticed_by_what_is_missing(job: Path, tmp_path: Path
     assert report["restarts"] == 1
 
 
-def test_workers_that_are_asked_to_stop_by_someone_else_start_again(job: Path, tmp_path: Path) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
+def test_workers_that_are_asked_to_stop_by_someone_else_start_again_on_the_port_that_the_job_names(
+    job: Path, tmp_path: Path, free_port: int
+) -> None:
+    port = ("--set", f"cluster.port={free_port}")
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *port, cwd=tmp_path) as command:
         wait_for(command, tmp_path / "run", "saved")
         command.roles()["worker-1"].terminate()
         succeeded(command.finish())
