@@ -31,6 +31,8 @@ DEFAULT_TIMEOUT_SECONDS = 10
 _FIRST_PAUSE_SECONDS = 0.025
 _CONNECT_TIMEOUT_SECONDS = 5
 _ANSWER_TOO_LONG = "Failed to flush response stream"
+_unfinished: list[Any] = []
+"""Objects whose writing broke off: nothing may ever close them."""
 
 
 class InputFile(Protocol):
@@ -328,9 +330,11 @@ class _S3Files:
     @contextmanager
     def open_output(self, path: str) -> Iterator[OutputFile]:
         file = self._fs.open_output_stream(self._root + path)
+        # Not after an error: closing would make an object of what there is so far, and so would forgetting it.
+        _unfinished.append(file)
         yield file
-        # Not after an error: closing would make an object of what there is so far.
         file.close()
+        _unfinished.remove(file)
 
     def read(self, path: str) -> bytes:
         with closing(self._fs.open_input_file(self._root + path)) as file:
