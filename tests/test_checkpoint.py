@@ -416,3 +416,29 @@ def test_a_store_in_process_loads_what_servers_wrote_and_servers_what_it_wrote(
     into = blank(CUSTOMER, optimizer, 4)
     open_checkpoint(from_here).load(into)
     equal(joined(into), arrays)
+
+
+def test_the_example_of_the_documentation_reads_a_table(saved: Saved) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "checkpoint-format.md").read_text()
+    example: dict[str, Callable[..., np.ndarray]] = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], example)
+    for table in saved.tables:
+        for name, expected in saved.arrays[table.name].items():
+            np.testing.assert_array_equal(example["read_array"](Path(saved.uri), table.name, name), expected)
+
+
+def test_the_documented_table_of_arrays_is_that_of_the_optimizers(saved: Saved) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "checkpoint-format.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    column = rows[0].index(saved.optimizer.kind)
+    documented = {name.strip("`"): row[column] for row in rows[2:6] for name in row[0].split(", ") if row[column]}
+    table = saved.tables[-1]
+    shapes = {1: "(n,)", 2: "(n, d)"}
+    arrays = saved.arrays[table.name]
+    assert documented == {name: f"{values.dtype} {shapes[values.ndim]}" for name, values in arrays.items()}
+
+
+def test_entries_lie_where_the_documentation_says(checkpoints: str) -> None:
+    weights = random_table(CUSTOMER, ROWWISE, seed=2)["weights"]
+    file = Path(step_folder(checkpoints, 2), "customer", "weights.00003-of-00004.npy").read_bytes()
+    assert file[128 + 5 * 16 : 128 + 6 * 16] == weights[5 * 4 + 3].tobytes()
