@@ -1,6 +1,7 @@
 """What is exported is what the checkpoint holds, under the ids of its data: all of it, or nothing and the reason."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -227,8 +228,23 @@ def test_an_export_that_fails_leaves_the_earlier_one(checkpoints: Path, tmp_path
 
 def test_a_place_that_cannot_be_written_is_refused(written: Path, tmp_path: Path, lines: Lines) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file: cannot be written: .*; choose another --out"):
+    with pytest.raises(InputError, match=r"file: cannot be written: .*; choose another --out"):
         lines.export(written / "checkpoints", tmp_path / "file" / "out")
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_is_named_and_left_as_it_was(checkpoints: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    command = [sys.executable, "-m", "crossfade", "export", str(checkpoints), "--out", "out"]
+    result = subprocess.run(
+        command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert result.returncode == 1
+    assert f"crossfade: error: {tmp_path / 'out'}: could not be written: " in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 def test_data_that_have_moved_are_named(data: Path, tmp_path: Path, lines: Lines) -> None:
@@ -245,11 +261,11 @@ def test_other_data_than_those_of_the_checkpoint_are_refused(
 ) -> None:
     smaller = tmp_path / "smaller"
     write_data_set(smaller, {}, queries=CUSTOMERS, items=TRACKS - 1)
-    with pytest.raises(InputError, match="smaller: its vocabulary of 'track' has 199 rows, but the table .* has 200"):
+    with pytest.raises(InputError, match=r"smaller: its vocabulary of 'track' has 199 rows, but the table .* has 200"):
         lines.export(written / "checkpoints", tmp_path / "out", data=smaller)
     again = json.loads((data / MANIFEST_NAME).read_text()) | {"source": {"seed": 2}}
     (data / MANIFEST_NAME).write_text(json.dumps(again))
-    with pytest.raises(InputError, match="data: holds other data than .*step-000000300 was trained on"):
+    with pytest.raises(InputError, match=r"data: holds other data than .*step-000000300 was trained on"):
         lines.export(written / "checkpoints", tmp_path / "out", data=data)
     assert not (tmp_path / "out").exists()
 
@@ -292,7 +308,7 @@ def make_run(folder: Path, written: Path, **sections: Any) -> Path:
 
 def test_of_a_run_its_checkpoints_are_exported_wherever_they_are(written: Path, tmp_path: Path, lines: Lines) -> None:
     run = make_run(tmp_path / "run", written)
-    with pytest.raises(InputError, match="run: say with --out where its embeddings shall go"):
+    with pytest.raises(InputError, match="run: name with --out a new folder for the embeddings"):
         lines.export(run, None)
     with pytest.raises(InputError, match="run/checkpoints: there is no checkpoint in it"):
         lines.export(run, tmp_path / "out")
@@ -425,7 +441,7 @@ def test_the_exit_code_tells_damage_from_wrong_input(checkpoints: Path, tmp_path
     assert "crossfade: error: nowhere: there is no such folder" in result.stderr
     result = crossfade("export", checkpoints, cwd=tmp_path)
     assert result.returncode == 2
-    assert "say with --out" in result.stderr
+    assert "name with --out a new folder" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
@@ -465,7 +481,7 @@ def test_memory_does_not_grow_with_the_table(large: Path, tmp_path: Path) -> Non
     of_a_piece = export_peak_bytes(large, "track", tmp_path / "track")
     of_many = export_peak_bytes(large, "customer", tmp_path / "customer")
     assert pq.ParquetFile(tmp_path / "customer" / "customer" / "rows-000000000000.parquet").metadata.num_rows == LARGE
-    assert of_many - of_a_piece < LARGE * 64 * 4 / 2
+    assert of_many - of_a_piece < LARGE * 64 * 4 * 3 / 4
 
 
 @pytest.mark.slow

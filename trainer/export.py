@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.checkpoint import MANIFEST_NAME, Checkpoint, newest_checkpoint, open_checkpoint
-from kvstore.errors import CheckpointError, InputError
+from kvstore.errors import CheckpointError, CrossfadeError, InputError
 from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer.checkpoints import data_fingerprint
@@ -96,7 +96,10 @@ def export(request: Request, say: Say, progress: Progress) -> Exported:
     source = _locate(request.source)
     out = request.out or source.out
     if out is None:
-        raise InputError(f"{request.source}: say with --out where its embeddings shall go: a folder that is not there")
+        raise InputError(
+            f"{request.source}: name with --out a new folder for the embeddings; only a run whose job says "
+            "train.embeddings: none gets them in its own"
+        )
     _check_free(out, request.overwrite)
     refused: set[str] = set()
     said: set[str] = set()
@@ -253,6 +256,7 @@ def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder beside ``out`` that becomes ``out`` when the block ends well, and vanishes when it does not.
 
     Raises:
+        CrossfadeError: it cannot be written to its end.
         InputError: ``out`` may not be replaced, or its parent cannot be written.
     """
     out = out.absolute()
@@ -266,6 +270,8 @@ def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
         yield staging
         _check_free(out, overwrite)
         replace_folder(out, staging)
-    except BaseException:
+    except OSError as error:
+        # Of writing: what goes wrong with reading has been said to be of the checkpoint or of the data.
+        raise CrossfadeError(f"{out}: could not be written: {error}") from error
+    finally:
         shutil.rmtree(staging, ignore_errors=True)
-        raise
