@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Be this host's agent until told to leave."""
     from crossfade.stopping import stopper
     from deploy.agent import Agent
-    from deploy.cluster import Address, own_address
+    from deploy.cluster import Address, check_own_address, own_address
     from deploy.coordinator_http import RemoteCoordinator, read_token
     from kvstore.mxnet_import import require_mxnet
     from trainer.run import RunFolder
@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     coordinator = Address.parse(arguments.join, "--join")
     remote = RemoteCoordinator(coordinator, read_token("crossfade agent"))
     address = arguments.address or own_address(coordinator)
+    check_own_address(address)
     agent = Agent(RunFolder(arguments.run_dir), remote.report, address, heartbeat_seconds=1.0, tell=_say)
     _say(f"joining the coordinator at {coordinator} as {address}")
     with stopper.deferred(), closing(agent):

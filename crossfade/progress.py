@@ -35,6 +35,7 @@ class TrainingDisplay:
         self._select = select
         self._bar: tqdm[Any] | None = None
         self._best = float("-inf")
+        self._saved_step: int | None = None
 
     def __enter__(self) -> TrainingDisplay:
         """Itself."""
@@ -42,8 +43,13 @@ class TrainingDisplay:
 
     def __exit__(self, *_: object) -> None:
         """Leave the bar as it stands."""
+        self._close_bar()
+
+    def _close_bar(self) -> None:
+        """Leave the bar as it stands: what follows gets a new one."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
     def show(self, event: dict[str, Any]) -> None:
         """Show one event.
@@ -56,7 +62,11 @@ class TrainingDisplay:
             self._show_step(event)
         elif event["event"] == "epoch":
             self._show_epoch(event)
+        elif event["event"] == "saved":
+            self._saved_step = event["step"]
         elif event["event"] in _LINES:
+            if event["event"] == "restart":
+                self._close_bar()
             for passed_over in event.get("passed_over", ()):
                 self._say(f"passed over a checkpoint: {passed_over}")
             self._say(_LINES[event["event"]](event))
@@ -79,13 +89,12 @@ class TrainingDisplay:
                 dynamic_ncols=True,
                 leave=True,
             )
-        self._bar.set_postfix(
-            {"epoch": event["epoch"], "loss": f"{event['loss']:.4f}", **self._shown_best()}, refresh=False
-        )
+        self._bar.set_postfix({"epoch": event["epoch"], "loss": f"{event['loss']:.4f}", **self._shown()}, refresh=False)
         self._bar.update(event["step"] - self._bar.n)
 
-    def _shown_best(self) -> dict[str, str]:
-        return {self._select: f"{self._best:.4f}"} if self._best > float("-inf") else {}
+    def _shown(self) -> dict[str, str]:
+        best = {self._select: f"{self._best:.4f}"} if self._best > float("-inf") else {}
+        return best if self._saved_step is None else {**best, "saved": f"{self._saved_step:,}"}
 
     def _show_epoch(self, event: dict[str, Any]) -> None:
         valid = event.get("valid")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -117,6 +118,21 @@ def own_address(towards: Address) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise InputError(f"{towards}: there is no way there from here: {error.strerror}; see --address") from error
+
+
+def check_own_address(address: str) -> None:
+    """Refuse an ``address`` on which roles of this host cannot listen.
+
+    Raises:
+        InputError: it is not numeric, or not of this machine.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((str(ipaddress.IPv4Address(address)), 0))
+    except ValueError:
+        raise InputError(f"--address: expected a numeric address, as in 10.0.0.2, but found '{address}'") from None
+    except OSError as error:
+        raise InputError(f"--address: cannot listen on '{address}': {error.strerror}") from error
 
 
 @dataclass(frozen=True)

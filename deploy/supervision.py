@@ -6,18 +6,22 @@ Other hosts take part if the job says where the coordinator listens: ``crossfade
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from deploy.agent import Agent, job_digest
+from deploy.agent import POLL_SECONDS, Agent, job_digest
 from deploy.cluster import Address, scheduler_address
 from deploy.coordinator import FINISHED, Coordinator, Start, State
 from deploy.coordinator_http import read_token, serving
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.job import Cluster, Job
-from trainer.run import RunFolder
+from trainer.run import REPORT_FILE, RunFolder
+
+REPORT_SECONDS = 10.0
+"""How long it may take until a file that another host wrote is seen on this one."""
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -33,13 +37,22 @@ def check_hosts(cluster: Cluster) -> None:
         InputError: hosts have no way to join, or there is no token.
     """
     if cluster.listen is not None:
-        Address.parse(cluster.listen, "cluster.listen")
+        listen = Address.parse(cluster.listen, "cluster.listen")
         read_token("cluster.listen")
+        if cluster.hosts > 1 and _is_loopback(cluster.host) and not _is_loopback(listen.host):
+            raise InputError(
+                f"cluster.host is {cluster.host}, where the roles of other hosts cannot reach this one's: set it to "
+                "this host's address, as in --set cluster.host=10.0.0.1"
+            )
     elif cluster.hosts > 1:
         raise InputError(
             f"cluster.hosts is {cluster.hosts}, but the other hosts' agents have nowhere to join: set cluster.listen, "
             "as in --set cluster.listen=10.0.0.1:7070"
         )
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")
 
 
 def run_job(
@@ -90,10 +103,12 @@ def run_job(
 
 def _amended_report(folder: RunFolder, coordinator: Coordinator) -> dict[str, Any]:
     """The report that the first worker wrote, with what it cannot know."""
-    try:
-        report = folder.report()
-    except FileNotFoundError:
-        raise ClusterError(f"all roles ended well, but left no report (logs: {folder.logs})") from None
+    deadline = time.monotonic() + REPORT_SECONDS
+    while not (folder.path / REPORT_FILE).exists():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"all roles ended well, but left no report (logs: {folder.logs})")
+        time.sleep(POLL_SECONDS)
+    report = folder.report()
     causes = [vars(restart) for restart in coordinator.restarts]
     report |= {"restarts": len(causes), "restart_causes": causes}
     folder.write_report(report)

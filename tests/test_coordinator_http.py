@@ -1,0 +1,208 @@
+"""What the coordinator says over HTTP, and to whom."""
+
+import http.client
+import json
+import pickle
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import psutil
+import pytest
+from scripted_agents import Host, Place, step
+
+from deploy import coordinator_http
+from deploy.agent import Unreachable
+from deploy.cluster import TOKEN_VARIABLE, Address
+from deploy.coordinator import State
+from deploy.coordinator_http import LONGEST_BODY_BYTES, RemoteCoordinator, read_token, serving
+from deploy.reports import SentEvent
+from kvstore.errors import ClusterError, InputError
+
+TOKEN = "a-secret-of-this-test-alone"
+
+Ask = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[Place, Address]]:
+    """A coordinator that waits for a second host, and where it answers."""
+    place = Place(hosts=2)
+    with serving(place.coordinator, Address("127.0.0.1", 0), TOKEN) as address:
+        yield place, address
+
+
+@pytest.fixture
+def ask(served: tuple[Place, Address]) -> Ask:
+    """Send a request; gives the status and the JSON of the answer."""
+
+    def send(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
+        _, address = served
+        with closing(http.client.HTTPConnection(address.host, address.port, timeout=10)) as connection:
+            given = {"Authorization": f"Bearer {TOKEN}"} | {k.replace("_", "-"): v for k, v in headers.items()}
+            connection.request(method, path, body, {name: value for name, value in given.items() if value})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+    return send
+
+
+def test_an_agent_joins_and_gets_its_orders_over_http(served: tuple[Place, Address], ask: Ask) -> None:
+    place, address = served
+    remote = RemoteCoordinator(address, TOKEN)
+    agent = Host(place, "127.0.0.2")
+    hello = remote.report(agent.make())
+    assert remote.report(agent.make(coordinator=hello.coordinator)).do == "wait"
+    assert place.state is State.PREPARING
+    place.begin()
+    event = SentEvent(number=1, generation=1, role="worker-0", event=step(3) | {"loss": float("inf")})
+    order = remote.report(agent.make(coordinator=hello.coordinator, events=[event]))
+    assert (order.do, order.roles, order.acknowledged) == ("run", ["server-1", "worker-1"], 1)
+    assert [told["loss"] for told in place.events("step")] == [float("inf")]
+    status, answer = ask("GET", "/v1/status")
+    assert status == 200
+    assert (answer["state"], answer["generation"], answer["step"], answer["restarts"]) == ("running", 1, 3, [])
+    assert [shown["address"] for shown in answer["agents"]] == ["10.0.0.1", "127.0.0.2"]
+
+
+@pytest.mark.parametrize("given", ["", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", TOKEN, f"Basic {TOKEN}", "Bearer é"])
+def test_without_the_token_nobody_learns_or_changes_anything(
+    served: tuple[Place, Address], ask: Ask, given: str
+) -> None:
+    place, _ = served
+    body = Host(place, "127.0.0.2").make(coordinator=place.coordinator.id).model_dump_json().encode()
+    for method, path in (("GET", "/v1/status"), ("POST", "/v1/report"), ("GET", "/anything")):
+        status, answer = ask(method, path, body if method == "POST" else None, Authorization=given)
+        assert status == 401
+        assert set(answer) == {"error"}
+        assert TOKEN not in answer["error"]
+        assert place.state is State.WAITING
+
+
+def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(served: tuple[Place, Address]) -> None:
+    place, address = served
+    long = [SentEvent(number=n, generation=1, role="w", event={"event": "x" * 9000}) for n in range(200)]
+    with pytest.raises(InputError, match=f"refuses the token in {TOKEN_VARIABLE}"):
+        RemoteCoordinator(address, TOKEN + "x").report(Host(place, "127.0.0.2").make(events=long))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"not json", 400, "not a report"),
+        (b"[]", 400, "not a report"),
+        (pickle.dumps({"agent": "a"}), 400, "not a report"),
+        (b'{"agent": "a"}', 400, "host: Field required"),
+        (b'{"agent": "a", "host": "h", "address": "a", "number": "1"}', 400, "number: Input should be a valid integer"),
+        (b'{"agent": "a", "host": "h", "address": "a", "number": 1, "more": 2}', 400, "more: Extra inputs are not"),
+        (b'{"agent": "a", "host": "h", "address": "a", "number": 1, "roles": {"r": "x"}}', 400, "roles.r: Input"),
+        (b" " * (LONGEST_BODY_BYTES + 1), 413, "more than"),
+    ],
+    ids=["text", "list", "pickle", "missing", "wrong type", "unknown field", "unknown state", "too large"],
+)
+def test_what_is_not_a_report_is_refused_and_said_to_be(
+    served: tuple[Place, Address], ask: Ask, body: bytes, status: int, said: str
+) -> None:
+    place, _ = served
+    answer = ask("POST", "/v1/report", body)
+    assert answer[0] == status
+    assert said in answer[1]["error"]
+    assert place.coordinator.others() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "length", "status"),
+    [
+        ("GET", "/", "", 404),
+        ("GET", "/v1/report", "", 404),
+        ("POST", "/v1/status", "0", 404),
+        ("POST", "/v1/report", "-1", 411),
+        ("POST", "/v1/report", "much", 411),
+    ],
+)
+def test_there_is_nothing_else(ask: Ask, method: str, path: str, length: str, status: int) -> None:
+    answer = ask(method, path, None, Content_Length=length)
+    assert (answer[0], set(answer[1])) == (status, {"error"})
+
+
+def test_a_slow_client_holds_up_nobody_and_is_dropped(
+    served: tuple[Place, Address], ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, address = served
+    monkeypatch.setattr(coordinator_http._Handler, "timeout", 0.5)
+    with socket.create_connection((address.host, address.port), timeout=10) as slow:
+        slow.sendall(b"POST /v1/report HTTP/1.0\r\nAuth")
+        begin = time.monotonic()
+        assert ask("GET", "/v1/status")[0] == 200
+        assert time.monotonic() - begin < 0.4
+        assert slow.recv(100) == b""
+
+
+def test_it_listens_where_it_is_told_and_only_while_it_serves(served: tuple[Place, Address]) -> None:
+    place, _ = served
+
+    def listening() -> set[tuple[str, int]]:
+        connections = psutil.Process().net_connections("tcp")
+        return {tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN}
+
+    before = listening()
+    with serving(place.coordinator, Address("127.0.0.3", 0), TOKEN) as address:
+        assert listening() - before == {("127.0.0.3", address.port)}
+        with (
+            pytest.raises(InputError, match=r"cluster\.listen: cannot listen on 127\.0\.0\.3:"),
+            serving(place.coordinator, address, TOKEN),
+        ):
+            pass
+    assert listening() == before
+
+
+def test_an_agent_knows_a_coordinator_that_is_away_from_what_is_none(
+    served: tuple[Place, Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, address = served
+    report = Host(place, "127.0.0.2").make()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        with pytest.raises(Unreachable, match=f"127.0.0.1:{port} cannot be reached: .*refused"):
+            RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
+        silent.listen()
+        monkeypatch.setattr(coordinator_http, "REQUEST_SECONDS", 0.1)
+        with pytest.raises(Unreachable, match="no answer in time"):
+            RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
+    monkeypatch.setattr(coordinator_http._Handler, "do_POST", coordinator_http._Handler.do_GET)
+    with pytest.raises(ClusterError, match="not a coordinator of this version: 404"):
+        RemoteCoordinator(address, TOKEN).report(report)
+
+
+def test_the_token_is_not_sent_to_a_proxy(served: tuple[Place, Address], monkeypatch: pytest.MonkeyPatch) -> None:
+    place, address = served
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert RemoteCoordinator(address, TOKEN).report(Host(place, "127.0.0.2").make()).do == "wait"
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (None, "cluster.listen needs the environment variable CROSSFADE_TOKEN"),
+        ("", "cluster.listen needs the environment variable CROSSFADE_TOKEN"),
+        ("fifteen letters", "must be 16 or more printable ASCII characters"),
+        ("fifteen-letter.", "must be 16 or more printable ASCII characters"),
+        ("sixteen\nletters\n\n", "must be 16 or more printable ASCII characters"),
+        ("sixteén-letters-and-more", "must be 16 or more printable ASCII characters"),
+    ],
+)
+def test_a_token_that_is_missing_or_bad_is_refused_with_how_to_make_one(
+    monkeypatch: pytest.MonkeyPatch, token: str | None, said: str
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    if token is not None:
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+    with pytest.raises(InputError) as refusal:
+        read_token("cluster.listen")
+    assert said in str(refusal.value)
+    assert "openssl rand -hex 32" in str(refusal.value)
+    assert not token or token not in str(refusal.value)
