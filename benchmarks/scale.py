@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -156,14 +157,18 @@ def kill_a_server(root: psutil.Process) -> None:
 
 
 def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) -> Result:
-    """Train on the tables of one size and watch."""
+    """Train on the tables of one size and watch. Checkpoints, each as large as the tables, are deleted at the end."""
     prepare(data, part)
     run_dir = work / f"run-{part}"
+    if run_dir.exists():
+        shutil.rmtree(run_dir)
     steps = arguments.steps
     settings = [f"data.shards={data}", f"train.max_steps={steps}", f"checkpoint.to={run_dir / 'checkpoints'}"]
     if arguments.kill:
         settings += [f"checkpoint.every_steps={steps // 4}", "checkpoint.keep=1"]
-    command = ["train", str(JOB), "--run-dir", str(run_dir), "--overwrite"]
+    else:
+        settings += ["checkpoint.every_seconds=null"]
+    command = ["train", str(JOB), "--run-dir", str(run_dir)]
     for setting in [*settings, *arguments.set]:
         command += ["--set", setting]
     started, begin = time.time(), time.monotonic()
@@ -179,6 +184,7 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
     wall = time.monotonic() - begin
     if process.returncode:
         raise SystemExit((work / f"run-{part}.log").read_text())
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     report = json.loads((run_dir / "report.json").read_text())
     events = step_events(run_dir)
     rows = CUSTOMERS // part + TRACKS // part
