@@ -2,10 +2,11 @@
 
     python -P -m kvstore.checkpoint_writer FOLDER PART PARTS PARENT_PID
 
-A process of its own, since a forked one may touch neither threads nor the network. It gets frames: a line of JSON,
-``{"path": "customer/weights.00003-of-00008.npy", "bytes": 1234}``, then that many bytes; the line ``{"end": true}``
-comes last, and input that ends without it is no snapshot. It answers with one line of JSON on its standard output:
-``{"name", "bytes", "crc32", "written"}`` of the part's list of files, or ``{"error", "cut_short"}``.
+A process of its own, so that neither a slow disk nor the network's threads are in a server's way. It gets frames: a
+line of JSON, ``{"path": "customer/weights.00003-of-00008.npy", "bytes": 4096, "of": 1234567}``, then so many bytes
+more of that file, which has ``of`` in all. The line ``{"end": true}`` comes last, and input that ends without it is no
+snapshot. The answer is one line of JSON on standard output: ``{"name", "bytes", "crc32", "written"}`` of the part's list
+of files, or ``{"error"}``.
 """
 
 from __future__ import annotations
@@ -14,25 +15,51 @@ import json
 import os
 import sys
 import zlib
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import IO, Any
 
 from kvstore.errors import CheckpointError, CrossfadeError
 from kvstore.processes import die_with_parent
-from kvstore.storage import Folder
+from kvstore.storage import Folder, OutputFile
 
 PART_FORMAT = "crossfade-checkpoint-part"
 VERSION = 1
 _CHUNK_BYTES = 1 << 20
-
-
-class CutShortError(CheckpointError):
-    """The snapshot ended before its end: the process that sent it has died."""
+_CUT_SHORT = "the snapshot ended before its end"
 
 
 def part_name(part: int, parts: int) -> str:
     """The file that lists what part ``part`` of ``parts`` wrote."""
     return f"part-{part:05d}-of-{parts:05d}.json"
+
+
+class _OpenFile:
+    """A file of ``size`` bytes that comes in pieces, between those of others."""
+
+    def __init__(self, folder: Folder, path: str, size: int) -> None:
+        self.path, self.size, self.crc32 = path, size, 0
+        self._left = size
+        self._context: AbstractContextManager[OutputFile] | None = folder.open_output(path)
+        self._file = self._context.__enter__()
+
+    def take(self, frames: IO[bytes], size: int, buffer: memoryview) -> None:
+        """Write the next ``size`` bytes of ``frames``; the last of them finish the file."""
+        for start in range(0, size, len(buffer)):
+            chunk = buffer[: min(len(buffer), size - start)]
+            if frames.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]
+                raise CheckpointError(_CUT_SHORT)
+            self.crc32 = zlib.crc32(chunk, self.crc32)
+            self._file.write(chunk)
+        self._left -= size
+        if self._left == 0:
+            self.leave(None, None, None)
+
+    def leave(self, *error: Any) -> None:
+        """Close it: as a whole file or, because of ``error``, as none."""
+        if self._context is not None:
+            context, self._context = self._context, None
+            context.__exit__(*error)
 
 
 def write_part(folder: Folder, part: int, parts: int, frames: IO[bytes]) -> dict[str, Any]:
@@ -42,45 +69,42 @@ def write_part(folder: Folder, part: int, parts: int, frames: IO[bytes]) -> dict
         The list's name, bytes and CRC-32, and ``written``, the bytes of all that was written.
 
     Raises:
-        CutShortError: ``frames`` has no end.
+        CheckpointError: ``frames`` has no end.
         OSError: it cannot be written. What there was of it on a file system is gone then, so that it fills no disk.
     """
-    files: list[dict[str, Any]] = []
+    files: dict[str, _OpenFile] = {}
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
     try:
-        while "end" not in (frame := _next_frame(frames)):
-            files.append({**frame, "crc32": _write_file(folder, frame["path"], frame["bytes"], frames)})
-        listed = json.dumps({"format": PART_FORMAT, "version": VERSION, "files": files}, indent=1).encode() + b"\n"
+        with ExitStack() as opened:
+            while "end" not in (frame := _next_frame(frames)):
+                path = frame["path"]
+                if path not in files:
+                    files[path] = _OpenFile(folder, path, frame["of"])
+                    opened.push(files[path].leave)
+                files[path].take(frames, frame["bytes"], buffer)
+        listed = _list_of(files.values())
         folder.write(part_name(part, parts), listed)
     except BaseException:
         if not folder.on_s3:
-            for file in files:
+            for path in files:
                 with suppress(OSError):
-                    folder.remove(file["path"])
+                    folder.remove(path)
         raise
-    written = len(listed) + sum(file["bytes"] for file in files)
+    written = len(listed) + sum(file.size for file in files.values())
     return {"name": part_name(part, parts), "bytes": len(listed), "crc32": zlib.crc32(listed), "written": written}
+
+
+def _list_of(files: Iterable[_OpenFile]) -> bytes:
+    listed = [{"path": file.path, "bytes": file.size, "crc32": file.crc32} for file in files]
+    return json.dumps({"format": PART_FORMAT, "version": VERSION, "files": listed}, indent=1).encode() + b"\n"
 
 
 def _next_frame(frames: IO[bytes]) -> dict[str, Any]:
     line = frames.readline()
     if not line.endswith(b"\n"):
-        raise CutShortError("the snapshot ended before its end")
+        raise CheckpointError(_CUT_SHORT)
     frame: dict[str, Any] = json.loads(line)
     return frame
-
-
-def _write_file(folder: Folder, path: str, size: int, frames: IO[bytes]) -> int:
-    """Write the next ``size`` bytes of ``frames``, and say their CRC-32."""
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
-    crc32 = 0
-    with folder.open_output(path) as file:
-        for start in range(0, size, _CHUNK_BYTES):
-            chunk = buffer[: min(_CHUNK_BYTES, size - start)]
-            if frames.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]
-                raise CutShortError("the snapshot ended before its end")
-            crc32 = zlib.crc32(chunk, crc32)
-            file.write(chunk)
-    return crc32
 
 
 def main() -> None:
@@ -91,7 +115,7 @@ def main() -> None:
         with open(0, "rb", buffering=_CHUNK_BYTES, closefd=False) as frames:
             answer = write_part(Folder(to), int(part), int(parts), frames)
     except (OSError, CrossfadeError) as error:
-        answer = {"error": str(error), "cut_short": isinstance(error, CutShortError)}
+        answer = {"error": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
     # Not by the usual way: uploads that failed would be tried once more on the way out.

@@ -10,8 +10,9 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.checkpoint import WEIGHTS, RowRange, open_checkpoint
 from kvstore.errors import CheckpointError, StoreError
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
+from kvstore.pages import welcome_huge
 from kvstore.philox import fill_rows
-from kvstore.snapshot import Snapshot
+from kvstore.snapshot import Snapshot, compile_kernels
 from kvstore.store import SUM_LENGTH, RowGradient, Saved, TableSpec
 
 _FILL_ROWS = 1 << 16
@@ -47,11 +48,13 @@ class LocalStore:
         self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int, checkpoint: str | None = None
     ) -> None:
         """Make the tables: rows and state that ``checkpoint`` has from there, the others fresh."""
+        compile_kernels()
         source = None if checkpoint is None else open_checkpoint(checkpoint)
         if source is not None:
             source.check_fits(tables, optimizer)
         for table in tables:
             weights_ND = np.empty((table.rows, table.dim), dtype=np.float32)
+            welcome_huge(weights_ND)
             for start in range(source.rows(table.name) if source else 0, table.rows, _FILL_ROWS):
                 rows = np.arange(start, min(start + _FILL_ROWS, table.rows), dtype=np.int64)
                 fill_rows(weights_ND[rows[0] : rows[-1] + 1], rows, seed=seed, table=table.name, scale=table.scale)
@@ -107,6 +110,8 @@ class LocalStore:
         for name, gradient in gradients.items():
             check_rows(self._tables[name], gradient.rows_A)
         for name, gradient in gradients.items():
+            if self._snapshot is not None:
+                self._snapshot.before_update(name, 0, gradient.rows_A)
             self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
 
     def sum(self, values_N: FloatArray) -> FloatArray:

@@ -21,8 +21,9 @@ from kvstore.errors import CheckpointError, StoreError
 from kvstore.layout import STATUS_KEY, SUM_KEY, TableLayout, make_layout
 from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_ids
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
+from kvstore.pages import welcome_huge, zero
 from kvstore.philox import fill_rows
-from kvstore.snapshot import Snapshot
+from kvstore.snapshot import Snapshot, compile_kernels
 from kvstore.store import TableSpec
 
 COMMAND_HEAD = 0
@@ -81,15 +82,18 @@ class _Shard:
             )
         self._store_reference = weight
         self._layout = layout
-        self._range = layout.range_of(key, server)
-        self.dim = table.dim
+        self.number = layout.range_of(key, server)
+        self.table, self.dim = table.name, table.dim
         self.weights_ND: FloatArray = dense_view(weight, (layout.chunk, table.dim), np.float32)
+        # MXNet's zeros lie on small pages: they go, and what is written next comes on huge ones.
+        welcome_huge(self.weights_ND)
+        zero(self.weights_ND)
         self.optimizer: LazyOptimizer = make_optimizer(optimizer, layout.chunk, table.dim)
 
     def fill(self, seed: int, first_row: int) -> None:
         """Give the table's rows from ``first_row`` on their initial values, as far as they are here."""
         table = self._layout.table
-        rows_N = self._layout.rows_of(self._range)
+        rows_N = self._layout.rows_of(self.number)
         rows_N = rows_N[np.searchsorted(rows_N, first_row) :]
         if len(rows_N):
             fill_rows(self.weights_ND[-len(rows_N) :], rows_N, seed=seed, table=table.name, scale=table.scale)
@@ -98,7 +102,7 @@ class _Shard:
         """The same rows, weights and state, as a checkpoint takes and gives them."""
         table = self._layout.table
         arrays = {"weights": self.weights_ND, **self.optimizer.state}
-        return RowRange(table.name, table.rows, self._range, self._layout.ranges, arrays)
+        return RowRange(table.name, table.rows, self.number, self._layout.ranges, arrays)
 
 
 class RowServer:
@@ -135,6 +139,7 @@ class RowServer:
 
     def _create(self, message: dict[str, Any]) -> None:
         """Learn which tables there will be, and which rows a checkpoint will bring."""
+        compile_kernels()
         tables = [TableSpec(**table) for table in message["tables"]]
         self._optimizer = OptimizerSpec(**message["optimizer"])
         self._seed = message["seed"]
@@ -199,6 +204,8 @@ class RowServer:
             shard.fill(self._seed, self._checkpoint.rows(layout.table.name) if self._checkpoint else 0)
         ids_A = row_sparse_ids(gradient)
         if len(ids_A):
+            if self._snapshot is not None:
+                self._snapshot.before_update(shard.table, shard.number, ids_A)
             shard.optimizer.update(shard.weights_ND, ids_A, dense_view(gradient, (len(ids_A), shard.dim), np.float32))
 
     def close(self) -> None:

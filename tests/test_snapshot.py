@@ -1,5 +1,6 @@
 """A snapshot is written behind the back of whoever changes the arrays, or says why not; and nothing of it stays."""
 
+import errno
 import json
 import os
 import signal
@@ -13,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from saved_ranges import WRITE_SECONDS, Arrays, saved, written
+from saved_ranges import WRITE_SECONDS, Arrays, cut, random_table, saved, written
 from waiting import wait_until
 
-from kvstore.checkpoint import HEADER_BYTES, RowRange
+from kvstore.arrays import IntArray
+from kvstore.checkpoint import RowRange
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizers import OptimizerKind, OptimizerSpec
 from kvstore.snapshot import Snapshot
 from kvstore.store import RowGradient, TableSpec
 
@@ -36,27 +38,24 @@ def weights_file(folder: Path, table: str = "track") -> Path:
     return folder / table / "weights.00000-of-00001.npy"
 
 
-class Processes:
-    """The two processes of the one snapshot that this process is writing."""
-
-    def __init__(self) -> None:
-        self.writer, self.copy = self.both = sorted(
-            psutil.Process().children(), key=lambda child: "kvstore.checkpoint_writer" not in child.cmdline()
-        )
-
-    def gone(self) -> bool:
-        return not any(process.is_running() for process in self.both)
-
-
 @contextmanager
-def snapshot_of(*ranges: RowRange, to: Path | str) -> Iterator[tuple[Snapshot, Processes]]:
-    """A snapshot under way, of which nothing is left at the end."""
+def snapshot_of(*ranges: RowRange, to: Path | str) -> Iterator[tuple[Snapshot, psutil.Process]]:
+    """A snapshot under way and the process that writes it, nothing of which is left at the end."""
     assert psutil.Process().children() == []
     with closing(Snapshot(str(to), 0, 1, ranges)) as snapshot:
-        processes = Processes()
-        yield snapshot, processes
-    assert processes.gone()
+        [writer] = psutil.Process().children()
+        yield snapshot, writer
+    assert not writer.is_running()
     assert psutil.Process().children() == []
+    assert not any(thread.name == "snapshot" for thread in threading.enumerate())
+
+
+def change(snapshot: Snapshot, held: RowRange, rows_A: IntArray | None = None) -> None:
+    """Have training change rows of ``held``, by default all of them."""
+    rows_A = np.arange(len(held.arrays["weights"])) if rows_A is None else rows_A
+    snapshot.before_update(held.table, held.number, rows_A)
+    for values in held.arrays.values():
+        values[rows_A] += 1
 
 
 def failure(snapshot: Snapshot) -> str:
@@ -71,13 +70,73 @@ def failure(snapshot: Snapshot) -> str:
 def test_what_is_written_is_the_state_at_the_call_though_all_of_it_changes_at_once(tmp_path: Path) -> None:
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, _):
-        held.arrays["weights"][:] = 2.0
+        change(snapshot, held)
         assert snapshot.poll() is None
         result = written(snapshot)
         assert snapshot.poll() is result
     assert (np.load(weights_file(tmp_path)) == 1.0).all()
     assert (held.arrays["weights"] == 2.0).all()
     assert result.bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "rowwise_adagrad", "adam"])
+def test_rows_that_change_again_and_again_meanwhile_are_written_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: OptimizerKind
+) -> None:
+    monkeypatch.setattr("kvstore.snapshot._PIECE_BYTES", 1 << 16)
+    spec, generator = OptimizerSpec(kind), np.random.default_rng(1)
+    tables = [TableSpec("customer", 100_003, 12, 0.1), TableSpec("track", 5_001, 12, 0.1), TableSpec("few", 2, 3, 0.1)]
+    arrays = {table.name: random_table(table, spec) for table in tables}
+    ranges = [held for table in tables for held in cut(table, arrays[table.name], 3)]
+    with snapshot_of(*ranges, to=tmp_path) as (snapshot, _):
+        changes = 0
+        while snapshot.poll() is None:
+            for held in ranges:
+                count = len(held.arrays["weights"])
+                change(snapshot, held, np.unique(generator.integers(0, count, max(1, count // 20))))
+            changes += 1
+        assert changes > 1
+    for table in tables:
+        for name, values in arrays[table.name].items():
+            for number in range(3):
+                held = np.load(tmp_path / table.name / f"{name}.{number:05d}-of-00003.npy")
+                np.testing.assert_array_equal(held, values[number::3])
+
+
+def test_changes_wait_for_room_where_there_is_little_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.snapshot.KEPT_SHARE", 64)
+    monkeypatch.setattr("kvstore.snapshot.LEAST_KEPT_BYTES", 0)
+    held = ones(LARGE)
+    with snapshot_of(held, to=tmp_path) as (snapshot, _):
+        begun = snapshot.pause_seconds
+        change(snapshot, held)
+        assert snapshot.pause_seconds > begun
+        written(snapshot)
+    assert (np.load(weights_file(tmp_path)) == 1.0).all()
+    assert (held.arrays["weights"] == 2.0).all()
+
+
+def test_changes_do_not_wait_for_ever_for_a_writer_that_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvstore.snapshot.KEPT_SHARE", 64)
+    monkeypatch.setattr("kvstore.snapshot.LEAST_KEPT_BYTES", 0)
+    monkeypatch.setattr("kvstore.snapshot.LONGEST_WAIT_SECONDS", 0.2)
+    held = ones(LARGE)
+    with snapshot_of(held, to=tmp_path) as (snapshot, writer):
+        writer.suspend()
+        change(snapshot, held)
+        assert "could not be written: rows change faster than they can be written" in failure(snapshot)
+    assert (held.arrays["weights"] == 2.0).all()
+
+
+def test_changes_after_the_end_of_a_snapshot_are_nothing_to_it(tmp_path: Path) -> None:
+    held = ones(100)
+    with snapshot_of(held, to=tmp_path) as (snapshot, _):
+        written(snapshot)
+        change(snapshot, held)
+        change(snapshot, ones(10, "another table"))
+    assert (np.load(weights_file(tmp_path)) == 1.0).all()
 
 
 def test_training_goes_on_while_a_store_in_process_saves(tmp_path: Path) -> None:
@@ -139,50 +198,42 @@ def test_a_store_saves_one_checkpoint_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_the_death_of_the_writer_is_an_error(tmp_path: Path, number: signal.Signals) -> None:
-    with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, processes):
-        processes.writer.send_signal(number)
+    with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, writer):
+        writer.send_signal(number)
         assert (
             failure(snapshot)
             == f"{tmp_path}: could not be written: the process that wrote it was killed by {number.name}"
         )
 
 
-def test_the_death_of_the_copy_is_an_error(tmp_path: Path) -> None:
-    with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, processes):
-        processes.copy.kill()
-        expected = f"{tmp_path}: could not be written: the process that held its snapshot was killed by SIGKILL"
-        assert failure(snapshot) == expected
+def test_rows_that_cannot_be_sent_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int, _data: object) -> int:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr("kvstore.snapshot.os.write", refuse)
+    with snapshot_of(ones(10), to=tmp_path) as (snapshot, _):
+        assert "could not be written: its rows could not be sent: OSError: [Errno 5] no" in failure(snapshot)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_closing_ends_both_processes_at_once_whatever_they_wait_for(tmp_path: Path) -> None:
-    with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, processes):
-        for process in processes.both:
-            process.suspend()
+def test_closing_ends_the_writing_at_once_whatever_it_waits_for(tmp_path: Path) -> None:
+    with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, writer):
+        writer.suspend()
         snapshot.close()
-        assert processes.gone()
+        assert not writer.is_running()
         with pytest.raises(CheckpointError, match="was given up"):
             snapshot.poll()
     assert not list(tmp_path.glob("part-*"))
 
 
-def test_signals_for_the_whole_group_of_processes_do_not_spoil_a_snapshot(tmp_path: Path) -> None:
-    with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, processes):
-        assert os.getpgid(processes.writer.pid) != os.getpgid(0)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            processes.copy.send_signal(number)
-        written(snapshot)
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM} == set()
-
-
-def test_whoever_waits_for_the_end_of_a_pipe_does_not_wait_for_the_copy(tmp_path: Path) -> None:
+def test_the_writer_gets_no_signals_of_the_group_of_processes_and_none_of_their_pipes(tmp_path: Path) -> None:
     ours, theirs = os.pipe()
-    with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, processes):
-        wait_until(weights_file(tmp_path).exists, WRITE_SECONDS, "the writer to start")
-        processes.copy.suspend()
+    with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, writer):
+        assert os.getpgid(writer.pid) != os.getpgid(0)
+        writer.suspend()
         os.close(theirs)
         assert os.read(ours, 1) == b""
-        processes.copy.resume()
+        writer.resume()
         written(snapshot)
     os.close(ours)
 
@@ -201,54 +252,35 @@ def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def said(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    assert process.stderr is not None
-    return [psutil.Process(pid) for pid in json.loads(process.stderr.readline())]
-
-
-def test_the_copy_does_none_of_pythons_tidying(driver: subprocess.Popen[str], tmp_path: Path) -> None:
-    said(driver)
-    output, errors = driver.communicate("go on\n", timeout=WRITE_SECONDS)
-    assert driver.returncode == 0, errors
-    assert output.split() == ["kept", "in", "a", "buffer", "tidied", "up"]
-    assert errors == ""
-    assert (np.load(weights_file(tmp_path)) == 1.0).all()
-
-
-def test_both_processes_die_with_the_one_they_write_for(driver: subprocess.Popen[str], tmp_path: Path) -> None:
-    processes = said(driver)
-    assert len(processes) == 2
+def test_the_writer_dies_with_the_process_that_it_writes_for(driver: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert driver.stdout is not None
+    writer = psutil.Process(json.loads(driver.stdout.readline()))
     wait_until(weights_file(tmp_path).exists, WRITE_SECONDS, "the writer to start")
-    for process in processes:
-        process.suspend()
+    writer.suspend()
     driver.kill()
-    wait_until(lambda: not any(process.is_running() for process in processes), 10, "the end of both processes")
+    wait_until(lambda: not writer.is_running(), 10, "the end of the writer")
     assert not list(tmp_path.glob("part-*"))
 
 
-def memory_of(*processes: psutil.Process) -> int:
-    """Bytes that processes hold together, pages that they share counted once."""
-    return sum(process.memory_full_info().pss for process in processes)
-
-
-def test_pages_that_are_written_already_are_not_copied_when_they_change(tmp_path: Path) -> None:
-    sent, waiting = ones(2 * LARGE, "sent"), ones(LARGE // 16, "waiting")
-    size = sent.arrays["weights"].nbytes
-    # The writer waits for a reader of this pipe, so the copy lives on with all of the first table sent.
+def test_rows_that_were_sent_already_take_no_memory_when_they_change(tmp_path: Path) -> None:
+    sent, waiting = ones(LARGE // 2, "sent"), ones(LARGE, "waiting")
+    # The writer waits for a reader of this pipe, so the snapshot goes on, with all of the first table sent.
     (tmp_path / "waiting").mkdir()
     os.mkfifo(weights_file(tmp_path, "waiting"))
-    with snapshot_of(sent, waiting, to=tmp_path) as (snapshot, processes):
-        both_heads = 2 * HEADER_BYTES
-        wait_until(lambda: writes(processes.copy) > size + both_heads, WRITE_SECONDS, "the first table to be sent")
-        before = memory_of(psutil.Process(), processes.copy)
-        sent.arrays["weights"][:] = 2.0
-        assert memory_of(psutil.Process(), processes.copy) - before < size // 16
+    with snapshot_of(sent, waiting, to=tmp_path) as (snapshot, writer):
+        size = sent.arrays["weights"].nbytes
+        wait_until(lambda: read_by(writer) > size, WRITE_SECONDS, "the first table to be sent")
+        before = psutil.Process().memory_full_info().uss
+        snapshot.before_update("sent", 0, np.arange(LARGE // 2))
+        assert psutil.Process().memory_full_info().uss - before < size // 16
+        snapshot.before_update("waiting", 0, np.arange(LARGE // 2, LARGE))
+        assert psutil.Process().memory_full_info().uss - before > size // 2
         assert snapshot.poll() is None
 
 
-def writes(process: psutil.Process) -> int:
-    """Bytes that a process has written, to files and pipes."""
-    return int(process.io_counters().write_chars)
+def read_by(process: psutil.Process) -> int:
+    """Bytes that a process has read, from files and pipes."""
+    return int(process.io_counters().read_chars)
 
 
 def intact(held: RowRange, before: Arrays) -> None:
