@@ -1,13 +1,15 @@
 """A snapshot is written behind the back of whoever changes the arrays, or says why not; and nothing of it stays."""
 
+import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ from saved_ranges import WRITE_SECONDS, Arrays, saved, written
 from waiting import wait_until
 
 from kvstore.checkpoint import HEADER_BYTES, RowRange
+from kvstore.checkpoint_writer import CutShortError, write_part
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerSpec
 from kvstore.snapshot import Snapshot
+from kvstore.storage import Folder
 from kvstore.store import RowGradient, TableSpec
 
 DIM = 64
@@ -80,6 +84,7 @@ def test_what_is_written_is_the_state_at_the_call_though_all_of_it_changes_at_on
     assert result.bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.*"))
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_a_store_in_process_saves(tmp_path: Path) -> None:
     table = TableSpec("track", LARGE, DIM, 0.1)
     rows_A = np.arange(0, LARGE, 17)
@@ -98,6 +103,7 @@ def test_training_goes_on_while_a_store_in_process_saves(tmp_path: Path) -> None
     assert result.bytes > before.nbytes
 
 
+@pytest.mark.slow
 def test_snapshots_are_taken_amid_threads_that_compute_and_allocate(tmp_path: Path) -> None:
     table = TableSpec("track", 20_000, DIM, 0.1)
     stop = threading.Event()
@@ -155,6 +161,16 @@ def test_the_death_of_the_copy_is_an_error(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("length", [0, 10, 40, 45, -14, -1])
+def test_a_snapshot_that_ends_anywhere_before_its_end_makes_no_part(tmp_path: Path, length: int) -> None:
+    frames = b'{"path": "track/weights.npy", "bytes": 8}\n12345678{"end": true}\n'
+    with pytest.raises(CutShortError):
+        write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames[:length]))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames))["written"] > 8
+    assert (tmp_path / "track" / "weights.npy").read_bytes() == b"12345678"
+
+
 def test_closing_ends_both_processes_at_once_whatever_they_wait_for(tmp_path: Path) -> None:
     with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, processes):
         for process in processes.both:
@@ -181,6 +197,7 @@ def test_whoever_waits_for_the_end_of_a_pipe_does_not_wait_for_the_copy(tmp_path
         wait_until(weights_file(tmp_path).exists, WRITE_SECONDS, "the writer to start")
         processes.copy.suspend()
         os.close(theirs)
+        assert select.select([ours], [], [], 10)[0] == [ours]
         assert os.read(ours, 1) == b""
         processes.copy.resume()
         written(snapshot)
@@ -206,6 +223,7 @@ def said(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [psutil.Process(pid) for pid in json.loads(process.stderr.readline())]
 
 
+@pytest.mark.slow
 def test_the_copy_does_none_of_pythons_tidying(driver: subprocess.Popen[str], tmp_path: Path) -> None:
     said(driver)
     output, errors = driver.communicate("go on\n", timeout=WRITE_SECONDS)
@@ -215,14 +233,20 @@ def test_the_copy_does_none_of_pythons_tidying(driver: subprocess.Popen[str], tm
     assert (np.load(weights_file(tmp_path)) == 1.0).all()
 
 
+@pytest.mark.slow
 def test_both_processes_die_with_the_one_they_write_for(driver: subprocess.Popen[str], tmp_path: Path) -> None:
     processes = said(driver)
     assert len(processes) == 2
     wait_until(weights_file(tmp_path).exists, WRITE_SECONDS, "the writer to start")
-    for process in processes:
-        process.suspend()
-    driver.kill()
-    wait_until(lambda: not any(process.is_running() for process in processes), 10, "the end of both processes")
+    try:
+        for process in processes:
+            process.suspend()
+        driver.kill()
+        wait_until(lambda: not any(process.is_running() for process in processes), 10, "the end of both processes")
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
     assert not list(tmp_path.glob("part-*"))
 
 
@@ -231,6 +255,7 @@ def memory_of(*processes: psutil.Process) -> int:
     return sum(process.memory_full_info().pss for process in processes)
 
 
+@pytest.mark.slow
 def test_pages_that_are_written_already_are_not_copied_when_they_change(tmp_path: Path) -> None:
     sent, waiting = ones(2 * LARGE, "sent"), ones(LARGE // 16, "waiting")
     size = sent.arrays["weights"].nbytes
