@@ -5,8 +5,8 @@
 A process of its own, so that neither a slow disk nor the network's threads are in a server's way. It gets frames: a
 line of JSON, ``{"path": "customer/weights.00003-of-00008.npy", "bytes": 4096, "of": 1234567}``, then so many bytes
 more of that file, which has ``of`` in all. The line ``{"end": true}`` comes last, and input that ends without it is no
-snapshot. The answer is one line of JSON on standard output: ``{"name", "bytes", "crc32", "written"}`` of the part's list
-of files, or ``{"error"}``.
+snapshot. The answer is one line of JSON on standard output: ``{"name", "bytes", "crc32", "written"}`` of the part's
+list of files, or ``{"error"}``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _OpenFile:
 
     def __init__(self, folder: Folder, path: str, size: int) -> None:
         self.path, self.size, self.crc32 = path, size, 0
-        self._left = size
+        self.left = size
         self._context: AbstractContextManager[OutputFile] | None = folder.open_output(path)
         self._file = self._context.__enter__()
 
@@ -51,8 +51,8 @@ class _OpenFile:
                 raise CheckpointError(_CUT_SHORT)
             self.crc32 = zlib.crc32(chunk, self.crc32)
             self._file.write(chunk)
-        self._left -= size
-        if self._left == 0:
+        self.left -= size
+        if self.left == 0:
             self.leave(None, None, None)
 
     def leave(self, *error: Any) -> None:
@@ -82,6 +82,8 @@ def write_part(folder: Folder, part: int, parts: int, frames: IO[bytes]) -> dict
                     files[path] = _OpenFile(folder, path, frame["of"])
                     opened.push(files[path].leave)
                 files[path].take(frames, frame["bytes"], buffer)
+            if any(file.left for file in files.values()):
+                raise CheckpointError(_CUT_SHORT)
         listed = _list_of(files.values())
         folder.write(part_name(part, parts), listed)
     except BaseException:

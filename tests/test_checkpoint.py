@@ -402,6 +402,14 @@ def test_storage_out_of_reach_is_no_reason_to_fall_back_to_an_older_checkpoint(m
         assert caught.value.checkpoint is None
 
 
+def test_a_checkpoint_that_cannot_be_reached_is_no_reason_to_fall_back_to_an_older_one(checkpoints: str) -> None:
+    manifest = Path(step_folder(checkpoints, 2), "manifest.json")
+    manifest.unlink()
+    manifest.symlink_to(manifest)
+    with pytest.raises(CheckpointError, match=r"step-000000002/manifest.json: cannot be read: .*symbolic links"):
+        newest_checkpoint(checkpoints)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_store_in_process_loads_what_servers_wrote_and_servers_what_it_wrote(
     kind: OptimizerKind, tmp_path: Path

@@ -1,14 +1,16 @@
 """A snapshot is written behind the back of whoever changes the arrays, or says why not; and nothing of it stays."""
 
 import errno
+import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,12 @@ from waiting import wait_until
 
 from kvstore.arrays import IntArray
 from kvstore.checkpoint import RowRange
+from kvstore.checkpoint_writer import write_part
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerKind, OptimizerSpec
 from kvstore.snapshot import Snapshot
+from kvstore.storage import Folder
 from kvstore.store import RowGradient, TableSpec
 
 DIM = 64
@@ -139,6 +143,7 @@ def test_changes_after_the_end_of_a_snapshot_are_nothing_to_it(tmp_path: Path) -
     assert (np.load(weights_file(tmp_path)) == 1.0).all()
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_a_store_in_process_saves(tmp_path: Path) -> None:
     table = TableSpec("track", LARGE, DIM, 0.1)
     rows_A = np.arange(0, LARGE, 17)
@@ -157,6 +162,7 @@ def test_training_goes_on_while_a_store_in_process_saves(tmp_path: Path) -> None
     assert result.bytes > before.nbytes
 
 
+@pytest.mark.slow
 def test_snapshots_are_taken_amid_threads_that_compute_and_allocate(tmp_path: Path) -> None:
     table = TableSpec("track", 20_000, DIM, 0.1)
     stop = threading.Event()
@@ -216,6 +222,29 @@ def test_rows_that_cannot_be_sent_are_an_error(tmp_path: Path, monkeypatch: pyte
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("length", [0, 10, 40, 60, 75, -14, -1])
+def test_a_snapshot_that_ends_anywhere_before_its_end_makes_no_part(tmp_path: Path, length: int) -> None:
+    first, second = ({"path": "track/weights.npy", "bytes": 4, "of": 8}, {"path": "few.npy", "bytes": 2, "of": 2})
+    frames = b"".join(
+        json.dumps(frame).encode() + b"\n" + values
+        for frame, values in ((first, b"1234"), (second, b"ab"), (first, b"5678"))
+    )
+    frames += b'{"end": true}\n'
+    with pytest.raises(CheckpointError):
+        write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames[:length]))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames))["written"] > 10
+    assert (tmp_path / "track" / "weights.npy").read_bytes() == b"12345678"
+    assert (tmp_path / "few.npy").read_bytes() == b"ab"
+
+
+def test_a_snapshot_that_leaves_out_the_end_of_a_file_makes_no_part(tmp_path: Path) -> None:
+    frames = b'{"path": "track/weights.npy", "bytes": 4, "of": 8}\n1234{"end": true}\n'
+    with pytest.raises(CheckpointError):
+        write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_closing_ends_the_writing_at_once_whatever_it_waits_for(tmp_path: Path) -> None:
     with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, writer):
         writer.suspend()
@@ -232,6 +261,7 @@ def test_the_writer_gets_no_signals_of_the_group_of_processes_and_none_of_their_
         assert os.getpgid(writer.pid) != os.getpgid(0)
         writer.suspend()
         os.close(theirs)
+        assert select.select([ours], [], [], 10)[0] == [ours]
         assert os.read(ours, 1) == b""
         writer.resume()
         written(snapshot)
@@ -252,16 +282,22 @@ def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_the_writer_dies_with_the_process_that_it_writes_for(driver: subprocess.Popen[str], tmp_path: Path) -> None:
     assert driver.stdout is not None
     writer = psutil.Process(json.loads(driver.stdout.readline()))
     wait_until(weights_file(tmp_path).exists, WRITE_SECONDS, "the writer to start")
-    writer.suspend()
-    driver.kill()
-    wait_until(lambda: not writer.is_running(), 10, "the end of the writer")
+    try:
+        writer.suspend()
+        driver.kill()
+        wait_until(lambda: not writer.is_running(), 10, "the end of the writer")
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            writer.kill()
     assert not list(tmp_path.glob("part-*"))
 
 
+@pytest.mark.slow
 def test_rows_that_were_sent_already_take_no_memory_when_they_change(tmp_path: Path) -> None:
     sent, waiting = ones(LARGE // 2, "sent"), ones(LARGE, "waiting")
     # The writer waits for a reader of this pipe, so the snapshot goes on, with all of the first table sent.
