@@ -25,13 +25,18 @@ from kvstore.checkpoint_writer import write_part
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerKind, OptimizerSpec
-from kvstore.snapshot import Snapshot
+from kvstore.snapshot import Snapshot, compile_kernels
 from kvstore.storage import Folder
 from kvstore.store import RowGradient, TableSpec
 
 DIM = 64
 LARGE = (64 << 20) // (4 * DIM)
 """Rows of 64 MB: a new process needs longer to start than an array of that size takes to be overwritten."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_to_compile() -> None:
+    compile_kernels()
 
 
 def ones(rows: int, table: str = "track") -> RowRange:
