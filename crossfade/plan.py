@@ -36,7 +36,7 @@ Examples:
 What the figures are:
   Tables, optimizer state and keys are counted exactly. What a process holds besides is counted from the job, with what
   idle processes hold, which was measured. "At most" has also what depends on how training goes: the held-out items
-  that an evaluation gathers, and the pages that training changes while a checkpoint of them is being written.
+  that an evaluation gathers, and the rows that training changes before a checkpoint of them is written.
   Rows a step are an expectation: from how often each row occurs in train and how negatives are drawn, for data that
   are well shuffled. Where the vocabulary counts nothing, they are the most that there can be, and it says so.
   Seconds on the wire are those of the busiest network card: requests, answers and the push follow one another, and

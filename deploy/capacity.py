@@ -6,8 +6,8 @@
 
 Each figure is counted from the job and its data, or is one of the constants below, which were measured. A process's
 memory is its own; libraries that processes share are counted once a host. ``sure`` is what the job needs in any case;
-``most`` has besides what depends on how training goes: what an evaluation gathers, and the pages that training changes
-while a checkpoint of them is being written.
+``most`` has besides what depends on how training goes: what an evaluation gathers, and the rows that training changes
+before a checkpoint of them is written.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 import psutil
 
 from deploy.cluster import Role, deal
-from deploy.traffic import Counts, Share, StepTraffic, expect_traffic, read_counts, shares, touched
-from kvstore.arrays import FloatArray
+from deploy.traffic import Counts, Share, StepTraffic, expect_traffic, read_counts, shares
 from kvstore.errors import InputError
 from kvstore.layout import TableLayout, make_layout
-from kvstore.optimizers import OptimizerKind, state_bytes_per_row
+from kvstore.optimizers import state_bytes_per_row
+from kvstore.snapshot import KEPT_INDEX_BYTES, most_kept
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from trainer.data.manifest import Manifest
 from trainer.embeddings import GROUP_ROWS
@@ -35,7 +35,6 @@ from trainer.run import open_data
 
 _CGROUP = Path("/sys/fs/cgroup")
 _GIB, _MIB = 2**30, 2**20
-_PAGE_BYTES = 4096
 
 # Private memory (``uss``) of idle processes of a job of a few hundred rows, on Linux x86-64 with Python 3.11.
 SCHEDULER_BYTES = 123 * _MIB
@@ -58,10 +57,6 @@ WINDOW_COPIES = 2
 """The windows that are held, and as much in the pool of the Parquet reader."""
 SERVED_COPIES = 3
 """Copies of a step's rows that a server holds: as received, as merged, and as answered."""
-UPDATES_PER_GIB = 1_000_000
-"""Rows that pushes change while 1 GiB of a checkpoint is written. Two servers and two workers of triples on two cores
-of an AMD EPYC changed 0.7 million (0.74 M rows/s beside 1.03 GiB/s) where the disk was theirs, and 1.0 and 2.3 million
-where others used it too; memory then peaked 3 and 4 % below what is counted here with their numbers."""
 
 _INTERACTION_BYTES = 8 + 8 + 4
 _USE_BYTES = 4 * 8
@@ -270,7 +265,7 @@ def _server(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayou
         *tables,
         Part("receiving the keys", _receiving(layouts, row_bytes, state), "start"),
         Part("rows of a step", SERVED_COPIES * served * row_bytes // job.cluster.servers, "steps"),
-        *_checkpoint(inputs, parts, sum(held.values()) * (dim * VALUE_BYTES + state)),
+        *_checkpoint(job, held),
     )
 
 
@@ -299,7 +294,7 @@ def _in_process(inputs: Inputs, parts: Sequence[Share]) -> ProcessPlan:
             Part("process", IN_PROCESS_BYTES),
             *tables,
             *_training(inputs, parts, 0),
-            *_checkpoint(inputs, parts, sum(part.bytes for part in tables)),
+            *_checkpoint(job, {table.name: table.rows for table in inputs.model.tables}),
         ),
     )
 
@@ -366,64 +361,14 @@ def _most_interactions(counts: Counts, queries: int, total: int) -> int:
     return int(np.ceil(scaled_K @ taken_K))
 
 
-def _checkpoint(inputs: Inputs, parts: Sequence[Share], held: int) -> Iterable[Part]:
-    """What a process that holds ``held`` bytes of tables needs besides while they are written."""
+def _checkpoint(job: Job, held: dict[str, int]) -> Iterable[Part]:
+    """What a process that holds so many rows of each table needs besides while they are written."""
+    row_bytes = job.model.dim * VALUE_BYTES + state_bytes_per_row(job.optimizer.kind, job.model.dim)
     yield Part("the writer of a checkpoint", WRITER_BYTES, "checkpoint")
-    # An entry of 8 bytes for each page of the snapshot.
-    yield Part("the page table of a snapshot", held // _PAGE_BYTES * 8, "checkpoint")
-    job = inputs.job
-    if inputs.counts is not None and (job.checkpoint.every_seconds or job.checkpoint.every_steps):
-        fraction = _copied_fraction(inputs, parts, held * max(1, job.cluster.servers))
-        yield Part("pages changed while a checkpoint is written", int(fraction * held), "checkpoint", sure=False)
-
-
-def _copied_fraction(inputs: Inputs, parts: Sequence[Share], all_bytes: int) -> float:
-    """The largest part of the tables that is held twice while a checkpoint is written.
-
-    A page is held twice from its first change on until the snapshot has sent it and let go of it. Arrays are sent one
-    after another, at a steady pace; within each, what is sent is taken to be of average popularity.
-    """
-    assert inputs.counts is not None
-    total = inputs.manifest.splits["train"].rows
-    step = Share(sum(share.examples for share in parts), max(share.negatives for share in parts))
-    if inputs.job.negatives.kind == "each":
-        step = replace(step, negatives=sum(share.negatives for share in parts))
-    touched_N, rows_a_step = {}, 0.0
-    for table in inputs.model.tables:
-        counts = inputs.counts[table.name]
-        negatives = inputs.job.negatives if table == inputs.model.item else None
-        touched_N[table.name] = touched(counts, counts.block_N, step, total, negatives)
-        rows_a_step += float(touched_N[table.name].mean()) * table.rows
-    steps = UPDATES_PER_GIB * all_bytes / _GIB / rows_a_step
-    dim = inputs.job.model.dim
-    arrays = [
-        (touched_N[table.name], row_bytes, row_bytes * table.rows)
-        for table in inputs.model.tables
-        for row_bytes in (dim * VALUE_BYTES, *_state_arrays(inputs.job.optimizer.kind, dim))
-    ]
-    everything = sum(size for *_, size in arrays)
-    most = 0.0
-    for done in np.linspace(0.0, 1.0, 21):
-        copied, begin = 0.0, 0.0
-        for array_N, row_bytes, size in arrays:
-            left = float(np.clip((begin + size - done * everything) / size, 0.0, 1.0))
-            if left:
-                copied += left * size * _changed(array_N, row_bytes, steps * done)
-            begin += size
-        most = max(most, copied / everything)
-    return most
-
-
-def _changed(touched_N: FloatArray, row_bytes: int, steps: float) -> float:
-    """The part of an array's pages that ``steps`` steps change; neighbours, as far as a block, are as often touched."""
-    rows_a_page = max(1.0, _PAGE_BYTES / row_bytes)
-    return float(-np.expm1(-touched_N * steps * rows_a_page).mean())
-
-
-def _state_arrays(kind: OptimizerKind, dim: int) -> list[int]:
-    """Bytes a row of each array of an optimizer's state."""
-    wide = dim * VALUE_BYTES
-    return {"sgd": [], "adagrad": [wide], "rowwise_adagrad": [4], "adam": [wide, wide, 4]}[kind]
+    yield Part("where changed rows are kept", KEPT_INDEX_BYTES * sum(held.values()), "checkpoint")
+    if job.checkpoint.every_seconds or job.checkpoint.every_steps:
+        kept = sum(most_kept(rows, row_bytes) for rows in held.values()) * row_bytes
+        yield Part("rows that change before they are written", kept, "checkpoint", sure=False)
 
 
 def role_hosts(job: Job) -> list[list[Role]]:

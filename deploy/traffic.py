@@ -30,7 +30,6 @@ from trainer.job import Job, Negatives
 from trainer.model import Model
 
 _PIECE_ROWS = 1 << 20
-BLOCK_ROWS = 1 << 10
 
 WIRE_ROW_BYTES = ROW_ID_BYTES + 4
 """What ps-lite sends with the values of each row: its id, and their length, 4 bytes."""
@@ -41,29 +40,22 @@ two account for all but 0.1 of the bytes a row, and for all but 50 bytes of a me
 
 @dataclass(frozen=True)
 class Counts:
-    """How often the rows of a table occur in train: ``rows_K`` rows occur ``count_K`` times each.
-
-    ``block_N`` are the mean counts of ``BLOCK_ROWS`` rows at a time, in the order of the table.
-    """
+    """How often the rows of a table occur in train: ``rows_K`` rows occur ``count_K`` times each."""
 
     count_K: FloatArray
     rows_K: IntArray
-    block_N: FloatArray
 
     @staticmethod
     def of(pieces: Iterable[IntArray]) -> Counts:
-        """Those of a table whose counts come in ``pieces``, each but the last of a multiple of ``BLOCK_ROWS`` rows."""
+        """Those of a table whose counts come in ``pieces``."""
         merged: dict[int, int] = {}
-        blocks = []
         for count_N in pieces:
             count_K, rows_K = np.unique(count_N, return_counts=True)
             for count, rows in zip(count_K.tolist(), rows_K.tolist(), strict=True):
                 merged[count] = merged.get(count, 0) + rows
-            starts = np.arange(0, len(count_N), BLOCK_ROWS)
-            blocks.append(np.add.reduceat(count_N, starts) / np.diff(starts, append=len(count_N)))
         ordered = sorted(merged)
         rows_K = np.array([merged[count] for count in ordered], np.int64)
-        return Counts(np.array(ordered, np.float64), rows_K, np.concatenate(blocks))
+        return Counts(np.array(ordered, np.float64), rows_K)
 
     @property
     def known(self) -> bool:
@@ -124,24 +116,24 @@ def _negatives(spec: Negatives, examples: float) -> float:
     return float(spec.count) if spec.kind == "shared" else spec.count * examples
 
 
-def touched(counts: Counts, count_N: FloatArray, share: Share, total: int, negatives: Negatives | None) -> FloatArray:
-    """The probability that a step of ``share`` touches a row that occurs ``count_N`` times: float64 (N,).
+def touched(counts: Counts, share: Share, total: int, negatives: Negatives | None) -> FloatArray:
+    """The probability that a step of ``share`` touches a row of each of a table's ``counts``: float64 (K,).
 
-    ``counts`` are those of its table. ``total``: interactions of train. ``negatives``: how they are drawn; None for a
+    ``total``: interactions of train. ``negatives``: how they are drawn; None for a
     table that they are not drawn from.
     """
     if not counts.known:
         uses = share.examples + (share.negatives if negatives else 0.0)
-        return np.full(len(count_N), min(1.0, uses / counts.rows))
-    scaled_N = count_N * counts.factor(total)
-    drawn_N = share.examples / np.maximum(total - (scaled_N - 1) / 2, 1.0)
-    missing_N = np.maximum(0.0, 1.0 - drawn_N) ** scaled_N
+        return np.full(len(counts.count_K), min(1.0, uses / counts.rows))
+    scaled_K = counts.count_K * counts.factor(total)
+    drawn_K = share.examples / np.maximum(total - (scaled_K - 1) / 2, 1.0)
+    missing_K = np.maximum(0.0, 1.0 - drawn_K) ** scaled_K
     if negatives is not None:
         power = negatives.power if negatives.sampling == "popularity" else 0.0
         mass = float(np.maximum(counts.count_K, 1.0) ** power @ counts.rows_K)
-        missing_N = missing_N * (1.0 - np.maximum(count_N, 1.0) ** power / mass) ** share.negatives
-    touched_N: FloatArray = 1.0 - missing_N
-    return touched_N
+        missing_K = missing_K * (1.0 - np.maximum(counts.count_K, 1.0) ** power / mass) ** share.negatives
+    touched_K: FloatArray = 1.0 - missing_K
+    return touched_K
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,7 @@ def expect_traffic(
     for table in model.tables:
         negatives = job.negatives if table == model.item else None
         known = counts[table.name]
-        rows = tuple(float(touched(known, known.count_K, share, total, negatives) @ known.rows_K) for share in parts)
+        rows = tuple(float(touched(known, share, total, negatives) @ known.rows_K) for share in parts)
         tables.append(TableTraffic(table.name, rows, bound=not known.known))
         for _ in rows:
             moved.pushed(0, table)

@@ -39,6 +39,8 @@ from kvstore.store import SavedPart
 KEPT_SHARE = 8
 """One of so many rows of a table may be kept aside, or as many as fit into ``LEAST_KEPT_BYTES``."""
 LEAST_KEPT_BYTES = 1 << 26
+KEPT_INDEX_BYTES = 4
+"""For each row of the arrays, to know whether it is kept, and where."""
 LONGEST_WAIT_SECONDS = 60.0
 """How long updates may wait for one snapshot, all together, before it is given up."""
 _PIECE_BYTES = 1 << 22
@@ -116,12 +118,16 @@ def compile_kernels() -> None:
     _free_slots(slots_N, slots_N.copy(), 0)
 
 
+def most_kept(rows: int, row_bytes: int) -> int:
+    """How many of a table's ``rows`` here, of ``row_bytes`` with their state, a snapshot keeps at most at one time."""
+    return min(rows, max(-(-rows // KEPT_SHARE), LEAST_KEPT_BYTES // row_bytes))
+
+
 class _Kept:
     """Room for rows of one table that changed before they were sent."""
 
     def __init__(self, rows: int, words: dict[str, int]) -> None:
-        row_bytes = 4 * sum(words.values())
-        room = min(rows, max(-(-rows // KEPT_SHARE), LEAST_KEPT_BYTES // row_bytes))
+        room = most_kept(rows, 4 * sum(words.values()))
         # Memory that is not written takes none.
         self.arrays: dict[str, Words] = {name: np.empty((room, count), np.uint32) for name, count in words.items()}
         self.free_M = np.arange(room, dtype=np.int32)

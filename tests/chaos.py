@@ -114,10 +114,9 @@ class Struck:
         """Wait for the fault's moment, let it strike, and wait until the job runs again without the victim."""
         self._wait(lambda: self._step() >= fault.step, f"step {fault.step}")
         getattr(self, f"_await_{fault.moment.replace('-', '_')}")(fault)
+        self._wait(lambda: self._victim(fault.role), fault.role)
         victim = self._victim(fault.role)
-        if victim is None:
-            self._say(f"{fault.role} had gone by itself when {fault.number.name} was to strike it")
-            return
+        assert victim is not None
         victim.send_signal(fault.number)
         since = time.monotonic() - self._begun
         self._say(f"{since:6.1f} s  step {self._step():>6}  {fault.number.name:<7}  {fault.role:<9}  in {fault.moment}")
@@ -141,7 +140,7 @@ class Struck:
         first = self._victim("worker-0")
         if first is not None:
             first.kill()
-            self._wait(lambda: self._gone(first) and fault.role in self._command.roles(), "a start")
+            self._wait(lambda: self._gone(first) and self._victim(fault.role), "a start")
         self._pause(3 * fault.delay_seconds)
 
     def _thaw_if_nobody_minds(self, victim: psutil.Process) -> None:
