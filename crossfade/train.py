@@ -88,8 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and print how it went."""
     from crossfade.progress import TrainingDisplay
     from deploy.capacity import check_fits_this_machine
-    from trainer.checkpoints import claim, starting_rows
+    from trainer.checkpoints import starting_rows
     from trainer.job import load_job
+    from trainer.ownership import check_claimable, claim
     from trainer.run import RunFolder, default_run_dir, open_data
 
     overrides = list(arguments.overrides)
@@ -103,6 +104,10 @@ def run(arguments: argparse.Namespace) -> int:
     _check_runtime(job)
     starting_rows(job, model.tables)
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
+    if job.checkpoint.to is not None:
+        # What begins is another run than any before, unless it takes one up.
+        run_id = folder.run_id() if arguments.resume and folder.has_run_id() else None
+        check_claimable(job.checkpoint.to, run_id, job.name, take_over=arguments.resume)
     with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
         if moved is not None:
             print(f"the earlier run in {folder.path} was moved to {moved}")

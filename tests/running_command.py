@@ -48,10 +48,16 @@ class Mark:
 class RunningCommand:
     """A running ``crossfade`` command."""
 
-    def __init__(self, arguments: Sequence[object], cwd: Path, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        cwd: Path,
+        variables: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
+    ) -> None:
         self.mark = Mark()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "crossfade", *map(str, arguments)],
+            [*within, sys.executable, "-m", "crossfade", *map(str, arguments)],
             cwd=cwd,
             env=self.mark.environment(variables),
             stdin=subprocess.DEVNULL,
@@ -77,9 +83,11 @@ class RunningCommand:
 
 
 @contextmanager
-def started(*arguments: object, cwd: Path, variables: Mapping[str, str] | None = None) -> Iterator[RunningCommand]:
-    """Start a command; whatever is left of it at the end is killed."""
-    command = RunningCommand(arguments, cwd, variables)
+def started(
+    *arguments: object, cwd: Path, variables: Mapping[str, str] | None = None, within: Sequence[str] = ()
+) -> Iterator[RunningCommand]:
+    """Start a command, ``within`` another that it takes the place of; whatever is left at the end is killed."""
+    command = RunningCommand(arguments, cwd, variables, within)
     try:
         yield command
     finally:

@@ -10,7 +10,6 @@ there is, since the content of every step follows from the seed.
 
 from __future__ import annotations
 
-import json
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -33,14 +32,13 @@ from kvstore.checkpoint import (
 )
 from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
-from kvstore.storage import Folder
 from kvstore.store import RowStore, Saved, TableSpec
 from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from trainer.job import Checkpoint as Settings
 from trainer.job import Job
+from trainer.ownership import check_owned
 from trainer.progress import Progress
 
-OWNER_FILE = "run.json"
 _AGREE_SECONDS = 1.0
 _LONGEST_INTERVAL = 1024
 _WAIT_SECONDS = 0.05
@@ -119,32 +117,6 @@ def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
     return checkpoint.uri
 
 
-def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
-    """Make the folder ``checkpoints`` that of run ``run``, or see that it is.
-
-    With ``take_over`` a folder of another run of the same name becomes this run's, as on a host that replaces another.
-
-    Raises:
-        InputError: it is another run's, or cannot be written.
-    """
-    folder = Folder(checkpoints)
-    try:
-        if folder.exists(OWNER_FILE):
-            owner = json.loads(folder.read(OWNER_FILE))
-            if owner.get("run") == run:
-                return
-            if not (take_over and owner.get("name") == name):
-                raise InputError(
-                    f"{checkpoints}: holds checkpoints of another run, of job '{owner.get('name')}'; name another "
-                    "folder in checkpoint.to, or take that run up with --resume"
-                )
-        folder.write(OWNER_FILE, json.dumps({"run": run, "name": name}).encode())
-    except ValueError as error:
-        raise InputError(f"{checkpoints}/{OWNER_FILE}: is not what a run writes: {error}") from error
-    except OSError as error:
-        raise InputError(f"checkpoint.to: {checkpoints} cannot be written: {error}") from error
-
-
 @dataclass(frozen=True)
 class Stop:
     """That a run has stopped after ``step``, as asked: with a checkpoint of it, unless that could not be written."""
@@ -196,6 +168,7 @@ class Saver:
         self._agreed = (progress.step, self._clock())
         self._last_step = progress.step or None
         if self._store.rank == 0:
+            check_owned(self._checkpoints, self._identity.run)
             discard_after(self._checkpoints, progress.step)
 
     def after_step(self, progress: Progress) -> bool:
@@ -286,6 +259,7 @@ class Saver:
 
     def _commit(self, saved: Saved, step: int, progress: dict[str, Any]) -> tuple[Saved, str | None]:
         """Make the checkpoint whole, and delete old ones; with why the latter failed, which does it no harm."""
+        check_owned(self._checkpoints, self._identity.run)
         commit(self._checkpoints, self._identity.manifest(saved, step, progress))
         try:
             prune(self._checkpoints, self._settings.keep)

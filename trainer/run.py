@@ -65,6 +65,10 @@ class RunFolder:
             )
         return load_job(self.path / JOB_FILE)
 
+    def has_run_id(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / RUN_FILE).exists()
+
     def run_id(self) -> str:
         """What names this run wherever it writes."""
         identity: str = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["id"]
@@ -92,7 +96,7 @@ class RunFolder:
                         self._check_resumable(job)
                     moved = None if resume else self._make_way(overwrite)
                     self.path.mkdir(exist_ok=True)
-                    if not (self.path / RUN_FILE).exists():
+                    if not self.has_run_id():
                         identity = {"id": uuid.uuid4().hex, "name": job.name}
                         (self.path / RUN_FILE).write_text(json.dumps(identity) + "\n", encoding="utf-8")
                     (self.path / JOB_FILE).write_text(job.anchored().to_yaml(), encoding="utf-8")

@@ -1,0 +1,113 @@
+"""A training that is in no hurry: each of its steps takes a while until it is let go.
+
+with paced(folder, "run", "train", "job.yaml", cwd=folder) as training:
+    training.wait_for("saved")
+    ...                                           # it does not end before this is over
+    training.finish()                             # from here on it is as fast as it can be
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import psutil
+from running_command import RunningCommand, records, started
+from waiting import wait_until
+
+STEP_SECONDS = 0.05
+WAIT_SECONDS = 60.0
+_RELEASE_VARIABLE = "CROSSFADE_TEST_RELEASE"
+_HOOK = f"""
+import os
+import sys
+
+if {{"train", "worker"}} & set(sys.orig_argv):
+    import time
+
+    from trainer.loop import Loop
+
+    step = Loop._step
+
+    def step_in_no_hurry(self, batch, progress):
+        if not os.path.exists(os.environ["{_RELEASE_VARIABLE}"]):
+            time.sleep({STEP_SECONDS})
+        step(self, batch, progress)
+
+    Loop._step = step_in_no_hurry
+"""
+
+
+class Training:
+    """A ``crossfade train`` that is under way."""
+
+    def __init__(self, command: RunningCommand, run_dir: Path, release: Path) -> None:
+        self.command = command
+        self.run_dir = run_dir
+        self._release = release
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        """The events of a kind that it has recorded."""
+        return [record for record in records(self.run_dir) if record["event"] == event]
+
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
+        """Return once ``condition()`` holds; fail if the training ends before."""
+
+        def holds() -> object:
+            assert self.command.process.poll() is None, self.command.finish()
+            return condition()
+
+        wait_until(holds, seconds, what)
+
+    def wait_for(self, event: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Return once it has told one more event of a kind."""
+        before = len(self.told(event))
+
+        def came() -> bool:
+            meanwhile()
+            return len(self.told(event)) > before
+
+        self.wait(came, f"'{event}'")
+
+    def writers(self) -> list[psutil.Process]:
+        """The processes that are writing a checkpoint."""
+        found = []
+        for process in self.command.mark.processes():
+            with suppress(psutil.Error):
+                if "kvstore.checkpoint_writer" in process.cmdline():
+                    found.append(process)
+        return found
+
+    def wait_for_a_save(self) -> None:
+        """Return when one begins."""
+        self.wait(lambda: not self.writers(), "the end of the save before")
+        self.wait(self.writers, "the begin of a save")
+
+    def finish(self) -> CompletedProcess[str]:
+        """Let it run to its end."""
+        self._release.touch()
+        return self.command.finish()
+
+
+@contextmanager
+def paced(
+    *arguments: object, run_dir: Path, variables: Mapping[str, str] | None = None, within: Sequence[str] = ()
+) -> Iterator[Training]:
+    """Start ``crossfade ARGUMENTS --run-dir RUN_DIR`` beside ``run_dir``."""
+    place = run_dir.parent
+    release = place / f"{run_dir.name}.release"
+    with started(
+        *arguments, "--run-dir", run_dir, cwd=place, variables=pace(place, release, variables), within=within
+    ) as command:
+        yield Training(command, run_dir, release)
+
+
+def pace(place: Path, release: Path, variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """``variables``, and those by which the steps of a training take a while until there is a file ``release``."""
+    release.unlink(missing_ok=True)
+    (place / "hook").mkdir(exist_ok=True)
+    (place / "hook" / "sitecustomize.py").write_text(_HOOK)
+    path = os.pathsep.join(filter(None, [str(place / "hook"), os.environ.get("PYTHONPATH")]))
+    return {**(variables or {}), "PYTHONPATH": path, _RELEASE_VARIABLE: str(release)}
