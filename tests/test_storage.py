@@ -1,5 +1,9 @@
 """A folder means the same on a file system and on S3; and S3 may be slow or away for a while, but not for ever."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -203,15 +207,20 @@ def test_checkpoints_on_s3_are_written_found_loaded_and_pruned(checkpoints: str)
 
 
 @pytest.mark.slow
-def test_an_object_whose_snapshot_breaks_off_is_not_there(checkpoints: str) -> None:
+@pytest.mark.parametrize("sent", [1 << 10, 24 << 20], ids=["before its first part", "after it"])
+def test_an_object_whose_snapshot_breaks_off_is_not_there(checkpoints: str, sent: int) -> None:
     to = Folder(step_folder(checkpoints, 1))
-    with closing(Snapshot(to.uri, 0, 1, cut(LARGE, random_table(LARGE, SGD), 1))) as snapshot:
-        for child in psutil.Process().children():
-            with suppress(psutil.Error):
-                if child.cmdline() == psutil.Process().cmdline():
-                    child.kill()
-        with pytest.raises(CheckpointError, match="the process that held its snapshot was killed by SIGKILL"):
-            written(snapshot)
+    size = 64 << 20
+    frame = json.dumps({"path": "track/weights.00000-of-00001.npy", "bytes": size, "of": size}).encode() + b"\n"
+    writer = subprocess.run(
+        [sys.executable, "-P", "-m", "kvstore.checkpoint_writer", to.uri, "0", "1", str(os.getpid())],
+        input=frame + bytes(sent),
+        capture_output=True,
+        check=False,
+    )
+    assert writer.returncode == 1
+    assert json.loads(writer.stdout) == {"error": "the snapshot ended before its end"}
+    assert writer.stderr == b""
     assert to.sizes() == {}
 
 
