@@ -7,7 +7,8 @@ Each size is a job of its own, `crossfade train` with two servers and two worker
 that size; the data are made where they are missing (20 seconds and 0.7 GB of disk for the largest). Memory is that of
 all processes of the job together: the sum of their proportional set sizes, which counts a page that several share once.
 
-With --kill, a server is killed by SIGKILL half-way: the job must resume by itself from a checkpoint and finish.
+With --kill the whole job is run, with its checkpoints, and a server is killed by SIGKILL half-way: the job must resume
+by itself from a checkpoint and finish. Disk for three checkpoints, each as large as the tables, is needed.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Result:
     step_ms: float
     phases_ms: dict[str, float]
     active_rows: float
+    checkpoints: dict[str, float]
     wall_seconds: float
     restarts: int
 
@@ -132,26 +134,32 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
         process.wait()
 
 
-def step_events(run_dir: Path) -> list[dict[str, Any]]:
-    """The step events that the run has written: about one a second."""
+def events_of(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of a kind that the run has written; of steps, about one a second."""
     try:
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
         return []
     events = [json.loads(line) for line in lines if line.endswith("}")]
-    return [event for event in events if event["event"] == "step"]
+    return [event for event in events if event["event"] == kind]
 
 
 def step_milliseconds(events: list[dict[str, Any]]) -> float:
     """The median of the milliseconds a step between one event and the next, once the run is warm."""
     warm = [event for event in events if event["time"] > events[0]["time"] + WARM_SECONDS]
-    pairs = itertools.pairwise(warm)
+    pairs = [(a, b) for a, b in itertools.pairwise(warm) if b["step"] > a["step"]]
     return statistics.median(1e3 * (b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairs)
+
+
+def is_half_way(run_dir: Path) -> bool:
+    """Whether half of the steps are done, and there is a checkpoint to go on from."""
+    steps = events_of(run_dir, "step")
+    return bool(steps and steps[-1]["step"] >= steps[-1]["steps"] // 2 and events_of(run_dir, "saved"))
 
 
 def kill_a_server(root: psutil.Process) -> None:
     """SIGKILL to one server of the job."""
-    server = next(child for child in root.children(recursive=True) if role_of(child).startswith("server"))
+    server = next(child for child in root.children() if role_of(child).startswith("server"))
     print(f"SIGKILL to {role_of(server)}", file=sys.stderr)
     os.kill(server.pid, signal.SIGKILL)
 
@@ -162,12 +170,9 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
     run_dir = work / f"run-{part}"
     if run_dir.exists():
         shutil.rmtree(run_dir)
-    steps = arguments.steps
-    settings = [f"data.shards={data}", f"train.max_steps={steps}", f"checkpoint.to={run_dir / 'checkpoints'}"]
-    if arguments.kill:
-        settings += [f"checkpoint.every_steps={steps // 4}", "checkpoint.keep=1"]
-    else:
-        settings += ["checkpoint.every_seconds=null"]
+    settings = [f"data.shards={data}", f"checkpoint.to={run_dir / 'checkpoints'}"]
+    if not arguments.kill:
+        settings += [f"train.max_steps={arguments.steps}", "checkpoint.every_seconds=null"]
     command = ["train", str(JOB), "--run-dir", str(run_dir)]
     for setting in [*settings, *arguments.set]:
         command += ["--set", setting]
@@ -177,7 +182,7 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
         watch = MemoryWatch(psutil.Process(process.pid))
         while process.poll() is None:
             watch.look()
-            if not killed and (events := step_events(run_dir)) and events[-1]["step"] >= steps // 2:
+            if not killed and is_half_way(run_dir):
                 kill_a_server(psutil.Process(process.pid))
                 killed = True
             time.sleep(LOOK_SECONDS)
@@ -186,7 +191,7 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
         raise SystemExit((work / f"run-{part}.log").read_text())
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     report = json.loads((run_dir / "report.json").read_text())
-    events = step_events(run_dir)
+    events, steps = events_of(run_dir, "step"), report["steps"]
     rows = CUSTOMERS // part + TRACKS // part
     return Result(
         part=part,
@@ -199,6 +204,7 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
         step_ms=step_milliseconds(events),
         phases_ms={name: 1e3 * seconds / steps for name, seconds in report["seconds_by_phase"].items()},
         active_rows=report["rows_pulled"] / steps,
+        checkpoints=report["checkpoints"],
         wall_seconds=wall,
         restarts=report["restarts"],
     )
@@ -219,6 +225,20 @@ def print_table(results: dict[int, list[Result]]) -> None:
             f" {statistics.median(run.setup_seconds for run in runs):>8.1f} {step:>9.1f} {step / smallest:>6.2f}"
             f" {first.active_rows:>17,.0f}"
         )
+    for runs in results.values():
+        for run in runs:
+            print(describe_end(run))
+
+
+def describe_end(run: Result) -> str:
+    """How a run went, beside its steps."""
+    saves = run.checkpoints
+    pause = saves["longest_pause_seconds"] / (run.table_bytes / 2 / GIB)
+    return (
+        f"{run.parameters:,} parameters: {run.restarts} restarts, {saves['written']} checkpoints of "
+        f"{run.table_bytes / GIB:.1f} GiB, longest pause {saves['longest_pause_seconds']:.3f} s "
+        f"({pause:.4f} s a GiB of a server's shard), {run.wall_seconds:.0f} s in all"
+    )
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_runtime(job)
     starting_rows(job, model.tables)
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
-    if job.checkpoint.to is not None:
+    if job.checkpoint.to is not None and not folder.holds(job.checkpoint.to):
         # What begins is another run than any before, unless it takes one up.
         run_id = folder.run_id() if arguments.resume and folder.has_run_id() else None
         check_claimable(job.checkpoint.to, run_id, job.name, take_over=arguments.resume)

@@ -212,6 +212,14 @@ def test_a_run_longer_than_the_last_goes_on_from_its_end(place: Path, undisturbe
     assert report_of(run)["examples"] == report_of(undisturbed)["examples"]
 
 
+def test_checkpoints_may_be_said_to_be_where_they_are_anyway(place: Path) -> None:
+    inside = ("--set", "checkpoint.to=inside/checkpoints", "--set", "train.epochs=1")
+    for _ in range(2):
+        train(place, "inside", *inside)
+        assert list((place / "inside" / "checkpoints").glob("step-*"))
+    assert (place / "inside.1" / "checkpoints").exists()
+
+
 def test_two_runs_do_not_share_a_folder_of_checkpoints(place: Path, tmp_path: Path) -> None:
     shared = ("--set", f"checkpoint.to={tmp_path / 'shared'}", "--set", "train.epochs=1")
     train(place, "first", *shared)

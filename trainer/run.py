@@ -65,6 +65,10 @@ class RunFolder:
             )
         return load_job(self.path / JOB_FILE)
 
+    def holds(self, uri: str) -> bool:
+        """Whether ``uri`` lies in this folder, and goes where it goes."""
+        return "://" not in uri and Path(uri).absolute().is_relative_to(self.path.absolute())
+
     def has_run_id(self) -> bool:
         """Whether a run has begun here."""
         return (self.path / RUN_FILE).exists()
