@@ -18,6 +18,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "waiting": lambda event: f"waiting for {event['hosts']} more host(s) to join",
     "listening": lambda event: f"listening for the agents of other hosts at {event['address']}",
     "save_failed": lambda event: f"the checkpoint of step {event['step']:,} was not written: {event['message']}",
+    "records_lost": lambda event: f"records of the run are left out: {event['message']}",
     "prune_failed": lambda event: f"old checkpoints stay: {event['message']}",
 }
 """What is said of an event, in a line."""

@@ -252,6 +252,23 @@ def discard_after(checkpoints: str, step: int) -> None:
         raise CheckpointError(f"{checkpoints}: cannot be cleared: {error}") from error
 
 
+def discard_failed(checkpoints: str, step: int) -> None:
+    """Delete what was written of the checkpoint of ``step`` before that failed, so that it does not fill the disk.
+
+    Not on S3, which may be what failed: there it is deleted with old checkpoints, once there is a newer whole one.
+
+    Raises:
+        CheckpointError: something cannot be deleted.
+    """
+    folder = Folder(step_folder(checkpoints, step))
+    if folder.on_s3:
+        return
+    try:
+        folder.delete()
+    except OSError as error:
+        raise CheckpointError(f"{folder.uri}: what was written of it cannot be deleted: {error}") from error
+
+
 def prune(checkpoints: str, keep: int) -> None:
     """Keep the newest ``keep`` whole checkpoints; delete older ones, and partial ones older than the newest whole.
 

@@ -1,5 +1,7 @@
 """Faults of what a run stands on: its disk, its S3, its network, other runs. Training itself is left as it would be."""
 
+import errno
+import json
 import os
 import subprocess
 import time
@@ -18,6 +20,7 @@ from waiting import wait_until
 
 from kvstore.checkpoint import newest_checkpoint
 from kvstore.storage import Folder
+from trainer.run import MetricsLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -120,10 +123,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
-def fill(disk: Path) -> None:
-    """Take what room there is on it, but for less than a checkpoint needs."""
+def fill(disk: Path, leave: int = 16384) -> None:
+    """Take what room there is on it, but for a little: less than a checkpoint needs."""
     left = os.statvfs(disk)
-    room = left.f_bavail * left.f_frsize - 16384
+    room = left.f_bavail * left.f_frsize - leave
     if room > 0:
         with (disk / "filler").open("ab") as file:
             file.write(bytes(room))
@@ -166,6 +169,42 @@ def test_a_folder_that_becomes_read_only_costs_checkpoints_and_nothing_else(
     assert_undisturbed(training.run_dir, undisturbed)
     assert_counted(training)
     assert_last_is_whole(disk / "checkpoints")
+
+
+def test_a_run_that_leaves_only_checkpoints_fails_without_the_last(place: Path, disk: Path) -> None:
+    options = (*to(disk / "checkpoints"), "--set", "train.embeddings=none")
+    with train(place / "no-embeddings", *options) as training:
+        training.wait_for("saved")
+        training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
+        training.wait_for("save_failed")
+        result = training.finish()
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        f"crossfade: error: {disk}/checkpoints: training is done, but its last checkpoint was not written"
+    )
+    assert not (training.run_dir / "report.json").exists()
+    assert mount("-o", "remount,rw", disk).returncode == 0
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "no-embeddings", *options, "--resume", cwd=place))
+    assert_last_is_whole(disk / "checkpoints")
+
+
+def test_records_for_which_there_is_no_room_are_left_out_whole(disk: Path) -> None:
+    lost: list[OSError] = []
+    path = disk / "metrics.jsonl"
+    path.write_text('{"number": -1}\n{"number": -')  # of a writer that was killed
+    log = MetricsLog(path, lost.append)
+    fill(disk, leave=0)
+    for number in range(200):
+        log.write({"event": "epoch", "number": number})
+    assert [error.errno for error in lost] == [errno.ENOSPC]
+    (disk / "filler").unlink()
+    log.write({"event": "epoch", "number": 200})
+    log.write({"event": "epoch", "number": 201})
+    log.close()
+    numbers = [json.loads(line)["number"] for line in path.read_text().splitlines()]
+    begun = numbers.index(200)
+    assert numbers == [*range(-1, begun - 1), 200, 201]
+    assert 1 < begun < 150
 
 
 def test_a_read_only_folder_is_refused_before_an_earlier_run_is_touched(place: Path, disk: Path) -> None:

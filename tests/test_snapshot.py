@@ -78,9 +78,11 @@ def failure(snapshot: Snapshot) -> str:
 
 def test_what_is_written_is_the_state_at_the_call_though_all_of_it_changes_at_once(tmp_path: Path) -> None:
     held = ones(LARGE)
-    with snapshot_of(held, to=tmp_path) as (snapshot, _):
+    with snapshot_of(held, to=tmp_path) as (snapshot, writer):
+        writer.suspend()
         change(snapshot, held)
         assert snapshot.poll() is None
+        writer.resume()
         result = written(snapshot)
         assert snapshot.poll() is result
     assert (np.load(weights_file(tmp_path)) == 1.0).all()

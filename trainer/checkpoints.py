@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from kvstore.checkpoint import (
     Manifest,
     commit,
     discard_after,
+    discard_failed,
     newest_checkpoint,
     open_checkpoint,
     prune,
@@ -167,6 +169,8 @@ class Saver:
         self._next_step = progress.step + 1
         self._agreed = (progress.step, self._clock())
         self._last_step = progress.step or None
+        if progress.step:
+            self._whole = progress.step, step_folder(self._checkpoints, progress.step)
         if self._store.rank == 0:
             check_owned(self._checkpoints, self._identity.run)
             discard_after(self._checkpoints, progress.step)
@@ -213,14 +217,18 @@ class Saver:
         """Begin a checkpoint of the finished training, unless there is one of this step. Called by every worker."""
         counters = progress.counters()
         totals = self._store.sum(np.array(list(counters.values()), dtype=np.float64))
-        if self._store.rank == 0 and self._last_step != progress.step:
+        under_way = self._busy and self._last_step == progress.step
+        if self._store.rank == 0 and not under_way and not self.has_saved(progress.step):
             self._wait()
             self._snapshot(progress, dict(zip(counters, totals, strict=True)))
 
+    def has_saved(self, step: int) -> bool:
+        """Whether there is a whole checkpoint of ``step``; for rank 0 to ask."""
+        return self._whole is not None and self._whole[0] == step
+
     def stop(self, progress: Progress) -> Stop:
         """How the run that stops at ``progress`` can be taken up again; for rank 0 to tell."""
-        step, checkpoint = self._whole or (0, None)
-        return Stop(progress.step, checkpoint if step == progress.step else None)
+        return Stop(progress.step, self._whole[1] if self._whole and self.has_saved(progress.step) else None)
 
     def __enter__(self) -> Saver:
         """Itself."""
@@ -298,6 +306,9 @@ class Saver:
         step, self._writing = self._writing["step"], None
         self._progress.saves.failed += 1
         self._emit({"event": "save_failed", "step": step, "message": str(error)})
+        with suppress(CheckpointError):
+            check_owned(self._checkpoints, self._identity.run)
+            discard_failed(self._checkpoints, step)
 
     def _wait(self) -> None:
         while self._busy:

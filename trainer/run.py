@@ -42,6 +42,7 @@ JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "met
 RUN_FILE = "run.json"
 _STEMS = {"job", "report", "metrics", "run", "embeddings", "checkpoints", "logs"}
 _STEP_RECORD_SECONDS = 1.0
+_LONGEST_RECORD_BYTES = 1 << 20
 
 
 class RunFolder:
@@ -188,12 +189,25 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 class MetricsLog:
-    """Appends events to ``metrics.jsonl``: every epoch, and a step a second."""
+    """Appends events to ``metrics.jsonl``: every epoch, and a step a second.
 
-    def __init__(self, path: Path) -> None:
-        """Append to the file at ``path``."""
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+    A disk without room for a record costs that record alone: training goes on, and every line is whole.
+    """
+
+    def __init__(self, path: Path, lost: Callable[[OSError], None]) -> None:
+        """Append to the file at ``path``; ``lost`` is told why records are left out, once for each time that begins."""
+        self._file = path.open("ab+", buffering=0)
+        self._drop_unfinished_line()
+        self._rest = b""
+        self._lost = lost
+        self._losing = False
         self._last_step = -np.inf
+
+    def _drop_unfinished_line(self) -> None:
+        """Take back what a writer that was killed had written of its last line."""
+        size = self._file.seek(0, os.SEEK_END)
+        start = self._file.seek(max(0, size - _LONGEST_RECORD_BYTES))
+        self._file.truncate(start + self._file.read().rfind(b"\n") + 1)
 
     def write(self, event: dict[str, Any]) -> None:
         """Write ``event``, unless it is a step and one was written less than a second ago."""
@@ -202,7 +216,20 @@ class MetricsLog:
             if now - self._last_step < _STEP_RECORD_SECONDS:
                 return
             self._last_step = now
-        self._file.write(json.dumps({"time": time.time(), **event}) + "\n")
+        try:
+            self._put(self._rest)
+            if not self._rest:
+                self._put(json.dumps({"time": time.time(), **event}).encode() + b"\n")
+                self._losing = False
+        except OSError as error:
+            if not self._losing:
+                self._losing = True
+                self._lost(error)
+
+    def _put(self, data: bytes) -> None:
+        """Write ``data``, of which a part may be left for the next time: a disk takes what it has room for."""
+        written = self._file.write(data) if data else 0
+        self._rest = data[written:]
 
     def close(self) -> None:
         """Close the file."""
@@ -263,6 +290,11 @@ def run_training(
             record({"event": "phase", "name": "test"})
             metrics["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
         traffic = _total_traffic(progress, store)
+    if store.rank == 0 and job.train.embeddings == "none" and not saver.has_saved(progress.step):
+        raise CheckpointError(
+            f"{folder.checkpoints(job)}: training is done, but its last checkpoint was not written, and with "
+            "train.embeddings=none it leaves nothing else; --resume goes on from the one before"
+        )
     report = {
         **_report(job, model, progress, metrics, store),
         **traffic,
@@ -318,7 +350,12 @@ def _start(
 
 def _recorder(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
     """What writes an event to the run's log and passes it on; ``opened`` closes the log."""
-    log = opened.enter_context(closing(MetricsLog(folder.path / METRICS_FILE)))
+    path = folder.path / METRICS_FILE
+
+    def lost(error: OSError) -> None:
+        emit({"event": "records_lost", "message": f"{path}: {error.strerror}"})
+
+    log = opened.enter_context(closing(MetricsLog(path, lost)))
 
     def record(event: dict[str, Any]) -> None:
         log.write(event)
