@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import TRACKS, train_rows, write_job, write_planted
-from running_command import crossfade, records, started, succeeded
+from paced_training import paced
+from running_command import crossfade, records, succeeded
 from waiting import wait_until
 
 from kvstore.arrays import FloatArray
@@ -20,9 +21,9 @@ from trainer.embeddings import vectors_of
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 60
-TRAIN = {"epochs": EPOCHS, "evaluate_every": 20, "patience": None}
-CHECKPOINT = {"every_steps": 50, "every_seconds": None}
+EPOCHS = 16
+TRAIN = {"epochs": EPOCHS, "evaluate_every": 4, "patience": None}
+CHECKPOINT = {"every_steps": 20, "every_seconds": None}
 ENTITIES = ("customer", "track")
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 TOLERANCE = 2e-5
@@ -80,21 +81,14 @@ def stop_after_a_checkpoint(
     place: Path, run: str, number: signal.Signals, *options: object, checkpoints: int = 2
 ) -> tuple[int, str]:
     """Train, and send ``number`` once so many checkpoints are written; exit code and standard error."""
-    with started("train", "job.yaml", "--run-dir", run, *options, cwd=place) as command:
-
-        def saved() -> bool:
-            assert command.process.poll() is None, command.finish()
-            return len(saved_steps(place / run)) >= checkpoints
-
-        wait_until(saved, 60, "checkpoints")
-        command.process.send_signal(number)
-        result = command.finish()
-        wait_until(lambda: command.mark.processes() == [], 10, "the end of all processes")
+    with paced("train", "job.yaml", *options, run_dir=place / run) as training:
+        for _ in range(checkpoints):
+            training.wait_for("saved")
+        training.command.process.send_signal(number)
+        result = training.command.finish()
+        wait_until(lambda: training.command.mark.processes() == [], 10, "the end of all processes")
     assert not (place / run / "report.json").exists()
     return result.returncode, result.stderr
-
-
-ENDLESS = ("--set", "train.epochs=1000000")
 
 
 @pytest.mark.parametrize("shape", [(), ON_SERVERS], ids=["in process", "on servers"])
@@ -105,7 +99,7 @@ def test_a_run_that_was_ended_resumes_to_the_bits_of_one_that_was_not(
     if shape and number == signal.SIGINT:
         pytest.skip("the same as SIGTERM there")
     run = f"ended-{number.name}-{len(shape)}"
-    code, stderr = stop_after_a_checkpoint(place, run, number, *shape, *ENDLESS)
+    code, stderr = stop_after_a_checkpoint(place, run, number, *shape)
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], stderr
     ended_at = saved_steps(place / run)[-1]
     assert ended_at < report_of(undisturbed)["steps"], "it was to be ended before its end"
@@ -120,7 +114,7 @@ def test_a_run_that_was_ended_resumes_to_the_bits_of_one_that_was_not(
 
 def test_a_run_that_is_resumed_reads_on_from_its_cursor(place: Path, undisturbed: Path) -> None:
     run = place / "reads-on"
-    stop_after_a_checkpoint(place, run.name, signal.SIGTERM, *ENDLESS)
+    stop_after_a_checkpoint(place, run.name, signal.SIGTERM)
     at = saved_steps(run)[-1]
     before = len(records(run))
     train(place, run.name, "--resume")
@@ -159,7 +153,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     place: Path, undisturbed: Path, undisturbed_on_servers: Path, victim: str, shape: Sequence[object]
 ) -> None:
     run = place / f"damaged-{victim[:5]}-{len(shape)}"
-    stop_after_a_checkpoint(place, run.name, signal.SIGTERM, *shape, *ENDLESS)
+    stop_after_a_checkpoint(place, run.name, signal.SIGTERM, *shape)
     *_, before, newest = sorted((run / "checkpoints").glob("step-*"))
     [path] = newest.glob(victim)
     damage(path)
@@ -173,7 +167,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
 
 def test_a_run_without_any_whole_checkpoint_resumes_from_the_start_and_says_so(place: Path, undisturbed: Path) -> None:
     run = place / "none-whole"
-    stop_after_a_checkpoint(place, run.name, signal.SIGKILL, *ENDLESS)
+    stop_after_a_checkpoint(place, run.name, signal.SIGKILL)
     for path in (run / "checkpoints").glob("step-*/manifest.json"):
         path.unlink()
     result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, "--resume", cwd=place))
@@ -183,7 +177,7 @@ def test_a_run_without_any_whole_checkpoint_resumes_from_the_start_and_says_so(p
 
 def test_resuming_another_job_is_refused_and_the_keys_named(place: Path) -> None:
     run = place / "another-job"
-    stop_after_a_checkpoint(place, run.name, signal.SIGKILL, *ENDLESS)
+    stop_after_a_checkpoint(place, run.name, signal.SIGKILL)
     other = ("--set", "optimizer.learning_rate=0.2", "--set", "train.epochs=3")
     result = crossfade("train", "job.yaml", "--run-dir", run, "--resume", *other, cwd=place)
     assert result.returncode == 2
@@ -194,7 +188,7 @@ def test_resuming_another_job_is_refused_and_the_keys_named(place: Path) -> None
 def test_resuming_on_other_data_is_refused(place: Path, tmp_path: Path) -> None:
     data = write_planted(tmp_path / "data")
     write_job(tmp_path / "job.yaml", data, train=TRAIN, checkpoint=CHECKPOINT)
-    stop_after_a_checkpoint(tmp_path, "run", signal.SIGKILL, *ENDLESS)
+    stop_after_a_checkpoint(tmp_path, "run", signal.SIGKILL)
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["source"]["made"] = "anew"
     (data / "manifest.json").write_text(json.dumps(manifest))
@@ -208,7 +202,9 @@ def test_a_run_longer_than_the_last_goes_on_from_its_end(place: Path, undisturbe
     train(place, run.name, "--set", "train.max_steps=137")
     assert saved_steps(run)[-1] == 137
     train(place, run.name, "--resume")
-    assert_same_bits(run, undisturbed)
+    # It was judged once more, when it ended first, so that other embeddings may be the best; its tables are the same.
+    for entity in ENTITIES:
+        np.testing.assert_array_equal(weights_at_the_end(run, entity), weights_at_the_end(undisturbed, entity))
     assert report_of(run)["examples"] == report_of(undisturbed)["examples"]
 
 
@@ -245,7 +241,7 @@ def test_a_checkpoint_of_two_servers_goes_on_with_any_number(
     place: Path, undisturbed: Path, undisturbed_on_servers: Path, servers: int
 ) -> None:
     run = place / f"moved-to-{servers}"
-    stop_after_a_checkpoint(place, run.name, signal.SIGTERM, *ON_SERVERS, *ENDLESS)
+    stop_after_a_checkpoint(place, run.name, signal.SIGTERM, *ON_SERVERS)
     train(place, run.name, *(("--servers", servers, "--workers", 2) if servers else ()), "--resume")
     if servers:
         assert_same_bits(run, undisturbed_on_servers)
@@ -257,7 +253,7 @@ def test_a_checkpoint_of_two_servers_goes_on_with_any_number(
 @pytest.mark.cluster
 def test_a_checkpoint_of_a_process_goes_on_with_servers(place: Path, undisturbed: Path) -> None:
     run = place / "moved-from-0"
-    stop_after_a_checkpoint(place, run.name, signal.SIGTERM, *ENDLESS)
+    stop_after_a_checkpoint(place, run.name, signal.SIGTERM)
     train(place, run.name, "--servers", 3, "--resume")
     assert_same_bits(run, undisturbed)
 
