@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.cluster import Address, check_own_address, own_address
     from deploy.coordinator_http import RemoteCoordinator, read_token
     from kvstore.mxnet_import import require_mxnet
-    from trainer.run import RunFolder
+    from trainer.run_folder import RunFolder
 
     require_mxnet()
     coordinator = Address.parse(arguments.join, "--join")

@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from crossfade.progress import print_metrics
     from trainer.job import check_job
-    from trainer.run import RunFolder, evaluate_embeddings
+    from trainer.run import evaluate_embeddings
+    from trainer.run_folder import RunFolder
 
     folder = RunFolder(arguments.run_dir)
     values = folder.job().model_dump(mode="json")

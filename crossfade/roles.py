@@ -104,7 +104,8 @@ def _work(run_dir: Path, checkpoint: str | None, pipe: EventPipe) -> None:
     # The imports and the others' may take a while: what comes in between is told, as signs of progress.
     pipe.emit({"event": "phase", "name": "starting"})
     from kvstore.mxnet_client import MXNetStore
-    from trainer.run import RunFolder, run_training
+    from trainer.run import run_training
+    from trainer.run_folder import RunFolder
 
     folder = RunFolder(run_dir)
     job = folder.job()

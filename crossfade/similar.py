@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the neighbours of each name."""
     from kvstore.errors import InputError
     from trainer.neighbours import Neighbours
-    from trainer.run import RunFolder, open_data
+    from trainer.run import open_data
+    from trainer.run_folder import RunFolder
 
     if arguments.count < 1:
         raise InputError(f"--count {arguments.count}: expected 1 or more")

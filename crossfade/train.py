@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crossfade.progress import TrainingDisplay
     from trainer.job import Job
-    from trainer.run import RunFolder
+    from trainer.run_folder import RunFolder
 
 _EPILOG = """\
 Examples:
@@ -91,7 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.checkpoints import starting_rows
     from trainer.job import load_job
     from trainer.ownership import check_claimable, claim
-    from trainer.run import RunFolder, default_run_dir, open_data
+    from trainer.run import open_data
+    from trainer.run_folder import RunFolder, default_run_dir
 
     overrides = list(arguments.overrides)
     for key in ("servers", "workers"):

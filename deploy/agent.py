@@ -25,7 +25,7 @@ from deploy.events import EVENTS_VARIABLE, EventLines
 from deploy.reports import LONGEST_MESSAGE, MOST_EVENTS, Failure, Order, Report, SentEvent
 from kvstore.errors import ClusterError
 from kvstore.processes import die_with_parent
-from trainer.run import JOB_FILE, RunFolder
+from trainer.run_folder import JOB_FILE, RunFolder
 
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
 ROLE_VARIABLE = "CROSSFADE_ROLE"

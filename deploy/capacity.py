@@ -26,6 +26,7 @@ from kvstore.errors import InputError
 from kvstore.layout import TableLayout, make_layout
 from kvstore.optimizers import state_bytes_per_row
 from kvstore.snapshot import KEPT_INDEX_BYTES, most_kept
+from kvstore.storage import Folder
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from trainer.data.manifest import Manifest
 from trainer.embeddings import GROUP_ROWS
@@ -44,6 +45,10 @@ COMMAND_BYTES = 53 * _MIB
 """``crossfade train`` itself, where it starts and watches the roles."""
 WRITER_BYTES = 24 * _MIB
 """The process that writes a server's part of a checkpoint: Python with numpy and pyarrow."""
+UPLOAD_BYTES = 12 * _MIB
+"""Of that process for each file that it uploads to S3 at a time; 64 files took 822 MB."""
+FILES_A_RANGE = 2
+"""The weights and, of most optimizers, one array of state, which are sent side by side."""
 SHARED_LIBRARIES_BYTES = 195 * _MIB
 """Resident libraries that a host's processes share: the resident size of a worker (``rss``) less its private part."""
 IN_PROCESS_BYTES = 211 * _MIB
@@ -265,7 +270,7 @@ def _server(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayou
         *tables,
         Part("receiving the keys", _receiving(layouts, row_bytes, state), "start"),
         Part("rows of a step", SERVED_COPIES * served * row_bytes // job.cluster.servers, "steps"),
-        *_checkpoint(job, held),
+        *_checkpoint(job, held, max(layout.keys for layout in layouts)),
     )
 
 
@@ -294,7 +299,7 @@ def _in_process(inputs: Inputs, parts: Sequence[Share]) -> ProcessPlan:
             Part("process", IN_PROCESS_BYTES),
             *tables,
             *_training(inputs, parts, 0),
-            *_checkpoint(job, {table.name: table.rows for table in inputs.model.tables}),
+            *_checkpoint(job, {table.name: table.rows for table in inputs.model.tables}, ranges=1),
         ),
     )
 
@@ -361,10 +366,11 @@ def _most_interactions(counts: Counts, queries: int, total: int) -> int:
     return int(np.ceil(scaled_K @ taken_K))
 
 
-def _checkpoint(job: Job, held: dict[str, int]) -> Iterable[Part]:
-    """What a process that holds so many rows of each table needs besides while they are written."""
+def _checkpoint(job: Job, held: dict[str, int], ranges: int) -> Iterable[Part]:
+    """What a process that holds so many rows of each table, in at most ``ranges``, needs while they are written."""
     row_bytes = job.model.dim * VALUE_BYTES + state_bytes_per_row(job.optimizer.kind, job.model.dim)
-    yield Part("the writer of a checkpoint", WRITER_BYTES, "checkpoint")
+    uploads = 0 if job.checkpoint.to is None or not Folder(job.checkpoint.to).on_s3 else ranges * FILES_A_RANGE
+    yield Part("the writer of a checkpoint", WRITER_BYTES + uploads * UPLOAD_BYTES, "checkpoint")
     yield Part("where changed rows are kept", KEPT_INDEX_BYTES * sum(held.values()), "checkpoint")
     if job.checkpoint.every_seconds or job.checkpoint.every_steps:
         kept = sum(most_kept(rows, row_bytes) for rows in held.values()) * row_bytes

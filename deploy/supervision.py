@@ -18,7 +18,7 @@ from deploy.coordinator import FINISHED, Coordinator, Start, State
 from deploy.coordinator_http import read_token, serving
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.job import Cluster, Job
-from trainer.run import REPORT_FILE, RunFolder
+from trainer.run_folder import REPORT_FILE, RunFolder
 
 REPORT_SECONDS = 10.0
 """How long it may take until a file that another host wrote is seen on this one."""

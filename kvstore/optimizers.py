@@ -20,6 +20,7 @@ from numba import njit, prange
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import DivergedError
+from kvstore.pages import welcome_huge
 from kvstore.prefetch import prefetch_ahead
 
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
@@ -166,6 +167,12 @@ class LazyOptimizer:
             )
 
 
+def _zeros(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> FloatArray:
+    state = np.zeros(shape, dtype=dtype)
+    welcome_huge(state)
+    return state
+
+
 def state_bytes_per_row(kind: OptimizerKind, dim: int) -> int:
     """The optimizer state of one row, in bytes."""
     return {"sgd": 0, "adagrad": 4 * dim, "rowwise_adagrad": 4, "adam": 8 * dim + 4}[kind]
@@ -186,17 +193,17 @@ def make_optimizer(spec: OptimizerSpec, rows: int, dim: int) -> LazyOptimizer:
     if spec.kind == "sgd":
         return LazyOptimizer({}, lambda w, r, g: _sgd(w, r, g, rate, decay))
     if spec.kind == "adagrad":
-        squares_ND = np.zeros((rows, dim), dtype=np.float32)
+        squares_ND = _zeros((rows, dim))
         return LazyOptimizer(
             {"squares": squares_ND}, lambda w, r, g: _adagrad(w, r, g, squares_ND, rate, decay, epsilon)
         )
     if spec.kind == "rowwise_adagrad":
-        squares_N = np.zeros(rows, dtype=np.float32)
+        squares_N = _zeros((rows,))
         return LazyOptimizer(
             {"squares": squares_N}, lambda w, r, g: _rowwise_adagrad(w, r, g, squares_N, rate, decay, epsilon)
         )
-    first_ND, second_ND = (np.zeros((rows, dim), dtype=np.float32) for _ in range(2))
-    steps_N = np.zeros(rows, dtype=np.int32)
+    first_ND, second_ND = _zeros((rows, dim)), _zeros((rows, dim))
+    steps_N = _zeros((rows,), np.int32)
     return LazyOptimizer(
         {"first": first_ND, "second": second_ND, "steps": steps_N},
         lambda w, r, g: _adam(w, r, g, first_ND, second_ND, steps_N, rate, decay, epsilon, beta1, beta2),

@@ -17,7 +17,7 @@ from deploy.cluster import TOKEN_VARIABLE, Address, Role, own_address
 from deploy.coordinator import LEASE_SECONDS
 from deploy.reports import Order, Place, Report
 from kvstore.errors import ClusterError, InputError
-from trainer.run import JOB_FILE, RunFolder
+from trainer.run_folder import JOB_FILE, RunFolder
 
 pytestmark = pytest.mark.slow
 

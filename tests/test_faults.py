@@ -20,7 +20,7 @@ from waiting import wait_until
 
 from kvstore.checkpoint import newest_checkpoint
 from kvstore.storage import Folder
-from trainer.run import MetricsLog
+from trainer.run_folder import MetricsLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

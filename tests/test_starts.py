@@ -16,7 +16,7 @@ from deploy.coordinator import State
 from deploy.reports import Failure
 from kvstore.errors import InputError
 from trainer.job import Cluster, load_job
-from trainer.run import RunFolder
+from trainer.run_folder import RunFolder
 
 
 class Searching:

@@ -37,13 +37,14 @@ from kvstore.optimizers import OptimizerSpec
 from kvstore.store import RowStore, Saved, TableSpec
 from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from trainer.job import Checkpoint as Settings
-from trainer.job import Job
+from trainer.job import Job, check_job
 from trainer.ownership import check_owned
 from trainer.progress import Progress
 
 _AGREE_SECONDS = 1.0
 _LONGEST_INTERVAL = 1024
 _WAIT_SECONDS = 0.05
+_SHOW_SECONDS = 5.0
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -90,9 +91,11 @@ def take_up(identity: Identity, uri: str, rank: int) -> Progress:
 
     Raises:
         CheckpointError: the checkpoint is not whole.
-        InputError: it is of other data.
+        InputError: it is of other data, or of a job that this one cannot take up.
     """
     training = open_checkpoint(uri).manifest.training
+    if differences := identity.job.differences(check_job(training["job"], uri)):
+        raise InputError(f"{uri}: cannot be taken up, since the job differs in {', '.join(differences)}")
     if training.get("data") != identity.data:
         raise InputError(
             f"{uri}: was trained on other data than {identity.job.data.shards} holds now; train without --resume, and "
@@ -311,9 +314,14 @@ class Saver:
             discard_failed(self._checkpoints, step)
 
     def _wait(self) -> None:
+        """Return when nothing is being written; until then, show now and then that the run has not stalled."""
+        shown = self._clock()
         while self._busy:
             self._look()
             time.sleep(_WAIT_SECONDS)
+            if self._clock() - shown > _SHOW_SECONDS:
+                shown = self._clock()
+                self._emit({"event": "phase", "name": "checkpoint"})
 
 
 def newest_usable(checkpoints: str, refused: set[str], say: Callable[[str], None]) -> Checkpoint | None:

@@ -27,7 +27,7 @@ from trainer.data.output import VOCABULARY
 from trainer.data.progress import Progress
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import replace_folder, write_table
-from trainer.run import JOB_FILE, RunFolder
+from trainer.run_folder import JOB_FILE, RunFolder
 
 _EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint such as checkpoints/step-000000123"
 _EMBEDDINGS_FILE = re.compile(r"rows-\d{12,}\.parquet")

@@ -166,7 +166,9 @@ class Cluster(_Section):
     max_restarts: Annotated[int, Field(ge=0, strict=True)] = Field(
         5, description="restarts in a row that bring no new checkpoint, after which the job fails"
     )
-    stall_seconds: Positive = Field(600.0, description="without any sign of progress for so long, the job is restarted")
+    stall_seconds: Positive = Field(
+        600.0, description="without a step, evaluation or checkpoint for so long, start-up included, it is restarted"
+    )
     grace_seconds: Positive = Field(
         60.0, description="how long a job that is asked to stop may take to write its checkpoint"
     )

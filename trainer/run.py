@@ -1,20 +1,12 @@
-"""A run: its folder, and the wiring of one worker's parts into the loop.
-
-runs/NAME/  job.yaml  run.json  metrics.jsonl  report.json  embeddings/  checkpoints/  logs/  run.lock
-"""
+"""A run: the wiring of one worker's parts into the loop, and the report that comes of it."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import platform
-import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,208 +24,12 @@ from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
 from trainer.engines.base import make_engine
 from trainer.evaluate import Metrics, evaluate, load_held_out
-from trainer.job import Job, SplitName, load_job
+from trainer.job import Job, SplitName
 from trainer.loop import Emit, Loop
 from trainer.model import Model, make_model
 from trainer.negatives import Sampler
 from trainer.progress import Progress
-
-JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
-RUN_FILE = "run.json"
-_STEMS = {"job", "report", "metrics", "run", "embeddings", "checkpoints", "logs"}
-_STEP_RECORD_SECONDS = 1.0
-_LONGEST_RECORD_BYTES = 1 << 20
-
-
-class RunFolder:
-    """The folder of one run."""
-
-    def __init__(self, path: Path) -> None:
-        """The run in ``path``, which may not exist yet."""
-        self.path = path if path.name else path.absolute()
-        self.embeddings = self.path / "embeddings"
-        self.logs = self.path / "logs"
-
-    def job(self) -> Job:
-        """The job as it was resolved when the run began.
-
-        Raises:
-            InputError: there is no run here.
-        """
-        if not (self.path / JOB_FILE).exists():
-            raise InputError(
-                f"{self.path}: not a run folder: it has no {JOB_FILE}; expected one that 'crossfade train' wrote"
-            )
-        return load_job(self.path / JOB_FILE)
-
-    def holds(self, uri: str) -> bool:
-        """Whether ``uri`` lies in this folder, and goes where it goes."""
-        return "://" not in uri and Path(uri).absolute().is_relative_to(self.path.absolute())
-
-    def has_run_id(self) -> bool:
-        """Whether a run has begun here."""
-        return (self.path / RUN_FILE).exists()
-
-    def run_id(self) -> str:
-        """What names this run wherever it writes."""
-        identity: str = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["id"]
-        return identity
-
-    def checkpoints(self, job: Job) -> str:
-        """Where the checkpoints of a run of ``job`` here are, a path or URI."""
-        return job.checkpoint.to or str(self.path / "checkpoints")
-
-    @contextmanager
-    def begin(self, job: Job, *, overwrite: bool = False, resume: bool = False) -> Iterator[Path | None]:
-        """Make the folder for a run of ``job`` and hold it; gives where an earlier run was moved to, if there was one.
-
-        With ``resume`` an earlier run stays where it is and is taken up.
-
-        Raises:
-            InputError: another process is running in it, or it holds something that is not a run, or one of a job
-                that this one cannot take up.
-        """
-        with ExitStack() as running:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with _locked(self.path.parent):
-                    if resume:
-                        self._check_resumable(job)
-                    moved = None if resume else self._make_way(overwrite)
-                    self.path.mkdir(exist_ok=True)
-                    if not self.has_run_id():
-                        identity = {"id": uuid.uuid4().hex, "name": job.name}
-                        (self.path / RUN_FILE).write_text(json.dumps(identity) + "\n", encoding="utf-8")
-                    (self.path / JOB_FILE).write_text(job.anchored().to_yaml(), encoding="utf-8")
-                    lock = running.enter_context((self.path / LOCK_FILE).open("w", encoding="ascii"))
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except FileExistsError as error:
-                raise InputError(f"{self.path}: cannot be a run folder: {error.filename} is a file") from error
-            except OSError as error:
-                raise InputError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
-            yield moved
-
-    def _holds_run(self) -> bool:
-        """Whether an earlier run is here. Something else, or a run that goes on, is refused."""
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return False
-        if not ((self.path / JOB_FILE).exists() and (self.path / LOCK_FILE).exists()):
-            raise InputError(f"{self.path}: is there already and is not a run folder; name another with --run-dir")
-        if self._is_running():
-            raise InputError(
-                f"{self.path}: a run is going on in it; wait for it, or name another folder with --run-dir"
-            )
-        return True
-
-    def _check_resumable(self, job: Job) -> None:
-        differences = job.differences(self.job()) if self._holds_run() else []
-        if differences:
-            raise InputError(
-                f"{self.path}: its run cannot be taken up, since the job differs in {', '.join(differences)}; "
-                "train without --resume, or with the job as it was"
-            )
-
-    def _make_way(self, overwrite: bool) -> Path | None:
-        if not self._holds_run():
-            return None
-        if overwrite:
-            self._empty()
-            return None
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            number += 1
-        return self.path.rename(aside)
-
-    def _empty(self) -> None:
-        """Delete what a run wrote; refuse where there is anything else."""
-        strange = sorted(path.name for path in self.path.iterdir() if path.name.lstrip(".").split(".")[0] not in _STEMS)
-        if strange:
-            raise InputError(f"{self.path}: holds {strange[0]}, which no run writes; leave out --overwrite")
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-    def _is_running(self) -> bool:
-        try:
-            with (self.path / LOCK_FILE).open("r+", encoding="ascii") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
-
-    def report(self) -> dict[str, Any]:
-        """The report of the finished run."""
-        report: dict[str, Any] = json.loads((self.path / REPORT_FILE).read_text(encoding="utf-8"))
-        return report
-
-    def write_report(self, report: dict[str, Any]) -> None:
-        """Write ``report.json``, in one move."""
-        partial = self.path / f".{REPORT_FILE}.partial"
-        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path / REPORT_FILE)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for a moment, so that two starts do not make the same run folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-class MetricsLog:
-    """Appends events to ``metrics.jsonl``: every epoch, and a step a second.
-
-    A disk without room for a record costs that record alone: training goes on, and every line is whole.
-    """
-
-    def __init__(self, path: Path, lost: Callable[[OSError], None]) -> None:
-        """Append to the file at ``path``; ``lost`` is told why records are left out, once for each time that begins."""
-        self._file = path.open("ab+", buffering=0)
-        self._drop_unfinished_line()
-        self._rest = b""
-        self._lost = lost
-        self._losing = False
-        self._last_step = -np.inf
-
-    def _drop_unfinished_line(self) -> None:
-        """Take back what a writer that was killed had written of its last line."""
-        size = self._file.seek(0, os.SEEK_END)
-        start = self._file.seek(max(0, size - _LONGEST_RECORD_BYTES))
-        self._file.truncate(start + self._file.read().rfind(b"\n") + 1)
-
-    def write(self, event: dict[str, Any]) -> None:
-        """Write ``event``, unless it is a step and one was written less than a second ago."""
-        now = time.monotonic()
-        if event["event"] == "step":
-            if now - self._last_step < _STEP_RECORD_SECONDS:
-                return
-            self._last_step = now
-        try:
-            self._put(self._rest)
-            if not self._rest:
-                self._put(json.dumps({"time": time.time(), **event}).encode() + b"\n")
-                self._losing = False
-        except OSError as error:
-            if not self._losing:
-                self._losing = True
-                self._lost(error)
-
-    def _put(self, data: bytes) -> None:
-        """Write ``data``, of which a part may be left for the next time: a disk takes what it has room for."""
-        written = self._file.write(data) if data else 0
-        self._rest = data[written:]
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+from trainer.run_folder import METRICS_FILE, MetricsLog, RunFolder
 
 
 def open_data(job: Job) -> tuple[Path, Manifest, Model]:
@@ -467,8 +263,3 @@ def _package_versions() -> Iterator[tuple[str, str]]:
             yield package, version(package)
         except PackageNotFoundError:
             yield package, "not installed as a package"
-
-
-def default_run_dir(job: Job) -> Path:
-    """Where a run of ``job`` goes if nothing else is said."""
-    return Path(os.curdir) / "runs" / job.name
