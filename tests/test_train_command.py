@@ -276,6 +276,7 @@ def test_an_empty_folder_that_is_there_already_is_used(place: Path, tmp_path: Pa
     assert (tmp_path / "empty" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_whoever_stops_reading_the_progress_does_not_get_a_success(place: Path, tmp_path: Path) -> None:
     job = place / "run" / "job.yaml"
     command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", "run", "--set", "train.epochs=100000"]
