@@ -53,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="folder to write, which must not exist (default: RUN/embeddings of a job with train.embeddings: none)",
     )
     parser.add_argument("--entity", nargs="+", default=[], metavar="NAME", help="tables to export (default: all)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where the data of the checkpoint's job are now")
+    parser.add_argument("--data", metavar="DATA", help="where the data of the checkpoint's job are now")
     parser.add_argument("--overwrite", action="store_true", help="replace embeddings that are at OUT")
     parser.add_argument("--json", action="store_true", help="print what was exported as JSON")
     parser.set_defaults(run=run)

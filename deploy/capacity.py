@@ -165,7 +165,7 @@ class Inputs:
     """What a plan is made from. ``counts`` by table, or None if they have not been read."""
 
     job: Job
-    folder: Path
+    folder: Folder
     manifest: Manifest
     model: Model
     counts: dict[str, Counts] | None

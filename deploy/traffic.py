@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from deploy.cluster import Role
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.storage import Folder
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, Traffic
 from trainer.data.manifest import Manifest
 from trainer.data.shards import Schedule, ShardReader
@@ -72,7 +72,7 @@ class Counts:
         return total / float(self.count_K @ self.rows_K)
 
 
-def read_counts(folder: Path, manifest: Manifest, entity: str) -> Counts:
+def read_counts(folder: Folder, manifest: Manifest, entity: str) -> Counts:
     """The counts of the vocabulary of ``entity``, which is read in pieces.
 
     Raises:
@@ -93,7 +93,7 @@ class Share:
     negatives: float
 
 
-def shares(job: Job, folder: Path, manifest: Manifest) -> list[Share]:
+def shares(job: Job, folder: Folder, manifest: Manifest) -> list[Share]:
     """The share of each worker: the lanes of ``job``'s data are dealt to them in turn."""
     train = manifest.splits["train"]
     schedule = Schedule(

@@ -1,4 +1,4 @@
-"""Folders where checkpoints lie: on a file system, or under a prefix of an S3 bucket.
+"""Folders where data and checkpoints lie: on a file system, or under a prefix of an S3 bucket.
 
     folder = Folder("s3://music/runs/lastfm/checkpoints")
     folder.child("step-000000123").write("manifest.json", b"{}")
@@ -63,12 +63,13 @@ class Folder:
     again for about a minute, or as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` say.
     """
 
-    def __init__(self, uri: str) -> None:
-        """The folder at ``uri``.
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        """The folder at ``location``, a path or URI.
 
         Raises:
             InputError: it is neither a path nor a URI of a known kind.
         """
+        uri = os.fspath(location)
         self.uri = uri.rstrip("/") or "/"
         scheme, separator, rest = uri.partition("://")
         if not separator:
@@ -128,6 +129,17 @@ class Folder:
         with self._naming(name):
             return self._files.open_input(self._prefix + name)
 
+    def open_random(self, name: str) -> Any:
+        """Open the file ``name`` for reading anywhere in it, as a ``pyarrow.NativeFile``.
+
+        What is read from it later raises errors that do not name it.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._naming(name):
+            return self._files.open_random(self._prefix + name)
+
     def exists(self, name: str) -> bool:
         """Whether there is a file or folder ``name``."""
         return name in self.names()
@@ -180,6 +192,8 @@ class _Files(Protocol):
 
     def open_input(self, path: str) -> InputFile: ...
 
+    def open_random(self, path: str) -> Any: ...
+
     def names(self, prefix: str) -> list[str]: ...
 
     def sizes(self, prefix: str) -> dict[str, int]: ...
@@ -229,6 +243,11 @@ class _LocalFiles:
 
     def open_input(self, path: str) -> InputFile:
         return (self._root / path).open("rb", buffering=0)
+
+    def open_random(self, path: str) -> Any:
+        from pyarrow import OSFile
+
+        return OSFile(str(self._root / path))
 
     def names(self, prefix: str) -> list[str]:
         with suppress(FileNotFoundError):
@@ -344,6 +363,9 @@ class _S3Files:
 
     def open_input(self, path: str) -> InputFile:
         return _S3Input(self._fs.open_input_file(self._root + path))
+
+    def open_random(self, path: str) -> Any:
+        return self._fs.open_input_file(self._root + path)
 
     def names(self, prefix: str) -> list[str]:
         return [info.base_name for info in self._list(prefix, recursive=False)]

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.storage import Folder
 from trainer.data.manifest import DataFile, Entity, Manifest, Split
 from trainer.data.shards import Interactions
 
@@ -106,7 +107,7 @@ def write_data_set(folder: Path, splits: Mapping[str, SplitFiles], *, queries: i
         },
         splits={name: write_split(folder, name, files) for name, files in splits.items()},
     )
-    manifest.write(folder)
+    manifest.write(Folder(folder))
     return manifest
 
 

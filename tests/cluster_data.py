@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstore.arrays import IntArray
+from kvstore.storage import Folder
 from trainer.data.manifest import DataFile, Entity, Manifest, Split
 
 CUSTOMERS, TRACKS, GENRES = 300, 200, 5
@@ -120,7 +121,7 @@ def write_data(
             for name, (pairs, files) in splits.items()
         },
     )
-    manifest.write(folder)
+    manifest.write(Folder(folder))
     return folder
 
 

@@ -13,6 +13,7 @@ from kvstore.arrays import FloatArray
 from kvstore.errors import InputError
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerSpec
+from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer import embeddings as module
 from trainer.data.manifest import Manifest
@@ -34,7 +35,7 @@ def vocabularies(tmp_path: Path) -> dict[str, Vocabulary]:
         ITEM: write_vocabulary(tmp_path, ITEM, TRACK_IDS, names=TRACK_NAMES),
     }
     manifest = Manifest(query=QUERY, item=ITEM, entities=entities, splits={})
-    return {name: Vocabulary(tmp_path, manifest, name) for name in entities}
+    return {name: Vocabulary(Folder(tmp_path), manifest, name) for name in entities}
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def test_a_vocabulary_whose_rows_are_others_is_refused(tmp_path: Path) -> None:
     pq.write_table(table.set_column(0, "row", pa.array(range(100, 109))), path)
     manifest = Manifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
     with pytest.raises(InputError, match="does not hold rows 0 to 8 in order"):
-        Vocabulary(tmp_path, manifest, ITEM).read(0, 9)
+        Vocabulary(Folder(tmp_path), manifest, ITEM).read(0, 9)
 
 
 def test_embeddings_that_lack_a_file_are_refused(written: Path) -> None:
@@ -240,6 +241,6 @@ def test_the_counts_of_a_vocabulary_are_in_the_order_of_rows(tmp_path: Path) -> 
     counts_N = np.arange(9)[::-1] * 10
     entity = write_vocabulary(tmp_path, ITEM, range(9), counts_N=counts_N, file_rows=4, group_rows=3)
     manifest = Manifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
-    found_N = Vocabulary(tmp_path, manifest, ITEM).counts()
+    found_N = Vocabulary(Folder(tmp_path), manifest, ITEM).counts()
     assert found_N.dtype == np.int64
     np.testing.assert_array_equal(found_N, counts_N)

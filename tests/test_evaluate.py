@@ -11,6 +11,7 @@ from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
+from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer import evaluate as module
 from trainer.data.manifest import Manifest, read_manifest
@@ -126,8 +127,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def held_out(data: Path, split: str, exclude: list[str], rank: int = 0, workers: int = 1) -> HeldOut:
-    manifest = read_manifest(data)
-    return load_held_out(ShardReader(data, manifest), manifest, split, exclude, rank, workers)
+    manifest = read_manifest(Folder(data))
+    return load_held_out(ShardReader(Folder(data), manifest), manifest, split, exclude, rank, workers)
 
 
 def lists_of(items: list[list[int]]) -> ItemLists:
@@ -253,6 +254,6 @@ def test_a_zero_vector_ranks_without_a_warning() -> None:
 
 
 def test_a_split_that_cannot_be_read_is_refused(data: Path, tmp_path: Path) -> None:
-    manifest: Manifest = read_manifest(data)
+    manifest: Manifest = read_manifest(Folder(data))
     with pytest.raises(InputError, match="no such file"):
-        load_held_out(ShardReader(tmp_path, manifest), manifest, "test", ["train"], 0, 1)
+        load_held_out(ShardReader(Folder(tmp_path), manifest), manifest, "test", ["train"], 0, 1)

@@ -25,6 +25,7 @@ from kvstore.arrays import FloatArray
 from kvstore.checkpoint import MANIFEST_NAME, newest_checkpoint
 from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
+from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer import embeddings
 from trainer.checkpoints import data_fingerprint
@@ -52,7 +53,11 @@ def save_step(checkpoints: Path, data: Path, step: int) -> None:
 
 def training_on(data: Path) -> dict[str, Any]:
     """What a run on ``data`` says of itself in a checkpoint."""
-    return {"run": "0", "job": {"name": "planted", "data": {"shards": str(data)}}, "data": data_fingerprint(data)}
+    return {
+        "run": "0",
+        "job": {"name": "planted", "data": {"shards": str(data)}},
+        "data": data_fingerprint(Folder(data)),
+    }
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from deploy.instances import INSTANCES, find_instance
 from deploy.traffic import Counts, busiest_bytes, expect_traffic, shares
 from kvstore.errors import InputError
 from kvstore.layout import make_layout
+from kvstore.storage import Folder
 from trainer.data.batches import batches
 from trainer.data.shards import Schedule, ShardReader
 from trainer.data.synthetic import SyntheticSpec, write_synthetic
@@ -69,9 +70,9 @@ def rows_really_touched(job: Job, data: Path) -> list[float]:
     """Rows of both tables that each worker touches a step, on average over an epoch of the job's own batches."""
     inputs = read_inputs(job)
     items = inputs.model.item
-    counts_N = Vocabulary(data, inputs.manifest, items.name).counts()
+    counts_N = Vocabulary(Folder(data), inputs.manifest, items.name).counts()
     found = []
-    with closing(ShardReader(data, inputs.manifest)) as reader:
+    with closing(ShardReader(Folder(data), inputs.manifest)) as reader:
         schedule = Schedule(
             reader,
             inputs.manifest.splits["train"],

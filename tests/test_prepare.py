@@ -23,6 +23,7 @@ import pytest
 
 from crossfade import prepare as command
 from kvstore.errors import InputError
+from kvstore.storage import Folder
 from trainer.data import sample
 from trainer.data.build_vocabulary import NamesFile
 from trainer.data.database import run, working_database
@@ -51,13 +52,13 @@ def make(out: Path, *train: Path | str, **options: Any) -> Manifest:
 
 
 def vocabulary(out: Path, entity: str) -> list[dict[str, Any]]:
-    manifest = read_manifest(out)
+    manifest = read_manifest(Folder(out))
     return [row for file in manifest.entities[entity].files for row in pq.read_table(out / file).to_pylist()]
 
 
 def interactions(out: Path, split: str) -> list[Row]:
     """The interactions of a split with ids for rows, in the order of the shards."""
-    manifest = read_manifest(out)
+    manifest = read_manifest(Folder(out))
     ids = {entity: [row["id"] for row in vocabulary(out, entity)] for entity in manifest.entities}
     found = []
     for file in manifest.splits[split].files:
@@ -92,7 +93,7 @@ def test_ids_become_rows_and_rows_become_the_same_ids(tmp_path: Path) -> None:
     expected = list(zip(events["customer"], events["item"], weights, events["when"], strict=True))
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(expected)
     assert Counter(interactions(tmp_path / "out", "test")) == Counter([("new", 1, 1.0, 5), ("c1", 1000, 2.0, 6)])
-    assert manifest == read_manifest(tmp_path / "out")
+    assert manifest == read_manifest(Folder(tmp_path / "out"))
     assert manifest.entities["customer"].id_type == "string"
     assert manifest.entities["item"].id_type == "int64"
 
@@ -267,7 +268,7 @@ def test_text_ids_are_integers_only_where_nothing_is_lost(tmp_path: Path) -> Non
     make(tmp_path / "zeros", write_text(tmp_path / "b.csv", "customer,item\n10,007\n9,8\n"))
     make(tmp_path / "huge", write_text(tmp_path / "c.csv", "customer,item\n10,9223372036854775808\n9,8\n"))
     make(tmp_path / "asked", tmp_path / "a.csv", ids="string")
-    assert read_manifest(tmp_path / "plain").entities["item"].id_type == "int64"
+    assert read_manifest(Folder(tmp_path / "plain")).entities["item"].id_type == "int64"
     assert {row["id"] for row in vocabulary(tmp_path / "zeros", "item")} == {"007", "8"}
     assert {row["id"] for row in vocabulary(tmp_path / "huge", "item")} == {"9223372036854775808", "8"}
     assert [row["id"] for row in vocabulary(tmp_path / "asked", "customer")] == ["10", "9"]
@@ -630,7 +631,7 @@ def test_an_existing_folder_is_refused_unless_it_holds_prepared_data_and_may_be_
         make(out, train, hold_out="random:0.5")
     assert all_bytes(out) == before
     make(out, train, hold_out="random:0.5", overwrite=True)
-    assert set(read_manifest(out).splits) == {"train", "valid", "test"}
+    assert set(read_manifest(Folder(out)).splits) == {"train", "valid", "test"}
     assert entries(tmp_path)[:2] == ["e.parquet", "out"]
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("e.parquet", "out")] == []
 

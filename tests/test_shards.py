@@ -22,6 +22,7 @@ from builders import (
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
+from kvstore.storage import Folder
 from trainer.data.manifest import Manifest, Split, read_manifest
 from trainer.data.shards import Interactions, RowGroup, Schedule, ShardReader, Share
 
@@ -41,9 +42,9 @@ def uneven_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def schedule_of(folder: Path, **changes: int) -> Schedule:
-    manifest = read_manifest(folder)
+    manifest = read_manifest(Folder(folder))
     options = {"batch_size": 32, "lanes": 4, "window": 50, "seed": 1, **changes}
-    return Schedule(ShardReader(folder, manifest), manifest.splits["train"], **options)
+    return Schedule(ShardReader(Folder(folder), manifest), manifest.splits["train"], **options)
 
 
 def numbers(interactions: Interactions) -> IntArray:
@@ -134,9 +135,9 @@ def test_starting_at_a_step_reads_no_window_that_came_before_it(tmp_path: Path) 
     one_group_a_file = numbered_interactions([[20]] * 5, QUERIES, ITEMS)
     manifest = write_data_set(tmp_path, {"train": one_group_a_file}, queries=QUERIES, items=ITEMS)
     options = {"batch_size": 20, "lanes": 1, "window": 20, "seed": 1}
-    schedule = Schedule(ShardReader(tmp_path, manifest), manifest.splits["train"], **options)
+    schedule = Schedule(ShardReader(Folder(tmp_path), manifest), manifest.splits["train"], **options)
     for group in schedule.deal(0)[0][:3]:
-        group.path.unlink()
+        (tmp_path / group.file).unlink()
     assert [len(share.interactions) for share in schedule.shares(0, 3, 0, 1)] == [20, 20]
 
 
@@ -184,15 +185,15 @@ def test_a_window_smaller_than_a_row_group_still_shuffles_within_it(tmp_path: Pa
 
 def test_an_empty_split_has_one_step_of_nothing(tmp_path: Path) -> None:
     empty = Split(files=[])
-    reader = ShardReader(tmp_path, Manifest(query=QUERY, item=ITEM, entities={}, splits={"train": empty}))
+    reader = ShardReader(Folder(tmp_path), Manifest(query=QUERY, item=ITEM, entities={}, splits={"train": empty}))
     schedule = Schedule(reader, empty, batch_size=4, lanes=4, window=10, seed=1)
     (share,) = schedule.shares(0, 0, 0, 1)
     assert (len(share.interactions), share.global_size) == (0, 0)
 
 
 def test_reading_all_of_a_split_gives_its_rows_in_the_order_of_the_manifest(uneven_data: Path) -> None:
-    manifest = read_manifest(uneven_data)
-    reader = ShardReader(uneven_data, manifest)
+    manifest = read_manifest(Folder(uneven_data))
+    reader = ShardReader(Folder(uneven_data), manifest)
     rows = [numbers(part) for part in reader.read_all(manifest.splits["train"])]
     assert [len(part) for part in rows] == [size for sizes in UNEVEN for size in sizes if size]
     np.testing.assert_array_equal(np.concatenate(rows), np.arange(ROWS))
@@ -201,7 +202,7 @@ def test_reading_all_of_a_split_gives_its_rows_in_the_order_of_the_manifest(unev
 def test_a_reader_goes_on_after_more_files_than_it_keeps_open(tmp_path: Path) -> None:
     files = numbered_interactions([[1]] * 70, QUERIES, ITEMS)
     manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
-    reader = ShardReader(tmp_path, manifest)
+    reader = ShardReader(Folder(tmp_path), manifest)
     for _ in range(2):
         rows = [numbers(part)[0] for part in reader.read_all(manifest.splits["train"])]
         assert rows == list(range(70))
@@ -312,7 +313,7 @@ def test_a_damaged_shard_is_refused_by_file_and_row_group(
     path = tmp_path / "train" / "part-00000.parquet"
     spoil(path)
     with pytest.raises(InputError) as caught:
-        ShardReader(tmp_path, manifest).read(RowGroup(path, 1, 4, 2))
+        ShardReader(Folder(tmp_path), manifest).read(RowGroup("train/part-00000.parquet", 1, 4, 2))
     assert expected in str(caught.value)
     assert f"{tmp_path}/{SECOND_GROUP}: " in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -322,7 +323,7 @@ def test_a_missing_shard_is_refused_by_its_name(tmp_path: Path) -> None:
     manifest = write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
     shutil.rmtree(tmp_path / "train")
     with pytest.raises(InputError, match=r"train/part-00000.parquet: no such file, but the manifest lists it"):
-        list(ShardReader(tmp_path, manifest).read_all(manifest.splits["train"]))
+        list(ShardReader(Folder(tmp_path), manifest).read_all(manifest.splits["train"]))
 
 
 def test_a_damaged_shard_ends_the_epoch_of_whoever_reads_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvstore.errors import InputError
+from kvstore.storage import Folder
 from trainer.data import synthetic
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.output import row_group_rows
@@ -38,7 +39,7 @@ def tables_of(out: Path) -> dict[str, str]:
 
 def test_the_format_is_that_of_prepared_data(made: tuple[Path, Manifest]) -> None:
     out, manifest = made
-    assert read_manifest(out) == manifest
+    assert read_manifest(Folder(out)) == manifest
     assert sum(split.rows for split in manifest.splits.values()) == SPEC.interactions
     for split in manifest.splits.values():
         (file,) = split.files
@@ -181,5 +182,5 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path, made: tu
     with pytest.raises(InputError, match="--overwrite"):
         write_synthetic(tmp_path / "out", small, 2)
     write_synthetic(tmp_path / "out", small, 2, overwrite=True)
-    assert read_manifest(tmp_path / "out").source["seed"] == 2
+    assert read_manifest(Folder(tmp_path / "out")).source["seed"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

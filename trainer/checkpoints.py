@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from kvstore.checkpoint import (
 )
 from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
+from kvstore.storage import Folder
 from kvstore.store import RowStore, Saved, TableSpec
 from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from trainer.job import Checkpoint as Settings
@@ -62,7 +62,7 @@ class Identity:
     @staticmethod
     def of(job: Job, run: str, tables: Sequence[TableSpec]) -> Identity:
         """That of run ``run`` of ``job``."""
-        return Identity(run, job, tables, job.optimizer.spec(), data_fingerprint(Path(job.data.shards)))
+        return Identity(run, job, tables, job.optimizer.spec(), data_fingerprint(Folder(job.data.shards)))
 
     def manifest(self, saved: Saved, step: int, progress: dict[str, Any]) -> Manifest:
         """The manifest of a checkpoint whose tables are ``saved``."""
@@ -81,9 +81,9 @@ class Identity:
         )
 
 
-def data_fingerprint(folder: Path) -> int:
+def data_fingerprint(folder: Folder) -> int:
     """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest."""
-    return zlib.crc32((folder / DATA_MANIFEST).read_bytes())
+    return zlib.crc32(folder.read(DATA_MANIFEST))
 
 
 def take_up(identity: Identity, uri: str, rank: int) -> Progress:

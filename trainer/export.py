@@ -22,8 +22,7 @@ from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer.checkpoints import data_fingerprint
 from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
-from trainer.data.manifest import read_manifest
-from trainer.data.output import VOCABULARY
+from trainer.data.manifest import VOCABULARY, read_manifest
 from trainer.data.progress import Progress
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import replace_folder, write_table
@@ -45,7 +44,7 @@ class Request:
     source: str
     out: Path | None = None
     entities: Sequence[str] = ()
-    data: Path | None = None
+    data: str | None = None
     overwrite: bool = False
 
 
@@ -166,7 +165,7 @@ def _open(source: _Source, refused: set[str], said: set[str], say: Say) -> Check
 def _export(checkpoint: Checkpoint, request: Request, out: Path, say: Say, progress: Progress) -> Exported:
     origin = _Origin.of(checkpoint)
     tables = _tables(checkpoint, request.entities)
-    vocabularies = _vocabularies(checkpoint, origin, tables, request.data or origin.data)
+    vocabularies = _vocabularies(checkpoint, origin, tables, Folder(request.data or origin.data))
     say(f"exporting {checkpoint.uri}: step {checkpoint.manifest.step:,} of job '{origin.job}'")
     source = CheckpointVectors(checkpoint, progress)
     with _staged(out, request.overwrite) as staging:
@@ -181,7 +180,7 @@ class _Origin:
     """What a checkpoint says of the run that wrote it: its job, and where its data were and how they are known."""
 
     job: str
-    data: Path
+    data: str
     fingerprint: int
 
     @staticmethod
@@ -189,7 +188,7 @@ class _Origin:
         training = checkpoint.manifest.training
         try:
             job = training["job"]
-            return _Origin(job["name"], Path(job["data"]["shards"]), training["data"])
+            return _Origin(job["name"], job["data"]["shards"], training["data"])
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{checkpoint.uri}: does not say what data it was trained on; expected one that 'crossfade train' wrote"
@@ -206,7 +205,7 @@ def _tables(checkpoint: Checkpoint, entities: Sequence[str]) -> list[TableSpec]:
 
 
 def _vocabularies(
-    checkpoint: Checkpoint, origin: _Origin, tables: Sequence[TableSpec], data: Path
+    checkpoint: Checkpoint, origin: _Origin, tables: Sequence[TableSpec], data: Folder
 ) -> dict[str, Vocabulary]:
     """The vocabularies of ``tables`` in ``data``, which must be what the checkpoint was trained on: rows get their ids.
 
@@ -214,20 +213,20 @@ def _vocabularies(
         InputError: there are no data, or others.
     """
     mend = "name the folder where the data are that the checkpoint was trained on with --data: ids come from there"
-    if not (data / DATA_MANIFEST).exists():
-        raise InputError(f"{data}: holds no prepared data; {mend}")
+    if not data.exists(DATA_MANIFEST):
+        raise InputError(f"{data.uri}: holds no prepared data; {mend}")
     manifest = read_manifest(data)
     for table in tables:
         rows = manifest.entities[table.name].rows if table.name in manifest.entities else 0
         if rows != table.rows:
             raise InputError(
-                f"{data}: its vocabulary of '{table.name}' has {rows:,} rows, but the table in {checkpoint.uri} has "
-                f"{table.rows:,}; {mend}"
+                f"{data.uri}: its vocabulary of '{table.name}' has {rows:,} rows, but the table in {checkpoint.uri} "
+                f"has {table.rows:,}; {mend}"
             )
     if data_fingerprint(data) != origin.fingerprint:
         raise InputError(
-            f"{data}: holds other data than {checkpoint.uri} was trained on, such as data that were prepared again; "
-            f"{mend}"
+            f"{data.uri}: holds other data than {checkpoint.uri} was trained on, such as data that were prepared again"
+            f"; {mend}"
         )
     return {table.name: Vocabulary(data, manifest, table.name) for table in tables}
 

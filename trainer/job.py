@@ -36,7 +36,7 @@ class _Section(BaseModel):
 class Data(_Section):
     """Where the interactions are and in what order they are read."""
 
-    shards: str = Field(description="folder that 'crossfade prepare' wrote")
+    shards: str = Field(description="folder or s3:// URI that 'crossfade prepare' wrote")
     query: Name | None = Field(None, description="entity on the query side; default: the one named in the manifest")
     item: Name | None = Field(None, description="entity on the item side; default: the one named in the manifest")
     lanes: AtLeastOne = Field(
@@ -205,12 +205,12 @@ class Job(_Section):
     def anchored(self) -> Job:
         """The same job, naming its folders by absolute paths, so that it means the same from anywhere."""
         checkpoint = {
-            key: value if value is None or "://" in value else str(Path(value).absolute())
+            key: value and _anchored(value)
             for key, value in (("to", self.checkpoint.to), ("start_from", self.checkpoint.start_from))
         }
         return self.model_copy(
             update={
-                "data": self.data.model_copy(update={"shards": str(Path(self.data.shards).absolute())}),
+                "data": self.data.model_copy(update={"shards": _anchored(self.data.shards)}),
                 "checkpoint": self.checkpoint.model_copy(update=checkpoint),
             }
         )
@@ -230,6 +230,10 @@ class Job(_Section):
     def to_yaml(self) -> str:
         """The job as a YAML file that ``load_job`` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _anchored(location: str) -> str:
+    return location if "://" in location else str(Path(location).absolute())
 
 
 _MAY_CHANGE = ("cluster.", "checkpoint.", "train.epochs", "train.max_steps", "train.patience", "train.device")

@@ -16,6 +16,7 @@ import numpy as np
 
 from kvstore.errors import CheckpointError, InputError
 from kvstore.local import LocalStore
+from kvstore.storage import Folder
 from kvstore.store import RowStore
 from trainer.checkpoints import Identity, Saver, Stop, newest_usable, starting_rows, take_up
 from trainer.data.manifest import Manifest, read_manifest
@@ -32,17 +33,17 @@ from trainer.progress import Progress
 from trainer.run_folder import METRICS_FILE, MetricsLog, RunFolder
 
 
-def open_data(job: Job) -> tuple[Path, Manifest, Model]:
+def open_data(job: Job) -> tuple[Folder, Manifest, Model]:
     """The data folder of ``job``, its manifest, and the model that fits it.
 
     Raises:
         InputError: the data cannot be used, or has nothing to train on.
     """
-    folder = Path(job.data.shards)
+    folder = Folder(job.data.shards)
     manifest = read_manifest(folder)
     model = make_model(job, manifest)
     if "train" not in manifest.splits or manifest.splits["train"].rows == 0:
-        raise InputError(f"{folder}: its train split is empty: there is nothing to train on; prepare other data")
+        raise InputError(f"{folder.uri}: its train split is empty: there is nothing to train on; prepare other data")
     return folder, manifest, model
 
 
@@ -220,7 +221,7 @@ def evaluate_embeddings(job: Job, embeddings: Path, split: SplitName, store: Row
     """
     data, manifest, model = open_data(job)
     if split not in manifest.splits:
-        raise InputError(f"{data}: has no split '{split}'; it has {', '.join(manifest.splits)}")
+        raise InputError(f"{data.uri}: has no split '{split}'; it has {', '.join(manifest.splits)}")
     rank, workers = (store.rank, store.workers) if store else (0, 1)
     with closing(ShardReader(data, manifest)) as reader:
         held_out = load_held_out(reader, manifest, split, job.evaluate.exclude, rank, workers)

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from kvstore.errors import InputError
 from trainer.data.database import count, run
-from trainer.data.manifest import Entity
-from trainer.data.output import VOCABULARY, PartWriter, row_group_rows
+from trainer.data.manifest import VOCABULARY, Entity
+from trainer.data.output import PartWriter, row_group_rows
 from trainer.data.raw import RawFile, close_raw, open_columns, reading
 
 Role = Literal["query", "item"]

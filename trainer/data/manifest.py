@@ -10,14 +10,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kvstore.errors import InputError
+from kvstore.storage import Folder
 
 FILE_NAME = "manifest.json"
+VOCABULARY = "vocabulary"
 SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"
 TIMESTAMP = "timestamp"
@@ -74,25 +75,23 @@ class Manifest(_Strict):
     has_timestamp: bool = False
     source: dict[str, str | int | float | bool | list[str] | None] = Field(default_factory=dict)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Folder) -> None:
         """Write ``manifest.json`` into ``folder``: last of all, and in one move, since it makes the data set whole."""
-        partial = folder / f".{FILE_NAME}.partial"
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / FILE_NAME)
+        folder.write(FILE_NAME, (self.model_dump_json(indent=1) + "\n").encode())
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Folder) -> Manifest:
     """Read and check the manifest of ``folder``.
 
     Raises:
         InputError: there is none, or it is not a manifest of this version.
     """
-    path = folder / FILE_NAME
+    path = f"{folder.uri}/{FILE_NAME}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = folder.read(FILE_NAME).decode()
     except FileNotFoundError:
         raise InputError(
-            f"{path}: no such file; expected a folder written by 'crossfade prepare --out {folder}'"
+            f"{path}: no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error

@@ -5,7 +5,7 @@ with staged_folder(out, overwrite=False) as partial:
     for batch in batches:
         writer.write(batch)
     files = writer.close()
-    Manifest(...).write(partial)
+    Manifest(...).write(Folder(partial))
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstore.errors import CrossfadeError, InputError
-from trainer.data.manifest import FILE_NAME, SPLITS, DataFile, read_manifest
+from kvstore.storage import Folder
+from trainer.data.manifest import FILE_NAME, SPLITS, VOCABULARY, DataFile, read_manifest
 
 GROUPS_WANTED = 64
 GROUP_ROWS_MIN = 1024
 GROUP_ROWS_MAX = 131_072
 GROUPS_PER_FILE = 64
-VOCABULARY = "vocabulary"
 WORK = ".work"
 COMPRESSION = "zstd"
 
@@ -152,7 +152,7 @@ def check_free(out: Path, overwrite: bool) -> None:
             f"{out}: is not a folder of prepared data, so --overwrite leaves it alone; choose another --out"
         )
     try:
-        read_manifest(out)
+        read_manifest(Folder(out))
     except InputError as error:
         raise InputError(
             f"{out}: holds no prepared data, so --overwrite leaves it alone; choose another --out ({error})"

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstore.errors import CrossfadeError, InputError
+from kvstore.storage import Folder
 from trainer.data.build_vocabulary import NamesFile, build_vocabulary, join_names, write_vocabulary
 from trainer.data.database import count, identifier, run, working_database
 from trainer.data.events import Columns, EventTable, IdChoice, check_event_weights, read_events
@@ -98,7 +99,7 @@ def prepare(options: PrepareOptions, progress: Progress | None = None) -> Manife
     with staged_folder(options.out, options.overwrite) as partial:
         with working_database(partial / WORK, options.memory_bytes, options.threads) as connection:
             manifest = _Preparation(connection, options, partial, progress).run(files, names)
-        manifest.write(partial)
+        manifest.write(Folder(partial))
     return manifest
 
 

@@ -20,7 +20,6 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ import pyarrow.parquet as pq
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
 from kvstore.philox import permutation
+from kvstore.storage import Folder
 from trainer.data.manifest import WEIGHT, Manifest, Split
 
 _OPEN_FILES = 64
@@ -37,16 +37,15 @@ _OPEN_FILES = 64
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of a split: its file, its place in the file, its rows, and how many row groups the file has."""
+    """One row group of a split: its file, its place in the file, its rows, and how many row groups the file has.
 
-    path: Path
+    ``file`` is a path from the folder of the data set.
+    """
+
+    file: str
     index: int
     rows: int
     of: int
-
-    def __str__(self) -> str:
-        """How an error names it."""
-        return f"{self.path}, row group {self.index}"
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,16 @@ def concatenate(parts: Sequence[Interactions]) -> Interactions:
 class ShardReader:
     """Reads row groups of prepared data, and checks what it reads against the manifest."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
         """A reader of the data set in ``folder``; it opens files as they are needed."""
         self._folder = folder
         self._manifest = manifest
-        self._open: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
+        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     def row_groups(self, split: Split) -> list[RowGroup]:
         """The row groups of ``split`` that hold rows, in the order of the manifest."""
         return [
-            RowGroup(self._folder / file.path, index, rows, len(file.row_groups))
+            RowGroup(file.path, index, rows, len(file.row_groups))
             for file in split.files
             for index, rows in enumerate(file.row_groups)
             if rows
@@ -104,27 +103,29 @@ class ShardReader:
             InputError: the file is missing, damaged, or does not hold what the manifest says.
         """
         names = [self._manifest.query, self._manifest.item, WEIGHT]
+        path = f"{self._folder.uri}/{group.file}"
+        where = f"{path}, row group {group.index}"
         try:
-            file = self._file(group.path)
+            file = self._file(group.file)
             if file.num_row_groups != group.of:
                 raise InputError(
-                    f"{group}: the file has {file.num_row_groups} row groups, but the manifest says {group.of}; "
+                    f"{where}: the file has {file.num_row_groups} row groups, but the manifest says {group.of}; "
                     "prepare the data again"
                 )
             table = file.read_row_group(group.index, columns=names)
         except FileNotFoundError:
-            raise InputError(f"{group.path}: no such file, but the manifest lists it; prepare the data again") from None
+            raise InputError(f"{path}: no such file, but the manifest lists it; prepare the data again") from None
         except (OSError, pa.ArrowException, IndexError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{group}: cannot be read: {reason}; prepare the data again") from error
+            raise InputError(f"{where}: cannot be read: {reason}; prepare the data again") from error
         if table.column_names != names:
-            raise InputError(f"{group}: has the columns {table.column_names}, but expected {names}")
+            raise InputError(f"{where}: has the columns {table.column_names}, but expected {names}")
         if table.num_rows != group.rows:
-            raise InputError(f"{group}: has {table.num_rows} rows, but the manifest says {group.rows}")
+            raise InputError(f"{where}: has {table.num_rows} rows, but the manifest says {group.rows}")
         return Interactions(
-            self._rows(table, self._manifest.query, group),
-            self._rows(table, self._manifest.item, group),
-            self._weights(table, group),
+            self._rows(table, self._manifest.query, where),
+            self._rows(table, self._manifest.item, where),
+            self._weights(table, where),
         )
 
     def read_all(self, split: Split) -> Iterator[Interactions]:
@@ -138,35 +139,35 @@ class ShardReader:
             file.close()
         self._open.clear()
 
-    def _file(self, path: Path) -> pq.ParquetFile:
-        file = self._open.pop(path, None) or pq.ParquetFile(path)
-        self._open[path] = file
+    def _file(self, name: str) -> pq.ParquetFile:
+        file = self._open.pop(name, None) or pq.ParquetFile(self._folder.open_random(name))
+        self._open[name] = file
         if len(self._open) > _OPEN_FILES:
             self._open.popitem(last=False)[1].close()
         return file
 
-    def _rows(self, table: pa.Table, name: str, group: RowGroup) -> IntArray:
-        column: IntArray = self._column(table, name, pa.int64(), group)
+    def _rows(self, table: pa.Table, name: str, where: str) -> IntArray:
+        column: IntArray = self._column(table, name, pa.int64(), where)
         limit = self._manifest.entities[name].rows
         if len(column) and (column.min() < 0 or column.max() >= limit):
             raise InputError(
-                f"{group}: column '{name}' has rows from {column.min()} to {column.max()}, "
+                f"{where}: column '{name}' has rows from {column.min()} to {column.max()}, "
                 f"but the vocabulary has rows 0 to {limit - 1}"
             )
         return column
 
-    def _weights(self, table: pa.Table, group: RowGroup) -> FloatArray:
-        column: FloatArray = self._column(table, WEIGHT, pa.float32(), group)
+    def _weights(self, table: pa.Table, where: str) -> FloatArray:
+        column: FloatArray = self._column(table, WEIGHT, pa.float32(), where)
         if not np.isfinite(column).all():
-            raise InputError(f"{group}: column '{WEIGHT}' has values that are not finite")
+            raise InputError(f"{where}: column '{WEIGHT}' has values that are not finite")
         return column
 
     @staticmethod
-    def _column(table: pa.Table, name: str, kind: pa.DataType, group: RowGroup) -> Any:
+    def _column(table: pa.Table, name: str, kind: pa.DataType, where: str) -> Any:
         column = table.column(name)
         if column.type != kind or column.null_count:
             found = f"{column.null_count} nulls" if column.null_count else str(column.type)
-            raise InputError(f"{group}: column '{name}' has {found}, but expected {kind} without nulls")
+            raise InputError(f"{where}: column '{name}' has {found}, but expected {kind} without nulls")
         return column.to_numpy()
 
 

@@ -27,9 +27,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from kvstore.errors import InputError
+from kvstore.storage import Folder
 from trainer.data.build_vocabulary import vocabulary_schema
-from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, Entity, Manifest, Split
-from trainer.data.output import VOCABULARY, WORK, PartWriter, row_group_rows, staged_folder
+from trainer.data.manifest import SPLITS, TIMESTAMP, VOCABULARY, WEIGHT, Entity, Manifest, Split
+from trainer.data.output import WORK, PartWriter, row_group_rows, staged_folder
 from trainer.data.prepare import check_entities
 from trainer.data.progress import Progress, Silent
 
@@ -121,7 +122,7 @@ def write_synthetic(
             has_timestamp=True,
             source={"command": "synthetic", "seed": seed, **asdict(spec)},
         )
-        manifest.write(partial)
+        manifest.write(Folder(partial))
     return manifest
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,16 +10,18 @@ import pyarrow.parquet as pq
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
-from trainer.data.manifest import Manifest
+from kvstore.storage import Folder
+from trainer.data.manifest import VOCABULARY, Manifest
 
 
 class Vocabulary:
     """The vocabulary of one entity of the prepared data in ``folder``."""
 
-    def __init__(self, folder: Path, manifest: Manifest, entity: str) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest, entity: str) -> None:
         """The vocabulary of ``entity``, which the manifest names."""
         self._entity = manifest.entities[entity]
-        self._paths = [folder / file for file in self._entity.files]
+        self._folder = folder
+        self._name = entity
         self.rows = self._entity.rows
         self.columns = ["row", "id", *(["name"] if self._entity.named else [])]
 
@@ -39,8 +40,8 @@ class Vocabulary:
         found = np.concatenate([np.empty(0, np.int64), *(piece.column("row").to_numpy() for piece in pieces)])
         if not np.array_equal(found, np.arange(start, stop)):
             raise InputError(
-                f"{self._paths[0].parent}: does not hold rows {start} to {stop - 1} in order, but the manifest says "
-                f"that it has rows 0 to {self.rows - 1}; prepare the data again"
+                f"{self._folder.uri}/{VOCABULARY}/{self._name}: does not hold rows {start} to {stop - 1} in order, but "
+                f"the manifest says that it has rows 0 to {self.rows - 1}; prepare the data again"
             )
         return pa.concat_tables(pieces).select(columns)
 
@@ -51,11 +52,12 @@ class Vocabulary:
 
     def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
         first = 0
-        for path in self._paths:
+        for name in self._entity.files:
             if first >= stop:
                 return
+            path = f"{self._folder.uri}/{name}"
             try:
-                with pq.ParquetFile(path) as file:
+                with self._folder.open_random(name) as source, pq.ParquetFile(source) as file:
                     for index in range(file.num_row_groups):
                         rows = file.metadata.row_group(index).num_rows
                         if first < stop and first + rows > start:
