@@ -171,6 +171,7 @@ class Saver:
         self._progress = progress
         self._next_step = progress.step + 1
         self._agreed = (progress.step, self._clock())
+        self._saved_at = self._clock()
         self._last_step = progress.step or None
         if progress.step:
             self._whole = progress.step, step_folder(self._checkpoints, progress.step)
