@@ -16,8 +16,8 @@ from trainer.job import LossKind
 
 BoolArray = npt.NDArray[np.bool_]
 
-SKIPS = 6
-WEIGHTS: dict[LossKind, float] = {"bpr": -1.0, "logistic": -1.0, "softmax": -30.0}
+SKIPS = 12
+WEIGHTS: dict[LossKind, float] = {"bpr": -1.0, "logistic": -1.0, "softmax": -100.0}
 """What a skip weighs. Under softmax it pushes in proportion to the track's share of the pool, of 65 at first."""
 GENRE_T = np.arange(TRACKS) % GENRES
 EPOCHS = 15
@@ -77,7 +77,7 @@ def test_skipped_tracks_end_further_away_than_unheard_ones(tmp_path: Path, loss:
     like_skipped = scores_CT[unheard_CT & disliked_CT].mean()
     losses = [line["loss"] for line in records(tmp_path / "run") if line["event"] == "epoch"]
     assert heard > unheard + 0.2
-    assert skipped < unheard - 0.05
+    assert skipped < unheard - 0.1
     # So do tracks that a customer has not met but that others of its taste skipped.
-    assert like_skipped < unheard - 0.05
+    assert like_skipped < unheard - 0.1
     assert 0 < losses[-1] < losses[0]
