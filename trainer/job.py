@@ -186,7 +186,11 @@ class Job(_Section):
     name: Name = Field(description="what the run folder is called by default: runs/NAME")
     data: Data
     model: Model = Model()
-    loss: LossKind = Field("softmax", description="bpr, logistic or softmax over the sampled negatives")
+    loss: LossKind = Field(
+        "softmax",
+        description="bpr, logistic or softmax over the sampled negatives; an interaction of negative weight costs the "
+        "loss of the opposite: that the query does not want the item",
+    )
     negatives: Negatives = Negatives()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
