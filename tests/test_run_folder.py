@@ -52,9 +52,10 @@ def killed_writing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_a_run_that_is_killed_while_its_folder_is_made_is_no_run_yet(
     run: RunFolder, job: Job, monkeypatch: pytest.MonkeyPatch, name: str, how: dict[str, bool]
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         killed_writing(patch, name)
-        begin(run, job)
+        with pytest.raises(Killed):
+            begin(run, job)
     assert begin(run, job, **how) is None
 
 
@@ -65,9 +66,10 @@ def test_a_run_that_is_killed_while_it_is_taken_up_is_as_it_was(
     begin(run, job)
     (run.path / "metrics.jsonl").write_text("{}\n")
     identity = run.run_id()
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         killed_writing(patch, JOB_FILE)
-        begin(run, job, resume=True)
+        with pytest.raises(Killed):
+            begin(run, job, resume=True)
     begin(run, job, **how)
     assert (run.run_id() == identity) == ("resume" in how)
 
@@ -82,8 +84,9 @@ def test_a_run_that_is_killed_while_an_earlier_one_is_deleted_can_delete_the_res
     def kill(_path: Path) -> None:
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", kill)
-        begin(run, job, overwrite=True)
+        with pytest.raises(Killed):
+            begin(run, job, overwrite=True)
     assert begin(run, job, overwrite=True) is None
     assert {path.name for path in run.path.iterdir()} == {JOB_FILE, LOCK_FILE, RUN_FILE}

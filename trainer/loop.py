@@ -65,7 +65,7 @@ class Loop:
         return True
 
     def _is_done(self, progress: Progress) -> bool:
-        """Whether nothing is left to do. A run that is taken up may have all steps behind it, and their end still to come."""
+        """Whether nothing is left to do. A run may be taken up with all its steps behind it, but not their end."""
         stale = self.train.patience is not None and progress.stale >= self.train.patience
         return stale or (progress.step >= self.total_steps and progress.ended_step == progress.step)
 
