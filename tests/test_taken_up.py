@@ -1,5 +1,6 @@
 """A run in process that is stopped at an awkward step and taken up ends as one that was not, report and all."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,15 @@ class Runs:
         path = write_job(folder / "job.yaml", data, optimizer=optimizer, train=train, checkpoint=checkpoint)
         self._folder, self._job = folder, load_job(path)
 
-    def run(self, name: str, stop_at: int | None = None, *, resume: bool = False) -> dict[str, Any] | Stop:
-        """Train, and stop at the first agreement at or after the step ``stop_at``."""
+    def run(
+        self,
+        name: str,
+        stop_at: int | None = None,
+        *,
+        resume: bool = False,
+        say: Callable[[str], object] = pytest.fail,
+    ) -> dict[str, Any] | Stop:
+        """Train, and stop at the first agreement at or after the step ``stop_at``; ``say`` is told of damage."""
         step = 0
 
         def emit(event: dict[str, Any]) -> None:
@@ -49,8 +57,12 @@ class Runs:
                 emit,
                 resume=resume,
                 stop_requested=lambda: stop_at is not None and step >= stop_at,
-                say=pytest.fail,
+                say=say,
             )
+
+    def checkpoints(self, name: str) -> list[Path]:
+        """The checkpoints of a run, whole or not, the oldest first."""
+        return sorted((self._folder / name / "checkpoints").glob("step-*"))
 
     def vectors(self, name: str) -> dict[str, np.ndarray]:
         """The embeddings that a run wrote."""
@@ -89,3 +101,17 @@ def test_after_an_evaluation_without_a_new_best(data: Path, tmp_path: Path, epoc
 def test_in_the_middle_of_an_epoch_in_which_training_ends(data: Path, tmp_path: Path) -> None:
     steps = 3 * EPOCH_STEPS + 7
     assert_taken_up(Runs(tmp_path, data, every_steps=1, max_steps=steps), steps, 4)
+
+
+def test_before_a_damaged_checkpoint_which_then_is_gone(data: Path, tmp_path: Path) -> None:
+    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS)
+    runs.run("run", 4 * EPOCH_STEPS)
+    *_, before, newest = runs.checkpoints("run")
+    (newest / "manifest.json").write_text("{}")
+    said: list[str] = []
+    stopped = runs.run("run", 1, resume=True, say=said.append)
+    assert isinstance(stopped, Stop)
+    assert [newest.name in line for line in said] == [True]
+    assert before.name < f"step-{stopped.step:09d}" < newest.name
+    assert newest not in runs.checkpoints("run")
+    runs.run("run", resume=True)  # of which nothing is said
