@@ -74,8 +74,8 @@ class Folder:
         scheme, separator, rest = uri.partition("://")
         if not separator:
             self._files: _Files = _LocalFiles(Path(self.uri))
-        elif scheme == "file" and rest.startswith("/"):
-            self._files = _LocalFiles(Path(unquote(urlsplit(self.uri).path)))
+        elif scheme == "file" and rest.startswith("/") and not {"?", "#"} & set(rest):
+            self._files = _LocalFiles(Path(unquote(rest)))
         elif scheme == "s3":
             self._files = _S3Files(self.uri)
         else:

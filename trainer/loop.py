@@ -52,7 +52,7 @@ class Loop:
 
         It is done with its epochs or steps, or when the valid split has shown no new best for long enough.
         """
-        while progress.step < self.total_steps and not self._stale(progress):
+        while not self._is_done(progress):
             if self._run_epoch(progress):
                 return False
             last = progress.step >= self.total_steps
@@ -64,8 +64,10 @@ class Loop:
             self._keep(progress)
         return True
 
-    def _stale(self, progress: Progress) -> bool:
-        return self.train.patience is not None and progress.stale >= self.train.patience
+    def _is_done(self, progress: Progress) -> bool:
+        """Whether nothing is left to do. A run may be taken up with all its steps behind it, but not their end."""
+        stale = self.train.patience is not None and progress.stale >= self.train.patience
+        return stale or (progress.step >= self.total_steps and progress.ended_step == progress.step)
 
     def _run_epoch(self, progress: Progress) -> bool:
         """Take the rest of the epoch's steps; True if asked to stop."""
@@ -126,6 +128,7 @@ class Loop:
             if metrics is not None:
                 record["valid"] = metrics
                 self._keep_if_best(metrics, progress)
+        progress.ended_step = progress.step
         self.emit(record)
 
     def _keep_if_best(self, metrics: Metrics, progress: Progress) -> None:

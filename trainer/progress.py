@@ -37,12 +37,14 @@ class Saves:
 class Progress:
     """How far a run is. ``epoch`` epochs are behind it, with ``epoch_step`` steps of the next and ``step`` in all.
 
+    ``ended_step`` is the step after which an epoch, or the run, was last summed up and judged.
     ``loss_sum``, ``examples`` (both of this epoch) and ``traffic`` are this worker's own share; the rest is the run's.
     """
 
     epoch: int = 0
     epoch_step: int = 0
     step: int = 0
+    ended_step: int = 0
     examples: int = 0
     examples_total: int = 0
     loss_sum: float = 0.0

@@ -138,7 +138,7 @@ def _start(
     progress = Progress() if checkpoint is None else take_up(identity, checkpoint, store.rank)
     rows_from = checkpoint or starting_rows(job, identity.tables)
     store.create(identity.tables, identity.optimizer, job.train.seed, rows_from)
-    if progress.best is not None and not folder.embeddings.exists():
+    if job.train.embeddings == "best" and progress.best is not None and not folder.embeddings.exists():
         # They were left on another machine: the best of what is still to come will do.
         progress.best, progress.best_epoch, progress.stale = None, None, 0
     record({"event": "phase", "name": "training", "step": progress.step, "rows_from": rows_from})
