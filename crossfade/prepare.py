@@ -37,6 +37,9 @@ Examples:
   crossfade prepare --format lightgcn --train train.txt --valid valid.txt --test test.txt --out data/published
       The form of published splits: 'user item item …' on each line, whole numbers, no header.
 
+  crossfade prepare --events day2.parquet --vocabulary data/day1 --out data/day2
+      A new day: ids of data/day1 keep their rows, so that checkpoint.start_from goes on from its tables.
+
   crossfade prepare --sample lastfm --out data/lastfm
   crossfade prepare --synthetic queries=1000000,items=500000,interactions=100000000,genres=50 --out data/synthetic
       Real music to try things on (downloaded where it is not here), and made-up listening of any size.
@@ -60,6 +63,7 @@ _OF_FILES = [
     "hold_out_valid",
     "hold_out_test",
     "names",
+    "vocabulary",
     "memory",
     "threads",
 ]
@@ -98,6 +102,11 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--valid", nargs="+", action="extend", metavar="FILE", help="events to choose the best epoch by")
     group.add_argument("--test", nargs="+", action="extend", metavar="FILE", help="events to judge the result by")
     group.add_argument("--format", choices=_FORMATS, help="of all files (default: by ending; .txt needs it)")
+    group.add_argument(
+        "--vocabulary",
+        metavar="DATA",
+        help="earlier prepared data, a folder or s3://: its ids keep their rows, new ones come after them",
+    )
     group.add_argument("--memory", type=float, metavar="GIB", help="memory to use (default: half, 4 at most)")
     group.add_argument("--threads", type=int, metavar="N", help="threads to use (default: one a core)")
 
@@ -240,6 +249,7 @@ def _from_files(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
         hold_out_valid=arguments.hold_out_valid,
         hold_out_test=arguments.hold_out_test,
         names=parse_names(arguments.names or ()),
+        vocabulary=arguments.vocabulary,
         seed=arguments.seed,
         overwrite=arguments.overwrite,
         memory_bytes=None if arguments.memory is None else int(arguments.memory * 2**30),

@@ -17,8 +17,8 @@ import numpy as np
 from kvstore.errors import CheckpointError, InputError
 from kvstore.local import LocalStore
 from kvstore.storage import Folder
-from kvstore.store import RowStore
-from trainer.checkpoints import Identity, Saver, Stop, newest_usable, starting_rows, take_up
+from kvstore.store import NONE_AFRESH, RowStore
+from trainer.checkpoints import Identity, Saver, Stop, forgotten_rows, newest_usable, starting_rows, take_up
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.shards import Schedule, ShardReader
 from trainer.data.vocabulary import Vocabulary
@@ -75,7 +75,7 @@ def run_training(
             Saver(store, job.checkpoint, folder.checkpoints(job), identity, record, stop_requested)
         )
         loop = _make_loop(job, folder, store, manifest, model, reader, vocabularies, saver, record)
-        progress = _start(job, folder, store, identity, checkpoint, record)
+        progress = _start(job, folder, store, manifest, identity, checkpoint, record)
         saver.begin(progress)
         if not loop.run(progress):
             stop = saver.stop(progress)
@@ -131,13 +131,21 @@ def run_in_process(
 
 
 def _start(
-    job: Job, folder: RunFolder, store: RowStore, identity: Identity, checkpoint: str | None, record: Emit
+    job: Job,
+    folder: RunFolder,
+    store: RowStore,
+    manifest: Manifest,
+    identity: Identity,
+    checkpoint: str | None,
+    record: Emit,
 ) -> Progress:
     """Make the tables, and the progress that they stand at."""
     record({"event": "phase", "name": "tables"})
     progress = Progress() if checkpoint is None else take_up(identity, checkpoint, store.rank)
     rows_from = checkpoint or starting_rows(job, identity.tables)
-    store.create(identity.tables, identity.optimizer, job.train.seed, rows_from)
+    # The rows of a checkpoint of this run are already those of data without them.
+    afresh = NONE_AFRESH if checkpoint else forgotten_rows(manifest)
+    store.create(identity.tables, identity.optimizer, job.train.seed, rows_from, afresh)
     if progress.best is not None and not folder.embeddings.exists():
         # They were left on another machine: the best of what is still to come will do.
         progress.best, progress.best_epoch, progress.stale = None, None, 0

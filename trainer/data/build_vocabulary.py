@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import duckdb
 import pyarrow as pa
 
 from kvstore.errors import InputError
 from trainer.data.database import count, run
+from trainer.data.events import IdType
 from trainer.data.manifest import VOCABULARY, Entity
 from trainer.data.output import PartWriter, row_group_rows
 from trainer.data.raw import RawFile, close_raw, open_columns, reading
 
 Role = Literal["query", "item"]
-IdType = Literal["int64", "string"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ class NamesReport:
     unknown: int
 
 
-def vocabulary_schema(id_type: IdType, named: bool) -> pa.Schema:
-    """The columns of a vocabulary file."""
+def vocabulary_schema(id_type: IdType, named: bool, forgotten: bool = False) -> pa.Schema:
+    """The columns of a vocabulary file; ids may be null where rows were ``forgotten``."""
     fields = [
         pa.field("row", pa.int64(), nullable=False),
-        pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=False),
+        pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=forgotten),
         pa.field("count", pa.int64(), nullable=False),
     ]
     return pa.schema([*fields, pa.field("name", pa.string())] if named else fields)
@@ -99,10 +101,11 @@ def write_vocabulary(
     entity: str,
     id_type: IdType,
     named: bool,
+    forgotten: Sequence[int] = (),
 ) -> Entity:
-    """Write ``vocabulary_ROLE`` below ``root`` and describe it."""
+    """Write ``vocabulary_ROLE``, whose ``forgotten`` rows have no id, below ``root`` and describe it."""
     rows = count(connection, f"SELECT count(*) FROM vocabulary_{role}")
-    schema = vocabulary_schema(id_type, named)
+    schema = vocabulary_schema(id_type, named, bool(forgotten))
     source = f"vocabulary_{role} v" + (f" LEFT JOIN names_{role} n ON n.id = v.id" if named else "")
     columns = "row, v.id AS id, count" + (", n.name AS name" if named else "")
     group_rows = row_group_rows(rows)
@@ -110,4 +113,5 @@ def write_vocabulary(
         for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
             writer.write(batch)
         files = writer.close()
-    return Entity(rows=rows, id_type=id_type, named=named, files=[file.path for file in files])
+    paths = [file.path for file in files]
+    return Entity(rows=rows, id_type=id_type, named=named, files=paths, forgotten=list(forgotten))

@@ -9,7 +9,7 @@ of the rows in them, whatever the number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +22,7 @@ from trainer.data.progress import Progress
 from trainer.data.raw import Kind, RawFile, close_raw, open_adjacency, open_columns, reading, where_is
 
 IdChoice = Literal["auto", "integer", "string"]
+IdType = Literal["int64", "string"]
 
 _INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"  # exact: '007' and '+7' are not the number 7
 
@@ -53,7 +54,7 @@ class Columns:
 class EventTable:
     """What was read into the table ``events``."""
 
-    id_types: dict[str, Literal["int64", "string"]]
+    id_types: dict[str, IdType]
     timestamps: Literal["integer", "moment"] | None
     zero_weight: int
     lines_without_items: int
@@ -74,14 +75,17 @@ def read_events(
     columns: Columns,
     ids: IdChoice,
     progress: Progress,
+    text_ids: Collection[str] = (),
 ) -> EventTable:
     """Read ``files`` (split to files) into the table ``events``. Events of weight 0 are counted and left out.
+
+    ``text_ids`` names the roles whose ids stay text in files without types, even if all of them are integers.
 
     Raises:
         InputError: a file cannot be read or holds a value that is not allowed; files disagree on the type of an id or
             of the timestamp; there is no event at all.
     """
-    reader = _Reader(connection, columns, ids)
+    reader = _Reader(connection, columns, ids, text_ids)
     progress.phase("read events", sum(map(len, files.values())), "file")
     for code, split in enumerate(SPLITS):
         for file in files.get(split, ()):
@@ -92,10 +96,13 @@ def read_events(
 
 
 class _Reader:
-    def __init__(self, connection: duckdb.DuckDBPyConnection, columns: Columns, ids: IdChoice) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, columns: Columns, ids: IdChoice, text_ids: Collection[str]
+    ) -> None:
         self._connection = connection
         self._columns = columns
         self._ids = ids
+        self._text_ids = text_ids
         self._settled: dict[str, tuple[str, RawFile]] = {}
         self._zero_weight = 0
         self._lines_without_items = 0
@@ -126,7 +133,7 @@ class _Reader:
         if not self._settled:
             raise InputError("the files given hold no interaction; expected one at least in --train")
         moment = self._settled.get("timestamp")
-        id_types: dict[str, Literal["int64", "string"]] = {
+        id_types: dict[str, IdType] = {
             role: "int64" if self._settled[role][0] == "integer" else "string" for role in ("query", "item")
         }
         return EventTable(
@@ -141,6 +148,8 @@ class _Reader:
         other = "moment" if role == "timestamp" else "string"
         if role != "timestamp" and self._ids != "auto" and kind in ("text", "string", "integer"):
             return self._ids
+        if kind == "text" and role in self._text_ids:
+            return "string"
         if kind == "text" or (kind == "string" and role == "timestamp"):
             whole = _INTEGER_TEXT.format(role)
             odd = count(self._connection, f"SELECT count(*) FILTER (NOT coalesce({whole}, {role} IS NULL)) FROM raw")

@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
@@ -55,12 +56,22 @@ class Split(_Strict):
 
 
 class Entity(_Strict):
-    """One kind of thing: its ids and the files of its vocabulary, in the order of rows."""
+    """One kind of thing: its ids and the files of its vocabulary, in the order of rows.
+
+    ``forgotten`` lists, in order, rows whose id and name were deleted: they keep their place, and nothing else.
+    """
 
     rows: Annotated[int, Field(ge=1)]
     id_type: Literal["int64", "string"]
     named: bool = False
     files: list[str]
+    forgotten: list[Count] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _forgotten_are_rows(self) -> Entity:
+        if any(row >= after for row, after in pairwise([*self.forgotten, self.rows])):
+            raise ValueError(f"forgotten: expected rows from 0 to {self.rows - 1}, each once, in order")
+        return self
 
 
 class Manifest(_Strict):

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import duckdb
 import pyarrow as pa
@@ -22,7 +21,8 @@ import pyarrow.parquet as pq
 
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.storage import Folder
-from trainer.data.build_vocabulary import NamesFile, build_vocabulary, join_names, write_vocabulary
+from trainer.data.base_vocabulary import OPTION, Base, carry_names, extend_vocabulary, load_base, open_base
+from trainer.data.build_vocabulary import ROLES, NamesFile, Role, build_vocabulary, join_names, write_vocabulary
 from trainer.data.database import count, identifier, run, working_database
 from trainer.data.events import Columns, EventTable, IdChoice, check_event_weights, read_events
 from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, Entity, Manifest, Split
@@ -43,8 +43,9 @@ class PrepareOptions:
     and ``item_column`` say otherwise (``lightgcn`` files have no columns). ``weight`` is 1 unless a column has it, or
     ``event_weights`` gives it to each value of the column ``event``; interactions of weight 0 are dropped. ``ids``
     'auto' reads ids of text files as integers where all of a file are, 'string' reads every id as text. Hold-outs are
-    described in ``splits.py``. ``names`` maps an entity to the file with its names. ``seed`` decides on the order of
-    the shards and on random hold-outs. ``memory_bytes`` and ``threads`` bound DuckDB (default: half of the memory and
+    described in ``splits.py``. ``names`` maps an entity to the file with its names. ``vocabulary`` is an earlier data
+    set, a path or URI, whose ids keep their rows (``base_vocabulary.py``). ``seed`` decides on the order of the shards
+    and on random hold-outs. ``memory_bytes`` and ``threads`` bound DuckDB (default: half of the memory and
     4 GiB at most; every core).
     """
 
@@ -66,6 +67,7 @@ class PrepareOptions:
     hold_out_valid: str | None = None
     hold_out_test: str | None = None
     names: Mapping[str, NamesFile] = field(default_factory=dict)
+    vocabulary: str | None = None
     seed: int = 0
     overwrite: bool = False
     memory_bytes: int | None = None
@@ -95,10 +97,11 @@ def prepare(options: PrepareOptions, progress: Progress | None = None) -> Manife
     progress = progress or Silent()
     _check(options)
     files, names = _find_inputs(options)
+    base = _find_base(options)
     check_free(options.out, options.overwrite)
     with staged_folder(options.out, options.overwrite) as partial:
         with working_database(partial / WORK, options.memory_bytes, options.threads) as connection:
-            manifest = _Preparation(connection, options, partial, progress).run(files, names)
+            manifest = _Preparation(connection, options, partial, progress, base).run(files, names)
         manifest.write(Folder(partial))
     return manifest
 
@@ -163,6 +166,18 @@ def _find_inputs(options: PrepareOptions) -> tuple[dict[str, list[RawFile]], dic
     return files, named
 
 
+def _find_base(options: PrepareOptions) -> Base | None:
+    if options.vocabulary is None:
+        return None
+    base = open_base(options.vocabulary)
+    base.check_entities(options.query, options.item)
+    if base.folder.uri == Folder(options.out).uri:
+        raise InputError(
+            f"{OPTION} {options.vocabulary}: is --out itself, which would be replaced; choose another --out"
+        )
+    return base
+
+
 def _check_bare(options: PrepareOptions, file: RawFile) -> None:
     for option in ("weight", "event", "timestamp", "query_column", "item_column"):
         value = getattr(options, option)
@@ -177,9 +192,15 @@ class _Preparation:
     """The steps, in order, on one database."""
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, options: PrepareOptions, root: Path, progress: Progress
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        options: PrepareOptions,
+        root: Path,
+        progress: Progress,
+        base: Base | None,
     ) -> None:
         self._connection = connection
+        self._base = base
         self._options = options
         self._root = root
         self._progress = progress
@@ -188,7 +209,9 @@ class _Preparation:
     def run(self, files: Mapping[str, list[RawFile]], names: Mapping[str, RawFile]) -> Manifest:
         """Everything but the manifest file."""
         options = self._options
-        events = read_events(self._connection, files, options.columns(), options.ids, self._progress)
+        base = self._base
+        text_ids = [role for role in ROLES if base and base.id_type(role) == "string"]
+        events = read_events(self._connection, files, options.columns(), options.ids, self._progress, text_ids)
         self._facts["dropped_zero_weight"] = events.zero_weight
         self._facts["lines_without_items"] = events.lines_without_items
         self._hold_out(files, events)
@@ -252,23 +275,38 @@ class _Preparation:
                 )
         return rows
 
-    def _vocabulary(
-        self, role: Literal["query", "item"], entity: str, events: EventTable, names: Mapping[str, RawFile]
-    ) -> Entity:
-        self._progress.phase(f"vocabulary of {entity}", None, "row")
-        self._progress.advance(build_vocabulary(self._connection, role))
+    def _vocabulary(self, role: Role, entity: str, events: EventTable, names: Mapping[str, RawFile]) -> Entity:
+        if self._base is None:
+            self._progress.phase(f"vocabulary of {entity}", None, "row")
+            self._progress.advance(build_vocabulary(self._connection, role))
+        else:
+            self._extend(self._base, role, entity, events)
         if entity in names:
             report = join_names(self._connection, role, names[entity], self._options.names[entity])
             self._facts[f"{entity}_names_ignored"] = report.unknown
             self._facts[f"{entity}_named"] = report.named
+        base = self._base.entity(role) if self._base else None
+        if base and base.named:
+            carry_names(self._connection, role, joined=entity in names)
         return write_vocabulary(
             self._connection,
             role,
             root=self._root,
             entity=entity,
             id_type=events.id_types[role],
-            named=entity in names,
+            named=entity in names or bool(base and base.named),
+            forgotten=base.forgotten if base else (),
         )
+
+    def _extend(self, base: Base, role: Role, entity: str, events: EventTable) -> None:
+        base.check_id_type(role, events.id_types[role])
+        load_base(self._connection, base, role, self._progress)
+        self._progress.phase(f"vocabulary of {entity}", None, "row")
+        extended = extend_vocabulary(self._connection, role)
+        self._progress.advance(extended.kept + extended.new)
+        self._facts[f"{entity}_kept"] = extended.kept
+        self._facts[f"{entity}_unseen"] = extended.unseen
+        self._facts[f"{entity}_new"] = extended.new
 
     def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
         options = self._options
@@ -301,8 +339,10 @@ class _Preparation:
 def _source(options: PrepareOptions) -> dict[str, str | int | float | bool | list[str] | None]:
     """Where the data set comes from, for its manifest."""
     hold_outs = {name: getattr(options, name) for name in ("hold_out", "hold_out_valid", "hold_out_test")}
+    base = {} if options.vocabulary is None else {"vocabulary": options.vocabulary}
     return {
         "command": "prepare",
+        **base,
         **{split: [str(path) for path in getattr(options, split)] for split in SPLITS},
         **{name: value for name, value in hold_outs.items() if value is not None},
         "seed": options.seed,
