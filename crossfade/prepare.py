@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from crossfade import forget
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ Examples:
 
   crossfade prepare --events day2.parquet --vocabulary data/day1 --out data/day2
       A new day: ids of data/day1 keep their rows, so that checkpoint.start_from goes on from its tables.
+
+  crossfade prepare --forget ids.txt --out data/plays
+      Delete customers: their interactions, ids and names go, all other rows stay where they are.
 
   crossfade prepare --sample lastfm --out data/lastfm
   crossfade prepare --synthetic queries=1000000,items=500000,interactions=100000000,genres=50 --out data/synthetic
@@ -78,7 +82,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist")
+    parser.add_argument("--out", metavar="DIR", help="folder to write; it must not exist")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it holds prepared data")
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the order and of random choices (default 0)"
@@ -86,6 +90,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_input_options(parser)
     _add_column_options(parser)
     _add_split_options(parser)
+    forget.add_options(parser)
     other = parser.add_argument_group("instead of files")
     other.add_argument("--sample", choices=["lastfm"], help="Last.fm HetRec 2011: 1,892 customers, 17,632 artists")
     other.add_argument(
@@ -199,10 +204,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.memory is not None and not 0 < arguments.memory < float("inf"):
         raise InputError(f"--memory {arguments.memory}: expected a number of GiB above 0")
-    sources = [name for name in ("train", "sample", "synthetic") if getattr(arguments, name)]
+    sources = [name for name in ("train", "sample", "synthetic", "forget") if getattr(arguments, name)]
     if len(sources) != 1:
         given = " and ".join(f"--{name}" for name in sources) or "none"
-        raise InputError(f"expected one of --train (or --events), --sample and --synthetic, found {given}")
+        raise InputError(f"expected one of --train (or --events), --sample, --synthetic and --forget, found {given}")
+    if arguments.out is None:
+        raise InputError("--out is missing; name the folder to write")
+    if sources == ["forget"]:
+        return _forget(arguments)
+    arguments.out = Path(arguments.out)
     bars = PhaseBars()
     try:
         make = {"train": _from_files, "sample": _from_sample, "synthetic": _from_nothing}[sources[0]]
@@ -211,6 +221,17 @@ def run(arguments: argparse.Namespace) -> int:
         bars.close()
     print(describe(manifest, arguments.out))
     print(f"next: {next_command(arguments.out, manifest.query, manifest.item)}")
+    return 0
+
+
+def _forget(arguments: argparse.Namespace) -> int:
+    _refuse(arguments, "--forget", [*_OF_FILES, "query", "item"])
+    bars = PhaseBars()
+    try:
+        said = forget.forget_ids(arguments, bars)
+    finally:
+        bars.close()
+    print(said)
     return 0
 
 

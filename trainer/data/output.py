@@ -30,8 +30,9 @@ GROUP_ROWS_MAX = 131_072
 GROUPS_PER_FILE = 64
 WORK = ".work"
 COMPRESSION = "zstd"
+JOURNAL = "forget.json"
 
-_OURS = {FILE_NAME, VOCABULARY, *SPLITS}
+_OURS = {FILE_NAME, VOCABULARY, *SPLITS, JOURNAL}
 
 
 def row_group_rows(rows: int) -> int:
