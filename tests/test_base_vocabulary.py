@@ -14,8 +14,10 @@ from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data import base_vocabulary
 from trainer.data.build_vocabulary import NamesFile
+from trainer.data.forget import forget
 from trainer.data.manifest import Entity, Manifest, read_manifest
 from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.progress import Silent
 from trainer.data.vocabulary import Vocabulary
 
 Row = tuple[Any, ...]
@@ -83,13 +85,7 @@ def test_names_are_carried_over_and_a_new_file_of_names_goes_over_them(tmp_path:
 
 
 def test_a_forgotten_row_stays_forgotten_and_a_returning_customer_gets_a_new_one(tmp_path: Path, first: Path) -> None:
-    manifest = read_manifest(Folder(first))
-    (file,) = [first / name for name in manifest.entities["customer"].files]
-    table = pq.read_table(file)
-    ids = pa.array(["a", None, "c"])
-    pq.write_table(table.set_column(1, "id", ids), file)
-    entity = manifest.entities["customer"].model_copy(update={"forgotten": [1]})
-    manifest.model_copy(update={"entities": {**manifest.entities, "customer": entity}}).write(Folder(first))
+    forget(Folder(first), pa.array(["b"]), "customer", Silent())
     second = day(tmp_path, "second", ["b", "a"], [1, 1], vocabulary=str(first))
     assert rows(second, "customer") == [(0, "a", 1), (1, None, 0), (2, "c", 0), (3, "b", 1)]
     assert read_manifest(Folder(second)).entities["customer"].forgotten == [1]
@@ -127,9 +123,9 @@ def test_earlier_data_that_are_not_there_or_would_be_replaced_are_refused(tmp_pa
 
 
 def test_an_id_with_two_rows_is_refused(tmp_path: Path, first: Path) -> None:
-    (file,) = read_manifest(Folder(first)).entities["customer"].files
-    table = pq.read_table(first / file)
-    pq.write_table(table.set_column(1, "id", pa.array(["a", "b", "a"])), first / file)
+    manifest = read_manifest(Folder(first))
+    customers = write_vocabulary(first, "customer", ["a", "b", "a"])
+    manifest.model_copy(update={"entities": {**manifest.entities, "customer": customers}}).write(Folder(first))
     with pytest.raises(InputError, match=r"of customer has 3 ids for 2 different ones, .*--check"):
         day(tmp_path, "second", ["a"], [1], vocabulary=str(first))
 

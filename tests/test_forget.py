@@ -19,12 +19,14 @@ from trainer.data import output
 from trainer.data.forget import Forgotten, forget
 from trainer.data.id_list import read_ids
 from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.parquet_files import ParquetFiles
 from trainer.data.prepare import PrepareOptions, prepare
 from trainer.data.progress import Silent
 from trainer.data.vocabulary import Vocabulary
 
 Row = tuple[Any, ...]
 GONE = ["customer-0007", "customer-0042", "customer-0199"]
+PLAIN = {"compression": "none", "use_dictionary": False}
 CUSTOMERS, ITEMS, EVENTS = 200, 40, 9000
 
 
@@ -51,7 +53,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(table, folder / "events.parquet")
     (folder / "names.csv").write_text("id,name\n" + "".join(f"{text},Name of {text}\n" for text in GONE))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(output, "COMPRESSION", "none")
+        patch.setattr(output, "write_options", lambda _: PLAIN)
         patch.setattr(output, "GROUPS_PER_FILE", 2)
         patch.setattr(output, "GROUP_ROWS_MIN", 512)
         prepare(
@@ -82,7 +84,7 @@ def copy_to(source: Path, target: Folder) -> Folder:
 @pytest.fixture(params=["path", pytest.param("s3", marks=pytest.mark.slow)])
 def data(request: pytest.FixtureRequest, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A copy of the data, in a folder of each kind."""
-    monkeypatch.setattr(module, "COMPRESSION", "none")
+    monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
     if request.param == "path":
         return copy_to(prepared, Folder(tmp_path / "data"))
     server: ObjectStore = request.getfixturevalue("server")
@@ -125,12 +127,9 @@ def everything(folder: Folder) -> bytes:
 def check_whole(folder: Folder) -> Manifest:
     """See that the manifest describes what is there."""
     manifest = read_manifest(folder)
-    for split in manifest.splits.values():
-        for file in split.files:
-            with folder.open_random(file.path) as source:
-                assert source.size() == file.bytes
-                footer = pq.read_metadata(source)
-                assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == file.row_groups
+    files = ParquetFiles(folder)
+    for file in manifest.files():
+        files.footer(file)
     return manifest
 
 
@@ -175,7 +174,7 @@ def test_only_files_that_hold_something_of_theirs_are_written_anew(data: Folder)
     assert files(before) - files(after) == holding
     assert {path for path in data.sizes() if path != "manifest.json"} == {
         *files(after),
-        *(path for entity in after.entities.values() for path in entity.files),
+        *(file.path for entity in after.entities.values() for file in entity.files),
     }
 
 
@@ -194,6 +193,7 @@ def test_forgetting_again_changes_nothing_and_others_may_follow(data: Folder) ->
 def test_items_are_forgotten_as_customers_are(data: Folder) -> None:
     before = interactions(data)
     item = 7_000_000_000_011
+    assert item.to_bytes(8, "little") in everything(data), "the search would find it"
     forget_all(data, [str(item), "07", "x"], "item")
     after = interactions(data)
     assert after == {split: [row for row in rows if row[1] != item] for split, rows in before.items()}
@@ -235,7 +235,7 @@ class Crashing:
 def test_a_crash_at_any_point_leaves_a_whole_data_set_and_the_next_call_finishes(
     tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "COMPRESSION", "none")
+    monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
     last = GONE[2]  # of few files
     old = interactions(Folder(prepared))
     new = {split: [row for row in rows if row[0] != last] for split, rows in old.items()}
@@ -256,7 +256,7 @@ def test_a_crash_at_any_point_leaves_a_whole_data_set_and_the_next_call_finishes
         assert last.encode() not in everything(data), at
         manifest = check_whole(data)
         used = {file.path for split in manifest.splits.values() for file in split.files}
-        used |= {path for entity in manifest.entities.values() for path in entity.files}
+        used |= {file.path for entity in manifest.entities.values() for file in entity.files}
         assert set(data.sizes()) == {"manifest.json", *used}, at
         if not crashing.down:
             break
@@ -270,12 +270,12 @@ def test_an_error_leaves_the_data_as_they_were(data: Folder, monkeypatch: pytest
     calls = 0
     rewrite = module._Forgetting._rewrite
 
-    def failing(self: Any, path: str) -> Any:
+    def failing(self: Any, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise OSError("the disk is full")
-        return rewrite(self, path)
+        return rewrite(self, *arguments)
 
     monkeypatch.setattr(module._Forgetting, "_rewrite", failing)
     with pytest.raises(OSError, match="the disk is full"):

@@ -113,5 +113,4 @@ def write_vocabulary(
         for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
             writer.write(batch)
         files = writer.close()
-    paths = [file.path for file in files]
-    return Entity(rows=rows, id_type=id_type, named=named, files=paths, forgotten=list(forgotten))
+    return Entity(rows=rows, id_type=id_type, named=named, files=files, forgotten=list(forgotten))

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,8 +26,9 @@ from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.id_list import typed_ids
-from trainer.data.manifest import DataFile, Entity, Manifest, Split, read_manifest
-from trainer.data.output import COMPRESSION, GROUP_ROWS_MAX, JOURNAL
+from trainer.data.manifest import DataFile, Manifest, Split, read_manifest
+from trainer.data.output import GROUP_ROWS_MAX, JOURNAL
+from trainer.data.parquet_files import ParquetFiles, describe, write_options
 from trainer.data.progress import Progress
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")
@@ -70,15 +71,15 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: Progress)
 class _Plan:
     """What is to be written anew: which files, under which names and how changed."""
 
-    changes: dict[str, Change] = field(default_factory=dict)
+    changes: list[tuple[DataFile, Change]] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
 
-    def add(self, path: str, change: Change) -> None:
-        """Change the file ``path``."""
-        folder, _, name = path.rpartition("/")
+    def add(self, file: DataFile, change: Change) -> None:
+        """Change ``file``."""
+        folder, _, name = file.path.rpartition("/")
         stem = _TAG.sub("", name.removesuffix(".parquet"))
-        self.changes[path] = change
-        self.names[path] = f"{folder}/{stem}-{uuid.uuid4().hex[:12]}.parquet"
+        self.changes.append((file, change))
+        self.names[file.path] = f"{folder}/{stem}-{uuid.uuid4().hex[:12]}.parquet"
 
 
 class _Forgetting:
@@ -86,6 +87,7 @@ class _Forgetting:
 
     def __init__(self, folder: Folder, manifest: Manifest, entity: str, progress: Progress) -> None:
         self._folder = folder
+        self._files = ParquetFiles(folder)
         self._manifest = manifest
         self._entity = entity
         self._other = manifest.item if entity == manifest.query else manifest.query
@@ -111,8 +113,8 @@ class _Forgetting:
         wanted = typed_ids(ids, entity.id_type)
         found = [np.empty(0, np.int64)]
         self._progress.phase(f"find {self._entity}", entity.rows, "row")
-        for path in _paths(entity):
-            for table in self._read(path, ["row", "id"]):
+        for file in entity.files:
+            for table in self._read(file, ["row", "id"]):
                 hits = table.filter(pc.is_in(table.column("id"), value_set=wanted))
                 found.append(hits.column("row").to_numpy())
                 self._progress.advance(table.num_rows)
@@ -124,7 +126,7 @@ class _Forgetting:
         self._progress.phase(f"look through {split}", described.rows, "row")
         for file in described.files:
             in_file = 0
-            for table in self._read(file.path, [self._entity, self._other]):
+            for table in self._read(file, [self._entity, self._other]):
                 theirs_N = _among(table.column(self._entity).to_numpy(), rows_R)
                 in_file += int(theirs_N.sum())
                 if split == "train" and theirs_N.any():
@@ -132,7 +134,7 @@ class _Forgetting:
                     self._lost_N[rows_N] += times_N
                 self._progress.advance(table.num_rows)
             if in_file:
-                self._plan.add(file.path, lambda table: self._without(table, rows_R))
+                self._plan.add(file, lambda table: self._without(table, rows_R))
             dropped += in_file
         return dropped
 
@@ -146,11 +148,10 @@ class _Forgetting:
             (self._other, first_lost, lambda table: _counted_down(table, self._lost_N)),
         ):
             first = 0
-            for path in _paths(self._manifest.entities[name]):
-                rows = self._rows(path)
-                if np.searchsorted(affected_N, first) < np.searchsorted(affected_N, first + rows):
-                    self._plan.add(path, change)
-                first += rows
+            for file in self._manifest.entities[name].files:
+                if np.searchsorted(affected_N, first) < np.searchsorted(affected_N, first + file.rows):
+                    self._plan.add(file, change)
+                first += file.rows
 
     def _switch(self, rows_R: IntArray) -> Manifest:
         """Write the new files, then the manifest, then delete the old files."""
@@ -158,7 +159,7 @@ class _Forgetting:
         self._folder.write(JOURNAL, json.dumps(journal, indent=1).encode())
         try:
             self._progress.phase("rewrite", len(self._plan.changes), "file")
-            written = {path: self._rewrite(path) for path in self._plan.changes}
+            written = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
             manifest = self._new_manifest(rows_R, written)
             manifest.write(self._folder)
         except BaseException:
@@ -168,24 +169,23 @@ class _Forgetting:
         _delete_leftovers(self._folder, manifest)
         return manifest
 
-    def _rewrite(self, path: str) -> DataFile | None:
+    def _rewrite(self, file: DataFile, change: Change) -> DataFile | None:
         """Write one file anew; None if nothing is left of it."""
-        change, target = self._plan.changes[path], self._plan.names[path]
-        groups: list[int] = []
-        with self._folder.open_output(target) as out:
+        target = self._plan.names[file.path]
+        columns = self._files.footer(file).schema.to_arrow_schema().names
+        with ExitStack() as opened:
             writer: pq.ParquetWriter | None = None
-            for table in self._read(path, None):
+            for table in self._read(file, columns):
                 changed = change(table).replace_schema_metadata()
+                if changed.num_rows == 0:
+                    continue
                 if writer is None:
-                    writer = pq.ParquetWriter(out, changed.schema, compression=COMPRESSION)
-                if changed.num_rows:
-                    writer.write_table(changed)
-                    groups.append(changed.num_rows)
-            assert writer is not None
-            writer.close()
+                    out = opened.enter_context(self._folder.open_output(target))
+                    options = write_options(changed.schema)
+                    writer = opened.enter_context(pq.ParquetWriter(out, changed.schema, **options))
+                writer.write_table(changed, row_group_size=GROUP_ROWS_MAX)
         self._progress.advance(1)
-        with self._folder.open_random(target) as file:
-            return DataFile(path=target, bytes=file.size(), row_groups=groups) if groups else None
+        return None if writer is None else describe(self._folder, target)
 
     def _new_manifest(self, rows_R: IntArray, written: dict[str, DataFile | None]) -> Manifest:
         splits = {
@@ -195,35 +195,14 @@ class _Forgetting:
         entities = {}
         for name, entity in self._manifest.entities.items():
             forgotten = np.union1d(np.array(entity.forgotten, np.int64), rows_R if name == self._entity else [])
-            paths = [self._plan.names.get(path, path) for path in _paths(entity)]
-            entities[name] = entity.model_copy(update={"files": paths, "forgotten": forgotten.astype(int).tolist()})
+            files = [written.get(file.path) or file for file in entity.files]
+            entities[name] = entity.model_copy(update={"files": files, "forgotten": forgotten.astype(int).tolist()})
         return self._manifest.model_copy(update={"splits": splits, "entities": entities})
 
-    def _read(self, path: str, columns: list[str] | None) -> Iterator[pa.Table]:
-        """The file ``path`` in pieces: a row group each, or less where they are large."""
-        with self._open(path) as file:
-            for index in range(file.num_row_groups):
-                for batch in file.iter_batches(GROUP_ROWS_MAX, row_groups=[index], columns=columns):
-                    yield pa.Table.from_batches([batch])
-
-    def _rows(self, path: str) -> int:
-        with self._open(path) as file:
-            return int(file.metadata.num_rows)
-
-    @contextmanager
-    def _open(self, path: str) -> Iterator[pq.ParquetFile]:
-        where = f"{self._folder.uri}/{path}"
-        try:
-            with self._folder.open_random(path) as source, pq.ParquetFile(source) as file:
-                yield file
-        except FileNotFoundError:
-            raise InputError(f"{where}: no such file, but the manifest lists it; prepare the data again") from None
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{where}: cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _paths(entity: Entity) -> Sequence[str]:
-    return entity.files
+    def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
+        """The row groups of a file."""
+        for index in range(len(file.row_groups)):
+            yield self._files.read(file, index, columns)
 
 
 def _among(column_N: IntArray, rows_R: IntArray) -> IntArray:
@@ -261,8 +240,7 @@ def _delete_leftovers(folder: Folder, manifest: Manifest) -> bool:
         return False
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder.uri}/{JOURNAL}: is not what --forget writes: {error}; delete it") from error
-    used = {path for entity in manifest.entities.values() for path in _paths(entity)}
-    used |= {file.path for split in manifest.splits.values() for file in split.files}
+    used = {file.path for file in manifest.files()}
     for path in listed:
         if path not in used:
             folder.remove(path)

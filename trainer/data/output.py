@@ -23,13 +23,13 @@ import pyarrow.parquet as pq
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.storage import Folder
 from trainer.data.manifest import FILE_NAME, SPLITS, VOCABULARY, DataFile, read_manifest
+from trainer.data.parquet_files import describe, write_options
 
 GROUPS_WANTED = 64
 GROUP_ROWS_MIN = 1024
 GROUP_ROWS_MAX = 131_072
 GROUPS_PER_FILE = 64
 WORK = ".work"
-COMPRESSION = "zstd"
 JOURNAL = "forget.json"
 
 _OURS = {FILE_NAME, VOCABULARY, *SPLITS, JOURNAL}
@@ -96,7 +96,7 @@ class PartWriter:
             self._write_group(pa.Table.from_batches(self._pending, schema=self._schema))
             self._pending, self._pending_rows = [], 0
         self._close_file()
-        files = [describe_file(self._root, path) for path in self._paths]
+        files = [describe(Folder(self._root), path) for path in self._paths]
         found = sum(file.rows for file in files)
         if found != self._written:
             raise CrossfadeError(
@@ -117,7 +117,7 @@ class PartWriter:
     def _write_group(self, group: pa.Table) -> None:
         if self._writer is None:
             path = f"{self._folder}/part-{len(self._paths):05d}.parquet"
-            self._writer = pq.ParquetWriter(self._root / path, self._schema, compression=COMPRESSION)
+            self._writer = pq.ParquetWriter(self._root / path, self._schema, **write_options(self._schema))
             self._paths.append(path)
         self._writer.write_table(group, row_group_size=self._group_rows)
         self._written += group.num_rows
@@ -129,13 +129,6 @@ class PartWriter:
         writer, self._writer, self._groups_in_file = self._writer, None, 0
         if writer is not None:
             writer.close()
-
-
-def describe_file(root: Path, path: str) -> DataFile:
-    """The size and the row groups of ``root / path``, read from its footer."""
-    footer = pq.read_metadata(root / path)
-    groups = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
-    return DataFile(path=path, bytes=(root / path).stat().st_size, row_groups=groups)
 
 
 def check_free(out: Path, overwrite: bool) -> None:

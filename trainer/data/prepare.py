@@ -376,7 +376,7 @@ def describe(manifest: Manifest, folder: Path) -> str:
 
 
 def _top(folder: Path, entity: Entity) -> str:
-    first = next(pq.ParquetFile(folder / entity.files[0]).iter_batches(batch_size=1)).to_pylist()[0]
+    first = next(pq.ParquetFile(folder / entity.files[0].path).iter_batches(batch_size=1)).to_pylist()[0]
     name = first.get("name")
     return f"{first['id']}{f' {name}' if name else ''} ({first['count']:,})"
 

@@ -254,7 +254,7 @@ def _write_vocabulary(root: Path, entity: str, count_R: Integers, genres: int | 
             writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
             progress.advance(len(row_N))
         files = writer.close()
-    return Entity(rows=rows, id_type="int64", named=genres is not None, files=[file.path for file in files])
+    return Entity(rows=rows, id_type="int64", named=genres is not None, files=files)
 
 
 def _write_splits(generator: _Generator, root: Path, rows: dict[str, int], progress: Progress) -> dict[str, Split]:
