@@ -92,6 +92,11 @@ class Folder:
         """Whether it lies on S3."""
         return isinstance(self._files, _S3Files)
 
+    @property
+    def path(self) -> Path | None:
+        """Where it lies on a file system of this machine; None on S3."""
+        return self._files.root / self._prefix if isinstance(self._files, _LocalFiles) else None
+
     def child(self, name: str) -> Folder:
         """The folder ``name`` in this one."""
         child = object.__new__(Folder)
@@ -207,10 +212,10 @@ class _LocalFiles:
     """Files of a file system. What has been written survives a crash of the machine."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def write(self, path: str, data: bytes) -> None:
-        target = self._root / path
+        target = self.root / path
         _make_folder(target.parent)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
@@ -226,7 +231,7 @@ class _LocalFiles:
 
     @contextmanager
     def open_output(self, path: str) -> Iterator[OutputFile]:
-        target = self._root / path
+        target = self.root / path
         _make_folder(target.parent)
         try:
             with target.open("wb") as file:
@@ -239,23 +244,23 @@ class _LocalFiles:
         _sync_folder(target.parent)
 
     def read(self, path: str) -> bytes:
-        return (self._root / path).read_bytes()
+        return (self.root / path).read_bytes()
 
     def open_input(self, path: str) -> InputFile:
-        return (self._root / path).open("rb", buffering=0)
+        return (self.root / path).open("rb", buffering=0)
 
     def open_random(self, path: str) -> Any:
         from pyarrow import OSFile
 
-        return OSFile(str(self._root / path))
+        return OSFile(str(self.root / path))
 
     def names(self, prefix: str) -> list[str]:
         with suppress(FileNotFoundError):
-            return [path.name for path in (self._root / prefix).iterdir()]
+            return [path.name for path in (self.root / prefix).iterdir()]
         return []
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        folder = self._root / prefix
+        folder = self.root / prefix
         return {
             (Path(parent, name).relative_to(folder)).as_posix(): Path(parent, name).stat().st_size
             for parent, _, names in os.walk(folder, onerror=_raise)
@@ -263,11 +268,11 @@ class _LocalFiles:
         }
 
     def remove(self, path: str) -> None:
-        (self._root / path).unlink(missing_ok=True)
+        (self.root / path).unlink(missing_ok=True)
 
     def delete(self, prefix: str) -> None:
         with suppress(FileNotFoundError):
-            shutil.rmtree(self._root / prefix)
+            shutil.rmtree(self.root / prefix)
 
 
 def _raise(error: OSError) -> None:
