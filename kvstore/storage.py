@@ -154,6 +154,16 @@ class Folder:
         with self._naming():
             return sorted(self._files.names(self._prefix))
 
+    def entries(self) -> dict[str, int | None]:
+        """The bytes of each file in it, by name, and None for each folder in it; none if it does not exist."""
+        with self._naming():
+            return self._files.entries(self._prefix)
+
+    def lacks_bucket(self) -> bool:
+        """Whether it is to lie in an S3 bucket that does not exist."""
+        with self._naming():
+            return self._files.lacks_root()
+
     def sizes(self) -> dict[str, int]:
         """The bytes of every file in it and below, by its path from here."""
         with self._naming():
@@ -200,6 +210,10 @@ class _Files(Protocol):
     def open_random(self, path: str) -> Any: ...
 
     def names(self, prefix: str) -> list[str]: ...
+
+    def entries(self, prefix: str) -> dict[str, int | None]: ...
+
+    def lacks_root(self) -> bool: ...
 
     def sizes(self, prefix: str) -> dict[str, int]: ...
 
@@ -258,6 +272,15 @@ class _LocalFiles:
         with suppress(FileNotFoundError):
             return [path.name for path in (self.root / prefix).iterdir()]
         return []
+
+    def entries(self, prefix: str) -> dict[str, int | None]:
+        with suppress(FileNotFoundError):
+            paths = list((self.root / prefix).iterdir())
+            return {path.name: None if path.is_dir() else path.stat().st_size for path in paths}
+        return {}
+
+    def lacks_root(self) -> bool:
+        return False
 
     def sizes(self, prefix: str) -> dict[str, int]:
         folder = self.root / prefix
@@ -374,6 +397,14 @@ class _S3Files:
 
     def names(self, prefix: str) -> list[str]:
         return [info.base_name for info in self._list(prefix, recursive=False)]
+
+    def entries(self, prefix: str) -> dict[str, int | None]:
+        return {info.base_name: info.size if info.is_file else None for info in self._list(prefix, recursive=False)}
+
+    def lacks_root(self) -> bool:
+        from pyarrow import fs
+
+        return bool(self._fs.get_file_info(self._bucket).type == fs.FileType.NotFound)
 
     def sizes(self, prefix: str) -> dict[str, int]:
         start = len(self._root + prefix)

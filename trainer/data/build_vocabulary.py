@@ -14,7 +14,9 @@ from kvstore.errors import InputError
 from trainer.data.database import count, run
 from trainer.data.manifest import VOCABULARY, Entity
 from trainer.data.output import PartWriter, row_group_rows
-from trainer.data.raw import RawFile, close_raw, open_columns, reading
+from trainer.data.raw import close_raw, open_columns, reading
+from trainer.data.sources import RawFile
+from trainer.data.staging import Staged
 
 Role = Literal["query", "item"]
 IdType = Literal["int64", "string"]
@@ -48,14 +50,17 @@ def vocabulary_schema(id_type: IdType, named: bool) -> pa.Schema:
 
 
 def build_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role) -> int:
-    """Make the table ``vocabulary_ROLE`` (row, id, count) from ``interactions``; return its rows.
+    """Make the table ``vocabulary_ROLE`` (row, number, id, count) from ``interactions``; return its rows.
 
-    All ids of all splits have a row; ``count`` counts train (split 0); rows go by count descending, then by id.
+    All ids of all splits have a row; ``count`` counts what is liked (of positive weight) in train (split 0); rows go by
+    count descending, then by id.
     """
     run(
         connection,
-        f"CREATE TABLE vocabulary_{role} AS SELECT row_number() OVER (ORDER BY count DESC, id) - 1 AS row, id, count "
-        f"FROM (SELECT {role}_id AS id, count(*) FILTER (split = 0) AS count FROM interactions GROUP BY {role}_id)",
+        f"CREATE TABLE vocabulary_{role} AS "
+        "SELECT row_number() OVER (ORDER BY count DESC, place) - 1 AS row, number, id, count "
+        f"FROM (SELECT {role} AS number, count(*) FILTER (split = 0 AND weight > 0) AS count FROM interactions "
+        f"GROUP BY {role}) JOIN ids_{role} USING (number)",
     )
     return count(connection, f"SELECT count(*) FROM vocabulary_{role}")
 
@@ -95,18 +100,18 @@ def write_vocabulary(
     connection: duckdb.DuckDBPyConnection,
     role: Role,
     *,
-    root: Path,
+    staged: Staged,
     entity: str,
     id_type: IdType,
     named: bool,
 ) -> Entity:
-    """Write ``vocabulary_ROLE`` below ``root`` and describe it."""
+    """Write ``vocabulary_ROLE`` and describe it."""
     rows = count(connection, f"SELECT count(*) FROM vocabulary_{role}")
     schema = vocabulary_schema(id_type, named)
     source = f"vocabulary_{role} v" + (f" LEFT JOIN names_{role} n ON n.id = v.id" if named else "")
     columns = "row, v.id AS id, count" + (", n.name AS name" if named else "")
     group_rows = row_group_rows(rows)
-    with PartWriter(root, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
+    with PartWriter(staged, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
         for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
             writer.write(batch)
         files = writer.close()
