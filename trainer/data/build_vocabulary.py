@@ -115,4 +115,4 @@ def write_vocabulary(
         for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
             writer.write(batch)
         files = writer.close()
-    return Entity(rows=rows, id_type=id_type, named=named, files=[file.path for file in files])
+    return Entity(rows=rows, id_type=id_type, named=named, files=files)

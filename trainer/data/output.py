@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from kvstore.errors import CrossfadeError
 from kvstore.storage import Folder
 from trainer.data.manifest import DataFile
+from trainer.data.parquet_files import describe, write_options
 from trainer.data.staging import Staged
 
 GROUPS_WANTED = 64
 GROUP_ROWS_MIN = 1024
 GROUP_ROWS_MAX = 131_072
 GROUPS_PER_FILE = 64
-COMPRESSION = "zstd"
 
 
 def row_group_rows(rows: int) -> int:
@@ -91,7 +91,7 @@ class PartWriter:
             self._write_group(pa.Table.from_batches(self._pending, schema=self._schema))
             self._pending, self._pending_rows = [], 0
         self._close_file()
-        files = [describe_file(self._staged.folder, path) for path in self._paths]
+        files = [describe(self._staged.folder, path) for path in self._paths]
         found = sum(file.rows for file in files)
         if found != self._written:
             raise CrossfadeError(
@@ -113,7 +113,7 @@ class PartWriter:
         if self._writer is None:
             path = f"{self._folder}/{self._staged.part_name(len(self._paths))}"
             file = self._file.enter_context(self._staged.folder.open_output(path))
-            self._writer = pq.ParquetWriter(file, self._schema, compression=COMPRESSION)
+            self._writer = pq.ParquetWriter(file, self._schema, **write_options(self._schema))
             self._paths.append(path)
         self._writer.write_table(group, row_group_size=self._group_rows)
         self._written += group.num_rows
@@ -126,11 +126,3 @@ class PartWriter:
         if writer is not None:
             writer.close()
             self._file.close()
-
-
-def describe_file(folder: Folder, path: str) -> DataFile:
-    """The size and the row groups of the file ``path`` of ``folder``, read from its footer."""
-    with folder.open_random(path) as file:
-        footer = pq.read_metadata(file)
-        groups = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
-        return DataFile(path=path, bytes=file.size(), row_groups=groups)

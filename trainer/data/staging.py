@@ -22,7 +22,7 @@ from pathlib import Path
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.storage import Folder
 from trainer.data.manifest import FILE_NAME, SPLITS, VOCABULARY, Manifest, read_manifest
-from trainer.data.remote import explaining
+from trainer.data.reaching import reaching
 
 WORK = ".work"
 _OURS = {FILE_NAME, VOCABULARY, *SPLITS}
@@ -82,7 +82,7 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
     Raises:
         InputError: it exists and may not be replaced, or it cannot be looked into.
     """
-    with explaining(out.uri, "looked into"):
+    with reaching(f"--out {out.uri}", at_start=not tag):
         if out.on_s3:
             _check_prefix(out, overwrite, tag)
         else:
@@ -212,7 +212,8 @@ def _swap(partial: Path, out: Path) -> None:
 @contextmanager
 def _staged_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
     tag = f"-{uuid.uuid4().hex[:12]}"
-    with explaining(out.uri, "written"):
+    with reaching(f"--out {out.uri}", at_start=True):
+        out.check_bucket()
         out.write(_PROBE + tag, b"")
         out.remove(_PROBE + tag)
     try:

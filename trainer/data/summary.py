@@ -73,7 +73,7 @@ def describe(manifest: Manifest, folder: Folder) -> str:
 
 
 def _top(folder: Folder, entity: Entity) -> str:
-    with folder.open_random(entity.files[0]) as file:
+    with folder.open_random(entity.files[0].path) as file:
         first = next(pq.ParquetFile(file).iter_batches(batch_size=1)).to_pylist()[0]
     name = first.get("name")
     return f"{first['id']}{f' {name}' if name else ''} ({first['count']:,})"

@@ -263,7 +263,7 @@ def _write_vocabulary(staged: Staged, entity: str, count_R: Integers, genres: in
             writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
             progress.advance(len(row_N))
         files = writer.close()
-    return Entity(rows=rows, id_type="int64", named=genres is not None, files=[file.path for file in files])
+    return Entity(rows=rows, id_type="int64", named=genres is not None, files=files)
 
 
 def _write_splits(generator: Generator, staged: Staged, rows: dict[str, int], progress: Progress) -> dict[str, Split]:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.manifest import VOCABULARY, Manifest
+from trainer.data.parquet_files import ParquetFiles
 
 
 class Vocabulary:
@@ -21,6 +21,7 @@ class Vocabulary:
         """The vocabulary of ``entity``, which the manifest names."""
         self._entity = manifest.entities[entity]
         self._folder = folder
+        self._files = ParquetFiles(folder)
         self._name = entity
         self.rows = self._entity.rows
         self.columns = ["row", "id", *(["name"] if self._entity.named else [])]
@@ -30,6 +31,7 @@ class Vocabulary:
 
         Raises:
             InputError: a file is missing or damaged, or its rows are not those that belong there.
+            UnreachableError: storage does not answer.
         """
         columns = columns or self.columns
         wanted = ["row", *(name for name in columns if name != "row")]
@@ -52,18 +54,8 @@ class Vocabulary:
 
     def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
         first = 0
-        for name in self._entity.files:
-            if first >= stop:
-                return
-            path = f"{self._folder.uri}/{name}"
-            try:
-                with self._folder.open_random(name) as source, pq.ParquetFile(source) as file:
-                    for index in range(file.num_row_groups):
-                        rows = file.metadata.row_group(index).num_rows
-                        if first < stop and first + rows > start:
-                            yield first, file.read_row_group(index, columns=columns)
-                        first += rows
-            except FileNotFoundError:
-                raise InputError(f"{path}: no such file, but the manifest lists it; prepare the data again") from None
-            except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        for file in self._entity.files:
+            for index, rows in enumerate(file.row_groups):
+                if first < stop and first + rows > start:
+                    yield first, self._files.read(file, index, columns)
+                first += rows
