@@ -200,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CrossfadeError: it could not be done; nothing is left behind.
     """
-    from trainer.data.prepare import describe
+    from trainer.data.summary import describe
 
     if arguments.memory is not None and not 0 < arguments.memory < float("inf"):
         raise InputError(f"--memory {arguments.memory}: expected a number of GiB above 0")
@@ -219,7 +219,7 @@ def run(arguments: argparse.Namespace) -> int:
         manifest = make(arguments, bars)
     finally:
         bars.close()
-    print(describe(manifest, arguments.out))
+    print(describe(manifest, Folder(arguments.out)))
     print(f"next: {next_command(arguments.out, manifest.query, manifest.item)}")
     return 0
 

@@ -18,7 +18,7 @@ import duckdb
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.build_vocabulary import Role
+from trainer.data.build_vocabulary import Role, counted_sql
 from trainer.data.database import count, one, run
 from trainer.data.events import IdType
 from trainer.data.manifest import Entity, Manifest, read_manifest
@@ -60,6 +60,11 @@ class Base:
     def name(self, role: Role) -> str:
         """The name of one side's entity."""
         return self.manifest.query if role == "query" else self.manifest.item
+
+    def text_roles(self) -> list[str]:
+        """The sides whose ids are text."""
+        roles: tuple[Role, ...] = ("query", "item")
+        return [role for role in roles if self.id_type(role) == "string"]
 
     def check_id_type(self, role: Role, found: IdType) -> None:
         """See that the events' ids are of the type of the vocabulary's.
@@ -127,23 +132,20 @@ def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, pro
 
 
 def extend_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role) -> Extended:
-    """Make the table ``vocabulary_ROLE`` (row, id, count) of ``base_ROLE`` and ``interactions``.
+    """Make the table ``vocabulary_ROLE`` (row, number, id, count) of ``base_ROLE`` and ``interactions``.
 
-    Rows of the base stay, with the count that they have in the new train split, be it 0. New ids follow by count
-    descending, then by id.
+    Rows of the base stay, with the count that they have in the new train split, be it 0; those without an event have
+    no number. New ids follow by count descending, then by id.
     """
-    run(
-        connection,
-        f"CREATE TABLE counted AS SELECT {role}_id AS id, count(*) FILTER (split = 0) AS count "
-        f"FROM interactions GROUP BY {role}_id",
-    )
+    run(connection, f"CREATE TABLE counted AS {counted_sql(role)}")
     kept = count(connection, f"SELECT count(*) FROM base_{role}")
     seen = count(connection, f"SELECT count(*) FROM counted SEMI JOIN base_{role} USING (id)")
     run(
         connection,
         f"CREATE TABLE vocabulary_{role} AS "
-        f"SELECT b.row, b.id, coalesce(c.count, 0) AS count FROM base_{role} b LEFT JOIN counted c ON c.id = b.id "
-        f"UNION ALL SELECT {kept} + row_number() OVER (ORDER BY count DESC, id) - 1, id, count "
+        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count "
+        f"FROM base_{role} b LEFT JOIN counted c ON c.id = b.id "
+        f"UNION ALL SELECT {kept} + row_number() OVER (ORDER BY count DESC, place) - 1, number, id, count "
         f"FROM counted ANTI JOIN base_{role} USING (id)",
     )
     run(connection, "DROP TABLE counted")

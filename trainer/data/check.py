@@ -22,8 +22,18 @@ from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.database import run, working_database
 from trainer.data.discover import discover
-from trainer.data.manifest import FILE_NAME, TIMESTAMP, VOCABULARY, WEIGHT, DataFile, Entity, Manifest, read_manifest
-from trainer.data.output import GROUP_ROWS_MAX, JOURNAL
+from trainer.data.manifest import (
+    FILE_NAME,
+    JOURNAL,
+    TIMESTAMP,
+    VOCABULARY,
+    WEIGHT,
+    DataFile,
+    Entity,
+    Manifest,
+    read_manifest,
+)
+from trainer.data.output import GROUP_ROWS_MAX
 from trainer.data.parquet_files import ParquetFiles
 from trainer.data.problems import LISTED, Problems
 from trainer.data.progress import Progress

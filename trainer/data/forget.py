@@ -26,8 +26,8 @@ from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.id_list import typed_ids
-from trainer.data.manifest import DataFile, Manifest, Split, read_manifest
-from trainer.data.output import GROUP_ROWS_MAX, JOURNAL
+from trainer.data.manifest import JOURNAL, WEIGHT, DataFile, Manifest, Split, read_manifest
+from trainer.data.output import GROUP_ROWS_MAX
 from trainer.data.parquet_files import ParquetFiles, describe, write_options
 from trainer.data.progress import Progress
 
@@ -93,7 +93,7 @@ class _Forgetting:
         self._other = manifest.item if entity == manifest.query else manifest.query
         self._progress = progress
         self._plan = _Plan()
-        # How many interactions of train each row of the other entity loses.
+        # How often each row of the other entity was liked by them in train.
         self._lost_N: IntArray = np.zeros(manifest.entities[self._other].rows, np.int64)
 
     def run(self, ids: pa.StringArray, finished: bool) -> Forgotten:
@@ -126,12 +126,12 @@ class _Forgetting:
         self._progress.phase(f"look through {split}", described.rows, "row")
         for file in described.files:
             in_file = 0
-            for table in self._read(file, [self._entity, self._other]):
+            for table in self._read(file, [self._entity, self._other, WEIGHT]):
                 theirs_N = _among(table.column(self._entity).to_numpy(), rows_R)
                 in_file += int(theirs_N.sum())
                 if split == "train" and theirs_N.any():
-                    rows_N, times_N = np.unique(table.column(self._other).to_numpy()[theirs_N], return_counts=True)
-                    self._lost_N[rows_N] += times_N
+                    liked_N = theirs_N & (table.column(WEIGHT).to_numpy() > 0)
+                    np.add.at(self._lost_N, table.column(self._other).to_numpy()[liked_N], 1)
                 self._progress.advance(table.num_rows)
             if in_file:
                 self._plan.add(file, lambda table: self._without(table, rows_R))

@@ -21,6 +21,8 @@ from kvstore.s3_files import NoBucketError
 from kvstore.storage import Folder
 
 FILE_NAME = "manifest.json"
+JOURNAL = "forget.json"
+"""What a deletion leaves where it broke off."""
 VOCABULARY = "vocabulary"
 SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"

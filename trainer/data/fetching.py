@@ -1,0 +1,157 @@
+"""Raw files that lie on S3 come to this machine one at a time, each while the one before it is being read.
+
+    with fetched(files, work, columns) as local:
+        for file in local: ...          # each is there until the next is asked for
+
+Of a Parquet file only the footer and the columns that are wanted are fetched, to the places they have in the file: what
+lies between is a hole that takes no disk and that nobody reads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvstore.errors import InputError
+from kvstore.storage import InputFile
+from trainer.data.remote import explaining
+from trainer.data.sources import RawFile, RemoteFile, Source
+
+_CHUNK_BYTES = 8 << 20
+_TAIL_BYTES = 64 << 10
+_MAGIC = b"PAR1"
+
+
+@contextmanager
+def fetched(files: Sequence[Source], work: Path, columns: Collection[str]) -> Iterator[Iterator[RawFile]]:
+    """``files`` in their order, all on this machine; those of S3 in ``work``, with ``columns`` alone.
+
+    At most two are in ``work`` at a time.
+
+    Raises:
+        InputError: while they are taken: one cannot be fetched.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
+        try:
+            yield _one_by_one(files, _Fetcher(work, columns, stop), pool)
+        finally:
+            stop.set()
+
+
+def _one_by_one(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecutor) -> Iterator[RawFile]:
+    ahead: Future[RawFile] | RawFile | None = None
+
+    def start(index: int) -> Future[RawFile] | RawFile | None:
+        if index == len(files):
+            return None
+        file = files[index]
+        return file if isinstance(file, RawFile) else pool.submit(fetcher.fetch, file, index)
+
+    ahead = start(0)
+    for index in range(len(files)):
+        assert ahead is not None
+        here = ahead.result() if isinstance(ahead, Future) else ahead
+        ahead = start(index + 1)
+        yield here
+        if here.origin is not None:
+            here.path.unlink()
+
+
+class _Fetcher:
+    def __init__(self, work: Path, columns: Collection[str], stop: threading.Event) -> None:
+        self._work = work
+        self._columns = columns
+        self._stop = stop
+
+    def fetch(self, file: RemoteFile, number: int) -> RawFile:
+        """Bring ``file`` here."""
+        target = self._work / f"fetched-{number}"
+        with explaining(str(file), "read"), closing(file.bucket.open_input(file.key)) as source:
+            with target.open("wb") as here:
+                os.truncate(here.fileno(), file.bytes)
+                copy = _Copy(file, source, here, self._stop)
+                if file.format == "parquet":
+                    _copy_parquet(copy, target, self._columns)
+                else:
+                    copy.range(0, file.bytes)
+        return RawFile(target, file.format, origin=str(file))
+
+
+class _Copy:
+    """Ranges of an object, copied to where they are in a file."""
+
+    def __init__(self, file: RemoteFile, source: InputFile, here: BinaryIO, stop: threading.Event) -> None:
+        self.bytes = file.bytes
+        self._file = file
+        self._source = source
+        self._here = here
+        self._stop = stop
+        self._buffer = memoryview(bytearray(min(_CHUNK_BYTES, file.bytes)))
+
+    def range(self, start: int, end: int) -> None:
+        """Copy the bytes from ``start`` to before ``end``.
+
+        Raises:
+            InputError: they are no longer there.
+        """
+        self._source.seek(start)
+        self._here.seek(start)
+        while start < end:
+            if self._stop.is_set():
+                raise InterruptedError("no longer wanted")
+            got = self._source.readinto(self._buffer[: min(len(self._buffer), end - start)])
+            if not got:
+                raise InputError(
+                    f"{self._file}: ends at byte {start} of {self.bytes}; it was changed while it was read: "
+                    "prepare again when nobody writes there"
+                )
+            self._here.write(self._buffer[:got])
+            start += got
+        self._here.flush()
+
+
+def _copy_parquet(copy: _Copy, target: Path, columns: Collection[str]) -> None:
+    """What reading ``columns`` needs. Of what is no Parquet file enough for the reader to say so."""
+    copy.range(0, min(len(_MAGIC), copy.bytes))
+    tail = max(0, copy.bytes - _TAIL_BYTES)
+    copy.range(tail, copy.bytes)
+    with target.open("rb") as here:
+        here.seek(max(0, copy.bytes - 8))
+        length, magic = int.from_bytes(here.read(4), "little"), here.read(4)
+    footer = copy.bytes - 8 - length
+    if magic != _MAGIC or footer < 0:
+        return
+    copy.range(min(footer, tail), tail)
+    try:
+        ranges = _column_ranges(pq.read_metadata(target), columns)
+    except (pa.ArrowException, OSError):
+        return
+    for start, end in ranges:
+        copy.range(start, min(end, copy.bytes))
+
+
+def _column_ranges(footer: pq.FileMetaData, columns: Collection[str]) -> list[tuple[int, int]]:
+    """Where the chunks of ``columns`` lie, in order; those that touch are one range."""
+    chunks = []
+    for group in range(footer.num_row_groups):
+        for index in range(footer.num_columns):
+            chunk = footer.row_group(group).column(index)
+            if chunk.path_in_schema.partition(".")[0] in columns:
+                pages = [chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset]
+                chunks.append((min(pages), min(pages) + chunk.total_compressed_size))
+    ranges: list[tuple[int, int]] = []
+    for start, end in sorted(chunks):
+        if ranges and start <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
+        else:
+            ranges.append((start, end))
+    return ranges
