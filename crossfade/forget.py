@@ -28,18 +28,6 @@ def forget_ids(arguments: argparse.Namespace, progress: Progress) -> str:
     return describe_forgotten(forget(folder, ids, entity, progress), folder, arguments.forget)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what ``--forget`` takes to the options of ``crossfade prepare``."""
-    group = parser.add_argument_group(
-        "forgetting", "Deletes the interactions, ids and names of some customers from the prepared data in --out."
-    )
-    group.add_argument(
-        "--forget", metavar="FILE", help="their ids: text with one a line, or a column of Parquet, CSV or TSV"
-    )
-    group.add_argument("--column", metavar="COLUMN", help="that column (default: the entity's name, or the only one)")
-    group.add_argument("--entity", metavar="NAME", help="whose ids these are (default: the query side's)")
-
-
 def describe_forgotten(forgotten: Forgotten, folder: Folder, file: str) -> str:
     """What was deleted, what still holds the people, and how that is cleared."""
     unknown = forgotten.asked - forgotten.found

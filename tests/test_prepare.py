@@ -739,8 +739,8 @@ def test_the_next_command_names_the_job_file_of_the_data_if_there_is_one(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs").mkdir()
     write_text(tmp_path / "jobs/split.yaml", "")
-    assert command.next_command(Path("data/split"), "customer", "item") == "crossfade train jobs/split.yaml"
-    assert command.next_command(Path("data/a b"), "customer", "artist") == (
+    assert command.next_command("data/split", "customer", "item") == "crossfade train jobs/split.yaml"
+    assert command.next_command("data/a b", "customer", "artist") == (
         "crossfade train jobs/lastfm.yaml --set 'data.shards=data/a b'"
     )
 

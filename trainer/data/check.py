@@ -4,7 +4,7 @@
     checked = check(Folder("s3://music/plays"), query=None, item=None, memory_bytes=None, progress=progress)
     checked.problems.listed               # what is wrong and where; if nothing is, there is a manifest now
 
-Memory holds a column of one row group at a time. What is kept of all rows, counts and ids, lies in temporary files.
+Memory holds one row group at a time. What is kept of all rows, counts and ids, lies in temporary files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvstore.arrays import IntArray
+from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.database import run, working_database
@@ -68,10 +68,11 @@ def check(folder: Folder, query: str | None, item: str | None, memory_bytes: int
         InputError: the manifest is of other entities than ``query`` and ``item``.
     """
     problems = Problems()
-    manifest, is_new = None, FILE_NAME not in folder.names()
-    with problems.catching():
+    is_new = FILE_NAME not in folder.names()
+    try:
         manifest = discover(folder, query, item, progress) if is_new else read_manifest(folder)
-    if manifest is None:
+    except InputError as error:
+        problems.add(str(error))
         return Checked(None, problems, [], written=False)
     for option, asked, found in (("--query", query, manifest.query), ("--item", item, manifest.item)):
         if asked not in (None, found):
@@ -135,34 +136,36 @@ class _SplitCheck:
             return
         for index, rows in enumerate(file.row_groups):
             where = f"{self._files.uri(file)}, row group {index}"
-            for name in self._columns:
-                column = self._files.read(file, index, [name]).column(name)
-                if self._problems.of_nulls(column, name, where):
-                    continue
-                if name == WEIGHT:
-                    self._check_weights(column.to_numpy(), where)
-                elif name != TIMESTAMP:
-                    self._check_rows(split, name, column.to_numpy(), where)
+            table = self._files.read(file, index, list(self._columns))
+            if not sum(self._problems.of_nulls(table.column(name), name, where) for name in self._columns):
+                weight_N = table.column(WEIGHT).to_numpy()
+                said = f"{where}, row {{}}: the weight is {{}}; expected a finite one"
+                self._problems.of_values(~np.isfinite(weight_N), weight_N, said)
+                for name in (self._manifest.query, self._manifest.item):
+                    row_N = table.column(name).to_numpy()
+                    inside_N = self._check_rows(name, row_N, where)
+                    if split == "train":
+                        np.add.at(self.counts[name], row_N[inside_N & (weight_N > 0)], 1)
+                if split == "train":
+                    self._note_order(table.column(self._manifest.query).to_numpy())
             progress.advance(rows)
 
-    def _check_weights(self, weight_N: IntArray, where: str) -> None:
-        said = f"{where}, row {{}}: the weight is {{}}; expected a finite one"
-        self._problems.of_values(~np.isfinite(weight_N), weight_N, said)
-
-    def _check_rows(self, split: str, name: str, row_N: IntArray, where: str) -> None:
+    def _check_rows(self, name: str, row_N: IntArray, where: str) -> BoolArray:
+        """Which rows of an entity are within its vocabulary; the others are problems, and so are forgotten ones."""
         rows = self._manifest.entities[name].rows
-        outside_N = (row_N < 0) | (row_N >= rows)
+        inside_N: BoolArray = (row_N >= 0) & (row_N < rows)
         said = f"{where}, row {{}}: column '{name}' is {{}}, but the vocabulary has rows 0 to {rows - 1}"
-        self._problems.of_values(outside_N, row_N, said)
+        self._problems.of_values(~inside_N, row_N, said)
         said = f"{where}, row {{}}: column '{name}' is {{}}, a row that was forgotten; its interactions must go"
         self._problems.of_values(np.isin(row_N, self._forgotten[name]), row_N, said)
-        if split == "train":
-            np.add.at(self.counts[name], row_N[~outside_N], 1)
-            if name == self._manifest.query and len(np.unique(row_N[:1000])) > 1:
-                if (row_N[1:] >= row_N[:-1]).all():
-                    self._groups_sorted += 1
-                else:
-                    self._groups_mixed += 1
+        return inside_N
+
+    def _note_order(self, row_N: IntArray) -> None:
+        if len(row_N) and row_N[0] != row_N[-1]:
+            if (row_N[1:] >= row_N[:-1]).all():
+                self._groups_sorted += 1
+            else:
+                self._groups_mixed += 1
 
     def notes(self) -> list[str]:
         """What could be better about train."""
@@ -170,7 +173,7 @@ class _SplitCheck:
         train = self._manifest.splits.get("train")
         groups = [rows for file in train.files for rows in file.row_groups if rows] if train else []
         if len(groups) < _FEW_GROUPS and sum(groups) > GROUP_ROWS_MAX:
-            notes.append(f"train has {len(groups)} row group(s), which no more workers can share; 64 or more are better")
+            notes.append(f"train has {len(groups)} row group(s), which no more workers share; 64 or more are better")
         if max(groups, default=0) > _LARGE_GROUP_ROWS:
             notes.append(f"train has a row group of {max(groups):,} rows, read at once; {GROUP_ROWS_MAX:,} are enough")
         if self._groups_sorted > self._groups_mixed:
@@ -253,5 +256,7 @@ class _VocabularyCheck:
         wrong_N = count_N != expected_N
         if wrong_N.any():
             real = expected_N[int(np.argmax(wrong_N))]
-            said = f"{where}, row {{}}: the count is {{}}, but train has {real:,} interactions of this row"
+            said = (
+                f"{where}, row {{}}: the count is {{}}, but train has {real:,} interactions of it with a weight above 0"
+            )
             self._problems.of_values(wrong_N, count_N, said)

@@ -84,7 +84,7 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
 def keep_core(
     connection: duckdb.DuckDBPyConnection, minimums: Mapping[str, int], source: str, target: str, progress: Progress
 ) -> CoreReport:
-    """Make the table ``target`` of ``source`` without ids that have fewer interactions than ``minimums``, by role, says.
+    """Make the table ``target`` of ``source`` without ids that have fewer interactions than ``minimums`` (by role).
 
     Whoever is left out may leave others with too few, so they are counted until nothing changes. Only interactions of
     positive weight count; those of negative weight go with their ids.

@@ -93,8 +93,8 @@ def _entity(folder: Folder, name: str, found: _Found | None) -> Entity:
     where = f"{folder.uri}/{VOCABULARY}/{name}"
     if found is None:
         raise InputError(
-            f"{where}: there is no vocabulary of '{name}', which is a column of train; {_LAYOUT}, ENTITY being the name "
-            "of the column; if other columns are meant, name them with --query and --item"
+            f"{where}: there is no vocabulary of '{name}', which is a column of train; {_LAYOUT}, ENTITY being the "
+            "name of the column; if other columns are meant, name them with --query and --item"
         )
     filled = [(file, schema) for file, schema in zip(found.files, found.schemas, strict=True) if file.rows]
     if not filled:

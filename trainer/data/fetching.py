@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstore.errors import InputError
-from kvstore.storage import InputFile
-from trainer.data.remote import explaining
+from kvstore.random_file import RandomFile
+from trainer.data.reaching import reaching
 from trainer.data.sources import RawFile, RemoteFile, Source
 
 _CHUNK_BYTES = 8 << 20
@@ -43,8 +43,13 @@ def fetched(files: Sequence[Source], work: Path, columns: Collection[str]) -> It
     with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
         try:
             yield _one_by_one(files, _Fetcher(work, columns, stop), pool)
-        finally:
+        except BaseException:
+            # Whoever fetches may be waiting for a server that is away.
             stop.set()
+            for file in files:
+                if isinstance(file, RemoteFile):
+                    file.bucket.interrupt()
+            raise
 
 
 def _one_by_one(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecutor) -> Iterator[RawFile]:
@@ -75,47 +80,43 @@ class _Fetcher:
     def fetch(self, file: RemoteFile, number: int) -> RawFile:
         """Bring ``file`` here."""
         target = self._work / f"fetched-{number}"
-        with explaining(str(file), "read"), closing(file.bucket.open_input(file.key)) as source:
-            with target.open("wb") as here:
-                os.truncate(here.fileno(), file.bytes)
-                copy = _Copy(file, source, here, self._stop)
-                if file.format == "parquet":
-                    _copy_parquet(copy, target, self._columns)
-                else:
-                    copy.range(0, file.bytes)
+        with (
+            reaching(str(file), at_start=False),
+            closing(file.bucket.open_random(file.key)) as source,
+            target.open("wb") as here,
+        ):
+            if source.size() != file.bytes:
+                raise InputError(
+                    f"{file}: has {source.size():,} bytes, but had {file.bytes:,} a while ago; prepare again when "
+                    "nobody writes there"
+                )
+            os.truncate(here.fileno(), file.bytes)
+            copy = _Copy(source, here, self._stop)
+            if file.format == "parquet":
+                _copy_parquet(copy, target, self._columns)
+            else:
+                copy.range(0, file.bytes)
         return RawFile(target, file.format, origin=str(file))
 
 
 class _Copy:
-    """Ranges of an object, copied to where they are in a file."""
+    """Ranges of a file, copied to where they are in another one."""
 
-    def __init__(self, file: RemoteFile, source: InputFile, here: BinaryIO, stop: threading.Event) -> None:
-        self.bytes = file.bytes
-        self._file = file
+    def __init__(self, source: RandomFile, here: BinaryIO, stop: threading.Event) -> None:
+        self.bytes = source.size()
         self._source = source
         self._here = here
         self._stop = stop
-        self._buffer = memoryview(bytearray(min(_CHUNK_BYTES, file.bytes)))
 
     def range(self, start: int, end: int) -> None:
-        """Copy the bytes from ``start`` to before ``end``.
-
-        Raises:
-            InputError: they are no longer there.
-        """
-        self._source.seek(start)
+        """Copy the bytes from ``start`` to before ``end``."""
         self._here.seek(start)
         while start < end:
             if self._stop.is_set():
                 raise InterruptedError("no longer wanted")
-            got = self._source.readinto(self._buffer[: min(len(self._buffer), end - start)])
-            if not got:
-                raise InputError(
-                    f"{self._file}: ends at byte {start} of {self.bytes}; it was changed while it was read: "
-                    "prepare again when nobody writes there"
-                )
-            self._here.write(self._buffer[:got])
-            start += got
+            length = min(_CHUNK_BYTES, end - start)
+            self._here.write(self._source.read_at(start, length))
+            start += length
         self._here.flush()
 
 

@@ -38,8 +38,7 @@ class Numbering:
         )
 
     def add(self, events: str, rows: int) -> None:
-        """Append ``events``, a relation of query_id, item_id, weight, timestamp, split and position in a file of ``rows``.
-        """
+        """Append ``events``: query_id, item_id, weight, timestamp, split and position in a file of ``rows``."""
         run(
             self._connection,
             "INSERT INTO waiting SELECT query_id, item_id, weight, timestamp, split, "

@@ -1,6 +1,6 @@
 """Writing the Parquet files of a data set, with row groups of a known size.
 
-with staged_output(out, overwrite=False) as staged, PartWriter(staged, "train", schema, row_group_rows(total)) as writer:
+with staged_output(out, False) as staged, PartWriter(staged, "train", schema, row_group_rows(total)) as writer:
     for batch in batches:
         writer.write(batch)
     files = writer.close()
@@ -94,8 +94,8 @@ class PartWriter:
         found = sum(file.rows for file in files)
         if found != self._written:
             raise CrossfadeError(
-                f"{self._staged.folder.uri}/{self._folder}: the files hold {found} rows, but {self._written} were written; "
-                "the disk or the file system lost some: prepare again, on another disk"
+                f"{self._staged.folder.uri}/{self._folder}: the files hold {found} rows, but {self._written} were "
+                "written; the disk or the file system lost some: prepare again, on another disk"
             )
         return files
 
@@ -110,7 +110,7 @@ class PartWriter:
 
     def _write_group(self, group: pa.Table) -> None:
         if self._writer is None:
-            path = f"{self._folder}/{self._staged.part_name(len(self._paths))}"
+            path = f"{self._folder}/{self._staged.file_name(f'part-{len(self._paths):05d}')}"
             file = self._file.enter_context(self._staged.folder.open_output(path))
             self._writer = pq.ParquetWriter(file, self._schema, **write_options(self._schema))
             self._paths.append(path)

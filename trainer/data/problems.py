@@ -23,7 +23,7 @@ LISTED = 20
 
 
 class Problems:
-    """``count`` problems, of which up to ``LISTED`` are ``listed``. What is ``of_`` something returns how many it had."""
+    """``count`` problems, of which the first are ``listed``. What looks for some returns how many it found."""
 
     def __init__(self) -> None:
         """None so far."""

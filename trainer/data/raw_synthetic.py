@@ -1,6 +1,6 @@
 """Synthetic listening as a service would log it: raw events with ids of text, in the order of time.
 
-    manifest = write_raw_events("raw", RawSpec(SyntheticSpec(interactions=1_000_000)), seed=1)
+    write_raw_events("raw", SyntheticSpec(interactions=1_000_000), seed=1)
 
     OUT/events/part-00000.parquet   QUERY string, ITEM string, event string, timestamp (milliseconds, UTC)
     OUT/names/ITEM.parquet          id string, name string; where there are at most 100,000 items
@@ -69,10 +69,19 @@ def write_raw_events(
     with staged_output(out, overwrite=False) as staged:
         names = _write_events(staged, Generator(spec, seed), progress, threads or os.cpu_count() or 1)
         if spec.items <= NAMED_ITEMS_MAX:
-            names.append(f"{NAMES_FOLDER}/{spec.item}.parquet")
+            names.append(f"{NAMES_FOLDER}/{staged.file_name(spec.item)}")
             _write_names(staged.folder, names[-1], Generator(spec, seed))
         staged.publish(None)
     return names
+
+
+def prepare_words(out: str, spec: SyntheticSpec, names: list[str]) -> list[str]:
+    """The words of a command that prepares what ``write_raw_events`` wrote to ``out``, the files ``names``."""
+    words = ["prepare", "--events", f"{out}/{EVENTS_FOLDER}/*.parquet", "--query", spec.query, "--item", spec.item]
+    words += ["--event", EVENT, "--event-weights", "play=1,like=3,library_add=5,skip=-1", "--timestamp", TIMESTAMP]
+    if spec.items <= NAMED_ITEMS_MAX:
+        words += ["--names", f"{spec.item}={out}/{names[-1]}:id:name"]
+    return [*words, "--hold-out", "last-1", "--out", f"{out}-prepared"]
 
 
 def _write_events(staged: Staged, generator: Generator, progress: Progress, threads: int) -> list[str]:
@@ -83,8 +92,7 @@ def _write_events(staged: Staged, generator: Generator, progress: Progress, thre
         running: set[Future[int]] = set()
         try:
             for number, start in enumerate(range(0, total, _FILE_EVENTS)):
-                # On S3 too these get plain names: that is what a pattern is to find. The folder was empty.
-                names.append(f"{EVENTS_FOLDER}/part-{number:05d}.parquet")
+                names.append(f"{EVENTS_FOLDER}/{staged.file_name(f'part-{number:05d}')}")
                 end = min(start + _FILE_EVENTS, total)
                 running.add(pool.submit(_write_file, staged.folder, names[-1], generator, start, end, stop))
                 if len(running) > threads:

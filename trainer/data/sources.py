@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.remote import explaining
+from trainer.data.reaching import reaching
 
 Format = Literal["parquet", "csv", "tsv", "lightgcn"]
 
@@ -125,9 +125,8 @@ def _objects(option: str, pattern: str) -> list[tuple[Folder, str, int]]:
     """Bucket, key and bytes of each object that ``pattern`` names, by key."""
     name, _, key = pattern[len(_S3) :].partition("/")
     bucket = Folder(_S3 + name)
-    with explaining(f"{option} {pattern}", "read"):
-        if bucket.lacks_bucket():
-            raise InputError(f"{option} {pattern}: there is no bucket '{name}'; check the name, and AWS_ENDPOINT_URL")
+    with reaching(f"{option} {pattern}", at_start=True):
+        bucket.check_bucket()
         folder, _, last = key.rpartition("/")
         entries = _below(bucket, folder).entries()
         if last and entries.get(last) is not None:

@@ -40,9 +40,9 @@ class Staged:
         self._overwrite = overwrite
         self._tag = tag
 
-    def part_name(self, index: int) -> str:
-        """The name of the Parquet file ``index`` of a folder."""
-        return f"part-{index:05d}{self._tag}.parquet"
+    def file_name(self, stem: str) -> str:
+        """The name of the Parquet file ``stem``."""
+        return f"{stem}{self._tag}.parquet"
 
     def publish(self, manifest: Manifest | None) -> None:
         """Make what was written the data set, in place of any that may be overwritten.

@@ -55,7 +55,8 @@ def describe(manifest: Manifest, folder: Folder) -> str:
     lines = [f"{folder.uri}: {manifest.query} x {manifest.item}"]
     for name, entity in manifest.entities.items():
         ids = "integer ids" if entity.id_type == "int64" else "string ids"
-        lines.append(f"  {name:{width}} {entity.rows:>15,} rows          {ids}; most in train: {_top(folder, manifest, name)}")
+        top = _top(folder, manifest, name)
+        lines.append(f"  {name:{width}} {entity.rows:>15,} rows          {ids}; most in train: {top}")
         lines += [f"  {'':{width}} {'':15} {line}" for line in _changes(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in _popularity(manifest, name)]
     for name, split in manifest.splits.items():

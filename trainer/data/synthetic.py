@@ -97,8 +97,8 @@ def write_synthetic(
 ) -> Manifest:
     """Write the prepared data set ``out``, a path or URI, and return its manifest.
 
-    The same spec and seed give the same bytes. ``interactions`` is exact over all splits together. Ids are int64, ``FIRST_ID`` + row; items have names where they
-    are at most 100,000. It appears whole or not at all.
+    The same spec and seed give the same bytes. ``interactions`` is exact over all splits together. Ids are int64,
+    ``FIRST_ID`` + row; items have names where they are at most 100,000. It appears whole or not at all.
 
     Raises:
         InputError: the spec cannot be met, or ``out`` exists and may not be replaced.
