@@ -59,7 +59,8 @@ def build_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role) -> int:
     run(
         connection,
         f"CREATE TABLE vocabulary_{role} AS "
-        f"SELECT row_number() OVER (ORDER BY count DESC, place) - 1 AS row, number, id, count FROM ({counted_sql(role)})",
+        "SELECT row_number() OVER (ORDER BY count DESC, place) - 1 AS row, number, id, count "
+        f"FROM ({counted_sql(role)})",
     )
     return count(connection, f"SELECT count(*) FROM vocabulary_{role}")
 

@@ -256,7 +256,5 @@ class _VocabularyCheck:
         wrong_N = count_N != expected_N
         if wrong_N.any():
             real = expected_N[int(np.argmax(wrong_N))]
-            said = (
-                f"{where}, row {{}}: the count is {{}}, but train has {real:,} interactions of it with a weight above 0"
-            )
+            said = f"{where}, row {{}}: the count is {{}}, but train has {real:,} interactions of weight above 0"
             self._problems.of_values(wrong_N, count_N, said)

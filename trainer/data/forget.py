@@ -30,6 +30,7 @@ from trainer.data.manifest import JOURNAL, WEIGHT, DataFile, Manifest, Split, re
 from trainer.data.output import GROUP_ROWS_MAX
 from trainer.data.parquet_files import ParquetFiles, describe, write_options
 from trainer.data.progress import Progress
+from trainer.data.vocabulary import plain_strings
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")
 
@@ -202,7 +203,7 @@ class _Forgetting:
     def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
         """The row groups of a file."""
         for index in range(len(file.row_groups)):
-            yield self._files.read(file, index, columns)
+            yield plain_strings(self._files.read(file, index, columns))
 
 
 def _among(column_N: IntArray, rows_R: IntArray) -> IntArray:

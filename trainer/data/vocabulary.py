@@ -76,5 +76,13 @@ class Vocabulary:
         for file in self._entity.files:
             for index, rows in enumerate(file.row_groups):
                 if first < stop and first + rows > start:
-                    yield first, self._files.read(file, index, columns)
+                    yield first, plain_strings(self._files.read(file, index, columns))
                 first += rows
+
+
+def plain_strings(table: pa.Table) -> pa.Table:
+    """``table``, its columns of large strings cast to strings: writers differ in which they say a column is of."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_large_string(field.type):
+            table = table.set_column(index, field.with_type(pa.string()), table.column(index).cast(pa.string()))
+    return table
