@@ -10,6 +10,7 @@ Memory holds one row group at a time. What is kept of all rows, counts and ids, 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +136,8 @@ class _SplitCheck:
         if self._problems.of_columns(self._files, file, self._columns):
             return
         for index, rows in enumerate(file.row_groups):
+            if rows == 0:
+                continue
             where = f"{self._files.uri(file)}, row group {index}"
             table = self._files.read(file, index, list(self._columns))
             if not sum(self._problems.of_nulls(table.column(name), name, where) for name in self._columns):
@@ -198,27 +201,23 @@ class _VocabularyCheck:
         self._columns = {"row": pa.int64(), "id": id_type, "count": pa.int64()}
         if self._entity.named:
             self._columns["name"] = pa.string()
+        self._next_row = 0
 
     def run(self, work: Path, memory_bytes: int | None, progress: Progress) -> None:
         """Read all of it."""
         folder = work / "ids"
         folder.mkdir(exist_ok=True)
-        first, before = 0, self._problems.count
+        before = self._problems.count
         progress.phase(f"check {self._name}", self._entity.rows, "row")
         with working_database(folder, memory_bytes, None) as connection:
             run(connection, f"CREATE OR REPLACE TABLE ids (row BIGINT, id {_SQL_TYPES[self._entity.id_type]})")
             for file in self._entity.files:
                 with self._problems.catching():
-                    if self._problems.of_columns(self._files, file, self._columns) == 0:
-                        for index, rows in enumerate(file.row_groups):
-                            where = f"{self._files.uri(file)}, row group {index}"
-                            table = self._files.read(file, index, list(self._columns))
-                            self._check_group(table, first, where)
-                            connection.register("piece", table)
-                            run(connection, "INSERT INTO ids SELECT row, id FROM piece")
-                            connection.unregister("piece")
-                            first += rows
-                            progress.advance(rows)
+                    for table in self._groups(file):
+                        connection.register("piece", table)
+                        run(connection, "INSERT INTO ids SELECT row, id FROM piece")
+                        connection.unregister("piece")
+                        progress.advance(table.num_rows)
             twins = run(
                 connection,
                 "SELECT id, min(row), max(row), count(*) FROM ids WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 "
@@ -226,8 +225,21 @@ class _VocabularyCheck:
             )
         for text, one, other, times in twins:
             self._problems.add(f"{self._where}: the id '{text}' has {times} rows, {one} and {other}; expected one")
-        if self._problems.count == before and first != self._entity.rows:
-            self._problems.add(f"{self._where}: has {first:,} rows, but the manifest says {self._entity.rows:,}")
+        if self._problems.count == before and self._next_row != self._entity.rows:
+            self._problems.add(
+                f"{self._where}: has {self._next_row:,} rows, but the manifest says {self._entity.rows:,}"
+            )
+
+    def _groups(self, file: DataFile) -> Iterator[pa.Table]:
+        """The row groups of a file, checked."""
+        if self._problems.of_columns(self._files, file, self._columns):
+            return
+        for index, rows in enumerate(file.row_groups):
+            if rows:
+                table = self._files.read(file, index, list(self._columns))
+                self._check_group(table, self._next_row, f"{self._files.uri(file)}, row group {index}")
+                self._next_row += rows
+                yield table
 
     def _check_group(self, table: pa.Table, first: int, where: str) -> None:
         """See that a row group holds the rows from ``first`` on, and what belongs to them."""

@@ -201,9 +201,10 @@ class _Forgetting:
         return self._manifest.model_copy(update={"splits": splits, "entities": entities})
 
     def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
-        """The row groups of a file."""
-        for index in range(len(file.row_groups)):
-            yield plain_strings(self._files.read(file, index, columns))
+        """The row groups of a file that have rows."""
+        for index, rows in enumerate(file.row_groups):
+            if rows:
+                yield plain_strings(self._files.read(file, index, columns))
 
 
 def _among(column_N: IntArray, rows_R: IntArray) -> IntArray:

@@ -75,7 +75,7 @@ class Vocabulary:
         first = 0
         for file in self._entity.files:
             for index, rows in enumerate(file.row_groups):
-                if first < stop and first + rows > start:
+                if rows and first < stop and first + rows > start:
                     yield first, plain_strings(self._files.read(file, index, columns))
                 first += rows
 
