@@ -2,6 +2,7 @@
 
 with running_object_store(tmp_path) as server:
     variables = server.variables                  # what a client's environment says
+    variables = server.reader_variables           # that of one who may read and list, but not write
     server.uri("checkpoints")                     # s3://crossfade/checkpoints
     server.stop(), server.start()                 # it comes back with what it held
     with server.paused(): ...                     # it neither answers nor hangs up
@@ -25,6 +26,7 @@ from kvstore.processes import die_with_parent
 
 BUCKET = "crossfade"
 ACCESS_KEY, SECRET_KEY = "tests", "tests-secret"
+READER = "-reader"
 START_SECONDS = 60.0
 _PORTS = ("master", "volume", "filer", "s3")
 
@@ -48,9 +50,15 @@ class ObjectStore:
         self._ports = dict(zip(_PORTS, zip(ports[::2], ports[1::2], strict=True), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3'][0]}"
         self._config = folder / "s3.json"
-        credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identities = [{"name": "tests", "credentials": credentials, "actions": actions}]
+        rights = {"": ["Admin", "Read", "Write", "List", "Tagging"], READER: ["Read", "List"]}
+        identities = [
+            {
+                "name": f"tests{who}",
+                "credentials": [{"accessKey": ACCESS_KEY + who, "secretKey": SECRET_KEY + who}],
+                "actions": actions,
+            }
+            for who, actions in rights.items()
+        ]
         self._config.write_text(json.dumps({"identities": identities}))
         (folder / "data").mkdir()
 
@@ -63,6 +71,12 @@ class ObjectStore:
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_REGION": "us-east-1",
         }
+
+    @property
+    def reader_variables(self) -> dict[str, str]:
+        """The same of one who may read and list, but not write."""
+        keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY + READER, "AWS_SECRET_ACCESS_KEY": SECRET_KEY + READER}
+        return self.variables | keys
 
     def uri(self, path: str) -> str:
         """The URI of a folder in the bucket."""

@@ -82,10 +82,16 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
 
 
 def keep_core(
-    connection: duckdb.DuckDBPyConnection, minimums: Mapping[str, int], source: str, target: str, progress: Progress
+    connection: duckdb.DuckDBPyConnection,
+    minimums: Mapping[str, int],
+    entities: Mapping[str, str],
+    source: str,
+    target: str,
+    progress: Progress,
 ) -> CoreReport:
     """Make the table ``target`` of ``source`` without ids that have fewer interactions than ``minimums`` (by role).
 
+    ``entities`` are the names of the roles, for messages.
     Whoever is left out may leave others with too few, so they are counted until nothing changes. Only interactions of
     positive weight count; those of negative weight go with their ids.
 
@@ -108,8 +114,8 @@ def keep_core(
         rounds += 1
         progress.advance(1)
     if not liked:
-        wanted = " and ".join(f"{minimum} of each {role}" for role, minimum in minimums.items())
-        raise InputError(f"--min-count: asks for {wanted}, which leaves no interaction at all; lower it")
+        wanted = " and ".join(f"{minimum} of each {entities[role]}" for role, minimum in minimums.items())
+        raise InputError(f"--min-count: asking for {wanted} leaves no interaction at all; lower it")
     for role in ROLES:
         connection.register("alive", pa.table({"number": np.flatnonzero(alive[role])}))
         run(connection, f"CREATE TABLE alive_{role} AS SELECT number FROM alive")

@@ -298,12 +298,12 @@ class _Preparation:
             run(self._connection, f"DROP TABLE {table}")
             table = "distinct_events"
         if options.min_count:
-            roles = {options.query: "query", options.item: "item"}
-            minimums = {roles[entity]: minimum for entity, minimum in options.min_count.items()}
-            core = keep_core(self._connection, minimums, table, "core_events", self._progress)
+            entities = {"query": options.query, "item": options.item}
+            minimums = {role: options.min_count[name] for role, name in entities.items() if name in options.min_count}
+            core = keep_core(self._connection, minimums, entities, table, "core_events", self._progress)
             self._facts |= {
                 "dropped_rare": core.interactions,
-                **{f"{entity}_rare": core.ids[role] for entity, role in roles.items()},
+                **{f"{entity}_rare": core.ids[role] for role, entity in entities.items()},
             }
             run(self._connection, f"DROP TABLE {table}")
             table = "core_events"
