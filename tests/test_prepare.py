@@ -53,7 +53,7 @@ def make(out: Path, *train: Path | str, **options: Any) -> Manifest:
 
 def vocabulary(out: Path, entity: str) -> list[dict[str, Any]]:
     manifest = read_manifest(Folder(out))
-    return [row for file in manifest.entities[entity].files for row in pq.read_table(out / file).to_pylist()]
+    return [row for file in manifest.entities[entity].files for row in pq.read_table(out / file.path).to_pylist()]
 
 
 def interactions(out: Path, split: str) -> list[Row]:

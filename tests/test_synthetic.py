@@ -61,7 +61,7 @@ def test_vocabularies_count_train_and_name_items_by_genre(made: tuple[Path, Mani
     out, manifest = made
     train = columns(out, manifest, "train")
     for entity, rows in (("customer", SPEC.queries), ("track", SPEC.items)):
-        table = pq.read_table(out / manifest.entities[entity].files[0])
+        table = pq.read_table(out / manifest.entities[entity].files[0].path)
         assert table["row"].to_pylist() == list(range(rows))
         assert table["id"].to_pylist() == [FIRST_ID + row for row in range(rows)]
         assert table["count"].to_pylist() == np.bincount(train[entity], minlength=rows).tolist()
