@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,16 @@ class PhaseBars:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+@contextmanager
+def phase_bars() -> Iterator[PhaseBars]:
+    """Bars of which the last ends with the block."""
+    bars = PhaseBars()
+    try:
+        yield bars
+    finally:
+        bars.close()
 
 
 def run(arguments: argparse.Namespace) -> int:
