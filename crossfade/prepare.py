@@ -124,12 +124,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"expected one of --train (or --events), --sample and --synthetic, found {given}")
     if arguments.raw:
         return _write_raw(arguments)
-    bars = PhaseBars()
-    try:
+    with phase_bars() as bars:
         make = {"train": _from_files, "sample": _from_sample, "synthetic": _from_nothing}[sources[0]]
         manifest = make(arguments, bars)
-    finally:
-        bars.close()
     print(describe(manifest, Folder(arguments.out)))
     print(f"next: {next_command(arguments.out, manifest.query, manifest.item)}")
     return 0
@@ -212,11 +209,8 @@ def _write_raw(arguments: argparse.Namespace) -> int:
     if arguments.overwrite:
         raise InputError("--overwrite: replaces prepared data, and --raw makes none; delete the old events yourself")
     spec = parse_synthetic(arguments.synthetic, arguments.query or "customer", arguments.item or "track")
-    bars = PhaseBars()
-    try:
+    with phase_bars() as bars:
         names = write_raw_events(arguments.out, spec, arguments.seed, bars)
-    finally:
-        bars.close()
     print(
         f"{arguments.out}: {spec.interactions:,} events of {spec.queries:,} ids of {spec.query} and {spec.items:,} of "
         f"{spec.item}, in {len(names)} file(s)"

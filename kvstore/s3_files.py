@@ -130,7 +130,7 @@ class S3Files:
         try:
             if isinstance(error, FileNotFoundError):
                 return self._no_bucket() or error
-            elif is_bare_refusal(error):
+            if is_bare_refusal(error):
                 self._list("no/such/folder/", recursive=False)
             elif is_unexplained(error) and path is not None:
                 self._reads.open_input_file(self._root + path).close()
