@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,16 @@ class PhaseBars:
             self._bar = None
 
 
+@contextmanager
+def phase_bars() -> Iterator[PhaseBars]:
+    """Bars of which the last ends with the block."""
+    bars = PhaseBars()
+    try:
+        yield bars
+    finally:
+        bars.close()
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Prepare, print a summary and the command to run next; returns the exit code.
 
@@ -125,12 +135,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _forget(arguments)
     if arguments.raw:
         return _write_raw(arguments)
-    bars = PhaseBars()
-    try:
+    with phase_bars() as bars:
         make = {"train": _from_files, "sample": _from_sample, "synthetic": _from_nothing}[sources[0]]
         manifest = make(arguments, bars)
-    finally:
-        bars.close()
     print(describe(manifest, Folder(arguments.out)))
     print(f"next: {next_command(arguments.out, manifest.query, manifest.item)}")
     return 0
@@ -138,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _forget(arguments: argparse.Namespace) -> int:
     _refuse(arguments, "--forget", [*_OF_FILES, "query", "item"])
-    with closing(PhaseBars()) as bars:
+    with phase_bars() as bars:
         said = forget_ids(arguments, bars)
     print(said)
     return 0
@@ -146,7 +153,7 @@ def _forget(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     _refuse(arguments, "--check", [name for name in (*_OF_FILES, "out") if name != "memory"])
-    with closing(PhaseBars()) as bars:
+    with phase_bars() as bars:
         checked = check_data(arguments, bars)
     manifest = report(checked, arguments.check)
     print(f"next: {next_command(arguments.check, manifest.query, manifest.item)}")
@@ -231,11 +238,8 @@ def _write_raw(arguments: argparse.Namespace) -> int:
     if arguments.overwrite:
         raise InputError("--overwrite: replaces prepared data, and --raw makes none; delete the old events yourself")
     spec = parse_synthetic(arguments.synthetic, arguments.query or "customer", arguments.item or "track")
-    bars = PhaseBars()
-    try:
+    with phase_bars() as bars:
         names = write_raw_events(arguments.out, spec, arguments.seed, bars)
-    finally:
-        bars.close()
     print(
         f"{arguments.out}: {spec.interactions:,} events of {spec.queries:,} ids of {spec.query} and {spec.items:,} of "
         f"{spec.item}, in {len(names)} file(s)"

@@ -150,8 +150,7 @@ def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:
         "--min-count",
         action="append",
         metavar="ENTITY=K",
-        help="leave out ids with fewer than K interactions of positive weight, until all that stay have K; may be given "
-        "for each entity",
+        help="leave out ids with fewer than K interactions of positive weight, until all have K; for each entity",
     )
 
 

@@ -17,10 +17,10 @@ _ANSWER_TOO_LONG = "Failed to flush response stream"
 """What the client says of any answer longer than the data that it had asked for: an error of the server, as a rule."""
 
 _REFUSED = {
-    "ACCESS_DENIED": "access denied (403 AccessDenied): {who} may not do this in bucket '{bucket}'; ask for the right to "
-    "list it and to read and write its objects, or check the name of the bucket",
-    "INVALID_ACCESS_KEY_ID": "access denied (403 InvalidAccessKeyId): nobody at {endpoint} has the access key of {who}; "
-    "check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
+    "ACCESS_DENIED": "access denied (403 AccessDenied): {who} may not do this in bucket '{bucket}'; ask for the right "
+    "to list it and to read and write its objects, or check the name of the bucket",
+    "INVALID_ACCESS_KEY_ID": "access denied (403 InvalidAccessKeyId): {endpoint} does not know the access key of "
+    "{who}; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
     "SIGNATURE_DOES_NOT_MATCH": "access denied (403 SignatureDoesNotMatch): the secret key does not belong to {who}; "
     "check AWS_SECRET_ACCESS_KEY",
     "EXPIRED_TOKEN": "access denied (ExpiredToken): {who} have expired; get new ones (AWS_ACCESS_KEY_ID, "
@@ -98,8 +98,6 @@ def explain(error: OSError, bucket: str, endpoint: str) -> OSError:
     FileNotFoundError: there is no such object or bucket. PermissionError: whoever asks may not. ConnectionError: the
     server was not to be reached, or had no time. OSError: anything else.
     """
-    if isinstance(error, FileNotFoundError):
-        return error
     code, status = _read(error)
     if not code:
         return error
@@ -110,12 +108,11 @@ def explain(error: OSError, bucket: str, endpoint: str) -> OSError:
         return FileNotFoundError(f"there is no such object or bucket ({called})")
     if code in _REFUSED:
         return PermissionError(_REFUSED[code].format(who=_who(), bucket=bucket, endpoint=endpoint))
-    if code == "NETWORK_CONNECTION":
-        return ConnectionError(
-            f"{endpoint} cannot be reached ({called}): {said}; check AWS_ENDPOINT_URL and the network"
-        )
     if may_pass(error):
-        return ConnectionError(f"{endpoint} did not answer as it should after all tries ({called}): {said}")
+        away = code == "NETWORK_CONNECTION"
+        how = "cannot be reached" if away else "did not answer as it should, after all tries"
+        mend = "; check AWS_ENDPOINT_URL and the network" if away else ""
+        return ConnectionError(f"{endpoint} {how} ({called}): {said}{mend}")
     if 400 <= status < 500:
         return PermissionError(f"{endpoint} refused the request ({called}): {said}")
     return OSError(f"{said} ({called})")

@@ -1,4 +1,4 @@
-"""Cleaning raw events: rare ids, repeated pairs, the span of time, negative weights; and the summary that tells of it."""
+"""Cleaning raw events: rare ids, repeated pairs, the span of time, negative weights; and the summary of it."""
 
 import random
 from collections import Counter, defaultdict

@@ -9,14 +9,17 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import threading
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +27,7 @@ import pytest
 from crossfade import prepare as command
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data import sample
+from trainer.data import room, sample
 from trainer.data.build_vocabulary import NamesFile
 from trainer.data.database import run, working_database
 from trainer.data.manifest import Manifest, read_manifest
@@ -192,6 +195,55 @@ def test_shards_are_shuffled_so_that_no_row_group_belongs_to_one_customer(tmp_pa
         shares = Counter(file.read_row_group(group)["customer"].to_pylist())
         assert len(shares) == 8
         assert max(shares.values()) < 220  # 128 expected, with a deviation of 11
+
+
+def test_the_customers_of_a_row_group_are_those_of_the_whole(tmp_path: Path) -> None:
+    # Events in the order of customers, of which some have many: the worst order there is.
+    counts = [2000 // (n + 1) + 1 for n in range(400)]
+    customers = [n for n, times in enumerate(counts) for _ in range(times)]
+    train = write_parquet(tmp_path / "e.parquet", customer=customers, item=list(range(len(customers))))
+    make(tmp_path / "out", train)
+    # Rows of the vocabulary are in the order of counts, and so of these ids.
+    expected = np.bincount(customers)[:20] / len(customers)
+    file = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet")
+    for index in range(file.num_row_groups - 1):
+        rows = file.read_row_group(index)["customer"].to_numpy()
+        found = np.bincount(rows, minlength=20)[:20]
+        deviation = (found - expected * len(rows)) / np.sqrt(expected * len(rows))
+        assert (deviation**2).sum() < 60  # chi-square with 20 degrees of freedom: one in 100,000
+        assert len(set(rows.tolist())) > 200  # 1,024 draws meet about 240 of the 400
+
+
+def test_temporary_files_go_where_they_are_told_and_none_is_left(tmp_path: Path) -> None:
+    class Looks:
+        def phase(self, name: str, total: int | None, unit: str) -> None:
+            seen.update(path.name for path in work.rglob("*"))
+
+        def advance(self, amount: int) -> None:
+            pass
+
+    seen: set[str] = set()
+    work = tmp_path / "work"
+    work.mkdir()
+    train = write_parquet(tmp_path / "e.parquet", **some_events(500))
+    prepare(PrepareOptions(out=tmp_path / "out", train=[train], work=work), Looks())
+    assert "events.duckdb" in seen
+    assert list(work.iterdir()) == []
+    with pytest.raises(InputError, match=r"--work .*nowhere: cannot be written"):
+        make(tmp_path / "other", train, work=tmp_path / "nowhere")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "out", "work"]
+
+
+def test_a_disk_that_may_be_too_small_is_told_of_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **some_events(500))
+    make(tmp_path / "out", train)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    make(tmp_path / "again", train)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"0\.0 GB are free, and this may take 0\.0 GB there.*--work DIR", line)
 
 
 def test_repeated_events_are_kept_and_scattered(tmp_path: Path) -> None:
@@ -893,4 +945,4 @@ def test_real_lastfm_is_read_without_loss(tmp_path: Path) -> None:
     )
     assert (published.entities["customer"].rows, published.entities["item"].rows) == (1885, 17_388)
     assert [published.splits[name].rows for name in ("train", "valid", "test")] == [64_315, 9_143, 18_321]
-    assert json.loads((tmp_path / "split/manifest.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "split/manifest.json").read_text())["version"] == 2

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_store import ObjectStore, free_ports, running_object_store
+from object_store import READER, ObjectStore, free_ports, running_object_store
 from test_prepare import Interrupts, make, some_events, write_parquet
 
 from kvstore.errors import CrossfadeError, InputError, UnreachableError
@@ -201,12 +201,12 @@ def test_bad_objects_are_refused_by_their_uri_and_nothing_is_left(place: Folder,
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def variables_that_are_wrong(name: str, server: ObjectStore) -> dict[str, str]:
+def variables_that_are_wrong(name: str) -> dict[str, str]:
     return {
         "wrong access key": {"AWS_ACCESS_KEY_ID": "nobody"},
         "wrong secret": {"AWS_SECRET_ACCESS_KEY": "nothing"},
         "endpoint down": {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}"},
-        "no permission": server.reader_variables,
+        "no permission": READER,
     }.get(name, {})
 
 
@@ -223,7 +223,7 @@ def variables_that_are_wrong(name: str, server: ObjectStore) -> dict[str, str]:
     ],
 )
 def test_storage_that_refuses_is_refused_at_the_start_with_exit_code_2(
-    place: Folder, s3: ObjectStore, tmp_path: Path, name: str, side: str, fragments: list[str]
+    place: Folder, tmp_path: Path, name: str, side: str, fragments: list[str]
 ) -> None:
     good = write_parquet(tmp_path / "e.parquet", **some_events(10))
     uri = upload(place, "e.parquet", good)
@@ -233,7 +233,7 @@ def test_storage_that_refuses_is_refused_at_the_start_with_exit_code_2(
     before = place.sizes()
     result = subprocess.run(
         [sys.executable, "-m", "crossfade", "prepare", "--events", str(source), "--out", str(out)],
-        env=os.environ | variables_that_are_wrong(name, s3) | {"TMPDIR": str(tmp_path / "tmp")},
+        env=os.environ | variables_that_are_wrong(name) | {"TMPDIR": str(tmp_path / "tmp")},
         capture_output=True,
         text=True,
         check=False,

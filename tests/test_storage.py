@@ -77,6 +77,15 @@ def test_what_was_written_is_read_and_listed(folder: Folder) -> None:
     assert not folder.exists("two.json")
 
 
+def test_entries_are_the_files_with_their_sizes_and_the_folders(folder: Folder) -> None:
+    assert folder.entries() == {}
+    folder.write("a b", b"123")
+    folder.child("below").write("c", b"")
+    assert folder.entries() == {"a b": 3, "below": None}
+    assert folder.child("below").entries() == {"c": 0}
+    folder.check_bucket()
+
+
 def test_a_file_is_read_in_pieces_from_any_place(folder: Folder) -> None:
     folder.write("digits", b"0123456789")
     buffer = bytearray(4)

@@ -36,8 +36,8 @@ from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
 from kvstore.store import RowStore, Saved, TableSpec
-from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from trainer.data.manifest import Manifest as DataManifest
+from trainer.data.manifest import manifest_bytes
 from trainer.job import Checkpoint as Settings
 from trainer.job import Job, check_job
 from trainer.ownership import check_owned
@@ -84,8 +84,13 @@ class Identity:
 
 
 def data_fingerprint(folder: Folder) -> int:
-    """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest."""
-    return zlib.crc32(folder.read(DATA_MANIFEST))
+    """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest.
+
+    Raises:
+        InputError: there is no manifest, or nobody may read it.
+        UnreachableError: storage does not answer.
+    """
+    return zlib.crc32(manifest_bytes(folder))
 
 
 def take_up(identity: Identity, uri: str, rank: int) -> Progress:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import InputError
+from kvstore.errors import CrossfadeError, InputError
 from kvstore.random_file import RandomFile
 from trainer.data.reaching import reaching
 from trainer.data.sources import RawFile, RemoteFile, Source
@@ -80,42 +80,59 @@ class _Fetcher:
     def fetch(self, file: RemoteFile, number: int) -> RawFile:
         """Bring ``file`` here."""
         target = self._work / f"fetched-{number}"
-        with (
-            reaching(str(file), at_start=False),
-            closing(file.bucket.open_random(file.key)) as source,
-            target.open("wb") as here,
-        ):
+        with reaching(str(file), at_start=False):
+            source = file.bucket.open_random(file.key)
+        with closing(source):
             if source.size() != file.bytes:
                 raise InputError(
                     f"{file}: has {source.size():,} bytes, but had {file.bytes:,} a while ago; prepare again when "
                     "nobody writes there"
                 )
+            try:
+                self._copy(file, source, target)
+            except OSError as error:
+                raise CrossfadeError(
+                    f"{self._work}: {file} cannot be put there: {error.strerror or error}; name a larger disk with "
+                    "--work DIR"
+                ) from error
+        return RawFile(target, file.format, origin=str(file))
+
+    def _copy(self, file: RemoteFile, source: RandomFile, target: Path) -> None:
+        with target.open("wb") as here:
             os.truncate(here.fileno(), file.bytes)
-            copy = _Copy(source, here, self._stop)
+            copy = _Copy(str(file), source, here, self._stop)
             if file.format == "parquet":
                 _copy_parquet(copy, target, self._columns)
             else:
                 copy.range(0, file.bytes)
-        return RawFile(target, file.format, origin=str(file))
 
 
 class _Copy:
     """Ranges of a file, copied to where they are in another one."""
 
-    def __init__(self, source: RandomFile, here: BinaryIO, stop: threading.Event) -> None:
+    def __init__(self, name: str, source: RandomFile, here: BinaryIO, stop: threading.Event) -> None:
         self.bytes = source.size()
+        self._name = name
         self._source = source
         self._here = here
         self._stop = stop
 
     def range(self, start: int, end: int) -> None:
-        """Copy the bytes from ``start`` to before ``end``."""
+        """Copy the bytes from ``start`` to before ``end``.
+
+        Raises:
+            InputError: they may not be read.
+            UnreachableError: the server is away.
+            OSError: they cannot be written.
+        """
         self._here.seek(start)
         while start < end:
             if self._stop.is_set():
                 raise InterruptedError("no longer wanted")
             length = min(_CHUNK_BYTES, end - start)
-            self._here.write(self._source.read_at(start, length))
+            with reaching(self._name, at_start=False):
+                data = self._source.read_at(start, length)
+            self._here.write(data)
             start += length
         self._here.flush()
 

@@ -110,7 +110,7 @@ class Manifest(_Strict):
     def _is_of_this_version(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("version", 2) != 2:
             raise ValueError(
-                f"it is of version {values['version']}, but this Crossfade reads 2; prepare the data again"
+                f"it is of version {values['version']}, but this Crossfade reads 2; prepare the data again, elsewhere"
             )
         return values
 
@@ -133,22 +133,7 @@ def read_manifest(folder: Folder) -> Manifest:
     """
     path = f"{folder.uri}/{FILE_NAME}"
     try:
-        text = folder.read(FILE_NAME).decode()
-    except NoBucketError as error:
-        raise InputError(str(error)) from error
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'"
-        ) from None
-    except ConnectionError as error:
-        raise UnreachableError(str(error)) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a manifest of prepared data: {error}") from error
-    except OSError as error:
-        # On S3 it has no errno, and its message begins with the URI.
-        raise InputError(f"{path}: cannot be read: {error.strerror}" if error.errno else str(error)) from error
-    try:
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(manifest_bytes(folder))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -158,3 +143,26 @@ def read_manifest(folder: Folder) -> Manifest:
         if name not in manifest.entities:
             raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing")
     return manifest
+
+
+def manifest_bytes(folder: Folder) -> bytes:
+    """The manifest of ``folder`` as it is written: what the data set is known by.
+
+    Raises:
+        InputError: there is none, or nobody may read it.
+        UnreachableError: storage does not answer.
+    """
+    path = f"{folder.uri}/{FILE_NAME}"
+    try:
+        return folder.read(FILE_NAME)
+    except NoBucketError as error:
+        raise InputError(str(error)) from error
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'"
+        ) from None
+    except ConnectionError as error:
+        raise UnreachableError(str(error)) from error
+    except OSError as error:
+        # On S3 it has no errno, and its message begins with the URI.
+        raise InputError(f"{path}: cannot be read: {error.strerror}" if error.errno else str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil, floor
 
 from kvstore.errors import InputError
 
@@ -27,8 +28,10 @@ class Moment:
         return self.option
 
 
-def parse_moment(option: str, text: str, forms: str) -> Moment:
+def parse_moment(option: str, text: str, forms: str, *, begins: bool = False) -> Moment:
     """Read ``text``: an integer, or an ISO date or time (UTC where it names no zone). Messages name ``option``.
+
+    Within a second it is the second that it lies in, or the next one where it ``begins`` or ends something.
 
     Raises:
         InputError: it is neither; the message ends with ``forms``.
@@ -40,7 +43,7 @@ def parse_moment(option: str, text: str, forms: str) -> Moment:
     except ValueError:
         raise InputError(f"{option}: the time must be an integer or an ISO date; {forms}") from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return Moment(option, int(moment.timestamp() // 1), is_date=True)
+    return Moment(option, (ceil if begins else floor)(moment.timestamp()), is_date=True)
 
 
 def check_seconds(moment: Moment, latest: object) -> None:
@@ -71,8 +74,8 @@ class Window:
             InputError: one is no point in time, they leave nothing between them, or there is no timestamp to compare.
         """
         forms = "such as 1700000000 or 2024-05-31"
-        low = parse_moment(f"--since {since}", since, forms) if since is not None else None
-        high = parse_moment(f"--until {until}", until, forms) if until is not None else None
+        low = parse_moment(f"--since {since}", since, forms, begins=True) if since is not None else None
+        high = parse_moment(f"--until {until}", until, forms, begins=True) if until is not None else None
         for moment in (low, high):
             if moment is not None and not has_timestamp:
                 raise InputError(f"{moment}: needs to know when each event happened; name the column with --timestamp")

@@ -12,7 +12,7 @@ import duckdb
 from trainer.data.database import count, run
 
 ROLES = ("query", "item")
-_BLOCK_ROWS = 8_000_000
+_BLOCK_ROWS = 4_000_000
 _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
 
 
@@ -28,7 +28,7 @@ class Numbering:
             run(connection, f"CREATE TABLE ids_{role} (number BIGINT, id {_TYPES[kind]})")
         run(
             connection,
-            f"CREATE TABLE waiting (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
+            f"CREATE TEMP TABLE waiting (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
             "timestamp BIGINT, split UTINYINT, seq BIGINT)",
         )
         run(

@@ -78,6 +78,11 @@ class ParquetFiles:
         self._footers: OrderedDict[str, tuple[str, pq.FileMetaData]] = OrderedDict()
         self._groups_kept = 0
 
+    @property
+    def folder(self) -> Folder:
+        """Where they are."""
+        return self._folder
+
     def uri(self, file: DataFile) -> str:
         """Where ``file`` is."""
         return f"{self._folder.uri}/{file.path}"
@@ -117,6 +122,33 @@ class ParquetFiles:
             )
         return table
 
+    def column(self, file: DataFile, index: int, name: str, kind: pa.DataType) -> Any:
+        """The column ``name`` of row group ``index`` of ``file``, of type ``kind``, as an array.
+
+        Raises:
+            InputError: as ``read``, or it has another type, or nulls.
+            UnreachableError: storage does not answer.
+        """
+        return column_of(self.read(file, index, [name]), name, kind, self._where(file, index))
+
+    def integer_ranges(self, file: DataFile, name: str) -> list[tuple[int, int] | None]:
+        """The least and the greatest value of the column ``name`` in each row group of ``file``, where its footer says.
+
+        Raises:
+            InputError: as ``footer``.
+            UnreachableError: storage does not answer.
+        """
+        footer = self.footer(file)
+        ranges: list[tuple[int, int] | None] = []
+        for index in range(footer.num_row_groups):
+            group, known = footer.row_group(index), None
+            for number in range(group.num_columns):
+                facts = group.column(number).statistics if group.column(number).path_in_schema == name else None
+                if facts is not None and facts.has_min_max and isinstance(facts.min, int):
+                    known = facts.min, facts.max
+            ranges.append(known)
+        return ranges
+
     def _where(self, file: DataFile, index: int) -> str:
         return f"{self.uri(file)}, row group {index}"
 
@@ -155,6 +187,23 @@ class ParquetFiles:
             self._groups_kept += metadata.num_row_groups - (before.num_row_groups if before is not None else 0)
             while self._groups_kept > _GROUPS_KEPT and len(self._footers) > 1:
                 self._groups_kept -= self._footers.popitem(last=False)[1][1].num_row_groups
+
+
+def column_of(table: pa.Table, name: str, kind: pa.DataType, where: str) -> Any:
+    """The values of a column that has the type ``kind`` and no nulls.
+
+    Raises:
+        InputError: it has another type, or nulls; with ``where`` it is.
+    """
+    column = table.column(name)
+    if column.type != kind:
+        raise _damaged(where, f"column '{name}' has the type {column.type}, but expected {kind}")
+    if column.null_count:
+        first = column.is_null().to_numpy().argmax()
+        raise _damaged(
+            f"{where}, row {first}", f"column '{name}' is null ({column.null_count} are), but expected no nulls"
+        )
+    return column.to_numpy()
 
 
 @contextmanager
@@ -243,7 +292,7 @@ def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence
 
 
 def _start(chunk: pq.ColumnChunkMetaData) -> int:
-    first = chunk.data_page_offset
+    first: int = chunk.data_page_offset
     return min(first, chunk.dictionary_page_offset) if chunk.has_dictionary_page else first
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from trainer.data.sources import RemoteFile, Source
 
 _BYTES_PER_BYTE = {"parquet": 6.0, "csv": 2.0, "tsv": 2.0, "lightgcn": 4.0}
-"""What the working database and its sorting take at most, measured, for each byte of raw events."""
+"""What the working database and its sorting take at most for each byte of raw events. Measured, with some to spare."""
 
 
 def room_needed(files: Sequence[Source]) -> int:
