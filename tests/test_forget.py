@@ -232,6 +232,7 @@ class Crashing:
         return call
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_point_leaves_a_whole_data_set_and_the_next_call_finishes(
     tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
