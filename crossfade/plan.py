@@ -110,13 +110,15 @@ class Network:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, and print it."""
+    from crossfade.prepare import phase_bars
     from deploy.capacity import Machine, check_fit, make_plan, read_inputs, this_machine
     from deploy.instances import find_instance
 
     job = _load(arguments)
     bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
     instance = find_instance(arguments.instance) if arguments.instance else None
-    inputs = read_inputs(job).with_counts()
+    with phase_bars() as bars:
+        inputs = read_inputs(job, bars).with_counts()
     plan = make_plan(inputs)
     machine = Machine(instance.name, instance.usable_bytes) if instance else this_machine()
     fit = check_fit(inputs, plan, machine)

@@ -86,12 +86,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and print how it went."""
+    from crossfade.prepare import phase_bars
     from crossfade.progress import TrainingDisplay
-    from deploy.capacity import check_fits_this_machine
-    from trainer.checkpoints import starting_rows
+    from deploy.capacity import check_fits_this_machine, read_inputs
+    from trainer.checkpoints import data_fingerprint, starting_rows
     from trainer.job import load_job
     from trainer.ownership import check_claimable, claim
-    from trainer.run import open_data
     from trainer.run_folder import RunFolder, default_run_dir
 
     overrides = list(arguments.overrides)
@@ -99,11 +99,12 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, key) is not None:
             overrides.append(f"cluster.{key}={getattr(arguments, key)}")
     job = load_job(arguments.job, overrides)
-    _, _, model = open_data(job)
-    if warning := check_fits_this_machine(job):
+    with phase_bars() as bars:
+        inputs = read_inputs(job, bars)
+    if warning := check_fits_this_machine(inputs):
         print(f"crossfade: {warning}", file=sys.stderr)
     _check_runtime(job)
-    starting_rows(job, model.tables)
+    starting_rows(job, inputs.model.tables)
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
     if job.checkpoint.to is not None and not folder.holds(job.checkpoint.to):
         # What begins is another run than any before, unless it takes one up.
@@ -112,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
         if moved is not None:
             print(f"the earlier run in {folder.path} was moved to {moved}")
+        inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
         claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=arguments.resume)
         with TrainingDisplay(job.evaluate.select) as display:
             report = _train(job, folder, display, resume=arguments.resume)

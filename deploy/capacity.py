@@ -29,10 +29,12 @@ from kvstore.snapshot import KEPT_INDEX_BYTES, most_kept
 from kvstore.storage import Folder
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from trainer.data.manifest import Manifest
+from trainer.data.progress import Progress, Silent
 from trainer.embeddings import GROUP_ROWS
 from trainer.job import Job
 from trainer.model import Model, make_model
 from trainer.run import open_data
+from trainer.selection import Selection, select
 
 _CGROUP = Path("/sys/fs/cgroup")
 _GIB, _MIB = 2**30, 2**20
@@ -61,12 +63,13 @@ ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalised, their gradients and uses, and the push as
 it waits to be sent. With ``WINDOW_COPIES`` it counts 359 MiB for a worker of 8,192 examples a step on 1.5 million rows
 of 64 columns, which held 340 to 374, and 290 for each of two that shared the step, which held 234 to 269."""
-WINDOW_COPIES = 2
-"""The windows that are held, and as much in the pool of the Parquet reader."""
+WINDOWS_A_LANE = 2
+"""One is used up while the next is fetched."""
 SERVED_COPIES = 3
 """Copies of a step's rows that a server holds: as received, as merged, and as answered."""
 
 _INTERACTION_BYTES = 8 + 8 + 4
+_TIMESTAMP_BYTES = 8
 _USE_BYTES = 4 * 8
 _BATCHES_HELD = 4
 """One computes, two wait, one is being made (``ReadAhead``)."""
@@ -171,6 +174,7 @@ class Inputs:
     folder: Folder
     manifest: Manifest
     model: Model
+    selection: Selection
     counts: dict[str, Counts] | None
 
     def of(self, job: Job) -> Inputs:
@@ -187,13 +191,15 @@ class Inputs:
         return replace(self, counts={name: read_counts(self.folder, self.manifest, name) for name in names})
 
 
-def read_inputs(job: Job) -> Inputs:
-    """What a plan of ``job`` is made from, before the vocabularies are read.
+def read_inputs(job: Job, progress: Progress | None = None) -> Inputs:
+    """What a plan of ``job`` is made from, before the vocabularies are read. Interactions of a time are counted.
 
     Raises:
         InputError: the data cannot be used, or has nothing to train on.
+        UnreachableError: storage does not answer any more.
     """
-    return Inputs(job, *open_data(job), counts=None)
+    folder, manifest, model = open_data(job)
+    return Inputs(job, folder, manifest, model, select(job, folder, manifest, progress or Silent()), counts=None)
 
 
 def table_bytes(job: Job, table: TableSpec) -> int:
@@ -220,13 +226,12 @@ def this_machine() -> Machine:
 def make_plan(inputs: Inputs) -> Plan:
     """What the job of ``inputs`` will hold and, where its vocabularies have been read, send."""
     job = inputs.job
-    parts = shares(job, inputs.folder, inputs.manifest)
+    parts = shares(job, inputs.folder, inputs.manifest, inputs.selection.groups)
     layouts = make_layout(inputs.model.tables, max(1, job.cluster.servers), job.cluster.key_bytes)
     processes = _on_servers(inputs, parts, layouts) if job.cluster.servers else [_in_process(inputs, parts)]
     traffic = None
     if inputs.counts is not None:
-        total = inputs.manifest.splits["train"].rows
-        traffic = expect_traffic(job, inputs.model, parts, inputs.counts, total)
+        traffic = expect_traffic(job, inputs.model, parts, inputs.counts, inputs.selection.rows)
     return Plan(
         tables=tuple(_table(job, layout) for layout in layouts),
         processes=tuple(processes),
@@ -318,14 +323,12 @@ def _uses(job: Job, share: Share) -> int:
 
 def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Part]:
     """What worker ``rank`` holds to train: windows of interactions, batches, and the rows of a step."""
-    job, manifest = inputs.job, inputs.manifest
-    share, train = parts[rank], manifest.splits["train"]
-    groups = [rows for file in train.files for rows in file.row_groups if rows]
-    lanes = min(job.data.lanes, len(groups))
-    lane_rows = min(-(-train.rows // lanes), job.data.shuffle_window) + max(groups)
-    windows = min(len(range(rank, lanes, job.cluster.workers)) * lane_rows, train.rows)
+    job, share = inputs.job, parts[rank]
+    lanes, window_rows = _windows(inputs, rank)
+    rows = min(WINDOWS_A_LANE * lanes * window_rows, inputs.selection.rows)
+    yield Part(f"interactions: {WINDOWS_A_LANE} windows of {lanes} lane(s)", rows * _INTERACTION_BYTES)
+    yield Part("decoding and shuffling them", _decoding(inputs, window_rows))
     uses = _uses(job, share)
-    yield Part("windows of interactions", WINDOW_COPIES * windows * _INTERACTION_BYTES)
     yield Part("batches", _BATCHES_HELD * uses * _USE_BYTES, "steps")
     rows = min(uses, sum(table.rows for table in inputs.model.tables))
     yield Part("rows of a step", ACTIVE_COPIES * rows * job.model.dim * VALUE_BYTES, "steps")
@@ -338,6 +341,28 @@ def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Par
         # Pulled, gathered, in Arrow's form, and encoded.
         yield Part("writing embeddings", 4 * piece * job.model.dim * VALUE_BYTES, "evaluation")
     yield from _evaluation(inputs)
+
+
+def _windows(inputs: Inputs, rank: int) -> tuple[int, int]:
+    """The lanes of worker ``rank``, and the most rows that a window of theirs has."""
+    data, groups = inputs.job.data, inputs.selection.groups
+    lanes = min(data.lanes, len(groups))
+    largest = max(group.rows for group in groups)
+    # Row groups are gathered until they have enough rows: the last of them may bring as many as the largest has.
+    rows = min(data.shuffle_window - 1 + largest, -(-inputs.selection.rows // lanes) + largest)
+    smallest = min(group.rows for group in groups)
+    if smallest >= data.shuffle_window:
+        rows = largest
+    return len(range(rank, lanes, inputs.job.cluster.workers)), rows
+
+
+def _decoding(inputs: Inputs, window_rows: int) -> int:
+    """What the threads hold: a row group as it is fetched, as decoded, and a window as it is put together."""
+    files = {group.file.path: group.file for group in inputs.selection.groups}.values()
+    stored = max(max(file.row_groups) for file in files)
+    columns = _INTERACTION_BYTES if inputs.selection.kept is None else _INTERACTION_BYTES + _TIMESTAMP_BYTES
+    order = 8
+    return inputs.job.data.readers * (2 * stored * columns + window_rows * (_INTERACTION_BYTES + order))
 
 
 def _evaluation(inputs: Inputs) -> Iterable[Part]:
@@ -465,15 +490,15 @@ def gib(count: float) -> str:
     return f"{count / _GIB:,.1f} GiB"
 
 
-def check_fits_this_machine(job: Job) -> str | None:
-    """Refuse a job whose processes, all held on this machine, need more memory than it has free.
+def check_fits_this_machine(inputs: Inputs) -> str | None:
+    """Refuse the job of ``inputs`` if its processes, all held on this machine, need more memory than it has free.
 
     Returns a warning where the job may turn out to need more.
 
     Raises:
         InputError: it does not fit; with the figures of ``crossfade plan``.
     """
-    inputs, machine = read_inputs(job), this_machine()
+    job, machine = inputs.job, this_machine()
     fit = check_fit(inputs, plan := make_plan(inputs), machine)
     if fit.verdict == "does not fit":
         raise InputError(_refusal(job, inputs.model, plan, fit))

@@ -24,7 +24,7 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.storage import Folder
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, Traffic
 from trainer.data.manifest import Manifest
-from trainer.data.shards import Schedule, ShardReader
+from trainer.data.shards import RowGroup, Schedule, ShardReader
 from trainer.data.vocabulary import Vocabulary
 from trainer.job import Job, Negatives
 from trainer.model import Model
@@ -93,12 +93,11 @@ class Share:
     negatives: float
 
 
-def shares(job: Job, folder: Folder, manifest: Manifest) -> list[Share]:
-    """The share of each worker: the lanes of ``job``'s data are dealt to them in turn."""
-    train = manifest.splits["train"]
+def shares(job: Job, folder: Folder, manifest: Manifest, groups: Sequence[RowGroup]) -> list[Share]:
+    """The share of each worker: the lanes to which ``groups`` are dealt are dealt to them in turn."""
     schedule = Schedule(
         ShardReader(folder, manifest),
-        train,
+        groups,
         batch_size=job.train.batch_size,
         lanes=job.data.lanes,
         window=job.data.shuffle_window,

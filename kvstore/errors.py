@@ -5,6 +5,7 @@ CrossfadeError            1   the run failed
 ├── StoreError            1   the key-value store refused or lost something
 ├── ClusterError          1   a process of the job died, raised or fell silent
 ├── CheckpointError       1   a checkpoint cannot be written, or is damaged, partial or foreign
+├── UnreachableError      1   storage could not be read, for now
 └── InputError            2   the user's input is wrong
     └── MissingExtraError 2   an optional package is not installed
 """
@@ -38,6 +39,10 @@ class CheckpointError(CrossfadeError):
         """Say ``message``; ``checkpoint`` is the one that is damaged."""
         super().__init__(message)
         self.checkpoint = checkpoint
+
+
+class UnreachableError(CrossfadeError):
+    """Storage could not be read, after all tries: it is away, or too busy. Another time it may do better."""
 
 
 class InputError(CrossfadeError):

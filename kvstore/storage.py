@@ -4,35 +4,24 @@
     folder.child("step-000000123").write("manifest.json", b"{}")
     folder.names()                                                # ["step-000000123"]
 
-What a method promises holds for both kinds. Each raises OSError with the path or URI in its message.
+What a method promises holds for both kinds. Each raises OSError with the path or URI in its message: FileNotFoundError
+where there is no such file (or bucket: ``NoBucketError``), PermissionError where whoever asks may not, and
+ConnectionError where S3 was out of reach, or too busy, for as long as requests are made again.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from functools import cached_property
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from urllib.parse import unquote, urlsplit
 
 from kvstore.errors import InputError
-
-ATTEMPTS_VARIABLE = "CROSSFADE_S3_ATTEMPTS"
-TIMEOUT_VARIABLE = "CROSSFADE_S3_TIMEOUT_SECONDS"
-DEFAULT_ATTEMPTS = 12
-"""Tries of one S3 request. The pause before each next one doubles, from 25 ms: all together they last 51 s where
-connections are refused, and three minutes where nothing answers."""
-DEFAULT_TIMEOUT_SECONDS = 10
-"""How long an S3 request may stand still before it is tried again."""
-_FIRST_PAUSE_SECONDS = 0.025
-_CONNECT_TIMEOUT_SECONDS = 5
-_ANSWER_TOO_LONG = "Failed to flush response stream"
-_unfinished: list[Any] = []
-"""Objects whose writing broke off: nothing may ever close them."""
+from kvstore.random_file import LocalRandomFile, RandomFile
+from kvstore.s3_files import S3Files
 
 
 class InputFile(Protocol):
@@ -60,7 +49,7 @@ class Folder:
 
     S3 takes its endpoint, region and credentials from where the AWS tools take them (``AWS_ENDPOINT_URL``,
     ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` and so on, ``~/.aws``, the instance's role). A request that fails is tried
-    again for about a minute, or as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` say.
+    again for up to a minute, or as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` say.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -77,7 +66,7 @@ class Folder:
         elif scheme == "file" and rest.startswith("/") and not {"?", "#"} & set(rest):
             self._files = _LocalFiles(Path(unquote(rest)))
         elif scheme == "s3":
-            self._files = _S3Files(self.uri)
+            self._files = S3Files(self.uri)
         else:
             raise InputError(f"{uri}: not a folder that is known here; name a path, file:///PATH or s3://BUCKET/PREFIX")
         self._prefix = ""
@@ -90,7 +79,12 @@ class Folder:
     @property
     def on_s3(self) -> bool:
         """Whether it lies on S3."""
-        return isinstance(self._files, _S3Files)
+        return isinstance(self._files, S3Files)
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies on a file system of this machine; None on S3."""
+        return self._files.root / self._prefix if isinstance(self._files, _LocalFiles) else None
 
     def child(self, name: str) -> Folder:
         """The folder ``name`` in this one."""
@@ -129,8 +123,8 @@ class Folder:
         with self._naming(name):
             return self._files.open_input(self._prefix + name)
 
-    def open_random(self, name: str) -> Any:
-        """Open the file ``name`` for reading anywhere in it, as a ``pyarrow.NativeFile``.
+    def open_random(self, name: str) -> RandomFile:
+        """Open the file ``name`` for reading anywhere in it, as its content is now.
 
         What is read from it later raises errors that do not name it.
 
@@ -149,6 +143,20 @@ class Folder:
         with self._naming():
             return sorted(self._files.names(self._prefix))
 
+    def entries(self) -> dict[str, int | None]:
+        """The bytes of each file in it, by name, and None for each folder in it; none if it does not exist."""
+        with self._naming():
+            return self._files.entries(self._prefix)
+
+    def check_bucket(self) -> None:
+        """See that the S3 bucket exists that it is to lie in; listing what is in it would not say so.
+
+        Raises:
+            FileNotFoundError: it does not: ``NoBucketError``.
+        """
+        with self._naming():
+            self._files.check_bucket()
+
     def sizes(self) -> dict[str, int]:
         """The bytes of every file in it and below, by its path from here."""
         with self._naming():
@@ -163,6 +171,10 @@ class Folder:
         """Delete it with all that is in it, if it exists."""
         with self._naming():
             self._files.delete(self._prefix)
+
+    def interrupt(self) -> None:
+        """From now on, have no request of this folder and its children made again: whoever waits hears so soon."""
+        self._files.interrupt()
 
     @contextmanager
     def _naming(self, name: str | None = None) -> Iterator[None]:
@@ -192,9 +204,13 @@ class _Files(Protocol):
 
     def open_input(self, path: str) -> InputFile: ...
 
-    def open_random(self, path: str) -> Any: ...
+    def open_random(self, path: str) -> RandomFile: ...
 
     def names(self, prefix: str) -> list[str]: ...
+
+    def entries(self, prefix: str) -> dict[str, int | None]: ...
+
+    def check_bucket(self) -> None: ...
 
     def sizes(self, prefix: str) -> dict[str, int]: ...
 
@@ -202,15 +218,17 @@ class _Files(Protocol):
 
     def delete(self, prefix: str) -> None: ...
 
+    def interrupt(self) -> None: ...
+
 
 class _LocalFiles:
     """Files of a file system. What has been written survives a crash of the machine."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def write(self, path: str, data: bytes) -> None:
-        target = self._root / path
+        target = self.root / path
         _make_folder(target.parent)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
@@ -226,7 +244,7 @@ class _LocalFiles:
 
     @contextmanager
     def open_output(self, path: str) -> Iterator[OutputFile]:
-        target = self._root / path
+        target = self.root / path
         _make_folder(target.parent)
         try:
             with target.open("wb") as file:
@@ -239,23 +257,30 @@ class _LocalFiles:
         _sync_folder(target.parent)
 
     def read(self, path: str) -> bytes:
-        return (self._root / path).read_bytes()
+        return (self.root / path).read_bytes()
 
     def open_input(self, path: str) -> InputFile:
-        return (self._root / path).open("rb", buffering=0)
+        return (self.root / path).open("rb", buffering=0)
 
-    def open_random(self, path: str) -> Any:
-        from pyarrow import OSFile
-
-        return OSFile(str(self._root / path))
+    def open_random(self, path: str) -> RandomFile:
+        return LocalRandomFile(str(self.root / path))
 
     def names(self, prefix: str) -> list[str]:
         with suppress(FileNotFoundError):
-            return [path.name for path in (self._root / prefix).iterdir()]
+            return [path.name for path in (self.root / prefix).iterdir()]
         return []
 
+    def entries(self, prefix: str) -> dict[str, int | None]:
+        with suppress(FileNotFoundError):
+            paths = list((self.root / prefix).iterdir())
+            return {path.name: None if path.is_dir() else path.stat().st_size for path in paths}
+        return {}
+
+    def check_bucket(self) -> None:
+        """There is none."""
+
     def sizes(self, prefix: str) -> dict[str, int]:
-        folder = self._root / prefix
+        folder = self.root / prefix
         return {
             (Path(parent, name).relative_to(folder)).as_posix(): Path(parent, name).stat().st_size
             for parent, _, names in os.walk(folder, onerror=_raise)
@@ -263,11 +288,14 @@ class _LocalFiles:
         }
 
     def remove(self, path: str) -> None:
-        (self._root / path).unlink(missing_ok=True)
+        (self.root / path).unlink(missing_ok=True)
 
     def delete(self, prefix: str) -> None:
         with suppress(FileNotFoundError):
-            shutil.rmtree(self._root / prefix)
+            shutil.rmtree(self.root / prefix)
+
+    def interrupt(self) -> None:
+        """There is nothing to interrupt: requests are made once."""
 
 
 def _raise(error: OSError) -> None:
@@ -290,137 +318,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class _S3Files:
-    """Objects of an S3 bucket. Connects when it is first used."""
-
-    def __init__(self, uri: str) -> None:
-        parts = urlsplit(uri)
-        if not parts.netloc or "//" in parts.path or parts.query or parts.fragment or "@" in parts.netloc:
-            raise InputError(
-                f"{uri}: not an S3 folder: expected s3://BUCKET/PREFIX; credentials, region and endpoint come from the "
-                "environment (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL ...)"
-            )
-        self._uri = uri
-        self._bucket = parts.netloc
-        self._root = f"{parts.netloc}{parts.path}".rstrip("/") + "/"
-
-    @cached_property
-    def _fs(self) -> Any:
-        from pyarrow import fs
-
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        where = {}
-        if endpoint:
-            url = urlsplit(endpoint)
-            if url.scheme not in {"http", "https"} or not url.netloc:
-                raise InputError(f"AWS_ENDPOINT_URL is {endpoint!r}, which is not a URL such as https://HOST:PORT")
-            where = {"scheme": url.scheme, "endpoint_override": url.netloc}
-        attempts = _setting(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS)
-        return fs.S3FileSystem(
-            region=self._region(bool(endpoint)),
-            connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-            request_timeout=_setting(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS),
-            retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts - 1),  # it counts further ones
-            # A part at a time: in the background there is no bound to how much waits in memory for a slow network.
-            background_writes=False,
-            # No upload is begun before there is something to send, and a small file is one request.
-            allow_delayed_open=True,
-            **where,
-        )
-
-    def _region(self, endpoint: bool) -> str | None:
-        """The bucket's region, asked for where nothing says it: AWS sends other regions' requests away."""
-        known = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        if known or endpoint:
-            return known
-        from pyarrow import fs
-
-        with suppress(OSError):
-            region: str = fs.resolve_s3_region(self._bucket)
-            return region
-        return None
-
-    def write(self, path: str, data: bytes) -> None:
-        with self.open_output(path) as file:
-            file.write(data)
-
-    @contextmanager
-    def open_output(self, path: str) -> Iterator[OutputFile]:
-        file = self._fs.open_output_stream(self._root + path)
-        # Not after an error: closing would make an object of what there is so far, and so would forgetting it.
-        _unfinished.append(file)
-        yield file
-        file.close()
-        _unfinished.remove(file)
-
-    def read(self, path: str) -> bytes:
-        with closing(self._fs.open_input_file(self._root + path)) as file:
-            data = bytearray(file.size())
-            _S3Input(file).readinto(data)
-        return bytes(data)
-
-    def open_input(self, path: str) -> InputFile:
-        return _S3Input(self._fs.open_input_file(self._root + path))
-
-    def open_random(self, path: str) -> Any:
-        return self._fs.open_input_file(self._root + path)
-
-    def names(self, prefix: str) -> list[str]:
-        return [info.base_name for info in self._list(prefix, recursive=False)]
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        start = len(self._root + prefix)
-        return {info.path[start:]: info.size for info in self._list(prefix, recursive=True) if info.is_file}
-
-    def _list(self, prefix: str, *, recursive: bool) -> list[Any]:
-        from pyarrow import fs
-
-        folder = (self._root + prefix).rstrip("/")
-        listed: list[Any] = self._fs.get_file_info(fs.FileSelector(folder, recursive=recursive, allow_not_found=True))
-        return listed
-
-    def remove(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            self._fs.delete_file(self._root + path)
-
-    def delete(self, prefix: str) -> None:
-        with suppress(FileNotFoundError):
-            self._fs.delete_dir((self._root + prefix).rstrip("/"))
-
-
-class _S3Input:
-    """An object that is being read.
-
-    The client does not try again when the answer that says "later" is longer than the data that it had asked for, and
-    so did not fit. That is done here.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def readinto(self, buffer: Any, /) -> int:
-        for attempt in range(_setting(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS) - 1):
-            position = self._file.tell()
-            try:
-                return int(self._file.readinto(buffer))
-            except OSError as error:
-                if _ANSWER_TOO_LONG not in str(error):
-                    raise
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
-            self._file.seek(position)
-        return int(self._file.readinto(buffer))
-
-    def seek(self, position: int, /) -> int:
-        return int(self._file.seek(position))
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _setting(variable: str, default: int) -> int:
-    value = os.environ.get(variable, str(default))
-    if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"{variable} is {value!r}, but must be a whole number of at least 1")
-    return int(value)

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.storage import Folder
-from trainer.data.manifest import DataFile, Entity, Manifest, Split
+from trainer.data.manifest import Entity, Manifest, Split
+from trainer.data.parquet_files import describe, write_options
 from trainer.data.shards import Interactions
 
 QUERY, ITEM = "customer", "track"
@@ -50,7 +51,7 @@ def interaction_table(interactions: Interactions) -> pa.Table:
 def write_groups(path: Path, groups: Sequence[pa.Table]) -> None:
     """Write ``groups`` as the row groups of one Parquet file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(path, groups[0].schema) as writer:
+    with pq.ParquetWriter(path, groups[0].schema, **write_options(groups[0].schema)) as writer:
         for group in groups:
             writer.write_table(group, row_group_size=max(1, group.num_rows))
 
@@ -61,8 +62,7 @@ def write_split(folder: Path, name: str, files: SplitFiles) -> Split:
     for number, groups in enumerate(files):
         path = f"{name}/part-{number:05d}.parquet"
         write_groups(folder / path, [interaction_table(group) for group in groups])
-        sizes = [len(group) for group in groups]
-        described.append(DataFile(path=path, bytes=(folder / path).stat().st_size, row_groups=sizes))
+        described.append(describe(Folder(folder), path))
     return Split(files=described)
 
 
@@ -85,15 +85,15 @@ def write_vocabulary(
     if names is not None:
         columns["name"] = pa.array(names, pa.string())
     table = pa.table(columns)
-    paths = []
+    files = []
     for number, start in enumerate(range(0, len(ids), file_rows)):
         path = f"vocabulary/{entity}/part-{number:05d}.parquet"
         stop = min(start + file_rows, len(ids))
         groups = range(start, stop, group_rows)
         write_groups(folder / path, [table.slice(first, min(group_rows, stop - first)) for first in groups])
-        paths.append(path)
+        files.append(describe(Folder(folder), path))
     id_type = "string" if isinstance(ids[0], str) else "int64"
-    return Entity(rows=len(ids), id_type=id_type, named=names is not None, files=paths)
+    return Entity(rows=len(ids), id_type=id_type, named=names is not None, files=files)
 
 
 def write_data_set(folder: Path, splits: Mapping[str, SplitFiles], *, queries: int, items: int) -> Manifest:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from kvstore.arrays import IntArray
 from kvstore.storage import Folder
 from trainer.data.manifest import DataFile, Entity, Manifest, Split
+from trainer.data.parquet_files import describe
 
 CUSTOMERS, TRACKS, GENRES = 300, 200, 5
 HELD_OUT = 2
@@ -101,9 +102,10 @@ def write_vocabulary(
     table, files = pa.table(columns), []
     cut = len(ids) // 3
     for index, part in enumerate((table.slice(0, cut), table.slice(cut))):
-        files.append(f"vocabulary/{entity}/part-{index:05d}.parquet")
-        (folder / files[-1]).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(part, folder / files[-1])
+        path = f"vocabulary/{entity}/part-{index:05d}.parquet"
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(part, folder / path)
+        files.append(describe(Folder(folder), path))
     id_type = "string" if isinstance(ids[0], str) else "int64"
     return Entity(rows=len(ids), id_type=id_type, named=names is not None, files=files)
 
@@ -139,7 +141,7 @@ def _write_split(folder: Path, name: str, pairs: Pairs, files: Sequence[Sequence
                 begin += rows
         written = [pq.read_metadata(folder / path).row_group(i).num_rows for i in range(len(row_groups))]
         assert written == list(row_groups)
-        yield DataFile(path=path, bytes=(folder / path).stat().st_size, row_groups=list(row_groups))
+        yield describe(Folder(folder), path)
 
 
 def write_job(path: Path, data: Path, **sections: Any) -> Path:

@@ -16,7 +16,7 @@ import psutil
 from dist_roles import play_role, tell, tell_and_wait
 
 from kvstore.mxnet_client import MXNetStore
-from trainer.data.shards import Schedule, ShardReader
+from trainer.data.shards import Schedule, ShardReader, row_groups
 from trainer.engines.base import make_engine
 from trainer.job import load_job
 from trainer.loop import Loop
@@ -64,7 +64,7 @@ def work(store: MXNetStore) -> None:
         engine=make_engine(job, model),
         schedule=Schedule(
             reader,
-            manifest.splits["train"],
+            row_groups(manifest.splits["train"]),
             batch_size=job.train.batch_size,
             lanes=job.data.lanes,
             window=job.data.shuffle_window,

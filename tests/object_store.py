@@ -25,6 +25,10 @@ from kvstore.processes import die_with_parent
 
 BUCKET = "crossfade"
 ACCESS_KEY, SECRET_KEY = "tests", "tests-secret"
+READER = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret"}
+"""The credentials of somebody who may read and list, but not write."""
+STRANGER = {"AWS_ACCESS_KEY_ID": "stranger", "AWS_SECRET_ACCESS_KEY": "stranger-secret"}
+"""The credentials of somebody who may use another bucket alone."""
 START_SECONDS = 60.0
 _PORTS = ("master", "volume", "filer", "s3")
 
@@ -48,9 +52,15 @@ class ObjectStore:
         self._ports = dict(zip(_PORTS, zip(ports[::2], ports[1::2], strict=True), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3'][0]}"
         self._config = folder / "s3.json"
-        credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identities = [{"name": "tests", "credentials": credentials, "actions": actions}]
+        owner = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+        identities = [
+            {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+            for (key, secret), actions in (
+                (owner.values(), ["Admin", "Read", "Write", "List", "Tagging"]),
+                (READER.values(), ["Read", "List"]),
+                (STRANGER.values(), ["Read:elsewhere", "List:elsewhere"]),
+            )
+        ]
         self._config.write_text(json.dumps({"identities": identities}))
         (folder / "data").mkdir()
 
@@ -63,6 +73,25 @@ class ObjectStore:
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_REGION": "us-east-1",
         }
+
+    def upload(self, folder: Path, path: str) -> str:
+        """Put what is in ``folder`` into a folder of the bucket, the manifest last; its URI."""
+        files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.name)
+        for file in sorted(files, key=lambda file: file.name == "manifest.json"):
+            with self.client().open_output_stream(f"{BUCKET}/{path}/{file.relative_to(folder).as_posix()}") as out:
+                out.write(file.read_bytes())
+        return self.uri(path)
+
+    def client(self) -> fs.S3FileSystem:
+        """A client of its own."""
+        return fs.S3FileSystem(
+            access_key=ACCESS_KEY,
+            secret_key=SECRET_KEY,
+            region="us-east-1",
+            scheme="http",
+            endpoint_override=self.endpoint.partition("://")[2],
+            allow_bucket_creation=True,
+        )
 
     def uri(self, path: str) -> str:
         """The URI of a folder in the bucket."""
@@ -96,14 +125,7 @@ class ObjectStore:
 
     def make_bucket(self) -> None:
         """Make the bucket."""
-        client = fs.S3FileSystem(
-            access_key=ACCESS_KEY,
-            secret_key=SECRET_KEY,
-            region="us-east-1",
-            scheme="http",
-            endpoint_override=self.endpoint.partition("://")[2],
-            allow_bucket_creation=True,
-        )
+        client = self.client()
 
         def made() -> bool:
             try:

@@ -17,6 +17,7 @@ from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer import embeddings as module
 from trainer.data.manifest import Manifest
+from trainer.data.parquet_files import describe
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
 
@@ -206,9 +207,10 @@ def test_a_vocabulary_is_read_in_pieces_across_its_files(vocabularies: dict[str,
 
 def test_a_vocabulary_whose_rows_are_others_is_refused(tmp_path: Path) -> None:
     entity = write_vocabulary(tmp_path, ITEM, range(9), file_rows=9, group_rows=9)
-    path = tmp_path / entity.files[0]
+    path = tmp_path / entity.files[0].path
     table = pq.read_table(path)
     pq.write_table(table.set_column(0, "row", pa.array(range(100, 109))), path)
+    entity = entity.model_copy(update={"files": [describe(Folder(tmp_path), entity.files[0].path)]})
     manifest = Manifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
     with pytest.raises(InputError, match="does not hold rows 0 to 8 in order"):
         Vocabulary(Folder(tmp_path), manifest, ITEM).read(0, 9)

@@ -75,7 +75,7 @@ def rows_really_touched(job: Job, data: Path) -> list[float]:
     with closing(ShardReader(Folder(data), inputs.manifest)) as reader:
         schedule = Schedule(
             reader,
-            inputs.manifest.splits["train"],
+            inputs.selection.groups,
             batch_size=job.train.batch_size,
             lanes=job.data.lanes,
             window=job.data.shuffle_window,
@@ -116,7 +116,7 @@ def test_the_expected_rows_of_a_step_are_those_of_real_batches(
 def test_a_vocabulary_that_counts_nothing_gives_a_bound(tmp_path: Path, zipf: Path) -> None:
     job = zipf_job(tmp_path, zipf)
     inputs = read_inputs(job)
-    parts = shares(job, inputs.folder, inputs.manifest)
+    parts = shares(job, inputs.folder, inputs.manifest, inputs.selection.groups)
     empty = {table.name: Counts.of([np.zeros(table.rows, np.int64)]) for table in inputs.model.tables}
     total = inputs.manifest.splits["train"].rows
     traffic = expect_traffic(job, inputs.model, parts, empty, total)
@@ -304,12 +304,12 @@ def test_a_job_that_may_not_fit_is_warned_of_and_one_that_cannot_is_refused(
     plan = plan_of(job)
     for available, warned in ((plan.most_bytes, False), (plan.sure_bytes, True)):
         monkeypatch.setattr(capacity, "available_bytes", lambda: available)  # noqa: B023 - called before it changes
-        warning = capacity.check_fits_this_machine(job)
+        warning = capacity.check_fits_this_machine(read_inputs(job))
         assert (warning is not None) == warned
     assert f"this may take up to {gib(plan.most_bytes)}, but {gib(plan.sure_bytes)} are free here" in str(warning)
     monkeypatch.setattr(capacity, "available_bytes", lambda: plan.sure_bytes - 1)
     with pytest.raises(InputError, match=f"all processes of a host {gib(plan.sure_bytes)}, but "):
-        capacity.check_fits_this_machine(job)
+        capacity.check_fits_this_machine(read_inputs(job))
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

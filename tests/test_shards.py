@@ -23,8 +23,10 @@ from builders import (
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
+from trainer.data import parquet_files
 from trainer.data.manifest import Manifest, Split, read_manifest
-from trainer.data.shards import Interactions, RowGroup, Schedule, ShardReader, Share
+from trainer.data.parquet_files import describe
+from trainer.data.shards import Interactions, RowGroup, Schedule, ShardReader, Share, row_groups
 
 QUERIES, ITEMS = 11, 13
 UNEVEN = [[40, 7, 31], [90], [1, 1, 58, 20], [0, 5], [12, 12, 12, 12]]
@@ -44,7 +46,7 @@ def uneven_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def schedule_of(folder: Path, **changes: int) -> Schedule:
     manifest = read_manifest(Folder(folder))
     options = {"batch_size": 32, "lanes": 4, "window": 50, "seed": 1, **changes}
-    return Schedule(ShardReader(Folder(folder), manifest), manifest.splits["train"], **options)
+    return Schedule(ShardReader(Folder(folder), manifest), row_groups(manifest.splits["train"]), **options)
 
 
 def numbers(interactions: Interactions) -> IntArray:
@@ -135,9 +137,9 @@ def test_starting_at_a_step_reads_no_window_that_came_before_it(tmp_path: Path) 
     one_group_a_file = numbered_interactions([[20]] * 5, QUERIES, ITEMS)
     manifest = write_data_set(tmp_path, {"train": one_group_a_file}, queries=QUERIES, items=ITEMS)
     options = {"batch_size": 20, "lanes": 1, "window": 20, "seed": 1}
-    schedule = Schedule(ShardReader(Folder(tmp_path), manifest), manifest.splits["train"], **options)
+    schedule = Schedule(ShardReader(Folder(tmp_path), manifest), row_groups(manifest.splits["train"]), **options)
     for group in schedule.deal(0)[0][:3]:
-        (tmp_path / group.file).unlink()
+        (tmp_path / group.file.path).unlink()
     assert [len(share.interactions) for share in schedule.shares(0, 3, 0, 1)] == [20, 20]
 
 
@@ -186,7 +188,7 @@ def test_a_window_smaller_than_a_row_group_still_shuffles_within_it(tmp_path: Pa
 def test_an_empty_split_has_one_step_of_nothing(tmp_path: Path) -> None:
     empty = Split(files=[])
     reader = ShardReader(Folder(tmp_path), Manifest(query=QUERY, item=ITEM, entities={}, splits={"train": empty}))
-    schedule = Schedule(reader, empty, batch_size=4, lanes=4, window=10, seed=1)
+    schedule = Schedule(reader, [], batch_size=4, lanes=4, window=10, seed=1)
     (share,) = schedule.shares(0, 0, 0, 1)
     assert (len(share.interactions), share.global_size) == (0, 0)
 
@@ -252,10 +254,6 @@ def add_third_group(path: Path) -> None:
     write_groups(path, [interaction_table(group) for group in (*GOOD[0], GOOD[0][0])])
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-40])
-
-
 def spoil_pages(path: Path) -> None:
     """Overwrite the pages of the second row group's first column."""
     column = pq.read_metadata(path).row_group(1).column(0)
@@ -268,32 +266,31 @@ def spoil_pages(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (drop_weights, f"has the columns ['{QUERY}', '{ITEM}'], but expected ['{QUERY}', '{ITEM}', 'weight']"),
-        (replace_second_group(track=pa.array(range(4), pa.int32())), "column 'track' has int32, but expected int64"),
-        (replace_second_group(weight=pa.array([1.0] * 4)), "column 'weight' has double, but expected float"),
-        (replace_second_group(track=pa.array([0, 1, None, 2])), "column 'track' has 1 nulls"),
+        (drop_weights, "'weight' is missing"),
+        (
+            replace_second_group(track=pa.array(range(4), pa.int32())),
+            "column 'track' has the type int32, but expected int64",
+        ),
+        (replace_second_group(weight=pa.array([1.0] * 4)), "column 'weight' has the type double, but expected float"),
+        (replace_second_group(track=pa.array([0, 1, None, 2])), "row group 1, row 2: column 'track' is null (1 are)"),
         (
             replace_second_group(weight=pa.array([1, None, None, 1], pa.float32())),
-            "column 'weight' has 2 nulls, but expected float without nulls",
+            "row group 1, row 1: column 'weight' is null (2 are), but expected no nulls",
         ),
         (
             replace_second_group(customer=pa.array([0, 1, 2, QUERIES])),
-            f"column 'customer' has rows from 0 to {QUERIES}, but the vocabulary has rows 0 to {QUERIES - 1}",
+            f"row group 1, row 3: column 'customer' is {QUERIES}, but the vocabulary has rows 0 to {QUERIES - 1}",
         ),
-        (replace_second_group(track=pa.array([0, 1, 2, ITEMS])), f"has rows from 0 to {ITEMS}"),
-        (replace_second_group(track=pa.array([0, -1, 2, 3])), "column 'track' has rows from -1 to 3"),
+        (replace_second_group(track=pa.array([0, 1, 2, ITEMS])), f"row 3: column 'track' is {ITEMS}, but"),
+        (replace_second_group(track=pa.array([0, -1, 2, 3])), "row 1: column 'track' is -1, but"),
         (
             replace_second_group(weight=pa.array([1, float("nan"), 1, 1], pa.float32())),
-            "column 'weight' has values that are not finite",
+            "row 1: column 'weight' is nan, but weights are finite",
         ),
         (
             replace_second_group(weight=pa.array([1, float("inf"), 1, 1], pa.float32())),
-            "column 'weight' has values that are not finite",
+            "row 1: column 'weight' is inf, but weights are finite",
         ),
-        (shorten_second_group, "has 3 rows, but the manifest says 4"),
-        (drop_second_group, "the file has 1 row groups, but the manifest says 2"),
-        (add_third_group, "the file has 3 row groups, but the manifest says 2"),
-        (truncate, "cannot be read"),
         (spoil_pages, "cannot be read"),
     ],
     ids=[
@@ -307,24 +304,75 @@ def spoil_pages(path: Path) -> None:
         "negative row",
         "weight not a number",
         "infinite weight",
-        "row group shorter than in the manifest",
-        "row group missing",
-        "row group beyond the manifest",
-        "truncated file",
         "damaged pages",
     ],
 )
 def test_a_damaged_shard_is_refused_by_file_and_row_group(
     tmp_path: Path, spoil: Callable[[Path], None], expected: str
 ) -> None:
-    manifest = write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
-    path = tmp_path / "train" / "part-00000.parquet"
-    spoil(path)
+    write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
+    spoil(tmp_path / "train" / "part-00000.parquet")
+    described = describe(Folder(tmp_path), "train/part-00000.parquet")
+    manifest = read_manifest(Folder(tmp_path)).model_copy(update={"splits": {"train": Split(files=[described])}})
     with pytest.raises(InputError) as caught:
-        ShardReader(Folder(tmp_path), manifest).read(RowGroup("train/part-00000.parquet", 1, 4, 2))
+        ShardReader(Folder(tmp_path), manifest).read(RowGroup(described, 1, 4))
     assert expected in str(caught.value)
-    assert f"{tmp_path}/{SECOND_GROUP}: " in str(caught.value)
+    assert f"{tmp_path}/{SECOND_GROUP}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def flip_a_bit_of_the_footer(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def zero(path: Path) -> None:
+    """The same size, and nothing in it."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (flip_a_bit_of_the_footer, "its footer has the CRC-32 "),
+        (cut_off, " bytes, but the manifest says "),
+        (zero, "is no Parquet file, or was cut off: it does not end with PAR1"),
+        (shorten_second_group, " but the manifest says "),
+        (drop_second_group, " but the manifest says "),
+        (add_third_group, " but the manifest says "),
+    ],
+    ids=["bit of the footer", "cut off", "zeros", "shorter row group", "row group missing", "row group too many"],
+)
+def test_a_shard_that_is_not_the_one_of_the_manifest_is_refused_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], expected: str
+) -> None:
+    manifest = write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
+    spoil(tmp_path / "train" / "part-00000.parquet")
+    monkeypatch.setattr(parquet_files, "pq", None)
+    with pytest.raises(InputError, match=expected) as caught:
+        ShardReader(Folder(tmp_path), manifest).read(row_groups(manifest.splits["train"])[0])
+    assert str(caught.value).startswith(f"{tmp_path}/train/part-00000.parquet: ")
+
+
+def test_a_shard_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    manifest = write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
+    reader = ShardReader(Folder(tmp_path), manifest)
+    first, second = row_groups(manifest.splits["train"])
+    path = tmp_path / "train" / "part-00000.parquet"
+    assert len(reader.read(first)) == 5
+    flip_a_bit_of_the_footer(path)
+    with pytest.raises(InputError, match=r"part-00000.parquet: its footer .* exchanged since this run began"):
+        reader.read(second)
+    flip_a_bit_of_the_footer(path)
+    assert len(reader.read(second)) == 4
+    path.unlink()
+    with pytest.raises(InputError, match=r"part-00000.parquet: no such file, but the manifest lists it"):
+        reader.read(second)
 
 
 def test_a_missing_shard_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -338,5 +386,5 @@ def test_a_damaged_shard_ends_the_epoch_of_whoever_reads_it(tmp_path: Path) -> N
     write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
     shorten_second_group(tmp_path / "train" / "part-00000.parquet")
     shares = schedule_of(tmp_path, lanes=2).shares(0, 0, 0, 1)
-    with pytest.raises(InputError, match="has 3 rows, but the manifest says 4"):
+    with pytest.raises(InputError, match=r"train/part-00000.parquet: has [0-9,]+ bytes, but the manifest says "):
         list(shares)

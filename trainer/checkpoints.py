@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from kvstore.arrays import IntArray
 from kvstore.checkpoint import (
     Checkpoint,
     Manifest,
@@ -35,7 +36,8 @@ from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
 from kvstore.store import RowStore, Saved, TableSpec
-from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
+from trainer.data.manifest import Manifest as DataManifest
+from trainer.data.manifest import manifest_bytes
 from trainer.job import Checkpoint as Settings
 from trainer.job import Job, check_job
 from trainer.ownership import check_owned
@@ -82,8 +84,13 @@ class Identity:
 
 
 def data_fingerprint(folder: Folder) -> int:
-    """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest."""
-    return zlib.crc32(folder.read(DATA_MANIFEST))
+    """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest.
+
+    Raises:
+        InputError: there is no manifest, or nobody may read it.
+        UnreachableError: storage does not answer.
+    """
+    return zlib.crc32(manifest_bytes(folder))
 
 
 def take_up(identity: Identity, uri: str, rank: int) -> Progress:
@@ -98,8 +105,9 @@ def take_up(identity: Identity, uri: str, rank: int) -> Progress:
         raise InputError(f"{uri}: cannot be taken up, since the job differs in {', '.join(differences)}")
     if training.get("data") != identity.data:
         raise InputError(
-            f"{uri}: was trained on other data than {identity.job.data.shards} holds now; train without --resume, and "
-            "set checkpoint.start_from to go on from its tables"
+            f"{uri}: was trained on other data than {identity.job.data.shards} holds now; to go on from its tables, "
+            f"train another run without --resume: --run-dir NEW --set checkpoint.start_from={uri} (rows that the data "
+            "have forgotten start afresh)"
         )
     return Progress.from_record(training["progress"], counting=rank == 0)
 
@@ -120,6 +128,15 @@ def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
     except (CheckpointError, OSError) as error:
         raise InputError(f"checkpoint.start_from: {error}") from error
     return checkpoint.uri
+
+
+def forgotten_rows(manifest: DataManifest) -> dict[str, IntArray]:
+    """The rows of each entity that an older checkpoint must not bring back."""
+    return {
+        name: np.array(entity.forgotten, dtype=np.int64)
+        for name, entity in manifest.entities.items()
+        if entity.forgotten
+    }
 
 
 @dataclass(frozen=True)

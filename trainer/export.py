@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.checkpoint import MANIFEST_NAME, Checkpoint, newest_checkpoint, open_checkpoint
-from kvstore.errors import CheckpointError, CrossfadeError, InputError
+from kvstore.errors import CheckpointError, CrossfadeError, InputError, UnreachableError
 from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer.checkpoints import data_fingerprint
@@ -213,9 +213,12 @@ def _vocabularies(
         InputError: there are no data, or others.
     """
     mend = "name the folder where the data are that the checkpoint was trained on with --data: ids come from there"
-    if not data.exists(DATA_MANIFEST):
-        raise InputError(f"{data.uri}: holds no prepared data; {mend}")
-    manifest = read_manifest(data)
+    try:
+        if not data.exists(DATA_MANIFEST):
+            raise InputError(f"{data.uri}: holds no prepared data; {mend}")
+        manifest = read_manifest(data)
+    except (OSError, UnreachableError) as error:
+        raise InputError(str(error)) from error
     for table in tables:
         rows = manifest.entities[table.name].rows if table.name in manifest.entities else 0
         if rows != table.rows:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kvstore.errors import InputError
 from kvstore.layout import DEFAULT_KEY_BYTES, LARGEST_KEY_BYTES
 from kvstore.optimizers import OptimizerKind, OptimizerSpec
+from trainer.data.timespan import Timespan
 
 ScoreKind = Literal["dot", "cosine", "euclidean"]
 LossKind = Literal["bpr", "logistic", "softmax"]
@@ -27,6 +29,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1, strict=True)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+Moment = Annotated[
+    Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | Annotated[str, Field(strict=True)],
+    # YAML makes dates of what looks like one.
+    BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),
+]
 
 
 class _Section(BaseModel):
@@ -43,6 +50,25 @@ class Data(_Section):
         16, description="streams that row groups are dealt to; workers share them out, so at least one a worker"
     )
     shuffle_window: AtLeastOne = Field(131_072, description="rows of a lane that are held and shuffled together")
+    since: Moment | None = Field(
+        None, description="only interactions from then on: integer in the unit of timestamps, or ISO date (UTC)"
+    )
+    until: Moment | None = Field(None, description="only interactions before then, the same way")
+    readers: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
+        4, description="threads of a worker that fetch and decode row groups; more of them for small files on S3"
+    )
+    max_row_group: AtLeastOne = Field(
+        4_194_304, description="rows of the largest row group that is accepted; a worker holds two or more a lane"
+    )
+
+    @model_validator(mode="after")
+    def _span_is_one(self) -> Data:
+        self.span()
+        return self
+
+    def span(self) -> Timespan | None:
+        """The time that interactions must be of; None: any."""
+        return Timespan.of(self.since, self.until)
 
 
 class Model(_Section):
@@ -121,7 +147,8 @@ class Checkpoint(_Section):
     keep: AtLeastOne = Field(3, description="checkpoints that are kept, the newest ones")
     start_from: str | None = Field(
         None,
-        description="checkpoint, or folder of them, that a fresh run takes rows from; rows that it lacks start afresh",
+        description="checkpoint, or folder of them, that a fresh run takes rows from; rows that it lacks, or that the "
+        "data have forgotten, start afresh",
     )
 
 
@@ -240,7 +267,10 @@ def _anchored(location: str) -> str:
     return location if "://" in location else str(Path(location).absolute())
 
 
-_MAY_CHANGE = ("cluster.", "checkpoint.", "train.epochs", "train.max_steps", "train.patience", "train.device")
+_MAY_CHANGE = (
+    *("cluster.", "checkpoint.", "data.readers", "data.max_row_group"),
+    *("train.epochs", "train.max_steps", "train.patience", "train.device"),
+)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

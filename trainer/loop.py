@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from trainer.evaluate import Metrics
 from trainer.job import Train
 from trainer.model import Model
 from trainer.negatives import Sampler
-from trainer.progress import Progress
+from trainer.progress import Making, Progress
 
 Emit = Callable[[dict[str, Any]], None]
 Evaluator = Callable[[], Metrics | None]
@@ -52,13 +52,16 @@ class Loop:
 
         It is done with its epochs or steps, or when the valid split has shown no new best for long enough.
         """
-        while not self._is_done(progress):
-            if self._run_epoch(progress):
-                return False
-            last = progress.step >= self.total_steps
-            self._end_epoch(progress, evaluate=last or progress.epochs % self.train.evaluate_every == 0)
-            if progress.epoch_step == self.schedule.steps:
-                progress.epoch, progress.epoch_step = progress.epoch + 1, 0
+        made = Making()
+        with ReadAhead(self._batches(progress, made), interrupt=self.schedule.interrupt) as ahead:
+            waiting = iter(ahead)
+            while not self._is_done(progress):
+                if self._run_epoch(progress, waiting, made):
+                    return False
+                last = progress.step >= self.total_steps
+                self._end_epoch(progress, evaluate=last or progress.epochs % self.train.evaluate_every == 0)
+                if progress.epoch_step == self.schedule.steps:
+                    progress.epoch, progress.epoch_step = progress.epoch + 1, 0
         progress.stopped_early = progress.step < self.total_steps
         if progress.best is None:
             self._keep(progress)
@@ -69,27 +72,31 @@ class Loop:
         stale = self.train.patience is not None and progress.stale >= self.train.patience
         return stale or (progress.step >= self.total_steps and progress.ended_step == progress.step)
 
-    def _run_epoch(self, progress: Progress) -> bool:
-        """Take the rest of the epoch's steps; True if asked to stop."""
-        store = self.store
-        source = batches(
+    def _batches(self, progress: Progress, made: Making) -> Iterator[Batch]:
+        """This worker's part of every step that is left, unless the run stops early."""
+        left = progress.epoch_step + self.total_steps - progress.step
+        return batches(
             self.schedule,
             self.sampler,
             epoch=progress.epoch,
             first_step=progress.epoch_step,
-            rank=store.rank,
-            workers=store.workers,
+            rank=self.store.rank,
+            workers=self.store.workers,
+            epochs=max(0, -(-left // self.schedule.steps)),
+            waiting=made.data,
+            sampling=made.sample,
         )
-        with ReadAhead(source) as ahead:
-            waiting = iter(ahead)
-            for _ in range(min(self.schedule.steps - progress.epoch_step, self.total_steps - progress.step)):
-                with progress.training():
-                    with progress.timed("data"):
-                        batch = next(waiting)
-                    self._step(batch, progress)
-                    with progress.timed("agree"):
-                        if self.after_step(progress):
-                            return True
+
+    def _run_epoch(self, progress: Progress, waiting: Iterator[Batch], made: Making) -> bool:
+        """Take the rest of the epoch's steps; True if asked to stop."""
+        for _ in range(min(self.schedule.steps - progress.epoch_step, self.total_steps - progress.step)):
+            with progress.training():
+                with progress.waiting(made):
+                    batch = next(waiting)
+                self._step(batch, progress)
+                with progress.timed("agree"):
+                    if self.after_step(progress):
+                        return True
         return False
 
     def _step(self, batch: Batch, progress: Progress) -> None:
@@ -109,9 +116,8 @@ class Loop:
         progress.examples_total += batch.global_size
         progress.loss_sum += loss * batch.global_size
         own_loss = loss * batch.global_size / max(len(batch), 1)
-        self.emit(
-            self._event("step", progress, steps=self.total_steps, examples=progress.examples_total, loss=own_loss)
-        )
+        told = {"steps": self.total_steps, "examples": progress.examples_total, "loss": own_loss}
+        self.emit(self._event("step", progress, **told, seconds=progress.step_seconds()))
 
     @staticmethod
     def _event(kind: str, progress: Progress, **values: Any) -> dict[str, Any]:

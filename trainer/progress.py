@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kvstore.store import Saved, Traffic
+from trainer.data.stopwatch import Stopwatch
 from trainer.evaluate import Metrics
 
-STEP_PHASES = ("data", "pull", "gradients", "push")
+STEP_PHASES = ("data", "sample", "pull", "gradients", "push")
 PHASES = (*STEP_PHASES, "agree", "evaluate", "keep")
+BACKGROUND = ("data", "sample")
 
 
 @dataclass
@@ -34,10 +36,21 @@ class Saves:
 
 
 @dataclass
+class Making:
+    """What making batches in the background takes: waiting for windows of interactions, and sampling."""
+
+    data: Stopwatch = field(default_factory=Stopwatch)
+    sample: Stopwatch = field(default_factory=Stopwatch)
+    counted: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass
 class Progress:
     """How far a run is. ``epoch`` epochs are behind it, with ``epoch_step`` steps of the next and ``step`` in all.
 
     ``ended_step`` is the step after which an epoch, or the run, was last summed up and judged.
+    ``seconds`` are those of training by phase: ``data`` and ``sample`` are what it waited for windows of interactions,
+    and for negatives and active rows. Both are made in the background, where they took ``background`` seconds.
     ``loss_sum``, ``examples`` (both of this epoch) and ``traffic`` are this worker's own share; the rest is the run's.
     """
 
@@ -54,6 +67,7 @@ class Progress:
     stopped_early: bool = False
     train_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    background: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BACKGROUND, 0.0))
     traffic: Traffic = field(default_factory=Traffic)
     saves: Saves = field(default_factory=Saves)
 
@@ -68,6 +82,23 @@ class Progress:
         begin = time.perf_counter()
         yield
         self.seconds[phase] += time.perf_counter() - begin
+
+    @contextmanager
+    def waiting(self, made: Making) -> Iterator[None]:
+        """Count the seconds of a block that waits for a batch: for its data or its sampling, whichever was going on."""
+        begin, fetched = time.perf_counter(), made.data.seconds
+        yield
+        waited = time.perf_counter() - begin
+        data = min(waited, made.data.seconds - fetched)
+        self.seconds["data"] += data
+        self.seconds["sample"] += waited - data
+        self.background["data"] += made.data.seconds - made.counted[0]
+        self.background["sample"] += made.sample.seconds - made.counted[1]
+        made.counted = made.data.seconds, made.sample.seconds
+
+    def step_seconds(self) -> dict[str, float]:
+        """The seconds of steps so far, by phase."""
+        return {phase: self.seconds[phase] for phase in STEP_PHASES}
 
     @contextmanager
     def training(self) -> Iterator[None]:

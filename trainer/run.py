@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.errors import CheckpointError, InputError
+from kvstore.errors import CheckpointError, InputError, UnreachableError
 from kvstore.local import LocalStore
 from kvstore.storage import Folder
-from kvstore.store import RowStore
-from trainer.checkpoints import Identity, Saver, Stop, newest_usable, starting_rows, take_up
+from kvstore.store import NONE_AFRESH, RowStore
+from trainer.checkpoints import Identity, Saver, Stop, forgotten_rows, newest_usable, starting_rows, take_up
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.shards import Schedule, ShardReader
 from trainer.data.vocabulary import Vocabulary
@@ -31,19 +31,34 @@ from trainer.model import Model, make_model
 from trainer.negatives import Sampler
 from trainer.progress import Progress
 from trainer.run_folder import METRICS_FILE, MetricsLog, RunFolder
+from trainer.selection import Selection, check_row_groups, found_counts, select
 
 
 def open_data(job: Job) -> tuple[Folder, Manifest, Model]:
+    """``load_data`` for a command that begins: storage that does not answer then was named wrongly, most likely.
+
+    Raises:
+        InputError: the data cannot be used, or reached, or has nothing to train on.
+    """
+    try:
+        return load_data(job)
+    except UnreachableError as error:
+        raise InputError(str(error)) from error
+
+
+def load_data(job: Job) -> tuple[Folder, Manifest, Model]:
     """The data folder of ``job``, its manifest, and the model that fits it.
 
     Raises:
         InputError: the data cannot be used, or has nothing to train on.
+        UnreachableError: storage does not answer.
     """
     folder = Folder(job.data.shards)
     manifest = read_manifest(folder)
     model = make_model(job, manifest)
     if "train" not in manifest.splits or manifest.splits["train"].rows == 0:
         raise InputError(f"{folder.uri}: its train split is empty: there is nothing to train on; prepare other data")
+    check_row_groups(job, folder, manifest)
     return folder, manifest, model
 
 
@@ -65,17 +80,19 @@ def run_training(
         CrossfadeError: the run failed; its exit code says how.
     """
     started = time.perf_counter()
-    data, manifest, model = open_data(job)
+    data, manifest, model = load_data(job)
     identity = Identity.of(job, folder.run_id(), model.tables)
     vocabularies = {name: Vocabulary(data, manifest, name) for name in (manifest.query, manifest.item)}
     with ExitStack() as opened:
-        reader = opened.enter_context(closing(ShardReader(data, manifest)))
         record = _recorder(folder, emit, opened) if store.rank == 0 else _ignore
+        counts = found_counts(folder.path, job, identity.data, manifest.splits["train"])
+        selection = select(job, data, manifest, PhaseEvents(emit), counts)
+        reader = opened.enter_context(closing(ShardReader(data, manifest, job.data.readers)))
         saver = opened.enter_context(
             Saver(store, job.checkpoint, folder.checkpoints(job), identity, record, stop_requested)
         )
-        loop = _make_loop(job, folder, store, manifest, model, reader, vocabularies, saver, record)
-        progress = _start(job, folder, store, identity, checkpoint, record)
+        loop = _make_loop(job, folder, store, manifest, model, reader, selection, vocabularies, saver, record)
+        progress = _start(job, folder, store, manifest, identity, checkpoint, record)
         saver.begin(progress)
         if not loop.run(progress):
             stop = saver.stop(progress)
@@ -131,13 +148,21 @@ def run_in_process(
 
 
 def _start(
-    job: Job, folder: RunFolder, store: RowStore, identity: Identity, checkpoint: str | None, record: Emit
+    job: Job,
+    folder: RunFolder,
+    store: RowStore,
+    manifest: Manifest,
+    identity: Identity,
+    checkpoint: str | None,
+    record: Emit,
 ) -> Progress:
     """Make the tables, and the progress that they stand at."""
     record({"event": "phase", "name": "tables"})
     progress = Progress() if checkpoint is None else take_up(identity, checkpoint, store.rank)
     rows_from = checkpoint or starting_rows(job, identity.tables)
-    store.create(identity.tables, identity.optimizer, job.train.seed, rows_from)
+    # The rows of a checkpoint of this run are already those of data without them.
+    afresh = NONE_AFRESH if checkpoint else forgotten_rows(manifest)
+    store.create(identity.tables, identity.optimizer, job.train.seed, rows_from, afresh)
     if job.train.embeddings == "best" and progress.best is not None and not folder.embeddings.exists():
         # They were left on another machine: the best of what is still to come will do.
         progress.best, progress.best_epoch, progress.stale = None, None, 0
@@ -161,6 +186,24 @@ def _recorder(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
     return record
 
 
+class PhaseEvents:
+    """Progress of long work before training, told as phases: signs of life, for whoever watches for a stall."""
+
+    def __init__(self, emit: Emit) -> None:
+        """Tell ``emit``."""
+        self._emit = emit
+        self._name = ""
+
+    def phase(self, name: str, total: int | None, unit: str) -> None:
+        """Tell that it begins."""
+        self._name = name
+        self._emit({"event": "phase", "name": name})
+
+    def advance(self, amount: int) -> None:
+        """Tell that it goes on."""
+        self._emit({"event": "phase", "name": self._name})
+
+
 def _ignore(_event: dict[str, Any]) -> None:
     """The events of the other workers say what the first one's say."""
 
@@ -172,6 +215,7 @@ def _make_loop(
     manifest: Manifest,
     model: Model,
     reader: ShardReader,
+    selection: Selection,
     vocabularies: dict[str, Vocabulary],
     saver: Saver,
     record: Emit,
@@ -179,7 +223,7 @@ def _make_loop(
     counts_N = vocabularies[manifest.item].counts() if job.negatives.sampling == "popularity" else None
     schedule = Schedule(
         reader,
-        manifest.splits["train"],
+        selection.groups,
         batch_size=job.train.batch_size,
         lanes=job.data.lanes,
         window=job.data.shuffle_window,
@@ -219,11 +263,11 @@ def evaluate_embeddings(job: Job, embeddings: Path, split: SplitName, store: Row
     Raises:
         InputError: the data or the embeddings cannot be read, or the data has no such split.
     """
-    data, manifest, model = open_data(job)
+    data, manifest, model = load_data(job) if store else open_data(job)
     if split not in manifest.splits:
         raise InputError(f"{data.uri}: has no split '{split}'; it has {', '.join(manifest.splits)}")
     rank, workers = (store.rank, store.workers) if store else (0, 1)
-    with closing(ShardReader(data, manifest)) as reader:
+    with closing(ShardReader(data, manifest, job.data.readers)) as reader:
         held_out = load_held_out(reader, manifest, split, job.evaluate.exclude, rank, workers)
     total = store.sum if store else np.asarray
     return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, total)
@@ -246,6 +290,7 @@ def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metri
         "epochs": progress.epochs,
         "parameters": sum(table.rows * table.dim for table in model.tables),
         "seconds_by_phase": progress.seconds,
+        "background_seconds": progress.background,
         "checkpoints": asdict(progress.saves),
         "restarts": 0,
         "engine": job.train.engine,

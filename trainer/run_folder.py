@@ -1,6 +1,7 @@
 """The folder of a run: what is in it, who may write there, and the log of its events.
 
-runs/NAME/  job.yaml  run.json  metrics.jsonl  report.json  embeddings/  checkpoints/  logs/  run.lock
+runs/NAME/  job.yaml  run.json  interactions.json  metrics.jsonl  report.json  embeddings/  checkpoints/  logs/
+            run.lock
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from trainer.job import Job, load_job
 
 JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
 RUN_FILE = "run.json"
-_STEMS = {"job", "report", "metrics", "run", "embeddings", "checkpoints", "logs"}
+_STEMS = {"job", "report", "metrics", "run", "interactions", "embeddings", "checkpoints", "logs"}
 _STEP_RECORD_SECONDS = 1.0
 _LONGEST_RECORD_BYTES = 1 << 20
 

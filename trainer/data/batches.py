@@ -10,6 +10,7 @@ from numba import njit
 
 from kvstore.arrays import FloatArray, IntArray
 from trainer.data.shards import Schedule, Share
+from trainer.data.stopwatch import Stopwatch
 from trainer.negatives import Sampler
 
 
@@ -97,8 +98,25 @@ def make_batch(share: Share, negatives_N: IntArray, epoch: int, step: int) -> Ba
 
 
 def batches(
-    schedule: Schedule, sampler: Sampler, *, epoch: int, first_step: int, rank: int, workers: int
+    schedule: Schedule,
+    sampler: Sampler,
+    *,
+    epoch: int,
+    first_step: int,
+    rank: int,
+    workers: int,
+    epochs: int = 1,
+    waiting: Stopwatch | None = None,
+    sampling: Stopwatch | None = None,
 ) -> Iterator[Batch]:
-    """The batches of worker ``rank`` of ``workers`` in ``epoch``, from ``first_step`` on."""
-    for step, share in enumerate(schedule.shares(epoch, first_step, rank, workers), start=first_step):
-        yield make_batch(share, sampler.draw(share, epoch, step), epoch, step)
+    """The batches of worker ``rank`` of ``workers`` in ``epochs`` epochs, from ``first_step`` of ``epoch`` on.
+
+    The watches run while interactions are waited for, and while negatives are drawn and active rows found.
+    """
+    sampling = sampling or Stopwatch()
+    shares = schedule.shares(epoch, first_step, rank, workers, epochs, waiting)
+    for number, share in enumerate(shares, start=epoch * schedule.steps + first_step):
+        at, step = divmod(number, schedule.steps)
+        with sampling.running():
+            batch = make_batch(share, sampler.draw(share, at, step), at, step)
+        yield batch

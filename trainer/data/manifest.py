@@ -10,14 +10,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from itertools import pairwise
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kvstore.errors import InputError
+from kvstore.errors import InputError, UnreachableError
+from kvstore.s3_files import NoBucketError
 from kvstore.storage import Folder
 
 FILE_NAME = "manifest.json"
+JOURNAL = "forget.json"
+"""What a deletion leaves where it broke off."""
 VOCABULARY = "vocabulary"
 SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"
@@ -26,20 +31,35 @@ TIMESTAMP = "timestamp"
 Count = Annotated[int, Field(ge=0)]
 
 
+def _below(path: str) -> str:
+    """``path``, which must lead to a file below the manifest."""
+    if not path or path.startswith("/") or {"", ".", ".."} & set(path.split("/")):
+        raise ValueError(f"'{path}' is no path of a file below the manifest")
+    return str(PurePosixPath(path))
+
+
+FilePath = Annotated[str, AfterValidator(_below)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataFile(_Strict):
-    """One Parquet file of a split. ``path`` is relative to the manifest; ``row_groups`` are their row counts."""
+    """One Parquet file. ``path`` is relative to the manifest; ``row_groups`` are their row counts.
 
-    path: str
+    ``footer_crc32`` is the CRC-32 of the end of the file: the serialised metadata, their length and ``PAR1``. With
+    ``bytes`` it tells a file that was cut off, damaged or exchanged from the one that was written.
+    """
+
+    path: FilePath
     bytes: Count
+    footer_crc32: Annotated[int, Field(ge=0, lt=2**32)]
     row_groups: list[Count]
 
     @property
     def rows(self) -> int:
-        """The interactions in this file."""
+        """The rows in this file."""
         return sum(self.row_groups)
 
 
@@ -55,25 +75,49 @@ class Split(_Strict):
 
 
 class Entity(_Strict):
-    """One kind of thing: its ids and the files of its vocabulary, in the order of rows."""
+    """One kind of thing: its ids and the files of its vocabulary, in the order of rows.
+
+    ``forgotten`` lists, in order, rows whose id and name were deleted: they keep their place, and nothing else.
+    """
 
     rows: Annotated[int, Field(ge=1)]
     id_type: Literal["int64", "string"]
     named: bool = False
-    files: list[str]
+    files: list[DataFile]
+    forgotten: list[Count] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _forgotten_are_rows(self) -> Entity:
+        if any(row >= after for row, after in pairwise([*self.forgotten, self.rows])):
+            raise ValueError(f"forgotten: expected rows from 0 to {self.rows - 1}, each once, in order")
+        return self
 
 
 class Manifest(_Strict):
     """What a prepared data set holds."""
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     query: str
     item: str
     entities: dict[str, Entity]
     splits: dict[Literal["train", "valid", "test"], Split]
     has_timestamp: bool = False
     source: dict[str, str | int | float | bool | list[str] | None] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_version(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("version", 2) != 2:
+            raise ValueError(
+                f"it is of version {values['version']}, but this Crossfade reads 2; prepare the data again, elsewhere"
+            )
+        return values
+
+    def files(self) -> list[DataFile]:
+        """Every file of vocabularies and splits."""
+        parts: list[Entity | Split] = [*self.entities.values(), *self.splits.values()]
+        return [file for part in parts for file in part.files]
 
     def write(self, folder: Folder) -> None:
         """Write ``manifest.json`` into ``folder``: last of all, and in one move, since it makes the data set whole."""
@@ -84,24 +128,41 @@ def read_manifest(folder: Folder) -> Manifest:
     """Read and check the manifest of ``folder``.
 
     Raises:
-        InputError: there is none, or it is not a manifest of this version.
+        InputError: there is none, it is not a manifest of this version, or nobody may read it.
+        UnreachableError: storage does not answer.
     """
     path = f"{folder.uri}/{FILE_NAME}"
     try:
-        text = folder.read(FILE_NAME).decode()
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    try:
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(manifest_bytes(folder))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{path}: not a manifest of prepared data: {where}: {first['msg']}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}: not a manifest of prepared data: {where}: {reason}") from error
     for name in (manifest.query, manifest.item):
         if name not in manifest.entities:
             raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing")
     return manifest
+
+
+def manifest_bytes(folder: Folder) -> bytes:
+    """The manifest of ``folder`` as it is written: what the data set is known by.
+
+    Raises:
+        InputError: there is none, or nobody may read it.
+        UnreachableError: storage does not answer.
+    """
+    path = f"{folder.uri}/{FILE_NAME}"
+    try:
+        return folder.read(FILE_NAME)
+    except NoBucketError as error:
+        raise InputError(str(error)) from error
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'"
+        ) from None
+    except ConnectionError as error:
+        raise UnreachableError(str(error)) from error
+    except OSError as error:
+        # On S3 it has no errno, and its message begins with the URI.
+        raise InputError(f"{path}: cannot be read: {error.strerror}" if error.errno else str(error)) from error

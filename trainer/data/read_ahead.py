@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -17,8 +17,9 @@ class ReadAhead(Generic[Value]):
     leaving it stops the thread.
     """
 
-    def __init__(self, source: Iterable[Value], depth: int = 2) -> None:
-        """Start the thread."""
+    def __init__(self, source: Iterable[Value], depth: int = 2, interrupt: Callable[[], None] = lambda: None) -> None:
+        """Start the thread; ``interrupt`` has ``source`` raise an error soon, if it waits for something then."""
+        self._interrupt = interrupt
         self._queue: queue.Queue[tuple[str, Value | BaseException | None]] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._drain, args=(source,), name="read-ahead", daemon=True)
@@ -31,6 +32,7 @@ class ReadAhead(Generic[Value]):
     def __exit__(self, *_: object) -> None:
         """Stop the thread, and wait for it."""
         self._stopped.set()
+        self._interrupt()
         while self._thread.is_alive():
             self._discard()
             self._thread.join(timeout=0.01)

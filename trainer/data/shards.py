@@ -12,40 +12,49 @@ The term l·T/L keeps the lanes from rounding up in the same step, so global bat
 A global batch, and each example's position in it, thus follow from (seed, epoch, step) alone: neither the number of
 workers nor the point at which a run is resumed changes what a step sees. Every worker takes T steps, every interaction
 is read exactly once an epoch, and no worker needs another to know how large the global batch is.
+
+Within a lane, row groups are gathered into windows, and rows are shuffled within their window. While a lane's window is
+used up, its next one is fetched by other threads, across the end of an epoch too: so a worker holds two windows a lane.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
+from kvstore.arrays import BoolArray, FloatArray, IntArray
+from kvstore.errors import InputError, UnreachableError
 from kvstore.philox import permutation
 from kvstore.storage import Folder
-from trainer.data.manifest import WEIGHT, Manifest, Split
+from trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, Manifest, Split
+from trainer.data.parquet_files import ParquetFiles, column_of
+from trainer.data.stopwatch import Stopwatch
+from trainer.data.timespan import Timespan
 
-_OPEN_FILES = 64
+DEFAULT_READERS = 4
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of a split: its file, its place in the file, its rows, and how many row groups the file has.
+    """One row group of a split: its file, its place in the file, and how many of its rows are read.
 
-    ``file`` is a path from the folder of the data set.
+    ``within``: only rows of that time are read; None: all are.
     """
 
-    file: str
+    file: DataFile
     index: int
     rows: int
-    of: int
+    within: Timespan | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Interactions:
         """How many there are."""
         return len(self.query_N)
 
-    def take(self, indices_M: IntArray | slice) -> Interactions:
+    def take(self, indices_M: IntArray | BoolArray | slice) -> Interactions:
         """Those at ``indices_M``, in that order."""
         return Interactions(self.query_N[indices_M], self.item_N[indices_M], self.weight_N[indices_M])
 
@@ -78,97 +87,115 @@ def concatenate(parts: Sequence[Interactions]) -> Interactions:
     )
 
 
+def row_groups(
+    split: Split, span: Timespan | None = None, kept: Sequence[Sequence[int]] | None = None
+) -> list[RowGroup]:
+    """The row groups of ``split`` that hold rows, in the order of the manifest.
+
+    With ``span``, those that hold rows of that time, of which there are ``kept`` in each row group of each file.
+    """
+    groups = []
+    for number, file in enumerate(split.files):
+        for index, stored in enumerate(file.row_groups):
+            rows = stored if kept is None else kept[number][index]
+            if rows:
+                groups.append(RowGroup(file, index, rows, None if rows == stored else span))
+    return groups
+
+
 class ShardReader:
-    """Reads row groups of prepared data, and checks what it reads against the manifest."""
+    """Reads row groups of prepared data, in threads, and checks what it reads against the manifest."""
 
-    def __init__(self, folder: Folder, manifest: Manifest) -> None:
-        """A reader of the data set in ``folder``; it opens files as they are needed."""
-        self._folder = folder
+    def __init__(self, folder: Folder, manifest: Manifest, readers: int = DEFAULT_READERS) -> None:
+        """A reader of the data set in ``folder``, with ``readers`` threads that begin when they are needed."""
+        # A folder of its own: interrupting it disturbs nobody else.
+        self._folder = Folder(folder.uri)
+        self._files = ParquetFiles(self._folder)
         self._manifest = manifest
-        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
-
-    def row_groups(self, split: Split) -> list[RowGroup]:
-        """The row groups of ``split`` that hold rows, in the order of the manifest."""
-        return [
-            RowGroup(file.path, index, rows, len(file.row_groups))
-            for file in split.files
-            for index, rows in enumerate(file.row_groups)
-            if rows
-        ]
+        self._readers = readers
+        self._interrupted = threading.Event()
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
 
     def read(self, group: RowGroup) -> Interactions:
         """The interactions of one row group.
 
         Raises:
             InputError: the file is missing, damaged, or does not hold what the manifest says.
+            UnreachableError: storage does not answer.
         """
+        if self._interrupted.is_set():
+            raise UnreachableError(f"{self._files.uri(group.file)}: is not read any more: the run ends")
         names = [self._manifest.query, self._manifest.item, WEIGHT]
-        path = f"{self._folder.uri}/{group.file}"
-        where = f"{path}, row group {group.index}"
-        try:
-            file = self._file(group.file)
-            if file.num_row_groups != group.of:
-                raise InputError(
-                    f"{where}: the file has {file.num_row_groups} row groups, but the manifest says {group.of}; "
-                    "prepare the data again"
-                )
-            table = file.read_row_group(group.index, columns=names)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file, but the manifest lists it; prepare the data again") from None
-        except (OSError, pa.ArrowException, IndexError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{where}: cannot be read: {reason}; prepare the data again") from error
-        if table.column_names != names:
-            raise InputError(f"{where}: has the columns {table.column_names}, but expected {names}")
-        if table.num_rows != group.rows:
-            raise InputError(f"{where}: has {table.num_rows} rows, but the manifest says {group.rows}")
-        return Interactions(
+        where = f"{self._files.uri(group.file)}, row group {group.index}"
+        table = self._files.read(group.file, group.index, names if group.within is None else [*names, TIMESTAMP])
+        interactions = Interactions(
             self._rows(table, self._manifest.query, where),
             self._rows(table, self._manifest.item, where),
             self._weights(table, where),
         )
+        if group.within is None:
+            return interactions
+        found = interactions.take(group.within.contains(column_of(table, TIMESTAMP, pa.int64(), where)))
+        if len(found) != group.rows:
+            raise InputError(
+                f"{where}: has {len(found)} rows {group.within}, but {group.rows} were counted: it has changed since"
+            )
+        return found
 
     def read_all(self, split: Split) -> Iterator[Interactions]:
-        """All interactions of ``split``, a row group at a time, in the order of the manifest."""
-        for group in self.row_groups(split):
-            yield self.read(group)
+        """All interactions of ``split``, a row group at a time, in the order of the manifest; some are read ahead."""
+        yield from self.each(self.read, row_groups(split))
+
+    def each(self, work: Callable[[Any], Value], items: Sequence[Any]) -> Iterator[Value]:
+        """What ``work`` makes of each of ``items``, in order, made by the threads a little ahead."""
+        ahead: deque[Future[Value]] = deque()
+        for item in items:
+            ahead.append(self.submit(work, item))
+            if len(ahead) > self._readers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def submit(self, work: Callable[..., Value], *arguments: Any) -> Future[Value]:
+        """Have a thread do ``work``."""
+        return self._pool.submit(work, *arguments)
+
+    @property
+    def files(self) -> ParquetFiles:
+        """The files, for whoever wants something else of them than interactions."""
+        return self._files
+
+    def interrupt(self) -> None:
+        """Nothing more will be read: whoever waits for something hears an error soon."""
+        self._interrupted.set()
+        self._folder.interrupt()
 
     def close(self) -> None:
-        """Close the files."""
-        for file in self._open.values():
-            file.close()
-        self._open.clear()
-
-    def _file(self, name: str) -> pq.ParquetFile:
-        file = self._open.pop(name, None) or pq.ParquetFile(self._folder.open_random(name))
-        self._open[name] = file
-        if len(self._open) > _OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
-        return file
+        """Stop the threads."""
+        self.interrupt()
+        self._pool.shutdown(cancel_futures=True)
 
     def _rows(self, table: pa.Table, name: str, where: str) -> IntArray:
-        column: IntArray = self._column(table, name, pa.int64(), where)
+        column: IntArray = column_of(table, name, pa.int64(), where)
         limit = self._manifest.entities[name].rows
         if len(column) and (column.min() < 0 or column.max() >= limit):
+            first = int(np.argmax((column < 0) | (column >= limit)))
             raise InputError(
-                f"{where}: column '{name}' has rows from {column.min()} to {column.max()}, "
-                f"but the vocabulary has rows 0 to {limit - 1}"
+                f"{where}, row {first}: column '{name}' is {column[first]}, but the vocabulary has rows 0 to "
+                f"{limit - 1}; prepare the data again"
             )
         return column
 
     def _weights(self, table: pa.Table, where: str) -> FloatArray:
-        column: FloatArray = self._column(table, WEIGHT, pa.float32(), where)
-        if not np.isfinite(column).all():
-            raise InputError(f"{where}: column '{WEIGHT}' has values that are not finite")
+        column: FloatArray = column_of(table, WEIGHT, pa.float32(), where)
+        finite = np.isfinite(column)
+        if not finite.all():
+            first = int(np.argmin(finite))
+            raise InputError(
+                f"{where}, row {first}: column '{WEIGHT}' is {column[first]}, but weights are finite; prepare the data "
+                "again"
+            )
         return column
-
-    @staticmethod
-    def _column(table: pa.Table, name: str, kind: pa.DataType, where: str) -> Any:
-        column = table.column(name)
-        if column.type != kind or column.null_count:
-            found = f"{column.null_count} nulls" if column.null_count else str(column.type)
-            raise InputError(f"{where}: column '{name}' has {found}, but expected {kind} without nulls")
-        return column.to_numpy()
 
 
 @dataclass(frozen=True)
@@ -183,17 +210,34 @@ class Share:
     global_size: int
 
 
+@dataclass(frozen=True)
+class Window:
+    """Row groups of a lane whose rows are shuffled together, by ``position``; the first ``skip`` are left out."""
+
+    groups: Sequence[RowGroup]
+    epoch: int
+    position: int
+    skip: int
+
+    @property
+    def rows(self) -> int:
+        """Its rows, before any are left out."""
+        return sum(group.rows for group in self.groups)
+
+
 class Schedule:
     """Which rows each step of each epoch takes, and the reading of one worker's part of them."""
 
-    def __init__(self, reader: ShardReader, split: Split, *, batch_size: int, lanes: int, window: int, seed: int):
-        """Schedule ``split`` in global batches of about ``batch_size``; see the module for how."""
+    def __init__(
+        self, reader: ShardReader, groups: Sequence[RowGroup], *, batch_size: int, lanes: int, window: int, seed: int
+    ) -> None:
+        """Schedule ``groups`` in global batches of about ``batch_size``; see the module for how."""
         self._reader = reader
-        self._groups = reader.row_groups(split)
+        self._groups = groups
         self._lanes = min(lanes, len(self._groups))
         self._window = window
         self._seed = seed
-        self.rows = split.rows
+        self.rows = sum(group.rows for group in groups)
         self.steps = max(1, -(-self.rows // batch_size))
 
     def deal(self, epoch: int) -> list[list[RowGroup]]:
@@ -206,25 +250,51 @@ class Schedule:
             heapq.heappush(fill, (rows + self._groups[index].rows, lane))
         return dealt
 
-    def shares(self, epoch: int, first_step: int, rank: int, workers: int) -> Iterator[Share]:
-        """The shares of worker ``rank`` of ``workers`` in the steps of ``epoch`` from ``first_step`` on."""
-        dealt = self.deal(epoch)
-        rows_L = np.array([sum(group.rows for group in groups) for groups in dealt], dtype=np.int64)
+    def shares(
+        self,
+        epoch: int,
+        first_step: int,
+        rank: int,
+        workers: int,
+        epochs: int = 1,
+        waiting: Stopwatch | None = None,
+    ) -> Iterator[Share]:
+        """The shares of worker ``rank`` of ``workers`` in ``epochs`` epochs from step ``first_step`` of ``epoch`` on.
+
+        ``waiting`` runs while a window is waited for.
+        """
+        deals = [self.deal(epoch)]
+        rows_L = np.array([sum(group.rows for group in groups) for groups in deals[0]], dtype=np.int64)
+        skip_L = self._taken(rows_L, first_step)
         mine = range(rank, self._lanes, workers)
-        streams = {
-            lane: _LaneStream(self, epoch, lane, dealt[lane], int(self._taken(rows_L, first_step)[lane]))
-            for lane in mine
-        }
-        for step in range(first_step, self.steps):
-            count_L = self._taken(rows_L, step + 1) - self._taken(rows_L, step)
-            first_L = np.cumsum(count_L) - count_L
-            parts = [streams[lane].take(int(count_L[lane])) for lane in mine]
-            positions = [np.arange(first_L[lane], first_L[lane] + count_L[lane]) for lane in mine]
-            yield Share(
-                concatenate([part for lane_parts in parts for part in lane_parts]),
-                np.concatenate([np.empty(0, np.int64), *positions]),
-                int(count_L.sum()),
-            )
+
+        def windows(lane: int) -> Iterator[Window]:
+            for number in range(epochs):
+                if number == len(deals):
+                    deals.append(self.deal(epoch + number))
+                yield from self.windows(epoch + number, lane, deals[number][lane], 0 if number else int(skip_L[lane]))
+
+        watch = waiting or Stopwatch()
+        streams = {lane: _LaneStream(self._reader, windows(lane), self._seed, watch) for lane in mine}
+        for number in range(epochs):
+            if number == len(deals):
+                deals.append(self.deal(epoch + number))
+            rows_L = np.array([sum(group.rows for group in groups) for groups in deals[number]], dtype=np.int64)
+            for step in range(0 if number else first_step, self.steps):
+                yield self._share(streams, self._taken(rows_L, step), self._taken(rows_L, step + 1))
+            deals[number] = []
+
+    @staticmethod
+    def _share(streams: dict[int, _LaneStream], before_L: IntArray, after_L: IntArray) -> Share:
+        count_L = after_L - before_L
+        first_L = np.cumsum(count_L) - count_L
+        parts = [streams[lane].take(int(count_L[lane])) for lane in streams]
+        positions = [np.arange(first_L[lane], first_L[lane] + count_L[lane]) for lane in streams]
+        return Share(
+            concatenate([part for lane_parts in parts for part in lane_parts]),
+            np.concatenate([np.empty(0, np.int64), *positions]),
+            int(count_L.sum()),
+        )
 
     def _taken(self, rows_L: IntArray, step: int) -> IntArray:
         """How many rows of each lane are taken before ``step``."""
@@ -232,40 +302,102 @@ class Schedule:
         taken_L: IntArray = (rows_L * step + offset_L) // self.steps
         return taken_L
 
-    def windows(self, epoch: int, lane: int, groups: list[RowGroup], skip: int) -> Iterator[Interactions]:
-        """The rows of a lane from row ``skip`` on: row groups gathered into windows, each shuffled within itself."""
+    def windows(self, epoch: int, lane: int, groups: list[RowGroup], skip: int) -> Iterator[Window]:
+        """The windows of a lane from row ``skip`` on: row groups gathered until they have enough rows."""
         held: list[RowGroup] = []
-        number = 0
-        for group in groups:
+        number = rows = 0
+        for place, group in enumerate(groups):
             held.append(group)
-            rows = sum(member.rows for member in held)
-            if rows < self._window and group is not groups[-1]:
+            rows += group.rows
+            if rows < self._window and place + 1 < len(groups):
                 continue
             if skip < rows:
-                position = (lane << 32) | number
-                order = permutation(rows, seed=self._seed, stream="shuffle", epoch=epoch, position=position)
-                yield concatenate([self._reader.read(member) for member in held]).take(order[skip:])
+                yield Window(held, epoch, (lane << 32) | number, skip)
             skip = max(0, skip - rows)
-            held = []
+            held, rows = [], 0
             number += 1
+
+    def interrupt(self) -> None:
+        """Nothing more will be taken: whoever waits for a share hears an error soon."""
+        self._reader.interrupt()
+
+
+class _Fetch:
+    """A window that is being fetched: its row groups by several threads, of which the last puts them together."""
+
+    def __init__(self, reader: ShardReader, window: Window, seed: int) -> None:
+        self._reader = reader
+        self._window = window
+        self._seed = seed
+        self._parts: list[Interactions | None] = [None] * len(window.groups)
+        self._left = len(window.groups)
+        self._lock = threading.Lock()
+        self._done: Future[Interactions] = Future()
+        for place in range(len(window.groups)):
+            reader.submit(self._read, place)
+
+    def wait(self) -> Interactions:
+        """Its rows.
+
+        Raises:
+            CrossfadeError: they cannot be read.
+        """
+        return self._done.result()
+
+    def _read(self, place: int) -> None:
+        try:
+            if not self._done.done():
+                self._parts[place] = self._reader.read(self._window.groups[place])
+                with self._lock:
+                    self._left -= 1
+                    last = self._left == 0
+                if last:
+                    self._done.set_result(self._shuffled())
+        except BaseException as error:
+            with self._lock:
+                if not self._done.done():
+                    self._done.set_exception(error)
+
+    def _shuffled(self) -> Interactions:
+        window = self._window
+        order = permutation(
+            window.rows, seed=self._seed, stream="shuffle", epoch=window.epoch, position=window.position
+        )
+        parts, self._parts = [part for part in self._parts if part is not None], []
+        return concatenate(parts).take(order[window.skip :])
 
 
 class _LaneStream:
-    """One lane, read as far as it is taken."""
+    """One lane, of which the next window is fetched while the present one is taken."""
 
-    def __init__(self, schedule: Schedule, epoch: int, lane: int, groups: list[RowGroup], skip: int) -> None:
-        self._windows = schedule.windows(epoch, lane, groups, skip)
+    def __init__(self, reader: ShardReader, windows: Iterator[Window], seed: int, waiting: Stopwatch) -> None:
+        self._reader = reader
+        self._windows = windows
+        self._seed = seed
+        self._waiting = waiting
         self._held = concatenate([])
         self._taken = 0
+        self._next = self._fetch()
+
+    def _fetch(self) -> _Fetch | None:
+        window = next(self._windows, None)
+        return None if window is None else _Fetch(self._reader, window, self._seed)
 
     def take(self, count: int) -> list[Interactions]:
         """The next ``count`` rows, in as many pieces as they lie in."""
         pieces = []
         while count:
             if self._taken == len(self._held):
-                self._held, self._taken = next(self._windows), 0
+                self._go_on()
             piece = self._held.take(slice(self._taken, self._taken + count))
             pieces.append(piece)
             self._taken += len(piece)
             count -= len(piece)
         return pieces
+
+    def _go_on(self) -> None:
+        """Take up the next window."""
+        assert self._next is not None
+        with self._waiting.running():
+            self._held, self._taken = self._next.wait(), 0
+        self._next = self._fetch()

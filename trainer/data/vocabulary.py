@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.manifest import VOCABULARY, Manifest
+from trainer.data.parquet_files import ParquetFiles
 
 
 class Vocabulary:
@@ -21,6 +21,7 @@ class Vocabulary:
         """The vocabulary of ``entity``, which the manifest names."""
         self._entity = manifest.entities[entity]
         self._folder = folder
+        self._files = ParquetFiles(folder)
         self._name = entity
         self.rows = self._entity.rows
         self.columns = ["row", "id", *(["name"] if self._entity.named else [])]
@@ -30,6 +31,7 @@ class Vocabulary:
 
         Raises:
             InputError: a file is missing or damaged, or its rows are not those that belong there.
+            UnreachableError: storage does not answer.
         """
         columns = columns or self.columns
         wanted = ["row", *(name for name in columns if name != "row")]
@@ -38,12 +40,31 @@ class Vocabulary:
             for first, table in self._row_groups(wanted, start, stop)
         ]
         found = np.concatenate([np.empty(0, np.int64), *(piece.column("row").to_numpy() for piece in pieces)])
-        if not np.array_equal(found, np.arange(start, stop)):
+        self._check_rows(found, start, stop)
+        # Where rows were forgotten, the id may be null in one file and not in another.
+        return pa.concat_tables(pieces, promote_options="default").select(columns)
+
+    def pieces(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """All rows in order, a row group at a time: ``columns``, by default row, id and, where there is one, name.
+
+        Raises:
+            InputError: a file is missing or damaged, or its rows are not those that belong there.
+        """
+        columns = columns or self.columns
+        wanted = ["row", *(name for name in columns if name != "row")]
+        end = 0
+        for first, table in self._row_groups(wanted, 0, self.rows):
+            end = first + table.num_rows
+            self._check_rows(table.column("row").to_numpy(), first, end)
+            yield table.select(columns)
+        self._check_rows(np.arange(end), 0, self.rows)
+
+    def _check_rows(self, found_N: IntArray, start: int, stop: int) -> None:
+        if not np.array_equal(found_N, np.arange(start, stop)):
             raise InputError(
                 f"{self._folder.uri}/{VOCABULARY}/{self._name}: does not hold rows {start} to {stop - 1} in order, but "
                 f"the manifest says that it has rows 0 to {self.rows - 1}; prepare the data again"
             )
-        return pa.concat_tables(pieces).select(columns)
 
     def counts(self) -> IntArray:
         """How often each row occurs in train: int64 (rows,)."""
@@ -52,18 +73,16 @@ class Vocabulary:
 
     def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
         first = 0
-        for name in self._entity.files:
-            if first >= stop:
-                return
-            path = f"{self._folder.uri}/{name}"
-            try:
-                with self._folder.open_random(name) as source, pq.ParquetFile(source) as file:
-                    for index in range(file.num_row_groups):
-                        rows = file.metadata.row_group(index).num_rows
-                        if first < stop and first + rows > start:
-                            yield first, file.read_row_group(index, columns=columns)
-                        first += rows
-            except FileNotFoundError:
-                raise InputError(f"{path}: no such file, but the manifest lists it; prepare the data again") from None
-            except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        for file in self._entity.files:
+            for index, rows in enumerate(file.row_groups):
+                if rows and first < stop and first + rows > start:
+                    yield first, plain_strings(self._files.read(file, index, columns))
+                first += rows
+
+
+def plain_strings(table: pa.Table) -> pa.Table:
+    """``table``, its columns of large strings cast to strings: writers differ in which they say a column is of."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_large_string(field.type):
+            table = table.set_column(index, field.with_type(pa.string()), table.column(index).cast(pa.string()))
+    return table

@@ -1,0 +1,247 @@
+"""Reading from an S3 that is slow, busy, hangs up, cuts answers short, or refuses: a real one, behind a proxy."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flaky_proxy import Fault, Proxy, flaky_proxy
+from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_object_store
+
+from kvstore.s3_errors import explain, may_pass
+from kvstore.s3_files import NoBucketError, S3Files
+from kvstore.storage import Folder
+
+DATA = np.random.default_rng(1).bytes(300_000)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        with server.client().open_output_stream(f"{BUCKET}/music/x.bin") as file:
+            file.write(DATA)
+        yield server
+
+
+@pytest.fixture
+def proxy(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy of the server, by which this process reaches it."""
+    with flaky_proxy(server.endpoint) as proxy:
+        for name, value in {**server.variables, "AWS_ENDPOINT_URL": proxy.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("CROSSFADE_S3_TIMEOUT_SECONDS", "1")
+        yield proxy
+
+
+@pytest.fixture
+def folder(server: ObjectStore, proxy: Proxy) -> Folder:
+    return Folder(server.uri("music"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["reset", "throttle", "busy", "cut", "stall"])
+def test_a_request_that_went_wrong_is_made_again(folder: Folder, proxy: Proxy, fault: Fault) -> None:
+    times = 1 if fault == "stall" else 4
+    proxy.strike(fault, times)
+    with closing(folder.open_random("x.bin")) as file:
+        assert proxy.left == 0 or fault == "cut"  # the answer to HEAD has nothing to cut off but is struck all the same
+        assert file.size() == len(DATA)
+        for offset, length in ((0, len(DATA)), (100_000, 7), (len(DATA) - 5, 5)):
+            proxy.strike(fault, times)
+            assert file.read_at(offset, length) == DATA[offset : offset + length]
+            assert proxy.left == 0
+    proxy.strike(fault, times)
+    assert folder.names() == ["x.bin"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("reset", r"cannot be reached \(NETWORK_CONNECTION\)"),
+        ("throttle", r"did not answer as it should, after all tries \(.*SLOW_?DOWN\)"),
+        ("busy", r"did not answer as it should, after all tries"),
+        ("cut", r"\(NETWORK_CONNECTION\)"),
+        ("stall", r"cannot be reached \(NETWORK_CONNECTION\)"),
+    ],
+)
+def test_what_goes_wrong_each_time_is_an_error_that_says_how_after_all_tries(
+    folder: Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Fault, said: str
+) -> None:
+    monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "3")
+    with closing(folder.open_random("x.bin")) as file:
+        proxy.strike_every(fault, 1)
+        before = proxy.requests
+        with pytest.raises(ConnectionError, match=said):
+            file.read_at(0, 1000)
+        # An answer that does not fit is asked for once more, for what it says.
+        assert 3 <= proxy.requests - before <= 6
+    proxy.strike_every(fault, 0)
+
+
+@pytest.mark.slow
+def test_a_file_that_vanishes_while_it_is_open_is_not_waited_for(
+    server: ObjectStore, folder: Folder, proxy: Proxy
+) -> None:
+    folder.write("gone.bin", b"0123456789")
+    with closing(folder.open_random("gone.bin")) as file:
+        server.client().delete_file(f"{BUCKET}/music/gone.bin")
+        before = proxy.requests
+        with pytest.raises(FileNotFoundError):
+            file.read_at(2, 3)
+        assert proxy.requests - before <= 3
+
+
+@pytest.mark.slow
+def test_a_file_that_was_replaced_has_another_version(folder: Folder) -> None:
+    versions = set()
+    for content in (b"one", b"two", b"two"):
+        folder.write("replaced.bin", content)
+        with closing(folder.open_random("replaced.bin")) as file:
+            versions.add(file.version)
+    assert len(versions) >= 2
+
+
+@pytest.mark.slow
+def test_what_is_interrupted_is_not_tried_again(folder: Folder, proxy: Proxy) -> None:
+    with closing(folder.open_random("x.bin")) as file:
+        proxy.strike_every("reset", 1)
+        heard = threading.Event()
+
+        def read() -> None:
+            try:
+                file.read_at(0, 10)
+            except ConnectionError:
+                heard.set()
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        assert not heard.wait(0.2)
+        folder.interrupt()
+        assert heard.wait(10)
+        thread.join()
+    proxy.strike_every("reset", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["read", "names", "sizes"])
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, r"access denied \(403 SignatureDoesNotMatch\): the secret key does not"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, r"access denied \(403 InvalidAccessKeyId\): .* does not know the access key"),
+        (
+            STRANGER,
+            r"access denied \(403 AccessDenied\): the credentials of AWS_ACCESS_KEY_ID=stranger may not do this",
+        ),
+    ],
+    ids=["wrong secret", "wrong key", "no permission"],
+)
+def test_who_may_not_read_hears_why_at_once(
+    folder: Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, method: str, variables: dict[str, str], said: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PermissionError, match=said) as caught:
+        folder.read("x.bin") if method == "read" else getattr(folder, method)()
+    assert str(caught.value).startswith(folder.uri)
+    assert "\n" not in str(caught.value)
+    assert proxy.requests <= 2
+
+
+@pytest.mark.slow
+def test_credentials_that_have_expired_are_said_to_have(folder: Folder, proxy: Proxy) -> None:
+    proxy.strike_every("expire", 1)
+    with pytest.raises(PermissionError, match=r"access denied \(ExpiredToken\): .* have expired; get new ones"):
+        folder.read("x.bin")
+    assert proxy.requests <= 2
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_not_there_is_told_from_a_file_that_is_not(server: ObjectStore, folder: Folder) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        folder.read("missing")
+    assert not isinstance(caught.value, NoBucketError)
+    with pytest.raises(NoBucketError, match=r"s3://nowhere/music/x.bin: there is no bucket 'nowhere' at http://"):
+        Folder("s3://nowhere/music").read("x.bin")
+
+
+def test_pauses_double_and_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "6")
+    files = S3Files("s3://music/x")
+    pauses: list[float] = []
+    monkeypatch.setattr(files._interrupted, "wait", pauses.append)
+
+    def fail() -> None:
+        raise OSError("When reading: AWS Error SLOW_DOWN during GetObject operation: Please reduce your request rate.")
+
+    for _ in range(20):
+        with pytest.raises(ConnectionError):
+            files.again(fail)
+    pauses_TR = np.array(pauses).reshape(20, 5)
+    whole_R = 0.025 * 2.0 ** np.arange(5)
+    assert (pauses_TR <= whole_R).all()
+    assert (pauses_TR >= whole_R / 2).all()
+    assert (pauses_TR.std(axis=0) > whole_R / 20).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "passing", "kind", "said"),
+    [
+        (
+            "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 7, no",
+            True,
+            ConnectionError,
+            "curlCode: 7",
+        ),
+        ("AWS Error UNKNOWN (HTTP status 503) during GetObject operation: No body.", True, ConnectionError, "503"),
+        ("AWS Error UNKNOWN (HTTP status 429) during GetObject operation: No body.", True, ConnectionError, "429"),
+        (
+            "AWS Error UNKNOWN (HTTP status 400) during ListObjectsV2 operation: Unable to parse ExceptionName: "
+            "ExpiredToken Message: The provided token has expired.",
+            False,
+            PermissionError,
+            "have expired",
+        ),
+        (
+            "AWS Error UNKNOWN (HTTP status 301) during HeadObject operation: No",
+            False,
+            PermissionError,
+            "AWS_REGION",
+        ),
+        (
+            "AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation: no",
+            False,
+            FileNotFoundError,
+            "no such object or bucket",
+        ),
+        ("AWS Error UNKNOWN (HTTP status 418) during GetObject operation: tea", False, PermissionError, "tea"),
+    ],
+)
+def test_errors_of_the_client_are_told_in_a_line(text: str, passing: bool, kind: type[OSError], said: str) -> None:
+    error = OSError(f"When reading information for key 'x' in bucket 'music': {text}")
+    assert may_pass(error) == passing
+    explained = explain(error, "music", "http://s3")
+    assert type(explained) is kind
+    assert said in str(explained)
+    assert "\n" not in str(explained)
+
+
+@pytest.mark.slow
+def test_names_with_spaces_unicode_and_quotes_are_read(server: ObjectStore, proxy: Proxy, tmp_path: Path) -> None:
+    odd = Folder(server.uri('pre fix/Füße "it\'s" 音楽 100% +&'))
+    odd.write("ü 'x'.bin", b"12")
+    assert odd.read("ü 'x'.bin") == b"12"
+    assert odd.names() == ["ü 'x'.bin"]
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch, server: ObjectStore) -> None:
+    port = free_ports(1)[0]
+    for name, value in {**server.variables, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "2")
+    with pytest.raises(ConnectionError, match=rf"s3://{BUCKET}/music/x.bin: http://127.0.0.1:{port} cannot be reached"):
+        Folder(server.uri("music")).read("x.bin")

@@ -1,0 +1,343 @@
+"""The Parquet files that a manifest lists: reading a few columns of a row group, and how they are written.
+
+    files = ParquetFiles(folder)
+    table = files.read(file, 3, ["customer", "track", "weight"])       # a pyarrow.Table
+
+A file's size and the CRC-32 of its footer are compared with the manifest before pyarrow sees any of it, and each page
+has a checksum of its own. Of a row group nothing is fetched but the columns that are asked for, in one request where
+they lie side by side. A file is opened anew for each row group, so that one that changes or vanishes is noticed; its
+footer is read again only if it has changed.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvstore.errors import InputError, UnreachableError
+from kvstore.random_file import RandomFile
+from kvstore.s3_files import NoBucketError
+from kvstore.storage import Folder
+from trainer.data.manifest import DataFile
+
+_MAGIC = b"PAR1"
+_END_BYTES = 8
+"""After the metadata: their length in 4 bytes, and the magic."""
+_TAIL_BYTES = 1 << 16
+"""What is fetched from the end of a file to have its footer, most likely all of it; of a small file, all there is."""
+_HOLE_BYTES = 1 << 16
+"""Columns that lie so near to each other are fetched together with what is between them."""
+_GROUPS_KEPT = 1 << 14
+"""Row groups of the files whose footers are kept: about 16 MiB of them."""
+
+
+def write_options(schema: pa.Schema) -> dict[str, Any]:
+    """How ``pyarrow.parquet.ParquetWriter`` writes files of ``schema``.
+
+    Integers as packed differences: rows of random order take 40 % less than in a dictionary, and are read three times
+    as fast. Every page has a checksum.
+    """
+    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    return {
+        "compression": "zstd",
+        "use_dictionary": [field.name for field in schema if field.name not in integers],
+        "column_encoding": dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
+        "write_page_checksum": True,
+    }
+
+
+def describe(folder: Folder, path: str) -> DataFile:
+    """The file ``path`` of ``folder``, as a manifest lists it.
+
+    Raises:
+        InputError: it is not there, is no Parquet file, or nobody may read it.
+        UnreachableError: storage does not answer.
+    """
+    with _reaching(folder, path), closing(folder.open_random(path)) as source:
+        footer = _footer(f"{folder.uri}/{path}", source, _tail(source))
+        metadata = _parse(f"{folder.uri}/{path}", footer)
+        groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        return DataFile(path=path, bytes=source.size(), footer_crc32=zlib.crc32(footer), row_groups=groups)
+
+
+class ParquetFiles:
+    """Reads the files that a manifest of ``folder`` lists. Several threads may do so at a time."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Files are opened as they are needed."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._footers: OrderedDict[str, tuple[str, pq.FileMetaData]] = OrderedDict()
+        self._groups_kept = 0
+
+    @property
+    def folder(self) -> Folder:
+        """Where they are."""
+        return self._folder
+
+    def uri(self, file: DataFile) -> str:
+        """Where ``file`` is."""
+        return f"{self._folder.uri}/{file.path}"
+
+    def footer(self, file: DataFile) -> pq.FileMetaData:
+        """The metadata of ``file``: schema, row groups, statistics.
+
+        Raises:
+            InputError: it is missing, damaged, not the one that the manifest lists, or nobody may read it.
+            UnreachableError: storage does not answer.
+        """
+        with _reaching(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
+            return self._checked(file, source)[0]
+
+    def read(self, file: DataFile, index: int, columns: Sequence[str]) -> pa.Table:
+        """``columns`` of row group ``index`` of ``file``, which must have them all.
+
+        Raises:
+            InputError: the file is missing, damaged, not the one that the manifest lists, or nobody may read it.
+            UnreachableError: storage does not answer.
+        """
+        with _reaching(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
+            metadata, tail = self._checked(file, source)
+            places = _places(self._where(file, index), metadata.row_group(index), source.size(), columns)
+            pieces = _Pieces(source.size())
+            for start, stop in places:
+                pieces.add(start, _fetch(source, tail, start, stop))
+        try:
+            with pq.ParquetFile(pieces, metadata=metadata, page_checksum_verification=True) as parsed:
+                table = parsed.read_row_group(index, columns=list(columns), use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(self._where(file, index), f"cannot be read: {error}") from error
+        if table.num_rows != file.row_groups[index]:
+            # What the footer says is checked; pages may hold less.
+            raise _damaged(
+                self._where(file, index), f"has {table.num_rows} rows, but {file.row_groups[index]} expected"
+            )
+        return table
+
+    def column(self, file: DataFile, index: int, name: str, kind: pa.DataType) -> Any:
+        """The column ``name`` of row group ``index`` of ``file``, of type ``kind``, as an array.
+
+        Raises:
+            InputError: as ``read``, or it has another type, or nulls.
+            UnreachableError: storage does not answer.
+        """
+        return column_of(self.read(file, index, [name]), name, kind, self._where(file, index))
+
+    def integer_ranges(self, file: DataFile, name: str) -> list[tuple[int, int] | None]:
+        """The least and the greatest value of the column ``name`` in each row group of ``file``, where its footer says.
+
+        Raises:
+            InputError: as ``footer``.
+            UnreachableError: storage does not answer.
+        """
+        footer = self.footer(file)
+        ranges: list[tuple[int, int] | None] = []
+        for index in range(footer.num_row_groups):
+            group, known = footer.row_group(index), None
+            for number in range(group.num_columns):
+                facts = group.column(number).statistics if group.column(number).path_in_schema == name else None
+                if facts is not None and facts.has_min_max and isinstance(facts.min, int):
+                    known = facts.min, facts.max
+            ranges.append(known)
+        return ranges
+
+    def _where(self, file: DataFile, index: int) -> str:
+        return f"{self.uri(file)}, row group {index}"
+
+    def _checked(self, file: DataFile, source: RandomFile) -> tuple[pq.FileMetaData, bytes]:
+        """The metadata of ``file``, which is open as ``source``, and what was read of its end."""
+        uri = self.uri(file)
+        if source.size() != file.bytes:
+            raise _damaged(
+                uri, f"has {source.size():,} bytes, but the manifest says {file.bytes:,}: it was cut off or exchanged"
+            )
+        with self._lock:
+            version, metadata = self._footers.get(file.path, ("", None))
+        if metadata is not None and version == source.version:
+            return metadata, b""
+        tail = _tail(source)
+        footer = _footer(uri, source, tail)
+        if zlib.crc32(footer) != file.footer_crc32:
+            raise _damaged(
+                uri,
+                f"its footer has the CRC-32 {zlib.crc32(footer)}, but the manifest says {file.footer_crc32}: it was "
+                f"damaged or exchanged{' since this run began' if metadata is not None else ''}",
+            )
+        metadata = _parse(uri, footer)
+        found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        if found != file.row_groups:
+            raise _damaged(
+                uri, f"has row groups of {_shown(found)} rows, but the manifest says {_shown(file.row_groups)}"
+            )
+        self._keep(file.path, source.version, metadata)
+        return metadata, tail
+
+    def _keep(self, path: str, version: str, metadata: pq.FileMetaData) -> None:
+        with self._lock:
+            _, before = self._footers.pop(path, ("", None))
+            self._footers[path] = version, metadata
+            self._groups_kept += metadata.num_row_groups - (before.num_row_groups if before is not None else 0)
+            while self._groups_kept > _GROUPS_KEPT and len(self._footers) > 1:
+                self._groups_kept -= self._footers.popitem(last=False)[1][1].num_row_groups
+
+
+def column_of(table: pa.Table, name: str, kind: pa.DataType, where: str) -> Any:
+    """The values of a column that has the type ``kind`` and no nulls.
+
+    Raises:
+        InputError: it has another type, or nulls; with ``where`` it is.
+    """
+    column = table.column(name)
+    if column.type != kind:
+        raise _damaged(where, f"column '{name}' has the type {column.type}, but expected {kind}")
+    if column.null_count:
+        first = column.is_null().to_numpy().argmax()
+        raise _damaged(
+            f"{where}, row {first}", f"column '{name}' is null ({column.null_count} are), but expected no nulls"
+        )
+    return column.to_numpy()
+
+
+@contextmanager
+def _reaching(folder: Folder, path: str) -> Iterator[None]:
+    """Turn what storage says of the file ``path`` into an error of Crossfade that names it.
+
+    Raises:
+        InputError: it is missing, or nobody may read it.
+        UnreachableError: storage does not answer.
+    """
+    uri = f"{folder.uri}/{path}"
+    try:
+        yield
+    except NoBucketError as error:
+        raise InputError(_named(uri, error)) from error
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: no such file, but the manifest lists it; prepare the data again") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(_named(uri, error)) from error
+    except OSError as error:
+        raise UnreachableError(_named(uri, error)) from error
+
+
+def _named(uri: str, error: OSError) -> str:
+    """What ``error`` says, behind ``uri``, which it may name itself."""
+    text = f"cannot be read: {error.strerror}" if error.errno else str(error)
+    return f"{uri}: {' '.join(text.split()).removeprefix(f'{uri}: ')}"
+
+
+def _damaged(where: str, what: str) -> InputError:
+    return InputError(f"{where}: {' '.join(what.split())}; prepare the data again")
+
+
+def _shown(groups: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, groups[:8]))}{', ...' if len(groups) > 8 else ''}] ({len(groups)})"
+
+
+def _tail(source: RandomFile) -> bytes:
+    length = min(source.size(), _TAIL_BYTES)
+    return source.read_at(source.size() - length, length) if length else b""
+
+
+def _fetch(source: RandomFile, tail: bytes, start: int, stop: int) -> bytes:
+    """The bytes from ``start`` to ``stop``, of which ``tail`` may be the end."""
+    begin = source.size() - len(tail)
+    return tail[start - begin : stop - begin] if start >= begin else source.read_at(start, stop - start)
+
+
+def _footer(uri: str, source: RandomFile, tail: bytes) -> bytes:
+    """The metadata at the end of ``source``, their length, and the magic."""
+    if len(tail) < len(_MAGIC) + _END_BYTES or tail[-len(_MAGIC) :] != _MAGIC:
+        raise _damaged(uri, "is no Parquet file, or was cut off: it does not end with PAR1")
+    length = int.from_bytes(tail[-_END_BYTES : -len(_MAGIC)], "little") + _END_BYTES
+    if length > source.size() - len(_MAGIC):
+        raise _damaged(uri, f"its footer would take {length:,} bytes, but the file has {source.size():,}")
+    return _fetch(source, tail, source.size() - length, source.size())
+
+
+def _parse(uri: str, footer: bytes) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(uri, f"its footer cannot be read: {error}") from error
+
+
+def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the bytes of ``columns`` begin and end, those next to each other as one."""
+    chunks = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
+    if missing := [name for name in columns if name not in chunks]:
+        raise _damaged(
+            where, f"has the columns {list(chunks)}, but expected {list(columns)}: '{missing[0]}' is missing"
+        )
+    places: list[tuple[int, int]] = []
+    for chunk in sorted((chunks[name] for name in columns), key=_start):
+        start = _start(chunk)
+        stop = start + chunk.total_compressed_size
+        if not len(_MAGIC) <= start <= stop <= size:
+            raise _damaged(
+                where, f"column '{chunk.path_in_schema}' would lie in bytes {start:,} to {stop:,} of {size:,}"
+            )
+        if places and start - places[-1][1] <= _HOLE_BYTES:
+            places[-1] = places[-1][0], max(stop, places[-1][1])
+        else:
+            places.append((start, stop))
+    return places
+
+
+def _start(chunk: pq.ColumnChunkMetaData) -> int:
+    first: int = chunk.data_page_offset
+    return min(first, chunk.dictionary_page_offset) if chunk.has_dictionary_page else first
+
+
+class _Pieces(io.RawIOBase):
+    """A file of which only some pieces are there."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._position = 0
+        self._pieces: list[tuple[int, bytes]] = []
+
+    def add(self, start: int, data: bytes) -> None:
+        """Put ``data`` at ``start``."""
+        self._pieces.append((start, data))
+
+    def size(self) -> int:
+        """The bytes of the whole file."""
+        return self._size
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next ``read`` begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Have the next ``read`` begin elsewhere."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> Any:
+        """The next ``size`` bytes.
+
+        Raises:
+            OSError: they are not there.
+        """
+        start, stop = self._position, self._position + size
+        for first, data in self._pieces:
+            if size >= 0 and first <= start and stop <= first + len(data):
+                self._position = stop
+                return memoryview(data)[start - first : stop - first]
+        raise OSError(f"a page reaches beyond its column: bytes {start:,} to {stop:,}")
