@@ -316,10 +316,11 @@ def test_objects_of_others_are_spared_and_leftovers_without_a_manifest_are_told_
     place.write("train/part-00000-aaaa.parquet", b"of a preparation that was killed")
     with pytest.raises(InputError, match="another preparation left, or is writing now"):
         make(place.uri, train)
-    place.write("notes.txt", b"mine")
-    with pytest.raises(InputError, match=r"holds 'notes\.txt'"):
-        make(place.uri, train, overwrite=True)
-    place.remove("notes.txt")
+    for name in ("notes.txt", "train/photo.jpg"):
+        place.write(name, b"mine")
+        with pytest.raises(InputError, match=f"holds '{name}'"):
+            make(place.uri, train, overwrite=True)
+        place.remove(name)
     make(place.uri, train, overwrite=True)
     assert "train/part-00000-aaaa.parquet" not in place.sizes()
 

@@ -12,6 +12,7 @@ before it are deleted. Left without ``publish``, nothing remains.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -26,6 +27,7 @@ from trainer.data.reaching import reaching
 
 WORK = ".work"
 _OURS = {FILE_NAME, JOURNAL, VOCABULARY, *SPLITS}
+_OUR_OBJECTS = re.compile(rf"(?:{VOCABULARY}/[^/]+|{'|'.join(SPLITS)})/part-[0-9a-z-]+\.parquet")
 _PROBE = ".writable"
 
 
@@ -104,7 +106,7 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         raise InputError(
             f"{out}: holds no prepared data, so --overwrite leaves it alone; choose another --out ({error})"
         ) from None
-    _check_foreign(str(out), {entry.name for entry in out.iterdir()})
+    _check_foreign(str(out), {entry.name for entry in out.iterdir()} - _OURS)
 
 
 def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
@@ -114,14 +116,17 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
     if not overwrite:
         what = "exists already" if FILE_NAME in found else "holds what another preparation left, or is writing now"
         raise InputError(f"{out.uri}: {what}; choose another --out, or replace it with --overwrite")
-    _check_foreign(out.uri, {name.partition("/")[0] for name in found})
+    if FILE_NAME in found:
+        read_manifest(out)
+    _check_foreign(
+        out.uri, {name for name in found if name not in (FILE_NAME, JOURNAL) and not _OUR_OBJECTS.fullmatch(name)}
+    )
 
 
-def _check_foreign(out: str, names: set[str]) -> None:
-    foreign = sorted(names - _OURS)
+def _check_foreign(out: str, foreign: set[str]) -> None:
     if foreign:
         raise InputError(
-            f"{out}: holds '{foreign[0]}', which --overwrite would delete; move it, or choose another --out"
+            f"{out}: holds '{min(foreign)}', which --overwrite would delete; move it, or choose another --out"
         )
 
 
