@@ -90,7 +90,7 @@ def test_synthetic_data_may_be_written_to_s3(place: Folder, tmp_path: Path) -> N
 
 
 def test_only_the_columns_that_are_wanted_are_fetched(place: Folder, tmp_path: Path) -> None:
-    count = 60_000
+    count = 20_000
     blob = pa.array([hashlib.sha512(str(n).encode()).digest() * 4 for n in range(count)])
     path = write_parquet(tmp_path / "e.parquet", a=blob, customer=list(range(count)), b=blob, item=[1] * count)
     files = find_files("--train", [upload(place, "e.parquet", path)], None)
