@@ -38,6 +38,7 @@ from trainer.data.output import GROUP_ROWS_MAX
 from trainer.data.parquet_files import ParquetFiles
 from trainer.data.problems import LISTED, Problems
 from trainer.data.progress import Progress
+from trainer.data.reaching import reaching
 
 _LARGE_GROUP_ROWS = 8 * GROUP_ROWS_MAX
 _FEW_GROUPS = 8
@@ -65,11 +66,13 @@ def check(folder: Folder, query: str | None, item: str | None, memory_bytes: int
     ``query`` and ``item`` name the entities of data without a manifest, by default the first columns of train.
 
     Raises:
-        UnreachableError: storage does not answer.
-        InputError: the manifest is of other entities than ``query`` and ``item``.
+        UnreachableError: storage does not answer any more.
+        InputError: it cannot be reached or may not be read, or its manifest is of other entities than ``query`` and
+            ``item``.
     """
     problems = Problems()
-    is_new = FILE_NAME not in folder.names()
+    with reaching(folder.uri, at_start=True):
+        is_new = FILE_NAME not in folder.names()
     try:
         manifest = discover(folder, query, item, progress) if is_new else read_manifest(folder)
     except InputError as error:
@@ -82,12 +85,13 @@ def check(folder: Folder, query: str | None, item: str | None, memory_bytes: int
         splits = _SplitCheck(folder, manifest, problems, Path(work))
         splits.run(progress)
         for name in manifest.entities:
-            counts_N = splits.counts[name] if splits.train_is_whole else None
+            counts_N = splits.counts.get(name) if splits.train_is_whole else None
             _VocabularyCheck(folder, manifest, problems, name, counts_N).run(Path(work), memory_bytes, progress)
     notes = [*_stray_files(folder, manifest, problems), *splits.notes()]
     written = is_new and not problems.count
     if written:
-        manifest.write(folder)
+        with reaching(folder.uri, at_start=False):
+            manifest.write(folder)
     return Checked(manifest, problems, notes, written)
 
 
@@ -111,6 +115,7 @@ class _SplitCheck:
         self.counts: Counts = {
             name: np.memmap(work / f"{number}.counts", mode="w+", dtype=np.int64, shape=(entity.rows,))
             for number, (name, entity) in enumerate(manifest.entities.items())
+            if name in (manifest.query, manifest.item)
         }
         self.train_is_whole = False
         self._forgotten = {name: np.array(entity.forgotten, np.int64) for name, entity in manifest.entities.items()}

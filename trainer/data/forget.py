@@ -30,6 +30,7 @@ from trainer.data.manifest import JOURNAL, WEIGHT, DataFile, Manifest, Split, re
 from trainer.data.output import GROUP_ROWS_MAX
 from trainer.data.parquet_files import ParquetFiles, describe, write_options
 from trainer.data.progress import Progress
+from trainer.data.summary import COUNTED
 from trainer.data.vocabulary import plain_strings
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")
@@ -98,6 +99,7 @@ class _Forgetting:
         self._lost_N: IntArray = np.zeros(manifest.entities[self._other].rows, np.int64)
 
     def run(self, ids: pa.StringArray, finished: bool) -> Forgotten:
+        """All of them; ``finished`` is to be told."""
         rows_R = self._find_rows(ids)
         dropped: dict[str, int] = dict.fromkeys(self._manifest.splits, 0)
         manifest = self._manifest
@@ -143,10 +145,10 @@ class _Forgetting:
         return table.filter(pa.array(~_among(table.column(self._entity).to_numpy(), rows_R)))
 
     def _plan_vocabularies(self, rows_R: IntArray) -> None:
-        first_lost = np.flatnonzero(self._lost_N)
+        lost_R = np.flatnonzero(self._lost_N)
         for name, affected_N, change in (
             (self._entity, rows_R, lambda table: _emptied(table, rows_R)),
-            (self._other, first_lost, lambda table: _counted_down(table, self._lost_N)),
+            (self._other, lost_R, lambda table: _counted_down(table, self._lost_N)),
         ):
             first = 0
             for file in self._manifest.entities[name].files:
@@ -198,7 +200,9 @@ class _Forgetting:
             forgotten = np.union1d(np.array(entity.forgotten, np.int64), rows_R if name == self._entity else [])
             files = [written.get(file.path) or file for file in entity.files]
             entities[name] = entity.model_copy(update={"files": files, "forgotten": forgotten.astype(int).tolist()})
-        return self._manifest.model_copy(update={"splits": splits, "entities": entities})
+        # What was counted of all interactions is no longer so.
+        source = {name: fact for name, fact in self._manifest.source.items() if not name.endswith(COUNTED)}
+        return self._manifest.model_copy(update={"splits": splits, "entities": entities, "source": source})
 
     def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
         """The row groups of a file that have rows."""

@@ -118,7 +118,9 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
         raise InputError(f"{out.uri}: {what}; choose another --out, or replace it with --overwrite")
     if FILE_NAME in found:
         read_manifest(out)
-    _check_foreign(out.uri, {name for name in found if name not in {FILE_NAME, JOURNAL} and not _OUR_OBJECTS.fullmatch(name)})
+    _check_foreign(
+        out.uri, {name for name in found if name not in (FILE_NAME, JOURNAL) and not _OUR_OBJECTS.fullmatch(name)}
+    )
 
 
 def _check_foreign(out: str, foreign: set[str]) -> None:

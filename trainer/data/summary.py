@@ -16,6 +16,9 @@ from trainer.data.database import one
 from trainer.data.manifest import SPLITS, Manifest
 from trainer.data.vocabulary import Vocabulary
 
+COUNTED = ("_head_share", "_median_count", "_seen_once", "_not_in_train", "negative", "_timestamp")
+"""How facts end that are true of the interactions as they were counted."""
+
 Facts = dict[str, str | int | float | bool | list[str] | None]
 
 _TOP_SHARE = 100  # the first of this many rows
