@@ -157,7 +157,7 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, *, 
         )
     if not isinstance(report, Stop):
         return report
-    stopper.check(f"{report.explain()}; --resume goes on from the newest")
+    stopper.check(f"{report.explain()}; go on with --resume")
     raise AssertionError("stopped, but nobody asked for it")
 
 
@@ -172,6 +172,6 @@ def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, *, 
         try:
             return run_job(job, folder, display.show, resume=resume, asked_to_stop=lambda: stopper.number is not None)
         except Stopped as stopped:
-            how = f"{stopped}; --resume goes on from the newest"
+            how = f"{stopped}; go on with --resume"
     stopper.check(how)
     raise AssertionError("stopped, but nobody asked for it")

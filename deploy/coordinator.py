@@ -185,7 +185,7 @@ class Coordinator:
                 self.state = State.STOPPING
                 self._deadline = self._clock() + self._cluster.grace_seconds
             elif self.state is State.RUNNING:
-                self._end(State.STOPPED, "before a step was done that a checkpoint would be worth")
+                self._end(State.STOPPED, "before it took a step, so without a new checkpoint")
             elif self.state is State.ENDING and self._next is State.BACKING_OFF:
                 self._next, self.message = State.STOPPED, f"after {self._cause}"
             elif self.state in {State.WAITING, State.PREPARING, State.BACKING_OFF}:

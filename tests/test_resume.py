@@ -107,8 +107,8 @@ def test_a_run_that_was_ended_resumes_to_the_bits_of_one_that_was_not(
         assert "--resume" in stderr
     train(place, run, *shape, "--resume")
     assert_same_bits(place / run, undisturbed_on_servers if shape else undisturbed)
-    ours, theirs = report_of(place / run), report_of(undisturbed)
-    for name in ("examples", "steps", "epochs", "rows_pushed" if not shape else "steps", "best_epoch"):
+    ours, theirs = report_of(place / run), report_of(undisturbed_on_servers if shape else undisturbed)
+    for name in ("examples", "steps", "epochs", "rows_pushed", "bytes_pulled", "best_epoch"):
         assert ours[name] == theirs[name], name
 
 

@@ -193,6 +193,22 @@ def test_training_goes_on_while_a_store_in_process_saves(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rowwise_adagrad", "adam"])
+def test_what_a_server_saves_is_the_state_at_the_command_though_rows_change_before_they_are_sent(
+    tmp_path: Path, kind: str
+) -> None:
+    script = Path(__file__).with_name("drive_row_server.py")
+    command = [sys.executable, script, kind, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "expected.npz") as expected:
+        assert len(expected.files) == (2 if kind == "rowwise_adagrad" else 4)
+        for name in expected.files:
+            path = tmp_path / "saved" / "track" / f"{name}.00000-of-00001.npy"
+            np.testing.assert_array_equal(np.load(path), expected[name], err_msg=name)
+
+
+@pytest.mark.slow
 def test_snapshots_are_taken_amid_threads_that_compute_and_allocate(tmp_path: Path) -> None:
     table = TableSpec("track", 20_000, DIM, 0.1)
     stop = threading.Event()

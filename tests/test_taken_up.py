@@ -1,5 +1,6 @@
 """A run in process that is stopped at an awkward step and taken up ends as one that was not, report and all."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ class Runs:
                 say=say,
             )
 
+    def losses(self, name: str) -> dict[int, float]:
+        """The loss of each epoch, as it was recorded last."""
+        lines = (self._folder / name / "metrics.jsonl").read_text().splitlines()
+        return {event["epoch"]: event["loss"] for event in map(json.loads, lines) if event["event"] == "epoch"}
+
     def checkpoints(self, name: str) -> list[Path]:
         """The checkpoints of a run, whole or not, the oldest first."""
         return sorted((self._folder / name / "checkpoints").glob("step-*"))
@@ -81,6 +87,7 @@ def assert_taken_up(runs: Runs, stop_at: int, best_epoch: int, embeddings: bool 
     assert whole["best_epoch"] == best_epoch, "the job is to have its best there"
     for name in ("steps", "epochs", "examples", "best_epoch", "stopped_early", "metrics", "rows_pushed"):
         assert resumed[name] == whole[name], name
+    assert runs.losses("stopped") == runs.losses("whole")
     if embeddings:
         for entity, expected in runs.vectors("whole").items():
             np.testing.assert_array_equal(runs.vectors("stopped")[entity], expected)
@@ -96,6 +103,10 @@ def test_at_the_last_step_of_an_epoch_before_it_was_judged(data: Path, tmp_path:
 def test_after_an_evaluation_without_a_new_best(data: Path, tmp_path: Path, epochs: int, embeddings: str) -> None:
     runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS, rate=0.3, epochs=20, patience=3, embeddings=embeddings)
     assert_taken_up(runs, epochs * EPOCH_STEPS, 5, embeddings == "best")
+
+
+def test_in_the_middle_of_an_epoch(data: Path, tmp_path: Path) -> None:
+    assert_taken_up(Runs(tmp_path, data, every_steps=1, epochs=3), EPOCH_STEPS + 3, 3)
 
 
 def test_in_the_middle_of_an_epoch_in_which_training_ends(data: Path, tmp_path: Path) -> None:
