@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from kvstore.errors import InputError
 from kvstore.random_file import LocalRandomFile, RandomFile
