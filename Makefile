@@ -5,7 +5,7 @@
 SEEDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast chaos lint types format lock clean setup
+.PHONY: help train test test-fast chaos bench-data lint types format lock clean setup
 .NOTPARALLEL:
 
 help: ## show this list
@@ -28,6 +28,10 @@ test-fast: setup ## run the tests that take under a minute together
 
 chaos: setup ## kill, freeze and stop a training 20 times at random; it must end as if undisturbed (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/chaos.py --seed $$seed $(ARGS) || exit 1; done
+
+bench-data: setup ## measure how fast data are read and prepared, against what training consumes
+	.venv/bin/python benchmarks/reading.py $(ARGS)
+	@if [ -f benchmarks/preparing.py ]; then .venv/bin/python benchmarks/preparing.py; fi
 
 lint: setup ## check style and formatting with ruff
 	.venv/bin/ruff check .

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -34,6 +35,19 @@ VARIANTS = {
     "1 server, 1 worker": ["--servers", "1", "--workers", "1"],
     "2 servers, 2 workers": ["--servers", "2", "--workers", "2"],
 }
+
+
+def throughput_job(data: Path, steps: int) -> dict[str, Any]:
+    """A job of ``steps`` steps on BPR triples of ``data``."""
+    return {
+        "name": "throughput",
+        "data": {"shards": str(data)},
+        "model": {"dim": 64, "score": "dot", "temperature": 1.0},
+        "loss": "bpr",
+        "negatives": {"kind": "each", "count": 1},
+        "optimizer": {"kind": "rowwise_adagrad", "learning_rate": 0.05},
+        "train": {"batch_size": BATCH, "epochs": 10, "max_steps": steps, "patience": None},
+    }
 
 
 def triples_per_second(job: Path, run_dir: Path, options: list[str]) -> float:
@@ -79,16 +93,7 @@ def main() -> None:
         data, job = Path(folder) / "data", Path(folder) / "job.yaml"
         spec = SyntheticSpec(queries=1_000_000, items=100_000, interactions=4_000_000, valid=0, test=0)
         write_synthetic(data, spec, seed=1)
-        values = {
-            "name": "throughput",
-            "data": {"shards": str(data)},
-            "model": {"dim": 64, "score": "dot", "temperature": 1.0},
-            "loss": "bpr",
-            "negatives": {"kind": "each", "count": 1},
-            "optimizer": {"kind": "rowwise_adagrad", "learning_rate": 0.05},
-            "train": {"batch_size": BATCH, "epochs": 10, "max_steps": arguments.steps, "patience": None},
-        }
-        job.write_text(yaml.safe_dump(values))
+        job.write_text(yaml.safe_dump(throughput_job(data, arguments.steps)))
         rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for _ in range(arguments.repeats):
             for name, options in VARIANTS.items():

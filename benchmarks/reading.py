@@ -1,0 +1,98 @@
+"""Reading throughput: interactions a second, from a local disk and from S3, against what the fastest engine consumes.
+
+    .venv/bin/python benchmarks/reading.py [--repeats 3] [--interactions 16000000]
+
+The data: synthetic listening of 1,000,000 customers and 100,000 tracks, as 'crossfade prepare' writes it. Reading is
+what a worker does before it samples: rows are fetched, decoded, checked, shuffled within windows, and dealt to steps of
+16,384. The S3 server is SeaweedFS, which the script starts on this machine, so that it
+takes part of the same cores. What the engine consumes is the rate of training in process on BPR triples of the same
+tables, as benchmarks/throughput.py measures it. The three take turns within each repeat; medians are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import yaml
+
+from kvstore.storage import Folder
+from trainer.data.manifest import read_manifest
+from trainer.data.shards import DEFAULT_READERS, Schedule, ShardReader, row_groups
+from trainer.data.stopwatch import Stopwatch
+from trainer.data.synthetic import SyntheticSpec, write_synthetic
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from object_store import running_object_store
+from throughput import BATCH, throughput_job, triples_per_second
+
+TARGETS = {"local Parquet": 5.0, "SeaweedFS": 3.0}
+LANES, WINDOW = 16, 131_072
+"""What a job has unless it says otherwise."""
+
+
+def read_epoch(uri: str, epoch: int) -> tuple[float, float]:
+    """Interactions a second of a whole epoch, and the part of the time in which no window was ready."""
+    folder = Folder(uri)
+    manifest = read_manifest(folder)
+    waiting = Stopwatch()
+    with closing(ShardReader(folder, manifest, DEFAULT_READERS)) as reader:
+        groups = row_groups(manifest.splits["train"])
+        schedule = Schedule(reader, groups, batch_size=BATCH, lanes=LANES, window=WINDOW, seed=1)
+        begin = time.perf_counter()
+        rows = sum(len(share.interactions) for share in schedule.shares(epoch, 0, 0, 1, waiting=waiting))
+        seconds = time.perf_counter() - begin
+    assert rows == schedule.rows
+    return rows / seconds, waiting.seconds / seconds
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[float], dict[str, list[tuple[float, float]]]]:
+    """The engine's rates, and those of reading by where from, with the part of the time spent waiting."""
+    data = folder / "data"
+    spec = SyntheticSpec(queries=1_000_000, items=100_000, interactions=arguments.interactions, valid=0, test=0)
+    write_synthetic(data, spec, seed=1)
+    job = folder / "job.yaml"
+    job.write_text(yaml.safe_dump(throughput_job(data, arguments.steps)))
+    (folder / "store").mkdir()
+    engine: list[float] = []
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in TARGETS}
+    with running_object_store(folder / "store") as server:
+        os.environ.update(server.variables)
+        places = dict(zip(TARGETS, (str(data), server.upload(data, "data")), strict=True))
+        for repeat in range(arguments.repeats):
+            engine.append(triples_per_second(job, folder / "run", []))
+            for name, uri in places.items():
+                rates[name].append(read_epoch(uri, repeat))
+    return engine, rates
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=150, help="steps of training that are timed")
+    parser.add_argument("--interactions", type=int, default=16_000_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        engine, rates = measure(Path(folder), arguments)
+    consumed = statistics.median(engine)
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} cores; {arguments.interactions:,} interactions; medians of {arguments.repeats}")
+    print(f"{'engine, in process':<22} {consumed:>12,.0f} triples/s")
+    for name, measured in rates.items():
+        rate, waited = (statistics.median(values) for values in zip(*measured, strict=True))
+        print(
+            f"{'read, ' + name:<22} {rate:>12,.0f} interactions/s   {rate / consumed:5.1f} x what the engine consumes "
+            f"(wanted: {TARGETS[name]:.0f} x)   {100 * waited:.0f} % of it waiting for a window"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,433 @@
+"""Data that cannot be read: 'crossfade train' ends with exit code 2 and one line that names the file, and the row."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import interaction_table, make_interactions
+from cluster_data import CUSTOMERS, TRACKS, train_rows, write_job, write_planted
+from flaky_proxy import flaky_proxy
+from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_object_store
+from paced_training import paced
+from running_command import crossfade, succeeded
+from test_refusals import only_line
+
+from crossfade.main import main
+from kvstore.storage import Folder
+from trainer.data.parquet_files import describe, write_options
+
+SHARD = "train/part-00001.parquet"
+"""One row group of 1,500 rows."""
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with data and a job."""
+    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
+    return tmp_path
+
+
+@pytest.fixture
+def refused(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """Run ``crossfade train``, in this process, and get the line with which it refuses its input."""
+    monkeypatch.chdir(place)
+
+    def run(*options: object, variables: dict[str, str] | None = None) -> str:
+        for name, value in (variables or {}).items():
+            monkeypatch.setenv(name, value)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = main(["train", "job.yaml", "--run-dir", "run", *map(str, options)])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        assert not list((place / "run").glob("report.json"))
+        return only_line(code, *capfd.readouterr())
+
+    return run
+
+
+def entries(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for split in manifest["splits"].values():
+        yield from split["files"]
+    for entity in manifest["entities"].values():
+        yield from entity["files"]
+
+
+def change_manifest(data: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = data / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def rewrite(data: Path, path: str, table: pa.Table) -> None:
+    """Put another table into a shard, and have the manifest say what is true of it."""
+    pq.write_table(table, data / path, row_group_size=1000, **write_options(table.schema))
+    described = describe(Folder(data), path).model_dump()
+
+    def change(manifest: dict[str, Any]) -> None:
+        [entry] = [entry for entry in entries(manifest) if entry["path"] == path]
+        entry.update(described)
+
+    change_manifest(data, change)
+
+
+def changed(data: Path, column: str, row: int, value: Any, kind: pa.DataType | None = None) -> None:
+    """One value of the shard is another one."""
+    table = pq.read_table(data / SHARD)
+    values = table.column(column).to_pylist()
+    values[row] = value
+    place = table.column_names.index(column)
+    rewrite(data, SHARD, table.set_column(place, column, pa.array(values, kind or table.schema.field(column).type)))
+
+
+# ---- files
+
+
+def test_a_shard_with_damaged_pages(refused: Refused, place: Path) -> None:
+    path = place / "data" / SHARD
+    table = pq.read_table(path)
+    rewrite(place / "data", SHARD, table)
+    column = pq.read_metadata(path).row_group(1).column(1)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 3] ^= 4
+    path.write_bytes(content)
+    message = refused()
+    assert message.startswith(f"{path}, row group 1: cannot be read: ")
+    assert "CRC checksum verification failed" in message
+
+
+def test_a_shard_that_was_cut_off(refused: Refused, place: Path) -> None:
+    path = place / "data" / SHARD
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    assert refused() == (
+        f"{path}: has {size - 1:,} bytes, but the manifest says {size:,}: it was cut off or exchanged; prepare the "
+        "data again"
+    )
+
+
+def test_a_shard_that_was_exchanged_for_one_of_the_same_size(refused: Refused, place: Path) -> None:
+    path = place / "data" / SHARD
+    content = bytearray(path.read_bytes())
+    content[-30] ^= 1
+    path.write_bytes(content)
+    assert refused().startswith(f"{path}: its footer has the CRC-32 ")
+
+
+def test_a_vocabulary_that_was_cut_off(refused: Refused, place: Path) -> None:
+    path = place / "data" / "vocabulary" / "track" / "part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    assert refused().startswith(f"{path}: has 100 bytes, but the manifest says ")
+
+
+def test_a_shard_that_is_a_folder(refused: Refused, place: Path) -> None:
+    path = place / "data" / SHARD
+    path.unlink()
+    path.mkdir()
+    assert refused().startswith(f"{path}: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_shard_that_nobody_may_read(refused: Refused, place: Path) -> None:
+    (place / "data" / SHARD).chmod(0)
+    assert refused() == f"{place / 'data' / SHARD}: cannot be read: Permission denied"
+
+
+# ---- rows
+
+
+def test_a_shard_without_one_of_the_columns(refused: Refused, place: Path) -> None:
+    rewrite(place / "data", SHARD, pq.read_table(place / "data" / SHARD).drop_columns("weight"))
+    message = refused()
+    assert message.startswith(f"{place / 'data' / SHARD}, row group ")
+    assert "has the columns ['customer', 'track'], but expected ['customer', 'track', 'weight']" in message
+
+
+def test_a_shard_with_a_column_of_another_type(refused: Refused, place: Path) -> None:
+    changed(place / "data", "track", 0, 0, pa.int32())
+    message = refused()
+    assert message.startswith(f"{place / 'data' / SHARD}, row group ")
+    assert message.endswith("column 'track' has the type int32, but expected int64; prepare the data again")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("track", TRACKS, f"column 'track' is {TRACKS}, but the vocabulary has rows 0 to {TRACKS - 1}"),
+        ("customer", CUSTOMERS, f"column 'customer' is {CUSTOMERS}, but the vocabulary has rows 0 to {CUSTOMERS - 1}"),
+        ("track", -1, f"column 'track' is -1, but the vocabulary has rows 0 to {TRACKS - 1}"),
+        ("track", None, "column 'track' is null (1 are), but expected no nulls"),
+        ("weight", None, "column 'weight' is null (1 are), but expected no nulls"),
+        ("weight", float("nan"), "column 'weight' is nan, but weights are finite"),
+        ("weight", float("inf"), "column 'weight' is inf, but weights are finite"),
+        ("weight", float("-inf"), "column 'weight' is -inf, but weights are finite"),
+    ],
+)
+def test_a_value_that_cannot_be(refused: Refused, place: Path, column: str, value: Any, said: str) -> None:
+    changed(place / "data", column, 1234, value)
+    where = f"{place / 'data' / SHARD}, row group 1, row 234"
+    assert refused() == f"{where}: {said}; prepare the data again"
+
+
+# ---- the manifest, and what is in it
+
+
+def test_an_empty_shard_is_read_as_nothing(place: Path) -> None:
+    rewrite(place / "data", SHARD, pq.read_table(place / "data" / SHARD).slice(0, 0))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=place))
+    report = json.loads((place / "run" / "report.json").read_text())
+    assert report["examples"] == 2 * (train_rows() - 1500)
+
+
+def test_shards_that_are_all_empty(refused: Refused, place: Path) -> None:
+    for path in sorted((place / "data" / "train").iterdir()):
+        rewrite(place / "data", f"train/{path.name}", pq.read_table(path).slice(0, 0))
+    assert refused().startswith(f"{place / 'data'}: its train split is empty: there is nothing to train on")
+
+
+def test_a_manifest_that_does_not_match_its_shards(refused: Refused, place: Path) -> None:
+    def swap(manifest: dict[str, Any]) -> None:
+        [entry] = [entry for entry in entries(manifest) if entry["path"] == SHARD]
+        entry["row_groups"] = [700, 800]
+
+    change_manifest(place / "data", swap)
+    assert refused() == (
+        f"{place / 'data' / SHARD}: has row groups of [1500] (1) rows, but the manifest says [700, 800] (2); prepare "
+        "the data again"
+    )
+
+
+@pytest.mark.parametrize("path", ["../outside.parquet", "/etc/passwd", "train/../../x", "", "train//x"])
+def test_a_manifest_that_leads_elsewhere(refused: Refused, place: Path, path: str) -> None:
+    change_manifest(place / "data", lambda manifest: next(entries(manifest)).update(path=path))
+    assert refused().startswith(f"{place / 'data' / 'manifest.json'}: not a manifest of prepared data: ")
+
+
+def test_a_manifest_of_the_version_before(refused: Refused, place: Path) -> None:
+    change_manifest(place / "data", lambda manifest: manifest.update(version=1))
+    assert "it is of version 1, but this Crossfade reads 2; prepare the data again" in refused()
+
+
+def test_a_row_group_that_is_too_large_is_refused_and_may_be_accepted(refused: Refused, place: Path) -> None:
+    limit = ("--set", "data.max_row_group=1499")
+    message = refused(*limit)
+    assert message.startswith(
+        f"{place / 'data' / SHARD}, row group 0: has 1,500 rows, which a worker would have to hold"
+    )
+    assert "raise data.max_row_group to 1500" in message
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "data.max_row_group=1500", cwd=place))
+
+
+def test_one_huge_row_group_is_trained_on(place: Path) -> None:
+    rows = 1_000_000
+    random = np.random.default_rng(1)
+    table = interaction_table(make_interactions(random.integers(0, CUSTOMERS, rows), random.integers(0, TRACKS, rows)))
+    pq.write_table(table, place / "data" / SHARD, row_group_size=rows, **write_options(table.schema))
+    described = describe(Folder(place / "data"), SHARD)
+    assert described.row_groups == [rows]
+    change_manifest(place / "data", lambda m: m["splits"]["train"].update(files=[described.model_dump()]))
+    once = ("--set", "train.epochs=1", "--set", "train.batch_size=65536")
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", *once, cwd=place))
+    assert json.loads((place / "run" / "report.json").read_text())["examples"] == rows
+
+
+@pytest.mark.slow
+def test_ten_thousand_small_shards_are_trained_on(place: Path) -> None:
+    data, count = place / "data", 10_000
+    table = interaction_table(make_interactions([1, 2], [3, 4]))
+    (data / "many").mkdir()
+    pq.write_table(table, data / "many" / "0.parquet", **write_options(table.schema))
+    entry = describe(Folder(data), "many/0.parquet").model_dump()
+    for number in range(1, count):
+        os.link(data / "many" / "0.parquet", data / "many" / f"{number}.parquet")
+    files = [{**entry, "path": f"many/{number}.parquet"} for number in range(count)]
+    change_manifest(data, lambda manifest: manifest["splits"]["train"].update(files=files))
+    once = ("--set", "train.epochs=2", "--set", "train.batch_size=2000", "--set", "evaluate.exclude=[valid]")
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", *once, cwd=place))
+    assert json.loads((place / "run" / "report.json").read_text())["examples"] == 2 * 2 * count
+
+
+ODD = 'da ta/Füße "it\'s" 音楽 100%'
+
+
+def test_names_with_spaces_unicode_and_quotes_are_trained_on(place: Path) -> None:
+    (place / "da ta").mkdir()
+    shutil.move(place / "data", place / ODD)
+    write_job(place / "job.yaml", place / ODD)
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "r'u \"n", cwd=place))
+    (place / ODD / SHARD).unlink()
+    result = crossfade("train", "job.yaml", "--run-dir", "run", cwd=place)
+    message = only_line(result.returncode, result.stdout, result.stderr)
+    assert message == f"{place / ODD / SHARD}: no such file, but the manifest lists it; prepare the data again"
+
+
+# ---- while a run goes on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["vanishes", "changes"])
+def test_a_shard_that_is_another_one_during_training_ends_it(place: Path, how: str) -> None:
+    path = place / "data" / SHARD
+    epochs = ("--set", "train.epochs=1000", "--set", "train.evaluate_every=1000")
+    with paced("train", "job.yaml", *epochs, run_dir=place / "run") as training:
+        training.wait_for("step")
+        if how == "vanishes":
+            path.unlink()
+        else:
+            content = bytearray(path.read_bytes())
+            content[-30] ^= 1
+            path.write_bytes(content)
+        result = training.finish()
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith(f"crossfade: error: {path}: ")
+    assert ("no such file" if how == "vanishes" else "damaged or exchanged since this run began") in line
+    assert "Traceback" not in result.stderr
+
+
+# ---- S3
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        server.upload(write_planted(tmp_path_factory.mktemp("planted") / "data"), f"in put/{ODD}")
+        yield server
+
+
+def on_s3(uri: str) -> tuple[str, str]:
+    return "--set", f"data.shards={json.dumps(uri)}"
+
+
+@pytest.mark.slow
+def test_names_with_spaces_unicode_and_quotes_are_trained_on_from_s3(place: Path, s3: ObjectStore) -> None:
+    uri = s3.uri(f"in put/{ODD}")
+    runs = {"s3": on_s3(uri), "local": ()}
+    for run, options in runs.items():
+        command = ("train", "job.yaml", "--run-dir", run, *options)
+        succeeded(crossfade(*command, cwd=place, variables=s3.variables))
+    for name in ("customer", "track"):
+        one, other = (next((place / run / "embeddings" / name).iterdir()).read_bytes() for run in runs)
+        assert one == other
+    for command in (
+        ("evaluate", "s3"),
+        ("similar", "s3", "5007"),
+        ("plan", "s3/job.yaml"),
+        ("export", "s3", "--out", "x"),
+    ):
+        succeeded(crossfade(*command, cwd=place, variables=s3.variables))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"AWS_SECRET_ACCESS_KEY": "wrong"},
+            "access denied (403 SignatureDoesNotMatch): the secret key does not belong to the credentials of "
+            "AWS_ACCESS_KEY_ID=tests; check AWS_SECRET_ACCESS_KEY",
+        ),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "access denied (403 InvalidAccessKeyId): "),
+        (
+            STRANGER,
+            "access denied (403 AccessDenied): the credentials of AWS_ACCESS_KEY_ID=stranger may not do this in bucket "
+            f"'{BUCKET}'; ask for the right to list it",
+        ),
+    ],
+    ids=["wrong secret key", "wrong access key", "no permission"],
+)
+def test_credentials_that_are_refused(refused: Refused, s3: ObjectStore, variables: dict[str, str], said: str) -> None:
+    uri = s3.uri(f"in put/{ODD}")
+    message = refused(*on_s3(uri), variables={**s3.variables, **variables})
+    assert message.startswith(f"{uri}/manifest.json: {said}")
+
+
+@pytest.mark.slow
+def test_credentials_that_have_expired(refused: Refused, s3: ObjectStore) -> None:
+    uri = s3.uri(f"in put/{ODD}")
+    with flaky_proxy(s3.endpoint) as proxy:
+        proxy.strike_every("expire", 1)
+        message = refused(*on_s3(uri), variables={**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint})
+    assert message == (
+        f"{uri}/manifest.json: access denied (ExpiredToken): the credentials of AWS_ACCESS_KEY_ID=tests have expired; "
+        "get new ones (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN)"
+    )
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_not_there(refused: Refused, s3: ObjectStore) -> None:
+    message = refused(*on_s3("s3://nowhere/data"), variables=s3.variables)
+    assert message == (
+        f"s3://nowhere/data/manifest.json: there is no bucket 'nowhere' at {s3.endpoint}; check its name, "
+        "AWS_ENDPOINT_URL and AWS_REGION"
+    )
+
+
+@pytest.mark.slow
+def test_a_prefix_with_nothing_below_it(refused: Refused, s3: ObjectStore) -> None:
+    message = refused(*on_s3(s3.uri("nothing/here")), variables=s3.variables)
+    assert message.startswith(f"{s3.uri('nothing/here')}/manifest.json: no such file; expected a folder written by ")
+
+
+def test_an_endpoint_that_is_down(refused: Refused) -> None:
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    variables = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "CROSSFADE_S3_ATTEMPTS": "3",
+    }
+    message = refused(*on_s3("s3://music/data"), variables=variables)
+    assert message.startswith(
+        f"s3://music/data/manifest.json: {endpoint} cannot be reached (NETWORK_CONNECTION): curlCode: 7, "
+    )
+
+
+@pytest.mark.slow
+def test_a_shard_that_vanishes_from_s3_during_training_ends_it(place: Path, s3: ObjectStore) -> None:
+    uri = s3.upload(place / "data", "vanishing")
+    epochs = ("--set", "train.epochs=1000", "--set", "train.evaluate_every=1000")
+    with paced("train", "job.yaml", *on_s3(uri), *epochs, run_dir=place / "run", variables=s3.variables) as training:
+        training.wait_for("step")
+        s3.client().delete_file(f"{BUCKET}/vanishing/{SHARD}")
+        result = training.finish()
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"crossfade: error: {uri}/{SHARD}: no such file, but the manifest lists it; prepare the data again"
+    )
+
+
+@pytest.mark.slow
+def test_storage_that_goes_away_during_training_ends_it_as_a_failure_with_its_checkpoints(
+    place: Path, s3: ObjectStore
+) -> None:
+    uri = s3.upload(place / "data", "away")
+    command = ("train", "job.yaml", *on_s3(uri), "--set", "checkpoint.every_steps=10", "--set", "train.epochs=40")
+    command = (*command, "--set", "train.evaluate_every=40")
+    with flaky_proxy(s3.endpoint) as proxy:
+        variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "3"}
+        with paced(*command, run_dir=place / "run", variables=variables) as training:
+            training.wait_for("saved")
+            proxy.strike_every("reset", 1)
+            result = training.finish()
+        assert result.returncode == 1
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith(f"crossfade: error: {uri}/train/")
+        assert f"{proxy.endpoint} cannot be reached (NETWORK_CONNECTION)" in line
+        assert "Traceback" not in result.stderr
+        proxy.strike_every("throttle", 7)
+        del variables["CROSSFADE_S3_ATTEMPTS"]
+        succeeded(crossfade(*command, "--run-dir", "run", "--resume", cwd=place, variables=variables))
+    assert json.loads((place / "run" / "report.json").read_text())["examples"] == 40 * train_rows()

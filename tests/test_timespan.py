@@ -1,0 +1,221 @@
+"""Training on a time: exactly the interactions of it, each once an epoch, however they are scattered."""
+
+import json
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from builders import ITEM, QUERY, write_groups, write_vocabulary
+from cluster_data import write_job
+from running_command import crossfade, succeeded
+
+from kvstore.errors import InputError
+from kvstore.storage import Folder
+from trainer.data.manifest import Manifest, Split
+from trainer.data.parquet_files import ParquetFiles, describe
+from trainer.data.progress import Silent
+from trainer.data.shards import Schedule, ShardReader
+from trainer.data.timespan import Timespan, parse_moment
+from trainer.job import Job, check_job
+from trainer.selection import SELECTION_FILE, Selection, found_counts, select
+
+QUERIES, ITEMS = 11, 13
+DAY = 86_400
+FIRST = 1_704_067_200
+"""2024-01-01, UTC."""
+FILES = ([range(40), range(40, 47)], [range(47, 100)], [range(100, 101), range(101, 160), range(160, 160)])
+
+
+def write_timed(folder: Path, *, unit: int = 1, clustered: bool = True, timed: bool = True) -> Manifest:
+    """Interaction n, whose weight is n, happened n days after the first; if not ``clustered``, in any row group."""
+    order = np.arange(160) if clustered else np.random.default_rng(1).permutation(160)
+    files = []
+    for number, groups in enumerate(FILES):
+        path = f"train/part-{number:05d}.parquet"
+        tables = [timed_table(order[group.start : group.stop], unit, timed) for group in groups]
+        write_groups(folder / path, tables)
+        files.append(describe(Folder(folder), path))
+    entities = {
+        QUERY: write_vocabulary(folder, QUERY, range(QUERIES)),
+        ITEM: write_vocabulary(folder, ITEM, range(ITEMS)),
+    }
+    manifest = Manifest(
+        query=QUERY, item=ITEM, entities=entities, splits={"train": Split(files=files)}, has_timestamp=timed
+    )
+    manifest.write(Folder(folder))
+    return manifest
+
+
+def timed_table(numbers: Any, unit: int, timed: bool) -> pa.Table:
+    columns = {
+        QUERY: pa.array(numbers % QUERIES, pa.int64()),
+        ITEM: pa.array(numbers * 7 % ITEMS, pa.int64()),
+        "weight": pa.array(numbers.astype(np.float32)),
+    }
+    if timed:
+        columns["timestamp"] = pa.array((FIRST + numbers * DAY) * unit, pa.int64())
+    return pa.table(columns)
+
+
+def job_of(folder: Path, **data: Any) -> Job:
+    return check_job({"name": "timed", "data": {"shards": str(folder), **data}}, "test")
+
+
+def selected(folder: Path, manifest: Manifest, **data: Any) -> Selection:
+    return select(job_of(folder, **data), Folder(folder), manifest, Silent())
+
+
+def numbers_read(folder: Path, manifest: Manifest, selection: Selection, workers: int = 2) -> Counter[int]:
+    """Which interactions the workers read in an epoch, and how often."""
+    read: Counter[int] = Counter()
+    with closing(ShardReader(Folder(folder), manifest)) as reader:
+        schedule = Schedule(reader, selection.groups, batch_size=10, lanes=3, window=30, seed=1)
+        for rank in range(workers):
+            for share in schedule.shares(0, 0, rank, workers):
+                read.update(share.interactions.weight_N.astype(int).tolist())
+    return read
+
+
+@pytest.mark.parametrize("clustered", [True, False], ids=["clustered", "scattered"])
+@pytest.mark.parametrize(
+    ("since", "until", "expected"),
+    [
+        (FIRST + 45 * DAY, None, range(45, 160)),
+        (None, FIRST + 45 * DAY, range(45)),
+        (FIRST + 45 * DAY, FIRST + 46 * DAY, range(45, 46)),
+        (FIRST + 45 * DAY + 1, FIRST + 46 * DAY + 1, range(46, 47)),
+        ("2024-02-15", "2024-04-10", range(45, 100)),
+        ("2024-02-15T00:00:00.5", "2024-02-16T01:00:00+01:00", range(0)),
+        ("2024-02-14T23:30:00-00:30", "2024-02-15T00:00:00.5", range(45, 46)),
+        (-(2**62), 2**62, range(160)),
+    ],
+)
+def test_exactly_the_interactions_of_the_time_are_read_each_once(
+    tmp_path: Path, since: Any, until: Any, expected: range, clustered: bool
+) -> None:
+    manifest = write_timed(tmp_path, clustered=clustered)
+    if not expected:
+        with pytest.raises(InputError, match=r"no interaction of .* is of that time \(its timestamps run from"):
+            selected(tmp_path, manifest, since=since, until=until)
+        return
+    selection = selected(tmp_path, manifest, since=since, until=until)
+    assert selection.rows == len(expected)
+    assert numbers_read(tmp_path, manifest, selection) == Counter(expected)
+
+
+def test_no_page_is_read_where_the_footer_says_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = write_timed(tmp_path)
+    read: list[tuple[str, int, list[str]]] = []
+    whole = ParquetFiles.read
+
+    def noted(self: ParquetFiles, file: Any, index: int, columns: Any) -> pa.Table:
+        read.append((file.path, index, list(columns)))
+        return whole(self, file, index, columns)
+
+    monkeypatch.setattr(ParquetFiles, "read", noted)
+    selected(tmp_path, manifest, since=FIRST + 40 * DAY, until=FIRST + 60 * DAY)
+    assert read == [("train/part-00001.parquet", 0, ["timestamp"])]
+
+
+def test_a_date_is_refused_where_timestamps_are_no_seconds(tmp_path: Path) -> None:
+    manifest = write_timed(tmp_path, unit=1000)
+    with pytest.raises(
+        InputError, match=r"data.since 2024-02-15: a date is compared in seconds, but the timestamps of"
+    ):
+        selected(tmp_path, manifest, since="2024-02-15")
+    selection = selected(tmp_path, manifest, since=(FIRST + 45 * DAY) * 1000)
+    assert selection.rows == 160 - 45
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"since": "yesterday"}, "'yesterday' is neither an integer nor an ISO date such as 2024-05-31"),
+        ({"since": 5, "until": 5}, "since '5' is not before until '5': no interaction would be left"),
+        ({"since": "2024-05-31", "until": "2024-05-30"}, "since '2024-05-31' is not before until '2024-05-30'"),
+        ({"since": 1.5}, "data.since"),
+        ({"until": True}, "data.until"),
+    ],
+)
+def test_a_time_that_is_none_is_refused_with_the_job(tmp_path: Path, data: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match="test: data") as caught:
+        job_of(tmp_path, **data)
+    assert said in str(caught.value)
+
+
+def test_dates_of_a_job_file_are_what_yaml_makes_of_them(tmp_path: Path) -> None:
+    from trainer.job import load_job
+
+    path = tmp_path / "job.yaml"
+    path.write_text("name: x\ndata: {shards: d, since: 2024-05-30, until: 2024-05-31T12:00:00Z}\n")
+    job = load_job(path)
+    assert (job.data.since, job.data.until) == ("2024-05-30", "2024-05-31T12:00:00+00:00")
+    path.write_text(job.to_yaml())
+    assert load_job(path) == job
+    assert parse_moment("2024-05-31T12:00:00+00:00") == (1_717_156_800, True)
+
+
+def test_counts_are_found_again_only_for_the_same_time_and_data(tmp_path: Path) -> None:
+    manifest = write_timed(tmp_path / "data", clustered=False)
+    train = manifest.splits["train"]
+    job = job_of(tmp_path / "data", since=FIRST + 45 * DAY)
+    selection = select(job, Folder(tmp_path / "data"), manifest, Silent())
+    selection.write(tmp_path, job, 17)
+    assert found_counts(tmp_path, job, 17, train) == selection.kept
+    assert found_counts(tmp_path, job, 18, train) is None
+    assert found_counts(tmp_path, job_of(tmp_path / "data", since=FIRST), 17, train) is None
+    (tmp_path / SELECTION_FILE).write_text("{")
+    assert found_counts(tmp_path, job, 17, train) is None
+
+
+def test_a_shard_that_changed_after_it_was_counted_is_refused(tmp_path: Path) -> None:
+    manifest = write_timed(tmp_path, clustered=False)
+    selection = selected(tmp_path, manifest, since=FIRST + 45 * DAY)
+    span = Timespan.of(FIRST + 90 * DAY, None)
+    assert span is not None
+    from dataclasses import replace
+
+    group = next(group for group in selection.groups if group.within is not None)
+    with (
+        closing(ShardReader(Folder(tmp_path), manifest)) as reader,
+        pytest.raises(InputError, match=r"row group \d: has \d+ rows since \d+, but \d+ were counted"),
+    ):
+        reader.read(replace(group, within=span))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with data of 160 days and a job."""
+    write_timed(tmp_path / "data", clustered=False)
+    write_job(tmp_path / "job.yaml", tmp_path / "data", train={"batch_size": 16, "epochs": 3}, negatives={"count": 4})
+    return tmp_path
+
+
+def test_the_command_trains_on_the_time_and_resumes_on_no_other(place: Path) -> None:
+    since = ("--set", "data.since=2024-02-15")
+    run = ("train", "job.yaml", "--run-dir", "run")
+    result = succeeded(crossfade(*run, *since, cwd=place))
+    report = json.loads((place / "run" / "report.json").read_text())
+    assert report["examples"] == 3 * (160 - 45)
+    assert report["steps"] == 3 * -(-(160 - 45) // 16)
+    assert "Traceback" not in result.stderr
+    other = crossfade(*run, "--resume", "--set", "data.since=2024-02-16", cwd=place)
+    assert other.returncode == 2
+    assert "the job differs in data.since ('2024-02-15' then, '2024-02-16' now)" in other.stderr
+    plan = json.loads(succeeded(crossfade("plan", "job.yaml", *since, "--json", cwd=place)).stdout)
+    assert plan["traffic"]["examples"] == pytest.approx((160 - 45) / -(-(160 - 45) // 16))
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_two_workers_on_a_time_read_what_one_reads(place: Path) -> None:
+    since = ("--set", "data.until=2024-02-15")
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "one", *since, cwd=place))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "two", "--servers", 1, "--workers", 2, *since, cwd=place))
+    one, two = (json.loads((place / run / "report.json").read_text()) for run in ("one", "two"))
+    assert one["examples"] == two["examples"] == 3 * 45
+    assert one["steps"] == two["steps"]
