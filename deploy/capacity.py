@@ -60,8 +60,9 @@ ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalised, their gradients and uses, and the push as
 it waits to be sent. With ``WINDOW_COPIES`` it counts 359 MiB for a worker of 8,192 examples a step on 1.5 million rows
 of 64 columns, which held 340 to 374, and 290 for each of two that shared the step, which held 234 to 269."""
-WINDOWS_A_LANE = 2
-"""One is used up while the next is fetched."""
+WINDOW_COPIES = 2
+"""The windows of a lane, and as much that the allocator keeps of those that were used up. With what threads hold while
+they decode it counts 194 MiB for 16 lanes of 131,072 rows, for which a process grew by 212 to 235."""
 SERVED_COPIES = 3
 """Copies of a step's rows that a server holds: as received, as merged, and as answered."""
 
@@ -317,10 +318,8 @@ def _uses(job: Job, share: Share) -> int:
 def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Part]:
     """What worker ``rank`` holds to train: windows of interactions, batches, and the rows of a step."""
     job, share = inputs.job, parts[rank]
-    lanes, window_rows = _windows(inputs, rank)
-    rows = min(WINDOWS_A_LANE * lanes * window_rows, inputs.selection.rows)
-    yield Part(f"interactions: {WINDOWS_A_LANE} windows of {lanes} lane(s)", rows * _INTERACTION_BYTES)
-    yield Part("decoding and shuffling them", _decoding(inputs, window_rows))
+    yield Part("interactions: two windows a lane", WINDOW_COPIES * share.window_rows * _INTERACTION_BYTES)
+    yield Part("fetching, decoding and shuffling them", _decoding(inputs, share.largest_window))
     uses = _uses(job, share)
     yield Part("batches", _BATCHES_HELD * uses * _USE_BYTES, "steps")
     rows = min(uses, sum(table.rows for table in inputs.model.tables))
@@ -334,19 +333,6 @@ def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Par
         # Pulled, gathered, in Arrow's form, and encoded.
         yield Part("writing embeddings", 4 * piece * job.model.dim * VALUE_BYTES, "evaluation")
     yield from _evaluation(inputs)
-
-
-def _windows(inputs: Inputs, rank: int) -> tuple[int, int]:
-    """The lanes of worker ``rank``, and the most rows that a window of theirs has."""
-    data, groups = inputs.job.data, inputs.selection.groups
-    lanes = min(data.lanes, len(groups))
-    largest = max(group.rows for group in groups)
-    # Row groups are gathered until they have enough rows: the last of them may bring as many as the largest has.
-    rows = min(data.shuffle_window - 1 + largest, -(-inputs.selection.rows // lanes) + largest)
-    smallest = min(group.rows for group in groups)
-    if smallest >= data.shuffle_window:
-        rows = largest
-    return len(range(rank, lanes, inputs.job.cluster.workers)), rows
 
 
 def _decoding(inputs: Inputs, window_rows: int) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -87,10 +88,16 @@ def read_counts(folder: Folder, manifest: Manifest, entity: str) -> Counts:
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker has of a step, on average: its examples, and the negatives that are drawn for them."""
+    """What one worker has of a step, on average: its examples, and the negatives that are drawn for them.
+
+    ``window_rows``: interactions of the windows that it holds for that, the present and the next of each lane, at most.
+    ``largest_window``: those of the largest of them.
+    """
 
     examples: float
     negatives: float
+    window_rows: int = 0
+    largest_window: int = 0
 
 
 def shares(job: Job, folder: Folder, manifest: Manifest, groups: Sequence[RowGroup]) -> list[Share]:
@@ -103,10 +110,19 @@ def shares(job: Job, folder: Folder, manifest: Manifest, groups: Sequence[RowGro
         window=job.data.shuffle_window,
         seed=job.train.seed,
     )
-    rows_L = [sum(group.rows for group in groups) for groups in schedule.deal(epoch=0)]
-    workers = job.cluster.workers
-    examples = [sum(rows_L[rank::workers]) / schedule.steps for rank in range(workers)]
-    return [Share(count, _negatives(job.negatives, count)) for count in examples]
+    windows_L = [
+        [window.rows for window in schedule.windows(0, lane, lane_groups, skip=0)]
+        for lane, lane_groups in enumerate(schedule.deal(epoch=0))
+    ]
+    # The window after an epoch's last one is the first of the next epoch.
+    held_L = [max(map(sum, pairwise([*windows, windows[0]]))) for windows in windows_L]
+    largest = max(max(windows) for windows in windows_L)
+    parts = []
+    for rank in range(job.cluster.workers):
+        mine = slice(rank, None, job.cluster.workers)
+        examples = sum(map(sum, windows_L[mine])) / schedule.steps
+        parts.append(Share(examples, _negatives(job.negatives, examples), sum(held_L[mine]), largest))
+    return parts
 
 
 def _negatives(spec: Negatives, examples: float) -> float:

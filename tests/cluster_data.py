@@ -144,7 +144,7 @@ def _write_split(folder: Path, name: str, pairs: Pairs, files: Sequence[Sequence
         yield describe(Folder(folder), path)
 
 
-def write_job(path: Path, data: Path, **sections: Any) -> Path:
+def write_job(path: Path, data: Path | str, **sections: Any) -> Path:
     """A job file on ``data`` that takes a second; ``sections``, such as ``train={"epochs": 5}``, go over it."""
     job: dict[str, Any] = {
         "name": "planted",

@@ -31,7 +31,7 @@ def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_f
         variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint}
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        write_job(tmp_path / "s3.yaml", data, **sections, data={"shards": s3.upload(data, "interactions")})
+        write_job(tmp_path / "s3.yaml", s3.upload(data, "interactions"), **sections)
         proxy.strike_every("throttle", 11)
 
         command = ("train", "s3.yaml", *ON_SERVERS)
@@ -69,7 +69,7 @@ def test_data_on_s3_that_go_away_for_a_while_cost_a_restart(tmp_path: Path, monk
         for name, value in {**s3.variables, **impatient}.items():
             monkeypatch.setenv(name, value)
         uri = s3.upload(data, "interactions")
-        write_job(tmp_path / "s3.yaml", data, **sections, train=train, data={"shards": uri})
+        write_job(tmp_path / "s3.yaml", uri, **sections, train=train)
         with paced("train", "s3.yaml", *ON_SERVERS, run_dir=tmp_path / "away") as training:
             training.wait_for("saved")
             before = training.command.roles()["worker-0"]
