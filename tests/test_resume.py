@@ -266,15 +266,16 @@ def weights_at_the_end(run: Path, entity: str) -> FloatArray:
         return checkpoint.weights(entity, 0, checkpoint.rows(entity))
 
 
+@pytest.mark.parametrize("shape", [(), ON_SERVERS], ids=["in process", "on servers"])
 def test_a_larger_vocabulary_starts_with_the_rows_of_a_smaller_one(
-    place: Path, undisturbed: Path, tmp_path: Path
+    place: Path, undisturbed: Path, tmp_path: Path, shape: Sequence[object]
 ) -> None:
     data = write_planted(tmp_path / "larger", tracks=TRACKS + 37)
     still = {"optimizer": {"kind": "adagrad", "learning_rate": 1e-30}, "train": {"max_steps": 1, "epochs": 1}}
     write_job(tmp_path / "fresh.yaml", data, **still)
     write_job(tmp_path / "warm.yaml", data, **still, checkpoint={"start_from": str(undisturbed / "checkpoints")})
     for name in ("fresh", "warm"):
-        succeeded(crossfade("train", f"{name}.yaml", "--run-dir", name, cwd=tmp_path))
+        succeeded(crossfade("train", f"{name}.yaml", "--run-dir", name, *shape, cwd=tmp_path))
     fresh, warm = (weights_at_the_end(tmp_path / name, "track") for name in ("fresh", "warm"))
     old = weights_at_the_end(undisturbed, "track")
     assert len(warm) == len(old) + 37
