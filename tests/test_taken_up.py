@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from cluster_data import train_rows, write_job, write_planted
 
+from kvstore.checkpoint import Manifest, open_checkpoint
+from kvstore.errors import CheckpointError
 from trainer.checkpoints import Stop
 from trainer.embeddings import EmbeddingFiles, vectors_of
 from trainer.job import load_job
@@ -29,9 +31,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Runs:
     """Runs of one job, in folders of their own."""
 
-    def __init__(self, folder: Path, data: Path, every_steps: int, rate: float = 0.05, **train: Any) -> None:
+    def __init__(
+        self, folder: Path, data: Path, every_steps: int, rate: float = 0.05, keep: int = 3, **train: Any
+    ) -> None:
         train = {"batch_size": BATCH, "epochs": EPOCHS, "patience": None, **train}
-        checkpoint = {"every_steps": every_steps, "every_seconds": None}
+        checkpoint = {"every_steps": every_steps, "every_seconds": None, "keep": keep}
         optimizer = {"kind": "adagrad", "learning_rate": rate}
         path = write_job(folder / "job.yaml", data, optimizer=optimizer, train=train, checkpoint=checkpoint)
         self._folder, self._job = folder, load_job(path)
@@ -126,3 +130,23 @@ def test_before_a_damaged_checkpoint_which_then_is_gone(data: Path, tmp_path: Pa
     assert before.name < f"step-{stopped.step:09d}" < newest.name
     assert newest not in runs.checkpoints("run")
     runs.run("run", resume=True)  # of which nothing is said
+
+
+def test_a_checkpoint_that_cannot_be_made_whole_leaves_the_one_before_and_nothing_of_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS, epochs=2, keep=1)
+    runs.run("run", EPOCH_STEPS)
+    [before] = runs.checkpoints("run")
+    tried = []
+
+    def refuse(_checkpoints: str, manifest: Manifest) -> None:
+        tried.append(manifest.step)
+        raise CheckpointError("no room for a manifest")
+
+    monkeypatch.setattr("trainer.checkpoints.commit", refuse)
+    report = runs.run("run", resume=True)
+    assert isinstance(report, dict)
+    assert report["checkpoints"]["failed"] == len(tried) >= 1
+    assert runs.checkpoints("run") == [before]
+    assert open_checkpoint(str(before)).manifest.step == EPOCH_STEPS

@@ -93,6 +93,8 @@ def run_training(
         )
     report = {
         **_report(job, model, progress, metrics, store),
+        "restarts": len(folder.restarts()),
+        "restart_causes": folder.restarts(),
         **traffic,
         "train_seconds": progress.train_seconds,
         "examples_per_second": progress.examples_total / progress.train_seconds,
@@ -246,7 +248,6 @@ def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metri
         "parameters": sum(table.rows * table.dim for table in model.tables),
         "seconds_by_phase": progress.seconds,
         "checkpoints": asdict(progress.saves),
-        "restarts": 0,
         "engine": job.train.engine,
         "store": type(store).__name__,
         "servers": job.cluster.servers,
