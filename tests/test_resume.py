@@ -175,6 +175,25 @@ def test_a_run_without_any_whole_checkpoint_resumes_from_the_start_and_says_so(p
     assert_same_bits(run, undisturbed)
 
 
+def test_a_resume_says_from_where_or_that_there_is_nothing_to_take_up(place: Path) -> None:
+    run = ("train", "job.yaml", "--run-dir", "says", "--resume", "--set")
+    first = succeeded(crossfade(*run, "train.max_steps=1", cwd=place))
+    assert first.stderr.startswith("crossfade: says: there is no run to take up, so one begins\n")
+    second = succeeded(crossfade(*run, "train.max_steps=2", cwd=place))
+    assert second.stderr.startswith("crossfade: going on from step 1\n")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "partial"])
+def test_a_place_to_start_from_that_holds_no_checkpoint_is_refused(place: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "partial" / "step-000000007").mkdir(parents=True)
+    start = ("--set", f"checkpoint.start_from={tmp_path / name}")
+    result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=place)
+    assert result.returncode == 2
+    assert f"checkpoint.start_from: {tmp_path / name}: holds no whole checkpoint and is none itself" in result.stderr
+    assert ("step-000000007/manifest.json: missing" in result.stderr) == (name == "partial")
+
+
 def test_resuming_another_job_is_refused_and_the_keys_named(place: Path) -> None:
     run = place / "another-job"
     stop_after_a_checkpoint(place, run.name, signal.SIGKILL)

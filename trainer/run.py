@@ -116,12 +116,14 @@ def run_in_process(
 ) -> dict[str, Any] | Stop:
     """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
 
-    ``say`` gets a line for each that does not.
+    ``say`` gets a line for each that does not, and for the one that does.
     """
     refused: set[str] = set()
     while True:
         found = newest_usable(folder.checkpoints(job), refused, say) if resume else None
         checkpoint = found.uri if found else None
+        if found:
+            say(f"going on from step {found.manifest.step:,}")
         try:
             return run_training(job, folder, LocalStore(), emit, checkpoint=checkpoint, stop_requested=stop_requested)
         except CheckpointError as error:
