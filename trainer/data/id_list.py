@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from kvstore.errors import InputError
+from kvstore.errors import InputError, listed
 from kvstore.storage import Folder
 
 _HEADER_BYTES = 1 << 20
@@ -94,6 +94,6 @@ def _choose(location: str, names: Sequence[str], column: str | None, entity: str
     wanted = column or entity
     if wanted not in names:
         raise InputError(
-            f"{location}: has no column '{wanted}'; name the one of the ids with --column: {', '.join(names)}"
+            f"{location}: has no column '{wanted}'; name the one of the ids with --column: {listed(names)}"
         )
     return wanted

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import InputError, UnreachableError
+from kvstore.errors import InputError, UnreachableError, listed
 from kvstore.random_file import RandomFile
 from kvstore.s3_files import NoBucketError
 from kvstore.storage import Folder
@@ -114,7 +114,8 @@ class ParquetFiles:
             with pq.ParquetFile(pieces, metadata=metadata, page_checksum_verification=True) as parsed:
                 table = parsed.read_row_group(index, columns=list(columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise _damaged(self._where(file, index), f"cannot be read: {error}") from error
+            raise _damaged(self._where(file, index), f"is damaged and cannot be read ({_said(error)})") from error
+        _check_text(table, self._where(file, index))
         if table.num_rows != file.row_groups[index]:
             # What the footer says is checked; pages may hold less.
             raise _damaged(
@@ -175,7 +176,7 @@ class ParquetFiles:
         found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         if found != file.row_groups:
             raise _damaged(
-                uri, f"has row groups of {_shown(found)} rows, but the manifest says {_shown(file.row_groups)}"
+                uri, f"has {_shown(found)}, but the manifest says {_shown(file.row_groups)}"
             )
         self._keep(file.path, source.version, metadata)
         return metadata, tail
@@ -237,8 +238,22 @@ def _damaged(where: str, what: str) -> InputError:
     return InputError(f"{where}: {' '.join(what.split())}; prepare the data again")
 
 
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _check_text(table: pa.Table, where: str) -> None:
+    """See that the text of a vocabulary is UTF-8, which pyarrow takes for granted, and DuckDB and others do not."""
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise _damaged(where, f"column '{field.name}' holds text that is not UTF-8") from error
+
+
 def _shown(groups: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, groups[:8]))}{', ...' if len(groups) > 8 else ''}] ({len(groups)})"
+    return f"{len(groups)} row group(s) of {listed(groups)} rows"
 
 
 def _tail(source: RandomFile) -> bytes:
@@ -266,7 +281,7 @@ def _parse(uri: str, footer: bytes) -> pq.FileMetaData:
     try:
         return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(uri, f"its footer cannot be read: {error}") from error
+        raise _damaged(uri, f"its footer is damaged and cannot be read ({_said(error)})") from error
 
 
 def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence[str]) -> list[tuple[int, int]]:
@@ -274,7 +289,7 @@ def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence
     chunks = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
     if missing := [name for name in columns if name not in chunks]:
         raise _damaged(
-            where, f"has the columns {list(chunks)}, but expected {list(columns)}: '{missing[0]}' is missing"
+            where, f"has the columns {listed(chunks)}, but not '{missing[0]}'; expected {listed(columns)}"
         )
     places: list[tuple[int, int]] = []
     for chunk in sorted((chunks[name] for name in columns), key=_start):

@@ -23,7 +23,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import CrossfadeError, InputError
+from kvstore.errors import CrossfadeError, InputError, listed
 from trainer.data.database import count, exact_path, first_line, identifier, literal, run
 from trainer.data.sources import Format, RawFile
 
@@ -215,17 +215,12 @@ def _rows_of(file: RawFile) -> Iterator[_Rows]:
 
 
 def _check_columns(file: RawFile, found: Sequence[str], columns: Mapping[str, str]) -> None:
-    shown = printable(", ".join(found))
+    shown = listed(found)
     for column in columns.values():
         if column not in found:
             raise InputError(f"{file}: has no column '{column}'; its columns are: {shown}")
         if found.count(column) > 1:
             raise InputError(f"{file}: has {found.count(column)} columns '{column}'; rename all but one")
-
-
-def printable(text: str) -> str:
-    """``text``, with the bytes that were not UTF-8 escaped so that it can be printed."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _first_bad_line(file: RawFile) -> str:
@@ -234,7 +229,7 @@ def _first_bad_line(file: RawFile) -> str:
         for number, line in enumerate(lines, start=1):
             for word in re.split(rb"[ \t\r\n]+", line.strip(b" \t\r\n")):
                 if word and not re.fullmatch(rb"[0-9]{1,18}", word):
-                    found = printable(word[:40].decode("utf-8", "surrogateescape"))
+                    found = word[:40].decode("utf-8", "surrogateescape")
                     return (
                         f"{file}, line {number}: found '{found}'; expected 'user item item …', whole numbers from 0 on "
                         "with spaces between: mend the line, or say what the file is with --format"
