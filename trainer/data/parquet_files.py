@@ -175,9 +175,7 @@ class ParquetFiles:
         metadata = _parse(uri, footer)
         found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         if found != file.row_groups:
-            raise _damaged(
-                uri, f"has {_shown(found)}, but the manifest says {_shown(file.row_groups)}"
-            )
+            raise _damaged(uri, f"has {_shown(found)}, but the manifest says {_shown(file.row_groups)}")
         self._keep(file.path, source.version, metadata)
         return metadata, tail
 
@@ -288,9 +286,7 @@ def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence
     """Where the bytes of ``columns`` begin and end, those next to each other as one."""
     chunks = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
     if missing := [name for name in columns if name not in chunks]:
-        raise _damaged(
-            where, f"has the columns {listed(chunks)}, but not '{missing[0]}'; expected {listed(columns)}"
-        )
+        raise _damaged(where, f"has the columns {listed(chunks)}, but not '{missing[0]}'; expected {listed(columns)}")
     places: list[tuple[int, int]] = []
     for chunk in sorted((chunks[name] for name in columns), key=_start):
         start = _start(chunk)
