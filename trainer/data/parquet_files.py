@@ -11,7 +11,6 @@ footer is read again only if it has changed.
 
 from __future__ import annotations
 
-import io
 import threading
 import zlib
 from collections import OrderedDict
@@ -307,48 +306,25 @@ def _start(chunk: pq.ColumnChunkMetaData) -> int:
     return min(first, chunk.dictionary_page_offset) if chunk.has_dictionary_page else first
 
 
-class _Pieces(io.RawIOBase):
+class _Pieces(RandomFile):
     """A file of which only some pieces are there."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._position = 0
+        super().__init__(size, version="")
         self._pieces: list[tuple[int, bytes]] = []
 
     def add(self, start: int, data: bytes) -> None:
         """Put ``data`` at ``start``."""
         self._pieces.append((start, data))
 
-    def size(self) -> int:
-        """The bytes of the whole file."""
-        return self._size
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next ``read`` begins."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Have the next ``read`` begin elsewhere."""
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
-
-    def read(self, size: int = -1) -> Any:
-        """The next ``size`` bytes.
+    def read_at(self, offset: int, length: int) -> bytes:
+        """The bytes from ``offset`` on.
 
         Raises:
             OSError: they are not there.
         """
-        start, stop = self._position, self._position + size
+        stop = offset + length
         for first, data in self._pieces:
-            if size >= 0 and first <= start and stop <= first + len(data):
-                self._position = stop
-                return memoryview(data)[start - first : stop - first]
-        raise OSError(f"a page reaches beyond its column: bytes {start:,} to {stop:,}")
+            if first <= offset and stop <= first + len(data):
+                return data[offset - first : stop - first]
+        raise OSError(f"a page reaches beyond its column: bytes {offset:,} to {stop:,}")
