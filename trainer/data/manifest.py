@@ -111,9 +111,7 @@ class Manifest(_Strict):
     @classmethod
     def _is_of_this_version(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("version", 2) != 2:
-            raise ValueError(
-                f"it is of version {values['version']}, but this Crossfade reads 2"
-            )
+            raise ValueError(f"it is of version {values['version']}, but this Crossfade reads 2")
         return values
 
     def files(self) -> list[DataFile]:

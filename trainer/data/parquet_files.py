@@ -35,6 +35,7 @@ _TAIL_BYTES = 1 << 16
 """What is fetched from the end of a file to have its footer, most likely all of it; of a small file, all there is."""
 _HOLE_BYTES = 1 << 16
 """Columns that lie so near to each other are fetched together with what is between them."""
+_NOT_THERE = "a page reaches beyond its column"
 _GROUPS_KEPT = 1 << 14
 """Row groups of the files whose footers are kept: about 16 MiB of them."""
 
@@ -96,6 +97,27 @@ class ParquetFiles:
         """
         with _reaching(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             return self._checked(file, source)[0]
+
+    def look_through(self, file: DataFile) -> None:
+        """See that what the footer of ``file`` says of columns makes sense: for files that nobody has vouched for.
+
+        Where it does not, ``RowGroupMetaData.column`` of pyarrow ends the whole process, but reading raises an error:
+        so one column after another is read from a file that has none of its bytes.
+
+        Raises:
+            InputError: as ``footer``, or it does not.
+            UnreachableError: storage does not answer.
+        """
+        metadata = self.footer(file)
+        with pq.ParquetFile(_Pieces(file.bytes), metadata=metadata) as parsed:
+            for index in range(metadata.num_row_groups):
+                for column in range(metadata.num_columns):
+                    try:
+                        parsed.reader.read_row_group(index, column_indices=[column], use_threads=False)
+                    except (OSError, pa.ArrowException) as error:
+                        if _NOT_THERE not in str(error):
+                            what = f"its footer is damaged and cannot be read ({_said(error)})"
+                            raise _damaged(self._where(file, index), what) from error
 
     def read(self, file: DataFile, index: int, columns: Sequence[str]) -> pa.Table:
         """``columns`` of row group ``index`` of ``file``, which must have them all.
@@ -175,9 +197,7 @@ class ParquetFiles:
         metadata = _parse(uri, footer)
         found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         if found != file.row_groups:
-            raise _damaged(
-                uri, f"has {_shown(found)}, but the manifest says {_shown(file.row_groups)}"
-            )
+            raise _damaged(uri, f"has {_shown(found)}, but the manifest says {_shown(file.row_groups)}")
         self._keep(file.path, source.version, metadata)
         return metadata, tail
 
@@ -288,9 +308,7 @@ def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence
     """Where the bytes of ``columns`` begin and end, those next to each other as one."""
     chunks = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
     if missing := [name for name in columns if name not in chunks]:
-        raise _damaged(
-            where, f"has the columns {listed(chunks)}, but not '{missing[0]}'; expected {listed(columns)}"
-        )
+        raise _damaged(where, f"has the columns {listed(chunks)}, but not '{missing[0]}'; expected {listed(columns)}")
     places: list[tuple[int, int]] = []
     for chunk in sorted((chunks[name] for name in columns), key=_start):
         start = _start(chunk)
@@ -355,4 +373,4 @@ class _Pieces(io.RawIOBase):
             if size >= 0 and first <= start and stop <= first + len(data):
                 self._position = stop
                 return memoryview(data)[start - first : stop - first]
-        raise OSError(f"a page reaches beyond its column: bytes {start:,} to {stop:,}")
+        raise OSError(f"{_NOT_THERE}: bytes {start:,} to {stop:,}")
