@@ -318,6 +318,7 @@ for _name, _what in (("int", "whole number"), ("float", "number"), ("bool", "tru
 _SHORT = reprlib.Repr()
 """What shows a value, however large it is, and also if it holds itself: YAML can say so."""
 _SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlevel = 2
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
