@@ -127,6 +127,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"expected one of --train (or --events), --sample, --synthetic, --forget and --check, found {given}"
         )
+    for option in ("column", "entity"):
+        if getattr(arguments, option) is not None and sources != ["forget"]:
+            raise InputError(f"--{option}: says whom --forget is about; leave it out")
     if sources == ["check"]:
         return _check(arguments)
     if arguments.out is None:

@@ -363,3 +363,5 @@ def test_the_command_says_what_went_and_what_still_holds_them(
     assert main([*forget_command, "--entity", "artist"]) == 2
     assert "has no entity 'artist'; it has customer, item" in capsys.readouterr().err
     assert main([*forget_command, "--weight", "w"]) == 2
+    assert main(["prepare", "--check", str(tmp_path / "data"), "--entity", "customer"]) == 2
+    assert "--entity: says whom --forget is about" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from kvstore.arrays import IntArray
 from kvstore.checkpoint import (
+    MANIFEST_NAME,
     Checkpoint,
     Manifest,
     commit,
@@ -139,8 +140,15 @@ def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
     if start_from is None:
         return None
     try:
-        whole, _ = newest_checkpoint(start_from)
-        checkpoint = whole or open_checkpoint(start_from)
+        checkpoint, passed_over = newest_checkpoint(start_from)
+        if checkpoint is None and Folder(start_from).exists(MANIFEST_NAME):
+            checkpoint = open_checkpoint(start_from)
+        if checkpoint is None:
+            why = f" ({'; '.join(passed_over)})" if passed_over else ""
+            raise CheckpointError(
+                f"{start_from}: holds no whole checkpoint and is none itself{why}; expected a folder of checkpoints, "
+                "such as runs/NAME/checkpoints, or one of them"
+            )
         checkpoint.check_fits(tables, job.optimizer.spec())
     except (CheckpointError, OSError) as error:
         raise InputError(f"checkpoint.start_from: {error}") from error

@@ -111,6 +111,8 @@ def run_training(
         )
     report = {
         **_report(job, model, progress, metrics, store),
+        "restarts": len(folder.restarts()),
+        "restart_causes": folder.restarts(),
         **traffic,
         "train_seconds": progress.train_seconds,
         "examples_per_second": progress.examples_total / progress.train_seconds,
@@ -132,12 +134,14 @@ def run_in_process(
 ) -> dict[str, Any] | Stop:
     """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
 
-    ``say`` gets a line for each that does not.
+    ``say`` gets a line for each that does not, and for the one that does.
     """
     refused: set[str] = set()
     while True:
         found = newest_usable(folder.checkpoints(job), refused, say) if resume else None
         checkpoint = found.uri if found else None
+        if found:
+            say(f"going on from step {found.manifest.step:,}")
         try:
             return run_training(job, folder, LocalStore(), emit, checkpoint=checkpoint, stop_requested=stop_requested)
         except CheckpointError as error:
@@ -292,7 +296,6 @@ def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metri
         "seconds_by_phase": progress.seconds,
         "background_seconds": progress.background,
         "checkpoints": asdict(progress.saves),
-        "restarts": 0,
         "engine": job.train.engine,
         "store": type(store).__name__,
         "servers": job.cluster.servers,
