@@ -15,7 +15,6 @@ import random
 import resource
 import shutil
 import sys
-import threading
 import traceback
 import zlib
 from collections.abc import Callable
@@ -27,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from cluster_data import write_job, write_planted
-from mutations import any_value, damaged, damaged_parquet, damaged_text, damaged_tree
+from mutations import any_value, damaged, damaged_pages, damaged_parquet, damaged_text, damaged_tree
+from waiting import wait_until
 
 from crossfade.main import main
 from kvstore.storage import Folder
@@ -101,9 +101,9 @@ def shards(draw: random.Random, folder: Path) -> tuple[Command, str]:
 
 
 def vouched(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Prepared files for which the manifest vouches nonetheless: what is in them must be looked at."""
+    """Prepared files with damaged pages, for which the manifest vouches nonetheless; about footers, see docs."""
     _no_run(folder)
-    path = _damage_one(draw, folder, "data/*/**/*.parquet", damaged_parquet)
+    path = _damage_one(draw, folder, "data/*/**/*.parquet", damaged_pages)
     content, manifest = path.read_bytes(), json.loads((folder / "data/manifest.json").read_text())
     length = int.from_bytes(content[-8:-4], "little") + 8
     for part in (*manifest["entities"].values(), *manifest["splits"].values()):
@@ -150,7 +150,9 @@ def id_lists(draw: random.Random, folder: Path) -> tuple[Command, str]:
     if draw.random() < 0.3:
         left = {"files": [f"train/part-{draw.randrange(9)}.parquet", "vocabulary/x.parquet"]}
         content = json.dumps(damaged_tree(draw, left)).encode()
-        (folder / "data/forget.json").write_bytes(content if draw.random() < 0.5 else damaged_text(draw, content, b"{}"))
+        (folder / "data/forget.json").write_bytes(
+            content if draw.random() < 0.5 else damaged_text(draw, content, b"{}")
+        )
         return _forget(draw), "data/forget.json"
     name = draw.choice(("ids.csv", "ids.parquet"))
     _damage_one(draw, folder, f"raw/{name}", damaged_text if name == "ids.csv" else damaged_parquet)
@@ -221,7 +223,9 @@ def problem_of(command: Command, named: str) -> str | None:
     lines = stderr.split("\n")[:-1]
     last = lines[-1] if lines else ""
     listed = command[:2] == ["prepare", "--check"]
-    others = [line for line in lines[:-1] if not line.startswith(("crossfade: passed over ", "training: "))]
+    others = [
+        line for line in lines[:-1] if not line.lstrip("\r").startswith(("crossfade: passed over ", "training: "))
+    ]
     if code not in (1, 2) or not last.startswith("crossfade: error: ") or (others and not listed and code == 2):
         return f"exit code {code}, and said:\n{stderr}"
     if not last.isprintable():
@@ -231,6 +235,16 @@ def problem_of(command: Command, named: str) -> str | None:
     if code == 1 and command[0] != "train":
         return f"exit code 1: {last}"
     return None
+
+
+def _clear(place: Path) -> None:
+    """Delete ``place``, where a thread of a training that failed may still be writing its last checkpoint."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(place, ignore_errors=True)
+        return not place.exists()
+
+    wait_until(is_gone, CASE_SECONDS, f"{place} stays deleted")
 
 
 def main_loop(folder: Path, kind: str, first: int, count: int) -> int:
@@ -253,11 +267,8 @@ def main_loop(folder: Path, kind: str, first: int, count: int) -> int:
         if problem is not None:
             problems += 1
             print(f"problem: {problem}", flush=True)
-        for thread in threading.enumerate():
-            if thread.name.startswith("checkpoint"):  # one that failed may still be writing its last
-                thread.join()
         os.chdir(folder)
-        shutil.rmtree(place)
+        _clear(place)
     return problems
 
 

@@ -6,16 +6,70 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-NUMBERS = [0, 1, -1, 7, 127, 128, 2**31 - 1, 2**31, 2**32 - 1, -(2**31), 2**40, 2**62, 2**63 - 1, -(2**63), 2**63, 2**64]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    7,
+    127,
+    128,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    -(2**31),
+    2**40,
+    2**62,
+    2**63 - 1,
+    -(2**63),
+    2**63,
+    2**64,
+]
 FLOATS = [0.5, -0.0, 1e300, -1e-300, float("inf"), float("nan")]
-WORDS = ["", " ", "-1", "1e999", "nan", "9" * 40, "9" * 5000, "0x", "\x00", "\n", '"', "'", "../..", "/dev/null", "é", "𝄞"]
-WORDS += ["null", "true", "2024-99-99", "1:99:99", "!!int x", "!!python/object:os.system", "a\nb", "\x1b[31m", "s3://", "file://x"]
-TOKENS = [word.encode() for word in WORDS] + [b"\xff\xfe", b"\xed\xa0\x80", b"\r", b"\r\n", b"\t", b",", b"{", b"[" * 3000]
+WORDS = [
+    "",
+    " ",
+    "-1",
+    "1e999",
+    "nan",
+    "9" * 40,
+    "9" * 5000,
+    "0x",
+    "\x00",
+    "\n",
+    '"',
+    "'",
+    "../..",
+    "/dev/null",
+    "é",
+    "𝄞",
+]
+WORDS += [
+    "null",
+    "true",
+    "2024-99-99",
+    "1:99:99",
+    "!!int x",
+    "!!python/object:os.system",
+    "a\nb",
+    "\x1b[31m",
+    "s3://",
+    "file://x",
+]
+TOKENS = [word.encode() for word in WORDS] + [
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\r",
+    b"\r\n",
+    b"\t",
+    b",",
+    b"{",
+    b"[" * 3000,
+]
 END_BYTES = 8
 
 
 def damaged(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    """``content`` with one to five of: bits flipped, pieces cut, put in, swapped, overwritten, or those of ``other``."""
+    """``content`` with one to five of: bits flipped, pieces cut, put in, swapped, overwritten, put from ``other``."""
     for _ in range(draw.choice((1, 1, 1, 2, 5))):
         content = draw.choice(_WAYS)(draw, content, other)
     return content
@@ -32,11 +86,17 @@ def damaged_parquet(draw: random.Random, content: bytes, other: bytes) -> bytes:
         changed = damaged(draw, footer, other[-END_BYTES - length : -END_BYTES])
         return pages + changed + struct.pack("<I", len(changed)) + b"PAR1"
     if kind < 6:
-        return b"PAR1" + _same_size(draw, pages[4:], other) + content[len(pages) :]
+        return damaged_pages(draw, content, other)
     if kind == 6:
         wrong = draw.choice([*(number % 2**32 for number in NUMBERS), draw.getrandbits(32), draw.randrange(2 * length)])
         return content[:-END_BYTES] + struct.pack("<I", wrong) + b"PAR1"
     return damaged(draw, content, other)
+
+
+def damaged_pages(draw: random.Random, content: bytes, other: bytes) -> bytes:
+    """Parquet of which the pages are damaged, but neither the footer nor the size."""
+    end = len(content) - END_BYTES - struct.unpack("<I", content[-END_BYTES:-4])[0]
+    return b"PAR1" + _same_size(draw, content[4:end], other) + content[end:]
 
 
 def damaged_text(draw: random.Random, content: bytes, other: bytes) -> bytes:

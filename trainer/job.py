@@ -318,6 +318,7 @@ for _name, _what in (("int", "whole number"), ("float", "number"), ("bool", "tru
 _SHORT = reprlib.Repr()
 """What shows a value, however large it is, and also if it holds itself: YAML can say so."""
 _SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlevel = 2
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -330,8 +331,10 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such job file; see jobs/ for some to start from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no text in UTF-8; expected a YAML file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a job file: expected keys such as 'name:' and 'data:' at the top")

@@ -82,6 +82,7 @@ def _look(folder: Folder, paths: Sequence[str], progress: Progress) -> dict[str,
     found: dict[str, _Found] = {}
     for path in paths:
         described = describe(folder, path)
+        files.look_through(described)
         of_folder = found.setdefault(path.rpartition("/")[0], _Found([], []))
         of_folder.files.append(described)
         of_folder.schemas.append(files.footer(described).schema.to_arrow_schema())

@@ -34,6 +34,7 @@ _TAIL_BYTES = 1 << 16
 """What is fetched from the end of a file to have its footer, most likely all of it; of a small file, all there is."""
 _HOLE_BYTES = 1 << 16
 """Columns that lie so near to each other are fetched together with what is between them."""
+_NOT_THERE = "a page reaches beyond its column"
 _GROUPS_KEPT = 1 << 14
 """Row groups of the files whose footers are kept: about 16 MiB of them."""
 
@@ -95,6 +96,27 @@ class ParquetFiles:
         """
         with _reaching(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             return self._checked(file, source)[0]
+
+    def look_through(self, file: DataFile) -> None:
+        """See that what the footer of ``file`` says of columns makes sense: for files that nobody has vouched for.
+
+        Where it does not, ``RowGroupMetaData.column`` of pyarrow ends the whole process, but reading raises an error:
+        so one column after another is read from a file that has none of its bytes.
+
+        Raises:
+            InputError: as ``footer``, or it does not.
+            UnreachableError: storage does not answer.
+        """
+        metadata = self.footer(file)
+        with pq.ParquetFile(_Pieces(file.bytes), metadata=metadata) as parsed:
+            for index in range(metadata.num_row_groups):
+                for column in range(metadata.num_columns):
+                    try:
+                        parsed.reader.read_row_group(index, column_indices=[column], use_threads=False)
+                    except (OSError, pa.ArrowException) as error:
+                        if _NOT_THERE not in str(error):
+                            what = f"its footer is damaged and cannot be read ({_said(error)})"
+                            raise _damaged(self._where(file, index), what) from error
 
     def read(self, file: DataFile, index: int, columns: Sequence[str]) -> pa.Table:
         """``columns`` of row group ``index`` of ``file``, which must have them all.
@@ -327,4 +349,4 @@ class _Pieces(RandomFile):
         for first, data in self._pieces:
             if first <= offset and stop <= first + len(data):
                 return data[offset - first : stop - first]
-        raise OSError(f"a page reaches beyond its column: bytes {offset:,} to {stop:,}")
+        raise OSError(f"{_NOT_THERE}: bytes {offset:,} to {stop:,}")

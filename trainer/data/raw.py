@@ -106,8 +106,8 @@ def reading(file: RawFile) -> Iterator[None]:
     except duckdb.Error as error:
         if file.format == "parquet":
             raise InputError(
-                f"{file}: cannot be read as Parquet: {first_line(error)}; the file is damaged or cut short: "
-                "write it again"
+                f"{file}: cannot be read as Parquet, since it is damaged or cut short ({first_line(error)}); write it "
+                "again"
             ) from error
         raise InputError(f"{file}{_text_problem(str(error), file.format)}") from error
     except OSError as error:
@@ -125,7 +125,7 @@ def _open_parquet(connection: duckdb.DuckDBPyConnection, file: RawFile, columns:
         schema = pq.read_schema(file.path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{file}: is not a readable Parquet file: {first_line(error)}; expected a whole Parquet file, "
+            f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a whole Parquet file, "
             "or say what it is with --format"
         ) from error
     _check_columns(file, schema.names, columns)
