@@ -273,7 +273,7 @@ def spoil_pages(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (drop_weights, "'weight' is missing"),
+        (drop_weights, "but not 'weight'"),
         (
             replace_second_group(track=pa.array(range(4), pa.int32())),
             "column 'track' has the type int32, but expected int64",
