@@ -139,7 +139,8 @@ def run_in_process(
         found = newest_usable(folder.checkpoints(job), refused, say) if resume else None
         checkpoint = found.uri if found else None
         try:
-            return run_training(job, folder, LocalStore(), emit, checkpoint=checkpoint, stop_requested=stop_requested)
+            with closing(LocalStore()) as store:
+                return run_training(job, folder, store, emit, checkpoint=checkpoint, stop_requested=stop_requested)
         except CheckpointError as error:
             if checkpoint is None or error.checkpoint != checkpoint:
                 raise
