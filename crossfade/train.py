@@ -110,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         # What begins is another run than any before, unless it takes one up.
         run_id = folder.run_id() if arguments.resume and folder.has_run_id() else None
         check_claimable(job.checkpoint.to, run_id, job.name, take_over=arguments.resume)
+    if arguments.resume and not folder.has_run_id():
+        print(f"crossfade: {folder.path}: there is no run to take up, so one begins", file=sys.stderr)
     with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
         if moved is not None:
             print(f"the earlier run in {folder.path} was moved to {moved}")
@@ -157,7 +159,7 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, *, 
         )
     if not isinstance(report, Stop):
         return report
-    stopper.check(f"{report.explain()}; --resume goes on from the newest")
+    stopper.check(f"{report.explain()}; go on with --resume")
     raise AssertionError("stopped, but nobody asked for it")
 
 
@@ -172,6 +174,6 @@ def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, *, 
         try:
             return run_job(job, folder, display.show, resume=resume, asked_to_stop=lambda: stopper.number is not None)
         except Stopped as stopped:
-            how = f"{stopped}; --resume goes on from the newest"
+            how = f"{stopped}; go on with --resume"
     stopper.check(how)
     raise AssertionError("stopped, but nobody asked for it")

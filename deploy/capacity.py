@@ -6,8 +6,8 @@
 
 Each figure is counted from the job and its data, or is one of the constants below, which were measured. A process's
 memory is its own; libraries that processes share are counted once a host. ``sure`` is what the job needs in any case;
-``most`` has besides what depends on how training goes: what an evaluation gathers, and the rows that training changes
-before a checkpoint of them is written.
+``most`` has besides what depends on how training goes: what compiling leaves, what an evaluation gathers, and the rows
+that training changes before a checkpoint of them is written.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ from trainer.selection import Selection, select
 _CGROUP = Path("/sys/fs/cgroup")
 _GIB, _MIB = 2**30, 2**20
 
-# Private memory (``uss``) of idle processes of a job of a few hundred rows, on Linux x86-64 with Python 3.11.
-SCHEDULER_BYTES = 123 * _MIB
-SERVER_BYTES = 158 * _MIB
-WORKER_BYTES = 220 * _MIB
-COMMAND_BYTES = 53 * _MIB
+# Private memory (``uss``) of idle processes of a job of a few hundred rows, on Linux x86-64 with Python 3.11, whose
+# kernels were compiled before.
+SCHEDULER_BYTES = 87 * _MIB
+SERVER_BYTES = 104 * _MIB
+WORKER_BYTES = 121 * _MIB
+COMMAND_BYTES = 60 * _MIB
 """``crossfade train`` itself, where it starts and watches the roles."""
+FIRST_RUN_BYTES = {"scheduler": 36 * _MIB, "server": 54 * _MIB, "worker": 99 * _MIB}
+"""What a process keeps besides in the first run after an installation, which compiles modules and kernels."""
 WRITER_BYTES = 24 * _MIB
 """The process that writes a server's part of a checkpoint: Python with numpy and pyarrow."""
 UPLOAD_BYTES = 12 * _MIB
@@ -250,13 +253,17 @@ def _on_servers(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableL
     server = _server(inputs, parts, layouts)
     return [
         ProcessPlan("train", (Part("process", COMMAND_BYTES),)),
-        ProcessPlan("scheduler", (Part("process", SCHEDULER_BYTES),)),
+        ProcessPlan("scheduler", _process("scheduler", SCHEDULER_BYTES)),
         *(ProcessPlan(f"server-{index}", server) for index in range(job.cluster.servers)),
         *(
-            ProcessPlan(f"worker-{rank}", (Part("process", WORKER_BYTES), *_training(inputs, parts, rank)))
+            ProcessPlan(f"worker-{rank}", (*_process("worker", WORKER_BYTES), *_training(inputs, parts, rank)))
             for rank in range(job.cluster.workers)
         ),
     ]
+
+
+def _process(kind: str, idle_bytes: int) -> tuple[Part, ...]:
+    return Part("process", idle_bytes), Part("compiling, in the first run", FIRST_RUN_BYTES[kind], sure=False)
 
 
 def _server(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayout]) -> tuple[Part, ...]:
@@ -272,7 +279,7 @@ def _server(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayou
     if state:
         tables += [Part(f"{name}: state of {job.optimizer.kind}", rows * state) for name, rows in held.items()]
     return (
-        Part("process", SERVER_BYTES),
+        *_process("server", SERVER_BYTES),
         *tables,
         Part("receiving the keys", _receiving(layouts, row_bytes, state), "start"),
         Part("rows of a step", SERVED_COPIES * served * row_bytes // job.cluster.servers, "steps"),

@@ -185,7 +185,7 @@ class Coordinator:
                 self.state = State.STOPPING
                 self._deadline = self._clock() + self._cluster.grace_seconds
             elif self.state is State.RUNNING:
-                self._end(State.STOPPED, "before a step was done that a checkpoint would be worth")
+                self._end(State.STOPPED, "before it took a step, so without a new checkpoint")
             elif self.state is State.ENDING and self._next is State.BACKING_OFF:
                 self._next, self.message = State.STOPPED, f"after {self._cause}"
             elif self.state in {State.WAITING, State.PREPARING, State.BACKING_OFF}:
@@ -344,9 +344,7 @@ class Coordinator:
 
     def _pass_deadline(self) -> None:
         if self.state is State.STOPPING:
-            self._end(
-                State.STOPPED, f"without a checkpoint, which took more than {self._cluster.grace_seconds:g} s to write"
-            )
+            self._end_stopped(f", which took more than {self._cluster.grace_seconds:g} s to write")
         else:
             roles = {name: state for member in self._members.values() for name, state in member.roles.items()}
             lingering = ", ".join(sorted(name for name, state in roles.items() if state != "done"))
@@ -355,13 +353,15 @@ class Coordinator:
     def _fail(self, failure: Failure) -> None:
         """End the generation because of ``failure``, and decide what follows."""
         if self.state is State.STOPPING:
-            self._end(State.STOPPED, f"without a checkpoint: {failure.message}")
+            self._end_stopped(f": {failure.message}")
         elif self.state in {State.RUNNING, State.PREPARING}:
             if failure.checkpoint is not None:
                 self.refused |= {failure.checkpoint}
             if self._saved_step > self._start.step:
                 self._fruitless = 0
-            self._cause = failure.message
+            # Of a generation that never began the cause comes after that of the one before, which it does not replace.
+            if failure.message not in (self._cause or ""):
+                self._cause = f"{self._cause}; then {failure.message}" if self._cause else failure.message
             if self._down_since is None:
                 self._down_since = self._clock()
             if not failure.restart:
@@ -374,6 +374,10 @@ class Coordinator:
             else:
                 self._fruitless += 1
                 self._end(State.BACKING_OFF)
+
+    def _end_stopped(self, why: str) -> None:
+        """Stop without more ado; ``why`` there is no checkpoint, unless the workers have said that there is one."""
+        self._end(State.STOPPED, self._stopped.explain() if self._stopped else f"without a checkpoint{why}")
 
     def _end(self, following: State, message: str = "") -> None:
         """Have all roles ended; ``following`` is the state after that."""

@@ -15,6 +15,7 @@ import json
 import os
 import socketserver
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -82,6 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
             status, body = HTTPStatus.OK, make()
         except _Refused as refused:
             status, body = refused.status, json.dumps({"error": str(refused)})
+        except Exception as error:  # a fault of ours, which the agent is told and comes again
+            traceback.print_exc()
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            body = json.dumps({"error": f"{type(error).__name__}: {error}"})
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body.encode())))
@@ -110,11 +115,17 @@ class _Handler(BaseHTTPRequestHandler):
         if int(length) > LONGEST_BODY_BYTES:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {LONGEST_BODY_BYTES} bytes")
         try:
-            return Report.model_validate_json(self.rfile.read(int(length)))
+            return Report.model_validate_json(self._body(int(length)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise _Refused(HTTPStatus.BAD_REQUEST, f"not a report: {where or 'body'}: {first['msg']}") from None
+
+    def _body(self, length: int) -> bytes:
+        try:
+            return self.rfile.read(length)
+        except OSError as error:
+            raise _Refused(HTTPStatus.REQUEST_TIMEOUT, f"the request broke off: {error}") from error
 
     def log_message(self, *_: object) -> None:
         """Say nothing: the coordinator's events say what matters."""
@@ -189,7 +200,8 @@ class RemoteCoordinator:
         if response.status == HTTPStatus.UNAUTHORIZED:
             raise InputError(f"the coordinator at {self._address} refuses the token in {TOKEN_VARIABLE}")
         if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise Unreachable(f"the coordinator at {self._address} answers with error {response.status}")
+            said = body[:200].decode(errors="replace")
+            raise Unreachable(f"the coordinator at {self._address} answers with error {response.status}: {said}")
         try:
             if response.status != HTTPStatus.OK:
                 raise ValueError(f"{response.status} {body[:200].decode(errors='replace')}")

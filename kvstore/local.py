@@ -13,7 +13,7 @@ from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
 from kvstore.pages import welcome_huge
 from kvstore.philox import fill_rows
 from kvstore.snapshot import Snapshot, compile_kernels
-from kvstore.store import SUM_LENGTH, RowGradient, Saved, TableSpec
+from kvstore.store import NONE_AFRESH, SUM_LENGTH, RowGradient, Saved, TableSpec
 
 _FILL_ROWS = 1 << 16
 
@@ -31,6 +31,15 @@ def check_rows(table: TableSpec, rows_A: IntArray) -> None:
         )
 
 
+def fill_scattered(weights_ND: FloatArray, places_R: IntArray, rows_R: IntArray, table: TableSpec, seed: int) -> None:
+    """Write the initial values of ``rows_R`` of ``table`` to ``places_R`` of ``weights_ND``, in pieces."""
+    for start in range(0, len(rows_R), _FILL_ROWS):
+        piece_R = rows_R[start : start + _FILL_ROWS]
+        values_RD = np.empty((len(piece_R), table.dim), dtype=np.float32)
+        fill_rows(values_RD, piece_R, seed=seed, table=table.name, scale=table.scale)
+        weights_ND[places_R[start : start + _FILL_ROWS]] = values_RD
+
+
 class LocalStore:
     """The row store of one process."""
 
@@ -45,9 +54,14 @@ class LocalStore:
         self._snapshot: Snapshot | None = None
 
     def create(
-        self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int, checkpoint: str | None = None
+        self,
+        tables: Sequence[TableSpec],
+        optimizer: OptimizerSpec,
+        seed: int,
+        checkpoint: str | None = None,
+        afresh: Mapping[str, IntArray] = NONE_AFRESH,
     ) -> None:
-        """Make the tables: rows and state that ``checkpoint`` has from there, the others fresh."""
+        """Make the tables: rows and state that ``checkpoint`` has from there, the others and ``afresh`` fresh."""
         compile_kernels()
         source = None if checkpoint is None else open_checkpoint(checkpoint)
         if source is not None:
@@ -63,6 +77,10 @@ class LocalStore:
             self._optimizers[table.name] = make_optimizer(optimizer, table.rows, table.dim)
         if source is not None:
             source.load(self._ranges())
+        for name, rows_R in afresh.items():
+            check_rows(self._tables[name], rows_R)
+            fill_scattered(self._weights[name], rows_R, rows_R, self._tables[name], seed)
+            self._optimizers[name].reset(rows_R)
 
     def _ranges(self) -> list[RowRange]:
         """All that is held: of each table one range, which is the table."""

@@ -14,9 +14,9 @@ from kvstore.errors import CheckpointError
 from kvstore.layout import DEFAULT_KEY_BYTES, STATUS_KEY, SUM_KEY, TableLayout, make_layout
 from kvstore.local import check_rows
 from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_from, row_sparse_zeros
-from kvstore.mxnet_server import COMMAND_HEAD, STATUS_LENGTH, create_command, decode_status
+from kvstore.mxnet_server import COMMAND_HEAD, STATUS_LENGTH, afresh_commands, create_command, decode_status
 from kvstore.optimizers import OptimizerSpec
-from kvstore.store import SUM_LENGTH, RowGradient, Saved, SavedPart, TableSpec
+from kvstore.store import NONE_AFRESH, SUM_LENGTH, RowGradient, Saved, SavedPart, TableSpec
 
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
 SPLIT_ALWAYS = "1"
@@ -46,7 +46,12 @@ class MXNetStore:
         self.workers: int = self._store.num_workers
 
     def create(
-        self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int, checkpoint: str | None = None
+        self,
+        tables: Sequence[TableSpec],
+        optimizer: OptimizerSpec,
+        seed: int,
+        checkpoint: str | None = None,
+        afresh: Mapping[str, IntArray] = NONE_AFRESH,
     ) -> None:
         """Make the tables on the servers, which fill them where they live and load what ``checkpoint`` has.
 
@@ -69,6 +74,15 @@ class MXNetStore:
         if checkpoint is not None:
             self._command(json.dumps({"command": "load"}))
             self.barrier()
+        if afresh:
+            self._start_afresh(afresh)
+
+    def _start_afresh(self, afresh: Mapping[str, IntArray]) -> None:
+        for name, rows_R in afresh.items():
+            check_rows(self._layouts[name].table, rows_R)
+            for command in afresh_commands(name, rows_R):
+                self._command(command)
+        self.barrier()
 
     def _command(self, body: str) -> None:
         """Send all servers a command, from rank 0; returns when all have obeyed it."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
 import numpy as np
 
-from kvstore.arrays import FloatArray
+from kvstore.arrays import FloatArray, IntArray
 from kvstore.checkpoint import Checkpoint, RowRange, open_checkpoint
 from kvstore.errors import CheckpointError, StoreError
 from kvstore.layout import STATUS_KEY, SUM_KEY, TableLayout, make_layout
+from kvstore.local import fill_scattered
 from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_ids
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
 from kvstore.pages import welcome_huge, zero
@@ -29,6 +30,8 @@ from kvstore.store import TableSpec
 COMMAND_HEAD = 0
 """The only head that MXNet hands to a controller; it drops the others silently."""
 
+AFRESH_ROWS = 1 << 13
+"""Rows in one command that starts rows afresh: about 100 kB of it."""
 
 STATUS_LENGTH = 4096
 """What one server tells is so many float32: the length of a text, then its bytes, one in each."""
@@ -55,6 +58,13 @@ def create_command(
             "checkpoint": checkpoint,
         }
     )
+
+
+def afresh_commands(table: str, rows_R: IntArray) -> Iterator[str]:
+    """The commands, JSON, that tell each server to start rows of ``table`` afresh, so many of them in each."""
+    for start in range(0, len(rows_R), AFRESH_ROWS):
+        rows = rows_R[start : start + AFRESH_ROWS].tolist()
+        yield json.dumps({"command": "afresh", "table": table, "rows": rows})
 
 
 def decode_status(row_N: FloatArray) -> dict[str, Any]:
@@ -98,6 +108,13 @@ class _Shard:
         if len(rows_N):
             fill_rows(self.weights_ND[-len(rows_N) :], rows_N, seed=seed, table=table.name, scale=table.scale)
 
+    def start_afresh(self, seed: int, rows_R: IntArray) -> None:
+        """Give those of the table's ``rows_R`` that are here their initial values and fresh optimizer state."""
+        here_R = rows_R[rows_R % self._layout.ranges == self.number]
+        places_R = here_R // self._layout.ranges
+        fill_scattered(self.weights_ND, places_R, here_R, self._layout.table, seed)
+        self.optimizer.reset(places_R)
+
     def as_range(self) -> RowRange:
         """The same rows, weights and state, as a checkpoint takes and gives them."""
         table = self._layout.table
@@ -120,7 +137,13 @@ class RowServer:
         self._snapshot: Snapshot | None = None
         self._status: dict[str, Any] = {"state": "idle"}
         self._status_row: tuple[Any, FloatArray] | None = None
-        self._commands = {"create": self._create, "load": self._load, "save": self._save, "status": self._tell_status}
+        self._commands = {
+            "create": self._create,
+            "load": self._load,
+            "afresh": self._start_afresh,
+            "save": self._save,
+            "status": self._tell_status,
+        }
 
     def command(self, body: str) -> None:
         """Obey one JSON command.
@@ -154,6 +177,13 @@ class RowServer:
         """Take this server's rows and their state from the checkpoint."""
         assert self._checkpoint is not None
         self._checkpoint.load([shard.as_range() for shard in self._shards.values()])
+
+    def _start_afresh(self, message: dict[str, Any]) -> None:
+        """Give some rows, as far as they are here, the values and the state of rows that were never updated."""
+        rows_R = np.array(message["rows"], dtype=np.int64)
+        for shard in self._shards.values():
+            if shard.table == message["table"]:
+                shard.start_afresh(self._seed, rows_R)
 
     def _save(self, message: dict[str, Any]) -> None:
         """Begin to write this server's rows. A failure is told when asked for: training goes on without it."""

@@ -166,6 +166,11 @@ class LazyOptimizer:
                 "lower optimizer.learning_rate or raise model.temperature"
             )
 
+    def reset(self, rows_A: IntArray) -> None:
+        """Give ``rows_A`` the state of rows that were never updated."""
+        for values in self.state.values():
+            values[rows_A] = 0
+
 
 def _zeros(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> FloatArray:
     state = np.zeros(shape, dtype=dtype)

@@ -129,14 +129,8 @@ class S3Files:
         """What is behind ``error``, as far as another request can tell."""
         try:
             if isinstance(error, FileNotFoundError):
-                from pyarrow import fs
-
-                if self._reads.get_file_info(self._bucket).type == fs.FileType.NotFound:
-                    return NoBucketError(
-                        f"there is no bucket '{self._bucket}' at {self._where()}; check its name, AWS_ENDPOINT_URL and "
-                        "AWS_REGION"
-                    )
-            elif is_bare_refusal(error):
+                return self._no_bucket() or error
+            if is_bare_refusal(error):
                 self._list("no/such/folder/", recursive=False)
             elif is_unexplained(error) and path is not None:
                 self._reads.open_input_file(self._root + path).close()
@@ -145,6 +139,25 @@ class S3Files:
                 return error
             return self._reason(found, None)
         return error
+
+    def _no_bucket(self) -> NoBucketError | None:
+        from pyarrow import fs
+
+        if self._reads.get_file_info(self._bucket).type != fs.FileType.NotFound:
+            return None
+        return NoBucketError(
+            f"there is no bucket '{self._bucket}' at {self._where()}; check its name, AWS_ENDPOINT_URL and AWS_REGION"
+        )
+
+    def check_bucket(self) -> None:
+        """See that there is the bucket.
+
+        Raises:
+            NoBucketError: there is not.
+        """
+        missing = self.again(self._no_bucket)
+        if missing is not None:
+            raise missing
 
     @staticmethod
     def _where() -> str:
@@ -184,6 +197,11 @@ class S3Files:
     def names(self, prefix: str) -> list[str]:
         """The names below ``prefix``."""
         return [info.base_name for info in self.again(lambda: self._list(prefix, recursive=False))]
+
+    def entries(self, prefix: str) -> dict[str, int | None]:
+        """The bytes of the objects below ``prefix`` by name, None for those that have others below them."""
+        listed = self.again(lambda: self._list(prefix, recursive=False))
+        return {info.base_name: info.size if info.is_file else None for info in listed}
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """The bytes of all objects below ``prefix``."""

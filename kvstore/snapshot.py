@@ -43,6 +43,8 @@ KEPT_INDEX_BYTES = 4
 """For each row of the arrays, to know whether it is kept, and where."""
 LONGEST_WAIT_SECONDS = 60.0
 """How long updates may wait for one snapshot, all together, before it is given up."""
+LONGEST_STANDSTILL_SECONDS = 600.0
+"""How long the process that writes may take nothing before it is given up: a request to S3 may last three minutes."""
 _PIECE_BYTES = 1 << 22
 _PIPE_BYTES = 1 << 20
 _NOT_FROM_HERE = ["-P"]
@@ -193,7 +195,7 @@ class Snapshot:
         Raises:
             CheckpointError: the writing process cannot be started.
         """
-        self._started = time.monotonic()
+        self._started = self._taken_at = time.monotonic()
         self._to = to
         self._ranges = {(held.table, held.number): _Range(held) for held in ranges}
         self._tables = _by_table(self._ranges.values())
@@ -225,7 +227,7 @@ class Snapshot:
 
     def _wait_for_room(self) -> None:
         since = time.monotonic()
-        self._changed.wait(LONGEST_WAIT_SECONDS)
+        self._changed.wait(max(0.0, LONGEST_WAIT_SECONDS - self.pause_seconds))
         self.pause_seconds += time.monotonic() - since
         if self.pause_seconds > LONGEST_WAIT_SECONDS:
             self._give_up(
@@ -244,6 +246,9 @@ class Snapshot:
         """
         if self._outcome is None and self._writer.poll() is not None:
             self._outcome = self._end()
+        elif self._outcome is None and time.monotonic() - self._taken_at > LONGEST_STANDSTILL_SECONDS:
+            with self._changed:
+                self._give_up(f"nothing of it could be written for {LONGEST_STANDSTILL_SECONDS:.0f} s")
         if isinstance(self._outcome, CheckpointError):
             raise self._outcome
         return self._outcome
@@ -313,6 +318,7 @@ class Snapshot:
     def _send(self, data: memoryview) -> None:
         while data:
             data = data[os.write(self._pipe, data) :]
+            self._taken_at = time.monotonic()
 
 
 def _by_table(ranges: Any) -> list[list[_Range]]:

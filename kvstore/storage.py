@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from kvstore.errors import InputError
 from kvstore.random_file import LocalRandomFile, RandomFile
@@ -63,8 +63,8 @@ class Folder:
         scheme, separator, rest = uri.partition("://")
         if not separator:
             self._files: _Files = _LocalFiles(Path(self.uri))
-        elif scheme == "file" and rest.startswith("/"):
-            self._files = _LocalFiles(Path(unquote(urlsplit(self.uri).path)))
+        elif scheme == "file" and rest.startswith("/") and not {"?", "#"} & set(rest):
+            self._files = _LocalFiles(Path(unquote(rest)))
         elif scheme == "s3":
             self._files = S3Files(self.uri)
         else:
@@ -80,6 +80,11 @@ class Folder:
     def on_s3(self) -> bool:
         """Whether it lies on S3."""
         return isinstance(self._files, S3Files)
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies on a file system of this machine; None on S3."""
+        return self._files.root / self._prefix if isinstance(self._files, _LocalFiles) else None
 
     def child(self, name: str) -> Folder:
         """The folder ``name`` in this one."""
@@ -138,6 +143,20 @@ class Folder:
         with self._naming():
             return sorted(self._files.names(self._prefix))
 
+    def entries(self) -> dict[str, int | None]:
+        """The bytes of each file in it, by name, and None for each folder in it; none if it does not exist."""
+        with self._naming():
+            return self._files.entries(self._prefix)
+
+    def check_bucket(self) -> None:
+        """See that the S3 bucket exists that it is to lie in; listing what is in it would not say so.
+
+        Raises:
+            FileNotFoundError: it does not: ``NoBucketError``.
+        """
+        with self._naming():
+            self._files.check_bucket()
+
     def sizes(self) -> dict[str, int]:
         """The bytes of every file in it and below, by its path from here."""
         with self._naming():
@@ -189,6 +208,10 @@ class _Files(Protocol):
 
     def names(self, prefix: str) -> list[str]: ...
 
+    def entries(self, prefix: str) -> dict[str, int | None]: ...
+
+    def check_bucket(self) -> None: ...
+
     def sizes(self, prefix: str) -> dict[str, int]: ...
 
     def remove(self, path: str) -> None: ...
@@ -202,10 +225,10 @@ class _LocalFiles:
     """Files of a file system. What has been written survives a crash of the machine."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def write(self, path: str, data: bytes) -> None:
-        target = self._root / path
+        target = self.root / path
         _make_folder(target.parent)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
@@ -221,7 +244,7 @@ class _LocalFiles:
 
     @contextmanager
     def open_output(self, path: str) -> Iterator[OutputFile]:
-        target = self._root / path
+        target = self.root / path
         _make_folder(target.parent)
         try:
             with target.open("wb") as file:
@@ -234,21 +257,30 @@ class _LocalFiles:
         _sync_folder(target.parent)
 
     def read(self, path: str) -> bytes:
-        return (self._root / path).read_bytes()
+        return (self.root / path).read_bytes()
 
     def open_input(self, path: str) -> InputFile:
-        return (self._root / path).open("rb", buffering=0)
+        return (self.root / path).open("rb", buffering=0)
 
     def open_random(self, path: str) -> RandomFile:
-        return LocalRandomFile(str(self._root / path))
+        return LocalRandomFile(str(self.root / path))
 
     def names(self, prefix: str) -> list[str]:
         with suppress(FileNotFoundError):
-            return [path.name for path in (self._root / prefix).iterdir()]
+            return [path.name for path in (self.root / prefix).iterdir()]
         return []
 
+    def entries(self, prefix: str) -> dict[str, int | None]:
+        with suppress(FileNotFoundError):
+            paths = list((self.root / prefix).iterdir())
+            return {path.name: None if path.is_dir() else path.stat().st_size for path in paths}
+        return {}
+
+    def check_bucket(self) -> None:
+        """There is none."""
+
     def sizes(self, prefix: str) -> dict[str, int]:
-        folder = self._root / prefix
+        folder = self.root / prefix
         return {
             (Path(parent, name).relative_to(folder)).as_posix(): Path(parent, name).stat().st_size
             for parent, _, names in os.walk(folder, onerror=_raise)
@@ -256,11 +288,11 @@ class _LocalFiles:
         }
 
     def remove(self, path: str) -> None:
-        (self._root / path).unlink(missing_ok=True)
+        (self.root / path).unlink(missing_ok=True)
 
     def delete(self, prefix: str) -> None:
         with suppress(FileNotFoundError):
-            shutil.rmtree(self._root / prefix)
+            shutil.rmtree(self.root / prefix)
 
     def interrupt(self) -> None:
         """There is nothing to interrupt: requests are made once."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from kvstore.arrays import FloatArray, IntArray
@@ -92,6 +93,9 @@ class Saved:
     bytes: int
 
 
+NONE_AFRESH: Mapping[str, IntArray] = MappingProxyType({})
+
+
 class RowStore(Protocol):
     """Embedding tables that are pulled and pushed by row.
 
@@ -104,14 +108,22 @@ class RowStore(Protocol):
     workers: int
 
     def create(
-        self, tables: Sequence[TableSpec], optimizer: OptimizerSpec, seed: int, checkpoint: str | None = None
+        self,
+        tables: Sequence[TableSpec],
+        optimizer: OptimizerSpec,
+        seed: int,
+        checkpoint: str | None = None,
+        afresh: Mapping[str, IntArray] = NONE_AFRESH,
     ) -> None:
         """Make the tables: rows and optimizer state from ``checkpoint``, a URI, as far as it has them.
 
-        The other rows come from the counter-based generator. Called once, by every worker.
+        The other rows come from the counter-based generator, and so do, with fresh optimizer state, the rows that
+        ``afresh`` names of a table (int64, sorted and unique), whatever the checkpoint has there. Called once, by
+        every worker.
 
         Raises:
             CheckpointError: the checkpoint is damaged, or is not one of such tables.
+            StoreError: a row of ``afresh`` lies outside its table.
         """
 
     def save(self, to: str) -> None:

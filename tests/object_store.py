@@ -25,6 +25,8 @@ from kvstore.processes import die_with_parent
 
 BUCKET = "crossfade"
 ACCESS_KEY, SECRET_KEY = "tests", "tests-secret"
+READER = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret"}
+"""The credentials of somebody who may read and list, but not write."""
 STRANGER = {"AWS_ACCESS_KEY_ID": "stranger", "AWS_SECRET_ACCESS_KEY": "stranger-secret"}
 """The credentials of somebody who may use another bucket alone."""
 START_SECONDS = 60.0
@@ -50,12 +52,15 @@ class ObjectStore:
         self._ports = dict(zip(_PORTS, zip(ports[::2], ports[1::2], strict=True), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3'][0]}"
         self._config = folder / "s3.json"
-        credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identities = [{"name": "tests", "credentials": credentials, "actions": actions}]
-        key, secret = STRANGER.values()
-        others = [{"accessKey": key, "secretKey": secret}]
-        identities.append({"name": key, "credentials": others, "actions": ["Read:elsewhere", "List:elsewhere"]})
+        owner = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+        identities = [
+            {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+            for (key, secret), actions in (
+                (owner.values(), ["Admin", "Read", "Write", "List", "Tagging"]),
+                (READER.values(), ["Read", "List"]),
+                (STRANGER.values(), ["Read:elsewhere", "List:elsewhere"]),
+            )
+        ]
         self._config.write_text(json.dumps({"identities": identities}))
         (folder / "data").mkdir()
 

@@ -269,6 +269,17 @@ def test_a_restart_is_recorded_with_its_cause_the_step_before_it_and_the_time_wi
     assert vars(restart) == {"generation": 2, "cause": KILLED.message, "step": 42, "seconds": 7.0}
 
 
+def test_a_start_that_cannot_be_found_at_first_does_not_hide_why_one_was_needed(alone: Place) -> None:
+    alone.home.tell(step(42))
+    alone.fail(KILLED)
+    for _ in range(2):
+        alone.coordinator.cannot_begin(OSError("the store is away"))
+        alone.pass_time(60)
+    alone.begin("folder/step-40", 40)
+    [restart] = alone.coordinator.restarts
+    assert restart.cause == f"{KILLED.message}; then the store is away"
+
+
 # ---- agents that are lost
 
 
@@ -553,6 +564,21 @@ def test_a_job_that_runs_nothing_is_stopped_at_once(state: State) -> None:
     place.pass_time(100)
     assert place.state is State.STOPPED
     assert place.home.report().do == "leave"
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["lingers", "fails"])
+def test_a_checkpoint_that_a_stop_has_written_is_told_whatever_a_role_does_then(alone: Place, late: bool) -> None:
+    alone.home.tell(step(42))
+    alone.coordinator.stop()
+    alone.home.tell({"event": "stopped", "step": 43, "checkpoint": "folder/step-43"})
+    if late:
+        alone.pass_time(GRACE + 1)
+    else:
+        alone.home.report(failure=KILLED)
+    for _ in range(2):
+        alone.report_all()
+    assert alone.state is State.STOPPED
+    assert alone.coordinator.message == "after step 43, which a checkpoint holds"
 
 
 def test_a_stop_does_not_hide_an_error_that_is_already_known(alone: Place) -> None:

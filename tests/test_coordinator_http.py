@@ -140,6 +140,23 @@ def test_a_slow_client_holds_up_nobody_and_is_dropped(
         assert slow.recv(100) == b""
 
 
+def test_a_fault_of_the_coordinator_is_told_to_both_sides_and_the_agent_comes_again(
+    served: tuple[Place, Address], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, address = served
+    agent, remote = Host(place, "127.0.0.2"), RemoteCoordinator(address, TOKEN)
+
+    def fail(_report: object) -> None:
+        raise KeyError("step")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place.coordinator, "report", fail)
+        with pytest.raises(Unreachable, match=r"answers with error 500: .*KeyError: 'step'"):
+            remote.report(agent.make())
+    assert "KeyError: 'step'" in capsys.readouterr().err
+    assert remote.report(agent.make()).do == "wait"
+
+
 def test_it_listens_where_it_is_told_and_only_while_it_serves(served: tuple[Place, Address]) -> None:
     place, _ = served
 

@@ -1,16 +1,21 @@
 """The row store's contract on real servers: what workers pull equals what a store in process holds, bit for bit."""
 
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
+import drive_afresh
 import numpy as np
 import pytest
 from dist_roles import running_roles
 from drive_store import EMPTY_STEP, HALF_EMPTY_STEP, SEED, STEPS, SUMS, TABLES, addends, gradient, optimizer
+from saved_ranges import cut, random_table, save, save_store
 
 from kvstore.arrays import FloatArray
+from kvstore.checkpoint import RowRange, open_checkpoint
 from kvstore.layout import make_layout
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerKind
+from kvstore.optimizers import OptimizerKind, make_optimizer
 from kvstore.store import RowGradient, TableSpec
 
 pytestmark = pytest.mark.cluster
@@ -148,3 +153,29 @@ def test_all_roles_end_well_and_leave_nothing_running(job: FinishedJob) -> None:
     assert set(job.exit_codes.values()) == {0}
     assert len(job.exit_codes) == 1 + job.layout.servers + job.layout.workers
     assert job.left_running == []
+
+
+def test_servers_start_the_rows_afresh_that_a_store_in_process_starts_afresh(tmp_path: Path) -> None:
+    tables, kind = drive_afresh.TABLES, drive_afresh.OPTIMIZER
+    parts = [cut(table, random_table(table, kind), 1)[0] for table in tables]
+    old = save(str(tmp_path / "old"), 1, tables, kind, [parts])
+    with closing(LocalStore()) as store:
+        store.create(tables, kind, drive_afresh.SEED, old, drive_afresh.AFRESH)
+        expected = save_store(store, str(tmp_path / "here"), 1, tables, kind)
+    to = tmp_path / "servers"
+    with running_roles("drive_afresh.py", 1 << 16, old, to, servers=2, workers=2, folder=tmp_path) as roles:
+        assert set(roles.exit_codes().values()) == {0}, roles.logs()
+    [found] = to.iterdir()
+    for table in tables:
+        one, other = (whole_table(table, checkpoint) for checkpoint in (expected, str(found)))
+        for name, values in one.items():
+            assert same_bits(values, other[name]), f"{name} of {table.name}"
+            assert not same_bits(values, random_table(table, kind)[name])
+
+
+def whole_table(table: TableSpec, checkpoint: str) -> dict[str, FloatArray]:
+    """Weights and optimizer state of a table in a checkpoint."""
+    state = make_optimizer(drive_afresh.OPTIMIZER, table.rows, table.dim).state
+    arrays = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
+    open_checkpoint(checkpoint).load([RowRange(table.name, table.rows, 0, 1, arrays)])
+    return arrays

@@ -33,7 +33,10 @@ QUERIES, ITEMS, DIM, DRAWS = 6, 9, 3, 4
 
 @dataclass(frozen=True)
 class Case:
-    """A loss, a score and a kind of negatives, with a step that has repeated rows, its own items and a zero weight."""
+    """A loss, a score and a kind of negatives, with a step that has repeated rows, its own items and a zero weight.
+
+    The negatives of one example of kind ``each`` are all its own item.
+    """
 
     loss: LossKind
     score: ScoreKind
@@ -75,7 +78,10 @@ class Case:
         )
 
 
-def make_case(loss: LossKind, score: ScoreKind, negatives: str) -> Case:
+SIGNS = {"wanted": [1] * 6, "unwanted": [-1] * 6, "mixed": [1, -1, -1, 1, 1, -1]}
+
+
+def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wanted") -> Case:
     each_BN = [[3, 3, 7, 1], [4, 8, 8, 4], [2, 2, 2, 2], [0, 5, 1, 1], [7, 0, 3, 8], [1, 4, 0, 7]]
     return Case(
         loss,
@@ -83,17 +89,21 @@ def make_case(loss: LossKind, score: ScoreKind, negatives: str) -> Case:
         negatives,
         queries_B=np.array([0, 5, 2, 2, 0, 3]),
         items_B=np.array([1, 4, 2, 1, 8, 6]),
-        weight_B=np.array([1.0, 0.5, 2.0, 0.0, 1.0, 3.0], np.float32),
+        weight_B=np.array([1.0, 0.5, 2.0, 0.0, 1.0, 3.0], np.float32) * np.array(SIGNS[signs], np.float32),
         negatives_N=np.array([3, 8, 2, 3] if negatives == "shared" else each_BN).ravel(),
         global_size=10,
     )
 
 
 CASES = {
-    "-".join(names): make_case(*names) for names in product(get_args(LossKind), get_args(ScoreKind), ("shared", "each"))
+    "-".join(names): make_case(*names)
+    for names in product(get_args(LossKind), get_args(ScoreKind), ("shared", "each"), SIGNS)
 }
+for tied_loss in get_args(LossKind):  # A query row of zeros: all its scores are 0, where −log σ(x) by |x| has a kink.
+    CASES[f"{tied_loss}-tied"] = replace(make_case(tied_loss, "dot", "each", "mixed"), queries_B=np.full(6, 4))
 every_case = pytest.mark.parametrize("name", CASES)
 QUERY_TABLE, ITEM_TABLE = random_rows(QUERIES, DIM, seed=1), random_rows(ITEMS, DIM, seed=2)
+QUERY_TABLE[4] = 0
 
 
 def gradients_by(engine: Engine, case: Case) -> tuple[float, FloatArray, FloatArray]:
@@ -130,13 +140,19 @@ def reference_loss(case: Case, query_ND: FloatArray, item_ND: FloatArray) -> flo
         drawn = case.negatives_of(example)
         own = reference_score(case.score, query_ND[query], item_ND[item])
         others = [reference_score(case.score, query_ND[query], item_ND[row]) for row in drawn if row != item]
+        wanted = case.weight_B[example] >= 0
         if case.loss == "bpr":
-            loss = sum(minus_log_sigmoid(own - other) for other in others) / len(drawn)
-        elif case.loss == "logistic":
+            loss = sum(minus_log_sigmoid(own - other if wanted else other - own) for other in others) / len(drawn)
+        elif case.loss == "logistic" and wanted:
             loss = minus_log_sigmoid(own) + sum(minus_log_sigmoid(-other) for other in others) / len(drawn)
+        elif case.loss == "logistic":
+            loss = minus_log_sigmoid(-own)
+        elif others or wanted:
+            share = math.exp(own) / (math.exp(own) + sum(math.exp(other) for other in others))
+            loss = -math.log(share if wanted else 1 - share)
         else:
-            loss = -math.log(math.exp(own) / (math.exp(own) + sum(math.exp(other) for other in others)))
-        total += float(case.weight_B[example]) * loss
+            loss = 0.0
+        total += abs(float(case.weight_B[example])) * loss
     return total / case.global_size
 
 
@@ -215,8 +231,10 @@ def test_negatives_that_are_the_own_item_have_no_effect(name: str) -> None:
     loss, query_gradient, item_gradient = by_cpu(only_own)
     if case.loss == "logistic":  # what is left is the example's own term
         scores = [reference_score(case.score, QUERY_TABLE[query], ITEM_TABLE[4]) for query in only_own.queries_B]
-        own_B = np.array([minus_log_sigmoid(score) for score in scores])
-        assert loss == pytest.approx((only_own.weight_B * own_B).sum() / case.global_size, rel=1e-5)
+        own_B = [
+            minus_log_sigmoid(score if w > 0 else -score) for score, w in zip(scores, only_own.weight_B, strict=True)
+        ]
+        assert loss == pytest.approx((np.abs(only_own.weight_B) * own_B).sum() / case.global_size, rel=1e-5)
     else:
         assert loss == pytest.approx(0.0, abs=1e-7)
         np.testing.assert_allclose(query_gradient, 0.0, atol=1e-7)
@@ -240,23 +258,68 @@ def test_an_empty_batch_gives_no_loss_and_gradients_of_no_rows(name: str) -> Non
     assert {table: gradient.shape for table, gradient in gradients.items()} == {"customer": (0, DIM), "track": (0, DIM)}
 
 
-@pytest.mark.parametrize("size", [40.0, 300.0])
-@pytest.mark.parametrize("negatives", ["shared", "each"])
-@pytest.mark.parametrize("loss", get_args(LossKind))
-def test_large_scores_neither_overflow_nor_vanish(loss: LossKind, negatives: str, size: float) -> None:
+def of_one_example(
+    loss: LossKind, negatives: str, weight: float, scores: tuple[float, float]
+) -> tuple[float, FloatArray]:
+    """The loss of an item against four times the same negative, which have ``scores``, and its derivatives by both."""
     case = replace(
         make_case(loss, "dot", negatives).part(slice(0, 1)),
-        weight_B=np.ones(1, np.float32),
+        weight_B=np.array([weight], np.float32),
         negatives_N=np.full(DRAWS, 3),
         global_size=1,
     )
-    away_D = np.array([size * TEMPERATURE, 0, 0], np.float32)
-    block = {"customer": np.eye(1, DIM, dtype=np.float32), "track": np.stack([-away_D, away_D])}
+    rows_ND = np.outer(np.array(scores) * TEMPERATURE, np.eye(1, DIM)).astype(np.float32)
+    block = {"customer": np.eye(1, DIM, dtype=np.float32), "track": rows_ND}
     found, gradients = CpuEngine(case.model, loss, case.spec).gradients(case.batch, block)
+    assert np.isfinite(gradients["customer"]).all()
+    return found, gradients["track"][:, 0] * TEMPERATURE
+
+
+each_loss = pytest.mark.parametrize("loss", get_args(LossKind))
+each_kind = pytest.mark.parametrize("negatives", ["shared", "each"])
+each_size = pytest.mark.parametrize("size", [40.0, 300.0, 1e6])
+
+
+@each_size
+@each_kind
+@each_loss
+def test_large_scores_neither_overflow_nor_vanish(loss: LossKind, negatives: str, size: float) -> None:
+    found, slopes = of_one_example(loss, negatives, 1.0, (-size, size))
     # The item scores -size and its negatives +size, so the exponentials vanish beside the linear part.
-    expected = 2 * size + (math.log(DRAWS) if loss == "softmax" else 0.0)
-    assert found == pytest.approx(expected, rel=1e-6)
-    np.testing.assert_allclose(gradients["track"][0], [-1 / TEMPERATURE, 0, 0], rtol=1e-6)
+    assert found == pytest.approx(2 * size + (math.log(DRAWS) if loss == "softmax" else 0.0), rel=1e-6)
+    np.testing.assert_allclose(slopes, [-1, 1], rtol=1e-6)
+
+
+@each_size
+@each_kind
+@each_loss
+def test_an_unwanted_item_far_above_its_negatives_is_pushed_down_with_bounded_force(
+    loss: LossKind, negatives: str, size: float
+) -> None:
+    found, slopes = of_one_example(loss, negatives, -3.0, (size, -size))
+    expected = {"bpr": 2 * size, "logistic": size, "softmax": 2 * size - math.log(DRAWS)}
+    assert found == pytest.approx(3 * expected[loss], rel=1e-6)
+    np.testing.assert_allclose(slopes, [3, 0 if loss == "logistic" else -3], rtol=1e-6)
+
+
+@each_size
+@each_kind
+@each_loss
+def test_an_unwanted_item_far_below_its_negatives_costs_nothing_more(
+    loss: LossKind, negatives: str, size: float
+) -> None:
+    found, slopes = of_one_example(loss, negatives, -3.0, (-size, size))
+    assert 0 <= found < 1e-15
+    np.testing.assert_allclose(slopes, 0, atol=1e-15)
+
+
+@pytest.mark.parametrize("score", [2.0, 10.0, 17.0, 25.0])
+def test_softmax_of_an_unwanted_item_keeps_its_digits_where_its_share_is_near_one(score: float) -> None:
+    found, slopes = of_one_example("softmax", "shared", -1.0, (score, 0.0))
+    # In float32, 1 - share would be 0 from a score of 19 on.
+    others = DRAWS / (math.exp(score) + DRAWS)
+    assert found == pytest.approx(-math.log(others), rel=1e-6)
+    np.testing.assert_allclose(slopes, [1 - others, others - 1], rtol=1e-6)
 
 
 @every_case

@@ -218,6 +218,14 @@ def test_a_reader_goes_on_after_more_files_than_it_keeps_open(tmp_path: Path) ->
     reader.close()
 
 
+def test_weights_of_either_sign_are_read_as_they_are(tmp_path: Path) -> None:
+    weights = [-1.0, 0.0, 2.5, np.finfo(np.float32).min]
+    files = [[make_interactions(range(4), range(4), weights)]]
+    manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
+    [read] = ShardReader(Folder(tmp_path), manifest).read_all(manifest.splits["train"])
+    assert read.weight_N.tolist() == np.array(weights, np.float32).tolist()
+
+
 GOOD: SplitFiles = [[make_interactions(range(5), range(5)), make_interactions(range(4), range(4))]]
 SECOND_GROUP = "train/part-00000.parquet, row group 1"
 

@@ -141,6 +141,29 @@ def test_changes_do_not_wait_for_ever_for_a_writer_that_stands_still(
     assert (held.arrays["weights"] == 2.0).all()
 
 
+def test_updates_wait_no_longer_than_that_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.snapshot.LONGEST_WAIT_SECONDS", 2.0)
+    monkeypatch.setattr("kvstore.snapshot.KEPT_SHARE", 64)
+    monkeypatch.setattr("kvstore.snapshot.LEAST_KEPT_BYTES", 0)
+    held = ones(LARGE)
+    with snapshot_of(held, to=tmp_path) as (snapshot, writer):
+        writer.suspend()
+        snapshot.pause_seconds = 1.8
+        change(snapshot, held)
+        assert snapshot.pause_seconds < 3.0
+        assert "updates had to wait for 2 s" in failure(snapshot)
+
+
+def test_a_writer_that_stands_still_is_given_up_though_no_update_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, writer):
+        writer.suspend()
+        assert snapshot.poll() is None
+        monkeypatch.setattr("kvstore.snapshot.LONGEST_STANDSTILL_SECONDS", 0.1)
+        assert "could not be written: nothing of it could be written for 0 s" in failure(snapshot)
+
+
 def test_changes_after_the_end_of_a_snapshot_are_nothing_to_it(tmp_path: Path) -> None:
     held = ones(100)
     with snapshot_of(held, to=tmp_path) as (snapshot, _):
@@ -167,6 +190,22 @@ def test_training_goes_on_while_a_store_in_process_saves(tmp_path: Path) -> None
         assert (store.pull({"track": rows_A})["track"] != before[rows_A]).any()
     np.testing.assert_array_equal(np.load(weights_file(tmp_path)), before)
     assert result.bytes > before.nbytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rowwise_adagrad", "adam"])
+def test_what_a_server_saves_is_the_state_at_the_command_though_rows_change_before_they_are_sent(
+    tmp_path: Path, kind: str
+) -> None:
+    script = Path(__file__).with_name("drive_row_server.py")
+    command = [sys.executable, script, kind, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "expected.npz") as expected:
+        assert len(expected.files) == (2 if kind == "rowwise_adagrad" else 4)
+        for name in expected.files:
+            path = tmp_path / "saved" / "track" / f"{name}.00000-of-00001.npy"
+            np.testing.assert_array_equal(np.load(path), expected[name], err_msg=name)
 
 
 @pytest.mark.slow
@@ -318,6 +357,18 @@ def test_rows_that_were_sent_already_take_no_memory_when_they_change(tmp_path: P
         assert psutil.Process().memory_full_info().uss - before < size // 16
         snapshot.before_update("waiting", 0, np.arange(LARGE // 2, LARGE))
         assert psutil.Process().memory_full_info().uss - before > size // 2
+        assert snapshot.poll() is None
+
+
+@pytest.mark.slow
+def test_a_snapshot_takes_no_memory_when_it_begins(tmp_path: Path) -> None:
+    held = ones(LARGE)
+    (tmp_path / "track").mkdir()
+    os.mkfifo(weights_file(tmp_path))
+    before = psutil.Process().memory_full_info().uss
+    with snapshot_of(held, to=tmp_path) as (snapshot, writer):
+        wait_until(lambda: read_by(writer) > 1 << 20, WRITE_SECONDS, "the first rows to be sent")
+        assert psutil.Process().memory_full_info().uss - before < held.arrays["weights"].nbytes // 4
         assert snapshot.poll() is None
 
 

@@ -1,5 +1,6 @@
 """A folder means the same on a file system and on S3; and S3 may be slow or away for a while, but not for ever."""
 
+import errno
 import json
 import os
 import subprocess
@@ -77,6 +78,15 @@ def test_what_was_written_is_read_and_listed(folder: Folder) -> None:
     assert not folder.exists("two.json")
 
 
+def test_entries_are_the_files_with_their_sizes_and_the_folders(folder: Folder) -> None:
+    assert folder.entries() == {}
+    folder.write("a b", b"123")
+    folder.child("below").write("c", b"")
+    assert folder.entries() == {"a b": 3, "below": None}
+    assert folder.child("below").entries() == {"c": 0}
+    folder.check_bucket()
+
+
 def test_a_file_is_read_in_pieces_from_any_place(folder: Folder) -> None:
     folder.write("digits", b"0123456789")
     buffer = bytearray(4)
@@ -128,6 +138,8 @@ def test_names_and_uris(folder: Folder) -> None:
     [
         ("gs://music/x", r"gs://music/x: not a folder that is known here; name a path, file:///PATH or s3://"),
         ("file://host/x", "file://host/x: not a folder that is known here"),
+        ("file:///music/what?/x", r"file:///music/what\?/x: not a folder that is known here"),
+        ("file:///music/#1", "file:///music/#1: not a folder that is known here"),
         ("s3://", "expected s3://BUCKET/PREFIX"),
         ("s3:///x", "expected s3://BUCKET/PREFIX"),
         ("s3://music//x", "expected s3://BUCKET/PREFIX"),
@@ -156,6 +168,72 @@ def test_a_path_may_hold_anything(tmp_path: Path) -> None:
     folder.write("x", b"1")
     assert (tmp_path / "with space" / "and%20more" / "x").read_bytes() == b"1"
     assert Folder(f"file://{tmp_path}/with%20space").names() == ["and%20more"]
+    Folder(f"file://{tmp_path}/what%3F%231").write("x", b"1")
+    assert (tmp_path / "what?#1" / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", ["with space", "and%20more", "plus+equals=&;:,$'()!*", "Größe/日本", "~tilde.[x]"])
+def test_a_prefix_on_s3_may_hold_anything(s3: ObjectStore, prefix: str) -> None:
+    folder = Folder(s3.uri(f"odd/{prefix}"))
+    folder.child("step-1").write("manifest.json", b"1")
+    with folder.open_output("step-1/weights.npy") as file:
+        file.write(b"123")
+    assert folder.names() == ["step-1"]
+    assert folder.sizes() == {"step-1/manifest.json": 1, "step-1/weights.npy": 3}
+    assert folder.child("step-1").read("manifest.json") == b"1"
+    assert Folder(s3.uri("odd")).sizes() == {f"{prefix}/step-1/manifest.json": 1, f"{prefix}/step-1/weights.npy": 3}
+    folder.child("step-1").delete()
+    assert folder.sizes() == {}
+
+
+def synced_and_moved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synced and what is moved from now on, by name."""
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+
+    def note_move(path: Path, target: Path) -> Path:
+        done.append(f"move to {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_move)
+    return done
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux says which file is synced")
+def test_a_file_lasts_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = synced_and_moved(monkeypatch)
+    folder = Folder(str(tmp_path / "folder"))
+    with folder.open_output("weights.npy") as file:
+        file.write(b"123")
+        assert done == [f"sync {tmp_path.name}"]  # which holds the new folder
+    assert done[1:] == ["sync weights.npy", "sync folder"]
+    done.clear()
+    folder.write("manifest.json", b"{}")
+    [synced, *rest] = done
+    assert synced.startswith("sync .manifest.json")
+    assert rest == ["move to manifest.json", "sync folder"]
+
+
+def test_a_small_file_that_cannot_be_written_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("manifest.json", b"earlier")
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="no"):
+        folder.write("manifest.json", b"later")
+    assert folder.read("manifest.json") == b"earlier"
+    assert folder.names() == ["manifest.json"]
 
 
 # Checkpoints on S3.

@@ -1,21 +1,21 @@
 """What every row store promises, and that a step in process costs by its active rows, not by its tables."""
 
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import random_rows
-from saved_ranges import manifest, save_store, saved
+from saved_ranges import joined, manifest, save_store, saved
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint import commit, step_folder
+from kvstore.checkpoint import RowRange, commit, open_checkpoint, step_folder
 from kvstore.errors import CheckpointError, StoreError
 from kvstore.local import LocalStore
-from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
-from kvstore.store import RowGradient, RowStore, TableSpec, Traffic
+from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec, make_optimizer
+from kvstore.store import NONE_AFRESH, RowGradient, RowStore, TableSpec, Traffic
 
 STORES: dict[str, Callable[[], RowStore]] = {"LocalStore": LocalStore}
 TABLES = [TableSpec("customer", rows=50, dim=4, scale=0.1), TableSpec("track", rows=30, dim=3, scale=0.5)]
@@ -34,9 +34,10 @@ def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
             optimizer: OptimizerSpec = SGD,
             seed: int = 1,
             checkpoint: str | None = None,
+            afresh: Mapping[str, IntArray] = NONE_AFRESH,
         ) -> RowStore:
             store = stack.enter_context(closing(request.param()))
-            store.create(tables, optimizer, seed, checkpoint)
+            store.create(tables, optimizer, seed, checkpoint, afresh)
             return store
 
         yield open_one
@@ -197,6 +198,46 @@ def test_rows_that_a_checkpoint_lacks_are_those_of_a_fresh_table(open_store: Ope
         np.testing.assert_array_equal(grown[table.name][: table.rows], everything(old)[table.name])
         np.testing.assert_array_equal(grown[table.name][table.rows :], fresh[table.name][table.rows :])
     np.testing.assert_array_equal(grown["artist"], fresh["artist"])
+
+
+def saved_arrays(checkpoint: str, table: TableSpec, optimizer: OptimizerSpec) -> dict[str, FloatArray]:
+    """Weights and optimizer state of a table in a checkpoint."""
+    state = make_optimizer(optimizer, table.rows, table.dim).state
+    arrays = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
+    held = RowRange(table.name, table.rows, 0, 1, arrays)
+    open_checkpoint(checkpoint).load([held])
+    return joined([held])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_start_afresh_keep_nothing_of_a_checkpoint_and_the_others_keep_all(
+    open_store: OpenStore, tmp_path: Path, kind: OptimizerKind
+) -> None:
+    optimizer = OptimizerSpec(kind, weight_decay=0.1)
+    old = save_store(moved(moved(open_store(optimizer=optimizer))), str(tmp_path), 1, TABLES, optimizer)
+    afresh = {"customer": np.array([1, 13, 49]), "track": np.empty(0, np.int64)}
+    store = open_store(optimizer=optimizer, seed=2, checkpoint=old, afresh=afresh)
+    new = save_store(store, str(tmp_path), 2, TABLES, optimizer)
+    fresh = save_store(open_store(optimizer=optimizer, seed=2), str(tmp_path), 3, TABLES, optimizer)
+    for table in TABLES:
+        before, after, never = (saved_arrays(checkpoint, table, optimizer) for checkpoint in (old, new, fresh))
+        rows = afresh[table.name]
+        kept = np.setdiff1d(np.arange(table.rows), rows)
+        for name, values in after.items():
+            np.testing.assert_array_equal(values[rows], never[name][rows], err_msg=name)
+            np.testing.assert_array_equal(values[kept], before[name][kept], err_msg=name)
+    moved(store)
+
+
+def test_rows_start_afresh_without_a_checkpoint_too(open_store: OpenStore) -> None:
+    fresh, again = everything(open_store()), everything(open_store(afresh={"track": np.arange(3, 9)}))
+    for name, block_AD in fresh.items():
+        np.testing.assert_array_equal(again[name], block_AD)
+
+
+def test_rows_beyond_a_table_cannot_start_afresh(open_store: OpenStore) -> None:
+    with pytest.raises(StoreError, match=r"table 'track': rows 2 to 30 .* has rows 0 to 29"):
+        open_store(afresh={"track": np.array([2, 30])})
 
 
 def test_a_save_says_what_it_wrote_and_how_long_it_took(open_store: OpenStore, tmp_path: Path) -> None:

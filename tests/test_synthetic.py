@@ -13,7 +13,7 @@ from kvstore.storage import Folder
 from trainer.data import synthetic
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.output import row_group_rows
-from trainer.data.prepare import describe
+from trainer.data.summary import describe
 from trainer.data.synthetic import FIRST_ID, SyntheticSpec, genre_of, write_synthetic
 
 SPEC = SyntheticSpec(queries=3_000, items=1_000, interactions=200_000, genres=10)
@@ -54,7 +54,7 @@ def test_the_format_is_that_of_prepared_data(made: tuple[Path, Manifest]) -> Non
         ("timestamp", "int64"),
     ]
     assert not (out / ".work").exists()
-    assert "customer x track" in describe(manifest, out)
+    assert "customer x track" in describe(manifest, Folder(out))
 
 
 def test_vocabularies_count_train_and_name_items_by_genre(made: tuple[Path, Manifest]) -> None:

@@ -5,7 +5,8 @@ With H the held-out items of a query and its ranking cut at k:
 - recall@k = |hits| / |H|
 - ndcg@k = Σ_{hits at rank r} 1/log₂(r+1) / Σ_{r=1}^{min(k,|H|)} 1/log₂(r+1)      (Järvelin and Kekäläinen, 2002)
 
-both averaged over queries. Items of the excluded splits leave a query's ranking. Ties rank the lower row first.
+both averaged over queries. Items of the excluded splits leave a query's ranking where their weight is positive: one
+that was skipped stays, and costs a place if it is ranked high. Ties rank the lower row first.
 Items come in blocks, so memory is bounded by the queries judged; workers share the queries out.
 """
 

@@ -55,7 +55,7 @@ class Loop:
         made = Making()
         with ReadAhead(self._batches(progress, made), interrupt=self.schedule.interrupt) as ahead:
             waiting = iter(ahead)
-            while progress.step < self.total_steps and not self._stale(progress):
+            while not self._is_done(progress):
                 if self._run_epoch(progress, waiting, made):
                     return False
                 last = progress.step >= self.total_steps
@@ -67,8 +67,10 @@ class Loop:
             self._keep(progress)
         return True
 
-    def _stale(self, progress: Progress) -> bool:
-        return self.train.patience is not None and progress.stale >= self.train.patience
+    def _is_done(self, progress: Progress) -> bool:
+        """Whether nothing is left to do. A run may be taken up with all its steps behind it, but not their end."""
+        stale = self.train.patience is not None and progress.stale >= self.train.patience
+        return stale or (progress.step >= self.total_steps and progress.ended_step == progress.step)
 
     def _batches(self, progress: Progress, made: Making) -> Iterator[Batch]:
         """This worker's part of every step that is left, unless the run stops early."""
@@ -132,6 +134,7 @@ class Loop:
             if metrics is not None:
                 record["valid"] = metrics
                 self._keep_if_best(metrics, progress)
+        progress.ended_step = progress.step
         self.emit(record)
 
     def _keep_if_best(self, metrics: Metrics, progress: Progress) -> None:

@@ -1,16 +1,31 @@
 """Losses of one example against its negatives, with closed-form derivatives.
 
-With s the score of the example's item, s_j those of its C negatives and w its weight:
+With s the score of the example's item, s_j those of its C negatives and w ≥ 0 its weight:
 
 - ``bpr``       w/C · Σ_j −log σ(s − s_j)
                 Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009
 - ``logistic``  w · (−log σ(s) − 1/C · Σ_j log σ(−s_j))
                 negative sampling, Mikolov et al., "Distributed representations of words and phrases", NIPS 2013
-- ``softmax``   −w · log(eˢ / (eˢ + Σ_j e^{s_j}))
+- ``softmax``   −w · log p, p = eˢ / (eˢ + Σ_j e^{s_j})
                 sampled softmax, Jean et al., ACL 2015, without its correction by log Q; on cosine scores, InfoNCE
                 (van den Oord et al. 2018)
 
-A negative that is the example's own item does not count: it adds no loss and gets no gradient.
+A weight w < 0 says that the query does not want the item. It costs |w| times the loss of the opposite statement, which
+is never below 0 and has bounded derivatives (−|w| times the loss itself would be worth ever more without end):
+
+- ``bpr``       |w|/C · Σ_j −log σ(s_j − s)
+                the pairs turned round: an item that was not met is preferred to one that was refused
+- ``logistic``  |w| · −log σ(−s)
+                the label 0, as LightFM has it for interactions of −1 (Kula, CBRecSys 2015). Its negatives add nothing:
+                they stand for what a wanted item is told from, and a refused item needs none
+- ``softmax``   −|w| · log(1 − p) = |w| · −log σ(log Σ_j e^{s_j} − s)
+                unlikelihood, Welleck et al., "Neural text generation with unlikelihood training", ICLR 2020; for
+                retrieval, the "not-to-recommend" loss of Wang et al., "Learning from negative user feedback and
+                measuring responsiveness for sequential recommenders", RecSys 2023. The form on the right has no 1 − p
+                that would cancel where p is near 1
+
+A negative that is the example's own item does not count: it adds no loss and gets no gradient. Where none is left,
+``bpr`` and ``softmax`` have no loss.
 
 All kernels that inline one another are in this file: numba's cache does not see a change in another one. None has
 fastmath (see ``kvstore/optimizers.py``); long sums run in eight lanes of a fixed order instead, which vectorise.
@@ -36,6 +51,7 @@ _EXP_COEFFICIENTS = tuple(
 )
 _ODD = tuple(np.float32(1.0 / n) for n in (1, 3, 5, 7, 9, 11, 13, 15))
 _LOWEST_EXPONENT = np.float32(-87.0)
+_LOWEST = np.finfo(np.float32).min
 
 
 @njit(cache=True, error_model="numpy")
@@ -114,6 +130,8 @@ def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight):  # 
     ``item`` and ``negatives_C`` name rows, to know a negative that is the item; ``parts_C`` is memory to work in. All
     floats are float32.
     """
+    if weight < _ZERO:
+        return _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, -weight)
     if code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
     share = weight / np.float32(scores_C.shape[0])
@@ -149,6 +167,47 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
     for c in range(scores_C.shape[0]):
         scores_C[c] *= scale
     return weight * (math.log(total) + top - score), own * scale - weight
+
+
+@njit(cache=True, error_model="numpy")
+def _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
+    """What ``example_loss`` gives for an example of weight −``cost``.
+
+    It is not inlined, so that the loops over wanted items compile as if it were not there.
+    """
+    if code == SOFTMAX:
+        return _opposite_softmax(score, scores_C, item, negatives_C, cost)
+    if code == LOGISTIC:
+        scores_C[:] = _ZERO
+        own, pull = _log_sigmoid_loss(-score)
+        return cost * own, cost * pull
+    # A pair turned round is one whose scores have the other sign; so have the derivatives.
+    for c in range(scores_C.shape[0]):
+        scores_C[c] = -scores_C[c]
+    share = cost / np.float32(scores_C.shape[0])
+    loss, slope = _pairs(-score, _ONE, scores_C, parts_C, item, negatives_C, share)
+    for c in range(scores_C.shape[0]):
+        scores_C[c] = -scores_C[c]
+    return loss, -slope
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _opposite_softmax(score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
+    # The largest of the negatives alone: beside the item's own score, which may be far above, they would all vanish.
+    for c in range(scores_C.shape[0]):
+        scores_C[c] = scores_C[c] if negatives_C[c] != item else _LOWEST
+    top = _largest(scores_C)
+    for c in range(scores_C.shape[0]):
+        power = exp(scores_C[c] - top)
+        scores_C[c] = power if negatives_C[c] != item else _ZERO
+    total = _sum(scores_C)
+    if total == _ZERO:  # No negative is left. Otherwise the largest alone adds 1.
+        return _ZERO, _ZERO
+    loss, pull = _log_sigmoid_loss(top - score + math.log(total))
+    scale = -cost * pull / total
+    for c in range(scores_C.shape[0]):
+        scores_C[c] *= scale
+    return cost * loss, cost * pull
 
 
 @njit(cache=True, error_model="numpy", inline="always")

@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 
 from kvstore.errors import InputError
 from trainer.embeddings import EmbeddingFiles, vectors_of
@@ -23,6 +24,9 @@ class Neighbours:
         """
         table = EmbeddingFiles(embeddings).read(entity)
         self._entity = entity
+        if table.column("id").null_count:
+            # A forgotten row is nobody's: it is neither found nor a neighbour.
+            table = table.filter(pc.is_valid(table.column("id")))
         self._ids = [str(value) for value in table.column("id").to_pylist()]
         self._names: list[str | None] = (
             table.column("name").to_pylist() if "name" in table.column_names else [None] * len(self._ids)

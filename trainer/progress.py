@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from kvstore.store import Saved, Traffic
 from trainer.data.stopwatch import Stopwatch
@@ -48,6 +50,7 @@ class Making:
 class Progress:
     """How far a run is. ``epoch`` epochs are behind it, with ``epoch_step`` steps of the next and ``step`` in all.
 
+    ``ended_step`` is the step after which an epoch, or the run, was last summed up and judged.
     ``seconds`` are those of training by phase: ``data`` and ``sample`` are what it waited for windows of interactions,
     and for negatives and active rows. Both are made in the background, where they took ``background`` seconds.
     ``loss_sum``, ``examples`` (both of this epoch) and ``traffic`` are this worker's own share; the rest is the run's.
@@ -56,6 +59,7 @@ class Progress:
     epoch: int = 0
     epoch_step: int = 0
     step: int = 0
+    ended_step: int = 0
     examples: int = 0
     examples_total: int = 0
     loss_sum: float = 0.0
@@ -117,8 +121,10 @@ class Progress:
 
     @staticmethod
     def from_record(record: dict[str, Any], *, counting: bool) -> Progress:
-        """The progress of ``record``; one worker of all goes on ``counting`` from its totals, the others from 0."""
-        values = {**record, "traffic": Traffic(**record["traffic"]), "saves": Saves(**record["saves"])}
-        if not counting:
-            values |= {"loss_sum": 0.0, "examples": 0, "traffic": Traffic()}
-        return Progress(**values)
+        """The progress of ``record``; one worker of all goes on ``counting`` from its totals, the others from 0.
+
+        Raises:
+            ValidationError: it is no such record.
+        """
+        progress = TypeAdapter(Progress).validate_python(record)
+        return progress if counting else replace(progress, loss_sum=0.0, examples=0, traffic=Traffic())

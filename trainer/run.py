@@ -17,8 +17,8 @@ import numpy as np
 from kvstore.errors import CheckpointError, InputError, UnreachableError
 from kvstore.local import LocalStore
 from kvstore.storage import Folder
-from kvstore.store import RowStore
-from trainer.checkpoints import Identity, Saver, Stop, newest_usable, starting_rows, take_up
+from kvstore.store import NONE_AFRESH, RowStore
+from trainer.checkpoints import Identity, Saver, Stop, forgotten_rows, newest_usable, starting_rows, take_up
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.shards import Schedule, ShardReader
 from trainer.data.vocabulary import Vocabulary
@@ -92,7 +92,7 @@ def run_training(
             Saver(store, job.checkpoint, folder.checkpoints(job), identity, record, stop_requested)
         )
         loop = _make_loop(job, folder, store, manifest, model, reader, selection, vocabularies, saver, record)
-        progress = _start(job, folder, store, identity, checkpoint, record)
+        progress = _start(job, folder, store, manifest, identity, checkpoint, record)
         saver.begin(progress)
         if not loop.run(progress):
             stop = saver.stop(progress)
@@ -111,6 +111,8 @@ def run_training(
         )
     report = {
         **_report(job, model, progress, metrics, store),
+        "restarts": len(folder.restarts()),
+        "restart_causes": folder.restarts(),
         **traffic,
         "train_seconds": progress.train_seconds,
         "examples_per_second": progress.examples_total / progress.train_seconds,
@@ -132,12 +134,14 @@ def run_in_process(
 ) -> dict[str, Any] | Stop:
     """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
 
-    ``say`` gets a line for each that does not.
+    ``say`` gets a line for each that does not, and for the one that does.
     """
     refused: set[str] = set()
     while True:
         found = newest_usable(folder.checkpoints(job), refused, say) if resume else None
         checkpoint = found.uri if found else None
+        if found:
+            say(f"going on from step {found.manifest.step:,}")
         try:
             with closing(LocalStore()) as store:
                 return run_training(job, folder, store, emit, checkpoint=checkpoint, stop_requested=stop_requested)
@@ -149,14 +153,22 @@ def run_in_process(
 
 
 def _start(
-    job: Job, folder: RunFolder, store: RowStore, identity: Identity, checkpoint: str | None, record: Emit
+    job: Job,
+    folder: RunFolder,
+    store: RowStore,
+    manifest: Manifest,
+    identity: Identity,
+    checkpoint: str | None,
+    record: Emit,
 ) -> Progress:
     """Make the tables, and the progress that they stand at."""
     record({"event": "phase", "name": "tables"})
     progress = Progress() if checkpoint is None else take_up(identity, checkpoint, store.rank)
     rows_from = checkpoint or starting_rows(job, identity.tables)
-    store.create(identity.tables, identity.optimizer, job.train.seed, rows_from)
-    if progress.best is not None and not folder.embeddings.exists():
+    # The rows of a checkpoint of this run are already those of data without them.
+    afresh = NONE_AFRESH if checkpoint else forgotten_rows(manifest)
+    store.create(identity.tables, identity.optimizer, job.train.seed, rows_from, afresh)
+    if job.train.embeddings == "best" and progress.best is not None and not folder.embeddings.exists():
         # They were left on another machine: the best of what is still to come will do.
         progress.best, progress.best_epoch, progress.stale = None, None, 0
     record({"event": "phase", "name": "training", "step": progress.step, "rows_from": rows_from})
@@ -285,7 +297,6 @@ def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metri
         "seconds_by_phase": progress.seconds,
         "background_seconds": progress.background,
         "checkpoints": asdict(progress.saves),
-        "restarts": 0,
         "engine": job.train.engine,
         "store": type(store).__name__,
         "servers": job.cluster.servers,

@@ -1,7 +1,7 @@
 """The folder of a run: what is in it, who may write there, and the log of its events.
 
-runs/NAME/  job.yaml  run.json  interactions.json  metrics.jsonl  report.json  embeddings/  checkpoints/  logs/
-            run.lock
+runs/NAME/  job.yaml  run.json  interactions.json  metrics.jsonl  restarts.json  report.json  embeddings/  checkpoints/
+            logs/  run.lock
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from kvstore.errors import InputError
 from trainer.job import Job, load_job
 
 JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
-RUN_FILE = "run.json"
-_STEMS = {"job", "report", "metrics", "run", "interactions", "embeddings", "checkpoints", "logs"}
+RUN_FILE, RESTARTS_FILE = "run.json", "restarts.json"
+_STEMS = {"job", "report", "metrics", "run", "restarts", "interactions", "embeddings", "checkpoints", "logs"}
 _STEP_RECORD_SECONDS = 1.0
 _LONGEST_RECORD_BYTES = 1 << 20
 
@@ -85,12 +85,12 @@ class RunFolder:
                         self._check_resumable(job)
                     moved = None if resume else self._make_way(overwrite)
                     self.path.mkdir(exist_ok=True)
-                    if not self.has_run_id():
-                        identity = {"id": uuid.uuid4().hex, "name": job.name}
-                        (self.path / RUN_FILE).write_text(json.dumps(identity) + "\n", encoding="utf-8")
-                    (self.path / JOB_FILE).write_text(job.anchored().to_yaml(), encoding="utf-8")
                     lock = running.enter_context((self.path / LOCK_FILE).open("w", encoding="ascii"))
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not self.has_run_id():
+                        identity = {"id": uuid.uuid4().hex, "name": job.name}
+                        self._write(RUN_FILE, json.dumps(identity) + "\n")
+                    self._write(JOB_FILE, job.anchored().to_yaml())
             except FileExistsError as error:
                 raise InputError(f"{self.path}: cannot be a run folder: {error.filename} is a file") from error
             except OSError as error:
@@ -99,7 +99,7 @@ class RunFolder:
 
     def _holds_run(self) -> bool:
         """Whether an earlier run is here. Something else, or a run that goes on, is refused."""
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.path.exists() or (self.path.is_dir() and not self._has_begun()):
             return False
         if not ((self.path / JOB_FILE).exists() and (self.path / LOCK_FILE).exists()):
             raise InputError(f"{self.path}: is there already and is not a run folder; name another with --run-dir")
@@ -108,6 +108,11 @@ class RunFolder:
                 f"{self.path}: a run is going on in it; wait for it, or name another folder with --run-dir"
             )
         return True
+
+    def _has_begun(self) -> bool:
+        """Whether there is more here than what a run leaves that was killed at once."""
+        partial = _partial(RUN_FILE), _partial(JOB_FILE)
+        return any(path.name not in {LOCK_FILE, RUN_FILE, *partial} for path in self.path.iterdir())
 
     def _check_resumable(self, job: Job) -> None:
         differences = job.differences(self.job()) if self._holds_run() else []
@@ -133,7 +138,8 @@ class RunFolder:
         strange = sorted(path.name for path in self.path.iterdir() if path.name.lstrip(".").split(".")[0] not in _STEMS)
         if strange:
             raise InputError(f"{self.path}: holds {strange[0]}, which no run writes; leave out --overwrite")
-        for path in self.path.iterdir():
+        # What makes it a run's goes last: whoever is killed meanwhile can do it again.
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name in {JOB_FILE, LOCK_FILE}):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -155,10 +161,30 @@ class RunFolder:
         return report
 
     def write_report(self, report: dict[str, Any]) -> None:
-        """Write ``report.json``, in one move."""
-        partial = self.path / f".{REPORT_FILE}.partial"
-        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path / REPORT_FILE)
+        """Write ``report.json``."""
+        self._write(REPORT_FILE, json.dumps(report, indent=1) + "\n")
+
+    def restarts(self) -> list[dict[str, Any]]:
+        """The restarts of the run so far, whichever command went through them."""
+        try:
+            restarts: list[dict[str, Any]] = json.loads((self.path / RESTARTS_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        return restarts
+
+    def write_restarts(self, restarts: list[dict[str, Any]]) -> None:
+        """Keep ``restarts`` for whoever takes the run up."""
+        self._write(RESTARTS_FILE, json.dumps(restarts, indent=1) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """Write the file ``name``, in one move: whoever is killed leaves none or the earlier one."""
+        partial = self.path / _partial(name)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self.path / name)
+
+
+def _partial(name: str) -> str:
+    return f".{name}.partial"
 
 
 @contextmanager

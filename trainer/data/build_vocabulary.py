@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,12 +13,14 @@ import pyarrow as pa
 
 from kvstore.errors import InputError
 from trainer.data.database import count, run
+from trainer.data.events import IdType
 from trainer.data.manifest import VOCABULARY, Entity
 from trainer.data.output import PartWriter, row_group_rows
-from trainer.data.raw import RawFile, close_raw, open_columns, reading
+from trainer.data.raw import close_raw, open_columns, reading
+from trainer.data.sources import RawFile
+from trainer.data.staging import Staged
 
 Role = Literal["query", "item"]
-IdType = Literal["int64", "string"]
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,38 @@ class NamesReport:
     unknown: int
 
 
-def vocabulary_schema(id_type: IdType, named: bool) -> pa.Schema:
-    """The columns of a vocabulary file."""
+def vocabulary_schema(id_type: IdType, named: bool, forgotten: bool = False) -> pa.Schema:
+    """The columns of a vocabulary file; ids may be null where rows were ``forgotten``."""
     fields = [
         pa.field("row", pa.int64(), nullable=False),
-        pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=False),
+        pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=forgotten),
         pa.field("count", pa.int64(), nullable=False),
     ]
     return pa.schema([*fields, pa.field("name", pa.string())] if named else fields)
 
 
 def build_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role) -> int:
-    """Make the table ``vocabulary_ROLE`` (row, id, count) from ``interactions``; return its rows.
+    """Make the table ``vocabulary_ROLE`` (row, number, id, count) from ``interactions``; return its rows.
 
-    All ids of all splits have a row; ``count`` counts train (split 0); rows go by count descending, then by id.
+    All ids of all splits have a row; ``count`` counts what is liked (of positive weight) in train (split 0); rows go by
+    count descending, then by id.
     """
     run(
         connection,
-        f"CREATE TABLE vocabulary_{role} AS SELECT row_number() OVER (ORDER BY count DESC, id) - 1 AS row, id, count "
-        f"FROM (SELECT {role}_id AS id, count(*) FILTER (split = 0) AS count FROM interactions GROUP BY {role}_id)",
+        f"CREATE TABLE vocabulary_{role} AS "
+        "SELECT row_number() OVER (ORDER BY count DESC, place) - 1 AS row, number, id, count "
+        f"FROM ({counted_sql(role)})",
     )
     return count(connection, f"SELECT count(*) FROM vocabulary_{role}")
+
+
+def counted_sql(role: Role) -> str:
+    """A query for each id of ``interactions``: number, id, place, and how often it is liked in train."""
+    return (
+        "SELECT number, id, place, count "
+        f"FROM (SELECT {role} AS number, count(*) FILTER (split = 0 AND weight > 0) AS count FROM interactions "
+        f"GROUP BY {role}) JOIN ids_{role} USING (number)"
+    )
 
 
 def join_names(connection: duckdb.DuckDBPyConnection, role: Role, file: RawFile, names: NamesFile) -> NamesReport:
@@ -95,19 +109,20 @@ def write_vocabulary(
     connection: duckdb.DuckDBPyConnection,
     role: Role,
     *,
-    root: Path,
+    staged: Staged,
     entity: str,
     id_type: IdType,
     named: bool,
+    forgotten: Sequence[int] = (),
 ) -> Entity:
-    """Write ``vocabulary_ROLE`` below ``root`` and describe it."""
+    """Write ``vocabulary_ROLE``, whose ``forgotten`` rows have no id, and describe it."""
     rows = count(connection, f"SELECT count(*) FROM vocabulary_{role}")
-    schema = vocabulary_schema(id_type, named)
+    schema = vocabulary_schema(id_type, named, bool(forgotten))
     source = f"vocabulary_{role} v" + (f" LEFT JOIN names_{role} n ON n.id = v.id" if named else "")
     columns = "row, v.id AS id, count" + (", n.name AS name" if named else "")
     group_rows = row_group_rows(rows)
-    with PartWriter(root, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
+    with PartWriter(staged, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
         for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
             writer.write(batch)
         files = writer.close()
-    return Entity(rows=rows, id_type=id_type, named=named, files=files)
+    return Entity(rows=rows, id_type=id_type, named=named, files=files, forgotten=list(forgotten))

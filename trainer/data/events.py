@@ -1,28 +1,35 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """From raw files to one typed table of events, every value checked; what is wrong is said with file and line.
 
-The table ``events`` has ``query_id``, ``item_id`` (int64 or string), ``weight`` float32 > 0, ``timestamp`` int64 (null
-throughout where there is none) and ``split`` (0 train, 1 valid, 2 test). Its row ids follow the order of the files and
-of the rows in them, whatever the number of threads.
+The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``numbering.py`` gives the ids), ``weight``
+float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
+``seq``, which rises in the order of the files and of the rows in them and no two events share.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NoReturn
 
 import duckdb
 
 from kvstore.errors import InputError
-from trainer.data.database import count, identifier, literal, one, run
+from trainer.data.database import count, identifier, literal, one
+from trainer.data.fetching import fetched
 from trainer.data.manifest import SPLITS
+from trainer.data.moments import Window, check_seconds
+from trainer.data.numbering import Numbering
 from trainer.data.progress import Progress
-from trainer.data.raw import Kind, RawFile, close_raw, open_adjacency, open_columns, reading, where_is
+from trainer.data.raw import Kind, close_raw, open_adjacency, open_columns, reading, where_is
+from trainer.data.sources import RawFile, Source
 
 IdChoice = Literal["auto", "integer", "string"]
+IdType = Literal["int64", "string"]
 
+_FLOAT_MAX = 3.4028234663852886e38
 _INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"  # exact: '007' and '+7' are not the number 7
 
 
@@ -49,14 +56,26 @@ class Columns:
         return {role: column for role, column in named.items() if column is not None}
 
 
+@dataclass
+class Tally:
+    """What was seen in the files, and what was left out for which reason."""
+
+    files: int = 0
+    empty_files: int = 0
+    rows: int = 0
+    before_since: int = 0
+    from_until: int = 0
+    zero_weight: int = 0
+    lines_without_items: int = 0
+
+
 @dataclass(frozen=True)
 class EventTable:
     """What was read into the table ``events``."""
 
-    id_types: dict[str, Literal["int64", "string"]]
+    id_types: dict[str, IdType]
     timestamps: Literal["integer", "moment"] | None
-    zero_weight: int
-    lines_without_items: int
+    tally: Tally
 
 
 @dataclass(frozen=True)
@@ -70,52 +89,71 @@ class _Check:
 
 def read_events(
     connection: duckdb.DuckDBPyConnection,
-    files: Mapping[str, list[RawFile]],
+    files: Mapping[str, Sequence[Source]],
+    work: Path,
     columns: Columns,
     ids: IdChoice,
+    window: Window,
     progress: Progress,
+    text_ids: Collection[str] = (),
 ) -> EventTable:
-    """Read ``files`` (split to files) into the table ``events``. Events of weight 0 are counted and left out.
+    """Read ``files`` (split to files) into the table ``events``; those that lie elsewhere come to ``work`` first.
+
+    Events of weight 0 and those outside of ``window`` are counted and left out.
+
+    ``text_ids`` names the roles whose ids stay text in files without types, even if all of them are integers.
 
     Raises:
         InputError: a file cannot be read or holds a value that is not allowed; files disagree on the type of an id or
             of the timestamp; there is no event at all.
     """
-    reader = _Reader(connection, columns, ids)
-    progress.phase("read events", sum(map(len, files.values())), "file")
-    for code, split in enumerate(SPLITS):
-        for file in files.get(split, ()):
+    reader = _Reader(connection, columns, ids, window, text_ids)
+    order = [(code, file) for code, split in enumerate(SPLITS) for file in files.get(split, ())]
+    progress.phase("read events", sum(file.bytes for _, file in order), "B")
+    with fetched([file for _, file in order], work, columns.roles().values()) as here:
+        for (code, source), file in zip(order, here, strict=True):
             reader.read(file, code)
-            progress.advance(1)
+            progress.advance(source.bytes)
     close_raw(connection)
     return reader.result()
 
 
 class _Reader:
-    def __init__(self, connection: duckdb.DuckDBPyConnection, columns: Columns, ids: IdChoice) -> None:
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        columns: Columns,
+        ids: IdChoice,
+        window: Window,
+        text_ids: Collection[str],
+    ) -> None:
         self._connection = connection
         self._columns = columns
         self._ids = ids
+        self._window = window
+        self._text_ids = text_ids
         self._settled: dict[str, tuple[str, RawFile]] = {}
-        self._zero_weight = 0
-        self._lines_without_items = 0
+        self._numbering: Numbering | None = None
+        self._tally = Tally()
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events."""
         kinds: dict[str, Kind]
         if file.format == "lightgcn":
-            self._lines_without_items += open_adjacency(self._connection, file)
+            self._tally.lines_without_items += open_adjacency(self._connection, file)
             kinds = {"query": "integer", "item": "integer"}
         else:
             kinds = open_columns(self._connection, file, self._columns.roles())
+        self._tally.files += 1
         with reading(file):
             if not count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
+                self._tally.empty_files += 1
                 return
             types = {role: self._type(file, role, kind) for role, kind in kinds.items() if role in _TYPED}
             for role, found in types.items():
                 self._settle(file, role, found)
-            self._check(file, self._checks(kinds, types))
-            self._insert(types, split)
+            rows = self._check(file, self._checks(kinds, types), types)
+            self._insert(types, split, rows)
 
     def result(self) -> EventTable:
         """What was read.
@@ -123,17 +161,17 @@ class _Reader:
         Raises:
             InputError: nothing was.
         """
-        if not self._settled:
+        if self._numbering is None:
             raise InputError("the files given hold no interaction; expected one at least in --train")
+        self._numbering.finish()
         moment = self._settled.get("timestamp")
-        id_types: dict[str, Literal["int64", "string"]] = {
+        id_types: dict[str, IdType] = {
             role: "int64" if self._settled[role][0] == "integer" else "string" for role in ("query", "item")
         }
         return EventTable(
             id_types=id_types,
             timestamps=None if moment is None else "integer" if moment[0] == "integer" else "moment",
-            zero_weight=self._zero_weight,
-            lines_without_items=self._lines_without_items,
+            tally=self._tally,
         )
 
     def _type(self, file: RawFile, role: str, kind: Kind) -> str:
@@ -141,6 +179,8 @@ class _Reader:
         other = "moment" if role == "timestamp" else "string"
         if role != "timestamp" and self._ids != "auto" and kind in ("text", "string", "integer"):
             return self._ids
+        if kind == "text" and role in self._text_ids:
+            return "string"
         if kind == "text" or (kind == "string" and role == "timestamp"):
             whole = _INTEGER_TEXT.format(role)
             odd = count(self._connection, f"SELECT count(*) FILTER (NOT coalesce({whole}, {role} IS NULL)) FROM raw")
@@ -209,38 +249,53 @@ class _Reader:
             ),
         ]
 
-    def _check(self, file: RawFile, checks: list[_Check]) -> None:
-        """One scan for all checks; only where one fails, a second for the value."""
-        firsts = ", ".join(f"min(position) FILTER ({check.bad})" for check in checks)
-        positions = one(self._connection, f"SELECT {firsts} FROM raw")
-        for check, position in zip(checks, positions, strict=True):
-            if position is None:
-                continue
-            assert isinstance(position, int)
-            sql = f"SELECT CAST({identifier(check.role)} AS VARCHAR) FROM raw WHERE position = ?"
-            value = one(self._connection, sql, [position])[0]
-            shown = "" if value is None or value == "" else f" '{str(value)[:60]}'"
-            column = "" if file.format == "lightgcn" else f" of column '{self._name(check.role)}'"
-            raise InputError(
-                f"{where_is(file, position)}: the {_ROLE_NAMES[check.role]}{shown}{column} {check.problem}"
-            )
+    def _check(self, file: RawFile, checks: list[_Check], types: Mapping[str, str]) -> int:
+        """Look at every value and count, in one scan; only where one is wrong, in a second. Returns the rows."""
+        moment, weight = _timestamp_sql(types.get("timestamp")), self._weight_sql()
+        since, until = self._window.outside_sql(moment)
+        counts = (
+            f"max({moment}), count(*), count(*) FILTER ({since}), count(*) FILTER ({until}), "
+            f"count(*) FILTER ({weight} = 0 AND NOT {since} AND NOT {until})"
+        )
+        firsts = "".join(f", min(position) FILTER ({check.bad})" for check in checks)
+        latest, *numbers = one(self._connection, f"SELECT {counts}{firsts} FROM raw")
+        for check, position in zip(checks, numbers[4:], strict=True):
+            if position is not None:
+                assert isinstance(position, int)
+                self._refuse(file, check, position)
+        if types.get("timestamp") == "integer":
+            for option in self._window.dates():
+                check_seconds(option, latest)
+        rows, before, after, zero = (number for number in numbers[:4] if isinstance(number, int))
+        self._tally.rows += rows
+        self._tally.before_since += before
+        self._tally.from_until += after
+        self._tally.zero_weight += zero
+        return rows
 
-    def _insert(self, types: Mapping[str, str], split: int) -> None:
+    def _refuse(self, file: RawFile, check: _Check, position: int) -> NoReturn:
+        sql = f"SELECT CAST({identifier(check.role)} AS VARCHAR) FROM raw WHERE position = ?"
+        value = one(self._connection, sql, [position])[0]
+        shown = "" if value is None or value == "" else f" '{str(value)[:60]}'"
+        column = "" if file.format == "lightgcn" else f" of column '{self._name(check.role)}'"
+        raise InputError(f"{where_is(file, position)}: the {_ROLE_NAMES[check.role]}{shown}{column} {check.problem}")
+
+    def _insert(self, types: Mapping[str, str], split: int, rows: int) -> None:
+        if self._numbering is None:
+            self._numbering = Numbering(self._connection, types["query"], types["item"])
+        moment = _timestamp_sql(types.get("timestamp"))
+        since, until = self._window.outside_sql("timestamp")
         selected = ", ".join(
             (
                 f"{_id_sql('query', types['query'])} AS query_id",
                 f"{_id_sql('item', types['item'])} AS item_id",
                 f"{self._weight_sql()} AS weight",
-                f"{_timestamp_sql(types.get('timestamp'))} AS timestamp",
+                f"{moment} AS timestamp",
                 f"{split:d}::UTINYINT AS split",
+                "position",
             )
         )
-        events = f"FROM (SELECT {selected} FROM raw)"
-        run(self._connection, f"CREATE TABLE IF NOT EXISTS events AS SELECT * {events} LIMIT 0")
-        before = count(self._connection, "SELECT count(*) FROM events")
-        run(self._connection, f"INSERT INTO events SELECT * {events} WHERE weight > 0")
-        kept = count(self._connection, "SELECT count(*) FROM events") - before
-        self._zero_weight += count(self._connection, "SELECT count(*) FROM raw") - kept
+        self._numbering.add(f"(SELECT {selected} FROM raw) WHERE weight <> 0 AND NOT {since} AND NOT {until}", rows)
 
     def _weight_sql(self) -> str:
         if self._columns.event is not None:
@@ -275,14 +330,13 @@ _WEIGHT = f"TRY_CAST({_NUMBER} AS FLOAT)"
 
 
 def _weight_checks(kind: Kind) -> list[_Check]:
-    wanted = "expected a finite number of at least 0"
+    wanted = "expected a finite number"
     if kind == "moment":
         return [_Check("weight", "true", f"is a date; {wanted}")]
     return [
         _Check("weight", "weight IS NULL", f"is missing; {wanted} in every row"),
         _Check("weight", f"{_NUMBER} IS NULL", f"is not a number; {wanted}"),
         _Check("weight", f"NOT isfinite({_NUMBER})", f"is not finite; {wanted}"),
-        _Check("weight", f"{_NUMBER} < 0", f"is negative; {wanted}"),
         _Check(
             "weight", f"{_WEIGHT} IS NULL OR NOT isfinite({_WEIGHT})", "is too large for a 32-bit float; scale it down"
         ),
@@ -303,11 +357,11 @@ def _timestamp_sql(found: str | None) -> str:
 
 
 def check_event_weights(weights: Mapping[str, float]) -> None:
-    """Refuse weights that are not finite and at least 0.
+    """Refuse weights that are not finite. One below 0 says that the item is not wanted.
 
     Raises:
         InputError: one is not.
     """
     for event, weight in weights.items():
-        if not math.isfinite(weight) or weight < 0:
-            raise InputError(f"--event-weights {event}={weight}: expected a finite number of at least 0")
+        if not math.isfinite(weight) or abs(weight) > _FLOAT_MAX:
+            raise InputError(f"--event-weights {event}={weight}: expected a finite number that a 32-bit float can hold")

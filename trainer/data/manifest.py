@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -20,10 +21,14 @@ from kvstore.s3_files import NoBucketError
 from kvstore.storage import Folder
 
 FILE_NAME = "manifest.json"
+JOURNAL = "forget.json"
+"""What a deletion leaves where it broke off."""
 VOCABULARY = "vocabulary"
 SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"
 TIMESTAMP = "timestamp"
+
+_MEND = "; prepare the data again, elsewhere"
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -72,12 +77,22 @@ class Split(_Strict):
 
 
 class Entity(_Strict):
-    """One kind of thing: its ids and the files of its vocabulary, in the order of rows."""
+    """One kind of thing: its ids and the files of its vocabulary, in the order of rows.
+
+    ``forgotten`` lists, in order, rows whose id and name were deleted: they keep their place, and nothing else.
+    """
 
     rows: Annotated[int, Field(ge=1)]
     id_type: Literal["int64", "string"]
     named: bool = False
     files: list[DataFile]
+    forgotten: list[Count] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _forgotten_are_rows(self) -> Entity:
+        if any(row >= after for row, after in pairwise([*self.forgotten, self.rows])):
+            raise ValueError(f"forgotten: expected rows from 0 to {self.rows - 1}, each once, in order")
+        return self
 
 
 class Manifest(_Strict):
@@ -96,10 +111,13 @@ class Manifest(_Strict):
     @classmethod
     def _is_of_this_version(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("version", 2) != 2:
-            raise ValueError(
-                f"it is of version {values['version']}, but this Crossfade reads 2; prepare the data again, elsewhere"
-            )
+            raise ValueError(f"it is of version {values['version']}, but this Crossfade reads 2")
         return values
+
+    def files(self) -> list[DataFile]:
+        """Every file of vocabularies and splits."""
+        parts: list[Entity | Split] = [*self.entities.values(), *self.splits.values()]
+        return [file for part in parts for file in part.files]
 
     def write(self, folder: Folder) -> None:
         """Write ``manifest.json`` into ``folder``: last of all, and in one move, since it makes the data set whole."""
@@ -117,14 +135,19 @@ def read_manifest(folder: Folder) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(manifest_bytes(folder))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: not a manifest of prepared data: {where}: {reason}") from error
+        raise InputError(f"{path}: not a manifest of prepared data: {complaint(error)}{_MEND}") from error
     for name in (manifest.query, manifest.item):
         if name not in manifest.entities:
-            raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing")
+            raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing{_MEND}")
     return manifest
+
+
+def complaint(error: ValidationError) -> str:
+    """The first thing that is wrong with a JSON file, and where in it."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])[:200] or "the file"
+    said = {"missing": "is missing", "extra_forbidden": "is not known here"}.get(first["type"], first["msg"])
+    return f"{where}: {said.removeprefix('Value error, ')}"
 
 
 def manifest_bytes(folder: Folder) -> bytes:

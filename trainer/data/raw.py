@@ -14,94 +14,23 @@ for each role that was asked for. Columns of text files are text; those of Parqu
 from __future__ import annotations
 
 import csv
-import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
-from urllib.parse import unquote, urlsplit
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import CrossfadeError, InputError
+from kvstore.errors import CrossfadeError, InputError, listed
 from trainer.data.database import count, exact_path, first_line, identifier, literal, run
+from trainer.data.sources import Format, RawFile
 
-Format = Literal["parquet", "csv", "tsv", "lightgcn"]
 Kind = Literal["text", "string", "integer", "number", "moment"]
-
-FORMATS: tuple[str, ...] = get_args(Format)
-ENDINGS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".dat": "tsv"}
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _LINE_BYTES_MAX = 256 << 20  # a line of adjacency text may hold every item of a large catalogue
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """One file and how to read it."""
-
-    path: Path
-    format: Format
-
-    def __str__(self) -> str:
-        """The path, as messages name it."""
-        return str(self.path)
-
-
-def find_files(option: str, patterns: Sequence[str | Path], given: Format | None) -> list[RawFile]:
-    """The files that ``patterns`` (paths, ``file://`` addresses, globs) name, in order.
-
-    The format of each is inferred unless ``given``. A path that exists is never taken for a glob, whatever letters are
-    in it. Messages name ``option``.
-
-    Raises:
-        InputError: a file is missing, a folder, or of no known format; a glob matches nothing.
-    """
-    return [
-        RawFile(path, given or infer_format(path)) for pattern in patterns for path in _matches(option, str(pattern))
-    ]
-
-
-def infer_format(path: Path) -> Format:
-    """The format that the ending of ``path`` stands for.
-
-    Raises:
-        InputError: it stands for none.
-    """
-    found = ENDINGS.get(path.suffix.lower())
-    if found is None:
-        known = " ".join(ENDINGS)
-        raise InputError(
-            f"{path}: the ending '{path.suffix}' does not say what the file is; expected one of {known}, "
-            f"or say --format {'|'.join(FORMATS)}"
-        )
-    return found
-
-
-def _matches(option: str, pattern: str) -> list[Path]:
-    address = urlsplit(pattern)
-    if address.scheme == "file":
-        pattern = unquote(address.path)
-    elif len(address.scheme) > 1 and pattern.startswith(f"{address.scheme}://"):
-        raise InputError(
-            f"{option} {pattern}: 'prepare' reads local files; copy it here first (for S3: aws s3 cp --recursive)"
-        )
-    path = Path(pattern)
-    if path.is_dir():
-        raise InputError(f"{option} {pattern}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
-    if path.exists():
-        return [path]
-    if not glob.has_magic(pattern):
-        raise InputError(f"{option} {pattern}: no such file; check the path (here is {Path.cwd()})")
-    # Path.glob takes no absolute pattern.
-    found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
-    if not found:
-        raise InputError(f"{option} {pattern}: matches no file; check the pattern (here is {Path.cwd()})")
-    return found
 
 
 def open_columns(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str]) -> dict[str, Kind]:
@@ -137,7 +66,7 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> int:
             [exact_path(file.path)],
         )
         if count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
-            raise InputError(_first_bad_line(file.path))
+            raise InputError(_first_bad_line(file))
         run(
             connection,
             "CREATE TABLE raw_rows AS "
@@ -177,8 +106,8 @@ def reading(file: RawFile) -> Iterator[None]:
     except duckdb.Error as error:
         if file.format == "parquet":
             raise InputError(
-                f"{file}: cannot be read as Parquet: {first_line(error)}; the file is damaged or cut short: "
-                "write it again"
+                f"{file}: cannot be read as Parquet, since it is damaged or cut short ({first_line(error)}); write it "
+                "again"
             ) from error
         raise InputError(f"{file}{_text_problem(str(error), file.format)}") from error
     except OSError as error:
@@ -196,7 +125,7 @@ def _open_parquet(connection: duckdb.DuckDBPyConnection, file: RawFile, columns:
         schema = pq.read_schema(file.path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{file}: is not a readable Parquet file: {first_line(error)}; expected a whole Parquet file, "
+            f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a whole Parquet file, "
             "or say what it is with --format"
         ) from error
     _check_columns(file, schema.names, columns)
@@ -286,7 +215,7 @@ def _rows_of(file: RawFile) -> Iterator[_Rows]:
 
 
 def _check_columns(file: RawFile, found: Sequence[str], columns: Mapping[str, str]) -> None:
-    shown = printable(", ".join(found))
+    shown = listed(found)
     for column in columns.values():
         if column not in found:
             raise InputError(f"{file}: has no column '{column}'; its columns are: {shown}")
@@ -294,23 +223,18 @@ def _check_columns(file: RawFile, found: Sequence[str], columns: Mapping[str, st
             raise InputError(f"{file}: has {found.count(column)} columns '{column}'; rename all but one")
 
 
-def printable(text: str) -> str:
-    """``text``, with the bytes that were not UTF-8 escaped so that it can be printed."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _first_bad_line(path: Path) -> str:
+def _first_bad_line(file: RawFile) -> str:
     """Where adjacency text is wrong: counts lines as an editor does, which DuckDB's reader does not."""
-    with path.open("rb") as lines:
+    with file.path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             for word in re.split(rb"[ \t\r\n]+", line.strip(b" \t\r\n")):
                 if word and not re.fullmatch(rb"[0-9]{1,18}", word):
-                    found = printable(word[:40].decode("utf-8", "surrogateescape"))
+                    found = word[:40].decode("utf-8", "surrogateescape")
                     return (
-                        f"{path}, line {number}: found '{found}'; expected 'user item item …', whole numbers from 0 on "
+                        f"{file}, line {number}: found '{found}'; expected 'user item item …', whole numbers from 0 on "
                         "with spaces between: mend the line, or say what the file is with --format"
                     )
-    raise CrossfadeError(f"{path}: changed while it was read; prepare again")
+    raise CrossfadeError(f"{file}: changed while it was read; prepare again")
 
 
 def _text_problem(message: str, file_format: Format) -> str:

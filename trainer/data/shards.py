@@ -59,7 +59,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions as columns: ``query_N`` and ``item_N`` rows int64, ``weight_N`` float32."""
+    """Interactions as columns: ``query_N`` and ``item_N`` rows int64, ``weight_N`` float32 of either sign."""
 
     query_N: IntArray
     item_N: IntArray

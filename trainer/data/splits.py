@@ -7,13 +7,15 @@
 
 A hold-out leaves every query entity at least one interaction in ``train``: the earliest, or for ``random`` one pair.
 A pair that occurs several times is never torn apart by ``random``.
+
+Interactions of negative weight, which say what is not wanted, neither count as one of the last N nor as the one that
+stays. They go where the time or the draw of their pair puts them, and nothing that is judged takes them for liked.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 import duckdb
@@ -21,28 +23,24 @@ import duckdb
 from kvstore.errors import InputError
 from trainer.data.database import count, one, run
 from trainer.data.manifest import SPLITS
+from trainer.data.moments import Moment, check_seconds, parse_moment
 
 Kind = Literal["last", "random", "after"]
 
 _FORMS = "expected last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1 or after:2024-05-31"
-_MILLISECONDS_FROM = 100_000_000_000  # in seconds, the year 5138
-_PAYLOAD = "query_id, item_id, weight, timestamp, seq"
+_PAYLOAD = "query, item, weight, timestamp, seq"
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """One hold-out, parsed. Of ``number``, ``fraction``, ``after`` the one that ``kind`` needs is set.
-
-    ``after`` is an integer as given, or seconds since the epoch where it ``is_date``.
-    """
+    """One hold-out, parsed. Of ``number``, ``fraction``, ``after`` the one that ``kind`` needs is set."""
 
     option: str
     text: str
     kind: Kind
     number: int = 0
     fraction: float = 0.0
-    after: int = 0
-    is_date: bool = False
+    after: Moment | None = None
 
     @property
     def needs_timestamp(self) -> bool:
@@ -72,15 +70,8 @@ def parse_hold_out(option: str, text: str) -> HoldOut:
         if not 0 < fraction < 1:
             raise InputError(f"{option} {text}: the fraction must be a number between 0 and 1, such as random:0.1")
         return HoldOut(option, text, "random", fraction=fraction)
-    if name == "after" and re.fullmatch(r"-?[0-9]{1,18}", value):
-        return HoldOut(option, text, "after", after=int(value))
     if name == "after":
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            raise InputError(f"{option} {text}: the time must be an integer or an ISO date; {_FORMS}") from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return HoldOut(option, text, "after", after=int(moment.timestamp() // 1), is_date=True)
+        return HoldOut(option, text, "after", after=parse_moment(f"{option} {text}", value, _FORMS))
     raise InputError(f"{option} {text}: no such hold-out; {_FORMS}")
 
 
@@ -136,8 +127,8 @@ def apply_hold_out(
     Raises:
         InputError: the hold-out takes nothing, or its time cannot be compared with the timestamps.
     """
-    if hold_out.kind == "after":
-        _check_unit(connection, hold_out, timestamps, source)
+    if hold_out.after is not None and timestamps == "integer":
+        check_seconds(hold_out.after, one(connection, f"SELECT max(timestamp) FROM {source}")[0])
     code = SPLITS.index(split)
     run(
         connection,
@@ -146,7 +137,7 @@ def apply_hold_out(
         f"wanted AND spared AS stayed FROM ({_candidates(hold_out, split, seed, source)}) "
         f"UNION ALL SELECT {_PAYLOAD}, split, false FROM {source} WHERE split <> 0",
     )
-    if not count(connection, f"SELECT count(*) FILTER (split = ?) FROM {target}", [code]):
+    if not count(connection, f"SELECT count(*) FILTER (split = ? AND weight > 0) FROM {target}", [code]):
         first, last = one(connection, f"SELECT min(timestamp), max(timestamp) FROM {target} WHERE split = 0")
         span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
         raise InputError(
@@ -164,35 +155,37 @@ _LEAST = {
 
 def _candidates(hold_out: HoldOut, split: str, seed: int, source: str) -> str:
     """The interactions of train with two marks: ``wanted`` by the hold-out, and ``spared`` since train needs one."""
-    order = "PARTITION BY query_id ORDER BY timestamp {0}, item_id {0}, seq {0}"
+    placed = (
+        f"(SELECT {', '.join(f'e.{name}' for name in _PAYLOAD.split(', '))}, place "
+        f"FROM {source} e JOIN ids_item ON number = item WHERE split = 0)"
+    )
+    order = "PARTITION BY query ORDER BY timestamp {0}, place {0}, seq {0}"
+    liked = "count(*) FILTER (weight > 0)"
     if hold_out.kind == "last":
-        return (
-            f"SELECT {_PAYLOAD}, row_number() OVER latest <= {hold_out.number} AS wanted, "
-            "row_number() OVER latest = count(*) OVER (PARTITION BY query_id) AS spared "
-            f"FROM {source} WHERE split = 0 WINDOW latest AS ({order.format('DESC')})"
+        ranked = (
+            f"SELECT {_PAYLOAD}, {liked} OVER (latest ROWS UNBOUNDED PRECEDING) AS nth, "
+            f"{liked} OVER (PARTITION BY query) AS total FROM {placed} WINDOW latest AS ({order.format('DESC')})"
         )
-    if hold_out.kind == "after":
         return (
-            f"SELECT {_PAYLOAD}, timestamp > {hold_out.after} AS wanted, "
-            f"row_number() OVER ({order.format('ASC')}) = 1 AS spared FROM {source} WHERE split = 0"
+            f"SELECT {_PAYLOAD}, CASE WHEN weight > 0 THEN nth <= {hold_out.number} "
+            f"ELSE nth < least({hold_out.number}, total - 1) END AS wanted, weight > 0 AND nth = total AS spared "
+            f"FROM ({ranked})"
+        )
+    if hold_out.after is not None:
+        return (
+            f"SELECT {_PAYLOAD}, timestamp > {hold_out.after.value} AS wanted, "
+            f"weight > 0 AND {liked} OVER ({order.format('ASC')} ROWS UNBOUNDED PRECEDING) = 1 AS spared FROM {placed}"
         )
     # The split is part of the hash: with one draw for both, the second hold-out would find nothing left to take.
-    draw = f"hash(hash({seed}::BIGINT, '{split}', query_id, item_id))"
-    drawn = f"SELECT {_PAYLOAD}, {draw} AS draw FROM {source} WHERE split = 0"
+    draw = f"hash(hash({seed}::BIGINT, '{split}', q.id, i.id))"
+    drawn = (
+        f"SELECT query, item, weight, timestamp, seq, {draw} AS draw FROM {source} "
+        "JOIN ids_query q ON q.number = query JOIN ids_item i ON i.number = item WHERE split = 0"
+    )
     limit = int(hold_out.fraction * 2**64)
     return (
-        f"WITH drawn AS ({drawn}), highest AS (SELECT query_id, max(draw) AS top FROM drawn GROUP BY query_id) "
-        f"SELECT {_PAYLOAD}, draw < {limit}::UBIGINT AS wanted, draw = top AS spared "
-        "FROM drawn JOIN highest USING (query_id)"
+        f"WITH drawn AS ({drawn}), "
+        "highest AS (SELECT query, max(draw) AS top FROM drawn WHERE weight > 0 GROUP BY query) "
+        f"SELECT {_PAYLOAD}, draw < {limit}::UBIGINT AND top IS NOT NULL AS wanted, "
+        "coalesce(draw = top, false) AS spared FROM drawn LEFT JOIN highest USING (query)"
     )
-
-
-def _check_unit(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, timestamps: str | None, source: str) -> None:
-    if timestamps == "integer" and hold_out.is_date:
-        latest = one(connection, f"SELECT max(timestamp) FROM {source}")[0]
-        assert isinstance(latest, int)
-        if latest >= _MILLISECONDS_FROM:
-            raise InputError(
-                f"{hold_out}: a date is compared in seconds, but the timestamps reach {latest}, which is no time in "
-                "seconds; give after:INTEGER in the unit of the column"
-            )

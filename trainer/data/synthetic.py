@@ -18,7 +18,9 @@ Letters of shapes: N interactions of a piece, R rows of a table, G genres.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,12 +29,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from kvstore.errors import InputError
-from kvstore.storage import Folder
 from trainer.data.build_vocabulary import vocabulary_schema
 from trainer.data.manifest import SPLITS, TIMESTAMP, VOCABULARY, WEIGHT, Entity, Manifest, Split
-from trainer.data.output import WORK, PartWriter, row_group_rows, staged_folder
+from trainer.data.output import PartWriter, row_group_rows
 from trainer.data.prepare import check_entities
 from trainer.data.progress import Progress, Silent
+from trainer.data.staging import Staged, staged_output
 
 Unsigned = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
@@ -86,21 +88,26 @@ class SyntheticSpec:
 
 
 def write_synthetic(
-    out: Path, spec: SyntheticSpec, seed: int, overwrite: bool = False, progress: Progress | None = None
+    out: str | os.PathLike[str],
+    spec: SyntheticSpec,
+    seed: int,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    work: Path | None = None,
 ) -> Manifest:
-    """Write the prepared data set ``out`` and return its manifest; the same spec and seed give the same bytes.
+    """Write the prepared data set ``out``, a path or URI, and return its manifest.
 
-    ``interactions`` is exact over all splits together. Ids are int64, ``FIRST_ID`` + row; items have names where they
-    are at most 100,000. It appears whole, in one move, or not at all.
+    The same spec and seed give the same bytes. ``interactions`` is exact over all splits together. Ids are int64,
+    ``FIRST_ID`` + row; items have names where they are at most 100,000. It appears whole or not at all.
 
     Raises:
         InputError: the spec cannot be met, or ``out`` exists and may not be replaced.
     """
     progress = progress or Silent()
     spec.check()
-    with staged_folder(out, overwrite) as partial:
-        generator = _Generator(spec, seed)
-        rows, counts = _count(generator, partial / WORK, progress)
+    with staged_output(out, overwrite, work) as staged:
+        generator = Generator(spec, seed)
+        rows, counts = _count(generator, staged.work, progress)
         for split, fraction in zip(SPLITS, (1, spec.valid, spec.test), strict=True):
             if fraction and not rows[split]:
                 raise InputError(
@@ -108,12 +115,12 @@ def write_synthetic(
                     "raise it, or set the fraction of the split to 0"
                 )
         entities = {
-            spec.query: _write_vocabulary(partial, spec.query, counts["query"], None, progress),
+            spec.query: _write_vocabulary(staged, spec.query, counts["query"], None, progress),
             spec.item: _write_vocabulary(
-                partial, spec.item, counts["item"], spec.genres if spec.items <= NAMED_ITEMS_MAX else None, progress
+                staged, spec.item, counts["item"], spec.genres if spec.items <= NAMED_ITEMS_MAX else None, progress
             ),
         }
-        splits = _write_splits(generator, partial, rows, progress)
+        splits = _write_splits(generator, staged, rows, progress)
         manifest = Manifest(
             query=spec.query,
             item=spec.item,
@@ -122,7 +129,7 @@ def write_synthetic(
             has_timestamp=True,
             source={"command": "synthetic", "seed": seed, **asdict(spec)},
         )
-        manifest.write(Folder(partial))
+        staged.publish(manifest)
     return manifest
 
 
@@ -132,21 +139,23 @@ def genre_of(rows_N: Integers, genres: int) -> Integers:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Consecutive interactions; ``split_N`` is an index into ``SPLITS``."""
+class Piece:
+    """Consecutive interactions; ``split_N`` is an index into ``SPLITS``, ``stray_N`` tells those of any genre."""
 
     query_N: Integers
     item_N: Integers
     split_N: npt.NDArray[np.uint8]
     timestamp_N: Integers
+    stray_N: npt.NDArray[np.bool_]
 
 
-class _Generator:
-    """Draws interactions by position."""
+class Generator:
+    """Draws interactions by position; from several threads, if need be."""
 
     def __init__(self, spec: SyntheticSpec, seed: int) -> None:
+        """Of the interactions that ``spec`` and ``seed`` stand for."""
         self.spec = spec
-        self._key = _mix(np.array([seed % 2**64], dtype=np.uint64))[0]
+        self._key = mix(np.array([seed % 2**64], dtype=np.uint64))[0]
         genre_G = np.arange(spec.genres)
         # Items of genre g in order have the places k + (g + 1) / G on the Zipf law, k = 0, 1, …, in units of G.
         self._offset_G = (genre_G + 1) / spec.genres
@@ -154,51 +163,51 @@ class _Generator:
         share_G = _mass(self._offset_G, self._offset_G + self._size_G, ITEM_EXPONENT)
         self._cumulative_G = np.cumsum(share_G) / share_G.sum()
 
-    def pieces(self) -> Iterator[_Piece]:
+    def pieces(self) -> Iterator[Piece]:
         """All interactions, in pieces."""
         for start in range(0, self.spec.interactions, _PIECE):
-            yield self._piece(start, min(start + _PIECE, self.spec.interactions))
+            yield self.piece(start, min(start + _PIECE, self.spec.interactions))
 
-    def _piece(self, start: int, stop: int) -> _Piece:
+    def piece(self, start: int, stop: int) -> Piece:
+        """The interactions at the positions from ``start`` to before ``stop``."""
         position_N = np.arange(start, stop, dtype=np.uint64)
         one = np.ones(1, dtype=np.int64)
         query_N = _zipf(
-            self._uniform("query", position_N), one.astype(np.float64), one * self.spec.queries, QUERY_EXPONENT
+            self.uniform("query", position_N), one.astype(np.float64), one * self.spec.queries, QUERY_EXPONENT
         )
-        genre_N = self._genres(query_N, position_N)
-        place_N = _zipf(
-            self._uniform("item", position_N), self._offset_G[genre_N], self._size_G[genre_N], ITEM_EXPONENT
-        )
+        stray_N = self.uniform("stray", position_N) >= OWN_SHARE
+        genre_N = self._genres(query_N, position_N, stray_N)
+        place_N = _zipf(self.uniform("item", position_N), self._offset_G[genre_N], self._size_G[genre_N], ITEM_EXPONENT)
         item_N = place_N * self.spec.genres + genre_N
-        pair_N = _mix(query_N.astype(np.uint64) ^ self._salt("pair")) + item_N.astype(np.uint64)
-        draw_N = self._uniform("split", pair_N)
+        pair_N = mix(query_N.astype(np.uint64) ^ self.salt("pair")) + item_N.astype(np.uint64)
+        draw_N = self.uniform("split", pair_N)
         split_N = (draw_N < self.spec.valid + self.spec.test).astype(np.uint8) + (draw_N < self.spec.test)
-        span_N = self._uniform("timestamp", position_N) * SPAN_SECONDS
-        return _Piece(query_N, item_N, split_N, START_SECONDS + span_N.astype(np.int64))
+        span_N = self.uniform("timestamp", position_N) * SPAN_SECONDS
+        return Piece(query_N, item_N, split_N, START_SECONDS + span_N.astype(np.int64), stray_N)
 
-    def _genres(self, query_N: Integers, position_N: Unsigned) -> Integers:
+    def _genres(self, query_N: Integers, position_N: Unsigned, stray_N: npt.NDArray[np.bool_]) -> Integers:
         """One of the query's own genres for most, and a genre by its popularity for the others."""
         who_N = query_N.astype(np.uint64)
-        many_N = 1 + (self._uniform("mixture", who_N) * OWN_GENRES_MAX).astype(np.uint64)
-        choice_N = (self._uniform("choice", position_N) * many_N).astype(np.uint64)
-        own_N = self._uniform("own genre", who_N * np.uint64(OWN_GENRES_MAX) + choice_N)
-        any_N = self._uniform("any genre", position_N)
-        draw_N = np.where(self._uniform("stray", position_N) < OWN_SHARE, own_N, any_N)
+        many_N = 1 + (self.uniform("mixture", who_N) * OWN_GENRES_MAX).astype(np.uint64)
+        choice_N = (self.uniform("choice", position_N) * many_N).astype(np.uint64)
+        own_N = self.uniform("own genre", who_N * np.uint64(OWN_GENRES_MAX) + choice_N)
+        any_N = self.uniform("any genre", position_N)
+        draw_N = np.where(stray_N, any_N, own_N)
         found_N = np.searchsorted(self._cumulative_G, draw_N, side="right")
         return np.minimum(found_N, self.spec.genres - 1).astype(np.int64)
 
-    def _salt(self, purpose: str) -> np.uint64:
+    def salt(self, purpose: str) -> np.uint64:
         """A number of its own for each purpose, whose draws are then independent."""
         name = np.frombuffer(purpose.encode().ljust(16, b"\0")[:16], dtype=np.uint64)
-        return np.uint64(_mix(_mix(name[:1] ^ self._key) ^ name[1:])[0])
+        return np.uint64(mix(mix(name[:1] ^ self._key) ^ name[1:])[0])
 
-    def _uniform(self, purpose: str, counter_N: Unsigned) -> Floats:
+    def uniform(self, purpose: str, counter_N: Unsigned) -> Floats:
         """Numbers of [0, 1), one for each counter."""
-        bits_N = _mix(counter_N * _GOLDEN ^ self._salt(purpose))
+        bits_N = mix(counter_N * _GOLDEN ^ self.salt(purpose))
         return (bits_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(value_N: Unsigned) -> Unsigned:
+def mix(value_N: Unsigned) -> Unsigned:
     """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014), modulo 2^64."""
     value_N = value_N + _GOLDEN
     value_N = (value_N ^ (value_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -220,7 +229,7 @@ def _zipf(uniform_N: Floats, offset_N: Floats, size_N: Integers, exponent: float
     return np.minimum(np.maximum(k_N, 0), size_N - 1)
 
 
-def _count(generator: _Generator, work: Path, progress: Progress) -> tuple[dict[str, int], dict[str, Integers]]:
+def _count(generator: Generator, work: Path, progress: Progress) -> tuple[dict[str, int], dict[str, Integers]]:
     """The interactions of each split, and of each row of each table in train; the latter in files below ``work``."""
     spec = generator.spec
     rows_of_split = np.zeros(len(SPLITS), dtype=np.int64)
@@ -239,12 +248,12 @@ def _count(generator: _Generator, work: Path, progress: Progress) -> tuple[dict[
     return dict(zip(SPLITS, rows_of_split.tolist(), strict=True)), counts
 
 
-def _write_vocabulary(root: Path, entity: str, count_R: Integers, genres: int | None, progress: Progress) -> Entity:
+def _write_vocabulary(staged: Staged, entity: str, count_R: Integers, genres: int | None, progress: Progress) -> Entity:
     """Write a vocabulary in pieces; with ``genres``, rows have names."""
     rows = len(count_R)
     schema = vocabulary_schema("int64", genres is not None)
     progress.phase(f"vocabulary of {entity}", rows, "row")
-    with PartWriter(root, f"{VOCABULARY}/{entity}", schema, row_group_rows(rows)) as writer:
+    with PartWriter(staged, f"{VOCABULARY}/{entity}", schema, row_group_rows(rows)) as writer:
         for start in range(0, rows, _PIECE):
             row_N = np.arange(start, min(start + _PIECE, rows), dtype=np.int64)
             columns = [pa.array(row_N), pa.array(row_N + FIRST_ID), pa.array(count_R[row_N])]
@@ -257,31 +266,23 @@ def _write_vocabulary(root: Path, entity: str, count_R: Integers, genres: int | 
     return Entity(rows=rows, id_type="int64", named=genres is not None, files=files)
 
 
-def _write_splits(generator: _Generator, root: Path, rows: dict[str, int], progress: Progress) -> dict[str, Split]:
+def _write_splits(generator: Generator, staged: Staged, rows: dict[str, int], progress: Progress) -> dict[str, Split]:
     """Draw again, and deal to the files of the splits."""
     spec = generator.spec
     kinds = [(spec.query, pa.int64()), (spec.item, pa.int64()), (WEIGHT, pa.float32()), (TIMESTAMP, pa.int64())]
     schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds])
-    writers = [
-        PartWriter(root, split, schema, row_group_rows(rows[split])) if rows[split] else None for split in SPLITS
-    ]
     progress.phase("write", spec.interactions, "row")
-    try:
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(PartWriter(staged, split, schema, row_group_rows(rows[split])))
+            for split in SPLITS
+            if rows[split]
+        }
         for piece in generator.pieces():
-            for code, writer in enumerate(writers):
-                if writer is None:
-                    continue
-                mine_N = piece.split_N == code
+            for split, writer in writers.items():
+                mine_N = piece.split_N == SPLITS.index(split)
                 one_N = np.ones(int(mine_N.sum()), dtype=np.float32)
                 columns = (piece.query_N[mine_N], piece.item_N[mine_N], one_N, piece.timestamp_N[mine_N])
                 writer.write(pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=schema))
             progress.advance(len(piece.query_N))
-        return {
-            split: Split(files=writer.close())
-            for split, writer in zip(SPLITS, writers, strict=True)
-            if writer is not None
-        }
-    finally:
-        for writer in writers:
-            if writer is not None:
-                writer.__exit__(None, None, None)
+        return {split: Split(files=writer.close()) for split, writer in writers.items()}

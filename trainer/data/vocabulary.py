@@ -40,12 +40,31 @@ class Vocabulary:
             for first, table in self._row_groups(wanted, start, stop)
         ]
         found = np.concatenate([np.empty(0, np.int64), *(piece.column("row").to_numpy() for piece in pieces)])
-        if not np.array_equal(found, np.arange(start, stop)):
+        self._check_rows(found, start, stop)
+        # Where rows were forgotten, the id may be null in one file and not in another.
+        return pa.concat_tables(pieces, promote_options="default").select(columns)
+
+    def pieces(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """All rows in order, a row group at a time: ``columns``, by default row, id and, where there is one, name.
+
+        Raises:
+            InputError: a file is missing or damaged, or its rows are not those that belong there.
+        """
+        columns = columns or self.columns
+        wanted = ["row", *(name for name in columns if name != "row")]
+        end = 0
+        for first, table in self._row_groups(wanted, 0, self.rows):
+            end = first + table.num_rows
+            self._check_rows(table.column("row").to_numpy(), first, end)
+            yield table.select(columns)
+        self._check_rows(np.arange(end), 0, self.rows)
+
+    def _check_rows(self, found_N: IntArray, start: int, stop: int) -> None:
+        if not np.array_equal(found_N, np.arange(start, stop)):
             raise InputError(
                 f"{self._folder.uri}/{VOCABULARY}/{self._name}: does not hold rows {start} to {stop - 1} in order, but "
                 f"the manifest says that it has rows 0 to {self.rows - 1}; prepare the data again"
             )
-        return pa.concat_tables(pieces).select(columns)
 
     def counts(self) -> IntArray:
         """How often each row occurs in train: int64 (rows,)."""
@@ -56,6 +75,14 @@ class Vocabulary:
         first = 0
         for file in self._entity.files:
             for index, rows in enumerate(file.row_groups):
-                if first < stop and first + rows > start:
-                    yield first, self._files.read(file, index, columns)
+                if rows and first < stop and first + rows > start:
+                    yield first, plain_strings(self._files.read(file, index, columns))
                 first += rows
+
+
+def plain_strings(table: pa.Table) -> pa.Table:
+    """``table``, its columns of large strings cast to strings: writers differ in which they say a column is of."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_large_string(field.type):
+            table = table.set_column(index, field.with_type(pa.string()), table.column(index).cast(pa.string()))
+    return table

@@ -18,8 +18,8 @@ class Engine(Protocol):
         """This worker's part of the mean loss over the global batch, and its gradient.
 
         ``block`` has the active rows of each table, float32 (A, D), in the order of the batch's ``rows_A``; so have
-        the gradients. Summed over the workers both are those of Σ_b w_b·loss_b / global_size. An empty batch gives 0
-        and gradients of no rows.
+        the gradients. Summed over the workers both are those of Σ_b |w_b|·loss_b / global_size, where loss_b is that of
+        the opposite statement if w_b < 0 (see ``trainer/losses.py``). An empty batch gives 0 and gradients of no rows.
         """
 
 

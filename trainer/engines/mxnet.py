@@ -18,6 +18,9 @@ from trainer.data.batches import Batch
 from trainer.job import LossKind, Negatives
 from trainer.model import Model
 
+_OUT_OF_THE_SUM = -1e30
+"""A score whose exponential is 0 beside that of any score."""
+
 
 class MXNetEngine:
     """Gradients by autograd; see ``trainer/losses.py`` for the formulas."""
@@ -68,8 +71,9 @@ class MXNetEngine:
             products_BC = nd.sum(nd.expand_dims(query_BD, 1) * pool, axis=2)
         scores_BC = self._score(query_BD, pool, products_BC)
         own_item_BC = self._array((negatives == batch.item_index_B[:, None]).astype(np.float32))
-        weight_B = self._array(batch.weight_B / np.float32(batch.global_size))
-        return nd.sum(weight_B * self._example_losses(own_B1, scores_BC, own_item_BC))
+        sign_B1 = self._array(np.where(batch.weight_B < 0, np.float32(-1), np.float32(1))[:, None])
+        cost_B = self._array(np.abs(batch.weight_B) / np.float32(batch.global_size))
+        return nd.sum(cost_B * self._example_losses(own_B1, scores_BC, own_item_BC, sign_B1))
 
     def _score(self, query_BD: Any, items: Any, products: Any) -> Any:
         nd, score = self._mx.nd, self._model.score
@@ -81,21 +85,26 @@ class MXNetEngine:
         item_square = nd.reshape(item_square, (-1, 1)) if is_own else nd.reshape(item_square, (-1, products.shape[1]))
         return nd.broadcast_sub(score.product * products, score.square * nd.broadcast_add(query_square_B1, item_square))
 
-    def _example_losses(self, own_B1: Any, scores_BC: Any, own_item_BC: Any) -> Any:
+    def _example_losses(self, own_B1: Any, scores_BC: Any, own_item_BC: Any, sign_B1: Any) -> Any:
+        """The loss of each example, or of the opposite statement where its sign is −1."""
         nd = self._mx.nd
         if self._loss == "softmax":
+            # −log p is −log σ(s − log Σ_j e^{s_j}), and the opposite −log(1 − p) is that of the other sign.
             # By hand: MKLDNN's log_softmax crashes on some shapes when its input comes from another MKLDNN operator.
-            top_B1 = nd.BlockGrad(nd.maximum(own_B1, nd.max(scores_BC, axis=1, keepdims=True)))
-            others_BC = nd.exp(nd.broadcast_sub(scores_BC, top_B1)) * (1 - own_item_BC)
-            total_B1 = nd.exp(own_B1 - top_B1) + nd.sum(others_BC, axis=1, keepdims=True)
-            return (nd.log(total_B1) + top_B1 - own_B1)[:, 0]
+            counted_BC = nd.where(own_item_BC, nd.full(scores_BC.shape, _OUT_OF_THE_SUM, self._context), scores_BC)
+            top_B1 = nd.BlockGrad(nd.max(counted_BC, axis=1, keepdims=True))
+            powers_BC = nd.exp(nd.broadcast_sub(counted_BC, top_B1))
+            others_B1 = top_B1 + nd.log(nd.sum(powers_BC, axis=1, keepdims=True))
+            any_left_B1 = top_B1 > _OUT_OF_THE_SUM
+            return (any_left_B1 * self._softplus(sign_B1 * (others_B1 - own_B1)))[:, 0]
+        counts_BC = 1 - own_item_BC
         if self._loss == "bpr":
-            losses_BC = self._softplus(nd.broadcast_sub(scores_BC, own_B1))
-            return nd.mean(losses_BC * (1 - own_item_BC), axis=1)
-        losses_BC = self._softplus(scores_BC)
-        return self._softplus(-own_B1)[:, 0] + nd.mean(losses_BC * (1 - own_item_BC), axis=1)
+            losses_BC = self._softplus(nd.broadcast_mul(sign_B1, nd.broadcast_sub(scores_BC, own_B1)))
+            return nd.mean(losses_BC * counts_BC, axis=1)
+        losses_BC = self._softplus(scores_BC) * nd.broadcast_mul(sign_B1 > 0, counts_BC)
+        return self._softplus(-sign_B1 * own_B1)[:, 0] + nd.mean(losses_BC, axis=1)
 
     def _softplus(self, x: Any) -> Any:
-        """−log σ(−x), without overflow."""
+        """−log σ(−x), without overflow. Half of x + |x| is its larger part, and has the derivative 1/2 at 0."""
         nd = self._mx.nd
-        return nd.relu(x) + nd.log1p(nd.exp(-nd.abs(x)))
+        return 0.5 * (x + nd.abs(x)) + nd.log1p(nd.exp(-nd.abs(x)))

@@ -1,0 +1,139 @@
+"""How fast raw events are made and prepared, and in how much memory.
+
+    .venv/bin/python benchmarks/preparing.py                          # 10 million events, about a minute
+    .venv/bin/python benchmarks/preparing.py --events 100e6           # 100 million
+    .venv/bin/python benchmarks/preparing.py --at s3://BUCKET/PREFIX  # from and to S3
+
+Events are those of ``crossfade prepare --synthetic … --raw``, with ids of text: a customer for each hundred events, a
+track for each two hundred. The last event of each customer is held out. Memory is what the process takes beside the
+page cache (RssAnon of /proc). Seconds of the processors tell what the work costs on a machine that has other work too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from kvstore.storage import Folder
+from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.raw_synthetic import EVENT, EVENTS_FOLDER, TIMESTAMP, write_raw_events
+from trainer.data.synthetic import SyntheticSpec
+
+_WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
+_WATCH_SECONDS = 0.1
+
+
+def main() -> None:
+    """Generate, prepare, print, clean up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=float, default=10e6, metavar="N", help="raw events (default 10e6)")
+    parser.add_argument("--at", metavar="DIR", help="folder or s3:// URI for the data (default: a temporary folder)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="as of 'crossfade prepare'")
+    arguments = parser.parse_args()
+    events = int(arguments.events)
+    spec = SyntheticSpec(queries=max(1, events // 100), items=max(50, events // 200), interactions=events, genres=50)
+    with tempfile.TemporaryDirectory() as folder:
+        at = (arguments.at or folder).rstrip("/")
+        _say(
+            f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores; {events:,} events of {spec.queries:,} "
+            f"{spec.query}s x {spec.items:,} {spec.item}s, {'on S3' if at.startswith('s3://') else 'in files'}"
+        )
+        try:
+            seconds, memory = _watched(_generate, at, spec)
+            _say(f"generated   {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
+            seconds, memory = _watched(_prepare, at, spec, arguments.work)
+            _say(f"prepared    {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
+            _say(f"raw {_size(f'{at}/raw')}, prepared {_size(f'{at}/prepared')}")
+        finally:
+            for name in ("raw", "prepared"):
+                Folder(f"{at}/{name}").delete()
+            if arguments.at and not at.startswith("s3://") and not any(Path(at).iterdir()):
+                shutil.rmtree(at)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _watched(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
+    """Run ``work`` in a process of its own: how many seconds it took, and its most memory in bytes."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
+    begin, most = time.perf_counter(), 0
+    process.start()
+    while process.is_alive():
+        most = max(most, _anonymous_bytes(process.pid or 0))
+        process.join(_WATCH_SECONDS)
+    if process.exitcode:
+        raise SystemExit(f"{work.__name__} failed with exit code {process.exitcode}")
+    return time.perf_counter() - begin, most
+
+
+def _anonymous_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
+def _generate(at: str, spec: SyntheticSpec) -> None:
+    phases = Phases()
+    write_raw_events(f"{at}/raw", spec, seed=1, progress=phases)
+    phases.end()
+
+
+def _prepare(at: str, spec: SyntheticSpec, work: Path | None) -> None:
+    phases = Phases()
+    prepare(
+        PrepareOptions(
+            out=f"{at}/prepared",
+            train=[f"{at}/raw/{EVENTS_FOLDER}/*.parquet"],
+            query=spec.query,
+            item=spec.item,
+            event=EVENT,
+            event_weights=_WEIGHTS,
+            timestamp=TIMESTAMP,
+            hold_out_test="last-1",
+            work=work,
+        ),
+        phases,
+    )
+    phases.end()
+
+
+class Phases:
+    """A progress that prints how long each phase took, by the clock and of the processors."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._began = (0.0, 0.0)
+
+    def phase(self, name: str, total: int | None, unit: str) -> None:
+        self.end()
+        self._name, self._began = name, (time.perf_counter(), time.process_time())
+
+    def advance(self, amount: int) -> None:
+        pass
+
+    def end(self) -> None:
+        if self._name is not None:
+            clock, processors = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+            print(f"  {self._name:24} {clock:7.1f} s, {processors:6.1f} s of the processors", flush=True)
+        self._name = None
+
+
+def _size(uri: str) -> str:
+    return f"{sum(Folder(uri).sizes().values()) / 1e9:.2f} GB"
+
+
+if __name__ == "__main__":
+    main()

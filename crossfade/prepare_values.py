@@ -1,0 +1,103 @@
+"""Reading the values of ``crossfade prepare``'s options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from kvstore.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.data.build_vocabulary import NamesFile
+    from trainer.data.synthetic import SyntheticSpec
+
+
+def split_pair(text: str) -> tuple[str, str | None]:
+    """``NAME=COLUMN`` as name and column, ``NAME`` as name and None."""
+    name, separator, column = text.partition("=")
+    return name, column if separator else None
+
+
+def parse_event_weights(text: str | None) -> dict[str, float]:
+    """Read ``play=1,like=3,skip=-1``.
+
+    Raises:
+        InputError: it is of another form.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(",") if text is not None else ():
+        event, _, weight = part.rpartition("=")
+        try:
+            value = float(weight)
+        except ValueError:
+            event = ""
+        if not event or event in weights:
+            raise InputError(
+                f"--event-weights {text}: '{part}' is not EVENT=NUMBER, each event once; expected play=1,skip=-1"
+            )
+        weights[event] = value
+    return weights
+
+
+def parse_min_counts(texts: Sequence[str]) -> dict[str, int]:
+    """Read ``ENTITY=K``, once for each entity.
+
+    Raises:
+        InputError: one is of another form.
+    """
+    minimums: dict[str, int] = {}
+    for text in texts:
+        entity, _, number = text.partition("=")
+        if not entity or not number.isdecimal() or entity in minimums:
+            raise InputError(f"--min-count {text}: expected ENTITY=K, each entity once, such as customer=5 track=10")
+        minimums[entity] = int(number)
+    return minimums
+
+
+def parse_names(texts: Sequence[str]) -> dict[str, NamesFile]:
+    """Read ``ENTITY=FILE:ID_COLUMN:NAME_COLUMN``, once for each entity.
+
+    Raises:
+        InputError: one is of another form.
+    """
+    from trainer.data.build_vocabulary import NamesFile
+
+    names: dict[str, NamesFile] = {}
+    for text in texts:
+        entity, _, rest = text.partition("=")
+        parts = rest.rsplit(":", 2)
+        if not entity or len(parts) != 3 or not all(parts):
+            raise InputError(
+                f"--names {text}: expected ENTITY=FILE:ID_COLUMN:NAME_COLUMN, as in track=songs.csv:id:title"
+            )
+        if entity in names:
+            raise InputError(f"--names {text}: '{entity}' has a names file already; expected one for each entity")
+        names[entity] = NamesFile(*parts)
+    return names
+
+
+def parse_synthetic(text: str, query: str, item: str) -> SyntheticSpec:
+    """Read ``queries=1000,items=500,…``; numbers may be written 1_000_000 or 1e6.
+
+    Raises:
+        InputError: a key is unknown, or a value no number.
+    """
+    from trainer.data.synthetic import SyntheticSpec
+
+    kinds = {field.name: field.type for field in fields(SyntheticSpec) if field.type in ("int", "float")}
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        if key not in kinds or key in values:
+            raise InputError(
+                f"--synthetic {text}: '{part}' is not KEY=NUMBER; the keys, each once, are: {', '.join(kinds)}"
+            )
+        try:
+            number = float(value)
+            values[key] = int(number) if kinds[key] == "int" and number.is_integer() else number
+        except (ValueError, OverflowError):
+            raise InputError(f"--synthetic {key}={value}: '{value}' is not a number; write it as 1000 or 1e3") from None
+        if kinds[key] == "int" and not isinstance(values[key], int):
+            raise InputError(f"--synthetic {key}={value}: expected a whole number")
+    return SyntheticSpec(**values, query=query, item=item)

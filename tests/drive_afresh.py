@@ -1,0 +1,33 @@
+"""Every role of the job of ``test_dist_store.py`` that starts from a checkpoint, some of its rows afresh.
+
+drive_afresh.py KEY_BYTES CHECKPOINT TO
+"""
+
+import sys
+
+import numpy as np
+from dist_roles import play_role
+from saved_ranges import save_store
+
+from kvstore.mxnet_client import MXNetStore
+from kvstore.mxnet_server import AFRESH_ROWS
+from kvstore.optimizers import OptimizerSpec
+from kvstore.store import TableSpec
+
+TABLES = [TableSpec("customer", rows=3 * AFRESH_ROWS, dim=2, scale=0.1), TableSpec("track", rows=37, dim=3, scale=0.5)]
+OPTIMIZER = OptimizerSpec("adam", weight_decay=0.01)
+SEED = 11
+AFRESH = {"customer": np.arange(1, 3 * AFRESH_ROWS - 5, dtype=np.int64), "track": np.array([0, 7, 36])}
+"""More rows than a command holds, the last of them in no command that is full."""
+
+
+def work(store: MXNetStore) -> None:
+    """Make the tables, and save them."""
+    store.create(TABLES, OPTIMIZER, SEED, sys.argv[2], AFRESH)
+    if store.rank == 0:
+        save_store(store, sys.argv[3], 1, TABLES, OPTIMIZER)
+    store.barrier()
+
+
+if __name__ == "__main__":
+    play_role(work, key_bytes=int(sys.argv[1]))

@@ -1,0 +1,65 @@
+"""A server by itself, without a network, whose table changes while it is saved.
+
+    drive_row_server.py KIND FOLDER
+
+It saves a table, changes rows of it before the writer has got them, and writes what the arrays held at the time of the
+save, by name, to FOLDER/expected.npz; the checkpoint is in FOLDER/saved.
+"""
+
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+from touched_pages import TABLE
+
+from kvstore.layout import STATUS_KEY, make_layout
+from kvstore.mxnet_import import import_mxnet, row_sparse_from, row_sparse_zeros
+from kvstore.mxnet_server import STATUS_LENGTH, RowServer, create_command, decode_status
+from kvstore.optimizers import OptimizerSpec
+
+ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)
+
+
+def main(kind: Any, folder: Path) -> None:
+    """Do it."""
+    mx = import_mxnet()
+    server = RowServer(SimpleNamespace(rank=0))
+    server.command(create_command([TABLE], OptimizerSpec(kind), seed=1, servers=1, key_bytes=2**30, checkpoint=None))
+    status = mx.nd.zeros((1, STATUS_LENGTH))
+    server.update(STATUS_KEY, mx.nd.zeros((1, STATUS_LENGTH)), status)
+    [layout] = make_layout([TABLE], servers=1)
+    [key], shape = layout.key_numbers, layout.key_shape
+    weight = row_sparse_zeros(shape, stored=True)
+    server.update(key, row_sparse_zeros(shape, stored=False), weight)
+    gradient = np.ones((len(ROWS_A), TABLE.dim), np.float32)
+
+    def step() -> None:
+        server.update(key, row_sparse_from(ROWS_A, gradient, np.arange(len(ROWS_A)), shape), weight)
+
+    step()
+    arrays = server._shards[key].as_range().arrays
+    np.savez(folder / "expected.npz", **arrays)
+    server.command(f'{{"command": "save", "to": "{folder}/saved"}}')
+    [writer] = psutil.Process().children()
+    writer.suspend()
+    before = arrays["weights"][ROWS_A].copy()
+    step()
+    assert (arrays["weights"][ROWS_A] != before).all(axis=1).all()
+    writer.resume()
+    deadline = time.monotonic() + 60
+    while True:
+        server.command('{"command": "status"}')
+        told = decode_status(status.asnumpy()[0])
+        if told["state"] != "running":
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert told["state"] == "saved", told
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,157 @@
+"""A new day on the vocabularies of an earlier one: old ids keep their rows, whatever else changes."""
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import write_vocabulary
+
+from kvstore.errors import InputError
+from kvstore.storage import Folder
+from trainer.data import base_vocabulary
+from trainer.data.build_vocabulary import NamesFile
+from trainer.data.forget import forget
+from trainer.data.manifest import Entity, Manifest, read_manifest
+from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.progress import Silent
+from trainer.data.vocabulary import Vocabulary
+
+Row = tuple[Any, ...]
+
+
+def day(folder: Path, name: str, customers: list[Any], items: list[Any], **options: Any) -> Path:
+    """Prepared data of the given events, one customer and one item each."""
+    raw = folder / f"{name}.parquet"
+    pq.write_table(pa.table({"customer": customers, "item": items}), raw)
+    prepare(PrepareOptions(out=folder / name, train=[raw], threads=2, **options))
+    return folder / name
+
+
+def rows(data: Path, entity: str) -> list[Row]:
+    manifest = read_manifest(Folder(data))
+    vocabulary = Vocabulary(Folder(data), manifest, entity)
+    columns = ["row", "id", "count", *(["name"] if manifest.entities[entity].named else [])]
+    return [tuple(row.values()) for row in vocabulary.read(0, vocabulary.rows, columns).to_pylist()]
+
+
+def pairs(data: Path) -> list[Row]:
+    """The interactions of train with ids for rows, sorted."""
+    ids = {entity: [row[1] for row in rows(data, entity)] for entity in ("customer", "item")}
+    files = read_manifest(Folder(data)).splits["train"].files
+    found = pa.concat_tables(pq.read_table(data / file.path) for file in files)
+    return sorted((ids["customer"][row["customer"]], ids["item"][row["item"]]) for row in found.to_pylist())
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    return day(tmp_path, "first", ["a", "b", "a", "c", "a", "b"], [1, 1, 2, 3, 4, 2])
+
+
+def test_old_ids_keep_their_rows_and_new_ones_follow_by_count_then_id(tmp_path: Path, first: Path) -> None:
+    assert rows(first, "customer") == [(0, "a", 3), (1, "b", 2), (2, "c", 1)]
+    events = [("z", 9), ("c", 1), ("x", 7), ("z", 1), ("y", 9), ("c", 9)]
+    second = day(tmp_path, "second", *map(list, zip(*events, strict=True)), vocabulary=str(first))
+    expected = [(0, "a", 0), (1, "b", 0), (2, "c", 2), (3, "z", 2), (4, "x", 1), (5, "y", 1)]
+    assert rows(second, "customer") == expected
+    assert rows(second, "item") == [(0, 1, 2), (1, 2, 0), (2, 3, 0), (3, 4, 0), (4, 9, 3), (5, 7, 1)]
+    assert pairs(second) == sorted(events)
+
+
+def test_the_new_data_set_stands_on_its_own_and_another_day_may_follow(tmp_path: Path, first: Path) -> None:
+    second = day(tmp_path, "second", ["d"], [5], vocabulary=str(first))
+    before = rows(second, "customer")
+    for path in sorted(first.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    third = day(tmp_path, "third", ["e", "d"], [5, 5], vocabulary=f"file://{second}")
+    assert rows(second, "customer") == before
+    assert [row[:2] for row in rows(third, "customer")] == [*(row[:2] for row in before), (4, "e")]
+
+
+def test_names_are_carried_over_and_a_new_file_of_names_goes_over_them(tmp_path: Path) -> None:
+    names = {"first": {"1": "One", "2": "Two", "3": ""}, "second": {"2": "Zwei", "9": "Neun"}}
+    for name, texts in names.items():
+        lines = ["id,name", *(f"{key},{text}" for key, text in texts.items())]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    files = {name: {"item": NamesFile(tmp_path / f"{name}.csv", "id", "name")} for name in names}
+    one = day(tmp_path, "first", ["a", "a", "a"], [1, 2, 3], names=files["first"])
+    carried = day(tmp_path, "carried", ["b"], [9], vocabulary=str(one))
+    assert rows(carried, "item") == [(0, 1, 0, "One"), (1, 2, 0, "Two"), (2, 3, 0, None), (3, 9, 1, None)]
+    renamed = day(tmp_path, "renamed", ["b"], [9], vocabulary=str(one), names=files["second"])
+    assert [row[3] for row in rows(renamed, "item")] == ["One", "Zwei", None, "Neun"]
+
+
+def test_a_forgotten_row_stays_forgotten_and_a_returning_customer_gets_a_new_one(tmp_path: Path, first: Path) -> None:
+    forget(Folder(first), pa.array(["b"]), "customer", Silent())
+    second = day(tmp_path, "second", ["b", "a"], [1, 1], vocabulary=str(first))
+    assert rows(second, "customer") == [(0, "a", 1), (1, None, 0), (2, "c", 0), (3, "b", 1)]
+    assert read_manifest(Folder(second)).entities["customer"].forgotten == [1]
+    assert pairs(second) == [("a", 1), ("b", 1)]
+
+
+def test_ids_of_text_files_stay_text_where_they_were_text(tmp_path: Path) -> None:
+    one = day(tmp_path, "first", ["a", "7"], [1, 2])
+    (tmp_path / "second.csv").write_text("customer,item\n7,2\n8,1\n")
+    prepare(PrepareOptions(out=tmp_path / "second", train=[tmp_path / "second.csv"], vocabulary=str(one)))
+    assert [row[1] for row in rows(tmp_path / "second", "customer")] == ["7", "a", "8"]
+    assert [row[1] for row in rows(tmp_path / "second", "item")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("customers", "options", "said"),
+    [
+        ([1], {}, r"its ids of customer are text, but those of the events are integers; .* --ids string"),
+        (["a"], {"item": "track", "item_column": "item"}, r"is about customer and item, .* as customer and track"),
+    ],
+)
+def test_other_entities_and_types_of_ids_are_refused(
+    tmp_path: Path, first: Path, customers: list[Any], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=f"--vocabulary {first}: {said}"):
+        day(tmp_path, "second", customers, [1], vocabulary=str(first), **options)
+    assert not (tmp_path / "second").exists()
+
+
+def test_earlier_data_that_are_not_there_or_would_be_replaced_are_refused(tmp_path: Path, first: Path) -> None:
+    with pytest.raises(InputError, match=r"--vocabulary .*nowhere/manifest.json: no such file"):
+        day(tmp_path, "second", ["a"], [1], vocabulary=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=f"--vocabulary {first}: is --out itself"):
+        day(tmp_path, "first", ["a"], [1], vocabulary=str(first), overwrite=True)
+
+
+def test_an_id_with_two_rows_is_refused(tmp_path: Path, first: Path) -> None:
+    manifest = read_manifest(Folder(first))
+    customers = write_vocabulary(first, "customer", ["a", "b", "a"])
+    manifest.model_copy(update={"entities": {**manifest.entities, "customer": customers}}).write(Folder(first))
+    with pytest.raises(InputError, match=r"of customer has 3 ids for 2 different ones, .*--check"):
+        day(tmp_path, "second", ["a"], [1], vocabulary=str(first))
+
+
+def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entity = write_vocabulary(tmp_path, "customer", range(1000), file_rows=300, group_rows=70)
+    manifest = Manifest(query="customer", item="item", entities={"customer": entity, "item": entity}, splits={})
+    pieces: list[int] = []
+
+    class Watcher:
+        def phase(self, name: str, total: int | None, unit: str) -> None:
+            assert (name, total) == ("earlier customer", 1000)
+
+        def advance(self, amount: int) -> None:
+            pieces.append(amount)
+
+    with duckdb.connect() as connection:
+        base = base_vocabulary.Base(Folder(tmp_path), manifest)
+        base_vocabulary.load_base(connection, base, "query", Watcher())
+        found = connection.sql("SELECT row, id FROM base_query ORDER BY row").fetchall()
+    assert found == [(row, row) for row in np.arange(1000)]
+    assert max(pieces) == 70
+
+
+def test_rows_that_are_forgotten_are_rows(tmp_path: Path) -> None:
+    for forgotten in ([3], [1, 1], [2, 0], [-1]):
+        with pytest.raises(ValueError, match="forgotten"):
+            Entity(rows=3, id_type="string", files=[], forgotten=forgotten)
+    assert Entity(rows=3, id_type="string", files=[], forgotten=[0, 2]).forgotten == [0, 2]

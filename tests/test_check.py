@@ -1,0 +1,342 @@
+"""Checking a data set: what is wrong is said with file, row group and row; what is right gets its manifest."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from object_store import ObjectStore, running_object_store
+from refusal_table import documented
+
+from crossfade.main import main
+from kvstore.errors import InputError
+from kvstore.storage import Folder
+from trainer.data.check import Checked, check
+from trainer.data.forget import forget
+from trainer.data.manifest import JOURNAL, Manifest, read_manifest
+from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.problems import LISTED
+from trainer.data.progress import Silent
+
+CUSTOMERS, TRACKS = 12, 6
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        yield server
+
+
+class Made:
+    """A data set as another tool would write it: tables that a test may change, and no manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        draw = np.random.default_rng(1)
+        self.shards: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+        counts = {"customer": np.zeros(CUSTOMERS, np.int64), "track": np.zeros(TRACKS, np.int64)}
+        for split, size in (("train", 40), ("train", 30), ("test", 9)):
+            table = {
+                "customer": draw.integers(0, CUSTOMERS, size),
+                "track": draw.integers(0, TRACKS, size),
+                "weight": np.where(np.arange(size) % 10 == 0, -1.0, 1.5).astype(np.float32),
+            }
+            self.shards[split].append(table)
+            if split == "train":
+                for name, count_N in counts.items():
+                    np.add.at(count_N, table[name][table["weight"] > 0], 1)
+        self.vocabularies: dict[str, list[dict[str, Any]]] = {}
+        for name, ids in (("customer", [f"c{row}" for row in range(CUSTOMERS)]), ("track", list(range(100, 106)))):
+            cut = len(ids) // 2
+            whole = {"row": np.arange(len(ids)), "id": ids, "count": counts[name]}
+            # The first file has the last rows: the order of names is not that of rows.
+            self.vocabularies[name] = [
+                {column: values[part] for column, values in whole.items()} for part in (slice(cut, None), slice(0, cut))
+            ]
+
+    def write(self) -> Folder:
+        for path, table in self.tables():
+            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table(table), self.folder / path, row_group_size=16)
+        return Folder(self.folder)
+
+    def tables(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for split, tables in self.shards.items():
+            for number, table in enumerate(tables):
+                yield f"{split}/part-{number}.c000.snappy.parquet", table
+        for name, tables in self.vocabularies.items():
+            for number, table in enumerate(tables):
+                yield f"vocabulary/{name}/part-{number}", table
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path / "made")
+
+
+def checked(folder: Folder, query: str | None = None, item: str | None = None) -> Checked:
+    return check(folder, query, item, None, Silent())
+
+
+def problems(folder: Folder) -> list[str]:
+    return checked(folder).problems.listed
+
+
+def test_data_made_elsewhere_get_the_manifest_that_describes_them(made: Made) -> None:
+    folder = made.write()
+    for note in ("train/_SUCCESS", "train/.part-0.crc", "vocabulary/track/_metadata"):
+        folder.write(note, b"x")
+    result = checked(folder)
+    assert (result.problems.listed, result.written) == ([], True)
+    manifest = read_manifest(folder)
+    assert manifest == result.manifest
+    assert (manifest.query, manifest.item, manifest.has_timestamp) == ("customer", "track", False)
+    assert {name: (entity.rows, entity.id_type) for name, entity in manifest.entities.items()} == {
+        "customer": (CUSTOMERS, "string"),
+        "track": (TRACKS, "int64"),
+    }
+    assert [file.path[-1] for file in manifest.entities["customer"].files] == ["1", "0"]
+    assert [file.row_groups for file in manifest.splits["train"].files] == [[16, 16, 8], [16, 14]]
+    again = checked(folder)
+    assert (again.problems.listed, again.written) == ([], False)
+
+
+@pytest.mark.slow
+def test_data_on_s3_are_checked_and_get_their_manifest(
+    made: Made, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    local, remote = made.write(), Folder(server.uri("check/data"))
+    for path in local.sizes():
+        remote.write(path, local.read(path))
+    assert checked(remote).written
+    assert read_manifest(remote).entities["track"].rows == TRACKS
+    remote.write(next(path for path in remote.sizes() if path.startswith("test/")), b"PAR1 no more PAR1")
+    [problem] = problems(remote)
+    assert problem.startswith(f"{remote.uri}/test/part-0.c000.snappy.parquet: has 17 bytes, but the manifest says")
+
+
+def test_what_prepare_has_made_and_forgotten_is_right(tmp_path: Path) -> None:
+    events = pa.table({"customer": ["a", "b", "a", "c"] * 9, "item": range(36)})
+    pq.write_table(events, tmp_path / "events.parquet")
+    prepare(PrepareOptions(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
+    assert problems(Folder(tmp_path / "data")) == []
+    forget(Folder(tmp_path / "data"), pa.array(["a"]), "customer", Silent())
+    assert problems(Folder(tmp_path / "data")) == []
+
+
+def change(table: dict[str, Any], column: str, place: int, value: Any) -> None:
+    values = list(table[column])
+    values[place] = value
+    table[column] = pa.array(values, pa.float32() if column == "weight" else None)
+
+
+def renamed(table: dict[str, Any]) -> None:
+    table["artist"] = table.pop("track")
+
+
+def typed(table: dict[str, Any], column: str, kind: pa.DataType) -> None:
+    table[column] = pa.array(table[column]).cast(kind)
+
+
+TRAIN = "train/part-0.c000.snappy.parquet"
+WRONG: dict[str, tuple[Callable[[Made], None], str]] = {
+    "check: a null": (
+        lambda made: change(made.shards["train"][0], "track", 17, None),
+        f"{TRAIN}, row group 1, row 1: column 'track' is null; expected none",
+    ),
+    "check: beyond the vocabulary": (
+        lambda made: change(made.shards["train"][0], "customer", 33, CUSTOMERS),
+        f"{TRAIN}, row group 2, row 1: column 'customer' is 12, but the vocabulary has rows 0 to 11",
+    ),
+    "check: negative": (
+        lambda made: change(made.shards["test"][0], "track", 0, -1),
+        "test/part-0.c000.snappy.parquet, row group 0, row 0: column 'track' is -1, but the vocabulary has rows 0 to 5",
+    ),
+    "check: not a number": (
+        lambda made: change(made.shards["train"][0], "weight", 3, float("nan")),
+        f"{TRAIN}, row group 0, row 3: the weight is nan; expected a finite one",
+    ),
+    "check: infinite": (
+        lambda made: change(made.shards["train"][0], "weight", 39, float("inf")),
+        f"{TRAIN}, row group 2, row 7: the weight is inf; expected a finite one",
+    ),
+    "check: a type": (
+        lambda made: typed(made.shards["train"][0], "weight", pa.float64()),
+        f"{TRAIN}: column 'weight' has the type double; expected float: cast it",
+    ),
+    "check: a small type": (
+        lambda made: typed(made.vocabularies["track"][0], "row", pa.int32()),
+        "vocabulary/track/part-0: column 'row' has the type int32; expected int64: cast it",
+    ),
+    "check: a column": (
+        lambda made: renamed(made.shards["test"][0]),
+        "test/part-0.c000.snappy.parquet: has no column 'track'; its columns are customer, weight, artist",
+    ),
+    "check: a gap": (
+        lambda made: change(made.vocabularies["customer"][0], "row", 2, 9),
+        "vocabulary/customer/part-0, row group 0, row 2: column 'row' is 9; expected 0, 1, 2 … through all files, "
+        "here from 6 on",
+    ),
+    "check: a twin": (
+        lambda made: change(made.vocabularies["customer"][0], "id", 1, "c2"),
+        "vocabulary/customer: the id 'c2' has 2 rows, 2 and 7; expected one",
+    ),
+    "check: no id": (
+        lambda made: change(made.vocabularies["customer"][1], "id", 1, None),
+        "vocabulary/customer/part-1, row group 0, row 1: row 1 has no id",
+    ),
+    "check: an empty id": (
+        lambda made: change(made.vocabularies["customer"][1], "id", 5, ""),
+        "vocabulary/customer/part-1, row group 0, row 5: row 5 has an empty id",
+    ),
+    "check: a count": (
+        lambda made: change(made.vocabularies["track"][1], "count", 0, 99),
+        "vocabulary/track/part-1, row group 0, row 0: the count is 99, but train has",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_said_with_its_place_and_nothing_is_written(made: Made, wrong: str) -> None:
+    spoil, said = WRONG[wrong]
+    spoil(made)
+    folder = made.write()
+    found = problems(folder)
+    [problem] = [problem for problem in found if problem.startswith(f"{folder.uri}/{said}")]
+    documented(wrong, problem)
+    assert not folder.exists("manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda made: made.vocabularies.pop("track"), "vocabulary/track: there is no vocabulary of 'track'"),
+        (lambda made: made.shards.pop("train"), "there is no file in train/; expected SPLIT/*.parquet"),
+        (lambda made: made.vocabularies["track"][0].pop("count"), "'count' is missing; expected row, id, count"),
+        (lambda made: (made.vocabularies.clear(), made.shards.clear()), "holds no data set, with or without"),
+    ],
+)
+def test_data_that_lack_a_part_are_no_data(made: Made, spoil: Callable[[Made], Any], said: str) -> None:
+    spoil(made)
+    [problem] = problems(made.write())
+    assert said in problem
+
+
+def test_files_are_no_parquet_or_lie_too_deep(made: Made) -> None:
+    folder = made.write()
+    folder.write("train/part-9.parquet", b"no Parquet at all, but long enough")
+    [problem] = problems(folder)
+    documented("check: no Parquet", problem)
+    assert problem.startswith(f"{folder.uri}/train/part-9.parquet: is no Parquet file")
+    folder.remove("train/part-9.parquet")
+    folder.write("train/day=1/part-0.parquet", folder.read(TRAIN))
+    [problem] = problems(folder)
+    assert "train/day=1/part-0.parquet: lies where no file of a data set lies" in problem
+
+
+def test_entities_may_be_other_columns_than_the_first(made: Made) -> None:
+    for table in [*made.shards["train"], *made.shards["test"]]:
+        table["customer"] = table.pop("customer")
+    folder = made.write()
+    assert checked(folder).manifest is None
+    assert checked(folder, "customer", "track").written
+    with pytest.raises(InputError, match=r"--query artist: the manifest in .* says 'customer'"):
+        checked(folder, "artist")
+
+
+def test_all_problems_are_counted_and_the_first_listed(made: Made) -> None:
+    for table in made.shards["train"]:
+        table["weight"] = np.full(len(table["weight"]), np.nan, np.float32)
+    made.shards["train"] = [made.shards["train"][0]] * 10
+    result = checked(made.write())
+    assert result.problems.count == 30
+    assert len(result.problems.listed) == LISTED
+    assert result.problems.listed[0].endswith("expected a finite one (and 15 more in this row group)")
+
+
+def test_a_manifest_that_does_not_match_its_files_is_a_problem(made: Made) -> None:
+    folder = made.write()
+    checked(folder)
+    manifest = read_manifest(folder)
+    described = manifest.entities["customer"].model_copy(update={"rows": CUSTOMERS + 1})
+    manifest.model_copy(update={"entities": {**manifest.entities, "customer": described}}).write(folder)
+    assert problems(folder) == [f"{folder.uri}/vocabulary/customer: has 12 rows, but the manifest says 13"]
+    manifest.write(folder)
+    folder.remove(manifest.splits["test"].files[0].path)
+    [problem] = problems(folder)
+    assert "test/part-0.c000.snappy.parquet: no such file, but the manifest lists it" in problem
+    folder.write("manifest.json", b"{")
+    [problem] = problems(folder)
+    assert "not a manifest of prepared data" in problem
+
+
+def test_rows_that_were_forgotten_must_have_neither_id_nor_interactions(made: Made) -> None:
+    folder = made.write()
+    checked(folder)
+    manifest = read_manifest(folder)
+    gone = manifest.entities["customer"].model_copy(update={"forgotten": [3]})
+    manifest.model_copy(update={"entities": {**manifest.entities, "customer": gone}}).write(folder)
+    found = problems(folder)
+    assert [problem for problem in found if "row 3: row 3 was forgotten, but has an id" in problem]
+    assert [problem for problem in found if "column 'customer' is 3, a row that was forgotten" in problem]
+
+
+def test_a_deletion_that_broke_off_is_a_problem(made: Made) -> None:
+    folder = made.write()
+    folder.write(JOURNAL, b'{"files": []}')
+    [problem] = problems(folder)
+    assert "forget.json: a 'prepare --forget' broke off; run it again" in problem
+
+
+def test_what_could_be_better_is_noted(made: Made) -> None:
+    for table in made.shards["train"]:
+        order = np.argsort(table["customer"], kind="stable")
+        table.update({name: values[order] for name, values in table.items()})
+    folder = made.write()
+    assert checked(folder).notes == ["train is sorted by customer; learning goes better on rows in random order"]
+    folder.write("train/left.parquet", b"PAR1")
+    assert checked(folder).notes[0] == "1 file(s) that the manifest does not list, such as train/left.parquet"
+
+
+def test_the_command_lists_problems_or_prints_a_summary(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made.write()
+    assert main(["prepare", "--check", folder.uri]) == 0
+    said = capsys.readouterr().out
+    for part in (f"{folder.uri}: customer x track", "70 interactions", "no problem; wrote its manifest.json", "next: "):
+        assert part in said
+    folder.remove(TRAIN)
+    assert main(["prepare", "--check", folder.uri]) == 2
+    problem, line = capsys.readouterr().err.splitlines()[-2:]
+    assert problem == f"{folder.uri}/{TRAIN}: no such file, but the manifest lists it"
+    documented("check: problems", line.removeprefix("crossfade: error: "))
+    assert main(["prepare", "--check", folder.uri, "--out", "x"]) == 2
+
+
+def test_strings_of_either_size_are_strings(made: Made) -> None:
+    typed(made.vocabularies["customer"][0], "id", pa.large_string())
+    folder = made.write()
+    assert checked(folder).written
+    manifest: Manifest = forget(folder, pa.array(["c1", "c8"]), "customer", Silent()).manifest
+    assert manifest.entities["customer"].forgotten == [1, 8]
+    assert problems(folder) == []
+
+
+def test_an_empty_shard_is_allowed(made: Made) -> None:
+    folder = made.write()
+    table = pq.read_table(made.folder / TRAIN)
+    pq.write_table(table.slice(0, 0), made.folder / "train/part-empty.parquet")
+    assert (problems(folder), read_manifest(folder).splits["train"].rows) == ([], 70)
+
+
+def test_text_that_is_not_utf8_is_a_problem(made: Made) -> None:
+    raw = pa.array([b"c%d" % row for row in range(CUSTOMERS - 1)] + [b"caf\xe9"])
+    made.vocabularies["customer"] = [{**made.vocabularies["customer"][0]}]
+    made.vocabularies["customer"][0].update(
+        row=np.arange(CUSTOMERS), id=raw.view(pa.string()), count=np.zeros(CUSTOMERS, np.int64)
+    )
+    assert [documented("check: not UTF-8", problem) for problem in problems(made.write()) if "UTF-8" in problem]

@@ -1,0 +1,367 @@
+"""Forgetting customers: what they did and who they were is gone from the data, at whatever point it breaks off."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from object_store import ObjectStore, running_object_store
+from refusal_table import documented
+
+from crossfade.main import main
+from kvstore.errors import InputError
+from kvstore.storage import Folder
+from trainer.data import forget as module
+from trainer.data import output
+from trainer.data.forget import Forgotten, forget
+from trainer.data.id_list import read_ids
+from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.parquet_files import ParquetFiles
+from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.progress import Silent
+from trainer.data.vocabulary import Vocabulary
+
+Row = tuple[Any, ...]
+GONE = ["customer-0007", "customer-0042", "customer-0199"]
+PLAIN = {"compression": "none", "use_dictionary": False}
+CUSTOMERS, ITEMS, EVENTS = 200, 40, 9000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data whose bytes say what is in them: nothing is compressed. Train is in several files."""
+    folder = tmp_path_factory.mktemp("prepared")
+    draw = np.random.default_rng(3)
+    customers = draw.integers(0, CUSTOMERS - 1, EVENTS)
+    customers[:3] = CUSTOMERS - 1  # the last of GONE is in few files
+    table = pa.table(
+        {
+            "customer": [f"customer-{number:04d}" for number in customers],
+            "item": draw.integers(0, ITEMS, EVENTS) + 7_000_000_000_000,
+            "when": np.arange(EVENTS),
+        }
+    )
+    pq.write_table(table, folder / "events.parquet")
+    (folder / "names.csv").write_text("id,name\n" + "".join(f"{text},Name of {text}\n" for text in GONE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output, "write_options", lambda _: PLAIN)
+        patch.setattr(output, "GROUPS_PER_FILE", 2)
+        patch.setattr(output, "GROUP_ROWS_MIN", 512)
+        prepare(
+            PrepareOptions(
+                out=folder / "data",
+                train=[folder / "events.parquet"],
+                timestamp="when",
+                hold_out="random:0.1",
+                names={"customer": output_names(folder)},
+                threads=2,
+            )
+        )
+    return folder / "data"
+
+
+def output_names(folder: Path) -> Any:
+    from trainer.data.build_vocabulary import NamesFile
+
+    return NamesFile(folder / "names.csv", "id", "name")
+
+
+def copy_to(source: Path, target: Folder) -> Folder:
+    for path in sorted(source.rglob("*.*")):
+        target.write(path.relative_to(source).as_posix(), path.read_bytes())
+    return target
+
+
+@pytest.fixture(params=["path", pytest.param("s3", marks=pytest.mark.slow)])
+def data(request: pytest.FixtureRequest, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A copy of the data, in a folder of each kind."""
+    monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
+    if request.param == "path":
+        return copy_to(prepared, Folder(tmp_path / "data"))
+    server: ObjectStore = request.getfixturevalue("server")
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    return copy_to(prepared, Folder(server.uri(f"forget/{tmp_path.name}")))
+
+
+def table_of(folder: Folder, path: str) -> pa.Table:
+    with folder.open_random(path) as file:
+        return pq.read_table(file)
+
+
+def vocabulary(folder: Folder, entity: str) -> list[Row]:
+    manifest = read_manifest(folder)
+    reader = Vocabulary(folder, manifest, entity)
+    columns = ["row", "id", "count", *(["name"] if manifest.entities[entity].named else [])]
+    return [tuple(row.values()) for row in reader.read(0, reader.rows, columns).to_pylist()]
+
+
+def interactions(folder: Folder) -> dict[str, list[Row]]:
+    """Those of each split, with ids for rows, in the order of the files."""
+    manifest = read_manifest(folder)
+    ids = {entity: [row[1] for row in vocabulary(folder, entity)] for entity in manifest.entities}
+    found: dict[str, list[Row]] = {}
+    for split, described in manifest.splits.items():
+        found[split] = []
+        for file in described.files:
+            table = table_of(folder, file.path)
+            assert sum(file.row_groups) == table.num_rows
+            for query, item, *rest in (row.values() for row in table.to_pylist()):
+                found[split].append((ids[manifest.query][query], ids[manifest.item][item], *rest))
+    return found
+
+
+def everything(folder: Folder) -> bytes:
+    return b"".join(folder.read(name) for name in folder.sizes())
+
+
+def check_whole(folder: Folder) -> Manifest:
+    """See that the manifest describes what is there."""
+    manifest = read_manifest(folder)
+    files = ParquetFiles(folder)
+    for file in manifest.files():
+        files.footer(file)
+    return manifest
+
+
+def forget_all(folder: Folder, ids: list[str] = GONE, entity: str = "customer") -> Forgotten:
+    return forget(folder, pa.array(ids), entity, Silent())
+
+
+def test_nothing_of_the_forgotten_is_left_and_everything_of_the_others(data: Folder) -> None:
+    before, rows_before = interactions(data), {name: vocabulary(data, name) for name in ("customer", "item")}
+    content = everything(data)
+    assert all(content.count(text.encode()) >= 2 for text in GONE), "the search would find them"
+    forgotten = forget_all(data, [*GONE, "stranger"])
+    content = everything(data)
+    assert not [text for text in GONE if text.encode() in content]
+    expected = {split: [row for row in rows if row[0] not in GONE] for split, rows in before.items()}
+    assert interactions(data) == expected
+    assert check_whole(data) == forgotten.manifest
+    assert (forgotten.asked, forgotten.found) == (4, 3)
+    assert forgotten.interactions == {split: len(before[split]) - len(expected[split]) for split in before}
+    for (row, text, number, name), now in zip(rows_before["customer"], vocabulary(data, "customer"), strict=True):
+        assert now == ((row, None, 0, None) if text in GONE else (row, text, number, name))
+    gone_rows = [row[0] for row in rows_before["customer"] if row[1] in GONE]
+    assert forgotten.manifest.entities["customer"].forgotten == sorted(gone_rows)
+
+
+def test_items_are_counted_anew(data: Folder) -> None:
+    forget_all(data)
+    train = [row[1] for row in interactions(data)["train"]]
+    for row, item, number in vocabulary(data, "item"):
+        assert number == train.count(item), row
+
+
+def test_only_files_that_hold_something_of_theirs_are_written_anew(data: Folder) -> None:
+    def files(manifest: Manifest) -> set[str]:
+        return {file.path for split in manifest.splits.values() for file in split.files}
+
+    before = read_manifest(data)
+    row = next(row[0] for row in vocabulary(data, "customer") if row[1] == GONE[2])
+    holding = {path for path in files(before) if row in table_of(data, path).column("customer").to_pylist()}
+    assert 0 < len(holding) < len(files(before))
+    after = forget_all(data, [GONE[2]]).manifest
+    assert files(before) - files(after) == holding
+    assert {path for path in data.sizes() if path != "manifest.json"} == {
+        *files(after),
+        *(file.path for entity in after.entities.values() for file in entity.files),
+    }
+
+
+def test_forgetting_again_changes_nothing_and_others_may_follow(data: Folder) -> None:
+    forget_all(data, GONE[:1])
+    sizes = data.sizes()
+    again = forget_all(data, GONE[:1])
+    assert (again.found, again.rewritten, data.sizes()) == (0, 0, sizes)
+    rows = vocabulary(data, "customer")
+    forget_all(data, GONE[1:])
+    gone = [row[0] for row in rows if row[1] in (None, *GONE)]
+    assert read_manifest(data).entities["customer"].forgotten == gone
+    assert not [path for path in data.sizes() if path.count("-") > 2]
+
+
+def test_items_are_forgotten_as_customers_are(data: Folder) -> None:
+    before = interactions(data)
+    item = 7_000_000_000_011
+    assert item.to_bytes(8, "little") in everything(data), "the search would find it"
+    forget_all(data, [str(item), "07", "x"], "item")
+    after = interactions(data)
+    assert after == {split: [row for row in rows if row[1] != item] for split, rows in before.items()}
+    assert item.to_bytes(8, "little") not in everything(data)
+    train = [row[0] for row in after["train"]]
+    assert all(number == train.count(customer) for _, customer, number, _ in vocabulary(data, "customer"))
+
+
+def test_a_file_or_a_split_of_which_nothing_is_left_is_left_out(data: Folder) -> None:
+    forgotten = forget_all(data, [row[1] for row in vocabulary(data, "customer")])
+    assert [split.files for split in forgotten.manifest.splits.values()] == [[], [], []]
+    assert forgotten.manifest == check_whole(data)
+    assert not [path for path in data.sizes() if path.startswith(("train", "valid", "test"))]
+
+
+class Crash(BaseException):
+    """The machine went down."""
+
+
+class Crashing:
+    """What storage does until it breaks off at call number ``at`` of those that change something."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
+        self.calls, self._at, self.down = 0, at, False
+        for name in ("write", "open_output", "remove"):
+            patch.setattr(Folder, name, self._guarded(getattr(Folder, name)))
+
+    def _guarded(self, method: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            self.calls += 1
+            self.down = self.down or self.calls == self._at
+            if self.down:
+                raise Crash
+            return method(*arguments)
+
+        return call
+
+
+@pytest.mark.slow
+def test_a_crash_at_any_point_leaves_a_whole_data_set_and_the_next_call_finishes(
+    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
+    last = GONE[2]  # of few files
+    old = interactions(Folder(prepared))
+    new = {split: [row for row in rows if row[0] != last] for split, rows in old.items()}
+    seen: list[bool] = []
+    for at in range(1, 1000):
+        data = copy_to(prepared, Folder(tmp_path / f"crash-{at}"))
+        with monkeypatch.context() as patch:
+            crashing = Crashing(patch, at)
+            with suppress(Crash):
+                forget_all(data, [last])
+        check_whole(data)
+        found = interactions(data)
+        changed = found == new
+        assert changed or found == old, at
+        seen.append(changed)
+        forget_all(data, [last])
+        assert interactions(data) == new
+        assert last.encode() not in everything(data), at
+        manifest = check_whole(data)
+        used = {file.path for split in manifest.splits.values() for file in split.files}
+        used |= {file.path for entity in manifest.entities.values() for file in entity.files}
+        assert set(data.sizes()) == {"manifest.json", *used}, at
+        if not crashing.down:
+            break
+    assert seen.index(True) > 3, "files are written before the manifest"
+    assert seen == sorted(seen)
+    assert len(seen) - seen.index(True) > 5, "and the old ones deleted after it"
+
+
+def test_an_error_leaves_the_data_as_they_were(data: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = data.sizes()
+    calls = 0
+    rewrite = module._Forgetting._rewrite
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError("the disk is full")
+        return rewrite(self, *arguments)
+
+    monkeypatch.setattr(module._Forgetting, "_rewrite", failing)
+    with pytest.raises(OSError, match="the disk is full"):
+        forget_all(data)
+    assert data.sizes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "column"),
+    [
+        ("ids.txt", "a\r\n\nb c\na\n", None),
+        ("ids", "a\nb c", None),
+        ("ids.csv", 'customer,when\n"a",1\nb c,2\n,3\n', None),
+        ("ids.csv", "\ufeffid,customer\na,x\nb c,y\n", "id"),
+        ("ids.tsv", "anything\na\nb c\n", None),
+    ],
+)
+def test_ids_come_from_lines_or_a_column(tmp_path: Path, name: str, text: str, column: str | None) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_ids(str(tmp_path / name), column, "customer").to_pylist() == ["a", "b c"]
+
+
+def test_ids_come_from_parquet_integers_too(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1, 2], "customer": [7, None]}), tmp_path / "ids.parquet")
+    assert read_ids(str(tmp_path / "ids.parquet"), None, "customer").to_pylist() == ["7"]
+    assert read_ids(str(tmp_path / "ids.parquet"), "x", "customer").to_pylist() == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "content", "column"),
+    [
+        ("forget: no list", "missing.txt", None, None),
+        ("forget: no such column", "ids.csv", b"a,b\n1,2\n", None),
+        ("forget: an empty list", "ids.txt", b"\n\n", None),
+        ("forget: a column of plain text", "ids.txt", b"a", "id"),
+        ("forget: text that is not UTF-8", "ids.txt", b"\xff\xfe", None),
+        ("forget: a damaged Parquet file", "ids.parquet", b"PAR1", None),
+    ],
+)
+def test_lists_that_are_none_are_refused(
+    tmp_path: Path, what: str, name: str, content: bytes | None, column: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_ids(str(tmp_path / name), column, "customer")
+    documented(what, str(caught.value))
+
+
+@pytest.mark.parametrize("left", [b"{", b'{"files": ["../outside"]}', b'{"files": [["x"]]}'])
+def test_a_damaged_list_of_leftovers_is_refused_and_deletes_nothing(
+    tmp_path: Path, prepared: Path, left: bytes
+) -> None:
+    data = copy_to(prepared, Folder(tmp_path / "data"))
+    (tmp_path / "outside").write_text("mine")
+    data.write("forget.json", left)
+    with pytest.raises(InputError) as caught:
+        forget_all(data)
+    documented("forget: a damaged forget.json", str(caught.value))
+    assert (tmp_path / "outside").exists()
+
+
+def test_a_list_of_leftovers_never_deletes_the_manifest(tmp_path: Path, prepared: Path) -> None:
+    data = copy_to(prepared, Folder(tmp_path / "data"))
+    data.write("forget.json", b'{"files": ["manifest.json"]}')
+    forget_all(data)
+    check_whole(data)
+
+
+def test_the_command_says_what_went_and_what_still_holds_them(
+    tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_to(prepared, Folder(tmp_path / "data"))
+    (tmp_path / "ids.txt").write_text("\n".join([*GONE, "stranger"]))
+    forget_command = ["prepare", "--forget", str(tmp_path / "ids.txt"), "--out", str(tmp_path / "data")]
+    assert main(forget_command) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/data: forgot 3 rows of customer (3 in all)" in said
+    assert "4 in " in said
+    assert "1 of them are not in the data" in said
+    for still in ("raw events", "events.parquet", "checkpoint.start_from", "embeddings"):
+        assert still in said
+    assert main([*forget_command, "--entity", "artist"]) == 2
+    assert "has no entity 'artist'; it has customer, item" in capsys.readouterr().err
+    assert main([*forget_command, "--weight", "w"]) == 2
+    assert main(["prepare", "--check", str(tmp_path / "data"), "--entity", "customer"]) == 2
+    assert "--entity: says whom --forget is about" in capsys.readouterr().err

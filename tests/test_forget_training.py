@@ -1,0 +1,122 @@
+"""A customer who was forgotten is gone from the next checkpoint, its embeddings and what is found among them."""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster_data import CUSTOMERS, write_job, write_planted
+from running_command import crossfade, succeeded
+
+from kvstore.arrays import FloatArray
+from kvstore.checkpoint import RowRange, newest_checkpoint
+from kvstore.local import LocalStore
+from kvstore.optimizers import make_optimizer
+from trainer.embeddings import EmbeddingFiles
+from trainer.job import load_job
+from trainer.model import make_model
+from trainer.run import open_data
+
+pytestmark = pytest.mark.slow
+
+GONE = [5, 77, CUSTOMERS - 1]
+FORGOTTEN = [f"c{row:03d}" for row in GONE]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run ``old``, then its data without three customers, then a run ``new`` that started from ``old``."""
+    place = tmp_path_factory.mktemp("place")
+    write_job(place / "job.yaml", write_planted(place / "data"))
+    (place / "ids.txt").write_text("\n".join(FORGOTTEN))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "old", cwd=place))
+    succeeded(crossfade("prepare", "--forget", "ids.txt", "--out", "data", cwd=place))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "new", *warm(place), cwd=place))
+    return place
+
+
+def warm(place: Path) -> tuple[str, str]:
+    """From the tables of the old run. With another seed, fresh rows are not those that it began with."""
+    return "--set", f"checkpoint.start_from={place / 'old' / 'checkpoints'}", "--set", "train.seed=9"
+
+
+def arrays(run: Path, entity: str) -> dict[str, FloatArray]:
+    """Weights and optimizer state in the newest checkpoint of a run."""
+    checkpoint, _ = newest_checkpoint(str(run / "checkpoints"))
+    assert checkpoint is not None
+    with closing(checkpoint):
+        [table] = [table for table in checkpoint.manifest.tables if table.name == entity]
+        state = make_optimizer(checkpoint.manifest.optimizer, table.rows, table.dim).state
+        found = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
+        checkpoint.load([RowRange(entity, table.rows, 0, 1, found)])
+    return found
+
+
+def fresh(place: Path, run: str) -> FloatArray:
+    """Customers as the generator of a run makes them."""
+    job = load_job(place / run / "job.yaml")
+    model = make_model(job, open_data(job)[1])
+    with closing(LocalStore()) as store:
+        store.create(model.tables, job.optimizer.spec(), job.train.seed)
+        return store.pull({"customer": np.arange(CUSTOMERS)})["customer"]
+
+
+def check_gone(place: Path, run: str) -> None:
+    old, new, never = arrays(place / "old", "customer"), arrays(place / run, "customer"), fresh(place, run)
+    for row in GONE:
+        assert new["weights"][row].tobytes() == never[row].tobytes()
+        assert new["weights"][row].tobytes() != old["weights"][row].tobytes()
+        assert (new["squares"][row] == 0).all()
+        assert (old["squares"][row] > 0).all()
+    files = [path.read_bytes() for path in (place / run).rglob("*") if path.is_file()]
+    before = [old[name][row].tobytes() for name in ("weights", "squares") for row in GONE]
+    assert not [row for row in before if any(row in content for content in files)]
+    others = np.setdiff1d(np.arange(CUSTOMERS), GONE)
+    assert (new["squares"][others] > old["squares"][others]).any(axis=1).all(), "the others trained on"
+
+
+def test_rows_of_forgotten_customers_are_fresh_in_the_next_checkpoint(place: Path) -> None:
+    check_gone(place, "new")
+
+
+@pytest.mark.cluster
+def test_rows_of_forgotten_customers_are_fresh_in_the_next_checkpoint_of_servers(place: Path) -> None:
+    on_servers = ("--servers", 2, "--workers", 2, "--run-dir", "servers")
+    succeeded(crossfade("train", "job.yaml", *on_servers, *warm(place), cwd=place))
+    check_gone(place, "servers")
+
+
+def test_the_old_run_is_not_taken_up_and_says_how_to_go_on(place: Path) -> None:
+    result = crossfade("train", "job.yaml", "--run-dir", "old", "--resume", cwd=place)
+    assert result.returncode == 2
+    assert f"was trained on other data than {place / 'data'} holds now" in result.stderr
+    assert "--set checkpoint.start_from=" in result.stderr
+    assert "rows that the data have forgotten start afresh" in result.stderr
+
+
+def test_the_new_run_is_taken_up_as_if_it_had_never_stopped(place: Path) -> None:
+    stopped = ("--run-dir", "stopped", *warm(place))
+    succeeded(crossfade("train", "job.yaml", *stopped, "--set", "train.max_steps=9", cwd=place))
+    succeeded(crossfade("train", "job.yaml", *stopped, "--resume", cwd=place))
+    for entity in ("customer", "track"):
+        for name, values in arrays(place / "new", entity).items():
+            assert values.tobytes() == arrays(place / "stopped", entity)[name].tobytes()
+
+
+def test_forgotten_customers_have_no_id_in_embeddings_and_exports(place: Path) -> None:
+    succeeded(crossfade("export", "new/checkpoints", "--out", "exported", cwd=place))
+    for folder in (place / "new" / "embeddings", place / "exported"):
+        table = EmbeddingFiles(folder).read("customer")
+        assert table.column("row").to_pylist() == list(range(CUSTOMERS))
+        assert [row for row, text in enumerate(table.column("id").to_pylist()) if text is None] == GONE
+
+
+def test_forgotten_customers_are_found_neither_by_id_nor_as_neighbours(place: Path) -> None:
+    everybody = ("--entity", "customer", "--count", str(CUSTOMERS), "c000")
+    for run, others in (("old", CUSTOMERS), ("new", CUSTOMERS - len(GONE))):
+        lines = succeeded(crossfade("similar", run, *everybody, cwd=place)).stdout.split()
+        assert len([word for word in lines if word.startswith("c")]) == others
+    assert "None" not in lines
+    result = crossfade("similar", "new", "--entity", "customer", FORGOTTEN[0], cwd=place)
+    assert result.returncode == 2
+    assert f"there is no customer with the id or name '{FORGOTTEN[0]}'" in result.stderr

@@ -1,0 +1,401 @@
+"""Preparing from and to S3, on a real server: the same data as from and to files, whole or not at all, and refusals."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from flaky_proxy import flaky_proxy
+from object_store import READER, ObjectStore, free_ports, running_object_store
+from refusal_table import documented
+from test_prepare import Interrupts, make, some_events, write_parquet
+
+from kvstore.errors import CrossfadeError, InputError, UnreachableError
+from kvstore.s3_files import ATTEMPTS_VARIABLE
+from kvstore.storage import Folder
+from trainer.data.fetching import fetched
+from trainer.data.manifest import FILE_NAME, read_manifest
+from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.raw_synthetic import write_raw_events
+from trainer.data.sources import find_files
+from trainer.data.synthetic import SyntheticSpec, write_synthetic
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
+    """The server, as this process reaches it; temporary files go into a folder that must be empty in the end."""
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(ATTEMPTS_VARIABLE, "2")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return server
+
+
+@pytest.fixture
+def place(s3: ObjectStore, tmp_path: Path) -> Folder:
+    """A prefix of the bucket that nobody else uses."""
+    return Folder(s3.uri(tmp_path.name))
+
+
+def upload(place: Folder, name: str, path: Path) -> str:
+    place.write(name, path.read_bytes())
+    return f"{place.uri}/{name}"
+
+
+def contents(folder: Folder) -> list[tuple[str, str]]:
+    """What a data set holds, by folder, in the order of its manifest, whatever its files are called."""
+    manifest = read_manifest(folder)
+    files = [file for kind in (manifest.entities, manifest.splits) for part in kind.values() for file in part.files]
+    return [(os.path.dirname(file.path), hashlib.sha256(folder.read(file.path)).hexdigest()) for file in files]  # noqa: PTH120
+
+
+def test_from_and_to_s3_is_the_same_as_from_and_to_files(place: Folder, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "query": "customer",
+        "item": "track",
+        "event": "event",
+        "event_weights": {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0},
+        "timestamp": "timestamp",
+        "hold_out": "last-1",
+    }
+    spec = SyntheticSpec(queries=400, items=200, interactions=30_000, genres=4)
+    write_raw_events(tmp_path / "raw", spec, seed=1)
+    write_raw_events(f"{place.uri}/raw", spec, seed=1)
+    make(tmp_path / "out", tmp_path / "raw/events/part-00000.parquet", **options)
+    manifest = make(f"{place.uri}/out", f"{place.uri}/r?w/**/part-*.parquet", **options)
+    assert contents(place.child("out")) == contents(Folder(tmp_path / "out"))
+    assert read_manifest(place.child("out")) == manifest
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_synthetic_data_may_be_written_to_s3(place: Folder, tmp_path: Path) -> None:
+    spec = SyntheticSpec(queries=100, items=50, interactions=5000)
+    write_synthetic(tmp_path / "out", spec, 1)
+    write_synthetic(place.uri, spec, 1)
+    assert contents(place) == contents(Folder(tmp_path / "out"))
+
+
+def test_only_the_columns_that_are_wanted_are_fetched(place: Folder, tmp_path: Path) -> None:
+    count = 20_000
+    blob = pa.array([hashlib.sha512(str(n).encode()).digest() * 4 for n in range(count)])
+    path = write_parquet(tmp_path / "e.parquet", a=blob, customer=list(range(count)), b=blob, item=[1] * count)
+    files = find_files("--train", [upload(place, "e.parquet", path)], None)
+    with fetched(files, tmp_path / "tmp", ["customer", "item"]) as here:
+        (file,) = [(local.path.stat(), pq.read_table(local.path, columns=["customer", "item"])) for local in here]
+    assert file[0].st_size == path.stat().st_size
+    assert file[0].st_blocks * 512 < path.stat().st_size / 10
+    assert file[1]["customer"].to_pylist() == list(range(count))
+
+
+def test_keys_with_spaces_quotes_and_wildcard_letters_are_read_and_globs_match_within_parts(
+    place: Folder, tmp_path: Path
+) -> None:
+    names = ['it\'s a "día" [1]/a*.parquet', "2024-01/ö #1?.parquet", "2024-02/b.parquet", "2024-02/deep/c.parquet"]
+    uris = [
+        upload(place, name, write_parquet(tmp_path / f"{number}.parquet", customer=[number], item=[1]))
+        for number, name in enumerate([*names, "2024-02/.hidden.parquet", "2024-02/notes.txt"])
+    ]
+
+    def found(*patterns: str) -> list[str]:
+        return [str(file).removeprefix(f"{place.uri}/") for file in find_files("--train", patterns, None)]
+
+    assert found(*uris[:2]) == names[:2]
+    assert found(f"{place.uri}/2024-*/*.parquet") == names[1:3]
+    assert found(f"{place.uri}/2024-0[2-9]/**/*.parquet") == names[2:4]
+    assert found(f"{place.uri}/**/b.parquet") == [names[2]]
+    make(tmp_path / "out", *uris[:2])
+    assert read_manifest(Folder(tmp_path / "out")).entities["customer"].rows == 2
+
+
+Case = Callable[[Folder, Path], dict[str, Any]]
+
+
+def cut_among_good(place: Folder, tmp_path: Path) -> dict[str, Any]:
+    good = write_parquet(tmp_path / "good.parquet", **some_events(3000))
+    for name in ("a.parquet", "c.parquet"):
+        upload(place, f"in/{name}", good)
+    place.write("in/b.parquet", good.read_bytes()[:5000])
+    return {"train": [f"{place.uri}/in/*.parquet"]}
+
+
+def damaged_among_good(place: Folder, tmp_path: Path) -> dict[str, Any]:
+    good = write_parquet(tmp_path / "good.parquet", **some_events(3000))
+    upload(place, "in/a.parquet", good)
+    content = bytearray(good.read_bytes())
+    content[4:3000] = bytes(2996)
+    place.write("in/b.parquet", bytes(content))
+    return {"train": [f"{place.uri}/in/*.parquet"]}
+
+
+def other_schema(place: Folder, tmp_path: Path) -> dict[str, Any]:
+    upload(place, "in/a.parquet", write_parquet(tmp_path / "a.parquet", customer=["x"], item=[1]))
+    upload(place, "in/b.parquet", write_parquet(tmp_path / "b.parquet", customer=[1], item=[1]))
+    return {"train": [f"{place.uri}/in/*.parquet"]}
+
+
+def null_id(place: Folder, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "train": [upload(place, "e.parquet", write_parquet(tmp_path / "e.parquet", customer=[1, None], item=[1, 1]))]
+    }
+
+
+def bad_line(place: Folder, _: Path) -> dict[str, Any]:
+    place.write("e.csv", b"customer,item\n1,1\n2,-5\n")
+    return {"train": [f"{place.uri}/e.csv"]}
+
+
+def nothing_but_empty(place: Folder, tmp_path: Path) -> dict[str, Any]:
+    none = pa.array([], pa.int64())
+    return {"train": [upload(place, "e.parquet", write_parquet(tmp_path / "e.parquet", customer=none, item=none))]}
+
+
+def inside_out(place: Folder, tmp_path: Path) -> dict[str, Any]:
+    good = write_parquet(tmp_path / "good.parquet", **some_events(10))
+    return {"train": [upload(place, "out/e.parquet", good)], "overwrite": True}
+
+
+REFUSED: dict[str, tuple[Case, list[str]]] = {
+    "cut Parquet": (cut_among_good, ["/in/b.parquet: is not a readable Parquet file"]),
+    "damaged Parquet": (damaged_among_good, ["/in/b.parquet: cannot be read as Parquet", "damaged"]),
+    "two schemas": (other_schema, ["/in/b.parquet", "integers", "/in/a.parquet", "strings", "--ids string"]),
+    "null id": (null_id, ["/e.parquet, row 2: the query id of column 'customer' is missing"]),
+    "negative id": (bad_line, ["/e.csv, line 3", "'-5'", "negative"]),
+    "no events": (nothing_but_empty, ["no interaction"]),
+    "missing key": (
+        lambda place, _: {"train": [f"{place.uri}/no.parquet"]},
+        ["--train", "/no.parquet: no such object"],
+    ),
+    "no match": (lambda place, _: {"train": [f"{place.uri}/*.parquet"]}, ["--train", "/*.parquet: matches no object"]),
+    "folder": (lambda place, _: {"train": [place.uri]}, ["is a folder", "/*.parquet"]),
+    "input inside out": (inside_out, ["/out/e.parquet: lies inside --out"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_objects_are_refused_by_their_uri_and_nothing_is_left(place: Folder, tmp_path: Path, name: str) -> None:
+    case, fragments = REFUSED[name]
+    place.write("there", b"")
+    options = case(place, tmp_path)
+    before = place.sizes()
+    with pytest.raises(InputError) as caught:
+        prepare(PrepareOptions(out=f"{place.uri}/out", **options))
+    message = str(caught.value)
+    for fragment in fragments:
+        assert fragment in message
+    assert "\n" not in message
+    assert place.sizes() == before
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def variables_that_are_wrong(name: str) -> dict[str, str]:
+    return {
+        "wrong access key": {"AWS_ACCESS_KEY_ID": "nobody"},
+        "wrong secret": {"AWS_SECRET_ACCESS_KEY": "nothing"},
+        "endpoint down": {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}"},
+        "no permission": READER,
+    }.get(name, {})
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "side", "fragments"),
+    [
+        (
+            "prepare: a bucket that is not there, --train",
+            "wrong bucket",
+            "in",
+            ["--train s3://nobodys/e.parquet: there is no bucket 'nobodys'", "AWS_ENDPOINT_URL"],
+        ),
+        (
+            "prepare: a bucket that is not there, --out",
+            "wrong bucket",
+            "out",
+            ["--out s3://nobodys/out: there is no bucket 'nobodys'"],
+        ),
+        (
+            "prepare: a wrong access key",
+            "wrong access key",
+            "in",
+            ["--train s3://", "InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"],
+        ),
+        (
+            "prepare: a wrong secret key",
+            "wrong secret",
+            "out",
+            ["--out s3://", "SignatureDoesNotMatch", "check AWS_SECRET_ACCESS_KEY"],
+        ),
+        ("prepare: no permission to write", "no permission", "out", ["--out s3://", "AccessDenied", "may not do this"]),
+        (
+            "prepare: an endpoint that is down, --train",
+            "endpoint down",
+            "in",
+            ["--train s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],
+        ),
+        (
+            "prepare: an endpoint that is down, --out",
+            "endpoint down",
+            "out",
+            ["--out s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],
+        ),
+    ],
+)
+def test_storage_that_refuses_is_refused_at_the_start_with_exit_code_2(
+    place: Folder, tmp_path: Path, what: str, name: str, side: str, fragments: list[str]
+) -> None:
+    good = write_parquet(tmp_path / "e.parquet", **some_events(10))
+    uri = upload(place, "e.parquet", good)
+    source, out = (uri, tmp_path / "out") if side == "in" else (good, f"{place.uri}/out")
+    if name == "wrong bucket":
+        source, out = ("s3://nobodys/e.parquet", out) if side == "in" else (source, "s3://nobodys/out")
+    before = place.sizes()
+    result = subprocess.run(
+        [sys.executable, "-m", "crossfade", "prepare", "--events", str(source), "--out", str(out)],
+        env=os.environ | variables_that_are_wrong(name) | {"TMPDIR": str(tmp_path / "tmp")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("crossfade: error: ")
+    documented(what, line.removeprefix("crossfade: error: "))
+    for fragment in fragments:
+        assert fragment in line
+    assert place.sizes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"e.parquet", "tmp"}
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_credentials_that_have_expired_are_refused(
+    place: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ObjectStore, side: str
+) -> None:
+    good = write_parquet(tmp_path / "e.parquet", **some_events(10))
+    uri = upload(place, "e.parquet", good)
+    with flaky_proxy(server.endpoint) as proxy:
+        proxy.strike_every("expire", 1)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(InputError) as caught:
+            make(*((tmp_path / "out", uri) if side == "in" else (f"{place.uri}/out", good)))
+    documented("prepare: expired credentials", str(caught.value))
+
+
+def test_the_bucket_of_a_wrong_name_is_not_made(s3: ObjectStore, tmp_path: Path) -> None:
+    # The server would make one for whoever writes with an administrator's rights.
+    with pytest.raises(InputError, match="no bucket 'nobodys'"):
+        make("s3://nobodys/out", write_parquet(tmp_path / "e.parquet", **some_events(10)))
+    with pytest.raises(FileNotFoundError):
+        Folder("s3://nobodys").check_bucket()
+
+
+def test_overwriting_puts_new_objects_in_place_of_the_old_ones(place: Folder, tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **some_events(400))
+    make(place.uri, train)
+    old = place.sizes()
+    with pytest.raises(InputError, match=r"exists already.*--overwrite"):
+        make(place.uri, train, hold_out="random:0.5")
+    assert place.sizes() == old
+    manifest = make(place.uri, train, hold_out="random:0.5", overwrite=True)
+    files = [file for kind in (manifest.entities, manifest.splits) for part in kind.values() for file in part.files]
+    assert set(place.sizes()) == {FILE_NAME, *(file.path for file in files)}
+    assert not set(place.sizes()) & set(old) - {FILE_NAME}
+
+
+@pytest.mark.parametrize("phase", ["read events", "vocabulary of item", "write train"])
+def test_whatever_ends_it_leaves_the_old_data_or_nothing(place: Folder, tmp_path: Path, phase: str) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **some_events(400))
+    make(f"{place.uri}/old", train)
+    before = place.sizes()
+    for name in ("old", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            prepare(PrepareOptions(out=f"{place.uri}/{name}", train=[train], overwrite=True), Interrupts(phase))
+    assert place.sizes() == before
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+class EndsAfter(Folder):
+    """A folder whose manifest is written, and then everything ends."""
+
+    def write(self, name: str, data: bytes) -> None:
+        super().write(name, data)
+        if name == FILE_NAME:
+            raise KeyboardInterrupt
+
+
+def test_an_end_right_after_the_manifest_leaves_the_new_data_whole(
+    place: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(place.uri, write_parquet(tmp_path / "e.parquet", **some_events(400)))
+    old = contents(place)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.data.staging.Folder", EndsAfter)
+        with pytest.raises(KeyboardInterrupt):
+            make(place.uri, write_parquet(tmp_path / "f.parquet", **some_events(500, seed=1)), overwrite=True)
+    assert read_manifest(place).splits["train"].rows == 500
+    assert contents(place) != old
+    # What the old data left is cleared away by the next preparation.
+    manifest = make(place.uri, tmp_path / "e.parquet", overwrite=True)
+    assert contents(place) == old
+    assert len(place.sizes()) == 1 + sum(
+        len(part.files) for kind in (manifest.entities, manifest.splits) for part in kind.values()
+    )
+
+
+def test_objects_of_others_are_spared_and_leftovers_without_a_manifest_are_told_of(
+    place: Folder, tmp_path: Path
+) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **some_events(20))
+    place.write("train/part-00000-aaaa.parquet", b"of a preparation that was killed")
+    with pytest.raises(InputError, match="another preparation left, or is writing now"):
+        make(place.uri, train)
+    for name in ("notes.txt", "train/photo.jpg"):
+        place.write(name, b"mine")
+        with pytest.raises(InputError, match=f"holds '{name}'"):
+            make(place.uri, train, overwrite=True)
+        place.remove(name)
+    make(place.uri, train, overwrite=True)
+    assert "train/part-00000-aaaa.parquet" not in place.sizes()
+
+
+def test_a_server_that_goes_away_while_events_are_read_ends_the_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv(ATTEMPTS_VARIABLE, "2")
+    with running_object_store(tmp_path / "store") as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        path = write_parquet(tmp_path / "e.parquet", **some_events(1000))
+        for number in range(3):
+            upload(Folder(server.uri("in")), f"{number}.parquet", path)
+
+        class Stops:
+            def phase(self, name: str, total: int | None, unit: str) -> None:
+                if name == "read events":
+                    server.stop()
+
+            def advance(self, amount: int) -> None:
+                pass
+
+        options = PrepareOptions(out=tmp_path / "out", train=[server.uri("in/*.parquet")], work=tmp_path / "work")
+        with pytest.raises(UnreachableError, match=r"s3://.*\.parquet: .*cannot be reached") as caught:
+            prepare(options, Stops())
+    assert caught.value.exit_code == CrossfadeError.exit_code == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"e.parquet", "store", "work"}
+    assert list((tmp_path / "work").iterdir()) == []

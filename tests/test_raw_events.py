@@ -1,0 +1,136 @@
+"""Synthetic raw events: what a service would log, with the structure that was planted, the same for the same seed."""
+
+import argparse
+import hashlib
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from test_prepare import entries, parse
+
+from crossfade import prepare as command
+from kvstore.errors import InputError
+from kvstore.storage import Folder
+from trainer.data import raw_synthetic
+from trainer.data.manifest import read_manifest
+from trainer.data.raw_synthetic import write_raw_events
+from trainer.data.synthetic import START_SECONDS, SyntheticSpec
+
+SPEC = SyntheticSpec(queries=500, items=300, interactions=60_000, genres=6)
+
+
+@pytest.fixture
+def several_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_PIECE", 1 << 12), ("_FILE_EVENTS", 1 << 14)):
+        monkeypatch.setattr(raw_synthetic, name, value)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.parquet"))
+    }
+
+
+@pytest.mark.usefixtures("several_files")
+def test_events_are_those_of_a_log_in_the_order_of_time(tmp_path: Path) -> None:
+    names = write_raw_events(tmp_path / "raw", SPEC, seed=1)
+    assert sorted(names) == [f"events/part-0000{n}.parquet" for n in range(4)] + ["names/track.parquet"]
+    events = pa.concat_tables(pq.read_table(tmp_path / "raw" / name) for name in names[:-1])
+    assert {field.name: str(field.type) for field in events.schema} == {
+        "customer": "string",
+        "track": "string",
+        "event": "dictionary<values=string, indices=int8, ordered=0>",
+        "timestamp": "timestamp[ms, tz=UTC]",
+    }
+    assert events.num_rows == SPEC.interactions
+    moments = events["timestamp"].cast(pa.int64()).to_numpy()
+    assert (np.diff(moments) >= 0).all()
+    assert moments[0] // 1000 >= START_SECONDS
+    assert len(pc.unique(events["customer"])) > 0.95 * SPEC.queries
+    assert set(map(len, pc.unique(events["track"]).to_pylist())) == {16}
+    assert set(pc.unique(events["event"]).to_pylist()) == {"play", "like", "library_add", "skip"}
+    named = pq.read_table(tmp_path / "raw/names/track.parquet")
+    assert len(set(named["id"].to_pylist())) == SPEC.items
+    assert set(pc.unique(events["track"]).to_pylist()) <= set(named["id"].to_pylist())
+
+
+def test_genres_popularity_and_taste_are_planted(tmp_path: Path) -> None:
+    write_raw_events(tmp_path / "raw", SPEC, seed=1)
+    events = pq.read_table(tmp_path / "raw/events/part-00000.parquet").to_pylist()
+    names = pq.read_table(tmp_path / "raw/names/track.parquet").to_pylist()
+    genre = {row["id"]: row["name"].partition("genre ")[2] for row in names}
+    plays = Counter(row["track"] for row in events)
+    assert [plays[row["id"]] for row in names[:3]] > [plays[row["id"]] for row in names[-3:]]
+    assert sum(count for _, count in plays.most_common(30)) > 0.3 * SPEC.interactions
+    by_customer: dict[str, Counter[str]] = {}
+    for row in events:
+        by_customer.setdefault(row["customer"], Counter())[genre[row["track"]]] += 1
+    own = {customer: {name for name, _ in counts.most_common(3)} for customer, counts in by_customer.items()}
+    skips = Counter((genre[row["track"]] in own[row["customer"]], row["event"] == "skip") for row in events)
+    own_rate, stray_rate = (skips[side, True] / (skips[side, True] + skips[side, False]) for side in (True, False))
+    assert skips[True, False] + skips[True, True] > 0.85 * SPEC.interactions
+    assert own_rate < 0.2 < 0.4 < stray_rate
+
+
+@pytest.mark.usefixtures("several_files")
+def test_the_same_seed_gives_the_same_bytes_whatever_the_threads_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed, threads in (("a", 1, 1), ("b", 1, 3), ("c", 2, 3)):
+        write_raw_events(tmp_path / name, SPEC, seed, threads=threads)
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+    assert not set(hashes(tmp_path / "a").values()) & set(hashes(tmp_path / "c").values())
+
+
+def test_the_command_writes_them_and_says_how_to_prepare_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "raw here"
+    arguments = parse(["--synthetic", "queries=50,items=40,interactions=5e3,genres=4", "--raw", "--out", out])
+    assert arguments.run(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{out}: 5,000 events of 50 ids of customer and 40 of track, in 2 file(s)"
+    words = shlex.split(lines[1].removeprefix("next: "))
+    assert words[:2] == ["crossfade", "prepare"]
+    prepared = parse(words[2:])
+    assert prepared.run(prepared) == 0
+    manifest = read_manifest(Folder(f"{out}-prepared"))
+    assert sum(split.rows for split in manifest.splits.values()) == 5000
+    assert manifest.entities["track"].named
+    assert manifest.source["negative"] > 300  # type: ignore[operator]
+
+
+def refused(arguments: argparse.Namespace, *fragments: str) -> None:
+    with pytest.raises(InputError) as caught:
+        command.run(arguments)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def test_raw_events_replace_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "raw"
+    refused(parse(["--train", "a.csv", "--raw", "--out", out]), "--raw", "--synthetic")
+    refused(parse(["--synthetic", "queries=5", "--raw", "--overwrite", "--out", out]), "--overwrite", "--raw")
+    assert entries(tmp_path) == []
+    out.mkdir()
+    refused(parse(["--synthetic", "queries=5", "--raw", "--out", out]), "exists already")
+    assert entries(tmp_path) == ["raw"]
+
+
+@pytest.mark.usefixtures("several_files")
+def test_an_error_in_one_of_the_files_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The disk is full after some files: the folder takes no more.
+    def fail(self: Folder, name: str) -> None:
+        if name.endswith("part-00002.parquet"):
+            raise OSError(28, "No space left on device", name)
+        return whole(self, name)  # type: ignore[return-value]
+
+    whole = Folder.open_output
+    monkeypatch.setattr(Folder, "open_output", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_raw_events(tmp_path / "raw", SPEC, seed=1, threads=2)
+    assert entries(tmp_path) == []

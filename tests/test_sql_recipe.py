@@ -1,0 +1,97 @@
+"""The recipe of docs/data-format.md: SQL makes a data set that is right, equal to prepare's, and can be trained on."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from cluster_data import planted_plays, write_job
+from running_command import crossfade, succeeded
+
+from kvstore.storage import Folder
+from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.prepare import PrepareOptions, prepare
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "data-format.md"
+SPLIT_AT = 1_700_000_000
+WEIGHTS = {"play": 1.0, "like": 3.0, "skip": -1.0}
+
+
+def recipe(data: Path) -> str:
+    """All SQL of the document in one piece, writing to ``data``."""
+    script = "\n".join(re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL))
+    assert script.count("s3://music/plays/") == 4
+    return script.replace("s3://music/plays", str(data))
+
+
+def events() -> pa.Table:
+    """Planted plays as a service would log them: the last of each customer after the moment that splits them."""
+    draw = np.random.default_rng(5)
+    tracks_CP = planted_plays(20)
+    customers, plays = tracks_CP.shape
+    when_CP = SPLIT_AT + np.broadcast_to(np.arange(plays) - plays + 2, (customers, plays))
+    actions = draw.choice(["play", "play", "play", "like", "skip", "pause"], customers * plays)
+    return pa.table(
+        {
+            "customer_id": [f"c{number:03d}" for number in np.repeat(np.arange(customers), plays)],
+            "track_id": tracks_CP.ravel() + 5000,
+            "action": actions,
+            "played_at": when_CP.ravel(),
+        }
+    )
+
+
+def rows_of(data: Path, manifest: Manifest, name: str) -> list[dict[str, Any]]:
+    return [row for file in manifest.entities[name].files for row in pq.read_table(data / file.path).to_pylist()]
+
+
+def pairs_of(data: Path, manifest: Manifest, split: str) -> Counter[tuple[Any, ...]]:
+    tables = [pq.read_table(data / file.path) for file in manifest.splits[split].files]
+    return Counter(tuple(row.values()) for row in pa.concat_tables(tables).to_pylist())
+
+
+@pytest.mark.slow
+def test_the_documented_sql_makes_a_data_set_like_that_of_prepare_and_it_trains(tmp_path: Path) -> None:
+    data, table = tmp_path / "plays", events()
+    for folder in ("vocabulary/customer", "vocabulary/track", "train", "test"):
+        (data / folder).mkdir(parents=True)
+    with duckdb.connect() as connection:
+        connection.register("events", table)
+        connection.execute(recipe(data))
+    said = succeeded(crossfade("prepare", "--check", data, cwd=tmp_path)).stdout
+    assert "no problem; wrote its manifest.json" in said
+    manifest = read_manifest(Folder(data))
+    assert (manifest.query, manifest.item, manifest.has_timestamp) == ("customer", "track", True)
+
+    known = table.filter(pc.not_equal(table.column("action"), "pause"))
+    is_train = pc.less(known.column("played_at"), SPLIT_AT)
+    pq.write_table(known.filter(is_train), tmp_path / "train.parquet")
+    pq.write_table(known.filter(pc.invert(is_train)), tmp_path / "test.parquet")
+    other = prepare(
+        PrepareOptions(
+            out=tmp_path / "prepared",
+            train=[tmp_path / "train.parquet"],
+            test=[tmp_path / "test.parquet"],
+            query="customer",
+            query_column="customer_id",
+            item="track",
+            item_column="track_id",
+            event="action",
+            event_weights=WEIGHTS,
+            timestamp="played_at",
+        )
+    )
+    for name in ("customer", "track"):
+        assert rows_of(data, manifest, name) == rows_of(tmp_path / "prepared", other, name)
+    for split in ("train", "test"):
+        assert pairs_of(data, manifest, split) == pairs_of(tmp_path / "prepared", other, split)
+
+    write_job(tmp_path / "job.yaml", data)
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
+    assert (tmp_path / "run" / "embeddings" / "track").is_dir()

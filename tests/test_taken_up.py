@@ -1,0 +1,155 @@
+"""A run in process that is stopped at an awkward step and taken up ends as one that was not, report and all."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster_data import train_rows, write_job, write_planted
+
+from kvstore.checkpoint import Manifest, open_checkpoint
+from kvstore.errors import CheckpointError
+from trainer.checkpoints import Stop
+from trainer.embeddings import EmbeddingFiles, vectors_of
+from trainer.job import load_job
+from trainer.run import run_in_process
+from trainer.run_folder import RunFolder
+
+BATCH = 512
+EPOCH_STEPS = -(-train_rows() // BATCH)
+EPOCHS = 6
+ENTITIES = ("customer", "track")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_planted(tmp_path_factory.mktemp("taken-up") / "data")
+
+
+class Runs:
+    """Runs of one job, in folders of their own."""
+
+    def __init__(
+        self, folder: Path, data: Path, every_steps: int, rate: float = 0.05, keep: int = 3, **train: Any
+    ) -> None:
+        train = {"batch_size": BATCH, "epochs": EPOCHS, "patience": None, **train}
+        checkpoint = {"every_steps": every_steps, "every_seconds": None, "keep": keep}
+        optimizer = {"kind": "adagrad", "learning_rate": rate}
+        path = write_job(folder / "job.yaml", data, optimizer=optimizer, train=train, checkpoint=checkpoint)
+        self._folder, self._job = folder, load_job(path)
+
+    def run(
+        self,
+        name: str,
+        stop_at: int | None = None,
+        *,
+        resume: bool = False,
+        damaged: Sequence[str] = (),
+    ) -> dict[str, Any] | Stop:
+        """Train, and stop at the first agreement at or after the step ``stop_at``; the ``damaged`` are passed over."""
+        step = 0
+
+        def emit(event: dict[str, Any]) -> None:
+            nonlocal step
+            step = event["step"] if event["event"] == "step" else step
+
+        said: list[str] = []
+        with RunFolder(self._folder / name).begin(self._job, resume=resume):
+            result = run_in_process(
+                self._job,
+                RunFolder(self._folder / name),
+                emit,
+                resume=resume,
+                stop_requested=lambda: stop_at is not None and step >= stop_at,
+                say=said.append,
+            )
+        *passed_over, last = said or ["going on from step 0"]
+        assert last.startswith("going on from step ")
+        assert [name in line for name, line in zip(damaged, passed_over, strict=True)] == [True] * len(damaged)
+        return result
+
+    def losses(self, name: str) -> dict[int, float]:
+        """The loss of each epoch, as it was recorded last."""
+        lines = (self._folder / name / "metrics.jsonl").read_text().splitlines()
+        return {event["epoch"]: event["loss"] for event in map(json.loads, lines) if event["event"] == "epoch"}
+
+    def checkpoints(self, name: str) -> list[Path]:
+        """The checkpoints of a run, whole or not, the oldest first."""
+        return sorted((self._folder / name / "checkpoints").glob("step-*"))
+
+    def vectors(self, name: str) -> dict[str, np.ndarray]:
+        """The embeddings that a run wrote."""
+        files = EmbeddingFiles(self._folder / name / "embeddings")
+        return {entity: vectors_of(files.read(entity).column("vector")) for entity in ENTITIES}
+
+
+def assert_taken_up(runs: Runs, stop_at: int, best_epoch: int, embeddings: bool = True) -> None:
+    whole = runs.run("whole")
+    assert isinstance(whole, dict)
+    stopped = runs.run("stopped", stop_at)
+    assert isinstance(stopped, Stop)
+    assert (stopped.step, stopped.checkpoint is not None) == (stop_at, True)
+    resumed = runs.run("stopped", resume=True)
+    assert isinstance(resumed, dict)
+    assert whole["best_epoch"] == best_epoch, "the job is to have its best there"
+    for name in ("steps", "epochs", "examples", "best_epoch", "stopped_early", "metrics", "rows_pushed"):
+        assert resumed[name] == whole[name], name
+    assert runs.losses("stopped") == runs.losses("whole")
+    if embeddings:
+        for entity, expected in runs.vectors("whole").items():
+            np.testing.assert_array_equal(runs.vectors("stopped")[entity], expected)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, EPOCHS])
+def test_at_the_last_step_of_an_epoch_before_it_was_judged(data: Path, tmp_path: Path, epochs: int) -> None:
+    assert_taken_up(Runs(tmp_path, data, every_steps=EPOCH_STEPS), epochs * EPOCH_STEPS, EPOCHS)
+
+
+@pytest.mark.parametrize("embeddings", ["best", "none"])
+@pytest.mark.parametrize("epochs", [7, 8])
+def test_after_an_evaluation_without_a_new_best(data: Path, tmp_path: Path, epochs: int, embeddings: str) -> None:
+    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS, rate=0.3, epochs=20, patience=3, embeddings=embeddings)
+    assert_taken_up(runs, epochs * EPOCH_STEPS, 5, embeddings == "best")
+
+
+def test_in_the_middle_of_an_epoch(data: Path, tmp_path: Path) -> None:
+    assert_taken_up(Runs(tmp_path, data, every_steps=1, epochs=3), EPOCH_STEPS + 3, 3)
+
+
+def test_in_the_middle_of_an_epoch_in_which_training_ends(data: Path, tmp_path: Path) -> None:
+    steps = 3 * EPOCH_STEPS + 7
+    assert_taken_up(Runs(tmp_path, data, every_steps=1, max_steps=steps), steps, 4)
+
+
+def test_before_a_damaged_checkpoint_which_then_is_gone(data: Path, tmp_path: Path) -> None:
+    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS)
+    runs.run("run", 4 * EPOCH_STEPS)
+    *_, before, newest = runs.checkpoints("run")
+    (newest / "manifest.json").write_text("{}")
+    stopped = runs.run("run", 1, resume=True, damaged=[newest.name])
+    assert isinstance(stopped, Stop)
+    assert before.name < f"step-{stopped.step:09d}" < newest.name
+    assert newest not in runs.checkpoints("run")
+    runs.run("run", resume=True)
+
+
+def test_a_checkpoint_that_cannot_be_made_whole_leaves_the_one_before_and_nothing_of_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS, epochs=2, keep=1)
+    runs.run("run", EPOCH_STEPS)
+    [before] = runs.checkpoints("run")
+    tried = []
+
+    def refuse(_checkpoints: str, manifest: Manifest) -> None:
+        tried.append(manifest.step)
+        raise CheckpointError("no room for a manifest")
+
+    monkeypatch.setattr("trainer.checkpoints.commit", refuse)
+    report = runs.run("run", resume=True)
+    assert isinstance(report, dict)
+    assert report["checkpoints"]["failed"] == len(tried) >= 1
+    assert runs.checkpoints("run") == [before]
+    assert open_checkpoint(str(before)).manifest.step == EPOCH_STEPS

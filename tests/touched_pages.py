@@ -1,0 +1,79 @@
+"""Which pages of an array are touched: all of them are given back to the kernel, and later one counts those that came.
+
+As a script it has a server update some rows of a table, and prints, by array, how many pages that touched:
+
+    touched_pages.py KIND
+"""
+
+import ctypes
+import json
+import mmap
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from kvstore.arrays import FloatArray
+from kvstore.optimizers import OptimizerSpec
+from kvstore.store import RowGradient, TableSpec
+
+TABLE = TableSpec("track", rows=200_000, dim=64, scale=0.1)
+ACTIVE = 40
+
+
+def step() -> RowGradient:
+    """Gradients of a few rows all over the table."""
+    rows_A = np.linspace(3, TABLE.rows - 3, ACTIVE).astype(np.int64)
+    return RowGradient(rows_A, np.ones((ACTIVE, TABLE.dim), np.float32))
+
+
+def forget(array: Any) -> None:
+    """Give the pages of ``array`` back, small ones from now on: none counts as touched. Its values are zeros then."""
+    for advice in (mmap.MADV_NOHUGEPAGE, mmap.MADV_DONTNEED):
+        _call("madvise", *_pages(array), ctypes.c_int(advice))
+    assert touched(array) == 0
+
+
+def touched(array: Any) -> int:
+    """Pages of ``array`` that were read or written since they were given back."""
+    address, size = _pages(array)
+    present = (ctypes.c_ubyte * (size.value // mmap.PAGESIZE))()
+    _call("mincore", address, size, present)
+    return sum(page & 1 for page in present)
+
+
+def _pages(array: Any) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
+    begin, size = array.ctypes.data, array.nbytes
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    return ctypes.c_void_p(first), ctypes.c_size_t((begin + size - first) // mmap.PAGESIZE * mmap.PAGESIZE)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert getattr(libc, name)(*arguments) == 0, (name, ctypes.get_errno())
+
+
+def of_a_server(kind: Any) -> dict[str, int]:
+    """The pages of each array that an update by a server touches."""
+    from kvstore.layout import make_layout
+    from kvstore.mxnet_import import import_mxnet, row_sparse_from, row_sparse_zeros
+    from kvstore.mxnet_server import RowServer, create_command
+
+    import_mxnet()
+    server = RowServer(SimpleNamespace(rank=0))
+    server.command(create_command([TABLE], OptimizerSpec(kind), seed=1, servers=1, key_bytes=2**30, checkpoint=None))
+    [layout] = make_layout([TABLE], servers=1)
+    [key], shape = layout.key_numbers, layout.key_shape
+    weight = row_sparse_zeros(shape, stored=True)
+    server.update(key, row_sparse_zeros(shape, stored=False), weight)
+    arrays: dict[str, FloatArray] = server._shards[key].as_range().arrays
+    for array in arrays.values():
+        forget(array)
+    gradient = step()
+    server.update(key, row_sparse_from(gradient.rows_A, gradient.values_AD, np.arange(ACTIVE), shape), weight)
+    return {name: touched(array) for name, array in arrays.items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(of_a_server(sys.argv[1])))

@@ -1,0 +1,120 @@
+"""The manifest of a data set that was made elsewhere, from the files that are there.
+
+    manifest = discover(Folder("s3://music/plays"), query=None, item=None)
+
+Every file directly in ``SPLIT/`` and ``vocabulary/ENTITY/`` is taken for Parquet, whatever its ending, but those whose
+names begin with ``_`` or ``.``: Spark, Athena and Dask leave notes of their own there. Files of a vocabulary go in the
+order of the rows in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from kvstore.errors import InputError, listed
+from kvstore.storage import Folder
+from trainer.data.manifest import SPLITS, TIMESTAMP, VOCABULARY, WEIGHT, DataFile, Entity, Manifest, Split
+from trainer.data.parquet_files import ParquetFiles, describe
+from trainer.data.progress import Progress
+
+_LAYOUT = "expected SPLIT/*.parquet (train, and valid and test if there are some) and vocabulary/ENTITY/*.parquet"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The files of one folder of the data set."""
+
+    files: list[DataFile]
+    schemas: list[pa.Schema]
+
+
+def discover(folder: Folder, query: str | None, item: str | None, progress: Progress) -> Manifest:
+    """Describe the files in ``folder``: what is in their rows is not looked at.
+
+    The entities are ``query`` and ``item`` or, where these are None, the first two columns of train.
+
+    Raises:
+        InputError: there are no such files, one is no Parquet file, or vocabularies or columns are missing.
+        UnreachableError: storage does not answer.
+    """
+    paths = _data_paths(folder)
+    progress.phase("look at files", len(paths), "file")
+    found = _look(folder, paths, progress)
+    if "train" not in found:
+        raise InputError(f"{folder.uri}: there is no file in train/; {_LAYOUT}")
+    columns = found["train"].schemas[0].names
+    if len(columns) < 3:
+        raise InputError(
+            f"{folder.uri}/{found['train'].files[0].path}: has the columns {listed(columns)}; expected rows of the "
+            f"query and of the item entity, and '{WEIGHT}'"
+        )
+    names = query or columns[0], item or columns[1]
+    return Manifest(
+        query=names[0],
+        item=names[1],
+        entities={name: _entity(folder, name, found.get(f"{VOCABULARY}/{name}")) for name in names},
+        splits={split: Split(files=found[split].files) for split in SPLITS if split in found},
+        has_timestamp=TIMESTAMP in columns,
+        source={"command": "check"},
+    )
+
+
+def _data_paths(folder: Folder) -> list[str]:
+    """The paths of all files that are meant to be data, sorted."""
+    paths = []
+    for path in sorted(folder.sizes()):
+        *parents, name = path.split("/")
+        if parents and (parents[0] in SPLITS or parents[0] == VOCABULARY) and name[0] not in "_.":
+            if len(parents) != (2 if parents[0] == VOCABULARY else 1):
+                raise InputError(f"{folder.uri}/{path}: lies where no file of a data set lies; {_LAYOUT}")
+            paths.append(path)
+    if not paths:
+        raise InputError(f"{folder.uri}: holds no data set, with or without a manifest; {_LAYOUT}")
+    return paths
+
+
+def _look(folder: Folder, paths: Sequence[str], progress: Progress) -> dict[str, _Found]:
+    files = ParquetFiles(folder)
+    found: dict[str, _Found] = {}
+    for path in paths:
+        described = describe(folder, path)
+        files.look_through(described)
+        of_folder = found.setdefault(path.rpartition("/")[0], _Found([], []))
+        of_folder.files.append(described)
+        of_folder.schemas.append(files.footer(described).schema.to_arrow_schema())
+        progress.advance(1)
+    return found
+
+
+def _entity(folder: Folder, name: str, found: _Found | None) -> Entity:
+    where = f"{folder.uri}/{VOCABULARY}/{name}"
+    if found is None:
+        raise InputError(
+            f"{where}: there is no vocabulary of '{name}', which is a column of train; {_LAYOUT}, ENTITY being the "
+            "name of the column; if other columns are meant, name them with --query and --item"
+        )
+    filled = [(file, schema) for file, schema in zip(found.files, found.schemas, strict=True) if file.rows]
+    if not filled:
+        raise InputError(f"{where}: the vocabulary has no row; expected one for each {name}")
+    for file, schema in filled:
+        if missing := {"row", "id", "count"} - set(schema.names):
+            raise InputError(
+                f"{folder.uri}/{file.path}: has the columns {listed(schema.names)}, but "
+                f"'{min(missing)}' is missing; expected row, id, count, and name if there are names"
+            )
+    kind = filled[0][1].field("id").type
+    id_type: Literal["int64", "string"] = "int64" if pa.types.is_integer(kind) else "string"
+    named = all("name" in schema.names for _, schema in filled)
+    files = sorted((file for file, _ in filled), key=lambda file: _first_row(folder, file))
+    return Entity(rows=sum(file.rows for file in files), id_type=id_type, named=named, files=files)
+
+
+def _first_row(folder: Folder, file: DataFile) -> int:
+    """The first row of a file of a vocabulary; what is wrong with it is found when all of it is read."""
+    index = next(index for index, rows in enumerate(file.row_groups) if rows)
+    first = ParquetFiles(folder).read(file, index, ["row"]).column("row")[0].as_py()
+    return first if isinstance(first, int) else -1

@@ -1,0 +1,272 @@
+"""Deleting what a prepared data set has of some customers: their interactions, ids and names.
+
+    forgotten = forget(Folder("s3://music/plays"), read_ids("forget.txt", None, "customer"), "customer", progress)
+
+Their rows stay where they are, with nothing in them, so that all other rows keep theirs. Only files that hold something
+of theirs, or count it, are written anew, beside the old ones; then the manifest is switched, and the old files are
+deleted. ``forget.json`` lists both from before the first of these steps until after the last. So a crash leaves the
+old data set or the new one, whole, and whoever forgets next deletes what is of neither.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+
+from kvstore.arrays import IntArray
+from kvstore.errors import InputError
+from kvstore.storage import Folder
+from trainer.data.id_list import typed_ids
+from trainer.data.manifest import (
+    FILE_NAME,
+    JOURNAL,
+    WEIGHT,
+    DataFile,
+    FilePath,
+    Manifest,
+    Split,
+    complaint,
+    read_manifest,
+)
+from trainer.data.output import GROUP_ROWS_MAX
+from trainer.data.parquet_files import ParquetFiles, describe, write_options
+from trainer.data.progress import Progress
+from trainer.data.summary import COUNTED
+from trainer.data.vocabulary import plain_strings
+
+_TAG = re.compile(r"-[0-9a-f]{12}$")
+
+Change = Callable[[pa.Table], pa.Table]
+
+
+class _Journal(BaseModel):
+    """Files of the data set that may be left over, old ones and new ones."""
+
+    files: list[FilePath]
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was deleted: ``found`` of ``asked`` ids, and so many ``interactions`` of each split.
+
+    ``rewritten`` files were written anew. ``finished`` says that files of an earlier call that broke off were deleted.
+    """
+
+    manifest: Manifest
+    entity: str
+    asked: int
+    found: int
+    interactions: dict[str, int]
+    rewritten: int
+    finished: bool
+
+
+def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: Progress) -> Forgotten:
+    """Delete from the data set in ``folder`` what it has of ``ids``, which are ids of ``entity``.
+
+    Ids that it does not have are counted and passed over.
+
+    Raises:
+        InputError: there is no data set, it has no such entity, or a file of it is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    if entity not in manifest.entities:
+        raise InputError(f"{folder.uri}: has no entity '{entity}'; it has {', '.join(manifest.entities)}")
+    finished = _delete_leftovers(folder, manifest)
+    return _Forgetting(folder, manifest, entity, progress).run(ids, finished)
+
+
+@dataclass
+class _Plan:
+    """What is to be written anew: which files, under which names and how changed."""
+
+    changes: list[tuple[DataFile, Change]] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def add(self, file: DataFile, change: Change) -> None:
+        """Change ``file``."""
+        stem = _TAG.sub("", file.path.removesuffix(".parquet"))
+        self.changes.append((file, change))
+        self.names[file.path] = f"{stem}-{uuid.uuid4().hex[:12]}.parquet"
+
+
+class _Forgetting:
+    """The steps, in order."""
+
+    def __init__(self, folder: Folder, manifest: Manifest, entity: str, progress: Progress) -> None:
+        self._folder = folder
+        self._files = ParquetFiles(folder)
+        self._manifest = manifest
+        self._entity = entity
+        self._other = manifest.item if entity == manifest.query else manifest.query
+        self._progress = progress
+        self._plan = _Plan()
+        # How often each row of the other entity was liked by them in train.
+        self._lost_N: IntArray = np.zeros(manifest.entities[self._other].rows, np.int64)
+
+    def run(self, ids: pa.StringArray, finished: bool) -> Forgotten:
+        """All of them; ``finished`` is to be told."""
+        rows_R = self._find_rows(ids)
+        dropped: dict[str, int] = dict.fromkeys(self._manifest.splits, 0)
+        manifest = self._manifest
+        if len(rows_R):
+            for split, described in self._manifest.splits.items():
+                dropped[split] = self._find_interactions(split, described, rows_R)
+            self._plan_vocabularies(rows_R)
+            manifest = self._switch(rows_R)
+        return Forgotten(manifest, self._entity, len(ids), len(rows_R), dropped, len(self._plan.changes), finished)
+
+    def _find_rows(self, ids: pa.StringArray) -> IntArray:
+        """The rows of ``ids``, in order."""
+        entity = self._manifest.entities[self._entity]
+        wanted = typed_ids(ids, entity.id_type)
+        found = [np.empty(0, np.int64)]
+        self._progress.phase(f"find {self._entity}", entity.rows, "row")
+        for file in entity.files:
+            for table in self._read(file, ["row", "id"]):
+                hits = table.filter(pc.is_in(table.column("id"), value_set=wanted))
+                found.append(hits.column("row").to_numpy())
+                self._progress.advance(table.num_rows)
+        return np.sort(np.concatenate(found))
+
+    def _find_interactions(self, split: str, described: Split, rows_R: IntArray) -> int:
+        """How many interactions of a split are theirs; the files that hold some are to be changed."""
+        dropped = 0
+        self._progress.phase(f"look through {split}", described.rows, "row")
+        for file in described.files:
+            in_file = 0
+            for table in self._read(file, [self._entity, self._other, WEIGHT]):
+                theirs_N = _among(table.column(self._entity).to_numpy(), rows_R)
+                in_file += int(theirs_N.sum())
+                if split == "train" and theirs_N.any():
+                    liked_N = theirs_N & (table.column(WEIGHT).to_numpy() > 0)
+                    np.add.at(self._lost_N, table.column(self._other).to_numpy()[liked_N], 1)
+                self._progress.advance(table.num_rows)
+            if in_file:
+                self._plan.add(file, lambda table: self._without(table, rows_R))
+            dropped += in_file
+        return dropped
+
+    def _without(self, table: pa.Table, rows_R: IntArray) -> pa.Table:
+        return table.filter(pa.array(~_among(table.column(self._entity).to_numpy(), rows_R)))
+
+    def _plan_vocabularies(self, rows_R: IntArray) -> None:
+        lost_R = np.flatnonzero(self._lost_N)
+        for name, affected_N, change in (
+            (self._entity, rows_R, lambda table: _emptied(table, rows_R)),
+            (self._other, lost_R, lambda table: _counted_down(table, self._lost_N)),
+        ):
+            first = 0
+            for file in self._manifest.entities[name].files:
+                if np.searchsorted(affected_N, first) < np.searchsorted(affected_N, first + file.rows):
+                    self._plan.add(file, change)
+                first += file.rows
+
+    def _switch(self, rows_R: IntArray) -> Manifest:
+        """Write the new files, then the manifest, then delete the old files."""
+        journal = _Journal(files=[*self._plan.names, *self._plan.names.values()])
+        self._folder.write(JOURNAL, journal.model_dump_json(indent=1).encode())
+        try:
+            self._progress.phase("rewrite", len(self._plan.changes), "file")
+            written = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
+            manifest = self._new_manifest(rows_R, written)
+            manifest.write(self._folder)
+        except BaseException:
+            with suppress(OSError, InputError):  # whoever forgets next tries again
+                _delete_leftovers(self._folder, read_manifest(self._folder))
+            raise
+        _delete_leftovers(self._folder, manifest)
+        return manifest
+
+    def _rewrite(self, file: DataFile, change: Change) -> DataFile | None:
+        """Write one file anew; None if nothing is left of it."""
+        target = self._plan.names[file.path]
+        columns = self._files.footer(file).schema.to_arrow_schema().names
+        with ExitStack() as opened:
+            writer: pq.ParquetWriter | None = None
+            for table in self._read(file, columns):
+                changed = change(table).replace_schema_metadata()
+                if changed.num_rows == 0:
+                    continue
+                if writer is None:
+                    out = opened.enter_context(self._folder.open_output(target))
+                    options = write_options(changed.schema)
+                    writer = opened.enter_context(pq.ParquetWriter(out, changed.schema, **options))
+                writer.write_table(changed, row_group_size=GROUP_ROWS_MAX)
+        self._progress.advance(1)
+        return None if writer is None else describe(self._folder, target)
+
+    def _new_manifest(self, rows_R: IntArray, written: dict[str, DataFile | None]) -> Manifest:
+        splits = {
+            split: Split(files=[kept for file in described.files if (kept := written.get(file.path, file))])
+            for split, described in self._manifest.splits.items()
+        }
+        entities = {}
+        for name, entity in self._manifest.entities.items():
+            forgotten = np.union1d(np.array(entity.forgotten, np.int64), rows_R if name == self._entity else [])
+            files = [written.get(file.path) or file for file in entity.files]
+            entities[name] = entity.model_copy(update={"files": files, "forgotten": forgotten.astype(int).tolist()})
+        # What was counted of all interactions is no longer so.
+        source = {name: fact for name, fact in self._manifest.source.items() if not name.endswith(COUNTED)}
+        return self._manifest.model_copy(update={"splits": splits, "entities": entities, "source": source})
+
+    def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
+        """The row groups of a file that have rows."""
+        for index, rows in enumerate(file.row_groups):
+            if rows:
+                yield plain_strings(self._files.read(file, index, columns))
+
+
+def _among(column_N: IntArray, rows_R: IntArray) -> IntArray:
+    """Which of a column are one of ``rows_R``, which are sorted."""
+    place_N = np.minimum(np.searchsorted(rows_R, column_N), len(rows_R) - 1)
+    among_N: IntArray = rows_R[place_N] == column_N
+    return among_N
+
+
+def _emptied(table: pa.Table, rows_R: IntArray) -> pa.Table:
+    """A piece of a vocabulary whose rows ``rows_R`` have lost everything but their place."""
+    gone = pa.array(_among(table.column("row").to_numpy(), rows_R))
+    for index, described in enumerate(table.schema):
+        if described.name == "row":
+            continue
+        empty = pa.scalar(0 if described.name == "count" else None, described.type)
+        kept = pc.if_else(gone, empty, table.column(index))
+        nullable = described.name != "count"
+        table = table.set_column(index, pa.field(described.name, described.type, nullable=nullable), kept)
+    return table
+
+
+def _counted_down(table: pa.Table, lost_N: IntArray) -> pa.Table:
+    """A piece of a vocabulary whose counts are ``lost_N`` less."""
+    index = table.schema.get_field_index("count")
+    left_N = np.maximum(table.column(index).to_numpy() - lost_N[table.column("row").to_numpy()], 0)
+    return table.set_column(index, table.schema.field(index), pa.chunked_array([left_N]))
+
+
+def _delete_leftovers(folder: Folder, manifest: Manifest) -> bool:
+    """Delete the files that a call, this one or one that broke off, has listed and that are not of ``manifest``."""
+    try:
+        listed = _Journal.model_validate_json(folder.read(JOURNAL)).files
+    except FileNotFoundError:
+        return False
+    except ValidationError as error:
+        raise InputError(
+            f"{folder.uri}/{JOURNAL}: is not what 'prepare --forget' writes: {complaint(error)}; delete it, and see "
+            f"with 'crossfade prepare --check {folder.uri}' what else is left over"
+        ) from error
+    used = {FILE_NAME, *(file.path for file in manifest.files())}
+    for path in listed:
+        if path not in used:
+            folder.remove(path)
+    folder.remove(JOURNAL)
+    return True

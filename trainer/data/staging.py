@@ -1,0 +1,251 @@
+"""Where a data set is written: a folder or a prefix on S3 that has all of it, or nothing.
+
+with staged_output("s3://music/lastfm", overwrite=True) as staged:
+    ...                                 # write files into staged.folder, temporary ones into staged.work
+    staged.publish(manifest)
+
+On a file system the files are written beside the place and moved there at once. On S3, where nothing can be moved, they
+get names that no file has there; the manifest, written last, makes them the data set, and then those of the data set
+before it are deleted. Left without ``publish``, nothing remains.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from kvstore.errors import CrossfadeError, InputError
+from kvstore.storage import Folder
+from trainer.data.manifest import FILE_NAME, JOURNAL, SPLITS, VOCABULARY, Manifest, read_manifest
+from trainer.data.reaching import reaching
+
+WORK = ".work"
+_OURS = {FILE_NAME, JOURNAL, VOCABULARY, *SPLITS}
+_OUR_OBJECTS = re.compile(rf"(?:{VOCABULARY}/[^/]+|{'|'.join(SPLITS)})/part-[0-9a-z-]+\.parquet")
+_PROBE = ".writable"
+
+
+class Staged:
+    """A data set that is being written into ``folder``; ``work`` is a folder of this machine for temporary files."""
+
+    def __init__(self, out: Folder, overwrite: bool, folder: Folder, work: Path, tag: str) -> None:
+        """``tag`` goes into the names of the files, so that they are those of no other data set."""
+        self.out = out
+        self.folder = folder
+        self.work = work
+        self._overwrite = overwrite
+        self._tag = tag
+
+    def file_name(self, stem: str) -> str:
+        """The name of the Parquet file ``stem``."""
+        return f"{stem}{self._tag}.parquet"
+
+    def publish(self, manifest: Manifest | None) -> None:
+        """Make what was written the data set, in place of any that may be overwritten.
+
+        ``manifest`` is None for files that need none.
+
+        Raises:
+            InputError: somebody else has written there meanwhile.
+            CrossfadeError: the data set is whole, but files of the one before it could not be deleted.
+        """
+        if manifest is not None and not self.out.on_s3:
+            manifest.write(self.folder)
+        check_free(self.out, self._overwrite, self._tag)
+        if not self.out.on_s3:
+            _swap(_path(self.folder), _path(self.out))
+        elif manifest is not None:
+            manifest.write(self.folder)
+            self._delete_others()
+
+    def _delete_others(self) -> None:
+        try:
+            for name in self.folder.sizes():
+                if name != FILE_NAME and self._tag not in name:
+                    self.folder.remove(name)
+        except OSError as error:
+            raise CrossfadeError(
+                f"{self.out.uri}: the new data are whole and can be used, but files of the old ones could not be "
+                f"deleted: {error}; nothing reads them: delete those without '{self._tag}' in their names"
+            ) from error
+
+
+def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
+    """Refuse an ``out`` that exists, unless ``overwrite`` is given and it holds prepared data and nothing else.
+
+    On S3, ``tag`` marks the objects that are this preparation's own.
+
+    Raises:
+        InputError: it exists and may not be replaced, or it cannot be looked into.
+    """
+    with reaching(f"--out {out.uri}", at_start=not tag):
+        if out.on_s3:
+            _check_prefix(out, overwrite, tag)
+        else:
+            _check_folder(_path(out), overwrite)
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise InputError(f"{out}: exists already; choose another --out, or replace prepared data with --overwrite")
+    if out.is_symlink() or not out.is_dir():
+        raise InputError(
+            f"{out}: is not a folder of prepared data, so --overwrite leaves it alone; choose another --out"
+        )
+    try:
+        read_manifest(Folder(out))
+    except InputError as error:
+        raise InputError(
+            f"{out}: holds no prepared data, so --overwrite leaves it alone; choose another --out ({error})"
+        ) from None
+    _check_foreign(str(out), {entry.name for entry in out.iterdir()} - _OURS)
+
+
+def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
+    found = {name for name in out.sizes() if not tag or tag not in name}
+    if not found:
+        return
+    if not overwrite:
+        what = "exists already" if FILE_NAME in found else "holds what another preparation left, or is writing now"
+        raise InputError(f"{out.uri}: {what}; choose another --out, or replace it with --overwrite")
+    if FILE_NAME in found:
+        read_manifest(out)
+    _check_foreign(
+        out.uri, {name for name in found if name not in (FILE_NAME, JOURNAL) and not _OUR_OBJECTS.fullmatch(name)}
+    )
+
+
+def _check_foreign(out: str, foreign: set[str]) -> None:
+    if foreign:
+        raise InputError(
+            f"{out}: holds '{min(foreign)}', which --overwrite would delete; move it, or choose another --out"
+        )
+
+
+@contextmanager
+def staged_output(out: str | os.PathLike[str], overwrite: bool, work: Path | None = None) -> Iterator[Staged]:
+    """A data set to write at ``out``, a path or URI; unless it is published, nothing of it remains.
+
+    Temporary files go into a new folder in ``work``; by default beside a local ``out``, else where the machine has its
+    temporary files.
+
+    Raises:
+        InputError: ``out`` exists and may not be replaced, or it or ``work`` cannot be written.
+    """
+    folder = Folder(out)
+    check_free(folder, overwrite)
+    with ExitStack() as stack:
+        # The work folder is made before and removed after a folder that it may lie in.
+        own = stack.enter_context(_work_folder(work)) if work is not None or folder.on_s3 else None
+        if folder.on_s3:
+            assert own is not None
+            yield stack.enter_context(_staged_on_s3(folder, overwrite, own))
+        else:
+            yield stack.enter_context(_staged_beside(folder, overwrite, own))
+
+
+@contextmanager
+def _work_folder(parent: Path | None) -> Iterator[Path]:
+    try:
+        work = Path(tempfile.mkdtemp(prefix="crossfade-prepare-", dir=parent))
+    except OSError as error:
+        raise InputError(f"--work {parent}: cannot be written: {error.strerror or error}; choose another") from error
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _staged_beside(out: Folder, overwrite: bool, work: Path | None) -> Iterator[Staged]:
+    target = _path(out).absolute()
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    made = [parent for parent in partial.parents if not parent.exists()]
+    inner = partial.with_name(f"{partial.name}{WORK}")
+    try:
+        for folder in (partial, inner):
+            if folder.exists():
+                shutil.rmtree(folder)
+        partial.mkdir(parents=True)
+        if work is None:
+            inner.mkdir()
+    except OSError as error:
+        _remove(partial, made)
+        raise InputError(
+            f"{partial.parent}: cannot be written: {error.strerror or error}; choose another --out"
+        ) from error
+    try:
+        yield Staged(out, overwrite, Folder(partial), work or inner, "")
+    except BaseException:
+        shutil.rmtree(inner, ignore_errors=True)
+        _remove(partial, made)
+        raise
+    shutil.rmtree(inner, ignore_errors=True)
+
+
+def _remove(partial: Path, made: list[Path]) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    for parent in made:
+        try:
+            parent.rmdir()
+        except OSError:
+            return  # never made, or somebody else uses it by now
+
+
+def _swap(partial: Path, out: Path) -> None:
+    if not os.path.lexists(out):
+        partial.rename(out)
+        return
+    old = out.with_name(f"{out.name}.old-{os.getpid()}")
+    out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+@contextmanager
+def _staged_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
+    tag = f"-{uuid.uuid4().hex[:12]}"
+    with reaching(f"--out {out.uri}", at_start=True):
+        out.check_bucket()
+        out.write(_PROBE + tag, b"")
+        out.remove(_PROBE + tag)
+    try:
+        yield Staged(out, overwrite, out, work, tag)
+    except BaseException:
+        if not _is_published(out, tag):
+            _delete_tagged(out, tag)
+        raise
+
+
+def _is_published(out: Folder, tag: str) -> bool:
+    """Whether the manifest is there already, so that what went wrong came after it."""
+    try:
+        return tag.encode() in out.read(FILE_NAME)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # nobody knows: rather leave files that nothing reads than delete those of a data set
+
+
+def _delete_tagged(out: Folder, tag: str) -> None:
+    with suppress(OSError):  # what ended the preparation is said, and is most likely the same
+        for name in out.sizes():
+            if tag in name:
+                out.remove(name)
+
+
+def _path(folder: Folder) -> Path:
+    assert folder.path is not None
+    return folder.path
