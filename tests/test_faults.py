@@ -359,7 +359,7 @@ def test_a_wrong_secret_is_refused_before_an_earlier_run_is_touched(place: Path,
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
         assert line.startswith(f"crossfade: error: checkpoint.to: {checkpoints} ")
-        assert "ACCESS_DENIED" in line or "SIGNATURE_DOES_NOT_MATCH" in line
+        assert "access denied (403 SignatureDoesNotMatch)" in line
         assert "not the secret" not in line
         assert (place / "secret" / "report.json").exists()
 

@@ -143,7 +143,8 @@ def run_in_process(
         if found:
             say(f"going on from step {found.manifest.step:,}")
         try:
-            return run_training(job, folder, LocalStore(), emit, checkpoint=checkpoint, stop_requested=stop_requested)
+            with closing(LocalStore()) as store:
+                return run_training(job, folder, store, emit, checkpoint=checkpoint, stop_requested=stop_requested)
         except CheckpointError as error:
             if checkpoint is None or error.checkpoint != checkpoint:
                 raise
