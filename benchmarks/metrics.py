@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/metrics.py [--blocks 30]
 
 The first part trains in process on the work of throughput.py (BPR triples on 1,000,000 customers and 100,000 tracks x
-64), with a batch of 16,384 and with one of 1,024. Within the run, blocks of 20 steps take turns: with metrics, which are
-scraped each second, and with neither counting nor scraping. Medians of the seconds a step are compared. The second part
-trains on 2 servers and 2 workers, and scrapes every process over and over meanwhile.
+64), with a batch of 16,384 and with one of 1,024. Within the run, blocks of 20 steps take turns: with metrics, which
+are scraped each second, and with neither counting nor scraping. Medians of the seconds a step are compared. The second
+part trains on 2 servers and 2 workers, and scrapes every process over and over meanwhile.
 """
 
 from __future__ import annotations
@@ -164,10 +164,10 @@ def main() -> None:
             turns, scrapes = side_by_side(values, Path(folder) / "run")
             on, off = (1e3 * statistics.median(turns.steps[way]) for way in (True, False))
             counting = statistics.median(turns.counting)
+            scrape = 1e3 * statistics.median(scrapes or [0])
+            print(f"a batch of {batch:>6,}: {on:.3f} ms a step with, {off:.3f} without: {on / off:.4f} x;")
             print(
-                f"a batch of {batch:>6,}: {on:.3f} ms a step with, {off:.3f} without: {on / off:.4f} x; counting a step "
-                f"{1e6 * counting:.0f} µs, {100e3 * counting / off:.2f} % of it; a scrape "
-                f"{1e3 * statistics.median(scrapes or [0]):.1f} ms"
+                f"    counting a step {1e6 * counting:.0f} µs, {1e5 * counting / off:.2f} %; a scrape {scrape:.1f} ms"
             )
         values = throughput_job(data, 1_000_000)
         values["train"] |= {"epochs": 1_000_000, "embeddings": "none"}

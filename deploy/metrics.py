@@ -21,8 +21,8 @@ class MachineMetrics:
 
     def collect(self) -> Iterator[Family]:
         """All there is."""
-        yield names.MEMORY_LIMIT.family(((), limit_bytes()))
-        yield names.MEMORY_AVAILABLE.family(((), available_bytes()))
+        yield names.MEMORY_LIMIT.alone(limit_bytes())
+        yield names.MEMORY_AVAILABLE.alone(available_bytes())
 
 
 class JobMetrics:
@@ -36,8 +36,8 @@ class JobMetrics:
         """All there is."""
         status = self._coordinator.status()
         reported = {name for agent in status["agents"] for name in agent["roles"]}
-        yield names.RESTARTS.family(((), len(status["restarts"])))
-        yield names.GENERATION.family(((), status["generation"]))
+        yield names.RESTARTS.alone(len(status["restarts"]))
+        yield names.GENERATION.alone(status["generation"])
         yield names.JOB_STATE.family(*(((state.value,), float(state == status["state"])) for state in State))
         yield names.ROLE_UP.family(*(((role.name,), float(role.name in reported)) for role in roles(self._cluster)))
 
@@ -51,7 +51,7 @@ class HostMetrics:
 
     def collect(self) -> Iterator[Family]:
         """All there is."""
-        yield names.LIVING_ROLES.family(((), self._agent.living_roles()))
+        yield names.LIVING_ROLES.alone(self._agent.living_roles())
 
 
 def role_metrics(run: str, role: str, stall_seconds: float | None = None) -> RoleMetrics:

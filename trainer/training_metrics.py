@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric as Family
 
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from trainer import metric_names as names
 from trainer.data.read_ahead import ReadAhead
 from trainer.job import Job
+from trainer.metric_names import Distribution
 from trainer.progress import PHASES, STEP_PHASES, Progress
 
 SAVED, FAILED = "saved", "failed"
@@ -19,35 +20,33 @@ SAVED, FAILED = "saved", "failed"
 
 
 class TrainingMetrics:
-    """What one worker's training measures."""
+    """A collector. The training's thread writes, any other reads: each figure is one that was true a moment ago."""
 
     def __init__(self, job: Job, tables: Sequence[TableSpec], rank: int, sign: Callable[[], None] = lambda: None):
         """Nothing measured yet. ``sign`` is called with each sign of progress."""
+        self.state = "preparing"
         self._job, self._sign = job, sign
-        self._registry = registry = CollectorRegistry()
-        self._progress = Progress()
-        self._seconds: dict[str, float] = {}
+        self._progress, self._seconds = Progress(), dict.fromkeys(PHASES, 0.0)
+        self._phases = {phase: Distribution() for phase in PHASES}
+        self._tables = {table.name: table for table in tables}
+        self._rows = dict.fromkeys(self._tables, 0)
+        self._steps = self._examples = 0
+        self._last: dict[str, Any] = {}
+        self._last_step: float | None = None
+        self._last_progress: float | None = None
+        self._loss: float | None = None
+        self._epoch_loss: float | None = None
+        self._quality: dict[tuple[str, ...], float] = {}
+        self._done = False
         self._ahead: ReadAhead[Any] | None = None
         self._gpu_memory: Callable[[], tuple[int, int] | None] = lambda: None
-        self.state = "preparing"
-        self._examples, self._steps = names.EXAMPLES.counter(registry), names.STEPS.counter(registry)
-        self._step, self._planned = names.STEP.gauge(registry), names.PLANNED_STEPS.gauge(registry)
-        self._epoch, self._ratio = names.EPOCH.gauge(registry), names.PROGRESS.gauge(registry)
-        self._loss, self._epoch_loss = names.LOSS.gauge(registry), names.EPOCH_LOSS.gauge(registry)
-        self._quality = names.QUALITY.gauge(registry)
-        self._last_step, self._last_progress = names.LAST_STEP.gauge(registry), names.LAST_PROGRESS.gauge(registry)
-        names.LEARNING_RATE.gauge(registry).set(job.optimizer.learning_rate)
-        phases = names.PHASE_SECONDS.histogram(registry)
-        self._phases = {phase: phases.labels(phase) for phase in PHASES}
-        self._traffic = _TrafficMetrics(tables, registry)
-        self._saves = _SaveMetrics(job, registry) if rank == 0 else None
+        self._saves = _SaveMetrics(job) if rank == 0 else None
 
     def follow(self, progress: Progress) -> None:
         """Measure the training that goes on from ``progress``, which is kept up to date."""
         self._progress, self._seconds = progress, dict(progress.seconds)
-        self._step.set(progress.step)
         if self._saves is not None:
-            self._saves.begin()
+            self._saves.last_at = time.time()
 
     def watch_ahead(self, ahead: ReadAhead[Any]) -> None:
         """Show how many batches wait in ``ahead``."""
@@ -69,113 +68,119 @@ class TrainingMetrics:
     def take(self, event: dict[str, Any]) -> None:
         """Measure by an event of the training."""
         kind = event["event"]
+        self._last_progress = time.time()
         if kind == "step":
             self._take_step(event)
         elif kind == "epoch":
-            self._epoch_loss.set(event["loss"])
+            self._epoch_loss = event["loss"]
             self.judged("valid", event.get("valid") or {})
         elif kind == "phase":
             self.state = event["name"]
         elif kind in {"saved", "save_failed"} and self._saves is not None:
             self._saves.take(event)
         self._measure_phases(STEP_PHASES if kind == "step" else ())
-        self._last_progress.set_to_current_time()
         self._sign()
 
     def _take_step(self, event: dict[str, Any]) -> None:
-        self._examples.inc(event["own_examples"])
-        self._steps.inc()
-        self._step.set(event["step"])
-        self._planned.set(event["steps"])
-        self._epoch.set(event["epoch"])
-        self._ratio.set(event["step"] / event["steps"])
+        self._last, self._last_step = event, self._last_progress
+        self._steps += 1
+        self._examples += event["own_examples"]
         if event["own_examples"]:
-            self._loss.set(event["loss"])
-        self._last_step.set_to_current_time()
-        self._traffic.take(event["rows"])
+            self._loss = event["loss"]
+        for table, rows in event["rows"].items():
+            self._rows[table] += rows
 
     def _measure_phases(self, always: Sequence[str] = ()) -> None:
         """Count what has come to each phase since the last time; those of ``always`` even if that is nothing."""
         for phase, seconds in self._progress.seconds.items():
-            spent = seconds - self._seconds.get(phase, 0.0)
+            spent = seconds - self._seconds[phase]
             if spent > 0 or phase in always:
                 self._phases[phase].observe(spent)
                 self._seconds[phase] = seconds
 
     def judged(self, split: str, metrics: dict[str, float]) -> None:
         """Show how good the embeddings are on ``split``."""
-        for name, value in metrics.items():
-            if name != "queries":
-                self._quality.labels(split, name).set(value)
+        # A new dict, since somebody may be reading the one there is.
+        self._quality = dict(self._quality)
+        self._quality.update({(split, name): value for name, value in metrics.items() if name != "queries"})
 
     def diverged(self) -> None:
         """Show that the loss is no longer a number."""
-        self._loss.set(float("nan"))
+        self._loss = float("nan")
 
     def done(self) -> None:
         """Show that nothing is left to do."""
         self._measure_phases()
-        self._ratio.set(1.0)
-        self.state = "done"
+        self._done, self.state = True, "done"
 
     def collect(self) -> Iterator[Family]:
         """All there is."""
-        yield from self._registry.collect()
-        yield names.READY_BATCHES.family(((), self._ahead.ready() if self._ahead else 0))
+        yield names.EXAMPLES.alone(self._examples)
+        yield names.STEPS.alone(self._steps)
+        yield from self._position()
+        yield names.LOSS.alone(self._loss)
+        yield names.EPOCH_LOSS.alone(self._epoch_loss)
+        yield names.LEARNING_RATE.alone(self._job.optimizer.learning_rate)
+        yield names.QUALITY.family(*self._quality.items())
+        yield names.PHASE_SECONDS.histogram(*(((phase,), taken) for phase, taken in self._phases.items()))
+        yield from self._traffic()
+        yield names.READY_BATCHES.alone(self._ahead.ready() if self._ahead else 0)
+        yield names.LAST_STEP.alone(self._last_step)
+        yield names.LAST_PROGRESS.alone(self._last_progress)
         if memory := self._gpu_memory():
             used, limit = memory
-            yield names.GPU_USED.family(((), used))
-            yield names.GPU_LIMIT.family(((), limit))
+            yield names.GPU_USED.alone(used)
+            yield names.GPU_LIMIT.alone(limit)
+        if self._saves is not None:
+            yield from self._saves.collect()
 
+    def _position(self) -> Iterator[Family]:
+        """Where the run stands."""
+        last = self._last
+        yield names.STEP.alone(last.get("step", self._progress.step))
+        yield names.PLANNED_STEPS.alone(last.get("steps"))
+        yield names.EPOCH.alone(last.get("epoch", self._progress.epochs))
+        ratio = last["step"] / last["steps"] if last else 0.0
+        yield names.PROGRESS.alone(1.0 if self._done else ratio)
 
-class _TrafficMetrics:
-    """Rows and bytes that steps move, by table."""
-
-    def __init__(self, tables: Sequence[TableSpec], registry: CollectorRegistry) -> None:
-        totals = (names.ACTIVE_ROWS, names.PULLED_BYTES, names.PUSHED_BYTES, names.DENSE_BYTES)
-        counters = [total.counter(registry) for total in totals]
-        self._counters = {table.name: [counter.labels(table.name) for counter in counters] for table in tables}
-        self._tables = {table.name: table for table in tables}
-
-    def take(self, rows: Mapping[str, int]) -> None:
-        """Count a step that touched so many rows of each table, as ``kvstore.store.Traffic`` does."""
-        for name, count in rows.items():
-            table, (touched, pulled, pushed, dense) = self._tables[name], self._counters[name]
-            moved = count * (ROW_ID_BYTES + table.dim * VALUE_BYTES)
-            touched.inc(count)
-            pulled.inc(moved)
-            pushed.inc(moved)
-            dense.inc(table.bytes)
+    def _traffic(self) -> Iterator[Family]:
+        """Rows and bytes that steps moved, by table, as ``kvstore.store.Traffic`` counts them."""
+        rows = {(name,): count for name, count in self._rows.items()}
+        row_bytes = {(name,): ROW_ID_BYTES + table.dim * VALUE_BYTES for name, table in self._tables.items()}
+        moved = [(name, count * row_bytes[name]) for name, count in rows.items()]
+        yield names.ACTIVE_ROWS.family(*rows.items())
+        yield names.PULLED_BYTES.family(*moved)
+        yield names.PUSHED_BYTES.family(*moved)
+        yield names.DENSE_BYTES.family(*(((name,), self._steps * table.bytes) for name, table in self._tables.items()))
 
 
 class _SaveMetrics:
     """Checkpoints, which rank 0 knows of."""
 
-    def __init__(self, job: Job, registry: CollectorRegistry) -> None:
-        results = names.CHECKPOINTS.counter(registry)
-        self._saved, self._failed = results.labels(SAVED), results.labels(FAILED)
-        self._seconds, self._pause = (
-            names.CHECKPOINT_SECONDS.counter(registry),
-            names.CHECKPOINT_PAUSE.counter(registry),
-        )
-        self._bytes = names.CHECKPOINT_BYTES.counter(registry)
-        self._last_bytes = names.LAST_CHECKPOINT_BYTES.gauge(registry)
-        self._last = names.LAST_CHECKPOINT.gauge(registry)
-        if job.checkpoint.every_seconds is not None:
-            names.CHECKPOINT_INTERVAL.gauge(registry).set(job.checkpoint.every_seconds)
-
-    def begin(self) -> None:
-        """The age of the last checkpoint counts from now on."""
-        self._last.set_to_current_time()
+    def __init__(self, job: Job) -> None:
+        self.last_at: float | None = None
+        self._interval = job.checkpoint.every_seconds
+        self._saved = self._failed = self._bytes = 0
+        self._seconds = self._pause = 0.0
+        self._last_bytes: int | None = None
 
     def take(self, event: dict[str, Any]) -> None:
         """Count a checkpoint that became whole, or did not."""
         if event["event"] == "save_failed":
-            self._failed.inc()
+            self._failed += 1
             return
-        self._saved.inc()
-        self._seconds.inc(event["seconds"])
-        self._pause.inc(event["pause_seconds"])
-        self._bytes.inc(event["bytes"])
-        self._last_bytes.set(event["bytes"])
-        self._last.set_to_current_time()
+        self._saved += 1
+        self._seconds += event["seconds"]
+        self._pause += event["pause_seconds"]
+        self._bytes += event["bytes"]
+        self._last_bytes, self.last_at = event["bytes"], time.time()
+
+    def collect(self) -> Iterator[Family]:
+        """All there is."""
+        yield names.CHECKPOINTS.family(((SAVED,), self._saved), ((FAILED,), self._failed))
+        yield names.CHECKPOINT_SECONDS.alone(self._seconds)
+        yield names.CHECKPOINT_PAUSE.alone(self._pause)
+        yield names.CHECKPOINT_BYTES.alone(self._bytes)
+        yield names.LAST_CHECKPOINT_BYTES.alone(self._last_bytes)
+        yield names.LAST_CHECKPOINT.alone(self.last_at)
+        yield names.CHECKPOINT_INTERVAL.alone(self._interval)
