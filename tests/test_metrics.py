@@ -366,6 +366,14 @@ def test_the_rules_are_valid_and_do_what_their_tests_say() -> None:
     assert "SUCCESS" in promtool("test", "rules", "rules.test.yml", cwd=RULES)
 
 
+def test_the_configuration_in_the_docs_is_one_that_prometheus_takes(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block)
+    (tmp_path / "rules.yml").write_bytes((RULES / "rules.yml").read_bytes())
+    assert "13 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
+
+
 def test_the_rules_name_metrics_that_there_are_and_each_alert_is_tested() -> None:
     rules, tests = ((RULES / name).read_text() for name in ("rules.yml", "rules.test.yml"))
     used = set(re.findall(r"(?<![\w:])crossfade_[a-z_]+", re.sub(r"(?m)^ *- record: .*$", "", rules)))

@@ -83,6 +83,7 @@ class TrainingMetrics:
 
     def _take_step(self, event: dict[str, Any]) -> None:
         self._last, self._last_step = event, self._last_progress
+        self.state = "training"
         self._steps += 1
         self._examples += event["own_examples"]
         if event["own_examples"]:
