@@ -1,11 +1,12 @@
 """What metrics cost: steps with and without them, side by side in one run; and how soon a busy role answers a scrape.
 
-    .venv/bin/python benchmarks/metrics.py [--blocks 30]
+    .venv/bin/python benchmarks/metrics.py [--steps 800]
 
 The first part trains in process on the work of throughput.py (BPR triples on 1,000,000 customers and 100,000 tracks x
-64), with a batch of 16,384 and with one of 1,024. Within the run, blocks of 20 steps take turns: with metrics, which
-are scraped each second, and with neither counting nor scraping. Medians of the seconds a step are compared. The second
-part trains on 2 servers and 2 workers, and scrapes every process over and over meanwhile.
+64), with a batch of 16,384 and with one of 1,024. Within the run, pairs of steps take turns: with metrics, which are
+scraped every 5 seconds, and with neither counting nor scraping. Medians of the seconds a step are compared: pairs that
+take turns so fast meet the same other load. The second part trains on 2 servers and 2 workers, and scrapes every process
+over and over meanwhile.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from trainer.run import run_in_process
 from trainer.run_folder import RunFolder
 from trainer.training_metrics import TrainingMetrics
 
-BLOCK_STEPS = 20
-WARM_UP_BLOCKS = 2
-SCRAPE_SECONDS = 1.0
+TURN_STEPS = 2
+WARM_UP_STEPS = 40
+SCRAPE_SECONDS = 5.0
 
 
 class Turns:
-    """Whether metrics are on; they take turns with being off, block by block."""
+    """Whether metrics are on; they take turns with being off, every few steps."""
 
     def __init__(self) -> None:
         self.on = True
@@ -54,10 +55,10 @@ class Turns:
     def step(self) -> None:
         """A step has ended."""
         now = time.perf_counter()
-        if self._count >= WARM_UP_BLOCKS * BLOCK_STEPS and self._count % BLOCK_STEPS:
+        if self._count >= WARM_UP_STEPS:
             self.steps[self.on].append(now - self._since)
         self._count, self._since = self._count + 1, now
-        if self._count % BLOCK_STEPS == 0:
+        if self._count % TURN_STEPS == 0:
             self.on = not self.on
 
 
@@ -96,8 +97,7 @@ def side_by_side(values: dict[str, Any], folder: Path) -> tuple[Turns, list[floa
 
     def scrape(address: str) -> None:
         while not over.wait(SCRAPE_SECONDS):
-            if turns.on:
-                scrapes.append(seconds_to_scrape(address))
+            scrapes.append(seconds_to_scrape(address))
 
     def told(event: dict[str, Any]) -> None:
         if event["event"] == "step":
@@ -151,15 +151,15 @@ def scrape_roles(job: Path, run_dir: Path, seconds: float) -> dict[str, list[flo
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=30, help="blocks of each kind")
+    parser.add_argument("--steps", type=int, default=800, help="steps of each batch size, half of them with metrics")
     arguments = parser.parse_args()
-    print(f"{len(os.sched_getaffinity(0))} cores; {arguments.blocks} blocks of {BLOCK_STEPS} steps each way")
+    print(f"{len(os.sched_getaffinity(0))} cores; {arguments.steps} steps, half of them each way")
     with tempfile.TemporaryDirectory() as folder:
         data, job = Path(folder) / "data", Path(folder) / "job.yaml"
         spec = SyntheticSpec(queries=1_000_000, items=100_000, interactions=4_000_000, valid=0, test=0)
         write_synthetic(data, spec, seed=1)
         for batch in (16_384, 1_024):
-            values = throughput_job(data, (2 * arguments.blocks + WARM_UP_BLOCKS) * BLOCK_STEPS)
+            values = throughput_job(data, arguments.steps + WARM_UP_STEPS)
             values["train"] |= {"batch_size": batch, "embeddings": "none"}
             turns, scrapes = side_by_side(values, Path(folder) / "run")
             on, off = (1e3 * statistics.median(turns.steps[way]) for way in (True, False))
@@ -172,7 +172,7 @@ def main() -> None:
         values = throughput_job(data, 1_000_000)
         values["train"] |= {"epochs": 1_000_000, "embeddings": "none"}
         job.write_text(yaml.safe_dump(values))
-        for name, seconds in scrape_roles(job, Path(folder) / "dist", seconds=20).items():
+        for name, seconds in scrape_roles(job, Path(folder) / "dist", seconds=10).items():
             middle, most = 1e3 * statistics.median(seconds), 1e3 * max(seconds)
             print(f"a scrape of {name:<12} {middle:6.1f} ms in the middle, {most:6.1f} ms at most, of {len(seconds)}")
 

@@ -150,8 +150,6 @@ def _run(
     inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
     claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=resume)
     folder.clear_metrics()
-    if listener.address is not None:
-        print(f"metrics: http://{listener.address}/metrics", file=sys.stderr)
     try:
         with display:
             return _train(job, folder, display, listener, resume=resume)
@@ -190,11 +188,17 @@ def _train_in_process(
 
     address = listener.address
     listener.targets = lambda: [target(job.name, "in-process", socket.gethostname(), address)] if address else []
+
+    def show(event: dict[str, Any]) -> None:
+        if event["event"] == "phase" and event["name"] == "training":
+            _print_address(listener)  # not before, since wrong input is said in one line and no other
+        display.show(event)
+
     with stopper.deferred(job.cluster.grace_seconds):
         report = run_in_process(
             job,
             folder,
-            display.show,
+            show,
             resume=resume,
             stop_requested=lambda: stopper.number is not None,
             say=lambda line: print(f"crossfade: {line}", file=sys.stderr),
@@ -206,6 +210,11 @@ def _train_in_process(
     raise AssertionError("stopped, but nobody asked for it")
 
 
+def _print_address(listener: Listener) -> None:
+    if listener.address is not None:
+        print(f"metrics: http://{listener.address}/metrics", file=sys.stderr)
+
+
 def _train_on_servers(
     job: Job, folder: RunFolder, display: TrainingDisplay, listener: Listener, *, resume: bool
 ) -> dict[str, Any]:
@@ -214,6 +223,7 @@ def _train_on_servers(
 
     roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
     print(f"starting {roles} (logs: {folder.logs})", file=sys.stderr)
+    _print_address(listener)
     how = ""
 
     def asked_to_stop() -> bool:
