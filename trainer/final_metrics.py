@@ -35,8 +35,11 @@ def keep(folder: RunFolder, job: Job, metrics: RoleMetrics) -> None:
 
 def keep_all(folder: RunFolder, job: Job, metrics: RoleMetrics) -> None:
     """Leave in ``folder`` one file of the final values of this process and of all that have left theirs; and push."""
+    own = metrics.text()
+    if not own:
+        return  # it failed before it had anything to tell
     try:
-        texts = [metrics.text().decode(), *folder.role_metrics()]
+        texts = [own.decode(), *folder.role_metrics()]
         folder.write_metrics(generate_latest(_Merged(texts)).decode())
     except OSError as error:
         _say(f"{folder.path}: the final metrics were not written: {error.strerror}")
