@@ -31,7 +31,7 @@ chaos: setup ## kill, freeze and stop a training 20 times at random; it must end
 
 bench-data: setup ## measure how fast data are read and prepared, against what training consumes
 	.venv/bin/python benchmarks/reading.py $(ARGS)
-	@if [ -f benchmarks/preparing.py ]; then .venv/bin/python benchmarks/preparing.py; fi
+	.venv/bin/python benchmarks/preparing.py
 
 lint: setup ## check style and formatting with ruff
 	.venv/bin/ruff check .

@@ -171,12 +171,10 @@ def main() -> None:
             turns, scrapes = side_by_side(values, Path(folder) / "run")
             on, off, again = (1e3 * statistics.median(steps) for steps in turns.steps)
             counting = statistics.median(turns.counting)
-            scrape = 1e3 * statistics.median(scrapes or [0])
+            scrape = f"; a scrape {1e3 * statistics.median(scrapes):.1f} ms" if scrapes else ""
             print(f"a batch of {batch:>6,}: {on:.3f} ms a step with, {off:.3f} without: {on / off:.4f} x", end="; ")
             print(f"without again: {again / off:.4f} x")
-            print(
-                f"    counting a step {1e6 * counting:.0f} µs, {1e5 * counting / off:.2f} %; a scrape {scrape:.1f} ms"
-            )
+            print(f"    counting a step {1e6 * counting:.0f} µs, {1e5 * counting / off:.2f} %{scrape}")
         values = throughput_job(data, 1_000_000)
         values["train"] |= {"epochs": 1_000_000, "embeddings": "none"}
         job.write_text(yaml.safe_dump(values))

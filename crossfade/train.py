@@ -118,6 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
         # What begins is another run than any before, unless it takes one up.
         run_id = folder.run_id() if arguments.resume and folder.has_run_id() else None
         check_claimable(job.checkpoint.to, run_id, job.name, take_over=arguments.resume)
+    if arguments.resume and not folder.has_run_id():
+        print(f"crossfade: {folder.path}: there is no run to take up, so one begins", file=sys.stderr)
     display = TrainingDisplay(job.evaluate.select)
     with _watched(job) as listener, folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
         if moved is not None:

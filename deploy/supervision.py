@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +89,21 @@ def run_job(
             at = stack.enter_context(serving(coordinator, listen, read_token("cluster.listen")))
             emit({"event": "listening", "address": str(at)})
         search = _Search(job, folder, resume)
+        restarts = _Restarts(folder)
         while coordinator.state not in FINISHED or agent.left is None or coordinator.others():
             agent.turn()
             if asked_to_stop():
                 coordinator.stop()
             coordinator.tick()
             search.turn(coordinator)
+            restarts.turn(coordinator)
             for event in coordinator.take_events():
                 emit(event)
     if coordinator.state is State.FAILED:
         raise coordinator.error()
     if coordinator.state is State.STOPPED:
         raise Stopped(coordinator.message)
-    return _amended_report(folder, coordinator)
+    return _amended_report(folder, restarts.of(coordinator))
 
 
 def _show(job: Job, coordinator: Coordinator, agent: Agent, listener: Listener) -> None:
@@ -118,7 +120,28 @@ def _show(job: Job, coordinator: Coordinator, agent: Agent, listener: Listener) 
     listener.targets = targets
 
 
-def _amended_report(folder: RunFolder, coordinator: Coordinator) -> dict[str, Any]:
+class _Restarts:
+    """Keeps a run's restarts in its folder, since whoever takes the run up reports them too."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._earlier = folder.restarts()
+        self._kept = self._earlier
+
+    def of(self, coordinator: Coordinator) -> list[dict[str, Any]]:
+        """All of them."""
+        return [*self._earlier, *(dict(vars(restart)) for restart in coordinator.restarts)]
+
+    def turn(self, coordinator: Coordinator) -> None:
+        """Write them down if there is something new."""
+        restarts = self.of(coordinator)
+        if restarts != self._kept:
+            self._kept = restarts
+            with suppress(OSError):  # a full disk costs this record alone
+                self._folder.write_restarts(restarts)
+
+
+def _amended_report(folder: RunFolder, restarts: list[dict[str, Any]]) -> dict[str, Any]:
     """The report that the first worker wrote, with what it cannot know."""
     deadline = time.monotonic() + REPORT_SECONDS
     while not (folder.path / REPORT_FILE).exists():
@@ -126,8 +149,7 @@ def _amended_report(folder: RunFolder, coordinator: Coordinator) -> dict[str, An
             raise ClusterError(f"all roles ended well, but left no report (logs: {folder.logs})")
         time.sleep(POLL_SECONDS)
     report = folder.report()
-    causes = [vars(restart) for restart in coordinator.restarts]
-    report |= {"restarts": len(causes), "restart_causes": causes}
+    report |= {"restarts": len(restarts), "restart_causes": restarts}
     folder.write_report(report)
     return report
 

@@ -10,11 +10,19 @@ CrossfadeError            1   the run failed
     └── MissingExtraError 2   an optional package is not installed
 """
 
+from collections.abc import Iterable
+
+_NAMES, _NAME_LETTERS = 20, 60
+
 
 class CrossfadeError(Exception):
     """The run failed. The message says what was found, what was expected and how to mend it."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message in one line: what damaged files put into it can neither break it nor control a terminal."""
+        return printable(super().__str__())
 
 
 class DivergedError(CrossfadeError):
@@ -60,3 +68,15 @@ class MissingExtraError(InputError):
             f"{purpose} needs the package '{package}', which is not installed here: pip install 'crossfade[{extra}]' "
             "(Linux on x86-64, Python 3.11)"
         )
+
+
+def printable(text: str) -> str:
+    """``text`` with whatever is no letter, sign or space, such as a line end, as an escape."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def listed(names: Iterable[object]) -> str:
+    """``names`` for a message: all of a few, the first of many, and none at length."""
+    texts = [str(name) for name in names]
+    shown = ", ".join(text if len(text) <= _NAME_LETTERS else f"{text[:_NAME_LETTERS]}…" for text in texts[:_NAMES])
+    return shown if len(texts) <= _NAMES else f"{shown} … ({len(texts)} in all)"

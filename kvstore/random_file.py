@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from abc import abstractmethod
 from typing import Any
 
@@ -73,6 +75,9 @@ class LocalRandomFile(RandomFile):
         """Open the file at ``path``."""
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         facts = os.fstat(self._descriptor)
+        if stat.S_ISDIR(facts.st_mode):
+            os.close(self._descriptor)
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         super().__init__(facts.st_size, f"{facts.st_dev}-{facts.st_ino}-{facts.st_mtime_ns}-{facts.st_size}")
 
     def read_at(self, offset: int, length: int) -> bytes:

@@ -102,7 +102,7 @@ def explain(error: OSError, bucket: str, endpoint: str) -> OSError:
     if not code:
         return error
     detail = _DETAIL.search(str(error))
-    said = " ".join((detail[1] if detail else str(error)).split())
+    said = " ".join((detail[1] if detail else str(error)).split()).rpartition("; Details: ")[2]
     called = code if not status else f"{status} {code}" if code != "UNKNOWN" else str(status)
     if code in _MISSING:
         return FileNotFoundError(f"there is no such object or bucket ({called})")

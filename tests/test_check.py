@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from object_store import ObjectStore, running_object_store
+from refusal_table import documented
 
 from crossfade.main import main
 from kvstore.errors import InputError
@@ -144,56 +145,56 @@ def typed(table: dict[str, Any], column: str, kind: pa.DataType) -> None:
 
 TRAIN = "train/part-0.c000.snappy.parquet"
 WRONG: dict[str, tuple[Callable[[Made], None], str]] = {
-    "a null": (
+    "check: a null": (
         lambda made: change(made.shards["train"][0], "track", 17, None),
         f"{TRAIN}, row group 1, row 1: column 'track' is null; expected none",
     ),
-    "beyond the vocabulary": (
+    "check: beyond the vocabulary": (
         lambda made: change(made.shards["train"][0], "customer", 33, CUSTOMERS),
         f"{TRAIN}, row group 2, row 1: column 'customer' is 12, but the vocabulary has rows 0 to 11",
     ),
-    "negative": (
+    "check: negative": (
         lambda made: change(made.shards["test"][0], "track", 0, -1),
         "test/part-0.c000.snappy.parquet, row group 0, row 0: column 'track' is -1, but the vocabulary has rows 0 to 5",
     ),
-    "not a number": (
+    "check: not a number": (
         lambda made: change(made.shards["train"][0], "weight", 3, float("nan")),
         f"{TRAIN}, row group 0, row 3: the weight is nan; expected a finite one",
     ),
-    "infinite": (
+    "check: infinite": (
         lambda made: change(made.shards["train"][0], "weight", 39, float("inf")),
         f"{TRAIN}, row group 2, row 7: the weight is inf; expected a finite one",
     ),
-    "a type": (
+    "check: a type": (
         lambda made: typed(made.shards["train"][0], "weight", pa.float64()),
         f"{TRAIN}: column 'weight' has the type double; expected float: cast it",
     ),
-    "a small type": (
+    "check: a small type": (
         lambda made: typed(made.vocabularies["track"][0], "row", pa.int32()),
         "vocabulary/track/part-0: column 'row' has the type int32; expected int64: cast it",
     ),
-    "a column": (
+    "check: a column": (
         lambda made: renamed(made.shards["test"][0]),
         "test/part-0.c000.snappy.parquet: has no column 'track'; its columns are customer, weight, artist",
     ),
-    "a gap": (
+    "check: a gap": (
         lambda made: change(made.vocabularies["customer"][0], "row", 2, 9),
         "vocabulary/customer/part-0, row group 0, row 2: column 'row' is 9; expected 0, 1, 2 … through all files, "
         "here from 6 on",
     ),
-    "a twin": (
+    "check: a twin": (
         lambda made: change(made.vocabularies["customer"][0], "id", 1, "c2"),
         "vocabulary/customer: the id 'c2' has 2 rows, 2 and 7; expected one",
     ),
-    "no id": (
+    "check: no id": (
         lambda made: change(made.vocabularies["customer"][1], "id", 1, None),
         "vocabulary/customer/part-1, row group 0, row 1: row 1 has no id",
     ),
-    "an empty id": (
+    "check: an empty id": (
         lambda made: change(made.vocabularies["customer"][1], "id", 5, ""),
         "vocabulary/customer/part-1, row group 0, row 5: row 5 has an empty id",
     ),
-    "a count": (
+    "check: a count": (
         lambda made: change(made.vocabularies["track"][1], "count", 0, 99),
         "vocabulary/track/part-1, row group 0, row 0: the count is 99, but train has",
     ),
@@ -206,7 +207,8 @@ def test_what_is_wrong_is_said_with_its_place_and_nothing_is_written(made: Made,
     spoil(made)
     folder = made.write()
     found = problems(folder)
-    assert [problem for problem in found if problem.startswith(f"{folder.uri}/{said}")], found
+    [problem] = [problem for problem in found if problem.startswith(f"{folder.uri}/{said}")]
+    documented(wrong, problem)
     assert not folder.exists("manifest.json")
 
 
@@ -229,6 +231,7 @@ def test_files_are_no_parquet_or_lie_too_deep(made: Made) -> None:
     folder = made.write()
     folder.write("train/part-9.parquet", b"no Parquet at all, but long enough")
     [problem] = problems(folder)
+    documented("check: no Parquet", problem)
     assert problem.startswith(f"{folder.uri}/train/part-9.parquet: is no Parquet file")
     folder.remove("train/part-9.parquet")
     folder.write("train/day=1/part-0.parquet", folder.read(TRAIN))
@@ -310,7 +313,7 @@ def test_the_command_lists_problems_or_prints_a_summary(made: Made, capsys: pyte
     assert main(["prepare", "--check", folder.uri]) == 2
     problem, line = capsys.readouterr().err.splitlines()[-2:]
     assert problem == f"{folder.uri}/{TRAIN}: no such file, but the manifest lists it"
-    assert line.startswith(f"crossfade: error: {folder.uri}: 1 problem(s), listed above")
+    documented("check: problems", line.removeprefix("crossfade: error: "))
     assert main(["prepare", "--check", folder.uri, "--out", "x"]) == 2
 
 
@@ -321,3 +324,19 @@ def test_strings_of_either_size_are_strings(made: Made) -> None:
     manifest: Manifest = forget(folder, pa.array(["c1", "c8"]), "customer", Silent()).manifest
     assert manifest.entities["customer"].forgotten == [1, 8]
     assert problems(folder) == []
+
+
+def test_an_empty_shard_is_allowed(made: Made) -> None:
+    folder = made.write()
+    table = pq.read_table(made.folder / TRAIN)
+    pq.write_table(table.slice(0, 0), made.folder / "train/part-empty.parquet")
+    assert (problems(folder), read_manifest(folder).splits["train"].rows) == ([], 70)
+
+
+def test_text_that_is_not_utf8_is_a_problem(made: Made) -> None:
+    raw = pa.array([b"c%d" % row for row in range(CUSTOMERS - 1)] + [b"caf\xe9"])
+    made.vocabularies["customer"] = [{**made.vocabularies["customer"][0]}]
+    made.vocabularies["customer"][0].update(
+        row=np.arange(CUSTOMERS), id=raw.view(pa.string()), count=np.zeros(CUSTOMERS, np.int64)
+    )
+    assert [documented("check: not UTF-8", problem) for problem in problems(made.write()) if "UTF-8" in problem]

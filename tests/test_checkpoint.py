@@ -12,7 +12,7 @@ import pytest
 from object_store import free_ports
 from saved_ranges import Arrays, cut, joined, random_table, save, save_store
 
-from kvstore.checkpoint import RowRange, newest_checkpoint, open_checkpoint, prune, step_folder
+from kvstore.checkpoint import RowRange, discard_after, newest_checkpoint, open_checkpoint, prune, step_folder
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
 from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
@@ -61,6 +61,15 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("ranges", [*RANGES, 128])
 def test_a_checkpoint_loads_into_any_number_of_ranges_with_equal_bits(saved: Saved, ranges: int) -> None:
     into = {table.name: blank(table, saved.optimizer, ranges) for table in saved.tables}
+    open_checkpoint(saved.uri).load([held for table in into.values() for held in table])
+    for name, held in into.items():
+        equal(joined(held), saved.arrays[name])
+
+
+@pytest.mark.parametrize("entries", [1, 3, 16])
+def test_a_checkpoint_loads_in_pieces_of_any_size(saved: Saved, monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+    monkeypatch.setattr("kvstore.checkpoint._PIECE_BYTES", entries * 3 * 4)
+    into = {table.name: blank(table, saved.optimizer, 3) for table in saved.tables}
     open_checkpoint(saved.uri).load([held for table in into.values() for held in table])
     for name, held in into.items():
         equal(joined(held), saved.arrays[name])
@@ -389,6 +398,28 @@ def test_prune_keeps_the_newest_whole_ones_and_what_is_being_written(small_steps
     load_small(step_folder(checkpoints, 2))
     prune(checkpoints, keep=1)
     assert not Path(step_folder(checkpoints, 2)).exists()
+
+
+def test_what_is_half_deleted_is_no_checkpoint_and_not_called_damaged(
+    small_steps: Path, checkpoints: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_steps(small_steps, checkpoints, 3)
+
+    def delete_half(folder: Path) -> None:
+        (folder / "customer" / "weights.00000-of-00004.npy").unlink()
+        raise OSError("gone in the middle")
+
+    for action in (lambda: prune(checkpoints, keep=2), lambda: discard_after(checkpoints, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr("kvstore.storage.shutil.rmtree", delete_half)
+            with pytest.raises(CheckpointError, match="gone in the middle"):
+                action()
+    for step in (1, 3):
+        with pytest.raises(CheckpointError, match=r"manifest.json: missing: this is no checkpoint"):
+            open_checkpoint(step_folder(checkpoints, step))
+    checkpoint, _ = newest_checkpoint(checkpoints)
+    assert checkpoint is not None
+    assert checkpoint.uri == step_folder(checkpoints, 2)
 
 
 def test_storage_out_of_reach_is_no_reason_to_fall_back_to_an_older_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from object_store import ObjectStore, running_object_store
+from refusal_table import documented
 
 from crossfade.main import main
 from kvstore.errors import InputError
@@ -306,23 +307,44 @@ def test_ids_come_from_parquet_integers_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "column", "said"),
+    ("what", "name", "content", "column"),
     [
-        ("missing.txt", None, None, "missing.txt: no such file"),
-        ("ids.csv", b"a,b\n1,2\n", None, "has no column 'customer'; name the one of the ids with --column"),
-        ("ids.txt", b"\n\n", None, "lists no id"),
-        ("ids.txt", b"a", "id", "has no columns; leave out --column"),
-        ("ids.txt", b"\xff\xfe", None, "cannot be read as a list of ids"),
-        ("ids.parquet", b"PAR1", None, "cannot be read as a list of ids"),
+        ("forget: no list", "missing.txt", None, None),
+        ("forget: no such column", "ids.csv", b"a,b\n1,2\n", None),
+        ("forget: an empty list", "ids.txt", b"\n\n", None),
+        ("forget: a column of plain text", "ids.txt", b"a", "id"),
+        ("forget: text that is not UTF-8", "ids.txt", b"\xff\xfe", None),
+        ("forget: a damaged Parquet file", "ids.parquet", b"PAR1", None),
     ],
 )
 def test_lists_that_are_none_are_refused(
-    tmp_path: Path, name: str, content: bytes | None, column: str | None, said: str
+    tmp_path: Path, what: str, name: str, content: bytes | None, column: str | None
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError) as caught:
         read_ids(str(tmp_path / name), column, "customer")
+    documented(what, str(caught.value))
+
+
+@pytest.mark.parametrize("left", [b"{", b'{"files": ["../outside"]}', b'{"files": [["x"]]}'])
+def test_a_damaged_list_of_leftovers_is_refused_and_deletes_nothing(
+    tmp_path: Path, prepared: Path, left: bytes
+) -> None:
+    data = copy_to(prepared, Folder(tmp_path / "data"))
+    (tmp_path / "outside").write_text("mine")
+    data.write("forget.json", left)
+    with pytest.raises(InputError) as caught:
+        forget_all(data)
+    documented("forget: a damaged forget.json", str(caught.value))
+    assert (tmp_path / "outside").exists()
+
+
+def test_a_list_of_leftovers_never_deletes_the_manifest(tmp_path: Path, prepared: Path) -> None:
+    data = copy_to(prepared, Folder(tmp_path / "data"))
+    data.write("forget.json", b'{"files": ["manifest.json"]}')
+    forget_all(data)
+    check_whole(data)
 
 
 def test_the_command_says_what_went_and_what_still_holds_them(

@@ -158,7 +158,7 @@ def test_a_missing_or_unreadable_file_is_refused_by_its_path(job_path: Path) -> 
     with pytest.raises(InputError, match="cannot be read"):
         load_job(job_path.parent)
     job_path.write_bytes(b"name: \xff\n")
-    with pytest.raises(InputError, match=r"job\.yaml: cannot be read"):
+    with pytest.raises(InputError, match=r"job\.yaml: is no text in UTF-8"):
         load_job(job_path)
 
 
@@ -256,3 +256,29 @@ def test_types_and_defaults_are_explained_in_plain_words(path: str, kind: str, d
 def test_more_workers_than_lanes_are_refused(job_path: Path) -> None:
     message = refusal(job_path, SMALL + "cluster: {servers: 1, workers: 17}\n")
     assert "17 workers need as many lanes: set data.lanes, now 16" in message
+
+
+BILLION = "name: x\ndata: {shards: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
+    f"  - &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
+)
+"""A value that would take a gigabyte to print."""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: 2024-02-31\n", ":1: not valid YAML: '2024-02-31' is no date; put text in quotes"),
+        ("name: !!int x64\n", ":1: not valid YAML: 'x64' is no whole number; put text in quotes"),
+        (f"name: {'9' * 5000}\n", ":1: not valid YAML: '9999999999999999999999999999999999999999' is no whole number"),
+        ("[" * 5000, "it is nested too deeply"),
+        (BILLION, "train.seed: input should be a valid integer"),
+        ('"na\\nme": x\ndata: {shards: d}\nname: y\n', "unknown key 'na\\nme'"),
+    ],
+)
+def test_yaml_that_says_odd_things_is_refused_in_one_short_line(job_path: Path, text: str, said: str) -> None:
+    job_path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_job(job_path)
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500

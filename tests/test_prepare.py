@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from refusal_table import documented
 
 from crossfade import prepare as command
 from kvstore.errors import InputError
@@ -667,7 +668,7 @@ def test_bad_input_is_refused_in_one_line_that_says_where_and_leaves_nothing_beh
     before = entries(tmp_path)
     with pytest.raises(InputError) as caught:
         prepare(PrepareOptions(out=tmp_path / "out", **options))
-    message = str(caught.value)
+    message = documented(name, str(caught.value))
     for fragment in fragments:
         assert fragment in message
     assert "\n" not in message

@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from flaky_proxy import flaky_proxy
 from object_store import READER, ObjectStore, free_ports, running_object_store
+from refusal_table import documented
 from test_prepare import Interrupts, make, some_events, write_parquet
 
 from kvstore.errors import CrossfadeError, InputError, UnreachableError
@@ -211,19 +213,49 @@ def variables_that_are_wrong(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "fragments"),
+    ("what", "name", "side", "fragments"),
     [
-        ("wrong bucket", "in", ["--train s3://nobodys/e.parquet: there is no bucket 'nobodys'", "AWS_ENDPOINT_URL"]),
-        ("wrong bucket", "out", ["--out s3://nobodys/out: there is no bucket 'nobodys'"]),
-        ("wrong access key", "in", ["--train s3://", "InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"]),
-        ("wrong secret", "out", ["--out s3://", "SignatureDoesNotMatch", "check AWS_SECRET_ACCESS_KEY"]),
-        ("no permission", "out", ["--out s3://", "AccessDenied", "may not do this"]),
-        ("endpoint down", "in", ["--train s3://", "cannot be reached", "check AWS_ENDPOINT_URL"]),
-        ("endpoint down", "out", ["--out s3://", "cannot be reached", "check AWS_ENDPOINT_URL"]),
+        (
+            "prepare: a bucket that is not there, --train",
+            "wrong bucket",
+            "in",
+            ["--train s3://nobodys/e.parquet: there is no bucket 'nobodys'", "AWS_ENDPOINT_URL"],
+        ),
+        (
+            "prepare: a bucket that is not there, --out",
+            "wrong bucket",
+            "out",
+            ["--out s3://nobodys/out: there is no bucket 'nobodys'"],
+        ),
+        (
+            "prepare: a wrong access key",
+            "wrong access key",
+            "in",
+            ["--train s3://", "InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"],
+        ),
+        (
+            "prepare: a wrong secret key",
+            "wrong secret",
+            "out",
+            ["--out s3://", "SignatureDoesNotMatch", "check AWS_SECRET_ACCESS_KEY"],
+        ),
+        ("prepare: no permission to write", "no permission", "out", ["--out s3://", "AccessDenied", "may not do this"]),
+        (
+            "prepare: an endpoint that is down, --train",
+            "endpoint down",
+            "in",
+            ["--train s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],
+        ),
+        (
+            "prepare: an endpoint that is down, --out",
+            "endpoint down",
+            "out",
+            ["--out s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],
+        ),
     ],
 )
 def test_storage_that_refuses_is_refused_at_the_start_with_exit_code_2(
-    place: Folder, tmp_path: Path, name: str, side: str, fragments: list[str]
+    place: Folder, tmp_path: Path, what: str, name: str, side: str, fragments: list[str]
 ) -> None:
     good = write_parquet(tmp_path / "e.parquet", **some_events(10))
     uri = upload(place, "e.parquet", good)
@@ -241,11 +273,26 @@ def test_storage_that_refuses_is_refused_at_the_start_with_exit_code_2(
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("crossfade: error: ")
+    documented(what, line.removeprefix("crossfade: error: "))
     for fragment in fragments:
         assert fragment in line
     assert place.sizes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"e.parquet", "tmp"}
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_credentials_that_have_expired_are_refused(
+    place: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ObjectStore, side: str
+) -> None:
+    good = write_parquet(tmp_path / "e.parquet", **some_events(10))
+    uri = upload(place, "e.parquet", good)
+    with flaky_proxy(server.endpoint) as proxy:
+        proxy.strike_every("expire", 1)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(InputError) as caught:
+            make(*((tmp_path / "out", uri) if side == "in" else (f"{place.uri}/out", good)))
+    documented("prepare: expired credentials", str(caught.value))
 
 
 def test_the_bucket_of_a_wrong_name_is_not_made(s3: ObjectStore, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
+from refusal_table import documented
 from running_command import crossfade, succeeded
 
 from crossfade.main import main
@@ -113,6 +114,7 @@ def test_workers_without_a_server(train_refused: Refused) -> None:
 
 def test_data_that_is_not_there(train_refused: Refused) -> None:
     message = train_refused("--set", "data.shards=nowhere")
+    documented("a folder or prefix without data", message)
     assert message.startswith("nowhere/manifest.json: no such file; ")
     assert "crossfade prepare" in message
 
@@ -120,13 +122,15 @@ def test_data_that_is_not_there(train_refused: Refused) -> None:
 def test_a_manifest_that_is_cut_off(train_refused: Refused, place: Path) -> None:
     path = place / "data" / "manifest.json"
     path.write_text(path.read_text()[:200])
-    assert train_refused().startswith(f"{path}: not a manifest of prepared data: ")
+    message = documented("a manifest that was cut off", train_refused())
+    assert message.startswith(f"{path}: not a manifest of prepared data: ")
 
 
 def test_a_manifest_without_one_of_its_entities(train_refused: Refused, place: Path) -> None:
     change_manifest(place, lambda manifest: manifest["entities"].pop("track"))
     path = place / "data" / "manifest.json"
-    assert train_refused() == f"{path}: not a manifest of prepared data: entities: 'track' is missing"
+    message = documented("a manifest without one of its entities", train_refused())
+    assert message.startswith(f"{path}: not a manifest of prepared data: entities: 'track' is missing")
 
 
 @pytest.mark.parametrize("empty", [{"files": []}, None], ids=["without rows", "missing"])
@@ -151,7 +155,7 @@ def test_tables_that_do_not_fit_into_memory(train_refused: Refused, place: Path,
     # 8 columns and as many of adagrad's state, 4 bytes each
     assert "the tables need 5,960.5 GiB with their adagrad state" in message
     assert "track 100,000,000,000 x 8 = 5,960.5 GiB" in message
-    assert "GiB are free here: share it out over " in message
+    assert "GiB are free here: " in message
 
 
 def test_a_port_in_use(train_refused: Refused) -> None:

@@ -175,6 +175,25 @@ def test_a_run_without_any_whole_checkpoint_resumes_from_the_start_and_says_so(p
     assert_same_bits(run, undisturbed)
 
 
+def test_a_resume_says_from_where_or_that_there_is_nothing_to_take_up(place: Path) -> None:
+    run = ("train", "job.yaml", "--run-dir", "says", "--resume", "--set")
+    first = succeeded(crossfade(*run, "train.max_steps=1", cwd=place))
+    assert first.stderr.startswith("crossfade: says: there is no run to take up, so one begins\n")
+    second = succeeded(crossfade(*run, "train.max_steps=2", cwd=place))
+    assert second.stderr.startswith("crossfade: going on from step 1\n")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "partial"])
+def test_a_place_to_start_from_that_holds_no_checkpoint_is_refused(place: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "partial" / "step-000000007").mkdir(parents=True)
+    start = ("--set", f"checkpoint.start_from={tmp_path / name}")
+    result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=place)
+    assert result.returncode == 2
+    assert f"checkpoint.start_from: {tmp_path / name}: holds no whole checkpoint and is none itself" in result.stderr
+    assert ("step-000000007/manifest.json: missing" in result.stderr) == (name == "partial")
+
+
 def test_resuming_another_job_is_refused_and_the_keys_named(place: Path) -> None:
     run = place / "another-job"
     stop_after_a_checkpoint(place, run.name, signal.SIGKILL)
@@ -266,15 +285,16 @@ def weights_at_the_end(run: Path, entity: str) -> FloatArray:
         return checkpoint.weights(entity, 0, checkpoint.rows(entity))
 
 
+@pytest.mark.parametrize("shape", [(), ON_SERVERS], ids=["in process", "on servers"])
 def test_a_larger_vocabulary_starts_with_the_rows_of_a_smaller_one(
-    place: Path, undisturbed: Path, tmp_path: Path
+    place: Path, undisturbed: Path, tmp_path: Path, shape: Sequence[object]
 ) -> None:
     data = write_planted(tmp_path / "larger", tracks=TRACKS + 37)
     still = {"optimizer": {"kind": "adagrad", "learning_rate": 1e-30}, "train": {"max_steps": 1, "epochs": 1}}
     write_job(tmp_path / "fresh.yaml", data, **still)
     write_job(tmp_path / "warm.yaml", data, **still, checkpoint={"start_from": str(undisturbed / "checkpoints")})
     for name in ("fresh", "warm"):
-        succeeded(crossfade("train", f"{name}.yaml", "--run-dir", name, cwd=tmp_path))
+        succeeded(crossfade("train", f"{name}.yaml", "--run-dir", name, *shape, cwd=tmp_path))
     fresh, warm = (weights_at_the_end(tmp_path / name, "track") for name in ("fresh", "warm"))
     old = weights_at_the_end(undisturbed, "track")
     assert len(warm) == len(old) + 37

@@ -1,8 +1,11 @@
 """The order of interactions: each once an epoch, whoever reads, wherever a run resumes; and what a reader refuses."""
 
+import random
 import shutil
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +22,20 @@ from builders import (
     write_data_set,
     write_groups,
 )
+from waiting import wait_until
 
 from kvstore.arrays import IntArray
-from kvstore.errors import InputError
+from kvstore.errors import InputError, UnreachableError
 from kvstore.storage import Folder
 from trainer.data import parquet_files
 from trainer.data.manifest import Manifest, Split, read_manifest
 from trainer.data.parquet_files import describe
+from trainer.data.read_ahead import ReadAhead
 from trainer.data.shards import Interactions, RowGroup, Schedule, ShardReader, Share, row_groups
+from trainer.data.stopwatch import Stopwatch
 
 QUERIES, ITEMS = 11, 13
+PATIENCE_SECONDS = 30.0
 UNEVEN = [[40, 7, 31], [90], [1, 1, 58, 20], [0, 5], [12, 12, 12, 12]]
 ROWS = sum(map(sum, UNEVEN))
 WORKERS = [1, 2, 3, 5]
@@ -388,3 +395,119 @@ def test_a_damaged_shard_ends_the_epoch_of_whoever_reads_it(tmp_path: Path) -> N
     shares = schedule_of(tmp_path, lanes=2).shares(0, 0, 0, 1)
     with pytest.raises(InputError, match=r"train/part-00000.parquet: has [0-9,]+ bytes, but the manifest says "):
         list(shares)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_change_of_bytes_goes_unnoticed_or_brings_the_reader_down(tmp_path: Path, seed: int) -> None:
+    files = numbered_interactions([[400, 70]], QUERIES, ITEMS)
+    manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
+    path = tmp_path / "train" / "part-00000.parquet"
+    content, choose = path.read_bytes(), random.Random(seed)
+    tried = refused = same = 0
+    for _ in range(60):
+        changed = bytearray(content)
+        for _ in range(choose.choice([1, 1, 2, 8, 64])):
+            changed[choose.randrange(len(changed))] = choose.randrange(256)
+        path.write_bytes(changed)
+        reader = ShardReader(Folder(tmp_path), manifest)
+        for group, expected in zip(row_groups(manifest.splits["train"]), files[0], strict=True):
+            tried += 1
+            try:
+                found = reader.read(group)
+            except InputError as error:
+                refused += str(error).startswith(f"{path}") and "\n" not in str(error)
+            else:  # the change was in the other row group, or gave what was there
+                np.testing.assert_array_equal(numbers(found), numbers(expected))
+                np.testing.assert_array_equal(found.item_N, expected.item_N)
+                same += 1
+    assert refused + same == tried
+    assert refused > 60
+
+
+# ---- reading ahead
+
+
+class CountingReader(ShardReader):
+    """A reader that says what it has read, and waits before each row group while it is ``held``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Folder(folder), read_manifest(Folder(folder)), readers=3)
+        self.rows = 0
+        self.let_go = threading.Event()
+        self.let_go.set()
+        self._changed = threading.Condition()
+
+    def read(self, group: RowGroup) -> Interactions:
+        assert self.let_go.wait(PATIENCE_SECONDS)
+        interactions = super().read(group)
+        with self._changed:
+            self.rows += group.rows
+            self._changed.notify_all()
+        return interactions
+
+    def wait_for(self, rows: int) -> None:
+        """Return when so many rows have been read."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.rows >= rows, PATIENCE_SECONDS), self.rows
+
+
+@pytest.fixture
+def ten_groups(tmp_path: Path) -> Iterator[CountingReader]:
+    """Ten row groups of 20 rows, in two lanes of windows of 20."""
+    files = numbered_interactions([[20] * 10], QUERIES, ITEMS)
+    write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
+    with closing(CountingReader(tmp_path)) as reader:
+        yield reader
+
+
+def two_lanes(reader: CountingReader, folder: Path) -> Schedule:
+    groups = row_groups(read_manifest(Folder(folder)).splits["train"])
+    return Schedule(reader, groups, batch_size=10, lanes=2, window=20, seed=1)
+
+
+def test_a_lanes_next_window_is_fetched_while_the_present_one_is_taken_and_no_more(
+    tmp_path: Path, ten_groups: CountingReader
+) -> None:
+    epochs = 3
+    shares = two_lanes(ten_groups, tmp_path).shares(0, 0, 0, 1, epochs=epochs)
+    for step in range(epochs * 20):
+        assert len(next(shares).interactions) == 10
+        begun = 2 * 20 * (step // 4 + 1)  # windows that rows were taken from: of both lanes, four steps each
+        ten_groups.wait_for(min(begun + 2 * 20, epochs * 200))
+        assert ten_groups.rows <= begun + 2 * 20
+    assert list(shares) == []
+
+
+def test_a_window_that_is_late_is_waited_for_and_the_time_counted(tmp_path: Path, ten_groups: CountingReader) -> None:
+    waiting = Stopwatch()
+    shares = two_lanes(ten_groups, tmp_path).shares(0, 0, 0, 1, waiting=waiting)
+    next(shares)
+    ten_groups.wait_for(80)
+    ten_groups.let_go.clear()
+    before = waiting.seconds
+    with ReadAhead(shares, depth=1) as ahead:
+        taken = iter(ahead)
+        for _ in range(7):  # what is held: two windows of each lane are eight steps
+            next(taken)
+        wait_until(lambda: waiting.seconds > before + 0.05, PATIENCE_SECONDS, "a wait that is counted while it lasts")
+        ten_groups.let_go.set()
+        assert len(next(taken).interactions) == 10
+
+
+def test_the_end_of_a_run_does_not_wait_for_what_is_being_fetched(tmp_path: Path, ten_groups: CountingReader) -> None:
+    schedule = two_lanes(ten_groups, tmp_path)
+    ahead = ReadAhead(schedule.shares(0, 0, 0, 1, epochs=100), interrupt=schedule.interrupt)
+    with ahead:
+        next(iter(ahead))
+    assert not ahead._thread.is_alive()
+    with pytest.raises(UnreachableError, match="is not read any more: the run ends"):
+        ten_groups.read(schedule.deal(0)[0][0])
+
+
+def test_epochs_one_after_another_are_those_that_are_read_alone(uneven_data: Path) -> None:
+    schedule = schedule_of(uneven_data)
+    together = [examples_of(share) for share in schedule.shares(1, 3, 1, 2, epochs=3)]
+    alone = [
+        examples_of(share) for epoch in (1, 2, 3) for share in schedule.shares(epoch, 3 if epoch == 1 else 0, 1, 2)
+    ]
+    assert together == alone

@@ -85,6 +85,19 @@ def test_a_killed_role_costs_a_restart_from_the_newest_checkpoint(job: Path, tmp
     assert f"--- {victim} of generation 2" in (tmp_path / "run" / "logs" / f"{victim}.log").read_text().splitlines()
 
 
+def test_a_run_that_is_taken_up_reports_the_restarts_before_that_too(job: Path, tmp_path: Path) -> None:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
+        wait_for_steps(command, tmp_path / "run")
+        command.roles()["worker-1"].kill()
+        wait_until((tmp_path / "run" / "restarts.json").exists, START_SECONDS, "the record of a restart")
+        command.process.kill()
+    with started("train", job, "--run-dir", "run", "--set", "train.epochs=1", "--resume", cwd=tmp_path) as command:
+        succeeded(command.finish())
+    report = read_report(tmp_path / "run")
+    assert report["restarts"] == 1
+    assert report["restart_causes"][0]["cause"] == "worker-1 was killed by SIGKILL"
+
+
 def test_a_role_that_is_killed_before_all_have_joined_costs_a_restart_too(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
         wait_until(lambda: sorted(command.roles()) == ROLES, 30, "the start of all roles")

@@ -1,7 +1,7 @@
 """A run in process that is stopped at an awkward step and taken up ends as one that was not, report and all."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from cluster_data import train_rows, write_job, write_planted
 
+from kvstore.checkpoint import Manifest, open_checkpoint
+from kvstore.errors import CheckpointError
 from trainer.checkpoints import Stop
 from trainer.embeddings import EmbeddingFiles, vectors_of
 from trainer.job import load_job
@@ -29,9 +31,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Runs:
     """Runs of one job, in folders of their own."""
 
-    def __init__(self, folder: Path, data: Path, every_steps: int, rate: float = 0.05, **train: Any) -> None:
+    def __init__(
+        self, folder: Path, data: Path, every_steps: int, rate: float = 0.05, keep: int = 3, **train: Any
+    ) -> None:
         train = {"batch_size": BATCH, "epochs": EPOCHS, "patience": None, **train}
-        checkpoint = {"every_steps": every_steps, "every_seconds": None}
+        checkpoint = {"every_steps": every_steps, "every_seconds": None, "keep": keep}
         optimizer = {"kind": "adagrad", "learning_rate": rate}
         path = write_job(folder / "job.yaml", data, optimizer=optimizer, train=train, checkpoint=checkpoint)
         self._folder, self._job = folder, load_job(path)
@@ -42,24 +46,29 @@ class Runs:
         stop_at: int | None = None,
         *,
         resume: bool = False,
-        say: Callable[[str], object] = pytest.fail,
+        damaged: Sequence[str] = (),
     ) -> dict[str, Any] | Stop:
-        """Train, and stop at the first agreement at or after the step ``stop_at``; ``say`` is told of damage."""
+        """Train, and stop at the first agreement at or after the step ``stop_at``; the ``damaged`` are passed over."""
         step = 0
 
         def emit(event: dict[str, Any]) -> None:
             nonlocal step
             step = event["step"] if event["event"] == "step" else step
 
+        said: list[str] = []
         with RunFolder(self._folder / name).begin(self._job, resume=resume):
-            return run_in_process(
+            result = run_in_process(
                 self._job,
                 RunFolder(self._folder / name),
                 emit,
                 resume=resume,
                 stop_requested=lambda: stop_at is not None and step >= stop_at,
-                say=say,
+                say=said.append,
             )
+        *passed_over, last = said or ["going on from step 0"]
+        assert last.startswith("going on from step ")
+        assert [name in line for name, line in zip(damaged, passed_over, strict=True)] == [True] * len(damaged)
+        return result
 
     def losses(self, name: str) -> dict[int, float]:
         """The loss of each epoch, as it was recorded last."""
@@ -119,10 +128,28 @@ def test_before_a_damaged_checkpoint_which_then_is_gone(data: Path, tmp_path: Pa
     runs.run("run", 4 * EPOCH_STEPS)
     *_, before, newest = runs.checkpoints("run")
     (newest / "manifest.json").write_text("{}")
-    said: list[str] = []
-    stopped = runs.run("run", 1, resume=True, say=said.append)
+    stopped = runs.run("run", 1, resume=True, damaged=[newest.name])
     assert isinstance(stopped, Stop)
-    assert [newest.name in line for line in said] == [True]
     assert before.name < f"step-{stopped.step:09d}" < newest.name
     assert newest not in runs.checkpoints("run")
-    runs.run("run", resume=True)  # of which nothing is said
+    runs.run("run", resume=True)
+
+
+def test_a_checkpoint_that_cannot_be_made_whole_leaves_the_one_before_and_nothing_of_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS, epochs=2, keep=1)
+    runs.run("run", EPOCH_STEPS)
+    [before] = runs.checkpoints("run")
+    tried = []
+
+    def refuse(_checkpoints: str, manifest: Manifest) -> None:
+        tried.append(manifest.step)
+        raise CheckpointError("no room for a manifest")
+
+    monkeypatch.setattr("trainer.checkpoints.commit", refuse)
+    report = runs.run("run", resume=True)
+    assert isinstance(report, dict)
+    assert report["checkpoints"]["failed"] == len(tried) >= 1
+    assert runs.checkpoints("run") == [before]
+    assert open_checkpoint(str(before)).manifest.step == EPOCH_STEPS

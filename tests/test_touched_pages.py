@@ -1,6 +1,7 @@
 """A step touches the memory of its active rows and no other, not even to look at it."""
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from touched_pages import ACTIVE, TABLE, forget, step, touched
+from waiting import wait_until
 
 from kvstore.local import LocalStore
 from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
@@ -32,6 +34,24 @@ def test_of_a_step_in_process(kind: OptimizerKind) -> None:
             assert 0 < touched(array) <= MOST_PAGES, name
         held.arrays["weights"].max()
         assert touched(held.arrays["weights"]) > 100 * MOST_PAGES  # so it would be, had a step looked at the table
+
+
+@pytest.mark.slow
+def test_of_a_step_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    gradient = step()
+    (tmp_path / "track").mkdir()
+    # The writer waits for a reader of this pipe, and so the snapshot for the writer.
+    os.mkfifo(tmp_path / "track" / "weights.00000-of-00001.npy")
+    with closing(LocalStore()) as store:
+        store.create([TABLE], OptimizerSpec("sgd"), seed=1)
+        store.save(str(tmp_path))
+        assert store._snapshot is not None
+        [held] = store._snapshot._ranges.values()
+        wait_until(lambda: held.sent, 10, "the first rows to be sent")
+        forget(held.slot_N)
+        store.push({TABLE.name: gradient})
+        assert 0 < touched(held.slot_N) <= ACTIVE
+        assert touched(held.slot_N) < held.slot_N.nbytes // 4096 // 4
 
 
 @pytest.mark.slow

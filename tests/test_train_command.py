@@ -73,6 +73,22 @@ def test_the_report_has_every_figure_that_is_promised(report: dict[str, Any]) ->
     assert set(report["versions"]) >= {"python", "crossfade", "numpy"}
 
 
+def test_the_report_and_the_steps_say_where_the_time_went(place: Path, report: dict[str, Any]) -> None:
+    phases = ("data", "sample", "pull", "gradients", "push")
+    seconds = report["seconds_by_phase"]
+    assert set(seconds) == {*phases, "agree", "evaluate", "keep"}
+    assert all(seconds[phase] >= 0 for phase in phases)
+    assert 0 < sum(seconds[phase] for phase in phases) <= report["train_seconds"]
+    assert set(report["background_seconds"]) == {"data", "sample"}
+    # What was waited for was being done: sampling takes time, whether it was waited for or not.
+    assert report["background_seconds"]["sample"] > 0
+    assert report["background_seconds"]["data"] >= seconds["data"]
+    told = [line["seconds"] for line in records(place / "run") if line["event"] == "step"]
+    assert told
+    assert all(set(line) == set(phases) for line in told)
+    assert all(told[-1][phase] <= seconds[phase] for phase in phases)
+
+
 def test_the_report_counts_the_rows_and_bytes_that_moved(report: dict[str, Any]) -> None:
     assert report["rows_pulled"] == report["rows_pushed"]
     assert STEPS * BATCH / 2 < report["rows_pushed"] < STEPS * (CUSTOMERS + TRACKS)

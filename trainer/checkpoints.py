@@ -19,9 +19,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from kvstore.arrays import IntArray
 from kvstore.checkpoint import (
+    MANIFEST_NAME,
     Checkpoint,
     Manifest,
     commit,
@@ -37,7 +39,7 @@ from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
 from kvstore.store import RowStore, Saved, TableSpec
 from trainer.data.manifest import Manifest as DataManifest
-from trainer.data.manifest import manifest_bytes
+from trainer.data.manifest import complaint, manifest_bytes
 from trainer.job import Checkpoint as Settings
 from trainer.job import Job, check_job
 from trainer.ownership import check_owned
@@ -83,6 +85,15 @@ class Identity:
         )
 
 
+class _Training(BaseModel):
+    """What a checkpoint says of its run: ``data`` is what its data are known by."""
+
+    run: str
+    job: dict[str, Any]
+    data: int
+    progress: dict[str, Any]
+
+
 def data_fingerprint(folder: Folder) -> int:
     """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest.
 
@@ -100,16 +111,23 @@ def take_up(identity: Identity, uri: str, rank: int) -> Progress:
         CheckpointError: the checkpoint is not whole.
         InputError: it is of other data, or of a job that this one cannot take up.
     """
-    training = open_checkpoint(uri).manifest.training
-    if differences := identity.job.differences(check_job(training["job"], uri)):
+    try:
+        training = _Training.model_validate(open_checkpoint(uri).manifest.training)
+        progress = Progress.from_record(training.progress, counting=rank == 0)
+    except ValidationError as error:
+        raise InputError(
+            f"{uri}: does not say how far which run was; expected a checkpoint that 'crossfade train' wrote "
+            f"({complaint(error)})"
+        ) from error
+    if differences := identity.job.differences(check_job(training.job, uri)):
         raise InputError(f"{uri}: cannot be taken up, since the job differs in {', '.join(differences)}")
-    if training.get("data") != identity.data:
+    if training.data != identity.data:
         raise InputError(
             f"{uri}: was trained on other data than {identity.job.data.shards} holds now; to go on from its tables, "
             f"train another run without --resume: --run-dir NEW --set checkpoint.start_from={uri} (rows that the data "
             "have forgotten start afresh)"
         )
-    return Progress.from_record(training["progress"], counting=rank == 0)
+    return progress
 
 
 def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
@@ -122,8 +140,15 @@ def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
     if start_from is None:
         return None
     try:
-        whole, _ = newest_checkpoint(start_from)
-        checkpoint = whole or open_checkpoint(start_from)
+        checkpoint, passed_over = newest_checkpoint(start_from)
+        if checkpoint is None and Folder(start_from).exists(MANIFEST_NAME):
+            checkpoint = open_checkpoint(start_from)
+        if checkpoint is None:
+            why = f" ({'; '.join(passed_over)})" if passed_over else ""
+            raise CheckpointError(
+                f"{start_from}: holds no whole checkpoint and is none itself{why}; expected a folder of checkpoints, "
+                "such as runs/NAME/checkpoints, or one of them"
+            )
         checkpoint.check_fits(tables, job.optimizer.spec())
     except (CheckpointError, OSError) as error:
         raise InputError(f"checkpoint.start_from: {error}") from error

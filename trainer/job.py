@@ -8,6 +8,7 @@ Each field has a type, a default and a line of help here and nowhere else: ``cro
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -313,7 +314,29 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
     return loader.construct_mapping(node, deep=True)
 
 
+def _scalar(tag: str, what: str) -> None:
+    """Have a value that YAML takes for ``what``, but that is none, such as the date 2024-02-31, be an error."""
+    construct = yaml.SafeLoader.yaml_constructors[tag]
+
+    def constructed(loader: _UniqueKeyLoader, node: yaml.ScalarNode) -> Any:
+        try:
+            return construct(loader, node)
+        except (ValueError, KeyError, AttributeError, IndexError) as error:
+            problem = f"'{node.value[:40]}' is no {what}; put text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
+    _UniqueKeyLoader.add_constructor(tag, constructed)
+
+
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+for _name, _what in (("int", "whole number"), ("float", "number"), ("bool", "true or false"), ("timestamp", "date")):
+    _scalar(f"tag:yaml.org,2002:{_name}", _what)
+
+
+_SHORT = reprlib.Repr()
+"""What shows a value, however large it is, and also if it holds itself: YAML can say so."""
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlevel = 2
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -326,8 +349,10 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such job file; see jobs/ for some to start from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no text in UTF-8; expected a YAML file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a job file: expected keys such as 'name:' and 'data:' at the top")
@@ -357,6 +382,8 @@ def _parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{where}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise InputError(f"{source}: not valid YAML: it is nested too deeply") from None
 
 
 def _put(values: dict[str, Any], override: str) -> None:
@@ -388,7 +415,7 @@ def _explain(error: ValidationError) -> str:
         return f"the key '{where}' is missing{more}"
     if first["type"] == "value_error":
         return f"{where}: {first['msg'].removeprefix('Value error, ')}{more}"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, but found {first['input']!r}{more}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, but found {_SHORT.repr(first['input'])}{more}"
 
 
 def _section_at(location: Sequence[str]) -> type[BaseModel]:

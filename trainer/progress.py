@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from kvstore.store import Saved, Traffic
 from trainer.data.stopwatch import Stopwatch
@@ -119,8 +121,10 @@ class Progress:
 
     @staticmethod
     def from_record(record: dict[str, Any], *, counting: bool) -> Progress:
-        """The progress of ``record``; one worker of all goes on ``counting`` from its totals, the others from 0."""
-        values = {**record, "traffic": Traffic(**record["traffic"]), "saves": Saves(**record["saves"])}
-        if not counting:
-            values |= {"loss_sum": 0.0, "examples": 0, "traffic": Traffic()}
-        return Progress(**values)
+        """The progress of ``record``; one worker of all goes on ``counting`` from its totals, the others from 0.
+
+        Raises:
+            ValidationError: it is no such record.
+        """
+        progress = TypeAdapter(Progress).validate_python(record)
+        return progress if counting else replace(progress, loss_sum=0.0, examples=0, traffic=Traffic())

@@ -118,6 +118,8 @@ def run_training(
         )
     report = {
         **_report(job, model, progress, quality, store),
+        "restarts": len(folder.restarts()),
+        "restart_causes": folder.restarts(),
         **traffic,
         "train_seconds": progress.train_seconds,
         "examples_per_second": progress.examples_total / progress.train_seconds,
@@ -140,12 +142,14 @@ def run_in_process(
 ) -> dict[str, Any] | Stop:
     """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
 
-    ``say`` gets a line for each that does not.
+    ``say`` gets a line for each that does not, and for the one that does.
     """
     refused: set[str] = set()
     while True:
         found = newest_usable(folder.checkpoints(job), refused, say) if resume else None
         checkpoint = found.uri if found else None
+        if found:
+            say(f"going on from step {found.manifest.step:,}")
         store = LocalStore()
         if metrics is not None:
             metrics.show("rows", RowMetrics(store.work))
@@ -187,9 +191,9 @@ def _start(
 def _measuring(job: Job, model: Model, store: RowStore, metrics: RoleMetrics) -> Iterator[TrainingMetrics]:
     """What measures a training, shown by ``metrics``; a training that diverges it shows as such."""
     measured = TrainingMetrics(job, model.tables, store.rank, metrics.sign)
-    metrics.joined(store.rank)
     metrics.show("training", measured)
     metrics.state = lambda: measured.state
+    metrics.joined(store.rank)
     try:
         yield measured
     except DivergedError:
@@ -323,7 +327,6 @@ def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metri
         "seconds_by_phase": progress.seconds,
         "background_seconds": progress.background,
         "checkpoints": asdict(progress.saves),
-        "restarts": 0,
         "engine": job.train.engine,
         "store": type(store).__name__,
         "servers": job.cluster.servers,

@@ -1,7 +1,7 @@
 """The folder of a run: what is in it, who may write there, and the log of its events.
 
-runs/NAME/  job.yaml  run.json  interactions.json  metrics.jsonl  metrics.prom  report.json  embeddings/  checkpoints/
-            logs/  run.lock, and of a distributed run metrics/: those of each role, from which metrics.prom was made
+runs/NAME/  job.yaml  run.json  interactions.json  metrics.jsonl  metrics.prom  restarts.json  report.json  embeddings/
+            checkpoints/  logs/  run.lock, and of a distributed run metrics/: each role's, that metrics.prom is made of
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from kvstore.errors import InputError
 from trainer.job import Job, load_job
 
 JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
-RUN_FILE, FINAL_METRICS_FILE = "run.json", "metrics.prom"
-_STEMS = {"job", "report", "metrics", "run", "interactions", "embeddings", "checkpoints", "logs"}
+RUN_FILE, RESTARTS_FILE, FINAL_METRICS_FILE = "run.json", "restarts.json", "metrics.prom"
+_STEMS = {"job", "report", "metrics", "run", "restarts", "interactions", "embeddings", "checkpoints", "logs"}
 _STEP_RECORD_SECONDS = 1.0
 _LONGEST_RECORD_BYTES = 1 << 20
 
@@ -182,6 +182,18 @@ class RunFolder:
     def write_metrics(self, text: str) -> None:
         """Write ``metrics.prom``."""
         self._write(FINAL_METRICS_FILE, text)
+
+    def restarts(self) -> list[dict[str, Any]]:
+        """The restarts of the run so far, whichever command went through them."""
+        try:
+            restarts: list[dict[str, Any]] = json.loads((self.path / RESTARTS_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        return restarts
+
+    def write_restarts(self, restarts: list[dict[str, Any]]) -> None:
+        """Keep ``restarts`` for whoever takes the run up."""
+        self._write(RESTARTS_FILE, json.dumps(restarts, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         """Write the file ``name``, in one move: whoever is killed leaves none or the earlier one."""

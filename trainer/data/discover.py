@@ -15,7 +15,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from kvstore.errors import InputError
+from kvstore.errors import InputError, listed
 from kvstore.storage import Folder
 from trainer.data.manifest import SPLITS, TIMESTAMP, VOCABULARY, WEIGHT, DataFile, Entity, Manifest, Split
 from trainer.data.parquet_files import ParquetFiles, describe
@@ -49,7 +49,7 @@ def discover(folder: Folder, query: str | None, item: str | None, progress: Prog
     columns = found["train"].schemas[0].names
     if len(columns) < 3:
         raise InputError(
-            f"{folder.uri}/{found['train'].files[0].path}: has the columns {', '.join(columns)}; expected rows of the "
+            f"{folder.uri}/{found['train'].files[0].path}: has the columns {listed(columns)}; expected rows of the "
             f"query and of the item entity, and '{WEIGHT}'"
         )
     names = query or columns[0], item or columns[1]
@@ -82,6 +82,7 @@ def _look(folder: Folder, paths: Sequence[str], progress: Progress) -> dict[str,
     found: dict[str, _Found] = {}
     for path in paths:
         described = describe(folder, path)
+        files.look_through(described)
         of_folder = found.setdefault(path.rpartition("/")[0], _Found([], []))
         of_folder.files.append(described)
         of_folder.schemas.append(files.footer(described).schema.to_arrow_schema())
@@ -102,7 +103,7 @@ def _entity(folder: Folder, name: str, found: _Found | None) -> Entity:
     for file, schema in filled:
         if missing := {"row", "id", "count"} - set(schema.names):
             raise InputError(
-                f"{folder.uri}/{file.path}: has the columns {', '.join(schema.names)}, but "
+                f"{folder.uri}/{file.path}: has the columns {listed(schema.names)}, but "
                 f"'{min(missing)}' is missing; expected row, id, count, and name if there are names"
             )
     kind = filled[0][1].field("id").type

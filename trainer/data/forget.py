@@ -10,7 +10,6 @@ old data set or the new one, whole, and whoever forgets next deletes what is of 
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,12 +20,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.id_list import typed_ids
-from trainer.data.manifest import JOURNAL, WEIGHT, DataFile, Manifest, Split, read_manifest
+from trainer.data.manifest import (
+    FILE_NAME,
+    JOURNAL,
+    WEIGHT,
+    DataFile,
+    FilePath,
+    Manifest,
+    Split,
+    complaint,
+    read_manifest,
+)
 from trainer.data.output import GROUP_ROWS_MAX
 from trainer.data.parquet_files import ParquetFiles, describe, write_options
 from trainer.data.progress import Progress
@@ -36,6 +46,12 @@ from trainer.data.vocabulary import plain_strings
 _TAG = re.compile(r"-[0-9a-f]{12}$")
 
 Change = Callable[[pa.Table], pa.Table]
+
+
+class _Journal(BaseModel):
+    """Files of the data set that may be left over, old ones and new ones."""
+
+    files: list[FilePath]
 
 
 @dataclass(frozen=True)
@@ -78,10 +94,9 @@ class _Plan:
 
     def add(self, file: DataFile, change: Change) -> None:
         """Change ``file``."""
-        folder, _, name = file.path.rpartition("/")
-        stem = _TAG.sub("", name.removesuffix(".parquet"))
+        stem = _TAG.sub("", file.path.removesuffix(".parquet"))
         self.changes.append((file, change))
-        self.names[file.path] = f"{folder}/{stem}-{uuid.uuid4().hex[:12]}.parquet"
+        self.names[file.path] = f"{stem}-{uuid.uuid4().hex[:12]}.parquet"
 
 
 class _Forgetting:
@@ -158,8 +173,8 @@ class _Forgetting:
 
     def _switch(self, rows_R: IntArray) -> Manifest:
         """Write the new files, then the manifest, then delete the old files."""
-        journal = {"files": [*self._plan.names, *self._plan.names.values()]}
-        self._folder.write(JOURNAL, json.dumps(journal, indent=1).encode())
+        journal = _Journal(files=[*self._plan.names, *self._plan.names.values()])
+        self._folder.write(JOURNAL, journal.model_dump_json(indent=1).encode())
         try:
             self._progress.phase("rewrite", len(self._plan.changes), "file")
             written = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
@@ -241,12 +256,15 @@ def _counted_down(table: pa.Table, lost_N: IntArray) -> pa.Table:
 def _delete_leftovers(folder: Folder, manifest: Manifest) -> bool:
     """Delete the files that a call, this one or one that broke off, has listed and that are not of ``manifest``."""
     try:
-        listed = json.loads(folder.read(JOURNAL))["files"]
+        listed = _Journal.model_validate_json(folder.read(JOURNAL)).files
     except FileNotFoundError:
         return False
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder.uri}/{JOURNAL}: is not what --forget writes: {error}; delete it") from error
-    used = {file.path for file in manifest.files()}
+    except ValidationError as error:
+        raise InputError(
+            f"{folder.uri}/{JOURNAL}: is not what 'prepare --forget' writes: {complaint(error)}; delete it, and see "
+            f"with 'crossfade prepare --check {folder.uri}' what else is left over"
+        ) from error
+    used = {FILE_NAME, *(file.path for file in manifest.files())}
     for path in listed:
         if path not in used:
             folder.remove(path)

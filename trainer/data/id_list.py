@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from kvstore.errors import InputError
+from kvstore.errors import InputError, listed
 from kvstore.storage import Folder
 
 _HEADER_BYTES = 1 << 20
@@ -38,7 +38,11 @@ def read_ids(location: str, column: str | None, entity: str) -> pa.StringArray:
             ids = _READERS.get(ending, _read_lines)(source, location, column, entity)
     except FileNotFoundError:
         raise InputError(f"{location}: no such file; expected one that lists ids of {entity}") from None
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{location}: is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
+        ) from error
+    except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{location}: cannot be read as a list of ids: {reason}; write it again") from error
     ids = ids.unique()
@@ -94,6 +98,6 @@ def _choose(location: str, names: Sequence[str], column: str | None, entity: str
     wanted = column or entity
     if wanted not in names:
         raise InputError(
-            f"{location}: has no column '{wanted}'; name the one of the ids with --column: {', '.join(names)}"
+            f"{location}: has no column '{wanted}'; name the one of the ids with --column: {listed(names)}"
         )
     return wanted

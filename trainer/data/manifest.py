@@ -28,6 +28,8 @@ SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"
 TIMESTAMP = "timestamp"
 
+_MEND = "; prepare the data again, elsewhere"
+
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -109,9 +111,7 @@ class Manifest(_Strict):
     @classmethod
     def _is_of_this_version(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("version", 2) != 2:
-            raise ValueError(
-                f"it is of version {values['version']}, but this Crossfade reads 2; prepare the data again, elsewhere"
-            )
+            raise ValueError(f"it is of version {values['version']}, but this Crossfade reads 2")
         return values
 
     def files(self) -> list[DataFile]:
@@ -135,14 +135,19 @@ def read_manifest(folder: Folder) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(manifest_bytes(folder))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: not a manifest of prepared data: {where}: {reason}") from error
+        raise InputError(f"{path}: not a manifest of prepared data: {complaint(error)}{_MEND}") from error
     for name in (manifest.query, manifest.item):
         if name not in manifest.entities:
-            raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing")
+            raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing{_MEND}")
     return manifest
+
+
+def complaint(error: ValidationError) -> str:
+    """The first thing that is wrong with a JSON file, and where in it."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])[:200] or "the file"
+    said = {"missing": "is missing", "extra_forbidden": "is not known here"}.get(first["type"], first["msg"])
+    return f"{where}: {said.removeprefix('Value error, ')}"
 
 
 def manifest_bytes(folder: Folder) -> bytes:

@@ -12,6 +12,24 @@ from kvstore.errors import InputError
 _MILLISECONDS_FROM = 100_000_000_000  # in seconds, the year 5138
 
 
+def iso_seconds(text: str, *, begins: bool) -> int:
+    """Seconds since 1970 of an ISO date or time, UTC where it names no zone.
+
+    Within a second it is the second that it lies in, or the next one where it ``begins`` or ends something.
+
+    Raises:
+        ValueError: it is none.
+    """
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (ceil if begins else floor)(moment.timestamp())
+
+
+def are_no_seconds(latest: int) -> bool:
+    """Whether timestamps of which ``latest`` is the last must be in a smaller unit than seconds."""
+    return latest >= _MILLISECONDS_FROM
+
+
 @dataclass(frozen=True)
 class Moment:
     """``value`` is an integer as given, in the unit of the timestamps, or seconds since 1970 where it ``is_date``.
@@ -31,7 +49,7 @@ class Moment:
 def parse_moment(option: str, text: str, forms: str, *, begins: bool = False) -> Moment:
     """Read ``text``: an integer, or an ISO date or time (UTC where it names no zone). Messages name ``option``.
 
-    Within a second it is the second that it lies in, or the next one where it ``begins`` or ends something.
+    ``begins`` is that of ``iso_seconds``.
 
     Raises:
         InputError: it is neither; the message ends with ``forms``.
@@ -39,11 +57,9 @@ def parse_moment(option: str, text: str, forms: str, *, begins: bool = False) ->
     if re.fullmatch(r"-?[0-9]{1,18}", text):
         return Moment(option, int(text))
     try:
-        moment = datetime.fromisoformat(text)
+        return Moment(option, iso_seconds(text, begins=begins), is_date=True)
     except ValueError:
         raise InputError(f"{option}: the time must be an integer or an ISO date; {forms}") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return Moment(option, (ceil if begins else floor)(moment.timestamp()), is_date=True)
 
 
 def check_seconds(moment: Moment, latest: object) -> None:
@@ -52,7 +68,7 @@ def check_seconds(moment: Moment, latest: object) -> None:
     Raises:
         InputError: they cannot.
     """
-    if moment.is_date and isinstance(latest, int) and latest >= _MILLISECONDS_FROM:
+    if moment.is_date and isinstance(latest, int) and are_no_seconds(latest):
         raise InputError(
             f"{moment}: a date is compared in seconds, but the timestamps reach {latest}, which is no time in "
             f"seconds; give an INTEGER in the unit of the column"

@@ -11,7 +11,6 @@ footer is read again only if it has changed.
 
 from __future__ import annotations
 
-import io
 import threading
 import zlib
 from collections import OrderedDict
@@ -22,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import InputError, UnreachableError
+from kvstore.errors import InputError, UnreachableError, listed
 from kvstore.random_file import RandomFile
 from kvstore.s3_files import NoBucketError
 from kvstore.storage import Folder
@@ -35,6 +34,7 @@ _TAIL_BYTES = 1 << 16
 """What is fetched from the end of a file to have its footer, most likely all of it; of a small file, all there is."""
 _HOLE_BYTES = 1 << 16
 """Columns that lie so near to each other are fetched together with what is between them."""
+_NOT_THERE = "a page reaches beyond its column"
 _GROUPS_KEPT = 1 << 14
 """Row groups of the files whose footers are kept: about 16 MiB of them."""
 
@@ -97,6 +97,27 @@ class ParquetFiles:
         with _reaching(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             return self._checked(file, source)[0]
 
+    def look_through(self, file: DataFile) -> None:
+        """See that what the footer of ``file`` says of columns makes sense: for files that nobody has vouched for.
+
+        Where it does not, ``RowGroupMetaData.column`` of pyarrow ends the whole process, but reading raises an error:
+        so one column after another is read from a file that has none of its bytes.
+
+        Raises:
+            InputError: as ``footer``, or it does not.
+            UnreachableError: storage does not answer.
+        """
+        metadata = self.footer(file)
+        with pq.ParquetFile(_Pieces(file.bytes), metadata=metadata) as parsed:
+            for index in range(metadata.num_row_groups):
+                for column in range(metadata.num_columns):
+                    try:
+                        parsed.reader.read_row_group(index, column_indices=[column], use_threads=False)
+                    except (OSError, pa.ArrowException) as error:
+                        if _NOT_THERE not in str(error):
+                            what = f"its footer is damaged and cannot be read ({_said(error)})"
+                            raise _damaged(self._where(file, index), what) from error
+
     def read(self, file: DataFile, index: int, columns: Sequence[str]) -> pa.Table:
         """``columns`` of row group ``index`` of ``file``, which must have them all.
 
@@ -114,7 +135,8 @@ class ParquetFiles:
             with pq.ParquetFile(pieces, metadata=metadata, page_checksum_verification=True) as parsed:
                 table = parsed.read_row_group(index, columns=list(columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise _damaged(self._where(file, index), f"cannot be read: {error}") from error
+            raise _damaged(self._where(file, index), f"is damaged and cannot be read ({_said(error)})") from error
+        _check_text(table, self._where(file, index))
         if table.num_rows != file.row_groups[index]:
             # What the footer says is checked; pages may hold less.
             raise _damaged(
@@ -174,9 +196,7 @@ class ParquetFiles:
         metadata = _parse(uri, footer)
         found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         if found != file.row_groups:
-            raise _damaged(
-                uri, f"has row groups of {_shown(found)} rows, but the manifest says {_shown(file.row_groups)}"
-            )
+            raise _damaged(uri, f"has {_shown(found)}, but the manifest says {_shown(file.row_groups)}")
         self._keep(file.path, source.version, metadata)
         return metadata, tail
 
@@ -237,8 +257,22 @@ def _damaged(where: str, what: str) -> InputError:
     return InputError(f"{where}: {' '.join(what.split())}; prepare the data again")
 
 
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _check_text(table: pa.Table, where: str) -> None:
+    """See that the text of a vocabulary is UTF-8, which pyarrow takes for granted, and DuckDB and others do not."""
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise _damaged(where, f"column '{field.name}' holds text that is not UTF-8") from error
+
+
 def _shown(groups: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, groups[:8]))}{', ...' if len(groups) > 8 else ''}] ({len(groups)})"
+    return f"{len(groups)} row group(s) of {listed(groups)} rows"
 
 
 def _tail(source: RandomFile) -> bytes:
@@ -266,16 +300,14 @@ def _parse(uri: str, footer: bytes) -> pq.FileMetaData:
     try:
         return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(uri, f"its footer cannot be read: {error}") from error
+        raise _damaged(uri, f"its footer is damaged and cannot be read ({_said(error)})") from error
 
 
 def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence[str]) -> list[tuple[int, int]]:
     """Where the bytes of ``columns`` begin and end, those next to each other as one."""
     chunks = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
     if missing := [name for name in columns if name not in chunks]:
-        raise _damaged(
-            where, f"has the columns {list(chunks)}, but expected {list(columns)}: '{missing[0]}' is missing"
-        )
+        raise _damaged(where, f"has the columns {listed(chunks)}, but not '{missing[0]}'; expected {listed(columns)}")
     places: list[tuple[int, int]] = []
     for chunk in sorted((chunks[name] for name in columns), key=_start):
         start = _start(chunk)
@@ -296,48 +328,25 @@ def _start(chunk: pq.ColumnChunkMetaData) -> int:
     return min(first, chunk.dictionary_page_offset) if chunk.has_dictionary_page else first
 
 
-class _Pieces(io.RawIOBase):
+class _Pieces(RandomFile):
     """A file of which only some pieces are there."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._position = 0
+        super().__init__(size, version="")
         self._pieces: list[tuple[int, bytes]] = []
 
     def add(self, start: int, data: bytes) -> None:
         """Put ``data`` at ``start``."""
         self._pieces.append((start, data))
 
-    def size(self) -> int:
-        """The bytes of the whole file."""
-        return self._size
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next ``read`` begins."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Have the next ``read`` begin elsewhere."""
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
-
-    def read(self, size: int = -1) -> Any:
-        """The next ``size`` bytes.
+    def read_at(self, offset: int, length: int) -> bytes:
+        """The bytes from ``offset`` on.
 
         Raises:
             OSError: they are not there.
         """
-        start, stop = self._position, self._position + size
+        stop = offset + length
         for first, data in self._pieces:
-            if size >= 0 and first <= start and stop <= first + len(data):
-                self._position = stop
-                return memoryview(data)[start - first : stop - first]
-        raise OSError(f"a page reaches beyond its column: bytes {start:,} to {stop:,}")
+            if first <= offset and stop <= first + len(data):
+                return data[offset - first : stop - first]
+        raise OSError(f"{_NOT_THERE}: bytes {offset:,} to {stop:,}")

@@ -23,7 +23,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import CrossfadeError, InputError
+from kvstore.errors import CrossfadeError, InputError, listed
 from trainer.data.database import count, exact_path, first_line, identifier, literal, run
 from trainer.data.sources import Format, RawFile
 
@@ -106,8 +106,8 @@ def reading(file: RawFile) -> Iterator[None]:
     except duckdb.Error as error:
         if file.format == "parquet":
             raise InputError(
-                f"{file}: cannot be read as Parquet: {first_line(error)}; the file is damaged or cut short: "
-                "write it again"
+                f"{file}: cannot be read as Parquet, since it is damaged or cut short ({first_line(error)}); write it "
+                "again"
             ) from error
         raise InputError(f"{file}{_text_problem(str(error), file.format)}") from error
     except OSError as error:
@@ -125,7 +125,7 @@ def _open_parquet(connection: duckdb.DuckDBPyConnection, file: RawFile, columns:
         schema = pq.read_schema(file.path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{file}: is not a readable Parquet file: {first_line(error)}; expected a whole Parquet file, "
+            f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a whole Parquet file, "
             "or say what it is with --format"
         ) from error
     _check_columns(file, schema.names, columns)
@@ -215,17 +215,12 @@ def _rows_of(file: RawFile) -> Iterator[_Rows]:
 
 
 def _check_columns(file: RawFile, found: Sequence[str], columns: Mapping[str, str]) -> None:
-    shown = printable(", ".join(found))
+    shown = listed(found)
     for column in columns.values():
         if column not in found:
             raise InputError(f"{file}: has no column '{column}'; its columns are: {shown}")
         if found.count(column) > 1:
             raise InputError(f"{file}: has {found.count(column)} columns '{column}'; rename all but one")
-
-
-def printable(text: str) -> str:
-    """``text``, with the bytes that were not UTF-8 escaped so that it can be printed."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _first_bad_line(file: RawFile) -> str:
@@ -234,7 +229,7 @@ def _first_bad_line(file: RawFile) -> str:
         for number, line in enumerate(lines, start=1):
             for word in re.split(rb"[ \t\r\n]+", line.strip(b" \t\r\n")):
                 if word and not re.fullmatch(rb"[0-9]{1,18}", word):
-                    found = printable(word[:40].decode("utf-8", "surrogateescape"))
+                    found = word[:40].decode("utf-8", "surrogateescape")
                     return (
                         f"{file}, line {number}: found '{found}'; expected 'user item item …', whole numbers from 0 on "
                         "with spaces between: mend the line, or say what the file is with --format"

@@ -263,26 +263,26 @@ class Schedule:
 
         ``waiting`` runs while a window is waited for.
         """
-        deals = [self.deal(epoch)]
-        rows_L = np.array([sum(group.rows for group in groups) for groups in deals[0]], dtype=np.int64)
-        skip_L = self._taken(rows_L, first_step)
-        mine = range(rank, self._lanes, workers)
+        deals: dict[int, list[list[RowGroup]]] = {}
+
+        def dealt(at: int) -> list[list[RowGroup]]:
+            if at not in deals:
+                deals[at] = self.deal(at)
+            return deals[at]
 
         def windows(lane: int) -> Iterator[Window]:
-            for number in range(epochs):
-                if number == len(deals):
-                    deals.append(self.deal(epoch + number))
-                yield from self.windows(epoch + number, lane, deals[number][lane], 0 if number else int(skip_L[lane]))
+            for at in range(epoch, epoch + epochs):
+                skip = int(self._taken(_rows(dealt(at)), first_step)[lane]) if at == epoch else 0
+                yield from self.windows(at, lane, dealt(at)[lane], skip)
 
         watch = waiting or Stopwatch()
+        mine = range(rank, self._lanes, workers)
         streams = {lane: _LaneStream(self._reader, windows(lane), self._seed, watch) for lane in mine}
-        for number in range(epochs):
-            if number == len(deals):
-                deals.append(self.deal(epoch + number))
-            rows_L = np.array([sum(group.rows for group in groups) for groups in deals[number]], dtype=np.int64)
-            for step in range(0 if number else first_step, self.steps):
+        for at in range(epoch, epoch + epochs):
+            rows_L = _rows(dealt(at))
+            for step in range(first_step if at == epoch else 0, self.steps):
                 yield self._share(streams, self._taken(rows_L, step), self._taken(rows_L, step + 1))
-            deals[number] = []
+            del deals[at]
 
     @staticmethod
     def _share(streams: dict[int, _LaneStream], before_L: IntArray, after_L: IntArray) -> Share:
@@ -320,6 +320,11 @@ class Schedule:
     def interrupt(self) -> None:
         """Nothing more will be taken: whoever waits for a share hears an error soon."""
         self._reader.interrupt()
+
+
+def _rows(dealt: list[list[RowGroup]]) -> IntArray:
+    """The rows of each lane."""
+    return np.array([sum(group.rows for group in groups) for groups in dealt], dtype=np.int64)
 
 
 class _Fetch:

@@ -35,13 +35,12 @@ _DROPPED = {
 
 def popularity(connection: duckdb.DuckDBPyConnection, role: Role, entity: str) -> Facts:
     """How uneven the counts of ``vocabulary_ROLE`` are: head, middle and tail."""
-    rows, total, head, median, once, unseen = one(
+    total, head, median, once, unseen = one(
         connection,
-        f"SELECT count(*), sum(count), sum(count) FILTER (row < ceil((SELECT count(*) FROM vocabulary_{role}) / "
+        f"SELECT sum(count), sum(count) FILTER (row < ceil((SELECT count(*) FROM vocabulary_{role}) / "
         f"{_TOP_SHARE})), median(count), count(*) FILTER (count = 1), count(*) FILTER (count = 0) "
         f"FROM (SELECT count, row_number() OVER (ORDER BY count DESC) - 1 AS row FROM vocabulary_{role})",
     )
-    del rows
     return {
         f"{entity}_head_share": float(str(head)) / max(1.0, float(str(total))),
         f"{entity}_median_count": float(str(median)),

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,11 +19,11 @@ import pyarrow as pa
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
 from trainer.data.manifest import TIMESTAMP, DataFile, Manifest, Split
+from trainer.data.moments import are_no_seconds, iso_seconds
 from trainer.data.parquet_files import ParquetFiles
 from trainer.data.progress import Progress
 
 Moment = int | str
-_MILLISECONDS_FROM = 100_000_000_000  # in seconds, the year 5138
 
 
 def parse_moment(value: Moment) -> tuple[int, bool]:
@@ -37,11 +35,9 @@ def parse_moment(value: Moment) -> tuple[int, bool]:
     if isinstance(value, int):
         return value, False
     try:
-        moment = datetime.fromisoformat(value)
+        return iso_seconds(value, begins=True), True
     except ValueError:
         raise ValueError(f"'{value}' is neither an integer nor an ISO date such as 2024-05-31") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return ceil(moment.timestamp()), True
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ def count_within(
         kept.append(counts)
         first, last = min(first, low), max(last, high)
         progress.advance(split.files[len(kept) - 1].rows)
-    if span.dated and last >= _MILLISECONDS_FROM:
+    if span.dated and are_no_seconds(last):
         raise InputError(
             f"data.{span}: a date is compared in seconds, but the timestamps of {where} reach {last}, which is no time "
             "in seconds; give an integer in the unit of the column"

@@ -1,0 +1,276 @@
+"""Runs commands on damaged files, in one process: each must end well, or with one line that names what was damaged.
+
+    drive_fuzz.py FOLDER KIND FIRST COUNT        cases FIRST to FIRST + COUNT of a kind; 0: without end
+
+A case is known by its kind and number. It is printed before it begins, so that a crash is the last one's; one that
+takes too long ends the process with the stack of its threads. Problems are printed as they are found.
+"""
+
+import faulthandler
+import io
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+import traceback
+import zlib
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from cluster_data import write_job, write_planted
+from mutations import any_value, damaged, damaged_pages, damaged_parquet, damaged_text, damaged_tree
+from waiting import wait_until
+
+from crossfade.main import main
+from kvstore.storage import Folder
+from trainer.data.parquet_files import describe, write_options
+
+CASE_SECONDS = 60.0
+CASE_KILOBYTES = 2 << 20
+"""How much more memory than before a case may take."""
+
+Command = list[str]
+Prepare = Callable[[random.Random, Path], tuple[Command, str]]
+"""Damages something in a folder; says which command then to run, and what its refusal must name."""
+
+TRAIN = ["train", "job.yaml", "--run-dir", "run"]
+
+
+def make_originals(folder: Path) -> None:
+    """What is damaged: a data set, its job, a run with checkpoints, and raw events in every format."""
+    write_planted(folder / "data", train_files=((500, 17), (40,)), named=True)
+    for path in (folder / "data/train/part-00000.parquet", folder / "data/vocabulary/track/part-00001.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table, path, row_group_size=300, **write_options(table.schema))
+    manifest = json.loads((folder / "data/manifest.json").read_text())
+    _describe_anew(folder / "data", manifest)
+    (folder / "data/manifest.json").write_text(json.dumps(manifest))
+    settings = {"epochs": 1, "max_steps": 4, "batch_size": 100}
+    write_job(folder / "job.yaml", "data", train=settings, checkpoint={"every_steps": 2, "to": "checkpoints"})
+    code = _run(TRAIN)[0]
+    assert code == 0
+    draw = np.random.default_rng(1)
+    columns = {
+        "customer": [f"c{number}" for number in draw.integers(0, 30, 400)],
+        "item": draw.integers(0, 20, 400).tolist(),
+        "w": draw.random(400).tolist(),
+        "t": draw.integers(0, 10**9, 400).tolist(),
+    }
+    (folder / "raw").mkdir()
+    pq.write_table(pa.table(columns), folder / "raw/e.parquet", row_group_size=150)
+    plain = {"compression": "none", "use_dictionary": False, "version": "1.0"}
+    pq.write_table(pa.table(columns), folder / "raw/plain.parquet", **plain)
+    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    for name, delimiter in (("e.csv", ","), ("e.tsv", "\t")):
+        (folder / "raw" / name).write_text("".join(delimiter.join(map(str, row)) + "\n" for row in rows))
+    (folder / "raw/e.txt").write_text("".join(f"{n} {n + 1} {n * 7}\n" for n in range(100)))
+    (folder / "raw/ids.csv").write_text("customer,x\nc001,1\nc002,2\n")
+    pq.write_table(pa.table({"customer": ["c001", "c003"]}), folder / "raw/ids.parquet")
+
+
+def _describe_anew(data: Path, manifest: dict[str, Any]) -> None:
+    for part in (*manifest["entities"].values(), *manifest["splits"].values()):
+        part["files"] = [describe(Folder(data), file["path"]).model_dump() for file in part["files"]]
+
+
+def _no_run(folder: Path) -> None:
+    for name in ("run", "checkpoints"):
+        shutil.rmtree(folder / name)
+
+
+def _damage_one(draw: random.Random, folder: Path, pattern: str, how: Callable[..., bytes]) -> Path:
+    paths = sorted(folder.glob(pattern))
+    path = draw.choice(paths)
+    path.write_bytes(how(draw, path.read_bytes(), draw.choice(paths).read_bytes()))
+    return path
+
+
+def shards(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """Prepared files that their manifest no longer fits."""
+    _no_run(folder)
+    _damage_one(draw, folder, "data/*/**/*.parquet", damaged_parquet)
+    return TRAIN, "data"
+
+
+def vouched(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """Prepared files with damaged pages, for which the manifest vouches nonetheless; about footers, see docs."""
+    _no_run(folder)
+    path = _damage_one(draw, folder, "data/*/**/*.parquet", damaged_pages)
+    content, manifest = path.read_bytes(), json.loads((folder / "data/manifest.json").read_text())
+    length = int.from_bytes(content[-8:-4], "little") + 8
+    for part in (*manifest["entities"].values(), *manifest["splits"].values()):
+        for file in part["files"]:
+            if file["path"] == path.relative_to(folder / "data").as_posix():
+                file.update(bytes=len(content), footer_crc32=zlib.crc32(content[-length:]))
+    (folder / "data/manifest.json").write_text(json.dumps(manifest))
+    return draw.choice((TRAIN, TRAIN, ["prepare", "--check", "data"], _forget(draw))), "data"
+
+
+def _forget(draw: random.Random) -> Command:
+    return ["prepare", "--forget", draw.choice(("raw/ids.csv", "raw/ids.parquet")), "--out", "data"]
+
+
+def elsewhere(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """Files without any manifest."""
+    _damage_one(draw, folder, "data/*/**/*.parquet", damaged_parquet)
+    (folder / "data/manifest.json").unlink()
+    return ["prepare", "--check", "data"], "data"
+
+
+def manifests(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """The manifest of prepared data: bytes, or a part of what it says."""
+    _no_run(folder)
+    path = folder / "data/manifest.json"
+    if draw.random() < 0.3:
+        _damage_one(draw, folder, "data/manifest.json", damaged_text)
+    else:
+        path.write_text(json.dumps(damaged_tree(draw, json.loads(path.read_text()))))
+    return draw.choice((TRAIN, TRAIN, ["prepare", "--check", "data"], _forget(draw), ["plan", "job.yaml"])), "data"
+
+
+def raw(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """Raw events."""
+    kind = draw.choice(("parquet", "parquet", "csv", "tsv", "txt"))
+    path = _damage_one(draw, folder, f"raw/[ep]*.{kind}", damaged_parquet if kind == "parquet" else damaged_text)
+    options = ["--weight", "w", "--timestamp", "t"] if kind != "txt" else ["--format", "lightgcn"]
+    events = str(path.relative_to(folder))
+    return ["prepare", "--events", events, "--out", "out", *options, "--memory", "1"], events
+
+
+def id_lists(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """Lists of ids to forget, or what a deletion that broke off has left."""
+    if draw.random() < 0.3:
+        left = {"files": [f"train/part-{draw.randrange(9)}.parquet", "vocabulary/x.parquet"]}
+        content = json.dumps(damaged_tree(draw, left)).encode()
+        (folder / "data/forget.json").write_bytes(
+            content if draw.random() < 0.5 else damaged_text(draw, content, b"{}")
+        )
+        return _forget(draw), "data/forget.json"
+    name = draw.choice(("ids.csv", "ids.parquet"))
+    _damage_one(draw, folder, f"raw/{name}", damaged_text if name == "ids.csv" else damaged_parquet)
+    return ["prepare", "--forget", f"raw/{name}", "--out", "data"], f"raw/{name}"
+
+
+def checkpoints(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """The files of checkpoints, and manifests that say something else with a CRC-32 that is right."""
+    manifest = draw.choice(sorted(folder.glob("checkpoints/*/manifest.json")))
+    if draw.random() < 0.5:
+        _damage_one(draw, folder, "checkpoints/*/**/*.*", damaged)
+    else:
+        tree = json.loads(manifest.read_text())
+        del tree["crc32"]
+        tree = damaged_tree(draw, tree)
+        body = json.dumps(tree, indent=1).encode().removesuffix(b"\n}")
+        manifest.write_bytes(body + b',\n "crc32": %d\n}\n' % zlib.crc32(body))
+    shutil.rmtree(folder / "run")
+    start = f"checkpoint.start_from={draw.choice((manifest.parent.relative_to(folder), 'checkpoints'))}"
+    resume = ["train", "job.yaml", "--run-dir", "run", "--resume"]
+    afresh = [*TRAIN, "--set", start, "--set", "checkpoint.to=null"]
+    return draw.choice((resume, afresh)), "checkpoints"
+
+
+def jobs(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """Job files: bytes and structures."""
+    _no_run(folder)
+    path = folder / "job.yaml"
+    how = draw.randrange(5)
+    if how < 2:
+        _damage_one(draw, folder, "job.yaml", damaged_text)
+    elif how == 2:
+        path.write_bytes(draw.randbytes(draw.randrange(300)))
+    elif how == 3:
+        path.write_text(json.dumps(any_value(draw)))
+    else:
+        path.write_text(json.dumps(damaged_tree(draw, json.loads(path.read_text()))))
+    return draw.choice((["plan", "job.yaml"], TRAIN)), ""
+
+
+KINDS: dict[str, Prepare] = {
+    kind.__name__: kind for kind in (shards, vouched, elsewhere, manifests, raw, id_lists, checkpoints, jobs)
+}
+
+
+def _run(command: Command) -> tuple[int, str, str]:
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        try:
+            code = main([str(part) for part in command])
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+    return code, stdout.getvalue(), stderr.getvalue()
+
+
+def problem_of(command: Command, named: str) -> str | None:
+    """What is wrong with how ``command`` ended; None if nothing is."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        code, _, stderr = _run(command)
+    except BaseException:
+        return traceback.format_exc()
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    if taken > CASE_KILOBYTES:
+        return f"took {taken:,} KiB of memory more than any case before it"
+    if code == 0 or (command[0], code, stderr) == ("plan", 1, ""):  # a plan that does not fit is no refusal
+        return None
+    lines = stderr.split("\n")[:-1]
+    last = lines[-1] if lines else ""
+    listed = command[:2] == ["prepare", "--check"]
+    others = [
+        line for line in lines[:-1] if not line.lstrip("\r").startswith(("crossfade: passed over ", "training: "))
+    ]
+    if code not in (1, 2) or not last.startswith("crossfade: error: ") or (others and not listed and code == 2):
+        return f"exit code {code}, and said:\n{stderr}"
+    if not last.isprintable():
+        return f"said something that cannot be printed: {last!r}"
+    if named not in last or len(last) > 2000:
+        return f"did not name {named} in one short line: {last[:3000]}"
+    if code == 1 and command[0] != "train":
+        return f"exit code 1: {last}"
+    return None
+
+
+def _clear(place: Path) -> None:
+    """Delete ``place``, where a thread of a training that failed may still be writing its last checkpoint."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(place, ignore_errors=True)
+        return not place.exists()
+
+    wait_until(is_gone, CASE_SECONDS, f"{place} stays deleted")
+
+
+def main_loop(folder: Path, kind: str, first: int, count: int) -> int:
+    """Run the cases; how many had a problem."""
+    originals, place = folder / "originals", folder / "place"
+    place.mkdir(parents=True)
+    os.chdir(place)
+    make_originals(place)
+    place.rename(originals)
+    faulthandler.enable()
+    problems = 0
+    for number in range(first, first + count) if count else itertools.count(first):
+        shutil.copytree(originals, place)
+        os.chdir(place)
+        command, named = KINDS[kind](random.Random(f"{kind} {number}"), place)
+        print(f"case {kind} {number}: {' '.join(command)}", flush=True)
+        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
+        problem = problem_of(command, named)
+        faulthandler.cancel_dump_traceback_later()
+        if problem is not None:
+            problems += 1
+            print(f"problem: {problem}", flush=True)
+        os.chdir(folder)
+        _clear(place)
+    return problems
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main_loop(Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])) else 0)
