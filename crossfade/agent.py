@@ -6,6 +6,12 @@ import argparse
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvstore.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.run_folder import RunFolder
 
 _DESCRIPTION = """\
 Take part in a distributed job: run on this host the roles (servers and workers) that the job's coordinator deals to it.
@@ -50,7 +56,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="A",
         help="numeric address of this host at which the others reach its roles (default: the one it has towards HOST)",
     )
+    parser.add_argument(
+        "--metrics-port",
+        type=_port,
+        default=0,
+        metavar="N",
+        help="port of the agent's own /metrics and /healthz at A; 0: a free one (default); none: none",
+    )
     parser.set_defaults(run=run)
+
+
+def _port(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port or 'none', but found '{text}'")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,7 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.agent import Agent
     from deploy.cluster import Address, check_own_address, own_address
     from deploy.coordinator_http import RemoteCoordinator, read_token
+    from deploy.metrics import HostMetrics, role_metrics
     from kvstore.mxnet_import import require_mxnet
+    from trainer.metrics_http import listening
     from trainer.run_folder import RunFolder
 
     require_mxnet()
@@ -67,16 +90,31 @@ def run(arguments: argparse.Namespace) -> int:
     remote = RemoteCoordinator(coordinator, read_token("crossfade agent"))
     address = arguments.address or own_address(coordinator)
     check_own_address(address)
-    agent = Agent(RunFolder(arguments.run_dir), remote.report, address, heartbeat_seconds=1.0, tell=_say)
-    _say(f"joining the coordinator at {coordinator} as {address}")
-    with stopper.deferred(), closing(agent):
-        while agent.left is None and stopper.number is None:
-            agent.turn()
+    folder = RunFolder(arguments.run_dir)
+    metrics = role_metrics("", "agent")
+    with listening(metrics, arguments.metrics_port, None, address, source="--metrics-port") as listener:
+        agent = Agent(folder, remote.report, address, heartbeat_seconds=1.0, tell=_say, metrics=listener.address)
+        metrics.show("host", HostMetrics(agent))
+        metrics.state = lambda: "taking part" if agent.has_joined else "waiting for the coordinator"
+        _say(f"joining the coordinator at {coordinator} as {address}")
+        with stopper.deferred(), closing(agent):
+            while agent.left is None and stopper.number is None:
+                agent.turn()
+                if agent.has_joined and not metrics.labels["run"]:
+                    metrics.joined(run=_run_name(folder))
     if agent.left is None:
         stopper.check("and has left the job")
     assert agent.left is not None
     _say(agent.left.message)
     return agent.left.exit_code
+
+
+def _run_name(folder: RunFolder) -> str:
+    """The name of the run in ``folder``, or '?' where none can be read, which the agent will report."""
+    try:
+        return folder.job().name
+    except InputError:
+        return "?"
 
 
 def _say(line: str) -> None:

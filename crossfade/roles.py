@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from deploy.events import EventPipe
+    from trainer.job import Job
+    from trainer.metrics import RoleMetrics
+    from trainer.run_folder import RunFolder
 
 _DESCRIPTION = """\
 Run the {role} of a distributed job, and end when the job does. 'crossfade train --servers N --workers N' starts all
@@ -24,6 +27,9 @@ needs the job.yaml of a run. The environment says who is where:
   DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT   address and port of the scheduler
   DMLC_NODE_HOST                        address that this process listens on
   DMLC_NUM_SERVER, DMLC_NUM_WORKER      how many of each the job has
+
+Each answers to /metrics and /healthz at DMLC_NODE_HOST and the job's metrics.port, which is one a process: where
+several run on one host, 0.
 """
 _NEEDED = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NODE_HOST", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER")
 
@@ -70,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             os._exit(code)
 
-    die_with_agent()
+    started_by_agent = die_with_agent()
     for number in (signal.SIGINT, signal.SIGTERM):
         # Blocked in MXNet, Python would not get to run a handler of its own.
         signal.signal(number, signal.SIG_DFL)
@@ -79,12 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         if missing:
             raise InputError(f"the environment lacks {', '.join(missing)}; see 'crossfade {arguments.role} --help'")
         os.environ["DMLC_ROLE"] = arguments.role
-        if arguments.role == "worker":
-            _work(arguments.run_dir, arguments.checkpoint, pipe)
-        else:
-            from kvstore.mxnet_server import run_role
-
-            run_role(fail)
+        _run_role(arguments, pipe, fail, started_by_agent=started_by_agent)
     except Exception as error:
         fail(error)
     return 0
@@ -100,19 +101,56 @@ def _remedy(error: BaseException) -> dict[str, Any]:
     }
 
 
-def _work(run_dir: Path, checkpoint: str | None, pipe: EventPipe) -> None:
+def _run_role(
+    arguments: argparse.Namespace, pipe: EventPipe, fail: Callable[[BaseException], NoReturn], *, started_by_agent: bool
+) -> None:
+    """Run it to its end, and show its metrics meanwhile: at the job's port, or at a free one that the agent is told."""
     # The imports and the others' may take a while: what comes in between is told, as signs of progress.
     pipe.emit({"event": "phase", "name": "starting"})
-    from kvstore.mxnet_client import MXNetStore
-    from trainer.run import run_training
+    from deploy.metrics import role_metrics
+    from trainer.final_metrics import keep
+    from trainer.metrics_http import listening
     from trainer.run_folder import RunFolder
 
-    folder = RunFolder(run_dir)
+    folder = RunFolder(arguments.run_dir)
     job = folder.job()
+    metrics = role_metrics(job.name, arguments.role, job.cluster.stall_seconds if arguments.role == "worker" else None)
+    port = 0 if started_by_agent and job.metrics.port is not None else job.metrics.port
+    with listening(metrics, port, job.metrics.host, os.environ["DMLC_NODE_HOST"]) as listener:
+        if listener.address is not None:
+            pipe.emit({"event": "metrics", "address": listener.address})
+        if arguments.role == "worker":
+            _work(job, folder, arguments.checkpoint, pipe, metrics)
+        else:
+            _serve(metrics, fail)
+        keep(folder, job, metrics)
+
+
+def _serve(metrics: RoleMetrics, fail: Callable[[BaseException], NoReturn]) -> None:
+    from kvstore.mxnet_server import RowServer, run_role
+    from trainer.metrics import RowMetrics
+
+    def joined(server: RowServer) -> None:
+        metrics.show("rows", RowMetrics(server.work))
+        metrics.state = lambda: "serving"
+        metrics.joined(server.rank)
+
+    if metrics.labels["role"] == "scheduler":
+        metrics.state = lambda: "serving"
+        metrics.joined()
+    run_role(fail, joined)
+
+
+def _work(job: Job, folder: RunFolder, checkpoint: str | None, pipe: EventPipe, metrics: RoleMetrics) -> None:
+    from kvstore.mxnet_client import MXNetStore
+    from trainer.run import run_training
+
+    metrics.state = lambda: "joining"
     pipe.emit({"event": "phase", "name": "joining"})
     store = MXNetStore(key_bytes=job.cluster.key_bytes)
     pipe.emit({"event": "phase", "name": "joined"})
-    run_training(job, folder, store, pipe.emit, checkpoint=checkpoint, stop_requested=_remember_sigterm())
+    stop_requested = _remember_sigterm()
+    run_training(job, folder, store, pipe.emit, checkpoint=checkpoint, stop_requested=stop_requested, metrics=metrics)
     store.close()
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossfade.progress import TrainingDisplay
+    from deploy.capacity import Inputs
     from trainer.job import Job
+    from trainer.metrics_http import Listener
     from trainer.run_folder import RunFolder
 
 _EPILOG = """\
@@ -19,10 +24,10 @@ Examples:
   crossfade train jobs/lastfm.yaml --set train.epochs=5 --set optimizer.learning_rate=0.05
   crossfade train --explain                                      every key of a job file: type, default and meaning
 
-The run folder gets job.yaml (as resolved), metrics.jsonl, report.json, embeddings/ (those that did best on the valid
-split), checkpoints/ and, for a distributed job, logs/ (one file a role). A folder that holds an earlier run is moved
-aside, unless --resume takes that run up: from its newest whole checkpoint, with the same job but for cluster.*,
-checkpoint.* and how long to train.
+The run folder gets job.yaml (as resolved), metrics.jsonl, metrics.prom, report.json, embeddings/ (those that did best
+on the valid split), checkpoints/ and, for a distributed job, logs/ and metrics/ (one file a role). A folder that holds
+an earlier run is moved aside, unless --resume takes that run up: from its newest whole checkpoint, with the same job
+but for cluster.*, checkpoint.*, metrics.* and how long to train.
 
 A distributed job outlives its processes. When one dies, or none makes progress for cluster.stall_seconds, all are ended
 and start again from the newest whole checkpoint: at once, then after 1, 2, 4 ... 60 seconds, until cluster.max_restarts
@@ -30,6 +35,9 @@ in a row have brought no new checkpoint. Wrong input and diverging training end 
 
 SIGINT (Ctrl-C) and SIGTERM: the workers write a checkpoint and the command ends with 130 or 143, after
 cluster.grace_seconds at the latest. A second signal ends it at once.
+
+What it is doing can be watched with Prometheus: the address of /metrics is printed, and /targets beside it lists all
+processes. metrics.port fixes the port; see docs/metrics.md.
 
 More hosts: say where this one listens, and start an agent on each of the others (see crossfade agent --help):
   export CROSSFADE_TOKEN=$(openssl rand -hex 32)        the same on all hosts
@@ -89,9 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.prepare import phase_bars
     from crossfade.progress import TrainingDisplay
     from deploy.capacity import check_fits_this_machine, read_inputs
-    from trainer.checkpoints import data_fingerprint, starting_rows
+    from trainer.checkpoints import starting_rows
     from trainer.job import load_job
-    from trainer.ownership import check_claimable, claim
+    from trainer.ownership import check_claimable
     from trainer.run_folder import RunFolder, default_run_dir
 
     overrides = list(arguments.overrides)
@@ -112,15 +120,43 @@ def run(arguments: argparse.Namespace) -> int:
         check_claimable(job.checkpoint.to, run_id, job.name, take_over=arguments.resume)
     if arguments.resume and not folder.has_run_id():
         print(f"crossfade: {folder.path}: there is no run to take up, so one begins", file=sys.stderr)
-    with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
+    display = TrainingDisplay(job.evaluate.select)
+    with _watched(job) as listener, folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
         if moved is not None:
             print(f"the earlier run in {folder.path} was moved to {moved}")
-        inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
-        claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=arguments.resume)
-        with TrainingDisplay(job.evaluate.select) as display:
-            report = _train(job, folder, display, resume=arguments.resume)
+        report = _run(job, folder, inputs, display, listener, resume=arguments.resume)
     display.print_report(report, folder.path)
     return 0
+
+
+@contextmanager
+def _watched(job: Job) -> Iterator[Listener]:
+    """What shows this command's metrics while the context lasts."""
+    from deploy.metrics import role_metrics
+    from trainer.metrics_http import listening
+
+    role, stall = ("coordinator", None) if job.cluster.servers else ("in-process", job.cluster.stall_seconds)
+    metrics = role_metrics(job.name, role, stall)
+    with listening(metrics, job.metrics.port, job.metrics.host, job.cluster.host) as listener:
+        yield listener
+
+
+def _run(
+    job: Job, folder: RunFolder, inputs: Inputs, display: TrainingDisplay, listener: Listener, *, resume: bool
+) -> dict[str, Any]:
+    """Train in ``folder``, which this process holds; however that ends, its last metrics stay."""
+    from trainer.checkpoints import data_fingerprint
+    from trainer.final_metrics import keep_all
+    from trainer.ownership import claim
+
+    inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
+    claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=resume)
+    folder.clear_metrics()
+    try:
+        with display:
+            return _train(job, folder, display, listener, resume=resume)
+    finally:
+        keep_all(folder, job, listener.metrics)
 
 
 def _check_runtime(job: Job) -> None:
@@ -137,25 +173,38 @@ def _check_runtime(job: Job) -> None:
         scheduler_address(job.cluster)
 
 
-def _train(job: Job, folder: RunFolder, display: TrainingDisplay, *, resume: bool) -> dict[str, Any]:
-    if job.cluster.servers:
-        return _train_on_servers(job, folder, display, resume=resume)
-    return _train_in_process(job, folder, display, resume=resume)
+def _train(
+    job: Job, folder: RunFolder, display: TrainingDisplay, listener: Listener, *, resume: bool
+) -> dict[str, Any]:
+    train = _train_on_servers if job.cluster.servers else _train_in_process
+    return train(job, folder, display, listener, resume=resume)
 
 
-def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, *, resume: bool) -> dict[str, Any]:
+def _train_in_process(
+    job: Job, folder: RunFolder, display: TrainingDisplay, listener: Listener, *, resume: bool
+) -> dict[str, Any]:
     from crossfade.stopping import stopper
+    from deploy.metrics import target
     from trainer.checkpoints import Stop
     from trainer.run import run_in_process
+
+    address = listener.address
+    listener.targets = lambda: [target(job.name, "in-process", socket.gethostname(), address)] if address else []
+
+    def show(event: dict[str, Any]) -> None:
+        if event["event"] == "phase" and event["name"] == "training":
+            _print_address(listener)  # not before, since wrong input is said in one line and no other
+        display.show(event)
 
     with stopper.deferred(job.cluster.grace_seconds):
         report = run_in_process(
             job,
             folder,
-            display.show,
+            show,
             resume=resume,
             stop_requested=lambda: stopper.number is not None,
             say=lambda line: print(f"crossfade: {line}", file=sys.stderr),
+            metrics=listener.metrics,
         )
     if not isinstance(report, Stop):
         return report
@@ -163,16 +212,28 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, *, 
     raise AssertionError("stopped, but nobody asked for it")
 
 
-def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, *, resume: bool) -> dict[str, Any]:
+def _print_address(listener: Listener) -> None:
+    if listener.address is not None:
+        print(f"metrics: http://{listener.address}/metrics", file=sys.stderr)
+
+
+def _train_on_servers(
+    job: Job, folder: RunFolder, display: TrainingDisplay, listener: Listener, *, resume: bool
+) -> dict[str, Any]:
     from crossfade.stopping import stopper
     from deploy.supervision import Stopped, run_job
 
     roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
     print(f"starting {roles} (logs: {folder.logs})", file=sys.stderr)
+    _print_address(listener)
     how = ""
+
+    def asked_to_stop() -> bool:
+        return stopper.number is not None
+
     with stopper.deferred():
         try:
-            return run_job(job, folder, display.show, resume=resume, asked_to_stop=lambda: stopper.number is not None)
+            return run_job(job, folder, display.show, listener, resume=resume, asked_to_stop=asked_to_stop)
         except Stopped as stopped:
             how = f"{stopped}; go on with --resume"
     stopper.check(how)

@@ -145,20 +145,23 @@ class Agent:
         heartbeat_seconds: float,
         lease_seconds: float = AGENT_LEASE_SECONDS,
         tell: Callable[[str], None] = lambda _: None,
+        metrics: str | None = None,
     ) -> None:
         """Run roles in ``folder``, which listen on ``address`` and reach the others from there.
 
         Without an ``identity`` it makes one up.
 
         ``send`` brings a report to the coordinator and gives its order; it raises Unreachable, and after
-        ``lease_seconds`` of that the roles end. ``tell`` gets what a person may want to know.
+        ``lease_seconds`` of that the roles end. ``tell`` gets what a person may want to know. At ``metrics``,
+        HOST:PORT, the agent can be watched.
         """
         self.id = identity or secrets.token_hex(8)
         self.left: Order | None = None
         """The order to leave, once it has come."""
         self._folder, self._send, self._address, self._tell = folder, send, address, tell
-        self._host = socket.gethostname()
+        self.host = socket.gethostname()
         self._heartbeat_seconds, self._lease_seconds = heartbeat_seconds, lease_seconds
+        self._metrics = metrics
         self._selector = selectors.DefaultSelector()
         self._processes: list[RoleProcess] = []
         self._coordinator: str | None = None
@@ -190,6 +193,15 @@ class Agent:
             with suppress(Unreachable):
                 self._send(self._report(leaving=True))
         self._selector.close()
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether a coordinator has answered."""
+        return self._coordinator is not None
+
+    def living_roles(self) -> int:
+        """How many roles run here. Any thread may ask."""
+        return sum(process.process.returncode is None for process in list(self._processes))
 
     # ---- roles
 
@@ -238,7 +250,7 @@ class Agent:
                 self._processes.append(process)
                 self._selector.register(process.pipe, selectors.EVENT_READ, process)
         except (OSError, ClusterError) as error:
-            self._failure = Failure(message=f"the roles on {self._host} could not be started: {error}")
+            self._failure = Failure(message=f"the roles on {self.host} could not be started: {error}")
 
     def _check_job(self, order: Order) -> None:
         path = self._folder.path / JOB_FILE
@@ -283,7 +295,7 @@ class Agent:
         self._reports += 1
         return Report(
             agent=self.id,
-            host=self._host,
+            host=self.host,
             address=self._address,
             number=self._reports,
             coordinator=self._coordinator,
@@ -292,6 +304,7 @@ class Agent:
             roles={p.role.name: "done" if p.role.name in self._done else "running" for p in self._processes},
             events=self._events[:MOST_EVENTS],
             failure=self._failure,
+            metrics=self._metrics,
             leaving=leaving,
         )
 
@@ -333,8 +346,12 @@ def job_digest(folder: RunFolder) -> str:
         raise ClusterError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def die_with_agent() -> None:
-    """In a role that an agent started: see to it that this process dies with the agent, however that dies."""
+def die_with_agent() -> bool:
+    """In a role that an agent started: see to it that this process dies with the agent, however that dies.
+
+    Whether it was an agent that started it.
+    """
     agent = os.environ.get(AGENT_VARIABLE)
     if agent is not None:
         die_with_parent(int(agent))
+    return agent is not None

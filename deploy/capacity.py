@@ -211,12 +211,31 @@ def table_bytes(job: Job, table: TableSpec) -> int:
 def available_bytes() -> int:
     """Memory that this process may still take: the machine's, or its container's limit if that is less."""
     available = int(psutil.virtual_memory().available)
+    limit = _container_limit()
+    if limit is None:
+        return available
+    used = int((_CGROUP / "memory.current").read_text(encoding="ascii")) - _forgettable()
+    return min(available, max(0, limit - used))
+
+
+def limit_bytes() -> int:
+    """Memory of this machine, or its container's limit if that is less."""
+    total = int(psutil.virtual_memory().total)
+    return min(total, _container_limit() or total)
+
+
+def _container_limit() -> int | None:
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
     except OSError:
-        return available
-    return available if limit == "max" else min(available, max(0, int(limit) - used))
+        return None
+    return None if limit == "max" else int(limit)
+
+
+def _forgettable() -> int:
+    """What of a container's memory caches files that nobody has read lately: the kernel takes it back when it must."""
+    lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
 
 
 def this_machine() -> Machine:

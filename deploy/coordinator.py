@@ -83,6 +83,7 @@ class _Member:
     address: str
     seen: float
     reports: int = 0
+    metrics: str | None = None
     events: int = 0
     roles: dict[str, RoleState] = field(default_factory=dict)
     clear: bool = True
@@ -108,6 +109,7 @@ class Coordinator:
         self._members: dict[str, _Member] = {}
         self._gone: set[str] = set()
         self._dealt: dict[str, list[Role]] = {}
+        self._metrics: dict[str, str] = {}
         self._start = Start(Address("", 0))
         self._next = State.BACKING_OFF
         self._error: Failure | None = None
@@ -165,7 +167,7 @@ class Coordinator:
             self.state, self._start = State.RUNNING, start
             self._saved_step, self._step, self._trained = start.step, start.step, False
             self._stopped, self._deadline, self._progress_at = None, float("inf"), now
-            self._dealt = deal(self._cluster, self._hosts())
+            self._dealt, self._metrics = deal(self._cluster, self._hosts()), {}
             for member in self._members.values():
                 member.roles = {}
 
@@ -230,6 +232,15 @@ class Coordinator:
                 ],
             }
 
+    def watched(self) -> list[tuple[str, str, str]]:
+        """Where other hosts' agents, and the roles of this generation, can be scraped: process, host and HOST:PORT."""
+        with self._lock:
+            found = [("agent", member.host, member.metrics) for member in self._members.values() if member.metrics]
+            for agent, dealt in self._dealt.items():
+                host = self._members[agent].host if agent in self._members else ""
+                found += [(role.name, host, self._metrics[role.name]) for role in dealt if role.name in self._metrics]
+            return found
+
     # ---- agents
 
     def _refusal(self, report: Report) -> str | None:
@@ -263,7 +274,7 @@ class Coordinator:
         return [self.home, *others][: self._cluster.hosts]
 
     def _hear(self, member: _Member, report: Report) -> None:
-        member.seen, member.reports = self._clock(), report.number
+        member.seen, member.reports, member.metrics = self._clock(), report.number, report.metrics
         current = report.generation == self.generation
         for event in report.events:
             if event.number > member.events:
@@ -320,6 +331,8 @@ class Coordinator:
             self._saved_step = max(self._saved_step, event["step"])
         elif kind == "stopped":
             self._stopped = Stop(event["step"], event["checkpoint"])
+        elif kind == "metrics":
+            self._metrics[sent.role] = event["address"]
         self._events.append(event)
 
     def _is_up(self) -> None:

@@ -58,6 +58,7 @@ class Report(_Message):
     roles: dict[str, RoleState] = {}
     events: list[SentEvent] = Field([], max_length=MOST_EVENTS)
     failure: Failure | None = None
+    metrics: str | None = Field(None, description="where the agent's own metrics can be scraped, HOST:PORT")
     leaving: bool = Field(False, description="its roles have ended, and no report of it will follow")
 
 

@@ -16,8 +16,10 @@ from deploy.agent import POLL_SECONDS, Agent, job_digest
 from deploy.cluster import Address, scheduler_address
 from deploy.coordinator import FINISHED, Coordinator, Start, State
 from deploy.coordinator_http import read_token, serving
+from deploy.metrics import HostMetrics, JobMetrics, target
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.job import Cluster, Job
+from trainer.metrics_http import Listener
 from trainer.run_folder import REPORT_FILE, RunFolder
 
 REPORT_SECONDS = 10.0
@@ -56,13 +58,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def run_job(
-    job: Job, folder: RunFolder, emit: Emit, *, resume: bool, asked_to_stop: Callable[[], bool]
+    job: Job, folder: RunFolder, emit: Emit, listener: Listener, *, resume: bool, asked_to_stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Run a distributed job until it is done, through as many generations as that takes; gives its report.
 
     ``emit`` gets the events of the first worker and, as ``restart``, ``resume``, ``back_off`` and ``waiting``, those of
     the job. With ``resume`` it goes on from the newest checkpoint, where there is one. ``asked_to_stop`` is asked many
-    times a second.
+    times a second. ``listener`` shows the job to whoever watches it.
 
     Raises:
         InputError: a role found the input wrong.
@@ -80,6 +82,7 @@ def run_job(
             lease_seconds=float("inf"),
         )
         stack.enter_context(closing(agent))
+        _show(job, coordinator, agent, listener)
         agent.turn()  # joins before others can
         if job.cluster.listen is not None:
             listen = Address.parse(job.cluster.listen, "cluster.listen")
@@ -101,6 +104,20 @@ def run_job(
     if coordinator.state is State.STOPPED:
         raise Stopped(coordinator.message)
     return _amended_report(folder, restarts.of(coordinator))
+
+
+def _show(job: Job, coordinator: Coordinator, agent: Agent, listener: Listener) -> None:
+    """Have ``listener`` show the job, and where its processes can be scraped."""
+
+    def targets() -> list[dict[str, Any]]:
+        here = [("coordinator", agent.host, listener.address)] if listener.address else []
+        return [target(job.name, *found) for found in [*here, *coordinator.watched()]]
+
+    listener.metrics.show("job", JobMetrics(coordinator, job.cluster))
+    listener.metrics.show("host", HostMetrics(agent))
+    listener.metrics.state = lambda: coordinator.state.value
+    listener.metrics.joined()
+    listener.targets = targets
 
 
 class _Restarts:

@@ -14,6 +14,7 @@ from kvstore.pages import welcome_huge
 from kvstore.philox import fill_rows
 from kvstore.snapshot import Snapshot, compile_kernels
 from kvstore.store import NONE_AFRESH, SUM_LENGTH, RowGradient, Saved, TableSpec
+from kvstore.work import RowWork
 
 _FILL_ROWS = 1 << 16
 
@@ -52,6 +53,7 @@ class LocalStore:
         self._weights: dict[str, FloatArray] = {}
         self._optimizers: dict[str, LazyOptimizer] = {}
         self._snapshot: Snapshot | None = None
+        self.work = RowWork()
 
     def create(
         self,
@@ -81,6 +83,8 @@ class LocalStore:
             check_rows(self._tables[name], rows_R)
             fill_scattered(self._weights[name], rows_R, rows_R, self._tables[name], seed)
             self._optimizers[name].reset(rows_R)
+        for held in self._ranges():
+            self.work.hold(held.table, held.arrays)
 
     def _ranges(self) -> list[RowRange]:
         """All that is held: of each table one range, which is the table."""
@@ -128,9 +132,10 @@ class LocalStore:
         for name, gradient in gradients.items():
             check_rows(self._tables[name], gradient.rows_A)
         for name, gradient in gradients.items():
-            if self._snapshot is not None:
-                self._snapshot.before_update(name, 0, gradient.rows_A)
-            self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
+            with self.work.updating(name, len(gradient.rows_A)):
+                if self._snapshot is not None:
+                    self._snapshot.before_update(name, 0, gradient.rows_A)
+                self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
 
     def sum(self, values_N: FloatArray) -> FloatArray:
         """The values themselves: there is one worker."""

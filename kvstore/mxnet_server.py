@@ -26,6 +26,7 @@ from kvstore.pages import welcome_huge, zero
 from kvstore.philox import fill_rows
 from kvstore.snapshot import Snapshot, compile_kernels
 from kvstore.store import TableSpec
+from kvstore.work import RowWork
 
 COMMAND_HEAD = 0
 """The only head that MXNet hands to a controller; it drops the others silently."""
@@ -127,6 +128,7 @@ class RowServer:
 
     def __init__(self, store: Any) -> None:
         """Serve the rows of ``store``, a connected ``dist_sync`` handle."""
+        self.work = RowWork()
         self._store = store
         self._layouts: dict[int, TableLayout] = {}
         self._shards: dict[int, _Shard] = {}
@@ -232,11 +234,19 @@ class RowServer:
             layout = self._layouts[key]
             shard = self._shards[key] = _Shard(weight, layout, key, self._store.rank, self._optimizer)
             shard.fill(self._seed, self._checkpoint.rows(layout.table.name) if self._checkpoint else 0)
+            self.work.hold(shard.table, shard.as_range().arrays)
         ids_A = row_sparse_ids(gradient)
-        if len(ids_A):
+        if len(ids_A) == 0:
+            return
+        with self.work.updating(shard.table, len(ids_A)):
             if self._snapshot is not None:
                 self._snapshot.before_update(shard.table, shard.number, ids_A)
             shard.optimizer.update(shard.weights_ND, ids_A, dense_view(gradient, (len(ids_A), shard.dim), np.float32))
+
+    @property
+    def rank(self) -> int:
+        """The server's number. It has one once all of the job have joined, as they have when a command comes."""
+        return int(self._store.rank)
 
     def close(self) -> None:
         """Stop a save that is still under way."""
@@ -244,8 +254,10 @@ class RowServer:
             self._snapshot.close()
 
 
-def run_role(fail: Callable[[BaseException], NoReturn]) -> None:
+def run_role(fail: Callable[[BaseException], NoReturn], joined: Callable[[RowServer], None] = lambda _: None) -> None:
     """Run the scheduler or a server, as ``DMLC_ROLE`` says, until the workers are done.
+
+    ``joined`` gets the server when its first command has come; the scheduler gets none.
 
     ``fail`` is called with an error in a command or an update; it must report it and end the process, since neither
     may return to MXNet as if it were done.
@@ -260,8 +272,12 @@ def run_role(fail: Callable[[BaseException], NoReturn]) -> None:
         except BaseException as error:
             fail(error)
 
+    waiting = [joined]
+
     def control(head: int, body: bytes, _handle: Any) -> None:
         try:
+            while waiting:
+                waiting.pop()(server)
             server.command(body.decode("utf-8", errors="replace"))
             # MXNet takes an updater only once its server runs, hence from here.
             store._set_updater(update)

@@ -208,6 +208,23 @@ class Cluster(_Section):
         return self
 
 
+class Metrics(_Section):
+    """Where a run can be watched by Prometheus, and the like."""
+
+    port: Annotated[int, Field(ge=0, le=65535, strict=True)] | None = Field(
+        0,
+        description="port of /metrics, /healthz and /targets; 0: a free one, as always of roles that an agent starts; "
+        "null: none at all",
+    )
+    host: str | None = Field(
+        None,
+        description="address that they listen on; default: the one of the role, which is cluster.host on this host",
+    )
+    pushgateway: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = Field(
+        None, description="http:// or https:// URL of a Pushgateway, which gets each process's final values"
+    )
+
+
 class Job(_Section):
     """A whole job."""
 
@@ -225,6 +242,7 @@ class Job(_Section):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     cluster: Cluster = Cluster()
+    metrics: Metrics = Metrics()
 
     @model_validator(mode="after")
     def _each_worker_has_a_lane(self) -> Job:
@@ -269,7 +287,7 @@ def _anchored(location: str) -> str:
 
 
 _MAY_CHANGE = (
-    *("cluster.", "checkpoint.", "data.readers", "data.max_row_group"),
+    *("cluster.", "checkpoint.", "metrics.", "data.readers", "data.max_row_group"),
     *("train.epochs", "train.max_steps", "train.patience", "train.device"),
 )
 

@@ -23,6 +23,7 @@ Emit = Callable[[dict[str, Any]], None]
 Evaluator = Callable[[], Metrics | None]
 Keep = Callable[[], None]
 AfterStep = Callable[[Progress], bool]
+WatchAhead = Callable[[ReadAhead[Batch]], None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Loop:
     keep: Keep
     after_step: AfterStep
     emit: Emit
+    watch_ahead: WatchAhead = lambda _: None
 
     @property
     def total_steps(self) -> int:
@@ -54,6 +56,7 @@ class Loop:
         """
         made = Making()
         with ReadAhead(self._batches(progress, made), interrupt=self.schedule.interrupt) as ahead:
+            self.watch_ahead(ahead)
             waiting = iter(ahead)
             while not self._is_done(progress):
                 if self._run_epoch(progress, waiting, made):
@@ -117,7 +120,9 @@ class Loop:
         progress.loss_sum += loss * batch.global_size
         own_loss = loss * batch.global_size / max(len(batch), 1)
         told = {"steps": self.total_steps, "examples": progress.examples_total, "loss": own_loss}
-        self.emit(self._event("step", progress, **told, seconds=progress.step_seconds()))
+        rows = {name: len(rows_A) for name, rows_A in active.items()}
+        own = {"own_examples": len(batch), "rows": rows, "seconds": progress.step_seconds()}
+        self.emit(self._event("step", progress, **told, **own))
 
     @staticmethod
     def _event(kind: str, progress: Progress, **values: Any) -> dict[str, Any]:

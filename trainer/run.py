@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kvstore.errors import CheckpointError, InputError, UnreachableError
+from kvstore.errors import CheckpointError, DivergedError, InputError, UnreachableError
 from kvstore.local import LocalStore
 from kvstore.storage import Folder
 from kvstore.store import NONE_AFRESH, RowStore
@@ -27,11 +27,13 @@ from trainer.engines.base import make_engine
 from trainer.evaluate import Metrics, evaluate, load_held_out
 from trainer.job import Job, SplitName
 from trainer.loop import Emit, Loop
+from trainer.metrics import RoleMetrics, RowMetrics
 from trainer.model import Model, make_model
 from trainer.negatives import Sampler
 from trainer.progress import Progress
 from trainer.run_folder import METRICS_FILE, MetricsLog, RunFolder
 from trainer.selection import Selection, check_row_groups, found_counts, select
+from trainer.training_metrics import TrainingMetrics
 
 
 def open_data(job: Job) -> tuple[Folder, Manifest, Model]:
@@ -70,8 +72,9 @@ def run_training(
     *,
     checkpoint: str | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
+    metrics: RoleMetrics | None = None,
 ) -> dict[str, Any] | Stop:
-    """Train as one worker of ``job`` on ``store``, on from ``checkpoint`` if one is given.
+    """Train as one worker of ``job`` on ``store``, on from ``checkpoint`` if one is given; ``metrics`` show it.
 
     Rank 0 writes the records, the checkpoints and the report. Returns the report or, where ``stop_requested`` said at
     any worker that the run shall stop, where that was.
@@ -84,25 +87,29 @@ def run_training(
     identity = Identity.of(job, folder.run_id(), model.tables)
     vocabularies = {name: Vocabulary(data, manifest, name) for name in (manifest.query, manifest.item)}
     with ExitStack() as opened:
-        record = _recorder(folder, emit, opened) if store.rank == 0 else _ignore
+        measured = opened.enter_context(_measuring(job, model, store, metrics or RoleMetrics(job.name, "worker")))
+        record = measured.first(_recorder(folder, emit, opened) if store.rank == 0 else _ignore)
         counts = found_counts(folder.path, job, identity.data, manifest.splits["train"])
-        selection = select(job, data, manifest, PhaseEvents(emit), counts)
+        selection = select(job, data, manifest, PhaseEvents(measured.first(emit)), counts)
         reader = opened.enter_context(closing(ShardReader(data, manifest, job.data.readers)))
         saver = opened.enter_context(
             Saver(store, job.checkpoint, folder.checkpoints(job), identity, record, stop_requested)
         )
-        loop = _make_loop(job, folder, store, manifest, model, reader, selection, vocabularies, saver, record)
+        loop = _make_loop(job, folder, store, manifest, model, reader, selection, vocabularies, saver, record, measured)
         progress = _start(job, folder, store, manifest, identity, checkpoint, record)
+        measured.follow(progress)
         saver.begin(progress)
         if not loop.run(progress):
             stop = saver.stop(progress)
             record({"event": "stopped", **asdict(stop)})
             return stop
         saver.save_last(progress)
-        metrics = {"valid": progress.best} if progress.best else {}
+        quality = {"valid": progress.best} if progress.best else {}
         if job.train.embeddings == "best" and "test" in manifest.splits and manifest.splits["test"].rows > 0:
             record({"event": "phase", "name": "test"})
-            metrics["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
+            quality["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
+            measured.judged("test", quality["test"])
+        measured.done()
         traffic = _total_traffic(progress, store)
     if store.rank == 0 and job.train.embeddings == "none" and not saver.has_saved(progress.step):
         raise CheckpointError(
@@ -110,7 +117,7 @@ def run_training(
             "train.embeddings=none it leaves nothing else; --resume goes on from the one before"
         )
     report = {
-        **_report(job, model, progress, metrics, store),
+        **_report(job, model, progress, quality, store),
         "restarts": len(folder.restarts()),
         "restart_causes": folder.restarts(),
         **traffic,
@@ -131,6 +138,7 @@ def run_in_process(
     resume: bool,
     stop_requested: Callable[[], bool],
     say: Callable[[str], None],
+    metrics: RoleMetrics | None = None,
 ) -> dict[str, Any] | Stop:
     """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
 
@@ -144,7 +152,11 @@ def run_in_process(
             say(f"going on from step {found.manifest.step:,}")
         try:
             with closing(LocalStore()) as store:
-                return run_training(job, folder, store, emit, checkpoint=checkpoint, stop_requested=stop_requested)
+                if metrics is not None:
+                    metrics.show("rows", RowMetrics(store.work))
+                return run_training(
+                    job, folder, store, emit, checkpoint=checkpoint, stop_requested=stop_requested, metrics=metrics
+                )
         except CheckpointError as error:
             if checkpoint is None or error.checkpoint != checkpoint:
                 raise
@@ -173,6 +185,20 @@ def _start(
         progress.best, progress.best_epoch, progress.stale = None, None, 0
     record({"event": "phase", "name": "training", "step": progress.step, "rows_from": rows_from})
     return progress
+
+
+@contextmanager
+def _measuring(job: Job, model: Model, store: RowStore, metrics: RoleMetrics) -> Iterator[TrainingMetrics]:
+    """What measures a training, shown by ``metrics``; a training that diverges it shows as such."""
+    measured = TrainingMetrics(job, model.tables, store.rank, metrics.sign)
+    metrics.show("training", measured)
+    metrics.state = lambda: measured.state
+    metrics.joined(store.rank)
+    try:
+        yield measured
+    except DivergedError:
+        measured.diverged()
+        raise
 
 
 def _recorder(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
@@ -224,6 +250,7 @@ def _make_loop(
     vocabularies: dict[str, Vocabulary],
     saver: Saver,
     record: Emit,
+    measured: TrainingMetrics,
 ) -> Loop:
     counts_N = vocabularies[manifest.item].counts() if job.negatives.sampling == "popularity" else None
     schedule = Schedule(
@@ -247,18 +274,21 @@ def _make_loop(
         if job.train.embeddings == "best":
             write_embeddings(store, model.tables, vocabularies, folder.embeddings)
 
+    engine = make_engine(job, model)
+    measured.watch_gpu(engine.gpu_memory)
     return Loop(
         train=job.train,
         select=job.evaluate.select,
         model=model,
         store=store,
-        engine=make_engine(job, model),
+        engine=engine,
         schedule=schedule,
         sampler=Sampler(job.negatives, model.item.rows, counts_N, job.train.seed),
         evaluator=judge,
         keep=keep,
         after_step=saver.after_step,
         emit=record,
+        watch_ahead=measured.watch_ahead,
     )
 
 

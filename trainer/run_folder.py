@@ -1,7 +1,7 @@
 """The folder of a run: what is in it, who may write there, and the log of its events.
 
-runs/NAME/  job.yaml  run.json  interactions.json  metrics.jsonl  restarts.json  report.json  embeddings/  checkpoints/
-            logs/  run.lock
+runs/NAME/  job.yaml  run.json  interactions.json  metrics.jsonl  metrics.prom  restarts.json  report.json  embeddings/
+            checkpoints/  logs/  run.lock, and of a distributed run metrics/: each role's, that metrics.prom is made of
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kvstore.errors import InputError
 from trainer.job import Job, load_job
 
 JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
-RUN_FILE, RESTARTS_FILE = "run.json", "restarts.json"
+RUN_FILE, RESTARTS_FILE, FINAL_METRICS_FILE = "run.json", "restarts.json", "metrics.prom"
 _STEMS = {"job", "report", "metrics", "run", "restarts", "interactions", "embeddings", "checkpoints", "logs"}
 _STEP_RECORD_SECONDS = 1.0
 _LONGEST_RECORD_BYTES = 1 << 20
@@ -37,6 +37,7 @@ class RunFolder:
         self.path = path if path.name else path.absolute()
         self.embeddings = self.path / "embeddings"
         self.logs = self.path / "logs"
+        self._role_metrics = self.path / "metrics"
 
     def job(self) -> Job:
         """The job as it was resolved when the run began.
@@ -164,6 +165,24 @@ class RunFolder:
         """Write ``report.json``."""
         self._write(REPORT_FILE, json.dumps(report, indent=1) + "\n")
 
+    def clear_metrics(self) -> None:
+        """Delete the final metrics of an earlier start."""
+        shutil.rmtree(self._role_metrics, ignore_errors=True)
+        (self.path / FINAL_METRICS_FILE).unlink(missing_ok=True)
+
+    def write_role_metrics(self, name: str, text: str) -> None:
+        """Write the final metrics of the role ``name``."""
+        self._role_metrics.mkdir(exist_ok=True)
+        self._write(f"{self._role_metrics.name}/{name}.prom", text)
+
+    def role_metrics(self) -> list[str]:
+        """What roles have left of their final metrics, each in Prometheus's text format."""
+        return [path.read_text(encoding="utf-8") for path in sorted(self._role_metrics.glob("[!.]*.prom"))]
+
+    def write_metrics(self, text: str) -> None:
+        """Write ``metrics.prom``."""
+        self._write(FINAL_METRICS_FILE, text)
+
     def restarts(self) -> list[dict[str, Any]]:
         """The restarts of the run so far, whichever command went through them."""
         try:
@@ -178,7 +197,7 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         """Write the file ``name``, in one move: whoever is killed leaves none or the earlier one."""
-        partial = self.path / _partial(name)
+        partial = (self.path / name).with_name(_partial(Path(name).name))
         partial.write_text(text, encoding="utf-8")
         partial.replace(self.path / name)
 

@@ -37,6 +37,10 @@ class ReadAhead(Generic[Value]):
             self._discard()
             self._thread.join(timeout=0.01)
 
+    def ready(self) -> int:
+        """How many values wait now."""
+        return self._queue.qsize()
+
     def __iter__(self) -> Iterator[Value]:
         """The values, in order."""
         while True:

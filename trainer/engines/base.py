@@ -22,6 +22,9 @@ class Engine(Protocol):
         the opposite statement if w_b < 0 (see ``trainer/losses.py``). An empty batch gives 0 and gradients of no rows.
         """
 
+    def gpu_memory(self) -> tuple[int, int] | None:
+        """Used and all bytes of the GPU that it computes on; None where that is the CPU. For any thread to ask."""
+
 
 def make_engine(job: Job, model: Model) -> Engine:
     """The engine that ``job`` names.

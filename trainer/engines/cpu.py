@@ -90,6 +90,9 @@ class CpuEngine:
             _through_normalise(gradient_AD, unit_AD, norm_A)
         return float(loss_B.sum(dtype=np.float64)), dict(zip(names, gradients, strict=True))
 
+    def gpu_memory(self) -> None:
+        """None: it computes on the CPU."""
+
     @staticmethod
     def _by_rows(active: ActiveRows, values_ND: FloatArray) -> FloatArray:
         gradient_AD: FloatArray = _sum_uses(values_ND, active.order_N, active.starts_A1)

@@ -53,6 +53,13 @@ class MXNetEngine:
         loss.backward()
         return float(loss.asscalar()), {name: array.grad.asnumpy() for name, array in zip(names, rows, strict=True)}
 
+    def gpu_memory(self) -> tuple[int, int] | None:
+        """Used and all bytes of the GPU, or None on the CPU."""
+        if self._context.device_type != "gpu":
+            return None
+        free, total = self._mx.context.gpu_memory_info(self._context.device_id)
+        return total - free, total
+
     def _array(self, values: FloatArray | IntArray, dtype: type = np.float32) -> Any:
         return self._mx.nd.array(values, ctx=self._context, dtype=dtype)
 

@@ -1,0 +1,187 @@
+"""What metrics cost: steps with and without them, side by side in one run; and how soon a busy role answers a scrape.
+
+    .venv/bin/python benchmarks/metrics.py [--steps 1200]
+
+The first part trains in process on the work of throughput.py (BPR triples on 1,000,000 customers and 100,000 tracks x
+64), with a batch of 16,384 and with one of 1,024. Within the run, pairs of steps take turns: with metrics, without
+counting them, and once more without, which says what of a difference is chance. The medians of the seconds a step are
+compared: pairs that take turns so fast meet the same other load. All are scraped every 5 seconds. The second part
+trains on 2 servers and 2 workers, and scrapes every process over and over meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from throughput import throughput_job
+
+from kvstore.work import RowWork
+from trainer.data.synthetic import SyntheticSpec, write_synthetic
+from trainer.job import check_job
+from trainer.metrics import RoleMetrics
+from trainer.metrics_http import listening
+from trainer.run import run_in_process
+from trainer.run_folder import RunFolder
+from trainer.training_metrics import TrainingMetrics
+
+TURN_STEPS = 2
+WARM_UP_STEPS = 40
+SCRAPE_SECONDS = 5.0
+
+
+class Turns:
+    """Whether metrics are on; they take turns with being off, every few steps."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.steps: list[list[float]] = [[], [], []]
+        self.counting: list[float] = []
+        self._count, self._since = 0, time.perf_counter()
+
+    @property
+    def on(self) -> bool:
+        """Whether it is the turn of metrics."""
+        return self.turn == 0
+
+    def step(self) -> None:
+        """A step has ended."""
+        now = time.perf_counter()
+        if self._count >= WARM_UP_STEPS:
+            self.steps[self.turn].append(now - self._since)
+        self._count, self._since = self._count + 1, now
+        if self._count % TURN_STEPS == 0:
+            self.turn = (self.turn + 1) % len(self.steps)
+
+
+@contextmanager
+def taking_turns(turns: Turns) -> Iterator[None]:
+    """Have training count, and updates be counted, while it is their turn."""
+    take, updating = TrainingMetrics.take, RowWork.updating
+
+    @contextmanager
+    def counted_in_turn(self: RowWork, table: str, rows: int) -> Iterator[None]:
+        if turns.on:
+            with updating(self, table, rows):
+                yield
+        else:
+            yield
+
+    def take_in_turn(self: TrainingMetrics, event: dict[str, Any]) -> None:
+        if turns.on or event["event"] != "step":
+            begin = time.perf_counter()
+            take(self, event)
+            if event["event"] == "step":
+                turns.counting.append(time.perf_counter() - begin)
+
+    TrainingMetrics.take, RowWork.updating = take_in_turn, counted_in_turn  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TrainingMetrics.take, RowWork.updating = take, updating  # type: ignore[method-assign]
+
+
+def side_by_side(values: dict[str, Any], folder: Path) -> tuple[Turns, list[float]]:
+    """Train as ``values`` say; the seconds of steps, and of scrapes."""
+    job = check_job(values, "benchmark")
+    turns, scrapes, over = Turns(), [], threading.Event()
+    metrics = RoleMetrics(job.name, "in-process")
+
+    def scrape(address: str) -> None:
+        while not over.wait(SCRAPE_SECONDS):
+            scrapes.append(seconds_to_scrape(address))
+
+    def told(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            turns.step()
+
+    run = RunFolder(folder)
+    with listening(metrics, 0, None, "127.0.0.1") as listener, taking_turns(turns), run.begin(job, overwrite=True):
+        thread = threading.Thread(target=scrape, args=(listener.address,), daemon=True)
+        thread.start()
+        run_in_process(job, run, told, resume=False, stop_requested=lambda: False, say=print, metrics=metrics)
+        over.set()
+        thread.join()
+    return turns, scrapes
+
+
+def seconds_to_scrape(address: str) -> float:
+    """How long /metrics takes to answer."""
+    begin = time.perf_counter()
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
+        answer.read()
+    return time.perf_counter() - begin
+
+
+def scrape_roles(job: Path, run_dir: Path, seconds: float) -> dict[str, list[float]]:
+    """Train on 2 servers and 2 workers, and scrape for so long once steps are taken."""
+    command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", str(run_dir)]
+    process = subprocess.Popen(
+        [*command, "--servers", "2", "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        line = next(line for line in process.stderr if line.startswith("metrics: "))
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        targets = line.split()[1].replace("/metrics", "/targets")
+        log = run_dir / "metrics.jsonl"
+        while not (log.exists() and '"event": "step"' in log.read_text()):
+            time.sleep(0.1)
+        with urllib.request.urlopen(targets, timeout=60) as answer:
+            found = {each["labels"]["process"]: each["targets"][0] for each in json.load(answer)}
+        taken: dict[str, list[float]] = {process: [] for process in found}
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for name, address in found.items():
+                taken[name].append(seconds_to_scrape(address))
+        return taken
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--steps", type=int, default=1200, help="steps of each batch size, a third of them with metrics"
+    )
+    arguments = parser.parse_args()
+    print(f"{len(os.sched_getaffinity(0))} cores; {arguments.steps} steps, a third of them each way")
+    with tempfile.TemporaryDirectory() as folder:
+        data, job = Path(folder) / "data", Path(folder) / "job.yaml"
+        spec = SyntheticSpec(queries=1_000_000, items=100_000, interactions=4_000_000, valid=0, test=0)
+        write_synthetic(data, spec, seed=1)
+        for batch in (16_384, 1_024):
+            values = throughput_job(data, arguments.steps + WARM_UP_STEPS)
+            values["train"] |= {"batch_size": batch, "embeddings": "none"}
+            turns, scrapes = side_by_side(values, Path(folder) / "run")
+            on, off, again = (1e3 * statistics.median(steps) for steps in turns.steps)
+            counting = statistics.median(turns.counting)
+            scrape = f"; a scrape {1e3 * statistics.median(scrapes):.1f} ms" if scrapes else ""
+            print(f"a batch of {batch:>6,}: {on:.3f} ms a step with, {off:.3f} without: {on / off:.4f} x", end="; ")
+            print(f"without again: {again / off:.4f} x")
+            print(f"    counting a step {1e6 * counting:.0f} µs, {1e5 * counting / off:.2f} %{scrape}")
+        values = throughput_job(data, 1_000_000)
+        values["train"] |= {"epochs": 1_000_000, "embeddings": "none"}
+        job.write_text(yaml.safe_dump(values))
+        for name, seconds in scrape_roles(job, Path(folder) / "dist", seconds=10).items():
+            middle, most = 1e3 * statistics.median(seconds), 1e3 * max(seconds)
+            print(f"a scrape of {name:<12} {middle:6.1f} ms in the middle, {most:6.1f} ms at most, of {len(seconds)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The names of all metrics, and what each means: nowhere else is one made up. ``docs/metrics.md`` has them as a table.
+
+All begin with ``crossfade_`` and are in base units. Every series has the labels ``run`` (the job's name), ``role`` and,
+where there is one, ``rank``; what else labels it stands here. Nothing of the data does: no ids, names or rows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+PREFIX = "crossfade"
+ROLES = ("in-process", "coordinator", "agent", "scheduler", "server", "worker")
+"""What the label ``role`` may say."""
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: ``meaning`` is its help text; ``group`` says which processes have it (see ``GROUPS``)."""
+
+    name: str
+    kind: Kind
+    group: str
+    unit: str
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+    def family(self, *values: tuple[tuple[str, ...], float]) -> CounterMetricFamily | GaugeMetricFamily:
+        """What a collector gives that has ``values`` at hand: the values of the labels, and the figure."""
+        assert self.kind != "histogram"
+        make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
+        family = make(self.name, self.meaning, labels=self.labels)
+        for labels, value in values:
+            family.add_metric(list(labels), value)
+        return family
+
+    def alone(self, value: float | None) -> CounterMetricFamily | GaugeMetricFamily:
+        """The same without labels of its own; None: there is no value yet."""
+        return self.family() if value is None else self.family(((), value))
+
+    def histogram(self, *values: tuple[tuple[str, ...], Distribution]) -> HistogramMetricFamily:
+        """The same of a histogram."""
+        assert self.kind == "histogram"
+        family = HistogramMetricFamily(self.name, self.meaning, labels=self.labels)
+        for labels, distribution in values:
+            family.add_metric(list(labels), distribution.buckets(), distribution.sum)
+        return family
+
+
+class Distribution:
+    """How many seconds things took: a histogram that costs next to nothing to add to."""
+
+    bounds = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+    def __init__(self) -> None:
+        """Nothing observed yet."""
+        self.sum = 0.0
+        self._counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, seconds: float) -> None:
+        """Add one."""
+        self._counts[bisect_left(self.bounds, seconds)] += 1
+        self.sum += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """For each bound, and infinity, how many were not above it."""
+        bounds = [*map(str, self.bounds), "+Inf"]
+        return list(zip(bounds, accumulate(map(float, self._counts)), strict=True))
+
+
+GROUPS = {
+    "process": "every process",
+    "training": "in-process, worker",
+    "first": "in-process, worker of rank 0",
+    "gpu": "in-process, worker: where `train.device` is `gpu`",
+    "rows": "in-process, server",
+    "job": "coordinator",
+    "host": "coordinator, agent",
+}
+"""Which processes have the metrics of a group."""
+
+BUILD_INFO = Metric("crossfade_build_info", "gauge", "process", "1", "Always 1.", ("version", "python"))
+MEMORY_LIMIT = Metric(
+    "crossfade_memory_limit_bytes", "gauge", "process", "bytes", "Memory of the machine, or of its container if less."
+)
+MEMORY_AVAILABLE = Metric(
+    "crossfade_memory_available_bytes", "gauge", "process", "bytes", "What of it all processes there may still take."
+)
+PROCESS = tuple(
+    Metric(f"{PREFIX}_process_{name}", kind, "process", unit, meaning)  # type: ignore[arg-type]
+    for name, kind, unit, meaning in (
+        ("virtual_memory_bytes", "gauge", "bytes", "Virtual memory size in bytes."),
+        ("resident_memory_bytes", "gauge", "bytes", "Resident memory size in bytes."),
+        ("start_time_seconds", "gauge", "seconds", "Start time of the process since unix epoch in seconds."),
+        ("cpu_seconds_total", "counter", "seconds", "Total user and system CPU time spent in seconds."),
+        ("open_fds", "gauge", "files", "Number of open file descriptors."),
+        ("max_fds", "gauge", "files", "Maximum number of open file descriptors."),
+    )
+)
+"""Those of ``prometheus_client.ProcessCollector``."""
+
+EXAMPLES = Metric(
+    "crossfade_examples_total", "counter", "training", "examples", "Examples that this process has trained on."
+)
+STEPS = Metric("crossfade_steps_total", "counter", "training", "steps", "Steps that this process has taken.")
+STEP = Metric("crossfade_step", "gauge", "training", "steps", "Step that the run stands at.")
+PLANNED_STEPS = Metric(
+    "crossfade_planned_steps", "gauge", "training", "steps", "Steps of the whole run, unless it stops early."
+)
+EPOCH = Metric("crossfade_epoch", "gauge", "training", "epochs", "Epoch that the run is in, from 1.")
+PROGRESS = Metric(
+    "crossfade_progress_ratio", "gauge", "training", "ratio", "Share of the planned steps that is behind; 1 once done."
+)
+LOSS = Metric(
+    "crossfade_loss", "gauge", "training", "1", "Mean loss of this process's examples of the last step; NaN: diverged."
+)
+EPOCH_LOSS = Metric("crossfade_epoch_loss", "gauge", "training", "1", "Mean loss of all examples of the last epoch.")
+LEARNING_RATE = Metric("crossfade_learning_rate", "gauge", "training", "1", "Learning rate of a step.")
+QUALITY = Metric(
+    "crossfade_quality_ratio",
+    "gauge",
+    "training",
+    "ratio",
+    "Quality of the last evaluation on a split, such as recall@10 and ndcg@10.",
+    ("split", "metric"),
+)
+PHASE_SECONDS = Metric(
+    "crossfade_phase_seconds",
+    "histogram",
+    "training",
+    "seconds",
+    "Seconds of training by phase; data and sample: waiting for interactions, and for negatives and active rows.",
+    ("phase",),
+)
+ACTIVE_ROWS = Metric(
+    "crossfade_active_rows_total", "counter", "training", "rows", "Rows that this process's steps touched.", ("table",)
+)
+PULLED_BYTES = Metric(
+    "crossfade_pulled_bytes_total", "counter", "training", "bytes", "Row ids and values pulled.", ("table",)
+)
+PUSHED_BYTES = Metric(
+    "crossfade_pushed_bytes_total", "counter", "training", "bytes", "Row ids and gradients pushed.", ("table",)
+)
+DENSE_BYTES = Metric(
+    "crossfade_pushed_if_dense_bytes_total",
+    "counter",
+    "training",
+    "bytes",
+    "What would have been pushed if gradients were dense.",
+    ("table",),
+)
+READY_BATCHES = Metric(
+    "crossfade_ready_batches", "gauge", "training", "batches", "Batches that were made ahead and wait for training."
+)
+LAST_STEP = Metric(
+    "crossfade_last_step_timestamp_seconds", "gauge", "training", "seconds", "When the last step was taken, Unix time."
+)
+LAST_PROGRESS = Metric(
+    "crossfade_last_progress_timestamp_seconds",
+    "gauge",
+    "training",
+    "seconds",
+    "When a step, an evaluation, a checkpoint or another phase was last begun or done, Unix time.",
+)
+
+CHECKPOINTS = Metric(
+    "crossfade_checkpoints_total", "counter", "first", "checkpoints", "Checkpoints by result.", ("result",)
+)
+CHECKPOINT_SECONDS = Metric(
+    "crossfade_checkpoint_seconds_total", "counter", "first", "seconds", "Seconds that writing checkpoints took."
+)
+CHECKPOINT_PAUSE = Metric(
+    "crossfade_checkpoint_pause_seconds_total", "counter", "first", "seconds", "Seconds that training waited for them."
+)
+CHECKPOINT_BYTES = Metric(
+    "crossfade_checkpoint_written_bytes_total", "counter", "first", "bytes", "Bytes of checkpoints written."
+)
+LAST_CHECKPOINT_BYTES = Metric(
+    "crossfade_last_checkpoint_bytes", "gauge", "first", "bytes", "Bytes of the last checkpoint that became whole."
+)
+LAST_CHECKPOINT = Metric(
+    "crossfade_last_checkpoint_timestamp_seconds",
+    "gauge",
+    "first",
+    "seconds",
+    "When the last checkpoint became whole, Unix time; before the first one, when training began. "
+    "time() minus this is its age.",
+)
+CHECKPOINT_INTERVAL = Metric(
+    "crossfade_checkpoint_interval_seconds",
+    "gauge",
+    "first",
+    "seconds",
+    "checkpoint.every_seconds of the job; without it there is no such series.",
+)
+
+GPU_USED = Metric("crossfade_gpu_memory_used_bytes", "gauge", "gpu", "bytes", "Memory of the GPU that is taken.")
+GPU_LIMIT = Metric("crossfade_gpu_memory_limit_bytes", "gauge", "gpu", "bytes", "Memory of the GPU.")
+
+UPDATED_ROWS = Metric(
+    "crossfade_updated_rows_total", "counter", "rows", "rows", "Rows of the tables here that were updated.", ("table",)
+)
+UPDATE_SECONDS = Metric(
+    "crossfade_update_seconds_total", "counter", "rows", "seconds", "Seconds that updating them took.", ("table",)
+)
+SHARD_BYTES = Metric(
+    "crossfade_shard_bytes",
+    "gauge",
+    "rows",
+    "bytes",
+    "Bytes of the tables held here: of the weights, and of each array of optimizer state.",
+    ("table", "array"),
+)
+
+RESTARTS = Metric("crossfade_restarts_total", "counter", "job", "restarts", "Restarts of the job.")
+GENERATION = Metric(
+    "crossfade_generation", "gauge", "job", "generations", "Generation of the job's processes, from 1; 0 before."
+)
+JOB_STATE = Metric(
+    "crossfade_job_state", "gauge", "job", "1", "1 for the state that the job is in, 0 for the others.", ("state",)
+)
+ROLE_UP = Metric(
+    "crossfade_role_up",
+    "gauge",
+    "job",
+    "1",
+    "1 for each role of the job that an agent reports as running or done, 0 for one that is missing.",
+    ("process",),
+)
+LIVING_ROLES = Metric("crossfade_living_roles", "gauge", "host", "roles", "Roles that this host's agent runs.")
+
+ALL = tuple(value for value in list(globals().values()) if isinstance(value, Metric)) + PROCESS
