@@ -224,7 +224,9 @@ def problem_of(command: Command, named: str) -> str | None:
     last = lines[-1] if lines else ""
     listed = command[:2] == ["prepare", "--check"]
     others = [
-        line for line in lines[:-1] if not line.lstrip("\r").startswith(("crossfade: passed over ", "training: "))
+        line
+        for line in lines[:-1]
+        if not line.lstrip("\r").startswith(("crossfade: passed over ", "training: ", "metrics: "))
     ]
     if code not in (1, 2) or not last.startswith("crossfade: error: ") or (others and not listed and code == 2):
         return f"exit code {code}, and said:\n{stderr}"

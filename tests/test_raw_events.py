@@ -78,6 +78,7 @@ def test_genres_popularity_and_taste_are_planted(tmp_path: Path) -> None:
     assert own_rate < 0.2 < 0.4 < stray_rate
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("several_files")
 def test_the_same_seed_gives_the_same_bytes_whatever_the_threads_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed, threads in (("a", 1, 1), ("b", 1, 3), ("c", 2, 3)):

@@ -308,6 +308,7 @@ def peak_of_a_step(rows: int) -> int:
         store.close()
 
 
+@pytest.mark.slow
 def test_a_step_in_process_allocates_by_its_active_rows_whatever_the_size_of_the_table() -> None:
     small, large = peak_of_a_step(1_000_000), peak_of_a_step(16_000_000)
     block_bytes = 1000 * 8 * 4

@@ -17,6 +17,8 @@ from trainer.job import load_job
 from trainer.run import run_in_process
 from trainer.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 BATCH = 512
 EPOCH_STEPS = -(-train_rows() // BATCH)
 EPOCHS = 6

@@ -195,6 +195,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_the_time_and_resumes_on_no_other(place: Path) -> None:
     since = ("--set", "data.since=2024-02-15")
     run = ("train", "job.yaml", "--run-dir", "run")

@@ -238,6 +238,7 @@ def test_patience_stops_a_run_that_gets_no_better(untrained: dict[str, Any]) -> 
     assert (untrained["best_epoch"], untrained["epochs"]) == (1, 3)
 
 
+@pytest.mark.slow
 def test_a_run_moves_an_earlier_one_in_its_folder_aside_unless_told_to_overwrite_it(place: Path) -> None:
     stop = "train.max_steps={}".format
     first = train(place, "again", stop(7))
@@ -262,6 +263,7 @@ def test_a_folder_that_is_not_a_run_is_refused_and_left_as_it_is(place: Path, ov
     assert (place / "data" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_in_the_folder_of_one_that_goes_on_is_refused(place: Path) -> None:
     endless = ("--set", "train.epochs=1000000", "--set", "train.evaluate_every=1000000")
     with started("train", "job.yaml", "--run-dir", "busy", *endless, cwd=place) as first:
@@ -273,6 +275,7 @@ def test_a_run_in_the_folder_of_one_that_goes_on_is_refused(place: Path) -> None
         assert first.process.poll() is None
 
 
+@pytest.mark.slow
 def test_a_run_in_the_folder_of_one_that_was_killed_moves_it_aside(place: Path) -> None:
     with started("train", "job.yaml", "--run-dir", "killed", cwd=place) as first:
         wait_for_steps(first, place / "killed")
@@ -281,6 +284,7 @@ def test_a_run_in_the_folder_of_one_that_was_killed_moves_it_aside(place: Path) 
     assert (place / "killed.1" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["empty", "link", "."])
 def test_an_empty_folder_that_is_there_already_is_used(place: Path, tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -305,6 +309,7 @@ def test_whoever_stops_reading_the_progress_does_not_get_a_success(place: Path, 
     process.stdout.close()
 
 
+@pytest.mark.slow
 def test_overwriting_deletes_nothing_that_a_run_did_not_write(place: Path, tmp_path: Path) -> None:
     job = place / "run" / "job.yaml"
     succeeded(crossfade("train", job, "--run-dir", "run", "--set", "train.max_steps=1", cwd=tmp_path))
