@@ -112,7 +112,7 @@ def explain(error: OSError, bucket: str, endpoint: str) -> OSError:
         away = code == "NETWORK_CONNECTION"
         how = "cannot be reached" if away else "did not answer as it should, after all tries"
         mend = "; check AWS_ENDPOINT_URL and the network" if away else ""
-        return ConnectionError(f"{endpoint} {how} ({called}): {said}{mend}")
+        return ConnectionError(f"{endpoint} {how} ({called}){f': {said}' if said else ''}{mend}")
     if 400 <= status < 500:
         return PermissionError(f"{endpoint} refused the request ({called}): {said}")
     return OSError(f"{said} ({called})")
