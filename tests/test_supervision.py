@@ -334,7 +334,7 @@ def test_a_finished_job_leaves_its_run_folder_and_nothing_else(job: Path, tmp_pa
         wait_for_steps(command, tmp_path / "work" / "run")
         roles = command.roles()
         ports = listening_ports(list(roles.values()))
-        assert len(ports) == len(ROLES)
+        assert len(ports) == 2 * len(ROLES)  # one of each for the others, one for metrics
         succeeded(command.finish())
         assert command.mark.processes() == []
     assert max(record.get("step", 0) for record in records(tmp_path / "work" / "run")) >= 100
@@ -449,7 +449,10 @@ def test_a_lost_coordinator_gets_its_agents_back(two_hosts: TwoHosts) -> None:
         with two_hosts.train(*A_WHILE, "--resume") as command:
             succeeded(command.finish())
             said = messages(succeeded(agent.finish()).stderr)
-    assert sum("cannot be reached" in line for line in said) == 2
+    # Whether the agent was there before the first coordinator is chance.
+    first = next(place for place, line in enumerate(said) if "joined the coordinator" in line)
+    assert sum("cannot be reached" in line for line in said[first:]) == 1
+    assert sum("joined the coordinator" in line for line in said) == 2
     assert read_report(two_hosts.run_dir)["steps"] == 600
 
 
