@@ -30,10 +30,10 @@ import yaml
 from throughput import throughput_job
 
 from kvstore.work import RowWork
-from trainer.data.synthetic import SyntheticSpec, write_synthetic
 from trainer.job import check_job
 from trainer.metrics import RoleMetrics
 from trainer.metrics_http import listening
+from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 from trainer.run import run_in_process
 from trainer.run_folder import RunFolder
 from trainer.training_metrics import TrainingMetrics

@@ -26,7 +26,7 @@ from kvstore.storage import Folder
 from trainer.data.manifest import read_manifest
 from trainer.data.shards import DEFAULT_READERS, Schedule, ShardReader, row_groups
 from trainer.data.stopwatch import Stopwatch
-from trainer.data.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 

@@ -26,7 +26,7 @@ import yaml
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerSpec, make_optimizer
 from kvstore.store import RowGradient, TableSpec
-from trainer.data.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 
 BATCH = 16_384
 TABLES = [TableSpec("customer", 1_000_000, 64, 0.1), TableSpec("track", 100_000, 64, 0.1)]

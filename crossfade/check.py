@@ -10,9 +10,9 @@ from kvstore.errors import InputError
 from kvstore.storage import Folder
 
 if TYPE_CHECKING:
-    from trainer.data.check import Checked
     from trainer.data.manifest import Manifest
     from trainer.data.progress import Progress
+    from trainer.prepare.check import Checked
 
 
 def check_data(arguments: argparse.Namespace, progress: Progress) -> Checked:
@@ -21,7 +21,7 @@ def check_data(arguments: argparse.Namespace, progress: Progress) -> Checked:
     Raises:
         CrossfadeError: it could not be read.
     """
-    from trainer.data.check import check
+    from trainer.prepare.check import check
 
     for option, name in (("--query", arguments.query), ("--item", arguments.item)):
         if name is not None and "=" in name:
@@ -36,7 +36,7 @@ def report(checked: Checked, location: str) -> Manifest:
     Raises:
         InputError: there are problems; they stand on stderr.
     """
-    from trainer.data.summary import describe
+    from trainer.prepare.summary import describe
 
     problems = checked.problems
     if problems.count:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from kvstore.storage import Folder
 
 if TYPE_CHECKING:
-    from trainer.data.forget import Forgotten
     from trainer.data.progress import Progress
+    from trainer.prepare.forget import Forgotten
 
 
 def forget_ids(arguments: argparse.Namespace, progress: Progress) -> str:
@@ -18,9 +18,9 @@ def forget_ids(arguments: argparse.Namespace, progress: Progress) -> str:
     Raises:
         CrossfadeError: it could not be done; the data are what they were, or what they were to be.
     """
-    from trainer.data.forget import forget
-    from trainer.data.id_list import read_ids
     from trainer.data.manifest import read_manifest
+    from trainer.prepare.forget import forget
+    from trainer.prepare.id_list import read_ids
 
     folder = Folder(arguments.out)
     entity = arguments.entity or read_manifest(folder).query

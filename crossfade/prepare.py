@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CrossfadeError: it could not be done; nothing is left behind.
     """
-    from trainer.data.summary import describe
+    from trainer.prepare.summary import describe
 
     if arguments.memory is not None and not 0 < arguments.memory < float("inf"):
         raise InputError(f"--memory {arguments.memory}: expected a number of GiB above 0")
@@ -176,7 +176,7 @@ def next_command(out: str, query: str, item: str) -> str:
 
 
 def _from_files(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
-    from trainer.data.prepare import PrepareOptions, prepare
+    from trainer.prepare.pipeline import PrepareOptions, prepare
 
     query, query_column = split_pair(arguments.query or "customer")
     item, item_column = split_pair(arguments.item or "item")
@@ -214,8 +214,8 @@ def _from_files(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
 
 
 def _from_sample(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
-    from trainer.data.sample import locate_lastfm, prepare_lastfm
-    from trainer.data.staging import check_free
+    from trainer.prepare.sample import locate_lastfm, prepare_lastfm
+    from trainer.prepare.staging import check_free
 
     _refuse(arguments, "--sample", [*_OF_FILES, "query", "item", "work"])
     out = Folder(arguments.out)
@@ -225,7 +225,7 @@ def _from_sample(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
 
 
 def _from_nothing(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
-    from trainer.data.synthetic import write_synthetic
+    from trainer.prepare.synthetic import write_synthetic
 
     _refuse(arguments, "--synthetic", _OF_FILES)
     spec = parse_synthetic(arguments.synthetic, arguments.query or "customer", arguments.item or "track")
@@ -233,7 +233,7 @@ def _from_nothing(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
 
 
 def _write_raw(arguments: argparse.Namespace) -> int:
-    from trainer.data.raw_synthetic import prepare_words, write_raw_events
+    from trainer.prepare.raw_synthetic import prepare_words, write_raw_events
 
     if not arguments.synthetic:
         raise InputError("--raw: says how to write --synthetic data; leave it out")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
-    from trainer.data.build_vocabulary import NamesFile
-    from trainer.data.synthetic import SyntheticSpec
+    from trainer.prepare.build_vocabulary import NamesFile
+    from trainer.prepare.synthetic import SyntheticSpec
 
 
 def split_pair(text: str) -> tuple[str, str | None]:
@@ -61,7 +61,7 @@ def parse_names(texts: Sequence[str]) -> dict[str, NamesFile]:
     Raises:
         InputError: one is of another form.
     """
-    from trainer.data.build_vocabulary import NamesFile
+    from trainer.prepare.build_vocabulary import NamesFile
 
     names: dict[str, NamesFile] = {}
     for text in texts:
@@ -83,7 +83,7 @@ def parse_synthetic(text: str, query: str, item: str) -> SyntheticSpec:
     Raises:
         InputError: a key is unknown, or a value no number.
     """
-    from trainer.data.synthetic import SyntheticSpec
+    from trainer.prepare.synthetic import SyntheticSpec
 
     kinds = {field.name: field.type for field in fields(SyntheticSpec) if field.type in ("int", "float")}
     values: dict[str, Any] = {}

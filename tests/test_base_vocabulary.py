@@ -12,13 +12,13 @@ from builders import write_vocabulary
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data import base_vocabulary
-from trainer.data.build_vocabulary import NamesFile
-from trainer.data.forget import forget
 from trainer.data.manifest import Entity, Manifest, read_manifest
-from trainer.data.prepare import PrepareOptions, prepare
 from trainer.data.progress import Silent
 from trainer.data.vocabulary import Vocabulary
+from trainer.prepare import base_vocabulary
+from trainer.prepare.build_vocabulary import NamesFile
+from trainer.prepare.forget import forget
+from trainer.prepare.pipeline import PrepareOptions, prepare
 
 Row = tuple[Any, ...]
 

@@ -14,12 +14,12 @@ from refusal_table import documented
 from crossfade.main import main
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.check import Checked, check
-from trainer.data.forget import forget
 from trainer.data.manifest import JOURNAL, Manifest, read_manifest
-from trainer.data.prepare import PrepareOptions, prepare
-from trainer.data.problems import LISTED
 from trainer.data.progress import Silent
+from trainer.prepare.check import Checked, check
+from trainer.prepare.forget import forget
+from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.problems import LISTED
 
 CUSTOMERS, TRACKS = 12, 6
 

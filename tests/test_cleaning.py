@@ -12,7 +12,7 @@ from test_prepare import interactions, make, vocabulary, write_parquet, write_te
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.summary import describe
+from trainer.prepare.summary import describe
 
 Event = tuple[int, int, float, int]
 WEIGHTS = {"play": 1.0, "like": 3.0, "skip": -1.0}

@@ -15,15 +15,15 @@ from refusal_table import documented
 from crossfade.main import main
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data import forget as module
-from trainer.data import output
-from trainer.data.forget import Forgotten, forget
-from trainer.data.id_list import read_ids
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.parquet_files import ParquetFiles
-from trainer.data.prepare import PrepareOptions, prepare
 from trainer.data.progress import Silent
 from trainer.data.vocabulary import Vocabulary
+from trainer.prepare import forget as module
+from trainer.prepare import output
+from trainer.prepare.forget import Forgotten, forget
+from trainer.prepare.id_list import read_ids
+from trainer.prepare.pipeline import PrepareOptions, prepare
 
 Row = tuple[Any, ...]
 GONE = ["customer-0007", "customer-0042", "customer-0199"]
@@ -71,7 +71,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def output_names(folder: Path) -> Any:
-    from trainer.data.build_vocabulary import NamesFile
+    from trainer.prepare.build_vocabulary import NamesFile
 
     return NamesFile(folder / "names.csv", "id", "name")
 

@@ -34,10 +34,10 @@ from kvstore.layout import make_layout
 from kvstore.storage import Folder
 from trainer.data.batches import batches
 from trainer.data.shards import Schedule, ShardReader
-from trainer.data.synthetic import SyntheticSpec, write_synthetic
 from trainer.data.vocabulary import Vocabulary
 from trainer.job import Job, load_job
 from trainer.negatives import Sampler
+from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 
 SERVER_TABLE_ROWS = 800_000
 GIB = 2**30

@@ -28,15 +28,15 @@ from refusal_table import documented
 from crossfade import prepare as command
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data import room, sample
-from trainer.data.build_vocabulary import NamesFile
-from trainer.data.database import run, working_database
 from trainer.data.manifest import Manifest, read_manifest
-from trainer.data.output import PartWriter, row_group_rows
-from trainer.data.prepare import PrepareOptions, prepare
-from trainer.data.splits import parse_hold_out
-from trainer.data.staging import Staged
-from trainer.data.summary import describe
+from trainer.prepare import room, sample
+from trainer.prepare.build_vocabulary import NamesFile
+from trainer.prepare.database import run, working_database
+from trainer.prepare.output import PartWriter, row_group_rows
+from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.splits import parse_hold_out
+from trainer.prepare.staging import Staged
+from trainer.prepare.summary import describe
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Row = tuple[Any, ...]
@@ -858,7 +858,7 @@ def served(archive: bytes) -> Iterator[str]:
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROSSFADE_DATA", raising=False)
-    monkeypatch.setattr(sample, "__file__", str(tmp_path / "repository/trainer/data/sample.py"))
+    monkeypatch.setattr(sample, "__file__", str(tmp_path / "repository/trainer/prepare/sample.py"))
 
 
 @pytest.mark.usefixtures("nowhere")

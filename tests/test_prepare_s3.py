@@ -20,12 +20,12 @@ from test_prepare import Interrupts, make, some_events, write_parquet
 from kvstore.errors import CrossfadeError, InputError, UnreachableError
 from kvstore.s3_files import ATTEMPTS_VARIABLE
 from kvstore.storage import Folder
-from trainer.data.fetching import fetched
 from trainer.data.manifest import FILE_NAME, read_manifest
-from trainer.data.prepare import PrepareOptions, prepare
-from trainer.data.raw_synthetic import write_raw_events
-from trainer.data.sources import find_files
-from trainer.data.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.fetching import fetched
+from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.raw_synthetic import write_raw_events
+from trainer.prepare.sources import find_files
+from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 
 pytestmark = pytest.mark.slow
 
@@ -343,7 +343,7 @@ def test_an_end_right_after_the_manifest_leaves_the_new_data_whole(
     make(place.uri, write_parquet(tmp_path / "e.parquet", **some_events(400)))
     old = contents(place)
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.data.staging.Folder", EndsAfter)
+        patch.setattr("trainer.prepare.staging.Folder", EndsAfter)
         with pytest.raises(KeyboardInterrupt):
             make(place.uri, write_parquet(tmp_path / "f.parquet", **some_events(500, seed=1)), overwrite=True)
     assert read_manifest(place).splits["train"].rows == 500

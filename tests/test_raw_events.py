@@ -16,10 +16,10 @@ from test_prepare import entries, parse
 from crossfade import prepare as command
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data import raw_synthetic
 from trainer.data.manifest import read_manifest
-from trainer.data.raw_synthetic import write_raw_events
-from trainer.data.synthetic import START_SECONDS, SyntheticSpec
+from trainer.prepare import raw_synthetic
+from trainer.prepare.raw_synthetic import write_raw_events
+from trainer.prepare.synthetic import START_SECONDS, SyntheticSpec
 
 SPEC = SyntheticSpec(queries=500, items=300, interactions=60_000, genres=6)
 

@@ -16,7 +16,7 @@ from running_command import crossfade, succeeded
 
 from kvstore.storage import Folder
 from trainer.data.manifest import Manifest, read_manifest
-from trainer.data.prepare import PrepareOptions, prepare
+from trainer.prepare.pipeline import PrepareOptions, prepare
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "data-format.md"
 SPLIT_AT = 1_700_000_000

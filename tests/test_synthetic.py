@@ -10,11 +10,11 @@ import pytest
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data import synthetic
 from trainer.data.manifest import Manifest, read_manifest
-from trainer.data.output import row_group_rows
-from trainer.data.summary import describe
-from trainer.data.synthetic import FIRST_ID, SyntheticSpec, genre_of, write_synthetic
+from trainer.prepare import synthetic
+from trainer.prepare.output import row_group_rows
+from trainer.prepare.summary import describe
+from trainer.prepare.synthetic import FIRST_ID, SyntheticSpec, genre_of, write_synthetic
 
 SPEC = SyntheticSpec(queries=3_000, items=1_000, interactions=200_000, genres=10)
 

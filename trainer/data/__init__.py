@@ -1,1 +1,1 @@
-"""From raw events to batches: ``prepare.py`` writes shards and vocabularies, ``shards.py`` reads them back in order."""
+"""The way from shards to batches: ``shards.py`` reads what ``trainer.prepare`` wrote, in an order that a seed fixes."""

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from kvstore.errors import CrossfadeError
 from trainer.data.manifest import DataFile
 from trainer.data.parquet_files import describe, write_options
-from trainer.data.staging import Staged
+from trainer.prepare.staging import Staged
 
 GROUPS_WANTED = 64
 GROUP_ROWS_MIN = 1024

@@ -17,14 +17,14 @@ from typing import Literal, NoReturn
 import duckdb
 
 from kvstore.errors import InputError
-from trainer.data.database import count, identifier, literal, one
-from trainer.data.fetching import fetched
 from trainer.data.manifest import SPLITS
 from trainer.data.moments import Window, check_seconds
-from trainer.data.numbering import Numbering
 from trainer.data.progress import Progress
-from trainer.data.raw import Kind, close_raw, open_adjacency, open_columns, reading, where_is
-from trainer.data.sources import RawFile, Source
+from trainer.prepare.database import count, identifier, literal, one
+from trainer.prepare.fetching import fetched
+from trainer.prepare.numbering import Numbering
+from trainer.prepare.raw import Kind, close_raw, open_adjacency, open_columns, reading, where_is
+from trainer.prepare.sources import RawFile, Source
 
 IdChoice = Literal["auto", "integer", "string"]
 IdType = Literal["int64", "string"]

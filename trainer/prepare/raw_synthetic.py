@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from kvstore.storage import Folder
 from trainer.data.progress import Progress, Silent
-from trainer.data.staging import Staged, staged_output
-from trainer.data.synthetic import (
+from trainer.prepare.staging import Staged, staged_output
+from trainer.prepare.synthetic import (
     NAMED_ITEMS_MAX,
     SPAN_SECONDS,
     START_SECONDS,

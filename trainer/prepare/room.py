@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.data.sources import RemoteFile, Source
+from trainer.prepare.sources import RemoteFile, Source
 
 _BYTES_PER_BYTE = {"parquet": 4.0, "csv": 2.0, "tsv": 2.0, "lightgcn": 4.0}
 """What the working database and its sorting take at most for each byte of raw events. Ids of random text, which nothing

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.random_file import RandomFile
-from trainer.data.reaching import reaching
-from trainer.data.sources import RawFile, RemoteFile, Source
+from trainer.prepare.reaching import reaching
+from trainer.prepare.sources import RawFile, RemoteFile, Source
 
 _CHUNK_BYTES = 8 << 20
 _TAIL_BYTES = 64 << 10

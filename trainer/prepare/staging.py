@@ -23,7 +23,7 @@ from pathlib import Path
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.storage import Folder
 from trainer.data.manifest import FILE_NAME, JOURNAL, SPLITS, VOCABULARY, Manifest, read_manifest
-from trainer.data.reaching import reaching
+from trainer.prepare.reaching import reaching
 
 WORK = ".work"
 _OURS = {FILE_NAME, JOURNAL, VOCABULARY, *SPLITS}

@@ -12,13 +12,13 @@ import duckdb
 import pyarrow as pa
 
 from kvstore.errors import InputError
-from trainer.data.database import count, run
-from trainer.data.events import IdType
 from trainer.data.manifest import VOCABULARY, Entity
-from trainer.data.output import PartWriter, row_group_rows
-from trainer.data.raw import close_raw, open_columns, reading
-from trainer.data.sources import RawFile
-from trainer.data.staging import Staged
+from trainer.prepare.database import count, run
+from trainer.prepare.events import IdType
+from trainer.prepare.output import PartWriter, row_group_rows
+from trainer.prepare.raw import close_raw, open_columns, reading
+from trainer.prepare.sources import RawFile
+from trainer.prepare.staging import Staged
 
 Role = Literal["query", "item"]
 

@@ -29,12 +29,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from kvstore.errors import InputError
-from trainer.data.build_vocabulary import vocabulary_schema
 from trainer.data.manifest import SPLITS, TIMESTAMP, VOCABULARY, WEIGHT, Entity, Manifest, Split
-from trainer.data.output import PartWriter, row_group_rows
-from trainer.data.prepare import check_entities
 from trainer.data.progress import Progress, Silent
-from trainer.data.staging import Staged, staged_output
+from trainer.prepare.build_vocabulary import vocabulary_schema
+from trainer.prepare.output import PartWriter, row_group_rows
+from trainer.prepare.pipeline import check_entities
+from trainer.prepare.staging import Staged, staged_output
 
 Unsigned = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]

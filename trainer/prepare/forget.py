@@ -25,7 +25,6 @@ from pydantic import BaseModel, ValidationError
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.id_list import typed_ids
 from trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
@@ -37,11 +36,12 @@ from trainer.data.manifest import (
     complaint,
     read_manifest,
 )
-from trainer.data.output import GROUP_ROWS_MAX
 from trainer.data.parquet_files import ParquetFiles, describe, write_options
 from trainer.data.progress import Progress
-from trainer.data.summary import COUNTED
 from trainer.data.vocabulary import plain_strings
+from trainer.prepare.id_list import typed_ids
+from trainer.prepare.output import GROUP_ROWS_MAX
+from trainer.prepare.summary import COUNTED
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.reaching import reaching
+from trainer.prepare.reaching import reaching
 
 Format = Literal["parquet", "csv", "tsv", "lightgcn"]
 

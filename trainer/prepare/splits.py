@@ -21,9 +21,9 @@ from typing import Literal
 import duckdb
 
 from kvstore.errors import InputError
-from trainer.data.database import count, one, run
 from trainer.data.manifest import SPLITS
 from trainer.data.moments import Moment, check_seconds, parse_moment
+from trainer.prepare.database import count, one, run
 
 Kind = Literal["last", "random", "after"]
 

@@ -17,11 +17,11 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from kvstore.errors import CrossfadeError
-from trainer.data.build_vocabulary import NamesFile
 from trainer.data.manifest import Manifest
-from trainer.data.prepare import PrepareOptions, prepare
 from trainer.data.progress import Progress, Silent
-from trainer.data.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.build_vocabulary import NamesFile
+from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 
 URL = "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip"
 SHA256 = "6738f48195667ff03caaab4d32ca9a3133d8cc026b7c3cdaf6ce1010e913c59c"

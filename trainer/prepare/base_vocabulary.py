@@ -18,12 +18,12 @@ import duckdb
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.build_vocabulary import Role, counted_sql
-from trainer.data.database import count, one, run
-from trainer.data.events import IdType
 from trainer.data.manifest import Entity, Manifest, read_manifest
 from trainer.data.progress import Progress
 from trainer.data.vocabulary import Vocabulary
+from trainer.prepare.build_vocabulary import Role, counted_sql
+from trainer.prepare.database import count, one, run
+from trainer.prepare.events import IdType
 
 OPTION = "--vocabulary"
 _SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import duckdb
 
-from trainer.data.database import count, run
+from trainer.prepare.database import count, run
 
 ROLES = ("query", "item")
 _BLOCK_ROWS = 4_000_000

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 import duckdb
 
 from kvstore.storage import Folder
-from trainer.data.build_vocabulary import Role
-from trainer.data.database import one
 from trainer.data.manifest import SPLITS, Manifest
 from trainer.data.vocabulary import Vocabulary
+from trainer.prepare.build_vocabulary import Role
+from trainer.prepare.database import one
 
 COUNTED = ("_head_share", "_median_count", "_seen_once", "_not_in_train", "negative", "_timestamp")
 """How facts end that are true of the interactions as they were counted."""

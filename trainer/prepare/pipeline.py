@@ -21,21 +21,21 @@ import pyarrow as pa
 
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.storage import Folder
-from trainer.data.base_vocabulary import OPTION, Base, carry_names, extend_vocabulary, load_base, open_base
-from trainer.data.build_vocabulary import NamesFile, Role, build_vocabulary, join_names, write_vocabulary
-from trainer.data.cleaning import keep_core, sum_duplicates
-from trainer.data.database import count, identifier, one, run, working_database
-from trainer.data.events import Columns, EventTable, IdChoice, check_event_weights, read_events
-from trainer.data.fetching import fetched
 from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, Entity, Manifest, Split
 from trainer.data.moments import Window
-from trainer.data.output import PartWriter, row_group_rows
 from trainer.data.progress import Progress, Silent
-from trainer.data.room import check_room
-from trainer.data.sources import Format, RawFile, Source, find_files
-from trainer.data.splits import apply_hold_out, plan_hold_outs
-from trainer.data.staging import Staged, staged_output
-from trainer.data.summary import Facts, popularity
+from trainer.prepare.base_vocabulary import OPTION, Base, carry_names, extend_vocabulary, load_base, open_base
+from trainer.prepare.build_vocabulary import NamesFile, Role, build_vocabulary, join_names, write_vocabulary
+from trainer.prepare.cleaning import keep_core, sum_duplicates
+from trainer.prepare.database import count, identifier, one, run, working_database
+from trainer.prepare.events import Columns, EventTable, IdChoice, check_event_weights, read_events
+from trainer.prepare.fetching import fetched
+from trainer.prepare.output import PartWriter, row_group_rows
+from trainer.prepare.room import check_room
+from trainer.prepare.sources import Format, RawFile, Source, find_files
+from trainer.prepare.splits import apply_hold_out, plan_hold_outs
+from trainer.prepare.staging import Staged, staged_output
+from trainer.prepare.summary import Facts, popularity
 
 Duplicates = Literal["keep", "sum"]
 

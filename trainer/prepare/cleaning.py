@@ -16,9 +16,9 @@ from numba import njit
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
-from trainer.data.database import count, one, run
-from trainer.data.numbering import ROLES
 from trainer.data.progress import Progress
+from trainer.prepare.database import count, one, run
+from trainer.prepare.numbering import ROLES
 
 _BATCH = 1 << 20
 _FRACTION = 1024

@@ -21,8 +21,6 @@ import pyarrow.compute as pc
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.database import run, working_database
-from trainer.data.discover import discover
 from trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
@@ -34,11 +32,13 @@ from trainer.data.manifest import (
     Manifest,
     read_manifest,
 )
-from trainer.data.output import GROUP_ROWS_MAX
 from trainer.data.parquet_files import ParquetFiles
-from trainer.data.problems import LISTED, Problems
 from trainer.data.progress import Progress
-from trainer.data.reaching import reaching
+from trainer.prepare.database import run, working_database
+from trainer.prepare.discover import discover
+from trainer.prepare.output import GROUP_ROWS_MAX
+from trainer.prepare.problems import LISTED, Problems
+from trainer.prepare.reaching import reaching
 
 _LARGE_GROUP_ROWS = 8 * GROUP_ROWS_MAX
 _FEW_GROUPS = 8

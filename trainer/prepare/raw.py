@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstore.errors import CrossfadeError, InputError, listed
-from trainer.data.database import count, exact_path, first_line, identifier, literal, run
-from trainer.data.sources import Format, RawFile
+from trainer.prepare.database import count, exact_path, first_line, identifier, literal, run
+from trainer.prepare.sources import Format, RawFile
 
 Kind = Literal["text", "string", "integer", "number", "moment"]
 
