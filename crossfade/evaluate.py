@@ -18,7 +18,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "evaluate",
         help="judge the embeddings that a run wrote",
-        description="Rank every item for every query that has held-out items, and print recall and NDCG.",
+        description="Rank every item for every query that has held-out items, and print how good the rankings are.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

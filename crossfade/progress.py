@@ -124,11 +124,11 @@ class TrainingDisplay:
 
 
 def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
-    """Print a table of metrics, a line for each split."""
-    names = list(dict.fromkeys(name for split in metrics.values() for name in split))
-    if not names:
-        return
-    print("  ".join([f"{'split':<6}", *(f"{name:>9}" for name in names)]))
+    """Print a table for each split: a line for each metric, a column for each depth."""
     for split, values in metrics.items():
-        cells = (f"{values[name]:>9,}" if name == "queries" else f"{values[name]:>9.4f}" for name in names)
-        print("  ".join([f"{split:<6}", *cells]))
+        depths = list(dict.fromkeys(name.partition("@")[2] for name in values if "@" in name))
+        print(
+            "  ".join([f"{split:<10}", *(f"{'@' + depth:>8}" for depth in depths), f"{values['queries']:>9,} queries"])
+        )
+        for metric in dict.fromkeys(name.partition("@")[0] for name in values if "@" in name):
+            print("  ".join([f"{metric:<10}", *(f"{values[f'{metric}@{depth}']:>8.4f}" for depth in depths)]))

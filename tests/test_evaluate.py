@@ -1,6 +1,7 @@
 """Rankings and their metrics against a plain implementation that scores every item and sorts."""
 
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
@@ -22,6 +23,8 @@ from trainer.model import Model, Score
 
 QUERIES, ITEMS, DIM = 30, 50, 4
 DEPTHS = [1, 3, 10, 45]
+COUNTS_N = np.random.default_rng(9).integers(0, 1000, ITEMS)
+"""How often each item is said to be in train."""
 
 
 class Vectors:
@@ -78,15 +81,28 @@ def plain_metrics(
     excluded: Mapping[int, set[int]],
     depths: list[int],
 ) -> Metrics:
-    totals: dict[str, float] = {f"{name}@{k}": 0.0 for k in depths for name in ("recall", "ndcg")}
+    names = ("recall", "ndcg", "map", "mrr", "hit_rate")
+    totals: dict[str, float] = {f"{name}@{k}": 0.0 for k in depths for name in names}
+    shown: dict[int, set[int]] = {k: set() for k in depths}
+    popularity = dict.fromkeys(depths, 0.0)
+    own_popularity = 0.0
     for query, held_out in truth.items():
+        own_popularity += statistics.fmean(COUNTS_N[list(held_out)])
         ranking = plain_ranking(source, score, query, excluded.get(query, set()) - held_out)
         for k in depths:
             ranks = [rank for rank, item in enumerate(ranking[:k], start=1) if item in held_out]
             ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(held_out)) + 1))
             totals[f"recall@{k}"] += len(ranks) / len(held_out)
             totals[f"ndcg@{k}"] += sum(1 / math.log2(rank + 1) for rank in ranks) / ideal
-    return {**{name: total / len(truth) for name, total in totals.items()}, "queries": len(truth)}
+            totals[f"map@{k}"] += sum(n / rank for n, rank in enumerate(ranks, start=1)) / min(k, len(held_out))
+            totals[f"mrr@{k}"] += 1 / ranks[0] if ranks else 0.0
+            totals[f"hit_rate@{k}"] += bool(ranks)
+            shown[k] |= set(ranking[:k])
+            popularity[k] += statistics.fmean(COUNTS_N[ranking[:k]]) if ranking else 0.0
+    means = {name: total / len(truth) for name, total in totals.items()}
+    for k in depths:
+        means |= {f"coverage@{k}": len(shown[k]) / ITEMS, f"popularity@{k}": popularity[k] / own_popularity}
+    return {**{name: means[name] for k in depths for name in means if name.endswith(f"@{k}")}, "queries": len(truth)}
 
 
 Pairs = list[tuple[int, int, float]]
@@ -137,9 +153,10 @@ def lists_of(items: list[list[int]]) -> ItemLists:
 
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items in blocks of 7, the last of one item, and queries in blocks of 4."""
+    """Items in blocks of 7, the last of one item, and queries in blocks of 4, of which four are ranked at a time."""
     monkeypatch.setattr(module, "_ITEM_BLOCK", 7)
     monkeypatch.setattr(module, "_QUERY_BLOCK", 4)
+    monkeypatch.setattr(module, "_RANKED_AT_ONCE", 16)
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
@@ -192,27 +209,38 @@ def test_metrics_are_those_of_the_formulas(
 ) -> None:
     small_blocks(monkeypatch)
     spec = Evaluate(k=[10, 1, 45, 3, 10], select="ndcg@10")
-    found = evaluate(source, source.model(score), held_out(data, split, exclude), spec, np.asarray)
+    found = evaluate(source, source.model(score), held_out(data, split, exclude), spec, COUNTS_N, np.asarray)
     expected = plain_metrics(source, score, by_query(split), by_query(*left_out), DEPTHS)
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 40])
-def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(data: Path, workers: int) -> None:
+def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(
+    data: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SUM_LENGTH", 7)
     source, spec = SOURCES["no ties"], Evaluate(k=[10, 20])
     parts = [held_out(data, "test", ["train"], rank, workers) for rank in range(workers)]
     queries = np.sort(np.concatenate([part.queries_Q for part in parts]))
     assert queries.tolist() == sorted(by_query("test"))
-    sums: list[FloatArray] = []
-
-    def gather(values_N: FloatArray) -> FloatArray:
-        sums.append(values_N)
-        return np.sum(sums, axis=0)
-
-    metrics = [evaluate(source, source.model("dot"), part, spec, gather) for part in parts]
-    alone = evaluate(source, source.model("dot"), held_out(data, "test", ["train"]), spec, np.asarray)
-    assert metrics[-1] == pytest.approx(alone)
+    # What a worker asks for does not depend on the answers, so they can be asked one after the other.
+    asked: list[list[FloatArray]] = [[] for _ in parts]
+    for part, own in zip(parts, asked, strict=True):
+        evaluate(
+            source,
+            source.model("dot"),
+            part,
+            spec,
+            COUNTS_N,
+            lambda values_N, own=own: own.append(values_N) or values_N,
+        )
+    sums = iter([np.sum(values, axis=0) for values in zip(*asked, strict=True)])
+    assert all(len(values_N) <= 7 for own in asked for values_N in own)
+    together = evaluate(source, source.model("dot"), parts[0], spec, COUNTS_N, lambda _: next(sums))
+    assert next(sums, None) is None
+    alone = evaluate(source, source.model("dot"), held_out(data, "test", ["train"]), spec, COUNTS_N, np.asarray)
+    assert together == pytest.approx(alone)
 
 
 def test_interactions_of_no_positive_weight_are_neither_held_out_nor_excluded(data: Path) -> None:
@@ -229,22 +257,27 @@ def test_interactions_of_no_positive_weight_are_neither_held_out_nor_excluded(da
     assert any(truth[query] & trained.get(query, set()) for query in queries)
 
 
-def test_ndcg_and_recall_of_a_case_worked_by_hand() -> None:
+def test_the_metrics_of_a_case_worked_by_hand() -> None:
     # One query at 1 on a line; items fall with their row, so the ranking is 0, 1, 2, 3, 4, without the excluded 1.
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
     judged = HeldOut(np.array([0]), lists_of([[0, 3, 4]]), lists_of([[1]]))
-    found = evaluate(source, source.model("dot"), judged, Evaluate(k=[1, 3], select="ndcg@1"), np.asarray)
-    # The ranking 0, 2, 3 hits at ranks 1 and 3: 1 + 1/log2(4) = 1.5 of 1 + 1/log2(3) + 1/log2(4) = 2.130930.
-    assert found == pytest.approx(
-        {"recall@1": 1 / 3, "ndcg@1": 1.0, "recall@3": 2 / 3, "ndcg@3": 0.703918, "queries": 1}, abs=1e-6
+    found = evaluate(
+        source, source.model("dot"), judged, Evaluate(k=[1, 3], select="ndcg@1"), np.array([6, 9, 1, 2, 4]), np.asarray
     )
+    # The ranking 0, 2, 3 hits at ranks 1 and 3: 1 + 1/log2(4) = 1.5 of 1 + 1/log2(3) + 1/log2(4) = 2.130930.
+    # Average precision: 1 + 2/3 of 3. Three of five items are ranked, met 3 times on average; those held out 4 times.
+    at_1 = {"recall@1": 1 / 3, "ndcg@1": 1.0, "map@1": 1.0, "mrr@1": 1.0, "hit_rate@1": 1.0}
+    at_3 = {"recall@3": 2 / 3, "ndcg@3": 0.703918, "map@3": 5 / 9, "mrr@3": 1.0, "hit_rate@3": 1.0}
+    together = {"coverage@1": 1 / 5, "popularity@1": 6 / 4, "coverage@3": 3 / 5, "popularity@3": 3 / 4, "queries": 1}
+    assert found == pytest.approx({**at_1, **at_3, **together}, abs=1e-6)
 
 
 def test_no_queries_give_metrics_of_zero() -> None:
     source = SOURCES["no ties"]
     none = HeldOut(np.empty(0, np.int64), lists_of([]), lists_of([]))
-    found = evaluate(source, source.model("cosine"), none, Evaluate(k=[10]), np.asarray)
-    assert found == {"recall@10": 0.0, "ndcg@10": 0.0, "queries": 0}
+    found = evaluate(source, source.model("cosine"), none, Evaluate(k=[10]), COUNTS_N, np.asarray)
+    assert set(found.values()) == {0.0}
+    assert len(found) == 8
 
 
 def test_a_zero_vector_ranks_without_a_warning() -> None:

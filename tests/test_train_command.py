@@ -19,7 +19,8 @@ from kvstore.store import ROW_ID_BYTES, VALUE_BYTES
 
 DIM, EPOCHS, BATCH = 8, 12, 256
 STEPS = EPOCHS * -(-train_rows() // BATCH)
-METRICS = {"recall@5", "ndcg@5", "recall@10", "ndcg@10", "queries"}
+KINDS = ("recall", "ndcg", "map", "mrr", "hit_rate", "coverage", "popularity")
+METRICS = {f"{kind}@{depth}" for kind in KINDS for depth in (5, 10)} | {"queries"}
 REPORT_KEYS = {
     *("metrics", "examples", "wall_seconds", "train_seconds", "examples_per_second", "steps", "epochs", "parameters"),
     *("rows_pulled", "rows_pushed", "bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense"),
@@ -102,7 +103,8 @@ def test_metrics_are_fractions_of_every_query_that_has_held_out_items(report: di
     for metrics in report["metrics"].values():
         assert set(metrics) == METRICS
         assert metrics["queries"] == CUSTOMERS
-        assert all(0 < value < 1 for name, value in metrics.items() if name != "queries")
+        assert all(0 < value <= 1 for name, value in metrics.items() if not name.startswith(("queries", "popularity")))
+        assert metrics["popularity@10"] > 0
         assert metrics["recall@5"] < metrics["recall@10"]
 
 
@@ -188,17 +190,23 @@ def test_evaluate_judges_other_splits_at_other_depths_and_leaves_out_what_it_is_
     place: Path, report: dict[str, Any]
 ) -> None:
     judged = evaluate(place, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
-    assert set(judged) == {"recall@5", "ndcg@5", "recall@30", "ndcg@30", "queries"}
+    assert set(judged) == {f"{kind}@{depth}" for kind in KINDS for depth in (5, 30)} | {"queries"}
     # Tracks of train stay in these rankings, and stand above what was held out.
     assert judged["recall@5"] < report["metrics"]["valid"]["recall@5"]
     assert judged["recall@30"] > judged["recall@5"]
 
 
 def test_evaluate_prints_a_table(place: Path, report: dict[str, Any]) -> None:
-    head, row = succeeded(crossfade("evaluate", "run", cwd=place)).stdout.splitlines()
-    shown = dict(zip(head.split(), row.split(), strict=True))
-    assert shown["split"] == "test"
-    assert float(shown["ndcg@10"]) == pytest.approx(report["metrics"]["test"]["ndcg@10"], abs=5e-5)
+    head, *rows = succeeded(crossfade("evaluate", "run", cwd=place)).stdout.splitlines()
+    expected = report["metrics"]["test"]
+    assert head.split() == ["test", "@5", "@10", f"{expected['queries']:,}", "queries"]
+    assert {(row.split()[0], depth) for row in rows for depth in (5, 10)} == {
+        (kind, k) for kind in KINDS for k in (5, 10)
+    }
+    for kind, *values in map(str.split, rows):
+        assert [float(value) for value in values] == pytest.approx(
+            [expected[f"{kind}@5"], expected[f"{kind}@10"]], abs=5e-5
+        )
 
 
 def similar(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -4,21 +4,32 @@ With H the held-out items of a query and its ranking cut at k:
 
 - recall@k = |hits| / |H|
 - ndcg@k = Σ_{hits at rank r} 1/log₂(r+1) / Σ_{r=1}^{min(k,|H|)} 1/log₂(r+1)      (Järvelin and Kekäläinen, 2002)
+- map@k = Σ_{hits at rank r} (hits up to r)/r / min(k,|H|)      (mean average precision, as TREC cuts it)
+- mrr@k = 1/rank of the first hit, 0 without one      (Voorhees, TREC 1999)
+- hit_rate@k = 1 if there is a hit
 
-both averaged over queries. Items of the excluded splits leave a query's ranking where their weight is positive: one
-that was skipped stays, and costs a place if it is ranked high. Ties rank the lower row first.
-Items come in blocks, so memory is bounded by the queries judged; workers share the queries out.
+averaged over queries, and of the rankings of all queries together
+
+- coverage@k = items that are in some ranking / all items      (catalogue coverage, Ge et al., RecSys 2010)
+- popularity@k = mean count in train of ranked items / that of held-out items, each averaged within queries first; above
+  1, rankings lean to popular items more than queries do      (1 + popularity lift, Abdollahpouri et al., RecSys 2020)
+
+Items of the excluded splits leave a query's ranking where their weight is positive: one that was skipped stays, and
+costs a place if it is ranked high. Ties rank the lower row first. Queries and items come in blocks, so the memory for
+rankings is bounded; workers share the queries out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit, prange
 
-from kvstore.arrays import FloatArray, IntArray
+from kvstore.arrays import BoolArray, FloatArray, IntArray
+from kvstore.store import SUM_LENGTH
 from trainer.data.manifest import Manifest
 from trainer.data.shards import ShardReader
 from trainer.embeddings import VectorSource
@@ -27,8 +38,15 @@ from trainer.model import Model
 
 _ITEM_BLOCK = 1 << 14
 _QUERY_BLOCK = 256
+_RANKED_AT_ONCE = 1 << 23
+"""Places of rankings that are held at a time."""
+_OVER_QUERIES = ("recall", "ndcg", "map", "mrr", "hit_rate")
+_EXACT_BITS = 52
+"""Integers of so many bits, and sums of them, are exact in float64."""
 
 Metrics = dict[str, float]
+Total = Callable[[FloatArray], FloatArray]
+"""Sums up to ``SUM_LENGTH`` float64 values over all workers; every worker calls it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,11 @@ class ItemLists:
     starts_Q1: IntArray
     items_N: IntArray
 
+    def part(self, first: int, end: int) -> ItemLists:
+        """The lists of queries ``first`` to ``end``."""
+        starts_Q1 = self.starts_Q1[first : end + 1]
+        return ItemLists(starts_Q1 - starts_Q1[0], self.items_N[starts_Q1[0] : starts_Q1[-1]])
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -46,6 +69,15 @@ class HeldOut:
     queries_Q: IntArray
     truth: ItemLists
     excluded: ItemLists
+    workers: int = 1
+    """How many workers share the queries out."""
+
+    def parts(self, queries: int) -> Iterator[HeldOut]:
+        """The same, so many queries at a time."""
+        for first in range(0, len(self.queries_Q), queries):
+            end = min(first + queries, len(self.queries_Q))
+            lists = self.truth.part(first, end), self.excluded.part(first, end)
+            yield HeldOut(self.queries_Q[first:end], *lists, self.workers)
 
 
 def load_held_out(
@@ -63,7 +95,7 @@ def load_held_out(
     queries_Q = np.unique(held_out_N // items)[rank::workers]
     excluded_N = _pairs(reader, manifest, [name for name in exclude if name != split], queries_Q)
     excluded_N = np.setdiff1d(excluded_N, held_out_N, assume_unique=True)
-    return HeldOut(queries_Q, _lists(held_out_N, queries_Q, items), _lists(excluded_N, queries_Q, items))
+    return HeldOut(queries_Q, _lists(held_out_N, queries_Q, items), _lists(excluded_N, queries_Q, items), workers)
 
 
 def _pairs(
@@ -71,13 +103,13 @@ def _pairs(
 ) -> IntArray:
     """Each (query, item) pair of ``splits`` once, of ``queries_Q`` alone if given: query·items + item, sorted."""
     items = manifest.entities[manifest.item].rows
+    wanted_R = np.full(manifest.entities[manifest.query].rows, queries_Q is None)
+    wanted_R[[] if queries_Q is None else queries_Q] = True
     parts = [np.empty(0, dtype=np.int64)]
     for name in splits:
         if name in manifest.splits:
             for part in reader.read_all(manifest.splits[name]):
-                liked_N = part.weight_N > 0
-                if queries_Q is not None:
-                    liked_N &= np.isin(part.query_N, queries_Q)
+                liked_N = (part.weight_N > 0) & wanted_R[part.query_N]
                 parts.append(part.query_N[liked_N] * items + part.item_N[liked_N])
     return np.unique(np.concatenate(parts))
 
@@ -162,21 +194,85 @@ def _hits(best_item_QK, starts_Q1, truth_N):  # type: ignore[no-untyped-def]
 
 
 def evaluate(
-    source: VectorSource, model: Model, held_out: HeldOut, spec: Evaluate, total: Callable[[FloatArray], FloatArray]
+    source: VectorSource, model: Model, held_out: HeldOut, spec: Evaluate, counts_N: IntArray, total: Total
 ) -> Metrics:
-    """The metrics of all workers' queries together; ``total`` sums a vector over the workers."""
+    """The metrics of all workers' queries together; ``counts_N`` are the items' counts in train, int64 (items,)."""
     depths = sorted(set(spec.k))
-    best_item_QK, _ = rank_items(source, model, held_out.queries_Q, held_out.excluded, depths[-1])
-    hit_QK = _hits(best_item_QK, held_out.truth.starts_Q1, held_out.truth.items_N)
-    truths_Q = np.diff(held_out.truth.starts_Q1)
-    gain_K = 1.0 / np.log2(np.arange(2, depths[-1] + 2))
-    ideal_K = np.cumsum(gain_K)
-    sums = [float(len(truths_Q))]
-    for k in depths:
-        recall_Q = hit_QK[:, :k].sum(axis=1) / truths_Q
-        ndcg_Q = hit_QK[:, :k] @ gain_K[:k] / ideal_K[np.minimum(k, truths_Q) - 1]
-        sums += [recall_Q.sum(), ndcg_Q.sum()]
-    queries, *values = total(np.array(sums))
-    names = [f"{metric}@{k}" for k in depths for metric in ("recall", "ndcg")]
-    metrics = {name: float(value / max(queries, 1)) for name, value in zip(names, values, strict=True)}
+    sums_KM = np.zeros((len(depths), len(_OVER_QUERIES)))
+    ranked_K, held_out_popularity = np.zeros(len(depths)), 0.0
+    seen_KN = np.zeros((len(depths), model.item.rows), dtype=np.bool_)
+    for part in held_out.parts(max(_QUERY_BLOCK, _RANKED_AT_ONCE // depths[-1])):
+        best_item_QK, _ = rank_items(source, model, part.queries_Q, part.excluded, depths[-1])
+        sums_KM += _sums_over_queries(best_item_QK, part.truth, depths)
+        ranked_K += _popularity(best_item_QK, counts_N)[:, np.array(depths) - 1].sum(axis=0)
+        held_out_popularity += _means(counts_N[part.truth.items_N], part.truth.starts_Q1).sum()
+        for seen_N, k in zip(seen_KN, depths, strict=True):
+            ranked_N = best_item_QK[:, :k].ravel()
+            seen_N[ranked_N[ranked_N >= 0]] = True
+    own = np.concatenate([[len(held_out.queries_Q), held_out_popularity], ranked_K, sums_KM.ravel()])
+    queries, held_out_popularity, *values = _total(own, total)
+    metrics: Metrics = {}
+    for place, k in enumerate(depths):
+        of_k = values[len(depths) :][place * len(_OVER_QUERIES) :]
+        means = (float(value / max(queries, 1)) for value in of_k[: len(_OVER_QUERIES)])
+        metrics |= {f"{name}@{k}": mean for name, mean in zip(_OVER_QUERIES, means, strict=True)}
+        metrics[f"coverage@{k}"] = _count_seen(seen_KN[place], held_out.workers, total) / model.item.rows
+        metrics[f"popularity@{k}"] = float(values[place] / held_out_popularity) if held_out_popularity else 0.0
     return {**metrics, "queries": int(queries)}
+
+
+def _sums_over_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
+    """The metrics of ``_OVER_QUERIES`` at each depth, summed over the queries."""
+    hit_QK = _hits(best_item_QK, truth.starts_Q1, truth.items_N)
+    truths_Q = np.diff(truth.starts_Q1)
+    rank_K = np.arange(1, depths[-1] + 1)
+    gain_K = 1.0 / np.log2(rank_K + 1)
+    ideal_K = np.cumsum(gain_K)
+    precision_QK = np.where(hit_QK, np.cumsum(hit_QK, axis=1) / rank_K, 0.0)
+    first_Q = np.where(hit_QK.any(axis=1), hit_QK.argmax(axis=1) + 1.0, np.inf)
+    sums = []
+    for k in depths:
+        most_Q = np.minimum(k, truths_Q)
+        recall_Q = hit_QK[:, :k].sum(axis=1) / truths_Q
+        ndcg_Q = hit_QK[:, :k] @ gain_K[:k] / ideal_K[most_Q - 1]
+        map_Q = precision_QK[:, :k].sum(axis=1) / most_Q
+        hit_Q = first_Q <= k
+        sums.append([values_Q.sum() for values_Q in (recall_Q, ndcg_Q, map_Q, hit_Q / first_Q, hit_Q)])
+    return np.array(sums)
+
+
+def _popularity(best_item_QK: IntArray, counts_N: IntArray) -> FloatArray:
+    """The mean count of each ranking's items up to each depth, float64 (Q, K)."""
+    ranked_QK = best_item_QK >= 0
+    counts_QK = np.where(ranked_QK, counts_N[best_item_QK], 0)
+    means_QK: FloatArray = np.cumsum(counts_QK, axis=1) / np.maximum(np.cumsum(ranked_QK, axis=1), 1)
+    return means_QK
+
+
+def _means(values_N: IntArray, starts_Q1: IntArray) -> FloatArray:
+    """The mean of each query's values; every query has one at least."""
+    means_Q: FloatArray = np.add.reduceat(values_N, starts_Q1[:-1]) / np.diff(starts_Q1)
+    return means_Q
+
+
+def _total(values_N: FloatArray, total: Total) -> FloatArray:
+    """``total`` of any number of values."""
+    starts = range(0, len(values_N), SUM_LENGTH)
+    return np.concatenate([np.empty(0), *(total(values_N[start : start + SUM_LENGTH]) for start in starts)])
+
+
+def _count_seen(seen_N: BoolArray, workers: int, total: Total) -> int:
+    """How many items some worker has seen.
+
+    Sums of 0 and 1 over W workers are digits to the base W + 1, of which as many as are exact go into one number.
+    """
+    base = workers + 1
+    digits = int(_EXACT_BITS / math.log2(base))
+    padded_VD = np.zeros((-(-len(seen_N) // digits), digits))
+    padded_VD.ravel()[: len(seen_N)] = seen_N
+    rest_V = _total(padded_VD @ float(base) ** np.arange(digits), total).astype(np.int64)
+    seen = 0
+    for _ in range(digits):
+        seen += np.count_nonzero(rest_V % base)
+        rest_V //= base
+    return seen

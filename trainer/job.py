@@ -157,13 +157,14 @@ class Evaluate(_Section):
     """How rankings are judged."""
 
     k: list[Annotated[int, Field(ge=1, le=1000, strict=True)]] = Field(
-        [10, 20, 40], min_length=1, max_length=100, description="depths of recall@k and ndcg@k, up to 1000"
+        [10, 20, 40], min_length=1, max_length=100, description="depths of recall@k, ndcg@k and the like, up to 1000"
     )
     exclude: list[SplitName] = Field(
         ["train", "valid"], description="splits whose items leave a query's ranking, unless they are held out too"
     )
-    select: Annotated[str, Field(pattern=r"^(recall|ndcg)@[1-9][0-9]*$")] = Field(
-        "ndcg@10", description="metric on the valid split that picks the best embeddings"
+    select: Annotated[str, Field(pattern=r"^(recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*$")] = Field(
+        "ndcg@10",
+        description="metric on the valid split that picks the best embeddings: recall, ndcg, map, mrr or hit_rate @ K",
     )
 
     @model_validator(mode="after")

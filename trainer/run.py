@@ -252,7 +252,9 @@ def _make_loop(
     record: Emit,
     measured: TrainingMetrics,
 ) -> Loop:
-    counts_N = vocabularies[manifest.item].counts() if job.negatives.sampling == "popularity" else None
+    has_valid = "valid" in manifest.splits and manifest.splits["valid"].rows > 0
+    needs_counts = has_valid or job.negatives.sampling == "popularity"
+    counts_N = vocabularies[manifest.item].counts() if needs_counts else None
     schedule = Schedule(
         reader,
         selection.groups,
@@ -261,14 +263,13 @@ def _make_loop(
         window=job.data.shuffle_window,
         seed=job.train.seed,
     )
-    has_valid = "valid" in manifest.splits and manifest.splits["valid"].rows > 0
     if has_valid:
         held_out = load_held_out(reader, manifest, "valid", job.evaluate.exclude, store.rank, store.workers)
 
     def judge() -> Metrics | None:
-        if not has_valid:
+        if not has_valid or counts_N is None:
             return None
-        return evaluate(StoreVectors(store), model, held_out, job.evaluate, store.sum)
+        return evaluate(StoreVectors(store), model, held_out, job.evaluate, counts_N, store.sum)
 
     def keep() -> None:
         if job.train.embeddings == "best":
@@ -305,7 +306,8 @@ def evaluate_embeddings(job: Job, embeddings: Path, split: SplitName, store: Row
     with closing(ShardReader(data, manifest, job.data.readers)) as reader:
         held_out = load_held_out(reader, manifest, split, job.evaluate.exclude, rank, workers)
     total = store.sum if store else np.asarray
-    return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, total)
+    counts_N = Vocabulary(data, manifest, manifest.item).counts()
+    return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, total)
 
 
 def _total_traffic(progress: Progress, store: RowStore) -> dict[str, int]:
