@@ -1,0 +1,127 @@
+"""``crossfade tune``: trials on the valid split alone, and searches that go on where they were."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster_data import write_job, write_planted
+from paced_training import Training, pace
+from running_command import crossfade, started, succeeded
+from waiting import wait_until
+
+from deploy.settings import Setting
+from kvstore.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a job that takes a moment."""
+    folder = tmp_path_factory.mktemp("tune")
+    write_job(folder / "job.yaml", write_planted(folder / "data"), train={"epochs": 3, "batch_size": 512})
+    return folder
+
+
+def trials(search: Path) -> list[Path]:
+    return sorted(path for path in search.glob("trial-*") if path.is_dir())
+
+
+@pytest.mark.slow
+def test_a_search_finds_settings_that_do_better_and_writes_them_as_a_job(place: Path) -> None:
+    # One rate trains nothing, the other does.
+    search = ["--search", "optimizer.learning_rate=1.0e-9|0.3", "--search", "model.dim=4..8", "--out", "found"]
+    result = succeeded(crossfade("tune", "job.yaml", "--trials", 4, "--no-pruning", *search, cwd=place))
+    head, *rows, last = result.stdout.splitlines()
+    assert head.split() == ["trial", "valid", "ndcg@10", "optimizer.learning_rate", "model.dim"]
+    assert len(rows) == len(trials(place / "found")) == 4
+    values = [float(row.split()[1]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > values[-1]
+    assert last == "crossfade train found/best.yaml"
+    best = yaml.safe_load((place / "found" / "best.yaml").read_text())
+    number, value, rate, dim = rows[0].split()
+    assert (best["optimizer"]["learning_rate"], best["model"]["dim"]) == (0.3, int(dim))
+    assert float(rate) == 0.3
+    report = json.loads((place / "found" / f"trial-{int(number):04}" / "report.json").read_text())
+    # What chose the settings must not have seen what will judge them, though the data has a test split.
+    assert set(report["metrics"]) == {"valid"}
+    assert report["metrics"]["valid"]["ndcg@10"] == pytest.approx(float(value), abs=5e-5)
+    assert not (place / "found" / f"trial-{int(number):04}" / "checkpoints").exists()
+    trained = succeeded(crossfade("train", "found/best.yaml", "--run-dir", "best", cwd=place))
+    assert "test" in trained.stdout
+    again = json.loads((place / "best" / "report.json").read_text())
+    assert again["metrics"]["valid"] == pytest.approx(report["metrics"]["valid"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_search_that_is_stopped_or_killed_goes_on_in_the_middle_of_its_trial(
+    place: Path, number: signal.Signals
+) -> None:
+    out = place / f"stopped-{number.name}"
+    trial, release = out / "trial-0000", place / f"{out.name}.release"
+    command = ["tune", "job.yaml", "--out", out.name, "--search", "model.dim=4..8", "--trials", "2"]
+    command += ["--set", "checkpoint.every_steps=2"]
+    with started(*command, cwd=place, variables=pace(place, release)) as search:
+        Training(search, trial, release).wait_for("saved")
+        dim = yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"]
+        search.process.send_signal(number)
+        ended = search.finish()
+        wait_until(lambda: not search.mark.processes(), 10.0, "the end of the trial")
+    if number == signal.SIGINT:
+        assert ended.returncode == 130
+        assert "crossfade: stopped by SIGINT after 0 trials; the same command goes on" in ended.stderr
+    succeeded(crossfade(*command, cwd=place))
+    assert len(trials(out)) == 2
+    assert "going on from step" in (out / "trial-0000.log").read_text()
+    assert yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"] == dim
+
+
+@pytest.mark.slow
+def test_trials_that_fail_are_left_out_and_three_in_a_row_end_the_search(place: Path) -> None:
+    search = ["--search", "optimizer.learning_rate=1.0e30|1.0e31", "--set", "optimizer.kind=sgd"]
+    result = crossfade("tune", "job.yaml", "--out", "failing", *search, cwd=place)
+    assert result.returncode == 1
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("crossfade: error: 3 trials in a row failed, the last one: ")
+    assert "(log: failing/trial-0002.log)" in error
+    assert not (place / "failing" / "best.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--search", "model.dim=64..4"], "--search model.dim=64..4: expected KEY=LOW..HIGH"),
+        (["--search", "model.dim=log:0..4"], "expected KEY=LOW..HIGH"),
+        (["--search", "model.dimm=4..8"], "unknown key 'model.dimm'; did you mean 'dim'?"),
+        (["--search", "model.dim=0..8"], "model.dim: input should be greater than or equal to 1"),
+        (["--search", "loss=bpr|bprr"], "loss: "),
+        (["--search", "model.dim=4..8", "--search", "model.dim=4|5"], "--search model.dim: stands twice"),
+        (["--out", "data"], "data: is there already and holds no search"),
+        (["--set", "data.shards=nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_one_line(place: Path, options: list[str], said: str) -> None:
+    result = crossfade("tune", "job.yaml", *options, cwd=place)
+    assert result.returncode == 2, result.stderr
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (place / "runs").exists()
+
+
+def test_data_without_a_valid_split_are_refused(place: Path, tmp_path: Path) -> None:
+    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data", held_out=False))
+    result = crossfade("tune", "job.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "has no valid split, by which settings could be compared" in result.stderr
+
+
+def test_a_setting_is_whole_where_both_ends_are_and_anything_that_yaml_knows_as_a_choice() -> None:
+    assert Setting.parse("a.b=1..8") == Setting("a.b", 1, 8)
+    assert isinstance(Setting.parse("a.b=1..8").low, int)
+    assert Setting.parse("a.b=log:1e-3..1") == Setting("a.b", 0.001, 1, log=True)
+    assert Setting.parse("a=x|2|null").choices == ("x", 2, None)
+    for wrong in ("a", "a=", "=1..2", "a=1", "a=1..x", "a=2..1"):
+        with pytest.raises(InputError, match=r"expected KEY=LOW\.\.HIGH"):
+            Setting.parse(wrong)
