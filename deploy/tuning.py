@@ -134,7 +134,7 @@ class Search:
         yield ended
 
     def _try(self, trial: optuna.Trial, values: dict[str, Any]) -> bool | None:
-        """Run one trial and tell the study; whether it has a result, or None if it was stopped, to be taken up again."""
+        """Run one trial and tell the study. Whether it has a result; None if it was stopped, to be taken up again."""
         folder = RunFolder(self.folder / _folder_of(trial))
         log = self.folder / f"{folder.path.name}.log"
         overrides = [*_TRIAL_OVERRIDES, *(override(key, value) for key, value in values.items())]
