@@ -4,8 +4,11 @@
 
 SEEDS ?= 1
 
+COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
+IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard
+
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast chaos bench-data lint types format lock clean setup
+.PHONY: help train test test-fast test-docker chaos bench-data lint types format lock clean setup
 .NOTPARALLEL:
 
 help: ## show this list
@@ -21,10 +24,13 @@ data/lastfm/manifest.json: | setup
 	.venv/bin/crossfade prepare --sample lastfm --out data/lastfm
 
 test: setup ## run all tests, the fast ones first
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -m "not docker" $(ARGS)
 
 test-fast: setup ## run the tests that take under a minute together
-	.venv/bin/python -m pytest -m "not cluster and not slow" $(ARGS)
+	.venv/bin/python -m pytest -m "not cluster and not slow and not docker" $(ARGS)
+
+test-docker: setup ## run the tests of the image and of docker-compose.yml on a Docker engine that they start; as root
+	.venv/bin/python -m pytest -m docker $(ARGS)
 
 chaos: setup ## kill, freeze and stop a training 20 times at random; it must end as if undisturbed (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/chaos.py --seed $$seed $(ARGS) || exit 1; done
@@ -44,9 +50,11 @@ format: setup ## reformat the code with ruff
 	.venv/bin/ruff check --fix-only .
 	.venv/bin/ruff format .
 
-lock: setup ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes newer versions)
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
-		--custom-compile-command "make lock" --output-file requirements.lock $(ARGS) pyproject.toml
+lock: setup ## write requirements.lock and those of the images anew from pyproject.toml (ARGS=--upgrade takes newer versions)
+	$(COMPILE) --universal --all-extras --output-file requirements.lock $(ARGS) pyproject.toml
+	$(COMPILE) $(IN_IMAGE) --extra mxnet --output-file docker/requirements-cpu.lock pyproject.toml
+	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu112.lock pyproject.toml docker/requirements-cu112.in
+	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu90.lock pyproject.toml docker/requirements-cu90.in
 
 setup: ## only set up .venv
 	@sh deploy/setup.sh

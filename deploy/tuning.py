@@ -152,7 +152,7 @@ class Search:
             self._tell(f"trial {trial.number} failed: {_last_line(log)} (log: {log})")
         self._study.tell(trial, value, state=state)
         shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
-        return state != self._failed
+        return bool(state != self._failed)
 
     def _follow(self, process: subprocess.Popen[bytes], trial: optuna.Trial, seen: _Evaluations) -> bool:
         """Wait for the end of ``process``; True if it was ended because ``trial`` has no prospects."""

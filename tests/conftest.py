@@ -2,7 +2,7 @@
 
 import pytest
 
-LATE_MARKERS = ("slow", "cluster")
+LATE_MARKERS = ("slow", "cluster", "docker")
 
 
 def runs_late(item: pytest.Item) -> bool:

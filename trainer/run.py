@@ -338,10 +338,10 @@ def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metri
 
 
 def _package_versions() -> Iterator[tuple[str, str]]:
-    for package in ("crossfade", "numpy", "numba", "pyarrow", "mxnet"):
-        if package == "mxnet" and "mxnet" not in sys.modules:
-            continue
+    for package in ("crossfade", "numpy", "numba", "pyarrow"):
         try:
             yield package, version(package)
         except PackageNotFoundError:
             yield package, "not installed as a package"
+    if "mxnet" in sys.modules:  # which comes in packages of several names
+        yield "mxnet", sys.modules["mxnet"].__version__
