@@ -6,12 +6,17 @@ CrossfadeError            1   the run failed
 ├── ClusterError          1   a process of the job died, raised or fell silent
 ├── CheckpointError       1   a checkpoint cannot be written, or is damaged, partial or foreign
 ├── UnreachableError      1   storage could not be read, for now
+├── CloudError            1   AWS cannot do now what was asked: no capacity, too many requests, no answer
 └── InputError            2   the user's input is wrong
+    ├── RefusedError      2   AWS refuses what was asked: credentials, permission, quota, region, something missing
     └── MissingExtraError 2   an optional package is not installed
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
+CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
+RefusedErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
 _NAMES, _NAME_LETTERS = 20, 60
 
 
@@ -53,10 +58,31 @@ class UnreachableError(CrossfadeError):
     """Storage could not be read, after all tries: it is away, or too busy. Another time it may do better."""
 
 
+class CloudError(CrossfadeError):
+    """AWS cannot do now what was asked. Another time, or with another instance type, it may.
+
+    ``code`` is AWS's own name of the error, such as InsufficientInstanceCapacity; ``kind`` is what it comes to.
+    """
+
+    def __init__(self, message: str, kind: CloudErrorKind, code: str = "") -> None:
+        """Say ``message``."""
+        super().__init__(message)
+        self.kind, self.code = kind, code
+
+
 class InputError(CrossfadeError):
     """The user's input is wrong: a file, an option, the job file, the machine's size."""
 
     exit_code = 2
+
+
+class RefusedError(InputError):
+    """AWS refuses what was asked, and will until the user mends something; ``code`` and ``kind`` as of CloudError."""
+
+    def __init__(self, message: str, kind: RefusedErrorKind, code: str = "") -> None:
+        """Say ``message``."""
+        super().__init__(message)
+        self.kind, self.code = kind, code
 
 
 class MissingExtraError(InputError):
