@@ -60,14 +60,20 @@ def value(text: str, name: str, **labels: str) -> float:
     return sum(matching)
 
 
-def promtool(*arguments: object, given: str | None = None, cwd: Path | None = None) -> str:
-    """Run promtool, which must find nothing wrong; gives what it says."""
-    tool = shutil.which("promtool")
-    if tool is None:
-        missing = "promtool is not installed: apt-get install prometheus"
+def installed(tool: str) -> str:
+    """The path of a program of Debian's package ``prometheus``; where it is not there, skip, or in CI fail."""
+    path = shutil.which(tool)
+    if path is None:
+        missing = f"{tool} is not installed: apt-get install prometheus"
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
+    return path
+
+
+def promtool(*arguments: object, given: str | None = None, cwd: Path | None = None) -> str:
+    """Run promtool, which must find nothing wrong; gives what it says."""
+    tool = installed("promtool")
     done = subprocess.run(
         [tool, *map(str, arguments)], input=given, cwd=cwd, capture_output=True, text=True, check=False, timeout=60
     )

@@ -1,0 +1,273 @@
+"""Grafana's dashboards: against its published models, and against a real Prometheus that scraped a real run."""
+
+import enum
+import re
+import time
+import types
+import typing
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import yaml
+from cluster_data import write_job, write_planted
+from grafana_dashboards import GRAFANA, NAMES, Json, Query, annotations, load, metrics_in, panels, queries
+from grafana_foundation_sdk.models import units
+from paced_training import paced
+from prometheus_server import Prometheus, running_prometheus
+from running_command import succeeded
+from scraping import promtool
+from test_metrics import TABLES, make_job
+from test_watched_runs import metrics_address
+
+from trainer import metric_names as names
+from trainer.metrics import RoleMetrics
+from trainer.metrics_http import listening
+from trainer.training_metrics import TrainingMetrics
+
+CONFIG = GRAFANA.parent / "prometheus" / "prometheus.yml"
+RULES = CONFIG.with_name("rules.yml")
+SCRAPE_SECONDS = 1
+ILL, REASON = "made-up", "shown of a process that this test makes: nothing is wrong with the run, and there is no GPU"
+NOT_OF_A_HEALTHY_RUN = {("overview", "Alerts"), ("overview", "Alerts by name"), ("training", "GPU memory")}
+NEVER_IN_A_HEALTHY_RUN = {"Restarts"}
+SHOWN_NOWHERE = {"crossfade_process_virtual_memory_bytes", "crossfade_process_start_time_seconds"}
+
+
+def run_of(query: Query) -> str:
+    """The run that ``query`` is asked for."""
+    return ILL if (query.dashboard, query.title) in NOT_OF_A_HEALTHY_RUN or query.title == "Alerts" else "planted"
+
+
+# ---- the files
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_panel_has_title_unit_and_description_and_a_place_of_its_own(name: str) -> None:
+    dashboard = load(name)
+    known = {value for value in vars(units).values() if isinstance(value, str)}
+    taken: Counter[tuple[int, int]] = Counter()
+    for panel in panels(dashboard):
+        assert panel["title"], panel
+        assert re.search(r"\w.*[.]$", panel["description"]), panel["title"]
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        assert unit in known or re.fullmatch(r"suffix: ?\S+", unit), (panel["title"], unit)
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        taken.update((place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"]))
+    assert [square for square, panels_there in taken.items() if panels_there > 1] == []
+    assert max(Counter(panel["id"] for panel in dashboard["panels"]).values()) == 1
+    assert max(Counter(panel["title"] for panel in dashboard["panels"]).values()) == 1
+
+
+def test_dashboards_have_ids_of_their_own_the_same_variables_and_links_to_each_other() -> None:
+    dashboards = [load(name) for name in NAMES]
+    assert sorted(path.stem for path in (GRAFANA / "dashboards").iterdir()) == sorted(NAMES)
+    assert [dashboard["uid"] for dashboard in dashboards] == [f"crossfade-{name}" for name in NAMES]
+    for dashboard in dashboards:
+        assert (dashboard["timezone"], dashboard["refresh"]) == ("browser", "10s")
+        assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "run"]
+        [link] = dashboard["links"]
+        assert (link["type"], link["includeVars"], link["keepTime"]) == ("dashboards", True, True)
+        assert set(link["tags"]) <= set(dashboard["tags"])
+
+
+def test_every_query_is_of_the_chosen_data_source_and_run() -> None:
+    for name in NAMES:
+        for panel in panels(load(name)):
+            for asked in (panel, *panel["targets"]):
+                assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
+            assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    for query in [*queries(), *annotations()]:
+        selectors = re.findall(r"\{([^}]*)\}", query.expression)
+        assert selectors, query
+        assert all('run=~"$run"' in selector for selector in selectors), query
+        assert re.search(r"(rate|increase)\([^[]*\[(?!\$__rate_interval\])", query.expression) is None, query
+
+
+def test_queries_name_all_metrics_that_there_are_and_no_others() -> None:
+    records = {rule["record"] for rule in rules() if "record" in rule}
+    series = {"up", "ALERTS"} | records
+    for metric in names.ALL:
+        endings = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
+        series |= {f"{metric.name}{ending}" for ending in endings}
+    asked = {query: metrics_in(query.expression) for query in [*queries(), *annotations()]}
+    assert {query: found - series for query, found in asked.items() if not found or found - series} == {}
+    # What a recording rule is made of is shown by what shows the rule.
+    shown = set().union(*asked.values())
+    shown |= {word for rule in rules() if rule.get("record") in shown for word in metrics_in(rule["expr"])}
+    hidden = {metric.name for metric in names.ALL if not any(found.startswith(metric.name) for found in shown)}
+    assert hidden == SHOWN_NOWHERE
+
+
+def rules() -> list[Json]:
+    """All rules."""
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dashboard_is_one_by_the_models_that_grafana_publishes(name: str) -> None:
+    with warnings.catch_warnings():  # newer Grafanas have another model too, which older ones do not know
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from grafana_foundation_sdk.cog.plugins import register_default_plugins
+        from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()
+    given = load(name)
+    model = Dashboard.from_json(given)
+    assert list(differences(given, plain(model), "")) == []  # what a model does not know is not in it
+    assert list(misfits(model, "")) == []
+
+
+def plain(value: Any) -> Any:
+    """A model as JSON has it."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return plain(value.to_json()) if hasattr(value, "to_json") else value
+
+
+def differences(given: Any, understood: Any, where: str) -> Iterator[str]:
+    """What of ``given`` is not in ``understood``."""
+    if isinstance(given, dict) and isinstance(understood, dict):
+        for key, value in given.items():
+            if key in understood:
+                yield from differences(value, understood[key], f"{where}.{key}")
+            else:
+                yield f"{where}.{key}"
+    elif isinstance(given, list) and isinstance(understood, list) and len(given) == len(understood):
+        for index, pair in enumerate(zip(given, understood, strict=True)):
+            yield from differences(*pair, f"{where}[{index}]")
+    elif given != understood:
+        yield f"{where}: {given!r} != {understood!r}"
+
+
+def misfits(model: Any, where: str) -> Iterator[str]:
+    """The attributes of ``model``, and of those within it, whose values are not of their type."""
+    for name, hint in typing.get_type_hints(type(model)).items():
+        value = getattr(model, name)
+        if not fits(value, hint):
+            yield f"{where}.{name}: {value!r} is not {hint}"
+        for index, each in enumerate(value if isinstance(value, list) else [value]):
+            if hasattr(each, "to_json"):
+                yield from misfits(each, f"{where}.{name}[{index}]")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type: models are checked by themselves, and are of classes alone."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in {typing.Union, types.UnionType}:
+        return any(fits(value, one) for one in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(fits(each, arguments[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(each, arguments[1]) for each in value.values())
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value in list(hint)
+    if hint in {int, float}:
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    # The models leave transformations as they come.
+    return hint is Any or isinstance(value, hint) or (isinstance(value, dict) and hasattr(hint, "from_json"))
+
+
+def test_what_is_provisioned_fits_together() -> None:
+    [source] = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yaml").read_text())["datasources"]
+    [provider] = yaml.safe_load((GRAFANA / "provisioning/dashboards/crossfade.yaml").read_text())["providers"]
+    config = yaml.safe_load(CONFIG.read_text())
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+    assert provider["folder"] == "Crossfade"
+    for name in NAMES:
+        [chosen, _] = load(name)["templating"]["list"]
+        assert (chosen["query"], chosen["current"]["value"]) == (source["type"], source["uid"])
+
+
+def test_promtool_finds_nothing_wrong_with_the_configuration() -> None:
+    assert "is valid prometheus config" in promtool("check", "config", CONFIG)
+
+
+# ---- a run
+
+
+def config_of_test(run: str, ill: str) -> Json:
+    """The configuration that is shipped, which finds the processes of ``run``, in a hurry; and ``ill`` besides."""
+    config: Json = yaml.safe_load(CONFIG.read_text())
+    config["global"] = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
+    config["rule_files"] = [str(CONFIG.with_name(name)) for name in config["rule_files"]]
+    [crossfade] = [each for each in config["scrape_configs"] if each["job_name"] == "crossfade"]
+    [discovery] = crossfade["http_sd_configs"]
+    discovery |= {"url": f"http://{run}/targets", "refresh_interval": f"{SCRAPE_SECONDS}s"}
+    crossfade["static_configs"] = [{"targets": [ill], "labels": {"run": ILL, "process": "in-process"}}]
+    config["scrape_configs"] = [crossfade]
+    return config
+
+
+def made_up() -> RoleMetrics:
+    """A process that has diverged, on a GPU."""
+    metrics = RoleMetrics(ILL, "in-process")
+    measured = TrainingMetrics(make_job(), TABLES, rank=0)
+    measured.watch_gpu(lambda: (15 << 30, 16 << 30))
+    measured.diverged()
+    metrics.show("training", measured)
+    metrics.joined(0)
+    return metrics
+
+
+class Scraped:
+    """A Prometheus, and which queries it had no data for when there was nothing more to wait for."""
+
+    def __init__(self, prometheus: Prometheus, begin: float) -> None:
+        self.prometheus = prometheus
+        self._begin = begin
+        self.without_data = [*queries(), *(each for each in annotations() if each.title not in NEVER_IN_A_HEALTHY_RUN)]
+
+    def has_all(self) -> bool:
+        """Ask again what had none."""
+        self.without_data = [query for query in self.without_data if not self._has_data(query)]
+        return not self.without_data
+
+    def _has_data(self, query: Query) -> bool:
+        values = query.ask(self.prometheus, run_of(query), self._begin, time.time(), SCRAPE_SECONDS)
+        return any(value == value for value in values)
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+    """A Prometheus that has scraped a run on two servers and two workers."""
+    folder, begin = tmp_path_factory.mktemp("grafana"), time.time()
+    train = {"epochs": 30, "evaluate_every": 1}
+    job = write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"every_steps": 20})
+    with ExitStack() as stack:
+        ill = stack.enter_context(listening(made_up(), 0, None, "127.0.0.1"))
+        training = stack.enter_context(paced("train", job, "--servers", 2, "--workers", 2, run_dir=folder / "run"))
+        config = config_of_test(metrics_address(training), str(ill.address))
+        answers = Scraped(stack.enter_context(running_prometheus(folder / "prometheus", config)), begin)
+        training.wait_for("saved")
+        training.wait_for("epoch")
+        deadline = time.monotonic() + 30
+        training.wait(lambda: answers.has_all() or time.monotonic() > deadline, "an answer to each query")
+        succeeded(training.finish())
+        yield answers
+
+
+@pytest.mark.cluster
+def test_every_query_of_every_panel_has_data_of_a_run(scraped: Scraped) -> None:
+    assert list(map(str, scraped.without_data)) == []
+
+
+@pytest.mark.cluster
+def test_the_runs_can_be_chosen_and_queries_that_had_no_data_are_understood(scraped: Scraped) -> None:
+    for name in NAMES:
+        [_, run] = load(name)["templating"]["list"]
+        label = re.fullmatch(r"label_values\((\w+), (\w+)\)", run["query"]["query"])
+        assert label is not None
+        found = scraped.prometheus.ask(f"label/{label[2]}/values", **{"match[]": label[1]})
+        assert found == [ILL, "planted"]
+    for query in annotations():
+        query.ask(scraped.prometheus, run["allValue"], time.time() - 60, time.time(), SCRAPE_SECONDS)
