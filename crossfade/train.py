@@ -121,11 +121,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume and not folder.has_run_id():
         print(f"crossfade: {folder.path}: there is no run to take up, so one begins", file=sys.stderr)
     display = TrainingDisplay(job.evaluate.select)
-    with _watched(job) as listener, folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
-        if moved is not None:
-            print(f"the earlier run in {folder.path} was moved to {moved}")
-        report = _run(job, folder, inputs, display, listener, resume=arguments.resume)
-    display.print_report(report, folder.path)
+    with _watched(job) as listener:
+        with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
+            if moved is not None:
+                print(f"the earlier run in {folder.path} was moved to {moved}")
+            report = _run(job, folder, inputs, display, listener, resume=arguments.resume)
+        display.print_report(report, folder.path)
+        _say_farewell(listener)
     return 0
 
 
@@ -139,6 +141,17 @@ def _watched(job: Job) -> Iterator[Listener]:
     metrics = role_metrics(job.name, role, stall)
     with listening(metrics, job.metrics.port, job.metrics.host, job.cluster.host) as listener:
         yield listener
+
+
+def _say_farewell(listener: Listener) -> None:
+    """Let Prometheus see that the run has ended, and how; a signal ends the wait, since the run is done."""
+    from crossfade.stopping import stopper
+
+    seconds = listener.farewell_seconds()
+    if seconds > 1.0:
+        print(f"waiting for Prometheus to have the last values: {seconds:.0f} s at most", file=sys.stderr, flush=True)
+    with stopper.deferred():
+        listener.farewell(enough=lambda: stopper.number is not None)
 
 
 def _run(

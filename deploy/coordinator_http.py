@@ -13,13 +13,12 @@ import hmac
 import http.client
 import json
 import os
-import socketserver
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from pydantic import ValidationError
 
@@ -28,6 +27,7 @@ from deploy.cluster import TOKEN_VARIABLE, Address
 from deploy.coordinator import Coordinator
 from deploy.reports import Order, Report
 from kvstore.errors import ClusterError, InputError
+from trainer.http_server import BoundedServer
 
 SHORTEST_TOKEN = 16
 LONGEST_BODY_BYTES = 4 << 20
@@ -131,22 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the coordinator's events say what matters."""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    block_on_close = False  # a slow client would hold up the end of the job
-
+class _Server(BoundedServer):
     def __init__(self, listen: Address, coordinator: Coordinator, token: str) -> None:
         self.coordinator, self.token = coordinator, token
-        super().__init__((listen.host, listen.port), _Handler)
-
-    def server_bind(self) -> None:
-        """Bind. HTTPServer's own would look the host's name up, which may take long."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_port = self.socket.getsockname()[1]
-
-    def handle_error(self, *_: object) -> None:
-        """Say nothing: whoever went away in the middle comes again."""
+        super().__init__(listen.host, listen.port, _Handler)
 
 
 @contextmanager

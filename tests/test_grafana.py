@@ -22,6 +22,7 @@ from running_command import succeeded
 from scraping import promtool
 from test_metrics import TABLES, make_job
 from test_watched_runs import metrics_address
+from waiting import wait_until
 
 from trainer import metric_names as names
 from trainer.metrics import RoleMetrics
@@ -271,3 +272,16 @@ def test_the_runs_can_be_chosen_and_queries_that_had_no_data_are_understood(scra
         assert found == [ILL, "planted"]
     for query in annotations():
         query.ask(scraped.prometheus, run["allValue"], time.time() - 60, time.time(), SCRAPE_SECONDS)
+
+
+@pytest.mark.cluster
+def test_prometheus_has_seen_the_end_of_the_run_and_takes_nobody_for_dead(scraped: Scraped) -> None:
+    def ask(expression: str) -> list[Json]:
+        found: list[Json] = scraped.prometheus.ask("query", query=expression)["result"]
+        return found
+
+    wait_until(lambda: ask('up{process="coordinator"} == 0'), 30, "that the coordinator does not answer")
+    assert ask('last_over_time(crossfade_job_state{run="planted", state="done"}[1h]) == 1')
+    for rule in rules():
+        if rule.get("alert") in {"CrossfadeCoordinatorDead", "CrossfadeRoleDead"}:
+            assert ask(rule["expr"]) == []

@@ -3,6 +3,8 @@
 import json
 import re
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 from scraping import ask, families, no_complaints, promtool, samples, scrape, value
+from waiting import wait_until
 
 from deploy.metrics import JobMetrics, MachineMetrics, role_metrics
 from deploy.reports import SentEvent
@@ -20,7 +23,7 @@ from trainer import metric_names as names
 from trainer.final_metrics import keep, keep_all
 from trainer.job import Cluster, Job, check_job
 from trainer.metrics import RoleMetrics
-from trainer.metrics_http import listening
+from trainer.metrics_http import FAREWELL_SECONDS, listening
 from trainer.run_folder import RunFolder
 from trainer.training_metrics import TrainingMetrics
 
@@ -268,6 +271,43 @@ def test_a_port_that_is_taken_is_wrong_input_and_null_is_no_port() -> None:
         assert none.address is None
 
 
+def as_prometheus(address: str, path: str = "/metrics") -> None:
+    request = urllib.request.Request(f"http://{address}{path}", headers={"X-Prometheus-Scrape-Timeout-Seconds": "10"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        answer.read()
+
+
+def test_an_end_waits_until_prometheus_has_the_last_values_if_it_was_there_before() -> None:
+    metrics = RoleMetrics("plays", "worker")
+    with listening(metrics, 0, None, "127.0.0.1") as listener:
+        address = str(listener.address)
+        for _ in range(3):
+            scrape(address)
+        as_prometheus(address)
+        as_prometheus(address, "/healthz")
+        assert listener.farewell_seconds() == 0  # who asks is a person, or came once
+        listener._scrapes.extend([time.monotonic() - 100, time.monotonic()])  # comes every 100 seconds
+        assert FAREWELL_SECONDS - 1 < listener.farewell_seconds() <= FAREWELL_SECONDS
+        over = threading.Event()
+        thread = threading.Thread(target=lambda: (listener.farewell(lambda: False), over.set()))
+        thread.start()
+        scrape(address)
+        assert not over.wait(0.2)
+        as_prometheus(address)
+        assert over.wait(5)
+        thread.join()
+        listener._scrapes.extend([time.monotonic() - 100, time.monotonic()])
+        listener.farewell(lambda: True)
+
+
+def test_an_end_does_not_wait_for_a_prometheus_that_stays_away() -> None:
+    with listening(RoleMetrics("plays", "worker"), 0, None, "127.0.0.1") as listener:
+        for _ in range(2):
+            as_prometheus(str(listener.address))
+        wait_until(lambda: listener.farewell_seconds() == 0, 5, "that it is overdue")
+        listener.farewell(lambda: False)
+
+
 def test_whoever_listens_everywhere_is_reached_where_the_role_is() -> None:
     with listening(RoleMetrics("plays", "worker"), 0, "0.0.0.0", "127.0.0.2") as listener:
         assert str(listener.address).startswith("127.0.0.2:")
@@ -371,7 +411,7 @@ def test_the_configuration_in_the_docs_is_one_that_prometheus_takes(tmp_path: Pa
     [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
     (tmp_path / "rules.yml").write_bytes((RULES / "rules.yml").read_bytes())
-    assert "13 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
+    assert "14 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
 
 
 def test_the_rules_name_metrics_that_there_are_and_each_alert_is_tested() -> None:

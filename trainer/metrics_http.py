@@ -10,24 +10,30 @@ Whoever can reach the listener may read it: it binds to the address that the job
 from __future__ import annotations
 
 import json
-import socketserver
+import math
 import threading
+import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from kvstore.errors import InputError
+from trainer.http_server import BoundedServer
 from trainer.metrics import RoleMetrics
 
 Targets = Callable[[], list[dict[str, Any]]]
 CLIENT_SECONDS = 5.0
 """How long a client may make a thread wait for its next bytes."""
+FAREWELL_SECONDS = 20.0
+"""How long the end of a run waits for Prometheus, at most, to have the last values."""
+POLL_SECONDS = 0.05
 _ANYWHERE = {"", "0.0.0.0"}  # noqa: S104 - compared with, not bound to
 
 
@@ -39,6 +45,28 @@ class Listener:
     address: str | None = None
     targets: Targets | None = field(default=None)
     """What /targets answers."""
+    _scrapes: deque[float] = field(default_factory=lambda: deque([-math.inf, -math.inf], 2))
+    """When Prometheus began the last two scrapes that it got an answer to, by the monotonic clock."""
+
+    def was_scraped(self, begin: float) -> None:
+        """Take it that Prometheus has what it began to ask for at ``begin``."""
+        self._scrapes.append(begin)
+
+    def farewell_seconds(self) -> float:
+        """How long it should take until Prometheus, if it scrapes this, comes again; 0: it does not."""
+        before, last = self._scrapes
+        due = last + min(1.5 * (last - before), FAREWELL_SECONDS) - time.monotonic()
+        return max(due, 0.0) if math.isfinite(before) else 0.0
+
+    def farewell(self, enough: Callable[[], bool]) -> None:
+        """Let Prometheus have the last values, if it has scraped this so far: until it was there, or ``enough()``."""
+        begin = time.monotonic()
+        deadline = begin + self.farewell_seconds()
+        while time.monotonic() < deadline and self._scrapes[-1] < begin and not enough():
+            time.sleep(POLL_SECONDS)
+
+
+_SCRAPE_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -50,8 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer."""
+        begin, path = time.monotonic(), self.path.partition("?")[0]
         try:
-            status, kind, body = self._answer(self.path.partition("?")[0])
+            status, kind, body = self._answer(path)
         except Exception:  # a fault of ours, which must not end the process that is watched
             traceback.print_exc()
             status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"error: see the log\n"
@@ -60,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        if path == "/metrics" and _SCRAPE_HEADER in self.headers:
+            self.server.listener.was_scraped(begin)
 
     def _answer(self, path: str) -> tuple[HTTPStatus, str, bytes]:
         listener = self.server.listener
@@ -80,22 +111,10 @@ def _json(value: object) -> tuple[str, bytes]:
     return "application/json", json.dumps(value).encode() + b"\n"
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    block_on_close = False  # a slow client would hold up the end of the run
-
+class _Server(BoundedServer):
     def __init__(self, host: str, port: int, listener: Listener) -> None:
         self.listener = listener
-        super().__init__((host, port), _Handler)
-
-    def server_bind(self) -> None:
-        """Bind. HTTPServer's own would look the host's name up, which may take long."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_port = self.socket.getsockname()[1]
-
-    def handle_error(self, *_: object) -> None:
-        """Say nothing: whoever went away in the middle comes again."""
+        super().__init__(host, port, _Handler)
 
 
 @contextmanager
