@@ -137,6 +137,11 @@ class LocalStore:
                     self._snapshot.before_update(name, 0, gradient.rows_A)
                 self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
 
+    def set_rate(self, factor: float) -> None:
+        """Multiply the learning rate by ``factor`` from the next step on."""
+        for optimizer in self._optimizers.values():
+            optimizer.rate_factor = factor
+
     def sum(self, values_N: FloatArray) -> FloatArray:
         """The values themselves: there is one worker."""
         assert len(values_N) <= SUM_LENGTH

@@ -41,6 +41,7 @@ class MXNetStore:
         self._store: Any = self._mx.kv.create("dist_sync")
         self._key_bytes = key_bytes
         self._layouts: dict[str, TableLayout] = {}
+        self._rate_factor = 1.0
         self._servers = int(os.environ["DMLC_NUM_SERVER"])
         self.rank: int = self._store.rank
         self.workers: int = self._store.num_workers
@@ -145,6 +146,16 @@ class MXNetStore:
             for part in layout.split(gradient.rows_A):
                 array = row_sparse_from(part.positions_A, gradient.values_AD, part.order_A, layout.key_shape)
                 self._store.push(part.key, array)
+
+    def set_rate(self, factor: float) -> None:
+        """Multiply the learning rate by ``factor`` from the next step on.
+
+        As with ``save``, the servers have applied this worker's last push, and none of the next step without it.
+        """
+        if self.rank == 0 and factor != self._rate_factor:
+            self._mx.nd.waitall()
+            self._command(json.dumps({"command": "rate", "factor": factor}))
+        self._rate_factor = factor
 
     def sum(self, values_N: FloatArray) -> FloatArray:
         """The sum of ``values_N`` over all workers, in float64 and in the order of ranks.

@@ -143,6 +143,7 @@ class RowServer:
             "create": self._create,
             "load": self._load,
             "afresh": self._start_afresh,
+            "rate": self._set_rate,
             "save": self._save,
             "status": self._tell_status,
         }
@@ -186,6 +187,11 @@ class RowServer:
         for shard in self._shards.values():
             if shard.table == message["table"]:
                 shard.start_afresh(self._seed, rows_R)
+
+    def _set_rate(self, message: dict[str, Any]) -> None:
+        """Multiply the learning rate of the steps to come."""
+        for shard in self._shards.values():
+            shard.optimizer.rate_factor = float(message["factor"])
 
     def _save(self, message: dict[str, Any]) -> None:
         """Begin to write this server's rows. A failure is told when asked for: training goes on without it."""

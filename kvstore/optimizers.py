@@ -32,7 +32,7 @@ class OptimizerSpec:
     """How active rows are updated. Plain values, so that it travels as JSON.
 
     ``learning_rate`` and ``weight_decay`` are per step; ``epsilon`` is added to the root of the second moment;
-    ``beta1`` and ``beta2`` are Adam's.
+    ``beta1`` and ``beta2`` are Adam's. A row that an update leaves longer than ``max_norm`` is shortened to it.
     """
 
     kind: OptimizerKind = "adagrad"
@@ -41,6 +41,7 @@ class OptimizerSpec:
     epsilon: float = 1e-8
     beta1: float = 0.9
     beta2: float = 0.999
+    max_norm: float | None = None
 
 
 _LARGEST = np.float32(1e18)
@@ -137,18 +138,37 @@ def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, d
     return bad
 
 
+@njit(cache=True, error_model="numpy", parallel=True)
+def _shorten(weights_ND, rows_A, max_norm):  # type: ignore[no-untyped-def]
+    """Scale active rows that are longer than ``max_norm`` back to it."""
+    for a in prange(rows_A.shape[0]):
+        weight_D = weights_ND[rows_A[a]]
+        square = np.float32(0.0)
+        for d in range(weight_D.shape[0]):
+            square += weight_D[d] * weight_D[d]
+        if square > max_norm * max_norm:
+            scale = max_norm / math.sqrt(square)
+            for d in range(weight_D.shape[0]):
+                weight_D[d] *= scale
+
+
 def _f32(*values: float) -> tuple[np.float32, ...]:
     return tuple(np.float32(value) for value in values)
 
 
 class LazyOptimizer:
-    """Updates active rows of one table, or of one server's part of it, and holds their state."""
+    """Updates active rows of one table, or of one server's part of it, and holds their state.
+
+    ``rate_factor`` multiplies the learning rate of the updates to come: a schedule's place for this step.
+    """
 
     state: dict[str, FloatArray]
 
-    def __init__(self, state: dict[str, FloatArray], apply: Callable[..., int]) -> None:
-        """``state`` by name, first axis the rows; ``apply(weights_ND, rows_A, gradient_AD)`` counts bad rows."""
+    def __init__(self, spec: OptimizerSpec, state: dict[str, FloatArray], apply: Callable[..., int]) -> None:
+        """``state`` by name, first axis the rows; ``apply(weights_ND, rows_A, gradient_AD, rate)`` counts bad rows."""
         self.state = state
+        self.rate_factor = 1.0
+        self._spec = spec
         self._apply = apply
 
     def update(self, weights_ND: FloatArray, rows_A: IntArray, gradient_AD: FloatArray) -> None:
@@ -158,13 +178,15 @@ class LazyOptimizer:
             DivergedError: a row's gradient or its new values are not finite, or beyond 1e18, where squares soon
                 overflow. The table is then no longer usable.
         """
-        bad = self._apply(weights_ND, rows_A, gradient_AD)
+        bad = self._apply(weights_ND, rows_A, gradient_AD, np.float32(self._spec.learning_rate * self.rate_factor))
         if bad:
             raise DivergedError(
                 f"the gradients or values of {bad} of {len(rows_A)} active rows are not finite, or beyond 1e18: "
                 "training has diverged; "
                 "lower optimizer.learning_rate or raise model.temperature"
             )
+        if self._spec.max_norm is not None:
+            _shorten(weights_ND, rows_A, np.float32(self._spec.max_norm))
 
     def reset(self, rows_A: IntArray) -> None:
         """Give ``rows_A`` the state of rows that were never updated."""
@@ -191,25 +213,28 @@ def make_optimizer(spec: OptimizerSpec, rows: int, dim: int) -> LazyOptimizer:
     - ``rowwise_adagrad`` (FBGEMM's EXACT_ROWWISE_ADAGRAD): s += mean(g²) with one s a row
     - ``adam`` (Kingma and Ba 2015; lazy as in TensorFlow's LazyAdam): moments move when their row is active, and the
       bias correction counts the updates of that row, not the steps of the run
+
+    A norm bound keeps rows in a ball by projection, as collaborative metric learning asks (Hsieh et al., WWW 2017).
     """
-    rate, decay, epsilon, beta1, beta2 = _f32(
-        spec.learning_rate, spec.weight_decay, spec.epsilon, spec.beta1, spec.beta2
-    )
+    decay, epsilon, beta1, beta2 = _f32(spec.weight_decay, spec.epsilon, spec.beta1, spec.beta2)
     if spec.kind == "sgd":
-        return LazyOptimizer({}, lambda w, r, g: _sgd(w, r, g, rate, decay))
+        return LazyOptimizer(spec, {}, lambda w, r, g, rate: _sgd(w, r, g, rate, decay))
     if spec.kind == "adagrad":
         squares_ND = _zeros((rows, dim))
         return LazyOptimizer(
-            {"squares": squares_ND}, lambda w, r, g: _adagrad(w, r, g, squares_ND, rate, decay, epsilon)
+            spec, {"squares": squares_ND}, lambda w, r, g, rate: _adagrad(w, r, g, squares_ND, rate, decay, epsilon)
         )
     if spec.kind == "rowwise_adagrad":
         squares_N = _zeros((rows,))
         return LazyOptimizer(
-            {"squares": squares_N}, lambda w, r, g: _rowwise_adagrad(w, r, g, squares_N, rate, decay, epsilon)
+            spec,
+            {"squares": squares_N},
+            lambda w, r, g, rate: _rowwise_adagrad(w, r, g, squares_N, rate, decay, epsilon),
         )
     first_ND, second_ND = _zeros((rows, dim)), _zeros((rows, dim))
     steps_N = _zeros((rows,), np.int32)
     return LazyOptimizer(
+        spec,
         {"first": first_ND, "second": second_ND, "steps": steps_N},
-        lambda w, r, g: _adam(w, r, g, first_ND, second_ND, steps_N, rate, decay, epsilon, beta1, beta2),
+        lambda w, r, g, rate: _adam(w, r, g, first_ND, second_ND, steps_N, rate, decay, epsilon, beta1, beta2),
     )

@@ -155,6 +155,13 @@ class RowStore(Protocol):
             DivergedError: a gradient is not finite. (Where servers hold the tables, it ends the job there.)
         """
 
+    def set_rate(self, factor: float) -> None:
+        """Multiply the optimizer's learning rate by ``factor``, from the next step on, until it is set again.
+
+        Called by every worker, with the same factor, between a push and the next; to set what is set costs nothing. It
+        is 1 at first, also where rows come from a checkpoint.
+        """
+
     def sum(self, values_N: FloatArray) -> FloatArray:
         """The sum over all workers of up to ``SUM_LENGTH`` float64 values. Called by every worker; also a barrier."""
 

@@ -24,7 +24,12 @@ EMPTY_STEP, HALF_EMPTY_STEP = 3, 5
 
 def optimizer(kind: OptimizerKind) -> OptimizerSpec:
     """The optimizer that all jobs use, of the given kind."""
-    return OptimizerSpec(kind, learning_rate=0.3, weight_decay=0.01)
+    return OptimizerSpec(kind, learning_rate=0.3, weight_decay=0.01, max_norm=0.8)
+
+
+def rate_factor(step: int) -> float:
+    """What the learning rate is multiplied by in a step: it changes in the middle of the run, twice."""
+    return (1.0, 0.25, 0.5)[step * 3 // STEPS]
 
 
 def gradient(step: int, rank: int, table: TableSpec) -> RowGradient:
@@ -69,6 +74,7 @@ def work(store: MXNetStore) -> None:
     store.create(TABLES, optimizer(sys.argv[1]), SEED)  # type: ignore[arg-type]
     pulled = {f"{name}/start": block_AD for name, block_AD in all_rows(store).items()}
     for step in range(STEPS):
+        store.set_rate(rate_factor(step))
         store.push({table.name: gradient(step, store.rank, table) for table in TABLES})
         for name, block_AD in all_rows(store).items():
             pulled[f"{name}/{step}"] = block_AD

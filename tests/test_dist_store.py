@@ -8,7 +8,18 @@ import drive_afresh
 import numpy as np
 import pytest
 from dist_roles import running_roles
-from drive_store import EMPTY_STEP, HALF_EMPTY_STEP, SEED, STEPS, SUMS, TABLES, addends, gradient, optimizer
+from drive_store import (
+    EMPTY_STEP,
+    HALF_EMPTY_STEP,
+    SEED,
+    STEPS,
+    SUMS,
+    TABLES,
+    addends,
+    gradient,
+    optimizer,
+    rate_factor,
+)
 from saved_ranges import cut, random_table, save, save_store
 
 from kvstore.arrays import FloatArray
@@ -86,6 +97,7 @@ def reference(layout: Layout) -> list[dict[str, FloatArray]]:
     everything = {table.name: np.arange(table.rows, dtype=np.int64) for table in TABLES}
     history = [store.pull(everything)]
     for step in range(STEPS):
+        store.set_rate(rate_factor(step))
         store.push({table.name: summed(step, layout.workers, table) for table in TABLES})
         history.append(store.pull(everything))
     return history

@@ -86,6 +86,34 @@ def test_each_kind_follows_its_formula_over_several_steps(kind: OptimizerKind, w
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_rate_factor_multiplies_the_learning_rate_of_the_updates_that_follow(kind: OptimizerKind) -> None:
+    results = []
+    for rate, factor in ((0.05, 0.5), (0.025, 1.0)):
+        weights_ND = random_rows(ROWS, DIM, seed=1)
+        optimizer = make_optimizer(OptimizerSpec(kind, learning_rate=rate), ROWS, DIM)
+        optimizer.rate_factor = factor
+        for step in range(3):
+            optimizer.update(weights_ND, np.arange(ROWS), random_rows(ROWS, DIM, seed=2 + step))
+        results.append(weights_ND.tobytes())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_norm_bound_shortens_active_rows_that_are_longer_and_leaves_the_others(kind: OptimizerKind) -> None:
+    bound, free = 2 * random_rows(ROWS, DIM, seed=1), 2 * random_rows(ROWS, DIM, seed=1)
+    active, gradient_AD = np.arange(8), random_rows(8, DIM, seed=2)
+    make_optimizer(OptimizerSpec(kind, max_norm=4.0), ROWS, DIM).update(bound, active, gradient_AD)
+    make_optimizer(OptimizerSpec(kind), ROWS, DIM).update(free, active, gradient_AD)
+    norm_A1 = np.linalg.norm(free[active], axis=1, keepdims=True)
+    assert 1 < (norm_A1 > 4.0).sum() < 8
+    np.testing.assert_allclose(bound[active], free[active] * np.minimum(1, 4.0 / norm_A1), rtol=1e-6)
+    short = active[norm_A1[:, 0] <= 4.0]
+    np.testing.assert_array_equal(bound[short], free[short])
+    assert np.linalg.norm(bound[8:], axis=1).max() > 3.5
+    np.testing.assert_array_equal(bound[8:], free[8:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_inactive_rows_and_their_state_keep_every_bit(kind: OptimizerKind) -> None:
     weights_ND = random_rows(ROWS, DIM, seed=1)
     optimizer = make_optimizer(spec_of(kind, weight_decay=0.1), ROWS, DIM)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 EPOCHS = 16
 TRAIN = {"epochs": EPOCHS, "evaluate_every": 4, "patience": None}
+OPTIMIZER = {"kind": "adagrad", "schedule": "cosine", "warmup_steps": 20, "final_rate": 0.1}
 CHECKPOINT = {"every_steps": 20, "every_seconds": None}
 ENTITIES = ("customer", "track")
 ON_SERVERS = ("--servers", 2, "--workers", 2)
@@ -34,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and a job."""
     folder = tmp_path_factory.mktemp("resume")
     data = write_planted(folder / "data")
-    write_job(folder / "job.yaml", data, optimizer={"kind": "adagrad"}, train=TRAIN, checkpoint=CHECKPOINT)
+    write_job(folder / "job.yaml", data, optimizer=OPTIMIZER, train=TRAIN, checkpoint=CHECKPOINT)
     return folder
 
 

@@ -112,6 +112,16 @@ def test_a_pull_after_a_push_sees_the_step_and_only_active_rows_moved(open_store
         np.testing.assert_array_equal(block_AD[inactive], before[name][inactive])
 
 
+def test_a_rate_multiplies_the_steps_that_follow_until_it_is_set_again(open_store: OpenStore) -> None:
+    store, moved = open_store(), []
+    for factor in (1.0, 0.25, 0.25, 1.0):
+        store.set_rate(factor)
+        before = everything(store)["customer"]
+        store.push(step_of(store, customer=np.array([3, 4])))
+        moved.append(np.abs(everything(store)["customer"] - before).sum())
+    np.testing.assert_allclose(moved, moved[0] * np.array([1.0, 0.25, 0.25, 1.0]), rtol=1e-5)
+
+
 def test_weight_decay_does_not_reach_inactive_rows(open_store: OpenStore) -> None:
     store = open_store(optimizer=OptimizerSpec("adam", weight_decay=0.5))
     before = everything(store)

@@ -107,10 +107,22 @@ class Optimizer(_Section):
     )
     beta1: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.9, description="Adam's decay of the first moment")
     beta2: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.999, description="Adam's decay of the second moment")
+    max_norm: Positive | None = Field(
+        None, description="length that no row exceeds after an update; null: any. For euclidean scores, 1 as in CML"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how the learning rate falls from the end of the warm-up to the run's last step"
+    )
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0, description="steps in which the learning rate rises to its height"
+    )
+    final_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of the learning rate that linear and cosine end at"
+    )
 
     def spec(self) -> OptimizerSpec:
-        """The same, as the store takes it."""
-        return OptimizerSpec(**self.model_dump())
+        """The same, as the store takes it: the schedule is the loop's affair."""
+        return OptimizerSpec(**self.model_dump(exclude={"schedule", "warmup_steps", "final_rate"}))
 
 
 class Train(_Section):

@@ -14,10 +14,11 @@ from trainer.data.read_ahead import ReadAhead
 from trainer.data.shards import Schedule
 from trainer.engines.base import Engine
 from trainer.evaluate import Metrics
-from trainer.job import Train
+from trainer.job import Optimizer, Train
 from trainer.model import Model
 from trainer.negatives import Sampler
 from trainer.progress import Making, Progress
+from trainer.rates import rate_factor
 
 Emit = Callable[[dict[str, Any]], None]
 Evaluator = Callable[[], Metrics | None]
@@ -31,6 +32,7 @@ class Loop:
     """The parts of a training run, and the run itself."""
 
     train: Train
+    optimizer: Optimizer
     select: str
     model: Model
     store: RowStore
@@ -103,12 +105,14 @@ class Loop:
         return False
 
     def _step(self, batch: Batch, progress: Progress) -> None:
+        factor = rate_factor(self.optimizer, progress.step, self.total_steps)
         active = {self.model.query.name: batch.query.rows_A, self.model.item.name: batch.item.rows_A}
         with progress.timed("pull"):
             block = self.store.pull(active)
         with progress.timed("gradients"):
             loss, gradients = self.engine.gradients(batch, block)
         with progress.timed("push"):
+            self.store.set_rate(factor)
             self.store.push({name: RowGradient(rows_A, gradients[name]) for name, rows_A in active.items()})
         for table in self.model.tables:
             progress.traffic.pulled(len(active[table.name]), table.dim)
@@ -120,6 +124,7 @@ class Loop:
         progress.loss_sum += loss * batch.global_size
         own_loss = loss * batch.global_size / max(len(batch), 1)
         told = {"steps": self.total_steps, "examples": progress.examples_total, "loss": own_loss}
+        told["learning_rate"] = self.optimizer.learning_rate * factor
         rows = {name: len(rows_A) for name, rows_A in active.items()}
         own = {"own_examples": len(batch), "rows": rows, "seconds": progress.step_seconds()}
         self.emit(self._event("step", progress, **told, **own))

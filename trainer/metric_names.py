@@ -121,7 +121,7 @@ LOSS = Metric(
     "crossfade_loss", "gauge", "training", "1", "Mean loss of this process's examples of the last step; NaN: diverged."
 )
 EPOCH_LOSS = Metric("crossfade_epoch_loss", "gauge", "training", "1", "Mean loss of all examples of the last epoch.")
-LEARNING_RATE = Metric("crossfade_learning_rate", "gauge", "training", "1", "Learning rate of a step.")
+LEARNING_RATE = Metric("crossfade_learning_rate", "gauge", "training", "1", "Learning rate of the last step.")
 QUALITY = Metric(
     "crossfade_quality_ratio",
     "gauge",

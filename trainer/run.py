@@ -279,6 +279,7 @@ def _make_loop(
     measured.watch_gpu(engine.gpu_memory)
     return Loop(
         train=job.train,
+        optimizer=job.optimizer,
         select=job.evaluate.select,
         model=model,
         store=store,

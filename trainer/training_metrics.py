@@ -34,6 +34,7 @@ class TrainingMetrics:
         self._last: dict[str, Any] = {}
         self._last_step: float | None = None
         self._last_progress: float | None = None
+        self._rate = job.optimizer.learning_rate
         self._loss: float | None = None
         self._epoch_loss: float | None = None
         self._quality: dict[tuple[str, ...], float] = {}
@@ -86,6 +87,7 @@ class TrainingMetrics:
         self.state = "training"
         self._steps += 1
         self._examples += event["own_examples"]
+        self._rate = event["learning_rate"]
         if event["own_examples"]:
             self._loss = event["loss"]
         for table, rows in event["rows"].items():
@@ -121,7 +123,7 @@ class TrainingMetrics:
         yield from self._position()
         yield names.LOSS.alone(self._loss)
         yield names.EPOCH_LOSS.alone(self._epoch_loss)
-        yield names.LEARNING_RATE.alone(self._job.optimizer.learning_rate)
+        yield names.LEARNING_RATE.alone(self._rate)
         yield names.QUALITY.family(*self._quality.items())
         yield names.PHASE_SECONDS.histogram(*(((phase,), taken) for phase, taken in self._phases.items()))
         yield from self._traffic()

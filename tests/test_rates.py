@@ -1,0 +1,66 @@
+"""Learning-rate schedules: their formulas, and that a run follows them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_data import write_job, write_planted
+from running_command import crossfade, records, succeeded
+
+from trainer.job import Optimizer
+from trainer.rates import rate_factor
+
+STEPS, WARMUP = 200, 20
+PARTS = 512
+
+
+def factors(**spec: Any) -> list[float]:
+    return [rate_factor(Optimizer(**spec), step, STEPS) for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_rate_rises_in_the_warm_up_and_follows_its_schedule_after_it(schedule: str) -> None:
+    found = factors(schedule=schedule, warmup_steps=WARMUP, final_rate=0.2)
+    assert found[WARMUP - 1] == found[WARMUP] == 1.0
+    for step, factor in enumerate(found):
+        x = (step - WARMUP) / (STEPS - WARMUP)
+        if step < WARMUP:
+            expected = (step + 1) / WARMUP
+        else:
+            cosine = 0.2 + 0.4 * (1 + math.cos(math.pi * x))
+            expected = {"constant": 1.0, "linear": 1 - 0.8 * x, "cosine": cosine}[schedule]
+        assert 0 <= factor - expected < 1 / PARTS
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_rate_never_reaches_zero_and_changes_a_bounded_number_of_times(schedule: str) -> None:
+    spec = Optimizer(schedule=schedule)
+    found = [rate_factor(spec, step, 100_000) for step in range(100_000)]
+    assert min(found) > 0
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) <= PARTS
+
+
+def test_without_a_schedule_the_rate_stays() -> None:
+    assert set(factors()) == {1.0}
+
+
+@pytest.mark.slow
+def test_a_run_trains_at_the_rates_of_its_schedule_and_records_them(tmp_path: Path) -> None:
+    job = write_job(
+        tmp_path / "job.yaml",
+        write_planted(tmp_path / "data"),
+        optimizer={"learning_rate": 0.5, "schedule": "linear", "warmup_steps": 5},
+        train={"epochs": 2},
+    )
+    succeeded(crossfade("train", job, "--run-dir", "run", cwd=tmp_path))
+    steps = [record for record in records(tmp_path / "run") if record["event"] == "step"]
+    spec = Optimizer(schedule="linear", warmup_steps=5)
+    assert [step["learning_rate"] for step in steps] == [
+        0.5 * rate_factor(spec, number, len(steps)) for number in range(len(steps))
+    ]
+    metrics = (tmp_path / "run" / "metrics.prom").read_text()
+    assert f"}} {steps[-1]['learning_rate']}" in next(
+        line for line in metrics.splitlines() if line.startswith("crossfade_learning_rate{")
+    )
