@@ -58,6 +58,7 @@ def work(store: MXNetStore) -> None:
     progress = Progress()
     Loop(
         train=job.train,
+        optimizer=job.optimizer,
         select=job.evaluate.select,
         model=model,
         store=store,
