@@ -73,7 +73,8 @@ def make_job(**sections: Any) -> Job:
 
 
 def step(**values: Any) -> dict[str, Any]:
-    told = {"step": 1, "steps": 10, "epoch": 1, "loss": 0.5, "own_examples": 4, "learning_rate": 0.1, "rows": {"customer": 4, "track": 7}}
+    told = {"step": 1, "steps": 10, "epoch": 1, "loss": 0.5, "learning_rate": 0.1, "own_examples": 4}
+    told |= {"rows": {"customer": 4, "track": 7}}
     return {"event": "step", **told, **values}
 
 

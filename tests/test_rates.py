@@ -56,11 +56,13 @@ def test_a_run_trains_at_the_rates_of_its_schedule_and_records_them(tmp_path: Pa
     )
     succeeded(crossfade("train", job, "--run-dir", "run", cwd=tmp_path))
     steps = [record for record in records(tmp_path / "run") if record["event"] == "step"]
-    spec = Optimizer(schedule="linear", warmup_steps=5)
-    assert [step["learning_rate"] for step in steps] == [
-        0.5 * rate_factor(spec, number, len(steps)) for number in range(len(steps))
-    ]
-    metrics = (tmp_path / "run" / "metrics.prom").read_text()
-    assert f"}} {steps[-1]['learning_rate']}" in next(
-        line for line in metrics.splitlines() if line.startswith("crossfade_learning_rate{")
+    total, spec = steps[0]["steps"], Optimizer(schedule="linear", warmup_steps=5)
+    expected = [0.5 * rate_factor(spec, step, total) for step in range(total)]
+    assert min(expected) < 0.1 < max(expected), "the last rate is one that no other step has"
+    assert all(record["learning_rate"] == expected[record["step"] - 1] for record in steps)
+    last = next(
+        line
+        for line in (tmp_path / "run" / "metrics.prom").read_text().splitlines()
+        if line.startswith("crossfade_learning_rate{")
     )
+    assert last.endswith(f"}} {expected[-1]}")
