@@ -30,7 +30,9 @@ Start agents in any order: one whose coordinator is not there yet, or has gone, 
 seconds without an answer it ends its roles; 'crossfade train --resume' brings a lost coordinator back. If this host is
 lost, the job waits for another to join, from the same address or another, and goes on from its newest checkpoint.
 
-Hosts must share DIR and the data, at the same paths, and have the same version of crossfade. Roles listen on ports of
+Hosts must share DIR and the data, at the same paths, and have the same version of crossfade. Where they share no
+folder, set cluster.shared_folder=false in the job: DIR is then any folder of this host, the job comes from the
+coordinator, and data.shards and checkpoint.to must be on S3. Roles listen on ports of
 --address that the kernel picks, open to whoever can reach them: keep that network closed. The token is sent as it is.
 
 The agent ends with the job: exit code 0 if it is done, 1 if it failed, 143 if it was stopped. SIGINT and SIGTERM end

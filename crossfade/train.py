@@ -189,8 +189,13 @@ def _check_runtime(job: Job) -> None:
 def _train(
     job: Job, folder: RunFolder, display: TrainingDisplay, listener: Listener, *, resume: bool
 ) -> dict[str, Any]:
+    from trainer.kept_embeddings import KeptEmbeddings
+
     train = _train_on_servers if job.cluster.servers else _train_in_process
-    return train(job, folder, display, listener, resume=resume)
+    report = train(job, folder, display, listener, resume=resume)
+    if not job.cluster.shared_folder and job.train.embeddings == "best":
+        KeptEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
+    return report
 
 
 def _train_in_process(

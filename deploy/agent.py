@@ -257,7 +257,7 @@ class Agent:
         if order.job and job_digest(self._folder) != order.job:
             raise ClusterError(
                 f"{path} is not the job that the coordinator runs; --run-dir must be the run's folder, "
-                "on a file system that all hosts share"
+                "on a file system that all hosts share (cluster.shared_folder)"
             )
 
     def _end(self) -> None:
@@ -316,6 +316,7 @@ class Agent:
         if order.coordinator != self._coordinator:
             # What ran was the earlier one's; generations are counted anew.
             self._end()
+            self._folder.take_files(order.files)
             self._coordinator, self._ended, self._events, self._news = order.coordinator, 0, [], True
             self._tell("joined the coordinator")
             return

@@ -93,8 +93,18 @@ class _Member:
 class Coordinator:
     """The state machine. Its methods may be called from several threads."""
 
-    def __init__(self, cluster: Cluster, *, job: str = "", clock: Callable[[], float] = time.monotonic):
-        """Coordinate a job on ``cluster``; by ``job``, the SHA-256 of its file, hosts see that they share it."""
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        job: str = "",
+        files: dict[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Coordinate a job on ``cluster``; by ``job``, the SHA-256 of its file, hosts see that they share it.
+
+        Hosts that share no folder get ``files`` when they join: the text of each by its name in the run folder.
+        """
         self.id = secrets.token_hex(8)
         self.home = secrets.token_hex(8)
         """The id for the agent in this process, which gets the scheduler and has no lease."""
@@ -104,7 +114,7 @@ class Coordinator:
         self.restarts: list[Restart] = []
         self.message = ""
         """How the job was stopped."""
-        self._cluster, self._job, self._clock = cluster, job, clock
+        self._cluster, self._job, self._files, self._clock = cluster, job, files or {}, clock
         self._lock = threading.RLock()
         self._members: dict[str, _Member] = {}
         self._gone: set[str] = set()
@@ -131,7 +141,7 @@ class Coordinator:
                 return Order(coordinator=self.id, do="leave", exit_code=1, message=refusal)
             if report.coordinator != self.id:
                 # It has heard of another coordinator, or of none: what it runs it ends first, and joins then.
-                return Order(coordinator=self.id, do="wait")
+                return Order(coordinator=self.id, do="wait", files={} if report.agent == self.home else self._files)
             member = self._members.get(report.agent) or self._join(report)
             if report.number > member.reports:
                 self._hear(member, report)

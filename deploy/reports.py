@@ -84,6 +84,7 @@ class Order(_Message):
     servers: int = 0
     workers: int = 0
     checkpoint: str | None = None
+    files: dict[str, str] = Field({}, description="of the run folder, for who joins and does not share it")
     job: str = Field("", description="SHA-256 of the job file that the roles must find")
     exit_code: int = 0
     message: str = ""

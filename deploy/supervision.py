@@ -20,7 +20,7 @@ from deploy.metrics import HostMetrics, JobMetrics, target
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.job import Cluster, Job
 from trainer.metrics_http import Listener
-from trainer.run_folder import REPORT_FILE, RunFolder
+from trainer.run_folder import REPORT_FILE, RunFolder, recorder
 
 REPORT_SECONDS = 10.0
 """How long it may take until a file that another host wrote is seen on this one."""
@@ -71,8 +71,11 @@ def run_job(
         ClusterError: restarts did not help.
         Stopped: it was asked to stop. Whatever is raised, all processes of this host have ended by then.
     """
-    coordinator = Coordinator(job.cluster, job=job_digest(folder))
+    files = folder.files_for_roles() if job.hosts_apart else None
+    coordinator = Coordinator(job.cluster, job=job_digest(folder), files=files)
     with ExitStack() as stack:
+        if job.hosts_apart:
+            emit = _keeping(folder, emit, stack)
         agent = Agent(
             folder,
             coordinator.report,
@@ -104,6 +107,21 @@ def run_job(
     if coordinator.state is State.STOPPED:
         raise Stopped(coordinator.message)
     return _amended_report(folder, restarts.of(coordinator))
+
+
+def _keeping(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
+    """What keeps in ``folder`` what the first worker tells and, on another host, cannot write there."""
+    record = recorder(folder, emit, opened)
+
+    def take(event: dict[str, Any]) -> None:
+        if event["event"] == "report":
+            folder.write_report(event["report"])
+        elif event["event"] == "metrics":
+            emit(event)
+        else:
+            record(event)
+
+    return take
 
 
 def _show(job: Job, coordinator: Coordinator, agent: Agent, listener: Listener) -> None:

@@ -73,7 +73,7 @@ def work(store: MXNetStore) -> None:
         ),
         sampler=Sampler(job.negatives, model.item.rows, None, job.train.seed),
         evaluator=lambda: None,
-        keep=lambda: None,
+        keep=lambda _: None,
         after_step=lambda _: False,
         emit=watch,
     ).run(progress)

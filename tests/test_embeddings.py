@@ -20,6 +20,7 @@ from trainer.data.manifest import Manifest
 from trainer.data.parquet_files import describe
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
+from trainer.kept_embeddings import LIST_FILE, KeptEmbeddings
 
 QUERIES, ITEMS = 23, 7
 TABLES = [TableSpec(QUERY, QUERIES, 3, 0.1), TableSpec(ITEM, ITEMS, 5, 0.1)]
@@ -246,3 +247,39 @@ def test_the_counts_of_a_vocabulary_are_in_the_order_of_rows(tmp_path: Path) -> 
     found_N = Vocabulary(Folder(tmp_path), manifest, ITEM).counts()
     assert found_N.dtype == np.int64
     np.testing.assert_array_equal(found_N, counts_N)
+
+
+def test_kept_embeddings_are_those_of_the_last_epoch_that_was_kept(
+    tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
+) -> None:
+    kept, scratch = KeptEmbeddings(str(tmp_path / "checkpoints")), tmp_path / "scratch"
+    assert kept.epoch() is None
+    with pytest.raises(FileNotFoundError, match=LIST_FILE):
+        kept.fetch(tmp_path / "embeddings")
+    kept.keep(store_of(2), TABLES, vocabularies, 1, scratch)
+    kept.keep(store, TABLES, vocabularies, 4, scratch)
+    assert kept.epoch() == 4
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "embeddings").iterdir()) == [
+        LIST_FILE,
+        "epoch-000004",
+    ]
+    assert not scratch.exists()
+    kept.fetch(tmp_path / "embeddings")
+    for files in (EmbeddingFiles(tmp_path / "embeddings"), EmbeddingFiles(kept.folder())):
+        np.testing.assert_array_equal(files.vectors(QUERY, np.arange(QUERIES)), tables_of(store)[QUERY])
+        assert files.read(ITEM).column("name").to_pylist() == TRACK_NAMES
+
+
+def test_kept_embeddings_of_which_a_file_is_missing_or_cut_off_are_none(
+    tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
+) -> None:
+    kept = KeptEmbeddings(str(tmp_path / "checkpoints"))
+    kept.keep(store, TABLES, vocabularies, 4, tmp_path / "scratch")
+    [first, *_] = sorted((tmp_path / "checkpoints").rglob("rows-*.parquet"))
+    data = first.read_bytes()
+    first.write_bytes(data[:-1])
+    assert kept.epoch() is None
+    first.unlink()
+    assert kept.epoch() is None
+    first.write_bytes(data)
+    assert kept.epoch() == 4

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
+from kvstore.storage import Folder
 from kvstore.store import RowStore, TableSpec
 from trainer.data.vocabulary import Vocabulary
 
@@ -117,16 +118,16 @@ def _write_file(
 class EmbeddingFiles:
     """Embeddings that a run has written."""
 
-    def __init__(self, folder: Path) -> None:
-        """Those in ``folder``, usually ``RUN/embeddings``.
+    def __init__(self, location: str | Path | Folder) -> None:
+        """Those at ``location``, usually ``RUN/embeddings``.
 
         Raises:
             InputError: there are none.
         """
-        self._folder = folder
-        self.entities = sorted(path.name for path in folder.glob("*") if path.is_dir())
+        self._folder = location if isinstance(location, Folder) else Folder(location)
+        self.entities = sorted(name for name, size in self._folder.entries().items() if size is None)
         if not self.entities:
-            raise InputError(f"{folder}: holds no embeddings; expected a folder that 'crossfade train' wrote")
+            raise InputError(f"{self._folder.uri}: holds no embeddings; expected a folder that 'crossfade train' wrote")
 
     def read(self, entity: str, columns: list[str] | None = None) -> pa.Table:
         """All rows of ``entity`` in order: ``columns``, by default all.
@@ -135,38 +136,44 @@ class EmbeddingFiles:
             InputError: there is no such entity, or a file is damaged.
         """
         files = self._files(entity)
-        return pa.concat_tables([_readable(path, partial(file.read, columns=columns)) for path, file in files])
+        return pa.concat_tables([_readable(uri, partial(file.read, columns=columns)) for uri, file in files])
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Vectors of ``rows_N``."""
         pieces, first = [], 0
-        for path, file in self._files(entity):
+        for uri, file in self._files(entity):
             for index in range(file.num_row_groups):
                 rows = file.metadata.row_group(index).num_rows
                 begin, end = np.searchsorted(rows_N, [first, first + rows])
                 if begin < end:
-                    table = _readable(path, partial(file.read_row_group, index, columns=["vector"]))
+                    table = _readable(uri, partial(file.read_row_group, index, columns=["vector"]))
                     column = table.column("vector")
                     pieces.append(vectors_of(column)[rows_N[begin:end] - first])
                 first += rows
         if len(rows_N) and rows_N[-1] >= first:
-            raise InputError(f"{self._folder / entity}: has {first} rows, but row {rows_N[-1]} was asked for")
+            raise InputError(f"{self._folder.uri}/{entity}: has {first} rows, but row {rows_N[-1]} was asked for")
         return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
 
-    def _files(self, entity: str) -> list[tuple[Path, pq.ParquetFile]]:
-        paths = sorted((self._folder / entity).glob("rows-*.parquet"))
-        if not paths:
+    def _files(self, entity: str) -> list[tuple[str, pq.ParquetFile]]:
+        folder = self._folder.child(entity)
+        names = [name for name in folder.names() if name.startswith("rows-") and name.endswith(".parquet")]
+        if not names:
             raise InputError(
-                f"{self._folder}: has no embeddings of '{entity}'; it has those of {', '.join(self.entities)}"
+                f"{self._folder.uri}: has no embeddings of '{entity}'; it has those of {', '.join(self.entities)}"
             )
         files, first = [], 0
-        for path in paths:
-            file = _readable(path, partial(pq.ParquetFile, path))
-            if path.name != file_name(first):
-                raise InputError(f"{path}: expected {file_name(first)} here: a file of embeddings is missing")
-            files.append((path, file))
+        for name in names:
+            uri = f"{folder.uri}/{name}"
+            file = _readable(uri, partial(_open, folder, name))
+            if name != file_name(first):
+                raise InputError(f"{uri}: expected {file_name(first)} here: a file of embeddings is missing")
+            files.append((uri, file))
             first += file.metadata.num_rows
         return files
+
+
+def _open(folder: Folder, name: str) -> pq.ParquetFile:
+    return pq.ParquetFile(folder.open_random(name))
 
 
 def file_name(first_row: int) -> str:
@@ -174,11 +181,11 @@ def file_name(first_row: int) -> str:
     return f"rows-{first_row:012d}.parquet"
 
 
-def _readable(path: Path, read: Callable[[], Any]) -> Any:
+def _readable(uri: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise InputError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
 
 
 def vectors_of(column: pa.ChunkedArray) -> FloatArray:

@@ -204,6 +204,11 @@ class Cluster(_Section):
     listen: str | None = Field(
         None, description="HOST:PORT at which agents of other hosts reach the coordinator; needs CROSSFADE_TOKEN"
     )
+    shared_folder: bool = Field(
+        True,
+        description="whether the run folder is on a file system that all hosts share, and that outlives them; false: "
+        "hosts get the job from the coordinator, and the best embeddings lie beside the checkpoints until the run ends",
+    )
     max_restarts: Annotated[int, Field(ge=0, strict=True)] = Field(
         5, description="restarts in a row that bring no new checkpoint, after which the job fails"
     )
@@ -256,6 +261,20 @@ class Job(_Section):
     checkpoint: Checkpoint = Checkpoint()
     cluster: Cluster = Cluster()
     metrics: Metrics = Metrics()
+
+    @property
+    def hosts_apart(self) -> bool:
+        """Whether the processes of this job may be on hosts that share no folder."""
+        return self.cluster.servers > 0 and not self.cluster.shared_folder
+
+    @model_validator(mode="after")
+    def _hosts_share_something(self) -> Job:
+        if self.hosts_apart and self.cluster.hosts > 1 and not (self.checkpoint.to or "").startswith("s3://"):
+            raise ValueError(
+                "cluster.shared_folder is false, so the hosts need another place to share: set checkpoint.to to one on "
+                "S3, as in s3://BUCKET/PREFIX"
+            )
+        return self
 
     @model_validator(mode="after")
     def _each_worker_has_a_lane(self) -> Job:

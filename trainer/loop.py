@@ -22,7 +22,7 @@ from trainer.rates import rate_factor
 
 Emit = Callable[[dict[str, Any]], None]
 Evaluator = Callable[[], Metrics | None]
-Keep = Callable[[], None]
+Keep = Callable[[int], None]
 AfterStep = Callable[[Progress], bool]
 WatchAhead = Callable[[ReadAhead[Batch]], None]
 
@@ -157,4 +157,4 @@ class Loop:
     def _keep(self, progress: Progress) -> None:
         self.emit(self._event("phase", progress, name="embeddings"))
         with progress.timed("keep"):
-            self.keep()
+            self.keep(progress.epochs)

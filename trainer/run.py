@@ -26,12 +26,13 @@ from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
 from trainer.engines.base import make_engine
 from trainer.evaluate import Metrics, evaluate, load_held_out
 from trainer.job import Job, SplitName
+from trainer.kept_embeddings import KeptEmbeddings
 from trainer.loop import Emit, Loop
 from trainer.metrics import RoleMetrics, RowMetrics
 from trainer.model import Model, make_model
 from trainer.negatives import Sampler
 from trainer.progress import Progress
-from trainer.run_folder import METRICS_FILE, MetricsLog, RunFolder
+from trainer.run_folder import RunFolder, recorder
 from trainer.selection import Selection, check_row_groups, found_counts, select
 from trainer.training_metrics import TrainingMetrics
 
@@ -88,7 +89,7 @@ def run_training(
     vocabularies = {name: Vocabulary(data, manifest, name) for name in (manifest.query, manifest.item)}
     with ExitStack() as opened:
         measured = opened.enter_context(_measuring(job, model, store, metrics or RoleMetrics(job.name, "worker")))
-        record = measured.first(_recorder(folder, emit, opened) if store.rank == 0 else _ignore)
+        record = measured.first(_recorder(job, folder, emit, opened) if store.rank == 0 else _ignore)
         counts = found_counts(folder.path, job, identity.data, manifest.splits["train"])
         selection = select(job, data, manifest, PhaseEvents(measured.first(emit)), counts)
         reader = opened.enter_context(closing(ShardReader(data, manifest, job.data.readers)))
@@ -107,7 +108,8 @@ def run_training(
         quality = {"valid": progress.best} if progress.best else {}
         if job.train.embeddings == "best" and "test" in manifest.splits and manifest.splits["test"].rows > 0:
             record({"event": "phase", "name": "test"})
-            quality["test"] = evaluate_embeddings(job, folder.embeddings, "test", store)
+            best = folder.embeddings if job.cluster.shared_folder else KeptEmbeddings(folder.checkpoints(job)).folder()
+            quality["test"] = evaluate_embeddings(job, best, "test", store)
             measured.judged("test", quality["test"])
         measured.done()
         traffic = _total_traffic(progress, store)
@@ -125,7 +127,9 @@ def run_training(
         "examples_per_second": progress.examples_total / progress.train_seconds,
         "wall_seconds": time.perf_counter() - started,
     }
-    if store.rank == 0:
+    if store.rank == 0 and job.hosts_apart:
+        emit({"event": "report", "report": report})
+    elif store.rank == 0:
         folder.write_report(report)
     return report
 
@@ -180,11 +184,19 @@ def _start(
     # The rows of a checkpoint of this run are already those of data without them.
     afresh = NONE_AFRESH if checkpoint else forgotten_rows(manifest)
     store.create(identity.tables, identity.optimizer, job.train.seed, rows_from, afresh)
-    if job.train.embeddings == "best" and progress.best is not None and not folder.embeddings.exists():
+    if job.train.embeddings == "best" and progress.best is not None and not _has_best(job, folder, progress):
         # They were left on another machine: the best of what is still to come will do.
         progress.best, progress.best_epoch, progress.stale = None, None, 0
     record({"event": "phase", "name": "training", "step": progress.step, "rows_from": rows_from})
     return progress
+
+
+def _has_best(job: Job, folder: RunFolder, progress: Progress) -> bool:
+    """Whether the best embeddings of ``progress``, or those of a later epoch that will come again, are there."""
+    if job.cluster.shared_folder:
+        return folder.embeddings.exists()
+    epoch = KeptEmbeddings(folder.checkpoints(job)).epoch()
+    return epoch is not None and epoch >= (progress.best_epoch or 0)
 
 
 @contextmanager
@@ -201,20 +213,12 @@ def _measuring(job: Job, model: Model, store: RowStore, metrics: RoleMetrics) ->
         raise
 
 
-def _recorder(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
-    """What writes an event to the run's log and passes it on; ``opened`` closes the log."""
-    path = folder.path / METRICS_FILE
+def _recorder(job: Job, folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
+    """What writes an event to the run's log and passes it on; ``opened`` closes the log.
 
-    def lost(error: OSError) -> None:
-        emit({"event": "records_lost", "message": f"{path}: {error.strerror}"})
-
-    log = opened.enter_context(closing(MetricsLog(path, lost)))
-
-    def record(event: dict[str, Any]) -> None:
-        log.write(event)
-        emit(event)
-
-    return record
+    Where hosts share no folder, whoever gets the events writes the log.
+    """
+    return emit if job.hosts_apart else recorder(folder, emit, opened)
 
 
 class PhaseEvents:
@@ -271,9 +275,14 @@ def _make_loop(
             return None
         return evaluate(StoreVectors(store), model, held_out, job.evaluate, counts_N, store.sum)
 
-    def keep() -> None:
-        if job.train.embeddings == "best":
+    def keep(epoch: int) -> None:
+        if job.train.embeddings != "best":
+            return
+        if job.cluster.shared_folder:
             write_embeddings(store, model.tables, vocabularies, folder.embeddings)
+        else:
+            scratch = folder.embeddings.with_name(f".embeddings.worker-{store.rank}")
+            KeptEmbeddings(folder.checkpoints(job)).keep(store, model.tables, vocabularies, epoch, scratch)
 
     engine = make_engine(job, model)
     measured.watch_gpu(engine.gpu_memory)
@@ -294,7 +303,9 @@ def _make_loop(
     )
 
 
-def evaluate_embeddings(job: Job, embeddings: Path, split: SplitName, store: RowStore | None = None) -> Metrics:
+def evaluate_embeddings(
+    job: Job, embeddings: Path | Folder, split: SplitName, store: RowStore | None = None
+) -> Metrics:
     """Judge written embeddings on ``split``, by all workers of ``store`` together or, without one, alone.
 
     Raises:

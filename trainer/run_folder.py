@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from trainer.job import Job, load_job
 
 JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
 RUN_FILE, RESTARTS_FILE, FINAL_METRICS_FILE = "run.json", "restarts.json", "metrics.prom"
+SELECTION_FILE = "interactions.json"
+_FOR_ROLES = (JOB_FILE, RUN_FILE, SELECTION_FILE)
+"""What the roles of a run read of its folder."""
 _STEMS = {"job", "report", "metrics", "run", "restarts", "interactions", "embeddings", "checkpoints", "logs"}
 _STEP_RECORD_SECONDS = 1.0
 _LONGEST_RECORD_BYTES = 1 << 20
@@ -156,6 +159,22 @@ class RunFolder:
             return True
         return False
 
+    def files_for_roles(self) -> dict[str, str]:
+        """What roles on a host that does not share this folder need of it: the text of each file, by its name."""
+        return {name: path.read_text(encoding="utf-8") for name in _FOR_ROLES if (path := self.path / name).exists()}
+
+    def take_files(self, files: dict[str, str]) -> None:
+        """Write what ``files_for_roles`` gave on another host, and nothing else.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        if files:
+            self.path.mkdir(parents=True, exist_ok=True)
+        for name in _FOR_ROLES:
+            if name in files:
+                self._write(name, files[name])
+
     def report(self) -> dict[str, Any]:
         """The report of the finished run."""
         report: dict[str, Any] = json.loads((self.path / REPORT_FILE).read_text(encoding="utf-8"))
@@ -263,6 +282,24 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def recorder(
+    folder: RunFolder, emit: Callable[[dict[str, Any]], None], opened: ExitStack
+) -> Callable[[dict[str, Any]], None]:
+    """What writes an event to the log of the run in ``folder`` and passes it on; ``opened`` closes the log."""
+    path = folder.path / METRICS_FILE
+
+    def lost(error: OSError) -> None:
+        emit({"event": "records_lost", "message": f"{path}: {error.strerror}"})
+
+    log = opened.enter_context(closing(MetricsLog(path, lost)))
+
+    def record(event: dict[str, Any]) -> None:
+        log.write(event)
+        emit(event)
+
+    return record
 
 
 def default_run_dir(job: Job) -> Path:

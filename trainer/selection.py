@@ -19,8 +19,7 @@ from trainer.data.progress import Progress
 from trainer.data.shards import RowGroup, ShardReader, row_groups
 from trainer.data.timespan import count_within
 from trainer.job import Job
-
-SELECTION_FILE = "interactions.json"
+from trainer.run_folder import SELECTION_FILE
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Hosts that share no folder: the job comes from the coordinator, the best embeddings lie beside the checkpoints."""
+
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from cluster_data import write_job, write_planted
+from object_store import ObjectStore, running_object_store
+from paced_training import Training, pace
+from running_command import RunningCommand, crossfade, records, started, succeeded
+from test_resume import assert_same_bits, report_of
+
+from kvstore.errors import InputError
+from trainer.job import check_job
+from trainer.run_folder import RunFolder
+
+TOKEN = "a-token-that-all-hosts-have"
+ON_SERVERS = ("--servers", 2, "--workers", 2)
+SECTIONS = {
+    "optimizer": {"kind": "adagrad"},
+    "train": {"epochs": 5, "evaluate_every": 1, "patience": None},
+    "checkpoint": {"every_seconds": 0.5, "keep": 2},
+}
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[ObjectStore]:
+    (tmp_path / "store").mkdir()
+    with running_object_store(tmp_path / "store") as server:
+        yield server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def two_hosts(
+    place: Path, name: str, s3: ObjectStore, options: Sequence[object]
+) -> Iterator[tuple[Training, RunningCommand]]:
+    """A training on 127.0.0.1 in ``place/NAME-1``, and an agent on 127.0.0.2 in ``place/NAME-2``."""
+    first, second, release = place / f"{name}-1", place / f"{name}-2", place / "release"
+    variables = pace(place, release, {**s3.variables, "CROSSFADE_TOKEN": TOKEN})
+    at = f"127.0.0.1:{free_port()}"
+    apart = [f"cluster.listen={at}", "cluster.hosts=2", "cluster.shared_folder=false"]
+    sets = [word for key in apart for word in ("--set", key)]
+    with ExitStack() as stack:
+        train = ("train", "s3.yaml", *ON_SERVERS, *sets, *options, "--run-dir", first)
+        command = stack.enter_context(started(*train, cwd=place, variables=variables))
+        join = ("agent", "--join", at, "--address", "127.0.0.2", "--run-dir", second)
+        agent = stack.enter_context(started(*join, cwd=place, variables=variables))
+        yield Training(command, first, release), agent
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_hosts_that_share_nothing_but_s3_end_as_one_does_also_when_other_machines_take_the_run_up(
+    tmp_path: Path, s3: ObjectStore
+) -> None:
+    data = write_planted(tmp_path / "data")
+    write_job(tmp_path / "local.yaml", data, **SECTIONS)
+    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
+    write_job(tmp_path / "s3.yaml", s3.upload(data, "interactions"), **SECTIONS)
+    to = ("--set", f"checkpoint.to={s3.uri('checkpoints')}")
+
+    with two_hosts(tmp_path, "stopped", s3, to) as (training, agent):
+        training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch")
+        training.wait_for("saved")
+        assert "worker-1" in agent.roles()
+        training.command.process.send_signal(signal.SIGTERM)
+        assert training.command.finish().returncode == 143
+        assert agent.finish().returncode == 143
+    assert not (tmp_path / "stopped-1" / "embeddings").exists()
+
+    # Other machines, which know nothing but the job file and where its checkpoints are.
+    with two_hosts(tmp_path, "new", s3, (*to, "--resume")) as (training, agent):
+        result = succeeded(training.finish())
+        succeeded(agent.finish())
+    assert "going on from step" in result.stderr
+    assert_same_bits(tmp_path / "new-1", tmp_path / "local")
+    report, local = report_of(tmp_path / "new-1"), report_of(tmp_path / "local")
+    assert report["metrics"] == local["metrics"]
+    assert (report["steps"], report["best_epoch"]) == (local["steps"], local["best_epoch"])
+    assert [record["epoch"] for record in records(tmp_path / "new-1") if record["event"] == "epoch"][-1] == 5
+    own = {path.name for path in (tmp_path / "new-2").iterdir()}
+    assert own == {"job.yaml", "run.json", "logs", "metrics"}
+
+
+def test_a_host_takes_from_another_the_files_of_roles_and_no_others(tmp_path: Path) -> None:
+    job = check_job({"name": "x", "data": {"shards": "s3://bucket/data"}}, "a test")
+    with RunFolder(tmp_path / "one").begin(job):
+        files = RunFolder(tmp_path / "one").files_for_roles()
+    assert set(files) == {"job.yaml", "run.json"}
+    other = RunFolder(tmp_path / "two")
+    other.take_files({**files, "../stray": "x", "metrics.jsonl": "x"})
+    assert other.job() == job
+    assert other.run_id() == RunFolder(tmp_path / "one").run_id()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        ["job.yaml", "run.json", "run.lock", "job.yaml", "run.json"]
+    )
+
+
+def test_hosts_that_share_no_folder_must_share_s3() -> None:
+    cluster = {"servers": 2, "workers": 2, "hosts": 2, "listen": "10.0.0.1:7070", "shared_folder": False}
+    values = {"name": "x", "data": {"shards": "s3://bucket/data"}, "cluster": cluster}
+    with pytest.raises(InputError, match=r"set checkpoint\.to to one on S3"):
+        check_job(values, "a test")
+    assert check_job({**values, "checkpoint": {"to": "s3://bucket/here"}}, "a test").hosts_apart
