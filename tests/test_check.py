@@ -1,5 +1,8 @@
 """Checking a data set: what is wrong is said with file, row group and row; what is right gets its manifest."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -340,3 +343,49 @@ def test_text_that_is_not_utf8_is_a_problem(made: Made) -> None:
         row=np.arange(CUSTOMERS), id=raw.view(pa.string()), count=np.zeros(CUSTOMERS, np.int64)
     )
     assert [documented("check: not UTF-8", problem) for problem in problems(made.write()) if "UTF-8" in problem]
+
+
+def test_a_row_group_is_checked_by_parts_and_what_is_wrong_has_its_row_in_it(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.prepare.check._PART_ROWS", 3)
+    assert problems(made.write()) == []
+    (made.folder / "manifest.json").unlink()
+    change(made.shards["train"][0], "track", 30, 77)
+    change(made.vocabularies["customer"][1], "row", 4, 9)
+    found = problems(made.write())
+    assert len(found) == 2
+    assert any("part-0.c000.snappy.parquet, row group 1, row 14: column 'track' is 77" in said for said in found)
+    assert any("row group 0, row 4: column 'row' is 9; expected 0, 1, 2 … through all files" in said for said in found)
+
+
+_CHECK_AND_TELL_MEMORY = """
+import sys
+from crossfade.main import main
+code = main(sys.argv[1:])
+print(open("/proc/self/status").read())
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_huge_row_group_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
+    peaks = {}
+    for rows in (1 << 20, 8 << 20):
+        folder = tmp_path / str(rows)
+        (folder / "train").mkdir(parents=True)
+        customers, tracks = np.arange(rows) % 1000, np.arange(rows) % 700
+        table = {"customer": customers, "track": tracks, "weight": np.ones(rows, np.float32)}
+        pq.write_table(pa.table(table), folder / "train" / "all.parquet", row_group_size=rows)
+        assert pq.read_metadata(folder / "train" / "all.parquet").num_row_groups == 1
+        for name, row_N in (("customer", customers), ("track", tracks)):
+            count_N = np.bincount(row_N)
+            (folder / "vocabulary" / name).mkdir(parents=True)
+            whole = {"row": np.arange(len(count_N)), "id": np.arange(len(count_N)), "count": count_N}
+            pq.write_table(pa.table(whole), folder / "vocabulary" / name / "all.parquet")
+        command = [sys.executable, "-c", _CHECK_AND_TELL_MEMORY, "prepare", "--check", folder, "--memory", "0.1"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=90)
+        assert "no problem; wrote its manifest.json" in done.stdout
+        peaks[rows] = int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0]) << 10
+    # Decoded, the large one has 140 MB more, and several times that with what is made of it.
+    assert peaks[8 << 20] - peaks[1 << 20] < 100e6, peaks

@@ -15,17 +15,17 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import InputError, UnreachableError, listed
+from kvstore.errors import InputError, listed
 from kvstore.random_file import RandomFile
-from kvstore.s3_files import NoBucketError
 from kvstore.storage import Folder
 from trainer.data.manifest import DataFile
+from trainer.data.parquet_sources import NOT_THERE, Pieces, ReachedFile, reaching_file
 
 _MAGIC = b"PAR1"
 _END_BYTES = 8
@@ -34,7 +34,8 @@ _TAIL_BYTES = 1 << 16
 """What is fetched from the end of a file to have its footer, most likely all of it; of a small file, all there is."""
 _HOLE_BYTES = 1 << 16
 """Columns that lie so near to each other are fetched together with what is between them."""
-_NOT_THERE = "a page reaches beyond its column"
+_BUFFER_BYTES = 4 << 20
+"""What is fetched at a time of each column of a row group that is not read at once."""
 _GROUPS_KEPT = 1 << 14
 """Row groups of the files whose footers are kept: about 16 MiB of them."""
 
@@ -61,7 +62,7 @@ def describe(folder: Folder, path: str) -> DataFile:
         InputError: it is not there, is no Parquet file, or nobody may read it.
         UnreachableError: storage does not answer.
     """
-    with _reaching(folder, path), closing(folder.open_random(path)) as source:
+    with reaching_file(folder, path), closing(folder.open_random(path)) as source:
         footer = _footer(f"{folder.uri}/{path}", source, _tail(source))
         metadata = _parse(f"{folder.uri}/{path}", footer)
         groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
@@ -94,7 +95,7 @@ class ParquetFiles:
             InputError: it is missing, damaged, not the one that the manifest lists, or nobody may read it.
             UnreachableError: storage does not answer.
         """
-        with _reaching(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
+        with reaching_file(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             return self._checked(file, source)[0]
 
     def look_through(self, file: DataFile) -> None:
@@ -108,13 +109,13 @@ class ParquetFiles:
             UnreachableError: storage does not answer.
         """
         metadata = self.footer(file)
-        with pq.ParquetFile(_Pieces(file.bytes), metadata=metadata) as parsed:
+        with pq.ParquetFile(Pieces(file.bytes), metadata=metadata) as parsed:
             for index in range(metadata.num_row_groups):
                 for column in range(metadata.num_columns):
                     try:
                         parsed.reader.read_row_group(index, column_indices=[column], use_threads=False)
                     except (OSError, pa.ArrowException) as error:
-                        if _NOT_THERE not in str(error):
+                        if NOT_THERE not in str(error):
                             what = f"its footer is damaged and cannot be read ({_said(error)})"
                             raise _damaged(self._where(file, index), what) from error
 
@@ -125,10 +126,10 @@ class ParquetFiles:
             InputError: the file is missing, damaged, not the one that the manifest lists, or nobody may read it.
             UnreachableError: storage does not answer.
         """
-        with _reaching(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
+        with reaching_file(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             metadata, tail = self._checked(file, source)
             places = _places(self._where(file, index), metadata.row_group(index), source.size(), columns)
-            pieces = _Pieces(source.size())
+            pieces = Pieces(source.size())
             for start, stop in places:
                 pieces.add(start, _fetch(source, tail, start, stop))
         try:
@@ -143,6 +144,28 @@ class ParquetFiles:
                 self._where(file, index), f"has {table.num_rows} rows, but {file.row_groups[index]} expected"
             )
         return table
+
+    def parts(self, file: DataFile, index: int, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        """What ``read`` gives, at most ``rows`` rows at a time: row groups of any size in bounded memory.
+
+        Raises:
+            InputError: as ``read``; also after some parts.
+            UnreachableError: storage does not answer.
+        """
+        if file.row_groups[index] <= rows:
+            if file.row_groups[index]:
+                yield self.read(file, index, columns)
+            return
+        where, left = self._where(file, index), file.row_groups[index]
+        with closing(ReachedFile(self._folder, file.path)) as source:
+            metadata, _ = self._checked(file, source)
+            _places(where, metadata.row_group(index), source.size(), columns)
+            for table in _batches(where, source, metadata, index, columns, rows):
+                _check_text(table, where)
+                left -= table.num_rows
+                yield table
+        if left:
+            raise _damaged(where, f"has {file.row_groups[index] - left} rows, but {file.row_groups[index]} expected")
 
     def column(self, file: DataFile, index: int, name: str, kind: pa.DataType) -> Any:
         """The column ``name`` of row group ``index`` of ``file``, of type ``kind``, as an array.
@@ -226,33 +249,6 @@ def column_of(table: pa.Table, name: str, kind: pa.DataType, where: str) -> Any:
     return column.to_numpy()
 
 
-@contextmanager
-def _reaching(folder: Folder, path: str) -> Iterator[None]:
-    """Turn what storage says of the file ``path`` into an error of Crossfade that names it.
-
-    Raises:
-        InputError: it is missing, or nobody may read it.
-        UnreachableError: storage does not answer.
-    """
-    uri = f"{folder.uri}/{path}"
-    try:
-        yield
-    except NoBucketError as error:
-        raise InputError(_named(uri, error)) from error
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: no such file, but the manifest lists it; prepare the data again") from error
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(_named(uri, error)) from error
-    except OSError as error:
-        raise UnreachableError(_named(uri, error)) from error
-
-
-def _named(uri: str, error: OSError) -> str:
-    """What ``error`` says, behind ``uri``, which it may name itself."""
-    text = f"cannot be read: {error.strerror}" if error.errno else str(error)
-    return f"{uri}: {' '.join(text.split()).removeprefix(f'{uri}: ')}"
-
-
 def _damaged(where: str, what: str) -> InputError:
     return InputError(f"{where}: {' '.join(what.split())}; prepare the data again")
 
@@ -323,30 +319,20 @@ def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence
     return places
 
 
+def _batches(
+    where: str, source: RandomFile, metadata: pq.FileMetaData, index: int, columns: Sequence[str], rows: int
+) -> Iterator[pa.Table]:
+    """``columns`` of row group ``index``, read from ``source`` as they are asked for."""
+    try:
+        with pq.ParquetFile(
+            source, metadata=metadata, page_checksum_verification=True, buffer_size=_BUFFER_BYTES, pre_buffer=False
+        ) as parsed:
+            for batch in parsed.iter_batches(rows, row_groups=[index], columns=list(columns), use_threads=False):
+                yield pa.Table.from_batches([batch])
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(where, f"is damaged and cannot be read ({_said(error)})") from error
+
+
 def _start(chunk: pq.ColumnChunkMetaData) -> int:
     first: int = chunk.data_page_offset
     return min(first, chunk.dictionary_page_offset) if chunk.has_dictionary_page else first
-
-
-class _Pieces(RandomFile):
-    """A file of which only some pieces are there."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size, version="")
-        self._pieces: list[tuple[int, bytes]] = []
-
-    def add(self, start: int, data: bytes) -> None:
-        """Put ``data`` at ``start``."""
-        self._pieces.append((start, data))
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes from ``offset`` on.
-
-        Raises:
-            OSError: they are not there.
-        """
-        stop = offset + length
-        for first, data in self._pieces:
-            if first <= offset and stop <= first + len(data):
-                return data[offset - first : stop - first]
-        raise OSError(f"{_NOT_THERE}: bytes {offset:,} to {stop:,}")

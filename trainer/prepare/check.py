@@ -4,7 +4,8 @@
     checked = check(Folder("s3://music/plays"), query=None, item=None, memory_bytes=None, progress=progress)
     checked.problems.listed               # what is wrong and where; if nothing is, there is a manifest now
 
-Memory holds one row group at a time. What is kept of all rows, counts and ids, lies in temporary files.
+Memory holds a million rows at a time, however large row groups are. What is kept of all rows, counts and ids, lies in
+temporary files.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from trainer.prepare.problems import LISTED, Problems
 from trainer.prepare.reaching import reaching
 
 _LARGE_GROUP_ROWS = 8 * GROUP_ROWS_MAX
+_PART_ROWS = 1 << 20
 _FEW_GROUPS = 8
 _SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
@@ -140,32 +142,36 @@ class _SplitCheck:
     def _check_file(self, split: str, file: DataFile, progress: Progress) -> None:
         if self._problems.of_columns(self._files, file, self._columns):
             return
-        for index, rows in enumerate(file.row_groups):
-            if rows == 0:
-                continue
-            where = f"{self._files.uri(file)}, row group {index}"
-            table = self._files.read(file, index, list(self._columns))
-            if not sum(self._problems.of_nulls(table.column(name), name, where) for name in self._columns):
-                weight_N = table.column(WEIGHT).to_numpy()
-                said = f"{where}, row {{}}: the weight is {{}}; expected a finite one"
-                self._problems.of_values(~np.isfinite(weight_N), weight_N, said)
-                for name in (self._manifest.query, self._manifest.item):
-                    row_N = table.column(name).to_numpy()
-                    inside_N = self._check_rows(name, row_N, where)
-                    if split == "train":
-                        np.add.at(self.counts[name], row_N[inside_N & (weight_N > 0)], 1)
-                if split == "train":
-                    self._note_order(table.column(self._manifest.query).to_numpy())
-            progress.advance(rows)
+        for index in range(len(file.row_groups)):
+            where, first = f"{self._files.uri(file)}, row group {index}", 0
+            for table in self._files.parts(file, index, list(self._columns), _PART_ROWS):
+                self._check_part(split, table, where, first)
+                first += table.num_rows
+                progress.advance(table.num_rows)
 
-    def _check_rows(self, name: str, row_N: IntArray, where: str) -> BoolArray:
+    def _check_part(self, split: str, table: pa.Table, where: str, first: int) -> None:
+        """Check rows of a row group, from row ``first`` of it on."""
+        if sum(self._problems.of_nulls(table.column(name), name, where, first) for name in self._columns):
+            return
+        weight_N = table.column(WEIGHT).to_numpy()
+        said = f"{where}, row {{}}: the weight is {{}}; expected a finite one"
+        self._problems.of_values(~np.isfinite(weight_N), weight_N, said, first)
+        for name in (self._manifest.query, self._manifest.item):
+            row_N = table.column(name).to_numpy()
+            inside_N = self._check_rows(name, row_N, where, first)
+            if split == "train":
+                np.add.at(self.counts[name], row_N[inside_N & (weight_N > 0)], 1)
+        if split == "train":
+            self._note_order(table.column(self._manifest.query).to_numpy())
+
+    def _check_rows(self, name: str, row_N: IntArray, where: str, first: int) -> BoolArray:
         """Which rows of an entity are within its vocabulary; the others are problems, and so are forgotten ones."""
         rows = self._manifest.entities[name].rows
         inside_N: BoolArray = (row_N >= 0) & (row_N < rows)
         said = f"{where}, row {{}}: column '{name}' is {{}}, but the vocabulary has rows 0 to {rows - 1}"
-        self._problems.of_values(~inside_N, row_N, said)
+        self._problems.of_values(~inside_N, row_N, said, first)
         said = f"{where}, row {{}}: column '{name}' is {{}}, a row that was forgotten; its interactions must go"
-        self._problems.of_values(np.isin(row_N, self._forgotten[name]), row_N, said)
+        self._problems.of_values(np.isin(row_N, self._forgotten[name]), row_N, said, first)
         return inside_N
 
     def _note_order(self, row_N: IntArray) -> None:
@@ -239,34 +245,36 @@ class _VocabularyCheck:
         """The row groups of a file, checked."""
         if self._problems.of_columns(self._files, file, self._columns):
             return
-        for index, rows in enumerate(file.row_groups):
-            if rows:
-                table = self._files.read(file, index, list(self._columns))
-                self._check_group(table, self._next_row, f"{self._files.uri(file)}, row group {index}")
-                self._next_row += rows
+        for index in range(len(file.row_groups)):
+            where, first = f"{self._files.uri(file)}, row group {index}", 0
+            for table in self._files.parts(file, index, list(self._columns), _PART_ROWS):
+                self._check_part(table, where, first)
+                first += table.num_rows
+                self._next_row += table.num_rows
                 yield table
 
-    def _check_group(self, table: pa.Table, first: int, where: str) -> None:
-        """See that a row group holds the rows from ``first`` on, and what belongs to them."""
-        bad = sum(self._problems.of_nulls(table.column(name), name, where) for name in ("row", "count"))
-        if bad:
+    def _check_part(self, table: pa.Table, where: str, first: int) -> None:
+        """See that rows of a row group, from row ``first`` of it on, are the next ones, and what belongs to them."""
+        if sum(self._problems.of_nulls(table.column(name), name, where, first) for name in ("row", "count")):
             return
         row_N, count_N = table.column("row").to_numpy(), table.column("count").to_numpy()
-        said = f"{where}, row {{}}: column 'row' is {{}}; expected 0, 1, 2 … through all files, here from {first} on"
-        if self._problems.of_values(row_N != np.arange(first, first + len(row_N)), row_N, said):
+        expected = f"expected 0, 1, 2 … through all files, here from {self._next_row - first} on"
+        expected_N = np.arange(self._next_row, self._next_row + len(row_N))
+        said = f"{where}, row {{}}: column 'row' is {{}}; {expected}"
+        if self._problems.of_values(row_N != expected_N, row_N, said, first):
             return
         forgotten_N = np.isin(row_N, self._forgotten)
         ids = table.column("id")
         nameless_N = pc.is_null(ids).to_numpy()
-        self._problems.of_values(nameless_N & ~forgotten_N, row_N, f"{where}, row {{}}: row {{}} has no id")
+        self._problems.of_values(nameless_N & ~forgotten_N, row_N, f"{where}, row {{}}: row {{}} has no id", first)
         said = f"{where}, row {{}}: row {{}} was forgotten, but has an id"
-        self._problems.of_values(~nameless_N & forgotten_N, row_N, said)
+        self._problems.of_values(~nameless_N & forgotten_N, row_N, said, first)
         if self._entity.id_type == "string":
             empty_N = pc.fill_null(pc.equal(ids, ""), False).to_numpy()
-            self._problems.of_values(empty_N, row_N, f"{where}, row {{}}: row {{}} has an empty id")
-        self._check_counts(row_N, count_N, where)
+            self._problems.of_values(empty_N, row_N, f"{where}, row {{}}: row {{}} has an empty id", first)
+        self._check_counts(row_N, count_N, where, first)
 
-    def _check_counts(self, row_N: IntArray, count_N: IntArray, where: str) -> None:
+    def _check_counts(self, row_N: IntArray, count_N: IntArray, where: str, first: int) -> None:
         if self._counts_N is None or not len(row_N) or row_N[-1] >= len(self._counts_N):
             return
         expected_N = np.asarray(self._counts_N[row_N[0] : row_N[-1] + 1])
@@ -274,4 +282,4 @@ class _VocabularyCheck:
         if wrong_N.any():
             real = expected_N[int(np.argmax(wrong_N))]
             said = f"{where}, row {{}}: the count is {{}}, but train has {real:,} interactions of weight above 0"
-            self._problems.of_values(wrong_N, count_N, said)
+            self._problems.of_values(wrong_N, count_N, said, first)

@@ -58,19 +58,19 @@ class Problems:
                 self.add(f"{files.uri(file)}: column '{name}' has the type {found}; expected {kind}: cast it")
         return self.count - before
 
-    def of_nulls(self, column: pa.ChunkedArray, name: str, where: str) -> int:
-        """See that a column has no null."""
+    def of_nulls(self, column: pa.ChunkedArray, name: str, where: str, first: int = 0) -> int:
+        """See that a column, whose rows count from ``first``, has no null."""
         if column.null_count:
-            first = pc.index(pc.is_null(column), True).as_py()
-            self.add(f"{where}, row {first}: column '{name}' is null{_others(column.null_count)}; expected none")
+            row = first + pc.index(pc.is_null(column), True).as_py()
+            self.add(f"{where}, row {row}: column '{name}' is null{_others(column.null_count)}; expected none")
         return int(column.null_count)
 
-    def of_values(self, bad_N: BoolArray, values_N: IntArray | FloatArray, said: str) -> int:
-        """Say of the first of the ``bad_N`` values what ``said`` makes of its place and itself."""
+    def of_values(self, bad_N: BoolArray, values_N: IntArray | FloatArray, said: str, first: int = 0) -> int:
+        """Say of the first of the ``bad_N`` values what ``said`` makes of its row, from ``first`` on, and itself."""
         bad = int(bad_N.sum())
         if bad:
-            first = int(np.argmax(bad_N))
-            self.add(said.format(first, values_N[first]) + _others(bad))
+            place = int(np.argmax(bad_N))
+            self.add(said.format(first + place, values_N[place]) + _others(bad))
         return bad
 
 
