@@ -27,13 +27,19 @@ On each other host, with the same CROSSFADE_TOKEN in its environment:
 
 The job starts when cluster.hosts agents, that of 'crossfade train' included, have joined; further ones wait as spares.
 Start agents in any order: one whose coordinator is not there yet, or has gone, tries again until it answers. After 10
-seconds without an answer it ends its roles; 'crossfade train --resume' brings a lost coordinator back. If this host is
-lost, the job waits for another to join, from the same address or another, and goes on from its newest checkpoint.
+seconds without an answer it ends its roles; 'crossfade train --resume' brings a lost coordinator back, as does
+'crossfade train --stand-by', which waits until it is needed. If this host is lost, the job waits for another to join,
+from the same address or another, and goes on from its newest checkpoint.
 
 Hosts must share DIR and the data, at the same paths, and have the same version of crossfade. Where they share no
 folder, set cluster.shared_folder=false in the job: DIR is then any folder of this host, the job comes from the
 coordinator, and data.shards and checkpoint.to must be on S3. Roles listen on ports of
---address that the kernel picks, open to whoever can reach them: keep that network closed. The token is sent as it is.
+--address that the kernel picks, open to whoever can reach them: keep that network closed. The token is sent as it is;
+CROSSFADE_TOKEN_FILE may name a file that has it.
+
+A host that can take one kind of role says so with --roles, as containers do. With cluster.host_per_role each server and
+worker has a host of its own; where one is lost and not replaced within cluster.replace_seconds, its roles go to hosts
+that are left and take such, or else to the coordinator's.
 
 The agent ends with the job: exit code 0 if it is done, 1 if it failed, 143 if it was stopped. SIGINT and SIGTERM end
 its roles at once, and the job goes on without this host as soon as another has joined.
@@ -53,6 +59,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--join", required=True, metavar="HOST:PORT", help="where the coordinator listens: cluster.listen of the job"
     )
     parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--roles",
+        choices=["all", "server", "worker", "none"],
+        default="all",
+        help="roles that this host takes (default all); none: it only waits for the end of the job",
+    )
     parser.add_argument(
         "--address",
         metavar="A",
@@ -95,7 +107,15 @@ def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.run_dir)
     metrics = role_metrics("", "agent")
     with listening(metrics, arguments.metrics_port, None, address, source="--metrics-port") as listener:
-        agent = Agent(folder, remote.report, address, heartbeat_seconds=1.0, tell=_say, metrics=listener.address)
+        agent = Agent(
+            folder,
+            remote.report,
+            address,
+            offers=arguments.roles,
+            heartbeat_seconds=1.0,
+            tell=_say,
+            metrics=listener.address,
+        )
         metrics.show("host", HostMetrics(agent))
         metrics.state = lambda: "taking part" if agent.has_joined else "waiting for the coordinator"
         _say(f"joining the coordinator at {coordinator} as {address}")

@@ -174,7 +174,7 @@ def _as_data(inputs: Inputs, plan: Plan, fit: Fit, network: Network | None) -> d
 def _report(inputs: Inputs, plan: Plan, fit: Fit, instance: Instance | None, network: Network | None) -> Iterator[str]:
     cluster = inputs.job.cluster
     where = (
-        f"{cluster.servers} servers, {cluster.workers} workers, {_hosts_word(cluster.hosts)}"
+        f"{cluster.servers} servers, {cluster.workers} workers, {_hosts_word(cluster.host_count)}"
         if cluster.servers
         else "in process"
     )

@@ -27,6 +27,7 @@ from kvstore.storage import Folder
 
 if TYPE_CHECKING:
     from trainer.data.manifest import Manifest
+    from trainer.prepare.synthetic import SyntheticSpec
 
 _OF_FILES = [
     "train",
@@ -130,6 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("column", "entity"):
         if getattr(arguments, option) is not None and sources != ["forget"]:
             raise InputError(f"--{option}: says whom --forget is about; leave it out")
+    if arguments.reuse and (sources[0] not in ("sample", "synthetic") or arguments.raw):
+        raise InputError(
+            "--reuse: is for what --sample and --synthetic prepare, since files may have changed; leave it out"
+        )
     if sources == ["check"]:
         return _check(arguments)
     if arguments.out is None:
@@ -138,6 +143,10 @@ def run(arguments: argparse.Namespace) -> int:
         return _forget(arguments)
     if arguments.raw:
         return _write_raw(arguments)
+    made = _find_made(arguments) if arguments.reuse else None
+    if made is not None:
+        print(f"{arguments.out}: made already; nothing to do")
+        return 0
     with phase_bars() as bars:
         make = {"train": _from_files, "sample": _from_sample, "synthetic": _from_nothing}[sources[0]]
         manifest = make(arguments, bars)
@@ -228,8 +237,28 @@ def _from_nothing(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
     from trainer.prepare.synthetic import write_synthetic
 
     _refuse(arguments, "--synthetic", _OF_FILES)
-    spec = parse_synthetic(arguments.synthetic, arguments.query or "customer", arguments.item or "track")
+    spec = _synthetic_spec(arguments)
     return write_synthetic(arguments.out, spec, arguments.seed, arguments.overwrite, bars, arguments.work)
+
+
+def _find_made(arguments: argparse.Namespace) -> Manifest | None:
+    """The data set that is asked for, if it is there."""
+    from trainer.prepare.reuse import read_whole
+    from trainer.prepare.sample import is_sample
+    from trainer.prepare.synthetic import source_of
+
+    manifest = read_whole(Folder(arguments.out))
+    if manifest is None:
+        return None
+    if arguments.sample:
+        same = is_sample(manifest, arguments.seed)
+    else:
+        same = manifest.source == source_of(_synthetic_spec(arguments), arguments.seed)
+    return manifest if same else None
+
+
+def _synthetic_spec(arguments: argparse.Namespace) -> SyntheticSpec:
+    return parse_synthetic(arguments.synthetic, arguments.query or "customer", arguments.item or "track")
 
 
 def _write_raw(arguments: argparse.Namespace) -> int:
@@ -240,7 +269,7 @@ def _write_raw(arguments: argparse.Namespace) -> int:
     _refuse(arguments, "--raw", [*_OF_FILES, "work"])
     if arguments.overwrite:
         raise InputError("--overwrite: replaces prepared data, and --raw makes none; delete the old events yourself")
-    spec = parse_synthetic(arguments.synthetic, arguments.query or "customer", arguments.item or "track")
+    spec = _synthetic_spec(arguments)
     with phase_bars() as bars:
         names = write_raw_events(arguments.out, spec, arguments.seed, bars)
     print(

@@ -58,6 +58,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder or s3://BUCKET/PREFIX to write; it must not exist")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it holds prepared data")
     parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="with --sample and --synthetic: make nothing if DIR is whole and was made by the same command",
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the order and of random choices (default 0)"
     )
     _add_input_options(parser)

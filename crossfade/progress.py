@@ -16,6 +16,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "resume": lambda event: f"going on {_start(event)}",
     "back_off": lambda event: f"{event['cause']}; restarting in {event['seconds']:.0f} s",
     "waiting": lambda event: f"waiting for {event['hosts']} more host(s) to join",
+    "short_of_hosts": lambda event: f"{event['hosts']} host(s) did not come; their roles go to those that are there",
     "listening": lambda event: f"listening for the agents of other hosts at {event['address']}",
     "save_failed": lambda event: f"the checkpoint of step {event['step']:,} was not written: {event['message']}",
     "records_lost": lambda event: f"records of the run are left out: {event['message']}",

@@ -88,6 +88,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     earlier.add_argument(
         "--resume", action="store_true", help="take an earlier run in DIR up, if there is one, and go on with it"
     )
+    earlier.add_argument(
+        "--stand-by",
+        action="store_true",
+        help="wait while another process runs in DIR; if that is killed, go on as with --resume, else end as it did",
+    )
     parser.add_argument("--explain", action=_Explain, nargs=0, help="print every key of a job file, and end")
     parser.set_defaults(run=run)
 
@@ -107,19 +112,24 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, key) is not None:
             overrides.append(f"cluster.{key}={getattr(arguments, key)}")
     job = load_job(arguments.job, overrides)
+    folder = RunFolder(arguments.run_dir or default_run_dir(job))
+    if arguments.stand_by:
+        if ended := _stand_by(job, folder):
+            _say(f"{folder.path}: the run there is over ({ended}): nothing to take up")
+            return int(ended != "done")
+        arguments.resume = True
     with phase_bars() as bars:
         inputs = read_inputs(job, bars)
     if warning := check_fits_this_machine(inputs):
-        print(f"crossfade: {warning}", file=sys.stderr)
+        _say(warning)
     _check_runtime(job)
     starting_rows(job, inputs.model.tables)
-    folder = RunFolder(arguments.run_dir or default_run_dir(job))
     if job.checkpoint.to is not None and not folder.holds(job.checkpoint.to):
         # What begins is another run than any before, unless it takes one up.
         run_id = folder.run_id() if arguments.resume and folder.has_run_id() else None
         check_claimable(job.checkpoint.to, run_id, job.name, take_over=arguments.resume)
     if arguments.resume and not folder.has_run_id():
-        print(f"crossfade: {folder.path}: there is no run to take up, so one begins", file=sys.stderr)
+        _say(f"{folder.path}: there is no run to take up, so one begins")
     display = TrainingDisplay(job.evaluate.select)
     with _watched(job) as listener:
         with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
@@ -129,6 +139,27 @@ def run(arguments: argparse.Namespace) -> int:
         display.print_report(report, folder.path)
         _say_farewell(listener)
     return 0
+
+
+def _say(line: str) -> None:
+    print(f"crossfade: {line}", file=sys.stderr, flush=True)
+
+
+def _stand_by(job: Job, folder: RunFolder) -> str | None:
+    """Wait while another process runs in ``folder``; gives how that ended, or None if there is a run to take up.
+
+    Meanwhile loopback alone is listened on: anywhere else this would be taken for the process that runs.
+    """
+    from deploy.metrics import role_metrics
+    from deploy.supervision import is_loopback
+    from trainer.metrics_http import listening
+
+    metrics = role_metrics(job.name, "coordinator")
+    metrics.state = lambda: "standing by"
+    # On loopback, the job's port is that of the process that runs.
+    port = None if is_loopback(job.cluster.host) else job.metrics.port
+    with listening(metrics, port, "127.0.0.1", "127.0.0.1"):
+        return folder.wait_for_end(lambda: _say(f"{folder.path}: a run is going on in it; standing by"))
 
 
 @contextmanager
@@ -221,7 +252,7 @@ def _train_in_process(
             show,
             resume=resume,
             stop_requested=lambda: stopper.number is not None,
-            say=lambda line: print(f"crossfade: {line}", file=sys.stderr),
+            say=_say,
             metrics=listener.metrics,
         )
     if not isinstance(report, Stop):

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from deploy.cluster import Address, Neighbourhood, Role, environment
+from deploy.cluster import Address, Neighbourhood, Offer, Role, environment
 from deploy.events import EVENTS_VARIABLE, EventLines
 from deploy.reports import LONGEST_MESSAGE, MOST_EVENTS, Failure, Order, Report, SentEvent
 from kvstore.errors import ClusterError
@@ -141,6 +141,7 @@ class Agent:
         send: Send,
         address: str,
         *,
+        offers: Offer = "all",
         identity: str | None = None,
         heartbeat_seconds: float,
         lease_seconds: float = AGENT_LEASE_SECONDS,
@@ -149,7 +150,7 @@ class Agent:
     ) -> None:
         """Run roles in ``folder``, which listen on ``address`` and reach the others from there.
 
-        Without an ``identity`` it makes one up.
+        It takes the kinds of roles that it ``offers``. Without an ``identity`` it makes one up.
 
         ``send`` brings a report to the coordinator and gives its order; it raises Unreachable, and after
         ``lease_seconds`` of that the roles end. ``tell`` gets what a person may want to know. At ``metrics``,
@@ -159,6 +160,7 @@ class Agent:
         self.left: Order | None = None
         """The order to leave, once it has come."""
         self._folder, self._send, self._address, self._tell = folder, send, address, tell
+        self._offers = offers
         self.host = socket.gethostname()
         self._heartbeat_seconds, self._lease_seconds = heartbeat_seconds, lease_seconds
         self._metrics = metrics
@@ -297,6 +299,7 @@ class Agent:
             agent=self.id,
             host=self.host,
             address=self._address,
+            offers=self._offers,
             number=self._reports,
             coordinator=self._coordinator,
             generation=self._generation,

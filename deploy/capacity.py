@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import psutil
 
-from deploy.cluster import Role, deal
+from deploy.cluster import Offer, Role, deal
 from deploy.traffic import Counts, Share, StepTraffic, expect_traffic, read_counts, shares
 from kvstore.errors import InputError
 from kvstore.layout import TableLayout, make_layout
@@ -416,7 +416,8 @@ def _checkpoint(job: Job, held: dict[str, int], ranges: int) -> Iterable[Part]:
 
 def role_hosts(job: Job) -> list[list[Role]]:
     """The roles of each host."""
-    return list(deal(job.cluster, [str(host) for host in range(job.cluster.hosts)]).values())
+    hosts: dict[str, Offer] = dict.fromkeys(map(str, range(job.cluster.host_count)), "all")
+    return list(deal(job.cluster, hosts).values())
 
 
 def _hosts(job: Job, processes: Sequence[ProcessPlan]) -> Iterable[HostPlan]:
@@ -504,17 +505,23 @@ def check_fits_this_machine(inputs: Inputs) -> str | None:
         InputError: it does not fit; with the figures of ``crossfade plan``.
     """
     job, machine = inputs.job, this_machine()
-    fit = check_fit(inputs, plan := make_plan(inputs), machine)
+    fit = check_fit(inputs, plan := _plan_here(inputs), machine)
     if fit.verdict == "does not fit":
         raise InputError(_refusal(job, inputs.model, plan, fit))
     inputs = inputs.with_counts()
-    fit = check_fit(inputs, plan := make_plan(inputs), machine)
+    fit = check_fit(inputs, plan := _plan_here(inputs), machine)
     if fit.verdict == "fits":
         return None
     return (
         f"this may take up to {gib(plan.most_bytes)}, but {gib(machine.available_bytes)} are free here; "
         f"'crossfade plan' says for what ({' or '.join(fit.advice)})"
     )
+
+
+def _plan_here(inputs: Inputs) -> Plan:
+    """The plan, of whose hosts this one stands for all unless each role has one of its own, as large as it needs."""
+    plan = make_plan(inputs)
+    return replace(plan, hosts=plan.hosts[:1]) if inputs.job.cluster.host_per_role else plan
 
 
 def _refusal(job: Job, model: Model, plan: Plan, fit: Fit) -> str:

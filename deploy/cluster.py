@@ -6,22 +6,26 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, cast
 
 from kvstore.errors import ClusterError, InputError
 from trainer.job import Cluster
 
 RoleKind = Literal["scheduler", "server", "worker"]
+Offer = Literal["all", "server", "worker", "none"]
+"""The kinds of roles that a host takes; one that takes none only learns how the job ends."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 # A step's buffers are some megabytes each. By its defaults glibc gives such memory back to the kernel and takes it anew
 # in every step, which costs a role up to 10 ms of page faults.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 TOKEN_VARIABLE = "CROSSFADE_TOKEN"  # noqa: S105 - the name of the variable
+TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN_FILE"  # noqa: S105
 # ps-lite takes its port from a stray PORT; what is left of DMLC_* from elsewhere would name another job's scheduler.
 _STRAY_PREFIXES = ("DMLC_", "PS_")
-_STRAY = ("PORT", TOKEN_VARIABLE)
+_STRAY = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,41 @@ def roles(cluster: Cluster) -> Iterator[Role]:
         yield Role("worker", index)
 
 
-def deal(cluster: Cluster, hosts: Sequence[str]) -> dict[str, list[Role]]:
-    """The roles of each host: the scheduler on the first, servers and workers in turn over all."""
+def missing_hosts(cluster: Cluster, hosts: Mapping[str, Offer]) -> int:
+    """How many more ``hosts`` a whole job needs; the first one is the coordinator's, which takes all kinds."""
+    if not cluster.host_per_role:
+        return max(0, cluster.hosts - len(hosts))
+    offers = list(hosts.values())[1:]
+    lacking = max(0, cluster.servers - offers.count("server")) + max(0, cluster.workers - offers.count("worker"))
+    return max(0, lacking - offers.count("all"))
+
+
+def deal(cluster: Cluster, hosts: Mapping[str, Offer]) -> dict[str, list[Role]]:
+    """The roles of those of the ``hosts`` that take part, of which the first is the coordinator's.
+
+    The first one has the scheduler; servers and workers go in turn to the hosts that take them. With
+    ``cluster.host_per_role`` the first one has no others unless nobody else takes them.
+    """
+    first = next(iter(hosts))
+    if not cluster.host_per_role:
+        hosts = dict(islice(hosts.items(), cluster.hosts))
     dealt: dict[str, list[Role]] = {host: [] for host in hosts}
-    for role in roles(cluster):
-        dealt[hosts[role.index % len(hosts)]].append(role)
-    return dealt
+    counts: dict[RoleKind, int] = {"scheduler": 1, "server": cluster.servers, "worker": cluster.workers}
+    for kind, count in counts.items():
+        takers = [first] if kind == "scheduler" else _takers(cluster, kind, hosts, dealt)
+        for index in range(count):
+            dealt[takers[index % len(takers)]].append(Role(kind, index))
+    return {host: roles_here for host, roles_here in dealt.items() if roles_here or not cluster.host_per_role}
+
+
+def _takers(cluster: Cluster, kind: RoleKind, hosts: Mapping[str, Offer], dealt: Mapping[str, list[Role]]) -> list[str]:
+    """The hosts that share the roles of ``kind`` out."""
+    able = [host for host, offer in hosts.items() if offer in {kind, "all"}]
+    if not cluster.host_per_role:
+        return able
+    first = able.pop(0)
+    able.sort(key=lambda host: hosts[host] == "all")  # whoever takes other kinds too is left for them
+    return [host for host in able if not dealt[host]] or able or [first]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from deploy.cluster import Address, Role, deal
+from deploy.cluster import Address, Offer, Role, deal, missing_hosts
 from deploy.reports import Do, Failure, Order, Place, Report, RoleState, SentEvent
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.checkpoints import Stop
@@ -81,6 +81,7 @@ class _Member:
     id: str
     host: str
     address: str
+    offers: Offer
     seen: float
     reports: int = 0
     metrics: str | None = None
@@ -99,11 +100,13 @@ class Coordinator:
         *,
         job: str = "",
         files: dict[str, str] | None = None,
+        begun: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Coordinate a job on ``cluster``; by ``job``, the SHA-256 of its file, hosts see that they share it.
 
         Hosts that share no folder get ``files`` when they join: the text of each by its name in the run folder.
+        ``begun``: roles of it ran before, under another coordinator, so that hosts that are missing may be lost.
         """
         self.id = secrets.token_hex(8)
         self.home = secrets.token_hex(8)
@@ -117,6 +120,9 @@ class Coordinator:
         self._cluster, self._job, self._files, self._clock = cluster, job, files or {}, clock
         self._lock = threading.RLock()
         self._members: dict[str, _Member] = {}
+        self._begun = begun
+        self._changed_at = clock()
+        """When a host last came or went."""
         self._gone: set[str] = set()
         self._dealt: dict[str, list[Role]] = {}
         self._metrics: dict[str, str] = {}
@@ -166,7 +172,7 @@ class Coordinator:
         with self._lock:
             if self.state is not State.PREPARING:
                 return
-            if len(self._members) < self._cluster.hosts:
+            if not self._can_begin():
                 self.state = State.WAITING
                 return
             if start.step > self._start.step:
@@ -174,10 +180,13 @@ class Coordinator:
             now = self._clock()
             self.generation += 1
             self._tell_start(start)
+            if missing := missing_hosts(self._cluster, self._offers()):
+                self._events.append({"event": "short_of_hosts", "hosts": missing})
             self.state, self._start = State.RUNNING, start
             self._saved_step, self._step, self._trained = start.step, start.step, False
             self._stopped, self._deadline, self._progress_at = None, float("inf"), now
-            self._dealt, self._metrics = deal(self._cluster, self._hosts()), {}
+            self._begun = True
+            self._dealt, self._metrics = deal(self._cluster, self._offers()), {}
             for member in self._members.values():
                 member.roles = {}
 
@@ -235,6 +244,7 @@ class Coordinator:
                     {
                         "host": member.host,
                         "address": member.address,
+                        "offers": member.offers,
                         "seen_seconds_ago": round(now - member.seen, 3),
                         "roles": member.roles,
                     }
@@ -269,19 +279,35 @@ class Coordinator:
             if other.address == report.address:
                 self._gone.add(other.id)
                 self._lose(other, "was replaced by a new agent at its address")
-        member = _Member(report.agent, report.host, report.address, self._clock())
+        member = _Member(report.agent, report.host, report.address, report.offers, self._clock())
         self._members[member.id] = member
+        self._changed_at = self._clock()
         return member
 
     def _lose(self, member: _Member, how: str) -> None:
         del self._members[member.id]
+        self._changed_at = self._clock()
         if member.id in self._dealt:
             self._fail(Failure(message=f"the agent on {member.host} ({member.address}) {how}"))
 
-    def _hosts(self) -> list[str]:
-        """The agents that get roles, this host's first and the others as they joined."""
-        others = [agent for agent in self._members if agent != self.home]
-        return [self.home, *others][: self._cluster.hosts]
+    def _offers(self) -> dict[str, Offer]:
+        """What the agents that may get roles take, this host's first and the others as they joined."""
+        others = {member.id: member.offers for member in self._members.values() if member.offers != "none"}
+        return {self.home: "all", **others}
+
+    def _can_begin(self) -> bool:
+        """Whether all hosts are here, or those that are missing have been waited for and can be done without."""
+        offers = self._offers()
+        if self.home not in self._members:
+            return False
+        if not missing_hosts(self._cluster, offers):
+            return True
+        patience = self._cluster.replace_seconds
+        if patience is None or self._clock() - self._changed_at < patience:
+            return False
+        taken = {kind for agent, kind in offers.items() if agent != self.home}
+        # What has never run needs its hosts: who starts them may not have got round to all yet.
+        return self._begun or (self._cluster.host_per_role and ("all" in taken or {"server", "worker"} <= taken))
 
     def _hear(self, member: _Member, report: Report) -> None:
         member.seen, member.reports, member.metrics = self._clock(), report.number, report.metrics
@@ -418,9 +444,9 @@ class Coordinator:
                 self._back_off()
         if self.state is State.BACKING_OFF and self._clock() >= self._deadline:
             self.state, self._deadline = State.WAITING, float("inf")
-            if missing := self._cluster.hosts - len(self._members):
+            if missing := missing_hosts(self._cluster, self._offers()):
                 self._events.append({"event": "waiting", "hosts": missing})
-        if self.state is State.WAITING and len(self._members) >= self._cluster.hosts:
+        if self.state is State.WAITING and self._can_begin():
             self.state = State.PREPARING
 
     def _is_clear(self, agent: str) -> bool:

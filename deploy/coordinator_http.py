@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from deploy.agent import Unreachable
-from deploy.cluster import TOKEN_VARIABLE, Address
+from deploy.cluster import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from deploy.coordinator import Coordinator
 from deploy.reports import Order, Report
 from kvstore.errors import ClusterError, InputError
@@ -38,18 +39,29 @@ REQUEST_SECONDS = 2.0
 
 
 def read_token(needed_by: str) -> str:
-    """The token of the environment, which ``needed_by`` needs.
+    """The token of the environment, or of the file that it names, which ``needed_by`` needs.
 
     Raises:
         InputError: there is none, or it can be guessed or cannot be sent.
     """
-    token = os.environ.get(TOKEN_VARIABLE, "")
+    token = os.environ.get(TOKEN_VARIABLE, "") or _token_of_file()
     how = f"set it to the same secret on all hosts, as made by: export {TOKEN_VARIABLE}=$(openssl rand -hex 32)"
     if not token:
-        raise InputError(f"{needed_by} needs the environment variable {TOKEN_VARIABLE}; {how}")
+        variables = f"{TOKEN_VARIABLE}, or {TOKEN_FILE_VARIABLE} with the name of a file"
+        raise InputError(f"{needed_by} needs the environment variable {variables}; {how}")
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise InputError(f"{TOKEN_VARIABLE} must be {SHORTEST_TOKEN} or more printable ASCII characters; {how}")
     return token
+
+
+def _token_of_file() -> str:
+    name = os.environ.get(TOKEN_FILE_VARIABLE)
+    if not name:
+        return ""
+    try:
+        return Path(name).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{TOKEN_FILE_VARIABLE}: {name} cannot be read as a token: {error}") from error
 
 
 class _Refused(Exception):  # noqa: N818 - an answer, not a fault of ours

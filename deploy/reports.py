@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deploy.cluster import Offer
+
 LONGEST_MESSAGE = 8192
 MOST_EVENTS = 200
 """In one report; what is left follows in the next."""
@@ -51,6 +53,7 @@ class Report(_Message):
     agent: str
     host: str
     address: str
+    offers: Offer = Field("all", description="the kinds of roles that it takes")
     number: int
     coordinator: str | None = Field(None, description="the one that the agent has heard of last")
     generation: int | None = Field(None, description="the one whose roles it runs")

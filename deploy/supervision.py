@@ -41,19 +41,20 @@ def check_hosts(cluster: Cluster) -> None:
     if cluster.listen is not None:
         listen = Address.parse(cluster.listen, "cluster.listen")
         read_token("cluster.listen")
-        if cluster.hosts > 1 and _is_loopback(cluster.host) and not _is_loopback(listen.host):
+        if cluster.host_count > 1 and is_loopback(cluster.host) and not is_loopback(listen.host):
             raise InputError(
                 f"cluster.host is {cluster.host}, where the roles of other hosts cannot reach this one's: set it to "
                 "this host's address, as in --set cluster.host=10.0.0.1"
             )
-    elif cluster.hosts > 1:
+    elif cluster.host_count > 1:
         raise InputError(
-            f"cluster.hosts is {cluster.hosts}, but the other hosts' agents have nowhere to join: set cluster.listen, "
-            "as in --set cluster.listen=10.0.0.1:7070"
+            f"the job has {cluster.host_count} hosts, but the other hosts' agents have nowhere to join: set "
+            "cluster.listen, as in --set cluster.listen=10.0.0.1:7070"
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on ``host``."""
     return host == "localhost" or host.startswith("127.")
 
 
@@ -72,7 +73,8 @@ def run_job(
         Stopped: it was asked to stop. Whatever is raised, all processes of this host have ended by then.
     """
     files = folder.files_for_roles() if job.hosts_apart else None
-    coordinator = Coordinator(job.cluster, job=job_digest(folder), files=files)
+    begun = resume and folder.logs.exists()
+    coordinator = Coordinator(job.cluster, job=job_digest(folder), files=files, begun=begun)
     with ExitStack() as stack:
         if job.hosts_apart:
             emit = _keeping(folder, emit, stack)

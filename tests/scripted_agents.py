@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deploy.cluster import Address
+from deploy.cluster import Address, Offer
 from deploy.coordinator import Coordinator, Start, State
 from deploy.reports import Failure, Order, Report, SentEvent
 from trainer.job import Cluster
@@ -14,8 +14,9 @@ KILLED = Failure(message="server-0 was killed by SIGKILL", details="log: run/log
 class Host:
     """An agent as the coordinator sees one. It obeys at once, and its roles do what the test says of them."""
 
-    def __init__(self, place: "Place", address: str, identity: str | None = None) -> None:
+    def __init__(self, place: "Place", address: str, identity: str | None = None, offers: Offer = "all") -> None:
         self.place, self.address, self.id = place, address, identity or f"agent of {address}"
+        self.offers = offers
         self.coordinator: str | None = None
         self.generation: int | None = None
         self.roles: dict[str, Any] = {}
@@ -29,6 +30,7 @@ class Host:
             "agent": self.id,
             "host": f"host {self.address}",
             "address": self.address,
+            "offers": self.offers,
             "number": self.number,
             "coordinator": self.coordinator,
             "generation": self.generation,
@@ -73,7 +75,9 @@ def step(number: int) -> dict[str, Any]:
 class Place:
     """A coordinator, its clock and its agents; ``home`` has joined."""
 
-    def __init__(self, *, hosts: int = 1, servers: int = 2, workers: int = 2) -> None:
+    def __init__(
+        self, *, hosts: int = 1, servers: int = 2, workers: int = 2, begun: bool = False, **settings: Any
+    ) -> None:
         self.now = 1000.0
         cluster = Cluster(
             servers=servers,
@@ -82,8 +86,9 @@ class Place:
             stall_seconds=STALL,
             grace_seconds=GRACE,
             max_restarts=RESTARTS,
+            **settings,
         )
-        self.coordinator = Coordinator(cluster, job="digest", clock=lambda: self.now)
+        self.coordinator = Coordinator(cluster, job="digest", begun=begun, clock=lambda: self.now)
         self.port = 5000
         self.home = Host(self, "10.0.0.1", self.coordinator.home)
         self.home.report()
@@ -93,8 +98,8 @@ class Place:
     def state(self) -> State:
         return self.coordinator.state
 
-    def join(self, address: str) -> Host:
-        host = Host(self, address)
+    def join(self, address: str, offers: Offer = "all") -> Host:
+        host = Host(self, address, offers=offers)
         host.report()
         self.hosts.append(host)
         return host

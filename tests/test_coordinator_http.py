@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,7 +16,7 @@ from scripted_agents import Host, Place, step
 
 from deploy import coordinator_http
 from deploy.agent import Unreachable
-from deploy.cluster import TOKEN_VARIABLE, Address
+from deploy.cluster import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from deploy.coordinator import State
 from deploy.coordinator_http import LONGEST_BODY_BYTES, RemoteCoordinator, read_token, serving
 from deploy.reports import SentEvent
@@ -223,3 +224,14 @@ def test_a_token_that_is_missing_or_bad_is_refused_with_how_to_make_one(
     assert said in str(refusal.value)
     assert "openssl rand -hex 32" in str(refusal.value)
     assert not token or token not in str(refusal.value)
+
+
+def test_a_token_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.setenv(TOKEN_FILE_VARIABLE, str(tmp_path / "token"))
+    with pytest.raises(InputError, match=r"CROSSFADE_TOKEN_FILE: .*/token cannot be read as a token: .*No such"):
+        read_token("cluster.listen")
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    assert read_token("cluster.listen") == TOKEN
+    monkeypatch.setenv(TOKEN_VARIABLE, "this-one-comes-first")
+    assert read_token("cluster.listen") == "this-one-comes-first"

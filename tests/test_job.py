@@ -49,8 +49,8 @@ def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
         ),
         (
             SMALL + "cluster: {zzz: 8}\n",
-            "unknown key 'cluster.zzz'; known keys here: servers, workers, host, port, key_bytes, hosts, listen, "
-            "shared_folder, max_restarts, stall_seconds, grace_seconds",
+            "unknown key 'cluster.zzz'; known keys here: servers, workers, host, port, key_bytes, hosts, "
+            "host_per_role, replace_seconds, listen, shared_folder, max_restarts, stall_seconds, grace_seconds",
         ),
         (SMALL + "los: bpr\ntrian: {}\n", "unknown key 'los'; did you mean 'loss'? (and 1 more)"),
         ("name: small\n", "the key 'data' is missing"),

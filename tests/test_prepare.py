@@ -26,6 +26,7 @@ import pytest
 from refusal_table import documented
 
 from crossfade import prepare as command
+from crossfade.main import main
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.manifest import Manifest, read_manifest
@@ -915,6 +916,40 @@ def test_without_any_sample_one_line_says_so_and_synthetic_artists_stand_in(tmp_
     assert (manifest.query, manifest.item) == ("customer", "artist")
     assert (manifest.entities["customer"].rows, manifest.entities["artist"].rows) == (2000, 4000)
     assert sum(split.rows for split in manifest.splits.values()) == 100_000
+
+
+@pytest.mark.parametrize("source", ["--sample=lastfm", "--synthetic=queries=50,items=40,interactions=1500"])
+@pytest.mark.usefixtures("nowhere")
+def test_what_is_made_already_is_reused_if_it_is_whole_and_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    monkeypatch.setattr(sample, "_download", lambda *_: pytest.fail("asked for data that are here"))
+    monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path))
+    (tmp_path / sample.FOLDER).mkdir()
+    plays = [f"{user}\t{artist}\t1" for user in range(9) for artist in range(9)]
+    write_text(tmp_path / sample.FOLDER / "user_artists.dat", "\n".join(["userID\tartistID\tweight", *plays]))
+    write_text(tmp_path / sample.FOLDER / "artists.dat", "\n".join(["id\tname", *(f"{n}\tA{n}" for n in range(9))]))
+    words = ["prepare", source, "--out", str(tmp_path / "out"), "--reuse"]
+    assert main(words) == 0
+    made = (tmp_path / "out/manifest.json").stat()
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith("out: made already; nothing to do\n")
+    assert (tmp_path / "out/manifest.json").stat() == made
+    assert main([*words, "--seed", "3"]) == 2
+    assert "out: exists already" in capsys.readouterr().err
+    with next((tmp_path / "out/train").iterdir()).open("ab") as file:
+        file.write(b"more")
+    assert main(words) == 2
+    assert main([*words, "--overwrite"]) == 0
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize(
+    "source", [("--events", "plays.csv"), ("--check", "data"), ("--synthetic", "items=9", "--raw")]
+)
+def test_only_what_needs_no_files_is_reused(source: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", *source, "--out", "out", "--reuse"]) == 2
+    assert "--reuse: is for what --sample and --synthetic prepare" in capsys.readouterr().err
 
 
 def test_the_sample_is_looked_for_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,16 @@ class Cluster(_Section):
         DEFAULT_KEY_BYTES, description="bytes of a table that make one key of the store, at most"
     )
     hosts: AtLeastOne = Field(1, description="hosts that share the roles; the job starts when their agents have joined")
+    host_per_role: bool = Field(
+        False,
+        description="each server and worker has a host of its own, beside the coordinator's, as in containers; "
+        "cluster.hosts is counted from that",
+    )
+    replace_seconds: Positive | None = Field(
+        None,
+        description="how long hosts that are lost are waited for, from the last that came or went; then their roles go "
+        "to those that are left; null: as long as it takes",
+    )
     listen: str | None = Field(
         None, description="HOST:PORT at which agents of other hosts reach the coordinator; needs CROSSFADE_TOKEN"
     )
@@ -224,6 +234,17 @@ class Cluster(_Section):
         if self.workers > 1 and self.servers == 0:
             raise ValueError(f"{self.workers} workers need at least one server: set cluster.servers or --servers")
         return self
+
+    @model_validator(mode="after")
+    def _hosts_are_counted_once(self) -> Cluster:
+        if self.host_per_role and self.hosts > 1:
+            raise ValueError(f"hosts is {self.hosts}, but host_per_role counts them: leave one of the two out")
+        return self
+
+    @property
+    def host_count(self) -> int:
+        """The hosts of a whole job, that of the coordinator included."""
+        return 1 + self.servers + self.workers if self.host_per_role else self.hosts
 
 
 class Metrics(_Section):
@@ -269,7 +290,7 @@ class Job(_Section):
 
     @model_validator(mode="after")
     def _hosts_share_something(self) -> Job:
-        if self.hosts_apart and self.cluster.hosts > 1 and not (self.checkpoint.to or "").startswith("s3://"):
+        if self.hosts_apart and self.cluster.host_count > 1 and not (self.checkpoint.to or "").startswith("s3://"):
             raise ValueError(
                 "cluster.shared_folder is false, so the hosts need another place to share: set checkpoint.to to one on "
                 "S3, as in s3://BUCKET/PREFIX"

@@ -14,8 +14,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -95,6 +97,7 @@ class RunFolder:
                         identity = {"id": uuid.uuid4().hex, "name": job.name}
                         self._write(RUN_FILE, json.dumps(identity) + "\n")
                     self._write(JOB_FILE, job.anchored().to_yaml())
+                    running.push(partial(_note_end, lock))
             except FileExistsError as error:
                 raise InputError(f"{self.path}: cannot be a run folder: {error.filename} is a file") from error
             except OSError as error:
@@ -115,8 +118,8 @@ class RunFolder:
 
     def _has_begun(self) -> bool:
         """Whether there is more here than what a run leaves that was killed at once."""
-        partial = _partial(RUN_FILE), _partial(JOB_FILE)
-        return any(path.name not in {LOCK_FILE, RUN_FILE, *partial} for path in self.path.iterdir())
+        unfinished = _partial(RUN_FILE), _partial(JOB_FILE)
+        return any(path.name not in {LOCK_FILE, RUN_FILE, *unfinished} for path in self.path.iterdir())
 
     def _check_resumable(self, job: Job) -> None:
         differences = job.differences(self.job()) if self._holds_run() else []
@@ -175,6 +178,18 @@ class RunFolder:
             if name in files:
                 self._write(name, files[name])
 
+    def wait_for_end(self, waiting: Callable[[], None]) -> str | None:
+        """While another process runs here, wait; gives how that ended, as it said, or None if it was killed.
+
+        ``waiting`` is called before. None also if nobody runs here.
+        """
+        if not self._is_running():
+            return None
+        waiting()
+        with (self.path / LOCK_FILE).open("r+", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            return lock.read() or None
+
     def report(self) -> dict[str, Any]:
         """The report of the finished run."""
         report: dict[str, Any] = json.loads((self.path / REPORT_FILE).read_text(encoding="utf-8"))
@@ -216,13 +231,21 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         """Write the file ``name``, in one move: whoever is killed leaves none or the earlier one."""
-        partial = (self.path / name).with_name(_partial(Path(name).name))
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self.path / name)
+        unfinished = (self.path / name).with_name(_partial(Path(name).name))
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(self.path / name)
 
 
 def _partial(name: str) -> str:
     return f".{name}.partial"
+
+
+def _note_end(
+    lock: TextIO, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+) -> None:
+    """Leave in the ``lock`` how the run ended, which one that is killed does not get to."""
+    lock.write("done" if error is None else "failed")
+    lock.flush()
 
 
 @contextmanager

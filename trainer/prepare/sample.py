@@ -21,7 +21,7 @@ from trainer.data.manifest import Manifest
 from trainer.data.progress import Progress, Silent
 from trainer.prepare.build_vocabulary import NamesFile
 from trainer.prepare.pipeline import PrepareOptions, prepare
-from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.synthetic import SyntheticSpec, source_of, write_synthetic
 
 URL = "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip"
 SHA256 = "6738f48195667ff03caaab4d32ca9a3133d8cc026b7c3cdaf6ce1010e913c59c"
@@ -29,6 +29,10 @@ BYTES_MAX = 64 << 20
 TIMEOUT_SECONDS = 20.0
 FOLDER = "lastfm_hetrec2011"
 FILES = ("user_artists.dat", "artists.dat")
+
+STAND_IN = SyntheticSpec(queries=2_000, items=4_000, interactions=100_000, item="artist")
+"""What is made where there are no data."""
+_HOLD_OUT = "random:0.1"
 
 _READ_BYTES = 1 << 16
 
@@ -76,21 +80,30 @@ def prepare_lastfm(
         InputError: a file in ``folder`` is damaged, or ``out`` exists and may not be replaced.
     """
     if folder is None:
-        spec = SyntheticSpec(queries=2_000, items=4_000, interactions=100_000, item="artist")
-        return write_synthetic(out, spec, seed, overwrite, progress)
+        return write_synthetic(out, STAND_IN, seed, overwrite, progress)
     options = PrepareOptions(
         out=out,
-        train=[folder / "user_artists.dat"],
+        train=[folder / FILES[0]],
         query="customer",
         query_column="userID",
         item="artist",
         item_column="artistID",
-        names={"artist": NamesFile(folder / "artists.dat", "id", "name")},
-        hold_out="random:0.1",
+        names={"artist": NamesFile(folder / FILES[1], "id", "name")},
+        hold_out=_HOLD_OUT,
         seed=seed,
         overwrite=overwrite,
     )
     return prepare(options, progress)
+
+
+def is_sample(manifest: Manifest, seed: int) -> bool:
+    """Whether ``prepare_lastfm`` made the data of ``manifest`` with ``seed``, of Last.fm or what stands in for it."""
+    source = manifest.source
+    if source == source_of(STAND_IN, seed):
+        return True
+    train = source.get("train")
+    made = isinstance(train, list) and [Path(file).name for file in train] == [FILES[0]]
+    return made and (source.get("hold_out"), source.get("seed")) == (_HOLD_OUT, seed)
 
 
 def _say(line: str) -> None:

@@ -87,6 +87,11 @@ class SyntheticSpec:
             raise InputError(f"--synthetic valid={self.valid},test={self.test}: leave nothing for train; lower one")
 
 
+def source_of(spec: SyntheticSpec, seed: int) -> dict[str, str | int | float | bool | list[str] | None]:
+    """How a manifest says that its data were made of ``spec`` and ``seed``."""
+    return {"command": "synthetic", "seed": seed, **asdict(spec)}
+
+
 def write_synthetic(
     out: str | os.PathLike[str],
     spec: SyntheticSpec,
@@ -127,7 +132,7 @@ def write_synthetic(
             entities=entities,
             splits={split: splits[split] for split in SPLITS if rows[split]},
             has_timestamp=True,
-            source={"command": "synthetic", "seed": seed, **asdict(spec)},
+            source=source_of(spec, seed),
         )
         staged.publish(manifest)
     return manifest
