@@ -17,6 +17,7 @@ from crossfade.forget import forget_ids
 from crossfade.prepare_options import EPILOG, add_options
 from crossfade.prepare_values import (
     parse_event_weights,
+    parse_features,
     parse_min_counts,
     parse_names,
     parse_synthetic,
@@ -47,6 +48,7 @@ _OF_FILES = [
     "hold_out_valid",
     "hold_out_test",
     "names",
+    "features",
     "vocabulary",
     "memory",
     "threads",
@@ -212,6 +214,7 @@ def _from_files(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
         hold_out_valid=arguments.hold_out_valid,
         hold_out_test=arguments.hold_out_test,
         names=parse_names(arguments.names or ()),
+        features=parse_features(arguments.features or ()),
         vocabulary=arguments.vocabulary,
         seed=arguments.seed,
         overwrite=arguments.overwrite,

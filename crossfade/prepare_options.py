@@ -24,6 +24,12 @@ Examples:
       From and to S3, whose credentials and endpoint are those of the AWS tools. Repeated plays become one interaction;
       customers and tracks with too few are left out.
 
+  crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id --hold-out random:0.1 \\
+                    --features 'track=songs.parquet:track_id:artist=artist_id,tag=tags' \\
+                    --features customer=users.csv:user_id:country --out data/featured
+      What tracks and customers have besides. An id may have several values: a list in Parquet, or several rows. A job
+      with model.item: [track, artist, tag] then learns from them too, and knows a new track by its artist and tags.
+
   crossfade prepare --train train.tsv --test test.tsv --query customer=uid --item artist=aid --weight plays --out data/a
       Splits of your own. Columns are those of the header; .dat is read as .tsv.
 
@@ -96,7 +102,7 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--vocabulary",
         metavar="DATA",
-        help="earlier prepared data, a folder or s3://: its ids keep their rows, new ones come after them",
+        help="earlier prepared data, a folder or s3://: its ids keep their rows and features, new ones come after them",
     )
     group.add_argument(
         "--work",
@@ -134,10 +140,17 @@ def _add_column_options(parser: argparse.ArgumentParser) -> None:
         help="ids of text files: integers if all are (auto, the default), always, or never",
     )
     group.add_argument(
+        "--features",
+        action="append",
+        metavar="ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN,…",
+        help="what ids have besides, such as a track's artist and tags, from Parquet, CSV or TSV: each column becomes "
+        "an entity that model.query and model.item may name; may be given several times",
+    )
+    group.add_argument(
         "--names",
         action="append",
         metavar="ENTITY=FILE:ID_COLUMN:NAME_COLUMN",
-        help="names of an entity's ids, from a Parquet, CSV or TSV file; may be given for each entity",
+        help="names of an entity's ids, from a Parquet, CSV or TSV file; may be given for each entity and feature",
     )
 
 

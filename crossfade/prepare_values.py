@@ -10,6 +10,7 @@ from kvstore.errors import InputError
 
 if TYPE_CHECKING:
     from trainer.prepare.build_vocabulary import NamesFile
+    from trainer.prepare.features import FeatureFile
     from trainer.prepare.synthetic import SyntheticSpec
 
 
@@ -75,6 +76,36 @@ def parse_names(texts: Sequence[str]) -> dict[str, NamesFile]:
             raise InputError(f"--names {text}: '{entity}' has a names file already; expected one for each entity")
         names[entity] = NamesFile(*parts)
     return names
+
+
+def parse_features(texts: Sequence[str]) -> list[FeatureFile]:
+    """Read ``ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN[,[NAME=]COLUMN…]``.
+
+    Raises:
+        InputError: one is of another form, or a feature has two columns.
+    """
+    from trainer.prepare.features import FeatureFile
+
+    files = []
+    for text in texts:
+        entity, _, rest = text.partition("=")
+        parts = rest.rsplit(":", 2)
+        if not entity or len(parts) != 3 or not all(parts):
+            raise InputError(
+                f"--features {text}: expected ENTITY=FILE:ID_COLUMN:COLUMN[,COLUMN…], as in "
+                "track=songs.parquet:id:artist,tag=tags"
+            )
+        columns: dict[str, str] = {}
+        for column in parts[2].split(","):
+            name, of_file = split_pair(column)
+            if not name or of_file == "" or name in columns:
+                raise InputError(
+                    f"--features {text}: '{column}' is not COLUMN or NAME=COLUMN, each name once; expected "
+                    "artist,tag=tags"
+                )
+            columns[name] = of_file or name
+        files.append(FeatureFile(entity, parts[0], parts[1], columns))
+    return files
 
 
 def parse_synthetic(text: str, query: str, item: str) -> SyntheticSpec:

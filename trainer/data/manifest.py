@@ -3,9 +3,11 @@
     DATA/manifest.json
     DATA/vocabulary/ENTITY/part-00000.parquet   row int64, id (int64 or string), count int64, and name string if given
     DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given
+    DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
 
 ``row`` of a vocabulary runs from 0 without gaps, through all its files; an interaction names rows, never ids.
-``count`` is the number of interactions of the split ``train``.
+``count`` is the number of interactions of the split ``train``; that of a feature, such as the artist of tracks, the
+number of those whose track has the value. A feature is an entity with a vocabulary of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ FILE_NAME = "manifest.json"
 JOURNAL = "forget.json"
 """What a deletion leaves where it broke off."""
 VOCABULARY = "vocabulary"
+FEATURES = "features"
 SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"
 TIMESTAMP = "timestamp"
@@ -76,6 +79,17 @@ class Split(_Strict):
         return sum(file.rows for file in self.files)
 
 
+class Feature(_Strict):
+    """What the rows of an entity have of another: files of pairs, each once, sorted by ``row``, then by ``value``."""
+
+    files: list[DataFile]
+
+    @property
+    def pairs(self) -> int:
+        """How many values all rows have together."""
+        return sum(file.rows for file in self.files)
+
+
 class Entity(_Strict):
     """One kind of thing: its ids and the files of its vocabulary, in the order of rows.
 
@@ -96,7 +110,7 @@ class Entity(_Strict):
 
 
 class Manifest(_Strict):
-    """What a prepared data set holds."""
+    """What a prepared data set holds. ``features``: by ``query`` or ``item`` entity, then by name of the feature."""
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
     version: Literal[2] = 2
@@ -104,6 +118,7 @@ class Manifest(_Strict):
     item: str
     entities: dict[str, Entity]
     splits: dict[Literal["train", "valid", "test"], Split]
+    features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
     has_timestamp: bool = False
     source: dict[str, str | int | float | bool | list[str] | None] = Field(default_factory=dict)
 
@@ -114,9 +129,30 @@ class Manifest(_Strict):
             raise ValueError(f"it is of version {values['version']}, but this Crossfade reads 2")
         return values
 
+    @model_validator(mode="after")
+    def _features_are_of_entities(self) -> Manifest:
+        seen = {self.query, self.item}
+        for entity, features in self.features.items():
+            if entity not in (self.query, self.item):
+                raise ValueError(f"features: '{entity}' is neither '{self.query}' nor '{self.item}'")
+            for name in features:
+                if name not in self.entities or name in seen:
+                    raise ValueError(f"features: '{name}' of '{entity}' is no entity of its own")
+                seen.add(name)
+        return self
+
+    def features_of(self, entity: str) -> dict[str, Feature]:
+        """The features of ``entity``, by name: none, most likely."""
+        return self.features.get(entity, {})
+
+    def owners(self) -> dict[str, str]:
+        """Of each feature, the entity whose rows have it."""
+        return {name: entity for entity, features in self.features.items() for name in features}
+
     def files(self) -> list[DataFile]:
-        """Every file of vocabularies and splits."""
-        parts: list[Entity | Split] = [*self.entities.values(), *self.splits.values()]
+        """Every file of vocabularies, features and splits."""
+        features = [feature for some in self.features.values() for feature in some.values()]
+        parts: list[Entity | Feature | Split] = [*self.entities.values(), *features, *self.splits.values()]
         return [file for part in parts for file in part.files]
 
     def write(self, folder: Folder) -> None:

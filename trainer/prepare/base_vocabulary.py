@@ -4,7 +4,7 @@
     base = open_base("s3://music/day1")
     base.check_entities("customer", "track")
     load_base(connection, base, "query", "customer", progress)          # the table base_query (row, id, name)
-    report = extend_vocabulary(connection, "query")                     # the table vocabulary_query, as of a first day
+    report = extend_vocabulary(connection, "query", counted_sql("query"))       # vocabulary_query, as of a first day
 
 So a table that was trained on the earlier data is the beginning of the new one's, and ``checkpoint.start_from`` takes
 it from there. A row of the earlier data that was forgotten stays so: its id is null, which no event has.
@@ -18,10 +18,10 @@ import duckdb
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Entity, Manifest, read_manifest
+from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.progress import Progress
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.build_vocabulary import Role, counted_sql
+from trainer.prepare.build_vocabulary import Role
 from trainer.prepare.database import count, one, run
 from trainer.prepare.events import IdType
 
@@ -49,34 +49,23 @@ class Base:
                 f"--query {self.manifest.query}=COLUMN --item {self.manifest.item}=COLUMN"
             )
 
-    def id_type(self, role: Role) -> IdType:
-        """The type of the ids of one side."""
-        return self.entity(role).id_type
-
-    def entity(self, role: Role) -> Entity:
-        """One side's entity."""
-        return self.manifest.entities[self.name(role)]
-
-    def name(self, role: Role) -> str:
-        """The name of one side's entity."""
-        return self.manifest.query if role == "query" else self.manifest.item
-
     def text_roles(self) -> list[str]:
         """The sides whose ids are text."""
-        roles: tuple[Role, ...] = ("query", "item")
-        return [role for role in roles if self.id_type(role) == "string"]
+        sides = {"query": self.manifest.query, "item": self.manifest.item}
+        return [side for side, name in sides.items() if self.manifest.entities[name].id_type == "string"]
 
-    def check_id_type(self, role: Role, found: IdType) -> None:
-        """See that the events' ids are of the type of the vocabulary's.
+    def check_id_type(self, entity: str, found: IdType) -> None:
+        """See that ids of ``entity`` that were read are of the type of the vocabulary's.
 
         Raises:
             InputError: they are not.
         """
-        if found != self.id_type(role):
+        id_type = self.manifest.entities[entity].id_type
+        if found != id_type:
             kinds = {"int64": "integers", "string": "text"}
-            choice = {"int64": "integer", "string": "string"}[self.id_type(role)]
+            choice = {"int64": "integer", "string": "string"}[id_type]
             raise InputError(
-                f"{OPTION} {self.folder.uri}: its ids of {self.name(role)} are {kinds[self.id_type(role)]}, but those "
+                f"{OPTION} {self.folder.uri}: its ids of {entity} are {kinds[id_type]}, but those "
                 f"of the events are {kinds[found]}; expected the same: name the column that has them, cast it, or "
                 f"read it with --ids {choice}"
             )
@@ -104,13 +93,13 @@ def open_base(location: str) -> Base:
         raise InputError(f"{OPTION} {error}") from error
 
 
-def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, progress: Progress) -> None:
-    """Make the table ``base_ROLE`` (row, id, name) of a vocabulary, in pieces.
+def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, name: str, progress: Progress) -> None:
+    """Make the table ``base_ROLE`` (row, id, name) of the vocabulary of the entity ``name``, in pieces.
 
     Raises:
         InputError: a file of the vocabulary is missing or damaged, or an id has two rows.
     """
-    name, entity = base.name(role), base.entity(role)
+    entity = base.manifest.entities[name]
     vocabulary = Vocabulary(base.folder, base.manifest, name)
     run(connection, f"CREATE TABLE base_{role} (row BIGINT, id {_SQL_TYPES[entity.id_type]}, name VARCHAR)")
     progress.phase(f"earlier {name}", entity.rows, "row")
@@ -131,13 +120,13 @@ def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, pro
         )
 
 
-def extend_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role) -> Extended:
-    """Make the table ``vocabulary_ROLE`` (row, number, id, count) of ``base_ROLE`` and ``interactions``.
+def extend_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role, counted: str) -> Extended:
+    """Make the table ``vocabulary_ROLE`` (row, number, id, count) of ``base_ROLE`` and the query ``counted``.
 
     Rows of the base stay, with the count that they have in the new train split, be it 0; those without an event have
     no number. New ids follow by count descending, then by id.
     """
-    run(connection, f"CREATE TABLE counted AS {counted_sql(role)}")
+    run(connection, f"CREATE TABLE counted AS {counted}")
     kept = count(connection, f"SELECT count(*) FROM base_{role}")
     seen = count(connection, f"SELECT count(*) FROM counted SEMI JOIN base_{role} USING (id)")
     run(

@@ -20,7 +20,9 @@ from trainer.prepare.raw import close_raw, open_columns, reading
 from trainer.prepare.sources import RawFile
 from trainer.prepare.staging import Staged
 
-Role = Literal["query", "item"]
+Side = Literal["query", "item"]
+Role = str
+"""Whose ids a table of the working database is about: a ``Side`` or, for a feature, ``feature_N``."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +52,25 @@ def vocabulary_schema(id_type: IdType, named: bool, forgotten: bool = False) -> 
     return pa.schema([*fields, pa.field("name", pa.string())] if named else fields)
 
 
-def build_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role) -> int:
-    """Make the table ``vocabulary_ROLE`` (row, number, id, count) from ``interactions``; return its rows.
+def build_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role, counted: str) -> int:
+    """Make the table ``vocabulary_ROLE`` (row, number, id, count) from the query ``counted``; return its rows.
 
-    All ids of all splits have a row; ``count`` counts what is liked (of positive weight) in train (split 0); rows go by
-    count descending, then by id.
+    Rows go by count descending, then by id.
     """
     run(
         connection,
         f"CREATE TABLE vocabulary_{role} AS "
         "SELECT row_number() OVER (ORDER BY count DESC, place) - 1 AS row, number, id, count "
-        f"FROM ({counted_sql(role)})",
+        f"FROM ({counted})",
     )
     return count(connection, f"SELECT count(*) FROM vocabulary_{role}")
 
 
-def counted_sql(role: Role) -> str:
-    """A query for each id of ``interactions``: number, id, place, and how often it is liked in train."""
+def counted_sql(role: Side) -> str:
+    """A query for each id of all splits of ``interactions``: number, id, place (its rank by id) and count.
+
+    ``count`` counts what is liked (of positive weight) in train (split 0).
+    """
     return (
         "SELECT number, id, place, count "
         f"FROM (SELECT {role} AS number, count(*) FILTER (split = 0 AND weight > 0) AS count FROM interactions "

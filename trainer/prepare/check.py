@@ -35,6 +35,7 @@ from trainer.data.manifest import (
 )
 from trainer.data.parquet_files import ParquetFiles
 from trainer.data.progress import Progress
+from trainer.prepare.check_features import FeatureCheck
 from trainer.prepare.database import run, working_database
 from trainer.prepare.discover import discover
 from trainer.prepare.output import GROUP_ROWS_MAX
@@ -86,9 +87,14 @@ def check(folder: Folder, query: str | None, item: str | None, memory_bytes: int
     with tempfile.TemporaryDirectory(prefix="crossfade-check-") as work:
         splits = _SplitCheck(folder, manifest, problems, Path(work))
         splits.run(progress)
+        counts = splits.counts if splits.train_is_whole else {}
+        for entity, features in manifest.features.items():
+            for name in features:
+                counts_N = counts.get(entity)
+                checked = FeatureCheck(folder, manifest, problems, entity, name, Path(work), counts_N, _PART_ROWS)
+                counts |= checked.run(progress)
         for name in manifest.entities:
-            counts_N = splits.counts.get(name) if splits.train_is_whole else None
-            _VocabularyCheck(folder, manifest, problems, name, counts_N).run(Path(work), memory_bytes, progress)
+            _VocabularyCheck(folder, manifest, problems, name, counts.get(name)).run(Path(work), memory_bytes, progress)
     notes = [*_stray_files(folder, manifest, problems), *splits.notes()]
     written = is_new and not problems.count
     if written:

@@ -2,26 +2,44 @@
 
     manifest = discover(Folder("s3://music/plays"), query=None, item=None)
 
-Every file directly in ``SPLIT/`` and ``vocabulary/ENTITY/`` is taken for Parquet, whatever its ending, but those whose
-names begin with ``_`` or ``.``: Spark, Athena and Dask leave notes of their own there. Files of a vocabulary go in the
-order of the rows in them.
+Every file directly in ``SPLIT/``, ``vocabulary/ENTITY/`` and ``features/ENTITY/FEATURE/`` is taken for Parquet,
+whatever its ending, but those whose names begin with ``_`` or ``.``: Spark, Athena and Dask leave notes of their own
+there. Files of a vocabulary and of a feature go in the order of the rows in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import pyarrow as pa
 
 from kvstore.errors import InputError, listed
 from kvstore.storage import Folder
-from trainer.data.manifest import SPLITS, TIMESTAMP, VOCABULARY, WEIGHT, DataFile, Entity, Manifest, Split
+from trainer.data.features import ROW, VALUE
+from trainer.data.manifest import (
+    FEATURES,
+    SPLITS,
+    TIMESTAMP,
+    VOCABULARY,
+    WEIGHT,
+    DataFile,
+    Entity,
+    Feature,
+    Manifest,
+    Split,
+)
 from trainer.data.parquet_files import ParquetFiles, describe
 from trainer.data.progress import Progress
 
-_LAYOUT = "expected SPLIT/*.parquet (train, and valid and test if there are some) and vocabulary/ENTITY/*.parquet"
+_LAYOUT = (
+    "expected SPLIT/*.parquet (train, and valid and test if there are some), vocabulary/ENTITY/*.parquet and, for "
+    "features if there are some, features/ENTITY/FEATURE/*.parquet"
+)
+_DEPTHS = {**dict.fromkeys(SPLITS, 1), VOCABULARY: 2, FEATURES: 3}
+"""In how many folders files of each kind lie."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +70,14 @@ def discover(folder: Folder, query: str | None, item: str | None, progress: Prog
             f"{folder.uri}/{found['train'].files[0].path}: has the columns {listed(columns)}; expected rows of the "
             f"query and of the item entity, and '{WEIGHT}'"
         )
-    names = query or columns[0], item or columns[1]
+    sides = query or columns[0], item or columns[1]
+    features = _features(folder, sides, found)
+    names = [*sides, *(name for some in features.values() for name in some)]
     return Manifest(
-        query=names[0],
-        item=names[1],
+        query=sides[0],
+        item=sides[1],
         entities={name: _entity(folder, name, found.get(f"{VOCABULARY}/{name}")) for name in names},
+        features=features,
         splits={split: Split(files=found[split].files) for split in SPLITS if split in found},
         has_timestamp=TIMESTAMP in columns,
         source={"command": "check"},
@@ -68,8 +89,8 @@ def _data_paths(folder: Folder) -> list[str]:
     paths = []
     for path in sorted(folder.sizes()):
         *parents, name = path.split("/")
-        if parents and (parents[0] in SPLITS or parents[0] == VOCABULARY) and name[0] not in "_.":
-            if len(parents) != (2 if parents[0] == VOCABULARY else 1):
+        if parents and parents[0] in _DEPTHS and name[0] not in "_.":
+            if len(parents) != _DEPTHS[parents[0]]:
                 raise InputError(f"{folder.uri}/{path}: lies where no file of a data set lies; {_LAYOUT}")
             paths.append(path)
     if not paths:
@@ -90,31 +111,57 @@ def _look(folder: Folder, paths: Sequence[str], progress: Progress) -> dict[str,
     return found
 
 
+def _features(folder: Folder, sides: Sequence[str], found: dict[str, _Found]) -> dict[str, dict[str, Feature]]:
+    """The features by entity and name: the files of each go in the order of the rows in them."""
+    features: dict[str, dict[str, Feature]] = {}
+    taken = set(sides)
+    for path, of_folder in found.items():
+        kind, *rest = path.split("/")
+        if kind == FEATURES:
+            entity, name = rest
+            if entity not in sides or name in taken:
+                raise InputError(
+                    f"{folder.uri}/{path}: expected a feature of {' or '.join(sides)}, of a name that no other entity "
+                    "has; rename its folder, or name the entities with --query and --item"
+                )
+            taken.add(name)
+            filled = _filled(folder, of_folder, (ROW, VALUE), "row and value")
+            files = sorted((file for file, _ in filled), key=partial(_first_row, folder))
+            features.setdefault(entity, {})[name] = Feature(files=files)
+    return features
+
+
+def _filled(folder: Folder, found: _Found, columns: Collection[str], expected: str) -> list[tuple[DataFile, pa.Schema]]:
+    """The files that have rows, and their schemas, which must have ``columns``."""
+    filled = [(file, schema) for file, schema in zip(found.files, found.schemas, strict=True) if file.rows]
+    for file, schema in filled:
+        if missing := set(columns) - set(schema.names):
+            raise InputError(
+                f"{folder.uri}/{file.path}: has the columns {listed(schema.names)}, but '{min(missing)}' is missing; "
+                f"expected {expected}"
+            )
+    return filled
+
+
 def _entity(folder: Folder, name: str, found: _Found | None) -> Entity:
     where = f"{folder.uri}/{VOCABULARY}/{name}"
     if found is None:
         raise InputError(
-            f"{where}: there is no vocabulary of '{name}', which is a column of train; {_LAYOUT}, ENTITY being the "
-            "name of the column; if other columns are meant, name them with --query and --item"
+            f"{where}: there is no vocabulary of '{name}', which is a column of train or a feature; {_LAYOUT}, ENTITY "
+            "being the name of the column; if other columns are meant, name them with --query and --item"
         )
-    filled = [(file, schema) for file, schema in zip(found.files, found.schemas, strict=True) if file.rows]
+    filled = _filled(folder, found, ("row", "id", "count"), "row, id, count, and name if there are names")
     if not filled:
         raise InputError(f"{where}: the vocabulary has no row; expected one for each {name}")
-    for file, schema in filled:
-        if missing := {"row", "id", "count"} - set(schema.names):
-            raise InputError(
-                f"{folder.uri}/{file.path}: has the columns {listed(schema.names)}, but "
-                f"'{min(missing)}' is missing; expected row, id, count, and name if there are names"
-            )
     kind = filled[0][1].field("id").type
     id_type: Literal["int64", "string"] = "int64" if pa.types.is_integer(kind) else "string"
     named = all("name" in schema.names for _, schema in filled)
-    files = sorted((file for file, _ in filled), key=lambda file: _first_row(folder, file))
+    files = sorted((file for file, _ in filled), key=partial(_first_row, folder))
     return Entity(rows=sum(file.rows for file in files), id_type=id_type, named=named, files=files)
 
 
 def _first_row(folder: Folder, file: DataFile) -> int:
-    """The first row of a file of a vocabulary; what is wrong with it is found when all of it is read."""
+    """The first row in a file; what is wrong with it is found when all of it is read."""
     index = next(index for index, rows in enumerate(file.row_groups) if rows)
     first = ParquetFiles(folder).read(file, index, ["row"]).column("row")[0].as_py()
     return first if isinstance(first, int) else -1

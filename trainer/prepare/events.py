@@ -30,7 +30,16 @@ IdChoice = Literal["auto", "integer", "string"]
 IdType = Literal["int64", "string"]
 
 _FLOAT_MAX = 3.4028234663852886e38
-_INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"  # exact: '007' and '+7' are not the number 7
+INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"
+"""Whether text of a column is an integer, exactly: '007' and '+7' are not the number 7."""
+KIND_NAMES = {
+    "integer": "integers",
+    "string": "strings",
+    "moment": "dates",
+    "number": "fractional numbers",
+    "text": "text",
+}
+"""What messages call the values of a column."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +191,14 @@ class _Reader:
         if kind == "text" and role in self._text_ids:
             return "string"
         if kind == "text" or (kind == "string" and role == "timestamp"):
-            whole = _INTEGER_TEXT.format(role)
+            whole = INTEGER_TEXT.format(role)
             odd = count(self._connection, f"SELECT count(*) FILTER (NOT coalesce({whole}, {role} IS NULL)) FROM raw")
             return other if odd else "integer"
         if kind in ("integer", other):
             return kind
         expected = "integers, timestamps, dates or ISO text" if role == "timestamp" else "integers or strings"
         raise InputError(
-            f"{file}: column '{self._name(role)}' holds {_KIND_NAMES[kind]}; expected {expected}: cast it, "
+            f"{file}: column '{self._name(role)}' holds {KIND_NAMES[kind]}; expected {expected}: cast it, "
             "or name another column"
         )
 
@@ -202,8 +211,8 @@ class _Reader:
                 else "make them alike, or read all ids as text with --ids string"
             )
             raise InputError(
-                f"{file}: column '{self._name(role)}' holds {_KIND_NAMES[found]}, but {first} holds "
-                f"{_KIND_NAMES[before]} there; expected one type in all files: {mend}"
+                f"{file}: column '{self._name(role)}' holds {KIND_NAMES[found]}, but {first} holds "
+                f"{KIND_NAMES[before]} there; expected one type in all files: {mend}"
             )
 
     def _checks(self, kinds: Mapping[str, Kind], types: Mapping[str, str]) -> list[_Check]:
@@ -219,7 +228,7 @@ class _Reader:
                     _Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", "is no 64-bit integer; try --ids string"),
                 ]
                 if text:
-                    whole = _INTEGER_TEXT.format(role)
+                    whole = INTEGER_TEXT.format(role)
                     checks.append(_Check(role, f"NOT {whole}", "is no plain integer; try --ids string"))
         if "weight" in kinds:
             checks += _weight_checks(kinds["weight"])
@@ -310,13 +319,6 @@ class _Reader:
 
 
 _TYPED = ("query", "item", "timestamp")
-_KIND_NAMES = {
-    "integer": "integers",
-    "string": "strings",
-    "moment": "dates",
-    "number": "fractional numbers",
-    "text": "text",
-}
 _ROLE_NAMES = {
     "query": "query id",
     "item": "item id",

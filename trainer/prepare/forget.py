@@ -1,11 +1,12 @@
-"""Deleting what a prepared data set has of some customers: their interactions, ids and names.
+"""Deleting what a prepared data set has of some customers: their interactions, ids, names and features.
 
     forgotten = forget(Folder("s3://music/plays"), read_ids("forget.txt", None, "customer"), "customer", progress)
 
-Their rows stay where they are, with nothing in them, so that all other rows keep theirs. Only files that hold something
-of theirs, or count it, are written anew, beside the old ones; then the manifest is switched, and the old files are
-deleted. ``forget.json`` lists both from before the first of these steps until after the last. So a crash leaves the
-old data set or the new one, whole, and whoever forgets next deletes what is of neither.
+Their rows stay where they are, with nothing in them, so that all other rows keep theirs; so do the rows of values that
+they alone had of a feature. Only files that hold something of theirs, or count it, are written anew, beside the old
+ones; then the manifest is switched, and the old files are deleted. ``forget.json`` lists both from before the first of
+these steps until after the last. So a crash leaves the old data set or the new one, whole, and whoever forgets next
+deletes what is of neither.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +27,13 @@ from pydantic import BaseModel, ValidationError
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
+from trainer.data.features import ROW, VALUE
 from trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
     WEIGHT,
     DataFile,
+    Feature,
     FilePath,
     Manifest,
     Split,
@@ -71,7 +75,7 @@ class Forgotten:
 
 
 def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: Progress) -> Forgotten:
-    """Delete from the data set in ``folder`` what it has of ``ids``, which are ids of ``entity``.
+    """Delete from the data set in ``folder`` what it has of ``ids``, which are ids of the ``entity`` of one side.
 
     Ids that it does not have are counted and passed over.
 
@@ -81,6 +85,11 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: Progress)
     manifest = read_manifest(folder)
     if entity not in manifest.entities:
         raise InputError(f"{folder.uri}: has no entity '{entity}'; it has {', '.join(manifest.entities)}")
+    if owner := manifest.owners().get(entity):
+        raise InputError(
+            f"{folder.uri}: '{entity}' is a feature of {owner}; expected ids of {manifest.query} or {manifest.item}, "
+            f"whose features are forgotten with them"
+        )
     finished = _delete_leftovers(folder, manifest)
     return _Forgetting(folder, manifest, entity, progress).run(ids, finished)
 
@@ -110,8 +119,12 @@ class _Forgetting:
         self._other = manifest.item if entity == manifest.query else manifest.query
         self._progress = progress
         self._plan = _Plan()
-        # How often each row of the other entity was liked by them in train.
-        self._lost_N: IntArray = np.zeros(manifest.entities[self._other].rows, np.int64)
+        # How often each row of both entities was liked by them in train, and so the values of features.
+        self._lost: dict[str, IntArray] = {
+            name: np.zeros(described.rows, np.int64) for name, described in manifest.entities.items()
+        }
+        # The rows that are forgotten, of their entity and of its features.
+        self._gone: dict[str, IntArray] = {}
 
     def run(self, ids: pa.StringArray, finished: bool) -> Forgotten:
         """All of them; ``finished`` is to be told."""
@@ -119,10 +132,14 @@ class _Forgetting:
         dropped: dict[str, int] = dict.fromkeys(self._manifest.splits, 0)
         manifest = self._manifest
         if len(rows_R):
+            self._gone[self._entity] = rows_R
             for split, described in self._manifest.splits.items():
                 dropped[split] = self._find_interactions(split, described, rows_R)
-            self._plan_vocabularies(rows_R)
-            manifest = self._switch(rows_R)
+            for owner, features in self._manifest.features.items():
+                for name, feature in features.items():
+                    self._find_values(owner, name, feature)
+            self._plan_vocabularies()
+            manifest = self._switch()
         return Forgotten(manifest, self._entity, len(ids), len(rows_R), dropped, len(self._plan.changes), finished)
 
     def _find_rows(self, ids: pa.StringArray) -> IntArray:
@@ -149,36 +166,52 @@ class _Forgetting:
                 in_file += int(theirs_N.sum())
                 if split == "train" and theirs_N.any():
                     liked_N = theirs_N & (table.column(WEIGHT).to_numpy() > 0)
-                    np.add.at(self._lost_N, table.column(self._other).to_numpy()[liked_N], 1)
+                    for name in (self._entity, self._other):
+                        np.add.at(self._lost[name], table.column(name).to_numpy()[liked_N], 1)
                 self._progress.advance(table.num_rows)
             if in_file:
-                self._plan.add(file, lambda table: self._without(table, rows_R))
+                self._plan.add(file, partial(_without, column=self._entity, rows_R=rows_R))
             dropped += in_file
         return dropped
 
-    def _without(self, table: pa.Table, rows_R: IntArray) -> pa.Table:
-        return table.filter(pa.array(~_among(table.column(self._entity).to_numpy(), rows_R)))
+    def _find_values(self, owner: str, name: str, feature: Feature) -> None:
+        """What a feature loses: pairs of theirs, values that nobody else has, and counts of the others."""
+        rows_R = self._gone.get(owner, np.empty(0, np.int64))
+        dropped_V, left_V = (np.zeros(self._manifest.entities[name].rows, np.int64) for _ in range(2))
+        self._progress.phase(f"look through {name}", feature.pairs, "row")
+        for file in feature.files:
+            in_file = 0
+            for table in self._read(file, [ROW, VALUE]):
+                row_N, value_N = (table.column(column).to_numpy() for column in (ROW, VALUE))
+                theirs_N = _among(row_N, rows_R) if len(rows_R) else np.zeros(len(row_N), np.bool_)
+                in_file += int(theirs_N.sum())
+                np.add.at(self._lost[name], value_N, self._lost[owner][row_N])
+                np.add.at(dropped_V, value_N[theirs_N], 1)
+                np.add.at(left_V, value_N[~theirs_N], 1)
+                self._progress.advance(table.num_rows)
+            if in_file:
+                self._plan.add(file, partial(_without, column=ROW, rows_R=rows_R))
+        # Who had a value alone is known by it.
+        self._gone[name] = np.flatnonzero((dropped_V > 0) & (left_V == 0))
 
-    def _plan_vocabularies(self, rows_R: IntArray) -> None:
-        lost_R = np.flatnonzero(self._lost_N)
-        for name, affected_N, change in (
-            (self._entity, rows_R, lambda table: _emptied(table, rows_R)),
-            (self._other, lost_R, lambda table: _counted_down(table, self._lost_N)),
-        ):
+    def _plan_vocabularies(self) -> None:
+        for name, entity in self._manifest.entities.items():
+            gone_R, lost_N = self._gone.get(name, np.empty(0, np.int64)), self._lost[name]
+            affected_N = np.union1d(gone_R, np.flatnonzero(lost_N))
             first = 0
-            for file in self._manifest.entities[name].files:
+            for file in entity.files:
                 if np.searchsorted(affected_N, first) < np.searchsorted(affected_N, first + file.rows):
-                    self._plan.add(file, change)
+                    self._plan.add(file, partial(_diminished, lost_N=lost_N, gone_R=gone_R))
                 first += file.rows
 
-    def _switch(self, rows_R: IntArray) -> Manifest:
+    def _switch(self) -> Manifest:
         """Write the new files, then the manifest, then delete the old files."""
         journal = _Journal(files=[*self._plan.names, *self._plan.names.values()])
         self._folder.write(JOURNAL, journal.model_dump_json(indent=1).encode())
         try:
             self._progress.phase("rewrite", len(self._plan.changes), "file")
             written = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
-            manifest = self._new_manifest(rows_R, written)
+            manifest = self._new_manifest(written)
             manifest.write(self._folder)
         except BaseException:
             with suppress(OSError, InputError):  # whoever forgets next tries again
@@ -205,19 +238,26 @@ class _Forgetting:
         self._progress.advance(1)
         return None if writer is None else describe(self._folder, target)
 
-    def _new_manifest(self, rows_R: IntArray, written: dict[str, DataFile | None]) -> Manifest:
-        splits = {
-            split: Split(files=[kept for file in described.files if (kept := written.get(file.path, file))])
-            for split, described in self._manifest.splits.items()
-        }
+    def _new_manifest(self, written: dict[str, DataFile | None]) -> Manifest:
+        def kept(files: list[DataFile]) -> list[DataFile]:
+            return [left for file in files if (left := written.get(file.path, file))]
+
         entities = {}
         for name, entity in self._manifest.entities.items():
-            forgotten = np.union1d(np.array(entity.forgotten, np.int64), rows_R if name == self._entity else [])
-            files = [written.get(file.path) or file for file in entity.files]
+            forgotten = np.union1d(np.array(entity.forgotten, np.int64), self._gone.get(name, []))
+            files = kept(entity.files)
             entities[name] = entity.model_copy(update={"files": files, "forgotten": forgotten.astype(int).tolist()})
-        # What was counted of all interactions is no longer so.
-        source = {name: fact for name, fact in self._manifest.source.items() if not name.endswith(COUNTED)}
-        return self._manifest.model_copy(update={"splits": splits, "entities": entities, "source": source})
+        changes = {
+            "entities": entities,
+            "splits": {split: Split(files=kept(described.files)) for split, described in self._manifest.splits.items()},
+            "features": {
+                owner: {name: Feature(files=kept(feature.files)) for name, feature in features.items()}
+                for owner, features in self._manifest.features.items()
+            },
+            # What was counted of all interactions is no longer so.
+            "source": {name: fact for name, fact in self._manifest.source.items() if not name.endswith(COUNTED)},
+        }
+        return self._manifest.model_copy(update=changes)
 
     def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
         """The row groups of a file that have rows."""
@@ -231,6 +271,17 @@ def _among(column_N: IntArray, rows_R: IntArray) -> IntArray:
     place_N = np.minimum(np.searchsorted(rows_R, column_N), len(rows_R) - 1)
     among_N: IntArray = rows_R[place_N] == column_N
     return among_N
+
+
+def _without(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
+    """A piece of a file without what is of one of ``rows_R``."""
+    return table.filter(pa.array(~_among(table.column(column).to_numpy(), rows_R)))
+
+
+def _diminished(table: pa.Table, lost_N: IntArray, gone_R: IntArray) -> pa.Table:
+    """A piece of a vocabulary whose counts are ``lost_N`` less, and whose rows ``gone_R`` have nothing else left."""
+    counted = _counted_down(table, lost_N)
+    return _emptied(counted, gone_R) if len(gone_R) else counted
 
 
 def _emptied(table: pa.Table, rows_R: IntArray) -> pa.Table:

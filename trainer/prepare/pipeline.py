@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -21,21 +22,23 @@ import pyarrow as pa
 
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, Entity, Manifest, Split
+from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, Manifest, Split
 from trainer.data.moments import Window
 from trainer.data.progress import Progress, Silent
-from trainer.prepare.base_vocabulary import OPTION, Base, carry_names, extend_vocabulary, load_base, open_base
-from trainer.prepare.build_vocabulary import NamesFile, Role, build_vocabulary, join_names, write_vocabulary
+from trainer.prepare.base_vocabulary import OPTION, Base, open_base
+from trainer.prepare.build_vocabulary import NamesFile, Side
 from trainer.prepare.cleaning import keep_core, sum_duplicates
 from trainer.prepare.database import count, identifier, one, run, working_database
 from trainer.prepare.events import Columns, EventTable, IdChoice, check_event_weights, read_events
-from trainer.prepare.fetching import fetched
+from trainer.prepare.features import OPTION as FEATURES_OPTION
+from trainer.prepare.features import FeatureFile, check_features, plan_features
 from trainer.prepare.output import PartWriter, row_group_rows
 from trainer.prepare.room import check_room
 from trainer.prepare.sources import Format, RawFile, Source, find_files
 from trainer.prepare.splits import apply_hold_out, plan_hold_outs
 from trainer.prepare.staging import Staged, staged_output
-from trainer.prepare.summary import Facts, popularity
+from trainer.prepare.summary import Facts
+from trainer.prepare.vocabularies import Vocabularies
 
 Duplicates = Literal["keep", "sum"]
 
@@ -54,10 +57,10 @@ class PrepareOptions:
     interaction of those of a (query, item) pair. ``min_count`` is the least that ids of an entity must have
     (``cleaning.py``). ``ids`` 'auto' reads ids of text files as integers where all of a file are, 'string' reads every
     id as text. Hold-outs are described in ``splits.py``. ``names`` maps an entity to the file with its names.
-    ``vocabulary`` is an earlier data set, a path or URI, whose ids keep their rows (``base_vocabulary.py``). ``seed``
-    decides on the order of the shards and on random hold-outs. ``work`` is where temporary files go (see
-    ``staging.py``). ``memory_bytes`` and ``threads`` bound DuckDB (default: half of the memory and 4 GiB at most; every
-    core).
+    ``features`` say what ids have besides (``features.py``). ``vocabulary`` is an earlier data set, a path or URI,
+    whose ids keep their rows (``base_vocabulary.py``). ``seed`` decides on the order of the shards and on random
+    hold-outs. ``work`` is where temporary files go (see ``staging.py``). ``memory_bytes`` and ``threads`` bound DuckDB
+    (default: half of the memory and 4 GiB at most; every core).
     """
 
     out: str | Path
@@ -82,6 +85,7 @@ class PrepareOptions:
     hold_out_valid: str | None = None
     hold_out_test: str | None = None
     names: Mapping[str, NamesFile] = field(default_factory=dict)
+    features: Sequence[FeatureFile] = ()
     vocabulary: str | None = None
     seed: int = 0
     overwrite: bool = False
@@ -120,12 +124,13 @@ def prepare(options: PrepareOptions, progress: Progress | None = None) -> Manife
     """
     progress = progress or Silent()
     _check(options)
-    files, names = _find_inputs(options)
+    inputs = _find_inputs(options)
     base = _find_base(options)
+    check_features(options.features, options.query, options.item, base.manifest.owners() if base else {})
     with staged_output(options.out, options.overwrite, options.work) as staged:
-        check_room(staged.work, [file for some in files.values() for file in some])
+        check_room(staged.work, [file for some in inputs.events.values() for file in some])
         with working_database(staged.work, options.memory_bytes, options.threads) as connection:
-            manifest = _Preparation(connection, options, staged, progress, base).run(files, names)
+            manifest = _Preparation(connection, options, staged, progress, base).run(inputs)
         staged.publish(manifest)
     return manifest
 
@@ -137,13 +142,22 @@ def check_entities(query: str, item: str) -> None:
         InputError: one cannot, or both are the same.
     """
     for option, name in (("--query", query), ("--item", item)):
-        if not _ENTITY.fullmatch(name) or name.lower() in (WEIGHT, TIMESTAMP):
-            raise InputError(
-                f"{option} {name}: cannot be the name of an entity; expected a word of letters, digits, '_' and '-', "
-                f"other than '{WEIGHT}' and '{TIMESTAMP}' (a column of another name: {option} NAME=COLUMN)"
-            )
+        check_entity(option, name)
     if query.lower() == item.lower():
         raise InputError(f"--query {query} --item {item}: the two entities need different names (--item NAME=COLUMN)")
+
+
+def check_entity(option: str, name: str) -> None:
+    """Refuse ``name``, given with ``option``, if it could be no folder or column of a data set.
+
+    Raises:
+        InputError: it could not.
+    """
+    if not _ENTITY.fullmatch(name) or name.lower() in (WEIGHT, TIMESTAMP):
+        raise InputError(
+            f"{option} {name}: cannot be the name of an entity; expected a word of letters, digits, '_' and '-', "
+            f"other than '{WEIGHT}' and '{TIMESTAMP}' (a column of another name: {option} NAME=COLUMN)"
+        )
 
 
 def _check(options: PrepareOptions) -> None:
@@ -157,10 +171,19 @@ def _check(options: PrepareOptions) -> None:
         raise InputError(
             "--event and --event-weights belong together: --event COLUMN --event-weights play=1,like=3,skip=-1"
         )
-    for option, given_for in (("--names", options.names), ("--min-count", options.min_count)):
-        unknown = sorted(set(given_for) - {options.query, options.item})
+    for file in options.features:
+        for name in file.columns:
+            check_entity(FEATURES_OPTION, name)
+    sides = [options.query, options.item]
+    nameable = [*sides, *(name for file in options.features for name in file.columns)]
+    for option, given_for, known in (
+        ("--names", options.names, nameable),
+        ("--min-count", options.min_count, sides),
+    ):
+        unknown = sorted(set(given_for) - set(known))
         if unknown:
-            raise InputError(f"{option} {unknown[0]}=…: no such entity; expected '{options.query}' or '{options.item}'")
+            expected = " or ".join(f"'{entity}'" for entity in known)
+            raise InputError(f"{option} {unknown[0]}=…: no such entity; expected {expected}")
     for entity, minimum in options.min_count.items():
         if minimum < 1:
             raise InputError(f"--min-count {entity}={minimum}: expected at least 1")
@@ -175,10 +198,19 @@ def _check(options: PrepareOptions) -> None:
     )
 
 
-def _find_inputs(options: PrepareOptions) -> tuple[dict[str, list[Source]], dict[str, Source]]:
-    """The files of each split and of each entity's names."""
+@dataclass(frozen=True)
+class _Inputs:
+    """The files of the events of each split, of each entity's names, and of each of the options' features."""
+
+    events: dict[str, list[Source]]
+    names: dict[str, Source]
+    features: list[list[Source]]
+
+
+def _find_inputs(options: PrepareOptions) -> _Inputs:
     files = {split: find_files(f"--{split}", getattr(options, split), options.format) for split in SPLITS}
     named = {entity: find_files(f"--names {entity}", [names.path], None)[0] for entity, names in options.names.items()}
+    featured = [find_files(f"{FEATURES_OPTION} {file.entity}", [file.path], None) for file in options.features]
     seen: dict[str, str] = {}
     for split, some in files.items():
         for file in some:
@@ -190,10 +222,10 @@ def _find_inputs(options: PrepareOptions) -> tuple[dict[str, list[Source]], dict
                 _check_bare(options, file)
     folder = Folder(options.out)
     out = folder.uri if folder.path is None else str(folder.path.resolve())
-    for file in [*(file for some in files.values() for file in some), *named.values()]:
+    for file in [*chain(*files.values()), *named.values(), *chain(*featured)]:
         if _whereabouts(file).startswith(f"{out}/"):
             raise InputError(f"{file}: lies inside --out {options.out}, which would be replaced; choose another --out")
-    return files, named
+    return _Inputs(files, named, featured)
 
 
 def _find_base(options: PrepareOptions) -> Base | None:
@@ -240,9 +272,9 @@ class _Preparation:
         self._progress = progress
         self._facts: Facts = {}
 
-    def run(self, files: Mapping[str, list[Source]], names: Mapping[str, Source]) -> Manifest:
+    def run(self, inputs: _Inputs) -> Manifest:
         """Everything but the manifest file."""
-        options = self._options
+        options, files = self._options, inputs.events
         events = read_events(
             self._connection,
             files,
@@ -256,16 +288,21 @@ class _Preparation:
         self._tell_tally(events)
         self._hold_out(files, events, self._clean())
         rows = self._count_splits(files)
-        entities = {
-            options.query: self._vocabulary("query", options.query, events, names),
-            options.item: self._vocabulary("item", options.item, events, names),
-        }
+        vocabularies = Vocabularies(
+            self._connection, self._staged, self._progress, self._base, options.names, inputs.names
+        )
+        sides: dict[str, Side] = {options.query: "query", options.item: "item"}
+        entities = {entity: vocabularies.of_side(side, entity, events.id_types[side]) for entity, side in sides.items()}
+        planned = plan_features(options.features, inputs.features, sides, self._base)
+        values, features = vocabularies.of_features(planned, options.ids)
+        self._facts |= vocabularies.facts
         splits = {split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]}
         return Manifest(
             query=options.query,
             item=options.item,
-            entities=entities,
+            entities={**entities, **values},
             splits=splits,
+            features=features,
             has_timestamp=events.timestamps is not None,
             source={
                 **_source(options),
@@ -363,42 +400,6 @@ class _Preparation:
             self._facts |= {"first_timestamp": first, "last_timestamp": last}
         return rows
 
-    def _vocabulary(self, role: Role, entity: str, events: EventTable, names: Mapping[str, Source]) -> Entity:
-        if self._base is None:
-            self._progress.phase(f"vocabulary of {entity}", None, "row")
-            self._progress.advance(build_vocabulary(self._connection, role))
-        else:
-            self._extend(self._base, role, entity, events)
-        self._facts |= popularity(self._connection, role, entity)
-        if entity in names:
-            named = self._options.names[entity]
-            with fetched([names[entity]], self._staged.work, [named.id_column, named.name_column]) as here:
-                report = join_names(self._connection, role, next(here), named)
-            self._facts[f"{entity}_names_ignored"] = report.unknown
-            self._facts[f"{entity}_named"] = report.named
-        base = self._base.entity(role) if self._base else None
-        if base and base.named:
-            carry_names(self._connection, role, joined=entity in names)
-        return write_vocabulary(
-            self._connection,
-            role,
-            staged=self._staged,
-            entity=entity,
-            id_type=events.id_types[role],
-            named=entity in names or bool(base and base.named),
-            forgotten=base.forgotten if base else (),
-        )
-
-    def _extend(self, base: Base, role: Role, entity: str, events: EventTable) -> None:
-        base.check_id_type(role, events.id_types[role])
-        load_base(self._connection, base, role, self._progress)
-        self._progress.phase(f"vocabulary of {entity}", None, "row")
-        extended = extend_vocabulary(self._connection, role)
-        self._progress.advance(extended.kept + extended.new)
-        self._facts[f"{entity}_kept"] = extended.kept
-        self._facts[f"{entity}_unseen"] = extended.unseen
-        self._facts[f"{entity}_new"] = extended.new
-
     def _write_split(self, split: str, rows: int, events: EventTable) -> Split:
         options = self._options
         fields = [(options.query, pa.int64()), (options.item, pa.int64()), (WEIGHT, pa.float32())]
@@ -436,12 +437,14 @@ def _source(options: PrepareOptions) -> Facts:
     }
     weights = [f"{event}={weight:g}" for event, weight in options.event_weights.items()]
     minimums = [f"{entity}={minimum}" for entity, minimum in options.min_count.items()]
+    features = [f"{file.entity}={file.path}:{file.id_column}" for file in options.features]
     return {
         "command": "prepare",
         **{split: [str(path) for path in getattr(options, split)] for split in SPLITS},
         **asked,
         **({"event_weights": weights} if weights else {}),
         **({"min_count": minimums} if minimums else {}),
+        **({"features": features} if features else {}),
         "duplicates": options.duplicates,
         "seed": options.seed,
         "duckdb": duckdb.__version__,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -33,8 +33,12 @@ _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _LINE_BYTES_MAX = 256 << 20  # a line of adjacency text may hold every item of a large catalogue
 
 
-def open_columns(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str]) -> dict[str, Kind]:
+def open_columns(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str] = ()
+) -> dict[str, Kind]:
     """Make ``raw`` of ``columns`` (role to column name) of a Parquet, CSV or TSV file; return the kind of each role.
+
+    The columns of the roles ``lists`` may hold lists: ``raw`` has a row for each value then.
 
     Raises:
         InputError: the file cannot be read, or lacks a column.
@@ -43,7 +47,7 @@ def open_columns(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: 
     with reading(file):
         _drop(connection)
         if file.format == "parquet":
-            return _open_parquet(connection, file, columns)
+            return _open_parquet(connection, file, columns, lists)
         return _open_text(connection, file, columns)
 
 
@@ -120,7 +124,9 @@ def _drop(connection: duckdb.DuckDBPyConnection) -> None:
     run(connection, "DROP TABLE IF EXISTS raw_lines")
 
 
-def _open_parquet(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str]) -> dict[str, Kind]:
+def _open_parquet(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str]
+) -> dict[str, Kind]:
     try:
         schema = pq.read_schema(file.path)
     except (pa.ArrowException, OSError) as error:
@@ -135,14 +141,23 @@ def _open_parquet(connection: duckdb.DuckDBPyConnection, file: RawFile, columns:
             raise InputError(
                 f"{file}: has the columns '{column}' and '{twins[0]}', which differ in case only; rename one"
             )
-    kinds = {role: _parquet_kind(file, schema.field(column)) for role, column in columns.items()}
-    chosen = "".join(f", {identifier(column)} AS {identifier(role)}" for role, column in columns.items())
+    kinds, chosen = {}, ""
+    for role, column in columns.items():
+        field, value = schema.field(column), identifier(column)
+        if role in lists and _is_list(field.type):
+            field, value = field.with_type(field.type.value_type), f"unnest({value})"
+        kinds[role] = _parquet_kind(file, field)
+        chosen += f", {value} AS {identifier(role)}"
     run(
         connection,
         f"CREATE VIEW raw AS SELECT file_row_number AS position{chosen} "
         f"FROM read_parquet({literal(exact_path(file.path))}, file_row_number = true)",
     )
     return kinds
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _parquet_kind(file: RawFile, field: pa.Field) -> Kind:

@@ -20,6 +20,7 @@ from kvstore.errors import CrossfadeError
 from trainer.data.manifest import Manifest
 from trainer.data.progress import Progress, Silent
 from trainer.prepare.build_vocabulary import NamesFile
+from trainer.prepare.features import FeatureFile
 from trainer.prepare.pipeline import PrepareOptions, prepare
 from trainer.prepare.synthetic import SyntheticSpec, source_of, write_synthetic
 
@@ -29,6 +30,8 @@ BYTES_MAX = 64 << 20
 TIMEOUT_SECONDS = 20.0
 FOLDER = "lastfm_hetrec2011"
 FILES = ("user_artists.dat", "artists.dat")
+TAG_FILES = ("user_taggedartists.dat", "tags.dat")
+"""What listeners have called artists: a feature, where these files are there too."""
 
 STAND_IN = SyntheticSpec(queries=2_000, items=4_000, interactions=100_000, item="artist")
 """What is made where there are no data."""
@@ -74,13 +77,16 @@ def prepare_lastfm(
     """Prepare the sample in ``folder``, or synthetic data of about its size where that is None, as ``out``.
 
     Each pair weighs 1: the plays are so unequal (1 to 352,698) that a few listeners' favourites would be all that
-    counts. A tenth of the pairs is test, and a tenth of the others valid.
+    counts. A tenth of the pairs is test, and a tenth of the others valid. The tags of an artist are those that any
+    listener gave it, each once.
 
     Raises:
         InputError: a file in ``folder`` is damaged, or ``out`` exists and may not be replaced.
     """
     if folder is None:
         return write_synthetic(out, STAND_IN, seed, overwrite, progress)
+    tagged, tags = (folder / name for name in TAG_FILES)
+    has_tags = tagged.is_file() and tags.is_file()
     options = PrepareOptions(
         out=out,
         train=[folder / FILES[0]],
@@ -88,7 +94,11 @@ def prepare_lastfm(
         query_column="userID",
         item="artist",
         item_column="artistID",
-        names={"artist": NamesFile(folder / FILES[1], "id", "name")},
+        names={
+            "artist": NamesFile(folder / FILES[1], "id", "name"),
+            **({"tag": NamesFile(tags, "tagID", "tagValue")} if has_tags else {}),
+        },
+        features=[FeatureFile("artist", tagged, "artistID", {"tag": "tagID"})] if has_tags else (),
         hold_out=_HOLD_OUT,
         seed=seed,
         overwrite=overwrite,
@@ -127,12 +137,14 @@ def _download(url: str, sha256: str, progress: Progress) -> bytes:
 
 
 def _unpack(content: bytes, cache: Path) -> None:
-    """Only the two files, by their base names: whatever paths the archive has, it decides none here."""
+    """Only the files that are read, by their base names: whatever paths the archive has, it decides none here."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {PurePosixPath(info.filename).name: info for info in archive.infolist() if not info.is_dir()}
         cache.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in (*TAG_FILES, *FILES):
             if name not in members:
+                if name in TAG_FILES:
+                    continue
                 raise CrossfadeError(f"the archive has no {name}")
             if members[name].file_size > BYTES_MAX:
                 raise CrossfadeError(f"{name} in it is larger than {BYTES_MAX >> 20} MiB")

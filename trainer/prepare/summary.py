@@ -16,7 +16,7 @@ from trainer.data.vocabulary import Vocabulary
 from trainer.prepare.build_vocabulary import Role
 from trainer.prepare.database import one
 
-COUNTED = ("_head_share", "_median_count", "_seen_once", "_not_in_train", "negative", "_timestamp")
+COUNTED = ("_head_share", "_median_count", "_seen_once", "_not_in_train", "negative", "_timestamp", "_filled")
 """How facts end that are true of the interactions as they were counted."""
 
 Facts = dict[str, str | int | float | bool | list[str] | None]
@@ -59,6 +59,7 @@ def describe(manifest: Manifest, folder: Folder) -> str:
         ids = "integer ids" if entity.id_type == "int64" else "string ids"
         top = _top(folder, manifest, name)
         lines.append(f"  {name:{width}} {entity.rows:>15,} rows          {ids}; most in train: {top}")
+        lines += [f"  {'':{width}} {'':15} {line}" for line in _of_feature(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in _changes(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in _popularity(manifest, name)]
     for name, split in manifest.splits.items():
@@ -91,10 +92,23 @@ def _top(folder: Folder, manifest: Manifest, name: str) -> str:
     return f"{best['id']}{named} ({best_count:,})"
 
 
+def _of_feature(manifest: Manifest, name: str) -> list[str]:
+    """Of a feature, whose it is and how many have it."""
+    owner = manifest.owners().get(name)
+    if owner is None:
+        return []
+    pairs, rows = manifest.features[owner][name].pairs, manifest.entities[owner].rows
+    line = f"a feature of {owner}: {pairs:,} values"
+    filled, unknown = (manifest.source.get(f"{name}_{fact}") for fact in ("filled", "ids_ignored"))
+    if filled is not None:
+        line += f", of {filled:,} of its {rows:,} rows"
+    return [line + (f"; {unknown:,} ids ignored, which are in no event" if unknown else "")]
+
+
 def _changes(manifest: Manifest, name: str) -> list[str]:
     """What has become of the rows of an earlier data set, and of forgotten ones."""
     facts, lines = manifest.source, []
-    if facts.get("vocabulary"):
+    if facts.get("vocabulary") and f"{name}_kept" in facts:
         lines.append(
             f"{facts[f'{name}_kept']:,} rows as in {facts['vocabulary']} ({facts[f'{name}_unseen']:,} of them without "
             f"an event now), {facts[f'{name}_new']:,} new"

@@ -4,8 +4,9 @@
 
 How it is drawn:
 
-- Item row r belongs to genre r mod G. Its popularity falls with its row as a window on a Zipf law does: it is
-  proportional to the integral of x^-a from r + 1 to r + 1 + G. Row 0 is the most popular, by expectation.
+- Item row r belongs to genre r mod G, which is a feature of the item. Its popularity falls with its row as a window on
+  a Zipf law does: it is proportional to the integral of x^-a from r + 1 to r + 1 + G. Row 0 is the most popular, by
+  expectation.
 - Query row r is active in proportion to the integral of x^-b from r + 1 to r + 2, and has one to three genres.
 - Most interactions are with an item of the query's own genres, the others with any item.
 - A (query, item) pair belongs to one split, whichever its hash says, so that no pair of train turns up in test.
@@ -29,7 +30,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from kvstore.errors import InputError
-from trainer.data.manifest import SPLITS, TIMESTAMP, VOCABULARY, WEIGHT, Entity, Manifest, Split
+from trainer.data.features import SCHEMA
+from trainer.data.manifest import FEATURES, SPLITS, TIMESTAMP, VOCABULARY, WEIGHT, Entity, Feature, Manifest, Split
 from trainer.data.progress import Progress, Silent
 from trainer.prepare.build_vocabulary import vocabulary_schema
 from trainer.prepare.output import PartWriter, row_group_rows
@@ -45,6 +47,7 @@ QUERY_EXPONENT = 0.6
 OWN_GENRES_MAX = 3
 OWN_SHARE = 0.9
 NAMED_ITEMS_MAX = 100_000
+GENRE = "genre"
 FIRST_ID = 1_000_001  # ids are not rows, and whoever takes one for the other shall notice
 START_SECONDS = 1_577_836_800  # 2020-01-01
 SPAN_SECONDS = 366 * 86_400
@@ -55,7 +58,10 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """How much to make. ``valid`` and ``test`` are fractions, met in expectation; 0 leaves the split out."""
+    """How much to make. ``valid`` and ``test`` are fractions, met in expectation; 0 leaves the split out.
+
+    Items have the feature ``genre``, unless ``query`` or ``item`` is called so.
+    """
 
     queries: int = 2_000
     items: int = 4_000
@@ -125,12 +131,17 @@ def write_synthetic(
                 staged, spec.item, counts["item"], spec.genres if spec.items <= NAMED_ITEMS_MAX else None, progress
             ),
         }
+        features: dict[str, dict[str, Feature]] = {}
+        if GENRE not in (spec.query.lower(), spec.item.lower()):
+            entities[GENRE] = _write_genres(staged, spec, counts["item"])
+            features = {spec.item: {GENRE: _write_genre_of_items(staged, spec, progress)}}
         splits = _write_splits(generator, staged, rows, progress)
         manifest = Manifest(
             query=spec.query,
             item=spec.item,
             entities=entities,
             splits={split: splits[split] for split in SPLITS if rows[split]},
+            features=features,
             has_timestamp=True,
             source=source_of(spec, seed),
         )
@@ -269,6 +280,32 @@ def _write_vocabulary(staged: Staged, entity: str, count_R: Integers, genres: in
             progress.advance(len(row_N))
         files = writer.close()
     return Entity(rows=rows, id_type="int64", named=genres is not None, files=files)
+
+
+def _write_genres(staged: Staged, spec: SyntheticSpec, count_R: Integers) -> Entity:
+    """Write the vocabulary of genres, each counted as often as its items are."""
+    count_G = np.zeros(spec.genres, np.int64)
+    for start in range(0, spec.items, _PIECE):
+        row_N = np.arange(start, min(start + _PIECE, spec.items), dtype=np.int64)
+        np.add.at(count_G, genre_of(row_N, spec.genres), count_R[row_N])
+    number_G = np.arange(spec.genres, dtype=np.int64) + 1
+    names = pa.array([f"{GENRE} {number}" for number in number_G.tolist()])
+    schema = vocabulary_schema("int64", named=True)
+    columns = [pa.array(number_G - 1), pa.array(number_G), pa.array(count_G), names]
+    with PartWriter(staged, f"{VOCABULARY}/{GENRE}", schema, row_group_rows(spec.genres)) as writer:
+        writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
+        return Entity(rows=spec.genres, id_type="int64", named=True, files=writer.close())
+
+
+def _write_genre_of_items(staged: Staged, spec: SyntheticSpec, progress: Progress) -> Feature:
+    progress.phase(f"{GENRE} of {spec.item}", spec.items, "row")
+    with PartWriter(staged, f"{FEATURES}/{spec.item}/{GENRE}", SCHEMA, row_group_rows(spec.items)) as writer:
+        for start in range(0, spec.items, _PIECE):
+            row_N = np.arange(start, min(start + _PIECE, spec.items), dtype=np.int64)
+            pairs = [pa.array(row_N), pa.array(genre_of(row_N, spec.genres))]
+            writer.write(pa.RecordBatch.from_arrays(pairs, schema=SCHEMA))
+            progress.advance(len(row_N))
+        return Feature(files=writer.close())
 
 
 def _write_splits(generator: Generator, staged: Staged, rows: dict[str, int], progress: Progress) -> dict[str, Split]:

@@ -1,0 +1,223 @@
+"""Features of prepared data: read from files of users, carried on, checked and forgotten."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from refusal_table import documented
+
+from crossfade.main import main
+from kvstore.storage import Folder
+from trainer.data.features import load_feature
+from trainer.data.manifest import read_manifest
+from trainer.data.progress import Silent
+from trainer.data.vocabulary import Vocabulary
+from trainer.prepare.check import check
+
+# Track 14 is in test alone, and 15 is only skipped: neither is liked in train.
+EVENTS = [("ann", 10), ("ann", 11), ("bob", 10), ("bob", 12), ("cid", 13), ("cid", 10)]
+TAGS = {10: ["rock", "live"], 11: ["live"], 13: ["jazz"], 14: ["rock", "rock"], 99: ["unheard"]}
+COUNTRIES = {"ann": "AT", "bob": "BE", "cid": "AT"}
+
+Row = tuple[Any, ...]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Events, and files that say what tracks and customers have: a list, several rows, and an empty field."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    skipped = [*EVENTS, ("ann", 15)]
+    weights = [1.0] * len(EVENTS) + [-1.0]
+    customers, tracks = zip(*skipped, strict=True)
+    pq.write_table(pa.table({"customer": customers, "track": tracks, "w": weights}), folder / "train.parquet")
+    (folder / "test.csv").write_text("customer,track,w\nann,14,1\nbob,13,1\n")
+    pq.write_table(pa.table({"id": list(TAGS), "tags": list(TAGS.values())}), folder / "tags.parquet")
+    (folder / "artists.tsv").write_text("id\tartist\n10\t7\n11\t8\n12\t\n13\t8\n14\t7\n15\t9\n")
+    (folder / "countries.csv").write_text("who,country\n" + "".join(f"{who},{at}\n" for who, at in COUNTRIES.items()))
+    return folder
+
+
+def prepare(raw: Path, out: Path, *options: str, train: str = "train.parquet") -> Path:
+    files = ["--train", str(raw / train), "--test", str(raw / "test.csv"), "--weight", "w", "--item", "track"]
+    assert main(["prepare", *files, *options, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def data(raw: Path, tmp_path: Path) -> Path:
+    return prepare(raw, tmp_path / "data", *all_features(raw))
+
+
+def all_features(raw: Path) -> list[str]:
+    return [
+        *("--features", f"track={raw}/tags.parquet:id:tag=tags"),
+        *("--features", f"track={raw}/artists.tsv:id:artist"),
+        *("--features", f"customer={raw}/countries.csv:who:country"),
+    ]
+
+
+def vocabulary(data: Path, entity: str) -> list[Row]:
+    manifest = read_manifest(Folder(data))
+    columns = ["id", "count", *(["name"] if manifest.entities[entity].named else [])]
+    found = Vocabulary(Folder(data), manifest, entity).read(0, manifest.entities[entity].rows, columns)
+    return [tuple(row.values()) for row in found.to_pylist()]
+
+
+def values(data: Path, entity: str, name: str) -> dict[Any, list[Any]]:
+    """The values of each id that has some."""
+    lists = load_feature(Folder(data), read_manifest(Folder(data)), entity, name)
+    found = {}
+    for row, (own_id, *_) in enumerate(vocabulary(data, entity)):
+        starts, rows = lists.of(np.array([row]))
+        assert starts.tolist() == [0, len(rows)]
+        assert lists.any_of(np.array([row])).tolist() == [len(rows) > 0]
+        if len(rows):
+            found[own_id] = sorted(vocabulary(data, name)[value][0] for value in rows)
+    return found
+
+
+def problems(data: Path) -> Sequence[str]:
+    return check(Folder(data), None, None, None, Silent()).problems.listed
+
+
+def test_lists_and_repeated_rows_become_the_values_of_a_row(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = prepare(raw, tmp_path / "data", *all_features(raw))
+    assert values(data, "track", "tag") == {10: ["live", "rock"], 11: ["live"], 13: ["jazz"], 14: ["rock"]}
+    assert values(data, "track", "artist") == {10: [7], 11: [8], 13: [8], 14: [7], 15: [9]}
+    assert values(data, "customer", "country") == {who: [at] for who, at in COUNTRIES.items()}
+    said = capsys.readouterr().out
+    assert "a feature of track: 5 values, of 4 of its 6 rows; 1 ids ignored, which are in no event" in said
+
+
+def test_values_are_counted_by_the_interactions_of_train_that_meet_them(data: Path) -> None:
+    assert vocabulary(data, "tag") == [("live", 4), ("rock", 3), ("jazz", 1)]
+    assert vocabulary(data, "artist") == [(7, 3), (8, 2), (9, 0)]
+    assert vocabulary(data, "country") == [("AT", 4), ("BE", 2)]
+    assert problems(data) == []
+
+
+def test_names_name_values_too(raw: Path, tmp_path: Path) -> None:
+    (raw / "names.csv").write_text("id,name\n7,Seven\n8,Eight\n")
+    data = prepare(raw, tmp_path / "out", *all_features(raw), "--names", f"artist={raw}/names.csv:id:name")
+    assert vocabulary(data, "artist") == [(7, 3, "Seven"), (8, 2, "Eight"), (9, 0, None)]
+
+
+def test_another_day_keeps_rows_and_values_but_of_rows_that_have_new_ones(
+    raw: Path, data: Path, tmp_path: Path
+) -> None:
+    (raw / "day2.csv").write_text("customer,track,w\nann,11,1\ndot,16,1\ndot,10,1\n")
+    (raw / "new.csv").write_text("id,tag\n16,live\n16,drone\n11,drone\n")
+    options = ["--vocabulary", str(data), "--features", f"track={raw}/new.csv:id:tag"]
+    second = prepare(raw, tmp_path / "second", *options, train="day2.csv")
+    assert [row[0] for row in vocabulary(second, "tag")] == ["live", "rock", "jazz", "drone"]
+    expected = {10: ["live", "rock"], 11: ["drone"], 13: ["jazz"], 14: ["rock"], 16: ["drone", "live"]}
+    assert values(second, "track", "tag") == expected
+    assert values(second, "track", "artist") == values(data, "track", "artist")
+    assert values(second, "customer", "country") == values(data, "customer", "country")
+    assert vocabulary(second, "country") == [("AT", 1), ("BE", 0)]
+    assert problems(second) == []
+
+
+def test_forgotten_customers_lose_their_features_and_values_that_were_theirs_alone(
+    raw: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (raw / "gone.txt").write_text("bob\n")
+    assert main(["prepare", "--forget", str(raw / "gone.txt"), "--out", str(data)]) == 0
+    assert values(data, "customer", "country") == {"ann": ["AT"], "cid": ["AT"]}
+    assert vocabulary(data, "country") == [("AT", 4), (None, 0)]
+    assert read_manifest(Folder(data)).entities["country"].forgotten == [1]
+    assert vocabulary(data, "tag") == [("live", 3), ("rock", 2), ("jazz", 1)]
+    assert problems(data) == []
+    assert not any(b"BE" in path.read_bytes() for path in (data / "vocabulary" / "country").iterdir())
+    capsys.readouterr()
+    assert main(["prepare", "--forget", str(raw / "gone.txt"), "--entity", "tag", "--out", str(data)]) == 2
+    documented("forget: a feature", capsys.readouterr().err.removeprefix("error: ").strip())
+
+
+def test_data_without_a_manifest_get_theirs_with_the_features(data: Path) -> None:
+    before = read_manifest(Folder(data))
+    (data / "manifest.json").unlink()
+    assert problems(data) == []
+    after = read_manifest(Folder(data))
+    assert after.features == before.features
+    assert after.entities == before.entities
+
+
+def rewritten(data: Path, name: str, change: Any) -> None:
+    """Change the pairs of a feature of tracks, and have the manifest made anew."""
+    (path,) = (data / "features" / "track" / name).iterdir()
+    pairs = pq.read_table(path).to_pydict()
+    change(pairs)
+    pq.write_table(pa.table(pairs), path)
+    (data / "manifest.json").unlink()
+
+
+def swap(pairs: dict[str, list[int]]) -> None:
+    for column in pairs.values():
+        column[0], column[-1] = column[-1], column[0]
+
+
+CHANGES: dict[str, Any] = {
+    "check: a pair of no row": lambda pairs: pairs["row"].__setitem__(-1, 77),
+    "check: a pair of no value": lambda pairs: pairs["value"].__setitem__(0, -3),
+    "check: pairs out of order": swap,
+    "check: a pair without a value": lambda pairs: pairs["value"].__setitem__(0, None),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_pairs_that_are_not_right_are_problems(data: Path, what: str) -> None:
+    rewritten(data, "tag", CHANGES[what])
+    found = problems(data)
+    assert documented(what, found[0])
+    assert len(found) == 1 or what == "check: a pair of no row"
+
+
+def test_values_that_are_counted_wrong_are_a_problem(data: Path) -> None:
+    rewritten(data, "tag", lambda pairs: [column.pop(0) for column in pairs.values()])
+    assert all("the count is" in problem for problem in problems(data))
+    assert problems(data)
+
+
+@pytest.mark.parametrize(
+    ("what", "option"),
+    [
+        ("features of no entity", "song={raw}/tags.parquet:id:tags"),
+        ("features of another form", "track=tags.parquet"),
+        ("a feature twice", "track={raw}/tags.parquet:id:tags,tags"),
+        ("a feature named as an entity", "track={raw}/tags.parquet:id:customer=tags"),
+        ("a feature that is no word", "track={raw}/tags.parquet:id:a/b=tags"),
+        ("features without their column", "track={raw}/tags.parquet:id:genre"),
+        ("features of none of the ids", "customer={raw}/tags.parquet:id:tags"),
+        ("features of fractions", "track={raw}/fractions.parquet:id:loud"),
+        ("features file missing", "track={raw}/none.parquet:id:tags"),
+    ],
+)
+def test_features_that_cannot_be_read_are_refused(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, option: str
+) -> None:
+    pq.write_table(pa.table({"id": [10], "loud": [0.5]}), raw / "fractions.parquet")
+    files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
+    assert main(["prepare", *files, "--features", option.format(raw=raw)]) == 2
+    documented(what, capsys.readouterr().err.strip().removeprefix("error: "))
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_a_feature_must_agree_on_the_type_of_its_values(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"id": [10], "v": [1]}), raw / "v-1.parquet")
+    pq.write_table(pa.table({"id": [11], "v": ["x"]}), raw / "v-2.parquet")
+    files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
+    words = ["prepare", *files, "--features", f"track={raw}/v-*.parquet:id:v"]
+    assert main(words) == 2
+    documented("features of two types", capsys.readouterr().err.strip().removeprefix("error: "))
+    assert main([*words, "--ids", "string"]) == 0
+    assert values(tmp_path / "out", "track", "v") == {"10": ["1"], "11": ["x"]}

@@ -1,0 +1,114 @@
+"""Features: what the rows of an entity have of another, such as the artist and the tags of tracks.
+
+    lists = load_feature(folder, manifest, "track", "tag")
+    starts_A1, values_N = lists.of(np.array([7, 3]))        # track 7 has the tags values_N[starts_A1[0]:starts_A1[1]]
+
+Letters of shapes: R rows of the entity, A some of them, N values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+from kvstore.arrays import BoolArray, IntArray
+from kvstore.errors import InputError
+from kvstore.storage import Folder
+from trainer.data.manifest import DataFile, Feature, Manifest
+from trainer.data.parquet_files import ParquetFiles
+
+ROW, VALUE = "row", "value"
+SCHEMA = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in (ROW, VALUE)])
+"""Of the files of a feature."""
+
+Packed = npt.NDArray[np.signedinteger[Any]]
+
+
+def pair_pieces(folder: Folder, feature: Feature) -> Iterator[tuple[DataFile, int, pa.Table]]:
+    """The pairs of ``feature`` in order: file, row group, and a table of ``row`` and ``value``.
+
+    Raises:
+        InputError: a file is missing or damaged.
+        UnreachableError: storage does not answer.
+    """
+    files = ParquetFiles(folder)
+    for file in feature.files:
+        for index, rows in enumerate(file.row_groups):
+            if rows:
+                yield file, index, files.read(file, index, [ROW, VALUE])
+
+
+@dataclass(frozen=True)
+class FeatureLists:
+    """The values of each row of an entity: row ``r`` has ``values_N[starts_R1[r]:starts_R1[r + 1]]``, sorted.
+
+    int32 where the numbers allow it, else int64.
+    """
+
+    starts_R1: Packed
+    values_N: Packed
+
+    def of(self, rows_A: IntArray) -> tuple[IntArray, IntArray]:
+        """The values of ``rows_A``, one after another: where those of each begin (A + 1), and they, both int64."""
+        counts_A = self.starts_R1[rows_A + 1] - self.starts_R1[rows_A]
+        starts_A1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_A, dtype=np.int64)])
+        values_N: IntArray = _gather(self.starts_R1, self.values_N, rows_A, starts_A1)
+        return starts_A1, values_N
+
+    def any_of(self, rows_A: IntArray) -> BoolArray:
+        """Which of ``rows_A`` have a value."""
+        some_A: BoolArray = self.starts_R1[rows_A + 1] > self.starts_R1[rows_A]
+        return some_A
+
+
+@njit(cache=True, nogil=True)
+def _gather(starts_R1, values_N, rows_A, starts_A1):  # type: ignore[no-untyped-def]
+    out_N = np.empty(starts_A1[-1], np.int64)
+    for a in range(rows_A.shape[0]):
+        first = starts_R1[rows_A[a]]
+        for n in range(starts_A1[a + 1] - starts_A1[a]):
+            out_N[starts_A1[a] + n] = values_N[first + n]
+    return out_N
+
+
+def lists_bytes(rows: int, pairs: int, values: int) -> int:
+    """What the lists of ``pairs`` pairs of ``rows`` rows with ``values`` different values take in memory."""
+    return (rows + 1) * _packed(pairs).itemsize + pairs * _packed(values).itemsize
+
+
+def load_feature(folder: Folder, manifest: Manifest, entity: str, name: str) -> FeatureLists:
+    """The values of the feature ``name`` of all rows of ``entity``.
+
+    Raises:
+        InputError: a file is missing or damaged, or its pairs are not sorted or name rows that there are not.
+        UnreachableError: storage does not answer.
+    """
+    feature = manifest.features[entity][name]
+    rows, values = manifest.entities[entity].rows, manifest.entities[name].rows
+    counts_R = np.zeros(rows, np.int64)
+    values_N = np.empty(feature.pairs, _packed(values))
+    end, last = 0, -1
+    for file, index, table in pair_pieces(folder, feature):
+        row_N, value_N = (table.column(column).to_numpy() for column in (ROW, VALUE))
+        inside = row_N[0] >= last and row_N[-1] < rows and value_N.min() >= 0 and value_N.max() < values
+        if not inside or (np.diff(row_N) < 0).any():
+            raise InputError(
+                f"{folder.uri}/{file.path}, row group {index}: holds pairs that are not in the order of rows, or rows "
+                f"that {entity} or {name} has not; see with 'crossfade prepare --check {folder.uri}'"
+            )
+        values_N[end : end + len(value_N)] = value_N
+        counts_R += np.bincount(row_N, minlength=rows)
+        end, last = end + len(value_N), int(row_N[-1])
+    starts_R1 = np.zeros(rows + 1, _packed(feature.pairs))
+    np.cumsum(counts_R, out=starts_R1[1:])
+    return FeatureLists(starts_R1, values_N)
+
+
+def _packed(largest: int) -> np.dtype[np.signedinteger[Any]]:
+    return np.dtype(np.int32) if largest < 2**31 else np.dtype(np.int64)

@@ -1,0 +1,122 @@
+"""The vocabularies of a preparation: those of the two sides, then those of their features, with the pairs of these.
+
+vocabularies = Vocabularies(connection, staged, progress, base, names, files_of_names)
+entity = vocabularies.of_side("item", "track", "int64")
+entities, features = vocabularies.of_features(planned, ids="auto")
+vocabularies.facts                                                  # for the manifest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import duckdb
+
+from trainer.data.manifest import Entity, Feature
+from trainer.data.progress import Progress
+from trainer.prepare.base_vocabulary import Base, carry_names, extend_vocabulary, load_base
+from trainer.prepare.build_vocabulary import (
+    NamesFile,
+    Role,
+    Side,
+    build_vocabulary,
+    counted_sql,
+    join_names,
+    write_vocabulary,
+)
+from trainer.prepare.events import IdChoice, IdType
+from trainer.prepare.features import Planned, counted_values_sql, join_feature, read_features, write_feature
+from trainer.prepare.fetching import fetched
+from trainer.prepare.sources import Source
+from trainer.prepare.staging import Staged
+from trainer.prepare.summary import Facts, popularity
+
+
+class Vocabularies:
+    """Makes and writes vocabularies; ``facts`` are what there is to say of them."""
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        staged: Staged,
+        progress: Progress,
+        base: Base | None,
+        names: Mapping[str, NamesFile],
+        files: Mapping[str, Source],
+    ) -> None:
+        """Go on from ``base``, if there is one. ``names`` of entities are in ``files``."""
+        self._connection = connection
+        self._staged = staged
+        self._progress = progress
+        self._base = base
+        self._names = names
+        self._files = files
+        self.facts: Facts = {}
+
+    def of_side(self, side: Side, entity: str, id_type: IdType) -> Entity:
+        """The vocabulary of the ids of ``interactions`` on one side, written."""
+        if self._base is not None:
+            self._base.check_id_type(entity, id_type)
+            load_base(self._connection, self._base, side, entity, self._progress)
+        self._make(side, entity, counted_sql(side))
+        self.facts |= popularity(self._connection, side, entity)
+        return self._write(side, entity, id_type)
+
+    def of_features(
+        self, planned: Sequence[Planned], ids: IdChoice
+    ) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
+        """The vocabularies of features, by name, and the pairs, by entity and name, of rows that ``of_side`` has made.
+
+        Raises:
+            InputError: a file of theirs cannot be used.
+        """
+        types = read_features(self._connection, planned, self._staged.work, ids, self._base, self._progress)
+        entities: dict[str, Entity] = {}
+        features: dict[str, dict[str, Feature]] = {}
+        for feature in planned:
+            name = feature.name
+            if self._base is not None and name in self._base.manifest.entities:
+                id_type = types.setdefault(name, self._base.manifest.entities[name].id_type)
+                self._base.check_id_type(name, id_type)
+                load_base(self._connection, self._base, feature.role, name, self._progress)
+            report = join_feature(self._connection, feature, types[name], self._base)
+            self._make(feature.role, name, counted_values_sql(feature))
+            entities[name] = self._write(feature.role, name, types[name])
+            features.setdefault(feature.entity, {})[name] = write_feature(self._connection, feature, self._staged)
+            self.facts[f"{name}_filled"] = report.filled
+            self.facts[f"{name}_ids_ignored"] = report.unknown
+        return entities, features
+
+    def _make(self, role: Role, entity: str, counted: str) -> None:
+        """Make the table ``vocabulary_ROLE``: a fresh one or, where ``base`` has the entity, one that goes on."""
+        self._progress.phase(f"vocabulary of {entity}", None, "row")
+        if self._base is None or entity not in self._base.manifest.entities:
+            self._progress.advance(build_vocabulary(self._connection, role, counted))
+            return
+        extended = extend_vocabulary(self._connection, role, counted)
+        self._progress.advance(extended.kept + extended.new)
+        self.facts[f"{entity}_kept"] = extended.kept
+        self.facts[f"{entity}_unseen"] = extended.unseen
+        self.facts[f"{entity}_new"] = extended.new
+
+    def _write(self, role: Role, entity: str, id_type: IdType) -> Entity:
+        """Write the table ``vocabulary_ROLE``, with names if there are some."""
+        named = entity in self._names
+        if named:
+            names = self._names[entity]
+            with fetched([self._files[entity]], self._staged.work, [names.id_column, names.name_column]) as here:
+                report = join_names(self._connection, role, next(here), names)
+            self.facts[f"{entity}_names_ignored"] = report.unknown
+            self.facts[f"{entity}_named"] = report.named
+        base = self._base.manifest.entities.get(entity) if self._base else None
+        if base and base.named:
+            carry_names(self._connection, role, joined=named)
+        return write_vocabulary(
+            self._connection,
+            role,
+            staged=self._staged,
+            entity=entity,
+            id_type=id_type,
+            named=named or bool(base and base.named),
+            forgotten=base.forgotten if base else (),
+        )
