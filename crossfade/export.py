@@ -28,6 +28,9 @@ The files are the same: OUT/ENTITY/rows-000000000000.parquet with id, row, vecto
 A run whose job says train.embeddings: none has none of its own, so they go to its folder if nothing else is said,
 where 'crossfade similar' and 'crossfade evaluate' find them.
 
+Of a side with features (model.item: [track, artist]) the vectors are those of the whole side, as searches want them,
+and each feature has its own.
+
 Ids and names come from the data that the checkpoint was trained on: the folder that its job names, or the one that
 --data names if they have moved. Other data are refused. A table is never held whole, so memory does not grow with it.
 What is read is checked (CRC-32), and OUT is there whole or, after an error, not at all.

@@ -28,6 +28,7 @@ from kvstore.optimizers import state_bytes_per_row
 from kvstore.snapshot import KEPT_INDEX_BYTES, most_kept
 from kvstore.storage import Folder
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
+from trainer.data.features import lists_bytes
 from trainer.data.manifest import Manifest
 from trainer.data.progress import Progress, Silent
 from trainer.embeddings import GROUP_ROWS
@@ -188,7 +189,7 @@ class Inputs:
         Raises:
             InputError: a file of them is missing or damaged.
         """
-        names = [table.name for table in self.model.tables]
+        names = {table.name for table in (*self.model.tables, self.model.query, self.model.item)}
         return replace(self, counts={name: read_counts(self.folder, self.manifest, name) for name in names})
 
 
@@ -251,7 +252,7 @@ def make_plan(inputs: Inputs) -> Plan:
     processes = _on_servers(inputs, parts, layouts) if job.cluster.servers else [_in_process(inputs, parts)]
     traffic = None
     if inputs.counts is not None:
-        traffic = expect_traffic(job, inputs.model, parts, inputs.counts, inputs.selection.rows)
+        traffic = expect_traffic(job, inputs.manifest, inputs.model, parts, inputs.counts, inputs.selection.rows)
     return Plan(
         tables=tuple(_table(job, layout) for layout in layouts),
         processes=tuple(processes),
@@ -291,7 +292,7 @@ def _server(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayou
     dim = job.model.dim
     row_bytes = ROW_ID_BYTES + dim * VALUE_BYTES
     state = state_bytes_per_row(job.optimizer.kind, dim)
-    served = sum(min(_uses(job, share), sum(held.values()) * job.cluster.servers) for share in parts)
+    served = sum(min(_uses(inputs, share), sum(held.values()) * job.cluster.servers) for share in parts)
     tables = [
         Part(f"{name}: weights of {rows:,} rows and their numbers", rows * row_bytes) for name, rows in held.items()
     ]
@@ -336,9 +337,28 @@ def _in_process(inputs: Inputs, parts: Sequence[Share]) -> ProcessPlan:
     )
 
 
-def _uses(job: Job, share: Share) -> int:
-    """How often a step of ``share`` uses a row of either table: it touches no more rows."""
-    return int(np.ceil(2 * share.examples + share.negatives))
+def _uses(inputs: Inputs, share: Share) -> int:
+    """How often a step of ``share`` uses a row of a table: it touches no more rows, but where rows have many values."""
+    query, item = (1 + _values(inputs, entity) for entity in (inputs.model.query, inputs.model.item))
+    return int(np.ceil(query * share.examples + item * (share.examples + share.negatives)))
+
+
+def _values(inputs: Inputs, entity: TableSpec) -> float:
+    """How many values of features a row of ``entity`` has on average, of those that its tower joins."""
+    features = [table.name for tower in inputs.model.towers if tower.entity == entity for table in tower.features]
+    return sum(inputs.manifest.features[entity.name][name].pairs for name in features) / entity.rows
+
+
+def _features(inputs: Inputs) -> Iterable[Part]:
+    """What a worker holds of the values that rows have."""
+    for tower in inputs.model.towers:
+        rows = tower.entity.rows
+        for table in tower.features:
+            pairs = inputs.manifest.features[tower.entity.name][table.name].pairs
+            yield Part(f"{table.name} of each {tower.entity.name}", lists_bytes(rows, pairs, table.rows))
+        yield Part(f"which {tower.entity.name} has been met", rows)
+        # Counts of the vocabulary, or how many values each row has.
+        yield Part(f"reading what each {tower.entity.name} has", 3 * 8 * rows, "start")
 
 
 def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Part]:
@@ -346,7 +366,8 @@ def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Par
     job, share = inputs.job, parts[rank]
     yield Part("interactions: two windows a lane", WINDOW_COPIES * share.window_rows * _INTERACTION_BYTES)
     yield Part("fetching, decoding and shuffling them", _decoding(inputs, share.largest_window))
-    uses = _uses(job, share)
+    uses = _uses(inputs, share)
+    yield from _features(inputs)
     yield Part("batches", _BATCHES_HELD * uses * _USE_BYTES, "steps")
     rows = min(uses, sum(table.rows for table in inputs.model.tables))
     yield Part("rows of a step", ACTIVE_COPIES * rows * job.model.dim * VALUE_BYTES, "steps")
@@ -355,7 +376,7 @@ def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Par
         yield Part("popularity of items", 8 * inputs.model.item.rows)
         yield Part("making the popularity of items", 40 * inputs.model.item.rows, "start")
     if job.train.embeddings == "best":
-        piece = min(GROUP_ROWS, max(table.rows for table in inputs.model.tables))
+        piece = min(GROUP_ROWS, max(table.rows for table in inputs.model.vectors))
         # Pulled, gathered, in Arrow's form, and encoded.
         yield Part("writing embeddings", 4 * piece * job.model.dim * VALUE_BYTES, "evaluation")
     yield from _evaluation(inputs)

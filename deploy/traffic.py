@@ -131,6 +131,21 @@ def _negatives(spec: Negatives, examples: float) -> float:
     return float(spec.count) if spec.kind == "shared" else spec.count * examples
 
 
+def touched_values(counts: Counts, owner: Counts, share: Share, total: int, pairs: int, drawn: bool) -> FloatArray:
+    """The same of the values of a feature with ``pairs`` pairs, whose entity has the counts ``owner``.
+
+    ``drawn``: negatives are drawn of that entity. The values of these are taken to be spread evenly, as far as can be.
+    """
+    draws = share.negatives * pairs / owner.rows if drawn else 0.0
+    if not owner.known:
+        uses = share.examples * pairs / owner.rows + draws
+        return np.full(len(counts.count_K), min(1.0, uses / counts.rows))
+    scaled_K = np.minimum(counts.count_K * owner.factor(total), total)
+    missing_K = (1.0 - scaled_K / total) ** share.examples * (1.0 - 1.0 / counts.rows) ** draws
+    touched_K: FloatArray = 1.0 - missing_K
+    return touched_K
+
+
 def touched(counts: Counts, share: Share, total: int, negatives: Negatives | None) -> FloatArray:
     """The probability that a step of ``share`` touches a row of each of a table's ``counts``: float64 (K,).
 
@@ -187,16 +202,23 @@ class StepTraffic:
 
 
 def expect_traffic(
-    job: Job, model: Model, parts: Sequence[Share], counts: dict[str, Counts], total: int
+    job: Job, manifest: Manifest, model: Model, parts: Sequence[Share], counts: dict[str, Counts], total: int
 ) -> StepTraffic:
     """What is expected of a step of ``job``, whose train split has ``total`` interactions."""
     tables = []
     moved = Traffic()
+    owners = manifest.owners()
     for table in model.tables:
         negatives = job.negatives if table == model.item else None
         known = counts[table.name]
-        rows = tuple(float(touched(known, share, total, negatives) @ known.rows_K) for share in parts)
-        tables.append(TableTraffic(table.name, rows, bound=not known.known))
+        owner = owners.get(table.name)
+        if owner is None:
+            touched_by = [touched(known, share, total, negatives) for share in parts]
+        else:
+            of_owner, pairs, drawn = counts[owner], manifest.features[owner][table.name].pairs, owner == model.item.name
+            touched_by = [touched_values(known, of_owner, share, total, pairs, drawn) for share in parts]
+        rows = tuple(float(touched_K @ known.rows_K) for touched_K in touched_by)
+        tables.append(TableTraffic(table.name, rows, bound=not known.known or owner == model.item.name))
         for _ in rows:
             moved.pushed(0, table)
     row_bytes = ROW_ID_BYTES + job.model.dim * VALUE_BYTES

@@ -23,6 +23,7 @@ from trainer.loop import Loop
 from trainer.negatives import Sampler
 from trainer.progress import Progress
 from trainer.run import open_data
+from trainer.towers import load_towers
 
 WARM_STEPS, MEASURED_STEPS = 20, 30
 _TCP_INFO_BYTES = 256
@@ -71,6 +72,7 @@ def work(store: MXNetStore) -> None:
             window=job.data.shuffle_window,
             seed=job.train.seed,
         ),
+        towers=load_towers(job, model, folder, manifest),
         sampler=Sampler(job.negatives, model.item.rows, None, job.train.seed),
         evaluator=lambda: None,
         keep=lambda _: None,

@@ -138,7 +138,7 @@ def test_forgotten_customers_lose_their_features_and_values_that_were_theirs_alo
     assert not any(b"BE" in path.read_bytes() for path in (data / "vocabulary" / "country").iterdir())
     capsys.readouterr()
     assert main(["prepare", "--forget", str(raw / "gone.txt"), "--entity", "tag", "--out", str(data)]) == 2
-    documented("forget: a feature", capsys.readouterr().err.removeprefix("error: ").strip())
+    documented("forget: a feature", capsys.readouterr().err.removeprefix("crossfade: error: ").strip())
 
 
 def test_data_without_a_manifest_get_theirs_with_the_features(data: Path) -> None:
@@ -206,7 +206,7 @@ def test_features_that_cannot_be_read_are_refused(
     pq.write_table(pa.table({"id": [10], "loud": [0.5]}), raw / "fractions.parquet")
     files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
     assert main(["prepare", *files, "--features", option.format(raw=raw)]) == 2
-    documented(what, capsys.readouterr().err.strip().removeprefix("error: "))
+    documented(what, capsys.readouterr().err.strip().removeprefix("crossfade: error: "))
     assert not (tmp_path / "out").exists()
 
 
@@ -218,6 +218,6 @@ def test_files_of_a_feature_must_agree_on_the_type_of_its_values(
     files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
     words = ["prepare", *files, "--features", f"track={raw}/v-*.parquet:id:v"]
     assert main(words) == 2
-    documented("features of two types", capsys.readouterr().err.strip().removeprefix("error: "))
+    documented("features of two types", capsys.readouterr().err.strip().removeprefix("crossfade: error: "))
     assert main([*words, "--ids", "string"]) == 0
     assert values(tmp_path / "out", "track", "v") == {"10": ["1"], "11": ["x"]}

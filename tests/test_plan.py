@@ -119,7 +119,7 @@ def test_a_vocabulary_that_counts_nothing_gives_a_bound(tmp_path: Path, zipf: Pa
     parts = shares(job, inputs.folder, inputs.manifest, inputs.selection.groups)
     empty = {table.name: Counts.of([np.zeros(table.rows, np.int64)]) for table in inputs.model.tables}
     total = inputs.manifest.splits["train"].rows
-    traffic = expect_traffic(job, inputs.model, parts, empty, total)
+    traffic = expect_traffic(job, inputs.manifest, inputs.model, parts, empty, total)
     assert traffic.bound
     [rows] = traffic.rows
     assert rows == pytest.approx(2 * total / -(-total // 1000) + 64)

@@ -83,7 +83,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     write_synthetic(tmp_path / "other", SPEC, seed=2)
     assert tables_of(tmp_path / "again") == tables_of(made[0])
     same = set(tables_of(tmp_path / "other").items()) & set(tables_of(made[0]).items())
-    assert same == set()
+    # Which genre an item has follows from its row alone.
+    assert {path for path, _ in same} == {"features/track/genre/part-00000.parquet"}
 
 
 def test_pieces_do_not_change_what_is_drawn(

@@ -155,12 +155,12 @@ def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
     return checkpoint.uri
 
 
-def forgotten_rows(manifest: DataManifest) -> dict[str, IntArray]:
-    """The rows of each entity that an older checkpoint must not bring back."""
+def forgotten_rows(manifest: DataManifest, tables: Sequence[TableSpec]) -> dict[str, IntArray]:
+    """The rows of each of ``tables`` that an older checkpoint must not bring back."""
     return {
-        name: np.array(entity.forgotten, dtype=np.int64)
-        for name, entity in manifest.entities.items()
-        if entity.forgotten
+        table.name: np.array(forgotten, dtype=np.int64)
+        for table in tables
+        if (forgotten := manifest.entities[table.name].forgotten)
     }
 
 

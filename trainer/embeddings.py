@@ -47,15 +47,21 @@ class StoreVectors:
 
 
 def write_embeddings(
-    store: RowStore, tables: Sequence[TableSpec], vocabularies: dict[str, Vocabulary], folder: Path
+    store: RowStore,
+    tables: Sequence[TableSpec],
+    vocabularies: dict[str, Vocabulary],
+    folder: Path,
+    source: VectorSource | None = None,
 ) -> None:
     """Write all ``tables`` of ``store`` into ``folder``, replacing what is there once all is written.
+
+    ``source`` gives their vectors, by default those that the store holds.
 
     Called by every worker; each writes its share of the files.
     """
     staging = folder.with_name(f".{folder.name}.partial")
     _on_first(store, lambda: shutil.rmtree(staging, ignore_errors=True))
-    source = StoreVectors(store)
+    source = source or StoreVectors(store)
     for table in tables:
         write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
     store.barrier()

@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.checkpoint import MANIFEST_NAME, Checkpoint, newest_checkpoint, open_checkpoint
@@ -22,11 +25,14 @@ from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer.checkpoints import data_fingerprint
 from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
-from trainer.data.manifest import VOCABULARY, read_manifest
+from trainer.data.manifest import VOCABULARY, Manifest, read_manifest
 from trainer.data.progress import Progress
 from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings import replace_folder, write_table
+from trainer.embeddings import GROUP_ROWS, replace_folder, write_table
+from trainer.job import Job, check_job
+from trainer.model import Model, make_model
 from trainer.run_folder import JOB_FILE, RunFolder
+from trainer.towers import Towers, load_towers
 
 _EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint such as checkpoints/step-000000123"
 _EMBEDDINGS_FILE = re.compile(r"rows-\d{12,}\.parquet")
@@ -69,20 +75,50 @@ class _Source:
 
 
 class CheckpointVectors:
-    """The vectors that a checkpoint holds, for whoever takes them from front to back."""
+    """The vectors that a checkpoint holds, for whoever takes them from front to back.
 
-    def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
+    Where ``towers`` make them of the values of features, those come in any order: their tables are copied to files
+    below ``work`` that have no names, which the operating system pages.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, progress: Progress, towers: Towers, work: Path) -> None:
         """Read from ``checkpoint``, and tell ``progress`` the rows."""
         self._checkpoint = checkpoint
         self._progress = progress
+        self._towers = towers
+        self._work = work
+        self._copies: dict[str, FloatArray] = {}
+
+    def prepare(self, entity: str) -> None:
+        """Copy the tables of features that vectors of ``entity`` are made of."""
+        of = self._towers.of(entity)
+        for table in of.tower.features if of else ():
+            if table.name not in self._copies:
+                self._copies[table.name] = self._copy(table)
+
+    def _copy(self, table: TableSpec) -> FloatArray:
+        with tempfile.TemporaryFile(dir=self._work) as file:
+            copy = np.memmap(file, dtype=np.float32, mode="w+", shape=(table.rows, table.dim))
+        self._progress.phase(f"read {table.name}", table.rows, "row")
+        for start in range(0, table.rows, GROUP_ROWS):
+            stop = min(start + GROUP_ROWS, table.rows)
+            copy[start:stop] = self._checkpoint.weights(table.name, start, stop)
+            self._progress.advance(stop - start)
+        return copy
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Vectors of ``rows_N``, which are consecutive."""
         start, stop = int(rows_N[0]), int(rows_N[-1]) + 1
         assert stop - start == len(rows_N)
-        vectors_ND = self._checkpoint.weights(entity, start, stop)
         self._progress.advance(len(rows_N))
-        return vectors_ND
+        of = self._towers.of(entity)
+        if of is None:
+            return self._checkpoint.weights(entity, start, stop)
+        parts = of.parts(rows_N)
+        block = {name: self._copies[name][bag.values.rows_A] for name, bag in parts.bags.items()}
+        if of.tower.own is not None:
+            block[entity] = self._checkpoint.weights(entity, start, stop)[parts.own_A]
+        return parts.combine(of.tower, block)
 
 
 def export(request: Request, say: Say, progress: Progress) -> Exported:
@@ -164,50 +200,51 @@ def _open(source: _Source, refused: set[str], said: set[str], say: Say) -> Check
 
 def _export(checkpoint: Checkpoint, request: Request, out: Path, say: Say, progress: Progress) -> Exported:
     origin = _Origin.of(checkpoint)
-    tables = _tables(checkpoint, request.entities)
-    vocabularies = _vocabularies(checkpoint, origin, tables, Folder(request.data or origin.data))
-    say(f"exporting {checkpoint.uri}: step {checkpoint.manifest.step:,} of job '{origin.job}'")
-    source = CheckpointVectors(checkpoint, progress)
+    data = Folder(request.data or origin.job.data.shards)
+    manifest = _data_of(checkpoint, origin, data)
+    model = make_model(origin.job, manifest)
+    tables = _tables(checkpoint, model, request.entities)
+    say(f"exporting {checkpoint.uri}: step {checkpoint.manifest.step:,} of job '{origin.job.name}'")
     with _staged(out, request.overwrite) as staging:
+        towers = load_towers(origin.job, model, data, manifest)
+        source = CheckpointVectors(checkpoint, progress, towers, staging.parent)
         for table in tables:
+            source.prepare(table.name)
             progress.phase(table.name, table.rows, "row")
-            write_table(staging, source, table, vocabularies[table.name])
-    return Exported(out, checkpoint.uri, checkpoint.manifest.step, origin.job, tables)
+            write_table(staging, source, table, Vocabulary(data, manifest, table.name))
+    return Exported(out, checkpoint.uri, checkpoint.manifest.step, origin.job.name, tables)
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a checkpoint says of the run that wrote it: its job, and where its data were and how they are known."""
+    """What a checkpoint says of the run that wrote it: its job, and how its data are known."""
 
-    job: str
-    data: str
+    job: Job
     fingerprint: int
 
     @staticmethod
     def of(checkpoint: Checkpoint) -> _Origin:
         training = checkpoint.manifest.training
         try:
-            job = training["job"]
-            return _Origin(job["name"], job["data"]["shards"], training["data"])
+            values, fingerprint = training["job"], training["data"]
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{checkpoint.uri}: does not say what data it was trained on; expected one that 'crossfade train' wrote"
             ) from error
+        return _Origin(check_job(values, checkpoint.uri), fingerprint)
 
 
-def _tables(checkpoint: Checkpoint, entities: Sequence[str]) -> list[TableSpec]:
-    """Those of its tables that ``entities`` names, or all."""
-    held = {table.name: table for table in checkpoint.manifest.tables}
+def _tables(checkpoint: Checkpoint, model: Model, entities: Sequence[str]) -> list[TableSpec]:
+    """Those of the vectors of ``model`` that ``entities`` names, or all."""
+    held = {table.name: table for table in model.vectors}
     for name in entities:
         if name not in held:
             raise InputError(f"{checkpoint.uri}: has no table '{name}'; it has {', '.join(held)}")
     return [table for name, table in held.items() if name in entities or not entities]
 
 
-def _vocabularies(
-    checkpoint: Checkpoint, origin: _Origin, tables: Sequence[TableSpec], data: Folder
-) -> dict[str, Vocabulary]:
-    """The vocabularies of ``tables`` in ``data``, which must be what the checkpoint was trained on: rows get their ids.
+def _data_of(checkpoint: Checkpoint, origin: _Origin, data: Folder) -> Manifest:
+    """The manifest of ``data``, which must be what the checkpoint was trained on: rows get their ids from there.
 
     Raises:
         InputError: there are no data, or others.
@@ -219,7 +256,7 @@ def _vocabularies(
         manifest = read_manifest(data)
     except (OSError, UnreachableError) as error:
         raise InputError(str(error)) from error
-    for table in tables:
+    for table in checkpoint.manifest.tables:
         rows = manifest.entities[table.name].rows if table.name in manifest.entities else 0
         if rows != table.rows:
             raise InputError(
@@ -231,7 +268,7 @@ def _vocabularies(
             f"{data.uri}: holds other data than {checkpoint.uri} was trained on, such as data that were prepared again"
             f"; {mend}"
         )
-    return {table.name: Vocabulary(data, manifest, table.name) for table in tables}
+    return manifest
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

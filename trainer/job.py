@@ -73,14 +73,26 @@ class Data(_Section):
 
 
 class Model(_Section):
-    """The embedding model: one table an entity, compared by a score."""
+    """The embedding model: vectors of both sides, compared by a score."""
 
     dim: AtLeastOne = Field(64, description="columns of every embedding")
     score: ScoreKind = Field("cosine", description="dot, cosine, or euclidean (minus the squared distance)")
     temperature: Positive = Field(0.1, description="the score is divided by it in the loss")
     initial_scale: Positive = Field(0.1, description="standard deviation of a fresh row's values")
-    query: list[Name] = Field([], description="entities summed on the query side; default: [data.query]")
-    item: list[Name] = Field([], description="entities summed on the item side; default: [data.item]")
+    query: list[Name] = Field(
+        [], description="whose embeddings make a query's vector: data.query and its features; default: [data.query]"
+    )
+    item: list[Name] = Field(
+        [],
+        description="whose embeddings make an item's vector, such as [track, artist, tag]: data.item, which may be "
+        "left out, and its features; default: [data.item]",
+    )
+    combine: Literal["sum", "mean"] = Field("sum", description="how the embeddings of a side are made one vector")
+    drop_ids: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of rows whose own embedding is left out of a step, if they have features: so that those can "
+        "stand for a row that is new",
+    )
 
 
 class Negatives(_Section):

@@ -17,7 +17,7 @@ from typing import Any
 from kvstore.storage import Folder
 from kvstore.store import RowStore, TableSpec
 from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings import StoreVectors, replace_folder, write_table
+from trainer.embeddings import StoreVectors, VectorSource, replace_folder, write_table
 
 LIST_FILE = "embeddings.json"
 _PIECE_BYTES = 8 << 20
@@ -37,10 +37,12 @@ class KeptEmbeddings:
         vocabularies: dict[str, Vocabulary],
         epoch: int,
         scratch: Path,
+        source: VectorSource | None = None,
     ) -> None:
         """Keep what ``store`` holds after ``epoch``, in place of what is there, once all is there.
 
-        Called by every worker; each writes its share, into the folder ``scratch`` first, which is its own.
+        Called by every worker; each writes its share, into the folder ``scratch`` first, which is its own. ``source``
+        gives the vectors of ``tables``, by default those that the store holds.
 
         Raises:
             OSError: storage cannot be written.
@@ -50,10 +52,9 @@ class KeptEmbeddings:
             self._folder.child(name).delete()
         store.barrier()
         shutil.rmtree(scratch, ignore_errors=True)
+        source = source or StoreVectors(store)
         for table in tables:
-            write_table(
-                scratch, StoreVectors(store), table, vocabularies[table.name], rank=store.rank, workers=store.workers
-            )
+            write_table(scratch, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
         for path in sorted(scratch.rglob("*.parquet")):
             self._put(path, self._folder.child(name).child(path.parent.name))
         shutil.rmtree(scratch)

@@ -19,6 +19,7 @@ from trainer.model import Model
 from trainer.negatives import Sampler
 from trainer.progress import Making, Progress
 from trainer.rates import rate_factor
+from trainer.towers import Towers
 
 Emit = Callable[[dict[str, Any]], None]
 Evaluator = Callable[[], Metrics | None]
@@ -39,6 +40,7 @@ class Loop:
     engine: Engine
     schedule: Schedule
     sampler: Sampler
+    towers: Towers
     evaluator: Evaluator
     keep: Keep
     after_step: AfterStep
@@ -90,6 +92,7 @@ class Loop:
             epochs=max(0, -(-left // self.schedule.steps)),
             waiting=made.data,
             sampling=made.sample,
+            complete=self.towers.complete,
         )
 
     def _run_epoch(self, progress: Progress, waiting: Iterator[Batch], made: Making) -> bool:
@@ -106,11 +109,12 @@ class Loop:
 
     def _step(self, batch: Batch, progress: Progress) -> None:
         factor = rate_factor(self.optimizer, progress.step, self.total_steps)
-        active = {self.model.query.name: batch.query.rows_A, self.model.item.name: batch.item.rows_A}
+        active = self.towers.active(batch)
         with progress.timed("pull"):
             block = self.store.pull(active)
         with progress.timed("gradients"):
-            loss, gradients = self.engine.gradients(batch, block)
+            loss, by_vectors = self.engine.gradients(batch, self.towers.vectors(batch, block))
+            gradients = self.towers.gradients(batch, by_vectors)
         with progress.timed("push"):
             self.store.set_rate(factor)
             self.store.push({name: RowGradient(rows_A, gradients[name]) for name, rows_A in active.items()})

@@ -1,7 +1,8 @@
-"""The model: a table of embeddings for each entity, and the score that compares a query with an item."""
+"""The model: tables of embeddings, how a side's vectors are made of them, and the score that compares two vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvstore.errors import InputError
@@ -32,36 +33,93 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """Whose embeddings make the vector of a row of ``entity``: its own, if ``own`` is there, and those of features.
+
+    The values of a feature count as their mean. What a row has no value of is left out; where ``mean``, the vector is
+    the mean of what is left, and otherwise the sum.
+    """
+
+    entity: TableSpec
+    own: TableSpec | None
+    features: tuple[TableSpec, ...]
+    mean: bool
+
+    @property
+    def tables(self) -> list[TableSpec]:
+        """The tables of these embeddings."""
+        return [*([self.own] if self.own else []), *self.features]
+
+
+@dataclass(frozen=True)
 class Model:
-    """Which table stands on which side, and how their rows are compared."""
+    """What stands on which side, and how rows are compared.
+
+    ``query`` and ``item`` describe the vectors of the two entities. They lie in a table of that name, but where
+    ``towers`` says how they are made instead.
+    """
 
     query: TableSpec
     item: TableSpec
     score: Score
+    towers: tuple[Tower, ...] = ()
 
     @property
     def tables(self) -> list[TableSpec]:
-        """All tables."""
-        return [self.query, self.item]
+        """All tables, those of the query side first."""
+        towers = {tower.entity: tower for tower in self.towers}
+        return [
+            table
+            for entity in (self.query, self.item)
+            for table in (towers[entity].tables if entity in towers else [entity])
+        ]
+
+    @property
+    def vectors(self) -> list[TableSpec]:
+        """What there are vectors of: the two entities and their features."""
+        return [self.query, self.item, *(table for tower in self.towers for table in tower.features)]
 
 
 def make_model(job: Job, manifest: Manifest) -> Model:
     """The model of ``job`` on the data that ``manifest`` describes.
 
     Raises:
-        InputError: the job names an entity that the data does not have, or several on one side.
+        InputError: the job names an entity that the data do not have there.
     """
     source = f"job '{job.name}'"
     query, item = job.data.query or manifest.query, job.data.item or manifest.item
-    for side, name, expected in (("query", query, manifest.query), ("item", item, manifest.item)):
+    sides = (("query", query, manifest.query, job.model.query), ("item", item, manifest.item, job.model.item))
+    for side, name, expected, tower in sides:
         if name != expected:
             raise InputError(
                 f"{source}: data.{side} is '{name}', but the {side} column of {job.data.shards} is '{expected}'"
             )
-    for side, name, tower in (("query", query, job.model.query), ("item", item, job.model.item)):
-        if tower not in ([], [name]):
-            raise InputError(f"{source}: model.{side} is {tower}, but a tower takes one entity: expected [{name}]")
-    query_table, item_table = (
-        TableSpec(name, manifest.entities[name].rows, job.model.dim, job.model.initial_scale) for name in (query, item)
+        _check_tower(f"{source}: model.{side}", tower, expected, manifest, job.data.shards)
+
+    def table(name: str) -> TableSpec:
+        return TableSpec(name, manifest.entities[name].rows, job.model.dim, job.model.initial_scale)
+
+    towers = tuple(
+        Tower(
+            table(name),
+            table(name) if name in tower else None,
+            tuple(table(feature) for feature in tower if feature != name),
+            mean=job.model.combine == "mean",
+        )
+        for _, name, _, tower in sides
+        if tower not in ([], [name])
     )
-    return Model(query_table, item_table, score=Score.of(job.model.score, job.model.temperature))
+    return Model(table(query), table(item), Score.of(job.model.score, job.model.temperature), towers)
+
+
+def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: Manifest, shards: str) -> None:
+    known = [entity, *manifest.features_of(entity)]
+    for name in tower:
+        if name not in known:
+            others = f"; it has {', '.join(known[1:])}" if known[1:] else ""
+            raise InputError(
+                f"{key} names '{name}', but {shards} has no such feature of {entity}{others}: expected {entity} and "
+                "its features, which 'crossfade prepare --features' adds"
+            )
+    if len(set(tower)) < len(tower):
+        raise InputError(f"{key} is {list(tower)}: expected each name once")

@@ -22,7 +22,7 @@ from trainer.checkpoints import Identity, Saver, Stop, forgotten_rows, newest_us
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.shards import Schedule, ShardReader
 from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
+from trainer.embeddings import EmbeddingFiles, write_embeddings
 from trainer.engines.base import make_engine
 from trainer.evaluate import Metrics, evaluate, load_held_out
 from trainer.job import Job, SplitName
@@ -34,6 +34,7 @@ from trainer.negatives import Sampler
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder, recorder
 from trainer.selection import Selection, check_row_groups, found_counts, select
+from trainer.towers import Towers, TowerVectors, load_towers
 from trainer.training_metrics import TrainingMetrics
 
 
@@ -86,7 +87,7 @@ def run_training(
     started = time.perf_counter()
     data, manifest, model = load_data(job)
     identity = Identity.of(job, folder.run_id(), model.tables)
-    vocabularies = {name: Vocabulary(data, manifest, name) for name in (manifest.query, manifest.item)}
+    vocabularies = {table.name: Vocabulary(data, manifest, table.name) for table in model.vectors}
     with ExitStack() as opened:
         measured = opened.enter_context(_measuring(job, model, store, metrics or RoleMetrics(job.name, "worker")))
         record = measured.first(_recorder(job, folder, emit, opened) if store.rank == 0 else _ignore)
@@ -96,7 +97,10 @@ def run_training(
         saver = opened.enter_context(
             Saver(store, job.checkpoint, folder.checkpoints(job), identity, record, stop_requested)
         )
-        loop = _make_loop(job, folder, store, manifest, model, reader, selection, vocabularies, saver, record, measured)
+        towers = load_towers(job, model, data, manifest)
+        loop = _make_loop(
+            job, folder, store, manifest, model, reader, selection, vocabularies, towers, saver, record, measured
+        )
         progress = _start(job, folder, store, manifest, identity, checkpoint, record)
         measured.follow(progress)
         saver.begin(progress)
@@ -182,7 +186,7 @@ def _start(
     progress = Progress() if checkpoint is None else take_up(identity, checkpoint, store.rank)
     rows_from = checkpoint or starting_rows(job, identity.tables)
     # The rows of a checkpoint of this run are already those of data without them.
-    afresh = NONE_AFRESH if checkpoint else forgotten_rows(manifest)
+    afresh = NONE_AFRESH if checkpoint else forgotten_rows(manifest, identity.tables)
     store.create(identity.tables, identity.optimizer, job.train.seed, rows_from, afresh)
     if job.train.embeddings == "best" and progress.best is not None and not _has_best(job, folder, progress):
         # They were left on another machine: the best of what is still to come will do.
@@ -252,6 +256,7 @@ def _make_loop(
     reader: ShardReader,
     selection: Selection,
     vocabularies: dict[str, Vocabulary],
+    towers: Towers,
     saver: Saver,
     record: Emit,
     measured: TrainingMetrics,
@@ -270,19 +275,23 @@ def _make_loop(
     if has_valid:
         held_out = load_held_out(reader, manifest, "valid", job.evaluate.exclude, store.rank, store.workers)
 
+    vectors = TowerVectors(towers, store.pull)
+
     def judge() -> Metrics | None:
         if not has_valid or counts_N is None:
             return None
-        return evaluate(StoreVectors(store), model, held_out, job.evaluate, counts_N, store.sum)
+        return evaluate(vectors, model, held_out, job.evaluate, counts_N, store.sum)
 
     def keep(epoch: int) -> None:
         if job.train.embeddings != "best":
             return
         if job.cluster.shared_folder:
-            write_embeddings(store, model.tables, vocabularies, folder.embeddings)
+            write_embeddings(store, model.vectors, vocabularies, folder.embeddings, vectors)
         else:
             scratch = folder.embeddings.with_name(f".embeddings.worker-{store.rank}")
-            KeptEmbeddings(folder.checkpoints(job)).keep(store, model.tables, vocabularies, epoch, scratch)
+            KeptEmbeddings(folder.checkpoints(job)).keep(
+                store, model.vectors, vocabularies, epoch, scratch, vectors
+            )
 
     engine = make_engine(job, model)
     measured.watch_gpu(engine.gpu_memory)
@@ -294,6 +303,7 @@ def _make_loop(
         store=store,
         engine=engine,
         schedule=schedule,
+        towers=towers,
         sampler=Sampler(job.negatives, model.item.rows, counts_N, job.train.seed),
         evaluator=judge,
         keep=keep,

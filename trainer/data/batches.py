@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
@@ -12,6 +13,9 @@ from kvstore.arrays import FloatArray, IntArray
 from trainer.data.shards import Schedule, Share
 from trainer.data.stopwatch import Stopwatch
 from trainer.negatives import Sampler
+
+if TYPE_CHECKING:
+    from trainer.towers import Parts
 
 
 @njit(cache=True, nogil=True)
@@ -59,7 +63,8 @@ class Batch:
 
     ``query``'s uses are the examples' queries (B). ``item``'s uses are the examples' items (B), then the negatives: a
     pool of C that all examples share, or ``count`` for each example in turn (B·count).
-    ``weight_B``: float32, the examples' weights. ``global_size``: examples of the step over all workers.
+    ``weight_B``: float32, the examples' weights. ``global_size``: examples of the step over all workers. ``parts``: by
+    entity, what its vectors are made of, where they are not those of its table.
     """
 
     epoch: int
@@ -68,6 +73,7 @@ class Batch:
     item: ActiveRows
     weight_B: FloatArray
     global_size: int
+    parts: Mapping[str, Parts] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """The examples of this worker."""
@@ -108,8 +114,11 @@ def batches(
     epochs: int = 1,
     waiting: Stopwatch | None = None,
     sampling: Stopwatch | None = None,
+    complete: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[Batch]:
     """The batches of worker ``rank`` of ``workers`` in ``epochs`` epochs, from ``first_step`` of ``epoch`` on.
+
+    ``complete`` adds what else they need.
 
     The watches run while interactions are waited for, and while negatives are drawn and active rows found.
     """
@@ -118,5 +127,5 @@ def batches(
     for number, share in enumerate(shares, start=epoch * schedule.steps + first_step):
         at, step = divmod(number, schedule.steps)
         with sampling.running():
-            batch = make_batch(share, sampler.draw(share, at, step), at, step)
+            batch = complete(make_batch(share, sampler.draw(share, at, step), at, step))
         yield batch
