@@ -218,7 +218,7 @@ def expect_traffic(
             of_owner, pairs, drawn = counts[owner], manifest.features[owner][table.name].pairs, owner == model.item.name
             touched_by = [touched_values(known, of_owner, share, total, pairs, drawn) for share in parts]
         rows = tuple(float(touched_K @ known.rows_K) for touched_K in touched_by)
-        tables.append(TableTraffic(table.name, rows, bound=not known.known or owner == model.item.name))
+        tables.append(TableTraffic(table.name, rows, bound=not known.known))
         for _ in rows:
             moved.pushed(0, table)
     row_bytes = ROW_ID_BYTES + job.model.dim * VALUE_BYTES

@@ -144,7 +144,7 @@ def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytes
 
     with duckdb.connect() as connection:
         base = base_vocabulary.Base(Folder(tmp_path), manifest)
-        base_vocabulary.load_base(connection, base, "query", Watcher())
+        base_vocabulary.load_base(connection, base, "query", "customer", Watcher())
         found = connection.sql("SELECT row, id FROM base_query ORDER BY row").fetchall()
     assert found == [(row, row) for row in np.arange(1000)]
     assert max(pieces) == 70

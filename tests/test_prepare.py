@@ -832,7 +832,9 @@ def archive() -> bytes:
     with zipfile.ZipFile(content, "w") as file:
         file.writestr("nested/user_artists.dat", "userID\tartistID\tweight\n1\t7\t10\n1\t8\t5\n2\t7\t1\n2\t9\t1\n")
         file.writestr("../artists.dat", 'id\tname\turl\n7\t"Seven"\tx\n8\tEight\ty\n9\tNine\tz\n')
-        file.writestr("tags.dat", "not wanted")
+        file.writestr("tags.dat", "tagID\ttagValue\n1\tmetal\n2\tgoth\n")
+        file.writestr("user_taggedartists.dat", "userID\tartistID\ttagID\tday\n1\t7\t1\t3\n2\t7\t2\t4\n2\t7\t1\t5\n")
+        file.writestr("user_friends.dat", "not wanted")
     return content.getvalue()
 
 
@@ -869,17 +871,13 @@ def test_the_sample_is_downloaded_checked_and_prepared(tmp_path: Path, served: s
     folder = sample.locate_lastfm(tmp_path / "data", say=said.append, url=served, sha256=checksum)
     assert folder is not None
     assert said == []
-    assert sorted(path.name for path in folder.iterdir()) == ["artists.dat", "user_artists.dat"]
+    files = ["artists.dat", "tags.dat", "user_artists.dat", "user_taggedartists.dat"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     assert entries(tmp_path) == [
         "data",
         *(
             f"data/.cache{rest}"
-            for rest in (
-                "",
-                "/lastfm_hetrec2011",
-                "/lastfm_hetrec2011/artists.dat",
-                "/lastfm_hetrec2011/user_artists.dat",
-            )
+            for rest in ("", "/lastfm_hetrec2011", *(f"/lastfm_hetrec2011/{name}" for name in files))
         ),
     ]
     # The second time no server is asked.

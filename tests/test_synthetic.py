@@ -115,7 +115,7 @@ def test_a_fraction_of_zero_leaves_the_split_out(tmp_path: Path, valid: float, t
     manifest = write_synthetic(tmp_path / "out", spec, 1)
     wanted = {"train", *(["valid"] if valid else []), *(["test"] if test else [])}
     assert set(manifest.splits) == wanted
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*wanted, "vocabulary", "manifest.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*wanted, "vocabulary", "features", "manifest.json"}
 
 
 def test_popularity_and_activity_fall_with_the_row_as_a_power_law(made: tuple[Path, Manifest]) -> None:
