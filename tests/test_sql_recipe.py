@@ -11,22 +11,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from cluster_data import planted_plays, write_job
+from cluster_data import TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
 from kvstore.storage import Folder
 from trainer.data.manifest import Manifest, read_manifest
+from trainer.prepare.features import FeatureFile
 from trainer.prepare.pipeline import PrepareOptions, prepare
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "data-format.md"
 SPLIT_AT = 1_700_000_000
+ENTITIES = ("customer", "track", "artist")
 WEIGHTS = {"play": 1.0, "like": 3.0, "skip": -1.0}
 
 
 def recipe(data: Path) -> str:
     """All SQL of the document in one piece, writing to ``data``."""
     script = "\n".join(re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL))
-    assert script.count("s3://music/plays/") == 4
+    assert script.count("s3://music/plays/") == 6
     return script.replace("s3://music/plays", str(data))
 
 
@@ -47,6 +49,20 @@ def events() -> pa.Table:
     )
 
 
+def songs() -> pa.Table:
+    """One artist or two of each track, and of one that nobody has played."""
+    track_S = np.arange(5000, 5000 + TRACKS + 1)
+    of_first, of_second = pa.array(track_S % 17 + 30), pa.array(track_S[::3] % 5 + 30)
+    return pa.table(
+        {"track_id": np.concatenate([track_S, track_S[::3]]), "artist_id": pa.concat_arrays([of_first, of_second])}
+    )
+
+
+def featured(data: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    files = manifest.features["track"]["artist"].files
+    return [row for file in files for row in pq.read_table(data / file.path).to_pylist()]
+
+
 def rows_of(data: Path, manifest: Manifest, name: str) -> list[dict[str, Any]]:
     return [row for file in manifest.entities[name].files for row in pq.read_table(data / file.path).to_pylist()]
 
@@ -59,10 +75,11 @@ def pairs_of(data: Path, manifest: Manifest, split: str) -> Counter[tuple[Any, .
 @pytest.mark.slow
 def test_the_documented_sql_makes_a_data_set_like_that_of_prepare_and_it_trains(tmp_path: Path) -> None:
     data, table = tmp_path / "plays", events()
-    for folder in ("vocabulary/customer", "vocabulary/track", "train", "test"):
+    for folder in (*(f"vocabulary/{name}" for name in ENTITIES), "features/track/artist", "train", "test"):
         (data / folder).mkdir(parents=True)
     with duckdb.connect() as connection:
         connection.register("events", table)
+        connection.register("songs", songs())
         connection.execute(recipe(data))
     said = succeeded(crossfade("prepare", "--check", data, cwd=tmp_path)).stdout
     assert "no problem; wrote its manifest.json" in said
@@ -71,6 +88,7 @@ def test_the_documented_sql_makes_a_data_set_like_that_of_prepare_and_it_trains(
 
     known = table.filter(pc.not_equal(table.column("action"), "pause"))
     is_train = pc.less(known.column("played_at"), SPLIT_AT)
+    pq.write_table(songs(), tmp_path / "songs.parquet")
     pq.write_table(known.filter(is_train), tmp_path / "train.parquet")
     pq.write_table(known.filter(pc.invert(is_train)), tmp_path / "test.parquet")
     other = prepare(
@@ -85,9 +103,11 @@ def test_the_documented_sql_makes_a_data_set_like_that_of_prepare_and_it_trains(
             event="action",
             event_weights=WEIGHTS,
             timestamp="played_at",
+            features=[FeatureFile("track", tmp_path / "songs.parquet", "track_id", {"artist": "artist_id"})],
         )
     )
-    for name in ("customer", "track"):
+    assert featured(data, manifest) == featured(tmp_path / "prepared", other)
+    for name in ENTITIES:
         assert rows_of(data, manifest, name) == rows_of(tmp_path / "prepared", other, name)
     for split in ("train", "test"):
         assert pairs_of(data, manifest, split) == pairs_of(tmp_path / "prepared", other, split)

@@ -289,9 +289,7 @@ def _make_loop(
             write_embeddings(store, model.vectors, vocabularies, folder.embeddings, vectors)
         else:
             scratch = folder.embeddings.with_name(f".embeddings.worker-{store.rank}")
-            KeptEmbeddings(folder.checkpoints(job)).keep(
-                store, model.vectors, vocabularies, epoch, scratch, vectors
-            )
+            KeptEmbeddings(folder.checkpoints(job)).keep(store, model.vectors, vocabularies, epoch, scratch, vectors)
 
     engine = make_engine(job, model)
     measured.watch_gpu(engine.gpu_memory)
