@@ -128,8 +128,12 @@ def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
     """Print a table for each split: a line for each metric, a column for each depth."""
     for split, values in metrics.items():
         depths = list(dict.fromkeys(name.partition("@")[2] for name in values if "@" in name))
+        names = list(dict.fromkeys(name.partition("@")[0] for name in values if "@" in name))
+        width = max(10, *map(len, names))
         print(
-            "  ".join([f"{split:<10}", *(f"{'@' + depth:>8}" for depth in depths), f"{values['queries']:>9,} queries"])
+            "  ".join(
+                [f"{split:<{width}}", *(f"{'@' + depth:>8}" for depth in depths), f"{values['queries']:>9,} queries"]
+            )
         )
-        for metric in dict.fromkeys(name.partition("@")[0] for name in values if "@" in name):
-            print("  ".join([f"{metric:<10}", *(f"{values[f'{metric}@{depth}']:>8.4f}" for depth in depths)]))
+        for metric in names:
+            print("  ".join([f"{metric:<{width}}", *(f"{values[f'{metric}@{depth}']:>8.4f}" for depth in depths)]))

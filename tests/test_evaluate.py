@@ -216,9 +216,11 @@ def test_metrics_are_those_of_the_formulas(
 
 
 @pytest.mark.parametrize("workers", [2, 3, 40])
+@pytest.mark.parametrize("cold", [False, True])
 def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(
-    data: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+    data: Path, workers: int, cold: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    counts_N = COLD_COUNTS_N if cold else COUNTS_N
     monkeypatch.setattr(module, "SUM_LENGTH", 7)
     source, spec = SOURCES["no ties"], Evaluate(k=[10, 20])
     parts = [held_out(data, "test", ["train"], rank, workers) for rank in range(workers)]
@@ -232,15 +234,16 @@ def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(
             source.model("dot"),
             part,
             spec,
-            COUNTS_N,
+            counts_N,
             lambda values_N, own=own: own.append(values_N) or values_N,
         )
     sums = iter([np.sum(values, axis=0) for values in zip(*asked, strict=True)])
     assert all(len(values_N) <= 7 for own in asked for values_N in own)
-    together = evaluate(source, source.model("dot"), parts[0], spec, COUNTS_N, lambda _: next(sums))
+    together = evaluate(source, source.model("dot"), parts[0], spec, counts_N, lambda _: next(sums))
     assert next(sums, None) is None
-    alone = evaluate(source, source.model("dot"), held_out(data, "test", ["train"]), spec, COUNTS_N, np.asarray)
+    alone = evaluate(source, source.model("dot"), held_out(data, "test", ["train"]), spec, counts_N, np.asarray)
     assert together == pytest.approx(alone)
+    assert ("recall_cold@10" in together) is cold
 
 
 def test_interactions_of_no_positive_weight_are_neither_held_out_nor_excluded(data: Path) -> None:
@@ -270,6 +273,33 @@ def test_the_metrics_of_a_case_worked_by_hand() -> None:
     at_3 = {"recall@3": 2 / 3, "ndcg@3": 0.703918, "map@3": 5 / 9, "mrr@3": 1.0, "hit_rate@3": 1.0}
     together = {"coverage@1": 1 / 5, "popularity@1": 6 / 4, "coverage@3": 3 / 5, "popularity@3": 3 / 4, "queries": 1}
     assert found == pytest.approx({**at_1, **at_3, **together}, abs=1e-6)
+
+
+COLD_COUNTS_N = np.where(np.arange(ITEMS) % 4 == 1, 0, COUNTS_N + 1)
+"""The same, with a quarter of the items in no interaction of train."""
+
+
+@pytest.mark.parametrize("score", get_args(ScoreKind))
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_warm_and_cold_items_are_judged_apart(
+    data: Path, source: Vectors, score: ScoreKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    judged, model = held_out(data, "test", ["train", "valid"]), source.model(score)
+    found = evaluate(source, model, judged, Evaluate(k=DEPTHS, select="ndcg@10"), COLD_COUNTS_N, np.asarray)
+    warm = {item for item in range(ITEMS) if COLD_COUNTS_N[item] > 0}
+    cold = set(range(ITEMS)) - warm
+    truth, excluded = by_query("test"), by_query("train", "valid")
+    for kind, wanted, left_out in (("warm", warm, set()), ("cold", cold, set()), ("among_cold", cold, warm)):
+        of_kind = {query: items & wanted for query, items in truth.items() if items & wanted}
+        leaving = {query: (excluded.get(query, set()) - truth[query]) | left_out for query in of_kind}
+        expected = plain_metrics(source, score, of_kind, leaving, DEPTHS)
+        for name in ("recall", "ndcg"):
+            for k in DEPTHS:
+                assert found[f"{name}_{kind}@{k}"] == pytest.approx(expected[f"{name}@{k}"]), (name, kind, k)
+        assert found["queries_cold" if kind == "among_cold" else f"queries_{kind}"] == len(of_kind) > 3
+    same = evaluate(source, model, judged, Evaluate(k=DEPTHS, select="ndcg@10"), COLD_COUNTS_N + 1, np.asarray)
+    assert {name for name in found if name not in same} == {name for name in found if "warm" in name or "cold" in name}
 
 
 def test_no_queries_give_metrics_of_zero() -> None:

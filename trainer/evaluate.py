@@ -14,6 +14,14 @@ averaged over queries, and of the rankings of all queries together
 - popularity@k = mean count in train of ranked items / that of held-out items, each averaged within queries first; above
   1, rankings lean to popular items more than queries do      (1 + popularity lift, Abdollahpouri et al., RecSys 2020)
 
+Where held-out items have no positive interaction in train (*cold*; the others are *warm*), recall and ndcg are told
+apart, each averaged over the queries that have such a held-out item:
+
+- recall_warm@k, ndcg_warm@k: H is the held-out warm items, in the same rankings
+- recall_cold@k, ndcg_cold@k: H is the held-out cold items, in the same rankings, among all warm ones
+- recall_among_cold@k, ndcg_among_cold@k: H is the held-out cold items, and cold items alone are ranked, as on a shelf
+  of what is new
+
 Items of the excluded splits leave a query's ranking where their weight is positive: one that was skipped stays, and
 costs a place if it is ranked high. Ties rank the lower row first. Queries and items come in blocks, so the memory for
 rankings is bounded; workers share the queries out.
@@ -55,6 +63,18 @@ class ItemLists:
 
     starts_Q1: IntArray
     items_N: IntArray
+
+    def only(self, wanted_I: BoolArray) -> ItemLists:
+        """The lists with the items that are ``wanted_I``, of all items, alone."""
+        stays_N = wanted_I[self.items_N]
+        kept_N1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(stays_N)])
+        return ItemLists(kept_N1[self.starts_Q1], self.items_N[stays_N])
+
+    def of(self, wanted_Q: BoolArray) -> ItemLists:
+        """The lists of the queries that are ``wanted_Q``."""
+        counts_Q = np.diff(self.starts_Q1)
+        starts_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_Q[wanted_Q])])
+        return ItemLists(starts_Q1, self.items_N[np.repeat(wanted_Q, counts_Q)])
 
     def part(self, first: int, end: int) -> ItemLists:
         """The lists of queries ``first`` to ``end``."""
@@ -154,6 +174,18 @@ def unit_rows(vectors_ND: FloatArray) -> FloatArray:
     return scaled
 
 
+def rank_among(
+    source: VectorSource, model: Model, queries_Q: IntArray, excluded: ItemLists, depth: int, item_I: IntArray
+) -> IntArray:
+    """The ``depth`` best of the items ``item_I`` (int64, sorted) of each query, as ``rank_items`` gives them."""
+    wanted_I = np.zeros(model.item.rows, np.bool_)
+    wanted_I[item_I] = True
+    left = excluded.only(wanted_I)
+    places = ItemLists(left.starts_Q1, np.searchsorted(item_I, left.items_N))
+    best_QK, _ = _rank(source, model, queries_Q, places, depth, item_I)
+    return np.where(best_QK >= 0, item_I[best_QK], -1)
+
+
 def rank_items(
     source: VectorSource, model: Model, queries_Q: IntArray, excluded: ItemLists, depth: int
 ) -> tuple[IntArray, FloatArray]:
@@ -162,14 +194,22 @@ def rank_items(
     Where a query has fewer items to rank, the rest are row -1 with score -inf. Scores leave out what is the same for
     all items of a query (under euclidean, its own square).
     """
-    items = model.item.rows
+    return _rank(source, model, queries_Q, excluded, depth, None)
+
+
+def _rank(
+    source: VectorSource, model: Model, queries_Q: IntArray, excluded: ItemLists, depth: int, item_I: IntArray | None
+) -> tuple[IntArray, FloatArray]:
+    """The same of the items ``item_I``, of all if that is None; they, and those excluded, are told by their place."""
+    items = model.item.rows if item_I is None else len(item_I)
     best_item_QK = np.full((len(queries_Q), depth), -1, dtype=np.int64)
     best_score_QK = np.full((len(queries_Q), depth), -np.inf, dtype=np.float32)
     query_QD = source.vectors(model.query.name, queries_Q)
     if model.score.normalised:
         query_QD = unit_rows(query_QD)
     for first in range(0, items, _ITEM_BLOCK):
-        item_ED = source.vectors(model.item.name, np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
+        place_E = np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64)
+        item_ED = source.vectors(model.item.name, place_E if item_I is None else item_I[place_E])
         if model.score.normalised:
             item_ED = unit_rows(item_ED)
         penalty_E = np.float32(model.score.square) * np.square(item_ED).sum(axis=1)
@@ -198,12 +238,14 @@ def evaluate(
 ) -> Metrics:
     """The metrics of all workers' queries together; ``counts_N`` are the items' counts in train, int64 (items,)."""
     depths = sorted(set(spec.k))
+    apart = _Apart(counts_N, depths)
     sums_KM = np.zeros((len(depths), len(_OVER_QUERIES)))
     ranked_K, held_out_popularity = np.zeros(len(depths)), 0.0
     seen_KN = np.zeros((len(depths), model.item.rows), dtype=np.bool_)
     for part in held_out.parts(max(_QUERY_BLOCK, _RANKED_AT_ONCE // depths[-1])):
         best_item_QK, _ = rank_items(source, model, part.queries_Q, part.excluded, depths[-1])
         sums_KM += _sums_over_queries(best_item_QK, part.truth, depths)
+        apart.add(best_item_QK, part, lambda *ranked: rank_among(source, model, *ranked))
         ranked_K += _popularity(best_item_QK, counts_N)[:, np.array(depths) - 1].sum(axis=0)
         held_out_popularity += _means(counts_N[part.truth.items_N], part.truth.starts_Q1).sum()
         for seen_N, k in zip(seen_KN, depths, strict=True):
@@ -218,7 +260,61 @@ def evaluate(
         metrics |= {f"{name}@{k}": mean for name, mean in zip(_OVER_QUERIES, means, strict=True)}
         metrics[f"coverage@{k}"] = _count_seen(seen_KN[place], held_out.workers, total) / model.item.rows
         metrics[f"popularity@{k}"] = float(values[place] / held_out_popularity) if held_out_popularity else 0.0
-    return {**metrics, "queries": int(queries)}
+    return {**metrics, **apart.metrics(total), "queries": int(queries)}
+
+
+class _Apart:
+    """Recall and ndcg of warm and of cold held-out items, summed over queries."""
+
+    _KINDS = ("warm", "cold", "among_cold")
+    _NAMES = _OVER_QUERIES[:2]
+
+    def __init__(self, counts_N: IntArray, depths: list[int]) -> None:
+        self._warm_N: BoolArray = counts_N > 0
+        self._cold_I = np.flatnonzero(~self._warm_N)
+        self._depths = depths
+        self._queries = np.zeros(len(self._KINDS))
+        self._sums_TKM = np.zeros((len(self._KINDS), len(depths), len(self._NAMES)))
+
+    def add(
+        self, best_item_QK: IntArray, part: HeldOut, rank: Callable[[IntArray, ItemLists, int, IntArray], IntArray]
+    ) -> None:
+        """Judge rankings of all items, and those of cold ones, which ``rank`` makes."""
+        if not len(self._cold_I):
+            return
+        for kind, wanted_N in enumerate((self._warm_N, ~self._warm_N)):
+            truth = part.truth.only(wanted_N)
+            has_Q = np.diff(truth.starts_Q1) > 0
+            if has_Q.any():
+                truth = truth.of(has_Q)
+                self._judge(kind, best_item_QK[has_Q], truth)
+                if kind == self._KINDS.index("cold"):
+                    excluded = part.excluded.of(has_Q)
+                    among_QK = rank(part.queries_Q[has_Q], excluded, self._depths[-1], self._cold_I)
+                    self._judge(self._KINDS.index("among_cold"), among_QK, truth)
+
+    def _judge(self, kind: int, best_item_QK: IntArray, truth: ItemLists) -> None:
+        self._queries[kind] += len(best_item_QK)
+        self._sums_TKM[kind] += _sums_over_queries(best_item_QK, truth, self._depths)[:, : len(self._NAMES)]
+
+    def metrics(self, total: Total) -> Metrics:
+        """Those of all workers together; none, where no held-out item is cold."""
+        if not len(self._cold_I):
+            return {}
+        values = _total(np.concatenate([self._queries, self._sums_TKM.ravel()]), total)
+        queries = dict(zip(self._KINDS, values, strict=False))
+        if not queries["cold"]:
+            return {}
+        sums_TKM = values[len(self._KINDS) :].reshape(self._sums_TKM.shape)
+        return {
+            **{
+                f"{name}_{kind}@{k}": float(value / max(queries[kind], 1))
+                for kind, sums_KM in zip(self._KINDS, sums_TKM, strict=True)
+                for k, sums_M in zip(self._depths, sums_KM, strict=True)
+                for name, value in zip(self._NAMES, sums_M, strict=True)
+            },
+            **{f"queries_{kind}": int(queries[kind]) for kind in ("warm", "cold")},
+        }
 
 
 def _sums_over_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:

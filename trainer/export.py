@@ -236,7 +236,8 @@ class _Origin:
 
 def _tables(checkpoint: Checkpoint, model: Model, entities: Sequence[str]) -> list[TableSpec]:
     """Those of the vectors of ``model`` that ``entities`` names, or all."""
-    held = {table.name: table for table in model.vectors}
+    own = {table.name: table for table in checkpoint.manifest.tables}
+    held = {table.name: own.get(table.name, table) for table in model.vectors}
     for name in entities:
         if name not in held:
             raise InputError(f"{checkpoint.uri}: has no table '{name}'; it has {', '.join(held)}")

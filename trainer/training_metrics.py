@@ -105,7 +105,7 @@ class TrainingMetrics:
         """Show how good the embeddings are on ``split``."""
         # A new dict, since somebody may be reading the one there is.
         self._quality = dict(self._quality)
-        self._quality.update({(split, name): value for name, value in metrics.items() if name != "queries"})
+        self._quality.update({(split, name): value for name, value in metrics.items() if "@" in name})
 
     def diverged(self) -> None:
         """Show that the loss is no longer a number."""

@@ -1,0 +1,180 @@
+"""New tracks: those that nobody has played are found by what they have besides, in process, on servers, and resumed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
+from running_command import crossfade, succeeded
+
+from crossfade.main import main
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.storage import Folder
+from trainer.data.features import load_feature
+from trainer.data.manifest import read_manifest
+from trainer.data.shards import ShardReader
+from trainer.data.vocabulary import Vocabulary
+from trainer.embeddings import EmbeddingFiles
+from trainer.evaluate import evaluate, load_held_out
+from trainer.job import Evaluate, load_job
+from trainer.model import Score, make_model
+
+pytestmark = pytest.mark.slow
+
+PLAYS, HELD_OUT = 18, 3
+COLD = np.random.default_rng(4).permutation(TRACKS)[: TRACKS // 5]
+"""Tracks of which every play is held out."""
+STYLES = 4
+"""Values of a second feature, of which a track has its genre's, and another."""
+TOWER = {"dim": 8, "item": ["track", "genre", "style"], "drop_ids": 0.3}
+TRAIN = {"batch_size": 256, "epochs": 8, "patience": None}
+CHECKPOINT = {"every_steps": 20, "every_seconds": None}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plays in which a fifth of the tracks is new in test, and jobs that train on them."""
+    folder = tmp_path_factory.mktemp("cold")
+    tracks_CP = planted_plays(PLAYS)
+    is_test_CP = np.isin(tracks_CP, COLD)
+    is_test_CP[:, -HELD_OUT:] = True
+    for name, wanted_CP in (("train", ~is_test_CP), ("test", is_test_CP)):
+        customers, places = np.nonzero(wanted_CP)
+        lines = [
+            f"c{who:03d},{5000 + track}" for who, track in zip(customers, tracks_CP[customers, places], strict=True)
+        ]
+        (folder / f"{name}.csv").write_text("\n".join(["customer,track", *lines]))
+    genres = [f"{5000 + track},{track % GENRES + 1}" for track in range(TRACKS)]
+    (folder / "genres.csv").write_text("\n".join(["id,genre", *genres]))
+    styles = [
+        f"{5000 + track},s{style}" for track in range(TRACKS) for style in {track % GENRES % STYLES, track % STYLES}
+    ]
+    (folder / "styles.csv").write_text("\n".join(["id,style", *styles]))
+    files = ["--train", f"{folder}/train.csv", "--test", f"{folder}/test.csv", "--item", "track"]
+    features = [f"--features=track={folder}/{name}s.csv:id:{name}" for name in ("genre", "style")]
+    assert main(["prepare", *files, *features, "--out", f"{folder}/data"]) == 0
+    write_job(folder / "job.yaml", folder / "data", model=TOWER, train=TRAIN, checkpoint=CHECKPOINT)
+    return folder
+
+
+def train(place: Path, run: str, *options: object) -> Path:
+    words = ["train", place / "job.yaml", "--run-dir", place / run, "--set", "metrics.port=null", *options]
+    assert main([str(word) for word in words]) == 0
+    return place / run
+
+
+@pytest.fixture(scope="module")
+def featured(place: Path) -> Path:
+    """A run whose item tower has features."""
+    return train(place, "featured")
+
+
+def quality(run: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((run / "report.json").read_text())["metrics"]["test"]
+    return found
+
+
+def vectors(embeddings: Path) -> dict[str, FloatArray]:
+    files = EmbeddingFiles(embeddings)
+    return {name: np.stack(files.read(name).column("vector").to_numpy()) for name in files.entities}
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    found, expected = vectors(one), vectors(other)
+    return found.keys() == expected.keys() and all(found[name].tobytes() == expected[name].tobytes() for name in found)
+
+
+class Popularity:
+    """Scores of items that are their counts in train."""
+
+    def __init__(self, counts_N: IntArray) -> None:
+        self._counts_N = counts_N
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        values_N = np.ones(len(rows_N)) if entity == "customer" else self._counts_N[rows_N]
+        return values_N.astype(np.float32)[:, None]
+
+
+def popularity(place: Path) -> dict[str, float]:
+    """What ranking by popularity reaches."""
+    data, job = Folder(place / "data"), load_job(place / "job.yaml", ["model.score=dot"])
+    manifest = read_manifest(data)
+    model, counts_N = make_model(job, manifest), Vocabulary(data, manifest, "track").counts()
+    held_out = load_held_out(ShardReader(data, manifest), manifest, "test", ["train"], 0, 1)
+    spec = Evaluate(k=[5, 10], select="ndcg@10")
+    assert model.score == Score.of("dot", job.model.temperature)
+    return evaluate(Popularity(counts_N), model, held_out, spec, counts_N, np.asarray)
+
+
+def test_new_tracks_with_features_beat_popularity_by_far_and_those_without_do_not(place: Path, featured: Path) -> None:
+    found, by_count = quality(featured), popularity(place)
+    plain = quality(train(place, "plain", "--set", "model.item=[track]"))
+    assert found["queries_cold"] == by_count["queries_cold"] > CUSTOMERS / 2
+    # Popularity never ranks a track that nobody has played among the first; among such tracks it knows no order.
+    assert by_count["recall_cold@10"] == 0
+    assert found["recall_cold@10"] > 0.04 > 4 * plain["recall_cold@10"]
+    chance = 10 / len(COLD)
+    assert by_count["recall_among_cold@10"] == pytest.approx(chance, abs=0.1)
+    assert plain["recall_among_cold@10"] == pytest.approx(chance, abs=0.1)
+    assert found["recall_among_cold@10"] > 2.5 * chance
+    assert found["ndcg_among_cold@10"] > 2 * max(by_count["ndcg_among_cold@10"], plain["ndcg_among_cold@10"])
+    # And known tracks lose little by it.
+    assert found["recall_warm@10"] > 0.85 * plain["recall_warm@10"]
+    assert found["recall_warm@10"] > 2 * by_count["recall_warm@10"]
+
+
+def test_a_new_track_is_what_its_features_say(place: Path, featured: Path) -> None:
+    found = vectors(featured / "embeddings")
+    data, manifest = Folder(place / "data"), read_manifest(Folder(place / "data"))
+    assert set(found) == {"customer", "track", "genre", "style"}
+    counts_N = Vocabulary(data, manifest, "track").counts()
+    lists = {name: load_feature(data, manifest, "track", name) for name in ("genre", "style")}
+    cold = np.flatnonzero(counts_N == 0)
+    assert len(cold) == len(COLD)
+    for row in cold:
+        parts = [found[name][of.of(np.array([row]))[1]].mean(axis=0) for name, of in lists.items()]
+        np.testing.assert_allclose(found["track"][row], np.sum(parts, axis=0), atol=1e-6)
+
+
+def test_a_run_that_is_taken_up_ends_as_if_it_had_not_stopped(place: Path, featured: Path) -> None:
+    train(place, "resumed", "--set", "train.max_steps=33")
+    train(place, "resumed", "--resume")
+    assert same_bits(place / "resumed" / "embeddings", featured / "embeddings")
+
+
+def test_an_export_gives_what_training_wrote_and_evaluates_alike(place: Path, featured: Path, capsys: Any) -> None:
+    out = place / "exported"
+    assert main(["export", str(featured), "--out", str(out)]) == 0
+    assert same_bits(out, featured / "embeddings")
+    assert main(["export", str(featured), "--out", str(place / "tracks"), "--entity", "track"]) == 0
+    assert EmbeddingFiles(place / "tracks").entities == ["track"]
+    assert vectors(place / "tracks")["track"].tobytes() == vectors(out)["track"].tobytes()
+    capsys.readouterr()
+    assert main(["evaluate", str(featured), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["test"] == pytest.approx(quality(featured))
+    assert main(["similar", str(featured), "--entity", "genre", "1"]) == 0
+
+
+def test_only_rows_of_the_steps_are_moved(place: Path, featured: Path) -> None:
+    steps = [json.loads(line) for line in (featured / "metrics.jsonl").read_text().splitlines()]
+    rows = [step["rows"] for step in steps if step["event"] == "step"]
+    assert rows
+    for moved in rows:
+        assert list(moved) == ["customer", "track", "genre", "style"]
+        assert moved["genre"] <= GENRES
+        assert moved["style"] <= STYLES
+        # 64 negatives and at most 256 tracks, of which those that are new, and a third of the others, move no row.
+        assert moved["track"] < TRACKS - len(COLD)
+
+
+@pytest.mark.cluster
+def test_two_workers_on_servers_give_what_one_process_gives(place: Path, featured: Path) -> None:
+    words = ("train", place / "job.yaml", "--run-dir", place / "servers", "--servers", 2, "--workers", 2)
+    succeeded(crossfade(*words, cwd=place))
+    found, expected = vectors(place / "servers" / "embeddings"), vectors(featured / "embeddings")
+    assert found.keys() == expected.keys()
+    for name, vectors_ND in expected.items():
+        np.testing.assert_allclose(found[name], vectors_ND, atol=2e-5, err_msg=name)
+    assert quality(place / "servers") == pytest.approx(quality(featured), abs=0.02)
