@@ -1,6 +1,7 @@
 """What is exported is what the checkpoint holds, under the ids of its data: all of it, or nothing and the reason."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -431,7 +432,7 @@ def test_what_a_job_leaves_to_the_export_is_found_by_similar_and_evaluate(tmp_pa
     for entity in ENTITIES:
         np.testing.assert_array_equal(vectors(run / "embeddings", entity), weights_of_newest(run, entity))
     assert "Genre" in succeeded(crossfade("similar", "run", "Genre 0 Song 0", cwd=tmp_path)).stdout
-    assert "recall@5" in succeeded(crossfade("evaluate", "run", cwd=tmp_path)).stdout
+    assert re.search(r"recall +0\.\d+", succeeded(crossfade("evaluate", "run", cwd=tmp_path)).stdout)
 
 
 @pytest.mark.slow
