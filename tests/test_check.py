@@ -1,8 +1,6 @@
 """Checking a data set: what is wrong is said with file, row group and row; what is right gets its manifest."""
 
-import re
-import subprocess
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from refusal_table import documented
 from crossfade.main import main
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import JOURNAL, Manifest, read_manifest
+from trainer.data.manifest import JOURNAL, DataFile, Manifest, read_manifest
+from trainer.data.parquet_files import describe
 from trainer.data.progress import Silent
 from trainer.prepare.check import Checked, check
 from trainer.prepare.forget import forget
@@ -359,33 +358,22 @@ def test_a_row_group_is_checked_by_parts_and_what_is_wrong_has_its_row_in_it(
     assert any("row group 0, row 4: column 'row' is 9; expected 0, 1, 2 … through all files" in said for said in found)
 
 
-_CHECK_AND_TELL_MEMORY = """
-import sys
-from crossfade.main import main
-code = main(sys.argv[1:])
-print(open("/proc/self/status").read())
-sys.exit(code)
-"""
+def test_many_files_are_looked_at_several_at_a_time_and_the_first_problem_is_said(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, together = made.write(), threading.Barrier(4)
 
+    def look_with_others(folder: Folder, path: str) -> DataFile:
+        if path.startswith("train/more"):
+            together.wait(30)
+        return describe(folder, path)
 
-@pytest.mark.slow
-def test_a_huge_row_group_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
-    peaks = {}
-    for rows in (1 << 20, 8 << 20):
-        folder = tmp_path / str(rows)
-        (folder / "train").mkdir(parents=True)
-        customers, tracks = np.arange(rows) % 1000, np.arange(rows) % 700
-        table = {"customer": customers, "track": tracks, "weight": np.ones(rows, np.float32)}
-        pq.write_table(pa.table(table), folder / "train" / "all.parquet", row_group_size=rows)
-        assert pq.read_metadata(folder / "train" / "all.parquet").num_row_groups == 1
-        for name, row_N in (("customer", customers), ("track", tracks)):
-            count_N = np.bincount(row_N)
-            (folder / "vocabulary" / name).mkdir(parents=True)
-            whole = {"row": np.arange(len(count_N)), "id": np.arange(len(count_N)), "count": count_N}
-            pq.write_table(pa.table(whole), folder / "vocabulary" / name / "all.parquet")
-        command = [sys.executable, "-c", _CHECK_AND_TELL_MEMORY, "prepare", "--check", folder, "--memory", "0.1"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=90)
-        assert "no problem; wrote its manifest.json" in done.stdout
-        peaks[rows] = int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0]) << 10
-    # Decoded, the large one has 140 MB more, and several times that with what is made of it.
-    assert peaks[8 << 20] - peaks[1 << 20] < 100e6, peaks
+    for number in range(8):
+        pq.write_table(pa.table(made.shards["test"][0]).slice(0, 0), made.folder / "train" / f"more-{number}.parquet")
+    monkeypatch.setattr("trainer.prepare.discover.describe", look_with_others)
+    assert problems(folder) == []
+    for name in ("more-2", "more-5"):
+        (made.folder / "train" / f"{name}.parquet").write_bytes(b"no Parquet")
+    (made.folder / "manifest.json").unlink()
+    [said] = problems(folder)
+    assert "train/more-2.parquet: is no Parquet file" in said

@@ -37,7 +37,9 @@ _HOLE_BYTES = 1 << 16
 _BUFFER_BYTES = 4 << 20
 """What is fetched at a time of each column of a row group that is not read at once."""
 _GROUPS_KEPT = 1 << 14
-"""Row groups of the files whose footers are kept: about 16 MiB of them."""
+"""Row groups of the files whose footers are kept: about 16 MiB of them. A footer takes as much as ``_FOOTER_GROUPS``
+row groups besides."""
+_FOOTER_GROUPS = 8
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:
@@ -227,9 +229,14 @@ class ParquetFiles:
         with self._lock:
             _, before = self._footers.pop(path, ("", None))
             self._footers[path] = version, metadata
-            self._groups_kept += metadata.num_row_groups - (before.num_row_groups if before is not None else 0)
+            self._groups_kept += _groups(metadata) - (_groups(before) if before is not None else 0)
             while self._groups_kept > _GROUPS_KEPT and len(self._footers) > 1:
-                self._groups_kept -= self._footers.popitem(last=False)[1][1].num_row_groups
+                self._groups_kept -= _groups(self._footers.popitem(last=False)[1][1])
+
+
+def _groups(metadata: pq.FileMetaData) -> int:
+    """How much keeping ``metadata`` takes, in row groups."""
+    return int(metadata.num_row_groups) + _FOOTER_GROUPS
 
 
 def column_of(table: pa.Table, name: str, kind: pa.DataType, where: str) -> Any:

@@ -10,6 +10,7 @@ there. Files of a vocabulary and of a feature go in the order of the rows in the
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -34,6 +35,7 @@ from trainer.data.manifest import (
 from trainer.data.parquet_files import ParquetFiles, describe
 from trainer.data.progress import Progress
 
+_AT_A_TIME = 8
 _LAYOUT = (
     "expected SPLIT/*.parquet (train, and valid and test if there are some), vocabulary/ENTITY/*.parquet and, for "
     "features if there are some, features/ENTITY/FEATURE/*.parquet"
@@ -99,15 +101,27 @@ def _data_paths(folder: Folder) -> list[str]:
 
 
 def _look(folder: Folder, paths: Sequence[str], progress: Progress) -> dict[str, _Found]:
+    """What is in each folder. Files are looked at several at a time, since storage may be slow, and told in order."""
     files = ParquetFiles(folder)
-    found: dict[str, _Found] = {}
-    for path in paths:
+
+    def look(path: str) -> tuple[DataFile, pa.Schema]:
         described = describe(folder, path)
         files.look_through(described)
-        of_folder = found.setdefault(path.rpartition("/")[0], _Found([], []))
-        of_folder.files.append(described)
-        of_folder.schemas.append(files.footer(described).schema.to_arrow_schema())
-        progress.advance(1)
+        return described, files.footer(described).schema.to_arrow_schema().remove_metadata()
+
+    found: dict[str, _Found] = {}
+    with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="look") as pool:
+        looks = pool.map(look, paths)
+        try:
+            for path, (described, schema) in zip(paths, looks, strict=True):
+                of_folder = found.setdefault(path.rpartition("/")[0], _Found([], []))
+                last = of_folder.schemas[-1] if of_folder.schemas else schema
+                of_folder.files.append(described)
+                of_folder.schemas.append(last if last.equals(schema) else schema)  # of many files there is one
+                progress.advance(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return found
 
 

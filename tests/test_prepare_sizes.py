@@ -1,0 +1,80 @@
+"""Row groups and numbers of files that are out of proportion: what preparing and checking them takes of memory."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+_TELL_MEMORY = """
+import sys
+from crossfade.main import main
+code = main(sys.argv[1:])
+print(open("/proc/self/status").read())
+sys.exit(code)
+"""
+
+
+def prepare(*arguments: object) -> tuple[str, int]:
+    """What ``crossfade prepare`` prints, and the most bytes that it had in memory."""
+    command = [sys.executable, "-c", _TELL_MEMORY, "prepare", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0]) << 10
+
+
+def write_in_one_group(path: Path, **columns: object) -> None:
+    """A Parquet file of a single row group."""
+    path.parent.mkdir(parents=True)
+    table = pa.table(columns)
+    pq.write_table(table, path, row_group_size=max(1, table.num_rows))
+    assert pq.read_metadata(path).num_row_groups == 1
+
+
+@pytest.mark.slow
+def test_a_huge_row_group_is_checked_in_the_memory_of_a_small_one(tmp_path: Path) -> None:
+    peaks = []
+    for rows in (1 << 20, 8 << 20):
+        folder = tmp_path / str(rows)
+        customers, tracks = np.arange(rows) % 1000, np.arange(rows) % 700
+        shard = folder / "train" / "all.parquet"
+        write_in_one_group(shard, customer=customers, track=tracks, weight=np.ones(rows, np.float32))
+        for name, row_N in (("customer", customers), ("track", tracks)):
+            count_N = np.bincount(row_N)
+            row_V = np.arange(len(count_N))
+            write_in_one_group(folder / "vocabulary" / name / "all.parquet", row=row_V, id=row_V, count=count_N)
+        said, peak = prepare("--check", folder, "--memory", 0.1)
+        assert "no problem; wrote its manifest.json" in said
+        peaks.append(peak)
+    # Decoded, the large one has 140 MB more, and several times that with what is made of it.
+    assert peaks[1] - peaks[0] < 100e6, peaks
+
+
+@pytest.mark.slow
+def test_raw_events_in_a_huge_row_group_are_prepared_in_the_memory_that_is_given(tmp_path: Path) -> None:
+    rows = 6 << 20
+    raw = tmp_path / "raw" / "all.parquet"
+    write_in_one_group(raw, customer=np.arange(rows) * 7 % 100_003, track=np.arange(rows) * 11 % 10_007)
+    said, peak = prepare("--events", raw, "--item", "track", "--memory", 0.15, "--out", tmp_path / "data")
+    assert f"{rows:,} rows of 1 file(s)" in said
+    assert peak < 0.15 * 2**30 + 330e6, peak
+
+
+@pytest.mark.slow
+def test_many_small_files_are_prepared_in_the_memory_of_one(tmp_path: Path) -> None:
+    peaks = []
+    for files in (1, 300):
+        folder = tmp_path / str(files)
+        folder.mkdir()
+        for number in range(files):
+            plays = {"customer": [f"c{number}", "c"], "track": [number, 5]}
+            pq.write_table(pa.table(plays), folder / f"plays-{number:05d}.parquet")
+        out = tmp_path / f"data-{files}"
+        said, peak = prepare("--events", f"{folder}/*.parquet", "--item", "track", "--out", out)
+        assert f"{2 * files:,} rows of {files} file(s)" in said
+        peaks.append(peak)
+    assert peaks[1] - peaks[0] < 60e6, peaks
