@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="port of the agent's own /metrics and /healthz at A; 0: a free one (default); none: none",
     )
+    parser.add_argument(
+        "--linger",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="after SIGTERM, do what the coordinator says for so long, before the roles end: for hosts that are all "
+        "stopped together, so that the job can write a checkpoint (default: 0)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -120,8 +129,11 @@ def run(arguments: argparse.Namespace) -> int:
         metrics.state = lambda: "taking part" if agent.has_joined else "waiting for the coordinator"
         _say(f"joining the coordinator at {coordinator} as {address}")
         with stopper.deferred(), closing(agent):
-            while agent.left is None and stopper.number is None:
+            stop_at = float("inf")
+            while agent.left is None and time.monotonic() < stop_at:
                 agent.turn()
+                if stopper.number is not None:
+                    stop_at = min(stop_at, time.monotonic() + arguments.linger)
                 if agent.has_joined and not metrics.labels["run"]:
                     metrics.joined(run=_run_name(folder))
     if agent.left is None:

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from crossfade import agent, evaluate, export, plan, prepare, roles, similar, train, tune
+from crossfade import agent, evaluate, export, plan, prepare, roles, similar, submit, train, tune
 from crossfade.stopping import Stopped, stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (prepare, plan, train, tune, export, evaluate, similar, agent, roles):
+    for module in (prepare, plan, train, tune, export, evaluate, similar, submit, agent, roles):
         module.add_parser(commands)
     return parser
 

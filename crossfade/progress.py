@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from crossfade.stopping import stopper
 
+_LINE_SECONDS = 10.0
 _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "restart": lambda event: f"{event['cause']}; restarting (generation {event['generation']}) {_start(event)}",
     "resume": lambda event: f"going on {_start(event)}",
@@ -32,9 +34,12 @@ def _start(event: dict[str, Any]) -> str:
 class TrainingDisplay:
     """Shows the events of a run on stderr as they come, whichever process they come from."""
 
-    def __init__(self, select: str) -> None:
-        """Show ``select``, the metric that picks the best embeddings."""
+    def __init__(self, select: str, *, lines: bool = False) -> None:
+        """Show ``select``, the metric that picks the best embeddings; with ``lines`` as lines of a log."""
         self._select = select
+        self._lines = lines
+        self._line_due = 0.0
+        self._steps = 0
         self._bar: tqdm[Any] | None = None
         self._best = float("-inf")
         self._saved_step: int | None = None
@@ -79,6 +84,12 @@ class TrainingDisplay:
         tqdm.write(f"crossfade: {line}", file=sys.stderr)
 
     def _show_step(self, event: dict[str, Any]) -> None:
+        self._steps = event["steps"]
+        if self._lines:
+            if time.monotonic() >= self._line_due or event["step"] == event["steps"]:
+                self._line_due = time.monotonic() + _LINE_SECONDS
+                self._say(f"{self._place(event)} batch_loss={event['loss']:.6g}")
+            return
         if self._bar is None:
             # Where nobody watches, as in a log, a line every ten seconds is enough.
             interval = 0.1 if sys.stderr.isatty() else 10.0
@@ -102,6 +113,14 @@ class TrainingDisplay:
         valid = event.get("valid")
         if valid is not None and valid[self._select] > self._best:
             self._best = valid[self._select]
+        if self._lines:
+            values = {"loss": event["loss"], **{name: value for name, value in (valid or {}).items() if "@" in name}}
+            self._say(" ".join([self._place(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
+
+    def _place(self, event: dict[str, Any]) -> str:
+        """How far the run is, as lines of a log begin: CloudWatch reads its metrics out of them."""
+        share = f" progress={event['step'] / self._steps:.4f}" if self._steps else ""
+        return f"epoch={event['epoch']} step={event['step']}{share}"
 
     def print_report(self, report: dict[str, Any], folder: Path) -> None:
         """Print the result on stdout."""

@@ -43,6 +43,11 @@ class Stopper:
             self._deferring = False
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def forget(self) -> None:
+        """Take the signal that came as dealt with, and obey the next one."""
+        self.number = None
+        self.listen()
+
     def check(self, message: str = "") -> None:
         """Raise ``Stopped`` if a signal came and is not put off."""
         if self.number is not None and not self._deferring:

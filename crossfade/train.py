@@ -69,7 +69,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("job", type=Path, metavar="JOB", help="job file, YAML")
+    parser.add_argument("job", type=Path, nargs="?", metavar="JOB", help="job file, YAML")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     parser.add_argument(
         "--set",
@@ -93,12 +93,26 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="wait while another process runs in DIR; if that is killed, go on as with --resume, else end as it did",
     )
+    parser.add_argument(
+        "--progress",
+        choices=("bar", "lines"),
+        default="bar",
+        help="show progress as a bar, or as lines for a log, one every ten seconds and one an epoch (default: bar)",
+    )
+    parser.add_argument(
+        "--sagemaker",
+        type=Path,
+        metavar="DIR",
+        help="train what SageMaker asks for in DIR, as without JOB in its container, where DIR is /opt/ml",
+    )
     parser.add_argument("--explain", action=_Explain, nargs=0, help="print every key of a job file, and end")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and print how it went."""
+    if arguments.job is None or arguments.sagemaker is not None:
+        return _run_in_container(arguments)
     from crossfade.prepare import phase_bars
     from crossfade.progress import TrainingDisplay
     from deploy.capacity import check_fits_this_machine, read_inputs
@@ -130,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_claimable(job.checkpoint.to, run_id, job.name, take_over=arguments.resume)
     if arguments.resume and not folder.has_run_id():
         _say(f"{folder.path}: there is no run to take up, so one begins")
-    display = TrainingDisplay(job.evaluate.select)
+    display = TrainingDisplay(job.evaluate.select, lines=arguments.progress == "lines")
     with _watched(job) as listener:
         with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
@@ -160,6 +174,20 @@ def _stand_by(job: Job, folder: RunFolder) -> str | None:
     port = None if is_loopback(job.cluster.host) else job.metrics.port
     with listening(metrics, port, "127.0.0.1", "127.0.0.1"):
         return folder.wait_for_end(lambda: _say(f"{folder.path}: a run is going on in it; standing by"))
+
+
+def _run_in_container(arguments: argparse.Namespace) -> int:
+    """Train what SageMaker has started this container for."""
+    from crossfade import sagemaker
+    from crossfade.main import make_parser
+    from deploy.sagemaker import Paths
+    from kvstore.errors import InputError
+
+    paths = Paths(arguments.sagemaker) if arguments.sagemaker else Paths()
+    if arguments.job is not None or not paths.has_job():
+        found = "one and --sagemaker" if arguments.job is not None else f"none, nor {paths.config}, as SageMaker makes"
+        raise InputError(f"expected a job file, as in 'crossfade train jobs/lastfm.yaml', but found {found}")
+    return sagemaker.run(paths.base, make_parser().parse_args)
 
 
 @contextmanager

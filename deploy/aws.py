@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploy.aws_errors import explained
 from kvstore.errors import MissingExtraError, RefusedError
@@ -79,6 +80,16 @@ class Aws:
             user_agent_extra="crossfade",
         )
 
+    @property
+    def partition(self) -> str:
+        """What ARNs of the region begin with: aws, aws-cn or aws-us-gov."""
+        return self._session.get_partition_for_region(self.region)
+
+    @property
+    def domain(self) -> str:
+        """The domain of the region's services."""
+        return "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
+
     def check_credentials(self) -> None:
         """See that there are credentials at all, without a request.
 
@@ -103,6 +114,21 @@ class Aws:
         self.check_credentials()
         with explained("asking whose the credentials are", self.region):
             return self.sts.get_caller_identity()["Account"]
+
+    def check_request(self, client: Any, operation: str, request: Mapping[str, Any]) -> None:
+        """See that ``request`` is one of ``operation`` by the service's own model, without asking the service.
+
+        Raises:
+            RefusedError: it is not.
+        """
+        from botocore.exceptions import ParamValidationError
+        from botocore.validate import ParamValidator
+
+        shape = client.meta.service_model.operation_model(operation).input_shape
+        with explained(f"checking the request {operation}", self.region):
+            report = ParamValidator().validate(request, shape)
+            if report.has_errors():
+                raise ParamValidationError(report=report.generate_report())
 
     @cached_property
     def ec2(self) -> EC2Client:

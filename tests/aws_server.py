@@ -131,6 +131,10 @@ class AwsServer:
         texts = [json.dumps(body) for body in bodies]
         self._scripts[action] = _Script([(200, lambda _, text=text: text) for text in texts], last_stays=True)
 
+    def respond(self, action: str, respond: Callable[[Call], Mapping[str, Any]]) -> None:
+        """Have all calls of ``action``, which is one of JSON, answered with what ``respond`` makes of each."""
+        self._scripts[action] = _Script([(200, lambda call: json.dumps(respond(call)))], last_stays=True)
+
     def actions(self) -> set[tuple[str, str]]:
         """Service and action of all calls so far."""
         with self._lock:

@@ -418,12 +418,21 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         raise InputError(f"{path}: is no text in UTF-8; expected a YAML file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    values = _parse_yaml(text, str(path))
+    return make_job(text, str(path), overrides)
+
+
+def make_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
+    """The job that ``text``, a job file that came from ``source``, describes, with ``overrides`` put over it.
+
+    Raises:
+        InputError: as ``load_job``.
+    """
+    values = _parse_yaml(text, source)
     if not isinstance(values, dict):
-        raise InputError(f"{path}: not a job file: expected keys such as 'name:' and 'data:' at the top")
+        raise InputError(f"{source}: not a job file: expected keys such as 'name:' and 'data:' at the top")
     for override in overrides:
         _put(values, override)
-    return check_job(values, str(path))
+    return check_job(values, source)
 
 
 def check_job(values: dict[str, Any], source: str) -> Job:
