@@ -44,6 +44,10 @@ that are left and take such, or else to the coordinator's.
 
 The agent ends with the job: exit code 0 if it is done, 1 if it failed, 143 if it was stopped. SIGINT and SIGTERM end
 its roles at once, and the job goes on without this host as soon as another has joined.
+
+With --spot the job gives way when EC2 announces that it takes this host back: it writes a checkpoint, this agent ends
+with exit code 75, and the job goes on as soon as another host has joined. 75 also says that the coordinator's own host
+goes: join the next one then.
 """
 
 
@@ -86,6 +90,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="after SIGTERM, do what the coordinator says for so long, before the roles end: for hosts that are all "
         "stopped together, so that the job can write a checkpoint (default: 0)",
     )
+    parser.add_argument(
+        "--spot", action="store_true", help="heed EC2's notices that it takes this host back (a spot instance)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -99,11 +106,13 @@ def _port(text: str) -> int | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Be this host's agent until told to leave."""
+    from crossfade.spot import heeding
     from crossfade.stopping import stopper
     from deploy.agent import Agent
     from deploy.cluster import Address, check_own_address, own_address
     from deploy.coordinator_http import RemoteCoordinator, read_token
     from deploy.metrics import HostMetrics, role_metrics
+    from deploy.supervision import watched_by
     from kvstore.mxnet_import import require_mxnet
     from trainer.metrics_http import listening
     from trainer.run_folder import RunFolder
@@ -115,7 +124,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_own_address(address)
     folder = RunFolder(arguments.run_dir)
     metrics = role_metrics("", "agent")
-    with listening(metrics, arguments.metrics_port, None, address, source="--metrics-port") as listener:
+    with (
+        listening(metrics, arguments.metrics_port, None, address, source="--metrics-port") as listener,
+        heeding(arguments.spot) as spot,
+    ):
         agent = Agent(
             folder,
             remote.report,
@@ -124,6 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
             heartbeat_seconds=1.0,
             tell=_say,
             metrics=listener.address,
+            **watched_by(spot),
         )
         metrics.show("host", HostMetrics(agent))
         metrics.state = lambda: "taking part" if agent.has_joined else "waiting for the coordinator"

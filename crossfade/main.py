@@ -1,6 +1,7 @@
 """The command ``crossfade``: parse, call, report.
 
-Exit codes: 0 done; 1 the run failed; 2 the input is wrong, said in one line; 130 and 143 stopped by SIGINT or SIGTERM.
+Exit codes: 0 done; 1 the run failed; 2 the input is wrong, said in one line; 75 the host will soon be gone (a spot
+notice), so go on elsewhere; 130 and 143 stopped by SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from crossfade import agent, evaluate, export, plan, prepare, roles, similar, submit, train, tune
-from crossfade.stopping import Stopped, stopper
+from crossfade.stopping import Interrupted, Stopped, stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
 
@@ -52,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             how = f" {error}" if isinstance(error, Stopped) and str(error) else ""
             print(f"crossfade: stopped by {signal.Signals(stopper.number).name}{how}", file=sys.stderr)
             return 128 + stopper.number
+        if isinstance(error, Interrupted):
+            from deploy.spot import INTERRUPTED_EXIT_CODE
+
+            print(f"crossfade: stopped {error}", file=sys.stderr)
+            return INTERRUPTED_EXIT_CODE
         if isinstance(error, CrossfadeError):
             print(f"crossfade: error: {error}", file=sys.stderr)
             return error.exit_code

@@ -17,6 +17,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "restart": lambda event: f"{event['cause']}; restarting (generation {event['generation']}) {_start(event)}",
     "resume": lambda event: f"going on {_start(event)}",
     "back_off": lambda event: f"{event['cause']}; restarting in {event['seconds']:.0f} s",
+    "notice": lambda event: f"{event['host']} ({event['address']}) will soon be gone: {event['why']}",
     "waiting": lambda event: f"waiting for {event['hosts']} more host(s) to join",
     "short_of_hosts": lambda event: f"{event['hosts']} host(s) did not come; their roles go to those that are there",
     "listening": lambda event: f"listening for the agents of other hosts at {event['address']}",

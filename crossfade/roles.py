@@ -149,8 +149,16 @@ def _work(job: Job, folder: RunFolder, checkpoint: str | None, pipe: EventPipe, 
     pipe.emit({"event": "phase", "name": "joining"})
     store = MXNetStore(key_bytes=job.cluster.key_bytes)
     pipe.emit({"event": "phase", "name": "joined"})
-    stop_requested = _remember_sigterm()
-    run_training(job, folder, store, pipe.emit, checkpoint=checkpoint, stop_requested=stop_requested, metrics=metrics)
+    run_training(
+        job,
+        folder,
+        store,
+        pipe.emit,
+        checkpoint=checkpoint,
+        stop_requested=_remember_sigterm(),
+        saves_wanted=_count_save_signals(),
+        metrics=metrics,
+    )
     store.close()
 
 
@@ -164,3 +172,12 @@ def _remember_sigterm() -> Callable[[], bool]:
 
     signal.signal(signal.SIGTERM, remember)
     return lambda: bool(asked)
+
+
+def _count_save_signals() -> Callable[[], int]:
+    """How often the agent has asked for a checkpoint from now on."""
+    from deploy.agent import SAVE_SIGNAL
+
+    asked: list[int] = []
+    signal.signal(SAVE_SIGNAL, lambda number, _frame: asked.append(number))
+    return lambda: len(asked)

@@ -12,6 +12,10 @@ class Stopped(BaseException):
     """A signal asked this process to stop; the message, if there is one, says how it did."""
 
 
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """The host will soon be gone, and the command has made way; the message says how."""
+
+
 class Stopper:
     """Raises ``Stopped`` at the first signal, and remembers which it was.
 

@@ -7,12 +7,14 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossfade.progress import TrainingDisplay
     from deploy.capacity import Inputs
+    from deploy.spot import SpotWatch
     from trainer.job import Job
     from trainer.metrics_http import Listener
     from trainer.run_folder import RunFolder
@@ -35,6 +37,10 @@ in a row have brought no new checkpoint. Wrong input and diverging training end 
 
 SIGINT (Ctrl-C) and SIGTERM: the workers write a checkpoint and the command ends with 130 or 143, after
 cluster.grace_seconds at the latest. A second signal ends it at once.
+
+On a spot instance: with --spot the run heeds EC2's notices. When EC2 announces that it takes this host back, the run
+writes a checkpoint and ends with exit code 75; --resume goes on, here or elsewhere, if checkpoint.to outlives the host.
+When EC2 says that the host is at risk (a rebalance recommendation), a checkpoint is written and training goes on.
 
 What it is doing can be watched with Prometheus: the address of /metrics is printed, and /targets beside it lists all
 processes. metrics.port fixes the port; see docs/metrics.md.
@@ -105,6 +111,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="DIR",
         help="train what SageMaker asks for in DIR, as without JOB in its container, where DIR is /opt/ml",
     )
+    parser.add_argument(
+        "--spot", action="store_true", help="heed EC2's notices that it takes this host back (a spot instance)"
+    )
     parser.add_argument("--explain", action=_Explain, nargs=0, help="print every key of a job file, and end")
     parser.set_defaults(run=run)
 
@@ -115,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_in_container(arguments)
     from crossfade.prepare import phase_bars
     from crossfade.progress import TrainingDisplay
+    from crossfade.spot import heeding
     from deploy.capacity import check_fits_this_machine, read_inputs
     from trainer.checkpoints import starting_rows
     from trainer.job import load_job
@@ -145,11 +155,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume and not folder.has_run_id():
         _say(f"{folder.path}: there is no run to take up, so one begins")
     display = TrainingDisplay(job.evaluate.select, lines=arguments.progress == "lines")
-    with _watched(job) as listener:
+    with _watched(job) as listener, heeding(arguments.spot) as spot:
         with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
                 print(f"the earlier run in {folder.path} was moved to {moved}")
-            report = _run(job, folder, inputs, display, listener, resume=arguments.resume)
+            report = _run(job, folder, inputs, display, _Surroundings(listener, spot, resume=arguments.resume))
         display.print_report(report, folder.path)
         _say_farewell(listener)
     return 0
@@ -213,8 +223,17 @@ def _say_farewell(listener: Listener) -> None:
         listener.farewell(enough=lambda: stopper.number is not None)
 
 
+@dataclass(frozen=True)
+class _Surroundings:
+    """Who watches a run, what it watches, and whether it takes an earlier one up."""
+
+    listener: Listener
+    spot: SpotWatch | None
+    resume: bool
+
+
 def _run(
-    job: Job, folder: RunFolder, inputs: Inputs, display: TrainingDisplay, listener: Listener, *, resume: bool
+    job: Job, folder: RunFolder, inputs: Inputs, display: TrainingDisplay, around: _Surroundings
 ) -> dict[str, Any]:
     """Train in ``folder``, which this process holds; however that ends, its last metrics stay."""
     from trainer.checkpoints import data_fingerprint
@@ -222,13 +241,13 @@ def _run(
     from trainer.ownership import claim
 
     inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
-    claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=resume)
+    claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=around.resume)
     folder.clear_metrics()
     try:
         with display:
-            return _train(job, folder, display, listener, resume=resume)
+            return _train(job, folder, display, around)
     finally:
-        keep_all(folder, job, listener.metrics)
+        keep_all(folder, job, around.listener.metrics)
 
 
 def _check_runtime(job: Job) -> None:
@@ -245,26 +264,23 @@ def _check_runtime(job: Job) -> None:
         scheduler_address(job.cluster)
 
 
-def _train(
-    job: Job, folder: RunFolder, display: TrainingDisplay, listener: Listener, *, resume: bool
-) -> dict[str, Any]:
+def _train(job: Job, folder: RunFolder, display: TrainingDisplay, around: _Surroundings) -> dict[str, Any]:
     from trainer.kept_embeddings import KeptEmbeddings
 
     train = _train_on_servers if job.cluster.servers else _train_in_process
-    report = train(job, folder, display, listener, resume=resume)
+    report = train(job, folder, display, around)
     if not job.cluster.shared_folder and job.train.embeddings == "best":
         KeptEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
     return report
 
 
-def _train_in_process(
-    job: Job, folder: RunFolder, display: TrainingDisplay, listener: Listener, *, resume: bool
-) -> dict[str, Any]:
-    from crossfade.stopping import stopper
+def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, around: _Surroundings) -> dict[str, Any]:
+    from crossfade.stopping import Interrupted, stopper
     from deploy.metrics import target
     from trainer.checkpoints import Stop
     from trainer.run import run_in_process
 
+    listener, spot = around.listener, around.spot
     address = listener.address
     listener.targets = lambda: [target(job.name, "in-process", socket.gethostname(), address)] if address else []
 
@@ -278,15 +294,17 @@ def _train_in_process(
             job,
             folder,
             show,
-            resume=resume,
-            stop_requested=lambda: stopper.number is not None,
+            resume=around.resume,
+            stop_requested=lambda: stopper.number is not None or (spot is not None and spot.notice() is not None),
+            saves_wanted=spot.recommendations if spot else lambda: 0,
             say=_say,
             metrics=listener.metrics,
         )
     if not isinstance(report, Stop):
         return report
     stopper.check(f"{report.explain()}; go on with --resume")
-    raise AssertionError("stopped, but nobody asked for it")
+    assert spot is not None, "stopped, but nobody asked for it"
+    raise Interrupted(f"{report.explain()}: {spot.notice()}; go on with --resume")
 
 
 def _print_address(listener: Listener) -> None:
@@ -294,15 +312,13 @@ def _print_address(listener: Listener) -> None:
         print(f"metrics: http://{listener.address}/metrics", file=sys.stderr)
 
 
-def _train_on_servers(
-    job: Job, folder: RunFolder, display: TrainingDisplay, listener: Listener, *, resume: bool
-) -> dict[str, Any]:
-    from crossfade.stopping import stopper
-    from deploy.supervision import Stopped, run_job
+def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, around: _Surroundings) -> dict[str, Any]:
+    from crossfade.stopping import Interrupted, stopper
+    from deploy import supervision
 
     roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
     print(f"starting {roles} (logs: {folder.logs})", file=sys.stderr)
-    _print_address(listener)
+    _print_address(around.listener)
     how = ""
 
     def asked_to_stop() -> bool:
@@ -310,8 +326,18 @@ def _train_on_servers(
 
     with stopper.deferred():
         try:
-            return run_job(job, folder, display.show, listener, resume=resume, asked_to_stop=asked_to_stop)
-        except Stopped as stopped:
+            return supervision.run_job(
+                job,
+                folder,
+                display.show,
+                around.listener,
+                resume=around.resume,
+                asked_to_stop=asked_to_stop,
+                spot=around.spot,
+            )
+        except supervision.Interrupted as interrupted:
+            raise Interrupted(f"{interrupted}; go on with --resume") from None
+        except supervision.Stopped as stopped:
             how = f"{stopped}; go on with --resume"
     stopper.check(how)
     raise AssertionError("stopped, but nobody asked for it")

@@ -39,6 +39,9 @@ _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _NOT_FROM_HERE = ["-P"]
 """Python's option to import nothing from the current folder, which may have a trainer/ of its own."""
 
+SAVE_SIGNAL = signal.SIGURG
+"""What asks a worker for a checkpoint. Those who do not listen to it yet are not disturbed."""
+
 Send = Callable[[Report], Order]
 
 
@@ -147,6 +150,8 @@ class Agent:
         lease_seconds: float = AGENT_LEASE_SECONDS,
         tell: Callable[[str], None] = lambda _: None,
         metrics: str | None = None,
+        notice: Callable[[], str | None] = lambda: None,
+        saves_wanted: Callable[[], int] = lambda: 0,
     ) -> None:
         """Run roles in ``folder``, which listen on ``address`` and reach the others from there.
 
@@ -154,7 +159,8 @@ class Agent:
 
         ``send`` brings a report to the coordinator and gives its order; it raises Unreachable, and after
         ``lease_seconds`` of that the roles end. ``tell`` gets what a person may want to know. At ``metrics``,
-        HOST:PORT, the agent can be watched.
+        HOST:PORT, the agent can be watched. Once ``notice`` says why the host will soon be gone, the job gives way;
+        whenever ``saves_wanted`` has grown, it writes a checkpoint.
         """
         self.id = identity or secrets.token_hex(8)
         self.left: Order | None = None
@@ -164,6 +170,9 @@ class Agent:
         self.host = socket.gethostname()
         self._heartbeat_seconds, self._lease_seconds = heartbeat_seconds, lease_seconds
         self._metrics = metrics
+        self._notice, self._saves_wanted = notice, saves_wanted
+        self._told: tuple[str | None, int] = (None, 0)
+        self._saves_asked = 0
         self._selector = selectors.DefaultSelector()
         self._processes: list[RoleProcess] = []
         self._coordinator: str | None = None
@@ -182,6 +191,7 @@ class Agent:
         """See what the roles have done, report it, and obey the answer."""
         self._watch(0.0 if self._news and not self._retry_seconds else POLL_SECONDS)
         now = time.monotonic()
+        self._news |= self._told != (self._notice(), self._saves_wanted())
         if self._processes and now - self._answered > self._lease_seconds:
             self._tell(f"no answer for {self._lease_seconds:.0f} s: ending the roles of generation {self._generation}")
             self._end()
@@ -238,6 +248,7 @@ class Agent:
     def _begin(self, order: Order) -> None:
         assert order.scheduler is not None
         self._generation, self._failure, self._done, self._asked_to_stop = order.generation, None, set(), False
+        self._saves_asked = order.saves_wanted
         self._tell(f"generation {order.generation}: {', '.join(order.roles) or 'no roles'} (logs: {self._folder.logs})")
         roles = [Role.named(name) for name in order.roles]
         scheduler = Address(order.scheduler.host, order.scheduler.port)
@@ -295,6 +306,7 @@ class Agent:
 
     def _report(self, *, leaving: bool = False) -> Report:
         self._reports += 1
+        self._told = notice, saves_wanted = self._notice(), self._saves_wanted()
         return Report(
             agent=self.id,
             host=self.host,
@@ -309,6 +321,8 @@ class Agent:
             failure=self._failure,
             metrics=self._metrics,
             leaving=leaving,
+            notice=notice,
+            saves_wanted=saves_wanted,
         )
 
     def _obey(self, order: Order) -> None:
@@ -332,9 +346,15 @@ class Agent:
             self._news = True
         if order.do == "stop" and not self._asked_to_stop:
             self._asked_to_stop = True
-            for process in self._processes:
-                if process.role.kind == "worker" and process.process.poll() is None:
-                    process.process.terminate()
+            self._signal_workers(signal.SIGTERM)
+        if order.do == "run" and order.saves_wanted > self._saves_asked:
+            self._saves_asked = order.saves_wanted
+            self._signal_workers(SAVE_SIGNAL)
+
+    def _signal_workers(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            if process.role.kind == "worker" and process.process.poll() is None:
+                process.process.send_signal(number)
 
 
 def job_digest(folder: RunFolder) -> str:

@@ -1,9 +1,11 @@
 """Which generation of a job runs, where, and what follows when it ends: a state machine without input and output.
 
     waiting ──► preparing ──► running ──► done            (waiting: for enough agents; preparing: port and checkpoint)
-       ▲                       │    └───► stopping ──► stopped
-       │                       ▼
-    backing off ◄────────── ending ──────► failed
+       ▲                       │ │  └───► stopping ──► stopped
+       │                       │ └──► giving way          (a host will soon be gone: a checkpoint first)
+       │                       ▼          │
+    backing off ◄────────── ending ◄──────┘
+                               └────► failed
 
 MXNet has no failover, so whatever dies or falls silent ends the generation everywhere, and the next one starts from
 the newest whole checkpoint. Agents report and get orders (``reports.py``); the owner calls ``tick`` now and then, finds
@@ -22,6 +24,7 @@ from typing import Any
 
 from deploy.cluster import Address, Offer, Role, deal, missing_hosts
 from deploy.reports import Do, Failure, Order, Place, Report, RoleState, SentEvent
+from deploy.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.checkpoints import Stop
 from trainer.job import Cluster
@@ -42,6 +45,7 @@ class State(StrEnum):
     PREPARING = "preparing"
     RUNNING = "running"
     STOPPING = "stopping"
+    GIVING_WAY = "giving way"
     ENDING = "ending"
     BACKING_OFF = "backing off"
     DONE = "done"
@@ -50,7 +54,7 @@ class State(StrEnum):
 
 
 FINISHED = (State.DONE, State.FAILED, State.STOPPED)
-_LIVE = (State.RUNNING, State.STOPPING)
+_LIVE = (State.RUNNING, State.STOPPING, State.GIVING_WAY)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class _Member:
     reports: int = 0
     metrics: str | None = None
     events: int = 0
+    saves_wanted: int = 0
+    notice: str | None = None
     roles: dict[str, RoleState] = field(default_factory=dict)
     clear: bool = True
     """Whether it has said, since the generation was to end, that it runs nothing of it."""
@@ -136,6 +142,8 @@ class Coordinator:
         self._trained = False
         self._saved_step = 0
         self._stopped: Stop | None = None
+        self._saves_wanted = 0
+        self._interruption: str | None = None
         self._deadline = float("inf")
         self._progress_at = clock()
         self._events: list[dict[str, Any]] = []
@@ -202,9 +210,9 @@ class Coordinator:
     def stop(self) -> None:
         """Let the workers write a checkpoint and end; end everything if they do not within the job's grace."""
         with self._lock:
-            if self.state is State.RUNNING and self._trained:
+            if self.state is State.GIVING_WAY or (self.state is State.RUNNING and self._trained):
                 self.state = State.STOPPING
-                self._deadline = self._clock() + self._cluster.grace_seconds
+                self._deadline = self._clock() + self._grace_seconds()
             elif self.state is State.RUNNING:
                 self._end(State.STOPPED, "before it took a step, so without a new checkpoint")
             elif self.state is State.ENDING and self._next is State.BACKING_OFF:
@@ -212,6 +220,11 @@ class Coordinator:
             elif self.state in {State.WAITING, State.PREPARING, State.BACKING_OFF}:
                 self.state, self.message = State.STOPPED, "while nothing ran"
             self._advance()
+
+    def interruption(self) -> str | None:
+        """Why this host will soon be gone; None as long as nothing says so."""
+        with self._lock:
+            return self._interruption
 
     def take_events(self) -> list[dict[str, Any]]:
         """What happened since the last call, in order: the roles' events, and restarts."""
@@ -292,7 +305,8 @@ class Coordinator:
 
     def _offers(self) -> dict[str, Offer]:
         """What the agents that may get roles take, this host's first and the others as they joined."""
-        others = {member.id: member.offers for member in self._members.values() if member.offers != "none"}
+        staying = [member for member in self._members.values() if member.notice is None]
+        others = {member.id: member.offers for member in staying if member.offers != "none"}
         return {self.home: "all", **others}
 
     def _can_begin(self) -> bool:
@@ -319,6 +333,16 @@ class Coordinator:
                     self._note(event)
         member.roles = report.roles if current else {}
         member.clear = not current
+        if report.saves_wanted > member.saves_wanted:
+            member.saves_wanted = report.saves_wanted
+            self._saves_wanted += 1
+        if report.notice and not member.notice:
+            member.notice, self._changed_at = report.notice, self._clock()
+            if member.id == self.home:
+                self._interruption = report.notice
+            self._events.append(
+                {"event": "notice", "host": member.host, "address": member.address, "why": report.notice}
+            )
         if report.leaving:
             self._gone.add(member.id)
             self._lose(member, "has left")
@@ -329,14 +353,17 @@ class Coordinator:
                 self._fail(report.failure)
             elif "done" in report.roles.values():
                 self._see_done()
+            elif member.notice and self.state is State.RUNNING and member.id != self.home:
+                self._give_way(member)
 
     def _order(self, member: _Member) -> Order:
         do: Do = "wait"
         if self.state in FINISHED:
-            code = {State.DONE: 0, State.STOPPED: _STOPPED_EXIT_CODE}.get(self.state, 1)
-            how = {State.DONE: "is done", State.STOPPED: f"was stopped {self.message}"}.get(self.state)
-            how = how or f"has failed: {self._error.message if self._error else ''}"
+            code, how = self._end_of_job()
             return Order(coordinator=self.id, do="leave", exit_code=code, message=f"the job {how}")
+        if member.notice and member.id != self.home and member.id not in self._dealt:
+            how = f"the job goes on without this host: {member.notice}"
+            return Order(coordinator=self.id, do="leave", exit_code=INTERRUPTED_EXIT_CODE, message=how)
         if self.state in _LIVE and member.id in self._dealt:
             do = "run" if self.state is State.RUNNING else "stop"
         return Order(
@@ -350,7 +377,18 @@ class Coordinator:
             workers=self._cluster.workers,
             checkpoint=self._start.checkpoint,
             job=self._job,
+            saves_wanted=self._saves_wanted,
         )
+
+    def _end_of_job(self) -> tuple[int, str]:
+        """The exit code of an agent of the job that has ended, and how that was."""
+        if self.state is State.DONE:
+            return 0, "is done"
+        if self.state is State.FAILED:
+            return 1, f"has failed: {self._error.message if self._error else ''}"
+        if notice := self.interruption():
+            return INTERRUPTED_EXIT_CODE, f"was stopped {self.message}, since its coordinator's host goes: {notice}"
+        return _STOPPED_EXIT_CODE, f"was stopped {self.message}"
 
     # ---- the generation
 
@@ -367,6 +405,7 @@ class Coordinator:
             self._saved_step = max(self._saved_step, event["step"])
         elif kind == "stopped":
             self._stopped = Stop(event["step"], event["checkpoint"])
+            self._step = event["step"]
         elif kind == "metrics":
             self._metrics[sent.role] = event["address"]
         self._events.append(event)
@@ -388,12 +427,29 @@ class Coordinator:
             self._is_up()
         elif self.state is State.STOPPING:
             self.state, self.message = State.STOPPED, self._stopped.explain()
+        elif self.state is State.GIVING_WAY:
+            self._fruitless = 0 if self._stopped.checkpoint else self._fruitless
+            self._end(State.BACKING_OFF)
         else:
             self._fail(Failure(message="a worker was asked to stop by someone else"))
 
+    def _give_way(self, member: _Member) -> None:
+        """A host with roles will soon be gone: have a checkpoint written, and start again without it."""
+        self._cause = f"the host {member.host} ({member.address}) is taken away: {member.notice}"
+        self._down_since = self._clock()
+        if self._trained:
+            self.state, self._deadline = State.GIVING_WAY, self._clock() + NOTICE_SECONDS
+        else:
+            self._end(State.BACKING_OFF)  # there is nothing yet that a checkpoint could hold
+
+    def _grace_seconds(self) -> float:
+        return NOTICE_SECONDS if self.interruption() else self._cluster.grace_seconds
+
     def _pass_deadline(self) -> None:
         if self.state is State.STOPPING:
-            self._end_stopped(f", which took more than {self._cluster.grace_seconds:g} s to write")
+            self._end_stopped(f", which took more than {self._grace_seconds():g} s to write")
+        elif self.state is State.GIVING_WAY and self._stopped is None:
+            self._fail(Failure(message=f"its checkpoint took more than {NOTICE_SECONDS:g} s to write"))
         else:
             roles = {name: state for member in self._members.values() for name, state in member.roles.items()}
             lingering = ", ".join(sorted(name for name, state in roles.items() if state != "done"))
@@ -403,7 +459,7 @@ class Coordinator:
         """End the generation because of ``failure``, and decide what follows."""
         if self.state is State.STOPPING:
             self._end_stopped(f": {failure.message}")
-        elif self.state in {State.RUNNING, State.PREPARING}:
+        elif self.state in {State.RUNNING, State.GIVING_WAY, State.PREPARING}:
             if failure.checkpoint is not None:
                 self.refused |= {failure.checkpoint}
             if self._saved_step > self._start.step:

@@ -63,6 +63,8 @@ class Report(_Message):
     failure: Failure | None = None
     metrics: str | None = Field(None, description="where the agent's own metrics can be scraped, HOST:PORT")
     leaving: bool = Field(False, description="its roles have ended, and no report of it will follow")
+    notice: str | None = Field(None, max_length=LONGEST_MESSAGE, description="why its host will soon be gone")
+    saves_wanted: int = Field(0, description="how often it has wanted a checkpoint: its host may soon be gone")
 
 
 class Place(_Message):
@@ -89,5 +91,6 @@ class Order(_Message):
     checkpoint: str | None = None
     files: dict[str, str] = Field({}, description="of the run folder, for who joins and does not share it")
     job: str = Field("", description="SHA-256 of the job file that the roles must find")
+    saves_wanted: int = Field(0, description="how often a checkpoint has been asked for out of turn")
     exit_code: int = 0
     message: str = ""

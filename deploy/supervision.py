@@ -17,6 +17,7 @@ from deploy.cluster import Address, scheduler_address
 from deploy.coordinator import FINISHED, Coordinator, Start, State
 from deploy.coordinator_http import read_token, serving
 from deploy.metrics import HostMetrics, JobMetrics, target
+from deploy.spot import SpotWatch
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.job import Cluster, Job
 from trainer.metrics_http import Listener
@@ -30,6 +31,10 @@ Emit = Callable[[dict[str, Any]], None]
 
 class Stopped(Exception):  # noqa: N818 - as asked, so not an error
     """The job has stopped because that was asked for; the message says how."""
+
+
+class Interrupted(Stopped):
+    """The job has stopped because this host will soon be gone; the message says how."""
 
 
 def check_hosts(cluster: Cluster) -> None:
@@ -59,18 +64,26 @@ def is_loopback(host: str) -> bool:
 
 
 def run_job(
-    job: Job, folder: RunFolder, emit: Emit, listener: Listener, *, resume: bool, asked_to_stop: Callable[[], bool]
+    job: Job,
+    folder: RunFolder,
+    emit: Emit,
+    listener: Listener,
+    *,
+    resume: bool,
+    asked_to_stop: Callable[[], bool],
+    spot: SpotWatch | None = None,
 ) -> dict[str, Any]:
     """Run a distributed job until it is done, through as many generations as that takes; gives its report.
 
     ``emit`` gets the events of the first worker and, as ``restart``, ``resume``, ``back_off`` and ``waiting``, those of
     the job. With ``resume`` it goes on from the newest checkpoint, where there is one. ``asked_to_stop`` is asked many
-    times a second. ``listener`` shows the job to whoever watches it.
+    times a second. ``listener`` shows the job to whoever watches it. ``spot`` knows when this host will soon be gone.
 
     Raises:
         InputError: a role found the input wrong.
         ClusterError: restarts did not help.
-        Stopped: it was asked to stop. Whatever is raised, all processes of this host have ended by then.
+        Stopped: it was asked to stop, or (Interrupted) this host will soon be gone. Whatever is raised, all processes
+            of this host have ended by then.
     """
     files = folder.files_for_roles() if job.hosts_apart else None
     begun = resume and folder.logs.exists()
@@ -85,6 +98,7 @@ def run_job(
             identity=coordinator.home,
             heartbeat_seconds=0.0,  # a call costs nothing, so at every turn
             lease_seconds=float("inf"),
+            **watched_by(spot),
         )
         stack.enter_context(closing(agent))
         _show(job, coordinator, agent, listener)
@@ -97,7 +111,7 @@ def run_job(
         restarts = _Restarts(folder)
         while coordinator.state not in FINISHED or agent.left is None or coordinator.others():
             agent.turn()
-            if asked_to_stop():
+            if asked_to_stop() or coordinator.interruption():
                 coordinator.stop()
             coordinator.tick()
             search.turn(coordinator)
@@ -107,7 +121,8 @@ def run_job(
     if coordinator.state is State.FAILED:
         raise coordinator.error()
     if coordinator.state is State.STOPPED:
-        raise Stopped(coordinator.message)
+        notice = None if asked_to_stop() else coordinator.interruption()
+        raise Interrupted(f"{coordinator.message}: {notice}") if notice else Stopped(coordinator.message)
     return _amended_report(folder, restarts.of(coordinator))
 
 
@@ -124,6 +139,11 @@ def _keeping(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
             record(event)
 
     return take
+
+
+def watched_by(spot: SpotWatch | None) -> dict[str, Any]:
+    """What an agent's constructor is told of spot notices."""
+    return {} if spot is None else {"notice": spot.notice, "saves_wanted": spot.recommendations}
 
 
 def _show(job: Job, coordinator: Coordinator, agent: Agent, listener: Listener) -> None:

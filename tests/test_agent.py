@@ -182,7 +182,7 @@ def test_workers_and_no_others_are_asked_to_stop_and_only_once(
     turn_until(agent, lambda: boss.last.generation == 1)
     asked = []
     for process in agent._processes:
-        monkeypatch.setattr(process.process, "terminate", lambda name=process.role.name: asked.append(name))
+        monkeypatch.setattr(process.process, "send_signal", lambda number, name=process.role.name: asked.append(name))
     boss.let("stop", roles=("server-0", "worker-0"))
     told = len(boss.reports)
     turn_until(agent, lambda: len(boss.reports) > told + 3)

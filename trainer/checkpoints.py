@@ -189,14 +189,21 @@ class Saver:
         emit: Emit,
         stop_requested: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        saves_wanted: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Save what ``store`` holds under ``checkpoints``; ``stop_requested`` is asked at each agreement."""
+        """Save what ``store`` holds under ``checkpoints``; ``stop_requested`` is asked at each agreement.
+
+        So is ``saves_wanted`` of rank 0, how often a checkpoint has been asked for: when that has grown, one is due.
+        """
         self._store = store
         self._settings = settings
         self._checkpoints = checkpoints
         self._identity = identity
         self._emit = emit
         self._stop_requested = stop_requested
+        self._saves_wanted = saves_wanted
+        self._saves_met = 0
         self._clock = clock
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._progress: Progress | None = None
@@ -251,6 +258,8 @@ class Saver:
     def _is_due(self, step: int, now: float) -> bool:
         seconds, steps = self._settings.every_seconds, self._settings.every_steps
         since_steps = step - (self._last_step or 0)
+        if self._saves_wanted() > self._saves_met:
+            return True
         return (seconds is not None and now - self._saved_at >= seconds) or (steps is not None and since_steps >= steps)
 
     def _interval(self, step: int, pace: float) -> int:
@@ -291,6 +300,7 @@ class Saver:
         return self._writing is not None or self._committing is not None
 
     def _snapshot(self, progress: Progress, totals: dict[str, float]) -> None:
+        self._saves_met = self._saves_wanted()
         self._last_step = progress.step
         self._writing = {"step": progress.step, "progress": progress.to_record(totals)}
         self._store.save(step_folder(self._checkpoints, progress.step))

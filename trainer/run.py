@@ -74,12 +74,13 @@ def run_training(
     *,
     checkpoint: str | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
+    saves_wanted: Callable[[], int] = lambda: 0,
     metrics: RoleMetrics | None = None,
 ) -> dict[str, Any] | Stop:
     """Train as one worker of ``job`` on ``store``, on from ``checkpoint`` if one is given; ``metrics`` show it.
 
     Rank 0 writes the records, the checkpoints and the report. Returns the report or, where ``stop_requested`` said at
-    any worker that the run shall stop, where that was.
+    any worker that the run shall stop, where that was. A checkpoint is written whenever ``saves_wanted`` has grown.
 
     Raises:
         CrossfadeError: the run failed; its exit code says how.
@@ -95,7 +96,15 @@ def run_training(
         selection = select(job, data, manifest, PhaseEvents(measured.first(emit)), counts)
         reader = opened.enter_context(closing(ShardReader(data, manifest, job.data.readers)))
         saver = opened.enter_context(
-            Saver(store, job.checkpoint, folder.checkpoints(job), identity, record, stop_requested)
+            Saver(
+                store,
+                job.checkpoint,
+                folder.checkpoints(job),
+                identity,
+                record,
+                stop_requested,
+                saves_wanted=saves_wanted,
+            )
         )
         towers = load_towers(job, model, data, manifest)
         loop = _make_loop(
@@ -145,6 +154,7 @@ def run_in_process(
     *,
     resume: bool,
     stop_requested: Callable[[], bool],
+    saves_wanted: Callable[[], int] = lambda: 0,
     say: Callable[[str], None],
     metrics: RoleMetrics | None = None,
 ) -> dict[str, Any] | Stop:
@@ -163,7 +173,14 @@ def run_in_process(
                 if metrics is not None:
                     metrics.show("rows", RowMetrics(store.work))
                 return run_training(
-                    job, folder, store, emit, checkpoint=checkpoint, stop_requested=stop_requested, metrics=metrics
+                    job,
+                    folder,
+                    store,
+                    emit,
+                    checkpoint=checkpoint,
+                    stop_requested=stop_requested,
+                    saves_wanted=saves_wanted,
+                    metrics=metrics,
                 )
         except CheckpointError as error:
             if checkpoint is None or error.checkpoint != checkpoint:

@@ -1,0 +1,27 @@
+"""``--spot``: the notices by which EC2 takes a host back, as the commands that run on it heed them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deploy.spot import SpotWatch
+
+
+@contextmanager
+def heeding(wanted: bool) -> Iterator[SpotWatch | None]:
+    """Watch for notices while the context lasts, if that is ``wanted``, and say on stderr what comes.
+
+    Raises:
+        InputError: the environment says that the metadata service must not be asked, or names no address.
+    """
+    if not wanted:
+        yield None
+        return
+    from deploy.spot import watching
+
+    with watching(lambda line: print(f"crossfade: {line}", file=sys.stderr, flush=True)) as watch:
+        yield watch

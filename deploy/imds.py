@@ -1,0 +1,96 @@
+"""The metadata service of an EC2 instance, version 2: what a host knows of itself, and whether it will soon be gone.
+
+InstanceMetadata.of_this_host().get("local-ipv4")          # "10.0.0.5", or None where there is no such thing
+
+Each request carries a token, which is fetched with PUT and lasts six hours. The service answers at a link-local
+address; AWS_EC2_METADATA_SERVICE_ENDPOINT names another, as it does for the AWS SDKs.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import threading
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from kvstore.errors import InputError, UnreachableError
+
+ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+DISABLED_VARIABLE = "AWS_EC2_METADATA_DISABLED"
+DEFAULT_ENDPOINT = "http://169.254.169.254"
+TIMEOUT_SECONDS = 2.0
+_TOKEN_SECONDS = 21600
+_LONGEST_ANSWER_BYTES = 1 << 20
+
+
+class InstanceMetadata:
+    """The service at one address. Its methods may be called from several threads."""
+
+    def __init__(self, endpoint: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        """Ask at ``endpoint``, as in http://169.254.169.254.
+
+        Raises:
+            InputError: that is no such address.
+        """
+        parts = urlsplit(endpoint)
+        try:
+            self._address = parts.hostname or "", parts.port or 80
+        except ValueError:
+            self._address = "", 0
+        if parts.scheme != "http" or not self._address[0] or parts.path not in {"", "/"}:
+            raise InputError(f"{ENDPOINT_VARIABLE}: expected a URL such as {DEFAULT_ENDPOINT}, but found '{endpoint}'")
+        self.endpoint = endpoint.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+        self._token: str | None = None
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def of_this_host() -> InstanceMetadata:
+        """The one that the environment names, or EC2's.
+
+        Raises:
+            InputError: the environment says that it must not be asked, or names no address.
+        """
+        if os.environ.get(DISABLED_VARIABLE, "").lower() == "true":
+            raise InputError(f"{DISABLED_VARIABLE} is true, so EC2's metadata service must not be asked; unset it")
+        return InstanceMetadata(os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT)
+
+    def get(self, name: str) -> str | None:
+        """What ``latest/meta-data/NAME`` says; None if there is no such thing.
+
+        Raises:
+            UnreachableError: there is no answer, or not one of this service.
+        """
+        with self._lock:
+            status, text = self._ask(name)
+            if status == HTTPStatus.UNAUTHORIZED:  # the token has run out
+                self._token = None
+                status, text = self._ask(name)
+        if status == HTTPStatus.NOT_FOUND:
+            return None
+        if status != HTTPStatus.OK:
+            raise UnreachableError(f"{self.endpoint}: the metadata service answers {name} with {status}")
+        return text
+
+    def _ask(self, name: str) -> tuple[int, str]:
+        if self._token is None:
+            status, token = self._request("PUT", "/latest/api/token", "ttl-seconds", str(_TOKEN_SECONDS))
+            if status != HTTPStatus.OK or not token:
+                raise UnreachableError(f"{self.endpoint}: the metadata service gives no token, but answers {status}")
+            self._token = token
+        return self._request("GET", f"/latest/meta-data/{name}", "", self._token)
+
+    def _request(self, method: str, path: str, header: str, value: str) -> tuple[int, str]:
+        # http.client, since urllib would ask a proxy that the environment names.
+        connection = http.client.HTTPConnection(*self._address, timeout=self._timeout_seconds)
+        name = "X-aws-ec2-metadata-token" + (f"-{header}" if header else "")
+        try:
+            connection.request(method, path, headers={name: value})
+            response = connection.getresponse()
+            return response.status, response.read(_LONGEST_ANSWER_BYTES).decode("utf-8", errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+            raise UnreachableError(f"{self.endpoint}: the metadata service cannot be reached: {reason}") from error
+        finally:
+            connection.close()

@@ -1,0 +1,111 @@
+"""The metadata service of a spot instance, on loopback: a real HTTP server that demands a token, as EC2's does.
+
+with running_metadata() as metadata:
+    started("train", job, "--spot", variables=metadata.variables)
+    metadata.take_away()                          # two minutes' notice
+    metadata.recommend_leaving()                  # the instance is at risk
+    metadata.forget_tokens()                      # they have run out
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+LONGEST_TOKEN_SECONDS = 21600
+_PREFIX = "/latest/meta-data/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_PUT(self) -> None:
+        """Give a token."""
+        seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
+        good = seconds.isdecimal() and 1 <= int(seconds) <= LONGEST_TOKEN_SECONDS
+        if self.path == "/latest/api/token" and good:
+            self._answer(HTTPStatus.OK, self.server.metadata.give_token())
+        else:
+            self._answer(HTTPStatus.BAD_REQUEST, "")
+
+    def do_GET(self) -> None:
+        """Say what is asked for, to those who have a token."""
+        metadata = self.server.metadata
+        if self.headers.get("X-aws-ec2-metadata-token") not in metadata.tokens:
+            self._answer(HTTPStatus.UNAUTHORIZED, "")
+            return
+        name = self.path.removeprefix(_PREFIX)
+        metadata.asked.append(name)
+        said = metadata.says.get(name) if self.path.startswith(_PREFIX) else None
+        self._answer(*((HTTPStatus.NOT_FOUND, "not here") if said is None else (HTTPStatus.OK, said)))
+
+    def _answer(self, status: HTTPStatus, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, metadata: Metadata) -> None:
+        self.metadata = metadata
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+
+class Metadata:
+    """What one instance's service says: ``says`` by name, below latest/meta-data/."""
+
+    def __init__(self) -> None:
+        self.says: dict[str, str] = {}
+        self.asked: list[str] = []
+        self.tokens: set[str] = set()
+        self.endpoint = ""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the environment of a process on the instance says."""
+        return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.endpoint}
+
+    def give_token(self) -> str:
+        """A new one."""
+        token = secrets.token_urlsafe()
+        self.tokens.add(token)
+        return token
+
+    def forget_tokens(self) -> None:
+        """Have all tokens refused from now on."""
+        self.tokens.clear()
+
+    def take_away(self, action: str = "terminate", when: str = "2017-09-18T08:22:00Z") -> None:
+        """Give notice: the form is that of the EC2 user guide, "instance-action"."""
+        self.says["spot/instance-action"] = json.dumps({"action": action, "time": when})
+
+    def recommend_leaving(self, when: str = "2020-10-27T08:22:00Z") -> None:
+        """Say that the instance is at risk: the form is that of the user guide, "rebalance recommendation"."""
+        self.says["events/recommendations/rebalance"] = json.dumps({"noticeTime": when})
+
+
+@contextmanager
+def running_metadata() -> Iterator[Metadata]:
+    """A service that has nothing to say yet."""
+    metadata = Metadata()
+    server = _Server(metadata)
+    metadata.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield metadata
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
