@@ -147,6 +147,12 @@ def _add_column_options(parser: argparse.ArgumentParser) -> None:
         "an entity that model.query and model.item may name; may be given several times",
     )
     group.add_argument(
+        "--catalogue",
+        action="append",
+        metavar="ENTITY",
+        help="ids of ENTITY that are in no event, but in a file of --features, get rows too: tracks that are new",
+    )
+    group.add_argument(
         "--names",
         action="append",
         metavar="ENTITY=FILE:ID_COLUMN:NAME_COLUMN",

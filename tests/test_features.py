@@ -103,6 +103,23 @@ def test_values_are_counted_by_the_interactions_of_train_that_meet_them(data: Pa
     assert problems(data) == []
 
 
+@pytest.mark.parametrize("ids", ["auto", "string"])
+def test_a_catalogue_gives_rows_to_ids_that_are_in_no_event(raw: Path, tmp_path: Path, ids: str) -> None:
+    kind = {"auto": int, "string": str}[ids]
+    data = prepare(raw, tmp_path / "out", *all_features(raw), "--catalogue", "track", "--ids", ids)
+    assert [row[0] for row in vocabulary(data, "track")][-3:] == [kind(number) for number in (14, 15, 99)]
+    assert values(data, "track", "tag")[kind(99)] == ["unheard"]
+    assert problems(data) == []
+    # The day after, it has its first plays, in the row that it has already.
+    (raw / "day2.csv").write_text("customer,track,w\nann,99,1\n")
+    (raw / "new.csv").write_text("id,tag\n98,live\n")
+    options = ["--vocabulary", str(data), "--features", f"track={raw}/new.csv:id:tag", "--catalogue", "track"]
+    second = prepare(raw, tmp_path / "second", *options, "--ids", ids, train="day2.csv")
+    expected = [(own_id, int(own_id == kind(99))) for own_id, _ in vocabulary(data, "track")]
+    assert vocabulary(second, "track") == [*expected, (kind(98), 0)]
+    assert problems(second) == []
+
+
 def test_names_name_values_too(raw: Path, tmp_path: Path) -> None:
     (raw / "names.csv").write_text("id,name\n7,Seven\n8,Eight\n")
     data = prepare(raw, tmp_path / "out", *all_features(raw), "--names", f"artist={raw}/names.csv:id:name")
@@ -197,6 +214,7 @@ def test_values_that_are_counted_wrong_are_a_problem(data: Path) -> None:
         ("features without their column", "track={raw}/tags.parquet:id:genre"),
         ("features of none of the ids", "customer={raw}/tags.parquet:id:tags"),
         ("features of fractions", "track={raw}/fractions.parquet:id:loud"),
+        ("a catalogue without features", "customer={raw}/countries.csv:who:country"),
         ("features file missing", "track={raw}/none.parquet:id:tags"),
     ],
 )
@@ -205,7 +223,8 @@ def test_features_that_cannot_be_read_are_refused(
 ) -> None:
     pq.write_table(pa.table({"id": [10], "loud": [0.5]}), raw / "fractions.parquet")
     files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
-    assert main(["prepare", *files, "--features", option.format(raw=raw)]) == 2
+    catalogue = ["--catalogue", "track"] if what == "a catalogue without features" else []
+    assert main(["prepare", *files, "--features", option.format(raw=raw), *catalogue]) == 2
     documented(what, capsys.readouterr().err.strip().removeprefix("crossfade: error: "))
     assert not (tmp_path / "out").exists()
 

@@ -33,6 +33,8 @@ from trainer.prepare.sources import RawFile, Source
 from trainer.prepare.staging import Staged
 
 OPTION = "--features"
+_AFTER_ALL = 2**60
+"""More than there are ids: what is added to the places of those that no event has."""
 
 _SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
@@ -252,6 +254,24 @@ def counted_values_sql(feature: Planned) -> str:
     return (
         "SELECT NULL::BIGINT AS number, p.id AS id, p.id AS place, CAST(sum(v.count) AS BIGINT) AS count "
         f"FROM pairs_{feature.role} p JOIN vocabulary_{feature.side} v ON v.row = p.row GROUP BY p.id"
+    )
+
+
+def catalogued_sql(planned: Sequence[Planned], side: Side, id_type: IdType) -> str:
+    """A query for each id of ``side`` that files of features have a value of, and ``interactions`` have not.
+
+    As ``build_vocabulary`` wants it: the count is 0, and the place after those of all ids that events have.
+    """
+    given = " UNION ".join(
+        f"SELECT id FROM given_{feature.role}" for feature in planned if feature.side == side and feature.asked
+    )
+    own = given
+    if id_type == "int64":
+        own = f"SELECT CAST(id AS BIGINT) AS id FROM ({given}) WHERE {INTEGER_TEXT.format('id')}"
+    met = f"SELECT i.id FROM ids_{side} i SEMI JOIN interactions e ON e.{side} = i.number"
+    return (
+        f"SELECT NULL::BIGINT AS number, id, {_AFTER_ALL} + row_number() OVER (ORDER BY id) AS place, 0 AS count "
+        f"FROM ({own}) ANTI JOIN ({met}) USING (id)"
     )
 
 

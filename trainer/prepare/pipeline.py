@@ -57,8 +57,9 @@ class PrepareOptions:
     interaction of those of a (query, item) pair. ``min_count`` is the least that ids of an entity must have
     (``cleaning.py``). ``ids`` 'auto' reads ids of text files as integers where all of a file are, 'string' reads every
     id as text. Hold-outs are described in ``splits.py``. ``names`` maps an entity to the file with its names.
-    ``features`` say what ids have besides (``features.py``). ``vocabulary`` is an earlier data set, a path or URI,
-    whose ids keep their rows (``base_vocabulary.py``). ``seed`` decides on the order of the shards and on random
+    ``features`` say what ids have besides (``features.py``); ids of the entities in ``catalogue`` that are in no event,
+    but have a feature, get rows too. ``vocabulary`` is an earlier data set, a path or URI, whose ids keep their rows
+    (``base_vocabulary.py``). ``seed`` decides on the order of the shards and on random
     hold-outs. ``work`` is where temporary files go (see ``staging.py``). ``memory_bytes`` and ``threads`` bound DuckDB
     (default: half of the memory and 4 GiB at most; every core).
     """
@@ -86,6 +87,7 @@ class PrepareOptions:
     hold_out_test: str | None = None
     names: Mapping[str, NamesFile] = field(default_factory=dict)
     features: Sequence[FeatureFile] = ()
+    catalogue: Sequence[str] = ()
     vocabulary: str | None = None
     seed: int = 0
     overwrite: bool = False
@@ -160,6 +162,26 @@ def check_entity(option: str, name: str) -> None:
         )
 
 
+def _check_entities_of(options: PrepareOptions) -> None:
+    """Refuse options about entities that there are not."""
+    for file in options.features:
+        for name in file.columns:
+            check_entity(FEATURES_OPTION, name)
+    for entity in options.catalogue:
+        if entity not in {file.entity for file in options.features}:
+            raise InputError(f"--catalogue {entity}: adds ids that are in --features {entity}=… alone; give that too")
+    sides = [options.query, options.item]
+    nameable = [*sides, *(name for file in options.features for name in file.columns)]
+    for option, given_for, known in (
+        ("--names", options.names, nameable),
+        ("--min-count", options.min_count, sides),
+    ):
+        unknown = sorted(set(given_for) - set(known))
+        if unknown:
+            expected = " or ".join(f"'{entity}'" for entity in known)
+            raise InputError(f"{option} {unknown[0]}=…: no such entity; expected {expected}")
+
+
 def _check(options: PrepareOptions) -> None:
     check_entities(options.query, options.item)
     check_event_weights(options.event_weights)
@@ -171,19 +193,7 @@ def _check(options: PrepareOptions) -> None:
         raise InputError(
             "--event and --event-weights belong together: --event COLUMN --event-weights play=1,like=3,skip=-1"
         )
-    for file in options.features:
-        for name in file.columns:
-            check_entity(FEATURES_OPTION, name)
-    sides = [options.query, options.item]
-    nameable = [*sides, *(name for file in options.features for name in file.columns)]
-    for option, given_for, known in (
-        ("--names", options.names, nameable),
-        ("--min-count", options.min_count, sides),
-    ):
-        unknown = sorted(set(given_for) - set(known))
-        if unknown:
-            expected = " or ".join(f"'{entity}'" for entity in known)
-            raise InputError(f"{option} {unknown[0]}=…: no such entity; expected {expected}")
+    _check_entities_of(options)
     for entity, minimum in options.min_count.items():
         if minimum < 1:
             raise InputError(f"--min-count {entity}={minimum}: expected at least 1")
@@ -292,9 +302,13 @@ class _Preparation:
             self._connection, self._staged, self._progress, self._base, options.names, inputs.names
         )
         sides: dict[str, Side] = {options.query: "query", options.item: "item"}
-        entities = {entity: vocabularies.of_side(side, entity, events.id_types[side]) for entity, side in sides.items()}
         planned = plan_features(options.features, inputs.features, sides, self._base)
-        values, features = vocabularies.of_features(planned, options.ids)
+        vocabularies.read_features(planned, options.ids)
+        entities = {
+            entity: vocabularies.of_side(side, entity, events.id_types[side], entity in options.catalogue)
+            for entity, side in sides.items()
+        }
+        values, features = vocabularies.of_features()
         self._facts |= vocabularies.facts
         splits = {split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]}
         return Manifest(

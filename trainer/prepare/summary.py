@@ -60,6 +60,7 @@ def describe(manifest: Manifest, folder: Folder) -> str:
         top = _top(folder, manifest, name)
         lines.append(f"  {name:{width}} {entity.rows:>15,} rows          {ids}; most in train: {top}")
         lines += [f"  {'':{width}} {'':15} {line}" for line in _of_feature(manifest, name)]
+        lines += [f"  {'':{width}} {'':15} {line}" for line in _catalogued(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in _changes(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in _popularity(manifest, name)]
     for name, split in manifest.splits.items():
@@ -103,6 +104,11 @@ def _of_feature(manifest: Manifest, name: str) -> list[str]:
     if filled is not None:
         line += f", of {filled:,} of its {rows:,} rows"
     return [line + (f"; {unknown:,} ids ignored, which are in no event" if unknown else "")]
+
+
+def _catalogued(manifest: Manifest, name: str) -> list[str]:
+    new = manifest.source.get(f"{name}_catalogued")
+    return [] if new is None else [f"{new:,} rows are in no event: files of features alone have them"]
 
 
 def _changes(manifest: Manifest, name: str) -> list[str]:

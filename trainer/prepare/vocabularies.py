@@ -1,8 +1,10 @@
+# ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """The vocabularies of a preparation: those of the two sides, then those of their features, with the pairs of these.
 
 vocabularies = Vocabularies(connection, staged, progress, base, names, files_of_names)
-entity = vocabularies.of_side("item", "track", "int64")
-entities, features = vocabularies.of_features(planned, ids="auto")
+vocabularies.read_features(planned, ids="auto")
+entity = vocabularies.of_side("item", "track", "int64", catalogue=False)
+entities, features = vocabularies.of_features()
 vocabularies.facts                                                  # for the manifest
 """
 
@@ -24,8 +26,16 @@ from trainer.prepare.build_vocabulary import (
     join_names,
     write_vocabulary,
 )
+from trainer.prepare.database import count
 from trainer.prepare.events import IdChoice, IdType
-from trainer.prepare.features import Planned, counted_values_sql, join_feature, read_features, write_feature
+from trainer.prepare.features import (
+    Planned,
+    catalogued_sql,
+    counted_values_sql,
+    join_feature,
+    read_features,
+    write_feature,
+)
 from trainer.prepare.fetching import fetched
 from trainer.prepare.sources import Source
 from trainer.prepare.staging import Staged
@@ -51,29 +61,46 @@ class Vocabularies:
         self._base = base
         self._names = names
         self._files = files
+        self._planned: Sequence[Planned] = ()
+        self._types: dict[str, IdType] = {}
         self.facts: Facts = {}
 
-    def of_side(self, side: Side, entity: str, id_type: IdType) -> Entity:
-        """The vocabulary of the ids of ``interactions`` on one side, written."""
+    def read_features(self, planned: Sequence[Planned], ids: IdChoice) -> None:
+        """Read the files of the features that are ``planned``.
+
+        Raises:
+            InputError: one cannot be used.
+        """
+        self._planned = planned
+        self._types = read_features(self._connection, planned, self._staged.work, ids, self._base, self._progress)
+
+    def of_side(self, side: Side, entity: str, id_type: IdType, catalogue: bool) -> Entity:
+        """The vocabulary of the ids of ``interactions`` on one side, written.
+
+        With ``catalogue``, ids follow that files of features alone have.
+        """
         if self._base is not None:
             self._base.check_id_type(entity, id_type)
             load_base(self._connection, self._base, side, entity, self._progress)
-        self._make(side, entity, counted_sql(side))
+        counted = counted_sql(side)
+        if catalogue:
+            further = catalogued_sql(self._planned, side, id_type)
+            self.facts[f"{entity}_catalogued"] = count(self._connection, f"SELECT count(*) FROM ({further})")
+            counted = f"{counted} UNION ALL {further}"
+        self._make(side, entity, counted)
         self.facts |= popularity(self._connection, side, entity)
         return self._write(side, entity, id_type)
 
-    def of_features(
-        self, planned: Sequence[Planned], ids: IdChoice
-    ) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
+    def of_features(self) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
         """The vocabularies of features, by name, and the pairs, by entity and name, of rows that ``of_side`` has made.
 
         Raises:
-            InputError: a file of theirs cannot be used.
+            InputError: files know none of the ids, or values are of another type than those of the earlier data.
         """
-        types = read_features(self._connection, planned, self._staged.work, ids, self._base, self._progress)
+        types = self._types
         entities: dict[str, Entity] = {}
         features: dict[str, dict[str, Feature]] = {}
-        for feature in planned:
+        for feature in self._planned:
             name = feature.name
             if self._base is not None and name in self._base.manifest.entities:
                 id_type = types.setdefault(name, self._base.manifest.entities[name].id_type)
