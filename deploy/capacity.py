@@ -34,6 +34,7 @@ from trainer.data.progress import Progress, Silent
 from trainer.embeddings import GROUP_ROWS
 from trainer.job import Job
 from trainer.model import Model, make_model
+from trainer.negatives import needs_counts
 from trainer.run import open_data
 from trainer.selection import Selection, select
 
@@ -371,7 +372,7 @@ def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Par
     yield Part("batches", _BATCHES_HELD * uses * _USE_BYTES, "steps")
     rows = min(uses, sum(table.rows for table in inputs.model.tables))
     yield Part("rows of a step", ACTIVE_COPIES * rows * job.model.dim * VALUE_BYTES, "steps")
-    if job.negatives.sampling == "popularity":
+    if needs_counts(job.negatives, inputs.model.has_item_features):
         # negatives.Sampler keeps float64 sums, from five arrays of a number an item.
         yield Part("popularity of items", 8 * inputs.model.item.rows)
         yield Part("making the popularity of items", 40 * inputs.model.item.rows, "start")

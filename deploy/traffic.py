@@ -68,6 +68,11 @@ class Counts:
         """The rows of the table."""
         return int(self.rows_K.sum())
 
+    def met(self) -> Counts:
+        """Those of the rows that occur at all; where nothing was counted, of all."""
+        met_K = (self.count_K > 0) | (not self.known)
+        return Counts(self.count_K[met_K], self.rows_K[met_K])
+
     def factor(self, total: int) -> float:
         """What makes the counts add up to ``total``, the interactions of train."""
         return total / float(self.count_K @ self.rows_K)
@@ -210,7 +215,8 @@ def expect_traffic(
     owners = manifest.owners()
     for table in model.tables:
         negatives = job.negatives if table == model.item else None
-        known = counts[table.name]
+        # The others neither are negatives then, nor have an embedding of their own.
+        known = counts[table.name].met() if table == model.item and model.has_item_features else counts[table.name]
         owner = owners.get(table.name)
         if owner is None:
             touched_by = [touched(known, share, total, negatives) for share in parts]

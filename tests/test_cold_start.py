@@ -114,14 +114,14 @@ def test_new_tracks_with_features_beat_popularity_by_far_and_those_without_do_no
     assert found["queries_cold"] == by_count["queries_cold"] > CUSTOMERS / 2
     # Popularity never ranks a track that nobody has played among the first; among such tracks it knows no order.
     assert by_count["recall_cold@10"] == 0
-    assert found["recall_cold@10"] > 0.04 > 4 * plain["recall_cold@10"]
+    assert found["recall_cold@10"] > 0.25 > 20 * plain["recall_cold@10"]
     chance = 10 / len(COLD)
     assert by_count["recall_among_cold@10"] == pytest.approx(chance, abs=0.1)
     assert plain["recall_among_cold@10"] == pytest.approx(chance, abs=0.1)
     assert found["recall_among_cold@10"] > 2.5 * chance
     assert found["ndcg_among_cold@10"] > 2 * max(by_count["ndcg_among_cold@10"], plain["ndcg_among_cold@10"])
-    # And known tracks lose little by it.
-    assert found["recall_warm@10"] > 0.85 * plain["recall_warm@10"]
+    # Known tracks make room for new ones, and all together gain.
+    assert found["recall@10"] > 1.5 * plain["recall@10"]
     assert found["recall_warm@10"] > 2 * by_count["recall_warm@10"]
 
 
@@ -165,7 +165,7 @@ def test_only_rows_of_the_steps_are_moved(place: Path, featured: Path) -> None:
         assert list(moved) == ["customer", "track", "genre", "style"]
         assert moved["genre"] <= GENRES
         assert moved["style"] <= STYLES
-        # 64 negatives and at most 256 tracks, of which those that are new, and a third of the others, move no row.
+        # 64 negatives and at most 256 tracks, of which a third move no row of their own.
         assert moved["track"] < TRACKS - len(COLD)
 
 

@@ -84,6 +84,16 @@ def test_popularity_sampling_draws_by_the_power_of_counts_and_unseen_items_as_if
     assert {0, 3} <= set(rows_N), "items that were never seen are drawn"
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+def test_items_that_nobody_met_are_left_out_if_so_wanted(sampling: str) -> None:
+    counts_N = np.append(COUNTS, 0)
+    spec = Negatives(kind="shared", count=50_000, sampling=sampling, power=0.5)
+    rows_N = Sampler(spec, len(counts_N), counts_N, seed=1, met_alone=True).draw(share_of(np.arange(2)), 0, 0)
+    mass_N = counts_N**0.5 if sampling == "popularity" else counts_N > 0
+    assert set(rows_N) == set(np.flatnonzero(counts_N))
+    assert_frequencies(np.searchsorted(np.flatnonzero(counts_N), rows_N), mass_N[counts_N > 0])
+
+
 @pytest.mark.parametrize("kind", ["shared", "each"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_an_empty_share_draws_none(kind: str, sampling: str) -> None:

@@ -75,6 +75,11 @@ class Model:
         ]
 
     @property
+    def has_item_features(self) -> bool:
+        """Whether an item that nobody has met says what it is: then it is no negative, since nobody could choose it."""
+        return any(tower.entity == self.item for tower in self.towers)
+
+    @property
     def vectors(self) -> list[TableSpec]:
         """What there are vectors of: the two entities and their features."""
         return [self.query, self.item, *(table for tower in self.towers for table in tower.features)]

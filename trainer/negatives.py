@@ -16,23 +16,36 @@ from trainer.job import Negatives
 _STREAM = "negatives"
 
 
+def needs_counts(spec: Negatives, met_alone: bool) -> bool:
+    """Whether a ``Sampler`` needs to know how often each item was met in train."""
+    return met_alone or spec.sampling == "popularity"
+
+
 class Sampler:
     """Draws the negatives of a step."""
 
-    def __init__(self, spec: Negatives, items: int, counts_N: IntArray | None, seed: int) -> None:
-        """Draw among ``items`` rows; ``counts_N`` are their interactions, needed for popularity sampling alone.
+    def __init__(
+        self, spec: Negatives, items: int, counts_N: IntArray | None, seed: int, met_alone: bool = False
+    ) -> None:
+        """Draw among ``items`` rows; ``counts_N`` are their interactions, needed where ``needs_counts`` says so.
 
-        An item that was never seen in train counts as seen once, so that it is drawn too.
+        An item that was never seen in train counts as seen once, so that it is drawn too; or never, with ``met_alone``.
         """
         self._spec = spec
         self._items = items
         self._seed = seed
         self._cumulative_N: FloatArray | None = None
-        if spec.sampling == "popularity":
+        if needs_counts(spec, met_alone):
             assert counts_N is not None
             assert len(counts_N) == items
-            mass_N = np.maximum(counts_N, 1).astype(np.float64) ** spec.power
-            self._cumulative_N = np.cumsum(mass_N) / mass_N.sum()
+            mass_N = np.maximum(counts_N, 1).astype(np.float64) ** (
+                spec.power if spec.sampling == "popularity" else 0.0
+            )
+            if met_alone:
+                mass_N[counts_N == 0] = 0.0
+            summed_N = np.cumsum(mass_N)
+            # Divided by its own last value, the sum reaches 1 at the last item that has mass, and no draw lies beyond.
+            self._cumulative_N = summed_N / (summed_N[-1] if met_alone else mass_N.sum())
 
     def draw(self, share: Share, epoch: int, step: int) -> IntArray:
         """Rows of the item table, int64: the pool (C,), or ``count`` for each example of ``share`` (B·count,)."""

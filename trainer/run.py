@@ -30,7 +30,7 @@ from trainer.kept_embeddings import KeptEmbeddings
 from trainer.loop import Emit, Loop
 from trainer.metrics import RoleMetrics, RowMetrics
 from trainer.model import Model, make_model
-from trainer.negatives import Sampler
+from trainer.negatives import Sampler, needs_counts
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder, recorder
 from trainer.selection import Selection, check_row_groups, found_counts, select
@@ -279,8 +279,8 @@ def _make_loop(
     measured: TrainingMetrics,
 ) -> Loop:
     has_valid = "valid" in manifest.splits and manifest.splits["valid"].rows > 0
-    needs_counts = has_valid or job.negatives.sampling == "popularity"
-    counts_N = vocabularies[manifest.item].counts() if needs_counts else None
+    counted = has_valid or needs_counts(job.negatives, model.has_item_features)
+    counts_N = vocabularies[manifest.item].counts() if counted else None
     schedule = Schedule(
         reader,
         selection.groups,
@@ -319,7 +319,7 @@ def _make_loop(
         engine=engine,
         schedule=schedule,
         towers=towers,
-        sampler=Sampler(job.negatives, model.item.rows, counts_N, job.train.seed),
+        sampler=Sampler(job.negatives, model.item.rows, counts_N, job.train.seed, met_alone=model.has_item_features),
         evaluator=judge,
         keep=keep,
         after_step=saver.after_step,
