@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from crossfade import agent, evaluate, export, plan, prepare, roles, similar, submit, train, tune
+from crossfade import agent, dashboard, evaluate, export, plan, prepare, roles, similar, status, submit, train, tune
 from crossfade.stopping import Interrupted, Stopped, stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
@@ -37,7 +37,20 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (prepare, plan, train, tune, export, evaluate, similar, submit, agent, roles):
+    for module in (
+        prepare,
+        plan,
+        train,
+        tune,
+        status,
+        dashboard,
+        export,
+        evaluate,
+        similar,
+        submit,
+        agent,
+        roles,
+    ):
         module.add_parser(commands)
     return parser
 

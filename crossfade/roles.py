@@ -6,6 +6,8 @@ import argparse
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,8 @@ needs the job.yaml of a run. The environment says who is where:
 Each answers to /metrics and /healthz at DMLC_NODE_HOST and the job's metrics.port, which is one a process: where
 several run on one host, 0.
 """
+LOAD_SECONDS = 2.0
+"""How often a role tells what it takes."""
 _NEEDED = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NODE_HOST", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER")
 
 
@@ -119,11 +123,19 @@ def _run_role(
     with listening(metrics, port, job.metrics.host, os.environ["DMLC_NODE_HOST"]) as listener:
         if listener.address is not None:
             pipe.emit({"event": "metrics", "address": listener.address})
+        threading.Thread(target=_tell_load, args=(pipe, metrics), name="load", daemon=True).start()
         if arguments.role == "worker":
             _work(job, folder, arguments.checkpoint, pipe, metrics)
         else:
             _serve(metrics, fail)
         keep(folder, job, metrics)
+
+
+def _tell_load(pipe: EventPipe, metrics: RoleMetrics) -> NoReturn:
+    """Tell the agent now and then what this process takes and has done."""
+    while True:
+        pipe.emit({"event": "load", "load": metrics.load()})
+        time.sleep(LOAD_SECONDS)
 
 
 def _serve(metrics: RoleMetrics, fail: Callable[[BaseException], NoReturn]) -> None:

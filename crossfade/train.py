@@ -6,14 +6,17 @@ import argparse
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.dashboard import port
+
 if TYPE_CHECKING:
     from crossfade.progress import TrainingDisplay
     from deploy.capacity import Inputs
+    from deploy.run_state import RunState
     from deploy.spot import SpotWatch
     from trainer.job import Job
     from trainer.metrics_http import Listener
@@ -27,9 +30,10 @@ Examples:
   crossfade train --explain                                      every key of a job file: type, default and meaning
 
 The run folder gets job.yaml (as resolved), metrics.jsonl, metrics.prom, report.json, embeddings/ (those that did best
-on the valid split), checkpoints/ and, for a distributed job, logs/ and metrics/ (one file a role). A folder that holds
-an earlier run is moved aside, unless --resume takes that run up: from its newest whole checkpoint, with the same job
-but for cluster.*, checkpoint.*, metrics.* and how long to train.
+on the valid split), checkpoints/, state.json and processes.jsonl (how its processes are, for 'crossfade status' and
+'crossfade dashboard') and, for a distributed job, logs/ and metrics/ (one file a role). A folder that holds an earlier
+run is moved aside, unless --resume takes that run up: from its newest whole checkpoint, with the same job but for
+cluster.*, checkpoint.*, metrics.* and how long to train.
 
 A distributed job outlives its processes. When one dies, or none makes progress for cluster.stall_seconds, all are ended
 and start again from the newest whole checkpoint: at once, then after 1, 2, 4 ... 60 seconds, until cluster.max_restarts
@@ -42,8 +46,9 @@ On a spot instance: with --spot the run heeds EC2's notices. When EC2 announces 
 writes a checkpoint and ends with exit code 75; --resume goes on, here or elsewhere, if checkpoint.to outlives the host.
 When EC2 says that the host is at risk (a rebalance recommendation), a checkpoint is written and training goes on.
 
-What it is doing can be watched with Prometheus: the address of /metrics is printed, and /targets beside it lists all
-processes. metrics.port fixes the port; see docs/metrics.md.
+To watch it: 'crossfade dashboard' serves a page (--dashboard does while it trains, and prints the address), 'crossfade
+status' shows the same in the terminal; see docs/dashboard.md. For Prometheus the address of /metrics is printed, and
+/targets beside it lists all processes. metrics.port fixes the port; see docs/metrics.md.
 
 More hosts: say where this one listens, and start an agent on each of the others (see crossfade agent --help):
   export CROSSFADE_TOKEN=$(openssl rand -hex 32)        the same on all hosts
@@ -114,6 +119,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--spot", action="store_true", help="heed EC2's notices that it takes this host back (a spot instance)"
     )
+    parser.add_argument(
+        "--dashboard",
+        type=port,
+        nargs="?",
+        const=0,
+        metavar="PORT",
+        help="serve the page of the run on loopback while it trains, and print its address (default: a free port)",
+    )
     parser.add_argument("--explain", action=_Explain, nargs=0, help="print every key of a job file, and end")
     parser.set_defaults(run=run)
 
@@ -126,6 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.progress import TrainingDisplay
     from crossfade.spot import heeding
     from deploy.capacity import check_fits_this_machine, read_inputs
+    from deploy.run_state import RunState
     from trainer.checkpoints import starting_rows
     from trainer.job import load_job
     from trainer.ownership import check_claimable
@@ -159,7 +173,9 @@ def run(arguments: argparse.Namespace) -> int:
         with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
                 print(f"the earlier run in {folder.path} was moved to {moved}")
-            report = _run(job, folder, inputs, display, _Surroundings(listener, spot, resume=arguments.resume))
+            around = _Surroundings(listener, spot, RunState(folder), resume=arguments.resume)
+            with _page(folder, arguments.dashboard):
+                report = _run(job, folder, inputs, display, around)
         display.print_report(report, folder.path)
         _say_farewell(listener)
     return 0
@@ -212,6 +228,15 @@ def _watched(job: Job) -> Iterator[Listener]:
         yield listener
 
 
+def _page(folder: RunFolder, page_port: int | None) -> AbstractContextManager[None]:
+    """Serves the page of the run while the context lasts, if that is wanted."""
+    if page_port is None:
+        return nullcontext()
+    from deploy.dashboard.beside import page_beside
+
+    return page_beside(folder.path, page_port, lambda line: print(line, file=sys.stderr, flush=True))
+
+
 def _say_farewell(listener: Listener) -> None:
     """Let Prometheus see that the run has ended, and how; a signal ends the wait, since the run is done."""
     from crossfade.stopping import stopper
@@ -225,10 +250,11 @@ def _say_farewell(listener: Listener) -> None:
 
 @dataclass(frozen=True)
 class _Surroundings:
-    """Who watches a run, what it watches, and whether it takes an earlier one up."""
+    """Who watches a run, what it watches, where it tells how it is, and whether it takes an earlier one up."""
 
     listener: Listener
     spot: SpotWatch | None
+    state: RunState
     resume: bool
 
 
@@ -236,6 +262,7 @@ def _run(
     job: Job, folder: RunFolder, inputs: Inputs, display: TrainingDisplay, around: _Surroundings
 ) -> dict[str, Any]:
     """Train in ``folder``, which this process holds; however that ends, its last metrics stay."""
+    from crossfade.stopping import Interrupted, Stopped
     from trainer.checkpoints import data_fingerprint
     from trainer.final_metrics import keep_all
     from trainer.ownership import claim
@@ -244,8 +271,14 @@ def _run(
     claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=around.resume)
     folder.clear_metrics()
     try:
-        with display:
-            return _train(job, folder, display, around)
+        with display, around.state:
+            try:
+                report = _train(job, folder, display, around)
+            except BaseException as error:
+                around.state.end("stopped" if isinstance(error, Stopped | Interrupted) else "failed", str(error))
+                raise
+            around.state.end("done")
+            return report
     finally:
         keep_all(folder, job, around.listener.metrics)
 
@@ -281,12 +314,18 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, aro
     from trainer.run import run_in_process
 
     listener, spot = around.listener, around.spot
-    address = listener.address
-    listener.targets = lambda: [target(job.name, "in-process", socket.gethostname(), address)] if address else []
+    address, host = listener.address, socket.gethostname()
+    listener.targets = lambda: [target(job.name, "in-process", host, address)] if address else []
+
+    def look() -> dict[str, Any]:
+        own = {"state": "running", "host": host, "metrics": address, "load": listener.metrics.load()}
+        return {"state": "running", "generation": 1, "processes": {"in-process": own}}
+
+    around.state.watch(look)
 
     def show(event: dict[str, Any]) -> None:
         if event["event"] == "phase" and event["name"] == "training":
-            _print_address(listener)  # not before, since wrong input is said in one line and no other
+            _print_address(listener, folder)  # not before, since wrong input is said in one line and no other
         display.show(event)
 
     with stopper.deferred(job.cluster.grace_seconds):
@@ -307,9 +346,11 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, aro
     raise Interrupted(f"{report.explain()}: {spot.notice()}; go on with --resume")
 
 
-def _print_address(listener: Listener) -> None:
+def _print_address(listener: Listener, folder: RunFolder) -> None:
+    """Say where the run can be watched."""
     if listener.address is not None:
         print(f"metrics: http://{listener.address}/metrics", file=sys.stderr)
+    print(f"page: crossfade dashboard {folder.path}", file=sys.stderr)
 
 
 def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, around: _Surroundings) -> dict[str, Any]:
@@ -318,7 +359,7 @@ def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, aro
 
     roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
     print(f"starting {roles} (logs: {folder.logs})", file=sys.stderr)
-    _print_address(around.listener)
+    _print_address(around.listener, folder)
     how = ""
 
     def asked_to_stop() -> bool:
@@ -331,6 +372,7 @@ def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, aro
                 folder,
                 display.show,
                 around.listener,
+                around.state,
                 resume=around.resume,
                 asked_to_stop=asked_to_stop,
                 spot=around.spot,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from deploy.cluster import Address, Offer, Role, deal, missing_hosts
+from deploy.cluster import Address, Offer, Role, deal, missing_hosts, roles
 from deploy.reports import Do, Failure, Order, Place, Report, RoleState, SentEvent
 from deploy.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
 from kvstore.errors import ClusterError, CrossfadeError, InputError
@@ -132,6 +132,8 @@ class Coordinator:
         self._gone: set[str] = set()
         self._dealt: dict[str, list[Role]] = {}
         self._metrics: dict[str, str] = {}
+        self._loads: dict[str, dict[str, Any]] = {}
+        self._placed: dict[str, str] = {}
         self._start = Start(Address("", 0))
         self._next = State.BACKING_OFF
         self._error: Failure | None = None
@@ -194,7 +196,10 @@ class Coordinator:
             self._saved_step, self._step, self._trained = start.step, start.step, False
             self._stopped, self._deadline, self._progress_at = None, float("inf"), now
             self._begun = True
-            self._dealt, self._metrics = deal(self._cluster, self._offers()), {}
+            self._dealt, self._metrics, self._loads = deal(self._cluster, self._offers()), {}, {}
+            self._placed = {
+                role.name: self._members[agent].host for agent, dealt in self._dealt.items() for role in dealt
+            }
             for member in self._members.values():
                 member.roles = {}
 
@@ -273,6 +278,20 @@ class Coordinator:
                 host = self._members[agent].host if agent in self._members else ""
                 found += [(role.name, host, self._metrics[role.name]) for role in dealt if role.name in self._metrics]
             return found
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """Each role of the job: whether it runs, where, and what it has told last of its load."""
+        with self._lock:
+            told = {name: state for member in self._members.values() for name, state in member.roles.items()}
+            return {
+                role.name: {
+                    "state": told.get(role.name, "missing"),
+                    "host": self._placed.get(role.name),
+                    "metrics": self._metrics.get(role.name),
+                    "load": self._loads.get(role.name, {}),
+                }
+                for role in roles(self._cluster)
+            }
 
     # ---- agents
 
@@ -408,6 +427,9 @@ class Coordinator:
             self._step = event["step"]
         elif kind == "metrics":
             self._metrics[sent.role] = event["address"]
+        elif kind == "load":
+            self._loads[sent.role] = event["load"]
+            return
         self._events.append(event)
 
     def _is_up(self) -> None:

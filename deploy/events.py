@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from typing import Any
 
@@ -12,13 +13,17 @@ _STEP_SECONDS = 0.1
 
 
 class EventPipe:
-    """A role's end of the pipe. Without an agent, as in a container of its own, events go nowhere."""
+    """A role's end of the pipe. Without an agent, as in a container of its own, events go nowhere.
+
+    Any thread may emit.
+    """
 
     def __init__(self) -> None:
         """Write to the pipe that the environment names."""
         descriptor = os.environ.pop(EVENTS_VARIABLE, None)
         self._descriptor = int(descriptor) if descriptor else None
         self._last_step = float("-inf")
+        self._writing = threading.Lock()
 
     def emit(self, event: dict[str, Any]) -> None:
         """Send ``event``, unless it is a step and one was sent a moment ago. Lines are written whole."""
@@ -30,8 +35,9 @@ class EventPipe:
                 return
             self._last_step = now
         line = json.dumps(event).encode() + b"\n"
-        while line:  # a signal may cut a long write short
-            line = line[os.write(self._descriptor, line) :]
+        with self._writing:
+            while line:  # a signal may cut a long write short
+                line = line[os.write(self._descriptor, line) :]
 
 
 class EventLines:

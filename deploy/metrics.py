@@ -24,6 +24,10 @@ class MachineMetrics:
         yield names.MEMORY_LIMIT.alone(limit_bytes())
         yield names.MEMORY_AVAILABLE.alone(available_bytes())
 
+    def load(self) -> dict[str, Any]:
+        """The same."""
+        return {"memory_limit_bytes": limit_bytes(), "memory_available_bytes": available_bytes()}
+
 
 class JobMetrics:
     """How a distributed job fares, as its coordinator knows."""

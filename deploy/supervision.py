@@ -17,6 +17,7 @@ from deploy.cluster import Address, scheduler_address
 from deploy.coordinator import FINISHED, Coordinator, Start, State
 from deploy.coordinator_http import read_token, serving
 from deploy.metrics import HostMetrics, JobMetrics, target
+from deploy.run_state import RunState
 from deploy.spot import SpotWatch
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.job import Cluster, Job
@@ -68,6 +69,7 @@ def run_job(
     folder: RunFolder,
     emit: Emit,
     listener: Listener,
+    state: RunState,
     *,
     resume: bool,
     asked_to_stop: Callable[[], bool],
@@ -77,7 +79,8 @@ def run_job(
 
     ``emit`` gets the events of the first worker and, as ``restart``, ``resume``, ``back_off`` and ``waiting``, those of
     the job. With ``resume`` it goes on from the newest checkpoint, where there is one. ``asked_to_stop`` is asked many
-    times a second. ``listener`` shows the job to whoever watches it. ``spot`` knows when this host will soon be gone.
+    times a second. ``listener`` shows the job to whoever watches it, and ``state`` tells of it in the run folder.
+    ``spot`` knows when this host will soon be gone.
 
     Raises:
         InputError: a role found the input wrong.
@@ -102,6 +105,7 @@ def run_job(
         )
         stack.enter_context(closing(agent))
         _show(job, coordinator, agent, listener)
+        state.watch(lambda: _told(coordinator))
         agent.turn()  # joins before others can
         if job.cluster.listen is not None:
             listen = Address.parse(job.cluster.listen, "cluster.listen")
@@ -117,6 +121,7 @@ def run_job(
             search.turn(coordinator)
             restarts.turn(coordinator)
             for event in coordinator.take_events():
+                state.take(event)
                 emit(event)
     if coordinator.state is State.FAILED:
         raise coordinator.error()
@@ -158,6 +163,12 @@ def _show(job: Job, coordinator: Coordinator, agent: Agent, listener: Listener) 
     listener.metrics.state = lambda: coordinator.state.value
     listener.metrics.joined()
     listener.targets = targets
+
+
+def _told(coordinator: Coordinator) -> dict[str, Any]:
+    """What the run folder says of the job."""
+    generation, processes = coordinator.generation, coordinator.processes()
+    return {"state": coordinator.state.value, "generation": generation, "processes": processes}
 
 
 class _Restarts:

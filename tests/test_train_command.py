@@ -129,7 +129,7 @@ def test_tracks_of_one_genre_lie_together(place: Path) -> None:
 def test_metrics_jsonl_has_a_line_for_every_epoch_and_for_steps_between(place: Path, report: dict[str, Any]) -> None:
     lines = records(place / "run")
     assert (place / "run" / "metrics.jsonl").read_text().endswith("\n")
-    assert {line["event"] for line in lines} == {"step", "epoch", "phase", "saved"}
+    assert {line["event"] for line in lines} == {"step", "epoch", "phase", "saved", "totals"}
     epochs = [line for line in lines if line["event"] == "epoch"]
     assert [line["epoch"] for line in epochs] == list(range(1, EPOCHS + 1))
     assert epochs[-1]["step"] == STEPS

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from kvstore.checkpoint import (
 from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
-from kvstore.store import RowStore, Saved, TableSpec
+from kvstore.store import RowStore, Saved, TableSpec, Traffic
 from trainer.data.manifest import Manifest as DataManifest
 from trainer.data.manifest import complaint, manifest_bytes
 from trainer.job import Checkpoint as Settings
@@ -209,6 +209,7 @@ class Saver:
         self._progress: Progress | None = None
         self._next_step = 0
         self._agreed = (0, clock())
+        self._told_at = -np.inf
         self._saved_at = clock()
         self._last_step: int | None = None
         self._whole: tuple[int, str] | None = None
@@ -247,6 +248,8 @@ class Saver:
         self._agreed = (progress.step, self._clock())
         self._next_step = progress.step + self._interval(progress.step, pace)
         if first:
+            if now - self._told_at >= _AGREE_SECONDS:  # they may agree at each step
+                self._tell_totals(progress.step, dict(zip(counters, totals, strict=True)))
             self._look()
             if stop or (due and not self._busy):
                 self._wait()
@@ -254,6 +257,13 @@ class Saver:
             if stop:
                 self._wait()
         return bool(stop)
+
+    def _tell_totals(self, step: int, totals: dict[str, float]) -> None:
+        """Tell what all workers together have moved."""
+        self._told_at = self._clock()
+        self._emit(
+            {"event": "totals", "step": step, **{field.name: int(totals[field.name]) for field in fields(Traffic)}}
+        )
 
     def _is_due(self, step: int, now: float) -> bool:
         seconds, steps = self._settings.every_seconds, self._settings.every_steps
@@ -272,6 +282,8 @@ class Saver:
         """Begin a checkpoint of the finished training, unless there is one of this step. Called by every worker."""
         counters = progress.counters()
         totals = self._store.sum(np.array(list(counters.values()), dtype=np.float64))
+        if self._store.rank == 0:
+            self._tell_totals(progress.step, dict(zip(counters, totals, strict=True)))
         under_way = self._busy and self._last_step == progress.step
         if self._store.rank == 0 and not under_way and not self.has_saved(progress.step):
             self._wait()

@@ -14,8 +14,9 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import psutil
 from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import Metric as Family
 
@@ -29,6 +30,14 @@ class Collector(Protocol):
 
     def collect(self) -> Iterable[Family]:
         """Them, as they are now."""
+
+
+@runtime_checkable
+class Loaded(Protocol):
+    """A collector that can also say what the run folder gets, now and then, of what it shows."""
+
+    def load(self) -> dict[str, Any]:
+        """Names and JSON values."""
 
 
 class RoleMetrics:
@@ -83,6 +92,11 @@ class RoleMetrics:
         """All there is in Prometheus's text format."""
         return generate_latest(self)
 
+    def load(self) -> dict[str, Any]:
+        """What this process takes and has done so far, as JSON values: that of its parts together."""
+        loads = [part.load() for part in self._parts.values() if isinstance(part, Loaded)]
+        return {name: value for load in loads for name, value in load.items()}
+
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether the process is well, and what it does, for people."""
         told: dict[str, Any] = {**self.labels, "state": self.state()}
@@ -97,11 +111,21 @@ class _ProcessMetrics:
 
     def __init__(self) -> None:
         self._process = ProcessCollector(namespace=names.PREFIX, registry=None)
+        self._own = psutil.Process()
 
     def collect(self) -> Iterator[Family]:
         """All there is."""
         yield names.BUILD_INFO.family(((__version__, platform.python_version()), 1.0))
         yield from self._process.collect()
+
+    def load(self) -> dict[str, Any]:
+        """Its id, and the memory and processor time that it takes."""
+        taken = self._own.cpu_times()
+        return {
+            "pid": self._own.pid,
+            "resident_bytes": self._own.memory_info().rss,
+            "cpu_seconds": taken.user + taken.system,
+        }
 
 
 class RowMetrics:
@@ -120,3 +144,12 @@ class RowMetrics:
         yield names.SHARD_BYTES.family(
             *(((table, name), size) for table, all_of in held for name, size in all_of.items())
         )
+
+    def load(self) -> dict[str, Any]:
+        """By table: rows updated, the seconds that took, and the bytes of each array held here."""
+        work = self._work
+        updates = {
+            table: {"updated": rows, "seconds": work.update_seconds.get(table, 0.0)}
+            for table, rows in list(work.updated_rows.items())
+        }
+        return {"updates": updates, "held_bytes": {table: dict(held) for table, held in list(work.held_bytes.items())}}

@@ -1,7 +1,8 @@
 """The folder of a run: what is in it, who may write there, and the log of its events.
 
 runs/NAME/  job.yaml  run.json  interactions.json  metrics.jsonl  metrics.prom  restarts.json  report.json  embeddings/
-            checkpoints/  logs/  run.lock, and of a distributed run metrics/: each role's, that metrics.prom is made of
+            checkpoints/  logs/  run.lock  state.json  processes.jsonl, and of a distributed run metrics/: each role's,
+            that metrics.prom is made of
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ RUN_FILE, RESTARTS_FILE, FINAL_METRICS_FILE = "run.json", "restarts.json", "metr
 SELECTION_FILE = "interactions.json"
 _FOR_ROLES = (JOB_FILE, RUN_FILE, SELECTION_FILE)
 """What the roles of a run read of its folder."""
-_STEMS = {"job", "report", "metrics", "run", "restarts", "interactions", "embeddings", "checkpoints", "logs"}
+STATE_FILE, PROCESSES_FILE = "state.json", "processes.jsonl"
+_STEMS = {
+    *("job", "report", "metrics", "run", "restarts", "interactions", "embeddings", "checkpoints", "logs"),
+    *("state", "processes"),
+}
 _STEP_RECORD_SECONDS = 1.0
 _LONGEST_RECORD_BYTES = 1 << 20
 
@@ -224,6 +229,10 @@ class RunFolder:
         except FileNotFoundError:
             return []
         return restarts
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write ``state.json``: how the run and its processes are just now."""
+        self._write(STATE_FILE, json.dumps(state) + "\n")
 
     def write_restarts(self, restarts: list[dict[str, Any]]) -> None:
         """Keep ``restarts`` for whoever takes the run up."""

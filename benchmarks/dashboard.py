@@ -1,0 +1,73 @@
+"""What reading a long run costs: ``metrics.jsonl`` of 400,000 lines the first time, then what has come since.
+
+.venv/bin/python benchmarks/dashboard.py
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from deploy.dashboard import figures, run_reader
+from deploy.dashboard.figures import COLOURS, Shown
+from deploy.dashboard.run_reader import RunReader
+from deploy.dashboard.summary import summarize
+
+LINES = 400_000
+PHASES = ("data", "sample", "pull", "gradients", "push")
+
+
+def step(number: int) -> bytes:
+    told = {
+        "time": 1.7e9 + number,
+        "event": "step",
+        "epoch": 1 + number // 5000,
+        "step": number * 20,
+        "steps": LINES * 20,
+        "examples": number * 20 * 16384,
+        "loss": 1.0 / (1 + number),
+        "own_examples": 16384,
+        "rows": {"customer": 15000, "track": 12000},
+        "seconds": dict.fromkeys(PHASES, number * 0.01),
+    }
+    return json.dumps(told).encode() + b"\n"
+
+
+def write(folder: Path) -> int:
+    (folder / "job.yaml").write_text("name: long\nevaluate: {select: ndcg@10}\n")
+    with (folder / "metrics.jsonl").open("wb") as file:
+        file.writelines(step(number) for number in range(1, LINES + 1))
+        return file.tell()
+
+
+def timed(what: str, call: object) -> None:
+    begin, used = time.perf_counter(), time.process_time()
+    call()  # type: ignore[operator]
+    spent, used = time.perf_counter() - begin, time.process_time() - used
+    print(f"{what:<34}{spent:>8.3f} s, {used:.3f} s of a core")
+
+
+def main() -> None:
+    run_reader.REFRESH_SECONDS = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        written = write(path)
+        print(f"{os.cpu_count()} cores; {LINES:,} lines, {written / 1e6:,.0f} MB")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run = RunReader(path, "long")
+        timed("read all", run.refresh)
+        with (path / "metrics.jsonl").open("ab") as file:
+            file.writelines(step(number) for number in range(LINES + 1, LINES + 3))
+        timed("read two lines more", run.refresh)
+        shown = [Shown(run, summarize(run), COLOURS[0])]
+        timed("sum it up", lambda: summarize(run))
+        timed("draw it", lambda: [draw(shown, "step") for draw in (figures.loss, figures.quality, figures.throughput)])
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(f"{'memory':<34}{(after - before) / 1024:>8.0f} MiB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The page of 'crossfade dashboard': a Dash application that looks at runs again and again while somebody watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+from dash import Dash, Input, Output, State, no_update
+from flask import Response
+
+from deploy.dashboard import figures, page
+from deploy.dashboard.figures import COLOURS, MOST_RUNS, Axis, Shown
+from deploy.dashboard.run_reader import RunReader
+from deploy.dashboard.runs import Runs
+from deploy.dashboard.summary import latest_first, read_summaries, summarize
+
+_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; frame-ancestors 'self'; object-src 'none'; base-uri 'self'"
+)
+_INDEX = """<!DOCTYPE html>
+<html lang="en">
+<head>
+{%metas%}
+<title>{%title%}</title>
+{%favicon%}
+{%css%}
+<script>try { const t = localStorage.getItem("crossfade-theme"); if (t) document.documentElement.dataset.theme = t }
+catch { /* storage may be forbidden */ }</script>
+</head>
+<body>
+{%app_entry%}
+<footer>{%config%}{%scripts%}{%renderer%}</footer>
+</body>
+</html>"""
+_GRAPHS = tuple(page.GRAPHS)
+_PARTS = ("head", "alerts", "figures", "processes", "events", "results", "job")
+
+
+def make_app(runs: Runs, what: str) -> Dash:
+    """The application that shows ``runs``; ``what`` says in a word or two which those are."""
+    app = Dash(
+        "crossfade",
+        assets_folder=str(Path(__file__).with_name("assets")),
+        title="Crossfade",
+        update_title="",
+        index_string=_INDEX,
+        serve_locally=True,
+        compress=False,
+        health_endpoint="healthz",
+        add_log_handler=False,
+        meta_tags=[
+            {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+            {"name": "color-scheme", "content": "light dark"},
+        ],
+    )
+    app.layout = page.layout(what)
+    app.server.after_request(_protect)
+    _pick_runs(app, runs)
+    _show_runs(app, runs)
+    return app
+
+
+def _protect(response: Response) -> Response:
+    """Let the page load from here alone."""
+    response.headers["Content-Security-Policy"] = _POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def _pick_runs(app: Dash, runs: Runs) -> None:
+    """What can be picked, which is kept as new runs appear; what is picked at first stands in the address."""
+
+    @app.callback(
+        Output("picked", "options"),
+        Output("picked", "value"),
+        Output("none", "hidden"),
+        Output("place", "search"),
+        Input("tick", "n_intervals"),
+        Input("picked", "value"),
+        State("place", "search"),
+        State("picked", "options"),
+    )
+    def pick(_ticks: int | None, picked: list[str], search: str, options: list[Any]) -> tuple[Any, ...]:
+        summaries = latest_first(read_summaries(runs))
+        known = [summary.name for summary in summaries]
+        chosen = [
+            name for name in (picked if options else parse_qs((search or "?")[1:]).get("run", [])) if name in known
+        ]
+        chosen = (chosen or known[:1])[:MOST_RUNS]
+        address = f"?{urlencode([('run', name) for name in chosen])}" if chosen else ""
+        return (
+            page.run_options(summaries),
+            no_update if chosen == picked else chosen,
+            bool(known),
+            no_update if address == search else address,
+        )
+
+
+def _show_runs(app: Dash, runs: Runs) -> None:
+    """What is shown of those that are picked, made anew when there is something new."""
+
+    @app.callback(
+        *(Output(part, "children") for part in _PARTS),
+        *(Output(f"graph-{name}", "figure") for name in _GRAPHS),
+        *(Output(f"said-{name}", "aria-label") for name in _GRAPHS),
+        Output("seen", "data"),
+        Output("clock", "children"),
+        Input("tick", "n_intervals"),
+        Input("picked", "value"),
+        Input("axis", "value"),
+        State("seen", "data"),
+    )
+    def show(_ticks: int | None, picked: list[str], axis: Axis, seen: str | None) -> tuple[Any, ...]:
+        found = {run.name: run for run in runs.readers()}
+        chosen = [found[name] for name in picked if name in found][:MOST_RUNS]
+        with _held(chosen):
+            return look(chosen, axis, seen)
+
+    def look(chosen: list[RunReader], axis: Axis, seen: str | None) -> tuple[Any, ...]:
+        summaries = [summarize(run) for run in chosen]
+        live = any(summary.live for summary in summaries)
+        told = repr((axis, [(run.name, run.version) for run in chosen], [(s.state, len(s.alerts)) for s in summaries]))
+        clock = time.strftime("live, %H:%M:%S") if live else time.strftime("%H:%M:%S")
+        if told == seen:
+            return (*[no_update] * (len(_PARTS) + 2 * len(_GRAPHS) + 1), clock)
+        shown = list(map(Shown, chosen, summaries, COLOURS))
+        return (*_parts(shown), *_drawn(shown, axis), *[page.said(name, shown) for name in _GRAPHS], told, clock)
+
+
+@contextmanager
+def _held(runs: Sequence[RunReader]) -> Iterator[None]:
+    """Keep others from reading on in ``runs``, read just now, while the context lasts."""
+    with ExitStack() as held:
+        for run in sorted(runs, key=lambda run: run.name):  # in one order, or two could wait for each other
+            held.enter_context(run.lock)
+            run.refresh()
+        yield
+
+
+def _parts(shown: Sequence[Shown]) -> list[Any]:
+    """Those of the page that are no graphs, in the order of ``_PARTS``."""
+    return [getattr(page, part)(shown) for part in _PARTS]
+
+
+def _drawn(shown: Sequence[Shown], axis: Axis) -> list[Any]:
+    """The graphs, in the order of ``_GRAPHS``."""
+    by_axis = {"loss": figures.loss, "quality": figures.quality, "throughput": figures.throughput}
+    others = {
+        "phases": figures.phases,
+        "traffic": figures.traffic,
+        "memory": figures.memory,
+        "updates": figures.updates,
+    }
+    drawn = {name: draw(shown, axis) for name, draw in by_axis.items()}
+    drawn |= {name: draw(shown) for name, draw in others.items()}
+    return [drawn[name] for name in _GRAPHS]

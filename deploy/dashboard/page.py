@@ -1,0 +1,388 @@
+"""The page's parts, as HTML: what does not change, and what each look at the runs makes anew."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from dash import dcc, html
+
+from deploy.dashboard import text
+from deploy.dashboard.figures import MOST_RUNS, Shown
+from deploy.dashboard.summary import Summary
+
+GRAPHS = {
+    "loss": ("Loss", "Of the steps, smoothed, and the mean of each epoch."),
+    "quality": ("Quality on valid", "The metric that chooses among the epochs (evaluate.select)."),
+    "throughput": ("Throughput", "Examples a second, of all workers together."),
+    "phases": ("Where the time goes", "What a step takes, by phase, as the first worker sees it."),
+    "traffic": ("Bytes moved", "All workers and servers together; below, what dense gradients would have been."),
+    "memory": ("Memory", "Resident bytes of each process."),
+    "updates": ("Rows updated", "A second, by each process that holds rows."),
+}
+TICK_SECONDS = 2.0
+Part = Any
+"""Something that Dash puts into the page."""
+
+
+def _aria(**values: str | int) -> dict[str, Any]:
+    return {f"aria-{name}": value for name, value in values.items()}
+
+
+def layout(what: str) -> Part:
+    """The page, before anything is known of the runs in ``what``."""
+    return html.Div(
+        [
+            dcc.Location(id="place", refresh=False),
+            dcc.Interval(id="tick", interval=int(1000 * TICK_SECONDS)),
+            dcc.Store(id="seen"),
+            html.A("Skip to the run", href="#run", className="skip"),
+            html.Header(
+                [
+                    html.Div([html.Span("Crossfade", className="brand"), html.Span(what, className="where")]),
+                    html.Div(
+                        [
+                            html.Span(id="clock", className="clock"),
+                            html.Button("Dark", id="theme", className="theme", type="button"),
+                        ],
+                        className="tools",
+                    ),
+                ]
+            ),
+            html.Div([_picker(), _content()], className="columns"),
+        ]
+    )
+
+
+def _picker() -> Part:
+    return html.Nav(
+        [
+            html.H2("Runs"),
+            html.P(f"Tick several to compare them, at most {MOST_RUNS}.", className="hint", id="runs-hint"),
+            dcc.Checklist(id="picked", className="runs", labelClassName="run-label", options=[], value=[]),
+            html.P("No runs yet: one that begins shows up here.", id="none", hidden=True),
+        ],
+        className="picker",
+        **_aria(label="Runs"),
+    )
+
+
+def _content() -> Part:
+    axis = dcc.RadioItems(
+        id="axis",
+        className="axis",
+        options=[{"label": "by step", "value": "step"}, {"label": "by time", "value": "time"}],
+        value="step",
+        inline=True,
+    )
+    rows: tuple[tuple[str, ...], ...] = (
+        ("loss", "quality", "throughput"),
+        ("phases", "traffic"),
+        ("memory", "updates"),
+    )
+    sections = [
+        html.Section([html.Div([html.H2("Training"), axis], className="heading"), _graphs(rows[0])]),
+        html.Section([html.H2("What a step costs"), _graphs(rows[1])]),
+        html.Section([html.H2("Processes"), html.Div(id="processes"), _graphs(rows[2])]),
+        html.Section([html.H2("Checkpoints and restarts"), html.Div(id="events")]),
+        html.Section([html.H2("Quality"), html.Div(id="results")]),
+        html.Section([html.H2("Job"), html.Div(id="job")]),
+    ]
+    return html.Main(
+        [html.Div(id="head"), html.Div(id="alerts"), html.Div(id="figures"), *sections], id="run", tabIndex=-1
+    )
+
+
+def _graphs(names: Sequence[str]) -> Part:
+    return html.Div([_graph(name) for name in names], className=f"graphs of-{len(names)}")
+
+
+def _graph(name: str) -> Part:
+    title, what = GRAPHS[name]
+    graph = dcc.Graph(
+        id=f"graph-{name}",
+        figure={"data": [], "layout": {"xaxis": {"visible": False}, "yaxis": {"visible": False}}},
+        config={"displayModeBar": False, "responsive": True, "doubleClick": False, "scrollZoom": False},
+        className="graph",
+        style={"height": "250px"},
+    )
+    return html.Figure(
+        [
+            html.Figcaption([html.H3(title), html.P(what, className="hint")]),
+            html.Div(graph, id=f"said-{name}", role="img", **_aria(label=title)),
+        ],
+        className="card",
+    )
+
+
+# ---- made anew
+
+
+def run_options(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """The runs to pick from."""
+    return [{"value": summary.name, "label": _run_label(summary)} for summary in summaries]
+
+
+def _run_label(summary: Summary) -> Part:
+    best = f"{summary.select} {text.decimals(summary.best)}" if summary.best is not None else "not judged yet"
+    return html.Span(
+        [
+            html.Span([html.Span(summary.name, className="name"), _badge(summary.state)], className="line"),
+            html.Span(f"{text.share(summary.progress)} · {best}", className="hint"),
+        ],
+        className="run-option",
+    )
+
+
+def _badge(state: str) -> Part:
+    return html.Span(state, className=f"badge {state.replace(' ', '-')}")
+
+
+def head(shown: Sequence[Shown]) -> Part:
+    """Which runs are shown, how far each is, and what it is doing."""
+    return [_head(each) for each in shown]
+
+
+def _head(each: Shown) -> Part:
+    run = each.summary
+    doing = f"{run.doing}, " if run.doing and run.doing != "training" else ""
+    again = f"generation {run.generation}, " if run.generation > 1 else ""
+    planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
+    epoch = f", epoch {run.epoch}" if run.epoch else ""
+    epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
+    left = f", {text.duration(run.remaining_seconds)} left" if run.remaining_seconds else ""
+    return html.Div(
+        [
+            html.H1([html.Span(className="swatch", style={"background": each.colour}), run.name, _badge(run.state)]),
+            html.P(f"{doing}{again}step {run.step:,}{planned}{epoch}{epochs}, {text.duration(run.seconds)}{left}"),
+            html.Div(
+                html.Div(style={"width": f"{100 * run.progress:.1f}%", "background": each.colour}),
+                className="bar",
+                role="progressbar",
+                **_aria(label=f"progress of {run.name}", valuenow=round(100 * run.progress), valuemin=0, valuemax=100),
+            ),
+        ],
+        className="head",
+    )
+
+
+def alerts(shown: Sequence[Shown]) -> Part:
+    """What wants attention."""
+    found = [(each.summary.name, alert) for each in shown for alert in each.summary.alerts]
+    if not found:
+        return None
+    name = len(shown) > 1
+    items = [
+        html.Li(
+            [html.Strong(alert.level), html.Span(f"{run}: {alert.text}" if name else alert.text)],
+            className=f"alert {alert.level}",
+        )
+        for run, alert in found
+    ]
+    return html.Ul(items, className="alerts", **_aria(label="What wants attention"))
+
+
+def figures(shown: Sequence[Shown]) -> Part:
+    """The figures that matter most: tiles of one run, a table of several."""
+    if len(shown) == 1:
+        return html.Dl([_tile(*tile) for tile in _tiles(shown[0].summary)], className="tiles")
+    names = [name for name, _, _ in _tiles(shown[0].summary)]
+    rows = [[each.summary.name, *(value for _, value, _ in _tiles(each.summary))] for each in shown]
+    return table("The runs compared", ["run", *names], rows) if shown else None
+
+
+def _tile(name: str, value: str, note: str) -> Part:
+    return html.Div([html.Dt(name), html.Dd([html.Span(value, className="value"), html.Span(note, className="hint")])])
+
+
+def _tiles(run: Summary) -> list[tuple[str, str, str]]:
+    """Name, value, and a note."""
+    kept = run.checkpoints
+    age = f"{text.duration(time.time() - kept['last_time'])} ago" if run.live and kept["last_time"] else ""
+    saved = f"step {kept['last_step']:,}" if kept["last_step"] is not None else "none yet"
+    best = f"best {text.decimals(run.best)} in epoch {run.best_epoch}" if run.best is not None else ""
+    moved = f"{text.size(run.traffic.get('bytes_pushed'))} pushed" if run.traffic else ""
+    return [
+        ("loss", text.decimals(run.loss), "in the last epoch"),
+        (run.select, text.decimals(run.quality), best),
+        ("examples a second", text.count(run.examples_a_second), f"{text.count(run.steps_a_second)} steps"),
+        ("less than dense", text.times(run.times_dense), moved),
+        ("checkpoint", saved, age or text.size(kept["last_bytes"])),
+        ("restarts", str(len(run.restarts)), f"{len(run.alerts)} alerts" if run.alerts else "no alerts"),
+    ]
+
+
+def table(caption: str, names: Sequence[str], rows: Sequence[Sequence[Part]], *, left: int = 1) -> Part:
+    """A table that can be scrolled sideways, also by keys; its first ``left`` columns are words."""
+    kind = ["words" if index < left else "number" for index in range(len(names))]
+    head_row = html.Tr([html.Th(name, scope="col", className=how) for name, how in zip(names, kind, strict=True)])
+    body = [
+        html.Tr(
+            [
+                html.Th(cell, scope="row", className="words") if index == 0 else html.Td(cell, className=kind[index])
+                for index, cell in enumerate(row)
+            ]
+        )
+        for row in rows
+    ]
+    inside = html.Table([html.Caption(caption), html.Thead(head_row), html.Tbody(body)])
+    return html.Div(inside, className="scroll", tabIndex=0, role="region", **_aria(label=caption))
+
+
+def processes(shown: Sequence[Shown]) -> Part:
+    """Each process of each run."""
+    names = (
+        "process",
+        "state",
+        "host",
+        "rows held",
+        "bytes held",
+        "rows/s",
+        "updating",
+        "memory",
+        "left there",
+        "cpu",
+        "examples/s",
+    )
+    return [
+        table(
+            f"Processes of {each.summary.name}",
+            names,
+            [
+                (
+                    row.name,
+                    _badge(row.state),
+                    row.host or "",
+                    text.count(row.rows),
+                    text.size(row.held_bytes),
+                    text.count(row.updated_a_second),
+                    text.share(row.update_share),
+                    text.size(row.resident_bytes),
+                    text.size(row.memory_available_bytes),
+                    text.share(row.cpu),
+                    text.count(row.examples_a_second),
+                )
+                for row in each.summary.processes
+            ],
+            left=3,
+        )
+        if each.summary.processes
+        else html.P(f"{each.summary.name}: nothing in its folder tells of its processes.", className="hint")
+        for each in shown
+    ]
+
+
+def events(shown: Sequence[Shown]) -> Part:
+    """Checkpoints and restarts, the latest first."""
+    return [_events(each) for each in shown]
+
+
+_MOST_EVENTS = 50
+
+
+def _events(each: Shown) -> Part:
+    name, found = each.summary.name, []
+    for save in each.run.training.saves:
+        if save["event"] == "saved":
+            took = f"{text.size(save.get('bytes'))} in {text.duration(save.get('seconds'))}"
+            waited = f"training waited {text.duration(save.get('pause_seconds'))}"
+            found.append((save["time"], "checkpoint", save.get("step"), f"{took}; {waited}"))
+        else:
+            found.append((save["time"], "not saved", save.get("step"), str(save.get("message"))))
+    for restart in each.summary.restarts:
+        down = f"; nothing was trained for {text.duration(restart['seconds'])}" if restart.get("seconds") else ""
+        found.append((restart.get("time"), "restart", restart.get("step"), f"{restart.get('cause')}{down}"))
+    if not found:
+        return html.P(f"{name}: none yet.", className="hint")
+    latest = sorted(found, key=lambda event: -(event[0] or 0.0))
+    rows = [
+        (_clock(at), _badge(kind), f"{step:,}" if isinstance(step, int) else "", what)
+        for at, kind, step, what in latest[:_MOST_EVENTS]
+    ]
+    more = f", the last {_MOST_EVENTS} of {len(latest):,}" if len(latest) > _MOST_EVENTS else ""
+    return table(f"Checkpoints and restarts of {name}{more}", ("when", "what", "step", "how"), rows, left=4)
+
+
+def _clock(at: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at is not None else ""
+
+
+def results(shown: Sequence[Shown]) -> Part:
+    """The last evaluation on each split."""
+    columns = [(each.summary.name, split, values) for each in shown for split, values in each.summary.metrics.items()]
+    if not columns:
+        return html.P("Not judged yet.", className="hint")
+    names = list(dict.fromkeys(name for _, _, values in columns for name in values))
+    first = [name for name in names if name.startswith(("recall", "ndcg"))]
+    titles = [f"{run}, {split}" if len(shown) > 1 else split for run, split, _ in columns]
+
+    def rows(names: Sequence[str]) -> list[list[str]]:
+        return [[name, *(_figure_of(name, values.get(name)) for _, _, values in columns)] for name in names]
+
+    return [
+        table("Recall and NDCG of the embeddings", ["metric", *titles], rows(first)),
+        html.Details([html.Summary("All metrics"), table("All metrics", ["metric", *titles], rows(names))]),
+    ]
+
+
+def _figure_of(name: str, value: float | None) -> str:
+    return text.count(value) if name == "queries" else text.decimals(value)
+
+
+def job(shown: Sequence[Shown]) -> Part:
+    """The resolved job of each run and, of several, what differs."""
+    parts: list[Part] = [_differences(shown)] if len(shown) > 1 else []
+    for each in shown:
+        parts.append(
+            html.Details(
+                [
+                    html.Summary(f"job.yaml of {each.summary.name}"),
+                    html.Pre(
+                        each.run.job_text, tabIndex=0, role="region", **_aria(label=f"job of {each.summary.name}")
+                    ),
+                ]
+            )
+        )
+    return parts
+
+
+def _differences(shown: Sequence[Shown]) -> Part:
+    flat = [_flat(each.run.job) for each in shown]
+    keys = [key for key in dict.fromkeys(key for job in flat for key in job) if len({job.get(key) for job in flat}) > 1]
+    if not keys:
+        return html.P("Their jobs are the same.", className="hint")
+    rows = [[key, *(job.get(key, "") for job in flat)] for key in keys]
+    return table("What differs", ["key", *(each.summary.name for each in shown)], rows, left=1 + len(shown))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+    return found
+
+
+def said(name: str, shown: Sequence[Shown]) -> str:
+    """A figure in words, for whoever does not see it."""
+    told = []
+    for each in shown:
+        run = each.summary
+        of = {
+            "loss": text.decimals(run.loss),
+            "quality": f"{run.select} {text.decimals(run.quality)}",
+            "throughput": f"{text.count(run.examples_a_second)} examples a second",
+            "phases": ", ".join(f"{phase} {text.duration(spent)}" for phase, spent in run.phase_seconds.items()),
+            "traffic": f"{text.size(run.traffic.get('bytes_pushed'))} pushed, "
+            f"{text.size(run.traffic.get('bytes_pushed_if_dense'))} if dense",
+            "memory": ", ".join(f"{row.name} {text.size(row.resident_bytes)}" for row in run.processes),
+            "updates": ", ".join(
+                f"{row.name} {text.count(row.updated_a_second)}" for row in run.processes if row.rows is not None
+            ),
+        }[name]
+        told.append(f"{run.name}: {of}")
+    return f"{GRAPHS[name][0]}. {'; '.join(told)}"

@@ -1,0 +1,54 @@
+"""The runs that somebody wants to see: some folders of runs, or folders that hold such, where new ones may appear."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from deploy.dashboard.run_reader import RunReader, is_run
+
+LOOK_SECONDS = 1.0
+_DEPTH = 2
+"""How deep in a folder runs are looked for: those of 'crossfade tune' lie one deeper than others."""
+
+
+class Runs:
+    """The runs in ``paths``, as they are now."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Look in ``paths``, each the folder of a run or one that holds such."""
+        self._paths = paths
+        self._readers: dict[Path, RunReader] = {}
+        self._lock = threading.Lock()
+        self._looked_at = float("-inf")
+
+    def readers(self) -> list[RunReader]:
+        """One for each run that is there, in the order of their names."""
+        with self._lock:
+            if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+                found = dict(self._find())
+                self._readers = {path: self._readers.get(path) or RunReader(path, name) for path, name in found.items()}
+                self._looked_at = time.monotonic()
+            return sorted(self._readers.values(), key=lambda reader: reader.name)
+
+    def _find(self) -> Iterator[tuple[Path, str]]:
+        for path in self._paths:
+            if is_run(path):
+                yield path, path.absolute().name if len(self._paths) == 1 else str(path)
+            else:
+                prefix = "" if len(self._paths) == 1 else f"{path}/"
+                yield from ((found, f"{prefix}{found.relative_to(path)}") for found in _runs_in(path, _DEPTH))
+
+
+def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return
+    for path in inside:
+        if is_run(path):
+            yield path
+        elif depth > 1:
+            yield from _runs_in(path, depth - 1)

@@ -1,0 +1,62 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+_MISSING = "–"  # noqa: RUF001 - a dash
+
+
+def count(value: float | None) -> str:
+    """A number of things: ``8,421``, ``1.21 M``."""
+    if value is None:
+        return _MISSING
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}" if abs(value) < 100 * size else f"{value / size:,.0f}{unit}"
+    return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2g}"
+
+
+def size(value: float | None) -> str:
+    """Bytes: ``640 kB``, ``1.21 GB``."""
+    if value is None:
+        return _MISSING
+    for unit_bytes, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= unit_bytes:
+            number = value / unit_bytes
+            return f"{number:.3g} {unit}" if abs(number) < 999.5 else f"{number:,.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """A time span: ``0.4 s``, ``12 s``, ``4 min 10 s``, ``3 h 20 min``, ``2 d 4 h``."""
+    if seconds is None:
+        return _MISSING
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    for unit_seconds, unit, part_seconds, part in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if seconds >= unit_seconds:
+            whole, rest = divmod(int(seconds), unit_seconds)
+            return f"{whole} {unit} {rest // part_seconds} {part}" if rest >= part_seconds else f"{whole} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def share(value: float | None) -> str:
+    """A part of a whole: ``3.1 %``, ``42 %``."""
+    if value is None:
+        return _MISSING
+    return f"{100 * value:.0f} %" if value >= 0.1 or value == 0 else f"{100 * value:.1f} %"
+
+
+def decimals(value: float | None, places: int = 4) -> str:
+    """A loss or a quality."""
+    return _MISSING if value is None else f"{value:.{places}f}"
+
+
+def times(value: float | None) -> str:
+    """How many times as much: ``3.7 x``, ``1,250 x`` with the proper sign."""
+    if value is None:
+        return _MISSING
+    return f"{value:,.0f} ×" if value >= 100 else f"{value:.3g} ×"  # noqa: RUF001 - the sign

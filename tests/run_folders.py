@@ -1,0 +1,99 @@
+"""Run folders as trainings leave them, made up: what is in them a test says."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+PHASES = ("data", "sample", "pull", "gradients", "push")
+BEGAN = 1_700_000_000.0
+JOB = """\
+name: plays
+model: {dim: 8}
+evaluate: {select: ndcg@10}
+train: {epochs: 4}
+checkpoint: {every_seconds: 300}
+"""
+
+
+def step(number: int, *, at: float, loss: float = 0.5, examples: int | None = None, steps: int = 100) -> dict[str, Any]:
+    return {
+        "time": BEGAN + at,
+        "event": "step",
+        "epoch": 1 + number // 25,
+        "step": number,
+        "steps": steps,
+        "examples": number * 10 if examples is None else examples,
+        "loss": loss,
+        "own_examples": 10,
+        "rows": {"customer": 4, "track": 7},
+        "seconds": {phase: at * (index + 1) / 100 for index, phase in enumerate(PHASES)},
+    }
+
+
+def epoch(number: int, *, at: float, step: int, quality: float | None = None, loss: float = 0.4) -> dict[str, Any]:
+    valid = {} if quality is None else {"valid": {"ndcg@10": quality, "queries": 3}}
+    return {"time": BEGAN + at, "event": "epoch", "epoch": number, "step": step, "loss": loss, **valid}
+
+
+def totals(step: int, *, at: float, pushed: int, dense: int) -> dict[str, Any]:
+    rows = {"rows_pulled": 10, "rows_pushed": 10}
+    moved = {"bytes_pulled": pushed, "bytes_pushed": pushed, "bytes_pushed_if_dense": dense}
+    return {"time": BEGAN + at, "event": "totals", "step": step, **rows, **moved}
+
+
+def training_from(step: int, *, at: float) -> dict[str, Any]:
+    return {"time": BEGAN + at, "event": "phase", "name": "training", "step": step, "rows_from": None}
+
+
+def load(*, pid: int = 7, cpu: float = 1.0, updated: int | None = None, **more: Any) -> dict[str, Any]:
+    rows = (
+        {}
+        if updated is None
+        else {
+            "updates": {"track": {"updated": updated, "seconds": updated / 1000}},
+            "held_bytes": {"track": {"weights": 320, "first": 320}},
+        }
+    )
+    memory = {"memory_limit_bytes": 1000, "memory_available_bytes": 500}
+    return {"pid": pid, "resident_bytes": 100, "cpu_seconds": cpu, **memory, **rows, **more}
+
+
+def sample(*, at: float, **loads: dict[str, Any]) -> dict[str, Any]:
+    named = {name.replace("_", "-"): value for name, value in loads.items()}
+    return {"time": BEGAN + at, "event": "sample", "generation": 1, "processes": named}
+
+
+def state(kind: str, *, at: float, generation: int = 1, message: str = "", **processes: Any) -> dict[str, Any]:
+    """What state.json says; each process is its state and its load."""
+    told = {
+        name.replace("_", "-"): {"state": how, "host": "here", "metrics": None, "load": its}
+        for name, (how, its) in processes.items()
+    }
+    command = {"host": "another host", "pid": 1, "pid_started": 0.0}
+    return {
+        "time": BEGAN + at,
+        "started": BEGAN,
+        "state": kind,
+        "message": message,
+        "generation": generation,
+        "command": command,
+        "processes": told,
+    }
+
+
+def write_run(folder: Path, *, metrics: Iterable[dict[str, Any]] = (), job: str = JOB, **files: Any) -> Path:
+    """A run folder: ``files`` are ``state``, ``report``, ``restarts`` or ``processes``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.yaml").write_text(job)
+    (folder / "run.json").write_text('{"id": "1", "name": "plays"}\n')
+    add(folder / "metrics.jsonl", *metrics)
+    add(folder / "processes.jsonl", *files.pop("processes", ()))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def add(path: Path, *events: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)

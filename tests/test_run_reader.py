@@ -1,0 +1,362 @@
+"""Reading run folders: as they grow, damaged, taken up again, replaced; and what is made of them."""
+
+import json
+import math
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from run_folders import (
+    BEGAN,
+    add,
+    epoch,
+    load,
+    sample,
+    state,
+    step,
+    totals,
+    training_from,
+    write_run,
+)
+
+from deploy.dashboard import run_reader, runs, text
+from deploy.dashboard.run_reader import RunReader
+from deploy.dashboard.runs import Runs
+from deploy.dashboard.summary import Summary, latest_first, summarize
+from deploy.dashboard.tail import Tail
+from deploy.dashboard.training import Training
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks again gets what is there by then."""
+    monkeypatch.setattr(run_reader, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.0)
+
+
+def read(folder: Path) -> RunReader:
+    reader = RunReader(folder, folder.name)
+    reader.refresh()
+    return reader
+
+
+def look(folder: Path, *, at: float = 0.0) -> Summary:
+    return summarize(read(folder), BEGAN + at)
+
+
+def warned(summary: Summary, *words: str) -> bool:
+    """Whether there is an alert with all of these words."""
+    return any(all(word in alert.text for word in words) for alert in summary.alerts)
+
+
+# ---- a file that grows
+
+
+def events_of(tail: Tail) -> list[Any]:
+    assert not tail.is_another()
+    return [event.get("number") for event in tail.read()]
+
+
+def test_lines_are_read_once_and_an_unfinished_one_waits_for_its_end(tmp_path: Path) -> None:
+    path, tail = tmp_path / "log", Tail(tmp_path / "log")
+    assert events_of(tail) == []
+    path.write_text('{"time": 1, "event": "e", "number": 1}\n{"time": 1, "event": "e", "num')
+    assert events_of(tail) == [1]
+    assert events_of(tail) == []
+    with path.open("a") as file:
+        file.write('ber": 2}\n')
+    assert events_of(tail) == [2]
+    assert tail.problem() is None
+
+
+def test_damaged_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    good = b'{"time": 1, "event": "e", "number": %d}\n'
+    path.write_bytes(good % 1 + b"\xff\xfe\n" + b"[1, 2]\n" + b'{"event": "without a time"}\n' + good % 2)
+    tail = Tail(path)
+    assert events_of(tail) == [1, 2]
+    assert tail.problem() == "log: 3 lines cannot be read and left out (the first is line 2)"
+
+
+def test_a_line_that_never_ends_does_not_hold_up_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.dashboard.tail._CHUNK_BYTES", 256)
+    monkeypatch.setattr("deploy.dashboard.tail._LONGEST_LINE_BYTES", 256)
+    (tmp_path / "log").write_bytes(b"x" * 2000 + b"\n" + b'{"time": 1, "event": "e", "number": 5}\n')
+    tail = Tail(tmp_path / "log")
+    assert events_of(tail) == [5]
+    assert tail.bad_lines > 0
+
+
+def test_a_file_that_was_replaced_is_read_from_its_beginning(tmp_path: Path) -> None:
+    path, tail = tmp_path / "log", Tail(tmp_path / "log")
+    path.write_text('{"time": 1, "event": "e", "number": 1}\n' * 3)
+    assert events_of(tail) == [1, 1, 1]
+    path.rename(tmp_path / "aside")
+    path.write_text('{"time": 1, "event": "e", "number": 2}\n' * 9)
+    assert tail.is_another()
+    assert events_of(tail) == [2] * 9
+
+
+# ---- training
+
+
+def test_steps_that_were_taken_again_count_once_and_rates_do_not_cross_a_restart() -> None:
+    training = Training()
+    for event in (
+        training_from(0, at=0),
+        *(step(number, at=number) for number in range(1, 9)),
+        epoch(1, at=8, step=8, quality=0.3),
+        training_from(4, at=100),
+    ):
+        training.take(event)
+    assert training.step == 4
+    assert training.epochs == []
+    for number in range(5, 11):
+        training.take(step(number, at=100 + number))
+    counted = training.steps["step"][training.steps.counted()]
+    assert counted.tolist() == list(range(1, 11))
+    assert training.step == 10
+    assert training.steps_a_second() == pytest.approx(1.0)
+    times, steps, rates = training.rates(100)
+    assert set(rates.round(6)) == {10.0}  # though a minute and a half passed without a step
+    assert steps.tolist() == [2, 3, 4, 6, 7, 8, 9, 10]
+    assert len(times) == 8
+
+
+def test_an_event_that_lacks_something_is_counted_and_the_columns_stay_in_step(tmp_path: Path) -> None:
+    bad = step(2, at=2)
+    del bad["seconds"]["push"]
+    worse = {**step(3, at=3), "loss": "a lot"}
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=1), bad, worse, step(4, at=4)])
+    run = read(folder)
+    assert run.training.steps["step"].tolist() == [1, 4]
+    assert run.training.steps["push"].shape == (2,)
+    assert "2 records lack what they should have, and are left out" in run.problems()
+
+
+# ---- a run
+
+
+def test_a_live_run_says_where_it_stands(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "run",
+        metrics=[
+            training_from(0, at=0),
+            *(step(number, at=number / 2) for number in range(1, 41)),
+            epoch(1, at=20, step=25, quality=0.31),
+            epoch(2, at=20, step=40, quality=0.29),
+            totals(40, at=20, pushed=1000, dense=37000),
+            {"time": BEGAN + 20, "event": "saved", "step": 40, "bytes": 77, "pause_seconds": 0.5, "seconds": 1.0},
+        ],
+        state=state("running", at=20, in_process=("running", load())),
+    )
+    summary = look(folder, at=21)
+    assert (summary.state, summary.live, summary.step, summary.planned_steps) == ("running", True, 40, 100)
+    assert summary.progress == pytest.approx(0.4)
+    assert summary.remaining_seconds == pytest.approx(30.0, rel=0.01)
+    assert summary.examples_a_second == pytest.approx(20.0)
+    assert (summary.quality, summary.best, summary.best_epoch, summary.loss) == (0.29, 0.31, 1, 0.4)
+    assert summary.times_dense == 37.0
+    assert summary.checkpoints["last_step"] == 40
+    assert summary.alerts == []
+    json.dumps(summary.to_json())
+
+
+def test_a_servers_rows_memory_and_load_come_from_what_it_told(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "run",
+        processes=[
+            sample(at=0, server_0=load(pid=1, updated=50_000, cpu=80)),  # of an earlier generation
+            sample(at=90, server_0=load(updated=1000, cpu=2)),
+            sample(at=95, server_0=load(updated=2000, cpu=4)),
+        ],
+        state=state("running", at=100, server_0=("running", load(updated=6000, cpu=7))),
+    )
+    row = look(folder, at=100).processes[0]
+    assert (row.name, row.state, row.host) == ("server-0", "running", "here")
+    assert (row.rows, row.held_bytes, row.resident_bytes) == (10, 640, 100)
+    assert row.updated == 6000
+    assert row.updated_a_second == pytest.approx(500.0)
+    assert row.update_share == pytest.approx(0.5)
+    assert row.cpu == pytest.approx(0.5)
+
+
+def test_a_finished_run_is_what_its_report_says(tmp_path: Path) -> None:
+    report = {"examples_per_second": 123.0, "seconds_by_phase": {"pull": 2.0}, "metrics": {"test": {"ndcg@10": 0.2}}}
+    moved = {"bytes_pulled": 5, "bytes_pushed": 10, "bytes_pushed_if_dense": 30}
+    folder = write_run(tmp_path / "run", metrics=[step(60, at=60)], state=state("done", at=61), report=report | moved)
+    summary = look(folder, at=10_000)
+    assert (summary.state, summary.live, summary.progress) == ("done", False, 1.0)
+    assert summary.examples_a_second == 123.0
+    assert summary.metrics == {"test": {"ndcg@10": 0.2}}
+    assert summary.times_dense == 3.0
+    assert summary.seconds == pytest.approx(61.0)  # from its start to its last word
+    assert summary.alerts == []
+
+
+def test_a_run_that_is_taken_up_is_not_what_its_old_report_says(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "run",
+        metrics=[step(1, at=1), step(2, at=2)],
+        state=state("running", at=3),
+        report={"examples_per_second": 9999.0},
+    )
+    assert look(folder, at=3).examples_a_second == pytest.approx(10.0)
+
+
+def test_a_command_that_went_without_a_word_is_lost(tmp_path: Path) -> None:
+    told = state("running", at=0)
+    folder = write_run(tmp_path / "run", state=told)
+    assert look(folder, at=5).state == "running"
+    assert look(folder, at=60).state == "lost"
+    assert warned(look(folder, at=60), "no word of the command", "1 min")
+    own = psutil.Process()
+    alive = {"host": socket.gethostname(), "pid": own.pid, "pid_started": own.create_time()}
+    (folder / "state.json").write_text(json.dumps({**told, "command": alive}))
+    assert look(folder, at=5).state == "running"
+    # The process of that number is another one than the command was.
+    (folder / "state.json").write_text(json.dumps({**told, "command": {**alive, "pid_started": 1.0}}))
+    assert look(folder, at=1).state == "lost"
+
+
+def test_roles_without_a_command_are_known_by_their_records(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
+    assert look(folder, at=2).state == "running"
+    assert look(folder, at=200).state == "unknown"
+    add(folder / "metrics.jsonl", {"time": BEGAN + 3, "event": "stopped", "step": 1, "checkpoint": None})
+    assert look(folder, at=200).state == "stopped"
+
+
+# ---- alerts
+
+
+def test_a_restart_names_its_cause_and_a_missing_server_shows(tmp_path: Path) -> None:
+    cause = "server-0 was killed by SIGKILL (log: logs/server-0.log)"
+    told = {"event": "restart", "generation": 2, "cause": cause, "step": 5, "checkpoint": None}
+    folder = write_run(
+        tmp_path / "run",
+        metrics=[step(9, at=9)],
+        processes=[{"time": BEGAN + 10, **told}],
+        restarts=[{"generation": 2, "cause": cause, "step": 9, "seconds": 2.5}],
+        state=state("running", at=12, generation=2, server_0=("missing", {}), worker_0=("running", load())),
+    )
+    summary = look(folder, at=13)
+    assert [process.state for process in summary.processes] == ["missing", "running"]
+    assert warned(summary, "server-0 is missing", "SIGKILL")
+    assert warned(summary, "restarted 3.0 s ago", "SIGKILL")
+    assert summary.restarts == [{"generation": 2, "cause": cause, "step": 9, "seconds": 2.5, "time": BEGAN + 10}]
+    assert not warned(look(folder, at=5000), "restarted")
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_an_alert(tmp_path: Path, loss: float) -> None:
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=1, loss=loss)], state=state("running", at=2))
+    assert warned(look(folder, at=2), "the loss is not finite")
+
+
+def test_what_stalls_or_is_overdue_is_an_alert(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=0)], state=state("running", at=2000))
+    summary = look(folder, at=2000)
+    assert warned(summary, "no step, evaluation or checkpoint for 33 min")
+    assert warned(summary, "the last checkpoint is 33 min 20 s old")
+    add(folder / "metrics.jsonl", {"time": BEGAN + 1999, "event": "save_failed", "step": 8, "message": "disk full"})
+    summary = look(folder, at=2000)
+    assert not warned(summary, "no step")
+    assert warned(summary, "the checkpoint of step 8 was not written: disk full")
+
+
+def test_a_slow_worker_and_memory_that_runs_out_are_alerts(tmp_path: Path) -> None:
+    slow = load(phase_seconds={"gradients": 400.0}, memory_available_bytes=50)
+    loads = {"worker_0": slow, **{f"worker_{rank}": load(phase_seconds={"gradients": 99.0}) for rank in (1, 2)}}
+    processes = {name: ("running", its) for name, its in loads.items()}
+    folder = write_run(tmp_path / "run", processes=[sample(at=5, **loads)], state=state("running", at=5, **processes))
+    assert warned(look(folder, at=5), "worker-0 works 2.0 times as long")
+    assert warned(look(folder, at=5), "worker-0: 50 B of 1 kB memory are left there")
+    assert not warned(look(folder, at=5), "worker-1")
+
+
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "run", state=state("failed", at=3, message="restarted 3 times without a new checkpoint")
+    )
+    summary = look(folder, at=99)
+    assert (summary.state, summary.alerts[0].level) == ("failed", "critical")
+    assert warned(summary, "restarted 3 times")
+
+
+# ---- damage
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"time": "soon", "state": 3}', "\0\0\0"])
+@pytest.mark.parametrize("name", ["state.json", "report.json", "restarts.json", "job.yaml"])
+def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path: Path, name: str, content: str) -> None:
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=1), step(2, at=2)])
+    (folder / name).write_text(content)
+    summary = look(folder, at=3)
+    assert summary.step == 2
+    # A mapping is a job, or a report, whatever is in it.
+    whole = content.startswith('{"') and name in {"job.yaml", "report.json"}
+    assert warned(summary, name, "cannot be read") != whole
+
+
+def test_what_was_damaged_is_forgotten_once_it_is_whole(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
+    (folder / "state.json").write_text("{")
+    run = read(folder)
+    assert run.problems()
+    (folder / "state.json").write_text(json.dumps(state("done", at=3)))
+    run.refresh()
+    assert run.problems() == []
+    assert summarize(run, BEGAN).state == "done"
+
+
+def test_a_file_that_may_not_be_read_is_said(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
+    (folder / "report.json").mkdir()
+    assert warned(look(folder), "report.json cannot be read", "Is a directory")
+
+
+# ---- which runs there are
+
+
+def test_runs_are_found_two_deep_and_new_ones_appear(tmp_path: Path) -> None:
+    found = Runs([tmp_path])
+    assert found.readers() == []
+    write_run(tmp_path / "plays")
+    write_run(tmp_path / "search" / "trial-0000")
+    write_run(tmp_path / "a" / "b" / "too-deep")
+    (tmp_path / "search" / "job.yaml").write_text("name: search\n")  # as 'crossfade tune' has it
+    (tmp_path / "notes.txt").write_text("")
+    assert [run.name for run in found.readers()] == ["plays", "search/trial-0000"]
+    first = found.readers()[0]
+    write_run(tmp_path / "day2")
+    assert [run.name for run in found.readers()] == ["day2", "plays", "search/trial-0000"]
+    assert found.readers()[1] is first
+    (tmp_path / "day2").rename(tmp_path / "day3")
+    assert [run.name for run in found.readers()] == ["day3", "plays", "search/trial-0000"]
+
+
+def test_a_run_itself_may_be_named_and_several_keep_their_paths(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path / "a" / "plays"), write_run(tmp_path / "b" / "plays")
+    assert [run.name for run in Runs([one]).readers()] == ["plays"]
+    assert [run.name for run in Runs([one, other]).readers()] == [str(one), str(other)]
+
+
+def test_runs_that_go_on_come_first_then_the_latest(tmp_path: Path) -> None:
+    for name, kind, began in (("old", "done", 0), ("new", "done", 50), ("live", "running", 20)):
+        write_run(tmp_path / name, metrics=[step(1, at=began)], state=state(kind, at=60))
+    summaries = [look(tmp_path / name, at=60) for name in ("old", "new", "live")]
+    assert [summary.name for summary in latest_first(summaries)] == ["live", "new", "old"]
+
+
+def test_figures_read_as_people_write_them() -> None:
+    assert [text.size(value) for value in (None, 12, 15_076_311, 2_958_901_248)] == [
+        *("\N{EN DASH}", "12 B", "15.1 MB", "2.96 GB")
+    ]
+    assert [text.count(value) for value in (5.655, 9762, 1_234_567, 4e9)] == ["5.7", "9,762", "1.23 M", "4 G"]
+    assert [text.duration(value) for value in (0.42, 59.6, 250, 12_000, 187_200)] == [
+        *("0.4 s", "60 s", "4 min 10 s", "3 h 20 min", "2 d 4 h")
+    ]
+    assert [text.share(value) for value in (0.0, 0.031, 0.42)] == ["0 %", "3.1 %", "42 %"]

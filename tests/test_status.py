@@ -1,0 +1,177 @@
+"""``crossfade status`` beside real runs: while they train, when one is killed, and when they are over."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
+from paced_training import Training, paced
+from run_folders import state, step, write_run
+from running_command import crossfade, records, started, succeeded
+from waiting import wait_until
+
+from crossfade.main import make_parser
+from kvstore.errors import InputError
+from kvstore.store import VALUE_BYTES
+
+DIM = 8
+
+
+def status(place: Path, *arguments: object) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(succeeded(crossfade("status", "--json", *arguments, cwd=place)).stdout)
+    return found
+
+
+def print_here(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command prints, in this process."""
+    parsed = make_parser().parse_args(["status", *map(str, arguments)])
+    assert parsed.run(parsed) == 0
+    return capsys.readouterr().out
+
+
+def told_state(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "state.json").read_text())
+    return found
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    data = write_planted(tmp_path / "data")
+    return write_job(
+        tmp_path / "job.yaml", data, train={"epochs": 60, "evaluate_every": 10}, checkpoint={"every_steps": 5}
+    )
+
+
+@pytest.mark.slow
+def test_a_run_in_process_shows_where_it_stands_and_how_it_ended(job: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "live"
+    run_dir.parent.mkdir()
+    with paced("train", job, run_dir=run_dir) as training:
+        training.wait_for("saved")
+        training.wait(lambda: told_state(run_dir)["processes"]["in-process"]["load"].get("updates"), "its load")
+        (live,) = status(tmp_path)
+        assert (live["name"], live["state"], live["doing"]) == ("live", "running", "training")
+        assert 0 < live["step"] < live["planned_steps"]
+        assert live["checkpoints"]["last_step"] >= 5
+        assert live["traffic"]["bytes_pushed_if_dense"] > live["traffic"]["bytes_pushed"] > 0
+        (process,) = live["processes"]
+        assert process["rows"] == CUSTOMERS + TRACKS
+        assert process["updated"] > 0
+        assert process["resident_bytes"] > 20e6
+        assert live["alerts"] == []
+        succeeded(training.finish())
+    (done,) = status(tmp_path, run_dir)
+    report = json.loads((run_dir / "report.json").read_text())
+    assert (done["state"], done["progress"], done["step"]) == ("done", 1.0, report["steps"])
+    for name in ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense"):
+        assert done["traffic"][name] == report[name]
+        assert [event for event in records(run_dir) if event["event"] == "totals"][-1][name] == report[name]
+    assert done["examples_a_second"] == report["examples_per_second"]
+    assert done["best_epoch"] == report["best_epoch"]
+    screen = succeeded(crossfade("status", run_dir, cwd=tmp_path)).stdout
+    assert "live: done, " in screen
+    assert "[##############################] 100 %" in screen
+    assert len(screen.splitlines()) <= 24
+    assert max(map(len, screen.splitlines())) <= 120
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_lost_and_one_that_is_stopped_says_so(job: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "killed"
+    run_dir.parent.mkdir()
+    with paced("train", job, run_dir=run_dir) as training:
+        training.wait_for("step")
+        training.command.process.kill()
+        training.command.process.wait()
+        (lost,) = status(tmp_path)
+        assert lost["state"] == "lost"
+        assert lost["alerts"][0]["level"] == "critical"
+    with paced("train", job, "--resume", run_dir=run_dir) as training:
+        training.wait(lambda: told_state(run_dir)["state"] == "running", "its state")
+        training.wait_for("step")
+        training.command.process.send_signal(signal.SIGTERM)
+        assert training.command.finish().returncode == 143
+    (stopped,) = status(tmp_path)
+    assert stopped["state"] == "stopped"
+    assert "--resume" in stopped["message"]
+
+
+@pytest.mark.cluster
+def test_a_server_that_is_killed_shows_and_so_does_the_one_after_it(job: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "cluster"
+    run_dir.parent.mkdir()
+    with paced("train", job, "--servers", 2, "--workers", 1, run_dir=run_dir) as training:
+        training.wait_for("saved")
+        training.wait(lambda: _updating(run_dir) == ["server-0", "server-1"], "the servers' loads")
+        before = {row["name"]: row for row in status(tmp_path)[0]["processes"]}
+        assert [before[name]["state"] for name in before] == ["running"] * 4
+        assert before["server-0"]["host"] == os.uname().nodename
+        held = [before[f"server-{index}"]["rows"] for index in (0, 1)]
+        assert sum(held) >= CUSTOMERS + TRACKS  # ranges are of equal size
+        assert held[0] == held[1]
+        assert before["server-0"]["held_bytes"] >= held[0] * DIM * VALUE_BYTES
+        _kill_and_see(training, run_dir)
+        training.wait(lambda: _updating(run_dir) == ["server-0", "server-1"], "the next servers' loads")
+        (again,) = status(tmp_path)
+        assert (again["state"], again["generation"], len(again["restarts"])) == ("running", 2, 1)
+        assert "server-0 was killed by SIGKILL" in again["restarts"][0]["cause"]
+        assert any("SIGKILL" in alert["text"] for alert in again["alerts"])
+        assert again["step"] < again["planned_steps"]
+        succeeded(training.finish())
+    (done,) = status(tmp_path)
+    assert (done["state"], len(done["restarts"])) == ("done", 1)
+    assert {row["state"] for row in done["processes"]} == {"done"}
+
+
+def _updating(run_dir: Path) -> list[str]:
+    """The servers that have told of updates."""
+    processes = told_state(run_dir)["processes"].items()
+    return [name for name, process in processes if process["load"].get("updates")]
+
+
+def _kill_and_see(training: Training, run_dir: Path) -> None:
+    """Kill a server; its state says that it is missing until its successor runs."""
+    training.command.roles()["server-0"].kill()
+    training.wait(lambda: told_state(run_dir)["generation"] == 2, "the next generation")
+
+
+def test_several_runs_are_a_table_and_one_that_is_damaged_is_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "runs" / "fine", metrics=[step(50, at=9)], state=state("done", at=9))
+    damaged = write_run(
+        tmp_path / "runs" / "damaged", metrics=[step(7, at=3)], state=state("failed", at=5, message="no")
+    )
+    (damaged / "report.json").write_text('{"metrics"')
+    printed = print_here(tmp_path / "runs", capsys=capsys).splitlines()
+    assert printed[0].split()[:3] == ["run", "state", "done"]
+    assert [line.split()[:2] for line in printed[1:3]] == [["damaged", "failed"], ["fine", "done"]]
+    assert any(line.startswith("damaged: warning: report.json cannot be read") for line in printed)
+    assert "damaged: critical: no" in printed
+
+
+def test_watching_shows_it_again_and_ends_with_a_signal(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs" / "plays", metrics=[step(5, at=9)], state=state("done", at=9))
+    with started("status", folder, "--json", "--watch", 0.1, cwd=tmp_path) as watching:
+        assert watching.process.stdout is not None
+        assert json.loads(watching.process.stdout.readline())[0]["step"] == 5
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(step(6, at=10)) + "\n")
+        wait_until(lambda: json.loads(watching.process.stdout.readline())[0]["step"] == 6, 30, "step 6")  # type: ignore[union-attr]
+        watching.process.send_signal(signal.SIGINT)
+        assert watching.finish().returncode == 130
+
+
+def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = crossfade("status", cwd=tmp_path)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "runs: is not there" in result.stderr
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: is a file"):
+        print_here(tmp_path / "file", capsys=capsys)
+    (tmp_path / "runs").mkdir()
+    assert print_here(tmp_path / "runs", capsys=capsys) == "no runs yet\n"
+    assert print_here(tmp_path / "runs", "--json", capsys=capsys) == "[]\n"
