@@ -131,9 +131,10 @@ def shares(job: Job, folder: Folder, manifest: Manifest, groups: Sequence[RowGro
 
 
 def _negatives(spec: Negatives, examples: float) -> float:
-    if examples == 0:
+    """How many rows are drawn; those from the batch are active anyway."""
+    if examples == 0 or spec.kind == "in_batch":
         return 0.0
-    return float(spec.count) if spec.kind == "shared" else spec.count * examples
+    return spec.count * examples if spec.kind == "each" else float(spec.count)
 
 
 def touched_values(counts: Counts, owner: Counts, share: Share, total: int, pairs: int, drawn: bool) -> FloatArray:

@@ -23,12 +23,15 @@ from trainer.engines import cpu
 from trainer.engines.base import Engine
 from trainer.engines.cpu import CpuEngine
 from trainer.job import LossKind, Negatives, ScoreKind
-from trainer.losses import _log1p_of_exp, exp
+from trainer.losses import LossSpec, _log1p_of_exp, exp
 from trainer.model import Model, Score
+from trainer.negatives import FROM_BATCH
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPERATURE = 0.5
+MARGIN, NEGATIVE_WEIGHT = 0.3, 1.7
 QUERIES, ITEMS, DIM, DRAWS = 6, 9, 3, 4
+LOG_Q = np.linspace(-2, 1, ITEMS, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Case:
     weight_B: FloatArray
     negatives_N: IntArray
     global_size: int
+    lane_sizes: tuple[int, ...] = ()
+    hard: int | None = None
+    log_q: bool = False
 
     @property
     def model(self) -> Model:
@@ -54,18 +60,33 @@ class Case:
 
     @property
     def spec(self) -> Negatives:
-        return Negatives(kind=self.negatives, count=DRAWS)
+        return Negatives(kind=self.negatives, count=DRAWS, hard=self.hard)
+
+    @property
+    def loss_spec(self) -> LossSpec:
+        return LossSpec(self.loss, TEMPERATURE, margin=MARGIN, negative_weight=NEGATIVE_WEIGHT)
 
     @property
     def batch(self) -> Batch:
         interactions = make_interactions(self.queries_B, self.items_B, self.weight_B)
-        return make_batch(Share(interactions, np.arange(len(self.queries_B)), self.global_size), self.negatives_N, 0, 0)
+        share = Share(interactions, np.arange(len(self.queries_B)), self.global_size, self.lane_sizes)
+        uses_N = np.concatenate([self.items_B, self.negatives_N])
+        return make_batch(share, uses_N, 0, 0, LOG_Q[uses_N] if self.log_q else LOG_Q[:0])
 
-    def negatives_of(self, example: int) -> IntArray:
-        return self.negatives_N if self.negatives == "shared" else self.negatives_N.reshape(-1, DRAWS)[example]
+    def negatives_of(self, example: int) -> list[tuple[int, int | None]]:
+        """The negatives of an example and, of those from the batch, the query that met them."""
+        if self.negatives == "each":
+            return [(row, None) for row in self.negatives_N.reshape(-1, DRAWS)[example]]
+        drawn = [(row, None) for row in self.negatives_N]
+        if self.negatives == "shared":
+            return drawn
+        ends = np.cumsum(self.lane_sizes)
+        lane = int(np.searchsorted(ends, example, side="right"))
+        mates = range(ends[lane] - self.lane_sizes[lane], ends[lane])
+        return [*drawn, *((self.items_B[mate], self.queries_B[mate]) for mate in mates)]
 
     def part(self, examples: slice) -> "Case":
-        """The case of a worker that has some of the examples."""
+        """The case of a worker that has some of the examples; of lanes, whole ones."""
         negatives_N = self.negatives_N
         if self.negatives == "each":
             negatives_N = negatives_N.reshape(-1, DRAWS)[examples].ravel()
@@ -75,14 +96,16 @@ class Case:
             items_B=self.items_B[examples],
             weight_B=self.weight_B[examples],
             negatives_N=negatives_N,
+            lane_sizes=(len(self.items_B[examples]),) if self.lane_sizes else (),
         )
 
 
 SIGNS = {"wanted": [1] * 6, "unwanted": [-1] * 6, "mixed": [1, -1, -1, 1, 1, -1]}
 
 
-def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wanted") -> Case:
+def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wanted", **more: Any) -> Case:
     each_BN = [[3, 3, 7, 1], [4, 8, 8, 4], [2, 2, 2, 2], [0, 5, 1, 1], [7, 0, 3, 8], [1, 4, 0, 7]]
+    drawn = {"shared": [3, 8, 2, 3], "mixed": [3, 8, 2, 3], "each": each_BN, "in_batch": []}
     return Case(
         loss,
         score,
@@ -90,16 +113,26 @@ def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wa
         queries_B=np.array([0, 5, 2, 2, 0, 3]),
         items_B=np.array([1, 4, 2, 1, 8, 6]),
         weight_B=np.array([1.0, 0.5, 2.0, 0.0, 1.0, 3.0], np.float32) * np.array(SIGNS[signs], np.float32),
-        negatives_N=np.array([3, 8, 2, 3] if negatives == "shared" else each_BN).ravel(),
+        negatives_N=np.array(drawn[negatives], np.int64).ravel(),
         global_size=10,
+        lane_sizes=(2, 4) if negatives in FROM_BATCH else (),
+        **more,
     )
 
 
-CASES = {
-    "-".join(names): make_case(*names)
-    for names in product(get_args(LossKind), get_args(ScoreKind), ("shared", "each"), SIGNS)
-}
-for tied_loss in get_args(LossKind):  # A query row of zeros: all its scores are 0, where −log σ(x) by |x| has a kink.
+SMOOTH: tuple[LossKind, ...] = ("bpr", "logistic", "softmax")
+SCORES: dict[LossKind, tuple[ScoreKind, ...]] = {"hinge": ("dot",), "warp": ("euclidean",), "ccl": ("cosine",)}
+CASES: dict[str, Case] = {}
+for any_loss in get_args(LossKind):
+    for names in product(SCORES.get(any_loss, get_args(ScoreKind)), ("shared", "each"), SIGNS):
+        CASES["-".join([any_loss, *names])] = make_case(any_loss, *names)
+    for any_kind in ("in_batch", "mixed"):
+        CASES[f"{any_loss}-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed")
+    for any_kind in ("shared", "each", "mixed") if any_loss != "warp" else ():
+        CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", hard=2)
+for any_kind in get_args(Negatives.model_fields["kind"].annotation):
+    CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
+for tied_loss in SMOOTH:  # A query row of zeros: all its scores are 0, where −log σ(x) by |x| has a kink.
     CASES[f"{tied_loss}-tied"] = replace(make_case(tied_loss, "dot", "each", "mixed"), queries_B=np.full(6, 4))
 every_case = pytest.mark.parametrize("name", CASES)
 QUERY_TABLE, ITEM_TABLE = random_rows(QUERIES, DIM, seed=1), random_rows(ITEMS, DIM, seed=2)
@@ -119,7 +152,7 @@ def gradients_by(engine: Engine, case: Case) -> tuple[float, FloatArray, FloatAr
 
 
 def by_cpu(case: Case) -> tuple[float, FloatArray, FloatArray]:
-    return gradients_by(CpuEngine(case.model, case.loss, case.spec), case)
+    return gradients_by(CpuEngine(case.model, case.loss_spec, case.spec), case)
 
 
 def reference_score(kind: ScoreKind, query_D: FloatArray, item_D: FloatArray) -> float:
@@ -137,23 +170,39 @@ def reference_loss(case: Case, query_ND: FloatArray, item_ND: FloatArray) -> flo
     """The loss of ``case`` over its global size, in Python's floats."""
     total = 0.0
     for example, (query, item) in enumerate(zip(case.queries_B, case.items_B, strict=True)):
+
+        def score(row: int, query: int = query) -> float:
+            return reference_score(case.score, query_ND[query], item_ND[row]) - (LOG_Q[row] if case.log_q else 0.0)
+
         drawn = case.negatives_of(example)
-        own = reference_score(case.score, query_ND[query], item_ND[item])
-        others = [reference_score(case.score, query_ND[query], item_ND[row]) for row in drawn if row != item]
-        wanted = case.weight_B[example] >= 0
-        if case.loss == "bpr":
-            loss = sum(minus_log_sigmoid(own - other if wanted else other - own) for other in others) / len(drawn)
-        elif case.loss == "logistic" and wanted:
-            loss = minus_log_sigmoid(own) + sum(minus_log_sigmoid(-other) for other in others) / len(drawn)
-        elif case.loss == "logistic":
-            loss = minus_log_sigmoid(-own)
-        elif others or wanted:
-            share = math.exp(own) / (math.exp(own) + sum(math.exp(other) for other in others))
-            loss = -math.log(share if wanted else 1 - share)
-        else:
-            loss = 0.0
-        total += abs(float(case.weight_B[example])) * loss
+        others = sorted((score(row) for row, owner in drawn if row != item and owner != query), reverse=True)
+        count = min(case.hard or len(drawn), len(drawn))
+        weight = float(case.weight_B[example])
+        total += abs(weight) * example_loss(case.loss, score(item), others[:count], count, wanted=weight >= 0)
     return total / case.global_size
+
+
+def example_loss(loss: LossKind, own: float, others: list[float], count: int, *, wanted: bool) -> float:
+    """The loss of one example by its formula, where of ``count`` negatives ``others`` are left."""
+    margin = MARGIN / TEMPERATURE
+    if loss == "logistic":
+        pushed = sum(minus_log_sigmoid(-other) for other in others) / count
+        return minus_log_sigmoid(own) + pushed if wanted else minus_log_sigmoid(-own)
+    if loss == "ccl":
+        above = sum(max(0.0, other - margin) for other in others) / count
+        return 1 / TEMPERATURE - own + NEGATIVE_WEIGHT * above if wanted else max(0.0, own - margin)
+    if not others:
+        return 0.0
+    if loss == "softmax":
+        share = math.exp(own) / (math.exp(own) + sum(math.exp(other) for other in others))
+        return -math.log(share if wanted else 1 - share)
+    gaps = [other - own if wanted else own - other for other in others]
+    if loss == "bpr":
+        return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
+    if loss == "hinge" or not wanted:
+        return sum(max(0.0, margin + gap) for gap in gaps) / count
+    violators = sum(margin + gap > 0 for gap in gaps)
+    return math.log(1 + violators * (ITEMS - 1) / count) * max(0.0, margin + max(gaps))
 
 
 def central_differences(case: Case, query_ND: FloatArray, item_ND: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -202,14 +251,14 @@ def test_tiles_of_a_pool_change_nothing(name: str, monkeypatch: pytest.MonkeyPat
 @every_case
 def test_an_engine_gives_the_same_again_after_a_larger_batch(name: str) -> None:
     case = CASES[name]
-    engine = CpuEngine(case.model, case.loss, case.spec)
+    engine = CpuEngine(case.model, case.loss_spec, case.spec)
     small = case.part(slice(0, 2))
     alone = gradients_by(engine, small)
     gradients_by(engine, case)
     assert_close(gradients_by(engine, small), alone, 0.0)
 
 
-@every_case
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.negatives not in FROM_BATCH])
 def test_an_example_of_zero_weight_adds_nothing(name: str) -> None:
     case = CASES[name]
     unweighted = replace(case, weight_B=np.where(np.arange(6) == 5, np.float32(0), case.weight_B))
@@ -226,16 +275,12 @@ def test_twice_the_weights_are_twice_the_gradient(name: str) -> None:
 @every_case
 def test_negatives_that_are_the_own_item_have_no_effect(name: str) -> None:
     case = CASES[name]
-    count = DRAWS if case.negatives == "shared" else 2 * DRAWS
-    only_own = replace(case.part(slice(0, 2)), items_B=np.array([4, 4]), negatives_N=np.full(count, 4))
+    part = case.part(slice(0, 2))
+    only_own = replace(part, items_B=np.array([4, 4]), negatives_N=np.full_like(part.negatives_N, 4))
     loss, query_gradient, item_gradient = by_cpu(only_own)
-    if case.loss == "logistic":  # what is left is the example's own term
-        scores = [reference_score(case.score, QUERY_TABLE[query], ITEM_TABLE[4]) for query in only_own.queries_B]
-        own_B = [
-            minus_log_sigmoid(score if w > 0 else -score) for score, w in zip(scores, only_own.weight_B, strict=True)
-        ]
-        assert loss == pytest.approx((np.abs(only_own.weight_B) * own_B).sum() / case.global_size, rel=1e-5)
-    else:
+    # What is left of logistic and ccl is the example's own term.
+    assert loss == pytest.approx(reference_loss(only_own, QUERY_TABLE, ITEM_TABLE), rel=1e-5, abs=1e-7)
+    if case.loss not in {"logistic", "ccl"}:
         assert loss == pytest.approx(0.0, abs=1e-7)
         np.testing.assert_allclose(query_gradient, 0.0, atol=1e-7)
         np.testing.assert_allclose(item_gradient, 0.0, atol=1e-7)
@@ -253,7 +298,7 @@ def test_an_empty_batch_gives_no_loss_and_gradients_of_no_rows(name: str) -> Non
     case = CASES[name]
     empty = replace(case.part(slice(0, 0)), negatives_N=np.empty(0, np.int64))
     block = {"customer": np.empty((0, DIM), np.float32), "track": np.empty((0, DIM), np.float32)}
-    loss, gradients = CpuEngine(case.model, case.loss, case.spec).gradients(empty.batch, block)
+    loss, gradients = CpuEngine(case.model, case.loss_spec, case.spec).gradients(empty.batch, block)
     assert loss == 0.0
     assert {table: gradient.shape for table, gradient in gradients.items()} == {"customer": (0, DIM), "track": (0, DIM)}
 
@@ -270,12 +315,12 @@ def of_one_example(
     )
     rows_ND = np.outer(np.array(scores) * TEMPERATURE, np.eye(1, DIM)).astype(np.float32)
     block = {"customer": np.eye(1, DIM, dtype=np.float32), "track": rows_ND}
-    found, gradients = CpuEngine(case.model, loss, case.spec).gradients(case.batch, block)
+    found, gradients = CpuEngine(case.model, case.loss_spec, case.spec).gradients(case.batch, block)
     assert np.isfinite(gradients["customer"]).all()
     return found, gradients["track"][:, 0] * TEMPERATURE
 
 
-each_loss = pytest.mark.parametrize("loss", get_args(LossKind))
+each_loss = pytest.mark.parametrize("loss", SMOOTH)
 each_kind = pytest.mark.parametrize("negatives", ["shared", "each"])
 each_size = pytest.mark.parametrize("size", [40.0, 300.0, 1e6])
 
@@ -328,7 +373,7 @@ def test_a_table_row_that_is_not_a_number_shows_in_the_loss_and_the_gradient(nam
     batch = case.batch
     block = {"customer": QUERY_TABLE[batch.query.rows_A], "track": ITEM_TABLE[batch.item.rows_A]}
     block["customer"][0, 0] = np.nan
-    loss, gradients = CpuEngine(case.model, case.loss, case.spec).gradients(batch, block)
+    loss, gradients = CpuEngine(case.model, case.loss_spec, case.spec).gradients(batch, block)
     assert math.isnan(loss)
     assert np.isnan(gradients["customer"][0]).all()
 
@@ -369,7 +414,7 @@ def print_what_mxnet_computes() -> None:
     found: dict[str, Any] = {}
     try:
         for name, case in CASES.items():
-            engine = MXNetEngine(case.model, case.loss, case.spec, "cpu")
+            engine = MXNetEngine(case.model, case.loss_spec, case.spec, "cpu")
             loss, *gradients = gradients_by(engine, case)
             found[name] = [loss, *(gradient.tolist() for gradient in gradients)]
     except MissingExtraError as error:

@@ -27,6 +27,10 @@ pytestmark = pytest.mark.cluster
 EPOCHS = 2
 ENTITIES = ("customer", "track")
 TOLERANCE = 2e-5
+FROM_BATCH = {
+    "negatives": {"kind": "mixed", "count": 16, "log_q": True},
+    "optimizer": {"learning_rate": 0.1, "schedule": "cosine", "warmup_steps": 5},
+}
 ONE_GROUP = ((1800,),)
 A_ROW_BESIDE_LARGE_GROUPS = ((1, 1600), (1,), (900, 1))
 
@@ -65,23 +69,34 @@ class Runs:
         engine: str = "cpu",
         seed: int = 1,
         again: bool = False,
+        from_batch: bool = False,
     ) -> Run:
-        """The run of the tests' job on data in ``files``; ``again`` is a repetition of it."""
-        key = (files, servers, workers, engine, seed, again)
+        """The run of the tests' job on data in ``files``; ``again`` is a repetition of it.
+
+        ``from_batch``: with negatives from the batch too, corrected by log Q, and a learning-rate schedule.
+        """
+        key = (files, servers, workers, engine, seed, again, from_batch)
         if key not in self._made:
-            self._made[key] = self._make(len(self._made), files, servers, workers, engine, seed)
+            more = FROM_BATCH if from_batch else {}
+            self._made[key] = self._make(len(self._made), files, servers, workers, engine, seed, more)
         return self._made[key]
 
     def _make(
-        self, number: int, files: Sequence[Sequence[int]], servers: int, workers: int, engine: str, seed: int
+        self,
+        number: int,
+        files: Sequence[Sequence[int]],
+        servers: int,
+        workers: int,
+        engine: str,
+        seed: int,
+        more: dict[str, Any],
     ) -> Run:
         data = self._folder / f"data-{train_rows(files)}-{len(files)}"
         if not data.exists():
             write_planted(data, train_files=files)
         run = Run(self._folder / f"run-{number}")
-        job = write_job(
-            self._folder / f"job-{number}.yaml", data, train={"epochs": EPOCHS, "engine": engine, "seed": seed}
-        )
+        train = {"epochs": EPOCHS, "engine": engine, "seed": seed}
+        job = write_job(self._folder / f"job-{number}.yaml", data, train=train, **more)
         shape = ("--servers", servers, "--workers", workers) if servers else ()
         succeeded(crossfade("train", job, "--run-dir", run.folder, *shape, cwd=self._folder))
         return run
@@ -111,6 +126,14 @@ def test_a_job_on_servers_gives_the_embeddings_of_one_in_process(runs: Runs, wor
     assert largest_difference(in_process, on_servers) < TOLERANCE
     assert on_servers.report["steps"] == in_process.report["steps"]
     assert on_servers.report["store"] != in_process.report["store"]
+
+
+@pytest.mark.parametrize("engine", ["cpu", "mxnet"])
+def test_negatives_from_the_batch_are_the_same_whoever_has_the_examples(runs: Runs, engine: str) -> None:
+    in_process = runs.get(from_batch=True)
+    on_servers = runs.get(from_batch=True, servers=2, workers=2, engine=engine)
+    assert largest_difference(in_process, on_servers) < TOLERANCE
+    assert largest_difference(in_process, runs.get()) > 1000 * TOLERANCE
 
 
 def test_training_moves_embeddings_by_far_more_than_the_tolerance(runs: Runs) -> None:

@@ -17,9 +17,9 @@ def sampler(seed: int = 1, counts_N: IntArray = COUNTS, **spec: object) -> Sampl
     return Sampler(Negatives(**spec), len(counts_N), counts_N, seed)
 
 
-def share_of(positions_B: IntArray, global_size: int | None = None) -> Share:
+def share_of(positions_B: IntArray, global_size: int | None = None, lanes: int = 1) -> Share:
     zeros = np.zeros(len(positions_B), np.int64)
-    return Share(make_interactions(zeros, zeros), positions_B, global_size or len(positions_B))
+    return Share(make_interactions(zeros, zeros), positions_B, global_size or len(positions_B), lanes=lanes)
 
 
 def assert_frequencies(rows_N: IntArray, probability_N: FloatArray) -> None:
@@ -100,3 +100,33 @@ def test_an_empty_share_draws_none(kind: str, sampling: str) -> None:
     rows_N = sampler(kind=kind, count=5, sampling=sampling).draw(share_of(np.empty(0, np.int64), 8), 0, 0)
     assert rows_N.shape == (0,)
     assert rows_N.dtype == np.int64
+
+
+def test_negatives_from_the_batch_are_not_drawn_and_a_mixed_pool_is_that_of_shared_ones() -> None:
+    share = share_of(np.arange(3))
+    assert sampler(kind="in_batch").draw(share, 0, 0).shape == (0,)
+    shared, mixed = (sampler(kind=kind, count=7).draw(share, 1, 2) for kind in ("shared", "mixed"))
+    np.testing.assert_array_equal(shared, mixed)
+
+
+@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+def test_log_q_tells_how_often_each_item_is_drawn(kind: str, sampling: str) -> None:
+    drawing = sampler(kind=kind, count=40_000, sampling=sampling, power=0.5, log_q=True)
+    share = share_of(np.arange(1))
+    expected_N = np.exp(drawing.log_q(np.arange(ITEMS), share))
+    assert expected_N.sum() == pytest.approx(40_000, rel=1e-5)
+    assert_frequencies(drawing.draw(share, 0, 0), expected_N)
+
+
+def test_log_q_of_negatives_from_the_batch_follows_counts_and_the_examples_of_a_lane() -> None:
+    rows_N, share = np.arange(ITEMS), share_of(np.arange(6), global_size=80, lanes=4)
+    alone_N, mixed_N = (
+        np.exp(sampler(kind=kind, count=30, log_q=True).log_q(rows_N, share)) for kind in ("in_batch", "mixed")
+    )
+    np.testing.assert_allclose(alone_N, 20 * np.maximum(COUNTS, 1) / COUNTS.sum(), rtol=1e-5)
+    np.testing.assert_allclose(mixed_N, alone_N + 30 / ITEMS, rtol=1e-5)
+
+
+def test_log_q_is_empty_where_scores_are_not_corrected() -> None:
+    assert sampler(kind="shared").log_q(np.arange(3), share_of(np.arange(2))).shape == (0,)

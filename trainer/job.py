@@ -23,7 +23,7 @@ from kvstore.optimizers import OptimizerKind, OptimizerSpec
 from trainer.data.timespan import Timespan
 
 ScoreKind = Literal["dot", "cosine", "euclidean"]
-LossKind = Literal["bpr", "logistic", "softmax"]
+LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
 SplitName = Literal["train", "valid", "test"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -98,14 +98,23 @@ class Model(_Section):
 class Negatives(_Section):
     """What each interaction is contrasted with."""
 
-    kind: Literal["shared", "each"] = Field(
-        "shared", description="shared: one pool for all examples of a step; each: draws of its own for every example"
+    kind: Literal["shared", "each", "in_batch", "mixed"] = Field(
+        "shared",
+        description="shared: one pool for all examples of a step; each: draws of its own for every example; in_batch: "
+        "the items of the other examples of the step and lane (data.lanes); mixed: a pool and those",
     )
-    count: AtLeastOne = Field(1024, description="size of the pool, or draws an example")
+    count: AtLeastOne = Field(1024, description="size of the pool, or draws an example; in_batch: not used")
     sampling: Literal["uniform", "popularity"] = Field("uniform", description="how items are drawn")
     power: Annotated[float, Field(ge=0, le=4)] = Field(
         0.75, description="popularity: an item is drawn in proportion to its count to this power"
     )
+    log_q: bool = Field(
+        False, description="softmax: scores are less by the log of how often their item is expected among the negatives"
+    )
+    hard: AtLeastOne | None = Field(
+        None, description="how many of an example's negatives count, those that score highest; null: all"
+    )
+    weight: NotNegative = Field(1.0, description="ccl: what the negatives weigh together, beside the item's 1")
 
 
 class Optimizer(_Section):
@@ -284,8 +293,13 @@ class Job(_Section):
     model: Model = Model()
     loss: LossKind = Field(
         "softmax",
-        description="bpr, logistic or softmax over the sampled negatives; an interaction of negative weight costs the "
-        "loss of the opposite: that the query does not want the item",
+        description="bpr, logistic, softmax over the sampled negatives, hinge, warp or ccl; an interaction of negative "
+        "weight costs the loss of the opposite: that the query does not want the item",
+    )
+    margin: NotNegative = Field(
+        0.5,
+        description="hinge and warp: by how much an item is to be above its negatives; ccl: the cosine up to which a "
+        "negative costs nothing",
     )
     negatives: Negatives = Negatives()
     optimizer: Optimizer = Optimizer()
@@ -314,6 +328,20 @@ class Job(_Section):
         if self.cluster.workers > self.data.lanes:
             raise ValueError(
                 f"{self.cluster.workers} workers need as many lanes: set data.lanes, now {self.data.lanes}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_and_negatives_agree(self) -> Job:
+        if self.loss == "ccl" and self.model.score != "cosine":
+            raise ValueError(f"loss 'ccl' is of cosine scores: set model.score to cosine, now {self.model.score}")
+        if self.negatives.log_q and self.loss != "softmax":
+            raise ValueError(f"negatives.log_q corrects the softmax alone, but the loss is '{self.loss}'")
+        if self.negatives.hard is not None and self.loss == "warp":
+            raise ValueError("loss 'warp' counts the hardest negative alone: leave negatives.hard out")
+        if self.negatives.hard is not None and self.negatives.log_q:
+            raise ValueError(
+                "negatives.log_q tells how negatives were drawn, which of hard ones is not known: leave one out"
             )
         return self
 
@@ -488,7 +516,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the key '{where}' is missing{more}"
     if first["type"] == "value_error":
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}{more}"
+        section = f"{where}: " if where else ""
+        return f"{section}{first['msg'].removeprefix('Value error, ')}{more}"
     return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, but found {_SHORT.repr(first['input'])}{more}"
 
 

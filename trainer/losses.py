@@ -7,8 +7,21 @@ With s the score of the example's item, s_j those of its C negatives and w ≥ 0
 - ``logistic``  w · (−log σ(s) − 1/C · Σ_j log σ(−s_j))
                 negative sampling, Mikolov et al., "Distributed representations of words and phrases", NIPS 2013
 - ``softmax``   −w · log p, p = eˢ / (eˢ + Σ_j e^{s_j})
-                sampled softmax, Jean et al., ACL 2015, without its correction by log Q; on cosine scores, InfoNCE
-                (van den Oord et al. 2018)
+                sampled softmax, Jean et al., ACL 2015; on cosine scores, InfoNCE (van den Oord et al. 2018). With
+                ``negatives.log_q`` every score, the item's too, is less by log Q, the log of how often its item is
+                expected among the negatives (Bengio and Senécal 2008; Yi et al., RecSys 2019), so that popular
+                negatives, being drawn more, do not weigh more than in the softmax over all items
+- ``hinge``     w/C · Σ_j [m + s_j − s]₊
+                Weimer et al., "CoFi rank", NIPS 2007; with ``negatives.hard: 1`` the triplet loss on the hardest
+                negative, Schroff et al., "FaceNet", CVPR 2015
+- ``warp``      w · log(1 + J·(N − 1)/C) · [m + max_j s_j − s]₊, J = #{j: m + s_j > s}, N items in all
+                Weston et al., "WSABIE", IJCAI 2011, with the rank estimated from a batch of negatives rather than from
+                how long one is sought; on euclidean scores with rows bounded to length 1 (``optimizer.max_norm``) it
+                is collaborative metric learning (CML), Hsieh et al., WWW 2017. The logarithm counts as a constant
+- ``ccl``       w · (1/T − s + v/C · Σ_j [s_j − m]₊), of cosine scores alone, whose largest is 1/T
+                cosine contrastive loss, Mao et al., "SimpleX", CIKM 2021; v is ``negatives.weight``
+
+Margins m are in units of the score before it is divided by the temperature T: ``margin``/T.
 
 A weight w < 0 says that the query does not want the item. It costs |w| times the loss of the opposite statement, which
 is never below 0 and has bounded derivatives (−|w| times the loss itself would be worth ever more without end):
@@ -23,9 +36,13 @@ is never below 0 and has bounded derivatives (−|w| times the loss itself would
                 retrieval, the "not-to-recommend" loss of Wang et al., "Learning from negative user feedback and
                 measuring responsiveness for sequential recommenders", RecSys 2023. The form on the right has no 1 − p
                 that would cancel where p is near 1
+- ``hinge``     |w|/C · Σ_j [m + s − s_j]₊, the pairs turned round; ``warp`` the same: a refused item seeks no rank
+- ``ccl``       |w| · [s − m]₊, what one of its negatives costs
 
-A negative that is the example's own item does not count: it adds no loss and gets no gradient. Where none is left,
-``bpr`` and ``softmax`` have no loss.
+A negative that is the example's own item does not count: it adds no loss and gets no gradient. So it is with a negative
+from the batch that the same query met there. Where none is left, ``bpr``, ``softmax``, ``hinge`` and ``warp`` have no
+loss. Of ``negatives.hard`` negatives, those with the highest scores count, as if no others had been drawn
+(Zhang et al., "Optimizing top-N collaborative filtering via dynamic negative item sampling", SIGIR 2013).
 
 All kernels that inline one another are in this file: numba's cache does not see a change in another one. None has
 fastmath (see ``kvstore/optimizers.py``); long sums run in eight lanes of a fixed order instead, which vectorise.
@@ -34,14 +51,59 @@ fastmath (see ``kvstore/optimizers.py``); long sums run in eight lanes of a fixe
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
-from trainer.job import LossKind
+from trainer.job import Job, LossKind
 
-BPR, LOGISTIC, SOFTMAX = 0, 1, 2
-LOSS_CODES: dict[LossKind, int] = {"bpr": BPR, "logistic": LOGISTIC, "softmax": SOFTMAX}
+BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
+LOSS_CODES: dict[LossKind, int] = {
+    "bpr": BPR,
+    "logistic": LOGISTIC,
+    "softmax": SOFTMAX,
+    "hinge": HINGE,
+    "warp": WARP,
+    "ccl": CCL,
+}
+
+
+class Shape(NamedTuple):
+    """Constants of the losses, float32: the margin over T, what negatives weigh, (N − 1)/C, and the largest score."""
+
+    margin: np.float32
+    negative_weight: np.float32
+    ranks_per_negative: np.float32
+    top: np.float32
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """Which loss, and what it depends on beside the scores: see the formulas above."""
+
+    kind: LossKind
+    temperature: float = 1.0
+    margin: float = 0.5
+    negative_weight: float = 1.0
+
+    @staticmethod
+    def of(job: Job) -> LossSpec:
+        """The loss that a job names."""
+        return LossSpec(job.loss, job.model.temperature, job.margin, job.negatives.weight)
+
+    @property
+    def code(self) -> int:
+        """The kernels' name for it."""
+        return LOSS_CODES[self.kind]
+
+    def shape(self, items: int, negatives: int) -> Shape:
+        """Its constants, where examples have so many ``negatives`` out of a table of ``items``."""
+        ranks_per_negative = (items - 1) / max(negatives, 1)
+        values = self.margin / self.temperature, self.negative_weight, ranks_per_negative, 1.0 / self.temperature
+        return Shape(*map(np.float32, values))
+
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -124,14 +186,16 @@ def _log_sigmoid_loss(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
+def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight, shape):  # type: ignore[no-untyped-def]
     """Loss of one example and its derivative by ``score``; ``scores_C`` is overwritten with those by itself.
 
     ``item`` and ``negatives_C`` name rows, to know a negative that is the item; ``parts_C`` is memory to work in. All
     floats are float32.
     """
     if weight < _ZERO:
-        return _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, -weight)
+        return _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, -weight, shape)
+    if code >= HINGE:
+        return _margin_loss(code, score, scores_C, item, negatives_C, weight, shape)
     if code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
     share = weight / np.float32(scores_C.shape[0])
@@ -170,7 +234,77 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
 
 
 @njit(cache=True, error_model="numpy")
-def _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
+def _margin_loss(code, score, scores_C, item, negatives_C, weight, shape):  # type: ignore[no-untyped-def]
+    """What ``example_loss`` gives for the losses with a margin. Not inlined, as ``_opposite_loss``."""
+    if code == WARP:
+        return _warp(score, scores_C, item, negatives_C, weight, shape)
+    # A negative costs by how far it is above the floor: a margin below the item, or the margin itself.
+    floor = shape.margin if code == CCL else score - shape.margin
+    share = weight / np.float32(scores_C.shape[0]) * (shape.negative_weight if code == CCL else _ONE)
+    others, _ = _above(floor, scores_C, item, negatives_C, share)
+    if code == CCL:
+        return weight * (shape.top - score) + others, -weight
+    return others, -_sum(scores_C)
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _above(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
+    """Σ_j share·[s_j − floor]₊, its derivatives in place of the scores, and how many negatives are above the floor."""
+    total, count = _ZERO, 0
+    for c in range(scores_C.shape[0]):
+        excess = scores_C[c] - floor if negatives_C[c] != item else _ZERO
+        # What is not a number does not vanish.
+        scores_C[c] = _ZERO if excess <= _ZERO else (share if excess > _ZERO else excess)
+        total += _ZERO if excess <= _ZERO else share * excess
+        count += not excess <= _ZERO
+    return total, count
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _warp(score, scores_C, item, negatives_C, weight, shape):  # type: ignore[no-untyped-def]
+    best, top = 0, _LOWEST
+    for c in range(scores_C.shape[0]):
+        if negatives_C[c] != item and not scores_C[c] <= top:
+            best, top = c, scores_C[c]
+    floor = score - shape.margin
+    _, violators = _above(floor, scores_C, item, negatives_C, _ONE)
+    scores_C[:] = _ZERO
+    if violators == 0:
+        return _ZERO, _ZERO
+    cost = weight * np.float32(math.log1p(np.float32(violators) * shape.ranks_per_negative))
+    cost = cost if top > floor else top - floor  # which is then not a number
+    scores_C[best] = cost
+    return cost * (top - floor), -cost
+
+
+@njit(cache=True, error_model="numpy")
+def hardest_loss(code, score, scores_C, parts_C, item, negatives_C, weight, shape, keep):  # type: ignore[no-untyped-def]
+    """What ``example_loss`` gives if of the negatives only the ``keep`` with the highest scores had been drawn.
+
+    The item itself is none of them. The others' places in ``scores_C`` become 0. Of equal scores the first stay.
+    """
+    count = scores_C.shape[0]
+    for c in range(count):
+        parts_C[c] = scores_C[c] if negatives_C[c] != item else _LOWEST
+    lowest = np.partition(parts_C, count - keep)[count - keep]
+    chosen_K, chosen = np.empty(keep, np.int64), 0
+    for c in range(count):
+        if parts_C[c] > lowest:
+            chosen_K[chosen] = c
+            chosen += 1
+    for c in range(count):
+        if chosen < keep and not parts_C[c] > lowest and not parts_C[c] < lowest:
+            chosen_K[chosen] = c
+            chosen += 1
+    scores_K, negatives_K = scores_C[chosen_K], negatives_C[chosen_K]
+    result = example_loss(code, score, scores_K, parts_C[:keep], item, negatives_K, weight, shape)
+    scores_C[:] = _ZERO
+    scores_C[chosen_K] = scores_K
+    return result
+
+
+@njit(cache=True, error_model="numpy")
+def _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, cost, shape):  # type: ignore[no-untyped-def]
     """What ``example_loss`` gives for an example of weight −``cost``.
 
     It is not inlined, so that the loops over wanted items compile as if it were not there.
@@ -181,6 +315,12 @@ def _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, cost):  # 
         scores_C[:] = _ZERO
         own, pull = _log_sigmoid_loss(-score)
         return cost * own, cost * pull
+    if code == CCL:
+        scores_C[:] = _ZERO
+        excess = score - shape.margin
+        return (_ZERO, _ZERO) if excess <= _ZERO else (cost * excess, cost)
+    if code >= HINGE:
+        return _opposite_hinge(score, scores_C, item, negatives_C, cost, shape)
     # A pair turned round is one whose scores have the other sign; so have the derivatives.
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
@@ -189,6 +329,18 @@ def _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, cost):  # 
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     return loss, -slope
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _opposite_hinge(score, scores_C, item, negatives_C, cost, shape):  # type: ignore[no-untyped-def]
+    for c in range(scores_C.shape[0]):
+        scores_C[c] = -scores_C[c]
+    share = cost / np.float32(scores_C.shape[0])
+    loss, _ = _above(-score - shape.margin, scores_C, item, negatives_C, share)
+    slope = _sum(scores_C)
+    for c in range(scores_C.shape[0]):
+        scores_C[c] = -scores_C[c]
+    return loss, slope
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -228,10 +380,33 @@ def row_squares(values_ND):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def shared_pool_pass(scores_BC, query_BD, item_BD, square_C, item_B, negative_C, weight_B, code, product, square):  # type: ignore[no-untyped-def]
-    """Dot products of a tile to derivatives by score, in place; the losses, and the derivatives by own score."""
+def shared_pool_pass(  # type: ignore[no-untyped-def]
+    scores_BC,
+    query_BD,
+    item_BD,
+    item_B,
+    owner_B,
+    less_B,
+    weight_B,
+    negative_C,
+    owner_C,
+    square_C,
+    less_C,
+    code,
+    shape,
+    keep,
+    product,
+    square,
+):
+    """Dot products of a tile to derivatives by score, in place; the losses, and the derivatives by own score.
+
+    ``less_B`` and ``less_C`` are subtracted from scores, unless they are empty. ``owner_C`` names the query that met a
+    negative, unless it is empty: what its own query met does not count. ``keep``: how many negatives count;
+    None: all, which compiles without what the others need.
+    """
     loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
     parts_C = np.empty(scores_BC.shape[1], np.float32)
+    counted_C = negative_C.copy() if owner_C.shape[0] else negative_C
     for b in range(weight_B.shape[0]):
         own = product * _dot(query_BD[b], item_BD[b])
         for c in range(scores_BC.shape[1]):
@@ -241,12 +416,27 @@ def shared_pool_pass(scores_BC, query_BD, item_BD, square_C, item_B, negative_C,
             own -= square * (query_square + _dot(item_BD[b], item_BD[b]))
             for c in range(scores_BC.shape[1]):
                 scores_BC[b, c] -= square * (query_square + square_C[c])
-        loss_B[b], slope_B[b] = example_loss(code, own, scores_BC[b], parts_C, item_B[b], negative_C, weight_B[b])
+        if less_C.shape[0]:
+            own -= less_B[b]
+            for c in range(scores_BC.shape[1]):
+                scores_BC[b, c] -= less_C[c]
+        for c in range(owner_C.shape[0]):
+            counted_C[c] = item_B[b] if owner_C[c] == owner_B[b] else negative_C[c]
+        if keep is not None:
+            loss_B[b], slope_B[b] = hardest_loss(
+                code, own, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], shape, keep
+            )
+        else:
+            loss_B[b], slope_B[b] = example_loss(
+                code, own, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], shape
+            )
     return loss_B, slope_B
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def own_negatives_pass(query_AD, item_AD, query_B, item_B, negative_BN, weight_B, code, product, square):  # type: ignore[no-untyped-def]
+def own_negatives_pass(  # type: ignore[no-untyped-def]
+    query_AD, item_AD, query_B, item_B, negative_BN, less_B, less_BN, weight_B, code, shape, keep, product, square
+):
     """Scores, losses and gradients of examples with negatives of their own: one pass over the examples."""
     examples, count = negative_BN.shape
     dim = query_AD.shape[1]
@@ -266,7 +456,18 @@ def own_negatives_pass(query_AD, item_AD, query_B, item_B, negative_BN, weight_B
             scores_BN[b, n] = product * _dot(query_D, negative_D)
             if square:
                 scores_BN[b, n] -= square * (query_square + _dot(negative_D, negative_D))
-        loss_B[b], slope = example_loss(code, own, scores_BN[b], parts_BN[b], item_B[b], negative_BN[b], weight_B[b])
+        if less_B.shape[0]:
+            own -= less_B[b]
+            for n in range(count):
+                scores_BN[b, n] -= less_BN[b, n]
+        if keep is not None:
+            loss_B[b], slope = hardest_loss(
+                code, own, scores_BN[b], parts_BN[b], item_B[b], negative_BN[b], weight_B[b], shape, keep
+            )
+        else:
+            loss_B[b], slope = example_loss(
+                code, own, scores_BN[b], parts_BN[b], item_B[b], negative_BN[b], weight_B[b], shape
+            )
         for d in range(dim):
             query_gradient_BD[b, d] = slope * (product * item_D[d] - twice * query_D[d])
             use_gradient_ND[b, d] = slope * (product * query_D[d] - twice * item_D[d])

@@ -2,6 +2,9 @@
 
 A draw depends on the seed, the epoch, the step and a position: within the pool, or of the example in the global batch.
 It does not depend on the worker, so that two workers contrast the same examples with the same items as one would.
+
+Nor does it where a batch's own items are negatives (``in_batch`` and, beside a pool, ``mixed``): an example is
+contrasted with the items of its lane in that step, and a lane is one worker's, whoever that is.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ from trainer.data.shards import Share
 from trainer.job import Negatives
 
 _STREAM = "negatives"
+_SMALLEST = 1e-12
+FROM_BATCH = frozenset({"in_batch", "mixed"})
+"""Kinds of negatives of which some, or all, are the items of other examples."""
 
 
 def needs_counts(spec: Negatives, met_alone: bool) -> bool:
     """Whether a ``Sampler`` needs to know how often each item was met in train."""
-    return met_alone or spec.sampling == "popularity"
+    return met_alone or spec.sampling == "popularity" or (spec.log_q and spec.kind in FROM_BATCH)
 
 
 class Sampler:
@@ -35,7 +41,7 @@ class Sampler:
         self._items = items
         self._seed = seed
         self._cumulative_N: FloatArray | None = None
-        if needs_counts(spec, met_alone):
+        if met_alone or spec.sampling == "popularity":
             assert counts_N is not None
             assert len(counts_N) == items
             mass_N = np.maximum(counts_N, 1).astype(np.float64) ** (
@@ -46,17 +52,47 @@ class Sampler:
             summed_N = np.cumsum(mass_N)
             # Divided by its own last value, the sum reaches 1 at the last item that has mass, and no draw lies beyond.
             self._cumulative_N = summed_N / (summed_N[-1] if met_alone else mass_N.sum())
+        self._counts_N = counts_N if spec.log_q else None
+        self._interactions = 0 if counts_N is None else int(counts_N.sum())
 
     def draw(self, share: Share, epoch: int, step: int) -> IntArray:
-        """Rows of the item table, int64: the pool (C,), or ``count`` for each example of ``share`` (B·count,)."""
-        if len(share.interactions) == 0:
+        """Rows of the item table, int64: the pool (C,), or ``count`` for each example of ``share`` (B·count,).
+
+        Negatives from the batch are not among them.
+        """
+        if len(share.interactions) == 0 or self._spec.kind == "in_batch":
             return np.empty(0, dtype=np.int64)
-        if self._spec.kind == "shared":
+        if self._spec.kind in {"shared", "mixed"}:
             return self._rows(self._uniform(np.arange(self._spec.count), epoch, step, slot=0))
         draws_BN = np.empty((len(share.positions_B), self._spec.count))
         for slot in range(self._spec.count):
             draws_BN[:, slot] = self._uniform(share.positions_B, epoch, step, slot)
         return self._rows(draws_BN.ravel())
+
+    def log_q(self, rows_N: IntArray, share: Share) -> FloatArray:
+        """The log of how often each of ``rows_N`` is expected among an example's negatives: float32 (N,).
+
+        From the batch, an item is expected in proportion to its count. Empty where scores are not corrected.
+        """
+        if not self._spec.log_q or len(share.interactions) == 0:
+            return np.empty(0, np.float32)
+        expected_N = np.zeros(len(rows_N))
+        if self._spec.kind != "in_batch":
+            expected_N += self._spec.count * self._probability(rows_N)
+        if self._spec.kind in FROM_BATCH:
+            assert self._counts_N is not None
+            expected_N += share.global_size / share.lanes * np.maximum(self._counts_N[rows_N], 1) / self._interactions
+        # An item that is never drawn may be an example's own all the same: in train, but not in its vocabulary's counts.
+        log_N: FloatArray = np.log(np.maximum(expected_N, _SMALLEST)).astype(np.float32)
+        return log_N
+
+    def _probability(self, rows_N: IntArray) -> FloatArray:
+        """With what probability one draw is each of ``rows_N``: float64 (N,)."""
+        if self._cumulative_N is None:
+            return np.full(len(rows_N), 1.0 / self._items)
+        before_N = np.where(rows_N > 0, self._cumulative_N[rows_N - 1], 0.0)
+        probability_N: FloatArray = self._cumulative_N[rows_N] - before_N
+        return probability_N
 
     def _uniform(self, positions_N: IntArray, epoch: int, step: int, slot: int) -> FloatArray:
         return uniform(positions_N, seed=self._seed, stream=_STREAM, epoch=epoch, step=step, slot=slot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,8 +64,11 @@ class Batch:
 
     ``query``'s uses are the examples' queries (B). ``item``'s uses are the examples' items (B), then the negatives: a
     pool of C that all examples share, or ``count`` for each example in turn (B·count).
-    ``weight_B``: float32, the examples' weights. ``global_size``: examples of the step over all workers. ``parts``: by
-    entity, what its vectors are made of, where they are not those of its table.
+    ``weight_B``: float32, the examples' weights. ``global_size``: examples of the step over all workers.
+    ``log_q_N``: float32, for each use of an item the log of how often it is expected among the negatives of an example;
+    empty where scores are not corrected by it. ``groups``: the examples that are negatives of one another, where the
+    batch gives negatives: a slice for each lane. ``parts``: by entity, what its vectors are made of, where they are not
+    those of its table.
     """
 
     epoch: int
@@ -73,6 +77,8 @@ class Batch:
     item: ActiveRows
     weight_B: FloatArray
     global_size: int
+    log_q_N: FloatArray = field(default_factory=lambda: np.empty(0, np.float32))
+    groups: tuple[slice, ...] = ()
     parts: Mapping[str, Parts] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -90,16 +96,22 @@ class Batch:
         return self.item.index_N[len(self) :]
 
 
-def make_batch(share: Share, negatives_N: IntArray, epoch: int, step: int) -> Batch:
-    """The batch of a worker's ``share`` of a step and of the negatives drawn for it (none, for an empty share)."""
+_UNCORRECTED = np.empty(0, np.float32)
+
+
+def make_batch(share: Share, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray = _UNCORRECTED) -> Batch:
+    """The batch of a worker's ``share`` of a step, of which ``uses_N`` are the items and then the negatives."""
     interactions = share.interactions
+    ends_G = np.cumsum(share.lane_sizes_G or [len(interactions)])
     return Batch(
         epoch=epoch,
         step=step,
         query=ActiveRows.of(interactions.query_N),
-        item=ActiveRows.of(np.concatenate([interactions.item_N, negatives_N])),
+        item=ActiveRows.of(uses_N),
         weight_B=interactions.weight_N,
         global_size=share.global_size,
+        log_q_N=log_q_N,
+        groups=tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends_G]) if end > start),
     )
 
 
@@ -127,5 +139,6 @@ def batches(
     for number, share in enumerate(shares, start=epoch * schedule.steps + first_step):
         at, step = divmod(number, schedule.steps)
         with sampling.running():
-            batch = complete(make_batch(share, sampler.draw(share, at, step), at, step))
+            uses_N = np.concatenate([share.interactions.item_N, sampler.draw(share, at, step)])
+            batch = complete(make_batch(share, uses_N, at, step, sampler.log_q(uses_N, share)))
         yield batch

@@ -202,12 +202,15 @@ class ShardReader:
 class Share:
     """What one worker has of one step.
 
-    ``positions_B`` says where each example stands in the global batch, which has ``global_size`` examples.
+    ``positions_B`` says where each example stands in the global batch, which has ``global_size`` examples. The examples
+    lie lane by lane, ``lane_sizes_G`` of each, and the global batch has ``lanes`` lanes; empty: they are all of one.
     """
 
     interactions: Interactions
     positions_B: IntArray
     global_size: int
+    lane_sizes_G: tuple[int, ...] = ()
+    lanes: int = 1
 
 
 @dataclass(frozen=True)
@@ -294,6 +297,8 @@ class Schedule:
             concatenate([part for lane_parts in parts for part in lane_parts]),
             np.concatenate([np.empty(0, np.int64), *positions]),
             int(count_L.sum()),
+            tuple(int(count_L[lane]) for lane in streams),
+            len(count_L),
         )
 
     def _taken(self, rows_L: IntArray, step: int) -> IntArray:

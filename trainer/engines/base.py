@@ -8,6 +8,7 @@ from typing import Protocol
 from kvstore.arrays import FloatArray
 from trainer.data.batches import Batch
 from trainer.job import Job
+from trainer.losses import LossSpec
 from trainer.model import Model
 
 
@@ -36,7 +37,7 @@ def make_engine(job: Job, model: Model) -> Engine:
     if job.train.engine == "mxnet":
         from trainer.engines.mxnet import MXNetEngine
 
-        return MXNetEngine(model, job.loss, job.negatives, job.train.device)
+        return MXNetEngine(model, LossSpec.of(job), job.negatives, job.train.device)
     from trainer.engines.cpu import CpuEngine
 
-    return CpuEngine(model, job.loss, job.negatives)
+    return CpuEngine(model, LossSpec.of(job), job.negatives)

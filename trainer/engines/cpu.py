@@ -9,15 +9,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import get_num_threads, njit, prange
 
-from kvstore.arrays import FloatArray
+from kvstore.arrays import FloatArray, IntArray
 from trainer.data.batches import ActiveRows, Batch
-from trainer.job import LossKind, Negatives
-from trainer.losses import LOSS_CODES, own_negatives_pass, row_squares, shared_pool_pass
+from trainer.job import Negatives
+from trainer.losses import LossSpec, own_negatives_pass, row_squares, shared_pool_pass
 from trainer.model import Model
+from trainer.negatives import FROM_BATCH
 
 _TILE_SCORES = 1 << 19
 """Scores of a shared pool are computed in tiles of about this many, 2 MiB, to stay in the cache."""
@@ -59,14 +62,44 @@ def _sum_uses(values_ND, order_N, starts_A1):  # type: ignore[no-untyped-def]
     return out_AD
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """Negatives that some examples of a batch share, and those ``examples``.
+
+    ``uses``: which uses of items they are. ``names``: of each its row, who met it if it is from the batch (otherwise
+    empty), its square, and what its score is less by (or empty), as ``shared_pool_pass`` wants them.
+    """
+
+    examples: slice
+    uses: slice | IntArray
+    rows_CD: FloatArray
+    names: tuple[FloatArray, ...]
+
+    @staticmethod
+    def of(batch: Batch, item_AD: FloatArray, examples: slice, uses: slice | IntArray, owner_C: IntArray) -> _Pool:
+        """The negatives that are the ``uses`` of ``batch``'s items."""
+        row_C = batch.item.index_N[uses]
+        rows_CD = item_AD[row_C]
+        less_C = batch.log_q_N[uses] if len(batch.log_q_N) else batch.log_q_N
+        return _Pool(examples, uses, rows_CD, (row_C, owner_C, row_squares(rows_CD), less_C))
+
+    def parts(self) -> list[slice]:
+        """Its examples, so many at a time that their scores stay in the cache."""
+        tile = max(1, _TILE_SCORES // max(len(self.rows_CD), 1))
+        first, end = self.examples.start, self.examples.stop
+        return [slice(start, min(start + tile, end)) for start in range(first, end, tile)]
+
+
 class CpuEngine:
     """Closed-form gradients with numba and BLAS."""
 
-    def __init__(self, model: Model, loss: LossKind, negatives: Negatives) -> None:
+    def __init__(self, model: Model, loss: LossSpec, negatives: Negatives) -> None:
         """An engine for ``model``, ``loss`` and the kind of ``negatives``."""
         self._model = model
-        self._code = LOSS_CODES[loss]
-        self._shared = negatives.kind == "shared"
+        self._loss = loss
+        self._each = negatives.kind == "each"
+        self._from_batch = negatives.kind in FROM_BATCH
+        self._hard = negatives.hard
         self._product = np.float32(model.score.product)
         self._square = np.float32(model.score.square)
         self._threads = ThreadPoolExecutor(get_num_threads(), thread_name_prefix="engine")
@@ -81,7 +114,7 @@ class CpuEngine:
         norms: list[FloatArray] = []
         if self._model.score.normalised:
             rows, norms = (list(pair) for pair in zip(*(_normalise(block_AD) for block_AD in rows), strict=True))
-        compute = self._with_shared_pool if self._shared else self._with_own_negatives
+        compute = self._with_own_negatives if self._each else self._with_pools
         loss_B, *uses = compute(batch, *rows)
         gradients = [
             self._by_rows(active, values_ND) for active, values_ND in zip((batch.query, batch.item), uses, strict=True)
@@ -101,55 +134,78 @@ class CpuEngine:
     def _weights(self, batch: Batch) -> FloatArray:
         return batch.weight_B / np.float32(batch.global_size)
 
+    def _rule(self, negatives: int) -> tuple[Any, ...]:
+        """What the kernels want to know beside rows and weights, for examples with so many negatives."""
+        shape = self._loss.shape(self._model.item.rows, negatives)
+        keep = None if self._hard is None else min(self._hard, negatives)
+        return self._loss.code, shape, keep, self._product, self._square
+
     def _with_own_negatives(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:
         negative_BN = batch.negative_index_N.reshape(len(batch), -1)
+        less_N = batch.log_q_N
         result: tuple[FloatArray, ...] = own_negatives_pass(
             query_AD,
             item_AD,
             batch.query.index_N,
             batch.item_index_B,
             negative_BN,
+            less_N[: len(batch)],
+            less_N[len(batch) :].reshape(negative_BN.shape if len(less_N) else (0, 0)),
             self._weights(batch),
-            self._code,
-            self._product,
-            self._square,
+            *self._rule(negative_BN.shape[1]),
         )
         return result
 
-    def _with_shared_pool(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:
-        """Tiles of examples in threads, each with a single-threaded BLAS; their pool gradients are added in order."""
+    def _pools(self, batch: Batch, item_AD: FloatArray) -> list[_Pool]:
+        """The pools of negatives: one for all examples or, with negatives from the batch, one for each group."""
+        drawn = slice(len(batch), len(batch.item.index_N))
+        if not self._from_batch:
+            return [_Pool.of(batch, item_AD, slice(0, len(batch)), drawn, batch.query.index_N[:0])]
+        drawn_C, nobody_C = np.arange(drawn.start, drawn.stop), np.full(drawn.stop - drawn.start, -1)
+        return [
+            _Pool.of(
+                batch,
+                item_AD,
+                group,
+                np.concatenate([drawn_C, np.arange(group.start, group.stop)]),
+                np.concatenate([nobody_C, batch.query.index_N[group]]),
+            )
+            for group in batch.groups
+        ]
+
+    def _with_pools(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:
+        """Tiles of examples in threads, each with a single-threaded BLAS; their pools' gradients are added in order."""
         query_BD, item_BD = query_AD[batch.query.index_N], item_AD[batch.item_index_B]
-        pool_CD = item_AD[batch.negative_index_N]
-        square_C, weight_B = row_squares(pool_CD), self._weights(batch)
-        loss_B, query_gradient_BD = np.empty_like(weight_B), np.empty_like(query_BD)
-        use_gradient_ND = np.empty((len(batch) + len(pool_CD), pool_CD.shape[1]), np.float32)
+        less_B, weight_B = batch.log_q_N[: len(batch)], self._weights(batch)
+        loss_B, query_gradient_BD, own_gradient_BD = (
+            np.empty_like(weight_B),
+            np.empty_like(query_BD),
+            np.empty_like(item_BD),
+        )
         twice = np.float32(2.0) * self._square
 
-        def compute(part: slice) -> tuple[FloatArray, FloatArray]:
-            query_TD, item_TD = query_BD[part], item_BD[part]
-            slope_TC = np.matmul(query_TD, pool_CD.T, out=self._scores(len(query_TD), len(pool_CD)))
-            rows = batch.item_index_B[part], batch.negative_index_N
-            loss_B[part], slope_T = shared_pool_pass(
-                slope_TC, query_TD, item_TD, square_C, *rows, weight_B[part], self._code, self._product, self._square
-            )
+        def compute(tile: tuple[_Pool, slice]) -> tuple[FloatArray, FloatArray]:
+            pool, part = tile
+            query_TD, item_TD, rows_CD = query_BD[part], item_BD[part], pool.rows_CD
+            slope_TC = np.matmul(query_TD, rows_CD.T, out=self._scores(len(query_TD), len(rows_CD)))
+            own = batch.item_index_B[part], batch.query.index_N[part], less_B[part], weight_B[part]
+            rule = self._rule(len(rows_CD))
+            loss_B[part], slope_T = shared_pool_pass(slope_TC, query_TD, item_TD, *own, *pool.names, *rule)
             own_T1 = slope_T[:, None]
-            query_gradient_BD[part] = self._product * (slope_TC @ pool_CD + own_T1 * item_TD)
-            use_gradient_ND[part] = self._product * own_T1 * query_TD
+            query_gradient_BD[part] = self._product * (slope_TC @ rows_CD + own_T1 * item_TD)
+            own_gradient_BD[part] = self._product * own_T1 * query_TD
             if twice:
                 query_gradient_BD[part] -= twice * (slope_TC.sum(axis=1) + slope_T)[:, None] * query_TD
-                use_gradient_ND[part] -= twice * own_T1 * item_TD
+                own_gradient_BD[part] -= twice * own_T1 * item_TD
             return self._product * (slope_TC.T @ query_TD), slope_TC.sum(axis=0) if twice else slope_T[:0]
 
-        tile = max(1, _TILE_SCORES // len(pool_CD))
-        parts = [slice(start, min(start + tile, len(batch))) for start in range(0, len(batch), tile)]
-        pool_gradient_CD, pool_slope_C = use_gradient_ND[len(batch) :], np.zeros_like(square_C)
-        pool_gradient_CD[:] = 0.0
-        for gradient_CD, slope_C in self._threads.map(compute, parts):
-            pool_gradient_CD += gradient_CD
+        tiles = [(pool, part) for pool in self._pools(batch, item_AD) for part in pool.parts()]
+        use_gradient_ND = np.zeros((len(batch.item.index_N), item_BD.shape[1]), np.float32)
+        for (pool, _), (gradient_CD, slope_C) in zip(tiles, self._threads.map(compute, tiles), strict=True):
+            use_gradient_ND[pool.uses] += gradient_CD
             if twice:
-                pool_slope_C += slope_C
-        if twice:
-            pool_gradient_CD -= twice * pool_slope_C[:, None] * pool_CD
+                use_gradient_ND[pool.uses] -= twice * slope_C[:, None] * pool.rows_CD
+        use_gradient_ND[: len(batch)] += own_gradient_BD
         return loss_B, query_gradient_BD, use_gradient_ND
 
     def _scores(self, examples: int, pool: int) -> FloatArray:
