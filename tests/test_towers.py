@@ -54,7 +54,7 @@ def tables(seed: int = 0, dtype: type = np.float64) -> dict[str, FloatArray]:
 def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
     count = len(tracks)
     examples = Interactions(np.arange(count), np.array(tracks), np.ones(count, np.float32))
-    return make_batch(Share(examples, np.arange(count), count), np.array(negatives), epoch=0, step=step)
+    return make_batch(Share(examples, np.arange(count), count), np.array([*tracks, *negatives]), epoch=0, step=step)
 
 
 def expected_vector(whole: Mapping[str, FloatArray], track: int, names: tuple[str, ...], mean: bool) -> FloatArray:
