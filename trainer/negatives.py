@@ -82,7 +82,7 @@ class Sampler:
         if self._spec.kind in FROM_BATCH:
             assert self._counts_N is not None
             expected_N += share.global_size / share.lanes * np.maximum(self._counts_N[rows_N], 1) / self._interactions
-        # An item that is never drawn may be an example's own all the same: in train, but not in its vocabulary's counts.
+        # An item that is never drawn may be an example's own all the same.
         log_N: FloatArray = np.log(np.maximum(expected_N, _SMALLEST)).astype(np.float32)
         return log_N
 
