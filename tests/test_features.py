@@ -11,9 +11,11 @@ import pytest
 from refusal_table import documented
 
 from crossfade.main import main
+from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.features import load_feature
-from trainer.data.manifest import read_manifest
+from trainer.data.manifest import Feature, read_manifest
+from trainer.data.parquet_files import describe
 from trainer.data.progress import Silent
 from trainer.data.vocabulary import Vocabulary
 from trainer.prepare.check import check
@@ -195,6 +197,17 @@ def test_pairs_that_are_not_right_are_problems(data: Path, what: str) -> None:
     found = problems(data)
     assert documented(what, found[0])
     assert len(found) == 1 or what == "check: a pair of no row"
+
+
+@pytest.mark.parametrize("what", [what for what in CHANGES if what != "check: a pair of no value"])
+def test_pairs_that_are_not_right_are_refused_where_they_are_read(data: Path, what: str) -> None:
+    manifest = read_manifest(Folder(data))
+    rewritten(data, "tag", CHANGES[what])
+    (file,) = manifest.features["track"]["tag"].files
+    feature = Feature(files=[describe(Folder(data), file.path)])
+    features = {**manifest.features, "track": {**manifest.features["track"], "tag": feature}}
+    with pytest.raises(InputError, match=r"features/track/tag/part-00000.parquet, row( group)? 0"):
+        load_feature(Folder(data), manifest.model_copy(update={"features": features}), "track", "tag")
 
 
 def test_values_that_are_counted_wrong_are_a_problem(data: Path) -> None:

@@ -20,8 +20,8 @@ from numba import njit
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import DataFile, Feature, Manifest
-from trainer.data.parquet_files import ParquetFiles
+from trainer.data.manifest import DataFile, Manifest
+from trainer.data.parquet_files import ParquetFiles, column_of
 
 ROW, VALUE = "row", "value"
 SCHEMA = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in (ROW, VALUE)])
@@ -30,18 +30,31 @@ SCHEMA = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in (ROW,
 Packed = npt.NDArray[np.signedinteger[Any]]
 
 
-def pair_pieces(folder: Folder, feature: Feature) -> Iterator[tuple[DataFile, int, pa.Table]]:
-    """The pairs of ``feature`` in order: file, row group, and a table of ``row`` and ``value``.
+def pair_pieces(
+    folder: Folder, manifest: Manifest, entity: str, name: str
+) -> Iterator[tuple[DataFile, IntArray, IntArray]]:
+    """The pairs of the feature ``name`` of ``entity`` in order, in pieces: a file of theirs, rows, and their values.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing or damaged, or its pairs are not sorted or name rows that there are not.
         UnreachableError: storage does not answer.
     """
-    files = ParquetFiles(folder)
-    for file in feature.files:
-        for index, rows in enumerate(file.row_groups):
-            if rows:
-                yield file, index, files.read(file, index, [ROW, VALUE])
+    files, last = ParquetFiles(folder), 0
+    rows, values = manifest.entities[entity].rows, manifest.entities[name].rows
+    for file in manifest.features[entity][name].files:
+        for index in range(len(file.row_groups)):
+            if not file.row_groups[index]:
+                continue
+            where, table = f"{files.uri(file)}, row group {index}", files.read(file, index, [ROW, VALUE])
+            row_N, value_N = (column_of(table, column, pa.int64(), where) for column in (ROW, VALUE))
+            inside = row_N[0] >= last and row_N[-1] < rows and value_N.min() >= 0 and value_N.max() < values
+            if not inside or (np.diff(row_N) < 0).any():
+                raise InputError(
+                    f"{where}: holds pairs that are not in the order of rows, or rows that {entity} or {name} has not; "
+                    f"see with 'crossfade prepare --check {folder.uri}'"
+                )
+            last = int(row_N[-1])
+            yield file, row_N, value_N
 
 
 @dataclass(frozen=True)
@@ -89,22 +102,14 @@ def load_feature(folder: Folder, manifest: Manifest, entity: str, name: str) -> 
         InputError: a file is missing or damaged, or its pairs are not sorted or name rows that there are not.
         UnreachableError: storage does not answer.
     """
-    feature = manifest.features[entity][name]
-    rows, values = manifest.entities[entity].rows, manifest.entities[name].rows
-    counts_R = np.zeros(rows, np.int64)
-    values_N = np.empty(feature.pairs, _packed(values))
-    end, last = 0, -1
-    for file, index, table in pair_pieces(folder, feature):
-        row_N, value_N = (table.column(column).to_numpy() for column in (ROW, VALUE))
-        inside = row_N[0] >= last and row_N[-1] < rows and value_N.min() >= 0 and value_N.max() < values
-        if not inside or (np.diff(row_N) < 0).any():
-            raise InputError(
-                f"{folder.uri}/{file.path}, row group {index}: holds pairs that are not in the order of rows, or rows "
-                f"that {entity} or {name} has not; see with 'crossfade prepare --check {folder.uri}'"
-            )
+    feature, rows = manifest.features[entity][name], manifest.entities[entity].rows
+    counts_R, values_N = np.zeros(rows, np.int64), np.empty(feature.pairs, _packed(manifest.entities[name].rows))
+    end = 0
+    for _, row_N, value_N in pair_pieces(folder, manifest, entity, name):
         values_N[end : end + len(value_N)] = value_N
-        counts_R += np.bincount(row_N, minlength=rows)
-        end, last = end + len(value_N), int(row_N[-1])
+        end += len(value_N)
+        active_A, times_A = np.unique(row_N, return_counts=True)
+        counts_R[active_A] += times_A
     starts_R1 = np.zeros(rows + 1, _packed(feature.pairs))
     np.cumsum(counts_R, out=starts_R1[1:])
     return FeatureLists(starts_R1, values_N)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from kvstore.errors import InputError
 from trainer.data.features import ROW, SCHEMA, VALUE, pair_pieces
@@ -237,8 +238,8 @@ def _carry(connection: duckdb.DuckDBPyConnection, base: Base, feature: Planned) 
     """Take over the pairs of the earlier data, but of rows that have new ones."""
     role = feature.role
     run(connection, "CREATE TABLE earlier (row BIGINT, value BIGINT)")
-    for _, _, piece in pair_pieces(base.folder, base.manifest.features[feature.entity][feature.name]):
-        connection.register("piece", piece)
+    for _, row_N, value_N in pair_pieces(base.folder, base.manifest, feature.entity, feature.name):
+        connection.register("piece", pa.table([row_N, value_N], schema=SCHEMA))
         run(connection, f"INSERT INTO earlier SELECT {ROW}, {VALUE} FROM piece")
         connection.unregister("piece")
     run(

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.features import ROW, VALUE
+from trainer.data.features import ROW, pair_pieces
 from trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
@@ -179,18 +179,14 @@ class _Forgetting:
         rows_R = self._gone.get(owner, np.empty(0, np.int64))
         dropped_V, left_V = (np.zeros(self._manifest.entities[name].rows, np.int64) for _ in range(2))
         self._progress.phase(f"look through {name}", feature.pairs, "row")
-        for file in feature.files:
-            in_file = 0
-            for table in self._read(file, [ROW, VALUE]):
-                row_N, value_N = (table.column(column).to_numpy() for column in (ROW, VALUE))
-                theirs_N = _among(row_N, rows_R) if len(rows_R) else np.zeros(len(row_N), np.bool_)
-                in_file += int(theirs_N.sum())
-                np.add.at(self._lost[name], value_N, self._lost[owner][row_N])
-                np.add.at(dropped_V, value_N[theirs_N], 1)
-                np.add.at(left_V, value_N[~theirs_N], 1)
-                self._progress.advance(table.num_rows)
-            if in_file:
+        for file, row_N, value_N in pair_pieces(self._folder, self._manifest, owner, name):
+            theirs_N = _among(row_N, rows_R) if len(rows_R) else np.zeros(len(row_N), np.bool_)
+            np.add.at(self._lost[name], value_N, self._lost[owner][row_N])
+            np.add.at(dropped_V, value_N[theirs_N], 1)
+            np.add.at(left_V, value_N[~theirs_N], 1)
+            if theirs_N.any() and file.path not in self._plan.names:
                 self._plan.add(file, partial(_without, column=ROW, rows_R=rows_R))
+            self._progress.advance(len(row_N))
         # Who had a value alone is known by it.
         self._gone[name] = np.flatnonzero((dropped_V > 0) & (left_V == 0))
 
