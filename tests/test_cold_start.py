@@ -10,6 +10,7 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
 from crossfade.main import main
+from deploy.capacity import make_plan, read_inputs
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.storage import Folder
 from trainer.data.features import load_feature
@@ -167,6 +168,24 @@ def test_only_rows_of_the_steps_are_moved(place: Path, featured: Path) -> None:
         assert moved["style"] <= STYLES
         # 64 negatives and at most 256 tracks, of which a third move no row of their own.
         assert moved["track"] < TRACKS - len(COLD)
+
+
+def test_a_plan_counts_what_features_take_and_move(place: Path, featured: Path) -> None:
+    job = load_job(place / "job.yaml")
+    plan = make_plan(read_inputs(job).with_counts())
+    assert [table.name for table in plan.tables] == ["customer", "track", "genre", "style"]
+    (process,) = plan.processes
+    held = {part.what: part.bytes for part in process.parts}
+    pairs = {name: read_manifest(Folder(place / "data")).features["track"][name].pairs for name in ("genre", "style")}
+    assert {name: held[f"{name} of each track"] for name in pairs} == {
+        name: 4 * (TRACKS + 1) + 4 * count for name, count in pairs.items()
+    }
+    steps = [json.loads(line) for line in (featured / "metrics.jsonl").read_text().splitlines()]
+    moved = [step["rows"] for step in steps if step["event"] == "step"]
+    assert plan.traffic is not None
+    expected = {table.table: table.rows[0] for table in plan.traffic.tables}
+    for name in ("customer", "genre", "style"):
+        assert expected[name] == pytest.approx(np.mean([rows[name] for rows in moved]), rel=0.1), name
 
 
 @pytest.mark.cluster
