@@ -30,6 +30,7 @@ test-fast: setup ## run the tests that take under a minute together
 	.venv/bin/python -m pytest -m "not cluster and not slow and not docker" $(ARGS)
 
 test-docker: setup ## run the tests of the image and of docker-compose.yml on a Docker engine that they start; as root
+	@.venv/bin/python tests/docker_engine.py
 	.venv/bin/python -m pytest -m docker $(ARGS)
 
 chaos: setup ## kill, freeze and stop a training 20 times at random; it must end as if undisturbed (SEEDS="1 2 3")

@@ -1,6 +1,9 @@
-"""What all tests share: the order they run in."""
+"""What all tests share: the order they run in, and a Docker engine for those that need one."""
+
+from collections.abc import Iterator
 
 import pytest
+from docker_engine import Engine, missing, running_engine
 
 LATE_MARKERS = ("slow", "cluster", "docker")
 
@@ -13,3 +16,13 @@ def runs_late(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the fast tests first; within each half the order stays as collected."""
     items.sort(key=runs_late)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A Docker engine with the images of docker-compose.yml."""
+    if lack := missing():
+        pytest.fail(lack, pytrace=False)
+    with running_engine(tmp_path_factory.mktemp("docker")) as engine:
+        engine.make_images()
+        yield engine

@@ -1,0 +1,16 @@
+#!/bin/sh
+# The loader of docker-compose.yml: makes the bucket of $DATA, if there is none, and prepares there what its arguments
+# say, if it is not there. "none": what trains is there already.
+set -eu
+bucket=${DATA#s3://}
+python3 - "${bucket%%/*}" <<'END'
+import sys
+
+import boto3
+
+store = boto3.client("s3")
+if sys.argv[1] not in {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}:
+    store.create_bucket(Bucket=sys.argv[1])
+END
+[ "$*" != none ] || exit 0
+exec crossfade prepare "$@" --out "$DATA" --reuse

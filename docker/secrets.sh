@@ -1,0 +1,48 @@
+#!/bin/sh
+# The secrets of docker-compose.yml, each in a volume that only those mount who need it: taken from the environment
+# where that has them (S3_ACCESS_KEY and S3_SECRET_KEY, CROSSFADE_TOKEN, GRAFANA_PASSWORD), else made once and kept.
+set -eu
+cd "${SECRETS:-/secrets}"
+
+fail() {
+    echo "secrets: $1" >&2
+    exit 2
+}
+
+# random: 48 hexadecimal digits.
+random() {
+    od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
+}
+
+# put FILE: standard input as FILE, in one move. The volume is what keeps others away: users differ between images.
+put() {
+    cat >"$1.new"
+    chmod 0444 "$1.new"
+    mv -f "$1.new" "$1"
+}
+
+if [ -n "${S3_ACCESS_KEY:-}${S3_SECRET_KEY:-}" ]; then
+    [ -n "${S3_ACCESS_KEY:-}" ] && [ -n "${S3_SECRET_KEY:-}" ] || fail "expected both S3_ACCESS_KEY and S3_SECRET_KEY, or none"
+    case "$S3_ACCESS_KEY$S3_SECRET_KEY" in
+    *[!A-Za-z0-9+/=_.-]*) fail "S3_ACCESS_KEY and S3_SECRET_KEY: expected letters, digits and + / = _ . - alone" ;;
+    esac
+    rm -f job/aws
+elif [ ! -s job/aws ] || [ ! -s s3/s3.json ]; then
+    S3_ACCESS_KEY=$(random) S3_SECRET_KEY=$(random)
+    rm -f job/aws
+fi
+if [ ! -s job/aws ]; then
+    printf '{"identities": [{"name": "job", "credentials": [{"accessKey": "%s", "secretKey": "%s"}], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}\n' \
+        "$S3_ACCESS_KEY" "$S3_SECRET_KEY" | put s3/s3.json
+    printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' "$S3_ACCESS_KEY" "$S3_SECRET_KEY" | put job/aws
+fi
+if [ -n "${CROSSFADE_TOKEN:-}" ]; then
+    printf '%s' "$CROSSFADE_TOKEN" | put job/token
+elif [ ! -s job/token ]; then
+    random | put job/token
+fi
+if [ -n "${GRAFANA_PASSWORD:-}" ]; then
+    printf '%s' "$GRAFANA_PASSWORD" | put grafana/password
+elif [ ! -s grafana/password ]; then
+    random | put grafana/password
+fi
