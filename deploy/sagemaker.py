@@ -13,6 +13,7 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-ru
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -39,6 +40,8 @@ JOB_PARAMETER = "job"
 LONGEST_FAILURE = 1024
 STOP_SECONDS = 110.0
 """How long a container may take to end: SageMaker kills it 120 seconds after SIGTERM."""
+PORT_VARIABLE = "CROSSFADE_PORT"
+"""Where the coordinator listens, if that is to be another port than ``PORT``."""
 PORT = 7070
 RESOLVE_SECONDS = 300.0
 _RETRY_SECONDS = 1.0
@@ -172,7 +175,7 @@ class Hosts:
 
     def coordinator(self) -> Address:
         """Where the agents of the other hosts find the coordinator."""
-        return Address(self.address(self.first), PORT)
+        return Address(self.address(self.first), int(os.environ.get(PORT_VARIABLE, PORT)))
 
 
 def read_job(paths: Paths, hosts: Hosts) -> Job:
