@@ -35,8 +35,8 @@ checkpoints go to OUTPUT/NAME/checkpoints, unless checkpoint.to says otherwise. 
 OUTPUT/NAME/output/model.tar.gz.
 
 The image follows from the GPU of the instance type: crossfade:cu90 for K80 (ml.p2), crossfade:cu112 for V100, T4, A100,
-A10G (ml.p3, ml.g4dn, ml.p4d, ml.g5), crossfade:cpu where there is none. AWS has taken p2 out of service in most places:
-where ml.p2.xlarge is not to be had, name another --instance-type.
+A10G (ml.p3, ml.g4dn, ml.p4d, ml.g5), crossfade:cpu where there is none. AWS has been retiring p2 and p3: where
+ml.p2.xlarge is not to be had, name another --instance-type, such as ml.g4dn.xlarge.
 
 With --spot SageMaker interrupts the job when it needs the hosts; it writes a checkpoint and goes on from it when there
 are hosts again. With --wait, Ctrl-C asks whether to stop the job or only to stop watching.

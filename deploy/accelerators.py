@@ -92,7 +92,7 @@ _CPU_FAMILIES = re.compile(r"(c|d|h|hpc|i|im|is|m|r|t|u|u7i|u7in|u7inh|x|x2idn|x
 _ARM = re.compile(r"a1|[a-z]+[0-9]+[a-z]*g[a-z]*(-[a-z0-9]+)?")
 """AWS's own naming: a g behind the generation's number is a Graviton, as in m6g, c7gn, g5g."""
 _TYPE = re.compile(r"([a-z][a-z0-9-]*)\.([a-z0-9-]+)")
-_OTHERS = "p2.xlarge, p3.2xlarge, g4dn.xlarge, g5.xlarge, or r6i.4xlarge without a GPU"
+_OTHERS = "g4dn.xlarge, g5.xlarge, or r6i.4xlarge without a GPU"
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def test_the_variant_of_the_image_follows_from_the_gpu(instance_type: str, gpu: 
         ("inf2.xlarge", "AWS Inferentia2"),
         ("g4ad.xlarge", "AMD Radeon"),
         ("mac1.metal", "not a family that is known here"),
-        ("large", "expected one such as p2.xlarge"),
+        ("large", "expected one such as g4dn.xlarge"),
     ],
 )
 def test_what_mxnet_cannot_drive_is_refused_with_the_reason(instance_type: str, reason: str) -> None:

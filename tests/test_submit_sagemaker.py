@@ -462,3 +462,36 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
         assert process.wait(30) == exit_code
     os.close(ours)
     assert len(aws.made("StopTrainingJob")) == (1 if answer == "s" else 0)
+
+
+# ---- what it takes
+
+
+def policy(name: str) -> set[tuple[str, str]]:
+    """Service and action of all that the policy called so in docs/aws.md allows."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "aws.md").read_text(encoding="utf-8")
+    [found] = re.findall(rf"^```json policy {name}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    statements = json.loads(found)["Statement"]
+    assert all(statement["Effect"] == "Allow" for statement in statements)
+    allowed = [each["Action"] for each in statements]
+    actions = [action for some in allowed for action in ([some] if isinstance(some, str) else some)]
+    return {(service, call) for service, _, call in (action.partition(":") for action in actions)}
+
+
+def test_the_documented_policies_allow_what_the_commands_call_and_nothing_else(aws: AwsServer, job: Path) -> None:
+    needs_none = {("sts", "GetCallerIdentity")}
+    checked_by_aws = {("iam", "PassRole"), ("sagemaker", "AddTags")}  # with CreateTrainingJob, when it has these
+    write_log(aws, "algo-1", "crossfade: epoch=1")
+    succeeded(submit(aws, job, "--wait"))  # moto's jobs are done at once
+    assert aws.actions() - needs_none == policy("submit") - checked_by_aws
+    [call] = aws.made("CreateTrainingJob")
+    assert {"RoleArn", "Tags"} <= call.body.keys()
+
+    aws.calls.clear()
+    succeeded(watch(aws))
+    assert aws.actions() == policy("watch")
+
+    aws.calls.clear()
+    aws.answer("StopTrainingJob", {})
+    succeeded(command(aws, "--stop", "plays-1"))
+    assert aws.actions() == policy("stop")
