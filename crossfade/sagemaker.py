@@ -49,12 +49,14 @@ def _run(paths: Paths, parse: Command) -> int:
 
 
 def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> int:
-    from deploy.sagemaker import deliver, read_job
+    from deploy.sagemaker import deliver, read_job, restore
     from trainer.run_folder import RunFolder
 
     job_file = run_dir.with_name(f"{run_dir.name}-job.yaml")
     job_file.parent.mkdir(parents=True, exist_ok=True)
-    job_file.write_text(read_job(paths, hosts).to_yaml(), encoding="utf-8")
+    job = read_job(paths, hosts)
+    job_file.write_text(job.to_yaml(), encoding="utf-8")
+    restore(run_dir, job)
     arguments = parse(["train", str(job_file), "--run-dir", str(run_dir), "--resume", "--progress", "lines"])
     code: int = arguments.run(arguments)
     deliver(paths, RunFolder(run_dir))

@@ -29,7 +29,7 @@ import yaml
 from deploy.cluster import Address
 from kvstore.errors import ClusterError, InputError
 from trainer.job import Job, make_job
-from trainer.run_folder import FINAL_METRICS_FILE, JOB_FILE, METRICS_FILE, REPORT_FILE, RunFolder
+from trainer.run_folder import FINAL_METRICS_FILE, JOB_FILE, LOCK_FILE, METRICS_FILE, REPORT_FILE, RunFolder
 
 BASE = Path("/opt/ml")
 CHECKPOINTS = "/opt/ml/checkpoints"
@@ -201,6 +201,8 @@ def read_job(paths: Paths, hosts: Hosts) -> Job:
             overrides.append(f"cluster.servers={len(hosts.names)}")
         if "cluster.workers" not in given:
             overrides.append(f"cluster.workers={len(hosts.names)}")
+    if text is None and "cluster.grace_seconds" not in given:
+        overrides.append(f"cluster.grace_seconds={STOP_SECONDS}")
     job = make_job(text or "{}", str(source), overrides)
     if job.cluster.grace_seconds > STOP_SECONDS:
         cluster = job.cluster.model_copy(update={"grace_seconds": STOP_SECONDS})
@@ -215,6 +217,20 @@ def _text(value: str) -> str:
 def run_dir(paths: Paths, hosts: Hosts) -> Path:
     """The run folder of this host: where it outlives an interruption, if there is such a place."""
     return (paths.checkpoints if paths.checkpoints.is_dir() else paths.base / "run") / hosts.own
+
+
+def restore(run: Path, job: Job) -> None:
+    """Make the folder ``run`` one of a run of ``job`` that can be taken up, if anything of it came back from S3.
+
+    Not all need have come: what was written last may be missing, and so may files without content.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if run.is_dir() and any(run.iterdir()):
+        (run / LOCK_FILE).touch()
+        if not (run / JOB_FILE).exists():
+            (run / JOB_FILE).write_text(job.anchored().to_yaml(), encoding="utf-8")
 
 
 def deliver(paths: Paths, folder: RunFolder) -> None:

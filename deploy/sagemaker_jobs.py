@@ -169,12 +169,14 @@ class _Log:
         """The streams of the job, one a host and attempt."""
         try:
             with explained("reading the log", self._aws.region):
-                answer = self._aws.logs.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=self._prefix)
+                pages = self._aws.logs.get_paginator("describe_log_streams").paginate(
+                    logGroupName=LOG_GROUP, logStreamNamePrefix=self._prefix
+                )
+                return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
         except RefusedError as error:
             if error.kind == "missing":  # the group comes with the first job of the account
                 return []
             raise
-        return [stream["logStreamName"] for stream in answer["logStreams"]]
 
     def _new(self, stream: str) -> Iterator[str]:
         while True:

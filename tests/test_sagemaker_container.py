@@ -93,6 +93,8 @@ def test_a_job_that_is_interrupted_goes_on_from_the_checkpoint_folder_on_another
 
     second = prepare(tmp_path / "second", parameters)
     shutil.copytree(first / "checkpoints", second / "checkpoints", dirs_exist_ok=True)
+    for late in ("run.lock", "job.yaml"):  # which did not reach S3 any more
+        (second / "checkpoints" / "algo-1" / late).unlink()
     shutil.rmtree(first)
     result = succeeded(train(second))
     assert "going on from step" in result.stderr
@@ -142,7 +144,7 @@ def test_every_host_has_a_server_and_a_worker_unless_the_job_says_otherwise(
     assert (cluster.servers, cluster.workers, cluster.listen) == (6, 1, "127.0.0.1:7171")
     assert cluster.grace_seconds == 110  # SageMaker kills what is left after 120
     alone = read_job(Paths(prepare(tmp_path / "c", parameters)), Hosts("algo-1", ("algo-1",))).cluster
-    assert (alone.servers, alone.hosts) == (0, 1)
+    assert (alone.servers, alone.hosts, alone.grace_seconds) == (0, 1, 110)
     with pytest.raises(InputError, match=r"set checkpoint\.to to one on S3"):
         read_job(Paths(prepare(tmp_path / "d", {**parameters, "checkpoint.to": "null"}, hosts)), Hosts(hosts[0], hosts))
 
