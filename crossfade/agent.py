@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvstore.errors import InputError
+from kvstore.errors import ClusterError, InputError
 
 if TYPE_CHECKING:
     from trainer.run_folder import RunFolder
@@ -91,6 +91,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "stopped together, so that the job can write a checkpoint (default: 0)",
     )
     parser.add_argument(
+        "--patience",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="fail when the coordinator has not answered for so long (default: wait for ever)",
+    )
+    parser.add_argument(
         "--spot", action="store_true", help="heed EC2's notices that it takes this host back (a spot instance)"
     )
     parser.set_defaults(run=run)
@@ -145,6 +152,10 @@ def run(arguments: argparse.Namespace) -> int:
             stop_at = float("inf")
             while agent.left is None and time.monotonic() < stop_at:
                 agent.turn()
+                if agent.silent_seconds > arguments.patience:
+                    raise ClusterError(
+                        f"the coordinator at {coordinator} has not answered for {arguments.patience:g} s (--patience)"
+                    )
                 if stopper.number is not None:
                     stop_at = min(stop_at, time.monotonic() + arguments.linger)
                 if agent.has_joined and not metrics.labels["run"]:

@@ -65,12 +65,13 @@ def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> in
 
 def _join(paths: Paths, hosts: Hosts, parse: Command) -> int:
     """Be the agent of this host. Its SIGTERM is the coordinator's too, which tells when the checkpoint is written."""
-    from deploy.sagemaker import STOP_SECONDS, run_dir, write_failure
+    from deploy.sagemaker import PATIENCE_SECONDS, STOP_SECONDS, run_dir, write_failure
 
     arguments = parse(
         [
             *("agent", "--join", str(hosts.coordinator()), "--address", hosts.address(hosts.own)),
             *("--run-dir", str(run_dir(paths, hosts)), "--linger", str(STOP_SECONDS)),
+            *("--patience", str(PATIENCE_SECONDS)),
         ]
     )
     code: int = arguments.run(arguments)

@@ -211,6 +211,11 @@ class Agent:
         """Whether a coordinator has answered."""
         return self._coordinator is not None
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long the coordinator has not answered."""
+        return time.monotonic() - self._answered
+
     def living_roles(self) -> int:
         """How many roles run here. Any thread may ask."""
         return sum(process.process.returncode is None for process in list(self._processes))

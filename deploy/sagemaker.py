@@ -40,6 +40,8 @@ JOB_PARAMETER = "job"
 LONGEST_FAILURE = 1024
 STOP_SECONDS = 110.0
 """How long a container may take to end: SageMaker kills it 120 seconds after SIGTERM."""
+PATIENCE_SECONDS = 900.0
+"""How long a host may be without the first one before it fails, which ends the job: it costs money meanwhile."""
 PORT_VARIABLE = "CROSSFADE_PORT"
 """Where the coordinator listens, if that is to be another port than ``PORT``."""
 PORT = 7070

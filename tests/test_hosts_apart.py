@@ -112,3 +112,10 @@ def test_hosts_that_share_no_folder_must_share_s3() -> None:
     with pytest.raises(InputError, match=r"set checkpoint\.to to one on S3"):
         check_job(values, "a test")
     assert check_job({**values, "checkpoint": {"to": "s3://bucket/here"}}, "a test").hosts_apart
+
+
+def test_an_agent_waits_for_its_coordinator_no_longer_than_it_has_patience(tmp_path: Path) -> None:
+    join = ("agent", "--join", f"127.0.0.1:{free_port()}", "--address", "127.0.0.2", "--run-dir", tmp_path / "run")
+    result = crossfade(*join, "--patience", "0.5", cwd=tmp_path, variables={"CROSSFADE_TOKEN": TOKEN})
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith("has not answered for 0.5 s (--patience)")
