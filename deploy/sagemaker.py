@@ -192,6 +192,8 @@ def read_job(paths: Paths, hosts: Hosts) -> Job:
     source = paths.config / "hyperparameters.json"
     given = {key: value for key, value in paths.read(source.name).items() if not key.startswith(_OTHERS)}
     text = given.pop(JOB_PARAMETER, None)
+    if text is not None and text.startswith('"'):  # SageMaker's own library has all values as JSON
+        text = str(yaml.safe_load(text))
     overrides = [f"{key}={value}" for key, value in given.items()]
     if paths.channel(SHARDS_CHANNEL).is_dir():
         overrides.append(f"data.shards={_text(str(paths.channel(SHARDS_CHANNEL)))}")

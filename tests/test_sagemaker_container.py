@@ -5,16 +5,13 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
-from object_store import ObjectStore, running_object_store
 from paced_training import Training, pace
-from running_command import RunningCommand, crossfade, started, succeeded
+from running_command import crossfade, started, succeeded
 from sagemaker_folders import parameters_of, prepare
 from test_resume import ENTITIES, vectors
 
@@ -28,18 +25,17 @@ JOB: dict[str, object] = {
     "negatives.count": 64,
     "optimizer.kind": "adagrad",
     "train.batch_size": 256,
-    "train.epochs": 4,
-    "train.evaluate_every": 1,
+    "train.epochs": 30,
+    "train.evaluate_every": 5,
     "train.patience": None,
     "evaluate.k": [5, 10],
     "checkpoint.every_seconds": 0.5,
 }
 SECTIONS: dict[str, Any] = {
     "optimizer": {"kind": "adagrad", "learning_rate": 0.1},
-    "train": {"epochs": 4, "evaluate_every": 1, "patience": None},
+    "train": {"epochs": 30, "evaluate_every": 5, "patience": None},
     "checkpoint": {"every_seconds": 0.5},
 }
-TOKEN = "a-token-that-all-hosts-have"
 
 
 def train(base: Path, **variables: str) -> Any:
@@ -62,7 +58,9 @@ def data(tmp_path: Path) -> Path:
 
 def test_a_job_is_trained_from_its_hyperparameters_and_its_channel(tmp_path: Path, data: Path) -> None:
     job = write_job(tmp_path / "job.yaml", "elsewhere", **SECTIONS)
-    base = prepare(tmp_path / "ml", {"job": job.read_text(), "train.epochs": "1"})
+    base = prepare(
+        tmp_path / "ml", {"job": json.dumps(job.read_text()), "train.epochs": "1", "train.evaluate_every": "1"}
+    )
     shutil.copytree(data, base / "input" / "data" / "shards")
     result = succeeded(train(base))
     assert sorted(path.name for path in (base / "model").iterdir()) == [
@@ -179,66 +177,3 @@ def test_where_a_host_is_loopback_to_itself_its_card_says_its_address() -> None:
     hosts = Hosts("localhost", ("localhost",), "lo")
     assert hosts.address("localhost") == "127.0.0.1"
     assert Hosts("localhost", ("localhost",), "no-such-card").address("localhost") == "127.0.0.1"
-
-
-# ---- several hosts, which are several addresses of this one
-
-
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[ObjectStore]:
-    (tmp_path / "store").mkdir()
-    with running_object_store(tmp_path / "store") as server:
-        yield server
-
-
-@contextmanager
-def containers(
-    place: Path, name: str, parameters: Mapping[str, str], variables: Mapping[str, str]
-) -> Iterator[tuple[Training, RunningCommand]]:
-    """Two containers, of hosts whose names are addresses of loopback."""
-    hosts = ("127.0.0.1", "127.0.0.2")
-    bases = [prepare(place / f"{name}-{number}", parameters, hosts, own) for number, own in enumerate(hosts, 1)]
-    for base in bases:
-        (base / "checkpoints").rmdir()
-    release = place / "release"
-    with ExitStack() as stack, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-        probe.close()
-        around = pace(place, release, {**variables, "CROSSFADE_TOKEN": TOKEN, "CROSSFADE_PORT": port})
-        # The second is there first: it waits for the other.
-        second, first = (
-            stack.enter_context(started("train", "--sagemaker", base, cwd=place, variables=around))
-            for base in reversed(bases)
-        )
-        yield Training(first, bases[0] / "run" / "127.0.0.1", release), second
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-def test_two_hosts_that_are_stopped_together_are_taken_up_by_two_others(
-    tmp_path: Path, data: Path, s3: ObjectStore
-) -> None:
-    write_job(tmp_path / "job.yaml", data, **SECTIONS)
-    on_servers = ("--servers", 2, "--workers", 2)
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed", *on_servers, cwd=tmp_path))
-    shards, to = s3.upload(data, "interactions"), s3.uri("checkpoints")
-    parameters = parameters_of({**JOB, "data.shards": shards, "checkpoint.to": to})
-
-    with containers(tmp_path, "first", parameters, s3.variables) as (training, other):
-        training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch")
-        training.wait_for("saved")
-        for command in (other, training.command):
-            command.process.send_signal(signal.SIGTERM)
-        assert training.command.finish().returncode == 143
-        assert other.finish().returncode == 143
-
-    with containers(tmp_path, "new", parameters, s3.variables) as (training, other):
-        result = succeeded(training.finish())
-        succeeded(other.finish())
-    assert "going on from step" in result.stderr
-    assert_same_model(tmp_path / "new-1" / "model", tmp_path / "undisturbed")
-    assert list((tmp_path / "new-2" / "model").iterdir()) == []
-    logs = tmp_path / "new-2" / "output" / "data" / "127.0.0.2" / "logs"
-    assert sorted(path.name for path in logs.iterdir()) == ["server-1.log", "worker-1.log"]
-    assert not list(tmp_path.rglob("failure"))
