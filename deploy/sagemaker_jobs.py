@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +131,12 @@ def follow(aws: Aws, name: str, wait: Callable[[float], None], poll_seconds: flo
     """
     log, told, progress = _Log(aws, name), 0, None
     while True:
-        description = describe(aws, name)
+        with _going_on(name):
+            description = describe(aws, name)
+            lines = log.read()
         transitions = description.get("SecondaryStatusTransitions", [])
         new = [_transition(each) for each in transitions[told:]]
         told = max(told, len(transitions))
-        lines = log.read()
         found = [match[1] for line in lines for match in _PROGRESS.finditer(line)]
         progress = float(found[-1]) if found else progress
         status, secondary = description["TrainingJobStatus"], description.get("SecondaryStatus", "")
@@ -142,6 +144,15 @@ def follow(aws: Aws, name: str, wait: Callable[[float], None], poll_seconds: flo
         if status in ENDED:
             return
         wait(poll_seconds)
+
+
+@contextmanager
+def _going_on(name: str) -> Iterator[None]:
+    """Have an error of looking at the job ``name`` say that this is no error of the job."""
+    try:
+        yield
+    except CloudError as error:
+        raise CloudError(f"{error} (the training job {name} itself goes on; --watch {name})", error.kind) from error
 
 
 def _transition(each: dict[str, Any]) -> str:
@@ -155,15 +166,24 @@ class _Log:
     def __init__(self, aws: Aws, name: str) -> None:
         self._aws, self._prefix = aws, f"{name}/"
         self._tokens: dict[str, str] = {}
+        self._denied = False
 
     def read(self) -> list[str]:
-        """Those that are new; none as long as there is no log."""
-        lines, streams = [], self._streams()
-        for stream in streams:
-            host = stream.removeprefix(self._prefix).rpartition("-")[0] if len(streams) > 1 else ""
-            for line in self._new(stream):
-                lines.append(f"{host}: {line}" if host else line)
-        return lines
+        """Those that are new; none as long as there is no log. Who may not read it is told so, once."""
+        if self._denied:
+            return []
+        try:
+            streams = self._streams()
+            return [line for stream in streams for line in self._told(stream, several=len(streams) > 1)]
+        except RefusedError as error:
+            if error.kind != "permission":
+                raise
+            self._denied = True
+            return [f"crossfade: {error}"]
+
+    def _told(self, stream: str, *, several: bool) -> Iterator[str]:
+        host = stream.removeprefix(self._prefix).rpartition("-")[0]
+        yield from (f"{host}: {line}" if several else line for line in self._new(stream))
 
     def _streams(self) -> list[str]:
         """The streams of the job, one a host and attempt."""

@@ -410,6 +410,29 @@ def test_a_job_that_was_stopped_ends_with_143_and_one_that_is_not_there_with_2(a
     assert (stopped.returncode, stopped.stdout) == (143, "plays-1: stopped\n")
 
 
+def test_who_may_not_read_the_log_follows_the_states(aws: AwsServer) -> None:
+    aws.fail(
+        "DescribeLogStreams", "AccessDeniedException", "is not authorized to perform: logs:DescribeLogStreams", times=0
+    )
+    aws.answer(
+        "DescribeTrainingJob",
+        described("InProgress", "Training", "Training"),
+        described("Completed", "Completed", "Training", "Completed"),
+    )
+    result = succeeded(watch(aws))
+    assert result.stdout.count("may not do logs:DescribeLogStreams") == 1
+    assert len(aws.made("DescribeLogStreams")) == 1
+
+
+def test_a_watch_that_aws_no_longer_answers_says_that_the_job_goes_on(aws: AwsServer) -> None:
+    aws.answer("DescribeTrainingJob", described("InProgress", "Training", "Training"))
+    aws.fail("DescribeLogStreams", "ServiceUnavailableException", "busy", times=0, status=503)
+    with mock.patch.dict(os.environ, {"AWS_MAX_ATTEMPTS": "1"}):
+        result = watch(aws)
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("(the training job plays-1 itself goes on; --watch plays-1)")
+
+
 def test_stop_asks_sagemaker_to_stop_the_job(aws: AwsServer) -> None:
     aws.answer("StopTrainingJob", {})
     result = succeeded(command(aws, "--stop", "plays-1"))
