@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +187,7 @@ def hyperparameters(job: Job) -> dict[str, str]:
     Raises:
         InputError: they are more, or longer, than SageMaker takes.
     """
-    found = {key: _scalar(value) for key, value in _flat(job.model_dump(mode="json", exclude_defaults=True))}
+    found = {key: _scalar(value) for key, value in job.changed().items()}
     longest = max(found, key=lambda key: len(found[key]))
     if len(found[longest]) > LONGEST_VALUE or len(found) > MOST_HYPERPARAMETERS:
         raise InputError(
@@ -200,14 +199,6 @@ def hyperparameters(job: Job) -> dict[str, str]:
 
 def _scalar(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10 * LONGEST_VALUE, allow_unicode=True).splitlines()[0]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def metric_definitions(job: Job) -> list[dict[str, str]]:

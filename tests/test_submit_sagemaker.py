@@ -230,7 +230,7 @@ def test_a_gpu_that_the_job_leaves_idle_is_said(aws: AwsServer, job: Path) -> No
 
 def test_the_container_makes_of_the_hyperparameters_the_job_that_was_submitted(job: Path, tmp_path: Path) -> None:
     overrides = ["optimizer.weight_decay=1.0e-6", "train.patience=null", "data.since=2024-05-01", "name=a_b-c"]
-    submitted = load_job(job, [*overrides, "cluster.shared_folder=false"])
+    submitted = load_job(job, [*overrides, "cluster.shared_folder=false", "cluster.grace_seconds=90"])
     submission = Submission(job=submitted, name="plays-1", role=ROLE, image=IMAGE, output="s3://music/jobs")
     config = tmp_path / "ml" / "input" / "config"
     config.mkdir(parents=True)

@@ -370,6 +370,10 @@ class Job(_Section):
             if ours[key] != theirs[key] and not key.startswith(_MAY_CHANGE)
         ]
 
+    def changed(self) -> dict[str, Any]:
+        """The keys that are not at their defaults, such as ``train.epochs``, with their values as JSON has them."""
+        return dict(_flat(self.model_dump(mode="json", exclude_defaults=True)))
+
     def to_yaml(self) -> str:
         """The job as a YAML file that ``load_job`` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
