@@ -16,6 +16,7 @@ import psutil
 from dist_roles import play_role, tell, tell_and_wait
 
 from kvstore.mxnet_client import MXNetStore
+from trainer.balance import Balance
 from trainer.data.shards import Schedule, ShardReader, row_groups
 from trainer.engines.base import make_engine
 from trainer.job import load_job
@@ -73,6 +74,7 @@ def work(store: MXNetStore) -> None:
             seed=job.train.seed,
         ),
         towers=load_towers(job, model, folder, manifest),
+        balance=Balance(job.train.balance, None),
         sampler=Sampler(job.negatives, model.item.rows, None, job.train.seed),
         evaluator=lambda: None,
         keep=lambda _: None,

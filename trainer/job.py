@@ -154,6 +154,11 @@ class Train(_Section):
     max_steps: AtLeastOne | None = Field(None, description="stop after so many steps, whatever the epochs say")
     evaluate_every: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(5, description="evaluations without a new best before stopping; null: never")
+    balance: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="an interaction weighs its query's count in train to minus this power, and 1 on average; 0: all "
+        "interactions weigh the same, 1: all queries",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         1, description="every random number follows from it"
     )

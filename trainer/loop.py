@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.store import RowGradient, RowStore
+from trainer.balance import Balance
 from trainer.data.batches import Batch, batches
 from trainer.data.read_ahead import ReadAhead
 from trainer.data.shards import Schedule
@@ -40,6 +41,7 @@ class Loop:
     engine: Engine
     schedule: Schedule
     sampler: Sampler
+    balance: Balance
     towers: Towers
     evaluator: Evaluator
     keep: Keep
@@ -92,7 +94,7 @@ class Loop:
             epochs=max(0, -(-left // self.schedule.steps)),
             waiting=made.data,
             sampling=made.sample,
-            complete=self.towers.complete,
+            complete=lambda batch: self.towers.complete(self.balance.apply(batch)),
         )
 
     def _run_epoch(self, progress: Progress, waiting: Iterator[Batch], made: Making) -> bool:

@@ -18,6 +18,7 @@ from kvstore.errors import CheckpointError, DivergedError, InputError, Unreachab
 from kvstore.local import LocalStore
 from kvstore.storage import Folder
 from kvstore.store import NONE_AFRESH, RowStore
+from trainer.balance import Balance
 from trainer.checkpoints import Identity, Saver, Stop, forgotten_rows, newest_usable, starting_rows, take_up
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.shards import Schedule, ShardReader
@@ -319,6 +320,7 @@ def _make_loop(
         engine=engine,
         schedule=schedule,
         towers=towers,
+        balance=Balance(job.train.balance, vocabularies[manifest.query].counts() if job.train.balance else None),
         sampler=Sampler(job.negatives, model.item.rows, counts_N, job.train.seed, met_alone=model.has_item_features),
         evaluator=judge,
         keep=keep,
