@@ -172,10 +172,11 @@ def reference_loss(case: Case, query_ND: FloatArray, item_ND: FloatArray) -> flo
     for example, (query, item) in enumerate(zip(case.queries_B, case.items_B, strict=True)):
 
         def score(row: int, query: int = query) -> float:
-            return reference_score(case.score, query_ND[query], item_ND[row]) - (LOG_Q[row] if case.log_q else 0.0)
+            return reference_score(case.score, query_ND[query], item_ND[row])
 
         drawn = case.negatives_of(example)
-        others = sorted((score(row) for row, owner in drawn if row != item and owner != query), reverse=True)
+        counted = [row for row, owner in drawn if row != item and owner != query]
+        others = sorted((score(row) - (LOG_Q[row] if case.log_q else 0.0) for row in counted), reverse=True)
         count = min(case.hard or len(drawn), len(drawn))
         weight = float(case.weight_B[example])
         total += abs(weight) * example_loss(case.loss, score(item), others[:count], count, wanted=weight >= 0)

@@ -109,7 +109,9 @@ class Negatives(_Section):
         0.75, description="popularity: an item is drawn in proportion to its count to this power"
     )
     log_q: bool = Field(
-        False, description="softmax: scores are less by the log of how often their item is expected among the negatives"
+        False,
+        description="softmax: scores of negatives are less by the log of how often their item is expected among "
+        "them, so that they stand for all items",
     )
     hard: AtLeastOne | None = Field(
         None, description="how many of an example's negatives count, those that score highest; null: all"

@@ -8,9 +8,10 @@ With s the score of the example's item, s_j those of its C negatives and w ≥ 0
                 negative sampling, Mikolov et al., "Distributed representations of words and phrases", NIPS 2013
 - ``softmax``   −w · log p, p = eˢ / (eˢ + Σ_j e^{s_j})
                 sampled softmax, Jean et al., ACL 2015; on cosine scores, InfoNCE (van den Oord et al. 2018). With
-                ``negatives.log_q`` every score, the item's too, is less by log Q, the log of how often its item is
-                expected among the negatives (Bengio and Senécal 2008; Yi et al., RecSys 2019), so that popular
-                negatives, being drawn more, do not weigh more than in the softmax over all items
+                ``negatives.log_q`` each s_j is less by log Q_j, where Q_j is how often the negative is expected in the
+                pool, so that the sum estimates that over all items (Bengio and Senécal 2008; Yi et al., RecSys 2019).
+                The item itself is always there, Q = 1 (Khrylchenko et al., "Correcting the LogQ correction", RecSys
+                2025)
 - ``hinge``     w/C · Σ_j [m + s_j − s]₊
                 Weimer et al., "CoFi rank", NIPS 2007; with ``negatives.hard: 1`` the triplet loss on the hardest
                 negative, Schroff et al., "FaceNet", CVPR 2015
@@ -386,7 +387,6 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
     item_BD,
     item_B,
     owner_B,
-    less_B,
     weight_B,
     negative_C,
     owner_C,
@@ -400,7 +400,7 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
 ):
     """Dot products of a tile to derivatives by score, in place; the losses, and the derivatives by own score.
 
-    ``less_B`` and ``less_C`` are subtracted from scores, unless they are empty. ``owner_C`` names the query that met a
+    ``less_C`` is subtracted from the scores of negatives, unless it is empty. ``owner_C`` names the query that met a
     negative, unless it is empty: what its own query met does not count. ``keep``: how many negatives count;
     None: all, which compiles without what the others need.
     """
@@ -417,7 +417,6 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
             for c in range(scores_BC.shape[1]):
                 scores_BC[b, c] -= square * (query_square + square_C[c])
         if less_C.shape[0]:
-            own -= less_B[b]
             for c in range(scores_BC.shape[1]):
                 scores_BC[b, c] -= less_C[c]
         for c in range(owner_C.shape[0]):
@@ -435,7 +434,7 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def own_negatives_pass(  # type: ignore[no-untyped-def]
-    query_AD, item_AD, query_B, item_B, negative_BN, less_B, less_BN, weight_B, code, shape, keep, product, square
+    query_AD, item_AD, query_B, item_B, negative_BN, less_BN, weight_B, code, shape, keep, product, square
 ):
     """Scores, losses and gradients of examples with negatives of their own: one pass over the examples."""
     examples, count = negative_BN.shape
@@ -456,8 +455,7 @@ def own_negatives_pass(  # type: ignore[no-untyped-def]
             scores_BN[b, n] = product * _dot(query_D, negative_D)
             if square:
                 scores_BN[b, n] -= square * (query_square + _dot(negative_D, negative_D))
-        if less_B.shape[0]:
-            own -= less_B[b]
+        if less_BN.shape[0]:
             for n in range(count):
                 scores_BN[b, n] -= less_BN[b, n]
         if keep is not None:

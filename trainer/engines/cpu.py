@@ -149,7 +149,6 @@ class CpuEngine:
             batch.query.index_N,
             batch.item_index_B,
             negative_BN,
-            less_N[: len(batch)],
             less_N[len(batch) :].reshape(negative_BN.shape if len(less_N) else (0, 0)),
             self._weights(batch),
             *self._rule(negative_BN.shape[1]),
@@ -176,7 +175,7 @@ class CpuEngine:
     def _with_pools(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:
         """Tiles of examples in threads, each with a single-threaded BLAS; their pools' gradients are added in order."""
         query_BD, item_BD = query_AD[batch.query.index_N], item_AD[batch.item_index_B]
-        less_B, weight_B = batch.log_q_N[: len(batch)], self._weights(batch)
+        weight_B = self._weights(batch)
         loss_B, query_gradient_BD, own_gradient_BD = (
             np.empty_like(weight_B),
             np.empty_like(query_BD),
@@ -188,7 +187,7 @@ class CpuEngine:
             pool, part = tile
             query_TD, item_TD, rows_CD = query_BD[part], item_BD[part], pool.rows_CD
             slope_TC = np.matmul(query_TD, rows_CD.T, out=self._scores(len(query_TD), len(rows_CD)))
-            own = batch.item_index_B[part], batch.query.index_N[part], less_B[part], weight_B[part]
+            own = batch.item_index_B[part], batch.query.index_N[part], weight_B[part]
             rule = self._rule(len(rows_CD))
             loss_B[part], slope_T = shared_pool_pass(slope_TC, query_TD, item_TD, *own, *pool.names, *rule)
             own_T1 = slope_T[:, None]

@@ -82,7 +82,7 @@ class MXNetEngine:
             products_BC = nd.dot(query_BD, pool, transpose_b=True)
         scores_BC = self._score(query_BD, pool, products_BC)
         if len(batch.log_q_N):
-            own_B1, scores_BC = self._corrected(batch, own_B1, scores_BC)
+            scores_BC = self._corrected(batch, scores_BC)
         left_out_BC, count_B = self._left_out(batch, negatives)
         sign_B1 = self._array(np.where(batch.weight_B < 0, np.float32(-1), np.float32(1))[:, None])
         cost_B = self._array(np.abs(batch.weight_B) / np.float32(batch.global_size))
@@ -92,13 +92,13 @@ class MXNetEngine:
         """The active rows of the pool and, with negatives from the batch, of all its items."""
         return np.concatenate([batch.negative_index_N, batch.item_index_B if self._from_batch else []]).astype(np.int64)
 
-    def _corrected(self, batch: Batch, own_B1: Any, scores_BC: Any) -> tuple[Any, Any]:
-        """Scores that are less by log Q."""
+    def _corrected(self, batch: Batch, scores_BC: Any) -> Any:
+        """Scores of negatives, less by log Q."""
         less_B, less_N = batch.log_q_N[: len(batch)], batch.log_q_N[len(batch) :]
         if self._from_batch:
             less_N = np.concatenate([less_N, less_B])
         less = self._array(less_N.reshape(len(batch) if self._each else 1, -1))
-        return own_B1 - self._array(less_B[:, None]), self._mx.nd.broadcast_sub(scores_BC, less)
+        return self._mx.nd.broadcast_sub(scores_BC, less)
 
     def _left_out(self, batch: Batch, negatives: IntArray) -> tuple[Any, FloatArray]:
         """1 for each negative that does not count for an example, float32 (B, C), and how many negatives it has, (B,).
