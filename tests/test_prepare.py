@@ -969,6 +969,11 @@ def test_real_lastfm_is_read_without_loss(tmp_path: Path) -> None:
     lines = (folder / "artists.dat").read_bytes().decode("utf-8").split("\n")[1:]
     names = {int(fields[0]): fields[1] for fields in (line.split("\t") for line in lines if line)}
     assert {row["id"]: row["name"] for row in vocabulary(tmp_path / "out", "artist")} == names
+    tagged = [line.split("\t")[:3] for line in (folder / "user_taggedartists.dat").read_text().splitlines()[1:]]
+    users = Counter(tag for _, tag in {(user, int(tag)) for user, _, tag in tagged})
+    common = {(int(artist), int(tag)) for _, artist, tag in tagged if users[int(tag)] >= 10 and int(artist) in names}
+    assert manifest.features["artist"]["tag"].pairs == len(common)
+    assert {row["id"] for row in vocabulary(tmp_path / "out", "tag")} == {tag for _, tag in common}
     split = SHARED / "lastfm_lightgcnpp"
     published = make(
         tmp_path / "split",

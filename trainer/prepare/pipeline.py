@@ -451,7 +451,7 @@ def _source(options: PrepareOptions) -> Facts:
     }
     weights = [f"{event}={weight:g}" for event, weight in options.event_weights.items()]
     minimums = [f"{entity}={minimum}" for entity, minimum in options.min_count.items()]
-    features = [f"{file.entity}={file.path}:{file.id_column}" for file in options.features]
+    features = [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.features]
     return {
         "command": "prepare",
         **{split: [str(path) for path in getattr(options, split)] for split in SPLITS},

@@ -10,13 +10,19 @@ import hashlib
 import io
 import os
 import sys
+import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
-from kvstore.errors import CrossfadeError
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from kvstore.errors import CrossfadeError, InputError
 from trainer.data.manifest import Manifest
 from trainer.data.progress import Progress, Silent
 from trainer.prepare.build_vocabulary import NamesFile
@@ -32,6 +38,9 @@ FOLDER = "lastfm_hetrec2011"
 FILES = ("user_artists.dat", "artists.dat")
 TAG_FILES = ("user_taggedartists.dat", "tags.dat")
 """What listeners have called artists: a feature, where these files are there too."""
+TAG_LISTENERS_MIN = 10
+"""Tags that fewer listeners use are left out: one that is a single listener's own would say who that is, and whoever
+listens to an artist that nobody else does could be told from its tags."""
 
 STAND_IN = SyntheticSpec(queries=2_000, items=4_000, interactions=100_000, item="artist")
 """What is made where there are no data."""
@@ -78,32 +87,46 @@ def prepare_lastfm(
 
     Each pair weighs 1: the plays are so unequal (1 to 352,698) that a few listeners' favourites would be all that
     counts. A tenth of the pairs is test, and a tenth of the others valid. The tags of an artist are those that any
-    listener gave it, each once.
+    listener gave it, each once, of those that ``TAG_LISTENERS_MIN`` listeners use.
 
     Raises:
         InputError: a file in ``folder`` is damaged, or ``out`` exists and may not be replaced.
     """
     if folder is None:
         return write_synthetic(out, STAND_IN, seed, overwrite, progress)
-    tagged, tags = (folder / name for name in TAG_FILES)
-    has_tags = tagged.is_file() and tags.is_file()
-    options = PrepareOptions(
-        out=out,
-        train=[folder / FILES[0]],
-        query="customer",
-        query_column="userID",
-        item="artist",
-        item_column="artistID",
-        names={
-            "artist": NamesFile(folder / FILES[1], "id", "name"),
-            **({"tag": NamesFile(tags, "tagID", "tagValue")} if has_tags else {}),
-        },
-        features=[FeatureFile("artist", tagged, "artistID", {"tag": "tagID"})] if has_tags else (),
-        hold_out=_HOLD_OUT,
-        seed=seed,
-        overwrite=overwrite,
-    )
-    return prepare(options, progress)
+    names, features = {"artist": NamesFile(folder / FILES[1], "id", "name")}, []
+    with tempfile.TemporaryDirectory(prefix="crossfade-sample-") as work:
+        if all((folder / name).is_file() for name in TAG_FILES):
+            common = Path(work) / "common_tags.parquet"
+            _write_common_tags(folder / TAG_FILES[0], common)
+            names["tag"] = NamesFile(folder / TAG_FILES[1], "tagID", "tagValue")
+            features.append(FeatureFile("artist", common, "artistID", {"tag": "tagID"}))
+        options = PrepareOptions(
+            out=out,
+            train=[folder / FILES[0]],
+            query="customer",
+            query_column="userID",
+            item="artist",
+            item_column="artistID",
+            names=names,
+            features=features,
+            hold_out=_HOLD_OUT,
+            seed=seed,
+            overwrite=overwrite,
+        )
+        return prepare(options, progress)
+
+
+def _write_common_tags(tagged: Path, target: Path) -> None:
+    """Write the artists and tags of ``tagged`` to ``target``, without tags that few listeners use."""
+    try:
+        given = csv.read_csv(tagged, parse_options=csv.ParseOptions(delimiter="\t"))
+        users = given.group_by("tagID").aggregate([("userID", "count_distinct")])
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{tagged}: is not the file that Last.fm HetRec 2011 has: {error}; delete it") from error
+    common = users.filter(pc.greater_equal(users.column("userID_count_distinct"), TAG_LISTENERS_MIN)).column("tagID")
+    kept = given.filter(pc.is_in(given.column("tagID"), value_set=common.combine_chunks()))
+    pq.write_table(kept.select(["artistID", "tagID"]), target)
 
 
 def is_sample(manifest: Manifest, seed: int) -> bool:
