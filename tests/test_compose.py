@@ -2,6 +2,7 @@
 
 import json
 import re
+import urllib.request
 from collections.abc import Iterator
 
 import psutil
@@ -12,9 +13,7 @@ from docker_engine import Engine
 
 pytestmark = pytest.mark.docker
 
-START_SECONDS = 180.0
-RESTART_SECONDS = 120.0
-END_SECONDS = 240.0
+START_SECONDS = RESTART_SECONDS = END_SECONDS = 420.0
 
 
 def settings(max_steps: int | None = None, shards: str = "s3://crossfade/sample") -> str:
@@ -60,6 +59,21 @@ def test_prometheus_scrapes_every_role(job: ComposeJob) -> None:
     # Two servers, two workers, the scheduler, the coordinator, and an agent in each of four containers.
     assert sorted(sample["value"][1] for sample in up) == ["1"] * 10
     assert {sample["metric"]["process"] for sample in up} >= {"server-0", "server-1", "worker-0", "worker-1"}
+
+
+def test_the_dashboard_shows_the_run(job: ComposeJob) -> None:
+    url = f"http://127.0.0.1:{job.ports['DASHBOARD_PORT']}"
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    job.wait(answers, START_SECONDS, "the dashboard")
+    job.wait(lambda: job.inspect("dashboard")["State"]["Health"]["Status"] == "healthy", 60, "its health")
+    assert "sample" in job.compose("exec", "--no-TTY", "dashboard", "crossfade", "status", "/runs/sample")
 
 
 def test_nothing_listens_outside_of_loopback(job: ComposeJob, engine: Engine) -> None:

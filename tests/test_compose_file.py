@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = {"grafana": 3000, "prometheus": 9090}
+PUBLISHED = {"dashboard": 8050, "grafana": 3000, "prometheus": 9090}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_images_of_others_are_pinned_and_nothing_knows_a_secret_that_it_does_not
         mounts[name] = {volume.split("-secrets:")[0] for volume in service.get("volumes", ()) if "-secrets:" in volume}
     in_job = {name: {"job"} for name in ("loader", "scheduler", "standby", "server", "worker", "job")}
     others = {"secrets": {"job", "s3", "grafana"}, "s3": {"s3"}, "grafana": {"grafana"}}
-    assert mounts == {**in_job, **others, "prometheus": set()}
+    assert mounts == {**in_job, **others, "prometheus": set(), "dashboard": set()}
 
 
 # ---- secrets
