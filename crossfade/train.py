@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
     if warning := check_fits_this_machine(inputs):
         _say(warning)
     _check_runtime(job)
-    starting_rows(job, inputs.model.tables)
+    starting_rows(job, inputs.model)
     if job.checkpoint.to is not None and not folder.holds(job.checkpoint.to):
         # What begins is another run than any before, unless it takes one up.
         run_id = folder.run_id() if arguments.resume and folder.has_run_id() else None

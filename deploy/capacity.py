@@ -65,6 +65,8 @@ ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalised, their gradients and uses, and the push as
 it waits to be sent. With ``WINDOW_COPIES`` it counts 359 MiB for a worker of 8,192 examples a step on 1.5 million rows
 of 64 columns, which held 340 to 374, and 290 for each of two that shared the step, which held 234 to 269."""
+LAYER_COPIES = 3
+"""Copies of a step's rows that each dense layer holds: its output, the same normalised, and a temporary one."""
 WINDOW_COPIES = 2
 """The windows of a lane, and as much that the allocator keeps of those that were used up. With what threads hold while
 they decode it counts 194 MiB for 16 lanes of 131,072 rows, for which a process grew by 212 to 235."""
@@ -372,6 +374,7 @@ def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Par
     yield Part("batches", _BATCHES_HELD * uses * _USE_BYTES, "steps")
     rows = min(uses, sum(table.rows for table in inputs.model.tables))
     yield Part("rows of a step", ACTIVE_COPIES * rows * job.model.dim * VALUE_BYTES, "steps")
+    yield from _dense_layers(inputs, rows)
     if needs_counts(job.negatives, inputs.model.has_item_features):
         # negatives.Sampler keeps float64 sums, from five arrays of a number an item.
         yield Part("popularity of items", 8 * inputs.model.item.rows)
@@ -384,6 +387,23 @@ def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Par
         # Pulled, gathered, in Arrow's form, and encoded.
         yield Part("writing embeddings", 4 * piece * job.model.dim * VALUE_BYTES, "evaluation")
     yield from _evaluation(inputs)
+
+
+def _dense_layers(inputs: Inputs, rows: int) -> Iterable[Part]:
+    """What a worker holds of dense layers: themselves, their gradients and state, and what ``rows`` leave in them."""
+    kind = inputs.job.optimizer.kind
+    for spec in inputs.model.dense:
+        shapes = spec.shapes().values()
+        state = sum(outputs * state_bytes_per_row(kind, columns) for outputs, columns in shapes)
+        yield Part(f"dense layers of {spec.entity}: {spec.parameters:,} weights", VALUE_BYTES * spec.parameters)
+        if state:
+            yield Part(f"dense layers of {spec.entity}: state of {kind}", state)
+        yield Part(f"dense layers of {spec.entity}: gradients", VALUE_BYTES * spec.parameters, "steps")
+        passing = LAYER_COPIES * sum(spec.widths[1:]) * VALUE_BYTES
+        yield Part(f"rows of a step in the dense layers of {spec.entity}", rows * passing, "steps")
+        if inputs.job.train.embeddings == "best":
+            piece = min(GROUP_ROWS, inputs.manifest.entities[spec.entity].rows)
+            yield Part(f"writing what the dense layers of {spec.entity} make", piece * passing, "evaluation")
 
 
 def _decoding(inputs: Inputs, window_rows: int) -> int:

@@ -4,7 +4,8 @@
         customer/weights.00003-of-00008.npy     float32 (rows of range 3, dim): its entry i is row i·8 + 3
         customer/squares.00003-of-00008.npy     optimizer state, by its name in LazyOptimizer.state
         part-00000-of-00002.json                what one server wrote: its files, each with bytes and CRC-32
-        manifest.json                           last of all: tables, optimizer, parts each with bytes and CRC-32
+        dense.npz                               perhaps: small files of the writer's own
+        manifest.json                           last of all: tables, optimizer, parts and files with bytes and CRC-32
 
     commit(checkpoints, manifest)                              # all parts are written: now the checkpoint is whole
     checkpoint, passed_over = newest_checkpoint(checkpoints)
@@ -20,10 +21,11 @@ import errno
 import json
 import re
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from math import gcd, prod
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -103,7 +105,10 @@ class _Part(_Strict):
 
 
 class Manifest(_Strict):
-    """What makes a checkpoint whole. ``training`` is its writer's affair: the cursor, the job and so on."""
+    """What makes a checkpoint whole. ``training`` is its writer's affair: the cursor, the job and so on.
+
+    So are the small ``files`` beside the tables'; a checkpoint without any does not say so.
+    """
 
     format: Literal["crossfade-checkpoint"] = "crossfade-checkpoint"
     version: Literal[1] = 1
@@ -112,11 +117,12 @@ class Manifest(_Strict):
     optimizer: OptimizerSpec
     seed: int
     parts: list[SavedPart]
+    files: list[SavedPart] = Field(default_factory=list)
     training: dict[str, Any] = Field(default_factory=dict)
 
     def sealed(self) -> bytes:
         """Its file: JSON whose last member is the CRC-32 of all bytes before that member."""
-        body = self.model_dump_json(indent=1).encode().removesuffix(b"\n}")
+        body = self.model_dump_json(indent=1, exclude=None if self.files else {"files"}).encode().removesuffix(b"\n}")
         return body + b',\n "crc32": %d\n}\n' % zlib.crc32(body)
 
     @staticmethod
@@ -142,15 +148,18 @@ def step_folder(checkpoints: str, step: int) -> str:
     return Folder(checkpoints).child(f"step-{step:09d}").uri
 
 
-def commit(checkpoints: str, manifest: Manifest) -> None:
-    """Make the checkpoint of ``manifest.step``, all parts of which are written, whole.
+def commit(checkpoints: str, manifest: Manifest, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
+    """Make the checkpoint of ``manifest.step``, all parts of which are written, whole, with ``files`` beside them.
 
     Raises:
-        CheckpointError: its manifest cannot be written.
+        CheckpointError: its manifest or a file cannot be written.
     """
     folder = Folder(step_folder(checkpoints, manifest.step))
+    listed = [SavedPart(name, len(data), zlib.crc32(data)) for name, data in files.items()]
     try:
-        folder.write(MANIFEST_NAME, manifest.sealed())
+        for name, data in files.items():
+            folder.write(name, data)
+        folder.write(MANIFEST_NAME, manifest.model_copy(update={"files": listed}).sealed())
     except OSError as error:
         raise CheckpointError(f"{folder.uri}: could not be written: {error}") from error
 
@@ -176,12 +185,12 @@ def _open(folder: Folder) -> Checkpoint:
             raise _DamageError(f"it is of step {manifest.step}")
     sizes = _sizes(folder)
     files = [file for part in manifest.parts for file in _read_part(folder, part)]
-    for file in files:
-        with _refusing(folder, file.path):
-            if file.path not in sizes:
+    for path, written in [(file.path, file.bytes) for file in files] + [(own.name, own.bytes) for own in manifest.files]:
+        with _refusing(folder, path):
+            if path not in sizes:
                 raise _DamageError("missing")
-            if sizes[file.path] != file.bytes:
-                raise _DamageError(f"has {sizes[file.path]} bytes where {file.bytes} were written")
+            if sizes[path] != written:
+                raise _DamageError(f"has {sizes[path]} bytes where {written} were written")
     return Checkpoint(folder, manifest, files)
 
 
@@ -194,12 +203,17 @@ def _sizes(folder: Folder) -> dict[str, int]:
 
 def _read_part(folder: Folder, part: SavedPart) -> list[_PartFile]:
     with _refusing(folder, part.name):
-        data = folder.read(part.name)
-        if len(data) != part.bytes:
-            raise _DamageError(f"has {len(data)} bytes where {MANIFEST_NAME} says {part.bytes}")
-        if zlib.crc32(data) != part.crc32:
-            raise _DamageError(f"its CRC-32 is not the one that {MANIFEST_NAME} says")
-        return _Part.model_validate_json(data).files
+        return _Part.model_validate_json(_read_listed(folder, part)).files
+
+
+def _read_listed(folder: Folder, part: SavedPart) -> bytes:
+    """The content of a file that the manifest lists."""
+    data = folder.read(part.name)
+    if len(data) != part.bytes:
+        raise _DamageError(f"has {len(data)} bytes where {MANIFEST_NAME} says {part.bytes}")
+    if zlib.crc32(data) != part.crc32:
+        raise _DamageError(f"its CRC-32 is not the one that {MANIFEST_NAME} says")
+    return data
 
 
 def newest_checkpoint(checkpoints: str, refused: Collection[str] = ()) -> tuple[Checkpoint | None, list[str]]:
@@ -355,6 +369,18 @@ class Checkpoint:
     def rows(self, table: str) -> int:
         """How many rows it has of ``table``: 0 if it lacks the table."""
         return self._tables[table].rows if table in self._tables else 0
+
+    def file(self, name: str) -> bytes | None:
+        """The content of the file ``name`` beside the tables'; None if it has none.
+
+        Raises:
+            CheckpointError: it is damaged or cannot be read.
+        """
+        for listed in self.manifest.files:
+            if listed.name == name:
+                with _refusing(self._folder, name):
+                    return _read_listed(self._folder, listed)
+        return None
 
     def check_fits(self, tables: Sequence[TableSpec], optimizer: OptimizerSpec) -> None:
         """See that ``tables`` under ``optimizer`` can start from it. They may have more rows, and tables that it lacks.

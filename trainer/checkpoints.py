@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,10 @@ from kvstore.storage import Folder
 from kvstore.store import RowStore, Saved, TableSpec, Traffic
 from trainer.data.manifest import Manifest as DataManifest
 from trainer.data.manifest import complaint, manifest_bytes
+from trainer.dense import DenseLayers
 from trainer.job import Checkpoint as Settings
 from trainer.job import Job, check_job
+from trainer.model import Model
 from trainer.ownership import check_owned
 from trainer.progress import Progress
 
@@ -130,11 +132,11 @@ def take_up(identity: Identity, uri: str, rank: int) -> Progress:
     return progress
 
 
-def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
+def starting_rows(job: Job, model: Model) -> str | None:
     """The checkpoint that ``checkpoint.start_from`` names, itself or as the newest whole one of a folder.
 
     Raises:
-        InputError: there is none, or its tables do not fit.
+        InputError: there is none, or its tables or dense layers do not fit.
     """
     start_from = job.checkpoint.start_from
     if start_from is None:
@@ -149,8 +151,9 @@ def starting_rows(job: Job, tables: Sequence[TableSpec]) -> str | None:
                 f"{start_from}: holds no whole checkpoint and is none itself{why}; expected a folder of checkpoints, "
                 "such as runs/NAME/checkpoints, or one of them"
             )
-        checkpoint.check_fits(tables, job.optimizer.spec())
-    except (CheckpointError, OSError) as error:
+        checkpoint.check_fits(model.tables, job.optimizer.spec())
+        DenseLayers.of(job, model).load(checkpoint)
+    except (CheckpointError, InputError, OSError) as error:
         raise InputError(f"checkpoint.start_from: {error}") from error
     return checkpoint.uri
 
@@ -191,8 +194,11 @@ class Saver:
         clock: Callable[[], float] = time.monotonic,
         *,
         saves_wanted: Callable[[], int] = lambda: 0,
+        beside: Callable[[], dict[str, bytes]] = dict,
     ) -> None:
-        """Save what ``store`` holds under ``checkpoints``; ``stop_requested`` is asked at each agreement.
+        """Save what ``store`` holds under ``checkpoints``, and the files that ``beside`` gives, by name.
+
+        ``stop_requested`` is asked at each agreement.
 
         So is ``saves_wanted`` of rank 0, how often a checkpoint has been asked for: when that has grown, one is due.
         """
@@ -204,6 +210,7 @@ class Saver:
         self._stop_requested = stop_requested
         self._saves_wanted = saves_wanted
         self._saves_met = 0
+        self._beside = beside
         self._clock = clock
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._progress: Progress | None = None
@@ -314,7 +321,11 @@ class Saver:
     def _snapshot(self, progress: Progress, totals: dict[str, float]) -> None:
         self._saves_met = self._saves_wanted()
         self._last_step = progress.step
-        self._writing = {"step": progress.step, "progress": progress.to_record(totals)}
+        self._writing = {
+            "step": progress.step,
+            "progress": progress.to_record(totals),
+            "files": self._beside(),
+        }
         self._store.save(step_folder(self._checkpoints, progress.step))
         self._saved_at = self._clock()
 
@@ -333,10 +344,13 @@ class Saver:
                 if saved is not None:
                     self._committing = self._background.submit(self._commit, saved, **self._writing)
 
-    def _commit(self, saved: Saved, step: int, progress: dict[str, Any]) -> tuple[Saved, str | None]:
+    def _commit(
+        self, saved: Saved, step: int, progress: dict[str, Any], files: dict[str, bytes]
+    ) -> tuple[Saved, str | None]:
         """Make the checkpoint whole, and delete old ones; with why the latter failed, which does it no harm."""
         check_owned(self._checkpoints, self._identity.run)
-        commit(self._checkpoints, self._identity.manifest(saved, step, progress))
+        commit(self._checkpoints, self._identity.manifest(saved, step, progress), files)
+        saved = replace(saved, bytes=saved.bytes + sum(map(len, files.values())))
         try:
             prune(self._checkpoints, self._settings.keep)
         except CheckpointError as error:

@@ -113,12 +113,12 @@ class CheckpointVectors:
         self._progress.advance(len(rows_N))
         of = self._towers.of(entity)
         if of is None:
-            return self._checkpoint.weights(entity, start, stop)
+            return self._towers.dense.apply(entity, self._checkpoint.weights(entity, start, stop))
         parts = of.parts(rows_N)
         block = {name: self._copies[name][bag.values.rows_A] for name, bag in parts.bags.items()}
         if of.tower.own is not None:
             block[entity] = self._checkpoint.weights(entity, start, stop)[parts.own_A]
-        return parts.combine(of.tower, block)
+        return self._towers.dense.apply(entity, parts.combine(of.tower, block))
 
 
 def export(request: Request, say: Say, progress: Progress) -> Exported:
@@ -207,6 +207,7 @@ def _export(checkpoint: Checkpoint, request: Request, out: Path, say: Say, progr
     say(f"exporting {checkpoint.uri}: step {checkpoint.manifest.step:,} of job '{origin.job.name}'")
     with _staged(out, request.overwrite) as staging:
         towers = load_towers(origin.job, model, data, manifest)
+        towers.dense.load(checkpoint)
         source = CheckpointVectors(checkpoint, progress, towers, staging.parent)
         for table in tables:
             source.prepare(table.name)

@@ -72,6 +72,20 @@ class Data(_Section):
         return Timespan.of(self.since, self.until)
 
 
+class Dense(_Section):
+    """Dense layers that the vectors of a side pass before they are compared."""
+
+    query: list[AtLeastOne] = Field(
+        [], description="widths of the query side's layers, the last one model.dim, such as [128, 64]; default: none"
+    )
+    item: list[AtLeastOne] = Field([], description="widths of the item side's layers, the same way")
+    activation: Literal["relu", "tanh"] = Field("relu", description="what follows each layer but the last")
+    layer_norm: bool = Field(True, description="whether each layer but the last is normalised, row by row, before that")
+    learning_rate: Positive | None = Field(
+        None, description="of the layers, which follow its schedule too; null: optimizer.learning_rate"
+    )
+
+
 class Model(_Section):
     """The embedding model: vectors of both sides, compared by a score."""
 
@@ -93,6 +107,14 @@ class Model(_Section):
         description="share of rows whose own embedding is left out of a step, if they have features: so that those can "
         "stand for a row that is new",
     )
+    dense: Dense = Dense()
+
+    @model_validator(mode="after")
+    def _layers_end_in_dim(self) -> Model:
+        for side, widths in (("query", self.dense.query), ("item", self.dense.item)):
+            if widths and widths[-1] != self.dim:
+                raise ValueError(f"dense.{side} is {widths}: its last layer must be as wide as dim, {self.dim}")
+        return self
 
 
 class Negatives(_Section):
@@ -335,6 +357,15 @@ class Job(_Section):
         if self.cluster.workers > self.data.lanes:
             raise ValueError(
                 f"{self.cluster.workers} workers need as many lanes: set data.lanes, now {self.data.lanes}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dense_layers_have_one_worker(self) -> Job:
+        if self.cluster.workers > 1 and (self.model.dense.query or self.model.dense.item):
+            raise ValueError(
+                f"model.dense is trained by one worker alone, but cluster.workers is {self.cluster.workers}: set that "
+                "to 1 (servers may be several), or leave the dense layers out"
             )
         return self
 

@@ -120,6 +120,7 @@ class Loop:
         with progress.timed("push"):
             self.store.set_rate(factor)
             self.store.push({name: RowGradient(rows_A, gradients[name]) for name, rows_A in active.items()})
+            self.towers.update(factor)
         for table in self.model.tables:
             progress.traffic.pulled(len(active[table.name]), table.dim)
             progress.traffic.pushed(len(active[table.name]), table)

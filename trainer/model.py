@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import Literal
 
 from kvstore.errors import InputError
 from kvstore.store import TableSpec
@@ -52,17 +55,52 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class LayerSpec:
+    """The dense layers that vectors of ``entity`` pass: see ``trainer/dense.py``.
+
+    ``widths`` are those of what goes in and of what comes out of each layer. All layers but the last are followed by
+    the activation, and before that normalised where ``layer_norm``.
+    """
+
+    entity: str
+    widths: tuple[int, ...]
+    activation: Literal["relu", "tanh"]
+    layer_norm: bool
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape of each of their arrays of parameters, by its name."""
+        shapes = {}
+        for number, (inputs, outputs) in enumerate(pairwise(self.widths)):
+            shapes[f"{self.entity}/{number}/weights"] = outputs, inputs
+            shapes[f"{self.entity}/{number}/bias"] = 1, outputs
+            if self.layer_norm and number < len(self.widths) - 2:
+                shapes[f"{self.entity}/{number}/gain"] = 1, outputs
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers they hold."""
+        return sum(prod(shape) for shape in self.shapes().values())
+
+
+@dataclass(frozen=True)
 class Model:
     """What stands on which side, and how rows are compared.
 
     ``query`` and ``item`` describe the vectors of the two entities. They lie in a table of that name, but where
-    ``towers`` says how they are made instead.
+    ``towers`` says how they are made instead. Then they pass the layers of ``dense``, if there are some.
     """
 
     query: TableSpec
     item: TableSpec
     score: Score
     towers: tuple[Tower, ...] = ()
+    dense: tuple[LayerSpec, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it learns."""
+        return sum(table.rows * table.dim for table in self.tables) + sum(spec.parameters for spec in self.dense)
 
     @property
     def tables(self) -> list[TableSpec]:
@@ -114,7 +152,12 @@ def make_model(job: Job, manifest: Manifest) -> Model:
         for _, name, _, tower in sides
         if tower not in ([], [name])
     )
-    return Model(table(query), table(item), Score.of(job.model.score, job.model.temperature), towers)
+    dense = tuple(
+        LayerSpec(name, (job.model.dim, *widths), job.model.dense.activation, job.model.dense.layer_norm)
+        for name, widths in ((query, job.model.dense.query), (item, job.model.dense.item))
+        if widths
+    )
+    return Model(table(query), table(item), Score.of(job.model.score, job.model.temperature), towers, dense)
 
 
 def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: Manifest, shards: str) -> None:

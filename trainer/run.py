@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kvstore.checkpoint import open_checkpoint
 from kvstore.errors import CheckpointError, DivergedError, InputError, UnreachableError
 from kvstore.local import LocalStore
 from kvstore.storage import Folder
@@ -96,6 +97,7 @@ def run_training(
         counts = found_counts(folder.path, job, identity.data, manifest.splits["train"])
         selection = select(job, data, manifest, PhaseEvents(measured.first(emit)), counts)
         reader = opened.enter_context(closing(ShardReader(data, manifest, job.data.readers)))
+        towers = load_towers(job, model, data, manifest)
         saver = opened.enter_context(
             Saver(
                 store,
@@ -105,13 +107,13 @@ def run_training(
                 record,
                 stop_requested,
                 saves_wanted=saves_wanted,
+                beside=towers.dense.files,
             )
         )
-        towers = load_towers(job, model, data, manifest)
         loop = _make_loop(
             job, folder, store, manifest, model, reader, selection, vocabularies, towers, saver, record, measured
         )
-        progress = _start(job, folder, store, manifest, identity, checkpoint, record)
+        progress = _start(job, folder, store, manifest, model, identity, towers, checkpoint, record)
         measured.follow(progress)
         saver.begin(progress)
         if not loop.run(progress):
@@ -195,17 +197,21 @@ def _start(
     folder: RunFolder,
     store: RowStore,
     manifest: Manifest,
+    model: Model,
     identity: Identity,
+    towers: Towers,
     checkpoint: str | None,
     record: Emit,
 ) -> Progress:
     """Make the tables, and the progress that they stand at."""
     record({"event": "phase", "name": "tables"})
     progress = Progress() if checkpoint is None else take_up(identity, checkpoint, store.rank)
-    rows_from = checkpoint or starting_rows(job, identity.tables)
+    rows_from = checkpoint or starting_rows(job, model)
     # The rows of a checkpoint of this run are already those of data without them.
     afresh = NONE_AFRESH if checkpoint else forgotten_rows(manifest, identity.tables)
     store.create(identity.tables, identity.optimizer, job.train.seed, rows_from, afresh)
+    if rows_from and model.dense:
+        towers.dense.load(open_checkpoint(rows_from))
     if job.train.embeddings == "best" and progress.best is not None and not _has_best(job, folder, progress):
         # They were left on another machine: the best of what is still to come will do.
         progress.best, progress.best_epoch, progress.stale = None, None, 0
@@ -364,7 +370,7 @@ def _report(job: Job, model: Model, progress: Progress, metrics: dict[str, Metri
         "examples": progress.examples_total,
         "steps": progress.step,
         "epochs": progress.epochs,
-        "parameters": sum(table.rows * table.dim for table in model.tables),
+        "parameters": model.parameters,
         "seconds_by_phase": progress.seconds,
         "background_seconds": progress.background,
         "checkpoints": asdict(progress.saves),

@@ -5,6 +5,7 @@
     block = store.pull(towers.active(batch))
     loss, gradients = engine.gradients(batch, towers.vectors(batch, block))
     store.push(towers.gradients(batch, gradients))      # by table: rows as in towers.active(batch)
+    towers.update(rate_factor)                          # the dense layers, if there are some (trainer/dense.py)
 
 With own embedding e, and x_f the mean of the embeddings of a row's values of feature f (0 without any), its vector is
 
@@ -15,7 +16,8 @@ A row that train has no positive interaction of has learned nothing of its own: 
 left out (and the 1), in training as in evaluation, so that a new track is what its artist and tags say. In a step, e is
 left out of a share of the others too if the job says so (``model.drop_ids``; DropoutNet: Volkovs et al., NIPS 2017).
 
-A model whose sides have a table each passes through untouched, at no cost. Letters of shapes: A active rows of a tower,
+That vector then passes the dense layers of its side. A model whose sides have a table each, and no dense layers, passes
+through untouched, at no cost. Letters of shapes: A active rows of a tower,
 V active values of a feature, N uses of them, D columns.
 """
 
@@ -29,12 +31,14 @@ import numpy as np
 from numba import njit, prange
 
 from kvstore.arrays import BoolArray, FloatArray, IntArray
+from kvstore.optimizers import OptimizerSpec
 from kvstore.philox import uniform
 from kvstore.storage import Folder
 from trainer.data.batches import ActiveRows, Batch
 from trainer.data.features import FeatureLists, load_feature
 from trainer.data.manifest import Manifest
 from trainer.data.vocabulary import Vocabulary
+from trainer.dense import DenseLayers
 from trainer.job import Job
 from trainer.model import Model, Tower
 
@@ -164,8 +168,16 @@ class TowerData:
 class Towers:
     """All towers of a model that have more than a table of their own: none, most likely."""
 
-    def __init__(self, model: Model, data: Sequence[TowerData], seed: int = 0, drop_ids: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        data: Sequence[TowerData],
+        seed: int = 0,
+        drop_ids: float = 0.0,
+        dense: DenseLayers | None = None,
+    ) -> None:
         """``data`` of each of the model's towers. In a step, ``drop_ids`` of the own embeddings are left out."""
+        self.dense = dense or DenseLayers((), OptimizerSpec(), seed)
         self._names = model.query.name, model.item.name
         self._data = {of.tower.entity.name: of for of in data}
         self._seed = seed
@@ -203,10 +215,16 @@ class Towers:
     def vectors(self, batch: Batch, block: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
         """The vectors of the active rows of both sides, of the active rows of each table in ``block``."""
         made = {name: batch.parts[name].combine(of.tower, block) for name, of in self._data.items()}
-        return {**block, **made} if made else block
+        block = {**block, **made} if made else block
+        return self.dense.forward(block) if self.dense.entities else block
 
     def gradients(self, batch: Batch, gradients: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
-        """The gradients by the active rows of each table, of those by the vectors."""
+        """The gradients by the active rows of each table, of those by the vectors that ``vectors`` has just given.
+
+        Those by the dense layers are kept for ``update``.
+        """
+        if self.dense.entities:
+            gradients = self.dense.backward(gradients)
         if not self._data:
             return gradients
         taken: dict[str, FloatArray] = {}
@@ -214,6 +232,16 @@ class Towers:
             of = self._data.get(name)
             taken |= {name: gradients[name]} if of is None else batch.parts[name].gradients(of.tower, gradients[name])
         return taken
+
+
+    def update(self, rate_factor: float) -> None:
+        """Apply the step's gradients to the dense layers, at their learning rate times ``rate_factor``.
+
+        Raises:
+            DivergedError: they are not finite.
+        """
+        if self.dense.entities:
+            self.dense.update(rate_factor)
 
 
 class TowerVectors:
@@ -228,9 +256,9 @@ class TowerVectors:
         """Vectors of ``rows_N``."""
         of = self._towers.of(entity)
         if of is None:
-            return self._pull({entity: rows_N})[entity]
+            return self._towers.dense.apply(entity, self._pull({entity: rows_N})[entity])
         parts = of.parts(rows_N)
-        return parts.combine(of.tower, self._pull(parts.active(of.tower)))
+        return self._towers.dense.apply(entity, parts.combine(of.tower, self._pull(parts.active(of.tower))))
 
 
 def load_towers(job: Job, model: Model, folder: Folder, manifest: Manifest) -> Towers:
@@ -245,4 +273,4 @@ def load_towers(job: Job, model: Model, folder: Folder, manifest: Manifest) -> T
         name = tower.entity.name
         lists = {table.name: load_feature(folder, manifest, name, table.name) for table in tower.features}
         data.append(TowerData(tower, lists, Vocabulary(folder, manifest, name).counts() > 0))
-    return Towers(model, data, job.train.seed, job.model.drop_ids)
+    return Towers(model, data, job.train.seed, job.model.drop_ids, DenseLayers.of(job, model))

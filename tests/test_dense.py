@@ -1,0 +1,339 @@
+"""Dense layers: their formulas, and runs that train, save, resume and export through them."""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster_data import write_job, write_planted
+from running_command import crossfade, succeeded
+
+from crossfade.main import main
+from deploy.capacity import make_plan, read_inputs
+from kvstore.arrays import FloatArray
+from kvstore.checkpoint import newest_checkpoint, open_checkpoint
+from kvstore.errors import DivergedError, InputError
+from kvstore.optimizers import KINDS, OptimizerSpec
+from trainer.dense import DENSE_FILE, DenseLayers, Passed, pass_layers, return_layers
+from trainer.embeddings import EmbeddingFiles
+from trainer.job import check_job, load_job
+from trainer.model import LayerSpec
+
+MODEL = {"dim": 8, "dense": {"query": [16, 8], "item": [12, 10, 8], "learning_rate": 0.02}}
+TRAIN = {"batch_size": 256, "epochs": 3, "patience": None}
+CHECKPOINT = {"every_steps": 5, "every_seconds": None}
+TOLERANCE = 2e-5
+
+
+def layers_of(activation: Any = "relu", layer_norm: bool = True) -> LayerSpec:
+    return LayerSpec("track", (5, 7, 6, 5), activation, layer_norm)
+
+
+def drawn(spec: LayerSpec) -> dict[str, FloatArray]:
+    draw = np.random.default_rng(2)
+    return {name: draw.standard_normal(shape) for name, shape in spec.shapes().items()}
+
+
+def last(passed: list[Passed]) -> FloatArray:
+    return passed[-1].outputs_AD
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_gradients_are_those_of_finite_differences(activation: str, layer_norm: bool) -> None:
+    spec = layers_of(activation, layer_norm)
+    parameters, draw = drawn(spec), np.random.default_rng(3)
+    rows_AD, weight_AD = draw.standard_normal((4, 5)), draw.standard_normal((4, 5))
+
+    def loss() -> float:
+        return float((weight_AD * np.sin(last(pass_layers(spec, parameters, rows_AD)))).sum())
+
+    passed = pass_layers(spec, parameters, rows_AD)
+    by_rows, gradients = return_layers(spec, parameters, passed, weight_AD * np.cos(last(passed)))
+    assert gradients.keys() == parameters.keys()
+    for name, values in {**parameters, "rows": rows_AD}.items():
+        numeric = np.zeros_like(values)
+        for index in np.ndindex(values.shape):
+            kept = values[index]
+            values[index] = kept + 1e-6
+            above = loss()
+            values[index] = kept - 1e-6
+            numeric[index] = (above - loss()) / 2e-6
+            values[index] = kept
+        np.testing.assert_allclose({**gradients, "rows": by_rows}[name], numeric, atol=1e-7, err_msg=name)
+
+
+def test_hidden_units_of_a_row_are_normalised_before_gain_bias_and_activation() -> None:
+    spec = layers_of("tanh")
+    parameters = drawn(spec)
+    rows_AD = np.random.default_rng(3).standard_normal((4, 5))
+    raw_AD = rows_AD @ parameters["track/0/weights"].T
+    normal_AD = (raw_AD - raw_AD.mean(axis=1, keepdims=True)) / np.sqrt(raw_AD.var(axis=1, keepdims=True) + 1e-5)
+    expected_AD = np.tanh(normal_AD * parameters["track/0/gain"] + parameters["track/0/bias"])
+    np.testing.assert_allclose(pass_layers(spec, parameters, rows_AD)[0].outputs_AD, expected_AD, atol=1e-12)
+
+
+def test_a_vector_is_the_same_alone_and_among_thousands_and_gradients_add_up() -> None:
+    spec = layers_of()
+    dense = DenseLayers([spec], OptimizerSpec("sgd", learning_rate=1.0), seed=5)
+    before = {name: values.astype(np.float64) for name, values in dense.parameters.items()}
+    draw = np.random.default_rng(0)
+    rows_AD, gradient_AD = (draw.standard_normal((2500, 5)).astype(np.float32) for _ in range(2))
+    made = dense.forward({"track": rows_AD, "customer": rows_AD})
+    assert made["customer"] is rows_AD
+    np.testing.assert_allclose(made["track"][1234:1235], dense.apply("track", rows_AD[1234:1235]), atol=1e-5)
+    by_rows, expected = return_layers(spec, before, pass_layers(spec, before, rows_AD.astype(float)), gradient_AD)
+    taken = dense.backward({"track": gradient_AD, "customer": gradient_AD})
+    assert taken["customer"] is gradient_AD
+    np.testing.assert_allclose(taken["track"], by_rows, atol=1e-4)
+    dense.update(1.0)
+    for name, values in dense.parameters.items():
+        np.testing.assert_allclose(before[name] - values, expected[name], rtol=1e-4, atol=1e-2, err_msg=name)
+
+
+def test_fresh_layers_follow_from_the_seed_and_keep_the_scale_of_what_passes() -> None:
+    spec = LayerSpec("track", (200, 100, 200), "relu", layer_norm=True)
+    one, same, other = (DenseLayers([spec], OptimizerSpec(), seed).parameters for seed in (1, 1, 2))
+    weights = one["track/0/weights"]
+    assert weights.tobytes() == same["track/0/weights"].tobytes()
+    assert np.abs(weights - other["track/0/weights"]).max() > 0.05
+    assert weights.std() == pytest.approx((2 / 300) ** 0.5, rel=0.02)
+    assert np.abs(weights.T - one["track/1/weights"]).max() > 0.05, "each layer has its own numbers"
+    assert (one["track/0/gain"] == 1).all()
+    assert not one["track/0/bias"].any()
+
+
+def test_decay_is_of_the_weights_alone() -> None:
+    spec = layers_of()
+    dense = DenseLayers([spec], OptimizerSpec("sgd", learning_rate=1.0, weight_decay=0.5), seed=1)
+    before = {name: values.copy() for name, values in dense.parameters.items()}
+    rows_AD = np.ones((3, 5), np.float32)
+    dense.forward({"track": rows_AD})
+    dense.backward({"track": np.zeros_like(rows_AD)})
+    dense.update(1.0)
+    for name, values in dense.parameters.items():
+        np.testing.assert_allclose(values, before[name] * (0.5 if name.endswith("weights") else 1), err_msg=name)
+
+
+def test_layers_that_diverge_are_named() -> None:
+    dense = DenseLayers([layers_of()], OptimizerSpec(), seed=1)
+    dense.forward({"track": np.ones((2, 5), np.float32)})
+    dense.backward({"track": np.full((2, 5), np.nan, np.float32)})
+    with pytest.raises(DivergedError, match=r"dense layers \(track/0/weights\): .* not finite"):
+        dense.update(1.0)
+
+
+@pytest.mark.parametrize(
+    ("sections", "refusal"),
+    [
+        ({"model": {"dim": 8, "dense": {"item": [16, 4]}}}, "dense.item is [16, 4]: its last layer must be as wide as"),
+        ({"model": {"dim": 8, "dense": {"item": [0, 8]}}}, "model.dense.item.0: input should be greater than"),
+        ({"model": {"dim": 8, "dense": {"items": [8]}}}, "unknown key 'model.dense.items'; did you mean 'item'?"),
+        (
+            {"model": {"dim": 8, "dense": {"item": [8]}}, "cluster": {"servers": 2, "workers": 2}},
+            "model.dense is trained by one worker alone, but cluster.workers is 2: set that to 1",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(sections: Mapping[str, Any], refusal: str) -> None:
+    with pytest.raises(InputError) as raised:
+        check_job({"name": "a", "data": {"shards": "data"}, **sections}, "job.yaml")
+    assert refusal in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a job, both of whose sides have layers."""
+    folder = tmp_path_factory.mktemp("dense")
+    data = write_planted(folder / "data")
+    optimizer = {"kind": "adam", "learning_rate": 0.05, "warmup_steps": 3}
+    write_job(folder / "job.yaml", data, model=MODEL, train=TRAIN, checkpoint=CHECKPOINT, optimizer=optimizer)
+    return folder
+
+
+def command(place: Path, run: str, *options: object) -> int:
+    words = ["train", place / "job.yaml", "--run-dir", place / run, "--set", "metrics.port=null", *options]
+    return main([str(word) for word in words])
+
+
+def train(place: Path, run: str, *options: object) -> Path:
+    assert command(place, run, *options) == 0
+    return place / run
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Path:
+    """A run that nothing disturbs, in process."""
+    return train(place, "trained")
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run / "report.json").read_text())
+    return report
+
+
+def newest(run: Path) -> Path:
+    checkpoint, _ = newest_checkpoint(str(run / "checkpoints"))
+    assert checkpoint is not None
+    return Path(checkpoint.uri)
+
+
+def layers_at_the_end(run: Path) -> dict[str, FloatArray]:
+    with np.load(newest(run) / DENSE_FILE, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def vectors(embeddings: Path) -> dict[str, FloatArray]:
+    files = EmbeddingFiles(embeddings)
+    return {entity: files.vectors(entity, np.arange(len(files.read(entity)))) for entity in ("customer", "track")}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for ours, theirs in (
+        (vectors(one / "embeddings"), vectors(other / "embeddings")),
+        (layers_at_the_end(one), layers_at_the_end(other)),
+    ):
+        assert ours.keys() == theirs.keys()
+        for name, values in ours.items():
+            assert values.tobytes() == theirs[name].tobytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_stopped_resumes_to_the_bits_of_one_that_did_not(place: Path, kind: str) -> None:
+    options = ("--set", f"optimizer.kind={kind}", "--set", "train.embeddings=none")
+    whole = train(place, f"whole-{kind}", *options)
+    stopped = train(place, f"stopped-{kind}", *options, "--set", "train.max_steps=13")
+    train(place, stopped.name, *options, "--resume")
+    ours, theirs = layers_at_the_end(stopped), layers_at_the_end(whole)
+    assert {name for name in ours if "." in name} or kind == "sgd"
+    for name, values in ours.items():
+        assert values.tobytes() == theirs[name].tobytes(), name
+    for path in newest(whole).glob("*/weights*"):
+        assert path.read_bytes() == (newest(stopped) / path.relative_to(newest(whole))).read_bytes()
+
+
+@pytest.mark.slow
+def test_training_moves_the_layers_and_learns(place: Path, trained: Path) -> None:
+    job = load_job(place / "job.yaml")
+    model = read_inputs(job).model
+    fresh = DenseLayers.of(job, model).parameters
+    learned = layers_at_the_end(trained)
+    assert all(np.abs(learned[name] - values).max() > 1e-3 for name, values in fresh.items())
+    report = report_of(trained)
+    tables = sum(table.rows * table.dim for table in model.tables)
+    assert report["parameters"] == tables + sum(values.size for values in fresh.values())
+    still = train(place, "still", "--set", "optimizer.learning_rate=1e-12", "--set", "model.dense.learning_rate=1e-12")
+    assert report["metrics"]["test"]["recall@10"] > 2 * report_of(still)["metrics"]["test"]["recall@10"]
+
+
+@pytest.mark.slow
+def test_what_is_exported_is_what_the_run_wrote_through_its_layers(place: Path, trained: Path) -> None:
+    run = train(place, "one-epoch", "--set", "train.epochs=1")
+    assert main(["export", str(newest(run)), "--out", str(place / "exported")]) == 0
+    written, exported = vectors(run / "embeddings"), vectors(place / "exported")
+    with closing(open_checkpoint(str(newest(run)))) as checkpoint:
+        rows = {name: checkpoint.weights(name, 0, checkpoint.rows(name)) for name in written}
+        job = load_job(place / "job.yaml")
+        layers = DenseLayers.of(job, read_inputs(job).model)
+        layers.load(checkpoint)
+    for entity, vectors_ND in written.items():
+        np.testing.assert_array_equal(exported[entity], vectors_ND)
+        np.testing.assert_allclose(layers.apply(entity, rows[entity]), vectors_ND, atol=1e-6)
+        assert np.abs(rows[entity] - vectors_ND).max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_damaged_file_of_layers_is_named_and_the_checkpoint_before_it_used(
+    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(place, "damaged", "--set", "train.max_steps=13")
+    file = newest(run) / DENSE_FILE
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    capsys.readouterr()
+    train(place, run.name, "--resume")
+    told = capsys.readouterr().err
+    assert f"passed over a checkpoint: {file}: its CRC-32 is not the one that manifest.json says" in told
+    assert "going on from step 10\n" in told
+    for name, values in layers_at_the_end(run).items():
+        assert values.tobytes() == layers_at_the_end(trained)[name].tobytes(), name
+
+
+def without_file(step: Path) -> None:
+    (step / DENSE_FILE).unlink()
+
+
+def without_its_end(step: Path) -> None:
+    content = (step / DENSE_FILE).read_bytes()
+    (step / DENSE_FILE).write_bytes(content[:-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("harm", "said"), [(without_file, "missing"), (without_its_end, "bytes where")])
+def test_a_checkpoint_without_all_of_its_layers_is_no_checkpoint(
+    place: Path, harm: Callable[[Path], None], said: str, request: pytest.FixtureRequest
+) -> None:
+    run = train(place, f"harmed-{harm.__name__}", "--set", "train.max_steps=7")
+    harm(newest(run))
+    checkpoint, reasons = newest_checkpoint(str(run / "checkpoints"))
+    assert checkpoint is not None
+    assert checkpoint.manifest.step == 5
+    assert said in reasons[0]
+    assert DENSE_FILE in reasons[0]
+
+
+@pytest.mark.slow
+def test_layers_are_neither_made_up_nor_dropped_where_a_run_starts_from_another(
+    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = train(place, "plain", "--set", "model.dense={}", "--set", "train.max_steps=2")
+    assert '"files"' not in (newest(plain) / "manifest.json").read_text()
+
+    def refusal(source: Path, *options: object) -> str:
+        capsys.readouterr()
+        assert command(place, "refused", "--set", f"checkpoint.start_from={newest(source)}", *options) == 2
+        assert not (place / "refused").exists()
+        return capsys.readouterr().err
+
+    assert "has no dense layers, but the job wants some for customer and track" in refusal(plain)
+    assert "customer/0/bias is float32 1 x 16 there, and missing in the job" in refusal(
+        trained, "--set", "model.dense={}"
+    )
+    narrower = refusal(trained, "--set", "model.dense.query=[15, 8]")
+    assert "customer/0/bias is float32 1 x 16 there, and float32 1 x 15 in the job" in narrower
+    assert command(place, "trained", "--resume", "--set", "model.dense.activation=tanh") == 2
+    assert "differs in model.dense.activation ('relu' then, 'tanh' now)" in capsys.readouterr().err
+    still = ("--set", "optimizer.learning_rate=1e-30", "--set", "model.dense.learning_rate=1e-30")
+    start = ("--set", f"checkpoint.start_from={trained / 'checkpoints'}", "--set", "train.max_steps=1", *still)
+    warm = train(place, "warm", *start)
+    np.testing.assert_array_equal(
+        layers_at_the_end(warm)["track/2/weights"], layers_at_the_end(trained)["track/2/weights"]
+    )
+
+
+def test_a_plan_counts_the_layers(place: Path) -> None:
+    plan = make_plan(read_inputs(load_job(place / "job.yaml")))
+    [process] = plan.processes
+    parts = {part.what: part.bytes for part in process.parts}
+    weights = (8 + 1) * 16 + 16 + (16 + 1) * 8
+    assert parts[f"dense layers of customer: {weights:,} weights"] == 4 * weights
+    # Adam has two numbers a weight, and counts the updates of each unit's weights, and of each bias and gain as one.
+    assert parts["dense layers of customer: state of adam"] == 8 * weights + 4 * (16 + 1 + 1 + 8 + 1)
+
+
+@pytest.mark.cluster
+def test_a_worker_on_servers_trains_the_layers_as_one_process_and_takes_its_checkpoint_up(
+    place: Path, trained: Path
+) -> None:
+    options = ("train", "job.yaml", "--set", "metrics.port=null", "--servers", 2, "--run-dir")
+    succeeded(crossfade(*options, "servers", cwd=place))
+    assert_same_run(place / "servers", trained)
+    moved = train(place, "moved", "--set", "train.max_steps=13")
+    succeeded(crossfade(*options, moved, "--resume", cwd=place))
+    for name, values in layers_at_the_end(moved).items():
+        assert values.tobytes() == layers_at_the_end(trained)[name].tobytes(), name
