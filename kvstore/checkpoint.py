@@ -185,7 +185,9 @@ def _open(folder: Folder) -> Checkpoint:
             raise _DamageError(f"it is of step {manifest.step}")
     sizes = _sizes(folder)
     files = [file for part in manifest.parts for file in _read_part(folder, part)]
-    for path, written in [(file.path, file.bytes) for file in files] + [(own.name, own.bytes) for own in manifest.files]:
+    for path, written in [(file.path, file.bytes) for file in files] + [
+        (own.name, own.bytes) for own in manifest.files
+    ]:
         with _refusing(folder, path):
             if path not in sizes:
                 raise _DamageError("missing")

@@ -23,13 +23,13 @@ from trainer.job import check_job, load_job
 from trainer.model import LayerSpec
 
 MODEL = {"dim": 8, "dense": {"query": [16, 8], "item": [12, 10, 8], "learning_rate": 0.02}}
-TRAIN = {"batch_size": 256, "epochs": 3, "patience": None}
+TRAIN = {"batch_size": 256, "epochs": 8, "patience": None}
 CHECKPOINT = {"every_steps": 5, "every_seconds": None}
 TOLERANCE = 2e-5
 
 
-def layers_of(activation: Any = "relu", layer_norm: bool = True) -> LayerSpec:
-    return LayerSpec("track", (5, 7, 6, 5), activation, layer_norm)
+def layers_of(activation: Any = "relu", layer_norm: bool = True, residual: bool = True) -> LayerSpec:
+    return LayerSpec("track", (5, 7, 6, 5), activation, layer_norm, residual)
 
 
 def drawn(spec: LayerSpec) -> dict[str, FloatArray]:
@@ -41,10 +41,11 @@ def last(passed: list[Passed]) -> FloatArray:
     return passed[-1].outputs_AD
 
 
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_gradients_are_those_of_finite_differences(activation: str, layer_norm: bool) -> None:
-    spec = layers_of(activation, layer_norm)
+def test_gradients_are_those_of_finite_differences(activation: str, layer_norm: bool, residual: bool) -> None:
+    spec = layers_of(activation, layer_norm, residual)
     parameters, draw = drawn(spec), np.random.default_rng(3)
     rows_AD, weight_AD = draw.standard_normal((4, 5)), draw.standard_normal((4, 5))
 
@@ -73,7 +74,12 @@ def test_hidden_units_of_a_row_are_normalised_before_gain_bias_and_activation() 
     raw_AD = rows_AD @ parameters["track/0/weights"].T
     normal_AD = (raw_AD - raw_AD.mean(axis=1, keepdims=True)) / np.sqrt(raw_AD.var(axis=1, keepdims=True) + 1e-5)
     expected_AD = np.tanh(normal_AD * parameters["track/0/gain"] + parameters["track/0/bias"])
-    np.testing.assert_allclose(pass_layers(spec, parameters, rows_AD)[0].outputs_AD, expected_AD, atol=1e-12)
+    passed = pass_layers(spec, parameters, rows_AD)
+    np.testing.assert_allclose(passed[0].outputs_AD, expected_AD, atol=1e-12)
+    made_AD = passed[1].outputs_AD @ parameters["track/2/weights"].T + parameters["track/2/bias"]
+    np.testing.assert_allclose(last(passed), rows_AD + made_AD, atol=1e-12)
+    instead = pass_layers(layers_of("tanh", residual=False), parameters, rows_AD)
+    np.testing.assert_allclose(last(instead), made_AD, atol=1e-12)
 
 
 def test_a_vector_is_the_same_alone_and_among_thousands_and_gradients_add_up() -> None:
@@ -95,7 +101,7 @@ def test_a_vector_is_the_same_alone_and_among_thousands_and_gradients_add_up() -
 
 
 def test_fresh_layers_follow_from_the_seed_and_keep_the_scale_of_what_passes() -> None:
-    spec = LayerSpec("track", (200, 100, 200), "relu", layer_norm=True)
+    spec = LayerSpec("track", (200, 100, 200), "relu", layer_norm=True, residual=False)
     one, same, other = (DenseLayers([spec], OptimizerSpec(), seed).parameters for seed in (1, 1, 2))
     weights = one["track/0/weights"]
     assert weights.tobytes() == same["track/0/weights"].tobytes()
@@ -149,7 +155,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and a job, both of whose sides have layers."""
     folder = tmp_path_factory.mktemp("dense")
     data = write_planted(folder / "data")
-    optimizer = {"kind": "adam", "learning_rate": 0.05, "warmup_steps": 3}
+    optimizer = {"kind": "adagrad", "learning_rate": 0.1, "warmup_steps": 3}
     write_job(folder / "job.yaml", data, model=MODEL, train=TRAIN, checkpoint=CHECKPOINT, optimizer=optimizer)
     return folder
 
@@ -204,7 +210,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_stopped_resumes_to_the_bits_of_one_that_did_not(place: Path, kind: str) -> None:
-    options = ("--set", f"optimizer.kind={kind}", "--set", "train.embeddings=none")
+    options = ("--set", f"optimizer.kind={kind}", "--set", "train.embeddings=none", "--set", "train.epochs=3")
     whole = train(place, f"whole-{kind}", *options)
     stopped = train(place, f"stopped-{kind}", *options, "--set", "train.max_steps=13")
     train(place, stopped.name, *options, "--resume")
@@ -251,6 +257,7 @@ def test_a_damaged_file_of_layers_is_named_and_the_checkpoint_before_it_used(
     place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(place, "damaged", "--set", "train.max_steps=13")
+    *_, before, _ = sorted((run / "checkpoints").glob("step-*"))
     file = newest(run) / DENSE_FILE
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -259,7 +266,7 @@ def test_a_damaged_file_of_layers_is_named_and_the_checkpoint_before_it_used(
     train(place, run.name, "--resume")
     told = capsys.readouterr().err
     assert f"passed over a checkpoint: {file}: its CRC-32 is not the one that manifest.json says" in told
-    assert "going on from step 10\n" in told
+    assert f"going on from step {int(before.name.removeprefix('step-'))}\n" in told
     for name, values in layers_at_the_end(run).items():
         assert values.tobytes() == layers_at_the_end(trained)[name].tobytes(), name
 
@@ -317,7 +324,7 @@ def test_layers_are_neither_made_up_nor_dropped_where_a_run_starts_from_another(
 
 
 def test_a_plan_counts_the_layers(place: Path) -> None:
-    plan = make_plan(read_inputs(load_job(place / "job.yaml")))
+    plan = make_plan(read_inputs(load_job(place / "job.yaml", ["optimizer.kind=adam"])))
     [process] = plan.processes
     parts = {part.what: part.bytes for part in process.parts}
     weights = (8 + 1) * 16 + 16 + (16 + 1) * 8

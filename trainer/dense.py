@@ -13,7 +13,8 @@ feed-forward network, whose output is scored. With x the vector of a tower, of e
     h = f(gain ⊙ (a − μ)/σ + bias)      with layer normalisation (Ba, Kiros and Hinton, 2016, equations 3 and 4)
     h = f(a + bias)                     without
 
-and of the last W x + bias. f is max(0, ·) or tanh. Means are over the units of one row: no row depends on another, so
+and of the last W x + bias; what it gives is added to the tower's vector (He et al., CVPR 2016) unless the job says that
+it takes its place. f is max(0, ·) or tanh. Means are over the units of one row: no row depends on another, so
 that a vector is the same in any batch, on any worker and when it is written. With z the argument of f, n = (a − μ)/σ
 and g = ∂loss/∂h ⊙ f′(z), the sums going over rows,
 
@@ -67,7 +68,7 @@ def pass_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray) ->
     for number in range(len(spec.widths) - 1):
         layer = f"{spec.entity}/{number}"
         inputs_AD = passed[-1].outputs_AD if passed else rows_AD
-        raw_AD = inputs_AD @ parameters[f"{layer}/weights"].T
+        raw_AD: FloatArray = inputs_AD @ parameters[f"{layer}/weights"].T
         normal_AD = inverse_A1 = None
         if f"{layer}/gain" in parameters:
             raw_AD -= raw_AD.mean(axis=1, keepdims=True)
@@ -78,6 +79,8 @@ def pass_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray) ->
         raw_AD += parameters[f"{layer}/bias"]
         if number < len(spec.widths) - 2:
             raw_AD = np.maximum(raw_AD, 0) if spec.activation == "relu" else np.tanh(raw_AD)
+        elif spec.residual:
+            raw_AD += rows_AD
         passed.append(Passed(inputs_AD, raw_AD, normal_AD, inverse_A1))
     return passed
 
@@ -87,6 +90,7 @@ def return_layers(
 ) -> tuple[FloatArray, dict[str, FloatArray]]:
     """Take the gradient by what ``pass_layers`` gave back: that by what went in, and those by the parameters."""
     gradients: dict[str, FloatArray] = {}
+    around_AD = gradient_AD
     for number, here in reversed(list(enumerate(passed))):
         layer = f"{spec.entity}/{number}"
         if number < len(passed) - 1:
@@ -102,7 +106,7 @@ def return_layers(
             gradient_AD *= here.inverse_A1
         gradients[f"{layer}/weights"] = gradient_AD.T @ here.inputs_AD
         gradient_AD = gradient_AD @ parameters[f"{layer}/weights"]
-    return gradient_AD, gradients
+    return gradient_AD + around_AD if spec.residual else gradient_AD, gradients
 
 
 class DenseLayers:
@@ -189,7 +193,7 @@ class DenseLayers:
         if not self._specs:
             return {}
         file = io.BytesIO()
-        np.savez(file, **self._arrays())  # type: ignore[arg-type]
+        np.savez(file, **self._arrays())
         return {DENSE_FILE: file.getvalue()}
 
     def load(self, checkpoint: Checkpoint) -> None:

@@ -81,6 +81,9 @@ class Dense(_Section):
     item: list[AtLeastOne] = Field([], description="widths of the item side's layers, the same way")
     activation: Literal["relu", "tanh"] = Field("relu", description="what follows each layer but the last")
     layer_norm: bool = Field(True, description="whether each layer but the last is normalised, row by row, before that")
+    residual: bool = Field(
+        True, description="whether what the layers make of a vector is added to it; false: takes its place"
+    )
     learning_rate: Positive | None = Field(
         None, description="of the layers, which follow its schedule too; null: optimizer.learning_rate"
     )

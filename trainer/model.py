@@ -59,13 +59,15 @@ class LayerSpec:
     """The dense layers that vectors of ``entity`` pass: see ``trainer/dense.py``.
 
     ``widths`` are those of what goes in and of what comes out of each layer. All layers but the last are followed by
-    the activation, and before that normalised where ``layer_norm``.
+    the activation, and before that normalised where ``layer_norm``. What goes into the first is added to what comes out
+    of the last where ``residual``.
     """
 
     entity: str
     widths: tuple[int, ...]
     activation: Literal["relu", "tanh"]
     layer_norm: bool
+    residual: bool
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of each of their arrays of parameters, by its name."""
@@ -153,7 +155,13 @@ def make_model(job: Job, manifest: Manifest) -> Model:
         if tower not in ([], [name])
     )
     dense = tuple(
-        LayerSpec(name, (job.model.dim, *widths), job.model.dense.activation, job.model.dense.layer_norm)
+        LayerSpec(
+            name,
+            (job.model.dim, *widths),
+            job.model.dense.activation,
+            job.model.dense.layer_norm,
+            job.model.dense.residual,
+        )
         for name, widths in ((query, job.model.dense.query), (item, job.model.dense.item))
         if widths
     )

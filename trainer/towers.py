@@ -233,7 +233,6 @@ class Towers:
             taken |= {name: gradients[name]} if of is None else batch.parts[name].gradients(of.tower, gradients[name])
         return taken
 
-
     def update(self, rate_factor: float) -> None:
         """Apply the step's gradients to the dense layers, at their learning rate times ``rate_factor``.
 
