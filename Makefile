@@ -8,7 +8,7 @@ COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hash
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos bench-data lint types format lock clean setup
+.PHONY: help train test test-fast test-docker chaos bench-data screenshots lint types format lock clean setup
 .NOTPARALLEL:
 
 help: ## show this list
@@ -39,6 +39,9 @@ chaos: setup ## kill, freeze and stop a training 20 times at random; it must end
 bench-data: setup ## measure how fast data are read and prepared, against what training consumes
 	.venv/bin/python benchmarks/reading.py $(ARGS)
 	.venv/bin/python benchmarks/preparing.py
+
+screenshots: data/lastfm/manifest.json | setup ## train, and take the screenshots of the dashboard in docs/; needs chromium
+	.venv/bin/python tests/take_screenshots.py $(ARGS)
 
 lint: setup ## check style and formatting with ruff
 	.venv/bin/ruff check .

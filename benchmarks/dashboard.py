@@ -1,4 +1,4 @@
-"""What reading a long run costs: ``metrics.jsonl`` of 400,000 lines the first time, then what has come since.
+"""What reading a long run costs (400,000 lines the first time, then what has come since), and what telling of it does.
 
 .venv/bin/python benchmarks/dashboard.py
 """
@@ -15,8 +15,15 @@ from deploy.dashboard import figures, run_reader
 from deploy.dashboard.figures import COLOURS, Shown
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.summary import summarize
+from deploy.metrics import role_metrics
+from deploy.run_state import RunState
+from kvstore.store import TableSpec
+from trainer.job import check_job
+from trainer.run_folder import RunFolder
+from trainer.training_metrics import TrainingMetrics
 
 LINES = 400_000
+TOLD = 200
 PHASES = ("data", "sample", "pull", "gradients", "push")
 
 
@@ -50,6 +57,22 @@ def timed(what: str, call: object) -> None:
     print(f"{what:<34}{spent:>8.3f} s, {used:.3f} s of a core")
 
 
+def price_of_telling(folder: Path) -> None:
+    """What a process of a run spends on its load, and the command of a run in process on its state."""
+    metrics = role_metrics("long", "in-process")
+    tables = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
+    job = check_job({"name": "long", "data": {"shards": "nowhere"}}, "here")
+    metrics.show("training", TrainingMetrics(job, tables, 0))
+    own = {"state": "running", "host": "here", "metrics": None}
+    state = RunState(RunFolder(folder))
+    state.watch(lambda: {"state": "running", "generation": 1, "processes": {"one": {**own, "load": metrics.load()}}})
+    for what, call in (("a load, every 2 s", metrics.load), ("a state, every second", state._tell)):
+        used = time.process_time()
+        for _ in range(TOLD):
+            call()
+        print(f"{what:<34}{1000 * (time.process_time() - used) / TOLD:>8.2f} ms of a core")
+
+
 def main() -> None:
     run_reader.REFRESH_SECONDS = 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -65,6 +88,7 @@ def main() -> None:
         shown = [Shown(run, summarize(run), COLOURS[0])]
         timed("sum it up", lambda: summarize(run))
         timed("draw it", lambda: [draw(shown, "step") for draw in (figures.loss, figures.quality, figures.throughput)])
+        price_of_telling(path)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"{'memory':<34}{(after - before) / 1024:>8.0f} MiB")
 

@@ -232,9 +232,11 @@ def _page(folder: RunFolder, page_port: int | None) -> AbstractContextManager[No
     """Serves the page of the run while the context lasts, if that is wanted."""
     if page_port is None:
         return nullcontext()
+    from tqdm import tqdm
+
     from deploy.dashboard.beside import page_beside
 
-    return page_beside(folder.path, page_port, lambda line: print(line, file=sys.stderr, flush=True))
+    return page_beside(folder.path, page_port, lambda line: tqdm.write(line, file=sys.stderr))
 
 
 def _say_farewell(listener: Listener) -> None:

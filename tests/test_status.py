@@ -86,8 +86,8 @@ def test_a_run_that_is_killed_is_lost_and_one_that_is_stopped_says_so(job: Path,
         training.wait_for("step")
         training.command.process.kill()
         training.command.process.wait()
+        wait_until(lambda: status(tmp_path)[0]["state"] == "lost", 30, "that it is lost")
         (lost,) = status(tmp_path)
-        assert lost["state"] == "lost"
         assert lost["alerts"][0]["level"] == "critical"
     with paced("train", job, "--resume", run_dir=run_dir) as training:
         training.wait(lambda: told_state(run_dir)["state"] == "running", "its state")

@@ -69,18 +69,19 @@ def _living(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
         for process in summary.processes:
             if process.state == "missing":
                 yield Alert("critical", f"{process.name} is missing{_why(run, process.name)}")
-    for restart in summary.restarts:
-        at = restart.get("time")
-        if at is not None and now - at < RECENT_SECONDS:
-            yield Alert("warning", f"restarted {text.duration(now - at)} ago: {restart.get('cause')}")
+    recent = [each for each in summary.restarts if now - (each.get("time") or 0.0) < RECENT_SECONDS]
+    if recent:
+        more = f" (and {len(recent) - 1} more in {text.duration(RECENT_SECONDS)})" if len(recent) > 1 else ""
+        ago = text.duration(now - recent[-1]["time"])
+        yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{more}")
     every = run.setting("checkpoint", "every_seconds")
     since = summary.checkpoints["last_time"] or run.training.first_time
     if isinstance(every, int | float) and since and now - since > _OVERDUE_CHECKPOINTS * every + _MORE_SECONDS:
         yield Alert("warning", f"the last checkpoint is {text.duration(now - since)} old; one is due every {every:g} s")
-    for process in summary.processes:
-        left, limit = process.memory_available_bytes, process.memory_limit_bytes
+    for row in summary.processes:
+        left, limit = row.memory_available_bytes, row.memory_limit_bytes
         if left is not None and limit and left < _LEAST_MEMORY_LEFT * limit:
-            yield Alert("warning", f"{process.name}: {text.size(left)} of {text.size(limit)} memory are left there")
+            yield Alert("warning", f"{row.name}: {text.size(left)} of {text.size(limit)} memory are left there")
 
 
 def _why(run: RunReader, process: str) -> str:

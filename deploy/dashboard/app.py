@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from dash import Dash, Input, Output, State, no_update
+from dash import ALL, Dash, Input, Output, State, ctx, no_update
 from flask import Response
 
 from deploy.dashboard import figures, page
 from deploy.dashboard.figures import COLOURS, MOST_RUNS, Axis, Shown
+from deploy.dashboard.layout import AXES, GRAPHS, layout
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
 from deploy.dashboard.summary import latest_first, read_summaries, summarize
@@ -37,7 +38,7 @@ catch { /* storage may be forbidden */ }</script>
 <footer>{%config%}{%scripts%}{%renderer%}</footer>
 </body>
 </html>"""
-_GRAPHS = tuple(page.GRAPHS)
+_GRAPHS = tuple(GRAPHS)
 _PARTS = ("head", "alerts", "figures", "processes", "events", "results", "job")
 
 
@@ -58,8 +59,9 @@ def make_app(runs: Runs, what: str) -> Dash:
             {"name": "color-scheme", "content": "light dark"},
         ],
     )
-    app.layout = page.layout(what)
+    app.layout = layout(what)
     app.server.after_request(_protect)
+    _pick_axis(app)
     _pick_runs(app, runs)
     _show_runs(app, runs)
     return app
@@ -73,33 +75,58 @@ def _protect(response: Response) -> Response:
     return response
 
 
+def _pick_axis(app: Dash) -> None:
+    @app.callback(
+        Output("axis", "data"),
+        *(Output(f"by-{axis}", "aria-pressed") for axis in AXES),
+        *(Input(f"by-{axis}", "n_clicks") for axis in AXES),
+    )
+    def pick(*_clicks: int | None) -> tuple[str, ...]:
+        chosen = str(ctx.triggered_id or f"by-{AXES[0]}").removeprefix("by-")
+        return (chosen, *("true" if axis == chosen else "false" for axis in AXES))
+
+
 def _pick_runs(app: Dash, runs: Runs) -> None:
-    """What can be picked, which is kept as new runs appear; what is picked at first stands in the address."""
+    """Which runs there are to pick, and which are picked: at first those of the address, which follows them then."""
 
     @app.callback(
-        Output("picked", "options"),
-        Output("picked", "value"),
+        Output("runs", "children"),
+        Output("listed", "data"),
+        Output("picked", "data"),
         Output("none", "hidden"),
         Output("place", "search"),
         Input("tick", "n_intervals"),
-        Input("picked", "value"),
+        Input({"run": ALL}, "n_clicks"),
+        State("picked", "data"),
         State("place", "search"),
-        State("picked", "options"),
+        State("listed", "data"),
     )
-    def pick(_ticks: int | None, picked: list[str], search: str, options: list[Any]) -> tuple[Any, ...]:
+    def pick(
+        _ticks: int | None, _clicks: list[int | None], picked: list[str] | None, search: str, listed: str | None
+    ) -> tuple[Any, ...]:
         summaries = latest_first(read_summaries(runs))
         known = [summary.name for summary in summaries]
-        chosen = [
-            name for name in (picked if options else parse_qs((search or "?")[1:]).get("run", [])) if name in known
-        ]
-        chosen = (chosen or known[:1])[:MOST_RUNS]
+        wanted = parse_qs((search or "?")[1:]).get("run", []) if picked is None else _toggled(picked)
+        chosen = ([name for name in wanted if name in known] or known[:1])[:MOST_RUNS]
+        boxes = page.run_boxes(summaries, chosen)
+        told = str(boxes)
         address = f"?{urlencode([('run', name) for name in chosen])}" if chosen else ""
         return (
-            page.run_options(summaries),
+            no_update if told == listed else boxes,
+            told,
             no_update if chosen == picked else chosen,
             bool(known),
             no_update if address == search else address,
         )
+
+
+def _toggled(picked: list[str]) -> list[str]:
+    """``picked`` with or without the run whose box was used just now, if one was."""
+    used = ctx.triggered_id
+    if not isinstance(used, dict) or not ctx.triggered[0]["value"]:
+        return picked
+    name = used["run"]
+    return [each for each in picked if each != name] if name in picked else [*picked, name]
 
 
 def _show_runs(app: Dash, runs: Runs) -> None:
@@ -112,13 +139,13 @@ def _show_runs(app: Dash, runs: Runs) -> None:
         Output("seen", "data"),
         Output("clock", "children"),
         Input("tick", "n_intervals"),
-        Input("picked", "value"),
-        Input("axis", "value"),
+        Input("picked", "data"),
+        Input("axis", "data"),
         State("seen", "data"),
     )
-    def show(_ticks: int | None, picked: list[str], axis: Axis, seen: str | None) -> tuple[Any, ...]:
+    def show(_ticks: int | None, picked: list[str] | None, axis: Axis, seen: str | None) -> tuple[Any, ...]:
         found = {run.name: run for run in runs.readers()}
-        chosen = [found[name] for name in picked if name in found][:MOST_RUNS]
+        chosen = [found[name] for name in picked or [] if name in found][:MOST_RUNS]
         with _held(chosen):
             return look(chosen, axis, seen)
 

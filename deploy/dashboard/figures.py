@@ -96,12 +96,13 @@ def phases(shown: Sequence[Shown]) -> Figure:
             "y": names,
             "x": [values.get(phase, 0.0) for values in per_step],
             "text": [
-                text.share(share) if (share := values.get(phase, 0.0) / total) >= 0.07 else ""
+                text.share(share) if (share := values.get(phase, 0.0) / total) > 0.095 else ""
                 for values, total in zip(per_step, totals, strict=True)
             ],
             "textposition": "inside",
             "insidetextanchor": "middle",
             "textangle": 0,
+            "constraintext": "none",
             "marker": {"color": PHASE_COLOURS[phase]},
             "hovertemplate": f"{phase}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
         }
@@ -281,6 +282,7 @@ def _figure(
                 "x": 0,
                 "itemclick": False,
                 "itemdoubleclick": False,
+                "traceorder": "normal",
             },
             "xaxis": {**axis, "title": {"text": x_title, "standoff": 8}, **(x or {})},
             "yaxis": {**axis, **(y or {})},

@@ -1,4 +1,4 @@
-"""The page's parts, as HTML: what does not change, and what each look at the runs makes anew."""
+"""The page's parts, as HTML, that each look at the runs makes anew; ``layout.py`` has the frame around them."""
 
 from __future__ import annotations
 
@@ -7,132 +7,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from dash import dcc, html
+from dash import html
 
 from deploy.dashboard import text
-from deploy.dashboard.figures import MOST_RUNS, Shown
+from deploy.dashboard.figures import Shown
+from deploy.dashboard.layout import GRAPHS, Part, aria
 from deploy.dashboard.summary import Summary
 
-GRAPHS = {
-    "loss": ("Loss", "Of the steps, smoothed, and the mean of each epoch."),
-    "quality": ("Quality on valid", "The metric that chooses among the epochs (evaluate.select)."),
-    "throughput": ("Throughput", "Examples a second, of all workers together."),
-    "phases": ("Where the time goes", "What a step takes, by phase, as the first worker sees it."),
-    "traffic": ("Bytes moved", "All workers and servers together; below, what dense gradients would have been."),
-    "memory": ("Memory", "Resident bytes of each process."),
-    "updates": ("Rows updated", "A second, by each process that holds rows."),
-}
-TICK_SECONDS = 2.0
-Part = Any
-"""Something that Dash puts into the page."""
+
+def run_boxes(summaries: Sequence[Summary], picked: Sequence[str]) -> list[Part]:
+    """The runs to pick from, each a box to tick.
+
+    Buttons that say they are boxes, since Dash's own list does not bear that its options change.
+    """
+    return [_run_box(summary, ticked=summary.name in picked) for summary in summaries]
 
 
-def _aria(**values: str | int) -> dict[str, Any]:
-    return {f"aria-{name}": value for name, value in values.items()}
-
-
-def layout(what: str) -> Part:
-    """The page, before anything is known of the runs in ``what``."""
-    return html.Div(
-        [
-            dcc.Location(id="place", refresh=False),
-            dcc.Interval(id="tick", interval=int(1000 * TICK_SECONDS)),
-            dcc.Store(id="seen"),
-            html.A("Skip to the run", href="#run", className="skip"),
-            html.Header(
-                [
-                    html.Div([html.Span("Crossfade", className="brand"), html.Span(what, className="where")]),
-                    html.Div(
-                        [
-                            html.Span(id="clock", className="clock"),
-                            html.Button("Dark", id="theme", className="theme", type="button"),
-                        ],
-                        className="tools",
-                    ),
-                ]
-            ),
-            html.Div([_picker(), _content()], className="columns"),
-        ]
-    )
-
-
-def _picker() -> Part:
-    return html.Nav(
-        [
-            html.H2("Runs"),
-            html.P(f"Tick several to compare them, at most {MOST_RUNS}.", className="hint", id="runs-hint"),
-            dcc.Checklist(id="picked", className="runs", labelClassName="run-label", options=[], value=[]),
-            html.P("No runs yet: one that begins shows up here.", id="none", hidden=True),
-        ],
-        className="picker",
-        **_aria(label="Runs"),
-    )
-
-
-def _content() -> Part:
-    axis = dcc.RadioItems(
-        id="axis",
-        className="axis",
-        options=[{"label": "by step", "value": "step"}, {"label": "by time", "value": "time"}],
-        value="step",
-        inline=True,
-    )
-    rows: tuple[tuple[str, ...], ...] = (
-        ("loss", "quality", "throughput"),
-        ("phases", "traffic"),
-        ("memory", "updates"),
-    )
-    sections = [
-        html.Section([html.Div([html.H2("Training"), axis], className="heading"), _graphs(rows[0])]),
-        html.Section([html.H2("What a step costs"), _graphs(rows[1])]),
-        html.Section([html.H2("Processes"), html.Div(id="processes"), _graphs(rows[2])]),
-        html.Section([html.H2("Checkpoints and restarts"), html.Div(id="events")]),
-        html.Section([html.H2("Quality"), html.Div(id="results")]),
-        html.Section([html.H2("Job"), html.Div(id="job")]),
-    ]
-    return html.Main(
-        [html.Div(id="head"), html.Div(id="alerts"), html.Div(id="figures"), *sections], id="run", tabIndex=-1
-    )
-
-
-def _graphs(names: Sequence[str]) -> Part:
-    return html.Div([_graph(name) for name in names], className=f"graphs of-{len(names)}")
-
-
-def _graph(name: str) -> Part:
-    title, what = GRAPHS[name]
-    graph = dcc.Graph(
-        id=f"graph-{name}",
-        figure={"data": [], "layout": {"xaxis": {"visible": False}, "yaxis": {"visible": False}}},
-        config={"displayModeBar": False, "responsive": True, "doubleClick": False, "scrollZoom": False},
-        className="graph",
-        style={"height": "250px"},
-    )
-    return html.Figure(
-        [
-            html.Figcaption([html.H3(title), html.P(what, className="hint")]),
-            html.Div(graph, id=f"said-{name}", role="img", **_aria(label=title)),
-        ],
-        className="card",
-    )
-
-
-# ---- made anew
-
-
-def run_options(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """The runs to pick from."""
-    return [{"value": summary.name, "label": _run_label(summary)} for summary in summaries]
-
-
-def _run_label(summary: Summary) -> Part:
+def _run_box(summary: Summary, *, ticked: bool) -> Part:
     best = f"{summary.select} {text.decimals(summary.best)}" if summary.best is not None else "not judged yet"
-    return html.Span(
+    return html.Button(
         [
             html.Span([html.Span(summary.name, className="name"), _badge(summary.state)], className="line"),
             html.Span(f"{text.share(summary.progress)} · {best}", className="hint"),
         ],
-        className="run-option",
+        id={"run": summary.name},
+        type="button",
+        role="checkbox",
+        **aria(checked="true" if ticked else "false"),
     )
 
 
@@ -161,7 +62,7 @@ def _head(each: Shown) -> Part:
                 html.Div(style={"width": f"{100 * run.progress:.1f}%", "background": each.colour}),
                 className="bar",
                 role="progressbar",
-                **_aria(label=f"progress of {run.name}", valuenow=round(100 * run.progress), valuemin=0, valuemax=100),
+                **aria(label=f"progress of {run.name}", valuenow=round(100 * run.progress), valuemin=0, valuemax=100),
             ),
         ],
         className="head",
@@ -181,16 +82,18 @@ def alerts(shown: Sequence[Shown]) -> Part:
         )
         for run, alert in found
     ]
-    return html.Ul(items, className="alerts", **_aria(label="What wants attention"))
+    return html.Ul(items, className="alerts", **aria(label="What wants attention"))
 
 
 def figures(shown: Sequence[Shown]) -> Part:
     """The figures that matter most: tiles of one run, a table of several."""
+    if not shown:
+        return None
     if len(shown) == 1:
         return html.Dl([_tile(*tile) for tile in _tiles(shown[0].summary)], className="tiles")
     names = [name for name, _, _ in _tiles(shown[0].summary)]
     rows = [[each.summary.name, *(value for _, value, _ in _tiles(each.summary))] for each in shown]
-    return table("The runs compared", ["run", *names], rows) if shown else None
+    return table("The runs compared", ["run", *names], rows)
 
 
 def _tile(name: str, value: str, note: str) -> Part:
@@ -228,7 +131,7 @@ def table(caption: str, names: Sequence[str], rows: Sequence[Sequence[Part]], *,
         for row in rows
     ]
     inside = html.Table([html.Caption(caption), html.Thead(head_row), html.Tbody(body)])
-    return html.Div(inside, className="scroll", tabIndex=0, role="region", **_aria(label=caption))
+    return html.Div(inside, className="scroll", tabIndex=0, role="region", **aria(label=caption))
 
 
 def processes(shown: Sequence[Shown]) -> Part:
@@ -339,9 +242,7 @@ def job(shown: Sequence[Shown]) -> Part:
             html.Details(
                 [
                     html.Summary(f"job.yaml of {each.summary.name}"),
-                    html.Pre(
-                        each.run.job_text, tabIndex=0, role="region", **_aria(label=f"job of {each.summary.name}")
-                    ),
+                    html.Pre(each.run.job_text, tabIndex=0, role="region", **aria(label=f"job of {each.summary.name}")),
                 ]
             )
         )

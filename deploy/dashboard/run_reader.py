@@ -81,6 +81,8 @@ class RunReader:
         self.job: dict[str, Any] = {}
         self.job_text = ""
         self.state: dict[str, Any] = {}
+        self.told_at: float | None = None
+        """When ``state`` was last seen to have changed, Unix time; None: it is as it was found."""
         self.report: dict[str, Any] = {}
         self.restarts: list[dict[str, Any]] = []
         self._metrics = Tail(path / METRICS_FILE)
@@ -109,6 +111,7 @@ class RunReader:
             self.processes.take(event)
         self._read_job()
         if self._changed(STATE_FILE):
+            self.told_at = time.time() if self.state else None
             self.state = self._read_json(STATE_FILE, lambda text: _Told.model_validate_json(text).model_dump(), {})
         if self._changed(REPORT_FILE):
             self.report = self._read_json(REPORT_FILE, lambda text: _Report.model_validate_json(text).model_dump(), {})

@@ -20,6 +20,8 @@ from kvstore.store import VALUE_BYTES
 
 SILENT_SECONDS = 15.0
 """A command that tells its state every second, and has not for so long, is taken for dead or cut off."""
+GONE_SECONDS = 3.0
+"""After so long, its process is looked for on this host."""
 OVER = ("done", "failed", "stopped", "lost", "unknown")
 """States in which nothing goes on. ``lost``: the command has gone without a word. ``unknown``: nothing tells."""
 
@@ -175,9 +177,11 @@ def _state(run: RunReader, now: float) -> tuple[str, str]:
     if not told:
         return _guess(run, now)
     state, silent = told["state"], now - told["time"]
+    if run.told_at is not None:  # by our own clock, where another host's may differ
+        silent = min(silent, now - run.told_at)
     if state in OVER:
         return state, str(told.get("message", ""))
-    if _has_gone(told["command"]):
+    if silent > GONE_SECONDS and _has_gone(told["command"]):
         return "lost", "the command that ran it has gone without a word: it was killed, or its machine stopped"
     if silent > SILENT_SECONDS:
         return "lost", f"no word of the command that runs it for {text.duration(silent)}"

@@ -1,0 +1,72 @@
+"""A real Chromium, as the system has it, and what a page in it complains of."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+
+DESKTOP, PHONE = {"width": 1440, "height": 1000}, {"width": 390, "height": 844}
+_FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+)
+
+
+def chromium() -> str:
+    """Where it is. Without one a test is skipped, or fails where CI should have installed it."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        missing = "there is no Chromium: apt-get install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return found
+
+
+@contextmanager
+def browsing() -> Iterator[Browser]:
+    """One browser, in a process of its own while the context lasts."""
+    executable = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=list(_FLAGS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visit:
+    """A page that is open, and all that went wrong on it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.hosts: set[str] = set()
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("requestfailed", self._miss)
+        page.on("request", lambda request: self.hosts.add(request.url.split("/")[2] if "//" in request.url else ""))
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.complaints.append(f"{message.type}: {message.text}")
+
+    def _miss(self, request: Request) -> None:
+        if "ERR_ABORTED" not in str(request.failure):  # the page was left while it asked
+            self.complaints.append(f"{request.url}: {request.failure}")
+
+
+@contextmanager
+def visiting(browser: Browser, address: str, *, size: dict[str, int] = DESKTOP, **options: Any) -> Iterator[Visit]:
+    """Open ``address`` in a context of its own."""
+    context: BrowserContext = browser.new_context(viewport=size, **options)  # type: ignore[arg-type]
+    try:
+        visit = Visit(context.new_page())
+        visit.page.goto(address)
+        yield visit
+    finally:
+        context.close()

@@ -1,0 +1,263 @@
+"""``crossfade dashboard`` in a real browser: real runs as they go on, lose a server and end, and made-up ones."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import DESKTOP, PHONE, Visit, browsing, visiting
+from cluster_data import write_job, write_planted
+from playwright.sync_api import Browser, expect
+from run_folders import add, epoch, load, sample, state, step, totals, training_from, write_run
+from running_command import RunningCommand, crossfade, started, succeeded
+from scraping import ask
+
+GRAPHS = ("loss", "quality", "throughput", "phases", "traffic", "memory", "updates")
+SECONDS = 30_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as browser:
+        expect.set_options(timeout=SECONDS)
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a job, and a finished run of it in ``runs/first``."""
+    folder = tmp_path_factory.mktemp("page")
+    train = {"epochs": 60, "evaluate_every": 10}
+    write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"every_steps": 40})
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "runs/first", "--set", "train.epochs=20", cwd=folder))
+    return folder
+
+
+def address_of(page: RunningCommand) -> str:
+    """Where it says that it is, once it serves."""
+    assert page.process.stdout is not None
+    line = page.process.stdout.readline()
+    assert line.startswith("dashboard: http://127.0.0.1:"), (line, page.process.stderr)
+    return line.removeprefix("dashboard: ").strip()
+
+
+@contextmanager
+def served(*runs: object, cwd: Path) -> Iterator[str]:
+    with started("dashboard", *runs, "--port", 0, cwd=cwd) as page:
+        yield address_of(page)
+
+
+@pytest.fixture(scope="module")
+def address(place: Path) -> Iterator[str]:
+    with served(cwd=place) as address:
+        yield address
+
+
+@contextmanager
+def looking(browser: Browser, address: str, *runs: str, **options: Any) -> Iterator[Visit]:
+    """The page with ``runs`` picked; it must have complained of nothing, and asked nobody else, when that is over."""
+    query = "&".join(f"run={run}" for run in runs)
+    with visiting(browser, f"{address}?{query}", **options) as visit:
+        for run in runs:
+            expect(visit.page.locator("#head h1", has_text=run)).to_be_visible()
+        yield visit
+        assert visit.complaints == []
+        assert visit.hosts <= {address.split("/")[2]}
+
+
+def drawn(visit: Visit, graph: str) -> list[dict[str, Any]]:
+    """The traces of a graph, as Plotly has drawn them."""
+    plotted = "document.querySelector(`#graph-${id} .js-plotly-plot`)?.data ?? []"
+    script = f"id => ({plotted}).map(each => ({{name: each.name, x: each.x, y: each.y}}))"
+    found: list[dict[str, Any]] = visit.page.evaluate(script, graph)
+    return found
+
+
+def wait_for_graph(visit: Visit, graph: str, condition: str) -> None:
+    """Return once ``condition``, JavaScript of its traces ``t``, holds."""
+    script = (
+        f"id => {{const t = document.querySelector(`#graph-${{id}} .js-plotly-plot`)?.data ?? []; return {condition}}}"
+    )
+    visit.page.wait_for_function(script, arg=graph, timeout=SECONDS)
+
+
+# ---- real runs
+
+
+@pytest.mark.slow
+def test_every_graph_and_table_of_a_finished_run_has_data(browser: Browser, address: str, place: Path) -> None:
+    report = json.loads((place / "runs" / "first" / "report.json").read_text())
+    with looking(browser, address, "first") as visit:
+        page = visit.page
+        for graph in GRAPHS:
+            wait_for_graph(visit, graph, "t.length > 0 && t.every(each => each.x.length > 0)")
+        assert drawn(visit, "traffic")[0]["x"] == [
+            report[name] for name in ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense")
+        ]
+        assert len(drawn(visit, "quality")[0]["y"]) == 2
+        assert len(drawn(visit, "loss")[1]["y"]) == 20
+        expect(page.locator("#head")).to_contain_text(f"step {report['steps']:,} of {report['steps']:,}")
+        expect(page.locator("#processes tbody tr")).to_have_count(1)
+        expect(page.locator("#processes tbody tr")).to_contain_text("in-process")
+        expect(page.locator("#events tbody tr").first).to_contain_text("checkpoint")
+        best = report["metrics"]["test"]["ndcg@10"]
+        expect(page.locator("#results tbody tr", has_text="ndcg@10").first).to_contain_text(f"{best:.4f}")
+        page.get_by_text("job.yaml of first").click()
+        expect(page.locator("#job pre")).to_have_text((place / "runs" / "first" / "job.yaml").read_text().rstrip())
+        dense = report["bytes_pushed_if_dense"] / report["bytes_pushed"]
+        expect(page.locator("#figures")).to_contain_text(f"{dense:.3g}")
+
+
+# ---- made-up runs
+
+
+def write_plays(folder: Path, *, quality: float, rate: float, kind: str = "done") -> Path:
+    metrics = [training_from(0, at=0)]
+    for number in range(1, 41):
+        metrics.append(step(number, at=number, loss=1 / number, steps=40))
+        if number % 10 == 0:
+            metrics.append(epoch(number // 10, at=number, step=number, quality=quality * number / 40))
+    metrics.append(totals(40, at=40, pushed=10**6, dense=10**9))
+    loads = [{"in_process": load(updated=at * 100, cpu=at / 2)} for at in range(0, 41, 10)]
+    return write_run(
+        folder,
+        metrics=metrics,
+        job=f"name: plays\nmodel: {{dim: 8}}\nevaluate: {{select: ndcg@10}}\noptimizer: {{learning_rate: {rate}}}\n",
+        processes=[sample(at=10 * number, **each) for number, each in enumerate(loads)],
+        state=state(kind, at=41, in_process=("running", loads[-1]["in_process"])),
+    )
+
+
+@pytest.fixture(scope="module")
+def plays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plays")
+    write_plays(folder / "runs" / "one", quality=0.31, rate=0.1)
+    write_plays(folder / "runs" / "two", quality=0.35, rate=0.05)
+    damaged = write_plays(folder / "runs" / "damaged", quality=0.2, rate=0.1, kind="failed")
+    (damaged / "report.json").write_text("{")
+    with (damaged / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xff not a record\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made_up(plays: Path) -> Iterator[str]:
+    with served("runs", cwd=plays) as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_runs_are_compared_by_keyboard_alone(browser: Browser, made_up: str) -> None:
+    with looking(browser, made_up, "one") as visit:
+        page = visit.page
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the run")).to_be_focused()
+        page.keyboard.press("Tab")
+        expect(page.locator("#theme")).to_be_focused()
+        other = page.get_by_role("checkbox", name="two")
+        for _ in range(6):
+            page.keyboard.press("Tab")
+            if other.evaluate("box => box === document.activeElement"):
+                break
+        page.keyboard.press("Space")
+        compared = page.get_by_role("region", name="The runs compared")
+        expect(compared.locator("tbody tr")).to_have_count(2)
+        expect(compared.locator("tbody tr").nth(1)).to_contain_text("0.3500")
+        wait_for_graph(visit, "quality", "t.length === 2")
+        assert {trace["name"] for trace in drawn(visit, "quality")} == {"one", "two"}
+        differs = page.get_by_role("region", name="What differs")
+        expect(differs.locator("tbody tr")).to_have_text(["optimizer.learning_rate0.10.05"])
+        page.wait_for_url("**/?run=one&run=two")
+        page.reload()
+        expect(page.locator("#head h1")).to_have_count(2)
+        page.get_by_role("button", name="by time").focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("button", name="by time")).to_have_attribute("aria-pressed", "true")
+        wait_for_graph(visit, "loss", "t.length && Math.abs(t[0].x.at(-1) - 40 / 60) < 1e-6")
+
+
+@pytest.mark.slow
+def test_the_theme_follows_the_system_until_the_button_is_used_which_is_remembered(
+    browser: Browser, made_up: str
+) -> None:
+    with looking(browser, made_up, "one", color_scheme="dark") as visit:
+        page = visit.page
+        background = "getComputedStyle(document.body).backgroundColor"
+        assert page.evaluate(background) == "rgb(17, 20, 25)"
+        page.locator("#theme").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function(f"() => {background} === 'rgb(246, 247, 249)'")
+        page.reload()
+        expect(page.locator("#theme")).to_have_text("Dark")
+        assert page.evaluate(background) == "rgb(246, 247, 249)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light"), (PHONE, "dark")])
+def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_window(
+    browser: Browser, made_up: str, size: dict[str, int], scheme: str
+) -> None:
+    with looking(browser, made_up, "one", "damaged", size=size, color_scheme=scheme) as visit:
+        page = visit.page
+        for graph in GRAPHS:
+            wait_for_graph(visit, graph, "t.length > 0")
+        page.get_by_text("job.yaml of one").click()
+        found = Axe().run(page).response["violations"]
+        serious = [
+            (rule["id"], [node["html"] for node in rule["nodes"]])
+            for rule in found
+            if rule["impact"] in {"serious", "critical"}
+        ]
+        assert not serious, json.dumps(serious, indent=1)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+
+
+@pytest.mark.slow
+def test_what_is_damaged_is_said_and_the_rest_is_shown(browser: Browser, made_up: str) -> None:
+    with looking(browser, made_up, "damaged") as visit:
+        alerts = visit.page.locator("#alerts li")
+        expect(alerts.filter(has_text="report.json cannot be read")).to_have_count(1)
+        expect(alerts.filter(has_text="metrics.jsonl: a line cannot be read")).to_have_count(1)
+        wait_for_graph(visit, "loss", "t.length && t[0].x.length === 40")
+
+
+@pytest.mark.slow
+def test_runs_that_appear_grow_and_vanish_do_so_on_the_page(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with served(cwd=tmp_path) as address, looking(browser, address) as visit:
+        expect(visit.page.locator("#none")).to_be_visible()
+        folder = write_plays(tmp_path / "runs" / "new", quality=0.3, rate=0.1)
+        expect(visit.page.locator("#head h1")).to_contain_text("new")
+        expect(visit.page.locator("#none")).to_be_hidden()
+        add(folder / "metrics.jsonl", step(41, at=50, steps=90))
+        expect(visit.page.locator("#head")).to_contain_text("step 41 of 90")
+        folder.rename(tmp_path / "runs" / "renamed")
+        expect(visit.page.locator("#head h1")).to_contain_text("renamed")
+
+
+@pytest.mark.slow
+def test_only_the_runs_there_are_can_be_had_and_the_page_says_so_to_browsers(made_up: str) -> None:
+    host = made_up.split("/")[2]
+    assert ask(host, "/healthz") == (200, "OK")
+    assert ask(host, "/assets/../../../../etc/passwd")[0] == 404
+    assert ask(host, "/?run=../../../../etc")[0] == 200
+    assert "root:" not in ask(host, "/?run=/etc")[1]
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = crossfade("dashboard", "--port", port, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        f"crossfade: error: --port: cannot listen on 127.0.0.1:{port}: Address already in use; name another, or 0 for "
+        "a free one"
+    ]

@@ -1,0 +1,105 @@
+"""What the command that runs a job tells of it in the run folder, and what a coordinator knows of processes."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_agents import Place
+from waiting import wait_until
+
+from deploy import run_state
+from deploy.run_state import RunState
+from trainer.run_folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_state, "STATE_SECONDS", 0.01)
+
+
+def look() -> dict[str, Any]:
+    process = {"state": "running", "host": "here", "metrics": None, "load": {"pid": 1, "cpu_seconds": 2.0}}
+    return {"state": "running", "generation": 1, "processes": {"in-process": process}}
+
+
+def told(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return found
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "processes.jsonl").read_text().splitlines()]
+
+
+def test_the_state_is_told_again_and_again_and_at_last_how_it_ended(tmp_path: Path) -> None:
+    with RunState(RunFolder(tmp_path)) as state:
+        assert told(tmp_path)["state"] == "starting"
+        assert told(tmp_path)["command"]["pid"] == os.getpid()
+        state.watch(look)
+        wait_until(lambda: told(tmp_path)["state"] == "running", 10, "what is looked at")
+        before = told(tmp_path)["time"]
+        wait_until(lambda: told(tmp_path)["time"] > before, 10, "another word")
+        state.take({"event": "restart", "generation": 2, "cause": "server-0 was killed", "step": 4})
+        state.take({"event": "step", "step": 5})
+        state.end("failed", "no more")
+    assert (told(tmp_path)["state"], told(tmp_path)["message"]) == ("failed", "no more")
+    assert told(tmp_path)["processes"]["in-process"]["state"] == "ended"
+    events = log(tmp_path)
+    assert [event["event"] for event in events if event["event"] != "sample"] == ["begin", "restart", "end"]
+    assert events[-2]["processes"] == {"in-process": look()["processes"]["in-process"]["load"]}
+
+
+def test_a_line_that_was_cut_does_not_spoil_the_next(tmp_path: Path) -> None:
+    (tmp_path / "processes.jsonl").write_text('{"time": 1, "eve')
+    with RunState(RunFolder(tmp_path)) as state:
+        state.end("done")
+    first, *others = (tmp_path / "processes.jsonl").read_text().splitlines()
+    assert first == '{"time": 1, "eve'
+    assert json.loads(others[0])["event"] == "begin"
+
+
+def test_samples_become_rare_as_a_run_grows_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = RunState(RunFolder(tmp_path))
+    state.watch(look)
+    now = 0.0
+    monkeypatch.setattr(run_state.time, "monotonic", lambda: now)
+    monkeypatch.setattr(run_state.time, "time", lambda: state._started + now)
+    counts = []
+    for until in (60.0, 3600.0, 7200.0):
+        while now < until:
+            state._tell()
+            now += 1.0
+        counts.append(len(log(tmp_path)))
+    assert counts[0] >= 50
+    assert counts[2] - counts[1] <= 3600 / 15 + 1
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_the_state(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with RunState(RunFolder(folder)) as state:
+        state.watch(look)
+        folder.rename(tmp_path / "gone")
+        state.take({"event": "restart", "generation": 2, "cause": "x", "step": 4})
+        state.end("done")
+    assert not folder.exists()
+
+
+def test_a_coordinator_knows_where_each_process_is_and_what_it_has_told_last() -> None:
+    place = Place()
+    assert {process["state"] for process in place.coordinator.processes().values()} == {"missing"}
+    place.begin()
+    place.report_all()
+    place.home.tell({"event": "load", "load": {"pid": 1}}, {"event": "load", "load": {"pid": 2}})
+    processes = place.coordinator.processes()
+    assert list(processes) == ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
+    assert processes["worker-0"] == {"state": "running", "host": "host 10.0.0.1", "metrics": None, "load": {"pid": 2}}
+    assert place.events("load") == []  # it is no news
+    place.fail()
+    assert place.coordinator.processes()["worker-0"]["state"] == "missing"
+    place.begin()
+    place.report_all()
+    again = place.coordinator.processes()["worker-0"]
+    assert (again["state"], again["load"]) == ("running", {})
