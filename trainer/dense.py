@@ -46,7 +46,8 @@ from trainer.job import Job
 from trainer.model import LayerSpec, Model
 
 DENSE_FILE = "dense.npz"
-_TILE_ROWS = 1024
+_TILE_ROWS = 256
+"""So few that each array of a tile is some 100 KiB: it stays in the cache, and the allocator keeps its pages."""
 _SMALLEST_VARIANCE = 1e-5
 
 Parameters = Mapping[str, FloatArray]
