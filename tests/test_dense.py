@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster_data import write_job, write_planted
+from finite_differences import numeric_gradient
 from running_command import crossfade, succeeded
 
 from crossfade.main import main
@@ -56,14 +57,7 @@ def test_gradients_are_those_of_finite_differences(activation: str, layer_norm: 
     by_rows, gradients = return_layers(spec, parameters, passed, weight_AD * np.cos(last(passed)))
     assert gradients.keys() == parameters.keys()
     for name, values in {**parameters, "rows": rows_AD}.items():
-        numeric = np.zeros_like(values)
-        for index in np.ndindex(values.shape):
-            kept = values[index]
-            values[index] = kept + 1e-6
-            above = loss()
-            values[index] = kept - 1e-6
-            numeric[index] = (above - loss()) / 2e-6
-            values[index] = kept
+        numeric = numeric_gradient(loss, values)
         np.testing.assert_allclose({**gradients, "rows": by_rows}[name], numeric, atol=1e-7, err_msg=name)
 
 
