@@ -135,7 +135,10 @@ class Hosts:
             InputError: it does not say which hosts there are, or which one this is.
         """
         values = paths.read("resourceconfig.json")
-        own, names = values.get("current_host"), tuple(values.get("hosts", ()))
+        own, names = (
+            values.get("current_host"),
+            tuple(sorted(values.get("hosts", ()), key=lambda name: (len(name), name))),
+        )
         if not isinstance(own, str) or own not in names:
             raise InputError(
                 f"{paths.config / 'resourceconfig.json'}: expected current_host, one of hosts, but found {own!r} and "

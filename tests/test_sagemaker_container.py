@@ -147,6 +147,13 @@ def test_every_host_has_a_server_and_a_worker_unless_the_job_says_otherwise(
         read_job(Paths(prepare(tmp_path / "d", {**parameters, "checkpoint.to": "null"}, hosts)), Hosts(hosts[0], hosts))
 
 
+def test_all_hosts_agree_on_the_first_one_however_they_are_listed(tmp_path: Path) -> None:
+    names = [f"algo-{number}" for number in (10, 2, 1, 11)]
+    hosts = Hosts.read(Paths(prepare(tmp_path, {}, names, "algo-2")))
+    assert (hosts.own, hosts.names) == ("algo-2", ("algo-1", "algo-2", "algo-10", "algo-11"))
+    assert hosts.first == "algo-1"
+
+
 def test_hosts_have_folders_of_their_own_where_checkpoints_are_kept_if_that_is_anywhere(tmp_path: Path) -> None:
     paths, hosts = Paths(tmp_path), Hosts("algo-2", ("algo-1", "algo-2"))
     assert run_dir(paths, hosts) == tmp_path / "run" / "algo-2"
