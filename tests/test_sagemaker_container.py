@@ -26,14 +26,14 @@ JOB: dict[str, object] = {
     "optimizer.kind": "adagrad",
     "train.batch_size": 256,
     "train.epochs": 30,
-    "train.evaluate_every": 5,
+    "train.evaluate_every": 3,
     "train.patience": None,
     "evaluate.k": [5, 10],
     "checkpoint.every_seconds": 0.5,
 }
 SECTIONS: dict[str, Any] = {
     "optimizer": {"kind": "adagrad", "learning_rate": 0.1},
-    "train": {"epochs": 30, "evaluate_every": 5, "patience": None},
+    "train": {"epochs": 30, "evaluate_every": 3, "patience": None},
     "checkpoint": {"every_seconds": 0.5},
 }
 
