@@ -18,7 +18,10 @@ from trainer.data.manifest import Feature, read_manifest
 from trainer.data.parquet_files import describe
 from trainer.data.progress import Silent
 from trainer.data.vocabulary import Vocabulary
+from trainer.job import check_job
+from trainer.model import make_model
 from trainer.prepare.check import check
+from trainer.towers import load_towers
 
 # Track 14 is in test alone, and 15 is only skipped: neither is liked in train.
 EVENTS = [("ann", 10), ("ann", 11), ("bob", 10), ("bob", 12), ("cid", 13), ("cid", 10)]
@@ -26,6 +29,7 @@ TAGS = {10: ["rock", "live"], 11: ["live"], 13: ["jazz"], 14: ["rock", "rock"], 
 COUNTRIES = {"ann": "AT", "bob": "BE", "cid": "AT"}
 
 Row = tuple[Any, ...]
+JOB = {"name": "j", "model": {"dim": 4, "item": ["track", "tag"]}}
 
 
 @pytest.fixture
@@ -142,6 +146,22 @@ def test_another_day_keeps_rows_and_values_but_of_rows_that_have_new_ones(
     assert values(second, "customer", "country") == values(data, "customer", "country")
     assert vocabulary(second, "country") == [("AT", 1), ("BE", 0)]
     assert problems(second) == []
+    # What was liked before may have been learned before, if not that day; 14 and 15 never were.
+    manifest = read_manifest(Folder(second))
+    met = Vocabulary(Folder(second), manifest, "track").met()
+    own_ids = np.array([own_id for own_id, _ in vocabulary(second, "track")])
+    assert set(own_ids[~met]) == {14, 15}
+    third = prepare(raw, tmp_path / "third", "--vocabulary", str(second), train="day2.csv")
+    assert Vocabulary(Folder(third), read_manifest(Folder(third)), "track").met().tolist() == met.tolist()
+    loaded = {}
+    for start_from in (None, "runs/first/checkpoints"):
+        job = check_job({**JOB, "data": {"shards": str(second)}, "checkpoint": {"start_from": start_from}}, "test")
+        towers = load_towers(job, make_model(job, manifest), Folder(second), manifest)
+        of = towers.of("track")
+        assert of is not None
+        loaded[start_from] = of.known_R.tolist()
+    assert loaded["runs/first/checkpoints"] == met.tolist()
+    assert loaded[None] == [count > 0 for _, count in vocabulary(second, "track")] != met.tolist()
 
 
 def test_forgotten_customers_lose_their_features_and_values_that_were_theirs_alone(

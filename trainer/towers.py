@@ -12,7 +12,8 @@ With own embedding e, and x_f the mean of the embeddings of a row's values of fe
     sum    e + Σ_f x_f
     mean   (e + Σ_f x_f) / (1 + how many of its features have a value)
 
-A row that train has no positive interaction of has learned nothing of its own: where it has values of a feature, e is
+A row that train has no positive interaction of (nor, where the run begins with the rows of an earlier one, the data
+before) has learned nothing of its own: where it has values of a feature, e is
 left out (and the 1), in training as in evaluation, so that a new track is what its artist and tags say. In a step, e is
 left out of a share of the others too if the job says so (``model.drop_ids``; DropoutNet: Volkovs et al., NIPS 2017).
 
@@ -271,5 +272,8 @@ def load_towers(job: Job, model: Model, folder: Folder, manifest: Manifest) -> T
     for tower in model.towers:
         name = tower.entity.name
         lists = {table.name: load_feature(folder, manifest, name, table.name) for table in tower.features}
-        data.append(TowerData(tower, lists, Vocabulary(folder, manifest, name).counts() > 0))
+        vocabulary = Vocabulary(folder, manifest, name)
+        # What an earlier run has learned is there only if this one begins with it.
+        known_R = vocabulary.met() if job.checkpoint.start_from else vocabulary.counts() > 0
+        data.append(TowerData(tower, lists, known_R))
     return Towers(model, data, job.train.seed, job.model.drop_ids, DenseLayers.of(job, model))

@@ -93,12 +93,14 @@ class Feature(_Strict):
 class Entity(_Strict):
     """One kind of thing: its ids and the files of its vocabulary, in the order of rows.
 
+    ``met``: the vocabulary says which rows were liked in train or in that of earlier data, whose rows these keep.
     ``forgotten`` lists, in order, rows whose id and name were deleted: they keep their place, and nothing else.
     """
 
     rows: Annotated[int, Field(ge=1)]
     id_type: Literal["int64", "string"]
     named: bool = False
+    met: bool = False
     files: list[DataFile]
     forgotten: list[Count] = Field(default_factory=list)
 

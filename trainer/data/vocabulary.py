@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from kvstore.arrays import IntArray
+from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.manifest import VOCABULARY, Manifest
@@ -70,6 +70,13 @@ class Vocabulary:
         """How often each row occurs in train: int64 (rows,)."""
         counts_N: IntArray = self.read(0, self.rows, ["count"]).column("count").to_numpy().astype(np.int64)
         return counts_N
+
+    def met(self) -> BoolArray:
+        """Which rows were liked in train, or in that of the earlier data whose rows these keep: bool (rows,)."""
+        columns = ["count", *(["met"] if self._entity.met else [])]
+        table = self.read(0, self.rows, columns)
+        met_N: BoolArray = table.column("count").to_numpy() > 0
+        return met_N | table.column("met").to_numpy() if self._entity.met else met_N
 
     def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
         first = 0

@@ -94,17 +94,20 @@ def open_base(location: str) -> Base:
 
 
 def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, name: str, progress: Progress) -> None:
-    """Make the table ``base_ROLE`` (row, id, name) of the vocabulary of the entity ``name``, in pieces.
+    """Make the table ``base_ROLE`` (row, id, name, met) of the vocabulary of the entity ``name``, in pieces.
+
+    ``met``: whether the row was liked in train, there or in data before.
 
     Raises:
         InputError: a file of the vocabulary is missing or damaged, or an id has two rows.
     """
     entity = base.manifest.entities[name]
     vocabulary = Vocabulary(base.folder, base.manifest, name)
-    run(connection, f"CREATE TABLE base_{role} (row BIGINT, id {_SQL_TYPES[entity.id_type]}, name VARCHAR)")
+    run(connection, f"CREATE TABLE base_{role} (row BIGINT, id {_SQL_TYPES[entity.id_type]}, name VARCHAR, met BOOL)")
     progress.phase(f"earlier {name}", entity.rows, "row")
-    for piece in vocabulary.pieces():
-        columns = "row, id, name" if entity.named else "row, id, NULL"
+    wanted = [*vocabulary.columns, "count", *(["met"] if entity.met else [])]
+    columns = f"row, id, {'name' if entity.named else 'NULL'}, count > 0{' OR met' if entity.met else ''}"
+    for piece in vocabulary.pieces(wanted):
         connection.register("piece", piece)
         run(connection, f"INSERT INTO base_{role} SELECT {columns} FROM piece")
         connection.unregister("piece")
@@ -121,7 +124,7 @@ def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, nam
 
 
 def extend_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role, counted: str) -> Extended:
-    """Make the table ``vocabulary_ROLE`` (row, number, id, count) of ``base_ROLE`` and the query ``counted``.
+    """Make the table ``vocabulary_ROLE`` (row, number, id, count, met) of ``base_ROLE`` and the query ``counted``.
 
     Rows of the base stay, with the count that they have in the new train split, be it 0; those without an event have
     no number. New ids follow by count descending, then by id.
@@ -132,9 +135,9 @@ def extend_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role, counted
     run(
         connection,
         f"CREATE TABLE vocabulary_{role} AS "
-        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count "
+        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.met OR coalesce(c.count > 0, false) AS met "
         f"FROM base_{role} b LEFT JOIN counted c ON c.id = b.id "
-        f"UNION ALL SELECT {kept} + row_number() OVER (ORDER BY count DESC, place) - 1, number, id, count "
+        f"UNION ALL SELECT {kept} + row_number() OVER (ORDER BY count DESC, place) - 1, number, id, count, count > 0 "
         f"FROM counted ANTI JOIN base_{role} USING (id)",
     )
     run(connection, "DROP TABLE counted")

@@ -42,13 +42,15 @@ class NamesReport:
     unknown: int
 
 
-def vocabulary_schema(id_type: IdType, named: bool, forgotten: bool = False) -> pa.Schema:
+def vocabulary_schema(id_type: IdType, named: bool, forgotten: bool = False, met: bool = False) -> pa.Schema:
     """The columns of a vocabulary file; ids may be null where rows were ``forgotten``."""
     fields = [
         pa.field("row", pa.int64(), nullable=False),
         pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=forgotten),
         pa.field("count", pa.int64(), nullable=False),
     ]
+    if met:
+        fields.append(pa.field("met", pa.bool_(), nullable=False))
     return pa.schema([*fields, pa.field("name", pa.string())] if named else fields)
 
 
@@ -118,15 +120,16 @@ def write_vocabulary(
     id_type: IdType,
     named: bool,
     forgotten: Sequence[int] = (),
+    extended: bool = False,
 ) -> Entity:
-    """Write ``vocabulary_ROLE``, whose ``forgotten`` rows have no id, and describe it."""
+    """Write ``vocabulary_ROLE``, whose ``forgotten`` rows have no id, and describe it; ``extended``: it has ``met``."""
     rows = count(connection, f"SELECT count(*) FROM vocabulary_{role}")
-    schema = vocabulary_schema(id_type, named, bool(forgotten))
+    schema = vocabulary_schema(id_type, named, bool(forgotten), extended)
     source = f"vocabulary_{role} v" + (f" LEFT JOIN names_{role} n ON n.id = v.id" if named else "")
-    columns = "row, v.id AS id, count" + (", n.name AS name" if named else "")
+    columns = "row, v.id AS id, count" + (", met" if extended else "") + (", n.name AS name" if named else "")
     group_rows = row_group_rows(rows)
     with PartWriter(staged, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
         for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
             writer.write(batch)
         files = writer.close()
-    return Entity(rows=rows, id_type=id_type, named=named, files=files, forgotten=list(forgotten))
+    return Entity(rows=rows, id_type=id_type, named=named, met=extended, files=files, forgotten=list(forgotten))

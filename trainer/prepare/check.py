@@ -218,6 +218,8 @@ class _VocabularyCheck:
         self._columns = {"row": pa.int64(), "id": id_type, "count": pa.int64()}
         if self._entity.named:
             self._columns["name"] = pa.string()
+        if self._entity.met:
+            self._columns["met"] = pa.bool_()
         self._next_row = 0
 
     def run(self, work: Path, memory_bytes: int | None, progress: Progress) -> None:
@@ -261,7 +263,8 @@ class _VocabularyCheck:
 
     def _check_part(self, table: pa.Table, where: str, first: int) -> None:
         """See that rows of a row group, from row ``first`` of it on, are the next ones, and what belongs to them."""
-        if sum(self._problems.of_nulls(table.column(name), name, where, first) for name in ("row", "count")):
+        never_null = [column for column in self._columns if column in ("row", "count", "met")]
+        if sum(self._problems.of_nulls(table.column(name), name, where, first) for name in never_null):
             return
         row_N, count_N = table.column("row").to_numpy(), table.column("count").to_numpy()
         expected = f"expected 0, 1, 2 … through all files, here from {self._next_row - first} on"

@@ -169,9 +169,9 @@ def _entity(folder: Folder, name: str, found: _Found | None) -> Entity:
         raise InputError(f"{where}: the vocabulary has no row; expected one for each {name}")
     kind = filled[0][1].field("id").type
     id_type: Literal["int64", "string"] = "int64" if pa.types.is_integer(kind) else "string"
-    named = all("name" in schema.names for _, schema in filled)
+    named, met = (all(column in schema.names for _, schema in filled) for column in ("name", "met"))
     files = sorted((file for file, _ in filled), key=partial(_first_row, folder))
-    return Entity(rows=sum(file.rows for file in files), id_type=id_type, named=named, files=files)
+    return Entity(rows=sum(file.rows for file in files), id_type=id_type, named=named, met=met, files=files)
 
 
 def _first_row(folder: Folder, file: DataFile) -> int:

@@ -47,6 +47,8 @@ from trainer.prepare.id_list import typed_ids
 from trainer.prepare.output import GROUP_ROWS_MAX
 from trainer.prepare.summary import COUNTED
 
+_NEVER_NULL = {"count": 0, "met": False}
+"""Columns of a vocabulary that have a value in every row, and the one that they have of the forgotten."""
 _TAG = re.compile(r"-[0-9a-f]{12}$")
 
 Change = Callable[[pa.Table], pa.Table]
@@ -286,9 +288,9 @@ def _emptied(table: pa.Table, rows_R: IntArray) -> pa.Table:
     for index, described in enumerate(table.schema):
         if described.name == "row":
             continue
-        empty = pa.scalar(0 if described.name == "count" else None, described.type)
+        nullable = described.name not in _NEVER_NULL
+        empty = pa.scalar(_NEVER_NULL.get(described.name), described.type)
         kept = pc.if_else(gone, empty, table.column(index))
-        nullable = described.name != "count"
         table = table.set_column(index, pa.field(described.name, described.type, nullable=nullable), kept)
     return table
 

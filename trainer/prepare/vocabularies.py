@@ -146,4 +146,5 @@ class Vocabularies:
             id_type=id_type,
             named=named or bool(base and base.named),
             forgotten=base.forgotten if base else (),
+            extended=base is not None,
         )
