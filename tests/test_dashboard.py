@@ -11,6 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import DESKTOP, PHONE, Visit, browsing, visiting
 from cluster_data import write_job, write_planted
+from paced_training import paced
 from playwright.sync_api import Browser, expect
 from run_folders import add, epoch, load, sample, state, step, totals, training_from, write_run
 from running_command import RunningCommand, crossfade, started, succeeded
@@ -110,6 +111,19 @@ def test_every_graph_and_table_of_a_finished_run_has_data(browser: Browser, addr
         expect(page.locator("#job pre")).to_have_text((place / "runs" / "first" / "job.yaml").read_text().rstrip())
         dense = report["bytes_pushed_if_dense"] / report["bytes_pushed"]
         expect(page.locator("#figures")).to_contain_text(f"{dense:.3g}")
+
+
+@pytest.mark.slow
+def test_train_serves_the_page_of_its_run_and_prints_its_address(browser: Browser, place: Path) -> None:
+    with paced("train", "job.yaml", "--dashboard", run_dir=place / "beside") as training:
+        assert training.command.process.stderr is not None
+        lines = iter(training.command.process.stderr.readline, "")
+        address = next(line for line in lines if line.startswith("dashboard: ")).split()[1]
+        with looking(browser, address, "beside") as visit:
+            expect(visit.page.locator("#head h1")).to_contain_text("running")
+        succeeded(training.finish())
+    with pytest.raises(OSError, match="refused"):
+        ask(address.split("/")[2], "/healthz")
 
 
 # ---- made-up runs
