@@ -11,7 +11,21 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from crossfade import agent, dashboard, evaluate, export, plan, prepare, roles, similar, status, submit, train, tune
+from crossfade import (
+    agent,
+    dashboard,
+    ec2_host,
+    evaluate,
+    export,
+    plan,
+    prepare,
+    roles,
+    similar,
+    status,
+    submit,
+    train,
+    tune,
+)
 from crossfade.stopping import Interrupted, Stopped, stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
@@ -50,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         submit,
         agent,
         roles,
+        ec2_host,
     ):
         module.add_parser(commands)
     return parser

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from crossfade import submit_sagemaker
+from crossfade import submit_ec2, submit_sagemaker
 
-_BACKENDS = (submit_sagemaker,)
+_BACKENDS = (submit_sagemaker, submit_ec2)
 _EPILOG = """\
 The job file is that of 'crossfade train'; its data, and what comes of it, lie on S3. Credentials, region and endpoint
 come from where the AWS tools take them (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL ...), and the package boto3 is

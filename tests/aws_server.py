@@ -89,6 +89,10 @@ class AwsServer:
         )
         self.calls: list[Call] = []
         self._scripts: dict[str, _Script] = {}
+        self.placement_groups: dict[str, dict[str, str]] = {}
+        """Their tags by their names, if ``placement_groups.py`` answers for them."""
+        self._before: dict[str, Callable[[Call], object]] = {}
+        self._handlers: dict[str, Callable[[Call], tuple[int, str]]] = {}
         self._lock = threading.Lock()
         self._gateway = _Gateway(("127.0.0.1", 0), _Handler)
         self._gateway.aws = self
@@ -135,6 +139,14 @@ class AwsServer:
         """Have all calls of ``action``, which is one of JSON, answered with what ``respond`` makes of each."""
         self._scripts[action] = _Script([(200, lambda call: json.dumps(respond(call)))], last_stays=True)
 
+    def handle(self, action: str, handler: Callable[[Call], tuple[int, str]]) -> None:
+        """Have calls of ``action``, which moto does not know, answered by ``handler``: status and body."""
+        self._handlers[action] = handler
+
+    def before(self, action: str, do: Callable[[Call], object]) -> None:
+        """Have ``do`` called before each call of ``action``, which is answered as ever."""
+        self._before[action] = do
+
     def actions(self) -> set[tuple[str, str]]:
         """Service and action of all calls so far."""
         with self._lock:
@@ -150,6 +162,7 @@ class AwsServer:
         with self._lock:
             self.calls.clear()
             self._scripts.clear()
+            self._before.clear()
         self.post("/moto-api/reset")
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> None:
@@ -176,11 +189,18 @@ class AwsServer:
             self.calls.append(call)
             script = self._scripts.get(call.action)
             found = script.next() if script else None
-        return (found[0], found[1](call)) if found else None
+            first = self._before.get(call.action)
+        if first:
+            first(call)
+        if found:
+            return found[0], found[1](call)
+        handler = self._handlers.get(call.action)
+        return handler(call) if handler else None
 
     def pass_on(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """What moto answers."""
         headers = {name: value for name, value in handler.headers.items() if name.lower() != "connection"}
+        headers.setdefault("Content-Type", "application/octet-stream")  # or urllib would call it a form
         request = urllib.request.Request(self._behind + handler.path, body or None, headers, method=handler.command)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:

@@ -41,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         name = self.path.removeprefix(_PREFIX)
         metadata.asked.append(name)
-        said = metadata.says.get(name) if self.path.startswith(_PREFIX) else None
+        said = metadata.says.get(name.rstrip("/")) if self.path.startswith(_PREFIX) else None
         self._answer(*((HTTPStatus.NOT_FOUND, "not here") if said is None else (HTTPStatus.OK, said)))
 
     def _answer(self, status: HTTPStatus, text: str) -> None:

@@ -1,0 +1,183 @@
+"""Runs on EC2 from one end to the other: the command, moto's AWS, and machines that really run their user data."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_server import AwsServer, running_aws
+from cluster_data import write_job, write_planted
+from ec2_leftovers import leftovers
+from ec2_machines import Machines, running_machines
+from object_store import BUCKET, ObjectStore, running_object_store
+from paced_training import pace
+from placement_groups import PlacementGroups
+from pyarrow import fs
+from running_command import RunningCommand, crossfade, started, succeeded
+from test_resume import assert_same_bits
+from waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+SECONDS = 240.0
+TYPE = ("--instance-type", "r6i.large")
+ON_TWO = ("--hosts", 2, "--servers", 2, "--workers", 2)
+SECTIONS = {
+    "optimizer": {"kind": "adagrad"},
+    "train": {"epochs": 40, "evaluate_every": 10, "patience": None},
+    "checkpoint": {"every_seconds": None},
+}
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[AwsServer]:
+    with running_aws() as aws:
+        PlacementGroups(aws)
+        aws.answer("GetProducts", {"FormatVersion": "aws_v1", "PriceList": []})
+        yield aws
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server, since training reads and writes more than moto can answer."""
+    with running_object_store(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def variables(aws: AwsServer, s3: ObjectStore) -> dict[str, str]:
+    """The environment of a client."""
+    keys = {name: value for name, value in s3.variables.items() if "KEY" in name}
+    return aws.variables | keys | {"AWS_ENDPOINT_URL_S3": s3.endpoint}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Path:
+    """A folder with a job whose data are on S3."""
+    folder = tmp_path_factory.mktemp("ec2")
+    data = write_planted(folder / "data")
+    s3.upload(data, "data")
+    write_job(folder / "job.yaml", f"s3://{BUCKET}/data", **SECTIONS)
+    write_job(folder / "local.yaml", data, **SECTIONS)
+    return folder
+
+
+@pytest.fixture
+def machines(aws: AwsServer, s3: ObjectStore, place: Path, tmp_path: Path) -> Iterator[Machines]:
+    own = pace(place, place / "release", {"AWS_ENDPOINT_URL_S3": s3.endpoint})
+    with running_machines(aws, tmp_path / "machines", own) as machines:
+        yield machines
+
+
+def submit(place: Path, variables: dict[str, str], *options: object) -> AbstractContextManager[RunningCommand]:
+    """Begin to run the job."""
+    where = ("--to", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll", 0.5)
+    return started("submit", "ec2", "job.yaml", *where, *TYPE, *options, cwd=place, variables=variables)
+
+
+def objects(s3: ObjectStore, prefix: str) -> dict[str, bytes]:
+    """The objects of the bucket below ``prefix``, by the rest of their names."""
+    client, base = s3.client(), f"{BUCKET}/{prefix}"
+    found = client.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+    return {
+        info.path.removeprefix(base): client.open_input_stream(info.path).read()
+        for info in found
+        if info.type == fs.FileType.File
+    }
+
+
+def the_run(aws: AwsServer) -> str:
+    """The name of the one run that there are instances of."""
+    found = aws.client("ec2").describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
+    tags: list[dict[str, Any]] = [tag for r in found["Reservations"] for i in r["Instances"] for tag in i["Tags"]]
+    [run] = {tag["Value"] for tag in tags if tag["Key"] == "crossfade:run"}
+    return run
+
+
+def trains(s3: ObjectStore, run: str, generation: int) -> bool:
+    """Whether a step of this generation has been recorded."""
+    text = b"".join(objects(s3, f"runs/{run}/log/0/").values()).decode()
+    told = text if generation == 1 else text.partition(f"(generation {generation})")[2]
+    return "batch_loss=" in told
+
+
+def test_a_run_whose_hosts_are_taken_one_after_the_other_ends_as_one_that_nothing_disturbs(
+    place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
+) -> None:
+    with submit(place, variables, *ON_TWO, "--spot") as command:
+        first, second = machines.of(0), machines.of(1)
+        run = the_run(aws)
+
+        def has_begun() -> bool:
+            assert command.process.poll() is None, (command.finish(), first.console, second.console)
+            return trains(s3, run, 1)
+
+        wait_until(has_begun, SECONDS, "training on both")
+        second.metadata.take_away()
+        wait_until(lambda: second.is_off, SECONDS, "the second host's end")
+        assert "docker run" in second.calls[-2]
+        third = machines.of(1, SECONDS) if machines.of(1) is not second else None
+        wait_until(lambda: machines.of(1) is not second, SECONDS, "another second host")
+        wait_until(lambda: trains(s3, run, 2), SECONDS, "training with it")
+        assert third is None or third is machines.of(1)
+        first.metadata.take_away()
+        wait_until(lambda: machines.of(0) is not first, SECONDS, "another first host")
+        (place / "release").touch()
+        result = command.finish(SECONDS)
+    console = "\n".join(machine.console for machine in machines.all)
+    assert result.returncode == 0, f"{result.stderr}\n{console}"
+    assert leftovers(aws) == []
+    assert all(machine.is_off or machine.mark.processes() == [] for machine in machines.all)
+    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", "--servers", 2, "--workers", 2, cwd=place))
+    for name, body in objects(s3, f"runs/{run}/result/").items():
+        path = place / "fetched" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+    assert_same_bits(place / "fetched", place / "local")
+
+
+def test_ctrl_c_has_the_run_write_a_checkpoint_and_takes_everything_down(
+    place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
+) -> None:
+    with submit(place, variables) as command:
+        machine = machines.of(0)
+        run = the_run(aws)
+        wait_until(lambda: trains(s3, run, 1), SECONDS, "training")
+        command.process.send_signal(signal.SIGINT)
+        result = command.finish(SECONDS)
+    assert result.returncode == 130, (result.stderr, machine.console)
+    assert "stopped by SIGTERM after step" in result.stdout
+    assert leftovers(aws) == []
+    names = objects(s3, f"runs/{run}/checkpoints/")
+    assert any(name.endswith("manifest.json") for name in names), names
+
+
+def test_a_job_that_fails_on_its_host_ends_with_its_exit_code_and_message(
+    place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
+) -> None:
+    with submit(place, variables, "--set", f"data.shards=s3://{BUCKET}/nothing-here") as command:
+        result = command.finish(SECONDS)
+    assert result.returncode == 2, result.stderr
+    assert "no such file" in result.stdout or "manifest.json" in result.stdout, result.stdout
+    assert "the run has ended with exit code 2" in result.stderr
+    assert leftovers(aws) == []
+    [machine] = machines.all
+    wait_until(lambda: machine.is_off or not machine.mark.processes(), 30, "the machine's end")
+
+
+def test_a_host_that_cannot_pull_its_image_fails_the_run_with_the_reason(
+    place: Path, aws: AwsServer, variables: dict[str, str], machines: Machines, tmp_path: Path
+) -> None:
+    (tmp_path / "machines" / "no-image").touch()
+    with submit(place, variables) as command:
+        result = command.finish(SECONDS)
+    assert result.returncode == 1, result.stderr
+    assert "host 0 failed: the image registry.example/crossfade:cpu cannot be pulled: manifest unknown" in result.stderr
+    assert leftovers(aws) == []
+    [machine] = machines.all
+    assert machine.calls[0].startswith("shutdown -h +1440")
+    assert sum(call.startswith("docker pull") for call in machine.calls) == 5
+    assert os.environ.get("AWS_SECRET_ACCESS_KEY", "secret") not in machine.console
