@@ -35,8 +35,8 @@ Examples:
 
 The data of the job must be on S3. On several hosts it runs with a server and a worker on each, unless it says more. The
 run's folder below --to gets the job, the log, checkpoints and, at the end, result/ with the embeddings and the report.
-Instances need a way to S3, SSM and ECR: those of the default network have one. No port is open to the world. docs/aws.md
-has the rights that this command needs, and how an image gets to ECR.
+Instances need a way to S3, SSM and ECR: those of the default network have one. No port is open to the world.
+docs/aws.md has the rights that this command needs, and how an image gets to ECR.
 
 With --spot, EC2 may take instances back: the job saves before that, and another instance takes the place as soon as
 there is one. Somebody must follow the run for that.
