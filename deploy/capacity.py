@@ -379,9 +379,10 @@ def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Par
         # negatives.Sampler keeps float64 sums, from five arrays of a number an item.
         yield Part("popularity of items", 8 * inputs.model.item.rows)
         yield Part("making the popularity of items", 40 * inputs.model.item.rows, "start")
-    if job.train.balance:
-        yield Part("balance of queries", 4 * inputs.model.query.rows)
-        yield Part("making the balance of queries", 40 * inputs.model.query.rows, "start")
+    balanced = ((job.train.balance, inputs.model.query), (job.train.item_balance, inputs.model.item))
+    for table in (table for power, table in balanced if power):
+        yield Part(f"balance of {table.name}", 4 * table.rows)
+        yield Part(f"making the balance of {table.name}", 40 * table.rows, "start")
     if job.train.embeddings == "best":
         piece = min(GROUP_ROWS, max(table.rows for table in inputs.model.vectors))
         # Pulled, gathered, in Arrow's form, and encoded.

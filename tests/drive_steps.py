@@ -74,7 +74,7 @@ def work(store: MXNetStore) -> None:
             seed=job.train.seed,
         ),
         towers=load_towers(job, model, folder, manifest),
-        balance=Balance(job.train.balance, None),
+        balance=Balance(job.train.balance, None, job.train.item_balance, None),
         sampler=Sampler(job.negatives, model.item.rows, None, job.train.seed),
         evaluator=lambda: None,
         keep=lambda _: None,

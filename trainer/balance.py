@@ -1,8 +1,9 @@
-"""The balance of queries: what an interaction of one query weighs beside that of another.
+"""The balance of queries and items: what an interaction weighs beside that of others.
 
 Queries with thousands of interactions would otherwise decide what is learned, while evaluation counts every query once.
 With a balance b an interaction of a query with n of them in train weighs n^−b, and then all by one factor, so that they
-weigh 1 on average. With b = 0 every interaction weighs the same, with b = 1 every query.
+weigh 1 on average. With b = 0 every interaction weighs the same, with b = 1 every query. So it is with items; there a
+balance below 0 makes popular items weigh more, and rankings lean to them.
 """
 
 from __future__ import annotations
@@ -12,24 +13,36 @@ from dataclasses import replace
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
-from trainer.data.batches import Batch
+from trainer.data.batches import ActiveRows, Batch
 
 
 class Balance:
     """Multiplies the weights of a batch."""
 
-    def __init__(self, power: float, counts_Q: IntArray | None) -> None:
-        """A balance of ``power``; ``counts_Q`` are the interactions of each query, needed where it is above 0."""
-        self._factor_Q: FloatArray | None = None
-        if power > 0:
-            assert counts_Q is not None
-            weight_Q = np.maximum(counts_Q, 1).astype(np.float64) ** -power
-            mean = (weight_Q * counts_Q).sum() / max(counts_Q.sum(), 1)
-            self._factor_Q = (weight_Q / (mean or 1.0)).astype(np.float32)
+    def __init__(self, query: float, counts_Q: IntArray | None, item: float, counts_N: IntArray | None) -> None:
+        """Balances of queries and items; their counts in train are needed where these are not 0."""
+        self._query_Q = _factors(query, counts_Q)
+        self._item_N = _factors(item, counts_N)
 
     def apply(self, batch: Batch) -> Batch:
         """The same batch, its weights balanced."""
-        if self._factor_Q is None:
-            return batch
-        factor_B = self._factor_Q[batch.query.rows_A][batch.query.index_N]
-        return replace(batch, weight_B=batch.weight_B * factor_B)
+        for factor_R, active in ((self._query_Q, batch.query), (self._item_N, batch.item)):
+            if factor_R is not None:
+                batch = replace(batch, weight_B=batch.weight_B * _of_examples(factor_R, active, len(batch)))
+        return batch
+
+
+def _factors(power: float, counts_R: IntArray | None) -> FloatArray | None:
+    """What an interaction of each row weighs, float32 (rows,): 1 on average over interactions. None: 1 everywhere."""
+    if power == 0:
+        return None
+    assert counts_R is not None
+    weight_R = np.maximum(counts_R, 1).astype(np.float64) ** -power
+    mean = (weight_R * counts_R).sum() / max(counts_R.sum(), 1)
+    factor_R: FloatArray = (weight_R / (mean or 1.0)).astype(np.float32)
+    return factor_R
+
+
+def _of_examples(factor_R: FloatArray, active: ActiveRows, examples: int) -> FloatArray:
+    factor_B: FloatArray = factor_R[active.rows_A][active.index_N[:examples]]
+    return factor_B

@@ -186,6 +186,9 @@ class Train(_Section):
         description="an interaction weighs its query's count in train to minus this power, and 1 on average; 0: all "
         "interactions weigh the same, 1: all queries",
     )
+    item_balance: Annotated[float, Field(ge=-1, le=1)] = Field(
+        0.0, description="the same by its item's count; below 0: popular items weigh more"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         1, description="every random number follows from it"
     )

@@ -326,7 +326,12 @@ def _make_loop(
         engine=engine,
         schedule=schedule,
         towers=towers,
-        balance=Balance(job.train.balance, vocabularies[manifest.query].counts() if job.train.balance else None),
+        balance=Balance(
+            job.train.balance,
+            vocabularies[manifest.query].counts() if job.train.balance else None,
+            job.train.item_balance,
+            vocabularies[manifest.item].counts() if job.train.item_balance else None,
+        ),
         sampler=Sampler(job.negatives, model.item.rows, counts_N, job.train.seed, met_alone=model.has_item_features),
         evaluator=judge,
         keep=keep,
