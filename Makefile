@@ -8,7 +8,7 @@ COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hash
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos bench-data screenshots lint types format lock clean setup
+.PHONY: help train test test-fast test-docker chaos bench-data quality screenshots lint types format lock clean setup
 .NOTPARALLEL:
 
 help: ## show this list
@@ -42,6 +42,9 @@ bench-data: setup ## measure how fast data are read and prepared, against what t
 
 screenshots: data/lastfm/manifest.json | setup ## train, and take the screenshots of the dashboard in docs/; needs chromium
 	.venv/bin/python tests/take_screenshots.py $(ARGS)
+
+quality: setup ## train on published splits and write docs/quality.md; goes on where it stopped (CROSSFADE_DATA=folder)
+	.venv/bin/python benchmarks/quality.py $(ARGS)
 
 lint: setup ## check style and formatting with ruff
 	.venv/bin/ruff check .

@@ -1,0 +1,289 @@
+"""Quality on published splits: trains each job from a clean state and writes docs/quality.md.
+
+    make quality                                          all that is not finished yet, then the page
+    make quality ARGS='--only "lastfm*" --seeds 1'        some of it
+    .venv/bin/python benchmarks/quality.py --list         what there is to run, and what is finished
+
+The data are not part of this project: --data, or CROSSFADE_DATA, names a folder that has lastfm_lightgcnpp/ and
+ml1m_lightgcnpp/, each with train.txt, valid.txt and test.txt as LightGCN++ published them (RecSys 2024). Finished runs
+in --runs are kept while their job stays the same; delete them to train anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from kvstore.errors import CrossfadeError, InputError
+from trainer.job import Job, load_job
+
+ROOT = Path(__file__).resolve().parent.parent
+METRICS = ("recall@10", "ndcg@10", "recall@40", "ndcg@40")
+SEEDS = 3
+ON_SERVERS = ("--servers", "2", "--workers", "2")
+PUBLISHED = {
+    "lastfm_split": {
+        "BPR-MF": (0.1361, 0.1532, 0.2784, 0.2235),
+        "LightGCN": (0.1741, 0.1996, 0.3481, 0.2854),
+        "XSimGCL": (0.1801, 0.2062, 0.3575, 0.2937),
+        "LightGCN++": (0.1889, 0.2171, 0.3745, 0.3083),
+    },
+    "ml1m_split": {
+        "BPR-MF": (0.1291, 0.2677, 0.3192, 0.2914),
+        "LightGCN": (0.1495, 0.2977, 0.3586, 0.3265),
+        "XSimGCL": (0.1657, 0.3216, 0.3830, 0.3504),
+        "LightGCN++": (0.1667, 0.3243, 0.3852, 0.3534),
+    },
+}
+FOLDERS = {"lastfm_split": "lastfm_lightgcnpp", "ml1m_split": "ml1m_lightgcnpp"}
+TITLES = {"lastfm_split": "Last.fm", "ml1m_split": "MovieLens-1M"}
+_NO_LOG_Q = {"negatives.log_q": "false"}
+_OF_THE_BATCH = {"negatives.kind": "in_batch", "data.lanes": "1"}
+ABLATION: dict[str, dict[str, str]] = {
+    "no log Q": _NO_LOG_Q,
+    "loss bpr": {"loss": "bpr", **_NO_LOG_Q},
+    "loss bpr, dot scores": {"loss": "bpr", "model.score": "dot", "model.temperature": "1.0", **_NO_LOG_Q},
+    "loss ccl": {"loss": "ccl", "negatives.weight": "150", **_NO_LOG_Q},
+    "loss hinge on the hardest negative": {"loss": "hinge", "negatives.hard": "1", **_NO_LOG_Q},
+    "negatives of the batch": {**_OF_THE_BATCH},
+    "negatives of the batch, no log Q": {**_OF_THE_BATCH, **_NO_LOG_Q},
+    "negatives by popularity": {"negatives.sampling": "popularity"},
+    "negatives by popularity, no log Q": {"negatives.sampling": "popularity", **_NO_LOG_Q},
+    "temperature 0.07": {"model.temperature": "0.07"},
+    "temperature 0.3": {"model.temperature": "0.3"},
+    "optimizer adagrad": {"optimizer.kind": "adagrad", "optimizer.learning_rate": "0.1"},
+    "constant learning rate": {"optimizer.schedule": "constant"},
+    "no weight decay": {"optimizer.weight_decay": "0"},
+    "no balance of queries": {"train.balance": "0"},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: ``split`` and ``row`` say which row of which table it is for."""
+
+    split: str
+    row: str
+    job: Job
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        words = "".join(character if character.isalnum() else "-" for character in self.row.lower())
+        return f"{self.split}-{words}-seed{self.job.train.seed}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data and runs are."""
+
+    data: Path
+    runs: Path
+
+    def shards(self, split: str) -> Path:
+        """The prepared data of a split."""
+        return self.runs / "data" / split
+
+    def report(self, run: Run) -> dict[str, Any] | None:
+        """The report of a run that is finished and was of the same job; None otherwise."""
+        folder = self.runs / run.name
+        if not (folder / "report.json").exists():
+            return None
+        trained = load_job(folder / "job.yaml")
+        if run.job.differences(trained) or trained.train.epochs != run.job.train.epochs:
+            return None
+        report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return report
+
+
+def all_runs(place: Place, seeds: Sequence[int]) -> Iterator[Run]:
+    """Every run, those of the main table first."""
+    jobs = {split: ROOT / "jobs" / f"{split}.yaml" for split in FOLDERS}
+    common = {split: [f"data.shards={place.shards(split)}", "metrics.port=null"] for split in FOLDERS}
+    for seed in seeds:
+        for split, job in jobs.items():
+            yield Run(split, "Crossfade", load_job(job, [*common[split], f"train.seed={seed}"]))
+    for split, job in jobs.items():
+        yield Run(split, "Crossfade, 2 servers and 2 workers", load_job(job, common[split]), ON_SERVERS)
+        yield Run(split, "Crossfade, defaults alone", defaults_job(place, split))
+    for split, job in jobs.items():
+        for row, settings in ABLATION.items():
+            overrides = [f"{key}={value}" for key, value in settings.items()]
+            yield Run(split, row, load_job(job, [*common[split], *overrides]))
+
+
+def defaults_job(place: Place, split: str) -> Job:
+    """A job that names data alone; how it is judged is part of the published protocol, and no choice of ours."""
+    path = place.runs / f"{split}-defaults.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"name: {split}\ndata: {{shards: {place.shards(split)}}}\nevaluate: {{k: [10, 20, 40], exclude: [train]}}\n"
+        "metrics: {port: null}\n",
+        encoding="utf-8",
+    )
+    return load_job(path)
+
+
+def crossfade(log: Path, *arguments: object) -> None:
+    """Run a command of ours, its output in ``log``.
+
+    Raises:
+        CrossfadeError: it failed.
+    """
+    command = [sys.executable, "-m", "crossfade", *map(str, arguments)]
+    with log.open("w", encoding="utf-8") as output:
+        code = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        raise CrossfadeError(f"crossfade {arguments[0]} ended with exit code {code}; see {log}")
+
+
+def prepare(place: Place, split: str) -> None:
+    """Prepare a split, unless it is.
+
+    Raises:
+        InputError: its files are not there.
+    """
+    shards, source = place.shards(split), place.data / FOLDERS[split]
+    if (shards / "manifest.json").exists():
+        return
+    files = {name: source / f"{name}.txt" for name in ("train", "valid", "test")}
+    for file in files.values():
+        if not file.exists():
+            raise InputError(
+                f"{file}: is not there; --data or CROSSFADE_DATA names the folder that has {FOLDERS[split]}/, with the "
+                "split's three files"
+            )
+    shards.parent.mkdir(parents=True, exist_ok=True)
+    options = [part for name, file in files.items() for part in (f"--{name}", file)]
+    crossfade(place.runs / f"{split}-prepare.log", "prepare", "--format", "lightgcn", *options, "--out", shards)
+
+
+def train(place: Place, run: Run) -> None:
+    """Train a run from a clean state."""
+    job = place.runs / f"{run.name}.yaml"
+    job.write_text(run.job.to_yaml(), encoding="utf-8")
+    folder = place.runs / run.name
+    log = place.runs / f"{run.name}.log"
+    crossfade(log, "train", job, "--run-dir", folder, "--overwrite", *run.options)
+
+
+def page(place: Place, runs: Sequence[Run]) -> str:
+    """The page, of what is finished."""
+    parts = [_HEAD]
+    for split in FOLDERS:
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for run in runs:
+            report = place.report(run)
+            if run.split == split and report is not None:
+                rows.setdefault(run.row, []).append(report)
+        main = {name: reports for name, reports in rows.items() if name not in ABLATION}
+        parts += [f"## {TITLES[split]} (`jobs/{split}.yaml`)", "", _table_head("", "seeds"), *_rows(main)]
+        parts += [
+            f"| {name}, published | | {' | '.join(f'{v:.4f}' for v in values)} | | |"
+            for name, values in PUBLISHED[split].items()
+        ]
+        ablation = {name: reports for name, reports in rows.items() if name in ABLATION}
+        if ablation:
+            parts += [
+                "",
+                "The same job with one choice changed:",
+                "",
+                _table_head("changed", "seeds"),
+                *_rows(ablation),
+            ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+_HEAD = """\
+# Quality on published splits
+
+Written by `make quality` (`benchmarks/quality.py`), which trains every row from a clean state. The splits, and the rows
+called published, are those of "Revisiting LightGCN: unexpected inflexibility, inconsistency, and a remedy towards
+improved recommendation" (RecSys 2024), supplement, tables 9 and 10. Its protocol: settings and the stopping point are
+chosen on valid, never on test; test is reported; all items are ranked but those that the listener has in train, so
+items of valid stay and count as misses (`evaluate.exclude: [train]`); embeddings of 64 columns.
+
+Ours are plain two-tower models of ids alone: one embedding a customer, one an item, compared by cosine. Figures are
+means over seeds, ± their standard deviation where there are several. "Defaults alone" is a job that names its data and
+nothing else. The column of valid is what choices were made by; minutes are of a machine that did other work besides.
+"""
+
+
+def _table_head(title: str, count: str) -> str:
+    names = [title, count, *METRICS, "valid ndcg@10", "minutes"]
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+def _rows(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = []
+    for name, reports in rows.items():
+        cells = [_mean([report["metrics"]["test"][metric] for report in reports]) for metric in METRICS]
+        valid = _mean([report["metrics"]["valid"]["ndcg@10"] for report in reports])
+        minutes = statistics.mean(report["wall_seconds"] for report in reports) / 60
+        lines.append(f"| {name} | {len(reports)} | {' | '.join(cells)} | {valid} | {minutes:.1f} |")
+    return lines
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = os.environ.get("CROSSFADE_DATA", ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="folder of the splits")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality", metavar="DIR", help="where runs go")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quality.md", metavar="FILE", help="the page")
+    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help="seeds of the main rows (default: 3)")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="train runs of such names alone, as *-seed1")
+    parser.add_argument("--list", action="store_true", help="list the runs and which are finished, and train none")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Train what is not finished, and write the page."""
+    arguments = _arguments()
+    place = Place(arguments.data.absolute(), arguments.runs.absolute())
+    try:
+        runs = list(all_runs(place, range(1, arguments.seeds + 1)))
+        if arguments.list:
+            for run in runs:
+                print(f"{'finished' if place.report(run) else 'to train':<9} {run.name}")
+            return 0
+        for split in FOLDERS:
+            prepare(place, split)
+        wanted = [run for run in runs if fnmatch.fnmatch(run.name, arguments.only) and place.report(run) is None]
+        for run in (bar := tqdm(wanted, desc="quality", unit="run", dynamic_ncols=True)):
+            bar.set_postfix_str(run.name)
+            begin = time.monotonic()
+            train(place, run)
+            report = place.report(run)
+            assert report is not None, f"{run.name}: its report is of another job than it was given"
+            test = " ".join(f"{name} {report['metrics']['test'][name]:.4f}" for name in METRICS[:2])
+            tqdm.write(f"{run.name}: {test}, {time.monotonic() - begin:.0f} s", file=sys.stderr)
+            arguments.out.write_text(page(place, runs), encoding="utf-8")
+        arguments.out.write_text(page(place, runs), encoding="utf-8")
+        print(arguments.out)
+    except CrossfadeError as error:
+        print(f"quality: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
