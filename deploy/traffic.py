@@ -126,14 +126,23 @@ def shares(job: Job, folder: Folder, manifest: Manifest, groups: Sequence[RowGro
     for rank in range(job.cluster.workers):
         mine = slice(rank, None, job.cluster.workers)
         examples = sum(map(sum, windows_L[mine])) / schedule.steps
-        parts.append(Share(examples, _negatives(job.negatives, examples), sum(held_L[mine]), largest))
+        parts.append(
+            Share(
+                examples,
+                _negatives(job.negatives, examples, manifest.entities[manifest.item].rows),
+                sum(held_L[mine]),
+                largest,
+            )
+        )
     return parts
 
 
-def _negatives(spec: Negatives, examples: float) -> float:
+def _negatives(spec: Negatives, examples: float, items: int) -> float:
     """How many rows are drawn; those from the batch are active anyway."""
     if examples == 0 or spec.kind == "in_batch":
         return 0.0
+    if spec.kind == "all":
+        return float(items)
     return spec.count * examples if spec.kind == "each" else float(spec.count)
 
 
@@ -158,6 +167,8 @@ def touched(counts: Counts, share: Share, total: int, negatives: Negatives | Non
     ``total``: interactions of train. ``negatives``: how they are drawn; None for a
     table that they are not drawn from.
     """
+    if negatives is not None and negatives.kind == "all" and share.negatives:
+        return np.ones(len(counts.count_K))
     if not counts.known:
         uses = share.examples + (share.negatives if negatives else 0.0)
         return np.full(len(counts.count_K), min(1.0, uses / counts.rows))

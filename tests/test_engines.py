@@ -78,7 +78,7 @@ class Case:
         if self.negatives == "each":
             return [(row, None) for row in self.negatives_N.reshape(-1, DRAWS)[example]]
         drawn = [(row, None) for row in self.negatives_N]
-        if self.negatives == "shared":
+        if self.negatives in {"shared", "all"}:
             return drawn
         ends = np.cumsum(self.lane_sizes)
         lane = int(np.searchsorted(ends, example, side="right"))
@@ -105,7 +105,7 @@ SIGNS = {"wanted": [1] * 6, "unwanted": [-1] * 6, "mixed": [1, -1, -1, 1, 1, -1]
 
 def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wanted", **more: Any) -> Case:
     each_BN = [[3, 3, 7, 1], [4, 8, 8, 4], [2, 2, 2, 2], [0, 5, 1, 1], [7, 0, 3, 8], [1, 4, 0, 7]]
-    drawn = {"shared": [3, 8, 2, 3], "mixed": [3, 8, 2, 3], "each": each_BN, "in_batch": []}
+    drawn = {"shared": [3, 8, 2, 3], "mixed": [3, 8, 2, 3], "each": each_BN, "in_batch": [], "all": range(ITEMS)}
     return Case(
         loss,
         score,

@@ -109,6 +109,13 @@ def test_negatives_from_the_batch_are_not_drawn_and_a_mixed_pool_is_that_of_shar
     np.testing.assert_array_equal(shared, mixed)
 
 
+def test_all_items_are_negatives_but_those_that_nobody_met_where_features_make_them() -> None:
+    spec, share = Negatives(kind="all"), share_of(np.arange(3))
+    assert Sampler(spec, ITEMS, None, 1).draw(share, 0, 0).tolist() == list(range(ITEMS))
+    met_alone = Sampler(spec, ITEMS, COUNTS, 1, met_alone=True).draw(share, 0, 0)
+    assert met_alone.tolist() == np.flatnonzero(COUNTS).tolist()
+
+
 @pytest.mark.parametrize("kind", ["shared", "each"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_log_q_tells_how_often_each_item_is_drawn(kind: str, sampling: str) -> None:

@@ -98,6 +98,7 @@ def rows_really_touched(job: Job, data: Path) -> list[float]:
         {"kind": "each", "count": 2, "sampling": "popularity", "power": 0.5},
         {"kind": "in_batch", "count": 500, "sampling": "uniform"},
         {"kind": "mixed", "count": 500, "sampling": "uniform"},
+        {"kind": "all", "count": 500, "sampling": "uniform"},
     ],
     ids=lambda spec: f"{spec['kind']} {spec['sampling']}",
 )

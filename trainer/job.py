@@ -123,12 +123,13 @@ class Model(_Section):
 class Negatives(_Section):
     """What each interaction is contrasted with."""
 
-    kind: Literal["shared", "each", "in_batch", "mixed"] = Field(
+    kind: Literal["shared", "each", "in_batch", "mixed", "all"] = Field(
         "shared",
         description="shared: one pool for all examples of a step; each: draws of its own for every example; in_batch: "
-        "the items of the other examples of the step and lane (data.lanes); mixed: a pool and those",
+        "the items of the other examples of the step and lane (data.lanes); mixed: a pool and those; all: every item, "
+        "which costs what the table does, so for tables of few items",
     )
-    count: AtLeastOne = Field(1024, description="size of the pool, or draws an example; in_batch: not used")
+    count: AtLeastOne = Field(1024, description="size of the pool, or draws an example; in_batch and all: not used")
     sampling: Literal["uniform", "popularity"] = Field("uniform", description="how items are drawn")
     power: Annotated[float, Field(ge=0, le=4)] = Field(
         0.75, description="popularity: an item is drawn in proportion to its count to this power"
@@ -381,6 +382,8 @@ class Job(_Section):
             raise ValueError(f"loss 'ccl' is of cosine scores: set model.score to cosine, now {self.model.score}")
         if self.negatives.log_q and self.loss != "softmax":
             raise ValueError(f"negatives.log_q corrects the softmax alone, but the loss is '{self.loss}'")
+        if self.negatives.log_q and self.negatives.kind == "all":
+            raise ValueError("negatives.log_q corrects what is drawn, but negatives.kind 'all' draws nothing")
         if self.negatives.hard is not None and self.loss == "warp":
             raise ValueError("loss 'warp' counts the hardest negative alone: leave negatives.hard out")
         if self.negatives.hard is not None and self.negatives.log_q:

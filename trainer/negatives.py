@@ -52,6 +52,9 @@ class Sampler:
             summed_N = np.cumsum(mass_N)
             # Divided by its own last value, the sum reaches 1 at the last item that has mass, and no draw lies beyond.
             self._cumulative_N = summed_N / (summed_N[-1] if met_alone else mass_N.sum())
+        self._all_N = np.empty(0, np.int64)
+        if spec.kind == "all":
+            self._all_N = np.arange(items) if not met_alone or counts_N is None else np.flatnonzero(counts_N)
         self._counts_N = counts_N if spec.log_q else None
         self._interactions = 0 if counts_N is None else int(counts_N.sum())
 
@@ -62,6 +65,8 @@ class Sampler:
         """
         if len(share.interactions) == 0 or self._spec.kind == "in_batch":
             return np.empty(0, dtype=np.int64)
+        if self._spec.kind == "all":
+            return self._all_N
         if self._spec.kind in {"shared", "mixed"}:
             return self._rows(self._uniform(np.arange(self._spec.count), epoch, step, slot=0))
         draws_BN = np.empty((len(share.positions_B), self._spec.count))
