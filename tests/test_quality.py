@@ -37,7 +37,7 @@ def quality(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
         *options,
     ]
     paths = [str(place / part) if part in {"data", "runs", "quality.md"} else part for part in command]
-    return subprocess.run(paths, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90)
+    return subprocess.run(paths, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
 
 
 @pytest.mark.slow
