@@ -12,7 +12,8 @@ def prepare(
     config = base / "input" / "config"
     config.mkdir(parents=True)
     (config / "hyperparameters.json").write_text(json.dumps({**parameters, "sagemaker_region": '"us-east-1"'}))
-    resources = {"current_host": own or hosts[0], "hosts": list(hosts), "network_interface_name": "eth0"}
+    card = "lo" if hosts[0].startswith("127.") else "eth0"
+    resources = {"current_host": own or hosts[0], "hosts": list(hosts), "network_interface_name": card}
     (config / "resourceconfig.json").write_text(json.dumps(resources))
     (config / "inputdataconfig.json").write_text("{}")
     for name in ("model", "output", "checkpoints"):

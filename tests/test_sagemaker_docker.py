@@ -1,0 +1,240 @@
+"""The image as SageMaker starts it: two hosts on a network of their own, stopped in the middle and taken up again."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster_data import write_job, write_planted
+from docker_engine import CERTIFICATES, ROOT, Engine
+from object_store import ACCESS_KEY, BUCKET, SECRET_KEY
+from paced_training import pace
+from pyarrow import fs
+from running_command import crossfade, records, succeeded
+from sagemaker_folders import parameters_of, prepare
+from test_sagemaker_container import JOB, assert_same_model
+from test_sagemaker_container import SECTIONS as LONG
+from test_sagemaker_hosts import TOKEN
+from waiting import wait_until
+
+pytestmark = pytest.mark.docker
+
+IMAGE = "crossfade:sagemaker"
+S3_IMAGE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]["s3"]["image"]
+HOSTS = ("algo-1", "algo-2")
+EPOCHS = 9
+SECTIONS = {**LONG, "train": {**LONG["train"], "epochs": EPOCHS}}
+PARAMETERS = parameters_of({**JOB, "train.epochs": EPOCHS})
+SECONDS = 420.0
+STOP_SECONDS = 120
+"""What SageMaker gives a container between SIGTERM and SIGKILL."""
+S3_VARIABLES = {
+    "AWS_ENDPOINT_URL": "http://s3:8333",
+    "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    "AWS_REGION": "us-east-1",
+}
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine) -> str:
+    """The image as docs/aws.md has it built for ECR."""
+    options = ("--file", "docker/Dockerfile", "--secret", f"id=ca,src={CERTIFICATES}", "--network", "host")
+    engine.docker("build", "--quiet", *options, "--build-arg", "RUN_AS=root", "--tag", IMAGE, ".")
+    return IMAGE
+
+
+@pytest.fixture
+def network(engine: Engine) -> Iterator[str]:
+    """A network of its own; what still runs in it is ended with it."""
+    name = f"sagemaker-{uuid.uuid4().hex[:8]}"
+    engine.docker("network", "create", name)
+    yield name
+    if left := engine.docker("ps", "--all", "--quiet", "--filter", f"network={name}").split():
+        engine.docker("rm", "--force", "--volumes", *left)
+    engine.docker("network", "rm", name)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_planted(tmp_path / "data")
+
+
+@pytest.fixture
+def s3(engine: Engine, network: str, tmp_path: Path) -> fs.S3FileSystem:
+    """An object store that hosts of the network know as s3, with its bucket."""
+    identity = {"name": "job", "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]}
+    identity["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]  # type: ignore[assignment]
+    config = tmp_path / "s3.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    container = engine.docker(
+        *("run", "--detach", "--network", network, "--network-alias", "s3"),
+        *("--volume", f"{config}:/s3.json:ro", "--entrypoint", "weed", S3_IMAGE),
+        *("server", "-dir=/data", "-ip.bind=0.0.0.0", "-s3", "-s3.config=/s3.json", "-volume.max=20"),
+        *("-master.volumeSizeLimitMB=256", "-master.telemetry=false"),
+    )
+    address = engine.inspect(container)["NetworkSettings"]["Networks"][network]["IPAddress"]
+    client = fs.S3FileSystem(
+        access_key=ACCESS_KEY,
+        secret_key=SECRET_KEY,
+        region="us-east-1",
+        scheme="http",
+        endpoint_override=f"{address}:8333",
+        allow_bucket_creation=True,
+        connect_timeout=2,
+        request_timeout=5,
+    )
+
+    def made() -> bool:
+        try:
+            client.create_dir(BUCKET)
+            with client.open_output_stream(f"{BUCKET}/ready") as file:
+                file.write(b"1")
+        except OSError:
+            return False
+        return True
+
+    wait_until(made, SECONDS, f"a bucket in {address}")
+    return client
+
+
+class Container:
+    """A training container of a host, as SageMaker runs it: ``docker run IMAGE train``, with /opt/ml from outside."""
+
+    def __init__(self, engine: Engine, image: str, network: str, base: Path, name: str, **variables: str) -> None:
+        self._engine, self.base = engine, base
+        hook = base.parent / "hook"
+        words = [word for key, value in variables.items() for word in ("--env", f"{key}={value}")]
+        self.id = engine.docker(
+            *("run", "--detach", "--network", network, "--hostname", name, "--network-alias", name),
+            *("--volume", f"{base}:/opt/ml", "--volume", f"{hook}:/hook", *words, image, "train"),
+        )
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        result = self._engine.run("docker", "logs", self.id)
+        return result.stdout + result.stderr
+
+    def wait_for_checkpoint(self, run: str) -> None:
+        """Return once the run in ``run`` has judged an epoch and, after that, written a checkpoint."""
+
+        def saved() -> bool:
+            assert self._engine.inspect(self.id)["State"]["Running"], self.log
+            kinds = [record["event"] for record in records(self.base / run)]
+            return "epoch" in kinds and "saved" in kinds[kinds.index("epoch") :]
+
+        wait_until(saved, SECONDS, f"a checkpoint in {run}")
+
+    def exit_code(self) -> int:
+        """Its exit code, when it has ended."""
+
+        def ended() -> bool:
+            return not self._engine.inspect(self.id)["State"]["Running"]
+
+        wait_until(ended, SECONDS, f"the end of the container: {self.log[-2000:]}")
+        return int(self._engine.inspect(self.id)["State"]["ExitCode"])
+
+
+def stop(engine: Engine, *containers: Container) -> None:
+    """Stop all hosts of a job as SageMaker does."""
+    engine.docker("stop", "-t", str(STOP_SECONDS), *(container.id for container in containers))
+
+
+def paced_in_container(place: Path) -> dict[str, str]:
+    """The environment of a container in which steps take a while, until ``place/hook/release`` is there."""
+    variables = pace(place, place / "hook" / "release")
+    return {name: "/hook/release" if name.endswith("RELEASE") else "/hook" for name in variables}
+
+
+def upload(client: fs.S3FileSystem, folder: Path, path: str) -> str:
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        with client.open_output_stream(f"{BUCKET}/{path}/{file.relative_to(folder).as_posix()}") as out:
+            out.write(file.read_bytes())
+    return f"s3://{BUCKET}/{path}"
+
+
+def test_two_hosts_stopped_in_the_middle_are_taken_up_by_two_others_and_end_as_if_undisturbed(
+    engine: Engine, image: str, network: str, s3: fs.S3FileSystem, data: Path, tmp_path: Path
+) -> None:
+    write_job(tmp_path / "job.yaml", data, **SECTIONS)
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed", "--servers", 2, "--workers", 2, cwd=tmp_path))
+    shards, to = upload(s3, data, "interactions"), f"s3://{BUCKET}/checkpoints"
+    parameters = {**PARAMETERS, "data.shards": shards, "checkpoint.to": to}
+    variables = {**S3_VARIABLES, "CROSSFADE_TOKEN": TOKEN, **paced_in_container(tmp_path)}
+
+    def start(attempt: str) -> list[Container]:
+        containers = []
+        for name in reversed(HOSTS):  # the second has to wait until the first one's name is known
+            base = prepare(tmp_path / f"{attempt}-{name}", parameters, HOSTS, name)
+            (base / "checkpoints").rmdir()
+            containers.append(Container(engine, image, network, base, name, **variables))
+        return containers[::-1]
+
+    first, second = start("stopped")
+    first.wait_for_checkpoint("run/algo-1")
+    stop(engine, first, second)
+    assert (first.exit_code(), second.exit_code()) == (143, 143), first.log + second.log
+
+    (tmp_path / "hook" / "release").touch()
+    first, second = start("new")
+    assert (first.exit_code(), second.exit_code()) == (0, 0), first.log + second.log
+    assert "going on from step" in first.log
+    assert_same_model(first.base / "model", tmp_path / "undisturbed")
+    assert sorted(path.name for path in (second.base / "output" / "data" / "algo-2" / "logs").iterdir()) == [
+        *("server-1.log", "worker-1.log"),
+    ]
+    assert not list(tmp_path.rglob("output/failure"))
+
+
+def test_one_host_goes_on_from_the_checkpoint_folder_and_ends_as_if_undisturbed(
+    engine: Engine, image: str, network: str, data: Path, tmp_path: Path
+) -> None:
+    write_job(tmp_path / "job.yaml", data, **SECTIONS)
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed", cwd=tmp_path))
+    variables = paced_in_container(tmp_path)
+
+    def start(attempt: str) -> Container:
+        base = prepare(tmp_path / attempt, PARAMETERS)
+        shutil.copytree(data, base / "input" / "data" / "shards")
+        if attempt != "stopped":
+            shutil.copytree(tmp_path / "stopped" / "checkpoints", base / "checkpoints", dirs_exist_ok=True)
+        return Container(engine, image, network, base, "algo-1", **variables)
+
+    container = start("stopped")
+    container.wait_for_checkpoint("checkpoints/algo-1")
+    stop(engine, container)
+    assert container.exit_code() == 143, container.log
+    (tmp_path / "hook" / "release").touch()
+    container = start("new")
+    assert container.exit_code() == 0, container.log
+    assert "going on from step" in container.log
+    assert_same_model(container.base / "model", tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("changed", "exit_code", "said"),
+    [
+        ({"data.shards": "/nowhere"}, 2, "/nowhere"),
+        ({"optimizer.learning_rate": "1e30", "optimizer.kind": "sgd", "model.score": "dot"}, 1, "finite"),
+    ],
+)
+def test_a_failing_job_says_why_in_the_failure_file(
+    engine: Engine,
+    image: str,
+    network: str,
+    data: Path,
+    tmp_path: Path,
+    changed: Mapping[str, str],
+    exit_code: int,
+    said: str,
+) -> None:
+    (tmp_path / "hook").mkdir()
+    base = prepare(tmp_path / "ml", {**PARAMETERS, "data.shards": "/opt/ml/data", **changed})
+    shutil.copytree(data, base / "data")
+    container = Container(engine, image, network, base, "algo-1")
+    assert container.exit_code() == exit_code, container.log
+    assert said in (base / "output" / "failure").read_text()
