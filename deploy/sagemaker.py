@@ -175,8 +175,10 @@ class Hosts:
         if not found.startswith("127.") or self.interface is None:
             return found
         cards = psutil.net_if_addrs().get(self.interface, [])
-        mine = [card.address for card in cards if card.family == socket.AF_INET]
-        return found if found in mine or not mine else mine[0]
+        others = (
+            card.address for card in cards if card.family == socket.AF_INET and not card.address.startswith("127.")
+        )
+        return next(others, found)
 
     def coordinator(self) -> Address:
         """Where the agents of the other hosts find the coordinator."""
