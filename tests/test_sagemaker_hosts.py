@@ -1,0 +1,89 @@
+"""Two training containers of SageMaker, on addresses of this host: stopped together, and taken up by two others."""
+
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from cluster_data import write_job, write_planted
+from object_store import ObjectStore, running_object_store
+from paced_training import Training, pace
+from running_command import RunningCommand, crossfade, started, succeeded
+from sagemaker_folders import parameters_of, prepare
+from test_sagemaker_container import JOB, SECTIONS, assert_same_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+TOKEN = "a-token-that-all-hosts-have"
+START_SECONDS = 150.0
+END_SECONDS = 240.0
+EPOCHS = 15
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_planted(tmp_path / "data")
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[ObjectStore]:
+    (tmp_path / "store").mkdir()
+    with running_object_store(tmp_path / "store") as server:
+        yield server
+
+
+@contextmanager
+def containers(
+    place: Path, name: str, parameters: Mapping[str, str], variables: Mapping[str, str]
+) -> Iterator[tuple[Training, RunningCommand]]:
+    """Two containers, of hosts whose names are addresses of loopback."""
+    hosts = ("127.0.0.1", "127.0.0.2")
+    bases = [prepare(place / f"{name}-{number}", parameters, hosts, own) for number, own in enumerate(hosts, 1)]
+    for base in bases:
+        (base / "checkpoints").rmdir()
+    release = place / "release"
+    with ExitStack() as stack, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+        probe.close()
+        around = pace(place, release, {**variables, "CROSSFADE_TOKEN": TOKEN, "CROSSFADE_PORT": port})
+        # The second is there first: it waits for the other.
+        second, first = (
+            stack.enter_context(started("train", "--sagemaker", base, cwd=place, variables=around))
+            for base in reversed(bases)
+        )
+        yield Training(first, bases[0] / "run" / "127.0.0.1", release), second
+
+
+def test_two_hosts_that_are_stopped_together_are_taken_up_by_two_others(
+    tmp_path: Path, data: Path, s3: ObjectStore
+) -> None:
+    sections = {**SECTIONS, "train": {**SECTIONS["train"], "epochs": EPOCHS}}
+    write_job(tmp_path / "job.yaml", data, **sections)
+    on_servers = ("--servers", 2, "--workers", 2)
+    succeeded(
+        crossfade("train", "job.yaml", "--run-dir", "undisturbed", *on_servers, cwd=tmp_path, seconds=END_SECONDS)
+    )
+    shards, to = s3.upload(data, "interactions"), s3.uri("checkpoints")
+    parameters = parameters_of({**JOB, "train.epochs": EPOCHS, "data.shards": shards, "checkpoint.to": to})
+
+    with containers(tmp_path, "first", parameters, s3.variables) as (training, other):
+        training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch", START_SECONDS)
+        training.wait_for("saved")
+        for command in (other, training.command):
+            command.process.send_signal(signal.SIGTERM)
+        assert training.command.finish(END_SECONDS).returncode == 143
+        assert other.finish(END_SECONDS).returncode == 143
+
+    with containers(tmp_path, "new", parameters, s3.variables) as (training, other):
+        (tmp_path / "release").touch()
+        result = succeeded(training.command.finish(END_SECONDS))
+        succeeded(other.finish(END_SECONDS))
+    assert "going on from step" in result.stderr
+    assert_same_model(tmp_path / "new-1" / "model", tmp_path / "undisturbed")
+    assert list((tmp_path / "new-2" / "model").iterdir()) == []
+    logs = tmp_path / "new-2" / "output" / "data" / "127.0.0.2" / "logs"
+    assert sorted(path.name for path in logs.iterdir()) == ["server-1.log", "worker-1.log"]
+    assert not list(tmp_path.rglob("failure"))
