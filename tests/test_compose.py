@@ -2,14 +2,23 @@
 
 import json
 import re
+import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from compose_job import PORTS, ComposeJob
 from docker_engine import Engine
+from running_command import crossfade, succeeded
+
+from kvstore.arrays import FloatArray
+from trainer.prepare.sample import STAND_IN
+from trainer.prepare.synthetic import write_synthetic
 
 pytestmark = pytest.mark.docker
 
@@ -103,3 +112,50 @@ def test_secrets_are_made_and_in_no_environment_image_or_log(job: ComposeJob, en
     for name in engine.docker("ps", "--all", "--format", "{{.Names}}").split():
         told += json.dumps(engine.inspect(name))
     assert not any(value in told for value in secret)
+
+
+# ---- killed containers, and the end
+
+
+def vectors(run_dir: Path, entity: str) -> FloatArray:
+    """All vectors of an entity, float32 (N, D)."""
+    stacked: FloatArray = np.stack(pq.read_table(run_dir / "embeddings" / entity).column("vector").to_numpy())
+    return stacked
+
+
+def train_on(job: ComposeJob) -> None:
+    """Wait until training goes on. What is killed stops it at once: all workers and servers take part in a step."""
+    later = time.time() + 2.0
+    job.wait(lambda: any(r["event"] == "step" and r["time"] > later for r in job.records()), RESTART_SECONDS, "a step")
+
+
+def test_whichever_container_is_killed_the_job_ends_in_the_same_embeddings(job: ComposeJob, tmp_path: Path) -> None:
+    job.kill("prometheus")
+    job.kill("worker", 2)
+    train_on(job)
+    job.kill("scheduler")
+    train_on(job)
+    job.kill("s3")
+    job.compose("start", "s3")
+    train_on(job)
+    job.kill("server", 1)
+    train_on(job)
+    # Beside those of the worker and the server, the standby has started it once.
+    assert sum("was not heard of for 15 s" in cause for cause in job.restarts()) == 2
+    for service, number in (("job", 1), ("standby", 1), ("server", 2)):
+        job.kill(service, number)
+    steps = job.step() + 200
+    job.write_job(settings(max_steps=steps))
+    with job.up() as up:  # brings all of them back
+        job.wait(lambda: up.poll() is not None, END_SECONDS, "the end of the job")
+        assert up.returncode == 0, up.communicate()[0]
+    for service in ("scheduler", "standby", "server", "worker", "job"):
+        job.wait(lambda name=service: job.exit_code(name) == 0, RESTART_SECONDS, f"exit code 0 of {service}")
+    report = json.loads((job.run_dir / "report.json").read_text())
+    assert report["steps"] == steps
+
+    write_synthetic(tmp_path / "data", STAND_IN, 0)
+    (tmp_path / "job.yaml").write_text(settings(max_steps=steps, shards="data"))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
+    for entity in ("customer", "artist"):
+        np.testing.assert_allclose(vectors(job.run_dir, entity), vectors(tmp_path / "run", entity), atol=1e-4)
