@@ -19,6 +19,7 @@ from scraping import ask
 
 GRAPHS = ("loss", "quality", "throughput", "phases", "traffic", "memory", "updates")
 SECONDS = 30_000
+EPOCHS = 120  # so that some seconds pass, each of which leaves a record
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,9 @@ def browser() -> Iterator[Browser]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a job, and a finished run of it in ``runs/first``."""
     folder = tmp_path_factory.mktemp("page")
-    train = {"epochs": 60, "evaluate_every": 10}
+    train = {"epochs": 60, "evaluate_every": 10, "patience": None}
     write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"every_steps": 40})
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "runs/first", "--set", "train.epochs=20", cwd=folder))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "runs/first", "--set", f"train.epochs={EPOCHS}", cwd=folder))
     return folder
 
 
@@ -99,8 +100,8 @@ def test_every_graph_and_table_of_a_finished_run_has_data(browser: Browser, addr
         assert drawn(visit, "traffic")[0]["x"] == [
             report[name] for name in ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense")
         ]
-        assert len(drawn(visit, "quality")[0]["y"]) == 2
-        assert len(drawn(visit, "loss")[1]["y"]) == 20
+        assert len(drawn(visit, "quality")[0]["y"]) == EPOCHS // 10
+        assert len(drawn(visit, "loss")[1]["y"]) == EPOCHS
         expect(page.locator("#head")).to_contain_text(f"step {report['steps']:,} of {report['steps']:,}")
         expect(page.locator("#processes tbody tr")).to_have_count(1)
         expect(page.locator("#processes tbody tr")).to_contain_text("in-process")
@@ -111,6 +112,40 @@ def test_every_graph_and_table_of_a_finished_run_has_data(browser: Browser, addr
         expect(page.locator("#job pre")).to_have_text((place / "runs" / "first" / "job.yaml").read_text().rstrip())
         dense = report["bytes_pushed_if_dense"] / report["bytes_pushed"]
         expect(page.locator("#figures")).to_contain_text(f"{dense:.3g}")
+
+
+@pytest.mark.cluster
+def test_a_run_is_watched_from_its_first_steps_through_the_loss_of_a_server_to_its_end(
+    browser: Browser, address: str, place: Path
+) -> None:
+    run_dir = place / "runs" / "cluster"
+    arguments = ("train", place / "job.yaml", "--servers", 2, "--workers", 1, "--set", "optimizer.learning_rate=0.05")
+    with paced(*arguments, run_dir=run_dir) as training, looking(browser, address) as visit:
+        page = visit.page
+        training.wait((run_dir / "state.json").exists, "the run's folder")
+        # A run that begins shows up by itself.
+        page.get_by_role("checkbox", name="cluster").click(timeout=60_000)
+        expect(page.locator("#head h1")).to_have_count(2)
+        page.get_by_role("checkbox", name="first").click()
+        expect(page.locator("#head h1")).to_have_count(1)
+        expect(page.locator("#head h1")).to_have_text("clusterrunning", timeout=60_000)
+        wait_for_graph(visit, "loss", "t.length && t[0].x.length > 1")
+        before = drawn(visit, "loss")[0]["x"][-1]
+        wait_for_graph(visit, "loss", f"t[0].x.at(-1) > {before}")
+        for server in ("server-0", "server-1"):
+            row = page.locator("#processes tbody tr", has_text=server)
+            expect(row).to_contain_text("running")
+            expect(row.locator("td").nth(2)).to_have_text("250")  # of 500 rows
+            expect(row.locator("td").nth(4)).not_to_have_text("\N{EN DASH}")
+        training.wait_for("saved")
+        training.command.roles()["server-0"].kill()
+        expect(page.locator("#alerts")).to_contain_text("server-0 was killed by SIGKILL")
+        expect(page.locator("#head")).to_contain_text("generation 2")
+        expect(page.locator("#events")).to_contain_text("restart")
+        wait_for_graph(visit, "loss", f"t[0].x.at(-1) > {before}")
+        succeeded(training.finish())
+        expect(page.locator("#head h1")).to_have_text("clusterdone")
+        expect(page.locator("#figures")).to_contain_text("restarts1")
 
 
 @pytest.mark.slow
