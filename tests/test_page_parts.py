@@ -118,11 +118,11 @@ def test_the_page_asks_for_a_run_by_its_name_among_those_there_are(tmp_path: Pat
     client = app.make_app(Runs([tmp_path / "runs"]), "runs").server.test_client()
     outputs = [("runs", "children"), ("listed", "data"), ("picked", "data"), ("none", "hidden"), ("place", "search")]
     search = f"?run={tmp_path}/secret&run=../secret&run=plays"
-    states = [("picked", "data", None), ("place", "search", search), ("listed", "data", None)]
+    states = [("place", "search", search), ("listed", "data", None)]
     asked = {
         "output": f"..{'...'.join(f'{part}.{what}' for part, what in outputs)}..",
         "outputs": [{"id": part, "property": what} for part, what in outputs],
-        "inputs": [{"id": "tick", "property": "n_intervals", "value": 0}, []],
+        "inputs": [{"id": "tick", "property": "n_intervals"}, {"id": "picked", "property": "data"}],
         "changedPropIds": [],
         "state": [{"id": part, "property": what, "value": value} for part, what, value in states],
     }

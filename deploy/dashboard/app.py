@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from dash import ALL, Dash, Input, Output, State, ctx, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from flask import Response
 
 from deploy.dashboard import figures, page
@@ -96,17 +96,14 @@ def _pick_runs(app: Dash, runs: Runs) -> None:
         Output("none", "hidden"),
         Output("place", "search"),
         Input("tick", "n_intervals"),
-        Input({"run": ALL}, "n_clicks"),
-        State("picked", "data"),
+        Input("picked", "data"),
         State("place", "search"),
         State("listed", "data"),
     )
-    def pick(
-        _ticks: int | None, _clicks: list[int | None], picked: list[str] | None, search: str, listed: str | None
-    ) -> tuple[Any, ...]:
+    def pick(_ticks: int | None, picked: list[str] | None, search: str, listed: str | None) -> tuple[Any, ...]:
         summaries = latest_first(read_summaries(runs))
         known = [summary.name for summary in summaries]
-        wanted = parse_qs((search or "?")[1:]).get("run", []) if picked is None else _toggled(picked)
+        wanted = parse_qs((search or "?")[1:]).get("run", []) if picked is None else picked
         chosen = ([name for name in wanted if name in known] or known[:1])[:MOST_RUNS]
         boxes = page.run_boxes(summaries, chosen)
         told = str(boxes)
@@ -119,14 +116,14 @@ def _pick_runs(app: Dash, runs: Runs) -> None:
             no_update if address == search else address,
         )
 
-
-def _toggled(picked: list[str]) -> list[str]:
-    """``picked`` with or without the run whose box was used just now, if one was."""
-    used = ctx.triggered_id
-    if not isinstance(used, dict) or not ctx.triggered[0]["value"]:
-        return picked
-    name = used["run"]
-    return [each for each in picked if each != name] if name in picked else [*picked, name]
+    # Not by the server: what it is asked meanwhile for the clock's sake would overtake a click, and undo it.
+    app.clientside_callback(  # type: ignore[no-untyped-call]
+        ClientsideFunction("crossfade", "toggle"),
+        Output("picked", "data", allow_duplicate=True),
+        Input({"run": ALL}, "n_clicks"),
+        State("picked", "data"),
+        prevent_initial_call=True,
+    )
 
 
 def _show_runs(app: Dash, runs: Runs) -> None:
