@@ -282,9 +282,10 @@ def test_what_is_not_host_and_port_is_refused(text: str) -> None:
         Address.parse(text, "--join")
 
 
-def test_nothing_here_looks_at_the_wall_clock() -> None:
+def test_nothing_that_decides_looks_at_the_wall_clock() -> None:
     folder = Path(deploy.__file__).parent
-    sources = {path.name: path.read_text() for path in folder.glob("*.py")}
+    # run_state.py writes down, for people, when something happened.
+    sources = {path.name: path.read_text() for path in folder.glob("*.py") if path.name != "run_state.py"}
     assert [name for name, source in sources.items() if "time.time(" in source or "datetime" in source] == []
 
 
