@@ -145,7 +145,7 @@ def test_a_checkpoint_that_cannot_be_made_whole_leaves_the_one_before_and_nothin
     [before] = runs.checkpoints("run")
     tried = []
 
-    def refuse(_checkpoints: str, manifest: Manifest) -> None:
+    def refuse(_checkpoints: str, manifest: Manifest, _files: dict[str, bytes]) -> None:
         tried.append(manifest.step)
         raise CheckpointError("no room for a manifest")
 
