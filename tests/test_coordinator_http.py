@@ -187,9 +187,10 @@ def test_an_agent_knows_a_coordinator_that_is_away_from_what_is_none(
         with pytest.raises(Unreachable, match=f"127.0.0.1:{port} cannot be reached: .*refused"):
             RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
         silent.listen()
-        monkeypatch.setattr(coordinator_http, "REQUEST_SECONDS", 0.1)
-        with pytest.raises(Unreachable, match="no answer in time"):
-            RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
+        with monkeypatch.context() as patch:
+            patch.setattr(coordinator_http, "REQUEST_SECONDS", 0.1)
+            with pytest.raises(Unreachable, match="no answer in time"):
+                RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
     monkeypatch.setattr(coordinator_http._Handler, "do_POST", coordinator_http._Handler.do_GET)
     with pytest.raises(ClusterError, match="not a coordinator of this version: 404"):
         RemoteCoordinator(address, TOKEN).report(report)
