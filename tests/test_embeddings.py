@@ -1,5 +1,8 @@
 """Embeddings as Parquet: what a store holds comes back by rows, and a folder is replaced whole."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +124,24 @@ def test_vectors_of_any_rows_are_those_of_the_store(written: Path, store: LocalS
     vectors_ND = EmbeddingFiles(written).vectors(QUERY, rows_N)
     assert vectors_ND.dtype == np.float32
     np.testing.assert_array_equal(vectors_ND, StoreVectors(store).vectors(QUERY, rows_N))
+
+
+def test_reading_leaves_no_thread_of_pyarrow_that_may_outlive_the_interpreter(written: Path) -> None:
+    reads = f"""
+import os
+import numpy
+from trainer.embeddings import EmbeddingFiles
+from trainer.prepare.id_list import read_ids
+files = EmbeddingFiles({str(written)!r})
+before = len(os.listdir("/proc/self/task"))
+files.read("{ITEM}")
+files.vectors("{ITEM}", numpy.arange(3))
+read_ids({str(written / ITEM / "rows-000000000000.parquet")!r}, "id", "{ITEM}")
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    variables = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    result = subprocess.run([sys.executable, "-c", reads], env=variables, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "0"
 
 
 def test_vectors_of_no_rows_are_none(written: Path) -> None:

@@ -21,6 +21,7 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from kvstore.store import RowStore, TableSpec
+from trainer.data.parquet_files import open_parquet
 from trainer.data.vocabulary import Vocabulary
 
 FILE_ROWS = 1 << 20
@@ -142,7 +143,9 @@ class EmbeddingFiles:
             InputError: there is no such entity, or a file is damaged.
         """
         files = self._files(entity)
-        return pa.concat_tables([_readable(uri, partial(file.read, columns=columns)) for uri, file in files])
+        return pa.concat_tables(
+            [_readable(uri, partial(file.read, columns=columns, use_threads=False)) for uri, file in files]
+        )
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Vectors of ``rows_N``."""
@@ -152,7 +155,7 @@ class EmbeddingFiles:
                 rows = file.metadata.row_group(index).num_rows
                 begin, end = np.searchsorted(rows_N, [first, first + rows])
                 if begin < end:
-                    table = _readable(uri, partial(file.read_row_group, index, columns=["vector"]))
+                    table = _readable(uri, partial(file.read_row_group, index, columns=["vector"], use_threads=False))
                     column = table.column("vector")
                     pieces.append(vectors_of(column)[rows_N[begin:end] - first])
                 first += rows
@@ -179,7 +182,7 @@ class EmbeddingFiles:
 
 
 def _open(folder: Folder, name: str) -> pq.ParquetFile:
-    return pq.ParquetFile(folder.open_random(name))
+    return open_parquet(folder.open_random(name))
 
 
 def file_name(first_row: int) -> str:

@@ -111,7 +111,7 @@ class ParquetFiles:
             UnreachableError: storage does not answer.
         """
         metadata = self.footer(file)
-        with pq.ParquetFile(Pieces(file.bytes), metadata=metadata) as parsed:
+        with open_parquet(Pieces(file.bytes), metadata=metadata) as parsed:
             for index in range(metadata.num_row_groups):
                 for column in range(metadata.num_columns):
                     try:
@@ -135,7 +135,7 @@ class ParquetFiles:
             for start, stop in places:
                 pieces.add(start, _fetch(source, tail, start, stop))
         try:
-            with pq.ParquetFile(pieces, metadata=metadata, page_checksum_verification=True) as parsed:
+            with open_parquet(pieces, metadata=metadata, page_checksum_verification=True) as parsed:
                 table = parsed.read_row_group(index, columns=list(columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(self._where(file, index), f"is damaged and cannot be read ({_said(error)})") from error
@@ -331,13 +331,22 @@ def _batches(
 ) -> Iterator[pa.Table]:
     """``columns`` of row group ``index``, read from ``source`` as they are asked for."""
     try:
-        with pq.ParquetFile(
-            source, metadata=metadata, page_checksum_verification=True, buffer_size=_BUFFER_BYTES, pre_buffer=False
+        with open_parquet(
+            source, metadata=metadata, page_checksum_verification=True, buffer_size=_BUFFER_BYTES
         ) as parsed:
             for batch in parsed.iter_batches(rows, row_groups=[index], columns=list(columns), use_threads=False):
                 yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowException) as error:
         raise _damaged(where, f"is damaged and cannot be read ({_said(error)})") from error
+
+
+def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
+    """``source``, which may be a file made in Python, as Parquet that no thread of pyarrow's reads ahead.
+
+    Such a thread may be the last to let go of a Python file. Where the interpreter is ending by then, that takes the
+    process down ("terminate called without an active exception"). Read it with ``use_threads=False``, too.
+    """
+    return pq.ParquetFile(source, pre_buffer=False, **options)
 
 
 def _start(chunk: pq.ColumnChunkMetaData) -> int:

@@ -11,11 +11,11 @@ from csv import QUOTE_MINIMAL, QUOTE_NONE, reader
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyarrow import csv
 
 from kvstore.errors import InputError, listed
 from kvstore.storage import Folder
+from trainer.data.parquet_files import open_parquet
 
 _HEADER_BYTES = 1 << 20
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".dat": "\t"}
@@ -61,9 +61,9 @@ def typed_ids(ids: pa.StringArray, id_type: str) -> pa.Array:
 
 
 def _read_parquet(source: pa.NativeFile, location: str, column: str | None, entity: str) -> pa.Array:
-    with pq.ParquetFile(source) as file:
+    with open_parquet(source) as file:
         name = _choose(location, file.schema_arrow.names, column, entity)
-        return _combined(file.read(columns=[name]).column(0))
+        return _combined(file.read(columns=[name], use_threads=False).column(0))
 
 
 def _read_table(source: pa.NativeFile, location: str, column: str | None, entity: str) -> pa.Array:
@@ -74,8 +74,12 @@ def _read_table(source: pa.NativeFile, location: str, column: str | None, entity
     names = next(reader(header, delimiter=delimiter, quoting=QUOTE_MINIMAL if quoted else QUOTE_NONE), [])
     chosen = _choose(location, names, column, entity)
     source.seek(0)
+    # In memory of pyarrow's own: its threads, which parse it, may be the last to let go (see open_parquet).
+    content = pa.BufferOutputStream()
+    content.write(source.readall())
     convert = csv.ConvertOptions(include_columns=[chosen], column_types={chosen: pa.string()})
-    return _combined(csv.read_csv(source, parse_options=parse, convert_options=convert).column(0))
+    table = csv.read_csv(pa.BufferReader(content.getvalue()), parse_options=parse, convert_options=convert)
+    return _combined(table.column(0))
 
 
 def _read_lines(source: pa.NativeFile, location: str, column: str | None, _entity: str) -> pa.Array:
