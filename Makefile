@@ -1,8 +1,11 @@
 # What people and CI run. Each target first sets up .venv (deploy/setup.sh), which takes no time once it is done.
 #   make test PYTHON=/path/to/python3.11    the Python to make .venv with
 #   make test ARGS='-k layout'              more arguments for pytest
+#   make test JOBS=4                        how many processes the tests run in (2)
 
 SEEDS ?= 1
+JOBS ?= 2
+IN_PROCESSES = -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard
@@ -24,10 +27,10 @@ data/lastfm/manifest.json: | setup
 	.venv/bin/crossfade prepare --sample lastfm --out data/lastfm
 
 test: setup ## run all tests, the fast ones first
-	.venv/bin/python -m pytest -m "not docker" $(ARGS)
+	.venv/bin/python -m pytest -m "not docker" $(IN_PROCESSES) $(ARGS)
 
 test-fast: setup ## run the tests that take under a minute together
-	.venv/bin/python -m pytest -m "not cluster and not slow and not docker" $(ARGS)
+	.venv/bin/python -m pytest -m "not cluster and not slow and not docker" $(IN_PROCESSES) $(ARGS)
 
 test-docker: setup ## run the tests of the image and of docker-compose.yml on a Docker engine that they start; as root
 	@.venv/bin/python tests/docker_engine.py

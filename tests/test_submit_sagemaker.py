@@ -28,6 +28,8 @@ from deploy.sagemaker_request import Submission, make_request
 from kvstore.errors import InputError
 from trainer.job import load_job
 
+pytestmark = pytest.mark.slow
+
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/CrossfadeTraining"
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/crossfade:cu90"
 QUOTA = (

@@ -14,6 +14,8 @@ from waiting import wait_until
 from deploy.settings import Setting
 from kvstore.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
