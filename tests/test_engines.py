@@ -132,6 +132,8 @@ for any_loss in get_args(LossKind):
         CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", hard=2)
 for any_kind in get_args(Negatives.model_fields["kind"].annotation):
     CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
+for any_score in get_args(ScoreKind):
+    CASES[f"softmax-{any_score}-all"] = make_case("softmax", any_score, "all")
 for tied_loss in SMOOTH:  # A query row of zeros: all its scores are 0, where −log σ(x) by |x| has a kink.
     CASES[f"{tied_loss}-tied"] = replace(make_case(tied_loss, "dot", "each", "mixed"), queries_B=np.full(6, 4))
 every_case = pytest.mark.parametrize("name", CASES)

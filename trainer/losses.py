@@ -432,6 +432,40 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
     return loss_B, slope_B
 
 
+@njit(cache=True, error_model="numpy", nogil=True)
+def all_items_pass(scores_AC, query_AD, square_C, item_N, weight_N, starts_A1, product, square):  # type: ignore[no-untyped-def]
+    """The ``softmax`` of ``shared_pool_pass`` where the pool is all items, which scores a query once for its examples.
+
+    Dot products of a tile of queries become derivatives by score, in place. The examples of query a are
+    ``starts_A1[a]`` to ``starts_A1[a + 1]`` of ``item_N``, their items' places in the pool, and ``weight_N``, none of
+    them below 0. The losses of the examples come back.
+    """
+    first = starts_A1[0]
+    loss_N = np.empty(starts_A1[-1] - first, np.float32)
+    for a in range(scores_AC.shape[0]):
+        scores_C = scores_AC[a]
+        for c in range(scores_C.shape[0]):
+            scores_C[c] *= product
+        if square:
+            query_square = _dot(query_AD[a], query_AD[a])
+            for c in range(scores_C.shape[0]):
+                scores_C[c] -= square * (query_square + square_C[c])
+        top, weight = _largest(scores_C), _ZERO
+        for n in range(starts_A1[a], starts_A1[a + 1]):
+            loss_N[n - first] = top - scores_C[item_N[n]]
+            weight += weight_N[n]
+        for c in range(scores_C.shape[0]):
+            scores_C[c] = exp(scores_C[c] - top)
+        total = _sum(scores_C)
+        scale, log_total = weight / total, np.float32(math.log(total))
+        for c in range(scores_C.shape[0]):
+            scores_C[c] *= scale
+        for n in range(starts_A1[a], starts_A1[a + 1]):
+            loss_N[n - first] = weight_N[n] * (loss_N[n - first] + log_total)
+            scores_C[item_N[n]] -= weight_N[n]
+    return loss_N
+
+
 @njit(cache=True, error_model="numpy", parallel=True)
 def own_negatives_pass(  # type: ignore[no-untyped-def]
     query_AD, item_AD, query_B, item_B, negative_BN, less_BN, weight_B, code, shape, keep, product, square

@@ -18,7 +18,7 @@ from numba import get_num_threads, njit, prange
 from kvstore.arrays import FloatArray, IntArray
 from trainer.data.batches import ActiveRows, Batch
 from trainer.job import Negatives
-from trainer.losses import LossSpec, own_negatives_pass, row_squares, shared_pool_pass
+from trainer.losses import LossSpec, all_items_pass, own_negatives_pass, row_squares, shared_pool_pass
 from trainer.model import Model
 from trainer.negatives import FROM_BATCH
 
@@ -98,6 +98,7 @@ class CpuEngine:
         self._model = model
         self._loss = loss
         self._each = negatives.kind == "each"
+        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.hard is None
         self._from_batch = negatives.kind in FROM_BATCH
         self._hard = negatives.hard
         self._product = np.float32(model.score.product)
@@ -114,11 +115,13 @@ class CpuEngine:
         norms: list[FloatArray] = []
         if self._model.score.normalised:
             rows, norms = (list(pair) for pair in zip(*(_normalise(block_AD) for block_AD in rows), strict=True))
-        compute = self._with_own_negatives if self._each else self._with_pools
-        loss_B, *uses = compute(batch, *rows)
-        gradients = [
-            self._by_rows(active, values_ND) for active, values_ND in zip((batch.query, batch.item), uses, strict=True)
-        ]
+        if self._scores_queries_once(batch):
+            loss_B, *gradients = self._with_all_items(batch, *rows)
+        else:
+            compute = self._with_own_negatives if self._each else self._with_pools
+            loss_B, *uses = compute(batch, *rows)
+            active = batch.query, batch.item
+            gradients = [self._by_rows(*pair) for pair in zip(active, uses, strict=True)]
         for gradient_AD, unit_AD, norm_A in zip(gradients, rows, norms, strict=False):
             _through_normalise(gradient_AD, unit_AD, norm_A)
         return float(loss_B.sum(dtype=np.float64)), dict(zip(names, gradients, strict=True))
@@ -206,6 +209,40 @@ class CpuEngine:
                 use_gradient_ND[pool.uses] -= twice * slope_C[:, None] * pool.rows_CD
         use_gradient_ND[: len(batch)] += own_gradient_BD
         return loss_B, query_gradient_BD, use_gradient_ND
+
+    def _scores_queries_once(self, batch: Batch) -> bool:
+        """Whether examples of one query differ in nothing but their own items, which are in the pool."""
+        items_alone = len(batch.item.rows_A) == len(batch.negative_index_N)
+        plain = len(batch.log_q_N) == 0 and bool((batch.weight_B >= 0).all())
+        return self._all_softmax and items_alone and plain
+
+    def _with_all_items(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:
+        """The losses, and the gradients by active rows: tiles of queries in threads, added in order."""
+        order_B, starts_A1 = batch.query.order_N, batch.query.starts_A1
+        examples = batch.item_index_B[order_B], self._weights(batch)[order_B]
+        square_C = row_squares(item_AD)
+        twice = np.float32(2.0) * self._square
+        query_gradient_AD = np.empty_like(query_AD)
+
+        def compute(tile: slice) -> tuple[FloatArray, FloatArray, FloatArray]:
+            query_TD = query_AD[tile]
+            slope_TC = np.matmul(query_TD, item_AD.T, out=self._scores(len(query_TD), len(item_AD)))
+            of_tile = *examples, starts_A1[tile.start : tile.stop + 1]
+            loss_N = all_items_pass(slope_TC, query_TD, square_C, *of_tile, self._product, self._square)
+            # The slopes of a query add up to 0: its square, which all its scores have, gets no gradient.
+            query_gradient_AD[tile] = self._product * (slope_TC @ item_AD)
+            return loss_N, self._product * (slope_TC.T @ query_TD), slope_TC.sum(axis=0) if twice else loss_N[:0]
+
+        rows = max(1, _TILE_SCORES // len(item_AD))
+        tiles = [slice(start, min(start + rows, len(query_AD))) for start in range(0, len(query_AD), rows)]
+        item_gradient_AD = np.zeros_like(item_AD)
+        losses = []
+        for loss_N, gradient_AD, slope_A in self._threads.map(compute, tiles):
+            losses.append(loss_N)
+            item_gradient_AD += gradient_AD
+            if twice:
+                item_gradient_AD -= twice * slope_A[:, None] * item_AD
+        return np.concatenate(losses), query_gradient_AD, item_gradient_AD
 
     def _scores(self, examples: int, pool: int) -> FloatArray:
         """A thread's memory for a tile of scores, kept from step to step: fresh pages cost more than the scores."""
