@@ -8,10 +8,11 @@ JOBS ?= 2
 IN_PROCESSES = -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
+ALL_EXTRAS = --extra mxnet --extra aws --extra tune --extra dashboard --extra dev
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos bench-data quality screenshots lint types format lock clean setup
+.PHONY: help train test test-fast test-docker chaos bench-data quality screenshots lint types format lock clean setup horovod
 .NOTPARALLEL:
 
 help: ## show this list
@@ -61,13 +62,17 @@ format: setup ## reformat the code with ruff
 	.venv/bin/ruff format .
 
 lock: setup ## write requirements.lock and those of the images anew from pyproject.toml (ARGS=--upgrade takes newer versions)
-	$(COMPILE) --universal --all-extras --output-file requirements.lock $(ARGS) pyproject.toml
+	$(COMPILE) --universal $(ALL_EXTRAS) --output-file requirements.lock $(ARGS) pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --extra mxnet --output-file docker/requirements-cpu.lock pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu112.lock pyproject.toml docker/requirements-cu112.in
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu90.lock pyproject.toml docker/requirements-cu90.in
+	HOROVOD_WITHOUT_PYTORCH=1 $(COMPILE) --python-platform x86_64-manylinux_2_28 --constraint requirements.lock --output-file deploy/requirements-horovod.lock deploy/requirements-horovod.in
 
 setup: ## only set up .venv
 	@sh deploy/setup.sh
+
+horovod: setup ## build Horovod into .venv, for dense layers of several workers; needs g++, and some minutes the first time
+	@sh deploy/horovod.sh
 
 clean: ## remove .venv, caches and builds; data/ and runs/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -247,6 +247,8 @@ def _step(inputs: Inputs, plan: Plan, traffic: StepTraffic) -> Iterator[str]:
     rows.append(("bytes pushed", size(traffic.bytes_pushed), each))
     times = f"{traffic.bytes_pushed_if_dense / traffic.bytes_pushed:,.0f} x as many"
     rows.append(("bytes pushed, if dense", size(traffic.bytes_pushed_if_dense), times))
+    if traffic.bytes_summed:
+        rows.append(("bytes summed", size(traffic.bytes_summed), "gradients of dense layers, by each worker"))
     if servers := inputs.job.cluster.servers:
         # Rows are dealt to the servers in turn, so each has as many of the popular ones.
         values, requests = traffic.wire(sum(traffic.rows) / servers)

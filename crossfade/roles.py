@@ -30,6 +30,12 @@ needs the job.yaml of a run. The environment says who is where:
   DMLC_NODE_HOST                        address that this process listens on
   DMLC_NUM_SERVER, DMLC_NUM_WORKER      how many of each the job has
 
+Workers that train dense layers, if there are several, sum their gradients by Horovod, and need to know where they meet:
+
+  HOROVOD_GLOO_RENDEZVOUS_ADDR          HOST or HOST:PORT/PATH of a rendezvous as horovodrun has one
+  HOROVOD_GLOO_RENDEZVOUS_PORT          its port
+  HOROVOD_GLOO_IFACE                    the network interface that they reach each other by
+
 Each answers to /metrics and /healthz at DMLC_NODE_HOST and the job's metrics.port, which is one a process: where
 several run on one host, 0.
 """
@@ -155,11 +161,17 @@ def _serve(metrics: RoleMetrics, fail: Callable[[BaseException], NoReturn]) -> N
 
 def _work(job: Job, folder: RunFolder, checkpoint: str | None, pipe: EventPipe, metrics: RoleMetrics) -> None:
     from kvstore.mxnet_client import MXNetStore
+    from trainer.dense_reduction import HorovodReduction, check_can_sum
     from trainer.run import run_training
 
+    if job.sums_dense_layers:
+        check_can_sum()
     metrics.state = lambda: "joining"
     pipe.emit({"event": "phase", "name": "joining"})
     store = MXNetStore(key_bytes=job.cluster.key_bytes)
+    reduction = None
+    if job.sums_dense_layers:
+        reduction = HorovodReduction(store.rank, store.workers, job.cluster.stall_seconds)
     pipe.emit({"event": "phase", "name": "joined"})
     run_training(
         job,
@@ -170,7 +182,10 @@ def _work(job: Job, folder: RunFolder, checkpoint: str | None, pipe: EventPipe, 
         stop_requested=_remember_sigterm(),
         saves_wanted=_count_save_signals(),
         metrics=metrics,
+        reduction=reduction,
     )
+    if reduction is not None:
+        reduction.close()
     store.close()
 
 

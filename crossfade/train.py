@@ -291,6 +291,10 @@ def _check_runtime(job: Job) -> None:
         from kvstore.mxnet_import import require_mxnet
 
         require_mxnet()
+    if job.sums_dense_layers:
+        from trainer.dense_reduction import require_horovod
+
+        require_horovod()
     if job.cluster.servers:
         from deploy.cluster import scheduler_address
         from deploy.supervision import check_hosts

@@ -258,7 +258,7 @@ class Agent:
         roles = [Role.named(name) for name in order.roles]
         scheduler = Address(order.scheduler.host, order.scheduler.port)
         workers_here = sum(role.kind == "worker" for role in roles)
-        around = Neighbourhood(scheduler, self._address, order.servers, order.workers, workers_here)
+        around = Neighbourhood(scheduler, self._address, order.servers, order.workers, workers_here, order.rendezvous)
         cores = len(os.sched_getaffinity(0))
         try:
             self._check_job(order)

@@ -67,6 +67,8 @@ it waits to be sent. With ``WINDOW_COPIES`` it counts 359 MiB for a worker of 8,
 of 64 columns, which held 340 to 374, and 290 for each of two that shared the step, which held 234 to 269."""
 LAYER_COPIES = 3
 """Copies of a step's rows that each dense layer holds: its output, the same normalised, and a temporary one."""
+SUM_COPIES = 3
+"""Copies of the gradients of all dense layers while they are summed over workers: one array, Horovod's, and the sum."""
 WINDOW_COPIES = 2
 """The windows of a lane, and as much that the allocator keeps of those that were used up. With what threads hold while
 they decode it counts 194 MiB for 16 lanes of 131,072 rows, for which a process grew by 212 to 235."""
@@ -405,6 +407,9 @@ def _dense_layers(inputs: Inputs, rows: int) -> Iterable[Part]:
         if inputs.job.train.embeddings == "best":
             piece = min(GROUP_ROWS, inputs.manifest.entities[spec.entity].rows)
             yield Part(f"writing what the dense layers of {spec.entity} make", piece * passing, "evaluation")
+    if inputs.job.sums_dense_layers:
+        parameters = sum(spec.parameters for spec in inputs.model.dense)
+        yield Part("summing gradients of dense layers over workers", SUM_COPIES * VALUE_BYTES * parameters, "steps")
 
 
 def _decoding(inputs: Inputs, window_rows: int) -> int:

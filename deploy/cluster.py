@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, cast
 
+import psutil
+
 from kvstore.errors import ClusterError, InputError
+from trainer.dense_reduction import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
 from trainer.job import Cluster
 
 RoleKind = Literal["scheduler", "server", "worker"]
@@ -24,7 +27,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2
 TOKEN_VARIABLE = "CROSSFADE_TOKEN"  # noqa: S105 - the name of the variable
 TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN_FILE"  # noqa: S105
 # ps-lite takes its port from a stray PORT; what is left of DMLC_* from elsewhere would name another job's scheduler.
-_STRAY_PREFIXES = ("DMLC_", "PS_")
+_STRAY_PREFIXES = ("DMLC_", "PS_", "HOROVOD_")
 _STRAY = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
 
 
@@ -180,12 +183,17 @@ class Neighbourhood:
     servers: int
     workers: int
     workers_here: int
+    rendezvous: str | None = None
+    """HOST:PORT/SECRET where the workers meet for Horovod, if they do."""
 
 
 def environment(role: Role, around: Neighbourhood, cores: int) -> dict[str, str]:
-    """The environment of ``role``'s process: this one's, less strays and the token, with what MXNet needs.
+    """The environment of ``role``'s process: this one's, less strays and the token, with what MXNet and Horovod need.
 
     A host's workers share its ``cores`` out and a server gets one, unless the thread variables are set already.
+
+    Raises:
+        ClusterError: no network interface has the host's address.
     """
     inherited = {
         name: value for name, value in os.environ.items() if name not in _STRAY and not name.startswith(_STRAY_PREFIXES)
@@ -201,4 +209,30 @@ def environment(role: Role, around: Neighbourhood, cores: int) -> dict[str, str]
         "DMLC_NODE_HOST": around.address,
         "DMLC_NUM_SERVER": str(around.servers),
         "DMLC_NUM_WORKER": str(around.workers),
+        **(_meeting(around.rendezvous, around.address) if role.kind == "worker" and around.rendezvous else {}),
     }
+
+
+def _meeting(rendezvous: str, address: str) -> dict[str, str]:
+    """Where a worker meets the others for Horovod, which it listens to at ``address``."""
+    # Horovod writes ":PORT/SCOPE/KEY" behind what it takes for a host.
+    port = Address.parse(rendezvous.partition("/")[0], "rendezvous").port
+    return {
+        ADDRESS_VARIABLE: rendezvous,
+        PORT_VARIABLE: str(port),
+        INTERFACE_VARIABLE: interface_of(address),
+    }
+
+
+def interface_of(address: str) -> str:
+    """The network interface of this host that has the numeric ``address``; Gloo wants its name.
+
+    Raises:
+        ClusterError: none has it.
+    """
+    # All of 127.0.0.0/8 is the loopback interface's, which lists one of them.
+    wanted = "127.0.0.1" if ipaddress.ip_address(address).is_loopback else address
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.family == socket.AF_INET and entry.address == wanted for entry in addresses):
+            return name
+    raise ClusterError(f"no network interface of this host has the address {address}")

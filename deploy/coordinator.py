@@ -66,6 +66,8 @@ class Start:
     step: int = 0
     passed_over: Sequence[str] = ()
     """Why newer checkpoints than this one were not taken."""
+    rendezvous: str | None = None
+    """Where its workers meet for Horovod, if they do."""
 
 
 @dataclass
@@ -392,6 +394,7 @@ class Coordinator:
             generation=self.generation,
             roles=[role.name for role in self._dealt.get(member.id, [])],
             scheduler=Place(host=self._start.scheduler.host, port=self._start.scheduler.port),
+            rendezvous=self._start.rendezvous,
             servers=self._cluster.servers,
             workers=self._cluster.workers,
             checkpoint=self._start.checkpoint,

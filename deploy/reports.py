@@ -86,6 +86,7 @@ class Order(_Message):
     generation: int = 0
     roles: list[str] = []
     scheduler: Place | None = None
+    rendezvous: str | None = Field(None, description="HOST:PORT/SECRET where workers meet for Horovod, if they do")
     servers: int = 0
     workers: int = 0
     checkpoint: str | None = None

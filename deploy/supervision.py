@@ -17,6 +17,7 @@ from deploy.cluster import Address, scheduler_address
 from deploy.coordinator import FINISHED, Coordinator, Start, State
 from deploy.coordinator_http import read_token, serving
 from deploy.metrics import HostMetrics, JobMetrics, target
+from deploy.rendezvous import Rendezvous, meeting
 from deploy.run_state import RunState
 from deploy.spot import SpotWatch
 from kvstore.errors import ClusterError, CrossfadeError, InputError
@@ -111,7 +112,10 @@ def run_job(
             listen = Address.parse(job.cluster.listen, "cluster.listen")
             at = stack.enter_context(serving(coordinator, listen, read_token("cluster.listen")))
             emit({"event": "listening", "address": str(at)})
-        search = _Search(job, folder, resume)
+        rendezvous = None
+        if job.sums_dense_layers:
+            rendezvous = stack.enter_context(meeting(scheduler_address(job.cluster).host, job.cluster.workers))
+        search = _Search(job, folder, resume, rendezvous)
         restarts = _Restarts(folder)
         while coordinator.state not in FINISHED or agent.left is None or coordinator.others():
             agent.turn()
@@ -208,8 +212,8 @@ def _amended_report(folder: RunFolder, restarts: list[dict[str, Any]]) -> dict[s
 class _Search:
     """Finds what a generation starts from, in a thread: where checkpoints are may be slow, and agents must not wait."""
 
-    def __init__(self, job: Job, folder: RunFolder, resume: bool) -> None:
-        self._job, self._resume = job, resume
+    def __init__(self, job: Job, folder: RunFolder, resume: bool, rendezvous: Rendezvous | None = None) -> None:
+        self._job, self._resume, self._rendezvous = job, resume, rendezvous
         self._checkpoints = RunFolder(Path(folder.path).absolute()).checkpoints(job)
         self._under_way = False
         self._found: Start | Exception | None = None
@@ -231,7 +235,8 @@ class _Search:
     def _look(self, refused: frozenset[str], fresh: bool) -> None:
         try:
             checkpoint, step, passed_over = (None, 0, []) if fresh else newest(self._checkpoints, refused)
-            self._found = Start(self._scheduler(), checkpoint, step, passed_over)
+            meet = self._rendezvous.renew() if self._rendezvous else None
+            self._found = Start(self._scheduler(), checkpoint, step, passed_over, meet)
         except (CrossfadeError, OSError) as error:
             self._found = error
         except Exception as error:  # a fault of ours, which must not leave the job waiting for ever

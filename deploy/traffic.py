@@ -202,6 +202,8 @@ class StepTraffic:
     bytes_pulled: float
     bytes_pushed: float
     bytes_pushed_if_dense: int
+    bytes_summed: float = 0.0
+    """What each worker sends, and receives, to sum the gradients of dense layers, in a ring of all workers."""
 
     @property
     def rows(self) -> tuple[float, ...]:
@@ -248,14 +250,25 @@ def expect_traffic(
         bytes_pulled=all_bytes,
         bytes_pushed=all_bytes,
         bytes_pushed_if_dense=moved.bytes_pushed_if_dense,
+        bytes_summed=_summed(job, model),
     )
+
+
+def _summed(job: Job, model: Model) -> float:
+    if not job.sums_dense_layers:
+        return 0.0
+    workers = job.cluster.workers
+    return 2 * (workers - 1) / workers * VALUE_BYTES * sum(spec.parameters for spec in model.dense)
 
 
 def busiest_bytes(traffic: StepTraffic, hosts: Sequence[Sequence[Role]]) -> float:
     """Bytes that the busiest network card passes one way in a step: requests, then answers, then the push.
 
-    They follow one another. What a worker exchanges with servers of its own host stays off the wire.
+    They follow one another, and so does the sum over workers, whose ring may leave a host once a worker. What a worker
+    exchanges with servers of its own host stays off the wire.
     """
+    workers = [sum(role.kind == "worker" for role in host) for host in hosts]
+    ring = max(min(here, sum(workers) - here) for here in workers) * traffic.bytes_summed
     servers = [sum(role.kind == "server" for role in host) for host in hosts]
     owned = [sum(traffic.rows[role.index] for role in host if role.kind == "worker") for host in hosts]
     most = 0.0
@@ -263,4 +276,4 @@ def busiest_bytes(traffic: StepTraffic, hosts: Sequence[Sequence[Role]]) -> floa
         share = here / sum(servers)
         most = max(most, own * (1 - share), (sum(owned) - own) * share)
     values, requests = traffic.wire(most)
-    return requests + 2 * values
+    return requests + 2 * values + ring

@@ -86,12 +86,13 @@ class RefusedError(InputError):
 
 
 class MissingExtraError(InputError):
-    """An optional package is not installed; the message names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that brings it, or how else it is had."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        """Say which ``package`` is missing for which ``purpose``, and which ``extra`` brings it."""
+    def __init__(self, package: str, extra: str, purpose: str, how: str | None = None) -> None:
+        """Say which ``package`` is missing for which ``purpose``; the ``extra`` brings it, unless ``how`` says how."""
+        how = how or f"pip install 'crossfade[{extra}]'"
         super().__init__(
-            f"{purpose} needs the package '{package}', which is not installed here: pip install 'crossfade[{extra}]' "
+            f"{purpose} needs the package '{package}', which is not installed here: {how} "
             "(Linux on x86-64, Python 3.11)"
         )
 

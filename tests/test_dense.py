@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from running_command import crossfade, succeeded
 
 from crossfade.main import main
 from deploy.capacity import make_plan, read_inputs
+from deploy.cluster import Role
+from deploy.traffic import busiest_bytes
 from kvstore.arrays import FloatArray
 from kvstore.checkpoint import newest_checkpoint, open_checkpoint
 from kvstore.errors import DivergedError, InputError
@@ -132,10 +135,6 @@ def test_layers_that_diverge_are_named() -> None:
         ({"model": {"dim": 8, "dense": {"item": [16, 4]}}}, "dense.item is [16, 4]: its last layer must be as wide as"),
         ({"model": {"dim": 8, "dense": {"item": [0, 8]}}}, "model.dense.item.0: input should be greater than"),
         ({"model": {"dim": 8, "dense": {"items": [8]}}}, "unknown key 'model.dense.items'; did you mean 'item'?"),
-        (
-            {"model": {"dim": 8, "dense": {"item": [8]}}, "cluster": {"servers": 2, "workers": 2}},
-            "model.dense is trained by one worker alone, but cluster.workers is 2: set that to 1",
-        ),
     ],
 )
 def test_layers_that_cannot_be_are_refused(sections: Mapping[str, Any], refusal: str) -> None:
@@ -325,6 +324,28 @@ def test_a_plan_counts_the_layers(place: Path) -> None:
     assert parts[f"dense layers of customer: {weights:,} weights"] == 4 * weights
     # Adam has two numbers a weight, and counts the updates of each unit's weights, and of each bias and gain as one.
     assert parts["dense layers of customer: state of adam"] == 8 * weights + 4 * (16 + 1 + 1 + 8 + 1)
+    assert "summing gradients of dense layers over workers" not in parts
+
+
+def test_a_plan_counts_what_workers_exchange_to_sum_gradients(place: Path) -> None:
+    inputs = read_inputs(load_job(place / "job.yaml", ["cluster.servers=1", "cluster.workers=4"])).with_counts()
+    plan = make_plan(inputs)
+    weights = sum(spec.parameters for spec in inputs.model.dense)
+    [part] = [
+        part for part in plan.processes[-1].parts if part.what == "summing gradients of dense layers over workers"
+    ]
+    assert part.bytes == 3 * 4 * weights
+    assert plan.traffic is not None
+    assert plan.traffic.bytes_summed == 2 * 3 / 4 * 4 * weights
+    server, *workers = [Role("server", 0), *(Role("worker", index) for index in range(4))]
+    alone = replace(plan.traffic, bytes_summed=0.0)
+    for hosts, leaving in (
+        ([[server, *workers]], 0),
+        ([[server], workers], 0),
+        ([[server, workers[0]], workers[1:]], 1),
+    ):
+        on_the_wire = busiest_bytes(plan.traffic, hosts) - busiest_bytes(alone, hosts)
+        assert on_the_wire == pytest.approx(leaving * plan.traffic.bytes_summed)
 
 
 @pytest.mark.cluster

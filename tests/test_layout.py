@@ -1,4 +1,4 @@
-"""The import rules: packages build on each other one way, and MXNet stays where it is wrapped."""
+"""The import rules: packages build on each other one way, and MXNet and Horovod stay where they are wrapped."""
 
 import ast
 import subprocess
@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("kvstore", "trainer", "deploy", "crossfade")  # each may import those before it
-MXNET_MODULES = ("kvstore/mxnet_*.py", "trainer/engines/mxnet.py")
+WRAPPED = {
+    "mxnet": ("kvstore/mxnet_*.py", "trainer/engines/mxnet.py"),
+    "horovod": ("trainer/dense_reduction.py",),
+}
+"""The modules that import a package which is wrapped."""
 NAMES_THAT_SAY_NOTHING = {"utils.py", "helpers.py", "common.py"}
 
 
@@ -35,14 +39,14 @@ def violations(root: Path) -> list[str]:
                 top = module.partition(".")[0]
                 if top in LAYERS[layer + 1 :]:
                     found.append(f"{relative}:{line}: {package} imports {module}, which builds on it")
-                if top == "mxnet" and not any(relative.match(pattern) for pattern in MXNET_MODULES):
-                    found.append(f"{relative}:{line}: only {' and '.join(MXNET_MODULES)} import mxnet")
+                if top in WRAPPED and not any(relative.match(pattern) for pattern in WRAPPED[top]):
+                    found.append(f"{relative}:{line}: only {' and '.join(WRAPPED[top])} import {top}")
                 if top == "tests":
                     found.append(f"{relative}:{line}: {package} imports {module}")
     return found
 
 
-def test_imports_run_one_way_and_mxnet_stays_wrapped() -> None:
+def test_imports_run_one_way_and_what_is_wrapped_stays_so() -> None:
     assert violations(ROOT) == []
 
 
@@ -61,6 +65,8 @@ def test_imports_run_one_way_and_mxnet_stays_wrapped() -> None:
         ("kvstore/local.py", "from . import mxnet_client", False),
         ("kvstore/mxnet_client.py", "import mxnet as mx", False),
         ("trainer/engines/mxnet.py", "import mxnet as mx", False),
+        ("trainer/dense.py", "import horovod.mxnet", True),
+        ("trainer/dense_reduction.py", "def f():\n    import horovod.mxnet as horovod", False),
         ("kvstore/layout.py", "from tests import conftest", True),
     ],
 )

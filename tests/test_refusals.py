@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
 from refusal_table import documented
 from running_command import crossfade, succeeded
@@ -18,10 +19,10 @@ from crossfade.main import main
 
 Refused = Callable[..., str]
 
-WITHOUT_MXNET = """
+WITHOUT = """
 import sys
 
-sys.modules["mxnet"] = None
+sys.modules[sys.argv.pop(1)] = None
 from crossfade.main import main
 
 sys.exit(main(sys.argv[1:]))
@@ -170,10 +171,24 @@ def test_a_host_that_is_not_this_machine(train_refused: Refused) -> None:
     assert message.startswith("cluster.host: cannot listen on '192.0.2.1': ")
 
 
+def refused_without(package: str, place: Path, *options: str) -> str:
+    """What ``crossfade train`` says where ``package`` is not installed."""
+    command = [sys.executable, "-c", WITHOUT, package, "train", "job.yaml", "--run-dir", "run", *options]
+    return refusal(subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False))
+
+
+DENSE = ("--servers", "1", "--workers", "2", "--set", "model.dense={item: [8]}")
+
+
+def test_horovod_where_it_is_not_installed(place: Path) -> None:
+    message = refused_without("horovod", place, *DENSE)
+    documented("dense layers of several workers where Horovod is not installed", message)
+    assert not (place / "run").exists()
+
+
 @pytest.mark.parametrize("setting", [("--servers", "1"), ("--set", "train.engine=mxnet")], ids=["servers", "engine"])
 def test_mxnet_where_it_is_not_installed(place: Path, setting: tuple[str, str]) -> None:
-    command = [sys.executable, "-c", WITHOUT_MXNET, "train", "job.yaml", "--run-dir", "run", *setting]
-    message = refusal(subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False))
+    message = refused_without("mxnet", place, *setting)
     assert "needs the package 'mxnet', which is not installed here: pip install 'crossfade[mxnet]'" in message
 
 
@@ -182,6 +197,17 @@ def test_a_role_that_is_not_told_where_the_others_are(place: Path, role: str) ->
     variables = {"DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": "9000", "DMLC_NUM_SERVER": "1"}
     message = refusal(crossfade(role, "--run-dir", "run", cwd=place, variables=variables))
     assert message == f"the environment lacks DMLC_NODE_HOST, DMLC_NUM_WORKER; see 'crossfade {role} --help'"
+
+
+def test_a_worker_that_is_not_told_where_workers_meet(place: Path) -> None:
+    require_built_horovod()
+    (place / "run").mkdir()
+    model = {"dim": 8, "dense": {"item": [8]}}
+    write_job(place / "run" / "job.yaml", place / "data", model=model, cluster={"servers": 1, "workers": 2})
+    names = ("PS_ROOT_URI", "PS_ROOT_PORT", "NODE_HOST", "NUM_SERVER", "NUM_WORKER")
+    variables = {f"DMLC_{name}": "127.0.0.1" for name in names} | {"HOROVOD_GLOO_IFACE": "lo"}
+    message = refusal(crossfade("worker", "--run-dir", "run", cwd=place, variables=variables))
+    documented("a worker of several that is not told where they meet for Horovod", message)
 
 
 def test_a_run_folder_that_cannot_be_written(refused: Refused, place: Path) -> None:

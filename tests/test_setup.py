@@ -226,9 +226,12 @@ def test_set_up_installs_once_again_after_a_change_and_takes_up_what_was_cut_sho
     assert "is not the one that requirements.lock names" in refused.stderr.splitlines()[-1]
 
 
-def locked() -> dict[str, tuple[Requirement, list[str]]]:
-    """Return each requirement of requirements.lock with its hashes, by name."""
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", " ")
+HOROVOD_LOCK = "deploy/requirements-horovod.lock"
+
+
+def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list[str]]]:
+    """Return each requirement of a lock with its hashes, by name."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
     found: dict[str, tuple[Requirement, list[str]]] = {}
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
@@ -238,9 +241,10 @@ def locked() -> dict[str, tuple[Requirement, list[str]]]:
     return found
 
 
-def test_every_locked_requirement_is_one_version_with_hashes() -> None:
-    assert locked()
-    for requirement, hashes in locked().values():
+@pytest.mark.parametrize("name", ["requirements.lock", HOROVOD_LOCK])
+def test_every_locked_requirement_is_one_version_with_hashes(name: str) -> None:
+    assert locked(name)
+    for requirement, hashes in locked(name).values():
         assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), requirement
         assert hashes, requirement
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), requirement
@@ -256,7 +260,7 @@ def test_the_lock_satisfies_pyproject(system: str, machine: str) -> None:
         *pyproject["build-system"]["requires"],
         *(line for extra in extras.values() for line in extra),
     ]
-    pins = locked()
+    pins = locked(HOROVOD_LOCK) | locked()
     for asked in map(Requirement, lines):
         pin, _ = pins[canonicalize_name(asked.name)]
         version = next(iter(pin.specifier)).version
@@ -264,6 +268,13 @@ def test_the_lock_satisfies_pyproject(system: str, machine: str) -> None:
         wanted = asked.marker is None or asked.marker.evaluate(environment)
         given = pin.marker is None or pin.marker.evaluate(environment)
         assert given or not wanted, f"{asked} against {pin} on {system} {machine}: run `make lock`"
+
+
+def test_the_set_up_compiles_nothing_and_horovod_is_built_with_the_versions_that_it_installs() -> None:
+    assert "horovod" not in locked()
+    for name, (requirement, _) in locked(HOROVOD_LOCK).items():
+        installed = locked().get(name)
+        assert installed is None or installed[0].specifier == requirement.specifier, f"{name}: run `make lock`"
 
 
 def test_mxnet_is_locked_for_linux_on_x86_64_alone() -> None:
@@ -274,7 +285,9 @@ def test_mxnet_is_locked_for_linux_on_x86_64_alone() -> None:
     assert not marker.evaluate({"sys_platform": "darwin", "platform_machine": "x86_64"})
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "Makefile", "deploy/setup.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", HOROVOD_LOCK, "Makefile", "deploy/setup.sh", "deploy/horovod.sh", ".ci/run"]
+)
 def test_set_up_names_no_host(name: str) -> None:
     assert "://" not in (ROOT / name).read_text(encoding="utf-8")
 

@@ -24,12 +24,16 @@ W is drawn uniformly with standard deviation √(2/(inputs + outputs)) (Glorot a
 generator; biases are 0 and gains 1. The optimizer is the job's, and takes each unit for a row that is always active;
 weight decay is of W alone, and no norm is bounded. Rows come in tiles of a fixed size, whose gradients are added in
 order: no bit depends on how many threads there are.
+
+Several workers have the same layers each. Their gradients, of the mean loss over the whole batch, are summed over
+workers before they are applied (``dense_reduction.py``), so that all make the same of them.
 """
 
 from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -42,6 +46,7 @@ from kvstore.checkpoint import Checkpoint
 from kvstore.errors import CheckpointError, DivergedError, InputError
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
 from kvstore.philox import fill_rows
+from trainer.dense_reduction import Reduction
 from trainer.job import Job
 from trainer.model import LayerSpec, Model
 
@@ -122,6 +127,8 @@ class DenseLayers:
         self._optimizers = {name: _optimizer(name, shape, optimizer) for name, shape in shapes.items()}
         self._passed: dict[str, list[list[Passed]]] = {}
         self._gradients: dict[str, FloatArray] = {}
+        self.reduction: Reduction | None = None
+        """What sums gradients over workers; None where there is one worker."""
         self._threads = ThreadPoolExecutor(get_num_threads(), thread_name_prefix="dense") if specs else None
 
     @staticmethod
@@ -169,11 +176,14 @@ class DenseLayers:
         return out_AD
 
     def update(self, rate_factor: float) -> None:
-        """Apply the gradients of the last ``backward``, at the learning rate times ``rate_factor``.
+        """Apply the gradients of the last ``backward``, of all workers, at the learning rate times ``rate_factor``.
 
         Raises:
             DivergedError: a gradient or a new value is not finite, or beyond 1e18.
+            ClusterError: a worker is gone.
         """
+        if self.reduction is not None:
+            self._sum_gradients(self.reduction)
         for name, optimizer in self._optimizers.items():
             optimizer.rate_factor = rate_factor
             values = self.parameters[name]
@@ -181,6 +191,20 @@ class DenseLayers:
                 optimizer.update(values, np.arange(len(values)), self._gradients[name])
             except DivergedError as error:
                 raise DivergedError(f"dense layers ({name}): {error}") from error
+
+    def _sum_gradients(self, reduction: Reduction) -> None:
+        """Sum the gradients over workers, all at once: an exchange costs the more, the more there are."""
+        total_N = reduction.sum(np.concatenate([self._gradients[name].ravel() for name in self.parameters]))
+        ends = np.cumsum([values.size for values in self.parameters.values()])
+        for (name, values), summed_N in zip(self.parameters.items(), np.split(total_N, ends[:-1]), strict=True):
+            self._gradients[name] = summed_N.reshape(values.shape)
+
+    def checksum(self) -> int:
+        """The CRC-32 of all that they hold: the same at each worker."""
+        crc = 0
+        for values in self._arrays().values():
+            crc = zlib.crc32(values.tobytes(), crc)
+        return crc
 
     def _arrays(self) -> dict[str, FloatArray]:
         """All that they hold: each array of parameters, and of its optimizer's state, by name."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.checkpoint import open_checkpoint
-from kvstore.errors import CheckpointError, DivergedError, InputError, UnreachableError
+from kvstore.errors import CheckpointError, ClusterError, DivergedError, InputError, UnreachableError
 from kvstore.local import LocalStore
 from kvstore.storage import Folder
 from kvstore.store import NONE_AFRESH, RowStore
@@ -24,6 +24,8 @@ from trainer.checkpoints import Identity, Saver, Stop, forgotten_rows, newest_us
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.shards import Schedule, ShardReader
 from trainer.data.vocabulary import Vocabulary
+from trainer.dense import DenseLayers
+from trainer.dense_reduction import Reduction
 from trainer.embeddings import EmbeddingFiles, write_embeddings
 from trainer.engines.base import make_engine
 from trainer.evaluate import Metrics, evaluate, load_held_out
@@ -78,15 +80,18 @@ def run_training(
     stop_requested: Callable[[], bool] = lambda: False,
     saves_wanted: Callable[[], int] = lambda: 0,
     metrics: RoleMetrics | None = None,
+    reduction: Reduction | None = None,
 ) -> dict[str, Any] | Stop:
     """Train as one worker of ``job`` on ``store``, on from ``checkpoint`` if one is given; ``metrics`` show it.
 
-    Rank 0 writes the records, the checkpoints and the report. Returns the report or, where ``stop_requested`` said at
+    Rank 0 writes the records, the checkpoints and the report. Where several workers train dense layers, ``reduction``
+    sums their gradients. Returns the report or, where ``stop_requested`` said at
     any worker that the run shall stop, where that was. A checkpoint is written whenever ``saves_wanted`` has grown.
 
     Raises:
         CrossfadeError: the run failed; its exit code says how.
     """
+    assert reduction is not None or not job.sums_dense_layers
     started = time.perf_counter()
     data, manifest, model = load_data(job)
     identity = Identity.of(job, folder.run_id(), model.tables)
@@ -98,6 +103,7 @@ def run_training(
         selection = select(job, data, manifest, PhaseEvents(measured.first(emit)), counts)
         reader = opened.enter_context(closing(ShardReader(data, manifest, job.data.readers)))
         towers = load_towers(job, model, data, manifest)
+        towers.dense.reduction = reduction
         saver = opened.enter_context(
             Saver(
                 store,
@@ -212,11 +218,22 @@ def _start(
     store.create(identity.tables, identity.optimizer, job.train.seed, rows_from, afresh)
     if rows_from and model.dense:
         towers.dense.load(open_checkpoint(rows_from))
+    _check_agreement(towers.dense, store)
     if job.train.embeddings == "best" and progress.best is not None and not _has_best(job, folder, progress):
         # They were left on another machine: the best of what is still to come will do.
         progress.best, progress.best_epoch, progress.stale = None, None, 0
     record({"event": "phase", "name": "training", "step": progress.step, "rows_from": rows_from})
     return progress
+
+
+def _check_agreement(dense: DenseLayers, store: RowStore) -> None:
+    """See that all workers begin with the same dense layers: from then on each makes the same of the same sums."""
+    own = float(dense.checksum())
+    if dense.entities and store.sum(np.array([own]))[0] != own * store.workers:
+        raise ClusterError(
+            "the workers do not begin with the same dense layers; expected hosts that compute alike: the same version "
+            "of Crossfade and numpy on the same kind of processor"
+        )
 
 
 def _has_best(job: Job, folder: RunFolder, progress: Progress) -> bool:

@@ -1,0 +1,96 @@
+#!/bin/sh
+# Builds Horovod for the MXNet in .venv, with Gloo and nothing else, and installs it there: dense layers of jobs with
+# several workers need it. `make horovod` calls it, after the set-up.
+#
+# Run it at any time: it does nothing where .venv has what deploy/requirements-horovod.lock asks for. A wheel that was
+# built, which takes some minutes, is kept in $XDG_CACHE_HOME/crossfade (~/.cache/crossfade) and taken from there the
+# next time. VENV=path names another environment. Where something is missing it ends with exit code 2 and one line on
+# stderr.
+set -eu
+CDPATH='' cd -P -- "$(dirname -- "$0")/.."
+
+venv=${VENV:-.venv}
+python=$venv/bin/python
+lock=deploy/requirements-horovod.lock
+stamp=$venv/horovod-done
+log=$venv/horovod.log
+
+say() { printf 'horovod: %s\n' "$*"; }
+
+fail() {
+    printf 'horovod: %s\n' "$*" >&2
+    exit 2
+}
+
+mxnet_version() { "$python" -I -c 'import importlib.metadata as m; print(m.version("mxnet"))' 2>/dev/null || true; }
+
+# What a wheel was made from.
+key() {
+    { cat "$lock" deploy/horovod.sh; mxnet_version; "$python" -I -c 'import sysconfig; print(sysconfig.get_platform(), sysconfig.get_config_var("SOABI"))'; } |
+        cksum | tr ' ' -
+}
+
+# requirements WORD: the part of the lock that is horovod, or all but that, or what running takes beside it.
+requirements() {
+    awk -v which="$1" '
+        /^[a-z]/ { name = $1; sub(/==.*/, "", name) }
+        which == "horovod" ? name == "horovod" : name != "horovod" && (which == "tools" || name != "cmake")
+    ' "$lock"
+}
+
+run_pip() {
+    PIP_USER=0 "$python" -m pip "$@" --disable-pip-version-check --no-input --progress-bar off >>"$log" 2>&1 || {
+        grep -v '^ *$' "$log" | tail -n 5 | cut -c 1-200 | sed 's/^/  | /' >&2
+        fail "pip failed (log: $log)"
+    }
+}
+
+# Leaves a wheel in the folder $1. MXNet is imported meanwhile, for its headers and how it was compiled.
+build() {
+    command -v g++ >/dev/null || fail "missing: g++ (on Debian and Ubuntu: apt-get install g++)"
+    command -v make >/dev/null || fail "missing: make (on Debian and Ubuntu: apt-get install make)"
+    requirements tools >"$1/tools.lock"
+    requirements horovod >"$1/horovod.lock"
+    run_pip install --target "$1/tools" --no-deps --require-hashes --only-binary :all: --requirement "$1/tools.lock"
+    printf 'import numpy\nnumpy.bool = numpy.bool_\n' >"$1/tools/sitecustomize.py"
+    (
+        # shellcheck disable=SC2030
+        export PATH="$1/tools/bin:$PATH" PYTHONPATH="$1/tools"
+        export HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_CPU_OPERATIONS=GLOO
+        export HOROVOD_WITHOUT_MPI=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1
+        export MAKEFLAGS="-j$(nproc)"
+        run_pip wheel --no-deps --require-hashes --no-build-isolation --no-binary horovod --no-cache-dir \
+            --wheel-dir "$1/wheel" --requirement "$1/horovod.lock"
+    )
+}
+
+[ -x "$python" ] || fail "there is no $python: run make setup first"
+[ -n "$(mxnet_version)" ] || fail "there is no MXNet in $venv, which Horovod is built for: it is there on Linux on x86-64"
+key=$(key)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then
+    exit 0
+fi
+
+started=$(date +%s)
+rm -f "$stamp"
+: >"$log"
+cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/crossfade/horovod-$key
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+if [ ! -d "$cache" ]; then
+    say "building Horovod, which takes 2 to 5 minutes (log: $log)"
+    build "$work"
+    mkdir -p "$(dirname "$cache")"
+    # Made whole under another name first; one that somebody else has put there meanwhile is as good.
+    cp -R "$work/wheel" "$cache.$$"
+    mv -T "$cache.$$" "$cache" 2>/dev/null || rm -rf "$cache.$$"
+fi
+requirements running >"$work/running.lock"
+run_pip install --no-deps --require-hashes --only-binary :all: --requirement "$work/running.lock"
+run_pip install --no-deps --force-reinstall "$cache"/horovod-*.whl
+"$python" -I -W ignore -c 'import numpy; numpy.bool = numpy.bool_; import horovod.mxnet as h; assert h.gloo_built()' >>"$log" 2>&1 ||
+    fail "what was built does not work (log: $log)"
+echo "$key" >"$stamp"
+say "done in $(($(date +%s) - started)) s"

@@ -1,0 +1,18 @@
+"""Horovod, which the set-up does not build: without it tests that need it are skipped, and in CI they fail."""
+
+import os
+
+import pytest
+
+from kvstore.errors import MissingExtraError
+from trainer.dense_reduction import require_horovod
+
+
+def require_built_horovod() -> None:
+    """Skip, or fail in CI, unless Horovod is installed."""
+    try:
+        require_horovod()
+    except MissingExtraError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(f"{error}; `make horovod` builds it")

@@ -1,0 +1,102 @@
+"""Where workers meet for Horovod: the store over HTTP, as Horovod's client asks it, and what a worker is told of it."""
+
+import http.client
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from deploy import rendezvous
+from deploy.cluster import Address, Neighbourhood, Role, environment, interface_of
+from deploy.rendezvous import Rendezvous, meeting
+from kvstore.errors import ClusterError
+
+WORKERS = 2
+
+
+@pytest.fixture
+def place() -> Iterator[Rendezvous]:
+    with meeting("127.0.0.1", WORKERS) as place:
+        yield place
+
+
+def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, bytes]:
+    """As Horovod does, to which ``where`` is a host: http://WHERE:PORT/KEY."""
+    address = Address.parse(where.partition("/")[0], "a test")
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
+    try:
+        connection.request(method, f"/{where.partition('/')[2]}:{address.port}/{key}", body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_what_one_worker_leaves_the_others_find_until_it_is_taken_away(place: Rendezvous) -> None:
+    where = place.renew()
+    assert ask(where, "GET", "global/0") == (404, b"")
+    assert ask(where, "PUT", "global/0", b"\0address\xff") == (200, b"")
+    assert ask(where, "GET", "global/0") == (200, b"\0address\xff")
+    assert ask(where, "GET", "cross_0/0")[0] == 404
+    assert ask(where, "PUT", "global/0", b"another") == (200, b"")
+    assert ask(where, "GET", "global/0") == (200, b"another")
+    assert ask(where, "DELETE", "global/0") == (200, b"")
+    assert ask(where, "GET", "global/0") == (404, b"")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_another_generation_begins_with_nothing_and_who_has_an_earlier_secret_is_refused(
+    place: Rendezvous, method: str
+) -> None:
+    before = place.renew()
+    assert ask(before, "PUT", "global/0", b"address") == (200, b"")
+    now = place.renew()
+    assert ask(now, "GET", "global/0") == (404, b"")
+    assert ask(before, method, "global/0", b"address"[: 7 * (method == "PUT")]) == (403, b"")
+    assert ask(now.partition("/")[0] + "/", method, "global/0") == (403, b"")
+    assert ask(now, "GET", "global/0") == (404, b"")
+
+
+def test_keys_and_values_are_bounded(place: Rendezvous) -> None:
+    where = place.renew()
+    longest = rendezvous.VALUE_BYTES + WORKERS * rendezvous.VALUE_BYTES_OF_WORKER
+    assert ask(where, "PUT", "global/0", bytes(longest)) == (200, b"")
+    assert ask(where, "PUT", "global/1", bytes(longest + 1))[0] == 413
+    assert ask(where, "GET", "k" * (rendezvous.LONGEST_KEY + 1))[0] == 414
+    for number in range(1, WORKERS * rendezvous.KEYS_OF_WORKER):
+        assert ask(where, "PUT", f"global/{number}", b"address") == (200, b"")
+    assert ask(where, "PUT", "global/one-more", b"address")[0] == 507
+    assert ask(where, "PUT", "global/0", b"again") == (200, b"")
+
+
+def test_a_request_that_breaks_off_leaves_nothing(place: Rendezvous) -> None:
+    where = place.renew()
+    host, port = where.partition("/")[0].split(":")
+    path = f"/{where.partition('/')[2]}:{port}/global/0"
+    with socket.create_connection((host, int(port)), 5) as connection:
+        connection.sendall(f"PUT {path} HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf".encode())
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""
+    assert ask(where, "GET", "global/0") == (404, b"")
+
+
+def test_workers_alone_are_told_where_they_meet_and_none_of_another_job_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOROVOD_RANK", "7")
+
+    def told(role: str, meet: str | None) -> dict[str, str]:
+        around = Neighbourhood(Address("127.0.0.1", 9000), "127.0.0.2", 1, 2, 1, meet)
+        variables = environment(Role.named(role), around, cores=1)
+        return {name: value for name, value in variables.items() if name.startswith("HOROVOD_")}
+
+    assert told("worker-1", "10.0.0.1:7000/secret") == {
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1:7000/secret",
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": "7000",
+        "HOROVOD_GLOO_IFACE": interface_of("127.0.0.1"),
+    }
+    assert told("worker-1", None) == {}
+    assert told("server-0", "10.0.0.1:7000/secret") == {}
+
+
+def test_an_address_of_no_interface_is_named() -> None:
+    with pytest.raises(ClusterError, match=r"no network interface of this host has the address 192\.0\.2\.1"):
+        interface_of("192.0.2.1")  # of no machine: RFC 5737
