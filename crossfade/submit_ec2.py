@@ -144,7 +144,7 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     from kvstore.errors import InputError, RefusedError
 
     plan = make_plan(arguments, aws.region, aws)
-    _say(_cost(plan, aws))
+    _say_before(plan, aws)
     around = look_up(aws, plan)
     _say(f"run {plan.run}: {plan.storage}")
     with _signals() as signals:
@@ -209,11 +209,16 @@ def _pause(seconds: float, signals: list[int]) -> None:
         time.sleep(min(0.2, seconds))
 
 
-def _cost(plan: Plan, aws: Aws | None) -> str:
+def _say_before(plan: Plan, aws: Aws | None) -> None:
+    """Say what it may cost, and what its image needs."""
+    from deploy.accelerators import horovod_note
     from deploy.prices import Cost, hourly_price
+    from trainer.job import check_job
 
     price = hourly_price(aws, "AmazonEC2", plan.instance_type)
-    return Cost(price, plan.hosts, plan.max_hours).explain(plan.instance_type, spot=plan.spot)
+    _say(Cost(price, plan.hosts, plan.max_hours).explain(plan.instance_type, spot=plan.spot))
+    if line := horovod_note(check_job(plan.job, plan.run), plan.hosts):
+        _say(line)
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:
@@ -224,7 +229,7 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     if arguments.job is None:
         raise InputError("--dry-run: expected a JOB")
     plan = make_plan(arguments, Aws(arguments.region, arguments.profile).region, None)
-    _say(_cost(plan, None))
+    _say_before(plan, None)
     for name, request in dry_run(plan):
         script = request.pop("UserData", None)
         print(f"{name} {json.dumps(request, indent=2)}")

@@ -144,6 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
+    from deploy.accelerators import horovod_note
     from deploy.prices import Cost, hourly_price
     from deploy.sagemaker_jobs import image_problem, start
     from deploy.sagemaker_request import idle_gpu, make_request
@@ -152,8 +153,9 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     submission = _submission(aws, load_job(arguments.job, arguments.overrides), arguments)
     request = make_request(submission)
     aws.check_request(aws.sagemaker, "CreateTrainingJob", request)
-    if line := idle_gpu(submission):
-        _say(line)
+    for line in (idle_gpu(submission), horovod_note(submission.job, submission.hosts)):
+        if line is not None:
+            _say(line)
     price = hourly_price(None if arguments.dry_run else aws, "AmazonSageMaker", submission.instance_type)
     cost = Cost(price, submission.hosts, submission.max_hours)
     _say(cost.explain(submission.instance_type, spot=arguments.spot))

@@ -1,4 +1,4 @@
-"""Which GPU an AWS instance type has, whether MXNet can drive it, and which variant of the image that takes.
+"""Which GPU an AWS instance type has, whether MXNet can drive it, and which image that, or Horovod, takes.
 
 The variants and what GPU code their MXNet has: cu112 is mxnet-cu112 1.9.1, with code for compute capabilities 5.0, 6.0,
 7.0, 8.0 and 8.6; cu90 is mxnet-cu90 1.6.0, with code for 3.0 to 7.0. Neither has code that a driver could translate for
@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kvstore.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.job import Job
 
 Variant = Literal["cpu", "cu112", "cu90"]
 
@@ -147,3 +150,17 @@ def variant_of(instance_type: str) -> Variant:
         InputError: as of ``accelerator_of``.
     """
     return accelerator_of(instance_type).variant
+
+
+def horovod_note(job: Job, hosts: int) -> str | None:
+    """A line for who submits a job whose workers sum gradients of dense layers: its image needs what it may not have.
+
+    Each of ``hosts`` has a worker, unless the job says more.
+    """
+    dense = job.model.dense
+    if max(hosts, job.cluster.workers) == 1 or not (dense.query or dense.item):
+        return None
+    return (
+        "dense layers (model.dense) of several workers need Horovod, which an image of the variant cpu has if it was "
+        "built with --build-arg HOROVOD=1 (docs/docker.md)"
+    )

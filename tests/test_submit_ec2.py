@@ -150,6 +150,9 @@ def test_a_dry_run_prints_every_request_and_sends_none(
 ) -> None:
     assert submit(job, "--hosts", 2, "--dry-run") == 0
     printed = capsys.readouterr()
+    assert "Horovod" not in printed.err
+    assert submit(job, "--hosts", 2, "--dry-run", "--set", "model.dim=8", "--set", "model.dense={item: [8]}") == 0
+    assert "of several workers need Horovod" in capsys.readouterr().err
     assert aws.calls == []
     assert "cost: $0.25 an hour" in printed.err
     names = re.findall(r"^([a-z0-9]+)\.([a-z_]+) \{", printed.out, re.MULTILINE)

@@ -230,6 +230,15 @@ def test_a_gpu_that_the_job_leaves_idle_is_said(aws: AwsServer, job: Path) -> No
     assert "does not use" not in submit(aws, job, *on_gpu).stderr
 
 
+def test_it_is_said_that_dense_layers_of_several_hosts_need_another_image(aws: AwsServer, job: Path) -> None:
+    dense = ("--set", "model.dim=8", "--set", "model.dense={item: [8]}")
+    line = (
+        "crossfade: dense layers (model.dense) of several workers need Horovod, which an image of the variant cpu has"
+    )
+    assert line in submit(aws, job, *dense, "--hosts", 2).stderr
+    assert "Horovod" not in submit(aws, job, *dense).stderr
+
+
 def test_the_container_makes_of_the_hyperparameters_the_job_that_was_submitted(job: Path, tmp_path: Path) -> None:
     overrides = ["optimizer.weight_decay=1.0e-6", "train.patience=null", "data.since=2024-05-01", "name=a_b-c"]
     submitted = load_job(job, [*overrides, "cluster.shared_folder=false", "cluster.grace_seconds=90"])

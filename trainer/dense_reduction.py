@@ -74,9 +74,11 @@ class HorovodReduction:
     def __init__(self, rank: int, workers: int, timeout_seconds: float) -> None:
         """Meet the others; returns when all have come. Silence of one for ``timeout_seconds`` is an error.
 
+        If they do not come Horovod says so on standard error, and aborts the process.
+
         Raises:
             MissingExtraError, InputError: as ``check_can_sum`` says.
-            ClusterError: they did not come.
+            ClusterError: Horovod could not start.
         """
         check_can_sum()
         # Each worker is a host of its own to Horovod: its hierarchical sums are for GPUs.
@@ -99,7 +101,7 @@ class HorovodReduction:
         try:
             horovod.init()
         except ValueError as error:
-            raise ClusterError(f"the workers did not meet to sum the gradients of dense layers: {error}") from error
+            raise ClusterError(f"the gradients of dense layers cannot be summed over workers: {error}") from error
 
     def sum(self, values_N: FloatArray) -> FloatArray:
         """The sum over all workers, float32 (N,).
