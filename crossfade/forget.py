@@ -30,7 +30,7 @@ def forget_ids(arguments: argparse.Namespace, progress: Progress) -> str:
 
 def describe_forgotten(forgotten: Forgotten, folder: Folder, file: str) -> str:
     """What was deleted, what still holds the people, and how that is cleared."""
-    unknown = forgotten.asked - forgotten.found
+    unknown = forgotten.asked - forgotten.found - forgotten.waiting
     dropped = ", ".join(f"{count:,} of {split}" for split, count in forgotten.interactions.items())
     forgotten_in_all = len(forgotten.manifest.entities[forgotten.entity].forgotten)
     lines = [
@@ -38,9 +38,11 @@ def describe_forgotten(forgotten: Forgotten, folder: Folder, file: str) -> str:
         f"  ids: {forgotten.asked:,} in {file}; {unknown:,} of them are not in the data, or not any more",
         f"  interactions dropped: {dropped}; {forgotten.rewritten} file(s) rewritten",
     ]
+    if forgotten.waiting:
+        lines.insert(2, f"  {forgotten.waiting:,} of them waited for a row (--admit)")
     if forgotten.finished:
         lines.append("  an earlier --forget had broken off: the files that it left are deleted")
-    if forgotten_in_all:
+    if forgotten_in_all or forgotten.waiting:
         lines += ["what may still hold them, and how to clear it:", *(f"  {line}" for line in _still(forgotten))]
     return "\n".join(lines)
 

@@ -39,6 +39,11 @@ Examples:
   crossfade prepare --events day2.parquet --vocabulary data/day1 --out data/day2
       A new day: ids of data/day1 keep their rows, so that checkpoint.start_from goes on from its tables.
 
+  crossfade prepare --events day3.parquet --vocabulary data/day2 --timestamp at --admit track=5,customer=3 \\
+                    --expire-after 90d --out data/day3
+      The same in tables that do not grow for ever: who is new gets a row after so many events, counted over the days,
+      and who was not seen for 90 days makes room.
+
   crossfade prepare --forget ids.txt --out data/plays
       Delete customers from prepared data: what they did, their ids and names. All others stay as they are.
 
@@ -175,6 +180,20 @@ def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="ENTITY=K",
         help="leave out ids with fewer than K interactions of positive weight, until all have K; for each entity",
+    )
+    group.add_argument(
+        "--admit",
+        action="append",
+        metavar="ENTITY=K,…",
+        help="a new id gets a row once it has K interactions of positive weight in these data and in those that "
+        "--vocabulary goes on from, together; until then its events are left out, and it is counted in OUT/pending",
+    )
+    group.add_argument(
+        "--expire-after",
+        metavar="[ENTITY=]SPAN,…",
+        help="an id whose last event is more than SPAN older than the newest one, and that is in no event now, loses "
+        "its row, which new ids take before the table grows: days (90d), hours (36h), or an integer in the unit of "
+        "--timestamp; for each entity or for both",
     )
 
 

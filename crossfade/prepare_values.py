@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
+    from trainer.prepare.admission import Span
     from trainer.prepare.build_vocabulary import NamesFile
     from trainer.prepare.features import FeatureFile
     from trainer.prepare.synthetic import SyntheticSpec
@@ -41,19 +42,40 @@ def parse_event_weights(text: str | None) -> dict[str, float]:
     return weights
 
 
-def parse_min_counts(texts: Sequence[str]) -> dict[str, int]:
-    """Read ``ENTITY=K``, once for each entity.
+def parse_minimums(option: str, texts: Sequence[str]) -> dict[str, int]:
+    """Read ``ENTITY=K[,ENTITY=K…]``, once for each entity, which were given with ``option``.
 
     Raises:
         InputError: one is of another form.
     """
     minimums: dict[str, int] = {}
-    for text in texts:
+    for text in [part for parts in texts for part in parts.split(",")]:
         entity, _, number = text.partition("=")
         if not entity or not number.isdecimal() or entity in minimums:
-            raise InputError(f"--min-count {text}: expected ENTITY=K, each entity once, such as customer=5 track=10")
+            raise InputError(f"{option} {text}: expected ENTITY=K, each entity once, such as customer=5 track=10")
         minimums[entity] = int(number)
     return minimums
+
+
+def parse_spans(text: str | None, entities: Sequence[str]) -> dict[str, Span]:
+    """Read ``SPAN``, which is for all ``entities``, or ``ENTITY=SPAN[,ENTITY=SPAN…]``.
+
+    Raises:
+        InputError: it is of another form.
+    """
+    from trainer.prepare.admission import Span
+
+    if text is None:
+        return {}
+    if "=" not in text:
+        return dict.fromkeys(entities, Span.parse(text))
+    spans: dict[str, Span] = {}
+    for part in text.split(","):
+        entity, _, span = part.partition("=")
+        if not entity or entity in spans:
+            raise InputError(f"--expire-after {text}: expected 90d, or ENTITY=90d for each entity, once")
+        spans[entity] = Span.parse(span)
+    return spans
 
 
 def parse_names(texts: Sequence[str]) -> dict[str, NamesFile]:

@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
     if warning := check_fits_this_machine(inputs):
         _say(warning)
     _check_runtime(job)
-    starting_rows(job, inputs.model)
+    starting_rows(job, inputs.model, inputs.manifest)
     if job.checkpoint.to is not None and not folder.holds(job.checkpoint.to):
         # What begins is another run than any before, unless it takes one up.
         run_id = folder.run_id() if arguments.resume and folder.has_run_id() else None
@@ -265,7 +265,7 @@ def _run(
 ) -> dict[str, Any]:
     """Train in ``folder``, which this process holds; however that ends, its last metrics stay."""
     from crossfade.stopping import Interrupted, Stopped
-    from trainer.checkpoints import data_fingerprint
+    from trainer.data.manifest import data_fingerprint
     from trainer.final_metrics import keep_all
     from trainer.ownership import claim
 

@@ -143,7 +143,7 @@ def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytes
             pieces.append(amount)
 
     with duckdb.connect() as connection:
-        base = base_vocabulary.Base(Folder(tmp_path), manifest)
+        base = base_vocabulary.Base(Folder(tmp_path), manifest, 0)
         base_vocabulary.load_base(connection, base, "query", "customer", Watcher())
         found = connection.sql("SELECT row, id FROM base_query ORDER BY row").fetchall()
     assert found == [(row, row) for row in np.arange(1000)]

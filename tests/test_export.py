@@ -29,7 +29,7 @@ from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer import embeddings
-from trainer.checkpoints import data_fingerprint
+from trainer.data.manifest import data_fingerprint
 from trainer.data.progress import Silent
 from trainer.embeddings import EmbeddingFiles, vectors_of
 from trainer.export import Exported, Request, export

@@ -11,7 +11,6 @@ there is, since the content of every step follows from the seed.
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -39,7 +38,8 @@ from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
 from kvstore.store import RowStore, Saved, TableSpec, Traffic
 from trainer.data.manifest import Manifest as DataManifest
-from trainer.data.manifest import complaint, manifest_bytes
+from trainer.data.manifest import complaint, data_fingerprint
+from trainer.data.vocabulary import Vocabulary
 from trainer.dense import DenseLayers
 from trainer.job import Checkpoint as Settings
 from trainer.job import Job, check_job
@@ -96,16 +96,6 @@ class _Training(BaseModel):
     progress: dict[str, Any]
 
 
-def data_fingerprint(folder: Folder) -> int:
-    """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest.
-
-    Raises:
-        InputError: there is no manifest, or nobody may read it.
-        UnreachableError: storage does not answer.
-    """
-    return zlib.crc32(manifest_bytes(folder))
-
-
 def take_up(identity: Identity, uri: str, rank: int) -> Progress:
     """Where the run stood at the checkpoint ``uri``; what workers count is rank 0's from now on.
 
@@ -132,11 +122,43 @@ def take_up(identity: Identity, uri: str, rank: int) -> Progress:
     return progress
 
 
-def starting_rows(job: Job, model: Model) -> str | None:
+@dataclass(frozen=True)
+class Start:
+    """The ``checkpoint`` that a run takes its rows from, and whose ids had these when it was trained.
+
+    ``rows`` are those of its tables, by name. ``place`` is that of its data in the lineage of the run's data: what lies
+    after it has come since.
+    """
+
+    checkpoint: str
+    rows: dict[str, int]
+    place: int
+
+    def rows_afresh(self, data: Folder, manifest: DataManifest) -> dict[str, IntArray]:
+        """The rows of each table that are not to be taken, sorted: ``manifest`` describes the run's ``data``.
+
+        They are those that no id has, and those that another id has than when the checkpoint was trained.
+
+        Raises:
+            InputError: the vocabulary cannot be read.
+        """
+        afresh = {}
+        for name, rows in self.rows.items():
+            entity = manifest.entities[name]
+            rows_R = np.array(entity.forgotten, dtype=np.int64)
+            if entity.seen:
+                handed_on_R = Vocabulary(data, manifest, name).taken_after(self.place)
+                rows_R = np.union1d(rows_R, handed_on_R[handed_on_R < rows])
+            if len(rows_R):
+                afresh[name] = rows_R
+        return afresh
+
+
+def starting_rows(job: Job, model: Model, manifest: DataManifest) -> Start | None:
     """The checkpoint that ``checkpoint.start_from`` names, itself or as the newest whole one of a folder.
 
     Raises:
-        InputError: there is none, or its tables or dense layers do not fit.
+        InputError: there is none, its tables or dense layers do not fit, or nobody can tell whose its rows are.
     """
     start_from = job.checkpoint.start_from
     if start_from is None:
@@ -153,18 +175,30 @@ def starting_rows(job: Job, model: Model) -> str | None:
             )
         checkpoint.check_fits(model.tables, job.optimizer.spec())
         DenseLayers.of(job, model).load(checkpoint)
+        wanted = {table.name for table in model.tables}
+        rows = {table.name: table.rows for table in checkpoint.manifest.tables if table.name in wanted}
+        return Start(checkpoint.uri, rows, _place(checkpoint, job, manifest, list(rows)))
     except (CheckpointError, InputError, OSError) as error:
         raise InputError(f"checkpoint.start_from: {error}") from error
-    return checkpoint.uri
 
 
-def forgotten_rows(manifest: DataManifest, tables: Sequence[TableSpec]) -> dict[str, IntArray]:
-    """The rows of each of ``tables`` that an older checkpoint must not bring back."""
-    return {
-        table.name: np.array(forgotten, dtype=np.int64)
-        for table in tables
-        if (forgotten := manifest.entities[table.name].forgotten)
-    }
+def _place(checkpoint: Checkpoint, job: Job, manifest: DataManifest, tables: Sequence[str]) -> int:
+    """Where in the lineage of the data of ``job`` those are that ``checkpoint`` was trained on: its length for its own.
+
+    Raises:
+        InputError: they are not there, and rows of ``tables`` may have gone from one id to another.
+    """
+    lineage = [*manifest.lineage, data_fingerprint(Folder(job.data.shards))]
+    trained_on = checkpoint.manifest.training.get("data")
+    if trained_on in lineage:
+        return lineage.index(trained_on)
+    if any(manifest.entities[name].seen for name in tables):
+        raise InputError(
+            f"{checkpoint.uri}: was trained on data that {job.data.shards} does not go on from, and rows of that may "
+            "have gone from one id to another (--expire-after): expected a checkpoint of those data, or of those that "
+            "'crossfade prepare --vocabulary' named, in a row"
+        )
+    return len(manifest.lineage)
 
 
 @dataclass(frozen=True)

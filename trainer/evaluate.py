@@ -91,13 +91,15 @@ class HeldOut:
     excluded: ItemLists
     workers: int = 1
     """How many workers share the queries out."""
+    item_I: IntArray | None = None
+    """The items that are ranked, int64 and sorted, where these are not all: rows that no id has are no items."""
 
     def parts(self, queries: int) -> Iterator[HeldOut]:
         """The same, so many queries at a time."""
         for first in range(0, len(self.queries_Q), queries):
             end = min(first + queries, len(self.queries_Q))
             lists = self.truth.part(first, end), self.excluded.part(first, end)
-            yield HeldOut(self.queries_Q[first:end], *lists, self.workers)
+            yield HeldOut(self.queries_Q[first:end], *lists, self.workers, self.item_I)
 
 
 def load_held_out(
@@ -115,7 +117,10 @@ def load_held_out(
     queries_Q = np.unique(held_out_N // items)[rank::workers]
     excluded_N = _pairs(reader, manifest, [name for name in exclude if name != split], queries_Q)
     excluded_N = np.setdiff1d(excluded_N, held_out_N, assume_unique=True)
-    return HeldOut(queries_Q, _lists(held_out_N, queries_Q, items), _lists(excluded_N, queries_Q, items), workers)
+    nobody_I = manifest.entities[manifest.item].forgotten
+    item_I = np.delete(np.arange(items), nobody_I) if nobody_I else None
+    lists = _lists(held_out_N, queries_Q, items), _lists(excluded_N, queries_Q, items)
+    return HeldOut(queries_Q, *lists, workers, item_I)
 
 
 def _pairs(
@@ -238,12 +243,16 @@ def evaluate(
 ) -> Metrics:
     """The metrics of all workers' queries together; ``counts_N`` are the items' counts in train, int64 (items,)."""
     depths = sorted(set(spec.k))
-    apart = _Apart(counts_N, depths)
+    item_I, items = held_out.item_I, model.item.rows if held_out.item_I is None else len(held_out.item_I)
+    apart = _Apart(counts_N, depths, item_I)
     sums_KM = np.zeros((len(depths), len(_OVER_QUERIES)))
     ranked_K, held_out_popularity = np.zeros(len(depths)), 0.0
     seen_KN = np.zeros((len(depths), model.item.rows), dtype=np.bool_)
     for part in held_out.parts(max(_QUERY_BLOCK, _RANKED_AT_ONCE // depths[-1])):
-        best_item_QK, _ = rank_items(source, model, part.queries_Q, part.excluded, depths[-1])
+        if item_I is None:
+            best_item_QK, _ = rank_items(source, model, part.queries_Q, part.excluded, depths[-1])
+        else:
+            best_item_QK = rank_among(source, model, part.queries_Q, part.excluded, depths[-1], item_I)
         sums_KM += _sums_over_queries(best_item_QK, part.truth, depths)
         apart.add(best_item_QK, part, lambda *ranked: rank_among(source, model, *ranked))
         ranked_K += _popularity(best_item_QK, counts_N)[:, np.array(depths) - 1].sum(axis=0)
@@ -258,7 +267,7 @@ def evaluate(
         of_k = values[len(depths) :][place * len(_OVER_QUERIES) :]
         means = (float(value / max(queries, 1)) for value in of_k[: len(_OVER_QUERIES)])
         metrics |= {f"{name}@{k}": mean for name, mean in zip(_OVER_QUERIES, means, strict=True)}
-        metrics[f"coverage@{k}"] = _count_seen(seen_KN[place], held_out.workers, total) / model.item.rows
+        metrics[f"coverage@{k}"] = _count_seen(seen_KN[place], held_out.workers, total) / items
         metrics[f"popularity@{k}"] = float(values[place] / held_out_popularity) if held_out_popularity else 0.0
     return {**metrics, **apart.metrics(total), "queries": int(queries)}
 
@@ -269,9 +278,11 @@ class _Apart:
     _KINDS = ("warm", "cold", "among_cold")
     _NAMES = _OVER_QUERIES[:2]
 
-    def __init__(self, counts_N: IntArray, depths: list[int]) -> None:
+    def __init__(self, counts_N: IntArray, depths: list[int], item_I: IntArray | None) -> None:
         self._warm_N: BoolArray = counts_N > 0
         self._cold_I = np.flatnonzero(~self._warm_N)
+        if item_I is not None:
+            self._cold_I = np.intersect1d(self._cold_I, item_I, assume_unique=True)
         self._depths = depths
         self._queries = np.zeros(len(self._KINDS))
         self._sums_TKM = np.zeros((len(self._KINDS), len(depths), len(self._NAMES)))

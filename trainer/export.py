@@ -23,9 +23,8 @@ from kvstore.checkpoint import MANIFEST_NAME, Checkpoint, newest_checkpoint, ope
 from kvstore.errors import CheckpointError, CrossfadeError, InputError, UnreachableError
 from kvstore.storage import Folder
 from kvstore.store import TableSpec
-from trainer.checkpoints import data_fingerprint
 from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
-from trainer.data.manifest import VOCABULARY, Manifest, read_manifest
+from trainer.data.manifest import VOCABULARY, Manifest, data_fingerprint, read_manifest
 from trainer.data.progress import Progress
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import GROUP_ROWS, replace_folder, write_table

@@ -20,7 +20,7 @@ from kvstore.local import LocalStore
 from kvstore.storage import Folder
 from kvstore.store import NONE_AFRESH, RowStore
 from trainer.balance import Balance
-from trainer.checkpoints import Identity, Saver, Stop, forgotten_rows, newest_usable, starting_rows, take_up
+from trainer.checkpoints import Identity, Saver, Stop, newest_usable, starting_rows, take_up
 from trainer.data.manifest import Manifest, read_manifest
 from trainer.data.shards import Schedule, ShardReader
 from trainer.data.vocabulary import Vocabulary
@@ -119,7 +119,7 @@ def run_training(
         loop = _make_loop(
             job, folder, store, manifest, model, reader, selection, vocabularies, towers, saver, record, measured
         )
-        progress = _start(job, folder, store, manifest, model, identity, towers, checkpoint, record)
+        progress = _start(job, folder, store, data, manifest, model, identity, towers, checkpoint, record)
         measured.follow(progress)
         saver.begin(progress)
         if not loop.run(progress):
@@ -202,6 +202,7 @@ def _start(
     job: Job,
     folder: RunFolder,
     store: RowStore,
+    data: Folder,
     manifest: Manifest,
     model: Model,
     identity: Identity,
@@ -212,9 +213,10 @@ def _start(
     """Make the tables, and the progress that they stand at."""
     record({"event": "phase", "name": "tables"})
     progress = Progress() if checkpoint is None else take_up(identity, checkpoint, store.rank)
-    rows_from = checkpoint or starting_rows(job, model)
-    # The rows of a checkpoint of this run are already those of data without them.
-    afresh = NONE_AFRESH if checkpoint else forgotten_rows(manifest, identity.tables)
+    # The rows of a checkpoint of this run are already those of its data.
+    start = None if checkpoint else starting_rows(job, model, manifest)
+    rows_from = start.checkpoint if start else checkpoint
+    afresh = start.rows_afresh(data, manifest) if start else NONE_AFRESH
     store.create(identity.tables, identity.optimizer, job.train.seed, rows_from, afresh)
     if rows_from and model.dense:
         towers.dense.load(open_checkpoint(rows_from))

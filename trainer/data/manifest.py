@@ -4,6 +4,7 @@
     DATA/vocabulary/ENTITY/part-00000.parquet   row int64, id (int64 or string), count int64, and name string if given
     DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given
     DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
+    DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: ids that wait for a row
 
 ``row`` of a vocabulary runs from 0 without gaps, through all its files; an interaction names rows, never ids.
 ``count`` is the number of interactions of the split ``train``; that of a feature, such as the artist of tracks, the
@@ -12,6 +13,7 @@ number of those whose track has the value. A feature is an entity with a vocabul
 
 from __future__ import annotations
 
+import zlib
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -27,6 +29,7 @@ JOURNAL = "forget.json"
 """What a deletion leaves where it broke off."""
 VOCABULARY = "vocabulary"
 FEATURES = "features"
+PENDING = "pending"
 SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"
 TIMESTAMP = "timestamp"
@@ -94,15 +97,19 @@ class Entity(_Strict):
     """One kind of thing: its ids and the files of its vocabulary, in the order of rows.
 
     ``met``: the vocabulary says which rows were liked in train or in that of earlier data, whose rows these keep.
-    ``forgotten`` lists, in order, rows whose id and name were deleted: they keep their place, and nothing else.
+    ``seen``: it says when the id of a row was last seen, and since which data set of the lineage the row is its own.
+    ``forgotten`` lists, in order, rows without an id, which were forgotten or have expired: they keep their place, and
+    nothing else. ``pending`` are files of ids that have too few events for a row.
     """
 
     rows: Annotated[int, Field(ge=1)]
     id_type: Literal["int64", "string"]
     named: bool = False
     met: bool = False
+    seen: bool = False
     files: list[DataFile]
     forgotten: list[Count] = Field(default_factory=list)
+    pending: list[DataFile] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _forgotten_are_rows(self) -> Entity:
@@ -112,7 +119,10 @@ class Entity(_Strict):
 
 
 class Manifest(_Strict):
-    """What a prepared data set holds. ``features``: by ``query`` or ``item`` entity, then by name of the feature."""
+    """What a prepared data set holds. ``features``: by ``query`` or ``item`` entity, then by name of the feature.
+
+    ``lineage``: what the data sets whose rows these keep are known by (``data_fingerprint``), the first one first.
+    """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
     version: Literal[2] = 2
@@ -121,6 +131,7 @@ class Manifest(_Strict):
     entities: dict[str, Entity]
     splits: dict[Literal["train", "valid", "test"], Split]
     features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
+    lineage: list[Count] = Field(default_factory=list)
     has_timestamp: bool = False
     source: dict[str, str | int | float | bool | list[str] | None] = Field(default_factory=dict)
 
@@ -152,10 +163,11 @@ class Manifest(_Strict):
         return {name: entity for entity, features in self.features.items() for name in features}
 
     def files(self) -> list[DataFile]:
-        """Every file of vocabularies, features and splits."""
+        """Every file of vocabularies, of pending ids, of features and of splits."""
         features = [feature for some in self.features.values() for feature in some.values()]
         parts: list[Entity | Feature | Split] = [*self.entities.values(), *features, *self.splits.values()]
-        return [file for part in parts for file in part.files]
+        pending = [file for entity in self.entities.values() for file in entity.pending]
+        return [*(file for part in parts for file in part.files), *pending]
 
     def write(self, folder: Folder) -> None:
         """Write ``manifest.json`` into ``folder``: last of all, and in one move, since it makes the data set whole."""
@@ -186,6 +198,16 @@ def complaint(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])[:200] or "the file"
     said = {"missing": "is missing", "extra_forbidden": "is not known here"}.get(first["type"], first["msg"])
     return f"{where}: {said.removeprefix('Value error, ')}"
+
+
+def data_fingerprint(folder: Folder) -> int:
+    """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest.
+
+    Raises:
+        InputError: there is no manifest, or nobody may read it.
+        UnreachableError: storage does not answer.
+    """
+    return zlib.crc32(manifest_bytes(folder))
 
 
 def manifest_bytes(folder: Folder) -> bytes:

@@ -78,6 +78,16 @@ class Vocabulary:
         met_N: BoolArray = table.column("count").to_numpy() > 0
         return met_N | table.column("met").to_numpy() if self._entity.met else met_N
 
+    def taken_after(self, place: int) -> IntArray:
+        """The rows, sorted, whose id has had them for less time than the data set at ``place`` of the lineage is old.
+
+        There must be that column: the entity is ``seen``.
+        """
+        taken = [np.empty(0, np.int64)]
+        for piece in self.pieces(["row", "since"]):
+            taken.append(piece.column("row").to_numpy()[piece.column("since").to_numpy() > place])
+        return np.concatenate(taken)
+
     def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
         first = 0
         for file in self._entity.files:

@@ -18,15 +18,15 @@ import duckdb
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.manifest import Manifest, data_fingerprint, read_manifest
 from trainer.data.progress import Progress
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.build_vocabulary import Role
+from trainer.prepare.build_vocabulary import Role, Watch, last_seen_sql, sql_number
 from trainer.prepare.database import count, one, run
 from trainer.prepare.events import IdType
 
 OPTION = "--vocabulary"
-_SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
+SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Base:
 
     folder: Folder
     manifest: Manifest
+    fingerprint: int
+
+    def lineage(self) -> list[int]:
+        """That of the data that go on from it."""
+        return [*self.manifest.lineage, self.fingerprint]
 
     def check_entities(self, query: str, item: str) -> None:
         """See that the new data have the same two entities.
@@ -73,11 +78,16 @@ class Base:
 
 @dataclass(frozen=True)
 class Extended:
-    """What became of an earlier vocabulary: rows that were kept, those of them without an event, and new rows."""
+    """What became of an earlier vocabulary: rows whose id kept them, those of them without an event, and new ids.
+
+    ``expired`` ids lost their rows, and so many of the new ids took such a row: they were ``reused``.
+    """
 
     kept: int
     unseen: int
     new: int
+    expired: int
+    reused: int
 
 
 def open_base(location: str) -> Base:
@@ -88,25 +98,32 @@ def open_base(location: str) -> Base:
     """
     folder = Folder(location)
     try:
-        return Base(folder, read_manifest(folder))
+        return Base(folder, read_manifest(folder), data_fingerprint(folder))
     except InputError as error:
         raise InputError(f"{OPTION} {error}") from error
 
 
 def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, name: str, progress: Progress) -> None:
-    """Make the table ``base_ROLE`` (row, id, name, met) of the vocabulary of the entity ``name``, in pieces.
+    """Make the table ``base_ROLE`` of the vocabulary of the entity ``name``, in pieces.
 
-    ``met``: whether the row was liked in train, there or in data before.
+    Its columns: row, id, name, ``met``, whether the row was liked in train, there or in data before, ``last_seen``,
+    null where that is not known, and ``since``, the place in the lineage from which on the id has the row.
 
     Raises:
         InputError: a file of the vocabulary is missing or damaged, or an id has two rows.
     """
     entity = base.manifest.entities[name]
     vocabulary = Vocabulary(base.folder, base.manifest, name)
-    run(connection, f"CREATE TABLE base_{role} (row BIGINT, id {_SQL_TYPES[entity.id_type]}, name VARCHAR, met BOOL)")
+    run(
+        connection,
+        f"CREATE TABLE base_{role} (row BIGINT, id {SQL_TYPES[entity.id_type]}, name VARCHAR, met BOOL, "
+        "last_seen BIGINT, since BIGINT)",
+    )
     progress.phase(f"earlier {name}", entity.rows, "row")
-    wanted = [*vocabulary.columns, "count", *(["met"] if entity.met else [])]
+    seen = ["last_seen", "since"] if entity.seen else []
+    wanted = [*vocabulary.columns, "count", *(["met"] if entity.met else []), *seen]
     columns = f"row, id, {'name' if entity.named else 'NULL'}, count > 0{' OR met' if entity.met else ''}"
+    columns += ", last_seen, since" if seen else ", NULL, 0"
     for piece in vocabulary.pieces(wanted):
         connection.register("piece", piece)
         run(connection, f"INSERT INTO base_{role} SELECT {columns} FROM piece")
@@ -123,25 +140,65 @@ def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, nam
         )
 
 
-def extend_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role, counted: str) -> Extended:
-    """Make the table ``vocabulary_ROLE`` (row, number, id, count, met) of ``base_ROLE`` and the query ``counted``.
+def extend_vocabulary(
+    connection: duckdb.DuckDBPyConnection, role: Role, counted: str, watch: Watch | None = None
+) -> Extended:
+    """Make the table ``vocabulary_ROLE`` of ``base_ROLE`` and the query ``counted``.
 
-    Rows of the base stay, with the count that they have in the new train split, be it 0; those without an event have
-    no number. New ids follow by count descending, then by id.
+    Its columns: row, number, id, count, met, last_seen and since. Rows of the base stay, with the count that they have
+    in the new train split, be it 0; those without an event have no number. New ids follow by count descending, then by
+    id. ``watch`` says who expires: the first of the new ids then take the rows of the base that nobody has, in order.
     """
     run(connection, f"CREATE TABLE counted AS {counted}")
-    kept = count(connection, f"SELECT count(*) FROM base_{role}")
     seen = count(connection, f"SELECT count(*) FROM counted SEMI JOIN base_{role} USING (id)")
+    _make_holders(connection, role, watch)
+    reuse = "id IS NULL" if watch is not None and watch.expires is not None else "false"
+    run(
+        connection,
+        f"CREATE TABLE free AS SELECT row, row_number() OVER (ORDER BY row) AS turn FROM holders WHERE {reuse}",
+    )
+    last_seen, sighted = last_seen_sql(role, watch)
+    run(
+        connection,
+        f"CREATE TABLE fresh AS SELECT number, id, counted.count AS count, {last_seen} AS last_seen, "
+        "row_number() OVER (ORDER BY counted.count DESC, place) AS turn "
+        f"FROM counted{sighted} ANTI JOIN base_{role} USING (id)",
+    )
+    rows, free, fresh = (count(connection, f"SELECT count(*) FROM {table}") for table in ("holders", "free", "fresh"))
     run(
         connection,
         f"CREATE TABLE vocabulary_{role} AS "
-        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.met OR coalesce(c.count > 0, false) AS met "
-        f"FROM base_{role} b LEFT JOIN counted c ON c.id = b.id "
-        f"UNION ALL SELECT {kept} + row_number() OVER (ORDER BY count DESC, place) - 1, number, id, count, count > 0 "
-        f"FROM counted ANTI JOIN base_{role} USING (id)",
+        "SELECT row, number, id, count, met, last_seen, since FROM holders "
+        f"WHERE row NOT IN (SELECT row FROM free WHERE turn <= {fresh}) UNION ALL "
+        f"SELECT coalesce(free.row, {rows - free - 1} + turn), number, id, count, count > 0, last_seen, "
+        f"{0 if watch is None else watch.place} FROM fresh LEFT JOIN free USING (turn)",
     )
-    run(connection, "DROP TABLE counted")
-    return Extended(kept, kept - seen, count(connection, f"SELECT count(*) FROM vocabulary_{role}") - kept)
+    kept = count(connection, "SELECT count(*) FROM holders WHERE id IS NOT NULL")
+    before = count(connection, f"SELECT count(*) FROM base_{role} WHERE id IS NOT NULL")
+    for table in ("counted", "holders", "free", "fresh"):
+        run(connection, f"DROP TABLE {table}")
+    return Extended(kept, kept - seen, fresh, before - kept, min(free, fresh))
+
+
+def _make_holders(connection: duckdb.DuckDBPyConnection, role: Role, watch: Watch | None) -> None:
+    """Make the table ``holders``, as ``vocabulary_ROLE``, of the rows of ``base_ROLE``, without ids that expire."""
+    last_seen, sighted, stays = "b.last_seen", "", "true"
+    if watch is not None and watch.seen:
+        # Whether or not an event of the id is left: it was seen. What is not known begins with the newest event.
+        newest = sql_number(watch.newest)
+        catalogued = f"CASE WHEN c.id IS NOT NULL AND s.id IS NULL THEN {newest} END"
+        last_seen = f"coalesce(greatest(b.last_seen, s.last_seen, {catalogued}), {newest})"
+        sighted = f" LEFT JOIN sighted_{role} s ON s.id = b.id"
+    if watch is not None and watch.expires is not None:
+        stays = f"c.id IS NOT NULL OR {last_seen} >= {watch.expires}"
+    run(
+        connection,
+        "CREATE TABLE holders AS SELECT row, number, CASE WHEN stays THEN id END AS id, count, met AND stays AS met, "
+        "CASE WHEN stays THEN last_seen END AS last_seen, since FROM ("
+        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.met OR coalesce(c.count > 0, false) AS met, "
+        f"{last_seen} AS last_seen, b.since, b.id IS NOT NULL AND ({stays}) AS stays "
+        f"FROM base_{role} b LEFT JOIN counted c ON c.id = b.id{sighted})",
+    )
 
 
 def carry_names(connection: duckdb.DuckDBPyConnection, role: Role, *, joined: bool) -> None:

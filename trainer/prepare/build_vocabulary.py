@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +25,25 @@ Role = str
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What is watched of the ids of ``entity``, on one side (``admission.py``).
+
+    ``admit`` is the count that gets an id a row, None where one event does. The vocabulary says when ids were last
+    seen if it is to be ``seen``. ``newest`` is the time of the last event, None without timestamps, and who was last
+    seen before ``expires`` loses its row. ``place`` is that of the new data set in its lineage.
+    """
+
+    side: Side
+    entity: str
+    id_type: IdType
+    admit: int | None
+    seen: bool
+    newest: int | None
+    expires: int | None
+    place: int
+
+
+@dataclass(frozen=True)
 class NamesFile:
     """A Parquet, CSV or TSV file (by its ending) that names ids; where an id occurs twice, its first name counts."""
 
@@ -42,7 +60,9 @@ class NamesReport:
     unknown: int
 
 
-def vocabulary_schema(id_type: IdType, named: bool, forgotten: bool = False, met: bool = False) -> pa.Schema:
+def vocabulary_schema(
+    id_type: IdType, named: bool, forgotten: bool = False, met: bool = False, seen: bool = False
+) -> pa.Schema:
     """The columns of a vocabulary file; ids may be null where rows were ``forgotten``."""
     fields = [
         pa.field("row", pa.int64(), nullable=False),
@@ -51,21 +71,39 @@ def vocabulary_schema(id_type: IdType, named: bool, forgotten: bool = False, met
     ]
     if met:
         fields.append(pa.field("met", pa.bool_(), nullable=False))
+    if seen:
+        fields += [pa.field("last_seen", pa.int64()), pa.field("since", pa.int64(), nullable=False)]
     return pa.schema([*fields, pa.field("name", pa.string())] if named else fields)
 
 
-def build_vocabulary(connection: duckdb.DuckDBPyConnection, role: Role, counted: str) -> int:
-    """Make the table ``vocabulary_ROLE`` (row, number, id, count) from the query ``counted``; return its rows.
+def build_vocabulary(
+    connection: duckdb.DuckDBPyConnection, role: Role, counted: str, watch: Watch | None = None
+) -> int:
+    """Make the table ``vocabulary_ROLE`` from the query ``counted``; return its rows.
 
-    Rows go by count descending, then by id.
+    Its columns: row, number, id, count, last_seen and since. Rows go by count descending, then by id.
     """
+    last_seen, sighted = last_seen_sql(role, watch)
     run(
         connection,
         f"CREATE TABLE vocabulary_{role} AS "
-        "SELECT row_number() OVER (ORDER BY count DESC, place) - 1 AS row, number, id, count "
-        f"FROM ({counted})",
+        "SELECT row_number() OVER (ORDER BY counted.count DESC, place) - 1 AS row, number, id, counted.count AS count, "
+        f"{last_seen} AS last_seen, 0 AS since FROM ({counted}) counted{sighted}",
     )
     return count(connection, f"SELECT count(*) FROM vocabulary_{role}")
+
+
+def last_seen_sql(role: Role, watch: Watch | None) -> tuple[str, str]:
+    """SQL of when an id of ``counted``, which had no row before, was last seen, and the join that this needs."""
+    if watch is None or not watch.seen:
+        return "NULL::BIGINT", ""
+    # Those that are in no event are in the catalogue now.
+    return f"coalesce(s.last_seen, {sql_number(watch.newest)})", f" LEFT JOIN sighted_{role} s USING (number, id)"
+
+
+def sql_number(number: int | None) -> str:
+    """``number`` in SQL."""
+    return "NULL::BIGINT" if number is None else f"{number}::BIGINT"
 
 
 def counted_sql(role: Side) -> str:
@@ -119,17 +157,21 @@ def write_vocabulary(
     entity: str,
     id_type: IdType,
     named: bool,
-    forgotten: Sequence[int] = (),
     extended: bool = False,
+    seen: bool = False,
 ) -> Entity:
-    """Write ``vocabulary_ROLE``, whose ``forgotten`` rows have no id, and describe it; ``extended``: it has ``met``."""
+    """Write ``vocabulary_ROLE`` and describe it; it has ``met`` if ``extended``, last_seen and since if ``seen``."""
     rows = count(connection, f"SELECT count(*) FROM vocabulary_{role}")
-    schema = vocabulary_schema(id_type, named, bool(forgotten), extended)
+    free = connection.sql(f"SELECT row FROM vocabulary_{role} WHERE id IS NULL ORDER BY row").fetchnumpy()["row"]
+    schema = vocabulary_schema(id_type, named, len(free) > 0, extended, seen)
     source = f"vocabulary_{role} v" + (f" LEFT JOIN names_{role} n ON n.id = v.id" if named else "")
-    columns = "row, v.id AS id, count" + (", met" if extended else "") + (", n.name AS name" if named else "")
+    columns = "row, v.id AS id, count" + (", met" if extended else "") + (", last_seen, since" if seen else "")
+    columns += ", n.name AS name" if named else ""
     group_rows = row_group_rows(rows)
     with PartWriter(staged, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
         for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
             writer.write(batch)
         files = writer.close()
-    return Entity(rows=rows, id_type=id_type, named=named, met=extended, files=files, forgotten=list(forgotten))
+    return Entity(
+        rows=rows, id_type=id_type, named=named, met=extended, seen=seen, files=files, forgotten=free.tolist()
+    )

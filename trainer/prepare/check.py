@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +26,7 @@ from kvstore.storage import Folder
 from trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
+    PENDING,
     TIMESTAMP,
     VOCABULARY,
     WEIGHT,
@@ -35,6 +37,7 @@ from trainer.data.manifest import (
 )
 from trainer.data.parquet_files import ParquetFiles
 from trainer.data.progress import Progress
+from trainer.prepare.admission import pending_schema
 from trainer.prepare.check_features import FeatureCheck
 from trainer.prepare.database import run, working_database
 from trainer.prepare.discover import discover
@@ -220,6 +223,10 @@ class _VocabularyCheck:
             self._columns["name"] = pa.string()
         if self._entity.met:
             self._columns["met"] = pa.bool_()
+        if self._entity.seen:
+            self._columns |= {"last_seen": pa.int64(), "since": pa.int64()}
+        self._generations = len(manifest.lineage)
+        self._pending_where = f"{folder.uri}/{PENDING}/{name}"
         self._next_row = 0
 
     def run(self, work: Path, memory_bytes: int | None, progress: Progress) -> None:
@@ -237,6 +244,7 @@ class _VocabularyCheck:
                         run(connection, "INSERT INTO ids SELECT row, id FROM piece")
                         connection.unregister("piece")
                         progress.advance(table.num_rows)
+            self._check_pending(connection)
             twins = run(
                 connection,
                 "SELECT id, min(row), max(row), count(*) FROM ids WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 "
@@ -248,6 +256,34 @@ class _VocabularyCheck:
             self._problems.add(
                 f"{self._where}: has {self._next_row:,} rows, but the manifest says {self._entity.rows:,}"
             )
+
+    def _check_pending(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """See that ids that wait for a row are there once, and have none; the table ``ids`` has those that do."""
+        if not self._entity.pending:
+            return
+        columns = {field.name: field.type for field in pending_schema(self._entity.id_type)}
+        run(connection, f"CREATE OR REPLACE TABLE pending (id {_SQL_TYPES[self._entity.id_type]})")
+        for file in self._entity.pending:
+            with self._problems.catching():
+                if self._problems.of_columns(self._files, file, columns):
+                    continue
+                for index in range(len(file.row_groups)):
+                    where, first = f"{self._files.uri(file)}, row group {index}", 0
+                    for table in self._files.parts(file, index, list(columns), _PART_ROWS):
+                        if not sum(self._problems.of_nulls(table.column(n), n, where, first) for n in ("id", "count")):
+                            count_N = table.column("count").to_numpy()
+                            said = f"{where}, row {{}}: the count is {{}}; expected 1 at least"
+                            self._problems.of_values(count_N < 1, count_N, said, first)
+                        connection.register("piece", table)
+                        run(connection, "INSERT INTO pending SELECT id FROM piece")
+                        connection.unregister("piece")
+                        first += table.num_rows
+        for said, ids in (
+            ("has a row, but waits for one", "SELECT id FROM pending SEMI JOIN ids USING (id)"),
+            ("waits for a row twice", "SELECT id FROM pending GROUP BY id HAVING count(*) > 1"),
+        ):
+            for (text,) in run(connection, f"{ids} ORDER BY id LIMIT {LISTED + 1}"):
+                self._problems.add(f"{self._pending_where}: the id '{text}' {said}")
 
     def _groups(self, file: DataFile) -> Iterator[pa.Table]:
         """The row groups of a file, checked."""
@@ -263,7 +299,7 @@ class _VocabularyCheck:
 
     def _check_part(self, table: pa.Table, where: str, first: int) -> None:
         """See that rows of a row group, from row ``first`` of it on, are the next ones, and what belongs to them."""
-        never_null = [column for column in self._columns if column in ("row", "count", "met")]
+        never_null = [column for column in self._columns if column in ("row", "count", "met", "since")]
         if sum(self._problems.of_nulls(table.column(name), name, where, first) for name in never_null):
             return
         row_N, count_N = table.column("row").to_numpy(), table.column("count").to_numpy()
@@ -281,6 +317,10 @@ class _VocabularyCheck:
         if self._entity.id_type == "string":
             empty_N = pc.fill_null(pc.equal(ids, ""), False).to_numpy()
             self._problems.of_values(empty_N, row_N, f"{where}, row {{}}: row {{}} has an empty id", first)
+        if self._entity.seen:
+            since_N = table.column("since").to_numpy()
+            said = f"{where}, row {{}}: column 'since' is {{}}, but the lineage has 0 to {self._generations}"
+            self._problems.of_values((since_N < 0) | (since_N > self._generations), since_N, said, first)
         self._check_counts(row_N, count_N, where, first)
 
     def _check_counts(self, row_N: IntArray, count_N: IntArray, where: str, first: int) -> None:

@@ -23,7 +23,7 @@ from kvstore.errors import InputError
 from trainer.data.features import ROW, SCHEMA, VALUE, pair_pieces
 from trainer.data.manifest import FEATURES, Feature
 from trainer.data.progress import Progress
-from trainer.prepare.base_vocabulary import Base
+from trainer.prepare.base_vocabulary import SQL_TYPES, Base
 from trainer.prepare.build_vocabulary import Role, Side
 from trainer.prepare.database import count, run
 from trainer.prepare.events import INTEGER_TEXT, KIND_NAMES, IdChoice, IdType
@@ -36,8 +36,6 @@ from trainer.prepare.staging import Staged
 OPTION = "--features"
 _AFTER_ALL = 2**60
 """More than there are ids: what is added to the places of those that no event has."""
-
-_SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def read_features(
                 found.setdefault(_append(connection, feature, file, text), file)
                 progress.advance(source.bytes)
         types[feature.name] = _settle(feature.name, column, found)
-        value = f"CAST(value AS {_SQL_TYPES[types[feature.name]]}) AS value"
+        value = f"CAST(value AS {SQL_TYPES[types[feature.name]]}) AS value"
         run(connection, f"CREATE TABLE given_{feature.role} AS SELECT DISTINCT id, {value} FROM text_{feature.role}")
         run(connection, f"DROP TABLE text_{feature.role}")
     return types
@@ -210,7 +208,7 @@ def join_feature(
         InputError: the files know none of the ids.
     """
     role, side = feature.role, feature.side
-    run(connection, f"CREATE TABLE pairs_{role} (row BIGINT, id {_SQL_TYPES[id_type]})")
+    run(connection, f"CREATE TABLE pairs_{role} (row BIGINT, id {SQL_TYPES[id_type]})")
     unknown = 0
     if feature.asked is not None:
         # As text, as in names: text files have no types, and an int64 has one way only to be written.
@@ -235,8 +233,8 @@ def join_feature(
 
 
 def _carry(connection: duckdb.DuckDBPyConnection, base: Base, feature: Planned) -> None:
-    """Take over the pairs of the earlier data, but of rows that have new ones."""
-    role = feature.role
+    """Take over the pairs of the earlier data, but of rows that have new ones or another id now."""
+    role, side = feature.role, feature.side
     run(connection, "CREATE TABLE earlier (row BIGINT, value BIGINT)")
     for _, row_N, value_N in pair_pieces(base.folder, base.manifest, feature.entity, feature.name):
         connection.register("piece", pa.table([row_N, value_N], schema=SCHEMA))
@@ -245,6 +243,7 @@ def _carry(connection: duckdb.DuckDBPyConnection, base: Base, feature: Planned) 
     run(
         connection,
         f"INSERT INTO pairs_{role} SELECT e.row, b.id FROM earlier e JOIN base_{role} b ON b.row = e.value "
+        f"JOIN base_{side} was ON was.row = e.row JOIN vocabulary_{side} v ON v.row = e.row AND v.id = was.id "
         f"WHERE b.id IS NOT NULL AND e.row NOT IN (SELECT row FROM pairs_{role})",
     )
     run(connection, "DROP TABLE earlier")

@@ -38,6 +38,7 @@ from trainer.data.manifest import (
     Manifest,
     Split,
     complaint,
+    data_fingerprint,
     read_manifest,
 )
 from trainer.data.parquet_files import ParquetFiles, describe, write_options
@@ -62,8 +63,9 @@ class _Journal(BaseModel):
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was deleted: ``found`` of ``asked`` ids, and so many ``interactions`` of each split.
+    """What was deleted: ``found`` of ``asked`` ids that have a row, and so many ``interactions`` of each split.
 
+    ``waiting`` is how many of them waited for a row.
     ``rewritten`` files were written anew. ``finished`` says that files of an earlier call that broke off were deleted.
     """
 
@@ -71,6 +73,7 @@ class Forgotten:
     entity: str
     asked: int
     found: int
+    waiting: int
     interactions: dict[str, int]
     rewritten: int
     finished: bool
@@ -131,6 +134,7 @@ class _Forgetting:
     def run(self, ids: pa.StringArray, finished: bool) -> Forgotten:
         """All of them; ``finished`` is to be told."""
         rows_R = self._find_rows(ids)
+        waiting = self._find_pending(ids)
         dropped: dict[str, int] = dict.fromkeys(self._manifest.splits, 0)
         manifest = self._manifest
         if len(rows_R):
@@ -141,8 +145,11 @@ class _Forgetting:
                 for name, feature in features.items():
                     self._find_values(owner, name, feature)
             self._plan_vocabularies()
+        if self._plan.changes:
             manifest = self._switch()
-        return Forgotten(manifest, self._entity, len(ids), len(rows_R), dropped, len(self._plan.changes), finished)
+        return Forgotten(
+            manifest, self._entity, len(ids), len(rows_R), waiting, dropped, len(self._plan.changes), finished
+        )
 
     def _find_rows(self, ids: pa.StringArray) -> IntArray:
         """The rows of ``ids``, in order."""
@@ -152,10 +159,21 @@ class _Forgetting:
         self._progress.phase(f"find {self._entity}", entity.rows, "row")
         for file in entity.files:
             for table in self._read(file, ["row", "id"]):
-                hits = table.filter(pc.is_in(table.column("id"), value_set=wanted))
-                found.append(hits.column("row").to_numpy())
+                found.append(_of_ids(table, wanted).column("row").to_numpy())
                 self._progress.advance(table.num_rows)
         return np.sort(np.concatenate(found))
+
+    def _find_pending(self, ids: pa.StringArray) -> int:
+        """How many of ``ids`` wait for a row; the files that have some are to be changed."""
+        entity = self._manifest.entities[self._entity]
+        wanted = typed_ids(ids, entity.id_type)
+        waiting = 0
+        for file in entity.pending:
+            in_file = sum(len(_of_ids(table, wanted)) for table in self._read(file, ["id"]))
+            if in_file:
+                self._plan.add(file, partial(_without_ids, ids=wanted))
+            waiting += in_file
+        return waiting
 
     def _find_interactions(self, split: str, described: Split, rows_R: IntArray) -> int:
         """How many interactions of a split are theirs; the files that hold some are to be changed."""
@@ -243,8 +261,13 @@ class _Forgetting:
         entities = {}
         for name, entity in self._manifest.entities.items():
             forgotten = np.union1d(np.array(entity.forgotten, np.int64), self._gone.get(name, []))
-            files = kept(entity.files)
-            entities[name] = entity.model_copy(update={"files": files, "forgotten": forgotten.astype(int).tolist()})
+            entities[name] = entity.model_copy(
+                update={
+                    "files": kept(entity.files),
+                    "forgotten": forgotten.astype(int).tolist(),
+                    "pending": kept(entity.pending),
+                }
+            )
         changes = {
             "entities": entities,
             "splits": {split: Split(files=kept(described.files)) for split, described in self._manifest.splits.items()},
@@ -252,6 +275,8 @@ class _Forgetting:
                 owner: {name: Feature(files=kept(feature.files)) for name, feature in features.items()}
                 for owner, features in self._manifest.features.items()
             },
+            # Whoever was trained on the data as they were knows them by that manifest.
+            "lineage": [*self._manifest.lineage, data_fingerprint(self._folder)],
             # What was counted of all interactions is no longer so.
             "source": {name: fact for name, fact in self._manifest.source.items() if not name.endswith(COUNTED)},
         }
@@ -274,6 +299,16 @@ def _among(column_N: IntArray, rows_R: IntArray) -> IntArray:
 def _without(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
     """A piece of a file without what is of one of ``rows_R``."""
     return table.filter(pa.array(~_among(table.column(column).to_numpy(), rows_R)))
+
+
+def _of_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """The rows of a piece of a file whose id is one of ``ids``."""
+    return table.filter(pc.is_in(table.column("id"), value_set=ids))
+
+
+def _without_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """The others."""
+    return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
 
 
 def _diminished(table: pa.Table, lost_N: IntArray, gone_R: IntArray) -> pa.Table:

@@ -25,8 +25,9 @@ from kvstore.storage import Folder
 from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, Manifest, Split
 from trainer.data.moments import Window
 from trainer.data.progress import Progress, Silent
+from trainer.prepare.admission import ADMIT, EXPIRE, Span, keep_admitted, plan_watches, sight
 from trainer.prepare.base_vocabulary import OPTION, Base, open_base
-from trainer.prepare.build_vocabulary import NamesFile, Side
+from trainer.prepare.build_vocabulary import NamesFile, Side, Watch
 from trainer.prepare.cleaning import keep_core, sum_duplicates
 from trainer.prepare.database import count, identifier, one, run, working_database
 from trainer.prepare.events import Columns, EventTable, IdChoice, check_event_weights, read_events
@@ -55,8 +56,10 @@ class PrepareOptions:
     ``event_weights`` gives it to each value of the column ``event``; one below 0 says that the item is not wanted, and
     events of weight 0 are dropped, as are those before ``since`` and from ``until`` on. ``duplicates`` 'sum' makes one
     interaction of those of a (query, item) pair. ``min_count`` is the least that ids of an entity must have
-    (``cleaning.py``). ``ids`` 'auto' reads ids of text files as integers where all of a file are, 'string' reads every
-    id as text. Hold-outs are described in ``splits.py``. ``names`` maps an entity to the file with its names.
+    (``cleaning.py``), ``admit`` what one must have over all days to get a row, and ``expire_after`` how long one may be
+    unseen before it loses it (``admission.py``). ``ids`` 'auto' reads ids of text files as integers where all of a file
+    are, 'string' reads every id as text. Hold-outs are described in ``splits.py``. ``names`` maps an entity to the file
+    with its names.
     ``features`` say what ids have besides (``features.py``); ids of the entities in ``catalogue`` that are in no event,
     but have a feature, get rows too. ``vocabulary`` is an earlier data set, a path or URI, whose ids keep their rows
     (``base_vocabulary.py``). ``seed`` decides on the order of the shards and on random
@@ -81,6 +84,8 @@ class PrepareOptions:
     until: str | None = None
     duplicates: Duplicates = "keep"
     min_count: Mapping[str, int] = field(default_factory=dict)
+    admit: Mapping[str, int] = field(default_factory=dict)
+    expire_after: Mapping[str, Span] = field(default_factory=dict)
     ids: IdChoice = "auto"
     hold_out: str | None = None
     hold_out_valid: str | None = None
@@ -175,6 +180,8 @@ def _check_entities_of(options: PrepareOptions) -> None:
     for option, given_for, known in (
         ("--names", options.names, nameable),
         ("--min-count", options.min_count, sides),
+        (ADMIT, options.admit, sides),
+        (EXPIRE, options.expire_after, sides),
     ):
         unknown = sorted(set(given_for) - set(known))
         if unknown:
@@ -194,9 +201,20 @@ def _check(options: PrepareOptions) -> None:
             "--event and --event-weights belong together: --event COLUMN --event-weights play=1,like=3,skip=-1"
         )
     _check_entities_of(options)
-    for entity, minimum in options.min_count.items():
-        if minimum < 1:
-            raise InputError(f"--min-count {entity}={minimum}: expected at least 1")
+    for option, minimums in (("--min-count", options.min_count), (ADMIT, options.admit)):
+        for entity, minimum in minimums.items():
+            if minimum < 1:
+                raise InputError(f"{option} {entity}={minimum}: expected at least 1")
+    for entity, minimum in options.admit.items():
+        if entity in options.catalogue:
+            raise InputError(
+                f"{ADMIT} {entity}={minimum}: --catalogue {entity} gives rows to ids without any event; leave one out"
+            )
+    for span in options.expire_after.values():
+        if options.timestamp is None:
+            raise InputError(
+                f"{EXPIRE} {span.text}: needs to know when each event happened; name the column with --timestamp"
+            )
     if not 0 <= options.seed <= _SEED_MAX:
         raise InputError(f"--seed {options.seed}: expected an integer from 0 to {_SEED_MAX}")
     if options.threads is not None and options.threads < 1:
@@ -296,16 +314,20 @@ class _Preparation:
             self._base.text_roles() if self._base else (),
         )
         self._tell_tally(events)
-        self._hold_out(files, events, self._clean())
-        rows = self._count_splits(files)
         vocabularies = Vocabularies(
             self._connection, self._staged, self._progress, self._base, options.names, inputs.names
         )
         sides: dict[str, Side] = {options.query: "query", options.item: "item"}
+        vocabularies.read_earlier(sides, events.id_types)
+        source, watches = self._admit(self._sum_duplicates(), sides, events)
+        self._hold_out(files, events, self._drop_rare(source))
+        rows = self._count_splits(files)
         planned = plan_features(options.features, inputs.features, sides, self._base)
         vocabularies.read_features(planned, options.ids)
         entities = {
-            entity: vocabularies.of_side(side, entity, events.id_types[side], entity in options.catalogue)
+            entity: vocabularies.of_side(
+                side, entity, events.id_types[side], entity in options.catalogue, watches.get(side)
+            )
             for entity, side in sides.items()
         }
         values, features = vocabularies.of_features()
@@ -317,6 +339,7 @@ class _Preparation:
             entities={**entities, **values},
             splits=splits,
             features=features,
+            lineage=self._base.lineage() if self._base else [],
             has_timestamp=events.timestamps is not None,
             source={
                 **_source(options),
@@ -337,8 +360,8 @@ class _Preparation:
             "lines_without_items": tally.lines_without_items,
         }
 
-    def _clean(self) -> str:
-        """Sum duplicates and leave out rare ids, if asked to; returns the table that has what is left."""
+    def _sum_duplicates(self) -> str:
+        """Sum duplicates, if asked to; returns the table that has what is left."""
         options, table = self._options, "events"
         if not count(self._connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
             raise InputError("--train: the files hold no interaction with a weight above 0; expected one at least")
@@ -348,6 +371,30 @@ class _Preparation:
             self._facts |= {"merged_duplicates": summed.merged, "cancelled_pairs": summed.cancelled}
             run(self._connection, f"DROP TABLE {table}")
             table = "distinct_events"
+        return table
+
+    def _admit(self, table: str, sides: Mapping[str, Side], events: EventTable) -> tuple[str, dict[Side, Watch]]:
+        """Leave out ids with too few events for a row, if asked to: the table of what is left, and what to watch."""
+        options = self._options
+        watches = plan_watches(
+            self._connection, table, sides, events.id_types, options.admit, options.expire_after, self._base
+        )
+        if watches:
+            self._progress.phase("admission", len(watches), "side")
+        for watch in watches.values():
+            sight(self._connection, watch, table, self._base)
+            self._progress.advance(1)
+        if options.admit:
+            self._facts["dropped_waiting"] = keep_admitted(
+                self._connection, list(watches.values()), self._base, table, "admitted_events"
+            )
+            run(self._connection, f"DROP TABLE {table}")
+            table = "admitted_events"
+        return table, watches
+
+    def _drop_rare(self, table: str) -> str:
+        """Leave out rare ids, if asked to; returns the table that has what is left."""
+        options = self._options
         if options.min_count:
             entities = {"query": options.query, "item": options.item}
             minimums = {role: options.min_count[name] for role, name in entities.items() if name in options.min_count}
@@ -451,6 +498,8 @@ def _source(options: PrepareOptions) -> Facts:
     }
     weights = [f"{event}={weight:g}" for event, weight in options.event_weights.items()]
     minimums = [f"{entity}={minimum}" for entity, minimum in options.min_count.items()]
+    admitted = [f"{entity}={minimum}" for entity, minimum in options.admit.items()]
+    spans = [f"{entity}={span.text}" for entity, span in options.expire_after.items()]
     features = [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.features]
     return {
         "command": "prepare",
@@ -458,6 +507,8 @@ def _source(options: PrepareOptions) -> Facts:
         **asked,
         **({"event_weights": weights} if weights else {}),
         **({"min_count": minimums} if minimums else {}),
+        **({"admit": admitted} if admitted else {}),
+        **({"expire_after": spans} if spans else {}),
         **({"features": features} if features else {}),
         "duplicates": options.duplicates,
         "seed": options.seed,

@@ -22,12 +22,14 @@ from pathlib import Path
 
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import FEATURES, FILE_NAME, JOURNAL, SPLITS, VOCABULARY, Manifest, read_manifest
+from trainer.data.manifest import FEATURES, FILE_NAME, JOURNAL, PENDING, SPLITS, VOCABULARY, Manifest, read_manifest
 from trainer.prepare.reaching import reaching
 
 WORK = ".work"
-_OURS = {FILE_NAME, JOURNAL, VOCABULARY, FEATURES, *SPLITS}
-_OUR_OBJECTS = re.compile(rf"(?:{VOCABULARY}/[^/]+|{FEATURES}/[^/]+/[^/]+|{'|'.join(SPLITS)})/part-[0-9a-z-]+\.parquet")
+_OURS = {FILE_NAME, JOURNAL, VOCABULARY, FEATURES, PENDING, *SPLITS}
+_OUR_OBJECTS = re.compile(
+    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|{FEATURES}/[^/]+/[^/]+|{'|'.join(SPLITS)})/part-[0-9a-z-]+\.parquet"
+)
 _PROBE = ".writable"
 
 

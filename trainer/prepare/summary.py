@@ -29,6 +29,7 @@ _DROPPED = {
     "lines_without_items": "lines that name no item",
     "merged_duplicates": "rows summed into another one of their pair (--duplicates sum)",
     "cancelled_pairs": "pairs whose weights sum to 0, which would teach nothing",
+    "dropped_waiting": "interactions of ids that wait for more (--admit)",
     "dropped_rare": "interactions of ids with too few (--min-count)",
 }
 
@@ -119,8 +120,15 @@ def _changes(manifest: Manifest, name: str) -> list[str]:
             f"{facts[f'{name}_kept']:,} rows as in {facts['vocabulary']} ({facts[f'{name}_unseen']:,} of them without "
             f"an event now), {facts[f'{name}_new']:,} new"
         )
+    if facts.get(f"{name}_expired") or facts.get(f"{name}_reused"):
+        lines.append(
+            f"{facts[f'{name}_expired']:,} ids have expired (--expire-after); {facts[f'{name}_reused']:,} new ids have "
+            "rows that were others' before"
+        )
     if forgotten := len(manifest.entities[name].forgotten):
-        lines.append(f"{forgotten:,} rows are forgotten: they have no id and no interaction")
+        lines.append(f"{forgotten:,} rows are forgotten or expired: they have no id and no interaction")
+    if waiting := sum(file.rows for file in manifest.entities[name].pending):
+        lines.append(f"{waiting:,} ids have too few events so far for a row (--admit)")
     return lines
 
 

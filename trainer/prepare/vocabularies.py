@@ -2,8 +2,9 @@
 """The vocabularies of a preparation: those of the two sides, then those of their features, with the pairs of these.
 
 vocabularies = Vocabularies(connection, staged, progress, base, names, files_of_names)
+vocabularies.read_earlier({"customer": "query", "track": "item"}, id_types)
 vocabularies.read_features(planned, ids="auto")
-entity = vocabularies.of_side("item", "track", "int64", catalogue=False)
+entity = vocabularies.of_side("item", "track", "int64", catalogue=False, watch=None)
 entities, features = vocabularies.of_features()
 vocabularies.facts                                                  # for the manifest
 """
@@ -16,11 +17,13 @@ import duckdb
 
 from trainer.data.manifest import Entity, Feature
 from trainer.data.progress import Progress
+from trainer.prepare.admission import write_pending
 from trainer.prepare.base_vocabulary import Base, carry_names, extend_vocabulary, load_base
 from trainer.prepare.build_vocabulary import (
     NamesFile,
     Role,
     Side,
+    Watch,
     build_vocabulary,
     counted_sql,
     join_names,
@@ -65,6 +68,17 @@ class Vocabularies:
         self._types: dict[str, IdType] = {}
         self.facts: Facts = {}
 
+    def read_earlier(self, sides: Mapping[str, Side], id_types: Mapping[str, IdType]) -> None:
+        """Make the tables ``base_query`` and ``base_item`` of the earlier data, if there are some.
+
+        Raises:
+            InputError: their ids are of another type, or a file of theirs is missing or damaged.
+        """
+        if self._base is not None:
+            for entity, side in sides.items():
+                self._base.check_id_type(entity, id_types[side])
+                load_base(self._connection, self._base, side, entity, self._progress)
+
     def read_features(self, planned: Sequence[Planned], ids: IdChoice) -> None:
         """Read the files of the features that are ``planned``.
 
@@ -74,22 +88,22 @@ class Vocabularies:
         self._planned = planned
         self._types = read_features(self._connection, planned, self._staged.work, ids, self._base, self._progress)
 
-    def of_side(self, side: Side, entity: str, id_type: IdType, catalogue: bool) -> Entity:
-        """The vocabulary of the ids of ``interactions`` on one side, written.
+    def of_side(self, side: Side, entity: str, id_type: IdType, catalogue: bool, watch: Watch | None) -> Entity:
+        """The vocabulary of the ids of ``interactions`` on one side, written, with those that wait for a row.
 
         With ``catalogue``, ids follow that files of features alone have.
         """
-        if self._base is not None:
-            self._base.check_id_type(entity, id_type)
-            load_base(self._connection, self._base, side, entity, self._progress)
         counted = counted_sql(side)
         if catalogue:
             further = catalogued_sql(self._planned, side, id_type)
             self.facts[f"{entity}_catalogued"] = count(self._connection, f"SELECT count(*) FROM ({further})")
             counted = f"{counted} UNION ALL {further}"
-        self._make(side, entity, counted)
+        self._make(side, entity, counted, watch)
         self.facts |= popularity(self._connection, side, entity)
-        return self._write(side, entity, id_type)
+        described = self._write(side, entity, id_type, seen=watch is not None and watch.seen)
+        if watch is None or watch.admit is None:
+            return described
+        return described.model_copy(update={"pending": write_pending(self._connection, watch, self._staged)})
 
     def of_features(self) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
         """The vocabularies of features, by name, and the pairs, by entity and name, of rows that ``of_side`` has made.
@@ -114,19 +128,22 @@ class Vocabularies:
             self.facts[f"{name}_ids_ignored"] = report.unknown
         return entities, features
 
-    def _make(self, role: Role, entity: str, counted: str) -> None:
+    def _make(self, role: Role, entity: str, counted: str, watch: Watch | None = None) -> None:
         """Make the table ``vocabulary_ROLE``: a fresh one or, where ``base`` has the entity, one that goes on."""
         self._progress.phase(f"vocabulary of {entity}", None, "row")
         if self._base is None or entity not in self._base.manifest.entities:
-            self._progress.advance(build_vocabulary(self._connection, role, counted))
+            self._progress.advance(build_vocabulary(self._connection, role, counted, watch))
             return
-        extended = extend_vocabulary(self._connection, role, counted)
+        extended = extend_vocabulary(self._connection, role, counted, watch)
         self._progress.advance(extended.kept + extended.new)
         self.facts[f"{entity}_kept"] = extended.kept
         self.facts[f"{entity}_unseen"] = extended.unseen
         self.facts[f"{entity}_new"] = extended.new
+        if watch is not None and watch.expires is not None:
+            self.facts[f"{entity}_expired"] = extended.expired
+            self.facts[f"{entity}_reused"] = extended.reused
 
-    def _write(self, role: Role, entity: str, id_type: IdType) -> Entity:
+    def _write(self, role: Role, entity: str, id_type: IdType, seen: bool = False) -> Entity:
         """Write the table ``vocabulary_ROLE``, with names if there are some."""
         named = entity in self._names
         if named:
@@ -145,6 +162,6 @@ class Vocabularies:
             entity=entity,
             id_type=id_type,
             named=named or bool(base and base.named),
-            forgotten=base.forgotten if base else (),
             extended=base is not None,
+            seen=seen,
         )
