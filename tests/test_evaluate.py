@@ -275,6 +275,18 @@ def test_the_metrics_of_a_case_worked_by_hand() -> None:
     assert found == pytest.approx({**at_1, **at_3, **together}, abs=1e-6)
 
 
+def test_rows_that_no_id_has_are_not_ranked() -> None:
+    # The ranking of all is 0, 1, 2, 3, 4; nobody has 0 and 3, and of the others 4 is cold.
+    source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
+    judged = HeldOut(np.array([0]), lists_of([[2, 4]]), lists_of([[1]]), item_I=np.array([1, 2, 4]))
+    found = evaluate(
+        source, source.model("dot"), judged, Evaluate(k=[1, 2], select="ndcg@1"), np.array([0, 9, 3, 0, 0]), np.asarray
+    )
+    assert (found["recall@1"], found["recall@2"], found["mrr@2"]) == (0.5, 1.0, 1.0)
+    assert (found["coverage@1"], found["coverage@2"]) == pytest.approx((1 / 3, 2 / 3))
+    assert found["recall_among_cold@1"] == 1.0
+
+
 COLD_COUNTS_N = np.where(np.arange(ITEMS) % 4 == 1, 0, COUNTS_N + 1)
 """The same, with a quarter of the items in no interaction of train."""
 

@@ -1,0 +1,136 @@
+"""Three days through the commands: who comes gets the row of who went, and it starts afresh in the next run."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster_data import write_job
+from refusal_table import documented
+from running_command import crossfade, succeeded
+from test_base_vocabulary import rows as rows_of
+from test_forget_training import arrays
+
+from kvstore.local import LocalStore
+from kvstore.storage import Folder
+from trainer.checkpoints import starting_rows
+from trainer.data.manifest import read_manifest
+from trainer.data.vocabulary import Vocabulary
+from trainer.job import load_job
+from trainer.run import open_data
+
+pytestmark = pytest.mark.slow
+
+DAY = 86_400
+STILL = ("--set", "optimizer.learning_rate=1e-30", "--set", "train.seed=9")
+"""Steps too small for a float32, so that a checkpoint has what its run began with; other fresh rows than the first."""
+
+
+def write_day(place: Path, day: int, plays: dict[str, str]) -> None:
+    """Events of ``day``: of each customer the tracks, a letter each, one a second."""
+    lines = ["customer,track,at"]
+    for customer, tracks in plays.items():
+        lines += [f"{customer},{track},{day * DAY + second}" for second, track in enumerate(tracks)]
+    (place / f"day{day}.csv").write_text("\n".join(lines) + "\n")
+
+
+def prepare(place: Path, day: int, *options: str) -> str:
+    columns = ("--query", "customer", "--item", "track", "--timestamp", "at", "--out", f"data{day}")
+    watch = ("--admit", "track=3", "--expire-after", "36h")
+    return succeeded(crossfade("prepare", "--events", f"day{day}.csv", *columns, *watch, *options, cwd=place)).stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of three days, and a run on the first and one on the third that goes on from it."""
+    place = tmp_path_factory.mktemp("place")
+    write_day(place, 0, {"u": "aaaabbbx", "v": "aabbxxyyy", "w": "zzzn"})
+    write_day(place, 1, {"u": "abn", "v": "ba"})
+    write_day(place, 2, {"u": "aabn", "v": "bbaa", "t": "ab"})
+    prepare(place, 0)
+    prepare(place, 1, "--vocabulary", "data0")
+    said = prepare(place, 2, "--vocabulary", "data1", "--hold-out-test", "random:0.3")
+    assert "1 ids have expired (--expire-after); 1 new ids have rows that were others' before" in said
+    assert "3 ids have expired (--expire-after); 1 new ids have rows that were others' before" in said
+    assert "2 rows are forgotten or expired: they have no id and no interaction" in said
+    write_job(place / "job.yaml", "data0", train={"batch_size": 8}, negatives={"count": 4})
+    (place / "job2.yaml").write_text((place / "job.yaml").read_text().replace("data0", "data2"))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run0", cwd=place))
+    start = ("--set", "checkpoint.start_from=run0/checkpoints")
+    succeeded(crossfade("train", "job2.yaml", "--run-dir", "run2", *start, *STILL, cwd=place))
+    return place
+
+
+def test_who_waits_is_admitted_on_the_third_day_into_the_row_of_who_went(place: Path) -> None:
+    days = [rows_of(place / f"data{day}", "track") for day in range(3)]
+    assert [[row[1] for row in day] for day in days] == [
+        ["a", "b", "x", "y", "z"],
+        ["a", "b", "x", "y", "z"],
+        ["a", "b", "n", None, None],
+    ]
+    assert [row[1] for row in rows_of(place / "data2", "customer")] == ["v", "u", "t"]
+    assert [len(read_manifest(Folder(place / f"data{day}")).entities["track"].pending) for day in range(3)] == [1, 1, 0]
+    assert "not list" not in succeeded(crossfade("prepare", "--check", "data2", cwd=place)).stdout
+
+
+def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) -> None:
+    job = load_job(place / "run2" / "job.yaml")
+    data, manifest, model = open_data(job)
+    with closing(LocalStore()) as store:
+        store.create(model.tables, job.optimizer.spec(), job.train.seed)
+        fresh = store.pull({table.name: np.arange(table.rows) for table in model.tables})
+    for entity, stay, others in (("customer", [0, 1], [2]), ("track", [0, 1], [2, 3, 4])):
+        old, new = arrays(place / "run0", entity), arrays(place / "run2", entity)
+        for row in stay:
+            assert new["weights"][row].tobytes() == old["weights"][row].tobytes()
+            assert new["weights"][row].tobytes() != fresh[entity][row].tobytes()
+            assert (new["squares"][row] >= old["squares"][row]).all()
+            assert (old["squares"][row] > 0).any()
+        for row in others:
+            assert new["weights"][row].tobytes() == fresh[entity][row].tobytes()
+            assert new["weights"][row].tobytes() != old["weights"][row].tobytes()
+    # Nobody trains on rows that nobody has but as negatives; the state that a run begins with is that of a new row.
+    start = starting_rows(job, model, manifest)
+    assert start is not None
+    assert start.place == 0
+    found = {name: rows_R.tolist() for name, rows_R in start.rows_afresh(data, manifest).items()}
+    assert found == {"customer": [2], "track": [2, 3, 4]}
+    with closing(LocalStore()) as store:
+        store.create(model.tables, job.optimizer.spec(), 9, start.checkpoint, start.rows_afresh(data, manifest))
+        squares = store._optimizers["track"].state["squares"]
+    assert (squares[2:] == 0).all()
+    assert (squares[:2] == arrays(place / "run0", "track")["squares"][:2]).all()
+    assert (arrays(place / "run0", "track")["squares"][2:] > 0).any(axis=1).all(), "or this would hold nothing"
+
+
+def test_the_next_day_takes_what_the_row_has_learned_since(place: Path) -> None:
+    job = load_job(place / "run2" / "job.yaml", [f"checkpoint.start_from={place / 'run2' / 'checkpoints'}"])
+    data, manifest, model = open_data(job)
+    start = starting_rows(job, model, manifest)
+    assert start is not None
+    assert {name: rows.tolist() for name, rows in start.rows_afresh(data, manifest).items()} == {"track": [3, 4]}
+
+
+def test_a_checkpoint_of_data_of_another_lineage_is_refused(place: Path) -> None:
+    start = ("--set", f"checkpoint.start_from={place / 'run2' / 'checkpoints'}")
+    result = crossfade("train", "job.yaml", "--run-dir", "back", *start, cwd=place)
+    assert result.returncode == 2
+    documented(
+        "a checkpoint of other data, where rows change hands", result.stderr.strip().removeprefix("crossfade: error: ")
+    )
+
+
+def test_rows_without_an_id_are_judged_and_found_by_nobody(place: Path) -> None:
+    judged = json.loads(succeeded(crossfade("evaluate", "run2", "--json", "--exclude", "--k", 3, 10, cwd=place)).stdout)
+    # All three tracks with an id are ranked, so what is held out is always found, and nothing else is there to find.
+    assert judged["test"]["recall@3"] == judged["test"]["coverage@3"] == judged["test"]["coverage@10"] == 1
+    succeeded(crossfade("export", "run2/checkpoints", "--out", "exported", cwd=place))
+    lines = succeeded(crossfade("similar", "run2", "--entity", "track", "--count", 9, "a", cwd=place)).stdout
+    assert "None" not in lines
+    assert len(lines.strip().splitlines()) < 5
+    assert "track" in succeeded(crossfade("plan", "job2.yaml", cwd=place)).stdout
+    assert Vocabulary(Folder(place / "data2"), read_manifest(Folder(place / "data2")), "track").met().tolist()[3:] == [
+        False,
+        False,
+    ]
