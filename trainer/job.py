@@ -217,8 +217,8 @@ class Checkpoint(_Section):
     keep: AtLeastOne = Field(3, description="checkpoints that are kept, the newest ones")
     start_from: str | None = Field(
         None,
-        description="checkpoint, or folder of them, that a fresh run takes rows from; rows that it lacks, that the data "
-        "have forgotten or that another id has now start afresh",
+        description="checkpoint, or folder of them, that a fresh run takes rows from; rows that it lacks, that the "
+        "data have forgotten or that another id has now start afresh",
     )
 
 
