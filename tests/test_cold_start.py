@@ -72,6 +72,12 @@ def featured(place: Path) -> Path:
     return train(place, "featured")
 
 
+@pytest.fixture(scope="module")
+def plain(place: Path) -> Path:
+    """A run that knows tracks by who plays them alone."""
+    return train(place, "plain", "--set", "model.item=[track]")
+
+
 def quality(run: Path) -> dict[str, float]:
     found: dict[str, float] = json.loads((run / "report.json").read_text())["metrics"]["test"]
     return found
@@ -109,21 +115,43 @@ def popularity(place: Path) -> dict[str, float]:
     return evaluate(Popularity(counts_N), model, held_out, spec, counts_N, np.asarray)
 
 
-def test_new_tracks_with_features_beat_popularity_by_far_and_those_without_do_not(place: Path, featured: Path) -> None:
-    found, by_count = quality(featured), popularity(place)
-    plain = quality(train(place, "plain", "--set", "model.item=[track]"))
+def test_new_tracks_with_features_beat_popularity_by_far_and_those_without_do_not(
+    place: Path, featured: Path, plain: Path
+) -> None:
+    found, by_count, without = quality(featured), popularity(place), quality(plain)
     assert found["queries_cold"] == by_count["queries_cold"] > CUSTOMERS / 2
     # Popularity never ranks a track that nobody has played among the first; among such tracks it knows no order.
     assert by_count["recall_cold@10"] == 0
-    assert found["recall_cold@10"] > 0.25 > 20 * plain["recall_cold@10"]
+    assert found["recall_cold@10"] > 0.25 > 20 * without["recall_cold@10"]
     chance = 10 / len(COLD)
     assert by_count["recall_among_cold@10"] == pytest.approx(chance, abs=0.1)
-    assert plain["recall_among_cold@10"] == pytest.approx(chance, abs=0.1)
+    assert without["recall_among_cold@10"] == pytest.approx(chance, abs=0.1)
     assert found["recall_among_cold@10"] > 2.5 * chance
-    assert found["ndcg_among_cold@10"] > 2 * max(by_count["ndcg_among_cold@10"], plain["ndcg_among_cold@10"])
+    assert found["ndcg_among_cold@10"] > 2 * max(by_count["ndcg_among_cold@10"], without["ndcg_among_cold@10"])
     # Known tracks make room for new ones, and all together gain.
-    assert found["recall@10"] > 1.5 * plain["recall@10"]
+    assert found["recall@10"] > 1.5 * without["recall@10"]
     assert found["recall_warm@10"] > 2 * by_count["recall_warm@10"]
+
+
+def test_neighbours_share_the_genre_that_nobody_told_the_model(
+    place: Path, plain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for labels in ("track=genre", f"track={place / 'genres.csv'}:id:genre"):
+        capsys.readouterr()
+        assert main(["evaluate", str(plain), "--labels", labels, "--json"]) == 0
+        judged = json.loads(capsys.readouterr().out)
+        assert judged["test"] == quality(plain)
+        found.append(judged["labels"]["track"])
+    assert found[0] == found[1]
+    assert found[0]["rows"] == found[0]["asked"] == TRACKS - len(COLD)
+    assert found[0]["precision_by_chance"] == pytest.approx(1 / GENRES, abs=0.02)
+    assert found[0]["precision"] > 3 / GENRES
+    assert found[0]["precision_of_counts"] > 3 / GENRES
+    assert main(["evaluate", str(plain), "--labels", "track=genre", "--label-min-count", "30"]) == 0
+    said = capsys.readouterr().out
+    assert "each 30 times in train at the least" in said
+    assert "by the cosine of counts in train" in said
 
 
 def test_a_new_track_is_what_its_features_say(place: Path, featured: Path) -> None:

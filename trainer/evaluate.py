@@ -42,7 +42,7 @@ from trainer.data.manifest import Manifest
 from trainer.data.shards import ShardReader
 from trainer.embeddings import VectorSource
 from trainer.job import Evaluate, SplitName
-from trainer.model import Model
+from trainer.model import Model, Score
 
 _ITEM_BLOCK = 1 << 14
 _QUERY_BLOCK = 256
@@ -206,22 +206,40 @@ def _rank(
     source: VectorSource, model: Model, queries_Q: IntArray, excluded: ItemLists, depth: int, item_I: IntArray | None
 ) -> tuple[IntArray, FloatArray]:
     """The same of the items ``item_I``, of all if that is None; they, and those excluded, are told by their place."""
+
+    def vectors(place_E: IntArray) -> FloatArray:
+        return source.vectors(model.item.name, place_E if item_I is None else item_I[place_E])
+
     items = model.item.rows if item_I is None else len(item_I)
-    best_item_QK = np.full((len(queries_Q), depth), -1, dtype=np.int64)
-    best_score_QK = np.full((len(queries_Q), depth), -np.inf, dtype=np.float32)
     query_QD = source.vectors(model.query.name, queries_Q)
-    if model.score.normalised:
+    return rank_vectors(query_QD, model.score, items, vectors, excluded, depth)
+
+
+def rank_vectors(
+    query_QD: FloatArray,
+    score: Score,
+    items: int,
+    vectors: Callable[[IntArray], FloatArray],
+    excluded: ItemLists,
+    depth: int,
+) -> tuple[IntArray, FloatArray]:
+    """The ``depth`` best of so many ``items`` for each of ``query_QD``: their places, and scores, as ``rank_items``.
+
+    ``vectors`` gives those of consecutive places; ``excluded`` are places too.
+    """
+    best_item_QK = np.full((len(query_QD), depth), -1, dtype=np.int64)
+    best_score_QK = np.full((len(query_QD), depth), -np.inf, dtype=np.float32)
+    if score.normalised:
         query_QD = unit_rows(query_QD)
     for first in range(0, items, _ITEM_BLOCK):
-        place_E = np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64)
-        item_ED = source.vectors(model.item.name, place_E if item_I is None else item_I[place_E])
-        if model.score.normalised:
+        item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
+        if score.normalised:
             item_ED = unit_rows(item_ED)
-        penalty_E = np.float32(model.score.square) * np.square(item_ED).sum(axis=1)
-        for start in range(0, len(queries_Q), _QUERY_BLOCK):
+        penalty_E = np.float32(score.square) * np.square(item_ED).sum(axis=1)
+        for start in range(0, len(query_QD), _QUERY_BLOCK):
             part = slice(start, start + _QUERY_BLOCK)
             # The query's own square is the same for all its items, so it does not change their order.
-            scores_QE = np.float32(model.score.product) * (query_QD[part] @ item_ED.T) - penalty_E
+            scores_QE = np.float32(score.product) * (query_QD[part] @ item_ED.T) - penalty_E
             starts_Q1 = excluded.starts_Q1[start : start + _QUERY_BLOCK + 1]
             _keep_best(scores_QE, first, starts_Q1, excluded.items_N, best_score_QK[part], best_item_QK[part])
     return best_item_QK, best_score_QK

@@ -29,8 +29,10 @@ from trainer.dense_reduction import Reduction
 from trainer.embeddings import EmbeddingFiles, write_embeddings
 from trainer.engines.base import make_engine
 from trainer.evaluate import Metrics, evaluate, load_held_out
+from trainer.geometry import Found, label_precision
 from trainer.job import Job, SplitName
 from trainer.kept_embeddings import KeptEmbeddings
+from trainer.labels import LabelSource, read_labels
 from trainer.loop import Emit, Loop
 from trainer.metrics import RoleMetrics, RowMetrics
 from trainer.model import Model, make_model
@@ -377,6 +379,24 @@ def evaluate_embeddings(
     total = store.sum if store else np.asarray
     counts_N = Vocabulary(data, manifest, manifest.item).counts()
     return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, total)
+
+
+def judge_labels(job: Job, embeddings: Path | Folder, wanted: LabelSource, least: int) -> Found:
+    """How far neighbours among written embeddings share the labels ``wanted`` (``geometry.py``).
+
+    Those rows take part that are liked ``least`` times in train.
+
+    Raises:
+        InputError: the data, the embeddings or the labels cannot be read, or too few rows have labels.
+    """
+    data, manifest, model = open_data(job)
+    labels = read_labels(data, manifest, wanted)
+    counts_R = Vocabulary(data, manifest, wanted.entity).counts()
+    with closing(ShardReader(data, manifest, job.data.readers)) as reader:
+        source = EmbeddingFiles(embeddings)
+        return label_precision(
+            source, model, reader, manifest, wanted.entity, labels, counts_R, least=least, seed=job.train.seed
+        )
 
 
 def _total_traffic(progress: Progress, store: RowStore) -> dict[str, int]:

@@ -1,0 +1,175 @@
+"""Whether neighbours share a label: against a plain count of it, with labels of files and with several of a row."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
+from refusal_table import documented
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import InputError
+from kvstore.storage import Folder
+from kvstore.store import TableSpec
+from trainer import geometry
+from trainer.data.manifest import Manifest
+from trainer.data.shards import ShardReader
+from trainer.geometry import Found, label_precision
+from trainer.job import ScoreKind
+from trainer.labels import LabelPairs, LabelSource, read_labels
+from trainer.model import Model, Score
+
+QUERIES, ITEMS, DIM, LABELS = 40, 60, 5, 6
+
+
+class Vectors:
+    """Embeddings in memory."""
+
+    def __init__(self) -> None:
+        self.tables = {QUERY: random_rows(QUERIES, DIM, 1), ITEM: random_rows(ITEMS, DIM, 2)}
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        return self.tables[entity][rows_N]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Manifest, FloatArray]:
+    """Data whose pairs repeat, with weights of both signs, and the counts of positive ones: (queries, items)."""
+    folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(5)
+    query_N = draw.integers(0, QUERIES, 900)
+    item_N = np.minimum(draw.geometric(0.06, 900), ITEMS) - 1
+    weight_N = draw.choice([-1.0, 2.0, 0.5], 900)
+    groups = [
+        make_interactions(query_N[part], item_N[part], weight_N[part]) for part in (slice(0, 500), slice(500, 900))
+    ]
+    counts_QI = np.zeros((QUERIES, ITEMS))
+    np.add.at(counts_QI, (query_N[weight_N > 0], item_N[weight_N > 0]), 1)
+    return Folder(folder), write_data_set(folder, {"train": [groups]}, queries=QUERIES, items=ITEMS), counts_QI
+
+
+def labels_of(seed: int, rows: int) -> LabelPairs:
+    """One to three labels of most rows."""
+    draw = np.random.default_rng(seed)
+    pairs = sorted({(row, draw.integers(LABELS)) for row in range(rows) if row % 7 for _ in range(3)})
+    return LabelPairs(*(np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True)))
+
+
+def plain(score_SS: FloatArray, labels: list[set[int]], *, positive: bool = False) -> float:
+    shares = []
+    for s, row in enumerate(score_SS):
+        order = sorted((t for t in range(len(row)) if t != s and (row[t] > 0 or not positive)), key=lambda t: -row[t])
+        if near := order[:10]:
+            shares.append(sum(bool(labels[s] & labels[t]) for t in near) / len(near))
+    return float(np.mean(shares))
+
+
+@pytest.mark.parametrize("entity", [QUERY, ITEM])
+@pytest.mark.parametrize("kind", get_args(ScoreKind))
+def test_precision_is_what_a_plain_count_of_it_says(
+    data: tuple[Folder, Manifest, FloatArray], entity: str, kind: ScoreKind
+) -> None:
+    folder, manifest, counts_QI = data
+    counts_RC = counts_QI if entity == QUERY else counts_QI.T
+    labels, source, least = labels_of(3, len(counts_RC)), Vectors(), 9
+    found = judge(folder, manifest, source, entity, kind, labels, counts_RC, least=least)
+    row_S = [row for row in sorted(set(labels.row_P.tolist())) if counts_RC[row].sum() >= least]
+    sets = [set(labels.label_P[labels.row_P == row].tolist()) for row in row_S]
+    vector_SD = source.tables[entity][row_S].astype(np.float64)
+    if kind == "cosine":
+        vector_SD /= np.linalg.norm(vector_SD, axis=1, keepdims=True)
+    score_SS = vector_SD @ vector_SD.T
+    if kind == "euclidean":
+        score_SS = 2 * score_SS - np.square(vector_SD).sum(axis=1)
+    unit_SC = counts_RC[row_S] / np.linalg.norm(counts_RC[row_S], axis=1, keepdims=True)
+    chance = np.mean([[bool(one & other) for other in sets] for one in sets])
+    assert found["precision"] == pytest.approx(plain(score_SS, sets))
+    assert found["precision_of_counts"] == pytest.approx(plain(np.round(unit_SC @ unit_SC.T, 12), sets, positive=True))
+    assert found["precision_by_chance"] == pytest.approx(
+        (chance * len(sets) ** 2 - len(sets)) / len(sets) / (len(sets) - 1)
+    )
+    assert (found["rows"], found["asked"], found["labels"]) == (len(row_S), len(row_S), LABELS)
+    assert 10 < len(row_S) < len(counts_RC)
+
+
+def judge(
+    folder: Folder,
+    manifest: Manifest,
+    source: Vectors,
+    entity: str,
+    kind: ScoreKind,
+    labels: LabelPairs,
+    counts_RC: FloatArray,
+    least: int = 1,
+) -> Found:
+    model = Model(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of(kind, 0.2))
+    counts_R = counts_RC.sum(axis=1).astype(np.int64)
+    with closing(ShardReader(folder, manifest, 2)) as reader:
+        return label_precision(source, model, reader, manifest, entity, labels, counts_R, least=least, seed=4)
+
+
+def test_a_sample_asks_among_all(data: tuple[Folder, Manifest, FloatArray], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, manifest, counts_QI = data
+    labels = labels_of(3, ITEMS)
+    whole, source = judge(folder, manifest, Vectors(), ITEM, "cosine", labels, counts_QI.T), Vectors()
+    monkeypatch.setattr(geometry, "ASKED_MAX", 20)
+    some = [judge(folder, manifest, source, ITEM, "cosine", labels, counts_QI.T) for _ in range(2)]
+    assert some[0] == some[1] != whole
+    assert (some[0]["asked"], some[0]["rows"]) == (20, whole["rows"])
+    monkeypatch.setattr(geometry, "COUNTED_MAX", 500)
+    fewer = judge(folder, manifest, source, ITEM, "cosine", labels, counts_QI.T)
+    assert fewer["precision"] == some[0]["precision"]
+    assert fewer["precision_of_counts"] != some[0]["precision_of_counts"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+def test_labels_come_from_files_of_every_kind(
+    data: tuple[Folder, Manifest, FloatArray], tmp_path: Path, ending: str
+) -> None:
+    rows = [(3, "rock"), (7, ""), (3, "pop"), (999, "rock"), (5, "rock"), (3, "rock"), (8, "jazz")]
+    path = tmp_path / f"labels.{ending}"
+    if ending == "parquet":
+        lists = {3: ["rock", "pop", "rock"], 7: [""], 999: ["rock"], 5: ["rock"], 8: ["jazz"], 9: None}
+        pq.write_table(pa.table({"id": list(lists), "genre": list(lists.values())}), path)
+    else:
+        path.write_text(
+            "\n".join({"csv": ",", "tsv": "\t"}[ending].join(map(str, row)) for row in [("id", "genre"), *rows])
+        )
+    found = read_labels(*data[:2], LabelSource.parse(f"{ITEM}={path}:id:genre"))
+    assert found.row_P.tolist() == [3, 3, 5, 8]
+    assert found.label_P.tolist() == [1, 2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("labels of another form", "track=genres.csv:genre"),
+        ("labels of no entity", "song=genres.csv:id:genre"),
+        ("labels of no feature", "track=genre"),
+        ("labels of none of the ids", "track=genres.csv:id:genre"),
+        ("labels without their column", "track=genres.csv:id:style"),
+        ("labels file missing", "track=no.csv:id:genre"),
+    ],
+)
+def test_labels_that_are_not_there_are_refused(
+    data: tuple[Folder, Manifest, FloatArray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("genres.csv").write_text("id,genre\nx,rock\n")
+    with pytest.raises(InputError) as caught:
+        read_labels(*data[:2], LabelSource.parse(text))
+    documented(what, str(caught.value))
+
+
+def test_too_few_rows_with_labels_are_refused(data: tuple[Folder, Manifest, FloatArray]) -> None:
+    labels = LabelPairs(np.array([0, 1]), np.array([0, 0]))
+    with pytest.raises(InputError) as caught:
+        judge(*data[:2], Vectors(), ITEM, "cosine", labels, data[2].T, least=10**6)
+    documented("labels of too few rows", str(caught.value))
