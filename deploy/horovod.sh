@@ -45,6 +45,13 @@ run_pip() {
     }
 }
 
+# Of Horovod's two groups of all workers, which each listen, only the first would do so on the network interface that it
+# is told, and the second, which sums, wherever the name of the host leads: often to 127.0.1.1, or out of loopback.
+mend() {
+    sed -i '/^void GlooContext::InitializeForProcessSet/,/^}/s/iface = gloo_iface_;/iface = global_context.gloo_iface_;/' "$1"
+    grep -q 'iface = global_context.gloo_iface_;' "$1" || fail "the source of Horovod is not the one that is mended here"
+}
+
 # Leaves a wheel in the folder $1. MXNet is imported meanwhile, for its headers and how it was compiled.
 build() {
     command -v g++ >/dev/null || fail "missing: g++ (on Debian and Ubuntu: apt-get install g++)"
@@ -59,8 +66,11 @@ build() {
         export HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_CPU_OPERATIONS=GLOO
         export HOROVOD_WITHOUT_MPI=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1
         export MAKEFLAGS="-j$(nproc)"
-        run_pip wheel --no-deps --require-hashes --no-build-isolation --no-binary horovod --no-cache-dir \
-            --wheel-dir "$1/wheel" --requirement "$1/horovod.lock"
+        run_pip download --no-deps --require-hashes --no-build-isolation --no-binary horovod --dest "$1" \
+            --requirement "$1/horovod.lock"
+        tar -xzf "$1"/horovod-*.tar.gz -C "$1"
+        mend "$1"/horovod-*/horovod/common/gloo/gloo_context.cc
+        run_pip wheel --no-deps --no-build-isolation --no-cache-dir --wheel-dir "$1/wheel" "$1"/horovod-*/
     )
 }
 

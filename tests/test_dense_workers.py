@@ -1,11 +1,14 @@
 """Dense layers of several workers: gradients summed by Horovod, on real servers, with a worker that dies."""
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
@@ -107,25 +110,39 @@ def test_two_workers_train_the_layers_as_one_does(place: Path) -> None:
     assert json.loads((place / "two" / "report.json").read_text())["workers"] == 2
 
 
+def of_no_name() -> tuple[str, ...]:
+    """What a command runs within on a host whose name leads nowhere, where root can make one."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--uts", "true"], check=False).returncode != 0:
+        return ()
+    return "unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$0" "$@"'
+
+
 @contextmanager
 def on_two_hosts(place: Path, run: str) -> Iterator[tuple[Training, RunningCommand]]:
-    """A training on 127.0.0.1 and an agent, which has the second worker, on 127.0.0.2."""
+    """A training on 127.0.0.1 and an agent, which has the second worker, on 127.0.0.2; no name leads there."""
     release, at = place / "release", f"127.0.0.1:{free_port()}"
     variables = pace(place, release, {"CROSSFADE_TOKEN": TOKEN})
     join = ("agent", "--join", at, "--address", "127.0.0.2", "--run-dir", run)
     hosts = ("--set", "cluster.hosts=2", "--set", f"cluster.listen={at}")
+    train = ("train", "job.yaml", *ON_SERVERS, *hosts, "--run-dir", run)
     with (
-        started("train", "job.yaml", *ON_SERVERS, *hosts, "--run-dir", run, cwd=place, variables=variables) as command,
-        started(*join, cwd=place, variables=variables) as agent,
+        started(*train, cwd=place, variables=variables, within=of_no_name()) as command,
+        started(*join, cwd=place, variables=variables, within=of_no_name()) as agent,
     ):
         yield Training(command, place / run, release), agent
 
 
 @pytest.mark.cluster
-def test_a_worker_that_is_killed_on_another_host_costs_a_restart_and_not_a_bit(place: Path) -> None:
+def test_a_worker_that_is_killed_on_another_host_costs_a_restart_and_not_a_bit_and_all_listen_on_loopback(
+    place: Path,
+) -> None:
     with on_two_hosts(place, "killed") as (training, agent):
         for _ in range(2):
             training.wait_for("saved")
+        for worker in (training.command.roles()["worker-0"], agent.roles()["worker-1"]):
+            at = {entry.laddr.ip for entry in worker.net_connections() if entry.status == psutil.CONN_LISTEN}
+            assert at
+            assert all(address.startswith("127.") for address in at), at
         agent.roles()["worker-1"].kill()
         succeeded(training.finish())
         succeeded(agent.finish())
