@@ -377,7 +377,7 @@ def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Par
     rows = min(uses, sum(table.rows for table in inputs.model.tables))
     yield Part("rows of a step", ACTIVE_COPIES * rows * job.model.dim * VALUE_BYTES, "steps")
     yield from _dense_layers(inputs, rows)
-    if needs_counts(job.negatives, inputs.model.has_item_features):
+    if needs_counts(job.negatives_among(inputs.model.item.rows), inputs.model.has_item_features):
         # negatives.Sampler keeps float64 sums, from five arrays of a number an item.
         yield Part("popularity of items", 8 * inputs.model.item.rows)
         yield Part("making the popularity of items", 40 * inputs.model.item.rows, "start")

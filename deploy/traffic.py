@@ -123,13 +123,14 @@ def shares(job: Job, folder: Folder, manifest: Manifest, groups: Sequence[RowGro
     held_L = [max(map(sum, pairwise([*windows, windows[0]]))) for windows in windows_L]
     largest = max(max(windows) for windows in windows_L)
     parts = []
+    items = manifest.entities[manifest.item].rows
     for rank in range(job.cluster.workers):
         mine = slice(rank, None, job.cluster.workers)
         examples = sum(map(sum, windows_L[mine])) / schedule.steps
         parts.append(
             Share(
                 examples,
-                _negatives(job.negatives, examples, manifest.entities[manifest.item].rows),
+                _negatives(job.negatives_among(items), examples, items),
                 sum(held_L[mine]),
                 largest,
             )
@@ -228,7 +229,7 @@ def expect_traffic(
     moved = Traffic()
     owners = manifest.owners()
     for table in model.tables:
-        negatives = job.negatives if table == model.item else None
+        negatives = job.negatives_among(table.rows) if table == model.item else None
         # The others neither are negatives then, nor have an embedding of their own.
         known = counts[table.name].met() if table == model.item and model.has_item_features else counts[table.name]
         owner = owners.get(table.name)

@@ -149,10 +149,10 @@ def write_job(path: Path, data: Path | str, **sections: Any) -> Path:
     job: dict[str, Any] = {
         "name": "planted",
         "data": {"shards": str(data)},
-        "model": {"dim": 8},
-        "negatives": {"count": 64},
-        "optimizer": {"learning_rate": 0.1},
-        "train": {"batch_size": 256, "epochs": 2},
+        "model": {"dim": 8, "temperature": 0.1},
+        "negatives": {"kind": "shared", "count": 64},
+        "optimizer": {"kind": "adagrad", "learning_rate": 0.1, "schedule": "constant", "weight_decay": 0.0},
+        "train": {"batch_size": 256, "epochs": 2, "balance": 0.0, "item_balance": 0.0},
         "evaluate": {"k": [5, 10], "select": "ndcg@10"},
     }
     for name, values in sections.items():

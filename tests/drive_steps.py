@@ -75,7 +75,7 @@ def work(store: MXNetStore) -> None:
         ),
         towers=load_towers(job, model, folder, manifest),
         balance=Balance(job.train.balance, None, job.train.item_balance, None),
-        sampler=Sampler(job.negatives, model.item.rows, None, job.train.seed),
+        sampler=Sampler(job.negatives_among(model.item.rows), model.item.rows, None, job.train.seed),
         evaluator=lambda: None,
         keep=lambda _: None,
         after_step=lambda _: False,

@@ -130,7 +130,7 @@ for any_loss in get_args(LossKind):
         CASES[f"{any_loss}-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed")
     for any_kind in ("shared", "each", "mixed") if any_loss != "warp" else ():
         CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", hard=2)
-for any_kind in get_args(Negatives.model_fields["kind"].annotation):
+for any_kind in get_args(Negatives.model_fields["kind"].annotation)[1:]:  # auto is one of the others
     CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
 for any_score in get_args(ScoreKind):
     CASES[f"softmax-{any_score}-all"] = make_case("softmax", any_score, "all")

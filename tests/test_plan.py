@@ -81,7 +81,7 @@ def rows_really_touched(job: Job, data: Path) -> list[float]:
             window=job.data.shuffle_window,
             seed=1,
         )
-        sampler = Sampler(job.negatives, items.rows, counts_N, seed=1)
+        sampler = Sampler(job.negatives_among(items.rows), items.rows, counts_N, seed=1)
         workers = job.cluster.workers
         for rank in range(workers):
             steps = batches(schedule, sampler, epoch=0, first_step=0, rank=rank, workers=workers)

@@ -94,7 +94,7 @@ class Model(_Section):
 
     dim: AtLeastOne = Field(64, description="columns of every embedding")
     score: ScoreKind = Field("cosine", description="dot, cosine, or euclidean (minus the squared distance)")
-    temperature: Positive = Field(0.1, description="the score is divided by it in the loss")
+    temperature: Positive = Field(0.18, description="the score is divided by it in the loss")
     initial_scale: Positive = Field(0.1, description="standard deviation of a fresh row's values")
     query: list[Name] = Field(
         [], description="whose embeddings make a query's vector: data.query and its features; default: [data.query]"
@@ -120,16 +120,21 @@ class Model(_Section):
         return self
 
 
+_ALL_ITEMS_AT_MOST = 2**15
+"""So many items can all be negatives: more make a step dear, and it would cost what the table does."""
+
+
 class Negatives(_Section):
     """What each interaction is contrasted with."""
 
-    kind: Literal["shared", "each", "in_batch", "mixed", "all"] = Field(
-        "shared",
+    kind: Literal["auto", "shared", "each", "in_batch", "mixed", "all"] = Field(
+        "auto",
         description="shared: one pool for all examples of a step; each: draws of its own for every example; in_batch: "
         "the items of the other examples of the step and lane (data.lanes); mixed: a pool and those; all: every item, "
-        "which costs what the table does, so for tables of few items",
+        "which costs what the table does, so for tables of few items; auto: of a softmax, all where items are 32,768 "
+        "at most, and shared with log_q where they are more; of other losses, shared",
     )
-    count: AtLeastOne = Field(1024, description="size of the pool, or draws an example; in_batch and all: not used")
+    count: AtLeastOne = Field(4096, description="size of the pool, or draws an example; in_batch and all: not used")
     sampling: Literal["uniform", "popularity"] = Field("uniform", description="how items are drawn")
     power: Annotated[float, Field(ge=0, le=4)] = Field(
         0.75, description="popularity: an item is drawn in proportion to its count to this power"
@@ -144,13 +149,22 @@ class Negatives(_Section):
     )
     weight: NotNegative = Field(1.0, description="ccl: what the negatives weigh together, beside the item's 1")
 
+    def settled(self, loss: LossKind, items: int) -> Negatives:
+        """The same of a table of so many ``items``: what ``auto`` is there."""
+        if self.kind != "auto":
+            return self
+        softmax = loss == "softmax" and self.hard is None
+        if softmax and items <= _ALL_ITEMS_AT_MOST:
+            return self.model_copy(update={"kind": "all", "log_q": False})
+        return self.model_copy(update={"kind": "shared", "log_q": softmax or self.log_q})
+
 
 class Optimizer(_Section):
     """How active rows are updated."""
 
-    kind: OptimizerKind = Field("adagrad", description="sgd, adagrad, rowwise_adagrad (4 bytes of state a row) or adam")
-    learning_rate: Positive = Field(0.1, description="per step")
-    weight_decay: NotNegative = Field(0.0, description="added to the gradient of active rows, times the weight")
+    kind: OptimizerKind = Field("adam", description="sgd, adagrad, rowwise_adagrad (4 bytes of state a row) or adam")
+    learning_rate: Positive = Field(0.02, description="per step")
+    weight_decay: NotNegative = Field(4e-4, description="added to the gradient of active rows, times the weight")
     epsilon: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
         1e-8, description="added to the root of the second moment"
     )
@@ -160,7 +174,7 @@ class Optimizer(_Section):
         None, description="length that no row exceeds after an update; null: any. For euclidean scores, 1 as in CML"
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="how the learning rate falls from the end of the warm-up to the run's last step"
+        "cosine", description="how the learning rate falls from the end of the warm-up to the run's last step"
     )
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = Field(
         0, description="steps in which the learning rate rises to its height"
@@ -177,18 +191,18 @@ class Optimizer(_Section):
 class Train(_Section):
     """The run itself."""
 
-    batch_size: AtLeastOne = Field(4096, description="interactions a step, over all workers together")
+    batch_size: AtLeastOne = Field(8192, description="interactions a step, over all workers together")
     epochs: AtLeastOne = Field(20, description="passes over the train split, at most")
     max_steps: AtLeastOne | None = Field(None, description="stop after so many steps, whatever the epochs say")
     evaluate_every: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(5, description="evaluations without a new best before stopping; null: never")
     balance: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0,
+        0.5,
         description="an interaction weighs its query's count in train to minus this power, and 1 on average; 0: all "
         "interactions weigh the same, 1: all queries",
     )
     item_balance: Annotated[float, Field(ge=-1, le=1)] = Field(
-        0.0, description="the same by its item's count; below 0: popular items weigh more"
+        -0.1, description="the same by its item's count; below 0: popular items weigh more"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         1, description="every random number follows from it"
@@ -344,6 +358,10 @@ class Job(_Section):
     checkpoint: Checkpoint = Checkpoint()
     cluster: Cluster = Cluster()
     metrics: Metrics = Metrics()
+
+    def negatives_among(self, items: int) -> Negatives:
+        """The negatives, where the table has so many ``items``."""
+        return self.negatives.settled(self.loss, items)
 
     @property
     def hosts_apart(self) -> bool:

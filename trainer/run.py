@@ -306,8 +306,9 @@ def _make_loop(
     record: Emit,
     measured: TrainingMetrics,
 ) -> Loop:
+    negatives = job.negatives_among(model.item.rows)
     has_valid = "valid" in manifest.splits and manifest.splits["valid"].rows > 0
-    counted = has_valid or needs_counts(job.negatives, model.has_item_features)
+    counted = has_valid or needs_counts(negatives, model.has_item_features)
     counts_N = vocabularies[manifest.item].counts() if counted else None
     schedule = Schedule(
         reader,
@@ -353,7 +354,7 @@ def _make_loop(
             job.train.item_balance,
             vocabularies[manifest.item].counts() if job.train.item_balance else None,
         ),
-        sampler=Sampler(job.negatives, model.item.rows, counts_N, job.train.seed, met_alone=model.has_item_features),
+        sampler=Sampler(negatives, model.item.rows, counts_N, job.train.seed, met_alone=model.has_item_features),
         evaluator=judge,
         keep=keep,
         after_step=saver.after_step,

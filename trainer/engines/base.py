@@ -37,7 +37,7 @@ def make_engine(job: Job, model: Model) -> Engine:
     if job.train.engine == "mxnet":
         from trainer.engines.mxnet import MXNetEngine
 
-        return MXNetEngine(model, LossSpec.of(job), job.negatives, job.train.device)
+        return MXNetEngine(model, LossSpec.of(job), job.negatives_among(model.item.rows), job.train.device)
     from trainer.engines.cpu import CpuEngine
 
-    return CpuEngine(model, LossSpec.of(job), job.negatives)
+    return CpuEngine(model, LossSpec.of(job), job.negatives_among(model.item.rows))
