@@ -35,7 +35,7 @@ def refusal(path: Path, text: str, *overrides: str) -> str:
 def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
     job = load(job_path, SMALL)
     assert (job.name, job.data.shards, job.loss, job.model.dim) == ("small", "data/small", "softmax", 64)
-    assert job.optimizer.spec() == OptimizerSpec("adam", 0.02, weight_decay=4e-4)
+    assert job.optimizer.spec() == OptimizerSpec("adam", 0.01, weight_decay=5e-4)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_every_field_is_explained_once_with_a_type_a_default_and_help(job_path: 
         ("model.score", "dot | cosine | euclidean", "cosine"),
         ("train.patience", "whole number or null", "5"),
         ("train.max_steps", "whole number or null", "null"),
-        ("optimizer.learning_rate", "number", "0.02"),
+        ("optimizer.learning_rate", "number", "0.01"),
         ("evaluate.k", "list of whole number", "[10, 20, 40]"),
         ("evaluate.exclude", "list of train | valid | test", "[train, valid]"),
     ],

@@ -94,7 +94,7 @@ class Model(_Section):
 
     dim: AtLeastOne = Field(64, description="columns of every embedding")
     score: ScoreKind = Field("cosine", description="dot, cosine, or euclidean (minus the squared distance)")
-    temperature: Positive = Field(0.18, description="the score is divided by it in the loss")
+    temperature: Positive = Field(0.16, description="the score is divided by it in the loss")
     initial_scale: Positive = Field(0.1, description="standard deviation of a fresh row's values")
     query: list[Name] = Field(
         [], description="whose embeddings make a query's vector: data.query and its features; default: [data.query]"
@@ -163,8 +163,8 @@ class Optimizer(_Section):
     """How active rows are updated."""
 
     kind: OptimizerKind = Field("adam", description="sgd, adagrad, rowwise_adagrad (4 bytes of state a row) or adam")
-    learning_rate: Positive = Field(0.02, description="per step")
-    weight_decay: NotNegative = Field(4e-4, description="added to the gradient of active rows, times the weight")
+    learning_rate: Positive = Field(0.01, description="per step")
+    weight_decay: NotNegative = Field(5e-4, description="added to the gradient of active rows, times the weight")
     epsilon: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
         1e-8, description="added to the root of the second moment"
     )
@@ -192,7 +192,7 @@ class Train(_Section):
     """The run itself."""
 
     batch_size: AtLeastOne = Field(8192, description="interactions a step, over all workers together")
-    epochs: AtLeastOne = Field(20, description="passes over the train split, at most")
+    epochs: AtLeastOne = Field(30, description="passes over the train split, at most")
     max_steps: AtLeastOne | None = Field(None, description="stop after so many steps, whatever the epochs say")
     evaluate_every: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(5, description="evaluations without a new best before stopping; null: never")
@@ -202,7 +202,7 @@ class Train(_Section):
         "interactions weigh the same, 1: all queries",
     )
     item_balance: Annotated[float, Field(ge=-1, le=1)] = Field(
-        -0.1, description="the same by its item's count; below 0: popular items weigh more"
+        -0.15, description="the same by its item's count; below 0: popular items weigh more"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         1, description="every random number follows from it"
