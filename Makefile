@@ -5,7 +5,8 @@
 
 SEEDS ?= 1
 JOBS ?= 2
-IN_PROCESSES = -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+# The tests of a file run in one process, since they share what its fixtures made.
+IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 ALL_EXTRAS = --extra mxnet --extra aws --extra tune --extra dashboard --extra dev

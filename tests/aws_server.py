@@ -71,6 +71,10 @@ class _Script:
         return self.left[0] if self.last_stays and len(self.left) == 1 else self.left.pop(0)
 
 
+class _DiedError(Exception):
+    """moto ended by itself."""
+
+
 class AwsServer:
     """moto's server and the gateway before it."""
 
@@ -173,10 +177,15 @@ class AwsServer:
             pass
 
     def wait_until_ready(self) -> None:
-        """Return once moto answers."""
+        """Return once moto answers.
+
+        Raises:
+            _DiedError: it ended, as where something else has taken its port before it came to that.
+        """
 
         def answers() -> bool:
-            assert self._process.poll() is None
+            if self._process.poll() is not None:
+                raise _DiedError
             with suppress(OSError), urllib.request.urlopen(f"{self._behind}/moto-api/data.json", timeout=5):
                 return True
             return False
@@ -273,9 +282,21 @@ def _error(call: Call, code: str, message: str) -> str:
 @contextmanager
 def running_aws() -> Iterator[AwsServer]:
     """Both, running."""
-    server = AwsServer()
+    server = _started()
     try:
-        server.wait_until_ready()
         yield server
     finally:
         server.close()
+
+
+def _started(attempts: int = 3) -> AwsServer:
+    """Both, once moto answers; at another port if it ends before."""
+    server = AwsServer()
+    try:
+        server.wait_until_ready()
+    except BaseException as error:
+        server.close()
+        if not isinstance(error, _DiedError) or attempts == 1:
+            raise
+        return _started(attempts - 1)
+    return server

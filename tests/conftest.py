@@ -13,17 +13,9 @@ def runs_late(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in LATE_MARKERS)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the fast tests first; within each half the order stays as collected.
-
-    Where tests run in several processes, those of a file run in one, since they share what the file's fixtures made:
-    the fast ones in one, and the others in one.
-    """
+    """Put the fast tests first; within each half the order stays as collected."""
     items.sort(key=runs_late)
-    for item in items:
-        half = "late" if runs_late(item) else "early"
-        item.add_marker(pytest.mark.xdist_group(f"{half}:{item.path.stem}"))
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,8 @@ def settings(max_steps: int | None = None, shards: str = "s3://crossfade/sample"
         "data": {"shards": shards, "query": "customer", "item": "artist"},
         "model": {"dim": 8, "score": "cosine"},
         "negatives": {"kind": "shared", "count": 64},
+        # A schedule would go by the steps, which are more at first.
+        "optimizer": {"kind": "adagrad", "learning_rate": 0.1, "schedule": "constant"},
         "train": {"batch_size": 512, "epochs": 1000, "max_steps": max_steps, "patience": None, "evaluate_every": 1000},
         "checkpoint": {"every_steps": 100},
     }

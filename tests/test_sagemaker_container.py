@@ -22,9 +22,16 @@ from kvstore.errors import ClusterError, InputError
 JOB: dict[str, object] = {
     "name": "planted",
     "model.dim": 8,
+    "model.temperature": 0.1,
+    "negatives.kind": "shared",
     "negatives.count": 64,
     "optimizer.kind": "adagrad",
+    "optimizer.learning_rate": 0.1,
+    "optimizer.schedule": "constant",
+    "optimizer.weight_decay": 0.0,
     "train.batch_size": 256,
+    "train.balance": 0.0,
+    "train.item_balance": 0.0,
     "train.epochs": 30,
     "train.evaluate_every": 3,
     "train.patience": None,
@@ -32,7 +39,6 @@ JOB: dict[str, object] = {
     "checkpoint.every_seconds": 0.5,
 }
 SECTIONS: dict[str, Any] = {
-    "optimizer": {"kind": "adagrad", "learning_rate": 0.1},
     "train": {"epochs": 30, "evaluate_every": 3, "patience": None},
     "checkpoint": {"every_seconds": 0.5},
 }

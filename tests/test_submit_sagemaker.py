@@ -137,9 +137,17 @@ def test_a_job_is_submitted_with_its_defaults_and_its_cost_is_said_before(aws: A
         "name": "plays",
         "data.shards": "s3://music/plays",
         "model.dim": "8",
+        "model.temperature": "0.1",
+        "negatives.kind": "shared",
         "negatives.count": "64",
+        "optimizer.kind": "adagrad",
+        "optimizer.learning_rate": "0.1",
+        "optimizer.weight_decay": "0.0",
+        "optimizer.schedule": "constant",
         "train.batch_size": "256",
         "train.epochs": "2",
+        "train.balance": "0.0",
+        "train.item_balance": "0.0",
         "evaluate.k": "[5, 10]",
     }
     assert "Environment" not in request
