@@ -25,6 +25,8 @@ from crossfade.main import main
 from kvstore.storage import Folder
 from trainer.data.parquet_files import describe, write_options
 
+pytestmark = pytest.mark.slow
+
 SHARD = "train/part-00001.parquet"
 """One row group of 1,500 rows."""
 

@@ -17,6 +17,8 @@ from running_command import crossfade, records, started, succeeded, wait_for_ste
 
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES
 
+pytestmark = pytest.mark.slow
+
 DIM, EPOCHS, BATCH = 8, 12, 256
 STEPS = EPOCHS * -(-train_rows() // BATCH)
 KINDS = ("recall", "ndcg", "map", "mrr", "hit_rate", "coverage", "popularity")
