@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.progress import print_metrics
     from kvstore.errors import InputError
     from trainer.job import check_job
+    from trainer.judging import evaluate_embeddings, judge_labels
     from trainer.labels import LabelSource
-    from trainer.run import evaluate_embeddings, judge_labels
     from trainer.run_folder import RunFolder
 
     folder = RunFolder(arguments.run_dir)

@@ -33,8 +33,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Print the neighbours of each name."""
     from kvstore.errors import InputError
+    from trainer.job_data import open_data
     from trainer.neighbours import Neighbours
-    from trainer.run import open_data
     from trainer.run_folder import RunFolder
 
     if arguments.count < 1:

@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_has_valid(job: Job) -> None:
     from kvstore.errors import InputError
-    from trainer.run import load_data
+    from trainer.job_data import load_data
 
     folder, manifest, _ = load_data(job)
     if "valid" not in manifest.splits or manifest.splits["valid"].rows == 0:

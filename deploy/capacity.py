@@ -33,9 +33,9 @@ from trainer.data.manifest import Manifest
 from trainer.data.progress import Progress, Silent
 from trainer.embeddings import GROUP_ROWS
 from trainer.job import Job
+from trainer.job_data import open_data
 from trainer.model import Model, make_model
 from trainer.negatives import needs_counts
-from trainer.run import open_data
 from trainer.selection import Selection, select
 
 _CGROUP = Path("/sys/fs/cgroup")

@@ -95,23 +95,11 @@ def run_job(
     with ExitStack() as stack:
         if job.hosts_apart:
             emit = _keeping(folder, emit, stack)
-        agent = Agent(
-            folder,
-            coordinator.report,
-            scheduler_address(job.cluster).host,
-            identity=coordinator.home,
-            heartbeat_seconds=0.0,  # a call costs nothing, so at every turn
-            lease_seconds=float("inf"),
-            **watched_by(spot),
-        )
-        stack.enter_context(closing(agent))
+        agent = stack.enter_context(closing(_agent(job, folder, coordinator, spot)))
         _show(job, coordinator, agent, listener)
         state.watch(lambda: _told(coordinator))
         agent.turn()  # joins before others can
-        if job.cluster.listen is not None:
-            listen = Address.parse(job.cluster.listen, "cluster.listen")
-            at = stack.enter_context(serving(coordinator, listen, read_token("cluster.listen")))
-            emit({"event": "listening", "address": str(at)})
+        _listen(job, coordinator, emit, stack)
         rendezvous = None
         if job.sums_dense_layers:
             rendezvous = stack.enter_context(meeting(scheduler_address(job.cluster).host, job.cluster.workers))
@@ -127,12 +115,38 @@ def run_job(
             for event in coordinator.take_events():
                 state.take(event)
                 emit(event)
-    if coordinator.state is State.FAILED:
-        raise coordinator.error()
-    if coordinator.state is State.STOPPED:
-        notice = None if asked_to_stop() else coordinator.interruption()
-        raise Interrupted(f"{coordinator.message}: {notice}") if notice else Stopped(coordinator.message)
+    if coordinator.state is not State.DONE:
+        raise _end(coordinator, asked_to_stop())
     return _amended_report(folder, restarts.of(coordinator))
+
+
+def _agent(job: Job, folder: RunFolder, coordinator: Coordinator, spot: SpotWatch | None) -> Agent:
+    """This host's agent, which calls ``coordinator`` without a network between."""
+    return Agent(
+        folder,
+        coordinator.report,
+        scheduler_address(job.cluster).host,
+        identity=coordinator.home,
+        heartbeat_seconds=0.0,  # a call costs nothing, so at every turn
+        lease_seconds=float("inf"),
+        **watched_by(spot),
+    )
+
+
+def _listen(job: Job, coordinator: Coordinator, emit: Emit, opened: ExitStack) -> None:
+    """Have agents of other hosts reach ``coordinator``, where the job says so; ``opened`` ends that."""
+    if job.cluster.listen is not None:
+        listen = Address.parse(job.cluster.listen, "cluster.listen")
+        at = opened.enter_context(serving(coordinator, listen, read_token("cluster.listen")))
+        emit({"event": "listening", "address": str(at)})
+
+
+def _end(coordinator: Coordinator, as_asked: bool) -> Exception:
+    """What to raise for a job that failed or was stopped."""
+    if coordinator.state is State.FAILED:
+        return coordinator.error()
+    notice = None if as_asked else coordinator.interruption()
+    return Interrupted(f"{coordinator.message}: {notice}") if notice else Stopped(coordinator.message)
 
 
 def _keeping(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:

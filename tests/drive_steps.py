@@ -20,10 +20,10 @@ from trainer.balance import Balance
 from trainer.data.shards import Schedule, ShardReader, row_groups
 from trainer.engines.base import make_engine
 from trainer.job import load_job
+from trainer.job_data import open_data
 from trainer.loop import Loop
 from trainer.negatives import Sampler
 from trainer.progress import Progress
-from trainer.run import open_data
 from trainer.towers import load_towers
 
 WARM_STEPS, MEASURED_STEPS = 20, 30

@@ -18,7 +18,7 @@ from trainer.checkpoints import starting_rows
 from trainer.data.manifest import read_manifest
 from trainer.data.vocabulary import Vocabulary
 from trainer.job import load_job
-from trainer.run import open_data
+from trainer.job_data import open_data
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from kvstore.errors import ClusterError
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerSpec
 from trainer.dense import DenseLayers
-from trainer.run import _check_agreement
+from trainer.wiring import check_agreement
 
 ON_SERVERS = ("--servers", 1, "--workers", 2)
 
@@ -80,9 +80,9 @@ class OtherStore(LocalStore):
 
 def test_workers_that_begin_with_other_layers_fail() -> None:
     dense, other = (DenseLayers([layers_of()], OptimizerSpec(), seed) for seed in (1, 2))
-    _check_agreement(dense, OtherStore(dense.checksum()))
+    check_agreement(dense, OtherStore(dense.checksum()))
     with pytest.raises(ClusterError, match="the workers do not begin with the same dense layers"):
-        _check_agreement(dense, OtherStore(other.checksum()))
+        check_agreement(dense, OtherStore(other.checksum()))
 
 
 @pytest.fixture(scope="module")

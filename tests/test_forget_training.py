@@ -14,8 +14,8 @@ from kvstore.local import LocalStore
 from kvstore.optimizers import make_optimizer
 from trainer.embeddings import EmbeddingFiles
 from trainer.job import load_job
+from trainer.job_data import open_data
 from trainer.model import make_model
-from trainer.run import open_data
 
 pytestmark = pytest.mark.slow
 

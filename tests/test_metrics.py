@@ -168,11 +168,11 @@ def test_a_gpu_has_its_memory_shown() -> None:
 
 def test_a_training_that_diverges_has_a_loss_that_is_no_number() -> None:
     from kvstore.local import LocalStore
-    from trainer.run import _measuring
+    from trainer.wiring import measuring
 
     metrics = RoleMetrics("plays", "in-process")
     model: Any = type("Tables", (), {"tables": TABLES})
-    with pytest.raises(DivergedError), _measuring(make_job(), model, LocalStore(), metrics):
+    with pytest.raises(DivergedError), measuring(make_job(), model, LocalStore(), metrics):
         raise DivergedError("too far")
     assert str(value(metrics.text().decode(), "crossfade_loss")) == "nan"
 

@@ -11,8 +11,8 @@ from kvstore.local import LocalStore
 from kvstore.store import RowGradient
 from trainer.checkpoints import Identity, Saver
 from trainer.job import load_job
+from trainer.job_data import open_data
 from trainer.progress import Progress
-from trainer.run import open_data
 
 EVERY_SECONDS = 10.0
 
