@@ -50,20 +50,20 @@ PUBLISHED = {
 FOLDERS = {"lastfm_split": "lastfm_lightgcnpp", "ml1m_split": "ml1m_lightgcnpp"}
 TITLES = {"lastfm_split": "Last.fm", "ml1m_split": "MovieLens-1M"}
 _CORRECTED = {"negatives.log_q": "true"}
-_A_POOL = {"negatives.kind": "shared"}
+_A_POOL = {"negatives.kind": "shared", "negatives.count": "1024"}
 _BY_POPULARITY = {**_A_POOL, "negatives.sampling": "popularity"}
-_OF_THE_BATCH = {"negatives.kind": "in_batch", "data.lanes": "1"}
+_OF_THE_BATCH = {"negatives.kind": "in_batch", "data.lanes": "16"}
 ABLATION: dict[str, dict[str, str]] = {
-    "pool of 4,096, log Q": {**_A_POOL, **_CORRECTED},
-    "pool of 4,096": _A_POOL,
-    "pool of 4,096 by popularity, log Q": {**_BY_POPULARITY, **_CORRECTED},
-    "pool of 4,096 by popularity": _BY_POPULARITY,
-    "negatives of the batch, log Q": {**_OF_THE_BATCH, **_CORRECTED},
-    "negatives of the batch": _OF_THE_BATCH,
-    "loss bpr": {"loss": "bpr"},
-    "loss bpr, dot scores": {"loss": "bpr", "model.score": "dot", "model.temperature": "1.0"},
-    "loss ccl": {"loss": "ccl", "negatives.weight": "150"},
-    "loss hinge on the hardest negative": {"loss": "hinge", "negatives.hard": "1"},
+    "pool of 1,024, log Q": {**_A_POOL, **_CORRECTED},
+    "pool of 1,024": _A_POOL,
+    "pool of 1,024 by popularity, log Q": {**_BY_POPULARITY, **_CORRECTED},
+    "pool of 1,024 by popularity": _BY_POPULARITY,
+    "1,024 of the batch, log Q": {**_OF_THE_BATCH, **_CORRECTED},
+    "1,024 of the batch": _OF_THE_BATCH,
+    "loss bpr": {**_A_POOL, "loss": "bpr"},
+    "loss bpr, dot scores": {**_A_POOL, "loss": "bpr", "model.score": "dot", "model.temperature": "1.0"},
+    "loss ccl": {**_A_POOL, "loss": "ccl", "negatives.weight": "150"},
+    "loss hinge on the hardest negative": {**_A_POOL, "loss": "hinge", "negatives.hard": "1"},
     "temperature 0.08": {"model.temperature": "0.08"},
     "temperature 0.3": {"model.temperature": "0.3"},
     "optimizer adagrad": {"optimizer.kind": "adagrad", "optimizer.learning_rate": "0.1"},

@@ -35,7 +35,7 @@ def refusal(path: Path, text: str, *overrides: str) -> str:
 def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
     job = load(job_path, SMALL)
     assert (job.name, job.data.shards, job.loss, job.model.dim) == ("small", "data/small", "softmax", 64)
-    assert job.optimizer.spec() == OptimizerSpec("adam", 0.01, weight_decay=5e-4)
+    assert job.optimizer.spec() == OptimizerSpec("adam", 0.015, weight_decay=4e-4)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_a_missing_or_unreadable_file_is_refused_by_its_path(job_path: Path) -> 
 
 def test_overrides_are_put_over_the_file_in_their_order(job_path: Path) -> None:
     overrides = ["train.epochs=5", "loss=bpr", "evaluate.k=[1, 5]", "evaluate.select=ndcg@5", "train.epochs=6"]
-    job = load(job_path, SMALL + "train: {epochs: 2, seed: 9}\n", *overrides, "train.patience=null", "data.shards=a=b")
-    assert (job.train.epochs, job.train.seed, job.train.patience) == (6, 9, None)
+    job = load(job_path, SMALL + "train: {epochs: 2, seed: 9}\n", *overrides, "metrics.port=null", "data.shards=a=b")
+    assert (job.train.epochs, job.train.seed, job.metrics.port) == (6, 9, None)
     assert (job.loss, job.evaluate.k, job.data.shards) == ("bpr", [1, 5], "a=b")
 
 
@@ -209,7 +209,7 @@ def test_a_number_with_an_exponent_needs_no_dot(job_path: Path, text: str) -> No
     [
         [],
         ["optimizer.weight_decay=1e-6", "optimizer.learning_rate=1e10", "model.temperature=0.1"],
-        ["data.shards='früh: # 100%'", "name='on'", "train.patience=null", "train.max_steps=3"],
+        ["data.shards='früh: # 100%'", "name='on'", "metrics.port=null", "train.max_steps=3"],
         ["cluster.servers=2", "cluster.workers=3", "evaluate.k=[5, 10]", "evaluate.exclude=[]", "model.query=[user]"],
     ],
     ids=["defaults", "small numbers", "awkward text", "lists"],
@@ -248,9 +248,9 @@ def test_every_field_is_explained_once_with_a_type_a_default_and_help(job_path: 
         ("name", "text", "required"),
         ("data.shards", "text", "required"),
         ("model.score", "dot | cosine | euclidean", "cosine"),
-        ("train.patience", "whole number or null", "5"),
+        ("train.patience", "whole number or null", "null"),
         ("train.max_steps", "whole number or null", "null"),
-        ("optimizer.learning_rate", "number", "0.01"),
+        ("optimizer.learning_rate", "number", "0.015"),
         ("evaluate.k", "list of whole number", "[10, 20, 40]"),
         ("evaluate.exclude", "list of train | valid | test", "[train, valid]"),
     ],

@@ -94,7 +94,7 @@ class Model(_Section):
 
     dim: AtLeastOne = Field(64, description="columns of every embedding")
     score: ScoreKind = Field("cosine", description="dot, cosine, or euclidean (minus the squared distance)")
-    temperature: Positive = Field(0.16, description="the score is divided by it in the loss")
+    temperature: Positive = Field(0.17, description="the score is divided by it in the loss")
     initial_scale: Positive = Field(0.1, description="standard deviation of a fresh row's values")
     query: list[Name] = Field(
         [], description="whose embeddings make a query's vector: data.query and its features; default: [data.query]"
@@ -163,8 +163,8 @@ class Optimizer(_Section):
     """How active rows are updated."""
 
     kind: OptimizerKind = Field("adam", description="sgd, adagrad, rowwise_adagrad (4 bytes of state a row) or adam")
-    learning_rate: Positive = Field(0.01, description="per step")
-    weight_decay: NotNegative = Field(5e-4, description="added to the gradient of active rows, times the weight")
+    learning_rate: Positive = Field(0.015, description="per step")
+    weight_decay: NotNegative = Field(4e-4, description="added to the gradient of active rows, times the weight")
     epsilon: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
         1e-8, description="added to the root of the second moment"
     )
@@ -191,11 +191,15 @@ class Optimizer(_Section):
 class Train(_Section):
     """The run itself."""
 
-    batch_size: AtLeastOne = Field(8192, description="interactions a step, over all workers together")
-    epochs: AtLeastOne = Field(30, description="passes over the train split, at most")
+    batch_size: AtLeastOne = Field(16_384, description="interactions a step, over all workers together")
+    epochs: AtLeastOne = Field(40, description="passes over the train split, at most")
     max_steps: AtLeastOne | None = Field(None, description="stop after so many steps, whatever the epochs say")
     evaluate_every: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
-    patience: AtLeastOne | None = Field(5, description="evaluations without a new best before stopping; null: never")
+    patience: AtLeastOne | None = Field(
+        None,
+        description="evaluations without a new best before stopping; null: never, so that a schedule that falls comes to "
+        "its end",
+    )
     balance: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,
         description="an interaction weighs its query's count in train to minus this power, and 1 on average; 0: all "
