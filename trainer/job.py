@@ -197,7 +197,7 @@ class Train(_Section):
     evaluate_every: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(
         None,
-        description="evaluations without a new best before stopping; null: never, so that a schedule that falls comes to "
+        description="evaluations without a new best before stopping; null: never, so that a falling schedule comes to "
         "its end",
     )
     balance: Annotated[float, Field(ge=0, le=1)] = Field(
