@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.job_options import add_job, add_sizes, job_of
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ What the figures are:
 Exit codes: 0 it fits, or may not quite; 1 it does not fit; 2 the input is wrong.
 """
 
+_SIZES = ("servers", "workers", "hosts")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BANDWIDTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(bit/s|bit|bps|B/s|B)")
 
@@ -73,17 +74,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("job", type=Path, metavar="JOB", help="job file, YAML")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key of the job file",
-    )
-    for key in ("servers", "workers", "hosts"):
-        parser.add_argument(f"--{key}", type=int, metavar="N", help=f"the same as --set cluster.{key}=N")
+    add_job(parser)
+    add_sizes(parser, *_SIZES)
     parser.add_argument(
         "--instance", metavar="TYPE", help="hosts of this EC2 type, such as r6i.4xlarge (default: like this machine)"
     )
@@ -132,13 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> Job:
-    from trainer.job import load_job
-
-    overrides = list(arguments.overrides)
-    for key in ("servers", "workers", "hosts"):
-        if getattr(arguments, key) is not None:
-            overrides.append(f"cluster.{key}={getattr(arguments, key)}")
-    job = load_job(arguments.job, overrides)
+    job = job_of(arguments, *_SIZES)
     if job.cluster.hosts > 1 and job.cluster.servers == 0:
         raise InputError(
             f"{job.cluster.hosts} hosts need servers that hold the tables: set cluster.servers, or --servers"

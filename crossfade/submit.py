@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from crossfade import submit_ec2, submit_sagemaker
+from crossfade.job_options import add_job
 
 _BACKENDS = (submit_sagemaker, submit_ec2)
 _EPILOG = """\
@@ -31,13 +32,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add to ``parser`` the options that all of them have."""
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key of the job file",
-    )
+    add_job(parser, optional=True)
     parser.add_argument("--region", metavar="REGION", help="AWS region (default: AWS_REGION, or the profile's)")
     parser.add_argument("--profile", metavar="NAME", help="AWS profile (default: AWS_PROFILE)")

@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from crossfade.job_options import add_sizes
 from crossfade.submit_ec2_plan import make_plan, whose
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def add_parser(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("job", type=Path, metavar="JOB", nargs="?", help="job file, YAML")
     add_common(parser)
     _add_what_to_do(parser)
     parser.add_argument("--to", metavar="URI", help="where the run's folder is made: s3://BUCKET/PREFIX")
@@ -70,12 +69,7 @@ def add_parser(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--instance-type", default=DEFAULT_EC2_TYPE, metavar="TYPE", help="(default: %(default)s)")
     parser.add_argument("--hosts", type=int, default=1, metavar="N", help="instances (default: 1)")
-    parser.add_argument(
-        "--servers", type=int, metavar="N", help="the same as --set cluster.servers=N (default: N hosts)"
-    )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="the same as --set cluster.workers=N (default: N hosts)"
-    )
+    add_sizes(parser, "servers", "workers", default=" (default: N hosts)")
     parser.add_argument("--spot", action="store_true", help="spot instances, which cost less and may be taken back")
     parser.add_argument(
         "--max-hours",

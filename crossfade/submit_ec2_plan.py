@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from crossfade.job_options import job_of
+
 if TYPE_CHECKING:
     from deploy.aws import Aws
     from deploy.ec2.plan import Plan
@@ -20,7 +22,6 @@ def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Pl
     from deploy.accelerators import variant_of
     from deploy.ec2.plan import LONGEST_HOURS, Plan, cluster_job, new_run_name, split_uri
     from kvstore.errors import InputError
-    from trainer.job import load_job
 
     if arguments.to is None:
         raise InputError("--to is missing: where on S3 the run's folder is to be made, as --to s3://BUCKET/PREFIX")
@@ -33,11 +34,7 @@ def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Pl
     ):
         if not least <= value <= most:
             raise InputError(f"{option}: expected {least:g} to {most:g}, but found {value:g}")
-    overrides = list(arguments.overrides)
-    for key in ("servers", "workers"):
-        if getattr(arguments, key) is not None:
-            overrides.append(f"cluster.{key}={getattr(arguments, key)}")
-    job = load_job(arguments.job, overrides)
+    job = job_of(arguments, "servers", "workers")
     variant = variant_of(arguments.instance_type)
     name = new_run_name(job.name)
     storage = "/".join(filter(None, [f"s3://{bucket}", prefix, name]))

@@ -7,9 +7,9 @@ import json
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.job_options import job_of
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ def add_parser(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("job", type=Path, nargs="?", metavar="JOB", help="job file, YAML")
     add_common(parser)
     what = parser.add_argument_group("what runs")
     what.add_argument("--role", metavar="ROLE", help="name or ARN of the IAM role that the job has (needed)")
@@ -148,9 +147,8 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     from deploy.prices import Cost, hourly_price
     from deploy.sagemaker_jobs import image_problem, start
     from deploy.sagemaker_request import idle_gpu, make_request
-    from trainer.job import load_job
 
-    submission = _submission(aws, load_job(arguments.job, arguments.overrides), arguments)
+    submission = _submission(aws, job_of(arguments), arguments)
     request = make_request(submission)
     aws.check_request(aws.sagemaker, "CreateTrainingJob", request)
     for line in (idle_gpu(submission), horovod_note(submission.job, submission.hosts)):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.dashboard import port
+from crossfade.job_options import add_job, add_sizes, job_of
 
 if TYPE_CHECKING:
     from crossfade.progress import TrainingDisplay
@@ -80,18 +81,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("job", type=Path, nargs="?", metavar="JOB", help="job file, YAML")
+    add_job(parser, optional=True)
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key of the job file",
-    )
-    parser.add_argument("--servers", type=int, metavar="N", help="the same as --set cluster.servers=N")
-    parser.add_argument("--workers", type=int, metavar="N", help="the same as --set cluster.workers=N")
+    add_sizes(parser, "servers", "workers")
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument(
         "--overwrite", action="store_true", help="delete an earlier run in DIR instead of moving it aside"
@@ -141,15 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.capacity import check_fits_this_machine, read_inputs
     from deploy.run_state import RunState
     from trainer.checkpoints import starting_rows
-    from trainer.job import load_job
     from trainer.ownership import check_claimable
     from trainer.run_folder import RunFolder, default_run_dir
 
-    overrides = list(arguments.overrides)
-    for key in ("servers", "workers"):
-        if getattr(arguments, key) is not None:
-            overrides.append(f"cluster.{key}={getattr(arguments, key)}")
-    job = load_job(arguments.job, overrides)
+    job = job_of(arguments, "servers", "workers")
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
     if arguments.stand_by:
         if ended := _stand_by(job, folder):

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.job_options import add_job, job_of
+
 if TYPE_CHECKING:
     from deploy.tuning import Search
     from trainer.job import Job
@@ -41,7 +43,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("job", type=Path, metavar="JOB", help="job file, YAML")
     parser.add_argument("--trials", type=_count, default=20, metavar="N", help="trials in all (default: 20)")
     parser.add_argument(
         "--search",
@@ -50,14 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="KEY=VALUES",
         help="a key of the job and what it may be: LOW..HIGH, log:LOW..HIGH or A|B|C; may be given several times",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key of the job file for all trials",
-    )
+    add_job(parser, set_help="override a key of the job file for all trials")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the search (default: runs/NAME-tune)")
     parser.add_argument("--no-pruning", action="store_true", help="end no trial early")
     parser.set_defaults(run=run)
@@ -74,10 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.stopping import stopper
     from deploy.settings import Setting, check_settings, default_settings
     from deploy.tuning import Search
-    from trainer.job import load_job
     from trainer.run_folder import default_run_dir
 
-    job = load_job(arguments.job, arguments.overrides)
+    job = job_of(arguments)
     settings = [Setting.parse(text) for text in arguments.search] or default_settings(job)
     check_settings(arguments.job, arguments.overrides, settings)
     _check_has_valid(job)
