@@ -190,7 +190,7 @@ def page(place: Place, runs: Sequence[Run]) -> str:
         if ablation:
             parts += [
                 "",
-                "The same job with one choice changed:",
+                "The same job with one choice changed, the others not tuned anew for it:",
                 "",
                 _table_head("changed", "seeds"),
                 *_rows(ablation),
