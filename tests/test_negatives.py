@@ -30,10 +30,10 @@ def assert_frequencies(rows_N: IntArray, probability_N: FloatArray) -> None:
     assert ((found_N - expected_N) ** 2 / expected_N).sum() < degrees + 5 * (2 * degrees) ** 0.5
 
 
-def test_without_a_word_all_of_few_items_are_negatives_and_of_more_a_pool_that_is_corrected() -> None:
+def test_without_a_word_all_of_few_items_are_negatives_and_of_more_those_of_the_batch_corrected() -> None:
     spec = Negatives()
     assert spec.settled("softmax", 2**15) == Negatives(kind="all")
-    assert spec.settled("softmax", 2**15 + 1) == Negatives(kind="shared", log_q=True)
+    assert spec.settled("softmax", 2**15 + 1) == Negatives(kind="in_batch", log_q=True)
     assert spec.settled("bpr", 10) == Negatives(kind="shared")
     assert Negatives(hard=2).settled("softmax", 10) == Negatives(kind="shared", hard=2)
     assert Negatives(kind="each").settled("softmax", 10) == Negatives(kind="each")

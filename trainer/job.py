@@ -132,7 +132,7 @@ class Negatives(_Section):
         description="shared: one pool for all examples of a step; each: draws of its own for every example; in_batch: "
         "the items of the other examples of the step and lane (data.lanes); mixed: a pool and those; all: every item, "
         "which costs what the table does, so for tables of few items; auto: of a softmax, all where items are 32,768 "
-        "at most, and shared with log_q where they are more; of other losses, shared",
+        "at most, and in_batch with log_q where they are more; of other losses, shared",
     )
     count: AtLeastOne = Field(4096, description="size of the pool, or draws an example; in_batch and all: not used")
     sampling: Literal["uniform", "popularity"] = Field("uniform", description="how items are drawn")
@@ -153,10 +153,10 @@ class Negatives(_Section):
         """The same of a table of so many ``items``: what ``auto`` is there."""
         if self.kind != "auto":
             return self
-        softmax = loss == "softmax" and self.hard is None
-        if softmax and items <= _ALL_ITEMS_AT_MOST:
-            return self.model_copy(update={"kind": "all", "log_q": False})
-        return self.model_copy(update={"kind": "shared", "log_q": softmax or self.log_q})
+        if loss != "softmax" or self.hard is not None:
+            return self.model_copy(update={"kind": "shared"})
+        few = items <= _ALL_ITEMS_AT_MOST
+        return self.model_copy(update={"kind": "all" if few else "in_batch", "log_q": not few})
 
 
 class Optimizer(_Section):
