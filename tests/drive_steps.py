@@ -48,7 +48,7 @@ def work(store: MXNetStore) -> None:
     """Train as the job says, without any evaluation or embeddings."""
     job = load_job(Path(sys.argv[1]))
     folder, manifest, model = open_data(job)
-    store.create(model.tables, job.optimizer.spec(), job.train.seed)
+    store.create(model.tables, job.optimizer_spec, job.train.seed)
     reader = ShardReader(folder, manifest)
 
     def watch(event: dict[str, Any]) -> None:

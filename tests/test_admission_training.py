@@ -78,7 +78,7 @@ def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) 
     job = load_job(place / "run2" / "job.yaml")
     data, manifest, model = open_data(job)
     with closing(LocalStore()) as store:
-        store.create(model.tables, job.optimizer.spec(), job.train.seed)
+        store.create(model.tables, job.optimizer_spec, job.train.seed)
         fresh = store.pull({table.name: np.arange(table.rows) for table in model.tables})
     for entity, stay, others in (("customer", [0, 1], [2]), ("track", [0, 1], [2, 3, 4])):
         old, new = arrays(place / "run0", entity), arrays(place / "run2", entity)
@@ -97,7 +97,7 @@ def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) 
     found = {name: rows_R.tolist() for name, rows_R in start.rows_afresh(data, manifest).items()}
     assert found == {"customer": [2], "track": [2, 3, 4]}
     with closing(LocalStore()) as store:
-        store.create(model.tables, job.optimizer.spec(), 9, start.checkpoint, start.rows_afresh(data, manifest))
+        store.create(model.tables, job.optimizer_spec, 9, start.checkpoint, start.rows_afresh(data, manifest))
         squares = store._optimizers["track"].state["squares"]
     assert (squares[2:] == 0).all()
     assert (squares[:2] == arrays(place / "run0", "track")["squares"][:2]).all()

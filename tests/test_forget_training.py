@@ -57,7 +57,7 @@ def fresh(place: Path, run: str) -> FloatArray:
     job = load_job(place / run / "job.yaml")
     model = make_model(job, open_data(job)[1])
     with closing(LocalStore()) as store:
-        store.create(model.tables, job.optimizer.spec(), job.train.seed)
+        store.create(model.tables, job.optimizer_spec, job.train.seed)
         return store.pull({"customer": np.arange(CUSTOMERS)})["customer"]
 
 

@@ -35,7 +35,9 @@ def refusal(path: Path, text: str, *overrides: str) -> str:
 def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
     job = load(job_path, SMALL)
     assert (job.name, job.data.shards, job.loss, job.model.dim) == ("small", "data/small", "softmax", 64)
-    assert job.optimizer.spec() == OptimizerSpec("adam", 0.015, weight_decay=4e-4)
+    assert job.optimizer_spec == OptimizerSpec("adam", 0.015, weight_decay=4e-4)
+    assert load(job_path, SMALL, "model.score=dot").optimizer_spec.weight_decay == 1e-5
+    assert load(job_path, SMALL, "optimizer.weight_decay=0").optimizer_spec.weight_decay == 0
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class Identity:
     @staticmethod
     def of(job: Job, run: str, tables: Sequence[TableSpec]) -> Identity:
         """That of run ``run`` of ``job``."""
-        return Identity(run, job, tables, job.optimizer.spec(), data_fingerprint(Folder(job.data.shards)))
+        return Identity(run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.shards)))
 
     def manifest(self, saved: Saved, step: int, progress: dict[str, Any]) -> Manifest:
         """The manifest of a checkpoint whose tables are ``saved``."""
@@ -173,7 +173,7 @@ def starting_rows(job: Job, model: Model, manifest: DataManifest) -> Start | Non
                 f"{start_from}: holds no whole checkpoint and is none itself{why}; expected a folder of checkpoints, "
                 "such as runs/NAME/checkpoints, or one of them"
             )
-        checkpoint.check_fits(model.tables, job.optimizer.spec())
+        checkpoint.check_fits(model.tables, job.optimizer_spec)
         DenseLayers.of(job, model).load(checkpoint)
         wanted = {table.name for table in model.tables}
         rows = {table.name: table.rows for table in checkpoint.manifest.tables if table.name in wanted}

@@ -134,7 +134,7 @@ class DenseLayers:
     @staticmethod
     def of(job: Job, model: Model) -> DenseLayers:
         """Those of ``model``, fresh, under the optimizer of ``job``."""
-        optimizer = job.optimizer.spec()
+        optimizer = job.optimizer_spec
         rate = job.model.dense.learning_rate or optimizer.learning_rate
         return DenseLayers(model.dense, replace(optimizer, learning_rate=rate, max_norm=None), job.train.seed)
 
