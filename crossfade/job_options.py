@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from trainer.job import Job
 
 
-def add_job(parser: argparse.ArgumentParser, *, optional: bool = False, set_help: str = "") -> None:
+def add_job(
+    parser: argparse.ArgumentParser, *, optional: bool = False, set_help: str = "override a key of the job file"
+) -> None:
     """Add the job file and ``--set``."""
     parser.add_argument("job", type=Path, nargs="?" if optional else None, metavar="JOB", help="job file, YAML")
     parser.add_argument(
@@ -19,7 +21,7 @@ def add_job(parser: argparse.ArgumentParser, *, optional: bool = False, set_help
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help=set_help or "override a key of the job file",
+        help=set_help,
     )
 
 

@@ -193,6 +193,18 @@ def stored(aws: AwsServer) -> dict[str, str]:
     return {e["Key"]: s3.get_object(Bucket=BUCKET, Key=e["Key"])["Body"].read().decode() for e in entries}
 
 
+@pytest.mark.parametrize(
+    ("options", "servers", "workers"),
+    [((), 3, 3), (("--servers", 1, "--workers", 2), 1, 2), (("--set", "cluster.servers=2", "--workers", 1), 2, 1)],
+)
+def test_the_roles_are_as_many_as_the_options_say(
+    aws: AwsServer, job: Path, options: tuple[object, ...], servers: int, workers: int
+) -> None:
+    assert detached(job, "--hosts", 3, *options) == 0
+    [plan] = [json.loads(text) for name, text in stored(aws).items() if name.endswith("plan.json")]
+    assert (plan["job"]["cluster"]["servers"], plan["job"]["cluster"]["workers"]) == (servers, workers)
+
+
 def test_p2_is_the_default_type(job: Path, aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "ec2", str(job), "--to", f"s3://{BUCKET}/runs", "--dry-run"]) == 0
     assert "p2.xlarge" in capsys.readouterr().err

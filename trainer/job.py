@@ -130,7 +130,8 @@ class Negatives(_Section):
     kind: Literal["auto", "shared", "each", "in_batch", "mixed", "all"] = Field(
         "auto",
         description="shared: one pool for all examples of a step; each: draws of its own for every example; in_batch: "
-        "the items of the other examples of the step and lane (data.lanes); mixed: a pool and those; all: every item, "
+        "the items of the other examples of the step and lane, about train.batch_size / data.lanes; mixed: a pool and "
+        "those; all: every item, "
         "which costs what the table does, so for tables of few items; auto: of a softmax, all where items are 32,768 "
         "at most, and in_batch with log_q where they are more; of other losses, shared",
     )
