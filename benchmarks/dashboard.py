@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 from deploy.dashboard import figures, run_reader
-from deploy.dashboard.figures import COLOURS, Shown
+from deploy.dashboard.figures import COLORS, RunView
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.summary import summarize
-from deploy.metrics import role_metrics
-from deploy.run_state import RunState
+from deploy.metrics import process_metrics
+from deploy.run_state import StateWriter
 from kvstore.store import TableSpec
 from trainer.job import check_job
 from trainer.run_folder import RunFolder
@@ -59,14 +59,16 @@ def timed(what: str, call: object) -> None:
 
 def price_of_telling(folder: Path) -> None:
     """What a process of a run spends on its load, and the command of a run in process on its state."""
-    metrics = role_metrics("long", "in-process")
+    metrics = process_metrics("long", "in-process")
     tables = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
     job = check_job({"name": "long", "data": {"shards": "nowhere"}}, "here")
-    metrics.show("training", TrainingMetrics(job, tables, 0))
+    metrics.register("training", TrainingMetrics(job, tables, 0))
     own = {"state": "running", "host": "here", "metrics": None}
-    state = RunState(RunFolder(folder))
-    state.watch(lambda: {"state": "running", "generation": 1, "processes": {"one": {**own, "load": metrics.load()}}})
-    for what, call in (("a load, every 2 s", metrics.load), ("a state, every second", state._tell)):
+    state = StateWriter(RunFolder(folder))
+    state.watch(
+        lambda: {"state": "running", "generation": 1, "processes": {"one": {**own, "load": metrics.snapshot()}}}
+    )
+    for what, call in (("a load, every 2 s", metrics.snapshot), ("a state, every second", state._tell)):
         used = time.process_time()
         for _ in range(TOLD):
             call()
@@ -85,7 +87,7 @@ def main() -> None:
         with (path / "metrics.jsonl").open("ab") as file:
             file.writelines(step(number) for number in range(LINES + 1, LINES + 3))
         timed("read two lines more", run.refresh)
-        shown = [Shown(run, summarize(run), COLOURS[0])]
+        shown = [RunView(run, summarize(run), COLORS[0])]
         timed("sum it up", lambda: summarize(run))
         timed("draw it", lambda: [draw(shown, "step") for draw in (figures.loss, figures.quality, figures.throughput)])
         price_of_telling(path)

@@ -29,10 +29,10 @@ from typing import Any
 import yaml
 from throughput import throughput_job
 
-from kvstore.work import RowWork
+from kvstore.work import UpdateStats
 from trainer.job import check_job
-from trainer.metrics import RoleMetrics
-from trainer.metrics_http import listening
+from trainer.metrics import ProcessMetrics
+from trainer.metrics_http import serve_metrics
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 from trainer.run import run_in_process
 from trainer.run_folder import RunFolder
@@ -70,10 +70,10 @@ class Turns:
 @contextmanager
 def taking_turns(turns: Turns) -> Iterator[None]:
     """Have training count, and updates be counted, while it is their turn."""
-    take, updating = TrainingMetrics.take, RowWork.updating
+    take, updating = TrainingMetrics.observe, UpdateStats.timed_update
 
     @contextmanager
-    def counted_in_turn(self: RowWork, table: str, rows: int) -> Iterator[None]:
+    def counted_in_turn(self: UpdateStats, table: str, rows: int) -> Iterator[None]:
         if turns.on:
             with updating(self, table, rows):
                 yield
@@ -87,18 +87,18 @@ def taking_turns(turns: Turns) -> Iterator[None]:
             if event["event"] == "step":
                 turns.counting.append(time.perf_counter() - begin)
 
-    TrainingMetrics.take, RowWork.updating = take_in_turn, counted_in_turn  # type: ignore[method-assign]
+    TrainingMetrics.observe, UpdateStats.timed_update = take_in_turn, counted_in_turn  # type: ignore[method-assign]
     try:
         yield
     finally:
-        TrainingMetrics.take, RowWork.updating = take, updating  # type: ignore[method-assign]
+        TrainingMetrics.observe, UpdateStats.timed_update = take, updating  # type: ignore[method-assign]
 
 
 def side_by_side(values: dict[str, Any], folder: Path) -> tuple[Turns, list[float]]:
     """Train as ``values`` say; the seconds of steps, and of scrapes."""
     job = check_job(values, "benchmark")
     turns, scrapes, over = Turns(), [], threading.Event()
-    metrics = RoleMetrics(job.name, "in-process")
+    metrics = ProcessMetrics(job.name, "in-process")
 
     def scrape(address: str) -> None:
         while not over.wait(SCRAPE_SECONDS):
@@ -109,7 +109,11 @@ def side_by_side(values: dict[str, Any], folder: Path) -> tuple[Turns, list[floa
             turns.step()
 
     run = RunFolder(folder)
-    with listening(metrics, 0, None, "127.0.0.1") as listener, taking_turns(turns), run.begin(job, overwrite=True):
+    with (
+        serve_metrics(metrics, 0, None, "127.0.0.1") as listener,
+        taking_turns(turns),
+        run.open_run(job, overwrite=True),
+    ):
         thread = threading.Thread(target=scrape, args=(listener.address,), daemon=True)
         thread.start()
         run_in_process(job, run, told, resume=False, stop_requested=lambda: False, say=print, metrics=metrics)

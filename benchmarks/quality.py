@@ -27,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kvstore.errors import CrossfadeError, InputError
-from trainer.job import Job, load_job
+from trainer.job import JobConfig, load_job
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("recall@10", "ndcg@10", "recall@40", "ndcg@40")
@@ -80,7 +80,7 @@ class Run:
 
     split: str
     row: str
-    job: Job
+    job: JobConfig
     options: tuple[str, ...] = ()
 
     @property
@@ -107,7 +107,7 @@ class Place:
         if not (folder / "report.json").exists():
             return None
         trained = load_job(folder / "job.yaml")
-        if run.job.differences(trained) or trained.train.epochs != run.job.train.epochs:
+        if run.job.resume_conflicts(trained) or trained.train.epochs != run.job.train.epochs:
             return None
         report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         return report

@@ -24,7 +24,7 @@ import yaml
 
 from kvstore.storage import Folder
 from trainer.data.manifest import read_manifest
-from trainer.data.shards import DEFAULT_READERS, Schedule, ShardReader, row_groups
+from trainer.data.shards import DEFAULT_READERS, BatchSchedule, InteractionReader, row_groups
 from trainer.data.stopwatch import Stopwatch
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 
@@ -43,11 +43,11 @@ def read_epoch(uri: str, epoch: int) -> tuple[float, float]:
     folder = Folder(uri)
     manifest = read_manifest(folder)
     waiting = Stopwatch()
-    with closing(ShardReader(folder, manifest, DEFAULT_READERS)) as reader:
+    with closing(InteractionReader(folder, manifest, DEFAULT_READERS)) as reader:
         groups = row_groups(manifest.splits["train"])
-        schedule = Schedule(reader, groups, batch_size=BATCH, lanes=LANES, window=WINDOW, seed=1)
+        schedule = BatchSchedule(reader, groups, batch_size=BATCH, partitions=LANES, window=WINDOW, seed=1)
         begin = time.perf_counter()
-        rows = sum(len(share.interactions) for share in schedule.shares(epoch, 0, 0, 1, waiting=waiting))
+        rows = sum(len(share.interactions) for share in schedule.slices(epoch, 0, 0, 1, waiting=waiting))
         seconds = time.perf_counter() - begin
     assert rows == schedule.rows
     return rows / seconds, waiting.seconds / seconds

@@ -113,27 +113,27 @@ def _port(text: str) -> int | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Be this host's agent until told to leave."""
-    from crossfade.spot import heeding
+    from crossfade.spot import spot_monitor
     from crossfade.stopping import stopper
     from deploy.agent import Agent
-    from deploy.cluster import Address, check_own_address, own_address
+    from deploy.cluster import Address, check_local_address, local_address
     from deploy.coordinator_http import RemoteCoordinator, read_token
-    from deploy.metrics import HostMetrics, role_metrics
-    from deploy.supervision import watched_by
+    from deploy.metrics import HostMetrics, process_metrics
+    from deploy.supervision import spot_callbacks
     from kvstore.mxnet_import import require_mxnet
-    from trainer.metrics_http import listening
+    from trainer.metrics_http import serve_metrics
     from trainer.run_folder import RunFolder
 
     require_mxnet()
     coordinator = Address.parse(arguments.join, "--join")
     remote = RemoteCoordinator(coordinator, read_token("crossfade agent"))
-    address = arguments.address or own_address(coordinator)
-    check_own_address(address)
+    address = arguments.address or local_address(coordinator)
+    check_local_address(address)
     folder = RunFolder(arguments.run_dir)
-    metrics = role_metrics("", "agent")
+    metrics = process_metrics("", "agent")
     with (
-        listening(metrics, arguments.metrics_port, None, address, source="--metrics-port") as listener,
-        heeding(arguments.spot) as spot,
+        serve_metrics(metrics, arguments.metrics_port, None, address, source="--metrics-port") as listener,
+        spot_monitor(arguments.spot) as spot,
     ):
         agent = Agent(
             folder,
@@ -141,17 +141,17 @@ def run(arguments: argparse.Namespace) -> int:
             address,
             offers=arguments.roles,
             heartbeat_seconds=1.0,
-            tell=_say,
+            notify=_say,
             metrics=listener.address,
-            **watched_by(spot),
+            **spot_callbacks(spot),
         )
-        metrics.show("host", HostMetrics(agent))
+        metrics.register("host", HostMetrics(agent))
         metrics.state = lambda: "taking part" if agent.has_joined else "waiting for the coordinator"
         _say(f"joining the coordinator at {coordinator} as {address}")
         with stopper.deferred(), closing(agent):
             stop_at = float("inf")
             while agent.left is None and time.monotonic() < stop_at:
-                agent.turn()
+                agent.run_once()
                 if agent.silent_seconds > arguments.patience:
                     raise ClusterError(
                         f"the coordinator at {coordinator} has not answered for {arguments.patience:g} s (--patience)"
@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if stopper.number is not None:
                     stop_at = min(stop_at, time.monotonic() + arguments.linger)
                 if agent.has_joined and not metrics.labels["run"]:
-                    metrics.joined(run=_run_name(folder))
+                    metrics.set_identity(run=_run_name(folder))
     if agent.left is None:
         stopper.check("and has left the job")
     assert agent.left is not None

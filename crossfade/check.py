@@ -10,33 +10,33 @@ from kvstore.errors import InputError
 from kvstore.storage import Folder
 
 if TYPE_CHECKING:
-    from trainer.data.manifest import Manifest
-    from trainer.data.progress import Progress
-    from trainer.prepare.check import Checked
+    from trainer.data.manifest import DatasetManifest
+    from trainer.data.progress import ProgressReporter
+    from trainer.prepare.check import ValidationReport
 
 
-def check_data(arguments: argparse.Namespace, progress: Progress) -> Checked:
+def check_data(arguments: argparse.Namespace, progress: ProgressReporter) -> ValidationReport:
     """Check what ``arguments`` name.
 
     Raises:
         CrossfadeError: it could not be read.
     """
-    from trainer.prepare.check import check
+    from trainer.prepare.check import validate
 
     for option, name in (("--query", arguments.query), ("--item", arguments.item)):
         if name is not None and "=" in name:
             raise InputError(f"{option} {name}: columns of prepared data have the entities' names; leave out '='")
     memory_bytes = None if arguments.memory is None else int(arguments.memory * 2**30)
-    return check(Folder(arguments.check), arguments.query, arguments.item, memory_bytes, progress)
+    return validate(Folder(arguments.check), arguments.query, arguments.item, memory_bytes, progress)
 
 
-def report(checked: Checked, location: str) -> Manifest:
+def report(checked: ValidationReport, location: str) -> DatasetManifest:
     """Say what was found of the data at ``location``; returns their manifest.
 
     Raises:
         InputError: there are problems; they stand on stderr.
     """
-    from trainer.prepare.summary import describe
+    from trainer.prepare.summary import format_summary
 
     problems = checked.problems
     if problems.count:
@@ -46,7 +46,7 @@ def report(checked: Checked, location: str) -> Manifest:
             print(f"… and {problems.count - len(problems.listed):,} more", file=sys.stderr)
         raise InputError(f"{location}: {problems.count:,} problem(s), listed above; mend the data and check again")
     assert checked.manifest is not None
-    print(describe(checked.manifest, Folder(location)))
+    print(format_summary(checked.manifest, Folder(location)))
     for note in checked.notes:
         print(f"  note: {note}")
     print(f"  {'no problem; wrote its manifest.json' if checked.written else 'no problem'}")

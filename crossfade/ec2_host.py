@@ -28,12 +28,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Be that host until the run ends, or the host is taken; the exit code is its command's."""
     from deploy.aws import Aws
-    from deploy.ec2.host import Host, HostCommand, fetch_token
-    from deploy.ec2.objects import RunObjects
+    from deploy.ec2.host import Host, HostRunner, fetch_token
+    from deploy.ec2.objects import RunStorage
     from deploy.imds import InstanceMetadata
 
     metadata = InstanceMetadata.of_this_host()
     aws = Aws()
     host = Host.of(metadata, arguments.number)
     token = fetch_token(aws, arguments.token_parameter)
-    return HostCommand(RunObjects(aws, arguments.storage), host, token, metadata, arguments.run_dir).run()
+    return HostRunner(RunStorage(aws, arguments.storage), host, token, metadata, arguments.run_dir).run()

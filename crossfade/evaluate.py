@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.progress import print_metrics
     from kvstore.errors import InputError
     from trainer.job import check_job
-    from trainer.judging import evaluate_embeddings, judge_labels
+    from trainer.judging import evaluate_embeddings, evaluate_labels
     from trainer.labels import LabelSource
     from trainer.run_folder import RunFolder
 
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.label_min_count < 1:
         raise InputError(f"--label-min-count {arguments.label_min_count}: expected 1 or more")
     wanted = LabelSource.parse(arguments.labels) if arguments.labels is not None else None
-    found = judge_labels(job, folder.embeddings, wanted, arguments.label_min_count) if wanted else None
+    found = evaluate_labels(job, folder.embeddings, wanted, arguments.label_min_count) if wanted else None
     metrics = evaluate_embeddings(job, folder.embeddings, arguments.split)
     if arguments.json:
         labels = {"labels": {wanted.entity: found}} if wanted else {}

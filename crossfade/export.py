@@ -64,11 +64,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, and print what."""
-    from crossfade.prepare import PhaseBars
+    from crossfade.prepare import ProgressBars
     from trainer.export import Request, export
 
     request = Request(arguments.source, arguments.out, arguments.entity, arguments.data, arguments.overwrite)
-    bars = PhaseBars()
+    bars = ProgressBars()
     try:
         exported = export(request, _say, bars)
     finally:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from kvstore.storage import Folder
 
 if TYPE_CHECKING:
-    from trainer.data.progress import Progress
-    from trainer.prepare.forget import Forgotten
+    from trainer.data.progress import ProgressReporter
+    from trainer.prepare.forget import ForgetReport
 
 
-def forget_ids(arguments: argparse.Namespace, progress: Progress) -> str:
+def forget_ids(arguments: argparse.Namespace, progress: ProgressReporter) -> str:
     """Delete what ``arguments`` ask for; what there is to say of it.
 
     Raises:
@@ -28,11 +28,11 @@ def forget_ids(arguments: argparse.Namespace, progress: Progress) -> str:
     return describe_forgotten(forget(folder, ids, entity, progress), folder, arguments.forget)
 
 
-def describe_forgotten(forgotten: Forgotten, folder: Folder, file: str) -> str:
+def describe_forgotten(forgotten: ForgetReport, folder: Folder, file: str) -> str:
     """What was deleted, what still holds the people, and how that is cleared."""
     unknown = forgotten.asked - forgotten.found - forgotten.waiting
     dropped = ", ".join(f"{count:,} of {split}" for split, count in forgotten.interactions.items())
-    forgotten_in_all = len(forgotten.manifest.entities[forgotten.entity].forgotten)
+    forgotten_in_all = len(forgotten.manifest.entities[forgotten.entity].vacant_rows)
     lines = [
         f"{folder.uri}: forgot {forgotten.found:,} rows of {forgotten.entity} ({forgotten_in_all:,} in all)",
         f"  ids: {forgotten.asked:,} in {file}; {unknown:,} of them are not in the data, or not any more",
@@ -47,7 +47,7 @@ def describe_forgotten(forgotten: Forgotten, folder: Folder, file: str) -> str:
     return "\n".join(lines)
 
 
-def _still(forgotten: Forgotten) -> list[str]:
+def _still(forgotten: ForgetReport) -> list[str]:
     source = forgotten.manifest.source
     raw = [text for split in ("train", "valid", "test") for text in _texts(source.get(split))]
     where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""

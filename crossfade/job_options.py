@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.job import Job
+    from trainer.job import JobConfig
 
 
 def add_job(
@@ -31,7 +31,7 @@ def add_sizes(parser: argparse.ArgumentParser, *keys: str, default: str = "") ->
         parser.add_argument(f"--{key}", type=int, metavar="N", help=f"the same as --set cluster.{key}=N{default}")
 
 
-def job_of(arguments: argparse.Namespace, *sizes: str) -> Job:
+def job_of(arguments: argparse.Namespace, *sizes: str) -> JobConfig:
     """The job that ``arguments`` name; ``sizes`` are the keys that ``add_sizes`` had.
 
     Raises:

@@ -26,7 +26,7 @@ from crossfade import (
     train,
     tune,
 )
-from crossfade.stopping import Interrupted, Stopped, stopper
+from crossfade.stopping import SpotInterruption, StopSignal, stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
 
@@ -78,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = parsed.run(parsed)
     except BaseException as error:
         if stopper.number is not None:
-            how = f" {error}" if isinstance(error, Stopped) and str(error) else ""
+            how = f" {error}" if isinstance(error, StopSignal) and str(error) else ""
             print(f"crossfade: stopped by {signal.Signals(stopper.number).name}{how}", file=sys.stderr)
             return 128 + stopper.number
-        if isinstance(error, Interrupted):
+        if isinstance(error, SpotInterruption):
             from deploy.spot import INTERRUPTED_EXIT_CODE
 
             print(f"crossfade: stopped {error}", file=sys.stderr)

@@ -14,10 +14,10 @@ from crossfade.job_options import add_job, add_sizes, job_of
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
-    from deploy.capacity import Fit, Inputs, Plan, ProcessPlan
-    from deploy.instances import Instance
+    from deploy.capacity import CapacityPlan, Fit, PlanInputs, ProcessPlan
+    from deploy.instances import InstanceType
     from deploy.traffic import StepTraffic
-    from trainer.job import Job
+    from trainer.job import JobConfig
 
 _DESCRIPTION = """\
 Say, before anything starts, what each process of a job will hold and send, whether it fits this machine or a type of
@@ -103,7 +103,7 @@ class Network:
 def run(arguments: argparse.Namespace) -> int:
     """Plan, and print it."""
     from crossfade.prepare import phase_bars
-    from deploy.capacity import Machine, check_fit, make_plan, read_inputs, this_machine
+    from deploy.capacity import Machine, check_fit, plan_capacity, read_inputs, this_machine
     from deploy.instances import find_instance
 
     job = _load(arguments)
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     instance = find_instance(arguments.instance) if arguments.instance else None
     with phase_bars() as bars:
         inputs = read_inputs(job, bars).with_counts()
-    plan = make_plan(inputs)
+    plan = plan_capacity(inputs)
     machine = Machine(instance.name, instance.usable_bytes) if instance else this_machine()
     fit = check_fit(inputs, plan, machine)
     network = _network(job, plan, bandwidth or (instance.bits_per_second if instance else None))
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     return int(fit.verdict == "does not fit")
 
 
-def _load(arguments: argparse.Namespace) -> Job:
+def _load(arguments: argparse.Namespace) -> JobConfig:
     job = job_of(arguments, *_SIZES)
     if job.cluster.hosts > 1 and job.cluster.servers == 0:
         raise InputError(
@@ -132,7 +132,7 @@ def _load(arguments: argparse.Namespace) -> Job:
     return job
 
 
-def _network(job: Job, plan: Plan, bandwidth: float | None) -> Network | None:
+def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Network | None:
     from deploy.capacity import role_hosts
     from deploy.traffic import busiest_bytes
 
@@ -145,10 +145,10 @@ def _network(job: Job, plan: Plan, bandwidth: float | None) -> Network | None:
     return Network(bandwidth, busiest_bytes(plan.traffic, hosts), own_hosts)
 
 
-def _as_data(inputs: Inputs, plan: Plan, fit: Fit, network: Network | None) -> dict[str, Any]:
+def _as_data(inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network | None) -> dict[str, Any]:
     data = {"job": inputs.job.name, **asdict(plan)}
     for process, described in zip(plan.processes, data["processes"], strict=True):
-        described |= {"sure_bytes": process.sure_bytes, "most_bytes": process.most_bytes}
+        described |= {"sure_bytes": process.required_bytes, "most_bytes": process.peak_bytes}
     if plan.traffic is not None:
         data["traffic"]["rows"] = sum(plan.traffic.rows)
         data["traffic"]["bound"] = plan.traffic.bound
@@ -157,7 +157,9 @@ def _as_data(inputs: Inputs, plan: Plan, fit: Fit, network: Network | None) -> d
     return data
 
 
-def _report(inputs: Inputs, plan: Plan, fit: Fit, instance: Instance | None, network: Network | None) -> Iterator[str]:
+def _report(
+    inputs: PlanInputs, plan: CapacityPlan, fit: Fit, instance: InstanceType | None, network: Network | None
+) -> Iterator[str]:
     cluster = inputs.job.cluster
     where = (
         f"{cluster.servers} servers, {cluster.workers} workers, {_hosts_word(cluster.host_count)}"
@@ -182,7 +184,7 @@ def _hosts_word(hosts: int) -> str:
     return "one host" if hosts == 1 else f"{hosts} hosts"
 
 
-def _tables(inputs: Inputs, plan: Plan) -> Iterator[str]:
+def _tables(inputs: PlanInputs, plan: CapacityPlan) -> Iterator[str]:
     head = ("TABLE", "rows", "columns", "weights", inputs.job.optimizer.kind, "keys", "rows a key", "bytes a key")
     rows: list[Sequence[str]] = [head]
     for table in plan.tables:
@@ -192,22 +194,24 @@ def _tables(inputs: Inputs, plan: Plan) -> Iterator[str]:
     yield from _aligned(rows)
 
 
-def _memory(plan: Plan) -> Iterator[str]:
+def _memory(plan: CapacityPlan) -> Iterator[str]:
     rows = [("MEMORY", "", "")]
     for _, alike in groupby(plan.processes, key=lambda process: process.parts):
         processes = list(alike)
         process = processes[0]
-        rows.append((_name(processes), size(process.sure_bytes), _at_most(process.sure_bytes, process.most_bytes)))
+        rows.append(
+            (_name(processes), size(process.required_bytes), _at_most(process.required_bytes, process.peak_bytes))
+        )
         if len(process.parts) > 1:
             for part in process.parts:
                 when = {"start": "at the start", "steps": "in steps"}.get(part.phase, "")
                 when = when or {"evaluation": "in evaluations", "checkpoint": "in checkpoints"}.get(part.phase, "")
-                rows.append((f"  {part.what}", size(part.bytes), when if part.sure else f"{when} at most".strip()))
+                rows.append((f"  {part.what}", size(part.bytes), when if part.required else f"{when} at most".strip()))
     for number, host in enumerate(plan.hosts):
         if len(host.processes) > 1:
             called = "all of it together" if len(plan.hosts) == 1 else f"host {number}: {', '.join(host.processes)}"
-            libraries = f"with shared libraries{_at_most(host.sure_bytes, host.most_bytes, ', ')}"
-            rows.append((called, size(host.sure_bytes), libraries))
+            libraries = f"with shared libraries{_at_most(host.required_bytes, host.peak_bytes, ', ')}"
+            rows.append((called, size(host.required_bytes), libraries))
     yield from _aligned(rows, left=(0, 2))
 
 
@@ -221,7 +225,7 @@ def _at_most(sure: int, most: int, before: str = "") -> str:
     return f"{before}at most {size(most)}" if most > sure else ""
 
 
-def _step(inputs: Inputs, plan: Plan, traffic: StepTraffic) -> Iterator[str]:
+def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Iterator[str]:
     kind = "at most: the vocabularies count nothing" if traffic.bound else "expected, all workers together"
     rows = [(f"A STEP ({kind})", "", "")]
     rows.append(("examples", f"{traffic.examples:,.0f}", ""))
@@ -245,7 +249,7 @@ def _step(inputs: Inputs, plan: Plan, traffic: StepTraffic) -> Iterator[str]:
     yield from _aligned(rows, left=(0, 2))
 
 
-def _wire(network: Network, instance: Instance | None) -> Iterator[str]:
+def _wire(network: Network, instance: InstanceType | None) -> Iterator[str]:
     busiest = f"{size(network.busiest_bytes)} through the busiest network card"
     if network.own_hosts:
         yield "on the wire: nothing, since all roles are on one host and use its loopback"
@@ -263,14 +267,14 @@ def _wire(network: Network, instance: Instance | None) -> Iterator[str]:
     yield f"on the wire: {busiest}, {network.seconds * 1e3:,.3g} ms a step at {rate}"
 
 
-def _verdict(plan: Plan, fit: Fit, instance: Instance | None) -> Iterator[str]:
+def _verdict(plan: CapacityPlan, fit: Fit, instance: InstanceType | None) -> Iterator[str]:
     host = "the fullest host" if len(plan.hosts) > 1 else "it"
     memory = (
         f"{size(fit.machine.available_bytes)} of {instance.memory_gib:g} GiB are left by Linux on {instance.name}"
         if instance
         else f"{size(fit.machine.available_bytes)} are free on this machine"
     )
-    needs = f"{host} needs {size(plan.sure_bytes)}{_at_most(plan.sure_bytes, plan.most_bytes, ', ')}; {memory}"
+    needs = f"{host} needs {size(plan.required_bytes)}{_at_most(plan.required_bytes, plan.peak_bytes, ', ')}; {memory}"
     yield f"{fit.verdict.upper() if fit.verdict != 'tight' else 'MAY NOT FIT'}: {needs}"
     for advice in fit.advice:
         yield f"  it would fit if you {advice}"

@@ -28,7 +28,7 @@ from kvstore.errors import InputError
 from kvstore.storage import Folder
 
 if TYPE_CHECKING:
-    from trainer.data.manifest import Manifest
+    from trainer.data.manifest import DatasetManifest
     from trainer.prepare.synthetic import SyntheticSpec
 
 _OF_FILES = [
@@ -72,7 +72,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
-class PhaseBars:
+class ProgressBars:
     """A progress bar on stderr for each phase."""
 
     def __init__(self) -> None:
@@ -109,9 +109,9 @@ class PhaseBars:
 
 
 @contextmanager
-def phase_bars() -> Iterator[PhaseBars]:
+def phase_bars() -> Iterator[ProgressBars]:
     """Bars of which the last ends with the block."""
-    bars = PhaseBars()
+    bars = ProgressBars()
     try:
         yield bars
     finally:
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CrossfadeError: it could not be done; nothing is left behind.
     """
-    from trainer.prepare.summary import describe
+    from trainer.prepare.summary import format_summary
 
     if arguments.memory is not None and not 0 < arguments.memory < float("inf"):
         raise InputError(f"--memory {arguments.memory}: expected a number of GiB above 0")
@@ -154,9 +154,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{arguments.out}: made already; nothing to do")
         return 0
     with phase_bars() as bars:
-        make = {"train": _from_files, "sample": _from_sample, "synthetic": _from_nothing}[sources[0]]
+        make = {"train": _from_files, "sample": _from_sample, "synthetic": _from_synthetic}[sources[0]]
         manifest = make(arguments, bars)
-    print(describe(manifest, Folder(arguments.out)))
+    print(format_summary(manifest, Folder(arguments.out)))
     print(f"next: {next_command(arguments.out, manifest.query, manifest.item)}")
     return 0
 
@@ -190,7 +190,7 @@ def next_command(out: str, query: str, item: str) -> str:
     return shlex.join(["crossfade", "train", str(job), *(word for text in settings for word in ("--set", text))])
 
 
-def _from_files(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
+def _from_files(arguments: argparse.Namespace, bars: ProgressBars) -> DatasetManifest:
     from trainer.prepare.pipeline import PrepareOptions, prepare
 
     query, query_column = split_pair(arguments.query or "customer")
@@ -221,7 +221,7 @@ def _from_files(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
         hold_out_test=arguments.hold_out_test,
         names=parse_names(arguments.names or ()),
         features=parse_features(arguments.features or ()),
-        catalogue=arguments.catalogue or (),
+        catalog=arguments.catalogue or (),
         vocabulary=arguments.vocabulary,
         seed=arguments.seed,
         overwrite=arguments.overwrite,
@@ -232,7 +232,7 @@ def _from_files(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
     return prepare(options, bars)
 
 
-def _from_sample(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
+def _from_sample(arguments: argparse.Namespace, bars: ProgressBars) -> DatasetManifest:
     from trainer.prepare.sample import locate_lastfm, prepare_lastfm
     from trainer.prepare.staging import check_free
 
@@ -243,7 +243,7 @@ def _from_sample(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
     return prepare_lastfm(folder, arguments.out, arguments.seed, arguments.overwrite, bars)
 
 
-def _from_nothing(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
+def _from_synthetic(arguments: argparse.Namespace, bars: ProgressBars) -> DatasetManifest:
     from trainer.prepare.synthetic import write_synthetic
 
     _refuse(arguments, "--synthetic", _OF_FILES)
@@ -251,13 +251,13 @@ def _from_nothing(arguments: argparse.Namespace, bars: PhaseBars) -> Manifest:
     return write_synthetic(arguments.out, spec, arguments.seed, arguments.overwrite, bars, arguments.work)
 
 
-def _find_made(arguments: argparse.Namespace) -> Manifest | None:
+def _find_made(arguments: argparse.Namespace) -> DatasetManifest | None:
     """The data set that is asked for, if it is there."""
-    from trainer.prepare.reuse import read_whole
+    from trainer.prepare.reuse import read_complete
     from trainer.prepare.sample import is_sample
     from trainer.prepare.synthetic import source_of
 
-    manifest = read_whole(Folder(arguments.out))
+    manifest = read_complete(Folder(arguments.out))
     if manifest is None:
         return None
     if arguments.sample:
@@ -272,7 +272,7 @@ def _synthetic_spec(arguments: argparse.Namespace) -> SyntheticSpec:
 
 
 def _write_raw(arguments: argparse.Namespace) -> int:
-    from trainer.prepare.raw_synthetic import prepare_words, write_raw_events
+    from trainer.prepare.raw_synthetic import prepare_arguments, write_raw_events
 
     if not arguments.synthetic:
         raise InputError("--raw: says how to write --synthetic data; leave it out")
@@ -286,7 +286,7 @@ def _write_raw(arguments: argparse.Namespace) -> int:
         f"{arguments.out}: {spec.interactions:,} events of {spec.queries:,} ids of {spec.query} and {spec.items:,} of "
         f"{spec.item}, in {len(names)} file(s)"
     )
-    print(f"next: {shlex.join(['crossfade', *prepare_words(arguments.out, spec, names)])}")
+    print(f"next: {shlex.join(['crossfade', *prepare_arguments(arguments.out, spec, names)])}")
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
-    from trainer.prepare.admission import Span
+    from trainer.prepare.admission import MaxAge
     from trainer.prepare.build_vocabulary import NamesFile
     from trainer.prepare.features import FeatureFile
     from trainer.prepare.synthetic import SyntheticSpec
@@ -57,24 +57,24 @@ def parse_minimums(option: str, texts: Sequence[str]) -> dict[str, int]:
     return minimums
 
 
-def parse_spans(text: str | None, entities: Sequence[str]) -> dict[str, Span]:
+def parse_spans(text: str | None, entities: Sequence[str]) -> dict[str, MaxAge]:
     """Read ``SPAN``, which is for all ``entities``, or ``ENTITY=SPAN[,ENTITY=SPAN…]``.
 
     Raises:
         InputError: it is of another form.
     """
-    from trainer.prepare.admission import Span
+    from trainer.prepare.admission import MaxAge
 
     if text is None:
         return {}
     if "=" not in text:
-        return dict.fromkeys(entities, Span.parse(text))
-    spans: dict[str, Span] = {}
+        return dict.fromkeys(entities, MaxAge.parse(text))
+    spans: dict[str, MaxAge] = {}
     for part in text.split(","):
         entity, _, span = part.partition("=")
         if not entity or entity in spans:
             raise InputError(f"--expire-after {text}: expected 90d, or ENTITY=90d for each entity, once")
-        spans[entity] = Span.parse(span)
+        spans[entity] = MaxAge.parse(span)
     return spans
 
 

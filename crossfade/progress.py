@@ -32,7 +32,7 @@ def _start(event: dict[str, Any]) -> str:
     return f"from step {event['step']:,}" if event["checkpoint"] else "from the beginning"
 
 
-class TrainingDisplay:
+class TrainDisplay:
     """Shows the events of a run on stderr as they come, whichever process they come from."""
 
     def __init__(self, select: str, *, lines: bool = False) -> None:
@@ -45,7 +45,7 @@ class TrainingDisplay:
         self._best = float("-inf")
         self._saved_step: int | None = None
 
-    def __enter__(self) -> TrainingDisplay:
+    def __enter__(self) -> TrainDisplay:
         """Itself."""
         return self
 
@@ -75,8 +75,8 @@ class TrainingDisplay:
         elif event["event"] in _LINES:
             if event["event"] == "restart":
                 self._close_bar()
-            for passed_over in event.get("passed_over", ()):
-                self._say(f"passed over a checkpoint: {passed_over}")
+            for skipped in event.get("passed_over", ()):
+                self._say(f"passed over a checkpoint: {skipped}")
             self._say(_LINES[event["event"]](event))
 
     @staticmethod

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from deploy.events import EventPipe
-    from trainer.job import Job
-    from trainer.metrics import RoleMetrics
+    from trainer.job import JobConfig
+    from trainer.metrics import ProcessMetrics
     from trainer.run_folder import RunFolder
 
 _DESCRIPTION = """\
@@ -39,7 +39,7 @@ Workers that train dense layers, if there are several, sum their gradients by Ho
 Each answers to /metrics and /healthz at DMLC_NODE_HOST and the job's metrics.port, which is one a process: where
 several run on one host, 0.
 """
-LOAD_SECONDS = 2.0
+LOAD_INTERVAL_SECONDS = 2.0
 """How often a role tells what it takes."""
 _NEEDED = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NODE_HOST", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER")
 
@@ -117,61 +117,63 @@ def _run_role(
     """Run it to its end, and show its metrics meanwhile: at the job's port, or at a free one that the agent is told."""
     # The imports and the others' may take a while: what comes in between is told, as signs of progress.
     pipe.emit({"event": "phase", "name": "starting"})
-    from deploy.metrics import role_metrics
-    from trainer.final_metrics import keep
-    from trainer.metrics_http import listening
+    from deploy.metrics import process_metrics
+    from trainer.final_metrics import write_final_metrics
+    from trainer.metrics_http import serve_metrics
     from trainer.run_folder import RunFolder
 
     folder = RunFolder(arguments.run_dir)
     job = folder.job()
-    metrics = role_metrics(job.name, arguments.role, job.cluster.stall_seconds if arguments.role == "worker" else None)
+    metrics = process_metrics(
+        job.name, arguments.role, job.cluster.stall_timeout_seconds if arguments.role == "worker" else None
+    )
     port = 0 if started_by_agent and job.metrics.port is not None else job.metrics.port
-    with listening(metrics, port, job.metrics.host, os.environ["DMLC_NODE_HOST"]) as listener:
+    with serve_metrics(metrics, port, job.metrics.host, os.environ["DMLC_NODE_HOST"]) as listener:
         if listener.address is not None:
             pipe.emit({"event": "metrics", "address": listener.address})
-        threading.Thread(target=_tell_load, args=(pipe, metrics), name="load", daemon=True).start()
+        threading.Thread(target=_report_load, args=(pipe, metrics), name="load", daemon=True).start()
         if arguments.role == "worker":
             _work(job, folder, arguments.checkpoint, pipe, metrics)
         else:
             _serve(metrics, fail)
-        keep(folder, job, metrics)
+        write_final_metrics(folder, job, metrics)
 
 
-def _tell_load(pipe: EventPipe, metrics: RoleMetrics) -> NoReturn:
+def _report_load(pipe: EventPipe, metrics: ProcessMetrics) -> NoReturn:
     """Tell the agent now and then what this process takes and has done."""
     while True:
-        pipe.emit({"event": "load", "load": metrics.load()})
-        time.sleep(LOAD_SECONDS)
+        pipe.emit({"event": "load", "load": metrics.snapshot()})
+        time.sleep(LOAD_INTERVAL_SECONDS)
 
 
-def _serve(metrics: RoleMetrics, fail: Callable[[BaseException], NoReturn]) -> None:
+def _serve(metrics: ProcessMetrics, fail: Callable[[BaseException], NoReturn]) -> None:
     from kvstore.mxnet_server import RowServer, run_role
-    from trainer.metrics import RowMetrics
+    from trainer.metrics import TableMetrics
 
     def joined(server: RowServer) -> None:
-        metrics.show("rows", RowMetrics(server.work))
+        metrics.register("rows", TableMetrics(server.work))
         metrics.state = lambda: "serving"
-        metrics.joined(server.rank)
+        metrics.set_identity(server.rank)
 
     if metrics.labels["role"] == "scheduler":
         metrics.state = lambda: "serving"
-        metrics.joined()
+        metrics.set_identity()
     run_role(fail, joined)
 
 
-def _work(job: Job, folder: RunFolder, checkpoint: str | None, pipe: EventPipe, metrics: RoleMetrics) -> None:
+def _work(job: JobConfig, folder: RunFolder, checkpoint: str | None, pipe: EventPipe, metrics: ProcessMetrics) -> None:
     from kvstore.mxnet_client import MXNetStore
-    from trainer.dense_reduction import HorovodReduction, check_can_sum
+    from trainer.dense_reduction import HorovodAllReduce, check_horovod_env
     from trainer.run import run_training
 
-    if job.sums_dense_layers:
-        check_can_sum()
+    if job.all_reduces_dense:
+        check_horovod_env()
     metrics.state = lambda: "joining"
     pipe.emit({"event": "phase", "name": "joining"})
-    store = MXNetStore(key_bytes=job.cluster.key_bytes)
+    store = MXNetStore(key_bytes=job.cluster.max_key_bytes)
     reduction = None
-    if job.sums_dense_layers:
-        reduction = HorovodReduction(store.rank, store.workers, job.cluster.stall_seconds)
+    if job.all_reduces_dense:
+        reduction = HorovodAllReduce(store.rank, store.workers, job.cluster.stall_timeout_seconds)
     pipe.emit({"event": "phase", "name": "joined"})
     run_training(
         job,
@@ -203,8 +205,8 @@ def _remember_sigterm() -> Callable[[], bool]:
 
 def _count_save_signals() -> Callable[[], int]:
     """How often the agent has asked for a checkpoint from now on."""
-    from deploy.agent import SAVE_SIGNAL
+    from deploy.agent import CHECKPOINT_SIGNAL
 
     asked: list[int] = []
-    signal.signal(SAVE_SIGNAL, lambda number, _frame: asked.append(number))
+    signal.signal(CHECKPOINT_SIGNAL, lambda number, _frame: asked.append(number))
     return lambda: len(asked)

@@ -49,29 +49,29 @@ def _run(paths: Paths, parse: Command) -> int:
 
 
 def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> int:
-    from deploy.sagemaker import deliver, read_job, restore
+    from deploy.sagemaker import export_model, read_job, restore_run
     from trainer.run_folder import RunFolder
 
     job_file = run_dir.with_name(f"{run_dir.name}-job.yaml")
     job_file.parent.mkdir(parents=True, exist_ok=True)
     job = read_job(paths, hosts)
     job_file.write_text(job.to_yaml(), encoding="utf-8")
-    restore(run_dir, job)
+    restore_run(run_dir, job)
     arguments = parse(["train", str(job_file), "--run-dir", str(run_dir), "--resume", "--progress", "lines"])
     code: int = arguments.run(arguments)
-    deliver(paths, RunFolder(run_dir))
+    export_model(paths, RunFolder(run_dir))
     return code
 
 
 def _join(paths: Paths, hosts: Hosts, parse: Command) -> int:
     """Be the agent of this host. Its SIGTERM is the coordinator's too, which tells when the checkpoint is written."""
-    from deploy.sagemaker import PATIENCE_SECONDS, STOP_SECONDS, run_dir, write_failure
+    from deploy.sagemaker import COORDINATOR_TIMEOUT_SECONDS, STOP_SECONDS, run_dir, write_failure
 
     arguments = parse(
         [
             *("agent", "--join", str(hosts.coordinator()), "--address", hosts.address(hosts.own)),
             *("--run-dir", str(run_dir(paths, hosts)), "--linger", str(STOP_SECONDS)),
-            *("--patience", str(PATIENCE_SECONDS)),
+            *("--patience", str(COORDINATOR_TIMEOUT_SECONDS)),
         ]
     )
     code: int = arguments.run(arguments)

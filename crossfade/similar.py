@@ -33,19 +33,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Print the neighbours of each name."""
     from kvstore.errors import InputError
-    from trainer.job_data import open_data
-    from trainer.neighbours import Neighbours
+    from trainer.job_data import open_inputs
+    from trainer.neighbours import NearestNeighbors
     from trainer.run_folder import RunFolder
 
     if arguments.count < 1:
         raise InputError(f"--count {arguments.count}: expected 1 or more")
     folder = RunFolder(arguments.run_dir)
     job = folder.job()
-    entity = arguments.entity or open_data(job)[1].item
-    neighbours = Neighbours(folder.embeddings, entity)
+    entity = arguments.entity or open_inputs(job)[1].item
+    neighbors = NearestNeighbors(folder.embeddings, entity)
     # All names are looked up before anything is printed: a misspelt one is an error and not half an answer.
-    for row in [neighbours.find(name) for name in arguments.names]:
-        print(neighbours.label(row))
-        for other, cosine in neighbours.nearest(row, arguments.count):
-            print(f"  {cosine:6.3f}  {neighbours.label(other)}")
+    for row in [neighbors.find(name) for name in arguments.names]:
+        print(neighbors.label(row))
+        for other, cosine in neighbors.nearest(row, arguments.count):
+            print(f"  {cosine:6.3f}  {neighbors.label(other)}")
     return 0

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploy.spot import SpotWatch
+    from deploy.spot import SpotMonitor
 
 
 @contextmanager
-def heeding(wanted: bool) -> Iterator[SpotWatch | None]:
+def spot_monitor(wanted: bool) -> Iterator[SpotMonitor | None]:
     """Watch for notices while the context lasts, if that is ``wanted``, and say on stderr what comes.
 
     Raises:
@@ -21,7 +21,7 @@ def heeding(wanted: bool) -> Iterator[SpotWatch | None]:
     if not wanted:
         yield None
         return
-    from deploy.spot import watching
+    from deploy.spot import monitor_spot
 
-    with watching(lambda line: print(f"crossfade: {line}", file=sys.stderr, flush=True)) as watch:
+    with monitor_spot(lambda line: print(f"crossfade: {line}", file=sys.stderr, flush=True)) as watch:
         yield watch

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(BaseException):
+class StopSignal(BaseException):
     """A signal asked this process to stop; the message, if there is one, says how it did."""
 
 
-class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+class SpotInterruption(Exception):  # noqa: N818 - nothing went wrong
     """The host will soon be gone, and the command has made way; the message says how."""
 
 
-class Stopper:
+class SignalHandler:
     """Raises ``Stopped`` at the first signal, and remembers which it was.
 
     Raised inside compiled code or a callback the exception may turn into another one, or vanish: hence the memory, and
@@ -55,7 +55,7 @@ class Stopper:
     def check(self, message: str = "") -> None:
         """Raise ``Stopped`` if a signal came and is not put off."""
         if self.number is not None and not self._deferring:
-            raise Stopped(message)
+            raise StopSignal(message)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -67,8 +67,8 @@ class Stopper:
         self.check()
 
     def _end_grace(self, _number: int, _frame: FrameType | None) -> None:
-        raise Stopped(f"without a checkpoint, which was not written within {self._grace_seconds:g} s")
+        raise StopSignal(f"without a checkpoint, which was not written within {self._grace_seconds:g} s")
 
 
-stopper = Stopper()
+stopper = SignalHandler()
 """This process's."""

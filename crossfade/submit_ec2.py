@@ -17,8 +17,8 @@ from crossfade.submit_ec2_plan import make_plan, whose
 
 if TYPE_CHECKING:
     from deploy.aws import Aws
-    from deploy.ec2.follow import End, Following
-    from deploy.ec2.plan import Plan
+    from deploy.ec2.follow import RunFollower, RunResult
+    from deploy.ec2.plan import RunSpec
     from deploy.ec2.resources import Resources
 
 _DESCRIPTION = """\
@@ -134,12 +134,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
-    from deploy.ec2.launch import launch, look_up
-    from kvstore.errors import InputError, RefusedError
+    from deploy.ec2.launch import launch, resolve_context
+    from kvstore.errors import CloudRequestError, InputError
 
     plan = make_plan(arguments, aws.region, aws)
     _say_before(plan, aws)
-    around = look_up(aws, plan)
+    around = resolve_context(aws, plan)
     _say(f"run {plan.run}: {plan.storage}")
     with _signals() as signals:
         try:
@@ -148,7 +148,7 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
                 _say(f"left alone: 'crossfade submit ec2 --follow {plan.run}' follows it, '--clean {plan.run}' ends it")
                 return 0
             return _follow(aws, plan, signals)
-        except RefusedError as error:
+        except CloudRequestError as error:
             if error.kind == "credentials":  # with which nothing can be taken down either
                 raise InputError(f"{error}; then '--follow {plan.run}' or '--clean {plan.run}'") from error
             _take_down(aws, plan.run)
@@ -158,11 +158,11 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
             raise
 
 
-def _follow(aws: Aws, plan: Plan, signals: list[int]) -> int:
+def _follow(aws: Aws, plan: RunSpec, signals: list[int]) -> int:
     """Follow ``plan``'s run to its end, and take it down."""
-    from deploy.ec2.follow import Following
+    from deploy.ec2.follow import RunFollower
 
-    following = Following(aws, plan, _say, _show)
+    following = RunFollower(aws, plan, _say, _show)
     stopped = False
     end = None
     while end is None and len(signals) < 2:
@@ -185,7 +185,7 @@ def _follow(aws: Aws, plan: Plan, signals: list[int]) -> int:
     return end.exit_code
 
 
-def _look(following: Following) -> End | None:
+def _look(following: RunFollower) -> RunResult | None:
     """Look once at the run. That AWS is out of reach for a while does not end it."""
     from kvstore.errors import CloudError
 
@@ -203,7 +203,7 @@ def _pause(seconds: float, signals: list[int]) -> None:
         time.sleep(min(0.2, seconds))
 
 
-def _say_before(plan: Plan, aws: Aws | None) -> None:
+def _say_before(plan: RunSpec, aws: Aws | None) -> None:
     """Say what it may cost, and what its image needs."""
     from deploy.accelerators import horovod_note
     from deploy.prices import Cost, hourly_price
@@ -236,22 +236,22 @@ def _dry_run(arguments: argparse.Namespace) -> int:
 
 
 def _follow_only(aws: Aws, run: str) -> int:
-    from deploy.ec2.follow import Following
-    from deploy.ec2.objects import PLAN, RunObjects
-    from deploy.ec2.plan import Plan, check_run_name
+    from deploy.ec2.follow import RunFollower
+    from deploy.ec2.objects import PLAN, RunStorage
+    from deploy.ec2.plan import RunSpec, check_run_name
     from kvstore.errors import InputError
 
     resources = _find(aws, check_run_name(run))
-    found = RunObjects(aws, resources.storage).read(PLAN) if resources.storage else None
+    found = RunStorage(aws, resources.storage).read(PLAN) if resources.storage else None
     if found is None:
         raise InputError(f"the run {run} has no {PLAN} in {resources.storage or 'any folder that is known'}")
-    plan = Plan.model_validate(found)
-    following = Following(aws, plan, _say, _show)
+    plan = RunSpec.model_validate(found)
+    following = RunFollower(aws, plan, _say, _show)
     with _signals() as signals:
         return _follow_until_left(aws, plan, following, signals)
 
 
-def _follow_until_left(aws: Aws, plan: Plan, following: Following, signals: list[int]) -> int:
+def _follow_until_left(aws: Aws, plan: RunSpec, following: RunFollower, signals: list[int]) -> int:
     while not signals:
         end = _look(following)
         if end is not None:
@@ -265,10 +265,10 @@ def _follow_until_left(aws: Aws, plan: Plan, following: Following, signals: list
 
 
 def _list(aws: Aws) -> int:
-    from deploy.ec2.resources import discover
+    from deploy.ec2.resources import find_resources
 
     rows = [("RUN", "INSTANCES", "LAUNCHED", "OWNER", "FOLDER")]
-    for resources in discover(aws):
+    for resources in find_resources(aws):
         living = resources.living
         kinds = f"{len(living)} x {living[0].type}" if living else f"none; {len(resources.names())} leftover(s)"
         if living or resources.names():
@@ -282,14 +282,14 @@ def _list(aws: Aws) -> int:
 
 def _clean(aws: Aws, run: str) -> int:
     from deploy.ec2.plan import check_run_name
-    from deploy.ec2.resources import discover, remove
+    from deploy.ec2.resources import find_resources, remove
 
     if run:
         remove(aws, _find(aws, check_run_name(run)), _say)
         _say(f"nothing is left of the run {run} but its folder on S3")
         return 0
     _, owner = whose(aws)
-    for resources in discover(aws):
+    for resources in find_resources(aws):
         if resources.living:
             _say(f"{resources.run} still has {len(resources.living)} instance(s): '--clean {resources.run}' ends it")
         elif resources.owner not in {owner, ""}:
@@ -301,10 +301,10 @@ def _clean(aws: Aws, run: str) -> int:
 
 
 def _find(aws: Aws, run: str) -> Resources:
-    from deploy.ec2.resources import discover
+    from deploy.ec2.resources import find_resources
     from kvstore.errors import InputError
 
-    found = discover(aws, run)
+    found = find_resources(aws, run)
     if not found:
         raise InputError(f"there is nothing of a run {run} in {aws.region}; 'crossfade submit ec2 --list' has all runs")
     return found[0]
@@ -312,10 +312,10 @@ def _find(aws: Aws, run: str) -> Resources:
 
 def _take_down(aws: Aws, run: str) -> None:
     """Remove all that is there of ``run``, whoever made it."""
-    from deploy.ec2.resources import discover, remove
+    from deploy.ec2.resources import find_resources, remove
 
     _say("taking the cluster down")
-    for resources in discover(aws, run):
+    for resources in find_resources(aws, run):
         remove(aws, resources, _say)
 
 

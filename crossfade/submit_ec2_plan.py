@@ -9,10 +9,10 @@ from crossfade.job_options import job_of
 
 if TYPE_CHECKING:
     from deploy.aws import Aws
-    from deploy.ec2.plan import Plan
+    from deploy.ec2.plan import RunSpec
 
 
-def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Plan:
+def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> RunSpec:
     """What the command line asks for; without ``aws``, for an account that is not known.
 
     Raises:
@@ -20,7 +20,7 @@ def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Pl
         CloudError, RefusedError: AWS does not say whose the credentials are.
     """
     from deploy.accelerators import variant_of
-    from deploy.ec2.plan import LONGEST_HOURS, Plan, cluster_job, new_run_name, split_uri
+    from deploy.ec2.plan import MAX_HOURS, RunSpec, cluster_job, new_run_name, split_uri
     from kvstore.errors import InputError
 
     if arguments.to is None:
@@ -28,7 +28,7 @@ def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Pl
     bucket, prefix = split_uri(arguments.to, "--to")
     for option, value, least, most in (
         ("--hosts", arguments.hosts, 1, 1000),
-        ("--max-hours", arguments.max_hours, 0.05, LONGEST_HOURS),
+        ("--max-hours", arguments.max_hours, 0.05, MAX_HOURS),
         ("--volume-gb", arguments.volume_gb, 30, 16384),
         ("--poll", arguments.poll, 0.1, 600),
     ):
@@ -41,7 +41,7 @@ def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Pl
     values = cluster_job(job, arguments.hosts, storage)
     account, owner = whose(aws) if aws else ("ACCOUNT", "OWNER")
     domain = aws.domain if aws else "amazonaws.com"
-    return Plan(
+    return RunSpec(
         run=name,
         region=region,
         partition=aws.partition if aws else "aws",
@@ -71,9 +71,9 @@ def whose(aws: Aws) -> tuple[str, str]:
     Raises:
         CloudError, RefusedError: AWS does not say.
     """
-    from deploy.aws_errors import explained
+    from deploy.aws_errors import translate_aws_errors
 
     account = aws.account()
-    with explained("asking whose the credentials are", aws.region):
+    with translate_aws_errors("asking whose the credentials are", aws.region):
         arn = aws.sts.get_caller_identity()["Arn"]
     return account, "/".join(arn.split("/")[:2]) if ":assumed-role/" in arn else arn

@@ -14,9 +14,9 @@ from kvstore.errors import InputError
 
 if TYPE_CHECKING:
     from deploy.aws import Aws
-    from deploy.sagemaker_jobs import News
+    from deploy.sagemaker_jobs import JobUpdate
     from deploy.sagemaker_request import Submission
-    from trainer.job import Job
+    from trainer.job import JobConfig
 
 _DESCRIPTION = """\
 Run a job as a SageMaker training job. What it costs an hour, and at most, is said before it starts.
@@ -172,7 +172,7 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     return _watch(aws, submission.name, arguments.poll)
 
 
-def _submission(aws: Aws, job: Job, arguments: argparse.Namespace) -> Submission:
+def _submission(aws: Aws, job: JobConfig, arguments: argparse.Namespace) -> Submission:
     """What the arguments say, with what they leave out."""
     from deploy.sagemaker_request import Submission
 
@@ -286,7 +286,7 @@ class _Display:
             self._bar.close()
             self._bar = None
 
-    def show(self, news: News) -> None:
+    def show(self, news: JobUpdate) -> None:
         """Show what is new."""
         from tqdm import tqdm
 

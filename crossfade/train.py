@@ -15,12 +15,12 @@ from crossfade.dashboard import port
 from crossfade.job_options import add_job, add_sizes, job_of
 
 if TYPE_CHECKING:
-    from crossfade.progress import TrainingDisplay
-    from deploy.capacity import Inputs
-    from deploy.run_state import RunState
-    from deploy.spot import SpotWatch
-    from trainer.job import Job
-    from trainer.metrics_http import Listener
+    from crossfade.progress import TrainDisplay
+    from deploy.capacity import PlanInputs
+    from deploy.run_state import StateWriter
+    from deploy.spot import SpotMonitor
+    from trainer.job import JobConfig
+    from trainer.metrics_http import MetricsEndpoint
     from trainer.run_folder import RunFolder
 
 _EPILOG = """\
@@ -128,11 +128,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.job is None or arguments.sagemaker is not None:
         return _run_in_container(arguments)
     from crossfade.prepare import phase_bars
-    from crossfade.progress import TrainingDisplay
-    from crossfade.spot import heeding
+    from crossfade.progress import TrainDisplay
+    from crossfade.spot import spot_monitor
     from deploy.capacity import check_fits_this_machine, read_inputs
-    from deploy.run_state import RunState
-    from trainer.checkpoints import starting_rows
+    from deploy.run_state import StateWriter
+    from trainer.checkpoints import open_warm_start
     from trainer.ownership import check_claimable
     from trainer.run_folder import RunFolder, default_run_dir
 
@@ -148,23 +148,23 @@ def run(arguments: argparse.Namespace) -> int:
     if warning := check_fits_this_machine(inputs):
         _say(warning)
     _check_runtime(job)
-    starting_rows(job, inputs.model, inputs.manifest)
-    if job.checkpoint.to is not None and not folder.holds(job.checkpoint.to):
+    open_warm_start(job, inputs.model, inputs.manifest)
+    if job.checkpoint.path is not None and not folder.holds(job.checkpoint.path):
         # What begins is another run than any before, unless it takes one up.
         run_id = folder.run_id() if arguments.resume and folder.has_run_id() else None
-        check_claimable(job.checkpoint.to, run_id, job.name, take_over=arguments.resume)
+        check_claimable(job.checkpoint.path, run_id, job.name, take_over=arguments.resume)
     if arguments.resume and not folder.has_run_id():
         _say(f"{folder.path}: there is no run to take up, so one begins")
-    display = TrainingDisplay(job.evaluate.select, lines=arguments.progress == "lines")
-    with _watched(job) as listener, heeding(arguments.spot) as spot:
-        with folder.begin(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
+    display = TrainDisplay(job.evaluate.best_metric, lines=arguments.progress == "lines")
+    with _watched(job) as listener, spot_monitor(arguments.spot) as spot:
+        with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
             if moved is not None:
                 print(f"the earlier run in {folder.path} was moved to {moved}")
-            around = _Surroundings(listener, spot, RunState(folder), resume=arguments.resume)
+            around = _RunContext(listener, spot, StateWriter(folder), resume=arguments.resume)
             with _page(folder, arguments.dashboard):
                 report = _run(job, folder, inputs, display, around)
         display.print_report(report, folder.path)
-        _say_farewell(listener)
+        _await_final_scrape(listener)
     return 0
 
 
@@ -172,20 +172,20 @@ def _say(line: str) -> None:
     print(f"crossfade: {line}", file=sys.stderr, flush=True)
 
 
-def _stand_by(job: Job, folder: RunFolder) -> str | None:
+def _stand_by(job: JobConfig, folder: RunFolder) -> str | None:
     """Wait while another process runs in ``folder``; gives how that ended, or None if there is a run to take up.
 
     Meanwhile loopback alone is listened on: anywhere else this would be taken for the process that runs.
     """
-    from deploy.metrics import role_metrics
+    from deploy.metrics import process_metrics
     from deploy.supervision import is_loopback
-    from trainer.metrics_http import listening
+    from trainer.metrics_http import serve_metrics
 
-    metrics = role_metrics(job.name, "coordinator")
+    metrics = process_metrics(job.name, "coordinator")
     metrics.state = lambda: "standing by"
     # On loopback, the job's port is that of the process that runs.
     port = None if is_loopback(job.cluster.host) else job.metrics.port
-    with listening(metrics, port, "127.0.0.1", "127.0.0.1"):
+    with serve_metrics(metrics, port, "127.0.0.1", "127.0.0.1"):
         return folder.wait_for_end(lambda: _say(f"{folder.path}: a run is going on in it; standing by"))
 
 
@@ -204,14 +204,14 @@ def _run_in_container(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _watched(job: Job) -> Iterator[Listener]:
+def _watched(job: JobConfig) -> Iterator[MetricsEndpoint]:
     """What shows this command's metrics while the context lasts."""
-    from deploy.metrics import role_metrics
-    from trainer.metrics_http import listening
+    from deploy.metrics import process_metrics
+    from trainer.metrics_http import serve_metrics
 
-    role, stall = ("coordinator", None) if job.cluster.servers else ("in-process", job.cluster.stall_seconds)
-    metrics = role_metrics(job.name, role, stall)
-    with listening(metrics, job.metrics.port, job.metrics.host, job.cluster.host) as listener:
+    role, stall = ("coordinator", None) if job.cluster.servers else ("in-process", job.cluster.stall_timeout_seconds)
+    metrics = process_metrics(job.name, role, stall)
+    with serve_metrics(metrics, job.metrics.port, job.metrics.host, job.cluster.host) as listener:
         yield listener
 
 
@@ -221,12 +221,12 @@ def _page(folder: RunFolder, page_port: int | None) -> AbstractContextManager[No
         return nullcontext()
     from tqdm import tqdm
 
-    from deploy.dashboard.beside import page_beside
+    from deploy.dashboard.beside import serve_sidecar
 
-    return page_beside(folder.path, page_port, lambda line: tqdm.write(line, file=sys.stderr))
+    return serve_sidecar(folder.path, page_port, lambda line: tqdm.write(line, file=sys.stderr))
 
 
-def _say_farewell(listener: Listener) -> None:
+def _await_final_scrape(listener: MetricsEndpoint) -> None:
     """Let Prometheus see that the run has ended, and how; a signal ends the wait, since the run is done."""
     from crossfade.stopping import stopper
 
@@ -234,26 +234,26 @@ def _say_farewell(listener: Listener) -> None:
     if seconds > 1.0:
         print(f"waiting for Prometheus to have the last values: {seconds:.0f} s at most", file=sys.stderr, flush=True)
     with stopper.deferred():
-        listener.farewell(enough=lambda: stopper.number is not None)
+        listener.await_final_scrape(enough=lambda: stopper.number is not None)
 
 
 @dataclass(frozen=True)
-class _Surroundings:
+class _RunContext:
     """Who watches a run, what it watches, where it tells how it is, and whether it takes an earlier one up."""
 
-    listener: Listener
-    spot: SpotWatch | None
-    state: RunState
+    listener: MetricsEndpoint
+    spot: SpotMonitor | None
+    state: StateWriter
     resume: bool
 
 
 def _run(
-    job: Job, folder: RunFolder, inputs: Inputs, display: TrainingDisplay, around: _Surroundings
+    job: JobConfig, folder: RunFolder, inputs: PlanInputs, display: TrainDisplay, around: _RunContext
 ) -> dict[str, Any]:
     """Train in ``folder``, which this process holds; however that ends, its last metrics stay."""
-    from crossfade.stopping import Interrupted, Stopped
+    from crossfade.stopping import SpotInterruption, StopSignal
     from trainer.data.manifest import data_fingerprint
-    from trainer.final_metrics import keep_all
+    from trainer.final_metrics import merge_final_metrics
     from trainer.ownership import claim
 
     inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
@@ -264,21 +264,23 @@ def _run(
             try:
                 report = _train(job, folder, display, around)
             except BaseException as error:
-                around.state.end("stopped" if isinstance(error, Stopped | Interrupted) else "failed", str(error))
+                around.state.end(
+                    "stopped" if isinstance(error, StopSignal | SpotInterruption) else "failed", str(error)
+                )
                 raise
             around.state.end("done")
             return report
     finally:
-        keep_all(folder, job, around.listener.metrics)
+        merge_final_metrics(folder, job, around.listener.metrics)
 
 
-def _check_runtime(job: Job) -> None:
+def _check_runtime(job: JobConfig) -> None:
     """Refuse a job that cannot run here, before an earlier run is touched."""
     if job.cluster.servers or job.train.engine == "mxnet":
         from kvstore.mxnet_import import require_mxnet
 
         require_mxnet()
-    if job.sums_dense_layers:
+    if job.all_reduces_dense:
         from trainer.dense_reduction import require_horovod
 
         require_horovod()
@@ -290,20 +292,20 @@ def _check_runtime(job: Job) -> None:
         scheduler_address(job.cluster)
 
 
-def _train(job: Job, folder: RunFolder, display: TrainingDisplay, around: _Surroundings) -> dict[str, Any]:
-    from trainer.kept_embeddings import KeptEmbeddings
+def _train(job: JobConfig, folder: RunFolder, display: TrainDisplay, around: _RunContext) -> dict[str, Any]:
+    from trainer.kept_embeddings import StagedEmbeddings
 
     train = _train_on_servers if job.cluster.servers else _train_in_process
     report = train(job, folder, display, around)
-    if not job.cluster.shared_folder and job.train.embeddings == "best":
-        KeptEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
+    if not job.cluster.shared_run_dir and job.train.save_embeddings == "best":
+        StagedEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
     return report
 
 
-def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, around: _Surroundings) -> dict[str, Any]:
-    from crossfade.stopping import Interrupted, stopper
+def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, around: _RunContext) -> dict[str, Any]:
+    from crossfade.stopping import SpotInterruption, stopper
     from deploy.metrics import target
-    from trainer.checkpoints import Stop
+    from trainer.checkpoints import StopResult
     from trainer.run import run_in_process
 
     listener, spot = around.listener, around.spot
@@ -311,7 +313,7 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, aro
     listener.targets = lambda: [target(job.name, "in-process", host, address)] if address else []
 
     def look() -> dict[str, Any]:
-        own = {"state": "running", "host": host, "metrics": address, "load": listener.metrics.load()}
+        own = {"state": "running", "host": host, "metrics": address, "load": listener.metrics.snapshot()}
         return {"state": "running", "generation": 1, "processes": {"in-process": own}}
 
     around.state.watch(look)
@@ -321,7 +323,7 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, aro
             _print_address(listener, folder)  # not before, since wrong input is said in one line and no other
         display.show(event)
 
-    with stopper.deferred(job.cluster.grace_seconds):
+    with stopper.deferred(job.cluster.grace_period_seconds):
         report = run_in_process(
             job,
             folder,
@@ -332,22 +334,22 @@ def _train_in_process(job: Job, folder: RunFolder, display: TrainingDisplay, aro
             say=_say,
             metrics=listener.metrics,
         )
-    if not isinstance(report, Stop):
+    if not isinstance(report, StopResult):
         return report
     stopper.check(f"{report.explain()}; go on with --resume")
     assert spot is not None, "stopped, but nobody asked for it"
-    raise Interrupted(f"{report.explain()}: {spot.notice()}; go on with --resume")
+    raise SpotInterruption(f"{report.explain()}: {spot.notice()}; go on with --resume")
 
 
-def _print_address(listener: Listener, folder: RunFolder) -> None:
+def _print_address(listener: MetricsEndpoint, folder: RunFolder) -> None:
     """Say where the run can be watched."""
     if listener.address is not None:
         print(f"metrics: http://{listener.address}/metrics", file=sys.stderr)
     print(f"page: crossfade dashboard {folder.path}", file=sys.stderr)
 
 
-def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, around: _Surroundings) -> dict[str, Any]:
-    from crossfade.stopping import Interrupted, stopper
+def _train_on_servers(job: JobConfig, folder: RunFolder, display: TrainDisplay, around: _RunContext) -> dict[str, Any]:
+    from crossfade.stopping import SpotInterruption, stopper
     from deploy import supervision
 
     roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
@@ -367,12 +369,12 @@ def _train_on_servers(job: Job, folder: RunFolder, display: TrainingDisplay, aro
                 around.listener,
                 around.state,
                 resume=around.resume,
-                asked_to_stop=asked_to_stop,
+                stop_requested=asked_to_stop,
                 spot=around.spot,
             )
-        except supervision.Interrupted as interrupted:
-            raise Interrupted(f"{interrupted}; go on with --resume") from None
-        except supervision.Stopped as stopped:
+        except supervision.JobInterrupted as interrupted:
+            raise SpotInterruption(f"{interrupted}; go on with --resume") from None
+        except supervision.JobStopped as stopped:
             how = f"{stopped}; go on with --resume"
     stopper.check(how)
     raise AssertionError("stopped, but nobody asked for it")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from crossfade.job_options import add_job, job_of
 
 if TYPE_CHECKING:
-    from deploy.tuning import Search
-    from trainer.job import Job
+    from deploy.tuning import TuningStudy
+    from trainer.job import JobConfig
 
 _DESCRIPTION = """\
 Train a job with other settings again and again, and find those that do best on the valid split; the test split is
@@ -66,16 +66,16 @@ def _count(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print the best settings."""
     from crossfade.stopping import stopper
-    from deploy.settings import Setting, check_settings, default_settings
-    from deploy.tuning import Search
+    from deploy.settings import SearchParameter, check_settings, default_settings
+    from deploy.tuning import TuningStudy
     from trainer.run_folder import default_run_dir
 
     job = job_of(arguments)
-    settings = [Setting.parse(text) for text in arguments.search] or default_settings(job)
+    settings = [SearchParameter.parse(text) for text in arguments.search] or default_settings(job)
     check_settings(arguments.job, arguments.overrides, settings)
     _check_has_valid(job)
     run_dir = default_run_dir(job)
-    search = Search(
+    search = TuningStudy(
         arguments.out or run_dir.with_name(f"{run_dir.name}-tune"),
         job,
         settings,
@@ -84,39 +84,39 @@ def run(arguments: argparse.Namespace) -> int:
         stopped=lambda: stopper.number is not None,
     )
     with stopper.deferred():
-        _show(search, arguments.trials, job.evaluate.select)
+        _show(search, arguments.trials, job.evaluate.best_metric)
     if stopper.number is not None:
         stopper.check(f"after {search.ended()} trials; the same command goes on")
-    _print_standings(search, job.evaluate.select)
+    _print_standings(search, job.evaluate.best_metric)
     return 0
 
 
-def _check_has_valid(job: Job) -> None:
+def _check_has_valid(job: JobConfig) -> None:
     from kvstore.errors import InputError
-    from trainer.job_data import load_data
+    from trainer.job_data import load_inputs
 
-    folder, manifest, _ = load_data(job)
+    folder, manifest, _ = load_inputs(job)
     if "valid" not in manifest.splits or manifest.splits["valid"].rows == 0:
         raise InputError(
             f"{folder.uri}: has no valid split, by which settings could be compared; prepare the data with --hold-out"
         )
 
 
-def _show(search: Search, trials: int, select: str) -> None:
+def _show(search: TuningStudy, trials: int, select: str) -> None:
     """Run the trials under a bar."""
     from tqdm import tqdm
 
     with tqdm(total=trials, desc="tuning", unit="trial", dynamic_ncols=True, file=sys.stderr) as bar:
         for ended in search.run(trials):
-            best: Any = next(iter(search.standings()), None)
+            best: Any = next(iter(search.trial_results()), None)
             if best is not None:
                 bar.set_postfix({f"best {select}": f"{best.value:.4f}", "in trial": best.number}, refresh=False)
             bar.update(ended - bar.n)
             bar.refresh()
 
 
-def _print_standings(search: Search, select: str) -> None:
-    standings = search.standings()
+def _print_standings(search: TuningStudy, select: str) -> None:
+    standings = search.trial_results()
     keys = list(standings[0].settings)
     print("  ".join([f"{'trial':>5}", f"{'valid ' + select:>14}", *keys]))
     for standing in standings[:_SHOWN]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
-    from trainer.job import Job
+    from trainer.job import JobConfig
 
 Variant = Literal["cpu", "cu112", "cu90"]
 
@@ -152,7 +152,7 @@ def variant_of(instance_type: str) -> Variant:
     return accelerator_of(instance_type).variant
 
 
-def horovod_note(job: Job, hosts: int) -> str | None:
+def horovod_note(job: JobConfig, hosts: int) -> str | None:
     """A line for who submits a job whose workers sum gradients of dense layers: its image needs what it may not have.
 
     Each of ``hosts`` has a worker, unless the job says more.

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from deploy.cluster import Address, Neighbourhood, Offer, Role, environment
+from deploy.cluster import AcceptedRoles, Address, JobTopology, Role, role_environment
 from deploy.events import EVENTS_VARIABLE, EventLines
-from deploy.reports import LONGEST_MESSAGE, MOST_EVENTS, Failure, Order, Report, SentEvent
+from deploy.reports import MAX_EVENTS, MAX_MESSAGE, DesiredState, Failure, Heartbeat, NumberedEvent
 from kvstore.errors import ClusterError
 from kvstore.processes import die_with_parent
 from trainer.run_folder import JOB_FILE, RunFolder
@@ -39,20 +39,20 @@ _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _NOT_FROM_HERE = ["-P"]
 """Python's option to import nothing from the current folder, which may have a trainer/ of its own."""
 
-SAVE_SIGNAL = signal.SIGURG
+CHECKPOINT_SIGNAL = signal.SIGURG
 """What asks a worker for a checkpoint. Those who do not listen to it yet are not disturbed."""
 
-Send = Callable[[Report], Order]
+Send = Callable[[Heartbeat], DesiredState]
 
 
-class Unreachable(Exception):  # noqa: N818 - a state of affairs; nobody sees it as an error
+class CoordinatorUnreachable(Exception):  # noqa: N818 - a state of affairs; nobody sees it as an error
     """The coordinator cannot be reached just now."""
 
 
 class RoleProcess:
     """One running role: its process, its log and what it has told."""
 
-    def __init__(self, role: Role, folder: RunFolder, order: Order, variables: dict[str, str]) -> None:
+    def __init__(self, role: Role, folder: RunFolder, order: DesiredState, variables: dict[str, str]) -> None:
         """Start it. It leads a session of its own, so that a terminal's Ctrl-C reaches the agent alone."""
         self.role = role
         self.log = folder.logs / f"{role.name}.log"
@@ -110,7 +110,7 @@ class RoleProcess:
             return None
         if self.error is not None:
             error = {name: value for name, value in self.error.items() if name in Failure.model_fields}
-            error |= {"message": f"{self.role.name}: {error['message']}"[:LONGEST_MESSAGE]}
+            error |= {"message": f"{self.role.name}: {error['message']}"[:MAX_MESSAGE]}
             return Failure(**error, details=f"log: {self.log}")
         assert code is not None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -144,13 +144,13 @@ class Agent:
         send: Send,
         address: str,
         *,
-        offers: Offer = "all",
+        offers: AcceptedRoles = "all",
         identity: str | None = None,
         heartbeat_seconds: float,
         lease_seconds: float = AGENT_LEASE_SECONDS,
-        tell: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
         metrics: str | None = None,
-        notice: Callable[[], str | None] = lambda: None,
+        interruption_notice: Callable[[], str | None] = lambda: None,
         saves_wanted: Callable[[], int] = lambda: 0,
     ) -> None:
         """Run roles in ``folder``, which listen on ``address`` and reach the others from there.
@@ -163,14 +163,14 @@ class Agent:
         whenever ``saves_wanted`` has grown, it writes a checkpoint.
         """
         self.id = identity or secrets.token_hex(8)
-        self.left: Order | None = None
+        self.left: DesiredState | None = None
         """The order to leave, once it has come."""
-        self._folder, self._send, self._address, self._tell = folder, send, address, tell
+        self._folder, self._send, self._address, self._tell = folder, send, address, notify
         self._offers = offers
         self.host = socket.gethostname()
         self._heartbeat_seconds, self._lease_seconds = heartbeat_seconds, lease_seconds
         self._metrics = metrics
-        self._notice, self._saves_wanted = notice, saves_wanted
+        self._notice, self._saves_wanted = interruption_notice, saves_wanted
         self._told: tuple[str | None, int] = (None, 0)
         self._saves_asked = 0
         self._selector = selectors.DefaultSelector()
@@ -181,13 +181,13 @@ class Agent:
         self._failure: Failure | None = None
         self._done: set[str] = set()
         self._asked_to_stop = False
-        self._events: list[SentEvent] = []
+        self._events: list[NumberedEvent] = []
         self._reports = self._event_number = 0
         self._news = True
         self._next_report = self._answered = time.monotonic()
         self._retry_seconds = 0.0
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """See what the roles have done, report it, and obey the answer."""
         self._watch(0.0 if self._news and not self._retry_seconds else POLL_SECONDS)
         now = time.monotonic()
@@ -196,13 +196,13 @@ class Agent:
             self._tell(f"no answer for {self._lease_seconds:.0f} s: ending the roles of generation {self._generation}")
             self._end()
         if now >= self._next_report or (self._news and not self._retry_seconds):
-            self._exchange()
+            self._send_heartbeat()
 
     def close(self) -> None:
         """End all roles, and tell the coordinator that this agent leaves, if it can be told."""
         self._end()
         if self._coordinator is not None:
-            with suppress(Unreachable):
+            with suppress(CoordinatorUnreachable):
                 self._send(self._report(leaving=True))
         self._selector.close()
 
@@ -244,33 +244,33 @@ class Agent:
             if step and self._events and self._events[-1].event["event"] == "step":
                 self._events.pop()  # only the newest matters: so what waits for a coordinator that is away stays short
             self._event_number += 1
-            sent = SentEvent(
+            sent = NumberedEvent(
                 number=self._event_number, generation=self._generation, role=process.role.name, event=event
             )
             self._events.append(sent)
             self._news |= not step
 
-    def _begin(self, order: Order) -> None:
+    def _begin(self, order: DesiredState) -> None:
         assert order.scheduler is not None
         self._generation, self._failure, self._done, self._asked_to_stop = order.generation, None, set(), False
-        self._saves_asked = order.saves_wanted
+        self._saves_asked = order.checkpoints_requested
         self._tell(f"generation {order.generation}: {', '.join(order.roles) or 'no roles'} (logs: {self._folder.logs})")
-        roles = [Role.named(name) for name in order.roles]
+        roles = [Role.from_name(name) for name in order.roles]
         scheduler = Address(order.scheduler.host, order.scheduler.port)
         workers_here = sum(role.kind == "worker" for role in roles)
-        around = Neighbourhood(scheduler, self._address, order.servers, order.workers, workers_here, order.rendezvous)
+        around = JobTopology(scheduler, self._address, order.servers, order.workers, workers_here, order.rendezvous)
         cores = len(os.sched_getaffinity(0))
         try:
             self._check_job(order)
             self._folder.logs.mkdir(exist_ok=True)
             for role in roles:
-                process = RoleProcess(role, self._folder, order, environment(role, around, cores))
+                process = RoleProcess(role, self._folder, order, role_environment(role, around, cores))
                 self._processes.append(process)
                 self._selector.register(process.pipe, selectors.EVENT_READ, process)
         except (OSError, ClusterError) as error:
             self._failure = Failure(message=f"the roles on {self.host} could not be started: {error}")
 
-    def _check_job(self, order: Order) -> None:
+    def _check_job(self, order: DesiredState) -> None:
         path = self._folder.path / JOB_FILE
         if order.job and job_digest(self._folder) != order.job:
             raise ClusterError(
@@ -293,12 +293,12 @@ class Agent:
 
     # ---- the coordinator
 
-    def _exchange(self) -> None:
+    def _send_heartbeat(self) -> None:
         sent = time.monotonic()
         self._news = False
         try:
             order = self._send(self._report())
-        except Unreachable as error:
+        except CoordinatorUnreachable as error:
             if not self._retry_seconds:
                 self._tell(f"{error}; trying again until it answers")
             self._retry_seconds = min(max(0.2, 2 * self._retry_seconds), RETRY_SECONDS)
@@ -307,30 +307,30 @@ class Agent:
             return
         # The lease counts from when the answered report was sent: the coordinator's begins later, if anything.
         self._answered, self._next_report, self._retry_seconds = sent, sent + self._heartbeat_seconds, 0.0
-        self._obey(order)
+        self._apply(order)
 
-    def _report(self, *, leaving: bool = False) -> Report:
+    def _report(self, *, leaving: bool = False) -> Heartbeat:
         self._reports += 1
-        self._told = notice, saves_wanted = self._notice(), self._saves_wanted()
-        return Report(
+        self._told = interruption_notice, saves_wanted = self._notice(), self._saves_wanted()
+        return Heartbeat(
             agent=self.id,
             host=self.host,
             address=self._address,
-            offers=self._offers,
+            accepted_roles=self._offers,
             number=self._reports,
             coordinator=self._coordinator,
             generation=self._generation,
             ended=self._ended,
             roles={p.role.name: "done" if p.role.name in self._done else "running" for p in self._processes},
-            events=self._events[:MOST_EVENTS],
+            events=self._events[:MAX_EVENTS],
             failure=self._failure,
             metrics=self._metrics,
             leaving=leaving,
-            notice=notice,
-            saves_wanted=saves_wanted,
+            notice=interruption_notice,
+            checkpoints_requested=saves_wanted,
         )
 
-    def _obey(self, order: Order) -> None:
+    def _apply(self, order: DesiredState) -> None:
         if order.do == "leave":
             self._end()
             self.left = order
@@ -338,7 +338,7 @@ class Agent:
         if order.coordinator != self._coordinator:
             # What ran was the earlier one's; generations are counted anew.
             self._end()
-            self._folder.take_files(order.files)
+            self._folder.write_role_files(order.files)
             self._coordinator, self._ended, self._events, self._news = order.coordinator, 0, [], True
             self._tell("joined the coordinator")
             return
@@ -352,9 +352,9 @@ class Agent:
         if order.do == "stop" and not self._asked_to_stop:
             self._asked_to_stop = True
             self._signal_workers(signal.SIGTERM)
-        if order.do == "run" and order.saves_wanted > self._saves_asked:
-            self._saves_asked = order.saves_wanted
-            self._signal_workers(SAVE_SIGNAL)
+        if order.do == "run" and order.checkpoints_requested > self._saves_asked:
+            self._saves_asked = order.checkpoints_requested
+            self._signal_workers(CHECKPOINT_SIGNAL)
 
     def _signal_workers(self, number: signal.Signals) -> None:
         for process in self._processes:

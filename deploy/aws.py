@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from deploy.aws_errors import explained
-from kvstore.errors import MissingExtraError, RefusedError
+from deploy.aws_errors import translate_aws_errors
+from kvstore.errors import CloudRequestError, MissingExtraError
 
 if TYPE_CHECKING:
     from botocore.config import Config
@@ -54,15 +54,17 @@ class Aws:
         except ImportError as error:
             raise MissingExtraError("boto3", "aws", "crossfade submit") from error
         region = region or os.environ.get("AWS_REGION")
-        with explained("reading the AWS configuration", region or ""):
+        with translate_aws_errors("reading the AWS configuration", region or ""):
             self._session = boto3.Session(region_name=region, profile_name=profile)
         self.region: str = self._session.region_name or ""
         if not self.region:
-            raise RefusedError(
+            raise CloudRequestError(
                 "no AWS region is named; name one with --region or AWS_REGION, as in --region us-east-1", "region"
             )
         if not _REGION.fullmatch(self.region):
-            raise RefusedError(f"'{self.region}' is not the name of an AWS region; expected one as us-east-1", "region")
+            raise CloudRequestError(
+                f"'{self.region}' is not the name of an AWS region; expected one as us-east-1", "region"
+            )
 
     @cached_property
     def _config(self) -> Config:
@@ -96,10 +98,10 @@ class Aws:
         Raises:
             RefusedError: there are none.
         """
-        with explained("looking for AWS credentials", self.region):
+        with translate_aws_errors("looking for AWS credentials", self.region):
             credentials = self._session.get_credentials()
         if credentials is None:
-            raise RefusedError(
+            raise CloudRequestError(
                 "no AWS credentials were found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
                 "log in with 'aws sso login' (https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-files.html)",
                 "credentials",
@@ -112,7 +114,7 @@ class Aws:
             RefusedError: the credentials are missing, wrong or expired.
         """
         self.check_credentials()
-        with explained("asking whose the credentials are", self.region):
+        with translate_aws_errors("asking whose the credentials are", self.region):
             return self.sts.get_caller_identity()["Account"]
 
     def check_request(self, client: Any, operation: str, request: Mapping[str, Any]) -> None:
@@ -125,7 +127,7 @@ class Aws:
         from botocore.validate import ParamValidator
 
         shape = client.meta.service_model.operation_model(operation).input_shape
-        with explained(f"checking the request {operation}", self.region):
+        with translate_aws_errors(f"checking the request {operation}", self.region):
             report = ParamValidator().validate(request, shape)
             if report.has_errors():
                 raise ParamValidationError(report=report.generate_report())

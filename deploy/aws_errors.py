@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvstore.errors import CloudError, CloudErrorKind, CrossfadeError, RefusedError, RefusedErrorKind
+from kvstore.errors import CloudError, CloudErrorKind, CloudRequestError, CrossfadeError, RefusedErrorKind
 
 _CAPACITY = {
     "InsufficientInstanceCapacity",
@@ -105,11 +105,11 @@ _ACTION = re.compile(r"not authorized to perform:? ?([a-z0-9-]+:[A-Za-z]+)")
 _RESOURCE = re.compile(r"on resource: (\S+?)(?: |$)")
 _LIMIT = re.compile(r"service limit '([^']+)'|[Qq]uota[^']*'([^']+)'|current (\S+ limit of \S+)")
 _POLICY = re.compile(r"because (.+?)(?: User: |$)")
-_LONGEST_MESSAGE = 600
+_MAX_MESSAGE = 600
 
 
 @contextmanager
-def explained(doing: str, region: str) -> Iterator[None]:
+def translate_aws_errors(doing: str, region: str) -> Iterator[None]:
     """Have what botocore raises within raise a CloudError or a RefusedError; ``doing`` says what was being done."""
     try:
         import botocore.exceptions as aws
@@ -119,7 +119,7 @@ def explained(doing: str, region: str) -> Iterator[None]:
     try:
         yield
     except aws.ClientError as error:
-        raise of_answer(error.response, error.operation_name, doing, region) from error
+        raise error_from_response(error.response, error.operation_name, doing, region) from error
     except (aws.BotoCoreError, aws.HTTPClientError) as error:
         raise _of_client(error, doing, region) from error
 
@@ -159,7 +159,7 @@ def _of_client(error: Exception, doing: str, region: str) -> CrossfadeError:
     ]
     for kinds, kind, message in means:
         if isinstance(error, kinds):
-            return RefusedError(message, kind)
+            return CloudRequestError(message, kind)
     if isinstance(error, aws.EndpointConnectionError):
         said += (
             f" Is '{region}' a region that has this service, is this machine on the network, and is AWS_ENDPOINT_URL, "
@@ -168,29 +168,29 @@ def _of_client(error: Exception, doing: str, region: str) -> CrossfadeError:
     return CloudError(f"{doing}: AWS did not answer: {said}", "unreachable")
 
 
-def of_answer(response: object, operation: str, doing: str, region: str) -> CrossfadeError:
+def error_from_response(response: object, operation: str, doing: str, region: str) -> CrossfadeError:
     """What the error ``response`` of the call ``operation`` means."""
     body = response.get("Error", {}) if isinstance(response, dict) else {}
     code, message = str(body.get("Code", "")), _line(body.get("Message", ""))
-    return of_code(code, message, operation, doing, region)
+    return error_from_code(code, message, operation, doing, region)
 
 
-def of_code(code: str, message: str, operation: str, doing: str, region: str) -> CrossfadeError:
+def error_from_code(code: str, message: str, operation: str, doing: str, region: str) -> CrossfadeError:
     """What AWS's error ``code`` with its ``message`` means, in answer to ``operation``."""
     said = f"{code}: {message}" if message else code
     if code in _CAPACITY or code in _THROTTLED or code in _FAULTS:
         kind: CloudErrorKind = "capacity" if code in _CAPACITY else "throttled" if code in _THROTTLED else "fault"
         return CloudError(f"{doing}: {_LATER[kind].format(said=said, region=region)}", kind, code)
     if code in _QUOTA:
-        return RefusedError(_quota(said, doing, region), "quota", code)
+        return CloudRequestError(_quota(said, doing, region), "quota", code)
     if code in _DENIED:
-        return RefusedError(_denied(message, operation, doing), "permission", code)
+        return CloudRequestError(_denied(message, operation, doing), "permission", code)
     for kind_of, codes, mend in _REFUSED:
         if code in codes:
-            return RefusedError(f"{doing}: {mend.format(said=said, region=region)}", kind_of, code)
+            return CloudRequestError(f"{doing}: {mend.format(said=said, region=region)}", kind_of, code)
     if _MISSING.fullmatch(code):
-        return RefusedError(f"{doing}: {message or 'it is not there'} ({code}, region {region})", "missing", code)
-    return RefusedError(f"{doing}: AWS refuses {operation}: {message} ({code})", "request", code)
+        return CloudRequestError(f"{doing}: {message or 'it is not there'} ({code}, region {region})", "missing", code)
+    return CloudRequestError(f"{doing}: AWS refuses {operation}: {message} ({code})", "request", code)
 
 
 def _quota(said: str, doing: str, region: str) -> str:
@@ -216,4 +216,4 @@ def _denied(message: str, operation: str, doing: str) -> str:
 
 def _line(said: object) -> str:
     text = " ".join(str(said).split())
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}…"

@@ -20,23 +20,23 @@ from typing import Literal
 import numpy as np
 import psutil
 
-from deploy.cluster import Offer, Role, deal
-from deploy.traffic import Counts, Share, StepTraffic, expect_traffic, read_counts, shares
+from deploy.cluster import AcceptedRoles, Role, assign_roles
+from deploy.traffic import CountHistogram, StepTraffic, WorkerLoad, expect_traffic, read_counts, shares
 from kvstore.errors import InputError
 from kvstore.layout import TableLayout, make_layout
 from kvstore.optimizers import state_bytes_per_row
-from kvstore.snapshot import KEPT_INDEX_BYTES, most_kept
+from kvstore.snapshot import KEPT_INDEX_BYTES, max_copied_rows
 from kvstore.storage import Folder
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from trainer.data.features import lists_bytes
-from trainer.data.manifest import Manifest
-from trainer.data.progress import Progress, Silent
+from trainer.data.manifest import DatasetManifest
+from trainer.data.progress import NullReporter, ProgressReporter
 from trainer.embeddings import GROUP_ROWS
-from trainer.job import Job
-from trainer.job_data import open_data
-from trainer.model import Model, make_model
+from trainer.job import JobConfig
+from trainer.job_data import open_inputs
+from trainer.model import ModelSpec, make_model
 from trainer.negatives import needs_counts
-from trainer.selection import Selection, select
+from trainer.selection import RowSelection, select_rows
 
 _CGROUP = Path("/sys/fs/cgroup")
 _GIB, _MIB = 2**30, 2**20
@@ -86,13 +86,13 @@ Verdict = Literal["fits", "tight", "does not fit"]
 
 
 @dataclass(frozen=True)
-class Part:
+class MemoryItem:
     """What a process holds something for: ``sure`` or at most, and when."""
 
     what: str
     bytes: int
     phase: Phase = "always"
-    sure: bool = True
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ class ProcessPlan:
     """One process of the job and what it holds."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryItem, ...]
 
     @property
-    def sure_bytes(self) -> int:
+    def required_bytes(self) -> int:
         """Its peak, of what it needs in any case."""
-        return _peak([part for part in self.parts if part.sure])
+        return _peak([part for part in self.parts if part.required])
 
     @property
-    def most_bytes(self) -> int:
+    def peak_bytes(self) -> int:
         """Its peak at most."""
         return _peak(self.parts)
 
@@ -132,12 +132,12 @@ class HostPlan:
     """What one host runs, and the peak of all of it together."""
 
     processes: tuple[str, ...]
-    sure_bytes: int
-    most_bytes: int
+    required_bytes: int
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
-class Plan:
+class CapacityPlan:
     """What a job will hold and send. ``traffic`` is None where the vocabularies have not been read."""
 
     tables: tuple[TablePlan, ...]
@@ -146,14 +146,14 @@ class Plan:
     traffic: StepTraffic | None
 
     @property
-    def sure_bytes(self) -> int:
+    def required_bytes(self) -> int:
         """What the fullest host needs in any case."""
-        return max(host.sure_bytes for host in self.hosts)
+        return max(host.required_bytes for host in self.hosts)
 
     @property
-    def most_bytes(self) -> int:
+    def peak_bytes(self) -> int:
         """What the fullest host needs at most."""
-        return max(host.most_bytes for host in self.hosts)
+        return max(host.peak_bytes for host in self.hosts)
 
 
 @dataclass(frozen=True)
@@ -174,21 +174,21 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class PlanInputs:
     """What a plan is made from. ``counts`` by table, or None if they have not been read."""
 
-    job: Job
+    job: JobConfig
     folder: Folder
-    manifest: Manifest
-    model: Model
-    selection: Selection
-    counts: dict[str, Counts] | None
+    manifest: DatasetManifest
+    model: ModelSpec
+    selection: RowSelection
+    counts: dict[str, CountHistogram] | None
 
-    def of(self, job: Job) -> Inputs:
+    def of(self, job: JobConfig) -> PlanInputs:
         """The same data under another job."""
         return replace(self, job=job, model=make_model(job, self.manifest))
 
-    def with_counts(self) -> Inputs:
+    def with_counts(self) -> PlanInputs:
         """The same, with the vocabularies read, in pieces.
 
         Raises:
@@ -198,18 +198,20 @@ class Inputs:
         return replace(self, counts={name: read_counts(self.folder, self.manifest, name) for name in names})
 
 
-def read_inputs(job: Job, progress: Progress | None = None) -> Inputs:
+def read_inputs(job: JobConfig, progress: ProgressReporter | None = None) -> PlanInputs:
     """What a plan of ``job`` is made from, before the vocabularies are read. Interactions of a time are counted.
 
     Raises:
         InputError: the data cannot be used, or has nothing to train on.
         UnreachableError: storage does not answer any more.
     """
-    folder, manifest, model = open_data(job)
-    return Inputs(job, folder, manifest, model, select(job, folder, manifest, progress or Silent()), counts=None)
+    folder, manifest, model = open_inputs(job)
+    return PlanInputs(
+        job, folder, manifest, model, select_rows(job, folder, manifest, progress or NullReporter()), counts=None
+    )
 
 
-def table_bytes(job: Job, table: TableSpec) -> int:
+def table_bytes(job: JobConfig, table: TableSpec) -> int:
     """Bytes of the weights of ``table`` and of its optimizer state."""
     return table.bytes + table.rows * state_bytes_per_row(job.optimizer.kind, table.dim)
 
@@ -220,7 +222,7 @@ def available_bytes() -> int:
     limit = _container_limit()
     if limit is None:
         return available
-    used = int((_CGROUP / "memory.current").read_text(encoding="ascii")) - _forgettable()
+    used = int((_CGROUP / "memory.current").read_text(encoding="ascii")) - _reclaimable_bytes()
     return min(available, max(0, limit - used))
 
 
@@ -238,7 +240,7 @@ def _container_limit() -> int | None:
     return None if limit == "max" else int(limit)
 
 
-def _forgettable() -> int:
+def _reclaimable_bytes() -> int:
     """What of a container's memory caches files that nobody has read lately: the kernel takes it back when it must."""
     lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
@@ -249,16 +251,16 @@ def this_machine() -> Machine:
     return Machine("this machine", available_bytes())
 
 
-def make_plan(inputs: Inputs) -> Plan:
+def plan_capacity(inputs: PlanInputs) -> CapacityPlan:
     """What the job of ``inputs`` will hold and, where its vocabularies have been read, send."""
     job = inputs.job
     parts = shares(job, inputs.folder, inputs.manifest, inputs.selection.groups)
-    layouts = make_layout(inputs.model.tables, max(1, job.cluster.servers), job.cluster.key_bytes)
+    layouts = make_layout(inputs.model.tables, max(1, job.cluster.servers), job.cluster.max_key_bytes)
     processes = _on_servers(inputs, parts, layouts) if job.cluster.servers else [_in_process(inputs, parts)]
     traffic = None
     if inputs.counts is not None:
         traffic = expect_traffic(job, inputs.manifest, inputs.model, parts, inputs.counts, inputs.selection.rows)
-    return Plan(
+    return CapacityPlan(
         tables=tuple(_table(job, layout) for layout in layouts),
         processes=tuple(processes),
         hosts=tuple(_hosts(job, processes)),
@@ -266,18 +268,18 @@ def make_plan(inputs: Inputs) -> Plan:
     )
 
 
-def _table(job: Job, layout: TableLayout) -> TablePlan:
+def _table(job: JobConfig, layout: TableLayout) -> TablePlan:
     table = layout.table
     key_rows, dim = layout.key_shape
     shape = (layout.keys, key_rows, key_rows * dim * VALUE_BYTES) if job.cluster.servers else (0, 0, 0)
     return TablePlan(table.name, table.rows, table.dim, table.bytes, table_bytes(job, table) - table.bytes, *shape)
 
 
-def _on_servers(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayout]) -> list[ProcessPlan]:
+def _on_servers(inputs: PlanInputs, parts: Sequence[WorkerLoad], layouts: Sequence[TableLayout]) -> list[ProcessPlan]:
     job = inputs.job
     server = _server(inputs, parts, layouts)
     return [
-        ProcessPlan("train", (Part("process", COMMAND_BYTES),)),
+        ProcessPlan("train", (MemoryItem("process", COMMAND_BYTES),)),
         ProcessPlan("scheduler", _process("scheduler", SCHEDULER_BYTES)),
         *(ProcessPlan(f"server-{index}", server) for index in range(job.cluster.servers)),
         *(
@@ -287,27 +289,30 @@ def _on_servers(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableL
     ]
 
 
-def _process(kind: str, idle_bytes: int) -> tuple[Part, ...]:
-    return Part("process", idle_bytes), Part("compiling, in the first run", FIRST_RUN_BYTES[kind], sure=False)
+def _process(kind: str, idle_bytes: int) -> tuple[MemoryItem, ...]:
+    return MemoryItem("process", idle_bytes), MemoryItem(
+        "compiling, in the first run", FIRST_RUN_BYTES[kind], required=False
+    )
 
 
-def _server(inputs: Inputs, parts: Sequence[Share], layouts: Sequence[TableLayout]) -> tuple[Part, ...]:
+def _server(inputs: PlanInputs, parts: Sequence[WorkerLoad], layouts: Sequence[TableLayout]) -> tuple[MemoryItem, ...]:
     job = inputs.job
-    held = {layout.table.name: layout.keys * layout.chunk for layout in layouts}
+    held = {layout.table.name: layout.keys * layout.shard_rows for layout in layouts}
     dim = job.model.dim
     row_bytes = ROW_ID_BYTES + dim * VALUE_BYTES
     state = state_bytes_per_row(job.optimizer.kind, dim)
     served = sum(min(_uses(inputs, share), sum(held.values()) * job.cluster.servers) for share in parts)
     tables = [
-        Part(f"{name}: weights of {rows:,} rows and their numbers", rows * row_bytes) for name, rows in held.items()
+        MemoryItem(f"{name}: weights of {rows:,} rows and their numbers", rows * row_bytes)
+        for name, rows in held.items()
     ]
     if state:
-        tables += [Part(f"{name}: state of {job.optimizer.kind}", rows * state) for name, rows in held.items()]
+        tables += [MemoryItem(f"{name}: state of {job.optimizer.kind}", rows * state) for name, rows in held.items()]
     return (
         *_process("server", SERVER_BYTES),
         *tables,
-        Part("receiving the keys", _receiving(layouts, row_bytes, state), "start"),
-        Part("rows of a step", SERVED_COPIES * served * row_bytes // job.cluster.servers, "steps"),
+        MemoryItem("receiving the keys", _receiving(layouts, row_bytes, state), "start"),
+        MemoryItem("rows of a step", SERVED_COPIES * served * row_bytes // job.cluster.servers, "steps"),
         *_checkpoint(job, held, max(layout.keys for layout in layouts)),
     )
 
@@ -319,22 +324,22 @@ def _receiving(layouts: Sequence[TableLayout], row_bytes: int, state: int) -> in
     """
     held = most = 0
     for layout in layouts:
-        held += layout.keys * layout.chunk * (row_bytes + state)
-        most = max(most, held + layout.chunk * (row_bytes + ROW_ID_BYTES))
+        held += layout.keys * layout.shard_rows * (row_bytes + state)
+        most = max(most, held + layout.shard_rows * (row_bytes + ROW_ID_BYTES))
     return most - held
 
 
-def _in_process(inputs: Inputs, parts: Sequence[Share]) -> ProcessPlan:
+def _in_process(inputs: PlanInputs, parts: Sequence[WorkerLoad]) -> ProcessPlan:
     job = inputs.job
     tables = []
     for table in inputs.model.tables:
-        tables.append(Part(f"{table.name}: weights of {table.rows:,} rows", table.bytes))
+        tables.append(MemoryItem(f"{table.name}: weights of {table.rows:,} rows", table.bytes))
         if state := table_bytes(job, table) - table.bytes:
-            tables.append(Part(f"{table.name}: state of {job.optimizer.kind}", state))
+            tables.append(MemoryItem(f"{table.name}: state of {job.optimizer.kind}", state))
     return ProcessPlan(
         "process",
         (
-            Part("process", IN_PROCESS_BYTES),
+            MemoryItem("process", IN_PROCESS_BYTES),
             *tables,
             *_training(inputs, parts, 0),
             *_checkpoint(job, {table.name: table.rows for table in inputs.model.tables}, ranges=1),
@@ -342,86 +347,91 @@ def _in_process(inputs: Inputs, parts: Sequence[Share]) -> ProcessPlan:
     )
 
 
-def _uses(inputs: Inputs, share: Share) -> int:
+def _uses(inputs: PlanInputs, share: WorkerLoad) -> int:
     """How often a step of ``share`` uses a row of a table: it touches no more rows, but where rows have many values."""
     query, item = (1 + _values(inputs, entity) for entity in (inputs.model.query, inputs.model.item))
     return int(np.ceil(query * share.examples + item * (share.examples + share.negatives)))
 
 
-def _values(inputs: Inputs, entity: TableSpec) -> float:
+def _values(inputs: PlanInputs, entity: TableSpec) -> float:
     """How many values of features a row of ``entity`` has on average, of those that its tower joins."""
     features = [table.name for tower in inputs.model.towers if tower.entity == entity for table in tower.features]
     return sum(inputs.manifest.features[entity.name][name].pairs for name in features) / entity.rows
 
 
-def _features(inputs: Inputs) -> Iterable[Part]:
+def _features(inputs: PlanInputs) -> Iterable[MemoryItem]:
     """What a worker holds of the values that rows have."""
     for tower in inputs.model.towers:
         rows = tower.entity.rows
         for table in tower.features:
             pairs = inputs.manifest.features[tower.entity.name][table.name].pairs
-            yield Part(f"{table.name} of each {tower.entity.name}", lists_bytes(rows, pairs, table.rows))
-        yield Part(f"which {tower.entity.name} has been met", rows)
+            yield MemoryItem(f"{table.name} of each {tower.entity.name}", lists_bytes(rows, pairs, table.rows))
+        yield MemoryItem(f"which {tower.entity.name} has been met", rows)
         # Counts of the vocabulary, or how many values each row has.
-        yield Part(f"reading what each {tower.entity.name} has", 3 * 8 * rows, "start")
+        yield MemoryItem(f"reading what each {tower.entity.name} has", 3 * 8 * rows, "start")
 
 
-def _training(inputs: Inputs, parts: Sequence[Share], rank: int) -> Iterable[Part]:
+def _training(inputs: PlanInputs, parts: Sequence[WorkerLoad], rank: int) -> Iterable[MemoryItem]:
     """What worker ``rank`` holds to train: windows of interactions, batches, and the rows of a step."""
     job, share = inputs.job, parts[rank]
-    yield Part("interactions: two windows a lane", WINDOW_COPIES * share.window_rows * _INTERACTION_BYTES)
-    yield Part("fetching, decoding and shuffling them", _decoding(inputs, share.largest_window))
+    yield MemoryItem("interactions: two windows a lane", WINDOW_COPIES * share.window_rows * _INTERACTION_BYTES)
+    yield MemoryItem("fetching, decoding and shuffling them", _decoding(inputs, share.largest_window))
     uses = _uses(inputs, share)
     yield from _features(inputs)
-    yield Part("batches", _BATCHES_HELD * uses * _USE_BYTES, "steps")
+    yield MemoryItem("batches", _BATCHES_HELD * uses * _USE_BYTES, "steps")
     rows = min(uses, sum(table.rows for table in inputs.model.tables))
-    yield Part("rows of a step", ACTIVE_COPIES * rows * job.model.dim * VALUE_BYTES, "steps")
+    yield MemoryItem("rows of a step", ACTIVE_COPIES * rows * job.model.dim * VALUE_BYTES, "steps")
     yield from _dense_layers(inputs, rows)
-    if needs_counts(job.negatives_among(inputs.model.item.rows), inputs.model.has_item_features):
+    if needs_counts(job.resolved_negatives(inputs.model.item.rows), inputs.model.has_item_features):
         # negatives.Sampler keeps float64 sums, from five arrays of a number an item.
-        yield Part("popularity of items", 8 * inputs.model.item.rows)
-        yield Part("making the popularity of items", 40 * inputs.model.item.rows, "start")
-    balanced = ((job.train.balance, inputs.model.query), (job.train.item_balance, inputs.model.item))
+        yield MemoryItem("popularity of items", 8 * inputs.model.item.rows)
+        yield MemoryItem("making the popularity of items", 40 * inputs.model.item.rows, "start")
+    balanced = (
+        (job.train.query_frequency_power, inputs.model.query),
+        (job.train.item_frequency_power, inputs.model.item),
+    )
     for table in (table for power, table in balanced if power):
-        yield Part(f"balance of {table.name}", 4 * table.rows)
-        yield Part(f"making the balance of {table.name}", 40 * table.rows, "start")
-    if job.train.embeddings == "best":
+        yield MemoryItem(f"balance of {table.name}", 4 * table.rows)
+        yield MemoryItem(f"making the balance of {table.name}", 40 * table.rows, "start")
+    if job.train.save_embeddings == "best":
         piece = min(GROUP_ROWS, max(table.rows for table in inputs.model.vectors))
         # Pulled, gathered, in Arrow's form, and encoded.
-        yield Part("writing embeddings", 4 * piece * job.model.dim * VALUE_BYTES, "evaluation")
+        yield MemoryItem("writing embeddings", 4 * piece * job.model.dim * VALUE_BYTES, "evaluation")
     yield from _evaluation(inputs)
 
 
-def _dense_layers(inputs: Inputs, rows: int) -> Iterable[Part]:
+def _dense_layers(inputs: PlanInputs, rows: int) -> Iterable[MemoryItem]:
     """What a worker holds of dense layers: themselves, their gradients and state, and what ``rows`` leave in them."""
     kind = inputs.job.optimizer.kind
     for spec in inputs.model.dense:
         shapes = spec.shapes().values()
         state = sum(outputs * state_bytes_per_row(kind, columns) for outputs, columns in shapes)
-        yield Part(f"dense layers of {spec.entity}: {spec.parameters:,} weights", VALUE_BYTES * spec.parameters)
+        yield MemoryItem(f"dense layers of {spec.entity}: {spec.parameters:,} weights", VALUE_BYTES * spec.parameters)
         if state:
-            yield Part(f"dense layers of {spec.entity}: state of {kind}", state)
-        yield Part(f"dense layers of {spec.entity}: gradients", VALUE_BYTES * spec.parameters, "steps")
+            yield MemoryItem(f"dense layers of {spec.entity}: state of {kind}", state)
+        yield MemoryItem(f"dense layers of {spec.entity}: gradients", VALUE_BYTES * spec.parameters, "steps")
         passing = LAYER_COPIES * sum(spec.widths[1:]) * VALUE_BYTES
-        yield Part(f"rows of a step in the dense layers of {spec.entity}", rows * passing, "steps")
-        if inputs.job.train.embeddings == "best":
+        yield MemoryItem(f"rows of a step in the dense layers of {spec.entity}", rows * passing, "steps")
+        if inputs.job.train.save_embeddings == "best":
             piece = min(GROUP_ROWS, inputs.manifest.entities[spec.entity].rows)
-            yield Part(f"writing what the dense layers of {spec.entity} make", piece * passing, "evaluation")
-    if inputs.job.sums_dense_layers:
+            yield MemoryItem(f"writing what the dense layers of {spec.entity} make", piece * passing, "evaluation")
+    if inputs.job.all_reduces_dense:
         parameters = sum(spec.parameters for spec in inputs.model.dense)
-        yield Part("summing gradients of dense layers over workers", SUM_COPIES * VALUE_BYTES * parameters, "steps")
+        yield MemoryItem(
+            "summing gradients of dense layers over workers", SUM_COPIES * VALUE_BYTES * parameters, "steps"
+        )
 
 
-def _decoding(inputs: Inputs, window_rows: int) -> int:
+def _decoding(inputs: PlanInputs, window_rows: int) -> int:
     """What the threads hold: a row group as it is fetched, as decoded, and a window as it is put together."""
     files = {group.file.path: group.file for group in inputs.selection.groups}.values()
     stored = max(max(file.row_groups) for file in files)
-    columns = _INTERACTION_BYTES if inputs.selection.kept is None else _INTERACTION_BYTES + _TIMESTAMP_BYTES
+    columns = _INTERACTION_BYTES if inputs.selection.row_counts is None else _INTERACTION_BYTES + _TIMESTAMP_BYTES
     order = 8
-    return inputs.job.data.readers * (2 * stored * columns + window_rows * (_INTERACTION_BYTES + order))
+    return inputs.job.data.reader_threads * (2 * stored * columns + window_rows * (_INTERACTION_BYTES + order))
 
 
-def _evaluation(inputs: Inputs) -> Iterable[Part]:
+def _evaluation(inputs: PlanInputs) -> Iterable[MemoryItem]:
     """What a worker gathers to rank items: at most, since it depends on who has held-out items."""
     job, splits = inputs.job, inputs.manifest.splits
     if inputs.counts is None or "valid" not in splits or not splits["valid"].rows:
@@ -432,19 +442,21 @@ def _evaluation(inputs: Inputs) -> Iterable[Part]:
         _most_interactions(inputs.counts[query.name], queries, splits["train"].rows)
         if name == "train"
         else splits[name].rows
-        for name in set(job.evaluate.exclude) - {"valid"}
+        for name in set(job.evaluate.exclude_splits) - {"valid"}
         if name in splits
     )
     own = -(-queries // job.cluster.workers)
     pairs = -(-(excluded + splits["valid"].rows) // job.cluster.workers)
     # Query and item are one int64; concatenate, sort and compare make copies. The best of a query are 12 bytes each.
-    yield Part("held-out and excluded items", 8 * pairs, sure=False)
-    yield Part("gathering held-out and excluded items", 32 * max(pairs, splits["valid"].rows), "start", sure=False)
+    yield MemoryItem("held-out and excluded items", 8 * pairs, required=False)
+    yield MemoryItem(
+        "gathering held-out and excluded items", 32 * max(pairs, splits["valid"].rows), "start", required=False
+    )
     ranking = own * (2 * job.model.dim * VALUE_BYTES + max(job.evaluate.k) * 13)
-    yield Part("queries and their rankings", ranking, "evaluation", sure=False)
+    yield MemoryItem("queries and their rankings", ranking, "evaluation", required=False)
 
 
-def _most_interactions(counts: Counts, queries: int, total: int) -> int:
+def _most_interactions(counts: CountHistogram, queries: int, total: int) -> int:
     """Interactions of train that ``queries`` rows have at most: those of the busiest."""
     if not counts.known:
         return total
@@ -454,39 +466,39 @@ def _most_interactions(counts: Counts, queries: int, total: int) -> int:
     return int(np.ceil(scaled_K @ taken_K))
 
 
-def _checkpoint(job: Job, held: dict[str, int], ranges: int) -> Iterable[Part]:
+def _checkpoint(job: JobConfig, held: dict[str, int], ranges: int) -> Iterable[MemoryItem]:
     """What a process that holds so many rows of each table, in at most ``ranges``, needs while they are written."""
     row_bytes = job.model.dim * VALUE_BYTES + state_bytes_per_row(job.optimizer.kind, job.model.dim)
-    uploads = 0 if job.checkpoint.to is None or not Folder(job.checkpoint.to).on_s3 else ranges * FILES_A_RANGE
-    yield Part("the writer of a checkpoint", WRITER_BYTES + uploads * UPLOAD_BYTES, "checkpoint")
-    yield Part("where changed rows are kept", KEPT_INDEX_BYTES * sum(held.values()), "checkpoint")
-    if job.checkpoint.every_seconds or job.checkpoint.every_steps:
-        kept = sum(most_kept(rows, row_bytes) for rows in held.values()) * row_bytes
-        yield Part("rows that change before they are written", kept, "checkpoint", sure=False)
+    uploads = 0 if job.checkpoint.path is None or not Folder(job.checkpoint.path).on_s3 else ranges * FILES_A_RANGE
+    yield MemoryItem("the writer of a checkpoint", WRITER_BYTES + uploads * UPLOAD_BYTES, "checkpoint")
+    yield MemoryItem("where changed rows are kept", KEPT_INDEX_BYTES * sum(held.values()), "checkpoint")
+    if job.checkpoint.interval_seconds or job.checkpoint.interval_steps:
+        kept = sum(max_copied_rows(rows, row_bytes) for rows in held.values()) * row_bytes
+        yield MemoryItem("rows that change before they are written", kept, "checkpoint", required=False)
 
 
-def role_hosts(job: Job) -> list[list[Role]]:
+def role_hosts(job: JobConfig) -> list[list[Role]]:
     """The roles of each host."""
-    hosts: dict[str, Offer] = dict.fromkeys(map(str, range(job.cluster.host_count)), "all")
-    return list(deal(job.cluster, hosts).values())
+    hosts: dict[str, AcceptedRoles] = dict.fromkeys(map(str, range(job.cluster.host_count)), "all")
+    return list(assign_roles(job.cluster, hosts).values())
 
 
-def _hosts(job: Job, processes: Sequence[ProcessPlan]) -> Iterable[HostPlan]:
+def _hosts(job: JobConfig, processes: Sequence[ProcessPlan]) -> Iterable[HostPlan]:
     if not job.cluster.servers:
-        yield HostPlan(("process",), processes[0].sure_bytes, processes[0].most_bytes)
+        yield HostPlan(("process",), processes[0].required_bytes, processes[0].peak_bytes)
         return
     by_name = {process.name: process for process in processes}
-    libraries = Part("shared libraries", SHARED_LIBRARIES_BYTES)
+    libraries = MemoryItem("shared libraries", SHARED_LIBRARIES_BYTES)
     for roles in role_hosts(job):
         # The command that starts the roles, or the agent of another host, which is as large.
         here = [by_name["train"], *(by_name[role.name] for role in roles)]
         parts = [libraries, *(part for process in here for part in process.parts)]
         yield HostPlan(
-            tuple(process.name for process in here), _peak([part for part in parts if part.sure]), _peak(parts)
+            tuple(process.name for process in here), _peak([part for part in parts if part.required]), _peak(parts)
         )
 
 
-def _peak(parts: Iterable[Part]) -> int:
+def _peak(parts: Iterable[MemoryItem]) -> int:
     """The most that is held at one time: checkpoints are written during steps and evaluations, not at the start."""
     by_phase: dict[Phase, int] = dict.fromkeys(("always", "start", "steps", "evaluation", "checkpoint"), 0)
     for part in parts:
@@ -495,24 +507,24 @@ def _peak(parts: Iterable[Part]) -> int:
     return by_phase["always"] + max(by_phase["start"], busy)
 
 
-def check_fit(inputs: Inputs, plan: Plan, machine: Machine) -> Fit:
+def check_fit(inputs: PlanInputs, plan: CapacityPlan, machine: Machine) -> Fit:
     """Whether ``plan``, made from ``inputs``, fits hosts that are all like ``machine``."""
     verdict = _verdict(plan, machine)
     return Fit(machine, verdict, () if verdict == "fits" else tuple(_advice(inputs, machine)))
 
 
-def _verdict(plan: Plan, machine: Machine) -> Verdict:
-    if plan.sure_bytes > machine.available_bytes:
+def _verdict(plan: CapacityPlan, machine: Machine) -> Verdict:
+    if plan.required_bytes > machine.available_bytes:
         return "does not fit"
-    return "tight" if plan.most_bytes > machine.available_bytes else "fits"
+    return "tight" if plan.peak_bytes > machine.available_bytes else "fits"
 
 
-def _advice(inputs: Inputs, machine: Machine) -> Iterable[str]:
+def _advice(inputs: PlanInputs, machine: Machine) -> Iterable[str]:
     """Changes to the job each of which alone would make it fit."""
     job = inputs.job
 
-    def fits(other: Job) -> bool:
-        return _verdict(make_plan(inputs.of(other)), machine) == "fits"
+    def fits(other: JobConfig) -> bool:
+        return _verdict(plan_capacity(inputs.of(other)), machine) == "fits"
 
     dims = [dim for dim in (job.model.dim >> shift for shift in range(1, 16)) if dim >= 4]
     for dim in dims:
@@ -524,9 +536,9 @@ def _advice(inputs: Inputs, machine: Machine) -> Iterable[str]:
         if fits(job.model_copy(update={"optimizer": optimizer})):
             yield "set optimizer.kind to rowwise_adagrad"
     hosts = 2
-    while hosts <= _MOST_HOSTS and not fits(_on_hosts(job, hosts)):
+    while hosts <= _MAX_HOSTS and not fits(_on_hosts(job, hosts)):
         hosts *= 2
-    if hosts <= _MOST_HOSTS:
+    if hosts <= _MAX_HOSTS:
         low = hosts // 2
         while hosts - low > 1:
             middle = (low + hosts) // 2
@@ -534,20 +546,20 @@ def _advice(inputs: Inputs, machine: Machine) -> Iterable[str]:
         yield f"share it out over {hosts} hosts like {machine.name}, a server each (cluster.hosts, cluster.servers)"
 
 
-_MOST_HOSTS = 1024
+_MAX_HOSTS = 1024
 
 
-def _on_hosts(job: Job, hosts: int) -> Job:
+def _on_hosts(job: JobConfig, hosts: int) -> JobConfig:
     cluster = job.cluster.model_copy(update={"hosts": hosts, "servers": max(hosts, job.cluster.servers)})
     return job.model_copy(update={"cluster": cluster})
 
 
-def gib(count: float) -> str:
+def format_gib(count: float) -> str:
     """Bytes for a person, in GiB."""
     return f"{count / _GIB:,.1f} GiB"
 
 
-def check_fits_this_machine(inputs: Inputs) -> str | None:
+def check_fits_this_machine(inputs: PlanInputs) -> str | None:
     """Refuse the job of ``inputs`` if its processes, all held on this machine, need more memory than it has free.
 
     Returns a warning where the job may turn out to need more.
@@ -564,24 +576,24 @@ def check_fits_this_machine(inputs: Inputs) -> str | None:
     if fit.verdict == "fits":
         return None
     return (
-        f"this may take up to {gib(plan.most_bytes)}, but {gib(machine.available_bytes)} are free here; "
+        f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(machine.available_bytes)} are free here; "
         f"'crossfade plan' says for what ({' or '.join(fit.advice)})"
     )
 
 
-def _plan_here(inputs: Inputs) -> Plan:
+def _plan_here(inputs: PlanInputs) -> CapacityPlan:
     """The plan, of whose hosts this one stands for all unless each role has one of its own, as large as it needs."""
-    plan = make_plan(inputs)
-    return replace(plan, hosts=plan.hosts[:1]) if inputs.job.cluster.host_per_role else plan
+    plan = plan_capacity(inputs)
+    return replace(plan, hosts=plan.hosts[:1]) if inputs.job.cluster.one_role_per_host else plan
 
 
-def _refusal(job: Job, model: Model, plan: Plan, fit: Fit) -> str:
+def _refusal(job: JobConfig, model: ModelSpec, plan: CapacityPlan, fit: Fit) -> str:
     tables = ", ".join(
-        f"{table.name} {table.rows:,} x {table.dim} = {gib(table_bytes(job, table))}" for table in model.tables
+        f"{table.name} {table.rows:,} x {table.dim} = {format_gib(table_bytes(job, table))}" for table in model.tables
     )
     needed = sum(table_bytes(job, table) for table in model.tables)
     advice = ", or ".join(fit.advice) or "lower model.dim, train fewer rows, or use more hosts"
     return (
-        f"the tables need {gib(needed)} with their {job.optimizer.kind} state ({tables}), all processes of a host "
-        f"{gib(plan.sure_bytes)}, but {gib(fit.machine.available_bytes)} are free here: {advice}"
+        f"the tables need {format_gib(needed)} with their {job.optimizer.kind} state ({tables}), all processes of a host "
+        f"{format_gib(plan.required_bytes)}, but {format_gib(fit.machine.available_bytes)} are free here: {advice}"
     )

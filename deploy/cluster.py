@@ -15,10 +15,10 @@ import psutil
 
 from kvstore.errors import ClusterError, InputError
 from trainer.dense_reduction import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
-from trainer.job import Cluster
+from trainer.job import ClusterConfig
 
 RoleKind = Literal["scheduler", "server", "worker"]
-Offer = Literal["all", "server", "worker", "none"]
+AcceptedRoles = Literal["all", "server", "worker", "none"]
 """The kinds of roles that a host takes; one that takes none only learns how the job ends."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 # A step's buffers are some megabytes each. By its defaults glibc gives such memory back to the kernel and takes it anew
@@ -44,7 +44,7 @@ class Role:
         return self.kind if self.kind == "scheduler" else f"{self.kind}-{self.index}"
 
     @staticmethod
-    def named(name: str) -> Role:
+    def from_name(name: str) -> Role:
         """The role of that name."""
         kind, _, index = name.partition("-")
         if kind == "scheduler" or (kind in {"server", "worker"} and index.isdecimal()):
@@ -52,7 +52,7 @@ class Role:
         raise ClusterError(f"'{name}' is not the name of a role")
 
 
-def roles(cluster: Cluster) -> Iterator[Role]:
+def roles(cluster: ClusterConfig) -> Iterator[Role]:
     """All processes of a job, in the order in which they start."""
     yield Role("scheduler", 0)
     for index in range(cluster.servers):
@@ -61,23 +61,23 @@ def roles(cluster: Cluster) -> Iterator[Role]:
         yield Role("worker", index)
 
 
-def missing_hosts(cluster: Cluster, hosts: Mapping[str, Offer]) -> int:
+def missing_hosts(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) -> int:
     """How many more ``hosts`` a whole job needs; the first one is the coordinator's, which takes all kinds."""
-    if not cluster.host_per_role:
+    if not cluster.one_role_per_host:
         return max(0, cluster.hosts - len(hosts))
     offers = list(hosts.values())[1:]
     lacking = max(0, cluster.servers - offers.count("server")) + max(0, cluster.workers - offers.count("worker"))
     return max(0, lacking - offers.count("all"))
 
 
-def deal(cluster: Cluster, hosts: Mapping[str, Offer]) -> dict[str, list[Role]]:
+def assign_roles(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) -> dict[str, list[Role]]:
     """The roles of those of the ``hosts`` that take part, of which the first is the coordinator's.
 
     The first one has the scheduler; servers and workers go in turn to the hosts that take them. With
     ``cluster.host_per_role`` the first one has no others unless nobody else takes them.
     """
     first = next(iter(hosts))
-    if not cluster.host_per_role:
+    if not cluster.one_role_per_host:
         hosts = dict(islice(hosts.items(), cluster.hosts))
     dealt: dict[str, list[Role]] = {host: [] for host in hosts}
     counts: dict[RoleKind, int] = {"scheduler": 1, "server": cluster.servers, "worker": cluster.workers}
@@ -85,13 +85,15 @@ def deal(cluster: Cluster, hosts: Mapping[str, Offer]) -> dict[str, list[Role]]:
         takers = [first] if kind == "scheduler" else _takers(cluster, kind, hosts, dealt)
         for index in range(count):
             dealt[takers[index % len(takers)]].append(Role(kind, index))
-    return {host: roles_here for host, roles_here in dealt.items() if roles_here or not cluster.host_per_role}
+    return {host: roles_here for host, roles_here in dealt.items() if roles_here or not cluster.one_role_per_host}
 
 
-def _takers(cluster: Cluster, kind: RoleKind, hosts: Mapping[str, Offer], dealt: Mapping[str, list[Role]]) -> list[str]:
+def _takers(
+    cluster: ClusterConfig, kind: RoleKind, hosts: Mapping[str, AcceptedRoles], dealt: Mapping[str, list[Role]]
+) -> list[str]:
     """The hosts that share the roles of ``kind`` out."""
     able = [host for host, offer in hosts.items() if offer in {kind, "all"}]
-    if not cluster.host_per_role:
+    if not cluster.one_role_per_host:
         return able
     first = able.pop(0)
     able.sort(key=lambda host: hosts[host] == "all")  # whoever takes other kinds too is left for them
@@ -122,14 +124,14 @@ class Address:
         return f"{self.host}:{self.port}"
 
 
-def scheduler_address(cluster: Cluster) -> Address:
+def scheduler_address(cluster: ClusterConfig) -> Address:
     """The job's host, and its port if that is free, or a free one if the job names none.
 
     Raises:
         InputError: the port is in use, or the host is not an address of this machine.
     """
     try:
-        address = socket.getaddrinfo(cluster.host, cluster.port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
+        address = socket.getaddrinfo(cluster.host, cluster.scheduler_port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             # As MXNet does: connections of an earlier generation that linger in the kernel are not in the way.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -140,12 +142,12 @@ def scheduler_address(cluster: Cluster) -> Address:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(
-                f"cluster.port: {cluster.port} on {cluster.host} is in use; name another, or 0 for a free one"
+                f"cluster.port: {cluster.scheduler_port} on {cluster.host} is in use; name another, or 0 for a free one"
             ) from error
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
 
 
-def own_address(towards: Address) -> str:
+def local_address(towards: Address) -> str:
     """The numeric address of this host that packets to ``towards`` leave from. None are sent.
 
     Raises:
@@ -159,7 +161,7 @@ def own_address(towards: Address) -> str:
         raise InputError(f"{towards}: there is no way there from here: {error.strerror}; see --address") from error
 
 
-def check_own_address(address: str) -> None:
+def check_local_address(address: str) -> None:
     """Refuse an ``address`` on which roles of this host cannot listen.
 
     Raises:
@@ -175,7 +177,7 @@ def check_own_address(address: str) -> None:
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
+class JobTopology:
     """What a role on this host is told of the others: where the scheduler is, and how many of each kind there are."""
 
     scheduler: Address
@@ -187,7 +189,7 @@ class Neighbourhood:
     """HOST:PORT/SECRET where the workers meet for Horovod, if they do."""
 
 
-def environment(role: Role, around: Neighbourhood, cores: int) -> dict[str, str]:
+def role_environment(role: Role, around: JobTopology, cores: int) -> dict[str, str]:
     """The environment of ``role``'s process: this one's, less strays and the token, with what MXNet and Horovod need.
 
     A host's workers share its ``cores`` out and a server gets one, unless the thread variables are set already.
@@ -209,11 +211,15 @@ def environment(role: Role, around: Neighbourhood, cores: int) -> dict[str, str]
         "DMLC_NODE_HOST": around.address,
         "DMLC_NUM_SERVER": str(around.servers),
         "DMLC_NUM_WORKER": str(around.workers),
-        **(_meeting(around.rendezvous, around.address) if role.kind == "worker" and around.rendezvous else {}),
+        **(
+            _horovod_environment(around.rendezvous, around.address)
+            if role.kind == "worker" and around.rendezvous
+            else {}
+        ),
     }
 
 
-def _meeting(rendezvous: str, address: str) -> dict[str, str]:
+def _horovod_environment(rendezvous: str, address: str) -> dict[str, str]:
     """Where a worker meets the others for Horovod, which it listens to at ``address``."""
     # Horovod writes ":PORT/SCOPE/KEY" behind what it takes for a host.
     port = Address.parse(rendezvous.partition("/")[0], "rendezvous").port

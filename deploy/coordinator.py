@@ -22,18 +22,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from deploy.cluster import Address, Offer, Role, deal, missing_hosts, roles
-from deploy.reports import Do, Failure, Order, Place, Report, RoleState, SentEvent
+from deploy.cluster import AcceptedRoles, Address, Role, assign_roles, missing_hosts, roles
+from deploy.reports import Action, DesiredState, Endpoint, Failure, Heartbeat, NumberedEvent, RoleState
 from deploy.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
 from kvstore.errors import ClusterError, CrossfadeError, InputError
-from trainer.checkpoints import Stop
-from trainer.job import Cluster
+from trainer.checkpoints import StopResult
+from trainer.job import ClusterConfig
 
 LEASE_SECONDS = 15.0
 """How long an agent may be silent. Longer than an agent waits before it ends its roles, as it must be."""
-LINGER_SECONDS = 30.0
+EXIT_TIMEOUT_SECONDS = 30.0
 """How long the other roles may take to end once one has ended well."""
-LONGEST_BACK_OFF_SECONDS = 60.0
+MAX_BACKOFF_SECONDS = 60.0
 _PROGRESS = {"step", "epoch", "phase", "saved"}
 _STOPPED_EXIT_CODE = 143
 
@@ -45,26 +45,26 @@ class State(StrEnum):
     PREPARING = "preparing"
     RUNNING = "running"
     STOPPING = "stopping"
-    GIVING_WAY = "giving way"
-    ENDING = "ending"
-    BACKING_OFF = "backing off"
+    DRAINING = "giving way"
+    TERMINATING = "ending"
+    BACKOFF = "backing off"
     DONE = "done"
     FAILED = "failed"
     STOPPED = "stopped"
 
 
 FINISHED = (State.DONE, State.FAILED, State.STOPPED)
-_LIVE = (State.RUNNING, State.STOPPING, State.GIVING_WAY)
+_LIVE = (State.RUNNING, State.STOPPING, State.DRAINING)
 
 
 @dataclass(frozen=True)
-class Start:
+class GenerationSpec:
     """What a generation starts from."""
 
     scheduler: Address
     checkpoint: str | None = None
     step: int = 0
-    passed_over: Sequence[str] = ()
+    skipped: Sequence[str] = ()
     """Why newer checkpoints than this one were not taken."""
     rendezvous: str | None = None
     """Where its workers meet for Horovod, if they do."""
@@ -87,7 +87,7 @@ class _Member:
     id: str
     host: str
     address: str
-    offers: Offer
+    offers: AcceptedRoles
     seen: float
     reports: int = 0
     metrics: str | None = None
@@ -104,11 +104,11 @@ class Coordinator:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: ClusterConfig,
         *,
         job: str = "",
         files: dict[str, str] | None = None,
-        begun: bool = False,
+        started_before: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Coordinate a job on ``cluster``; by ``job``, the SHA-256 of its file, hosts see that they share it.
@@ -117,7 +117,7 @@ class Coordinator:
         ``begun``: roles of it ran before, under another coordinator, so that hosts that are missing may be lost.
         """
         self.id = secrets.token_hex(8)
-        self.home = secrets.token_hex(8)
+        self.local_agent = secrets.token_hex(8)
         """The id for the agent in this process, which gets the scheduler and has no lease."""
         self.state = State.WAITING
         self.generation = 0
@@ -128,7 +128,7 @@ class Coordinator:
         self._cluster, self._job, self._files, self._clock = cluster, job, files or {}, clock
         self._lock = threading.RLock()
         self._members: dict[str, _Member] = {}
-        self._begun = begun
+        self._begun = started_before
         self._changed_at = clock()
         """When a host last came or went."""
         self._gone: set[str] = set()
@@ -136,33 +136,35 @@ class Coordinator:
         self._metrics: dict[str, str] = {}
         self._loads: dict[str, dict[str, Any]] = {}
         self._placed: dict[str, str] = {}
-        self._start = Start(Address("", 0))
-        self._next = State.BACKING_OFF
+        self._start = GenerationSpec(Address("", 0))
+        self._next = State.BACKOFF
         self._error: Failure | None = None
         self._cause: str | None = None
-        self._fruitless = 0
+        self._restarts_without_checkpoint = 0
         self._down_since: float | None = None
         self._step = 0
         self._trained = False
         self._saved_step = 0
-        self._stopped: Stop | None = None
+        self._stopped: StopResult | None = None
         self._saves_wanted = 0
         self._interruption: str | None = None
         self._deadline = float("inf")
         self._progress_at = clock()
         self._events: list[dict[str, Any]] = []
 
-    def report(self, report: Report) -> Order:
+    def report(self, report: Heartbeat) -> DesiredState:
         """Take an agent's report, and answer what it is to do."""
         with self._lock:
             if refusal := self._refusal(report):
-                return Order(coordinator=self.id, do="leave", exit_code=1, message=refusal)
+                return DesiredState(coordinator=self.id, do="leave", exit_code=1, message=refusal)
             if report.coordinator != self.id:
                 # It has heard of another coordinator, or of none: what it runs it ends first, and joins then.
-                return Order(coordinator=self.id, do="wait", files={} if report.agent == self.home else self._files)
+                return DesiredState(
+                    coordinator=self.id, do="wait", files={} if report.agent == self.local_agent else self._files
+                )
             member = self._members.get(report.agent) or self._join(report)
             if report.number > member.reports:
-                self._hear(member, report)
+                self._apply_report(member, report)
             self._advance()
             return self._order(member)
 
@@ -171,15 +173,15 @@ class Coordinator:
         with self._lock:
             now = self._clock()
             for member in list(self._members.values()):
-                if member.id != self.home and now - member.seen > LEASE_SECONDS:
-                    self._lose(member, f"was not heard of for {LEASE_SECONDS:.0f} s")
-            if self.state is State.RUNNING and now - self._progress_at > self._cluster.stall_seconds:
-                self._fail(Failure(message=f"no sign of progress for {self._cluster.stall_seconds:g} s"))
+                if member.id != self.local_agent and now - member.seen > LEASE_SECONDS:
+                    self._remove_member(member, f"was not heard of for {LEASE_SECONDS:.0f} s")
+            if self.state is State.RUNNING and now - self._progress_at > self._cluster.stall_timeout_seconds:
+                self._fail(Failure(message=f"no sign of progress for {self._cluster.stall_timeout_seconds:g} s"))
             if self.state in _LIVE and now > self._deadline:
                 self._pass_deadline()
             self._advance()
 
-    def begin(self, start: Start) -> None:
+    def start_generation(self, start: GenerationSpec) -> None:
         """Start the next generation from ``start``, unless the job no longer wants one."""
         with self._lock:
             if self.state is not State.PREPARING:
@@ -188,7 +190,7 @@ class Coordinator:
                 self.state = State.WAITING
                 return
             if start.step > self._start.step:
-                self._fruitless = min(self._fruitless, 1)
+                self._restarts_without_checkpoint = min(self._restarts_without_checkpoint, 1)
             now = self._clock()
             self.generation += 1
             self._tell_start(start)
@@ -198,14 +200,14 @@ class Coordinator:
             self._saved_step, self._step, self._trained = start.step, start.step, False
             self._stopped, self._deadline, self._progress_at = None, float("inf"), now
             self._begun = True
-            self._dealt, self._metrics, self._loads = deal(self._cluster, self._offers()), {}, {}
+            self._dealt, self._metrics, self._loads = assign_roles(self._cluster, self._offers()), {}, {}
             self._placed = {
                 role.name: self._members[agent].host for agent, dealt in self._dealt.items() for role in dealt
             }
             for member in self._members.values():
                 member.roles = {}
 
-    def cannot_begin(self, error: Exception) -> None:
+    def start_failed(self, error: Exception) -> None:
         """Take it that no start could be found: try again later, unless the input is wrong."""
         with self._lock:
             if self.state is State.PREPARING:
@@ -217,14 +219,14 @@ class Coordinator:
     def stop(self) -> None:
         """Let the workers write a checkpoint and end; end everything if they do not within the job's grace."""
         with self._lock:
-            if self.state is State.GIVING_WAY or (self.state is State.RUNNING and self._trained):
+            if self.state is State.DRAINING or (self.state is State.RUNNING and self._trained):
                 self.state = State.STOPPING
                 self._deadline = self._clock() + self._grace_seconds()
             elif self.state is State.RUNNING:
                 self._end(State.STOPPED, "before it took a step, so without a new checkpoint")
-            elif self.state is State.ENDING and self._next is State.BACKING_OFF:
+            elif self.state is State.TERMINATING and self._next is State.BACKOFF:
                 self._next, self.message = State.STOPPED, f"after {self._cause}"
-            elif self.state in {State.WAITING, State.PREPARING, State.BACKING_OFF}:
+            elif self.state in {State.WAITING, State.PREPARING, State.BACKOFF}:
                 self.state, self.message = State.STOPPED, "while nothing ran"
             self._advance()
 
@@ -239,10 +241,10 @@ class Coordinator:
             events, self._events = self._events, []
             return events
 
-    def others(self) -> list[str]:
+    def remote_hosts(self) -> list[str]:
         """The hosts, beside this one, whose agents have not left."""
         with self._lock:
-            return [member.host for member in self._members.values() if member.id != self.home]
+            return [member.host for member in self._members.values() if member.id != self.local_agent]
 
     def error(self) -> CrossfadeError:
         """Why the job failed."""
@@ -272,7 +274,7 @@ class Coordinator:
                 ],
             }
 
-    def watched(self) -> list[tuple[str, str, str]]:
+    def scrape_targets(self) -> list[tuple[str, str, str]]:
         """Where other hosts' agents, and the roles of this generation, can be scraped: process, host and HOST:PORT."""
         with self._lock:
             found = [("agent", member.host, member.metrics) for member in self._members.values() if member.metrics]
@@ -297,54 +299,54 @@ class Coordinator:
 
     # ---- agents
 
-    def _refusal(self, report: Report) -> str | None:
+    def _refusal(self, report: Heartbeat) -> str | None:
         if report.agent in self._gone:
             return f"this agent has left, or another one has come from {report.address} and replaces it"
-        home = self._members.get(self.home)
-        if home is not None and report.agent != self.home and report.address == home.address:
+        local_agent = self._members.get(self.local_agent)
+        if local_agent is not None and report.agent != self.local_agent and report.address == local_agent.address:
             return (
                 f"{report.address} is the coordinator's own address, where an agent runs already; give this host's "
                 "with --address"
             )
         return None
 
-    def _join(self, report: Report) -> _Member:
+    def _join(self, report: Heartbeat) -> _Member:
         for other in list(self._members.values()):
             if other.address == report.address:
                 self._gone.add(other.id)
-                self._lose(other, "was replaced by a new agent at its address")
-        member = _Member(report.agent, report.host, report.address, report.offers, self._clock())
+                self._remove_member(other, "was replaced by a new agent at its address")
+        member = _Member(report.agent, report.host, report.address, report.accepted_roles, self._clock())
         self._members[member.id] = member
         self._changed_at = self._clock()
         return member
 
-    def _lose(self, member: _Member, how: str) -> None:
+    def _remove_member(self, member: _Member, how: str) -> None:
         del self._members[member.id]
         self._changed_at = self._clock()
         if member.id in self._dealt:
             self._fail(Failure(message=f"the agent on {member.host} ({member.address}) {how}"))
 
-    def _offers(self) -> dict[str, Offer]:
+    def _offers(self) -> dict[str, AcceptedRoles]:
         """What the agents that may get roles take, this host's first and the others as they joined."""
         staying = [member for member in self._members.values() if member.notice is None]
-        others = {member.id: member.offers for member in staying if member.offers != "none"}
-        return {self.home: "all", **others}
+        remote_hosts = {member.id: member.offers for member in staying if member.offers != "none"}
+        return {self.local_agent: "all", **remote_hosts}
 
     def _can_begin(self) -> bool:
         """Whether all hosts are here, or those that are missing have been waited for and can be done without."""
         offers = self._offers()
-        if self.home not in self._members:
+        if self.local_agent not in self._members:
             return False
         if not missing_hosts(self._cluster, offers):
             return True
-        patience = self._cluster.replace_seconds
+        patience = self._cluster.host_timeout_seconds
         if patience is None or self._clock() - self._changed_at < patience:
             return False
-        taken = {kind for agent, kind in offers.items() if agent != self.home}
+        taken = {kind for agent, kind in offers.items() if agent != self.local_agent}
         # What has never run needs its hosts: who starts them may not have got round to all yet.
-        return self._begun or (self._cluster.host_per_role and ("all" in taken or {"server", "worker"} <= taken))
+        return self._begun or (self._cluster.one_role_per_host and ("all" in taken or {"server", "worker"} <= taken))
 
-    def _hear(self, member: _Member, report: Report) -> None:
+    def _apply_report(self, member: _Member, report: Heartbeat) -> None:
         member.seen, member.reports, member.metrics = self._clock(), report.number, report.metrics
         current = report.generation == self.generation
         for event in report.events:
@@ -354,19 +356,19 @@ class Coordinator:
                     self._note(event)
         member.roles = report.roles if current else {}
         member.clear = not current
-        if report.saves_wanted > member.saves_wanted:
-            member.saves_wanted = report.saves_wanted
+        if report.checkpoints_requested > member.saves_wanted:
+            member.saves_wanted = report.checkpoints_requested
             self._saves_wanted += 1
         if report.notice and not member.notice:
             member.notice, self._changed_at = report.notice, self._clock()
-            if member.id == self.home:
+            if member.id == self.local_agent:
                 self._interruption = report.notice
             self._events.append(
                 {"event": "notice", "host": member.host, "address": member.address, "why": report.notice}
             )
         if report.leaving:
             self._gone.add(member.id)
-            self._lose(member, "has left")
+            self._remove_member(member, "has left")
         elif self.state in _LIVE and member.id in self._dealt:
             if report.ended >= self.generation:
                 self._fail(Failure(message=f"the agent on {member.host} ended its roles: it could not reach me"))
@@ -374,32 +376,32 @@ class Coordinator:
                 self._fail(report.failure)
             elif "done" in report.roles.values():
                 self._see_done()
-            elif member.notice and self.state is State.RUNNING and member.id != self.home:
+            elif member.notice and self.state is State.RUNNING and member.id != self.local_agent:
                 self._give_way(member)
 
-    def _order(self, member: _Member) -> Order:
-        do: Do = "wait"
+    def _order(self, member: _Member) -> DesiredState:
+        do: Action = "wait"
         if self.state in FINISHED:
             code, how = self._end_of_job()
-            return Order(coordinator=self.id, do="leave", exit_code=code, message=f"the job {how}")
-        if member.notice and member.id != self.home and member.id not in self._dealt:
+            return DesiredState(coordinator=self.id, do="leave", exit_code=code, message=f"the job {how}")
+        if member.notice and member.id != self.local_agent and member.id not in self._dealt:
             how = f"the job goes on without this host: {member.notice}"
-            return Order(coordinator=self.id, do="leave", exit_code=INTERRUPTED_EXIT_CODE, message=how)
+            return DesiredState(coordinator=self.id, do="leave", exit_code=INTERRUPTED_EXIT_CODE, message=how)
         if self.state in _LIVE and member.id in self._dealt:
             do = "run" if self.state is State.RUNNING else "stop"
-        return Order(
+        return DesiredState(
             coordinator=self.id,
             do=do,
             acknowledged=member.events,
             generation=self.generation,
             roles=[role.name for role in self._dealt.get(member.id, [])],
-            scheduler=Place(host=self._start.scheduler.host, port=self._start.scheduler.port),
+            scheduler=Endpoint(host=self._start.scheduler.host, port=self._start.scheduler.port),
             rendezvous=self._start.rendezvous,
             servers=self._cluster.servers,
             workers=self._cluster.workers,
             checkpoint=self._start.checkpoint,
             job=self._job,
-            saves_wanted=self._saves_wanted,
+            checkpoints_requested=self._saves_wanted,
         )
 
     def _end_of_job(self) -> tuple[int, str]:
@@ -414,7 +416,7 @@ class Coordinator:
 
     # ---- the generation
 
-    def _note(self, sent: SentEvent) -> None:
+    def _note(self, sent: NumberedEvent) -> None:
         """Take an event of a role of this generation."""
         event = sent.event
         kind = event.get("event")
@@ -426,7 +428,7 @@ class Coordinator:
         elif kind == "saved":
             self._saved_step = max(self._saved_step, event["step"])
         elif kind == "stopped":
-            self._stopped = Stop(event["step"], event["checkpoint"])
+            self._stopped = StopResult(event["step"], event["checkpoint"])
             self._step = event["step"]
         elif kind == "metrics":
             self._metrics[sent.role] = event["address"]
@@ -446,15 +448,15 @@ class Coordinator:
         done = {name for member in self._members.values() for name, state in member.roles.items() if state == "done"}
         if done != dealt:
             # MXNet lets nobody leave before all workers have called their last barrier, so the others follow soon.
-            self._deadline = min(self._deadline, self._clock() + LINGER_SECONDS)
+            self._deadline = min(self._deadline, self._clock() + EXIT_TIMEOUT_SECONDS)
         elif self._stopped is None:
             self.state = State.DONE
             self._is_up()
         elif self.state is State.STOPPING:
             self.state, self.message = State.STOPPED, self._stopped.explain()
-        elif self.state is State.GIVING_WAY:
-            self._fruitless = 0 if self._stopped.checkpoint else self._fruitless
-            self._end(State.BACKING_OFF)
+        elif self.state is State.DRAINING:
+            self._restarts_without_checkpoint = 0 if self._stopped.checkpoint else self._restarts_without_checkpoint
+            self._end(State.BACKOFF)
         else:
             self._fail(Failure(message="a worker was asked to stop by someone else"))
 
@@ -463,32 +465,34 @@ class Coordinator:
         self._cause = f"the host {member.host} ({member.address}) is taken away: {member.notice}"
         self._down_since = self._clock()
         if self._trained:
-            self.state, self._deadline = State.GIVING_WAY, self._clock() + NOTICE_SECONDS
+            self.state, self._deadline = State.DRAINING, self._clock() + NOTICE_SECONDS
         else:
-            self._end(State.BACKING_OFF)  # there is nothing yet that a checkpoint could hold
+            self._end(State.BACKOFF)  # there is nothing yet that a checkpoint could hold
 
     def _grace_seconds(self) -> float:
-        return NOTICE_SECONDS if self.interruption() else self._cluster.grace_seconds
+        return NOTICE_SECONDS if self.interruption() else self._cluster.grace_period_seconds
 
     def _pass_deadline(self) -> None:
         if self.state is State.STOPPING:
             self._end_stopped(f", which took more than {self._grace_seconds():g} s to write")
-        elif self.state is State.GIVING_WAY and self._stopped is None:
+        elif self.state is State.DRAINING and self._stopped is None:
             self._fail(Failure(message=f"its checkpoint took more than {NOTICE_SECONDS:g} s to write"))
         else:
             roles = {name: state for member in self._members.values() for name, state in member.roles.items()}
             lingering = ", ".join(sorted(name for name, state in roles.items() if state != "done"))
-            self._fail(Failure(message=f"the others are done, but {lingering} did not end in {LINGER_SECONDS:.0f} s"))
+            self._fail(
+                Failure(message=f"the others are done, but {lingering} did not end in {EXIT_TIMEOUT_SECONDS:.0f} s")
+            )
 
     def _fail(self, failure: Failure) -> None:
         """End the generation because of ``failure``, and decide what follows."""
         if self.state is State.STOPPING:
             self._end_stopped(f": {failure.message}")
-        elif self.state in {State.RUNNING, State.GIVING_WAY, State.PREPARING}:
+        elif self.state in {State.RUNNING, State.DRAINING, State.PREPARING}:
             if failure.checkpoint is not None:
                 self.refused |= {failure.checkpoint}
             if self._saved_step > self._start.step:
-                self._fruitless = 0
+                self._restarts_without_checkpoint = 0
             # Of a generation that never began the cause comes after that of the one before, which it does not replace.
             if failure.message not in (self._cause or ""):
                 self._cause = f"{self._cause}; then {failure.message}" if self._cause else failure.message
@@ -497,13 +501,13 @@ class Coordinator:
             if not failure.restart:
                 self._error = failure
                 self._end(State.FAILED)
-            elif self._fruitless >= self._cluster.max_restarts:
-                limit = f"restarted {self._fruitless} times without a new checkpoint (cluster.max_restarts)"
+            elif self._restarts_without_checkpoint >= self._cluster.max_restarts:
+                limit = f"restarted {self._restarts_without_checkpoint} times without a new checkpoint (cluster.max_restarts)"
                 self._error = failure.model_copy(update={"message": f"{failure.message}; {limit}", "exit_code": 1})
                 self._end(State.FAILED)
             else:
-                self._fruitless += 1
-                self._end(State.BACKING_OFF)
+                self._restarts_without_checkpoint += 1
+                self._end(State.BACKOFF)
 
     def _end_stopped(self, why: str) -> None:
         """Stop without more ado; ``why`` there is no checkpoint, unless the workers have said that there is one."""
@@ -511,19 +515,19 @@ class Coordinator:
 
     def _end(self, following: State, message: str = "") -> None:
         """Have all roles ended; ``following`` is the state after that."""
-        self.state, self._next, self.message = State.ENDING, following, message
+        self.state, self._next, self.message = State.TERMINATING, following, message
         self._deadline = float("inf")
         for member in self._members.values():
             member.clear = False
 
     def _advance(self) -> None:
         """Go on to what needs nothing more to happen."""
-        if self.state is State.ENDING and all(self._is_clear(agent) for agent in self._dealt):
+        if self.state is State.TERMINATING and all(self._is_clear(agent) for agent in self._dealt):
             self._dealt = {}
             self.state = self._next
-            if self.state is State.BACKING_OFF:
+            if self.state is State.BACKOFF:
                 self._back_off()
-        if self.state is State.BACKING_OFF and self._clock() >= self._deadline:
+        if self.state is State.BACKOFF and self._clock() >= self._deadline:
             self.state, self._deadline = State.WAITING, float("inf")
             if missing := missing_hosts(self._cluster, self._offers()):
                 self._events.append({"event": "waiting", "hosts": missing})
@@ -535,16 +539,20 @@ class Coordinator:
         return member is None or member.clear
 
     def _back_off(self) -> None:
-        seconds = min(2.0 ** (self._fruitless - 2), LONGEST_BACK_OFF_SECONDS) if self._fruitless > 1 else 0.0
+        seconds = (
+            min(2.0 ** (self._restarts_without_checkpoint - 2), MAX_BACKOFF_SECONDS)
+            if self._restarts_without_checkpoint > 1
+            else 0.0
+        )
         self._deadline = self._clock() + seconds
         if seconds:
             self._events.append({"event": "back_off", "cause": self._cause, "seconds": seconds})
 
-    def _tell_start(self, start: Start) -> None:
-        event = {"step": start.step, "checkpoint": start.checkpoint, "passed_over": list(start.passed_over)}
+    def _tell_start(self, start: GenerationSpec) -> None:
+        event = {"step": start.step, "checkpoint": start.checkpoint, "passed_over": list(start.skipped)}
         if self._cause is not None:
             self.restarts.append(Restart(self.generation, self._cause, self._step))
             self._events.append({"event": "restart", "generation": self.generation, "cause": self._cause, **event})
             self._cause = None
-        elif start.checkpoint or start.passed_over:
+        elif start.checkpoint or start.skipped:
             self._events.append({"event": "resume", **event})

@@ -23,15 +23,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deploy.agent import Unreachable
+from deploy.agent import CoordinatorUnreachable
 from deploy.cluster import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from deploy.coordinator import Coordinator
-from deploy.reports import Order, Report
+from deploy.reports import DesiredState, Heartbeat
 from kvstore.errors import ClusterError, InputError
 from trainer.http_server import BoundedServer
 
 SHORTEST_TOKEN = 16
-LONGEST_BODY_BYTES = 4 << 20
+MAX_BODY_BYTES = 4 << 20
 SERVER_SECONDS = 5.0
 """How long a client may make the server wait for its next bytes."""
 REQUEST_SECONDS = 2.0
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _drain(self) -> None:
         """Read what was not: closing before that would break the connection before the answer has arrived."""
         length = self.headers.get("Content-Length", "")
-        left = min(int(length), LONGEST_BODY_BYTES) if length.isdecimal() and self.command == "POST" else 0
+        left = min(int(length), MAX_BODY_BYTES) if length.isdecimal() and self.command == "POST" else 0
         with suppress(OSError):
             while left > 0 and (data := self.rfile.read(min(left, 1 << 16))):
                 left -= len(data)
@@ -120,14 +120,14 @@ class _Handler(BaseHTTPRequestHandler):
         if not hmac.compare_digest(given, b"Bearer " + self.server.token.encode()):
             raise _Refused(HTTPStatus.UNAUTHORIZED, f"the token is missing or wrong; see {TOKEN_VARIABLE}")
 
-    def _report(self) -> Report:
+    def _report(self) -> Heartbeat:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
-        if int(length) > LONGEST_BODY_BYTES:
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {LONGEST_BODY_BYTES} bytes")
+        if int(length) > MAX_BODY_BYTES:
+            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MAX_BODY_BYTES} bytes")
         try:
-            return Report.model_validate_json(self._body(int(length)))
+            return Heartbeat.model_validate_json(self._body(int(length)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
@@ -177,7 +177,7 @@ class RemoteCoordinator:
         """Reach it at ``address``."""
         self._address, self._token = address, token
 
-    def report(self, report: Report) -> Order:
+    def report(self, report: Heartbeat) -> DesiredState:
         """Send ``report``; gives the order.
 
         Raises:
@@ -191,21 +191,23 @@ class RemoteCoordinator:
             headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
             connection.request("POST", "/v1/report", report.model_dump_json().encode(), headers)
             response = connection.getresponse()
-            body = response.read(LONGEST_BODY_BYTES)
+            body = response.read(MAX_BODY_BYTES)
         except (OSError, http.client.HTTPException) as error:
             reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            raise Unreachable(f"the coordinator at {self._address} cannot be reached: {reason}") from error
+            raise CoordinatorUnreachable(f"the coordinator at {self._address} cannot be reached: {reason}") from error
         finally:
             connection.close()
         if response.status == HTTPStatus.UNAUTHORIZED:
             raise InputError(f"the coordinator at {self._address} refuses the token in {TOKEN_VARIABLE}")
         if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             said = body[:200].decode(errors="replace")
-            raise Unreachable(f"the coordinator at {self._address} answers with error {response.status}: {said}")
+            raise CoordinatorUnreachable(
+                f"the coordinator at {self._address} answers with error {response.status}: {said}"
+            )
         try:
             if response.status != HTTPStatus.OK:
                 raise ValueError(f"{response.status} {body[:200].decode(errors='replace')}")
-            return Order.model_validate_json(body)
+            return DesiredState.model_validate_json(body)
         except ValueError as error:
             raise ClusterError(
                 f"what answers at {self._address} is not a coordinator of this version: {' '.join(str(error).split())}"

@@ -14,14 +14,14 @@ import threading
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from kvstore.errors import InputError, UnreachableError
+from kvstore.errors import InputError, StorageUnavailableError
 
 ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 DISABLED_VARIABLE = "AWS_EC2_METADATA_DISABLED"
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 TIMEOUT_SECONDS = 2.0
 _TOKEN_SECONDS = 21600
-_LONGEST_ANSWER_BYTES = 1 << 20
+_MAX_ANSWER_BYTES = 1 << 20
 
 
 class InstanceMetadata:
@@ -70,14 +70,16 @@ class InstanceMetadata:
         if status == HTTPStatus.NOT_FOUND:
             return None
         if status != HTTPStatus.OK:
-            raise UnreachableError(f"{self.endpoint}: the metadata service answers {name} with {status}")
+            raise StorageUnavailableError(f"{self.endpoint}: the metadata service answers {name} with {status}")
         return text
 
     def _ask(self, name: str) -> tuple[int, str]:
         if self._token is None:
             status, token = self._request("PUT", "/latest/api/token", "ttl-seconds", str(_TOKEN_SECONDS))
             if status != HTTPStatus.OK or not token:
-                raise UnreachableError(f"{self.endpoint}: the metadata service gives no token, but answers {status}")
+                raise StorageUnavailableError(
+                    f"{self.endpoint}: the metadata service gives no token, but answers {status}"
+                )
             self._token = token
         return self._request("GET", f"/latest/meta-data/{name}", "", self._token)
 
@@ -88,9 +90,11 @@ class InstanceMetadata:
         try:
             connection.request(method, path, headers={name: value})
             response = connection.getresponse()
-            return response.status, response.read(_LONGEST_ANSWER_BYTES).decode("utf-8", errors="replace")
+            return response.status, response.read(_MAX_ANSWER_BYTES).decode("utf-8", errors="replace")
         except (OSError, http.client.HTTPException) as error:
             reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            raise UnreachableError(f"{self.endpoint}: the metadata service cannot be reached: {reason}") from error
+            raise StorageUnavailableError(
+                f"{self.endpoint}: the metadata service cannot be reached: {reason}"
+            ) from error
         finally:
             connection.close()

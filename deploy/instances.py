@@ -24,7 +24,7 @@ LINUX_BYTES = GIB // 2
 
 
 @dataclass(frozen=True)
-class Instance:
+class InstanceType:
     """One instance type. ``peak_gbit`` is reached for a while only, where it is more than ``baseline_gbit``."""
 
     name: str
@@ -101,13 +101,13 @@ _SIZES: dict[str, list[tuple[str, float, float | None, float | None]]] = {
 }
 
 INSTANCES = {
-    f"{family}.{size}": Instance(f"{family}.{size}", memory, baseline, peak)
+    f"{family}.{size}": InstanceType(f"{family}.{size}", memory, baseline, peak)
     for family, sizes in _SIZES.items()
     for size, memory, baseline, peak in sizes
 }
 
 
-def find_instance(name: str) -> Instance:
+def find_instance(name: str) -> InstanceType:
     """The instance type called ``name``.
 
     Raises:

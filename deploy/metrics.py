@@ -12,8 +12,8 @@ from deploy.capacity import available_bytes, limit_bytes
 from deploy.cluster import roles
 from deploy.coordinator import Coordinator, State
 from trainer import metric_names as names
-from trainer.job import Cluster
-from trainer.metrics import RoleMetrics
+from trainer.job import ClusterConfig
+from trainer.metrics import ProcessMetrics
 
 
 class MachineMetrics:
@@ -21,8 +21,8 @@ class MachineMetrics:
 
     def collect(self) -> Iterator[Family]:
         """All there is."""
-        yield names.MEMORY_LIMIT.alone(limit_bytes())
-        yield names.MEMORY_AVAILABLE.alone(available_bytes())
+        yield names.MEMORY_LIMIT.single(limit_bytes())
+        yield names.MEMORY_AVAILABLE.single(available_bytes())
 
     def load(self) -> dict[str, Any]:
         """The same."""
@@ -32,7 +32,7 @@ class MachineMetrics:
 class JobMetrics:
     """How a distributed job fares, as its coordinator knows."""
 
-    def __init__(self, coordinator: Coordinator, cluster: Cluster) -> None:
+    def __init__(self, coordinator: Coordinator, cluster: ClusterConfig) -> None:
         """Show what ``coordinator`` knows of a job on ``cluster``."""
         self._coordinator, self._cluster = coordinator, cluster
 
@@ -40,8 +40,8 @@ class JobMetrics:
         """All there is."""
         status = self._coordinator.status()
         reported = {name for agent in status["agents"] for name in agent["roles"]}
-        yield names.RESTARTS.alone(len(status["restarts"]))
-        yield names.GENERATION.alone(status["generation"])
+        yield names.RESTARTS.single(len(status["restarts"]))
+        yield names.GENERATION.single(status["generation"])
         yield names.JOB_STATE.family(*(((state.value,), float(state == status["state"])) for state in State))
         yield names.ROLE_UP.family(*(((role.name,), float(role.name in reported)) for role in roles(self._cluster)))
 
@@ -55,13 +55,13 @@ class HostMetrics:
 
     def collect(self) -> Iterator[Family]:
         """All there is."""
-        yield names.LIVING_ROLES.alone(self._agent.living_roles())
+        yield names.LIVING_ROLES.single(self._agent.living_roles())
 
 
-def role_metrics(run: str, role: str, stall_seconds: float | None = None) -> RoleMetrics:
+def process_metrics(run: str, role: str, stall_seconds: float | None = None) -> ProcessMetrics:
     """The metrics of a process of ``run``, with those of its machine."""
-    metrics = RoleMetrics(run, role, stall_seconds)
-    metrics.show("machine", MachineMetrics())
+    metrics = ProcessMetrics(run, role, stall_seconds)
+    metrics.register("machine", MachineMetrics())
     return metrics
 
 

@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploy.aws_errors import explained
-from kvstore.errors import CloudError, RefusedError
+from deploy.aws_errors import translate_aws_errors
+from kvstore.errors import CloudError, CloudRequestError
 
 if TYPE_CHECKING:
     from mypy_boto3_pricing.type_defs import FilterTypeDef
@@ -101,7 +101,7 @@ def hourly_price(aws: Aws | None, service: Service, instance_type: str) -> Price
             if dollars is not None:
                 return Price(dollars, f"AWS's price list, {aws.region}")
             why = f"AWS's price list has none for {aws.region}"
-        except (CloudError, RefusedError) as error:
+        except (CloudError, CloudRequestError) as error:
             why = f"AWS's price list could not be asked: {getattr(error, 'code', '') or error.kind}"
     return _tabled(service, instance_type, why)
 
@@ -115,7 +115,7 @@ def _tabled(service: Service, instance_type: str, why: str) -> Price:
 
 def _listed(aws: Aws, service: Service, instance_type: str) -> float | None:
     """What the price list has; None if nothing."""
-    with explained("asking for the price", aws.region):
+    with translate_aws_errors("asking for the price", aws.region):
         answer = aws.pricing.get_products(ServiceCode=service, Filters=_filters(service, instance_type, aws.region))
     products = [json.loads(product) for product in answer["PriceList"]]
     return next((dollars for product in products if (dollars := _on_demand(service, product)) is not None), None)

@@ -24,7 +24,7 @@ from deploy.cluster import Address
 from kvstore.errors import ClusterError
 from trainer.http_server import BoundedServer, Limits
 
-LONGEST_KEY = 256
+MAX_KEY = 256
 KEYS_OF_WORKER = 32
 """Horovod 0.28.1 leaves twelve: a host name and addresses for each of six groups of workers."""
 VALUE_BYTES, VALUE_BYTES_OF_WORKER = 1024, 256
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.path.encode("utf-8", errors="replace")
         if not hmac.compare_digest(given[: len(prefix)], prefix.encode()):
             self._answer(HTTPStatus.FORBIDDEN)
-        elif len(given) > len(prefix) + LONGEST_KEY:
+        elif len(given) > len(prefix) + MAX_KEY:
             self._answer(HTTPStatus.REQUEST_URI_TOO_LONG)
         else:
             key = self.path[len(prefix) :]
@@ -98,10 +98,10 @@ class _Server(BoundedServer):
         self.most_keys = KEYS_OF_WORKER * workers
         self.most_bytes = VALUE_BYTES + VALUE_BYTES_OF_WORKER * workers
         self._keeping = threading.Lock()
-        self.renew()
+        self.new_generation()
         super().__init__(host, 0, _Handler)
 
-    def renew(self) -> None:
+    def new_generation(self) -> None:
         """Begin another generation, with nothing kept."""
         # One assignment: what comes late with the secret of the one before lands in its values.
         self.generation: tuple[str, dict[str, bytes]] = secrets.token_hex(16), {}
@@ -122,14 +122,14 @@ class Rendezvous:
         """What ``server`` keeps, which listens on ``host``."""
         self._server, self._host = server, host
 
-    def renew(self) -> str:
+    def new_generation(self) -> str:
         """Forget everything, for another generation; gives where its workers meet, as HOST:PORT/SECRET."""
-        self._server.renew()
+        self._server.new_generation()
         return f"{Address(self._host, self._server.server_port)}/{self._server.generation[0]}"
 
 
 @contextmanager
-def meeting(host: str, workers: int) -> Iterator[Rendezvous]:
+def serve_rendezvous(host: str, workers: int) -> Iterator[Rendezvous]:
     """Serve a rendezvous of ``workers`` at a free port of ``host`` while the context lasts.
 
     Raises:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deploy.cluster import Offer
+from deploy.cluster import AcceptedRoles
 
-LONGEST_MESSAGE = 8192
-MOST_EVENTS = 200
+MAX_MESSAGE = 8192
+MAX_EVENTS = 200
 """In one report; what is left follows in the next."""
 
-Do = Literal["wait", "run", "stop", "leave"]
+Action = Literal["wait", "run", "stop", "leave"]
 RoleState = Literal["running", "done"]
 
 
@@ -27,8 +27,8 @@ class _Message(BaseModel):
 class Failure(_Message):
     """Why a role, or a host, has failed."""
 
-    message: str = Field(max_length=LONGEST_MESSAGE)
-    details: str = Field("", max_length=LONGEST_MESSAGE, description="where to read more")
+    message: str = Field(max_length=MAX_MESSAGE)
+    details: str = Field("", max_length=MAX_MESSAGE, description="where to read more")
     exit_code: int = 1
     restart: bool = Field(True, description="whether another generation may do better")
     checkpoint: str | None = Field(None, description="one that turned out damaged: not to be loaded again")
@@ -38,7 +38,7 @@ class Failure(_Message):
         return f"{self.message} ({self.details})" if self.details else self.message
 
 
-class SentEvent(_Message):
+class NumberedEvent(_Message):
     """An event of a role, numbered by its agent so that it counts once however often it is sent."""
 
     number: int
@@ -47,51 +47,51 @@ class SentEvent(_Message):
     event: dict[str, Any]
 
 
-class Report(_Message):
+class Heartbeat(_Message):
     """What an agent says. ``number`` grows from report to report: one that comes late is known by it."""
 
     agent: str
     host: str
     address: str
-    offers: Offer = Field("all", description="the kinds of roles that it takes")
+    accepted_roles: AcceptedRoles = Field("all", description="the kinds of roles that it takes")
     number: int
     coordinator: str | None = Field(None, description="the one that the agent has heard of last")
     generation: int | None = Field(None, description="the one whose roles it runs")
     ended: int = Field(0, description="the newest generation whose roles it has ended")
     roles: dict[str, RoleState] = {}
-    events: list[SentEvent] = Field([], max_length=MOST_EVENTS)
+    events: list[NumberedEvent] = Field([], max_length=MAX_EVENTS)
     failure: Failure | None = None
     metrics: str | None = Field(None, description="where the agent's own metrics can be scraped, HOST:PORT")
     leaving: bool = Field(False, description="its roles have ended, and no report of it will follow")
-    notice: str | None = Field(None, max_length=LONGEST_MESSAGE, description="why its host will soon be gone")
-    saves_wanted: int = Field(0, description="how often it has wanted a checkpoint: its host may soon be gone")
+    notice: str | None = Field(None, max_length=MAX_MESSAGE, description="why its host will soon be gone")
+    checkpoints_requested: int = Field(0, description="how often it has wanted a checkpoint: its host may soon be gone")
 
 
-class Place(_Message):
+class Endpoint(_Message):
     """Where the scheduler of a generation listens."""
 
     host: str
     port: int
 
 
-class Order(_Message):
+class DesiredState(_Message):
     """What an agent is to do.
 
     wait: have no roles. run: have those of ``generation``. stop: ask its workers to stop. leave: have no roles and end.
     """
 
     coordinator: str
-    do: Do
+    do: Action
     acknowledged: int = Field(0, description="the newest event that the coordinator has")
     generation: int = 0
     roles: list[str] = []
-    scheduler: Place | None = None
+    scheduler: Endpoint | None = None
     rendezvous: str | None = Field(None, description="HOST:PORT/SECRET where workers meet for Horovod, if they do")
     servers: int = 0
     workers: int = 0
     checkpoint: str | None = None
     files: dict[str, str] = Field({}, description="of the run folder, for who joins and does not share it")
     job: str = Field("", description="SHA-256 of the job file that the roles must find")
-    saves_wanted: int = Field(0, description="how often a checkpoint has been asked for out of turn")
+    checkpoints_requested: int = Field(0, description="how often a checkpoint has been asked for out of turn")
     exit_code: int = 0
     message: str = ""

@@ -22,30 +22,30 @@ import psutil
 from trainer.run_folder import PROCESSES_FILE, RunFolder
 
 STATE_SECONDS = 1.0
-LONGEST_SAMPLE_SECONDS = 15.0
+MAX_SAMPLE_SECONDS = 15.0
 """Samples are taken at every turn at first, and at last so seldom: a long run does not need more, nor a disk."""
 _SAMPLES_A_RUN = 60
 JOB_EVENTS = frozenset({"restart", "resume", "back_off", "waiting", "short_of_hosts"})
 """What of the events of a run is kept in ``processes.jsonl``: that of the job, not of its training."""
 
-Look = Callable[[], dict[str, Any]]
+StateSource = Callable[[], dict[str, Any]]
 """Gives ``state``, ``generation`` and ``processes``: by name ``state``, ``host``, ``metrics`` and ``load``."""
 
 
-class RunState:
+class StateWriter:
     """Keeps ``state.json`` true while the context lasts, from a thread of its own."""
 
     def __init__(self, folder: RunFolder) -> None:
         """Write to ``folder``, which this process holds."""
         self._folder = folder
-        self._look: Look = lambda: {"state": "starting", "generation": 0, "processes": {}}
+        self._look: StateSource = lambda: {"state": "starting", "generation": 0, "processes": {}}
         self._started, self._sampled_at = time.time(), float("-inf")
         self._writing, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="state", daemon=True)
         own = psutil.Process()
         self._command = {"host": socket.gethostname(), "pid": own.pid, "pid_started": own.create_time()}
 
-    def watch(self, look: Look) -> None:
+    def watch(self, look: StateSource) -> None:
         """From now on tell what ``look`` says."""
         self._look = look
 
@@ -85,7 +85,7 @@ class RunState:
         now = self._look()
         self._write({**now, "message": ""})
         pause = (time.time() - self._started) / _SAMPLES_A_RUN
-        if time.monotonic() - self._sampled_at >= min(pause, LONGEST_SAMPLE_SECONDS):
+        if time.monotonic() - self._sampled_at >= min(pause, MAX_SAMPLE_SECONDS):
             self._sampled_at = time.monotonic()
             self._append({"event": "sample", **_loads(now)})
 

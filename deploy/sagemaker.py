@@ -28,19 +28,19 @@ import yaml
 
 from deploy.cluster import Address
 from kvstore.errors import ClusterError, InputError
-from trainer.job import Job, make_job
+from trainer.job import JobConfig, make_job
 from trainer.run_folder import FINAL_METRICS_FILE, JOB_FILE, LOCK_FILE, METRICS_FILE, REPORT_FILE, RunFolder
 
 BASE = Path("/opt/ml")
 CHECKPOINTS = "/opt/ml/checkpoints"
-SHARDS_CHANNEL = "shards"
+TRAINING_CHANNEL = "shards"
 """The channel that takes the place of data.shards."""
 JOB_PARAMETER = "job"
 """The hyperparameter that may hold a whole job file."""
-LONGEST_FAILURE = 1024
+MAX_FAILURE = 1024
 STOP_SECONDS = 110.0
 """How long a container may take to end: SageMaker kills it 120 seconds after SIGTERM."""
-PATIENCE_SECONDS = 900.0
+COORDINATOR_TIMEOUT_SECONDS = 900.0
 """How long a host may be without the first one before it fails, which ends the job: it costs money meanwhile."""
 PORT_VARIABLE = "CROSSFADE_PORT"
 """Where the coordinator listens, if that is to be another port than ``PORT``."""
@@ -185,7 +185,7 @@ class Hosts:
         return Address(self.address(self.first), int(os.environ.get(PORT_VARIABLE, PORT)))
 
 
-def read_job(paths: Paths, hosts: Hosts) -> Job:
+def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
     """The job that the hyperparameters describe, with its data, checkpoints and processes where they are here.
 
     A hyperparameter is a key of the job file, such as ``train.epochs``; ``job`` may hold a whole file, which the others
@@ -200,8 +200,8 @@ def read_job(paths: Paths, hosts: Hosts) -> Job:
     if text is not None and text.startswith('"'):  # SageMaker's own library has all values as JSON
         text = str(yaml.safe_load(text))
     overrides = [f"{key}={value}" for key, value in given.items()]
-    if paths.channel(SHARDS_CHANNEL).is_dir():
-        overrides.append(f"data.shards={_text(str(paths.channel(SHARDS_CHANNEL)))}")
+    if paths.channel(TRAINING_CHANNEL).is_dir():
+        overrides.append(f"data.shards={_text(str(paths.channel(TRAINING_CHANNEL)))}")
     overrides.append("cluster.shared_folder=false")
     if len(hosts.names) > 1:
         first = hosts.coordinator()
@@ -213,7 +213,7 @@ def read_job(paths: Paths, hosts: Hosts) -> Job:
     if text is None and "cluster.grace_seconds" not in given:
         overrides.append(f"cluster.grace_seconds={STOP_SECONDS}")
     job = make_job(text or "{}", str(source), overrides)
-    if job.cluster.grace_seconds > STOP_SECONDS:
+    if job.cluster.grace_period_seconds > STOP_SECONDS:
         cluster = job.cluster.model_copy(update={"grace_seconds": STOP_SECONDS})
         job = job.model_copy(update={"cluster": cluster})
     return job
@@ -228,7 +228,7 @@ def run_dir(paths: Paths, hosts: Hosts) -> Path:
     return (paths.checkpoints if paths.checkpoints.is_dir() else paths.base / "run") / hosts.own
 
 
-def restore(run: Path, job: Job) -> None:
+def restore_run(run: Path, job: JobConfig) -> None:
     """Make the folder ``run`` one of a run of ``job`` that can be taken up, if anything of it came back from S3.
 
     Not all need have come: what was written last may be missing, and so may files without content.
@@ -239,10 +239,10 @@ def restore(run: Path, job: Job) -> None:
     if run.is_dir() and any(run.iterdir()):
         (run / LOCK_FILE).touch()
         if not (run / JOB_FILE).exists():
-            (run / JOB_FILE).write_text(job.anchored().to_yaml(), encoding="utf-8")
+            (run / JOB_FILE).write_text(job.with_absolute_paths().to_yaml(), encoding="utf-8")
 
 
-def deliver(paths: Paths, folder: RunFolder) -> None:
+def export_model(paths: Paths, folder: RunFolder) -> None:
     """Copy what the job is for to the model: the embeddings, the report, the job and the records.
 
     Raises:
@@ -273,4 +273,4 @@ def write_failure(paths: Paths, message: str) -> None:
         OSError: it cannot be written.
     """
     paths.failure.parent.mkdir(parents=True, exist_ok=True)
-    paths.failure.write_text(message[:LONGEST_FAILURE], encoding="utf-8")
+    paths.failure.write_text(message[:MAX_FAILURE], encoding="utf-8")

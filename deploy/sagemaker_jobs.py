@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploy.aws_errors import explained, of_code
+from deploy.aws_errors import error_from_code, translate_aws_errors
 from deploy.sagemaker import progress_pattern
-from kvstore.errors import CloudError, ClusterError, CrossfadeError, InputError, RefusedError
+from kvstore.errors import CloudError, CloudRequestError, ClusterError, CrossfadeError, InputError
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker.type_defs import CreateTrainingJobRequestTypeDef
@@ -32,7 +32,7 @@ _ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([
 
 
 @dataclass
-class News:
+class JobUpdate:
     """What is new of a job: its state, transitions between states, and lines of its hosts' logs."""
 
     status: str
@@ -55,20 +55,20 @@ def image_problem(aws: Aws, image: str) -> str | None:
         return f"{image} is not in ECR, so whether it exists was not looked up"
     account, region, repository, digest, tag = found.groups()
     if region != aws.region:
-        raise RefusedError(
+        raise CloudRequestError(
             f"--image {image}: is in the region {region}, and SageMaker takes images of its own, {aws.region}, alone; "
             "push it there, or name the other --region",
             "region",
         )
     wanted: Any = {"imageDigest": digest} if digest else {"imageTag": tag or "latest"}
     try:
-        with explained(f"looking for the image {image}", aws.region):
+        with translate_aws_errors(f"looking for the image {image}", aws.region):
             aws.ecr.describe_images(registryId=account, repositoryName=repository, imageIds=[wanted])
-    except RefusedError as error:
+    except CloudRequestError as error:
         if error.kind == "permission":
             return str(error)
         if error.kind == "missing":
-            raise RefusedError(
+            raise CloudRequestError(
                 f"{error}; push it there as docs/aws.md says, or name another --image", "missing"
             ) from error
         raise
@@ -81,7 +81,7 @@ def start(aws: Aws, request: CreateTrainingJobRequestTypeDef) -> str:
     Raises:
         RefusedError, CloudError: AWS does not.
     """
-    with explained(f"starting the training job {request['TrainingJobName']}", aws.region):
+    with translate_aws_errors(f"starting the training job {request['TrainingJobName']}", aws.region):
         return aws.sagemaker.create_training_job(**request)["TrainingJobArn"]
 
 
@@ -92,28 +92,28 @@ def stop(aws: Aws, name: str) -> None:
         RefusedError, CloudError: AWS does not.
     """
     try:
-        with explained(f"stopping the training job {name}", aws.region):
+        with translate_aws_errors(f"stopping the training job {name}", aws.region):
             aws.sagemaker.stop_training_job(TrainingJobName=name)
-    except RefusedError as error:
+    except CloudRequestError as error:
         raise _unknown(aws, name, error) from error
 
 
-def describe(aws: Aws, name: str) -> dict[str, Any]:
+def describe_job(aws: Aws, name: str) -> dict[str, Any]:
     """What SageMaker says of the job ``name``.
 
     Raises:
         InputError: there is no such job.
     """
     try:
-        with explained(f"asking for the training job {name}", aws.region):
+        with translate_aws_errors(f"asking for the training job {name}", aws.region):
             return dict(aws.sagemaker.describe_training_job(TrainingJobName=name))
-    except RefusedError as error:
+    except CloudRequestError as error:
         raise _unknown(aws, name, error) from error
 
 
-def _unknown(aws: Aws, name: str, error: RefusedError) -> RefusedError:
+def _unknown(aws: Aws, name: str, error: CloudRequestError) -> CloudRequestError:
     if error.kind in {"missing", "request"} and _NOT_FOUND.search(str(error)):
-        return RefusedError(
+        return CloudRequestError(
             f"there is no training job '{name}' in {aws.region} of this account; 'aws sagemaker list-training-jobs' "
             "lists them, and --region names another region",
             "missing",
@@ -122,7 +122,9 @@ def _unknown(aws: Aws, name: str, error: RefusedError) -> RefusedError:
     return error
 
 
-def follow(aws: Aws, name: str, wait: Callable[[float], None], poll_seconds: float = POLL_SECONDS) -> Iterator[News]:
+def follow(
+    aws: Aws, name: str, wait: Callable[[float], None], poll_seconds: float = POLL_SECONDS
+) -> Iterator[JobUpdate]:
     """What is new of the job ``name``, again and again until it has ended; ``wait`` pauses in between.
 
     Raises:
@@ -132,7 +134,7 @@ def follow(aws: Aws, name: str, wait: Callable[[float], None], poll_seconds: flo
     log, told, progress = _Log(aws, name), 0, None
     while True:
         with _going_on(name):
-            description = describe(aws, name)
+            description = describe_job(aws, name)
             lines = log.read()
         transitions = description.get("SecondaryStatusTransitions", [])
         new = [_transition(each) for each in transitions[told:]]
@@ -140,7 +142,7 @@ def follow(aws: Aws, name: str, wait: Callable[[float], None], poll_seconds: flo
         found = [match[1] for line in lines for match in _PROGRESS.finditer(line)]
         progress = float(found[-1]) if found else progress
         status, secondary = description["TrainingJobStatus"], description.get("SecondaryStatus", "")
-        yield News(status, secondary, new, lines, progress, description)
+        yield JobUpdate(status, secondary, new, lines, progress, description)
         if status in ENDED:
             return
         wait(poll_seconds)
@@ -175,7 +177,7 @@ class _Log:
         try:
             streams = self._streams()
             return [line for stream in streams for line in self._told(stream, several=len(streams) > 1)]
-        except RefusedError as error:
+        except CloudRequestError as error:
             if error.kind != "permission":
                 raise
             self._denied = True
@@ -188,12 +190,12 @@ class _Log:
     def _streams(self) -> list[str]:
         """The streams of the job, one a host and attempt."""
         try:
-            with explained("reading the log", self._aws.region):
+            with translate_aws_errors("reading the log", self._aws.region):
                 pages = self._aws.logs.get_paginator("describe_log_streams").paginate(
                     logGroupName=LOG_GROUP, logStreamNamePrefix=self._prefix
                 )
                 return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
-        except RefusedError as error:
+        except CloudRequestError as error:
             if error.kind == "missing":  # the group comes with the first job of the account
                 return []
             raise
@@ -201,7 +203,7 @@ class _Log:
     def _new(self, stream: str) -> Iterator[str]:
         while True:
             token: Any = {"nextToken": self._tokens[stream]} if stream in self._tokens else {}
-            with explained("reading the log", self._aws.region):
+            with translate_aws_errors("reading the log", self._aws.region):
                 answer = self._aws.logs.get_log_events(
                     logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **token
                 )
@@ -238,9 +240,9 @@ def _failed(name: str, secondary: str, reason: str, region: str) -> CrossfadeErr
             f"the training job {name} was stopped, since spot capacity did not come within --max-wait-hours", "capacity"
         )
     if reason.startswith("CapacityError"):
-        return of_code("CapacityError", reason, "CreateTrainingJob", f"the training job {name} failed", region)
+        return error_from_code("CapacityError", reason, "CreateTrainingJob", f"the training job {name} failed", region)
     code = _EXIT_CODE.search(reason)
     message = f"the training job {name} failed: {reason or secondary}"
     if code is not None and int(code[1]) == InputError.exit_code:
         return InputError(message)
-    return RefusedError(message, "request") if reason.startswith("ClientError") else ClusterError(message)
+    return CloudRequestError(message, "request") if reason.startswith("ClientError") else ClusterError(message)

@@ -16,14 +16,14 @@ import yaml
 
 from deploy.accelerators import DEFAULT_SAGEMAKER_TYPE, accelerator_of
 from deploy.cluster import TOKEN_VARIABLE
-from deploy.sagemaker import CHECKPOINTS, SHARDS_CHANNEL, progress_pattern, value_pattern
+from deploy.sagemaker import CHECKPOINTS, TRAINING_CHANNEL, progress_pattern, value_pattern
 from kvstore.errors import InputError
-from trainer.job import Job
+from trainer.job import JobConfig
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker.type_defs import CreateTrainingJobRequestTypeDef
 
-LONGEST_VALUE, MOST_HYPERPARAMETERS, MOST_METRICS = 2500, 100, 40
+MAX_VALUE, MAX_HYPERPARAMETERS, MAX_METRICS = 2500, 100, 40
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 _S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/.*)?")
 _HOUR = 3600
@@ -34,7 +34,7 @@ _JUDGED = ("recall", "ndcg")
 class Submission:
     """What is submitted. Hours, GiB; ``output`` is an S3 URI under which each job gets a folder of its name."""
 
-    job: Job
+    job: JobConfig
     name: str
     role: str
     image: str
@@ -60,7 +60,7 @@ class Submission:
         return f"{self.output.rstrip('/')}/{self.name}"
 
 
-def check(submission: Submission) -> None:
+def check_submission(submission: Submission) -> None:
     """Refuse what cannot run, before AWS is asked.
 
     Raises:
@@ -86,16 +86,16 @@ def check(submission: Submission) -> None:
 
 
 def _check_data(submission: Submission) -> None:
-    shards = submission.job.data.shards
-    if SHARDS_CHANNEL not in submission.channels and not shards.startswith(("s3://", "/opt/ml/")):
+    shards = submission.job.data.path
+    if TRAINING_CHANNEL not in submission.channels and not shards.startswith(("s3://", "/opt/ml/")):
         raise InputError(
             f"data.shards: {shards} is on this machine, where the job does not run; prepare the data on S3 "
             f"('crossfade prepare --out s3://BUCKET/PREFIX') and name that, as with --set data.shards=s3://BUCKET/PREFIX"
         )
-    start_from = submission.job.checkpoint.start_from
+    start_from = submission.job.checkpoint.warm_start_from
     if start_from is not None and not start_from.startswith(("s3://", "/opt/ml/")):
         raise InputError(f"checkpoint.start_from: {start_from} is on this machine; name one on S3")
-    to = submission.job.checkpoint.to
+    to = submission.job.checkpoint.path
     if to is not None and not to.startswith("s3://"):
         raise InputError(f"checkpoint.to: {to} is on this machine; name a place on S3, or leave it out")
 
@@ -126,7 +126,7 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
     Raises:
         InputError: something of the submission is wrong.
     """
-    check(submission)
+    check_submission(submission)
     job, spot = submission.job, submission.max_wait_hours is not None
     limit: dict[str, int] = {"MaxRuntimeInSeconds": round(submission.max_hours * _HOUR)}
     if submission.max_wait_hours is not None:
@@ -158,15 +158,15 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
         request["VpcConfig"] = {"SecurityGroupIds": submission.security_groups, "Subnets": submission.subnets}
     if submission.hosts > 1:
         request["Environment"] = {TOKEN_VARIABLE: secrets.token_hex(32)}
-    elif job.checkpoint.to is None:
+    elif job.checkpoint.path is None:
         request["CheckpointConfig"] = {"S3Uri": f"{submission.folder}/checkpoints", "LocalPath": CHECKPOINTS}
     return request  # type: ignore[return-value]  # botocore checks it, by the service's own model
 
 
-def _placed(submission: Submission) -> Job:
+def _placed(submission: Submission) -> JobConfig:
     """The job with its checkpoints where several hosts share them."""
     job = submission.job
-    if submission.hosts == 1 or job.checkpoint.to is not None:
+    if submission.hosts == 1 or job.checkpoint.path is not None:
         return job
     checkpoint = job.checkpoint.model_copy(update={"to": f"{submission.folder}/checkpoints"})
     return job.model_copy(update={"checkpoint": checkpoint})
@@ -181,29 +181,31 @@ def _channel(name: str, uri: str) -> dict[str, Any]:
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
 
 
-def hyperparameters(job: Job) -> dict[str, str]:
+def hyperparameters(job: JobConfig) -> dict[str, str]:
     """The keys of ``job`` that are not at their defaults, as 'crossfade train --set' takes them.
 
     Raises:
         InputError: they are more, or longer, than SageMaker takes.
     """
-    found = {key: _scalar(value) for key, value in job.changed().items()}
+    found = {key: _scalar(value) for key, value in job.non_default_values().items()}
     longest = max(found, key=lambda key: len(found[key]))
-    if len(found[longest]) > LONGEST_VALUE or len(found) > MOST_HYPERPARAMETERS:
+    if len(found[longest]) > MAX_VALUE or len(found) > MAX_HYPERPARAMETERS:
         raise InputError(
             f"{longest}: has {len(found[longest])} characters, and there are {len(found)} keys; SageMaker takes "
-            f"{LONGEST_VALUE} characters and {MOST_HYPERPARAMETERS} keys"
+            f"{MAX_VALUE} characters and {MAX_HYPERPARAMETERS} keys"
         )
     return found
 
 
 def _scalar(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10 * LONGEST_VALUE, allow_unicode=True).splitlines()[0]
+    return yaml.safe_dump(value, default_flow_style=True, width=10 * MAX_VALUE, allow_unicode=True).splitlines()[0]
 
 
-def metric_definitions(job: Job) -> list[dict[str, str]]:
+def metric_definitions(job: JobConfig) -> list[dict[str, str]]:
     """What CloudWatch reads out of the container's log: the loss, how far it is, and the quality on the valid split."""
-    names = list(dict.fromkeys([job.evaluate.select, *(f"{metric}@{k}" for k in job.evaluate.k for metric in _JUDGED)]))
+    names = list(
+        dict.fromkeys([job.evaluate.best_metric, *(f"{metric}@{k}" for k in job.evaluate.k for metric in _JUDGED)])
+    )
     found = [{"Name": "train:loss", "Regex": value_pattern("loss")}, {"Name": "progress", "Regex": progress_pattern()}]
     found += [{"Name": f"valid:{name}", "Regex": value_pattern(name)} for name in names]
-    return found[:MOST_METRICS]
+    return found[:MAX_METRICS]

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kvstore.errors import InputError
-from trainer.job import Job, load_job
+from trainer.job import JobConfig, load_job
 
 if TYPE_CHECKING:
     import optuna
 
 
 @dataclass(frozen=True)
-class Setting:
+class SearchParameter:
     """One key of the job and what it may be: from ``low`` to ``high``, on a log scale or not, or one of ``choices``."""
 
     key: str
@@ -31,7 +31,7 @@ class Setting:
     choices: tuple[Any, ...] = ()
 
     @staticmethod
-    def parse(text: str) -> Setting:
+    def parse(text: str) -> SearchParameter:
         """``KEY=LOW..HIGH``, ``KEY=log:LOW..HIGH`` or ``KEY=A|B|C``.
 
         Raises:
@@ -43,9 +43,9 @@ class Setting:
         if equals and key and ".." in numbers:
             low, high = (_number(bound) for bound in numbers.split("..", 1))
             if low is not None and high is not None and low < high and (low > 0 or not log):
-                return Setting(key, low, high, log)
+                return SearchParameter(key, low, high, log)
         elif equals and key and "|" in values:
-            return Setting(key, choices=tuple(yaml.safe_load(choice) for choice in values.split("|")))
+            return SearchParameter(key, choices=tuple(yaml.safe_load(choice) for choice in values.split("|")))
         raise InputError(
             f"--search {text}: expected KEY=LOW..HIGH, KEY=log:LOW..HIGH with 0 < LOW < HIGH, or KEY=A|B|C, for "
             "example --search optimizer.learning_rate=log:0.001..0.1"
@@ -78,17 +78,17 @@ def _number(text: str) -> float | None:
             return None
 
 
-def default_settings(job: Job) -> list[Setting]:
+def default_settings(job: JobConfig) -> list[SearchParameter]:
     """What matters most, around what ``job`` says: learning rate, temperature and weight decay."""
     rate, temperature = job.optimizer.learning_rate, job.model.temperature
     return [
-        Setting("optimizer.learning_rate", rate / 10, rate * 10, log=True),
-        Setting("model.temperature", temperature / 3, temperature * 3, log=True),
-        Setting("optimizer.weight_decay", 1e-8, 1e-3, log=True),
+        SearchParameter("optimizer.learning_rate", rate / 10, rate * 10, log=True),
+        SearchParameter("model.temperature", temperature / 3, temperature * 3, log=True),
+        SearchParameter("optimizer.weight_decay", 1e-8, 1e-3, log=True),
     ]
 
 
-def check_settings(path: Path, overrides: Sequence[str], settings: Sequence[Setting]) -> None:
+def check_settings(path: Path, overrides: Sequence[str], settings: Sequence[SearchParameter]) -> None:
     """See that the job takes every setting.
 
     Raises:

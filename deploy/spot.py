@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from deploy.imds import InstanceMetadata
-from kvstore.errors import UnreachableError, printable
+from kvstore.errors import StorageUnavailableError, escape_unprintable
 
 POLL_SECONDS = 5.0
 NOTICE_SECONDS = 110.0
@@ -29,7 +29,7 @@ _ACTION, _RECOMMENDATION = "spot/instance-action", "events/recommendations/rebal
 _DOES = {"terminate": "terminates", "stop": "stops", "hibernate": "hibernates"}
 
 
-class SpotWatch:
+class SpotMonitor:
     """What the metadata service has said so far. Any thread may ask."""
 
     def __init__(self, metadata: InstanceMetadata, say: Callable[[str], None]) -> None:
@@ -47,11 +47,11 @@ class SpotWatch:
         """How many times EC2 has said that the host is at risk: a good moment for a checkpoint, no more."""
         return len(self._recommended)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Ask once."""
         try:
             self._hear(self._metadata.get(_ACTION), self._metadata.get(_RECOMMENDATION))
-        except (UnreachableError, ValueError) as error:
+        except (StorageUnavailableError, ValueError) as error:
             if not self._silent:
                 self._say(f"no spot notice can be seen now, and it is asked again every {POLL_SECONDS:g} s: {error}")
             self._silent = True
@@ -81,21 +81,21 @@ def _fields(answer: str, *names: str) -> list[str]:
     fields = json.loads(answer)
     if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) for name in names):
         raise ValueError(f"expected {', '.join(names)}, but found {answer[:200]}")
-    return [printable(fields[name]) for name in names]
+    return [escape_unprintable(fields[name]) for name in names]
 
 
 @contextmanager
-def watching(say: Callable[[str], None], poll_seconds: float = POLL_SECONDS) -> Iterator[SpotWatch]:
+def monitor_spot(say: Callable[[str], None], poll_seconds: float = POLL_SECONDS) -> Iterator[SpotMonitor]:
     """Ask every ``poll_seconds`` while the context lasts.
 
     Raises:
         InputError: the environment says that the metadata service must not be asked, or names no address.
     """
-    watch, over = SpotWatch(InstanceMetadata.of_this_host(), say), threading.Event()
+    watch, over = SpotMonitor(InstanceMetadata.of_this_host(), say), threading.Event()
 
     def ask() -> None:
         while not over.is_set():
-            watch.look()
+            watch.poll()
             over.wait(poll_seconds)
 
     thread = threading.Thread(target=ask, name="spot-watch", daemon=True)

@@ -14,16 +14,16 @@ from typing import Any
 
 from deploy.agent import POLL_SECONDS, Agent, job_digest
 from deploy.cluster import Address, scheduler_address
-from deploy.coordinator import FINISHED, Coordinator, Start, State
+from deploy.coordinator import FINISHED, Coordinator, GenerationSpec, State
 from deploy.coordinator_http import read_token, serving
 from deploy.metrics import HostMetrics, JobMetrics, target
-from deploy.rendezvous import Rendezvous, meeting
-from deploy.run_state import RunState
-from deploy.spot import SpotWatch
+from deploy.rendezvous import Rendezvous, serve_rendezvous
+from deploy.run_state import StateWriter
+from deploy.spot import SpotMonitor
 from kvstore.errors import ClusterError, CrossfadeError, InputError
-from trainer.job import Cluster, Job
-from trainer.metrics_http import Listener
-from trainer.run_folder import REPORT_FILE, RunFolder, recorder
+from trainer.job import ClusterConfig, JobConfig
+from trainer.metrics_http import MetricsEndpoint
+from trainer.run_folder import REPORT_FILE, RunFolder, event_recorder
 
 REPORT_SECONDS = 10.0
 """How long it may take until a file that another host wrote is seen on this one."""
@@ -31,22 +31,22 @@ REPORT_SECONDS = 10.0
 Emit = Callable[[dict[str, Any]], None]
 
 
-class Stopped(Exception):  # noqa: N818 - as asked, so not an error
+class JobStopped(Exception):  # noqa: N818 - as asked, so not an error
     """The job has stopped because that was asked for; the message says how."""
 
 
-class Interrupted(Stopped):
+class JobInterrupted(JobStopped):
     """The job has stopped because this host will soon be gone; the message says how."""
 
 
-def check_hosts(cluster: Cluster) -> None:
+def check_hosts(cluster: ClusterConfig) -> None:
     """Refuse what the job says of hosts, before anything is touched.
 
     Raises:
         InputError: hosts have no way to join, or there is no token.
     """
-    if cluster.listen is not None:
-        listen = Address.parse(cluster.listen, "cluster.listen")
+    if cluster.coordinator_address is not None:
+        listen = Address.parse(cluster.coordinator_address, "cluster.listen")
         read_token("cluster.listen")
         if cluster.host_count > 1 and is_loopback(cluster.host) and not is_loopback(listen.host):
             raise InputError(
@@ -66,15 +66,15 @@ def is_loopback(host: str) -> bool:
 
 
 def run_job(
-    job: Job,
+    job: JobConfig,
     folder: RunFolder,
     emit: Emit,
-    listener: Listener,
-    state: RunState,
+    listener: MetricsEndpoint,
+    state: StateWriter,
     *,
     resume: bool,
-    asked_to_stop: Callable[[], bool],
-    spot: SpotWatch | None = None,
+    stop_requested: Callable[[], bool],
+    spot: SpotMonitor | None = None,
 ) -> dict[str, Any]:
     """Run a distributed job until it is done, through as many generations as that takes; gives its report.
 
@@ -89,25 +89,25 @@ def run_job(
         Stopped: it was asked to stop, or (Interrupted) this host will soon be gone. Whatever is raised, all processes
             of this host have ended by then.
     """
-    files = folder.files_for_roles() if job.hosts_apart else None
+    files = folder.files_for_roles() if job.no_shared_run_dir else None
     begun = resume and folder.logs.exists()
-    coordinator = Coordinator(job.cluster, job=job_digest(folder), files=files, begun=begun)
+    coordinator = Coordinator(job.cluster, job=job_digest(folder), files=files, started_before=begun)
     with ExitStack() as stack:
-        if job.hosts_apart:
-            emit = _keeping(folder, emit, stack)
+        if job.no_shared_run_dir:
+            emit = _event_writer(folder, emit, stack)
         agent = stack.enter_context(closing(_agent(job, folder, coordinator, spot)))
         _show(job, coordinator, agent, listener)
-        state.watch(lambda: _told(coordinator))
-        agent.turn()  # joins before others can
+        state.watch(lambda: _job_status(coordinator))
+        agent.run_once()  # joins before others can
         _listen(job, coordinator, emit, stack)
         rendezvous = None
-        if job.sums_dense_layers:
-            rendezvous = stack.enter_context(meeting(scheduler_address(job.cluster).host, job.cluster.workers))
-        search = _Search(job, folder, resume, rendezvous)
+        if job.all_reduces_dense:
+            rendezvous = stack.enter_context(serve_rendezvous(scheduler_address(job.cluster).host, job.cluster.workers))
+        search = _StartFinder(job, folder, resume, rendezvous)
         restarts = _Restarts(folder)
-        while coordinator.state not in FINISHED or agent.left is None or coordinator.others():
-            agent.turn()
-            if asked_to_stop() or coordinator.interruption():
+        while coordinator.state not in FINISHED or agent.left is None or coordinator.remote_hosts():
+            agent.run_once()
+            if stop_requested() or coordinator.interruption():
                 coordinator.stop()
             coordinator.tick()
             search.turn(coordinator)
@@ -116,27 +116,27 @@ def run_job(
                 state.take(event)
                 emit(event)
     if coordinator.state is not State.DONE:
-        raise _end(coordinator, asked_to_stop())
+        raise _end(coordinator, stop_requested())
     return _amended_report(folder, restarts.of(coordinator))
 
 
-def _agent(job: Job, folder: RunFolder, coordinator: Coordinator, spot: SpotWatch | None) -> Agent:
+def _agent(job: JobConfig, folder: RunFolder, coordinator: Coordinator, spot: SpotMonitor | None) -> Agent:
     """This host's agent, which calls ``coordinator`` without a network between."""
     return Agent(
         folder,
         coordinator.report,
         scheduler_address(job.cluster).host,
-        identity=coordinator.home,
+        identity=coordinator.local_agent,
         heartbeat_seconds=0.0,  # a call costs nothing, so at every turn
         lease_seconds=float("inf"),
-        **watched_by(spot),
+        **spot_callbacks(spot),
     )
 
 
-def _listen(job: Job, coordinator: Coordinator, emit: Emit, opened: ExitStack) -> None:
+def _listen(job: JobConfig, coordinator: Coordinator, emit: Emit, opened: ExitStack) -> None:
     """Have agents of other hosts reach ``coordinator``, where the job says so; ``opened`` ends that."""
-    if job.cluster.listen is not None:
-        listen = Address.parse(job.cluster.listen, "cluster.listen")
+    if job.cluster.coordinator_address is not None:
+        listen = Address.parse(job.cluster.coordinator_address, "cluster.listen")
         at = opened.enter_context(serving(coordinator, listen, read_token("cluster.listen")))
         emit({"event": "listening", "address": str(at)})
 
@@ -146,12 +146,12 @@ def _end(coordinator: Coordinator, as_asked: bool) -> Exception:
     if coordinator.state is State.FAILED:
         return coordinator.error()
     notice = None if as_asked else coordinator.interruption()
-    return Interrupted(f"{coordinator.message}: {notice}") if notice else Stopped(coordinator.message)
+    return JobInterrupted(f"{coordinator.message}: {notice}") if notice else JobStopped(coordinator.message)
 
 
-def _keeping(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
+def _event_writer(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
     """What keeps in ``folder`` what the first worker tells and, on another host, cannot write there."""
-    record = recorder(folder, emit, opened)
+    record = event_recorder(folder, emit, opened)
 
     def take(event: dict[str, Any]) -> None:
         if event["event"] == "report":
@@ -164,26 +164,26 @@ def _keeping(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
     return take
 
 
-def watched_by(spot: SpotWatch | None) -> dict[str, Any]:
+def spot_callbacks(spot: SpotMonitor | None) -> dict[str, Any]:
     """What an agent's constructor is told of spot notices."""
     return {} if spot is None else {"notice": spot.notice, "saves_wanted": spot.recommendations}
 
 
-def _show(job: Job, coordinator: Coordinator, agent: Agent, listener: Listener) -> None:
+def _show(job: JobConfig, coordinator: Coordinator, agent: Agent, listener: MetricsEndpoint) -> None:
     """Have ``listener`` show the job, and where its processes can be scraped."""
 
     def targets() -> list[dict[str, Any]]:
         here = [("coordinator", agent.host, listener.address)] if listener.address else []
-        return [target(job.name, *found) for found in [*here, *coordinator.watched()]]
+        return [target(job.name, *found) for found in [*here, *coordinator.scrape_targets()]]
 
-    listener.metrics.show("job", JobMetrics(coordinator, job.cluster))
-    listener.metrics.show("host", HostMetrics(agent))
+    listener.metrics.register("job", JobMetrics(coordinator, job.cluster))
+    listener.metrics.register("host", HostMetrics(agent))
     listener.metrics.state = lambda: coordinator.state.value
-    listener.metrics.joined()
+    listener.metrics.set_identity()
     listener.targets = targets
 
 
-def _told(coordinator: Coordinator) -> dict[str, Any]:
+def _job_status(coordinator: Coordinator) -> dict[str, Any]:
     """What the run folder says of the job."""
     generation, processes = coordinator.generation, coordinator.processes()
     return {"state": coordinator.state.value, "generation": generation, "processes": processes}
@@ -223,14 +223,14 @@ def _amended_report(folder: RunFolder, restarts: list[dict[str, Any]]) -> dict[s
     return report
 
 
-class _Search:
+class _StartFinder:
     """Finds what a generation starts from, in a thread: where checkpoints are may be slow, and agents must not wait."""
 
-    def __init__(self, job: Job, folder: RunFolder, resume: bool, rendezvous: Rendezvous | None = None) -> None:
+    def __init__(self, job: JobConfig, folder: RunFolder, resume: bool, rendezvous: Rendezvous | None = None) -> None:
         self._job, self._resume, self._rendezvous = job, resume, rendezvous
         self._checkpoints = RunFolder(Path(folder.path).absolute()).checkpoints(job)
         self._under_way = False
-        self._found: Start | Exception | None = None
+        self._found: GenerationSpec | Exception | None = None
 
     def turn(self, coordinator: Coordinator) -> None:
         """Begin to look if the coordinator wants a start, and hand it over once it is found."""
@@ -241,16 +241,16 @@ class _Search:
             threading.Thread(target=self._look, args=(coordinator.refused, fresh), daemon=True).start()
         if isinstance(self._found, Exception):
             self._under_way, found, self._found = False, self._found, None
-            coordinator.cannot_begin(found)
+            coordinator.start_failed(found)
         elif self._found is not None:
             self._under_way, found_start, self._found = False, self._found, None
-            coordinator.begin(found_start)
+            coordinator.start_generation(found_start)
 
     def _look(self, refused: frozenset[str], fresh: bool) -> None:
         try:
-            checkpoint, step, passed_over = (None, 0, []) if fresh else newest(self._checkpoints, refused)
-            meet = self._rendezvous.renew() if self._rendezvous else None
-            self._found = Start(self._scheduler(), checkpoint, step, passed_over, meet)
+            checkpoint, step, skipped = (None, 0, []) if fresh else find_start_checkpoint(self._checkpoints, refused)
+            meet = self._rendezvous.new_generation() if self._rendezvous else None
+            self._found = GenerationSpec(self._scheduler(), checkpoint, step, skipped, meet)
         except (CrossfadeError, OSError) as error:
             self._found = error
         except Exception as error:  # a fault of ours, which must not leave the job waiting for ever
@@ -264,14 +264,14 @@ class _Search:
             raise ClusterError(str(error)) from error
 
 
-def newest(checkpoints: str, refused: frozenset[str]) -> tuple[str | None, int, list[str]]:
+def find_start_checkpoint(checkpoints: str, refused: frozenset[str]) -> tuple[str | None, int, list[str]]:
     """The newest whole checkpoint that is not ``refused``, its step, and why newer ones were passed over.
 
     Raises:
         InputError: ``checkpoints`` is not the name of a folder.
         OSError: it cannot be read.
     """
-    from kvstore.checkpoint import newest_checkpoint
+    from kvstore.checkpoint import latest_checkpoint
 
-    checkpoint, passed_over = newest_checkpoint(checkpoints, refused)
-    return (checkpoint.uri, checkpoint.manifest.step, passed_over) if checkpoint else (None, 0, passed_over)
+    checkpoint, skipped = latest_checkpoint(checkpoints, refused)
+    return (checkpoint.uri, checkpoint.manifest.step, skipped) if checkpoint else (None, 0, skipped)

@@ -24,11 +24,11 @@ from deploy.cluster import Role
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.storage import Folder
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, Traffic
-from trainer.data.manifest import Manifest
-from trainer.data.shards import RowGroup, Schedule, ShardReader
+from trainer.data.manifest import DatasetManifest
+from trainer.data.shards import BatchSchedule, InteractionReader, RowGroup
 from trainer.data.vocabulary import Vocabulary
-from trainer.job import Job, Negatives
-from trainer.model import Model
+from trainer.job import JobConfig, NegativesConfig
+from trainer.model import ModelSpec
 
 _PIECE_ROWS = 1 << 20
 
@@ -40,14 +40,14 @@ two account for all but 0.1 of the bytes a row, and for all but 50 bytes of a me
 
 
 @dataclass(frozen=True)
-class Counts:
+class CountHistogram:
     """How often the rows of a table occur in train: ``rows_K`` rows occur ``count_K`` times each."""
 
     count_K: FloatArray
     rows_K: IntArray
 
     @staticmethod
-    def of(pieces: Iterable[IntArray]) -> Counts:
+    def of(pieces: Iterable[IntArray]) -> CountHistogram:
         """Those of a table whose counts come in ``pieces``."""
         merged: dict[int, int] = {}
         for count_N in pieces:
@@ -56,7 +56,7 @@ class Counts:
                 merged[count] = merged.get(count, 0) + rows
         ordered = sorted(merged)
         rows_K = np.array([merged[count] for count in ordered], np.int64)
-        return Counts(np.array(ordered, np.float64), rows_K)
+        return CountHistogram(np.array(ordered, np.float64), rows_K)
 
     @property
     def known(self) -> bool:
@@ -68,31 +68,31 @@ class Counts:
         """The rows of the table."""
         return int(self.rows_K.sum())
 
-    def met(self) -> Counts:
+    def warm(self) -> CountHistogram:
         """Those of the rows that occur at all; where nothing was counted, of all."""
         met_K = (self.count_K > 0) | (not self.known)
-        return Counts(self.count_K[met_K], self.rows_K[met_K])
+        return CountHistogram(self.count_K[met_K], self.rows_K[met_K])
 
     def factor(self, total: int) -> float:
         """What makes the counts add up to ``total``, the interactions of train."""
         return total / float(self.count_K @ self.rows_K)
 
 
-def read_counts(folder: Folder, manifest: Manifest, entity: str) -> Counts:
+def read_counts(folder: Folder, manifest: DatasetManifest, entity: str) -> CountHistogram:
     """The counts of the vocabulary of ``entity``, which is read in pieces.
 
     Raises:
         InputError: a file of it is missing or damaged.
     """
     vocabulary = Vocabulary(folder, manifest, entity)
-    return Counts.of(
+    return CountHistogram.of(
         vocabulary.read(start, min(start + _PIECE_ROWS, vocabulary.rows), ["count"]).column("count").to_numpy()
         for start in range(0, vocabulary.rows, _PIECE_ROWS)
     )
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerLoad:
     """What one worker has of a step, on average: its examples, and the negatives that are drawn for them.
 
     ``window_rows``: interactions of the windows that it holds for that, the present and the next of each lane, at most.
@@ -105,19 +105,19 @@ class Share:
     largest_window: int = 0
 
 
-def shares(job: Job, folder: Folder, manifest: Manifest, groups: Sequence[RowGroup]) -> list[Share]:
+def shares(job: JobConfig, folder: Folder, manifest: DatasetManifest, groups: Sequence[RowGroup]) -> list[WorkerLoad]:
     """The share of each worker: the lanes to which ``groups`` are dealt are dealt to them in turn."""
-    schedule = Schedule(
-        ShardReader(folder, manifest),
+    schedule = BatchSchedule(
+        InteractionReader(folder, manifest),
         groups,
         batch_size=job.train.batch_size,
-        lanes=job.data.lanes,
-        window=job.data.shuffle_window,
+        partitions=job.data.partitions,
+        window=job.data.shuffle_block_rows,
         seed=job.train.seed,
     )
     windows_L = [
-        [window.rows for window in schedule.windows(0, lane, lane_groups, skip=0)]
-        for lane, lane_groups in enumerate(schedule.deal(epoch=0))
+        [window.rows for window in schedule.shuffle_blocks(0, lane, lane_groups, skip=0)]
+        for lane, lane_groups in enumerate(schedule.assign_partitions(epoch=0))
     ]
     # The window after an epoch's last one is the first of the next epoch.
     held_L = [max(map(sum, pairwise([*windows, windows[0]]))) for windows in windows_L]
@@ -128,9 +128,9 @@ def shares(job: Job, folder: Folder, manifest: Manifest, groups: Sequence[RowGro
         mine = slice(rank, None, job.cluster.workers)
         examples = sum(map(sum, windows_L[mine])) / schedule.steps
         parts.append(
-            Share(
+            WorkerLoad(
                 examples,
-                _negatives(job.negatives_among(items), examples, items),
+                _negatives(job.resolved_negatives(items), examples, items),
                 sum(held_L[mine]),
                 largest,
             )
@@ -138,7 +138,7 @@ def shares(job: Job, folder: Folder, manifest: Manifest, groups: Sequence[RowGro
     return parts
 
 
-def _negatives(spec: Negatives, examples: float, items: int) -> float:
+def _negatives(spec: NegativesConfig, examples: float, items: int) -> float:
     """How many rows are drawn; those from the batch are active anyway."""
     if examples == 0 or spec.kind == "in_batch":
         return 0.0
@@ -147,7 +147,9 @@ def _negatives(spec: Negatives, examples: float, items: int) -> float:
     return spec.count * examples if spec.kind == "each" else float(spec.count)
 
 
-def touched_values(counts: Counts, owner: Counts, share: Share, total: int, pairs: int, drawn: bool) -> FloatArray:
+def touched_values(
+    counts: CountHistogram, owner: CountHistogram, share: WorkerLoad, total: int, pairs: int, drawn: bool
+) -> FloatArray:
     """The same of the values of a feature with ``pairs`` pairs, whose entity has the counts ``owner``.
 
     ``drawn``: negatives are drawn of that entity. The values of these are taken to be spread evenly, as far as can be.
@@ -162,7 +164,9 @@ def touched_values(counts: Counts, owner: Counts, share: Share, total: int, pair
     return touched_K
 
 
-def touched(counts: Counts, share: Share, total: int, negatives: Negatives | None) -> FloatArray:
+def touch_probability(
+    counts: CountHistogram, share: WorkerLoad, total: int, negatives: NegativesConfig | None
+) -> FloatArray:
     """The probability that a step of ``share`` touches a row of each of a table's ``counts``: float64 (K,).
 
     ``total``: interactions of train. ``negatives``: how they are drawn; None for a
@@ -222,19 +226,24 @@ class StepTraffic:
 
 
 def expect_traffic(
-    job: Job, manifest: Manifest, model: Model, parts: Sequence[Share], counts: dict[str, Counts], total: int
+    job: JobConfig,
+    manifest: DatasetManifest,
+    model: ModelSpec,
+    parts: Sequence[WorkerLoad],
+    counts: dict[str, CountHistogram],
+    total: int,
 ) -> StepTraffic:
     """What is expected of a step of ``job``, whose train split has ``total`` interactions."""
     tables = []
     moved = Traffic()
-    owners = manifest.owners()
+    owners = manifest.feature_owners()
     for table in model.tables:
-        negatives = job.negatives_among(table.rows) if table == model.item else None
+        negatives = job.resolved_negatives(table.rows) if table == model.item else None
         # The others neither are negatives then, nor have an embedding of their own.
-        known = counts[table.name].met() if table == model.item and model.has_item_features else counts[table.name]
+        known = counts[table.name].warm() if table == model.item and model.has_item_features else counts[table.name]
         owner = owners.get(table.name)
         if owner is None:
-            touched_by = [touched(known, share, total, negatives) for share in parts]
+            touched_by = [touch_probability(known, share, total, negatives) for share in parts]
         else:
             of_owner, pairs, drawn = counts[owner], manifest.features[owner][table.name].pairs, owner == model.item.name
             touched_by = [touched_values(known, of_owner, share, total, pairs, drawn) for share in parts]
@@ -255,8 +264,8 @@ def expect_traffic(
     )
 
 
-def _summed(job: Job, model: Model) -> float:
-    if not job.sums_dense_layers:
+def _summed(job: JobConfig, model: ModelSpec) -> float:
+    if not job.all_reduces_dense:
         return 0.0
     workers = job.cluster.workers
     return 2 * (workers - 1) / workers * VALUE_BYTES * sum(spec.parameters for spec in model.dense)

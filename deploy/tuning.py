@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from deploy.settings import Setting, override
+from deploy.settings import SearchParameter, override
 from kvstore.errors import ClusterError, InputError, MissingExtraError
 from kvstore.processes import die_with_parent
-from trainer.job import Job, load_job
+from trainer.job import JobConfig, load_job
 from trainer.run_folder import JOB_FILE, METRICS_FILE, RunFolder
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _TRIAL_OVERRIDES = ("train.embeddings=none", "checkpoint.to=null", "checkpoint.k
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrialResult:
     """How a trial went: its number, its settings, its best value on valid, and whether it was ended early."""
 
     number: int
@@ -51,14 +51,14 @@ class Standing:
     pruned: bool
 
 
-class Search:
+class TuningStudy:
     """The search in one folder. ``tell`` gets what a person may want to know; ``stopped`` says whether to stop."""
 
     def __init__(
         self,
         folder: Path,
-        job: Job,
-        settings: Sequence[Setting],
+        job: JobConfig,
+        settings: Sequence[SearchParameter],
         *,
         prune: bool,
         tell: Callable[[str], None],
@@ -95,7 +95,7 @@ class Search:
                 self._study.tell(trial.number, state=self._failed)
                 self._study.enqueue_trial(trial.params, user_attrs={_FOLDER: _folder_of(trial)})
 
-    def standings(self) -> list[Standing]:
+    def trial_results(self) -> list[TrialResult]:
         """The trials that have a result, best first."""
         found = []
         for trial in self._study.get_trials(deepcopy=False):
@@ -103,7 +103,7 @@ class Search:
             if value is not None and trial.state in {self._complete, self._pruned}:
                 known = {setting.key: setting for setting in self._settings}
                 values = {key: known[key].read(stored) for key, stored in trial.params.items() if key in known}
-                found.append(Standing(trial.number, values, value, trial.state == self._pruned))
+                found.append(TrialResult(trial.number, values, value, trial.state == self._pruned))
         return sorted(found, key=lambda standing: (standing.pruned, -standing.value, standing.number))
 
     def ended(self) -> int:
@@ -140,10 +140,10 @@ class Search:
         overrides = [*_TRIAL_OVERRIDES, *(override(key, value) for key, value in values.items())]
         state, value = self._failed, None
         with log.open("ab") as output, _training(self.folder / JOB_FILE, folder.path, overrides, output) as process:
-            seen = _Evaluations(folder.path / METRICS_FILE, self._job.evaluate.select)
+            seen = _Evaluations(folder.path / METRICS_FILE, self._job.evaluate.best_metric)
             pruned = self._follow(process, trial, seen)
         if process.returncode == 0:
-            state, value = self._complete, folder.report()["metrics"]["valid"][self._job.evaluate.select]
+            state, value = self._complete, folder.report()["metrics"]["valid"][self._job.evaluate.best_metric]
         elif pruned:
             state = self._pruned
         elif self._stopped():
@@ -172,7 +172,7 @@ class Search:
 
     def _write_best(self) -> None:
         """Write the job with the best settings."""
-        best = next((standing for standing in self.standings() if not standing.pruned), None)
+        best = next((standing for standing in self.trial_results() if not standing.pruned), None)
         if best is None:
             return
         overrides = [override(key, value) for key, value in best.settings.items()]
@@ -225,9 +225,9 @@ def _training(job: Path, folder: Path, overrides: Sequence[str], output: Any) ->
         process.wait()
 
 
-def _claim(folder: Path, job: Job) -> IO[bytes]:
+def _claim(folder: Path, job: JobConfig) -> IO[bytes]:
     """Make ``folder`` one of a search with ``job``, if it is not yet, and hold it while the returned file is open."""
-    text = job.anchored().to_yaml()
+    text = job.with_absolute_paths().to_yaml()
     path = folder / JOB_FILE
     begun = path.exists() and (folder / LOCK_FILE).exists()
     if not begun and folder.exists() and any(folder.iterdir()):
@@ -239,7 +239,7 @@ def _claim(folder: Path, job: Job) -> IO[bytes]:
     except BlockingIOError:
         raise InputError(f"{folder}: a search is going on in it; wait for it, or name another with --out") from None
     if begun and path.read_text(encoding="utf-8") != text:
-        differences = job.differences(load_job(path)) or ["what may change within a run"]
+        differences = job.resume_conflicts(load_job(path)) or ["what may change within a run"]
         raise InputError(
             f"{folder}: holds a search with another job, which differs in {', '.join(differences)}; name another "
             "folder with --out"

@@ -37,7 +37,7 @@ from kvstore.checkpoint_writer import VERSION
 from kvstore.errors import CheckpointError
 from kvstore.optimizers import OptimizerSpec, make_optimizer
 from kvstore.storage import Folder, InputFile
-from kvstore.store import SavedPart, TableSpec
+from kvstore.store import FileDigest, TableSpec
 
 MANIFEST_NAME = "manifest.json"
 WEIGHTS = "weights"
@@ -46,13 +46,13 @@ _PIECE_BYTES = 1 << 24
 _STEP_NAME = re.compile(r"step-(\d{9,})")
 _RANGE_FILE = re.compile(r"(?P<table>[\w-]+)/(?P<array>[\w-]+)\.(?P<number>\d{5,})-of-(?P<ranges>\d{5,})\.npy")
 _SEAL = re.compile(rb',\n "crc32": (\d+)\n}\n\Z')
-_LONGEST_SEAL_BYTES = 64
+_MAX_SEAL_BYTES = 64
 
 Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
-class RowRange:
+class TableShard:
     """Rows of a table in memory: those that are ``number`` modulo ``ranges``, of ``rows`` in the whole table.
 
     ``arrays`` holds ``weights`` (n, dim) and each optimizer state by its name; entry i is row i·ranges + number.
@@ -66,7 +66,7 @@ class RowRange:
     arrays: dict[str, NDArray[Any]]
 
 
-def range_rows(rows: int, number: int, ranges: int) -> int:
+def shard_rows(rows: int, number: int, ranges: int) -> int:
     """How many of a table's ``rows`` lie in range ``number`` of ``ranges``."""
     return max(0, -(-(rows - number) // ranges))
 
@@ -81,7 +81,7 @@ def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return head.ljust(HEADER_BYTES - 1) + b"\n"
 
 
-def range_file(held: RowRange, array: str) -> str:
+def shard_file(held: TableShard, array: str) -> str:
     """The path of the file with ``array`` of these rows, from the checkpoint's folder."""
     return f"{held.table}/{array}.{held.number:05d}-of-{held.ranges:05d}.npy"
 
@@ -104,7 +104,7 @@ class _Part(_Strict):
     files: list[_PartFile]
 
 
-class Manifest(_Strict):
+class CheckpointManifest(_Strict):
     """What makes a checkpoint whole. ``training`` is its writer's affair: the cursor, the job and so on.
 
     So are the small ``files`` beside the tables'; a checkpoint without any does not say so.
@@ -116,17 +116,17 @@ class Manifest(_Strict):
     tables: list[TableSpec]
     optimizer: OptimizerSpec
     seed: int
-    parts: list[SavedPart]
-    files: list[SavedPart] = Field(default_factory=list)
+    parts: list[FileDigest]
+    files: list[FileDigest] = Field(default_factory=list)
     training: dict[str, Any] = Field(default_factory=dict)
 
-    def sealed(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """Its file: JSON whose last member is the CRC-32 of all bytes before that member."""
         body = self.model_dump_json(indent=1, exclude=None if self.files else {"files"}).encode().removesuffix(b"\n}")
         return body + b',\n "crc32": %d\n}\n' % zlib.crc32(body)
 
     @staticmethod
-    def unsealed(data: bytes) -> Manifest:
+    def from_bytes(data: bytes) -> CheckpointManifest:
         """The manifest in a file's content, which must not have been changed."""
         try:
             raw = json.loads(data)
@@ -137,10 +137,10 @@ class Manifest(_Strict):
             raise _DamageError(f"not a manifest of a checkpoint: its format is {found!r}")
         if raw.get("version") != VERSION:
             raise _DamageError(f"version {raw.get('version')!r} of the format; this Crossfade reads version {VERSION}")
-        seal = _SEAL.search(data, max(0, len(data) - _LONGEST_SEAL_BYTES))
+        seal = _SEAL.search(data, max(0, len(data) - _MAX_SEAL_BYTES))
         if seal is None or zlib.crc32(data[: seal.start()]) != int(seal[1]):
             raise _DamageError("its CRC-32 is not that of its content")
-        return Manifest.model_validate_json(data[: seal.start()] + b"}")
+        return CheckpointManifest.model_validate_json(data[: seal.start()] + b"}")
 
 
 def step_folder(checkpoints: str, step: int) -> str:
@@ -148,18 +148,18 @@ def step_folder(checkpoints: str, step: int) -> str:
     return Folder(checkpoints).child(f"step-{step:09d}").uri
 
 
-def commit(checkpoints: str, manifest: Manifest, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
+def commit(checkpoints: str, manifest: CheckpointManifest, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
     """Make the checkpoint of ``manifest.step``, all parts of which are written, whole, with ``files`` beside them.
 
     Raises:
         CheckpointError: its manifest or a file cannot be written.
     """
     folder = Folder(step_folder(checkpoints, manifest.step))
-    listed = [SavedPart(name, len(data), zlib.crc32(data)) for name, data in files.items()]
+    listed = [FileDigest(name, len(data), zlib.crc32(data)) for name, data in files.items()]
     try:
         for name, data in files.items():
             folder.write(name, data)
-        folder.write(MANIFEST_NAME, manifest.model_copy(update={"files": listed}).sealed())
+        folder.write(MANIFEST_NAME, manifest.model_copy(update={"files": listed}).to_bytes())
     except OSError as error:
         raise CheckpointError(f"{folder.uri}: could not be written: {error}") from error
 
@@ -174,12 +174,12 @@ def open_checkpoint(uri: str) -> Checkpoint:
 
 
 def _open(folder: Folder) -> Checkpoint:
-    with _refusing(folder, MANIFEST_NAME):
+    with _reading(folder, MANIFEST_NAME):
         try:
             data = folder.read(MANIFEST_NAME)
         except FileNotFoundError:
             raise _DamageError("missing: this is no checkpoint, or one that was not written to its end") from None
-        manifest = Manifest.unsealed(data)
+        manifest = CheckpointManifest.from_bytes(data)
         named = _STEP_NAME.fullmatch(folder.name)
         if named is not None and int(named[1]) != manifest.step:
             raise _DamageError(f"it is of step {manifest.step}")
@@ -188,7 +188,7 @@ def _open(folder: Folder) -> Checkpoint:
     for path, written in [(file.path, file.bytes) for file in files] + [
         (own.name, own.bytes) for own in manifest.files
     ]:
-        with _refusing(folder, path):
+        with _reading(folder, path):
             if path not in sizes:
                 raise _DamageError("missing")
             if sizes[path] != written:
@@ -203,12 +203,12 @@ def _sizes(folder: Folder) -> dict[str, int]:
         raise CheckpointError(f"{folder.uri}: cannot be read: {error}") from error
 
 
-def _read_part(folder: Folder, part: SavedPart) -> list[_PartFile]:
-    with _refusing(folder, part.name):
+def _read_part(folder: Folder, part: FileDigest) -> list[_PartFile]:
+    with _reading(folder, part.name):
         return _Part.model_validate_json(_read_listed(folder, part)).files
 
 
-def _read_listed(folder: Folder, part: SavedPart) -> bytes:
+def _read_listed(folder: Folder, part: FileDigest) -> bytes:
     """The content of a file that the manifest lists."""
     data = folder.read(part.name)
     if len(data) != part.bytes:
@@ -218,7 +218,7 @@ def _read_listed(folder: Folder, part: SavedPart) -> bytes:
     return data
 
 
-def newest_checkpoint(checkpoints: str, refused: Collection[str] = ()) -> tuple[Checkpoint | None, list[str]]:
+def latest_checkpoint(checkpoints: str, rejected: Collection[str] = ()) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint whose URI is not in ``refused``, and why newer ones were passed over.
 
     Raises:
@@ -228,7 +228,7 @@ def newest_checkpoint(checkpoints: str, refused: Collection[str] = ()) -> tuple[
     folder = Folder(checkpoints)
     for name in sorted(_steps(folder), key=_by_number, reverse=True):
         step = folder.child(name)
-        if step.uri in refused:
+        if step.uri in rejected:
             reasons.append(f"{step.uri}: was found damaged before")
             continue
         try:
@@ -252,7 +252,7 @@ def _steps(folder: Folder) -> list[str]:
     return [name for name in names if _STEP_NAME.fullmatch(name)]
 
 
-def discard_after(checkpoints: str, step: int) -> None:
+def delete_after(checkpoints: str, step: int) -> None:
     """Delete checkpoints of steps after ``step``, whole or not: whoever goes on from there will write them anew.
 
     Raises:
@@ -268,7 +268,7 @@ def discard_after(checkpoints: str, step: int) -> None:
         raise CheckpointError(f"{checkpoints}: cannot be cleared: {error}") from error
 
 
-def discard_failed(checkpoints: str, step: int) -> None:
+def delete_failed(checkpoints: str, step: int) -> None:
     """Delete what was written of the checkpoint of ``step`` before that failed, so that it does not fill the disk.
 
     Not on S3, which may be what failed: there it is deleted with old checkpoints, once there is a newer whole one.
@@ -322,11 +322,11 @@ class _Array:
         """The bytes of one row."""
         return self.dtype.itemsize * prod(self.shape)
 
-    def check_target(self, held: RowRange) -> None:
+    def check_target(self, held: TableShard) -> None:
         """See that rows in memory can take those of this array: whoever asks has checked what fits."""
         target = held.arrays[self.name]
         assert held.rows >= self.rows
-        assert len(target) >= range_rows(self.rows, held.number, held.ranges)
+        assert len(target) >= shard_rows(self.rows, held.number, held.ranges)
         assert (target.dtype, target.shape[1:]) == (self.dtype, self.shape)
 
 
@@ -343,7 +343,7 @@ class _RangeFile:
     @property
     def rows(self) -> int:
         """How many there are."""
-        return range_rows(self.array.rows, self.number, self.ranges)
+        return shard_rows(self.array.rows, self.number, self.ranges)
 
     @property
     def bytes(self) -> int:
@@ -354,7 +354,7 @@ class _RangeFile:
 class Checkpoint:
     """A whole checkpoint that can be read. Made by ``open_checkpoint`` and ``newest_checkpoint``."""
 
-    def __init__(self, folder: Folder, manifest: Manifest, files: Sequence[_PartFile]) -> None:
+    def __init__(self, folder: Folder, manifest: CheckpointManifest, files: Sequence[_PartFile]) -> None:
         """That of ``manifest`` and ``files`` in ``folder``.
 
         Raises:
@@ -380,7 +380,7 @@ class Checkpoint:
         """
         for listed in self.manifest.files:
             if listed.name == name:
-                with _refusing(self._folder, name):
+                with _reading(self._folder, name):
                     return _read_listed(self._folder, listed)
         return None
 
@@ -411,7 +411,7 @@ class Checkpoint:
                 f"{self.uri}: has the state of the optimizer {self.manifest.optimizer.kind}, not of {optimizer.kind}"
             )
 
-    def load(self, ranges: Sequence[RowRange]) -> None:
+    def load(self, ranges: Sequence[TableShard]) -> None:
         """Read what it has of the rows of ``ranges`` into their arrays, which otherwise stay as they are.
 
         Each file with a wanted row is read once, from front to back, in pieces.
@@ -424,14 +424,14 @@ class Checkpoint:
             for held in wanted:
                 array.check_target(held)
             for file in self._files[array]:
-                shared = [(held.arrays[array.name], _Shared.of(file, held)) for held in wanted]
+                shared = [(held.arrays[array.name], _Overlap.of(file, held)) for held in wanted]
                 self._load_file(file, [(target, rows) for target, rows in shared if rows is not None])
 
-    def _load_file(self, file: _RangeFile, targets: Sequence[tuple[NDArray[Any], _Shared]]) -> None:
+    def _load_file(self, file: _RangeFile, targets: Sequence[tuple[NDArray[Any], _Overlap]]) -> None:
         if not targets:
             return
         entries = max(1, _PIECE_BYTES // file.array.entry_bytes)
-        with _refusing(self._folder, file.path), closing(_RangeReader(self._folder, file)) as reader:
+        with _reading(self._folder, file.path), closing(_RangeReader(self._folder, file)) as reader:
             for start in range(0, file.rows, entries):
                 piece = reader.read(start, min(entries, file.rows - start))
                 for target, rows in targets:
@@ -450,9 +450,9 @@ class Checkpoint:
         array = next(array for array in self._arrays if (array.table, array.name) == (table, WEIGHTS))
         rows_ND = np.empty((stop - start, *array.shape), array.dtype)
         for file in self._files[array]:
-            first, end = (range_rows(row, file.number, file.ranges) for row in (start, stop))
+            first, end = (shard_rows(row, file.number, file.ranges) for row in (start, stop))
             if first < end:
-                with _refusing(self._folder, file.path):
+                with _reading(self._folder, file.path):
                     reader = self._readers.get(file.path) or _RangeReader(self._folder, file)
                     self._readers[file.path] = reader
                     rows_ND[first * file.ranges + file.number - start :: file.ranges] = reader.read(first, end - first)
@@ -479,7 +479,7 @@ def _sort_files(folder: Folder, arrays: Sequence[_Array], files: Sequence[_PartF
     named = {(array.table, array.name): array for array in arrays}
     found: dict[_Array, list[_RangeFile]] = {array: [] for array in arrays}
     for file in files:
-        with _refusing(folder, file.path):
+        with _reading(folder, file.path):
             parts = _RANGE_FILE.fullmatch(file.path)
             array = named.get((parts["table"], parts["array"])) if parts else None
             if parts is None or array is None:
@@ -493,13 +493,13 @@ def _sort_files(folder: Folder, arrays: Sequence[_Array], files: Sequence[_PartF
         of_weights = found[named[array.table, WEIGHTS]]
         ranges = of_weights[0].ranges if of_weights else 1
         if [(file.number, file.ranges) for file in of_array] != [(number, ranges) for number in range(ranges)]:
-            with _refusing(folder, f"{array.table}/{array.name}.*.npy"):
+            with _reading(folder, f"{array.table}/{array.name}.*.npy"):
                 raise _DamageError("there is not one file for each range of the table's rows")
     return found
 
 
 @dataclass(frozen=True)
-class _Shared:
+class _Overlap:
     """The rows that a file and a range in memory have in common: ``count`` of them, evenly spaced in both."""
 
     count: int
@@ -509,7 +509,7 @@ class _Shared:
     memory_step: int
 
     @staticmethod
-    def of(file: _RangeFile, held: RowRange) -> _Shared | None:
+    def of(file: _RangeFile, held: TableShard) -> _Overlap | None:
         """Rows r with r ≡ file.number (mod file.ranges) and r ≡ held.number (mod held.ranges), if there are any."""
         divisor = gcd(file.ranges, held.ranges)
         if file.number % divisor != held.number % divisor:
@@ -519,12 +519,12 @@ class _Shared:
         turns = (held.number - file.number) // divisor * pow(memory_step, -1, file_step) % file_step
         first = file.number + turns * file.ranges
         file_start, memory_start = first // file.ranges, first // held.ranges
-        count = range_rows(file.rows, file_start, file_step)
-        return _Shared(count, file_start, file_step, memory_start, memory_step) if count else None
+        count = shard_rows(file.rows, file_start, file_step)
+        return _Overlap(count, file_start, file_step, memory_start, memory_step) if count else None
 
     def copy(self, piece: NDArray[Any], start: int, target: NDArray[Any]) -> None:
         """Put those of them that lie in ``piece``, the file's entries from ``start`` on, into ``target``."""
-        skipped = range_rows(start, self.file_start, self.file_step)
+        skipped = shard_rows(start, self.file_start, self.file_step)
         rows = piece[self.file_start + skipped * self.file_step - start :: self.file_step]
         first = self.memory_start + skipped * self.memory_step
         target[first : first + len(rows) * self.memory_step : self.memory_step] = rows
@@ -609,7 +609,7 @@ class _DamageError(Exception):
 
 
 @contextmanager
-def _refusing(folder: Folder, name: str) -> Iterator[None]:
+def _reading(folder: Folder, name: str) -> Iterator[None]:
     """Turn what is wrong with the file ``name`` into a CheckpointError, which refuses a checkpoint that is damaged."""
     uri = f"{folder.uri}/{name}"
     try:

@@ -26,7 +26,7 @@ from kvstore.storage import Folder, OutputFile
 PART_FORMAT = "crossfade-checkpoint-part"
 VERSION = 1
 _CHUNK_BYTES = 1 << 20
-_CUT_SHORT = "the snapshot ended before its end"
+_TRUNCATED = "the snapshot ended before its end"
 
 
 def part_name(part: int, parts: int) -> str:
@@ -48,7 +48,7 @@ class _OpenFile:
         for start in range(0, size, len(buffer)):
             chunk = buffer[: min(len(buffer), size - start)]
             if frames.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]
-                raise CheckpointError(_CUT_SHORT)
+                raise CheckpointError(_TRUNCATED)
             self.crc32 = zlib.crc32(chunk, self.crc32)
             self._file.write(chunk)
         self.left -= size
@@ -83,7 +83,7 @@ def write_part(folder: Folder, part: int, parts: int, frames: IO[bytes]) -> dict
                     opened.push(files[path].leave)
                 files[path].take(frames, frame["bytes"], buffer)
             if any(file.left for file in files.values()):
-                raise CheckpointError(_CUT_SHORT)
+                raise CheckpointError(_TRUNCATED)
         listed = _list_of(files.values())
         folder.write(part_name(part, parts), listed)
     except BaseException:
@@ -104,7 +104,7 @@ def _list_of(files: Iterable[_OpenFile]) -> bytes:
 def _next_frame(frames: IO[bytes]) -> dict[str, Any]:
     line = frames.readline()
     if not line.endswith(b"\n"):
-        raise CheckpointError(_CUT_SHORT)
+        raise CheckpointError(_TRUNCATED)
     frame: dict[str, Any] = json.loads(line)
     return frame
 

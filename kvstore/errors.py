@@ -27,7 +27,7 @@ class CrossfadeError(Exception):
 
     def __str__(self) -> str:
         """The message in one line: what damaged files put into it can neither break it nor control a terminal."""
-        return printable(super().__str__())
+        return escape_unprintable(super().__str__())
 
 
 class DivergedError(CrossfadeError):
@@ -54,7 +54,7 @@ class CheckpointError(CrossfadeError):
         self.checkpoint = checkpoint
 
 
-class UnreachableError(CrossfadeError):
+class StorageUnavailableError(CrossfadeError):
     """Storage could not be read, after all tries: it is away, or too busy. Another time it may do better."""
 
 
@@ -76,7 +76,7 @@ class InputError(CrossfadeError):
     exit_code = 2
 
 
-class RefusedError(InputError):
+class CloudRequestError(InputError):
     """AWS refuses what was asked, and will until the user mends something; ``code`` and ``kind`` as of CloudError."""
 
     def __init__(self, message: str, kind: RefusedErrorKind, code: str = "") -> None:
@@ -97,12 +97,12 @@ class MissingExtraError(InputError):
         )
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """``text`` with whatever is no letter, sign or space, such as a line end, as an escape."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def listed(names: Iterable[object]) -> str:
+def format_names(names: Iterable[object]) -> str:
     """``names`` for a message: all of a few, the first of many, and none at length."""
     texts = [str(name) for name in names]
     shown = ", ".join(text if len(text) <= _NAME_LETTERS else f"{text[:_NAME_LETTERS]}…" for text in texts[:_NAMES])

@@ -20,21 +20,21 @@ from kvstore.arrays import IntArray
 from kvstore.store import VALUE_BYTES, TableSpec
 
 DEFAULT_KEY_BYTES = 2**30
-LARGEST_KEY_BYTES = 2**31 - 2**20
-SUM_KEY, STATUS_KEY = 0, 1
+MAX_KEY_BYTES = 2**31 - 2**20
+ALL_REDUCE_KEY, STATUS_KEY = 0, 1
 
 
 @njit(cache=True)
-def _group_by_range(rows_A, ranges):  # type: ignore[no-untyped-def]
-    starts_P = np.zeros(ranges + 1, dtype=np.int64)
+def _group_by_range(rows_A, shards):  # type: ignore[no-untyped-def]
+    starts_P = np.zeros(shards + 1, dtype=np.int64)
     for a in range(rows_A.shape[0]):
-        starts_P[rows_A[a] % ranges + 1] += 1
-    for p in range(ranges):
+        starts_P[rows_A[a] % shards + 1] += 1
+    for p in range(shards):
         starts_P[p + 1] += starts_P[p]
     next_P = starts_P[:-1].copy()
     order_A = np.empty_like(rows_A)
     for a in range(rows_A.shape[0]):
-        p = rows_A[a] % ranges
+        p = rows_A[a] % shards
         order_A[next_P[p]] = a
         next_P[p] += 1
     return order_A, starts_P
@@ -63,19 +63,19 @@ class TableLayout:
     keys: int
 
     @property
-    def ranges(self) -> int:
+    def shards(self) -> int:
         """How many ranges the table is dealt to."""
         return self.keys * self.servers
 
     @property
-    def chunk(self) -> int:
+    def shard_rows(self) -> int:
         """Rows of one range, padding included."""
-        return -(-self.table.rows // self.ranges)
+        return -(-self.table.rows // self.shards)
 
     @property
     def key_shape(self) -> tuple[int, int]:
         """Rows and columns of one key, as the store sees it."""
-        return self.chunk * self.servers, self.table.dim
+        return self.shard_rows * self.servers, self.table.dim
 
     @property
     def key_numbers(self) -> range:
@@ -84,14 +84,14 @@ class TableLayout:
 
     def split(self, rows_A: IntArray) -> Iterator[KeyRows]:
         """Deal a request of sorted, unique rows to the keys; every key comes, be it with no rows."""
-        order_A, starts_P = _group_by_range(rows_A, self.ranges)
-        range_A = rows_A[order_A] % self.ranges
-        positions_A = (range_A % self.servers) * self.chunk + rows_A[order_A] // self.ranges
+        order_A, starts_P = _group_by_range(rows_A, self.shards)
+        range_A = rows_A[order_A] % self.shards
+        positions_A = (range_A % self.servers) * self.shard_rows + rows_A[order_A] // self.shards
         for index, key in enumerate(self.key_numbers):
             begin, end = starts_P[index * self.servers], starts_P[(index + 1) * self.servers]
             yield KeyRows(key, order_A[begin:end], positions_A[begin:end])
 
-    def range_of(self, key: int, server: int) -> int:
+    def shard_of(self, key: int, server: int) -> int:
         """The range that ``server`` holds of ``key``."""
         return (key - self.first_key) * self.servers + server
 
@@ -100,7 +100,7 @@ class TableLayout:
 
         Padding shows as rows at or beyond ``table.rows``.
         """
-        return np.arange(self.chunk, dtype=np.int64) * self.ranges + number
+        return np.arange(self.shard_rows, dtype=np.int64) * self.shards + number
 
 
 def make_layout(tables: Sequence[TableSpec], servers: int, key_bytes: int = DEFAULT_KEY_BYTES) -> list[TableLayout]:
@@ -109,7 +109,7 @@ def make_layout(tables: Sequence[TableSpec], servers: int, key_bytes: int = DEFA
     The first keys are kept for sums over workers and for what servers tell. Every worker and server computes the same
     layout from the same arguments.
     """
-    assert 0 < key_bytes <= LARGEST_KEY_BYTES
+    assert 0 < key_bytes <= MAX_KEY_BYTES
     layouts = []
     next_key = STATUS_KEY + 1
     for table in tables:

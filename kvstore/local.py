@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint import WEIGHTS, RowRange, open_checkpoint
+from kvstore.checkpoint import WEIGHTS, TableShard, open_checkpoint
 from kvstore.errors import CheckpointError, StoreError
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
-from kvstore.pages import welcome_huge
-from kvstore.philox import fill_rows
+from kvstore.pages import advise_huge_pages
+from kvstore.philox import init_rows
 from kvstore.snapshot import Snapshot, compile_kernels
-from kvstore.store import NONE_AFRESH, SUM_LENGTH, RowGradient, Saved, TableSpec
-from kvstore.work import RowWork
+from kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, RowGradient, SaveResult, TableSpec
+from kvstore.work import UpdateStats
 
 _FILL_ROWS = 1 << 16
 
@@ -32,12 +32,12 @@ def check_rows(table: TableSpec, rows_A: IntArray) -> None:
         )
 
 
-def fill_scattered(weights_ND: FloatArray, places_R: IntArray, rows_R: IntArray, table: TableSpec, seed: int) -> None:
+def init_rows_at(weights_ND: FloatArray, places_R: IntArray, rows_R: IntArray, table: TableSpec, seed: int) -> None:
     """Write the initial values of ``rows_R`` of ``table`` to ``places_R`` of ``weights_ND``, in pieces."""
     for start in range(0, len(rows_R), _FILL_ROWS):
         piece_R = rows_R[start : start + _FILL_ROWS]
         values_RD = np.empty((len(piece_R), table.dim), dtype=np.float32)
-        fill_rows(values_RD, piece_R, seed=seed, table=table.name, scale=table.scale)
+        init_rows(values_RD, piece_R, seed=seed, table=table.name, scale=table.scale)
         weights_ND[places_R[start : start + _FILL_ROWS]] = values_RD
 
 
@@ -53,7 +53,7 @@ class LocalStore:
         self._weights: dict[str, FloatArray] = {}
         self._optimizers: dict[str, LazyOptimizer] = {}
         self._snapshot: Snapshot | None = None
-        self.work = RowWork()
+        self.work = UpdateStats()
 
     def create(
         self,
@@ -61,7 +61,7 @@ class LocalStore:
         optimizer: OptimizerSpec,
         seed: int,
         checkpoint: str | None = None,
-        afresh: Mapping[str, IntArray] = NONE_AFRESH,
+        reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
         """Make the tables: rows and state that ``checkpoint`` has from there, the others and ``afresh`` fresh."""
         compile_kernels()
@@ -70,26 +70,26 @@ class LocalStore:
             source.check_fits(tables, optimizer)
         for table in tables:
             weights_ND = np.empty((table.rows, table.dim), dtype=np.float32)
-            welcome_huge(weights_ND)
+            advise_huge_pages(weights_ND)
             for start in range(source.rows(table.name) if source else 0, table.rows, _FILL_ROWS):
                 rows = np.arange(start, min(start + _FILL_ROWS, table.rows), dtype=np.int64)
-                fill_rows(weights_ND[rows[0] : rows[-1] + 1], rows, seed=seed, table=table.name, scale=table.scale)
+                init_rows(weights_ND[rows[0] : rows[-1] + 1], rows, seed=seed, table=table.name, scale=table.scale)
             self._tables[table.name] = table
             self._weights[table.name] = weights_ND
             self._optimizers[table.name] = make_optimizer(optimizer, table.rows, table.dim)
         if source is not None:
             source.load(self._ranges())
-        for name, rows_R in afresh.items():
+        for name, rows_R in reset_rows.items():
             check_rows(self._tables[name], rows_R)
-            fill_scattered(self._weights[name], rows_R, rows_R, self._tables[name], seed)
+            init_rows_at(self._weights[name], rows_R, rows_R, self._tables[name], seed)
             self._optimizers[name].reset(rows_R)
         for held in self._ranges():
-            self.work.hold(held.table, held.arrays)
+            self.work.add_arrays(held.table, held.arrays)
 
-    def _ranges(self) -> list[RowRange]:
+    def _ranges(self) -> list[TableShard]:
         """All that is held: of each table one range, which is the table."""
         return [
-            RowRange(name, table.rows, 0, 1, {WEIGHTS: self._weights[name], **self._optimizers[name].state})
+            TableShard(name, table.rows, 0, 1, {WEIGHTS: self._weights[name], **self._optimizers[name].state})
             for name, table in self._tables.items()
         ]
 
@@ -105,7 +105,7 @@ class LocalStore:
             raise CheckpointError(f"{to}: cannot be written while the checkpoint before it still is")
         self._snapshot = Snapshot(to, 0, 1, self._ranges())
 
-    def saved(self) -> Saved | None:
+    def poll_save(self) -> SaveResult | None:
         """How the last ``save`` went, or None while it is still under way."""
         assert self._snapshot is not None
         try:
@@ -116,7 +116,7 @@ class LocalStore:
         if written is None:
             return None
         pause_seconds, self._snapshot = self._snapshot.pause_seconds, None
-        return Saved((written.part,), pause_seconds, written.seconds, written.bytes)
+        return SaveResult((written.part,), pause_seconds, written.seconds, written.bytes)
 
     def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copies of the named rows."""
@@ -132,19 +132,19 @@ class LocalStore:
         for name, gradient in gradients.items():
             check_rows(self._tables[name], gradient.rows_A)
         for name, gradient in gradients.items():
-            with self.work.updating(name, len(gradient.rows_A)):
+            with self.work.timed_update(name, len(gradient.rows_A)):
                 if self._snapshot is not None:
                     self._snapshot.before_update(name, 0, gradient.rows_A)
                 self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
 
-    def set_rate(self, factor: float) -> None:
+    def set_lr_factor(self, factor: float) -> None:
         """Multiply the learning rate by ``factor`` from the next step on."""
         for optimizer in self._optimizers.values():
-            optimizer.rate_factor = factor
+            optimizer.lr_factor = factor
 
-    def sum(self, values_N: FloatArray) -> FloatArray:
+    def all_reduce(self, values_N: FloatArray) -> FloatArray:
         """The values themselves: there is one worker."""
-        assert len(values_N) <= SUM_LENGTH
+        assert len(values_N) <= MAX_ALL_REDUCE_LENGTH
         return values_N.astype(np.float64)
 
     def barrier(self) -> None:

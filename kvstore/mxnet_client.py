@@ -11,12 +11,12 @@ import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import CheckpointError
-from kvstore.layout import DEFAULT_KEY_BYTES, STATUS_KEY, SUM_KEY, TableLayout, make_layout
+from kvstore.layout import ALL_REDUCE_KEY, DEFAULT_KEY_BYTES, STATUS_KEY, TableLayout, make_layout
 from kvstore.local import check_rows
 from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_from, row_sparse_zeros
-from kvstore.mxnet_server import COMMAND_HEAD, STATUS_LENGTH, afresh_commands, create_command, decode_status
+from kvstore.mxnet_server import COMMAND_HEAD, STATUS_LENGTH, create_command, decode_status, reset_commands
 from kvstore.optimizers import OptimizerSpec
-from kvstore.store import NONE_AFRESH, SUM_LENGTH, RowGradient, Saved, SavedPart, TableSpec
+from kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, FileDigest, RowGradient, SaveResult, TableSpec
 
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
 SPLIT_ALWAYS = "1"
@@ -52,7 +52,7 @@ class MXNetStore:
         optimizer: OptimizerSpec,
         seed: int,
         checkpoint: str | None = None,
-        afresh: Mapping[str, IntArray] = NONE_AFRESH,
+        reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
         """Make the tables on the servers, which fill them where they live and load what ``checkpoint`` has.
 
@@ -61,8 +61,8 @@ class MXNetStore:
         """
         self._command(create_command(tables, optimizer, seed, self._servers, self._key_bytes, checkpoint))
         self.barrier()
-        self._store.init(SUM_KEY, self._mx.nd.zeros((self.workers, 3, SUM_LENGTH)))
-        self.sum(np.zeros(1))
+        self._store.init(ALL_REDUCE_KEY, self._mx.nd.zeros((self.workers, 3, MAX_ALL_REDUCE_LENGTH)))
+        self.all_reduce(np.zeros(1))
         self._store.init(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
         self._store.push(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
         for layout in make_layout(tables, self._servers, self._key_bytes):
@@ -75,13 +75,13 @@ class MXNetStore:
         if checkpoint is not None:
             self._command(json.dumps({"command": "load"}))
             self.barrier()
-        if afresh:
-            self._start_afresh(afresh)
+        if reset_rows:
+            self._reset_rows(reset_rows)
 
-    def _start_afresh(self, afresh: Mapping[str, IntArray]) -> None:
-        for name, rows_R in afresh.items():
+    def _reset_rows(self, reset_rows: Mapping[str, IntArray]) -> None:
+        for name, rows_R in reset_rows.items():
             check_rows(self._layouts[name].table, rows_R)
-            for command in afresh_commands(name, rows_R):
+            for command in reset_commands(name, rows_R):
                 self._command(command)
         self.barrier()
 
@@ -100,7 +100,7 @@ class MXNetStore:
         self._mx.nd.waitall()
         self._command(json.dumps({"command": "save", "to": to}))
 
-    def saved(self) -> Saved | None:
+    def poll_save(self) -> SaveResult | None:
         """How the last ``save`` went, or None while it is still under way."""
         assert self.rank == 0
         self._command(json.dumps({"command": "status"}))
@@ -112,8 +112,8 @@ class MXNetStore:
         for server, status in enumerate(statuses):
             if status["state"] != "saved":
                 raise CheckpointError(f"server-{server}: {status.get('message', 'has lost its save')}")
-        return Saved(
-            tuple(SavedPart(**status["part"]) for status in statuses),
+        return SaveResult(
+            tuple(FileDigest(**status["part"]) for status in statuses),
             pause_seconds=max(status["pause_seconds"] for status in statuses),
             seconds=max(status["seconds"] for status in statuses),
             bytes=sum(status["bytes"] for status in statuses),
@@ -147,7 +147,7 @@ class MXNetStore:
                 array = row_sparse_from(part.positions_A, gradient.values_AD, part.order_A, layout.key_shape)
                 self._store.push(part.key, array)
 
-    def set_rate(self, factor: float) -> None:
+    def set_lr_factor(self, factor: float) -> None:
         """Multiply the learning rate by ``factor`` from the next step on.
 
         As with ``save``, the servers have applied this worker's last push, and none of the next step without it.
@@ -157,22 +157,22 @@ class MXNetStore:
             self._command(json.dumps({"command": "rate", "factor": factor}))
         self._rate_factor = factor
 
-    def sum(self, values_N: FloatArray) -> FloatArray:
+    def all_reduce(self, values_N: FloatArray) -> FloatArray:
         """The sum of ``values_N`` over all workers, in float64 and in the order of ranks.
 
         MXNet's servers crash on a float64 key, so each worker writes its values, each as three float32 that add up to
         it, into a place of its own, and the store's sum over workers gathers them.
         """
-        assert len(values_N) <= SUM_LENGTH
-        parts = np.zeros((self.workers, 3, SUM_LENGTH), dtype=np.float32)
-        rest = np.zeros(SUM_LENGTH)
+        assert len(values_N) <= MAX_ALL_REDUCE_LENGTH
+        parts = np.zeros((self.workers, 3, MAX_ALL_REDUCE_LENGTH), dtype=np.float32)
+        rest = np.zeros(MAX_ALL_REDUCE_LENGTH)
         rest[: len(values_N)] = values_N
         for part_N in parts[self.rank]:
             part_N[:] = rest
             rest -= part_N
-        self._store.push(SUM_KEY, self._mx.nd.array(parts))
+        self._store.push(ALL_REDUCE_KEY, self._mx.nd.array(parts))
         gathered = self._mx.nd.zeros(parts.shape)
-        self._store.pull(SUM_KEY, out=gathered)
+        self._store.pull(ALL_REDUCE_KEY, out=gathered)
         total: FloatArray = gathered.asnumpy().astype(np.float64).sum(axis=1)[:, : len(values_N)].sum(axis=0)
         return total
 

@@ -109,8 +109,8 @@ def row_sparse_from(rows_A: IntArray, values_RD: FloatArray, order_A: IntArray, 
 def row_sparse_zeros(shape: tuple[int, int], *, stored: bool) -> Any:
     """Zeros in row_sparse form: with every row stored, values that take no memory unless written, or with none."""
     result, values_AD = _row_sparse_unwritten(np.arange(shape[0] if stored else 0, dtype=np.int64), shape)
-    pages.welcome_huge(values_AD)
-    pages.zero(values_AD)
+    pages.advise_huge_pages(values_AD)
+    pages.release_pages(values_AD)
     return result
 
 

@@ -16,17 +16,17 @@ from typing import Any, NoReturn
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint import Checkpoint, RowRange, open_checkpoint
+from kvstore.checkpoint import Checkpoint, TableShard, open_checkpoint
 from kvstore.errors import CheckpointError, StoreError
-from kvstore.layout import STATUS_KEY, SUM_KEY, TableLayout, make_layout
-from kvstore.local import fill_scattered
+from kvstore.layout import ALL_REDUCE_KEY, STATUS_KEY, TableLayout, make_layout
+from kvstore.local import init_rows_at
 from kvstore.mxnet_import import dense_view, import_mxnet, row_sparse_ids
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
-from kvstore.pages import welcome_huge, zero
-from kvstore.philox import fill_rows
+from kvstore.pages import advise_huge_pages, release_pages
+from kvstore.philox import init_rows
 from kvstore.snapshot import Snapshot, compile_kernels
 from kvstore.store import TableSpec
-from kvstore.work import RowWork
+from kvstore.work import UpdateStats
 
 COMMAND_HEAD = 0
 """The only head that MXNet hands to a controller; it drops the others silently."""
@@ -61,7 +61,7 @@ def create_command(
     )
 
 
-def afresh_commands(table: str, rows_R: IntArray) -> Iterator[str]:
+def reset_commands(table: str, rows_R: IntArray) -> Iterator[str]:
     """The commands, JSON, that tell each server to start rows of ``table`` afresh, so many of them in each."""
     for start in range(0, len(rows_R), AFRESH_ROWS):
         rows = rows_R[start : start + AFRESH_ROWS].tolist()
@@ -82,24 +82,24 @@ def _encode_status(status: dict[str, Any], row_N: FloatArray) -> None:
     row_N[1 : 1 + len(text)] = np.frombuffer(text, dtype=np.uint8)
 
 
-class _Shard:
+class _KeyShard:
     """One server's rows of one key: its weights on the store's memory, and their optimizer."""
 
     def __init__(self, weight: Any, layout: TableLayout, key: int, server: int, optimizer: OptimizerSpec) -> None:
         table = layout.table
-        if weight.shape[1] != table.dim or len(row_sparse_ids(weight)) != layout.chunk:
+        if weight.shape[1] != table.dim or len(row_sparse_ids(weight)) != layout.shard_rows:
             raise StoreError(
-                f"key {key}: the store holds {weight.shape} where {(layout.chunk, table.dim)} was laid out"
+                f"key {key}: the store holds {weight.shape} where {(layout.shard_rows, table.dim)} was laid out"
             )
         self._store_reference = weight
         self._layout = layout
-        self.number = layout.range_of(key, server)
+        self.number = layout.shard_of(key, server)
         self.table, self.dim = table.name, table.dim
-        self.weights_ND: FloatArray = dense_view(weight, (layout.chunk, table.dim), np.float32)
+        self.weights_ND: FloatArray = dense_view(weight, (layout.shard_rows, table.dim), np.float32)
         # MXNet's zeros lie on small pages: they go, and what is written next comes on huge ones.
-        welcome_huge(self.weights_ND)
-        zero(self.weights_ND)
-        self.optimizer: LazyOptimizer = make_optimizer(optimizer, layout.chunk, table.dim)
+        advise_huge_pages(self.weights_ND)
+        release_pages(self.weights_ND)
+        self.optimizer: LazyOptimizer = make_optimizer(optimizer, layout.shard_rows, table.dim)
 
     def fill(self, seed: int, first_row: int) -> None:
         """Give the table's rows from ``first_row`` on their initial values, as far as they are here."""
@@ -107,20 +107,20 @@ class _Shard:
         rows_N = self._layout.rows_of(self.number)
         rows_N = rows_N[np.searchsorted(rows_N, first_row) :]
         if len(rows_N):
-            fill_rows(self.weights_ND[-len(rows_N) :], rows_N, seed=seed, table=table.name, scale=table.scale)
+            init_rows(self.weights_ND[-len(rows_N) :], rows_N, seed=seed, table=table.name, scale=table.scale)
 
-    def start_afresh(self, seed: int, rows_R: IntArray) -> None:
+    def reset_rows(self, seed: int, rows_R: IntArray) -> None:
         """Give those of the table's ``rows_R`` that are here their initial values and fresh optimizer state."""
-        here_R = rows_R[rows_R % self._layout.ranges == self.number]
-        places_R = here_R // self._layout.ranges
-        fill_scattered(self.weights_ND, places_R, here_R, self._layout.table, seed)
+        here_R = rows_R[rows_R % self._layout.shards == self.number]
+        places_R = here_R // self._layout.shards
+        init_rows_at(self.weights_ND, places_R, here_R, self._layout.table, seed)
         self.optimizer.reset(places_R)
 
-    def as_range(self) -> RowRange:
+    def as_range(self) -> TableShard:
         """The same rows, weights and state, as a checkpoint takes and gives them."""
         table = self._layout.table
         arrays = {"weights": self.weights_ND, **self.optimizer.state}
-        return RowRange(table.name, table.rows, self.number, self._layout.ranges, arrays)
+        return TableShard(table.name, table.rows, self.number, self._layout.shards, arrays)
 
 
 class RowServer:
@@ -128,10 +128,10 @@ class RowServer:
 
     def __init__(self, store: Any) -> None:
         """Serve the rows of ``store``, a connected ``dist_sync`` handle."""
-        self.work = RowWork()
+        self.work = UpdateStats()
         self._store = store
         self._layouts: dict[int, TableLayout] = {}
-        self._shards: dict[int, _Shard] = {}
+        self._shards: dict[int, _KeyShard] = {}
         self._optimizer = OptimizerSpec()
         self._seed = 0
         self._servers = 0
@@ -145,7 +145,7 @@ class RowServer:
             "afresh": self._start_afresh,
             "rate": self._set_rate,
             "save": self._save,
-            "status": self._tell_status,
+            "status": self._publish_status,
         }
 
     def command(self, body: str) -> None:
@@ -186,12 +186,12 @@ class RowServer:
         rows_R = np.array(message["rows"], dtype=np.int64)
         for shard in self._shards.values():
             if shard.table == message["table"]:
-                shard.start_afresh(self._seed, rows_R)
+                shard.reset_rows(self._seed, rows_R)
 
     def _set_rate(self, message: dict[str, Any]) -> None:
         """Multiply the learning rate of the steps to come."""
         for shard in self._shards.values():
-            shard.optimizer.rate_factor = float(message["factor"])
+            shard.optimizer.lr_factor = float(message["factor"])
 
     def _save(self, message: dict[str, Any]) -> None:
         """Begin to write this server's rows. A failure is told when asked for: training goes on without it."""
@@ -202,7 +202,7 @@ class RowServer:
         except (CheckpointError, OSError) as error:
             self._status = {"state": "failed", "message": str(error)[:_MESSAGE_LENGTH]}
 
-    def _tell_status(self, _message: dict[str, Any]) -> None:
+    def _publish_status(self, _message: dict[str, Any]) -> None:
         """Write how the save goes to where workers can pull it."""
         assert self._status_row is not None
         if self._snapshot is not None:
@@ -229,7 +229,7 @@ class RowServer:
         """
         gradient.wait_to_read()
         weight.wait_to_read()
-        if key == SUM_KEY:
+        if key == ALL_REDUCE_KEY:
             dense_view(weight, weight.shape, np.float32)[:] = dense_view(gradient, weight.shape, np.float32)
             return
         if key == STATUS_KEY:
@@ -238,13 +238,13 @@ class RowServer:
         shard = self._shards.get(key)
         if shard is None:
             layout = self._layouts[key]
-            shard = self._shards[key] = _Shard(weight, layout, key, self._store.rank, self._optimizer)
+            shard = self._shards[key] = _KeyShard(weight, layout, key, self._store.rank, self._optimizer)
             shard.fill(self._seed, self._checkpoint.rows(layout.table.name) if self._checkpoint else 0)
-            self.work.hold(shard.table, shard.as_range().arrays)
+            self.work.add_arrays(shard.table, shard.as_range().arrays)
         ids_A = row_sparse_ids(gradient)
         if len(ids_A) == 0:
             return
-        with self.work.updating(shard.table, len(ids_A)):
+        with self.work.timed_update(shard.table, len(ids_A)):
             if self._snapshot is not None:
                 self._snapshot.before_update(shard.table, shard.number, ids_A)
             shard.optimizer.update(shard.weights_ND, ids_A, dense_view(gradient, (len(ids_A), shard.dim), np.float32))

@@ -20,7 +20,7 @@ from numba import njit, prange
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import DivergedError
-from kvstore.pages import welcome_huge
+from kvstore.pages import advise_huge_pages
 from kvstore.prefetch import prefetch_ahead
 
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
@@ -52,7 +52,7 @@ _LARGEST = np.float32(1e18)
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _lost(gradient, weight):  # type: ignore[no-untyped-def]
+def _is_divergent(gradient, weight):  # type: ignore[no-untyped-def]
     """Whether a value is NaN, or so large that its square soon overflows."""
     return (not (abs(gradient) <= _LARGEST)) | (not (abs(weight) <= _LARGEST))
 
@@ -67,7 +67,7 @@ def _sgd(weights_ND, rows_A, gradient_AD, rate, decay):  # type: ignore[no-untyp
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
             weight_D[d] -= rate * g
-            lost |= _lost(g, weight_D[d])
+            lost |= _is_divergent(g, weight_D[d])
         bad += lost
     return bad
 
@@ -85,7 +85,7 @@ def _adagrad(weights_ND, rows_A, gradient_AD, squares_ND, rate, decay, epsilon):
             g = gradient_D[d] + decay * weight_D[d]
             squares_D[d] += g * g
             weight_D[d] -= rate * g / (math.sqrt(squares_D[d]) + epsilon)
-            lost |= _lost(g, weight_D[d])
+            lost |= _is_divergent(g, weight_D[d])
         bad += lost
     return bad
 
@@ -108,7 +108,7 @@ def _rowwise_adagrad(weights_ND, rows_A, gradient_AD, squares_N, rate, decay, ep
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
             weight_D[d] -= step * g
-            lost |= _lost(g, weight_D[d])
+            lost |= _is_divergent(g, weight_D[d])
         bad += lost
     return bad
 
@@ -133,13 +133,13 @@ def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, d
             first_D[d] = beta1 * first_D[d] + (one - beta1) * g
             second_D[d] = beta2 * second_D[d] + (one - beta2) * g * g
             weight_D[d] -= rate * (first_D[d] / correction1) / (math.sqrt(second_D[d] / correction2) + epsilon)
-            lost |= _lost(g, weight_D[d])
+            lost |= _is_divergent(g, weight_D[d])
         bad += lost
     return bad
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _shorten(weights_ND, rows_A, max_norm):  # type: ignore[no-untyped-def]
+def _clip_row_norm(weights_ND, rows_A, max_norm):  # type: ignore[no-untyped-def]
     """Scale active rows that are longer than ``max_norm`` back to it."""
     for a in prange(rows_A.shape[0]):
         weight_D = weights_ND[rows_A[a]]
@@ -167,7 +167,7 @@ class LazyOptimizer:
     def __init__(self, spec: OptimizerSpec, state: dict[str, FloatArray], apply: Callable[..., int]) -> None:
         """``state`` by name, first axis the rows; ``apply(weights_ND, rows_A, gradient_AD, rate)`` counts bad rows."""
         self.state = state
-        self.rate_factor = 1.0
+        self.lr_factor = 1.0
         self._spec = spec
         self._apply = apply
 
@@ -178,7 +178,7 @@ class LazyOptimizer:
             DivergedError: a row's gradient or its new values are not finite, or beyond 1e18, where squares soon
                 overflow. The table is then no longer usable.
         """
-        bad = self._apply(weights_ND, rows_A, gradient_AD, np.float32(self._spec.learning_rate * self.rate_factor))
+        bad = self._apply(weights_ND, rows_A, gradient_AD, np.float32(self._spec.learning_rate * self.lr_factor))
         if bad:
             raise DivergedError(
                 f"the gradients or values of {bad} of {len(rows_A)} active rows are not finite, or beyond 1e18: "
@@ -186,7 +186,7 @@ class LazyOptimizer:
                 "lower optimizer.learning_rate or raise model.temperature"
             )
         if self._spec.max_norm is not None:
-            _shorten(weights_ND, rows_A, np.float32(self._spec.max_norm))
+            _clip_row_norm(weights_ND, rows_A, np.float32(self._spec.max_norm))
 
     def reset(self, rows_A: IntArray) -> None:
         """Give ``rows_A`` the state of rows that were never updated."""
@@ -196,7 +196,7 @@ class LazyOptimizer:
 
 def _zeros(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> FloatArray:
     state = np.zeros(shape, dtype=dtype)
-    welcome_huge(state)
+    advise_huge_pages(state)
     return state
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 
-def zero(array: Any) -> None:
+def release_pages(array: Any) -> None:
     """Make a contiguous array all zeros by giving its pages back, so that it takes no memory until it is written."""
     values_B = array.reshape(-1).view(np.uint8)
     begin, end = _whole_pages(values_B)
@@ -24,7 +24,7 @@ def zero(array: Any) -> None:
     values_B[end:] = 0
 
 
-def welcome_huge(array: Any) -> None:
+def advise_huge_pages(array: Any) -> None:
     """Ask for huge pages where those of a contiguous array are touched from now on: fewer faults, fewer TLB misses."""
     values_B = array.reshape(-1).view(np.uint8)
     _advise(values_B, *_whole_pages(values_B), getattr(mmap, "MADV_HUGEPAGE", None))

@@ -49,7 +49,7 @@ def _fill_rows(out_AD, rows_A, seed, stream, limit):  # type: ignore[no-untyped-
                 out_AD[a, block * 4 + lane] = (np.float32(2.0) * unit - np.float32(1.0)) * limit
 
 
-def fill_rows(out_AD: FloatArray, rows_A: IntArray, *, seed: int, table: str, scale: float) -> None:
+def init_rows(out_AD: FloatArray, rows_A: IntArray, *, seed: int, table: str, scale: float) -> None:
     """Write the initial values of ``rows_A`` of ``table`` into ``out_AD``, float32 (rows, dim), in place.
 
     Uniform on [-√3·scale, √3·scale), so ``scale`` is the standard deviation. A value depends on the seed, the table's

@@ -47,7 +47,7 @@ _SAME = {
     "AUTHORIZATIONHEADERMALFORMED": "MOVED",
 }
 _MISSING = {"NO_SUCH_BUCKET", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "NOSUCHBUCKET", "NOSUCHKEY"}
-_PASSING = {
+_TRANSIENT = {
     "NETWORK_CONNECTION",
     "SLOW_DOWN",
     "THROTTLING",
@@ -75,10 +75,10 @@ def _read(error: OSError) -> tuple[str, int]:
     return _SAME.get(code, code), status
 
 
-def may_pass(error: OSError) -> bool:
+def is_transient(error: OSError) -> bool:
     """Whether the same request may do better in a while: the server was busy, or out of reach."""
     code, status = _read(error)
-    return code in _PASSING or status in _PASSING_STATUS or is_unexplained(error)
+    return code in _TRANSIENT or status in _PASSING_STATUS or is_unexplained(error)
 
 
 def is_unexplained(error: OSError) -> bool:
@@ -108,7 +108,7 @@ def explain(error: OSError, bucket: str, endpoint: str) -> OSError:
         return FileNotFoundError(f"there is no such object or bucket ({called})")
     if code in _REFUSED:
         return PermissionError(_REFUSED[code].format(who=_who(), bucket=bucket, endpoint=endpoint))
-    if may_pass(error):
+    if is_transient(error):
         away = code == "NETWORK_CONNECTION"
         how = "cannot be reached" if away else "did not answer as it should, after all tries"
         mend = "; check AWS_ENDPOINT_URL and the network" if away else ""

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from kvstore.errors import InputError
 from kvstore.random_file import RandomFile
-from kvstore.s3_errors import explain, is_bare_refusal, is_unexplained, may_pass
+from kvstore.s3_errors import explain, is_bare_refusal, is_transient, is_unexplained
 
 ATTEMPTS_VARIABLE = "CROSSFADE_S3_ATTEMPTS"
 TIMEOUT_VARIABLE = "CROSSFADE_S3_TIMEOUT_SECONDS"
@@ -106,7 +106,7 @@ class S3Files:
         """Have no request made again from now on."""
         self._interrupted.set()
 
-    def again(self, request: Callable[[], Answer], path: str | None = None) -> Answer:
+    def retry(self, request: Callable[[], Answer], path: str | None = None) -> Answer:
         """The answer to ``request``, made until it comes, or until it is clear that it will not.
 
         ``path`` is the object that the request is about: of some answers the client does not tell what they were.
@@ -120,7 +120,7 @@ class S3Files:
                 return request()
             except OSError as error:
                 reason = self._reason(error, path)
-                if attempt == last or not may_pass(reason) or self._interrupted.is_set():
+                if attempt == last or not is_transient(reason) or self._interrupted.is_set():
                     raise explain(reason, self._bucket, self._where()) from error
             self._interrupted.wait(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311
         raise AssertionError("the last try answers or raises")
@@ -155,7 +155,7 @@ class S3Files:
         Raises:
             NoBucketError: there is not.
         """
-        missing = self.again(self._no_bucket)
+        missing = self.retry(self._no_bucket)
         if missing is not None:
             raise missing
 
@@ -192,21 +192,21 @@ class S3Files:
 
     def open_random(self, path: str) -> RandomFile:
         """Open an object for reading anywhere in it."""
-        return _S3RandomFile(self, path, self.again(lambda: self._reads.open_input_file(self._root + path), path))
+        return _S3RandomFile(self, path, self.retry(lambda: self._reads.open_input_file(self._root + path), path))
 
     def names(self, prefix: str) -> list[str]:
         """The names below ``prefix``."""
-        return [info.base_name for info in self.again(lambda: self._list(prefix, recursive=False))]
+        return [info.base_name for info in self.retry(lambda: self._list(prefix, recursive=False))]
 
     def entries(self, prefix: str) -> dict[str, int | None]:
         """The bytes of the objects below ``prefix`` by name, None for those that have others below them."""
-        listed = self.again(lambda: self._list(prefix, recursive=False))
+        listed = self.retry(lambda: self._list(prefix, recursive=False))
         return {info.base_name: info.size if info.is_file else None for info in listed}
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """The bytes of all objects below ``prefix``."""
         start = len(self._root + prefix)
-        listed = self.again(lambda: self._list(prefix, recursive=True))
+        listed = self.retry(lambda: self._list(prefix, recursive=True))
         return {info.path[start:]: info.size for info in listed if info.is_file}
 
     def _list(self, prefix: str, *, recursive: bool) -> list[Any]:
@@ -221,12 +221,12 @@ class S3Files:
     def remove(self, path: str) -> None:
         """Delete an object."""
         with suppress(FileNotFoundError):
-            self.again(lambda: self._reads.delete_file(self._root + path))
+            self.retry(lambda: self._reads.delete_file(self._root + path))
 
     def delete(self, prefix: str) -> None:
         """Delete all below ``prefix``."""
         with suppress(FileNotFoundError):
-            self.again(lambda: self._reads.delete_dir((self._root + prefix).rstrip("/")))
+            self.retry(lambda: self._reads.delete_dir((self._root + prefix).rstrip("/")))
 
 
 class _S3RandomFile(RandomFile):
@@ -248,7 +248,7 @@ class _S3RandomFile(RandomFile):
                 raise OSError(f"AWS Error NETWORK_CONNECTION during GetObject operation: {_short(len(data), length)}")
             return data
 
-        return self._files.again(read, self._path)
+        return self._files.retry(read, self._path)
 
     def close(self) -> None:
         """Let go of it."""

@@ -32,32 +32,32 @@ from numba import njit
 from numpy.typing import NDArray
 
 from kvstore.arrays import IntArray
-from kvstore.checkpoint import RowRange, npy_header, range_file, range_rows
+from kvstore.checkpoint import TableShard, npy_header, shard_file, shard_rows
 from kvstore.errors import CheckpointError
-from kvstore.store import SavedPart
+from kvstore.store import FileDigest
 
-KEPT_SHARE = 8
+COPY_FRACTION = 8
 """One of so many rows of a table may be kept aside, or as many as fit into ``LEAST_KEPT_BYTES``."""
 LEAST_KEPT_BYTES = 1 << 26
 KEPT_INDEX_BYTES = 4
 """For each row of the arrays, to know whether it is kept, and where."""
-LONGEST_WAIT_SECONDS = 60.0
+MAX_WAIT_SECONDS = 60.0
 """How long updates may wait for one snapshot, all together, before it is given up."""
-LONGEST_STANDSTILL_SECONDS = 600.0
+MAX_STANDSTILL_SECONDS = 600.0
 """How long the process that writes may take nothing before it is given up: a request to S3 may last three minutes."""
 _PIECE_BYTES = 1 << 22
 _PIPE_BYTES = 1 << 20
-_NOT_FROM_HERE = ["-P"]
+SAFE_PATH = ["-P"]
 
 Words = NDArray[np.uint32]
 """Rows as 32-bit words: what of a table or of an optimizer's state stands in one row, whatever its type."""
 
 
 @dataclass(frozen=True)
-class Written:
+class PartResult:
     """A part of a checkpoint that has been written, ``bytes`` in all, in ``seconds``."""
 
-    part: SavedPart
+    part: FileDigest
     bytes: int
     seconds: float
 
@@ -120,16 +120,16 @@ def compile_kernels() -> None:
     _free_slots(slots_N, slots_N.copy(), 0)
 
 
-def most_kept(rows: int, row_bytes: int) -> int:
+def max_copied_rows(rows: int, row_bytes: int) -> int:
     """How many of a table's ``rows`` here, of ``row_bytes`` with their state, a snapshot keeps at most at one time."""
-    return min(rows, max(-(-rows // KEPT_SHARE), LEAST_KEPT_BYTES // row_bytes))
+    return min(rows, max(-(-rows // COPY_FRACTION), LEAST_KEPT_BYTES // row_bytes))
 
 
-class _Kept:
+class _CopyBuffer:
     """Room for rows of one table that changed before they were sent."""
 
     def __init__(self, rows: int, words: dict[str, int]) -> None:
-        room = most_kept(rows, 4 * sum(words.values()))
+        room = max_copied_rows(rows, 4 * sum(words.values()))
         # Memory that is not written takes none.
         self.arrays: dict[str, Words] = {name: np.empty((room, count), np.uint32) for name, count in words.items()}
         self.free_M = np.arange(room, dtype=np.int32)
@@ -142,13 +142,13 @@ class _Range:
     A slot is counted from 1; 0 means that the row was not kept.
     """
 
-    def __init__(self, held: RowRange) -> None:
+    def __init__(self, held: TableShard) -> None:
         self.held = held
-        self.rows = range_rows(held.rows, held.number, held.ranges)
+        self.rows = shard_rows(held.rows, held.number, held.ranges)
         self.arrays = {name: _words(array[: self.rows]) for name, array in held.arrays.items()}
         self.slot_N = np.zeros(self.rows, np.int32)
         self.sent = 0
-        self.kept: _Kept
+        self.kept: _CopyBuffer
 
     def keep(self, rows_A: IntArray, begin: int) -> int:
         """Keep what ``rows_A[begin:]`` hold, as far as there is room; gives where that ended."""
@@ -189,7 +189,7 @@ class Snapshot:
     To be made by a thread that lives on until it is written: the writing process ends when that thread does.
     """
 
-    def __init__(self, to: str, part: int, parts: int, ranges: Sequence[RowRange]) -> None:
+    def __init__(self, to: str, part: int, parts: int, ranges: Sequence[TableShard]) -> None:
         """Begin to write ``ranges`` into the checkpoint folder ``to``, as part ``part`` of ``parts``.
 
         Raises:
@@ -202,7 +202,7 @@ class Snapshot:
         self._changed = threading.Condition()
         self._over = False
         self._why_over: str | None = None
-        self._outcome: Written | CheckpointError | None = None
+        self._outcome: PartResult | CheckpointError | None = None
         try:
             self._writer, self._pipe = _start_writer(to, part, parts)
         except OSError as error:
@@ -227,9 +227,9 @@ class Snapshot:
 
     def _wait_for_room(self) -> None:
         since = time.monotonic()
-        self._changed.wait(max(0.0, LONGEST_WAIT_SECONDS - self.pause_seconds))
+        self._changed.wait(max(0.0, MAX_WAIT_SECONDS - self.pause_seconds))
         self.pause_seconds += time.monotonic() - since
-        if self.pause_seconds > LONGEST_WAIT_SECONDS:
+        if self.pause_seconds > MAX_WAIT_SECONDS:
             self._give_up(
                 f"rows change faster than they can be written: updates had to wait for {self.pause_seconds:.0f} s"
             )
@@ -238,7 +238,7 @@ class Snapshot:
         self._over, self._why_over = True, reason
         self._writer.kill()
 
-    def poll(self) -> Written | None:
+    def poll(self) -> PartResult | None:
         """What was written, or None while it still is being written.
 
         Raises:
@@ -246,9 +246,9 @@ class Snapshot:
         """
         if self._outcome is None and self._writer.poll() is not None:
             self._outcome = self._end()
-        elif self._outcome is None and time.monotonic() - self._taken_at > LONGEST_STANDSTILL_SECONDS:
+        elif self._outcome is None and time.monotonic() - self._taken_at > MAX_STANDSTILL_SECONDS:
             with self._changed:
-                self._give_up(f"nothing of it could be written for {LONGEST_STANDSTILL_SECONDS:.0f} s")
+                self._give_up(f"nothing of it could be written for {MAX_STANDSTILL_SECONDS:.0f} s")
         if isinstance(self._outcome, CheckpointError):
             raise self._outcome
         return self._outcome
@@ -260,7 +260,7 @@ class Snapshot:
                 self._give_up("was given up before it was written")
             self._outcome = self._end()
 
-    def _end(self) -> Written | CheckpointError:
+    def _end(self) -> PartResult | CheckpointError:
         """Reap the writer, which is ending, and say what came of it."""
         assert self._writer.stdout is not None
         said = self._writer.stdout.read()
@@ -270,7 +270,7 @@ class Snapshot:
         answer = json.loads(said) if said.endswith(b"\n") else {}
         if "name" in answer:
             written = answer.pop("written")
-            return Written(SavedPart(**answer), written, time.monotonic() - self._started)
+            return PartResult(FileDigest(**answer), written, time.monotonic() - self._started)
         reason = self._why_over or answer.get("error") or f"the process that wrote it {_how(code)}"
         return CheckpointError(f"{self._to}: could not be written: {reason}")
 
@@ -311,7 +311,7 @@ class Snapshot:
             header = held.header(name)
             lead = header if first else b""
             size = len(header) + held.rows * piece_PW.shape[1] * 4
-            frame = {"path": range_file(held.held, name), "bytes": len(lead) + piece_PW.nbytes, "of": size}
+            frame = {"path": shard_file(held.held, name), "bytes": len(lead) + piece_PW.nbytes, "of": size}
             self._send(memoryview(json.dumps(frame).encode() + b"\n" + lead))
             self._send(piece_PW.reshape(-1).view(np.uint8).data)
 
@@ -327,7 +327,7 @@ def _by_table(ranges: Any) -> list[list[_Range]]:
     for held in ranges:
         tables.setdefault(held.held.table, []).append(held)
     for members in tables.values():
-        kept = _Kept(
+        kept = _CopyBuffer(
             sum(held.rows for held in members), {name: words.shape[1] for name, words in members[0].arrays.items()}
         )
         for held in members:
@@ -349,7 +349,7 @@ def _start_writer(to: str, part: int, parts: int) -> tuple[subprocess.Popen[byte
             fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         process = subprocess.Popen(  # noqa: S603 - our own command
             [
-                *(sys.executable, *_NOT_FROM_HERE, "-m", "kvstore.checkpoint_writer"),
+                *(sys.executable, *SAFE_PATH, "-m", "kvstore.checkpoint_writer"),
                 *(to, str(part), str(parts), str(os.getpid())),
             ],
             stdin=theirs,

@@ -71,7 +71,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class SavedPart:
+class FileDigest:
     """What one server has written of a checkpoint: the name, bytes and CRC-32 of the file that lists its files."""
 
     name: str
@@ -80,20 +80,20 @@ class SavedPart:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SaveResult:
     """A checkpoint's tables, written by all servers.
 
     ``pause_seconds`` is how long the slowest server stood still for its snapshot, ``seconds`` how long writing took,
     ``bytes`` what all of them wrote.
     """
 
-    parts: tuple[SavedPart, ...]
+    parts: tuple[FileDigest, ...]
     pause_seconds: float
     seconds: float
     bytes: int
 
 
-NONE_AFRESH: Mapping[str, IntArray] = MappingProxyType({})
+NO_RESETS: Mapping[str, IntArray] = MappingProxyType({})
 
 
 class RowStore(Protocol):
@@ -113,7 +113,7 @@ class RowStore(Protocol):
         optimizer: OptimizerSpec,
         seed: int,
         checkpoint: str | None = None,
-        afresh: Mapping[str, IntArray] = NONE_AFRESH,
+        reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
         """Make the tables: rows and optimizer state from ``checkpoint``, a URI, as far as it has them.
 
@@ -133,7 +133,7 @@ class RowStore(Protocol):
         that step. It returns as soon as a snapshot is taken: the writing goes on behind training. One at a time.
         """
 
-    def saved(self) -> Saved | None:
+    def poll_save(self) -> SaveResult | None:
         """How the last ``save`` went, or None while it is still under way. Called by rank 0 alone.
 
         Raises:
@@ -155,14 +155,14 @@ class RowStore(Protocol):
             DivergedError: a gradient is not finite. (Where servers hold the tables, it ends the job there.)
         """
 
-    def set_rate(self, factor: float) -> None:
+    def set_lr_factor(self, factor: float) -> None:
         """Multiply the optimizer's learning rate by ``factor``, from the next step on, until it is set again.
 
         Called by every worker, with the same factor, between a push and the next; to set what is set costs nothing. It
         is 1 at first, also where rows come from a checkpoint.
         """
 
-    def sum(self, values_N: FloatArray) -> FloatArray:
+    def all_reduce(self, values_N: FloatArray) -> FloatArray:
         """The sum over all workers of up to ``SUM_LENGTH`` float64 values. Called by every worker; also a barrier."""
 
     def barrier(self) -> None:
@@ -172,4 +172,4 @@ class RowStore(Protocol):
         """End the connection. Called by every worker, last."""
 
 
-SUM_LENGTH = 256
+MAX_ALL_REDUCE_LENGTH = 256

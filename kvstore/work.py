@@ -11,7 +11,7 @@ from kvstore.arrays import FloatArray
 
 
 @dataclass
-class RowWork:
+class UpdateStats:
     """Counts by table, written by the thread that updates rows and read by any other.
 
     ``held_bytes`` has, for each table, those of its weights and of each array of optimizer state.
@@ -21,7 +21,7 @@ class RowWork:
     update_seconds: dict[str, float] = field(default_factory=dict)
     held_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def hold(self, table: str, arrays: Mapping[str, FloatArray]) -> None:
+    def add_arrays(self, table: str, arrays: Mapping[str, FloatArray]) -> None:
         """Count ``arrays``, which hold rows of ``table``, as held from now on."""
         held = dict(self.held_bytes.get(table, {}))
         for name, array in arrays.items():
@@ -31,7 +31,7 @@ class RowWork:
         self.update_seconds.setdefault(table, 0.0)
 
     @contextmanager
-    def updating(self, table: str, rows: int) -> Iterator[None]:
+    def timed_update(self, table: str, rows: int) -> Iterator[None]:
         """Count a block that updates ``rows`` rows of ``table``."""
         begin = time.perf_counter()
         yield

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.storage import Folder
-from trainer.data.manifest import Entity, Manifest, Split
-from trainer.data.parquet_files import describe, write_options
+from trainer.data.manifest import DatasetManifest, Entity, Split
+from trainer.data.parquet_files import file_entry, write_options
 from trainer.data.shards import Interactions
 
 QUERY, ITEM = "customer", "track"
@@ -62,7 +62,7 @@ def write_split(folder: Path, name: str, files: SplitFiles) -> Split:
     for number, groups in enumerate(files):
         path = f"{name}/part-{number:05d}.parquet"
         write_groups(folder / path, [interaction_table(group) for group in groups])
-        described.append(describe(Folder(folder), path))
+        described.append(file_entry(Folder(folder), path))
     return Split(files=described)
 
 
@@ -91,14 +91,14 @@ def write_vocabulary(
         stop = min(start + file_rows, len(ids))
         groups = range(start, stop, group_rows)
         write_groups(folder / path, [table.slice(first, min(group_rows, stop - first)) for first in groups])
-        files.append(describe(Folder(folder), path))
+        files.append(file_entry(Folder(folder), path))
     id_type = "string" if isinstance(ids[0], str) else "int64"
-    return Entity(rows=len(ids), id_type=id_type, named=names is not None, files=files)
+    return Entity(rows=len(ids), id_type=id_type, has_names=names is not None, files=files)
 
 
-def write_data_set(folder: Path, splits: Mapping[str, SplitFiles], *, queries: int, items: int) -> Manifest:
+def write_data_set(folder: Path, splits: Mapping[str, SplitFiles], *, queries: int, items: int) -> DatasetManifest:
     """Write a whole data set with numbers for ids, and its manifest."""
-    manifest = Manifest(
+    manifest = DatasetManifest(
         query=QUERY,
         item=ITEM,
         entities={

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from kvstore.arrays import IntArray
 from kvstore.storage import Folder
-from trainer.data.manifest import DataFile, Entity, Manifest, Split
-from trainer.data.parquet_files import describe
+from trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
+from trainer.data.parquet_files import file_entry
 
 CUSTOMERS, TRACKS, GENRES = 300, 200, 5
 HELD_OUT = 2
@@ -105,16 +105,16 @@ def write_vocabulary(
         path = f"vocabulary/{entity}/part-{index:05d}.parquet"
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(part, folder / path)
-        files.append(describe(Folder(folder), path))
+        files.append(file_entry(Folder(folder), path))
     id_type = "string" if isinstance(ids[0], str) else "int64"
-    return Entity(rows=len(ids), id_type=id_type, named=names is not None, files=files)
+    return Entity(rows=len(ids), id_type=id_type, has_names=names is not None, files=files)
 
 
 def write_data(
     folder: Path, entities: dict[str, Entity], splits: dict[str, tuple[Pairs, Sequence[Sequence[int]]]]
 ) -> Path:
     """Shards of the entities ``customer`` and ``track``, cut into files of row groups, and their manifest."""
-    manifest = Manifest(
+    manifest = DatasetManifest(
         query="customer",
         item="track",
         entities=entities,
@@ -141,7 +141,7 @@ def _write_split(folder: Path, name: str, pairs: Pairs, files: Sequence[Sequence
                 begin += rows
         written = [pq.read_metadata(folder / path).row_group(i).num_rows for i in range(len(row_groups))]
         assert written == list(row_groups)
-        yield describe(Folder(folder), path)
+        yield file_entry(Folder(folder), path)
 
 
 def write_job(path: Path, data: Path | str, **sections: Any) -> Path:

@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 import psutil
 from running_command import Mark
 
-from deploy.cluster import Neighbourhood, environment, roles, scheduler_address
+from deploy.cluster import JobTopology, role_environment, roles, scheduler_address
 from kvstore.mxnet_client import MXNetStore
 from kvstore.mxnet_server import run_role
-from trainer.job import Cluster
+from trainer.job import ClusterConfig
 
 END_SECONDS = 60.0
 
@@ -126,9 +126,9 @@ def running_roles(
     seconds: float = 180.0,
 ) -> Iterator[RunningRoles]:
     """Run ``tests/SCRIPT`` in every role; whatever is left at the end, or after ``seconds``, is killed."""
-    cluster = Cluster(servers=servers, workers=workers)
+    cluster = ClusterConfig(servers=servers, workers=workers)
     scheduler = scheduler_address(cluster)
-    around = Neighbourhood(scheduler, scheduler.host, servers, workers, workers_here=workers)
+    around = JobTopology(scheduler, scheduler.host, servers, workers, workers_here=workers)
     cores = len(os.sched_getaffinity(0))
     mark = Mark()
     running: list[RunningRole] = []
@@ -141,7 +141,7 @@ def running_roles(
                 process = subprocess.Popen(
                     [sys.executable, Path(__file__).with_name(script), *map(str, arguments)],
                     cwd=folder,
-                    env=mark.environment({**environment(role, around, cores), **(variables or {})}),
+                    env=mark.environment({**role_environment(role, around, cores), **(variables or {})}),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=stderr,

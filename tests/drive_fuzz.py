@@ -31,7 +31,7 @@ from waiting import wait_until
 
 from crossfade.main import main
 from kvstore.storage import Folder
-from trainer.data.parquet_files import describe, write_options
+from trainer.data.parquet_files import file_entry, write_options
 
 CASE_SECONDS = 60.0
 CASE_KILOBYTES = 2 << 20
@@ -78,7 +78,7 @@ def make_originals(folder: Path) -> None:
 
 def _describe_anew(data: Path, manifest: dict[str, Any]) -> None:
     for part in (*manifest["entities"].values(), *manifest["splits"].values()):
-        part["files"] = [describe(Folder(data), file["path"]).model_dump() for file in part["files"]]
+        part["files"] = [file_entry(Folder(data), file["path"]).model_dump() for file in part["files"]]
 
 
 def _no_run(folder: Path) -> None:

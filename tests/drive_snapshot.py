@@ -9,13 +9,13 @@ import sys
 import numpy as np
 import psutil
 
-from kvstore.checkpoint import RowRange
+from kvstore.checkpoint import TableShard
 from kvstore.snapshot import Snapshot
 
 ROWS = 1 << 18
 
 if __name__ == "__main__":
-    held = RowRange("track", ROWS, 0, 1, {"weights": np.ones((ROWS, 64), np.float32)})
+    held = TableShard("track", ROWS, 0, 1, {"weights": np.ones((ROWS, 64), np.float32)})
     snapshot = Snapshot(sys.argv[1], 0, 1, [held])
     [writer] = psutil.Process().children()
     print(json.dumps(writer.pid), flush=True)

@@ -16,14 +16,14 @@ import psutil
 from dist_roles import play_role, tell, tell_and_wait
 
 from kvstore.mxnet_client import MXNetStore
-from trainer.balance import Balance
-from trainer.data.shards import Schedule, ShardReader, row_groups
+from trainer.balance import FrequencyWeighting
+from trainer.data.shards import BatchSchedule, InteractionReader, row_groups
 from trainer.engines.base import make_engine
 from trainer.job import load_job
-from trainer.job_data import open_data
-from trainer.loop import Loop
-from trainer.negatives import Sampler
-from trainer.progress import Progress
+from trainer.job_data import open_inputs
+from trainer.loop import TrainLoop
+from trainer.negatives import NegativeSampler
+from trainer.progress import TrainState
 from trainer.towers import load_towers
 
 WARM_STEPS, MEASURED_STEPS = 20, 30
@@ -47,9 +47,9 @@ def bytes_on_the_wire() -> tuple[int, int]:
 def work(store: MXNetStore) -> None:
     """Train as the job says, without any evaluation or embeddings."""
     job = load_job(Path(sys.argv[1]))
-    folder, manifest, model = open_data(job)
+    folder, manifest, model = open_inputs(job)
     store.create(model.tables, job.optimizer_spec, job.train.seed)
-    reader = ShardReader(folder, manifest)
+    reader = InteractionReader(folder, manifest)
 
     def watch(event: dict[str, Any]) -> None:
         if event["event"] == "step" and event["step"] in (WARM_STEPS, WARM_STEPS + MEASURED_STEPS):
@@ -57,27 +57,27 @@ def work(store: MXNetStore) -> None:
             sent, received = bytes_on_the_wire()
             tell_and_wait(step=event["step"], sent=sent, received=received)
 
-    progress = Progress()
-    Loop(
+    progress = TrainState()
+    TrainLoop(
         train=job.train,
         optimizer=job.optimizer,
-        select=job.evaluate.select,
+        select=job.evaluate.best_metric,
         model=model,
         store=store,
         engine=make_engine(job, model),
-        schedule=Schedule(
+        schedule=BatchSchedule(
             reader,
             row_groups(manifest.splits["train"]),
             batch_size=job.train.batch_size,
-            lanes=job.data.lanes,
-            window=job.data.shuffle_window,
+            partitions=job.data.partitions,
+            window=job.data.shuffle_block_rows,
             seed=job.train.seed,
         ),
         towers=load_towers(job, model, folder, manifest),
-        balance=Balance(job.train.balance, None, job.train.item_balance, None),
-        sampler=Sampler(job.negatives_among(model.item.rows), model.item.rows, None, job.train.seed),
+        balance=FrequencyWeighting(job.train.query_frequency_power, None, job.train.item_frequency_power, None),
+        sampler=NegativeSampler(job.resolved_negatives(model.item.rows), model.item.rows, None, job.train.seed),
         evaluator=lambda: None,
-        keep=lambda _: None,
+        save_embeddings=lambda _: None,
         after_step=lambda _: False,
         emit=watch,
     ).run(progress)
@@ -85,4 +85,4 @@ def work(store: MXNetStore) -> None:
 
 
 if __name__ == "__main__":
-    play_role(work, key_bytes=load_job(Path(sys.argv[1])).cluster.key_bytes)
+    play_role(work, key_bytes=load_job(Path(sys.argv[1])).cluster.max_key_bytes)

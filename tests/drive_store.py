@@ -13,7 +13,7 @@ from kvstore.arrays import FloatArray
 from kvstore.errors import StoreError
 from kvstore.mxnet_client import MXNetStore
 from kvstore.optimizers import OptimizerKind, OptimizerSpec
-from kvstore.store import SUM_LENGTH, RowGradient, TableSpec
+from kvstore.store import MAX_ALL_REDUCE_LENGTH, RowGradient, TableSpec
 
 TABLES = [TableSpec("customer", rows=700, dim=8, scale=0.1), TableSpec("track", rows=37, dim=3, scale=0.5)]
 SEED = 11
@@ -44,7 +44,7 @@ def gradient(step: int, rank: int, table: TableSpec) -> RowGradient:
 
 def addends(step: int, rank: int) -> FloatArray:
     """What worker ``rank`` adds to sum number ``step``: values that neither float32 nor two of them can hold."""
-    place_N = np.arange(SUM_LENGTH, dtype=np.float64) + step
+    place_N = np.arange(MAX_ALL_REDUCE_LENGTH, dtype=np.float64) + step
     values_N = np.where(place_N % 2 == 0, 1e15 + place_N, -place_N / 3) * (1 + rank)
     values_N[0] = step
     return values_N
@@ -74,12 +74,12 @@ def work(store: MXNetStore) -> None:
     store.create(TABLES, optimizer(sys.argv[1]), SEED)  # type: ignore[arg-type]
     pulled = {f"{name}/start": block_AD for name, block_AD in all_rows(store).items()}
     for step in range(STEPS):
-        store.set_rate(rate_factor(step))
+        store.set_lr_factor(rate_factor(step))
         store.push({table.name: gradient(step, store.rank, table) for table in TABLES})
         for name, block_AD in all_rows(store).items():
             pulled[f"{name}/{step}"] = block_AD
     refusals = [refusal(store, rows, push=push) for rows in ([0, TABLES[1].rows], [-1, 3]) for push in (False, True)]
-    sums = [store.sum(addends(step, store.rank)) for step in range(SUMS)]
+    sums = [store.all_reduce(addends(step, store.rank)) for step in range(SUMS)]
     pulled |= {f"{name}/end": block_AD for name, block_AD in all_rows(store).items()}
     np.savez(Path(sys.argv[3]) / f"rank-{store.rank}.npz", refusals=refusals, sums=sums, **pulled)
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-LONGEST_TOKEN_SECONDS = 21600
+MAX_TOKEN_SECONDS = 21600
 _PREFIX = "/latest/meta-data/"
 
 
@@ -27,7 +27,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         """Give a token."""
         seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
-        good = seconds.isdecimal() and 1 <= int(seconds) <= LONGEST_TOKEN_SECONDS
+        good = seconds.isdecimal() and 1 <= int(seconds) <= MAX_TOKEN_SECONDS
         if self.path == "/latest/api/token" and good:
             self._answer(HTTPStatus.OK, self.server.metadata.give_token())
         else:

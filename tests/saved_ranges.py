@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from waiting import wait_until
 
-from kvstore.checkpoint import Manifest, RowRange, commit, step_folder
+from kvstore.checkpoint import CheckpointManifest, TableShard, commit, step_folder
 from kvstore.optimizers import OptimizerSpec, make_optimizer
-from kvstore.snapshot import Snapshot, Written
-from kvstore.store import RowStore, Saved, SavedPart, TableSpec
+from kvstore.snapshot import PartResult, Snapshot
+from kvstore.store import FileDigest, RowStore, SaveResult, TableSpec
 
 WRITE_SECONDS = 60.0
 
@@ -32,7 +32,7 @@ def random_table(table: TableSpec, optimizer: OptimizerSpec, seed: int = 1) -> A
     }
 
 
-def cut(table: TableSpec, arrays: Mapping[str, NDArray[Any]], ranges: int) -> list[RowRange]:
+def cut(table: TableSpec, arrays: Mapping[str, NDArray[Any]], ranges: int) -> list[TableShard]:
     """A table dealt to ``ranges`` ranges of equal size, with odd values for padding."""
     chunk = -(-table.rows // ranges)
     held = []
@@ -42,11 +42,11 @@ def cut(table: TableSpec, arrays: Mapping[str, NDArray[Any]], ranges: int) -> li
             padded[name] = np.full((chunk, *values.shape[1:]), 77, values.dtype)
             rows = values[number::ranges]
             padded[name][: len(rows)] = rows
-        held.append(RowRange(table.name, table.rows, number, ranges, padded))
+        held.append(TableShard(table.name, table.rows, number, ranges, padded))
     return held
 
 
-def joined(ranges: Sequence[RowRange]) -> Arrays:
+def joined(ranges: Sequence[TableShard]) -> Arrays:
     """The whole table that is held in ``ranges``: the reverse of ``cut``."""
     whole: Arrays = {}
     for name, values in ranges[0].arrays.items():
@@ -57,14 +57,14 @@ def joined(ranges: Sequence[RowRange]) -> Arrays:
     return whole
 
 
-def written(snapshot: Snapshot) -> Written:
+def written(snapshot: Snapshot) -> PartResult:
     """What a snapshot wrote, once it has."""
     return _result(snapshot.poll)
 
 
-def saved(store: RowStore) -> Saved:
+def saved(store: RowStore) -> SaveResult:
     """What the last save of a store wrote, once it has."""
-    return _result(store.saved)
+    return _result(store.poll_save)
 
 
 def _result(poll: Callable[[], Result | None]) -> Result:
@@ -85,7 +85,7 @@ def save(
     step: int,
     tables: Sequence[TableSpec],
     optimizer: OptimizerSpec,
-    parts: Sequence[Sequence[RowRange]],
+    parts: Sequence[Sequence[TableShard]],
     training: dict[str, Any] | None = None,
 ) -> str:
     """Write a checkpoint, each of ``parts`` by a snapshot of its own; its URI."""
@@ -110,11 +110,11 @@ def manifest(
     step: int,
     tables: Sequence[TableSpec],
     optimizer: OptimizerSpec,
-    parts: Sequence[SavedPart],
+    parts: Sequence[FileDigest],
     training: dict[str, Any] | None = None,
-) -> Manifest:
+) -> CheckpointManifest:
     """The manifest of a checkpoint."""
-    return Manifest(
+    return CheckpointManifest(
         step=step,
         tables=[asdict(table) for table in tables],
         optimizer=asdict(optimizer),

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from deploy.cluster import Address, Offer
-from deploy.coordinator import Coordinator, Start, State
-from deploy.reports import Failure, Order, Report, SentEvent
-from trainer.job import Cluster
+from deploy.cluster import AcceptedRoles, Address
+from deploy.coordinator import Coordinator, GenerationSpec, State
+from deploy.reports import DesiredState, Failure, Heartbeat, NumberedEvent
+from trainer.job import ClusterConfig
 
 STALL, GRACE, RESTARTS = 100.0, 20.0, 3
 KILLED = Failure(message="server-0 was killed by SIGKILL", details="log: run/logs/server-0.log")
@@ -14,16 +14,18 @@ KILLED = Failure(message="server-0 was killed by SIGKILL", details="log: run/log
 class Host:
     """An agent as the coordinator sees one. It obeys at once, and its roles do what the test says of them."""
 
-    def __init__(self, place: "Place", address: str, identity: str | None = None, offers: Offer = "all") -> None:
+    def __init__(
+        self, place: "Place", address: str, identity: str | None = None, offers: AcceptedRoles = "all"
+    ) -> None:
         self.place, self.address, self.id = place, address, identity or f"agent of {address}"
         self.offers = offers
         self.coordinator: str | None = None
         self.generation: int | None = None
         self.roles: dict[str, Any] = {}
         self.ended = self.number = self.events = 0
-        self.order: Order
+        self.order: DesiredState
 
-    def make(self, **changes: Any) -> Report:
+    def make(self, **changes: Any) -> Heartbeat:
         """The report that it would send."""
         self.number += 1
         values: dict[str, Any] = {
@@ -37,9 +39,9 @@ class Host:
             "ended": self.ended,
             "roles": self.roles,
         }
-        return Report(**values | changes)
+        return Heartbeat(**values | changes)
 
-    def report(self, **changes: Any) -> Order:
+    def report(self, **changes: Any) -> DesiredState:
         """Report, and obey the answer."""
         self.order = order = self.place.coordinator.report(self.make(**changes))
         if order.coordinator != self.coordinator:
@@ -51,18 +53,20 @@ class Host:
             self.generation, self.roles = order.generation, dict.fromkeys(order.roles, "running")
         return order
 
-    def tell(self, *events: dict[str, Any], **changes: Any) -> Order:
+    def tell(self, *events: dict[str, Any], **changes: Any) -> DesiredState:
         """Report events of a role of its generation."""
         return self.report(events=self.number_events(*events), **changes)
 
-    def number_events(self, *events: dict[str, Any]) -> list[SentEvent]:
+    def number_events(self, *events: dict[str, Any]) -> list[NumberedEvent]:
         sent = []
         for event in events:
             self.events += 1
-            sent.append(SentEvent(number=self.events, generation=self.generation or 0, role="worker-0", event=event))
+            sent.append(
+                NumberedEvent(number=self.events, generation=self.generation or 0, role="worker-0", event=event)
+            )
         return sent
 
-    def end_well(self) -> Order:
+    def end_well(self) -> DesiredState:
         """Report that all its roles are done."""
         self.roles = dict.fromkeys(self.roles, "done")
         return self.report()
@@ -79,18 +83,18 @@ class Place:
         self, *, hosts: int = 1, servers: int = 2, workers: int = 2, begun: bool = False, **settings: Any
     ) -> None:
         self.now = 1000.0
-        cluster = Cluster(
+        cluster = ClusterConfig(
             servers=servers,
             workers=workers,
             hosts=hosts,
-            stall_seconds=STALL,
-            grace_seconds=GRACE,
+            stall_timeout_seconds=STALL,
+            grace_period_seconds=GRACE,
             max_restarts=RESTARTS,
             **settings,
         )
-        self.coordinator = Coordinator(cluster, job="digest", begun=begun, clock=lambda: self.now)
+        self.coordinator = Coordinator(cluster, job="digest", started_before=begun, clock=lambda: self.now)
         self.port = 5000
-        self.home = Host(self, "10.0.0.1", self.coordinator.home)
+        self.home = Host(self, "10.0.0.1", self.coordinator.local_agent)
         self.home.report()
         self.hosts = [self.home]
 
@@ -98,7 +102,7 @@ class Place:
     def state(self) -> State:
         return self.coordinator.state
 
-    def join(self, address: str, offers: Offer = "all") -> Host:
+    def join(self, address: str, offers: AcceptedRoles = "all") -> Host:
         host = Host(self, address, offers=offers)
         host.report()
         self.hosts.append(host)
@@ -108,7 +112,7 @@ class Place:
         """Find what the next generation starts from, and let all hosts start it."""
         assert self.state is State.PREPARING
         self.port += 1
-        self.coordinator.begin(Start(Address("10.0.0.1", self.port), checkpoint, at_step, **more))
+        self.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", self.port), checkpoint, at_step, **more))
         self.report_all()
 
     def report_all(self) -> None:

@@ -13,7 +13,7 @@ from running_command import crossfade, started, succeeded, wait_for_steps
 from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST_BYTES = 250_000
+MAX_BYTES = 250_000
 WIDE = {"width": 1280, "height": 1240}
 JOB = ROOT / "jobs" / "lastfm.yaml"
 SETTINGS = [
@@ -55,7 +55,7 @@ def take(place: Path, out: Path) -> None:
                 visit.page.screenshot(path=path, scale="css", animations="disabled")
                 size_bytes = path.stat().st_size
                 print(f"{path}: {size_bytes:,} bytes")
-                assert size_bytes < MOST_BYTES
+                assert size_bytes < MAX_BYTES
 
 
 def main() -> None:

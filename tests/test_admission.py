@@ -15,19 +15,19 @@ from test_base_vocabulary import rows as rows_of
 from crossfade.prepare_values import parse_minimums, parse_spans
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, read_manifest
-from trainer.data.parquet_files import describe
-from trainer.data.progress import Silent
+from trainer.data.manifest import DatasetManifest, read_manifest
+from trainer.data.parquet_files import file_entry
+from trainer.data.progress import NullReporter
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.admission import Span
-from trainer.prepare.check import check
+from trainer.prepare.admission import MaxAge
+from trainer.prepare.check import validate
 from trainer.prepare.features import FeatureFile
 from trainer.prepare.forget import forget
 from trainer.prepare.pipeline import PrepareOptions, prepare
 
 Event = tuple[str, int, int]
 ADMIT = {"customer": 2, "item": 3}
-SPAN = Span.parse("20")
+SPAN = MaxAge.parse("20")
 
 
 def day(folder: Path, name: str, events: list[Event], **options: Any) -> Path:
@@ -44,7 +44,7 @@ def pending(data: Path, entity: str) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for file in files for row in pq.read_table(data / file.path).to_pylist()]
 
 
-def manifest_of(data: Path) -> Manifest:
+def manifest_of(data: Path) -> DatasetManifest:
     return read_manifest(Folder(data))
 
 
@@ -122,14 +122,14 @@ def test_rows_are_given_and_freed_as_the_rules_say_over_seven_days(tmp_path: Pat
             assert table.column("last_seen").to_pylist() == seen
             held = [since for since, key in zip(table.column("since").to_pylist(), side.ids, strict=True) if key]
             assert held == [since for since, key in zip(side.since, side.ids, strict=True) if key]
-            assert entity.forgotten == [row for row, key in enumerate(side.ids) if key is None]
+            assert entity.vacant_rows == [row for row, key in enumerate(side.ids) if key is None]
             assert pending(data, name) == sorted((key, *waits) for key, waits in side.waiting.items())
             reused += int(manifest_of(data).source.get(f"{name}_reused") or 0)
         facts = manifest_of(data).source
         assert facts["dropped_waiting"] == len(events) - len(kept)
         assert manifest_of(data).splits["train"].rows == len(kept)
         assert len(manifest_of(data).lineage) == number
-        found = check(Folder(data), None, None, None, Silent())
+        found = validate(Folder(data), None, None, None, NullReporter())
         assert found.problems.listed == []
         assert found.notes == []
     assert reused > 3, "or this would hold nothing"
@@ -144,7 +144,7 @@ def test_two_events_a_day_are_enough_on_the_third_day(tmp_path: Path) -> None:
         found = [row[1] for row in rows_of(data, "item")]
         assert found == ([1] if number < 2 else [1, 7])
         assert pending(data, "item") == ([(7, 2 * number + 2, 10 * number + 2)] if number < 2 else [])
-    assert not manifest_of(data).entities["item"].seen, "nobody asked who was seen when"
+    assert not manifest_of(data).entities["item"].has_last_seen, "nobody asked who was seen when"
 
 
 def test_without_times_every_event_counts_and_the_same_data_come_out_again(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_who_waits_is_forgotten_and_a_forgotten_row_is_taken_where_rows_expire(t
         tmp_path, "first", [("a", 1, 0), ("a", 1, 0), ("b", 1, 0), ("b", 1, 1), ("w", 1, 0)], admit={"customer": 2}
     )
     fingerprint = manifest_of(first)
-    forgotten = forget(Folder(first), pa.array(["a", "w", "?"]), "customer", Silent())
+    forgotten = forget(Folder(first), pa.array(["a", "w", "?"]), "customer", NullReporter())
     assert (forgotten.found, forgotten.waiting) == (1, 1)
     assert pending(first, "customer") == []
     assert len(manifest_of(first).lineage) == len(fingerprint.lineage) + 1
@@ -174,7 +174,7 @@ def test_who_waits_is_forgotten_and_a_forgotten_row_is_taken_where_rows_expire(t
     assert rows_of(later, "customer") == [(0, None, 0), (1, "b", 1), (2, "n", 2), (3, "m", 1)]
     again = day(tmp_path, "again", events, vocabulary=str(first), expire_after={"customer": SPAN})
     assert rows_of(again, "customer") == [(0, "n", 2), (1, "b", 1), (2, "m", 1)]
-    assert manifest_of(again).entities["customer"].forgotten == []
+    assert manifest_of(again).entities["customer"].vacant_rows == []
 
 
 def test_who_had_a_row_before_leaves_neither_its_features_nor_its_name(tmp_path: Path) -> None:
@@ -187,12 +187,12 @@ def test_who_had_a_row_before_leaves_neither_its_features_nor_its_name(tmp_path:
     second = day(tmp_path, "second", [("a", 9, 30), ("a", 2, 30)], vocabulary=str(first), **options)
     assert rows_of(second, "item") == [(0, 9, 1), (1, 2, 1)]
     vocabulary = Vocabulary(Folder(second), manifest_of(second), "item")
-    assert vocabulary.met().tolist() == [True, True]
-    assert vocabulary.taken_after(0).tolist() == [0]
+    assert vocabulary.warm_rows().tolist() == [True, True]
+    assert vocabulary.rows_assigned_after(0).tolist() == [0]
     [file] = manifest_of(second).features["item"]["tag"].files
     pairs = pq.read_table(second / file.path).to_pylist()
     assert [(pair["row"], rows_of(second, "tag")[pair["value"]][1]) for pair in pairs] == [(1, "both")]
-    assert check(Folder(second), None, None, None, Silent()).problems.listed == []
+    assert validate(Folder(second), None, None, None, NullReporter()).problems.listed == []
 
 
 def test_what_is_wrong_with_who_waits_is_found(tmp_path: Path) -> None:
@@ -203,9 +203,9 @@ def test_what_is_wrong_with_who_waits_is_found(tmp_path: Path) -> None:
     [file] = manifest.entities["item"].pending
     table = pa.table({"id": [1, 2, 2], "count": [1, 0, 1], "last_seen": pa.array([0, None, 0], pa.int64())})
     pq.write_table(table, data / file.path)
-    changed = manifest.entities["item"].model_copy(update={"pending": [describe(Folder(data), file.path)]})
+    changed = manifest.entities["item"].model_copy(update={"pending": [file_entry(Folder(data), file.path)]})
     manifest.model_copy(update={"entities": {**manifest.entities, "item": changed}}).write(Folder(data))
-    found = check(Folder(data), None, None, None, Silent()).problems.listed
+    found = validate(Folder(data), None, None, None, NullReporter()).problems.listed
     documented("check: a count of who waits", found[0])
     documented("check: a row for who waits", found[1])
     documented("check: who waits twice", found[2])
@@ -219,8 +219,8 @@ def test_what_is_wrong_with_who_waits_is_found(tmp_path: Path) -> None:
         ("admission after no event", {"admit": {"item": 0}}),
         ("admission of nobody", {"admit": {"customer": 2, "item": 9}}),
         ("admission and catalogue", {"admit": {"item": 2}, "catalogue": ["item"]}),
-        ("expiry without timestamp", {"expire_after": {"item": Span.parse("90d")}, "timestamp": None}),
-        ("expiry in days of milliseconds", {"expire_after": {"item": Span.parse("90d")}, "timestamp": "ms"}),
+        ("expiry without timestamp", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": None}),
+        ("expiry in days of milliseconds", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": "ms"}),
     ],
 )
 def test_admission_and_expiry_that_make_no_sense_are_refused(

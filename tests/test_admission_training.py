@@ -14,11 +14,11 @@ from test_forget_training import arrays
 
 from kvstore.local import LocalStore
 from kvstore.storage import Folder
-from trainer.checkpoints import starting_rows
+from trainer.checkpoints import open_warm_start
 from trainer.data.manifest import read_manifest
 from trainer.data.vocabulary import Vocabulary
 from trainer.job import load_job
-from trainer.job_data import open_data
+from trainer.job_data import open_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ def test_who_waits_is_admitted_on_the_third_day_into_the_row_of_who_went(place: 
 
 def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) -> None:
     job = load_job(place / "run2" / "job.yaml")
-    data, manifest, model = open_data(job)
+    data, manifest, model = open_inputs(job)
     with closing(LocalStore()) as store:
         store.create(model.tables, job.optimizer_spec, job.train.seed)
         fresh = store.pull({table.name: np.arange(table.rows) for table in model.tables})
@@ -91,13 +91,13 @@ def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) 
             assert new["weights"][row].tobytes() == fresh[entity][row].tobytes()
             assert new["weights"][row].tobytes() != old["weights"][row].tobytes()
     # Nobody trains on rows that nobody has but as negatives; the state that a run begins with is that of a new row.
-    start = starting_rows(job, model, manifest)
+    start = open_warm_start(job, model, manifest)
     assert start is not None
-    assert start.place == 0
-    found = {name: rows_R.tolist() for name, rows_R in start.rows_afresh(data, manifest).items()}
+    assert start.lineage_index == 0
+    found = {name: rows_R.tolist() for name, rows_R in start.rows_to_reset(data, manifest).items()}
     assert found == {"customer": [2], "track": [2, 3, 4]}
     with closing(LocalStore()) as store:
-        store.create(model.tables, job.optimizer_spec, 9, start.checkpoint, start.rows_afresh(data, manifest))
+        store.create(model.tables, job.optimizer_spec, 9, start.checkpoint, start.rows_to_reset(data, manifest))
         squares = store._optimizers["track"].state["squares"]
     assert (squares[2:] == 0).all()
     assert (squares[:2] == arrays(place / "run0", "track")["squares"][:2]).all()
@@ -106,10 +106,10 @@ def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) 
 
 def test_the_next_day_takes_what_the_row_has_learned_since(place: Path) -> None:
     job = load_job(place / "run2" / "job.yaml", [f"checkpoint.start_from={place / 'run2' / 'checkpoints'}"])
-    data, manifest, model = open_data(job)
-    start = starting_rows(job, model, manifest)
+    data, manifest, model = open_inputs(job)
+    start = open_warm_start(job, model, manifest)
     assert start is not None
-    assert {name: rows.tolist() for name, rows in start.rows_afresh(data, manifest).items()} == {"track": [3, 4]}
+    assert {name: rows.tolist() for name, rows in start.rows_to_reset(data, manifest).items()} == {"track": [3, 4]}
 
 
 def test_a_checkpoint_of_data_of_another_lineage_is_refused(place: Path) -> None:
@@ -130,7 +130,9 @@ def test_rows_without_an_id_are_judged_and_found_by_nobody(place: Path) -> None:
     assert "None" not in lines
     assert len(lines.strip().splitlines()) < 5
     assert "track" in succeeded(crossfade("plan", "job2.yaml", cwd=place)).stdout
-    assert Vocabulary(Folder(place / "data2"), read_manifest(Folder(place / "data2")), "track").met().tolist()[3:] == [
+    assert Vocabulary(Folder(place / "data2"), read_manifest(Folder(place / "data2")), "track").warm_rows().tolist()[
+        3:
+    ] == [
         False,
         False,
     ]

@@ -12,10 +12,10 @@ import pytest
 from waiting import wait_until
 
 import deploy
-from deploy.agent import Agent, Unreachable, job_digest
-from deploy.cluster import TOKEN_VARIABLE, Address, Role, own_address
+from deploy.agent import Agent, CoordinatorUnreachable, job_digest
+from deploy.cluster import TOKEN_VARIABLE, Address, Role, local_address
 from deploy.coordinator import LEASE_SECONDS
-from deploy.reports import Order, Place, Report
+from deploy.reports import DesiredState, Endpoint, Heartbeat
 from kvstore.errors import ClusterError, InputError
 from trainer.run_folder import JOB_FILE, RunFolder
 
@@ -29,25 +29,25 @@ class Boss:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = RunFolder(run_dir)
-        self.reports: list[Report] = []
+        self.reports: list[Heartbeat] = []
         self.away = False
         self.said: list[str] = []
-        self.order = Order(coordinator="c1", do="wait")
+        self.order = DesiredState(coordinator="c1", do="wait")
 
-    def send(self, report: Report) -> Order:
+    def send(self, report: Heartbeat) -> DesiredState:
         self.reports.append(report)
         if self.away:
-            raise Unreachable("nobody there")
+            raise CoordinatorUnreachable("nobody there")
         return self.order
 
     def let(self, do: Any = "run", generation: int = 1, roles: tuple[str, ...] = ("scheduler",), **more: Any) -> None:
         """Order the agent to do that."""
-        place = Place(host="127.0.0.1", port=9)
+        place = Endpoint(host="127.0.0.1", port=9)
         values = {"coordinator": "c1", "do": do, "generation": generation, "roles": list(roles), "scheduler": place}
-        self.order = Order(**values | {"servers": 1, "workers": 1, "job": job_digest(self.folder)} | more)
+        self.order = DesiredState(**values | {"servers": 1, "workers": 1, "job": job_digest(self.folder)} | more)
 
     @property
-    def last(self) -> Report:
+    def last(self) -> Heartbeat:
         return self.reports[-1]
 
 
@@ -60,8 +60,10 @@ def boss(tmp_path: Path) -> Boss:
 @pytest.fixture
 def agent(boss: Boss) -> Iterator[Agent]:
     """An agent that has joined."""
-    agent = Agent(boss.folder, boss.send, "127.0.0.2", heartbeat_seconds=0.1, lease_seconds=1.0, tell=boss.said.append)
-    agent.turn()
+    agent = Agent(
+        boss.folder, boss.send, "127.0.0.2", heartbeat_seconds=0.1, lease_seconds=1.0, notify=boss.said.append
+    )
+    agent.run_once()
     yield agent
     boss.away = False
     agent.close()
@@ -77,7 +79,7 @@ def turn_until(agent: Agent, condition: Callable[[], object], seconds: float = 1
     """Let the agent live until the condition holds."""
 
     def turned() -> object:
-        agent.turn()
+        agent.run_once()
         return condition()
 
     wait_until(turned, seconds, "what the agent was to do")
@@ -193,7 +195,7 @@ def test_workers_and_no_others_are_asked_to_stop_and_only_once(
 def test_an_agent_that_is_told_to_leave_ends_its_roles_first(agent: Agent, boss: Boss) -> None:
     boss.let()
     turn_until(agent, lambda: boss.last.generation == 1)
-    boss.order = Order(coordinator="c1", do="leave", exit_code=1, message="the job is failed")
+    boss.order = DesiredState(coordinator="c1", do="leave", exit_code=1, message="the job is failed")
     turn_until(agent, lambda: agent.left)
     assert agent.left is boss.order
     assert children() == []
@@ -267,13 +269,13 @@ def test_what_a_role_has_started_ends_with_it(agent: Agent, boss: Boss, monkeypa
 
 @pytest.mark.parametrize("name", ["scheduler", "server-0", "worker-12"])
 def test_roles_are_known_by_their_names(name: str) -> None:
-    assert Role.named(name).name == name
+    assert Role.from_name(name).name == name
 
 
 @pytest.mark.parametrize("name", ["", "server", "worker-", "worker-x", "boss-1", "worker-1-2"])
 def test_other_names_are_no_roles(name: str) -> None:
     with pytest.raises(ClusterError, match="not the name of a role"):
-        Role.named(name)
+        Role.from_name(name)
 
 
 @pytest.mark.parametrize("text", ["", "7070", ":7070", "host:", "host:port", "host:70700", "host:-1"])
@@ -290,7 +292,7 @@ def test_nothing_that_decides_looks_at_the_wall_clock() -> None:
 
 
 def test_an_agents_address_is_the_one_towards_the_coordinator() -> None:
-    assert own_address(Address("127.0.0.1", 7070)) == "127.0.0.1"
+    assert local_address(Address("127.0.0.1", 7070)) == "127.0.0.1"
 
 
 def test_an_agent_is_not_ended_by_what_ends_its_roles(agent: Agent, boss: Boss) -> None:

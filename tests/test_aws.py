@@ -11,10 +11,10 @@ from aws_server import ACCOUNT, REGION, AwsServer, running_aws
 
 from deploy.accelerators import accelerator_of, variant_of
 from deploy.aws import Aws
-from deploy.aws_errors import explained
+from deploy.aws_errors import translate_aws_errors
 from deploy.instances import INSTANCES
 from deploy.prices import Cost, Price, hourly_price
-from kvstore.errors import CloudError, InputError, RefusedError
+from kvstore.errors import CloudError, CloudRequestError, InputError
 
 P2_QUOTA = (
     "The account-level service limit 'ml.p2.xlarge for training job usage' is 0 Instances, with current utilization of "
@@ -55,7 +55,7 @@ def test_a_client_reaches_the_endpoint_and_the_region_of_the_environment(aws: Aw
 
 def test_throttled_requests_are_made_again(aws: AwsServer) -> None:
     aws.fail("ListTrainingJobs", "ThrottlingException", "Rate exceeded", times=2)
-    with explained("listing", REGION):
+    with translate_aws_errors("listing", REGION):
         assert Aws().sagemaker.list_training_jobs()["TrainingJobSummaries"] == []
     assert len(aws.made("ListTrainingJobs")) == 3
 
@@ -83,7 +83,7 @@ def test_an_error_of_aws_says_what_it_is_and_how_to_mend_it(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     aws.fail("ListTrainingJobs", code, message)
-    with pytest.raises((CloudError, RefusedError)) as caught, explained("listing the jobs", REGION):
+    with pytest.raises((CloudError, CloudRequestError)) as caught, translate_aws_errors("listing the jobs", REGION):
         Aws().sagemaker.list_training_jobs()
     assert (caught.value.kind, caught.value.exit_code, caught.value.code) == (kind, exit_code, code)
     line = str(caught.value)
@@ -94,28 +94,37 @@ def test_an_error_of_aws_says_what_it_is_and_how_to_mend_it(
 
 def test_an_error_of_ec2_and_of_iam_is_read_from_their_xml(aws: AwsServer) -> None:
     aws.fail("DescribeInstances", "UnauthorizedOperation", "You are not authorized to perform this operation.")
-    with pytest.raises(RefusedError, match="may not do DescribeInstances"), explained("looking", REGION):
+    with (
+        pytest.raises(CloudRequestError, match="may not do DescribeInstances"),
+        translate_aws_errors("looking", REGION),
+    ):
         Aws().ec2.describe_instances()
     aws.fail("GetRole", "NoSuchEntity", "The role with name x cannot be found.", status=404)
-    with pytest.raises(RefusedError, match="The role with name x") as caught, explained("looking", REGION):
+    with (
+        pytest.raises(CloudRequestError, match="The role with name x") as caught,
+        translate_aws_errors("looking", REGION),
+    ):
         Aws().iam.get_role(RoleName="x")
     assert caught.value.kind == "missing"
     aws.fail("RunInstances", "VcpuLimitExceeded", "more vCPU capacity than your current vCPU limit of 0 allows")
-    with pytest.raises(RefusedError, match="the quota 'vCPU limit of 0'"), explained("starting", REGION):
+    with (
+        pytest.raises(CloudRequestError, match="the quota 'vCPU limit of 0'"),
+        translate_aws_errors("starting", REGION),
+    ):
         Aws().ec2.run_instances(MinCount=1, MaxCount=1)
 
 
 def test_without_credentials_or_a_region_nothing_is_asked(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RefusedError, match="'Virginia' is not the name of an AWS region"):
+    with pytest.raises(CloudRequestError, match="'Virginia' is not the name of an AWS region"):
         Aws(region="Virginia")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(RefusedError, match="no AWS credentials were found; set AWS_PROFILE"):
+    with pytest.raises(CloudRequestError, match="no AWS credentials were found; set AWS_PROFILE"):
         Aws().account()
     monkeypatch.delenv("AWS_REGION")
-    with pytest.raises(RefusedError, match="no AWS region is named; name one with --region"):
+    with pytest.raises(CloudRequestError, match="no AWS region is named; name one with --region"):
         Aws()
-    with pytest.raises(RefusedError, match="profile") as caught:
+    with pytest.raises(CloudRequestError, match="profile") as caught:
         Aws(region=REGION, profile="nobody")
     assert caught.value.kind == "credentials"
     assert aws.calls == []

@@ -5,9 +5,9 @@ import pytest
 from builders import make_interactions
 
 from kvstore.arrays import FloatArray
-from trainer.balance import Balance
+from trainer.balance import FrequencyWeighting
 from trainer.data.batches import Batch, make_batch
-from trainer.data.shards import Share
+from trainer.data.shards import BatchSlice
 
 QUERIES = np.array([0, 2, 2, 3, 2, 2, 0, 2])
 ITEMS = np.array([1, 1, 0, 1, 2, 1, 0, 0])
@@ -16,12 +16,12 @@ COUNTS = np.bincount(QUERIES, minlength=5)
 
 def batch_of(weights: FloatArray) -> Batch:
     interactions = make_interactions(QUERIES, ITEMS, weights)
-    return make_batch(Share(interactions, np.arange(len(QUERIES)), len(QUERIES)), interactions.item_N, 0, 0)
+    return make_batch(BatchSlice(interactions, np.arange(len(QUERIES)), len(QUERIES)), interactions.item_N, 0, 0)
 
 
 @pytest.mark.parametrize("power", [0.25, 0.5, 1.0])
 def test_an_interaction_weighs_its_querys_count_to_minus_the_power_and_one_on_average(power: float) -> None:
-    found_B = Balance(power, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
+    found_B = FrequencyWeighting(power, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
     expected_B = COUNTS[QUERIES] ** -power
     assert found_B.dtype == np.float32
     np.testing.assert_allclose(found_B, expected_B / expected_B.mean(), rtol=1e-6)
@@ -29,19 +29,21 @@ def test_an_interaction_weighs_its_querys_count_to_minus_the_power_and_one_on_av
 
 def test_weights_of_either_sign_are_multiplied() -> None:
     weights = np.array([1, -2, 3, 0, 1, 1, -4, 1])
-    plain_B, balanced_B = (Balance(1.0, COUNTS, 0.0, None).apply(batch_of(w)).weight_B for w in (np.ones(8), weights))
+    plain_B, balanced_B = (
+        FrequencyWeighting(1.0, COUNTS, 0.0, None).apply(batch_of(w)).weight_B for w in (np.ones(8), weights)
+    )
     np.testing.assert_allclose(balanced_B, plain_B * weights, rtol=1e-6)
 
 
 def test_with_a_balance_of_one_every_query_weighs_the_same() -> None:
-    found_B = Balance(1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
+    found_B = FrequencyWeighting(1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
     total_Q = np.bincount(QUERIES, weights=found_B, minlength=5)
     np.testing.assert_allclose(total_Q[[0, 2, 3]], total_Q[0], rtol=1e-6)
 
 
 def test_without_a_balance_a_batch_stays_as_it_is() -> None:
     batch = batch_of(np.ones(len(QUERIES)))
-    assert Balance(0.0, None, 0.0, None).apply(batch) is batch
+    assert FrequencyWeighting(0.0, None, 0.0, None).apply(batch) is batch
 
 
 @pytest.mark.parametrize("power", [-0.5, 0.5])
@@ -49,7 +51,7 @@ def test_items_are_balanced_by_their_own_counts_and_besides_the_queries(power: f
     counts = np.bincount(ITEMS)
     batch = batch_of(np.ones(len(QUERIES)))
     items_B, both_B, queries_B = (
-        Balance(query, COUNTS, item, counts).apply(batch).weight_B
+        FrequencyWeighting(query, COUNTS, item, counts).apply(batch).weight_B
         for query, item in ((0.0, power), (1.0, power), (1.0, 0.0))
     )
     expected_B = counts[ITEMS].astype(float) ** -power

@@ -12,8 +12,8 @@ from builders import write_vocabulary
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Entity, Manifest, read_manifest
-from trainer.data.progress import Silent
+from trainer.data.manifest import DatasetManifest, Entity, read_manifest
+from trainer.data.progress import NullReporter
 from trainer.data.vocabulary import Vocabulary
 from trainer.prepare import base_vocabulary
 from trainer.prepare.build_vocabulary import NamesFile
@@ -34,7 +34,7 @@ def day(folder: Path, name: str, customers: list[Any], items: list[Any], **optio
 def rows(data: Path, entity: str) -> list[Row]:
     manifest = read_manifest(Folder(data))
     vocabulary = Vocabulary(Folder(data), manifest, entity)
-    columns = ["row", "id", "count", *(["name"] if manifest.entities[entity].named else [])]
+    columns = ["row", "id", "count", *(["name"] if manifest.entities[entity].has_names else [])]
     return [tuple(row.values()) for row in vocabulary.read(0, vocabulary.rows, columns).to_pylist()]
 
 
@@ -85,10 +85,10 @@ def test_names_are_carried_over_and_a_new_file_of_names_goes_over_them(tmp_path:
 
 
 def test_a_forgotten_row_stays_forgotten_and_a_returning_customer_gets_a_new_one(tmp_path: Path, first: Path) -> None:
-    forget(Folder(first), pa.array(["b"]), "customer", Silent())
+    forget(Folder(first), pa.array(["b"]), "customer", NullReporter())
     second = day(tmp_path, "second", ["b", "a"], [1, 1], vocabulary=str(first))
     assert rows(second, "customer") == [(0, "a", 1), (1, None, 0), (2, "c", 0), (3, "b", 1)]
-    assert read_manifest(Folder(second)).entities["customer"].forgotten == [1]
+    assert read_manifest(Folder(second)).entities["customer"].vacant_rows == [1]
     assert pairs(second) == [("a", 1), ("b", 1)]
 
 
@@ -132,7 +132,7 @@ def test_an_id_with_two_rows_is_refused(tmp_path: Path, first: Path) -> None:
 
 def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entity = write_vocabulary(tmp_path, "customer", range(1000), file_rows=300, group_rows=70)
-    manifest = Manifest(query="customer", item="item", entities={"customer": entity, "item": entity}, splits={})
+    manifest = DatasetManifest(query="customer", item="item", entities={"customer": entity, "item": entity}, splits={})
     pieces: list[int] = []
 
     class Watcher:
@@ -143,7 +143,7 @@ def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytes
             pieces.append(amount)
 
     with duckdb.connect() as connection:
-        base = base_vocabulary.Base(Folder(tmp_path), manifest, 0)
+        base = base_vocabulary.BaseDataset(Folder(tmp_path), manifest, 0)
         base_vocabulary.load_base(connection, base, "query", "customer", Watcher())
         found = connection.sql("SELECT row, id FROM base_query ORDER BY row").fetchall()
     assert found == [(row, row) for row in np.arange(1000)]
@@ -153,5 +153,5 @@ def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytes
 def test_rows_that_are_forgotten_are_rows(tmp_path: Path) -> None:
     for forgotten in ([3], [1, 1], [2, 0], [-1]):
         with pytest.raises(ValueError, match="forgotten"):
-            Entity(rows=3, id_type="string", files=[], forgotten=forgotten)
-    assert Entity(rows=3, id_type="string", files=[], forgotten=[0, 2]).forgotten == [0, 2]
+            Entity(rows=3, id_type="string", files=[], vacant_rows=forgotten)
+    assert Entity(rows=3, id_type="string", files=[], vacant_rows=[0, 2]).vacant_rows == [0, 2]

@@ -15,10 +15,10 @@ from refusal_table import documented
 from crossfade.main import main
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import JOURNAL, DataFile, Manifest, read_manifest
-from trainer.data.parquet_files import describe
-from trainer.data.progress import Silent
-from trainer.prepare.check import Checked, check
+from trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manifest
+from trainer.data.parquet_files import file_entry
+from trainer.data.progress import NullReporter
+from trainer.prepare.check import ValidationReport, validate
 from trainer.prepare.forget import forget
 from trainer.prepare.pipeline import PrepareOptions, prepare
 from trainer.prepare.problems import LISTED
@@ -79,8 +79,8 @@ def made(tmp_path: Path) -> Made:
     return Made(tmp_path / "made")
 
 
-def checked(folder: Folder, query: str | None = None, item: str | None = None) -> Checked:
-    return check(folder, query, item, None, Silent())
+def checked(folder: Folder, query: str | None = None, item: str | None = None) -> ValidationReport:
+    return validate(folder, query, item, None, NullReporter())
 
 
 def problems(folder: Folder) -> list[str]:
@@ -127,7 +127,7 @@ def test_what_prepare_has_made_and_forgotten_is_right(tmp_path: Path) -> None:
     pq.write_table(events, tmp_path / "events.parquet")
     prepare(PrepareOptions(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
     assert problems(Folder(tmp_path / "data")) == []
-    forget(Folder(tmp_path / "data"), pa.array(["a"]), "customer", Silent())
+    forget(Folder(tmp_path / "data"), pa.array(["a"]), "customer", NullReporter())
     assert problems(Folder(tmp_path / "data")) == []
 
 
@@ -323,8 +323,8 @@ def test_strings_of_either_size_are_strings(made: Made) -> None:
     typed(made.vocabularies["customer"][0], "id", pa.large_string())
     folder = made.write()
     assert checked(folder).written
-    manifest: Manifest = forget(folder, pa.array(["c1", "c8"]), "customer", Silent()).manifest
-    assert manifest.entities["customer"].forgotten == [1, 8]
+    manifest: DatasetManifest = forget(folder, pa.array(["c1", "c8"]), "customer", NullReporter()).manifest
+    assert manifest.entities["customer"].vacant_rows == [1, 8]
     assert problems(folder) == []
 
 
@@ -366,7 +366,7 @@ def test_many_files_are_looked_at_several_at_a_time_and_the_first_problem_is_sai
     def look_with_others(folder: Folder, path: str) -> DataFile:
         if path.startswith("train/more"):
             together.wait(30)
-        return describe(folder, path)
+        return file_entry(folder, path)
 
     for number in range(8):
         pq.write_table(pa.table(made.shards["test"][0]).slice(0, 0), made.folder / "train" / f"more-{number}.parquet")

@@ -12,7 +12,7 @@ import pytest
 from object_store import free_ports
 from saved_ranges import Arrays, cut, joined, random_table, save, save_store
 
-from kvstore.checkpoint import RowRange, discard_after, newest_checkpoint, open_checkpoint, prune, step_folder
+from kvstore.checkpoint import TableShard, delete_after, latest_checkpoint, open_checkpoint, prune, step_folder
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
 from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
@@ -32,7 +32,7 @@ def equal(one: Arrays, other: Arrays) -> None:
         np.testing.assert_array_equal(values, other[name], err_msg=name)
 
 
-def blank(table: TableSpec, optimizer: OptimizerSpec, ranges: int) -> list[RowRange]:
+def blank(table: TableSpec, optimizer: OptimizerSpec, ranges: int) -> list[TableShard]:
     """The table in ranges, all its values the same."""
     arrays = {name: np.full_like(values, 55) for name, values in random_table(table, optimizer).items()}
     return cut(table, arrays, ranges)
@@ -347,20 +347,20 @@ def test_damage_is_found_by_whoever_reads_weights(checkpoints: str, starts: tupl
 
 
 def test_the_newest_whole_checkpoint_is_found(checkpoints: str) -> None:
-    checkpoint, passed_over = newest_checkpoint(checkpoints)
+    checkpoint, skipped = latest_checkpoint(checkpoints)
     assert checkpoint is not None
-    assert (checkpoint.uri, passed_over) == (step_folder(checkpoints, 2), [])
-    assert newest_checkpoint(checkpoints + "/none-here") == (None, [])
+    assert (checkpoint.uri, skipped) == (step_folder(checkpoints, 2), [])
+    assert latest_checkpoint(checkpoints + "/none-here") == (None, [])
 
 
 def test_steps_are_ordered_as_numbers(small_steps: Path, checkpoints: str) -> None:
     copy_steps(small_steps, checkpoints, 999_999_999, 1_000_000_000)
-    checkpoint, _ = newest_checkpoint(checkpoints)
+    checkpoint, _ = latest_checkpoint(checkpoints)
     assert checkpoint is not None
     assert checkpoint.uri == step_folder(checkpoints, 1_000_000_000)
 
 
-def test_damaged_partial_and_refused_checkpoints_are_passed_over_with_the_reason(
+def test_damaged_partial_and_refused_checkpoints_are_skipped_with_the_reason(
     small_steps: Path, checkpoints: str
 ) -> None:
     copy_steps(small_steps, checkpoints, 3, 4, 5)
@@ -369,7 +369,7 @@ def test_damaged_partial_and_refused_checkpoints_are_passed_over_with_the_reason
     Path(step_folder(checkpoints, 3), "track", "squares.00001-of-00002.npy").unlink()
     Path(checkpoints, "step-000000009").mkdir()
     Path(checkpoints, "notes.txt").write_text("not a checkpoint")
-    checkpoint, passed_over = newest_checkpoint(checkpoints, {step_folder(checkpoints, 2)})
+    checkpoint, skipped = latest_checkpoint(checkpoints, {step_folder(checkpoints, 2)})
     assert checkpoint is not None
     assert checkpoint.uri == step_folder(checkpoints, 1)
     expected = [
@@ -379,7 +379,7 @@ def test_damaged_partial_and_refused_checkpoints_are_passed_over_with_the_reason
         "step-000000003/track/squares.00001-of-00002.npy: missing",
         "step-000000002: was found damaged before",
     ]
-    for reason, part in zip(passed_over, expected, strict=True):
+    for reason, part in zip(skipped, expected, strict=True):
         assert part in reason
 
 
@@ -409,7 +409,7 @@ def test_what_is_half_deleted_is_no_checkpoint_and_not_called_damaged(
         (folder / "customer" / "weights.00000-of-00004.npy").unlink()
         raise OSError("gone in the middle")
 
-    for action in (lambda: prune(checkpoints, keep=2), lambda: discard_after(checkpoints, 2)):
+    for action in (lambda: prune(checkpoints, keep=2), lambda: delete_after(checkpoints, 2)):
         with monkeypatch.context() as patch:
             patch.setattr("kvstore.storage.shutil.rmtree", delete_half)
             with pytest.raises(CheckpointError, match="gone in the middle"):
@@ -417,7 +417,7 @@ def test_what_is_half_deleted_is_no_checkpoint_and_not_called_damaged(
     for step in (1, 3):
         with pytest.raises(CheckpointError, match=r"manifest.json: missing: this is no checkpoint"):
             open_checkpoint(step_folder(checkpoints, step))
-    checkpoint, _ = newest_checkpoint(checkpoints)
+    checkpoint, _ = latest_checkpoint(checkpoints)
     assert checkpoint is not None
     assert checkpoint.uri == step_folder(checkpoints, 2)
 
@@ -427,7 +427,7 @@ def test_storage_out_of_reach_is_no_reason_to_fall_back_to_an_older_checkpoint(m
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
     monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "2")
-    for attempt in (newest_checkpoint, open_checkpoint):
+    for attempt in (latest_checkpoint, open_checkpoint):
         with pytest.raises(CheckpointError, match=r"s3://music/run.*cannot be read: .*NETWORK_CONNECTION") as caught:
             attempt("s3://music/run")
         assert caught.value.checkpoint is None
@@ -438,7 +438,7 @@ def test_a_checkpoint_that_cannot_be_reached_is_no_reason_to_fall_back_to_an_old
     manifest.unlink()
     manifest.symlink_to(manifest)
     with pytest.raises(CheckpointError, match=r"step-000000002/manifest.json: cannot be read: .*symbolic links"):
-        newest_checkpoint(checkpoints)
+        latest_checkpoint(checkpoints)
 
 
 @pytest.mark.parametrize("kind", KINDS)

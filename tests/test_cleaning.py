@@ -12,7 +12,7 @@ from test_prepare import interactions, make, vocabulary, write_parquet, write_te
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.prepare.summary import describe
+from trainer.prepare.summary import format_summary
 
 Event = tuple[int, int, float, int]
 WEIGHTS = {"play": 1.0, "like": 3.0, "skip": -1.0}
@@ -132,7 +132,7 @@ def test_since_is_the_first_moment_that_is_read_and_until_the_first_that_is_not(
     manifest = make(tmp_path / "out", train, timestamp="at", since=since, until=until)
     assert {row[1] for row in interactions(tmp_path / "out", "train")} == {2, 3}
     assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == [2, 3]
-    text = describe(manifest, Folder(tmp_path / "out"))
+    text = format_summary(manifest, Folder(tmp_path / "out"))
     assert "dropped: 1 rows from before --since" in text
     assert "dropped: 2 rows from --until on" in text
 
@@ -143,7 +143,7 @@ def test_negative_weights_are_kept_and_count_nowhere_as_liked(tmp_path: Path) ->
     expected = [(1, 1, 1.0), (1, 2, -1.0), (2, 1, 3.0), (2, 3, -1.0), (2, 3, -1.0)]
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(expected)
     assert {row["id"]: row["count"] for row in vocabulary(tmp_path / "out", "item")} == {1: 2, 2: 0, 3: 0}
-    assert "3 of all interactions have a negative weight" in describe(manifest, Folder(tmp_path / "out"))
+    assert "3 of all interactions have a negative weight" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 def test_the_last_n_are_the_last_that_were_liked_and_what_came_after_them(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_the_summary_tells_head_and_tail_the_time_and_empty_files(tmp_path: Path
         item=pa.array([], pa.int64()),
         at=pa.array([], pa.timestamp("s")),
     )
-    text = describe(make(tmp_path / "out", train, empty, timestamp="at"), Folder(tmp_path / "out"))
+    text = format_summary(make(tmp_path / "out", train, empty, timestamp="at"), Folder(tmp_path / "out"))
     for part in (
         "read: 250 rows of 2 file(s), 1 of them empty",
         "the most frequent 3 (1 %) have 20.8% of train; median 1; 200 occur once",

@@ -10,16 +10,16 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
 from crossfade.main import main
-from deploy.capacity import make_plan, read_inputs
+from deploy.capacity import plan_capacity, read_inputs
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.storage import Folder
 from trainer.data.features import load_feature
 from trainer.data.manifest import read_manifest
-from trainer.data.shards import ShardReader
+from trainer.data.shards import InteractionReader
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import EmbeddingFiles
 from trainer.evaluate import evaluate, load_held_out
-from trainer.job import Evaluate, load_job
+from trainer.job import EvaluateConfig, load_job
 from trainer.model import Score, make_model
 
 pytestmark = pytest.mark.slow
@@ -109,8 +109,8 @@ def popularity(place: Path) -> dict[str, float]:
     data, job = Folder(place / "data"), load_job(place / "job.yaml", ["model.score=dot"])
     manifest = read_manifest(data)
     model, counts_N = make_model(job, manifest), Vocabulary(data, manifest, "track").counts()
-    held_out = load_held_out(ShardReader(data, manifest), manifest, "test", ["train"], 0, 1)
-    spec = Evaluate(k=[5, 10], select="ndcg@10")
+    held_out = load_held_out(InteractionReader(data, manifest), manifest, "test", ["train"], 0, 1)
+    spec = EvaluateConfig(k=[5, 10], best_metric="ndcg@10")
     assert model.score == Score.of("dot", job.model.temperature)
     return evaluate(Popularity(counts_N), model, held_out, spec, counts_N, np.asarray)
 
@@ -133,7 +133,7 @@ def test_new_tracks_with_features_beat_popularity_by_far_and_those_without_do_no
     assert found["recall_warm@10"] > 2 * by_count["recall_warm@10"]
 
 
-def test_neighbours_share_the_genre_that_nobody_told_the_model(
+def test_neighbors_share_the_genre_that_nobody_told_the_model(
     place: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
@@ -163,7 +163,7 @@ def test_a_new_track_is_what_its_features_say(place: Path, featured: Path) -> No
     cold = np.flatnonzero(counts_N == 0)
     assert len(cold) == len(COLD)
     for row in cold:
-        parts = [found[name][of.of(np.array([row]))[1]].mean(axis=0) for name, of in lists.items()]
+        parts = [found[name][of.gather(np.array([row]))[1]].mean(axis=0) for name, of in lists.items()]
         np.testing.assert_allclose(found["track"][row], np.sum(parts, axis=0), atol=1e-6)
 
 
@@ -200,7 +200,7 @@ def test_only_rows_of_the_steps_are_moved(place: Path, featured: Path) -> None:
 
 def test_a_plan_counts_what_features_take_and_move(place: Path, featured: Path) -> None:
     job = load_job(place / "job.yaml")
-    plan = make_plan(read_inputs(job).with_counts())
+    plan = plan_capacity(read_inputs(job).with_counts())
     assert [table.name for table in plan.tables] == ["customer", "track", "genre", "style"]
     (process,) = plan.processes
     held = {part.what: part.bytes for part in process.parts}

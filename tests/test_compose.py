@@ -17,7 +17,7 @@ from docker_engine import Engine
 from running_command import crossfade, succeeded
 
 from kvstore.arrays import FloatArray
-from trainer.prepare.sample import STAND_IN
+from trainer.prepare.sample import FALLBACK_SPEC
 from trainer.prepare.synthetic import write_synthetic
 
 pytestmark = pytest.mark.docker
@@ -156,7 +156,7 @@ def test_whichever_container_is_killed_the_job_ends_in_the_same_embeddings(job: 
     report = json.loads((job.run_dir / "report.json").read_text())
     assert report["steps"] == steps
 
-    write_synthetic(tmp_path / "data", STAND_IN, 0)
+    write_synthetic(tmp_path / "data", FALLBACK_SPEC, 0)
     (tmp_path / "job.yaml").write_text(settings(max_steps=steps, shards="data"))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
     for entity in ("customer", "artist"):

@@ -4,8 +4,8 @@ import pytest
 from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Host, Place, step
 
 from deploy.cluster import Address
-from deploy.coordinator import LEASE_SECONDS, LINGER_SECONDS, Start, State
-from deploy.reports import Failure, SentEvent
+from deploy.coordinator import EXIT_TIMEOUT_SECONDS, LEASE_SECONDS, GenerationSpec, State
+from deploy.reports import Failure, NumberedEvent
 from kvstore.errors import ClusterError, InputError
 
 
@@ -96,13 +96,13 @@ def test_a_host_that_is_lost_while_a_start_is_looked_for_is_waited_for() -> None
     place = Place(hosts=2)
     place.join("10.0.0.2").report(leaving=True)
     assert place.state is State.PREPARING
-    place.coordinator.begin(Start(Address("10.0.0.1", 1)))
+    place.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
     assert (place.state, place.coordinator.generation) == (State.WAITING, 0)
 
 
 def test_a_start_that_nobody_asked_for_any_more_is_dropped(alone: Place) -> None:
-    alone.coordinator.begin(Start(Address("10.0.0.1", 1)))
-    alone.coordinator.cannot_begin(OSError("late"))
+    alone.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
+    alone.coordinator.start_failed(OSError("late"))
     assert (alone.state, alone.coordinator.generation) == (State.RUNNING, 1)
 
 
@@ -121,9 +121,9 @@ def test_a_failure_ends_the_generation_everywhere_before_the_next_starts(pair: t
     place, other = pair
     assert place.home.report(failure=KILLED).do == "wait"
     place.home.report()
-    assert place.state is State.ENDING  # the other host still runs
+    assert place.state is State.TERMINATING  # the other host still runs
     assert other.report().do == "wait"
-    assert place.state is State.ENDING  # it has its order, but has not said that it obeyed
+    assert place.state is State.TERMINATING  # it has its order, but has not said that it obeyed
     other.report()
     assert place.state is State.PREPARING
     place.begin("folder/step-5", 5)
@@ -141,7 +141,7 @@ def test_a_report_that_crosses_the_failure_does_not_count_as_ended(pair: tuple[P
     place.home.report(failure=KILLED)
     place.home.report()
     place.coordinator.report(crossing)
-    assert place.state is State.ENDING
+    assert place.state is State.TERMINATING
 
 
 def test_restarts_come_at_once_and_then_later_and_later_until_there_are_too_many(alone: Place) -> None:
@@ -149,7 +149,7 @@ def test_restarts_come_at_once_and_then_later_and_later_until_there_are_too_many
     for _ in range(RESTARTS):
         alone.fail()
         begin = alone.now
-        while alone.state is State.BACKING_OFF:
+        while alone.state is State.BACKOFF:
             alone.pass_time(0.25)
         delays.append(alone.now - begin)
         alone.begin()
@@ -172,7 +172,7 @@ def test_the_back_off_ends_at_a_minute() -> None:
         place.begin()
         place.fail()
         begin = place.now
-        while place.state is State.BACKING_OFF:
+        while place.state is State.BACKOFF:
             place.pass_time(1)
     assert place.now - begin == 60
 
@@ -189,7 +189,7 @@ def test_a_new_checkpoint_lets_the_count_begin_anew(alone: Place) -> None:
 def test_a_checkpoint_no_newer_than_the_one_it_started_from_is_not_a_new_one(alone: Place) -> None:
     for _ in range(RESTARTS):
         alone.fail()
-        while alone.state is State.BACKING_OFF:
+        while alone.state is State.BACKOFF:
             alone.pass_time(1)
         alone.begin("folder/step-10", 10)
         alone.home.tell({"event": "saved", "step": 10})
@@ -200,7 +200,7 @@ def test_a_checkpoint_no_newer_than_the_one_it_started_from_is_not_a_new_one(alo
 def test_a_checkpoint_that_is_found_counts_though_nobody_told_of_it(alone: Place) -> None:
     for found in range(1, 3 * RESTARTS):
         alone.fail()
-        while alone.state is State.BACKING_OFF:
+        while alone.state is State.BACKOFF:
             alone.pass_time(1)
         alone.begin(f"folder/step-{found}", found)
     assert alone.state is State.RUNNING
@@ -223,7 +223,7 @@ def test_an_error_that_a_restart_cannot_mend_fails_the_job_at_once(
     place, other = pair
     other.report(failure=Failure(message="worker-1: a wrong thing", exit_code=exit_code, restart=False))
     place.report_all()
-    assert place.state is State.ENDING
+    assert place.state is State.TERMINATING
     place.report_all()
     assert place.state is State.FAILED
     error = place.coordinator.error()
@@ -237,20 +237,20 @@ def test_a_start_that_cannot_be_found_is_looked_for_again_until_there_were_too_m
     place = Place()
     delays = []
     for _ in range(RESTARTS):
-        place.coordinator.cannot_begin(OSError("the store is away"))
+        place.coordinator.start_failed(OSError("the store is away"))
         begin = place.now
-        while place.state is State.BACKING_OFF:
+        while place.state is State.BACKOFF:
             place.pass_time(0.25)
         delays.append(place.now - begin)
     assert delays == [0, 1, 2]
-    place.coordinator.cannot_begin(OSError("the store is away"))
+    place.coordinator.start_failed(OSError("the store is away"))
     assert place.state is State.FAILED
     assert "the store is away" in str(place.coordinator.error())
 
 
 def test_a_start_that_the_input_rules_out_fails_the_job_at_once() -> None:
     place = Place()
-    place.coordinator.cannot_begin(InputError("no such scheme: gopher"))
+    place.coordinator.start_failed(InputError("no such scheme: gopher"))
     assert place.state is State.FAILED
     assert isinstance(place.coordinator.error(), InputError)
 
@@ -273,7 +273,7 @@ def test_a_start_that_cannot_be_found_at_first_does_not_hide_why_one_was_needed(
     alone.home.tell(step(42))
     alone.fail(KILLED)
     for _ in range(2):
-        alone.coordinator.cannot_begin(OSError("the store is away"))
+        alone.coordinator.start_failed(OSError("the store is away"))
         alone.pass_time(60)
     alone.begin("folder/step-40", 40)
     [restart] = alone.coordinator.restarts
@@ -318,7 +318,7 @@ def test_a_silent_agent_is_not_waited_for_at_the_end_of_a_generation(pair: tuple
     place.hosts.remove(other)
     place.fail()
     place.wait(LEASE_SECONDS - 1)
-    assert place.state is State.ENDING
+    assert place.state is State.TERMINATING
     place.wait(2)
     assert place.state is State.WAITING
 
@@ -358,7 +358,7 @@ def test_an_agent_that_leaves_ends_the_generation_at_once_and_a_late_report_of_i
     place.home.report()
     assert place.state is State.WAITING
     place.coordinator.report(late)
-    assert place.coordinator.others() == []
+    assert place.coordinator.remote_hosts() == []
     assert place.state is State.WAITING
 
 
@@ -400,7 +400,7 @@ def test_what_is_said_of_an_earlier_generation_is_ignored(pair: tuple[Place, Hos
     place.fail()
     place.begin()
     place.coordinator.take_events()
-    old = [SentEvent(number=99, generation=1, role="worker-0", event=step(77))]
+    old = [NumberedEvent(number=99, generation=1, role="worker-0", event=step(77))]
     order = place.coordinator.report(
         other.make(generation=1, failure=KILLED, roles={"server-1": "done"}, events=old, ended=0)
     )
@@ -417,7 +417,7 @@ def test_a_lost_order_is_given_again(pair: tuple[Place, Host]) -> None:
         assert place.coordinator.report(other.make()).do == "wait"
     place.report_all()
     place.report_all()
-    place.coordinator.begin(Start(Address("10.0.0.1", 1)))
+    place.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
     for _ in range(3):
         order = place.coordinator.report(other.make())
         assert (order.do, order.generation) == ("run", 2)
@@ -452,7 +452,7 @@ def test_a_failed_save_is_no_progress(alone: Place) -> None:
 def test_roles_that_linger_when_others_are_done_are_ended(alone: Place) -> None:
     alone.home.roles |= dict.fromkeys(["worker-0", "worker-1", "server-0"], "done")
     alone.report_all()
-    alone.pass_time(LINGER_SECONDS - 1)
+    alone.pass_time(EXIT_TIMEOUT_SECONDS - 1)
     alone.home.report()
     assert alone.state is State.RUNNING
     alone.pass_time(2)
@@ -473,9 +473,9 @@ def test_a_job_is_done_when_all_roles_of_all_hosts_are(pair: tuple[Place, Host])
     order = other.end_well()
     assert place.state is State.DONE
     assert (order.do, order.exit_code) == ("leave", 0)
-    assert place.coordinator.others() == ["host 10.0.0.2"]
+    assert place.coordinator.remote_hosts() == ["host 10.0.0.2"]
     other.report(leaving=True)
-    assert place.coordinator.others() == []
+    assert place.coordinator.remote_hosts() == []
 
 
 def test_an_agent_that_does_not_hear_of_the_end_is_waited_for_while_its_lease_lasts(pair: tuple[Place, Host]) -> None:
@@ -484,9 +484,9 @@ def test_an_agent_that_does_not_hear_of_the_end_is_waited_for_while_its_lease_la
     place.home.end_well()
     assert place.state is State.DONE
     place.pass_time(LEASE_SECONDS)
-    assert place.coordinator.others()
+    assert place.coordinator.remote_hosts()
     place.pass_time(1)
-    assert place.coordinator.others() == []
+    assert place.coordinator.remote_hosts() == []
     assert place.state is State.DONE
 
 
@@ -540,27 +540,27 @@ def test_a_generation_that_has_not_trained_a_step_is_stopped_at_once() -> None:
     place.begin()
     place.home.tell({"event": "phase", "name": "tables"})
     place.coordinator.stop()
-    assert place.state is State.ENDING
+    assert place.state is State.TERMINATING
     place.report_all()
     place.report_all()
     assert place.state is State.STOPPED
 
 
-@pytest.mark.parametrize("state", [State.WAITING, State.PREPARING, State.BACKING_OFF, State.ENDING])
+@pytest.mark.parametrize("state", [State.WAITING, State.PREPARING, State.BACKOFF, State.TERMINATING])
 def test_a_job_that_runs_nothing_is_stopped_at_once(state: State) -> None:
     place = Place(hosts=2 if state is State.WAITING else 1)
-    if state in {State.BACKING_OFF, State.ENDING}:
+    if state in {State.BACKOFF, State.TERMINATING}:
         place.begin()
         place.fail()
         place.begin()
         place.home.report(failure=KILLED)
-    if state is State.BACKING_OFF:
+    if state is State.BACKOFF:
         place.home.report()
     assert place.state is state
     place.coordinator.stop()
     place.report_all()
     assert place.state is State.STOPPED
-    place.coordinator.begin(Start(Address("10.0.0.1", 1)))
+    place.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
     place.pass_time(100)
     assert place.state is State.STOPPED
     assert place.home.report().do == "leave"

@@ -15,11 +15,11 @@ import pytest
 from scripted_agents import Host, Place, step
 
 from deploy import coordinator_http
-from deploy.agent import Unreachable
+from deploy.agent import CoordinatorUnreachable
 from deploy.cluster import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from deploy.coordinator import State
-from deploy.coordinator_http import LONGEST_BODY_BYTES, RemoteCoordinator, read_token, serving
-from deploy.reports import SentEvent
+from deploy.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, read_token, serving
+from deploy.reports import NumberedEvent
 from kvstore.errors import ClusterError, InputError
 
 TOKEN = "a-secret-of-this-test-alone"
@@ -58,7 +58,7 @@ def test_an_agent_joins_and_gets_its_orders_over_http(served: tuple[Place, Addre
     assert remote.report(agent.make(coordinator=hello.coordinator)).do == "wait"
     assert place.state is State.PREPARING
     place.begin()
-    event = SentEvent(number=1, generation=1, role="worker-0", event=step(3) | {"loss": float("inf")})
+    event = NumberedEvent(number=1, generation=1, role="worker-0", event=step(3) | {"loss": float("inf")})
     order = remote.report(agent.make(coordinator=hello.coordinator, events=[event]))
     assert (order.do, order.roles, order.acknowledged) == ("run", ["server-1", "worker-1"], 1)
     assert [told["loss"] for told in place.events("step")] == [float("inf")]
@@ -84,7 +84,7 @@ def test_without_the_token_nobody_learns_or_changes_anything(
 
 def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(served: tuple[Place, Address]) -> None:
     place, address = served
-    long = [SentEvent(number=n, generation=1, role="w", event={"event": "x" * 9000}) for n in range(200)]
+    long = [NumberedEvent(number=n, generation=1, role="w", event={"event": "x" * 9000}) for n in range(200)]
     with pytest.raises(InputError, match=f"refuses the token in {TOKEN_VARIABLE}"):
         RemoteCoordinator(address, TOKEN + "x").report(Host(place, "127.0.0.2").make(events=long))
 
@@ -99,7 +99,7 @@ def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(serv
         (b'{"agent": "a", "host": "h", "address": "a", "number": "1"}', 400, "number: Input should be a valid integer"),
         (b'{"agent": "a", "host": "h", "address": "a", "number": 1, "more": 2}', 400, "more: Extra inputs are not"),
         (b'{"agent": "a", "host": "h", "address": "a", "number": 1, "roles": {"r": "x"}}', 400, "roles.r: Input"),
-        (b" " * (LONGEST_BODY_BYTES + 1), 413, "more than"),
+        (b" " * (MAX_BODY_BYTES + 1), 413, "more than"),
     ],
     ids=["text", "list", "pickle", "missing", "wrong type", "unknown field", "unknown state", "too large"],
 )
@@ -110,7 +110,7 @@ def test_what_is_not_a_report_is_refused_and_said_to_be(
     answer = ask("POST", "/v1/report", body)
     assert answer[0] == status
     assert said in answer[1]["error"]
-    assert place.coordinator.others() == []
+    assert place.coordinator.remote_hosts() == []
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_fault_of_the_coordinator_is_told_to_both_sides_and_the_agent_comes_ag
 
     with monkeypatch.context() as patch:
         patch.setattr(place.coordinator, "report", fail)
-        with pytest.raises(Unreachable, match=r"answers with error 500: .*KeyError: 'step'"):
+        with pytest.raises(CoordinatorUnreachable, match=r"answers with error 500: .*KeyError: 'step'"):
             remote.report(agent.make())
     assert "KeyError: 'step'" in capsys.readouterr().err
     assert remote.report(agent.make()).do == "wait"
@@ -184,12 +184,12 @@ def test_an_agent_knows_a_coordinator_that_is_away_from_what_is_none(
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
-        with pytest.raises(Unreachable, match=f"127.0.0.1:{port} cannot be reached: .*refused"):
+        with pytest.raises(CoordinatorUnreachable, match=f"127.0.0.1:{port} cannot be reached: .*refused"):
             RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
         silent.listen()
         with monkeypatch.context() as patch:
             patch.setattr(coordinator_http, "REQUEST_SECONDS", 0.1)
-            with pytest.raises(Unreachable, match="no answer in time"):
+            with pytest.raises(CoordinatorUnreachable, match="no answer in time"):
                 RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
     monkeypatch.setattr(coordinator_http._Handler, "do_POST", coordinator_http._Handler.do_GET)
     with pytest.raises(ClusterError, match="not a coordinator of this version: 404"):

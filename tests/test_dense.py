@@ -14,14 +14,14 @@ from finite_differences import numeric_gradient
 from running_command import crossfade, succeeded
 
 from crossfade.main import main
-from deploy.capacity import make_plan, read_inputs
+from deploy.capacity import plan_capacity, read_inputs
 from deploy.cluster import Role
 from deploy.traffic import busiest_bytes
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import newest_checkpoint, open_checkpoint
+from kvstore.checkpoint import latest_checkpoint, open_checkpoint
 from kvstore.errors import DivergedError, InputError
 from kvstore.optimizers import KINDS, OptimizerSpec
-from trainer.dense import DENSE_FILE, DenseLayers, Passed, pass_layers, return_layers
+from trainer.dense import DENSE_FILE, DenseLayers, LayerActivations, backward_layers, forward_layers
 from trainer.embeddings import EmbeddingFiles
 from trainer.job import check_job, load_job
 from trainer.model import LayerSpec
@@ -41,7 +41,7 @@ def drawn(spec: LayerSpec) -> dict[str, FloatArray]:
     return {name: draw.standard_normal(shape) for name, shape in spec.shapes().items()}
 
 
-def last(passed: list[Passed]) -> FloatArray:
+def last(passed: list[LayerActivations]) -> FloatArray:
     return passed[-1].outputs_AD
 
 
@@ -54,28 +54,28 @@ def test_gradients_are_those_of_finite_differences(activation: str, layer_norm: 
     rows_AD, weight_AD = draw.standard_normal((4, 5)), draw.standard_normal((4, 5))
 
     def loss() -> float:
-        return float((weight_AD * np.sin(last(pass_layers(spec, parameters, rows_AD)))).sum())
+        return float((weight_AD * np.sin(last(forward_layers(spec, parameters, rows_AD)))).sum())
 
-    passed = pass_layers(spec, parameters, rows_AD)
-    by_rows, gradients = return_layers(spec, parameters, passed, weight_AD * np.cos(last(passed)))
+    passed = forward_layers(spec, parameters, rows_AD)
+    by_rows, gradients = backward_layers(spec, parameters, passed, weight_AD * np.cos(last(passed)))
     assert gradients.keys() == parameters.keys()
     for name, values in {**parameters, "rows": rows_AD}.items():
         numeric = numeric_gradient(loss, values)
         np.testing.assert_allclose({**gradients, "rows": by_rows}[name], numeric, atol=1e-7, err_msg=name)
 
 
-def test_hidden_units_of_a_row_are_normalised_before_gain_bias_and_activation() -> None:
+def test_hidden_units_of_a_row_are_normalized_before_gain_bias_and_activation() -> None:
     spec = layers_of("tanh")
     parameters = drawn(spec)
     rows_AD = np.random.default_rng(3).standard_normal((4, 5))
     raw_AD = rows_AD @ parameters["track/0/weights"].T
     normal_AD = (raw_AD - raw_AD.mean(axis=1, keepdims=True)) / np.sqrt(raw_AD.var(axis=1, keepdims=True) + 1e-5)
     expected_AD = np.tanh(normal_AD * parameters["track/0/gain"] + parameters["track/0/bias"])
-    passed = pass_layers(spec, parameters, rows_AD)
+    passed = forward_layers(spec, parameters, rows_AD)
     np.testing.assert_allclose(passed[0].outputs_AD, expected_AD, atol=1e-12)
     made_AD = passed[1].outputs_AD @ parameters["track/2/weights"].T + parameters["track/2/bias"]
     np.testing.assert_allclose(last(passed), rows_AD + made_AD, atol=1e-12)
-    instead = pass_layers(layers_of("tanh", residual=False), parameters, rows_AD)
+    instead = forward_layers(layers_of("tanh", residual=False), parameters, rows_AD)
     np.testing.assert_allclose(last(instead), made_AD, atol=1e-12)
 
 
@@ -88,7 +88,7 @@ def test_a_vector_is_the_same_alone_and_among_thousands_and_gradients_add_up() -
     made = dense.forward({"track": rows_AD, "customer": rows_AD})
     assert made["customer"] is rows_AD
     np.testing.assert_allclose(made["track"][1234:1235], dense.apply("track", rows_AD[1234:1235]), atol=1e-5)
-    by_rows, expected = return_layers(spec, before, pass_layers(spec, before, rows_AD.astype(float)), gradient_AD)
+    by_rows, expected = backward_layers(spec, before, forward_layers(spec, before, rows_AD.astype(float)), gradient_AD)
     taken = dense.backward({"track": gradient_AD, "customer": gradient_AD})
     assert taken["customer"] is gradient_AD
     np.testing.assert_allclose(taken["track"], by_rows, atol=1e-4)
@@ -175,7 +175,7 @@ def report_of(run: Path) -> dict[str, Any]:
 
 
 def newest(run: Path) -> Path:
-    checkpoint, _ = newest_checkpoint(str(run / "checkpoints"))
+    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
     return Path(checkpoint.uri)
 
@@ -280,7 +280,7 @@ def test_a_checkpoint_without_all_of_its_layers_is_no_checkpoint(
 ) -> None:
     run = train(place, f"harmed-{harm.__name__}", "--set", "train.max_steps=7")
     harm(newest(run))
-    checkpoint, reasons = newest_checkpoint(str(run / "checkpoints"))
+    checkpoint, reasons = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
     assert checkpoint.manifest.step == 5
     assert said in reasons[0]
@@ -317,7 +317,7 @@ def test_layers_are_neither_made_up_nor_dropped_where_a_run_starts_from_another(
 
 
 def test_a_plan_counts_the_layers(place: Path) -> None:
-    plan = make_plan(read_inputs(load_job(place / "job.yaml", ["optimizer.kind=adam"])))
+    plan = plan_capacity(read_inputs(load_job(place / "job.yaml", ["optimizer.kind=adam"])))
     [process] = plan.processes
     parts = {part.what: part.bytes for part in process.parts}
     weights = (8 + 1) * 16 + 16 + (16 + 1) * 8
@@ -329,7 +329,7 @@ def test_a_plan_counts_the_layers(place: Path) -> None:
 
 def test_a_plan_counts_what_workers_exchange_to_sum_gradients(place: Path) -> None:
     inputs = read_inputs(load_job(place / "job.yaml", ["cluster.servers=1", "cluster.workers=4"])).with_counts()
-    plan = make_plan(inputs)
+    plan = plan_capacity(inputs)
     weights = sum(spec.parameters for spec in inputs.model.dense)
     [part] = [
         part for part in plan.processes[-1].parts if part.what == "summing gradients of dense layers over workers"

@@ -22,7 +22,7 @@ from kvstore.errors import ClusterError
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerSpec
 from trainer.dense import DenseLayers
-from trainer.wiring import check_agreement
+from trainer.wiring import check_dense_in_sync
 
 ON_SERVERS = ("--servers", 1, "--workers", 2)
 
@@ -47,7 +47,7 @@ def test_workers_make_of_their_parts_of_a_batch_what_one_makes_of_all() -> None:
 
     def after_a_step(part: slice, reduction: Adding | None) -> DenseLayers:
         dense = DenseLayers([layers_of("tanh")], optimizer, seed=3)
-        dense.reduction = reduction
+        dense.all_reduce = reduction
         dense.forward({"track": rows_AD[part]})
         dense.backward({"track": gradient_AD[part]})
         dense.update(1.0)
@@ -80,9 +80,9 @@ class OtherStore(LocalStore):
 
 def test_workers_that_begin_with_other_layers_fail() -> None:
     dense, other = (DenseLayers([layers_of()], OptimizerSpec(), seed) for seed in (1, 2))
-    check_agreement(dense, OtherStore(dense.checksum()))
+    check_dense_in_sync(dense, OtherStore(dense.checksum()))
     with pytest.raises(ClusterError, match="the workers do not begin with the same dense layers"):
-        check_agreement(dense, OtherStore(other.checksum()))
+        check_dense_in_sync(dense, OtherStore(other.checksum()))
 
 
 @pytest.fixture(scope="module")

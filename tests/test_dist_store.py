@@ -23,7 +23,7 @@ from drive_store import (
 from saved_ranges import cut, random_table, save, save_store
 
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import RowRange, open_checkpoint
+from kvstore.checkpoint import TableShard, open_checkpoint
 from kvstore.layout import make_layout
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerKind, make_optimizer
@@ -97,7 +97,7 @@ def reference(layout: Layout) -> list[dict[str, FloatArray]]:
     everything = {table.name: np.arange(table.rows, dtype=np.int64) for table in TABLES}
     history = [store.pull(everything)]
     for step in range(STEPS):
-        store.set_rate(rate_factor(step))
+        store.set_lr_factor(rate_factor(step))
         store.push({table.name: summed(step, layout.workers, table) for table in TABLES})
         history.append(store.pull(everything))
     return history
@@ -189,5 +189,5 @@ def whole_table(table: TableSpec, checkpoint: str) -> dict[str, FloatArray]:
     """Weights and optimizer state of a table in a checkpoint."""
     state = make_optimizer(drive_afresh.OPTIMIZER, table.rows, table.dim).state
     arrays = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
-    open_checkpoint(checkpoint).load([RowRange(table.name, table.rows, 0, 1, arrays)])
+    open_checkpoint(checkpoint).load([TableShard(table.name, table.rows, 0, 1, arrays)])
     return arrays

@@ -19,11 +19,11 @@ from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer import embeddings as module
-from trainer.data.manifest import Manifest
-from trainer.data.parquet_files import describe
+from trainer.data.manifest import DatasetManifest
+from trainer.data.parquet_files import file_entry
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
-from trainer.kept_embeddings import LIST_FILE, KeptEmbeddings
+from trainer.kept_embeddings import LIST_FILE, StagedEmbeddings
 
 QUERIES, ITEMS = 23, 7
 TABLES = [TableSpec(QUERY, QUERIES, 3, 0.1), TableSpec(ITEM, ITEMS, 5, 0.1)]
@@ -39,7 +39,7 @@ def vocabularies(tmp_path: Path) -> dict[str, Vocabulary]:
         QUERY: write_vocabulary(tmp_path, QUERY, CUSTOMER_IDS, file_rows=10, group_rows=4),
         ITEM: write_vocabulary(tmp_path, ITEM, TRACK_IDS, names=TRACK_NAMES),
     }
-    manifest = Manifest(query=QUERY, item=ITEM, entities=entities, splits={})
+    manifest = DatasetManifest(query=QUERY, item=ITEM, entities=entities, splits={})
     return {name: Vocabulary(Folder(tmp_path), manifest, name) for name in entities}
 
 
@@ -232,8 +232,8 @@ def test_a_vocabulary_whose_rows_are_others_is_refused(tmp_path: Path) -> None:
     path = tmp_path / entity.files[0].path
     table = pq.read_table(path)
     pq.write_table(table.set_column(0, "row", pa.array(range(100, 109))), path)
-    entity = entity.model_copy(update={"files": [describe(Folder(tmp_path), entity.files[0].path)]})
-    manifest = Manifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
+    entity = entity.model_copy(update={"files": [file_entry(Folder(tmp_path), entity.files[0].path)]})
+    manifest = DatasetManifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
     with pytest.raises(InputError, match="does not hold rows 0 to 8 in order"):
         Vocabulary(Folder(tmp_path), manifest, ITEM).read(0, 9)
 
@@ -264,7 +264,7 @@ def test_damaged_pages_are_refused_by_file_name(written: Path) -> None:
 def test_the_counts_of_a_vocabulary_are_in_the_order_of_rows(tmp_path: Path) -> None:
     counts_N = np.arange(9)[::-1] * 10
     entity = write_vocabulary(tmp_path, ITEM, range(9), counts_N=counts_N, file_rows=4, group_rows=3)
-    manifest = Manifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
+    manifest = DatasetManifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
     found_N = Vocabulary(Folder(tmp_path), manifest, ITEM).counts()
     assert found_N.dtype == np.int64
     np.testing.assert_array_equal(found_N, counts_N)
@@ -273,12 +273,12 @@ def test_the_counts_of_a_vocabulary_are_in_the_order_of_rows(tmp_path: Path) -> 
 def test_kept_embeddings_are_those_of_the_last_epoch_that_was_kept(
     tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
 ) -> None:
-    kept, scratch = KeptEmbeddings(str(tmp_path / "checkpoints")), tmp_path / "scratch"
+    kept, scratch = StagedEmbeddings(str(tmp_path / "checkpoints")), tmp_path / "scratch"
     assert kept.epoch() is None
     with pytest.raises(FileNotFoundError, match=LIST_FILE):
         kept.fetch(tmp_path / "embeddings")
-    kept.keep(store_of(2), TABLES, vocabularies, 1, scratch)
-    kept.keep(store, TABLES, vocabularies, 4, scratch)
+    kept.stage(store_of(2), TABLES, vocabularies, 1, scratch)
+    kept.stage(store, TABLES, vocabularies, 4, scratch)
     assert kept.epoch() == 4
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "embeddings").iterdir()) == [
         LIST_FILE,
@@ -294,8 +294,8 @@ def test_kept_embeddings_are_those_of_the_last_epoch_that_was_kept(
 def test_kept_embeddings_of_which_a_file_is_missing_or_cut_off_are_none(
     tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
 ) -> None:
-    kept = KeptEmbeddings(str(tmp_path / "checkpoints"))
-    kept.keep(store, TABLES, vocabularies, 4, tmp_path / "scratch")
+    kept = StagedEmbeddings(str(tmp_path / "checkpoints"))
+    kept.stage(store, TABLES, vocabularies, 4, tmp_path / "scratch")
     [first, *_] = sorted((tmp_path / "checkpoints").rglob("rows-*.parquet"))
     data = first.read_bytes()
     first.write_bytes(data[:-1])

@@ -18,14 +18,14 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import MissingExtraError
 from kvstore.store import TableSpec
 from trainer.data.batches import ActiveRows, Batch, make_batch
-from trainer.data.shards import Share
+from trainer.data.shards import BatchSlice
 from trainer.engines import cpu
 from trainer.engines.base import Engine
 from trainer.engines.cpu import CpuEngine
-from trainer.job import LossKind, Negatives, ScoreKind
+from trainer.job import LossKind, NegativesConfig, ScoreKind
 from trainer.losses import LossSpec, _log1p_of_exp, exp
-from trainer.model import Model, Score
-from trainer.negatives import FROM_BATCH
+from trainer.model import ModelSpec, Score
+from trainer.negatives import IN_BATCH_KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPERATURE = 0.5
@@ -54,13 +54,13 @@ class Case:
     log_q: bool = False
 
     @property
-    def model(self) -> Model:
+    def model(self) -> ModelSpec:
         tables = TableSpec("customer", QUERIES, DIM, 0.1), TableSpec("track", ITEMS, DIM, 0.1)
-        return Model(*tables, Score.of(self.score, TEMPERATURE))
+        return ModelSpec(*tables, Score.of(self.score, TEMPERATURE))
 
     @property
-    def spec(self) -> Negatives:
-        return Negatives(kind=self.negatives, count=DRAWS, hard=self.hard)
+    def spec(self) -> NegativesConfig:
+        return NegativesConfig(kind=self.negatives, count=DRAWS, num_hard=self.hard)
 
     @property
     def loss_spec(self) -> LossSpec:
@@ -69,7 +69,7 @@ class Case:
     @property
     def batch(self) -> Batch:
         interactions = make_interactions(self.queries_B, self.items_B, self.weight_B)
-        share = Share(interactions, np.arange(len(self.queries_B)), self.global_size, self.lane_sizes)
+        share = BatchSlice(interactions, np.arange(len(self.queries_B)), self.global_size, self.lane_sizes)
         uses_N = np.concatenate([self.items_B, self.negatives_N])
         return make_batch(share, uses_N, 0, 0, LOG_Q[uses_N] if self.log_q else LOG_Q[:0])
 
@@ -115,7 +115,7 @@ def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wa
         weight_B=np.array([1.0, 0.5, 2.0, 0.0, 1.0, 3.0], np.float32) * np.array(SIGNS[signs], np.float32),
         negatives_N=np.array(drawn[negatives], np.int64).ravel(),
         global_size=10,
-        lane_sizes=(2, 4) if negatives in FROM_BATCH else (),
+        lane_sizes=(2, 4) if negatives in IN_BATCH_KINDS else (),
         **more,
     )
 
@@ -130,7 +130,7 @@ for any_loss in get_args(LossKind):
         CASES[f"{any_loss}-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed")
     for any_kind in ("shared", "each", "mixed") if any_loss != "warp" else ():
         CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", hard=2)
-for any_kind in get_args(Negatives.model_fields["kind"].annotation)[1:]:  # auto is one of the others
+for any_kind in get_args(NegativesConfig.model_fields["kind"].annotation)[1:]:  # auto is one of the others
     CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
 for any_score in get_args(ScoreKind):
     CASES[f"softmax-{any_score}-all"] = make_case("softmax", any_score, "all")
@@ -261,7 +261,7 @@ def test_an_engine_gives_the_same_again_after_a_larger_batch(name: str) -> None:
     assert_close(gradients_by(engine, small), alone, 0.0)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.negatives not in FROM_BATCH])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.negatives not in IN_BATCH_KINDS])
 def test_an_example_of_zero_weight_adds_nothing(name: str) -> None:
     case = CASES[name]
     unweighted = replace(case, weight_B=np.where(np.arange(6) == 5, np.float32(0), case.weight_B))

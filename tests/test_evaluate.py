@@ -15,11 +15,11 @@ from kvstore.errors import InputError
 from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer import evaluate as module
-from trainer.data.manifest import Manifest, read_manifest
-from trainer.data.shards import ShardReader
-from trainer.evaluate import HeldOut, ItemLists, Metrics, evaluate, load_held_out, rank_items
-from trainer.job import Evaluate, ScoreKind
-from trainer.model import Model, Score
+from trainer.data.manifest import DatasetManifest, read_manifest
+from trainer.data.shards import InteractionReader
+from trainer.evaluate import EvalMetrics, HeldOut, ItemLists, evaluate, load_held_out, rank_items
+from trainer.job import EvaluateConfig, ScoreKind
+from trainer.model import ModelSpec, Score
 
 QUERIES, ITEMS, DIM = 30, 50, 4
 DEPTHS = [1, 3, 10, 45]
@@ -36,9 +36,9 @@ class Vectors:
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         return self.tables[entity][rows_N]
 
-    def model(self, score: ScoreKind) -> Model:
+    def model(self, score: ScoreKind) -> ModelSpec:
         query, item = (TableSpec(name, *table.shape, 0.1) for name, table in self.tables.items())
-        return Model(query, item, Score.of(score, temperature=0.25))
+        return ModelSpec(query, item, Score.of(score, temperature=0.25))
 
 
 def vectors_with_ties() -> Vectors:
@@ -80,7 +80,7 @@ def plain_metrics(
     truth: Mapping[int, set[int]],
     excluded: Mapping[int, set[int]],
     depths: list[int],
-) -> Metrics:
+) -> EvalMetrics:
     names = ("recall", "ndcg", "map", "mrr", "hit_rate")
     totals: dict[str, float] = {f"{name}@{k}": 0.0 for k in depths for name in names}
     shown: dict[int, set[int]] = {k: set() for k in depths}
@@ -144,7 +144,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def held_out(data: Path, split: str, exclude: list[str], rank: int = 0, workers: int = 1) -> HeldOut:
     manifest = read_manifest(Folder(data))
-    return load_held_out(ShardReader(Folder(data), manifest), manifest, split, exclude, rank, workers)
+    return load_held_out(InteractionReader(Folder(data), manifest), manifest, split, exclude, rank, workers)
 
 
 def lists_of(items: list[list[int]]) -> ItemLists:
@@ -208,7 +208,7 @@ def test_metrics_are_those_of_the_formulas(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small_blocks(monkeypatch)
-    spec = Evaluate(k=[10, 1, 45, 3, 10], select="ndcg@10")
+    spec = EvaluateConfig(k=[10, 1, 45, 3, 10], best_metric="ndcg@10")
     found = evaluate(source, source.model(score), held_out(data, split, exclude), spec, COUNTS_N, np.asarray)
     expected = plain_metrics(source, score, by_query(split), by_query(*left_out), DEPTHS)
     assert list(found) == list(expected)
@@ -222,7 +222,7 @@ def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(
 ) -> None:
     counts_N = COLD_COUNTS_N if cold else COUNTS_N
     monkeypatch.setattr(module, "SUM_LENGTH", 7)
-    source, spec = SOURCES["no ties"], Evaluate(k=[10, 20])
+    source, spec = SOURCES["no ties"], EvaluateConfig(k=[10, 20])
     parts = [held_out(data, "test", ["train"], rank, workers) for rank in range(workers)]
     queries = np.sort(np.concatenate([part.queries_Q for part in parts]))
     assert queries.tolist() == sorted(by_query("test"))
@@ -265,7 +265,12 @@ def test_the_metrics_of_a_case_worked_by_hand() -> None:
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
     judged = HeldOut(np.array([0]), lists_of([[0, 3, 4]]), lists_of([[1]]))
     found = evaluate(
-        source, source.model("dot"), judged, Evaluate(k=[1, 3], select="ndcg@1"), np.array([6, 9, 1, 2, 4]), np.asarray
+        source,
+        source.model("dot"),
+        judged,
+        EvaluateConfig(k=[1, 3], best_metric="ndcg@1"),
+        np.array([6, 9, 1, 2, 4]),
+        np.asarray,
     )
     # The ranking 0, 2, 3 hits at ranks 1 and 3: 1 + 1/log2(4) = 1.5 of 1 + 1/log2(3) + 1/log2(4) = 2.130930.
     # Average precision: 1 + 2/3 of 3. Three of five items are ranked, met 3 times on average; those held out 4 times.
@@ -280,7 +285,12 @@ def test_rows_that_no_id_has_are_not_ranked() -> None:
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
     judged = HeldOut(np.array([0]), lists_of([[2, 4]]), lists_of([[1]]), item_I=np.array([1, 2, 4]))
     found = evaluate(
-        source, source.model("dot"), judged, Evaluate(k=[1, 2], select="ndcg@1"), np.array([0, 9, 3, 0, 0]), np.asarray
+        source,
+        source.model("dot"),
+        judged,
+        EvaluateConfig(k=[1, 2], best_metric="ndcg@1"),
+        np.array([0, 9, 3, 0, 0]),
+        np.asarray,
     )
     assert (found["recall@1"], found["recall@2"], found["mrr@2"]) == (0.5, 1.0, 1.0)
     assert (found["coverage@1"], found["coverage@2"]) == pytest.approx((1 / 3, 2 / 3))
@@ -298,7 +308,7 @@ def test_warm_and_cold_items_are_judged_apart(
 ) -> None:
     small_blocks(monkeypatch)
     judged, model = held_out(data, "test", ["train", "valid"]), source.model(score)
-    found = evaluate(source, model, judged, Evaluate(k=DEPTHS, select="ndcg@10"), COLD_COUNTS_N, np.asarray)
+    found = evaluate(source, model, judged, EvaluateConfig(k=DEPTHS, best_metric="ndcg@10"), COLD_COUNTS_N, np.asarray)
     warm = {item for item in range(ITEMS) if COLD_COUNTS_N[item] > 0}
     cold = set(range(ITEMS)) - warm
     truth, excluded = by_query("test"), by_query("train", "valid")
@@ -310,14 +320,16 @@ def test_warm_and_cold_items_are_judged_apart(
             for k in DEPTHS:
                 assert found[f"{name}_{kind}@{k}"] == pytest.approx(expected[f"{name}@{k}"]), (name, kind, k)
         assert found["queries_cold" if kind == "among_cold" else f"queries_{kind}"] == len(of_kind) > 3
-    same = evaluate(source, model, judged, Evaluate(k=DEPTHS, select="ndcg@10"), COLD_COUNTS_N + 1, np.asarray)
+    same = evaluate(
+        source, model, judged, EvaluateConfig(k=DEPTHS, best_metric="ndcg@10"), COLD_COUNTS_N + 1, np.asarray
+    )
     assert {name for name in found if name not in same} == {name for name in found if "warm" in name or "cold" in name}
 
 
 def test_no_queries_give_metrics_of_zero() -> None:
     source = SOURCES["no ties"]
     none = HeldOut(np.empty(0, np.int64), lists_of([]), lists_of([]))
-    found = evaluate(source, source.model("cosine"), none, Evaluate(k=[10]), COUNTS_N, np.asarray)
+    found = evaluate(source, source.model("cosine"), none, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
     assert set(found.values()) == {0.0}
     assert len(found) == 8
 
@@ -329,6 +341,6 @@ def test_a_zero_vector_ranks_without_a_warning() -> None:
 
 
 def test_a_split_that_cannot_be_read_is_refused(data: Path, tmp_path: Path) -> None:
-    manifest: Manifest = read_manifest(Folder(data))
+    manifest: DatasetManifest = read_manifest(Folder(data))
     with pytest.raises(InputError, match="no such file"):
-        load_held_out(ShardReader(Folder(tmp_path), manifest), manifest, "test", ["train"], 0, 1)
+        load_held_out(InteractionReader(Folder(tmp_path), manifest), manifest, "test", ["train"], 0, 1)

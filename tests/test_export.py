@@ -23,14 +23,14 @@ from saved_ranges import Arrays, cut, random_table, save
 from waiting import wait_until
 
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import MANIFEST_NAME, newest_checkpoint
+from kvstore.checkpoint import MANIFEST_NAME, latest_checkpoint
 from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer import embeddings
 from trainer.data.manifest import data_fingerprint
-from trainer.data.progress import Silent
+from trainer.data.progress import NullReporter
 from trainer.embeddings import EmbeddingFiles, vectors_of
 from trainer.export import Exported, Request, export
 
@@ -91,7 +91,7 @@ class Lines(list[str]):
     """What an export says."""
 
     def export(self, source: Path | str, out: Path | None, *entities: str, **options: Any) -> Exported:
-        return export(Request(str(source), out, entities, **options), self.append, Silent())
+        return export(Request(str(source), out, entities, **options), self.append, NullReporter())
 
 
 @pytest.fixture
@@ -147,9 +147,7 @@ def test_of_a_folder_the_newest_checkpoint_is_exported(written: Path, tmp_path: 
     assert_is_step(tmp_path / "out", 300)
 
 
-def test_partial_and_damaged_checkpoints_are_passed_over_and_named(
-    checkpoints: Path, tmp_path: Path, lines: Lines
-) -> None:
+def test_partial_and_damaged_checkpoints_are_skipped_and_named(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     (step_folder(checkpoints, 300) / MANIFEST_NAME).unlink()
     [victim] = step_folder(checkpoints, 200).glob("track/weights.00003*")
     damage(victim)
@@ -362,7 +360,7 @@ def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Li
 
 def weights_of_newest(run: Path, entity: str) -> FloatArray:
     """The rows of ``entity`` in the newest checkpoint of a run, as numpy alone reads them."""
-    checkpoint, _ = newest_checkpoint(str(run / "checkpoints"))
+    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
     weights_ND = np.empty((checkpoint.rows(entity), 8), np.float32)
     files = sorted(Path(checkpoint.uri, entity).glob("weights.*.npy"))

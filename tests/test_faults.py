@@ -18,9 +18,9 @@ from running_command import crossfade, records, started, succeeded
 from test_resume import assert_same_bits, report_of
 from waiting import wait_until
 
-from kvstore.checkpoint import newest_checkpoint
+from kvstore.checkpoint import latest_checkpoint
 from kvstore.storage import Folder
-from trainer.run_folder import MetricsLog
+from trainer.run_folder import EventLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -81,9 +81,9 @@ def assert_counted(training: Training) -> None:
 
 def assert_last_is_whole(checkpoints: object, keep: int = 2) -> None:
     """The newest checkpoint is that of the last step; the ones before it are whole, and no more than are kept."""
-    checkpoint, passed_over = newest_checkpoint(str(checkpoints))
+    checkpoint, skipped = latest_checkpoint(str(checkpoints))
     assert checkpoint is not None
-    assert (checkpoint.manifest.step, passed_over) == (STEPS, [])
+    assert (checkpoint.manifest.step, skipped) == (STEPS, [])
     # Files, since S3 here lists an emptied folder for a while longer.
     folders = {path.partition("/")[0] for path in Folder(str(checkpoints)).sizes() if "/" in path}
     assert len(folders) <= keep, folders
@@ -192,7 +192,7 @@ def test_records_for_which_there_is_no_room_are_left_out_whole(disk: Path) -> No
     lost: list[OSError] = []
     path = disk / "metrics.jsonl"
     path.write_text('{"number": -1}\n{"number": -')  # of a writer that was killed
-    log = MetricsLog(path, lost.append)
+    log = EventLog(path, lost.append)
     fill(disk, leave=0)
     for number in range(200):
         log.write({"event": "epoch", "number": number})

@@ -15,12 +15,12 @@ from kvstore.errors import InputError
 from kvstore.storage import Folder
 from trainer.data.features import load_feature
 from trainer.data.manifest import Feature, read_manifest
-from trainer.data.parquet_files import describe
-from trainer.data.progress import Silent
+from trainer.data.parquet_files import file_entry
+from trainer.data.progress import NullReporter
 from trainer.data.vocabulary import Vocabulary
 from trainer.job import check_job
 from trainer.model import make_model
-from trainer.prepare.check import check
+from trainer.prepare.check import validate
 from trainer.towers import load_towers
 
 # Track 14 is in test alone, and 15 is only skipped: neither is liked in train.
@@ -69,7 +69,7 @@ def all_features(raw: Path) -> list[str]:
 
 def vocabulary(data: Path, entity: str) -> list[Row]:
     manifest = read_manifest(Folder(data))
-    columns = ["id", "count", *(["name"] if manifest.entities[entity].named else [])]
+    columns = ["id", "count", *(["name"] if manifest.entities[entity].has_names else [])]
     found = Vocabulary(Folder(data), manifest, entity).read(0, manifest.entities[entity].rows, columns)
     return [tuple(row.values()) for row in found.to_pylist()]
 
@@ -79,16 +79,16 @@ def values(data: Path, entity: str, name: str) -> dict[Any, list[Any]]:
     lists = load_feature(Folder(data), read_manifest(Folder(data)), entity, name)
     found = {}
     for row, (own_id, *_) in enumerate(vocabulary(data, entity)):
-        starts, rows = lists.of(np.array([row]))
+        starts, rows = lists.gather(np.array([row]))
         assert starts.tolist() == [0, len(rows)]
-        assert lists.any_of(np.array([row])).tolist() == [len(rows) > 0]
+        assert lists.has_values(np.array([row])).tolist() == [len(rows) > 0]
         if len(rows):
             found[own_id] = sorted(vocabulary(data, name)[value][0] for value in rows)
     return found
 
 
 def problems(data: Path) -> Sequence[str]:
-    return check(Folder(data), None, None, None, Silent()).problems.listed
+    return validate(Folder(data), None, None, None, NullReporter()).problems.listed
 
 
 def test_lists_and_repeated_rows_become_the_values_of_a_row(
@@ -110,7 +110,7 @@ def test_values_are_counted_by_the_interactions_of_train_that_meet_them(data: Pa
 
 
 @pytest.mark.parametrize("ids", ["auto", "string"])
-def test_a_catalogue_gives_rows_to_ids_that_are_in_no_event(raw: Path, tmp_path: Path, ids: str) -> None:
+def test_a_catalog_gives_rows_to_ids_that_are_in_no_event(raw: Path, tmp_path: Path, ids: str) -> None:
     kind = {"auto": int, "string": str}[ids]
     data = prepare(raw, tmp_path / "out", *all_features(raw), "--catalogue", "track", "--ids", ids)
     assert [row[0] for row in vocabulary(data, "track")][-3:] == [kind(number) for number in (14, 15, 99)]
@@ -148,18 +148,18 @@ def test_another_day_keeps_rows_and_values_but_of_rows_that_have_new_ones(
     assert problems(second) == []
     # What was liked before may have been learned before, if not that day; 14 and 15 never were.
     manifest = read_manifest(Folder(second))
-    met = Vocabulary(Folder(second), manifest, "track").met()
+    met = Vocabulary(Folder(second), manifest, "track").warm_rows()
     own_ids = np.array([own_id for own_id, _ in vocabulary(second, "track")])
     assert set(own_ids[~met]) == {14, 15}
     third = prepare(raw, tmp_path / "third", "--vocabulary", str(second), train="day2.csv")
-    assert Vocabulary(Folder(third), read_manifest(Folder(third)), "track").met().tolist() == met.tolist()
+    assert Vocabulary(Folder(third), read_manifest(Folder(third)), "track").warm_rows().tolist() == met.tolist()
     loaded = {}
     for start_from in (None, "runs/first/checkpoints"):
         job = check_job({**JOB, "data": {"shards": str(second)}, "checkpoint": {"start_from": start_from}}, "test")
         towers = load_towers(job, make_model(job, manifest), Folder(second), manifest)
         of = towers.of("track")
         assert of is not None
-        loaded[start_from] = of.known_R.tolist()
+        loaded[start_from] = of.warm_R.tolist()
     assert loaded["runs/first/checkpoints"] == met.tolist()
     assert loaded[None] == [count > 0 for _, count in vocabulary(second, "track")] != met.tolist()
 
@@ -171,7 +171,7 @@ def test_forgotten_customers_lose_their_features_and_values_that_were_theirs_alo
     assert main(["prepare", "--forget", str(raw / "gone.txt"), "--out", str(data)]) == 0
     assert values(data, "customer", "country") == {"ann": ["AT"], "cid": ["AT"]}
     assert vocabulary(data, "country") == [("AT", 4), (None, 0)]
-    assert read_manifest(Folder(data)).entities["country"].forgotten == [1]
+    assert read_manifest(Folder(data)).entities["country"].vacant_rows == [1]
     assert vocabulary(data, "tag") == [("live", 3), ("rock", 2), ("jazz", 1)]
     assert problems(data) == []
     assert not any(b"BE" in path.read_bytes() for path in (data / "vocabulary" / "country").iterdir())
@@ -224,7 +224,7 @@ def test_pairs_that_are_not_right_are_refused_where_they_are_read(data: Path, wh
     manifest = read_manifest(Folder(data))
     rewritten(data, "tag", CHANGES[what])
     (file,) = manifest.features["track"]["tag"].files
-    feature = Feature(files=[describe(Folder(data), file.path)])
+    feature = Feature(files=[file_entry(Folder(data), file.path)])
     features = {**manifest.features, "track": {**manifest.features["track"], "tag": feature}}
     with pytest.raises(InputError, match=r"features/track/tag/part-00000.parquet, row( group)? 0"):
         load_feature(Folder(data), manifest.model_copy(update={"features": features}), "track", "tag")
@@ -256,8 +256,8 @@ def test_features_that_cannot_be_read_are_refused(
 ) -> None:
     pq.write_table(pa.table({"id": [10], "loud": [0.5]}), raw / "fractions.parquet")
     files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
-    catalogue = ["--catalogue", "track"] if what == "a catalogue without features" else []
-    assert main(["prepare", *files, "--features", option.format(raw=raw), *catalogue]) == 2
+    catalog = ["--catalogue", "track"] if what == "a catalogue without features" else []
+    assert main(["prepare", *files, "--features", option.format(raw=raw), *catalog]) == 2
     documented(what, capsys.readouterr().err.strip().removeprefix("crossfade: error: "))
     assert not (tmp_path / "out").exists()
 

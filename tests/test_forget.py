@@ -15,13 +15,13 @@ from refusal_table import documented
 from crossfade.main import main
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.data.parquet_files import ParquetFiles
-from trainer.data.progress import Silent
+from trainer.data.progress import NullReporter
 from trainer.data.vocabulary import Vocabulary
 from trainer.prepare import forget as module
 from trainer.prepare import output
-from trainer.prepare.forget import Forgotten, forget
+from trainer.prepare.forget import ForgetReport, forget
 from trainer.prepare.id_list import read_ids
 from trainer.prepare.pipeline import PrepareOptions, prepare
 
@@ -102,7 +102,7 @@ def table_of(folder: Folder, path: str) -> pa.Table:
 def vocabulary(folder: Folder, entity: str) -> list[Row]:
     manifest = read_manifest(folder)
     reader = Vocabulary(folder, manifest, entity)
-    columns = ["row", "id", "count", *(["name"] if manifest.entities[entity].named else [])]
+    columns = ["row", "id", "count", *(["name"] if manifest.entities[entity].has_names else [])]
     return [tuple(row.values()) for row in reader.read(0, reader.rows, columns).to_pylist()]
 
 
@@ -125,7 +125,7 @@ def everything(folder: Folder) -> bytes:
     return b"".join(folder.read(name) for name in folder.sizes())
 
 
-def check_whole(folder: Folder) -> Manifest:
+def check_whole(folder: Folder) -> DatasetManifest:
     """See that the manifest describes what is there."""
     manifest = read_manifest(folder)
     files = ParquetFiles(folder)
@@ -134,8 +134,8 @@ def check_whole(folder: Folder) -> Manifest:
     return manifest
 
 
-def forget_all(folder: Folder, ids: list[str] = GONE, entity: str = "customer") -> Forgotten:
-    return forget(folder, pa.array(ids), entity, Silent())
+def forget_all(folder: Folder, ids: list[str] = GONE, entity: str = "customer") -> ForgetReport:
+    return forget(folder, pa.array(ids), entity, NullReporter())
 
 
 def test_nothing_of_the_forgotten_is_left_and_everything_of_the_others(data: Folder) -> None:
@@ -153,7 +153,7 @@ def test_nothing_of_the_forgotten_is_left_and_everything_of_the_others(data: Fol
     for (row, text, number, name), now in zip(rows_before["customer"], vocabulary(data, "customer"), strict=True):
         assert now == ((row, None, 0, None) if text in GONE else (row, text, number, name))
     gone_rows = [row[0] for row in rows_before["customer"] if row[1] in GONE]
-    assert forgotten.manifest.entities["customer"].forgotten == sorted(gone_rows)
+    assert forgotten.manifest.entities["customer"].vacant_rows == sorted(gone_rows)
 
 
 def test_items_are_counted_anew(data: Folder) -> None:
@@ -164,7 +164,7 @@ def test_items_are_counted_anew(data: Folder) -> None:
 
 
 def test_only_files_that_hold_something_of_theirs_are_written_anew(data: Folder) -> None:
-    def files(manifest: Manifest) -> set[str]:
+    def files(manifest: DatasetManifest) -> set[str]:
         return {file.path for split in manifest.splits.values() for file in split.files}
 
     before = read_manifest(data)
@@ -187,7 +187,7 @@ def test_forgetting_again_changes_nothing_and_others_may_follow(data: Folder) ->
     rows = vocabulary(data, "customer")
     forget_all(data, GONE[1:])
     gone = [row[0] for row in rows if row[1] in (None, *GONE)]
-    assert read_manifest(data).entities["customer"].forgotten == gone
+    assert read_manifest(data).entities["customer"].vacant_rows == gone
     assert not [path for path in data.sizes() if path.count("-") > 2]
 
 

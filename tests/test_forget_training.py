@@ -9,12 +9,12 @@ from cluster_data import CUSTOMERS, write_job, write_planted
 from running_command import crossfade, succeeded
 
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import RowRange, newest_checkpoint
+from kvstore.checkpoint import TableShard, latest_checkpoint
 from kvstore.local import LocalStore
 from kvstore.optimizers import make_optimizer
 from trainer.embeddings import EmbeddingFiles
 from trainer.job import load_job
-from trainer.job_data import open_data
+from trainer.job_data import open_inputs
 from trainer.model import make_model
 
 pytestmark = pytest.mark.slow
@@ -42,20 +42,20 @@ def warm(place: Path) -> tuple[str, str]:
 
 def arrays(run: Path, entity: str) -> dict[str, FloatArray]:
     """Weights and optimizer state in the newest checkpoint of a run."""
-    checkpoint, _ = newest_checkpoint(str(run / "checkpoints"))
+    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
     with closing(checkpoint):
         [table] = [table for table in checkpoint.manifest.tables if table.name == entity]
         state = make_optimizer(checkpoint.manifest.optimizer, table.rows, table.dim).state
         found = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
-        checkpoint.load([RowRange(entity, table.rows, 0, 1, found)])
+        checkpoint.load([TableShard(entity, table.rows, 0, 1, found)])
     return found
 
 
 def fresh(place: Path, run: str) -> FloatArray:
     """Customers as the generator of a run makes them."""
     job = load_job(place / run / "job.yaml")
-    model = make_model(job, open_data(job)[1])
+    model = make_model(job, open_inputs(job)[1])
     with closing(LocalStore()) as store:
         store.create(model.tables, job.optimizer_spec, job.train.seed)
         return store.pull({"customer": np.arange(CUSTOMERS)})["customer"]
@@ -111,7 +111,7 @@ def test_forgotten_customers_have_no_id_in_embeddings_and_exports(place: Path) -
         assert [row for row, text in enumerate(table.column("id").to_pylist()) if text is None] == GONE
 
 
-def test_forgotten_customers_are_found_neither_by_id_nor_as_neighbours(place: Path) -> None:
+def test_forgotten_customers_are_found_neither_by_id_nor_as_neighbors(place: Path) -> None:
     everybody = ("--entity", "customer", "--count", str(CUSTOMERS), "c000")
     for run, others in (("old", CUSTOMERS), ("new", CUSTOMERS - len(GONE))):
         lines = succeeded(crossfade("similar", run, *everybody, cwd=place)).stdout.split()

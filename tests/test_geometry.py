@@ -16,12 +16,12 @@ from kvstore.errors import InputError
 from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer import geometry
-from trainer.data.manifest import Manifest
-from trainer.data.shards import ShardReader
+from trainer.data.manifest import DatasetManifest
+from trainer.data.shards import InteractionReader
 from trainer.geometry import Found, label_precision
 from trainer.job import ScoreKind
 from trainer.labels import LabelPairs, LabelSource, read_labels
-from trainer.model import Model, Score
+from trainer.model import ModelSpec, Score
 
 QUERIES, ITEMS, DIM, LABELS = 40, 60, 5, 6
 
@@ -37,7 +37,7 @@ class Vectors:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Manifest, FloatArray]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, DatasetManifest, FloatArray]:
     """Data whose pairs repeat, with weights of both signs, and the counts of positive ones: (queries, items)."""
     folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(5)
     query_N = draw.integers(0, QUERIES, 900)
@@ -70,7 +70,7 @@ def plain(score_SS: FloatArray, labels: list[set[int]], *, positive: bool = Fals
 @pytest.mark.parametrize("entity", [QUERY, ITEM])
 @pytest.mark.parametrize("kind", get_args(ScoreKind))
 def test_precision_is_what_a_plain_count_of_it_says(
-    data: tuple[Folder, Manifest, FloatArray], entity: str, kind: ScoreKind
+    data: tuple[Folder, DatasetManifest, FloatArray], entity: str, kind: ScoreKind
 ) -> None:
     folder, manifest, counts_QI = data
     counts_RC = counts_QI if entity == QUERY else counts_QI.T
@@ -97,7 +97,7 @@ def test_precision_is_what_a_plain_count_of_it_says(
 
 def judge(
     folder: Folder,
-    manifest: Manifest,
+    manifest: DatasetManifest,
     source: Vectors,
     entity: str,
     kind: ScoreKind,
@@ -105,13 +105,15 @@ def judge(
     counts_RC: FloatArray,
     least: int = 1,
 ) -> Found:
-    model = Model(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of(kind, 0.2))
+    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of(kind, 0.2))
     counts_R = counts_RC.sum(axis=1).astype(np.int64)
-    with closing(ShardReader(folder, manifest, 2)) as reader:
+    with closing(InteractionReader(folder, manifest, 2)) as reader:
         return label_precision(source, model, reader, manifest, entity, labels, counts_R, least=least, seed=4)
 
 
-def test_a_sample_asks_among_all(data: tuple[Folder, Manifest, FloatArray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_asks_among_all(
+    data: tuple[Folder, DatasetManifest, FloatArray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, manifest, counts_QI = data
     labels = labels_of(3, ITEMS)
     whole, source = judge(folder, manifest, Vectors(), ITEM, "cosine", labels, counts_QI.T), Vectors()
@@ -127,7 +129,7 @@ def test_a_sample_asks_among_all(data: tuple[Folder, Manifest, FloatArray], monk
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_labels_come_from_files_of_every_kind(
-    data: tuple[Folder, Manifest, FloatArray], tmp_path: Path, ending: str
+    data: tuple[Folder, DatasetManifest, FloatArray], tmp_path: Path, ending: str
 ) -> None:
     rows = [(3, "rock"), (7, ""), (3, "pop"), (999, "rock"), (5, "rock"), (3, "rock"), (8, "jazz")]
     path = tmp_path / f"labels.{ending}"
@@ -155,7 +157,7 @@ def test_labels_come_from_files_of_every_kind(
     ],
 )
 def test_labels_that_are_not_there_are_refused(
-    data: tuple[Folder, Manifest, FloatArray],
+    data: tuple[Folder, DatasetManifest, FloatArray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     what: str,
@@ -168,7 +170,7 @@ def test_labels_that_are_not_there_are_refused(
     documented(what, str(caught.value))
 
 
-def test_too_few_rows_with_labels_are_refused(data: tuple[Folder, Manifest, FloatArray]) -> None:
+def test_too_few_rows_with_labels_are_refused(data: tuple[Folder, DatasetManifest, FloatArray]) -> None:
     labels = LabelPairs(np.array([0, 1]), np.array([0, 0]))
     with pytest.raises(InputError) as caught:
         judge(*data[:2], Vectors(), ITEM, "cosine", labels, data[2].T, least=10**6)

@@ -25,7 +25,7 @@ def pair() -> tuple[Place, Host]:
 def test_a_notice_has_a_checkpoint_written_before_the_host_leaves(pair: tuple[Place, Host]) -> None:
     place, taken = pair
     assert taken.report(notice=NOTICE).do == "stop"
-    assert place.state is State.GIVING_WAY
+    assert place.state is State.DRAINING
     assert place.home.report().do == "stop"
     place.home.tell(SAVED, STOPPED)
     place.home.end_well()
@@ -68,7 +68,7 @@ def test_a_host_is_not_waited_for_once_its_time_is_over(pair: tuple[Place, Host]
     place, taken = pair
     taken.report(notice=NOTICE)
     place.wait(NOTICE_SECONDS)
-    assert place.state is State.GIVING_WAY
+    assert place.state is State.DRAINING
     place.wait(1)
     assert place.state is State.WAITING
     assert taken.generation is None
@@ -93,7 +93,7 @@ def test_a_failure_while_the_job_gives_way_is_an_ordinary_restart(pair: tuple[Pl
     place, taken = pair
     taken.report(notice=NOTICE)
     place.home.report(failure=KILLED)
-    assert place.state is State.ENDING
+    assert place.state is State.TERMINATING
     assert taken.report(notice=NOTICE).do == "wait"
 
 
@@ -102,7 +102,7 @@ def test_a_generation_that_has_not_trained_a_step_gives_way_at_once() -> None:
     taken = place.join("10.0.0.2")
     place.begin()
     assert taken.report(notice=NOTICE).do == "wait"
-    assert place.state is State.ENDING
+    assert place.state is State.TERMINATING
 
 
 def test_a_job_that_gets_done_while_it_gives_way_is_done(pair: tuple[Place, Host]) -> None:
@@ -167,8 +167,8 @@ def test_the_coordinators_own_host_stops_the_job_with_more_time_and_sends_agents
 
 def test_a_checkpoint_is_asked_for_once_whenever_an_agent_wants_one(pair: tuple[Place, Host]) -> None:
     place, other = pair
-    assert other.report().saves_wanted == 0
-    assert other.report(saves_wanted=1).saves_wanted == 1
-    assert other.report(saves_wanted=1).saves_wanted == 1
-    assert place.home.report(saves_wanted=1).saves_wanted == 2
+    assert other.report().checkpoints_requested == 0
+    assert other.report(saves_wanted=1).checkpoints_requested == 1
+    assert other.report(saves_wanted=1).checkpoints_requested == 1
+    assert place.home.report(saves_wanted=1).checkpoints_requested == 2
     assert place.state is State.RUNNING

@@ -25,8 +25,8 @@ from test_watched_runs import metrics_address
 from waiting import wait_until
 
 from trainer import metric_names as names
-from trainer.metrics import RoleMetrics
-from trainer.metrics_http import Listener, listening
+from trainer.metrics import ProcessMetrics
+from trainer.metrics_http import MetricsEndpoint, serve_metrics
 from trainer.training_metrics import TrainingMetrics
 
 CONFIG = GRAFANA.parent / "prometheus" / "prometheus.yml"
@@ -198,7 +198,7 @@ def test_promtool_finds_nothing_wrong_with_the_configuration() -> None:
 # ---- a run
 
 
-def config_of_test(run: str, **others: Listener) -> Json:
+def config_of_test(run: str, **others: MetricsEndpoint) -> Json:
     """The configuration that is shipped, which finds the processes of ``run``, in a hurry; and ``others`` by run."""
     config: Json = yaml.safe_load(CONFIG.read_text())
     config["global"] = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
@@ -213,15 +213,15 @@ def config_of_test(run: str, **others: Listener) -> Json:
     return config
 
 
-def made_up(run: str) -> RoleMetrics:
+def made_up(run: str) -> ProcessMetrics:
     """A run in process, on a GPU; that of ``ILL`` has diverged."""
-    metrics = RoleMetrics(run, "in-process")
+    metrics = ProcessMetrics(run, "in-process")
     measured = TrainingMetrics(make_job(), TABLES, rank=0)
     measured.watch_gpu(lambda: (15 << 30, 16 << 30))
     if run == ILL:
         measured.diverged()
-    metrics.show("training", measured)
-    metrics.joined(0)
+    metrics.register("training", measured)
+    metrics.set_identity(0)
     return metrics
 
 
@@ -250,9 +250,9 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     train = {"epochs": 30, "evaluate_every": 1}
     job = write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"every_steps": 20})
     with ExitStack() as stack:
-        ill = stack.enter_context(listening(made_up(ILL), 0, None, "127.0.0.1"))
+        ill = stack.enter_context(serve_metrics(made_up(ILL), 0, None, "127.0.0.1"))
         going = ExitStack()
-        gone = stack.enter_context(going).enter_context(listening(made_up(GONE), 0, None, "127.0.0.1"))
+        gone = stack.enter_context(going).enter_context(serve_metrics(made_up(GONE), 0, None, "127.0.0.1"))
         training = stack.enter_context(paced("train", job, "--servers", 2, "--workers", 2, run_dir=folder / "run"))
         config = config_of_test(metrics_address(training), **{ILL: ill, GONE: gone})
         answers = Scraped(stack.enter_context(running_prometheus(folder / "prometheus", config)), begin)

@@ -13,24 +13,24 @@ from running_command import RunningCommand, crossfade, records, started, succeed
 from scripted_agents import KILLED, Host, Place, step
 from waiting import wait_until
 
-from deploy.cluster import Offer, deal, missing_hosts
+from deploy.cluster import AcceptedRoles, assign_roles, missing_hosts
 from deploy.coordinator import LEASE_SECONDS, State
 from kvstore.errors import InputError
-from trainer.job import Cluster, check_job
+from trainer.job import ClusterConfig, check_job
 
 PATIENCE = 30.0
 START_SECONDS = 60.0
 TOKEN = "a-secret-of-this-test-alone"
 
 
-def per_role(servers: int, workers: int) -> Cluster:
-    return Cluster(servers=servers, workers=workers, host_per_role=True)
+def per_role(servers: int, workers: int) -> ClusterConfig:
+    return ClusterConfig(servers=servers, workers=workers, one_role_per_host=True)
 
 
-def dealt(cluster: Cluster, *offers: Offer) -> list[list[str]]:
+def dealt(cluster: ClusterConfig, *offers: AcceptedRoles) -> list[list[str]]:
     """What each host gets, the coordinator's first."""
-    hosts: dict[str, Offer] = {"home": "all", **{str(number): offer for number, offer in enumerate(offers)}}
-    roles = deal(cluster, hosts)
+    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(offers)}}
+    roles = assign_roles(cluster, hosts)
     return [[role.name for role in roles.get(host, [])] for host in hosts]
 
 
@@ -47,7 +47,7 @@ def dealt(cluster: Cluster, *offers: Offer) -> list[list[str]]:
         (["server", "server", "worker"], [["scheduler"], ["server-0"], [], ["worker-0"]]),
     ],
 )
-def test_each_role_gets_a_host_that_takes_it(offers: list[Offer], expected: list[list[str]]) -> None:
+def test_each_role_gets_a_host_that_takes_it(offers: list[AcceptedRoles], expected: list[list[str]]) -> None:
     assert dealt(per_role(1, 1), *offers) == expected
 
 
@@ -62,13 +62,13 @@ def test_each_role_gets_a_host_that_takes_it(offers: list[Offer], expected: list
     ],
 )
 def test_where_hosts_are_missing_those_that_are_left_share_and_the_coordinators_is_the_last(
-    offers: list[Offer], expected: list[list[str]]
+    offers: list[AcceptedRoles], expected: list[list[str]]
 ) -> None:
     assert dealt(per_role(2, 2), *offers) == expected
 
 
 def test_without_a_host_per_role_the_coordinators_host_works_too() -> None:
-    cluster = Cluster(servers=2, workers=2, hosts=2)
+    cluster = ClusterConfig(servers=2, workers=2, hosts=2)
     assert dealt(cluster, "worker", "all") == [["scheduler", "server-0", "server-1", "worker-0"], ["worker-1"], []]
 
 
@@ -82,8 +82,8 @@ def test_without_a_host_per_role_the_coordinators_host_works_too() -> None:
         (["all", "all", "all"], 1),
     ],
 )
-def test_hosts_are_counted_by_what_they_take(offers: list[Offer], missing: int) -> None:
-    hosts: dict[str, Offer] = {"home": "all", **{str(number): offer for number, offer in enumerate(offers)}}
+def test_hosts_are_counted_by_what_they_take(offers: list[AcceptedRoles], missing: int) -> None:
+    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(offers)}}
     assert missing_hosts(per_role(2, 2), hosts) == missing
 
 

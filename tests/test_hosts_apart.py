@@ -94,11 +94,11 @@ def test_hosts_that_share_nothing_but_s3_end_as_one_does_also_when_other_machine
 
 def test_a_host_takes_from_another_the_files_of_roles_and_no_others(tmp_path: Path) -> None:
     job = check_job({"name": "x", "data": {"shards": "s3://bucket/data"}}, "a test")
-    with RunFolder(tmp_path / "one").begin(job):
+    with RunFolder(tmp_path / "one").open_run(job):
         files = RunFolder(tmp_path / "one").files_for_roles()
     assert set(files) == {"job.yaml", "run.json"}
     other = RunFolder(tmp_path / "two")
-    other.take_files({**files, "../stray": "x", "metrics.jsonl": "x"})
+    other.write_role_files({**files, "../stray": "x", "metrics.jsonl": "x"})
     assert other.job() == job
     assert other.run_id() == RunFolder(tmp_path / "one").run_id()
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
@@ -111,7 +111,7 @@ def test_hosts_that_share_no_folder_must_share_s3() -> None:
     values = {"name": "x", "data": {"shards": "s3://bucket/data"}, "cluster": cluster}
     with pytest.raises(InputError, match=r"set checkpoint\.to to one on S3"):
         check_job(values, "a test")
-    assert check_job({**values, "checkpoint": {"to": "s3://bucket/here"}}, "a test").hosts_apart
+    assert check_job({**values, "checkpoint": {"to": "s3://bucket/here"}}, "a test").no_shared_run_dir
 
 
 def test_an_agent_waits_for_its_coordinator_no_longer_than_it_has_patience(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 from scripted_agents import Host, Place
 from waiting import wait_until
 
-from deploy.agent import Unreachable
+from deploy.agent import CoordinatorUnreachable
 from deploy.cluster import Address
 from deploy.coordinator_http import RemoteCoordinator, serving
 from trainer.http_server import BoundedServer, Limits
-from trainer.metrics import RoleMetrics
-from trainer.metrics_http import listening
+from trainer.metrics import ProcessMetrics
+from trainer.metrics_http import serve_metrics
 
 TOKEN = "a-secret-of-this-test-alone"
 OF_ADDRESS, IN_ALL = 4, 6
@@ -30,7 +30,7 @@ def coordinator() -> Iterator[Address]:
 
 @contextmanager
 def metrics() -> Iterator[Address]:
-    with listening(RoleMetrics("plays", "worker"), 0, None, "127.0.0.1") as listener:
+    with serve_metrics(ProcessMetrics("plays", "worker"), 0, None, "127.0.0.1") as listener:
         yield Address.parse(str(listener.address), "metrics")
 
 
@@ -138,7 +138,7 @@ def test_an_agent_that_finds_no_room_comes_again(few: Callable[[float], None]) -
         with ExitStack() as stack:
             hold(address, "127.0.0.1", OF_ADDRESS, stack)
             wait_until(lambda: is_refused(address, "127.0.0.1"), 5, "no more of one address")
-            with pytest.raises(Unreachable):
+            with pytest.raises(CoordinatorUnreachable):
                 remote.report(report)
         wait_until(lambda: is_answered(address, "127.0.0.1"), 5, "room again")
         assert remote.report(report).do == "wait"

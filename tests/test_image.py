@@ -13,7 +13,7 @@ from kvstore import __version__
 
 pytestmark = pytest.mark.docker
 
-LARGEST_BYTES = 1_300_000_000
+MAX_BYTES = 1_300_000_000
 READ_BYTES = 1 << 20
 UNWANTED = (
     *("var/lib/apt/lists", "var/cache/apt", "root/.cache", "home/crossfade/.cache", "tmp", "run", "src"),
@@ -49,7 +49,7 @@ def _files(layer: object) -> Iterator[tuple[str, bytes]]:
 def test_it_is_small_unprivileged_and_says_what_it_is(engine: Engine) -> None:
     image = engine.inspect(IMAGE)
     print(f"{IMAGE}: {image['Size'] / 1e6:,.0f} MB")
-    assert image["Size"] < LARGEST_BYTES
+    assert image["Size"] < MAX_BYTES
     config = image["Config"]
     assert config["User"] == "crossfade"
     assert config["Labels"] == {

@@ -172,7 +172,7 @@ def test_a_seed_gives_the_same_bits_again_and_another_seed_gives_others(runs: Ru
 
 SMALL_TABLE_ROWS, LARGE_TABLE_ROWS = 1_000_000, 16_000_000
 DIM = 4
-LARGEST_GROWTH_BYTES = LARGE_TABLE_ROWS // 2 // 4
+MAX_GROWTH_BYTES = LARGE_TABLE_ROWS // 2 // 4
 """A quarter of what one byte would be for each row that one of the two servers holds of a large table."""
 GIVE_BACK_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """Lets glibc return what is freed to the kernel: an array that comes and goes in each step is a peak in each."""
@@ -267,7 +267,7 @@ def test_no_role_ever_holds_more_during_steps_by_anything_like_a_table(costs: tu
     for cost in costs:
         assert len(cost.growth) == 5
         for role, grown in cost.growth.items():
-            assert grown < LARGEST_GROWTH_BYTES, f"{role} grew by {grown:,} bytes in {MEASURED_STEPS} steps"
+            assert grown < MAX_GROWTH_BYTES, f"{role} grew by {grown:,} bytes in {MEASURED_STEPS} steps"
 
 
 # 8. Nothing from the network is unpickled, and listeners bind where the job says.

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from kvstore.errors import InputError
 from kvstore.optimizers import OptimizerSpec
-from trainer.job import Job, explain_fields, load_job
+from trainer.job import JobConfig, explain_fields, load_job
 
 SMALL = "name: small\ndata: {shards: data/small}\n"
 
@@ -17,7 +17,7 @@ def job_path(tmp_path: Path) -> Path:
     return tmp_path / "job.yaml"
 
 
-def load(path: Path, text: str, *overrides: str) -> Job:
+def load(path: Path, text: str, *overrides: str) -> JobConfig:
     path.write_text(text, encoding="utf-8")
     return load_job(path, overrides)
 
@@ -34,7 +34,7 @@ def refusal(path: Path, text: str, *overrides: str) -> str:
 
 def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
     job = load(job_path, SMALL)
-    assert (job.name, job.data.shards, job.loss, job.model.dim) == ("small", "data/small", "softmax", 64)
+    assert (job.name, job.data.path, job.loss, job.model.dim) == ("small", "data/small", "softmax", 64)
     assert job.optimizer_spec == OptimizerSpec("adam", 0.015, weight_decay=4e-4)
     assert load(job_path, SMALL, "model.score=dot").optimizer_spec.weight_decay == 1e-5
     assert load(job_path, SMALL, "optimizer.weight_decay=0").optimizer_spec.weight_decay == 0
@@ -119,7 +119,7 @@ def test_workers_without_servers_are_refused(job_path: Path) -> None:
 def test_a_selection_at_a_depth_that_is_not_computed_is_refused(job_path: Path) -> None:
     expected = "evaluate: select 'recall@50' needs its depth in evaluate.k, which is [10, 20]"
     assert refusal(job_path, SMALL + "evaluate: {k: [10, 20], select: recall@50}\n") == expected
-    assert load(job_path, SMALL + "evaluate: {k: [10, 50], select: recall@50}\n").evaluate.select == "recall@50"
+    assert load(job_path, SMALL + "evaluate: {k: [10, 50], select: recall@50}\n").evaluate.best_metric == "recall@50"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_overrides_are_put_over_the_file_in_their_order(job_path: Path) -> None:
     overrides = ["train.epochs=5", "loss=bpr", "evaluate.k=[1, 5]", "evaluate.select=ndcg@5", "train.epochs=6"]
     job = load(job_path, SMALL + "train: {epochs: 2, seed: 9}\n", *overrides, "metrics.port=null", "data.shards=a=b")
     assert (job.train.epochs, job.train.seed, job.metrics.port) == (6, 9, None)
-    assert (job.loss, job.evaluate.k, job.data.shards) == ("bpr", [1, 5], "a=b")
+    assert (job.loss, job.evaluate.k, job.data.path) == ("bpr", [1, 5], "a=b")
 
 
 @pytest.mark.parametrize(

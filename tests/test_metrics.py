@@ -15,15 +15,15 @@ import pytest
 from scraping import ask, families, no_complaints, promtool, samples, scrape, value
 from waiting import wait_until
 
-from deploy.metrics import JobMetrics, MachineMetrics, role_metrics
-from deploy.reports import SentEvent
+from deploy.metrics import JobMetrics, MachineMetrics, process_metrics
+from deploy.reports import NumberedEvent
 from kvstore.errors import DivergedError, InputError
 from kvstore.store import TableSpec
 from trainer import metric_names as names
-from trainer.final_metrics import keep, keep_all
-from trainer.job import Cluster, Job, check_job
-from trainer.metrics import RoleMetrics
-from trainer.metrics_http import FAREWELL_SECONDS, listening
+from trainer.final_metrics import merge_final_metrics, write_final_metrics
+from trainer.job import ClusterConfig, JobConfig, check_job
+from trainer.metrics import ProcessMetrics
+from trainer.metrics_http import FAREWELL_SECONDS, serve_metrics
 from trainer.run_folder import RunFolder
 from trainer.training_metrics import TrainingMetrics
 
@@ -68,7 +68,7 @@ UNIT_ENDINGS = {"seconds": "_seconds", "bytes": "_bytes", "ratio": "_ratio"}
 TABLES = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
 
 
-def make_job(**sections: Any) -> Job:
+def make_job(**sections: Any) -> JobConfig:
     return check_job({"name": "plays", "data": {"shards": "nowhere"}, **sections}, "here")
 
 
@@ -80,9 +80,9 @@ def step(**values: Any) -> dict[str, Any]:
 
 def text_of(collector: Any) -> str:
     """What a process would show that has nothing but ``collector``."""
-    metrics = RoleMetrics("plays", "worker")
-    metrics.show("process", collector)
-    metrics.joined(0)
+    metrics = ProcessMetrics("plays", "worker")
+    metrics.register("process", collector)
+    metrics.set_identity(0)
     return metrics.text().decode()
 
 
@@ -104,13 +104,13 @@ def test_a_name_has_the_prefix_and_ends_with_its_unit_and_kind(metric: names.Met
     for unit, ending in UNIT_ENDINGS.items():
         assert stem.endswith(ending) == (metric.unit == unit)
     assert set(metric.labels) <= LABELS
-    assert metric.meaning.endswith(".")
+    assert metric.description.endswith(".")
 
 
 def test_the_table_in_the_docs_is_that_of_the_code() -> None:
     rows = [
         f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.unit} | "
-        f"{names.GROUPS[metric.group]} | {metric.meaning} |".replace("|  |", "| |")
+        f"{names.GROUPS[metric.group]} | {metric.description} |".replace("|  |", "| |")
         for metric in names.ALL
     ]
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -121,9 +121,9 @@ def test_the_table_in_the_docs_is_that_of_the_code() -> None:
 
 
 def test_nothing_is_shown_before_its_labels_are_complete_and_then_every_series_has_them() -> None:
-    metrics = role_metrics("plays", "server")
+    metrics = process_metrics("plays", "server")
     assert metrics.text() == b""
-    metrics.joined(3)
+    metrics.set_identity(3)
     text = metrics.text().decode()
     assert families(text) == PROCESS
     for series in samples(text).values():
@@ -134,8 +134,8 @@ def test_nothing_is_shown_before_its_labels_are_complete_and_then_every_series_h
 
 def test_a_step_counts_its_rows_and_the_bytes_that_they_and_dense_gradients_are() -> None:
     measured = TrainingMetrics(make_job(), TABLES, rank=1)
-    measured.take(step())
-    measured.take(step(step=2, rows={"customer": 1, "track": 0}))
+    measured.observe(step())
+    measured.observe(step(step=2, rows={"customer": 1, "track": 0}))
     text = text_of(measured)
     assert families(text) == TRAINING
     assert value(text, "crossfade_examples_total") == 8
@@ -148,8 +148,8 @@ def test_a_step_counts_its_rows_and_the_bytes_that_they_and_dense_gradients_are(
 
 def test_rank_0_tells_of_checkpoints_and_of_those_that_failed() -> None:
     measured = TrainingMetrics(make_job(), TABLES, rank=0)
-    measured.take({"event": "saved", "step": 5, "seconds": 2.0, "pause_seconds": 0.5, "bytes": 100})
-    measured.take({"event": "save_failed", "step": 9, "message": "full"})
+    measured.observe({"event": "saved", "step": 5, "seconds": 2.0, "pause_seconds": 0.5, "bytes": 100})
+    measured.observe({"event": "save_failed", "step": 9, "message": "full"})
     text = text_of(measured)
     assert families(text) == TRAINING | FIRST
     assert value(text, "crossfade_checkpoints_total", result="saved") == 1
@@ -168,11 +168,11 @@ def test_a_gpu_has_its_memory_shown() -> None:
 
 def test_a_training_that_diverges_has_a_loss_that_is_no_number() -> None:
     from kvstore.local import LocalStore
-    from trainer.wiring import measuring
+    from trainer.wiring import measure_training
 
-    metrics = RoleMetrics("plays", "in-process")
+    metrics = ProcessMetrics("plays", "in-process")
     model: Any = type("Tables", (), {"tables": TABLES})
-    with pytest.raises(DivergedError), measuring(make_job(), model, LocalStore(), metrics):
+    with pytest.raises(DivergedError), measure_training(make_job(), model, LocalStore(), metrics):
         raise DivergedError("too far")
     assert str(value(metrics.text().decode(), "crossfade_loss")) == "nan"
 
@@ -183,7 +183,7 @@ def test_a_coordinator_tells_which_roles_are_missing_and_how_the_job_fares() -> 
     place = Place()
     place.begin()
     place.report_all()  # what they have begun
-    cluster = Cluster(servers=2, workers=2)
+    cluster = ClusterConfig(servers=2, workers=2)
     text = text_of(JobMetrics(place.coordinator, cluster))
     assert families(text) == JOB
     roles = {labels["process"]: up for labels, up in samples(text)["crossfade_role_up"]}
@@ -203,12 +203,12 @@ def test_a_coordinator_knows_where_the_roles_of_this_generation_and_the_other_ag
     other = place.join("10.0.0.2")
     place.begin()
     told = {"event": "metrics", "address": "10.0.0.2:77"}
-    other.report(events=[SentEvent(number=1, generation=1, role="worker-1", event=told)], metrics="10.0.0.2:70")
-    found = [(process, address) for process, _, address in place.coordinator.watched()]
+    other.report(events=[NumberedEvent(number=1, generation=1, role="worker-1", event=told)], metrics="10.0.0.2:70")
+    found = [(process, address) for process, _, address in place.coordinator.scrape_targets()]
     assert found == [("agent", "10.0.0.2:70"), ("worker-1", "10.0.0.2:77")]
     place.fail()
     place.begin()
-    assert [process for process, _, _ in place.coordinator.watched() if process != "agent"] == []
+    assert [process for process, _, _ in place.coordinator.scrape_targets() if process != "agent"] == []
 
 
 def test_a_machine_has_a_limit_and_something_left() -> None:
@@ -221,10 +221,10 @@ def test_a_machine_has_a_limit_and_something_left() -> None:
 
 
 def test_a_listener_answers_on_loopback_and_says_how_the_process_is() -> None:
-    metrics = RoleMetrics("plays", "worker", stall_seconds=1000.0)
-    metrics.joined(1)
+    metrics = ProcessMetrics("plays", "worker", stall_seconds=1000.0)
+    metrics.set_identity(1)
     metrics.state = lambda: "training"
-    with listening(metrics, 0, None, "127.0.0.1") as listener:
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
         assert listener.address is not None
         assert listener.address.startswith("127.0.0.1:")
         assert "crossfade_build_info" in families(scrape(listener.address))
@@ -237,11 +237,11 @@ def test_a_listener_answers_on_loopback_and_says_how_the_process_is() -> None:
 
 
 def test_a_process_without_a_sign_of_progress_is_unhealthy_until_there_is_one() -> None:
-    metrics = RoleMetrics("plays", "worker", stall_seconds=-1.0)
-    with listening(metrics, 0, None, "127.0.0.1") as listener:
+    metrics = ProcessMetrics("plays", "worker", stall_seconds=-1.0)
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
         assert ask(str(listener.address), "/healthz")[0] == 503
         metrics._stall_seconds = 1000.0
-        metrics.sign()
+        metrics.mark_alive()
         assert ask(str(listener.address), "/healthz")[0] == 200
 
 
@@ -250,25 +250,25 @@ def test_a_collector_that_fails_is_an_answer_and_not_the_end(capsys: pytest.Capt
         def collect(self) -> Any:
             raise ValueError("broken here")
 
-    metrics = RoleMetrics("plays", "worker")
-    metrics.show("broken", Broken())
-    metrics.joined(0)
-    with listening(metrics, 0, None, "127.0.0.1") as listener:
+    metrics = ProcessMetrics("plays", "worker")
+    metrics.register("broken", Broken())
+    metrics.set_identity(0)
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
         assert ask(str(listener.address), "/metrics")[0] == 500
         assert ask(str(listener.address), "/healthz")[0] == 200
     assert "broken here" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_wrong_input_and_null_is_no_port() -> None:
-    metrics = RoleMetrics("plays", "worker")
-    with listening(metrics, 0, None, "127.0.0.1") as first:
+    metrics = ProcessMetrics("plays", "worker")
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as first:
         port = int(str(first.address).rpartition(":")[2])
         with (
             pytest.raises(InputError, match=f"metrics.port: cannot listen on 127.0.0.1:{port}.*0 for a free one"),
-            listening(metrics, port, None, "127.0.0.1"),
+            serve_metrics(metrics, port, None, "127.0.0.1"),
         ):
             pass
-    with listening(metrics, None, None, "127.0.0.1") as none:
+    with serve_metrics(metrics, None, None, "127.0.0.1") as none:
         assert none.address is None
 
 
@@ -279,8 +279,8 @@ def as_prometheus(address: str, path: str = "/metrics") -> None:
 
 
 def test_an_end_waits_until_prometheus_has_the_last_values_if_it_was_there_before() -> None:
-    metrics = RoleMetrics("plays", "worker")
-    with listening(metrics, 0, None, "127.0.0.1") as listener:
+    metrics = ProcessMetrics("plays", "worker")
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
         address = str(listener.address)
         for _ in range(3):
             scrape(address)
@@ -290,7 +290,7 @@ def test_an_end_waits_until_prometheus_has_the_last_values_if_it_was_there_befor
         listener._scrapes.extend([time.monotonic() - 100, time.monotonic()])  # comes every 100 seconds
         assert FAREWELL_SECONDS - 1 < listener.farewell_seconds() <= FAREWELL_SECONDS
         over = threading.Event()
-        thread = threading.Thread(target=lambda: (listener.farewell(lambda: False), over.set()))
+        thread = threading.Thread(target=lambda: (listener.await_final_scrape(lambda: False), over.set()))
         thread.start()
         scrape(address)
         assert not over.wait(0.2)
@@ -298,19 +298,19 @@ def test_an_end_waits_until_prometheus_has_the_last_values_if_it_was_there_befor
         assert over.wait(5)
         thread.join()
         listener._scrapes.extend([time.monotonic() - 100, time.monotonic()])
-        listener.farewell(lambda: True)
+        listener.await_final_scrape(lambda: True)
 
 
 def test_an_end_does_not_wait_for_a_prometheus_that_stays_away() -> None:
-    with listening(RoleMetrics("plays", "worker"), 0, None, "127.0.0.1") as listener:
+    with serve_metrics(ProcessMetrics("plays", "worker"), 0, None, "127.0.0.1") as listener:
         for _ in range(2):
             as_prometheus(str(listener.address))
         wait_until(lambda: listener.farewell_seconds() == 0, 5, "that it is overdue")
-        listener.farewell(lambda: False)
+        listener.await_final_scrape(lambda: False)
 
 
 def test_whoever_listens_everywhere_is_reached_where_the_role_is() -> None:
-    with listening(RoleMetrics("plays", "worker"), 0, "0.0.0.0", "127.0.0.2") as listener:
+    with serve_metrics(ProcessMetrics("plays", "worker"), 0, "0.0.0.0", "127.0.0.2") as listener:
         assert str(listener.address).startswith("127.0.0.2:")
         assert ask(str(listener.address), "/healthz")[0] == 200
 
@@ -362,15 +362,15 @@ def test_each_role_leaves_its_last_values_and_one_file_has_all_of_them(tmp_path:
     with running_gateway() as gateway:
         job = make_job(metrics={"pushgateway": gateway.url})
         for rank in (0, 1):
-            metrics = RoleMetrics("plays", "worker")
+            metrics = ProcessMetrics("plays", "worker")
             measured = TrainingMetrics(job, TABLES, rank)
-            measured.take(step(own_examples=10 + rank))
-            metrics.show("training", measured)
-            metrics.joined(rank)
-            keep(folder, job, metrics)
-        command = RoleMetrics("plays", "coordinator")
-        command.joined()
-        keep_all(folder, job, command)
+            measured.observe(step(own_examples=10 + rank))
+            metrics.register("training", measured)
+            metrics.set_identity(rank)
+            write_final_metrics(folder, job, metrics)
+        command = ProcessMetrics("plays", "coordinator")
+        command.set_identity()
+        merge_final_metrics(folder, job, command)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics", "metrics.prom"]
     text = (tmp_path / "metrics.prom").read_text()
     assert value(text, "crossfade_examples_total", rank="1") == 11
@@ -391,9 +391,9 @@ def test_each_role_leaves_its_last_values_and_one_file_has_all_of_them(tmp_path:
 def test_a_gateway_that_is_away_is_said_and_fails_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with running_gateway() as gateway:
         job = make_job(metrics={"pushgateway": gateway.url})
-    metrics = RoleMetrics("plays", "in-process")
-    metrics.joined(0)
-    keep_all(RunFolder(tmp_path), job, metrics)
+    metrics = ProcessMetrics("plays", "in-process")
+    metrics.set_identity(0)
+    merge_final_metrics(RunFolder(tmp_path), job, metrics)
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"crossfade: metrics.pushgateway: {gateway.url} did not take the final values: ")
     assert (tmp_path / "metrics.prom").exists()

@@ -44,12 +44,12 @@ def told_by(*statuses: dict[str, Any]) -> MXNetStore:
 
 @pytest.mark.parametrize("statuses", [(RUNNING, RUNNING), (DONE, RUNNING), (RUNNING, DONE), (FAILED, RUNNING)])
 def test_a_save_goes_on_until_no_server_writes_any_more(statuses: tuple[dict[str, Any], ...]) -> None:
-    assert told_by(*statuses).saved() is None
+    assert told_by(*statuses).poll_save() is None
 
 
 def test_a_save_is_done_when_all_servers_have_their_part_and_fails_with_any() -> None:
-    saved = told_by(DONE, DONE).saved()
+    saved = told_by(DONE, DONE).poll_save()
     assert saved is not None
     assert (len(saved.parts), saved.bytes) == (2, 20)
     with pytest.raises(CheckpointError, match="server-1: disk full"):
-        told_by(DONE, FAILED).saved()
+        told_by(DONE, FAILED).poll_save()

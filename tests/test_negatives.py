@@ -5,21 +5,21 @@ import pytest
 from builders import make_interactions
 
 from kvstore.arrays import FloatArray, IntArray
-from trainer.data.shards import Share
-from trainer.job import Negatives
-from trainer.negatives import Sampler
+from trainer.data.shards import BatchSlice
+from trainer.job import NegativesConfig
+from trainer.negatives import NegativeSampler
 
 COUNTS = np.array([0, 1000, 400, 0, 50, 1, 9, 200, 30, 5])
 ITEMS = len(COUNTS)
 
 
-def sampler(seed: int = 1, counts_N: IntArray = COUNTS, **spec: object) -> Sampler:
-    return Sampler(Negatives(**spec), len(counts_N), counts_N, seed)
+def sampler(seed: int = 1, counts_N: IntArray = COUNTS, **spec: object) -> NegativeSampler:
+    return NegativeSampler(NegativesConfig(**spec), len(counts_N), counts_N, seed)
 
 
-def share_of(positions_B: IntArray, global_size: int | None = None, lanes: int = 1) -> Share:
+def share_of(positions_B: IntArray, global_size: int | None = None, lanes: int = 1) -> BatchSlice:
     zeros = np.zeros(len(positions_B), np.int64)
-    return Share(make_interactions(zeros, zeros), positions_B, global_size or len(positions_B), lanes=lanes)
+    return BatchSlice(make_interactions(zeros, zeros), positions_B, global_size or len(positions_B), partitions=lanes)
 
 
 def assert_frequencies(rows_N: IntArray, probability_N: FloatArray) -> None:
@@ -31,12 +31,12 @@ def assert_frequencies(rows_N: IntArray, probability_N: FloatArray) -> None:
 
 
 def test_without_a_word_all_of_few_items_are_negatives_and_of_more_those_of_the_batch_corrected() -> None:
-    spec = Negatives()
-    assert spec.settled("softmax", 2**15) == Negatives(kind="all")
-    assert spec.settled("softmax", 2**15 + 1) == Negatives(kind="in_batch", log_q=True)
-    assert spec.settled("bpr", 10) == Negatives(kind="shared")
-    assert Negatives(hard=2).settled("softmax", 10) == Negatives(kind="shared", hard=2)
-    assert Negatives(kind="each").settled("softmax", 10) == Negatives(kind="each")
+    spec = NegativesConfig()
+    assert spec.resolve("softmax", 2**15) == NegativesConfig(kind="all")
+    assert spec.resolve("softmax", 2**15 + 1) == NegativesConfig(kind="in_batch", logq_correction=True)
+    assert spec.resolve("bpr", 10) == NegativesConfig(kind="shared")
+    assert NegativesConfig(num_hard=2).resolve("softmax", 10) == NegativesConfig(kind="shared", num_hard=2)
+    assert NegativesConfig(kind="each").resolve("softmax", 10) == NegativesConfig(kind="each")
 
 
 @pytest.mark.parametrize("kind", ["shared", "each"])
@@ -96,8 +96,8 @@ def test_popularity_sampling_draws_by_the_power_of_counts_and_unseen_items_as_if
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_items_that_nobody_met_are_left_out_if_so_wanted(sampling: str) -> None:
     counts_N = np.append(COUNTS, 0)
-    spec = Negatives(kind="shared", count=50_000, sampling=sampling, power=0.5)
-    rows_N = Sampler(spec, len(counts_N), counts_N, seed=1, met_alone=True).draw(share_of(np.arange(2)), 0, 0)
+    spec = NegativesConfig(kind="shared", count=50_000, sampling=sampling, power=0.5)
+    rows_N = NegativeSampler(spec, len(counts_N), counts_N, seed=1, warm_only=True).draw(share_of(np.arange(2)), 0, 0)
     mass_N = counts_N**0.5 if sampling == "popularity" else counts_N > 0
     assert set(rows_N) == set(np.flatnonzero(counts_N))
     assert_frequencies(np.searchsorted(np.flatnonzero(counts_N), rows_N), mass_N[counts_N > 0])
@@ -119,9 +119,9 @@ def test_negatives_from_the_batch_are_not_drawn_and_a_mixed_pool_is_that_of_shar
 
 
 def test_all_items_are_negatives_but_those_that_nobody_met_where_features_make_them() -> None:
-    spec, share = Negatives(kind="all"), share_of(np.arange(3))
-    assert Sampler(spec, ITEMS, None, 1).draw(share, 0, 0).tolist() == list(range(ITEMS))
-    met_alone = Sampler(spec, ITEMS, COUNTS, 1, met_alone=True).draw(share, 0, 0)
+    spec, share = NegativesConfig(kind="all"), share_of(np.arange(3))
+    assert NegativeSampler(spec, ITEMS, None, 1).draw(share, 0, 0).tolist() == list(range(ITEMS))
+    met_alone = NegativeSampler(spec, ITEMS, COUNTS, 1, warm_only=True).draw(share, 0, 0)
     assert met_alone.tolist() == np.flatnonzero(COUNTS).tolist()
 
 

@@ -91,7 +91,7 @@ def test_a_rate_factor_multiplies_the_learning_rate_of_the_updates_that_follow(k
     for rate, factor in ((0.05, 0.5), (0.025, 1.0)):
         weights_ND = random_rows(ROWS, DIM, seed=1)
         optimizer = make_optimizer(OptimizerSpec(kind, learning_rate=rate), ROWS, DIM)
-        optimizer.rate_factor = factor
+        optimizer.lr_factor = factor
         for step in range(3):
             optimizer.update(weights_ND, np.arange(ROWS), random_rows(ROWS, DIM, seed=2 + step))
         results.append(weights_ND.tobytes())

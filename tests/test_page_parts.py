@@ -8,7 +8,7 @@ import pytest
 from run_folders import BEGAN, epoch, load, sample, state, step, totals, training_from, write_run
 
 from deploy.dashboard import app, figures, page, run_reader
-from deploy.dashboard.figures import COLOURS, Shown
+from deploy.dashboard.figures import COLORS, RunView
 from deploy.dashboard.layout import GRAPHS
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
@@ -20,14 +20,14 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_reader, "REFRESH_SECONDS", 0.0)
 
 
-def show(folder: Path, *, colour: str = COLOURS[0], at: float = 100.0) -> Shown:
+def show(folder: Path, *, color: str = COLORS[0], at: float = 100.0) -> RunView:
     run = RunReader(folder, folder.name)
     run.refresh()
-    return Shown(run, summarize(run, BEGAN + at), colour)
+    return RunView(run, summarize(run, BEGAN + at), color)
 
 
 @pytest.fixture
-def taken_up(tmp_path: Path) -> Shown:
+def taken_up(tmp_path: Path) -> RunView:
     """A run that trained to step 8, went on from step 4, and stands at 10."""
     events = [training_from(0, at=0), *(step(number, at=number, loss=9.0) for number in range(1, 9))]
     events += [epoch(1, at=8, step=8, quality=0.9), training_from(4, at=50)]
@@ -42,7 +42,7 @@ def taken_up(tmp_path: Path) -> Shown:
     return show(folder)
 
 
-def test_by_step_each_step_is_shown_once_as_it_came_out_the_last_time(taken_up: Shown) -> None:
+def test_by_step_each_step_is_shown_once_as_it_came_out_the_last_time(taken_up: RunView) -> None:
     steps, epochs = figures.loss([taken_up], "step")["data"]
     assert steps["x"] == list(range(1, 11))
     assert steps["y"] == [9.0] * 4 + [1.0] * 6
@@ -52,7 +52,7 @@ def test_by_step_each_step_is_shown_once_as_it_came_out_the_last_time(taken_up: 
     assert by_time == pytest.approx([*(np.arange(1, 5) / 60), *(np.arange(55, 61) / 60)])
 
 
-def test_phases_are_those_of_the_steps_that_the_process_took(taken_up: Shown) -> None:
+def test_phases_are_those_of_the_steps_that_the_process_took(taken_up: RunView) -> None:
     bars = {bar["name"]: bar["x"] for bar in figures.phases([taken_up])["data"]}
     assert bars == {
         "pull": pytest.approx([100.0]),
@@ -61,12 +61,12 @@ def test_phases_are_those_of_the_steps_that_the_process_took(taken_up: Shown) ->
     }
 
 
-def test_bytes_stand_beside_what_dense_gradients_would_have_been(taken_up: Shown) -> None:
+def test_bytes_stand_beside_what_dense_gradients_would_have_been(taken_up: RunView) -> None:
     (bars,) = figures.traffic([taken_up])["data"]
     assert dict(zip(bars["y"], bars["x"], strict=True)) == {"pulled": 1000, "pushed": 1000, "if dense": 50_000}
 
 
-def test_rows_updated_are_those_of_a_second_and_of_servers_alone(taken_up: Shown) -> None:
+def test_rows_updated_are_those_of_a_second_and_of_servers_alone(taken_up: RunView) -> None:
     (line,) = figures.updates([taken_up])["data"]
     assert (line["name"], line["y"]) == ("server-0", pytest.approx([10.0, 10.0]))
     assert {line["name"] for line in figures.memory([taken_up])["data"]} == {"server-0", "worker-0"}
@@ -95,7 +95,7 @@ def test_a_run_of_which_nothing_is_known_yet_is_shown_too(tmp_path: Path) -> Non
         app._parts(shown)
         app._drawn(shown, "step")
         for graph in GRAPHS:
-            page.said(graph, shown)
+            page.describe_chart(graph, shown)
 
 
 def test_what_differs_between_jobs_is_found_key_by_key(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvstore.arrays import FloatArray
-from kvstore.philox import fill_rows, permutation, philox, uniform
+from kvstore.philox import init_rows, permutation, philox, uniform
 
 ALL_ONES = 0xFFFFFFFF
 
@@ -32,7 +32,7 @@ def test_philox_gives_the_known_answers_of_random123(
 
 def filled(rows_A: np.ndarray, dim: int = 6, seed: int = 1, table: str = "track", scale: float = 0.1) -> FloatArray:
     out_AD = np.full((len(rows_A), dim), np.nan, dtype=np.float32)
-    fill_rows(out_AD, rows_A, seed=seed, table=table, scale=scale)
+    init_rows(out_AD, rows_A, seed=seed, table=table, scale=scale)
     return out_AD
 
 

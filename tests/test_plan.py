@@ -17,26 +17,26 @@ from crossfade.plan import bits_per_second
 from deploy import capacity
 from deploy.capacity import (
     SERVER_BYTES,
+    CapacityPlan,
     Machine,
-    Part,
-    Plan,
+    MemoryItem,
     ProcessPlan,
     check_fit,
-    gib,
-    make_plan,
+    format_gib,
+    plan_capacity,
     read_inputs,
 )
 from deploy.cluster import Role
 from deploy.instances import INSTANCES, find_instance
-from deploy.traffic import Counts, busiest_bytes, expect_traffic, shares
+from deploy.traffic import CountHistogram, busiest_bytes, expect_traffic, shares
 from kvstore.errors import InputError
 from kvstore.layout import make_layout
 from kvstore.storage import Folder
 from trainer.data.batches import batches
-from trainer.data.shards import Schedule, ShardReader
+from trainer.data.shards import BatchSchedule, InteractionReader
 from trainer.data.vocabulary import Vocabulary
-from trainer.job import Job, load_job
-from trainer.negatives import Sampler
+from trainer.job import JobConfig, load_job
+from trainer.negatives import NegativeSampler
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 
 SERVER_TABLE_ROWS = 800_000
@@ -57,31 +57,31 @@ def planted(tmp_path: Path) -> Path:
     return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
 
 
-def zipf_job(folder: Path, data: Path, **sections: Any) -> Job:
+def zipf_job(folder: Path, data: Path, **sections: Any) -> JobConfig:
     train = {"batch_size": 1000, "epochs": 1, **sections.pop("train", {})}
     return load_job(write_job(folder / "job.yaml", data, train=train, **sections))
 
 
-def plan_of(job: Job) -> Plan:
-    return make_plan(read_inputs(job).with_counts())
+def plan_of(job: JobConfig) -> CapacityPlan:
+    return plan_capacity(read_inputs(job).with_counts())
 
 
-def rows_really_touched(job: Job, data: Path) -> list[float]:
+def rows_really_touched(job: JobConfig, data: Path) -> list[float]:
     """Rows of both tables that each worker touches a step, on average over an epoch of the job's own batches."""
     inputs = read_inputs(job)
     items = inputs.model.item
     counts_N = Vocabulary(Folder(data), inputs.manifest, items.name).counts()
     found = []
-    with closing(ShardReader(Folder(data), inputs.manifest)) as reader:
-        schedule = Schedule(
+    with closing(InteractionReader(Folder(data), inputs.manifest)) as reader:
+        schedule = BatchSchedule(
             reader,
             inputs.selection.groups,
             batch_size=job.train.batch_size,
-            lanes=job.data.lanes,
-            window=job.data.shuffle_window,
+            partitions=job.data.partitions,
+            window=job.data.shuffle_block_rows,
             seed=1,
         )
-        sampler = Sampler(job.negatives_among(items.rows), items.rows, counts_N, seed=1)
+        sampler = NegativeSampler(job.resolved_negatives(items.rows), items.rows, counts_N, seed=1)
         workers = job.cluster.workers
         for rank in range(workers):
             steps = batches(schedule, sampler, epoch=0, first_step=0, rank=rank, workers=workers)
@@ -120,7 +120,7 @@ def test_a_vocabulary_that_counts_nothing_gives_a_bound(tmp_path: Path, zipf: Pa
     job = zipf_job(tmp_path, zipf)
     inputs = read_inputs(job)
     parts = shares(job, inputs.folder, inputs.manifest, inputs.selection.groups)
-    empty = {table.name: Counts.of([np.zeros(table.rows, np.int64)]) for table in inputs.model.tables}
+    empty = {table.name: CountHistogram.of([np.zeros(table.rows, np.int64)]) for table in inputs.model.tables}
     total = inputs.manifest.splits["train"].rows
     traffic = expect_traffic(job, inputs.manifest, inputs.model, parts, empty, total)
     assert traffic.bound
@@ -156,7 +156,7 @@ def test_keys_are_those_of_the_layout(tmp_path: Path, zipf: Path, servers: int) 
     job = zipf_job(tmp_path, zipf, cluster={"servers": servers, "key_bytes": 4096})
     inputs = read_inputs(job)
     layouts = make_layout(inputs.model.tables, servers, 4096)
-    found = [(table.name, table.keys, table.key_rows) for table in make_plan(inputs).tables]
+    found = [(table.name, table.keys, table.key_rows) for table in plan_capacity(inputs).tables]
     assert found == [(layout.table.name, layout.keys, layout.key_shape[0]) for layout in layouts]
     assert layouts[0].keys > 10
 
@@ -188,19 +188,19 @@ def test_a_server_takes_the_memory_that_the_plan_said(tmp_path: Path, idle_bytes
         wait_for_steps(training, run)
         roles = training.roles()
         for name in (f"server-{index}" for index in range(servers)):
-            sure = [part for part in planned[name].parts if part.sure]
+            sure = [part for part in planned[name].parts if part.required]
             held = sum(part.bytes for part in sure if part.phase in {"always", "steps"}) - SERVER_BYTES
             # Not of libraries: the kernel counts what it happens to have of their files as resident.
             assert memory_of(roles[name], "RssAnon") - idle_bytes == pytest.approx(held, rel=0.12)
             peak = memory_of(roles[name], "VmHWM") - memory_of(roles[name], "RssFile") - idle_bytes
-            assert peak == pytest.approx(planned[name].sure_bytes - SERVER_BYTES, rel=0.12)
+            assert peak == pytest.approx(planned[name].required_bytes - SERVER_BYTES, rel=0.12)
 
 
 @pytest.mark.slow
 def test_a_run_in_process_takes_the_memory_that_the_plan_said(tmp_path: Path) -> None:
     run, command = wide_run(tmp_path)
     [process] = plan_of(load_job(tmp_path / "job.yaml")).processes
-    held = sum(part.bytes for part in process.parts if part.phase in {"always", "steps"} and part.sure)
+    held = sum(part.bytes for part in process.parts if part.phase in {"always", "steps"} and part.required)
     with started(*command, cwd=tmp_path) as training:
         wait_for_steps(training, run)
         assert psutil.Process(training.process.pid).memory_info().rss == pytest.approx(held, rel=0.15)
@@ -229,13 +229,13 @@ def memory_of(process: psutil.Process, name: str) -> int:
 
 
 def test_a_peak_is_of_what_is_held_at_one_time() -> None:
-    always, start, steps = Part("tables", 100), Part("a key", 50, "start"), Part("rows", 20, "steps")
-    evaluation, writer = Part("rankings", 30, "evaluation"), Part("a writer", 15, "checkpoint")
-    copied = Part("changed pages", 40, "checkpoint", sure=False)
-    assert ProcessPlan("server-0", (always, start, steps)).sure_bytes == 150
-    assert ProcessPlan("server-0", (always, start, steps, evaluation, writer)).sure_bytes == 150
+    always, start, steps = MemoryItem("tables", 100), MemoryItem("a key", 50, "start"), MemoryItem("rows", 20, "steps")
+    evaluation, writer = MemoryItem("rankings", 30, "evaluation"), MemoryItem("a writer", 15, "checkpoint")
+    copied = MemoryItem("changed pages", 40, "checkpoint", required=False)
+    assert ProcessPlan("server-0", (always, start, steps)).required_bytes == 150
+    assert ProcessPlan("server-0", (always, start, steps, evaluation, writer)).required_bytes == 150
     process = ProcessPlan("server-0", (always, start, steps, evaluation, writer, copied))
-    assert (process.sure_bytes, process.most_bytes) == (150, 100 + 30 + 15 + 40)
+    assert (process.required_bytes, process.peak_bytes) == (150, 100 + 30 + 15 + 40)
 
 
 @pytest.mark.parametrize("cluster", [{}, {"servers": 2, "workers": 2}], ids=["in process", "on servers"])
@@ -243,15 +243,15 @@ def test_a_plan_fits_just_as_long_as_there_is_memory_for_it(
     tmp_path: Path, zipf: Path, cluster: dict[str, Any]
 ) -> None:
     inputs = read_inputs(zipf_job(tmp_path, zipf, cluster=cluster)).with_counts()
-    plan = make_plan(inputs)
-    assert plan.sure_bytes < plan.most_bytes
+    plan = plan_capacity(inputs)
+    assert plan.required_bytes < plan.peak_bytes
 
     def verdict(available: int) -> str:
         return check_fit(inputs, plan, Machine("a machine", available)).verdict
 
-    assert verdict(plan.most_bytes) == "fits"
-    assert verdict(plan.most_bytes - 1) == verdict(plan.sure_bytes) == "tight"
-    assert verdict(plan.sure_bytes - 1) == "does not fit"
+    assert verdict(plan.peak_bytes) == "fits"
+    assert verdict(plan.peak_bytes - 1) == verdict(plan.required_bytes) == "tight"
+    assert verdict(plan.required_bytes - 1) == "does not fit"
 
 
 def test_each_piece_of_advice_makes_the_job_fit_and_no_less_would(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_each_piece_of_advice_makes_the_job_fit_and_no_less_would(tmp_path: Path
     )
     inputs = read_inputs(job)
     machine = Machine("a machine", 4 * GIB)
-    fit = check_fit(inputs, make_plan(inputs), machine)
+    fit = check_fit(inputs, plan_capacity(inputs), machine)
     assert fit.verdict == "does not fit"
     dim, optimizer, hosts = fit.advice
     assert dim.startswith("lower model.dim to ")
@@ -277,7 +277,7 @@ def test_each_piece_of_advice_makes_the_job_fit_and_no_less_would(tmp_path: Path
 
     def verdict(*settings: str) -> str:
         other = inputs.of(load_job(tmp_path / "job.yaml", settings))
-        return check_fit(other, make_plan(other), machine).verdict
+        return check_fit(other, plan_capacity(other), machine).verdict
 
     assert verdict(f"model.dim={lower}") == "fits"
     assert verdict(f"model.dim={2 * lower}") != "fits"
@@ -294,9 +294,9 @@ def test_train_refuses_what_does_not_fit_with_the_figures_of_the_plan(planted: P
     plan = json.loads(planned.stdout)
     refused = crossfade("train", planted, "--run-dir", "run", *wide, cwd=tmp_path)
     assert refused.returncode == 2
-    assert f"all processes of a host {gib(plan['hosts'][0]['sure_bytes'])}, but " in refused.stderr
+    assert f"all processes of a host {format_gib(plan['hosts'][0]['sure_bytes'])}, but " in refused.stderr
     for table in plan["tables"]:
-        assert gib(table["weights_bytes"] + table["state_bytes"]) in refused.stderr
+        assert format_gib(table["weights_bytes"] + table["state_bytes"]) in refused.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -305,13 +305,16 @@ def test_a_job_that_may_not_fit_is_warned_of_and_one_that_cannot_is_refused(
 ) -> None:
     job = zipf_job(tmp_path, zipf, cluster={"servers": 2, "workers": 2})
     plan = plan_of(job)
-    for available, warned in ((plan.most_bytes, False), (plan.sure_bytes, True)):
+    for available, warned in ((plan.peak_bytes, False), (plan.required_bytes, True)):
         monkeypatch.setattr(capacity, "available_bytes", lambda: available)  # noqa: B023 - called before it changes
         warning = capacity.check_fits_this_machine(read_inputs(job))
         assert (warning is not None) == warned
-    assert f"this may take up to {gib(plan.most_bytes)}, but {gib(plan.sure_bytes)} are free here" in str(warning)
-    monkeypatch.setattr(capacity, "available_bytes", lambda: plan.sure_bytes - 1)
-    with pytest.raises(InputError, match=f"all processes of a host {gib(plan.sure_bytes)}, but "):
+    assert (
+        f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(plan.required_bytes)} are free here"
+        in str(warning)
+    )
+    monkeypatch.setattr(capacity, "available_bytes", lambda: plan.required_bytes - 1)
+    with pytest.raises(InputError, match=f"all processes of a host {format_gib(plan.required_bytes)}, but "):
         capacity.check_fits_this_machine(read_inputs(job))
 
 
@@ -392,5 +395,5 @@ def test_wrong_options_are_refused(planted: Path, arguments: tuple[object, ...],
 
 def test_where_nothing_helps_no_advice_is_given(tmp_path: Path, zipf: Path) -> None:
     inputs = read_inputs(zipf_job(tmp_path, zipf, optimizer={"kind": "sgd"}))
-    fit = check_fit(inputs, make_plan(inputs), Machine("a tiny machine", 2**20))
+    fit = check_fit(inputs, plan_capacity(inputs), Machine("a tiny machine", 2**20))
     assert (fit.verdict, fit.advice) == ("does not fit", ())

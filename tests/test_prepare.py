@@ -29,15 +29,15 @@ from crossfade import prepare as command
 from crossfade.main import main
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.prepare import room, sample
 from trainer.prepare.build_vocabulary import NamesFile
-from trainer.prepare.database import run, working_database
+from trainer.prepare.database import execute, working_database
 from trainer.prepare.output import PartWriter, row_group_rows
 from trainer.prepare.pipeline import PrepareOptions, prepare
 from trainer.prepare.splits import parse_hold_out
 from trainer.prepare.staging import Staged
-from trainer.prepare.summary import describe
+from trainer.prepare.summary import format_summary
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Row = tuple[Any, ...]
@@ -54,7 +54,7 @@ def write_text(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def make(out: Path, *train: Path | str, **options: Any) -> Manifest:
+def make(out: Path, *train: Path | str, **options: Any) -> DatasetManifest:
     return prepare(PrepareOptions(out=out, train=train, threads=options.pop("threads", 2), **options))
 
 
@@ -290,7 +290,7 @@ def test_adjacency_text_gives_its_pairs_and_allows_lines_without_items(tmp_path:
     assert Counter(interactions(tmp_path / "out", "train")) == Counter((*pair, 1.0) for pair in pairs)
     assert Counter(interactions(tmp_path / "out", "test")) == Counter([(0, 9, 1.0), (7, 100, 1.0)])
     assert manifest.source["lines_without_items"] == 2
-    assert "2 lines that name no item" in describe(manifest, Folder(tmp_path / "out"))
+    assert "2 lines that name no item" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 def test_a_line_of_adjacency_text_may_be_longer_than_two_megabytes(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_event_weights_weigh_events_and_drop_those_of_weight_zero(tmp_path: Path
     manifest = make(tmp_path / "out", train, event="what", event_weights=weights)
     assert Counter(interactions(tmp_path / "out", "train")) == Counter([(1, 1, 1.0), (1, 2, 2.5), (2, 1, 1.0)])
     assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == [1, 2]  # 3 was only skipped
-    assert "1 rows of weight 0" in describe(manifest, Folder(tmp_path / "out"))
+    assert "1 rows of weight 0" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_after_makes_test_alone_of_what_is_later_but_for_the_earliest_of_each(
     manifest = make(tmp_path / "out", train, hold_out=how, timestamp="at")
     assert set(manifest.splits) == {"train", "test"}
     assert {row[1] for row in interactions(tmp_path / "out", "test")} == {3, 5}
-    assert "1 interactions, since each customer keeps one" in describe(manifest, Folder(tmp_path / "out"))
+    assert "1 interactions, since each customer keeps one" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 def test_a_given_split_and_a_hold_out_for_the_other_go_together(tmp_path: Path) -> None:
@@ -456,15 +456,15 @@ def test_names_are_joined_missing_ones_are_null_and_others_ignored(tmp_path: Pat
     manifest = make(tmp_path / "out", train, names={"item": NamesFile(names, "id", "name")})
     found = {row["id"]: row["name"] for row in vocabulary(tmp_path / "out", "item")}
     assert found == {10: '"Ten"', 20: None, 30: None}
-    assert manifest.entities["item"].named
-    assert not manifest.entities["customer"].named
-    assert "names: 1 of 3 rows of item" in describe(manifest, Folder(tmp_path / "out"))
-    assert "1 names ignored" in describe(manifest, Folder(tmp_path / "out"))
+    assert manifest.entities["item"].has_names
+    assert not manifest.entities["customer"].has_names
+    assert "names: 1 of 3 rows of item" in format_summary(manifest, Folder(tmp_path / "out"))
+    assert "1 names ignored" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 def test_describe_says_what_is_in_the_data(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=[1, 1, 2, 3], item=[10, 20, 10, 10])
-    text = describe(make(tmp_path / "out", train), Folder(tmp_path / "out"))
+    text = format_summary(make(tmp_path / "out", train), Folder(tmp_path / "out"))
     for part in ("customer x item", "3 rows", "2 rows", "10 (3)", "4 interactions", "66.667%", "dropped: nothing"):
         assert part in text
 
@@ -747,7 +747,7 @@ def test_a_signal_during_a_query_raises_what_its_handler_raised(tmp_path: Path) 
     def work() -> None:
         with working_database(tmp_path, 200 << 20, 1) as connection:
             timer.start()
-            run(connection, "CREATE TABLE t AS SELECT hash(range) AS h FROM range(1000000000) ORDER BY h")
+            execute(connection, "CREATE TABLE t AS SELECT hash(range) AS h FROM range(1000000000) ORDER BY h")
 
     before = signal.signal(signal.SIGTERM, stop)
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))

@@ -17,7 +17,7 @@ from object_store import READER, ObjectStore, free_ports, running_object_store
 from refusal_table import documented
 from test_prepare import Interrupts, make, some_events, write_parquet
 
-from kvstore.errors import CrossfadeError, InputError, UnreachableError
+from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
 from kvstore.s3_files import ATTEMPTS_VARIABLE
 from kvstore.storage import Folder
 from trainer.data.manifest import FILE_NAME, read_manifest
@@ -394,7 +394,7 @@ def test_a_server_that_goes_away_while_events_are_read_ends_the_preparation(
                 pass
 
         options = PrepareOptions(out=tmp_path / "out", train=[server.uri("in/*.parquet")], work=tmp_path / "work")
-        with pytest.raises(UnreachableError, match=r"s3://.*\.parquet: .*cannot be reached") as caught:
+        with pytest.raises(StorageUnavailableError, match=r"s3://.*\.parquet: .*cannot be reached") as caught:
             prepare(options, Stops())
     assert caught.value.exit_code == CrossfadeError.exit_code == 1
     assert {path.name for path in tmp_path.iterdir()} == {"e.parquet", "store", "work"}

@@ -8,15 +8,15 @@ import pytest
 from cluster_data import write_job, write_planted
 from running_command import crossfade, records, succeeded
 
-from trainer.job import Optimizer
-from trainer.rates import rate_factor
+from trainer.job import OptimizerConfig
+from trainer.rates import lr_factor
 
 STEPS, WARMUP = 200, 20
 PARTS = 512
 
 
 def factors(**spec: Any) -> list[float]:
-    return [rate_factor(Optimizer(**spec), step, STEPS) for step in range(STEPS)]
+    return [lr_factor(OptimizerConfig(**spec), step, STEPS) for step in range(STEPS)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
@@ -35,8 +35,8 @@ def test_the_rate_rises_in_the_warm_up_and_follows_its_schedule_after_it(schedul
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_rate_never_reaches_zero_and_changes_a_bounded_number_of_times(schedule: str) -> None:
-    spec = Optimizer(schedule=schedule)
-    found = [rate_factor(spec, step, 100_000) for step in range(100_000)]
+    spec = OptimizerConfig(schedule=schedule)
+    found = [lr_factor(spec, step, 100_000) for step in range(100_000)]
     assert min(found) > 0
     assert found == sorted(found, reverse=True)
     assert len(set(found)) <= PARTS
@@ -56,8 +56,8 @@ def test_a_run_trains_at_the_rates_of_its_schedule_and_records_them(tmp_path: Pa
     )
     succeeded(crossfade("train", job, "--run-dir", "run", cwd=tmp_path))
     steps = [record for record in records(tmp_path / "run") if record["event"] == "step"]
-    total, spec = steps[0]["steps"], Optimizer(schedule="linear", warmup_steps=5)
-    expected = [0.5 * rate_factor(spec, step, total) for step in range(total)]
+    total, spec = steps[0]["steps"], OptimizerConfig(schedule="linear", warmup_steps=5)
+    expected = [0.5 * lr_factor(spec, step, total) for step in range(total)]
     assert min(expected) < 0.1 < max(expected), "the last rate is one that no other step has"
     assert all(record["learning_rate"] == expected[record["step"] - 1] for record in steps)
     last = next(

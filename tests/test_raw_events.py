@@ -101,7 +101,7 @@ def test_the_command_writes_them_and_says_how_to_prepare_them(
     assert prepared.run(prepared) == 0
     manifest = read_manifest(Folder(f"{out}-prepared"))
     assert sum(split.rows for split in manifest.splits.values()) == 5000
-    assert manifest.entities["track"].named
+    assert manifest.entities["track"].has_names
     assert manifest.source["negative"] > 300  # type: ignore[operator]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainer.data.read_ahead import ReadAhead
+from trainer.data.read_ahead import Prefetcher
 
 PATIENCE_SECONDS = 30
 
@@ -37,25 +37,25 @@ class Source:
 
 @pytest.mark.parametrize("depth", [1, 2, 7])
 def test_values_come_in_the_order_of_the_source(depth: int) -> None:
-    with ReadAhead(range(500), depth) as ahead:
+    with Prefetcher(range(500), depth) as ahead:
         assert list(ahead) == list(range(500))
 
 
 def test_an_empty_source_ends_at_once() -> None:
-    with ReadAhead([]) as ahead:
+    with Prefetcher([]) as ahead:
         assert list(ahead) == []
 
 
 def test_the_source_is_read_in_a_thread_of_its_own_before_it_is_asked_for() -> None:
     source = Source(10)
-    with ReadAhead(source, depth=3):
+    with Prefetcher(source, depth=3):
         source.wait_until_drawn(3)
         assert source.thread is not threading.current_thread()
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 5])
 def test_an_error_is_raised_in_the_foreground_where_its_value_would_have_come(fails_at: int) -> None:
-    with ReadAhead(Source(10, fails_at)) as ahead:
+    with Prefetcher(Source(10, fails_at)) as ahead:
         values = iter(ahead)
         assert [next(values) for _ in range(fails_at)] == list(range(fails_at))
         with pytest.raises(OSError, match=f"number {fails_at} cannot be read"):
@@ -65,7 +65,7 @@ def test_an_error_is_raised_in_the_foreground_where_its_value_would_have_come(fa
 @pytest.mark.parametrize("taken", [0, 1, 10])
 def test_leaving_early_stops_the_thread(taken: int) -> None:
     source = Source(10**9)
-    with ReadAhead(source) as ahead:
+    with Prefetcher(source) as ahead:
         values = iter(ahead)
         assert [next(values) for _ in range(taken)] == list(range(taken))
         source.wait_until_drawn(taken + 1)
@@ -77,7 +77,7 @@ def test_an_error_in_the_block_stops_the_thread_too() -> None:
     source = Source(10**9)
 
     def fail_inside() -> None:
-        with ReadAhead(source) as ahead:
+        with Prefetcher(source) as ahead:
             next(iter(ahead))
             raise ZeroDivisionError
 
@@ -89,7 +89,7 @@ def test_an_error_in_the_block_stops_the_thread_too() -> None:
 
 def test_an_error_that_nobody_came_to_does_not_keep_the_thread() -> None:
     source = Source(10, fails_at=3)
-    with ReadAhead(source, depth=1):
+    with Prefetcher(source, depth=1):
         source.wait_until_drawn(2)
     assert source.thread is not None
     assert not source.thread.is_alive()
@@ -98,7 +98,7 @@ def test_an_error_that_nobody_came_to_does_not_keep_the_thread() -> None:
 @pytest.mark.parametrize("depth", [1, 3])
 def test_no_more_is_drawn_than_the_depth_and_the_value_that_waits_for_room(depth: int) -> None:
     source = Source(10_000)
-    with ReadAhead(source, depth) as ahead:
+    with Prefetcher(source, depth) as ahead:
         values = iter(ahead)
         for taken in range(100):
             source.wait_until_drawn(taken + depth + 1)

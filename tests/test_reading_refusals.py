@@ -23,7 +23,7 @@ from test_refusals import only_line
 
 from crossfade.main import main
 from kvstore.storage import Folder
-from trainer.data.parquet_files import describe, write_options
+from trainer.data.parquet_files import file_entry, write_options
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def change_manifest(data: Path, change: Callable[[dict[str, Any]], object]) -> N
 def rewrite(data: Path, path: str, table: pa.Table) -> None:
     """Put another table into a shard, and have the manifest say what is true of it."""
     pq.write_table(table, data / path, row_group_size=1000, **write_options(table.schema))
-    described = describe(Folder(data), path).model_dump()
+    described = file_entry(Folder(data), path).model_dump()
 
     def change(manifest: dict[str, Any]) -> None:
         [entry] = [entry for entry in entries(manifest) if entry["path"] == path]
@@ -251,7 +251,7 @@ def test_one_huge_row_group_is_trained_on(place: Path) -> None:
     random = np.random.default_rng(1)
     table = interaction_table(make_interactions(random.integers(0, CUSTOMERS, rows), random.integers(0, TRACKS, rows)))
     pq.write_table(table, place / "data" / SHARD, row_group_size=rows, **write_options(table.schema))
-    described = describe(Folder(place / "data"), SHARD)
+    described = file_entry(Folder(place / "data"), SHARD)
     assert described.row_groups == [rows]
     change_manifest(place / "data", lambda m: m["splits"]["train"].update(files=[described.model_dump()]))
     once = ("--set", "train.epochs=1", "--set", "train.batch_size=65536")
@@ -265,7 +265,7 @@ def test_ten_thousand_small_shards_are_trained_on(place: Path) -> None:
     table = interaction_table(make_interactions([1, 2], [3, 4]))
     (data / "many").mkdir()
     pq.write_table(table, data / "many" / "0.parquet", **write_options(table.schema))
-    entry = describe(Folder(data), "many/0.parquet").model_dump()
+    entry = file_entry(Folder(data), "many/0.parquet").model_dump()
     for number in range(1, count):
         os.link(data / "many" / "0.parquet", data / "many" / f"{number}.parquet")
     files = [{**entry, "path": f"many/{number}.parquet"} for number in range(count)]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from deploy import rendezvous
-from deploy.cluster import Address, Neighbourhood, Role, environment, interface_of
-from deploy.rendezvous import Rendezvous, meeting
+from deploy.cluster import Address, JobTopology, Role, interface_of, role_environment
+from deploy.rendezvous import Rendezvous, serve_rendezvous
 from kvstore.errors import ClusterError
 
 WORKERS = 2
@@ -16,7 +16,7 @@ WORKERS = 2
 
 @pytest.fixture
 def place() -> Iterator[Rendezvous]:
-    with meeting("127.0.0.1", WORKERS) as place:
+    with serve_rendezvous("127.0.0.1", WORKERS) as place:
         yield place
 
 
@@ -33,7 +33,7 @@ def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, byte
 
 
 def test_what_one_worker_leaves_the_others_find_until_it_is_taken_away(place: Rendezvous) -> None:
-    where = place.renew()
+    where = place.new_generation()
     assert ask(where, "GET", "global/0") == (404, b"")
     assert ask(where, "PUT", "global/0", b"\0address\xff") == (200, b"")
     assert ask(where, "GET", "global/0") == (200, b"\0address\xff")
@@ -48,9 +48,9 @@ def test_what_one_worker_leaves_the_others_find_until_it_is_taken_away(place: Re
 def test_another_generation_begins_with_nothing_and_who_has_an_earlier_secret_is_refused(
     place: Rendezvous, method: str
 ) -> None:
-    before = place.renew()
+    before = place.new_generation()
     assert ask(before, "PUT", "global/0", b"address") == (200, b"")
-    now = place.renew()
+    now = place.new_generation()
     assert ask(now, "GET", "global/0") == (404, b"")
     assert ask(before, method, "global/0", b"address"[: 7 * (method == "PUT")]) == (403, b"")
     assert ask(now.partition("/")[0] + "/", method, "global/0") == (403, b"")
@@ -58,11 +58,11 @@ def test_another_generation_begins_with_nothing_and_who_has_an_earlier_secret_is
 
 
 def test_keys_and_values_are_bounded(place: Rendezvous) -> None:
-    where = place.renew()
+    where = place.new_generation()
     longest = rendezvous.VALUE_BYTES + WORKERS * rendezvous.VALUE_BYTES_OF_WORKER
     assert ask(where, "PUT", "global/0", bytes(longest)) == (200, b"")
     assert ask(where, "PUT", "global/1", bytes(longest + 1))[0] == 413
-    assert ask(where, "GET", "k" * (rendezvous.LONGEST_KEY + 1))[0] == 414
+    assert ask(where, "GET", "k" * (rendezvous.MAX_KEY + 1))[0] == 414
     for number in range(1, WORKERS * rendezvous.KEYS_OF_WORKER):
         assert ask(where, "PUT", f"global/{number}", b"address") == (200, b"")
     assert ask(where, "PUT", "global/one-more", b"address")[0] == 507
@@ -70,7 +70,7 @@ def test_keys_and_values_are_bounded(place: Rendezvous) -> None:
 
 
 def test_a_request_that_breaks_off_leaves_nothing(place: Rendezvous) -> None:
-    where = place.renew()
+    where = place.new_generation()
     host, port = where.partition("/")[0].split(":")
     path = f"/{where.partition('/')[2]}:{port}/global/0"
     with socket.create_connection((host, int(port)), 5) as connection:
@@ -84,8 +84,8 @@ def test_workers_alone_are_told_where_they_meet_and_none_of_another_job_s(monkey
     monkeypatch.setenv("HOROVOD_RANK", "7")
 
     def told(role: str, meet: str | None) -> dict[str, str]:
-        around = Neighbourhood(Address("127.0.0.1", 9000), "127.0.0.2", 1, 2, 1, meet)
-        variables = environment(Role.named(role), around, cores=1)
+        around = JobTopology(Address("127.0.0.1", 9000), "127.0.0.2", 1, 2, 1, meet)
+        variables = role_environment(Role.from_name(role), around, cores=1)
         return {name: value for name, value in variables.items() if name.startswith("HOROVOD_")}
 
     assert told("worker-1", "10.0.0.1:7000/secret") == {

@@ -16,7 +16,7 @@ from running_command import crossfade, records, succeeded
 from waiting import wait_until
 
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import newest_checkpoint, open_checkpoint
+from kvstore.checkpoint import latest_checkpoint, open_checkpoint
 from trainer.embeddings import vectors_of
 
 pytestmark = pytest.mark.slow
@@ -131,7 +131,7 @@ def test_the_newest_checkpoints_are_kept_and_a_run_ends_with_one(undisturbed: Pa
     steps = report_of(undisturbed)["steps"]
     assert len(names) == 3
     assert names[-1] == f"step-{steps:09d}"
-    checkpoint, reasons = newest_checkpoint(str(undisturbed / "checkpoints"))
+    checkpoint, reasons = latest_checkpoint(str(undisturbed / "checkpoints"))
     assert checkpoint is not None
     assert checkpoint.manifest.step == steps
     assert reasons == []
@@ -282,7 +282,7 @@ def test_a_checkpoint_of_a_process_goes_on_with_servers(place: Path, undisturbed
 
 def weights_at_the_end(run: Path, entity: str) -> FloatArray:
     """The rows of the newest checkpoint of a run."""
-    checkpoint, _ = newest_checkpoint(str(run / "checkpoints"))
+    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
     with closing(checkpoint):
         return checkpoint.weights(entity, 0, checkpoint.rows(entity))

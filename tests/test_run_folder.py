@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job
 
-from trainer.job import Job, load_job
+from trainer.job import JobConfig, load_job
 from trainer.run_folder import JOB_FILE, LOCK_FILE, RUN_FILE, RunFolder
 
 HOW = pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}], ids=["fresh", "resume", "overwrite"])
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> JobConfig:
     return load_job(write_job(tmp_path / "job.yaml", tmp_path))
 
 
@@ -22,10 +22,10 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def begin(run: RunFolder, job: Job, **how: bool) -> Path | None:
+def begin(run: RunFolder, job: JobConfig, **how: bool) -> Path | None:
     """Begin, and end at once; gives where an earlier run was moved to."""
-    with run.begin(job, **how) as moved:
-        assert run.job() == job.anchored()
+    with run.open_run(job, **how) as moved:
+        assert run.job() == job.with_absolute_paths()
         assert len(run.run_id()) == 32
     return moved
 
@@ -50,7 +50,7 @@ def killed_writing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 @HOW
 @pytest.mark.parametrize("name", [RUN_FILE, JOB_FILE])
 def test_a_run_that_is_killed_while_its_folder_is_made_is_no_run_yet(
-    run: RunFolder, job: Job, monkeypatch: pytest.MonkeyPatch, name: str, how: dict[str, bool]
+    run: RunFolder, job: JobConfig, monkeypatch: pytest.MonkeyPatch, name: str, how: dict[str, bool]
 ) -> None:
     with monkeypatch.context() as patch:
         killed_writing(patch, name)
@@ -61,7 +61,7 @@ def test_a_run_that_is_killed_while_its_folder_is_made_is_no_run_yet(
 
 @HOW
 def test_a_run_that_is_killed_while_it_is_taken_up_is_as_it_was(
-    run: RunFolder, job: Job, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
+    run: RunFolder, job: JobConfig, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
 ) -> None:
     begin(run, job)
     (run.path / "metrics.jsonl").write_text("{}\n")
@@ -75,7 +75,7 @@ def test_a_run_that_is_killed_while_it_is_taken_up_is_as_it_was(
 
 
 def test_a_run_that_is_killed_while_an_earlier_one_is_deleted_can_delete_the_rest(
-    run: RunFolder, job: Job, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, job: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(run, job)
     for name in ("checkpoints", "embeddings"):

@@ -26,7 +26,7 @@ from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
 from deploy.dashboard.summary import Summary, latest_first, summarize
 from deploy.dashboard.tail import Tail
-from deploy.dashboard.training import Training
+from deploy.dashboard.training import TrainingHistory
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_a_file_that_was_replaced_is_read_from_its_beginning(tmp_path: Path) -> 
 
 
 def test_steps_that_were_taken_again_count_once_and_rates_do_not_cross_a_restart() -> None:
-    training = Training()
+    training = TrainingHistory()
     for event in (
         training_from(0, at=0),
         *(step(number, at=number) for number in range(1, 9)),

@@ -10,7 +10,7 @@ from scripted_agents import Place
 from waiting import wait_until
 
 from deploy import run_state
-from deploy.run_state import RunState
+from deploy.run_state import StateWriter
 from trainer.run_folder import RunFolder
 
 
@@ -34,7 +34,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_state_is_told_again_and_again_and_at_last_how_it_ended(tmp_path: Path) -> None:
-    with RunState(RunFolder(tmp_path)) as state:
+    with StateWriter(RunFolder(tmp_path)) as state:
         assert told(tmp_path)["state"] == "starting"
         assert told(tmp_path)["command"]["pid"] == os.getpid()
         state.watch(look)
@@ -53,7 +53,7 @@ def test_the_state_is_told_again_and_again_and_at_last_how_it_ended(tmp_path: Pa
 
 def test_a_line_that_was_cut_does_not_spoil_the_next(tmp_path: Path) -> None:
     (tmp_path / "processes.jsonl").write_text('{"time": 1, "eve')
-    with RunState(RunFolder(tmp_path)) as state:
+    with StateWriter(RunFolder(tmp_path)) as state:
         state.end("done")
     first, *others = (tmp_path / "processes.jsonl").read_text().splitlines()
     assert first == '{"time": 1, "eve'
@@ -61,7 +61,7 @@ def test_a_line_that_was_cut_does_not_spoil_the_next(tmp_path: Path) -> None:
 
 
 def test_samples_become_rare_as_a_run_grows_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = RunState(RunFolder(tmp_path))
+    state = StateWriter(RunFolder(tmp_path))
     state.watch(look)
     now = 0.0
     monkeypatch.setattr(run_state.time, "monotonic", lambda: now)
@@ -79,7 +79,7 @@ def test_samples_become_rare_as_a_run_grows_old(tmp_path: Path, monkeypatch: pyt
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_state(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    with RunState(RunFolder(folder)) as state:
+    with StateWriter(RunFolder(folder)) as state:
         state.watch(look)
         folder.rename(tmp_path / "gone")
         state.take({"event": "restart", "generation": 2, "cause": "x", "step": 4})

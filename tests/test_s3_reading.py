@@ -10,7 +10,7 @@ import pytest
 from flaky_proxy import Fault, Proxy, flaky_proxy
 from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_object_store
 
-from kvstore.s3_errors import explain, may_pass
+from kvstore.s3_errors import explain, is_transient
 from kvstore.s3_files import NoBucketError, S3Files
 from kvstore.storage import Folder
 
@@ -180,7 +180,7 @@ def test_pauses_double_and_vary(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for _ in range(20):
         with pytest.raises(ConnectionError):
-            files.again(fail)
+            files.retry(fail)
     pauses_TR = np.array(pauses).reshape(20, 5)
     whole_R = 0.025 * 2.0 ** np.arange(5)
     assert (pauses_TR <= whole_R).all()
@@ -223,7 +223,7 @@ def test_pauses_double_and_vary(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_errors_of_the_client_are_told_in_a_line(text: str, passing: bool, kind: type[OSError], said: str) -> None:
     error = OSError(f"When reading information for key 'x' in bucket 'music': {text}")
-    assert may_pass(error) == passing
+    assert is_transient(error) == passing
     explained = explain(error, "music", "http://s3")
     assert type(explained) is kind
     assert said in str(explained)

@@ -16,7 +16,7 @@ from sagemaker_folders import parameters_of, prepare
 from test_resume import ENTITIES, vectors
 
 from deploy import sagemaker
-from deploy.sagemaker import LONGEST_FAILURE, Hosts, Paths, read_job, run_dir
+from deploy.sagemaker import MAX_FAILURE, Hosts, Paths, read_job, run_dir
 from kvstore.errors import ClusterError, InputError
 
 JOB: dict[str, object] = {
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_said_in_the_failure_file(tmp_path: Path, data: Path) -
         assert result.returncode == 2
         failure = (base / "output" / "failure").read_text()
         assert said in failure
-        assert len(failure) <= LONGEST_FAILURE
+        assert len(failure) <= MAX_FAILURE
         assert failure in result.stderr
     base = prepare(tmp_path / "hosts", parameters)
     (base / "input" / "config" / "resourceconfig.json").write_text('{"current_host": "algo-3", "hosts": ["algo-1"]}')
@@ -140,15 +140,15 @@ def test_every_host_has_a_server_and_a_worker_unless_the_job_says_otherwise(
     hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
     parameters = parameters_of({**JOB, "data.shards": "s3://music/plays", "checkpoint.to": "s3://music/here"})
     cluster = read_job(Paths(prepare(tmp_path / "a", parameters, hosts)), Hosts(hosts[0], hosts)).cluster
-    assert (cluster.hosts, cluster.servers, cluster.workers, cluster.shared_folder) == (3, 3, 3, False)
-    assert (cluster.host, cluster.listen) == ("127.0.0.1", "127.0.0.1:7070")
+    assert (cluster.hosts, cluster.servers, cluster.workers, cluster.shared_run_dir) == (3, 3, 3, False)
+    assert (cluster.host, cluster.coordinator_address) == ("127.0.0.1", "127.0.0.1:7070")
     given = {**parameters, "cluster.servers": "6", "cluster.workers": "1", "cluster.grace_seconds": "900"}
     monkeypatch.setenv("CROSSFADE_PORT", "7171")
     cluster = read_job(Paths(prepare(tmp_path / "b", given, hosts)), Hosts(hosts[0], hosts)).cluster
-    assert (cluster.servers, cluster.workers, cluster.listen) == (6, 1, "127.0.0.1:7171")
-    assert cluster.grace_seconds == 110  # SageMaker kills what is left after 120
+    assert (cluster.servers, cluster.workers, cluster.coordinator_address) == (6, 1, "127.0.0.1:7171")
+    assert cluster.grace_period_seconds == 110  # SageMaker kills what is left after 120
     alone = read_job(Paths(prepare(tmp_path / "c", parameters)), Hosts("algo-1", ("algo-1",))).cluster
-    assert (alone.servers, alone.hosts, alone.grace_seconds) == (0, 1, 110)
+    assert (alone.servers, alone.hosts, alone.grace_period_seconds) == (0, 1, 110)
     with pytest.raises(InputError, match=r"set checkpoint\.to to one on S3"):
         read_job(Paths(prepare(tmp_path / "d", {**parameters, "checkpoint.to": "null"}, hosts)), Hosts(hosts[0], hosts))
 

@@ -9,10 +9,10 @@ from cluster_data import write_job, write_planted
 
 from kvstore.local import LocalStore
 from kvstore.store import RowGradient
-from trainer.checkpoints import Identity, Saver
+from trainer.checkpoints import CheckpointManager, CheckpointMetadata
 from trainer.job import load_job
-from trainer.job_data import open_data
-from trainer.progress import Progress
+from trainer.job_data import open_inputs
+from trainer.progress import TrainState
 
 EVERY_SECONDS = 10.0
 
@@ -31,7 +31,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def take_step(store: LocalStore, saver: Saver, progress: Progress) -> None:
+def take_step(store: LocalStore, saver: CheckpointManager, progress: TrainState) -> None:
     rows_A = np.arange(1, dtype=np.int64)
     for name, block_AD in store.pull({"customer": rows_A, "track": rows_A}).items():
         store.push({name: RowGradient(rows_A, block_AD)})
@@ -44,11 +44,11 @@ def test_the_time_that_tables_take_to_be_made_does_not_count_towards_the_first_c
 ) -> None:
     checkpoint = {"every_seconds": EVERY_SECONDS}
     job = load_job(write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), checkpoint=checkpoint))
-    model = open_data(job)[2]
-    identity = Identity.of(job, "run", model.tables)
+    model = open_inputs(job)[2]
+    identity = CheckpointMetadata.of(job, "run", model.tables)
     events: list[dict[str, Any]] = []
-    store, progress = LocalStore(), Progress()
-    with Saver(
+    store, progress = LocalStore(), TrainState()
+    with CheckpointManager(
         store, job.checkpoint, str(tmp_path / "checkpoints"), identity, events.append, lambda: False, clock
     ) as saver:
         store.create(model.tables, identity.optimizer, job.train.seed)

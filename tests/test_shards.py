@@ -25,13 +25,13 @@ from builders import (
 from waiting import wait_until
 
 from kvstore.arrays import IntArray
-from kvstore.errors import InputError, UnreachableError
+from kvstore.errors import InputError, StorageUnavailableError
 from kvstore.storage import Folder
 from trainer.data import parquet_files
-from trainer.data.manifest import Manifest, Split, read_manifest
-from trainer.data.parquet_files import describe
-from trainer.data.read_ahead import ReadAhead
-from trainer.data.shards import Interactions, RowGroup, Schedule, ShardReader, Share, row_groups
+from trainer.data.manifest import DatasetManifest, Split, read_manifest
+from trainer.data.parquet_files import file_entry
+from trainer.data.read_ahead import Prefetcher
+from trainer.data.shards import BatchSchedule, BatchSlice, InteractionReader, Interactions, RowGroup, row_groups
 from trainer.data.stopwatch import Stopwatch
 
 QUERIES, ITEMS = 11, 13
@@ -50,10 +50,10 @@ def uneven_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def schedule_of(folder: Path, **changes: int) -> Schedule:
+def schedule_of(folder: Path, **changes: int) -> BatchSchedule:
     manifest = read_manifest(Folder(folder))
     options = {"batch_size": 32, "lanes": 4, "window": 50, "seed": 1, **changes}
-    return Schedule(ShardReader(Folder(folder), manifest), row_groups(manifest.splits["train"]), **options)
+    return BatchSchedule(InteractionReader(Folder(folder), manifest), row_groups(manifest.splits["train"]), **options)
 
 
 def numbers(interactions: Interactions) -> IntArray:
@@ -61,15 +61,15 @@ def numbers(interactions: Interactions) -> IntArray:
     return interactions.weight_N.astype(np.int64)
 
 
-def examples_of(share: Share) -> list[Example]:
+def examples_of(share: BatchSlice) -> list[Example]:
     rows = share.interactions
     return list(zip(rows.query_N.tolist(), rows.item_N.tolist(), numbers(rows).tolist(), strict=True))
 
 
-def global_batches(schedule: Schedule, epoch: int, workers: int, first_step: int = 0) -> list[dict[int, Example]]:
+def global_batches(schedule: BatchSchedule, epoch: int, workers: int, first_step: int = 0) -> list[dict[int, Example]]:
     """The examples of each step by their positions, from the shares of all workers."""
     steps: list[dict[int, Example]] = []
-    shares = [schedule.shares(epoch, first_step, rank, workers) for rank in range(workers)]
+    shares = [schedule.slices(epoch, first_step, rank, workers) for rank in range(workers)]
     for shares_of_step in zip(*shares, strict=True):  # strict: all workers take the same number of steps
         (global_size,) = {share.global_size for share in shares_of_step}
         positions = [position for share in shares_of_step for position in share.positions_B.tolist()]
@@ -78,9 +78,9 @@ def global_batches(schedule: Schedule, epoch: int, workers: int, first_step: int
     return steps
 
 
-def order(schedule: Schedule, epoch: int = 0) -> IntArray:
+def order(schedule: BatchSchedule, epoch: int = 0) -> IntArray:
     """The interactions of an epoch in the order in which one worker meets them."""
-    return np.concatenate([numbers(share.interactions) for share in schedule.shares(epoch, 0, 0, 1)])
+    return np.concatenate([numbers(share.interactions) for share in schedule.slices(epoch, 0, 0, 1)])
 
 
 @pytest.mark.parametrize("options", [{}, {"lanes": 1}, {"lanes": 100}, {"window": 1}, {"window": 10**6}], ids=str)
@@ -97,7 +97,7 @@ def test_every_worker_takes_the_same_number_of_steps(uneven_data: Path, workers:
     schedule = schedule_of(uneven_data, batch_size=batch_size)
     assert schedule.steps == -(-ROWS // batch_size)
     for rank in range(workers):
-        assert len(list(schedule.shares(0, 0, rank, workers))) == schedule.steps
+        assert len(list(schedule.slices(0, 0, rank, workers))) == schedule.steps
 
 
 @pytest.mark.parametrize("workers", WORKERS[1:])
@@ -117,7 +117,7 @@ def test_global_batches_have_about_the_batch_size(uneven_data: Path) -> None:
 
 
 def test_a_worker_beyond_the_lanes_takes_empty_shares(uneven_data: Path) -> None:
-    shares = list(schedule_of(uneven_data, lanes=2).shares(0, 0, rank=2, workers=3))
+    shares = list(schedule_of(uneven_data, lanes=2).slices(0, 0, rank=2, workers=3))
     assert shares
     for share in shares:
         assert len(share.interactions) == len(share.positions_B) == 0
@@ -134,8 +134,8 @@ def test_starting_at_a_step_gives_the_shares_that_going_there_gives(uneven_data:
 
 def test_starting_at_a_step_gives_each_worker_its_examples_in_the_same_order(uneven_data: Path) -> None:
     schedule = schedule_of(uneven_data)
-    whole = list(schedule.shares(1, 0, 0, 2))
-    for share, resumed in zip(whole[5:], schedule.shares(1, 5, 0, 2), strict=True):
+    whole = list(schedule.slices(1, 0, 0, 2))
+    for share, resumed in zip(whole[5:], schedule.slices(1, 5, 0, 2), strict=True):
         assert examples_of(resumed) == examples_of(share)
         np.testing.assert_array_equal(resumed.positions_B, share.positions_B)
 
@@ -144,10 +144,12 @@ def test_starting_at_a_step_reads_no_window_that_came_before_it(tmp_path: Path) 
     one_group_a_file = numbered_interactions([[20]] * 5, QUERIES, ITEMS)
     manifest = write_data_set(tmp_path, {"train": one_group_a_file}, queries=QUERIES, items=ITEMS)
     options = {"batch_size": 20, "lanes": 1, "window": 20, "seed": 1}
-    schedule = Schedule(ShardReader(Folder(tmp_path), manifest), row_groups(manifest.splits["train"]), **options)
-    for group in schedule.deal(0)[0][:3]:
+    schedule = BatchSchedule(
+        InteractionReader(Folder(tmp_path), manifest), row_groups(manifest.splits["train"]), **options
+    )
+    for group in schedule.assign_partitions(0)[0][:3]:
         (tmp_path / group.file.path).unlink()
-    assert [len(share.interactions) for share in schedule.shares(0, 3, 0, 1)] == [20, 20]
+    assert [len(share.interactions) for share in schedule.slices(0, 3, 0, 1)] == [20, 20]
 
 
 def test_the_same_seed_repeats_and_another_seed_or_epoch_differs(uneven_data: Path) -> None:
@@ -161,11 +163,11 @@ def test_row_groups_are_dealt_to_lanes_anew_each_epoch_and_evenly(uneven_data: P
     schedule = schedule_of(uneven_data)
     largest = max(map(max, UNEVEN))
     for epoch in range(5):
-        dealt = schedule.deal(epoch)
+        dealt = schedule.assign_partitions(epoch)
         rows = [sum(group.rows for group in lane) for lane in dealt]
         assert sum(rows) == ROWS
         assert max(rows) - min(rows) <= largest
-        assert dealt != schedule.deal(epoch + 1)
+        assert dealt != schedule.assign_partitions(epoch + 1)
 
 
 def test_a_window_mixes_the_row_groups_that_it_holds(tmp_path: Path) -> None:
@@ -194,15 +196,17 @@ def test_a_window_smaller_than_a_row_group_still_shuffles_within_it(tmp_path: Pa
 
 def test_an_empty_split_has_one_step_of_nothing(tmp_path: Path) -> None:
     empty = Split(files=[])
-    reader = ShardReader(Folder(tmp_path), Manifest(query=QUERY, item=ITEM, entities={}, splits={"train": empty}))
-    schedule = Schedule(reader, [], batch_size=4, lanes=4, window=10, seed=1)
-    (share,) = schedule.shares(0, 0, 0, 1)
+    reader = InteractionReader(
+        Folder(tmp_path), DatasetManifest(query=QUERY, item=ITEM, entities={}, splits={"train": empty})
+    )
+    schedule = BatchSchedule(reader, [], batch_size=4, partitions=4, window=10, seed=1)
+    (share,) = schedule.slices(0, 0, 0, 1)
     assert (len(share.interactions), share.global_size) == (0, 0)
 
 
 def test_reading_all_of_a_split_gives_its_rows_in_the_order_of_the_manifest(uneven_data: Path) -> None:
     manifest = read_manifest(Folder(uneven_data))
-    reader = ShardReader(Folder(uneven_data), manifest)
+    reader = InteractionReader(Folder(uneven_data), manifest)
     rows = [numbers(part) for part in reader.read_all(manifest.splits["train"])]
     assert [len(part) for part in rows] == [size for sizes in UNEVEN for size in sizes if size]
     np.testing.assert_array_equal(np.concatenate(rows), np.arange(ROWS))
@@ -211,7 +215,7 @@ def test_reading_all_of_a_split_gives_its_rows_in_the_order_of_the_manifest(unev
 def test_a_reader_goes_on_after_more_files_than_it_keeps_open(tmp_path: Path) -> None:
     files = numbered_interactions([[1]] * 70, QUERIES, ITEMS)
     manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
-    reader = ShardReader(Folder(tmp_path), manifest)
+    reader = InteractionReader(Folder(tmp_path), manifest)
     for _ in range(2):
         rows = [numbers(part)[0] for part in reader.read_all(manifest.splits["train"])]
         assert rows == list(range(70))
@@ -222,7 +226,7 @@ def test_weights_of_either_sign_are_read_as_they_are(tmp_path: Path) -> None:
     weights = [-1.0, 0.0, 2.5, np.finfo(np.float32).min]
     files = [[make_interactions(range(4), range(4), weights)]]
     manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
-    [read] = ShardReader(Folder(tmp_path), manifest).read_all(manifest.splits["train"])
+    [read] = InteractionReader(Folder(tmp_path), manifest).read_all(manifest.splits["train"])
     assert read.weight_N.tolist() == np.array(weights, np.float32).tolist()
 
 
@@ -319,10 +323,10 @@ def test_a_damaged_shard_is_refused_by_file_and_row_group(
 ) -> None:
     write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
     spoil(tmp_path / "train" / "part-00000.parquet")
-    described = describe(Folder(tmp_path), "train/part-00000.parquet")
+    described = file_entry(Folder(tmp_path), "train/part-00000.parquet")
     manifest = read_manifest(Folder(tmp_path)).model_copy(update={"splits": {"train": Split(files=[described])}})
     with pytest.raises(InputError) as caught:
-        ShardReader(Folder(tmp_path), manifest).read(RowGroup(described, 1, 4))
+        InteractionReader(Folder(tmp_path), manifest).read(RowGroup(described, 1, 4))
     assert expected in str(caught.value)
     assert f"{tmp_path}/{SECOND_GROUP}" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -362,13 +366,13 @@ def test_a_shard_that_is_not_the_one_of_the_manifest_is_refused_before_it_is_par
     spoil(tmp_path / "train" / "part-00000.parquet")
     monkeypatch.setattr(parquet_files, "pq", None)
     with pytest.raises(InputError, match=expected) as caught:
-        ShardReader(Folder(tmp_path), manifest).read(row_groups(manifest.splits["train"])[0])
+        InteractionReader(Folder(tmp_path), manifest).read(row_groups(manifest.splits["train"])[0])
     assert str(caught.value).startswith(f"{tmp_path}/train/part-00000.parquet: ")
 
 
 def test_a_shard_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     manifest = write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
-    reader = ShardReader(Folder(tmp_path), manifest)
+    reader = InteractionReader(Folder(tmp_path), manifest)
     first, second = row_groups(manifest.splits["train"])
     path = tmp_path / "train" / "part-00000.parquet"
     assert len(reader.read(first)) == 5
@@ -386,13 +390,13 @@ def test_a_missing_shard_is_refused_by_its_name(tmp_path: Path) -> None:
     manifest = write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
     shutil.rmtree(tmp_path / "train")
     with pytest.raises(InputError, match=r"train/part-00000.parquet: no such file, but the manifest lists it"):
-        list(ShardReader(Folder(tmp_path), manifest).read_all(manifest.splits["train"]))
+        list(InteractionReader(Folder(tmp_path), manifest).read_all(manifest.splits["train"]))
 
 
 def test_a_damaged_shard_ends_the_epoch_of_whoever_reads_it(tmp_path: Path) -> None:
     write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
     shorten_second_group(tmp_path / "train" / "part-00000.parquet")
-    shares = schedule_of(tmp_path, lanes=2).shares(0, 0, 0, 1)
+    shares = schedule_of(tmp_path, lanes=2).slices(0, 0, 0, 1)
     with pytest.raises(InputError, match=r"train/part-00000.parquet: has [0-9,]+ bytes, but the manifest says "):
         list(shares)
 
@@ -409,7 +413,7 @@ def test_no_change_of_bytes_goes_unnoticed_or_brings_the_reader_down(tmp_path: P
         for _ in range(choose.choice([1, 1, 2, 8, 64])):
             changed[choose.randrange(len(changed))] = choose.randrange(256)
         path.write_bytes(changed)
-        reader = ShardReader(Folder(tmp_path), manifest)
+        reader = InteractionReader(Folder(tmp_path), manifest)
         for group, expected in zip(row_groups(manifest.splits["train"]), files[0], strict=True):
             tried += 1
             try:
@@ -427,7 +431,7 @@ def test_no_change_of_bytes_goes_unnoticed_or_brings_the_reader_down(tmp_path: P
 # ---- reading ahead
 
 
-class CountingReader(ShardReader):
+class CountingReader(InteractionReader):
     """A reader that says what it has read, and waits before each row group while it is ``held``."""
 
     def __init__(self, folder: Path) -> None:
@@ -460,16 +464,16 @@ def ten_groups(tmp_path: Path) -> Iterator[CountingReader]:
         yield reader
 
 
-def two_lanes(reader: CountingReader, folder: Path) -> Schedule:
+def two_lanes(reader: CountingReader, folder: Path) -> BatchSchedule:
     groups = row_groups(read_manifest(Folder(folder)).splits["train"])
-    return Schedule(reader, groups, batch_size=10, lanes=2, window=20, seed=1)
+    return BatchSchedule(reader, groups, batch_size=10, partitions=2, window=20, seed=1)
 
 
 def test_a_lanes_next_window_is_fetched_while_the_present_one_is_taken_and_no_more(
     tmp_path: Path, ten_groups: CountingReader
 ) -> None:
     epochs = 3
-    shares = two_lanes(ten_groups, tmp_path).shares(0, 0, 0, 1, epochs=epochs)
+    shares = two_lanes(ten_groups, tmp_path).slices(0, 0, 0, 1, epochs=epochs)
     for step in range(epochs * 20):
         assert len(next(shares).interactions) == 10
         begun = 2 * 20 * (step // 4 + 1)  # windows that rows were taken from: of both lanes, four steps each
@@ -480,12 +484,12 @@ def test_a_lanes_next_window_is_fetched_while_the_present_one_is_taken_and_no_mo
 
 def test_a_window_that_is_late_is_waited_for_and_the_time_counted(tmp_path: Path, ten_groups: CountingReader) -> None:
     waiting = Stopwatch()
-    shares = two_lanes(ten_groups, tmp_path).shares(0, 0, 0, 1, waiting=waiting)
+    shares = two_lanes(ten_groups, tmp_path).slices(0, 0, 0, 1, waiting=waiting)
     next(shares)
     ten_groups.wait_for(80)
     ten_groups.let_go.clear()
     before = waiting.seconds
-    with ReadAhead(shares, depth=1) as ahead:
+    with Prefetcher(shares, depth=1) as ahead:
         taken = iter(ahead)
         for _ in range(7):  # what is held: two windows of each lane are eight steps
             next(taken)
@@ -496,18 +500,18 @@ def test_a_window_that_is_late_is_waited_for_and_the_time_counted(tmp_path: Path
 
 def test_the_end_of_a_run_does_not_wait_for_what_is_being_fetched(tmp_path: Path, ten_groups: CountingReader) -> None:
     schedule = two_lanes(ten_groups, tmp_path)
-    ahead = ReadAhead(schedule.shares(0, 0, 0, 1, epochs=100), interrupt=schedule.interrupt)
+    ahead = Prefetcher(schedule.slices(0, 0, 0, 1, epochs=100), interrupt=schedule.interrupt)
     with ahead:
         next(iter(ahead))
     assert not ahead._thread.is_alive()
-    with pytest.raises(UnreachableError, match="is not read any more: the run ends"):
-        ten_groups.read(schedule.deal(0)[0][0])
+    with pytest.raises(StorageUnavailableError, match="is not read any more: the run ends"):
+        ten_groups.read(schedule.assign_partitions(0)[0][0])
 
 
 def test_epochs_one_after_another_are_those_that_are_read_alone(uneven_data: Path) -> None:
     schedule = schedule_of(uneven_data)
-    together = [examples_of(share) for share in schedule.shares(1, 3, 1, 2, epochs=3)]
+    together = [examples_of(share) for share in schedule.slices(1, 3, 1, 2, epochs=3)]
     alone = [
-        examples_of(share) for epoch in (1, 2, 3) for share in schedule.shares(epoch, 3 if epoch == 1 else 0, 1, 2)
+        examples_of(share) for epoch in (1, 2, 3) for share in schedule.slices(epoch, 3 if epoch == 1 else 0, 1, 2)
     ]
     assert together == alone

@@ -20,7 +20,7 @@ from saved_ranges import WRITE_SECONDS, Arrays, cut, random_table, saved, writte
 from waiting import wait_until
 
 from kvstore.arrays import IntArray
-from kvstore.checkpoint import RowRange
+from kvstore.checkpoint import TableShard
 from kvstore.checkpoint_writer import write_part
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
@@ -39,8 +39,8 @@ def _nothing_left_to_compile() -> None:
     compile_kernels()
 
 
-def ones(rows: int, table: str = "track") -> RowRange:
-    return RowRange(table, rows, 0, 1, {"weights": np.ones((rows, DIM), np.float32)})
+def ones(rows: int, table: str = "track") -> TableShard:
+    return TableShard(table, rows, 0, 1, {"weights": np.ones((rows, DIM), np.float32)})
 
 
 def weights_file(folder: Path, table: str = "track") -> Path:
@@ -48,7 +48,7 @@ def weights_file(folder: Path, table: str = "track") -> Path:
 
 
 @contextmanager
-def snapshot_of(*ranges: RowRange, to: Path | str) -> Iterator[tuple[Snapshot, psutil.Process]]:
+def snapshot_of(*ranges: TableShard, to: Path | str) -> Iterator[tuple[Snapshot, psutil.Process]]:
     """A snapshot under way and the process that writes it, nothing of which is left at the end."""
     assert psutil.Process().children() == []
     with closing(Snapshot(str(to), 0, 1, ranges)) as snapshot:
@@ -59,7 +59,7 @@ def snapshot_of(*ranges: RowRange, to: Path | str) -> Iterator[tuple[Snapshot, p
     assert not any(thread.name == "snapshot" for thread in threading.enumerate())
 
 
-def change(snapshot: Snapshot, held: RowRange, rows_A: IntArray | None = None) -> None:
+def change(snapshot: Snapshot, held: TableShard, rows_A: IntArray | None = None) -> None:
     """Have training change rows of ``held``, by default all of them."""
     rows_A = np.arange(len(held.arrays["weights"])) if rows_A is None else rows_A
     snapshot.before_update(held.table, held.number, rows_A)
@@ -183,7 +183,7 @@ def test_training_goes_on_while_a_store_in_process_saves(tmp_path: Path) -> None
         before = store.pull({"track": np.arange(LARGE)})["track"]
         store.save(str(tmp_path))
         steps = 0
-        while (result := store.saved()) is None:
+        while (result := store.poll_save()) is None:
             store.push(step)
             steps += 1
         assert steps > 0
@@ -377,7 +377,7 @@ def read_by(process: psutil.Process) -> int:
     return int(process.io_counters().read_chars)
 
 
-def intact(held: RowRange, before: Arrays) -> None:
+def intact(held: TableShard, before: Arrays) -> None:
     for name, values in before.items():
         np.testing.assert_array_equal(held.arrays[name], values)
 

@@ -14,9 +14,9 @@ from running_command import RunningCommand, crossfade, started, succeeded
 from test_resume import assert_same_bits, report_of
 
 from deploy.imds import InstanceMetadata
-from deploy.spot import SpotWatch, watching
-from kvstore.checkpoint import newest_checkpoint
-from kvstore.errors import InputError, UnreachableError
+from deploy.spot import SpotMonitor, monitor_spot
+from kvstore.checkpoint import latest_checkpoint
+from kvstore.errors import InputError, StorageUnavailableError
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 TOKEN = {"CROSSFADE_TOKEN": "the-token-of-these-tests"}
@@ -52,33 +52,33 @@ def test_an_endpoint_that_is_none_is_refused(endpoint: str, monkeypatch: pytest.
 
 def test_a_service_that_must_not_be_asked_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(InputError, match="AWS_EC2_METADATA_DISABLED is true"), watching(print):
+    with pytest.raises(InputError, match="AWS_EC2_METADATA_DISABLED is true"), monitor_spot(print):
         pass
 
 
 def test_a_service_that_is_not_there_or_says_nothing_is_given_up_in_time() -> None:
     [port] = free_ports(1)
-    with pytest.raises(UnreachableError, match=r"cannot be reached: .*refused"):
+    with pytest.raises(StorageUnavailableError, match=r"cannot be reached: .*refused"):
         InstanceMetadata(f"http://127.0.0.1:{port}").get("local-ipv4")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(UnreachableError, match="no answer in time"):
+        with pytest.raises(StorageUnavailableError, match="no answer in time"):
             InstanceMetadata(endpoint, timeout_seconds=0.1).get("local-ipv4")
 
 
 def test_notices_and_recommendations_are_told_once_each(metadata: Metadata) -> None:
     said: list[str] = []
-    watch = SpotWatch(InstanceMetadata(metadata.endpoint), said.append)
-    watch.look()
+    watch = SpotMonitor(InstanceMetadata(metadata.endpoint), said.append)
+    watch.poll()
     assert (watch.notice(), watch.recommendations(), said) == (None, 0, [])
     metadata.recommend_leaving("2020-10-27T08:22:00Z")
-    watch.look()
-    watch.look()
+    watch.poll()
+    watch.poll()
     assert (watch.notice(), watch.recommendations()) == (None, 1)
     metadata.recommend_leaving("2020-10-27T09:00:00Z")
     metadata.take_away("hibernate")
-    watch.look()
-    watch.look()
+    watch.poll()
+    watch.poll()
     assert watch.recommendations() == 2
     assert watch.notice() == "EC2 hibernates this spot instance at 2017-09-18T08:22:00Z"
     assert [line.split(" at ")[0] for line in said] == [
@@ -91,14 +91,14 @@ def test_notices_and_recommendations_are_told_once_each(metadata: Metadata) -> N
 @pytest.mark.parametrize("answer", ["", "[]", '"terminate"', '{"action": "terminate"}', '{"action": 1, "time": 2}'])
 def test_an_answer_that_makes_no_sense_is_told_once_and_does_no_harm(metadata: Metadata, answer: str) -> None:
     said: list[str] = []
-    watch = SpotWatch(InstanceMetadata(metadata.endpoint), said.append)
+    watch = SpotMonitor(InstanceMetadata(metadata.endpoint), said.append)
     metadata.says["spot/instance-action"] = answer
-    watch.look()
-    watch.look()
+    watch.poll()
+    watch.poll()
     assert len(said) == 1
     assert said[0].startswith("no spot notice can be seen now")
     metadata.take_away()
-    watch.look()
+    watch.poll()
     assert said[1:] == [NOTICE, "spot notices can be seen again"]
     assert watch.notice() == NOTICE
 
@@ -147,9 +147,9 @@ def messages(stderr: str) -> list[str]:
 
 def saved_step(checkpoints: Path) -> int:
     """The step of the newest checkpoint, which must be whole."""
-    newest, passed_over = newest_checkpoint(str(checkpoints))
+    newest, skipped = latest_checkpoint(str(checkpoints))
     assert newest is not None
-    assert passed_over == []
+    assert skipped == []
     return newest.manifest.step
 
 

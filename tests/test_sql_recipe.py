@@ -15,7 +15,7 @@ from cluster_data import TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.prepare.features import FeatureFile
 from trainer.prepare.pipeline import PrepareOptions, prepare
 
@@ -58,16 +58,16 @@ def songs() -> pa.Table:
     )
 
 
-def featured(data: Path, manifest: Manifest) -> list[dict[str, Any]]:
+def featured(data: Path, manifest: DatasetManifest) -> list[dict[str, Any]]:
     files = manifest.features["track"]["artist"].files
     return [row for file in files for row in pq.read_table(data / file.path).to_pylist()]
 
 
-def rows_of(data: Path, manifest: Manifest, name: str) -> list[dict[str, Any]]:
+def rows_of(data: Path, manifest: DatasetManifest, name: str) -> list[dict[str, Any]]:
     return [row for file in manifest.entities[name].files for row in pq.read_table(data / file.path).to_pylist()]
 
 
-def pairs_of(data: Path, manifest: Manifest, split: str) -> Counter[tuple[Any, ...]]:
+def pairs_of(data: Path, manifest: DatasetManifest, split: str) -> Counter[tuple[Any, ...]]:
     tables = [pq.read_table(data / file.path) for file in manifest.splits[split].files]
     return Counter(tuple(row.values()) for row in pa.concat_tables(tables).to_pylist())
 

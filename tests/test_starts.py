@@ -11,11 +11,11 @@ from scripted_agents import Place
 from waiting import wait_until
 
 from deploy import supervision
-from deploy.cluster import TOKEN_VARIABLE, check_own_address
+from deploy.cluster import TOKEN_VARIABLE, check_local_address
 from deploy.coordinator import State
 from deploy.reports import Failure
 from kvstore.errors import InputError
-from trainer.job import Cluster, load_job
+from trainer.job import ClusterConfig, load_job
 from trainer.run_folder import RunFolder
 
 
@@ -30,7 +30,7 @@ class Searching:
         job = load_job(write_job(tmp_path / "job.yaml", tmp_path, cluster={"servers": 2, "workers": 2}))
         self.place = Place()
         self.folder = RunFolder(tmp_path / "run")
-        self.search = supervision._Search(job, self.folder, resume)
+        self.search = supervision._StartFinder(job, self.folder, resume)
 
     def _newest(self, checkpoints: str, refused: frozenset[str]) -> Any:
         self.asked.append((checkpoints, refused))
@@ -95,8 +95,8 @@ def test_a_slow_store_of_checkpoints_holds_up_neither_agents_nor_a_stop(
 @pytest.mark.parametrize(
     ("error", "state"),
     [
-        (OSError("the store is away"), State.BACKING_OFF),
-        (RuntimeError("a fault of ours"), State.BACKING_OFF),
+        (OSError("the store is away"), State.BACKOFF),
+        (RuntimeError("a fault of ours"), State.BACKOFF),
         (InputError("no such scheme"), State.FAILED),
     ],
 )
@@ -123,10 +123,10 @@ def test_hosts_that_could_not_join_or_reach_each_other_are_refused(
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "0123456789abcdef")
     with pytest.raises(InputError, match=re.escape(said)):
-        supervision.check_hosts(Cluster(servers=1, **settings))
+        supervision.check_hosts(ClusterConfig(servers=1, **settings))
     monkeypatch.delenv(TOKEN_VARIABLE)
     with pytest.raises(InputError, match=r"cluster\.listen needs the environment variable CROSSFADE_TOKEN"):
-        supervision.check_hosts(Cluster(servers=1, listen="127.0.0.1:0"))
+        supervision.check_hosts(ClusterConfig(servers=1, coordinator_address="127.0.0.1:0"))
 
 
 @pytest.mark.parametrize(
@@ -135,5 +135,5 @@ def test_hosts_that_could_not_join_or_reach_each_other_are_refused(
 )
 def test_an_address_on_which_no_role_could_listen_is_refused(address: str, said: str) -> None:
     with pytest.raises(InputError, match=f"--address: {said}"):
-        check_own_address(address)
-    check_own_address("127.0.0.9")
+        check_local_address(address)
+    check_local_address("127.0.0.9")

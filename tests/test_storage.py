@@ -17,7 +17,7 @@ from object_store import ObjectStore, free_ports, running_object_store
 from saved_ranges import WRITE_SECONDS, Arrays, cut, joined, random_table, save, written
 from waiting import wait_until
 
-from kvstore.checkpoint import Checkpoint, RowRange, newest_checkpoint, open_checkpoint, prune, step_folder
+from kvstore.checkpoint import Checkpoint, TableShard, latest_checkpoint, open_checkpoint, prune, step_folder
 from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
 from kvstore.snapshot import Snapshot
@@ -244,7 +244,7 @@ def checkpoints(s3: ObjectStore, tmp_path: Path) -> str:
     return s3.uri(f"checkpoints/{tmp_path.name}")
 
 
-def into(table: TableSpec) -> list[RowRange]:
+def into(table: TableSpec) -> list[TableShard]:
     return cut(table, {name: np.zeros_like(values) for name, values in random_table(table, SGD).items()}, 2)
 
 
@@ -267,10 +267,10 @@ def test_checkpoints_on_s3_are_written_found_loaded_and_pruned(checkpoints: str)
     for step in (1, 2):
         arrays = save_large(checkpoints, step)
     Folder(checkpoints).child("step-000000003").write("part-00000-of-00001.json", b"{}")
-    checkpoint, passed_over = newest_checkpoint(checkpoints)
+    checkpoint, skipped = latest_checkpoint(checkpoints)
     assert checkpoint is not None
     assert checkpoint.uri == step_folder(checkpoints, 2)
-    assert passed_over == [
+    assert skipped == [
         f"{checkpoints}/step-000000003/manifest.json: missing: this is no checkpoint, or one that was not written to "
         "its end"
     ]
@@ -330,7 +330,7 @@ def test_a_wrong_secret_is_refused_at_once_and_no_reason_to_refuse_a_checkpoint(
     with pytest.raises(CheckpointError, match=r"step-000000002: could not be written: .*SignatureDoesNotMatch"):
         written(Snapshot(step_folder(checkpoints, 2), 0, 1, held))
     np.testing.assert_array_equal(held[0].arrays["weights"], before)
-    for read in (newest_checkpoint, lambda uri: open_checkpoint(step_folder(uri, 1))):
+    for read in (latest_checkpoint, lambda uri: open_checkpoint(step_folder(uri, 1))):
         with pytest.raises(CheckpointError, match=r"cannot be read: .*SignatureDoesNotMatch") as caught:
             read(checkpoints)
         assert caught.value.checkpoint is None

@@ -11,11 +11,11 @@ from builders import random_rows
 from saved_ranges import joined, manifest, save_store, saved
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint import RowRange, commit, open_checkpoint, step_folder
+from kvstore.checkpoint import TableShard, commit, open_checkpoint, step_folder
 from kvstore.errors import CheckpointError, StoreError
 from kvstore.local import LocalStore
 from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec, make_optimizer
-from kvstore.store import NONE_AFRESH, RowGradient, RowStore, TableSpec, Traffic
+from kvstore.store import NO_RESETS, RowGradient, RowStore, TableSpec, Traffic
 
 STORES: dict[str, Callable[[], RowStore]] = {"LocalStore": LocalStore}
 TABLES = [TableSpec("customer", rows=50, dim=4, scale=0.1), TableSpec("track", rows=30, dim=3, scale=0.5)]
@@ -34,7 +34,7 @@ def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
             optimizer: OptimizerSpec = SGD,
             seed: int = 1,
             checkpoint: str | None = None,
-            afresh: Mapping[str, IntArray] = NONE_AFRESH,
+            afresh: Mapping[str, IntArray] = NO_RESETS,
         ) -> RowStore:
             store = stack.enter_context(closing(request.param()))
             store.create(tables, optimizer, seed, checkpoint, afresh)
@@ -115,7 +115,7 @@ def test_a_pull_after_a_push_sees_the_step_and_only_active_rows_moved(open_store
 def test_a_rate_multiplies_the_steps_that_follow_until_it_is_set_again(open_store: OpenStore) -> None:
     store, moved = open_store(), []
     for factor in (1.0, 0.25, 0.25, 1.0):
-        store.set_rate(factor)
+        store.set_lr_factor(factor)
         before = everything(store)["customer"]
         store.push(step_of(store, customer=np.array([3, 4])))
         moved.append(np.abs(everything(store)["customer"] - before).sum())
@@ -214,7 +214,7 @@ def saved_arrays(checkpoint: str, table: TableSpec, optimizer: OptimizerSpec) ->
     """Weights and optimizer state of a table in a checkpoint."""
     state = make_optimizer(optimizer, table.rows, table.dim).state
     arrays = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
-    held = RowRange(table.name, table.rows, 0, 1, arrays)
+    held = TableShard(table.name, table.rows, 0, 1, arrays)
     open_checkpoint(checkpoint).load([held])
     return joined([held])
 
@@ -288,7 +288,7 @@ def test_a_damaged_checkpoint_is_refused_with_its_uri(open_store: OpenStore, tmp
 def test_sum_adds_over_the_workers_in_float64(open_store: OpenStore) -> None:
     store = open_store()
     values_N = np.array([1.0, -2.5, 1e-12, 2.0**40 + 0.125])
-    total_N = store.sum(values_N)
+    total_N = store.all_reduce(values_N)
     assert total_N.dtype == np.float64
     np.testing.assert_array_equal(total_N, values_N * store.workers)
     total_N[:] = 0.0

@@ -20,8 +20,8 @@ from test_submit_sagemaker import policy
 
 from crossfade.main import main
 from deploy.ec2 import resources
-from deploy.ec2.plan import Plan, new_run_name
-from deploy.ec2.user_data import LARGEST_BYTES, user_data
+from deploy.ec2.plan import RunSpec, new_run_name
+from deploy.ec2.user_data import MAX_BYTES, user_data
 
 pytestmark = pytest.mark.slow
 
@@ -555,8 +555,8 @@ def test_the_script_is_one_that_bash_and_ec2_take_and_quotes_what_it_is_given(tm
         "volume_gib": 100,
     }
     values["storage"] = "s3://music/its/x"
-    script = user_data(Plan(**values), 0)
-    assert len(script.encode()) <= LARGEST_BYTES
+    script = user_data(RunSpec(**values), 0)
+    assert len(script.encode()) <= MAX_BYTES
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     settings = script.partition("\nimds=")[0]
     echo = subprocess.run(["bash"], input=f'{settings}\necho "$image"', text=True, capture_output=True, check=True)

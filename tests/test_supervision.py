@@ -79,8 +79,8 @@ def test_a_killed_role_costs_a_restart_from_the_newest_checkpoint(job: Path, tmp
     assert cause["step"] >= 40
     assert cause["seconds"] > 0
     # A checkpoint that was being written at that moment is passed over.
-    *passed_over, message = messages(result.stderr)
-    assert all(line.startswith("crossfade: passed over a checkpoint: ") for line in passed_over)
+    *skipped, message = messages(result.stderr)
+    assert all(line.startswith("crossfade: passed over a checkpoint: ") for line in skipped)
     assert message.startswith(f"crossfade: {victim} was killed by SIGKILL; restarting (generation 2) from step ")
     assert f"--- {victim} of generation 2" in (tmp_path / "run" / "logs" / f"{victim}.log").read_text().splitlines()
 

@@ -10,22 +10,22 @@ import pytest
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, read_manifest
+from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.prepare import synthetic
 from trainer.prepare.output import row_group_rows
-from trainer.prepare.summary import describe
+from trainer.prepare.summary import format_summary
 from trainer.prepare.synthetic import FIRST_ID, SyntheticSpec, genre_of, write_synthetic
 
 SPEC = SyntheticSpec(queries=3_000, items=1_000, interactions=200_000, genres=10)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetManifest]:
     out = tmp_path_factory.mktemp("synthetic") / "out"
     return out, write_synthetic(out, SPEC, seed=1)
 
 
-def columns(out: Path, manifest: Manifest, split: str) -> dict[str, np.ndarray]:
+def columns(out: Path, manifest: DatasetManifest, split: str) -> dict[str, np.ndarray]:
     tables = [pq.read_table(out / file.path) for file in manifest.splits[split].files]
     return {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in tables[0].schema.names}
 
@@ -37,7 +37,7 @@ def tables_of(out: Path) -> dict[str, str]:
     }
 
 
-def test_the_format_is_that_of_prepared_data(made: tuple[Path, Manifest]) -> None:
+def test_the_format_is_that_of_prepared_data(made: tuple[Path, DatasetManifest]) -> None:
     out, manifest = made
     assert read_manifest(Folder(out)) == manifest
     assert sum(split.rows for split in manifest.splits.values()) == SPEC.interactions
@@ -54,10 +54,10 @@ def test_the_format_is_that_of_prepared_data(made: tuple[Path, Manifest]) -> Non
         ("timestamp", "int64"),
     ]
     assert not (out / ".work").exists()
-    assert "customer x track" in describe(manifest, Folder(out))
+    assert "customer x track" in format_summary(manifest, Folder(out))
 
 
-def test_vocabularies_count_train_and_name_items_by_genre(made: tuple[Path, Manifest]) -> None:
+def test_vocabularies_count_train_and_name_items_by_genre(made: tuple[Path, DatasetManifest]) -> None:
     out, manifest = made
     train = columns(out, manifest, "train")
     for entity, rows in (("customer", SPEC.queries), ("track", SPEC.items)):
@@ -73,11 +73,11 @@ def test_vocabularies_count_train_and_name_items_by_genre(made: tuple[Path, Mani
 def test_many_items_go_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "NAMED_ITEMS_MAX", 49)
     spec = SyntheticSpec(queries=10, items=50, interactions=2000, genres=2)
-    assert not write_synthetic(tmp_path / "out", spec, 1).entities["track"].named
+    assert not write_synthetic(tmp_path / "out", spec, 1).entities["track"].has_names
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    tmp_path: Path, made: tuple[Path, Manifest]
+    tmp_path: Path, made: tuple[Path, DatasetManifest]
 ) -> None:
     write_synthetic(tmp_path / "again", SPEC, seed=1)
     write_synthetic(tmp_path / "other", SPEC, seed=2)
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
 
 
 def test_pieces_do_not_change_what_is_drawn(
-    tmp_path: Path, made: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, made: tuple[Path, DatasetManifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthetic, "_PIECE", 30_011)
     manifest = write_synthetic(tmp_path / "out", SPEC, seed=1)
@@ -97,7 +97,7 @@ def test_pieces_do_not_change_what_is_drawn(
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_fractions_are_met_and_no_pair_is_in_two_splits(made: tuple[Path, Manifest]) -> None:
+def test_fractions_are_met_and_no_pair_is_in_two_splits(made: tuple[Path, DatasetManifest]) -> None:
     out, manifest = made
     pairs = {}
     for split in manifest.splits:
@@ -118,7 +118,7 @@ def test_a_fraction_of_zero_leaves_the_split_out(tmp_path: Path, valid: float, t
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*wanted, "vocabulary", "features", "manifest.json"}
 
 
-def test_popularity_and_activity_fall_with_the_row_as_a_power_law(made: tuple[Path, Manifest]) -> None:
+def test_popularity_and_activity_fall_with_the_row_as_a_power_law(made: tuple[Path, DatasetManifest]) -> None:
     found = columns(*made, "train")
     for name, rows in (("track", SPEC.items), ("customer", SPEC.queries)):
         counts = np.bincount(found[name], minlength=rows)
@@ -131,7 +131,7 @@ def test_popularity_and_activity_fall_with_the_row_as_a_power_law(made: tuple[Pa
     assert slope == pytest.approx(1.0, abs=0.15)
 
 
-def test_most_listening_is_in_one_to_three_genres_of_each_customer(made: tuple[Path, Manifest]) -> None:
+def test_most_listening_is_in_one_to_three_genres_of_each_customer(made: tuple[Path, DatasetManifest]) -> None:
     found = columns(*made, "train")
     genres = genre_of(found["track"], SPEC.genres)
     table = np.zeros((SPEC.queries, SPEC.genres))
@@ -146,7 +146,7 @@ def test_most_listening_is_in_one_to_three_genres_of_each_customer(made: tuple[P
     assert overall.max() < 0.35  # and not all the same
 
 
-def test_neighbours_in_the_shards_are_strangers(made: tuple[Path, Manifest]) -> None:
+def test_neighbors_in_the_shards_are_strangers(made: tuple[Path, DatasetManifest]) -> None:
     found = columns(*made, "train")
     assert np.mean(found["customer"][1:] == found["customer"][:-1]) < 0.01
     year = (found["timestamp"] - synthetic.START_SECONDS) / synthetic.SPAN_SECONDS
@@ -177,7 +177,7 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path, made: tuple[Path, Manifest]) -> None:
+def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path, made: tuple[Path, DatasetManifest]) -> None:
     small = SyntheticSpec(queries=20, items=20, interactions=500, genres=2)
     write_synthetic(tmp_path / "out", small, 1)
     with pytest.raises(InputError, match="--overwrite"):

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kvstore.layout import STATUS_KEY, SUM_KEY, TableLayout, make_layout
+from kvstore.layout import ALL_REDUCE_KEY, STATUS_KEY, TableLayout, make_layout
 from kvstore.store import VALUE_BYTES, TableSpec
 
 DIM = 4
@@ -58,7 +58,7 @@ def test_a_request_of_no_rows_names_every_key(layout: TableLayout) -> None:
 @every_layout
 def test_rows_of_ranges_are_the_inverse_of_split(layout: TableLayout) -> None:
     held_by_key = {
-        key: np.concatenate([layout.rows_of(layout.range_of(key, server)) for server in range(layout.servers)])
+        key: np.concatenate([layout.rows_of(layout.shard_of(key, server)) for server in range(layout.servers)])
         for key in layout.key_numbers
     }
     for rows_A in requests_of(layout):
@@ -66,13 +66,13 @@ def test_rows_of_ranges_are_the_inverse_of_split(layout: TableLayout) -> None:
             np.testing.assert_array_equal(held_by_key[part.key][part.positions_A], rows_A[part.order_A])
     held = np.sort(np.concatenate(list(held_by_key.values())))
     np.testing.assert_array_equal(held, np.arange(len(held)))  # each once, then the padding
-    assert layout.table.rows <= len(held) < layout.table.rows + layout.ranges
+    assert layout.table.rows <= len(held) < layout.table.rows + layout.shards
 
 
 @every_layout
 def test_each_server_holds_its_share_of_the_most_popular_rows(layout: TableLayout) -> None:
     held_by_server = [
-        np.concatenate([layout.rows_of(layout.range_of(key, server)) for key in layout.key_numbers])
+        np.concatenate([layout.rows_of(layout.shard_of(key, server)) for key in layout.key_numbers])
         for server in range(layout.servers)
     ]
     for popular in {1, 2, 10, layout.table.rows // 2, layout.table.rows}:
@@ -83,10 +83,10 @@ def test_each_server_holds_its_share_of_the_most_popular_rows(layout: TableLayou
 @every_layout
 def test_popular_rows_stand_first_in_the_memory_of_their_server(layout: TableLayout) -> None:
     for key, server in product(layout.key_numbers, range(layout.servers)):
-        held = layout.rows_of(layout.range_of(key, server))
-        assert held.shape == (layout.chunk,)
+        held = layout.rows_of(layout.shard_of(key, server))
+        assert held.shape == (layout.shard_rows,)
         assert (np.diff(held) > 0).all()
-        assert held[0] < layout.ranges
+        assert held[0] < layout.shards
 
 
 @pytest.mark.parametrize(("rows", "servers", "key_bytes"), list(product(ROWS, SERVERS, KEY_BYTES)))
@@ -101,7 +101,7 @@ def test_a_table_of_billions_of_parameters_fits_the_largest_key() -> None:
     (layout,) = make_layout([TableSpec("track", 100_000_000, 64, 0.1)], servers=8)
     assert layout.keys == 24
     assert np.prod(layout.key_shape) * VALUE_BYTES <= 2**30
-    assert layout.chunk * layout.ranges >= 100_000_000
+    assert layout.shard_rows * layout.shards >= 100_000_000
 
 
 def test_tables_share_no_key_and_leave_those_for_sums_and_status_alone() -> None:
@@ -110,4 +110,4 @@ def test_tables_share_no_key_and_leave_those_for_sums_and_status_alone() -> None
     assert [layout.table for layout in layouts] == tables
     keys = [key for layout in layouts for key in layout.key_numbers]
     assert keys == list(range(2, len(keys) + 2))
-    assert {SUM_KEY, STATUS_KEY}.isdisjoint(keys)
+    assert {ALL_REDUCE_KEY, STATUS_KEY}.isdisjoint(keys)

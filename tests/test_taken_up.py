@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from cluster_data import train_rows, write_job, write_planted
 
-from kvstore.checkpoint import Manifest, open_checkpoint
+from kvstore.checkpoint import CheckpointManifest, open_checkpoint
 from kvstore.errors import CheckpointError
-from trainer.checkpoints import Stop
+from trainer.checkpoints import StopResult
 from trainer.embeddings import EmbeddingFiles, vectors_of
 from trainer.job import load_job
 from trainer.run import run_in_process
@@ -49,7 +49,7 @@ class Runs:
         *,
         resume: bool = False,
         damaged: Sequence[str] = (),
-    ) -> dict[str, Any] | Stop:
+    ) -> dict[str, Any] | StopResult:
         """Train, and stop at the first agreement at or after the step ``stop_at``; the ``damaged`` are passed over."""
         step = 0
 
@@ -58,7 +58,7 @@ class Runs:
             step = event["step"] if event["event"] == "step" else step
 
         said: list[str] = []
-        with RunFolder(self._folder / name).begin(self._job, resume=resume):
+        with RunFolder(self._folder / name).open_run(self._job, resume=resume):
             result = run_in_process(
                 self._job,
                 RunFolder(self._folder / name),
@@ -67,9 +67,9 @@ class Runs:
                 stop_requested=lambda: stop_at is not None and step >= stop_at,
                 say=said.append,
             )
-        *passed_over, last = said or ["going on from step 0"]
+        *skipped, last = said or ["going on from step 0"]
         assert last.startswith("going on from step ")
-        assert [name in line for name, line in zip(damaged, passed_over, strict=True)] == [True] * len(damaged)
+        assert [name in line for name, line in zip(damaged, skipped, strict=True)] == [True] * len(damaged)
         return result
 
     def losses(self, name: str) -> dict[int, float]:
@@ -91,7 +91,7 @@ def assert_taken_up(runs: Runs, stop_at: int, best_epoch: int, embeddings: bool 
     whole = runs.run("whole")
     assert isinstance(whole, dict)
     stopped = runs.run("stopped", stop_at)
-    assert isinstance(stopped, Stop)
+    assert isinstance(stopped, StopResult)
     assert (stopped.step, stopped.checkpoint is not None) == (stop_at, True)
     resumed = runs.run("stopped", resume=True)
     assert isinstance(resumed, dict)
@@ -131,7 +131,7 @@ def test_before_a_damaged_checkpoint_which_then_is_gone(data: Path, tmp_path: Pa
     *_, before, newest = runs.checkpoints("run")
     (newest / "manifest.json").write_text("{}")
     stopped = runs.run("run", 1, resume=True, damaged=[newest.name])
-    assert isinstance(stopped, Stop)
+    assert isinstance(stopped, StopResult)
     assert before.name < f"step-{stopped.step:09d}" < newest.name
     assert newest not in runs.checkpoints("run")
     runs.run("run", resume=True)
@@ -145,7 +145,7 @@ def test_a_checkpoint_that_cannot_be_made_whole_leaves_the_one_before_and_nothin
     [before] = runs.checkpoints("run")
     tried = []
 
-    def refuse(_checkpoints: str, manifest: Manifest, _files: dict[str, bytes]) -> None:
+    def refuse(_checkpoints: str, manifest: CheckpointManifest, _files: dict[str, bytes]) -> None:
         tried.append(manifest.step)
         raise CheckpointError("no room for a manifest")
 

@@ -15,13 +15,13 @@ from running_command import crossfade, succeeded
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, Split
-from trainer.data.parquet_files import ParquetFiles, describe
-from trainer.data.progress import Silent
-from trainer.data.shards import Schedule, ShardReader
-from trainer.data.timespan import Timespan, parse_moment
-from trainer.job import Job, check_job
-from trainer.selection import SELECTION_FILE, Selection, found_counts, select
+from trainer.data.manifest import DatasetManifest, Split
+from trainer.data.parquet_files import ParquetFiles, file_entry
+from trainer.data.progress import NullReporter
+from trainer.data.shards import BatchSchedule, InteractionReader
+from trainer.data.timespan import TimeRange, parse_time_value
+from trainer.job import JobConfig, check_job
+from trainer.selection import SELECTION_FILE, RowSelection, load_row_counts, select_rows
 
 QUERIES, ITEMS = 11, 13
 DAY = 86_400
@@ -30,7 +30,7 @@ FIRST = 1_704_067_200
 FILES = ([range(40), range(40, 47)], [range(47, 100)], [range(100, 101), range(101, 160), range(160, 160)])
 
 
-def write_timed(folder: Path, *, unit: int = 1, clustered: bool = True, timed: bool = True) -> Manifest:
+def write_timed(folder: Path, *, unit: int = 1, clustered: bool = True, timed: bool = True) -> DatasetManifest:
     """Interaction n, whose weight is n, happened n days after the first; if not ``clustered``, in any row group."""
     order = np.arange(160) if clustered else np.random.default_rng(1).permutation(160)
     files = []
@@ -38,12 +38,12 @@ def write_timed(folder: Path, *, unit: int = 1, clustered: bool = True, timed: b
         path = f"train/part-{number:05d}.parquet"
         tables = [timed_table(order[group.start : group.stop], unit, timed) for group in groups]
         write_groups(folder / path, tables)
-        files.append(describe(Folder(folder), path))
+        files.append(file_entry(Folder(folder), path))
     entities = {
         QUERY: write_vocabulary(folder, QUERY, range(QUERIES)),
         ITEM: write_vocabulary(folder, ITEM, range(ITEMS)),
     }
-    manifest = Manifest(
+    manifest = DatasetManifest(
         query=QUERY, item=ITEM, entities=entities, splits={"train": Split(files=files)}, has_timestamp=timed
     )
     manifest.write(Folder(folder))
@@ -61,21 +61,21 @@ def timed_table(numbers: Any, unit: int, timed: bool) -> pa.Table:
     return pa.table(columns)
 
 
-def job_of(folder: Path, **data: Any) -> Job:
+def job_of(folder: Path, **data: Any) -> JobConfig:
     return check_job({"name": "timed", "data": {"shards": str(folder), **data}}, "test")
 
 
-def selected(folder: Path, manifest: Manifest, **data: Any) -> Selection:
-    return select(job_of(folder, **data), Folder(folder), manifest, Silent())
+def selected(folder: Path, manifest: DatasetManifest, **data: Any) -> RowSelection:
+    return select_rows(job_of(folder, **data), Folder(folder), manifest, NullReporter())
 
 
-def numbers_read(folder: Path, manifest: Manifest, selection: Selection, workers: int = 2) -> Counter[int]:
+def numbers_read(folder: Path, manifest: DatasetManifest, selection: RowSelection, workers: int = 2) -> Counter[int]:
     """Which interactions the workers read in an epoch, and how often."""
     read: Counter[int] = Counter()
-    with closing(ShardReader(Folder(folder), manifest)) as reader:
-        schedule = Schedule(reader, selection.groups, batch_size=10, lanes=3, window=30, seed=1)
+    with closing(InteractionReader(Folder(folder), manifest)) as reader:
+        schedule = BatchSchedule(reader, selection.groups, batch_size=10, partitions=3, window=30, seed=1)
         for rank in range(workers):
-            for share in schedule.shares(0, 0, rank, workers):
+            for share in schedule.slices(0, 0, rank, workers):
                 read.update(share.interactions.weight_N.astype(int).tolist())
     return read
 
@@ -156,32 +156,32 @@ def test_dates_of_a_job_file_are_what_yaml_makes_of_them(tmp_path: Path) -> None
     assert (job.data.since, job.data.until) == ("2024-05-30", "2024-05-31T12:00:00+00:00")
     path.write_text(job.to_yaml())
     assert load_job(path) == job
-    assert parse_moment("2024-05-31T12:00:00+00:00") == (1_717_156_800, True)
+    assert parse_time_value("2024-05-31T12:00:00+00:00") == (1_717_156_800, True)
 
 
 def test_counts_are_found_again_only_for_the_same_time_and_data(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path / "data", clustered=False)
     train = manifest.splits["train"]
     job = job_of(tmp_path / "data", since=FIRST + 45 * DAY)
-    selection = select(job, Folder(tmp_path / "data"), manifest, Silent())
+    selection = select_rows(job, Folder(tmp_path / "data"), manifest, NullReporter())
     selection.write(tmp_path, job, 17)
-    assert found_counts(tmp_path, job, 17, train) == selection.kept
-    assert found_counts(tmp_path, job, 18, train) is None
-    assert found_counts(tmp_path, job_of(tmp_path / "data", since=FIRST), 17, train) is None
+    assert load_row_counts(tmp_path, job, 17, train) == selection.row_counts
+    assert load_row_counts(tmp_path, job, 18, train) is None
+    assert load_row_counts(tmp_path, job_of(tmp_path / "data", since=FIRST), 17, train) is None
     (tmp_path / SELECTION_FILE).write_text("{")
-    assert found_counts(tmp_path, job, 17, train) is None
+    assert load_row_counts(tmp_path, job, 17, train) is None
 
 
 def test_a_shard_that_changed_after_it_was_counted_is_refused(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path, clustered=False)
     selection = selected(tmp_path, manifest, since=FIRST + 45 * DAY)
-    span = Timespan.of(FIRST + 90 * DAY, None)
+    span = TimeRange.of(FIRST + 90 * DAY, None)
     assert span is not None
     from dataclasses import replace
 
-    group = next(group for group in selection.groups if group.within is not None)
+    group = next(group for group in selection.groups if group.time_range is not None)
     with (
-        closing(ShardReader(Folder(tmp_path), manifest)) as reader,
+        closing(InteractionReader(Folder(tmp_path), manifest)) as reader,
         pytest.raises(InputError, match=r"row group \d: has \d+ rows since \d+, but \d+ were counted"),
     ):
         reader.read(replace(group, within=span))

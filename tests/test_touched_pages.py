@@ -16,7 +16,7 @@ from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux says which pages are touched")
 
-MOST_PAGES = 2 * ACTIVE
+MAX_PAGES = 2 * ACTIVE
 """A row may lie on the border between two pages."""
 
 
@@ -31,9 +31,9 @@ def test_of_a_step_in_process(kind: OptimizerKind) -> None:
         store.pull({TABLE.name: gradient.rows_A})
         store.push({TABLE.name: gradient})
         for name, array in held.arrays.items():
-            assert 0 < touched(array) <= MOST_PAGES, name
+            assert 0 < touched(array) <= MAX_PAGES, name
         held.arrays["weights"].max()
-        assert touched(held.arrays["weights"]) > 100 * MOST_PAGES  # so it would be, had a step looked at the table
+        assert touched(held.arrays["weights"]) > 100 * MAX_PAGES  # so it would be, had a step looked at the table
 
 
 @pytest.mark.slow
@@ -63,4 +63,4 @@ def test_of_an_update_by_a_server(kind: OptimizerKind) -> None:
     counted = json.loads(done.stdout)
     assert len(counted) == (2 if kind == "rowwise_adagrad" else 4)
     for name, pages in counted.items():
-        assert 0 < pages <= MOST_PAGES, name
+        assert 0 < pages <= MAX_PAGES, name

@@ -11,12 +11,12 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
 from kvstore.store import TableSpec
 from trainer.data.batches import Batch, make_batch
-from trainer.data.features import FeatureLists
-from trainer.data.manifest import DataFile, Entity, Feature, Manifest, Split
-from trainer.data.shards import Interactions, Share
-from trainer.job import Job, check_job
-from trainer.model import Model, Score, Tower, make_model
-from trainer.towers import TowerData, Towers, TowerVectors
+from trainer.data.features import JaggedFeature
+from trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
+from trainer.data.shards import BatchSlice, Interactions
+from trainer.job import JobConfig, check_job
+from trainer.model import ModelSpec, Score, TowerSpec, make_model
+from trainer.towers import TowerFeatures, Towers, TowerVectors
 
 CUSTOMERS, TRACKS, ARTISTS, TAGS, DIM = 9, 6, 4, 5, 3
 ARTIST_OF = [[0], [1], [1], [], [3], [0]]
@@ -31,20 +31,20 @@ TABLES = {
 CUSTOMER = TableSpec("customer", CUSTOMERS, DIM, 0.1)
 
 
-def feature_lists(values: list[list[int]]) -> FeatureLists:
+def feature_lists(values: list[list[int]]) -> JaggedFeature:
     starts = np.cumsum([0, *map(len, values)]).astype(np.int32)
-    return FeatureLists(starts, np.array([value for some in values for value in some], np.int32))
+    return JaggedFeature(starts, np.array([value for some in values for value in some], np.int32))
 
 
 def make_towers(names: tuple[str, ...] = ("track", "artist", "tag"), mean: bool = False, drop_ids: float = 0) -> Towers:
     lists = {"artist": feature_lists(ARTIST_OF), "tag": feature_lists(TAGS_OF)}
     own, features = ("track" in names), [name for name in names if name != "track"]
-    tower = Tower(
+    tower = TowerSpec(
         TABLES["track"], TABLES["track"] if own else None, tuple(TABLES[name] for name in features), mean=mean
     )
-    model = Model(CUSTOMER, TABLES["track"], Score.of("dot", 1.0), (tower,))
-    data = TowerData(tower, {name: lists[name] for name in features}, np.array(KNOWN))
-    return Towers(model, [data], seed=3, drop_ids=drop_ids)
+    model = ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0), (tower,))
+    data = TowerFeatures(tower, {name: lists[name] for name in features}, np.array(KNOWN))
+    return Towers(model, [data], seed=3, id_dropout=drop_ids)
 
 
 def tables(seed: int = 0, dtype: type = np.float64) -> dict[str, FloatArray]:
@@ -55,7 +55,9 @@ def tables(seed: int = 0, dtype: type = np.float64) -> dict[str, FloatArray]:
 def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
     count = len(tracks)
     examples = Interactions(np.arange(count), np.array(tracks), np.ones(count, np.float32))
-    return make_batch(Share(examples, np.arange(count), count), np.array([*tracks, *negatives]), epoch=0, step=step)
+    return make_batch(
+        BatchSlice(examples, np.arange(count), count), np.array([*tracks, *negatives]), epoch=0, step=step
+    )
 
 
 def expected_vector(whole: Mapping[str, FloatArray], track: int, names: tuple[str, ...], mean: bool) -> FloatArray:
@@ -74,7 +76,7 @@ NAMES = [("track", "artist", "tag"), ("track", "tag"), ("artist", "tag"), ("tag"
 def test_a_vector_is_the_sum_or_mean_of_what_the_row_has(names: tuple[str, ...], mean: bool) -> None:
     whole = tables()
     towers = make_towers(names, mean)
-    batch = towers.complete(batch_of([4, 0, 2], [3, 5, 0, 1]))
+    batch = towers.add_tower_inputs(batch_of([4, 0, 2], [3, 5, 0, 1]))
     active = towers.active(batch)
     block = {name: whole[name][rows] for name, rows in active.items() if name != "customer"}
     customers = np.zeros((len(active["customer"]), DIM))
@@ -90,7 +92,7 @@ def test_a_vector_is_the_sum_or_mean_of_what_the_row_has(names: tuple[str, ...],
 @pytest.mark.parametrize(("names", "mean", "drop_ids"), [*product(NAMES, [False, True], [0.0, 0.5])])
 def test_gradients_are_those_of_finite_differences(names: tuple[str, ...], mean: bool, drop_ids: float) -> None:
     towers = make_towers(names, mean, drop_ids)
-    batch = towers.complete(batch_of([4, 0, 2, 1], [3, 5, 0, 1]))
+    batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1], [3, 5, 0, 1]))
     whole = tables()
     block = {name: whole[name][rows] for name, rows in towers.active(batch).items() if name != "customer"}
     weight_AD = np.random.default_rng(1).standard_normal((len(batch.item.rows_A), DIM))
@@ -108,7 +110,7 @@ def test_gradients_are_those_of_finite_differences(names: tuple[str, ...], mean:
 
 def test_only_values_of_the_rows_of_a_batch_are_active() -> None:
     towers = make_towers()
-    active = towers.active(towers.complete(batch_of([0, 0], [2])))
+    active = towers.active(towers.add_tower_inputs(batch_of([0, 0], [2])))
     assert {name: rows.tolist() for name, rows in active.items()} == {
         "customer": [0, 1],
         "track": [0],  # 2 is new: its own embedding has learned nothing
@@ -121,7 +123,7 @@ def test_gradients_are_summed_in_one_order_whatever_the_threads() -> None:
     import numba
 
     towers = make_towers()
-    batch = towers.complete(batch_of([4, 0, 2, 1] * 50, [3, 5, 0, 1]))
+    batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1] * 50, [3, 5, 0, 1]))
     by_vectors = np.random.default_rng(1).standard_normal((6, DIM)).astype(np.float32)
     given = {"customer": by_vectors, "track": by_vectors}
     many = towers.gradients(batch, given)
@@ -138,12 +140,12 @@ def test_ids_are_dropped_by_row_and_step_and_only_where_features_are_left() -> N
     dropping, whole = make_towers(drop_ids=0.5), make_towers()
     kept: list[tuple[int, ...]] = []
     for step in range(64):
-        batch = dropping.complete(batch_of([0, 1, 4], [3, 2], step=step))
-        again = dropping.complete(batch_of([4], [1, 3], step=step))  # as another worker would have it
+        batch = dropping.add_tower_inputs(batch_of([0, 1, 4], [3, 2], step=step))
+        again = dropping.add_tower_inputs(batch_of([4], [1, 3], step=step))  # as another worker would have it
         own = set(dropping.active(batch)["track"].tolist())
         assert own & {1, 3, 4} == set(dropping.active(again)["track"].tolist())
         assert 3 in own  # has nothing else
-        assert own <= set(whole.active(whole.complete(batch_of([0, 1, 4], [3, 2])))["track"].tolist())
+        assert own <= set(whole.active(whole.add_tower_inputs(batch_of([0, 1, 4], [3, 2])))["track"].tolist())
         kept.append(tuple(sorted(own)))
     assert len(set(kept)) == 8  # each of 0, 1 and 4 comes and goes by itself
     shares = [np.mean([row in own for own in kept]) for row in (0, 1, 4)]
@@ -154,9 +156,9 @@ def test_ids_are_dropped_by_row_and_step_and_only_where_features_are_left() -> N
 
 
 def test_plain_towers_pass_through_untouched() -> None:
-    towers = Towers(Model(CUSTOMER, TABLES["track"], Score.of("dot", 1.0)), [])
+    towers = Towers(ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0)), [])
     batch = batch_of([4, 0], [3])
-    assert towers.complete(batch) is batch
+    assert towers.add_tower_inputs(batch) is batch
     block = {"customer": np.zeros((2, DIM)), "track": np.zeros((3, DIM))}
     assert towers.vectors(batch, block) is block
     assert towers.gradients(batch, block) is block
@@ -168,19 +170,19 @@ def test_plain_towers_pass_through_untouched() -> None:
 
 def test_an_empty_batch_has_no_active_rows() -> None:
     towers = make_towers()
-    batch = towers.complete(batch_of([], []))
+    batch = towers.add_tower_inputs(batch_of([], []))
     assert all(len(rows) == 0 for rows in towers.active(batch).values())
     block = {name: np.empty((0, DIM), np.float32) for name in ("customer", "track", "artist", "tag")}
     assert towers.vectors(batch, block)["track"].shape == (0, DIM)
     assert all(values.shape == (0, DIM) for values in towers.gradients(batch, block).values())
 
 
-def manifest() -> Manifest:
+def manifest() -> DatasetManifest:
     def entity(rows: int) -> Entity:
         return Entity(rows=rows, id_type="int64", files=[])
 
     pairs = DataFile(path="p", bytes=1, footer_crc32=0, row_groups=[7])
-    return Manifest(
+    return DatasetManifest(
         query="customer",
         item="track",
         entities={"customer": entity(3), "track": entity(6), "artist": entity(2), "country": entity(4)},
@@ -189,7 +191,7 @@ def manifest() -> Manifest:
     )
 
 
-def job_with(**model: object) -> Job:
+def job_with(**model: object) -> JobConfig:
     return check_job({"name": "j", "data": {"shards": "d"}, "model": {"dim": 4, **model}}, "test")
 
 
@@ -217,6 +219,6 @@ def test_towers_of_what_the_data_lack_are_refused(model: dict[str, list[str]], f
 
 def test_a_row_of_many_values_is_gathered_like_any_other() -> None:
     values: list[list[int]] = [[], [4, 5, 6], [], [1]]
-    starts, found = feature_lists(values).of(np.array([3, 1, 0], np.int64))
+    starts, found = feature_lists(values).gather(np.array([3, 1, 0], np.int64))
     of_each: list[IntArray] = np.split(found, starts[1:-1])
     assert [some.tolist() for some in of_each] == [[1], [4, 5, 6], []]

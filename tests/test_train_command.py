@@ -215,7 +215,7 @@ def similar(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]
     return crossfade("similar", "run", *arguments, cwd=place)
 
 
-def test_similar_names_neighbours_nearest_first_by_name_and_by_id(place: Path) -> None:
+def test_similar_names_neighbors_nearest_first_by_name_and_by_id(place: Path) -> None:
     by_name, by_id = (
         succeeded(similar(place, "genre 2 song 7", "--count", 5)),
         succeeded(similar(place, 5007, "--count", 5)),

@@ -11,7 +11,7 @@ from paced_training import paced
 from running_command import crossfade, succeeded
 from test_resume import assert_same_bits, report_of
 
-from kvstore.checkpoint import newest_checkpoint
+from kvstore.checkpoint import latest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -51,9 +51,9 @@ def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_f
         assert not (tmp_path / "stopped" / "report.json").exists()
         succeeded(crossfade(*command, *to, "--run-dir", "stopped", "--resume", cwd=tmp_path))
         assert_same_bits(tmp_path / "stopped", tmp_path / "local")
-        checkpoint, passed_over = newest_checkpoint(killed)
+        checkpoint, skipped = latest_checkpoint(killed)
         assert checkpoint is not None
-        assert passed_over == []
+        assert skipped == []
         assert checkpoint.manifest.step == report_of(tmp_path / "local")["steps"]
 
 

@@ -11,7 +11,7 @@ from paced_training import Training, pace
 from running_command import crossfade, started, succeeded
 from waiting import wait_until
 
-from deploy.settings import Setting
+from deploy.settings import SearchParameter
 from kvstore.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -120,10 +120,10 @@ def test_data_without_a_valid_split_are_refused(place: Path, tmp_path: Path) -> 
 
 
 def test_a_setting_is_whole_where_both_ends_are_and_anything_that_yaml_knows_as_a_choice() -> None:
-    assert Setting.parse("a.b=1..8") == Setting("a.b", 1, 8)
-    assert isinstance(Setting.parse("a.b=1..8").low, int)
-    assert Setting.parse("a.b=log:1e-3..1") == Setting("a.b", 0.001, 1, log=True)
-    assert Setting.parse("a=x|2|null").choices == ("x", 2, None)
+    assert SearchParameter.parse("a.b=1..8") == SearchParameter("a.b", 1, 8)
+    assert isinstance(SearchParameter.parse("a.b=1..8").low, int)
+    assert SearchParameter.parse("a.b=log:1e-3..1") == SearchParameter("a.b", 0.001, 1, log=True)
+    assert SearchParameter.parse("a=x|2|null").choices == ("x", 2, None)
     for wrong in ("a", "a=", "=1..2", "a=1", "a=1..x", "a=2..1"):
         with pytest.raises(InputError, match=r"expected KEY=LOW\.\.HIGH"):
-            Setting.parse(wrong)
+            SearchParameter.parse(wrong)

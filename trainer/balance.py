@@ -16,7 +16,7 @@ from kvstore.arrays import FloatArray, IntArray
 from trainer.data.batches import ActiveRows, Batch
 
 
-class Balance:
+class FrequencyWeighting:
     """Multiplies the weights of a batch."""
 
     def __init__(self, query: float, counts_Q: IntArray | None, item: float, counts_N: IntArray | None) -> None:

@@ -24,11 +24,11 @@ from kvstore.arrays import IntArray
 from kvstore.checkpoint import (
     MANIFEST_NAME,
     Checkpoint,
-    Manifest,
+    CheckpointManifest,
     commit,
-    discard_after,
-    discard_failed,
-    newest_checkpoint,
+    delete_after,
+    delete_failed,
+    latest_checkpoint,
     open_checkpoint,
     prune,
     step_folder,
@@ -36,19 +36,19 @@ from kvstore.checkpoint import (
 from kvstore.errors import CheckpointError, InputError
 from kvstore.optimizers import OptimizerSpec
 from kvstore.storage import Folder
-from kvstore.store import RowStore, Saved, TableSpec, Traffic
-from trainer.data.manifest import Manifest as DataManifest
-from trainer.data.manifest import complaint, data_fingerprint
+from kvstore.store import RowStore, SaveResult, TableSpec, Traffic
+from trainer.data.manifest import DatasetManifest as DataManifest
+from trainer.data.manifest import data_fingerprint, first_error
 from trainer.data.vocabulary import Vocabulary
 from trainer.dense import DenseLayers
-from trainer.job import Checkpoint as Settings
-from trainer.job import Job, check_job
-from trainer.model import Model
-from trainer.ownership import check_owned
-from trainer.progress import Progress
+from trainer.job import CheckpointConfig as Settings
+from trainer.job import JobConfig, check_job
+from trainer.model import ModelSpec
+from trainer.ownership import check_still_owned
+from trainer.progress import TrainState
 
 _AGREE_SECONDS = 1.0
-_LONGEST_INTERVAL = 1024
+_MAX_INTERVAL = 1024
 _WAIT_SECONDS = 0.05
 _SHOW_SECONDS = 5.0
 
@@ -56,23 +56,23 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Identity:
+class CheckpointMetadata:
     """What a checkpoint says of the run that it is of, beside its progress."""
 
     run: str
-    job: Job
+    job: JobConfig
     tables: Sequence[TableSpec]
     optimizer: OptimizerSpec
     data: int
 
     @staticmethod
-    def of(job: Job, run: str, tables: Sequence[TableSpec]) -> Identity:
+    def of(job: JobConfig, run: str, tables: Sequence[TableSpec]) -> CheckpointMetadata:
         """That of run ``run`` of ``job``."""
-        return Identity(run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.shards)))
+        return CheckpointMetadata(run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.path)))
 
-    def manifest(self, saved: Saved, step: int, progress: dict[str, Any]) -> Manifest:
+    def manifest(self, saved: SaveResult, step: int, progress: dict[str, Any]) -> CheckpointManifest:
         """The manifest of a checkpoint whose tables are ``saved``."""
-        return Manifest(
+        return CheckpointManifest(
             step=step,
             tables=[asdict(table) for table in self.tables],
             optimizer=asdict(self.optimizer),
@@ -80,7 +80,7 @@ class Identity:
             parts=[asdict(part) for part in saved.parts],
             training={
                 "run": self.run,
-                "job": self.job.anchored().model_dump(mode="json"),
+                "job": self.job.with_absolute_paths().model_dump(mode="json"),
                 "data": self.data,
                 "progress": progress,
             },
@@ -96,7 +96,7 @@ class _Training(BaseModel):
     progress: dict[str, Any]
 
 
-def take_up(identity: Identity, uri: str, rank: int) -> Progress:
+def restore_train_state(identity: CheckpointMetadata, uri: str, rank: int) -> TrainState:
     """Where the run stood at the checkpoint ``uri``; what workers count is rank 0's from now on.
 
     Raises:
@@ -105,17 +105,17 @@ def take_up(identity: Identity, uri: str, rank: int) -> Progress:
     """
     try:
         training = _Training.model_validate(open_checkpoint(uri).manifest.training)
-        progress = Progress.from_record(training.progress, counting=rank == 0)
+        progress = TrainState.from_record(training.progress, counting=rank == 0)
     except ValidationError as error:
         raise InputError(
             f"{uri}: does not say how far which run was; expected a checkpoint that 'crossfade train' wrote "
-            f"({complaint(error)})"
+            f"({first_error(error)})"
         ) from error
-    if differences := identity.job.differences(check_job(training.job, uri)):
+    if differences := identity.job.resume_conflicts(check_job(training.job, uri)):
         raise InputError(f"{uri}: cannot be taken up, since the job differs in {', '.join(differences)}")
     if training.data != identity.data:
         raise InputError(
-            f"{uri}: was trained on other data than {identity.job.data.shards} holds now; to go on from its tables, "
+            f"{uri}: was trained on other data than {identity.job.data.path} holds now; to go on from its tables, "
             f"train another run without --resume: --run-dir NEW --set checkpoint.start_from={uri} (rows that the data "
             "have forgotten start afresh)"
         )
@@ -123,7 +123,7 @@ def take_up(identity: Identity, uri: str, rank: int) -> Progress:
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """The ``checkpoint`` that a run takes its rows from, and whose ids had these when it was trained.
 
     ``rows`` are those of its tables, by name. ``place`` is that of its data in the lineage of the run's data: what lies
@@ -132,9 +132,9 @@ class Start:
 
     checkpoint: str
     rows: dict[str, int]
-    place: int
+    lineage_index: int
 
-    def rows_afresh(self, data: Folder, manifest: DataManifest) -> dict[str, IntArray]:
+    def rows_to_reset(self, data: Folder, manifest: DataManifest) -> dict[str, IntArray]:
         """The rows of each table that are not to be taken, sorted: ``manifest`` describes the run's ``data``.
 
         They are those that no id has, and those that another id has than when the checkpoint was trained.
@@ -145,30 +145,30 @@ class Start:
         afresh = {}
         for name, rows in self.rows.items():
             entity = manifest.entities[name]
-            rows_R = np.array(entity.forgotten, dtype=np.int64)
-            if entity.seen:
-                handed_on_R = Vocabulary(data, manifest, name).taken_after(self.place)
+            rows_R = np.array(entity.vacant_rows, dtype=np.int64)
+            if entity.has_last_seen:
+                handed_on_R = Vocabulary(data, manifest, name).rows_assigned_after(self.lineage_index)
                 rows_R = np.union1d(rows_R, handed_on_R[handed_on_R < rows])
             if len(rows_R):
                 afresh[name] = rows_R
         return afresh
 
 
-def starting_rows(job: Job, model: Model, manifest: DataManifest) -> Start | None:
+def open_warm_start(job: JobConfig, model: ModelSpec, manifest: DataManifest) -> WarmStart | None:
     """The checkpoint that ``checkpoint.start_from`` names, itself or as the newest whole one of a folder.
 
     Raises:
         InputError: there is none, its tables or dense layers do not fit, or nobody can tell whose its rows are.
     """
-    start_from = job.checkpoint.start_from
+    start_from = job.checkpoint.warm_start_from
     if start_from is None:
         return None
     try:
-        checkpoint, passed_over = newest_checkpoint(start_from)
+        checkpoint, skipped = latest_checkpoint(start_from)
         if checkpoint is None and Folder(start_from).exists(MANIFEST_NAME):
             checkpoint = open_checkpoint(start_from)
         if checkpoint is None:
-            why = f" ({'; '.join(passed_over)})" if passed_over else ""
+            why = f" ({'; '.join(skipped)})" if skipped else ""
             raise CheckpointError(
                 f"{start_from}: holds no whole checkpoint and is none itself{why}; expected a folder of checkpoints, "
                 "such as runs/NAME/checkpoints, or one of them"
@@ -177,24 +177,24 @@ def starting_rows(job: Job, model: Model, manifest: DataManifest) -> Start | Non
         DenseLayers.of(job, model).load(checkpoint)
         wanted = {table.name for table in model.tables}
         rows = {table.name: table.rows for table in checkpoint.manifest.tables if table.name in wanted}
-        return Start(checkpoint.uri, rows, _place(checkpoint, job, manifest, list(rows)))
+        return WarmStart(checkpoint.uri, rows, _lineage_index(checkpoint, job, manifest, list(rows)))
     except (CheckpointError, InputError, OSError) as error:
         raise InputError(f"checkpoint.start_from: {error}") from error
 
 
-def _place(checkpoint: Checkpoint, job: Job, manifest: DataManifest, tables: Sequence[str]) -> int:
+def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DataManifest, tables: Sequence[str]) -> int:
     """Where in the lineage of the data of ``job`` those are that ``checkpoint`` was trained on: its length for its own.
 
     Raises:
         InputError: they are not there, and rows of ``tables`` may have gone from one id to another.
     """
-    lineage = [*manifest.lineage, data_fingerprint(Folder(job.data.shards))]
+    lineage = [*manifest.lineage, data_fingerprint(Folder(job.data.path))]
     trained_on = checkpoint.manifest.training.get("data")
     if trained_on in lineage:
         return lineage.index(trained_on)
-    if any(manifest.entities[name].seen for name in tables):
+    if any(manifest.entities[name].has_last_seen for name in tables):
         raise InputError(
-            f"{checkpoint.uri}: was trained on data that {job.data.shards} does not go on from, and rows of that may "
+            f"{checkpoint.uri}: was trained on data that {job.data.path} does not go on from, and rows of that may "
             "have gone from one id to another (--expire-after): expected a checkpoint of those data, or of those that "
             "'crossfade prepare --vocabulary' named, in a row"
         )
@@ -202,7 +202,7 @@ def _place(checkpoint: Checkpoint, job: Job, manifest: DataManifest, tables: Seq
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopResult:
     """That a run has stopped after ``step``, as asked: with a checkpoint of it, unless that could not be written."""
 
     step: int
@@ -214,7 +214,7 @@ class Stop:
         return f"after step {self.step:,}, {which}"
 
 
-class Saver:
+class CheckpointManager:
     """Saves a run at agreed steps. Every worker has one; those of rank 0 write."""
 
     def __init__(
@@ -222,13 +222,13 @@ class Saver:
         store: RowStore,
         settings: Settings,
         checkpoints: str,
-        identity: Identity,
+        identity: CheckpointMetadata,
         emit: Emit,
         stop_requested: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         *,
-        saves_wanted: Callable[[], int] = lambda: 0,
-        beside: Callable[[], dict[str, bytes]] = dict,
+        checkpoints_requested: Callable[[], int] = lambda: 0,
+        extra_files: Callable[[], dict[str, bytes]] = dict,
     ) -> None:
         """Save what ``store`` holds under ``checkpoints``, and the files that ``beside`` gives, by name.
 
@@ -242,12 +242,12 @@ class Saver:
         self._identity = identity
         self._emit = emit
         self._stop_requested = stop_requested
-        self._saves_wanted = saves_wanted
+        self._saves_wanted = checkpoints_requested
         self._saves_met = 0
-        self._beside = beside
+        self._beside = extra_files
         self._clock = clock
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._progress: Progress | None = None
+        self._progress: TrainState | None = None
         self._next_step = 0
         self._agreed = (0, clock())
         self._told_at = -np.inf
@@ -255,9 +255,9 @@ class Saver:
         self._last_step: int | None = None
         self._whole: tuple[int, str] | None = None
         self._writing: dict[str, Any] | None = None
-        self._committing: Future[tuple[Saved, str | None]] | None = None
+        self._committing: Future[tuple[SaveResult, str | None]] | None = None
 
-    def begin(self, progress: Progress) -> None:
+    def begin(self, progress: TrainState) -> None:
         """Get ready to save a run that stands at ``progress``: what is in the way of its next checkpoints goes."""
         self._progress = progress
         self._next_step = progress.step + 1
@@ -267,23 +267,23 @@ class Saver:
         if progress.step:
             self._whole = progress.step, step_folder(self._checkpoints, progress.step)
         if self._store.rank == 0:
-            check_owned(self._checkpoints, self._identity.run)
-            discard_after(self._checkpoints, progress.step)
+            check_still_owned(self._checkpoints, self._identity.run)
+            delete_after(self._checkpoints, progress.step)
 
-    def after_step(self, progress: Progress) -> bool:
+    def after_step(self, progress: TrainState) -> bool:
         """Called by every worker after each step: whether all stop here, with a checkpoint written."""
         if progress.step < self._next_step:
             return False
         return self._agree(progress)
 
-    def _agree(self, progress: Progress) -> bool:
+    def _agree(self, progress: TrainState) -> bool:
         step, since = self._agreed
         now = self._clock()
         first = self._store.rank == 0
         pace = (now - since) / max(1, progress.step - step) if first else 0.0
         due = first and self._is_due(progress.step, now)
         counters = progress.counters()
-        stop, due, pace, *totals = self._store.sum(
+        stop, due, pace, *totals = self._store.all_reduce(
             np.array([self._stop_requested(), due, pace, *counters.values()], dtype=np.float64)
         )
         self._agreed = (progress.step, self._clock())
@@ -307,7 +307,7 @@ class Saver:
         )
 
     def _is_due(self, step: int, now: float) -> bool:
-        seconds, steps = self._settings.every_seconds, self._settings.every_steps
+        seconds, steps = self._settings.interval_seconds, self._settings.interval_steps
         since_steps = step - (self._last_step or 0)
         if self._saves_wanted() > self._saves_met:
             return True
@@ -315,14 +315,14 @@ class Saver:
 
     def _interval(self, step: int, pace: float) -> int:
         """Steps to the next agreement: about a second's, the same for all workers."""
-        interval = min(max(1, round(_AGREE_SECONDS / max(pace, 1e-6))), _LONGEST_INTERVAL)
-        every = self._settings.every_steps
+        interval = min(max(1, round(_AGREE_SECONDS / max(pace, 1e-6))), _MAX_INTERVAL)
+        every = self._settings.interval_steps
         return interval if every is None else min(interval, every - step % every)
 
-    def save_last(self, progress: Progress) -> None:
+    def save_last(self, progress: TrainState) -> None:
         """Begin a checkpoint of the finished training, unless there is one of this step. Called by every worker."""
         counters = progress.counters()
-        totals = self._store.sum(np.array(list(counters.values()), dtype=np.float64))
+        totals = self._store.all_reduce(np.array(list(counters.values()), dtype=np.float64))
         if self._store.rank == 0:
             self._tell_totals(progress.step, dict(zip(counters, totals, strict=True)))
         under_way = self._busy and self._last_step == progress.step
@@ -334,11 +334,11 @@ class Saver:
         """Whether there is a whole checkpoint of ``step``; for rank 0 to ask."""
         return self._whole is not None and self._whole[0] == step
 
-    def stop(self, progress: Progress) -> Stop:
+    def stop(self, progress: TrainState) -> StopResult:
         """How the run that stops at ``progress`` can be taken up again; for rank 0 to tell."""
-        return Stop(progress.step, self._whole[1] if self._whole and self.has_saved(progress.step) else None)
+        return StopResult(progress.step, self._whole[1] if self._whole and self.has_saved(progress.step) else None)
 
-    def __enter__(self) -> Saver:
+    def __enter__(self) -> CheckpointManager:
         """Itself."""
         return self
 
@@ -352,7 +352,7 @@ class Saver:
     def _busy(self) -> bool:
         return self._writing is not None or self._committing is not None
 
-    def _snapshot(self, progress: Progress, totals: dict[str, float]) -> None:
+    def _snapshot(self, progress: TrainState, totals: dict[str, float]) -> None:
         self._saves_met = self._saves_wanted()
         self._last_step = progress.step
         self._writing = {
@@ -371,7 +371,7 @@ class Saver:
                 self._finish(future)
         elif self._writing is not None:
             try:
-                saved = self._store.saved()
+                saved = self._store.poll_save()
             except CheckpointError as error:
                 self._fail(error)
             else:
@@ -379,19 +379,19 @@ class Saver:
                     self._committing = self._background.submit(self._commit, saved, **self._writing)
 
     def _commit(
-        self, saved: Saved, step: int, progress: dict[str, Any], files: dict[str, bytes]
-    ) -> tuple[Saved, str | None]:
+        self, saved: SaveResult, step: int, progress: dict[str, Any], files: dict[str, bytes]
+    ) -> tuple[SaveResult, str | None]:
         """Make the checkpoint whole, and delete old ones; with why the latter failed, which does it no harm."""
-        check_owned(self._checkpoints, self._identity.run)
+        check_still_owned(self._checkpoints, self._identity.run)
         commit(self._checkpoints, self._identity.manifest(saved, step, progress), files)
         saved = replace(saved, bytes=saved.bytes + sum(map(len, files.values())))
         try:
-            prune(self._checkpoints, self._settings.keep)
+            prune(self._checkpoints, self._settings.keep_latest)
         except CheckpointError as error:
             return saved, str(error)
         return saved, None
 
-    def _finish(self, future: Future[tuple[Saved, str | None]]) -> None:
+    def _finish(self, future: Future[tuple[SaveResult, str | None]]) -> None:
         try:
             saved, not_deleted = future.result()
         except CheckpointError as error:
@@ -423,8 +423,8 @@ class Saver:
         self._progress.saves.failed += 1
         self._emit({"event": "save_failed", "step": step, "message": str(error)})
         with suppress(CheckpointError):
-            check_owned(self._checkpoints, self._identity.run)
-            discard_failed(self._checkpoints, step)
+            check_still_owned(self._checkpoints, self._identity.run)
+            delete_failed(self._checkpoints, step)
 
     def _wait(self) -> None:
         """Return when nothing is being written; until then, show now and then that the run has not stalled."""
@@ -437,9 +437,9 @@ class Saver:
                 self._emit({"event": "phase", "name": "checkpoint"})
 
 
-def newest_usable(checkpoints: str, refused: set[str], say: Callable[[str], None]) -> Checkpoint | None:
+def latest_usable(checkpoints: str, refused: set[str], say: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint that is not ``refused``; ``say`` gets why newer ones were passed over."""
-    checkpoint, reasons = newest_checkpoint(checkpoints, refused)
+    checkpoint, reasons = latest_checkpoint(checkpoints, refused)
     for reason in reasons:
         say(f"passed over a checkpoint: {reason}")
     return checkpoint

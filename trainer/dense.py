@@ -45,10 +45,10 @@ from kvstore.arrays import FloatArray
 from kvstore.checkpoint import Checkpoint
 from kvstore.errors import CheckpointError, DivergedError, InputError
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
-from kvstore.philox import fill_rows
-from trainer.dense_reduction import Reduction
-from trainer.job import Job
-from trainer.model import LayerSpec, Model
+from kvstore.philox import init_rows
+from trainer.dense_reduction import AllReduce
+from trainer.job import JobConfig
+from trainer.model import LayerSpec, ModelSpec
 
 DENSE_FILE = "dense.npz"
 _TILE_ROWS = 256
@@ -59,7 +59,7 @@ Parameters = Mapping[str, FloatArray]
 
 
 @dataclass(frozen=True)
-class Passed:
+class LayerActivations:
     """What is kept of rows that have passed a layer, for the way back: ``normal_AD`` is n, ``inverse_A1`` is 1/σ."""
 
     inputs_AD: FloatArray
@@ -68,9 +68,9 @@ class Passed:
     inverse_A1: FloatArray | None = None
 
 
-def pass_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray) -> list[Passed]:
+def forward_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray) -> list[LayerActivations]:
     """Take rows, float32 or float64, through the layers: of each what it gave, the last of which is the result."""
-    passed: list[Passed] = []
+    passed: list[LayerActivations] = []
     for number in range(len(spec.widths) - 1):
         layer = f"{spec.entity}/{number}"
         inputs_AD = passed[-1].outputs_AD if passed else rows_AD
@@ -87,12 +87,12 @@ def pass_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray) ->
             raw_AD = np.maximum(raw_AD, 0) if spec.activation == "relu" else np.tanh(raw_AD)
         elif spec.residual:
             raw_AD += rows_AD
-        passed.append(Passed(inputs_AD, raw_AD, normal_AD, inverse_A1))
+        passed.append(LayerActivations(inputs_AD, raw_AD, normal_AD, inverse_A1))
     return passed
 
 
-def return_layers(
-    spec: LayerSpec, parameters: Parameters, passed: Sequence[Passed], gradient_AD: FloatArray
+def backward_layers(
+    spec: LayerSpec, parameters: Parameters, passed: Sequence[LayerActivations], gradient_AD: FloatArray
 ) -> tuple[FloatArray, dict[str, FloatArray]]:
     """Take the gradient by what ``pass_layers`` gave back: that by what went in, and those by the parameters."""
     gradients: dict[str, FloatArray] = {}
@@ -125,14 +125,14 @@ class DenseLayers:
         shapes = {name: shape for spec in specs for name, shape in spec.shapes().items()}
         self.parameters = {name: _fresh(name, shape, seed) for name, shape in shapes.items()}
         self._optimizers = {name: _optimizer(name, shape, optimizer) for name, shape in shapes.items()}
-        self._passed: dict[str, list[list[Passed]]] = {}
+        self._passed: dict[str, list[list[LayerActivations]]] = {}
         self._gradients: dict[str, FloatArray] = {}
-        self.reduction: Reduction | None = None
+        self.all_reduce: AllReduce | None = None
         """What sums gradients over workers; None where there is one worker."""
         self._threads = ThreadPoolExecutor(get_num_threads(), thread_name_prefix="dense") if specs else None
 
     @staticmethod
-    def of(job: Job, model: Model) -> DenseLayers:
+    def of(job: JobConfig, model: ModelSpec) -> DenseLayers:
         """Those of ``model``, fresh, under the optimizer of ``job``."""
         optimizer = job.optimizer_spec
         rate = job.model.dense.learning_rate or optimizer.learning_rate
@@ -149,10 +149,10 @@ class DenseLayers:
         self._passed = {entity: self._pass(entity, block[entity]) for entity in self.entities}
         return {**block, **{entity: _last(tiles, block[entity]) for entity, tiles in self._passed.items()}}
 
-    def _pass(self, entity: str, rows_AD: FloatArray) -> list[list[Passed]]:
+    def _pass(self, entity: str, rows_AD: FloatArray) -> list[list[LayerActivations]]:
         spec, parameters = self._specs[entity], self.parameters
         assert self._threads is not None
-        return list(self._threads.map(lambda tile_AD: pass_layers(spec, parameters, tile_AD), _tiles(rows_AD)))
+        return list(self._threads.map(lambda tile_AD: forward_layers(spec, parameters, tile_AD), _tiles(rows_AD)))
 
     def backward(self, gradients: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Gradients by what ``forward`` was last given, of those by what it gave; those by the layers are kept."""
@@ -165,7 +165,7 @@ class DenseLayers:
         out_AD = np.empty((len(gradient_AD), spec.widths[0]), np.float32)
         assert self._threads is not None
         tiles = self._threads.map(
-            lambda passed, tile_AD: return_layers(spec, parameters, passed, tile_AD),
+            lambda passed, tile_AD: backward_layers(spec, parameters, passed, tile_AD),
             self._passed.pop(entity),
             _tiles(gradient_AD),
         )
@@ -182,19 +182,19 @@ class DenseLayers:
             DivergedError: a gradient or a new value is not finite, or beyond 1e18.
             ClusterError: a worker is gone.
         """
-        if self.reduction is not None:
-            self._sum_gradients(self.reduction)
+        if self.all_reduce is not None:
+            self._sum_gradients(self.all_reduce)
         for name, optimizer in self._optimizers.items():
-            optimizer.rate_factor = rate_factor
+            optimizer.lr_factor = rate_factor
             values = self.parameters[name]
             try:
                 optimizer.update(values, np.arange(len(values)), self._gradients[name])
             except DivergedError as error:
                 raise DivergedError(f"dense layers ({name}): {error}") from error
 
-    def _sum_gradients(self, reduction: Reduction) -> None:
+    def _sum_gradients(self, all_reduce: AllReduce) -> None:
         """Sum the gradients over workers, all at once: an exchange costs the more, the more there are."""
-        total_N = reduction.sum(np.concatenate([self._gradients[name].ravel() for name in self.parameters]))
+        total_N = all_reduce.sum(np.concatenate([self._gradients[name].ravel() for name in self.parameters]))
         ends = np.cumsum([values.size for values in self.parameters.values()])
         for (name, values), summed_N in zip(self.parameters.items(), np.split(total_N, ends[:-1]), strict=True):
             self._gradients[name] = summed_N.reshape(values.shape)
@@ -256,7 +256,7 @@ def _fresh(name: str, shape: tuple[int, int], seed: int) -> FloatArray:
     values = np.empty(shape, np.float32)
     scale = float(np.sqrt(2 / sum(shape)))
     # No table has a slash in its name, so none shares these numbers.
-    fill_rows(values, np.arange(len(values)), seed=seed, table=f"dense/{name}", scale=scale)
+    init_rows(values, np.arange(len(values)), seed=seed, table=f"dense/{name}", scale=scale)
     return values
 
 
@@ -269,7 +269,7 @@ def _tiles(rows_AD: FloatArray) -> list[FloatArray]:
     return [rows_AD[start : start + _TILE_ROWS] for start in range(0, len(rows_AD), _TILE_ROWS)]
 
 
-def _last(tiles: Sequence[Sequence[Passed]], rows_AD: FloatArray) -> FloatArray:
+def _last(tiles: Sequence[Sequence[LayerActivations]], rows_AD: FloatArray) -> FloatArray:
     """What came out of the last layer, which is as wide as what went into the first."""
     if not tiles:
         return np.empty_like(rows_AD)

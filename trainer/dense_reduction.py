@@ -29,7 +29,7 @@ _BLAME_SECONDS = 2.0
 """How long a worker whose peer is gone waits before it says so: whoever is to blame is heard first."""
 
 
-class Reduction(Protocol):
+class AllReduce(Protocol):
     """Sums arrays over all workers."""
 
     def sum(self, values_N: FloatArray) -> FloatArray:
@@ -53,7 +53,7 @@ def require_horovod() -> None:
         )
 
 
-def check_can_sum() -> None:
+def check_horovod_env() -> None:
     """See that this worker could meet others, before it joins the job.
 
     Raises:
@@ -68,7 +68,7 @@ def check_can_sum() -> None:
         )
 
 
-class HorovodReduction:
+class HorovodAllReduce:
     """Sums by Horovod's allreduce, on CPU arrays by Gloo."""
 
     def __init__(self, rank: int, workers: int, timeout_seconds: float) -> None:
@@ -80,7 +80,7 @@ class HorovodReduction:
             MissingExtraError, InputError: as ``check_can_sum`` says.
             ClusterError: Horovod could not start.
         """
-        check_can_sum()
+        check_horovod_env()
         # Each worker is a host of its own to Horovod: its hierarchical sums are for GPUs.
         os.environ |= {
             "HOROVOD_CONTROLLER": "gloo",

@@ -37,12 +37,12 @@ import numpy as np
 from numba import njit, prange
 
 from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.store import SUM_LENGTH
-from trainer.data.manifest import Manifest
-from trainer.data.shards import ShardReader
+from kvstore.store import MAX_ALL_REDUCE_LENGTH
+from trainer.data.manifest import DatasetManifest
+from trainer.data.shards import InteractionReader
 from trainer.embeddings import VectorSource
-from trainer.job import Evaluate, SplitName
-from trainer.model import Model, Score
+from trainer.job import EvaluateConfig, SplitName
+from trainer.model import ModelSpec, Score
 
 _ITEM_BLOCK = 1 << 14
 _QUERY_BLOCK = 256
@@ -52,7 +52,7 @@ _OVER_QUERIES = ("recall", "ndcg", "map", "mrr", "hit_rate")
 _EXACT_BITS = 52
 """Integers of so many bits, and sums of them, are exact in float64."""
 
-Metrics = dict[str, float]
+EvalMetrics = dict[str, float]
 Total = Callable[[FloatArray], FloatArray]
 """Sums up to ``SUM_LENGTH`` float64 values over all workers; every worker calls it."""
 
@@ -103,7 +103,12 @@ class HeldOut:
 
 
 def load_held_out(
-    reader: ShardReader, manifest: Manifest, split: SplitName, exclude: Iterable[SplitName], rank: int, workers: int
+    reader: InteractionReader,
+    manifest: DatasetManifest,
+    split: SplitName,
+    exclude: Iterable[SplitName],
+    rank: int,
+    workers: int,
 ) -> HeldOut:
     """Worker ``rank``'s share of the queries of ``split``. Interactions of no positive weight do not count.
 
@@ -117,14 +122,14 @@ def load_held_out(
     queries_Q = np.unique(held_out_N // items)[rank::workers]
     excluded_N = _pairs(reader, manifest, [name for name in exclude if name != split], queries_Q)
     excluded_N = np.setdiff1d(excluded_N, held_out_N, assume_unique=True)
-    nobody_I = manifest.entities[manifest.item].forgotten
+    nobody_I = manifest.entities[manifest.item].vacant_rows
     item_I = np.delete(np.arange(items), nobody_I) if nobody_I else None
     lists = _lists(held_out_N, queries_Q, items), _lists(excluded_N, queries_Q, items)
     return HeldOut(queries_Q, *lists, workers, item_I)
 
 
 def _pairs(
-    reader: ShardReader, manifest: Manifest, splits: list[SplitName], queries_Q: IntArray | None = None
+    reader: InteractionReader, manifest: DatasetManifest, splits: list[SplitName], queries_Q: IntArray | None = None
 ) -> IntArray:
     """Each (query, item) pair of ``splits`` once, of ``queries_Q`` alone if given: query·items + item, sorted."""
     items = manifest.entities[manifest.item].rows
@@ -180,7 +185,7 @@ def unit_rows(vectors_ND: FloatArray) -> FloatArray:
 
 
 def rank_among(
-    source: VectorSource, model: Model, queries_Q: IntArray, excluded: ItemLists, depth: int, item_I: IntArray
+    source: VectorSource, model: ModelSpec, queries_Q: IntArray, excluded: ItemLists, depth: int, item_I: IntArray
 ) -> IntArray:
     """The ``depth`` best of the items ``item_I`` (int64, sorted) of each query, as ``rank_items`` gives them."""
     wanted_I = np.zeros(model.item.rows, np.bool_)
@@ -192,7 +197,7 @@ def rank_among(
 
 
 def rank_items(
-    source: VectorSource, model: Model, queries_Q: IntArray, excluded: ItemLists, depth: int
+    source: VectorSource, model: ModelSpec, queries_Q: IntArray, excluded: ItemLists, depth: int
 ) -> tuple[IntArray, FloatArray]:
     """The ``depth`` best items of each query, best first: rows int64 (Q, K), and scores float32 (Q, K).
 
@@ -203,7 +208,12 @@ def rank_items(
 
 
 def _rank(
-    source: VectorSource, model: Model, queries_Q: IntArray, excluded: ItemLists, depth: int, item_I: IntArray | None
+    source: VectorSource,
+    model: ModelSpec,
+    queries_Q: IntArray,
+    excluded: ItemLists,
+    depth: int,
+    item_I: IntArray | None,
 ) -> tuple[IntArray, FloatArray]:
     """The same of the items ``item_I``, of all if that is None; they, and those excluded, are told by their place."""
 
@@ -229,17 +239,17 @@ def rank_vectors(
     """
     best_item_QK = np.full((len(query_QD), depth), -1, dtype=np.int64)
     best_score_QK = np.full((len(query_QD), depth), -np.inf, dtype=np.float32)
-    if score.normalised:
+    if score.normalized:
         query_QD = unit_rows(query_QD)
     for first in range(0, items, _ITEM_BLOCK):
         item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
-        if score.normalised:
+        if score.normalized:
             item_ED = unit_rows(item_ED)
-        penalty_E = np.float32(score.square) * np.square(item_ED).sum(axis=1)
+        penalty_E = np.float32(score.norm_scale) * np.square(item_ED).sum(axis=1)
         for start in range(0, len(query_QD), _QUERY_BLOCK):
             part = slice(start, start + _QUERY_BLOCK)
             # The query's own square is the same for all its items, so it does not change their order.
-            scores_QE = np.float32(score.product) * (query_QD[part] @ item_ED.T) - penalty_E
+            scores_QE = np.float32(score.dot_scale) * (query_QD[part] @ item_ED.T) - penalty_E
             starts_Q1 = excluded.starts_Q1[start : start + _QUERY_BLOCK + 1]
             _keep_best(scores_QE, first, starts_Q1, excluded.items_N, best_score_QK[part], best_item_QK[part])
     return best_item_QK, best_score_QK
@@ -257,12 +267,17 @@ def _hits(best_item_QK, starts_Q1, truth_N):  # type: ignore[no-untyped-def]
 
 
 def evaluate(
-    source: VectorSource, model: Model, held_out: HeldOut, spec: Evaluate, counts_N: IntArray, total: Total
-) -> Metrics:
+    source: VectorSource,
+    model: ModelSpec,
+    held_out: HeldOut,
+    spec: EvaluateConfig,
+    counts_N: IntArray,
+    all_reduce: Total,
+) -> EvalMetrics:
     """The metrics of all workers' queries together; ``counts_N`` are the items' counts in train, int64 (items,)."""
     depths = sorted(set(spec.k))
     item_I, items = held_out.item_I, model.item.rows if held_out.item_I is None else len(held_out.item_I)
-    apart = _Apart(counts_N, depths, item_I)
+    apart = _WarmColdMetrics(counts_N, depths, item_I)
     sums_KM = np.zeros((len(depths), len(_OVER_QUERIES)))
     ranked_K, held_out_popularity = np.zeros(len(depths)), 0.0
     seen_KN = np.zeros((len(depths), model.item.rows), dtype=np.bool_)
@@ -279,18 +294,18 @@ def evaluate(
             ranked_N = best_item_QK[:, :k].ravel()
             seen_N[ranked_N[ranked_N >= 0]] = True
     own = np.concatenate([[len(held_out.queries_Q), held_out_popularity], ranked_K, sums_KM.ravel()])
-    queries, held_out_popularity, *values = _total(own, total)
-    metrics: Metrics = {}
+    queries, held_out_popularity, *values = _total(own, all_reduce)
+    metrics: EvalMetrics = {}
     for place, k in enumerate(depths):
         of_k = values[len(depths) :][place * len(_OVER_QUERIES) :]
         means = (float(value / max(queries, 1)) for value in of_k[: len(_OVER_QUERIES)])
         metrics |= {f"{name}@{k}": mean for name, mean in zip(_OVER_QUERIES, means, strict=True)}
-        metrics[f"coverage@{k}"] = _count_seen(seen_KN[place], held_out.workers, total) / items
+        metrics[f"coverage@{k}"] = _count_seen(seen_KN[place], held_out.workers, all_reduce) / items
         metrics[f"popularity@{k}"] = float(values[place] / held_out_popularity) if held_out_popularity else 0.0
-    return {**metrics, **apart.metrics(total), "queries": int(queries)}
+    return {**metrics, **apart.metrics(all_reduce), "queries": int(queries)}
 
 
-class _Apart:
+class _WarmColdMetrics:
     """Recall and ndcg of warm and of cold held-out items, summed over queries."""
 
     _KINDS = ("warm", "cold", "among_cold")
@@ -326,11 +341,11 @@ class _Apart:
         self._queries[kind] += len(best_item_QK)
         self._sums_TKM[kind] += _sums_over_queries(best_item_QK, truth, self._depths)[:, : len(self._NAMES)]
 
-    def metrics(self, total: Total) -> Metrics:
+    def metrics(self, all_reduce: Total) -> EvalMetrics:
         """Those of all workers together; none, where no held-out item is cold."""
         if not len(self._cold_I):
             return {}
-        values = _total(np.concatenate([self._queries, self._sums_TKM.ravel()]), total)
+        values = _total(np.concatenate([self._queries, self._sums_TKM.ravel()]), all_reduce)
         queries = dict(zip(self._KINDS, values, strict=False))
         if not queries["cold"]:
             return {}
@@ -380,13 +395,15 @@ def _means(values_N: IntArray, starts_Q1: IntArray) -> FloatArray:
     return means_Q
 
 
-def _total(values_N: FloatArray, total: Total) -> FloatArray:
+def _total(values_N: FloatArray, all_reduce: Total) -> FloatArray:
     """``total`` of any number of values."""
-    starts = range(0, len(values_N), SUM_LENGTH)
-    return np.concatenate([np.empty(0), *(total(values_N[start : start + SUM_LENGTH]) for start in starts)])
+    starts = range(0, len(values_N), MAX_ALL_REDUCE_LENGTH)
+    return np.concatenate(
+        [np.empty(0), *(all_reduce(values_N[start : start + MAX_ALL_REDUCE_LENGTH]) for start in starts)]
+    )
 
 
-def _count_seen(seen_N: BoolArray, workers: int, total: Total) -> int:
+def _count_seen(seen_N: BoolArray, workers: int, all_reduce: Total) -> int:
     """How many items some worker has seen.
 
     Sums of 0 and 1 over W workers are digits to the base W + 1, of which as many as are exact go into one number.
@@ -395,7 +412,7 @@ def _count_seen(seen_N: BoolArray, workers: int, total: Total) -> int:
     digits = int(_EXACT_BITS / math.log2(base))
     padded_VD = np.zeros((-(-len(seen_N) // digits), digits))
     padded_VD.ravel()[: len(seen_N)] = seen_N
-    rest_V = _total(padded_VD @ float(base) ** np.arange(digits), total).astype(np.int64)
+    rest_V = _total(padded_VD @ float(base) ** np.arange(digits), all_reduce).astype(np.int64)
     seen = 0
     for _ in range(digits):
         seen += np.count_nonzero(rest_V % base)

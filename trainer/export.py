@@ -19,24 +19,24 @@ from pathlib import Path
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint import MANIFEST_NAME, Checkpoint, newest_checkpoint, open_checkpoint
-from kvstore.errors import CheckpointError, CrossfadeError, InputError, UnreachableError
+from kvstore.checkpoint import MANIFEST_NAME, Checkpoint, latest_checkpoint, open_checkpoint
+from kvstore.errors import CheckpointError, CrossfadeError, InputError, StorageUnavailableError
 from kvstore.storage import Folder
 from kvstore.store import TableSpec
 from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
-from trainer.data.manifest import VOCABULARY, Manifest, data_fingerprint, read_manifest
-from trainer.data.progress import Progress
+from trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
+from trainer.data.progress import ProgressReporter
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import GROUP_ROWS, replace_folder, write_table
-from trainer.job import Job, check_job
-from trainer.model import Model, make_model
+from trainer.job import JobConfig, check_job
+from trainer.model import ModelSpec, make_model
 from trainer.run_folder import JOB_FILE, RunFolder
 from trainer.towers import Towers, load_towers
 
 _EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint such as checkpoints/step-000000123"
 _EMBEDDINGS_FILE = re.compile(r"rows-\d{12,}\.parquet")
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class CheckpointVectors:
     below ``work`` that have no names, which the operating system pages.
     """
 
-    def __init__(self, checkpoint: Checkpoint, progress: Progress, towers: Towers, work: Path) -> None:
+    def __init__(self, checkpoint: Checkpoint, progress: ProgressReporter, towers: Towers, work: Path) -> None:
         """Read from ``checkpoint``, and tell ``progress`` the rows."""
         self._checkpoint = checkpoint
         self._progress = progress
@@ -115,12 +115,12 @@ class CheckpointVectors:
             return self._towers.dense.apply(entity, self._checkpoint.weights(entity, start, stop))
         parts = of.parts(rows_N)
         block = {name: self._copies[name][bag.values.rows_A] for name, bag in parts.bags.items()}
-        if of.tower.own is not None:
+        if of.tower.id_table is not None:
             block[entity] = self._checkpoint.weights(entity, start, stop)[parts.own_A]
         return self._towers.dense.apply(entity, parts.combine(of.tower, block))
 
 
-def export(request: Request, say: Say, progress: Progress) -> Exported:
+def export(request: Request, say: Log, progress: ProgressReporter) -> Exported:
     """Write the embeddings that ``request`` asks for; ``say`` gets a line for the checkpoint and each passed over.
 
     Raises:
@@ -173,10 +173,12 @@ def _locate(text: str) -> _Source:
     run = RunFolder(Path(text))
     job = run.job()
     # A run that writes embeddings itself keeps those: they are the ones that its report speaks of.
-    return _Source(run.checkpoints(job), is_folder=True, out=run.embeddings if job.train.embeddings == "none" else None)
+    return _Source(
+        run.checkpoints(job), is_folder=True, out=run.embeddings if job.train.save_embeddings == "none" else None
+    )
 
 
-def _open(source: _Source, refused: set[str], said: set[str], say: Say) -> Checkpoint:
+def _open(source: _Source, refused: set[str], said: set[str], say: Log) -> Checkpoint:
     """The checkpoint that ``source`` names; why newer ones are passed over is said once.
 
     Raises:
@@ -185,7 +187,7 @@ def _open(source: _Source, refused: set[str], said: set[str], say: Say) -> Check
     """
     if not source.is_folder:
         return open_checkpoint(source.uri)
-    checkpoint, reasons = newest_checkpoint(source.uri, refused)
+    checkpoint, reasons = latest_checkpoint(source.uri, refused)
     for reason in reasons:
         if reason not in said and not any(reason.startswith(f"{uri}:") for uri in refused):
             said.add(reason)
@@ -197,9 +199,9 @@ def _open(source: _Source, refused: set[str], said: set[str], say: Say) -> Check
     raise InputError(f"{source.uri}: there is no checkpoint in it; {_EXPECTED}")
 
 
-def _export(checkpoint: Checkpoint, request: Request, out: Path, say: Say, progress: Progress) -> Exported:
+def _export(checkpoint: Checkpoint, request: Request, out: Path, say: Log, progress: ProgressReporter) -> Exported:
     origin = _Origin.of(checkpoint)
-    data = Folder(request.data or origin.job.data.shards)
+    data = Folder(request.data or origin.job.data.path)
     manifest = _data_of(checkpoint, origin, data)
     model = make_model(origin.job, manifest)
     tables = _tables(checkpoint, model, request.entities)
@@ -219,7 +221,7 @@ def _export(checkpoint: Checkpoint, request: Request, out: Path, say: Say, progr
 class _Origin:
     """What a checkpoint says of the run that wrote it: its job, and how its data are known."""
 
-    job: Job
+    job: JobConfig
     fingerprint: int
 
     @staticmethod
@@ -234,7 +236,7 @@ class _Origin:
         return _Origin(check_job(values, checkpoint.uri), fingerprint)
 
 
-def _tables(checkpoint: Checkpoint, model: Model, entities: Sequence[str]) -> list[TableSpec]:
+def _tables(checkpoint: Checkpoint, model: ModelSpec, entities: Sequence[str]) -> list[TableSpec]:
     """Those of the vectors of ``model`` that ``entities`` names, or all."""
     own = {table.name: table for table in checkpoint.manifest.tables}
     held = {table.name: own.get(table.name, table) for table in model.vectors}
@@ -244,7 +246,7 @@ def _tables(checkpoint: Checkpoint, model: Model, entities: Sequence[str]) -> li
     return [table for name, table in held.items() if name in entities or not entities]
 
 
-def _data_of(checkpoint: Checkpoint, origin: _Origin, data: Folder) -> Manifest:
+def _data_of(checkpoint: Checkpoint, origin: _Origin, data: Folder) -> DatasetManifest:
     """The manifest of ``data``, which must be what the checkpoint was trained on: rows get their ids from there.
 
     Raises:
@@ -255,7 +257,7 @@ def _data_of(checkpoint: Checkpoint, origin: _Origin, data: Folder) -> Manifest:
         if not data.exists(DATA_MANIFEST):
             raise InputError(f"{data.uri}: holds no prepared data; {mend}")
         manifest = read_manifest(data)
-    except (OSError, UnreachableError) as error:
+    except (OSError, StorageUnavailableError) as error:
         raise InputError(str(error)) from error
     for table in checkpoint.manifest.tables:
         rows = manifest.entities[table.name].rows if table.name in manifest.entities else 0

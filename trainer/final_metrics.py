@@ -14,26 +14,26 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import push_to_gateway
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.job import Job
+from trainer.job import JobConfig
 from trainer.metric_names import PREFIX
-from trainer.metrics import RoleMetrics
+from trainer.metrics import ProcessMetrics
 from trainer.run_folder import RunFolder
 
 PUSH_SECONDS = 5.0
 """How long a Pushgateway may make the end of a process wait."""
 
 
-def keep(folder: RunFolder, job: Job, metrics: RoleMetrics) -> None:
+def write_final_metrics(folder: RunFolder, job: JobConfig, metrics: ProcessMetrics) -> None:
     """Leave the final values of a role in ``folder`` and at the job's Pushgateway. Failures are said, not raised."""
     name = "-".join(value for label in ("role", "rank") if (value := metrics.labels.get(label)) is not None)
     try:
         folder.write_role_metrics(name, metrics.text().decode())
     except OSError as error:
         _say(f"{folder.path}: the final metrics of {name} were not written: {error.strerror}")
-    push(job, metrics)
+    push_final_metrics(job, metrics)
 
 
-def keep_all(folder: RunFolder, job: Job, metrics: RoleMetrics) -> None:
+def merge_final_metrics(folder: RunFolder, job: JobConfig, metrics: ProcessMetrics) -> None:
     """Leave in ``folder`` one file of the final values of this process and of all that have left theirs; and push."""
     own = metrics.text()
     if not own:
@@ -43,10 +43,10 @@ def keep_all(folder: RunFolder, job: Job, metrics: RoleMetrics) -> None:
         folder.write_metrics(generate_latest(_Merged(texts)).decode())
     except OSError as error:
         _say(f"{folder.path}: the final metrics were not written: {error.strerror}")
-    push(job, metrics)
+    push_final_metrics(job, metrics)
 
 
-def push(job: Job, metrics: RoleMetrics) -> None:
+def push_final_metrics(job: JobConfig, metrics: ProcessMetrics) -> None:
     """Give the job's Pushgateway, if there is one, the values of ``metrics``, in place of earlier ones of that role."""
     gateway = job.metrics.pushgateway
     if gateway is None:

@@ -26,14 +26,14 @@ from numba import njit
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
-from trainer.data.manifest import Manifest
-from trainer.data.shards import ShardReader
+from trainer.data.manifest import DatasetManifest
+from trainer.data.shards import InteractionReader
 from trainer.embeddings import VectorSource
 from trainer.evaluate import ItemLists, rank_vectors
 from trainer.labels import LabelPairs
-from trainer.model import Model
+from trainer.model import ModelSpec
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 ASKED_MAX = 10_000
 COUNTED_MAX = 1 << 23
 """Interactions that are counted; each takes some 100 bytes at the most."""
@@ -52,9 +52,9 @@ class _Labelled:
 
 def label_precision(
     source: VectorSource,
-    model: Model,
-    reader: ShardReader,
-    manifest: Manifest,
+    model: ModelSpec,
+    reader: InteractionReader,
+    manifest: DatasetManifest,
     entity: str,
     labels: LabelPairs,
     counts_R: IntArray,
@@ -85,7 +85,7 @@ def label_precision(
         "labels": len(np.unique(labelled.labels_P)),
         "asked": len(asked_Q),
         "least": least,
-        "neighbours": NEIGHBOURS,
+        "neighbours": NEIGHBORS,
         "precision": _precision(near_QK, asked_Q, labelled),
         "precision_of_counts": _precision(counted_QK, asked_Q, labelled),
         "precision_by_chance": float(sharing_Q.mean() / (rows - 1)),
@@ -98,7 +98,9 @@ def _take_part(labels: LabelPairs, counts_R: IntArray, least: int) -> _Labelled:
     return _Labelled(row_S, np.append(starts_S, kept_P.sum()), labels.label_P[kept_P])
 
 
-def _nearest_vectors(source: VectorSource, model: Model, entity: str, row_S: IntArray, asked_Q: IntArray) -> IntArray:
+def _nearest_vectors(
+    source: VectorSource, model: ModelSpec, entity: str, row_S: IntArray, asked_Q: IntArray
+) -> IntArray:
     """The places nearest to ``asked_Q`` by the score of ``model``: int64 (Q, K), -1 where there are no more."""
     own = ItemLists(np.arange(len(asked_Q) + 1), asked_Q)
     best_QK, _ = rank_vectors(
@@ -107,13 +109,13 @@ def _nearest_vectors(source: VectorSource, model: Model, entity: str, row_S: Int
         len(row_S),
         lambda place_E: source.vectors(entity, row_S[place_E]),
         own,
-        NEIGHBOURS,
+        NEIGHBORS,
     )
     return best_QK
 
 
 def _nearest_counts(
-    reader: ShardReader, manifest: Manifest, entity: str, row_S: IntArray, asked_Q: IntArray, seed: int
+    reader: InteractionReader, manifest: DatasetManifest, entity: str, row_S: IntArray, asked_Q: IntArray, seed: int
 ) -> IntArray:
     """The places nearest to ``asked_Q`` by the cosine of their counts."""
     pair_P, count_P = _count_pairs(reader, manifest, entity, row_S, seed)
@@ -125,12 +127,12 @@ def _nearest_counts(
     order_P = np.argsort(place_P, kind="stable")
     starts_S1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(place_P, minlength=len(row_S)))])
     by_place = starts_S1, other_P[order_P], count_P[order_P]
-    best_QK: IntArray = _rank_counts(asked_Q, *by_place, starts_C1, place_P, count_P, norm_S, NEIGHBOURS)
+    best_QK: IntArray = _rank_counts(asked_Q, *by_place, starts_C1, place_P, count_P, norm_S, NEIGHBORS)
     return best_QK
 
 
 def _count_pairs(
-    reader: ShardReader, manifest: Manifest, entity: str, row_S: IntArray, seed: int
+    reader: InteractionReader, manifest: DatasetManifest, entity: str, row_S: IntArray, seed: int
 ) -> tuple[IntArray, IntArray]:
     """Pairs of a row of the other side and a place, other·S + place, sorted, and how often train likes each."""
     on_query = entity == manifest.query

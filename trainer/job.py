@@ -18,9 +18,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kvstore.errors import InputError
-from kvstore.layout import DEFAULT_KEY_BYTES, LARGEST_KEY_BYTES
+from kvstore.layout import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from kvstore.optimizers import OptimizerKind, OptimizerSpec
-from trainer.data.timespan import Timespan
+from trainer.data.timespan import TimeRange
 
 ScoreKind = Literal["dot", "cosine", "euclidean"]
 LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
@@ -30,7 +30,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1, strict=True)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
-Moment = Annotated[
+TimeValue = Annotated[
     Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | Annotated[str, Field(strict=True)],
     # YAML makes dates of what looks like one.
     BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),
@@ -41,38 +41,38 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class Data(_Section):
+class DataConfig(_Section):
     """Where the interactions are and in what order they are read."""
 
-    shards: str = Field(description="folder or s3:// URI that 'crossfade prepare' wrote")
+    path: str = Field(description="folder or s3:// URI that 'crossfade prepare' wrote")
     query: Name | None = Field(None, description="entity on the query side; default: the one named in the manifest")
     item: Name | None = Field(None, description="entity on the item side; default: the one named in the manifest")
-    lanes: AtLeastOne = Field(
+    partitions: AtLeastOne = Field(
         16, description="streams that row groups are dealt to; workers share them out, so at least one a worker"
     )
-    shuffle_window: AtLeastOne = Field(131_072, description="rows of a lane that are held and shuffled together")
-    since: Moment | None = Field(
+    shuffle_block_rows: AtLeastOne = Field(131_072, description="rows of a lane that are held and shuffled together")
+    since: TimeValue | None = Field(
         None, description="only interactions from then on: integer in the unit of timestamps, or ISO date (UTC)"
     )
-    until: Moment | None = Field(None, description="only interactions before then, the same way")
-    readers: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
+    until: TimeValue | None = Field(None, description="only interactions before then, the same way")
+    reader_threads: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
         4, description="threads of a worker that fetch and decode row groups; more of them for small files on S3"
     )
-    max_row_group: AtLeastOne = Field(
+    max_row_group_rows: AtLeastOne = Field(
         4_194_304, description="rows of the largest row group that is accepted; a worker holds two or more a lane"
     )
 
     @model_validator(mode="after")
-    def _span_is_one(self) -> Data:
-        self.span()
+    def _span_is_one(self) -> DataConfig:
+        self.time_range()
         return self
 
-    def span(self) -> Timespan | None:
+    def time_range(self) -> TimeRange | None:
         """The time that interactions must be of; None: any."""
-        return Timespan.of(self.since, self.until)
+        return TimeRange.of(self.since, self.until)
 
 
-class Dense(_Section):
+class DenseConfig(_Section):
     """Dense layers that the vectors of a side pass before they are compared."""
 
     query: list[AtLeastOne] = Field(
@@ -89,31 +89,31 @@ class Dense(_Section):
     )
 
 
-class Model(_Section):
+class ModelConfig(_Section):
     """The embedding model: vectors of both sides, compared by a score."""
 
     dim: AtLeastOne = Field(64, description="columns of every embedding")
     score: ScoreKind = Field("cosine", description="dot, cosine, or euclidean (minus the squared distance)")
     temperature: Positive = Field(0.17, description="the score is divided by it in the loss")
-    initial_scale: Positive = Field(0.1, description="standard deviation of a fresh row's values")
-    query: list[Name] = Field(
+    init_std: Positive = Field(0.1, description="standard deviation of a fresh row's values")
+    query_features: list[Name] = Field(
         [], description="whose embeddings make a query's vector: data.query and its features; default: [data.query]"
     )
-    item: list[Name] = Field(
+    item_features: list[Name] = Field(
         [],
         description="whose embeddings make an item's vector, such as [track, artist, tag]: data.item, which may be "
         "left out, and its features; default: [data.item]",
     )
     combine: Literal["sum", "mean"] = Field("sum", description="how the embeddings of a side are made one vector")
-    drop_ids: Annotated[float, Field(ge=0, lt=1)] = Field(
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="share of rows whose own embedding is left out of a step, if they have features: so that those can "
         "stand for a row that is new",
     )
-    dense: Dense = Dense()
+    dense: DenseConfig = DenseConfig()
 
     @model_validator(mode="after")
-    def _layers_end_in_dim(self) -> Model:
+    def _layers_end_in_dim(self) -> ModelConfig:
         for side, widths in (("query", self.dense.query), ("item", self.dense.item)):
             if widths and widths[-1] != self.dim:
                 raise ValueError(f"dense.{side} is {widths}: its last layer must be as wide as dim, {self.dim}")
@@ -124,7 +124,7 @@ _ALL_ITEMS_AT_MOST = 2**15
 """So many items can all be negatives: more make a step dear, and it would cost what the table does."""
 
 
-class Negatives(_Section):
+class NegativesConfig(_Section):
     """What each interaction is contrasted with."""
 
     kind: Literal["auto", "shared", "each", "in_batch", "mixed", "all"] = Field(
@@ -140,27 +140,27 @@ class Negatives(_Section):
     power: Annotated[float, Field(ge=0, le=4)] = Field(
         0.75, description="popularity: an item is drawn in proportion to its count to this power"
     )
-    log_q: bool = Field(
+    logq_correction: bool = Field(
         False,
         description="softmax: scores of negatives are less by the log of how often their item is expected among "
         "them, so that they stand for all items",
     )
-    hard: AtLeastOne | None = Field(
+    num_hard: AtLeastOne | None = Field(
         None, description="how many of an example's negatives count, those that score highest; null: all"
     )
     weight: NotNegative = Field(1.0, description="ccl: what the negatives weigh together, beside the item's 1")
 
-    def settled(self, loss: LossKind, items: int) -> Negatives:
+    def resolve(self, loss: LossKind, items: int) -> NegativesConfig:
         """The same of a table of so many ``items``: what ``auto`` is there."""
         if self.kind != "auto":
             return self
-        if loss != "softmax" or self.hard is not None:
+        if loss != "softmax" or self.num_hard is not None:
             return self.model_copy(update={"kind": "shared"})
         few = items <= _ALL_ITEMS_AT_MOST
         return self.model_copy(update={"kind": "all" if few else "in_batch", "log_q": not few})
 
 
-class Optimizer(_Section):
+class OptimizerConfig(_Section):
     """How active rows are updated."""
 
     kind: OptimizerKind = Field("adam", description="sgd, adagrad, rowwise_adagrad (4 bytes of state a row) or adam")
@@ -184,29 +184,29 @@ class Optimizer(_Section):
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = Field(
         0, description="steps in which the learning rate rises to its height"
     )
-    final_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+    min_lr_factor: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="share of the learning rate that linear and cosine end at"
     )
 
 
-class Train(_Section):
+class TrainConfig(_Section):
     """The run itself."""
 
     batch_size: AtLeastOne = Field(16_384, description="interactions a step, over all workers together")
     epochs: AtLeastOne = Field(40, description="passes over the train split, at most")
     max_steps: AtLeastOne | None = Field(None, description="stop after so many steps, whatever the epochs say")
-    evaluate_every: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
+    eval_every_epochs: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(
         None,
         description="evaluations without a new best before stopping; null: never, so that a falling schedule comes to "
         "its end",
     )
-    balance: Annotated[float, Field(ge=0, le=1)] = Field(
+    query_frequency_power: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,
         description="an interaction weighs its query's count in train to minus this power, and 1 on average; 0: all "
         "interactions weigh the same, 1: all queries",
     )
-    item_balance: Annotated[float, Field(ge=-1, le=1)] = Field(
+    item_frequency_power: Annotated[float, Field(ge=-1, le=1)] = Field(
         -0.15, description="the same by its item's count; below 0: popular items weigh more"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
@@ -214,55 +214,55 @@ class Train(_Section):
     )
     engine: Literal["cpu", "mxnet"] = Field("cpu", description="who computes gradients: numba and BLAS, or MXNet")
     device: Literal["cpu", "gpu"] = Field("cpu", description="where the mxnet engine computes")
-    embeddings: Literal["best", "none"] = Field(
+    save_embeddings: Literal["best", "none"] = Field(
         "best", description="best: write those that did best on valid; none: leave them to 'crossfade export'"
     )
 
     @model_validator(mode="after")
-    def _gpu_needs_mxnet(self) -> Train:
+    def _gpu_needs_mxnet(self) -> TrainConfig:
         if self.device == "gpu" and self.engine != "mxnet":
             raise ValueError(f"device 'gpu' needs engine 'mxnet', but the engine is '{self.engine}'")
         return self
 
 
-class Checkpoint(_Section):
+class CheckpointConfig(_Section):
     """What of a run outlives its processes."""
 
-    to: str | None = Field(None, description="folder or s3:// URI for checkpoints; default: checkpoints/ of the run")
-    every_seconds: Positive | None = Field(
+    path: str | None = Field(None, description="folder or s3:// URI for checkpoints; default: checkpoints/ of the run")
+    interval_seconds: Positive | None = Field(
         300.0, description="seconds from one checkpoint to the next; null: only at the end and when stopped"
     )
-    every_steps: AtLeastOne | None = Field(None, description="steps from one checkpoint to the next, besides")
-    keep: AtLeastOne = Field(3, description="checkpoints that are kept, the newest ones")
-    start_from: str | None = Field(
+    interval_steps: AtLeastOne | None = Field(None, description="steps from one checkpoint to the next, besides")
+    keep_latest: AtLeastOne = Field(3, description="checkpoints that are kept, the newest ones")
+    warm_start_from: str | None = Field(
         None,
         description="checkpoint, or folder of them, that a fresh run takes rows from; rows that it lacks, that the "
         "data have forgotten or that another id has now start afresh",
     )
 
 
-class Evaluate(_Section):
+class EvaluateConfig(_Section):
     """How rankings are judged."""
 
     k: list[Annotated[int, Field(ge=1, le=1000, strict=True)]] = Field(
         [10, 20, 40], min_length=1, max_length=100, description="depths of recall@k, ndcg@k and the like, up to 1000"
     )
-    exclude: list[SplitName] = Field(
+    exclude_splits: list[SplitName] = Field(
         ["train", "valid"], description="splits whose items leave a query's ranking, unless they are held out too"
     )
-    select: Annotated[str, Field(pattern=r"^(recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*$")] = Field(
+    best_metric: Annotated[str, Field(pattern=r"^(recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*$")] = Field(
         "ndcg@10",
         description="metric on the valid split that picks the best embeddings: recall, ndcg, map, mrr or hit_rate @ K",
     )
 
     @model_validator(mode="after")
-    def _select_is_computed(self) -> Evaluate:
-        if int(self.select.partition("@")[2]) not in self.k:
-            raise ValueError(f"select '{self.select}' needs its depth in evaluate.k, which is {self.k}")
+    def _select_is_computed(self) -> EvaluateConfig:
+        if int(self.best_metric.partition("@")[2]) not in self.k:
+            raise ValueError(f"select '{self.best_metric}' needs its depth in evaluate.k, which is {self.k}")
         return self
 
 
-class Cluster(_Section):
+class ClusterConfig(_Section):
     """Processes of a distributed job. With no servers, the run is one process that holds the tables itself."""
 
     servers: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
@@ -272,25 +272,25 @@ class Cluster(_Section):
         1, description="processes that compute gradients"
     )
     host: str = Field("127.0.0.1", description="address that the roles listen on and reach each other at")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="the scheduler's port; 0: a free one")
-    key_bytes: Annotated[int, Field(ge=1024, le=LARGEST_KEY_BYTES)] = Field(
+    scheduler_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="the scheduler's port; 0: a free one")
+    max_key_bytes: Annotated[int, Field(ge=1024, le=MAX_KEY_BYTES)] = Field(
         DEFAULT_KEY_BYTES, description="bytes of a table that make one key of the store, at most"
     )
     hosts: AtLeastOne = Field(1, description="hosts that share the roles; the job starts when their agents have joined")
-    host_per_role: bool = Field(
+    one_role_per_host: bool = Field(
         False,
         description="each server and worker has a host of its own, beside the coordinator's, as in containers; "
         "cluster.hosts is counted from that",
     )
-    replace_seconds: Positive | None = Field(
+    host_timeout_seconds: Positive | None = Field(
         None,
         description="how long hosts that are lost are waited for, from the last that came or went; then their roles go "
         "to those that are left; null: as long as it takes",
     )
-    listen: str | None = Field(
+    coordinator_address: str | None = Field(
         None, description="HOST:PORT at which agents of other hosts reach the coordinator; needs CROSSFADE_TOKEN"
     )
-    shared_folder: bool = Field(
+    shared_run_dir: bool = Field(
         True,
         description="whether the run folder is on a file system that all hosts share, and that outlives them; false: "
         "hosts get the job from the coordinator, and the best embeddings lie beside the checkpoints until the run ends",
@@ -298,32 +298,32 @@ class Cluster(_Section):
     max_restarts: Annotated[int, Field(ge=0, strict=True)] = Field(
         5, description="restarts in a row that bring no new checkpoint, after which the job fails"
     )
-    stall_seconds: Positive = Field(
+    stall_timeout_seconds: Positive = Field(
         600.0, description="without a step, evaluation or checkpoint for so long, start-up included, it is restarted"
     )
-    grace_seconds: Positive = Field(
+    grace_period_seconds: Positive = Field(
         60.0, description="how long a job that is asked to stop may take to write its checkpoint"
     )
 
     @model_validator(mode="after")
-    def _workers_need_servers(self) -> Cluster:
+    def _workers_need_servers(self) -> ClusterConfig:
         if self.workers > 1 and self.servers == 0:
             raise ValueError(f"{self.workers} workers need at least one server: set cluster.servers or --servers")
         return self
 
     @model_validator(mode="after")
-    def _hosts_are_counted_once(self) -> Cluster:
-        if self.host_per_role and self.hosts > 1:
+    def _hosts_are_counted_once(self) -> ClusterConfig:
+        if self.one_role_per_host and self.hosts > 1:
             raise ValueError(f"hosts is {self.hosts}, but host_per_role counts them: leave one of the two out")
         return self
 
     @property
     def host_count(self) -> int:
         """The hosts of a whole job, that of the coordinator included."""
-        return 1 + self.servers + self.workers if self.host_per_role else self.hosts
+        return 1 + self.servers + self.workers if self.one_role_per_host else self.hosts
 
 
-class Metrics(_Section):
+class MetricsConfig(_Section):
     """Where a run can be watched by Prometheus, and the like."""
 
     port: Annotated[int, Field(ge=0, le=65535, strict=True)] | None = Field(
@@ -340,12 +340,12 @@ class Metrics(_Section):
     )
 
 
-class Job(_Section):
+class JobConfig(_Section):
     """A whole job."""
 
     name: Name = Field(description="what the run folder is called by default: runs/NAME")
-    data: Data
-    model: Model = Model()
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
     loss: LossKind = Field(
         "softmax",
         description="bpr, logistic, softmax over the sampled negatives, hinge, warp or ccl; an interaction of negative "
@@ -356,17 +356,17 @@ class Job(_Section):
         description="hinge and warp: by how much an item is to be above its negatives; ccl: the cosine up to which a "
         "negative costs nothing",
     )
-    negatives: Negatives = Negatives()
-    optimizer: Optimizer = Optimizer()
-    train: Train = Train()
-    evaluate: Evaluate = Evaluate()
-    checkpoint: Checkpoint = Checkpoint()
-    cluster: Cluster = Cluster()
-    metrics: Metrics = Metrics()
+    negatives: NegativesConfig = NegativesConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
-    def negatives_among(self, items: int) -> Negatives:
+    def resolved_negatives(self, items: int) -> NegativesConfig:
         """The negatives, where the table has so many ``items``."""
-        return self.negatives.settled(self.loss, items)
+        return self.negatives.resolve(self.loss, items)
 
     @property
     def optimizer_spec(self) -> OptimizerSpec:
@@ -377,18 +377,22 @@ class Job(_Section):
         return OptimizerSpec(**values)
 
     @property
-    def hosts_apart(self) -> bool:
+    def no_shared_run_dir(self) -> bool:
         """Whether the processes of this job may be on hosts that share no folder."""
-        return self.cluster.servers > 0 and not self.cluster.shared_folder
+        return self.cluster.servers > 0 and not self.cluster.shared_run_dir
 
     @property
-    def sums_dense_layers(self) -> bool:
+    def all_reduces_dense(self) -> bool:
         """Whether several workers train dense layers, whose gradients Horovod sums."""
         return self.cluster.workers > 1 and bool(self.model.dense.query or self.model.dense.item)
 
     @model_validator(mode="after")
-    def _hosts_share_something(self) -> Job:
-        if self.hosts_apart and self.cluster.host_count > 1 and not (self.checkpoint.to or "").startswith("s3://"):
+    def _hosts_share_something(self) -> JobConfig:
+        if (
+            self.no_shared_run_dir
+            and self.cluster.host_count > 1
+            and not (self.checkpoint.path or "").startswith("s3://")
+        ):
             raise ValueError(
                 "cluster.shared_folder is false, so the hosts need another place to share: set checkpoint.to to one on "
                 "S3, as in s3://BUCKET/PREFIX"
@@ -396,55 +400,55 @@ class Job(_Section):
         return self
 
     @model_validator(mode="after")
-    def _each_worker_has_a_lane(self) -> Job:
-        if self.cluster.workers > self.data.lanes:
+    def _each_worker_has_a_lane(self) -> JobConfig:
+        if self.cluster.workers > self.data.partitions:
             raise ValueError(
-                f"{self.cluster.workers} workers need as many lanes: set data.lanes, now {self.data.lanes}"
+                f"{self.cluster.workers} workers need as many lanes: set data.lanes, now {self.data.partitions}"
             )
         return self
 
     @model_validator(mode="after")
-    def _loss_and_negatives_agree(self) -> Job:
+    def _loss_and_negatives_agree(self) -> JobConfig:
         if self.loss == "ccl" and self.model.score != "cosine":
             raise ValueError(f"loss 'ccl' is of cosine scores: set model.score to cosine, now {self.model.score}")
-        if self.negatives.log_q and self.loss != "softmax":
+        if self.negatives.logq_correction and self.loss != "softmax":
             raise ValueError(f"negatives.log_q corrects the softmax alone, but the loss is '{self.loss}'")
-        if self.negatives.log_q and self.negatives.kind == "all":
+        if self.negatives.logq_correction and self.negatives.kind == "all":
             raise ValueError("negatives.log_q corrects what is drawn, but negatives.kind 'all' draws nothing")
-        if self.negatives.hard is not None and self.loss == "warp":
+        if self.negatives.num_hard is not None and self.loss == "warp":
             raise ValueError("loss 'warp' counts the hardest negative alone: leave negatives.hard out")
-        if self.negatives.hard is not None and self.negatives.log_q:
+        if self.negatives.num_hard is not None and self.negatives.logq_correction:
             raise ValueError(
                 "negatives.log_q tells how negatives were drawn, which of hard ones is not known: leave one out"
             )
         return self
 
-    def anchored(self) -> Job:
+    def with_absolute_paths(self) -> JobConfig:
         """The same job, naming its folders by absolute paths, so that it means the same from anywhere."""
         checkpoint = {
             key: value and _anchored(value)
-            for key, value in (("to", self.checkpoint.to), ("start_from", self.checkpoint.start_from))
+            for key, value in (("to", self.checkpoint.path), ("start_from", self.checkpoint.warm_start_from))
         }
         return self.model_copy(
             update={
-                "data": self.data.model_copy(update={"shards": _anchored(self.data.shards)}),
+                "data": self.data.model_copy(update={"shards": _anchored(self.data.path)}),
                 "checkpoint": self.checkpoint.model_copy(update=checkpoint),
             }
         )
 
-    def differences(self, earlier: Job) -> list[str]:
+    def resume_conflicts(self, earlier: JobConfig) -> list[str]:
         """The keys in which a run of ``earlier`` cannot be taken up as this job, as ``key (theirs, not ours)``.
 
         How long to train, where the processes are and when to save may change from one start to the next.
         """
-        ours, theirs = (dict(_flat(job.anchored().model_dump(mode="json"))) for job in (self, earlier))
+        ours, theirs = (dict(_flat(job.with_absolute_paths().model_dump(mode="json"))) for job in (self, earlier))
         return [
             f"{key} ({theirs[key]!r} then, {ours[key]!r} now)"
             for key in ours
-            if ours[key] != theirs[key] and not key.startswith(_MAY_CHANGE)
+            if ours[key] != theirs[key] and not key.startswith(_CHANGEABLE_ON_RESUME)
         ]
 
-    def changed(self) -> dict[str, Any]:
+    def non_default_values(self) -> dict[str, Any]:
         """The keys that are not at their defaults, such as ``train.epochs``, with their values as JSON has them."""
         return dict(_flat(self.model_dump(mode="json", exclude_defaults=True)))
 
@@ -457,7 +461,7 @@ def _anchored(location: str) -> str:
     return location if "://" in location else str(Path(location).absolute())
 
 
-_MAY_CHANGE = (
+_CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "data.readers", "data.max_row_group"),
     *("train.epochs", "train.max_steps", "train.patience", "train.device"),
 )
@@ -510,7 +514,7 @@ _SHORT.maxstring = _SHORT.maxother = 100
 _SHORT.maxlevel = 2
 
 
-def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+def load_job(path: Path, overrides: Sequence[str] = ()) -> JobConfig:
     """Read and check the job file at ``path``, with ``overrides`` such as ``train.epochs=5`` put over it.
 
     Raises:
@@ -527,7 +531,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     return make_job(text, str(path), overrides)
 
 
-def make_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
+def make_job(text: str, source: str, overrides: Sequence[str] = ()) -> JobConfig:
     """The job that ``text``, a job file that came from ``source``, describes, with ``overrides`` put over it.
 
     Raises:
@@ -537,20 +541,20 @@ def make_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
     if not isinstance(values, dict):
         raise InputError(f"{source}: not a job file: expected keys such as 'name:' and 'data:' at the top")
     for override in overrides:
-        _put(values, override)
+        _apply_override(values, override)
     return check_job(values, source)
 
 
-def check_job(values: dict[str, Any], source: str) -> Job:
+def check_job(values: dict[str, Any], source: str) -> JobConfig:
     """Check ``values``, which came from ``source``.
 
     Raises:
         InputError: with the first thing that is wrong, in one line.
     """
     try:
-        return Job.model_validate(values)
+        return JobConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error)}") from error
+        raise InputError(f"{source}: {_format_error(error)}") from error
 
 
 def _parse_yaml(text: str, source: str) -> Any:
@@ -566,7 +570,7 @@ def _parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}: not valid YAML: it is nested too deeply") from None
 
 
-def _put(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"--set {override}: expected KEY=VALUE, for example --set train.epochs=5")
@@ -581,7 +585,7 @@ def _put(values: dict[str, Any], override: str) -> None:
     target[last] = _parse_yaml(text, f"--set {override}")
 
 
-def _explain(error: ValidationError) -> str:
+def _format_error(error: ValidationError) -> str:
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     where = ".".join(location)
@@ -600,7 +604,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _section_at(location: Sequence[str]) -> type[BaseModel]:
-    section: type[BaseModel] = Job
+    section: type[BaseModel] = JobConfig
     for part in location:
         field = section.model_fields.get(part)
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
@@ -609,7 +613,7 @@ def _section_at(location: Sequence[str]) -> type[BaseModel]:
     return section
 
 
-def explain_fields(section: type[BaseModel] = Job, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+def explain_fields(section: type[BaseModel] = JobConfig, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Each field of the job file: its path, its type, its default and its help."""
     for name, field in section.model_fields.items():
         annotation = field.annotation

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from kvstore.errors import InputError, UnreachableError
+from kvstore.errors import InputError, StorageUnavailableError
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, read_manifest
-from trainer.job import Job
-from trainer.model import Model, make_model
+from trainer.data.manifest import DatasetManifest, read_manifest
+from trainer.job import JobConfig
+from trainer.model import ModelSpec, make_model
 from trainer.selection import check_row_groups
 
 
-def open_data(job: Job) -> tuple[Folder, Manifest, Model]:
+def open_inputs(job: JobConfig) -> tuple[Folder, DatasetManifest, ModelSpec]:
     """``load_data`` for a command that begins: storage that does not answer then was named wrongly, most likely.
 
     Raises:
         InputError: the data cannot be used, or reached, or has nothing to train on.
     """
     try:
-        return load_data(job)
-    except UnreachableError as error:
+        return load_inputs(job)
+    except StorageUnavailableError as error:
         raise InputError(str(error)) from error
 
 
-def load_data(job: Job) -> tuple[Folder, Manifest, Model]:
+def load_inputs(job: JobConfig) -> tuple[Folder, DatasetManifest, ModelSpec]:
     """The data folder of ``job``, its manifest, and the model that fits it.
 
     Raises:
         InputError: the data cannot be used, or has nothing to train on.
         UnreachableError: storage does not answer.
     """
-    folder = Folder(job.data.shards)
+    folder = Folder(job.data.path)
     manifest = read_manifest(folder)
     model = make_model(job, manifest)
     if "train" not in manifest.splits or manifest.splits["train"].rows == 0:

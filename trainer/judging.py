@@ -10,36 +10,36 @@ import numpy as np
 from kvstore.errors import InputError
 from kvstore.storage import Folder
 from kvstore.store import RowStore
-from trainer.data.shards import ShardReader
+from trainer.data.shards import InteractionReader
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings import EmbeddingFiles
-from trainer.evaluate import Metrics, evaluate, load_held_out
+from trainer.evaluate import EvalMetrics, evaluate, load_held_out
 from trainer.geometry import Found, label_precision
-from trainer.job import Job, SplitName
-from trainer.job_data import load_data, open_data
+from trainer.job import JobConfig, SplitName
+from trainer.job_data import load_inputs, open_inputs
 from trainer.labels import LabelSource, read_labels
 
 
 def evaluate_embeddings(
-    job: Job, embeddings: Path | Folder, split: SplitName, store: RowStore | None = None
-) -> Metrics:
+    job: JobConfig, embeddings: Path | Folder, split: SplitName, store: RowStore | None = None
+) -> EvalMetrics:
     """Judge written embeddings on ``split``, by all workers of ``store`` together or, without one, alone.
 
     Raises:
         InputError: the data or the embeddings cannot be read, or the data has no such split.
     """
-    data, manifest, model = load_data(job) if store else open_data(job)
+    data, manifest, model = load_inputs(job) if store else open_inputs(job)
     if split not in manifest.splits:
         raise InputError(f"{data.uri}: has no split '{split}'; it has {', '.join(manifest.splits)}")
     rank, workers = (store.rank, store.workers) if store else (0, 1)
-    with closing(ShardReader(data, manifest, job.data.readers)) as reader:
-        held_out = load_held_out(reader, manifest, split, job.evaluate.exclude, rank, workers)
-    total = store.sum if store else np.asarray
+    with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
+        held_out = load_held_out(reader, manifest, split, job.evaluate.exclude_splits, rank, workers)
+    total = store.all_reduce if store else np.asarray
     counts_N = Vocabulary(data, manifest, manifest.item).counts()
     return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, total)
 
 
-def judge_labels(job: Job, embeddings: Path | Folder, wanted: LabelSource, least: int) -> Found:
+def evaluate_labels(job: JobConfig, embeddings: Path | Folder, wanted: LabelSource, least: int) -> Found:
     """How far neighbours among written embeddings share the labels ``wanted`` (``geometry.py``).
 
     Those rows take part that are liked ``least`` times in train.
@@ -47,10 +47,10 @@ def judge_labels(job: Job, embeddings: Path | Folder, wanted: LabelSource, least
     Raises:
         InputError: the data, the embeddings or the labels cannot be read, or too few rows have labels.
     """
-    data, manifest, model = open_data(job)
+    data, manifest, model = open_inputs(job)
     labels = read_labels(data, manifest, wanted)
     counts_R = Vocabulary(data, manifest, wanted.entity).counts()
-    with closing(ShardReader(data, manifest, job.data.readers)) as reader:
+    with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
         source = EmbeddingFiles(embeddings)
         return label_precision(
             source, model, reader, manifest, wanted.entity, labels, counts_R, least=least, seed=job.train.seed

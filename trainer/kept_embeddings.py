@@ -23,14 +23,14 @@ LIST_FILE = "embeddings.json"
 _PIECE_BYTES = 8 << 20
 
 
-class KeptEmbeddings:
+class StagedEmbeddings:
     """Those of one run."""
 
     def __init__(self, checkpoints: str) -> None:
         """Those beside the checkpoints in ``checkpoints``, a path or URI."""
         self._folder = Folder(checkpoints).child("embeddings")
 
-    def keep(
+    def stage(
         self,
         store: RowStore,
         tables: Sequence[TableSpec],

@@ -20,10 +20,10 @@ import pyarrow as pa
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.features import pair_pieces
-from trainer.data.manifest import Manifest
+from trainer.data.features import iter_pairs
+from trainer.data.manifest import DatasetManifest
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.database import run, working_database
+from trainer.prepare.database import execute, working_database
 from trainer.prepare.fetching import fetched
 from trainer.prepare.raw import open_columns, reading
 from trainer.prepare.sources import find_files
@@ -68,7 +68,7 @@ class LabelPairs:
     label_P: IntArray
 
 
-def read_labels(folder: Folder, manifest: Manifest, wanted: LabelSource) -> LabelPairs:
+def read_labels(folder: Folder, manifest: DatasetManifest, wanted: LabelSource) -> LabelPairs:
     """The labels that ``wanted`` names of the data that ``manifest`` describes; labels are numbered by their text.
 
     Raises:
@@ -88,7 +88,7 @@ def read_labels(folder: Folder, manifest: Manifest, wanted: LabelSource) -> Labe
     return pairs
 
 
-def _of_feature(folder: Folder, manifest: Manifest, wanted: LabelSource) -> LabelPairs:
+def _of_feature(folder: Folder, manifest: DatasetManifest, wanted: LabelSource) -> LabelPairs:
     known = manifest.features_of(wanted.entity)
     if wanted.path not in known:
         has = f"it has {', '.join(known)}" if known else "it has none"
@@ -96,30 +96,32 @@ def _of_feature(folder: Folder, manifest: Manifest, wanted: LabelSource) -> Labe
             f"{OPTION} {wanted.entity}={wanted.path}: {folder.uri} has no such feature of {wanted.entity}; {has}; "
             "labels in a file are named as FILE:ID_COLUMN:LABEL_COLUMN"
         )
-    pieces = [(row_N, value_N) for _, row_N, value_N in pair_pieces(folder, manifest, wanted.entity, wanted.path)]
+    pieces = [(row_N, value_N) for _, row_N, value_N in iter_pairs(folder, manifest, wanted.entity, wanted.path)]
     row_P, label_P = (np.concatenate([np.empty(0, np.int64), *column]) for column in zip(*pieces, strict=True))
     return LabelPairs(row_P, label_P)
 
 
-def _of_file(folder: Folder, manifest: Manifest, wanted: LabelSource, id_column: str, label_column: str) -> LabelPairs:
+def _of_file(
+    folder: Folder, manifest: DatasetManifest, wanted: LabelSource, id_column: str, label_column: str
+) -> LabelPairs:
     files = find_files(f"{OPTION} {wanted.entity}", [wanted.path], None)
     with ExitStack() as opened:
         work = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="crossfade-labels-")))
         connection = opened.enter_context(working_database(work, None, None))
         # As text, as in features: text files have no types, and an int64 has one way only to be written.
-        run(connection, "CREATE TABLE given (id VARCHAR, label VARCHAR)")
+        execute(connection, "CREATE TABLE given (id VARCHAR, label VARCHAR)")
         for file in opened.enter_context(fetched(files, work, [id_column, label_column])):
             open_columns(connection, file, {"id": id_column, "label": label_column}, lists=("label",))
             with reading(file):
-                run(
+                execute(
                     connection,
                     "INSERT INTO given SELECT CAST(id AS VARCHAR), CAST(label AS VARCHAR) FROM raw "
                     "WHERE id IS NOT NULL AND label IS NOT NULL AND CAST(label AS VARCHAR) <> ''",
                 )
-        run(connection, "CREATE TABLE known (row BIGINT, id VARCHAR)")
-        for piece in Vocabulary(folder, manifest, wanted.entity).pieces(["row", "id"]):
+        execute(connection, "CREATE TABLE known (row BIGINT, id VARCHAR)")
+        for piece in Vocabulary(folder, manifest, wanted.entity).iter_tables(["row", "id"]):
             connection.register("piece", piece)
-            run(connection, "INSERT INTO known SELECT row, CAST(id AS VARCHAR) FROM piece WHERE id IS NOT NULL")
+            execute(connection, "INSERT INTO known SELECT row, CAST(id AS VARCHAR) FROM piece WHERE id IS NOT NULL")
             connection.unregister("piece")
         pairs = connection.sql(
             "SELECT DISTINCT row, dense_rank() OVER (ORDER BY label) - 1 AS label FROM known JOIN given USING (id) "

@@ -9,45 +9,45 @@ from typing import Any
 import numpy as np
 
 from kvstore.store import RowGradient, RowStore
-from trainer.balance import Balance
+from trainer.balance import FrequencyWeighting
 from trainer.data.batches import Batch, batches
-from trainer.data.read_ahead import ReadAhead
-from trainer.data.shards import Schedule
+from trainer.data.read_ahead import Prefetcher
+from trainer.data.shards import BatchSchedule
 from trainer.engines.base import Engine
-from trainer.evaluate import Metrics
-from trainer.job import Optimizer, Train
-from trainer.model import Model
-from trainer.negatives import Sampler
-from trainer.progress import Making, Progress
-from trainer.rates import rate_factor
+from trainer.evaluate import EvalMetrics
+from trainer.job import OptimizerConfig, TrainConfig
+from trainer.model import ModelSpec
+from trainer.negatives import NegativeSampler
+from trainer.progress import BatchTimers, TrainState
+from trainer.rates import lr_factor
 from trainer.towers import Towers
 
 Emit = Callable[[dict[str, Any]], None]
-Evaluator = Callable[[], Metrics | None]
+Evaluator = Callable[[], EvalMetrics | None]
 Keep = Callable[[int], None]
-AfterStep = Callable[[Progress], bool]
-WatchAhead = Callable[[ReadAhead[Batch]], None]
+AfterStep = Callable[[TrainState], bool]
+WatchAhead = Callable[[Prefetcher[Batch]], None]
 
 
 @dataclass(frozen=True)
-class Loop:
+class TrainLoop:
     """The parts of a training run, and the run itself."""
 
-    train: Train
-    optimizer: Optimizer
+    train: TrainConfig
+    optimizer: OptimizerConfig
     select: str
-    model: Model
+    model: ModelSpec
     store: RowStore
     engine: Engine
-    schedule: Schedule
-    sampler: Sampler
-    balance: Balance
+    schedule: BatchSchedule
+    sampler: NegativeSampler
+    balance: FrequencyWeighting
     towers: Towers
     evaluator: Evaluator
-    keep: Keep
+    save_embeddings: Keep
     after_step: AfterStep
     emit: Emit
-    watch_ahead: WatchAhead = lambda _: None
+    on_prefetcher: WatchAhead = lambda _: None
 
     @property
     def total_steps(self) -> int:
@@ -55,20 +55,20 @@ class Loop:
         steps = self.train.epochs * self.schedule.steps
         return min(steps, self.train.max_steps or steps)
 
-    def run(self, progress: Progress) -> bool:
+    def run(self, progress: TrainState) -> bool:
         """Train on from ``progress``, which is kept up to date, until the run is done; False if asked to stop before.
 
         It is done with its epochs or steps, or when the valid split has shown no new best for long enough.
         """
-        made = Making()
-        with ReadAhead(self._batches(progress, made), interrupt=self.schedule.interrupt) as ahead:
-            self.watch_ahead(ahead)
+        timers = BatchTimers()
+        with Prefetcher(self._batches(progress, timers), interrupt=self.schedule.interrupt) as ahead:
+            self.on_prefetcher(ahead)
             waiting = iter(ahead)
             while not self._is_done(progress):
-                if self._run_epoch(progress, waiting, made):
+                if self._run_epoch(progress, waiting, timers):
                     return False
                 last = progress.step >= self.total_steps
-                self._end_epoch(progress, evaluate=last or progress.epochs % self.train.evaluate_every == 0)
+                self._end_epoch(progress, evaluate=last or progress.epochs % self.train.eval_every_epochs == 0)
                 if progress.epoch_step == self.schedule.steps:
                     progress.epoch, progress.epoch_step = progress.epoch + 1, 0
         progress.stopped_early = progress.step < self.total_steps
@@ -76,12 +76,12 @@ class Loop:
             self._keep(progress)
         return True
 
-    def _is_done(self, progress: Progress) -> bool:
+    def _is_done(self, progress: TrainState) -> bool:
         """Whether nothing is left to do. A run may be taken up with all its steps behind it, but not their end."""
-        stale = self.train.patience is not None and progress.stale >= self.train.patience
-        return stale or (progress.step >= self.total_steps and progress.ended_step == progress.step)
+        stale = self.train.patience is not None and progress.evals_since_best >= self.train.patience
+        return stale or (progress.step >= self.total_steps and progress.last_epoch_end_step == progress.step)
 
-    def _batches(self, progress: Progress, made: Making) -> Iterator[Batch]:
+    def _batches(self, progress: TrainState, timers: BatchTimers) -> Iterator[Batch]:
         """This worker's part of every step that is left, unless the run stops early."""
         left = progress.epoch_step + self.total_steps - progress.step
         return batches(
@@ -92,16 +92,16 @@ class Loop:
             rank=self.store.rank,
             workers=self.store.workers,
             epochs=max(0, -(-left // self.schedule.steps)),
-            waiting=made.data,
-            sampling=made.sample,
-            complete=lambda batch: self.towers.complete(self.balance.apply(batch)),
+            wait_timer=timers.data,
+            sample_timer=timers.sample,
+            transform=lambda batch: self.towers.add_tower_inputs(self.balance.apply(batch)),
         )
 
-    def _run_epoch(self, progress: Progress, waiting: Iterator[Batch], made: Making) -> bool:
+    def _run_epoch(self, progress: TrainState, waiting: Iterator[Batch], timers: BatchTimers) -> bool:
         """Take the rest of the epoch's steps; True if asked to stop."""
         for _ in range(min(self.schedule.steps - progress.epoch_step, self.total_steps - progress.step)):
             with progress.training():
-                with progress.waiting(made):
+                with progress.timed_batch_wait(timers):
                     batch = next(waiting)
                 self._step(batch, progress)
                 with progress.timed("agree"):
@@ -109,8 +109,8 @@ class Loop:
                         return True
         return False
 
-    def _step(self, batch: Batch, progress: Progress) -> None:
-        factor = rate_factor(self.optimizer, progress.step, self.total_steps)
+    def _step(self, batch: Batch, progress: TrainState) -> None:
+        factor = lr_factor(self.optimizer, progress.step, self.total_steps)
         active = self.towers.active(batch)
         with progress.timed("pull"):
             block = self.store.pull(active)
@@ -118,7 +118,7 @@ class Loop:
             loss, by_vectors = self.engine.gradients(batch, self.towers.vectors(batch, block))
             gradients = self.towers.gradients(batch, by_vectors)
         with progress.timed("push"):
-            self.store.set_rate(factor)
+            self.store.set_lr_factor(factor)
             self.store.push({name: RowGradient(rows_A, gradients[name]) for name, rows_A in active.items()})
             self.towers.update(factor)
         for table in self.model.tables:
@@ -137,11 +137,11 @@ class Loop:
         self.emit(self._event("step", progress, **told, **own))
 
     @staticmethod
-    def _event(kind: str, progress: Progress, **values: Any) -> dict[str, Any]:
+    def _event(kind: str, progress: TrainState, **values: Any) -> dict[str, Any]:
         return {"event": kind, "epoch": progress.epochs, "step": progress.step, **values}
 
-    def _end_epoch(self, progress: Progress, *, evaluate: bool) -> None:
-        loss_sum, examples = self.store.sum(np.array([progress.loss_sum, progress.examples]))
+    def _end_epoch(self, progress: TrainState, *, evaluate: bool) -> None:
+        loss_sum, examples = self.store.all_reduce(np.array([progress.loss_sum, progress.examples]))
         progress.loss_sum, progress.examples = 0.0, 0
         record = self._event("epoch", progress, loss=loss_sum / max(examples, 1.0))
         if evaluate:
@@ -151,17 +151,17 @@ class Loop:
             if metrics is not None:
                 record["valid"] = metrics
                 self._keep_if_best(metrics, progress)
-        progress.ended_step = progress.step
+        progress.last_epoch_end_step = progress.step
         self.emit(record)
 
-    def _keep_if_best(self, metrics: Metrics, progress: Progress) -> None:
+    def _keep_if_best(self, metrics: EvalMetrics, progress: TrainState) -> None:
         if progress.best is None or metrics[self.select] > progress.best[self.select]:
-            progress.best, progress.best_epoch, progress.stale = metrics, progress.epochs, 0
+            progress.best, progress.best_epoch, progress.evals_since_best = metrics, progress.epochs, 0
             self._keep(progress)
         else:
-            progress.stale += 1
+            progress.evals_since_best += 1
 
-    def _keep(self, progress: Progress) -> None:
+    def _keep(self, progress: TrainState) -> None:
         self.emit(self._event("phase", progress, name="embeddings"))
         with progress.timed("keep"):
-            self.keep(progress.epochs)
+            self.save_embeddings(progress.epochs)

@@ -58,7 +58,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from trainer.job import Job, LossKind
+from trainer.job import JobConfig, LossKind
 
 BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
 LOSS_CODES: dict[LossKind, int] = {
@@ -71,13 +71,13 @@ LOSS_CODES: dict[LossKind, int] = {
 }
 
 
-class Shape(NamedTuple):
+class LossParams(NamedTuple):
     """Constants of the losses, float32: the margin over T, what negatives weigh, (N − 1)/C, and the largest score."""
 
     margin: np.float32
     negative_weight: np.float32
     ranks_per_negative: np.float32
-    top: np.float32
+    max_score: np.float32
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class LossSpec:
     negative_weight: float = 1.0
 
     @staticmethod
-    def of(job: Job) -> LossSpec:
+    def of(job: JobConfig) -> LossSpec:
         """The loss that a job names."""
         return LossSpec(job.loss, job.model.temperature, job.margin, job.negatives.weight)
 
@@ -99,11 +99,11 @@ class LossSpec:
         """The kernels' name for it."""
         return LOSS_CODES[self.kind]
 
-    def shape(self, items: int, negatives: int) -> Shape:
+    def params(self, items: int, negatives: int) -> LossParams:
         """Its constants, where examples have so many ``negatives`` out of a table of ``items``."""
         ranks_per_negative = (items - 1) / max(negatives, 1)
         values = self.margin / self.temperature, self.negative_weight, ranks_per_negative, 1.0 / self.temperature
-        return Shape(*map(np.float32, values))
+        return LossParams(*map(np.float32, values))
 
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -187,16 +187,16 @@ def _log_sigmoid_loss(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight, shape):  # type: ignore[no-untyped-def]
+def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params):  # type: ignore[no-untyped-def]
     """Loss of one example and its derivative by ``score``; ``scores_C`` is overwritten with those by itself.
 
     ``item`` and ``negatives_C`` name rows, to know a negative that is the item; ``parts_C`` is memory to work in. All
     floats are float32.
     """
     if weight < _ZERO:
-        return _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, -weight, shape)
+        return _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, -weight, params)
     if code >= HINGE:
-        return _margin_loss(code, score, scores_C, item, negatives_C, weight, shape)
+        return _margin_loss(code, score, scores_C, item, negatives_C, weight, params)
     if code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
     share = weight / np.float32(scores_C.shape[0])
@@ -221,30 +221,30 @@ def _pairs(score, slope_sign, scores_C, parts_C, item, negatives_C, share):  # t
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
-    top = max(score, _largest(scores_C))
-    own = exp(score - top)
+    max_score = max(score, _largest(scores_C))
+    own = exp(score - max_score)
     for c in range(scores_C.shape[0]):
         # Computed for all and then chosen: a branch around it would not compile into vector instructions.
-        power = exp(scores_C[c] - top)
+        power = exp(scores_C[c] - max_score)
         scores_C[c] = power if negatives_C[c] != item else _ZERO
     total = own + _sum(scores_C)
     scale = weight / total
     for c in range(scores_C.shape[0]):
         scores_C[c] *= scale
-    return weight * (math.log(total) + top - score), own * scale - weight
+    return weight * (math.log(total) + max_score - score), own * scale - weight
 
 
 @njit(cache=True, error_model="numpy")
-def _margin_loss(code, score, scores_C, item, negatives_C, weight, shape):  # type: ignore[no-untyped-def]
+def _margin_loss(code, score, scores_C, item, negatives_C, weight, params):  # type: ignore[no-untyped-def]
     """What ``example_loss`` gives for the losses with a margin. Not inlined, as ``_opposite_loss``."""
     if code == WARP:
-        return _warp(score, scores_C, item, negatives_C, weight, shape)
+        return _warp(score, scores_C, item, negatives_C, weight, params)
     # A negative costs by how far it is above the floor: a margin below the item, or the margin itself.
-    floor = shape.margin if code == CCL else score - shape.margin
-    share = weight / np.float32(scores_C.shape[0]) * (shape.negative_weight if code == CCL else _ONE)
+    floor = params.margin if code == CCL else score - params.margin
+    share = weight / np.float32(scores_C.shape[0]) * (params.negative_weight if code == CCL else _ONE)
     others, _ = _above(floor, scores_C, item, negatives_C, share)
     if code == CCL:
-        return weight * (shape.top - score) + others, -weight
+        return weight * (params.top - score) + others, -weight
     return others, -_sum(scores_C)
 
 
@@ -262,24 +262,24 @@ def _above(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untype
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _warp(score, scores_C, item, negatives_C, weight, shape):  # type: ignore[no-untyped-def]
-    best, top = 0, _LOWEST
+def _warp(score, scores_C, item, negatives_C, weight, params):  # type: ignore[no-untyped-def]
+    best, max_score = 0, _LOWEST
     for c in range(scores_C.shape[0]):
-        if negatives_C[c] != item and not scores_C[c] <= top:
-            best, top = c, scores_C[c]
-    floor = score - shape.margin
+        if negatives_C[c] != item and not scores_C[c] <= max_score:
+            best, max_score = c, scores_C[c]
+    floor = score - params.margin
     _, violators = _above(floor, scores_C, item, negatives_C, _ONE)
     scores_C[:] = _ZERO
     if violators == 0:
         return _ZERO, _ZERO
-    cost = weight * np.float32(math.log1p(np.float32(violators) * shape.ranks_per_negative))
-    cost = cost if top > floor else top - floor  # which is then not a number
+    cost = weight * np.float32(math.log1p(np.float32(violators) * params.ranks_per_negative))
+    cost = cost if max_score > floor else max_score - floor  # which is then not a number
     scores_C[best] = cost
-    return cost * (top - floor), -cost
+    return cost * (max_score - floor), -cost
 
 
 @njit(cache=True, error_model="numpy")
-def hardest_loss(code, score, scores_C, parts_C, item, negatives_C, weight, shape, keep):  # type: ignore[no-untyped-def]
+def hard_negatives_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params, num_hard):  # type: ignore[no-untyped-def]
     """What ``example_loss`` gives if of the negatives only the ``keep`` with the highest scores had been drawn.
 
     The item itself is none of them. The others' places in ``scores_C`` become 0. Of equal scores the first stay.
@@ -287,41 +287,41 @@ def hardest_loss(code, score, scores_C, parts_C, item, negatives_C, weight, shap
     count = scores_C.shape[0]
     for c in range(count):
         parts_C[c] = scores_C[c] if negatives_C[c] != item else _LOWEST
-    lowest = np.partition(parts_C, count - keep)[count - keep]
-    chosen_K, chosen = np.empty(keep, np.int64), 0
+    lowest = np.partition(parts_C, count - num_hard)[count - num_hard]
+    chosen_K, chosen = np.empty(num_hard, np.int64), 0
     for c in range(count):
         if parts_C[c] > lowest:
             chosen_K[chosen] = c
             chosen += 1
     for c in range(count):
-        if chosen < keep and not parts_C[c] > lowest and not parts_C[c] < lowest:
+        if chosen < num_hard and not parts_C[c] > lowest and not parts_C[c] < lowest:
             chosen_K[chosen] = c
             chosen += 1
     scores_K, negatives_K = scores_C[chosen_K], negatives_C[chosen_K]
-    result = example_loss(code, score, scores_K, parts_C[:keep], item, negatives_K, weight, shape)
+    result = example_loss(code, score, scores_K, parts_C[:num_hard], item, negatives_K, weight, params)
     scores_C[:] = _ZERO
     scores_C[chosen_K] = scores_K
     return result
 
 
 @njit(cache=True, error_model="numpy")
-def _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, cost, shape):  # type: ignore[no-untyped-def]
+def _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, cost, params):  # type: ignore[no-untyped-def]
     """What ``example_loss`` gives for an example of weight −``cost``.
 
     It is not inlined, so that the loops over wanted items compile as if it were not there.
     """
     if code == SOFTMAX:
-        return _opposite_softmax(score, scores_C, item, negatives_C, cost)
+        return _negative_feedback_softmax(score, scores_C, item, negatives_C, cost)
     if code == LOGISTIC:
         scores_C[:] = _ZERO
         own, pull = _log_sigmoid_loss(-score)
         return cost * own, cost * pull
     if code == CCL:
         scores_C[:] = _ZERO
-        excess = score - shape.margin
+        excess = score - params.margin
         return (_ZERO, _ZERO) if excess <= _ZERO else (cost * excess, cost)
     if code >= HINGE:
-        return _opposite_hinge(score, scores_C, item, negatives_C, cost, shape)
+        return _negative_feedback_hinge(score, scores_C, item, negatives_C, cost, params)
     # A pair turned round is one whose scores have the other sign; so have the derivatives.
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
@@ -333,11 +333,11 @@ def _opposite_loss(code, score, scores_C, parts_C, item, negatives_C, cost, shap
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _opposite_hinge(score, scores_C, item, negatives_C, cost, shape):  # type: ignore[no-untyped-def]
+def _negative_feedback_hinge(score, scores_C, item, negatives_C, cost, params):  # type: ignore[no-untyped-def]
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     share = cost / np.float32(scores_C.shape[0])
-    loss, _ = _above(-score - shape.margin, scores_C, item, negatives_C, share)
+    loss, _ = _above(-score - params.margin, scores_C, item, negatives_C, share)
     slope = _sum(scores_C)
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
@@ -345,18 +345,18 @@ def _opposite_hinge(score, scores_C, item, negatives_C, cost, shape):  # type: i
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _opposite_softmax(score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
+def _negative_feedback_softmax(score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
     # The largest of the negatives alone: beside the item's own score, which may be far above, they would all vanish.
     for c in range(scores_C.shape[0]):
         scores_C[c] = scores_C[c] if negatives_C[c] != item else _LOWEST
-    top = _largest(scores_C)
+    max_score = _largest(scores_C)
     for c in range(scores_C.shape[0]):
-        power = exp(scores_C[c] - top)
+        power = exp(scores_C[c] - max_score)
         scores_C[c] = power if negatives_C[c] != item else _ZERO
     total = _sum(scores_C)
     if total == _ZERO:  # No negative is left. Otherwise the largest alone adds 1.
         return _ZERO, _ZERO
-    loss, pull = _log_sigmoid_loss(top - score + math.log(total))
+    loss, pull = _log_sigmoid_loss(max_score - score + math.log(total))
     scale = -cost * pull / total
     for c in range(scores_C.shape[0]):
         scores_C[c] *= scale
@@ -389,12 +389,12 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
     owner_B,
     weight_B,
     negative_C,
-    owner_C,
+    query_id_C,
     square_C,
-    less_C,
+    log_q_C,
     code,
-    shape,
-    keep,
+    params,
+    num_hard,
     product,
     square,
 ):
@@ -406,7 +406,7 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
     """
     loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
     parts_C = np.empty(scores_BC.shape[1], np.float32)
-    counted_C = negative_C.copy() if owner_C.shape[0] else negative_C
+    counted_C = negative_C.copy() if query_id_C.shape[0] else negative_C
     for b in range(weight_B.shape[0]):
         own = product * _dot(query_BD[b], item_BD[b])
         for c in range(scores_BC.shape[1]):
@@ -416,18 +416,18 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
             own -= square * (query_square + _dot(item_BD[b], item_BD[b]))
             for c in range(scores_BC.shape[1]):
                 scores_BC[b, c] -= square * (query_square + square_C[c])
-        if less_C.shape[0]:
+        if log_q_C.shape[0]:
             for c in range(scores_BC.shape[1]):
-                scores_BC[b, c] -= less_C[c]
-        for c in range(owner_C.shape[0]):
-            counted_C[c] = item_B[b] if owner_C[c] == owner_B[b] else negative_C[c]
-        if keep is not None:
-            loss_B[b], slope_B[b] = hardest_loss(
-                code, own, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], shape, keep
+                scores_BC[b, c] -= log_q_C[c]
+        for c in range(query_id_C.shape[0]):
+            counted_C[c] = item_B[b] if query_id_C[c] == owner_B[b] else negative_C[c]
+        if num_hard is not None:
+            loss_B[b], slope_B[b] = hard_negatives_loss(
+                code, own, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], params, num_hard
             )
         else:
             loss_B[b], slope_B[b] = example_loss(
-                code, own, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], shape
+                code, own, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], params
             )
     return loss_B, slope_B
 
@@ -450,12 +450,12 @@ def all_items_pass(scores_AC, query_AD, square_C, item_N, weight_N, starts_A1, p
             query_square = _dot(query_AD[a], query_AD[a])
             for c in range(scores_C.shape[0]):
                 scores_C[c] -= square * (query_square + square_C[c])
-        top, weight = _largest(scores_C), _ZERO
+        max_score, weight = _largest(scores_C), _ZERO
         for n in range(starts_A1[a], starts_A1[a + 1]):
-            loss_N[n - first] = top - scores_C[item_N[n]]
+            loss_N[n - first] = max_score - scores_C[item_N[n]]
             weight += weight_N[n]
         for c in range(scores_C.shape[0]):
-            scores_C[c] = exp(scores_C[c] - top)
+            scores_C[c] = exp(scores_C[c] - max_score)
         total = _sum(scores_C)
         scale, log_total = weight / total, np.float32(math.log(total))
         for c in range(scores_C.shape[0]):
@@ -467,8 +467,8 @@ def all_items_pass(scores_AC, query_AD, square_C, item_N, weight_N, starts_A1, p
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def own_negatives_pass(  # type: ignore[no-untyped-def]
-    query_AD, item_AD, query_B, item_B, negative_BN, less_BN, weight_B, code, shape, keep, product, square
+def per_example_pass(  # type: ignore[no-untyped-def]
+    query_AD, item_AD, query_B, item_B, negative_BN, log_q_BN, weight_B, code, params, num_hard, product, square
 ):
     """Scores, losses and gradients of examples with negatives of their own: one pass over the examples."""
     examples, count = negative_BN.shape
@@ -489,16 +489,16 @@ def own_negatives_pass(  # type: ignore[no-untyped-def]
             scores_BN[b, n] = product * _dot(query_D, negative_D)
             if square:
                 scores_BN[b, n] -= square * (query_square + _dot(negative_D, negative_D))
-        if less_BN.shape[0]:
+        if log_q_BN.shape[0]:
             for n in range(count):
-                scores_BN[b, n] -= less_BN[b, n]
-        if keep is not None:
-            loss_B[b], slope = hardest_loss(
-                code, own, scores_BN[b], parts_BN[b], item_B[b], negative_BN[b], weight_B[b], shape, keep
+                scores_BN[b, n] -= log_q_BN[b, n]
+        if num_hard is not None:
+            loss_B[b], slope = hard_negatives_loss(
+                code, own, scores_BN[b], parts_BN[b], item_B[b], negative_BN[b], weight_B[b], params, num_hard
             )
         else:
             loss_B[b], slope = example_loss(
-                code, own, scores_BN[b], parts_BN[b], item_B[b], negative_BN[b], weight_B[b], shape
+                code, own, scores_BN[b], parts_BN[b], item_B[b], negative_BN[b], weight_B[b], params
             )
         for d in range(dim):
             query_gradient_BD[b, d] = slope * (product * item_D[d] - twice * query_D[d])

@@ -28,32 +28,32 @@ class Metric:
     kind: Kind
     group: str
     unit: str
-    meaning: str
+    description: str
     labels: tuple[str, ...] = ()
 
     def family(self, *values: tuple[tuple[str, ...], float]) -> CounterMetricFamily | GaugeMetricFamily:
         """What a collector gives that has ``values`` at hand: the values of the labels, and the figure."""
         assert self.kind != "histogram"
         make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
-        family = make(self.name, self.meaning, labels=self.labels)
+        family = make(self.name, self.description, labels=self.labels)
         for labels, value in values:
             family.add_metric(list(labels), value)
         return family
 
-    def alone(self, value: float | None) -> CounterMetricFamily | GaugeMetricFamily:
+    def single(self, value: float | None) -> CounterMetricFamily | GaugeMetricFamily:
         """The same without labels of its own; None: there is no value yet."""
         return self.family() if value is None else self.family(((), value))
 
-    def histogram(self, *values: tuple[tuple[str, ...], Distribution]) -> HistogramMetricFamily:
+    def histogram(self, *values: tuple[tuple[str, ...], Histogram]) -> HistogramMetricFamily:
         """The same of a histogram."""
         assert self.kind == "histogram"
-        family = HistogramMetricFamily(self.name, self.meaning, labels=self.labels)
+        family = HistogramMetricFamily(self.name, self.description, labels=self.labels)
         for labels, distribution in values:
             family.add_metric(list(labels), distribution.buckets(), distribution.sum)
         return family
 
 
-class Distribution:
+class Histogram:
     """How many seconds things took: a histogram that costs next to nothing to add to."""
 
     bounds = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -93,8 +93,8 @@ MEMORY_AVAILABLE = Metric(
     "crossfade_memory_available_bytes", "gauge", "process", "bytes", "What of it all processes there may still take."
 )
 PROCESS = tuple(
-    Metric(f"{PREFIX}_process_{name}", kind, "process", unit, meaning)  # type: ignore[arg-type]
-    for name, kind, unit, meaning in (
+    Metric(f"{PREFIX}_process_{name}", kind, "process", unit, description)  # type: ignore[arg-type]
+    for name, kind, unit, description in (
         ("virtual_memory_bytes", "gauge", "bytes", "Virtual memory size in bytes."),
         ("resident_memory_bytes", "gauge", "bytes", "Resident memory size in bytes."),
         ("start_time_seconds", "gauge", "seconds", "Start time of the process since unix epoch in seconds."),

@@ -21,7 +21,7 @@ from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import Metric as Family
 
 from kvstore import __version__
-from kvstore.work import RowWork
+from kvstore.work import UpdateStats
 from trainer import metric_names as names
 
 
@@ -33,14 +33,14 @@ class Collector(Protocol):
 
 
 @runtime_checkable
-class Loaded(Protocol):
+class SupportsSnapshot(Protocol):
     """A collector that can also say what the run folder gets, now and then, of what it shows."""
 
-    def load(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """Names and JSON values."""
 
 
-class RoleMetrics:
+class ProcessMetrics:
     """All metrics of one process, under the labels that say whose they are.
 
     A collector itself. It shows nothing as long as its labels may still change: a role has a rank once all have joined.
@@ -59,7 +59,7 @@ class RoleMetrics:
         self._stall_seconds, self._sign_at = stall_seconds, time.monotonic()
         self._parts: dict[str, Collector] = {"process": _ProcessMetrics()}
 
-    def joined(self, rank: int | None = None, run: str | None = None) -> None:
+    def set_identity(self, rank: int | None = None, run: str | None = None) -> None:
         """From now on show what there is, of ``rank`` if the role has ranks, and of ``run`` if that was not known."""
         if rank is not None:
             self.labels["rank"] = str(rank)
@@ -67,11 +67,11 @@ class RoleMetrics:
             self.labels["run"] = run
         self._complete = True
 
-    def show(self, part: str, collector: Collector) -> None:
+    def register(self, part: str, collector: Collector) -> None:
         """Show what ``collector`` has too, in place of an earlier one of that part."""
         self._parts = {**self._parts, part: collector}
 
-    def sign(self) -> None:
+    def mark_alive(self) -> None:
         """Take it that something goes on."""
         self._sign_at = time.monotonic()
 
@@ -92,10 +92,10 @@ class RoleMetrics:
         """All there is in Prometheus's text format."""
         return generate_latest(self)
 
-    def load(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """What this process takes and has done so far, as JSON values: that of its parts together."""
-        loads = [part.load() for part in self._parts.values() if isinstance(part, Loaded)]
-        return {name: value for load in loads for name, value in load.items()}
+        loads = [part.snapshot() for part in self._parts.values() if isinstance(part, SupportsSnapshot)]
+        return {name: value for snapshot in loads for name, value in snapshot.items()}
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether the process is well, and what it does, for people."""
@@ -118,7 +118,7 @@ class _ProcessMetrics:
         yield names.BUILD_INFO.family(((__version__, platform.python_version()), 1.0))
         yield from self._process.collect()
 
-    def load(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """Its id, and the memory and processor time that it takes."""
         taken = self._own.cpu_times()
         return {
@@ -128,10 +128,10 @@ class _ProcessMetrics:
         }
 
 
-class RowMetrics:
+class TableMetrics:
     """What updating rows took, and what they take."""
 
-    def __init__(self, work: RowWork) -> None:
+    def __init__(self, work: UpdateStats) -> None:
         """Show ``work``."""
         self._work = work
 
@@ -145,7 +145,7 @@ class RowMetrics:
             *(((table, name), size) for table, all_of in held for name, size in all_of.items())
         )
 
-    def load(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """By table: rows updated, the seconds that took, and the bytes of each array held here."""
         work = self._work
         updates = {

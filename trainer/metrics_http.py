@@ -26,7 +26,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from kvstore.errors import InputError
 from trainer.http_server import BoundedServer
-from trainer.metrics import RoleMetrics
+from trainer.metrics import ProcessMetrics
 
 Targets = Callable[[], list[dict[str, Any]]]
 CLIENT_SECONDS = 5.0
@@ -38,10 +38,10 @@ _ANYWHERE = {"", "0.0.0.0"}  # noqa: S104 - compared with, not bound to
 
 
 @dataclass
-class Listener:
+class MetricsEndpoint:
     """A listener: ``address`` is where others reach it, HOST:PORT; None if the job wants none."""
 
-    metrics: RoleMetrics
+    metrics: ProcessMetrics
     address: str | None = None
     targets: Targets | None = field(default=None)
     """What /targets answers."""
@@ -58,7 +58,7 @@ class Listener:
         due = last + min(1.5 * (last - before), FAREWELL_SECONDS) - time.monotonic()
         return max(due, 0.0) if math.isfinite(before) else 0.0
 
-    def farewell(self, enough: Callable[[], bool]) -> None:
+    def await_final_scrape(self, enough: Callable[[], bool]) -> None:
         """Let Prometheus have the last values, if it has scraped this so far: until it was there, or ``enough()``."""
         begin = time.monotonic()
         deadline = begin + self.farewell_seconds()
@@ -112,15 +112,15 @@ def _json(value: object) -> tuple[str, bytes]:
 
 
 class _Server(BoundedServer):
-    def __init__(self, host: str, port: int, listener: Listener) -> None:
+    def __init__(self, host: str, port: int, listener: MetricsEndpoint) -> None:
         self.listener = listener
         super().__init__(host, port, _Handler)
 
 
 @contextmanager
-def listening(
-    metrics: RoleMetrics, port: int | None, host: str | None, role_host: str, *, source: str = "metrics.port"
-) -> Iterator[Listener]:
+def serve_metrics(
+    metrics: ProcessMetrics, port: int | None, host: str | None, role_host: str, *, source: str = "metrics.port"
+) -> Iterator[MetricsEndpoint]:
     """Answer for ``metrics`` while the context lasts, at ``port`` (0: a free one; None: not at all) of ``host``.
 
     Without ``host`` that is ``role_host``, at which the others reach this process. ``source`` names the port.
@@ -128,7 +128,7 @@ def listening(
     Raises:
         InputError: nothing can listen there.
     """
-    listener = Listener(metrics)
+    listener = MetricsEndpoint(metrics)
     if port is None:
         yield listener
         return

@@ -10,8 +10,8 @@ from typing import Literal
 
 from kvstore.errors import InputError
 from kvstore.store import TableSpec
-from trainer.data.manifest import Manifest
-from trainer.job import Job, ScoreKind
+from trainer.data.manifest import DatasetManifest
+from trainer.job import JobConfig, ScoreKind
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,20 @@ class Score:
     - euclidean: −|q − i|² / T, as in metric learning (Hsieh et al., "Collaborative metric learning", WWW 2017)
     """
 
-    normalised: bool
-    product: float
-    square: float
+    normalized: bool
+    dot_scale: float
+    norm_scale: float
 
     @staticmethod
     def of(kind: ScoreKind, temperature: float) -> Score:
         """The score that a job file names."""
         if kind == "euclidean":
-            return Score(normalised=False, product=2.0 / temperature, square=1.0 / temperature)
-        return Score(normalised=kind == "cosine", product=1.0 / temperature, square=0.0)
+            return Score(normalized=False, dot_scale=2.0 / temperature, norm_scale=1.0 / temperature)
+        return Score(normalized=kind == "cosine", dot_scale=1.0 / temperature, norm_scale=0.0)
 
 
 @dataclass(frozen=True)
-class Tower:
+class TowerSpec:
     """Whose embeddings make the vector of a row of ``entity``: its own, if ``own`` is there, and those of features.
 
     The values of a feature count as their mean. What a row has no value of is left out; where ``mean``, the vector is
@@ -44,14 +44,14 @@ class Tower:
     """
 
     entity: TableSpec
-    own: TableSpec | None
+    id_table: TableSpec | None
     features: tuple[TableSpec, ...]
     mean: bool
 
     @property
     def tables(self) -> list[TableSpec]:
         """The tables of these embeddings."""
-        return [*([self.own] if self.own else []), *self.features]
+        return [*([self.id_table] if self.id_table else []), *self.features]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSpec:
     """What stands on which side, and how rows are compared.
 
     ``query`` and ``item`` describe the vectors of the two entities. They lie in a table of that name, but where
@@ -96,7 +96,7 @@ class Model:
     query: TableSpec
     item: TableSpec
     score: Score
-    towers: tuple[Tower, ...] = ()
+    towers: tuple[TowerSpec, ...] = ()
     dense: tuple[LayerSpec, ...] = ()
 
     @property
@@ -125,7 +125,7 @@ class Model:
         return [self.query, self.item, *(table for tower in self.towers for table in tower.features)]
 
 
-def make_model(job: Job, manifest: Manifest) -> Model:
+def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     """The model of ``job`` on the data that ``manifest`` describes.
 
     Raises:
@@ -133,19 +133,22 @@ def make_model(job: Job, manifest: Manifest) -> Model:
     """
     source = f"job '{job.name}'"
     query, item = job.data.query or manifest.query, job.data.item or manifest.item
-    sides = (("query", query, manifest.query, job.model.query), ("item", item, manifest.item, job.model.item))
+    sides = (
+        ("query", query, manifest.query, job.model.query_features),
+        ("item", item, manifest.item, job.model.item_features),
+    )
     for side, name, expected, tower in sides:
         if name != expected:
             raise InputError(
-                f"{source}: data.{side} is '{name}', but the {side} column of {job.data.shards} is '{expected}'"
+                f"{source}: data.{side} is '{name}', but the {side} column of {job.data.path} is '{expected}'"
             )
-        _check_tower(f"{source}: model.{side}", tower, expected, manifest, job.data.shards)
+        _check_tower(f"{source}: model.{side}", tower, expected, manifest, job.data.path)
 
     def table(name: str) -> TableSpec:
-        return TableSpec(name, manifest.entities[name].rows, job.model.dim, job.model.initial_scale)
+        return TableSpec(name, manifest.entities[name].rows, job.model.dim, job.model.init_std)
 
     towers = tuple(
-        Tower(
+        TowerSpec(
             table(name),
             table(name) if name in tower else None,
             tuple(table(feature) for feature in tower if feature != name),
@@ -165,10 +168,10 @@ def make_model(job: Job, manifest: Manifest) -> Model:
         for name, widths in ((query, job.model.dense.query), (item, job.model.dense.item))
         if widths
     )
-    return Model(table(query), table(item), Score.of(job.model.score, job.model.temperature), towers, dense)
+    return ModelSpec(table(query), table(item), Score.of(job.model.score, job.model.temperature), towers, dense)
 
 
-def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: Manifest, shards: str) -> None:
+def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetManifest, shards: str) -> None:
     known = [entity, *manifest.features_of(entity)]
     for name in tower:
         if name not in known:

@@ -13,25 +13,25 @@ import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.philox import uniform
-from trainer.data.shards import Share
-from trainer.job import Negatives
+from trainer.data.shards import BatchSlice
+from trainer.job import NegativesConfig
 
 _STREAM = "negatives"
 _SMALLEST = 1e-12
-FROM_BATCH = frozenset({"in_batch", "mixed"})
+IN_BATCH_KINDS = frozenset({"in_batch", "mixed"})
 """Kinds of negatives of which some, or all, are the items of other examples."""
 
 
-def needs_counts(spec: Negatives, met_alone: bool) -> bool:
+def needs_counts(spec: NegativesConfig, warm_only: bool) -> bool:
     """Whether a ``Sampler`` needs to know how often each item was met in train."""
-    return met_alone or spec.sampling == "popularity" or (spec.log_q and spec.kind in FROM_BATCH)
+    return warm_only or spec.sampling == "popularity" or (spec.logq_correction and spec.kind in IN_BATCH_KINDS)
 
 
-class Sampler:
+class NegativeSampler:
     """Draws the negatives of a step."""
 
     def __init__(
-        self, spec: Negatives, items: int, counts_N: IntArray | None, seed: int, met_alone: bool = False
+        self, spec: NegativesConfig, items: int, counts_N: IntArray | None, seed: int, warm_only: bool = False
     ) -> None:
         """Draw among ``items`` rows; ``counts_N`` are their interactions, needed where ``needs_counts`` says so.
 
@@ -41,24 +41,24 @@ class Sampler:
         self._items = items
         self._seed = seed
         self._cumulative_N: FloatArray | None = None
-        if met_alone or spec.sampling == "popularity":
+        if warm_only or spec.sampling == "popularity":
             assert counts_N is not None
             assert len(counts_N) == items
             mass_N = np.maximum(counts_N, 1).astype(np.float64) ** (
                 spec.power if spec.sampling == "popularity" else 0.0
             )
-            if met_alone:
+            if warm_only:
                 mass_N[counts_N == 0] = 0.0
             summed_N = np.cumsum(mass_N)
             # Divided by its own last value, the sum reaches 1 at the last item that has mass, and no draw lies beyond.
-            self._cumulative_N = summed_N / (summed_N[-1] if met_alone else mass_N.sum())
+            self._cumulative_N = summed_N / (summed_N[-1] if warm_only else mass_N.sum())
         self._all_N = np.empty(0, np.int64)
         if spec.kind == "all":
-            self._all_N = np.arange(items) if not met_alone or counts_N is None else np.flatnonzero(counts_N)
-        self._counts_N = counts_N if spec.log_q else None
+            self._all_N = np.arange(items) if not warm_only or counts_N is None else np.flatnonzero(counts_N)
+        self._counts_N = counts_N if spec.logq_correction else None
         self._interactions = 0 if counts_N is None else int(counts_N.sum())
 
-    def draw(self, share: Share, epoch: int, step: int) -> IntArray:
+    def draw(self, share: BatchSlice, epoch: int, step: int) -> IntArray:
         """Rows of the item table, int64: the pool (C,), or ``count`` for each example of ``share`` (B·count,).
 
         Negatives from the batch are not among them.
@@ -74,19 +74,21 @@ class Sampler:
             draws_BN[:, slot] = self._uniform(share.positions_B, epoch, step, slot)
         return self._rows(draws_BN.ravel())
 
-    def log_q(self, rows_N: IntArray, share: Share) -> FloatArray:
+    def log_q(self, rows_N: IntArray, share: BatchSlice) -> FloatArray:
         """The log of how often each of ``rows_N`` is expected among an example's negatives: float32 (N,).
 
         From the batch, an item is expected in proportion to its count. Empty where scores are not corrected.
         """
-        if not self._spec.log_q or len(share.interactions) == 0:
+        if not self._spec.logq_correction or len(share.interactions) == 0:
             return np.empty(0, np.float32)
         expected_N = np.zeros(len(rows_N))
         if self._spec.kind != "in_batch":
             expected_N += self._spec.count * self._probability(rows_N)
-        if self._spec.kind in FROM_BATCH:
+        if self._spec.kind in IN_BATCH_KINDS:
             assert self._counts_N is not None
-            expected_N += share.global_size / share.lanes * np.maximum(self._counts_N[rows_N], 1) / self._interactions
+            expected_N += (
+                share.global_size / share.partitions * np.maximum(self._counts_N[rows_N], 1) / self._interactions
+            )
         # An item that is never drawn may be an example's own all the same.
         log_N: FloatArray = np.log(np.maximum(expected_N, _SMALLEST)).astype(np.float32)
         return log_N

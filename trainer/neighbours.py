@@ -13,7 +13,7 @@ from trainer.embeddings import EmbeddingFiles, vectors_of
 from trainer.evaluate import unit_rows
 
 
-class Neighbours:
+class NearestNeighbors:
     """The rows of one entity, their labels and their unit vectors."""
 
     def __init__(self, embeddings: Path, entity: str) -> None:

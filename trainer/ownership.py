@@ -49,7 +49,7 @@ def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
         folder.write(OWNER_FILE, json.dumps({"run": run, "name": name}).encode())
 
 
-def check_owned(checkpoints: str, run: str) -> None:
+def check_still_owned(checkpoints: str, run: str) -> None:
     """See that the folder, which was claimed, still is that of run ``run``.
 
     Raises:

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from kvstore.store import Saved, Traffic
+from kvstore.store import SaveResult, Traffic
 from trainer.data.stopwatch import Stopwatch
-from trainer.evaluate import Metrics
+from trainer.evaluate import EvalMetrics
 
 STEP_PHASES = ("data", "sample", "pull", "gradients", "push")
 PHASES = (*STEP_PHASES, "agree", "evaluate", "keep")
@@ -20,7 +20,7 @@ BACKGROUND = ("data", "sample")
 
 
 @dataclass
-class Saves:
+class CheckpointStats:
     """The checkpoints of a run: how many, their bytes, and how long training stood still for them."""
 
     written: int = 0
@@ -29,7 +29,7 @@ class Saves:
     pause_seconds: float = 0.0
     longest_pause_seconds: float = 0.0
 
-    def add(self, saved: Saved) -> None:
+    def add(self, saved: SaveResult) -> None:
         """Count a checkpoint that is whole."""
         self.written += 1
         self.bytes += saved.bytes
@@ -38,7 +38,7 @@ class Saves:
 
 
 @dataclass
-class Making:
+class BatchTimers:
     """What making batches in the background takes: waiting for windows of interactions, and sampling."""
 
     data: Stopwatch = field(default_factory=Stopwatch)
@@ -47,7 +47,7 @@ class Making:
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run is. ``epoch`` epochs are behind it, with ``epoch_step`` steps of the next and ``step`` in all.
 
     ``ended_step`` is the step after which an epoch, or the run, was last summed up and judged.
@@ -59,19 +59,19 @@ class Progress:
     epoch: int = 0
     epoch_step: int = 0
     step: int = 0
-    ended_step: int = 0
+    last_epoch_end_step: int = 0
     examples: int = 0
     examples_total: int = 0
     loss_sum: float = 0.0
-    best: Metrics | None = None
+    best: EvalMetrics | None = None
     best_epoch: int | None = None
-    stale: int = 0
+    evals_since_best: int = 0
     stopped_early: bool = False
     train_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     background: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BACKGROUND, 0.0))
     traffic: Traffic = field(default_factory=Traffic)
-    saves: Saves = field(default_factory=Saves)
+    saves: CheckpointStats = field(default_factory=CheckpointStats)
 
     @property
     def epochs(self) -> int:
@@ -86,7 +86,7 @@ class Progress:
         self.seconds[phase] += time.perf_counter() - begin
 
     @contextmanager
-    def waiting(self, made: Making) -> Iterator[None]:
+    def timed_batch_wait(self, made: BatchTimers) -> Iterator[None]:
         """Count the seconds of a block that waits for a batch: for its data or its sampling, whichever was going on."""
         begin, fetched = time.perf_counter(), made.data.seconds
         yield
@@ -120,11 +120,11 @@ class Progress:
         return {**asdict(self), **counted}
 
     @staticmethod
-    def from_record(record: dict[str, Any], *, counting: bool) -> Progress:
+    def from_record(record: dict[str, Any], *, counting: bool) -> TrainState:
         """The progress of ``record``; one worker of all goes on ``counting`` from its totals, the others from 0.
 
         Raises:
             ValidationError: it is no such record.
         """
-        progress = TypeAdapter(Progress).validate_python(record)
+        progress = TypeAdapter(TrainState).validate_python(record)
         return progress if counting else replace(progress, loss_sum=0.0, examples=0, traffic=Traffic())

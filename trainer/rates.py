@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 
-from trainer.job import Optimizer
+from trainer.job import OptimizerConfig
 
 _PARTS = 512
 
 
-def rate_factor(spec: Optimizer, step: int, steps: int) -> float:
+def lr_factor(spec: OptimizerConfig, step: int, steps: int) -> float:
     """What the learning rate is multiplied by in ``step`` of ``steps``, counted from 0: above 0, at most 1."""
     if step < spec.warmup_steps:
         factor = (step + 1) / spec.warmup_steps
@@ -29,5 +29,5 @@ def rate_factor(spec: Optimizer, step: int, steps: int) -> float:
     else:
         behind = min((step - spec.warmup_steps) / max(steps - spec.warmup_steps, 1), 1.0)
         left = 1.0 - behind if spec.schedule == "linear" else (1.0 + math.cos(math.pi * behind)) / 2.0
-        factor = spec.final_rate + (1.0 - spec.final_rate) * left
+        factor = spec.min_lr_factor + (1.0 - spec.min_lr_factor) * left
     return math.ceil(factor * _PARTS) / _PARTS or 1.0 / _PARTS

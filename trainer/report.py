@@ -12,21 +12,26 @@ from typing import Any
 import numpy as np
 
 from kvstore.store import RowStore
-from trainer.evaluate import Metrics
-from trainer.job import Job
-from trainer.model import Model
-from trainer.progress import Progress
+from trainer.evaluate import EvalMetrics
+from trainer.job import JobConfig
+from trainer.model import ModelSpec
+from trainer.progress import TrainState
 
 
-def total_traffic(progress: Progress, store: RowStore) -> dict[str, int]:
+def total_traffic(progress: TrainState, store: RowStore) -> dict[str, int]:
     """What all workers sent and received: every one of them calls this."""
     mine = asdict(progress.traffic)
-    totals = store.sum(np.array(list(mine.values()), dtype=np.float64))
+    totals = store.all_reduce(np.array(list(mine.values()), dtype=np.float64))
     return {name: int(value) for name, value in zip(mine, totals, strict=True)}
 
 
 def make_report(
-    job: Job, model: Model, progress: Progress, metrics: dict[str, Metrics], store: RowStore, traffic: dict[str, int]
+    job: JobConfig,
+    model: ModelSpec,
+    progress: TrainState,
+    metrics: dict[str, EvalMetrics],
+    store: RowStore,
+    traffic: dict[str, int],
 ) -> dict[str, Any]:
     """The report, of ``metrics`` by split and the ``traffic`` of all workers."""
     return {

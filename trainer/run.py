@@ -11,18 +11,18 @@ from typing import Any
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
 from kvstore.store import RowStore
-from trainer.checkpoints import Stop, newest_usable
-from trainer.dense_reduction import Reduction
-from trainer.job import Job
+from trainer.checkpoints import StopResult, latest_usable
+from trainer.dense_reduction import AllReduce
+from trainer.job import JobConfig
 from trainer.loop import Emit
-from trainer.metrics import RoleMetrics, RowMetrics
+from trainer.metrics import ProcessMetrics, TableMetrics
 from trainer.report import make_report, total_traffic
 from trainer.run_folder import RunFolder
-from trainer.wiring import open_wiring
+from trainer.wiring import open_session
 
 
 def run_training(
-    job: Job,
+    job: JobConfig,
     folder: RunFolder,
     store: RowStore,
     emit: Emit,
@@ -30,9 +30,9 @@ def run_training(
     checkpoint: str | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
     saves_wanted: Callable[[], int] = lambda: 0,
-    metrics: RoleMetrics | None = None,
-    reduction: Reduction | None = None,
-) -> dict[str, Any] | Stop:
+    metrics: ProcessMetrics | None = None,
+    reduction: AllReduce | None = None,
+) -> dict[str, Any] | StopResult:
     """Train as one worker of ``job`` on ``store``, on from ``checkpoint`` if one is given; ``metrics`` show it.
 
     Rank 0 writes the records, the checkpoints and the report. Where several workers train dense layers, ``reduction``
@@ -42,30 +42,37 @@ def run_training(
     Raises:
         CrossfadeError: the run failed; its exit code says how.
     """
-    assert reduction is not None or not job.sums_dense_layers
+    assert reduction is not None or not job.all_reduces_dense
     started = time.perf_counter()
     with ExitStack() as opened:
-        run = open_wiring(
-            job, folder, store, emit, opened, metrics or RoleMetrics(job.name, "worker"), stop_requested, saves_wanted
+        run = open_session(
+            job,
+            folder,
+            store,
+            emit,
+            opened,
+            metrics or ProcessMetrics(job.name, "worker"),
+            stop_requested,
+            saves_wanted,
         )
-        run.towers.dense.reduction = reduction
+        run.towers.dense.all_reduce = reduction
         loop = run.loop()
-        progress = run.start(checkpoint)
-        run.measured.follow(progress)
+        progress = run.restore_or_create(checkpoint)
+        run.train_metrics.attach(progress)
         run.saver.begin(progress)
         if not loop.run(progress):
             stop = run.saver.stop(progress)
-            run.record({"event": "stopped", **asdict(stop)})
+            run.log_event({"event": "stopped", **asdict(stop)})
             return stop
         run.saver.save_last(progress)
         quality = run.quality(progress)
-        run.measured.done()
+        run.train_metrics.done()
         traffic = total_traffic(progress, store)
-    run.check_left(progress)
+    run.check_final_checkpoint(progress)
     report = make_report(job, run.model, progress, quality, store, traffic)
     report |= {"restarts": len(folder.restarts()), "restart_causes": folder.restarts()}
     report["wall_seconds"] = time.perf_counter() - started
-    if store.rank == 0 and job.hosts_apart:
+    if store.rank == 0 and job.no_shared_run_dir:
         emit({"event": "report", "report": report})
     elif store.rank == 0:
         folder.write_report(report)
@@ -73,7 +80,7 @@ def run_training(
 
 
 def run_in_process(
-    job: Job,
+    job: JobConfig,
     folder: RunFolder,
     emit: Emit,
     *,
@@ -81,22 +88,22 @@ def run_in_process(
     stop_requested: Callable[[], bool],
     saves_wanted: Callable[[], int] = lambda: 0,
     say: Callable[[str], None],
-    metrics: RoleMetrics | None = None,
-) -> dict[str, Any] | Stop:
+    metrics: ProcessMetrics | None = None,
+) -> dict[str, Any] | StopResult:
     """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
 
     ``say`` gets a line for each that does not, and for the one that does.
     """
     refused: set[str] = set()
     while True:
-        found = newest_usable(folder.checkpoints(job), refused, say) if resume else None
+        found = latest_usable(folder.checkpoints(job), refused, say) if resume else None
         checkpoint = found.uri if found else None
         if found:
             say(f"going on from step {found.manifest.step:,}")
         try:
             with closing(LocalStore()) as store:
                 if metrics is not None:
-                    metrics.show("rows", RowMetrics(store.work))
+                    metrics.register("rows", TableMetrics(store.work))
                 return run_training(
                     job,
                     folder,

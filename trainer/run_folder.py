@@ -23,7 +23,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from kvstore.errors import InputError
-from trainer.job import Job, load_job
+from trainer.job import JobConfig, load_job
 
 JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
 RUN_FILE, RESTARTS_FILE, FINAL_METRICS_FILE = "run.json", "restarts.json", "metrics.prom"
@@ -36,7 +36,7 @@ _STEMS = {
     *("state", "processes"),
 }
 _STEP_RECORD_SECONDS = 1.0
-_LONGEST_RECORD_BYTES = 1 << 20
+_MAX_RECORD_BYTES = 1 << 20
 
 
 class RunFolder:
@@ -49,7 +49,7 @@ class RunFolder:
         self.logs = self.path / "logs"
         self._role_metrics = self.path / "metrics"
 
-    def job(self) -> Job:
+    def job(self) -> JobConfig:
         """The job as it was resolved when the run began.
 
         Raises:
@@ -74,12 +74,12 @@ class RunFolder:
         identity: str = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["id"]
         return identity
 
-    def checkpoints(self, job: Job) -> str:
+    def checkpoints(self, job: JobConfig) -> str:
         """Where the checkpoints of a run of ``job`` here are, a path or URI."""
-        return job.checkpoint.to or str(self.path / "checkpoints")
+        return job.checkpoint.path or str(self.path / "checkpoints")
 
     @contextmanager
-    def begin(self, job: Job, *, overwrite: bool = False, resume: bool = False) -> Iterator[Path | None]:
+    def open_run(self, job: JobConfig, *, overwrite: bool = False, resume: bool = False) -> Iterator[Path | None]:
         """Make the folder for a run of ``job`` and hold it; gives where an earlier run was moved to, if there was one.
 
         With ``resume`` an earlier run stays where it is and is taken up.
@@ -101,7 +101,7 @@ class RunFolder:
                     if not self.has_run_id():
                         identity = {"id": uuid.uuid4().hex, "name": job.name}
                         self._write(RUN_FILE, json.dumps(identity) + "\n")
-                    self._write(JOB_FILE, job.anchored().to_yaml())
+                    self._write(JOB_FILE, job.with_absolute_paths().to_yaml())
                     running.push(partial(_note_end, lock))
             except FileExistsError as error:
                 raise InputError(f"{self.path}: cannot be a run folder: {error.filename} is a file") from error
@@ -126,8 +126,8 @@ class RunFolder:
         unfinished = _partial(RUN_FILE), _partial(JOB_FILE)
         return any(path.name not in {LOCK_FILE, RUN_FILE, *unfinished} for path in self.path.iterdir())
 
-    def _check_resumable(self, job: Job) -> None:
-        differences = job.differences(self.job()) if self._holds_run() else []
+    def _check_resumable(self, job: JobConfig) -> None:
+        differences = job.resume_conflicts(self.job()) if self._holds_run() else []
         if differences:
             raise InputError(
                 f"{self.path}: its run cannot be taken up, since the job differs in {', '.join(differences)}; "
@@ -171,7 +171,7 @@ class RunFolder:
         """What roles on a host that does not share this folder need of it: the text of each file, by its name."""
         return {name: path.read_text(encoding="utf-8") for name in _FOR_ROLES if (path := self.path / name).exists()}
 
-    def take_files(self, files: dict[str, str]) -> None:
+    def write_role_files(self, files: dict[str, str]) -> None:
         """Write what ``files_for_roles`` gave on another host, and nothing else.
 
         Raises:
@@ -268,7 +268,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-class MetricsLog:
+class EventLog:
     """Appends events to ``metrics.jsonl``: every epoch, and a step a second.
 
     A disk without room for a record costs that record alone: training goes on, and every line is whole.
@@ -286,7 +286,7 @@ class MetricsLog:
     def _drop_unfinished_line(self) -> None:
         """Take back what a writer that was killed had written of its last line."""
         size = self._file.seek(0, os.SEEK_END)
-        start = self._file.seek(max(0, size - _LONGEST_RECORD_BYTES))
+        start = self._file.seek(max(0, size - _MAX_RECORD_BYTES))
         self._file.truncate(start + self._file.read().rfind(b"\n") + 1)
 
     def write(self, event: dict[str, Any]) -> None:
@@ -316,7 +316,7 @@ class MetricsLog:
         self._file.close()
 
 
-def recorder(
+def event_recorder(
     folder: RunFolder, emit: Callable[[dict[str, Any]], None], opened: ExitStack
 ) -> Callable[[dict[str, Any]], None]:
     """What writes an event to the log of the run in ``folder`` and passes it on; ``opened`` closes the log."""
@@ -325,7 +325,7 @@ def recorder(
     def lost(error: OSError) -> None:
         emit({"event": "records_lost", "message": f"{path}: {error.strerror}"})
 
-    log = opened.enter_context(closing(MetricsLog(path, lost)))
+    log = opened.enter_context(closing(EventLog(path, lost)))
 
     def record(event: dict[str, Any]) -> None:
         log.write(event)
@@ -334,6 +334,6 @@ def recorder(
     return record
 
 
-def default_run_dir(job: Job) -> Path:
+def default_run_dir(job: JobConfig) -> Path:
     """Where a run of ``job`` goes if nothing else is said."""
     return Path(os.curdir) / "runs" / job.name

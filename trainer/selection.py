@@ -14,79 +14,83 @@ from pathlib import Path
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, Split
-from trainer.data.progress import Progress
-from trainer.data.shards import RowGroup, ShardReader, row_groups
+from trainer.data.manifest import DatasetManifest, Split
+from trainer.data.progress import ProgressReporter
+from trainer.data.shards import InteractionReader, RowGroup, row_groups
 from trainer.data.timespan import count_within
-from trainer.job import Job
+from trainer.job import JobConfig
 from trainer.run_folder import SELECTION_FILE
 
 
 @dataclass(frozen=True)
-class Selection:
+class RowSelection:
     """The row groups that are trained on, and how many of their rows.
 
     ``kept``: rows of each row group of each file that are of the job's time; None if it names none.
     """
 
     groups: Sequence[RowGroup]
-    kept: list[list[int]] | None = None
+    row_counts: list[list[int]] | None = None
 
     @property
     def rows(self) -> int:
         """The interactions of an epoch."""
         return sum(group.rows for group in self.groups)
 
-    def write(self, run_dir: Path, job: Job, fingerprint: int) -> None:
+    def write(self, run_dir: Path, job: JobConfig, fingerprint: int) -> None:
         """Leave the counts, if there are any, in the folder of a run of ``job``, for ``select`` to find."""
-        if self.kept is None:
+        if self.row_counts is None:
             return
         partial = run_dir / f".{SELECTION_FILE}.partial"
-        partial.write_text(json.dumps({**_counted(job, fingerprint), "kept": self.kept}) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps({**_counted(job, fingerprint), "kept": self.row_counts}) + "\n", encoding="utf-8")
         partial.replace(run_dir / SELECTION_FILE)
 
 
-def _counted(job: Job, fingerprint: int) -> dict[str, int | str | None]:
+def _counted(job: JobConfig, fingerprint: int) -> dict[str, int | str | None]:
     """What counts are of."""
     return {"since": job.data.since, "until": job.data.until, "data": fingerprint}
 
 
-def select(
-    job: Job, folder: Folder, manifest: Manifest, progress: Progress, found: list[list[int]] | None = None
-) -> Selection:
+def select_rows(
+    job: JobConfig,
+    folder: Folder,
+    manifest: DatasetManifest,
+    progress: ProgressReporter,
+    found: list[list[int]] | None = None,
+) -> RowSelection:
     """The interactions of ``job`` in the data set in ``folder``; counted, unless the counts have been ``found``.
 
     Raises:
         InputError: there are none, or a file cannot be read.
         UnreachableError: storage does not answer.
     """
-    train, span = manifest.splits["train"], job.data.span()
+    train, span = manifest.splits["train"], job.data.time_range()
     if span is None:
-        return Selection(row_groups(train))
+        return RowSelection(row_groups(train))
     if found is None:
-        with closing(ShardReader(folder, manifest, job.data.readers)) as reader:
+        with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
             found = count_within(reader, manifest, train, span, progress)
-    return Selection(row_groups(train, span, found), found)
+    return RowSelection(row_groups(train, span, found), found)
 
 
-def found_counts(run_dir: Path, job: Job, fingerprint: int, train: Split) -> list[list[int]] | None:
+def load_row_counts(run_dir: Path, job: JobConfig, fingerprint: int, train: Split) -> list[list[int]] | None:
     """The counts that were left in ``run_dir``, if they are of this job and these data."""
     try:
         record = json.loads((run_dir / SELECTION_FILE).read_text(encoding="utf-8"))
-        kept: list[list[int]] = record.pop("kept")
+        row_counts: list[list[int]] = record.pop("kept")
     except (OSError, ValueError, KeyError, AttributeError):
         return None
     shape = [len(file.row_groups) for file in train.files]
-    return kept if record == _counted(job, fingerprint) and [len(rows) for rows in kept] == shape else None
+    return row_counts if record == _counted(job, fingerprint) and [len(rows) for rows in row_counts] == shape else None
 
 
-def check_row_groups(job: Job, folder: Folder, manifest: Manifest) -> None:
+def check_row_groups(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> None:
     """Refuse row groups that are larger than the job accepts: a worker holds several of them.
 
     Raises:
         InputError: there is one.
     """
-    limit = job.data.max_row_group
+    limit = job.data.max_row_group_rows
     for split in manifest.splits.values():
         for file in split.files:
             for index, rows in enumerate(file.row_groups):

@@ -36,12 +36,12 @@ from kvstore.optimizers import OptimizerSpec
 from kvstore.philox import uniform
 from kvstore.storage import Folder
 from trainer.data.batches import ActiveRows, Batch
-from trainer.data.features import FeatureLists, load_feature
-from trainer.data.manifest import Manifest
+from trainer.data.features import JaggedFeature, load_feature
+from trainer.data.manifest import DatasetManifest
 from trainer.data.vocabulary import Vocabulary
 from trainer.dense import DenseLayers
-from trainer.job import Job
-from trainer.model import Model, Tower
+from trainer.job import JobConfig
+from trainer.model import ModelSpec, TowerSpec
 
 _STREAM = "ids"
 
@@ -70,7 +70,7 @@ def _sum_shares(gradient_AD, owner_N, share_A, order_N, starts_V1):  # type: ign
 
 
 @dataclass(frozen=True)
-class Bag:
+class FeatureBag:
     """The values that some rows have of a feature: row a has uses ``starts_A1[a]`` to ``starts_A1[a + 1]``.
 
     ``counts_A``: how many each row has. ``owner_N``: whose each use is.
@@ -82,14 +82,14 @@ class Bag:
     owner_N: IntArray
 
     @staticmethod
-    def of(values_N: IntArray, starts_A1: IntArray) -> Bag:
+    def of(values_N: IntArray, starts_A1: IntArray) -> FeatureBag:
         """That of the values ``values_N``, one row's after another's."""
         counts_A = np.diff(starts_A1)
-        return Bag(ActiveRows.of(values_N), starts_A1, counts_A, np.repeat(np.arange(len(counts_A)), counts_A))
+        return FeatureBag(ActiveRows.of(values_N), starts_A1, counts_A, np.repeat(np.arange(len(counts_A)), counts_A))
 
 
 @dataclass(frozen=True)
-class Parts:
+class TowerInputs:
     """What the vectors of some rows of a tower are made of.
 
     ``own_A``: whose own embedding counts, and ``rows``, which those are in its table. ``bags``: by feature.
@@ -98,20 +98,20 @@ class Parts:
 
     own_A: BoolArray
     rows: IntArray
-    bags: dict[str, Bag]
+    bags: dict[str, FeatureBag]
     weight_A: FloatArray | None
 
-    def active(self, tower: Tower) -> dict[str, IntArray]:
+    def active(self, tower: TowerSpec) -> dict[str, IntArray]:
         """The active rows of each table, sorted and unique."""
-        own = {tower.own.name: self.rows} if tower.own else {}
+        own = {tower.id_table.name: self.rows} if tower.id_table else {}
         return own | {name: bag.values.rows_A for name, bag in self.bags.items()}
 
-    def combine(self, tower: Tower, block: Mapping[str, FloatArray]) -> FloatArray:
+    def combine(self, tower: TowerSpec, block: Mapping[str, FloatArray]) -> FloatArray:
         """The vectors (A, D), of the active rows of each table in ``block``."""
         some_VD = next(iter(block[table.name] for table in tower.tables))
         out_AD = np.zeros((len(self.own_A), tower.entity.dim), some_VD.dtype)
-        if tower.own is not None:
-            out_AD[self.own_A] = block[tower.own.name]
+        if tower.id_table is not None:
+            out_AD[self.own_A] = block[tower.id_table.name]
             if self.weight_A is not None:
                 out_AD *= self.weight_A[:, None].astype(out_AD.dtype)
         for name, bag in self.bags.items():
@@ -119,51 +119,51 @@ class Parts:
             _add_means(out_AD, block[name], bag.values.index_N, bag.starts_A1, share_A)
         return out_AD
 
-    def gradients(self, tower: Tower, gradient_AD: FloatArray) -> dict[str, FloatArray]:
+    def gradients(self, tower: TowerSpec, gradient_AD: FloatArray) -> dict[str, FloatArray]:
         """The gradients by the active rows of each table, of those by the vectors."""
         own = {}
-        if tower.own is not None:
+        if tower.id_table is not None:
             own_AD = gradient_AD[self.own_A]
             if self.weight_A is not None:
                 own_AD *= self.weight_A[self.own_A, None].astype(own_AD.dtype)
-            own[tower.own.name] = own_AD
+            own[tower.id_table.name] = own_AD
         return own | {name: self._of_values(bag, gradient_AD) for name, bag in self.bags.items()}
 
-    def _of_values(self, bag: Bag, gradient_AD: FloatArray) -> FloatArray:
+    def _of_values(self, bag: FeatureBag, gradient_AD: FloatArray) -> FloatArray:
         share_A = self._share(bag, gradient_AD.dtype)
         gradient_VD: FloatArray = _sum_shares(
             gradient_AD, bag.owner_N, share_A, bag.values.order_N, bag.values.starts_A1
         )
         return gradient_VD
 
-    def _share(self, bag: Bag, dtype: np.dtype[np.floating[Any]]) -> FloatArray:
+    def _share(self, bag: FeatureBag, dtype: np.dtype[np.floating[Any]]) -> FloatArray:
         """What one value counts in each row."""
         share_A = 1.0 / np.maximum(bag.counts_A, 1)
         return (share_A if self.weight_A is None else share_A * self.weight_A).astype(dtype)
 
 
 @dataclass(frozen=True)
-class TowerData:
+class TowerFeatures:
     """What a tower knows of its rows: by feature, their values; and who has a positive interaction in train."""
 
-    tower: Tower
-    lists: Mapping[str, FeatureLists]
-    known_R: BoolArray
+    tower: TowerSpec
+    lists: Mapping[str, JaggedFeature]
+    warm_R: BoolArray
 
-    def parts(self, rows_A: IntArray, kept_A: BoolArray | None = None) -> Parts:
+    def parts(self, rows_A: IntArray, id_kept_A: BoolArray | None = None) -> TowerInputs:
         """What the vectors of ``rows_A``, sorted and unique, are made of; without the own embeddings not ``kept_A``."""
         bags = {}
         for table in self.tower.features:
-            starts_A1, values_N = self.lists[table.name].of(rows_A)
-            bags[table.name] = Bag.of(values_N, starts_A1)
+            starts_A1, values_N = self.lists[table.name].gather(rows_A)
+            bags[table.name] = FeatureBag.of(values_N, starts_A1)
         filled_A = np.sum([bag.counts_A > 0 for bag in bags.values()], axis=0)
-        if self.tower.own is None:
+        if self.tower.id_table is None:
             own_A = np.zeros(len(rows_A), np.bool_)
         else:
-            own_A = self.known_R[rows_A] if kept_A is None else self.known_R[rows_A] & kept_A
+            own_A = self.warm_R[rows_A] if id_kept_A is None else self.warm_R[rows_A] & id_kept_A
             own_A = own_A | (filled_A == 0)
         weight_A = 1.0 / np.maximum(own_A + filled_A, 1) if self.tower.mean else None
-        return Parts(own_A, rows_A[own_A], bags, weight_A)
+        return TowerInputs(own_A, rows_A[own_A], bags, weight_A)
 
 
 class Towers:
@@ -171,10 +171,10 @@ class Towers:
 
     def __init__(
         self,
-        model: Model,
-        data: Sequence[TowerData],
+        model: ModelSpec,
+        data: Sequence[TowerFeatures],
         seed: int = 0,
-        drop_ids: float = 0.0,
+        id_dropout: float = 0.0,
         dense: DenseLayers | None = None,
     ) -> None:
         """``data`` of each of the model's towers. In a step, ``drop_ids`` of the own embeddings are left out."""
@@ -182,19 +182,20 @@ class Towers:
         self._names = model.query.name, model.item.name
         self._data = {of.tower.entity.name: of for of in data}
         self._seed = seed
-        self._drop_ids = drop_ids
+        self._drop_ids = id_dropout
 
-    def of(self, entity: str) -> TowerData | None:
+    def of(self, entity: str) -> TowerFeatures | None:
         """The tower of ``entity``; None if its vectors are those of its table."""
         return self._data.get(entity)
 
-    def complete(self, batch: Batch) -> Batch:
+    def add_tower_inputs(self, batch: Batch) -> Batch:
         """``batch``, with what its vectors are made of."""
         if not self._data:
             return batch
         rows = dict(zip(self._names, (batch.query.rows_A, batch.item.rows_A), strict=True))
         return replace(
-            batch, parts={name: of.parts(rows[name], self._kept(rows[name], batch)) for name, of in self._data.items()}
+            batch,
+            tower_inputs={name: of.parts(rows[name], self._kept(rows[name], batch)) for name, of in self._data.items()},
         )
 
     def _kept(self, rows_A: IntArray, batch: Batch) -> BoolArray | None:
@@ -202,20 +203,20 @@ class Towers:
         if not self._drop_ids:
             return None
         draw_A = uniform(rows_A, seed=self._seed, stream=_STREAM, epoch=batch.epoch, step=batch.step, slot=0)
-        kept_A: BoolArray = draw_A >= self._drop_ids
-        return kept_A
+        id_kept_A: BoolArray = draw_A >= self._drop_ids
+        return id_kept_A
 
     def active(self, batch: Batch) -> dict[str, IntArray]:
         """The rows of each table that a step touches."""
         active: dict[str, IntArray] = {}
         for name, rows_A in zip(self._names, (batch.query.rows_A, batch.item.rows_A), strict=True):
             of = self._data.get(name)
-            active |= {name: rows_A} if of is None else batch.parts[name].active(of.tower)
+            active |= {name: rows_A} if of is None else batch.tower_inputs[name].active(of.tower)
         return active
 
     def vectors(self, batch: Batch, block: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
         """The vectors of the active rows of both sides, of the active rows of each table in ``block``."""
-        made = {name: batch.parts[name].combine(of.tower, block) for name, of in self._data.items()}
+        made = {name: batch.tower_inputs[name].combine(of.tower, block) for name, of in self._data.items()}
         block = {**block, **made} if made else block
         return self.dense.forward(block) if self.dense.entities else block
 
@@ -231,7 +232,9 @@ class Towers:
         taken: dict[str, FloatArray] = {}
         for name in self._names:
             of = self._data.get(name)
-            taken |= {name: gradients[name]} if of is None else batch.parts[name].gradients(of.tower, gradients[name])
+            taken |= (
+                {name: gradients[name]} if of is None else batch.tower_inputs[name].gradients(of.tower, gradients[name])
+            )
         return taken
 
     def update(self, rate_factor: float) -> None:
@@ -261,7 +264,7 @@ class TowerVectors:
         return self._towers.dense.apply(entity, parts.combine(of.tower, self._pull(parts.active(of.tower))))
 
 
-def load_towers(job: Job, model: Model, folder: Folder, manifest: Manifest) -> Towers:
+def load_towers(job: JobConfig, model: ModelSpec, folder: Folder, manifest: DatasetManifest) -> Towers:
     """The towers of ``model``, with what the data in ``folder`` say of their rows.
 
     Raises:
@@ -274,6 +277,6 @@ def load_towers(job: Job, model: Model, folder: Folder, manifest: Manifest) -> T
         lists = {table.name: load_feature(folder, manifest, name, table.name) for table in tower.features}
         vocabulary = Vocabulary(folder, manifest, name)
         # What an earlier run has learned is there only if this one begins with it.
-        known_R = vocabulary.met() if job.checkpoint.start_from else vocabulary.counts() > 0
-        data.append(TowerData(tower, lists, known_R))
-    return Towers(model, data, job.train.seed, job.model.drop_ids, DenseLayers.of(job, model))
+        warm_R = vocabulary.warm_rows() if job.checkpoint.warm_start_from else vocabulary.counts() > 0
+        data.append(TowerFeatures(tower, lists, warm_R))
+    return Towers(model, data, job.train.seed, job.model.id_dropout, DenseLayers.of(job, model))

@@ -10,10 +10,10 @@ from prometheus_client.core import Metric as Family
 
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from trainer import metric_names as names
-from trainer.data.read_ahead import ReadAhead
-from trainer.job import Job
-from trainer.metric_names import Distribution
-from trainer.progress import PHASES, STEP_PHASES, Progress
+from trainer.data.read_ahead import Prefetcher
+from trainer.job import JobConfig
+from trainer.metric_names import Histogram
+from trainer.progress import PHASES, STEP_PHASES, TrainState
 
 SAVED, FAILED = "saved", "failed"
 """What may have come of a checkpoint."""
@@ -22,12 +22,12 @@ SAVED, FAILED = "saved", "failed"
 class TrainingMetrics:
     """A collector. The training's thread writes, any other reads: each figure is one that was true a moment ago."""
 
-    def __init__(self, job: Job, tables: Sequence[TableSpec], rank: int, sign: Callable[[], None] = lambda: None):
+    def __init__(self, job: JobConfig, tables: Sequence[TableSpec], rank: int, sign: Callable[[], None] = lambda: None):
         """Nothing measured yet. ``sign`` is called with each sign of progress."""
         self.state = "preparing"
         self._job, self._sign = job, sign
-        self._progress, self._seconds = Progress(), dict.fromkeys(PHASES, 0.0)
-        self._phases = {phase: Distribution() for phase in PHASES}
+        self._progress, self._seconds = TrainState(), dict.fromkeys(PHASES, 0.0)
+        self._phases = {phase: Histogram() for phase in PHASES}
         self._tables = {table.name: table for table in tables}
         self._rows = dict.fromkeys(self._tables, 0)
         self._steps = self._examples = 0
@@ -39,17 +39,17 @@ class TrainingMetrics:
         self._epoch_loss: float | None = None
         self._quality: dict[tuple[str, ...], float] = {}
         self._done = False
-        self._ahead: ReadAhead[Any] | None = None
+        self._ahead: Prefetcher[Any] | None = None
         self._gpu_memory: Callable[[], tuple[int, int] | None] = lambda: None
         self._saves = _SaveMetrics(job) if rank == 0 else None
 
-    def follow(self, progress: Progress) -> None:
+    def attach(self, progress: TrainState) -> None:
         """Measure the training that goes on from ``progress``, which is kept up to date."""
         self._progress, self._seconds = progress, dict(progress.seconds)
         if self._saves is not None:
             self._saves.last_at = time.time()
 
-    def watch_ahead(self, ahead: ReadAhead[Any]) -> None:
+    def watch_ahead(self, ahead: Prefetcher[Any]) -> None:
         """Show how many batches wait in ``ahead``."""
         self._ahead = ahead
 
@@ -57,16 +57,16 @@ class TrainingMetrics:
         """Show what ``memory`` says: the used and all bytes of the GPU, if there is one."""
         self._gpu_memory = memory
 
-    def first(self, emit: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def wrap(self, emit: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
         """What measures by an event, and passes it on to ``emit``."""
 
         def take_and_emit(event: dict[str, Any]) -> None:
-            self.take(event)
+            self.observe(event)
             emit(event)
 
         return take_and_emit
 
-    def take(self, event: dict[str, Any]) -> None:
+    def observe(self, event: dict[str, Any]) -> None:
         """Measure by an event of the training."""
         kind = event["event"]
         self._last_progress = time.time()
@@ -74,11 +74,11 @@ class TrainingMetrics:
             self._take_step(event)
         elif kind == "epoch":
             self._epoch_loss = event["loss"]
-            self.judged("valid", event.get("valid") or {})
+            self.record_evaluation("valid", event.get("valid") or {})
         elif kind == "phase":
             self.state = event["name"]
         elif kind in {"saved", "save_failed"} and self._saves is not None:
-            self._saves.take(event)
+            self._saves.observe(event)
         self._measure_phases(STEP_PHASES if kind == "step" else ())
         self._sign()
 
@@ -101,7 +101,7 @@ class TrainingMetrics:
                 self._phases[phase].observe(spent)
                 self._seconds[phase] = seconds
 
-    def judged(self, split: str, metrics: dict[str, float]) -> None:
+    def record_evaluation(self, split: str, metrics: dict[str, float]) -> None:
         """Show how good the embeddings are on ``split``."""
         # A new dict, since somebody may be reading the one there is.
         self._quality = dict(self._quality)
@@ -118,22 +118,22 @@ class TrainingMetrics:
 
     def collect(self) -> Iterator[Family]:
         """All there is."""
-        yield names.EXAMPLES.alone(self._examples)
-        yield names.STEPS.alone(self._steps)
+        yield names.EXAMPLES.single(self._examples)
+        yield names.STEPS.single(self._steps)
         yield from self._position()
-        yield names.LOSS.alone(self._loss)
-        yield names.EPOCH_LOSS.alone(self._epoch_loss)
-        yield names.LEARNING_RATE.alone(self._rate)
+        yield names.LOSS.single(self._loss)
+        yield names.EPOCH_LOSS.single(self._epoch_loss)
+        yield names.LEARNING_RATE.single(self._rate)
         yield names.QUALITY.family(*self._quality.items())
         yield names.PHASE_SECONDS.histogram(*(((phase,), taken) for phase, taken in self._phases.items()))
         yield from self._traffic()
-        yield names.READY_BATCHES.alone(self._ahead.ready() if self._ahead else 0)
-        yield names.LAST_STEP.alone(self._last_step)
-        yield names.LAST_PROGRESS.alone(self._last_progress)
+        yield names.READY_BATCHES.single(self._ahead.queued() if self._ahead else 0)
+        yield names.LAST_STEP.single(self._last_step)
+        yield names.LAST_PROGRESS.single(self._last_progress)
         if memory := self._gpu_memory():
             used, limit = memory
-            yield names.GPU_USED.alone(used)
-            yield names.GPU_LIMIT.alone(limit)
+            yield names.GPU_USED.single(used)
+            yield names.GPU_LIMIT.single(limit)
         if self._saves is not None:
             yield from self._saves.collect()
 
@@ -145,11 +145,11 @@ class TrainingMetrics:
     def _position(self) -> Iterator[Family]:
         """Where the run stands."""
         last = self._last
-        yield names.STEP.alone(last.get("step", self._progress.step))
-        yield names.PLANNED_STEPS.alone(last.get("steps"))
-        yield names.EPOCH.alone(last.get("epoch", self._progress.epochs))
+        yield names.STEP.single(last.get("step", self._progress.step))
+        yield names.PLANNED_STEPS.single(last.get("steps"))
+        yield names.EPOCH.single(last.get("epoch", self._progress.epochs))
         ratio = last["step"] / last["steps"] if last else 0.0
-        yield names.PROGRESS.alone(1.0 if self._done else ratio)
+        yield names.PROGRESS.single(1.0 if self._done else ratio)
 
     def _traffic(self) -> Iterator[Family]:
         """Rows and bytes that steps moved, by table, as ``kvstore.store.Traffic`` counts them."""
@@ -165,14 +165,14 @@ class TrainingMetrics:
 class _SaveMetrics:
     """Checkpoints, which rank 0 knows of."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: JobConfig) -> None:
         self.last_at: float | None = None
-        self._interval = job.checkpoint.every_seconds
+        self._interval = job.checkpoint.interval_seconds
         self._saved = self._failed = self._bytes = 0
         self._seconds = self._pause = 0.0
         self._last_bytes: int | None = None
 
-    def take(self, event: dict[str, Any]) -> None:
+    def observe(self, event: dict[str, Any]) -> None:
         """Count a checkpoint that became whole, or did not."""
         if event["event"] == "save_failed":
             self._failed += 1
@@ -186,9 +186,9 @@ class _SaveMetrics:
     def collect(self) -> Iterator[Family]:
         """All there is."""
         yield names.CHECKPOINTS.family(((SAVED,), self._saved), ((FAILED,), self._failed))
-        yield names.CHECKPOINT_SECONDS.alone(self._seconds)
-        yield names.CHECKPOINT_PAUSE.alone(self._pause)
-        yield names.CHECKPOINT_BYTES.alone(self._bytes)
-        yield names.LAST_CHECKPOINT_BYTES.alone(self._last_bytes)
-        yield names.LAST_CHECKPOINT.alone(self.last_at)
-        yield names.CHECKPOINT_INTERVAL.alone(self._interval)
+        yield names.CHECKPOINT_SECONDS.single(self._seconds)
+        yield names.CHECKPOINT_PAUSE.single(self._pause)
+        yield names.CHECKPOINT_BYTES.single(self._bytes)
+        yield names.LAST_CHECKPOINT_BYTES.single(self._last_bytes)
+        yield names.LAST_CHECKPOINT.single(self.last_at)
+        yield names.CHECKPOINT_INTERVAL.single(self._interval)

@@ -17,7 +17,7 @@ STALLED_SECONDS = 600.0
 RECENT_SECONDS = 600.0
 """How long a restart is worth an alert."""
 _OVERDUE_CHECKPOINTS, _MORE_SECONDS = 3, 60.0
-_MOST_SKEW, _SKEW_AFTER_SECONDS = 1.5, 60.0
+_MAX_SKEW, _SKEW_AFTER_SECONDS = 1.5, 60.0
 _LEAST_MEMORY_LEFT = 0.1
 _OWN_PHASES = ("data", "sample", "gradients")
 
@@ -101,5 +101,5 @@ def _skew(run: RunReader) -> Iterator[Alert]:
         return
     slowest = max(own, key=lambda name: own[name])
     ratio = own[slowest] / (sum(own.values()) / len(own))
-    if ratio > _MOST_SKEW:
+    if ratio > _MAX_SKEW:
         yield Alert("warning", f"{slowest} works {ratio:.1f} times as long as the average: the others wait for it")

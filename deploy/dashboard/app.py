@@ -13,7 +13,7 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_up
 from flask import Response
 
 from deploy.dashboard import figures, page
-from deploy.dashboard.figures import COLOURS, MOST_RUNS, Axis, Shown
+from deploy.dashboard.figures import COLORS, MAX_RUNS, Axis, RunView
 from deploy.dashboard.layout import AXES, GRAPHS, layout
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
@@ -104,7 +104,7 @@ def _pick_runs(app: Dash, runs: Runs) -> None:
         summaries = latest_first(read_summaries(runs))
         known = [summary.name for summary in summaries]
         wanted = parse_qs((search or "?")[1:]).get("run", []) if picked is None else picked
-        chosen = ([name for name in wanted if name in known] or known[:1])[:MOST_RUNS]
+        chosen = ([name for name in wanted if name in known] or known[:1])[:MAX_RUNS]
         boxes = page.run_boxes(summaries, chosen)
         told = str(boxes)
         address = f"?{urlencode([('run', name) for name in chosen])}" if chosen else ""
@@ -142,7 +142,7 @@ def _show_runs(app: Dash, runs: Runs) -> None:
     )
     def show(_ticks: int | None, picked: list[str] | None, axis: Axis, seen: str | None) -> tuple[Any, ...]:
         found = {run.name: run for run in runs.readers()}
-        chosen = [found[name] for name in picked or [] if name in found][:MOST_RUNS]
+        chosen = [found[name] for name in picked or [] if name in found][:MAX_RUNS]
         with _held(chosen):
             return look(chosen, axis, seen)
 
@@ -153,8 +153,14 @@ def _show_runs(app: Dash, runs: Runs) -> None:
         clock = time.strftime("live, %H:%M:%S") if live else time.strftime("%H:%M:%S")
         if told == seen:
             return (*[no_update] * (len(_PARTS) + 2 * len(_GRAPHS) + 1), clock)
-        shown = list(map(Shown, chosen, summaries, COLOURS))
-        return (*_parts(shown), *_drawn(shown, axis), *[page.said(name, shown) for name in _GRAPHS], told, clock)
+        shown = list(map(RunView, chosen, summaries, COLORS))
+        return (
+            *_parts(shown),
+            *_drawn(shown, axis),
+            *[page.describe_chart(name, shown) for name in _GRAPHS],
+            told,
+            clock,
+        )
 
 
 @contextmanager
@@ -167,12 +173,12 @@ def _held(runs: Sequence[RunReader]) -> Iterator[None]:
         yield
 
 
-def _parts(shown: Sequence[Shown]) -> list[Any]:
+def _parts(shown: Sequence[RunView]) -> list[Any]:
     """Those of the page that are no graphs, in the order of ``_PARTS``."""
     return [getattr(page, part)(shown) for part in _PARTS]
 
 
-def _drawn(shown: Sequence[Shown], axis: Axis) -> list[Any]:
+def _drawn(shown: Sequence[RunView], axis: Axis) -> list[Any]:
     """The graphs, in the order of ``_GRAPHS``."""
     by_axis = {"loss": figures.loss, "quality": figures.quality, "throughput": figures.throughput}
     others = {

@@ -17,7 +17,7 @@ _NOT_FROM_HERE = "-P"
 
 
 @contextmanager
-def page_beside(run_dir: Path, port: int, tell: Callable[[str], None]) -> Iterator[None]:
+def serve_sidecar(run_dir: Path, port: int, tell: Callable[[str], None]) -> Iterator[None]:
     """Serve the page of the run in ``run_dir`` at ``port`` (0: a free one) of loopback while the context lasts.
 
     ``tell`` gets the line with its address once it is served. If it cannot be, it says so itself on stderr, and

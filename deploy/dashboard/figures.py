@@ -15,16 +15,16 @@ import numpy as np
 from deploy.dashboard import text
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.summary import Summary
-from deploy.dashboard.training import Columns
+from deploy.dashboard.training import ColumnBuffer
 from kvstore.arrays import FloatArray
 from trainer.progress import PHASES
 
 Axis = Literal["step", "time"]
 Figure = dict[str, Any]
-COLOURS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
+COLORS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
 """Of the runs that are compared, in their order."""
-MOST_RUNS = len(COLOURS)
-PHASE_COLOURS = {
+MAX_RUNS = len(COLORS)
+PHASE_COLORS = {
     "data": "#8a7a1f",
     "sample": "#b5762a",
     "pull": "#2a9568",
@@ -38,15 +38,15 @@ _POINTS = 400
 
 
 @dataclass(frozen=True)
-class Shown:
+class RunView:
     """A run that is shown, as it is just now."""
 
     run: RunReader
     summary: Summary
-    colour: str
+    color: str
 
 
-def loss(shown: Sequence[Shown], axis: Axis) -> Figure:
+def loss(shown: Sequence[RunView], axis: Axis) -> Figure:
     """The loss of steps, the mean of each so many, and the mean of each epoch."""
     traces = []
     for each in shown:
@@ -60,7 +60,7 @@ def loss(shown: Sequence[Shown], axis: Axis) -> Figure:
     return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
 
 
-def quality(shown: Sequence[Shown], axis: Axis) -> Figure:
+def quality(shown: Sequence[RunView], axis: Axis) -> Figure:
     """The metric that chooses among the epochs, on valid."""
     traces = []
     for each in shown:
@@ -70,7 +70,7 @@ def quality(shown: Sequence[Shown], axis: Axis) -> Figure:
     return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
 
 
-def throughput(shown: Sequence[Shown], axis: Axis) -> Figure:
+def throughput(shown: Sequence[RunView], axis: Axis) -> Figure:
     """Examples a second, of all workers."""
     traces = []
     for each in shown:
@@ -80,7 +80,7 @@ def throughput(shown: Sequence[Shown], axis: Axis) -> Figure:
     return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1, y={"rangemode": "tozero"})
 
 
-def phases(shown: Sequence[Shown]) -> Figure:
+def phases(shown: Sequence[RunView]) -> Figure:
     """What a step of the first worker takes on the average, by phase, in milliseconds."""
     names = [each.summary.name for each in shown]
     per_step = []
@@ -103,7 +103,7 @@ def phases(shown: Sequence[Shown]) -> Figure:
             "insidetextanchor": "middle",
             "textangle": 0,
             "constraintext": "none",
-            "marker": {"color": PHASE_COLOURS[phase]},
+            "marker": {"color": PHASE_COLORS[phase]},
             "hovertemplate": f"{phase}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
         }
         for phase in PHASES
@@ -113,7 +113,7 @@ def phases(shown: Sequence[Shown]) -> Figure:
     return _figure(traces, x_title="milliseconds a step", legend=True, hover="closest", y=_names_axis(names), **layout)
 
 
-def _own_steps(each: Shown) -> int:
+def _own_steps(each: RunView) -> int:
     """How many steps the process took whose seconds by phase are shown: fewer than the run's, if it was taken up."""
     if each.summary.state == "done" and each.run.report.get("seconds_by_phase"):
         return each.summary.step
@@ -123,7 +123,7 @@ def _own_steps(each: Shown) -> int:
     return each.summary.step
 
 
-def traffic(shown: Sequence[Shown]) -> Figure:
+def traffic(shown: Sequence[RunView]) -> Figure:
     """Bytes that were pushed, as they were and as they would have been if gradients were dense."""
     rows = [(each, name, label) for each in shown for name, label in _TRAFFIC_ROWS]
     labels = [f"{each.summary.name}: {label}" if len(shown) > 1 else label for each, _, label in rows]
@@ -137,7 +137,7 @@ def traffic(shown: Sequence[Shown]) -> Figure:
         "textposition": "outside",
         "textangle": 0,
         "marker": {
-            "color": [each.colour for each, _, _ in rows],
+            "color": [each.color for each, _, _ in rows],
             "opacity": [0.35 if "dense" in name else 1.0 for _, name, _ in rows],
         },
         "hovertemplate": "%{y}: %{text}<extra></extra>",
@@ -154,15 +154,15 @@ _TRAFFIC_ROWS = (
 )
 
 
-def memory(shown: Sequence[Shown]) -> Figure:
+def memory(shown: Sequence[RunView]) -> Figure:
     """What each process holds in memory, over time."""
     return _by_process(shown, lambda samples: (samples["time"], samples["resident_bytes"]), suffix="B")
 
 
-def updates(shown: Sequence[Shown]) -> Figure:
+def updates(shown: Sequence[RunView]) -> Figure:
     """Rows that each server, or the run in process, updates in a second."""
 
-    def rates(samples: Columns) -> tuple[FloatArray, FloatArray]:
+    def rates(samples: ColumnBuffer) -> tuple[FloatArray, FloatArray]:
         time_N, updated_N, pid_N = samples["time"], samples["updated"], samples["pid"]
         passed_N = np.diff(time_N)
         same_N = (np.diff(pid_N) == 0) & (passed_N > 0.1)
@@ -172,7 +172,7 @@ def updates(shown: Sequence[Shown]) -> Figure:
 
 
 def _by_process(
-    shown: Sequence[Shown],
+    shown: Sequence[RunView],
     pick: Any,
     *,
     suffix: str,
@@ -186,10 +186,10 @@ def _by_process(
             time_N, value_N = pick(samples)
             x_P, y_P = _thinned(_minutes(each, time_N), value_N)
             label = name if len(shown) == 1 else f"{each.summary.name}: {name}"
-            colour = COLOURS[number % MOST_RUNS] if len(shown) == 1 else each.colour
+            color = COLORS[number % MAX_RUNS] if len(shown) == 1 else each.color
             dash = ("solid", "dash", "dot", "dashdot")[number % 4] if len(shown) > 1 else "solid"
             trace = _line(each, x_P, y_P, name=label)
-            trace["line"] |= {"color": colour, "dash": dash}
+            trace["line"] |= {"color": color, "dash": dash}
             traces.append(trace)
     scale = {"tickformat": "~s", "ticksuffix": suffix, "rangemode": "tozero"}
     return _figure(traces, x_title=_axis_title("time"), legend=True, y=scale)
@@ -198,16 +198,16 @@ def _by_process(
 # ---- parts
 
 
-def _axis(each: Shown, columns: Columns, axis: Axis) -> FloatArray:
+def _axis(each: RunView, columns: ColumnBuffer, axis: Axis) -> FloatArray:
     return columns["step"] if axis == "step" else _minutes(each, columns["time"])
 
 
-def _places(each: Shown, events: Sequence[dict[str, Any]], axis: Axis) -> FloatArray:
+def _places(each: RunView, events: Sequence[dict[str, Any]], axis: Axis) -> FloatArray:
     values_N = np.array([event[axis] for event in events], dtype=np.float64)
     return values_N if axis == "step" else _minutes(each, values_N)
 
 
-def _minutes(each: Shown, time_N: FloatArray) -> FloatArray:
+def _minutes(each: RunView, time_N: FloatArray) -> FloatArray:
     return (time_N - (each.summary.started or 0.0)) / 60.0
 
 
@@ -225,7 +225,7 @@ def _thinned(x_N: FloatArray, y_N: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _line(
-    each: Shown,
+    each: RunView,
     x_N: FloatArray,
     y_N: FloatArray | Sequence[float | None],
     *,
@@ -242,7 +242,7 @@ def _line(
         "name": name or each.summary.name,
         "x": np.asarray(x_N).tolist(),
         "y": [None if value is None or not np.isfinite(value) else float(value) for value in y_N],
-        "line": {"color": each.colour, "width": width},
+        "line": {"color": each.color, "width": width},
         "marker": {"size": 5},
         "opacity": opacity,
         "showlegend": legend,

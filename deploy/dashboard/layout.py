@@ -7,7 +7,7 @@ from typing import Any
 
 from dash import dcc, html
 
-from deploy.dashboard.figures import MOST_RUNS, Axis
+from deploy.dashboard.figures import MAX_RUNS, Axis
 
 GRAPHS = {
     "loss": ("Loss", "Of the steps, smoothed, and the mean of each epoch."),
@@ -61,7 +61,7 @@ def _picker() -> Part:
     return html.Nav(
         [
             html.H2("Runs"),
-            html.P(f"Tick several to compare them, at most {MOST_RUNS}.", className="hint", id="runs-hint"),
+            html.P(f"Tick several to compare them, at most {MAX_RUNS}.", className="hint", id="runs-hint"),
             html.Div(id="runs", className="runs", role="group", **aria(label="Runs to show")),
             html.P("No runs yet: one that begins shows up here.", id="none", hidden=True),
         ],

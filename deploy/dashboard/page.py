@@ -10,7 +10,7 @@ import yaml
 from dash import html
 
 from deploy.dashboard import text
-from deploy.dashboard.figures import Shown
+from deploy.dashboard.figures import RunView
 from deploy.dashboard.layout import GRAPHS, Part, aria
 from deploy.dashboard.summary import Summary
 
@@ -41,12 +41,12 @@ def _badge(state: str) -> Part:
     return html.Span(state, className=f"badge {state.replace(' ', '-')}")
 
 
-def head(shown: Sequence[Shown]) -> Part:
+def head(shown: Sequence[RunView]) -> Part:
     """Which runs are shown, how far each is, and what it is doing."""
     return [_head(each) for each in shown]
 
 
-def _head(each: Shown) -> Part:
+def _head(each: RunView) -> Part:
     run = each.summary
     doing = f"{run.doing}, " if run.doing and run.doing != "training" else ""
     again = f"generation {run.generation}, " if run.generation > 1 else ""
@@ -56,10 +56,10 @@ def _head(each: Shown) -> Part:
     left = f", {text.duration(run.remaining_seconds)} left" if run.remaining_seconds else ""
     return html.Div(
         [
-            html.H1([html.Span(className="swatch", style={"background": each.colour}), run.name, _badge(run.state)]),
+            html.H1([html.Span(className="swatch", style={"background": each.color}), run.name, _badge(run.state)]),
             html.P(f"{doing}{again}step {run.step:,}{planned}{epoch}{epochs}, {text.duration(run.seconds)}{left}"),
             html.Div(
-                html.Div(style={"width": f"{100 * run.progress:.1f}%", "background": each.colour}),
+                html.Div(style={"width": f"{100 * run.progress:.1f}%", "background": each.color}),
                 className="bar",
                 role="progressbar",
                 **aria(label=f"progress of {run.name}", valuenow=round(100 * run.progress), valuemin=0, valuemax=100),
@@ -69,7 +69,7 @@ def _head(each: Shown) -> Part:
     )
 
 
-def alerts(shown: Sequence[Shown]) -> Part:
+def alerts(shown: Sequence[RunView]) -> Part:
     """What wants attention."""
     found = [(each.summary.name, alert) for each in shown for alert in each.summary.alerts]
     if not found:
@@ -85,7 +85,7 @@ def alerts(shown: Sequence[Shown]) -> Part:
     return html.Ul(items, className="alerts", **aria(label="What wants attention"))
 
 
-def figures(shown: Sequence[Shown]) -> Part:
+def figures(shown: Sequence[RunView]) -> Part:
     """The figures that matter most: tiles of one run, a table of several."""
     if not shown:
         return None
@@ -134,7 +134,7 @@ def table(caption: str, names: Sequence[str], rows: Sequence[Sequence[Part]], *,
     return html.Div(inside, className="scroll", tabIndex=0, role="region", **aria(label=caption))
 
 
-def processes(shown: Sequence[Shown]) -> Part:
+def processes(shown: Sequence[RunView]) -> Part:
     """Each process of each run."""
     names = (
         "process",
@@ -177,15 +177,15 @@ def processes(shown: Sequence[Shown]) -> Part:
     ]
 
 
-def events(shown: Sequence[Shown]) -> Part:
+def events(shown: Sequence[RunView]) -> Part:
     """Checkpoints and restarts, the latest first."""
     return [_events(each) for each in shown]
 
 
-_MOST_EVENTS = 50
+_MAX_EVENTS = 50
 
 
-def _events(each: Shown) -> Part:
+def _events(each: RunView) -> Part:
     name, found = each.summary.name, []
     for save in each.run.training.saves:
         if save["event"] == "saved":
@@ -202,9 +202,9 @@ def _events(each: Shown) -> Part:
     latest = sorted(found, key=lambda event: -(event[0] or 0.0))
     rows = [
         (_clock(at), _badge(kind), f"{step:,}" if isinstance(step, int) else "", what)
-        for at, kind, step, what in latest[:_MOST_EVENTS]
+        for at, kind, step, what in latest[:_MAX_EVENTS]
     ]
-    more = f", the last {_MOST_EVENTS} of {len(latest):,}" if len(latest) > _MOST_EVENTS else ""
+    more = f", the last {_MAX_EVENTS} of {len(latest):,}" if len(latest) > _MAX_EVENTS else ""
     return table(f"Checkpoints and restarts of {name}{more}", ("when", "what", "step", "how"), rows, left=4)
 
 
@@ -212,7 +212,7 @@ def _clock(at: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at is not None else ""
 
 
-def results(shown: Sequence[Shown]) -> Part:
+def results(shown: Sequence[RunView]) -> Part:
     """The last evaluation on each split."""
     columns = [(each.summary.name, split, values) for each in shown for split, values in each.summary.metrics.items()]
     if not columns:
@@ -234,7 +234,7 @@ def _figure_of(name: str, value: float | None) -> str:
     return text.count(value) if name == "queries" else text.decimals(value)
 
 
-def job(shown: Sequence[Shown]) -> Part:
+def job(shown: Sequence[RunView]) -> Part:
     """The resolved job of each run and, of several, what differs."""
     parts: list[Part] = [_differences(shown)] if len(shown) > 1 else []
     for each in shown:
@@ -249,7 +249,7 @@ def job(shown: Sequence[Shown]) -> Part:
     return parts
 
 
-def _differences(shown: Sequence[Shown]) -> Part:
+def _differences(shown: Sequence[RunView]) -> Part:
     flat = [_flat(each.run.job) for each in shown]
     keys = [key for key in dict.fromkeys(key for job in flat for key in job) if len({job.get(key) for job in flat}) > 1]
     if not keys:
@@ -268,7 +268,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def said(name: str, shown: Sequence[Shown]) -> str:
+def describe_chart(name: str, shown: Sequence[RunView]) -> str:
     """A figure in words, for whoever does not see it."""
     told = []
     for each in shown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deploy.dashboard.training import Columns
+from deploy.dashboard.training import ColumnBuffer
 
 RATE_SECONDS = 30.0
 _FIGURES = ("time", "pid", "resident_bytes", "cpu_seconds", "updated", "update_seconds", "examples")
@@ -25,12 +25,12 @@ def figures(time: float, load: Mapping[str, Any]) -> tuple[float, ...]:
     )
 
 
-class Processes:
+class ProcessHistory:
     """Takes the events of ``processes.jsonl`` in their order."""
 
     def __init__(self) -> None:
         """Nothing taken yet."""
-        self.samples: dict[str, Columns] = {}
+        self.samples: dict[str, ColumnBuffer] = {}
         """By process."""
         self.loads: dict[str, dict[str, Any]] = {}
         """What each process has told last."""
@@ -45,7 +45,7 @@ class Processes:
                 self.events.append(event)
                 return
             for name, load in event["processes"].items():
-                self.samples.setdefault(name, Columns(*_FIGURES)).add(*figures(event["time"], load))
+                self.samples.setdefault(name, ColumnBuffer(*_FIGURES)).add(*figures(event["time"], load))
                 self.loads[name] = load
         except (KeyError, TypeError, ValueError, AttributeError):
             self.damaged += 1

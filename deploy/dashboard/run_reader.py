@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from deploy.dashboard.processes import Processes
+from deploy.dashboard.processes import ProcessHistory
 from deploy.dashboard.tail import Tail
-from deploy.dashboard.training import Training
+from deploy.dashboard.training import TrainingHistory
 from trainer.run_folder import (
     JOB_FILE,
     METRICS_FILE,
@@ -77,7 +77,7 @@ class RunReader:
         self.path, self.name = path, name
         self.lock = threading.Lock()
         """Held by whoever refreshes or looks."""
-        self.training, self.processes = Training(), Processes()
+        self.training, self.processes = TrainingHistory(), ProcessHistory()
         self.job: dict[str, Any] = {}
         self.job_text = ""
         self.state: dict[str, Any] = {}
@@ -102,11 +102,11 @@ class RunReader:
             return
         self._read_at = time.monotonic()
         if self._metrics.is_another():
-            self.training = Training()
+            self.training = TrainingHistory()
         for event in self._metrics.read():
             self.training.take(event)
         if self._samples.is_another():
-            self.processes = Processes()
+            self.processes = ProcessHistory()
         for event in self._samples.read():
             self.processes.take(event)
         self._read_job()

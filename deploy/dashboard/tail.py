@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK_BYTES = 4 << 20
-_LONGEST_LINE_BYTES = 4 << 20
+_MAX_LINE_BYTES = 4 << 20
 _parse = json.JSONDecoder().decode
 
 
@@ -70,7 +70,7 @@ class Tail:
     def _whole_lines(data: bytes) -> bytes:
         whole = data[: data.rfind(b"\n") + 1]
         # What never ends is no line of ours: it is passed over as it is.
-        return whole or (data if len(data) >= _LONGEST_LINE_BYTES else b"")
+        return whole or (data if len(data) >= _MAX_LINE_BYTES else b"")
 
     def _objects(self, data: bytes) -> Iterator[dict[str, Any]]:
         # What is no UTF-8 makes a line that cannot be read, or a word with a mark in it.

@@ -20,7 +20,7 @@ TRAFFIC = ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense", "rows_pulled
 _RATE_SECONDS = 60.0
 
 
-class Columns:
+class ColumnBuffer:
     """Numbers in columns of the same length, which cost eight bytes each. One of them is ``step``."""
 
     def __init__(self, *names: str) -> None:
@@ -39,7 +39,7 @@ class Columns:
         assert len(values) == len(self._places)
         self._values.extend(array("d", values))
 
-    def begin_life(self, step: float) -> None:
+    def begin_attempt(self, step: float) -> None:
         """What follows goes on from ``step``."""
         self._lives.append((len(self), step))
 
@@ -54,10 +54,10 @@ class Columns:
 
     def last(self, name: str) -> float | None:
         """The last value of a column in this life, if there is one."""
-        return self._values[self._places[name] - len(self._places)] if len(self) > self.life else None
+        return self._values[self._places[name] - len(self._places)] if len(self) > self.attempt else None
 
     @property
-    def life(self) -> int:
+    def attempt(self) -> int:
         """The line with which this life begins."""
         return self._lives[-1][0] if self._lives else 0
 
@@ -77,13 +77,13 @@ class Columns:
         return kept_N
 
 
-class Training:
+class TrainingHistory:
     """Takes the events of ``metrics.jsonl`` in their order."""
 
     def __init__(self) -> None:
         """Nothing taken yet."""
-        self.steps = Columns("time", "step", "epoch", "examples", "loss", *STEP_PHASES)
-        self.totals = Columns("time", "step", *TRAFFIC)
+        self.steps = ColumnBuffer("time", "step", "epoch", "examples", "loss", *STEP_PHASES)
+        self.totals = ColumnBuffer("time", "step", *TRAFFIC)
         self.epochs: list[dict[str, Any]] = []
         self.saves: list[dict[str, Any]] = []
         """Checkpoints that became whole (``saved``), and those that did not (``save_failed``)."""
@@ -135,7 +135,7 @@ class Training:
         if self.phase == "training":
             self._began_after = int(event["step"])
             for columns in (self.steps, self.totals):
-                columns.begin_life(self._began_after)
+                columns.begin_attempt(self._began_after)
             self.epochs = [epoch for epoch in self.epochs if epoch["step"] <= event["step"]]
 
     def _take_stopped(self, event: dict[str, Any]) -> None:
@@ -158,8 +158,8 @@ class Training:
         return self._rate("examples")
 
     def _rate(self, name: str) -> float | None:
-        life = self.steps.life
-        time_N, value_N = self.steps["time"][life:], self.steps[name][life:]
+        attempt = self.steps.attempt
+        time_N, value_N = self.steps["time"][attempt:], self.steps[name][attempt:]
         if len(time_N) < 2:
             return None
         begin = min(int(np.searchsorted(time_N, time_N[-1] - _RATE_SECONDS)), len(time_N) - 2)

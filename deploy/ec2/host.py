@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from deploy.aws_errors import explained
+from deploy.aws_errors import translate_aws_errors
 from deploy.cluster import TOKEN_VARIABLE
-from deploy.ec2.objects import COORDINATOR, END, PLAN, STOP, RunObjects
-from deploy.ec2.plan import Plan
+from deploy.ec2.objects import COORDINATOR, END, PLAN, STOP, RunStorage
+from deploy.ec2.plan import RunSpec
 from deploy.imds import InstanceMetadata
 from deploy.spot import INTERRUPTED_EXIT_CODE
-from kvstore.errors import ClusterError, CrossfadeError, UnreachableError
+from kvstore.errors import ClusterError, CrossfadeError, StorageUnavailableError
 from trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ class Host:
         """
         instance, address = metadata.get("instance-id"), metadata.get("local-ipv4")
         if not instance or not address:
-            raise UnreachableError(f"{metadata.endpoint}: the metadata service does not say which instance this is")
+            raise StorageUnavailableError(
+                f"{metadata.endpoint}: the metadata service does not say which instance this is"
+            )
         return Host(number, instance, address)
 
 
@@ -69,14 +71,14 @@ def fetch_token(aws: Aws, parameter: str) -> str:
     Raises:
         CloudError, RefusedError: AWS does not give it.
     """
-    with explained("fetching the token of the hosts", aws.region):
+    with translate_aws_errors("fetching the token of the hosts", aws.region):
         return aws.ssm.get_parameter(Name=parameter, WithDecryption=True)["Parameter"]["Value"]
 
 
-class HostCommand:
+class HostRunner:
     """The command of a host, while it runs: what it prints, and what is told of it, goes to S3."""
 
-    def __init__(self, objects: RunObjects, host: Host, token: str, metadata: InstanceMetadata, run_dir: Path) -> None:
+    def __init__(self, objects: RunStorage, host: Host, token: str, metadata: InstanceMetadata, run_dir: Path) -> None:
         """Of ``host``, in ``run_dir``, with the ``token`` of the run."""
         self._objects, self._host, self._token, self._metadata = objects, host, token, metadata
         self._folder = RunFolder(run_dir)
@@ -94,7 +96,7 @@ class HostCommand:
         found = self._objects.read(PLAN)
         if found is None:
             raise ClusterError(f"{self._objects.storage}: holds no {PLAN}; the run has been cleaned away")
-        plan = Plan.model_validate(found)
+        plan = RunSpec.model_validate(found)
         self._look_seconds = plan.poll_seconds
         code = self._coordinate(plan) if self._host.number == 0 else self._take_part()
         states = {0: "done", INTERRUPTED_EXIT_CODE: "interrupted", 143: "stopped"}
@@ -103,7 +105,7 @@ class HostCommand:
 
     # ---- the first host
 
-    def _coordinate(self, plan: Plan) -> int:
+    def _coordinate(self, plan: RunSpec) -> int:
         self._folder.path.parent.mkdir(parents=True, exist_ok=True)
         job = self._folder.path.with_name("job.yaml")
         job.write_text(yaml.safe_dump(plan.job, sort_keys=False), encoding="utf-8")
@@ -169,7 +171,7 @@ class HostCommand:
     def _is_taken(self) -> bool:
         try:
             return self._metadata.get("spot/instance-action") is not None
-        except UnreachableError:
+        except StorageUnavailableError:
             return False
 
     # ---- the command

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.accelerators import Variant
-from deploy.aws_errors import explained
+from deploy.aws_errors import translate_aws_errors
 from deploy.ec2 import requests
-from deploy.ec2.objects import PLAN, RunObjects
-from deploy.ec2.plan import Plan
+from deploy.ec2.objects import PLAN, RunStorage
+from deploy.ec2.plan import RunSpec
 from deploy.ec2.user_data import is_ecr
-from kvstore.errors import InputError, RefusedError
+from kvstore.errors import CloudRequestError, InputError
 
 if TYPE_CHECKING:
     from deploy.aws import Aws
@@ -37,7 +37,7 @@ _POLL_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class AwsContext:
     """What there is already: the machine image and its root device, and the network."""
 
     image: str
@@ -45,7 +45,7 @@ class Surroundings:
     vpc: str
 
 
-def look_up(aws: Aws, plan: Plan) -> Surroundings:
+def resolve_context(aws: Aws, plan: RunSpec) -> AwsContext:
     """Find what the plan relies on.
 
     Raises:
@@ -55,19 +55,19 @@ def look_up(aws: Aws, plan: Plan) -> Surroundings:
         image = plan.ami
     else:
         name = IMAGE_PARAMETERS[plan.variant]
-        with explained(f"asking for the machine image that {name} names", aws.region):
+        with translate_aws_errors(f"asking for the machine image that {name} names", aws.region):
             image = aws.ssm.get_parameter(Name=name)["Parameter"]["Value"]
-    with explained(f"looking for the machine image {image}", aws.region):
+    with translate_aws_errors(f"looking for the machine image {image}", aws.region):
         images = aws.ec2.describe_images(ImageIds=[image])["Images"]
     if not images:
-        raise RefusedError(
+        raise CloudRequestError(
             f"the machine image {image} is not there in {aws.region}; name another with --ami", "missing"
         )
     _check_container_image(aws, plan)
-    return Surroundings(image, images[0].get("RootDeviceName", "/dev/xvda"), _vpc(aws, plan))
+    return AwsContext(image, images[0].get("RootDeviceName", "/dev/xvda"), _vpc(aws, plan))
 
 
-def _check_container_image(aws: Aws, plan: Plan) -> None:
+def _check_container_image(aws: Aws, plan: RunSpec) -> None:
     """See that an image of ECR is there: an instance that finds none costs money until somebody sees it."""
     registry, _, rest = plan.image.partition("/")
     if not is_ecr(registry):
@@ -81,52 +81,52 @@ def _check_container_image(aws: Aws, plan: Plan) -> None:
     repository, _, digest = rest.partition("@")
     repository, _, tag = repository.partition(":")
     which: Any = {"imageDigest": digest} if digest else {"imageTag": tag or "latest"}
-    with explained(f"looking for the image {plan.image}", aws.region):
+    with translate_aws_errors(f"looking for the image {plan.image}", aws.region):
         aws.ecr.describe_images(registryId=account, repositoryName=repository, imageIds=[which])
 
 
-def _vpc(aws: Aws, plan: Plan) -> str:
+def _vpc(aws: Aws, plan: RunSpec) -> str:
     if plan.subnet is not None:
-        with explained(f"looking for the subnet {plan.subnet}", aws.region):
+        with translate_aws_errors(f"looking for the subnet {plan.subnet}", aws.region):
             return aws.ec2.describe_subnets(SubnetIds=[plan.subnet])["Subnets"][0]["VpcId"]
-    with explained("looking for the default network", aws.region):
+    with translate_aws_errors("looking for the default network", aws.region):
         networks = aws.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     if not networks:
-        raise RefusedError(
+        raise CloudRequestError(
             f"the account has no default network in {aws.region}; name one of its subnets with --subnet", "missing"
         )
     return networks[0]["VpcId"]
 
 
-def launch(aws: Aws, plan: Plan, around: Surroundings, say: Callable[[str], None]) -> None:
+def launch(aws: Aws, plan: RunSpec, around: AwsContext, say: Callable[[str], None]) -> None:
     """Make all that the run consists of, its instances last.
 
     Raises:
         CloudError, RefusedError: AWS did not do it; what was made until then is there.
     """
-    objects = RunObjects(aws, plan.storage)
+    objects = RunStorage(aws, plan.storage)
     objects.write(PLAN, plan.model_dump(mode="json"))
-    with explained("making the token of the hosts", aws.region):
+    with translate_aws_errors("making the token of the hosts", aws.region):
         aws.ssm.put_parameter(**requests.token_parameter(plan, secrets.token_hex(32)))
     if plan.instance_profile is None:
         say("making a role for the instances")
-        with explained("making a role for the instances", aws.region):
+        with translate_aws_errors("making a role for the instances", aws.region):
             aws.iam.create_role(**requests.role(plan))
             aws.iam.put_role_policy(**requests.role_policy(plan))
             aws.iam.create_instance_profile(**requests.profile(plan))
             aws.iam.add_role_to_instance_profile(InstanceProfileName=plan.name, RoleName=plan.name)
-    with explained("making a security group", aws.region):
+    with translate_aws_errors("making a security group", aws.region):
         group = aws.ec2.create_security_group(**requests.security_group(plan, around.vpc))["GroupId"]
         aws.ec2.authorize_security_group_ingress(**requests.ingress(group))
     if plan.needs_placement:
-        with explained("making a placement group", aws.region):
+        with translate_aws_errors("making a placement group", aws.region):
             aws.ec2.create_placement_group(**requests.placement_group(plan))
     say(f"starting {plan.hosts} x {plan.instance_type}{' as spot instances' if plan.spot else ''}")
     start_instances(aws, plan, around, group, range(plan.hosts), plan.subnet)
 
 
 def start_instances(
-    aws: Aws, plan: Plan, around: Surroundings, group: str, numbers: Sequence[int], subnet: str | None
+    aws: Aws, plan: RunSpec, around: AwsContext, group: str, numbers: Sequence[int], subnet: str | None
 ) -> None:
     """Start the hosts ``numbers``, all or none.
 
@@ -145,10 +145,10 @@ def start_instances(
     deadline = time.monotonic() + PROFILE_SECONDS
     while True:
         try:
-            with explained(f"starting {len(numbers)} x {plan.instance_type}", aws.region):
+            with translate_aws_errors(f"starting {len(numbers)} x {plan.instance_type}", aws.region):
                 aws.ec2.run_instances(**request)
             return
-        except RefusedError as error:
+        except CloudRequestError as error:
             # What IAM has made EC2 learns within seconds.
             is_new = plan.instance_profile is None and "iaminstanceprofile" in str(error).lower().replace(" ", "")
             if error.code != "InvalidParameterValue" or not is_new or time.monotonic() > deadline:
@@ -156,7 +156,7 @@ def start_instances(
         time.sleep(_POLL_SECONDS)
 
 
-def dry_run(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
+def dry_run(plan: RunSpec) -> list[tuple[str, dict[str, Any]]]:
     """Every request that ``look_up`` and ``launch`` would send, as service.operation and its parameters.
 
     What AWS would answer stands in <angle brackets>, and so does the token, which is a secret.

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.aws_errors import explained
+from deploy.aws_errors import translate_aws_errors
 from deploy.ec2.plan import split_uri
-from kvstore.errors import RefusedError
+from kvstore.errors import CloudRequestError
 
 if TYPE_CHECKING:
     from deploy.aws import Aws
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PLAN, COORDINATOR, STOP, END = "plan.json", "coordinator.json", "stop.json", "end.json"
 
 
-class RunObjects:
+class RunStorage:
     """The objects of one run. Every method raises CloudError or RefusedError where S3 does not do it."""
 
     def __init__(self, aws: Aws, storage: str) -> None:
@@ -53,7 +53,7 @@ class RunObjects:
             value: dict[str, Any] = json.loads(text)
         except ValueError as error:
             where = f"{self.storage}/{name}"
-            raise RefusedError(f"{where}: is not JSON, which a host writes there: {error}", "request") from error
+            raise CloudRequestError(f"{where}: is not JSON, which a host writes there: {error}", "request") from error
         return value
 
     def read_text(self, name: str) -> str | None:
@@ -62,7 +62,7 @@ class RunObjects:
             with self._explained("reading", name):
                 answer = self._aws.s3.get_object(Bucket=self._bucket, Key=self._key(name))
                 return answer["Body"].read().decode("utf-8", errors="replace")
-        except RefusedError as error:
+        except CloudRequestError as error:
             if error.code == "NoSuchKey":
                 return None
             raise
@@ -106,4 +106,4 @@ class RunObjects:
         return f"{self._prefix}/{name}" if self._prefix else name
 
     def _explained(self, doing: str, name: str) -> Any:
-        return explained(f"{doing} {self.storage}/{name}", self._aws.region)
+        return translate_aws_errors(f"{doing} {self.storage}/{name}", self._aws.region)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deploy.accelerators import Variant
 from kvstore.errors import InputError
-from trainer.job import Job, check_job
+from trainer.job import JobConfig, check_job
 
 RUN_TAG, OWNER_TAG, JOB_TAG, STORAGE_TAG = "crossfade:run", "crossfade:owner", "crossfade:job", "crossfade:storage"
 FIRST_TAG = "crossfade:first-host"
@@ -22,12 +22,12 @@ PATH = "/crossfade/"
 """Below it lie the roles, profiles and parameters that are made here, each region's in a part of its own."""
 PREFIX, POLICY = "crossfade-", "run"
 """Of the names of what is made here, and the name of the role's policy."""
-LONGEST_HOURS = 30 * 24
+MAX_HOURS = 30 * 24
 _RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,46}")
 _BUCKET_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=+@:-]+)*)/?")
 
 
-class Plan(BaseModel):
+class RunSpec(BaseModel):
     """One run: its name, its hosts, where its files are, and for how long it may cost something."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -132,23 +132,23 @@ def split_uri(uri: str, option: str) -> tuple[str, str]:
     return match[1], match[2].strip("/")
 
 
-def cluster_job(job: Job, hosts: int, storage: str) -> dict[str, Any]:
+def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
     """``job`` as the hosts run it: on servers if there are several hosts, with its checkpoints in ``storage``.
 
     Raises:
         InputError: it cannot run there.
     """
-    if not job.data.shards.startswith("s3://"):
+    if not job.data.path.startswith("s3://"):
         raise InputError(
-            f"data.shards: {job.data.shards} is a folder of this machine, which the instances cannot see; put it on "
+            f"data.shards: {job.data.path} is a folder of this machine, which the instances cannot see; put it on "
             "S3, as with 'aws s3 cp --recursive' or 'crossfade prepare --out s3://BUCKET/PREFIX', and set data.shards"
         )
-    if job.checkpoint.start_from is not None and not job.checkpoint.start_from.startswith("s3://"):
+    if job.checkpoint.warm_start_from is not None and not job.checkpoint.warm_start_from.startswith("s3://"):
         raise InputError(
-            f"checkpoint.start_from: {job.checkpoint.start_from} is on this machine, which the instances cannot see; "
+            f"checkpoint.start_from: {job.checkpoint.warm_start_from} is on this machine, which the instances cannot see; "
             "put it on S3"
         )
-    values = job.anchored().model_dump(mode="json")
+    values = job.with_absolute_paths().model_dump(mode="json")
     cluster = values["cluster"]
     if hosts > 1 and not cluster["servers"]:
         cluster["servers"] = cluster["workers"] = hosts

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deploy.ec2.plan import FIRST_TAG, POLICY, Plan, split_uri
+from deploy.ec2.plan import FIRST_TAG, POLICY, RunSpec, split_uri
 from deploy.ec2.user_data import is_ecr, user_data
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ _TRUST = {
 }
 
 
-def placement_group(plan: Plan) -> PlacementGroupRequest:
+def placement_group(plan: RunSpec) -> PlacementGroupRequest:
     """Of CreatePlacementGroup: hosts close together."""
     return {"GroupName": plan.name, "Strategy": "cluster", "TagSpecifications": _tagged(plan, "placement-group")}
 
 
-def security_group(plan: Plan, vpc: str) -> SecurityGroupRequest:
+def security_group(plan: RunSpec, vpc: str) -> SecurityGroupRequest:
     """Of CreateSecurityGroup, in the network ``vpc``: nobody gets in yet."""
     return {
         "GroupName": plan.name,
@@ -68,7 +68,7 @@ def ingress(group: str) -> IngressRequest:
     return {"GroupId": group, "IpPermissions": [{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}]}
 
 
-def role(plan: Plan) -> RoleRequest:
+def role(plan: RunSpec) -> RoleRequest:
     """Of CreateRole."""
     return {
         "RoleName": plan.name,
@@ -79,12 +79,12 @@ def role(plan: Plan) -> RoleRequest:
     }
 
 
-def role_policy(plan: Plan) -> RolePolicyRequest:
+def role_policy(plan: RunSpec) -> RolePolicyRequest:
     """Of PutRolePolicy: what the hosts may do."""
     return {"RoleName": plan.name, "PolicyName": POLICY, "PolicyDocument": json.dumps(host_policy(plan))}
 
 
-def host_policy(plan: Plan) -> dict[str, object]:
+def host_policy(plan: RunSpec) -> dict[str, object]:
     """What the hosts of a run may do: its folder, its data, its token and its image, and nothing else."""
     bucket, prefix = split_uri(plan.storage, "the run's folder")
     sources = [plan.data]
@@ -132,13 +132,13 @@ def _allow(
     return statement if condition is None else {**statement, "Condition": condition}
 
 
-def profile(plan: Plan) -> ProfileRequest:
+def profile(plan: RunSpec) -> ProfileRequest:
     """Of CreateInstanceProfile."""
     tags = [{"Key": key, "Value": value} for key, value in plan.tags.items()]
     return {"InstanceProfileName": plan.name, "Path": plan.path, "Tags": tags}  # type: ignore[typeddict-item]
 
 
-def token_parameter(plan: Plan, token: str) -> ParameterRequest:
+def token_parameter(plan: RunSpec, token: str) -> ParameterRequest:
     """Of PutParameter: the token by which the hosts know each other, encrypted."""
     return {
         "Name": plan.token_parameter,
@@ -150,7 +150,7 @@ def token_parameter(plan: Plan, token: str) -> ParameterRequest:
 
 
 def run_instances(
-    plan: Plan, numbers: Sequence[int], *, image: str, root_device: str, group: str, subnet: str | None, token: str
+    plan: RunSpec, numbers: Sequence[int], *, image: str, root_device: str, group: str, subnet: str | None, token: str
 ) -> RunInstancesRequest:
     """Of RunInstances: the hosts ``numbers``, which follow each other, all or none; ``token`` makes it once only."""
     kinds = ["instance", "volume", "network-interface", *(["spot-instances-request"] if plan.spot else [])]
@@ -190,6 +190,6 @@ def run_instances(
     return request
 
 
-def _tagged(plan: Plan, *kinds: str, more: dict[str, str] | None = None) -> list[TagSpecificationTypeDef]:
+def _tagged(plan: RunSpec, *kinds: str, more: dict[str, str] | None = None) -> list[TagSpecificationTypeDef]:
     tags: list[TagTypeDef] = [{"Key": key, "Value": value} for key, value in (plan.tags | (more or {})).items()]
     return [{"ResourceType": kind, "Tags": tags} for kind in kinds]  # type: ignore[typeddict-item] # those of EC2

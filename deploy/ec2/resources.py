@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from deploy.aws_errors import explained
+from deploy.aws_errors import translate_aws_errors
 from deploy.ec2.plan import FIRST_TAG, JOB_TAG, OWNER_TAG, PATH, POLICY, PREFIX, RUN_TAG, STORAGE_TAG
-from kvstore.errors import CloudError, CrossfadeError, RefusedError
+from kvstore.errors import CloudError, CloudRequestError, CrossfadeError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef
@@ -31,7 +31,7 @@ _IN_USE = {"DependencyViolation", "InvalidGroup.InUse", "InvalidPlacementGroup.I
 
 
 @dataclass(frozen=True)
-class Instance:
+class Ec2Instance:
     """One instance of a run, which is its host number ``number``."""
 
     id: str
@@ -56,7 +56,7 @@ class Resources:
 
     run: str
     tags: dict[str, str] = field(default_factory=dict)
-    instances: list[Instance] = field(default_factory=list)
+    instances: list[Ec2Instance] = field(default_factory=list)
     security_groups: list[str] = field(default_factory=list)
     placement_groups: list[str] = field(default_factory=list)
     volumes: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Resources:
     parameters: list[str] = field(default_factory=list)
 
     @property
-    def living(self) -> list[Instance]:
+    def living(self) -> list[Ec2Instance]:
         """Its instances that cost something."""
         return [instance for instance in self.instances if instance.living]
 
@@ -98,13 +98,13 @@ class Resources:
         ]
 
 
-def instances_of(aws: Aws, run: str) -> list[Instance]:
+def instances_of(aws: Aws, run: str) -> list[Ec2Instance]:
     """The instances of ``run``, also those that are gone, as long as EC2 remembers them.
 
     Raises:
         CloudError, RefusedError: AWS does not say.
     """
-    with explained(f"looking for the instances of {run}", aws.region):
+    with translate_aws_errors(f"looking for the instances of {run}", aws.region):
         return [_instance(instance, tags) for instance, tags in _instances(aws, run)]
 
 
@@ -114,14 +114,14 @@ def security_group_of(aws: Aws, run: str) -> str:
     Raises:
         CloudError, RefusedError: AWS does not say, or there is none.
     """
-    with explained(f"looking for the security group of {run}", aws.region):
+    with translate_aws_errors(f"looking for the security group of {run}", aws.region):
         groups = aws.ec2.describe_security_groups(Filters=[_tagged(run)])["SecurityGroups"]
     if not groups:
-        raise RefusedError(f"the run {run} has no security group any more: somebody is taking it down", "missing")
+        raise CloudRequestError(f"the run {run} has no security group any more: somebody is taking it down", "missing")
     return groups[0]["GroupId"]
 
 
-def discover(aws: Aws, run: str | None = None) -> list[Resources]:
+def find_resources(aws: Aws, run: str | None = None) -> list[Resources]:
     """What there is of ``run``, or of all runs, in the region.
 
     Raises:
@@ -134,7 +134,7 @@ def discover(aws: Aws, run: str | None = None) -> list[Resources]:
         resources.tags |= tags or {}
         return resources
 
-    with explained("looking for what there is of runs", aws.region):
+    with translate_aws_errors("looking for what there is of runs", aws.region):
         _discover_on_ec2(aws, run, of)
         _discover_in_iam(aws, run, of)
         for name in _parameters(aws, run):
@@ -198,8 +198,8 @@ def _parameters(aws: Aws, run: str | None) -> Iterator[str]:
                 yield parameter["Name"]
 
 
-def _instance(instance: Any, tags: dict[str, str]) -> Instance:
-    return Instance(
+def _instance(instance: Any, tags: dict[str, str]) -> Ec2Instance:
+    return Ec2Instance(
         id=instance["InstanceId"],
         number=int(tags.get(FIRST_TAG, "0")) + instance.get("AmiLaunchIndex", 0),
         state=instance["State"]["Name"],
@@ -271,10 +271,10 @@ def _delete(aws: Aws, what: str, delete: Callable[[], object], deadline: float, 
     """Call ``delete`` until it is done, or nothing is there to delete; wait while something else still uses it."""
     while True:
         try:
-            with explained(what, aws.region):
+            with translate_aws_errors(what, aws.region):
                 delete()
             return
-        except RefusedError as error:
+        except CloudRequestError as error:
             if error.kind == "missing":
                 return
             if error.code not in _IN_USE or time.monotonic() > deadline:

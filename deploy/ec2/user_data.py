@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 
-from deploy.ec2.plan import Plan, split_uri
+from deploy.ec2.plan import RunSpec, split_uri
 
 _SCRIPT = r"""
 imds=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}
@@ -109,11 +109,11 @@ main
 """
 _DRIVER = "470.256.02"
 _DRIVER_FROM = f"https://us.download.nvidia.com/tesla/{_DRIVER}/NVIDIA-Linux-x86_64-{_DRIVER}.run"
-LARGEST_BYTES = 16384
+MAX_BYTES = 16384
 """Of user data, by EC2's limits."""
 
 
-def user_data(plan: Plan, first: int) -> str:
+def user_data(plan: RunSpec, first: int) -> str:
     """The script of the instances that are started together as the hosts from number ``first`` on."""
     bucket, key = split_uri(plan.storage, "the run's folder")
     registry = plan.image.partition("/")[0]
@@ -137,7 +137,7 @@ def user_data(plan: Plan, first: int) -> str:
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
     text = "\n".join(["#!/bin/bash", f"# A host of Crossfade's run {plan.run}.", *lines]) + _SCRIPT
-    assert len(text.encode()) <= LARGEST_BYTES
+    assert len(text.encode()) <= MAX_BYTES
     return text
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from numba import njit
 
 from kvstore.arrays import FloatArray, IntArray
-from trainer.data.shards import Schedule, Share
+from trainer.data.shards import BatchSchedule, BatchSlice
 from trainer.data.stopwatch import Stopwatch
-from trainer.negatives import Sampler
+from trainer.negatives import NegativeSampler
 
 if TYPE_CHECKING:
-    from trainer.towers import Parts
+    from trainer.towers import TowerInputs
 
 
 @njit(cache=True, nogil=True)
@@ -79,7 +79,7 @@ class Batch:
     global_size: int
     log_q_N: FloatArray = field(default_factory=lambda: np.empty(0, np.float32))
     groups: tuple[slice, ...] = ()
-    parts: Mapping[str, Parts] = field(default_factory=dict)
+    tower_inputs: Mapping[str, TowerInputs] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """The examples of this worker."""
@@ -99,10 +99,10 @@ class Batch:
 _UNCORRECTED = np.empty(0, np.float32)
 
 
-def make_batch(share: Share, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray = _UNCORRECTED) -> Batch:
+def make_batch(share: BatchSlice, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray = _UNCORRECTED) -> Batch:
     """The batch of a worker's ``share`` of a step, of which ``uses_N`` are the items and then the negatives."""
     interactions = share.interactions
-    ends_G = np.cumsum(share.lane_sizes_G or [len(interactions)])
+    ends_G = np.cumsum(share.partition_sizes_G or [len(interactions)])
     return Batch(
         epoch=epoch,
         step=step,
@@ -116,17 +116,17 @@ def make_batch(share: Share, uses_N: IntArray, epoch: int, step: int, log_q_N: F
 
 
 def batches(
-    schedule: Schedule,
-    sampler: Sampler,
+    schedule: BatchSchedule,
+    sampler: NegativeSampler,
     *,
     epoch: int,
     first_step: int,
     rank: int,
     workers: int,
     epochs: int = 1,
-    waiting: Stopwatch | None = None,
-    sampling: Stopwatch | None = None,
-    complete: Callable[[Batch], Batch] = lambda batch: batch,
+    wait_timer: Stopwatch | None = None,
+    sample_timer: Stopwatch | None = None,
+    transform: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[Batch]:
     """The batches of worker ``rank`` of ``workers`` in ``epochs`` epochs, from ``first_step`` of ``epoch`` on.
 
@@ -134,11 +134,11 @@ def batches(
 
     The watches run while interactions are waited for, and while negatives are drawn and active rows found.
     """
-    sampling = sampling or Stopwatch()
-    shares = schedule.shares(epoch, first_step, rank, workers, epochs, waiting)
+    sample_timer = sample_timer or Stopwatch()
+    shares = schedule.slices(epoch, first_step, rank, workers, epochs, wait_timer)
     for number, share in enumerate(shares, start=epoch * schedule.steps + first_step):
         at, step = divmod(number, schedule.steps)
-        with sampling.running():
+        with sample_timer.running():
             uses_N = np.concatenate([share.interactions.item_N, sampler.draw(share, at, step)])
-            batch = complete(make_batch(share, uses_N, at, step, sampler.log_q(uses_N, share)))
+            batch = transform(make_batch(share, uses_N, at, step, sampler.log_q(uses_N, share)))
         yield batch

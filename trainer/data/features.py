@@ -20,7 +20,7 @@ from numba import njit
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import DataFile, Manifest
+from trainer.data.manifest import DataFile, DatasetManifest
 from trainer.data.parquet_files import ParquetFiles, column_of
 
 ROW, VALUE = "row", "value"
@@ -30,8 +30,8 @@ SCHEMA = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in (ROW,
 Packed = npt.NDArray[np.signedinteger[Any]]
 
 
-def pair_pieces(
-    folder: Folder, manifest: Manifest, entity: str, name: str
+def iter_pairs(
+    folder: Folder, manifest: DatasetManifest, entity: str, name: str
 ) -> Iterator[tuple[DataFile, IntArray, IntArray]]:
     """The pairs of the feature ``name`` of ``entity`` in order, in pieces: a file of theirs, rows, and their values.
 
@@ -58,7 +58,7 @@ def pair_pieces(
 
 
 @dataclass(frozen=True)
-class FeatureLists:
+class JaggedFeature:
     """The values of each row of an entity: row ``r`` has ``values_N[starts_R1[r]:starts_R1[r + 1]]``, sorted.
 
     int32 where the numbers allow it, else int64.
@@ -67,14 +67,14 @@ class FeatureLists:
     starts_R1: Packed
     values_N: Packed
 
-    def of(self, rows_A: IntArray) -> tuple[IntArray, IntArray]:
+    def gather(self, rows_A: IntArray) -> tuple[IntArray, IntArray]:
         """The values of ``rows_A``, one after another: where those of each begin (A + 1), and they, both int64."""
         counts_A = self.starts_R1[rows_A + 1] - self.starts_R1[rows_A]
         starts_A1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_A, dtype=np.int64)])
         values_N: IntArray = _gather(self.starts_R1, self.values_N, rows_A, starts_A1)
         return starts_A1, values_N
 
-    def any_of(self, rows_A: IntArray) -> BoolArray:
+    def has_values(self, rows_A: IntArray) -> BoolArray:
         """Which of ``rows_A`` have a value."""
         some_A: BoolArray = self.starts_R1[rows_A + 1] > self.starts_R1[rows_A]
         return some_A
@@ -95,7 +95,7 @@ def lists_bytes(rows: int, pairs: int, values: int) -> int:
     return (rows + 1) * _packed(pairs).itemsize + pairs * _packed(values).itemsize
 
 
-def load_feature(folder: Folder, manifest: Manifest, entity: str, name: str) -> FeatureLists:
+def load_feature(folder: Folder, manifest: DatasetManifest, entity: str, name: str) -> JaggedFeature:
     """The values of the feature ``name`` of all rows of ``entity``.
 
     Raises:
@@ -105,14 +105,14 @@ def load_feature(folder: Folder, manifest: Manifest, entity: str, name: str) -> 
     feature, rows = manifest.features[entity][name], manifest.entities[entity].rows
     counts_R, values_N = np.zeros(rows, np.int64), np.empty(feature.pairs, _packed(manifest.entities[name].rows))
     end = 0
-    for _, row_N, value_N in pair_pieces(folder, manifest, entity, name):
+    for _, row_N, value_N in iter_pairs(folder, manifest, entity, name):
         values_N[end : end + len(value_N)] = value_N
         end += len(value_N)
         active_A, times_A = np.unique(row_N, return_counts=True)
         counts_R[active_A] += times_A
     starts_R1 = np.zeros(rows + 1, _packed(feature.pairs))
     np.cumsum(counts_R, out=starts_R1[1:])
-    return FeatureLists(starts_R1, values_N)
+    return JaggedFeature(starts_R1, values_N)
 
 
 def _packed(largest: int) -> np.dtype[np.signedinteger[Any]]:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kvstore.errors import InputError, UnreachableError
+from kvstore.errors import InputError, StorageUnavailableError
 from kvstore.s3_files import NoBucketError
 from kvstore.storage import Folder
 
@@ -34,7 +34,7 @@ SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"
 TIMESTAMP = "timestamp"
 
-_MEND = "; prepare the data again, elsewhere"
+_FIX_HINT = "; prepare the data again, elsewhere"
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -104,21 +104,21 @@ class Entity(_Strict):
 
     rows: Annotated[int, Field(ge=1)]
     id_type: Literal["int64", "string"]
-    named: bool = False
-    met: bool = False
-    seen: bool = False
+    has_names: bool = False
+    has_warm: bool = False
+    has_last_seen: bool = False
     files: list[DataFile]
-    forgotten: list[Count] = Field(default_factory=list)
+    vacant_rows: list[Count] = Field(default_factory=list)
     pending: list[DataFile] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _forgotten_are_rows(self) -> Entity:
-        if any(row >= after for row, after in pairwise([*self.forgotten, self.rows])):
+        if any(row >= after for row, after in pairwise([*self.vacant_rows, self.rows])):
             raise ValueError(f"forgotten: expected rows from 0 to {self.rows - 1}, each once, in order")
         return self
 
 
-class Manifest(_Strict):
+class DatasetManifest(_Strict):
     """What a prepared data set holds. ``features``: by ``query`` or ``item`` entity, then by name of the feature.
 
     ``lineage``: what the data sets whose rows these keep are known by (``data_fingerprint``), the first one first.
@@ -143,22 +143,22 @@ class Manifest(_Strict):
         return values
 
     @model_validator(mode="after")
-    def _features_are_of_entities(self) -> Manifest:
-        seen = {self.query, self.item}
+    def _features_are_of_entities(self) -> DatasetManifest:
+        has_last_seen = {self.query, self.item}
         for entity, features in self.features.items():
             if entity not in (self.query, self.item):
                 raise ValueError(f"features: '{entity}' is neither '{self.query}' nor '{self.item}'")
             for name in features:
-                if name not in self.entities or name in seen:
+                if name not in self.entities or name in has_last_seen:
                     raise ValueError(f"features: '{name}' of '{entity}' is no entity of its own")
-                seen.add(name)
+                has_last_seen.add(name)
         return self
 
     def features_of(self, entity: str) -> dict[str, Feature]:
         """The features of ``entity``, by name: none, most likely."""
         return self.features.get(entity, {})
 
-    def owners(self) -> dict[str, str]:
+    def feature_owners(self) -> dict[str, str]:
         """Of each feature, the entity whose rows have it."""
         return {name: entity for entity, features in self.features.items() for name in features}
 
@@ -174,7 +174,7 @@ class Manifest(_Strict):
         folder.write(FILE_NAME, (self.model_dump_json(indent=1) + "\n").encode())
 
 
-def read_manifest(folder: Folder) -> Manifest:
+def read_manifest(folder: Folder) -> DatasetManifest:
     """Read and check the manifest of ``folder``.
 
     Raises:
@@ -183,16 +183,16 @@ def read_manifest(folder: Folder) -> Manifest:
     """
     path = f"{folder.uri}/{FILE_NAME}"
     try:
-        manifest = Manifest.model_validate_json(manifest_bytes(folder))
+        manifest = DatasetManifest.model_validate_json(manifest_bytes(folder))
     except ValidationError as error:
-        raise InputError(f"{path}: not a manifest of prepared data: {complaint(error)}{_MEND}") from error
+        raise InputError(f"{path}: not a manifest of prepared data: {first_error(error)}{_FIX_HINT}") from error
     for name in (manifest.query, manifest.item):
         if name not in manifest.entities:
-            raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing{_MEND}")
+            raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing{_FIX_HINT}")
     return manifest
 
 
-def complaint(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
     """The first thing that is wrong with a JSON file, and where in it."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])[:200] or "the file"
@@ -227,7 +227,7 @@ def manifest_bytes(folder: Folder) -> bytes:
             f"{path}: no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'"
         ) from None
     except ConnectionError as error:
-        raise UnreachableError(str(error)) from error
+        raise StorageUnavailableError(str(error)) from error
     except OSError as error:
         # On S3 it has no errno, and its message begins with the URI.
         raise InputError(f"{path}: cannot be read: {error.strerror}" if error.errno else str(error)) from error

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import InputError, listed
+from kvstore.errors import InputError, format_names
 from kvstore.random_file import RandomFile
 from kvstore.storage import Folder
 from trainer.data.manifest import DataFile
@@ -57,7 +57,7 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def describe(folder: Folder, path: str) -> DataFile:
+def file_entry(folder: Folder, path: str) -> DataFile:
     """The file ``path`` of ``folder``, as a manifest lists it.
 
     Raises:
@@ -275,7 +275,7 @@ def _check_text(table: pa.Table, where: str) -> None:
 
 
 def _shown(groups: Sequence[int]) -> str:
-    return f"{len(groups)} row group(s) of {listed(groups)} rows"
+    return f"{len(groups)} row group(s) of {format_names(groups)} rows"
 
 
 def _tail(source: RandomFile) -> bytes:
@@ -310,7 +310,9 @@ def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence
     """Where the bytes of ``columns`` begin and end, those next to each other as one."""
     chunks = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
     if missing := [name for name in columns if name not in chunks]:
-        raise _damaged(where, f"has the columns {listed(chunks)}, but not '{missing[0]}'; expected {listed(columns)}")
+        raise _damaged(
+            where, f"has the columns {format_names(chunks)}, but not '{missing[0]}'; expected {format_names(columns)}"
+        )
     places: list[tuple[int, int]] = []
     for chunk in sorted((chunks[name] for name in columns), key=_start):
         start = _start(chunk)

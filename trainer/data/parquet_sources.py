@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvstore.errors import InputError, UnreachableError
+from kvstore.errors import InputError, StorageUnavailableError
 from kvstore.random_file import RandomFile
 from kvstore.s3_files import NoBucketError
 from kvstore.storage import Folder
@@ -31,7 +31,7 @@ def reaching_file(folder: Folder, path: str) -> Iterator[None]:
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(_named(uri, error)) from error
     except OSError as error:
-        raise UnreachableError(_named(uri, error)) from error
+        raise StorageUnavailableError(_named(uri, error)) from error
 
 
 def _named(uri: str, error: OSError) -> str:

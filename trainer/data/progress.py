@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Progress(Protocol):
+class ProgressReporter(Protocol):
     """Somebody who wants to know. Calls come from one thread; they must be cheap and must not raise."""
 
     def phase(self, name: str, total: int | None, unit: str) -> None:
@@ -15,7 +15,7 @@ class Progress(Protocol):
         """``amount`` units of the present phase are done."""
 
 
-class Silent:
+class NullReporter:
     """A progress that nobody watches."""
 
     def phase(self, name: str, total: int | None, unit: str) -> None:

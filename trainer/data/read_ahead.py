@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class ReadAhead(Generic[Value]):
+class Prefetcher(Generic[Value]):
     """Iterates over ``source`` in a background thread: ``depth`` values wait, and one more is being made or offered.
 
     An error of ``source`` is raised in the foreground, where its value would have come. Use it as a context manager:
@@ -25,7 +25,7 @@ class ReadAhead(Generic[Value]):
         self._thread = threading.Thread(target=self._drain, args=(source,), name="read-ahead", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> ReadAhead[Value]:
+    def __enter__(self) -> Prefetcher[Value]:
         """Itself."""
         return self
 
@@ -37,7 +37,7 @@ class ReadAhead(Generic[Value]):
             self._discard()
             self._thread.join(timeout=0.01)
 
-    def ready(self) -> int:
+    def queued(self) -> int:
         """How many values wait now."""
         return self._queue.qsize()
 

@@ -31,13 +31,13 @@ import numpy as np
 import pyarrow as pa
 
 from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.errors import InputError, UnreachableError
+from kvstore.errors import InputError, StorageUnavailableError
 from kvstore.philox import permutation
 from kvstore.storage import Folder
-from trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, Manifest, Split
+from trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest, Split
 from trainer.data.parquet_files import ParquetFiles, column_of
 from trainer.data.stopwatch import Stopwatch
-from trainer.data.timespan import Timespan
+from trainer.data.timespan import TimeRange
 
 DEFAULT_READERS = 4
 
@@ -54,7 +54,7 @@ class RowGroup:
     file: DataFile
     index: int
     rows: int
-    within: Timespan | None = None
+    time_range: TimeRange | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def concatenate(parts: Sequence[Interactions]) -> Interactions:
 
 
 def row_groups(
-    split: Split, span: Timespan | None = None, kept: Sequence[Sequence[int]] | None = None
+    split: Split, span: TimeRange | None = None, kept: Sequence[Sequence[int]] | None = None
 ) -> list[RowGroup]:
     """The row groups of ``split`` that hold rows, in the order of the manifest.
 
@@ -103,10 +103,10 @@ def row_groups(
     return groups
 
 
-class ShardReader:
+class InteractionReader:
     """Reads row groups of prepared data, in threads, and checks what it reads against the manifest."""
 
-    def __init__(self, folder: Folder, manifest: Manifest, readers: int = DEFAULT_READERS) -> None:
+    def __init__(self, folder: Folder, manifest: DatasetManifest, readers: int = DEFAULT_READERS) -> None:
         """A reader of the data set in ``folder``, with ``readers`` threads that begin when they are needed."""
         # A folder of its own: interrupting it disturbs nobody else.
         self._folder = Folder(folder.uri)
@@ -124,29 +124,29 @@ class ShardReader:
             UnreachableError: storage does not answer.
         """
         if self._interrupted.is_set():
-            raise UnreachableError(f"{self._files.uri(group.file)}: is not read any more: the run ends")
+            raise StorageUnavailableError(f"{self._files.uri(group.file)}: is not read any more: the run ends")
         names = [self._manifest.query, self._manifest.item, WEIGHT]
         where = f"{self._files.uri(group.file)}, row group {group.index}"
-        table = self._files.read(group.file, group.index, names if group.within is None else [*names, TIMESTAMP])
+        table = self._files.read(group.file, group.index, names if group.time_range is None else [*names, TIMESTAMP])
         interactions = Interactions(
             self._rows(table, self._manifest.query, where),
             self._rows(table, self._manifest.item, where),
             self._weights(table, where),
         )
-        if group.within is None:
+        if group.time_range is None:
             return interactions
-        found = interactions.take(group.within.contains(column_of(table, TIMESTAMP, pa.int64(), where)))
+        found = interactions.take(group.time_range.contains(column_of(table, TIMESTAMP, pa.int64(), where)))
         if len(found) != group.rows:
             raise InputError(
-                f"{where}: has {len(found)} rows {group.within}, but {group.rows} were counted: it has changed since"
+                f"{where}: has {len(found)} rows {group.time_range}, but {group.rows} were counted: it has changed since"
             )
         return found
 
     def read_all(self, split: Split) -> Iterator[Interactions]:
         """All interactions of ``split``, a row group at a time, in the order of the manifest; some are read ahead."""
-        yield from self.each(self.read, row_groups(split))
+        yield from self.map(self.read, row_groups(split))
 
-    def each(self, work: Callable[[Any], Value], items: Sequence[Any]) -> Iterator[Value]:
+    def map(self, work: Callable[[Any], Value], items: Sequence[Any]) -> Iterator[Value]:
         """What ``work`` makes of each of ``items``, in order, made by the threads a little ahead."""
         ahead: deque[Future[Value]] = deque()
         for item in items:
@@ -199,7 +199,7 @@ class ShardReader:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchSlice:
     """What one worker has of one step.
 
     ``positions_B`` says where each example stands in the global batch, which has ``global_size`` examples. The examples
@@ -209,12 +209,12 @@ class Share:
     interactions: Interactions
     positions_B: IntArray
     global_size: int
-    lane_sizes_G: tuple[int, ...] = ()
-    lanes: int = 1
+    partition_sizes_G: tuple[int, ...] = ()
+    partitions: int = 1
 
 
 @dataclass(frozen=True)
-class Window:
+class ShuffleBlock:
     """Row groups of a lane whose rows are shuffled together, by ``position``; the first ``skip`` are left out."""
 
     groups: Sequence[RowGroup]
@@ -228,22 +228,29 @@ class Window:
         return sum(group.rows for group in self.groups)
 
 
-class Schedule:
+class BatchSchedule:
     """Which rows each step of each epoch takes, and the reading of one worker's part of them."""
 
     def __init__(
-        self, reader: ShardReader, groups: Sequence[RowGroup], *, batch_size: int, lanes: int, window: int, seed: int
+        self,
+        reader: InteractionReader,
+        groups: Sequence[RowGroup],
+        *,
+        batch_size: int,
+        partitions: int,
+        window: int,
+        seed: int,
     ) -> None:
         """Schedule ``groups`` in global batches of about ``batch_size``; see the module for how."""
         self._reader = reader
         self._groups = groups
-        self._lanes = min(lanes, len(self._groups))
+        self._lanes = min(partitions, len(self._groups))
         self._window = window
         self._seed = seed
         self.rows = sum(group.rows for group in groups)
         self.steps = max(1, -(-self.rows // batch_size))
 
-    def deal(self, epoch: int) -> list[list[RowGroup]]:
+    def assign_partitions(self, epoch: int) -> list[list[RowGroup]]:
         """The row groups of each lane in ``epoch``: shuffled, each to the lane that has the fewest rows so far."""
         dealt: list[list[RowGroup]] = [[] for _ in range(self._lanes)]
         fill = [(0, lane) for lane in range(self._lanes)]
@@ -253,7 +260,7 @@ class Schedule:
             heapq.heappush(fill, (rows + self._groups[index].rows, lane))
         return dealt
 
-    def shares(
+    def slices(
         self,
         epoch: int,
         first_step: int,
@@ -261,7 +268,7 @@ class Schedule:
         workers: int,
         epochs: int = 1,
         waiting: Stopwatch | None = None,
-    ) -> Iterator[Share]:
+    ) -> Iterator[BatchSlice]:
         """The shares of worker ``rank`` of ``workers`` in ``epochs`` epochs from step ``first_step`` of ``epoch`` on.
 
         ``waiting`` runs while a window is waited for.
@@ -270,17 +277,17 @@ class Schedule:
 
         def dealt(at: int) -> list[list[RowGroup]]:
             if at not in deals:
-                deals[at] = self.deal(at)
+                deals[at] = self.assign_partitions(at)
             return deals[at]
 
-        def windows(lane: int) -> Iterator[Window]:
+        def shuffle_blocks(lane: int) -> Iterator[ShuffleBlock]:
             for at in range(epoch, epoch + epochs):
                 skip = int(self._taken(_rows(dealt(at)), first_step)[lane]) if at == epoch else 0
-                yield from self.windows(at, lane, dealt(at)[lane], skip)
+                yield from self.shuffle_blocks(at, lane, dealt(at)[lane], skip)
 
         watch = waiting or Stopwatch()
         mine = range(rank, self._lanes, workers)
-        streams = {lane: _LaneStream(self._reader, windows(lane), self._seed, watch) for lane in mine}
+        streams = {lane: _PartitionStream(self._reader, shuffle_blocks(lane), self._seed, watch) for lane in mine}
         for at in range(epoch, epoch + epochs):
             rows_L = _rows(dealt(at))
             for step in range(first_step if at == epoch else 0, self.steps):
@@ -288,12 +295,12 @@ class Schedule:
             del deals[at]
 
     @staticmethod
-    def _share(streams: dict[int, _LaneStream], before_L: IntArray, after_L: IntArray) -> Share:
+    def _share(streams: dict[int, _PartitionStream], before_L: IntArray, after_L: IntArray) -> BatchSlice:
         count_L = after_L - before_L
         first_L = np.cumsum(count_L) - count_L
         parts = [streams[lane].take(int(count_L[lane])) for lane in streams]
         positions = [np.arange(first_L[lane], first_L[lane] + count_L[lane]) for lane in streams]
-        return Share(
+        return BatchSlice(
             concatenate([part for lane_parts in parts for part in lane_parts]),
             np.concatenate([np.empty(0, np.int64), *positions]),
             int(count_L.sum()),
@@ -307,7 +314,7 @@ class Schedule:
         taken_L: IntArray = (rows_L * step + offset_L) // self.steps
         return taken_L
 
-    def windows(self, epoch: int, lane: int, groups: list[RowGroup], skip: int) -> Iterator[Window]:
+    def shuffle_blocks(self, epoch: int, lane: int, groups: list[RowGroup], skip: int) -> Iterator[ShuffleBlock]:
         """The windows of a lane from row ``skip`` on: row groups gathered until they have enough rows."""
         held: list[RowGroup] = []
         number = rows = 0
@@ -317,7 +324,7 @@ class Schedule:
             if rows < self._window and place + 1 < len(groups):
                 continue
             if skip < rows:
-                yield Window(held, epoch, (lane << 32) | number, skip)
+                yield ShuffleBlock(held, epoch, (lane << 32) | number, skip)
             skip = max(0, skip - rows)
             held, rows = [], 0
             number += 1
@@ -335,7 +342,7 @@ def _rows(dealt: list[list[RowGroup]]) -> IntArray:
 class _Fetch:
     """A window that is being fetched: its row groups by several threads, of which the last puts them together."""
 
-    def __init__(self, reader: ShardReader, window: Window, seed: int) -> None:
+    def __init__(self, reader: InteractionReader, window: ShuffleBlock, seed: int) -> None:
         self._reader = reader
         self._window = window
         self._seed = seed
@@ -377,12 +384,14 @@ class _Fetch:
         return concatenate(parts).take(order[window.skip :])
 
 
-class _LaneStream:
+class _PartitionStream:
     """One lane, of which the next window is fetched while the present one is taken."""
 
-    def __init__(self, reader: ShardReader, windows: Iterator[Window], seed: int, waiting: Stopwatch) -> None:
+    def __init__(
+        self, reader: InteractionReader, shuffle_blocks: Iterator[ShuffleBlock], seed: int, waiting: Stopwatch
+    ) -> None:
         self._reader = reader
-        self._windows = windows
+        self._windows = shuffle_blocks
         self._seed = seed
         self._waiting = waiting
         self._held = concatenate([])

@@ -18,15 +18,15 @@ import pyarrow as pa
 
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
-from trainer.data.manifest import TIMESTAMP, DataFile, Manifest, Split
-from trainer.data.moments import are_no_seconds, iso_seconds
+from trainer.data.manifest import TIMESTAMP, DataFile, DatasetManifest, Split
+from trainer.data.moments import exceed_seconds_range, iso_seconds
 from trainer.data.parquet_files import ParquetFiles
-from trainer.data.progress import Progress
+from trainer.data.progress import ProgressReporter
 
-Moment = int | str
+TimeValue = int | str
 
 
-def parse_moment(value: Moment) -> tuple[int, bool]:
+def parse_time_value(value: TimeValue) -> tuple[int, bool]:
     """A timestamp as an integer, and whether it was a date. A part of a second counts as a whole one.
 
     Raises:
@@ -41,16 +41,16 @@ def parse_moment(value: Moment) -> tuple[int, bool]:
 
 
 @dataclass(frozen=True)
-class Timespan:
+class TimeRange:
     """From ``since`` on and before ``until``, None being open; ``dated``: one of them is a date, and so in seconds."""
 
     since: int | None
     until: int | None
     dated: bool
-    said: str
+    text: str
 
     @staticmethod
-    def of(since: Moment | None, until: Moment | None) -> Timespan | None:
+    def of(since: TimeValue | None, until: TimeValue | None) -> TimeRange | None:
         """The time between the two, or None if there is no limit.
 
         Raises:
@@ -58,16 +58,16 @@ class Timespan:
         """
         if since is None and until is None:
             return None
-        limits = [None if value is None else parse_moment(value) for value in (since, until)]
+        limits = [None if value is None else parse_time_value(value) for value in (since, until)]
         first, last = (None if limit is None else limit[0] for limit in limits)
         if first is not None and last is not None and first >= last:
             raise ValueError(f"since '{since}' is not before until '{until}': no interaction would be left")
-        said = [f"{name} {value}" for name, value in (("since", since), ("until", until)) if value is not None]
-        return Timespan(first, last, any(limit is not None and limit[1] for limit in limits), " ".join(said))
+        text = [f"{name} {value}" for name, value in (("since", since), ("until", until)) if value is not None]
+        return TimeRange(first, last, any(limit is not None and limit[1] for limit in limits), " ".join(text))
 
     def __str__(self) -> str:
         """As the job says it."""
-        return self.said
+        return self.text
 
     def contains(self, timestamps_N: IntArray) -> BoolArray:
         """Which of ``timestamps_N`` lie in it."""
@@ -95,12 +95,12 @@ class Reader(Protocol):
     def files(self) -> ParquetFiles:
         """The files of the data."""
 
-    def each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    def map(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """What ``work`` makes of each of ``items``, in order, in several threads."""
 
 
 def count_within(
-    reader: Reader, manifest: Manifest, split: Split, span: Timespan, progress: Progress
+    reader: Reader, manifest: DatasetManifest, split: Split, span: TimeRange, progress: ProgressReporter
 ) -> list[list[int]]:
     """How many rows of each row group of each file of ``split`` lie in ``span``.
 
@@ -118,11 +118,11 @@ def count_within(
     progress.phase("count interactions by time", split.rows, "row")
     kept: list[list[int]] = []
     first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
-    for counts, low, high in reader.each(lambda file: _count_file(reader.files, file, span), split.files):
+    for counts, low, high in reader.map(lambda file: _count_file(reader.files, file, span), split.files):
         kept.append(counts)
         first, last = min(first, low), max(last, high)
         progress.advance(split.files[len(kept) - 1].rows)
-    if span.dated and are_no_seconds(last):
+    if span.dated and exceed_seconds_range(last):
         raise InputError(
             f"data.{span}: a date is compared in seconds, but the timestamps of {where} reach {last}, which is no time "
             "in seconds; give an integer in the unit of the column"
@@ -135,7 +135,7 @@ def count_within(
     return kept
 
 
-def _count_file(files: ParquetFiles, file: DataFile, span: Timespan) -> tuple[list[int], int, int]:
+def _count_file(files: ParquetFiles, file: DataFile, span: TimeRange) -> tuple[list[int], int, int]:
     """The rows of each row group of ``file`` that lie in ``span``; and its first and last timestamp."""
     ranges = files.integer_ranges(file, TIMESTAMP)
     counts: list[int] = []

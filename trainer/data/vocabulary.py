@@ -10,21 +10,21 @@ import pyarrow as pa
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import VOCABULARY, Manifest
+from trainer.data.manifest import VOCABULARY, DatasetManifest
 from trainer.data.parquet_files import ParquetFiles
 
 
 class Vocabulary:
     """The vocabulary of one entity of the prepared data in ``folder``."""
 
-    def __init__(self, folder: Folder, manifest: Manifest, entity: str) -> None:
+    def __init__(self, folder: Folder, manifest: DatasetManifest, entity: str) -> None:
         """The vocabulary of ``entity``, which the manifest names."""
         self._entity = manifest.entities[entity]
         self._folder = folder
         self._files = ParquetFiles(folder)
         self._name = entity
         self.rows = self._entity.rows
-        self.columns = ["row", "id", *(["name"] if self._entity.named else [])]
+        self.columns = ["row", "id", *(["name"] if self._entity.has_names else [])]
 
     def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
         """Rows ``start`` to ``stop``, one at least, of ``columns``: by default row, id and, where there is one, name.
@@ -35,16 +35,16 @@ class Vocabulary:
         """
         columns = columns or self.columns
         wanted = ["row", *(name for name in columns if name != "row")]
-        pieces = [
+        iter_tables = [
             table.slice(max(0, start - first), min(stop, first + table.num_rows) - max(start, first))
             for first, table in self._row_groups(wanted, start, stop)
         ]
-        found = np.concatenate([np.empty(0, np.int64), *(piece.column("row").to_numpy() for piece in pieces)])
+        found = np.concatenate([np.empty(0, np.int64), *(piece.column("row").to_numpy() for piece in iter_tables)])
         self._check_rows(found, start, stop)
         # Where rows were forgotten, the id may be null in one file and not in another.
-        return pa.concat_tables(pieces, promote_options="default").select(columns)
+        return pa.concat_tables(iter_tables, promote_options="default").select(columns)
 
-    def pieces(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    def iter_tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """All rows in order, a row group at a time: ``columns``, by default row, id and, where there is one, name.
 
         Raises:
@@ -71,20 +71,20 @@ class Vocabulary:
         counts_N: IntArray = self.read(0, self.rows, ["count"]).column("count").to_numpy().astype(np.int64)
         return counts_N
 
-    def met(self) -> BoolArray:
+    def warm_rows(self) -> BoolArray:
         """Which rows were liked in train, or in that of the earlier data whose rows these keep: bool (rows,)."""
-        columns = ["count", *(["met"] if self._entity.met else [])]
+        columns = ["count", *(["met"] if self._entity.has_warm else [])]
         table = self.read(0, self.rows, columns)
         met_N: BoolArray = table.column("count").to_numpy() > 0
-        return met_N | table.column("met").to_numpy() if self._entity.met else met_N
+        return met_N | table.column("met").to_numpy() if self._entity.has_warm else met_N
 
-    def taken_after(self, place: int) -> IntArray:
+    def rows_assigned_after(self, place: int) -> IntArray:
         """The rows, sorted, whose id has had them for less time than the data set at ``place`` of the lineage is old.
 
         There must be that column: the entity is ``seen``.
         """
         taken = [np.empty(0, np.int64)]
-        for piece in self.pieces(["row", "since"]):
+        for piece in self.iter_tables(["row", "since"]):
             taken.append(piece.column("row").to_numpy()[piece.column("since").to_numpy() > place])
         return np.concatenate(taken)
 

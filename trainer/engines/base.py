@@ -7,9 +7,9 @@ from typing import Protocol
 
 from kvstore.arrays import FloatArray
 from trainer.data.batches import Batch
-from trainer.job import Job
+from trainer.job import JobConfig
 from trainer.losses import LossSpec
-from trainer.model import Model
+from trainer.model import ModelSpec
 
 
 class Engine(Protocol):
@@ -27,7 +27,7 @@ class Engine(Protocol):
         """Used and all bytes of the GPU that it computes on; None where that is the CPU. For any thread to ask."""
 
 
-def make_engine(job: Job, model: Model) -> Engine:
+def make_engine(job: JobConfig, model: ModelSpec) -> Engine:
     """The engine that ``job`` names.
 
     Raises:
@@ -37,7 +37,7 @@ def make_engine(job: Job, model: Model) -> Engine:
     if job.train.engine == "mxnet":
         from trainer.engines.mxnet import MXNetEngine
 
-        return MXNetEngine(model, LossSpec.of(job), job.negatives_among(model.item.rows), job.train.device)
+        return MXNetEngine(model, LossSpec.of(job), job.resolved_negatives(model.item.rows), job.train.device)
     from trainer.engines.cpu import CpuEngine
 
-    return CpuEngine(model, LossSpec.of(job), job.negatives_among(model.item.rows))
+    return CpuEngine(model, LossSpec.of(job), job.resolved_negatives(model.item.rows))

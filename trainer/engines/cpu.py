@@ -17,10 +17,10 @@ from numba import get_num_threads, njit, prange
 
 from kvstore.arrays import FloatArray, IntArray
 from trainer.data.batches import ActiveRows, Batch
-from trainer.job import Negatives
-from trainer.losses import LossSpec, all_items_pass, own_negatives_pass, row_squares, shared_pool_pass
-from trainer.model import Model
-from trainer.negatives import FROM_BATCH
+from trainer.job import NegativesConfig
+from trainer.losses import LossSpec, all_items_pass, per_example_pass, row_squares, shared_pool_pass
+from trainer.model import ModelSpec
+from trainer.negatives import IN_BATCH_KINDS
 
 _TILE_SCORES = 1 << 19
 """Scores of a shared pool are computed in tiles of about this many, 2 MiB, to stay in the cache."""
@@ -28,7 +28,7 @@ _SMALLEST_NORM = np.float32(1e-12)
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _normalise(block_AD):  # type: ignore[no-untyped-def]
+def _normalize(block_AD):  # type: ignore[no-untyped-def]
     unit_AD, norm_A = np.empty_like(block_AD), np.empty(block_AD.shape[0], np.float32)
     for a in prange(block_AD.shape[0]):
         total = np.float32(0.0)
@@ -41,7 +41,7 @@ def _normalise(block_AD):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _through_normalise(gradient_AD, unit_AD, norm_A):  # type: ignore[no-untyped-def]
+def _through_normalize(gradient_AD, unit_AD, norm_A):  # type: ignore[no-untyped-def]
     """Gradients by unit rows to gradients by the rows themselves, in place: (g − (g·u)u) / |x|."""
     for a in prange(gradient_AD.shape[0]):
         along = np.float32(0.0)
@@ -93,16 +93,16 @@ class _Pool:
 class CpuEngine:
     """Closed-form gradients with numba and BLAS."""
 
-    def __init__(self, model: Model, loss: LossSpec, negatives: Negatives) -> None:
+    def __init__(self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig) -> None:
         """An engine for ``model``, ``loss`` and the kind of ``negatives``."""
         self._model = model
         self._loss = loss
         self._each = negatives.kind == "each"
-        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.hard is None
-        self._from_batch = negatives.kind in FROM_BATCH
-        self._hard = negatives.hard
-        self._product = np.float32(model.score.product)
-        self._square = np.float32(model.score.square)
+        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.num_hard is None
+        self._from_batch = negatives.kind in IN_BATCH_KINDS
+        self._hard = negatives.num_hard
+        self._product = np.float32(model.score.dot_scale)
+        self._square = np.float32(model.score.norm_scale)
         self._threads = ThreadPoolExecutor(get_num_threads(), thread_name_prefix="engine")
         self._local = threading.local()
 
@@ -113,8 +113,8 @@ class CpuEngine:
             return 0.0, {name: np.zeros_like(block[name]) for name in names}
         rows = [block[name] for name in names]
         norms: list[FloatArray] = []
-        if self._model.score.normalised:
-            rows, norms = (list(pair) for pair in zip(*(_normalise(block_AD) for block_AD in rows), strict=True))
+        if self._model.score.normalized:
+            rows, norms = (list(pair) for pair in zip(*(_normalize(block_AD) for block_AD in rows), strict=True))
         if self._scores_queries_once(batch):
             loss_B, *gradients = self._with_all_items(batch, *rows)
         else:
@@ -123,7 +123,7 @@ class CpuEngine:
             active = batch.query, batch.item
             gradients = [self._by_rows(*pair) for pair in zip(active, uses, strict=True)]
         for gradient_AD, unit_AD, norm_A in zip(gradients, rows, norms, strict=False):
-            _through_normalise(gradient_AD, unit_AD, norm_A)
+            _through_normalize(gradient_AD, unit_AD, norm_A)
         return float(loss_B.sum(dtype=np.float64)), dict(zip(names, gradients, strict=True))
 
     def gpu_memory(self) -> None:
@@ -139,14 +139,14 @@ class CpuEngine:
 
     def _rule(self, negatives: int) -> tuple[Any, ...]:
         """What the kernels want to know beside rows and weights, for examples with so many negatives."""
-        shape = self._loss.shape(self._model.item.rows, negatives)
+        shape = self._loss.params(self._model.item.rows, negatives)
         keep = None if self._hard is None else min(self._hard, negatives)
         return self._loss.code, shape, keep, self._product, self._square
 
     def _with_own_negatives(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:
         negative_BN = batch.negative_index_N.reshape(len(batch), -1)
         less_N = batch.log_q_N
-        result: tuple[FloatArray, ...] = own_negatives_pass(
+        result: tuple[FloatArray, ...] = per_example_pass(
             query_AD,
             item_AD,
             batch.query.index_N,

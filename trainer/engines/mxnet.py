@@ -15,10 +15,10 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
 from kvstore.mxnet_import import import_mxnet
 from trainer.data.batches import Batch
-from trainer.job import Negatives
+from trainer.job import NegativesConfig
 from trainer.losses import LossSpec
-from trainer.model import Model
-from trainer.negatives import FROM_BATCH
+from trainer.model import ModelSpec
+from trainer.negatives import IN_BATCH_KINDS
 
 _OUT_OF_THE_SUM = -1e30
 """A score whose exponential is 0 beside that of any score."""
@@ -27,7 +27,9 @@ _OUT_OF_THE_SUM = -1e30
 class MXNetEngine:
     """Gradients by autograd; see ``trainer/losses.py`` for the formulas."""
 
-    def __init__(self, model: Model, loss: LossSpec, negatives: Negatives, device: Literal["cpu", "gpu"]) -> None:
+    def __init__(
+        self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig, device: Literal["cpu", "gpu"]
+    ) -> None:
         """An engine on ``device``.
 
         Raises:
@@ -41,8 +43,8 @@ class MXNetEngine:
         self._model = model
         self._loss = loss
         self._each = negatives.kind == "each"
-        self._from_batch = negatives.kind in FROM_BATCH
-        self._hard = negatives.hard or 0
+        self._from_batch = negatives.kind in IN_BATCH_KINDS
+        self._hard = negatives.num_hard or 0
 
     def gradients(self, batch: Batch, block: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
         """This worker's part of the mean loss and of its gradient."""
@@ -69,7 +71,7 @@ class MXNetEngine:
 
     def _batch_loss(self, batch: Batch, query_AD: Any, item_AD: Any) -> Any:
         nd = self._mx.nd
-        if self._model.score.normalised:
+        if self._model.score.normalized:
             query_AD, item_AD = (nd.L2Normalization(rows, eps=1e-24, mode="instance") for rows in (query_AD, item_AD))
         query_BD = nd.take(query_AD, self._array(batch.query.index_N, np.int32))
         item_BD = nd.take(item_AD, self._array(batch.item_index_B, np.int32))
@@ -118,13 +120,15 @@ class MXNetEngine:
 
     def _score(self, query_BD: Any, items: Any, products: Any) -> Any:
         nd, score = self._mx.nd, self._model.score
-        if score.square == 0:
-            return score.product * products
+        if score.norm_scale == 0:
+            return score.dot_scale * products
         query_square_B1 = nd.sum(query_BD * query_BD, axis=1, keepdims=True)
         item_square = nd.sum(items * items, axis=-1)
         is_own = items.shape == query_BD.shape and products.shape[1] == 1
         item_square = nd.reshape(item_square, (-1, 1)) if is_own else nd.reshape(item_square, (-1, products.shape[1]))
-        return nd.broadcast_sub(score.product * products, score.square * nd.broadcast_add(query_square_B1, item_square))
+        return nd.broadcast_sub(
+            score.dot_scale * products, score.norm_scale * nd.broadcast_add(query_square_B1, item_square)
+        )
 
     def _example_losses(self, own_B1: Any, scores_BC: Any, left_out_BC: Any, count_B: IntArray, sign_B1: Any) -> Any:
         """The loss of each example, or of the opposite statement where its sign is −1."""

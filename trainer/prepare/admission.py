@@ -24,12 +24,12 @@ import pyarrow as pa
 
 from kvstore.errors import InputError
 from trainer.data.manifest import PENDING, DataFile
-from trainer.data.moments import are_no_seconds
+from trainer.data.moments import exceed_seconds_range
 from trainer.data.parquet_files import ParquetFiles
 from trainer.data.vocabulary import plain_strings
-from trainer.prepare.base_vocabulary import SQL_TYPES, Base
-from trainer.prepare.build_vocabulary import Side, Watch
-from trainer.prepare.database import count, one, run
+from trainer.prepare.base_vocabulary import SQL_TYPES, BaseDataset
+from trainer.prepare.build_vocabulary import IdPolicy, Side
+from trainer.prepare.database import execute, fetch_count, fetch_one
 from trainer.prepare.events import IdType
 from trainer.prepare.output import PartWriter, row_group_rows
 from trainer.prepare.staging import Staged
@@ -41,7 +41,7 @@ COLUMNS = ("id", "count", "last_seen")
 
 
 @dataclass(frozen=True)
-class Span:
+class MaxAge:
     """How long an id may be unseen: ``length``, in the unit of the timestamps, which is seconds if ``in_seconds``."""
 
     text: str
@@ -49,7 +49,7 @@ class Span:
     in_seconds: bool
 
     @staticmethod
-    def parse(text: str) -> Span:
+    def parse(text: str) -> MaxAge:
         """Read ``90d``, ``36h`` or an integer in the unit of the timestamps.
 
         Raises:
@@ -58,7 +58,7 @@ class Span:
         found = re.fullmatch(r"([0-9]{1,15})([dh]?)", text)
         if not found or int(found[1]) < 1:
             raise InputError(f"{EXPIRE} {text}: expected days or hours, as in 90d or 36h, or an integer from 1 on")
-        return Span(text, int(found[1]) * _SECONDS.get(found[2], 1), bool(found[2]))
+        return MaxAge(text, int(found[1]) * _SECONDS.get(found[2], 1), bool(found[2]))
 
     def before(self, newest: int) -> int:
         """The time before which an id must have been last seen to expire, ``newest`` being that of the last event.
@@ -66,7 +66,7 @@ class Span:
         Raises:
             InputError: the timestamps are in no seconds, in which the span is.
         """
-        if self.in_seconds and are_no_seconds(newest):
+        if self.in_seconds and exceed_seconds_range(newest):
             raise InputError(
                 f"{EXPIRE} {self.text}: is counted in seconds, but the timestamps reach {newest}, which is no time in "
                 "seconds; give an INTEGER in the unit of the column"
@@ -74,33 +74,35 @@ class Span:
         return newest - self.length
 
 
-def plan_watches(
+def plan_id_policies(
     connection: duckdb.DuckDBPyConnection,
     source: str,
     sides: Mapping[str, Side],
     id_types: Mapping[str, IdType],
     admit: Mapping[str, int],
-    spans: Mapping[str, Span],
-    base: Base | None,
-) -> dict[Side, Watch]:
+    spans: Mapping[str, MaxAge],
+    base: BaseDataset | None,
+) -> dict[Side, IdPolicy]:
     """What to watch of the events in the table ``source``: sides that no option is about are left out.
 
     Raises:
         InputError: a span is in seconds, and the timestamps are not.
     """
-    newest = one(connection, f"SELECT max(timestamp) FROM {source}")[0]
+    newest = fetch_one(connection, f"SELECT max(timestamp) FROM {source}")[0]
     assert newest is None or isinstance(newest, int)
     place = 0 if base is None else len(base.lineage())
-    watches: dict[Side, Watch] = {}
+    watches: dict[Side, IdPolicy] = {}
     for entity, side in sides.items():
-        seen = entity in spans or (base is not None and base.manifest.entities[entity].seen)
+        seen = entity in spans or (base is not None and base.manifest.entities[entity].has_last_seen)
         if seen or entity in admit:
             expires = spans[entity].before(newest) if entity in spans and newest is not None else None
-            watches[side] = Watch(side, entity, id_types[side], admit.get(entity), seen, newest, expires, place)
+            watches[side] = IdPolicy(side, entity, id_types[side], admit.get(entity), seen, newest, expires, place)
     return watches
 
 
-def sight(connection: duckdb.DuckDBPyConnection, watch: Watch, source: str, base: Base | None) -> None:
+def count_sightings(
+    connection: duckdb.DuckDBPyConnection, watch: IdPolicy, source: str, base: BaseDataset | None
+) -> None:
     """Make the table ``sighted_SIDE`` (number, id, count, last_seen) of the ids in ``source``.
 
     ``count`` are the events of positive weight, those of earlier days included for ids that waited: these are in
@@ -110,16 +112,16 @@ def sight(connection: duckdb.DuckDBPyConnection, watch: Watch, source: str, base
         InputError: a file of the earlier data is missing or damaged.
     """
     side = watch.side
-    run(connection, f"CREATE TABLE pending_{side} (id {SQL_TYPES[watch.id_type]}, count BIGINT, last_seen BIGINT)")
+    execute(connection, f"CREATE TABLE pending_{side} (id {SQL_TYPES[watch.id_type]}, count BIGINT, last_seen BIGINT)")
     if base is not None:
         files = ParquetFiles(base.folder)
         for file in base.manifest.entities[watch.entity].pending:
             for index in range(len(file.row_groups)):
                 connection.register("piece", plain_strings(files.read(file, index, COLUMNS)))
-                run(connection, f"INSERT INTO pending_{side} SELECT id, count, last_seen FROM piece")
+                execute(connection, f"INSERT INTO pending_{side} SELECT id, count, last_seen FROM piece")
                 connection.unregister("piece")
     later = "(p.last_seen IS NULL OR timestamp IS NULL OR timestamp > p.last_seen)"
-    run(
+    execute(
         connection,
         f"CREATE TABLE sighted_{side} AS SELECT number, i.id, "
         f"count(*) FILTER (weight > 0 AND {later}) + coalesce(any_value(p.count), 0) AS count, "
@@ -129,8 +131,12 @@ def sight(connection: duckdb.DuckDBPyConnection, watch: Watch, source: str, base
     )
 
 
-def keep_admitted(
-    connection: duckdb.DuckDBPyConnection, watches: Sequence[Watch], base: Base | None, source: str, target: str
+def filter_admitted(
+    connection: duckdb.DuckDBPyConnection,
+    watches: Sequence[IdPolicy],
+    base: BaseDataset | None,
+    source: str,
+    target: str,
 ) -> int:
     """Make the table ``target`` of the events of ``source`` whose ids are admitted; returns how many are left out.
 
@@ -147,25 +153,25 @@ def keep_admitted(
         admitted = f"SELECT number FROM sighted_{watch.side} WHERE count >= {watch.admit}{known}"
         conditions.append(f"{watch.side} IN ({admitted})")
         asked.append(f"{watch.entity}={watch.admit}")
-    run(connection, f"CREATE TABLE {target} AS SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
-    if not count(connection, f"SELECT count(*) FROM {target} WHERE weight > 0"):
+    execute(connection, f"CREATE TABLE {target} AS SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
+    if not fetch_count(connection, f"SELECT count(*) FROM {target} WHERE weight > 0"):
         raise InputError(f"{ADMIT} {','.join(asked)}: admits no interaction at all; lower it, or give more events")
-    before, after = (count(connection, f"SELECT count(*) FROM {table}") for table in (source, target))
+    before, after = (fetch_count(connection, f"SELECT count(*) FROM {table}") for table in (source, target))
     return before - after
 
 
-def write_pending(connection: duckdb.DuckDBPyConnection, watch: Watch, staged: Staged) -> list[DataFile]:
+def write_pending(connection: duckdb.DuckDBPyConnection, watch: IdPolicy, staged: Staged) -> list[DataFile]:
     """Write the ids of one side that wait for a row in ``vocabulary_SIDE``, sorted, but those that have expired."""
     side, columns = watch.side, ", ".join(COLUMNS)
     kept = "" if watch.expires is None else f" AND coalesce(last_seen >= {watch.expires}, true)"
-    run(
+    execute(
         connection,
         f"CREATE TABLE waiting_{side} AS SELECT {columns} FROM ("
         f"SELECT {columns} FROM sighted_{side} UNION ALL "
         f"SELECT {columns} FROM pending_{side} ANTI JOIN sighted_{side} USING (id)"
         f") ANTI JOIN vocabulary_{side} USING (id) WHERE count > 0{kept}",
     )
-    group_rows = row_group_rows(count(connection, f"SELECT count(*) FROM waiting_{side}"))
+    group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM waiting_{side}"))
     with PartWriter(staged, f"{PENDING}/{watch.entity}", pending_schema(watch.id_type), group_rows) as writer:
         for batch in connection.sql(f"SELECT {columns} FROM waiting_{side} ORDER BY id").to_arrow_reader(group_rows):
             writer.write(batch)

@@ -19,11 +19,11 @@ import duckdb
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import Manifest, data_fingerprint, read_manifest
-from trainer.data.progress import Progress
+from trainer.data.manifest import DatasetManifest, data_fingerprint, read_manifest
+from trainer.data.progress import ProgressReporter
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.build_vocabulary import Role, Watch, last_seen_sql, sql_number
-from trainer.prepare.database import count, one, run
+from trainer.prepare.build_vocabulary import IdPolicy, VocabularyKey, last_seen_sql, sql_number
+from trainer.prepare.database import execute, fetch_count, fetch_one
 from trainer.prepare.events import IdType
 
 OPTION = "--vocabulary"
@@ -31,11 +31,11 @@ SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseDataset:
     """The data set whose vocabularies go on."""
 
     folder: Folder
-    manifest: Manifest
+    manifest: DatasetManifest
     fingerprint: int
 
     def lineage(self) -> list[int]:
@@ -78,7 +78,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Extended:
+class ExtensionReport:
     """What became of an earlier vocabulary: rows whose id kept them, those of them without an event, and new ids.
 
     ``expired`` ids lost their rows, and so many of the new ids took such a row: they were ``reused``.
@@ -91,7 +91,7 @@ class Extended:
     reused: int
 
 
-def open_base(location: str) -> Base:
+def open_base_dataset(location: str) -> BaseDataset:
     """The data set at ``location``, a path or URI.
 
     Raises:
@@ -99,12 +99,14 @@ def open_base(location: str) -> Base:
     """
     folder = Folder(location)
     try:
-        return Base(folder, read_manifest(folder), data_fingerprint(folder))
+        return BaseDataset(folder, read_manifest(folder), data_fingerprint(folder))
     except InputError as error:
         raise InputError(f"{OPTION} {error}") from error
 
 
-def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, name: str, progress: Progress) -> None:
+def load_base(
+    connection: duckdb.DuckDBPyConnection, base: BaseDataset, role: VocabularyKey, name: str, progress: ProgressReporter
+) -> None:
     """Make the table ``base_ROLE`` of the vocabulary of the entity ``name``, in pieces.
 
     Its columns: row, id, name, ``met``, whether the row was liked in train, there or in data before, ``last_seen``,
@@ -115,84 +117,86 @@ def load_base(connection: duckdb.DuckDBPyConnection, base: Base, role: Role, nam
     """
     entity = base.manifest.entities[name]
     vocabulary = Vocabulary(base.folder, base.manifest, name)
-    run(
+    execute(
         connection,
         f"CREATE TABLE base_{role} (row BIGINT, id {SQL_TYPES[entity.id_type]}, name VARCHAR, met BOOL, "
         "last_seen BIGINT, since BIGINT)",
     )
     progress.phase(f"earlier {name}", entity.rows, "row")
-    seen = ["last_seen", "since"] if entity.seen else []
-    wanted = [*vocabulary.columns, "count", *(["met"] if entity.met else []), *seen]
-    columns = f"row, id, {'name' if entity.named else 'NULL'}, count > 0{' OR met' if entity.met else ''}"
+    seen = ["last_seen", "since"] if entity.has_last_seen else []
+    wanted = [*vocabulary.columns, "count", *(["met"] if entity.has_warm else []), *seen]
+    columns = f"row, id, {'name' if entity.has_names else 'NULL'}, count > 0{' OR met' if entity.has_warm else ''}"
     columns += ", last_seen, since" if seen else ", NULL, 0"
-    for piece in vocabulary.pieces(wanted):
+    for piece in vocabulary.iter_tables(wanted):
         connection.register("piece", piece)
-        run(connection, f"INSERT INTO base_{role} SELECT {columns} FROM piece")
+        execute(connection, f"INSERT INTO base_{role} SELECT {columns} FROM piece")
         connection.unregister("piece")
         progress.advance(piece.num_rows)
-    ids, distinct, nulls = one(
+    ids, distinct, nulls = fetch_one(
         connection, f"SELECT count(id), count(DISTINCT id), count(*) FILTER (id IS NULL) FROM base_{role}"
     )
-    if ids != distinct or nulls != len(entity.forgotten):
+    if ids != distinct or nulls != len(entity.vacant_rows):
         raise InputError(
             f"{OPTION} {base.folder.uri}: its vocabulary of {name} has {ids} ids for {distinct} different ones, and "
-            f"{nulls} rows without one where {len(entity.forgotten)} are forgotten; crossfade prepare --check "
+            f"{nulls} rows without one where {len(entity.vacant_rows)} are forgotten; crossfade prepare --check "
             f"{base.folder.uri} says where"
         )
 
 
 def extend_vocabulary(
-    connection: duckdb.DuckDBPyConnection, role: Role, counted: str, watch: Watch | None = None
-) -> Extended:
+    connection: duckdb.DuckDBPyConnection, role: VocabularyKey, counted: str, watch: IdPolicy | None = None
+) -> ExtensionReport:
     """Make the table ``vocabulary_ROLE`` of ``base_ROLE`` and the query ``counted``.
 
     Its columns: row, number, id, count, met, last_seen and since. Rows of the base stay, with the count that they have
     in the new train split, be it 0; those without an event have no number. New ids follow by count descending, then by
     id. ``watch`` says who expires: the first of the new ids then take the rows of the base that nobody has, in order.
     """
-    run(connection, f"CREATE TABLE counted AS {counted}")
-    seen = count(connection, f"SELECT count(*) FROM counted SEMI JOIN base_{role} USING (id)")
+    execute(connection, f"CREATE TABLE counted AS {counted}")
+    seen = fetch_count(connection, f"SELECT count(*) FROM counted SEMI JOIN base_{role} USING (id)")
     _make_holders(connection, role, watch)
     reuse = "id IS NULL" if watch is not None and watch.expires is not None else "false"
-    run(
+    execute(
         connection,
         f"CREATE TABLE free AS SELECT row, row_number() OVER (ORDER BY row) AS turn FROM holders WHERE {reuse}",
     )
     last_seen, sighted = last_seen_sql(role, watch)
-    run(
+    execute(
         connection,
         f"CREATE TABLE fresh AS SELECT number, id, counted.count AS count, {last_seen} AS last_seen, "
         "row_number() OVER (ORDER BY counted.count DESC, place) AS turn "
         f"FROM counted{sighted} ANTI JOIN base_{role} USING (id)",
     )
-    rows, free, fresh = (count(connection, f"SELECT count(*) FROM {table}") for table in ("holders", "free", "fresh"))
-    run(
+    rows, free, fresh = (
+        fetch_count(connection, f"SELECT count(*) FROM {table}") for table in ("holders", "free", "fresh")
+    )
+    execute(
         connection,
         f"CREATE TABLE vocabulary_{role} AS "
         "SELECT row, number, id, count, met, last_seen, since FROM holders "
         f"WHERE row NOT IN (SELECT row FROM free WHERE turn <= {fresh}) UNION ALL "
         f"SELECT coalesce(free.row, {rows - free - 1} + turn), number, id, count, count > 0, last_seen, "
-        f"{0 if watch is None else watch.place} FROM fresh LEFT JOIN free USING (turn)",
+        f"{0 if watch is None else watch.lineage_index} FROM fresh LEFT JOIN free USING (turn)",
     )
-    kept = count(connection, "SELECT count(*) FROM holders WHERE id IS NOT NULL")
-    before = count(connection, f"SELECT count(*) FROM base_{role} WHERE id IS NOT NULL")
+    kept = fetch_count(connection, "SELECT count(*) FROM holders WHERE id IS NOT NULL")
+    before = fetch_count(connection, f"SELECT count(*) FROM base_{role} WHERE id IS NOT NULL")
     for table in ("counted", "holders", "free", "fresh"):
-        run(connection, f"DROP TABLE {table}")
-    return Extended(kept, kept - seen, fresh, before - kept, min(free, fresh))
+        execute(connection, f"DROP TABLE {table}")
+    return ExtensionReport(kept, kept - seen, fresh, before - kept, min(free, fresh))
 
 
-def _make_holders(connection: duckdb.DuckDBPyConnection, role: Role, watch: Watch | None) -> None:
+def _make_holders(connection: duckdb.DuckDBPyConnection, role: VocabularyKey, watch: IdPolicy | None) -> None:
     """Make the table ``holders``, as ``vocabulary_ROLE``, of the rows of ``base_ROLE``, without ids that expire."""
     last_seen, sighted, stays = "b.last_seen", "", "true"
-    if watch is not None and watch.seen:
+    if watch is not None and watch.track_last_seen:
         # Whether or not an event of the id is left: it was seen. What is not known begins with the newest event.
         newest = sql_number(watch.newest)
-        catalogued = f"CASE WHEN c.id IS NOT NULL AND s.id IS NULL THEN {newest} END"
-        last_seen = f"coalesce(greatest(b.last_seen, s.last_seen, {catalogued}), {newest})"
+        cataloged = f"CASE WHEN c.id IS NOT NULL AND s.id IS NULL THEN {newest} END"
+        last_seen = f"coalesce(greatest(b.last_seen, s.last_seen, {cataloged}), {newest})"
         sighted = f" LEFT JOIN sighted_{role} s ON s.id = b.id"
     if watch is not None and watch.expires is not None:
         stays = f"c.id IS NOT NULL OR {last_seen} >= {watch.expires}"
-    run(
+    execute(
         connection,
         "CREATE TABLE holders AS SELECT row, number, CASE WHEN stays THEN id END AS id, count, met AND stays AS met, "
         "CASE WHEN stays THEN last_seen END AS last_seen, since FROM ("
@@ -202,13 +206,13 @@ def _make_holders(connection: duckdb.DuckDBPyConnection, role: Role, watch: Watc
     )
 
 
-def carry_names(connection: duckdb.DuckDBPyConnection, role: Role, *, joined: bool) -> None:
+def carry_names(connection: duckdb.DuckDBPyConnection, role: VocabularyKey, *, joined: bool) -> None:
     """Make the table ``names_ROLE`` (id, name) of the names in ``base_ROLE``.
 
     Where names were ``joined`` to the new vocabulary, it is there, and its names go over those of the base.
     """
     named = f"SELECT id, name FROM base_{role} WHERE id IS NOT NULL AND name IS NOT NULL"
     if joined:
-        run(connection, f"INSERT INTO names_{role} SELECT * FROM ({named}) ANTI JOIN names_{role} USING (id)")
+        execute(connection, f"INSERT INTO names_{role} SELECT * FROM ({named}) ANTI JOIN names_{role} USING (id)")
     else:
-        run(connection, f"CREATE TABLE names_{role} AS {named}")
+        execute(connection, f"CREATE TABLE names_{role} AS {named}")

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from kvstore.errors import InputError
 from trainer.data.manifest import VOCABULARY, Entity
-from trainer.prepare.database import count, run
+from trainer.prepare.database import execute, fetch_count
 from trainer.prepare.events import IdType
 from trainer.prepare.output import PartWriter, row_group_rows
 from trainer.prepare.raw import close_raw, open_columns, reading
@@ -20,12 +20,12 @@ from trainer.prepare.sources import RawFile
 from trainer.prepare.staging import Staged
 
 Side = Literal["query", "item"]
-Role = str
+VocabularyKey = str
 """Whose ids a table of the working database is about: a ``Side`` or, for a feature, ``feature_N``."""
 
 
 @dataclass(frozen=True)
-class Watch:
+class IdPolicy:
     """What is watched of the ids of ``entity``, on one side (``admission.py``).
 
     ``admit`` is the count that gets an id a row, None where one event does. The vocabulary says when ids were last
@@ -37,10 +37,10 @@ class Watch:
     entity: str
     id_type: IdType
     admit: int | None
-    seen: bool
+    track_last_seen: bool
     newest: int | None
     expires: int | None
-    place: int
+    lineage_index: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class NamesReport:
 
 
 def vocabulary_schema(
-    id_type: IdType, named: bool, forgotten: bool = False, met: bool = False, seen: bool = False
+    id_type: IdType, named: bool, forgotten: bool = False, met: bool = False, track_last_seen: bool = False
 ) -> pa.Schema:
     """The columns of a vocabulary file; ids may be null where rows were ``forgotten``."""
     fields = [
@@ -71,31 +71,31 @@ def vocabulary_schema(
     ]
     if met:
         fields.append(pa.field("met", pa.bool_(), nullable=False))
-    if seen:
+    if track_last_seen:
         fields += [pa.field("last_seen", pa.int64()), pa.field("since", pa.int64(), nullable=False)]
     return pa.schema([*fields, pa.field("name", pa.string())] if named else fields)
 
 
 def build_vocabulary(
-    connection: duckdb.DuckDBPyConnection, role: Role, counted: str, watch: Watch | None = None
+    connection: duckdb.DuckDBPyConnection, role: VocabularyKey, counted: str, watch: IdPolicy | None = None
 ) -> int:
     """Make the table ``vocabulary_ROLE`` from the query ``counted``; return its rows.
 
     Its columns: row, number, id, count, last_seen and since. Rows go by count descending, then by id.
     """
     last_seen, sighted = last_seen_sql(role, watch)
-    run(
+    execute(
         connection,
         f"CREATE TABLE vocabulary_{role} AS "
         "SELECT row_number() OVER (ORDER BY counted.count DESC, place) - 1 AS row, number, id, counted.count AS count, "
         f"{last_seen} AS last_seen, 0 AS since FROM ({counted}) counted{sighted}",
     )
-    return count(connection, f"SELECT count(*) FROM vocabulary_{role}")
+    return fetch_count(connection, f"SELECT count(*) FROM vocabulary_{role}")
 
 
-def last_seen_sql(role: Role, watch: Watch | None) -> tuple[str, str]:
+def last_seen_sql(role: VocabularyKey, watch: IdPolicy | None) -> tuple[str, str]:
     """SQL of when an id of ``counted``, which had no row before, was last seen, and the join that this needs."""
-    if watch is None or not watch.seen:
+    if watch is None or not watch.track_last_seen:
         return "NULL::BIGINT", ""
     # Those that are in no event are in the catalogue now.
     return f"coalesce(s.last_seen, {sql_number(watch.newest)})", f" LEFT JOIN sighted_{role} s USING (number, id)"
@@ -118,7 +118,9 @@ def counted_sql(role: Side) -> str:
     )
 
 
-def join_names(connection: duckdb.DuckDBPyConnection, role: Role, file: RawFile, names: NamesFile) -> NamesReport:
+def join_names(
+    connection: duckdb.DuckDBPyConnection, role: VocabularyKey, file: RawFile, names: NamesFile
+) -> NamesReport:
     """Make the table ``names_ROLE`` (id, name) of those ids of ``vocabulary_ROLE`` that the file names.
 
     Raises:
@@ -127,20 +129,20 @@ def join_names(connection: duckdb.DuckDBPyConnection, role: Role, file: RawFile,
     open_columns(connection, file, {"id": names.id_column, "name": names.name_column})
     with reading(file):
         # Compared as text: a names file in CSV has no types, and an int64 has one way only to be written.
-        run(
+        execute(
             connection,
             "CREATE TABLE named AS SELECT CAST(id AS VARCHAR) AS id, arg_min(CAST(name AS VARCHAR), position) AS name "
             "FROM raw WHERE id IS NOT NULL AND name IS NOT NULL AND CAST(name AS VARCHAR) <> '' GROUP BY 1",
         )
     close_raw(connection)
-    run(
+    execute(
         connection,
         f"CREATE TABLE names_{role} AS SELECT v.id, n.name FROM vocabulary_{role} v JOIN named n "
         "ON n.id = CAST(v.id AS VARCHAR)",
     )
-    found = count(connection, f"SELECT count(*) FROM names_{role}")
-    given = count(connection, "SELECT count(*) FROM named")
-    run(connection, "DROP TABLE named")
+    found = fetch_count(connection, f"SELECT count(*) FROM names_{role}")
+    given = fetch_count(connection, "SELECT count(*) FROM named")
+    execute(connection, "DROP TABLE named")
     if not found:
         raise InputError(
             f"{file}: names none of the ids that the events have (column '{names.id_column}' holds {given} ids); "
@@ -151,21 +153,23 @@ def join_names(connection: duckdb.DuckDBPyConnection, role: Role, file: RawFile,
 
 def write_vocabulary(
     connection: duckdb.DuckDBPyConnection,
-    role: Role,
+    role: VocabularyKey,
     *,
     staged: Staged,
     entity: str,
     id_type: IdType,
     named: bool,
     extended: bool = False,
-    seen: bool = False,
+    track_last_seen: bool = False,
 ) -> Entity:
     """Write ``vocabulary_ROLE`` and describe it; it has ``met`` if ``extended``, last_seen and since if ``seen``."""
-    rows = count(connection, f"SELECT count(*) FROM vocabulary_{role}")
+    rows = fetch_count(connection, f"SELECT count(*) FROM vocabulary_{role}")
     free = connection.sql(f"SELECT row FROM vocabulary_{role} WHERE id IS NULL ORDER BY row").fetchnumpy()["row"]
-    schema = vocabulary_schema(id_type, named, len(free) > 0, extended, seen)
+    schema = vocabulary_schema(id_type, named, len(free) > 0, extended, track_last_seen)
     source = f"vocabulary_{role} v" + (f" LEFT JOIN names_{role} n ON n.id = v.id" if named else "")
-    columns = "row, v.id AS id, count" + (", met" if extended else "") + (", last_seen, since" if seen else "")
+    columns = (
+        "row, v.id AS id, count" + (", met" if extended else "") + (", last_seen, since" if track_last_seen else "")
+    )
     columns += ", n.name AS name" if named else ""
     group_rows = row_group_rows(rows)
     with PartWriter(staged, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
@@ -173,5 +177,11 @@ def write_vocabulary(
             writer.write(batch)
         files = writer.close()
     return Entity(
-        rows=rows, id_type=id_type, named=named, met=extended, seen=seen, files=files, forgotten=free.tolist()
+        rows=rows,
+        id_type=id_type,
+        has_names=named,
+        has_warm=extended,
+        has_last_seen=track_last_seen,
+        files=files,
+        vacant_rows=free.tolist(),
     )

@@ -31,19 +31,19 @@ from trainer.data.manifest import (
     VOCABULARY,
     WEIGHT,
     DataFile,
+    DatasetManifest,
     Entity,
-    Manifest,
     read_manifest,
 )
 from trainer.data.parquet_files import ParquetFiles
-from trainer.data.progress import Progress
+from trainer.data.progress import ProgressReporter
 from trainer.prepare.admission import pending_schema
 from trainer.prepare.check_features import FeatureCheck
-from trainer.prepare.database import run, working_database
-from trainer.prepare.discover import discover
+from trainer.prepare.database import execute, working_database
+from trainer.prepare.discover import infer_manifest
 from trainer.prepare.output import GROUP_ROWS_MAX
 from trainer.prepare.problems import LISTED, Problems
-from trainer.prepare.reaching import reaching
+from trainer.prepare.reaching import storage_errors
 
 _LARGE_GROUP_ROWS = 8 * GROUP_ROWS_MAX
 _PART_ROWS = 1 << 20
@@ -54,19 +54,21 @@ Counts = dict[str, IntArray]
 
 
 @dataclass(frozen=True)
-class Checked:
+class ValidationReport:
     """What was found: ``problems``, and ``notes`` on what is allowed and could be better.
 
     ``manifest`` describes the data, if that much could be found out; ``written`` says that it is new.
     """
 
-    manifest: Manifest | None
+    manifest: DatasetManifest | None
     problems: Problems
     notes: list[str]
     written: bool
 
 
-def check(folder: Folder, query: str | None, item: str | None, memory_bytes: int | None, progress: Progress) -> Checked:
+def validate(
+    folder: Folder, query: str | None, item: str | None, memory_bytes: int | None, progress: ProgressReporter
+) -> ValidationReport:
     """Validate the data set in ``folder``; where it has no manifest and no problem, write one.
 
     ``query`` and ``item`` name the entities of data without a manifest, by default the first columns of train.
@@ -77,13 +79,13 @@ def check(folder: Folder, query: str | None, item: str | None, memory_bytes: int
             ``item``.
     """
     problems = Problems()
-    with reaching(folder.uri, at_start=True):
+    with storage_errors(folder.uri, at_start=True):
         is_new = FILE_NAME not in folder.names()
     try:
-        manifest = discover(folder, query, item, progress) if is_new else read_manifest(folder)
+        manifest = infer_manifest(folder, query, item, progress) if is_new else read_manifest(folder)
     except InputError as error:
         problems.add(str(error))
-        return Checked(None, problems, [], written=False)
+        return ValidationReport(None, problems, [], written=False)
     for option, asked, found in (("--query", query, manifest.query), ("--item", item, manifest.item)):
         if asked not in (None, found):
             raise InputError(f"{option} {asked}: the manifest in {folder.uri} says '{found}'; leave it out")
@@ -101,12 +103,12 @@ def check(folder: Folder, query: str | None, item: str | None, memory_bytes: int
     notes = [*_stray_files(folder, manifest, problems), *splits.notes()]
     written = is_new and not problems.count
     if written:
-        with reaching(folder.uri, at_start=False):
+        with storage_errors(folder.uri, at_start=False):
             manifest.write(folder)
-    return Checked(manifest, problems, notes, written)
+    return ValidationReport(manifest, problems, notes, written)
 
 
-def _stray_files(folder: Folder, manifest: Manifest, problems: Problems) -> list[str]:
+def _stray_files(folder: Folder, manifest: DatasetManifest, problems: Problems) -> list[str]:
     if folder.exists(JOURNAL):
         problems.add(f"{folder.uri}/{JOURNAL}: a 'prepare --forget' broke off; run it again to delete what it left")
         return []
@@ -118,7 +120,7 @@ def _stray_files(folder: Folder, manifest: Manifest, problems: Problems) -> list
 class _SplitCheck:
     """The check of the shards. ``counts`` are the interactions of train of each row of each entity."""
 
-    def __init__(self, folder: Folder, manifest: Manifest, problems: Problems, work: Path) -> None:
+    def __init__(self, folder: Folder, manifest: DatasetManifest, problems: Problems, work: Path) -> None:
         self._uri = folder.uri
         self._files = ParquetFiles(folder)
         self._manifest = manifest
@@ -129,13 +131,13 @@ class _SplitCheck:
             if name in (manifest.query, manifest.item)
         }
         self.train_is_whole = False
-        self._forgotten = {name: np.array(entity.forgotten, np.int64) for name, entity in manifest.entities.items()}
+        self._forgotten = {name: np.array(entity.vacant_rows, np.int64) for name, entity in manifest.entities.items()}
         self._columns = {manifest.query: pa.int64(), manifest.item: pa.int64(), WEIGHT: pa.float32()}
         if manifest.has_timestamp:
             self._columns[TIMESTAMP] = pa.int64()
         self._groups_sorted, self._groups_mixed = 0, 0
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: ProgressReporter) -> None:
         """Read all splits."""
         if "train" not in self._manifest.splits or not self._manifest.splits["train"].rows:
             self._problems.add(f"{self._uri}: there is no interaction in train; expected one at least")
@@ -148,7 +150,7 @@ class _SplitCheck:
             if split == "train":
                 self.train_is_whole = self._problems.count == before
 
-    def _check_file(self, split: str, file: DataFile, progress: Progress) -> None:
+    def _check_file(self, split: str, file: DataFile, progress: ProgressReporter) -> None:
         if self._problems.of_columns(self._files, file, self._columns):
             return
         for index in range(len(file.row_groups)):
@@ -208,7 +210,7 @@ class _VocabularyCheck:
     """The check of one vocabulary; ``counts_N`` are the counts that it should have, None if they are not known."""
 
     def __init__(
-        self, folder: Folder, manifest: Manifest, problems: Problems, name: str, counts_N: IntArray | None
+        self, folder: Folder, manifest: DatasetManifest, problems: Problems, name: str, counts_N: IntArray | None
     ) -> None:
         self._where = f"{folder.uri}/{VOCABULARY}/{name}"
         self._files = ParquetFiles(folder)
@@ -216,36 +218,36 @@ class _VocabularyCheck:
         self._entity: Entity = manifest.entities[name]
         self._problems = problems
         self._counts_N = counts_N
-        self._forgotten = np.array(self._entity.forgotten, np.int64)
+        self._forgotten = np.array(self._entity.vacant_rows, np.int64)
         id_type = pa.int64() if self._entity.id_type == "int64" else pa.string()
         self._columns = {"row": pa.int64(), "id": id_type, "count": pa.int64()}
-        if self._entity.named:
+        if self._entity.has_names:
             self._columns["name"] = pa.string()
-        if self._entity.met:
+        if self._entity.has_warm:
             self._columns["met"] = pa.bool_()
-        if self._entity.seen:
+        if self._entity.has_last_seen:
             self._columns |= {"last_seen": pa.int64(), "since": pa.int64()}
         self._generations = len(manifest.lineage)
         self._pending_where = f"{folder.uri}/{PENDING}/{name}"
         self._next_row = 0
 
-    def run(self, work: Path, memory_bytes: int | None, progress: Progress) -> None:
+    def run(self, work: Path, memory_bytes: int | None, progress: ProgressReporter) -> None:
         """Read all of it."""
         folder = work / "ids"
         folder.mkdir(exist_ok=True)
         before = self._problems.count
         progress.phase(f"check {self._name}", self._entity.rows, "row")
         with working_database(folder, memory_bytes, None) as connection:
-            run(connection, f"CREATE OR REPLACE TABLE ids (row BIGINT, id {_SQL_TYPES[self._entity.id_type]})")
+            execute(connection, f"CREATE OR REPLACE TABLE ids (row BIGINT, id {_SQL_TYPES[self._entity.id_type]})")
             for file in self._entity.files:
                 with self._problems.catching():
                     for table in self._groups(file):
                         connection.register("piece", table)
-                        run(connection, "INSERT INTO ids SELECT row, id FROM piece")
+                        execute(connection, "INSERT INTO ids SELECT row, id FROM piece")
                         connection.unregister("piece")
                         progress.advance(table.num_rows)
             self._check_pending(connection)
-            twins = run(
+            twins = execute(
                 connection,
                 "SELECT id, min(row), max(row), count(*) FROM ids WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 "
                 f"ORDER BY 2 LIMIT {LISTED + 1}",
@@ -262,7 +264,7 @@ class _VocabularyCheck:
         if not self._entity.pending:
             return
         columns = {field.name: field.type for field in pending_schema(self._entity.id_type)}
-        run(connection, f"CREATE OR REPLACE TABLE pending (id {_SQL_TYPES[self._entity.id_type]})")
+        execute(connection, f"CREATE OR REPLACE TABLE pending (id {_SQL_TYPES[self._entity.id_type]})")
         for file in self._entity.pending:
             with self._problems.catching():
                 if self._problems.of_columns(self._files, file, columns):
@@ -275,14 +277,14 @@ class _VocabularyCheck:
                             said = f"{where}, row {{}}: the count is {{}}; expected 1 at least"
                             self._problems.of_values(count_N < 1, count_N, said, first)
                         connection.register("piece", table)
-                        run(connection, "INSERT INTO pending SELECT id FROM piece")
+                        execute(connection, "INSERT INTO pending SELECT id FROM piece")
                         connection.unregister("piece")
                         first += table.num_rows
         for said, ids in (
             ("has a row, but waits for one", "SELECT id FROM pending SEMI JOIN ids USING (id)"),
             ("waits for a row twice", "SELECT id FROM pending GROUP BY id HAVING count(*) > 1"),
         ):
-            for (text,) in run(connection, f"{ids} ORDER BY id LIMIT {LISTED + 1}"):
+            for (text,) in execute(connection, f"{ids} ORDER BY id LIMIT {LISTED + 1}"):
                 self._problems.add(f"{self._pending_where}: the id '{text}' {said}")
 
     def _groups(self, file: DataFile) -> Iterator[pa.Table]:
@@ -317,7 +319,7 @@ class _VocabularyCheck:
         if self._entity.id_type == "string":
             empty_N = pc.fill_null(pc.equal(ids, ""), False).to_numpy()
             self._problems.of_values(empty_N, row_N, f"{where}, row {{}}: row {{}} has an empty id", first)
-        if self._entity.seen:
+        if self._entity.has_last_seen:
             since_N = table.column("since").to_numpy()
             said = f"{where}, row {{}}: column 'since' is {{}}, but the lineage has 0 to {self._generations}"
             self._problems.of_values((since_N < 0) | (since_N > self._generations), since_N, said, first)

@@ -10,9 +10,9 @@ import pyarrow as pa
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.storage import Folder
 from trainer.data.features import ROW, VALUE
-from trainer.data.manifest import DataFile, Manifest
+from trainer.data.manifest import DataFile, DatasetManifest
 from trainer.data.parquet_files import ParquetFiles
-from trainer.data.progress import Progress
+from trainer.data.progress import ProgressReporter
 from trainer.prepare.problems import Problems
 
 
@@ -22,7 +22,7 @@ class FeatureCheck:
     def __init__(
         self,
         folder: Folder,
-        manifest: Manifest,
+        manifest: DatasetManifest,
         problems: Problems,
         entity: str,
         name: str,
@@ -46,7 +46,7 @@ class FeatureCheck:
         )
         self._last = (-1, -1)
 
-    def run(self, progress: Progress) -> dict[str, IntArray]:
+    def run(self, progress: ProgressReporter) -> dict[str, IntArray]:
         """Read all of it. By name, how often train touches each value, if that can be known."""
         before = self._problems.count
         progress.phase(f"check {self._name}", self._feature.pairs, "row")
@@ -56,7 +56,7 @@ class FeatureCheck:
         known = self._counts_R is not None and self._problems.count == before
         return {self._name: self._counts_V} if known else {}
 
-    def _check_file(self, file: DataFile, progress: Progress) -> None:
+    def _check_file(self, file: DataFile, progress: ProgressReporter) -> None:
         columns = dict.fromkeys((ROW, VALUE), pa.int64())
         if self._problems.of_columns(self._files, file, columns):
             return
@@ -86,5 +86,5 @@ class FeatureCheck:
         said = f"{where}, row {{}}: column '{column}' is {{}}, but {name} has rows 0 to {entity.rows - 1}"
         self._problems.of_values(~inside_N, row_N, said, first)
         said = f"{where}, row {{}}: column '{column}' is {{}}, a row of {name} that was forgotten; its pairs must go"
-        self._problems.of_values(np.isin(row_N, np.array(entity.forgotten, np.int64)), row_N, said, first)
+        self._problems.of_values(np.isin(row_N, np.array(entity.vacant_rows, np.int64)), row_N, said, first)
         return inside_N

@@ -16,8 +16,8 @@ from numba import njit
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
-from trainer.data.progress import Progress
-from trainer.prepare.database import count, one, run
+from trainer.data.progress import ProgressReporter
+from trainer.prepare.database import execute, fetch_count, fetch_one
 from trainer.prepare.numbering import ROLES
 
 _BATCH = 1 << 20
@@ -34,7 +34,7 @@ class SumReport:
 
 
 @dataclass(frozen=True)
-class CoreReport:
+class KCoreReport:
     """Interactions and ids (by role) that were left out, and how often all were counted."""
 
     interactions: int
@@ -51,7 +51,7 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
     Raises:
         InputError: a sum is no 32-bit float.
     """
-    whole, size, events = one(
+    whole, size, events = fetch_one(
         connection,
         f"SELECT bool_and(weight * {_FRACTION} = trunc(weight * {_FRACTION})), sum(abs(weight::DOUBLE)), count(*) "
         f"FROM {source}",
@@ -60,35 +60,35 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
     assert isinstance(events, int)
     # Sums that float64 holds exactly are the same in any order; others are added in the order of the events.
     order = "" if whole and size < _EXACT_BELOW else " ORDER BY seq"
-    run(
+    execute(
         connection,
         f"CREATE TABLE summed AS SELECT query, item, sum(weight::DOUBLE{order}) AS weight, "
         f"max(timestamp) AS timestamp, split, min(seq) AS seq FROM {source} GROUP BY split, query, item",
     )
-    largest = one(connection, "SELECT max(abs(weight)) FROM summed")[0]
+    largest = fetch_one(connection, "SELECT max(abs(weight)) FROM summed")[0]
     if isinstance(largest, float) and largest > np.finfo(np.float32).max:
         raise InputError(
             f"--duplicates sum: the weights of a pair sum to {largest:g}, which is too large for a 32-bit float; "
             "scale them down"
         )
-    run(
+    execute(
         connection,
         f"CREATE TABLE {target} AS SELECT query, item, weight::FLOAT AS weight, timestamp, split, seq FROM summed "
         "WHERE weight::FLOAT <> 0",
     )
-    pairs = count(connection, "SELECT count(*) FROM summed")
-    run(connection, "DROP TABLE summed")
-    return SumReport(merged=events - pairs, cancelled=pairs - count(connection, f"SELECT count(*) FROM {target}"))
+    pairs = fetch_count(connection, "SELECT count(*) FROM summed")
+    execute(connection, "DROP TABLE summed")
+    return SumReport(merged=events - pairs, cancelled=pairs - fetch_count(connection, f"SELECT count(*) FROM {target}"))
 
 
-def keep_core(
+def filter_k_core(
     connection: duckdb.DuckDBPyConnection,
     minimums: Mapping[str, int],
     entities: Mapping[str, str],
     source: str,
     target: str,
-    progress: Progress,
-) -> CoreReport:
+    progress: ProgressReporter,
+) -> KCoreReport:
     """Make the table ``target`` of ``source`` without ids that have fewer interactions than ``minimums`` (by role).
 
     ``entities`` are the names of the roles, for messages.
@@ -98,7 +98,7 @@ def keep_core(
     Raises:
         InputError: nothing of positive weight is left.
     """
-    ids = {role: count(connection, f"SELECT count(*) FROM ids_{role}") for role in ROLES}
+    ids = {role: fetch_count(connection, f"SELECT count(*) FROM ids_{role}") for role in ROLES}
     before = {role: _present(connection, source, role) for role in ROLES}
     alive = {role: np.ones(ids[role], dtype=np.bool_) for role in ROLES}
     progress.phase("min-count", None, "round")
@@ -118,20 +118,20 @@ def keep_core(
         raise InputError(f"--min-count: asking for {wanted} leaves no interaction at all; lower it")
     for role in ROLES:
         connection.register("alive", pa.table({"number": np.flatnonzero(alive[role])}))
-        run(connection, f"CREATE TABLE alive_{role} AS SELECT number FROM alive")
+        execute(connection, f"CREATE TABLE alive_{role} AS SELECT number FROM alive")
         connection.unregister("alive")
-    run(
+    execute(
         connection,
         f"CREATE TABLE {target} AS SELECT e.* FROM {source} e "
         "WHERE query IN (SELECT number FROM alive_query) AND item IN (SELECT number FROM alive_item)",
     )
-    events = [count(connection, f"SELECT count(*) FROM {table}") for table in (source, target)]
+    events = [fetch_count(connection, f"SELECT count(*) FROM {table}") for table in (source, target)]
     gone = {role: before[role] - _present(connection, target, role) for role in ROLES}
-    return CoreReport(interactions=events[0] - events[1], ids=gone, rounds=rounds)
+    return KCoreReport(interactions=events[0] - events[1], ids=gone, rounds=rounds)
 
 
 def _present(connection: duckdb.DuckDBPyConnection, table: str, role: str) -> int:
-    return count(connection, f"SELECT count(DISTINCT {role}) FROM {table}")
+    return fetch_count(connection, f"SELECT count(DISTINCT {role}) FROM {table}")
 
 
 def _count_alive(

@@ -33,20 +33,22 @@ def exact_path(path: Path) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
 
 
-def run(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
+def execute(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()
+) -> list[tuple[object, ...]]:
     """Run a statement to its end and return its rows, of which there must be few."""
     return [tuple(row) for row in connection.execute(sql, list(parameters)).fetchall()]
 
 
-def one(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()) -> tuple[object, ...]:
+def fetch_one(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()) -> tuple[object, ...]:
     """The only row of a query."""
-    (row,) = run(connection, sql, parameters)
+    (row,) = execute(connection, sql, parameters)
     return row
 
 
-def count(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()) -> int:
+def fetch_count(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()) -> int:
     """The only value of a query that counts."""
-    value = one(connection, sql, parameters)[0]
+    value = fetch_one(connection, sql, parameters)[0]
     assert isinstance(value, int)
     return value
 
@@ -70,16 +72,16 @@ def working_database(
     with _errors_translated():
         connection = duckdb.connect(str(folder / "events.duckdb"))
         try:
-            run(connection, "SET autoinstall_known_extensions = false")
-            run(connection, "SET autoload_known_extensions = false")
-            run(connection, "SET python_enable_replacements = false")
-            run(connection, "SET TimeZone = 'UTC'")
-            run(connection, "PRAGMA disable_checkpoint_on_shutdown")  # nobody opens this database again
-            run(connection, "SET enable_progress_bar = false")
-            run(connection, f"SET temp_directory = {literal(str(folder / 'spill'))}")
-            run(connection, f"SET memory_limit = '{memory_bytes or default_memory_bytes()}B'")
+            execute(connection, "SET autoinstall_known_extensions = false")
+            execute(connection, "SET autoload_known_extensions = false")
+            execute(connection, "SET python_enable_replacements = false")
+            execute(connection, "SET TimeZone = 'UTC'")
+            execute(connection, "PRAGMA disable_checkpoint_on_shutdown")  # nobody opens this database again
+            execute(connection, "SET enable_progress_bar = false")
+            execute(connection, f"SET temp_directory = {literal(str(folder / 'spill'))}")
+            execute(connection, f"SET memory_limit = '{memory_bytes or default_memory_bytes()}B'")
             if threads is not None:
-                run(connection, f"SET threads = {threads:d}")
+                execute(connection, f"SET threads = {threads:d}")
             yield connection
         finally:
             connection.close()

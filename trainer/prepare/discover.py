@@ -17,7 +17,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from kvstore.errors import InputError, listed
+from kvstore.errors import InputError, format_names
 from kvstore.storage import Folder
 from trainer.data.features import ROW, VALUE
 from trainer.data.manifest import (
@@ -27,13 +27,13 @@ from trainer.data.manifest import (
     VOCABULARY,
     WEIGHT,
     DataFile,
+    DatasetManifest,
     Entity,
     Feature,
-    Manifest,
     Split,
 )
-from trainer.data.parquet_files import ParquetFiles, describe
-from trainer.data.progress import Progress
+from trainer.data.parquet_files import ParquetFiles, file_entry
+from trainer.data.progress import ProgressReporter
 
 _AT_A_TIME = 8
 _LAYOUT = (
@@ -52,7 +52,7 @@ class _Found:
     schemas: list[pa.Schema]
 
 
-def discover(folder: Folder, query: str | None, item: str | None, progress: Progress) -> Manifest:
+def infer_manifest(folder: Folder, query: str | None, item: str | None, progress: ProgressReporter) -> DatasetManifest:
     """Describe the files in ``folder``: what is in their rows is not looked at.
 
     The entities are ``query`` and ``item`` or, where these are None, the first two columns of train.
@@ -69,13 +69,13 @@ def discover(folder: Folder, query: str | None, item: str | None, progress: Prog
     columns = found["train"].schemas[0].names
     if len(columns) < 3:
         raise InputError(
-            f"{folder.uri}/{found['train'].files[0].path}: has the columns {listed(columns)}; expected rows of the "
+            f"{folder.uri}/{found['train'].files[0].path}: has the columns {format_names(columns)}; expected rows of the "
             f"query and of the item entity, and '{WEIGHT}'"
         )
     sides = query or columns[0], item or columns[1]
     features = _features(folder, sides, found)
     names = [*sides, *(name for some in features.values() for name in some)]
-    return Manifest(
+    return DatasetManifest(
         query=sides[0],
         item=sides[1],
         entities={name: _entity(folder, name, found.get(f"{VOCABULARY}/{name}")) for name in names},
@@ -100,12 +100,12 @@ def _data_paths(folder: Folder) -> list[str]:
     return paths
 
 
-def _look(folder: Folder, paths: Sequence[str], progress: Progress) -> dict[str, _Found]:
+def _look(folder: Folder, paths: Sequence[str], progress: ProgressReporter) -> dict[str, _Found]:
     """What is in each folder. Files are looked at several at a time, since storage may be slow, and told in order."""
     files = ParquetFiles(folder)
 
     def look(path: str) -> tuple[DataFile, pa.Schema]:
-        described = describe(folder, path)
+        described = file_entry(folder, path)
         files.look_through(described)
         return described, files.footer(described).schema.to_arrow_schema().remove_metadata()
 
@@ -151,7 +151,7 @@ def _filled(folder: Folder, found: _Found, columns: Collection[str], expected: s
     for file, schema in filled:
         if missing := set(columns) - set(schema.names):
             raise InputError(
-                f"{folder.uri}/{file.path}: has the columns {listed(schema.names)}, but '{min(missing)}' is missing; "
+                f"{folder.uri}/{file.path}: has the columns {format_names(schema.names)}, but '{min(missing)}' is missing; "
                 f"expected {expected}"
             )
     return filled
@@ -171,7 +171,7 @@ def _entity(folder: Folder, name: str, found: _Found | None) -> Entity:
     id_type: Literal["int64", "string"] = "int64" if pa.types.is_integer(kind) else "string"
     named, met = (all(column in schema.names for _, schema in filled) for column in ("name", "met"))
     files = sorted((file for file, _ in filled), key=partial(_first_row, folder))
-    return Entity(rows=sum(file.rows for file in files), id_type=id_type, named=named, met=met, files=files)
+    return Entity(rows=sum(file.rows for file in files), id_type=id_type, has_names=named, has_warm=met, files=files)
 
 
 def _first_row(folder: Folder, file: DataFile) -> int:

@@ -18,11 +18,11 @@ import duckdb
 
 from kvstore.errors import InputError
 from trainer.data.manifest import SPLITS
-from trainer.data.moments import Window, check_seconds
-from trainer.data.progress import Progress
-from trainer.prepare.database import count, identifier, literal, one
+from trainer.data.moments import EventTimeRange, check_seconds
+from trainer.data.progress import ProgressReporter
+from trainer.prepare.database import fetch_count, fetch_one, identifier, literal
 from trainer.prepare.fetching import fetched
-from trainer.prepare.numbering import Numbering
+from trainer.prepare.numbering import IdEncoder
 from trainer.prepare.raw import Kind, close_raw, open_adjacency, open_columns, reading, where_is
 from trainer.prepare.sources import RawFile, Source
 
@@ -43,7 +43,7 @@ KIND_NAMES = {
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnMapping:
     """Which columns of the raw files are what; ``None`` where there is none."""
 
     query: str
@@ -66,7 +66,7 @@ class Columns:
 
 
 @dataclass
-class Tally:
+class ReadStats:
     """What was seen in the files, and what was left out for which reason."""
 
     files: int = 0
@@ -84,7 +84,7 @@ class EventTable:
 
     id_types: dict[str, IdType]
     timestamps: Literal["integer", "moment"] | None
-    tally: Tally
+    tally: ReadStats
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def read_events(
     connection: duckdb.DuckDBPyConnection,
     files: Mapping[str, Sequence[Source]],
     work: Path,
-    columns: Columns,
+    columns: ColumnMapping,
     ids: IdChoice,
-    window: Window,
-    progress: Progress,
+    window: EventTimeRange,
+    progress: ProgressReporter,
     text_ids: Collection[str] = (),
 ) -> EventTable:
     """Read ``files`` (split to files) into the table ``events``; those that lie elsewhere come to ``work`` first.
@@ -131,9 +131,9 @@ class _Reader:
     def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
-        columns: Columns,
+        columns: ColumnMapping,
         ids: IdChoice,
-        window: Window,
+        window: EventTimeRange,
         text_ids: Collection[str],
     ) -> None:
         self._connection = connection
@@ -142,8 +142,8 @@ class _Reader:
         self._window = window
         self._text_ids = text_ids
         self._settled: dict[str, tuple[str, RawFile]] = {}
-        self._numbering: Numbering | None = None
-        self._tally = Tally()
+        self._numbering: IdEncoder | None = None
+        self._tally = ReadStats()
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events."""
@@ -155,7 +155,7 @@ class _Reader:
             kinds = open_columns(self._connection, file, self._columns.roles())
         self._tally.files += 1
         with reading(file):
-            if not count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
+            if not fetch_count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
                 self._tally.empty_files += 1
                 return
             types = {role: self._type(file, role, kind) for role, kind in kinds.items() if role in _TYPED}
@@ -192,7 +192,9 @@ class _Reader:
             return "string"
         if kind == "text" or (kind == "string" and role == "timestamp"):
             whole = INTEGER_TEXT.format(role)
-            odd = count(self._connection, f"SELECT count(*) FILTER (NOT coalesce({whole}, {role} IS NULL)) FROM raw")
+            odd = fetch_count(
+                self._connection, f"SELECT count(*) FILTER (NOT coalesce({whole}, {role} IS NULL)) FROM raw"
+            )
             return other if odd else "integer"
         if kind in ("integer", other):
             return kind
@@ -267,7 +269,7 @@ class _Reader:
             f"count(*) FILTER ({weight} = 0 AND NOT {since} AND NOT {until})"
         )
         firsts = "".join(f", min(position) FILTER ({check.bad})" for check in checks)
-        latest, *numbers = one(self._connection, f"SELECT {counts}{firsts} FROM raw")
+        latest, *numbers = fetch_one(self._connection, f"SELECT {counts}{firsts} FROM raw")
         for check, position in zip(checks, numbers[4:], strict=True):
             if position is not None:
                 assert isinstance(position, int)
@@ -284,14 +286,14 @@ class _Reader:
 
     def _refuse(self, file: RawFile, check: _Check, position: int) -> NoReturn:
         sql = f"SELECT CAST({identifier(check.role)} AS VARCHAR) FROM raw WHERE position = ?"
-        value = one(self._connection, sql, [position])[0]
+        value = fetch_one(self._connection, sql, [position])[0]
         shown = "" if value is None or value == "" else f" '{str(value)[:60]}'"
         column = "" if file.format == "lightgcn" else f" of column '{self._name(check.role)}'"
         raise InputError(f"{where_is(file, position)}: the {_ROLE_NAMES[check.role]}{shown}{column} {check.problem}")
 
     def _insert(self, types: Mapping[str, str], split: int, rows: int) -> None:
         if self._numbering is None:
-            self._numbering = Numbering(self._connection, types["query"], types["item"])
+            self._numbering = IdEncoder(self._connection, types["query"], types["item"])
         moment = _timestamp_sql(types.get("timestamp"))
         since, until = self._window.outside_sql("timestamp")
         selected = ", ".join(

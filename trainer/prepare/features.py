@@ -20,12 +20,12 @@ import duckdb
 import pyarrow as pa
 
 from kvstore.errors import InputError
-from trainer.data.features import ROW, SCHEMA, VALUE, pair_pieces
+from trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
 from trainer.data.manifest import FEATURES, Feature
-from trainer.data.progress import Progress
-from trainer.prepare.base_vocabulary import SQL_TYPES, Base
-from trainer.prepare.build_vocabulary import Role, Side
-from trainer.prepare.database import count, run
+from trainer.data.progress import ProgressReporter
+from trainer.prepare.base_vocabulary import SQL_TYPES, BaseDataset
+from trainer.prepare.build_vocabulary import Side, VocabularyKey
+from trainer.prepare.database import execute, fetch_count
 from trainer.prepare.events import INTEGER_TEXT, KIND_NAMES, IdChoice, IdType
 from trainer.prepare.fetching import fetched
 from trainer.prepare.output import PartWriter, row_group_rows
@@ -52,7 +52,7 @@ class FeatureFile:
 
 
 @dataclass(frozen=True)
-class Planned:
+class FeaturePlan:
     """A feature to prepare: the ``number``-th one, of ``entity``, which stands on ``side``.
 
     ``asked`` is None for one that only an earlier data set has.
@@ -66,7 +66,7 @@ class Planned:
     files: Sequence[Source] = ()
 
     @property
-    def role(self) -> Role:
+    def role(self) -> VocabularyKey:
         """What tables of the working database call it."""
         return f"feature_{self.number}"
 
@@ -103,29 +103,32 @@ def check_features(features: Sequence[FeatureFile], query: str, item: str, known
 
 
 def plan_features(
-    features: Sequence[FeatureFile], files: Sequence[Sequence[Source]], sides: Mapping[str, Side], base: Base | None
-) -> list[Planned]:
+    features: Sequence[FeatureFile],
+    files: Sequence[Sequence[Source]],
+    sides: Mapping[str, Side],
+    base: BaseDataset | None,
+) -> list[FeaturePlan]:
     """The features to prepare: those that are asked for, in ``files``, and those that only ``base`` has."""
-    known = base.manifest.owners() if base else {}
+    known = base.manifest.feature_owners() if base else {}
     named = [(name, file, found) for file, found in zip(features, files, strict=True) for name in file.columns]
     planned = [
-        Planned(number, name, file.entity, sides[file.entity], file, found)
+        FeaturePlan(number, name, file.entity, sides[file.entity], file, found)
         for number, (name, file, found) in enumerate(named)
     ]
     carried = [name for name in known if name not in {name for name, _, _ in named}]
     return planned + [
-        Planned(number, name, known[name], sides[known[name]], None)
+        FeaturePlan(number, name, known[name], sides[known[name]], None)
         for number, name in enumerate(carried, start=len(planned))
     ]
 
 
 def read_features(
     connection: duckdb.DuckDBPyConnection,
-    planned: Sequence[Planned],
+    planned: Sequence[FeaturePlan],
     work: Path,
     ids: IdChoice,
-    base: Base | None,
-    progress: Progress,
+    base: BaseDataset | None,
+    progress: ProgressReporter,
 ) -> dict[str, IdType]:
     """Make the table ``given_ROLE`` (id as text, value) of each feature that is asked for; the type of its values.
 
@@ -143,7 +146,7 @@ def read_features(
         column = feature.asked.columns[feature.name]
         known = base.manifest.entities.get(feature.name) if base else None
         text = ids == "string" or (known is not None and known.id_type == "string")
-        run(connection, f"CREATE TABLE text_{feature.role} (id VARCHAR, value VARCHAR)")
+        execute(connection, f"CREATE TABLE text_{feature.role} (id VARCHAR, value VARCHAR)")
         found: dict[str, RawFile] = {}
         with fetched(feature.files, work, [feature.asked.id_column, column]) as here:
             for source, file in zip(feature.files, here, strict=True):
@@ -151,12 +154,14 @@ def read_features(
                 progress.advance(source.bytes)
         types[feature.name] = _settle(feature.name, column, found)
         value = f"CAST(value AS {SQL_TYPES[types[feature.name]]}) AS value"
-        run(connection, f"CREATE TABLE given_{feature.role} AS SELECT DISTINCT id, {value} FROM text_{feature.role}")
-        run(connection, f"DROP TABLE text_{feature.role}")
+        execute(
+            connection, f"CREATE TABLE given_{feature.role} AS SELECT DISTINCT id, {value} FROM text_{feature.role}"
+        )
+        execute(connection, f"DROP TABLE text_{feature.role}")
     return types
 
 
-def _append(connection: duckdb.DuckDBPyConnection, feature: Planned, file: RawFile, text: bool) -> IdType:
+def _append(connection: duckdb.DuckDBPyConnection, feature: FeaturePlan, file: RawFile, text: bool) -> IdType:
     """Append the pairs of one file to ``text_ROLE``; the type of its values."""
     assert feature.asked is not None
     column = feature.asked.columns[feature.name]
@@ -164,7 +169,7 @@ def _append(connection: duckdb.DuckDBPyConnection, feature: Planned, file: RawFi
     with reading(file):
         found = _type(connection, file, column, kinds["value"], text)
         filled = " AND ".join(f"{name} IS NOT NULL AND CAST({name} AS VARCHAR) <> ''" for name in ("id", "value"))
-        run(
+        execute(
             connection,
             f"INSERT INTO text_{feature.role} SELECT CAST(id AS VARCHAR), CAST(value AS VARCHAR) FROM raw "
             f"WHERE {filled}",
@@ -183,7 +188,7 @@ def _type(connection: duckdb.DuckDBPyConnection, file: RawFile, column: str, kin
         return "string"
     if kind == "text":
         whole = f"coalesce({INTEGER_TEXT.format('value')}, value IS NULL OR value = '')"
-        if count(connection, f"SELECT count(*) FILTER (NOT {whole}) FROM raw"):
+        if fetch_count(connection, f"SELECT count(*) FILTER (NOT {whole}) FROM raw"):
             return "string"
     return "int64"
 
@@ -198,7 +203,7 @@ def _settle(name: str, column: str, found: Mapping[str, RawFile]) -> IdType:
 
 
 def join_feature(
-    connection: duckdb.DuckDBPyConnection, feature: Planned, id_type: IdType, base: Base | None
+    connection: duckdb.DuckDBPyConnection, feature: FeaturePlan, id_type: IdType, base: BaseDataset | None
 ) -> FeatureReport:
     """Make the table ``pairs_ROLE`` (row of the entity, id of the value), each pair once.
 
@@ -208,17 +213,17 @@ def join_feature(
         InputError: the files know none of the ids.
     """
     role, side = feature.role, feature.side
-    run(connection, f"CREATE TABLE pairs_{role} (row BIGINT, id {SQL_TYPES[id_type]})")
+    execute(connection, f"CREATE TABLE pairs_{role} (row BIGINT, id {SQL_TYPES[id_type]})")
     unknown = 0
     if feature.asked is not None:
         # As text, as in names: text files have no types, and an int64 has one way only to be written.
-        run(
+        execute(
             connection,
             f"INSERT INTO pairs_{role} SELECT v.row, g.value FROM given_{role} g "
             f"JOIN vocabulary_{side} v ON CAST(v.id AS VARCHAR) = g.id",
         )
-        given = count(connection, f"SELECT count(DISTINCT id) FROM given_{role}")
-        known = count(connection, f"SELECT count(DISTINCT row) FROM pairs_{role}")
+        given = fetch_count(connection, f"SELECT count(DISTINCT id) FROM given_{role}")
+        known = fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{role}")
         unknown = given - known
         if not known:
             raise InputError(
@@ -226,30 +231,30 @@ def join_feature(
                 f"that the events have (column '{feature.asked.id_column}' holds {given} ids with one); expected ids "
                 "of the same entity: check the columns"
             )
-        run(connection, f"DROP TABLE given_{role}")
+        execute(connection, f"DROP TABLE given_{role}")
     if base is not None and feature.name in base.manifest.features_of(feature.entity):
         _carry(connection, base, feature)
-    return FeatureReport(count(connection, f"SELECT count(DISTINCT row) FROM pairs_{role}"), unknown)
+    return FeatureReport(fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{role}"), unknown)
 
 
-def _carry(connection: duckdb.DuckDBPyConnection, base: Base, feature: Planned) -> None:
+def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, feature: FeaturePlan) -> None:
     """Take over the pairs of the earlier data, but of rows that have new ones or another id now."""
     role, side = feature.role, feature.side
-    run(connection, "CREATE TABLE earlier (row BIGINT, value BIGINT)")
-    for _, row_N, value_N in pair_pieces(base.folder, base.manifest, feature.entity, feature.name):
+    execute(connection, "CREATE TABLE earlier (row BIGINT, value BIGINT)")
+    for _, row_N, value_N in iter_pairs(base.folder, base.manifest, feature.entity, feature.name):
         connection.register("piece", pa.table([row_N, value_N], schema=SCHEMA))
-        run(connection, f"INSERT INTO earlier SELECT {ROW}, {VALUE} FROM piece")
+        execute(connection, f"INSERT INTO earlier SELECT {ROW}, {VALUE} FROM piece")
         connection.unregister("piece")
-    run(
+    execute(
         connection,
         f"INSERT INTO pairs_{role} SELECT e.row, b.id FROM earlier e JOIN base_{role} b ON b.row = e.value "
         f"JOIN base_{side} was ON was.row = e.row JOIN vocabulary_{side} v ON v.row = e.row AND v.id = was.id "
         f"WHERE b.id IS NOT NULL AND e.row NOT IN (SELECT row FROM pairs_{role})",
     )
-    run(connection, "DROP TABLE earlier")
+    execute(connection, "DROP TABLE earlier")
 
 
-def counted_values_sql(feature: Planned) -> str:
+def counted_values_sql(feature: FeaturePlan) -> str:
     """A query for each value that some row has, as ``build_vocabulary`` wants it: the count is of interactions."""
     return (
         "SELECT NULL::BIGINT AS number, p.id AS id, p.id AS place, CAST(sum(v.count) AS BIGINT) AS count "
@@ -257,7 +262,7 @@ def counted_values_sql(feature: Planned) -> str:
     )
 
 
-def catalogued_sql(planned: Sequence[Planned], side: Side, id_type: IdType) -> str:
+def cataloged_sql(planned: Sequence[FeaturePlan], side: Side, id_type: IdType) -> str:
     """A query for each id of ``side`` that files of features have a value of, and ``interactions`` have not.
 
     As ``build_vocabulary`` wants it: the count is 0, and the place after those of all ids that events have.
@@ -275,10 +280,10 @@ def catalogued_sql(planned: Sequence[Planned], side: Side, id_type: IdType) -> s
     )
 
 
-def write_feature(connection: duckdb.DuckDBPyConnection, feature: Planned, staged: Staged) -> Feature:
+def write_feature(connection: duckdb.DuckDBPyConnection, feature: FeaturePlan, staged: Staged) -> Feature:
     """Write ``pairs_ROLE`` as rows of the entity and of ``vocabulary_ROLE``."""
     role = feature.role
-    group_rows = row_group_rows(count(connection, f"SELECT count(*) FROM pairs_{role}"))
+    group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM pairs_{role}"))
     pairs = connection.sql(
         f"SELECT p.row AS row, v.row AS value FROM pairs_{role} p JOIN vocabulary_{role} v ON v.id = p.id ORDER BY 1, 2"
     )

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.random_file import RandomFile
-from trainer.prepare.reaching import reaching
+from trainer.prepare.reaching import storage_errors
 from trainer.prepare.sources import RawFile, RemoteFile, Source
 
 _CHUNK_BYTES = 8 << 20
@@ -80,7 +80,7 @@ class _Fetcher:
     def fetch(self, file: RemoteFile, number: int) -> RawFile:
         """Bring ``file`` here."""
         target = self._work / f"fetched-{number}"
-        with reaching(str(file), at_start=False):
+        with storage_errors(str(file), at_start=False):
             source = file.bucket.open_random(file.key)
         with closing(source):
             if source.size() != file.bytes:
@@ -130,7 +130,7 @@ class _Copy:
             if self._stop.is_set():
                 raise InterruptedError("no longer wanted")
             length = min(_CHUNK_BYTES, end - start)
-            with reaching(self._name, at_start=False):
+            with storage_errors(self._name, at_start=False):
                 data = self._source.read_at(start, length)
             self._here.write(data)
             start += length

@@ -27,22 +27,22 @@ from pydantic import BaseModel, ValidationError
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.data.features import ROW, pair_pieces
+from trainer.data.features import ROW, iter_pairs
 from trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
     WEIGHT,
     DataFile,
+    DatasetManifest,
     Feature,
     FilePath,
-    Manifest,
     Split,
-    complaint,
     data_fingerprint,
+    first_error,
     read_manifest,
 )
-from trainer.data.parquet_files import ParquetFiles, describe, write_options
-from trainer.data.progress import Progress
+from trainer.data.parquet_files import ParquetFiles, file_entry, write_options
+from trainer.data.progress import ProgressReporter
 from trainer.data.vocabulary import plain_strings
 from trainer.prepare.id_list import typed_ids
 from trainer.prepare.output import GROUP_ROWS_MAX
@@ -62,14 +62,14 @@ class _Journal(BaseModel):
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class ForgetReport:
     """What was deleted: ``found`` of ``asked`` ids that have a row, and so many ``interactions`` of each split.
 
     ``waiting`` is how many of them waited for a row.
     ``rewritten`` files were written anew. ``finished`` says that files of an earlier call that broke off were deleted.
     """
 
-    manifest: Manifest
+    manifest: DatasetManifest
     entity: str
     asked: int
     found: int
@@ -79,7 +79,7 @@ class Forgotten:
     finished: bool
 
 
-def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: Progress) -> Forgotten:
+def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter) -> ForgetReport:
     """Delete from the data set in ``folder`` what it has of ``ids``, which are ids of the ``entity`` of one side.
 
     Ids that it does not have are counted and passed over.
@@ -90,7 +90,7 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: Progress)
     manifest = read_manifest(folder)
     if entity not in manifest.entities:
         raise InputError(f"{folder.uri}: has no entity '{entity}'; it has {', '.join(manifest.entities)}")
-    if owner := manifest.owners().get(entity):
+    if owner := manifest.feature_owners().get(entity):
         raise InputError(
             f"{folder.uri}: '{entity}' is a feature of {owner}; expected ids of {manifest.query} or {manifest.item}, "
             f"whose features are forgotten with them"
@@ -100,7 +100,7 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: Progress)
 
 
 @dataclass
-class _Plan:
+class _RewritePlan:
     """What is to be written anew: which files, under which names and how changed."""
 
     changes: list[tuple[DataFile, Change]] = field(default_factory=list)
@@ -116,14 +116,14 @@ class _Plan:
 class _Forgetting:
     """The steps, in order."""
 
-    def __init__(self, folder: Folder, manifest: Manifest, entity: str, progress: Progress) -> None:
+    def __init__(self, folder: Folder, manifest: DatasetManifest, entity: str, progress: ProgressReporter) -> None:
         self._folder = folder
         self._files = ParquetFiles(folder)
         self._manifest = manifest
         self._entity = entity
         self._other = manifest.item if entity == manifest.query else manifest.query
         self._progress = progress
-        self._plan = _Plan()
+        self._plan = _RewritePlan()
         # How often each row of both entities was liked by them in train, and so the values of features.
         self._lost: dict[str, IntArray] = {
             name: np.zeros(described.rows, np.int64) for name, described in manifest.entities.items()
@@ -131,7 +131,7 @@ class _Forgetting:
         # The rows that are forgotten, of their entity and of its features.
         self._gone: dict[str, IntArray] = {}
 
-    def run(self, ids: pa.StringArray, finished: bool) -> Forgotten:
+    def run(self, ids: pa.StringArray, finished: bool) -> ForgetReport:
         """All of them; ``finished`` is to be told."""
         rows_R = self._find_rows(ids)
         waiting = self._find_pending(ids)
@@ -147,7 +147,7 @@ class _Forgetting:
             self._plan_vocabularies()
         if self._plan.changes:
             manifest = self._switch()
-        return Forgotten(
+        return ForgetReport(
             manifest, self._entity, len(ids), len(rows_R), waiting, dropped, len(self._plan.changes), finished
         )
 
@@ -190,7 +190,7 @@ class _Forgetting:
                         np.add.at(self._lost[name], table.column(name).to_numpy()[liked_N], 1)
                 self._progress.advance(table.num_rows)
             if in_file:
-                self._plan.add(file, partial(_without, column=self._entity, rows_R=rows_R))
+                self._plan.add(file, partial(_drop_rows, column=self._entity, rows_R=rows_R))
             dropped += in_file
         return dropped
 
@@ -199,13 +199,13 @@ class _Forgetting:
         rows_R = self._gone.get(owner, np.empty(0, np.int64))
         dropped_V, left_V = (np.zeros(self._manifest.entities[name].rows, np.int64) for _ in range(2))
         self._progress.phase(f"look through {name}", feature.pairs, "row")
-        for file, row_N, value_N in pair_pieces(self._folder, self._manifest, owner, name):
+        for file, row_N, value_N in iter_pairs(self._folder, self._manifest, owner, name):
             theirs_N = _among(row_N, rows_R) if len(rows_R) else np.zeros(len(row_N), np.bool_)
             np.add.at(self._lost[name], value_N, self._lost[owner][row_N])
             np.add.at(dropped_V, value_N[theirs_N], 1)
             np.add.at(left_V, value_N[~theirs_N], 1)
             if theirs_N.any() and file.path not in self._plan.names:
-                self._plan.add(file, partial(_without, column=ROW, rows_R=rows_R))
+                self._plan.add(file, partial(_drop_rows, column=ROW, rows_R=rows_R))
             self._progress.advance(len(row_N))
         # Who had a value alone is known by it.
         self._gone[name] = np.flatnonzero((dropped_V > 0) & (left_V == 0))
@@ -217,10 +217,10 @@ class _Forgetting:
             first = 0
             for file in entity.files:
                 if np.searchsorted(affected_N, first) < np.searchsorted(affected_N, first + file.rows):
-                    self._plan.add(file, partial(_diminished, lost_N=lost_N, gone_R=gone_R))
+                    self._plan.add(file, partial(_reduce_counts, lost_N=lost_N, gone_R=gone_R))
                 first += file.rows
 
-    def _switch(self) -> Manifest:
+    def _switch(self) -> DatasetManifest:
         """Write the new files, then the manifest, then delete the old files."""
         journal = _Journal(files=[*self._plan.names, *self._plan.names.values()])
         self._folder.write(JOURNAL, journal.model_dump_json(indent=1).encode())
@@ -252,15 +252,15 @@ class _Forgetting:
                     writer = opened.enter_context(pq.ParquetWriter(out, changed.schema, **options))
                 writer.write_table(changed, row_group_size=GROUP_ROWS_MAX)
         self._progress.advance(1)
-        return None if writer is None else describe(self._folder, target)
+        return None if writer is None else file_entry(self._folder, target)
 
-    def _new_manifest(self, written: dict[str, DataFile | None]) -> Manifest:
+    def _new_manifest(self, written: dict[str, DataFile | None]) -> DatasetManifest:
         def kept(files: list[DataFile]) -> list[DataFile]:
             return [left for file in files if (left := written.get(file.path, file))]
 
         entities = {}
         for name, entity in self._manifest.entities.items():
-            forgotten = np.union1d(np.array(entity.forgotten, np.int64), self._gone.get(name, []))
+            forgotten = np.union1d(np.array(entity.vacant_rows, np.int64), self._gone.get(name, []))
             entities[name] = entity.model_copy(
                 update={
                     "files": kept(entity.files),
@@ -296,7 +296,7 @@ def _among(column_N: IntArray, rows_R: IntArray) -> IntArray:
     return among_N
 
 
-def _without(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
+def _drop_rows(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
     """A piece of a file without what is of one of ``rows_R``."""
     return table.filter(pa.array(~_among(table.column(column).to_numpy(), rows_R)))
 
@@ -311,7 +311,7 @@ def _without_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
 
 
-def _diminished(table: pa.Table, lost_N: IntArray, gone_R: IntArray) -> pa.Table:
+def _reduce_counts(table: pa.Table, lost_N: IntArray, gone_R: IntArray) -> pa.Table:
     """A piece of a vocabulary whose counts are ``lost_N`` less, and whose rows ``gone_R`` have nothing else left."""
     counted = _counted_down(table, lost_N)
     return _emptied(counted, gone_R) if len(gone_R) else counted
@@ -337,7 +337,7 @@ def _counted_down(table: pa.Table, lost_N: IntArray) -> pa.Table:
     return table.set_column(index, table.schema.field(index), pa.chunked_array([left_N]))
 
 
-def _delete_leftovers(folder: Folder, manifest: Manifest) -> bool:
+def _delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
     """Delete the files that a call, this one or one that broke off, has listed and that are not of ``manifest``."""
     try:
         listed = _Journal.model_validate_json(folder.read(JOURNAL)).files
@@ -345,7 +345,7 @@ def _delete_leftovers(folder: Folder, manifest: Manifest) -> bool:
         return False
     except ValidationError as error:
         raise InputError(
-            f"{folder.uri}/{JOURNAL}: is not what 'prepare --forget' writes: {complaint(error)}; delete it, and see "
+            f"{folder.uri}/{JOURNAL}: is not what 'prepare --forget' writes: {first_error(error)}; delete it, and see "
             f"with 'crossfade prepare --check {folder.uri}' what else is left over"
         ) from error
     used = {FILE_NAME, *(file.path for file in manifest.files())}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from kvstore.errors import InputError, listed
+from kvstore.errors import InputError, format_names
 from kvstore.storage import Folder
 from trainer.data.parquet_files import open_parquet
 
@@ -102,6 +102,6 @@ def _choose(location: str, names: Sequence[str], column: str | None, entity: str
     wanted = column or entity
     if wanted not in names:
         raise InputError(
-            f"{location}: has no column '{wanted}'; name the one of the ids with --column: {listed(names)}"
+            f"{location}: has no column '{wanted}'; name the one of the ids with --column: {format_names(names)}"
         )
     return wanted

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import duckdb
 
-from trainer.prepare.database import count, run
+from trainer.prepare.database import execute, fetch_count
 
 ROLES = ("query", "item")
 _BLOCK_ROWS = 4_000_000
 _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
 
 
-class Numbering:
+class IdEncoder:
     """Makes the table ``events`` block by block: small files wait until there are enough of them for one."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, query_type: str, item_type: str) -> None:
@@ -25,13 +25,13 @@ class Numbering:
         self._waiting = 0
         self._rows = 0
         for role, kind in zip(ROLES, (query_type, item_type), strict=True):
-            run(connection, f"CREATE TABLE ids_{role} (number BIGINT, id {_TYPES[kind]})")
-        run(
+            execute(connection, f"CREATE TABLE ids_{role} (number BIGINT, id {_TYPES[kind]})")
+        execute(
             connection,
             f"CREATE TEMP TABLE waiting (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
             "timestamp BIGINT, split UTINYINT, seq BIGINT)",
         )
-        run(
+        execute(
             connection,
             "CREATE TABLE events "
             "(query BIGINT, item BIGINT, weight FLOAT, timestamp BIGINT, split UTINYINT, seq BIGINT)",
@@ -39,7 +39,7 @@ class Numbering:
 
     def add(self, events: str, rows: int) -> None:
         """Append ``events``: query_id, item_id, weight, timestamp, split and position in a file of ``rows``."""
-        run(
+        execute(
             self._connection,
             "INSERT INTO waiting SELECT query_id, item_id, weight, timestamp, split, "
             f"position + {self._rows} FROM {events}",
@@ -52,28 +52,28 @@ class Numbering:
     def finish(self) -> None:
         """Number what still waits, and rank the ids."""
         self._number()
-        run(self._connection, "DROP TABLE waiting")
+        execute(self._connection, "DROP TABLE waiting")
         for role in ROLES:
-            run(
+            execute(
                 self._connection,
                 f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS place FROM ids_{role}",
             )
-            run(self._connection, f"DROP TABLE ids_{role}")
-            run(self._connection, f"ALTER TABLE ranked RENAME TO ids_{role}")
+            execute(self._connection, f"DROP TABLE ids_{role}")
+            execute(self._connection, f"ALTER TABLE ranked RENAME TO ids_{role}")
 
     def _number(self) -> None:
         for role in ROLES:
-            known = count(self._connection, f"SELECT count(*) FROM ids_{role}")
-            run(
+            known = fetch_count(self._connection, f"SELECT count(*) FROM ids_{role}")
+            execute(
                 self._connection,
                 f"INSERT INTO ids_{role} SELECT {known} + row_number() OVER () - 1, id "
                 f"FROM (SELECT DISTINCT {role}_id AS id FROM waiting) fresh "
                 f"WHERE NOT EXISTS (SELECT 1 FROM ids_{role} known WHERE known.id = fresh.id)",
             )
-        run(
+        execute(
             self._connection,
             "INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM waiting "
             "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id",
         )
-        run(self._connection, "TRUNCATE waiting")
+        execute(self._connection, "TRUNCATE waiting")
         self._waiting = 0

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from kvstore.errors import CrossfadeError
 from trainer.data.manifest import DataFile
-from trainer.data.parquet_files import describe, write_options
+from trainer.data.parquet_files import file_entry, write_options
 from trainer.prepare.staging import Staged
 
 GROUPS_WANTED = 64
@@ -93,7 +93,7 @@ class PartWriter:
             self._write_group(pa.Table.from_batches(self._pending, schema=self._schema))
             self._pending, self._pending_rows = [], 0
         self._close_file()
-        files = [describe(self._staged.folder, path) for path in self._paths]
+        files = [file_entry(self._staged.folder, path) for path in self._paths]
         found = sum(file.rows for file in files)
         if found != self._written:
             raise CrossfadeError(

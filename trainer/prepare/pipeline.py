@@ -22,24 +22,24 @@ import pyarrow as pa
 
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, Manifest, Split
-from trainer.data.moments import Window
-from trainer.data.progress import Progress, Silent
-from trainer.prepare.admission import ADMIT, EXPIRE, Span, keep_admitted, plan_watches, sight
-from trainer.prepare.base_vocabulary import OPTION, Base, open_base
-from trainer.prepare.build_vocabulary import NamesFile, Side, Watch
-from trainer.prepare.cleaning import keep_core, sum_duplicates
-from trainer.prepare.database import count, identifier, one, run, working_database
-from trainer.prepare.events import Columns, EventTable, IdChoice, check_event_weights, read_events
+from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Split
+from trainer.data.moments import EventTimeRange
+from trainer.data.progress import NullReporter, ProgressReporter
+from trainer.prepare.admission import ADMIT, EXPIRE, MaxAge, count_sightings, filter_admitted, plan_id_policies
+from trainer.prepare.base_vocabulary import OPTION, BaseDataset, open_base_dataset
+from trainer.prepare.build_vocabulary import IdPolicy, NamesFile, Side
+from trainer.prepare.cleaning import filter_k_core, sum_duplicates
+from trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
+from trainer.prepare.events import ColumnMapping, EventTable, IdChoice, check_event_weights, read_events
 from trainer.prepare.features import OPTION as FEATURES_OPTION
 from trainer.prepare.features import FeatureFile, check_features, plan_features
 from trainer.prepare.output import PartWriter, row_group_rows
-from trainer.prepare.room import check_room
+from trainer.prepare.room import warn_low_disk
 from trainer.prepare.sources import Format, RawFile, Source, find_files
 from trainer.prepare.splits import apply_hold_out, plan_hold_outs
 from trainer.prepare.staging import Staged, staged_output
 from trainer.prepare.summary import Facts
-from trainer.prepare.vocabularies import Vocabularies
+from trainer.prepare.vocabularies import VocabularyBuilder
 
 Duplicates = Literal["keep", "sum"]
 
@@ -85,14 +85,14 @@ class PrepareOptions:
     duplicates: Duplicates = "keep"
     min_count: Mapping[str, int] = field(default_factory=dict)
     admit: Mapping[str, int] = field(default_factory=dict)
-    expire_after: Mapping[str, Span] = field(default_factory=dict)
+    expire_after: Mapping[str, MaxAge] = field(default_factory=dict)
     ids: IdChoice = "auto"
     hold_out: str | None = None
     hold_out_valid: str | None = None
     hold_out_test: str | None = None
     names: Mapping[str, NamesFile] = field(default_factory=dict)
     features: Sequence[FeatureFile] = ()
-    catalogue: Sequence[str] = ()
+    catalog: Sequence[str] = ()
     vocabulary: str | None = None
     seed: int = 0
     overwrite: bool = False
@@ -100,9 +100,9 @@ class PrepareOptions:
     memory_bytes: int | None = None
     threads: int | None = None
 
-    def columns(self) -> Columns:
+    def columns(self) -> ColumnMapping:
         """The columns to read."""
-        return Columns(
+        return ColumnMapping(
             query=self.query_column or self.query,
             item=self.item_column or self.item,
             weight=self.weight,
@@ -111,16 +111,16 @@ class PrepareOptions:
             timestamp=self.timestamp,
         )
 
-    def window(self) -> Window:
+    def window(self) -> EventTimeRange:
         """The time to read.
 
         Raises:
             InputError: it cannot be.
         """
-        return Window.parse(self.since, self.until, self.timestamp is not None)
+        return EventTimeRange.parse(self.since, self.until, self.timestamp is not None)
 
 
-def prepare(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
+def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -> DatasetManifest:
     """Write the prepared data set ``options.out`` and return its manifest.
 
     It appears whole, at once; on an error or Ctrl-C nothing is left behind.
@@ -129,13 +129,13 @@ def prepare(options: PrepareOptions, progress: Progress | None = None) -> Manife
         InputError: an option or a file is wrong; the message says which, where, and how to mend it.
         CrossfadeError: there is not enough memory or disk.
     """
-    progress = progress or Silent()
+    progress = progress or NullReporter()
     _check(options)
     inputs = _find_inputs(options)
     base = _find_base(options)
-    check_features(options.features, options.query, options.item, base.manifest.owners() if base else {})
+    check_features(options.features, options.query, options.item, base.manifest.feature_owners() if base else {})
     with staged_output(options.out, options.overwrite, options.work) as staged:
-        check_room(staged.work, [file for some in inputs.events.values() for file in some])
+        warn_low_disk(staged.work, [file for some in inputs.events.values() for file in some])
         with working_database(staged.work, options.memory_bytes, options.threads) as connection:
             manifest = _Preparation(connection, options, staged, progress, base).run(inputs)
         staged.publish(manifest)
@@ -172,7 +172,7 @@ def _check_entities_of(options: PrepareOptions) -> None:
     for file in options.features:
         for name in file.columns:
             check_entity(FEATURES_OPTION, name)
-    for entity in options.catalogue:
+    for entity in options.catalog:
         if entity not in {file.entity for file in options.features}:
             raise InputError(f"--catalogue {entity}: adds ids that are in --features {entity}=… alone; give that too")
     sides = [options.query, options.item]
@@ -206,7 +206,7 @@ def _check(options: PrepareOptions) -> None:
             if minimum < 1:
                 raise InputError(f"{option} {entity}={minimum}: expected at least 1")
     for entity, minimum in options.admit.items():
-        if entity in options.catalogue:
+        if entity in options.catalog:
             raise InputError(
                 f"{ADMIT} {entity}={minimum}: --catalogue {entity} gives rows to ids without any event; leave one out"
             )
@@ -256,10 +256,10 @@ def _find_inputs(options: PrepareOptions) -> _Inputs:
     return _Inputs(files, named, featured)
 
 
-def _find_base(options: PrepareOptions) -> Base | None:
+def _find_base(options: PrepareOptions) -> BaseDataset | None:
     if options.vocabulary is None:
         return None
-    base = open_base(options.vocabulary)
+    base = open_base_dataset(options.vocabulary)
     base.check_entities(options.query, options.item)
     if base.folder.uri == Folder(options.out).uri:
         raise InputError(
@@ -290,8 +290,8 @@ class _Preparation:
         connection: duckdb.DuckDBPyConnection,
         options: PrepareOptions,
         staged: Staged,
-        progress: Progress,
-        base: Base | None,
+        progress: ProgressReporter,
+        base: BaseDataset | None,
     ) -> None:
         self._connection = connection
         self._base = base
@@ -300,7 +300,7 @@ class _Preparation:
         self._progress = progress
         self._facts: Facts = {}
 
-    def run(self, inputs: _Inputs) -> Manifest:
+    def run(self, inputs: _Inputs) -> DatasetManifest:
         """Everything but the manifest file."""
         options, files = self._options, inputs.events
         events = read_events(
@@ -314,7 +314,7 @@ class _Preparation:
             self._base.text_roles() if self._base else (),
         )
         self._tell_tally(events)
-        vocabularies = Vocabularies(
+        vocabularies = VocabularyBuilder(
             self._connection, self._staged, self._progress, self._base, options.names, inputs.names
         )
         sides: dict[str, Side] = {options.query: "query", options.item: "item"}
@@ -326,14 +326,14 @@ class _Preparation:
         vocabularies.read_features(planned, options.ids)
         entities = {
             entity: vocabularies.of_side(
-                side, entity, events.id_types[side], entity in options.catalogue, watches.get(side)
+                side, entity, events.id_types[side], entity in options.catalog, watches.get(side)
             )
             for entity, side in sides.items()
         }
         values, features = vocabularies.of_features()
         self._facts |= vocabularies.facts
         splits = {split: self._write_split(split, rows[split], events) for split in SPLITS if rows[split]}
-        return Manifest(
+        return DatasetManifest(
             query=options.query,
             item=options.item,
             entities={**entities, **values},
@@ -363,32 +363,32 @@ class _Preparation:
     def _sum_duplicates(self) -> str:
         """Sum duplicates, if asked to; returns the table that has what is left."""
         options, table = self._options, "events"
-        if not count(self._connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
+        if not fetch_count(self._connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
             raise InputError("--train: the files hold no interaction with a weight above 0; expected one at least")
         if options.duplicates == "sum":
             self._progress.phase("sum duplicates", None, "row")
             summed = sum_duplicates(self._connection, table, "distinct_events")
             self._facts |= {"merged_duplicates": summed.merged, "cancelled_pairs": summed.cancelled}
-            run(self._connection, f"DROP TABLE {table}")
+            execute(self._connection, f"DROP TABLE {table}")
             table = "distinct_events"
         return table
 
-    def _admit(self, table: str, sides: Mapping[str, Side], events: EventTable) -> tuple[str, dict[Side, Watch]]:
+    def _admit(self, table: str, sides: Mapping[str, Side], events: EventTable) -> tuple[str, dict[Side, IdPolicy]]:
         """Leave out ids with too few events for a row, if asked to: the table of what is left, and what to watch."""
         options = self._options
-        watches = plan_watches(
+        watches = plan_id_policies(
             self._connection, table, sides, events.id_types, options.admit, options.expire_after, self._base
         )
         if watches:
             self._progress.phase("admission", len(watches), "side")
         for watch in watches.values():
-            sight(self._connection, watch, table, self._base)
+            count_sightings(self._connection, watch, table, self._base)
             self._progress.advance(1)
         if options.admit:
-            self._facts["dropped_waiting"] = keep_admitted(
+            self._facts["dropped_waiting"] = filter_admitted(
                 self._connection, list(watches.values()), self._base, table, "admitted_events"
             )
-            run(self._connection, f"DROP TABLE {table}")
+            execute(self._connection, f"DROP TABLE {table}")
             table = "admitted_events"
         return table, watches
 
@@ -398,12 +398,12 @@ class _Preparation:
         if options.min_count:
             entities = {"query": options.query, "item": options.item}
             minimums = {role: options.min_count[name] for role, name in entities.items() if name in options.min_count}
-            core = keep_core(self._connection, minimums, entities, table, "core_events", self._progress)
+            core = filter_k_core(self._connection, minimums, entities, table, "core_events", self._progress)
             self._facts |= {
                 "dropped_rare": core.interactions,
                 **{f"{entity}_rare": core.ids[role] for role, entity in entities.items()},
             }
-            run(self._connection, f"DROP TABLE {table}")
+            execute(self._connection, f"DROP TABLE {table}")
             table = "core_events"
         return table
 
@@ -430,17 +430,17 @@ class _Preparation:
                 source=source,
                 target=target,
             )
-            run(self._connection, f"DROP TABLE {source}")
+            execute(self._connection, f"DROP TABLE {source}")
             source = target
             self._progress.advance(1)
-        run(self._connection, f"CREATE VIEW interactions AS SELECT * FROM {source}")
+        execute(self._connection, f"CREATE VIEW interactions AS SELECT * FROM {source}")
         self._facts["kept_for_train"] = stayed
 
     def _count_splits(self, files: Mapping[str, list[Source]]) -> dict[str, int]:
         """The interactions of each split, one of which at least must be liked where there are files."""
         rows = {}
         for code, split in enumerate(SPLITS):
-            found, liked = one(
+            found, liked = fetch_one(
                 self._connection,
                 "SELECT count(*), count(*) FILTER (weight > 0) FROM interactions WHERE split = ?",
                 [code],
@@ -451,7 +451,7 @@ class _Preparation:
                 raise InputError(
                     f"--{split}: the files hold no interaction with a weight above 0; mend them, or leave out --{split}"
                 )
-        negative, first, last = one(
+        negative, first, last = fetch_one(
             self._connection,
             "SELECT count(*) FILTER (weight < 0), min(timestamp), max(timestamp) FROM interactions",
         )

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvstore.arrays import BoolArray, FloatArray, IntArray
-from kvstore.errors import InputError, listed, printable
+from kvstore.errors import InputError, escape_unprintable, format_names
 from trainer.data.manifest import DataFile
 from trainer.data.parquet_files import ParquetFiles
 
@@ -34,7 +34,7 @@ class Problems:
         """Take one down."""
         self.count += 1
         if self.count <= LISTED:
-            self.listed.append(printable(problem))
+            self.listed.append(escape_unprintable(problem))
 
     @contextmanager
     def catching(self) -> Iterator[None]:
@@ -52,7 +52,7 @@ class Problems:
             times = schema.names.count(name)
             if times != 1:
                 many = "no column" if times == 0 else f"{times} columns"
-                self.add(f"{files.uri(file)}: has {many} '{name}'; its columns are {listed(schema.names)}")
+                self.add(f"{files.uri(file)}: has {many} '{name}'; its columns are {format_names(schema.names)}")
             elif plain_type(schema.field(name).type) != kind:
                 found = schema.field(name).type
                 self.add(f"{files.uri(file)}: column '{name}' has the type {found}; expected {kind}: cast it")

@@ -23,8 +23,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstore.errors import CrossfadeError, InputError, listed
-from trainer.prepare.database import count, exact_path, first_line, identifier, literal, run
+from kvstore.errors import CrossfadeError, InputError, format_names
+from trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
 from trainer.prepare.sources import Format, RawFile
 
 Kind = Literal["text", "string", "integer", "number", "moment"]
@@ -60,7 +60,7 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> int:
     with reading(file):
         _drop(connection)
         # One column, and a second that must stay empty: \x01 is no part of such a file, and DuckDB wants a delimiter.
-        run(
+        execute(
             connection,
             "CREATE TABLE raw_lines AS SELECT string_split_regex(trim(line, ' \t\r'), '[ \t]+') AS numbers, "
             "NOT regexp_full_match(trim(line, ' \t\r'), '[0-9]{1,18}([ \t]+[0-9]{1,18})*') OR rest IS NOT NULL AS bad "
@@ -69,15 +69,15 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> int:
             f"max_line_size = {_LINE_BYTES_MAX}) WHERE line IS NOT NULL AND trim(line, ' \t\r') <> ''",
             [exact_path(file.path)],
         )
-        if count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
+        if fetch_count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
             raise InputError(_first_bad_line(file))
-        run(
+        execute(
             connection,
             "CREATE TABLE raw_rows AS "
             "SELECT numbers[1]::BIGINT AS query, unnest(numbers[2:])::BIGINT AS item FROM raw_lines",
         )
-        run(connection, "CREATE VIEW raw AS SELECT *, rowid AS position FROM raw_rows")
-        return count(connection, "SELECT count(*) FILTER (len(numbers) = 1) FROM raw_lines")
+        execute(connection, "CREATE VIEW raw AS SELECT *, rowid AS position FROM raw_rows")
+        return fetch_count(connection, "SELECT count(*) FILTER (len(numbers) = 1) FROM raw_lines")
 
 
 def close_raw(connection: duckdb.DuckDBPyConnection) -> None:
@@ -119,9 +119,9 @@ def reading(file: RawFile) -> Iterator[None]:
 
 
 def _drop(connection: duckdb.DuckDBPyConnection) -> None:
-    run(connection, "DROP VIEW IF EXISTS raw")
-    run(connection, "DROP TABLE IF EXISTS raw_rows")
-    run(connection, "DROP TABLE IF EXISTS raw_lines")
+    execute(connection, "DROP VIEW IF EXISTS raw")
+    execute(connection, "DROP TABLE IF EXISTS raw_rows")
+    execute(connection, "DROP TABLE IF EXISTS raw_lines")
 
 
 def _open_parquet(
@@ -148,7 +148,7 @@ def _open_parquet(
             field, value = field.with_type(field.type.value_type), f"unnest({value})"
         kinds[role] = _parquet_kind(file, field)
         chosen += f", {value} AS {identifier(role)}"
-    run(
+    execute(
         connection,
         f"CREATE VIEW raw AS SELECT file_row_number AS position{chosen} "
         f"FROM read_parquet({literal(exact_path(file.path))}, file_row_number = true)",
@@ -183,13 +183,13 @@ def _open_text(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Ma
     types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(names)))
     quote = '"' if file.format == "csv" else ""
     # The names and types are given and nothing is sniffed: DuckDB's guesses look at a sample and change with it.
-    run(
+    execute(
         connection,
         f"CREATE TABLE raw_rows AS SELECT {chosen} FROM read_csv(?, columns = {{{types}}}, header = true, "
         f"auto_detect = false, delim = '{_DELIMITERS[file.format]}', quote = '{quote}', escape = '{quote}')",
         [exact_path(file.path)],
     )
-    run(connection, "CREATE VIEW raw AS SELECT *, rowid AS position FROM raw_rows")
+    execute(connection, "CREATE VIEW raw AS SELECT *, rowid AS position FROM raw_rows")
     return dict.fromkeys(columns, "text")
 
 
@@ -230,7 +230,7 @@ def _rows_of(file: RawFile) -> Iterator[_Rows]:
 
 
 def _check_columns(file: RawFile, found: Sequence[str], columns: Mapping[str, str]) -> None:
-    shown = listed(found)
+    shown = format_names(found)
     for column in columns.values():
         if column not in found:
             raise InputError(f"{file}: has no column '{column}'; its columns are: {shown}")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstore.storage import Folder
-from trainer.data.progress import Progress, Silent
+from trainer.data.progress import NullReporter, ProgressReporter
 from trainer.prepare.staging import Staged, staged_output
 from trainer.prepare.synthetic import (
     NAMED_ITEMS_MAX,
@@ -53,7 +53,7 @@ def write_raw_events(
     out: str | os.PathLike[str],
     spec: SyntheticSpec,
     seed: int,
-    progress: Progress | None = None,
+    progress: ProgressReporter | None = None,
     threads: int | None = None,
 ) -> list[str]:
     """Write ``spec.interactions`` events below ``out``, a path or URI, and return the names of the files.
@@ -65,7 +65,7 @@ def write_raw_events(
         InputError: the spec cannot be met, or ``out`` exists or cannot be written.
     """
     spec.check()
-    progress = progress or Silent()
+    progress = progress or NullReporter()
     with staged_output(out, overwrite=False) as staged:
         names = _write_events(staged, Generator(spec, seed), progress, threads or os.cpu_count() or 1)
         if spec.items <= NAMED_ITEMS_MAX:
@@ -75,7 +75,7 @@ def write_raw_events(
     return names
 
 
-def prepare_words(out: str, spec: SyntheticSpec, names: list[str]) -> list[str]:
+def prepare_arguments(out: str, spec: SyntheticSpec, names: list[str]) -> list[str]:
     """The words of a command that prepares what ``write_raw_events`` wrote to ``out``, the files ``names``."""
     words = ["prepare", "--events", f"{out}/{EVENTS_FOLDER}/*.parquet", "--query", spec.query, "--item", spec.item]
     words += ["--event", EVENT, "--event-weights", "play=1,like=3,library_add=5,skip=-1", "--timestamp", TIMESTAMP]
@@ -84,7 +84,7 @@ def prepare_words(out: str, spec: SyntheticSpec, names: list[str]) -> list[str]:
     return [*words, "--hold-out", "last-1", "--out", f"{out}-prepared"]
 
 
-def _write_events(staged: Staged, generator: Generator, progress: Progress, threads: int) -> list[str]:
+def _write_events(staged: Staged, generator: Generator, progress: ProgressReporter, threads: int) -> list[str]:
     total = generator.spec.interactions
     progress.phase("write events", total, "row")
     names, stop = [], threading.Event()
@@ -104,7 +104,7 @@ def _write_events(staged: Staged, generator: Generator, progress: Progress, thre
     return names
 
 
-def _collect(running: set[Future[int]], progress: Progress) -> set[Future[int]]:
+def _collect(running: set[Future[int]], progress: ProgressReporter) -> set[Future[int]]:
     done, rest = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
         progress.advance(future.result())

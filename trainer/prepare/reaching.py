@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvstore.errors import InputError, UnreachableError
+from kvstore.errors import InputError, StorageUnavailableError
 
 
 @contextmanager
-def reaching(what: str, *, at_start: bool) -> Iterator[None]:
+def storage_errors(what: str, *, at_start: bool) -> Iterator[None]:
     """Within it, storage is asked about ``what``, which begins the message of any error.
 
     ``at_start`` is before there was an answer from it: then one that cannot be reached was named wrong, most likely.
@@ -21,7 +21,7 @@ def reaching(what: str, *, at_start: bool) -> Iterator[None]:
     try:
         yield
     except ConnectionError as error:
-        raise (InputError if at_start else UnreachableError)(_line(what, error)) from error
+        raise (InputError if at_start else StorageUnavailableError)(_line(what, error)) from error
     except OSError as error:
         raise InputError(_line(what, error)) from error
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from kvstore.storage import Folder
-from trainer.data.manifest import FILE_NAME, Manifest, read_manifest
-from trainer.prepare.reaching import reaching
+from trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
+from trainer.prepare.reaching import storage_errors
 
 
-def read_whole(out: Folder) -> Manifest | None:
+def read_complete(out: Folder) -> DatasetManifest | None:
     """The manifest of the data set in ``out`` if all its files are there at their sizes, else None.
 
     Raises:
         InputError: it cannot be looked into, or what is there is no manifest of this version.
     """
-    with reaching(f"--out {out.uri}", at_start=True):
+    with storage_errors(f"--out {out.uri}", at_start=True):
         sizes = out.sizes()
         if FILE_NAME not in sizes:
             return None

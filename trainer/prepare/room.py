@@ -14,15 +14,15 @@ _BYTES_PER_BYTE = {"parquet": 4.0, "csv": 2.0, "tsv": 2.0, "lightgcn": 4.0}
 compresses, were measured to take 1.2; small integers take more than their file."""
 
 
-def room_needed(files: Sequence[Source]) -> int:
+def estimate_temp_bytes(files: Sequence[Source]) -> int:
     """About how many bytes of temporary files preparing ``files`` takes."""
     fetched = sorted((file.bytes for file in files if isinstance(file, RemoteFile)), reverse=True)
     return sum(fetched[:2]) + int(sum(file.bytes * _BYTES_PER_BYTE[file.format] for file in files))
 
 
-def check_room(work: Path, files: Sequence[Source]) -> None:
+def warn_low_disk(work: Path, files: Sequence[Source]) -> None:
     """Say on stderr when ``work`` has less room than preparing ``files`` may take: it is an estimate, so no refusal."""
-    free, needed = shutil.disk_usage(work).free, room_needed(files)
+    free, needed = shutil.disk_usage(work).free, estimate_temp_bytes(files)
     if free < needed:
         print(
             f"crossfade: {work}: {free / 1e9:,.1f} GB are free, and this may take {needed / 1e9:,.1f} GB there; "

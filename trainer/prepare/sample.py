@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from kvstore.errors import CrossfadeError, InputError
-from trainer.data.manifest import Manifest
-from trainer.data.progress import Progress, Silent
+from trainer.data.manifest import DatasetManifest
+from trainer.data.progress import NullReporter, ProgressReporter
 from trainer.prepare.build_vocabulary import NamesFile
 from trainer.prepare.features import FeatureFile
 from trainer.prepare.pipeline import PrepareOptions, prepare
@@ -42,7 +42,7 @@ TAG_LISTENERS_MIN = 10
 """Tags that fewer listeners use are left out: one that is a single listener's own would say who that is, and whoever
 listens to an artist that nobody else does could be told from its tags."""
 
-STAND_IN = SyntheticSpec(queries=2_000, items=4_000, interactions=100_000, item="artist")
+FALLBACK_SPEC = SyntheticSpec(queries=2_000, items=4_000, interactions=100_000, item="artist")
 """What is made where there are no data."""
 _HOLD_OUT = "random:0.1"
 
@@ -51,7 +51,7 @@ _READ_BYTES = 1 << 16
 
 def locate_lastfm(
     out_dir: Path,
-    progress: Progress | None = None,
+    progress: ProgressReporter | None = None,
     say: Callable[[str], None] | None = None,
     url: str = URL,
     sha256: str = SHA256,
@@ -70,7 +70,7 @@ def locate_lastfm(
         if all((place / name).is_file() for name in FILES):
             return place
     try:
-        _unpack(_download(url, sha256, progress or Silent()), cache)
+        _unpack(_download(url, sha256, progress or NullReporter()), cache)
     except (CrossfadeError, OSError, HTTPException, ValueError, zipfile.BadZipFile) as error:
         say(
             f"Last.fm HetRec 2011 is neither in $CROSSFADE_DATA nor in {places[0].parent}, and {url} cannot be had "
@@ -81,8 +81,8 @@ def locate_lastfm(
 
 
 def prepare_lastfm(
-    folder: Path | None, out: Path, seed: int = 1, overwrite: bool = False, progress: Progress | None = None
-) -> Manifest:
+    folder: Path | None, out: Path, seed: int = 1, overwrite: bool = False, progress: ProgressReporter | None = None
+) -> DatasetManifest:
     """Prepare the sample in ``folder``, or synthetic data of about its size where that is None, as ``out``.
 
     Each pair weighs 1: the plays are so unequal (1 to 352,698) that a few listeners' favourites would be all that
@@ -93,7 +93,7 @@ def prepare_lastfm(
         InputError: a file in ``folder`` is damaged, or ``out`` exists and may not be replaced.
     """
     if folder is None:
-        return write_synthetic(out, STAND_IN, seed, overwrite, progress)
+        return write_synthetic(out, FALLBACK_SPEC, seed, overwrite, progress)
     names, features = {"artist": NamesFile(folder / FILES[1], "id", "name")}, []
     with tempfile.TemporaryDirectory(prefix="crossfade-sample-") as work:
         if all((folder / name).is_file() for name in TAG_FILES):
@@ -129,10 +129,10 @@ def _write_common_tags(tagged: Path, target: Path) -> None:
     pq.write_table(kept.select(["artistID", "tagID"]), target)
 
 
-def is_sample(manifest: Manifest, seed: int) -> bool:
+def is_sample(manifest: DatasetManifest, seed: int) -> bool:
     """Whether ``prepare_lastfm`` made the data of ``manifest`` with ``seed``, of Last.fm or what stands in for it."""
     source = manifest.source
-    if source == source_of(STAND_IN, seed):
+    if source == source_of(FALLBACK_SPEC, seed):
         return True
     train = source.get("train")
     made = isinstance(train, list) and [Path(file).name for file in train] == [FILES[0]]
@@ -143,7 +143,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _download(url: str, sha256: str, progress: Progress) -> bytes:
+def _download(url: str, sha256: str, progress: ProgressReporter) -> bytes:
     content = bytearray()
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - the address is this program's
         length = answer.headers.get("Content-Length")

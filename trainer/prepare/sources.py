@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from kvstore.errors import InputError
 from kvstore.storage import Folder
-from trainer.prepare.reaching import reaching
+from trainer.prepare.reaching import storage_errors
 
 Format = Literal["parquet", "csv", "tsv", "lightgcn"]
 
@@ -125,7 +125,7 @@ def _objects(option: str, pattern: str) -> list[tuple[Folder, str, int]]:
     """Bucket, key and bytes of each object that ``pattern`` names, by key."""
     name, _, key = pattern[len(_S3) :].partition("/")
     bucket = Folder(_S3 + name)
-    with reaching(f"{option} {pattern}", at_start=True):
+    with storage_errors(f"{option} {pattern}", at_start=True):
         bucket.check_bucket()
         folder, _, last = key.rpartition("/")
         entries = _below(bucket, folder).entries()

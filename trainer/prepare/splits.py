@@ -22,8 +22,8 @@ import duckdb
 
 from kvstore.errors import InputError
 from trainer.data.manifest import SPLITS
-from trainer.data.moments import Moment, check_seconds, parse_moment
-from trainer.prepare.database import count, one, run
+from trainer.data.moments import TimeOption, check_seconds, parse_time_option
+from trainer.prepare.database import execute, fetch_count, fetch_one
 
 Kind = Literal["last", "random", "after"]
 
@@ -40,7 +40,7 @@ class HoldOut:
     kind: Kind
     number: int = 0
     fraction: float = 0.0
-    after: Moment | None = None
+    after: TimeOption | None = None
 
     @property
     def needs_timestamp(self) -> bool:
@@ -71,7 +71,7 @@ def parse_hold_out(option: str, text: str) -> HoldOut:
             raise InputError(f"{option} {text}: the fraction must be a number between 0 and 1, such as random:0.1")
         return HoldOut(option, text, "random", fraction=fraction)
     if name == "after":
-        return HoldOut(option, text, "after", after=parse_moment(f"{option} {text}", value, _FORMS))
+        return HoldOut(option, text, "after", after=parse_time_option(f"{option} {text}", value, _FORMS))
     raise InputError(f"{option} {text}: no such hold-out; {_FORMS}")
 
 
@@ -128,22 +128,22 @@ def apply_hold_out(
         InputError: the hold-out takes nothing, or its time cannot be compared with the timestamps.
     """
     if hold_out.after is not None and timestamps == "integer":
-        check_seconds(hold_out.after, one(connection, f"SELECT max(timestamp) FROM {source}")[0])
+        check_seconds(hold_out.after, fetch_one(connection, f"SELECT max(timestamp) FROM {source}")[0])
     code = SPLITS.index(split)
-    run(
+    execute(
         connection,
         f"CREATE TABLE {target} AS "
         f"SELECT {_PAYLOAD}, CASE WHEN wanted AND NOT spared THEN {code} ELSE 0 END::UTINYINT AS split, "
         f"wanted AND spared AS stayed FROM ({_candidates(hold_out, split, seed, source)}) "
         f"UNION ALL SELECT {_PAYLOAD}, split, false FROM {source} WHERE split <> 0",
     )
-    if not count(connection, f"SELECT count(*) FILTER (split = ? AND weight > 0) FROM {target}", [code]):
-        first, last = one(connection, f"SELECT min(timestamp), max(timestamp) FROM {target} WHERE split = 0")
+    if not fetch_count(connection, f"SELECT count(*) FILTER (split = ? AND weight > 0) FROM {target}", [code]):
+        first, last = fetch_one(connection, f"SELECT min(timestamp), max(timestamp) FROM {target} WHERE split = 0")
         span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
         raise InputError(
             f"{hold_out}: takes no interaction for {split}{span}; each {_LEAST[hold_out.kind]}: choose another hold-out"
         )
-    return count(connection, f"SELECT count(*) FILTER (stayed) FROM {target}")
+    return fetch_count(connection, f"SELECT count(*) FILTER (stayed) FROM {target}")
 
 
 _LEAST = {

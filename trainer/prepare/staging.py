@@ -22,8 +22,17 @@ from pathlib import Path
 
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.storage import Folder
-from trainer.data.manifest import FEATURES, FILE_NAME, JOURNAL, PENDING, SPLITS, VOCABULARY, Manifest, read_manifest
-from trainer.prepare.reaching import reaching
+from trainer.data.manifest import (
+    FEATURES,
+    FILE_NAME,
+    JOURNAL,
+    PENDING,
+    SPLITS,
+    VOCABULARY,
+    DatasetManifest,
+    read_manifest,
+)
+from trainer.prepare.reaching import storage_errors
 
 WORK = ".work"
 _OURS = {FILE_NAME, JOURNAL, VOCABULARY, FEATURES, PENDING, *SPLITS}
@@ -48,7 +57,7 @@ class Staged:
         """The name of the Parquet file ``stem``."""
         return f"{stem}{self._tag}.parquet"
 
-    def publish(self, manifest: Manifest | None) -> None:
+    def publish(self, manifest: DatasetManifest | None) -> None:
         """Make what was written the data set, in place of any that may be overwritten.
 
         ``manifest`` is None for files that need none.
@@ -86,7 +95,7 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
     Raises:
         InputError: it exists and may not be replaced, or it cannot be looked into.
     """
-    with reaching(f"--out {out.uri}", at_start=not tag):
+    with storage_errors(f"--out {out.uri}", at_start=not tag):
         if out.on_s3:
             _check_prefix(out, overwrite, tag)
         else:
@@ -219,7 +228,7 @@ def _swap(partial: Path, out: Path) -> None:
 @contextmanager
 def _staged_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
     tag = f"-{uuid.uuid4().hex[:12]}"
-    with reaching(f"--out {out.uri}", at_start=True):
+    with storage_errors(f"--out {out.uri}", at_start=True):
         out.check_bucket()
         out.write(_PROBE + tag, b"")
         out.remove(_PROBE + tag)

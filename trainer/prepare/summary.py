@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 import duckdb
 
 from kvstore.storage import Folder
-from trainer.data.manifest import SPLITS, Manifest
+from trainer.data.manifest import SPLITS, DatasetManifest
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.build_vocabulary import Role
-from trainer.prepare.database import one
+from trainer.prepare.build_vocabulary import VocabularyKey
+from trainer.prepare.database import fetch_one
 
 COUNTED = ("_head_share", "_median_count", "_seen_once", "_not_in_train", "negative", "_timestamp", "_filled")
 """How facts end that are true of the interactions as they were counted."""
@@ -34,9 +34,9 @@ _DROPPED = {
 }
 
 
-def popularity(connection: duckdb.DuckDBPyConnection, role: Role, entity: str) -> Facts:
+def popularity(connection: duckdb.DuckDBPyConnection, role: VocabularyKey, entity: str) -> Facts:
     """How uneven the counts of ``vocabulary_ROLE`` are: head, middle and tail."""
-    total, head, median, once, unseen = one(
+    total, head, median, once, unseen = fetch_one(
         connection,
         f"SELECT sum(count), sum(count) FILTER (row < ceil((SELECT count(*) FROM vocabulary_{role}) / "
         f"{_TOP_SHARE})), median(count), count(*) FILTER (count = 1), count(*) FILTER (count = 0) "
@@ -50,7 +50,7 @@ def popularity(connection: duckdb.DuckDBPyConnection, role: Role, entity: str) -
     }
 
 
-def describe(manifest: Manifest, folder: Folder) -> str:
+def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
     """A summary for people of the data set ``manifest`` in ``folder``: what is in it, and what was left out and why."""
     query, item = manifest.entities[manifest.query], manifest.entities[manifest.item]
     train = manifest.splits["train"].rows
@@ -61,7 +61,7 @@ def describe(manifest: Manifest, folder: Folder) -> str:
         top = _top(folder, manifest, name)
         lines.append(f"  {name:{width}} {entity.rows:>15,} rows          {ids}; most in train: {top}")
         lines += [f"  {'':{width}} {'':15} {line}" for line in _of_feature(manifest, name)]
-        lines += [f"  {'':{width}} {'':15} {line}" for line in _catalogued(manifest, name)]
+        lines += [f"  {'':{width}} {'':15} {line}" for line in _cataloged(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in _changes(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in _popularity(manifest, name)]
     for name, split in manifest.splits.items():
@@ -79,11 +79,11 @@ def describe(manifest: Manifest, folder: Folder) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in [*_signs_and_times(manifest), *_left_out(manifest)])])
 
 
-def _top(folder: Folder, manifest: Manifest, name: str) -> str:
+def _top(folder: Folder, manifest: DatasetManifest, name: str) -> str:
     """Whoever has the highest count; of several, the first."""
     vocabulary = Vocabulary(folder, manifest, name)
     best_row, best_count, first = 0, -1, 0
-    for piece in vocabulary.pieces(["count"]):
+    for piece in vocabulary.iter_tables(["count"]):
         count_N = piece.column("count").to_numpy()
         place = int(count_N.argmax())
         if count_N[place] > best_count:
@@ -94,9 +94,9 @@ def _top(folder: Folder, manifest: Manifest, name: str) -> str:
     return f"{best['id']}{named} ({best_count:,})"
 
 
-def _of_feature(manifest: Manifest, name: str) -> list[str]:
+def _of_feature(manifest: DatasetManifest, name: str) -> list[str]:
     """Of a feature, whose it is and how many have it."""
-    owner = manifest.owners().get(name)
+    owner = manifest.feature_owners().get(name)
     if owner is None:
         return []
     pairs, rows = manifest.features[owner][name].pairs, manifest.entities[owner].rows
@@ -107,12 +107,12 @@ def _of_feature(manifest: Manifest, name: str) -> list[str]:
     return [line + (f"; {unknown:,} ids ignored, which are in no event" if unknown else "")]
 
 
-def _catalogued(manifest: Manifest, name: str) -> list[str]:
+def _cataloged(manifest: DatasetManifest, name: str) -> list[str]:
     new = manifest.source.get(f"{name}_catalogued")
     return [] if new is None else [f"{new:,} rows are in no event: files of features alone have them"]
 
 
-def _changes(manifest: Manifest, name: str) -> list[str]:
+def _changes(manifest: DatasetManifest, name: str) -> list[str]:
     """What has become of the rows of an earlier data set, and of forgotten ones."""
     facts, lines = manifest.source, []
     if facts.get("vocabulary") and f"{name}_kept" in facts:
@@ -125,14 +125,14 @@ def _changes(manifest: Manifest, name: str) -> list[str]:
             f"{facts[f'{name}_expired']:,} ids have expired (--expire-after); {facts[f'{name}_reused']:,} new ids have "
             "rows that were others' before"
         )
-    if forgotten := len(manifest.entities[name].forgotten):
+    if forgotten := len(manifest.entities[name].vacant_rows):
         lines.append(f"{forgotten:,} rows are forgotten or expired: they have no id and no interaction")
     if waiting := sum(file.rows for file in manifest.entities[name].pending):
         lines.append(f"{waiting:,} ids have too few events so far for a row (--admit)")
     return lines
 
 
-def _popularity(manifest: Manifest, name: str) -> list[str]:
+def _popularity(manifest: DatasetManifest, name: str) -> list[str]:
     facts, rows = manifest.source, manifest.entities[name].rows
     share, median = facts.get(f"{name}_head_share"), facts.get(f"{name}_median_count")
     if not isinstance(share, float) or not isinstance(median, float):
@@ -146,7 +146,7 @@ def _popularity(manifest: Manifest, name: str) -> list[str]:
     return [line + (f"; {unseen:,} are not liked in train" if unseen else "")]
 
 
-def _signs_and_times(manifest: Manifest) -> list[str]:
+def _signs_and_times(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
     if facts.get("negative"):
         lines.append(f"{facts['negative']:,} of all interactions have a negative weight: what is not wanted")
@@ -164,7 +164,7 @@ def _moment(seconds: int) -> str:
         return str(seconds)  # beyond the years that Python knows
 
 
-def _left_out(manifest: Manifest) -> list[str]:
+def _left_out(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
     if facts.get("rows_read"):
         empty = f", {facts['empty_files']:,} of them empty" if facts.get("empty_files") else ""

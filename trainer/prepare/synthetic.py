@@ -31,8 +31,18 @@ import pyarrow as pa
 
 from kvstore.errors import InputError
 from trainer.data.features import SCHEMA
-from trainer.data.manifest import FEATURES, SPLITS, TIMESTAMP, VOCABULARY, WEIGHT, Entity, Feature, Manifest, Split
-from trainer.data.progress import Progress, Silent
+from trainer.data.manifest import (
+    FEATURES,
+    SPLITS,
+    TIMESTAMP,
+    VOCABULARY,
+    WEIGHT,
+    DatasetManifest,
+    Entity,
+    Feature,
+    Split,
+)
+from trainer.data.progress import NullReporter, ProgressReporter
 from trainer.prepare.build_vocabulary import vocabulary_schema
 from trainer.prepare.output import PartWriter, row_group_rows
 from trainer.prepare.pipeline import check_entities
@@ -103,9 +113,9 @@ def write_synthetic(
     spec: SyntheticSpec,
     seed: int,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressReporter | None = None,
     work: Path | None = None,
-) -> Manifest:
+) -> DatasetManifest:
     """Write the prepared data set ``out``, a path or URI, and return its manifest.
 
     The same spec and seed give the same bytes. ``interactions`` is exact over all splits together. Ids are int64,
@@ -114,7 +124,7 @@ def write_synthetic(
     Raises:
         InputError: the spec cannot be met, or ``out`` exists and may not be replaced.
     """
-    progress = progress or Silent()
+    progress = progress or NullReporter()
     spec.check()
     with staged_output(out, overwrite, work) as staged:
         generator = Generator(spec, seed)
@@ -136,7 +146,7 @@ def write_synthetic(
             entities[GENRE] = _write_genres(staged, spec, counts["item"])
             features = {spec.item: {GENRE: _write_genre_of_items(staged, spec, progress)}}
         splits = _write_splits(generator, staged, rows, progress)
-        manifest = Manifest(
+        manifest = DatasetManifest(
             query=spec.query,
             item=spec.item,
             entities=entities,
@@ -245,7 +255,7 @@ def _zipf(uniform_N: Floats, offset_N: Floats, size_N: Integers, exponent: float
     return np.minimum(np.maximum(k_N, 0), size_N - 1)
 
 
-def _count(generator: Generator, work: Path, progress: Progress) -> tuple[dict[str, int], dict[str, Integers]]:
+def _count(generator: Generator, work: Path, progress: ProgressReporter) -> tuple[dict[str, int], dict[str, Integers]]:
     """The interactions of each split, and of each row of each table in train; the latter in files below ``work``."""
     spec = generator.spec
     rows_of_split = np.zeros(len(SPLITS), dtype=np.int64)
@@ -264,7 +274,9 @@ def _count(generator: Generator, work: Path, progress: Progress) -> tuple[dict[s
     return dict(zip(SPLITS, rows_of_split.tolist(), strict=True)), counts
 
 
-def _write_vocabulary(staged: Staged, entity: str, count_R: Integers, genres: int | None, progress: Progress) -> Entity:
+def _write_vocabulary(
+    staged: Staged, entity: str, count_R: Integers, genres: int | None, progress: ProgressReporter
+) -> Entity:
     """Write a vocabulary in pieces; with ``genres``, rows have names."""
     rows = len(count_R)
     schema = vocabulary_schema("int64", genres is not None)
@@ -279,7 +291,7 @@ def _write_vocabulary(staged: Staged, entity: str, count_R: Integers, genres: in
             writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
             progress.advance(len(row_N))
         files = writer.close()
-    return Entity(rows=rows, id_type="int64", named=genres is not None, files=files)
+    return Entity(rows=rows, id_type="int64", has_names=genres is not None, files=files)
 
 
 def _write_genres(staged: Staged, spec: SyntheticSpec, count_R: Integers) -> Entity:
@@ -294,10 +306,10 @@ def _write_genres(staged: Staged, spec: SyntheticSpec, count_R: Integers) -> Ent
     columns = [pa.array(number_G - 1), pa.array(number_G), pa.array(count_G), names]
     with PartWriter(staged, f"{VOCABULARY}/{GENRE}", schema, row_group_rows(spec.genres)) as writer:
         writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
-        return Entity(rows=spec.genres, id_type="int64", named=True, files=writer.close())
+        return Entity(rows=spec.genres, id_type="int64", has_names=True, files=writer.close())
 
 
-def _write_genre_of_items(staged: Staged, spec: SyntheticSpec, progress: Progress) -> Feature:
+def _write_genre_of_items(staged: Staged, spec: SyntheticSpec, progress: ProgressReporter) -> Feature:
     progress.phase(f"{GENRE} of {spec.item}", spec.items, "row")
     with PartWriter(staged, f"{FEATURES}/{spec.item}/{GENRE}", SCHEMA, row_group_rows(spec.items)) as writer:
         for start in range(0, spec.items, _PIECE):
@@ -308,7 +320,9 @@ def _write_genre_of_items(staged: Staged, spec: SyntheticSpec, progress: Progres
         return Feature(files=writer.close())
 
 
-def _write_splits(generator: Generator, staged: Staged, rows: dict[str, int], progress: Progress) -> dict[str, Split]:
+def _write_splits(
+    generator: Generator, staged: Staged, rows: dict[str, int], progress: ProgressReporter
+) -> dict[str, Split]:
     """Draw again, and deal to the files of the splits."""
     spec = generator.spec
     kinds = [(spec.query, pa.int64()), (spec.item, pa.int64()), (WEIGHT, pa.float32()), (TIMESTAMP, pa.int64())]

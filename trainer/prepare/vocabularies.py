@@ -16,24 +16,24 @@ from collections.abc import Mapping, Sequence
 import duckdb
 
 from trainer.data.manifest import Entity, Feature
-from trainer.data.progress import Progress
+from trainer.data.progress import ProgressReporter
 from trainer.prepare.admission import write_pending
-from trainer.prepare.base_vocabulary import Base, carry_names, extend_vocabulary, load_base
+from trainer.prepare.base_vocabulary import BaseDataset, carry_names, extend_vocabulary, load_base
 from trainer.prepare.build_vocabulary import (
+    IdPolicy,
     NamesFile,
-    Role,
     Side,
-    Watch,
+    VocabularyKey,
     build_vocabulary,
     counted_sql,
     join_names,
     write_vocabulary,
 )
-from trainer.prepare.database import count
+from trainer.prepare.database import fetch_count
 from trainer.prepare.events import IdChoice, IdType
 from trainer.prepare.features import (
-    Planned,
-    catalogued_sql,
+    FeaturePlan,
+    cataloged_sql,
     counted_values_sql,
     join_feature,
     read_features,
@@ -45,15 +45,15 @@ from trainer.prepare.staging import Staged
 from trainer.prepare.summary import Facts, popularity
 
 
-class Vocabularies:
+class VocabularyBuilder:
     """Makes and writes vocabularies; ``facts`` are what there is to say of them."""
 
     def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
         staged: Staged,
-        progress: Progress,
-        base: Base | None,
+        progress: ProgressReporter,
+        base: BaseDataset | None,
         names: Mapping[str, NamesFile],
         files: Mapping[str, Source],
     ) -> None:
@@ -64,7 +64,7 @@ class Vocabularies:
         self._base = base
         self._names = names
         self._files = files
-        self._planned: Sequence[Planned] = ()
+        self._planned: Sequence[FeaturePlan] = ()
         self._types: dict[str, IdType] = {}
         self.facts: Facts = {}
 
@@ -79,7 +79,7 @@ class Vocabularies:
                 self._base.check_id_type(entity, id_types[side])
                 load_base(self._connection, self._base, side, entity, self._progress)
 
-    def read_features(self, planned: Sequence[Planned], ids: IdChoice) -> None:
+    def read_features(self, planned: Sequence[FeaturePlan], ids: IdChoice) -> None:
         """Read the files of the features that are ``planned``.
 
         Raises:
@@ -88,19 +88,19 @@ class Vocabularies:
         self._planned = planned
         self._types = read_features(self._connection, planned, self._staged.work, ids, self._base, self._progress)
 
-    def of_side(self, side: Side, entity: str, id_type: IdType, catalogue: bool, watch: Watch | None) -> Entity:
+    def of_side(self, side: Side, entity: str, id_type: IdType, catalog: bool, watch: IdPolicy | None) -> Entity:
         """The vocabulary of the ids of ``interactions`` on one side, written, with those that wait for a row.
 
         With ``catalogue``, ids follow that files of features alone have.
         """
         counted = counted_sql(side)
-        if catalogue:
-            further = catalogued_sql(self._planned, side, id_type)
-            self.facts[f"{entity}_catalogued"] = count(self._connection, f"SELECT count(*) FROM ({further})")
+        if catalog:
+            further = cataloged_sql(self._planned, side, id_type)
+            self.facts[f"{entity}_catalogued"] = fetch_count(self._connection, f"SELECT count(*) FROM ({further})")
             counted = f"{counted} UNION ALL {further}"
         self._make(side, entity, counted, watch)
         self.facts |= popularity(self._connection, side, entity)
-        described = self._write(side, entity, id_type, seen=watch is not None and watch.seen)
+        described = self._write(side, entity, id_type, seen=watch is not None and watch.track_last_seen)
         if watch is None or watch.admit is None:
             return described
         return described.model_copy(update={"pending": write_pending(self._connection, watch, self._staged)})
@@ -128,7 +128,7 @@ class Vocabularies:
             self.facts[f"{name}_ids_ignored"] = report.unknown
         return entities, features
 
-    def _make(self, role: Role, entity: str, counted: str, watch: Watch | None = None) -> None:
+    def _make(self, role: VocabularyKey, entity: str, counted: str, watch: IdPolicy | None = None) -> None:
         """Make the table ``vocabulary_ROLE``: a fresh one or, where ``base`` has the entity, one that goes on."""
         self._progress.phase(f"vocabulary of {entity}", None, "row")
         if self._base is None or entity not in self._base.manifest.entities:
@@ -143,7 +143,7 @@ class Vocabularies:
             self.facts[f"{entity}_expired"] = extended.expired
             self.facts[f"{entity}_reused"] = extended.reused
 
-    def _write(self, role: Role, entity: str, id_type: IdType, seen: bool = False) -> Entity:
+    def _write(self, role: VocabularyKey, entity: str, id_type: IdType, seen: bool = False) -> Entity:
         """Write the table ``vocabulary_ROLE``, with names if there are some."""
         named = entity in self._names
         if named:
@@ -153,7 +153,7 @@ class Vocabularies:
             self.facts[f"{entity}_names_ignored"] = report.unknown
             self.facts[f"{entity}_named"] = report.named
         base = self._base.manifest.entities.get(entity) if self._base else None
-        if base and base.named:
+        if base and base.has_names:
             carry_names(self._connection, role, joined=named)
         return write_vocabulary(
             self._connection,
@@ -161,7 +161,7 @@ class Vocabularies:
             staged=self._staged,
             entity=entity,
             id_type=id_type,
-            named=named or bool(base and base.named),
+            named=named or bool(base and base.has_names),
             extended=base is not None,
-            seen=seen,
+            track_last_seen=seen,
         )
