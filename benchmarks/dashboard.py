@@ -61,7 +61,7 @@ def price_of_telling(folder: Path) -> None:
     """What a process of a run spends on its load, and the command of a run in process on its state."""
     metrics = process_metrics("long", "in-process")
     tables = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
-    job = check_job({"name": "long", "data": {"shards": "nowhere"}}, "here")
+    job = check_job({"name": "long", "data": {"path": "nowhere"}}, "here")
     metrics.register("training", TrainingMetrics(job, tables, 0))
     own = {"state": "running", "host": "here", "metrics": None}
     state = StateWriter(RunFolder(folder))

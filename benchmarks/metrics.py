@@ -171,7 +171,7 @@ def main() -> None:
         write_synthetic(data, spec, seed=1)
         for batch in (16_384, 1_024):
             values = throughput_job(data, arguments.steps + WARM_UP_STEPS)
-            values["train"] |= {"batch_size": batch, "embeddings": "none"}
+            values["train"] |= {"batch_size": batch, "save_embeddings": "none"}
             turns, scrapes = side_by_side(values, Path(folder) / "run")
             on, off, again = (1e3 * statistics.median(steps) for steps in turns.steps)
             counting = statistics.median(turns.counting)
@@ -180,7 +180,7 @@ def main() -> None:
             print(f"without again: {again / off:.4f} x")
             print(f"    counting a step {1e6 * counting:.0f} µs, {1e5 * counting / off:.2f} %{scrape}")
         values = throughput_job(data, 1_000_000)
-        values["train"] |= {"epochs": 1_000_000, "embeddings": "none"}
+        values["train"] |= {"epochs": 1_000_000, "save_embeddings": "none"}
         job.write_text(yaml.safe_dump(values))
         for name, seconds in scrape_roles(job, Path(folder) / "dist", seconds=10).items():
             middle, most = 1e3 * statistics.median(seconds), 1e3 * max(seconds)

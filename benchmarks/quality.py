@@ -49,10 +49,10 @@ PUBLISHED = {
 }
 FOLDERS = {"lastfm_split": "lastfm_lightgcnpp", "ml1m_split": "ml1m_lightgcnpp"}
 TITLES = {"lastfm_split": "Last.fm", "ml1m_split": "MovieLens-1M"}
-_CORRECTED = {"negatives.log_q": "true"}
+_CORRECTED = {"negatives.logq_correction": "true"}
 _A_POOL = {"negatives.kind": "shared", "negatives.count": "1024"}
 _BY_POPULARITY = {**_A_POOL, "negatives.sampling": "popularity"}
-_OF_THE_BATCH = {"negatives.kind": "in_batch", "data.lanes": "16"}
+_OF_THE_BATCH = {"negatives.kind": "in_batch", "data.partitions": "16"}
 ABLATION: dict[str, dict[str, str]] = {
     "pool of 1,024, log Q": {**_A_POOL, **_CORRECTED},
     "pool of 1,024": _A_POOL,
@@ -63,14 +63,14 @@ ABLATION: dict[str, dict[str, str]] = {
     "loss bpr": {**_A_POOL, "loss": "bpr"},
     "loss bpr, dot scores": {**_A_POOL, "loss": "bpr", "model.score": "dot", "model.temperature": "1.0"},
     "loss ccl": {**_A_POOL, "loss": "ccl", "negatives.weight": "150"},
-    "loss hinge on the hardest negative": {**_A_POOL, "loss": "hinge", "negatives.hard": "1"},
+    "loss hinge on the hardest negative": {**_A_POOL, "loss": "hinge", "negatives.num_hard": "1"},
     "temperature 0.08": {"model.temperature": "0.08"},
     "temperature 0.3": {"model.temperature": "0.3"},
     "optimizer adagrad": {"optimizer.kind": "adagrad", "optimizer.learning_rate": "0.1"},
     "constant learning rate": {"optimizer.schedule": "constant"},
     "no weight decay": {"optimizer.weight_decay": "0"},
-    "no balance of queries": {"train.balance": "0"},
-    "no balance of items": {"train.item_balance": "0"},
+    "no balance of queries": {"train.query_frequency_power": "0"},
+    "no balance of items": {"train.item_frequency_power": "0"},
 }
 
 
@@ -116,7 +116,7 @@ class Place:
 def all_runs(place: Place, seeds: Sequence[int]) -> Iterator[Run]:
     """Every run, those of the main table first."""
     jobs = {split: ROOT / "jobs" / f"{split}.yaml" for split in FOLDERS}
-    common = {split: [f"data.shards={place.shards(split)}", "metrics.port=null"] for split in FOLDERS}
+    common = {split: [f"data.path={place.shards(split)}", "metrics.port=null"] for split in FOLDERS}
     for seed in seeds:
         for split, job in jobs.items():
             yield Run(split, "Crossfade", load_job(job, [*common[split], f"train.seed={seed}"]))
@@ -206,7 +206,7 @@ Written by `make quality` (`benchmarks/quality.py`), which trains every row from
 called published, are those of "Revisiting LightGCN: unexpected inflexibility, inconsistency, and a remedy towards
 improved recommendation" (RecSys 2024), supplement, tables 9 and 10. Its protocol: settings and the stopping point are
 chosen on valid, never on test; test is reported; all items are ranked but those that the listener has in train, so
-items of valid stay and count as misses (`evaluate.exclude: [train]`); embeddings of 64 columns.
+items of valid stay and count as misses (`evaluate.exclude_splits: [train]`); embeddings of 64 columns.
 
 Ours are plain two-tower models of ids alone: one embedding a customer, one an item, compared by cosine. Figures are
 means over seeds, ± their standard deviation where there are several. Both jobs name their data and how they are judged,

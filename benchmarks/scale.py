@@ -170,9 +170,9 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
     run_dir = work / f"run-{part}"
     if run_dir.exists():
         shutil.rmtree(run_dir)
-    settings = [f"data.shards={data}", f"checkpoint.to={run_dir / 'checkpoints'}"]
+    settings = [f"data.path={data}", f"checkpoint.path={run_dir / 'checkpoints'}"]
     if not arguments.kill:
-        settings += [f"train.max_steps={arguments.steps}", "checkpoint.every_seconds=null"]
+        settings += [f"train.max_steps={arguments.steps}", "checkpoint.interval_seconds=null"]
     command = ["train", str(JOB), "--run-dir", str(run_dir)]
     for setting in [*settings, *arguments.set]:
         command += ["--set", setting]

@@ -42,10 +42,10 @@ def throughput_job(data: Path, steps: int) -> dict[str, Any]:
     unbalanced = {"balance": 0.0, "item_balance": 0.0}
     return {
         "name": "throughput",
-        "data": {"shards": str(data)},
+        "data": {"path": str(data)},
         "model": {"dim": 64, "score": "dot", "temperature": 1.0},
         "loss": "bpr",
-        "negatives": {"kind": "each", "count": 1},
+        "negatives": {"kind": "per_example", "count": 1},
         "optimizer": {"kind": "rowwise_adagrad", "learning_rate": 0.05, "schedule": "constant", "weight_decay": 0.0},
         "train": {"batch_size": BATCH, "epochs": 10, "max_steps": steps, "patience": None, **unbalanced},
     }

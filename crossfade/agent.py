@@ -22,7 +22,7 @@ _EPILOG = """\
 On the first host:
   export CROSSFADE_TOKEN=$(openssl rand -hex 32)
   crossfade train jobs/plays.yaml --servers 2 --workers 4 --run-dir /shared/plays \\
-      --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.listen=10.0.0.1:7070
+      --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.coordinator_address=10.0.0.1:7070
 On each other host, with the same CROSSFADE_TOKEN in its environment:
   crossfade agent --join 10.0.0.1:7070 --run-dir /shared/plays
 
@@ -33,13 +33,13 @@ seconds without an answer it ends its roles; 'crossfade train --resume' brings a
 from the same address or another, and goes on from its newest checkpoint.
 
 Hosts must share DIR and the data, at the same paths, and have the same version of crossfade. Where they share no
-folder, set cluster.shared_folder=false in the job: DIR is then any folder of this host, the job comes from the
-coordinator, and data.shards and checkpoint.to must be on S3. Roles listen on ports of
+folder, set cluster.shared_run_dir=false in the job: DIR is then any folder of this host, the job comes from the
+coordinator, and data.path and checkpoint.path must be on S3. Roles listen on ports of
 --address that the kernel picks, open to whoever can reach them: keep that network closed. The token is sent as it is;
 CROSSFADE_TOKEN_FILE may name a file that has it.
 
-A host that can take one kind of role says so with --roles, as containers do. With cluster.host_per_role each server and
-worker has a host of its own; where one is lost and not replaced within cluster.replace_seconds, its roles go to hosts
+A host that can take one kind of role says so with --roles, as containers do. With cluster.one_role_per_host each server and
+worker has a host of its own; where one is lost and not replaced within cluster.host_timeout_seconds, its roles go to hosts
 that are left and take such, or else to the coordinator's.
 
 The agent ends with the job: exit code 0 if it is done, 1 if it failed, 143 if it was stopped. SIGINT and SIGTERM end
@@ -61,7 +61,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--join", required=True, metavar="HOST:PORT", help="where the coordinator listens: cluster.listen of the job"
+        "--join", required=True, metavar="HOST:PORT", help="where the coordinator listens: cluster.coordinator_address of the job"
     )
     parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 Examples:
   crossfade export runs/lastfm --out exports/lastfm                      the newest whole checkpoint of a run
-  crossfade export runs/large                                            of a job with train.embeddings: none
+  crossfade export runs/large                                            of a job with train.save_embeddings: none
   crossfade export runs/lastfm/checkpoints/step-000000123 --out exports/at-123
   crossfade export s3://music/checkpoints/plays --out exports/plays --entity track
 
@@ -25,10 +25,10 @@ stderr, and so is why newer ones were passed over. The run may go on meanwhile.
 
 'crossfade train' writes the embeddings that did best on the valid split; these are those of the checkpoint's step.
 The files are the same: OUT/ENTITY/rows-000000000000.parquet with id, row, vector and, where there are names, name.
-A run whose job says train.embeddings: none has none of its own, so they go to its folder if nothing else is said,
+A run whose job says train.save_embeddings: none has none of its own, so they go to its folder if nothing else is said,
 where 'crossfade similar' and 'crossfade evaluate' find them.
 
-Of a side with features (model.item: [track, artist]) the vectors are those of the whole side, as searches want them,
+Of a side with features (model.item_features: [track, artist]) the vectors are those of the whole side, as searches want them,
 and each feature has its own.
 
 Ids and names come from the data that the checkpoint was trained on: the folder that its job names, or the one that
@@ -53,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--out",
         type=Path,
         metavar="OUT",
-        help="folder to write, which must not exist (default: RUN/embeddings of a job with train.embeddings: none)",
+        help="folder to write, which must not exist (default: RUN/embeddings of a job with train.save_embeddings: none)",
     )
     parser.add_argument("--entity", nargs="+", default=[], metavar="NAME", help="tables to export (default: all)")
     parser.add_argument("--data", metavar="DATA", help="where the data of the checkpoint's job are now")

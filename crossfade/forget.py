@@ -53,7 +53,7 @@ def _still(forgotten: ForgetReport) -> list[str]:
     where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""
     lines = [
         f"raw events     delete them there, or the next preparation brings them back{where}",
-        "checkpoints    train a new run with --set checkpoint.start_from=OLD/checkpoints: their rows start afresh;",
+        "checkpoints    train a new run with --set checkpoint.warm_start_from=OLD/checkpoints: their rows start afresh;",
         "               then delete the older checkpoints",
         "embeddings     of earlier runs, exports and indexes: that run writes new embeddings; delete the old ones",
         "copies         data prepared earlier, backups, older versions of objects in S3: forget there, or delete them",

@@ -34,7 +34,7 @@ _EPILOG = """\
 From listening events to embeddings:
   crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id \\
                     --hold-out random:0.1 --out data/plays
-  crossfade train jobs/lastfm.yaml --set name=plays --set data.shards=data/plays --set data.item=track
+  crossfade train jobs/lastfm.yaml --set name=plays --set data.path=data/plays --set data.item=track
   crossfade similar runs/plays 1234
 
 Each command has a --help of its own.

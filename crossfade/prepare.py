@@ -182,7 +182,7 @@ def next_command(out: str, query: str, item: str) -> str:
     """The command that trains on ``out``: with the job file of its name if there is one here."""
     name = Folder(out).name
     job = Path("jobs") / f"{name}.yaml"
-    settings = [] if job.exists() and Folder(out).path == Path("data") / name else [f"data.shards={out}"]
+    settings = [] if job.exists() and Folder(out).path == Path("data") / name else [f"data.path={out}"]
     if not job.exists():
         job = Path("jobs/lastfm.yaml")
         settings += [f"data.query={query}"] if query != "customer" else []

@@ -28,7 +28,7 @@ Examples:
                     --features 'track=songs.parquet:track_id:artist=artist_id,tag=tags' \\
                     --features customer=users.csv:user_id:country --out data/featured
       What tracks and customers have besides. An id may have several values: a list in Parquet, or several rows. A job
-      with model.item: [track, artist, tag] then learns from them too, and knows a new track by its artist and tags.
+      with model.item_features: [track, artist, tag] then learns from them too, and knows a new track by its artist and tags.
 
   crossfade prepare --train train.tsv --test test.tsv --query customer=uid --item artist=aid --weight plays --out data/a
       Splits of your own. Columns are those of the header; .dat is read as .tsv.
@@ -37,7 +37,7 @@ Examples:
       The form of published splits: 'user item item …' on each line, whole numbers, no header.
 
   crossfade prepare --events day2.parquet --vocabulary data/day1 --out data/day2
-      A new day: ids of data/day1 keep their rows, so that checkpoint.start_from goes on from its tables.
+      A new day: ids of data/day1 keep their rows, so that checkpoint.warm_start_from goes on from its tables.
 
   crossfade prepare --events day3.parquet --vocabulary data/day2 --timestamp at --admit track=5,customer=3 \\
                     --expire-after 90d --out data/day3
@@ -149,7 +149,7 @@ def _add_column_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN,…",
         help="what ids have besides, such as a track's artist and tags, from Parquet, CSV or TSV: each column becomes "
-        "an entity that model.query and model.item may name; may be given several times",
+        "an entity that model.query_features and model.item_features may name; may be given several times",
     )
     group.add_argument(
         "--catalogue",

@@ -29,9 +29,9 @@ Examples:
   crossfade submit sagemaker --watch plays-20260301-120000
   crossfade submit sagemaker --stop plays-20260301-120000
 
-The data are read from S3, as data.shards says, or are copied to each host first: --channel shards=s3://BUCKET/PREFIX.
+The data are read from S3, as data.path says, or are copied to each host first: --channel shards=s3://BUCKET/PREFIX.
 With several hosts each has a server and a worker, unless cluster.servers and cluster.workers say otherwise, and
-checkpoints go to OUTPUT/NAME/checkpoints, unless checkpoint.to says otherwise. Embeddings, report and job come to
+checkpoints go to OUTPUT/NAME/checkpoints, unless checkpoint.path says otherwise. Embeddings, report and job come to
 OUTPUT/NAME/output/model.tar.gz.
 
 The image follows from the GPU of the instance type: crossfade:cu90 for K80 (ml.p2), crossfade:cu112 for V100, T4, A100,

@@ -36,15 +36,15 @@ on the valid split), checkpoints/, state.json and processes.jsonl (how its proce
 run is moved aside, unless --resume takes that run up: from its newest whole checkpoint, with the same job but for
 cluster.*, checkpoint.*, metrics.* and how long to train.
 
-A distributed job outlives its processes. When one dies, or none makes progress for cluster.stall_seconds, all are ended
+A distributed job outlives its processes. When one dies, or none makes progress for cluster.stall_timeout_seconds, all are ended
 and start again from the newest whole checkpoint: at once, then after 1, 2, 4 ... 60 seconds, until cluster.max_restarts
 in a row have brought no new checkpoint. Wrong input and diverging training end it at once. report.json counts restarts.
 
 SIGINT (Ctrl-C) and SIGTERM: the workers write a checkpoint and the command ends with 130 or 143, after
-cluster.grace_seconds at the latest. A second signal ends it at once.
+cluster.grace_period_seconds at the latest. A second signal ends it at once.
 
 On a spot instance: with --spot the run heeds EC2's notices. When EC2 announces that it takes this host back, the run
-writes a checkpoint and ends with exit code 75; --resume goes on, here or elsewhere, if checkpoint.to outlives the host.
+writes a checkpoint and ends with exit code 75; --resume goes on, here or elsewhere, if checkpoint.path outlives the host.
 When EC2 says that the host is at risk (a rebalance recommendation), a checkpoint is written and training goes on.
 
 To watch it: 'crossfade dashboard' serves a page (--dashboard does while it trains, and prints the address), 'crossfade
@@ -54,7 +54,7 @@ status' shows the same in the terminal; see docs/dashboard.md. For Prometheus th
 More hosts: say where this one listens, and start an agent on each of the others (see crossfade agent --help):
   export CROSSFADE_TOKEN=$(openssl rand -hex 32)        the same on all hosts
   crossfade train jobs/lastfm.yaml --servers 2 --workers 4 --run-dir /shared/lastfm \\
-      --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.listen=10.0.0.1:7070
+      --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.coordinator_address=10.0.0.1:7070
 """
 
 

@@ -275,7 +275,7 @@ class Agent:
         if order.job and job_digest(self._folder) != order.job:
             raise ClusterError(
                 f"{path} is not the job that the coordinator runs; --run-dir must be the run's folder, "
-                "on a file system that all hosts share (cluster.shared_folder)"
+                "on a file system that all hosts share (cluster.shared_run_dir)"
             )
 
     def _end(self) -> None:

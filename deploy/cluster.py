@@ -74,7 +74,7 @@ def assign_roles(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) -> 
     """The roles of those of the ``hosts`` that take part, of which the first is the coordinator's.
 
     The first one has the scheduler; servers and workers go in turn to the hosts that take them. With
-    ``cluster.host_per_role`` the first one has no others unless nobody else takes them.
+    ``cluster.one_role_per_host`` the first one has no others unless nobody else takes them.
     """
     first = next(iter(hosts))
     if not cluster.one_role_per_host:
@@ -142,7 +142,7 @@ def scheduler_address(cluster: ClusterConfig) -> Address:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(
-                f"cluster.port: {cluster.scheduler_port} on {cluster.host} is in use; name another, or 0 for a free one"
+                f"cluster.scheduler_port: {cluster.scheduler_port} on {cluster.host} is in use; name another, or 0 for a free one"
             ) from error
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
 

@@ -34,7 +34,7 @@ from trainer.run_folder import FINAL_METRICS_FILE, JOB_FILE, LOCK_FILE, METRICS_
 BASE = Path("/opt/ml")
 CHECKPOINTS = "/opt/ml/checkpoints"
 TRAINING_CHANNEL = "shards"
-"""The channel that takes the place of data.shards."""
+"""The channel that takes the place of data.path."""
 JOB_PARAMETER = "job"
 """The hyperparameter that may hold a whole job file."""
 MAX_FAILURE = 1024
@@ -201,17 +201,17 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
         text = str(yaml.safe_load(text))
     overrides = [f"{key}={value}" for key, value in given.items()]
     if paths.channel(TRAINING_CHANNEL).is_dir():
-        overrides.append(f"data.shards={_text(str(paths.channel(TRAINING_CHANNEL)))}")
-    overrides.append("cluster.shared_folder=false")
+        overrides.append(f"data.path={_text(str(paths.channel(TRAINING_CHANNEL)))}")
+    overrides.append("cluster.shared_run_dir=false")
     if len(hosts.names) > 1:
         first = hosts.coordinator()
-        overrides += [f"cluster.hosts={len(hosts.names)}", f"cluster.host={first.host}", f"cluster.listen={first}"]
+        overrides += [f"cluster.hosts={len(hosts.names)}", f"cluster.host={first.host}", f"cluster.coordinator_address={first}"]
         if "cluster.servers" not in given:
             overrides.append(f"cluster.servers={len(hosts.names)}")
         if "cluster.workers" not in given:
             overrides.append(f"cluster.workers={len(hosts.names)}")
-    if text is None and "cluster.grace_seconds" not in given:
-        overrides.append(f"cluster.grace_seconds={STOP_SECONDS}")
+    if text is None and "cluster.grace_period_seconds" not in given:
+        overrides.append(f"cluster.grace_period_seconds={STOP_SECONDS}")
     job = make_job(text or "{}", str(source), overrides)
     if job.cluster.grace_period_seconds > STOP_SECONDS:
         cluster = job.cluster.model_copy(update={"grace_seconds": STOP_SECONDS})

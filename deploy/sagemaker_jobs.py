@@ -233,7 +233,7 @@ def _failed(name: str, secondary: str, reason: str, region: str) -> CrossfadeErr
     if secondary == "MaxRuntimeExceeded":
         return ClusterError(
             f"the training job {name} was stopped, since it ran for as long as --max-hours allows; submit it again "
-            "with more, and --set checkpoint.to=URI of its checkpoints to go on from them"
+            "with more, and --set checkpoint.path=URI of its checkpoints to go on from them"
         )
     if secondary == "MaxWaitTimeExceeded":
         return CloudError(

@@ -89,15 +89,15 @@ def _check_data(submission: Submission) -> None:
     shards = submission.job.data.path
     if TRAINING_CHANNEL not in submission.channels and not shards.startswith(("s3://", "/opt/ml/")):
         raise InputError(
-            f"data.shards: {shards} is on this machine, where the job does not run; prepare the data on S3 "
-            f"('crossfade prepare --out s3://BUCKET/PREFIX') and name that, as with --set data.shards=s3://BUCKET/PREFIX"
+            f"data.path: {shards} is on this machine, where the job does not run; prepare the data on S3 "
+            f"('crossfade prepare --out s3://BUCKET/PREFIX') and name that, as with --set data.path=s3://BUCKET/PREFIX"
         )
     start_from = submission.job.checkpoint.warm_start_from
     if start_from is not None and not start_from.startswith(("s3://", "/opt/ml/")):
-        raise InputError(f"checkpoint.start_from: {start_from} is on this machine; name one on S3")
+        raise InputError(f"checkpoint.warm_start_from: {start_from} is on this machine; name one on S3")
     to = submission.job.checkpoint.path
     if to is not None and not to.startswith("s3://"):
-        raise InputError(f"checkpoint.to: {to} is on this machine; name a place on S3, or leave it out")
+        raise InputError(f"checkpoint.path: {to} is on this machine; name a place on S3, or leave it out")
 
 
 def _check_engine(submission: Submission) -> None:

@@ -46,8 +46,8 @@ def check_hosts(cluster: ClusterConfig) -> None:
         InputError: hosts have no way to join, or there is no token.
     """
     if cluster.coordinator_address is not None:
-        listen = Address.parse(cluster.coordinator_address, "cluster.listen")
-        read_token("cluster.listen")
+        listen = Address.parse(cluster.coordinator_address, "cluster.coordinator_address")
+        read_token("cluster.coordinator_address")
         if cluster.host_count > 1 and is_loopback(cluster.host) and not is_loopback(listen.host):
             raise InputError(
                 f"cluster.host is {cluster.host}, where the roles of other hosts cannot reach this one's: set it to "
@@ -56,7 +56,7 @@ def check_hosts(cluster: ClusterConfig) -> None:
     elif cluster.host_count > 1:
         raise InputError(
             f"the job has {cluster.host_count} hosts, but the other hosts' agents have nowhere to join: set "
-            "cluster.listen, as in --set cluster.listen=10.0.0.1:7070"
+            "cluster.coordinator_address, as in --set cluster.coordinator_address=10.0.0.1:7070"
         )
 
 
@@ -136,8 +136,8 @@ def _agent(job: JobConfig, folder: RunFolder, coordinator: Coordinator, spot: Sp
 def _listen(job: JobConfig, coordinator: Coordinator, emit: Emit, opened: ExitStack) -> None:
     """Have agents of other hosts reach ``coordinator``, where the job says so; ``opened`` ends that."""
     if job.cluster.coordinator_address is not None:
-        listen = Address.parse(job.cluster.coordinator_address, "cluster.listen")
-        at = opened.enter_context(serving(coordinator, listen, read_token("cluster.listen")))
+        listen = Address.parse(job.cluster.coordinator_address, "cluster.coordinator_address")
+        at = opened.enter_context(serving(coordinator, listen, read_token("cluster.coordinator_address")))
         emit({"event": "listening", "address": str(at)})
 
 

@@ -144,7 +144,7 @@ def _negatives(spec: NegativesConfig, examples: float, items: int) -> float:
         return 0.0
     if spec.kind == "all":
         return float(items)
-    return spec.count * examples if spec.kind == "each" else float(spec.count)
+    return spec.count * examples if spec.kind == "per_example" else float(spec.count)
 
 
 def touched_values(

@@ -236,9 +236,9 @@ def run_chaos(folder: Path, seed: int, faults: int, epochs: int, say: Callable[[
     job = write_job(
         folder / "job.yaml",
         write_planted(folder / "data"),
-        train={"batch_size": BATCH, "epochs": epochs, "evaluate_every": max(1, epochs // 4), "patience": None},
-        checkpoint={"every_seconds": 1.0, "keep": 2},
-        cluster={"stall_seconds": STALL_SECONDS, "max_restarts": 1000},
+        train={"batch_size": BATCH, "epochs": epochs, "eval_every_epochs": max(1, epochs // 4), "patience": None},
+        checkpoint={"interval_seconds": 1.0, "keep_latest": 2},
+        cluster={"stall_timeout_seconds": STALL_SECONDS, "max_restarts": 1000},
     )
     begun = time.monotonic()
     for run, planned in (("undisturbed", []), ("struck", plan_faults(seed, faults, steps))):

@@ -148,12 +148,12 @@ def write_job(path: Path, data: Path | str, **sections: Any) -> Path:
     """A job file on ``data`` that takes a second; ``sections``, such as ``train={"epochs": 5}``, go over it."""
     job: dict[str, Any] = {
         "name": "planted",
-        "data": {"shards": str(data)},
+        "data": {"path": str(data)},
         "model": {"dim": 8, "temperature": 0.1},
         "negatives": {"kind": "shared", "count": 64},
         "optimizer": {"kind": "adagrad", "learning_rate": 0.1, "schedule": "constant", "weight_decay": 0.0},
-        "train": {"batch_size": 256, "epochs": 2, "balance": 0.0, "item_balance": 0.0},
-        "evaluate": {"k": [5, 10], "select": "ndcg@10"},
+        "train": {"batch_size": 256, "epochs": 2, "query_frequency_power": 0.0, "item_frequency_power": 0.0},
+        "evaluate": {"k": [5, 10], "best_metric": "ndcg@10"},
     }
     for name, values in sections.items():
         job[name] = {**job.get(name, {}), **values} if isinstance(values, dict) else values

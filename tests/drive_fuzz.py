@@ -54,7 +54,7 @@ def make_originals(folder: Path) -> None:
     _describe_anew(folder / "data", manifest)
     (folder / "data/manifest.json").write_text(json.dumps(manifest))
     settings = {"epochs": 1, "max_steps": 4, "batch_size": 100}
-    write_job(folder / "job.yaml", "data", train=settings, checkpoint={"every_steps": 2, "to": "checkpoints"})
+    write_job(folder / "job.yaml", "data", train=settings, checkpoint={"interval_steps": 2, "path": "checkpoints"})
     code = _run(TRAIN)[0]
     assert code == 0
     draw = np.random.default_rng(1)
@@ -171,9 +171,9 @@ def checkpoints(draw: random.Random, folder: Path) -> tuple[Command, str]:
         body = json.dumps(tree, indent=1).encode().removesuffix(b"\n}")
         manifest.write_bytes(body + b',\n "crc32": %d\n}\n' % zlib.crc32(body))
     shutil.rmtree(folder / "run")
-    start = f"checkpoint.start_from={draw.choice((manifest.parent.relative_to(folder), 'checkpoints'))}"
+    start = f"checkpoint.warm_start_from={draw.choice((manifest.parent.relative_to(folder), 'checkpoints'))}"
     resume = ["train", "job.yaml", "--run-dir", "run", "--resume"]
-    afresh = [*TRAIN, "--set", start, "--set", "checkpoint.to=null"]
+    afresh = [*TRAIN, "--set", start, "--set", "checkpoint.path=null"]
     return draw.choice((resume, afresh)), "checkpoints"
 
 

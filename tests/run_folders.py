@@ -10,9 +10,9 @@ BEGAN = 1_700_000_000.0
 JOB = """\
 name: plays
 model: {dim: 8}
-evaluate: {select: ndcg@10}
+evaluate: {best_metric: ndcg@10}
 train: {epochs: 4}
-checkpoint: {every_seconds: 300}
+checkpoint: {interval_seconds: 300}
 """
 
 

@@ -17,7 +17,7 @@ MAX_BYTES = 250_000
 WIDE = {"width": 1280, "height": 1240}
 JOB = ROOT / "jobs" / "lastfm.yaml"
 SETTINGS = [
-    *("--set", f"data.shards={ROOT / 'data' / 'lastfm'}", "--set", "checkpoint.every_seconds=10"),
+    *("--set", f"data.path={ROOT / 'data' / 'lastfm'}", "--set", "checkpoint.interval_seconds=10"),
     *("--set", "train.epochs=12"),
 ]
 

@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_job(place / "job.yaml", "data0", train={"batch_size": 8}, negatives={"count": 4})
     (place / "job2.yaml").write_text((place / "job.yaml").read_text().replace("data0", "data2"))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run0", cwd=place))
-    start = ("--set", "checkpoint.start_from=run0/checkpoints")
+    start = ("--set", "checkpoint.warm_start_from=run0/checkpoints")
     succeeded(crossfade("train", "job2.yaml", "--run-dir", "run2", *start, *STILL, cwd=place))
     return place
 
@@ -105,7 +105,7 @@ def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) 
 
 
 def test_the_next_day_takes_what_the_row_has_learned_since(place: Path) -> None:
-    job = load_job(place / "run2" / "job.yaml", [f"checkpoint.start_from={place / 'run2' / 'checkpoints'}"])
+    job = load_job(place / "run2" / "job.yaml", [f"checkpoint.warm_start_from={place / 'run2' / 'checkpoints'}"])
     data, manifest, model = open_inputs(job)
     start = open_warm_start(job, model, manifest)
     assert start is not None
@@ -113,7 +113,7 @@ def test_the_next_day_takes_what_the_row_has_learned_since(place: Path) -> None:
 
 
 def test_a_checkpoint_of_data_of_another_lineage_is_refused(place: Path) -> None:
-    start = ("--set", f"checkpoint.start_from={place / 'run2' / 'checkpoints'}")
+    start = ("--set", f"checkpoint.warm_start_from={place / 'run2' / 'checkpoints'}")
     result = crossfade("train", "job.yaml", "--run-dir", "back", *start, cwd=place)
     assert result.returncode == 2
     documented(

@@ -53,7 +53,7 @@ class Boss:
 
 @pytest.fixture
 def boss(tmp_path: Path) -> Boss:
-    (tmp_path / JOB_FILE).write_text("{name: nothing, data: {shards: nowhere}}\n")
+    (tmp_path / JOB_FILE).write_text("{name: nothing, data: {path: nowhere}}\n")
     return Boss(tmp_path)
 
 

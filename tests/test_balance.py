@@ -21,7 +21,7 @@ def batch_of(weights: FloatArray) -> Batch:
 
 @pytest.mark.parametrize("power", [0.25, 0.5, 1.0])
 def test_an_interaction_weighs_its_querys_count_to_minus_the_power_and_one_on_average(power: float) -> None:
-    found_B = FrequencyWeighting(power, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
+    found_B = FrequencyWeighting(-power, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
     expected_B = COUNTS[QUERIES] ** -power
     assert found_B.dtype == np.float32
     np.testing.assert_allclose(found_B, expected_B / expected_B.mean(), rtol=1e-6)
@@ -30,13 +30,13 @@ def test_an_interaction_weighs_its_querys_count_to_minus_the_power_and_one_on_av
 def test_weights_of_either_sign_are_multiplied() -> None:
     weights = np.array([1, -2, 3, 0, 1, 1, -4, 1])
     plain_B, balanced_B = (
-        FrequencyWeighting(1.0, COUNTS, 0.0, None).apply(batch_of(w)).weight_B for w in (np.ones(8), weights)
+        FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(w)).weight_B for w in (np.ones(8), weights)
     )
     np.testing.assert_allclose(balanced_B, plain_B * weights, rtol=1e-6)
 
 
 def test_with_a_balance_of_one_every_query_weighs_the_same() -> None:
-    found_B = FrequencyWeighting(1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
+    found_B = FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
     total_Q = np.bincount(QUERIES, weights=found_B, minlength=5)
     np.testing.assert_allclose(total_Q[[0, 2, 3]], total_Q[0], rtol=1e-6)
 

@@ -75,7 +75,7 @@ def featured(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def plain(place: Path) -> Path:
     """A run that knows tracks by who plays them alone."""
-    return train(place, "plain", "--set", "model.item=[track]")
+    return train(place, "plain", "--set", "model.item_features=[track]")
 
 
 def quality(run: Path) -> dict[str, float]:

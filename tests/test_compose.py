@@ -29,13 +29,13 @@ def settings(max_steps: int | None = None, shards: str = "s3://crossfade/sample"
     """The job file. How fast machines are does not matter: it trains until a test says how many steps it shall be."""
     job = {
         "name": "sample",
-        "data": {"shards": shards, "query": "customer", "item": "artist"},
+        "data": {"path": shards, "query": "customer", "item": "artist"},
         "model": {"dim": 8, "score": "cosine"},
         "negatives": {"kind": "shared", "count": 64},
         # A schedule would go by the steps, which are more at first.
         "optimizer": {"kind": "adagrad", "learning_rate": 0.1, "schedule": "constant"},
-        "train": {"batch_size": 512, "epochs": 1000, "max_steps": max_steps, "patience": None, "evaluate_every": 1000},
-        "checkpoint": {"every_steps": 100},
+        "train": {"batch_size": 512, "epochs": 1000, "max_steps": max_steps, "patience": None, "eval_every_epochs": 1000},
+        "checkpoint": {"interval_steps": 100},
     }
     return yaml.safe_dump(job)
 

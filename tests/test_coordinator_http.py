@@ -206,8 +206,8 @@ def test_the_token_is_not_sent_to_a_proxy(served: tuple[Place, Address], monkeyp
 @pytest.mark.parametrize(
     ("token", "said"),
     [
-        (None, "cluster.listen needs the environment variable CROSSFADE_TOKEN"),
-        ("", "cluster.listen needs the environment variable CROSSFADE_TOKEN"),
+        (None, "cluster.coordinator_address needs the environment variable CROSSFADE_TOKEN"),
+        ("", "cluster.coordinator_address needs the environment variable CROSSFADE_TOKEN"),
         ("fifteen letters", "must be 16 or more printable ASCII characters"),
         ("fifteen-letter.", "must be 16 or more printable ASCII characters"),
         ("sixteen\nletters\n\n", "must be 16 or more printable ASCII characters"),
@@ -221,7 +221,7 @@ def test_a_token_that_is_missing_or_bad_is_refused_with_how_to_make_one(
     if token is not None:
         monkeypatch.setenv(TOKEN_VARIABLE, token)
     with pytest.raises(InputError) as refusal:
-        read_token("cluster.listen")
+        read_token("cluster.coordinator_address")
     assert said in str(refusal.value)
     assert "openssl rand -hex 32" in str(refusal.value)
     assert not token or token not in str(refusal.value)
@@ -231,8 +231,8 @@ def test_a_token_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     monkeypatch.setenv(TOKEN_FILE_VARIABLE, str(tmp_path / "token"))
     with pytest.raises(InputError, match=r"CROSSFADE_TOKEN_FILE: .*/token cannot be read as a token: .*No such"):
-        read_token("cluster.listen")
+        read_token("cluster.coordinator_address")
     (tmp_path / "token").write_text(f"{TOKEN}\n")
-    assert read_token("cluster.listen") == TOKEN
+    assert read_token("cluster.coordinator_address") == TOKEN
     monkeypatch.setenv(TOKEN_VARIABLE, "this-one-comes-first")
-    assert read_token("cluster.listen") == "this-one-comes-first"
+    assert read_token("cluster.coordinator_address") == "this-one-comes-first"

@@ -33,8 +33,8 @@ def browser() -> Iterator[Browser]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a job, and a finished run of it in ``runs/first``."""
     folder = tmp_path_factory.mktemp("page")
-    train = {"epochs": 60, "evaluate_every": 10, "patience": None}
-    write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"every_steps": 40})
+    train = {"epochs": 60, "eval_every_epochs": 10, "patience": None}
+    write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"interval_steps": 40})
     succeeded(crossfade("train", "job.yaml", "--run-dir", "runs/first", "--set", f"train.epochs={EPOCHS}", cwd=folder))
     return folder
 

@@ -139,7 +139,7 @@ def test_layers_that_diverge_are_named() -> None:
 )
 def test_layers_that_cannot_be_are_refused(sections: Mapping[str, Any], refusal: str) -> None:
     with pytest.raises(InputError) as raised:
-        check_job({"name": "a", "data": {"shards": "data"}, **sections}, "job.yaml")
+        check_job({"name": "a", "data": {"path": "data"}, **sections}, "job.yaml")
     assert refusal in str(raised.value)
 
 
@@ -203,7 +203,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_stopped_resumes_to_the_bits_of_one_that_did_not(place: Path, kind: str) -> None:
-    options = ("--set", f"optimizer.kind={kind}", "--set", "train.embeddings=none", "--set", "train.epochs=3")
+    options = ("--set", f"optimizer.kind={kind}", "--set", "train.save_embeddings=none", "--set", "train.epochs=3")
     whole = train(place, f"whole-{kind}", *options)
     stopped = train(place, f"stopped-{kind}", *options, "--set", "train.max_steps=13")
     train(place, stopped.name, *options, "--resume")
@@ -296,7 +296,7 @@ def test_layers_are_neither_made_up_nor_dropped_where_a_run_starts_from_another(
 
     def refusal(source: Path, *options: object) -> str:
         capsys.readouterr()
-        assert command(place, "refused", "--set", f"checkpoint.start_from={newest(source)}", *options) == 2
+        assert command(place, "refused", "--set", f"checkpoint.warm_start_from={newest(source)}", *options) == 2
         assert not (place / "refused").exists()
         return capsys.readouterr().err
 
@@ -309,7 +309,7 @@ def test_layers_are_neither_made_up_nor_dropped_where_a_run_starts_from_another(
     assert command(place, "trained", "--resume", "--set", "model.dense.activation=tanh") == 2
     assert "differs in model.dense.activation ('relu' then, 'tanh' now)" in capsys.readouterr().err
     still = ("--set", "optimizer.learning_rate=1e-30", "--set", "model.dense.learning_rate=1e-30")
-    start = ("--set", f"checkpoint.start_from={trained / 'checkpoints'}", "--set", "train.max_steps=1", *still)
+    start = ("--set", f"checkpoint.warm_start_from={trained / 'checkpoints'}", "--set", "train.max_steps=1", *still)
     warm = train(place, "warm", *start)
     np.testing.assert_array_equal(
         layers_at_the_end(warm)["track/2/weights"], layers_at_the_end(trained)["track/2/weights"]

@@ -123,7 +123,7 @@ def on_two_hosts(place: Path, run: str) -> Iterator[tuple[Training, RunningComma
     release, at = place / "release", f"127.0.0.1:{free_port()}"
     variables = pace(place, release, {"CROSSFADE_TOKEN": TOKEN})
     join = ("agent", "--join", at, "--address", "127.0.0.2", "--run-dir", run)
-    hosts = ("--set", "cluster.hosts=2", "--set", f"cluster.listen={at}")
+    hosts = ("--set", "cluster.hosts=2", "--set", f"cluster.coordinator_address={at}")
     train = ("train", "job.yaml", *ON_SERVERS, *hosts, "--run-dir", run)
     with (
         started(*train, cwd=place, variables=variables, within=of_no_name()) as command,

@@ -27,8 +27,8 @@ TYPE = ("--instance-type", "r6i.large")
 ON_TWO = ("--hosts", 2, "--servers", 2, "--workers", 2)
 SECTIONS = {
     "optimizer": {"kind": "adagrad"},
-    "train": {"epochs": 40, "evaluate_every": 10, "patience": None},
-    "checkpoint": {"every_seconds": None},
+    "train": {"epochs": 40, "eval_every_epochs": 10, "patience": None},
+    "checkpoint": {"interval_seconds": None},
 }
 
 
@@ -158,7 +158,7 @@ def test_ctrl_c_has_the_run_write_a_checkpoint_and_takes_everything_down(
 def test_a_job_that_fails_on_its_host_ends_with_its_exit_code_and_message(
     place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
-    with submit(place, variables, "--set", f"data.shards=s3://{BUCKET}/nothing-here") as command:
+    with submit(place, variables, "--set", f"data.path=s3://{BUCKET}/nothing-here") as command:
         result = command.finish(SECONDS)
     assert result.returncode == 2, result.stderr
     assert "no such file" in result.stdout or "manifest.json" in result.stdout, result.stdout

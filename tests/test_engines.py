@@ -75,7 +75,7 @@ class Case:
 
     def negatives_of(self, example: int) -> list[tuple[int, int | None]]:
         """The negatives of an example and, of those from the batch, the query that met them."""
-        if self.negatives == "each":
+        if self.negatives == "per_example":
             return [(row, None) for row in self.negatives_N.reshape(-1, DRAWS)[example]]
         drawn = [(row, None) for row in self.negatives_N]
         if self.negatives in {"shared", "all"}:
@@ -88,7 +88,7 @@ class Case:
     def part(self, examples: slice) -> "Case":
         """The case of a worker that has some of the examples; of lanes, whole ones."""
         negatives_N = self.negatives_N
-        if self.negatives == "each":
+        if self.negatives == "per_example":
             negatives_N = negatives_N.reshape(-1, DRAWS)[examples].ravel()
         return replace(
             self,
@@ -105,7 +105,7 @@ SIGNS = {"wanted": [1] * 6, "unwanted": [-1] * 6, "mixed": [1, -1, -1, 1, 1, -1]
 
 def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wanted", **more: Any) -> Case:
     each_BN = [[3, 3, 7, 1], [4, 8, 8, 4], [2, 2, 2, 2], [0, 5, 1, 1], [7, 0, 3, 8], [1, 4, 0, 7]]
-    drawn = {"shared": [3, 8, 2, 3], "mixed": [3, 8, 2, 3], "each": each_BN, "in_batch": [], "all": range(ITEMS)}
+    drawn = {"shared": [3, 8, 2, 3], "mixed": [3, 8, 2, 3], "per_example": each_BN, "in_batch": [], "all": range(ITEMS)}
     return Case(
         loss,
         score,
@@ -124,18 +124,18 @@ SMOOTH: tuple[LossKind, ...] = ("bpr", "logistic", "softmax")
 SCORES: dict[LossKind, tuple[ScoreKind, ...]] = {"hinge": ("dot",), "warp": ("euclidean",), "ccl": ("cosine",)}
 CASES: dict[str, Case] = {}
 for any_loss in get_args(LossKind):
-    for names in product(SCORES.get(any_loss, get_args(ScoreKind)), ("shared", "each"), SIGNS):
+    for names in product(SCORES.get(any_loss, get_args(ScoreKind)), ("shared", "per_example"), SIGNS):
         CASES["-".join([any_loss, *names])] = make_case(any_loss, *names)
     for any_kind in ("in_batch", "mixed"):
         CASES[f"{any_loss}-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed")
-    for any_kind in ("shared", "each", "mixed") if any_loss != "warp" else ():
+    for any_kind in ("shared", "per_example", "mixed") if any_loss != "warp" else ():
         CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", hard=2)
 for any_kind in get_args(NegativesConfig.model_fields["kind"].annotation)[1:]:  # auto is one of the others
     CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
 for any_score in get_args(ScoreKind):
     CASES[f"softmax-{any_score}-all"] = make_case("softmax", any_score, "all")
 for tied_loss in SMOOTH:  # A query row of zeros: all its scores are 0, where −log σ(x) by |x| has a kink.
-    CASES[f"{tied_loss}-tied"] = replace(make_case(tied_loss, "dot", "each", "mixed"), queries_B=np.full(6, 4))
+    CASES[f"{tied_loss}-tied"] = replace(make_case(tied_loss, "dot", "per_example", "mixed"), queries_B=np.full(6, 4))
 every_case = pytest.mark.parametrize("name", CASES)
 QUERY_TABLE, ITEM_TABLE = random_rows(QUERIES, DIM, seed=1), random_rows(ITEMS, DIM, seed=2)
 QUERY_TABLE[4] = 0
@@ -324,7 +324,7 @@ def of_one_example(
 
 
 each_loss = pytest.mark.parametrize("loss", SMOOTH)
-each_kind = pytest.mark.parametrize("negatives", ["shared", "each"])
+each_kind = pytest.mark.parametrize("negatives", ["shared", "per_example"])
 each_size = pytest.mark.parametrize("size", [40.0, 300.0, 1e6])
 
 

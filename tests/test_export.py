@@ -56,7 +56,7 @@ def training_on(data: Path) -> dict[str, Any]:
     """What a run on ``data`` says of itself in a checkpoint."""
     return {
         "run": "0",
-        "job": {"name": "planted", "data": {"shards": str(data)}},
+        "job": {"name": "planted", "data": {"path": str(data)}},
         "data": data_fingerprint(Folder(data)),
     }
 
@@ -319,7 +319,7 @@ def test_of_a_run_its_checkpoints_are_exported_wherever_they_are(written: Path, 
     shutil.copytree(written / "checkpoints", run / "checkpoints")
     lines.export(run, tmp_path / "out")
     assert_is_step(tmp_path / "out", 300)
-    away = make_run(tmp_path / "away", written, checkpoint={"to": str(written / "checkpoints")})
+    away = make_run(tmp_path / "away", written, checkpoint={"path": str(written / "checkpoints")})
     lines.export(away, tmp_path / "out-away")
     assert_is_step(tmp_path / "out-away", 300)
 
@@ -328,7 +328,7 @@ def test_a_run_that_writes_no_embeddings_gets_those_of_its_checkpoint(
     written: Path, tmp_path: Path, lines: Lines
 ) -> None:
     to = {"to": str(written / "checkpoints")}
-    run = make_run(tmp_path / "run", written, checkpoint=to, train={"embeddings": "none"})
+    run = make_run(tmp_path / "run", written, checkpoint=to, train={"save_embeddings": "none"})
     assert lines.export(run, None).out == run / "embeddings"
     assert_is_step(run / "embeddings", 300)
     with pytest.raises(InputError, match="run/embeddings: exists already"):
@@ -348,7 +348,7 @@ def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Li
             fs.copy_files(str(written / "checkpoints"), to, fs.LocalFileSystem(), remote)
         with remote.open_output_stream(server.uri("run/job.yaml").removeprefix("s3://")) as file:
             file.write(b"name: planted")
-        away = make_run(tmp_path / "away", written, checkpoint={"to": server.uri("plays/checkpoints")})
+        away = make_run(tmp_path / "away", written, checkpoint={"path": server.uri("plays/checkpoints")})
         step = server.uri("plays/checkpoints/step-000000100")
         sources = ((step, 100), (server.uri("plays/checkpoints/"), 300), (server.uri("run"), 300), (away, 300))
         for number, (source, expected) in enumerate(sources):
@@ -400,7 +400,7 @@ def test_of_a_run_without_a_valid_split_the_export_is_its_embeddings_bit_for_bit
 
 @pytest.mark.cluster
 def test_the_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
-    run = train(tmp_path, "run", "--servers", 2, "--workers", 2, cluster={"key_bytes": 2048})
+    run = train(tmp_path, "run", "--servers", 2, "--workers", 2, cluster={"max_key_bytes": 2048})
     succeeded(crossfade("export", "run", "--out", "out", cwd=tmp_path))
     assert_equal_folders(tmp_path / "out", run / "embeddings")
     assert len(list(run.glob("checkpoints/step-*/customer/weights.*"))) > 2
@@ -424,7 +424,7 @@ def test_of_a_run_with_a_valid_split_the_export_is_its_last_step(tmp_path: Path)
 @pytest.mark.slow
 def test_what_a_job_leaves_to_the_export_is_found_by_similar_and_evaluate(tmp_path: Path) -> None:
     write_planted(tmp_path / "data", named=True)
-    run = train(tmp_path, "run", train={"embeddings": "none"})
+    run = train(tmp_path, "run", train={"save_embeddings": "none"})
     assert not (run / "embeddings").exists()
     succeeded(crossfade("export", "run", cwd=tmp_path))
     for entity in ENTITIES:

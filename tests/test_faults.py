@@ -62,7 +62,7 @@ def train(
 
 def to(checkpoints: object) -> tuple[str, str]:
     """The option that has checkpoints written there."""
-    return "--set", f"checkpoint.to={checkpoints}"
+    return "--set", f"checkpoint.path={checkpoints}"
 
 
 def assert_undisturbed(run_dir: Path, undisturbed: dict[int, Path]) -> None:
@@ -172,7 +172,7 @@ def test_a_folder_that_becomes_read_only_costs_checkpoints_and_nothing_else(
 
 
 def test_a_run_that_leaves_only_checkpoints_fails_without_the_last(place: Path, disk: Path) -> None:
-    options = (*to(disk / "checkpoints"), "--set", "train.embeddings=none")
+    options = (*to(disk / "checkpoints"), "--set", "train.save_embeddings=none")
     with train(place / "no-embeddings", *options) as training:
         training.wait_for("saved")
         training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
@@ -217,7 +217,7 @@ def test_a_read_only_folder_is_refused_before_an_earlier_run_is_touched(place: P
         result = crossfade(*run, *elsewhere, how, cwd=place)
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
-        assert line.startswith(f"crossfade: error: checkpoint.to: {disk}/")
+        assert line.startswith(f"crossfade: error: checkpoint.path: {disk}/")
         assert "Read-only file system" in line
         assert (place / "refused" / "report.json").read_bytes() == before
 
@@ -274,7 +274,7 @@ def test_a_killed_run_resumes_from_s3_once_that_is_there(
         result = crossfade(*resume, cwd=place, variables=IMPATIENT)
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
-        assert line.startswith(f"crossfade: error: checkpoint.to: {checkpoints} ")
+        assert line.startswith(f"crossfade: error: checkpoint.path: {checkpoints} ")
         assert "NETWORK_CONNECTION" in line
         assert {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()} == before
     finally:
@@ -358,7 +358,7 @@ def test_a_wrong_secret_is_refused_before_an_earlier_run_is_touched(place: Path,
         assert time.monotonic() - begun < 30
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
-        assert line.startswith(f"crossfade: error: checkpoint.to: {checkpoints} ")
+        assert line.startswith(f"crossfade: error: checkpoint.path: {checkpoints} ")
         assert "access denied (403 SignatureDoesNotMatch)" in line
         assert "not the secret" not in line
         assert (place / "secret" / "report.json").exists()
@@ -423,7 +423,7 @@ def test_a_host_whose_link_is_cut_leaves_the_job_and_joins_it_again(place: Path,
     variables = pace(place, place / "hosts.release", {"CROSSFADE_TOKEN": TOKEN})
     with network(3) as (first, second, third):
         listen = f"{first.address}:7070"
-        across = (f"cluster.host={first.address}", f"cluster.listen={listen}", "cluster.hosts=3")
+        across = (f"cluster.host={first.address}", f"cluster.coordinator_address={listen}", "cluster.hosts=3")
         options = [part for setting in across for part in ("--set", setting)]
         agent = {"cwd": place, "variables": variables}
         join = ("agent", "--join", listen, "--run-dir", run_dir)

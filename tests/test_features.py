@@ -29,7 +29,7 @@ TAGS = {10: ["rock", "live"], 11: ["live"], 13: ["jazz"], 14: ["rock", "rock"], 
 COUNTRIES = {"ann": "AT", "bob": "BE", "cid": "AT"}
 
 Row = tuple[Any, ...]
-JOB = {"name": "j", "model": {"dim": 4, "item": ["track", "tag"]}}
+JOB = {"name": "j", "model": {"dim": 4, "item_features": ["track", "tag"]}}
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_another_day_keeps_rows_and_values_but_of_rows_that_have_new_ones(
     assert Vocabulary(Folder(third), read_manifest(Folder(third)), "track").warm_rows().tolist() == met.tolist()
     loaded = {}
     for start_from in (None, "runs/first/checkpoints"):
-        job = check_job({**JOB, "data": {"shards": str(second)}, "checkpoint": {"start_from": start_from}}, "test")
+        job = check_job({**JOB, "data": {"path": str(second)}, "checkpoint": {"warm_start_from": start_from}}, "test")
         towers = load_towers(job, make_model(job, manifest), Folder(second), manifest)
         of = towers.of("track")
         assert of is not None

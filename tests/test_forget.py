@@ -358,7 +358,7 @@ def test_the_command_says_what_went_and_what_still_holds_them(
     assert f"{tmp_path}/data: forgot 3 rows of customer (3 in all)" in said
     assert "4 in " in said
     assert "1 of them are not in the data" in said
-    for still in ("raw events", "events.parquet", "checkpoint.start_from", "embeddings"):
+    for still in ("raw events", "events.parquet", "checkpoint.warm_start_from", "embeddings"):
         assert still in said
     assert main([*forget_command, "--entity", "artist"]) == 2
     assert "has no entity 'artist'; it has customer, item" in capsys.readouterr().err

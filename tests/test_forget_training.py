@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def warm(place: Path) -> tuple[str, str]:
     """From the tables of the old run. With another seed, fresh rows are not those that it began with."""
-    return "--set", f"checkpoint.start_from={place / 'old' / 'checkpoints'}", "--set", "train.seed=9"
+    return "--set", f"checkpoint.warm_start_from={place / 'old' / 'checkpoints'}", "--set", "train.seed=9"
 
 
 def arrays(run: Path, entity: str) -> dict[str, FloatArray]:
@@ -90,7 +90,7 @@ def test_the_old_run_is_not_taken_up_and_says_how_to_go_on(place: Path) -> None:
     result = crossfade("train", "job.yaml", "--run-dir", "old", "--resume", cwd=place)
     assert result.returncode == 2
     assert f"was trained on other data than {place / 'data'} holds now" in result.stderr
-    assert "--set checkpoint.start_from=" in result.stderr
+    assert "--set checkpoint.warm_start_from=" in result.stderr
     assert "rows that the data have forgotten start afresh" in result.stderr
 
 

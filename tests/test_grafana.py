@@ -247,8 +247,8 @@ class Scraped:
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     """A Prometheus that has scraped a run on two servers and two workers."""
     folder, begin = tmp_path_factory.mktemp("grafana"), time.time()
-    train = {"epochs": 30, "evaluate_every": 1}
-    job = write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"every_steps": 20})
+    train = {"epochs": 30, "eval_every_epochs": 1}
+    job = write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"interval_steps": 20})
     with ExitStack() as stack:
         ill = stack.enter_context(serve_metrics(made_up(ILL), 0, None, "127.0.0.1"))
         going = ExitStack()

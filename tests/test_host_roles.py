@@ -90,7 +90,7 @@ def test_hosts_are_counted_by_what_they_take(offers: list[AcceptedRoles], missin
 def test_hosts_are_not_counted_twice() -> None:
     with pytest.raises(InputError, match="hosts is 3, but host_per_role counts them: leave one of the two out"):
         check_job(
-            {"name": "a", "data": {"shards": "d"}, "cluster": {"servers": 1, "hosts": 3, "host_per_role": True}}, "job"
+            {"name": "a", "data": {"path": "d"}, "cluster": {"servers": 1, "hosts": 3, "one_role_per_host": True}}, "job"
         )
 
 
@@ -246,9 +246,9 @@ class Hosts:
 def test_a_standby_takes_the_job_of_a_killed_coordinator_up_and_each_host_has_the_roles_it_takes(
     tmp_path: Path,
 ) -> None:
-    train = {"epochs": 1000, "max_steps": 900, "patience": None, "evaluate_every": 1000}
+    train = {"epochs": 1000, "max_steps": 900, "patience": None, "eval_every_epochs": 1000}
     job = write_job(
-        tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint={"every_steps": 50}
+        tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint={"interval_steps": 50}
     )
     with ExitStack() as stack:
         hosts = Hosts(job, tmp_path, stack)
@@ -280,7 +280,7 @@ def test_a_standby_takes_the_job_of_a_killed_coordinator_up_and_each_host_has_th
 
 @pytest.mark.slow
 def test_a_standby_ends_as_the_run_that_it_waited_for(tmp_path: Path) -> None:
-    train = {"epochs": 1_000_000, "patience": None, "evaluate_every": 1_000_000}
+    train = {"epochs": 1_000_000, "patience": None, "eval_every_epochs": 1_000_000}
     job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
     with started("train", job, "--run-dir", "run", cwd=tmp_path) as first, ExitStack() as stack:
         wait_until(lambda: records(tmp_path / "run"), START_SECONDS, "the run")

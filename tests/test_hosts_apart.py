@@ -21,8 +21,8 @@ TOKEN = "a-token-that-all-hosts-have"
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 SECTIONS = {
     "optimizer": {"kind": "adagrad"},
-    "train": {"epochs": 20, "evaluate_every": 4, "patience": None},
-    "checkpoint": {"every_seconds": 0.5, "keep": 2},
+    "train": {"epochs": 20, "eval_every_epochs": 4, "patience": None},
+    "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2},
 }
 
 
@@ -48,7 +48,7 @@ def two_hosts(
     first, second, release = place / f"{name}-1", place / f"{name}-2", place / "release"
     variables = pace(place, release, {**s3.variables, "CROSSFADE_TOKEN": TOKEN})
     at = f"127.0.0.1:{free_port()}"
-    apart = [f"cluster.listen={at}", "cluster.hosts=2", "cluster.shared_folder=false"]
+    apart = [f"cluster.coordinator_address={at}", "cluster.hosts=2", "cluster.shared_run_dir=false"]
     sets = [word for key in apart for word in ("--set", key)]
     with ExitStack() as stack:
         train = ("train", "s3.yaml", *ON_SERVERS, *sets, *options, "--run-dir", first)
@@ -67,7 +67,7 @@ def test_hosts_that_share_nothing_but_s3_end_as_one_does_also_when_other_machine
     write_job(tmp_path / "local.yaml", data, **SECTIONS)
     succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
     write_job(tmp_path / "s3.yaml", s3.upload(data, "interactions"), **SECTIONS)
-    to = ("--set", f"checkpoint.to={s3.uri('checkpoints')}")
+    to = ("--set", f"checkpoint.path={s3.uri('checkpoints')}")
 
     with two_hosts(tmp_path, "stopped", s3, to) as (training, agent):
         training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch")
@@ -93,7 +93,7 @@ def test_hosts_that_share_nothing_but_s3_end_as_one_does_also_when_other_machine
 
 
 def test_a_host_takes_from_another_the_files_of_roles_and_no_others(tmp_path: Path) -> None:
-    job = check_job({"name": "x", "data": {"shards": "s3://bucket/data"}}, "a test")
+    job = check_job({"name": "x", "data": {"path": "s3://bucket/data"}}, "a test")
     with RunFolder(tmp_path / "one").open_run(job):
         files = RunFolder(tmp_path / "one").files_for_roles()
     assert set(files) == {"job.yaml", "run.json"}
@@ -107,11 +107,11 @@ def test_a_host_takes_from_another_the_files_of_roles_and_no_others(tmp_path: Pa
 
 
 def test_hosts_that_share_no_folder_must_share_s3() -> None:
-    cluster = {"servers": 2, "workers": 2, "hosts": 2, "listen": "10.0.0.1:7070", "shared_folder": False}
-    values = {"name": "x", "data": {"shards": "s3://bucket/data"}, "cluster": cluster}
+    cluster = {"servers": 2, "workers": 2, "hosts": 2, "coordinator_address": "10.0.0.1:7070", "shared_run_dir": False}
+    values = {"name": "x", "data": {"path": "s3://bucket/data"}, "cluster": cluster}
     with pytest.raises(InputError, match=r"set checkpoint\.to to one on S3"):
         check_job(values, "a test")
-    assert check_job({**values, "checkpoint": {"to": "s3://bucket/here"}}, "a test").no_shared_run_dir
+    assert check_job({**values, "checkpoint": {"path": "s3://bucket/here"}}, "a test").no_shared_run_dir
 
 
 def test_an_agent_waits_for_its_coordinator_no_longer_than_it_has_patience(tmp_path: Path) -> None:

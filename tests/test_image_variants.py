@@ -98,7 +98,7 @@ def test_the_release_for_the_k80_trains_saves_and_resumes_as_the_newer_one_does(
 ) -> None:
     train = {"epochs": 6, "batch_size": 256, "engine": engine, "patience": None}
     job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
-    cluster = ("--servers", 2, "--workers", 2, "--set", "checkpoint.every_steps=5")
+    cluster = ("--servers", 2, "--workers", 2, "--set", "checkpoint.interval_steps=5")
     succeeded(crossfade("train", job, *cluster, "--run-dir", "newer", cwd=tmp_path))
     older = {"PYTHONPATH": str(older_mxnet)}
     with started("train", job, *cluster, "--run-dir", "older", cwd=tmp_path, variables=older) as command:

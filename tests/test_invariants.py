@@ -28,7 +28,7 @@ EPOCHS = 2
 ENTITIES = ("customer", "track")
 TOLERANCE = 2e-5
 FROM_BATCH = {
-    "negatives": {"kind": "mixed", "count": 16, "log_q": True},
+    "negatives": {"kind": "mixed", "count": 16, "logq_correction": True},
     "optimizer": {"learning_rate": 0.1, "schedule": "cosine", "warmup_steps": 5},
 }
 ONE_GROUP = ((1800,),)
@@ -332,7 +332,7 @@ def test_a_command_of_no_known_name_ends_the_job(job: Path, tmp_path: Path) -> N
 
 
 def test_all_roles_listen_on_loopback_alone(job: Path, tmp_path: Path) -> None:
-    endless = ("--set", "train.epochs=1000000", "--set", "train.evaluate_every=1000000")
+    endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
     shape = ("--servers", 2, "--workers", 2)
     with started("train", job, "--run-dir", "run", *shape, *endless, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")

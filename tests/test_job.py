@@ -56,8 +56,8 @@ def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
         ),
         (SMALL + "los: bpr\ntrian: {}\n", "unknown key 'los'; did you mean 'loss'? (and 1 more)"),
         ("name: small\n", "the key 'data' is missing"),
-        ("name: small\ndata: {}\n", "the key 'data.shards' is missing"),
-        ("data: {shards: x}\n", "the key 'name' is missing"),
+        ("name: small\ndata: {}\n", "the key 'data.path' is missing"),
+        ("data: {path: x}\n", "the key 'name' is missing"),
     ],
 )
 def test_unknown_and_missing_keys_are_named_with_the_nearest_known(job_path: Path, text: str, expected: str) -> None:
@@ -84,18 +84,18 @@ def test_unknown_and_missing_keys_are_named_with_the_nearest_known(job_path: Pat
         ("train: {device: gpu}", ["train: device 'gpu' needs engine 'mxnet', but the engine is 'cpu'"]),
         ("evaluate: {k: [10, 100000]}", ["evaluate.k.1: ", "less than or equal to 1000"]),
         ("loss: hinges", ["loss: ", "'bpr', 'logistic', 'softmax', 'hinge', ", "but found 'hinges'"]),
-        ("negatives: {log_q: true}\nloss: bpr", ["negatives.log_q corrects the softmax alone", "the loss is 'bpr'"]),
-        ("negatives: {hard: 3}\nloss: warp", ["loss 'warp' counts the hardest negative alone"]),
+        ("negatives: {logq_correction: true}\nloss: bpr", ["negatives.logq_correction corrects the softmax alone", "the loss is 'bpr'"]),
+        ("negatives: {num_hard: 3}\nloss: warp", ["loss 'warp' counts the hardest negative alone"]),
         (
-            "negatives: {hard: 3, log_q: true}",
-            ["negatives.log_q tells how negatives were drawn", "which of hard ones is not known"],
+            "negatives: {num_hard: 3, logq_correction: true}",
+            ["negatives.logq_correction tells how negatives were drawn", "which of hard ones is not known"],
         ),
         ("loss: ccl\nmodel: {score: dot}", ["loss 'ccl' is of cosine scores", "now dot"]),
         ("negatives: {kind: [shared]}", ["negatives.kind: ", "but found ['shared']"]),
         ("evaluate: {k: []}", ["evaluate.k: ", "at least 1 item", "but found []"]),
         ("evaluate: {k: 10}", ["evaluate.k: ", "valid list", "but found 10"]),
-        ("evaluate: {select: precision@10}", ["evaluate.select: ", "but found 'precision@10'"]),
-        ("cluster: {key_bytes: 2147483648}", ["cluster.key_bytes: ", "but found 2147483648"]),
+        ("evaluate: {best_metric: precision@10}", ["evaluate.best_metric: ", "but found 'precision@10'"]),
+        ("cluster: {max_key_bytes: 2147483648}", ["cluster.max_key_bytes: ", "but found 2147483648"]),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_what_was_expected(job_path: Path, text: str, parts: list[str]) -> None:
@@ -118,8 +118,8 @@ def test_workers_without_servers_are_refused(job_path: Path) -> None:
 
 def test_a_selection_at_a_depth_that_is_not_computed_is_refused(job_path: Path) -> None:
     expected = "evaluate: select 'recall@50' needs its depth in evaluate.k, which is [10, 20]"
-    assert refusal(job_path, SMALL + "evaluate: {k: [10, 20], select: recall@50}\n") == expected
-    assert load(job_path, SMALL + "evaluate: {k: [10, 50], select: recall@50}\n").evaluate.best_metric == "recall@50"
+    assert refusal(job_path, SMALL + "evaluate: {k: [10, 20], best_metric: recall@50}\n") == expected
+    assert load(job_path, SMALL + "evaluate: {k: [10, 50], best_metric: recall@50}\n").evaluate.best_metric == "recall@50"
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_a_missing_or_unreadable_file_is_refused_by_its_path(job_path: Path) -> 
 
 
 def test_overrides_are_put_over_the_file_in_their_order(job_path: Path) -> None:
-    overrides = ["train.epochs=5", "loss=bpr", "evaluate.k=[1, 5]", "evaluate.select=ndcg@5", "train.epochs=6"]
-    job = load(job_path, SMALL + "train: {epochs: 2, seed: 9}\n", *overrides, "metrics.port=null", "data.shards=a=b")
+    overrides = ["train.epochs=5", "loss=bpr", "evaluate.k=[1, 5]", "evaluate.best_metric=ndcg@5", "train.epochs=6"]
+    job = load(job_path, SMALL + "train: {epochs: 2, seed: 9}\n", *overrides, "metrics.port=null", "data.path=a=b")
     assert (job.train.epochs, job.train.seed, job.metrics.port) == (6, 9, None)
     assert (job.loss, job.evaluate.k, job.data.path) == ("bpr", [1, 5], "a=b")
 
@@ -211,8 +211,8 @@ def test_a_number_with_an_exponent_needs_no_dot(job_path: Path, text: str) -> No
     [
         [],
         ["optimizer.weight_decay=1e-6", "optimizer.learning_rate=1e10", "model.temperature=0.1"],
-        ["data.shards='früh: # 100%'", "name='on'", "metrics.port=null", "train.max_steps=3"],
-        ["cluster.servers=2", "cluster.workers=3", "evaluate.k=[5, 10]", "evaluate.exclude=[]", "model.query=[user]"],
+        ["data.path='früh: # 100%'", "name='on'", "metrics.port=null", "train.max_steps=3"],
+        ["cluster.servers=2", "cluster.workers=3", "evaluate.k=[5, 10]", "evaluate.exclude_splits=[]", "model.query_features=[user]"],
     ],
     ids=["defaults", "small numbers", "awkward text", "lists"],
 )
@@ -248,13 +248,13 @@ def test_every_field_is_explained_once_with_a_type_a_default_and_help(job_path: 
     ("path", "kind", "default"),
     [
         ("name", "text", "required"),
-        ("data.shards", "text", "required"),
+        ("data.path", "text", "required"),
         ("model.score", "dot | cosine | euclidean", "cosine"),
         ("train.patience", "whole number or null", "null"),
         ("train.max_steps", "whole number or null", "null"),
         ("optimizer.learning_rate", "number", "0.015"),
         ("evaluate.k", "list of whole number", "[10, 20, 40]"),
-        ("evaluate.exclude", "list of train | valid | test", "[train, valid]"),
+        ("evaluate.exclude_splits", "list of train | valid | test", "[train, valid]"),
     ],
 )
 def test_types_and_defaults_are_explained_in_plain_words(path: str, kind: str, default: str) -> None:
@@ -264,7 +264,7 @@ def test_types_and_defaults_are_explained_in_plain_words(path: str, kind: str, d
 
 def test_more_workers_than_lanes_are_refused(job_path: Path) -> None:
     message = refusal(job_path, SMALL + "cluster: {servers: 1, workers: 17}\n")
-    assert "17 workers need as many lanes: set data.lanes, now 16" in message
+    assert "17 workers need as many lanes: set data.partitions, now 16" in message
 
 
 BILLION = "name: x\ndata: {shards: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(

@@ -69,7 +69,7 @@ TABLES = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
 
 
 def make_job(**sections: Any) -> JobConfig:
-    return check_job({"name": "plays", "data": {"shards": "nowhere"}, **sections}, "here")
+    return check_job({"name": "plays", "data": {"path": "nowhere"}, **sections}, "here")
 
 
 def step(**values: Any) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def test_without_a_word_all_of_few_items_are_negatives_and_of_more_those_of_the_
     assert spec.resolve("softmax", 2**15 + 1) == NegativesConfig(kind="in_batch", logq_correction=True)
     assert spec.resolve("bpr", 10) == NegativesConfig(kind="shared")
     assert NegativesConfig(num_hard=2).resolve("softmax", 10) == NegativesConfig(kind="shared", num_hard=2)
-    assert NegativesConfig(kind="each").resolve("softmax", 10) == NegativesConfig(kind="each")
+    assert NegativesConfig(kind="per_example").resolve("softmax", 10) == NegativesConfig(kind="per_example")
 
 
-@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 @pytest.mark.parametrize("workers", [2, 3])
 def test_examples_meet_the_same_negatives_whoever_holds_them(kind: str, sampling: str, workers: int) -> None:
@@ -52,7 +52,7 @@ def test_examples_meet_the_same_negatives_whoever_holds_them(kind: str, sampling
         np.testing.assert_array_equal(part_N, expected_N)
 
 
-@pytest.mark.parametrize(("kind", "length"), [("shared", 6), ("each", 18)])
+@pytest.mark.parametrize(("kind", "length"), [("shared", 6), ("per_example", 18)])
 def test_draws_are_rows_in_the_documented_number(kind: str, length: int) -> None:
     rows_N = sampler(kind=kind, count=6).draw(share_of(np.arange(3)), epoch=0, step=0)
     assert rows_N.dtype == np.int64
@@ -61,11 +61,11 @@ def test_draws_are_rows_in_the_documented_number(kind: str, length: int) -> None
 
 
 def test_each_example_and_each_slot_has_draws_of_its_own() -> None:
-    rows_BN = sampler(kind="each", count=50, counts_N=np.ones(10**6)).draw(share_of(np.arange(40)), 0, 0)
+    rows_BN = sampler(kind="per_example", count=50, counts_N=np.ones(10**6)).draw(share_of(np.arange(40)), 0, 0)
     assert len(np.unique(rows_BN)) > 0.99 * 2000
 
 
-@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("kind", ["shared", "per_example"])
 def test_draws_repeat_and_differ_by_seed_epoch_and_step(kind: str) -> None:
     def draw(seed: int = 1, epoch: int = 1, step: int = 1) -> IntArray:
         many = sampler(seed, np.ones(10**6), kind=kind, count=100)
@@ -76,14 +76,14 @@ def test_draws_repeat_and_differ_by_seed_epoch_and_step(kind: str) -> None:
         assert (draw() == other_N).sum() < 5
 
 
-@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("kind", ["shared", "per_example"])
 def test_uniform_sampling_draws_all_items_equally_often(kind: str) -> None:
     rows_N = sampler(kind=kind, count=20_000, sampling="uniform").draw(share_of(np.arange(2)), 0, 0)
     assert_frequencies(rows_N, np.ones(ITEMS))
 
 
 @pytest.mark.parametrize("power", [0.0, 0.75, 1.0])
-@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("kind", ["shared", "per_example"])
 def test_popularity_sampling_draws_by_the_power_of_counts_and_unseen_items_as_if_seen_once(
     kind: str, power: float
 ) -> None:
@@ -103,7 +103,7 @@ def test_items_that_nobody_met_are_left_out_if_so_wanted(sampling: str) -> None:
     assert_frequencies(np.searchsorted(np.flatnonzero(counts_N), rows_N), mass_N[counts_N > 0])
 
 
-@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_an_empty_share_draws_none(kind: str, sampling: str) -> None:
     rows_N = sampler(kind=kind, count=5, sampling=sampling).draw(share_of(np.empty(0, np.int64), 8), 0, 0)
@@ -125,7 +125,7 @@ def test_all_items_are_negatives_but_those_that_nobody_met_where_features_make_t
     assert met_alone.tolist() == np.flatnonzero(COUNTS).tolist()
 
 
-@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_log_q_tells_how_often_each_item_is_drawn(kind: str, sampling: str) -> None:
     drawing = sampler(kind=kind, count=40_000, sampling=sampling, power=0.5, log_q=True)

@@ -94,8 +94,8 @@ def rows_really_touched(job: JobConfig, data: Path) -> list[float]:
     [
         {"kind": "shared", "count": 500, "sampling": "uniform"},
         {"kind": "shared", "count": 500, "sampling": "popularity", "power": 1.0},
-        {"kind": "each", "count": 2, "sampling": "uniform"},
-        {"kind": "each", "count": 2, "sampling": "popularity", "power": 0.5},
+        {"kind": "per_example", "count": 2, "sampling": "uniform"},
+        {"kind": "per_example", "count": 2, "sampling": "popularity", "power": 0.5},
         {"kind": "in_batch", "count": 500, "sampling": "uniform"},
         {"kind": "mixed", "count": 500, "sampling": "uniform"},
         {"kind": "all", "count": 500, "sampling": "uniform"},
@@ -153,7 +153,7 @@ def test_a_run_on_servers_moves_what_the_plan_said(planted: Path, tmp_path: Path
 
 @pytest.mark.parametrize("servers", [1, 2, 5])
 def test_keys_are_those_of_the_layout(tmp_path: Path, zipf: Path, servers: int) -> None:
-    job = zipf_job(tmp_path, zipf, cluster={"servers": servers, "key_bytes": 4096})
+    job = zipf_job(tmp_path, zipf, cluster={"servers": servers, "max_key_bytes": 4096})
     inputs = read_inputs(job)
     layouts = make_layout(inputs.model.tables, servers, 4096)
     found = [(table.name, table.keys, table.key_rows) for table in plan_capacity(inputs).tables]
@@ -167,7 +167,7 @@ def idle_bytes(tmp_path_factory: pytest.TempPathFactory) -> int:
     folder = tmp_path_factory.mktemp("idle")
     job = write_job(folder / "job.yaml", write_planted(folder / "data"))
     succeeded(crossfade("train", job, "--run-dir", "first", "--servers", 1, cwd=folder))
-    endless = ("--set", "train.epochs=1000000", "--set", "train.evaluate_every=1000000")
+    endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
     with started("train", job, "--run-dir", "run", "--servers", 1, *endless, cwd=folder) as training:
         wait_for_steps(training, folder / "run")
         return memory_of(training.roles()["server-0"], "RssAnon")
@@ -215,7 +215,7 @@ def wide_run(folder: Path, *shape: object) -> tuple[Path, tuple[object, ...]]:
         folder / "data",
         model={"dim": 64},
         optimizer={"kind": "rowwise_adagrad"},
-        train={"batch_size": 4096, "epochs": 1_000_000, "evaluate_every": 1_000_000},
+        train={"batch_size": 4096, "epochs": 1_000_000, "eval_every_epochs": 1_000_000},
     )
     return folder / "run", ("train", "job.yaml", "--run-dir", "run", *shape)
 
@@ -263,8 +263,8 @@ def test_each_piece_of_advice_makes_the_job_fit_and_no_less_would(tmp_path: Path
         model={"dim": 65_536},
         optimizer={"kind": "adam"},
         negatives={"count": 8},
-        train={"batch_size": 10, "embeddings": "none"},
-        cluster={"servers": 1, "key_bytes": 2**26},
+        train={"batch_size": 10, "save_embeddings": "none"},
+        cluster={"servers": 1, "max_key_bytes": 2**26},
     )
     inputs = read_inputs(job)
     machine = Machine("a machine", 4 * GIB)

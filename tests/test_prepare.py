@@ -784,7 +784,7 @@ def test_the_command_prepares_prints_a_summary_and_the_next_command(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "data/x: customer x track"
     assert any("Five, live (2)" in line for line in lines)
-    assert lines[-1] == "next: crossfade train jobs/lastfm.yaml --set data.shards=data/x --set data.item=track"
+    assert lines[-1] == "next: crossfade train jobs/lastfm.yaml --set data.path=data/x --set data.item=track"
 
 
 def test_the_next_command_names_the_job_file_of_the_data_if_there_is_one(
@@ -795,7 +795,7 @@ def test_the_next_command_names_the_job_file_of_the_data_if_there_is_one(
     write_text(tmp_path / "jobs/split.yaml", "")
     assert command.next_command("data/split", "customer", "item") == "crossfade train jobs/split.yaml"
     assert command.next_command("data/a b", "customer", "artist") == (
-        "crossfade train jobs/lastfm.yaml --set 'data.shards=data/a b'"
+        "crossfade train jobs/lastfm.yaml --set 'data.path=data/a b'"
     )
 
 

@@ -237,13 +237,13 @@ def test_a_manifest_of_the_version_before(refused: Refused, place: Path) -> None
 
 
 def test_a_row_group_that_is_too_large_is_refused_and_may_be_accepted(refused: Refused, place: Path) -> None:
-    limit = ("--set", "data.max_row_group=1499")
+    limit = ("--set", "data.max_row_group_rows=1499")
     message = documented("a row group larger than a worker may hold", refused(*limit))
     assert message.startswith(
         f"{place / 'data' / SHARD}, row group 0: has 1,500 rows, which a worker would have to hold"
     )
-    assert "raise data.max_row_group to 1500" in message
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "data.max_row_group=1500", cwd=place))
+    assert "raise data.max_row_group_rows to 1500" in message
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "data.max_row_group_rows=1500", cwd=place))
 
 
 def test_one_huge_row_group_is_trained_on(place: Path) -> None:
@@ -270,7 +270,7 @@ def test_ten_thousand_small_shards_are_trained_on(place: Path) -> None:
         os.link(data / "many" / "0.parquet", data / "many" / f"{number}.parquet")
     files = [{**entry, "path": f"many/{number}.parquet"} for number in range(count)]
     change_manifest(data, lambda manifest: manifest["splits"]["train"].update(files=files))
-    once = ("--set", "train.epochs=2", "--set", "train.batch_size=2000", "--set", "evaluate.exclude=[valid]")
+    once = ("--set", "train.epochs=2", "--set", "train.batch_size=2000", "--set", "evaluate.exclude_splits=[valid]")
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", *once, cwd=place))
     assert json.loads((place / "run" / "report.json").read_text())["examples"] == 2 * 2 * count
 
@@ -299,7 +299,7 @@ def test_names_with_spaces_unicode_and_quotes_are_trained_on(place: Path) -> Non
 @pytest.mark.parametrize("how", ["vanishes", "changes"])
 def test_a_shard_that_is_another_one_during_training_ends_it(place: Path, how: str) -> None:
     path = place / "data" / SHARD
-    epochs = ("--set", "train.epochs=1000", "--set", "train.evaluate_every=1000")
+    epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
     with paced("train", "job.yaml", *epochs, run_dir=place / "run") as training:
         training.wait_for("step")
         if how == "vanishes":
@@ -328,7 +328,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 
 def on_s3(uri: str) -> tuple[str, str]:
-    return "--set", f"data.shards={json.dumps(uri)}"
+    return "--set", f"data.path={json.dumps(uri)}"
 
 
 @pytest.mark.slow
@@ -422,7 +422,7 @@ def test_an_endpoint_that_is_down(refused: Refused) -> None:
 @pytest.mark.slow
 def test_a_shard_that_vanishes_from_s3_during_training_ends_it(place: Path, s3: ObjectStore) -> None:
     uri = s3.upload(place / "data", "vanishing")
-    epochs = ("--set", "train.epochs=1000", "--set", "train.evaluate_every=1000")
+    epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
     with paced("train", "job.yaml", *on_s3(uri), *epochs, run_dir=place / "run", variables=s3.variables) as training:
         training.wait_for("step")
         s3.client().delete_file(f"{BUCKET}/vanishing/{SHARD}")
@@ -438,8 +438,8 @@ def test_storage_that_goes_away_during_training_ends_it_as_a_failure_with_its_ch
     place: Path, s3: ObjectStore
 ) -> None:
     uri = s3.upload(place / "data", "away")
-    command = ("train", "job.yaml", *on_s3(uri), "--set", "checkpoint.every_steps=10", "--set", "train.epochs=40")
-    command = (*command, "--set", "train.evaluate_every=40")
+    command = ("train", "job.yaml", *on_s3(uri), "--set", "checkpoint.interval_steps=10", "--set", "train.epochs=40")
+    command = (*command, "--set", "train.eval_every_epochs=40")
     with flaky_proxy(s3.endpoint) as proxy:
         variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "3"}
         with paced(*command, run_dir=place / "run", variables=variables) as training:

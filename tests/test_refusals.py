@@ -114,7 +114,7 @@ def test_workers_without_a_server(train_refused: Refused) -> None:
 
 
 def test_data_that_is_not_there(train_refused: Refused) -> None:
-    message = train_refused("--set", "data.shards=nowhere")
+    message = train_refused("--set", "data.path=nowhere")
     documented("a folder or prefix without data", message)
     assert message.startswith("nowhere/manifest.json: no such file; ")
     assert "crossfade prepare" in message
@@ -162,8 +162,8 @@ def test_tables_that_do_not_fit_into_memory(train_refused: Refused, place: Path,
 def test_a_port_in_use(train_refused: Refused) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        message = train_refused("--servers", 1, "--set", f"cluster.port={port}")
-    assert message == f"cluster.port: {port} on 127.0.0.1 is in use; name another, or 0 for a free one"
+        message = train_refused("--servers", 1, "--set", f"cluster.scheduler_port={port}")
+    assert message == f"cluster.scheduler_port: {port} on 127.0.0.1 is in use; name another, or 0 for a free one"
 
 
 def test_a_host_that_is_not_this_machine(train_refused: Refused) -> None:
@@ -225,7 +225,7 @@ def test_a_refused_run_leaves_an_earlier_one_where_it_was(refused: Refused, plac
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1", cwd=place))
     report = (place / "run" / "report.json").read_text()
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        in_use = ("--servers", 1, "--set", f"cluster.port={taken.getsockname()[1]}")
+        in_use = ("--servers", 1, "--set", f"cluster.scheduler_port={taken.getsockname()[1]}")
         refused("train", "job.yaml", "--run-dir", "run", "--overwrite", *in_use)
     assert (place / "run" / "report.json").exists()
     assert (place / "run" / "report.json").read_text() == report

@@ -188,10 +188,10 @@ def test_a_resume_says_from_where_or_that_there_is_nothing_to_take_up(place: Pat
 def test_a_place_to_start_from_that_holds_no_checkpoint_is_refused(place: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "partial" / "step-000000007").mkdir(parents=True)
-    start = ("--set", f"checkpoint.start_from={tmp_path / name}")
+    start = ("--set", f"checkpoint.warm_start_from={tmp_path / name}")
     result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=place)
     assert result.returncode == 2
-    assert f"checkpoint.start_from: {tmp_path / name}: holds no whole checkpoint and is none itself" in result.stderr
+    assert f"checkpoint.warm_start_from: {tmp_path / name}: holds no whole checkpoint and is none itself" in result.stderr
     assert ("step-000000007/manifest.json: missing" in result.stderr) == (name == "partial")
 
 
@@ -231,7 +231,7 @@ def test_a_run_longer_than_the_last_goes_on_from_its_end(place: Path) -> None:
 
 
 def test_checkpoints_may_be_said_to_be_where_they_are_anyway(place: Path) -> None:
-    inside = ("--set", "checkpoint.to=inside/checkpoints", "--set", "train.epochs=1")
+    inside = ("--set", "checkpoint.path=inside/checkpoints", "--set", "train.epochs=1")
     for _ in range(2):
         train(place, "inside", *inside)
         assert list((place / "inside" / "checkpoints").glob("step-*"))
@@ -239,7 +239,7 @@ def test_checkpoints_may_be_said_to_be_where_they_are_anyway(place: Path) -> Non
 
 
 def test_two_runs_do_not_share_a_folder_of_checkpoints(place: Path, tmp_path: Path) -> None:
-    shared = ("--set", f"checkpoint.to={tmp_path / 'shared'}", "--set", "train.epochs=1")
+    shared = ("--set", f"checkpoint.path={tmp_path / 'shared'}", "--set", "train.epochs=1")
     train(place, "first", *shared)
     result = crossfade("train", "job.yaml", "--run-dir", "second", *shared, cwd=place)
     assert result.returncode == 2
@@ -251,10 +251,10 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(place: Path, tm
     (tmp_path / "file").write_text("")
     nowhere = tmp_path / "file" / "checkpoints"
     result = crossfade(
-        "train", "job.yaml", "--run-dir", tmp_path / "run", "--set", f"checkpoint.to={nowhere}", cwd=place
+        "train", "job.yaml", "--run-dir", tmp_path / "run", "--set", f"checkpoint.path={nowhere}", cwd=place
     )
     assert result.returncode == 2
-    assert f"checkpoint.to: {nowhere} cannot be written" in result.stderr
+    assert f"checkpoint.path: {nowhere} cannot be written" in result.stderr
 
 
 @pytest.mark.cluster
@@ -295,7 +295,7 @@ def test_a_larger_vocabulary_starts_with_the_rows_of_a_smaller_one(
     data = write_planted(tmp_path / "larger", tracks=TRACKS + 37)
     still = {"optimizer": {"kind": "adagrad", "learning_rate": 1e-30}, "train": {"max_steps": 1, "epochs": 1}}
     write_job(tmp_path / "fresh.yaml", data, **still)
-    write_job(tmp_path / "warm.yaml", data, **still, checkpoint={"start_from": str(undisturbed / "checkpoints")})
+    write_job(tmp_path / "warm.yaml", data, **still, checkpoint={"warm_start_from": str(undisturbed / "checkpoints")})
     for name in ("fresh", "warm"):
         succeeded(crossfade("train", f"{name}.yaml", "--run-dir", name, *shape, cwd=tmp_path))
     fresh, warm = (weights_at_the_end(tmp_path / name, "track") for name in ("fresh", "warm"))
@@ -309,10 +309,10 @@ def test_a_larger_vocabulary_starts_with_the_rows_of_a_smaller_one(
 def test_rows_of_another_size_are_refused_before_anything_starts(
     place: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    start = ("--set", f"checkpoint.start_from={undisturbed / 'checkpoints'}", "--set", "model.dim=16")
+    start = ("--set", f"checkpoint.warm_start_from={undisturbed / 'checkpoints'}", "--set", "model.dim=16")
     result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=place)
     assert result.returncode == 2
-    assert "checkpoint.start_from: " in result.stderr
+    assert "checkpoint.warm_start_from: " in result.stderr
     assert not (tmp_path / "run").exists()
 
 

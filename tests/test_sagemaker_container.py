@@ -30,17 +30,17 @@ JOB: dict[str, object] = {
     "optimizer.schedule": "constant",
     "optimizer.weight_decay": 0.0,
     "train.batch_size": 256,
-    "train.balance": 0.0,
-    "train.item_balance": 0.0,
+    "train.query_frequency_power": 0.0,
+    "train.item_frequency_power": 0.0,
     "train.epochs": 30,
-    "train.evaluate_every": 3,
+    "train.eval_every_epochs": 3,
     "train.patience": None,
     "evaluate.k": [5, 10],
-    "checkpoint.every_seconds": 0.5,
+    "checkpoint.interval_seconds": 0.5,
 }
 SECTIONS: dict[str, Any] = {
-    "train": {"epochs": 30, "evaluate_every": 3, "patience": None},
-    "checkpoint": {"every_seconds": 0.5},
+    "train": {"epochs": 30, "eval_every_epochs": 3, "patience": None},
+    "checkpoint": {"interval_seconds": 0.5},
 }
 
 
@@ -65,7 +65,7 @@ def data(tmp_path: Path) -> Path:
 def test_a_job_is_trained_from_its_hyperparameters_and_its_channel(tmp_path: Path, data: Path) -> None:
     job = write_job(tmp_path / "job.yaml", "elsewhere", **SECTIONS)
     base = prepare(
-        tmp_path / "ml", {"job": json.dumps(job.read_text()), "train.epochs": "1", "train.evaluate_every": "1"}
+        tmp_path / "ml", {"job": json.dumps(job.read_text()), "train.epochs": "1", "train.eval_every_epochs": "1"}
     )
     shutil.copytree(data, base / "input" / "data" / "shards")
     result = succeeded(train(base))
@@ -81,7 +81,7 @@ def test_a_job_is_trained_from_its_hyperparameters_and_its_channel(tmp_path: Pat
 def test_a_job_that_is_interrupted_goes_on_from_the_checkpoint_folder_on_another_machine(
     tmp_path: Path, data: Path
 ) -> None:
-    parameters = parameters_of({**JOB, "data.shards": str(data)})
+    parameters = parameters_of({**JOB, "data.path": str(data)})
     write_job(tmp_path / "job.yaml", data, **SECTIONS)
     succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed", cwd=tmp_path))
 
@@ -106,10 +106,10 @@ def test_a_job_that_is_interrupted_goes_on_from_the_checkpoint_folder_on_another
 
 
 def test_what_is_wrong_is_said_in_the_failure_file(tmp_path: Path, data: Path) -> None:
-    parameters = parameters_of({**JOB, "data.shards": str(data)})
+    parameters = parameters_of({**JOB, "data.path": str(data)})
     for name, changed, said in (
         ("key", {"train.epoch": "3"}, "unknown key 'train.epoch'; did you mean 'epochs'?"),
-        ("data", {"data.shards": f"/nowhere/{'x' * 2000}"}, "/nowhere/xxx"),
+        ("data", {"data.path": f"/nowhere/{'x' * 2000}"}, "/nowhere/xxx"),
     ):
         base = prepare(tmp_path / name, {**parameters, **changed})
         result = train(base)
@@ -138,11 +138,11 @@ def test_every_host_has_a_server_and_a_worker_unless_the_job_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-    parameters = parameters_of({**JOB, "data.shards": "s3://music/plays", "checkpoint.to": "s3://music/here"})
+    parameters = parameters_of({**JOB, "data.path": "s3://music/plays", "checkpoint.path": "s3://music/here"})
     cluster = read_job(Paths(prepare(tmp_path / "a", parameters, hosts)), Hosts(hosts[0], hosts)).cluster
     assert (cluster.hosts, cluster.servers, cluster.workers, cluster.shared_run_dir) == (3, 3, 3, False)
     assert (cluster.host, cluster.coordinator_address) == ("127.0.0.1", "127.0.0.1:7070")
-    given = {**parameters, "cluster.servers": "6", "cluster.workers": "1", "cluster.grace_seconds": "900"}
+    given = {**parameters, "cluster.servers": "6", "cluster.workers": "1", "cluster.grace_period_seconds": "900"}
     monkeypatch.setenv("CROSSFADE_PORT", "7171")
     cluster = read_job(Paths(prepare(tmp_path / "b", given, hosts)), Hosts(hosts[0], hosts)).cluster
     assert (cluster.servers, cluster.workers, cluster.coordinator_address) == (6, 1, "127.0.0.1:7171")
@@ -150,7 +150,7 @@ def test_every_host_has_a_server_and_a_worker_unless_the_job_says_otherwise(
     alone = read_job(Paths(prepare(tmp_path / "c", parameters)), Hosts("algo-1", ("algo-1",))).cluster
     assert (alone.servers, alone.hosts, alone.grace_period_seconds) == (0, 1, 110)
     with pytest.raises(InputError, match=r"set checkpoint\.to to one on S3"):
-        read_job(Paths(prepare(tmp_path / "d", {**parameters, "checkpoint.to": "null"}, hosts)), Hosts(hosts[0], hosts))
+        read_job(Paths(prepare(tmp_path / "d", {**parameters, "checkpoint.path": "null"}, hosts)), Hosts(hosts[0], hosts))
 
 
 def test_all_hosts_agree_on_the_first_one_however_they_are_listed(tmp_path: Path) -> None:

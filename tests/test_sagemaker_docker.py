@@ -163,7 +163,7 @@ def test_two_hosts_stopped_in_the_middle_are_taken_up_by_two_others_and_end_as_i
     write_job(tmp_path / "job.yaml", data, **SECTIONS)
     succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed", "--servers", 2, "--workers", 2, cwd=tmp_path))
     shards, to = upload(s3, data, "interactions"), f"s3://{BUCKET}/checkpoints"
-    parameters = {**PARAMETERS, "data.shards": shards, "checkpoint.to": to}
+    parameters = {**PARAMETERS, "data.path": shards, "checkpoint.path": to}
     variables = {**S3_VARIABLES, "CROSSFADE_TOKEN": TOKEN, **paced_in_container(tmp_path)}
 
     def start(attempt: str) -> list[Container]:
@@ -218,7 +218,7 @@ def test_one_host_goes_on_from_the_checkpoint_folder_and_ends_as_if_undisturbed(
 @pytest.mark.parametrize(
     ("changed", "exit_code", "said"),
     [
-        ({"data.shards": "/nowhere"}, 2, "/nowhere"),
+        ({"data.path": "/nowhere"}, 2, "/nowhere"),
         ({"optimizer.learning_rate": "1e30", "optimizer.kind": "sgd", "model.score": "dot"}, 1, "finite"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_failing_job_says_why_in_the_failure_file(
     said: str,
 ) -> None:
     (tmp_path / "hook").mkdir()
-    base = prepare(tmp_path / "ml", {**PARAMETERS, "data.shards": "/opt/ml/data", **changed})
+    base = prepare(tmp_path / "ml", {**PARAMETERS, "data.path": "/opt/ml/data", **changed})
     shutil.copytree(data, base / "data")
     container = Container(engine, image, network, base, "algo-1")
     assert container.exit_code() == exit_code, container.log

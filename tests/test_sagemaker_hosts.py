@@ -67,7 +67,7 @@ def test_two_hosts_that_are_stopped_together_are_taken_up_by_two_others(
         crossfade("train", "job.yaml", "--run-dir", "undisturbed", *on_servers, cwd=tmp_path, seconds=END_SECONDS)
     )
     shards, to = s3.upload(data, "interactions"), s3.uri("checkpoints")
-    parameters = parameters_of({**JOB, "train.epochs": EPOCHS, "data.shards": shards, "checkpoint.to": to})
+    parameters = parameters_of({**JOB, "train.epochs": EPOCHS, "data.path": shards, "checkpoint.path": to})
 
     with containers(tmp_path, "first", parameters, s3.variables) as (training, other):
         training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch", START_SECONDS)

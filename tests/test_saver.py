@@ -42,7 +42,7 @@ def take_step(store: LocalStore, saver: CheckpointManager, progress: TrainState)
 def test_the_time_that_tables_take_to_be_made_does_not_count_towards_the_first_checkpoint(
     tmp_path: Path, clock: Clock
 ) -> None:
-    checkpoint = {"every_seconds": EVERY_SECONDS}
+    checkpoint = {"interval_seconds": EVERY_SECONDS}
     job = load_job(write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), checkpoint=checkpoint))
     model = open_inputs(job)[2]
     identity = CheckpointMetadata.of(job, "run", model.tables)

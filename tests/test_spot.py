@@ -115,8 +115,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "job.yaml",
         data,
         optimizer={"kind": "adagrad"},
-        train={"epochs": 40, "evaluate_every": 20, "patience": None},
-        checkpoint={"every_seconds": None},
+        train={"epochs": 40, "eval_every_epochs": 20, "patience": None},
+        checkpoint={"interval_seconds": None},
     )
     return folder
 
@@ -158,7 +158,7 @@ def test_a_notice_ends_a_run_after_a_checkpoint_from_which_it_goes_on_elsewhere(
     place: Path, undisturbed: Path, metadata: Metadata
 ) -> None:
     # The checkpoints outlive the host; its run folder does not.
-    to = ("--set", f"checkpoint.to={place / 'kept'}")
+    to = ("--set", f"checkpoint.path={place / 'kept'}")
     with train(place / "taken", metadata, *to) as training:
         training.wait_for("step")
         metadata.take_away()
@@ -204,7 +204,7 @@ class Cluster:
         self.run_dir = place / run
         [port] = free_ports(1)
         self.join = f"127.0.0.1:{port}"
-        self.options = (*ON_SERVERS, "--set", "cluster.hosts=2", "--set", f"cluster.listen={self.join}")
+        self.options = (*ON_SERVERS, "--set", "cluster.hosts=2", "--set", f"cluster.coordinator_address={self.join}")
 
     def train(self, metadata: Metadata, *options: object) -> AbstractContextManager[Training]:
         return train(self.run_dir, metadata, *self.options, *options)

@@ -113,8 +113,8 @@ def test_a_store_of_checkpoints_that_fails_is_asked_again_unless_the_input_is_wr
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"hosts": 2}, "the job has 2 hosts, but the other hosts' agents have nowhere to join: set cluster.listen"),
-        ({"listen": "127.0.0.1"}, "cluster.listen: expected HOST:PORT"),
+        ({"hosts": 2}, "the job has 2 hosts, but the other hosts' agents have nowhere to join: set cluster.coordinator_address"),
+        ({"listen": "127.0.0.1"}, "cluster.coordinator_address: expected HOST:PORT"),
         ({"listen": "10.0.0.1:7070", "hosts": 2}, "cluster.host is 127.0.0.1, where the roles of other hosts cannot"),
     ],
 )

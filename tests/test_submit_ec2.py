@@ -221,7 +221,7 @@ def test_p2_is_the_default_type(job: Path, aws: AwsServer, capsys: pytest.Captur
         (("--to", "s3://music/runs", "--hosts", "0"), "--hosts: expected 1 to 1000, but found 0"),
         (("--to", "s3://music/runs", "--max-hours", "9999"), "--max-hours: expected 0.05 to 720, but found 9999"),
         (("--to", "s3://music/runs", "--instance-type", "p5.48xlarge"), "MXNet cannot use its GPU, H100"),
-        (("--to", "s3://music/runs", "--set", "data.shards=here"), "data.shards: "),
+        (("--to", "s3://music/runs", "--set", "data.path=here"), "data.path: "),
         (
             ("--to", "s3://music/runs", "--image", IMAGE.replace("us-east-1", "eu-west-1")),
             "is in eu-west-1, but",

@@ -135,7 +135,7 @@ def test_a_job_is_submitted_with_its_defaults_and_its_cost_is_said_before(aws: A
     }
     assert request["HyperParameters"] == {
         "name": "plays",
-        "data.shards": "s3://music/plays",
+        "data.path": "s3://music/plays",
         "model.dim": "8",
         "model.temperature": "0.1",
         "negatives.kind": "shared",
@@ -146,8 +146,8 @@ def test_a_job_is_submitted_with_its_defaults_and_its_cost_is_said_before(aws: A
         "optimizer.schedule": "constant",
         "train.batch_size": "256",
         "train.epochs": "2",
-        "train.balance": "0.0",
-        "train.item_balance": "0.0",
+        "train.query_frequency_power": "0.0",
+        "train.item_frequency_power": "0.0",
         "evaluate.k": "[5, 10]",
     }
     assert "Environment" not in request
@@ -191,7 +191,7 @@ def test_every_option_comes_to_its_place_in_the_request(aws: AwsServer, job: Pat
         "S3DataDistributionType": "FullyReplicated",
     }
     # Several hosts keep their checkpoints together, and let each other in.
-    assert request["HyperParameters"]["checkpoint.to"] == "s3://music/jobs/plays-1/checkpoints"
+    assert request["HyperParameters"]["checkpoint.path"] == "s3://music/jobs/plays-1/checkpoints"
     assert request["HyperParameters"]["train.epochs"] == "7"
     assert "CheckpointConfig" not in request
     assert len(request["Environment"]["CROSSFADE_TOKEN"]) == 64
@@ -211,8 +211,8 @@ def test_a_dry_run_prints_the_request_and_asks_aws_nothing(aws: AwsServer, job: 
     [
         (("--instance-type", "ml.p5.48xlarge"), "MXNet cannot use its GPU, H100"),
         (("--instance-type", "ml.c7g.large"), "has an Arm processor"),
-        (("--set", "data.shards=data/plays"), "data.shards: data/plays is on this machine, where the job does not run"),
-        (("--set", "checkpoint.to=here"), "checkpoint.to: here is on this machine"),
+        (("--set", "data.path=data/plays"), "data.path: data/plays is on this machine, where the job does not run"),
+        (("--set", "checkpoint.path=here"), "checkpoint.path: here is on this machine"),
         (("--output", "music/jobs"), "--output music/jobs: expected an S3 URI"),
         (("--name", "plays_1"), "--name plays_1: expected up to 63 letters, digits and hyphens"),
         (("--subnet", "subnet-1"), "--subnet and --security-group: a job in a VPC needs both"),
@@ -249,7 +249,7 @@ def test_it_is_said_that_dense_layers_of_several_hosts_need_another_image(aws: A
 
 def test_the_container_makes_of_the_hyperparameters_the_job_that_was_submitted(job: Path, tmp_path: Path) -> None:
     overrides = ["optimizer.weight_decay=1.0e-6", "train.patience=null", "data.since=2024-05-01", "name=a_b-c"]
-    submitted = load_job(job, [*overrides, "cluster.shared_folder=false", "cluster.grace_seconds=90"])
+    submitted = load_job(job, [*overrides, "cluster.shared_run_dir=false", "cluster.grace_period_seconds=90"])
     submission = Submission(job=submitted, name="plays-1", role=ROLE, image=IMAGE, output="s3://music/jobs")
     config = tmp_path / "ml" / "input" / "config"
     config.mkdir(parents=True)
@@ -259,7 +259,7 @@ def test_the_container_makes_of_the_hyperparameters_the_job_that_was_submitted(j
 
 
 def test_a_job_of_more_text_than_sagemaker_takes_is_refused(job: Path) -> None:
-    long = load_job(job, [f"data.shards=s3://music/{'x' * 2600}"])
+    long = load_job(job, [f"data.path=s3://music/{'x' * 2600}"])
     with pytest.raises(InputError, match=r"data\.shards: has 26\d\d characters"):
         make_request(Submission(job=long, name="plays-1", role=ROLE, image=IMAGE, output="s3://music/jobs"))
 

@@ -26,14 +26,14 @@ END_SECONDS = 10.0
 START_SECONDS = 60.0
 NOTICE_SECONDS = 0.5
 TOKEN = "the-token-of-these-tests"
-A_WHILE = ("--set", "train.epochs=40", "--set", "train.evaluate_every=40", "--set", "checkpoint.every_steps=40")
+A_WHILE = ("--set", "train.epochs=40", "--set", "train.eval_every_epochs=40", "--set", "checkpoint.interval_steps=40")
 """What makes a run of the job end, after 600 steps."""
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     """A job that nobody waits for the end of."""
-    train = {"epochs": 1_000_000, "evaluate_every": 1_000_000}
+    train = {"epochs": 1_000_000, "eval_every_epochs": 1_000_000}
     return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
 
 
@@ -111,7 +111,7 @@ def test_a_role_that_is_killed_before_all_have_joined_costs_a_restart_too(job: P
 
 
 def test_a_frozen_server_is_noticed_by_what_is_missing(job: Path, tmp_path: Path) -> None:
-    stall = ("--set", "cluster.stall_seconds=20")
+    stall = ("--set", "cluster.stall_timeout_seconds=20")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *stall, cwd=tmp_path) as command:
         wait_for(command, tmp_path / "run", "saved")
         command.roles()["server-1"].suspend()
@@ -125,7 +125,7 @@ def test_a_frozen_server_is_noticed_by_what_is_missing(job: Path, tmp_path: Path
 def test_workers_that_are_asked_to_stop_by_someone_else_start_again_on_the_port_that_the_job_names(
     job: Path, tmp_path: Path, free_port: int
 ) -> None:
-    port = ("--set", f"cluster.port={free_port}")
+    port = ("--set", f"cluster.scheduler_port={free_port}")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *port, cwd=tmp_path) as command:
         wait_for(command, tmp_path / "run", "saved")
         command.roles()["worker-1"].terminate()
@@ -135,7 +135,7 @@ def test_workers_that_are_asked_to_stop_by_someone_else_start_again_on_the_port_
 
 
 def test_a_job_that_was_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: Path) -> None:
-    limit = ("--set", "cluster.max_restarts=1", "--set", "checkpoint.every_seconds=null")
+    limit = ("--set", "cluster.max_restarts=1", "--set", "checkpoint.interval_seconds=null")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *limit, cwd=tmp_path) as command:
         for victim in ("worker-1", "server-0"):
             roles: dict[str, psutil.Process] = {}
@@ -160,7 +160,7 @@ def test_a_moved_wall_clock_changes_nothing(job: Path, tmp_path: Path) -> None:
         "real, jumps = time.time, itertools.cycle((0, 86400, -86400))\n"
         "time.time = lambda: real() + next(jumps)\n"
     )
-    settings = ("--set", "cluster.stall_seconds=60", "--set", "checkpoint.every_seconds=60")
+    settings = ("--set", "cluster.stall_timeout_seconds=60", "--set", "checkpoint.interval_seconds=60")
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(hook), os.environ.get("PYTHONPATH")]))}
     with started(
         "train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *settings, cwd=tmp_path, variables=variables
@@ -223,7 +223,7 @@ def test_a_signal_stops_a_run_in_process_with_one_line(
 
 
 def test_a_stop_that_finds_a_frozen_server_ends_after_its_grace(job: Path, tmp_path: Path) -> None:
-    grace = ("--set", "cluster.grace_seconds=2")
+    grace = ("--set", "cluster.grace_period_seconds=2")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *grace, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
         command.roles()["server-0"].suspend()
@@ -327,7 +327,7 @@ def test_a_finished_job_leaves_its_run_folder_and_nothing_else(job: Path, tmp_pa
         (tmp_path / name).mkdir()
     variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
     before = files_below(tmp_path)
-    steps = ("--set", "train.epochs=16", "--set", "train.evaluate_every=8")
+    steps = ("--set", "train.epochs=16", "--set", "train.eval_every_epochs=8")
     with started(
         "train", job, "--run-dir", "run", *ON_SERVERS, *steps, cwd=tmp_path / "work", variables=variables
     ) as command:
@@ -365,7 +365,7 @@ class TwoHosts:
 
     def __init__(self, job: Path, tmp_path: Path, port: int) -> None:
         self.cwd, self.port, self.run_dir = tmp_path, port, tmp_path / "run"
-        listen = ("--set", f"cluster.listen=127.0.0.1:{port}", "--set", "cluster.hosts=2")
+        listen = ("--set", f"cluster.coordinator_address=127.0.0.1:{port}", "--set", "cluster.hosts=2")
         self._train = ("train", job, "--run-dir", self.run_dir, *ON_SERVERS, *listen)
 
     def train(self, *options: object) -> Any:

@@ -37,7 +37,7 @@ class Runs:
         self, folder: Path, data: Path, every_steps: int, rate: float = 0.05, keep: int = 3, **train: Any
     ) -> None:
         train = {"batch_size": BATCH, "epochs": EPOCHS, "patience": None, **train}
-        checkpoint = {"every_steps": every_steps, "every_seconds": None, "keep": keep}
+        checkpoint = {"interval_steps": every_steps, "interval_seconds": None, "keep_latest": keep}
         optimizer = {"kind": "adagrad", "learning_rate": rate}
         path = write_job(folder / "job.yaml", data, optimizer=optimizer, train=train, checkpoint=checkpoint)
         self._folder, self._job = folder, load_job(path)

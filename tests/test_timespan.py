@@ -62,7 +62,7 @@ def timed_table(numbers: Any, unit: int, timed: bool) -> pa.Table:
 
 
 def job_of(folder: Path, **data: Any) -> JobConfig:
-    return check_job({"name": "timed", "data": {"shards": str(folder), **data}}, "test")
+    return check_job({"name": "timed", "data": {"path": str(folder), **data}}, "test")
 
 
 def selected(folder: Path, manifest: DatasetManifest, **data: Any) -> RowSelection:

@@ -192,7 +192,7 @@ def manifest() -> DatasetManifest:
 
 
 def job_with(**model: object) -> JobConfig:
-    return check_job({"name": "j", "data": {"shards": "d"}, "model": {"dim": 4, **model}}, "test")
+    return check_job({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}}, "test")
 
 
 def test_the_tables_of_a_model_are_those_that_its_towers_name() -> None:
@@ -206,8 +206,8 @@ def test_the_tables_of_a_model_are_those_that_its_towers_name() -> None:
 @pytest.mark.parametrize(
     ("model", "fragment"),
     [
-        ({"item": ["track", "tag"]}, "model.item names 'tag', but d has no such feature of track; it has artist"),
-        ({"item": ["country"]}, "model.item names 'country'"),
+        ({"item": ["track", "tag"]}, "model.item_features names 'tag', but d has no such feature of track; it has artist"),
+        ({"item": ["country"]}, "model.item_features names 'country'"),
         ({"query": ["customer", "customer"]}, "each name once"),
     ],
 )

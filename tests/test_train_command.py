@@ -275,7 +275,7 @@ def test_a_folder_that_is_not_a_run_is_refused_and_left_as_it_is(place: Path, ov
 
 @pytest.mark.slow
 def test_a_run_in_the_folder_of_one_that_goes_on_is_refused(place: Path) -> None:
-    endless = ("--set", "train.epochs=1000000", "--set", "train.evaluate_every=1000000")
+    endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
     with started("train", "job.yaml", "--run-dir", "busy", *endless, cwd=place) as first:
         wait_for_steps(first, place / "busy")
         for arguments in ((), ("--overwrite",)):

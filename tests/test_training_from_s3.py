@@ -23,7 +23,7 @@ def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_f
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_planted(tmp_path / "data")
-    sections = {"optimizer": {"kind": "adagrad"}, "train": TRAIN, "checkpoint": {"every_seconds": 0.5, "keep": 2}}
+    sections = {"optimizer": {"kind": "adagrad"}, "train": TRAIN, "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2}}
     write_job(tmp_path / "local.yaml", data, **sections)
     succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
     (tmp_path / "store").mkdir()
@@ -36,14 +36,14 @@ def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_f
 
         command = ("train", "s3.yaml", *ON_SERVERS)
         killed = s3.uri("killed/checkpoints")
-        with paced(*command, "--set", f"checkpoint.to={killed}", run_dir=tmp_path / "killed") as training:
+        with paced(*command, "--set", f"checkpoint.path={killed}", run_dir=tmp_path / "killed") as training:
             training.wait_for("saved")
             training.command.roles()["server-1"].kill()
             succeeded(training.finish())
         assert report_of(tmp_path / "killed")["restarts"] == 1
         assert_same_bits(tmp_path / "killed", tmp_path / "local")
 
-        to = ("--set", f"checkpoint.to={s3.uri('stopped/checkpoints')}")
+        to = ("--set", f"checkpoint.path={s3.uri('stopped/checkpoints')}")
         with paced(*command, *to, run_dir=tmp_path / "stopped") as training:
             training.wait_for("saved")
             training.command.process.send_signal(signal.SIGTERM)
@@ -59,8 +59,8 @@ def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_f
 
 def test_data_on_s3_that_go_away_for_a_while_cost_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_planted(tmp_path / "data")
-    sections = {"optimizer": {"kind": "adagrad"}, "checkpoint": {"every_seconds": 0.5, "keep": 2}}
-    train = {"epochs": 20, "evaluate_every": 20, "patience": None}
+    sections = {"optimizer": {"kind": "adagrad"}, "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2}}
+    train = {"epochs": 20, "eval_every_epochs": 20, "patience": None}
     write_job(tmp_path / "local.yaml", data, **sections, train=train)
     succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
     (tmp_path / "store").mkdir()

@@ -64,7 +64,7 @@ def test_a_search_that_is_stopped_or_killed_goes_on_in_the_middle_of_its_trial(
     out = place / f"stopped-{number.name}"
     trial, release = out / "trial-0000", place / f"{out.name}.release"
     command = ["tune", "job.yaml", "--out", out.name, "--search", "model.dim=4..8", "--trials", "2"]
-    command += ["--set", "checkpoint.every_steps=2"]
+    command += ["--set", "checkpoint.interval_steps=2"]
     with started(*command, cwd=place, variables=pace(place, release)) as search:
         Training(search, trial, release).wait_for("saved")
         dim = yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"]
@@ -101,7 +101,7 @@ def test_trials_that_fail_are_left_out_and_three_in_a_row_end_the_search(place: 
         (["--search", "loss=bpr|bprr"], "loss: "),
         (["--search", "model.dim=4..8", "--search", "model.dim=4|5"], "--search model.dim: stands twice"),
         (["--out", "data"], "data: is there already and holds no search"),
-        (["--set", "data.shards=nowhere"], "nowhere"),
+        (["--set", "data.path=nowhere"], "nowhere"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_in_one_line(place: Path, options: list[str], said: str) -> None:

@@ -29,9 +29,9 @@ ON_TWO_HOSTS = {
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    train = {"epochs": 4, "evaluate_every": 1}
+    train = {"epochs": 4, "eval_every_epochs": 1}
     return write_job(
-        tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint={"every_steps": 5}
+        tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint={"interval_steps": 5}
     )
 
 
@@ -118,7 +118,7 @@ def test_every_process_of_a_job_on_two_hosts_can_be_found_and_scraped(job: Path,
         probe.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{probe.getsockname()[1]}"
     run_dir, token = tmp_path / "run", {"CROSSFADE_TOKEN": TOKEN}
-    cluster = ("--servers", 2, "--workers", 2, "--set", f"cluster.listen={listen}", "--set", "cluster.hosts=2")
+    cluster = ("--servers", 2, "--workers", 2, "--set", f"cluster.coordinator_address={listen}", "--set", "cluster.hosts=2")
     join = ("agent", "--join", listen, "--run-dir", run_dir, "--address", "127.0.0.2")
     with running_gateway() as gateway:
         push = ("--set", f"metrics.pushgateway={gateway.url}")

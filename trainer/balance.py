@@ -1,9 +1,8 @@
-"""The balance of queries and items: what an interaction weighs beside that of others.
+"""Weight interactions by how frequent their query and their item are: weight ∝ count^power.
 
-Queries with thousands of interactions would otherwise decide what is learned, while evaluation counts every query once.
-With a balance b an interaction of a query with n of them in train weighs n^−b, and then all by one factor, so that they
-weigh 1 on average. With b = 0 every interaction weighs the same, with b = 1 every query. So it is with items; there a
-balance below 0 makes popular items weigh more, and rankings lean to them.
+Queries with thousands of interactions would otherwise dominate the loss, while evaluation counts every query once. With
+power p, an interaction of a query that has n interactions in train weighs n^p, scaled so that weights average 1: p = 0
+weighs every interaction the same, p = −1 every query. The same holds for items, where p > 0 favors popular ones.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def _factors(power: float, counts_R: IntArray | None) -> FloatArray | None:
     if power == 0:
         return None
     assert counts_R is not None
-    weight_R = np.maximum(counts_R, 1).astype(np.float64) ** -power
+    weight_R = np.maximum(counts_R, 1).astype(np.float64) ** power
     mean = (weight_R * counts_R).sum() / max(counts_R.sum(), 1)
     factor_R: FloatArray = (weight_R / (mean or 1.0)).astype(np.float32)
     return factor_R

@@ -116,7 +116,7 @@ def restore_train_state(identity: CheckpointMetadata, uri: str, rank: int) -> Tr
     if training.data != identity.data:
         raise InputError(
             f"{uri}: was trained on other data than {identity.job.data.path} holds now; to go on from its tables, "
-            f"train another run without --resume: --run-dir NEW --set checkpoint.start_from={uri} (rows that the data "
+            f"train another run without --resume: --run-dir NEW --set checkpoint.warm_start_from={uri} (rows that the data "
             "have forgotten start afresh)"
         )
     return progress
@@ -155,7 +155,7 @@ class WarmStart:
 
 
 def open_warm_start(job: JobConfig, model: ModelSpec, manifest: DataManifest) -> WarmStart | None:
-    """The checkpoint that ``checkpoint.start_from`` names, itself or as the newest whole one of a folder.
+    """The checkpoint that ``checkpoint.warm_start_from`` names, itself or as the newest whole one of a folder.
 
     Raises:
         InputError: there is none, its tables or dense layers do not fit, or nobody can tell whose its rows are.
@@ -179,7 +179,7 @@ def open_warm_start(job: JobConfig, model: ModelSpec, manifest: DataManifest) ->
         rows = {table.name: table.rows for table in checkpoint.manifest.tables if table.name in wanted}
         return WarmStart(checkpoint.uri, rows, _lineage_index(checkpoint, job, manifest, list(rows)))
     except (CheckpointError, InputError, OSError) as error:
-        raise InputError(f"checkpoint.start_from: {error}") from error
+        raise InputError(f"checkpoint.warm_start_from: {error}") from error
 
 
 def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DataManifest, tables: Sequence[str]) -> int:

@@ -132,7 +132,7 @@ def export(request: Request, say: Log, progress: ProgressReporter) -> Exported:
     if out is None:
         raise InputError(
             f"{request.source}: name with --out a new folder for the embeddings; only a run whose job says "
-            "train.embeddings: none gets them in its own"
+            "train.save_embeddings: none gets them in its own"
         )
     _check_free(out, request.overwrite)
     refused: set[str] = set()

@@ -127,10 +127,10 @@ _ALL_ITEMS_AT_MOST = 2**15
 class NegativesConfig(_Section):
     """What each interaction is contrasted with."""
 
-    kind: Literal["auto", "shared", "each", "in_batch", "mixed", "all"] = Field(
+    kind: Literal["auto", "shared", "per_example", "in_batch", "mixed", "all"] = Field(
         "auto",
-        description="shared: one pool for all examples of a step; each: draws of its own for every example; in_batch: "
-        "the items of the other examples of the step and lane, about train.batch_size / data.lanes; mixed: a pool and "
+        description="shared: one pool for all examples of a step; per_example: draws of its own for every example; in_batch: "
+        "the items of the other examples of the step and lane, about train.batch_size / data.partitions; mixed: a pool and "
         "those; all: every item, "
         "which costs what the table does, so for tables of few items; auto: of a softmax, all where items are 32,768 "
         "at most, and in_batch with log_q where they are more; of other losses, shared",
@@ -201,13 +201,13 @@ class TrainConfig(_Section):
         description="evaluations without a new best before stopping; null: never, so that a falling schedule comes to "
         "its end",
     )
-    query_frequency_power: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5,
-        description="an interaction weighs its query's count in train to minus this power, and 1 on average; 0: all "
-        "interactions weigh the same, 1: all queries",
+    query_frequency_power: Annotated[float, Field(ge=-1, le=0)] = Field(
+        -0.5,
+        description="weight of an interaction ∝ (its query's count in train)^power, 1 on average; 0: every "
+        "interaction weighs the same, -1: every query",
     )
     item_frequency_power: Annotated[float, Field(ge=-1, le=1)] = Field(
-        -0.15, description="the same by its item's count; below 0: popular items weigh more"
+        0.15, description="the same by the count of the interaction's item; above 0, popular items weigh more"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         1, description="every random number follows from it"
@@ -394,7 +394,7 @@ class JobConfig(_Section):
             and not (self.checkpoint.path or "").startswith("s3://")
         ):
             raise ValueError(
-                "cluster.shared_folder is false, so the hosts need another place to share: set checkpoint.to to one on "
+                "cluster.shared_run_dir is false, so the hosts need another place to share: set checkpoint.path to one on "
                 "S3, as in s3://BUCKET/PREFIX"
             )
         return self
@@ -403,7 +403,7 @@ class JobConfig(_Section):
     def _each_worker_has_a_lane(self) -> JobConfig:
         if self.cluster.workers > self.data.partitions:
             raise ValueError(
-                f"{self.cluster.workers} workers need as many lanes: set data.lanes, now {self.data.partitions}"
+                f"{self.cluster.workers} workers need as many lanes: set data.partitions, now {self.data.partitions}"
             )
         return self
 
@@ -412,14 +412,14 @@ class JobConfig(_Section):
         if self.loss == "ccl" and self.model.score != "cosine":
             raise ValueError(f"loss 'ccl' is of cosine scores: set model.score to cosine, now {self.model.score}")
         if self.negatives.logq_correction and self.loss != "softmax":
-            raise ValueError(f"negatives.log_q corrects the softmax alone, but the loss is '{self.loss}'")
+            raise ValueError(f"negatives.logq_correction corrects the softmax alone, but the loss is '{self.loss}'")
         if self.negatives.logq_correction and self.negatives.kind == "all":
-            raise ValueError("negatives.log_q corrects what is drawn, but negatives.kind 'all' draws nothing")
+            raise ValueError("negatives.logq_correction corrects what is drawn, but negatives.kind 'all' draws nothing")
         if self.negatives.num_hard is not None and self.loss == "warp":
-            raise ValueError("loss 'warp' counts the hardest negative alone: leave negatives.hard out")
+            raise ValueError("loss 'warp' counts the hardest negative alone: leave negatives.num_hard out")
         if self.negatives.num_hard is not None and self.negatives.logq_correction:
             raise ValueError(
-                "negatives.log_q tells how negatives were drawn, which of hard ones is not known: leave one out"
+                "negatives.logq_correction tells how negatives were drawn, which of hard ones is not known: leave one out"
             )
         return self
 
@@ -462,7 +462,7 @@ def _anchored(location: str) -> str:
 
 
 _CHANGEABLE_ON_RESUME = (
-    *("cluster.", "checkpoint.", "metrics.", "data.readers", "data.max_row_group"),
+    *("cluster.", "checkpoint.", "metrics.", "data.reader_threads", "data.max_row_group_rows"),
     *("train.epochs", "train.max_steps", "train.patience", "train.device"),
 )
 

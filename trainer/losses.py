@@ -8,12 +8,12 @@ With s the score of the example's item, s_j those of its C negatives and w ≥ 0
                 negative sampling, Mikolov et al., "Distributed representations of words and phrases", NIPS 2013
 - ``softmax``   −w · log p, p = eˢ / (eˢ + Σ_j e^{s_j})
                 sampled softmax, Jean et al., ACL 2015; on cosine scores, InfoNCE (van den Oord et al. 2018). With
-                ``negatives.log_q`` each s_j is less by log Q_j, where Q_j is how often the negative is expected in the
+                ``negatives.logq_correction`` each s_j is less by log Q_j, where Q_j is how often the negative is expected in the
                 pool, so that the sum estimates that over all items (Bengio and Senécal 2008; Yi et al., RecSys 2019).
                 The item itself is always there, Q = 1 (Khrylchenko et al., "Correcting the LogQ correction", RecSys
                 2025)
 - ``hinge``     w/C · Σ_j [m + s_j − s]₊
-                Weimer et al., "CoFi rank", NIPS 2007; with ``negatives.hard: 1`` the triplet loss on the hardest
+                Weimer et al., "CoFi rank", NIPS 2007; with ``negatives.num_hard: 1`` the triplet loss on the hardest
                 negative, Schroff et al., "FaceNet", CVPR 2015
 - ``warp``      w · log(1 + J·(N − 1)/C) · [m + max_j s_j − s]₊, J = #{j: m + s_j > s}, N items in all
                 Weston et al., "WSABIE", IJCAI 2011, with the rank estimated from a batch of negatives rather than from
@@ -42,7 +42,7 @@ is never below 0 and has bounded derivatives (−|w| times the loss itself would
 
 A negative that is the example's own item does not count: it adds no loss and gets no gradient. So it is with a negative
 from the batch that the same query met there. Where none is left, ``bpr``, ``softmax``, ``hinge`` and ``warp`` have no
-loss. Of ``negatives.hard`` negatives, those with the highest scores count, as if no others had been drawn
+loss. Of ``negatives.num_hard`` negatives, those with the highest scores count, as if no others had been drawn
 (Zhang et al., "Optimizing top-N collaborative filtering via dynamic negative item sampling", SIGIR 2013).
 
 All kernels that inline one another are in this file: numba's cache does not see a change in another one. None has

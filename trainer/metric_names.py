@@ -197,7 +197,7 @@ CHECKPOINT_INTERVAL = Metric(
     "gauge",
     "first",
     "seconds",
-    "checkpoint.every_seconds of the job; without it there is no such series.",
+    "checkpoint.interval_seconds of the job; without it there is no such series.",
 )
 
 GPU_USED = Metric("crossfade_gpu_memory_used_bytes", "gauge", "gpu", "bytes", "Memory of the GPU that is taken.")

@@ -83,7 +83,7 @@ def _check_free(folder: Folder, run: str | None, name: str, *, take_over: bool) 
         return
     raise InputError(
         f"{folder.uri}: holds checkpoints of another run, of job '{owner.get('name')}'; name another folder in "
-        "checkpoint.to, or take that run up with --resume"
+        "checkpoint.path, or take that run up with --resume"
     )
 
 
@@ -94,4 +94,4 @@ def _explaining(checkpoints: str) -> Iterator[None]:
     except ValueError as error:
         raise InputError(f"{checkpoints}/{OWNER_FILE}: is not what a run writes: {error}") from error
     except OSError as error:
-        raise InputError(f"checkpoint.to: {checkpoints} cannot be written: {error}") from error
+        raise InputError(f"checkpoint.path: {checkpoints} cannot be written: {error}") from error

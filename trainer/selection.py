@@ -97,7 +97,7 @@ def check_row_groups(job: JobConfig, folder: Folder, manifest: DatasetManifest) 
                 if rows > limit:
                     raise InputError(
                         f"{folder.uri}/{file.path}, row group {index}: has {rows:,} rows, which a worker would have to "
-                        f"hold at once, several times over, but data.max_row_group is {limit:,}; write the file with "
+                        f"hold at once, several times over, but data.max_row_group_rows is {limit:,}; write the file with "
                         "smaller row groups ('crossfade prepare' makes them of 131,072 rows at most), or raise "
-                        f"data.max_row_group to {rows} if there is memory ('crossfade plan' says how much it takes)"
+                        f"data.max_row_group_rows to {rows} if there is memory ('crossfade plan' says how much it takes)"
                     )

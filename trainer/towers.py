@@ -15,7 +15,7 @@ With own embedding e, and x_f the mean of the embeddings of a row's values of fe
 A row that train has no positive interaction of (nor, where the run begins with the rows of an earlier one, the data
 before) has learned nothing of its own: where it has values of a feature, e is
 left out (and the 1), in training as in evaluation, so that a new track is what its artist and tags say. In a step, e is
-left out of a share of the others too if the job says so (``model.drop_ids``; DropoutNet: Volkovs et al., NIPS 2017).
+left out of a share of the others too if the job says so (``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
 
 That vector then passes the dense layers of its side. A model whose sides have a table each, and no dense layers, passes
 through untouched, at no cost. Letters of shapes: A active rows of a tower,

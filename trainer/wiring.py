@@ -138,7 +138,7 @@ class TrainingSession:
         ):
             raise CheckpointError(
                 f"{self.folder.checkpoints(self.job)}: training is done, but its last checkpoint was not written, and "
-                "with train.embeddings=none it leaves nothing else; --resume goes on from the one before"
+                "with train.save_embeddings=none it leaves nothing else; --resume goes on from the one before"
             )
 
     def _has(self, split: SplitName) -> bool:

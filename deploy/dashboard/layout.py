@@ -11,7 +11,7 @@ from deploy.dashboard.figures import MAX_RUNS, Axis
 
 GRAPHS = {
     "loss": ("Loss", "Of the steps, smoothed, and the mean of each epoch."),
-    "quality": ("Quality on valid", "The metric that chooses among the epochs (evaluate.select)."),
+    "quality": ("Quality on valid", "The metric that chooses among the epochs (evaluate.best_metric)."),
     "throughput": ("Throughput", "Examples a second, of all workers together."),
     "phases": ("Where the time goes", "What a step takes, by phase, as the first worker sees it."),
     "traffic": ("Bytes moved", "All workers and servers together; below, what dense gradients would have been."),

@@ -46,7 +46,7 @@ class RunSpec(BaseModel):
     storage: str
     """The run's folder on S3, as s3://BUCKET/PREFIX/RUN."""
     data: str
-    """What else it reads: data.shards of the job."""
+    """What else it reads: data.path of the job."""
     image: str
     variant: Variant
     instance_type: str
@@ -140,12 +140,12 @@ def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
     """
     if not job.data.path.startswith("s3://"):
         raise InputError(
-            f"data.shards: {job.data.path} is a folder of this machine, which the instances cannot see; put it on "
-            "S3, as with 'aws s3 cp --recursive' or 'crossfade prepare --out s3://BUCKET/PREFIX', and set data.shards"
+            f"data.path: {job.data.path} is a folder of this machine, which the instances cannot see; put it on "
+            "S3, as with 'aws s3 cp --recursive' or 'crossfade prepare --out s3://BUCKET/PREFIX', and set data.path"
         )
     if job.checkpoint.warm_start_from is not None and not job.checkpoint.warm_start_from.startswith("s3://"):
         raise InputError(
-            f"checkpoint.start_from: {job.checkpoint.warm_start_from} is on this machine, which the instances cannot see; "
+            f"checkpoint.warm_start_from: {job.checkpoint.warm_start_from} is on this machine, which the instances cannot see; "
             "put it on S3"
         )
     values = job.with_absolute_paths().model_dump(mode="json")

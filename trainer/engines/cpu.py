@@ -97,7 +97,7 @@ class CpuEngine:
         """An engine for ``model``, ``loss`` and the kind of ``negatives``."""
         self._model = model
         self._loss = loss
-        self._each = negatives.kind == "each"
+        self._per_example = negatives.kind == "per_example"
         self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.num_hard is None
         self._from_batch = negatives.kind in IN_BATCH_KINDS
         self._hard = negatives.num_hard
@@ -118,7 +118,7 @@ class CpuEngine:
         if self._scores_queries_once(batch):
             loss_B, *gradients = self._with_all_items(batch, *rows)
         else:
-            compute = self._with_own_negatives if self._each else self._with_pools
+            compute = self._with_own_negatives if self._per_example else self._with_pools
             loss_B, *uses = compute(batch, *rows)
             active = batch.query, batch.item
             gradients = [self._by_rows(*pair) for pair in zip(active, uses, strict=True)]

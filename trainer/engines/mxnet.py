@@ -42,7 +42,7 @@ class MXNetEngine:
         self._context = self._mx.gpu(0) if device == "gpu" else self._mx.cpu()
         self._model = model
         self._loss = loss
-        self._each = negatives.kind == "each"
+        self._per_example = negatives.kind == "per_example"
         self._from_batch = negatives.kind in IN_BATCH_KINDS
         self._hard = negatives.num_hard or 0
 
@@ -75,10 +75,10 @@ class MXNetEngine:
             query_AD, item_AD = (nd.L2Normalization(rows, eps=1e-24, mode="instance") for rows in (query_AD, item_AD))
         query_BD = nd.take(query_AD, self._array(batch.query.index_N, np.int32))
         item_BD = nd.take(item_AD, self._array(batch.item_index_B, np.int32))
-        negatives = batch.negative_index_N.reshape(len(batch), -1) if self._each else self._pool_uses(batch)
+        negatives = batch.negative_index_N.reshape(len(batch), -1) if self._per_example else self._pool_uses(batch)
         pool = nd.take(item_AD, self._array(negatives, np.int32))
         own_B1 = self._score(query_BD, item_BD, nd.sum(query_BD * item_BD, axis=1, keepdims=True))
-        if self._each:
+        if self._per_example:
             products_BC = nd.sum(nd.expand_dims(query_BD, 1) * pool, axis=2)
         else:
             products_BC = nd.dot(query_BD, pool, transpose_b=True)
@@ -99,7 +99,7 @@ class MXNetEngine:
         less_B, less_N = batch.log_q_N[: len(batch)], batch.log_q_N[len(batch) :]
         if self._from_batch:
             less_N = np.concatenate([less_N, less_B])
-        less = self._array(less_N.reshape(len(batch) if self._each else 1, -1))
+        less = self._array(less_N.reshape(len(batch) if self._per_example else 1, -1))
         return self._mx.nd.broadcast_sub(scores_BC, less)
 
     def _left_out(self, batch: Batch, negatives: IntArray) -> tuple[Any, FloatArray]:

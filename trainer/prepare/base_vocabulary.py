@@ -6,7 +6,7 @@
     load_base(connection, base, "query", "customer", progress)          # the table base_query (row, id, name)
     report = extend_vocabulary(connection, "query", counted_sql("query"))       # vocabulary_query, as of a first day
 
-So a table that was trained on the earlier data is the beginning of the new one's, and ``checkpoint.start_from`` takes
+So a table that was trained on the earlier data is the beginning of the new one's, and ``checkpoint.warm_start_from`` takes
 it from there. A row of the earlier data that was forgotten stays so: its id is null, which no event has. Only where ids
 expire (``admission.py``) do new ids take such rows, and those of ids that have expired, before the vocabulary grows.
 """
