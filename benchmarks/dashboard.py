@@ -11,16 +11,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from deploy.dashboard import figures, run_reader
-from deploy.dashboard.figures import COLORS, RunView
+from deploy.cluster.metrics import process_metrics
+from deploy.cluster.state_writer import StateWriter
+from deploy.dashboard import charts as figures
+from deploy.dashboard import run_reader
+from deploy.dashboard.charts import COLORS, RunView
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.summary import summarize
-from deploy.metrics import process_metrics
-from deploy.run_state import StateWriter
 from kvstore.store import TableSpec
-from trainer.job import check_job
-from trainer.run_folder import RunFolder
-from trainer.training_metrics import TrainingMetrics
+from trainer.config.loading import check_job
+from trainer.runs.folder import RunFolder
+from trainer.training.metrics import TrainingMetrics
 
 LINES = 400_000
 TOLD = 200

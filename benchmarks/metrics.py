@@ -29,14 +29,14 @@ from typing import Any
 import yaml
 from throughput import throughput_job
 
-from kvstore.work import UpdateStats
-from trainer.job import check_job
-from trainer.metrics import ProcessMetrics
-from trainer.metrics_http import serve_metrics
+from kvstore.stats import UpdateStats
+from trainer.config.loading import check_job
+from trainer.monitoring.http import serve_metrics
+from trainer.monitoring.registry import ProcessMetrics
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
-from trainer.run import run_in_process
-from trainer.run_folder import RunFolder
-from trainer.training_metrics import TrainingMetrics
+from trainer.runs.folder import RunFolder
+from trainer.training.metrics import TrainingMetrics
+from trainer.training.run import run_in_process
 
 TURN_STEPS = 2
 WARM_UP_STEPS = 40

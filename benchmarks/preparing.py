@@ -23,10 +23,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.prepare.pipeline import PrepareOptions, prepare
-from trainer.prepare.raw_synthetic import EVENT, EVENTS_FOLDER, TIMESTAMP, write_raw_events
 from trainer.prepare.synthetic import SyntheticSpec
+from trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIMESTAMP, write_raw_events
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
 _WATCH_SECONDS = 0.1

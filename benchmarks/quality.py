@@ -27,7 +27,8 @@ from typing import Any
 from tqdm import tqdm
 
 from kvstore.errors import CrossfadeError, InputError
-from trainer.job import JobConfig, load_job
+from trainer.config.loading import load_job
+from trainer.config.schema import JobConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("recall@10", "ndcg@10", "recall@40", "ndcg@40")

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import yaml
 
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import read_manifest
-from trainer.data.shards import DEFAULT_READERS, BatchSchedule, InteractionReader, row_groups
+from trainer.data.reader import DEFAULT_READERS, InteractionReader, row_groups
+from trainer.data.schedule import BatchSchedule
 from trainer.data.stopwatch import Stopwatch
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from crossfade import (
+from crossfade.commands import (
     agent,
     dashboard,
     ec2_host,
@@ -26,7 +26,7 @@ from crossfade import (
     train,
     tune,
 )
-from crossfade.stopping import SpotInterruption, StopSignal, stopper
+from crossfade.signals import SpotInterruption, StopSignal, stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"crossfade: stopped by {signal.Signals(stopper.number).name}{how}", file=sys.stderr)
             return 128 + stopper.number
         if isinstance(error, SpotInterruption):
-            from deploy.spot import INTERRUPTED_EXIT_CODE
+            from deploy.aws.spot import INTERRUPTED_EXIT_CODE
 
             print(f"crossfade: stopped {error}", file=sys.stderr)
             return INTERRUPTED_EXIT_CODE

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploy.spot import SpotMonitor
+    from deploy.aws.spot import SpotMonitor
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def spot_monitor(wanted: bool) -> Iterator[SpotMonitor | None]:
     if not wanted:
         yield None
         return
-    from deploy.spot import monitor_spot
+    from deploy.aws.spot import monitor_spot
 
     with monitor_spot(lambda line: print(f"crossfade: {line}", file=sys.stderr, flush=True)) as watch:
         yield watch

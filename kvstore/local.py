@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint import WEIGHTS, TableShard, open_checkpoint
+from kvstore.checkpoint.format import TableShard
+from kvstore.checkpoint.reader import WEIGHTS, open_checkpoint
+from kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from kvstore.errors import CheckpointError, StoreError
+from kvstore.memory import advise_huge_pages
 from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
-from kvstore.pages import advise_huge_pages
 from kvstore.philox import init_rows
-from kvstore.snapshot import Snapshot, compile_kernels
+from kvstore.stats import UpdateStats
 from kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, RowGradient, SaveResult, TableSpec
-from kvstore.work import UpdateStats
 
 _FILL_ROWS = 1 << 16
 

@@ -19,9 +19,9 @@ import numpy as np
 from numba import njit, prange
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.cache_prefetch import prefetch_ahead
 from kvstore.errors import DivergedError
-from kvstore.pages import advise_huge_pages
-from kvstore.prefetch import prefetch_ahead
+from kvstore.memory import advise_huge_pages
 
 OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 KINDS: tuple[OptimizerKind, ...] = get_args(OptimizerKind)

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, Entity, Split
-from trainer.data.parquet_files import file_entry, write_options
-from trainer.data.shards import Interactions
+from trainer.data.parquet import file_entry, write_options
+from trainer.data.reader import Interactions
 
 QUERY, ITEM = "customer", "track"
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from kvstore.errors import MissingExtraError
-from trainer.dense_reduction import require_horovod
+from trainer.model.allreduce import require_horovod
 
 
 def require_built_horovod() -> None:

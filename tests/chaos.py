@@ -48,7 +48,7 @@ if os.environ.get("DMLC_ROLE") == "worker":
 
     import numpy as np
 
-    from trainer.loop import Loop
+    from trainer.training.loop import Loop
 
     file = (Path(os.environ["CROSSFADE_TEST_LEDGER"]) / f"{time.monotonic_ns()}-{os.getpid()}").open("ab", buffering=0)
     step = Loop._step

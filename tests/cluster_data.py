@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstore.arrays import IntArray
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
-from trainer.data.parquet_files import file_entry
+from trainer.data.parquet import file_entry
 
 CUSTOMERS, TRACKS, GENRES = 300, 200, 5
 HELD_OUT = 2

@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 import psutil
 from running_command import Mark
 
-from deploy.cluster import JobTopology, role_environment, roles, scheduler_address
-from kvstore.mxnet_client import MXNetStore
-from kvstore.mxnet_server import run_role
-from trainer.job import ClusterConfig
+from deploy.topology import JobTopology, role_environment, roles, scheduler_address
+from kvstore.mxnet.client import MXNetStore
+from kvstore.mxnet.server import run_role
+from trainer.config.schema import ClusterConfig
 
 END_SECONDS = 60.0
 

@@ -9,8 +9,8 @@ import numpy as np
 from dist_roles import play_role
 from saved_ranges import save_store
 
-from kvstore.mxnet_client import MXNetStore
-from kvstore.mxnet_server import AFRESH_ROWS
+from kvstore.mxnet.client import MXNetStore
+from kvstore.mxnet.commands import AFRESH_ROWS
 from kvstore.optimizers import OptimizerSpec
 from kvstore.store import TableSpec
 

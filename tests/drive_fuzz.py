@@ -30,8 +30,8 @@ from mutations import any_value, damaged, damaged_pages, damaged_parquet, damage
 from waiting import wait_until
 
 from crossfade.main import main
-from kvstore.storage import Folder
-from trainer.data.parquet_files import file_entry, write_options
+from kvstore.io.folder import Folder
+from trainer.data.parquet import file_entry, write_options
 
 CASE_SECONDS = 60.0
 CASE_KILOBYTES = 2 << 20

@@ -17,8 +17,9 @@ import psutil
 from touched_pages import TABLE
 
 from kvstore.layout import STATUS_KEY, make_layout
-from kvstore.mxnet_import import import_mxnet, row_sparse_from, row_sparse_zeros
-from kvstore.mxnet_server import STATUS_LENGTH, RowServer, create_command, decode_status
+from kvstore.mxnet.commands import STATUS_LENGTH, create_command, decode_status
+from kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
+from kvstore.mxnet.server import RowServer
 from kvstore.optimizers import OptimizerSpec
 
 ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)

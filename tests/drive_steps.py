@@ -15,16 +15,17 @@ from typing import Any
 import psutil
 from dist_roles import play_role, tell, tell_and_wait
 
-from kvstore.mxnet_client import MXNetStore
-from trainer.balance import FrequencyWeighting
-from trainer.data.shards import BatchSchedule, InteractionReader, row_groups
-from trainer.engines.base import make_engine
-from trainer.job import load_job
-from trainer.job_data import open_inputs
-from trainer.loop import TrainLoop
-from trainer.negatives import NegativeSampler
-from trainer.progress import TrainState
-from trainer.towers import load_towers
+from kvstore.mxnet.client import MXNetStore
+from trainer.config.loading import load_job
+from trainer.data.reader import InteractionReader, row_groups
+from trainer.data.schedule import BatchSchedule
+from trainer.model.engines.base import make_engine
+from trainer.model.negatives import NegativeSampler
+from trainer.model.towers import load_towers
+from trainer.model.weighting import FrequencyWeighting
+from trainer.runs.inputs import open_inputs
+from trainer.training.loop import TrainLoop
+from trainer.training.state import TrainState
 
 WARM_STEPS, MEASURED_STEPS = 20, 30
 _TCP_INFO_BYTES = 256

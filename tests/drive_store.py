@@ -11,7 +11,7 @@ from dist_roles import play_role
 
 from kvstore.arrays import FloatArray
 from kvstore.errors import StoreError
-from kvstore.mxnet_client import MXNetStore
+from kvstore.mxnet.client import MXNetStore
 from kvstore.optimizers import OptimizerKind, OptimizerSpec
 from kvstore.store import MAX_ALL_REDUCE_LENGTH, RowGradient, TableSpec
 

@@ -27,7 +27,7 @@ import sys
 if {{"train", "worker"}} & set(sys.orig_argv):
     import time
 
-    from trainer.loop import Loop
+    from trainer.training.loop import Loop
 
     step = Loop._step
 
@@ -76,7 +76,7 @@ class Training:
         found = []
         for process in self.command.mark.processes():
             with suppress(psutil.Error):
-                if "kvstore.checkpoint_writer" in process.cmdline():
+                if "kvstore.checkpoint.writer" in process.cmdline():
                     found.append(process)
         return found
 

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from waiting import wait_until
 
-from kvstore.checkpoint import CheckpointManifest, TableShard, commit, step_folder
+from kvstore.checkpoint.format import CheckpointManifest, TableShard
+from kvstore.checkpoint.lifecycle import commit, step_folder
+from kvstore.checkpoint.snapshot import PartResult, Snapshot
 from kvstore.optimizers import OptimizerSpec, make_optimizer
-from kvstore.snapshot import PartResult, Snapshot
 from kvstore.store import FileDigest, RowStore, SaveResult, TableSpec
 
 WRITE_SECONDS = 60.0

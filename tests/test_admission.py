@@ -12,18 +12,18 @@ import pytest
 from refusal_table import documented
 from test_base_vocabulary import rows as rows_of
 
-from crossfade.prepare_values import parse_minimums, parse_spans
+from crossfade.options.parsing import parse_minimums, parse_spans
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.data.parquet_files import file_entry
-from trainer.data.progress import NullReporter
+from trainer.data.parquet import file_entry
+from trainer.data.reporter import NullReporter
 from trainer.data.vocabulary import Vocabulary
 from trainer.prepare.admission import MaxAge
-from trainer.prepare.check import validate
 from trainer.prepare.features import FeatureFile
 from trainer.prepare.forget import forget
 from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.validate import validate
 
 Event = tuple[str, int, int]
 ADMIT = {"customer": 2, "item": 3}

@@ -12,13 +12,13 @@ from running_command import crossfade, succeeded
 from test_base_vocabulary import rows as rows_of
 from test_forget_training import arrays
 
+from kvstore.io.folder import Folder
 from kvstore.local import LocalStore
-from kvstore.storage import Folder
-from trainer.checkpoints import open_warm_start
+from trainer.config.loading import load_job
 from trainer.data.manifest import read_manifest
 from trainer.data.vocabulary import Vocabulary
-from trainer.job import load_job
-from trainer.job_data import open_inputs
+from trainer.runs.inputs import open_inputs
+from trainer.training.warm_start import open_warm_start
 
 pytestmark = pytest.mark.slow
 

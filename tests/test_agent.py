@@ -12,12 +12,12 @@ import pytest
 from waiting import wait_until
 
 import deploy
-from deploy.agent import Agent, CoordinatorUnreachable, job_digest
-from deploy.cluster import TOKEN_VARIABLE, Address, Role, local_address
-from deploy.coordinator import LEASE_SECONDS
-from deploy.reports import DesiredState, Endpoint, Heartbeat
+from deploy.cluster.agent import Agent, CoordinatorUnreachable, job_digest
+from deploy.cluster.coordinator import LEASE_SECONDS
+from deploy.cluster.messages import DesiredState, Endpoint, Heartbeat
+from deploy.topology import TOKEN_VARIABLE, Address, Role, local_address
 from kvstore.errors import ClusterError, InputError
-from trainer.run_folder import JOB_FILE, RunFolder
+from trainer.runs.folder import JOB_FILE, RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -170,8 +170,8 @@ def test_roles_end_when_the_coordinator_cannot_be_reached_for_a_while(agent: Age
 
 
 def test_an_agent_gives_up_well_before_the_coordinator_gives_it_up() -> None:
-    from deploy.agent import AGENT_LEASE_SECONDS, POLL_SECONDS
-    from deploy.coordinator_http import REQUEST_SECONDS
+    from deploy.cluster.agent import AGENT_LEASE_SECONDS, POLL_SECONDS
+    from deploy.cluster.coordinator_http import REQUEST_SECONDS
 
     # Connecting, sending and receiving may each take as long as a request may wait.
     assert AGENT_LEASE_SECONDS + 2 * REQUEST_SECONDS + POLL_SECONDS < LEASE_SECONDS

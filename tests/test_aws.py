@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from aws_server import ACCOUNT, REGION, AwsServer, running_aws
 
-from deploy.accelerators import accelerator_of, variant_of
-from deploy.aws import Aws
-from deploy.aws_errors import translate_aws_errors
-from deploy.instances import INSTANCES
-from deploy.prices import Cost, Price, hourly_price
+from deploy.aws.accelerators import accelerator_of, variant_of
+from deploy.aws.clients import Aws
+from deploy.aws.errors import translate_aws_errors
+from deploy.aws.instance_types import INSTANCES
+from deploy.aws.prices import Cost, Price, hourly_price
 from kvstore.errors import CloudError, CloudRequestError, InputError
 
 P2_QUOTA = (
@@ -211,7 +211,7 @@ def test_where_the_list_may_not_be_asked_the_price_is_the_tables_with_its_date(a
     price = hourly_price(Aws(), "AmazonEC2", "p2.xlarge")
     assert price.dollars == 0.90
     assert price.source == (
-        "that of us-east-1 in July 2025, by the table in deploy/prices.py; AWS's price list could not be asked: "
+        "that of us-east-1 in July 2025, by the table in deploy/aws/prices.py; AWS's price list could not be asked: "
         "AccessDeniedException"
     )
 
@@ -238,4 +238,4 @@ def test_only_two_files_import_boto3() -> None:
         for path in (root / package).rglob("*.py")
         if re.search(r"^\s*(import boto|from boto(3|core)[. ])", path.read_text(), re.MULTILINE)
     }
-    assert found == {"deploy/aws.py", "deploy/aws_errors.py"}
+    assert found == {"deploy/aws/clients.py", "deploy/aws/errors.py"}

@@ -5,9 +5,9 @@ import pytest
 from builders import make_interactions
 
 from kvstore.arrays import FloatArray
-from trainer.balance import FrequencyWeighting
-from trainer.data.batches import Batch, make_batch
-from trainer.data.shards import BatchSlice
+from trainer.data.schedule import BatchSlice
+from trainer.model.batches import Batch, make_batch
+from trainer.model.weighting import FrequencyWeighting
 
 QUERIES = np.array([0, 2, 2, 3, 2, 2, 0, 2])
 ITEMS = np.array([1, 1, 0, 1, 2, 1, 0, 0])
@@ -52,8 +52,8 @@ def test_items_are_balanced_by_their_own_counts_and_besides_the_queries(power: f
     batch = batch_of(np.ones(len(QUERIES)))
     items_B, both_B, queries_B = (
         FrequencyWeighting(query, COUNTS, item, counts).apply(batch).weight_B
-        for query, item in ((0.0, power), (1.0, power), (1.0, 0.0))
+        for query, item in ((0.0, power), (-1.0, power), (-1.0, 0.0))
     )
-    expected_B = counts[ITEMS].astype(float) ** -power
+    expected_B = counts[ITEMS].astype(float) ** power
     np.testing.assert_allclose(items_B, expected_B / expected_B.mean(), rtol=1e-6)
     np.testing.assert_allclose(both_B, items_B * queries_B, rtol=1e-6)

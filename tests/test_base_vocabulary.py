@@ -11,14 +11,14 @@ import pytest
 from builders import write_vocabulary
 
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, Entity, read_manifest
-from trainer.data.progress import NullReporter
+from trainer.data.reporter import NullReporter
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare import base_vocabulary
-from trainer.prepare.build_vocabulary import NamesFile
+from trainer.prepare import extend as base_vocabulary
 from trainer.prepare.forget import forget
 from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.vocabulary_tables import NamesFile
 
 Row = tuple[Any, ...]
 

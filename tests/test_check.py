@@ -14,14 +14,14 @@ from refusal_table import documented
 
 from crossfade.main import main
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manifest
-from trainer.data.parquet_files import file_entry
-from trainer.data.progress import NullReporter
-from trainer.prepare.check import ValidationReport, validate
+from trainer.data.parquet import file_entry
+from trainer.data.reporter import NullReporter
 from trainer.prepare.forget import forget
 from trainer.prepare.pipeline import PrepareOptions, prepare
 from trainer.prepare.problems import LISTED
+from trainer.prepare.validate import ValidationReport, validate
 
 CUSTOMERS, TRACKS = 12, 6
 
@@ -347,7 +347,7 @@ def test_text_that_is_not_utf8_is_a_problem(made: Made) -> None:
 def test_a_row_group_is_checked_by_parts_and_what_is_wrong_has_its_row_in_it(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.prepare.check._PART_ROWS", 3)
+    monkeypatch.setattr("trainer.prepare.validate._PART_ROWS", 3)
     assert problems(made.write()) == []
     (made.folder / "manifest.json").unlink()
     change(made.shards["train"][0], "track", 30, 77)
@@ -370,7 +370,7 @@ def test_many_files_are_looked_at_several_at_a_time_and_the_first_problem_is_sai
 
     for number in range(8):
         pq.write_table(pa.table(made.shards["test"][0]).slice(0, 0), made.folder / "train" / f"more-{number}.parquet")
-    monkeypatch.setattr("trainer.prepare.discover.describe", look_with_others)
+    monkeypatch.setattr("trainer.prepare.infer_manifest.describe", look_with_others)
     assert problems(folder) == []
     for name in ("more-2", "more-5"):
         (made.folder / "train" / f"{name}.parquet").write_bytes(b"no Parquet")

@@ -12,7 +12,9 @@ import pytest
 from object_store import free_ports
 from saved_ranges import Arrays, cut, joined, random_table, save, save_store
 
-from kvstore.checkpoint import TableShard, delete_after, latest_checkpoint, open_checkpoint, prune, step_folder
+from kvstore.checkpoint.format import TableShard
+from kvstore.checkpoint.lifecycle import delete_after, latest_checkpoint, prune, step_folder
+from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
 from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
@@ -68,7 +70,7 @@ def test_a_checkpoint_loads_into_any_number_of_ranges_with_equal_bits(saved: Sav
 
 @pytest.mark.parametrize("entries", [1, 3, 16])
 def test_a_checkpoint_loads_in_pieces_of_any_size(saved: Saved, monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
-    monkeypatch.setattr("kvstore.checkpoint._PIECE_BYTES", entries * 3 * 4)
+    monkeypatch.setattr("kvstore.checkpoint.reader._PIECE_BYTES", entries * 3 * 4)
     into = {table.name: blank(table, saved.optimizer, 3) for table in saved.tables}
     open_checkpoint(saved.uri).load([held for table in into.values() for held in table])
     for name, held in into.items():
@@ -411,7 +413,7 @@ def test_what_is_half_deleted_is_no_checkpoint_and_not_called_damaged(
 
     for action in (lambda: prune(checkpoints, keep=2), lambda: delete_after(checkpoints, 2)):
         with monkeypatch.context() as patch:
-            patch.setattr("kvstore.storage.shutil.rmtree", delete_half)
+            patch.setattr("kvstore.io.folder.shutil.rmtree", delete_half)
             with pytest.raises(CheckpointError, match="gone in the middle"):
                 action()
     for step in (1, 3):

@@ -11,7 +11,7 @@ import pytest
 from test_prepare import interactions, make, vocabulary, write_parquet, write_text
 
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.prepare.summary import format_summary
 
 Event = tuple[int, int, float, int]

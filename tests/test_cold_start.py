@@ -10,17 +10,18 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
 from crossfade.main import main
-from deploy.capacity import plan_capacity, read_inputs
+from deploy.capacity.plan import plan_capacity, read_inputs
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
+from trainer.config.loading import load_job
+from trainer.config.schema import EvaluateConfig
 from trainer.data.features import load_feature
 from trainer.data.manifest import read_manifest
-from trainer.data.shards import InteractionReader
+from trainer.data.reader import InteractionReader
 from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings import EmbeddingFiles
-from trainer.evaluate import evaluate, load_held_out
-from trainer.job import EvaluateConfig, load_job
-from trainer.model import Score, make_model
+from trainer.embeddings.files import EmbeddingFiles
+from trainer.evaluation.ranking import evaluate, load_held_out
+from trainer.model.spec import Score, make_model
 
 pytestmark = pytest.mark.slow
 

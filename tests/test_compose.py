@@ -17,7 +17,7 @@ from docker_engine import Engine
 from running_command import crossfade, succeeded
 
 from kvstore.arrays import FloatArray
-from trainer.prepare.sample import FALLBACK_SPEC
+from trainer.prepare.lastfm import FALLBACK_SPEC
 from trainer.prepare.synthetic import write_synthetic
 
 pytestmark = pytest.mark.docker

@@ -3,9 +3,9 @@
 import pytest
 from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Host, Place, step
 
-from deploy.cluster import Address
-from deploy.coordinator import EXIT_TIMEOUT_SECONDS, LEASE_SECONDS, GenerationSpec, State
-from deploy.reports import Failure, NumberedEvent
+from deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS, LEASE_SECONDS, GenerationSpec, State
+from deploy.cluster.messages import Failure, NumberedEvent
+from deploy.topology import Address
 from kvstore.errors import ClusterError, InputError
 
 

@@ -14,12 +14,12 @@ import psutil
 import pytest
 from scripted_agents import Host, Place, step
 
-from deploy import coordinator_http
-from deploy.agent import CoordinatorUnreachable
-from deploy.cluster import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
-from deploy.coordinator import State
-from deploy.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, read_token, serving
-from deploy.reports import NumberedEvent
+from deploy.cluster import coordinator_http
+from deploy.cluster.agent import CoordinatorUnreachable
+from deploy.cluster.coordinator import State
+from deploy.cluster.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, read_token, serving
+from deploy.cluster.messages import NumberedEvent
+from deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from kvstore.errors import ClusterError, InputError
 
 TOKEN = "a-secret-of-this-test-alone"

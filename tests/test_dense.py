@@ -14,17 +14,18 @@ from finite_differences import numeric_gradient
 from running_command import crossfade, succeeded
 
 from crossfade.main import main
-from deploy.capacity import plan_capacity, read_inputs
-from deploy.cluster import Role
-from deploy.traffic import busiest_bytes
+from deploy.capacity.plan import plan_capacity, read_inputs
+from deploy.capacity.traffic import busiest_bytes
+from deploy.topology import Role
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import latest_checkpoint, open_checkpoint
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.errors import DivergedError, InputError
 from kvstore.optimizers import KINDS, OptimizerSpec
-from trainer.dense import DENSE_FILE, DenseLayers, LayerActivations, backward_layers, forward_layers
-from trainer.embeddings import EmbeddingFiles
-from trainer.job import check_job, load_job
-from trainer.model import LayerSpec
+from trainer.config.loading import check_job, load_job
+from trainer.embeddings.files import EmbeddingFiles
+from trainer.model.dense import DENSE_FILE, DenseLayers, LayerActivations, backward_layers, forward_layers
+from trainer.model.spec import LayerSpec
 
 MODEL = {"dim": 8, "dense": {"query": [16, 8], "item": [12, 10, 8], "learning_rate": 0.02}}
 TRAIN = {"batch_size": 256, "epochs": 8, "patience": None}

@@ -21,8 +21,8 @@ from kvstore.arrays import FloatArray
 from kvstore.errors import ClusterError
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerSpec
-from trainer.dense import DenseLayers
-from trainer.wiring import check_dense_in_sync
+from trainer.model.dense import DenseLayers
+from trainer.training.session import check_dense_in_sync
 
 ON_SERVERS = ("--servers", 1, "--workers", 2)
 

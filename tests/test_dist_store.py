@@ -23,7 +23,8 @@ from drive_store import (
 from saved_ranges import cut, random_table, save, save_store
 
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import TableShard, open_checkpoint
+from kvstore.checkpoint.format import TableShard
+from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.layout import make_layout
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerKind, make_optimizer

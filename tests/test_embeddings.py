@@ -14,16 +14,16 @@ from builders import ITEM, QUERY, write_vocabulary
 
 from kvstore.arrays import FloatArray
 from kvstore.errors import InputError
+from kvstore.io.folder import Folder
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerSpec
-from kvstore.storage import Folder
 from kvstore.store import TableSpec
-from trainer import embeddings as module
 from trainer.data.manifest import DatasetManifest
-from trainer.data.parquet_files import file_entry
+from trainer.data.parquet import file_entry
 from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings import EmbeddingFiles, StoreVectors, write_embeddings
-from trainer.kept_embeddings import LIST_FILE, StagedEmbeddings
+from trainer.embeddings import files as module
+from trainer.embeddings.files import EmbeddingFiles, StoreVectors, write_embeddings
+from trainer.embeddings.staged import LIST_FILE, StagedEmbeddings
 
 QUERIES, ITEMS = 23, 7
 TABLES = [TableSpec(QUERY, QUERIES, 3, 0.1), TableSpec(ITEM, ITEMS, 5, 0.1)]
@@ -130,7 +130,7 @@ def test_reading_leaves_no_thread_of_pyarrow_that_may_outlive_the_interpreter(wr
     reads = f"""
 import os
 import numpy
-from trainer.embeddings import EmbeddingFiles
+from trainer.embeddings.files import EmbeddingFiles
 from trainer.prepare.id_list import read_ids
 files = EmbeddingFiles({str(written)!r})
 before = len(os.listdir("/proc/self/task"))

@@ -1,4 +1,4 @@
-"""Engines: losses and gradients against the formulas of ``trainer/losses.py`` in float64, and MXNet's autograd."""
+"""Engines: losses and gradients against the formulas of ``trainer/model/losses.py`` in float64, and MXNet's autograd."""
 
 import json
 import math
@@ -17,15 +17,16 @@ from builders import make_interactions, random_rows
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import MissingExtraError
 from kvstore.store import TableSpec
-from trainer.data.batches import ActiveRows, Batch, make_batch
-from trainer.data.shards import BatchSlice
-from trainer.engines import cpu
-from trainer.engines.base import Engine
-from trainer.engines.cpu import CpuEngine
-from trainer.job import LossKind, NegativesConfig, ScoreKind
-from trainer.losses import LossSpec, _log1p_of_exp, exp
-from trainer.model import ModelSpec, Score
-from trainer.negatives import IN_BATCH_KINDS
+from trainer.config.schema import LossKind, NegativesConfig, ScoreKind
+from trainer.data.schedule import BatchSlice
+from trainer.model.active_rows import ActiveRows
+from trainer.model.batches import Batch, make_batch
+from trainer.model.engines import cpu
+from trainer.model.engines.base import Engine
+from trainer.model.engines.cpu import CpuEngine
+from trainer.model.losses import LossSpec, _log1p_of_exp, exp
+from trainer.model.negatives import IN_BATCH_KINDS
+from trainer.model.spec import ModelSpec, Score
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPERATURE = 0.5
@@ -412,7 +413,7 @@ def test_log1p_of_exp_is_right_over_its_range() -> None:
 
 def print_what_mxnet_computes() -> None:
     """Print, as JSON, each case by MXNet's engine; without MXNet, why there is none. Runs in a process of its own."""
-    from trainer.engines.mxnet import MXNetEngine
+    from trainer.model.engines.mxnet import MXNetEngine
 
     found: dict[str, Any] = {}
     try:

@@ -12,14 +12,14 @@ from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from kvstore.store import TableSpec
-from trainer import evaluate as module
+from trainer.config.schema import EvaluateConfig, ScoreKind
 from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.data.shards import InteractionReader
-from trainer.evaluate import EvalMetrics, HeldOut, ItemLists, evaluate, load_held_out, rank_items
-from trainer.job import EvaluateConfig, ScoreKind
-from trainer.model import ModelSpec, Score
+from trainer.data.reader import InteractionReader
+from trainer.evaluation import ranking as module
+from trainer.evaluation.ranking import EvalMetrics, HeldOut, ItemLists, evaluate, load_held_out, rank_items
+from trainer.model.spec import ModelSpec, Score
 
 QUERIES, ITEMS, DIM = 30, 50, 4
 DEPTHS = [1, 3, 10, 45]

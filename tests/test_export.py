@@ -23,16 +23,17 @@ from saved_ranges import Arrays, cut, random_table, save
 from waiting import wait_until
 
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import MANIFEST_NAME, latest_checkpoint
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+from kvstore.checkpoint.reader import MANIFEST_NAME
 from kvstore.errors import CheckpointError, InputError
+from kvstore.io.folder import Folder
 from kvstore.optimizers import OptimizerSpec
-from kvstore.storage import Folder
 from kvstore.store import TableSpec
-from trainer import embeddings
 from trainer.data.manifest import data_fingerprint
-from trainer.data.progress import NullReporter
-from trainer.embeddings import EmbeddingFiles, vectors_of
-from trainer.export import Exported, Request, export
+from trainer.data.reporter import NullReporter
+from trainer.embeddings import files as embeddings
+from trainer.embeddings.export import Exported, Request, export
+from trainer.embeddings.files import EmbeddingFiles, vectors_of
 
 OPTIMIZER = OptimizerSpec("adagrad")
 TABLES = [TableSpec("customer", CUSTOMERS, 5, 0.1), TableSpec("track", TRACKS, 3, 0.1)]

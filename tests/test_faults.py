@@ -18,9 +18,9 @@ from running_command import crossfade, records, started, succeeded
 from test_resume import assert_same_bits, report_of
 from waiting import wait_until
 
-from kvstore.checkpoint import latest_checkpoint
-from kvstore.storage import Folder
-from trainer.run_folder import EventLog
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+from kvstore.io.folder import Folder
+from trainer.runs.event_log import EventLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

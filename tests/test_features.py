@@ -12,16 +12,16 @@ from refusal_table import documented
 
 from crossfade.main import main
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
+from trainer.config.loading import check_job
 from trainer.data.features import load_feature
 from trainer.data.manifest import Feature, read_manifest
-from trainer.data.parquet_files import file_entry
-from trainer.data.progress import NullReporter
+from trainer.data.parquet import file_entry
+from trainer.data.reporter import NullReporter
 from trainer.data.vocabulary import Vocabulary
-from trainer.job import check_job
-from trainer.model import make_model
-from trainer.prepare.check import validate
-from trainer.towers import load_towers
+from trainer.model.spec import make_model
+from trainer.model.towers import load_towers
+from trainer.prepare.validate import validate
 
 # Track 14 is in test alone, and 15 is only skipped: neither is liked in train.
 EVENTS = [("ann", 10), ("ann", 11), ("bob", 10), ("bob", 12), ("cid", 13), ("cid", 10)]

@@ -14,13 +14,13 @@ from refusal_table import documented
 
 from crossfade.main import main
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.data.parquet_files import ParquetFiles
-from trainer.data.progress import NullReporter
+from trainer.data.parquet import ParquetFiles
+from trainer.data.reporter import NullReporter
 from trainer.data.vocabulary import Vocabulary
 from trainer.prepare import forget as module
-from trainer.prepare import output
+from trainer.prepare import part_writer as output
 from trainer.prepare.forget import ForgetReport, forget
 from trainer.prepare.id_list import read_ids
 from trainer.prepare.pipeline import PrepareOptions, prepare
@@ -71,7 +71,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def output_names(folder: Path) -> Any:
-    from trainer.prepare.build_vocabulary import NamesFile
+    from trainer.prepare.vocabulary_tables import NamesFile
 
     return NamesFile(folder / "names.csv", "id", "name")
 

@@ -9,13 +9,14 @@ from cluster_data import CUSTOMERS, write_job, write_planted
 from running_command import crossfade, succeeded
 
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import TableShard, latest_checkpoint
+from kvstore.checkpoint.format import TableShard
+from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.local import LocalStore
 from kvstore.optimizers import make_optimizer
-from trainer.embeddings import EmbeddingFiles
-from trainer.job import load_job
-from trainer.job_data import open_inputs
-from trainer.model import make_model
+from trainer.config.loading import load_job
+from trainer.embeddings.files import EmbeddingFiles
+from trainer.model.spec import make_model
+from trainer.runs.inputs import open_inputs
 
 pytestmark = pytest.mark.slow
 

@@ -13,15 +13,15 @@ from refusal_table import documented
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from kvstore.store import TableSpec
-from trainer import geometry
+from trainer.config.schema import ScoreKind
 from trainer.data.manifest import DatasetManifest
-from trainer.data.shards import InteractionReader
-from trainer.geometry import Found, label_precision
-from trainer.job import ScoreKind
-from trainer.labels import LabelPairs, LabelSource, read_labels
-from trainer.model import ModelSpec, Score
+from trainer.data.reader import InteractionReader
+from trainer.evaluation import label_precision as geometry
+from trainer.evaluation.label_precision import Found, label_precision
+from trainer.evaluation.labels import LabelPairs, LabelSource, read_labels
+from trainer.model.spec import ModelSpec, Score
 
 QUERIES, ITEMS, DIM, LABELS = 40, 60, 5, 6
 

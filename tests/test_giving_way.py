@@ -3,8 +3,8 @@
 import pytest
 from scripted_agents import GRACE, KILLED, Host, Place, step
 
-from deploy.coordinator import State
-from deploy.spot import NOTICE_SECONDS
+from deploy.aws.spot import NOTICE_SECONDS
+from deploy.cluster.coordinator import State
 
 NOTICE = "EC2 terminates this spot instance at noon"
 CAUSE = f"the host host 10.0.0.2 (10.0.0.2) is taken away: {NOTICE}"

@@ -24,10 +24,10 @@ from test_metrics import TABLES, make_job
 from test_watched_runs import metrics_address
 from waiting import wait_until
 
-from trainer import metric_names as names
-from trainer.metrics import ProcessMetrics
-from trainer.metrics_http import MetricsEndpoint, serve_metrics
-from trainer.training_metrics import TrainingMetrics
+from trainer.monitoring import names
+from trainer.monitoring.http import MetricsEndpoint, serve_metrics
+from trainer.monitoring.registry import ProcessMetrics
+from trainer.training.metrics import TrainingMetrics
 
 CONFIG = GRAFANA.parent / "prometheus" / "prometheus.yml"
 RULES = CONFIG.with_name("rules.yml")

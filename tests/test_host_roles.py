@@ -13,10 +13,11 @@ from running_command import RunningCommand, crossfade, records, started, succeed
 from scripted_agents import KILLED, Host, Place, step
 from waiting import wait_until
 
-from deploy.cluster import AcceptedRoles, assign_roles, missing_hosts
-from deploy.coordinator import LEASE_SECONDS, State
+from deploy.cluster.coordinator import LEASE_SECONDS, State
+from deploy.topology import AcceptedRoles, assign_roles, missing_hosts
 from kvstore.errors import InputError
-from trainer.job import ClusterConfig, check_job
+from trainer.config.loading import check_job
+from trainer.config.schema import ClusterConfig
 
 PATIENCE = 30.0
 START_SECONDS = 60.0

@@ -14,8 +14,8 @@ from running_command import RunningCommand, crossfade, records, started, succeed
 from test_resume import assert_same_bits, report_of
 
 from kvstore.errors import InputError
-from trainer.job import check_job
-from trainer.run_folder import RunFolder
+from trainer.config.loading import check_job
+from trainer.runs.folder import RunFolder
 
 TOKEN = "a-token-that-all-hosts-have"
 ON_SERVERS = ("--servers", 2, "--workers", 2)

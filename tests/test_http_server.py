@@ -11,12 +11,12 @@ import pytest
 from scripted_agents import Host, Place
 from waiting import wait_until
 
-from deploy.agent import CoordinatorUnreachable
-from deploy.cluster import Address
-from deploy.coordinator_http import RemoteCoordinator, serving
-from trainer.http_server import BoundedServer, Limits
-from trainer.metrics import ProcessMetrics
-from trainer.metrics_http import serve_metrics
+from deploy.cluster.agent import CoordinatorUnreachable
+from deploy.cluster.coordinator_http import RemoteCoordinator, serving
+from deploy.topology import Address
+from trainer.monitoring.bounded_server import BoundedServer, Limits
+from trainer.monitoring.http import serve_metrics
+from trainer.monitoring.registry import ProcessMetrics
 
 TOKEN = "a-secret-of-this-test-alone"
 OF_ADDRESS, IN_ALL = 4, 6

@@ -20,7 +20,7 @@ from running_command import crossfade, started, succeeded, wait_for_steps
 
 from kvstore.arrays import FloatArray
 from trainer.data.manifest import Entity
-from trainer.embeddings import vectors_of
+from trainer.embeddings.files import vectors_of
 
 pytestmark = pytest.mark.cluster
 

@@ -7,7 +7,9 @@ from pydantic import BaseModel
 
 from kvstore.errors import InputError
 from kvstore.optimizers import OptimizerSpec
-from trainer.job import JobConfig, explain_fields, load_job
+from trainer.config.explain import explain_fields
+from trainer.config.loading import load_job
+from trainer.config.schema import JobConfig
 
 SMALL = "name: small\ndata: {shards: data/small}\n"
 

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("kvstore", "trainer", "deploy", "crossfade")  # each may import those before it
 WRAPPED = {
-    "mxnet": ("kvstore/mxnet_*.py", "trainer/engines/mxnet.py"),
-    "horovod": ("trainer/dense_reduction.py",),
+    "mxnet": ("kvstore/mxnet_*.py", "trainer/model/engines/mxnet.py"),
+    "horovod": ("trainer/model/allreduce.py",),
 }
 """The modules that import a package which is wrapped."""
 NAMES_THAT_SAY_NOTHING = {"utils.py", "helpers.py", "common.py"}
@@ -53,20 +53,20 @@ def test_imports_run_one_way_and_what_is_wrapped_stays_so() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "broken"),
     [
-        ("kvstore/store.py", "import trainer.loop", True),
+        ("kvstore/store.py", "import trainer.training.loop", True),
         ("kvstore/store.py", "def f():\n    from deploy import agent", True),
-        ("trainer/engines/cpu.py", "from crossfade.main import main", True),
-        ("trainer/data/shards.py", "from ..loop import step", False),
-        ("deploy/agent.py", "import trainer, kvstore", False),
-        ("crossfade/main.py", "import deploy.agent", False),
-        ("trainer/loop.py", "import mxnet", True),
+        ("trainer/model/engines/cpu.py", "from crossfade.main import main", True),
+        ("trainer/data/schedule.py", "from ..loop import step", False),
+        ("deploy/cluster/agent.py", "import trainer, kvstore", False),
+        ("crossfade/main.py", "import deploy.cluster.agent", False),
+        ("trainer/training/loop.py", "import mxnet", True),
         ("trainer/mxnet.py", "from mxnet import nd", True),
         ("kvstore/local.py", "def f():\n    import mxnet.kvstore", True),
         ("kvstore/local.py", "from . import mxnet_client", False),
-        ("kvstore/mxnet_client.py", "import mxnet as mx", False),
-        ("trainer/engines/mxnet.py", "import mxnet as mx", False),
-        ("trainer/dense.py", "import horovod.mxnet", True),
-        ("trainer/dense_reduction.py", "def f():\n    import horovod.mxnet as horovod", False),
+        ("kvstore/mxnet/client.py", "import mxnet as mx", False),
+        ("trainer/model/engines/mxnet.py", "import mxnet as mx", False),
+        ("trainer/model/dense.py", "import horovod.mxnet", True),
+        ("trainer/model/allreduce.py", "def f():\n    import horovod.mxnet as horovod", False),
         ("kvstore/layout.py", "from tests import conftest", True),
     ],
 )

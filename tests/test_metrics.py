@@ -15,17 +15,18 @@ import pytest
 from scraping import ask, families, no_complaints, promtool, samples, scrape, value
 from waiting import wait_until
 
-from deploy.metrics import JobMetrics, MachineMetrics, process_metrics
-from deploy.reports import NumberedEvent
+from deploy.cluster.messages import NumberedEvent
+from deploy.cluster.metrics import JobMetrics, MachineMetrics, process_metrics
 from kvstore.errors import DivergedError, InputError
 from kvstore.store import TableSpec
-from trainer import metric_names as names
-from trainer.final_metrics import merge_final_metrics, write_final_metrics
-from trainer.job import ClusterConfig, JobConfig, check_job
-from trainer.metrics import ProcessMetrics
-from trainer.metrics_http import FAREWELL_SECONDS, serve_metrics
-from trainer.run_folder import RunFolder
-from trainer.training_metrics import TrainingMetrics
+from trainer.config.loading import check_job
+from trainer.config.schema import ClusterConfig, JobConfig
+from trainer.monitoring import names
+from trainer.monitoring.final import merge_final_metrics, write_final_metrics
+from trainer.monitoring.http import FAREWELL_SECONDS, serve_metrics
+from trainer.monitoring.registry import ProcessMetrics
+from trainer.runs.folder import RunFolder
+from trainer.training.metrics import TrainingMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "docker" / "prometheus"
@@ -168,7 +169,7 @@ def test_a_gpu_has_its_memory_shown() -> None:
 
 def test_a_training_that_diverges_has_a_loss_that_is_no_number() -> None:
     from kvstore.local import LocalStore
-    from trainer.wiring import measure_training
+    from trainer.training.session import measure_training
 
     metrics = ProcessMetrics("plays", "in-process")
     model: Any = type("Tables", (), {"tables": TABLES})

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kvstore.errors import CheckpointError
-from kvstore.mxnet_client import MXNetStore
-from kvstore.mxnet_server import STATUS_LENGTH, _encode_status
+from kvstore.mxnet.client import MXNetStore
+from kvstore.mxnet.commands import STATUS_LENGTH, _encode_status
 
 
 def test_a_save_is_commanded_when_the_pushes_of_its_step_have_been_answered() -> None:

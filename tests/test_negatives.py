@@ -5,9 +5,9 @@ import pytest
 from builders import make_interactions
 
 from kvstore.arrays import FloatArray, IntArray
-from trainer.data.shards import BatchSlice
-from trainer.job import NegativesConfig
-from trainer.negatives import NegativeSampler
+from trainer.config.schema import NegativesConfig
+from trainer.data.schedule import BatchSlice
+from trainer.model.negatives import NegativeSampler
 
 COUNTS = np.array([0, 1000, 400, 0, 50, 1, 9, 200, 30, 5])
 ITEMS = len(COUNTS)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from run_folders import BEGAN, epoch, load, sample, state, step, totals, training_from, write_run
 
-from deploy.dashboard import app, figures, page, run_reader
-from deploy.dashboard.figures import COLORS, RunView
+from deploy.dashboard import app, page, run_reader
+from deploy.dashboard import charts as figures
+from deploy.dashboard.charts import COLORS, RunView
 from deploy.dashboard.layout import GRAPHS
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs

@@ -12,31 +12,26 @@ import pytest
 from cluster_data import write_job, write_planted
 from running_command import crossfade, started, succeeded, wait_for_steps
 
+from crossfade.commands.plan import bits_per_second
 from crossfade.main import make_parser
-from crossfade.plan import bits_per_second
-from deploy import capacity
-from deploy.capacity import (
-    SERVER_BYTES,
-    CapacityPlan,
-    Machine,
-    MemoryItem,
-    ProcessPlan,
-    check_fit,
-    format_gib,
-    plan_capacity,
-    read_inputs,
-)
-from deploy.cluster import Role
-from deploy.instances import INSTANCES, find_instance
-from deploy.traffic import CountHistogram, busiest_bytes, expect_traffic, shares
+from deploy.aws.instance_types import INSTANCES, find_instance
+from deploy.capacity import plan as capacity
+from deploy.capacity.fit import check_fit
+from deploy.capacity.machine import Machine
+from deploy.capacity.memory import SERVER_BYTES, MemoryItem, ProcessPlan
+from deploy.capacity.plan import CapacityPlan, format_gib, plan_capacity, read_inputs
+from deploy.capacity.traffic import CountHistogram, busiest_bytes, expect_traffic, shares
+from deploy.topology import Role
 from kvstore.errors import InputError
+from kvstore.io.folder import Folder
 from kvstore.layout import make_layout
-from kvstore.storage import Folder
-from trainer.data.batches import batches
-from trainer.data.shards import BatchSchedule, InteractionReader
+from trainer.config.loading import load_job
+from trainer.config.schema import JobConfig
+from trainer.data.reader import InteractionReader
+from trainer.data.schedule import BatchSchedule
 from trainer.data.vocabulary import Vocabulary
-from trainer.job import JobConfig, load_job
-from trainer.negatives import NegativeSampler
+from trainer.model.batches import batches
+from trainer.model.negatives import NegativeSampler
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 
 SERVER_TABLE_ROWS = 800_000

@@ -25,19 +25,20 @@ import pyarrow.parquet as pq
 import pytest
 from refusal_table import documented
 
-from crossfade import prepare as command
+from crossfade.commands import prepare as command
 from crossfade.main import main
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.prepare import room, sample
-from trainer.prepare.build_vocabulary import NamesFile
+from trainer.prepare import disk_space as room
+from trainer.prepare import lastfm as sample
 from trainer.prepare.database import execute, working_database
-from trainer.prepare.output import PartWriter, row_group_rows
+from trainer.prepare.hold_out import parse_hold_out
+from trainer.prepare.part_writer import PartWriter, row_group_rows
 from trainer.prepare.pipeline import PrepareOptions, prepare
-from trainer.prepare.splits import parse_hold_out
 from trainer.prepare.staging import Staged
 from trainer.prepare.summary import format_summary
+from trainer.prepare.vocabulary_tables import NamesFile
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 Row = tuple[Any, ...]

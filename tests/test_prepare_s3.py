@@ -18,14 +18,14 @@ from refusal_table import documented
 from test_prepare import Interrupts, make, some_events, write_parquet
 
 from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
-from kvstore.s3_files import ATTEMPTS_VARIABLE
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
+from kvstore.io.s3 import ATTEMPTS_VARIABLE
 from trainer.data.manifest import FILE_NAME, read_manifest
-from trainer.prepare.fetching import fetched
+from trainer.prepare.fetch import fetched
+from trainer.prepare.input_files import find_files
 from trainer.prepare.pipeline import PrepareOptions, prepare
-from trainer.prepare.raw_synthetic import write_raw_events
-from trainer.prepare.sources import find_files
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
 

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from test_prepare import entries, parse
 
-from crossfade import prepare as command
+from crossfade.commands import prepare as command
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import read_manifest
-from trainer.prepare import raw_synthetic
-from trainer.prepare.raw_synthetic import write_raw_events
+from trainer.prepare import synthetic_events as raw_synthetic
 from trainer.prepare.synthetic import START_SECONDS, SyntheticSpec
+from trainer.prepare.synthetic_events import write_raw_events
 
 SPEC = SyntheticSpec(queries=500, items=300, interactions=60_000, genres=6)
 

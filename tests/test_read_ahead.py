@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainer.data.read_ahead import Prefetcher
+from trainer.data.prefetch import Prefetcher
 
 PATIENCE_SECONDS = 30
 

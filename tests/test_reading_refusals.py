@@ -22,8 +22,8 @@ from running_command import crossfade, succeeded
 from test_refusals import only_line
 
 from crossfade.main import main
-from kvstore.storage import Folder
-from trainer.data.parquet_files import file_entry, write_options
+from kvstore.io.folder import Folder
+from trainer.data.parquet import file_entry, write_options
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy import rendezvous
-from deploy.cluster import Address, JobTopology, Role, interface_of, role_environment
-from deploy.rendezvous import Rendezvous, serve_rendezvous
+from deploy.cluster import rendezvous
+from deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
+from deploy.topology import Address, JobTopology, Role, interface_of, role_environment
 from kvstore.errors import ClusterError
 
 WORKERS = 2

@@ -16,8 +16,9 @@ from running_command import crossfade, records, succeeded
 from waiting import wait_until
 
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint import latest_checkpoint, open_checkpoint
-from trainer.embeddings import vectors_of
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+from kvstore.checkpoint.reader import open_checkpoint
+from trainer.embeddings.files import vectors_of
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job
 
-from trainer.job import JobConfig, load_job
-from trainer.run_folder import JOB_FILE, LOCK_FILE, RUN_FILE, RunFolder
+from trainer.config.loading import load_job
+from trainer.config.schema import JobConfig
+from trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, RunFolder
 
 HOW = pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}], ids=["fresh", "resume", "overwrite"])
 

@@ -21,12 +21,13 @@ from run_folders import (
     write_run,
 )
 
-from deploy.dashboard import run_reader, runs, text
+from deploy.dashboard import formatting as text
+from deploy.dashboard import run_reader, runs
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
 from deploy.dashboard.summary import Summary, latest_first, summarize
 from deploy.dashboard.tail import Tail
-from deploy.dashboard.training import TrainingHistory
+from deploy.dashboard.training_history import TrainingHistory
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import pytest
 from scripted_agents import Place
 from waiting import wait_until
 
-from deploy import run_state
-from deploy.run_state import StateWriter
-from trainer.run_folder import RunFolder
+from deploy.cluster import state_writer as run_state
+from deploy.cluster.state_writer import StateWriter
+from trainer.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import pytest
 from flaky_proxy import Fault, Proxy, flaky_proxy
 from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_object_store
 
-from kvstore.s3_errors import explain, is_transient
-from kvstore.s3_files import NoBucketError, S3Files
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
+from kvstore.io.s3 import NoBucketError, S3Files
+from kvstore.io.s3_errors import explain, is_transient
 
 DATA = np.random.default_rng(1).bytes(300_000)
 

@@ -15,8 +15,8 @@ from running_command import crossfade, started, succeeded
 from sagemaker_folders import parameters_of, prepare
 from test_resume import ENTITIES, vectors
 
-from deploy import sagemaker
-from deploy.sagemaker import MAX_FAILURE, Hosts, Paths, read_job, run_dir
+from deploy.aws.sagemaker import container as sagemaker
+from deploy.aws.sagemaker.container import MAX_FAILURE, Hosts, Paths, read_job, run_dir
 from kvstore.errors import ClusterError, InputError
 
 JOB: dict[str, object] = {

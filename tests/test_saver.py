@@ -9,10 +9,10 @@ from cluster_data import write_job, write_planted
 
 from kvstore.local import LocalStore
 from kvstore.store import RowGradient
-from trainer.checkpoints import CheckpointManager, CheckpointMetadata
-from trainer.job import load_job
-from trainer.job_data import open_inputs
-from trainer.progress import TrainState
+from trainer.config.loading import load_job
+from trainer.runs.inputs import open_inputs
+from trainer.training.checkpointing import CheckpointManager, CheckpointMetadata
+from trainer.training.state import TrainState
 
 EVERY_SECONDS = 10.0
 

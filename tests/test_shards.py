@@ -26,12 +26,13 @@ from waiting import wait_until
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError, StorageUnavailableError
-from kvstore.storage import Folder
-from trainer.data import parquet_files
+from kvstore.io.folder import Folder
+from trainer.data import parquet as parquet_files
 from trainer.data.manifest import DatasetManifest, Split, read_manifest
-from trainer.data.parquet_files import file_entry
-from trainer.data.read_ahead import Prefetcher
-from trainer.data.shards import BatchSchedule, BatchSlice, InteractionReader, Interactions, RowGroup, row_groups
+from trainer.data.parquet import file_entry
+from trainer.data.prefetch import Prefetcher
+from trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
+from trainer.data.schedule import BatchSchedule, BatchSlice
 from trainer.data.stopwatch import Stopwatch
 
 QUERIES, ITEMS = 11, 13

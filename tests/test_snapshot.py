@@ -20,13 +20,13 @@ from saved_ranges import WRITE_SECONDS, Arrays, cut, random_table, saved, writte
 from waiting import wait_until
 
 from kvstore.arrays import IntArray
-from kvstore.checkpoint import TableShard
-from kvstore.checkpoint_writer import write_part
+from kvstore.checkpoint.format import TableShard
+from kvstore.checkpoint.snapshot import Snapshot, compile_kernels
+from kvstore.checkpoint.writer import write_part
 from kvstore.errors import CheckpointError
+from kvstore.io.folder import Folder
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerKind, OptimizerSpec
-from kvstore.snapshot import Snapshot, compile_kernels
-from kvstore.storage import Folder
 from kvstore.store import RowGradient, TableSpec
 
 DIM = 64
@@ -94,7 +94,7 @@ def test_what_is_written_is_the_state_at_the_call_though_all_of_it_changes_at_on
 def test_rows_that_change_again_and_again_meanwhile_are_written_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: OptimizerKind
 ) -> None:
-    monkeypatch.setattr("kvstore.snapshot._PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot._PIECE_BYTES", 1 << 16)
     spec, generator = OptimizerSpec(kind), np.random.default_rng(1)
     tables = [TableSpec("customer", 100_003, 12, 0.1), TableSpec("track", 5_001, 12, 0.1), TableSpec("few", 2, 3, 0.1)]
     arrays = {table.name: random_table(table, spec) for table in tables}
@@ -115,8 +115,8 @@ def test_rows_that_change_again_and_again_meanwhile_are_written_as_they_were(
 
 
 def test_changes_wait_for_room_where_there_is_little_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.snapshot.KEPT_SHARE", 64)
-    monkeypatch.setattr("kvstore.snapshot.LEAST_KEPT_BYTES", 0)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.KEPT_SHARE", 64)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.LEAST_KEPT_BYTES", 0)
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, _):
         begun = snapshot.pause_seconds
@@ -130,9 +130,9 @@ def test_changes_wait_for_room_where_there_is_little_and_go_on(tmp_path: Path, m
 def test_changes_do_not_wait_for_ever_for_a_writer_that_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore.snapshot.KEPT_SHARE", 64)
-    monkeypatch.setattr("kvstore.snapshot.LEAST_KEPT_BYTES", 0)
-    monkeypatch.setattr("kvstore.snapshot.LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.KEPT_SHARE", 64)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.LEAST_KEPT_BYTES", 0)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.LONGEST_WAIT_SECONDS", 0.2)
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, writer):
         writer.suspend()
@@ -142,9 +142,9 @@ def test_changes_do_not_wait_for_ever_for_a_writer_that_stands_still(
 
 
 def test_updates_wait_no_longer_than_that_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.snapshot.LONGEST_WAIT_SECONDS", 2.0)
-    monkeypatch.setattr("kvstore.snapshot.KEPT_SHARE", 64)
-    monkeypatch.setattr("kvstore.snapshot.LEAST_KEPT_BYTES", 0)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.LONGEST_WAIT_SECONDS", 2.0)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.KEPT_SHARE", 64)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.LEAST_KEPT_BYTES", 0)
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, writer):
         writer.suspend()
@@ -160,7 +160,7 @@ def test_a_writer_that_stands_still_is_given_up_though_no_update_waits(
     with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, writer):
         writer.suspend()
         assert snapshot.poll() is None
-        monkeypatch.setattr("kvstore.snapshot.LONGEST_STANDSTILL_SECONDS", 0.1)
+        monkeypatch.setattr("kvstore.checkpoint.snapshot.LONGEST_STANDSTILL_SECONDS", 0.1)
         assert "could not be written: nothing of it could be written for 0 s" in failure(snapshot)
 
 
@@ -262,7 +262,7 @@ def test_rows_that_cannot_be_sent_are_an_error(tmp_path: Path, monkeypatch: pyte
     def refuse(_descriptor: int, _data: object) -> int:
         raise OSError(errno.EIO, "no")
 
-    monkeypatch.setattr("kvstore.snapshot.os.write", refuse)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.os.write", refuse)
     with snapshot_of(ones(10), to=tmp_path) as (snapshot, _):
         assert "could not be written: its rows could not be sent: OSError: [Errno 5] no" in failure(snapshot)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -13,9 +13,9 @@ from paced_training import Training, pace, paced
 from running_command import RunningCommand, crossfade, started, succeeded
 from test_resume import assert_same_bits, report_of
 
-from deploy.imds import InstanceMetadata
-from deploy.spot import SpotMonitor, monitor_spot
-from kvstore.checkpoint import latest_checkpoint
+from deploy.aws.metadata import InstanceMetadata
+from deploy.aws.spot import SpotMonitor, monitor_spot
+from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.errors import InputError, StorageUnavailableError
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)

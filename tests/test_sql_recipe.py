@@ -14,7 +14,7 @@ import pytest
 from cluster_data import TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.prepare.features import FeatureFile
 from trainer.prepare.pipeline import PrepareOptions, prepare

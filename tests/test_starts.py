@@ -10,13 +10,14 @@ from cluster_data import write_job
 from scripted_agents import Place
 from waiting import wait_until
 
-from deploy import supervision
-from deploy.cluster import TOKEN_VARIABLE, check_local_address
-from deploy.coordinator import State
-from deploy.reports import Failure
+from deploy.cluster import supervision
+from deploy.cluster.coordinator import State
+from deploy.cluster.messages import Failure
+from deploy.topology import TOKEN_VARIABLE, check_local_address
 from kvstore.errors import InputError
-from trainer.job import ClusterConfig, load_job
-from trainer.run_folder import RunFolder
+from trainer.config.loading import load_job
+from trainer.config.schema import ClusterConfig
+from trainer.runs.folder import RunFolder
 
 
 class Searching:

@@ -17,11 +17,13 @@ from object_store import ObjectStore, free_ports, running_object_store
 from saved_ranges import WRITE_SECONDS, Arrays, cut, joined, random_table, save, written
 from waiting import wait_until
 
-from kvstore.checkpoint import Checkpoint, TableShard, latest_checkpoint, open_checkpoint, prune, step_folder
+from kvstore.checkpoint.format import TableShard
+from kvstore.checkpoint.lifecycle import latest_checkpoint, prune, step_folder
+from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
+from kvstore.checkpoint.snapshot import Snapshot
 from kvstore.errors import CheckpointError, InputError
+from kvstore.io.folder import Folder
 from kvstore.optimizers import OptimizerSpec
-from kvstore.snapshot import Snapshot
-from kvstore.storage import Folder
 from kvstore.store import TableSpec
 
 SGD = OptimizerSpec("sgd")
@@ -291,7 +293,7 @@ def test_an_object_whose_snapshot_breaks_off_is_not_there(checkpoints: str, sent
     size = 64 << 20
     frame = json.dumps({"path": "track/weights.00000-of-00001.npy", "bytes": size, "of": size}).encode() + b"\n"
     writer = subprocess.run(
-        [sys.executable, "-P", "-m", "kvstore.checkpoint_writer", to.uri, "0", "1", str(os.getpid())],
+        [sys.executable, "-P", "-m", "kvstore.checkpoint.writer", to.uri, "0", "1", str(os.getpid())],
         input=frame + bytes(sent),
         capture_output=True,
         check=False,
@@ -341,7 +343,7 @@ def writers_ports() -> set[int]:
     ports = set()
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if "kvstore.checkpoint_writer" in child.cmdline():
+            if "kvstore.checkpoint.writer" in child.cmdline():
                 ports |= {connection.laddr.port for connection in child.net_connections() if connection.laddr}
     return ports
 

@@ -11,7 +11,9 @@ from builders import random_rows
 from saved_ranges import joined, manifest, save_store, saved
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.checkpoint import TableShard, commit, open_checkpoint, step_folder
+from kvstore.checkpoint.format import TableShard
+from kvstore.checkpoint.lifecycle import commit, step_folder
+from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.errors import CheckpointError, StoreError
 from kvstore.local import LocalStore
 from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec, make_optimizer

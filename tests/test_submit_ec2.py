@@ -19,9 +19,9 @@ from running_command import started
 from test_submit_sagemaker import policy
 
 from crossfade.main import main
-from deploy.ec2 import resources
-from deploy.ec2.plan import RunSpec, new_run_name
-from deploy.ec2.user_data import MAX_BYTES, user_data
+from deploy.aws.ec2 import resources
+from deploy.aws.ec2.spec import RunSpec, new_run_name
+from deploy.aws.ec2.user_data import MAX_BYTES, user_data
 
 pytestmark = pytest.mark.slow
 
@@ -287,7 +287,7 @@ def test_requests_that_are_throttled_are_made_again(aws: AwsServer, job: Path) -
 def test_an_instance_profile_that_ec2_does_not_know_yet_is_waited_for(
     aws: AwsServer, job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.ec2.launch._POLL_SECONDS", 0.01)
+    monkeypatch.setattr("deploy.aws.ec2.launch._POLL_SECONDS", 0.01)
     unknown = "Value (crossfade-x) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name"
     aws.fail("RunInstances", "InvalidParameterValue", unknown, times=3)
     assert detached(job) == 0

@@ -22,11 +22,11 @@ from running_command import crossfade, started, succeeded
 from waiting import wait_until
 
 from crossfade.main import main
-from deploy.sagemaker import Hosts, Paths, read_job
-from deploy.sagemaker_jobs import LOG_GROUP
-from deploy.sagemaker_request import Submission, make_request
+from deploy.aws.sagemaker.container import Hosts, Paths, read_job
+from deploy.aws.sagemaker.jobs import LOG_GROUP
+from deploy.aws.sagemaker.request import Submission, make_request
 from kvstore.errors import InputError
-from trainer.job import load_job
+from trainer.config.loading import load_job
 
 pytestmark = pytest.mark.slow
 

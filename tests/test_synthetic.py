@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.prepare import synthetic
-from trainer.prepare.output import row_group_rows
+from trainer.prepare.part_writer import row_group_rows
 from trainer.prepare.summary import format_summary
 from trainer.prepare.synthetic import FIRST_ID, SyntheticSpec, genre_of, write_synthetic
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from cluster_data import train_rows, write_job, write_planted
 
-from kvstore.checkpoint import CheckpointManifest, open_checkpoint
+from kvstore.checkpoint.format import CheckpointManifest
+from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.errors import CheckpointError
-from trainer.checkpoints import StopResult
-from trainer.embeddings import EmbeddingFiles, vectors_of
-from trainer.job import load_job
-from trainer.run import run_in_process
-from trainer.run_folder import RunFolder
+from trainer.config.loading import load_job
+from trainer.embeddings.files import EmbeddingFiles, vectors_of
+from trainer.runs.folder import RunFolder
+from trainer.training.checkpointing import StopResult
+from trainer.training.run import run_in_process
 
 pytestmark = pytest.mark.slow
 
@@ -149,7 +150,7 @@ def test_a_checkpoint_that_cannot_be_made_whole_leaves_the_one_before_and_nothin
         tried.append(manifest.step)
         raise CheckpointError("no room for a manifest")
 
-    monkeypatch.setattr("trainer.checkpoints.commit", refuse)
+    monkeypatch.setattr("trainer.training.checkpointing.commit", refuse)
     report = runs.run("run", resume=True)
     assert isinstance(report, dict)
     assert report["checkpoints"]["failed"] == len(tried) >= 1

@@ -14,14 +14,16 @@ from cluster_data import write_job
 from running_command import crossfade, succeeded
 
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
+from trainer.config.loading import check_job
+from trainer.config.schema import JobConfig
 from trainer.data.manifest import DatasetManifest, Split
-from trainer.data.parquet_files import ParquetFiles, file_entry
-from trainer.data.progress import NullReporter
-from trainer.data.shards import BatchSchedule, InteractionReader
-from trainer.data.timespan import TimeRange, parse_time_value
-from trainer.job import JobConfig, check_job
-from trainer.selection import SELECTION_FILE, RowSelection, load_row_counts, select_rows
+from trainer.data.parquet import ParquetFiles, file_entry
+from trainer.data.reader import InteractionReader
+from trainer.data.reporter import NullReporter
+from trainer.data.schedule import BatchSchedule
+from trainer.data.time_range import TimeRange, parse_time_value
+from trainer.runs.row_selection import SELECTION_FILE, RowSelection, load_row_counts, select_rows
 
 QUERIES, ITEMS = 11, 13
 DAY = 86_400
@@ -148,7 +150,7 @@ def test_a_time_that_is_none_is_refused_with_the_job(tmp_path: Path, data: dict[
 
 
 def test_dates_of_a_job_file_are_what_yaml_makes_of_them(tmp_path: Path) -> None:
-    from trainer.job import load_job
+    from trainer.config.loading import load_job
 
     path = tmp_path / "job.yaml"
     path.write_text("name: x\ndata: {shards: d, since: 2024-05-30, until: 2024-05-31T12:00:00Z}\n")

@@ -10,13 +10,15 @@ from finite_differences import numeric_gradient
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
 from kvstore.store import TableSpec
-from trainer.data.batches import Batch, make_batch
+from trainer.config.loading import check_job
+from trainer.config.schema import JobConfig
 from trainer.data.features import JaggedFeature
 from trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
-from trainer.data.shards import BatchSlice, Interactions
-from trainer.job import JobConfig, check_job
-from trainer.model import ModelSpec, Score, TowerSpec, make_model
-from trainer.towers import TowerFeatures, Towers, TowerVectors
+from trainer.data.reader import Interactions
+from trainer.data.schedule import BatchSlice
+from trainer.model.batches import Batch, make_batch
+from trainer.model.spec import ModelSpec, Score, TowerSpec, make_model
+from trainer.model.towers import TowerFeatures, Towers, TowerVectors
 
 CUSTOMERS, TRACKS, ARTISTS, TAGS, DIM = 9, 6, 4, 5, 3
 ARTIST_OF = [[0], [1], [1], [], [3], [0]]

@@ -11,7 +11,7 @@ from paced_training import paced
 from running_command import crossfade, succeeded
 from test_resume import assert_same_bits, report_of
 
-from kvstore.checkpoint import latest_checkpoint
+from kvstore.checkpoint.lifecycle import latest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

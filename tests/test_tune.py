@@ -11,7 +11,7 @@ from paced_training import Training, pace
 from running_command import crossfade, started, succeeded
 from waiting import wait_until
 
-from deploy.settings import SearchParameter
+from deploy.tuning.search_space import SearchParameter
 from kvstore.errors import InputError
 
 pytestmark = pytest.mark.slow

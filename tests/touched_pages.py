@@ -57,8 +57,9 @@ def _call(name: str, *arguments: Any) -> None:
 def of_a_server(kind: Any) -> dict[str, int]:
     """The pages of each array that an update by a server touches."""
     from kvstore.layout import make_layout
-    from kvstore.mxnet_import import import_mxnet, row_sparse_from, row_sparse_zeros
-    from kvstore.mxnet_server import RowServer, create_command
+    from kvstore.mxnet.commands import create_command
+    from kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
+    from kvstore.mxnet.server import RowServer
 
     import_mxnet()
     server = RowServer(SimpleNamespace(rank=0))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploy.dashboard import text
+from deploy.dashboard import formatting as text
 from deploy.dashboard.run_reader import RunReader
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from urllib.parse import parse_qs, urlencode
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from flask import Response
 
-from deploy.dashboard import figures, page
-from deploy.dashboard.figures import COLORS, MAX_RUNS, Axis, RunView
+from deploy.dashboard import charts as figures
+from deploy.dashboard import page
+from deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from deploy.dashboard.layout import AXES, GRAPHS, layout
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs

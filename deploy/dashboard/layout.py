@@ -7,7 +7,7 @@ from typing import Any
 
 from dash import dcc, html
 
-from deploy.dashboard.figures import MAX_RUNS, Axis
+from deploy.dashboard.charts import MAX_RUNS, Axis
 
 GRAPHS = {
     "loss": ("Loss", "Of the steps, smoothed, and the mean of each epoch."),

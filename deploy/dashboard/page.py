@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from dash import html
 
-from deploy.dashboard import text
-from deploy.dashboard.figures import RunView
+from deploy.dashboard import formatting as text
+from deploy.dashboard.charts import RunView
 from deploy.dashboard.layout import GRAPHS, Part, aria
 from deploy.dashboard.summary import Summary
 

@@ -11,18 +11,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from deploy.dashboard.processes import ProcessHistory
+from deploy.dashboard.process_history import ProcessHistory
 from deploy.dashboard.tail import Tail
-from deploy.dashboard.training import TrainingHistory
-from trainer.run_folder import (
-    JOB_FILE,
-    METRICS_FILE,
-    PROCESSES_FILE,
-    REPORT_FILE,
-    RESTARTS_FILE,
-    RUN_FILE,
-    STATE_FILE,
-)
+from deploy.dashboard.training_history import TrainingHistory
+from trainer.runs.folder import JOB_FILE, METRICS_FILE, PROCESSES_FILE, REPORT_FILE, RESTARTS_FILE, RUN_FILE, STATE_FILE
 
 T = TypeVar("T")
 _SIGNS = (JOB_FILE, METRICS_FILE, STATE_FILE, REPORT_FILE)

@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 
-from deploy.dashboard import text
+from deploy.dashboard import formatting as text
 from deploy.dashboard.alerts import Alert, find_alerts
-from deploy.dashboard.processes import RATE_SECONDS
+from deploy.dashboard.process_history import RATE_SECONDS
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
 from kvstore.store import VALUE_BYTES

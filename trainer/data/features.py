@@ -19,9 +19,9 @@ from numba import njit
 
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import DataFile, DatasetManifest
-from trainer.data.parquet_files import ParquetFiles, column_of
+from trainer.data.parquet import ParquetFiles, column_of
 
 ROW, VALUE = "row", "value"
 SCHEMA = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in (ROW, VALUE)])

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kvstore.errors import InputError, StorageUnavailableError
-from kvstore.s3_files import NoBucketError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
+from kvstore.io.s3 import NoBucketError
 
 FILE_NAME = "manifest.json"
 JOURNAL = "forget.json"

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import VOCABULARY, DatasetManifest
-from trainer.data.parquet_files import ParquetFiles
+from trainer.data.parquet import ParquetFiles
 
 
 class Vocabulary:

@@ -24,15 +24,15 @@ import pyarrow as pa
 
 from kvstore.errors import InputError
 from trainer.data.manifest import PENDING, DataFile
-from trainer.data.moments import exceed_seconds_range
-from trainer.data.parquet_files import ParquetFiles
+from trainer.data.parquet import ParquetFiles
+from trainer.data.time_values import exceed_seconds_range
 from trainer.data.vocabulary import plain_strings
-from trainer.prepare.base_vocabulary import SQL_TYPES, BaseDataset
-from trainer.prepare.build_vocabulary import IdPolicy, Side
 from trainer.prepare.database import execute, fetch_count, fetch_one
 from trainer.prepare.events import IdType
-from trainer.prepare.output import PartWriter, row_group_rows
+from trainer.prepare.extend import SQL_TYPES, BaseDataset
+from trainer.prepare.part_writer import PartWriter, row_group_rows
 from trainer.prepare.staging import Staged
+from trainer.prepare.vocabulary_tables import IdPolicy, Side
 
 ADMIT = "--admit"
 EXPIRE = "--expire-after"

@@ -16,9 +16,9 @@ from numba import njit
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
-from trainer.data.progress import ProgressReporter
+from trainer.data.reporter import ProgressReporter
 from trainer.prepare.database import execute, fetch_count, fetch_one
-from trainer.prepare.numbering import ROLES
+from trainer.prepare.id_encoder import ROLES
 
 _BATCH = 1 << 20
 _FRACTION = 1024

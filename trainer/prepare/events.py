@@ -18,13 +18,13 @@ import duckdb
 
 from kvstore.errors import InputError
 from trainer.data.manifest import SPLITS
-from trainer.data.moments import EventTimeRange, check_seconds
-from trainer.data.progress import ProgressReporter
+from trainer.data.reporter import ProgressReporter
+from trainer.data.time_values import EventTimeRange, check_seconds
 from trainer.prepare.database import fetch_count, fetch_one, identifier, literal
-from trainer.prepare.fetching import fetched
-from trainer.prepare.numbering import IdEncoder
-from trainer.prepare.raw import Kind, close_raw, open_adjacency, open_columns, reading, where_is
-from trainer.prepare.sources import RawFile, Source
+from trainer.prepare.fetch import fetched
+from trainer.prepare.id_encoder import IdEncoder
+from trainer.prepare.input_files import RawFile, Source
+from trainer.prepare.raw_files import Kind, close_raw, open_adjacency, open_columns, reading, where_is
 
 IdChoice = Literal["auto", "integer", "string"]
 IdType = Literal["int64", "string"]

@@ -22,16 +22,16 @@ import pyarrow as pa
 from kvstore.errors import InputError
 from trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
 from trainer.data.manifest import FEATURES, Feature
-from trainer.data.progress import ProgressReporter
-from trainer.prepare.base_vocabulary import SQL_TYPES, BaseDataset
-from trainer.prepare.build_vocabulary import Side, VocabularyKey
+from trainer.data.reporter import ProgressReporter
 from trainer.prepare.database import execute, fetch_count
 from trainer.prepare.events import INTEGER_TEXT, KIND_NAMES, IdChoice, IdType
-from trainer.prepare.fetching import fetched
-from trainer.prepare.output import PartWriter, row_group_rows
-from trainer.prepare.raw import Kind, close_raw, open_columns, reading
-from trainer.prepare.sources import RawFile, Source
+from trainer.prepare.extend import SQL_TYPES, BaseDataset
+from trainer.prepare.fetch import fetched
+from trainer.prepare.input_files import RawFile, Source
+from trainer.prepare.part_writer import PartWriter, row_group_rows
+from trainer.prepare.raw_files import Kind, close_raw, open_columns, reading
 from trainer.prepare.staging import Staged
+from trainer.prepare.vocabulary_tables import Side, VocabularyKey
 
 OPTION = "--features"
 _AFTER_ALL = 2**60

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.features import ROW, iter_pairs
 from trainer.data.manifest import (
     FILE_NAME,
@@ -41,11 +41,11 @@ from trainer.data.manifest import (
     first_error,
     read_manifest,
 )
-from trainer.data.parquet_files import ParquetFiles, file_entry, write_options
-from trainer.data.progress import ProgressReporter
+from trainer.data.parquet import ParquetFiles, file_entry, write_options
+from trainer.data.reporter import ProgressReporter
 from trainer.data.vocabulary import plain_strings
 from trainer.prepare.id_list import typed_ids
-from trainer.prepare.output import GROUP_ROWS_MAX
+from trainer.prepare.part_writer import GROUP_ROWS_MAX
 from trainer.prepare.summary import COUNTED
 
 _NEVER_NULL = {"count": 0, "met": False}

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from kvstore.errors import InputError, format_names
-from kvstore.storage import Folder
-from trainer.data.parquet_files import open_parquet
+from kvstore.io.folder import Folder
+from trainer.data.parquet import open_parquet
 
 _HEADER_BYTES = 1 << 20
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".dat": "\t"}

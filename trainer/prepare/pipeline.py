@@ -21,25 +21,25 @@ import duckdb
 import pyarrow as pa
 
 from kvstore.errors import CrossfadeError, InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import SPLITS, TIMESTAMP, WEIGHT, DatasetManifest, Split
-from trainer.data.moments import EventTimeRange
-from trainer.data.progress import NullReporter, ProgressReporter
+from trainer.data.reporter import NullReporter, ProgressReporter
+from trainer.data.time_values import EventTimeRange
 from trainer.prepare.admission import ADMIT, EXPIRE, MaxAge, count_sightings, filter_admitted, plan_id_policies
-from trainer.prepare.base_vocabulary import OPTION, BaseDataset, open_base_dataset
-from trainer.prepare.build_vocabulary import IdPolicy, NamesFile, Side
 from trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from trainer.prepare.database import execute, fetch_count, fetch_one, identifier, working_database
+from trainer.prepare.disk_space import warn_low_disk
 from trainer.prepare.events import ColumnMapping, EventTable, IdChoice, check_event_weights, read_events
+from trainer.prepare.extend import OPTION, BaseDataset, open_base_dataset
 from trainer.prepare.features import OPTION as FEATURES_OPTION
 from trainer.prepare.features import FeatureFile, check_features, plan_features
-from trainer.prepare.output import PartWriter, row_group_rows
-from trainer.prepare.room import warn_low_disk
-from trainer.prepare.sources import Format, RawFile, Source, find_files
-from trainer.prepare.splits import apply_hold_out, plan_hold_outs
+from trainer.prepare.hold_out import apply_hold_out, plan_hold_outs
+from trainer.prepare.input_files import Format, RawFile, Source, find_files
+from trainer.prepare.part_writer import PartWriter, row_group_rows
 from trainer.prepare.staging import Staged, staged_output
 from trainer.prepare.summary import Facts
-from trainer.prepare.vocabularies import VocabularyBuilder
+from trainer.prepare.vocabulary_builder import VocabularyBuilder
+from trainer.prepare.vocabulary_tables import IdPolicy, NamesFile, Side
 
 Duplicates = Literal["keep", "sum"]
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from kvstore.arrays import BoolArray, FloatArray, IntArray
 from kvstore.errors import InputError, escape_unprintable, format_names
 from trainer.data.manifest import DataFile
-from trainer.data.parquet_files import ParquetFiles
+from trainer.data.parquet import ParquetFiles
 
 LISTED = 20
 

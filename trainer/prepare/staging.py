@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from kvstore.errors import CrossfadeError, InputError
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import (
     FEATURES,
     FILE_NAME,
@@ -32,7 +32,7 @@ from trainer.data.manifest import (
     DatasetManifest,
     read_manifest,
 )
-from trainer.prepare.reaching import storage_errors
+from trainer.prepare.storage_errors import storage_errors
 
 WORK = ".work"
 _OURS = {FILE_NAME, JOURNAL, VOCABULARY, FEATURES, PENDING, *SPLITS}

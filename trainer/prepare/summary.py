@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 import duckdb
 
-from kvstore.storage import Folder
+from kvstore.io.folder import Folder
 from trainer.data.manifest import SPLITS, DatasetManifest
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.build_vocabulary import VocabularyKey
 from trainer.prepare.database import fetch_one
+from trainer.prepare.vocabulary_tables import VocabularyKey
 
 COUNTED = ("_head_share", "_median_count", "_seen_once", "_not_in_train", "negative", "_timestamp", "_filled")
 """How facts end that are true of the interactions as they were counted."""

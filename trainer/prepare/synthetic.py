@@ -42,11 +42,11 @@ from trainer.data.manifest import (
     Feature,
     Split,
 )
-from trainer.data.progress import NullReporter, ProgressReporter
-from trainer.prepare.build_vocabulary import vocabulary_schema
-from trainer.prepare.output import PartWriter, row_group_rows
+from trainer.data.reporter import NullReporter, ProgressReporter
+from trainer.prepare.part_writer import PartWriter, row_group_rows
 from trainer.prepare.pipeline import check_entities
 from trainer.prepare.staging import Staged, staged_output
+from trainer.prepare.vocabulary_tables import vocabulary_schema
 
 Unsigned = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]

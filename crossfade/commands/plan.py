@@ -1,0 +1,305 @@
+"""``crossfade plan``: what a job will hold and send, whether it fits, and what a step costs on the wire."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from crossfade.options.job import add_job, add_sizes, job_of
+from kvstore.errors import InputError
+
+if TYPE_CHECKING:
+    from deploy.aws.instance_types import InstanceType
+    from deploy.capacity.memory import PlanInputs, ProcessPlan
+    from deploy.capacity.plan import CapacityPlan, Fit
+    from deploy.capacity.traffic import StepTraffic
+    from trainer.config.schema import JobConfig
+
+_DESCRIPTION = """\
+Say, before anything starts, what each process of a job will hold and send, whether it fits this machine or a type of
+EC2 instance, and what a step costs on a network. Nothing is started and nothing is written; the vocabularies of the
+data are read once. The job file is that of 'crossfade train', which refuses a job that cannot fit with these figures.
+"""
+
+_EPILOG = """\
+Examples:
+  crossfade plan jobs/lastfm.yaml                                  on this machine, in process
+  crossfade plan jobs/lastfm.yaml --servers 2 --workers 2          on this machine, with servers
+  crossfade plan jobs/billions.yaml --instance r6i.xlarge --hosts 2
+  crossfade plan jobs/billions.yaml --hosts 2 --bandwidth 10Gbit   a step on a network of your own
+  crossfade plan jobs/lastfm.yaml --set model.dim=256 --json       the same as data
+
+What the figures are:
+  Tables, optimizer state and keys are counted exactly. What a process holds besides is counted from the job, with what
+  idle processes hold, which was measured. "At most" has also what depends on how training goes: the held-out items
+  that an evaluation gathers, and the rows that training changes before a checkpoint of them is written.
+  Rows a step are an expectation: from how often each row occurs in train and how negatives are drawn, for data that
+  are well shuffled. Where the vocabulary counts nothing, they are the most that there can be, and it says so.
+  Seconds on the wire are those of the busiest network card: requests, answers and the push follow one another, and
+  nothing is hidden behind computing. All hosts of a job are taken to be alike.
+
+Exit codes: 0 it fits, or may not quite; 1 it does not fit; 2 the input is wrong.
+"""
+
+_SIZES = ("servers", "workers", "hosts")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BANDWIDTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(bit/s|bit|bps|B/s|B)")
+
+
+def bits_per_second(text: str) -> float:
+    """A bandwidth as people write it: 10Gbit, 500Mbit, 1.25GB (a second).
+
+    Raises:
+        InputError: it is none, or is zero.
+    """
+    match = _BANDWIDTH.fullmatch(text.strip())
+    value = float(match[1]) * _UNITS[match[2].lower()] * (8 if match[3].startswith("B") else 1) if match else 0.0
+    if value <= 0:
+        raise InputError(
+            f"--bandwidth {text}: expected a number and a unit of bits or bytes a second, as in 10Gbit, 500Mbit, 1.25GB"
+        )
+    return value
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "plan",
+        help="say what a job will hold and send, and whether it fits",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_job(parser)
+    add_sizes(parser, *_SIZES)
+    parser.add_argument(
+        "--instance", metavar="TYPE", help="hosts of this EC2 type, such as r6i.4xlarge (default: like this machine)"
+    )
+    parser.add_argument(
+        "--bandwidth", metavar="RATE", help="of a host's network card: 10Gbit, 1.25GB (default: that of the instance)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a step costs on the wire. ``own_hosts``: each role is taken to have a host of its own."""
+
+    bits_per_second: float | None
+    busiest_bytes: float
+    own_hosts: bool
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a step, on the busiest card; None where the bandwidth is not known."""
+        return self.busiest_bytes * 8 / self.bits_per_second if self.bits_per_second else None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan, and print it."""
+    from crossfade.commands.prepare import phase_bars
+    from deploy.aws.instance_types import find_instance
+    from deploy.capacity.fit import check_fit
+    from deploy.capacity.machine import Machine, this_machine
+    from deploy.capacity.plan import plan_capacity, read_inputs
+
+    job = _load(arguments)
+    bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
+    instance = find_instance(arguments.instance) if arguments.instance else None
+    with phase_bars() as bars:
+        inputs = read_inputs(job, bars).with_counts()
+    plan = plan_capacity(inputs)
+    machine = Machine(instance.name, instance.usable_bytes) if instance else this_machine()
+    fit = check_fit(inputs, plan, machine)
+    network = _network(job, plan, bandwidth or (instance.bits_per_second if instance else None))
+    if arguments.json:
+        print(json.dumps(_as_data(inputs, plan, fit, network), indent=1))
+    else:
+        for line in _report(inputs, plan, fit, instance, network):
+            print(line)
+    return int(fit.verdict == "does not fit")
+
+
+def _load(arguments: argparse.Namespace) -> JobConfig:
+    job = job_of(arguments, *_SIZES)
+    if job.cluster.hosts > 1 and job.cluster.servers == 0:
+        raise InputError(
+            f"{job.cluster.hosts} hosts need servers that hold the tables: set cluster.servers, or --servers"
+        )
+    return job
+
+
+def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Network | None:
+    from deploy.capacity.plan import role_hosts
+    from deploy.capacity.traffic import busiest_bytes
+
+    if not job.cluster.servers or plan.traffic is None:
+        return None
+    hosts = role_hosts(job)
+    own_hosts = len(hosts) == 1
+    if own_hosts:
+        hosts = [[role] for role in hosts[0]]
+    return Network(bandwidth, busiest_bytes(plan.traffic, hosts), own_hosts)
+
+
+def _as_data(inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network | None) -> dict[str, Any]:
+    data = {"job": inputs.job.name, **asdict(plan)}
+    for process, described in zip(plan.processes, data["processes"], strict=True):
+        described |= {"sure_bytes": process.required_bytes, "most_bytes": process.peak_bytes}
+    if plan.traffic is not None:
+        data["traffic"]["rows"] = sum(plan.traffic.rows)
+        data["traffic"]["bound"] = plan.traffic.bound
+    data["fit"] = asdict(fit)
+    data["network"] = {**asdict(network), "seconds": network.seconds} if network else None
+    return data
+
+
+def _report(
+    inputs: PlanInputs, plan: CapacityPlan, fit: Fit, instance: InstanceType | None, network: Network | None
+) -> Iterator[str]:
+    cluster = inputs.job.cluster
+    where = (
+        f"{cluster.servers} servers, {cluster.workers} workers, {_hosts_word(cluster.host_count)}"
+        if cluster.servers
+        else "in process"
+    )
+    yield f"{inputs.job.name}: {where}"
+    yield ""
+    yield from _tables(inputs, plan)
+    yield ""
+    yield from _memory(plan)
+    yield ""
+    if plan.traffic is not None:
+        yield from _step(inputs, plan, plan.traffic)
+        if network is not None:
+            yield from _wire(network, instance)
+        yield ""
+    yield from _verdict(plan, fit, instance)
+
+
+def _hosts_word(hosts: int) -> str:
+    return "one host" if hosts == 1 else f"{hosts} hosts"
+
+
+def _tables(inputs: PlanInputs, plan: CapacityPlan) -> Iterator[str]:
+    head = ("TABLE", "rows", "columns", "weights", inputs.job.optimizer.kind, "keys", "rows a key", "bytes a key")
+    rows: list[Sequence[str]] = [head]
+    for table in plan.tables:
+        keys = (f"{table.keys:,}", f"{table.key_rows:,}", size(table.key_bytes)) if table.keys else ("-", "-", "-")
+        sizes = size(table.weights_bytes), size(table.state_bytes)
+        rows.append((table.name, f"{table.rows:,}", f"{table.dim}", *sizes, *keys))
+    yield from _aligned(rows)
+
+
+def _memory(plan: CapacityPlan) -> Iterator[str]:
+    rows = [("MEMORY", "", "")]
+    for _, alike in groupby(plan.processes, key=lambda process: process.parts):
+        processes = list(alike)
+        process = processes[0]
+        rows.append(
+            (_name(processes), size(process.required_bytes), _at_most(process.required_bytes, process.peak_bytes))
+        )
+        if len(process.parts) > 1:
+            for part in process.parts:
+                when = {"start": "at the start", "steps": "in steps"}.get(part.phase, "")
+                when = when or {"evaluation": "in evaluations", "checkpoint": "in checkpoints"}.get(part.phase, "")
+                rows.append((f"  {part.what}", size(part.bytes), when if part.required else f"{when} at most".strip()))
+    for number, host in enumerate(plan.hosts):
+        if len(host.processes) > 1:
+            called = "all of it together" if len(plan.hosts) == 1 else f"host {number}: {', '.join(host.processes)}"
+            libraries = f"with shared libraries{_at_most(host.required_bytes, host.peak_bytes, ', ')}"
+            rows.append((called, size(host.required_bytes), libraries))
+    yield from _aligned(rows, left=(0, 2))
+
+
+def _name(processes: Sequence[ProcessPlan]) -> str:
+    if len(processes) == 1:
+        return processes[0].name
+    return f"{processes[0].name} to {processes[-1].name.rpartition('-')[2]}, each"
+
+
+def _at_most(sure: int, most: int, before: str = "") -> str:
+    return f"{before}at most {size(most)}" if most > sure else ""
+
+
+def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Iterator[str]:
+    kind = "at most: the vocabularies count nothing" if traffic.bound else "expected, all workers together"
+    rows = [(f"A STEP ({kind})", "", "")]
+    rows.append(("examples", f"{traffic.examples:,.0f}", ""))
+    for table in traffic.tables:
+        rows.append((f"rows of {table.table}", f"{sum(table.rows):,.0f}", "at most" if table.bound else ""))
+    workers = len(traffic.rows)
+    each = f"{size(max(traffic.rows) * traffic.bytes_pushed / sum(traffic.rows))} the busiest" if workers > 1 else ""
+    rows.append(("bytes pulled", size(traffic.bytes_pulled), each))
+    rows.append(("bytes pushed", size(traffic.bytes_pushed), each))
+    times = f"{traffic.bytes_pushed_if_dense / traffic.bytes_pushed:,.0f} x as many"
+    rows.append(("bytes pushed, if dense", size(traffic.bytes_pushed_if_dense), times))
+    if traffic.bytes_summed:
+        rows.append(("bytes summed", size(traffic.bytes_summed), "gradients of dense layers, by each worker"))
+    if servers := inputs.job.cluster.servers:
+        # Rows are dealt to the servers in turn, so each has as many of the popular ones.
+        values, requests = traffic.wire(sum(traffic.rows) / servers)
+        rows.append(("each server receives", size(values + requests), "pushes and requests, on the wire"))
+        rows.append(("each server sends", size(values), "answers, on the wire"))
+        keys = sum(table.keys for table in plan.tables)
+        rows.append(("keys pushed by each worker", f"{keys:,}", ""))
+    yield from _aligned(rows, left=(0, 2))
+
+
+def _wire(network: Network, instance: InstanceType | None) -> Iterator[str]:
+    busiest = f"{size(network.busiest_bytes)} through the busiest network card"
+    if network.own_hosts:
+        yield "on the wire: nothing, since all roles are on one host and use its loopback"
+        busiest = f"with a host for each role: {busiest}"
+    if network.bits_per_second is None or network.seconds is None:
+        missing = f"; no figure is published for {instance.name}" if instance else ""
+        yield f"on the wire: {busiest}; name a --bandwidth for the seconds{missing}"
+        return
+    rate = f"{network.bits_per_second / 1e9:,.3g} Gbit/s"
+    peak = instance.peak_gbit if instance else None
+    if instance and instance.bits_per_second == network.bits_per_second and peak:
+        rate += " lasting" if instance.baseline_gbit else " at best"
+        if instance.baseline_gbit and peak > instance.baseline_gbit:
+            rate += f", {peak:g} for a while"
+    yield f"on the wire: {busiest}, {network.seconds * 1e3:,.3g} ms a step at {rate}"
+
+
+def _verdict(plan: CapacityPlan, fit: Fit, instance: InstanceType | None) -> Iterator[str]:
+    host = "the fullest host" if len(plan.hosts) > 1 else "it"
+    memory = (
+        f"{size(fit.machine.available_bytes)} of {instance.memory_gib:g} GiB are left by Linux on {instance.name}"
+        if instance
+        else f"{size(fit.machine.available_bytes)} are free on this machine"
+    )
+    needs = f"{host} needs {size(plan.required_bytes)}{_at_most(plan.required_bytes, plan.peak_bytes, ', ')}; {memory}"
+    yield f"{fit.verdict.upper() if fit.verdict != 'tight' else 'MAY NOT FIT'}: {needs}"
+    for advice in fit.advice:
+        yield f"  it would fit if you {advice}"
+    if fit.verdict != "fits" and not fit.advice:
+        yield "  no fewer columns, smaller state or number of hosts alone would make it fit"
+
+
+def size(count: float) -> str:
+    """Bytes for a person: 1,536 is 1.5 KiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> Iterator[str]:
+    """``rows`` as lines, columns aligned: those in ``left`` to the left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()

@@ -1,0 +1,159 @@
+"""What a person sees of a training run: a bar, a line for each new best, and the result."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from crossfade.signals import stopper
+
+_LINE_SECONDS = 10.0
+_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "restart": lambda event: f"{event['cause']}; restarting (generation {event['generation']}) {_start(event)}",
+    "resume": lambda event: f"going on {_start(event)}",
+    "back_off": lambda event: f"{event['cause']}; restarting in {event['seconds']:.0f} s",
+    "notice": lambda event: f"{event['host']} ({event['address']}) will soon be gone: {event['why']}",
+    "waiting": lambda event: f"waiting for {event['hosts']} more host(s) to join",
+    "short_of_hosts": lambda event: f"{event['hosts']} host(s) did not come; their roles go to those that are there",
+    "listening": lambda event: f"listening for the agents of other hosts at {event['address']}",
+    "save_failed": lambda event: f"the checkpoint of step {event['step']:,} was not written: {event['message']}",
+    "records_lost": lambda event: f"records of the run are left out: {event['message']}",
+    "prune_failed": lambda event: f"old checkpoints stay: {event['message']}",
+}
+"""What is said of an event, in a line."""
+
+
+def _start(event: dict[str, Any]) -> str:
+    return f"from step {event['step']:,}" if event["checkpoint"] else "from the beginning"
+
+
+class TrainDisplay:
+    """Shows the events of a run on stderr as they come, whichever process they come from."""
+
+    def __init__(self, select: str, *, lines: bool = False) -> None:
+        """Show ``select``, the metric that picks the best embeddings; with ``lines`` as lines of a log."""
+        self._select = select
+        self._lines = lines
+        self._line_due = 0.0
+        self._steps = 0
+        self._bar: tqdm[Any] | None = None
+        self._best = float("-inf")
+        self._saved_step: int | None = None
+
+    def __enter__(self) -> TrainDisplay:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the bar as it stands."""
+        self._close_bar()
+
+    def _close_bar(self) -> None:
+        """Leave the bar as it stands: what follows gets a new one."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event.
+
+        Raises:
+            Stopped: a signal came, and got lost in compiled code.
+        """
+        stopper.check()
+        if event["event"] == "step":
+            self._show_step(event)
+        elif event["event"] == "epoch":
+            self._show_epoch(event)
+        elif event["event"] == "saved":
+            self._saved_step = event["step"]
+        elif event["event"] in _LINES:
+            if event["event"] == "restart":
+                self._close_bar()
+            for skipped in event.get("passed_over", ()):
+                self._say(f"passed over a checkpoint: {skipped}")
+            self._say(_LINES[event["event"]](event))
+
+    @staticmethod
+    def _say(line: str) -> None:
+        """A line of its own, beside the bar."""
+        tqdm.write(f"crossfade: {line}", file=sys.stderr)
+
+    def _show_step(self, event: dict[str, Any]) -> None:
+        self._steps = event["steps"]
+        if self._lines:
+            if time.monotonic() >= self._line_due or event["step"] == event["steps"]:
+                self._line_due = time.monotonic() + _LINE_SECONDS
+                self._say(f"{self._place(event)} batch_loss={event['loss']:.6g}")
+            return
+        if self._bar is None:
+            # Where nobody watches, as in a log, a line every ten seconds is enough.
+            interval = 0.1 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(
+                total=event["steps"],
+                initial=event["step"] - 1,
+                desc="training",
+                unit="step",
+                mininterval=interval,
+                dynamic_ncols=True,
+                leave=True,
+            )
+        self._bar.set_postfix({"epoch": event["epoch"], "loss": f"{event['loss']:.4f}", **self._shown()}, refresh=False)
+        self._bar.update(event["step"] - self._bar.n)
+
+    def _shown(self) -> dict[str, str]:
+        best = {self._select: f"{self._best:.4f}"} if self._best > float("-inf") else {}
+        return best if self._saved_step is None else {**best, "saved": f"{self._saved_step:,}"}
+
+    def _show_epoch(self, event: dict[str, Any]) -> None:
+        valid = event.get("valid")
+        if valid is not None and valid[self._select] > self._best:
+            self._best = valid[self._select]
+        if self._lines:
+            values = {"loss": event["loss"], **{name: value for name, value in (valid or {}).items() if "@" in name}}
+            self._say(" ".join([self._place(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
+
+    def _place(self, event: dict[str, Any]) -> str:
+        """How far the run is, as lines of a log begin: CloudWatch reads its metrics out of them."""
+        share = f" progress={event['step'] / self._steps:.4f}" if self._steps else ""
+        return f"epoch={event['epoch']} step={event['step']}{share}"
+
+    def print_report(self, report: dict[str, Any], folder: Path) -> None:
+        """Print the result on stdout."""
+        print(
+            f"{report['examples']:,} examples in {report['train_seconds']:.1f} s of training "
+            f"({report['examples_per_second']:,.0f} a second), {report['epochs']} epochs, {report['steps']:,} steps"
+        )
+        dense = report["bytes_pushed_if_dense"] / max(1, report["bytes_pushed"])
+        print(
+            f"{report['parameters']:,} parameters; {report['rows_pushed']:,} rows pushed, "
+            f"{report['bytes_pushed'] / 1e6:,.1f} MB: dense gradients would have been {dense:,.1f} times as much"
+        )
+        if report["stopped_early"]:
+            print(f"stopped early: the last evaluations brought no new best {self._select}")
+        if report["best_epoch"] is None:
+            print("no valid split: nothing chose among the epochs, and the embeddings are those of the last step")
+        else:
+            print(f"best {self._select} on valid in epoch {report['best_epoch']}; quality of those embeddings:")
+        print_metrics(report["metrics"])
+        print(f"embeddings and report: {folder}")
+
+
+def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
+    """Print a table for each split: a line for each metric, a column for each depth."""
+    for split, values in metrics.items():
+        depths = list(dict.fromkeys(name.partition("@")[2] for name in values if "@" in name))
+        names = list(dict.fromkeys(name.partition("@")[0] for name in values if "@" in name))
+        width = max(10, *map(len, names))
+        print(
+            "  ".join(
+                [f"{split:<{width}}", *(f"{'@' + depth:>8}" for depth in depths), f"{values['queries']:>9,} queries"]
+            )
+        )
+        for metric in names:
+            print("  ".join([f"{metric:<{width}}", *(f"{values[f'{metric}@{depth}']:>8.4f}" for depth in depths)]))

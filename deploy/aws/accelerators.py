@@ -1,0 +1,166 @@
+"""Which GPU an AWS instance type has, whether MXNet can drive it, and which image that, or Horovod, takes.
+
+The variants and what GPU code their MXNet has: cu112 is mxnet-cu112 1.9.1, with code for compute capabilities 5.0, 6.0,
+7.0, 8.0 and 8.6; cu90 is mxnet-cu90 1.6.0, with code for 3.0 to 7.0. Neither has code that a driver could translate for
+newer ones (PTX), but for 7.0 in cu90. Code for X.y runs on a GPU of X.z with z ≥ y
+(https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#binary-compatibility).
+
+    variant_of("ml.p2.xlarge")     # "cu90"
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from kvstore.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.config.schema import JobConfig
+
+Variant = Literal["cpu", "cu112", "cu90"]
+
+DEFAULT_EC2_TYPE = "p2.xlarge"
+DEFAULT_SAGEMAKER_TYPE = "ml.p2.xlarge"
+
+Capability = tuple[int, int]
+_CODE: dict[Variant, tuple[Capability, ...]] = {
+    "cu112": ((5, 0), (6, 0), (7, 0), (8, 0), (8, 6)),
+    "cu90": ((3, 0), (3, 5), (5, 0), (5, 2), (6, 0), (6, 1), (7, 0)),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU and its CUDA compute capability."""
+
+    name: str
+    capability: Capability
+
+    @property
+    def variant(self) -> Variant | None:
+        """The image's variant whose MXNet has code for it, the newest one; None if none has."""
+        major, minor = self.capability
+        for variant, codes in _CODE.items():
+            if any(code[0] == major and code[1] <= minor for code in codes):
+                return variant
+        return None
+
+
+_K80, _M60, _V100, _T4 = Gpu("K80", (3, 7)), Gpu("M60", (5, 2)), Gpu("V100", (7, 0)), Gpu("T4", (7, 5))
+_A100, _A10G, _L4, _L40S = Gpu("A100", (8, 0)), Gpu("A10G", (8, 6)), Gpu("L4", (8, 9)), Gpu("L40S", (8, 9))
+_H100, _H200, _B200 = Gpu("H100", (9, 0)), Gpu("H200", (9, 0)), Gpu("B200", (10, 0))
+_B300, _RTX_PRO = Gpu("B300", (10, 3)), Gpu("RTX PRO 6000", (12, 0))
+
+_GPUS: dict[str, Gpu] = {
+    "p2": _K80,
+    "p3": _V100,
+    "p3dn": _V100,
+    "p4d": _A100,
+    "p4de": _A100,
+    "p5": _H100,
+    "p5e": _H200,
+    "p5en": _H200,
+    "p6-b200": _B200,
+    "p6-b300": _B300,
+    "g3": _M60,
+    "g3s": _M60,
+    "g4dn": _T4,
+    "g5": _A10G,
+    "g6": _L4,
+    "g6f": _L4,
+    "gr6": _L4,
+    "gr6f": _L4,
+    "g6e": _L40S,
+    "g7e": _RTX_PRO,
+}
+"""By family: https://docs.aws.amazon.com/ec2/latest/instancetypes/ac.html, https://developer.nvidia.com/cuda-gpus."""
+
+_NOT_NVIDIA = {
+    "g4ad": "AMD Radeon Pro V520",
+    "dl1": "Habana Gaudi",
+    "dl2q": "Qualcomm AI 100",
+    "trn1": "AWS Trainium",
+    "trn1n": "AWS Trainium",
+    "trn2": "AWS Trainium2",
+    "trn2u": "AWS Trainium2",
+    "inf1": "AWS Inferentia",
+    "inf2": "AWS Inferentia2",
+    "f1": "an FPGA",
+    "f2": "an FPGA",
+    "vt1": "Xilinx U30",
+}
+_CPU_FAMILIES = re.compile(r"(c|d|h|hpc|i|im|is|m|r|t|u|u7i|u7in|u7inh|x|x2idn|x2iedn|x2iezn|z)[0-9]+[a-z0-9-]*")
+_ARM = re.compile(r"a1|[a-z]+[0-9]+[a-z]*g[a-z]*(-[a-z0-9]+)?")
+"""AWS's own naming: a g behind the generation's number is a Graviton, as in m6g, c7gn, g5g."""
+_TYPE = re.compile(r"([a-z][a-z0-9-]*)\.([a-z0-9-]+)")
+_OTHERS = "g4dn.xlarge, g5.xlarge, or r6i.4xlarge without a GPU"
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """What an instance type computes on: its GPU, or None, and the image's variant for that."""
+
+    gpu: Gpu | None
+    variant: Variant
+
+
+def accelerator_of(instance_type: str) -> Accelerator:
+    """What ``instance_type``, of EC2 or with ``ml.`` before it of SageMaker, computes on.
+
+    Raises:
+        InputError: it is not known, or MXNet cannot run on it; the message says why.
+    """
+    match = _TYPE.fullmatch(instance_type.removeprefix("ml."))
+    if match is None:
+        raise InputError(f"instance type '{instance_type}': expected one such as {_OTHERS}")
+    family = match[1]
+    if family in _GPUS:
+        gpu = _GPUS[family]
+        if gpu.variant is None:
+            capability = ".".join(str(part) for part in gpu.capability)
+            raise InputError(
+                f"instance type '{instance_type}': MXNet cannot use its GPU, {gpu.name}: it has no code for compute "
+                f"capability {capability}, and none that could be translated for it; name another type, such as "
+                f"{_OTHERS}"
+            )
+        return Accelerator(gpu, gpu.variant)
+    if family in _NOT_NVIDIA:
+        raise InputError(
+            f"instance type '{instance_type}': its accelerator is {_NOT_NVIDIA[family]}, and MXNet computes on NVIDIA "
+            f"GPUs alone; name another type, such as {_OTHERS}"
+        )
+    if _ARM.fullmatch(family):
+        raise InputError(
+            f"instance type '{instance_type}': has an Arm processor (Graviton), for which there is no MXNet and no "
+            f"image; name another type, such as {_OTHERS}"
+        )
+    if not _CPU_FAMILIES.fullmatch(family):
+        raise InputError(
+            f"instance type '{instance_type}': not a family that is known here; name another, such as {_OTHERS}"
+        )
+    return Accelerator(None, "cpu")
+
+
+def variant_of(instance_type: str) -> Variant:
+    """The image's variant for ``instance_type``.
+
+    Raises:
+        InputError: as of ``accelerator_of``.
+    """
+    return accelerator_of(instance_type).variant
+
+
+def horovod_note(job: JobConfig, hosts: int) -> str | None:
+    """A line for who submits a job whose workers sum gradients of dense layers: its image needs what it may not have.
+
+    Each of ``hosts`` has a worker, unless the job says more.
+    """
+    dense = job.model.dense
+    if max(hosts, job.cluster.workers) == 1 or not (dense.query or dense.item):
+        return None
+    return (
+        "dense layers (model.dense) of several workers need Horovod, which an image of the variant cpu has if it was "
+        "built with --build-arg HOROVOD=1 (docs/docker.md)"
+    )

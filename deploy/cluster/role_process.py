@@ -1,0 +1,114 @@
+"""TODO-DOC split from deploy/cluster/agent.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+from deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
+from deploy.cluster.role_events import EVENTS_VARIABLE, EventLines
+from deploy.topology import Role
+from trainer.runs.folder import RunFolder
+
+AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
+
+
+ROLE_VARIABLE = "CROSSFADE_ROLE"
+"""The name of a role, for people who look at its process: its command says only the kind."""
+
+
+_LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
+
+
+_NOT_FROM_HERE = ["-P"]
+"""Python's option to import nothing from the current folder, which may have a trainer/ of its own."""
+
+
+class RoleProcess:
+    """One running role: its process, its log and what it has told."""
+
+    def __init__(self, role: Role, folder: RunFolder, order: DesiredState, variables: dict[str, str]) -> None:
+        """Start it. It leads a session of its own, so that a terminal's Ctrl-C reaches the agent alone."""
+        self.role = role
+        self.log = folder.logs / f"{role.name}.log"
+        self.error: dict[str, Any] | None = None
+        self._lines = EventLines()
+        self.pipe, theirs = os.pipe()
+        os.set_blocking(self.pipe, False)
+        arguments = [role.kind, "--run-dir", str(folder.path)]
+        if role.kind == "worker" and order.checkpoint is not None:
+            arguments += ["--checkpoint", order.checkpoint]
+        try:
+            with self.log.open("ab") as log:
+                log.write(f"--- {role.name} of generation {order.generation}\n".encode())
+                log.flush()
+                self.process = subprocess.Popen(  # noqa: S603 - our own command
+                    [sys.executable, *_NOT_FROM_HERE, "-m", "crossfade", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={
+                        **variables,
+                        EVENTS_VARIABLE: str(theirs),
+                        AGENT_VARIABLE: str(os.getpid()),
+                        ROLE_VARIABLE: role.name,
+                    },
+                    pass_fds=[theirs],
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(self.pipe)
+            raise
+        finally:
+            os.close(theirs)
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """What it has told since; an error is kept."""
+        events = []
+        while True:
+            try:
+                data = os.read(self.pipe, 1 << 16)
+            except BlockingIOError:
+                break
+            if not data:
+                break
+            events += self._lines.feed(data)
+        for event in events:
+            if event["event"] == "error":
+                self.error = self.error or event
+        return [event for event in events if event["event"] != "error"]
+
+    def failure(self) -> Failure | None:
+        """What its error or its end means, if it has failed: as it said itself or, failing that, as its log ends."""
+        code = self.process.poll()
+        if self.error is None and code in {None, 0}:
+            return None
+        if self.error is not None:
+            error = {name: value for name, value in self.error.items() if name in Failure.model_fields}
+            error |= {"message": f"{self.role.name}: {error['message']}"[:MAX_MESSAGE]}
+            return Failure(**error, details=f"log: {self.log}")
+        assert code is not None
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return Failure(message=f"{self.role.name} {how}", details=f"{self._last_words()}log: {self.log}")
+
+    def _last_words(self) -> str:
+        with self.log.open("rb") as log:
+            log.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
+            lines = [line.strip() for line in log.read().split(b"\n")][-_LOG_TAIL_LINES:]
+        tail = b" | ".join(line for line in lines if line and not line.startswith(b"---"))
+        return f"its log ends: {tail.decode('utf-8', errors='replace')}; " if tail else ""
+
+    def kill(self) -> None:
+        """Kill it with all that it has started, which is in its session; ``wait`` follows."""
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        self.process.wait()
+        os.close(self.pipe)

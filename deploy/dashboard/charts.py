@@ -1,0 +1,292 @@
+"""The page's figures, as Plotly draws them: plain values in, plain values out.
+
+Colours of text, grids and backgrounds are those of ``assets/page.css``, so that they follow the page's theme; those of
+lines and bars have a contrast of 3 and more with both backgrounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from deploy.dashboard import formatting as text
+from deploy.dashboard.run_reader import RunReader
+from deploy.dashboard.summary import Summary
+from deploy.dashboard.training_history import ColumnBuffer
+from kvstore.arrays import FloatArray
+from trainer.training.state import PHASES
+
+Axis = Literal["step", "time"]
+Figure = dict[str, Any]
+COLORS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
+"""Of the runs that are compared, in their order."""
+MAX_RUNS = len(COLORS)
+PHASE_COLORS = {
+    "data": "#8a7a1f",
+    "sample": "#b5762a",
+    "pull": "#2a9568",
+    "gradients": "#2f7fd1",
+    "push": "#2b8fa3",
+    "agree": "#a25bd0",
+    "evaluate": "#c0487f",
+    "keep": "#7b7f87",
+}
+_POINTS = 400
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run that is shown, as it is just now."""
+
+    run: RunReader
+    summary: Summary
+    color: str
+
+
+def loss(shown: Sequence[RunView], axis: Axis) -> Figure:
+    """The loss of steps, the mean of each so many, and the mean of each epoch."""
+    traces = []
+    for each in shown:
+        steps = each.run.training.steps
+        kept_N = steps.counted()
+        x_P, y_P = _thinned(_axis(each, steps, axis)[kept_N], steps["loss"][kept_N])
+        traces.append(_line(each, x_P, y_P, opacity=0.45, width=1.5, legend=False))
+        epochs = each.run.training.epochs
+        x = _places(each, epochs, axis)
+        traces.append(_line(each, x, [epoch["loss"] for epoch in epochs], markers=True))
+    return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
+
+
+def quality(shown: Sequence[RunView], axis: Axis) -> Figure:
+    """The metric that chooses among the epochs, on valid."""
+    traces = []
+    for each in shown:
+        judged = [epoch for epoch in each.run.training.epochs if epoch["valid"]]
+        values = [epoch["valid"].get(each.summary.select) for epoch in judged]
+        traces.append(_line(each, _places(each, judged, axis), values, markers=True))
+    return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
+
+
+def throughput(shown: Sequence[RunView], axis: Axis) -> Figure:
+    """Examples a second, of all workers."""
+    traces = []
+    for each in shown:
+        time_P, step_P, rate_P = each.run.training.rates(_POINTS // 2)
+        x_P = step_P if axis == "step" else _minutes(each, time_P)
+        traces.append(_line(each, x_P, rate_P, hover="%{y:,.0f} a second"))
+    return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1, y={"rangemode": "tozero"})
+
+
+def phases(shown: Sequence[RunView]) -> Figure:
+    """What a step of the first worker takes on the average, by phase, in milliseconds."""
+    names = [each.summary.name for each in shown]
+    per_step = []
+    for each in shown:
+        steps = max(1, _own_steps(each))
+        per_step.append({name: 1000 * spent / steps for name, spent in each.summary.phase_seconds.items()})
+    totals = [sum(values.values()) or 1.0 for values in per_step]
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": phase,
+            "y": names,
+            "x": [values.get(phase, 0.0) for values in per_step],
+            "text": [
+                text.share(share) if (share := values.get(phase, 0.0) / total) > 0.095 else ""
+                for values, total in zip(per_step, totals, strict=True)
+            ],
+            "textposition": "inside",
+            "insidetextanchor": "middle",
+            "textangle": 0,
+            "constraintext": "none",
+            "marker": {"color": PHASE_COLORS[phase]},
+            "hovertemplate": f"{phase}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
+        }
+        for phase in PHASES
+        if any(phase in values for values in per_step)
+    ]
+    layout: dict[str, Any] = {"barmode": "stack", "bargap": 0.65 if len(shown) == 1 else 0.35}
+    return _figure(traces, x_title="milliseconds a step", legend=True, hover="closest", y=_names_axis(names), **layout)
+
+
+def _own_steps(each: RunView) -> int:
+    """How many steps the process took whose seconds by phase are shown: fewer than the run's, if it was taken up."""
+    if each.summary.state == "done" and each.run.report.get("seconds_by_phase"):
+        return each.summary.step
+    for name in ("worker-0", "in-process"):
+        if load := each.run.processes.loads.get(name):
+            return int(load.get("steps", 0))
+    return each.summary.step
+
+
+def traffic(shown: Sequence[RunView]) -> Figure:
+    """Bytes that were pushed, as they were and as they would have been if gradients were dense."""
+    rows = [(each, name, label) for each in shown for name, label in _TRAFFIC_ROWS]
+    labels = [f"{each.summary.name}: {label}" if len(shown) > 1 else label for each, _, label in rows]
+    values = [each.summary.traffic.get(name, 0) for each, name, _ in rows]
+    bar = {
+        "type": "bar",
+        "orientation": "h",
+        "y": labels,
+        "x": values,
+        "text": [text.size(value) for value in values],
+        "textposition": "outside",
+        "textangle": 0,
+        "marker": {
+            "color": [each.color for each, _, _ in rows],
+            "opacity": [0.35 if "dense" in name else 1.0 for _, name, _ in rows],
+        },
+        "hovertemplate": "%{y}: %{text}<extra></extra>",
+    }
+    # Room for what is written beside the longest.
+    scale = {"tickformat": "~s", "ticksuffix": "B", "range": [0, 1.25 * max([1, *values])]}
+    return _figure([bar], x=scale, hover="closest", y=_names_axis(labels), bargap=0.4)
+
+
+_TRAFFIC_ROWS = (
+    ("bytes_pulled", "pulled"),
+    ("bytes_pushed", "pushed"),
+    ("bytes_pushed_if_dense", "if dense"),
+)
+
+
+def memory(shown: Sequence[RunView]) -> Figure:
+    """What each process holds in memory, over time."""
+    return _by_process(shown, lambda samples: (samples["time"], samples["resident_bytes"]), suffix="B")
+
+
+def updates(shown: Sequence[RunView]) -> Figure:
+    """Rows that each server, or the run in process, updates in a second."""
+
+    def rates(samples: ColumnBuffer) -> tuple[FloatArray, FloatArray]:
+        time_N, updated_N, pid_N = samples["time"], samples["updated"], samples["pid"]
+        passed_N = np.diff(time_N)
+        same_N = (np.diff(pid_N) == 0) & (passed_N > 0.1)
+        return time_N[1:][same_N], np.diff(updated_N)[same_N] / passed_N[same_N]
+
+    return _by_process(shown, rates, suffix="", kinds=("server", "in-process"))
+
+
+def _by_process(
+    shown: Sequence[RunView],
+    pick: Any,
+    *,
+    suffix: str,
+    kinds: tuple[str, ...] = ("scheduler", "server", "worker", "in-process"),
+) -> Figure:
+    traces = []
+    for each in shown:
+        for number, (name, samples) in enumerate(sorted(each.run.processes.samples.items())):
+            if not name.startswith(kinds):
+                continue
+            time_N, value_N = pick(samples)
+            x_P, y_P = _thinned(_minutes(each, time_N), value_N)
+            label = name if len(shown) == 1 else f"{each.summary.name}: {name}"
+            color = COLORS[number % MAX_RUNS] if len(shown) == 1 else each.color
+            dash = ("solid", "dash", "dot", "dashdot")[number % 4] if len(shown) > 1 else "solid"
+            trace = _line(each, x_P, y_P, name=label)
+            trace["line"] |= {"color": color, "dash": dash}
+            traces.append(trace)
+    scale = {"tickformat": "~s", "ticksuffix": suffix, "rangemode": "tozero"}
+    return _figure(traces, x_title=_axis_title("time"), legend=True, y=scale)
+
+
+# ---- parts
+
+
+def _axis(each: RunView, columns: ColumnBuffer, axis: Axis) -> FloatArray:
+    return columns["step"] if axis == "step" else _minutes(each, columns["time"])
+
+
+def _places(each: RunView, events: Sequence[dict[str, Any]], axis: Axis) -> FloatArray:
+    values_N = np.array([event[axis] for event in events], dtype=np.float64)
+    return values_N if axis == "step" else _minutes(each, values_N)
+
+
+def _minutes(each: RunView, time_N: FloatArray) -> FloatArray:
+    return (time_N - (each.summary.started or 0.0)) / 60.0
+
+
+def _axis_title(axis: Axis) -> str:
+    return "step" if axis == "step" else "minutes since it began"
+
+
+def _thinned(x_N: FloatArray, y_N: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """At most so many points, each the mean of its neighbours."""
+    if len(x_N) <= _POINTS:
+        return x_N, y_N
+    bounds_P = np.linspace(0, len(x_N), _POINTS + 1).astype(np.int64)
+    counts_P = np.diff(bounds_P)
+    return np.add.reduceat(x_N, bounds_P[:-1]) / counts_P, np.add.reduceat(y_N, bounds_P[:-1]) / counts_P
+
+
+def _line(
+    each: RunView,
+    x_N: FloatArray,
+    y_N: FloatArray | Sequence[float | None],
+    *,
+    name: str | None = None,
+    markers: bool = False,
+    opacity: float = 1.0,
+    width: float = 2.0,
+    legend: bool = True,
+    hover: str = "%{y:.4~g}",
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if markers else "lines",
+        "name": name or each.summary.name,
+        "x": np.asarray(x_N).tolist(),
+        "y": [None if value is None or not np.isfinite(value) else float(value) for value in y_N],
+        "line": {"color": each.color, "width": width},
+        "marker": {"size": 5},
+        "opacity": opacity,
+        "showlegend": legend,
+        "hovertemplate": hover,
+    }
+
+
+def _names_axis(names: Sequence[str]) -> dict[str, Any]:
+    return {"categoryorder": "array", "categoryarray": list(reversed(names)), "showgrid": False, "ticklen": 6}
+
+
+def _figure(
+    traces: list[dict[str, Any]],
+    *,
+    x_title: str = "",
+    legend: bool = False,
+    hover: str = "x unified",
+    x: dict[str, Any] | None = None,
+    y: dict[str, Any] | None = None,
+    **layout: Any,
+) -> Figure:
+    axis = {"automargin": True, "zeroline": False, "showline": False, "fixedrange": True}
+    return {
+        "data": traces,
+        "layout": {
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12},
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+            "hovermode": hover,
+            "dragmode": False,
+            "showlegend": legend,
+            "legend": {
+                "orientation": "h",
+                "yanchor": "bottom",
+                "y": 1.02,
+                "x": 0,
+                "itemclick": False,
+                "itemdoubleclick": False,
+                "traceorder": "normal",
+            },
+            "xaxis": {**axis, "title": {"text": x_title, "standoff": 8}, **(x or {})},
+            "yaxis": {**axis, **(y or {})},
+            "uirevision": "kept",
+            **layout,
+        },
+    }

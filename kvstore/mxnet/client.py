@@ -1,0 +1,187 @@
+"""A worker's side of ``dist_sync``: pulls and pushes of active rows of tables that servers hold."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import CheckpointError
+from kvstore.layout import ALL_REDUCE_KEY, DEFAULT_KEY_BYTES, STATUS_KEY, TableLayout, make_layout
+from kvstore.local import check_rows
+from kvstore.mxnet.commands import COMMAND_HEAD, STATUS_LENGTH, create_command, decode_status, reset_commands
+from kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_from, row_sparse_zeros
+from kvstore.optimizers import OptimizerSpec
+from kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, FileDigest, RowGradient, SaveResult, TableSpec
+
+SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
+SPLIT_ALWAYS = "1"
+"""Each key is cut over all servers, however small, as ``layout.py`` has it."""
+
+
+class MXNetStore:
+    """The row store of one worker of a distributed job.
+
+    The process's ``DMLC_*`` environment says where the scheduler is. Each key of each table is pushed in every step, be
+    it with no rows, since a key's update fires when all workers have pushed it.
+    """
+
+    def __init__(self, key_bytes: int = DEFAULT_KEY_BYTES) -> None:
+        """Join the job; returns when all its processes have.
+
+        Raises:
+            MissingExtraError: MXNet is not installed.
+        """
+        os.environ[SPLIT_VARIABLE] = SPLIT_ALWAYS
+        self._mx = import_mxnet()
+        self._store: Any = self._mx.kv.create("dist_sync")
+        self._key_bytes = key_bytes
+        self._layouts: dict[str, TableLayout] = {}
+        self._rate_factor = 1.0
+        self._servers = int(os.environ["DMLC_NUM_SERVER"])
+        self.rank: int = self._store.rank
+        self.workers: int = self._store.num_workers
+
+    def create(
+        self,
+        tables: Sequence[TableSpec],
+        optimizer: OptimizerSpec,
+        seed: int,
+        checkpoint: str | None = None,
+        reset_rows: Mapping[str, IntArray] = NO_RESETS,
+    ) -> None:
+        """Make the tables on the servers, which fill them where they live and load what ``checkpoint`` has.
+
+        MXNet initialises a key with the array of rank 0 alone, keeps that array alive until the key's first push, and
+        a pull before then overwrites it: hence one key at a time, each followed by a push of no rows.
+        """
+        self._command(create_command(tables, optimizer, seed, self._servers, self._key_bytes, checkpoint))
+        self.barrier()
+        self._store.init(ALL_REDUCE_KEY, self._mx.nd.zeros((self.workers, 3, MAX_ALL_REDUCE_LENGTH)))
+        self.all_reduce(np.zeros(1))
+        self._store.init(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
+        self._store.push(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
+        for layout in make_layout(tables, self._servers, self._key_bytes):
+            self._layouts[layout.table.name] = layout
+            for key in layout.key_numbers:
+                self._store.init(key, row_sparse_zeros(layout.key_shape, stored=self.rank == 0))
+                self._store.push(key, row_sparse_zeros(layout.key_shape, stored=False))
+                self._mx.nd.waitall()
+        self.barrier()
+        if checkpoint is not None:
+            self._command(json.dumps({"command": "load"}))
+            self.barrier()
+        if reset_rows:
+            self._reset_rows(reset_rows)
+
+    def _reset_rows(self, reset_rows: Mapping[str, IntArray]) -> None:
+        for name, rows_R in reset_rows.items():
+            check_rows(self._layouts[name].table, rows_R)
+            for command in reset_commands(name, rows_R):
+                self._command(command)
+        self.barrier()
+
+    def _command(self, body: str) -> None:
+        """Send all servers a command, from rank 0; returns when all have obeyed it."""
+        if self.rank == 0:
+            self._store._send_command_to_servers(COMMAND_HEAD, body)
+
+    def save(self, to: str) -> None:
+        """Begin to write all tables and optimizer states into the checkpoint folder ``to``.
+
+        The servers answer a push of this worker when they have applied it with those of all workers, and no key of the
+        next step can be complete without this worker: so what they hold now is the state after this step.
+        """
+        assert self.rank == 0
+        self._mx.nd.waitall()
+        self._command(json.dumps({"command": "save", "to": to}))
+
+    def poll_save(self) -> SaveResult | None:
+        """How the last ``save`` went, or None while it is still under way."""
+        assert self.rank == 0
+        self._command(json.dumps({"command": "status"}))
+        told = self._mx.nd.zeros((self._servers, STATUS_LENGTH))
+        self._store.pull(STATUS_KEY, out=told)
+        statuses = [decode_status(row_N) for row_N in told.asnumpy()]
+        if any(status["state"] == "running" for status in statuses):
+            return None
+        for server, status in enumerate(statuses):
+            if status["state"] != "saved":
+                raise CheckpointError(f"server-{server}: {status.get('message', 'has lost its save')}")
+        return SaveResult(
+            tuple(FileDigest(**status["part"]) for status in statuses),
+            pause_seconds=max(status["pause_seconds"] for status in statuses),
+            seconds=max(status["seconds"] for status in statuses),
+            bytes=sum(status["bytes"] for status in statuses),
+        )
+
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
+        """Copies of the named rows. All keys' requests are under way before the first answer is waited for."""
+        blocks, requests = {}, []
+        for name, rows_A in rows.items():
+            layout = self._layouts[name]
+            check_rows(layout.table, rows_A)
+            blocks[name] = np.empty((len(rows_A), layout.table.dim), dtype=np.float32)
+            for part in layout.split(rows_A):
+                if len(part.positions_A) == 0:
+                    continue
+                ids = self._mx.nd.array(part.positions_A, dtype=np.int64)
+                answer = self._mx.nd.sparse.zeros("row_sparse", layout.key_shape)
+                self._store.row_sparse_pull(part.key, out=answer, row_ids=ids)
+                requests.append((blocks[name], part, answer))
+        for block_AD, part, answer in requests:
+            answer.wait_to_read()
+            block_AD[part.order_A] = dense_view(answer, (len(part.positions_A), block_AD.shape[1]), np.float32)
+        return blocks
+
+    def push(self, gradients: Mapping[str, RowGradient]) -> None:
+        """Send one step. The servers apply it when all workers' have come; the next pull waits for that."""
+        for name, gradient in gradients.items():
+            layout = self._layouts[name]
+            check_rows(layout.table, gradient.rows_A)
+            for part in layout.split(gradient.rows_A):
+                array = row_sparse_from(part.positions_A, gradient.values_AD, part.order_A, layout.key_shape)
+                self._store.push(part.key, array)
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Multiply the learning rate by ``factor`` from the next step on.
+
+        As with ``save``, the servers have applied this worker's last push, and none of the next step without it.
+        """
+        if self.rank == 0 and factor != self._rate_factor:
+            self._mx.nd.waitall()
+            self._command(json.dumps({"command": "rate", "factor": factor}))
+        self._rate_factor = factor
+
+    def all_reduce(self, values_N: FloatArray) -> FloatArray:
+        """The sum of ``values_N`` over all workers, in float64 and in the order of ranks.
+
+        MXNet's servers crash on a float64 key, so each worker writes its values, each as three float32 that add up to
+        it, into a place of its own, and the store's sum over workers gathers them.
+        """
+        assert len(values_N) <= MAX_ALL_REDUCE_LENGTH
+        parts = np.zeros((self.workers, 3, MAX_ALL_REDUCE_LENGTH), dtype=np.float32)
+        rest = np.zeros(MAX_ALL_REDUCE_LENGTH)
+        rest[: len(values_N)] = values_N
+        for part_N in parts[self.rank]:
+            part_N[:] = rest
+            rest -= part_N
+        self._store.push(ALL_REDUCE_KEY, self._mx.nd.array(parts))
+        gathered = self._mx.nd.zeros(parts.shape)
+        self._store.pull(ALL_REDUCE_KEY, out=gathered)
+        total: FloatArray = gathered.asnumpy().astype(np.float64).sum(axis=1)[:, : len(values_N)].sum(axis=0)
+        return total
+
+    def barrier(self) -> None:
+        """Return when every worker has called it."""
+        self._mx.nd.waitall()
+        self._store._barrier()
+
+    def close(self) -> None:
+        """Leave the job: the servers stop when all workers have."""
+        self.barrier()
+        self._store = None

@@ -1,0 +1,39 @@
+"""TODO-DOC split from trainer/config/schema.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+
+from trainer.config.schema import JobConfig
+
+
+def explain_fields(section: type[BaseModel] = JobConfig, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Each field of the job file: its path, its type, its default and its help."""
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from explain_fields(annotation, f"{prefix}{name}.")
+        else:
+            default = (
+                "required"
+                if field.is_required()
+                else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
+            )
+            yield f"{prefix}{name}", _type_name(annotation), default, field.description or ""
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, type):
+        return {"str": "text", "int": "whole number", "float": "number"}.get(annotation.__name__, annotation.__name__)
+    arguments = get_args(annotation)
+    if all(isinstance(argument, str) for argument in arguments):
+        return " | ".join(arguments)
+    if getattr(annotation, "__origin__", None) is list:
+        return f"list of {_type_name(arguments[0])}"
+    if hasattr(annotation, "__metadata__"):
+        return _type_name(arguments[0])
+    return " or ".join("null" if argument is type(None) else _type_name(argument) for argument in arguments)

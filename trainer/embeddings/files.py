@@ -1,0 +1,206 @@
+"""Embeddings as Parquet: written in pieces from a store, by all workers, or a checkpoint, and read back by rows.
+
+    EMBEDDINGS/ENTITY/rows-000000000000.parquet     id, row int64, vector fixed-size list of float32, and name if known
+
+A file holds the rows from the number in its name on. Neither side ever holds a whole table.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import InputError
+from kvstore.io.folder import Folder
+from kvstore.store import RowStore, TableSpec
+from trainer.data.parquet import open_parquet
+from trainer.data.vocabulary import Vocabulary
+
+FILE_ROWS = 1 << 20
+GROUP_ROWS = 1 << 16
+
+
+class VectorSource(Protocol):
+    """Whoever can give the vectors of rows: a store that trains, a checkpoint, or embeddings that were written."""
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
+
+
+class StoreVectors:
+    """The vectors that a store holds now."""
+
+    def __init__(self, store: RowStore) -> None:
+        """Read from ``store``."""
+        self._store = store
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Vectors of ``rows_N``."""
+        return self._store.pull({entity: rows_N})[entity]
+
+
+def write_embeddings(
+    store: RowStore,
+    tables: Sequence[TableSpec],
+    vocabularies: dict[str, Vocabulary],
+    folder: Path,
+    source: VectorSource | None = None,
+) -> None:
+    """Write all ``tables`` of ``store`` into ``folder``, replacing what is there once all is written.
+
+    ``source`` gives their vectors, by default those that the store holds.
+
+    Called by every worker; each writes its share of the files.
+    """
+    staging = folder.with_name(f".{folder.name}.partial")
+    _on_first(store, lambda: shutil.rmtree(staging, ignore_errors=True))
+    source = source or StoreVectors(store)
+    for table in tables:
+        write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
+    store.barrier()
+    _on_first(store, lambda: replace_folder(folder, staging))
+
+
+def write_table(
+    folder: Path, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, *, rank: int = 0, workers: int = 1
+) -> None:
+    """Write the vectors of ``table`` that ``source`` gives into ``folder/ENTITY``: of several workers, one's share.
+
+    ``source`` is asked for consecutive rows, ``GROUP_ROWS`` at a time; one worker alone begins at row 0 and goes to
+    the end.
+    """
+    entity_folder = folder / table.name
+    entity_folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, table.rows, FILE_ROWS)[rank::workers]:
+        path = entity_folder / file_name(start)
+        _write_file(path, source, table, vocabulary, start, min(start + FILE_ROWS, table.rows))
+
+
+def replace_folder(folder: Path, staging: Path) -> None:
+    """Move ``staging`` to where ``folder`` is, which goes once that is done."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    staging.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _on_first(store: RowStore, action: Callable[[], None]) -> None:
+    if store.rank == 0:
+        action()
+    store.barrier()
+
+
+def _write_file(
+    path: Path, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, start: int, stop: int
+) -> None:
+    writer: pq.ParquetWriter | None = None
+    try:
+        for first in range(start, stop, GROUP_ROWS):
+            last = min(first + GROUP_ROWS, stop)
+            names = vocabulary.read(first, last)
+            vectors_ND = source.vectors(table.name, np.arange(first, last, dtype=np.int64))
+            flat = pa.array(vectors_ND.ravel())
+            columns = {"id": names.column("id"), "row": names.column("row")}
+            columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, table.dim)
+            if "name" in names.column_names:
+                columns["name"] = names.column("name")
+            group = pa.table(columns)
+            writer = writer or pq.ParquetWriter(path, group.schema, compression="zstd")
+            writer.write_table(group, row_group_size=GROUP_ROWS)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+class EmbeddingFiles:
+    """Embeddings that a run has written."""
+
+    def __init__(self, location: str | Path | Folder) -> None:
+        """Those at ``location``, usually ``RUN/embeddings``.
+
+        Raises:
+            InputError: there are none.
+        """
+        self._folder = location if isinstance(location, Folder) else Folder(location)
+        self.entities = sorted(name for name, size in self._folder.entries().items() if size is None)
+        if not self.entities:
+            raise InputError(f"{self._folder.uri}: holds no embeddings; expected a folder that 'crossfade train' wrote")
+
+    def read(self, entity: str, columns: list[str] | None = None) -> pa.Table:
+        """All rows of ``entity`` in order: ``columns``, by default all.
+
+        Raises:
+            InputError: there is no such entity, or a file is damaged.
+        """
+        files = self._files(entity)
+        return pa.concat_tables(
+            [_readable(uri, partial(file.read, columns=columns, use_threads=False)) for uri, file in files]
+        )
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Vectors of ``rows_N``."""
+        pieces, first = [], 0
+        for uri, file in self._files(entity):
+            for index in range(file.num_row_groups):
+                rows = file.metadata.row_group(index).num_rows
+                begin, end = np.searchsorted(rows_N, [first, first + rows])
+                if begin < end:
+                    table = _readable(uri, partial(file.read_row_group, index, columns=["vector"], use_threads=False))
+                    column = table.column("vector")
+                    pieces.append(vectors_of(column)[rows_N[begin:end] - first])
+                first += rows
+        if len(rows_N) and rows_N[-1] >= first:
+            raise InputError(f"{self._folder.uri}/{entity}: has {first} rows, but row {rows_N[-1]} was asked for")
+        return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
+
+    def _files(self, entity: str) -> list[tuple[str, pq.ParquetFile]]:
+        folder = self._folder.child(entity)
+        names = [name for name in folder.names() if name.startswith("rows-") and name.endswith(".parquet")]
+        if not names:
+            raise InputError(
+                f"{self._folder.uri}: has no embeddings of '{entity}'; it has those of {', '.join(self.entities)}"
+            )
+        files, first = [], 0
+        for name in names:
+            uri = f"{folder.uri}/{name}"
+            file = _readable(uri, partial(_open, folder, name))
+            if name != file_name(first):
+                raise InputError(f"{uri}: expected {file_name(first)} here: a file of embeddings is missing")
+            files.append((uri, file))
+            first += file.metadata.num_rows
+        return files
+
+
+def _open(folder: Folder, name: str) -> pq.ParquetFile:
+    return open_parquet(folder.open_random(name))
+
+
+def file_name(first_row: int) -> str:
+    """The name of the file that begins at ``first_row``."""
+    return f"rows-{first_row:012d}.parquet"
+
+
+def _readable(uri: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def vectors_of(column: pa.ChunkedArray) -> FloatArray:
+    """A column of fixed-size lists as float32 (N, D)."""
+    combined = column.combine_chunks()
+    if isinstance(combined, pa.ChunkedArray):
+        combined = pa.concat_arrays(combined.chunks)
+    vectors_ND: FloatArray = combined.flatten().to_numpy().reshape(len(combined), combined.type.list_size)
+    return vectors_ND

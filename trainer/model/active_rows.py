@@ -1,0 +1,49 @@
+"""TODO-DOC split from trainer/model/batches.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from kvstore.arrays import IntArray
+
+
+@njit(cache=True, nogil=True)
+def _group(uses_N, order_N):  # type: ignore[no-untyped-def]
+    count = uses_N.shape[0]
+    rows_A = np.empty(count, np.int64)
+    starts_A = np.empty(count + 1, np.int64)
+    index_N = np.empty(count, np.int64)
+    active = 0
+    for n in range(count):
+        use = order_N[n]
+        if n == 0 or uses_N[use] != rows_A[active - 1]:
+            rows_A[active] = uses_N[use]
+            starts_A[active] = n
+            active += 1
+        index_N[use] = active - 1
+    starts_A[active] = count
+    return rows_A[:active].copy(), index_N, starts_A[: active + 1].copy()
+
+
+@dataclass(frozen=True)
+class ActiveRows:
+    """The rows of one table that a step touches, and where each use of a table lies among them. All int64.
+
+    ``rows_A``: sorted, unique. ``index_N``: use n is of row ``rows_A[index_N[n]]``. The uses of active row a are
+    ``order_N[starts_A1[a]:starts_A1[a + 1]]``, so that their gradients can be summed row by row in a fixed order.
+    """
+
+    rows_A: IntArray
+    index_N: IntArray
+    order_N: IntArray
+    starts_A1: IntArray
+
+    @staticmethod
+    def of(uses_N: IntArray) -> ActiveRows:
+        """The active rows of ``uses_N``, int64 rows in any order."""
+        order_N = np.argsort(uses_N, kind="stable")
+        rows_A, index_N, starts_A1 = _group(uses_N, order_N)
+        return ActiveRows(rows_A, index_N, order_N, starts_A1)

@@ -1,0 +1,126 @@
+"""Sums over workers of the gradients of dense layers, by Horovod: the one file that imports it.
+
+    with closing(HorovodReduction(store.rank, store.workers, timeout_seconds=600)) as reduction:
+        total_N = reduction.sum(own_N)                  # float32 (N,), the same bits for every worker
+
+Embeddings are rows of the key-value store; dense layers are whole arrays that every worker has and every step changes,
+for which an allreduce is the right thing (Sergeev and Del Balso, Horovod, 2018). Gloo sums over TCP: each worker
+listens at the address of the network interface ``HOROVOD_GLOO_IFACE``, and finds the others by what they have left at
+``HOROVOD_GLOO_RENDEZVOUS_ADDR`` (``deploy/cluster/rendezvous.py``). Ranks are those of the key-value store, which also say
+whose examples are whose: so the order of summation is the same in each run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from kvstore.arrays import FloatArray
+from kvstore.errors import ClusterError, InputError, MissingExtraError
+from kvstore.mxnet.imports import dense_view, import_mxnet
+
+ADDRESS_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
+PORT_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_PORT"
+INTERFACE_VARIABLE = "HOROVOD_GLOO_IFACE"
+_BLAME_SECONDS = 2.0
+"""How long a worker whose peer is gone waits before it says so: whoever is to blame is heard first."""
+
+
+class AllReduce(Protocol):
+    """Sums arrays over all workers."""
+
+    def sum(self, values_N: FloatArray) -> FloatArray:
+        """The sum over all workers of float32 (N,), of the same N at each. Called by every worker."""
+
+
+def require_horovod() -> None:
+    """Look whether Horovod is installed, and was built for MXNet, without importing either.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    spec = importlib.util.find_spec("horovod")
+    places = spec.submodule_search_locations if spec is not None else None
+    if not any(Path(place).glob("mxnet/mpi_lib*.so") for place in places or ()):
+        raise MissingExtraError(
+            "horovod",
+            extra="horovod",
+            purpose="training dense layers (model.dense) with several workers",
+            how="run 'make horovod', which builds it for MXNet",
+        )
+
+
+def check_horovod_env() -> None:
+    """See that this worker could meet others, before it joins the job.
+
+    Raises:
+        MissingExtraError: Horovod is not installed here.
+        InputError: the environment does not say where workers meet.
+    """
+    require_horovod()
+    if missing := [name for name in (ADDRESS_VARIABLE, PORT_VARIABLE, INTERFACE_VARIABLE) if name not in os.environ]:
+        raise InputError(
+            f"the workers of this job sum the gradients of dense layers (model.dense), and the environment lacks "
+            f"{', '.join(missing)}; see 'crossfade worker --help'"
+        )
+
+
+class HorovodAllReduce:
+    """Sums by Horovod's allreduce, on CPU arrays by Gloo."""
+
+    def __init__(self, rank: int, workers: int, timeout_seconds: float) -> None:
+        """Meet the others; returns when all have come. Silence of one for ``timeout_seconds`` is an error.
+
+        If they do not come Horovod says so on standard error, and aborts the process.
+
+        Raises:
+            MissingExtraError, InputError: as ``check_can_sum`` says.
+            ClusterError: Horovod could not start.
+        """
+        check_horovod_env()
+        # Each worker is a host of its own to Horovod: its hierarchical sums are for GPUs.
+        os.environ |= {
+            "HOROVOD_CONTROLLER": "gloo",
+            "HOROVOD_CPU_OPERATIONS": "gloo",
+            "HOROVOD_HOSTNAME": f"worker-{rank}",
+            "HOROVOD_RANK": str(rank),
+            "HOROVOD_SIZE": str(workers),
+            "HOROVOD_LOCAL_RANK": "0",
+            "HOROVOD_LOCAL_SIZE": "1",
+            "HOROVOD_CROSS_RANK": str(rank),
+            "HOROVOD_CROSS_SIZE": str(workers),
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(max(1, round(timeout_seconds))),
+        }
+        self._mx = import_mxnet()
+        import horovod.mxnet as horovod
+
+        self._horovod: Any = horovod
+        try:
+            horovod.init()
+        except ValueError as error:
+            raise ClusterError(f"the gradients of dense layers cannot be summed over workers: {error}") from error
+
+    def sum(self, values_N: FloatArray) -> FloatArray:
+        """The sum over all workers, float32 (N,).
+
+        Raises:
+            ClusterError: a worker is gone.
+        """
+        # A dense array: Horovod does not look at what it is given, and sums nonsense of a sparse one.
+        array = self._mx.nd.empty(values_N.shape)
+        dense_view(array, values_N.shape, values_N.dtype)[:] = values_N
+        try:
+            self._horovod.allreduce_(array, op=self._horovod.Sum, name="dense")
+            array.wait_to_read()
+        except (ValueError, self._mx.base.MXNetError) as error:
+            time.sleep(_BLAME_SECONDS)
+            raise ClusterError(f"the gradients of dense layers could not be summed over workers: {error}") from error
+        total_N: FloatArray = array.asnumpy()
+        return total_N
+
+    def close(self) -> None:
+        """Part from the others. Called by every worker, after its last sum."""
+        self._horovod.shutdown()

@@ -1,0 +1,271 @@
+# ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
+"""Raw files as the user has them (Parquet, CSV, TSV, adjacency text), each in turn seen as one DuckDB relation ``raw``.
+
+``raw`` has a column ``position`` (int64, counting the data rows of the file from 0, in the file's order) and one column
+for each role that was asked for. Columns of text files are text; those of Parquet keep their types.
+
+    format    what
+    parquet   any columns
+    csv       a header line, commas, fields quoted with " where they hold commas, quotes or line ends
+    tsv       a header line, tabs, no quoting at all: a quote is a letter like any other
+    lightgcn  ``user item item …``: one line for each user, whole numbers, spaces between; no header
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvstore.errors import CrossfadeError, InputError, format_names
+from trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
+from trainer.prepare.input_files import Format, RawFile
+
+Kind = Literal["text", "string", "integer", "number", "moment"]
+
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_LINE_BYTES_MAX = 256 << 20  # a line of adjacency text may hold every item of a large catalogue
+
+
+def open_columns(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str] = ()
+) -> dict[str, Kind]:
+    """Make ``raw`` of ``columns`` (role to column name) of a Parquet, CSV or TSV file; return the kind of each role.
+
+    The columns of the roles ``lists`` may hold lists: ``raw`` has a row for each value then.
+
+    Raises:
+        InputError: the file cannot be read, or lacks a column.
+    """
+    assert file.format != "lightgcn"
+    with reading(file):
+        _drop(connection)
+        if file.format == "parquet":
+            return _open_parquet(connection, file, columns, lists)
+        return _open_text(connection, file, columns)
+
+
+def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> int:
+    """Make ``raw`` of the pairs of adjacency text (``query``, ``item``: int64); return how many lines have no item.
+
+    Raises:
+        InputError: the file cannot be read, or a line holds something that is not a whole number.
+    """
+    with reading(file):
+        _drop(connection)
+        # One column, and a second that must stay empty: \x01 is no part of such a file, and DuckDB wants a delimiter.
+        execute(
+            connection,
+            "CREATE TABLE raw_lines AS SELECT string_split_regex(trim(line, ' \t\r'), '[ \t]+') AS numbers, "
+            "NOT regexp_full_match(trim(line, ' \t\r'), '[0-9]{1,18}([ \t]+[0-9]{1,18})*') OR rest IS NOT NULL AS bad "
+            "FROM read_csv(?, columns = {'line': 'VARCHAR', 'rest': 'VARCHAR'}, header = false, auto_detect = false, "
+            "delim = '\x01', quote = '', escape = '', null_padding = true, strict_mode = false, "
+            f"max_line_size = {_LINE_BYTES_MAX}) WHERE line IS NOT NULL AND trim(line, ' \t\r') <> ''",
+            [exact_path(file.path)],
+        )
+        if fetch_count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
+            raise InputError(_first_bad_line(file))
+        execute(
+            connection,
+            "CREATE TABLE raw_rows AS "
+            "SELECT numbers[1]::BIGINT AS query, unnest(numbers[2:])::BIGINT AS item FROM raw_lines",
+        )
+        execute(connection, "CREATE VIEW raw AS SELECT *, rowid AS position FROM raw_rows")
+        return fetch_count(connection, "SELECT count(*) FILTER (len(numbers) = 1) FROM raw_lines")
+
+
+def close_raw(connection: duckdb.DuckDBPyConnection) -> None:
+    """Drop ``raw`` and what is behind it."""
+    _drop(connection)
+
+
+def where_is(file: RawFile, position: int) -> str:
+    """``FILE, line N`` of the data row at ``position`` where lines can be counted, else ``FILE, row N`` (from 1)."""
+    if file.format in _DELIMITERS:
+        try:
+            with _rows_of(file) as rows:
+                next(rows)
+                filled = (rows.line_num for row in rows if row)
+                for _ in range(position):
+                    next(filled)
+                return f"{file}, line {next(filled)}"
+        except (csv.Error, StopIteration):
+            pass
+    return f"{file}, row {position + 1}"
+
+
+@contextmanager
+def reading(file: RawFile) -> Iterator[None]:
+    """Turn whatever goes wrong while DuckDB reads ``file`` into one line that names it."""
+    try:
+        yield
+    except (duckdb.InterruptException, duckdb.OutOfMemoryException):
+        raise
+    except duckdb.Error as error:
+        if file.format == "parquet":
+            raise InputError(
+                f"{file}: cannot be read as Parquet, since it is damaged or cut short ({first_line(error)}); write it "
+                "again"
+            ) from error
+        raise InputError(f"{file}{_text_problem(str(error), file.format)}") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def _drop(connection: duckdb.DuckDBPyConnection) -> None:
+    execute(connection, "DROP VIEW IF EXISTS raw")
+    execute(connection, "DROP TABLE IF EXISTS raw_rows")
+    execute(connection, "DROP TABLE IF EXISTS raw_lines")
+
+
+def _open_parquet(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str]
+) -> dict[str, Kind]:
+    try:
+        schema = pq.read_schema(file.path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a whole Parquet file, "
+            "or say what it is with --format"
+        ) from error
+    _check_columns(file, schema.names, columns)
+    for column in columns.values():
+        twins = [name for name in schema.names if name.casefold() == column.casefold() and name != column]
+        if twins:  # DuckDB tells names apart without regard to case
+            raise InputError(
+                f"{file}: has the columns '{column}' and '{twins[0]}', which differ in case only; rename one"
+            )
+    kinds, chosen = {}, ""
+    for role, column in columns.items():
+        field, value = schema.field(column), identifier(column)
+        if role in lists and _is_list(field.type):
+            field, value = field.with_type(field.type.value_type), f"unnest({value})"
+        kinds[role] = _parquet_kind(file, field)
+        chosen += f", {value} AS {identifier(role)}"
+    execute(
+        connection,
+        f"CREATE VIEW raw AS SELECT file_row_number AS position{chosen} "
+        f"FROM read_parquet({literal(exact_path(file.path))}, file_row_number = true)",
+    )
+    return kinds
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _parquet_kind(file: RawFile, field: pa.Field) -> Kind:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "moment"
+    raise InputError(
+        f"{file}: column '{field.name}' has the type {field.type}; expected integers, numbers, strings, "
+        "timestamps or dates: cast it, or name another column"
+    )
+
+
+def _open_text(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str]) -> dict[str, Kind]:
+    names = _header(file)
+    _check_columns(file, names, columns)
+    chosen = ", ".join(f"c{names.index(column)} AS {identifier(role)}" for role, column in columns.items())
+    types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(names)))
+    quote = '"' if file.format == "csv" else ""
+    # The names and types are given and nothing is sniffed: DuckDB's guesses look at a sample and change with it.
+    execute(
+        connection,
+        f"CREATE TABLE raw_rows AS SELECT {chosen} FROM read_csv(?, columns = {{{types}}}, header = true, "
+        f"auto_detect = false, delim = '{_DELIMITERS[file.format]}', quote = '{quote}', escape = '{quote}')",
+        [exact_path(file.path)],
+    )
+    execute(connection, "CREATE VIEW raw AS SELECT *, rowid AS position FROM raw_rows")
+    return dict.fromkeys(columns, "text")
+
+
+def _header(file: RawFile) -> list[str]:
+    try:
+        with _rows_of(file) as rows:
+            return next(rows)
+    except StopIteration:
+        raise InputError(f"{file}: is empty; expected a header line with the names of the columns") from None
+    except csv.Error as error:
+        raise InputError(f"{file}: the header line cannot be read: {error}") from error
+
+
+class _Rows(Iterator[list[str]]):
+    """A ``csv.reader``, in types."""
+
+    def __init__(self, lines: Iterator[str], delimiter: str, quoted: bool) -> None:
+        self._reader = csv.reader(
+            lines,
+            delimiter=delimiter,
+            quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+            quotechar='"' if quoted else None,
+        )
+
+    def __next__(self) -> list[str]:
+        return next(self._reader)
+
+    @property
+    def line_num(self) -> int:
+        return self._reader.line_num
+
+
+@contextmanager
+def _rows_of(file: RawFile) -> Iterator[_Rows]:
+    # Bytes that are not UTF-8 are DuckDB's to complain about: here they must not hide the rows before them.
+    with file.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        yield _Rows(lines, _DELIMITERS[file.format], quoted=file.format == "csv")
+
+
+def _check_columns(file: RawFile, found: Sequence[str], columns: Mapping[str, str]) -> None:
+    shown = format_names(found)
+    for column in columns.values():
+        if column not in found:
+            raise InputError(f"{file}: has no column '{column}'; its columns are: {shown}")
+        if found.count(column) > 1:
+            raise InputError(f"{file}: has {found.count(column)} columns '{column}'; rename all but one")
+
+
+def _first_bad_line(file: RawFile) -> str:
+    """Where adjacency text is wrong: counts lines as an editor does, which DuckDB's reader does not."""
+    with file.path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            for word in re.split(rb"[ \t\r\n]+", line.strip(b" \t\r\n")):
+                if word and not re.fullmatch(rb"[0-9]{1,18}", word):
+                    found = word[:40].decode("utf-8", "surrogateescape")
+                    return (
+                        f"{file}, line {number}: found '{found}'; expected 'user item item …', whole numbers from 0 on "
+                        "with spaces between: mend the line, or say what the file is with --format"
+                    )
+    raise CrossfadeError(f"{file}: changed while it was read; prepare again")
+
+
+def _text_problem(message: str, file_format: Format) -> str:
+    """What DuckDB's message about a text file means, to follow the name of the file."""
+    found = re.search(r"CSV Error on Line: (\d+)", message)
+    where = f", line {found[1]}" if found else ""
+    widths = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
+    if widths:
+        hint = "; quote fields that hold the delimiter" if file_format == "csv" else ""
+        return f"{where}: has {widths[2]} fields, but the header has {widths[1]}; mend the line{hint}"
+    if "unterminated quote" in message:
+        return f"{where}: a quote opens and does not close; double quotes inside fields, or say --format tsv"
+    if "nicode" in message:
+        return f"{where}: is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
+    if "Maximum line size" in message:
+        return f"{where}: the line is too long; expected one record in each line, or is --format wrong?"
+    if "invalid state" in message:
+        return f"{where}: mixes line endings, or a carriage return stands inside a line; remove them: tr -d '\\r'"
+    return f"{where}: cannot be read as {file_format}: {message.strip().partition(chr(10))[0]}"

@@ -1,0 +1,181 @@
+"""Synthetic listening as a service would log it: raw events with ids of text, in the order of time.
+
+    write_raw_events("raw", SyntheticSpec(interactions=1_000_000), seed=1)
+
+    OUT/events/part-00000.parquet   QUERY string, ITEM string, event string, timestamp (milliseconds, UTC)
+    OUT/names/ITEM.parquet          id string, name string; where there are at most 100,000 items
+
+Who listens to what is drawn as in ``synthetic.py``. An event is a play, like, library_add or skip; of tracks outside
+the listener's own genres more are skipped and few liked. Each file is a function of the spec, the seed and its number,
+so they are written side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvstore.io.folder import Folder
+from trainer.data.reporter import NullReporter, ProgressReporter
+from trainer.prepare.staging import Staged, staged_output
+from trainer.prepare.synthetic import (
+    NAMED_ITEMS_MAX,
+    SPAN_SECONDS,
+    START_SECONDS,
+    Generator,
+    Integers,
+    Piece,
+    SyntheticSpec,
+    genre_of,
+    mix,
+)
+
+EVENTS = ("play", "like", "library_add", "skip")
+EVENT, TIMESTAMP, EVENTS_FOLDER, NAMES_FOLDER = "event", "timestamp", "events", "names"
+
+_OWN_SHARES = (0.72, 0.11, 0.07, 0.10)
+_STRAY_SHARES = (0.45, 0.02, 0.01, 0.52)
+_FILE_EVENTS = 1 << 22
+_PIECE = 1 << 17
+_PIECES_PER_GROUP = 4
+_COMPRESSION = {"compression": "zstd", "compression_level": 1}
+_HEX_PAIRS = np.frombuffer("".join(f"{value:02x}" for value in range(256)).encode(), dtype=np.uint16)
+
+
+def write_raw_events(
+    out: str | os.PathLike[str],
+    spec: SyntheticSpec,
+    seed: int,
+    progress: ProgressReporter | None = None,
+    threads: int | None = None,
+) -> list[str]:
+    """Write ``spec.interactions`` events below ``out``, a path or URI, and return the names of the files.
+
+    The same spec and seed give the same bytes, whatever the number of ``threads`` (default: one a core). Its fractions
+    for valid and test do not matter. All of it appears, or nothing.
+
+    Raises:
+        InputError: the spec cannot be met, or ``out`` exists or cannot be written.
+    """
+    spec.check()
+    progress = progress or NullReporter()
+    with staged_output(out, overwrite=False) as staged:
+        names = _write_events(staged, Generator(spec, seed), progress, threads or os.cpu_count() or 1)
+        if spec.items <= NAMED_ITEMS_MAX:
+            names.append(f"{NAMES_FOLDER}/{staged.file_name(spec.item)}")
+            _write_names(staged.folder, names[-1], Generator(spec, seed))
+        staged.publish(None)
+    return names
+
+
+def prepare_arguments(out: str, spec: SyntheticSpec, names: list[str]) -> list[str]:
+    """The words of a command that prepares what ``write_raw_events`` wrote to ``out``, the files ``names``."""
+    words = ["prepare", "--events", f"{out}/{EVENTS_FOLDER}/*.parquet", "--query", spec.query, "--item", spec.item]
+    words += ["--event", EVENT, "--event-weights", "play=1,like=3,library_add=5,skip=-1", "--timestamp", TIMESTAMP]
+    if spec.items <= NAMED_ITEMS_MAX:
+        words += ["--names", f"{spec.item}={out}/{names[-1]}:id:name"]
+    return [*words, "--hold-out", "last-1", "--out", f"{out}-prepared"]
+
+
+def _write_events(staged: Staged, generator: Generator, progress: ProgressReporter, threads: int) -> list[str]:
+    total = generator.spec.interactions
+    progress.phase("write events", total, "row")
+    names, stop = [], threading.Event()
+    with ThreadPoolExecutor(threads) as pool:
+        running: set[Future[int]] = set()
+        try:
+            for number, start in enumerate(range(0, total, _FILE_EVENTS)):
+                names.append(f"{EVENTS_FOLDER}/{staged.file_name(f'part-{number:05d}')}")
+                end = min(start + _FILE_EVENTS, total)
+                running.add(pool.submit(_write_file, staged.folder, names[-1], generator, start, end, stop))
+                if len(running) > threads:
+                    running = _collect(running, progress)
+            while running:
+                running = _collect(running, progress)
+        finally:
+            stop.set()
+    return names
+
+
+def _collect(running: set[Future[int]], progress: ProgressReporter) -> set[Future[int]]:
+    done, rest = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        progress.advance(future.result())
+    return rest
+
+
+def _write_file(folder: Folder, name: str, generator: Generator, start: int, stop: int, end: threading.Event) -> int:
+    spec = generator.spec
+    schema = pa.schema(
+        [
+            pa.field(spec.query, pa.string(), nullable=False),
+            pa.field(spec.item, pa.string(), nullable=False),
+            pa.field(EVENT, pa.dictionary(pa.int8(), pa.string()), nullable=False),
+            pa.field(TIMESTAMP, pa.timestamp("ms", tz="UTC"), nullable=False),
+        ]
+    )
+    with (
+        folder.open_output(name) as file,
+        pq.ParquetWriter(file, schema, use_dictionary=[EVENT], **_COMPRESSION) as writer,
+    ):
+        for first in range(start, stop, _PIECE * _PIECES_PER_GROUP):
+            if end.is_set():
+                raise InterruptedError("another file could not be written")
+            last = min(first + _PIECE * _PIECES_PER_GROUP, stop)
+            batches = list(_batches(generator, first, last, schema))
+            writer.write_table(pa.Table.from_batches(batches), row_group_size=last - first)
+    return stop - start
+
+
+def _batches(generator: Generator, start: int, stop: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for first in range(start, stop, _PIECE):
+        piece = generator.piece(first, min(first + _PIECE, stop))
+        position_N = np.arange(first, first + len(piece.query_N), dtype=np.uint64)
+        columns = [
+            ids_of(generator, "query", piece.query_N),
+            ids_of(generator, "item", piece.item_N),
+            pa.DictionaryArray.from_arrays(_kinds(generator, piece, position_N), pa.array(EVENTS)),
+            _moments(generator, position_N),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def ids_of(generator: Generator, role: str, rows_N: Integers) -> pa.Array:
+    """The ids of ``rows_N`` of the 'query' or 'item' entity: 16 hexadecimal digits each, no two rows the same."""
+    scrambled_N = mix(rows_N.astype(np.uint64) ^ generator.salt(f"{role} id"))
+    digits_N8 = _HEX_PAIRS[scrambled_N.byteswap().view(np.uint8)]
+    offsets_N1 = np.arange(len(rows_N) + 1, dtype=np.int32) * 16
+    return pa.StringArray.from_buffers(len(rows_N), pa.py_buffer(offsets_N1), pa.py_buffer(digits_N8))
+
+
+def _kinds(generator: Generator, piece: Piece, position_N: npt.NDArray[np.uint64]) -> pa.Array:
+    draw_N = generator.uniform("event", position_N)
+    own_N, stray_N = (
+        np.searchsorted(np.cumsum(shares)[:-1], draw_N, side="right") for shares in (_OWN_SHARES, _STRAY_SHARES)
+    )
+    return pa.array(np.where(piece.stray_N, stray_N, own_N).astype(np.int8))
+
+
+def _moments(generator: Generator, position_N: npt.NDArray[np.uint64]) -> pa.Array:
+    """Rising with the position, so that the files follow each other in time."""
+    at_N = (position_N + generator.uniform("moment", position_N)) / generator.spec.interactions
+    return pa.array((START_SECONDS * 1000 + at_N * (SPAN_SECONDS * 1000)).astype(np.int64)).cast(
+        pa.timestamp("ms", tz="UTC")
+    )
+
+
+def _write_names(folder: Folder, name: str, generator: Generator) -> None:
+    spec = generator.spec
+    row_R = np.arange(spec.items, dtype=np.int64)
+    genres = (genre_of(row_R, spec.genres) + 1).tolist()
+    names = [f"{spec.item} {row + 1} (genre {genre})" for row, genre in enumerate(genres)]
+    table = pa.table({"id": ids_of(generator, "item", row_R), "name": pa.array(names)})
+    with folder.open_output(name) as file:
+        pq.write_table(table, file, **_COMPRESSION)
