@@ -35,18 +35,18 @@ test-fast: setup ## run the tests that take under a minute together
 	.venv/bin/python -m pytest -m "not cluster and not slow and not docker" $(IN_PROCESSES) $(ARGS)
 
 test-docker: setup ## run the tests of the image and of docker-compose.yml on a Docker engine that they start; as root
-	@.venv/bin/python tests/docker_engine.py
+	@.venv/bin/python tests/support/docker_engine.py
 	.venv/bin/python -m pytest -m docker $(ARGS)
 
 chaos: setup ## kill, freeze and stop a training 20 times at random; it must end as if undisturbed (SEEDS="1 2 3")
-	@for seed in $(SEEDS); do .venv/bin/python tests/chaos.py --seed $$seed $(ARGS) || exit 1; done
+	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
 
 bench-data: setup ## measure how fast data are read and prepared, against what training consumes
 	.venv/bin/python benchmarks/reading.py $(ARGS)
 	.venv/bin/python benchmarks/preparing.py
 
 screenshots: data/lastfm/manifest.json | setup ## train, and take the screenshots of the dashboard in docs/; needs chromium
-	.venv/bin/python tests/take_screenshots.py $(ARGS)
+	.venv/bin/python tests/support/take_screenshots.py $(ARGS)
 
 quality: setup ## train on published splits and write docs/quality.md; goes on where it stopped (CROSSFADE_DATA=folder)
 	.venv/bin/python benchmarks/quality.py $(ARGS)

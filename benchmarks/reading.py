@@ -29,7 +29,7 @@ from trainer.data.schedule import BatchSchedule
 from trainer.data.stopwatch import Stopwatch
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 from object_store import running_object_store
 from throughput import BATCH, throughput_job, triples_per_second

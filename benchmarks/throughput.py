@@ -39,7 +39,7 @@ VARIANTS = {
 
 def throughput_job(data: Path, steps: int) -> dict[str, Any]:
     """A job of ``steps`` steps on BPR triples of ``data``."""
-    unbalanced = {"balance": 0.0, "item_balance": 0.0}
+    unbalanced = {"query_frequency_power": 0.0, "item_frequency_power": 0.0}
     return {
         "name": "throughput",
         "data": {"path": str(data)},

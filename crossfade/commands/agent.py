@@ -61,7 +61,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--join", required=True, metavar="HOST:PORT", help="where the coordinator listens: cluster.coordinator_address of the job"
+        "--join",
+        required=True,
+        metavar="HOST:PORT",
+        help="where the coordinator listens: cluster.coordinator_address of the job",
     )
     parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.k is not None:
         values["evaluate"].update(k=arguments.k, select=f"ndcg@{arguments.k[0]}")
     if arguments.exclude is not None:
-        values["evaluate"]["exclude"] = arguments.exclude
+        values["evaluate"]["exclude_splits"] = arguments.exclude
     job = check_job(values, "the command line")
     if arguments.label_min_count < 1:
         raise InputError(f"--label-min-count {arguments.label_min_count}: expected 1 or more")

@@ -151,7 +151,7 @@ def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Net
 def _as_data(inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network | None) -> dict[str, Any]:
     data = {"job": inputs.job.name, **asdict(plan)}
     for process, described in zip(plan.processes, data["processes"], strict=True):
-        described |= {"sure_bytes": process.required_bytes, "most_bytes": process.peak_bytes}
+        described |= {"required_bytes": process.required_bytes, "peak_bytes": process.peak_bytes}
     if plan.traffic is not None:
         data["traffic"]["rows"] = sum(plan.traffic.rows)
         data["traffic"]["bound"] = plan.traffic.bound

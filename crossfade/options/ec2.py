@@ -50,7 +50,7 @@ def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
         owner=owner,
         job=values,
         storage=storage,
-        data=values["data"]["shards"],
+        data=values["data"]["path"],
         image=arguments.image or f"{account}.dkr.ecr.{region}.{domain}/crossfade:{variant}",
         variant=variant,
         instance_type=arguments.instance_type,

@@ -159,7 +159,9 @@ def serving(coordinator: Coordinator, listen: Address, token: str) -> Iterator[A
     try:
         server = _Server(listen, coordinator, token)
     except OSError as error:
-        raise InputError(f"cluster.coordinator_address: cannot listen on {listen}: {error.strerror or error}") from error
+        raise InputError(
+            f"cluster.coordinator_address: cannot listen on {listen}: {error.strerror or error}"
+        ) from error
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

@@ -167,7 +167,7 @@ def _event_writer(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
 
 def spot_callbacks(spot: SpotMonitor | None) -> dict[str, Any]:
     """What an agent's constructor is told of spot notices."""
-    return {} if spot is None else {"notice": spot.notice, "saves_wanted": spot.recommendations}
+    return {} if spot is None else {"interruption_notice": spot.notice, "checkpoints_requested": spot.recommendations}
 
 
 def _show(job: JobConfig, coordinator: Coordinator, agent: Agent, listener: MetricsEndpoint) -> None:

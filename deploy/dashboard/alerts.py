@@ -74,7 +74,7 @@ def _living(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
         more = f" (and {len(recent) - 1} more in {text.duration(RECENT_SECONDS)})" if len(recent) > 1 else ""
         ago = text.duration(now - recent[-1]["time"])
         yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{more}")
-    every = run.setting("checkpoint", "every_seconds")
+    every = run.setting("checkpoint", "interval_seconds")
     since = summary.checkpoints["last_time"] or run.training.first_time
     if isinstance(every, int | float) and since and now - since > _OVERDUE_CHECKPOINTS * every + _MORE_SECONDS:
         yield Alert("warning", f"the last checkpoint is {text.duration(now - since)} old; one is due every {every:g} s")

@@ -109,7 +109,7 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
     state, message = _state(run, now)
     # A report of an earlier start says nothing of a run that was taken up.
     report = report if state == "done" else {}
-    select = str(run.setting("evaluate", "select") or "ndcg@10")
+    select = str(run.setting("evaluate", "best_metric") or "ndcg@10")
     best = training.best(select)
     judged = [epoch for epoch in training.epochs if epoch["valid"]]
     updated = max((value for value in (run.state.get("time"), training.last_time) if value is not None), default=None)

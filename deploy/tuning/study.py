@@ -38,7 +38,12 @@ _POLL_SECONDS = 0.5
 _FOLDER = "folder"
 _STARTING_TRIALS = 5
 """Trials before any is ended early."""
-_TRIAL_OVERRIDES = ("train.save_embeddings=none", "checkpoint.path=null", "checkpoint.keep_latest=1", "metrics.port=null")
+_TRIAL_OVERRIDES = (
+    "train.save_embeddings=none",
+    "checkpoint.path=null",
+    "checkpoint.keep_latest=1",
+    "metrics.port=null",
+)
 """A trial leaves figures and no embeddings, so that it is not judged on test either."""
 
 

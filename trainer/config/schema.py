@@ -167,7 +167,7 @@ class NegativesConfig(_Section):
         if loss != "softmax" or self.num_hard is not None:
             return self.model_copy(update={"kind": "shared"})
         few = items <= _ALL_ITEMS_AT_MOST
-        return self.model_copy(update={"kind": "all" if few else "in_batch", "log_q": not few})
+        return self.model_copy(update={"kind": "all" if few else "in_batch", "logq_correction": not few})
 
 
 class OptimizerConfig(_Section):
@@ -381,7 +381,7 @@ class JobConfig(_Section):
     @property
     def optimizer_spec(self) -> OptimizerSpec:
         """The optimizer, as the store takes it: the schedule is the loop's affair."""
-        values = self.optimizer.model_dump(exclude={"schedule", "warmup_steps", "final_rate"})
+        values = self.optimizer.model_dump(exclude={"schedule", "warmup_steps", "min_lr_factor"})
         if values["weight_decay"] is None:
             values["weight_decay"] = 4e-4 if self.model.score == "cosine" else 1e-5
         return OptimizerSpec(**values)
@@ -437,11 +437,11 @@ class JobConfig(_Section):
         """The same job, naming its folders by absolute paths, so that it means the same from anywhere."""
         checkpoint = {
             key: value and _anchored(value)
-            for key, value in (("to", self.checkpoint.path), ("start_from", self.checkpoint.warm_start_from))
+            for key, value in (("path", self.checkpoint.path), ("warm_start_from", self.checkpoint.warm_start_from))
         }
         return self.model_copy(
             update={
-                "data": self.data.model_copy(update={"shards": _anchored(self.data.path)}),
+                "data": self.data.model_copy(update={"path": _anchored(self.data.path)}),
                 "checkpoint": self.checkpoint.model_copy(update=checkpoint),
             }
         )

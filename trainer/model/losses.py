@@ -244,7 +244,7 @@ def _margin_loss(code, score, scores_C, item, negatives_C, weight, params):  # t
     share = weight / np.float32(scores_C.shape[0]) * (params.negative_weight if code == CCL else _ONE)
     others, _ = _above(floor, scores_C, item, negatives_C, share)
     if code == CCL:
-        return weight * (params.top - score) + others, -weight
+        return weight * (params.max_score - score) + others, -weight
     return others, -_sum(scores_C)
 
 

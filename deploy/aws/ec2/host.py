@@ -110,7 +110,9 @@ class HostRunner:
         job = self._folder.path.with_name("job.yaml")
         job.write_text(yaml.safe_dump(plan.job, sort_keys=False), encoding="utf-8")
         at = f"{self._host.address}:{PORT}"
-        settings = [f"cluster.host={self._host.address}"] + ([f"cluster.coordinator_address={at}"] if plan.hosts > 1 else [])
+        settings = [f"cluster.host={self._host.address}"] + (
+            [f"cluster.coordinator_address={at}"] if plan.hosts > 1 else []
+        )
         options = [word for setting in settings for word in ("--set", setting)]
         self._objects.write(COORDINATOR, {"join": at, "serial": secrets.token_hex(8)})
         end = plan.max_hours * 3600

@@ -88,8 +88,8 @@ def host_policy(plan: RunSpec) -> dict[str, object]:
     """What the hosts of a run may do: its folder, its data, its token and its image, and nothing else."""
     bucket, prefix = split_uri(plan.storage, "the run's folder")
     sources = [plan.data]
-    if plan.job["checkpoint"]["start_from"]:
-        sources.append(plan.job["checkpoint"]["start_from"])
+    if plan.job["checkpoint"]["warm_start_from"]:
+        sources.append(plan.job["checkpoint"]["warm_start_from"])
     statements = [
         _allow(
             ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],

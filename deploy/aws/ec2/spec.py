@@ -153,6 +153,12 @@ def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
     cluster = values["cluster"]
     if hosts > 1 and not cluster["servers"]:
         cluster["servers"] = cluster["workers"] = hosts
-    cluster |= {"hosts": hosts, "shared_folder": False, "listen": None, "host": "127.0.0.1", "port": 0}
-    values["checkpoint"]["to"] = f"{storage}/checkpoints"
+    cluster |= {
+        "hosts": hosts,
+        "shared_run_dir": False,
+        "coordinator_address": None,
+        "host": "127.0.0.1",
+        "scheduler_port": 0,
+    }
+    values["checkpoint"]["path"] = f"{storage}/checkpoints"
     return check_job(values, "the job on EC2").model_dump(mode="json")

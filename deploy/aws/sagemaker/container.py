@@ -206,7 +206,11 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
     overrides.append("cluster.shared_run_dir=false")
     if len(hosts.names) > 1:
         first = hosts.coordinator()
-        overrides += [f"cluster.hosts={len(hosts.names)}", f"cluster.host={first.host}", f"cluster.coordinator_address={first}"]
+        overrides += [
+            f"cluster.hosts={len(hosts.names)}",
+            f"cluster.host={first.host}",
+            f"cluster.coordinator_address={first}",
+        ]
         if "cluster.servers" not in given:
             overrides.append(f"cluster.servers={len(hosts.names)}")
         if "cluster.workers" not in given:
@@ -215,7 +219,7 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
         overrides.append(f"cluster.grace_period_seconds={STOP_SECONDS}")
     job = make_job(text or "{}", str(source), overrides)
     if job.cluster.grace_period_seconds > STOP_SECONDS:
-        cluster = job.cluster.model_copy(update={"grace_seconds": STOP_SECONDS})
+        cluster = job.cluster.model_copy(update={"grace_period_seconds": STOP_SECONDS})
         job = job.model_copy(update={"cluster": cluster})
     return job
 

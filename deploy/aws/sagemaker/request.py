@@ -168,7 +168,7 @@ def _placed(submission: Submission) -> JobConfig:
     job = submission.job
     if submission.hosts == 1 or job.checkpoint.path is not None:
         return job
-    checkpoint = job.checkpoint.model_copy(update={"to": f"{submission.folder}/checkpoints"})
+    checkpoint = job.checkpoint.model_copy(update={"path": f"{submission.folder}/checkpoints"})
     return job.model_copy(update={"checkpoint": checkpoint})
 
 

@@ -1,0 +1,241 @@
+"""What AWS answers, or does not, becomes one line that says what was found and how to mend it."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aws_server import ACCOUNT, REGION, AwsServer, running_aws
+
+from deploy.aws.accelerators import accelerator_of, variant_of
+from deploy.aws.clients import Aws
+from deploy.aws.errors import translate_aws_errors
+from deploy.aws.instance_types import INSTANCES
+from deploy.aws.prices import Cost, Price, hourly_price
+from kvstore.errors import CloudError, CloudRequestError, InputError
+
+P2_QUOTA = (
+    "The account-level service limit 'ml.p2.xlarge for training job usage' is 0 Instances, with current utilization of "
+    "0 Instances and a request delta of 1 Instances. Please use AWS Service Quotas to request an increase for this "
+    "quota."
+)
+DENIED = (
+    "User: arn:aws:iam::123456789012:user/ann is not authorized to perform: sagemaker:CreateTrainingJob on resource: "
+    "arn:aws:sagemaker:us-east-1:123456789012:training-job/x because no identity-based policy allows the "
+    "sagemaker:CreateTrainingJob action"
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[AwsServer]:
+    with running_aws() as running:
+        yield running
+
+
+@pytest.fixture
+def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    server.reset()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+def test_a_client_reaches_the_endpoint_and_the_region_of_the_environment(aws: AwsServer) -> None:
+    assert Aws().account() == ACCOUNT
+    assert Aws(region="eu-west-1").account() == ACCOUNT
+    assert [(call.service, call.action, call.region) for call in aws.calls] == [
+        ("sts", "GetCallerIdentity", REGION),
+        ("sts", "GetCallerIdentity", "eu-west-1"),
+    ]
+
+
+def test_throttled_requests_are_made_again(aws: AwsServer) -> None:
+    aws.fail("ListTrainingJobs", "ThrottlingException", "Rate exceeded", times=2)
+    with translate_aws_errors("listing", REGION):
+        assert Aws().sagemaker.list_training_jobs()["TrainingJobSummaries"] == []
+    assert len(aws.made("ListTrainingJobs")) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind", "exit_code", "said"),
+    [
+        ("ResourceLimitExceeded", P2_QUOTA, "quota", 2, "the quota 'ml.p2.xlarge for training job usage'"),
+        ("AccessDeniedException", DENIED, "permission", 2, "may not do sagemaker:CreateTrainingJob on resource"),
+        ("AccessDeniedException", DENIED, "permission", 2, "because no identity-based policy allows"),
+        ("AccessDeniedException", "", "permission", 2, "may not do ListTrainingJobs"),
+        ("ExpiredTokenException", "The security token is expired", "credentials", 2, "have expired"),
+        ("UnrecognizedClientException", "The security token is invalid.", "credentials", 2, "does not know the"),
+        ("OptInRequired", "You are not subscribed", "region", 2, "with --region"),
+        ("ResourceNotFound", "Requested resource not found.", "missing", 2, "Requested resource not found."),
+        ("ImageNotFoundException", "no such image", "missing", 2, "no such image"),
+        ("ValidationException", "1 validation error", "request", 2, "AWS refuses ListTrainingJobs"),
+        ("InsufficientInstanceCapacity", "none left", "capacity", 1, "no such instance free in us-east-1"),
+        ("ThrottlingException", "Rate exceeded", "throttled", 1, "after all tries"),
+        ("InternalFailure", "oh", "fault", 1, "a fault of its own"),
+    ],
+)
+def test_an_error_of_aws_says_what_it_is_and_how_to_mend_it(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch, code: str, message: str, kind: str, exit_code: int, said: str
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    aws.fail("ListTrainingJobs", code, message)
+    with pytest.raises((CloudError, CloudRequestError)) as caught, translate_aws_errors("listing the jobs", REGION):
+        Aws().sagemaker.list_training_jobs()
+    assert (caught.value.kind, caught.value.exit_code, caught.value.code) == (kind, exit_code, code)
+    line = str(caught.value)
+    assert line.startswith("listing the jobs: ")
+    assert said.replace("on resource", "on arn:aws:sagemaker") in line
+    assert "\n" not in line
+
+
+def test_an_error_of_ec2_and_of_iam_is_read_from_their_xml(aws: AwsServer) -> None:
+    aws.fail("DescribeInstances", "UnauthorizedOperation", "You are not authorized to perform this operation.")
+    with (
+        pytest.raises(CloudRequestError, match="may not do DescribeInstances"),
+        translate_aws_errors("looking", REGION),
+    ):
+        Aws().ec2.describe_instances()
+    aws.fail("GetRole", "NoSuchEntity", "The role with name x cannot be found.", status=404)
+    with (
+        pytest.raises(CloudRequestError, match="The role with name x") as caught,
+        translate_aws_errors("looking", REGION),
+    ):
+        Aws().iam.get_role(RoleName="x")
+    assert caught.value.kind == "missing"
+    aws.fail("RunInstances", "VcpuLimitExceeded", "more vCPU capacity than your current vCPU limit of 0 allows")
+    with (
+        pytest.raises(CloudRequestError, match="the quota 'vCPU limit of 0'"),
+        translate_aws_errors("starting", REGION),
+    ):
+        Aws().ec2.run_instances(MinCount=1, MaxCount=1)
+
+
+def test_without_credentials_or_a_region_nothing_is_asked(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CloudRequestError, match="'Virginia' is not the name of an AWS region"):
+        Aws(region="Virginia")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(CloudRequestError, match="no AWS credentials were found; set AWS_PROFILE"):
+        Aws().account()
+    monkeypatch.delenv("AWS_REGION")
+    with pytest.raises(CloudRequestError, match="no AWS region is named; name one with --region"):
+        Aws()
+    with pytest.raises(CloudRequestError, match="profile") as caught:
+        Aws(region=REGION, profile="nobody")
+    assert caught.value.kind == "credentials"
+    assert aws.calls == []
+
+
+def test_an_endpoint_that_does_not_answer_is_told_with_its_region(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(CloudError, match="Is 'us-east-1' a region that has this service") as caught:
+        Aws().account()
+    assert caught.value.kind == "unreachable"
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "gpu", "variant"),
+    [
+        ("ml.p2.xlarge", "K80", "cu90"),
+        ("p2.16xlarge", "K80", "cu90"),
+        ("p3.2xlarge", "V100", "cu112"),
+        ("ml.p3dn.24xlarge", "V100", "cu112"),
+        ("g4dn.xlarge", "T4", "cu112"),
+        ("ml.p4d.24xlarge", "A100", "cu112"),
+        ("g5.48xlarge", "A10G", "cu112"),
+        ("g6.xlarge", "L4", "cu112"),
+        ("ml.m5.large", None, "cpu"),
+        ("r6i.4xlarge", None, "cpu"),
+        ("c7i-flex.large", None, "cpu"),
+        ("m7a.xlarge", None, "cpu"),
+        ("x2idn.16xlarge", None, "cpu"),
+    ],
+)
+def test_the_variant_of_the_image_follows_from_the_gpu(instance_type: str, gpu: str | None, variant: str) -> None:
+    found = accelerator_of(instance_type)
+    assert (found.gpu.name if found.gpu else None, found.variant) == (gpu, variant)
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "reason"),
+    [
+        ("ml.p5.48xlarge", "cannot use its GPU, H100: it has no code for compute capability 9.0"),
+        ("p5en.48xlarge", "H200"),
+        ("p6-b200.48xlarge", "compute capability 10.0"),
+        ("g7e.2xlarge", "compute capability 12.0"),
+        ("m6g.large", "Arm processor"),
+        ("c7gn.xlarge", "Arm processor"),
+        ("ml.g5g.xlarge", "Arm processor"),
+        ("t4g.micro", "Arm processor"),
+        ("a1.large", "Arm processor"),
+        ("im4gn.large", "Arm processor"),
+        ("trn1.2xlarge", "AWS Trainium"),
+        ("inf2.xlarge", "AWS Inferentia2"),
+        ("g4ad.xlarge", "AMD Radeon"),
+        ("mac1.metal", "not a family that is known here"),
+        ("large", "expected one such as g4dn.xlarge"),
+    ],
+)
+def test_what_mxnet_cannot_drive_is_refused_with_the_reason(instance_type: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        variant_of(instance_type)
+
+
+def test_every_instance_type_that_is_planned_for_has_a_variant() -> None:
+    assert {variant_of(name) for name in INSTANCES} == {"cpu", "cu112", "cu90"}
+
+
+def _product(usage: str, dollars: str) -> str:
+    terms = {"OnDemand": {"a": {"priceDimensions": {"b": {"unit": "Hrs", "pricePerUnit": {"USD": dollars}}}}}}
+    return json.dumps({"product": {"attributes": {"usagetype": usage}}, "terms": terms})
+
+
+def test_the_price_is_that_of_the_list_for_training(aws: AwsServer) -> None:
+    products = [_product("EUW1-Host:ml.g5.xlarge", "9.0"), _product("EUW1-Train:ml.g5.xlarge", "1.57")]
+    aws.answer("GetProducts", {"FormatVersion": "aws_v1", "PriceList": products})
+    price = hourly_price(Aws(region="eu-west-1"), "AmazonSageMaker", "ml.g5.xlarge")
+    assert price == Price(1.57, "AWS's price list, eu-west-1")
+    fields = {each["Field"]: each["Value"] for each in aws.made("GetProducts")[0].body["Filters"]}
+    assert fields == {"regionCode": "eu-west-1", "instanceName": "ml.g5.xlarge"}
+
+
+def test_where_the_list_may_not_be_asked_the_price_is_the_tables_with_its_date(aws: AwsServer) -> None:
+    aws.fail("GetProducts", "AccessDeniedException", "User: x is not authorized to perform: pricing:GetProducts")
+    price = hourly_price(Aws(), "AmazonEC2", "p2.xlarge")
+    assert price.dollars == 0.90
+    assert price.source == (
+        "that of us-east-1 in July 2025, by the table in deploy/aws/prices.py; AWS's price list could not be asked: "
+        "AccessDeniedException"
+    )
+
+
+def test_the_ceiling_is_hours_times_hosts_times_price() -> None:
+    cost = Cost(Price(1.5, "somewhere"), hosts=2, hours=24)
+    assert (cost.hourly, cost.ceiling) == (3.0, 72.0)
+    assert cost.explain("ml.g5.xlarge", spot=True) == (
+        "cost: $3.00 an hour, $72.00 at most (2 x ml.g5.xlarge, 24 h at most; price: somewhere; on demand, spot costs "
+        "less)"
+    )
+    unknown = Cost(hourly_price(None, "AmazonSageMaker", "ml.r5.large"), hosts=1, hours=1)
+    assert unknown.ceiling is None
+    assert unknown.explain("ml.r5.large", spot=False).startswith(
+        "cost: not known: the price of ml.r5.large is in no table"
+    )
+
+
+def test_only_two_files_import_boto3() -> None:
+    root = Path(__file__).resolve().parents[3]
+    found = {
+        str(path.relative_to(root))
+        for package in ("kvstore", "trainer", "deploy", "crossfade")
+        for path in (root / package).rglob("*.py")
+        if re.search(r"^\s*(import boto|from boto(3|core)[. ])", path.read_text(), re.MULTILINE)
+    }
+    assert found == {"deploy/aws/clients.py", "deploy/aws/errors.py"}

@@ -1,0 +1,296 @@
+"""Hosts that take one kind of role, as containers do: who gets which, and what becomes of those of a lost host."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import embeddings_of
+from cluster_data import write_job, write_planted
+from object_store import free_ports
+from running_command import RunningCommand, crossfade, records, started, succeeded
+from scripted_agents import KILLED, Host, Place, step
+from waiting import wait_until
+
+from deploy.cluster.coordinator import LEASE_SECONDS, State
+from deploy.topology import AcceptedRoles, assign_roles, missing_hosts
+from kvstore.errors import InputError
+from trainer.config.loading import check_job
+from trainer.config.schema import ClusterConfig
+
+PATIENCE = 30.0
+START_SECONDS = 60.0
+TOKEN = "a-secret-of-this-test-alone"
+
+
+def per_role(servers: int, workers: int) -> ClusterConfig:
+    return ClusterConfig(servers=servers, workers=workers, one_role_per_host=True)
+
+
+def dealt(cluster: ClusterConfig, *offers: AcceptedRoles) -> list[list[str]]:
+    """What each host gets, the coordinator's first."""
+    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(offers)}}
+    roles = assign_roles(cluster, hosts)
+    return [[role.name for role in roles.get(host, [])] for host in hosts]
+
+
+# ---- who gets which role
+
+
+@pytest.mark.parametrize(
+    ("offers", "expected"),
+    [
+        (["server", "worker"], [["scheduler"], ["server-0"], ["worker-0"]]),
+        (["worker", "server"], [["scheduler"], ["worker-0"], ["server-0"]]),
+        (["all", "all"], [["scheduler"], ["server-0"], ["worker-0"]]),
+        (["all", "server"], [["scheduler"], ["worker-0"], ["server-0"]]),
+        (["server", "server", "worker"], [["scheduler"], ["server-0"], [], ["worker-0"]]),
+    ],
+)
+def test_each_role_gets_a_host_that_takes_it(offers: list[AcceptedRoles], expected: list[list[str]]) -> None:
+    assert dealt(per_role(1, 1), *offers) == expected
+
+
+@pytest.mark.parametrize(
+    ("offers", "expected"),
+    [
+        (["server", "worker", "worker"], [["scheduler"], ["server-0", "server-1"], ["worker-0"], ["worker-1"]]),
+        (["server", "server", "worker"], [["scheduler"], ["server-0"], ["server-1"], ["worker-0", "worker-1"]]),
+        (["worker", "worker"], [["scheduler", "server-0", "server-1"], ["worker-0"], ["worker-1"]]),
+        (["all"], [["scheduler"], ["server-0", "server-1", "worker-0", "worker-1"]]),
+        ([], [["scheduler", "server-0", "server-1", "worker-0", "worker-1"]]),
+    ],
+)
+def test_where_hosts_are_missing_those_that_are_left_share_and_the_coordinators_is_the_last(
+    offers: list[AcceptedRoles], expected: list[list[str]]
+) -> None:
+    assert dealt(per_role(2, 2), *offers) == expected
+
+
+def test_without_a_host_per_role_the_coordinators_host_works_too() -> None:
+    cluster = ClusterConfig(servers=2, workers=2, hosts=2)
+    assert dealt(cluster, "worker", "all") == [["scheduler", "server-0", "server-1", "worker-0"], ["worker-1"], []]
+
+
+@pytest.mark.parametrize(
+    ("offers", "missing"),
+    [
+        ([], 4),
+        (["server", "server", "worker", "worker"], 0),
+        (["server", "server", "server", "server"], 2),
+        (["server", "all", "worker", "all"], 0),
+        (["all", "all", "all"], 1),
+    ],
+)
+def test_hosts_are_counted_by_what_they_take(offers: list[AcceptedRoles], missing: int) -> None:
+    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(offers)}}
+    assert missing_hosts(per_role(2, 2), hosts) == missing
+
+
+def test_hosts_are_not_counted_twice() -> None:
+    with pytest.raises(InputError, match="hosts is 3, but host_per_role counts them: leave one of the two out"):
+        check_job(
+            {"name": "a", "data": {"path": "d"}, "cluster": {"servers": 1, "hosts": 3, "one_role_per_host": True}},
+            "job",
+        )
+
+
+# ---- lost hosts
+
+
+class Roles:
+    """A coordinator with a host for each of two servers and two workers, whose first generation trains."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.place = Place(host_per_role=True, **{"replace_seconds": PATIENCE} | settings)
+        self.servers = [self.place.join(f"10.0.1.{number}", "server") for number in range(2)]
+        self.workers = [self.place.join(f"10.0.2.{number}", "worker") for number in range(2)]
+
+    def run(self) -> None:
+        self.place.begin()
+        self.place.home.tell(step(1))
+
+    def lose(self, *hosts: Host) -> None:
+        """Let them vanish, and the coordinator find that out."""
+        for host in hosts:
+            self.place.hosts.remove(host)
+        self.place.wait(LEASE_SECONDS + 1)
+        assert self.place.state is State.WAITING
+
+
+def test_a_job_with_a_host_per_role_starts_when_each_has_one() -> None:
+    roles = Roles()
+    roles.run()
+    assert [host.order.roles for host in roles.place.hosts] == [
+        *(["scheduler"], ["server-0"], ["server-1"]),
+        *(["worker-0"], ["worker-1"]),
+    ]
+    assert roles.place.events("short_of_hosts") == []
+
+
+def test_a_host_that_takes_no_role_gets_none_and_learns_how_the_job_ends() -> None:
+    place = Place(servers=1, workers=1, host_per_role=True)
+    watcher = place.join("10.0.3.1", "none")
+    place.join("10.0.1.1", "server")
+    assert place.state is State.WAITING
+    place.join("10.0.2.1", "worker")
+    place.begin()
+    place.home.tell(step(1))
+    assert (watcher.order.do, watcher.order.roles) == ("wait", [])
+    watcher.report(leaving=True)  # its loss is no loss
+    assert place.state is State.RUNNING
+    late = place.join("10.0.3.2", "none")
+    for host in place.hosts:
+        if host.roles:
+            host.end_well()
+    order = late.report()
+    assert (order.do, order.exit_code, order.message) == ("leave", 0, "the job is done")
+
+
+def test_a_lost_host_is_waited_for_and_replaced() -> None:
+    roles = Roles()
+    roles.run()
+    lost = roles.workers[1]
+    roles.lose(lost)
+    assert roles.place.events("waiting") == [{"event": "waiting", "hosts": 1}]
+    roles.place.wait(PATIENCE - 5)
+    assert roles.place.state is State.WAITING
+    roles.place.join("10.0.1.9", "server")  # not what is missing
+    assert roles.place.state is State.WAITING
+    new = roles.place.join("10.0.2.9", "worker")
+    assert roles.place.state is State.PREPARING
+    roles.place.begin()
+    assert new.order.roles == lost.order.roles
+    assert roles.place.events("short_of_hosts") == []
+
+
+def test_a_host_that_stays_away_is_done_without() -> None:
+    roles = Roles()
+    roles.run()
+    roles.lose(roles.workers[0], *roles.servers)
+    roles.place.wait(PATIENCE)
+    assert roles.place.state is State.PREPARING
+    roles.place.begin("folder/step-1", 1)
+    assert roles.place.home.order.roles == ["scheduler", "server-0", "server-1"]
+    assert roles.workers[1].order.roles == ["worker-0", "worker-1"]
+    assert roles.place.events("short_of_hosts") == [{"event": "short_of_hosts", "hosts": 3}]
+    # One that comes now is a spare: what runs is not disturbed.
+    spare = roles.place.join("10.0.1.9", "server")
+    assert spare.order.do == "wait"
+    roles.place.wait(PATIENCE)
+    roles.place.fail(KILLED)
+    roles.place.wait(2)  # the second time in a row there is a pause
+    roles.place.begin("folder/step-1", 1)
+    assert spare.order.roles == ["server-0", "server-1"]
+    assert roles.place.home.order.roles == ["scheduler"]
+
+
+def test_the_wait_begins_anew_with_each_host_that_comes() -> None:
+    roles = Roles()
+    roles.run()
+    roles.lose(*roles.workers)
+    roles.place.wait(PATIENCE - 5)
+    roles.place.join("10.0.2.9", "worker")
+    roles.place.wait(PATIENCE - 5)
+    assert roles.place.state is State.WAITING
+    roles.place.wait(6)
+    assert roles.place.state is State.PREPARING
+
+
+def test_without_a_limit_a_lost_host_is_waited_for_as_long_as_it_takes() -> None:
+    roles = Roles(replace_seconds=None)
+    roles.run()
+    roles.lose(roles.workers[0])
+    roles.place.wait(10_000)
+    assert roles.place.state is State.WAITING
+
+
+@pytest.mark.parametrize(("begun", "state"), [(False, State.WAITING), (True, State.PREPARING)])
+def test_a_job_that_never_ran_does_not_start_on_the_coordinators_host_alone(begun: bool, state: State) -> None:
+    place = Place(host_per_role=True, replace_seconds=PATIENCE, begun=begun)
+    place.join("10.0.1.1", "server")
+    place.wait(PATIENCE + 1)
+    assert place.state is state
+    place.join("10.0.2.1", "worker")
+    place.wait(PATIENCE + 1)
+    assert place.state is State.PREPARING
+
+
+# ---- for real: addresses of this machine are the hosts
+
+
+class Hosts:
+    """A job of one server and one worker, with a host for each."""
+
+    def __init__(self, job: Path, cwd: Path, stack: ExitStack) -> None:
+        self._job, self._cwd, self._stack, self._port = job, cwd, stack, free_ports(1)[0]
+        self.run_dir = cwd / "run"
+        (cwd / "token").write_text(TOKEN)
+
+    def _start(self, *arguments: object) -> RunningCommand:
+        variables = {"CROSSFADE_TOKEN_FILE": str(self._cwd / "token")}
+        return self._stack.enter_context(started(*arguments, cwd=self._cwd, variables=variables))
+
+    def train(self) -> RunningCommand:
+        settings = ("host_per_role=true", "replace_seconds=60", f"listen=127.0.0.1:{self._port}")
+        options = [part for setting in settings for part in ("--set", f"cluster.{setting}")]
+        return self._start(
+            *("train", self._job, "--run-dir", self.run_dir, "--servers", 1, "--workers", 1, "--stand-by"), *options
+        )
+
+    def agent(self, address: str, roles: str) -> RunningCommand:
+        join = ("agent", "--join", f"127.0.0.1:{self._port}", "--run-dir", self.run_dir)
+        return self._start(*join, "--address", address, "--roles", roles)
+
+
+@pytest.mark.cluster
+def test_a_standby_takes_the_job_of_a_killed_coordinator_up_and_each_host_has_the_roles_it_takes(
+    tmp_path: Path,
+) -> None:
+    train = {"epochs": 1000, "max_steps": 900, "patience": None, "eval_every_epochs": 1000}
+    job = write_job(
+        tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint={"interval_steps": 50}
+    )
+    with ExitStack() as stack:
+        hosts = Hosts(job, tmp_path, stack)
+        first = hosts.train()
+        server, worker = hosts.agent("127.0.0.2", "server"), hosts.agent("127.0.0.3", "worker")
+        watcher = hosts.agent("127.0.0.4", "none")
+
+        def has_saved() -> bool:
+            assert first.process.poll() is None, first.finish()
+            return any(record["event"] == "saved" for record in records(hosts.run_dir))
+
+        wait_until((hosts.run_dir / "run.lock").exists, START_SECONDS, "the first coordinator's run")
+        standby = hosts.train()
+        wait_until(has_saved, START_SECONDS, "a checkpoint")
+        assert [sorted(host.roles()) for host in (first, standby, server, worker, watcher)] == [
+            *(["scheduler"], [], ["server-0"]),
+            *(["worker-0"], []),
+        ]
+        first.process.kill()
+        said = succeeded(standby.finish()).stderr
+        assert f"{hosts.run_dir}: a run is going on in it; standing by" in said
+        assert "going on from" in said
+        for agent in (server, worker, watcher):
+            assert "crossfade: the job is done" in succeeded(agent.finish()).stderr
+    assert json.loads((hosts.run_dir / "report.json").read_text())["steps"] == 900
+    succeeded(crossfade("train", job, "--servers", 1, "--workers", 1, "--run-dir", "undisturbed", cwd=tmp_path))
+    assert embeddings_of(hosts.run_dir) == embeddings_of(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_standby_ends_as_the_run_that_it_waited_for(tmp_path: Path) -> None:
+    train = {"epochs": 1_000_000, "patience": None, "eval_every_epochs": 1_000_000}
+    job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
+    with started("train", job, "--run-dir", "run", cwd=tmp_path) as first, ExitStack() as stack:
+        wait_until(lambda: records(tmp_path / "run"), START_SECONDS, "the run")
+        standby = stack.enter_context(started("train", job, "--run-dir", "run", "--stand-by", cwd=tmp_path))
+        assert standby.process.stderr is not None
+        assert "standing by" in standby.process.stderr.readline()
+        first.process.terminate()
+        assert first.finish().returncode == 143
+        result = standby.finish()
+    assert result.returncode == 1
+    assert result.stderr.endswith("run: the run there is over (failed): nothing to take up\n")

@@ -1,0 +1,143 @@
+"""What a generation of a distributed job starts from, and what a job may say of its hosts."""
+
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_data import write_job
+from scripted_agents import Place
+from waiting import wait_until
+
+from deploy.cluster import supervision
+from deploy.cluster.coordinator import State
+from deploy.cluster.messages import Failure
+from deploy.topology import TOKEN_VARIABLE, check_local_address
+from kvstore.errors import InputError
+from trainer.config.loading import load_job
+from trainer.config.schema import ClusterConfig
+from trainer.runs.folder import RunFolder
+
+
+class Searching:
+    """A job's search for starts, whose store of checkpoints answers when the test lets it."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, resume: bool) -> None:
+        self.may_answer = threading.Event()
+        self.asked: list[tuple[str, frozenset[str]]] = []
+        self.answer: Any = ("folder/step-7", 7, ["folder/step-9: is partial"])
+        monkeypatch.setattr(supervision, "newest", self._newest)
+        job = load_job(write_job(tmp_path / "job.yaml", tmp_path, cluster={"servers": 2, "workers": 2}))
+        self.place = Place()
+        self.folder = RunFolder(tmp_path / "run")
+        self.search = supervision._StartFinder(job, self.folder, resume)
+
+    def _newest(self, checkpoints: str, refused: frozenset[str]) -> Any:
+        self.asked.append((checkpoints, refused))
+        assert self.may_answer.wait(30)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def turn_until(self, state: State) -> None:
+        def turned() -> bool:
+            self.search.turn(self.place.coordinator)
+            return self.place.state is state
+
+        wait_until(turned, 10, f"the state {state}")
+
+
+def test_a_fresh_job_starts_from_nothing_and_after_a_failure_from_the_newest_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searching = Searching(tmp_path, monkeypatch, resume=False)
+    searching.may_answer.set()
+    searching.turn_until(State.RUNNING)
+    place = searching.place
+    first = place.home.report()
+    assert (first.checkpoint, searching.asked) == (None, [])
+    place.fail(Failure(message="server-0: bad CRC", checkpoint="folder/step-9"))
+    searching.turn_until(State.RUNNING)
+    second = place.home.report()
+    assert second.checkpoint == "folder/step-7"
+    assert searching.asked == [(str(searching.folder.path / "checkpoints"), frozenset({"folder/step-9"}))]
+    assert first.scheduler is not None
+    assert second.scheduler is not None
+    assert second.scheduler.port != first.scheduler.port
+
+
+def test_a_job_that_is_taken_up_starts_from_the_newest_checkpoint_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searching = Searching(tmp_path, monkeypatch, resume=True)
+    searching.may_answer.set()
+    searching.turn_until(State.RUNNING)
+    [event] = searching.place.events("resume")
+    assert (event["step"], event["checkpoint"]) == (7, "folder/step-7")
+    assert event["passed_over"] == ["folder/step-9: is partial"]
+    assert searching.place.coordinator.restarts == []
+
+
+def test_a_slow_store_of_checkpoints_holds_up_neither_agents_nor_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searching = Searching(tmp_path, monkeypatch, resume=True)
+    for _ in range(3):
+        searching.search.turn(searching.place.coordinator)
+        assert searching.place.home.report().do == "wait"
+    assert searching.place.state is State.PREPARING
+    assert len(searching.asked) == 1
+    searching.place.coordinator.stop()
+    assert searching.place.state is State.STOPPED
+    searching.may_answer.set()
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (OSError("the store is away"), State.BACKOFF),
+        (RuntimeError("a fault of ours"), State.BACKOFF),
+        (InputError("no such scheme"), State.FAILED),
+    ],
+)
+def test_a_store_of_checkpoints_that_fails_is_asked_again_unless_the_input_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, state: State
+) -> None:
+    searching = Searching(tmp_path, monkeypatch, resume=True)
+    searching.may_answer.set()
+    searching.answer = error
+    searching.turn_until(state)
+    assert searching.place.coordinator.generation == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"hosts": 2},
+            "the job has 2 hosts, but the other hosts' agents have nowhere to join: set cluster.coordinator_address",
+        ),
+        ({"listen": "127.0.0.1"}, "cluster.coordinator_address: expected HOST:PORT"),
+        ({"listen": "10.0.0.1:7070", "hosts": 2}, "cluster.host is 127.0.0.1, where the roles of other hosts cannot"),
+    ],
+)
+def test_hosts_that_could_not_join_or_reach_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "0123456789abcdef")
+    with pytest.raises(InputError, match=re.escape(said)):
+        supervision.check_hosts(ClusterConfig(servers=1, **settings))
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    with pytest.raises(InputError, match=r"cluster\.listen needs the environment variable CROSSFADE_TOKEN"):
+        supervision.check_hosts(ClusterConfig(servers=1, coordinator_address="127.0.0.1:0"))
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("a-name", "expected a numeric address"), ("::1", "expected a numeric"), ("192.0.2.1", "cannot listen on '192.")],
+)
+def test_an_address_on_which_no_role_could_listen_is_refused(address: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"--address: {said}"):
+        check_local_address(address)
+    check_local_address("127.0.0.9")

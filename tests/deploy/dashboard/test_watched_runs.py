@@ -1,0 +1,181 @@
+"""Real runs of real processes, scraped while they train: what each shows, and what stays when they have gone."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_data import write_job, write_planted
+from paced_training import Training, paced
+from running_command import started, succeeded
+from scraping import ask, families, no_complaints, samples, scrape, targets, value
+from test_metrics import FIRST, HOST, JOB, PROCESS, ROWS, TRAINING, running_gateway
+from waiting import wait_until
+
+from kvstore.store import VALUE_BYTES
+
+TOKEN = "the-token-of-these-tests"
+ON_TWO_HOSTS = {
+    "scheduler": ("127.0.0.1", PROCESS),
+    "server-0": ("127.0.0.1", PROCESS | ROWS),
+    "server-1": ("127.0.0.2", PROCESS | ROWS),
+    "worker-0": ("127.0.0.1", PROCESS | TRAINING),
+    "worker-1": ("127.0.0.2", PROCESS | TRAINING),
+    "coordinator": ("127.0.0.1", PROCESS | JOB | HOST),
+    "agent": ("127.0.0.2", PROCESS | HOST),
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    train = {"epochs": 4, "eval_every_epochs": 1}
+    return write_job(
+        tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint={"interval_steps": 5}
+    )
+
+
+def report(run_dir: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run_dir / "report.json").read_text())
+    return values
+
+
+def metrics_address(training: Training) -> str:
+    """Where the command says that it can be watched."""
+    assert training.command.process.stderr is not None
+    for line in training.command.process.stderr:
+        if line.startswith("metrics: http://"):
+            return line.removeprefix("metrics: http://").removesuffix("/metrics\n")
+    raise AssertionError("no address was printed")
+
+
+def assert_agrees(text: str, run_dir: Path) -> None:
+    """The last values of a run that was never restarted are those of its report."""
+    told = report(run_dir)
+    for name, key in (
+        ("crossfade_examples_total", "examples"),
+        ("crossfade_active_rows_total", "rows_pushed"),
+        ("crossfade_pulled_bytes_total", "bytes_pulled"),
+        ("crossfade_pushed_bytes_total", "bytes_pushed"),
+        ("crossfade_pushed_if_dense_bytes_total", "bytes_pushed_if_dense"),
+    ):
+        assert value(text, name) == told[key], name
+    assert value(text, "crossfade_step", rank="0") == told["steps"]
+    assert value(text, "crossfade_steps_total", rank="0") == told["steps"]
+    assert value(text, "crossfade_progress_ratio", rank="0") == 1
+    assert value(text, "crossfade_epoch", rank="0") == told["epochs"]
+    assert value(text, "crossfade_checkpoint_written_bytes_total") == told["checkpoints"]["bytes"]
+    assert value(text, "crossfade_checkpoints_total", result="saved") == told["checkpoints"]["written"]
+    ndcg = value(text, "crossfade_quality_ratio", split="test", metric="ndcg@10", rank="0")
+    assert ndcg == told["metrics"]["test"]["ndcg@10"]
+    assert value(text, "crossfade_phase_seconds_count", phase="gradients", rank="0") == told["steps"]
+    gradients = value(text, "crossfade_phase_seconds_sum", phase="gradients", rank="0")
+    assert gradients == pytest.approx(told["seconds_by_phase"]["gradients"])
+    # Each key of each server was updated in each step, with the rows of both workers.
+    assert 0 < value(text, "crossfade_updated_rows_total") <= told["rows_pushed"]
+    assert value(text, "crossfade_shard_bytes", array="weights") >= told["parameters"] * VALUE_BYTES
+
+
+@pytest.mark.slow
+def test_a_run_in_process_shows_how_it_goes_and_leaves_its_last_values(job: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with running_gateway() as gateway:
+        push = ("--set", f"metrics.pushgateway={gateway.url}")
+        with paced("train", job, *push, run_dir=run_dir) as training:
+            address = metrics_address(training)
+            assert address.startswith("127.0.0.1:")
+            training.wait_for("saved")
+            first = scrape(address)
+            assert families(first) == PROCESS | TRAINING | FIRST | ROWS
+            no_complaints(first)
+            for series in samples(first).values():
+                assert all(labels.items() >= {"run": "planted", "role": "in-process"}.items() for labels, _ in series)
+            steps = value(first, "crossfade_steps_total")
+            training.wait(lambda: value(scrape(address), "crossfade_steps_total") > steps, "another step")
+            assert targets(address) == {"in-process": address}
+            training.wait(lambda: json.loads(ask(address, "/healthz")[1])["state"] == "training", "that it trains")
+            assert ask(address, "/healthz")[0] == 200
+            succeeded(training.finish())
+    text = (run_dir / "metrics.prom").read_text()
+    assert_agrees(text, run_dir)
+    no_complaints(text)
+    [pushed] = gateway.put.values()
+    assert value(pushed, "crossfade_steps_total") == report(run_dir)["steps"]
+
+
+@pytest.mark.slow
+def test_a_run_without_a_port_leaves_its_last_values_all_the_same(job: Path, tmp_path: Path) -> None:
+    with started(
+        "train", job, "--run-dir", "run", "--set", "metrics.port=null", "--set", "train.epochs=1", cwd=tmp_path
+    ) as command:
+        assert "metrics: " not in succeeded(command.finish()).stderr
+    assert value((tmp_path / "run" / "metrics.prom").read_text(), "crossfade_steps_total") > 0
+
+
+@pytest.mark.cluster
+def test_every_process_of_a_job_on_two_hosts_can_be_found_and_scraped(job: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    run_dir, token = tmp_path / "run", {"CROSSFADE_TOKEN": TOKEN}
+    cluster = (
+        "--servers",
+        2,
+        "--workers",
+        2,
+        "--set",
+        f"cluster.coordinator_address={listen}",
+        "--set",
+        "cluster.hosts=2",
+    )
+    join = ("agent", "--join", listen, "--run-dir", run_dir, "--address", "127.0.0.2")
+    with running_gateway() as gateway:
+        push = ("--set", f"metrics.pushgateway={gateway.url}")
+        with (
+            paced("train", job, *cluster, *push, run_dir=run_dir, variables=token) as training,
+            started(*join, cwd=tmp_path, variables=token) as agent,
+        ):
+            address = metrics_address(training)
+            training.wait_for("saved")
+            found = targets(address)
+            assert {name: where.partition(":")[0] for name, where in found.items()} == {
+                name: host for name, (host, _) in ON_TWO_HOSTS.items()
+            }
+            texts = {name: scrape(where) for name, where in found.items()}
+            for name, text in texts.items():
+                expected = ON_TWO_HOSTS[name][1]
+                first = name.startswith("worker") and 'rank="0"' in text
+                assert families(text) == (expected | FIRST if first else expected), name
+                no_complaints(text)
+                assert ask(found[name], "/healthz")[0] == 200
+                assert value(text, "crossfade_build_info", run="planted", role=name.partition("-")[0]) == 1
+            assert value(texts["coordinator"], "crossfade_role_up") == 5
+            assert value(texts["agent"], "crossfade_living_roles") == 2
+            assert value(texts["server-1"], "crossfade_updated_rows_total", table="track") > 0
+            succeeded(training.finish())
+            succeeded(agent.finish())
+    text = (run_dir / "metrics.prom").read_text()
+    assert_agrees(text, run_dir)
+    no_complaints(text)
+    assert value(text, "crossfade_restarts_total") == 0
+    assert value(text, "crossfade_job_state", state="done") == 1
+    ranked = [f"rank/{rank}/role/{role}" for rank in (0, 1) for role in ("server", "worker")]
+    pushed = {path.removeprefix("/metrics/job/crossfade/").removesuffix("/run/planted") for path in gateway.put}
+    assert pushed == {"role/coordinator", "role/scheduler", *ranked}
+
+
+@pytest.mark.cluster
+def test_a_killed_server_shows_as_a_restart_and_its_successor_is_found(job: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with paced("train", job, "--servers", 1, "--workers", 1, run_dir=run_dir) as training:
+        address = metrics_address(training)
+        training.wait_for("saved")
+        before = targets(address)
+        training.command.roles()["server-0"].kill()
+        wait_until(lambda: value(scrape(address), "crossfade_restarts_total") == 1, 30, "a restart")
+        wait_until(lambda: len(targets(address)) == 4, 30, "all processes of the next generation")
+        after = targets(address)
+        assert after["server-0"] != before["server-0"]
+        assert ask(after["server-0"], "/healthz")[0] == 200
+        succeeded(training.finish())
+    assert value((run_dir / "metrics.prom").read_text(), "crossfade_restarts_total") == report(run_dir)["restarts"] == 1

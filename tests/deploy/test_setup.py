@@ -1,0 +1,304 @@
+"""What a fresh machine sees: the set-up script's steps and its one-line errors, and what requirements.lock promises."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import runs_late
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+POSIX_TOOLS = ("cat", "cksum", "cut", "date", "df", "dirname", "du", "grep", "rm", "sed", "sh", "sleep", "tail")
+
+# A build backend in the checkout itself, so that an editable install needs nothing from outside.
+BACKEND = """
+import zipfile
+
+
+def get_requires_for_build_editable(config_settings=None):
+    return []
+
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    name = "crossfade-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(f"{wheel_directory}/{name}", "w") as wheel:
+        info = "crossfade-0.1.0.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: crossfade\\nVersion: 0.1.0\\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return name
+"""
+
+
+class Checkout:
+    """A small checkout with the real set-up script, on a PATH without any Python."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "my checkout"  # with a space, as people have them
+        self.tools = folder / "tools"
+        self.stubs = folder / "stubs"
+        for path in (self.root / "deploy", self.tools, self.stubs):
+            path.mkdir(parents=True)
+        shutil.copy(ROOT / "deploy" / "setup.sh", self.root / "deploy")
+        (self.root / "backend.py").write_text(BACKEND)
+        (self.root / "pyproject.toml").write_text(
+            '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        )
+        for tool in POSIX_TOOLS:
+            (self.tools / tool).symlink_to(str(shutil.which(tool)))
+        self.lock_a_wheel("first")
+
+    @property
+    def site_packages(self) -> Path:
+        return self.root / ".venv/lib/python3.11/site-packages"
+
+    def lock_a_wheel(self, name: str) -> None:
+        wheel = self.root / f"{name}-1-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"{name}.py", "")
+            archive.writestr(f"{name}-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+            archive.writestr(f"{name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
+            archive.writestr(f"{name}-1.dist-info/RECORD", "")
+        with (self.root / "requirements.lock").open("a") as lock:
+            lock.write(f"{name}==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
+
+    def stub(self, tool: str, script: str) -> Path:
+        """Put a shell script in place of a tool."""
+        path = self.tools / tool
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return path
+
+    def stub_module(self, name: str, source: str) -> None:
+        """Put a module in place of one of Python's own."""
+        (self.stubs / f"{name}.py").write_text(source)
+
+    def provide_libraries(self, *names: str) -> None:
+        """Make Python see a Linux on x86-64 that has exactly these shared libraries."""
+        self.stub_module("platform", "def machine(): return 'x86_64'")
+        self.stub_module("ctypes", f"def CDLL(name):\n    if name not in {names}: raise OSError(name)")
+
+    def set_up(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "deploy/setup.sh"],
+            cwd=self.root,
+            env={
+                "PATH": str(self.tools),
+                "PYTHONPATH": str(self.stubs),
+                "PIP_CONFIG_FILE": os.devnull,
+                "PIP_NO_CACHE_DIR": "1",
+                "HOME": str(self.root),
+                **environment,
+            },
+            capture_output=True,
+            check=False,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def refusal(self, **environment: str) -> str:
+        """Run a set-up that must stop with exit code 2 and one line, and return the line."""
+        done = self.set_up(**environment)
+        assert done.returncode == 2, done
+        assert done.stderr.startswith("set-up: "), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("release", "advice"),
+    [
+        ('ID=debian\nVERSION_ID="12"', "apt-get install python3.11 python3.11-venv"),
+        ('ID=ubuntu\nVERSION_ID="22.04"', "apt-get install python3.11 python3.11-venv (from universe)"),
+        ('ID=debian\nVERSION_ID="13"', "no python3.11 package: get one with `uv python install 3.11`"),
+        ("ID=arch", "get one with `uv python install 3.11` (or pyenv), then: make test PYTHON="),
+        (None, "get one with `uv python install 3.11` (or pyenv), then: make test PYTHON="),
+    ],
+)
+def test_without_python_the_error_says_how_this_system_gets_one(
+    checkout: Checkout, release: str | None, advice: str
+) -> None:
+    os_release = checkout.root / "os-release"
+    if release:
+        os_release.write_text(release)
+    line = checkout.refusal(OS_RELEASE=str(os_release))
+    assert "no Python 3.11 on PATH" in line
+    assert advice in line
+
+
+def test_a_python3_of_another_version_is_not_taken(checkout: Checkout) -> None:
+    checkout.stub("python3", "echo 3.13")
+    assert "no Python 3.11 on PATH" in checkout.refusal()
+
+
+def test_a_named_python_of_another_version_is_refused_with_its_version(checkout: Checkout) -> None:
+    other = checkout.stub("other-python", "echo 3.12")
+    assert f"PYTHON={other} is Python 3.12, not Python 3.11" in checkout.refusal(PYTHON=str(other))
+
+
+def test_a_named_python_that_does_not_run_is_refused(checkout: Checkout) -> None:
+    assert "PYTHON=/nowhere/python is no Python that runs" in checkout.refusal(PYTHON="/nowhere/python")
+
+
+def test_python_without_ensurepip_names_the_package(checkout: Checkout) -> None:
+    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
+    checkout.stub_module("ensurepip", "raise ImportError")
+    line = checkout.refusal(PYTHON=sys.executable)
+    assert line == "set-up: missing: ensurepip (on Debian and Ubuntu: apt-get install python3.11-venv)\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="MXNet is installed on Linux alone")
+@pytest.mark.parametrize(
+    ("present", "names", "packages"),
+    [
+        (["libquadmath.so.0"], "libgomp.so.1", "libgomp1"),
+        (["libgomp.so.1"], "libquadmath.so.0", "libquadmath0"),
+        ([], "libgomp.so.1, libquadmath.so.0", "libgomp1 libquadmath0"),
+    ],
+)
+def test_libraries_that_mxnet_lacks_are_named_before_the_install(
+    checkout: Checkout, present: list[str], names: str, packages: str
+) -> None:
+    checkout.provide_libraries(*present)
+    line = checkout.refusal(PYTHON=sys.executable)
+    assert line == f"set-up: missing: {names} (on Debian and Ubuntu: apt-get install {packages})\n"
+    assert not (checkout.root / ".venv").exists()
+
+
+def test_a_full_disk_is_found_before_the_install(checkout: Checkout) -> None:
+    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
+    checkout.stub("df", "echo head; echo '/dev/a disk 100 90 102400 90% /my disk'")
+    assert "about 2000 MB, and " in checkout.refusal(PYTHON=sys.executable)
+    assert not (checkout.root / ".venv").exists()
+
+
+@pytest.mark.slow
+def test_set_up_installs_once_again_after_a_change_and_takes_up_what_was_cut_short(checkout: Checkout) -> None:
+    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
+    (checkout.tools / "python3.11").symlink_to(sys.executable)
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."}
+
+    unreachable = checkout.set_up(PIP_INDEX_URL="http://127.0.0.1:1/", PIP_RETRIES="0")
+    assert unreachable.returncode == 2
+    assert "pip could not reach its package index" in unreachable.stderr.splitlines()[-1]
+
+    first = checkout.set_up(**offline)
+    assert first.returncode == 0, first.stderr
+    assert "done in" in first.stdout
+    assert (checkout.site_packages / "first.py").exists()
+    assert (checkout.site_packages / "crossfade-0.1.0.dist-info").exists()
+
+    second = checkout.set_up()
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+
+    checkout.lock_a_wheel("second")
+    assert checkout.set_up(**offline).returncode == 0
+    assert (checkout.site_packages / "second.py").exists()
+
+    (checkout.root / ".venv/setup-done").unlink()
+    (checkout.site_packages / "second-1.dist-info/INSTALLER").unlink()
+    (checkout.site_packages / "second.py").unlink()
+    resumed = checkout.set_up(**offline)
+    assert resumed.returncode == 0
+    assert "making .venv" not in resumed.stdout
+    assert (checkout.site_packages / "second.py").exists()
+
+    with zipfile.ZipFile(checkout.root / "first-1-py3-none-any.whl", "a") as tampered:
+        tampered.writestr("extra.py", "")
+    (checkout.site_packages / "first-1.dist-info/INSTALLER").unlink()
+    (checkout.root / ".venv/setup-done").unlink()
+    refused = checkout.set_up(**offline)
+    assert refused.returncode == 2
+    assert "is not the one that requirements.lock names" in refused.stderr.splitlines()[-1]
+
+
+HOROVOD_LOCK = "deploy/requirements-horovod.lock"
+
+
+def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list[str]]]:
+    """Return each requirement of a lock with its hashes, by name."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    found: dict[str, tuple[Requirement, list[str]]] = {}
+    for line in text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            requirement, *hashes = re.split(r"\s+--hash=", line.strip())
+            parsed = Requirement(requirement)
+            found[canonicalize_name(parsed.name)] = (parsed, hashes)
+    return found
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", HOROVOD_LOCK])
+def test_every_locked_requirement_is_one_version_with_hashes(name: str) -> None:
+    assert locked(name)
+    for requirement, hashes in locked(name).values():
+        assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), requirement
+        assert hashes, requirement
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), requirement
+
+
+@pytest.mark.parametrize(("system", "machine"), [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")])
+def test_the_lock_satisfies_pyproject(system: str, machine: str) -> None:
+    environment = {"sys_platform": system, "platform_machine": machine}
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = pyproject["project"]["optional-dependencies"]
+    lines = [
+        *pyproject["project"]["dependencies"],
+        *pyproject["build-system"]["requires"],
+        *(line for extra in extras.values() for line in extra),
+    ]
+    pins = locked(HOROVOD_LOCK) | locked()
+    for asked in map(Requirement, lines):
+        pin, _ = pins[canonicalize_name(asked.name)]
+        version = next(iter(pin.specifier)).version
+        assert asked.specifier.contains(version), f"{asked} against {pin}: run `make lock`"
+        wanted = asked.marker is None or asked.marker.evaluate(environment)
+        given = pin.marker is None or pin.marker.evaluate(environment)
+        assert given or not wanted, f"{asked} against {pin} on {system} {machine}: run `make lock`"
+
+
+def test_the_set_up_compiles_nothing_and_horovod_is_built_with_the_versions_that_it_installs() -> None:
+    assert "horovod" not in locked()
+    for name, (requirement, _) in locked(HOROVOD_LOCK).items():
+        installed = locked().get(name)
+        assert installed is None or installed[0].specifier == requirement.specifier, f"{name}: run `make lock`"
+
+
+def test_mxnet_is_locked_for_linux_on_x86_64_alone() -> None:
+    marker = locked()["mxnet"][0].marker
+    assert marker is not None
+    assert marker.evaluate({"sys_platform": "linux", "platform_machine": "x86_64"})
+    assert not marker.evaluate({"sys_platform": "linux", "platform_machine": "aarch64"})
+    assert not marker.evaluate({"sys_platform": "darwin", "platform_machine": "x86_64"})
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", HOROVOD_LOCK, "Makefile", "deploy/setup.sh", "deploy/horovod.sh", ".ci/run"]
+)
+def test_set_up_names_no_host(name: str) -> None:
+    assert "://" not in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_make_help_has_a_line_for_each_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
+    listed = re.findall(r"^([a-z-]+):.*## .+$", makefile, re.MULTILINE)
+    assert sorted(phony) == sorted(listed)
+
+
+def test_slow_tests_come_last(request: pytest.FixtureRequest) -> None:
+    late = [runs_late(item) for item in request.session.items]
+    assert late == sorted(late)

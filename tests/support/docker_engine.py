@@ -1,0 +1,173 @@
+"""A Docker engine of the tests' own, and the images that docker-compose.yml needs, where no registry can be reached.
+
+with running_engine(folder) as engine:
+    engine.make_images()                          # of this repository, and stand-ins for those that others publish
+    engine.docker("ps")
+
+Stand-ins have the same names, and in them runs the same software: Debian's packages, and SeaweedFS's from its wheel.
+Everything is in ``folder`` and is gone, with what was mounted there, when the context ends.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = "crossfade:cpu"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+"""Those of this machine, which may have a proxy's among them."""
+BUILD_SECONDS = 600
+_BASE = "debian:bookworm-slim"
+_PROGRAMS = ("dockerd", "docker", "ip", "iptables", "mmdebstrap", "setpriv")
+_PLUGINS = ("compose", "buildx")
+_START_SECONDS = _STOP_SECONDS = 60.0
+_STAND_INS = f"""\
+FROM {_BASE} AS debian
+RUN apt-get update && apt-get install -y --no-install-recommends prometheus wget && rm -rf /var/lib/apt/lists/*
+
+FROM debian AS s3
+COPY weed /usr/bin/weed
+VOLUME /data
+
+FROM debian AS prometheus
+RUN install -d -o nobody /prometheus
+USER nobody
+ENTRYPOINT ["prometheus"]
+CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
+"""
+
+
+def missing() -> str | None:
+    """What is not here that the tests of Docker need, in a line, if there is something."""
+    packages = "docker.io docker-cli docker-compose docker-buildx iproute2 iptables mmdebstrap"
+    lacking = [program for program in _PROGRAMS if shutil.which(program) is None]
+    if not lacking:
+        lacking = [f"docker {name}" for name in _PLUGINS if _fails("docker", name, "version")]
+    if lacking:
+        return f"the tests of Docker need {', '.join(lacking)}; on Debian: apt-get install {packages}"
+    if os.geteuid() != 0:
+        return "the tests of Docker start an engine of their own, for which they must be run as root"
+    return None
+
+
+def _fails(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+class Engine:
+    """The engine; ``environment`` is that of whoever uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._bridge = f"docker{os.getpid()}"
+        socket = f"unix://{folder}/docker.sock"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DOCKER_", "COMPOSE_"))}
+        self.environment = {**kept, "DOCKER_HOST": socket, "DOCKER_CONFIG": str(folder / "config")}
+        self._command = [
+            *("dockerd", "--host", socket, "--pidfile", str(folder / "dockerd.pid")),
+            *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
+            # Without one of its own it would take that of another engine on this machine, or delete it.
+            *("--bridge", self._bridge),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return once it answers."""
+        subprocess.run(["ip", "link", "add", self._bridge, "type", "bridge"], check=True)
+        with (self._folder / "dockerd.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "TERM", *self._command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        wait_until(self._answers, _START_SECONDS, f"the Docker engine (see {log.name})")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._folder / "dockerd.log").read_text()[-2000:]
+        return self.run("docker", "version", check=False).returncode == 0
+
+    def run(
+        self, *command: str, check: bool = True, cwd: Path = ROOT, variables: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command that uses the engine."""
+        environment = {**self.environment, **(variables or {})}
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=cwd, env=environment, timeout=BUILD_SECONDS
+        )
+        if check:
+            said = f"{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
+            assert result.returncode == 0, f"{' '.join(command)}: exit code {result.returncode}\n{said}"
+        return result
+
+    def docker(self, *arguments: str) -> str:
+        """What ``docker`` says."""
+        return self.run("docker", *arguments).stdout.strip()
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """What is known of an image or container."""
+        found: dict[str, Any] = json.loads(self.docker("inspect", name))[0]
+        return found
+
+    def make_images(self) -> None:
+        """Make the base image, this repository's, and those that stand in for others of docker-compose.yml."""
+        base = self._folder / "base.tar"
+        # Debian 12's own tools make it as Debian makes the published one: from the same packages.
+        self.run("mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates", "bookworm", str(base))
+        self.docker("import", "--change", 'CMD ["bash"]', str(base), _BASE)
+        base.unlink()
+        context = self._folder / "stand-ins"
+        context.mkdir()
+        (context / "Dockerfile").write_text(_STAND_INS)
+        shutil.copyfile(Path(sys.executable).with_name("weed"), context / "weed")
+        (context / "weed").chmod(0o755)
+        services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+        for service in ("s3", "prometheus"):
+            self._build(services[service]["image"], "--target", service, str(context))
+        shutil.rmtree(context)
+        self._build(IMAGE, "--file", "docker/Dockerfile", "--secret", f"id=ca,src={CERTIFICATES}", ".")
+
+    def _build(self, name: str, *options: str) -> None:
+        self.docker("build", "--quiet", "--network", "host", "--tag", name, *options)
+
+    def stop(self) -> None:
+        """End it and what runs in it, and delete what it had."""
+        if self._process is not None and self._process.poll() is None:
+            self.run("sh", "-c", "docker rm --force --volumes $(docker ps --all --quiet)", check=False)
+            self.run("docker", "network", "prune", "--force", check=False)
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in sorted((place for place in mounts if place.startswith(f"{self._folder}/")), reverse=True):
+            subprocess.run(["umount", place], check=True)
+        subprocess.run(["ip", "link", "delete", self._bridge], check=True)
+        for name in ("data", "exec"):
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+
+
+@contextmanager
+def running_engine(folder: Path) -> Iterator[Engine]:
+    """An engine that runs while the context lasts."""
+    engine = Engine(folder)
+    try:
+        engine.start()
+        yield engine
+    finally:
+        engine.stop()
+
+
+if __name__ == "__main__":
+    if (lack := missing()) is not None:
+        print(lack, file=sys.stderr)
+        raise SystemExit(2)

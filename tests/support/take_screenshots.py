@@ -1,0 +1,74 @@
+"""Screenshots of the page for docs/: a real job on two servers, one of which is killed, and a run beside it.
+
+make screenshots        needs Chromium, and data/lastfm as 'make train' prepares it
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from browser import PHONE, browsing, visiting
+from running_command import crossfade, started, succeeded, wait_for_steps
+from waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_BYTES = 250_000
+WIDE = {"width": 1280, "height": 1240}
+JOB = ROOT / "jobs" / "lastfm.yaml"
+SETTINGS = [
+    *("--set", f"data.path={ROOT / 'data' / 'lastfm'}", "--set", "checkpoint.interval_seconds=10"),
+    *("--set", "train.epochs=12"),
+]
+
+
+def train(place: Path, name: str, *more: object) -> tuple[object, ...]:
+    return ("train", JOB, "--run-dir", place / "runs" / name, "--set", f"name={name}", *SETTINGS, *more)
+
+
+def make_runs(place: Path) -> None:
+    """A run in process, and one on servers that is killed one of."""
+    (place / "runs").mkdir()
+    succeeded(crossfade(*train(place, "lastfm-fast", "--set", "optimizer.learning_rate=0.01"), cwd=place, seconds=900))
+    with started(*train(place, "lastfm", "--servers", 2, "--workers", 2), cwd=place) as run:
+        wait_for_steps(run, place / "runs" / "lastfm", 120)
+        saved = place / "runs" / "lastfm" / "checkpoints"
+        wait_until(lambda: list(saved.glob("step-*/manifest.json")), 300, "a checkpoint")
+        run.roles()["server-1"].kill()
+        succeeded(run.finish(900))
+
+
+def take(place: Path, out: Path) -> None:
+    with started("dashboard", "--port", 0, cwd=place) as page, browsing() as browser:
+        assert page.process.stdout is not None
+        address = page.process.stdout.readline().split()[1]
+        for name, size, scheme, runs in (
+            ("dashboard-light", WIDE, "light", "run=lastfm"),
+            ("dashboard-dark", WIDE, "dark", "run=lastfm&run=lastfm-fast"),
+            ("dashboard-phone", PHONE, "light", "run=lastfm"),
+        ):
+            with visiting(browser, f"{address}?{runs}", size=size, color_scheme=scheme) as visit:
+                drawn = "() => document.querySelectorAll('.js-plotly-plot .trace').length > 8"
+                visit.page.wait_for_function(drawn)
+                visit.page.mouse.move(2, 2)
+                path = out / f"{name}.png"
+                visit.page.screenshot(path=path, scale="css", animations="disabled")
+                size_bytes = path.stat().st_size
+                print(f"{path}: {size_bytes:,} bytes")
+                assert size_bytes < MAX_BYTES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--place", type=Path, help="where the runs go, and stay; those that are there are taken")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        place = arguments.place or Path(made)
+        if not (place / "runs").exists():
+            make_runs(place)
+        take(place, arguments.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

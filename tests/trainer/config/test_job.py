@@ -1,0 +1,306 @@
+"""The job file: what it refuses and in which words, and that it says everything about a run."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from kvstore.errors import InputError
+from kvstore.optimizers import OptimizerSpec
+from trainer.config.explain import explain_fields
+from trainer.config.loading import load_job
+from trainer.config.schema import JobConfig
+
+SMALL = "name: small\ndata: {shards: data/small}\n"
+
+
+@pytest.fixture
+def job_path(tmp_path: Path) -> Path:
+    return tmp_path / "job.yaml"
+
+
+def load(path: Path, text: str, *overrides: str) -> JobConfig:
+    path.write_text(text, encoding="utf-8")
+    return load_job(path, overrides)
+
+
+def refusal(path: Path, text: str, *overrides: str) -> str:
+    """The one line in which a job file is refused, without its path."""
+    with pytest.raises(InputError) as caught:
+        load(path, text, *overrides)
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ").removeprefix(str(path))
+
+
+def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
+    job = load(job_path, SMALL)
+    assert (job.name, job.data.path, job.loss, job.model.dim) == ("small", "data/small", "softmax", 64)
+    assert job.optimizer_spec == OptimizerSpec("adam", 0.015, weight_decay=4e-4)
+    assert load(job_path, SMALL, "model.score=dot").optimizer_spec.weight_decay == 1e-5
+    assert load(job_path, SMALL, "optimizer.weight_decay=0").optimizer_spec.weight_decay == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (SMALL + "optimiser: {kind: adam}\n", "unknown key 'optimiser'; did you mean 'optimizer'?"),
+        (SMALL + "train: {batchsize: 8}\n", "unknown key 'train.batchsize'; did you mean 'batch_size'?"),
+        (
+            SMALL + "optimizer: {learnin_rate: 1}\n",
+            "unknown key 'optimizer.learnin_rate'; did you mean 'learning_rate'?",
+        ),
+        (
+            SMALL + "cluster: {zzz: 8}\n",
+            "unknown key 'cluster.zzz'; known keys here: servers, workers, host, port, key_bytes, hosts, "
+            "host_per_role, replace_seconds, listen, shared_folder, max_restarts, stall_seconds, grace_seconds",
+        ),
+        (SMALL + "los: bpr\ntrian: {}\n", "unknown key 'los'; did you mean 'loss'? (and 1 more)"),
+        ("name: small\n", "the key 'data' is missing"),
+        ("name: small\ndata: {}\n", "the key 'data.path' is missing"),
+        ("data: {path: x}\n", "the key 'name' is missing"),
+    ],
+)
+def test_unknown_and_missing_keys_are_named_with_the_nearest_known(job_path: Path, text: str, expected: str) -> None:
+    assert refusal(job_path, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("train: {epochs: many}", ["train.epochs: ", "valid integer", "but found 'many'"]),
+        ("train: {epochs: 0}", ["train.epochs: ", "greater than or equal to 1", "but found 0"]),
+        ("train: {epochs: 1.5}", ["train.epochs: ", "but found 1.5"]),
+        ("train: 5", ["train: ", "but found 5"]),
+        ("train:", ["train: ", "but found None"]),
+        ("train: {seed: 4294967296}", ["train.seed: ", "less than 4294967296", "but found 4294967296"]),
+        ("model: {score: manhattan}", ["model.score: ", "'dot', 'cosine' or 'euclidean'", "but found 'manhattan'"]),
+        ("model: {temperature: 0}", ["model.temperature: ", "greater than 0", "but found 0"]),
+        ("model: {temperature: .nan}", ["model.temperature: ", "but found nan"]),
+        ("optimizer: {learning_rate: .inf}", ["optimizer.learning_rate: ", "finite", "but found inf"]),
+        ("optimizer: {weight_decay: -1}", ["optimizer.weight_decay: ", "but found -1"]),
+        ("optimizer: {beta2: 1}", ["optimizer.beta2: ", "less than or equal to 0.999999", "but found 1"]),
+        ("train: {batch_size: yes}", ["train.batch_size: ", "valid integer", "but found True"]),
+        ("train: {epochs: '3'}", ["train.epochs: ", "valid integer", "but found '3'"]),
+        ("train: {device: gpu}", ["train: device 'gpu' needs engine 'mxnet', but the engine is 'cpu'"]),
+        ("evaluate: {k: [10, 100000]}", ["evaluate.k.1: ", "less than or equal to 1000"]),
+        ("loss: hinges", ["loss: ", "'bpr', 'logistic', 'softmax', 'hinge', ", "but found 'hinges'"]),
+        (
+            "negatives: {logq_correction: true}\nloss: bpr",
+            ["negatives.logq_correction corrects the softmax alone", "the loss is 'bpr'"],
+        ),
+        ("negatives: {num_hard: 3}\nloss: warp", ["loss 'warp' counts the hardest negative alone"]),
+        (
+            "negatives: {num_hard: 3, logq_correction: true}",
+            ["negatives.logq_correction tells how negatives were drawn", "which of hard ones is not known"],
+        ),
+        ("loss: ccl\nmodel: {score: dot}", ["loss 'ccl' is of cosine scores", "now dot"]),
+        ("negatives: {kind: [shared]}", ["negatives.kind: ", "but found ['shared']"]),
+        ("evaluate: {k: []}", ["evaluate.k: ", "at least 1 item", "but found []"]),
+        ("evaluate: {k: 10}", ["evaluate.k: ", "valid list", "but found 10"]),
+        ("evaluate: {best_metric: precision@10}", ["evaluate.best_metric: ", "but found 'precision@10'"]),
+        ("cluster: {max_key_bytes: 2147483648}", ["cluster.max_key_bytes: ", "but found 2147483648"]),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_what_was_expected(job_path: Path, text: str, parts: list[str]) -> None:
+    message = refusal(job_path, SMALL + text + "\n")
+    assert message.startswith(parts[0])
+    for part in parts[1:]:
+        assert part in message
+
+
+@pytest.mark.parametrize("name", ["../up", "a b", "", "1st", ".hidden", "a/b"])
+def test_a_name_that_is_no_folder_name_is_refused(job_path: Path, name: str) -> None:
+    assert refusal(job_path, f"name: '{name}'\ndata: {{shards: x}}\n").startswith("name: ")
+
+
+def test_workers_without_servers_are_refused(job_path: Path) -> None:
+    expected = "cluster: 3 workers need at least one server: set cluster.servers or --servers"
+    assert refusal(job_path, SMALL + "cluster: {workers: 3}\n") == expected
+    assert load(job_path, SMALL + "cluster: {workers: 3, servers: 1}\n").cluster.workers == 3
+
+
+def test_a_selection_at_a_depth_that_is_not_computed_is_refused(job_path: Path) -> None:
+    expected = "evaluate: select 'recall@50' needs its depth in evaluate.k, which is [10, 20]"
+    assert refusal(job_path, SMALL + "evaluate: {k: [10, 20], best_metric: recall@50}\n") == expected
+    assert (
+        load(job_path, SMALL + "evaluate: {k: [10, 50], best_metric: recall@50}\n").evaluate.best_metric == "recall@50"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: small\ndata: {shards: x\nloss: bpr\n", ":3: not valid YAML: "),
+        ("name: small\n\n\n  data: x\n", ":4: not valid YAML: "),
+        ("name: small\ndata:\n\tshards: x\n", ":3: not valid YAML: "),
+        ("name: !!python/object:os.system x\n", ":1: not valid YAML: "),
+        ("name: small\x07\n", "not valid YAML: "),
+    ],
+    ids=["open brace", "stray indent", "tab", "foreign tag", "control character"],
+)
+def test_what_is_not_yaml_is_refused_at_its_line(job_path: Path, text: str, expected: str) -> None:
+    assert refusal(job_path, text).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (SMALL + "name: other\n", "name"),
+        (SMALL + "train: {epochs: 1, epochs: 2}\n", "epochs"),
+        (SMALL + "train:\n  seed: 1\n  epochs: 1\n  seed: 2\n", "seed"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(job_path: Path, text: str, key: str) -> None:
+    message = refusal(job_path, text)
+    assert f"not valid YAML: the key '{key}' stands twice" in message
+    assert message.startswith(f":{len(text.splitlines())}: ")
+
+
+def test_a_merge_key_is_taken_under_the_section_s_own_keys(job_path: Path) -> None:
+    job_path.write_text(SMALL + "optimizer: {<<: {kind: sgd, learning_rate: 0.5}, learning_rate: 0.25}\n")
+    assert (load_job(job_path).optimizer.kind, load_job(job_path).optimizer.learning_rate) == ("sgd", 0.25)
+
+
+@pytest.mark.parametrize("text", ["", "just words\n", "- name: small\n", "5\n"])
+def test_a_file_without_keys_at_the_top_is_refused(job_path: Path, text: str) -> None:
+    assert refusal(job_path, text).startswith("not a job file: expected keys such as 'name:' and 'data:'")
+
+
+def test_a_missing_or_unreadable_file_is_refused_by_its_path(job_path: Path) -> None:
+    with pytest.raises(InputError, match=r"job\.yaml: no such job file; see jobs/"):
+        load_job(job_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_job(job_path.parent)
+    job_path.write_bytes(b"name: \xff\n")
+    with pytest.raises(InputError, match=r"job\.yaml: is no text in UTF-8"):
+        load_job(job_path)
+
+
+def test_overrides_are_put_over_the_file_in_their_order(job_path: Path) -> None:
+    overrides = ["train.epochs=5", "loss=bpr", "evaluate.k=[1, 5]", "evaluate.best_metric=ndcg@5", "train.epochs=6"]
+    job = load(job_path, SMALL + "train: {epochs: 2, seed: 9}\n", *overrides, "metrics.port=null", "data.path=a=b")
+    assert (job.train.epochs, job.train.seed, job.metrics.port) == (6, 9, None)
+    assert (job.loss, job.evaluate.k, job.data.path) == ("bpr", [1, 5], "a=b")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epochs", "--set train.epochs: expected KEY=VALUE, for example --set train.epochs=5"),
+        ("=5", "--set =5: expected KEY=VALUE, for example --set train.epochs=5"),
+        ("", "--set : expected KEY=VALUE, for example --set train.epochs=5"),
+        ("name.first=x", "--set name.first=x: 'name' is a value, not a section"),
+        ("train.epoch=5", "unknown key 'train.epoch'; did you mean 'epochs'?"),
+        ("trian.epochs=5", "unknown key 'trian'; did you mean 'train'?"),
+        ("train.epochs=", "train.epochs: input should be a valid integer, but found None"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_refused(job_path: Path, override: str, expected: str) -> None:
+    assert refusal(job_path, SMALL, override) == expected
+
+
+def test_an_override_that_is_not_yaml_is_refused_by_its_key(job_path: Path) -> None:
+    message = refusal(job_path, SMALL, "evaluate.k=[1, 2")
+    assert message.startswith("--set evaluate.k=[1, 2")
+    assert "not valid YAML" in message
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "0.000001", "1E-6"])
+def test_a_number_with_an_exponent_needs_no_dot(job_path: Path, text: str) -> None:
+    assert load(job_path, SMALL + f"optimizer: {{weight_decay: {text}}}\n").optimizer.weight_decay == 1e-6
+    assert load(job_path, SMALL, f"optimizer.weight_decay={text}").optimizer.weight_decay == 1e-6
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["optimizer.weight_decay=1e-6", "optimizer.learning_rate=1e10", "model.temperature=0.1"],
+        ["data.path='früh: # 100%'", "name='on'", "metrics.port=null", "train.max_steps=3"],
+        [
+            "cluster.servers=2",
+            "cluster.workers=3",
+            "evaluate.k=[5, 10]",
+            "evaluate.exclude_splits=[]",
+            "model.query_features=[user]",
+        ],
+    ],
+    ids=["defaults", "small numbers", "awkward text", "lists"],
+)
+def test_a_job_written_as_yaml_reads_back_equal(job_path: Path, overrides: list[str]) -> None:
+    job = load(job_path, SMALL, *overrides)
+    assert load(job_path, job.to_yaml()) == job
+    assert load(job_path, job.to_yaml()).to_yaml() == job.to_yaml()
+
+
+def test_a_written_job_names_every_field(job_path: Path) -> None:
+    text = load(job_path, SMALL).to_yaml()
+    for path, *_ in explain_fields():
+        assert f"{path.rpartition('.')[2]}:" in text
+
+
+def paths_of(values: BaseModel, prefix: str = "") -> list[str]:
+    paths = []
+    for name, value in values:
+        paths += paths_of(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else [f"{prefix}{name}"]
+    return paths
+
+
+def test_every_field_is_explained_once_with_a_type_a_default_and_help(job_path: Path) -> None:
+    explained = list(explain_fields())
+    assert [path for path, *_ in explained] == paths_of(load(job_path, SMALL))
+    for path, kind, default, text in explained:
+        assert kind, path
+        assert default, path
+        assert len(text) > 3, path
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "default"),
+    [
+        ("name", "text", "required"),
+        ("data.path", "text", "required"),
+        ("model.score", "dot | cosine | euclidean", "cosine"),
+        ("train.patience", "whole number or null", "null"),
+        ("train.max_steps", "whole number or null", "null"),
+        ("optimizer.learning_rate", "number", "0.015"),
+        ("evaluate.k", "list of whole number", "[10, 20, 40]"),
+        ("evaluate.exclude_splits", "list of train | valid | test", "[train, valid]"),
+    ],
+)
+def test_types_and_defaults_are_explained_in_plain_words(path: str, kind: str, default: str) -> None:
+    explained = {name: rest for name, *rest in explain_fields()}
+    assert explained[path][:2] == [kind, default]
+
+
+def test_more_workers_than_lanes_are_refused(job_path: Path) -> None:
+    message = refusal(job_path, SMALL + "cluster: {servers: 1, workers: 17}\n")
+    assert "17 workers need as many lanes: set data.partitions, now 16" in message
+
+
+BILLION = "name: x\ndata: {shards: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
+    f"  - &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
+)
+"""A value that would take a gigabyte to print."""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: 2024-02-31\n", ":1: not valid YAML: '2024-02-31' is no date; put text in quotes"),
+        ("name: !!int x64\n", ":1: not valid YAML: 'x64' is no whole number; put text in quotes"),
+        (f"name: {'9' * 5000}\n", ":1: not valid YAML: '9999999999999999999999999999999999999999' is no whole number"),
+        ("[" * 5000, "it is nested too deeply"),
+        (BILLION, "train.seed: input should be a valid integer"),
+        ('"na\\nme": x\ndata: {shards: d}\nname: y\n', "unknown key 'na\\nme'"),
+    ],
+)
+def test_yaml_that_says_odd_things_is_refused_in_one_short_line(job_path: Path, text: str, said: str) -> None:
+    job_path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_job(job_path)
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500

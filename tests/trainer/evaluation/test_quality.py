@@ -1,0 +1,63 @@
+"""The benchmark of quality: it trains what is not finished, writes the page, and says what it lacks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster_data import planted_splits
+
+ROOT = Path(__file__).resolve().parents[3]
+RUN = "lastfm_split-crossfade-seed1"
+
+
+def write_published(data: Path) -> None:
+    """Both splits as they are published, a customer a line, with planted plays in place of the real ones."""
+    for folder in ("lastfm_lightgcnpp", "ml1m_lightgcnpp"):
+        (data / folder).mkdir(parents=True)
+        for split, (customers_N, tracks_N) in planted_splits().items():
+            lines = [
+                " ".join(map(str, [customer, *tracks_N[customers_N == customer]]))
+                for customer in np.unique(customers_N)
+            ]
+            (data / folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+
+
+def quality(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "benchmarks/quality.py",
+        "--data",
+        "data",
+        "--runs",
+        "runs",
+        "--out",
+        "quality.md",
+        *options,
+    ]
+    paths = [str(place / part) if part in {"data", "runs", "quality.md"} else part for part in command]
+    return subprocess.run(paths, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.mark.slow
+def test_it_trains_what_is_not_finished_and_writes_the_page(tmp_path: Path) -> None:
+    write_published(tmp_path / "data")
+    first = quality(tmp_path, "--only", RUN)
+    assert first.returncode == 0, first.stderr
+    page = (tmp_path / "quality.md").read_text()
+    assert "| Crossfade | 1 | 0." in page
+    assert "| LightGCN++, published | | 0.1889 | 0.2171 |" in page
+    report = tmp_path / "runs" / RUN / "report.json"
+    trained = report.stat().st_mtime_ns
+    assert quality(tmp_path, "--only", RUN).returncode == 0
+    assert report.stat().st_mtime_ns == trained
+    listed = quality(tmp_path, "--list").stdout.splitlines()
+    assert [line.split()[-1] for line in listed if line.startswith("finished")] == [RUN]
+    assert len(listed) > 20
+
+
+def test_data_that_are_not_there_are_named_and_how_to_name_them(tmp_path: Path) -> None:
+    result = quality(tmp_path, "--only", RUN)
+    assert result.returncode == 2
+    assert "lastfm_lightgcnpp/train.txt: is not there; --data or CROSSFADE_DATA names the folder" in result.stderr

@@ -1,0 +1,444 @@
+"""Engines: losses and gradients against the formulas of ``trainer/model/losses.py`` in float64, and MXNet's autograd."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from builders import make_interactions, random_rows
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import MissingExtraError
+from kvstore.store import TableSpec
+from trainer.config.schema import LossKind, NegativesConfig, ScoreKind
+from trainer.data.schedule import BatchSlice
+from trainer.model.active_rows import ActiveRows
+from trainer.model.batches import Batch, make_batch
+from trainer.model.engines import cpu
+from trainer.model.engines.base import Engine
+from trainer.model.engines.cpu import CpuEngine
+from trainer.model.losses import LossSpec, _log1p_of_exp, exp
+from trainer.model.negatives import IN_BATCH_KINDS
+from trainer.model.spec import ModelSpec, Score
+
+ROOT = Path(__file__).resolve().parents[3]
+TEMPERATURE = 0.5
+MARGIN, NEGATIVE_WEIGHT = 0.3, 1.7
+QUERIES, ITEMS, DIM, DRAWS = 6, 9, 3, 4
+LOG_Q = np.linspace(-2, 1, ITEMS, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss, a score and a kind of negatives, with a step that has repeated rows, its own items and a zero weight.
+
+    The negatives of one example of kind ``each`` are all its own item.
+    """
+
+    loss: LossKind
+    score: ScoreKind
+    negatives: str
+    queries_B: IntArray
+    items_B: IntArray
+    weight_B: FloatArray
+    negatives_N: IntArray
+    global_size: int
+    lane_sizes: tuple[int, ...] = ()
+    hard: int | None = None
+    log_q: bool = False
+
+    @property
+    def model(self) -> ModelSpec:
+        tables = TableSpec("customer", QUERIES, DIM, 0.1), TableSpec("track", ITEMS, DIM, 0.1)
+        return ModelSpec(*tables, Score.of(self.score, TEMPERATURE))
+
+    @property
+    def spec(self) -> NegativesConfig:
+        return NegativesConfig(kind=self.negatives, count=DRAWS, num_hard=self.hard)
+
+    @property
+    def loss_spec(self) -> LossSpec:
+        return LossSpec(self.loss, TEMPERATURE, margin=MARGIN, negative_weight=NEGATIVE_WEIGHT)
+
+    @property
+    def batch(self) -> Batch:
+        interactions = make_interactions(self.queries_B, self.items_B, self.weight_B)
+        share = BatchSlice(interactions, np.arange(len(self.queries_B)), self.global_size, self.lane_sizes)
+        uses_N = np.concatenate([self.items_B, self.negatives_N])
+        return make_batch(share, uses_N, 0, 0, LOG_Q[uses_N] if self.log_q else LOG_Q[:0])
+
+    def negatives_of(self, example: int) -> list[tuple[int, int | None]]:
+        """The negatives of an example and, of those from the batch, the query that met them."""
+        if self.negatives == "per_example":
+            return [(row, None) for row in self.negatives_N.reshape(-1, DRAWS)[example]]
+        drawn = [(row, None) for row in self.negatives_N]
+        if self.negatives in {"shared", "all"}:
+            return drawn
+        ends = np.cumsum(self.lane_sizes)
+        lane = int(np.searchsorted(ends, example, side="right"))
+        mates = range(ends[lane] - self.lane_sizes[lane], ends[lane])
+        return [*drawn, *((self.items_B[mate], self.queries_B[mate]) for mate in mates)]
+
+    def part(self, examples: slice) -> "Case":
+        """The case of a worker that has some of the examples; of lanes, whole ones."""
+        negatives_N = self.negatives_N
+        if self.negatives == "per_example":
+            negatives_N = negatives_N.reshape(-1, DRAWS)[examples].ravel()
+        return replace(
+            self,
+            queries_B=self.queries_B[examples],
+            items_B=self.items_B[examples],
+            weight_B=self.weight_B[examples],
+            negatives_N=negatives_N,
+            lane_sizes=(len(self.items_B[examples]),) if self.lane_sizes else (),
+        )
+
+
+SIGNS = {"wanted": [1] * 6, "unwanted": [-1] * 6, "mixed": [1, -1, -1, 1, 1, -1]}
+
+
+def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wanted", **more: Any) -> Case:
+    each_BN = [[3, 3, 7, 1], [4, 8, 8, 4], [2, 2, 2, 2], [0, 5, 1, 1], [7, 0, 3, 8], [1, 4, 0, 7]]
+    drawn = {"shared": [3, 8, 2, 3], "mixed": [3, 8, 2, 3], "per_example": each_BN, "in_batch": [], "all": range(ITEMS)}
+    return Case(
+        loss,
+        score,
+        negatives,
+        queries_B=np.array([0, 5, 2, 2, 0, 3]),
+        items_B=np.array([1, 4, 2, 1, 8, 6]),
+        weight_B=np.array([1.0, 0.5, 2.0, 0.0, 1.0, 3.0], np.float32) * np.array(SIGNS[signs], np.float32),
+        negatives_N=np.array(drawn[negatives], np.int64).ravel(),
+        global_size=10,
+        lane_sizes=(2, 4) if negatives in IN_BATCH_KINDS else (),
+        **more,
+    )
+
+
+SMOOTH: tuple[LossKind, ...] = ("bpr", "logistic", "softmax")
+SCORES: dict[LossKind, tuple[ScoreKind, ...]] = {"hinge": ("dot",), "warp": ("euclidean",), "ccl": ("cosine",)}
+CASES: dict[str, Case] = {}
+for any_loss in get_args(LossKind):
+    for names in product(SCORES.get(any_loss, get_args(ScoreKind)), ("shared", "per_example"), SIGNS):
+        CASES["-".join([any_loss, *names])] = make_case(any_loss, *names)
+    for any_kind in ("in_batch", "mixed"):
+        CASES[f"{any_loss}-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed")
+    for any_kind in ("shared", "per_example", "mixed") if any_loss != "warp" else ():
+        CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", hard=2)
+for any_kind in get_args(NegativesConfig.model_fields["kind"].annotation)[1:]:  # auto is one of the others
+    CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
+for any_score in get_args(ScoreKind):
+    CASES[f"softmax-{any_score}-all"] = make_case("softmax", any_score, "all")
+for tied_loss in SMOOTH:  # A query row of zeros: all its scores are 0, where −log σ(x) by |x| has a kink.
+    CASES[f"{tied_loss}-tied"] = replace(make_case(tied_loss, "dot", "per_example", "mixed"), queries_B=np.full(6, 4))
+every_case = pytest.mark.parametrize("name", CASES)
+QUERY_TABLE, ITEM_TABLE = random_rows(QUERIES, DIM, seed=1), random_rows(ITEMS, DIM, seed=2)
+QUERY_TABLE[4] = 0
+
+
+def gradients_by(engine: Engine, case: Case) -> tuple[float, FloatArray, FloatArray]:
+    """The loss of ``case``, and its gradients by the whole tables."""
+    batch = case.batch
+    block = {"customer": QUERY_TABLE[batch.query.rows_A], "track": ITEM_TABLE[batch.item.rows_A]}
+    loss, gradients = engine.gradients(batch, block)
+    whole = []
+    for active, name, table_ND in ((batch.query, "customer", QUERY_TABLE), (batch.item, "track", ITEM_TABLE)):
+        whole.append(np.zeros_like(table_ND))
+        whole[-1][active.rows_A] = gradients[name]
+    return loss, whole[0], whole[1]
+
+
+def by_cpu(case: Case) -> tuple[float, FloatArray, FloatArray]:
+    return gradients_by(CpuEngine(case.model, case.loss_spec, case.spec), case)
+
+
+def reference_score(kind: ScoreKind, query_D: FloatArray, item_D: FloatArray) -> float:
+    if kind == "euclidean":
+        return -sum((query_D - item_D) ** 2) / TEMPERATURE
+    lengths = math.sqrt(sum(query_D**2)) * math.sqrt(sum(item_D**2)) if kind == "cosine" else 1.0
+    return sum(query_D * item_D) / lengths / TEMPERATURE
+
+
+def minus_log_sigmoid(x: float) -> float:
+    return math.log1p(math.exp(-x))
+
+
+def reference_loss(case: Case, query_ND: FloatArray, item_ND: FloatArray) -> float:
+    """The loss of ``case`` over its global size, in Python's floats."""
+    total = 0.0
+    for example, (query, item) in enumerate(zip(case.queries_B, case.items_B, strict=True)):
+
+        def score(row: int, query: int = query) -> float:
+            return reference_score(case.score, query_ND[query], item_ND[row])
+
+        drawn = case.negatives_of(example)
+        counted = [row for row, owner in drawn if row != item and owner != query]
+        others = sorted((score(row) - (LOG_Q[row] if case.log_q else 0.0) for row in counted), reverse=True)
+        count = min(case.hard or len(drawn), len(drawn))
+        weight = float(case.weight_B[example])
+        total += abs(weight) * example_loss(case.loss, score(item), others[:count], count, wanted=weight >= 0)
+    return total / case.global_size
+
+
+def example_loss(loss: LossKind, own: float, others: list[float], count: int, *, wanted: bool) -> float:
+    """The loss of one example by its formula, where of ``count`` negatives ``others`` are left."""
+    margin = MARGIN / TEMPERATURE
+    if loss == "logistic":
+        pushed = sum(minus_log_sigmoid(-other) for other in others) / count
+        return minus_log_sigmoid(own) + pushed if wanted else minus_log_sigmoid(-own)
+    if loss == "ccl":
+        above = sum(max(0.0, other - margin) for other in others) / count
+        return 1 / TEMPERATURE - own + NEGATIVE_WEIGHT * above if wanted else max(0.0, own - margin)
+    if not others:
+        return 0.0
+    if loss == "softmax":
+        share = math.exp(own) / (math.exp(own) + sum(math.exp(other) for other in others))
+        return -math.log(share if wanted else 1 - share)
+    gaps = [other - own if wanted else own - other for other in others]
+    if loss == "bpr":
+        return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
+    if loss == "hinge" or not wanted:
+        return sum(max(0.0, margin + gap) for gap in gaps) / count
+    violators = sum(margin + gap > 0 for gap in gaps)
+    return math.log(1 + violators * (ITEMS - 1) / count) * max(0.0, margin + max(gaps))
+
+
+def central_differences(case: Case, query_ND: FloatArray, item_ND: FloatArray) -> tuple[FloatArray, FloatArray]:
+    step = 1e-5
+    gradients = []
+    for table_ND in (query_ND, item_ND):
+        gradient_ND = np.zeros_like(table_ND)
+        for place in np.ndindex(table_ND.shape):
+            middle = table_ND[place]
+            table_ND[place] = middle + step
+            above = reference_loss(case, query_ND, item_ND)
+            table_ND[place] = middle - step
+            below = reference_loss(case, query_ND, item_ND)
+            table_ND[place] = middle
+            gradient_ND[place] = (above - below) / (2 * step)
+        gradients.append(gradient_ND)
+    return gradients[0], gradients[1]
+
+
+@lru_cache
+def reference(name: str) -> tuple[float, FloatArray, FloatArray]:
+    query_ND, item_ND = QUERY_TABLE.astype(np.float64), ITEM_TABLE.astype(np.float64)
+    return reference_loss(CASES[name], query_ND, item_ND), *central_differences(CASES[name], query_ND, item_ND)
+
+
+def assert_close(
+    found: tuple[float, FloatArray, FloatArray], expected: tuple[float, FloatArray, FloatArray], tolerance: float
+) -> None:
+    for found_part, expected_part in zip(found, expected, strict=True):
+        np.testing.assert_allclose(found_part, expected_part, rtol=tolerance, atol=tolerance)
+
+
+@every_case
+def test_losses_and_gradients_are_those_of_the_formulas_in_float64(name: str) -> None:
+    expected = reference(name)
+    assert np.abs(expected[1]).max() > 0.01
+    assert_close(by_cpu(CASES[name]), expected, 2e-6)
+
+
+@every_case
+def test_tiles_of_a_pool_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_TILE_SCORES", 2 * DRAWS)
+    assert_close(by_cpu(CASES[name]), reference(name), 2e-6)
+
+
+@every_case
+def test_an_engine_gives_the_same_again_after_a_larger_batch(name: str) -> None:
+    case = CASES[name]
+    engine = CpuEngine(case.model, case.loss_spec, case.spec)
+    small = case.part(slice(0, 2))
+    alone = gradients_by(engine, small)
+    gradients_by(engine, case)
+    assert_close(gradients_by(engine, small), alone, 0.0)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.negatives not in IN_BATCH_KINDS])
+def test_an_example_of_zero_weight_adds_nothing(name: str) -> None:
+    case = CASES[name]
+    unweighted = replace(case, weight_B=np.where(np.arange(6) == 5, np.float32(0), case.weight_B))
+    assert_close(by_cpu(unweighted), by_cpu(case.part(slice(0, 5))), 1e-7)
+
+
+@every_case
+def test_twice_the_weights_are_twice_the_gradient(name: str) -> None:
+    case = CASES[name]
+    doubled = by_cpu(replace(case, weight_B=case.weight_B * 2))
+    assert_close(tuple(part / 2 for part in doubled), by_cpu(case), 1e-6)
+
+
+@every_case
+def test_negatives_that_are_the_own_item_have_no_effect(name: str) -> None:
+    case = CASES[name]
+    part = case.part(slice(0, 2))
+    only_own = replace(part, items_B=np.array([4, 4]), negatives_N=np.full_like(part.negatives_N, 4))
+    loss, query_gradient, item_gradient = by_cpu(only_own)
+    # What is left of logistic and ccl is the example's own term.
+    assert loss == pytest.approx(reference_loss(only_own, QUERY_TABLE, ITEM_TABLE), rel=1e-5, abs=1e-7)
+    if case.loss not in {"logistic", "ccl"}:
+        assert loss == pytest.approx(0.0, abs=1e-7)
+        np.testing.assert_allclose(query_gradient, 0.0, atol=1e-7)
+        np.testing.assert_allclose(item_gradient, 0.0, atol=1e-7)
+
+
+@every_case
+def test_the_gradients_of_two_halves_add_up_to_those_of_the_whole(name: str) -> None:
+    case = CASES[name]
+    halves = [by_cpu(case.part(half)) for half in (slice(0, 2), slice(2, 6))]
+    assert_close(tuple(first + second for first, second in zip(*halves, strict=True)), by_cpu(case), 1e-6)
+
+
+@every_case
+def test_an_empty_batch_gives_no_loss_and_gradients_of_no_rows(name: str) -> None:
+    case = CASES[name]
+    empty = replace(case.part(slice(0, 0)), negatives_N=np.empty(0, np.int64))
+    block = {"customer": np.empty((0, DIM), np.float32), "track": np.empty((0, DIM), np.float32)}
+    loss, gradients = CpuEngine(case.model, case.loss_spec, case.spec).gradients(empty.batch, block)
+    assert loss == 0.0
+    assert {table: gradient.shape for table, gradient in gradients.items()} == {"customer": (0, DIM), "track": (0, DIM)}
+
+
+def of_one_example(
+    loss: LossKind, negatives: str, weight: float, scores: tuple[float, float]
+) -> tuple[float, FloatArray]:
+    """The loss of an item against four times the same negative, which have ``scores``, and its derivatives by both."""
+    case = replace(
+        make_case(loss, "dot", negatives).part(slice(0, 1)),
+        weight_B=np.array([weight], np.float32),
+        negatives_N=np.full(DRAWS, 3),
+        global_size=1,
+    )
+    rows_ND = np.outer(np.array(scores) * TEMPERATURE, np.eye(1, DIM)).astype(np.float32)
+    block = {"customer": np.eye(1, DIM, dtype=np.float32), "track": rows_ND}
+    found, gradients = CpuEngine(case.model, case.loss_spec, case.spec).gradients(case.batch, block)
+    assert np.isfinite(gradients["customer"]).all()
+    return found, gradients["track"][:, 0] * TEMPERATURE
+
+
+each_loss = pytest.mark.parametrize("loss", SMOOTH)
+each_kind = pytest.mark.parametrize("negatives", ["shared", "per_example"])
+each_size = pytest.mark.parametrize("size", [40.0, 300.0, 1e6])
+
+
+@each_size
+@each_kind
+@each_loss
+def test_large_scores_neither_overflow_nor_vanish(loss: LossKind, negatives: str, size: float) -> None:
+    found, slopes = of_one_example(loss, negatives, 1.0, (-size, size))
+    # The item scores -size and its negatives +size, so the exponentials vanish beside the linear part.
+    assert found == pytest.approx(2 * size + (math.log(DRAWS) if loss == "softmax" else 0.0), rel=1e-6)
+    np.testing.assert_allclose(slopes, [-1, 1], rtol=1e-6)
+
+
+@each_size
+@each_kind
+@each_loss
+def test_an_unwanted_item_far_above_its_negatives_is_pushed_down_with_bounded_force(
+    loss: LossKind, negatives: str, size: float
+) -> None:
+    found, slopes = of_one_example(loss, negatives, -3.0, (size, -size))
+    expected = {"bpr": 2 * size, "logistic": size, "softmax": 2 * size - math.log(DRAWS)}
+    assert found == pytest.approx(3 * expected[loss], rel=1e-6)
+    np.testing.assert_allclose(slopes, [3, 0 if loss == "logistic" else -3], rtol=1e-6)
+
+
+@each_size
+@each_kind
+@each_loss
+def test_an_unwanted_item_far_below_its_negatives_costs_nothing_more(
+    loss: LossKind, negatives: str, size: float
+) -> None:
+    found, slopes = of_one_example(loss, negatives, -3.0, (-size, size))
+    assert 0 <= found < 1e-15
+    np.testing.assert_allclose(slopes, 0, atol=1e-15)
+
+
+@pytest.mark.parametrize("score", [2.0, 10.0, 17.0, 25.0])
+def test_softmax_of_an_unwanted_item_keeps_its_digits_where_its_share_is_near_one(score: float) -> None:
+    found, slopes = of_one_example("softmax", "shared", -1.0, (score, 0.0))
+    # In float32, 1 - share would be 0 from a score of 19 on.
+    others = DRAWS / (math.exp(score) + DRAWS)
+    assert found == pytest.approx(-math.log(others), rel=1e-6)
+    np.testing.assert_allclose(slopes, [1 - others, others - 1], rtol=1e-6)
+
+
+@every_case
+def test_a_table_row_that_is_not_a_number_shows_in_the_loss_and_the_gradient(name: str) -> None:
+    case = CASES[name]
+    batch = case.batch
+    block = {"customer": QUERY_TABLE[batch.query.rows_A], "track": ITEM_TABLE[batch.item.rows_A]}
+    block["customer"][0, 0] = np.nan
+    loss, gradients = CpuEngine(case.model, case.loss_spec, case.spec).gradients(batch, block)
+    assert math.isnan(loss)
+    assert np.isnan(gradients["customer"][0]).all()
+
+
+def test_active_rows_are_sorted_and_unique_and_know_their_uses() -> None:
+    uses_N = np.array([7, 3, 7, 2**40, 0, 3, 7])
+    active = ActiveRows.of(uses_N)
+    assert active.rows_A.tolist() == [0, 3, 7, 2**40]
+    np.testing.assert_array_equal(active.rows_A[active.index_N], uses_N)
+    uses = [active.order_N[active.starts_A1[a] : active.starts_A1[a + 1]].tolist() for a in range(4)]
+    assert uses == [[4], [1, 5], [0, 2, 6], [3]]
+    assert ActiveRows.of(np.empty(0, np.int64)).rows_A.shape == (0,)
+
+
+def test_exp_is_right_to_a_unit_in_the_last_place() -> None:
+    x_N = np.concatenate([np.linspace(-87, 88, 20_001), np.linspace(-1, 1, 2_001)]).astype(np.float32)
+    expected_N = np.exp(x_N.astype(np.float64))
+    found_N = np.array([exp(x) for x in x_N])
+    assert (np.abs(found_N - expected_N) / np.spacing(expected_N.astype(np.float32))).max() < 1.01
+    assert exp(np.float32(0.0)) == 1.0
+
+
+def test_exp_keeps_its_lowest_value_below_its_range_and_passes_what_is_not_a_number() -> None:
+    assert exp(np.float32(-1000.0)) == exp(np.float32(-np.inf)) == exp(np.float32(-87.0)) > 0.0
+    assert math.isnan(exp(np.float32(np.nan)))
+
+
+def test_log1p_of_exp_is_right_over_its_range() -> None:
+    e_N = np.concatenate([np.linspace(0, 1, 10_001), np.geomspace(1e-37, 1, 2_001)]).astype(np.float32)
+    found_N = np.array([_log1p_of_exp(e) for e in e_N])
+    np.testing.assert_allclose(found_N, np.log1p(e_N.astype(np.float64)), rtol=3e-7, atol=0)
+
+
+def print_what_mxnet_computes() -> None:
+    """Print, as JSON, each case by MXNet's engine; without MXNet, why there is none. Runs in a process of its own."""
+    from trainer.model.engines.mxnet import MXNetEngine
+
+    found: dict[str, Any] = {}
+    try:
+        for name, case in CASES.items():
+            engine = MXNetEngine(case.model, case.loss_spec, case.spec, "cpu")
+            loss, *gradients = gradients_by(engine, case)
+            found[name] = [loss, *(gradient.tolist() for gradient in gradients)]
+    except MissingExtraError as error:
+        found = {"missing": str(error)}
+    print(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def by_mxnet() -> dict[str, Any]:
+    """Each case by MXNet's engine, computed in another process: MXNet seizes signals and threads of its own."""
+    code = "import test_engines; test_engines.print_what_mxnet_computes()"
+    path = f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT)]}; "
+    done = subprocess.run([sys.executable, "-c", path + code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "missing" in found:
+        pytest.skip(found["missing"])
+    return found
+
+
+@every_case
+def test_mxnet_by_its_autograd_agrees_with_the_closed_form(name: str, by_mxnet: dict[str, Any]) -> None:
+    loss, *gradients = by_mxnet[name]
+    assert_close((loss, *map(np.array, gradients)), by_cpu(CASES[name]), 1e-5)

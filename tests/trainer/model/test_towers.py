@@ -1,0 +1,229 @@
+"""Towers of several embeddings: the vectors that they make, and gradients taken back to each table."""
+
+from collections.abc import Mapping
+from itertools import product
+
+import numpy as np
+import pytest
+from finite_differences import numeric_gradient
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import InputError
+from kvstore.store import TableSpec
+from trainer.config.loading import check_job
+from trainer.config.schema import JobConfig
+from trainer.data.features import JaggedFeature
+from trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
+from trainer.data.reader import Interactions
+from trainer.data.schedule import BatchSlice
+from trainer.model.batches import Batch, make_batch
+from trainer.model.spec import ModelSpec, Score, TowerSpec, make_model
+from trainer.model.towers import TowerFeatures, Towers, TowerVectors
+
+CUSTOMERS, TRACKS, ARTISTS, TAGS, DIM = 9, 6, 4, 5, 3
+ARTIST_OF = [[0], [1], [1], [], [3], [0]]
+TAGS_OF = [[0, 2], [], [0, 1, 4], [], [2], [1, 2]]
+KNOWN = [True, True, False, False, True, False]
+"""Which tracks train has positive interactions of: neither 2, 3 nor 5; of these, 3 has no feature."""
+OWN = [True, True, False, True, True, False]
+
+TABLES = {
+    name: TableSpec(name, rows, DIM, 0.1) for name, rows in (("track", TRACKS), ("artist", ARTISTS), ("tag", TAGS))
+}
+CUSTOMER = TableSpec("customer", CUSTOMERS, DIM, 0.1)
+
+
+def feature_lists(values: list[list[int]]) -> JaggedFeature:
+    starts = np.cumsum([0, *map(len, values)]).astype(np.int32)
+    return JaggedFeature(starts, np.array([value for some in values for value in some], np.int32))
+
+
+def make_towers(names: tuple[str, ...] = ("track", "artist", "tag"), mean: bool = False, drop_ids: float = 0) -> Towers:
+    lists = {"artist": feature_lists(ARTIST_OF), "tag": feature_lists(TAGS_OF)}
+    own, features = ("track" in names), [name for name in names if name != "track"]
+    tower = TowerSpec(
+        TABLES["track"], TABLES["track"] if own else None, tuple(TABLES[name] for name in features), mean=mean
+    )
+    model = ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0), (tower,))
+    data = TowerFeatures(tower, {name: lists[name] for name in features}, np.array(KNOWN))
+    return Towers(model, [data], seed=3, id_dropout=drop_ids)
+
+
+def tables(seed: int = 0, dtype: type = np.float64) -> dict[str, FloatArray]:
+    draw = np.random.default_rng(seed)
+    return {name: draw.standard_normal((table.rows, DIM)).astype(dtype) for name, table in TABLES.items()}
+
+
+def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
+    count = len(tracks)
+    examples = Interactions(np.arange(count), np.array(tracks), np.ones(count, np.float32))
+    return make_batch(
+        BatchSlice(examples, np.arange(count), count), np.array([*tracks, *negatives]), epoch=0, step=step
+    )
+
+
+def expected_vector(whole: Mapping[str, FloatArray], track: int, names: tuple[str, ...], mean: bool) -> FloatArray:
+    parts = [whole["track"][track]] if "track" in names and OWN[track] else []
+    for name, values in (("artist", ARTIST_OF[track]), ("tag", TAGS_OF[track])):
+        if name in names and values:
+            parts.append(whole[name][values].mean(axis=0))
+    total: FloatArray = np.sum(parts, axis=0) if parts else np.zeros(DIM)
+    return total / max(len(parts), 1) if mean else total
+
+
+NAMES = [("track", "artist", "tag"), ("track", "tag"), ("artist", "tag"), ("tag",)]
+
+
+@pytest.mark.parametrize(("names", "mean"), [*product(NAMES, [False, True])])
+def test_a_vector_is_the_sum_or_mean_of_what_the_row_has(names: tuple[str, ...], mean: bool) -> None:
+    whole = tables()
+    towers = make_towers(names, mean)
+    batch = towers.add_tower_inputs(batch_of([4, 0, 2], [3, 5, 0, 1]))
+    active = towers.active(batch)
+    block = {name: whole[name][rows] for name, rows in active.items() if name != "customer"}
+    customers = np.zeros((len(active["customer"]), DIM))
+    vectors = towers.vectors(batch, {**block, "customer": customers})
+    assert vectors["customer"] is customers
+    expected = [expected_vector(whole, track, names, mean) for track in batch.item.rows_A]
+    np.testing.assert_allclose(vectors["track"], expected, atol=1e-12)
+    source = TowerVectors(towers, lambda rows: {name: whole[name][rows_A] for name, rows_A in rows.items()})
+    np.testing.assert_allclose(source.vectors("track", batch.item.rows_A), expected, atol=1e-12)
+    np.testing.assert_array_equal(source.vectors("tag", np.array([1, 4])), whole["tag"][[1, 4]])
+
+
+@pytest.mark.parametrize(("names", "mean", "drop_ids"), [*product(NAMES, [False, True], [0.0, 0.5])])
+def test_gradients_are_those_of_finite_differences(names: tuple[str, ...], mean: bool, drop_ids: float) -> None:
+    towers = make_towers(names, mean, drop_ids)
+    batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1], [3, 5, 0, 1]))
+    whole = tables()
+    block = {name: whole[name][rows] for name, rows in towers.active(batch).items() if name != "customer"}
+    weight_AD = np.random.default_rng(1).standard_normal((len(batch.item.rows_A), DIM))
+
+    def loss() -> float:
+        return float((weight_AD * np.tanh(towers.vectors(batch, block)["track"])).sum())
+
+    by_vectors = weight_AD / np.cosh(towers.vectors(batch, block)["track"]) ** 2
+    gradients = towers.gradients(batch, {"customer": np.zeros((4, DIM)), "track": by_vectors})
+    assert set(gradients) == {"customer", *block}
+    for name, values in block.items():
+        numeric = numeric_gradient(loss, values)
+        np.testing.assert_allclose(gradients[name], numeric, atol=1e-8, err_msg=name)
+
+
+def test_only_values_of_the_rows_of_a_batch_are_active() -> None:
+    towers = make_towers()
+    active = towers.active(towers.add_tower_inputs(batch_of([0, 0], [2])))
+    assert {name: rows.tolist() for name, rows in active.items()} == {
+        "customer": [0, 1],
+        "track": [0],  # 2 is new: its own embedding has learned nothing
+        "artist": [0, 1],
+        "tag": [0, 1, 2, 4],
+    }
+
+
+def test_gradients_are_summed_in_one_order_whatever_the_threads() -> None:
+    import numba
+
+    towers = make_towers()
+    batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1] * 50, [3, 5, 0, 1]))
+    by_vectors = np.random.default_rng(1).standard_normal((6, DIM)).astype(np.float32)
+    given = {"customer": by_vectors, "track": by_vectors}
+    many = towers.gradients(batch, given)
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        one = towers.gradients(batch, given)
+    finally:
+        numba.set_num_threads(before)
+    assert all(one[name].tobytes() == many[name].tobytes() for name in many)
+
+
+def test_ids_are_dropped_by_row_and_step_and_only_where_features_are_left() -> None:
+    dropping, whole = make_towers(drop_ids=0.5), make_towers()
+    kept: list[tuple[int, ...]] = []
+    for step in range(64):
+        batch = dropping.add_tower_inputs(batch_of([0, 1, 4], [3, 2], step=step))
+        again = dropping.add_tower_inputs(batch_of([4], [1, 3], step=step))  # as another worker would have it
+        own = set(dropping.active(batch)["track"].tolist())
+        assert own & {1, 3, 4} == set(dropping.active(again)["track"].tolist())
+        assert 3 in own  # has nothing else
+        assert own <= set(whole.active(whole.add_tower_inputs(batch_of([0, 1, 4], [3, 2])))["track"].tolist())
+        kept.append(tuple(sorted(own)))
+    assert len(set(kept)) == 8  # each of 0, 1 and 4 comes and goes by itself
+    shares = [np.mean([row in own for own in kept]) for row in (0, 1, 4)]
+    assert 0.25 < min(shares) <= max(shares) < 0.75
+    source = TowerVectors(dropping, lambda rows: {name: tables()[name][rows_A] for name, rows_A in rows.items()})
+    expected = [expected_vector(tables(), track, NAMES[0], mean=False) for track in range(TRACKS)]
+    np.testing.assert_allclose(source.vectors("track", np.arange(TRACKS)), expected, atol=1e-12)
+
+
+def test_plain_towers_pass_through_untouched() -> None:
+    towers = Towers(ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0)), [])
+    batch = batch_of([4, 0], [3])
+    assert towers.add_tower_inputs(batch) is batch
+    block = {"customer": np.zeros((2, DIM)), "track": np.zeros((3, DIM))}
+    assert towers.vectors(batch, block) is block
+    assert towers.gradients(batch, block) is block
+    assert {name: rows.tolist() for name, rows in towers.active(batch).items()} == {
+        "customer": [0, 1],
+        "track": [0, 3, 4],
+    }
+
+
+def test_an_empty_batch_has_no_active_rows() -> None:
+    towers = make_towers()
+    batch = towers.add_tower_inputs(batch_of([], []))
+    assert all(len(rows) == 0 for rows in towers.active(batch).values())
+    block = {name: np.empty((0, DIM), np.float32) for name in ("customer", "track", "artist", "tag")}
+    assert towers.vectors(batch, block)["track"].shape == (0, DIM)
+    assert all(values.shape == (0, DIM) for values in towers.gradients(batch, block).values())
+
+
+def manifest() -> DatasetManifest:
+    def entity(rows: int) -> Entity:
+        return Entity(rows=rows, id_type="int64", files=[])
+
+    pairs = DataFile(path="p", bytes=1, footer_crc32=0, row_groups=[7])
+    return DatasetManifest(
+        query="customer",
+        item="track",
+        entities={"customer": entity(3), "track": entity(6), "artist": entity(2), "country": entity(4)},
+        features={"track": {"artist": Feature(files=[pairs])}, "customer": {"country": Feature(files=[])}},
+        splits={"train": Split(files=[])},
+    )
+
+
+def job_with(**model: object) -> JobConfig:
+    return check_job({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}}, "test")
+
+
+def test_the_tables_of_a_model_are_those_that_its_towers_name() -> None:
+    plain = make_model(job_with(item=["track"]), manifest())
+    assert [table.name for table in plain.tables] == ["customer", "track"] == [table.name for table in plain.vectors]
+    model = make_model(job_with(item=["track", "artist"], query=["country"]), manifest())
+    assert [(table.name, table.rows) for table in model.tables] == [("country", 4), ("track", 6), ("artist", 2)]
+    assert [table.name for table in model.vectors] == ["customer", "track", "country", "artist"]
+
+
+@pytest.mark.parametrize(
+    ("model", "fragment"),
+    [
+        (
+            {"item": ["track", "tag"]},
+            "model.item_features names 'tag', but d has no such feature of track; it has artist",
+        ),
+        ({"item": ["country"]}, "model.item_features names 'country'"),
+        ({"query": ["customer", "customer"]}, "each name once"),
+    ],
+)
+def test_towers_of_what_the_data_lack_are_refused(model: dict[str, list[str]], fragment: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make_model(job_with(**model), manifest())
+    assert fragment in str(caught.value)
+
+
+def test_a_row_of_many_values_is_gathered_like_any_other() -> None:
+    values: list[list[int]] = [[], [4, 5, 6], [], [1]]
+    starts, found = feature_lists(values).gather(np.array([3, 1, 0], np.int64))
+    of_each: list[IntArray] = np.split(found, starts[1:-1])
+    assert [some.tolist() for some in of_each] == [[1], [4, 5, 6], []]

@@ -1,0 +1,432 @@
+"""The names of metrics, and who shows them when and where: without training."""
+
+import json
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scraping import ask, families, no_complaints, promtool, samples, scrape, value
+from waiting import wait_until
+
+from deploy.cluster.messages import NumberedEvent
+from deploy.cluster.metrics import JobMetrics, MachineMetrics, process_metrics
+from kvstore.errors import DivergedError, InputError
+from kvstore.store import TableSpec
+from trainer.config.loading import check_job
+from trainer.config.schema import ClusterConfig, JobConfig
+from trainer.monitoring import names
+from trainer.monitoring.final import merge_final_metrics, write_final_metrics
+from trainer.monitoring.http import FAREWELL_SECONDS, serve_metrics
+from trainer.monitoring.registry import ProcessMetrics
+from trainer.runs.folder import RunFolder
+from trainer.training.metrics import TrainingMetrics
+
+ROOT = Path(__file__).resolve().parents[3]
+RULES = ROOT / "docker" / "prometheus"
+PROCESS = {
+    *("crossfade_build_info", "crossfade_memory_limit_bytes", "crossfade_memory_available_bytes"),
+    *("crossfade_process_virtual_memory_bytes", "crossfade_process_resident_memory_bytes"),
+    *("crossfade_process_start_time_seconds", "crossfade_process_cpu_seconds_total"),
+    *("crossfade_process_open_fds", "crossfade_process_max_fds"),
+}
+TRAINING = {
+    *("crossfade_examples_total", "crossfade_steps_total", "crossfade_step", "crossfade_planned_steps"),
+    *("crossfade_epoch", "crossfade_progress_ratio", "crossfade_loss", "crossfade_epoch_loss"),
+    *("crossfade_learning_rate", "crossfade_quality_ratio", "crossfade_phase_seconds", "crossfade_active_rows_total"),
+    *("crossfade_pulled_bytes_total", "crossfade_pushed_bytes_total", "crossfade_pushed_if_dense_bytes_total"),
+    *("crossfade_ready_batches", "crossfade_last_step_timestamp_seconds"),
+    "crossfade_last_progress_timestamp_seconds",
+}
+FIRST = {
+    *("crossfade_checkpoints_total", "crossfade_checkpoint_seconds_total", "crossfade_checkpoint_pause_seconds_total"),
+    *("crossfade_checkpoint_written_bytes_total", "crossfade_last_checkpoint_bytes"),
+    *("crossfade_last_checkpoint_timestamp_seconds", "crossfade_checkpoint_interval_seconds"),
+}
+GPU = {"crossfade_gpu_memory_used_bytes", "crossfade_gpu_memory_limit_bytes"}
+ROWS = {"crossfade_updated_rows_total", "crossfade_update_seconds_total", "crossfade_shard_bytes"}
+JOB = {"crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"}
+HOST = {"crossfade_living_roles"}
+GROUPS = {
+    "process": PROCESS,
+    "training": TRAINING,
+    "first": FIRST,
+    "gpu": GPU,
+    "rows": ROWS,
+    "job": JOB,
+    "host": HOST,
+}
+LABELS = {
+    *("version", "python", "split", "metric", "phase", "table", "result", "array", "state", "process"),
+}
+UNIT_ENDINGS = {"seconds": "_seconds", "bytes": "_bytes", "ratio": "_ratio"}
+TABLES = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
+
+
+def make_job(**sections: Any) -> JobConfig:
+    return check_job({"name": "plays", "data": {"path": "nowhere"}, **sections}, "here")
+
+
+def step(**values: Any) -> dict[str, Any]:
+    told = {"step": 1, "steps": 10, "epoch": 1, "loss": 0.5, "learning_rate": 0.1, "own_examples": 4}
+    told |= {"rows": {"customer": 4, "track": 7}}
+    return {"event": "step", **told, **values}
+
+
+def text_of(collector: Any) -> str:
+    """What a process would show that has nothing but ``collector``."""
+    metrics = ProcessMetrics("plays", "worker")
+    metrics.register("process", collector)
+    metrics.set_identity(0)
+    return metrics.text().decode()
+
+
+# ---- names
+
+
+def test_these_are_all_metrics_and_the_processes_that_have_them() -> None:
+    assert set(GROUPS) == set(names.GROUPS)
+    for group, expected in GROUPS.items():
+        assert {metric.name for metric in names.ALL if metric.group == group} == expected
+    assert len(names.ALL) == sum(map(len, GROUPS.values()))
+
+
+@pytest.mark.parametrize("metric", names.ALL, ids=lambda metric: metric.name)
+def test_a_name_has_the_prefix_and_ends_with_its_unit_and_kind(metric: names.Metric) -> None:
+    assert re.fullmatch(r"crossfade(_[a-z]+)+", metric.name)
+    assert metric.name.endswith("_total") == (metric.kind == "counter")
+    stem = metric.name.removesuffix("_total")
+    for unit, ending in UNIT_ENDINGS.items():
+        assert stem.endswith(ending) == (metric.unit == unit)
+    assert set(metric.labels) <= LABELS
+    assert metric.description.endswith(".")
+
+
+def test_the_table_in_the_docs_is_that_of_the_code() -> None:
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.unit} | "
+        f"{names.GROUPS[metric.group]} | {metric.description} |".replace("|  |", "| |")
+        for metric in names.ALL
+    ]
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("| `crossfade_")] == rows
+
+
+# ---- one process
+
+
+def test_nothing_is_shown_before_its_labels_are_complete_and_then_every_series_has_them() -> None:
+    metrics = process_metrics("plays", "server")
+    assert metrics.text() == b""
+    metrics.set_identity(3)
+    text = metrics.text().decode()
+    assert families(text) == PROCESS
+    for series in samples(text).values():
+        for labels, _ in series:
+            assert labels.items() >= {"run": "plays", "role": "server", "rank": "3"}.items()
+    no_complaints(text)
+
+
+def test_a_step_counts_its_rows_and_the_bytes_that_they_and_dense_gradients_are() -> None:
+    measured = TrainingMetrics(make_job(), TABLES, rank=1)
+    measured.observe(step())
+    measured.observe(step(step=2, rows={"customer": 1, "track": 0}))
+    text = text_of(measured)
+    assert families(text) == TRAINING
+    assert value(text, "crossfade_examples_total") == 8
+    assert value(text, "crossfade_active_rows_total", table="customer") == 5
+    assert value(text, "crossfade_pushed_bytes_total", table="customer") == 5 * (8 + 4 * 8)
+    assert value(text, "crossfade_pulled_bytes_total", table="track") == 7 * (8 + 4 * 8)
+    assert value(text, "crossfade_pushed_if_dense_bytes_total", table="customer") == 2 * 100 * 8 * 4
+    assert value(text, "crossfade_progress_ratio") == 0.2
+
+
+def test_rank_0_tells_of_checkpoints_and_of_those_that_failed() -> None:
+    measured = TrainingMetrics(make_job(), TABLES, rank=0)
+    measured.observe({"event": "saved", "step": 5, "seconds": 2.0, "pause_seconds": 0.5, "bytes": 100})
+    measured.observe({"event": "save_failed", "step": 9, "message": "full"})
+    text = text_of(measured)
+    assert families(text) == TRAINING | FIRST
+    assert value(text, "crossfade_checkpoints_total", result="saved") == 1
+    assert value(text, "crossfade_checkpoints_total", result="failed") == 1
+    assert value(text, "crossfade_checkpoint_written_bytes_total") == 100
+    assert value(text, "crossfade_checkpoint_interval_seconds") == 300
+
+
+def test_a_gpu_has_its_memory_shown() -> None:
+    measured = TrainingMetrics(make_job(), TABLES, rank=1)
+    measured.watch_gpu(lambda: (3, 16))
+    text = text_of(measured)
+    assert families(text) == TRAINING | GPU
+    assert (value(text, "crossfade_gpu_memory_used_bytes"), value(text, "crossfade_gpu_memory_limit_bytes")) == (3, 16)
+
+
+def test_a_training_that_diverges_has_a_loss_that_is_no_number() -> None:
+    from kvstore.local import LocalStore
+    from trainer.training.session import measure_training
+
+    metrics = ProcessMetrics("plays", "in-process")
+    model: Any = type("Tables", (), {"tables": TABLES})
+    with pytest.raises(DivergedError), measure_training(make_job(), model, LocalStore(), metrics):
+        raise DivergedError("too far")
+    assert str(value(metrics.text().decode(), "crossfade_loss")) == "nan"
+
+
+def test_a_coordinator_tells_which_roles_are_missing_and_how_the_job_fares() -> None:
+    from scripted_agents import Place
+
+    place = Place()
+    place.begin()
+    place.report_all()  # what they have begun
+    cluster = ClusterConfig(servers=2, workers=2)
+    text = text_of(JobMetrics(place.coordinator, cluster))
+    assert families(text) == JOB
+    roles = {labels["process"]: up for labels, up in samples(text)["crossfade_role_up"]}
+    assert roles == dict.fromkeys(["scheduler", "server-0", "server-1", "worker-0", "worker-1"], 1)
+    assert value(text, "crossfade_job_state", state="running") == 1
+    assert value(text, "crossfade_job_state") == 1  # and no other state is
+    place.fail()
+    place.begin()
+    text = text_of(JobMetrics(place.coordinator, cluster))
+    assert (value(text, "crossfade_restarts_total"), value(text, "crossfade_generation")) == (1, 2)
+
+
+def test_a_coordinator_knows_where_the_roles_of_this_generation_and_the_other_agents_listen() -> None:
+    from scripted_agents import Place
+
+    place = Place(hosts=2)
+    other = place.join("10.0.0.2")
+    place.begin()
+    told = {"event": "metrics", "address": "10.0.0.2:77"}
+    other.report(events=[NumberedEvent(number=1, generation=1, role="worker-1", event=told)], metrics="10.0.0.2:70")
+    found = [(process, address) for process, _, address in place.coordinator.scrape_targets()]
+    assert found == [("agent", "10.0.0.2:70"), ("worker-1", "10.0.0.2:77")]
+    place.fail()
+    place.begin()
+    assert [process for process, _, _ in place.coordinator.scrape_targets() if process != "agent"] == []
+
+
+def test_a_machine_has_a_limit_and_something_left() -> None:
+    text = text_of(MachineMetrics())
+    left = value(text, "crossfade_memory_available_bytes")
+    assert 0 < left < value(text, "crossfade_memory_limit_bytes")
+
+
+# ---- the listener
+
+
+def test_a_listener_answers_on_loopback_and_says_how_the_process_is() -> None:
+    metrics = ProcessMetrics("plays", "worker", stall_seconds=1000.0)
+    metrics.set_identity(1)
+    metrics.state = lambda: "training"
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
+        assert listener.address is not None
+        assert listener.address.startswith("127.0.0.1:")
+        assert "crossfade_build_info" in families(scrape(listener.address))
+        status, told = ask(listener.address, "/healthz")
+        assert (status, json.loads(told)["state"], json.loads(told)["rank"]) == (200, "training", "1")
+        assert ask(listener.address, "/nothing")[0] == 404
+        assert ask(listener.address, "/targets")[0] == 404
+    with pytest.raises(OSError, match="refused"):
+        ask(listener.address, "/healthz")
+
+
+def test_a_process_without_a_sign_of_progress_is_unhealthy_until_there_is_one() -> None:
+    metrics = ProcessMetrics("plays", "worker", stall_seconds=-1.0)
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
+        assert ask(str(listener.address), "/healthz")[0] == 503
+        metrics._stall_seconds = 1000.0
+        metrics.mark_alive()
+        assert ask(str(listener.address), "/healthz")[0] == 200
+
+
+def test_a_collector_that_fails_is_an_answer_and_not_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken:
+        def collect(self) -> Any:
+            raise ValueError("broken here")
+
+    metrics = ProcessMetrics("plays", "worker")
+    metrics.register("broken", Broken())
+    metrics.set_identity(0)
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
+        assert ask(str(listener.address), "/metrics")[0] == 500
+        assert ask(str(listener.address), "/healthz")[0] == 200
+    assert "broken here" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_wrong_input_and_null_is_no_port() -> None:
+    metrics = ProcessMetrics("plays", "worker")
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as first:
+        port = int(str(first.address).rpartition(":")[2])
+        with (
+            pytest.raises(InputError, match=f"metrics.port: cannot listen on 127.0.0.1:{port}.*0 for a free one"),
+            serve_metrics(metrics, port, None, "127.0.0.1"),
+        ):
+            pass
+    with serve_metrics(metrics, None, None, "127.0.0.1") as none:
+        assert none.address is None
+
+
+def as_prometheus(address: str, path: str = "/metrics") -> None:
+    request = urllib.request.Request(f"http://{address}{path}", headers={"X-Prometheus-Scrape-Timeout-Seconds": "10"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        answer.read()
+
+
+def test_an_end_waits_until_prometheus_has_the_last_values_if_it_was_there_before() -> None:
+    metrics = ProcessMetrics("plays", "worker")
+    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
+        address = str(listener.address)
+        for _ in range(3):
+            scrape(address)
+        as_prometheus(address)
+        as_prometheus(address, "/healthz")
+        assert listener.farewell_seconds() == 0  # who asks is a person, or came once
+        listener._scrapes.extend([time.monotonic() - 100, time.monotonic()])  # comes every 100 seconds
+        assert FAREWELL_SECONDS - 1 < listener.farewell_seconds() <= FAREWELL_SECONDS
+        over = threading.Event()
+        thread = threading.Thread(target=lambda: (listener.await_final_scrape(lambda: False), over.set()))
+        thread.start()
+        scrape(address)
+        assert not over.wait(0.2)
+        as_prometheus(address)
+        assert over.wait(5)
+        thread.join()
+        listener._scrapes.extend([time.monotonic() - 100, time.monotonic()])
+        listener.await_final_scrape(lambda: True)
+
+
+def test_an_end_does_not_wait_for_a_prometheus_that_stays_away() -> None:
+    with serve_metrics(ProcessMetrics("plays", "worker"), 0, None, "127.0.0.1") as listener:
+        for _ in range(2):
+            as_prometheus(str(listener.address))
+        wait_until(lambda: listener.farewell_seconds() == 0, 5, "that it is overdue")
+        listener.await_final_scrape(lambda: False)
+
+
+def test_whoever_listens_everywhere_is_reached_where_the_role_is() -> None:
+    with serve_metrics(ProcessMetrics("plays", "worker"), 0, "0.0.0.0", "127.0.0.2") as listener:
+        assert str(listener.address).startswith("127.0.0.2:")
+        assert ask(str(listener.address), "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("url", ["gateway:9091", "ftp://gateway", "http://user:secret@gateway"])
+def test_a_pushgateway_is_an_http_url_without_a_password(url: str) -> None:
+    with pytest.raises(InputError, match=r"metrics\.pushgateway"):
+        make_job(metrics={"pushgateway": url})
+
+
+# ---- what stays
+
+
+class Gateway:
+    """What takes the place of a Pushgateway: it keeps what is put, by its path."""
+
+    def __init__(self) -> None:
+        self.put: dict[str, str] = {}
+        put = self.put
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                put[self.path] = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@contextmanager
+def running_gateway() -> Iterator[Gateway]:
+    gateway = Gateway()
+    thread = threading.Thread(target=gateway.server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield gateway
+    finally:
+        gateway.server.shutdown()
+        gateway.server.server_close()
+        thread.join()
+
+
+def test_each_role_leaves_its_last_values_and_one_file_has_all_of_them(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with running_gateway() as gateway:
+        job = make_job(metrics={"pushgateway": gateway.url})
+        for rank in (0, 1):
+            metrics = ProcessMetrics("plays", "worker")
+            measured = TrainingMetrics(job, TABLES, rank)
+            measured.observe(step(own_examples=10 + rank))
+            metrics.register("training", measured)
+            metrics.set_identity(rank)
+            write_final_metrics(folder, job, metrics)
+        command = ProcessMetrics("plays", "coordinator")
+        command.set_identity()
+        merge_final_metrics(folder, job, command)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics", "metrics.prom"]
+    text = (tmp_path / "metrics.prom").read_text()
+    assert value(text, "crossfade_examples_total", rank="1") == 11
+    assert value(text, "crossfade_examples_total") == 21
+    assert {labels["role"] for labels, _ in samples(text)["crossfade_build_info"]} == {"worker", "coordinator"}
+    no_complaints(text)
+    assert set(gateway.put) == {
+        "/metrics/job/crossfade/rank/0/role/worker/run/plays",
+        "/metrics/job/crossfade/rank/1/role/worker/run/plays",
+        "/metrics/job/crossfade/role/coordinator/run/plays",
+    }
+    pushed = gateway.put["/metrics/job/crossfade/rank/1/role/worker/run/plays"]
+    assert value(pushed, "crossfade_examples_total", rank="1") == 11
+    folder.clear_metrics()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gateway_that_is_away_is_said_and_fails_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running_gateway() as gateway:
+        job = make_job(metrics={"pushgateway": gateway.url})
+    metrics = ProcessMetrics("plays", "in-process")
+    metrics.set_identity(0)
+    merge_final_metrics(RunFolder(tmp_path), job, metrics)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"crossfade: metrics.pushgateway: {gateway.url} did not take the final values: ")
+    assert (tmp_path / "metrics.prom").exists()
+
+
+# ---- rules
+
+
+def test_the_rules_are_valid_and_do_what_their_tests_say() -> None:
+    promtool("check", "rules", "rules.yml", cwd=RULES)
+    assert "SUCCESS" in promtool("test", "rules", "rules.test.yml", cwd=RULES)
+
+
+def test_the_configuration_in_the_docs_is_one_that_prometheus_takes(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block)
+    (tmp_path / "rules.yml").write_bytes((RULES / "rules.yml").read_bytes())
+    assert "14 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
+
+
+def test_the_rules_name_metrics_that_there_are_and_each_is_tested_and_each_alert_documented() -> None:
+    rules, tests = ((RULES / name).read_text() for name in ("rules.yml", "rules.test.yml"))
+    used = set(re.findall(r"(?<![\w:])crossfade_[a-z_]+", re.sub(r"(?m)^ *- record: .*$", "", rules)))
+    known = {metric.name for metric in names.ALL} | {f"{names.PHASE_SECONDS.name}_sum"}
+    assert used <= known
+    alerts = set(re.findall(r"- alert: (\w+)", rules))
+    raised = set(re.findall(r"(?m)alertname: (\w+)\n +eval_time: \w+\n +exp_alerts:\n", tests))
+    assert alerts == raised
+    quiet = set(re.findall(r"alertname: (\w+), eval_time: 20m, exp_alerts: \[\]", tests))
+    assert alerts == quiet
+    recorded = set(re.findall(r"- record: (\S+)", rules))
+    assert recorded == set(re.findall(r"expr: '(\w+:crossfade_[\w:]+)'", tests))
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert alerts == set(re.findall(r"(?m)^\| `(Crossfade\w+)` \|", text))

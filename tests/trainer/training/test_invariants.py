@@ -1,0 +1,360 @@
+"""What the design promises of every run, held on real servers: see the list of invariants."""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from cluster_data import UNEVEN_FILES, train_rows, write_data, write_job, write_planted
+from dist_roles import RunningRole, running_roles
+from drive_steps import MEASURED_STEPS, WARM_STEPS
+from running_command import crossfade, started, succeeded, wait_for_steps
+
+from kvstore.arrays import FloatArray
+from trainer.data.manifest import Entity
+from trainer.embeddings.files import vectors_of
+
+pytestmark = pytest.mark.cluster
+
+EPOCHS = 2
+ENTITIES = ("customer", "track")
+TOLERANCE = 2e-5
+FROM_BATCH = {
+    "negatives": {"kind": "mixed", "count": 16, "logq_correction": True},
+    "optimizer": {"learning_rate": 0.1, "schedule": "cosine", "warmup_steps": 5},
+}
+ONE_GROUP = ((1800,),)
+A_ROW_BESIDE_LARGE_GROUPS = ((1, 1600), (1,), (900, 1))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Its report."""
+        report: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
+        return report
+
+    def vectors(self, entity: str) -> FloatArray:
+        """The embeddings that it wrote, in the order of rows."""
+        tables = [pq.read_table(path) for path in sorted((self.folder / "embeddings" / entity).glob("*.parquet"))]
+        return np.concatenate([vectors_of(table.column("vector")) for table in tables])
+
+
+class Runs:
+    """Runs by what they are of, each made once, when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[tuple[object, ...], Run] = {}
+
+    def get(
+        self,
+        files: Sequence[Sequence[int]] = UNEVEN_FILES,
+        *,
+        servers: int = 0,
+        workers: int = 1,
+        engine: str = "cpu",
+        seed: int = 1,
+        again: bool = False,
+        from_batch: bool = False,
+    ) -> Run:
+        """The run of the tests' job on data in ``files``; ``again`` is a repetition of it.
+
+        ``from_batch``: with negatives from the batch too, corrected by log Q, and a learning-rate schedule.
+        """
+        key = (files, servers, workers, engine, seed, again, from_batch)
+        if key not in self._made:
+            more = FROM_BATCH if from_batch else {}
+            self._made[key] = self._make(len(self._made), files, servers, workers, engine, seed, more)
+        return self._made[key]
+
+    def _make(
+        self,
+        number: int,
+        files: Sequence[Sequence[int]],
+        servers: int,
+        workers: int,
+        engine: str,
+        seed: int,
+        more: dict[str, Any],
+    ) -> Run:
+        data = self._folder / f"data-{train_rows(files)}-{len(files)}"
+        if not data.exists():
+            write_planted(data, train_files=files)
+        run = Run(self._folder / f"run-{number}")
+        train = {"epochs": EPOCHS, "engine": engine, "seed": seed}
+        job = write_job(self._folder / f"job-{number}.yaml", data, train=train, **more)
+        shape = ("--servers", servers, "--workers", workers) if servers else ()
+        succeeded(crossfade("train", job, "--run-dir", run.folder, *shape, cwd=self._folder))
+        return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+def largest_difference(one: Run, other: Run) -> float:
+    """By how much any value of any embedding differs."""
+    return max(float(np.abs(one.vectors(entity) - other.vectors(entity)).max()) for entity in ENTITIES)
+
+
+def assert_same_bits(one: Run, other: Run) -> None:
+    for entity in ENTITIES:
+        assert one.vectors(entity).tobytes() == other.vectors(entity).tobytes(), entity
+
+
+# 1. Workers do not change the mathematics.
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_on_servers_gives_the_embeddings_of_one_in_process(runs: Runs, workers: int) -> None:
+    in_process, on_servers = runs.get(), runs.get(servers=2, workers=workers)
+    assert largest_difference(in_process, on_servers) < TOLERANCE
+    assert on_servers.report["steps"] == in_process.report["steps"]
+    assert on_servers.report["store"] != in_process.report["store"]
+
+
+@pytest.mark.parametrize("engine", ["cpu", "mxnet"])
+def test_negatives_from_the_batch_are_the_same_whoever_has_the_examples(runs: Runs, engine: str) -> None:
+    in_process = runs.get(from_batch=True)
+    on_servers = runs.get(from_batch=True, servers=2, workers=2, engine=engine)
+    assert largest_difference(in_process, on_servers) < TOLERANCE
+    assert largest_difference(in_process, runs.get()) > 1000 * TOLERANCE
+
+
+def test_training_moves_embeddings_by_far_more_than_the_tolerance(runs: Runs) -> None:
+    assert largest_difference(runs.get(), runs.get(seed=2)) > 1000 * TOLERANCE
+
+
+def test_a_job_on_servers_with_the_mxnet_engine_gives_the_embeddings_of_the_cpu_engine_in_process(runs: Runs) -> None:
+    assert largest_difference(runs.get(), runs.get(servers=2, workers=2, engine="mxnet")) < TOLERANCE
+
+
+def test_two_workers_give_the_same_bits_again(runs: Runs) -> None:
+    assert_same_bits(runs.get(servers=2, workers=2), runs.get(servers=2, workers=2, again=True))
+
+
+# 3. Every worker takes the same number of steps, whatever the shards' sizes.
+
+
+@pytest.mark.parametrize("files", [ONE_GROUP, A_ROW_BESIDE_LARGE_GROUPS], ids=["one row group", "groups of one row"])
+def test_uneven_shards_neither_hang_nor_lose_an_example(runs: Runs, files: Sequence[Sequence[int]]) -> None:
+    in_process, on_servers = runs.get(files), runs.get(files, servers=2, workers=2)
+    assert on_servers.report["examples"] == train_rows(files) * EPOCHS
+    assert on_servers.report["epochs"] == EPOCHS
+    assert largest_difference(in_process, on_servers) < TOLERANCE
+
+
+# 10. Randomness is counter-based.
+
+
+def test_a_seed_gives_the_same_bits_again_and_another_seed_gives_others(runs: Runs) -> None:
+    assert_same_bits(runs.get(), runs.get(again=True))
+    for entity in ENTITIES:
+        assert not np.allclose(runs.get().vectors(entity), runs.get(seed=2).vectors(entity), atol=0.01)
+
+
+# 2. Cost follows active rows, never table size.
+
+SMALL_TABLE_ROWS, LARGE_TABLE_ROWS = 1_000_000, 16_000_000
+DIM = 4
+MAX_GROWTH_BYTES = LARGE_TABLE_ROWS // 2 // 4
+"""A quarter of what one byte would be for each row that one of the two servers holds of a large table."""
+GIVE_BACK_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Lets glibc return what is freed to the kernel: an array that comes and goes in each step is a peak in each."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the measured steps of one job took."""
+
+    sent: list[int]
+    received: list[int]
+    pushed: list[int]
+    pulled: list[int]
+    growth: dict[str, int]
+
+
+def memory_bytes(pid: int, name: str) -> int:
+    """``VmRSS``, what a process holds now, or ``VmHWM``, the most that it has held since it was last reset."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"/proc/{pid}/status has no {name}")
+
+
+def write_wide_data(folder: Path, rows: int) -> Path:
+    """A few interactions of entities that claim ``rows`` rows; they touch rows all over both tables."""
+    random = np.random.default_rng(5)
+    pairs = tuple(random.choice(SMALL_TABLE_ROWS, 400, replace=False) * (rows // SMALL_TABLE_ROWS) for _ in range(2))
+    entities = {name: Entity(rows=rows, id_type="int64", files=[]) for name in ENTITIES}
+    return write_data(folder, entities, {"train": (pairs, [[150, 250]])})  # type: ignore[dict-item]
+
+
+def measure(folder: Path, rows: int) -> Cost:
+    job = write_job(
+        folder / "job.yaml",
+        write_wide_data(folder / "data", rows),
+        model={"dim": DIM, "score": "dot"},
+        negatives={"count": 8},
+        optimizer={"kind": "rowwise_adagrad"},
+        train={"batch_size": 40, "epochs": 100, "max_steps": WARM_STEPS + MEASURED_STEPS},
+        cluster={"servers": 2, "workers": 2},
+    )
+    with running_roles(
+        "drive_steps.py", job, servers=2, workers=2, folder=folder, variables=GIVE_BACK_AT_ONCE
+    ) as roles:
+        warm = [worker.hear() for worker in roles.workers]
+        before = {role.name: reset_peak(role) for role in roles.all}
+        for worker in roles.workers:
+            worker.go_on()
+        done = [worker.hear() for worker in roles.workers]
+        growth = {role.name: memory_bytes(role.pid, "VmHWM") - before[role.name] for role in roles.all}
+        for worker in roles.workers:
+            worker.go_on()
+        totals = [worker.hear() for worker in roles.workers]
+        assert set(roles.exit_codes().values()) == {0}, roles.logs()
+    moved = {
+        name: [after[name] - start[name] for start, after in zip(warm, done, strict=True)]
+        for name in ("sent", "received")
+    }
+    return Cost(
+        **moved,
+        pushed=[total["pushed"] for total in totals],
+        pulled=[total["pulled"] for total in totals],
+        growth=growth,
+    )
+
+
+def reset_peak(role: RunningRole) -> int:
+    """Let the kernel forget the most memory that a role has held; returns what it holds."""
+    Path(f"/proc/{role.pid}/clear_refs").write_text("5")
+    return memory_bytes(role.pid, "VmRSS")
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cost, Cost]:
+    """Of the same steps on small and on large tables."""
+    small, large = (measure(tmp_path_factory.mktemp("cost"), rows) for rows in (SMALL_TABLE_ROWS, LARGE_TABLE_ROWS))
+    return small, large
+
+
+def test_steps_on_a_large_table_send_the_bytes_of_those_on_a_small_one(costs: tuple[Cost, Cost]) -> None:
+    small, large = costs
+    assert sorted(small.pushed) == sorted(large.pushed)
+    assert sorted(small.pulled) == sorted(large.pulled)
+    for name in ("sent", "received"):
+        of_small, of_large = (sum(getattr(cost, name)) for cost in costs)
+        assert of_small > sum(small.pushed) // 2
+        assert of_large == pytest.approx(of_small, rel=0.01), name
+
+
+def test_no_role_ever_holds_more_during_steps_by_anything_like_a_table(costs: tuple[Cost, Cost]) -> None:
+    for cost in costs:
+        assert len(cost.growth) == 5
+        for role, grown in cost.growth.items():
+            assert grown < MAX_GROWTH_BYTES, f"{role} grew by {grown:,} bytes in {MEASURED_STEPS} steps"
+
+
+# 8. Nothing from the network is unpickled, and listeners bind where the job says.
+
+SEND_BEFORE_CREATE = """
+import os
+
+if os.environ.get("DMLC_ROLE") == "worker":
+    from kvstore.mxnet import client as mxnet_client
+
+    create = mxnet_client.MXNetStore.create
+
+    def send_and_create(self, *arguments):
+        self._store._send_command_to_servers(0, {body!r})
+        create(self, *arguments)
+
+    mxnet_client.MXNetStore.create = send_and_create
+"""
+
+
+class Creates:
+    """An object whose pickle, when it is read, creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mknod, (str(self._path),)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job in a folder of its own."""
+    return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
+
+
+def sending(folder: Path, body: str) -> dict[str, str]:
+    """Variables that make each worker of a job send ``body`` as a command to all servers."""
+    (folder / "hook").mkdir()
+    (folder / "hook" / "sitecustomize.py").write_text(SEND_BEFORE_CREATE.format(body=body))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder / "hook"), os.environ.get("PYTHONPATH")]))}
+
+
+def test_a_pickle_sent_as_a_command_is_not_read_and_ends_the_job(job: Path, tmp_path: Path) -> None:
+    created = tmp_path / "created"
+    body = pickle.dumps(Creates(created), protocol=0).decode("ascii")
+    variables = sending(tmp_path, body)
+    result = crossfade("train", job, "--run-dir", "run", "--servers", 2, cwd=tmp_path, variables=variables)
+    assert not created.exists()
+    assert result.returncode == 1
+    assert "server-" in result.stderr
+    assert f"a command that is not JSON came over the network: {body[:40]!r}"[:-1] in result.stderr
+    pickle.loads(body.encode("ascii"))
+    assert created.exists()  # so it would have been, had the server read it
+
+
+def test_a_command_of_no_known_name_ends_the_job(job: Path, tmp_path: Path) -> None:
+    variables = sending(tmp_path, '{"command": "format"}')
+    result = crossfade("train", job, "--run-dir", "run", "--servers", 1, cwd=tmp_path, variables=variables)
+    assert result.returncode == 1
+    assert """server-0: an unknown command came over the network: '{"command": "format"}'""" in result.stderr
+
+
+def test_all_roles_listen_on_loopback_alone(job: Path, tmp_path: Path) -> None:
+    endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
+    shape = ("--servers", 2, "--workers", 2)
+    with started("train", job, "--run-dir", "run", *shape, *endless, cwd=tmp_path) as command:
+        wait_for_steps(command, tmp_path / "run")
+        roles = command.roles()
+        assert sorted(roles) == ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
+        for name, process in [*roles.items(), ("agent", psutil.Process(command.process.pid))]:
+            listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1"}, name
+            # A listener for metrics, and a role's own for the others.
+            assert len(listening) == (1 if name == "agent" else 2), name
+
+
+# 9. No failure is silent.
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+@pytest.mark.parametrize("shape", [(), ("--servers", 2, "--workers", 2)], ids=["in process", "on servers"])
+def test_a_diverging_run_fails_and_says_so(job: Path, tmp_path: Path, shape: tuple[object, ...], score: str) -> None:
+    diverging = ("optimizer.kind=sgd", "optimizer.learning_rate=1e38", f"model.score={score}", "train.epochs=5")
+    settings = [word for setting in diverging for word in ("--set", setting)]
+    result = crossfade("train", job, "--run-dir", "run", *shape, *settings, cwd=tmp_path, seconds=40)
+    assert result.returncode == 1, result.stdout
+    assert "training has diverged; lower optimizer.learning_rate" in result.stderr
+    assert bool(re.search(r"error: (server|worker)-\d: ", result.stderr)) == bool(shape)
+    assert not (tmp_path / "run" / "report.json").exists()

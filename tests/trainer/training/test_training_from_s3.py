@@ -1,0 +1,87 @@
+"""A distributed training with its data and its checkpoints on S3, disturbed, gives the bits of one on local files."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from cluster_data import write_job, write_planted
+from flaky_proxy import flaky_proxy
+from object_store import running_object_store
+from paced_training import paced
+from running_command import crossfade, succeeded
+from test_resume import assert_same_bits, report_of
+
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+ON_SERVERS = ("--servers", 2, "--workers", 2)
+TRAIN = {"epochs": 30, "evaluate_every": 10, "patience": None}
+
+
+def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_planted(tmp_path / "data")
+    sections = {
+        "optimizer": {"kind": "adagrad"},
+        "train": TRAIN,
+        "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2},
+    }
+    write_job(tmp_path / "local.yaml", data, **sections)
+    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
+    (tmp_path / "store").mkdir()
+    with running_object_store(tmp_path / "store") as s3, flaky_proxy(s3.endpoint) as proxy:
+        variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        write_job(tmp_path / "s3.yaml", s3.upload(data, "interactions"), **sections)
+        proxy.strike_every("throttle", 11)
+
+        command = ("train", "s3.yaml", *ON_SERVERS)
+        killed = s3.uri("killed/checkpoints")
+        with paced(*command, "--set", f"checkpoint.path={killed}", run_dir=tmp_path / "killed") as training:
+            training.wait_for("saved")
+            training.command.roles()["server-1"].kill()
+            succeeded(training.finish())
+        assert report_of(tmp_path / "killed")["restarts"] == 1
+        assert_same_bits(tmp_path / "killed", tmp_path / "local")
+
+        to = ("--set", f"checkpoint.path={s3.uri('stopped/checkpoints')}")
+        with paced(*command, *to, run_dir=tmp_path / "stopped") as training:
+            training.wait_for("saved")
+            training.command.process.send_signal(signal.SIGTERM)
+            assert training.command.finish().returncode == 143
+        assert not (tmp_path / "stopped" / "report.json").exists()
+        succeeded(crossfade(*command, *to, "--run-dir", "stopped", "--resume", cwd=tmp_path))
+        assert_same_bits(tmp_path / "stopped", tmp_path / "local")
+        checkpoint, skipped = latest_checkpoint(killed)
+        assert checkpoint is not None
+        assert skipped == []
+        assert checkpoint.manifest.step == report_of(tmp_path / "local")["steps"]
+
+
+def test_data_on_s3_that_go_away_for_a_while_cost_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_planted(tmp_path / "data")
+    sections = {"optimizer": {"kind": "adagrad"}, "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2}}
+    train = {"epochs": 20, "eval_every_epochs": 20, "patience": None}
+    write_job(tmp_path / "local.yaml", data, **sections, train=train)
+    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
+    (tmp_path / "store").mkdir()
+    with running_object_store(tmp_path / "store") as s3, flaky_proxy(s3.endpoint) as proxy:
+        impatient = {"AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "2"}
+        for name, value in {**s3.variables, **impatient}.items():
+            monkeypatch.setenv(name, value)
+        uri = s3.upload(data, "interactions")
+        write_job(tmp_path / "s3.yaml", uri, **sections, train=train)
+        with paced("train", "s3.yaml", *ON_SERVERS, run_dir=tmp_path / "away") as training:
+            training.wait_for("saved")
+            before = training.command.roles()["worker-0"]
+            proxy.strike_every("reset", 1)
+            training.wait(lambda: not before.is_running(), "the end of a worker")
+            proxy.strike_every("reset", 0)
+            result = succeeded(training.finish())
+        assert f"{uri}/" in result.stderr
+        assert "cannot be reached (NETWORK_CONNECTION)" in result.stderr
+        assert report_of(tmp_path / "away")["restarts"] >= 1
+        assert_same_bits(tmp_path / "away", tmp_path / "local")
