@@ -1,4 +1,4 @@
-"""docs/refusals.md, whose lines are what the program says: tests that provoke a refusal look its line up here.
+"""docs/errors.md, whose lines are what the program says: tests that provoke a refusal look its line up here.
 
     message = documented("a shard that was cut off", message)       # fails if the table has another line for it
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-TABLE = Path(__file__).resolve().parents[2] / "docs" / "refusals.md"
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 _ROW = re.compile(r"\| (?P<what>[^|]+) \| `(?P<line>.+)` \| (?P<code>\d) \|")
 _PLACEHOLDER = re.compile(r"(<[a-z ]+>)")
 
@@ -41,10 +41,10 @@ def refusals() -> dict[str, Refusal]:
 
 def documented(what: str, message: str, exit_code: int = 2) -> str:
     """``message``, which must be the documented line of ``what``, without what each begins with."""
-    assert what in refusals(), f"docs/refusals.md has no row for '{what}': {message}"
+    assert what in refusals(), f"docs/errors.md has no row for '{what}': {message}"
     refusal = refusals()[what]
     assert refusal.fits(message), (
-        f"docs/refusals.md says of '{what}':\n{refusal.line}\nbut the program says:\n{message}"
+        f"docs/errors.md says of '{what}':\n{refusal.line}\nbut the program says:\n{message}"
     )
     assert refusal.exit_code == exit_code
     return message
