@@ -13,7 +13,7 @@ ALL_EXTRAS = --extra mxnet --extra aws --extra tune --extra dashboard --extra de
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos bench-data quality screenshots lint types format lock clean setup horovod
+.PHONY: help train test test-fast test-docker chaos mutants bench-data quality screenshots lint types format lock clean setup horovod
 .NOTPARALLEL:
 
 help: ## show this list
@@ -40,6 +40,9 @@ test-docker: setup ## run the tests of the image and of docker-compose.yml on a 
 
 chaos: setup ## kill, freeze and stop a training 20 times at random; it must end as if undisturbed (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
+
+mutants: setup ## break the code in known ways, each of which the tests must notice (ARGS='--only NAME ...')
+	.venv/bin/python tests/mutants/run.py $(ARGS)
 
 bench-data: setup ## measure how fast data are read and prepared, against what training consumes
 	.venv/bin/python benchmarks/reading.py $(ARGS)
