@@ -14,12 +14,12 @@ The breaks stand in the .toml files beside this one. Each has
     note      why it matters, if that is not plain
 
 Nothing of the checkout is changed: each job works on a copy of what git sees of it, uncommitted content included, and
-imports the packages of that copy. First all tests that are named must pass in an unchanged copy.
+imports the packages of that copy. First all tests that are named run in an unchanged copy, where they must pass.
 
 A break is noticed when pytest ends with exit code 1, or not within the timeout. It has survived when pytest ends with
-0. It is broken, which says nothing about the tests, when its text does not fit, when what it makes is no Python, or
-when pytest ends with any other exit code, as when a test cannot be imported. Exit codes: 0 all were noticed; 1 some
-were not; 2 the tests do not pass without any break, or the arguments are wrong.
+0. It is broken, which says nothing about the tests, when its text does not fit, when what it makes is no Python, when
+one of its tests fails without it too, or when pytest ends with any other exit code, as when a test cannot be imported.
+Exit codes: 0 all were noticed; 1 some were not; 2 pytest cannot run the tests, or the arguments are wrong.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ ENDING_SECONDS = 10.0
 """How long pytest may take to end its fixtures after a timeout."""
 _KEYS = {"name", "file", "find", "replace", "tests", "note"}
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_REASON = re.compile(r"^E +(\S.*)$", re.MULTILINE)
+_LONGEST_REASON = 100
 
 
 class UsageError(Exception):
@@ -305,9 +307,10 @@ def judge(runner: Runner, copy: Path, mutant: Mutant, number: int, timeout: floa
     seconds = time.monotonic() - begin
     if code is None:
         return Result(mutant, "noticed", seconds, f"by the timeout of {timeout:g} s")
-    failed = _FAILED.search(said)
     if code == 1:
-        return Result(mutant, "noticed", seconds, f"by {failed[1]}" if failed else "")
+        failed, reason = _FAILED.search(said), _REASON.search(said)
+        why = f": {reason[1][:_LONGEST_REASON]}" if reason else ""
+        return Result(mutant, "noticed", seconds, f"by {failed[1]}{why}" if failed else "")
     if code == 0:
         return Result(mutant, "survived", seconds, f"pytest {' '.join(mutant.tests)}")
     return Result(mutant, "broken", seconds, f"pytest ended with exit code {code}:\n{_tail(said)}")
@@ -317,11 +320,13 @@ def _tail(said: str, lines: int = 30) -> str:
     return "\n".join(f"    {line}" for line in said.splitlines()[-lines:])
 
 
-def check_baseline(runner: Runner, copy: Path, mutants: Sequence[Mutant], jobs: int) -> None:
-    """See that all tests pass as long as nothing is broken, in ``jobs`` processes.
+def failing_unbroken(runner: Runner, copy: Path, mutants: Sequence[Mutant], jobs: int) -> dict[str, str]:
+    """Of breaks of which a test does not pass without any break either, by name, which one.
+
+    Tests run in ``jobs`` processes. Those that fail run once more alone: on a busy machine a test may come too late.
 
     Raises:
-        UsageError: some do not.
+        UsageError: pytest cannot run them.
     """
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     whole = {test for test in tests if "::" not in test}
@@ -329,26 +334,51 @@ def check_baseline(runner: Runner, copy: Path, mutants: Sequence[Mutant], jobs: 
     print(f"{len(tests)} files and tests must pass without any break ...", flush=True)
     begin = time.monotonic()
     processes = ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"] if jobs > 1 else []
-    code, said = runner.pytest(copy, [*processes, *tests], BASELINE_SECONDS)
-    if code != 0:
-        raise UsageError(
-            f"they do not pass (pytest: {'too long' if code is None else f'exit code {code}'}):\n{_tail(said)}"
-        )
-    print(f"they do ({time.monotonic() - begin:.0f} s): {said.splitlines()[-1]}", flush=True)
+    said = _run_unbroken(runner, copy, [*processes, *tests])
+    failed = sorted({test for test in tests for found in _FAILED.findall(said) if _is_of(found, test)})
+    if failed:
+        print(f"{said.splitlines()[-1]}; once more, alone: {' '.join(failed)}", flush=True)
+        said = _run_unbroken(runner, copy, failed)
+        failed = [test for test in failed for found in _FAILED.findall(said) if _is_of(found, test)]
+        print(_tail(said) if failed else "", end="\n" if failed else "", flush=True)
+    print(f"{len(tests) - len(set(failed))} do ({time.monotonic() - begin:.0f} s)", flush=True)
+    return {
+        mutant.name: f"{test} fails without any break"
+        for mutant in mutants
+        for test in failed
+        if test in mutant.tests or test.partition("::")[0] in mutant.tests
+    }
 
 
-def run_all(runner: Runner, mutants: Sequence[Mutant], jobs: int, timeout: float) -> list[Result]:
+def _run_unbroken(runner: Runner, copy: Path, arguments: Sequence[str]) -> str:
+    code, said = runner.pytest(copy, arguments, BASELINE_SECONDS)
+    if code not in {0, 1}:
+        how = "took too long" if code is None else f"ended with exit code {code}"
+        raise UsageError(f"pytest {how} without any break:\n{_tail(said)}")
+    if code == 1 and not _FAILED.search(said):
+        raise UsageError(f"pytest does not say what failed without any break:\n{_tail(said)}")
+    return said
+
+
+def _is_of(found: str, test: str) -> bool:
+    """Whether the node id ``found`` is that of ``test``, or of one of its cases or functions."""
+    return found == test or found.startswith((f"{test}[", f"{test}::"))
+
+
+def run_all(
+    runner: Runner, mutants: Sequence[Mutant], jobs: int, timeout: float, *, skip_baseline: bool
+) -> list[Result]:
     """Judge all ``mutants``, several at a time; each is told as it ends."""
     copy = runner.copy_checkout("job-0")
     runner.check_imports(copy)
     reasons = misfits(mutants, copy)
     fit = [mutant for mutant in mutants if mutant.name not in reasons]
+    if fit and not skip_baseline:
+        reasons |= failing_unbroken(runner, copy, fit, jobs)
+        fit = [mutant for mutant in fit if mutant.name not in reasons]
     results = [Result(mutant, "broken", 0.0, reasons[mutant.name]) for mutant in mutants if mutant.name in reasons]
     for result in results:
         _tell(result)
-    if not fit:
-        return results
-    check_baseline(runner, copy, fit, jobs)
     copies = [copy, *(runner.copy_of(copy, f"job-{number}") for number in range(1, min(jobs, len(fit))))]
     waiting: queue.SimpleQueue[tuple[int, Mutant]] = queue.SimpleQueue()
     for numbered in enumerate(fit):
@@ -433,6 +463,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="what takes longer counts as noticed (default: 300 for each break)",
     )
+    parser.add_argument(
+        "--skip-baseline",
+        action="store_true",
+        help="take it that the tests pass without any break",
+    )
     return parser.parse_args(arguments)
 
 
@@ -459,7 +494,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="crossfade-mutants-") as folder:
             runner = Runner(Path(folder).resolve())
             try:
-                results = run_all(runner, mutants, parsed.jobs, parsed.timeout)
+                results = run_all(runner, mutants, parsed.jobs, parsed.timeout, skip_baseline=parsed.skip_baseline)
             finally:
                 runner.close()
     except UsageError as error:
