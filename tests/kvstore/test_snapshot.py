@@ -115,7 +115,7 @@ def test_rows_that_change_again_and_again_meanwhile_are_written_as_they_were(
 
 
 def test_changes_wait_for_room_where_there_is_little_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.KEPT_SHARE", 64)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
     monkeypatch.setattr("kvstore.checkpoint.snapshot.LEAST_KEPT_BYTES", 0)
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, _):
@@ -130,9 +130,9 @@ def test_changes_wait_for_room_where_there_is_little_and_go_on(tmp_path: Path, m
 def test_changes_do_not_wait_for_ever_for_a_writer_that_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.KEPT_SHARE", 64)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
     monkeypatch.setattr("kvstore.checkpoint.snapshot.LEAST_KEPT_BYTES", 0)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.MAX_WAIT_SECONDS", 0.2)
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, writer):
         writer.suspend()
@@ -142,8 +142,8 @@ def test_changes_do_not_wait_for_ever_for_a_writer_that_stands_still(
 
 
 def test_updates_wait_no_longer_than_that_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.LONGEST_WAIT_SECONDS", 2.0)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.KEPT_SHARE", 64)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.MAX_WAIT_SECONDS", 2.0)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
     monkeypatch.setattr("kvstore.checkpoint.snapshot.LEAST_KEPT_BYTES", 0)
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, writer):
@@ -160,7 +160,7 @@ def test_a_writer_that_stands_still_is_given_up_though_no_update_waits(
     with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, writer):
         writer.suspend()
         assert snapshot.poll() is None
-        monkeypatch.setattr("kvstore.checkpoint.snapshot.LONGEST_STANDSTILL_SECONDS", 0.1)
+        monkeypatch.setattr("kvstore.checkpoint.snapshot.MAX_STANDSTILL_SECONDS", 0.1)
         assert "could not be written: nothing of it could be written for 0 s" in failure(snapshot)
 
 
