@@ -69,9 +69,9 @@ def _join(paths: Paths, hosts: Hosts, parse: Command) -> int:
 
     arguments = parse(
         [
-            *("agent", "--join", str(hosts.coordinator()), "--address", hosts.address(hosts.own)),
-            *("--run-dir", str(run_dir(paths, hosts)), "--linger", str(STOP_SECONDS)),
-            *("--patience", str(COORDINATOR_TIMEOUT_SECONDS)),
+            *("agent", "--join", str(hosts.coordinator()), "--advertise-address", hosts.address(hosts.own)),
+            *("--run-dir", str(run_dir(paths, hosts)), "--grace-period", str(STOP_SECONDS)),
+            *("--coordinator-timeout", str(COORDINATOR_TIMEOUT_SECONDS)),
         ]
     )
     code: int = arguments.run(arguments)

@@ -158,7 +158,9 @@ def local_address(towards: Address) -> str:
             probe.connect((towards.host, towards.port))
             return str(probe.getsockname()[0])
     except OSError as error:
-        raise InputError(f"{towards}: there is no way there from here: {error.strerror}; see --address") from error
+        raise InputError(
+            f"{towards}: there is no way there from here: {error.strerror}; see --advertise-address"
+        ) from error
 
 
 def check_local_address(address: str) -> None:
@@ -171,9 +173,11 @@ def check_local_address(address: str) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind((str(ipaddress.IPv4Address(address)), 0))
     except ValueError:
-        raise InputError(f"--address: expected a numeric address, as in 10.0.0.2, but found '{address}'") from None
+        raise InputError(
+            f"--advertise-address: expected a numeric address, as in 10.0.0.2, but found '{address}'"
+        ) from None
     except OSError as error:
-        raise InputError(f"--address: cannot listen on '{address}': {error.strerror}") from error
+        raise InputError(f"--advertise-address: cannot listen on '{address}': {error.strerror}") from error
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ On each other host, with the same CROSSFADE_TOKEN in its environment:
 The job starts when cluster.hosts agents, that of 'crossfade train' included, have joined; further ones wait as spares.
 Start agents in any order: one whose coordinator is not there yet, or has gone, tries again until it answers. After 10
 seconds without an answer it ends its roles; 'crossfade train --resume' brings a lost coordinator back, as does
-'crossfade train --stand-by', which waits until it is needed. If this host is lost, the job waits for another to join,
+'crossfade train --standby', which waits until it is needed. If this host is lost, the job waits for another to join,
 from the same address or another, and goes on from its newest checkpoint.
 
 Hosts must share DIR and the data, at the same paths, and have the same version of crossfade. Where they share no
 folder, set cluster.shared_run_dir=false in the job: DIR is then any folder of this host, the job comes from the
 coordinator, and data.path and checkpoint.path must be on S3. Roles listen on ports of
---address that the kernel picks, open to whoever can reach them: keep that network closed. The token is sent as it is;
+--advertise-address that the kernel picks, open to whoever can reach them: keep that network closed. The token is sent as it is;
 CROSSFADE_TOKEN_FILE may name a file that has it.
 
 A host that can take one kind of role says so with --roles, as containers do. With cluster.one_role_per_host each server and
@@ -74,7 +74,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="roles that this host takes (default all); none: it only waits for the end of the job",
     )
     parser.add_argument(
-        "--address",
+        "--advertise-address",
         metavar="A",
         help="numeric address of this host at which the others reach its roles (default: the one it has towards HOST)",
     )
@@ -86,7 +86,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="port of the agent's own /metrics and /healthz at A; 0: a free one (default); none: none",
     )
     parser.add_argument(
-        "--linger",
+        "--grace-period",
         type=float,
         default=0.0,
         metavar="SECONDS",
@@ -94,7 +94,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "stopped together, so that the job can write a checkpoint (default: 0)",
     )
     parser.add_argument(
-        "--patience",
+        "--coordinator-timeout",
         type=float,
         default=float("inf"),
         metavar="SECONDS",
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_mxnet()
     coordinator = Address.parse(arguments.join, "--join")
     remote = RemoteCoordinator(coordinator, read_token("crossfade agent"))
-    address = arguments.address or local_address(coordinator)
+    address = arguments.advertise_address or local_address(coordinator)
     check_local_address(address)
     folder = RunFolder(arguments.run_dir)
     metrics = process_metrics("", "agent")
@@ -155,12 +155,12 @@ def run(arguments: argparse.Namespace) -> int:
             stop_at = float("inf")
             while agent.left is None and time.monotonic() < stop_at:
                 agent.run_once()
-                if agent.silent_seconds > arguments.patience:
+                if agent.silent_seconds > arguments.coordinator_timeout:
                     raise ClusterError(
-                        f"the coordinator at {coordinator} has not answered for {arguments.patience:g} s (--patience)"
+                        f"the coordinator at {coordinator} has not answered for {arguments.coordinator_timeout:g} s (--coordinator-timeout)"
                     )
                 if stopper.number is not None:
-                    stop_at = min(stop_at, time.monotonic() + arguments.linger)
+                    stop_at = min(stop_at, time.monotonic() + arguments.grace_period)
                 if agent.has_joined and not metrics.labels["run"]:
                     metrics.set_identity(run=_run_name(folder))
     if agent.left is None:

@@ -30,7 +30,7 @@ _EPILOG = """\
 Examples:
   crossfade plan jobs/lastfm.yaml                                  on this machine, in process
   crossfade plan jobs/lastfm.yaml --servers 2 --workers 2          on this machine, with servers
-  crossfade plan jobs/billions.yaml --instance r6i.xlarge --hosts 2
+  crossfade plan jobs/billions.yaml --instance-type r6i.xlarge --hosts 2
   crossfade plan jobs/billions.yaml --hosts 2 --bandwidth 10Gbit   a step on a network of your own
   crossfade plan jobs/lastfm.yaml --set model.dim=256 --json       the same as data
 
@@ -78,7 +78,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_job(parser)
     add_sizes(parser, *_SIZES)
     parser.add_argument(
-        "--instance", metavar="TYPE", help="hosts of this EC2 type, such as r6i.4xlarge (default: like this machine)"
+        "--instance-type",
+        metavar="TYPE",
+        help="hosts of this EC2 type, such as r6i.4xlarge (default: like this machine)",
     )
     parser.add_argument(
         "--bandwidth", metavar="RATE", help="of a host's network card: 10Gbit, 1.25GB (default: that of the instance)"
@@ -111,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     job = _load(arguments)
     bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
-    instance = find_instance(arguments.instance) if arguments.instance else None
+    instance = find_instance(arguments.instance_type) if arguments.instance_type else None
     with phase_bars() as bars:
         inputs = read_inputs(job, bars).with_counts()
     plan = plan_capacity(inputs)

@@ -26,15 +26,15 @@ Run a job on EC2: start instances for it, follow it, and take everything down wh
 """
 _EPILOG = """\
 Examples:
-  crossfade submit ec2 jobs/plays.yaml --to s3://music/runs --dry-run              print every request, send none
-  crossfade submit ec2 jobs/plays.yaml --to s3://music/runs                        one p2.xlarge
-  crossfade submit ec2 jobs/plays.yaml --to s3://music/runs --hosts 4 --spot --instance-type r6i.4xlarge
+  crossfade submit ec2 jobs/plays.yaml --output s3://music/runs --dry-run              print every request, send none
+  crossfade submit ec2 jobs/plays.yaml --output s3://music/runs                        one p2.xlarge
+  crossfade submit ec2 jobs/plays.yaml --output s3://music/runs --hosts 4 --spot --instance-type r6i.4xlarge
   crossfade submit ec2 --list                                                      what there is
   crossfade submit ec2 --follow plays-1a2b3c4d                                     follow a run that was left alone
-  crossfade submit ec2 --clean plays-1a2b3c4d                                      end a run, and delete what is left
+  crossfade submit ec2 --cleanup plays-1a2b3c4d                                      end a run, and delete what is left
 
 The data of the job must be on S3. On several hosts it runs with a server and a worker on each, unless it says more. The
-run's folder below --to gets the job, the log, checkpoints and, at the end, result/ with the embeddings and the report.
+run's folder below --output gets the job, the log, checkpoints and, at the end, result/ with the embeddings and the report.
 Instances need a way to S3, SSM and ECR: those of the default network have one. No port is open to the world.
 docs/aws.md has the rights that this command needs, and how an image gets to ECR.
 
@@ -43,7 +43,7 @@ there is one. Somebody must follow the run for that.
 
 Ctrl-C has the run write a checkpoint and takes the cluster down; a second one does so at once. With --follow it only
 stops following. Should this command be killed, each instance still ends itself with the run, or after --max-hours at
-the latest, and '--clean RUN' deletes the rest. The exit code is that of the run: 0 done, 1 failed, 2 wrong input, 143
+the latest, and '--cleanup RUN' deletes the rest. The exit code is that of the run: 0 done, 1 failed, 2 wrong input, 143
 stopped.
 """
 DEFAULT_HOURS, DEFAULT_VOLUME_GIB = 24.0, 100
@@ -63,7 +63,7 @@ def add_parser(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_common(parser)
     _add_what_to_do(parser)
-    parser.add_argument("--to", metavar="URI", help="where the run's folder is made: s3://BUCKET/PREFIX")
+    parser.add_argument("--output", metavar="URI", help="where the run's folder is made: s3://BUCKET/PREFIX")
     parser.add_argument(
         "--image", metavar="URI", help="container image (default: crossfade:VARIANT in the account's ECR)"
     )
@@ -90,7 +90,9 @@ def add_parser(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="encrypted disk, GiB (default: %(default)s)",
     )
-    parser.add_argument("--poll", type=float, default=5.0, metavar="SECONDS", help="between two looks (default: 5)")
+    parser.add_argument(
+        "--poll-seconds", type=float, default=5.0, metavar="SECONDS", help="between two looks (default: 5)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -101,7 +103,7 @@ def _add_what_to_do(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--follow", metavar="RUN", help="follow a run that is there, and take it down at its end")
     what.add_argument("--list", action="store_true", help="list the runs that there is anything of")
     what.add_argument(
-        "--clean",
+        "--cleanup",
         nargs="?",
         const="",
         metavar="RUN",
@@ -117,14 +119,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.dry_run:
         return _dry_run(arguments)
-    looks_only = arguments.list or arguments.clean is not None or arguments.follow
+    looks_only = arguments.list or arguments.cleanup is not None or arguments.follow
     if bool(arguments.job) == bool(looks_only):
-        raise InputError("submit ec2: expected either a JOB, or one of --list, --clean and --follow")
+        raise InputError("submit ec2: expected either a JOB, or one of --list, --cleanup and --follow")
     aws = Aws(arguments.region, arguments.profile)
     if arguments.list:
         return _list(aws)
-    if arguments.clean is not None:
-        return _clean(aws, arguments.clean)
+    if arguments.cleanup is not None:
+        return _clean(aws, arguments.cleanup)
     if arguments.follow:
         return _follow_only(aws, arguments.follow)
     return _submit(aws, arguments)
@@ -145,12 +147,14 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
         try:
             launch(aws, plan, around, _say)
             if arguments.detach and not signals:
-                _say(f"left alone: 'crossfade submit ec2 --follow {plan.run}' follows it, '--clean {plan.run}' ends it")
+                _say(
+                    f"left alone: 'crossfade submit ec2 --follow {plan.run}' follows it, '--cleanup {plan.run}' ends it"
+                )
                 return 0
             return _follow(aws, plan, signals)
         except CloudRequestError as error:
             if error.kind == "credentials":  # with which nothing can be taken down either
-                raise InputError(f"{error}; then '--follow {plan.run}' or '--clean {plan.run}'") from error
+                raise InputError(f"{error}; then '--follow {plan.run}' or '--cleanup {plan.run}'") from error
             _take_down(aws, plan.run)
             raise
         except BaseException:
@@ -260,7 +264,7 @@ def _follow_until_left(aws: Aws, plan: RunSpec, following: RunFollower, signals:
             _say(f"its folder: {plan.storage}")
             return end.exit_code
         _pause(plan.poll_seconds, signals)
-    _say(f"no longer following; the run goes on, and '--clean {plan.run}' ends it")
+    _say(f"no longer following; the run goes on, and '--cleanup {plan.run}' ends it")
     return 128 + signals[0]
 
 
@@ -291,9 +295,9 @@ def _clean(aws: Aws, run: str) -> int:
     _, owner = whose(aws)
     for resources in find_resources(aws):
         if resources.living:
-            _say(f"{resources.run} still has {len(resources.living)} instance(s): '--clean {resources.run}' ends it")
+            _say(f"{resources.run} still has {len(resources.living)} instance(s): '--cleanup {resources.run}' ends it")
         elif resources.owner not in {owner, ""}:
-            _say(f"{resources.run} is of {resources.owner}: '--clean {resources.run}' cleans it all the same")
+            _say(f"{resources.run} is of {resources.owner}: '--cleanup {resources.run}' cleans it all the same")
         elif resources.names():
             remove(aws, resources, _say)
             _say(f"nothing is left of the run {resources.run} but its folder on S3")

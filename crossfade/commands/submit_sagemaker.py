@@ -26,7 +26,7 @@ Examples:
   crossfade submit sagemaker jobs/plays.yaml --role CrossfadeTraining --output s3://music/jobs --dry-run
   crossfade submit sagemaker jobs/plays.yaml --role CrossfadeTraining --output s3://music/jobs \\
       --instance-type ml.g5.xlarge --hosts 2 --spot --wait
-  crossfade submit sagemaker --watch plays-20260301-120000
+  crossfade submit sagemaker --follow plays-20260301-120000
   crossfade submit sagemaker --stop plays-20260301-120000
 
 The data are read from S3, as data.path says, or are copied to each host first: --channel shards=s3://BUCKET/PREFIX.
@@ -92,10 +92,14 @@ def add_parser(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     action = parser.add_argument_group("what to do")
     action.add_argument("--dry-run", action="store_true", help="print the request as JSON, and start nothing")
     action.add_argument("--wait", action="store_true", help="follow the job to its end")
-    action.add_argument("--watch", metavar="NAME", help="follow a job that was submitted before")
+    action.add_argument("--follow", metavar="NAME", help="follow a job that was submitted before")
     action.add_argument("--stop", metavar="NAME", help="stop a job; it writes a checkpoint first")
     action.add_argument(
-        "--poll", type=_positive, default=10.0, metavar="SECONDS", help="between two looks (default: %(default)g)"
+        "--poll-seconds",
+        type=_positive,
+        default=10.0,
+        metavar="SECONDS",
+        help="between two looks (default: %(default)g)",
     )
     parser.set_defaults(run=run)
 
@@ -128,17 +132,17 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.aws.clients import Aws
     from deploy.aws.sagemaker.jobs import stop
 
-    if sum(value is not None for value in (arguments.job, arguments.watch, arguments.stop)) != 1:
+    if sum(value is not None for value in (arguments.job, arguments.follow, arguments.stop)) != 1:
         raise InputError(
-            "expected one of a job file, --watch NAME and --stop NAME; see crossfade submit sagemaker --help"
+            "expected one of a job file, --follow NAME and --stop NAME; see crossfade submit sagemaker --help"
         )
     aws = Aws(arguments.region, arguments.profile)
     if arguments.stop is not None:
         stop(aws, arguments.stop)
-        _say(f"the training job {arguments.stop} is asked to stop; --watch {arguments.stop} follows it")
+        _say(f"the training job {arguments.stop} is asked to stop; --follow {arguments.stop} follows it")
         return 0
-    if arguments.watch is not None:
-        return _watch(aws, arguments.watch, arguments.poll)
+    if arguments.follow is not None:
+        return _watch(aws, arguments.follow, arguments.poll_seconds)
     return _submit(aws, arguments)
 
 
@@ -167,9 +171,9 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     start(aws, request)
     print(submission.name)
     if not arguments.wait:
-        _say(f"submitted; crossfade submit sagemaker --watch {submission.name} follows it, --stop stops it")
+        _say(f"submitted; crossfade submit sagemaker --follow {submission.name} follows it, --stop stops it")
         return 0
-    return _watch(aws, submission.name, arguments.poll)
+    return _watch(aws, submission.name, arguments.poll_seconds)
 
 
 def _submission(aws: Aws, job: JobConfig, arguments: argparse.Namespace) -> Submission:
@@ -231,7 +235,7 @@ def _watch(aws: Aws, name: str, poll_seconds: float) -> int:
             stop(aws, name)
             stopper.forget()
             _say(f"the training job {name} is asked to stop; it writes a checkpoint first. Ctrl-C stops watching")
-    stopper.check(f"watching; the training job {name} goes on (--watch {name} follows it, --stop {name} stops it)")
+    stopper.check(f"watching; the training job {name} goes on (--follow {name} follows it, --stop {name} stops it)")
     code = raise_for_end(description, aws.region)
     _print_end(description)
     return code

@@ -92,7 +92,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--resume", action="store_true", help="take an earlier run in DIR up, if there is one, and go on with it"
     )
     earlier.add_argument(
-        "--stand-by",
+        "--standby",
         action="store_true",
         help="wait while another process runs in DIR; if that is killed, go on as with --resume, else end as it did",
     )
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     job = job_of(arguments, "servers", "workers")
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
-    if arguments.stand_by:
+    if arguments.standby:
         if ended := _stand_by(job, folder):
             _say(f"{folder.path}: the run there is over ({ended}): nothing to take up")
             return int(ended != "done")

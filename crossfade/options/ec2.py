@@ -23,14 +23,16 @@ def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
     from deploy.aws.ec2.spec import MAX_HOURS, RunSpec, cluster_job, new_run_name, split_uri
     from kvstore.errors import InputError
 
-    if arguments.to is None:
-        raise InputError("--to is missing: where on S3 the run's folder is to be made, as --to s3://BUCKET/PREFIX")
-    bucket, prefix = split_uri(arguments.to, "--to")
+    if arguments.output is None:
+        raise InputError(
+            "--output is missing: where on S3 the run's folder is to be made, as --output s3://BUCKET/PREFIX"
+        )
+    bucket, prefix = split_uri(arguments.output, "--output")
     for option, value, least, most in (
         ("--hosts", arguments.hosts, 1, 1000),
         ("--max-hours", arguments.max_hours, 0.05, MAX_HOURS),
         ("--volume-gb", arguments.volume_gb, 30, 16384),
-        ("--poll", arguments.poll, 0.1, 600),
+        ("--poll-seconds", arguments.poll_seconds, 0.1, 600),
     ):
         if not least <= value <= most:
             raise InputError(f"{option}: expected {least:g} to {most:g}, but found {value:g}")
@@ -60,7 +62,7 @@ def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
         volume_gib=arguments.volume_gb,
         ami=arguments.ami,
         subnet=arguments.subnet,
-        poll_seconds=arguments.poll,
+        poll_seconds=arguments.poll_seconds,
         instance_profile=arguments.instance_profile,
     )
 

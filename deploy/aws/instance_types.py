@@ -117,7 +117,7 @@ def find_instance(name: str) -> InstanceType:
         near = difflib.get_close_matches(name, INSTANCES, n=1, cutoff=0.6)
         hint = f"did you mean '{near[0]}'?" if near else "some that are: p2.8xlarge, g5.4xlarge, r6i.4xlarge"
         raise InputError(
-            f"--instance {name}: not a type that is known here; {hint} (families: {', '.join(_SIZES)}; for another, "
+            f"--instance-type {name}: not a type that is known here; {hint} (families: {', '.join(_SIZES)}; for another, "
             "compare the figures with its memory, and name its --bandwidth)"
         )
     return INSTANCES[name]

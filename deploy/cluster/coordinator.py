@@ -306,7 +306,7 @@ class Coordinator:
         if local_agent is not None and report.agent != self.local_agent and report.address == local_agent.address:
             return (
                 f"{report.address} is the coordinator's own address, where an agent runs already; give this host's "
-                "with --address"
+                "with --advertise-address"
             )
         return None
 

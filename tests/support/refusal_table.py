@@ -43,8 +43,6 @@ def documented(what: str, message: str, exit_code: int = 2) -> str:
     """``message``, which must be the documented line of ``what``, without what each begins with."""
     assert what in refusals(), f"docs/errors.md has no row for '{what}': {message}"
     refusal = refusals()[what]
-    assert refusal.fits(message), (
-        f"docs/errors.md says of '{what}':\n{refusal.line}\nbut the program says:\n{message}"
-    )
+    assert refusal.fits(message), f"docs/errors.md says of '{what}':\n{refusal.line}\nbut the program says:\n{message}"
     assert refusal.exit_code == exit_code
     return message

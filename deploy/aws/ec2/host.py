@@ -152,7 +152,7 @@ class HostRunner:
                 now = self._objects.read(COORDINATOR)
                 return now is not None and now["serial"] != serial
 
-            join = ("--join", coordinator["join"], "--address", self._host.address)
+            join = ("--join", coordinator["join"], "--advertise-address", self._host.address)
             code = self._command("agent", *join, "--run-dir", self._folder.path, "--spot", is_over=is_another)
             if self._is_taken():
                 return INTERRUPTED_EXIT_CODE

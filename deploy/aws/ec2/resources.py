@@ -248,7 +248,7 @@ def remove(aws: Aws, resources: Resources, say: Callable[[str], None], poll_seco
         gone(f"deleting parameter {name}", partial(aws.ssm.delete_parameter, Name=name))
     if left:
         raise CloudError(
-            f"not all of the run {resources.run} could be removed; 'crossfade submit ec2 --clean {resources.run}' "
+            f"not all of the run {resources.run} could be removed; 'crossfade submit ec2 --cleanup {resources.run}' "
             f"tries again: {'; '.join(left)}",
             "fault",
         )

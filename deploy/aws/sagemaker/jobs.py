@@ -154,7 +154,7 @@ def _going_on(name: str) -> Iterator[None]:
     try:
         yield
     except CloudError as error:
-        raise CloudError(f"{error} (the training job {name} itself goes on; --watch {name})", error.kind) from error
+        raise CloudError(f"{error} (the training job {name} itself goes on; --follow {name})", error.kind) from error
 
 
 def _transition(each: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def machines(aws: AwsServer, s3: ObjectStore, place: Path, tmp_path: Path) -> It
 
 def submit(place: Path, variables: dict[str, str], *options: object) -> AbstractContextManager[RunningCommand]:
     """Begin to run the job."""
-    where = ("--to", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll", 0.5)
+    where = ("--output", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll-seconds", 0.5)
     return started("submit", "ec2", "job.yaml", *where, *TYPE, *options, cwd=place, variables=variables)
 
 

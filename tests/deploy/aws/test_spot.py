@@ -210,7 +210,7 @@ class Cluster:
         return train(self.run_dir, metadata, *self.options, *options)
 
     def agent(self, address: str, metadata: Metadata) -> AbstractContextManager[RunningCommand]:
-        options = ("agent", "--join", self.join, "--run-dir", self.run_dir, "--address", address, "--spot")
+        options = ("agent", "--join", self.join, "--run-dir", self.run_dir, "--advertise-address", address, "--spot")
         release = self.run_dir.parent / f"{self.run_dir.name}.release"
         variables = pace(self.run_dir.parent, release, metadata.variables | TOKEN)
         return started(*options, cwd=self.run_dir.parent, variables=variables)

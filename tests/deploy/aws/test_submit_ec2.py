@@ -79,7 +79,7 @@ def job(tmp_path: Path) -> Path:
 
 def submit(job: Path, *options: object) -> int:
     """Start a run in this process, and leave it alone."""
-    where = ("--to", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large")
+    where = ("--output", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large")
     return main(list(map(str, ("submit", "ec2", job, *where, *options))))
 
 
@@ -206,7 +206,7 @@ def test_the_roles_are_as_many_as_the_options_say(
 
 
 def test_p2_is_the_default_type(job: Path, aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", "ec2", str(job), "--to", f"s3://{BUCKET}/runs", "--dry-run"]) == 0
+    assert main(["submit", "ec2", str(job), "--output", f"s3://{BUCKET}/runs", "--dry-run"]) == 0
     assert "p2.xlarge" in capsys.readouterr().err
 
 
@@ -216,14 +216,14 @@ def test_p2_is_the_default_type(job: Path, aws: AwsServer, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ((), "--to is missing"),
-        (("--to", "music"), "--to: expected s3://BUCKET/PREFIX, but found 'music'"),
-        (("--to", "s3://music/runs", "--hosts", "0"), "--hosts: expected 1 to 1000, but found 0"),
-        (("--to", "s3://music/runs", "--max-hours", "9999"), "--max-hours: expected 0.05 to 720, but found 9999"),
-        (("--to", "s3://music/runs", "--instance-type", "p5.48xlarge"), "MXNet cannot use its GPU, H100"),
-        (("--to", "s3://music/runs", "--set", "data.path=here"), "data.path: "),
+        ((), "--output is missing"),
+        (("--output", "music"), "--output: expected s3://BUCKET/PREFIX, but found 'music'"),
+        (("--output", "s3://music/runs", "--hosts", "0"), "--hosts: expected 1 to 1000, but found 0"),
+        (("--output", "s3://music/runs", "--max-hours", "9999"), "--max-hours: expected 0.05 to 720, but found 9999"),
+        (("--output", "s3://music/runs", "--instance-type", "p5.48xlarge"), "MXNet cannot use its GPU, H100"),
+        (("--output", "s3://music/runs", "--set", "data.path=here"), "data.path: "),
         (
-            ("--to", "s3://music/runs", "--image", IMAGE.replace("us-east-1", "eu-west-1")),
+            ("--output", "s3://music/runs", "--image", IMAGE.replace("us-east-1", "eu-west-1")),
             "is in eu-west-1, but",
         ),
     ],
@@ -320,7 +320,7 @@ def test_what_a_client_that_was_killed_has_left_is_found_by_its_tags_and_cleaned
     aws: AwsServer, job: Path, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # SIGKILL comes when the request is on its way: AWS does what it says, and nobody hears the answer.
-    options = ("--to", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large", "--hosts", 2, "--spot")
+    options = ("--output", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large", "--hosts", 2, "--spot")
     with started("submit", "ec2", job, *options, cwd=tmp_path, variables=aws.variables) as command:
         aws.before(stage, lambda _: command.process.kill())
         assert command.finish().returncode == -9
@@ -330,7 +330,7 @@ def test_what_a_client_that_was_killed_has_left_is_found_by_its_tags_and_cleaned
     [line] = capsys.readouterr().out.splitlines()[1:]
     run = line.split()[0]
     assert run.startswith("planted-")
-    assert main(["submit", "ec2", "--clean", run]) == 0
+    assert main(["submit", "ec2", "--cleanup", run]) == 0
     assert leftovers(aws) == []
     assert main(["submit", "ec2", "--list"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("RUN")
@@ -343,11 +343,11 @@ def test_a_client_that_is_killed_while_it_takes_a_run_down_leaves_what_the_next_
         aws.calls.clear()
         assert detached(job, "--hosts", 2) == 0
         run = the_run(aws)
-        with started("submit", "ec2", "--clean", run, cwd=tmp_path, variables=aws.variables) as command:
+        with started("submit", "ec2", "--cleanup", run, cwd=tmp_path, variables=aws.variables) as command:
             aws.before(stage, lambda _, process=command.process: process.kill())
             assert command.finish().returncode == -9, stage
         aws.before(stage, lambda _: None)
-        assert main(["submit", "ec2", "--clean", run]) == 0, stage
+        assert main(["submit", "ec2", "--cleanup", run]) == 0, stage
         assert leftovers(aws) == [], stage
 
 
@@ -364,7 +364,7 @@ def test_clean_without_a_name_leaves_runs_that_go_on_and_those_of_others(
         Tags=[{"Key": "crossfade:owner", "Value": "arn:aws:iam::123456789012:user/another"}],
     )
     aws.client("iam").create_role(RoleName="crossfade", AssumeRolePolicyDocument="{}")  # by somebody, for something
-    assert main(["submit", "ec2", "--clean"]) == 0
+    assert main(["submit", "ec2", "--cleanup"]) == 0
     said = capsys.readouterr().err
     assert f"{goes_on} still has 1 instance(s)" in said
     assert "of-another is of arn:aws:iam::123456789012:user/another" in said
@@ -378,7 +378,7 @@ def test_what_cannot_be_removed_is_said_and_does_not_keep_the_rest(
     run = the_run(aws)
     aws.fail("DeleteRole", "AccessDenied", "not authorized to perform: iam:DeleteRole", times=0)
     aws.fail("DeleteSecurityGroup", "DependencyViolation", "resource has a dependent object", times=3)
-    assert main(["submit", "ec2", "--clean", run]) == 1
+    assert main(["submit", "ec2", "--cleanup", run]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"not all of the run {run} could be removed" in said
     assert "iam:DeleteRole" in said
@@ -386,10 +386,10 @@ def test_what_cannot_be_removed_is_said_and_does_not_keep_the_rest(
 
 
 def test_a_run_that_nobody_knows_is_not_cleaned_or_followed(aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:
-    for what in ("--clean", "--follow"):
+    for what in ("--cleanup", "--follow"):
         assert main(["submit", "ec2", what, "planted-00000000"]) == 2
         assert "there is nothing of a run planted-00000000" in capsys.readouterr().err
-    assert main(["submit", "ec2", "--clean", "../x"]) == 2
+    assert main(["submit", "ec2", "--cleanup", "../x"]) == 2
     assert main(["submit", "ec2"]) == 2
 
 
@@ -454,7 +454,7 @@ def test_a_host_that_the_spot_market_takes_is_replaced_as_soon_as_there_is_capac
         aws.fail("RunInstances", "InsufficientInstanceCapacity", "no capacity", times=2)
 
     Story(aws, nothing, no_capacity, *[nothing] * 8, Story.end)
-    assert submit(job, "--spot", "--poll", 0.1) == 0
+    assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
     said = capsys.readouterr().err
     assert said.count("host 0 is gone (Client.UserInitiatedShutdown); trying again in") == 2
     assert "host 0 is gone (Client.UserInitiatedShutdown); another instance takes its place" in said
@@ -476,7 +476,7 @@ def test_a_host_that_fails_or_is_ended_by_somebody_ends_the_run_with_the_reason(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], chapter: Callable[[Story], object], line: str
 ) -> None:
     Story(aws, nothing, chapter)
-    assert submit(job, "--poll", 0.1) == 1
+    assert submit(job, "--poll-seconds", 0.1) == 1
     assert line in capsys.readouterr().err.splitlines()[-1]
     assert len(aws.made("RunInstances")) == 1
     assert leftovers(aws) == []
@@ -485,7 +485,7 @@ def test_a_host_that_fails_or_is_ended_by_somebody_ends_the_run_with_the_reason(
 def test_a_run_that_was_left_alone_is_followed_and_taken_down_at_its_end(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert detached(job, "--hosts", 2, "--poll", 0.1) == 0
+    assert detached(job, "--hosts", 2, "--poll-seconds", 0.1) == 0
     run = the_run(aws)
     Story(aws, nothing, nothing, nothing, Story.end)
     assert main(["submit", "ec2", "--follow", run]) == 0
@@ -518,7 +518,7 @@ def test_the_documented_policies_allow_what_the_commands_call_and_nothing_else(a
     }
     seldom = {("ec2", "DescribeSubnets"), ("ec2", "DeleteVolume")}  # with --subnet, and if a disk outlives its instance
     Story(aws, nothing, Story.interrupt, *[nothing] * 4, Story.terminate_one)
-    assert submit(job, "--hosts", 2, "--spot", "--poll", 0.1) == 1
+    assert submit(job, "--hosts", 2, "--spot", "--poll-seconds", 0.1) == 1
     assert called(aws) == policy("ec2") - checked_by_aws - seldom
 
     aws.calls.clear()
@@ -528,7 +528,7 @@ def test_the_documented_policies_allow_what_the_commands_call_and_nothing_else(a
     assert main(["submit", "ec2", "--list"]) == 0
     assert called(aws) == policy("ec2-list")
     aws.calls.clear()
-    assert main(["submit", "ec2", "--clean", run]) == 0
+    assert main(["submit", "ec2", "--cleanup", run]) == 0
     both = policy("ec2-list") | policy("ec2-clean")
     assert called(aws) == both - seldom - {("ec2", "DeletePlacementGroup")}  # which one host has none of
 

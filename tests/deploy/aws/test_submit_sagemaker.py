@@ -36,7 +36,7 @@ QUOTA = (
     "The account-level service limit 'ml.p2.xlarge for training job usage' is 0 Instances, with current utilization of "
     "0 Instances and a request delta of 1 Instances."
 )
-FAST = ("--poll", "0.05")
+FAST = ("--poll-seconds", "0.05")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def submit(aws: AwsServer, job: Path, *options: object) -> subprocess.CompletedP
 
 
 def watch(aws: AwsServer) -> subprocess.CompletedProcess[str]:
-    return command(aws, "--watch", "plays-1")
+    return command(aws, "--follow", "plays-1")
 
 
 def described(status: str, secondary: str, *transitions: str, **more: Any) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def test_a_job_is_submitted_with_its_defaults_and_its_cost_is_said_before(aws: A
     assert cost.startswith(
         "crossfade: cost: $1.12 an hour, $27.00 at most (1 x ml.p2.xlarge, 24 h at most; price: that of"
     )
-    assert said == "crossfade: submitted; crossfade submit sagemaker --watch plays-1 follows it, --stop stops it"
+    assert said == "crossfade: submitted; crossfade submit sagemaker --follow plays-1 follows it, --stop stops it"
     order = [call.action for call in aws.calls]
     assert order.index("GetProducts") < order.index("CreateTrainingJob")
 
@@ -449,7 +449,7 @@ def test_a_watch_that_aws_no_longer_answers_says_that_the_job_goes_on(aws: AwsSe
     with mock.patch.dict(os.environ, {"AWS_MAX_ATTEMPTS": "1"}):
         result = watch(aws)
     assert result.returncode == 1
-    assert result.stderr.rstrip().endswith("(the training job plays-1 itself goes on; --watch plays-1)")
+    assert result.stderr.rstrip().endswith("(the training job plays-1 itself goes on; --follow plays-1)")
 
 
 def test_stop_asks_sagemaker_to_stop_the_job(aws: AwsServer) -> None:
@@ -464,7 +464,9 @@ def test_stop_asks_sagemaker_to_stop_the_job(aws: AwsServer) -> None:
 
 def test_ctrl_c_where_nobody_can_be_asked_only_stops_watching(aws: AwsServer, tmp_path: Path) -> None:
     aws.answer("DescribeTrainingJob", described("InProgress", "Training", "Training"))
-    with started("submit", "sagemaker", "--watch", "plays-1", *FAST, cwd=tmp_path, variables=aws.variables) as watching:
+    with started(
+        "submit", "sagemaker", "--follow", "plays-1", *FAST, cwd=tmp_path, variables=aws.variables
+    ) as watching:
         wait_until(lambda: len(aws.made("DescribeTrainingJob")) > 1, 30, "a look at the job")
         watching.process.send_signal(signal.SIGINT)
         result = watching.finish()
@@ -483,7 +485,7 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
     aws.answer("StopTrainingJob", {})
     aws.respond("DescribeTrainingJob", look)
     ours, theirs = pty.openpty()
-    words = [Path(sys.executable).with_name("crossfade"), "submit", "sagemaker", "--watch", "plays-1", *FAST]
+    words = [Path(sys.executable).with_name("crossfade"), "submit", "sagemaker", "--follow", "plays-1", *FAST]
     with subprocess.Popen(
         words, cwd=tmp_path, env=os.environ | aws.variables, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs
     ) as process:

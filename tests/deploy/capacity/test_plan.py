@@ -323,14 +323,14 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_a_plan_for_people_names_every_process_and_what_it_costs(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shape = ("--servers", 2, "--workers", 2, "--hosts", 2, "--instance", "g4dn.xlarge")
+    shape = ("--servers", 2, "--workers", 2, "--hosts", 2, "--instance-type", "g4dn.xlarge")
     printed = planned(capsys, planted, *shape)
     assert "planted: 2 servers, 2 workers, 2 hosts" in printed
     for line in ("scheduler ", "server-0 to 1, each ", "host 1: train, server-1, worker-1 "):
         assert f"\n{line}" in printed
     assert "ms a step at 5 Gbit/s lasting, 25 for a while" in printed
     assert "\nFITS: the fullest host needs " in printed
-    assert "no figure is published for p2.xlarge" in planned(capsys, planted, *shape, "--instance", "p2.xlarge")
+    assert "no figure is published for p2.xlarge" in planned(capsys, planted, *shape, "--instance-type", "p2.xlarge")
     assert "use its loopback" in planned(capsys, planted, *shape, "--hosts", 1)
     assert "on the wire" not in planned(capsys, planted)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "job.yaml"}
@@ -377,7 +377,7 @@ def test_instances_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--instance", "p9.huge"), "--instance p9.huge: not a type that is known here"),
+        (("--instance-type", "p9.huge"), "--instance-type p9.huge: not a type that is known here"),
         (("--bandwidth", "10"), "--bandwidth 10: expected a number and a unit"),
         (("--hosts", 2), "2 hosts need servers that hold the tables"),
     ],

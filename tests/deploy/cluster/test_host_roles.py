@@ -236,12 +236,12 @@ class Hosts:
         settings = ("host_per_role=true", "replace_seconds=60", f"listen=127.0.0.1:{self._port}")
         options = [part for setting in settings for part in ("--set", f"cluster.{setting}")]
         return self._start(
-            *("train", self._job, "--run-dir", self.run_dir, "--servers", 1, "--workers", 1, "--stand-by"), *options
+            *("train", self._job, "--run-dir", self.run_dir, "--servers", 1, "--workers", 1, "--standby"), *options
         )
 
     def agent(self, address: str, roles: str) -> RunningCommand:
         join = ("agent", "--join", f"127.0.0.1:{self._port}", "--run-dir", self.run_dir)
-        return self._start(*join, "--address", address, "--roles", roles)
+        return self._start(*join, "--advertise-address", address, "--roles", roles)
 
 
 @pytest.mark.cluster
@@ -286,7 +286,7 @@ def test_a_standby_ends_as_the_run_that_it_waited_for(tmp_path: Path) -> None:
     job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
     with started("train", job, "--run-dir", "run", cwd=tmp_path) as first, ExitStack() as stack:
         wait_until(lambda: records(tmp_path / "run"), START_SECONDS, "the run")
-        standby = stack.enter_context(started("train", job, "--run-dir", "run", "--stand-by", cwd=tmp_path))
+        standby = stack.enter_context(started("train", job, "--run-dir", "run", "--standby", cwd=tmp_path))
         assert standby.process.stderr is not None
         assert "standing by" in standby.process.stderr.readline()
         first.process.terminate()

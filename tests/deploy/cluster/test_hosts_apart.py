@@ -53,7 +53,7 @@ def two_hosts(
     with ExitStack() as stack:
         train = ("train", "s3.yaml", *ON_SERVERS, *sets, *options, "--run-dir", first)
         command = stack.enter_context(started(*train, cwd=place, variables=variables))
-        join = ("agent", "--join", at, "--address", "127.0.0.2", "--run-dir", second)
+        join = ("agent", "--join", at, "--advertise-address", "127.0.0.2", "--run-dir", second)
         agent = stack.enter_context(started(*join, cwd=place, variables=variables))
         yield Training(command, first, release), agent
 
@@ -115,7 +115,15 @@ def test_hosts_that_share_no_folder_must_share_s3() -> None:
 
 
 def test_an_agent_waits_for_its_coordinator_no_longer_than_it_has_patience(tmp_path: Path) -> None:
-    join = ("agent", "--join", f"127.0.0.1:{free_port()}", "--address", "127.0.0.2", "--run-dir", tmp_path / "run")
-    result = crossfade(*join, "--patience", "0.5", cwd=tmp_path, variables={"CROSSFADE_TOKEN": TOKEN})
+    join = (
+        "agent",
+        "--join",
+        f"127.0.0.1:{free_port()}",
+        "--advertise-address",
+        "127.0.0.2",
+        "--run-dir",
+        tmp_path / "run",
+    )
+    result = crossfade(*join, "--coordinator-timeout", "0.5", cwd=tmp_path, variables={"CROSSFADE_TOKEN": TOKEN})
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].endswith("has not answered for 0.5 s (--patience)")
+    assert result.stderr.splitlines()[-1].endswith("has not answered for 0.5 s (--coordinator-timeout)")

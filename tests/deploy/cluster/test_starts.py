@@ -138,6 +138,6 @@ def test_hosts_that_could_not_join_or_reach_each_other_are_refused(
     [("a-name", "expected a numeric address"), ("::1", "expected a numeric"), ("192.0.2.1", "cannot listen on '192.")],
 )
 def test_an_address_on_which_no_role_could_listen_is_refused(address: str, said: str) -> None:
-    with pytest.raises(InputError, match=f"--address: {said}"):
+    with pytest.raises(InputError, match=f"--advertise-address: {said}"):
         check_local_address(address)
     check_local_address("127.0.0.9")

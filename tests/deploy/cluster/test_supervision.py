@@ -372,7 +372,7 @@ class TwoHosts:
         return started(*self._train, *options, cwd=self.cwd, variables={"CROSSFADE_TOKEN": TOKEN})
 
     def agent(self, address: str = "127.0.0.2", token: str = TOKEN) -> Any:
-        join = ("agent", "--join", f"127.0.0.1:{self.port}", "--run-dir", self.run_dir, "--address", address)
+        join = ("agent", "--join", f"127.0.0.1:{self.port}", "--run-dir", self.run_dir, "--advertise-address", address)
         return started(*join, cwd=self.cwd, variables={"CROSSFADE_TOKEN": token})
 
     def status(self) -> dict[str, Any]:

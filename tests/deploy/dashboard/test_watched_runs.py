@@ -128,7 +128,7 @@ def test_every_process_of_a_job_on_two_hosts_can_be_found_and_scraped(job: Path,
         "--set",
         "cluster.hosts=2",
     )
-    join = ("agent", "--join", listen, "--run-dir", run_dir, "--address", "127.0.0.2")
+    join = ("agent", "--join", listen, "--run-dir", run_dir, "--advertise-address", "127.0.0.2")
     with running_gateway() as gateway:
         push = ("--set", f"metrics.pushgateway={gateway.url}")
         with (

@@ -122,7 +122,7 @@ def on_two_hosts(place: Path, run: str) -> Iterator[tuple[Training, RunningComma
     """A training on 127.0.0.1 and an agent, which has the second worker, on 127.0.0.2; no name leads there."""
     release, at = place / "release", f"127.0.0.1:{free_port()}"
     variables = pace(place, release, {"CROSSFADE_TOKEN": TOKEN})
-    join = ("agent", "--join", at, "--address", "127.0.0.2", "--run-dir", run)
+    join = ("agent", "--join", at, "--advertise-address", "127.0.0.2", "--run-dir", run)
     hosts = ("--set", "cluster.hosts=2", "--set", f"cluster.coordinator_address={at}")
     train = ("train", "job.yaml", *ON_SERVERS, *hosts, "--run-dir", run)
     with (
