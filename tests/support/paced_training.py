@@ -27,16 +27,16 @@ import sys
 if {{"train", "worker"}} & set(sys.orig_argv):
     import time
 
-    from trainer.training.loop import Loop
+    from trainer.training.loop import TrainLoop
 
-    step = Loop._step
+    step = TrainLoop._step
 
     def step_in_no_hurry(self, batch, progress):
         if not os.path.exists(os.environ["{_RELEASE_VARIABLE}"]):
             time.sleep({STEP_SECONDS})
         step(self, batch, progress)
 
-    Loop._step = step_in_no_hurry
+    TrainLoop._step = step_in_no_hurry
 """
 
 

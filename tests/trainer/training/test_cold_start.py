@@ -30,9 +30,9 @@ COLD = np.random.default_rng(4).permutation(TRACKS)[: TRACKS // 5]
 """Tracks of which every play is held out."""
 STYLES = 4
 """Values of a second feature, of which a track has its genre's, and another."""
-TOWER = {"dim": 8, "item": ["track", "genre", "style"], "drop_ids": 0.3}
+TOWER = {"dim": 8, "item_features": ["track", "genre", "style"], "id_dropout": 0.3}
 TRAIN = {"batch_size": 256, "epochs": 8, "patience": None}
-CHECKPOINT = {"every_steps": 20, "every_seconds": None}
+CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ class OtherStore(LocalStore):
         super().__init__()
         self.other = other
 
-    def sum(self, values_N: FloatArray) -> FloatArray:
+    def all_reduce(self, values_N: FloatArray) -> FloatArray:
         total_N: FloatArray = values_N + self.other
         return total_N
 

@@ -21,7 +21,7 @@ def factors(**spec: Any) -> list[float]:
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_rate_rises_in_the_warm_up_and_follows_its_schedule_after_it(schedule: str) -> None:
-    found = factors(schedule=schedule, warmup_steps=WARMUP, final_rate=0.2)
+    found = factors(schedule=schedule, warmup_steps=WARMUP, min_lr_factor=0.2)
     assert found[WARMUP - 1] == found[WARMUP] == 1.0
     for step, factor in enumerate(found):
         x = (step - WARMUP) / (STEPS - WARMUP)

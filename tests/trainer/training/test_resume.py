@@ -23,9 +23,9 @@ from trainer.embeddings.files import vectors_of
 pytestmark = pytest.mark.slow
 
 EPOCHS = 16
-TRAIN = {"epochs": EPOCHS, "evaluate_every": 4, "patience": None}
-OPTIMIZER = {"kind": "adagrad", "schedule": "cosine", "warmup_steps": 20, "final_rate": 0.1}
-CHECKPOINT = {"every_steps": 20, "every_seconds": None}
+TRAIN = {"epochs": EPOCHS, "eval_every_epochs": 4, "patience": None}
+OPTIMIZER = {"kind": "adagrad", "schedule": "cosine", "warmup_steps": 20, "min_lr_factor": 0.1}
+CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
 ENTITIES = ("customer", "track")
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 TOLERANCE = 2e-5

@@ -113,7 +113,7 @@ def test_at_the_last_step_of_an_epoch_before_it_was_judged(data: Path, tmp_path:
 @pytest.mark.parametrize("embeddings", ["best", "none"])
 @pytest.mark.parametrize("epochs", [7, 8])
 def test_after_an_evaluation_without_a_new_best(data: Path, tmp_path: Path, epochs: int, embeddings: str) -> None:
-    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS, rate=0.3, epochs=20, patience=3, embeddings=embeddings)
+    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS, rate=0.3, epochs=20, patience=3, save_embeddings=embeddings)
     assert_taken_up(runs, epochs * EPOCH_STEPS, 5, embeddings == "best")
 
 

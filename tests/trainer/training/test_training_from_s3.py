@@ -16,7 +16,7 @@ from kvstore.checkpoint.lifecycle import latest_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)
-TRAIN = {"epochs": 30, "evaluate_every": 10, "patience": None}
+TRAIN = {"epochs": 30, "eval_every_epochs": 10, "patience": None}
 
 
 def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_files(
