@@ -16,12 +16,11 @@ import yaml
 from cluster_data import write_job, write_planted
 from grafana_dashboards import GRAFANA, NAMES, Json, Query, annotations, load, metrics_in, panels, queries
 from grafana_foundation_sdk.models import units
-from paced_training import paced
+from paced_training import metrics_address, paced
 from prometheus_server import Prometheus, running_prometheus
 from running_command import succeeded
 from scraping import promtool
 from test_metrics import TABLES, make_job
-from test_watched_runs import metrics_address
 from waiting import wait_until
 
 from trainer.monitoring import names

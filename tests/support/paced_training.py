@@ -111,3 +111,12 @@ def pace(place: Path, release: Path, variables: Mapping[str, str] | None = None)
     (place / "hook" / "sitecustomize.py").write_text(_HOOK)
     path = os.pathsep.join(filter(None, [str(place / "hook"), os.environ.get("PYTHONPATH")]))
     return {**(variables or {}), "PYTHONPATH": path, _RELEASE_VARIABLE: str(release)}
+
+
+def metrics_address(training: Training) -> str:
+    """Return HOST:PORT of the metrics, as the command prints it."""
+    assert training.command.process.stderr is not None
+    for line in training.command.process.stderr:
+        if line.startswith("metrics: http://"):
+            return line.removeprefix("metrics: http://").removesuffix("/metrics\n")
+    raise AssertionError("no address was printed")

@@ -3,6 +3,34 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from run_results import ENTITIES, vectors
+
+TOKEN = "a-token-that-all-hosts-have"
+JOB: dict[str, object] = {
+    "name": "planted",
+    "model.dim": 8,
+    "model.temperature": 0.1,
+    "negatives.kind": "shared",
+    "negatives.count": 64,
+    "optimizer.kind": "adagrad",
+    "optimizer.learning_rate": 0.1,
+    "optimizer.schedule": "constant",
+    "optimizer.weight_decay": 0.0,
+    "train.batch_size": 256,
+    "train.query_frequency_power": 0.0,
+    "train.item_frequency_power": 0.0,
+    "train.epochs": 30,
+    "train.eval_every_epochs": 3,
+    "train.patience": None,
+    "evaluate.k": [5, 10],
+    "checkpoint.interval_seconds": 0.5,
+}
+SECTIONS: dict[str, Any] = {
+    "train": {"epochs": 30, "eval_every_epochs": 3, "patience": None},
+    "checkpoint": {"interval_seconds": 0.5},
+}
 
 
 def prepare(
@@ -24,3 +52,9 @@ def prepare(
 def parameters_of(values: Mapping[str, object]) -> dict[str, str]:
     """Hyperparameters, all of them text, as SageMaker hands them on."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def assert_same_model(model: Path, run: Path) -> None:
+    """That the embeddings of ``model`` are, bit for bit, those of the run in ``run``."""
+    for entity in ENTITIES:
+        assert vectors(model, entity).tobytes() == vectors(run, entity).tobytes(), entity

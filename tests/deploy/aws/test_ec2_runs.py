@@ -16,8 +16,8 @@ from object_store import BUCKET, ObjectStore, running_object_store
 from paced_training import pace
 from placement_groups import PlacementGroups
 from pyarrow import fs
+from run_results import assert_same_bits
 from running_command import RunningCommand, crossfade, started, succeeded
-from test_resume import assert_same_bits
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]

@@ -12,46 +12,15 @@ import pytest
 from cluster_data import write_job, write_planted
 from paced_training import Training, pace
 from running_command import crossfade, started, succeeded
-from sagemaker_folders import parameters_of, prepare
-from test_resume import ENTITIES, vectors
+from sagemaker_folders import JOB, SECTIONS, assert_same_model, parameters_of, prepare
 
 from deploy.aws.sagemaker import container as sagemaker
 from deploy.aws.sagemaker.container import MAX_FAILURE, Hosts, Paths, read_job, run_dir
 from kvstore.errors import ClusterError, InputError
 
-JOB: dict[str, object] = {
-    "name": "planted",
-    "model.dim": 8,
-    "model.temperature": 0.1,
-    "negatives.kind": "shared",
-    "negatives.count": 64,
-    "optimizer.kind": "adagrad",
-    "optimizer.learning_rate": 0.1,
-    "optimizer.schedule": "constant",
-    "optimizer.weight_decay": 0.0,
-    "train.batch_size": 256,
-    "train.query_frequency_power": 0.0,
-    "train.item_frequency_power": 0.0,
-    "train.epochs": 30,
-    "train.eval_every_epochs": 3,
-    "train.patience": None,
-    "evaluate.k": [5, 10],
-    "checkpoint.interval_seconds": 0.5,
-}
-SECTIONS: dict[str, Any] = {
-    "train": {"epochs": 30, "eval_every_epochs": 3, "patience": None},
-    "checkpoint": {"interval_seconds": 0.5},
-}
-
 
 def train(base: Path, **variables: str) -> Any:
     return crossfade("train", "--sagemaker", base, cwd=base.parent, variables=variables)
-
-
-def assert_same_model(model: Path, run: Path) -> None:
-    """That the embeddings of ``model`` are, bit for bit, those of the run in ``run``."""
-    for entity in ENTITIES:
-        assert vectors(model, entity).tobytes() == vectors(run, entity).tobytes(), entity
 
 
 @pytest.fixture
@@ -149,7 +118,7 @@ def test_every_host_has_a_server_and_a_worker_unless_the_job_says_otherwise(
     assert cluster.grace_period_seconds == 110  # SageMaker kills what is left after 120
     alone = read_job(Paths(prepare(tmp_path / "c", parameters)), Hosts("algo-1", ("algo-1",))).cluster
     assert (alone.servers, alone.hosts, alone.grace_period_seconds) == (0, 1, 110)
-    with pytest.raises(InputError, match=r"set checkpoint\.to to one on S3"):
+    with pytest.raises(InputError, match=r"set checkpoint\.path to one on S3"):
         read_job(
             Paths(prepare(tmp_path / "d", {**parameters, "checkpoint.path": "null"}, hosts)), Hosts(hosts[0], hosts)
         )

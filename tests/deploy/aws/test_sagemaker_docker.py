@@ -14,10 +14,8 @@ from object_store import ACCESS_KEY, BUCKET, SECRET_KEY
 from paced_training import pace
 from pyarrow import fs
 from running_command import crossfade, records, succeeded
-from sagemaker_folders import parameters_of, prepare
-from test_sagemaker_container import JOB, assert_same_model
-from test_sagemaker_container import SECTIONS as LONG
-from test_sagemaker_hosts import TOKEN
+from sagemaker_folders import JOB, TOKEN, assert_same_model, parameters_of, prepare
+from sagemaker_folders import SECTIONS as LONG
 from waiting import wait_until
 
 pytestmark = pytest.mark.docker

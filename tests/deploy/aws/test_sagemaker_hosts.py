@@ -11,12 +11,10 @@ from cluster_data import write_job, write_planted
 from object_store import ObjectStore, running_object_store
 from paced_training import Training, pace
 from running_command import RunningCommand, crossfade, started, succeeded
-from sagemaker_folders import parameters_of, prepare
-from test_sagemaker_container import JOB, SECTIONS, assert_same_model
+from sagemaker_folders import JOB, SECTIONS, TOKEN, assert_same_model, parameters_of, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-TOKEN = "a-token-that-all-hosts-have"
 START_SECONDS = 150.0
 END_SECONDS = 240.0
 EPOCHS = 15

@@ -10,8 +10,8 @@ from cluster_data import write_job, write_planted
 from fake_imds import Metadata, running_metadata
 from object_store import free_ports
 from paced_training import Training, pace, paced
+from run_results import assert_same_bits, report_of
 from running_command import RunningCommand, crossfade, started, succeeded
-from test_resume import assert_same_bits, report_of
 
 from deploy.aws.metadata import InstanceMetadata
 from deploy.aws.spot import SpotMonitor, monitor_spot

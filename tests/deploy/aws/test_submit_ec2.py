@@ -13,10 +13,10 @@ import botocore.loaders
 import pytest
 from aws_server import AwsServer, Call, running_aws
 from cluster_data import write_job
+from documented_policies import policy
 from ec2_leftovers import leftovers
 from placement_groups import PlacementGroups
 from running_command import started
-from test_submit_sagemaker import policy
 
 from crossfade.main import main
 from deploy.aws.ec2 import resources

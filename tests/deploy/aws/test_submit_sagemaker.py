@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 from aws_server import ACCOUNT, REGION, AwsServer, Call, running_aws
 from cluster_data import write_job
+from documented_policies import policy
 from running_command import crossfade, started, succeeded
 from waiting import wait_until
 
@@ -260,7 +261,7 @@ def test_the_container_makes_of_the_hyperparameters_the_job_that_was_submitted(j
 
 def test_a_job_of_more_text_than_sagemaker_takes_is_refused(job: Path) -> None:
     long = load_job(job, [f"data.path=s3://music/{'x' * 2600}"])
-    with pytest.raises(InputError, match=r"data\.shards: has 26\d\d characters"):
+    with pytest.raises(InputError, match=r"data\.path: has 26\d\d characters"):
         make_request(Submission(job=long, name="plays-1", role=ROLE, image=IMAGE, output="s3://music/jobs"))
 
 
@@ -509,17 +510,6 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
 
 
 # ---- what it takes
-
-
-def policy(name: str) -> set[tuple[str, str]]:
-    """Service and action of all that the policy called so in docs/aws.md allows."""
-    text = (Path(__file__).resolve().parents[3] / "docs" / "aws.md").read_text(encoding="utf-8")
-    [found] = re.findall(rf"^```json policy {name}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    statements = json.loads(found)["Statement"]
-    assert all(statement["Effect"] == "Allow" for statement in statements)
-    allowed = [each["Action"] for each in statements]
-    actions = [action for some in allowed for action in ([some] if isinstance(some, str) else some)]
-    return {(service, call) for service, _, call in (action.partition(":") for action in actions)}
 
 
 def test_the_documented_policies_allow_what_the_commands_call_and_nothing_else(aws: AwsServer, job: Path) -> None:

@@ -14,8 +14,8 @@ from cluster_data import write_job, write_planted
 from net_hosts import network, unavailable
 from object_store import ObjectStore, running_object_store
 from paced_training import Training, pace, paced
+from run_results import assert_same_bits, report_of
 from running_command import crossfade, records, started, succeeded
-from test_resume import assert_same_bits, report_of
 from waiting import wait_until
 
 from kvstore.checkpoint.lifecycle import latest_checkpoint

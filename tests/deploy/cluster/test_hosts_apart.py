@@ -10,8 +10,8 @@ import pytest
 from cluster_data import write_job, write_planted
 from object_store import ObjectStore, running_object_store
 from paced_training import Training, pace
+from run_results import assert_same_bits, report_of
 from running_command import RunningCommand, crossfade, records, started, succeeded
-from test_resume import assert_same_bits, report_of
 
 from kvstore.errors import InputError
 from trainer.config.loading import check_job

@@ -83,7 +83,7 @@ def test_damaged_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
 
 def test_a_line_that_never_ends_does_not_hold_up_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.dashboard.tail._CHUNK_BYTES", 256)
-    monkeypatch.setattr("deploy.dashboard.tail._LONGEST_LINE_BYTES", 256)
+    monkeypatch.setattr("deploy.dashboard.tail._MAX_LINE_BYTES", 256)
     (tmp_path / "log").write_bytes(b"x" * 2000 + b"\n" + b'{"time": 1, "event": "e", "number": 5}\n')
     tail = Tail(tmp_path / "log")
     assert events_of(tail) == [5]

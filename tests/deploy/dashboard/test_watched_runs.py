@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
-from paced_training import Training, paced
+from metric_groups import FIRST, HOST, JOB, PROCESS, ROWS, TRAINING
+from paced_training import metrics_address, paced
+from push_gateway import running_gateway
 from running_command import started, succeeded
 from scraping import ask, families, no_complaints, samples, scrape, targets, value
-from test_metrics import FIRST, HOST, JOB, PROCESS, ROWS, TRAINING, running_gateway
 from waiting import wait_until
 
 from kvstore.store import VALUE_BYTES
@@ -38,15 +39,6 @@ def job(tmp_path: Path) -> Path:
 def report(run_dir: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((run_dir / "report.json").read_text())
     return values
-
-
-def metrics_address(training: Training) -> str:
-    """Where the command says that it can be watched."""
-    assert training.command.process.stderr is not None
-    for line in training.command.process.stderr:
-        if line.startswith("metrics: http://"):
-            return line.removeprefix("metrics: http://").removesuffix("/metrics\n")
-    raise AssertionError("no address was printed")
 
 
 def assert_agrees(text: str, run_dir: Path) -> None:

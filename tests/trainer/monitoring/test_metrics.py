@@ -5,13 +5,12 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from metric_groups import FIRST, GPU, HOST, JOB, PROCESS, ROWS, TRAINING
+from push_gateway import running_gateway
 from scraping import ask, families, no_complaints, promtool, samples, scrape, value
 from waiting import wait_until
 
@@ -30,29 +29,6 @@ from trainer.training.metrics import TrainingMetrics
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "docker" / "prometheus"
-PROCESS = {
-    *("crossfade_build_info", "crossfade_memory_limit_bytes", "crossfade_memory_available_bytes"),
-    *("crossfade_process_virtual_memory_bytes", "crossfade_process_resident_memory_bytes"),
-    *("crossfade_process_start_time_seconds", "crossfade_process_cpu_seconds_total"),
-    *("crossfade_process_open_fds", "crossfade_process_max_fds"),
-}
-TRAINING = {
-    *("crossfade_examples_total", "crossfade_steps_total", "crossfade_step", "crossfade_planned_steps"),
-    *("crossfade_epoch", "crossfade_progress_ratio", "crossfade_loss", "crossfade_epoch_loss"),
-    *("crossfade_learning_rate", "crossfade_quality_ratio", "crossfade_phase_seconds", "crossfade_active_rows_total"),
-    *("crossfade_pulled_bytes_total", "crossfade_pushed_bytes_total", "crossfade_pushed_if_dense_bytes_total"),
-    *("crossfade_ready_batches", "crossfade_last_step_timestamp_seconds"),
-    "crossfade_last_progress_timestamp_seconds",
-}
-FIRST = {
-    *("crossfade_checkpoints_total", "crossfade_checkpoint_seconds_total", "crossfade_checkpoint_pause_seconds_total"),
-    *("crossfade_checkpoint_written_bytes_total", "crossfade_last_checkpoint_bytes"),
-    *("crossfade_last_checkpoint_timestamp_seconds", "crossfade_checkpoint_interval_seconds"),
-}
-GPU = {"crossfade_gpu_memory_used_bytes", "crossfade_gpu_memory_limit_bytes"}
-ROWS = {"crossfade_updated_rows_total", "crossfade_update_seconds_total", "crossfade_shard_bytes"}
-JOB = {"crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"}
-HOST = {"crossfade_living_roles"}
 GROUPS = {
     "process": PROCESS,
     "training": TRAINING,
@@ -323,39 +299,6 @@ def test_a_pushgateway_is_an_http_url_without_a_password(url: str) -> None:
 
 
 # ---- what stays
-
-
-class Gateway:
-    """What takes the place of a Pushgateway: it keeps what is put, by its path."""
-
-    def __init__(self) -> None:
-        self.put: dict[str, str] = {}
-        put = self.put
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_PUT(self) -> None:
-                put[self.path] = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
-@contextmanager
-def running_gateway() -> Iterator[Gateway]:
-    gateway = Gateway()
-    thread = threading.Thread(target=gateway.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield gateway
-    finally:
-        gateway.server.shutdown()
-        gateway.server.server_close()
-        thread.join()
 
 
 def test_each_role_leaves_its_last_values_and_one_file_has_all_of_them(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from cluster_data import write_job, write_planted
 from flaky_proxy import flaky_proxy
 from object_store import running_object_store
 from paced_training import paced
+from run_results import assert_same_bits, report_of
 from running_command import crossfade, succeeded
-from test_resume import assert_same_bits, report_of
 
 from kvstore.checkpoint.lifecycle import latest_checkpoint
 

@@ -1,0 +1,29 @@
+"""What a finished run gave: its embeddings by row and its report, and whether two runs gave the same bits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from kvstore.arrays import FloatArray
+from trainer.embeddings.files import vectors_of
+
+ENTITIES = ("customer", "track")
+
+
+def vectors(run: Path, entity: str) -> FloatArray:
+    """Return the embeddings of a run, float32 of shape (rows, dimension), in the order of rows."""
+    tables = [pq.read_table(path) for path in sorted((run / "embeddings" / entity).glob("*.parquet"))]
+    return np.concatenate([vectors_of(table.column("vector")) for table in tables])
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    for entity in ENTITIES:
+        assert vectors(one, entity).tobytes() == vectors(other, entity).tobytes(), entity
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run / "report.json").read_text())
+    return report
