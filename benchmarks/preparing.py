@@ -103,7 +103,7 @@ def _prepare(at: str, spec: SyntheticSpec, work: Path | None) -> None:
             event_weights=_WEIGHTS,
             timestamp=TIMESTAMP,
             hold_out_test="last-1",
-            work=work,
+            work_dir=work,
         ),
         phases,
     )

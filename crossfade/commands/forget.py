@@ -58,8 +58,8 @@ def _still(forgotten: ForgetReport) -> list[str]:
         "embeddings     of earlier runs, exports and indexes: that run writes new embeddings; delete the old ones",
         "copies         data prepared earlier, backups, older versions of objects in S3: forget there, or delete them",
     ]
-    if "vocabulary" in source:
-        lines.append(f"earlier data   {source['vocabulary']}, whose vocabulary these data go on with: forget there too")
+    if "base" in source:
+        lines.append(f"earlier data   {source['base']}, whose vocabulary these data go on with: forget there too")
     return lines
 
 

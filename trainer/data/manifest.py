@@ -114,7 +114,7 @@ class Entity(_Strict):
     @model_validator(mode="after")
     def _forgotten_are_rows(self) -> Entity:
         if any(row >= after for row, after in pairwise([*self.vacant_rows, self.rows])):
-            raise ValueError(f"forgotten: expected rows from 0 to {self.rows - 1}, each once, in order")
+            raise ValueError(f"vacant_rows: expected rows from 0 to {self.rows - 1}, each once, in order")
         return self
 
 

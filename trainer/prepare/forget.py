@@ -264,7 +264,7 @@ class _Forgetting:
             entities[name] = entity.model_copy(
                 update={
                     "files": kept(entity.files),
-                    "forgotten": forgotten.astype(int).tolist(),
+                    "vacant_rows": forgotten.astype(int).tolist(),
                     "pending": kept(entity.pending),
                 }
             )

@@ -86,17 +86,17 @@ class PrepareOptions:
     min_count: Mapping[str, int] = field(default_factory=dict)
     admit: Mapping[str, int] = field(default_factory=dict)
     expire_after: Mapping[str, MaxAge] = field(default_factory=dict)
-    ids: IdChoice = "auto"
+    id_type: IdChoice = "auto"
     hold_out: str | None = None
     hold_out_valid: str | None = None
     hold_out_test: str | None = None
     names: Mapping[str, NamesFile] = field(default_factory=dict)
     features: Sequence[FeatureFile] = ()
     catalog: Sequence[str] = ()
-    vocabulary: str | None = None
+    base: str | None = None
     seed: int = 0
     overwrite: bool = False
-    work: Path | None = None
+    work_dir: Path | None = None
     memory_bytes: int | None = None
     threads: int | None = None
 
@@ -111,7 +111,7 @@ class PrepareOptions:
             timestamp=self.timestamp,
         )
 
-    def window(self) -> EventTimeRange:
+    def time_range(self) -> EventTimeRange:
         """The time to read.
 
         Raises:
@@ -134,7 +134,7 @@ def prepare(options: PrepareOptions, progress: ProgressReporter | None = None) -
     inputs = _find_inputs(options)
     base = _find_base(options)
     check_features(options.features, options.query, options.item, base.manifest.feature_owners() if base else {})
-    with staged_output(options.out, options.overwrite, options.work) as staged:
+    with staged_output(options.out, options.overwrite, options.work_dir) as staged:
         warn_low_disk(staged.work, [file for some in inputs.events.values() for file in some])
         with working_database(staged.work, options.memory_bytes, options.threads) as connection:
             manifest = _Preparation(connection, options, staged, progress, base).run(inputs)
@@ -219,7 +219,7 @@ def _check(options: PrepareOptions) -> None:
         raise InputError(f"--seed {options.seed}: expected an integer from 0 to {_SEED_MAX}")
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads {options.threads}: expected at least 1")
-    options.window()
+    options.time_range()
     given = {split for split in ("valid", "test") if getattr(options, split)}
     plan_hold_outs(
         options.hold_out, options.hold_out_valid, options.hold_out_test, given, options.timestamp is not None
@@ -257,13 +257,13 @@ def _find_inputs(options: PrepareOptions) -> _Inputs:
 
 
 def _find_base(options: PrepareOptions) -> BaseDataset | None:
-    if options.vocabulary is None:
+    if options.base is None:
         return None
-    base = open_base_dataset(options.vocabulary)
+    base = open_base_dataset(options.base)
     base.check_entities(options.query, options.item)
     if base.folder.uri == Folder(options.out).uri:
         raise InputError(
-            f"{OPTION} {options.vocabulary}: is --out itself, which would be replaced; choose another --out"
+            f"{OPTION} {options.base}: is --out itself, which would be replaced; choose another --out"
         )
     return base
 
@@ -308,8 +308,8 @@ class _Preparation:
             files,
             self._staged.work,
             options.columns(),
-            options.ids,
-            options.window(),
+            options.id_type,
+            options.time_range(),
             self._progress,
             self._base.text_roles() if self._base else (),
         )
@@ -323,7 +323,7 @@ class _Preparation:
         self._hold_out(files, events, self._drop_rare(source))
         rows = self._count_splits(files)
         planned = plan_features(options.features, inputs.features, sides, self._base)
-        vocabularies.read_features(planned, options.ids)
+        vocabularies.read_features(planned, options.id_type)
         entities = {
             entity: vocabularies.of_side(
                 side, entity, events.id_types[side], entity in options.catalog, watches.get(side)
@@ -493,7 +493,7 @@ def _source(options: PrepareOptions) -> Facts:
     """Where the data set comes from, for its manifest."""
     asked = {
         name: getattr(options, name)
-        for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "vocabulary")
+        for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "base")
         if getattr(options, name) is not None
     }
     weights = [f"{event}={weight:g}" for event, weight in options.event_weights.items()]

@@ -108,16 +108,16 @@ def _of_feature(manifest: DatasetManifest, name: str) -> list[str]:
 
 
 def _cataloged(manifest: DatasetManifest, name: str) -> list[str]:
-    new = manifest.source.get(f"{name}_catalogued")
+    new = manifest.source.get(f"{name}_cataloged")
     return [] if new is None else [f"{new:,} rows are in no event: files of features alone have them"]
 
 
 def _changes(manifest: DatasetManifest, name: str) -> list[str]:
     """What has become of the rows of an earlier data set, and of forgotten ones."""
     facts, lines = manifest.source, []
-    if facts.get("vocabulary") and f"{name}_kept" in facts:
+    if facts.get("base") and f"{name}_kept" in facts:
         lines.append(
-            f"{facts[f'{name}_kept']:,} rows as in {facts['vocabulary']} ({facts[f'{name}_unseen']:,} of them without "
+            f"{facts[f'{name}_kept']:,} rows as in {facts['base']} ({facts[f'{name}_unseen']:,} of them without "
             f"an event now), {facts[f'{name}_new']:,} new"
         )
     if facts.get(f"{name}_expired") or facts.get(f"{name}_reused"):

@@ -96,7 +96,7 @@ class VocabularyBuilder:
         counted = counted_sql(side)
         if catalog:
             further = cataloged_sql(self._planned, side, id_type)
-            self.facts[f"{entity}_catalogued"] = fetch_count(self._connection, f"SELECT count(*) FROM ({further})")
+            self.facts[f"{entity}_cataloged"] = fetch_count(self._connection, f"SELECT count(*) FROM ({further})")
             counted = f"{counted} UNION ALL {further}"
         self._make(side, entity, counted, watch)
         self.facts |= popularity(self._connection, side, entity)

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from preparing import vocabulary_tuples as rows_of
 from refusal_table import documented
-from test_base_vocabulary import rows as rows_of
 
 from crossfade.options.parsing import parse_minimums, parse_spans
 from kvstore.errors import InputError
@@ -101,7 +101,7 @@ def test_rows_are_given_and_freed_as_the_rules_say_over_seven_days(tmp_path: Pat
             (f"c{draw.randrange(9) + 2 * number:02d}", draw.randrange(12) + 3 * number, last + draw.randrange(-5, 10))
             for _ in range(40)
         ]
-        earlier = {} if data is None else {"vocabulary": str(data)}
+        earlier = {} if data is None else {"base": str(data)}
         data = day(tmp_path, f"day{number}", events, admit=ADMIT, expire_after=dict.fromkeys(ADMIT, SPAN), **earlier)
         admitted = []
         for place, side in enumerate(sides.values()):
@@ -139,7 +139,7 @@ def test_two_events_a_day_are_enough_on_the_third_day(tmp_path: Path) -> None:
     old, data = [("a", 1, 0)] * 5, None
     for number in range(3):
         new = [("a", 7, 10 * number + 1), ("a", 7, 10 * number + 2)]
-        earlier = {} if data is None else {"vocabulary": str(data)}
+        earlier = {} if data is None else {"base": str(data)}
         data = day(tmp_path, f"day{number}", [*old, *new], admit={"item": 5}, **earlier)
         found = [row[1] for row in rows_of(data, "item")]
         assert found == ([1] if number < 2 else [1, 7])
@@ -150,7 +150,7 @@ def test_two_events_a_day_are_enough_on_the_third_day(tmp_path: Path) -> None:
 def test_without_times_every_event_counts_and_the_same_data_come_out_again(tmp_path: Path) -> None:
     first = day(tmp_path, "first", [("a", 1, 0), ("a", 1, 0), ("b", 2, 0)], admit={"item": 2}, timestamp=None)
     assert pending(first, "item") == [(2, 1, None)]
-    options: dict[str, Any] = {"admit": {"item": 2}, "vocabulary": str(first), "timestamp": None}
+    options: dict[str, Any] = {"admit": {"item": 2}, "base": str(first), "timestamp": None}
     events = [("a", 1, 0), ("b", 2, 0), ("c", 5, 0), ("c", 4, 0)]
     one = day(tmp_path, "one", events, **options)
     assert rows_of(one, "item") == [(0, 1, 1), (1, 2, 1)]
@@ -170,9 +170,9 @@ def test_who_waits_is_forgotten_and_a_forgotten_row_is_taken_where_rows_expire(t
     assert pending(first, "customer") == []
     assert len(manifest_of(first).lineage) == len(fingerprint.lineage) + 1
     events = [("b", 1, 5), ("n", 1, 5), ("n", 1, 6), ("m", 1, 6)]
-    later = day(tmp_path, "later", events, vocabulary=str(first))
+    later = day(tmp_path, "later", events, base=str(first))
     assert rows_of(later, "customer") == [(0, None, 0), (1, "b", 1), (2, "n", 2), (3, "m", 1)]
-    again = day(tmp_path, "again", events, vocabulary=str(first), expire_after={"customer": SPAN})
+    again = day(tmp_path, "again", events, base=str(first), expire_after={"customer": SPAN})
     assert rows_of(again, "customer") == [(0, "n", 2), (1, "b", 1), (2, "m", 1)]
     assert manifest_of(again).entities["customer"].vacant_rows == []
 
@@ -184,7 +184,7 @@ def test_who_had_a_row_before_leaves_neither_its_features_nor_its_name(tmp_path:
     events = [("a", 1, 0), ("a", 2, 0), ("a", 2, 0), ("a", 1, 0), ("a", 1, 0)]
     options = {"expire_after": {"item": SPAN}}
     first = day(tmp_path, "first", events, features=features, **options)
-    second = day(tmp_path, "second", [("a", 9, 30), ("a", 2, 30)], vocabulary=str(first), **options)
+    second = day(tmp_path, "second", [("a", 9, 30), ("a", 2, 30)], base=str(first), **options)
     assert rows_of(second, "item") == [(0, 9, 1), (1, 2, 1)]
     vocabulary = Vocabulary(Folder(second), manifest_of(second), "item")
     assert vocabulary.warm_rows().tolist() == [True, True]
@@ -218,7 +218,7 @@ def test_what_is_wrong_with_who_waits_is_found(tmp_path: Path) -> None:
         ("admission of no entity", {"admit": {"song": 2}}),
         ("admission after no event", {"admit": {"item": 0}}),
         ("admission of nobody", {"admit": {"customer": 2, "item": 9}}),
-        ("admission and catalogue", {"admit": {"item": 2}, "catalogue": ["item"]}),
+        ("admission and catalogue", {"admit": {"item": 2}, "catalog": ["item"]}),
         ("expiry without timestamp", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": None}),
         ("expiry in days of milliseconds", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": "ms"}),
     ],
@@ -228,7 +228,7 @@ def test_admission_and_expiry_that_make_no_sense_are_refused(
 ) -> None:
     raw = tmp_path / "events.parquet"
     pq.write_table(pa.table({"customer": [1, 1], "item": [1, 2], "at": [1, 2], "ms": [10**12, 10**12]}), raw)
-    if "catalogue" in options:
+    if "catalog" in options:
         options["features"] = [FeatureFile("item", raw, "item", {"tag": "at"})]
     with pytest.raises(InputError) as caught:
         prepare(PrepareOptions(**{"out": tmp_path / "out", "train": [raw], "timestamp": "at", **options}))

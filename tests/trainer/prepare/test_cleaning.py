@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_prepare import interactions, make, vocabulary, write_parquet, write_text
+from preparing import interactions, vocabulary, write_parquet, write_text
+from preparing import prepare_files as make
 
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder

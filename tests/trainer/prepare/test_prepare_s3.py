@@ -14,8 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from flaky_proxy import flaky_proxy
 from object_store import READER, ObjectStore, free_ports, running_object_store
+from preparing import InterruptingReporter as Interrupts
+from preparing import prepare_files as make
+from preparing import random_events as some_events
+from preparing import write_parquet
 from refusal_table import documented
-from test_prepare import Interrupts, make, some_events, write_parquet
 
 from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
@@ -393,7 +396,7 @@ def test_a_server_that_goes_away_while_events_are_read_ends_the_preparation(
             def advance(self, amount: int) -> None:
                 pass
 
-        options = PrepareOptions(out=tmp_path / "out", train=[server.uri("in/*.parquet")], work=tmp_path / "work")
+        options = PrepareOptions(out=tmp_path / "out", train=[server.uri("in/*.parquet")], work_dir=tmp_path / "work")
         with pytest.raises(StorageUnavailableError, match=r"s3://.*\.parquet: .*cannot be reached") as caught:
             prepare(options, Stops())
     assert caught.value.exit_code == CrossfadeError.exit_code == 1

@@ -9,7 +9,7 @@ import pytest
 from cluster_data import write_job
 from refusal_table import documented
 from running_command import crossfade, succeeded
-from test_base_vocabulary import rows as rows_of
+from preparing import vocabulary_tuples as rows_of
 from test_forget_training import arrays
 
 from kvstore.io.folder import Folder

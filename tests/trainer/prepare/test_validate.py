@@ -281,7 +281,7 @@ def test_rows_that_were_forgotten_must_have_neither_id_nor_interactions(made: Ma
     folder = made.write()
     checked(folder)
     manifest = read_manifest(folder)
-    gone = manifest.entities["customer"].model_copy(update={"forgotten": [3]})
+    gone = manifest.entities["customer"].model_copy(update={"vacant_rows": [3]})
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": gone}}).write(folder)
     found = problems(folder)
     assert [problem for problem in found if "row 3: row 3 was forgotten, but has an id" in problem]
@@ -370,7 +370,7 @@ def test_many_files_are_looked_at_several_at_a_time_and_the_first_problem_is_sai
 
     for number in range(8):
         pq.write_table(pa.table(made.shards["test"][0]).slice(0, 0), made.folder / "train" / f"more-{number}.parquet")
-    monkeypatch.setattr("trainer.prepare.infer_manifest.describe", look_with_others)
+    monkeypatch.setattr("trainer.prepare.infer_manifest.file_entry", look_with_others)
     assert problems(folder) == []
     for name in ("more-2", "more-5"):
         (made.folder / "train" / f"{name}.parquet").write_bytes(b"no Parquet")

@@ -54,7 +54,7 @@ def first(tmp_path: Path) -> Path:
 def test_old_ids_keep_their_rows_and_new_ones_follow_by_count_then_id(tmp_path: Path, first: Path) -> None:
     assert rows(first, "customer") == [(0, "a", 3), (1, "b", 2), (2, "c", 1)]
     events = [("z", 9), ("c", 1), ("x", 7), ("z", 1), ("y", 9), ("c", 9)]
-    second = day(tmp_path, "second", *map(list, zip(*events, strict=True)), vocabulary=str(first))
+    second = day(tmp_path, "second", *map(list, zip(*events, strict=True)), base=str(first))
     expected = [(0, "a", 0), (1, "b", 0), (2, "c", 2), (3, "z", 2), (4, "x", 1), (5, "y", 1)]
     assert rows(second, "customer") == expected
     assert rows(second, "item") == [(0, 1, 2), (1, 2, 0), (2, 3, 0), (3, 4, 0), (4, 9, 3), (5, 7, 1)]
@@ -62,11 +62,11 @@ def test_old_ids_keep_their_rows_and_new_ones_follow_by_count_then_id(tmp_path: 
 
 
 def test_the_new_data_set_stands_on_its_own_and_another_day_may_follow(tmp_path: Path, first: Path) -> None:
-    second = day(tmp_path, "second", ["d"], [5], vocabulary=str(first))
+    second = day(tmp_path, "second", ["d"], [5], base=str(first))
     before = rows(second, "customer")
     for path in sorted(first.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    third = day(tmp_path, "third", ["e", "d"], [5, 5], vocabulary=f"file://{second}")
+    third = day(tmp_path, "third", ["e", "d"], [5, 5], base=f"file://{second}")
     assert rows(second, "customer") == before
     assert [row[:2] for row in rows(third, "customer")] == [*(row[:2] for row in before), (4, "e")]
 
@@ -78,15 +78,15 @@ def test_names_are_carried_over_and_a_new_file_of_names_goes_over_them(tmp_path:
         (tmp_path / f"{name}.csv").write_text("\n".join(lines))
     files = {name: {"item": NamesFile(tmp_path / f"{name}.csv", "id", "name")} for name in names}
     one = day(tmp_path, "first", ["a", "a", "a"], [1, 2, 3], names=files["first"])
-    carried = day(tmp_path, "carried", ["b"], [9], vocabulary=str(one))
+    carried = day(tmp_path, "carried", ["b"], [9], base=str(one))
     assert rows(carried, "item") == [(0, 1, 0, "One"), (1, 2, 0, "Two"), (2, 3, 0, None), (3, 9, 1, None)]
-    renamed = day(tmp_path, "renamed", ["b"], [9], vocabulary=str(one), names=files["second"])
+    renamed = day(tmp_path, "renamed", ["b"], [9], base=str(one), names=files["second"])
     assert [row[3] for row in rows(renamed, "item")] == ["One", "Zwei", None, "Neun"]
 
 
 def test_a_forgotten_row_stays_forgotten_and_a_returning_customer_gets_a_new_one(tmp_path: Path, first: Path) -> None:
     forget(Folder(first), pa.array(["b"]), "customer", NullReporter())
-    second = day(tmp_path, "second", ["b", "a"], [1, 1], vocabulary=str(first))
+    second = day(tmp_path, "second", ["b", "a"], [1, 1], base=str(first))
     assert rows(second, "customer") == [(0, "a", 1), (1, None, 0), (2, "c", 0), (3, "b", 1)]
     assert read_manifest(Folder(second)).entities["customer"].vacant_rows == [1]
     assert pairs(second) == [("a", 1), ("b", 1)]
@@ -95,7 +95,7 @@ def test_a_forgotten_row_stays_forgotten_and_a_returning_customer_gets_a_new_one
 def test_ids_of_text_files_stay_text_where_they_were_text(tmp_path: Path) -> None:
     one = day(tmp_path, "first", ["a", "7"], [1, 2])
     (tmp_path / "second.csv").write_text("customer,item\n7,2\n8,1\n")
-    prepare(PrepareOptions(out=tmp_path / "second", train=[tmp_path / "second.csv"], vocabulary=str(one)))
+    prepare(PrepareOptions(out=tmp_path / "second", train=[tmp_path / "second.csv"], base=str(one)))
     assert [row[1] for row in rows(tmp_path / "second", "customer")] == ["7", "a", "8"]
     assert [row[1] for row in rows(tmp_path / "second", "item")] == [1, 2]
 
@@ -111,15 +111,15 @@ def test_other_entities_and_types_of_ids_are_refused(
     tmp_path: Path, first: Path, customers: list[Any], options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InputError, match=f"--vocabulary {first}: {said}"):
-        day(tmp_path, "second", customers, [1], vocabulary=str(first), **options)
+        day(tmp_path, "second", customers, [1], base=str(first), **options)
     assert not (tmp_path / "second").exists()
 
 
 def test_earlier_data_that_are_not_there_or_would_be_replaced_are_refused(tmp_path: Path, first: Path) -> None:
     with pytest.raises(InputError, match=r"--vocabulary .*nowhere/manifest.json: no such file"):
-        day(tmp_path, "second", ["a"], [1], vocabulary=str(tmp_path / "nowhere"))
+        day(tmp_path, "second", ["a"], [1], base=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=f"--vocabulary {first}: is --out itself"):
-        day(tmp_path, "first", ["a"], [1], vocabulary=str(first), overwrite=True)
+        day(tmp_path, "first", ["a"], [1], base=str(first), overwrite=True)
 
 
 def test_an_id_with_two_rows_is_refused(tmp_path: Path, first: Path) -> None:
@@ -127,7 +127,7 @@ def test_an_id_with_two_rows_is_refused(tmp_path: Path, first: Path) -> None:
     customers = write_vocabulary(first, "customer", ["a", "b", "a"])
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": customers}}).write(Folder(first))
     with pytest.raises(InputError, match=r"of customer has 3 ids for 2 different ones, .*--check"):
-        day(tmp_path, "second", ["a"], [1], vocabulary=str(first))
+        day(tmp_path, "second", ["a"], [1], base=str(first))
 
 
 def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +150,8 @@ def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytes
     assert max(pieces) == 70
 
 
-def test_rows_that_are_forgotten_are_rows(tmp_path: Path) -> None:
-    for forgotten in ([3], [1, 1], [2, 0], [-1]):
-        with pytest.raises(ValueError, match="forgotten"):
-            Entity(rows=3, id_type="string", files=[], vacant_rows=forgotten)
+def test_vacant_rows_must_be_sorted_rows_of_the_entity(tmp_path: Path) -> None:
+    for vacant in ([3], [1, 1], [2, 0], [-1]):
+        with pytest.raises(ValueError, match="vacant_rows"):
+            Entity(rows=3, id_type="string", files=[], vacant_rows=vacant)
     assert Entity(rows=3, id_type="string", files=[], vacant_rows=[0, 2]).vacant_rows == [0, 2]

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from test_prepare import entries, parse
+from preparing import entries
 
 from crossfade.commands import prepare as command
 from kvstore.errors import InputError
@@ -20,6 +21,13 @@ from trainer.data.manifest import read_manifest
 from trainer.prepare import synthetic_events as raw_synthetic
 from trainer.prepare.synthetic import START_SECONDS, SyntheticSpec
 from trainer.prepare.synthetic_events import write_raw_events
+
+
+def parse(words: Sequence[str | Path]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers(required=True))
+    return parser.parse_args(["prepare", *map(str, words)])
+
 
 SPEC = SyntheticSpec(queries=500, items=300, interactions=60_000, genres=6)
 

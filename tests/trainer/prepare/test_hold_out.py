@@ -1,0 +1,94 @@
+"""Hold-outs: which interactions of train become valid or test."""
+
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from preparing import Row, interactions, prepare_files, random_events, write_parquet
+
+from kvstore.errors import InputError
+from kvstore.io.folder import Folder
+from trainer.prepare.hold_out import parse_hold_out
+from trainer.prepare.summary import format_summary
+
+
+def test_last_n_takes_latest_of_each_customer_and_leaves_one_in_train(tmp_path: Path) -> None:
+    events = random_events(500)
+    rows = list(zip(events["customer"], events["item"], events["when"], strict=True))
+    rows += [("single", 1000, 3), ("pair", 1001, 4), ("pair", 1000, 4)]
+    columns = dict(zip(("customer", "item", "when"), map(list, zip(*rows, strict=True)), strict=True))
+    train = write_parquet(tmp_path / "e.parquet", **columns)
+    prepare_files(tmp_path / "out", train, hold_out="last-2", timestamp="when")
+    by_customer = defaultdict(list)
+    for position, (customer, item, when) in enumerate(rows):
+        by_customer[customer].append((when, item, position))
+    expected: dict[str, Counter[Row]] = {"train": Counter(), "valid": Counter(), "test": Counter()}
+    for customer, own in by_customer.items():
+        left = sorted(own)
+        for split in ("test", "valid"):
+            take = min(2, len(left) - 1)
+            left, taken = left[: len(left) - take], left[len(left) - take :]
+            expected[split].update((customer, item, 1.0, when) for when, item, _ in taken)
+        expected["train"].update((customer, item, 1.0, when) for when, item, _ in left)
+    for split, rows_of_split in expected.items():
+        assert Counter(interactions(tmp_path / "out", split)) == rows_of_split
+    assert ("pair", 1001, 1.0, 4) in expected["test"]  # of equal times, the larger item id is later
+
+
+def test_random_takes_fraction_of_pairs_and_leaves_each_customer_one(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    customers = [f"c{draw.randrange(400)}" for _ in range(20_000)] + [f"lone{n}" for n in range(200)]
+    items = [draw.randrange(300) for _ in range(20_200)]
+    train = write_parquet(tmp_path / "e.parquet", customer=customers * 2, item=items * 2)
+    manifest = prepare_files(tmp_path / "out", train, hold_out_test="random:0.1", hold_out_valid="random:0.5")
+    pairs = {split: {row[:2] for row in interactions(tmp_path / "out", split)} for split in manifest.splits}
+    assert not pairs["train"] & pairs["test"]
+    assert not pairs["train"] & pairs["valid"]
+    assert not pairs["valid"] & pairs["test"]
+    assert {customer for customer, _ in pairs["train"]} == set(customers)
+    assert manifest.splits["test"].rows / 40_000 == pytest.approx(0.1, abs=0.01)
+    assert manifest.splits["valid"].rows / (40_000 * 0.9) == pytest.approx(0.5, abs=0.02)
+    assert manifest.source["kept_for_train"] > 0  # type: ignore[operator]
+
+
+def test_random_is_independent_of_event_order(tmp_path: Path) -> None:
+    events = random_events(3000)
+    backwards = {name: values[::-1] for name, values in events.items()}
+    prepare_files(tmp_path / "a", write_parquet(tmp_path / "a.parquet", **events), hold_out="random:0.3")
+    prepare_files(tmp_path / "b", write_parquet(tmp_path / "b.parquet", **backwards), hold_out="random:0.3")
+    prepare_files(tmp_path / "c", tmp_path / "a.parquet", hold_out="random:0.3", seed=9)
+    test = {name: Counter(interactions(tmp_path / name, "test")) for name in "abc"}
+    assert test["a"] == test["b"] != test["c"]
+
+
+@pytest.mark.parametrize(
+    ("how", "times"),
+    [
+        ("after:100", [99, 100, 101, 200, 300]),
+        ("after:2020-01-01", [0, 1_577_836_800, 1_577_836_801, 1_577_836_802, 1_577_836_803]),
+        ("after:2020-01-01T02:00+02:00", [0, 1_577_836_800, 1_577_836_801, 1_577_836_802, 1_577_836_803]),
+    ],
+)
+def test_after_moves_later_events_to_test_except_earliest_of_each_customer(
+    tmp_path: Path, how: str, times: list[int]
+) -> None:
+    train = write_parquet(tmp_path / "e.parquet", customer=[1, 1, 1, 2, 2], item=[1, 2, 3, 4, 5], at=times)
+    manifest = prepare_files(tmp_path / "out", train, hold_out=how, timestamp="at")
+    assert set(manifest.splits) == {"train", "test"}
+    assert {row[1] for row in interactions(tmp_path / "out", "test")} == {3, 5}
+    assert "1 interactions, since each customer keeps one" in format_summary(manifest, Folder(tmp_path / "out"))
+
+
+def test_given_split_combines_with_hold_out_of_the_other(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(2000))
+    test = write_parquet(tmp_path / "t.parquet", **random_events(50, seed=8))
+    manifest = prepare_files(tmp_path / "out", train, test=[test], hold_out_valid="random:0.1")
+    assert manifest.splits["test"].rows == 50
+    assert manifest.splits["train"].rows + manifest.splits["valid"].rows == 2000
+
+
+@pytest.mark.parametrize("text", ["last-0", "last", "random:1", "random:x", "random:nan", "after:soon", "first-1", ""])
+def test_unknown_hold_out_is_rejected_with_allowed_forms(text: str) -> None:
+    with pytest.raises(InputError, match=r"--hold-out .*(last-N|random:0\.1)"):
+        parse_hold_out("--hold-out", text)

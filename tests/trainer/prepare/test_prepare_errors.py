@@ -1,0 +1,218 @@
+"""Rejected input of ``prepare``: each message names the file, the place and the fix, and nothing is written."""
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from preparing import entries, write_parquet, write_text
+from refusal_table import documented
+
+from kvstore.errors import InputError
+from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.vocabulary_tables import NamesFile
+
+Case = Callable[[Path], dict[str, Any]]
+
+
+def csv_case(text: str | bytes, name: str = "e.csv", **options: Any) -> Case:
+    return lambda folder: {"train": [write_text(folder / name, text)], **options}
+
+
+def parquet_case(options: dict[str, Any] | None = None, **columns: Any) -> Case:
+    return lambda folder: {"train": [write_parquet(folder / "e.parquet", **columns)], **(options or {})}
+
+
+def lightgcn_case(text: str | bytes, **options: Any) -> Case:
+    return csv_case(text, "e.txt", format="lightgcn", **options)
+
+
+def two_files(first: str, second: str, **options: Any) -> Case:
+    return lambda folder: {
+        "train": [write_text(folder / "a.csv", first), write_text(folder / "b.csv", second)],
+        **options,
+    }
+
+
+def truncated_parquet(folder: Path) -> dict[str, Any]:
+    path = write_parquet(folder / "e.parquet", customer=list(range(1000)), item=list(range(1000)))
+    write_text(path, path.read_bytes()[:2000])
+    return {"train": [path]}
+
+
+def corrupt_parquet(folder: Path) -> dict[str, Any]:
+    path = write_parquet(folder / "e.parquet", customer=list(range(5000)), item=list(range(5000)))
+    content = bytearray(path.read_bytes())
+    content[4:3000] = bytes(2996)  # the footer stays whole
+    write_text(path, bytes(content))
+    return {"train": [path]}
+
+
+def same_file_twice(folder: Path) -> dict[str, Any]:
+    path = write_text(folder / "e.csv", "customer,item\n1,1\n")
+    return {"train": [path], "test": [str(folder / "*.csv")]}
+
+
+def train_and_empty_test(folder: Path) -> dict[str, Any]:
+    return {
+        "train": [write_text(folder / "e.csv", "customer,item\n1,1\n")],
+        "test": [write_text(folder / "t.csv", "customer,item\n")],
+    }
+
+
+def out_holds_input(folder: Path) -> dict[str, Any]:
+    (folder / "out").mkdir()
+    return {"train": [write_text(folder / "out/e.csv", "customer,item\n1,1\n")], "overwrite": True}
+
+
+GOOD = "customer,item,w,t\n1,1,1,5\n"
+
+
+REJECTED: dict[str, tuple[Case, list[str]]] = {
+    "missing file": (lambda folder: {"train": [folder / "no.csv"]}, ["--train", "no.csv", "no such file"]),
+    "glob without match": (lambda folder: {"train": [f"{folder}/*.csv"]}, ["--train", "*.csv", "matches no file"]),
+    "folder": (lambda folder: {"train": [folder]}, ["is a folder", "*.parquet"]),
+    "remote": (lambda _: {"train": ["ftp://bucket/e.parquet"]}, ["ftp://bucket/e.parquet", "s3://BUCKET/KEY"]),
+    "unknown ending": (csv_case(GOOD, "e.txt"), ["e.txt", "'.txt'", "--format", ".parquet"]),
+    "no files": (lambda _: {"train": []}, ["--train"]),
+    "file given twice": (same_file_twice, ["--test", "e.csv", "--train already"]),
+    "input inside out": (out_holds_input, ["e.csv", "inside --out"]),
+    "cut Parquet": (truncated_parquet, ["e.parquet", "not a readable Parquet file"]),
+    "damaged Parquet": (corrupt_parquet, ["e.parquet", "cannot be read as Parquet", "damaged"]),
+    "no Parquet": (csv_case(GOOD, "e.parquet"), ["e.parquet", "not a readable Parquet file"]),
+    "missing column, CSV": (csv_case("user,item\n1,1\n"), ["e.csv", "no column 'customer'", "user, item"]),
+    "missing column, Parquet": (parquet_case(a=[1], b=[2]), ["e.parquet", "no column 'customer'", "a, b"]),
+    "columns by case": (parquet_case(customer=[1], Customer=[2], item=[1]), ["'Customer'", "differ in case"]),
+    "column twice": (csv_case("customer,item,item\n1,1,2\n"), ["2 columns 'item'"]),
+    "empty file": (csv_case(""), ["e.csv", "is empty", "header"]),
+    "too few fields": (csv_case("customer,item\n1,1\n2\n"), ["e.csv, line 3", "1 fields", "header has 2"]),
+    "too many fields": (csv_case("customer,item\n1,1\n2,3,4\n"), ["e.csv, line 3", "3 fields", "header has 2"]),
+    "open quote": (csv_case('customer,item\n1,"1\n2,3\n'), ["e.csv, line 2", "quote opens"]),
+    "no UTF-8": (csv_case(b"customer,item\n1,a\n2,caf\xe9\n"), ["e.csv, line 3", "not UTF-8", "iconv"]),
+    "mixed line ends": (csv_case("customer\titem\r\n1\ta\n2\tb\r\n", "e.tsv"), ["e.tsv", "line endings"]),
+    "empty id, CSV": (
+        csv_case('customer,item\n1,"a\nb"\n\n2,\n'),
+        ["e.csv, line 5", "item id of column 'item'", "empty"],
+    ),
+    "null id, Parquet": (parquet_case(customer=[1, None], item=[1, 1]), ["e.parquet, row 2", "query id", "missing"]),
+    "empty id, Parquet": (parquet_case(customer=["", "a"], item=[1, 1]), ["e.parquet, row 1", "query id", "empty"]),
+    "negative id": (csv_case("customer,item\n1,1\n2,-5\n"), ["e.csv, line 3", "'-5'", "negative", "at least 0"]),
+    "id beyond int64": (
+        parquet_case(customer=[1, 2], item=pa.array([1, 2**64 - 1], pa.uint64())),
+        ["e.parquet, row 2", "'18446744073709551615'", "64-bit"],
+    ),
+    "fractional id": (
+        parquet_case(customer=[1.5], item=[1]),
+        ["column 'customer'", "fractional", "integers or strings"],
+    ),
+    "binary id": (parquet_case(customer=[b"x"], item=[1]), ["column 'customer'", "type binary"]),
+    "text where --ids integer": (
+        csv_case("customer,item\n1,1\nx,2\n", id_type="integer"),
+        ["e.csv, line 3", "'x'", "query id", "--ids string"],
+    ),
+    "ids of two types": (
+        two_files("customer,item\n1,1\n", "customer,item\n1,b\n"),
+        ["b.csv", "'item'", "strings", "a.csv", "integers", "--ids string"],
+    ),
+    "text as weight": (
+        csv_case("customer,item,w\n1,1,2\n1,2,x\n", weight="w"),
+        ["e.csv, line 3", "'x'", "'w'", "number"],
+    ),
+    "no weight": (csv_case("customer,item,w\n1,1,\n", weight="w"), ["e.csv, line 2", "weight", "missing"]),
+    "null weight": (
+        parquet_case({"weight": "w"}, customer=[1], item=[1], w=pa.array([None], pa.float32())),
+        ["row 1", "missing"],
+    ),
+    "NaN weight": (
+        parquet_case({"weight": "w"}, customer=[1], item=[1], w=[float("nan")]),
+        ["row 1", "'nan'", "finite"],
+    ),
+    "infinite weight": (csv_case("customer,item,w\n1,1,inf\n", weight="w"), ["line 2", "'inf'", "finite"]),
+    "huge weight": (csv_case("customer,item,w\n1,1,1e300\n", weight="w"), ["line 2", "'1e300'", "too large"]),
+    "date as weight": (
+        parquet_case({"weight": "w"}, customer=[1], item=[1], w=[dt.date(2020, 1, 1)]),
+        ["row 1", "is a date", "number"],
+    ),
+    "unknown event": (
+        csv_case("customer,item,e\n1,1,play\n1,2,ban\n", event="e", event_weights={"play": 1.0, "skip": 0.0}),
+        ["e.csv, line 3", "'ban'", "play, skip"],
+    ),
+    "no event": (
+        csv_case("customer,item,e\n1,1,\n", event="e", event_weights={"play": 1.0}),
+        ["line 2", "event", "missing"],
+    ),
+    "event without weights": (csv_case(GOOD, event="w"), ["--event-weights", "together"]),
+    "bad event weight": (csv_case(GOOD, event="w", event_weights={"a": float("inf")}), ["a=inf", "finite"]),
+    "weight and event": (csv_case(GOOD, weight="w", event="t", event_weights={"5": 1.0}), ["--weight and --event"]),
+    "text as timestamp": (
+        csv_case("customer,item,t\n1,1,2020-01-01\n1,2,noon\n", timestamp="t"),
+        ["e.csv, line 3", "'noon'", "timestamp"],
+    ),
+    "no timestamp": (csv_case("customer,item,t\n1,1,\n", timestamp="t"), ["line 2", "timestamp", "missing"]),
+    "timestamps of two types": (
+        two_files("customer,item,t\n1,1,5\n", "customer,item,t\n1,1,2020-01-01\n", timestamp="t"),
+        ["b.csv", "dates", "a.csv", "integers"],
+    ),
+    "fractional timestamp": (parquet_case({"timestamp": "t"}, customer=[1], item=[1], t=[1.5]), ["'t'", "fractional"]),
+    "adjacency, word": (lightgcn_case("0 1\n\n1 2 x3\n"), ["e.txt, line 3", "'x3'", "whole numbers"]),
+    "adjacency, negative": (lightgcn_case("0 1\n1 -2\n"), ["e.txt, line 2", "'-2'"]),
+    "adjacency, binary": (lightgcn_case(b"0 1\n1 2\x013\n"), ["e.txt, line 2", "whole numbers"]),
+    "adjacency, weight": (lightgcn_case("0 1\n", weight="plays"), ["lightgcn", "'plays'", "--weight"]),
+    "adjacency, column": (lightgcn_case("0 1\n", query_column="uid"), ["lightgcn", "'uid'", "--query"]),
+    "no interactions": (csv_case("customer,item\n"), ["no interaction"]),
+    "no adjacency": (lightgcn_case("1\n2\n"), ["no interaction"]),
+    "only weight 0": (csv_case("customer,item,w\n1,1,0\n", weight="w"), ["--train", "no interaction", "above 0"]),
+    "empty test file": (train_and_empty_test, ["--test", "no interaction"]),
+    "last-N without timestamp": (csv_case(GOOD, hold_out="last-1"), ["--hold-out last-1", "--timestamp"]),
+    "after without timestamp": (csv_case(GOOD, hold_out_test="after:5"), ["--hold-out-test after:5", "--timestamp"]),
+    "hold-out meets file": (
+        lambda folder: {**csv_case(GOOD)(folder), "test": [folder / "e.csv"], "hold_out": "random:0.1"},
+        ["--hold-out random:0.1", "--test", "--hold-out-valid"],
+    ),
+    "two hold-outs": (csv_case(GOOD, hold_out="random:0.1", hold_out_valid="random:0.1"), ["--hold-out-valid"]),
+    "hold-out takes nothing": (
+        csv_case("customer,item,t\n1,1,5\n1,2,6\n", hold_out="after:50", timestamp="t"),
+        ["after:50", "no interaction", "5 to 6"],
+    ),
+    "date against milliseconds": (
+        csv_case("customer,item,t\n1,1,5\n1,2,1577836800000\n", hold_out="after:2020-01-01", timestamp="t"),
+        ["after:2020-01-01", "1577836800000", "INTEGER"],
+    ),
+    "names file missing": (csv_case(GOOD, names={"item": NamesFile("no.csv", "a", "b")}), ["--names item", "no.csv"]),
+    "names of no entity": (
+        csv_case(GOOD, names={"song": NamesFile("no.csv", "a", "b")}),
+        ["song", "'customer' or 'item'"],
+    ),
+    "names without column": (
+        lambda folder: {**csv_case(GOOD)(folder), "names": {"item": NamesFile(folder / "e.csv", "id", "w")}},
+        ["e.csv", "no column 'id'"],
+    ),
+    "names that name nothing": (
+        lambda folder: {
+            **csv_case(GOOD)(folder),
+            "names": {"item": NamesFile(write_text(folder / "n.csv", "id,name\n77,x\n"), "id", "name")},
+        },
+        ["n.csv", "none of the ids", "--names"],
+    ),
+    "entity as path": (csv_case(GOOD, query="../x", query_column="customer"), ["--query ../x", "entity"]),
+    "entity as weight": (csv_case(GOOD, item="weight"), ["--item weight", "entity"]),
+    "one entity": (csv_case(GOOD, query="item"), ["different names"]),
+    "seed": (csv_case(GOOD, seed=-1), ["--seed -1"]),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_bad_input_is_rejected_in_one_line_and_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
+    case, fragments = REJECTED[name]
+    options = case(tmp_path)
+    before = entries(tmp_path)
+    with pytest.raises(InputError) as caught:
+        prepare(PrepareOptions(out=tmp_path / "out", **options))
+    message = documented(name, str(caught.value))
+    for fragment in fragments:
+        assert fragment in message
+    assert "\n" not in message
+    assert "Error:" not in message.partition(":")[0]
+    assert entries(tmp_path) == before

@@ -1,0 +1,119 @@
+"""The output folder of ``prepare``: replaced only with --overwrite, written completely or not at all."""
+
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from preparing import InterruptingReporter, checksums, entries, prepare_files, random_events, write_parquet, write_text
+
+from kvstore.errors import InputError
+from kvstore.io.folder import Folder
+from trainer.data.manifest import read_manifest
+from trainer.prepare import disk_space as room
+from trainer.prepare.database import execute, working_database
+from trainer.prepare.pipeline import PrepareOptions, prepare
+
+
+def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
+    class Looks:
+        def phase(self, name: str, total: int | None, unit: str) -> None:
+            seen.update(path.name for path in work.rglob("*"))
+
+        def advance(self, amount: int) -> None:
+            pass
+
+    seen: set[str] = set()
+    work = tmp_path / "work"
+    work.mkdir()
+    train = write_parquet(tmp_path / "e.parquet", **random_events(500))
+    prepare(PrepareOptions(out=tmp_path / "out", train=[train], work_dir=work), Looks())
+    assert "events.duckdb" in seen
+    assert list(work.iterdir()) == []
+    with pytest.raises(InputError, match=r"--work .*nowhere: cannot be written"):
+        prepare_files(tmp_path / "other", train, work_dir=tmp_path / "nowhere")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "out", "work"]
+
+
+def test_low_disk_space_is_reported_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(500))
+    prepare_files(tmp_path / "out", train)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    prepare_files(tmp_path / "again", train)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"0\.0 GB are free, and this may take 0\.0 GB there.*--work DIR", line)
+
+
+def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(400))
+    out = tmp_path / "out"
+    prepare_files(out, train)
+    before = checksums(out)
+    with pytest.raises(InputError, match=r"out: exists already.*--overwrite"):
+        prepare_files(out, train, hold_out="random:0.5")
+    assert checksums(out) == before
+    prepare_files(out, train, hold_out="random:0.5", overwrite=True)
+    assert set(read_manifest(Folder(out)).splits) == {"train", "valid", "test"}
+    assert entries(tmp_path)[:2] == ["e.parquet", "out"]
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("e.parquet", "out")] == []
+
+
+def test_overwrite_rejects_folder_with_other_files(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(20))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    with pytest.raises(InputError, match="no prepared data"):
+        prepare_files(plain, train, overwrite=True)
+    prepare_files(tmp_path / "out", train)
+    write_text(tmp_path / "out/notes.txt", "mine")
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        prepare_files(tmp_path / "out", train, overwrite=True)
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+
+
+def test_failed_overwrite_leaves_old_dataset(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(20))
+    prepare_files(tmp_path / "out", train)
+    before = checksums(tmp_path / "out")
+    with pytest.raises(InputError):
+        prepare_files(tmp_path / "out", write_text(tmp_path / "bad.csv", "customer,item\n1,\n"), overwrite=True)
+    assert checksums(tmp_path / "out") == before
+    assert entries(tmp_path)[0:2] == ["bad.csv", "e.parquet"]
+    assert not list(tmp_path.glob("out.*"))
+
+
+@pytest.mark.parametrize("phase", ["read events", "vocabulary of item", "write train"])
+def test_interrupt_leaves_neither_output_nor_created_parents(tmp_path: Path, phase: str) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(20))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(PrepareOptions(out=tmp_path / "new/deep/out", train=[train]), InterruptingReporter(phase))
+    assert entries(tmp_path) == ["e.parquet"]
+
+
+def test_signal_during_query_raises_exception_of_its_handler(tmp_path: Path) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop(_number: int, _frame: object) -> None:
+        raise Stopped
+
+    def work() -> None:
+        with working_database(tmp_path, 200 << 20, 1) as connection:
+            timer.start()
+            execute(connection, "CREATE TABLE t AS SELECT hash(range) AS h FROM range(1000000000) ORDER BY h")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(Stopped):
+            work()
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)

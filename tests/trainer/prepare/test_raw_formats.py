@@ -1,0 +1,133 @@
+"""Reading raw files: CSV, TSV, adjacency text and Parquet; paths and globs; ids, event weights and timestamps."""
+
+import csv
+import datetime as dt
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from preparing import (
+    interactions,
+    prepare_files,
+    vocabulary,
+    write_parquet,
+    write_text,
+)
+
+from kvstore.io.folder import Folder
+from trainer.data.manifest import read_manifest
+from trainer.prepare.summary import format_summary
+
+
+def test_csv_fields_with_quotes_and_line_ends_match_csv_module(tmp_path: Path) -> None:
+    ids = [
+        'say "hi", you',
+        "two\nlines",
+        "  padded ",
+        "Ünïcodé ☃",
+        "a\ttab",
+        "#hash",
+        "\N{NO-BREAK SPACE}x\N{LINE SEPARATOR}y",
+    ]
+    train = tmp_path / "e.csv"
+    with train.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([("x", "item", "customer"), *((n, n + 5, text) for n, text in enumerate(ids))])
+    prepare_files(tmp_path / "out", train)
+    assert {row[0] for row in interactions(tmp_path / "out", "train")} == set(ids)
+
+
+def test_tsv_quotes_and_backslashes_are_plain_characters(tmp_path: Path) -> None:
+    ids = ['"Weird Al" Yankovic', "Royce da 5'9\"", '"', "back\\slash", "c,omma", "\N{NEXT LINE}nel"]
+    lines = ["customer\titem", *(f"{number}\t{text}" for number, text in enumerate(ids))]
+    for newline in ("\n", "\r\n"):
+        out = tmp_path / f"out{len(newline)}"
+        prepare_files(out, write_text(tmp_path / "e.dat", newline.join(lines)))
+        assert {row[1] for row in interactions(out, "train")} == set(ids)
+
+
+def test_adjacency_text_is_read_as_pairs_and_lines_without_items_are_counted(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "train.txt", "0 3 4 5\n1\n\n2 3\t9  4 \n")
+    test = write_text(tmp_path / "test.txt", "0 9\r\n1\r\n7 100")
+    manifest = prepare_files(tmp_path / "out", train, test=[test], format="lightgcn")
+    pairs = [(0, 3), (0, 4), (0, 5), (2, 3), (2, 9), (2, 4)]
+    assert Counter(interactions(tmp_path / "out", "train")) == Counter((*pair, 1.0) for pair in pairs)
+    assert Counter(interactions(tmp_path / "out", "test")) == Counter([(0, 9, 1.0), (7, 100, 1.0)])
+    assert manifest.source["lines_without_items"] == 2
+    assert "2 lines that name no item" in format_summary(manifest, Folder(tmp_path / "out"))
+
+
+def test_adjacency_line_longer_than_two_megabytes_is_read(tmp_path: Path) -> None:
+    items = range(1_000_000, 1_270_000)
+    train = write_text(tmp_path / "train.txt", f"0 {' '.join(map(str, items))}\n1 1000000\n")
+    assert prepare_files(tmp_path / "out", train, format="lightgcn").splits["train"].rows == 270_001
+
+
+def test_paths_with_spaces_quotes_unicode_and_wildcards_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s a "día" [1]'
+    one = write_parquet(folder / "a*.parquet", customer=[1], item=[1])
+    two = folder / "b?.csv"
+    write_text(two, "customer,item\n2,2\n")
+    three = folder / "c [x].txt.tsv"
+    write_text(three, "customer\titem\n3\t3\n")
+    write_parquet(folder / "abc.parquet", customer=[9], item=[9])  # which 'a*.parquet' would match as a pattern
+    prepare_files(tmp_path / "ö u't", one, two, three.as_uri())
+    assert sorted(interactions(tmp_path / "ö u't", "train")) == [(1, 1, 1.0), (2, 2, 1.0), (3, 3, 1.0)]
+
+
+def test_globs_match_files_of_mixed_formats(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in/deep/a.parquet", customer=[1], item=[1])
+    write_parquet(tmp_path / "in/b.parquet", customer=[2], item=[1])
+    write_text(tmp_path / "in/c.csv", "item,customer\n1,3\n")
+    prepare_files(tmp_path / "out", str(tmp_path / "in/**/*.parquet"), str(tmp_path / "in/*.csv"))
+    assert sorted(row[0] for row in interactions(tmp_path / "out", "train")) == [1, 2, 3]
+
+
+def test_text_ids_become_integers_only_if_lossless(tmp_path: Path) -> None:
+    prepare_files(tmp_path / "plain", write_text(tmp_path / "a.csv", "customer,item\n10,7\n9,8\n"))
+    prepare_files(tmp_path / "zeros", write_text(tmp_path / "b.csv", "customer,item\n10,007\n9,8\n"))
+    prepare_files(tmp_path / "huge", write_text(tmp_path / "c.csv", "customer,item\n10,9223372036854775808\n9,8\n"))
+    prepare_files(tmp_path / "asked", tmp_path / "a.csv", id_type="string")
+    assert read_manifest(Folder(tmp_path / "plain")).entities["item"].id_type == "int64"
+    assert {row["id"] for row in vocabulary(tmp_path / "zeros", "item")} == {"007", "8"}
+    assert {row["id"] for row in vocabulary(tmp_path / "huge", "item")} == {"9223372036854775808", "8"}
+    assert [row["id"] for row in vocabulary(tmp_path / "asked", "customer")] == ["10", "9"]
+
+
+def test_parquet_strings_stay_strings_and_small_integers_become_int64(tmp_path: Path) -> None:
+    customers = pa.array(["1", "2"]).dictionary_encode()
+    train = write_parquet(tmp_path / "e.parquet", customer=customers, item=pa.array([3, 4], pa.uint16()))
+    manifest = prepare_files(tmp_path / "out", train)
+    assert manifest.entities["customer"].id_type == "string"
+    assert {row[:2] for row in interactions(tmp_path / "out", "train")} == {("1", 3), ("2", 4)}
+
+
+def test_event_weights_are_applied_and_weight_zero_is_dropped(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", "customer,item,what\n1,1,play\n1,2,it's\n2,3,skip\n2,1,play\n")
+    weights = {"play": 1.0, "it's": 2.5, "skip": 0.0}
+    manifest = prepare_files(tmp_path / "out", train, event="what", event_weights=weights)
+    assert Counter(interactions(tmp_path / "out", "train")) == Counter([(1, 1, 1.0), (1, 2, 2.5), (2, 1, 1.0)])
+    assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == [1, 2]  # 3 was only skipped
+    assert "1 rows of weight 0" in format_summary(manifest, Folder(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([5, -7], pa.int32()), [5, -7]),
+        (pa.array([1_577_836_800_999_999, -1], pa.timestamp("us")), [1_577_836_800, -1]),
+        (pa.array([1_577_836_800_999, 0], pa.timestamp("ms", tz="America/New_York")), [1_577_836_800, 0]),
+        (pa.array([1_577_836_800_999_999_001, 0], pa.timestamp("ns")), [1_577_836_800, 0]),
+        (pa.array([dt.date(2020, 1, 1), dt.date(1969, 12, 31)]), [1_577_836_800, -86_400]),
+        (pa.array(["2020-01-01T02:00:00+02:00", "2020-01-01 00:00:01.5"]), [1_577_836_800, 1_577_836_801]),
+        (pa.array(["12", "-3"]), [12, -3]),
+    ],
+    ids=str,
+)
+def test_timestamps_become_seconds_and_integers_are_unchanged(
+    tmp_path: Path, values: pa.Array, expected: list[int]
+) -> None:
+    train = write_parquet(tmp_path / "e.parquet", customer=[1, 2], item=[1, 1], at=values)
+    manifest = prepare_files(tmp_path / "out", train, timestamp="at")
+    assert manifest.has_timestamp
+    assert [row[3] for row in sorted(interactions(tmp_path / "out", "train"))] == expected
