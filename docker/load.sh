@@ -1,8 +1,8 @@
 #!/bin/sh
-# The loader of docker-compose.yml: makes the bucket of $DATA, if there is none, and prepares there what its arguments
+# The loader of docker-compose.yml: makes the bucket of $CROSSFADE_DATASET, if there is none, and prepares there what its arguments
 # say, if it is not there. "none": what trains is there already.
 set -eu
-bucket=${DATA#s3://}
+bucket=${CROSSFADE_DATASET#s3://}
 python3 - "${bucket%%/*}" <<'END'
 import sys
 
@@ -13,4 +13,4 @@ if sys.argv[1] not in {bucket["Name"] for bucket in store.list_buckets()["Bucket
     store.create_bucket(Bucket=sys.argv[1])
 END
 [ "$*" != none ] || exit 0
-exec crossfade prepare "$@" --out "$DATA" --reuse
+exec crossfade prepare "$@" --out "$CROSSFADE_DATASET" --reuse
