@@ -46,7 +46,7 @@ def read_epoch(uri: str, epoch: int) -> tuple[float, float]:
     waiting = Stopwatch()
     with closing(InteractionReader(folder, manifest, DEFAULT_READERS)) as reader:
         groups = row_groups(manifest.splits["train"])
-        schedule = BatchSchedule(reader, groups, batch_size=BATCH, partitions=LANES, window=WINDOW, seed=1)
+        schedule = BatchSchedule(reader, groups, batch_size=BATCH, partitions=LANES, shuffle_block_rows=WINDOW, seed=1)
         begin = time.perf_counter()
         rows = sum(len(share.interactions) for share in schedule.slices(epoch, 0, 0, 1, waiting=waiting))
         seconds = time.perf_counter() - begin

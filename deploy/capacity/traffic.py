@@ -113,7 +113,7 @@ def shares(job: JobConfig, folder: Folder, manifest: DatasetManifest, groups: Se
         groups,
         batch_size=job.train.batch_size,
         partitions=job.data.partitions,
-        window=job.data.shuffle_block_rows,
+        shuffle_block_rows=job.data.shuffle_block_rows,
         seed=job.train.seed,
     )
     windows_L = [

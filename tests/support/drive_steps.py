@@ -71,7 +71,7 @@ def work(store: MXNetStore) -> None:
             row_groups(manifest.splits["train"]),
             batch_size=job.train.batch_size,
             partitions=job.data.partitions,
-            window=job.data.shuffle_block_rows,
+            shuffle_block_rows=job.data.shuffle_block_rows,
             seed=job.train.seed,
         ),
         towers=load_towers(job, model, folder, manifest),

@@ -73,14 +73,14 @@ class BatchSchedule:
         *,
         batch_size: int,
         partitions: int,
-        window: int,
+        shuffle_block_rows: int,
         seed: int,
     ) -> None:
         """Schedule ``groups`` in global batches of about ``batch_size``; see the module for how."""
         self._reader = reader
         self._groups = groups
         self._lanes = min(partitions, len(self._groups))
-        self._window = window
+        self._window = shuffle_block_rows
         self._seed = seed
         self.rows = sum(group.rows for group in groups)
         self.steps = max(1, -(-self.rows // batch_size))

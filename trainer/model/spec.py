@@ -142,7 +142,7 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
             raise InputError(
                 f"{source}: data.{side} is '{name}', but the {side} column of {job.data.path} is '{expected}'"
             )
-        _check_tower(f"{source}: model.{side}", tower, expected, manifest, job.data.path)
+        _check_tower(f"{source}: model.{side}_features", tower, expected, manifest, job.data.path)
 
     def table(name: str) -> TableSpec:
         return TableSpec(name, manifest.entities[name].rows, job.model.dim, job.model.init_std)

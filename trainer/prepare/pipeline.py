@@ -262,9 +262,7 @@ def _find_base(options: PrepareOptions) -> BaseDataset | None:
     base = open_base_dataset(options.base)
     base.check_entities(options.query, options.item)
     if base.folder.uri == Folder(options.out).uri:
-        raise InputError(
-            f"{OPTION} {options.base}: is --out itself, which would be replaced; choose another --out"
-        )
+        raise InputError(f"{OPTION} {options.base}: is --out itself, which would be replaced; choose another --out")
     return base
 
 

@@ -80,7 +80,7 @@ class TrainingSession:
                 self.selection.groups,
                 batch_size=job.train.batch_size,
                 partitions=job.data.partitions,
-                window=job.data.shuffle_block_rows,
+                shuffle_block_rows=job.data.shuffle_block_rows,
                 seed=job.train.seed,
             ),
             towers=self.towers,

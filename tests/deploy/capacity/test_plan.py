@@ -73,7 +73,7 @@ def rows_really_touched(job: JobConfig, data: Path) -> list[float]:
             inputs.selection.groups,
             batch_size=job.train.batch_size,
             partitions=job.data.partitions,
-            window=job.data.shuffle_block_rows,
+            shuffle_block_rows=job.data.shuffle_block_rows,
             seed=1,
         )
         sampler = NegativeSampler(job.resolved_negatives(items.rows), items.rows, counts_N, seed=1)

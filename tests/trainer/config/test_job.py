@@ -11,7 +11,7 @@ from trainer.config.explain import explain_fields
 from trainer.config.loading import load_job
 from trainer.config.schema import JobConfig
 
-SMALL = "name: small\ndata: {shards: data/small}\n"
+SMALL = "name: small\ndata: {path: data/small}\n"
 
 
 @pytest.fixture
@@ -53,8 +53,9 @@ def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
         ),
         (
             SMALL + "cluster: {zzz: 8}\n",
-            "unknown key 'cluster.zzz'; known keys here: servers, workers, host, port, key_bytes, hosts, "
-            "host_per_role, replace_seconds, listen, shared_folder, max_restarts, stall_seconds, grace_seconds",
+            "unknown key 'cluster.zzz'; known keys here: servers, workers, host, scheduler_port, max_key_bytes, "
+            "hosts, one_role_per_host, host_timeout_seconds, coordinator_address, shared_run_dir, max_restarts, "
+            "stall_timeout_seconds, grace_period_seconds",
         ),
         (SMALL + "los: bpr\ntrian: {}\n", "unknown key 'los'; did you mean 'loss'? (and 1 more)"),
         ("name: small\n", "the key 'data' is missing"),
@@ -112,7 +113,7 @@ def test_a_value_that_does_not_fit_is_named_with_what_was_expected(job_path: Pat
 
 @pytest.mark.parametrize("name", ["../up", "a b", "", "1st", ".hidden", "a/b"])
 def test_a_name_that_is_no_folder_name_is_refused(job_path: Path, name: str) -> None:
-    assert refusal(job_path, f"name: '{name}'\ndata: {{shards: x}}\n").startswith("name: ")
+    assert refusal(job_path, f"name: '{name}'\ndata: {{path: x}}\n").startswith("name: ")
 
 
 def test_workers_without_servers_are_refused(job_path: Path) -> None:
@@ -132,9 +133,9 @@ def test_a_selection_at_a_depth_that_is_not_computed_is_refused(job_path: Path) 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("name: small\ndata: {shards: x\nloss: bpr\n", ":3: not valid YAML: "),
+        ("name: small\ndata: {path: x\nloss: bpr\n", ":3: not valid YAML: "),
         ("name: small\n\n\n  data: x\n", ":4: not valid YAML: "),
-        ("name: small\ndata:\n\tshards: x\n", ":3: not valid YAML: "),
+        ("name: small\ndata:\n\tpath: x\n", ":3: not valid YAML: "),
         ("name: !!python/object:os.system x\n", ":1: not valid YAML: "),
         ("name: small\x07\n", "not valid YAML: "),
     ],
@@ -280,7 +281,7 @@ def test_more_workers_than_lanes_are_refused(job_path: Path) -> None:
     assert "17 workers need as many lanes: set data.partitions, now 16" in message
 
 
-BILLION = "name: x\ndata: {shards: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
+BILLION = "name: x\ndata: {path: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
     f"  - &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
 )
 """A value that would take a gigabyte to print."""
@@ -294,7 +295,7 @@ BILLION = "name: x\ndata: {shards: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join
         (f"name: {'9' * 5000}\n", ":1: not valid YAML: '9999999999999999999999999999999999999999' is no whole number"),
         ("[" * 5000, "it is nested too deeply"),
         (BILLION, "train.seed: input should be a valid integer"),
-        ('"na\\nme": x\ndata: {shards: d}\nname: y\n', "unknown key 'na\\nme'"),
+        ('"na\\nme": x\ndata: {path: d}\nname: y\n', "unknown key 'na\\nme'"),
     ],
 )
 def test_yaml_that_says_odd_things_is_refused_in_one_short_line(job_path: Path, text: str, said: str) -> None:

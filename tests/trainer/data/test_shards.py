@@ -53,7 +53,7 @@ def uneven_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def schedule_of(folder: Path, **changes: int) -> BatchSchedule:
     manifest = read_manifest(Folder(folder))
-    options = {"batch_size": 32, "lanes": 4, "window": 50, "seed": 1, **changes}
+    options = {"batch_size": 32, "partitions": 4, "shuffle_block_rows": 50, "seed": 1, **changes}
     return BatchSchedule(InteractionReader(Folder(folder), manifest), row_groups(manifest.splits["train"]), **options)
 
 
@@ -84,7 +84,11 @@ def order(schedule: BatchSchedule, epoch: int = 0) -> IntArray:
     return np.concatenate([numbers(share.interactions) for share in schedule.slices(epoch, 0, 0, 1)])
 
 
-@pytest.mark.parametrize("options", [{}, {"lanes": 1}, {"lanes": 100}, {"window": 1}, {"window": 10**6}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"partitions": 1}, {"partitions": 100}, {"shuffle_block_rows": 1}, {"shuffle_block_rows": 10**6}],
+    ids=str,
+)
 @pytest.mark.parametrize("workers", WORKERS)
 def test_every_interaction_is_read_exactly_once_an_epoch(uneven_data: Path, workers: int, options: dict) -> None:
     batches = global_batches(schedule_of(uneven_data, **options), 0, workers)
@@ -118,7 +122,7 @@ def test_global_batches_have_about_the_batch_size(uneven_data: Path) -> None:
 
 
 def test_a_worker_beyond_the_lanes_takes_empty_shares(uneven_data: Path) -> None:
-    shares = list(schedule_of(uneven_data, lanes=2).slices(0, 0, rank=2, workers=3))
+    shares = list(schedule_of(uneven_data, partitions=2).slices(0, 0, rank=2, workers=3))
     assert shares
     for share in shares:
         assert len(share.interactions) == len(share.positions_B) == 0
@@ -144,7 +148,7 @@ def test_starting_at_a_step_gives_each_worker_its_examples_in_the_same_order(une
 def test_starting_at_a_step_reads_no_window_that_came_before_it(tmp_path: Path) -> None:
     one_group_a_file = numbered_interactions([[20]] * 5, QUERIES, ITEMS)
     manifest = write_data_set(tmp_path, {"train": one_group_a_file}, queries=QUERIES, items=ITEMS)
-    options = {"batch_size": 20, "lanes": 1, "window": 20, "seed": 1}
+    options = {"batch_size": 20, "partitions": 1, "shuffle_block_rows": 20, "seed": 1}
     schedule = BatchSchedule(
         InteractionReader(Folder(tmp_path), manifest), row_groups(manifest.splits["train"]), **options
     )
@@ -174,7 +178,7 @@ def test_row_groups_are_dealt_to_lanes_anew_each_epoch_and_evenly(uneven_data: P
 def test_a_window_mixes_the_row_groups_that_it_holds(tmp_path: Path) -> None:
     files = numbered_interactions([[100] * 8], QUERIES, ITEMS)
     write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
-    order_N = order(schedule_of(tmp_path, lanes=1, window=400))
+    order_N = order(schedule_of(tmp_path, partitions=1, shuffle_block_rows=400))
     for half_N in (order_N[:400], order_N[400:]):
         groups, rows = np.unique(half_N // 100, return_counts=True)
         assert rows.tolist() == [100] * 4, "a window holds four whole row groups"
@@ -189,7 +193,7 @@ def test_a_window_smaller_than_a_row_group_still_shuffles_within_it(tmp_path: Pa
     write_data_set(
         tmp_path, {"train": numbered_interactions([[200] * 2], QUERIES, ITEMS)}, queries=QUERIES, items=ITEMS
     )
-    order_N = order(schedule_of(tmp_path, lanes=1, window=1))
+    order_N = order(schedule_of(tmp_path, partitions=1, shuffle_block_rows=1))
     for half_N in np.split(order_N, 2):
         assert len(np.unique(half_N // 200)) == 1
         assert (np.diff(half_N) == 1).mean() < 0.05
@@ -200,7 +204,7 @@ def test_an_empty_split_has_one_step_of_nothing(tmp_path: Path) -> None:
     reader = InteractionReader(
         Folder(tmp_path), DatasetManifest(query=QUERY, item=ITEM, entities={}, splits={"train": empty})
     )
-    schedule = BatchSchedule(reader, [], batch_size=4, partitions=4, window=10, seed=1)
+    schedule = BatchSchedule(reader, [], batch_size=4, partitions=4, shuffle_block_rows=10, seed=1)
     (share,) = schedule.slices(0, 0, 0, 1)
     assert (len(share.interactions), share.global_size) == (0, 0)
 
@@ -397,7 +401,7 @@ def test_a_missing_shard_is_refused_by_its_name(tmp_path: Path) -> None:
 def test_a_damaged_shard_ends_the_epoch_of_whoever_reads_it(tmp_path: Path) -> None:
     write_data_set(tmp_path, {"train": GOOD}, queries=QUERIES, items=ITEMS)
     shorten_second_group(tmp_path / "train" / "part-00000.parquet")
-    shares = schedule_of(tmp_path, lanes=2).slices(0, 0, 0, 1)
+    shares = schedule_of(tmp_path, partitions=2).slices(0, 0, 0, 1)
     with pytest.raises(InputError, match=r"train/part-00000.parquet: has [0-9,]+ bytes, but the manifest says "):
         list(shares)
 
@@ -467,7 +471,7 @@ def ten_groups(tmp_path: Path) -> Iterator[CountingReader]:
 
 def two_lanes(reader: CountingReader, folder: Path) -> BatchSchedule:
     groups = row_groups(read_manifest(Folder(folder)).splits["train"])
-    return BatchSchedule(reader, groups, batch_size=10, partitions=2, window=20, seed=1)
+    return BatchSchedule(reader, groups, batch_size=10, partitions=2, shuffle_block_rows=20, seed=1)
 
 
 def test_a_lanes_next_window_is_fetched_while_the_present_one_is_taken_and_no_more(

@@ -75,7 +75,7 @@ def numbers_read(folder: Path, manifest: DatasetManifest, selection: RowSelectio
     """Which interactions the workers read in an epoch, and how often."""
     read: Counter[int] = Counter()
     with closing(InteractionReader(Folder(folder), manifest)) as reader:
-        schedule = BatchSchedule(reader, selection.groups, batch_size=10, partitions=3, window=30, seed=1)
+        schedule = BatchSchedule(reader, selection.groups, batch_size=10, partitions=3, shuffle_block_rows=30, seed=1)
         for rank in range(workers):
             for share in schedule.slices(0, 0, rank, workers):
                 read.update(share.interactions.weight_N.astype(int).tolist())
@@ -153,7 +153,7 @@ def test_dates_of_a_job_file_are_what_yaml_makes_of_them(tmp_path: Path) -> None
     from trainer.config.loading import load_job
 
     path = tmp_path / "job.yaml"
-    path.write_text("name: x\ndata: {shards: d, since: 2024-05-30, until: 2024-05-31T12:00:00Z}\n")
+    path.write_text("name: x\ndata: {path: d, since: 2024-05-30, until: 2024-05-31T12:00:00Z}\n")
     job = load_job(path)
     assert (job.data.since, job.data.until) == ("2024-05-30", "2024-05-31T12:00:00+00:00")
     path.write_text(job.to_yaml())
@@ -186,7 +186,7 @@ def test_a_shard_that_changed_after_it_was_counted_is_refused(tmp_path: Path) ->
         closing(InteractionReader(Folder(tmp_path), manifest)) as reader,
         pytest.raises(InputError, match=r"row group \d: has \d+ rows since \d+, but \d+ were counted"),
     ):
-        reader.read(replace(group, within=span))
+        reader.read(replace(group, time_range=span))
 
 
 @pytest.fixture

@@ -328,7 +328,7 @@ def test_of_a_run_its_checkpoints_are_exported_wherever_they_are(written: Path, 
 def test_a_run_that_writes_no_embeddings_gets_those_of_its_checkpoint(
     written: Path, tmp_path: Path, lines: Lines
 ) -> None:
-    to = {"to": str(written / "checkpoints")}
+    to = {"path": str(written / "checkpoints")}
     run = make_run(tmp_path / "run", written, checkpoint=to, train={"save_embeddings": "none"})
     assert lines.export(run, None).out == run / "embeddings"
     assert_is_step(run / "embeddings", 300)

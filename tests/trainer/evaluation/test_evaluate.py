@@ -221,7 +221,7 @@ def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(
     data: Path, workers: int, cold: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts_N = COLD_COUNTS_N if cold else COUNTS_N
-    monkeypatch.setattr(module, "SUM_LENGTH", 7)
+    monkeypatch.setattr(module, "MAX_ALL_REDUCE_LENGTH", 7)
     source, spec = SOURCES["no ties"], EvaluateConfig(k=[10, 20])
     parts = [held_out(data, "test", ["train"], rank, workers) for rank in range(workers)]
     queries = np.sort(np.concatenate([part.queries_Q for part in parts]))

@@ -29,7 +29,7 @@ from trainer.model.spec import LayerSpec
 
 MODEL = {"dim": 8, "dense": {"query": [16, 8], "item": [12, 10, 8], "learning_rate": 0.02}}
 TRAIN = {"batch_size": 256, "epochs": 8, "patience": None}
-CHECKPOINT = {"every_steps": 5, "every_seconds": None}
+CHECKPOINT = {"interval_steps": 5, "interval_seconds": None}
 TOLERANCE = 2e-5
 
 

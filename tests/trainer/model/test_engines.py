@@ -430,7 +430,7 @@ def print_what_mxnet_computes() -> None:
 def by_mxnet() -> dict[str, Any]:
     """Each case by MXNet's engine, computed in another process: MXNet seizes signals and threads of its own."""
     code = "import test_engines; test_engines.print_what_mxnet_computes()"
-    path = f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT)]}; "
+    path = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(ROOT / 'tests' / 'support'), str(ROOT)]}; "
     done = subprocess.run([sys.executable, "-c", path + code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if "missing" in found:

@@ -128,7 +128,7 @@ def test_all_items_are_negatives_but_those_that_nobody_met_where_features_make_t
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_log_q_tells_how_often_each_item_is_drawn(kind: str, sampling: str) -> None:
-    drawing = sampler(kind=kind, count=40_000, sampling=sampling, power=0.5, log_q=True)
+    drawing = sampler(kind=kind, count=40_000, sampling=sampling, power=0.5, logq_correction=True)
     share = share_of(np.arange(1))
     expected_N = np.exp(drawing.log_q(np.arange(ITEMS), share))
     assert expected_N.sum() == pytest.approx(40_000, rel=1e-5)
@@ -138,7 +138,8 @@ def test_log_q_tells_how_often_each_item_is_drawn(kind: str, sampling: str) -> N
 def test_log_q_of_negatives_from_the_batch_follows_counts_and_the_examples_of_a_lane() -> None:
     rows_N, share = np.arange(ITEMS), share_of(np.arange(6), global_size=80, lanes=4)
     alone_N, mixed_N = (
-        np.exp(sampler(kind=kind, count=30, log_q=True).log_q(rows_N, share)) for kind in ("in_batch", "mixed")
+        np.exp(sampler(kind=kind, count=30, logq_correction=True).log_q(rows_N, share))
+        for kind in ("in_batch", "mixed")
     )
     np.testing.assert_allclose(alone_N, 20 * np.maximum(COUNTS, 1) / COUNTS.sum(), rtol=1e-5)
     np.testing.assert_allclose(mixed_N, alone_N + 30 / ITEMS, rtol=1e-5)

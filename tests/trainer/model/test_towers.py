@@ -198,9 +198,9 @@ def job_with(**model: object) -> JobConfig:
 
 
 def test_the_tables_of_a_model_are_those_that_its_towers_name() -> None:
-    plain = make_model(job_with(item=["track"]), manifest())
+    plain = make_model(job_with(item_features=["track"]), manifest())
     assert [table.name for table in plain.tables] == ["customer", "track"] == [table.name for table in plain.vectors]
-    model = make_model(job_with(item=["track", "artist"], query=["country"]), manifest())
+    model = make_model(job_with(item_features=["track", "artist"], query_features=["country"]), manifest())
     assert [(table.name, table.rows) for table in model.tables] == [("country", 4), ("track", 6), ("artist", 2)]
     assert [table.name for table in model.vectors] == ["customer", "track", "country", "artist"]
 
@@ -209,11 +209,11 @@ def test_the_tables_of_a_model_are_those_that_its_towers_name() -> None:
     ("model", "fragment"),
     [
         (
-            {"item": ["track", "tag"]},
+            {"item_features": ["track", "tag"]},
             "model.item_features names 'tag', but d has no such feature of track; it has artist",
         ),
-        ({"item": ["country"]}, "model.item_features names 'country'"),
-        ({"query": ["customer", "customer"]}, "each name once"),
+        ({"item_features": ["country"]}, "model.item_features names 'country'"),
+        ({"query_features": ["customer", "customer"]}, "each name once"),
     ],
 )
 def test_towers_of_what_the_data_lack_are_refused(model: dict[str, list[str]], fragment: str) -> None:
