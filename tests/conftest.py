@@ -4,13 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from docker_engine import Engine, missing, running_engine
-
-LATE_MARKERS = ("slow", "cluster", "docker")
-
-
-def runs_late(item: pytest.Item) -> bool:
-    """Whether a test is left to the end, so that the fast ones report first."""
-    return any(item.get_closest_marker(name) for name in LATE_MARKERS)
+from late_tests import runs_late
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

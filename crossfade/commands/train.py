@@ -183,7 +183,7 @@ def _stand_by(job: JobConfig, folder: RunFolder) -> str | None:
     from trainer.monitoring.http import serve_metrics
 
     metrics = process_metrics(job.name, "coordinator")
-    metrics.state = lambda: "standing by"
+    metrics.state = lambda: "standby"
     # On loopback, the job's port is that of the process that runs.
     port = None if is_loopback(job.cluster.host) else job.metrics.port
     with serve_metrics(metrics, port, "127.0.0.1", "127.0.0.1"):

@@ -127,7 +127,7 @@ class Agent:
         """How long the coordinator has not answered."""
         return time.monotonic() - self._answered
 
-    def living_roles(self) -> int:
+    def running_roles(self) -> int:
         """How many roles run here. Any thread may ask."""
         return sum(process.process.returncode is None for process in list(self._processes))
 

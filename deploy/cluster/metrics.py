@@ -55,7 +55,7 @@ class HostMetrics:
 
     def collect(self) -> Iterator[Family]:
         """All there is."""
-        yield names.LIVING_ROLES.single(self._agent.living_roles())
+        yield names.RUNNING_ROLES.single(self._agent.running_roles())
 
 
 def process_metrics(run: str, role: str, stall_seconds: float | None = None) -> ProcessMetrics:

@@ -65,7 +65,7 @@ def _living(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
     last = run.training.last_time
     if last is not None and now - last > STALLED_SECONDS:
         yield Alert("critical", f"no step, evaluation or checkpoint for {text.duration(now - last)}")
-    if summary.state in {"running", "backing off", "waiting"}:
+    if summary.state in {"running", "backing_off", "waiting"}:
         for process in summary.processes:
             if process.state == "missing":
                 yield Alert("critical", f"{process.name} is missing{_why(run, process.name)}")

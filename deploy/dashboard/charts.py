@@ -30,9 +30,9 @@ PHASE_COLORS = {
     "pull": "#2a9568",
     "gradients": "#2f7fd1",
     "push": "#2b8fa3",
-    "agree": "#a25bd0",
+    "sync": "#a25bd0",
     "evaluate": "#c0487f",
-    "keep": "#7b7f87",
+    "save": "#7b7f87",
 }
 _POINTS = 400
 

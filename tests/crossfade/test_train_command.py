@@ -79,7 +79,7 @@ def test_the_report_has_every_figure_that_is_promised(report: dict[str, Any]) ->
 def test_the_report_and_the_steps_say_where_the_time_went(place: Path, report: dict[str, Any]) -> None:
     phases = ("data", "sample", "pull", "gradients", "push")
     seconds = report["seconds_by_phase"]
-    assert set(seconds) == {*phases, "agree", "evaluate", "keep"}
+    assert set(seconds) == {*phases, "sync", "evaluate", "save"}
     assert all(seconds[phase] >= 0 for phase in phases)
     assert 0 < sum(seconds[phase] for phase in phases) <= report["train_seconds"]
     assert set(report["background_seconds"]) == {"data", "sample"}

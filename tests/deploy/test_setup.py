@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import runs_late
+from late_tests import runs_late
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 

@@ -16,11 +16,11 @@ import yaml
 from cluster_data import write_job, write_planted
 from grafana_dashboards import GRAFANA, NAMES, Json, Query, annotations, load, metrics_in, panels, queries
 from grafana_foundation_sdk.models import units
+from metric_groups import TABLES, make_job
 from paced_training import metrics_address, paced
 from prometheus_server import Prometheus, running_prometheus
 from running_command import succeeded
 from scraping import promtool
-from test_metrics import TABLES, make_job
 from waiting import wait_until
 
 from trainer.monitoring import names
@@ -289,6 +289,6 @@ def test_prometheus_has_seen_the_end_of_the_run_and_misses_only_who_went_before(
 
     wait_until(lambda: ask('up{process="coordinator"} == 0'), 30, "that the coordinator does not answer")
     assert ask('last_over_time(crossfade_job_state{run="planted", state="done"}[1h]) == 1')
-    assert ask('ALERTS{run="planted", alertname=~"CrossfadeCoordinatorDead|CrossfadeRoleDead"}') == []
+    assert ask('ALERTS{run="planted", alertname=~"CrossfadeCoordinatorDown|CrossfadeRoleDown"}') == []
     # A minute later it would be firing.
-    wait_until(lambda: ask(f'ALERTS{{run="{GONE}", alertname="CrossfadeCoordinatorDead"}}'), 30, "one that is missed")
+    wait_until(lambda: ask(f'ALERTS{{run="{GONE}", alertname="CrossfadeCoordinatorDown"}}'), 30, "one that is missed")

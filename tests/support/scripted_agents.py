@@ -32,7 +32,7 @@ class Host:
             "agent": self.id,
             "host": f"host {self.address}",
             "address": self.address,
-            "offers": self.offers,
+            "accepted_roles": self.offers,
             "number": self.number,
             "coordinator": self.coordinator,
             "generation": self.generation,

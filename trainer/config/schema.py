@@ -324,7 +324,7 @@ class ClusterConfig(_Section):
     @model_validator(mode="after")
     def _hosts_are_counted_once(self) -> ClusterConfig:
         if self.one_role_per_host and self.hosts > 1:
-            raise ValueError(f"hosts is {self.hosts}, but host_per_role counts them: leave one of the two out")
+            raise ValueError(f"hosts is {self.hosts}, but one_role_per_host counts them: leave one of the two out")
         return self
 
     @property

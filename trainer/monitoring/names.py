@@ -122,16 +122,16 @@ LOSS = Metric(
 )
 EPOCH_LOSS = Metric("crossfade_epoch_loss", "gauge", "training", "1", "Mean loss of all examples of the last epoch.")
 LEARNING_RATE = Metric("crossfade_learning_rate", "gauge", "training", "1", "Learning rate of the last step.")
-QUALITY = Metric(
-    "crossfade_quality_ratio",
+EVAL_METRIC = Metric(
+    "crossfade_eval_metric",
     "gauge",
     "training",
-    "ratio",
+    "1",
     "Quality of the last evaluation on a split, such as recall@10 and ndcg@10.",
     ("split", "metric"),
 )
-PHASE_SECONDS = Metric(
-    "crossfade_phase_seconds",
+PHASE_DURATION = Metric(
+    "crossfade_phase_duration_seconds",
     "histogram",
     "training",
     "seconds",
@@ -147,16 +147,20 @@ PULLED_BYTES = Metric(
 PUSHED_BYTES = Metric(
     "crossfade_pushed_bytes_total", "counter", "training", "bytes", "Row ids and gradients pushed.", ("table",)
 )
-DENSE_BYTES = Metric(
-    "crossfade_pushed_if_dense_bytes_total",
+DENSE_EQUIVALENT_BYTES = Metric(
+    "crossfade_dense_equivalent_pushed_bytes_total",
     "counter",
     "training",
     "bytes",
     "What would have been pushed if gradients were dense.",
     ("table",),
 )
-READY_BATCHES = Metric(
-    "crossfade_ready_batches", "gauge", "training", "batches", "Batches that were made ahead and wait for training."
+PREFETCHED_BATCHES = Metric(
+    "crossfade_prefetched_batches",
+    "gauge",
+    "training",
+    "batches",
+    "Batches that were made ahead and wait for training.",
 )
 LAST_STEP = Metric(
     "crossfade_last_step_timestamp_seconds", "gauge", "training", "seconds", "When the last step was taken, Unix time."
@@ -172,8 +176,8 @@ LAST_PROGRESS = Metric(
 CHECKPOINTS = Metric(
     "crossfade_checkpoints_total", "counter", "first", "checkpoints", "Checkpoints by result.", ("result",)
 )
-CHECKPOINT_SECONDS = Metric(
-    "crossfade_checkpoint_seconds_total", "counter", "first", "seconds", "Seconds that writing checkpoints took."
+CHECKPOINT_WRITE_SECONDS = Metric(
+    "crossfade_checkpoint_write_seconds_total", "counter", "first", "seconds", "Seconds that writing checkpoints took."
 )
 CHECKPOINT_PAUSE = Metric(
     "crossfade_checkpoint_pause_seconds_total", "counter", "first", "seconds", "Seconds that training waited for them."
@@ -209,8 +213,8 @@ UPDATED_ROWS = Metric(
 UPDATE_SECONDS = Metric(
     "crossfade_update_seconds_total", "counter", "rows", "seconds", "Seconds that updating them took.", ("table",)
 )
-SHARD_BYTES = Metric(
-    "crossfade_shard_bytes",
+TABLE_SHARD_BYTES = Metric(
+    "crossfade_table_shard_bytes",
     "gauge",
     "rows",
     "bytes",
@@ -233,6 +237,6 @@ ROLE_UP = Metric(
     "1 for each role of the job that an agent reports as running or done, 0 for one that is missing.",
     ("process",),
 )
-LIVING_ROLES = Metric("crossfade_living_roles", "gauge", "host", "roles", "Roles that this host's agent runs.")
+RUNNING_ROLES = Metric("crossfade_running_roles", "gauge", "host", "roles", "Roles that this host's agent runs.")
 
 ALL = tuple(value for value in list(globals().values()) if isinstance(value, Metric)) + PROCESS

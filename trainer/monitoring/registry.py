@@ -141,7 +141,7 @@ class TableMetrics:
         yield names.UPDATED_ROWS.family(*(((table,), rows) for table, rows in list(work.updated_rows.items())))
         yield names.UPDATE_SECONDS.family(*(((table,), spent) for table, spent in list(work.update_seconds.items())))
         held = list(work.held_bytes.items())
-        yield names.SHARD_BYTES.family(
+        yield names.TABLE_SHARD_BYTES.family(
             *(((table, name), size) for table, all_of in held for name, size in all_of.items())
         )
 

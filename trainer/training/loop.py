@@ -104,7 +104,7 @@ class TrainLoop:
                 with progress.timed_batch_wait(timers):
                     batch = next(waiting)
                 self._step(batch, progress)
-                with progress.timed("agree"):
+                with progress.timed("sync"):
                     if self.after_step(progress):
                         return True
         return False
@@ -163,5 +163,5 @@ class TrainLoop:
 
     def _keep(self, progress: TrainState) -> None:
         self.emit(self._event("phase", progress, name="embeddings"))
-        with progress.timed("keep"):
+        with progress.timed("save"):
             self.save_embeddings(progress.epochs)

@@ -124,10 +124,10 @@ class TrainingMetrics:
         yield names.LOSS.single(self._loss)
         yield names.EPOCH_LOSS.single(self._epoch_loss)
         yield names.LEARNING_RATE.single(self._rate)
-        yield names.QUALITY.family(*self._quality.items())
-        yield names.PHASE_SECONDS.histogram(*(((phase,), taken) for phase, taken in self._phases.items()))
+        yield names.EVAL_METRIC.family(*self._quality.items())
+        yield names.PHASE_DURATION.histogram(*(((phase,), taken) for phase, taken in self._phases.items()))
         yield from self._traffic()
-        yield names.READY_BATCHES.single(self._ahead.queued() if self._ahead else 0)
+        yield names.PREFETCHED_BATCHES.single(self._ahead.queued() if self._ahead else 0)
         yield names.LAST_STEP.single(self._last_step)
         yield names.LAST_PROGRESS.single(self._last_progress)
         if memory := self._gpu_memory():
@@ -159,7 +159,9 @@ class TrainingMetrics:
         yield names.ACTIVE_ROWS.family(*rows.items())
         yield names.PULLED_BYTES.family(*moved)
         yield names.PUSHED_BYTES.family(*moved)
-        yield names.DENSE_BYTES.family(*(((name,), self._steps * table.bytes) for name, table in self._tables.items()))
+        yield names.DENSE_EQUIVALENT_BYTES.family(
+            *(((name,), self._steps * table.bytes) for name, table in self._tables.items())
+        )
 
 
 class _SaveMetrics:
@@ -186,7 +188,7 @@ class _SaveMetrics:
     def collect(self) -> Iterator[Family]:
         """All there is."""
         yield names.CHECKPOINTS.family(((SAVED,), self._saved), ((FAILED,), self._failed))
-        yield names.CHECKPOINT_SECONDS.single(self._seconds)
+        yield names.CHECKPOINT_WRITE_SECONDS.single(self._seconds)
         yield names.CHECKPOINT_PAUSE.single(self._pause)
         yield names.CHECKPOINT_BYTES.single(self._bytes)
         yield names.LAST_CHECKPOINT_BYTES.single(self._last_bytes)

@@ -15,7 +15,7 @@ from trainer.data.stopwatch import Stopwatch
 from trainer.evaluation.ranking import EvalMetrics
 
 STEP_PHASES = ("data", "sample", "pull", "gradients", "push")
-PHASES = (*STEP_PHASES, "agree", "evaluate", "keep")
+PHASES = (*STEP_PHASES, "sync", "evaluate", "save")
 BACKGROUND = ("data", "sample")
 
 

@@ -15,6 +15,7 @@ from running_command import crossfade, started, succeeded, wait_for_steps
 from crossfade.commands.plan import bits_per_second
 from crossfade.main import make_parser
 from deploy.aws.instance_types import INSTANCES, find_instance
+from deploy.capacity import machine as machine_module
 from deploy.capacity import plan as capacity
 from deploy.capacity.fit import check_fit
 from deploy.capacity.machine import Machine
@@ -301,14 +302,14 @@ def test_a_job_that_may_not_fit_is_warned_of_and_one_that_cannot_is_refused(
     job = zipf_job(tmp_path, zipf, cluster={"servers": 2, "workers": 2})
     plan = plan_of(job)
     for available, warned in ((plan.peak_bytes, False), (plan.required_bytes, True)):
-        monkeypatch.setattr(capacity, "available_bytes", lambda: available)  # noqa: B023 - called before it changes
+        monkeypatch.setattr(machine_module, "available_bytes", lambda: available)  # noqa: B023 - called before it changes
         warning = capacity.check_fits_this_machine(read_inputs(job))
         assert (warning is not None) == warned
     assert (
         f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(plan.required_bytes)} are free here"
         in str(warning)
     )
-    monkeypatch.setattr(capacity, "available_bytes", lambda: plan.required_bytes - 1)
+    monkeypatch.setattr(machine_module, "available_bytes", lambda: plan.required_bytes - 1)
     with pytest.raises(InputError, match=f"all processes of a host {format_gib(plan.required_bytes)}, but "):
         capacity.check_fits_this_machine(read_inputs(job))
 

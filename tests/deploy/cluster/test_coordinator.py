@@ -208,7 +208,7 @@ def test_a_checkpoint_that_is_found_counts_though_nobody_told_of_it(alone: Place
 
 def test_a_damaged_checkpoint_is_refused_from_then_on(alone: Place) -> None:
     alone.fail(Failure(message="server-1: bad CRC", checkpoint="folder/step-9"))
-    alone.begin("folder/step-5", 5, passed_over=["folder/step-9: it was refused"])
+    alone.begin("folder/step-5", 5, skipped=["folder/step-9: it was refused"])
     assert alone.coordinator.refused == {"folder/step-9"}
     [event] = alone.events("restart")
     assert event["passed_over"] == ["folder/step-9: it was refused"]

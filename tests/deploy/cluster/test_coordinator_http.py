@@ -169,7 +169,7 @@ def test_it_listens_where_it_is_told_and_only_while_it_serves(served: tuple[Plac
     with serving(place.coordinator, Address("127.0.0.3", 0), TOKEN) as address:
         assert listening() - before == {("127.0.0.3", address.port)}
         with (
-            pytest.raises(InputError, match=r"cluster\.listen: cannot listen on 127\.0\.0\.3:"),
+            pytest.raises(InputError, match=r"cluster\.coordinator_address: cannot listen on 127\.0\.0\.3:"),
             serving(place.coordinator, address, TOKEN),
         ):
             pass

@@ -168,7 +168,7 @@ def test_the_coordinators_own_host_stops_the_job_with_more_time_and_sends_agents
 def test_a_checkpoint_is_asked_for_once_whenever_an_agent_wants_one(pair: tuple[Place, Host]) -> None:
     place, other = pair
     assert other.report().checkpoints_requested == 0
-    assert other.report(saves_wanted=1).checkpoints_requested == 1
-    assert other.report(saves_wanted=1).checkpoints_requested == 1
-    assert place.home.report(saves_wanted=1).checkpoints_requested == 2
+    assert other.report(checkpoints_requested=1).checkpoints_requested == 1
+    assert other.report(checkpoints_requested=1).checkpoints_requested == 1
+    assert place.home.report(checkpoints_requested=1).checkpoints_requested == 2
     assert place.state is State.RUNNING

@@ -89,7 +89,7 @@ def test_hosts_are_counted_by_what_they_take(offers: list[AcceptedRoles], missin
 
 
 def test_hosts_are_not_counted_twice() -> None:
-    with pytest.raises(InputError, match="hosts is 3, but host_per_role counts them: leave one of the two out"):
+    with pytest.raises(InputError, match="hosts is 3, but one_role_per_host counts them: leave one of the two out"):
         check_job(
             {"name": "a", "data": {"path": "d"}, "cluster": {"servers": 1, "hosts": 3, "one_role_per_host": True}},
             "job",
@@ -103,7 +103,7 @@ class Roles:
     """A coordinator with a host for each of two servers and two workers, whose first generation trains."""
 
     def __init__(self, **settings: Any) -> None:
-        self.place = Place(host_per_role=True, **{"replace_seconds": PATIENCE} | settings)
+        self.place = Place(one_role_per_host=True, **{"host_timeout_seconds": PATIENCE} | settings)
         self.servers = [self.place.join(f"10.0.1.{number}", "server") for number in range(2)]
         self.workers = [self.place.join(f"10.0.2.{number}", "worker") for number in range(2)]
 
@@ -130,7 +130,7 @@ def test_a_job_with_a_host_per_role_starts_when_each_has_one() -> None:
 
 
 def test_a_host_that_takes_no_role_gets_none_and_learns_how_the_job_ends() -> None:
-    place = Place(servers=1, workers=1, host_per_role=True)
+    place = Place(servers=1, workers=1, one_role_per_host=True)
     watcher = place.join("10.0.3.1", "none")
     place.join("10.0.1.1", "server")
     assert place.state is State.WAITING
@@ -199,7 +199,7 @@ def test_the_wait_begins_anew_with_each_host_that_comes() -> None:
 
 
 def test_without_a_limit_a_lost_host_is_waited_for_as_long_as_it_takes() -> None:
-    roles = Roles(replace_seconds=None)
+    roles = Roles(host_timeout_seconds=None)
     roles.run()
     roles.lose(roles.workers[0])
     roles.place.wait(10_000)
@@ -208,7 +208,7 @@ def test_without_a_limit_a_lost_host_is_waited_for_as_long_as_it_takes() -> None
 
 @pytest.mark.parametrize(("begun", "state"), [(False, State.WAITING), (True, State.PREPARING)])
 def test_a_job_that_never_ran_does_not_start_on_the_coordinators_host_alone(begun: bool, state: State) -> None:
-    place = Place(host_per_role=True, replace_seconds=PATIENCE, begun=begun)
+    place = Place(one_role_per_host=True, host_timeout_seconds=PATIENCE, begun=begun)
     place.join("10.0.1.1", "server")
     place.wait(PATIENCE + 1)
     assert place.state is state
@@ -233,7 +233,7 @@ class Hosts:
         return self._stack.enter_context(started(*arguments, cwd=self._cwd, variables=variables))
 
     def train(self) -> RunningCommand:
-        settings = ("host_per_role=true", "replace_seconds=60", f"listen=127.0.0.1:{self._port}")
+        settings = ("one_role_per_host=true", "host_timeout_seconds=60", f"coordinator_address=127.0.0.1:{self._port}")
         options = [part for setting in settings for part in ("--set", f"cluster.{setting}")]
         return self._start(
             *("train", self._job, "--run-dir", self.run_dir, "--servers", 1, "--workers", 1, "--standby"), *options

@@ -1,14 +1,13 @@
 """Hosts that share no folder: the job comes from the coordinator, the best embeddings lie beside the checkpoints."""
 
 import signal
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
-from object_store import ObjectStore, running_object_store
+from object_store import ObjectStore, free_ports, running_object_store
 from paced_training import Training, pace
 from run_results import assert_same_bits, report_of
 from running_command import RunningCommand, crossfade, records, started, succeeded
@@ -33,13 +32,6 @@ def s3(tmp_path: Path) -> Iterator[ObjectStore]:
         yield server
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def two_hosts(
     place: Path, name: str, s3: ObjectStore, options: Sequence[object]
@@ -47,7 +39,7 @@ def two_hosts(
     """A training on 127.0.0.1 in ``place/NAME-1``, and an agent on 127.0.0.2 in ``place/NAME-2``."""
     first, second, release = place / f"{name}-1", place / f"{name}-2", place / "release"
     variables = pace(place, release, {**s3.variables, "CROSSFADE_TOKEN": TOKEN})
-    at = f"127.0.0.1:{free_port()}"
+    at = f"127.0.0.1:{free_ports(1)[0]}"
     apart = [f"cluster.coordinator_address={at}", "cluster.hosts=2", "cluster.shared_run_dir=false"]
     sets = [word for key in apart for word in ("--set", key)]
     with ExitStack() as stack:
@@ -118,7 +110,7 @@ def test_an_agent_waits_for_its_coordinator_no_longer_than_it_has_patience(tmp_p
     join = (
         "agent",
         "--join",
-        f"127.0.0.1:{free_port()}",
+        f"127.0.0.1:{free_ports(1)[0]}",
         "--advertise-address",
         "127.0.0.2",
         "--run-dir",

@@ -27,7 +27,7 @@ class Searching:
         self.may_answer = threading.Event()
         self.asked: list[tuple[str, frozenset[str]]] = []
         self.answer: Any = ("folder/step-7", 7, ["folder/step-9: is partial"])
-        monkeypatch.setattr(supervision, "newest", self._newest)
+        monkeypatch.setattr(supervision, "find_start_checkpoint", self._newest)
         job = load_job(write_job(tmp_path / "job.yaml", tmp_path, cluster={"servers": 2, "workers": 2}))
         self.place = Place()
         self.folder = RunFolder(tmp_path / "run")
@@ -118,8 +118,11 @@ def test_a_store_of_checkpoints_that_fails_is_asked_again_unless_the_input_is_wr
             {"hosts": 2},
             "the job has 2 hosts, but the other hosts' agents have nowhere to join: set cluster.coordinator_address",
         ),
-        ({"listen": "127.0.0.1"}, "cluster.coordinator_address: expected HOST:PORT"),
-        ({"listen": "10.0.0.1:7070", "hosts": 2}, "cluster.host is 127.0.0.1, where the roles of other hosts cannot"),
+        ({"coordinator_address": "127.0.0.1"}, "cluster.coordinator_address: expected HOST:PORT"),
+        (
+            {"coordinator_address": "10.0.0.1:7070", "hosts": 2},
+            "cluster.host is 127.0.0.1, where the roles of other hosts cannot",
+        ),
     ],
 )
 def test_hosts_that_could_not_join_or_reach_each_other_are_refused(
@@ -129,7 +132,9 @@ def test_hosts_that_could_not_join_or_reach_each_other_are_refused(
     with pytest.raises(InputError, match=re.escape(said)):
         supervision.check_hosts(ClusterConfig(servers=1, **settings))
     monkeypatch.delenv(TOKEN_VARIABLE)
-    with pytest.raises(InputError, match=r"cluster\.listen needs the environment variable CROSSFADE_TOKEN"):
+    with pytest.raises(
+        InputError, match=r"cluster\.coordinator_address needs the environment variable CROSSFADE_TOKEN"
+    ):
         supervision.check_hosts(ClusterConfig(servers=1, coordinator_address="127.0.0.1:0"))
 
 

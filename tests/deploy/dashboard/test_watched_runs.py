@@ -49,7 +49,7 @@ def assert_agrees(text: str, run_dir: Path) -> None:
         ("crossfade_active_rows_total", "rows_pushed"),
         ("crossfade_pulled_bytes_total", "bytes_pulled"),
         ("crossfade_pushed_bytes_total", "bytes_pushed"),
-        ("crossfade_pushed_if_dense_bytes_total", "bytes_pushed_if_dense"),
+        ("crossfade_dense_equivalent_pushed_bytes_total", "bytes_pushed_if_dense"),
     ):
         assert value(text, name) == told[key], name
     assert value(text, "crossfade_step", rank="0") == told["steps"]
@@ -58,14 +58,14 @@ def assert_agrees(text: str, run_dir: Path) -> None:
     assert value(text, "crossfade_epoch", rank="0") == told["epochs"]
     assert value(text, "crossfade_checkpoint_written_bytes_total") == told["checkpoints"]["bytes"]
     assert value(text, "crossfade_checkpoints_total", result="saved") == told["checkpoints"]["written"]
-    ndcg = value(text, "crossfade_quality_ratio", split="test", metric="ndcg@10", rank="0")
+    ndcg = value(text, "crossfade_eval_metric", split="test", metric="ndcg@10", rank="0")
     assert ndcg == told["metrics"]["test"]["ndcg@10"]
-    assert value(text, "crossfade_phase_seconds_count", phase="gradients", rank="0") == told["steps"]
-    gradients = value(text, "crossfade_phase_seconds_sum", phase="gradients", rank="0")
+    assert value(text, "crossfade_phase_duration_seconds_count", phase="gradients", rank="0") == told["steps"]
+    gradients = value(text, "crossfade_phase_duration_seconds_sum", phase="gradients", rank="0")
     assert gradients == pytest.approx(told["seconds_by_phase"]["gradients"])
     # Each key of each server was updated in each step, with the rows of both workers.
     assert 0 < value(text, "crossfade_updated_rows_total") <= told["rows_pushed"]
-    assert value(text, "crossfade_shard_bytes", array="weights") >= told["parameters"] * VALUE_BYTES
+    assert value(text, "crossfade_table_shard_bytes", array="weights") >= told["parameters"] * VALUE_BYTES
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_every_process_of_a_job_on_two_hosts_can_be_found_and_scraped(job: Path,
                 assert ask(found[name], "/healthz")[0] == 200
                 assert value(text, "crossfade_build_info", run="planted", role=name.partition("-")[0]) == 1
             assert value(texts["coordinator"], "crossfade_role_up") == 5
-            assert value(texts["agent"], "crossfade_living_roles") == 2
+            assert value(texts["agent"], "crossfade_running_roles") == 2
             assert value(texts["server-1"], "crossfade_updated_rows_total", table="track") > 0
             succeeded(training.finish())
             succeeded(agent.finish())

@@ -9,50 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from metric_groups import FIRST, GPU, HOST, JOB, PROCESS, ROWS, TRAINING
-from push_gateway import running_gateway
-from scraping import ask, families, no_complaints, promtool, samples, scrape, value
+from metric_groups import FIRST, GPU, GROUPS, JOB, PROCESS, TABLES, TRAINING, make_job, step
+from scraping import ask, families, no_complaints, samples, scrape, value
 from waiting import wait_until
 
 from deploy.cluster.messages import NumberedEvent
 from deploy.cluster.metrics import JobMetrics, MachineMetrics, process_metrics
 from kvstore.errors import DivergedError, InputError
-from kvstore.store import TableSpec
-from trainer.config.loading import check_job
-from trainer.config.schema import ClusterConfig, JobConfig
+from trainer.config.schema import ClusterConfig
 from trainer.monitoring import names
-from trainer.monitoring.final import merge_final_metrics, write_final_metrics
 from trainer.monitoring.http import FAREWELL_SECONDS, serve_metrics
 from trainer.monitoring.registry import ProcessMetrics
-from trainer.runs.folder import RunFolder
 from trainer.training.metrics import TrainingMetrics
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "docker" / "prometheus"
-GROUPS = {
-    "process": PROCESS,
-    "training": TRAINING,
-    "first": FIRST,
-    "gpu": GPU,
-    "rows": ROWS,
-    "job": JOB,
-    "host": HOST,
-}
 LABELS = {
     *("version", "python", "split", "metric", "phase", "table", "result", "array", "state", "process"),
 }
 UNIT_ENDINGS = {"seconds": "_seconds", "bytes": "_bytes", "ratio": "_ratio"}
-TABLES = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
-
-
-def make_job(**sections: Any) -> JobConfig:
-    return check_job({"name": "plays", "data": {"path": "nowhere"}, **sections}, "here")
-
-
-def step(**values: Any) -> dict[str, Any]:
-    told = {"step": 1, "steps": 10, "epoch": 1, "loss": 0.5, "learning_rate": 0.1, "own_examples": 4}
-    told |= {"rows": {"customer": 4, "track": 7}}
-    return {"event": "step", **told, **values}
 
 
 def text_of(collector: Any) -> str:
@@ -119,7 +94,7 @@ def test_a_step_counts_its_rows_and_the_bytes_that_they_and_dense_gradients_are(
     assert value(text, "crossfade_active_rows_total", table="customer") == 5
     assert value(text, "crossfade_pushed_bytes_total", table="customer") == 5 * (8 + 4 * 8)
     assert value(text, "crossfade_pulled_bytes_total", table="track") == 7 * (8 + 4 * 8)
-    assert value(text, "crossfade_pushed_if_dense_bytes_total", table="customer") == 2 * 100 * 8 * 4
+    assert value(text, "crossfade_dense_equivalent_pushed_bytes_total", table="customer") == 2 * 100 * 8 * 4
     assert value(text, "crossfade_progress_ratio") == 0.2
 
 
@@ -296,80 +271,3 @@ def test_whoever_listens_everywhere_is_reached_where_the_role_is() -> None:
 def test_a_pushgateway_is_an_http_url_without_a_password(url: str) -> None:
     with pytest.raises(InputError, match=r"metrics\.pushgateway"):
         make_job(metrics={"pushgateway": url})
-
-
-# ---- what stays
-
-
-def test_each_role_leaves_its_last_values_and_one_file_has_all_of_them(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    with running_gateway() as gateway:
-        job = make_job(metrics={"pushgateway": gateway.url})
-        for rank in (0, 1):
-            metrics = ProcessMetrics("plays", "worker")
-            measured = TrainingMetrics(job, TABLES, rank)
-            measured.observe(step(own_examples=10 + rank))
-            metrics.register("training", measured)
-            metrics.set_identity(rank)
-            write_final_metrics(folder, job, metrics)
-        command = ProcessMetrics("plays", "coordinator")
-        command.set_identity()
-        merge_final_metrics(folder, job, command)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics", "metrics.prom"]
-    text = (tmp_path / "metrics.prom").read_text()
-    assert value(text, "crossfade_examples_total", rank="1") == 11
-    assert value(text, "crossfade_examples_total") == 21
-    assert {labels["role"] for labels, _ in samples(text)["crossfade_build_info"]} == {"worker", "coordinator"}
-    no_complaints(text)
-    assert set(gateway.put) == {
-        "/metrics/job/crossfade/rank/0/role/worker/run/plays",
-        "/metrics/job/crossfade/rank/1/role/worker/run/plays",
-        "/metrics/job/crossfade/role/coordinator/run/plays",
-    }
-    pushed = gateway.put["/metrics/job/crossfade/rank/1/role/worker/run/plays"]
-    assert value(pushed, "crossfade_examples_total", rank="1") == 11
-    folder.clear_metrics()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_gateway_that_is_away_is_said_and_fails_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with running_gateway() as gateway:
-        job = make_job(metrics={"pushgateway": gateway.url})
-    metrics = ProcessMetrics("plays", "in-process")
-    metrics.set_identity(0)
-    merge_final_metrics(RunFolder(tmp_path), job, metrics)
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"crossfade: metrics.pushgateway: {gateway.url} did not take the final values: ")
-    assert (tmp_path / "metrics.prom").exists()
-
-
-# ---- rules
-
-
-def test_the_rules_are_valid_and_do_what_their_tests_say() -> None:
-    promtool("check", "rules", "rules.yml", cwd=RULES)
-    assert "SUCCESS" in promtool("test", "rules", "rules.test.yml", cwd=RULES)
-
-
-def test_the_configuration_in_the_docs_is_one_that_prometheus_takes(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
-    (tmp_path / "prometheus.yml").write_text(block)
-    (tmp_path / "rules.yml").write_bytes((RULES / "rules.yml").read_bytes())
-    assert "14 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
-
-
-def test_the_rules_name_metrics_that_there_are_and_each_is_tested_and_each_alert_documented() -> None:
-    rules, tests = ((RULES / name).read_text() for name in ("rules.yml", "rules.test.yml"))
-    used = set(re.findall(r"(?<![\w:])crossfade_[a-z_]+", re.sub(r"(?m)^ *- record: .*$", "", rules)))
-    known = {metric.name for metric in names.ALL} | {f"{names.PHASE_SECONDS.name}_sum"}
-    assert used <= known
-    alerts = set(re.findall(r"- alert: (\w+)", rules))
-    raised = set(re.findall(r"(?m)alertname: (\w+)\n +eval_time: \w+\n +exp_alerts:\n", tests))
-    assert alerts == raised
-    quiet = set(re.findall(r"alertname: (\w+), eval_time: 20m, exp_alerts: \[\]", tests))
-    assert alerts == quiet
-    recorded = set(re.findall(r"- record: (\S+)", rules))
-    assert recorded == set(re.findall(r"expr: '(\w+:crossfade_[\w:]+)'", tests))
-    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert alerts == set(re.findall(r"(?m)^\| `(Crossfade\w+)` \|", text))

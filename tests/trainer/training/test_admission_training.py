@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster_data import write_job
+from preparing import vocabulary_tuples as rows_of
 from refusal_table import documented
 from running_command import crossfade, succeeded
-from preparing import vocabulary_tuples as rows_of
 from test_forget_training import arrays
 
 from kvstore.io.folder import Folder

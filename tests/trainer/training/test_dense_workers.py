@@ -12,10 +12,10 @@ import psutil
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
+from object_store import free_ports
 from paced_training import Training, pace
 from running_command import RunningCommand, crossfade, started, succeeded
 from test_dense import CHECKPOINT, MODEL, TOLERANCE, TRAIN, assert_same_run, layers_at_the_end, layers_of, vectors
-from test_hosts_apart import TOKEN, free_port
 
 from kvstore.arrays import FloatArray
 from kvstore.errors import ClusterError
@@ -120,8 +120,8 @@ def of_no_name() -> tuple[str, ...]:
 @contextmanager
 def on_two_hosts(place: Path, run: str) -> Iterator[tuple[Training, RunningCommand]]:
     """A training on 127.0.0.1 and an agent, which has the second worker, on 127.0.0.2; no name leads there."""
-    release, at = place / "release", f"127.0.0.1:{free_port()}"
-    variables = pace(place, release, {"CROSSFADE_TOKEN": TOKEN})
+    release, at = place / "release", f"127.0.0.1:{free_ports(1)[0]}"
+    variables = pace(place, release, {"CROSSFADE_TOKEN": "a-token-that-all-hosts-have"})
     join = ("agent", "--join", at, "--advertise-address", "127.0.0.2", "--run-dir", run)
     hosts = ("--set", "cluster.hosts=2", "--set", f"cluster.coordinator_address={at}")
     train = ("train", "job.yaml", *ON_SERVERS, *hosts, "--run-dir", run)

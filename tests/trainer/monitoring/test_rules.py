@@ -1,0 +1,40 @@
+"""The Prometheus rules: valid, tested, documented, and only about metrics that exist."""
+
+import re
+from pathlib import Path
+
+from scraping import promtool
+
+from trainer.monitoring import names
+
+ROOT = Path(__file__).resolve().parents[3]
+RULES = ROOT / "docker" / "prometheus"
+
+
+def test_the_rules_are_valid_and_do_what_their_tests_say() -> None:
+    promtool("check", "rules", "rules.yml", cwd=RULES)
+    assert "SUCCESS" in promtool("test", "rules", "rules.test.yml", cwd=RULES)
+
+
+def test_the_configuration_in_the_docs_is_one_that_prometheus_takes(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block)
+    (tmp_path / "rules.yml").write_bytes((RULES / "rules.yml").read_bytes())
+    assert "14 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
+
+
+def test_the_rules_name_metrics_that_there_are_and_each_is_tested_and_each_alert_documented() -> None:
+    rules, tests = ((RULES / name).read_text() for name in ("rules.yml", "rules.test.yml"))
+    used = set(re.findall(r"(?<![\w:])crossfade_[a-z_]+", re.sub(r"(?m)^ *- record: .*$", "", rules)))
+    known = {metric.name for metric in names.ALL} | {f"{names.PHASE_DURATION.name}_sum"}
+    assert used <= known
+    alerts = set(re.findall(r"- alert: (\w+)", rules))
+    raised = set(re.findall(r"(?m)alertname: (\w+)\n +eval_time: \w+\n +exp_alerts:\n", tests))
+    assert alerts == raised
+    quiet = set(re.findall(r"alertname: (\w+), eval_time: 20m, exp_alerts: \[\]", tests))
+    assert alerts == quiet
+    recorded = set(re.findall(r"- record: (\S+)", rules))
+    assert recorded == set(re.findall(r"expr: '(\w+:crossfade_[\w:]+)'", tests))
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert alerts == set(re.findall(r"(?m)^\| `(Crossfade\w+)` \|", text))
