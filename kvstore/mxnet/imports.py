@@ -13,6 +13,7 @@ import numpy as np
 from kvstore import memory as pages
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError, MissingExtraError
+from kvstore.mxnet.deferred_operators import deferred_operators
 
 ROLE_VARIABLE = "DMLC_ROLE"
 
@@ -42,7 +43,7 @@ def import_mxnet() -> Any:
     numpy_bool = np.__dict__.get("bool")
     np.bool = np.bool_  # type: ignore[attr-defined]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), deferred_operators():
             warnings.simplefilter("ignore")
             import mxnet
     except OSError as error:

@@ -1,0 +1,47 @@
+"""MXNet's operators when their functions are generated at the first call."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(code: str, folder: Path = ROOT) -> str:
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(folder)!r}, {str(ROOT)!r}]\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_operators_compute_and_differentiate_as_generated_ones() -> None:
+    code = """
+from kvstore.mxnet.imports import import_mxnet
+mx = import_mxnet()
+x = mx.nd.array([[1.0, 2.0], [3.0, 4.0]])
+x.attach_grad()
+with mx.autograd.record():
+    y = mx.nd.dot(x, x).sum() + mx.nd.broadcast_add(x, x).sum()
+y.backward()
+print(y.asscalar(), x.grad.asnumpy().tolist(), mx.nd.dot.__name__, mx.np.exp(mx.np.zeros(1)).tolist())
+print(any(type(finder).__module__.startswith("kvstore") for finder in sys.meta_path))
+"""
+    assert run(code).split("\n")[:2] == ["74.0 [[9.0, 13.0], [11.0, 15.0]] dot [1.0]", "False"]
+
+
+def test_unknown_registration_is_imported_unchanged(tmp_path: Path) -> None:
+    package = tmp_path / "mxnet"
+    for name in ("", "ndarray", "symbol"):
+        (package / name).mkdir(parents=True, exist_ok=True)
+        (package / name / "__init__.py").write_text("")
+    (package / "ndarray" / "register.py").write_text("def _make_ndarray_function(): return 1\nregister_all = 2\n")
+    known = "\ndef _make_symbol_function(*_): return len\n\n_init_op_module = lambda *a: a\n\n_init_op_module('a')\n"
+    (package / "symbol" / "register.py").write_text(known)
+    code = """
+from kvstore.mxnet.deferred_operators import deferred_operators
+with deferred_operators():
+    from mxnet.ndarray import register as unknown
+    from mxnet.symbol import register as known
+print(unknown._make_ndarray_function(), unknown.register_all)
+stub = known._make_symbol_function(None, "len", "len_of")
+print(stub.__name__, stub is len, stub("four"))
+"""
+    assert run(code, tmp_path).split("\n")[:2] == ["1 2", "len_of False 4"]
