@@ -30,19 +30,19 @@ def forget_ids(arguments: argparse.Namespace, progress: ProgressReporter) -> str
 
 def describe_forgotten(forgotten: ForgetReport, folder: Folder, file: str) -> str:
     """What was deleted, what still holds the people, and how that is cleared."""
-    unknown = forgotten.asked - forgotten.found - forgotten.waiting
+    unknown = forgotten.requested - forgotten.found - forgotten.pending
     dropped = ", ".join(f"{count:,} of {split}" for split, count in forgotten.interactions.items())
     forgotten_in_all = len(forgotten.manifest.entities[forgotten.entity].vacant_rows)
     lines = [
         f"{folder.uri}: forgot {forgotten.found:,} rows of {forgotten.entity} ({forgotten_in_all:,} in all)",
-        f"  ids: {forgotten.asked:,} in {file}; {unknown:,} of them are not in the data, or not any more",
-        f"  interactions dropped: {dropped}; {forgotten.rewritten} file(s) rewritten",
+        f"  ids: {forgotten.requested:,} in {file}; {unknown:,} of them are not in the data, or not any more",
+        f"  interactions dropped: {dropped}; {forgotten.files_rewritten} file(s) rewritten",
     ]
-    if forgotten.waiting:
-        lines.insert(2, f"  {forgotten.waiting:,} of them waited for a row (--admit)")
-    if forgotten.finished:
+    if forgotten.pending:
+        lines.insert(2, f"  {forgotten.pending:,} of them waited for a row (--admit)")
+    if forgotten.leftovers_deleted:
         lines.append("  an earlier --forget had broken off: the files that it left are deleted")
-    if forgotten_in_all or forgotten.waiting:
+    if forgotten_in_all or forgotten.pending:
         lines += ["what may still hold them, and how to clear it:", *(f"  {line}" for line in _still(forgotten))]
     return "\n".join(lines)
 

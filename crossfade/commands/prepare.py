@@ -254,16 +254,16 @@ def _from_synthetic(arguments: argparse.Namespace, bars: ProgressBars) -> Datase
 def _find_made(arguments: argparse.Namespace) -> DatasetManifest | None:
     """The data set that is asked for, if it is there."""
     from trainer.prepare.existing import read_complete
-    from trainer.prepare.lastfm import is_sample
-    from trainer.prepare.synthetic import source_of
+    from trainer.prepare.lastfm import is_lastfm_sample
+    from trainer.prepare.synthetic import synthetic_source
 
     manifest = read_complete(Folder(arguments.out))
     if manifest is None:
         return None
     if arguments.sample:
-        same = is_sample(manifest, arguments.seed)
+        same = is_lastfm_sample(manifest, arguments.seed)
     else:
-        same = manifest.source == source_of(_synthetic_spec(arguments), arguments.seed)
+        same = manifest.source == synthetic_source(_synthetic_spec(arguments), arguments.seed)
     return manifest if same else None
 
 

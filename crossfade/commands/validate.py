@@ -49,5 +49,5 @@ def report(checked: ValidationReport, location: str) -> DatasetManifest:
     print(format_summary(checked.manifest, Folder(location)))
     for note in checked.notes:
         print(f"  note: {note}")
-    print(f"  {'no problem; wrote its manifest.json' if checked.written else 'no problem'}")
+    print(f"  {'no problem; wrote its manifest.json' if checked.manifest_written else 'no problem'}")
     return checked.manifest

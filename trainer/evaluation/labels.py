@@ -24,9 +24,9 @@ from trainer.data.features import iter_pairs
 from trainer.data.manifest import DatasetManifest
 from trainer.data.vocabulary import Vocabulary
 from trainer.prepare.database import execute, working_database
-from trainer.prepare.fetch import fetched
+from trainer.prepare.fetch import fetch_files
 from trainer.prepare.input_files import find_files
-from trainer.prepare.raw_files import open_columns, reading
+from trainer.prepare.raw_files import open_columns, read_errors
 
 OPTION = "--labels"
 
@@ -110,9 +110,9 @@ def _of_file(
         connection = opened.enter_context(working_database(work, None, None))
         # As text, as in features: text files have no types, and an int64 has one way only to be written.
         execute(connection, "CREATE TABLE given (id VARCHAR, label VARCHAR)")
-        for file in opened.enter_context(fetched(files, work, [id_column, label_column])):
+        for file in opened.enter_context(fetch_files(files, work, [id_column, label_column])):
             open_columns(connection, file, {"id": id_column, "label": label_column}, lists=("label",))
-            with reading(file):
+            with read_errors(file):
                 execute(
                     connection,
                     "INSERT INTO given SELECT CAST(id AS VARCHAR), CAST(label AS VARCHAR) FROM raw "

@@ -21,10 +21,10 @@ from trainer.data.manifest import SPLITS
 from trainer.data.reporter import ProgressReporter
 from trainer.data.time_values import EventTimeRange, check_seconds
 from trainer.prepare.database import fetch_count, fetch_one, identifier, literal
-from trainer.prepare.fetch import fetched
+from trainer.prepare.fetch import fetch_files
 from trainer.prepare.id_encoder import IdEncoder
 from trainer.prepare.input_files import RawFile, Source
-from trainer.prepare.raw_files import Kind, close_raw, open_adjacency, open_columns, reading, where_is
+from trainer.prepare.raw_files import Kind, close_raw, open_adjacency, open_columns, read_errors, where_is
 
 IdChoice = Literal["auto", "integer", "string"]
 IdType = Literal["int64", "string"]
@@ -119,7 +119,7 @@ def read_events(
     reader = _Reader(connection, columns, ids, window, text_ids)
     order = [(code, file) for code, split in enumerate(SPLITS) for file in files.get(split, ())]
     progress.phase("read events", sum(file.bytes for _, file in order), "B")
-    with fetched([file for _, file in order], work, columns.roles().values()) as here:
+    with fetch_files([file for _, file in order], work, columns.roles().values()) as here:
         for (code, source), file in zip(order, here, strict=True):
             reader.read(file, code)
             progress.advance(source.bytes)
@@ -154,7 +154,7 @@ class _Reader:
         else:
             kinds = open_columns(self._connection, file, self._columns.roles())
         self._tally.files += 1
-        with reading(file):
+        with read_errors(file):
             if not fetch_count(self._connection, "SELECT count(*) FROM (SELECT 1 FROM raw LIMIT 1)"):
                 self._tally.empty_files += 1
                 return

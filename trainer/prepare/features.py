@@ -26,10 +26,10 @@ from trainer.data.reporter import ProgressReporter
 from trainer.prepare.database import execute, fetch_count
 from trainer.prepare.events import INTEGER_TEXT, KIND_NAMES, IdChoice, IdType
 from trainer.prepare.extend import SQL_TYPES, BaseDataset
-from trainer.prepare.fetch import fetched
+from trainer.prepare.fetch import fetch_files
 from trainer.prepare.input_files import RawFile, Source
 from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.raw_files import Kind, close_raw, open_columns, reading
+from trainer.prepare.raw_files import Kind, close_raw, open_columns, read_errors
 from trainer.prepare.staging import Staged
 from trainer.prepare.vocabulary_tables import Side, VocabularyKey
 
@@ -148,7 +148,7 @@ def read_features(
         text = ids == "string" or (known is not None and known.id_type == "string")
         execute(connection, f"CREATE TABLE text_{feature.role} (id VARCHAR, value VARCHAR)")
         found: dict[str, RawFile] = {}
-        with fetched(feature.files, work, [feature.asked.id_column, column]) as here:
+        with fetch_files(feature.files, work, [feature.asked.id_column, column]) as here:
             for source, file in zip(feature.files, here, strict=True):
                 found.setdefault(_append(connection, feature, file, text), file)
                 progress.advance(source.bytes)
@@ -166,7 +166,7 @@ def _append(connection: duckdb.DuckDBPyConnection, feature: FeaturePlan, file: R
     assert feature.asked is not None
     column = feature.asked.columns[feature.name]
     kinds = open_columns(connection, file, {"id": feature.asked.id_column, "value": column}, lists=("value",))
-    with reading(file):
+    with read_errors(file):
         found = _type(connection, file, column, kinds["value"], text)
         filled = " AND ".join(f"{name} IS NOT NULL AND CAST({name} AS VARCHAR) <> ''" for name in ("id", "value"))
         execute(

@@ -31,7 +31,7 @@ _MAGIC = b"PAR1"
 
 
 @contextmanager
-def fetched(files: Sequence[Source], work: Path, columns: Collection[str]) -> Iterator[Iterator[RawFile]]:
+def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str]) -> Iterator[Iterator[RawFile]]:
     """``files`` in their order, all on this machine; those of S3 in ``work``, with ``columns`` alone.
 
     At most two are in ``work`` at a time.

@@ -71,12 +71,12 @@ class ForgetReport:
 
     manifest: DatasetManifest
     entity: str
-    asked: int
+    requested: int
     found: int
-    waiting: int
+    pending: int
     interactions: dict[str, int]
-    rewritten: int
-    finished: bool
+    files_rewritten: int
+    leftovers_deleted: bool
 
 
 def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter) -> ForgetReport:
@@ -95,8 +95,8 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressR
             f"{folder.uri}: '{entity}' is a feature of {owner}; expected ids of {manifest.query} or {manifest.item}, "
             f"whose features are forgotten with them"
         )
-    finished = _delete_leftovers(folder, manifest)
-    return _Forgetting(folder, manifest, entity, progress).run(ids, finished)
+    leftovers_deleted = _delete_leftovers(folder, manifest)
+    return _Forgetting(folder, manifest, entity, progress).run(ids, leftovers_deleted)
 
 
 @dataclass
@@ -131,10 +131,10 @@ class _Forgetting:
         # The rows that are forgotten, of their entity and of its features.
         self._gone: dict[str, IntArray] = {}
 
-    def run(self, ids: pa.StringArray, finished: bool) -> ForgetReport:
+    def run(self, ids: pa.StringArray, leftovers_deleted: bool) -> ForgetReport:
         """All of them; ``finished`` is to be told."""
         rows_R = self._find_rows(ids)
-        waiting = self._find_pending(ids)
+        pending = self._find_pending(ids)
         dropped: dict[str, int] = dict.fromkeys(self._manifest.splits, 0)
         manifest = self._manifest
         if len(rows_R):
@@ -148,7 +148,7 @@ class _Forgetting:
         if self._plan.changes:
             manifest = self._switch()
         return ForgetReport(
-            manifest, self._entity, len(ids), len(rows_R), waiting, dropped, len(self._plan.changes), finished
+            manifest, self._entity, len(ids), len(rows_R), pending, dropped, len(self._plan.changes), leftovers_deleted
         )
 
     def _find_rows(self, ids: pa.StringArray) -> IntArray:
@@ -167,13 +167,13 @@ class _Forgetting:
         """How many of ``ids`` wait for a row; the files that have some are to be changed."""
         entity = self._manifest.entities[self._entity]
         wanted = typed_ids(ids, entity.id_type)
-        waiting = 0
+        pending = 0
         for file in entity.pending:
             in_file = sum(len(_of_ids(table, wanted)) for table in self._read(file, ["id"]))
             if in_file:
                 self._plan.add(file, partial(_without_ids, ids=wanted))
-            waiting += in_file
-        return waiting
+            pending += in_file
+        return pending
 
     def _find_interactions(self, split: str, described: Split, rows_R: IntArray) -> int:
         """How many interactions of a split are theirs; the files that hold some are to be changed."""

@@ -27,7 +27,7 @@ from trainer.data.manifest import DatasetManifest
 from trainer.data.reporter import NullReporter, ProgressReporter
 from trainer.prepare.features import FeatureFile
 from trainer.prepare.pipeline import PrepareOptions, prepare
-from trainer.prepare.synthetic import SyntheticSpec, source_of, write_synthetic
+from trainer.prepare.synthetic import SyntheticSpec, synthetic_source, write_synthetic
 from trainer.prepare.vocabulary_tables import NamesFile
 
 URL = "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip"
@@ -52,7 +52,7 @@ _READ_BYTES = 1 << 16
 def locate_lastfm(
     out_dir: Path,
     progress: ProgressReporter | None = None,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
     url: str = URL,
     sha256: str = SHA256,
 ) -> Path | None:
@@ -61,7 +61,7 @@ def locate_lastfm(
     A download is checked and unpacked into ``out_dir / ".cache"``, where the next call finds it. ``say`` writes to
     standard error unless given.
     """
-    say = say or _say
+    log = log or _log
     cache = out_dir / ".cache" / FOLDER
     data = os.environ.get("CROSSFADE_DATA")
     repository = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def locate_lastfm(
     try:
         _unpack(_download(url, sha256, progress or NullReporter()), cache)
     except (CrossfadeError, OSError, HTTPException, ValueError, zipfile.BadZipFile) as error:
-        say(
+        log(
             f"Last.fm HetRec 2011 is neither in $CROSSFADE_DATA nor in {places[0].parent}, and {url} cannot be had "
             f"({error}); synthetic listening stands in for it"
         )
@@ -129,17 +129,17 @@ def _write_common_tags(tagged: Path, target: Path) -> None:
     pq.write_table(kept.select(["artistID", "tagID"]), target)
 
 
-def is_sample(manifest: DatasetManifest, seed: int) -> bool:
+def is_lastfm_sample(manifest: DatasetManifest, seed: int) -> bool:
     """Whether ``prepare_lastfm`` made the data of ``manifest`` with ``seed``, of Last.fm or what stands in for it."""
     source = manifest.source
-    if source == source_of(FALLBACK_SPEC, seed):
+    if source == synthetic_source(FALLBACK_SPEC, seed):
         return True
     train = source.get("train")
     made = isinstance(train, list) and [Path(file).name for file in train] == [FILES[0]]
     return made and (source.get("hold_out"), source.get("seed")) == (_HOLD_OUT, seed)
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr)
 
 

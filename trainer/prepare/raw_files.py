@@ -44,7 +44,7 @@ def open_columns(
         InputError: the file cannot be read, or lacks a column.
     """
     assert file.format != "lightgcn"
-    with reading(file):
+    with read_errors(file):
         _drop(connection)
         if file.format == "parquet":
             return _open_parquet(connection, file, columns, lists)
@@ -57,7 +57,7 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> int:
     Raises:
         InputError: the file cannot be read, or a line holds something that is not a whole number.
     """
-    with reading(file):
+    with read_errors(file):
         _drop(connection)
         # One column, and a second that must stay empty: \x01 is no part of such a file, and DuckDB wants a delimiter.
         execute(
@@ -101,7 +101,7 @@ def where_is(file: RawFile, position: int) -> str:
 
 
 @contextmanager
-def reading(file: RawFile) -> Iterator[None]:
+def read_errors(file: RawFile) -> Iterator[None]:
     """Turn whatever goes wrong while DuckDB reads ``file`` into one line that names it."""
     try:
         yield

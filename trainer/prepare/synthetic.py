@@ -103,7 +103,7 @@ class SyntheticSpec:
             raise InputError(f"--synthetic valid={self.valid},test={self.test}: leave nothing for train; lower one")
 
 
-def source_of(spec: SyntheticSpec, seed: int) -> dict[str, str | int | float | bool | list[str] | None]:
+def synthetic_source(spec: SyntheticSpec, seed: int) -> dict[str, str | int | float | bool | list[str] | None]:
     """How a manifest says that its data were made of ``spec`` and ``seed``."""
     return {"command": "synthetic", "seed": seed, **asdict(spec)}
 
@@ -153,7 +153,7 @@ def write_synthetic(
             splits={split: splits[split] for split in SPLITS if rows[split]},
             features=features,
             has_timestamp=True,
-            source=source_of(spec, seed),
+            source=synthetic_source(spec, seed),
         )
         staged.publish(manifest)
     return manifest

@@ -139,15 +139,15 @@ def _batches(generator: Generator, start: int, stop: int, schema: pa.Schema) -> 
         piece = generator.piece(first, min(first + _PIECE, stop))
         position_N = np.arange(first, first + len(piece.query_N), dtype=np.uint64)
         columns = [
-            ids_of(generator, "query", piece.query_N),
-            ids_of(generator, "item", piece.item_N),
+            hex_ids(generator, "query", piece.query_N),
+            hex_ids(generator, "item", piece.item_N),
             pa.DictionaryArray.from_arrays(_kinds(generator, piece, position_N), pa.array(EVENTS)),
             _moments(generator, position_N),
         ]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def ids_of(generator: Generator, role: str, rows_N: Integers) -> pa.Array:
+def hex_ids(generator: Generator, role: str, rows_N: Integers) -> pa.Array:
     """The ids of ``rows_N`` of the 'query' or 'item' entity: 16 hexadecimal digits each, no two rows the same."""
     scrambled_N = mix(rows_N.astype(np.uint64) ^ generator.salt(f"{role} id"))
     digits_N8 = _HEX_PAIRS[scrambled_N.byteswap().view(np.uint8)]
@@ -176,6 +176,6 @@ def _write_names(folder: Folder, name: str, generator: Generator) -> None:
     row_R = np.arange(spec.items, dtype=np.int64)
     genres = (genre_of(row_R, spec.genres) + 1).tolist()
     names = [f"{spec.item} {row + 1} (genre {genre})" for row, genre in enumerate(genres)]
-    table = pa.table({"id": ids_of(generator, "item", row_R), "name": pa.array(names)})
+    table = pa.table({"id": hex_ids(generator, "item", row_R), "name": pa.array(names)})
     with folder.open_output(name) as file:
         pq.write_table(table, file, **_COMPRESSION)

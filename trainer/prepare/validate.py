@@ -63,7 +63,7 @@ class ValidationReport:
     manifest: DatasetManifest | None
     problems: Problems
     notes: list[str]
-    written: bool
+    manifest_written: bool
 
 
 def validate(
@@ -85,7 +85,7 @@ def validate(
         manifest = infer_manifest(folder, query, item, progress) if is_new else read_manifest(folder)
     except InputError as error:
         problems.add(str(error))
-        return ValidationReport(None, problems, [], written=False)
+        return ValidationReport(None, problems, [], manifest_written=False)
     for option, asked, found in (("--query", query, manifest.query), ("--item", item, manifest.item)):
         if asked not in (None, found):
             raise InputError(f"{option} {asked}: the manifest in {folder.uri} says '{found}'; leave it out")
@@ -101,11 +101,11 @@ def validate(
         for name in manifest.entities:
             _VocabularyCheck(folder, manifest, problems, name, counts.get(name)).run(Path(work), memory_bytes, progress)
     notes = [*_stray_files(folder, manifest, problems), *splits.notes()]
-    written = is_new and not problems.count
-    if written:
+    manifest_written = is_new and not problems.count
+    if manifest_written:
         with storage_errors(folder.uri, at_start=False):
             manifest.write(folder)
-    return ValidationReport(manifest, problems, notes, written)
+    return ValidationReport(manifest, problems, notes, manifest_written)
 
 
 def _stray_files(folder: Folder, manifest: DatasetManifest, problems: Problems) -> list[str]:

@@ -29,7 +29,7 @@ from trainer.prepare.features import (
     read_features,
     write_feature,
 )
-from trainer.prepare.fetch import fetched
+from trainer.prepare.fetch import fetch_files
 from trainer.prepare.input_files import Source
 from trainer.prepare.staging import Staged
 from trainer.prepare.summary import Facts, popularity
@@ -148,7 +148,7 @@ class VocabularyBuilder:
         named = entity in self._names
         if named:
             names = self._names[entity]
-            with fetched([self._files[entity]], self._staged.work, [names.id_column, names.name_column]) as here:
+            with fetch_files([self._files[entity]], self._staged.work, [names.id_column, names.name_column]) as here:
                 report = join_names(self._connection, role, next(here), names)
             self.facts[f"{entity}_names_ignored"] = report.unknown
             self.facts[f"{entity}_named"] = report.named

@@ -16,7 +16,7 @@ from trainer.prepare.database import execute, fetch_count
 from trainer.prepare.events import IdType
 from trainer.prepare.input_files import RawFile
 from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.raw_files import close_raw, open_columns, reading
+from trainer.prepare.raw_files import close_raw, open_columns, read_errors
 from trainer.prepare.staging import Staged
 
 Side = Literal["query", "item"]
@@ -127,7 +127,7 @@ def join_names(
         InputError: the file cannot be read, or knows none of the ids.
     """
     open_columns(connection, file, {"id": names.id_column, "name": names.name_column})
-    with reading(file):
+    with read_errors(file):
         # Compared as text: a names file in CSV has no types, and an int64 has one way only to be written.
         execute(
             connection,

@@ -166,7 +166,7 @@ def test_who_waits_is_forgotten_and_a_forgotten_row_is_taken_where_rows_expire(t
     )
     fingerprint = manifest_of(first)
     forgotten = forget(Folder(first), pa.array(["a", "w", "?"]), "customer", NullReporter())
-    assert (forgotten.found, forgotten.waiting) == (1, 1)
+    assert (forgotten.found, forgotten.pending) == (1, 1)
     assert pending(first, "customer") == []
     assert len(manifest_of(first).lineage) == len(fingerprint.lineage) + 1
     events = [("b", 1, 5), ("n", 1, 5), ("n", 1, 6), ("m", 1, 6)]

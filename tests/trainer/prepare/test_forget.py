@@ -148,7 +148,7 @@ def test_nothing_of_the_forgotten_is_left_and_everything_of_the_others(data: Fol
     expected = {split: [row for row in rows if row[0] not in GONE] for split, rows in before.items()}
     assert interactions(data) == expected
     assert check_whole(data) == forgotten.manifest
-    assert (forgotten.asked, forgotten.found) == (4, 3)
+    assert (forgotten.requested, forgotten.found) == (4, 3)
     assert forgotten.interactions == {split: len(before[split]) - len(expected[split]) for split in before}
     for (row, text, number, name), now in zip(rows_before["customer"], vocabulary(data, "customer"), strict=True):
         assert now == ((row, None, 0, None) if text in GONE else (row, text, number, name))
@@ -183,7 +183,7 @@ def test_forgetting_again_changes_nothing_and_others_may_follow(data: Folder) ->
     forget_all(data, GONE[:1])
     sizes = data.sizes()
     again = forget_all(data, GONE[:1])
-    assert (again.found, again.rewritten, data.sizes()) == (0, 0, sizes)
+    assert (again.found, again.files_rewritten, data.sizes()) == (0, 0, sizes)
     rows = vocabulary(data, "customer")
     forget_all(data, GONE[1:])
     gone = [row[0] for row in rows if row[1] in (None, *GONE)]

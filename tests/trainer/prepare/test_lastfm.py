@@ -67,7 +67,7 @@ def no_local_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sample_is_downloaded_verified_and_cached(tmp_path: Path, served: str, archive: bytes) -> None:
     said: list[str] = []
     checksum = hashlib.sha256(archive).hexdigest()
-    folder = sample.locate_lastfm(tmp_path / "data", say=said.append, url=served, sha256=checksum)
+    folder = sample.locate_lastfm(tmp_path / "data", log=said.append, url=served, sha256=checksum)
     assert folder is not None
     assert said == []
     files = ["artists.dat", "tags.dat", "user_artists.dat", "user_taggedartists.dat"]
@@ -80,13 +80,13 @@ def test_sample_is_downloaded_verified_and_cached(tmp_path: Path, served: str, a
         ),
     ]
     # The second time no server is asked.
-    assert sample.locate_lastfm(tmp_path / "data", say=said.append, url="http://127.0.0.1:1/") == folder
+    assert sample.locate_lastfm(tmp_path / "data", log=said.append, url="http://127.0.0.1:1/") == folder
 
 
 @pytest.mark.usefixtures("no_local_sample")
 def test_download_with_wrong_checksum_is_rejected(tmp_path: Path, served: str) -> None:
     said: list[str] = []
-    assert sample.locate_lastfm(tmp_path, say=said.append, url=served) is None
+    assert sample.locate_lastfm(tmp_path, log=said.append, url=served) is None
     assert "checksum" in said[0]
     assert "synthetic" in said[0]
     assert entries(tmp_path) == []
@@ -99,14 +99,14 @@ def test_download_larger_than_limit_is_aborted(
     monkeypatch.setattr(sample, "BYTES_MAX", 100)
     said: list[str] = []
     checksum = hashlib.sha256(archive).hexdigest()
-    assert sample.locate_lastfm(tmp_path, say=said.append, url=served, sha256=checksum) is None
+    assert sample.locate_lastfm(tmp_path, log=said.append, url=served, sha256=checksum) is None
     assert "larger" in said[0]
 
 
 @pytest.mark.usefixtures("no_local_sample")
 def test_missing_sample_falls_back_to_synthetic_artists(tmp_path: Path) -> None:
     said: list[str] = []
-    assert sample.locate_lastfm(tmp_path, say=said.append, url="http://127.0.0.1:1/x.zip") is None
+    assert sample.locate_lastfm(tmp_path, log=said.append, url="http://127.0.0.1:1/x.zip") is None
     assert len(said) == 1
     assert "\n" not in said[0]
     manifest = sample.prepare_lastfm(None, tmp_path / "out")

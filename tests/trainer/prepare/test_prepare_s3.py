@@ -24,7 +24,7 @@ from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
 from kvstore.io.s3 import ATTEMPTS_VARIABLE
 from trainer.data.manifest import FILE_NAME, read_manifest
-from trainer.prepare.fetch import fetched
+from trainer.prepare.fetch import fetch_files
 from trainer.prepare.input_files import find_files
 from trainer.prepare.pipeline import PrepareOptions, prepare
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
@@ -99,7 +99,7 @@ def test_only_the_columns_that_are_wanted_are_fetched(place: Folder, tmp_path: P
     blob = pa.array([hashlib.sha512(str(n).encode()).digest() * 4 for n in range(count)])
     path = write_parquet(tmp_path / "e.parquet", a=blob, customer=list(range(count)), b=blob, item=[1] * count)
     files = find_files("--train", [upload(place, "e.parquet", path)], None)
-    with fetched(files, tmp_path / "tmp", ["customer", "item"]) as here:
+    with fetch_files(files, tmp_path / "tmp", ["customer", "item"]) as here:
         (file,) = [(local.path.stat(), pq.read_table(local.path, columns=["customer", "item"])) for local in here]
     assert file[0].st_size == path.stat().st_size
     assert file[0].st_blocks * 512 < path.stat().st_size / 10

@@ -92,7 +92,7 @@ def test_data_made_elsewhere_get_the_manifest_that_describes_them(made: Made) ->
     for note in ("train/_SUCCESS", "train/.part-0.crc", "vocabulary/track/_metadata"):
         folder.write(note, b"x")
     result = checked(folder)
-    assert (result.problems.listed, result.written) == ([], True)
+    assert (result.problems.listed, result.manifest_written) == ([], True)
     manifest = read_manifest(folder)
     assert manifest == result.manifest
     assert (manifest.query, manifest.item, manifest.has_timestamp) == ("customer", "track", False)
@@ -103,7 +103,7 @@ def test_data_made_elsewhere_get_the_manifest_that_describes_them(made: Made) ->
     assert [file.path[-1] for file in manifest.entities["customer"].files] == ["1", "0"]
     assert [file.row_groups for file in manifest.splits["train"].files] == [[16, 16, 8], [16, 14]]
     again = checked(folder)
-    assert (again.problems.listed, again.written) == ([], False)
+    assert (again.problems.listed, again.manifest_written) == ([], False)
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_data_on_s3_are_checked_and_get_their_manifest(
     local, remote = made.write(), Folder(server.uri("check/data"))
     for path in local.sizes():
         remote.write(path, local.read(path))
-    assert checked(remote).written
+    assert checked(remote).manifest_written
     assert read_manifest(remote).entities["track"].rows == TRACKS
     remote.write(next(path for path in remote.sizes() if path.startswith("test/")), b"PAR1 no more PAR1")
     [problem] = problems(remote)
@@ -246,7 +246,7 @@ def test_entities_may_be_other_columns_than_the_first(made: Made) -> None:
         table["customer"] = table.pop("customer")
     folder = made.write()
     assert checked(folder).manifest is None
-    assert checked(folder, "customer", "track").written
+    assert checked(folder, "customer", "track").manifest_written
     with pytest.raises(InputError, match=r"--query artist: the manifest in .* says 'customer'"):
         checked(folder, "artist")
 
@@ -322,7 +322,7 @@ def test_the_command_lists_problems_or_prints_a_summary(made: Made, capsys: pyte
 def test_strings_of_either_size_are_strings(made: Made) -> None:
     typed(made.vocabularies["customer"][0], "id", pa.large_string())
     folder = made.write()
-    assert checked(folder).written
+    assert checked(folder).manifest_written
     manifest: DatasetManifest = forget(folder, pa.array(["c1", "c8"]), "customer", NullReporter()).manifest
     assert manifest.entities["customer"].vacant_rows == [1, 8]
     assert problems(folder) == []
