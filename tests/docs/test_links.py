@@ -1,0 +1,62 @@
+"""Links between the Markdown files: every relative link leads to a file, and every anchor to a heading."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+_CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+
+
+def links(text: str) -> Iterator[str]:
+    """Yield the targets of all links that stay inside the repository; code blocks have none."""
+    for target in _LINK.findall(_CODE_BLOCK.sub("", text)):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of all headings, as GitHub derives them: lower case, hyphens for spaces, no punctuation."""
+    found = set()
+    for heading in _HEADING.findall(_CODE_BLOCK.sub("", text)):
+        words = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower())
+        found.add(words.replace(" ", "-"))
+    return found
+
+
+def dead_links(page: Path) -> list[str]:
+    """Return the links of ``page`` that lead nowhere."""
+    dead = []
+    for link in links(page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page if not path else page.parent / path
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_dead_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# Known limits, `all` of them\n", encoding="utf-8")
+    page = tmp_path / "a.md"
+    page.write_text(
+        "[a](b.md) [b](b.md#known-limits-all-of-them) [c](c.md) [d](b.md#no) [e](#no)\n```\n[f](f.md)\n```\n"
+        "[g](https://example.com/g)\n",
+        encoding="utf-8",
+    )
+    assert dead_links(page) == ["c.md", "b.md#no", "#no"]
+
+
+def test_readme_fits_in_200_lines_of_120_characters() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 200
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
