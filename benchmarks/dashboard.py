@@ -13,8 +13,7 @@ from pathlib import Path
 
 from deploy.cluster.metrics import process_metrics
 from deploy.cluster.state_writer import StateWriter
-from deploy.dashboard import charts as figures
-from deploy.dashboard import run_reader
+from deploy.dashboard import charts, run_reader
 from deploy.dashboard.charts import COLORS, RunView
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.summary import summarize
@@ -45,7 +44,7 @@ def step(number: int) -> bytes:
 
 
 def write(folder: Path) -> int:
-    (folder / "job.yaml").write_text("name: long\nevaluate: {select: ndcg@10}\n")
+    (folder / "job.yaml").write_text("name: long\nevaluate: {best_metric: ndcg@10}\n")
     with (folder / "metrics.jsonl").open("wb") as file:
         file.writelines(step(number) for number in range(1, LINES + 1))
         return file.tell()
@@ -90,7 +89,7 @@ def main() -> None:
         timed("read two lines more", run.refresh)
         shown = [RunView(run, summarize(run), COLORS[0])]
         timed("sum it up", lambda: summarize(run))
-        timed("draw it", lambda: [draw(shown, "step") for draw in (figures.loss, figures.quality, figures.throughput)])
+        timed("draw it", lambda: [draw(shown, "step") for draw in (charts.loss, charts.eval_metric, charts.throughput)])
         price_of_telling(path)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"{'memory':<34}{(after - before) / 1024:>8.0f} MiB")

@@ -123,22 +123,22 @@ def _screen(run: Summary) -> Iterator[str]:
     """All of one run."""
     from deploy.dashboard import formatting as text
 
-    doing = f", {run.doing}" if run.doing and run.doing != "training" else ""
+    doing = f", {run.phase}" if run.phase and run.phase != "training" else ""
     again = f", generation {run.generation}" if run.generation > 1 else ""
-    yield f"{run.name}: {run.state}{doing}{again}, {text.duration(run.seconds)}  ({run.path})"
+    yield f"{run.name}: {run.state}{doing}{again}, {text.duration(run.elapsed_seconds)}  ({run.path})"
     yield f"[{_bar(run.progress)}] {text.share(run.progress):>5}  {_position(run)}"
     yield ""
     yield _line("loss", f"{text.decimals(run.loss)} in the last epoch")
-    if run.quality is not None:
-        best = f"best {text.decimals(run.best)} in epoch {run.best_epoch}"
-        yield _line("quality", f"{run.select} on valid {text.decimals(run.quality)}, {best}")
+    if run.eval_metric is not None:
+        best = f"best {text.decimals(run.best_value)} in epoch {run.best_epoch}"
+        yield _line("quality", f"{run.best_metric} on valid {text.decimals(run.eval_metric)}, {best}")
     yield _line(
         "throughput",
-        f"{text.count(run.examples_a_second)} examples and {text.count(run.steps_a_second)} steps a second",
+        f"{text.count(run.examples_per_second)} examples and {text.count(run.steps_per_second)} steps a second",
     )
     if traffic := run.traffic:
         pushed = f"pulled {text.size(traffic['bytes_pulled'])}, pushed {text.size(traffic['bytes_pushed'])}"
-        dense = f"dense gradients: {text.size(traffic['bytes_pushed_if_dense'])}, {text.times(run.times_dense)}"
+        dense = f"dense gradients: {text.size(traffic['bytes_pushed_if_dense'])}, {text.times(run.dense_ratio)}"
         yield _line("bytes", f"{pushed}; {dense}")
     if total := sum(run.phase_seconds.values()):
         spent = sorted(run.phase_seconds.items(), key=lambda item: -item[1])
@@ -185,24 +185,11 @@ def _checkpoints(run: Summary) -> str:
 
 
 def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
-    from deploy.dashboard import formatting as text
+    from deploy.dashboard.process_table import TERMINAL_COLUMNS, TEXT_COLUMNS
 
-    head = ("process", "state", "host", "memory", "cpu", "rows", "rows/s", "updating", "examples/s")
-    cells = [
-        (
-            row.name,
-            row.state,
-            row.host or "",
-            text.size(row.resident_bytes),
-            text.share(row.cpu),
-            text.count(row.rows),
-            text.count(row.updated_a_second),
-            text.share(row.update_share),
-            text.count(row.examples_a_second),
-        )
-        for row in rows
-    ]
-    yield from _columns([head, *cells], left=3)
+    titles = [column.title for column in TERMINAL_COLUMNS]
+    cells = [[column.text(row) for column in TERMINAL_COLUMNS] for row in rows]
+    yield from _columns([titles, *cells], left=TEXT_COLUMNS)
 
 
 def _table(runs: Sequence[Summary]) -> Iterator[str]:
@@ -217,10 +204,10 @@ def _table(runs: Sequence[Summary]) -> Iterator[str]:
             text.share(run.progress),
             f"{run.step:,}",
             text.decimals(run.loss),
-            text.decimals(run.best),
-            run.select if run.best is not None else "",
-            text.count(run.examples_a_second),
-            text.times(run.times_dense),
+            text.decimals(run.best_value),
+            run.best_metric if run.best_value is not None else "",
+            text.count(run.examples_per_second),
+            text.times(run.dense_ratio),
             str(len(run.restarts)),
             str(len(run.alerts)) if run.alerts else "",
         )

@@ -1,1 +1,1 @@
-"""How runs are, read from their folders: for 'crossfade status', and for the page of 'crossfade dashboard'."""
+"""Read run folders for 'crossfade status' and for the page of 'crossfade dashboard'."""

@@ -1,4 +1,4 @@
-"""What of a run wants somebody's attention, by the same limits as ``docker/prometheus/rules.yml``."""
+"""Alerts on a run, computed from its folder by the same limits as ``docker/prometheus/rules.yml``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploy.dashboard import formatting as text
+from deploy.dashboard.formatting import duration, size
 from deploy.dashboard.run_reader import RunReader
 
 if TYPE_CHECKING:
@@ -15,25 +15,27 @@ if TYPE_CHECKING:
 
 STALLED_SECONDS = 600.0
 RECENT_SECONDS = 600.0
-"""How long a restart is worth an alert."""
-_OVERDUE_CHECKPOINTS, _MORE_SECONDS = 3, 60.0
-_MAX_SKEW, _SKEW_AFTER_SECONDS = 1.5, 60.0
-_LEAST_MEMORY_LEFT = 0.1
-_OWN_PHASES = ("data", "sample", "gradients")
+"""How long a restart is shown as an alert."""
+_OVERDUE_INTERVALS, _OVERDUE_SECONDS = 3, 60.0
+"""A checkpoint is overdue after so many of its intervals, and so many seconds more."""
+_MAX_SKEW, _MIN_SKEW_SECONDS = 1.5, 60.0
+_MIN_FREE_MEMORY_SHARE = 0.1
+_LOCAL_PHASES = ("data", "sample", "gradients")
+"""Phases in which a worker does not wait for others."""
 
 Level = Literal["critical", "warning", "info"]
 
 
 @dataclass(frozen=True)
 class Alert:
-    """One thing to look at."""
+    """One alert."""
 
     level: Level
     text: str
 
 
 def find_alerts(run: RunReader, summary: Summary, now: float) -> list[Alert]:
-    """What there is to look at, the worst first."""
+    """Return the alerts of ``run`` at the Unix time ``now``, the most severe first. Hold the reader's ``lock``."""
     found = [*_ended(summary), *_training(run, summary)]
     if summary.live:
         found += [*_living(run, summary, now), *_skew(run)]
@@ -54,7 +56,7 @@ def _ended(summary: Summary) -> Iterator[Alert]:
 def _training(run: RunReader, summary: Summary) -> Iterator[Alert]:
     losses = [run.training.steps.last("loss"), run.training.epochs[-1]["loss"] if run.training.epochs else None]
     if any(loss is not None and not math.isfinite(loss) for loss in losses):
-        yield Alert("critical", "the loss is not finite: lower optimizer.learning_rate, or raise model.temperature")
+        yield Alert("critical", "the loss is not finite: lower optimizer.learning_rate or raise model.temperature")
     saves = run.training.saves
     if saves and saves[-1]["event"] == "save_failed":
         last = saves[-1]
@@ -64,42 +66,44 @@ def _training(run: RunReader, summary: Summary) -> Iterator[Alert]:
 def _living(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
     last = run.training.last_time
     if last is not None and now - last > STALLED_SECONDS:
-        yield Alert("critical", f"no step, evaluation or checkpoint for {text.duration(now - last)}")
+        yield Alert("critical", f"no step, evaluation or checkpoint for {duration(now - last)}")
     if summary.state in {"running", "backing_off", "waiting"}:
         for process in summary.processes:
             if process.state == "missing":
                 yield Alert("critical", f"{process.name} is missing{_why(run, process.name)}")
     recent = [each for each in summary.restarts if now - (each.get("time") or 0.0) < RECENT_SECONDS]
     if recent:
-        more = f" (and {len(recent) - 1} more in {text.duration(RECENT_SECONDS)})" if len(recent) > 1 else ""
-        ago = text.duration(now - recent[-1]["time"])
+        more = f" (and {len(recent) - 1} more within {duration(RECENT_SECONDS)})" if len(recent) > 1 else ""
+        ago = duration(now - recent[-1]["time"])
         yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{more}")
-    every = run.setting("checkpoint", "interval_seconds")
+    interval = run.setting("checkpoint", "interval_seconds")
     since = summary.checkpoints["last_time"] or run.training.first_time
-    if isinstance(every, int | float) and since and now - since > _OVERDUE_CHECKPOINTS * every + _MORE_SECONDS:
-        yield Alert("warning", f"the last checkpoint is {text.duration(now - since)} old; one is due every {every:g} s")
-    for row in summary.processes:
-        left, limit = row.memory_available_bytes, row.memory_limit_bytes
-        if left is not None and limit and left < _LEAST_MEMORY_LEFT * limit:
-            yield Alert("warning", f"{row.name}: {text.size(left)} of {text.size(limit)} memory are left there")
+    if isinstance(interval, int | float) and since and now - since > _OVERDUE_INTERVALS * interval + _OVERDUE_SECONDS:
+        yield Alert("warning", f"the last checkpoint is {duration(now - since)} old; the interval is {interval:g} s")
+    for process in summary.processes:
+        free, limit = process.memory_available_bytes, process.memory_limit_bytes
+        if free is not None and limit and free < _MIN_FREE_MEMORY_SHARE * limit:
+            yield Alert("warning", f"{process.name}: only {size(free)} of {size(limit)} memory are free")
 
 
 def _why(run: RunReader, process: str) -> str:
-    """Why a process is missing, if the last restart was because of it."""
+    """Return the cause of the last restart if it names this process."""
     events = [event for event in run.processes.events if event["event"] in {"restart", "back_off"}]
     cause: Any = events[-1].get("cause") if events else None
     return f": {cause}" if isinstance(cause, str) and cause.startswith(process) else ""
 
 
 def _skew(run: RunReader) -> Iterator[Alert]:
-    own = {
-        name: sum(load["phase_seconds"].get(phase, 0.0) for phase in _OWN_PHASES)
+    local_seconds = {
+        name: sum(load["phase_seconds"].get(phase, 0.0) for phase in _LOCAL_PHASES)
         for name, load in run.processes.loads.items()
         if name.startswith("worker-") and "phase_seconds" in load
     }
-    if len(own) < 2 or max(own.values()) < _SKEW_AFTER_SECONDS:
+    if len(local_seconds) < 2 or max(local_seconds.values()) < _MIN_SKEW_SECONDS:
         return
-    slowest = max(own, key=lambda name: own[name])
-    ratio = own[slowest] / (sum(own.values()) / len(own))
+    slowest = max(local_seconds, key=lambda name: local_seconds[name])
+    ratio = local_seconds[slowest] / (sum(local_seconds.values()) / len(local_seconds))
     if ratio > _MAX_SKEW:
-        yield Alert("warning", f"{slowest} works {ratio:.1f} times as long as the average: the others wait for it")
+        yield Alert(
+            "warning", f"{slowest} computes {ratio:.1f} times as long as the average worker: the others wait for it"
+        )

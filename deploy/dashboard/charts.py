@@ -1,7 +1,9 @@
-"""The page's figures, as Plotly draws them: plain values in, plain values out.
+"""The page's graphs as Plotly figures: dictionaries made of runs, without side effects.
 
-Colours of text, grids and backgrounds are those of ``assets/page.css``, so that they follow the page's theme; those of
-lines and bars have a contrast of 3 and more with both backgrounds.
+Colors of text, grids and backgrounds come from ``assets/page.css`` and follow the page's theme. Lines and bars have a
+contrast of at least 3:1 with both backgrounds, as WCAG 2.1 asks of graphics (success criterion 1.4.11).
+
+Shapes: N lines of a history, P points that are drawn.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deploy.dashboard import formatting as text
+from deploy.dashboard import formatting
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.summary import Summary
 from deploy.dashboard.training_history import ColumnBuffer
@@ -22,24 +24,24 @@ from trainer.training.state import PHASES
 Axis = Literal["step", "time"]
 Figure = dict[str, Any]
 COLORS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
-"""Of the runs that are compared, in their order."""
+"""One for each selected run, in their order."""
 MAX_RUNS = len(COLORS)
-PHASE_COLORS = {
-    "data": "#8a7a1f",
-    "sample": "#b5762a",
-    "pull": "#2a9568",
-    "gradients": "#2f7fd1",
-    "push": "#2b8fa3",
-    "sync": "#a25bd0",
-    "evaluate": "#c0487f",
-    "save": "#7b7f87",
-}
-_POINTS = 400
+_PHASE_COLORS = ("#8a7a1f", "#b5762a", "#2a9568", "#2f7fd1", "#2b8fa3", "#a25bd0", "#c0487f", "#7b7f87")
+PHASE_COLORS = dict(zip(PHASES, _PHASE_COLORS, strict=True))
+_MAX_POINTS = 400
+"""Of a line; more would only slow the browser down."""
+_MIN_LABELED_SHARE = 0.095
+"""A bar's part below this share of the bar has no room for its label."""
+_TRAFFIC_ROWS = (
+    ("bytes_pulled", "pulled"),
+    ("bytes_pushed", "pushed"),
+    ("bytes_pushed_if_dense", "pushed if dense"),
+)
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A run that is shown, as it is just now."""
+    """A selected run: its reader, its summary and its color."""
 
     run: RunReader
     summary: Summary
@@ -47,46 +49,46 @@ class RunView:
 
 
 def loss(shown: Sequence[RunView], axis: Axis) -> Figure:
-    """The loss of steps, the mean of each so many, and the mean of each epoch."""
+    """Draw the loss of the steps, thinned by means, and the mean of each epoch."""
     traces = []
     for each in shown:
         steps = each.run.training.steps
-        kept_N = steps.counted()
-        x_P, y_P = _thinned(_axis(each, steps, axis)[kept_N], steps["loss"][kept_N])
+        current_N = steps.is_current()
+        x_P, y_P = _thinned(_axis(each, steps, axis)[current_N], steps["loss"][current_N])
         traces.append(_line(each, x_P, y_P, opacity=0.45, width=1.5, legend=False))
         epochs = each.run.training.epochs
-        x = _places(each, epochs, axis)
+        x = _positions(each, epochs, axis)
         traces.append(_line(each, x, [epoch["loss"] for epoch in epochs], markers=True))
     return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
 
 
-def quality(shown: Sequence[RunView], axis: Axis) -> Figure:
-    """The metric that chooses among the epochs, on valid."""
+def eval_metric(shown: Sequence[RunView], axis: Axis) -> Figure:
+    """Draw the metric that selects the best epoch, on the validation split."""
     traces = []
     for each in shown:
-        judged = [epoch for epoch in each.run.training.epochs if epoch["valid"]]
-        values = [epoch["valid"].get(each.summary.select) for epoch in judged]
-        traces.append(_line(each, _places(each, judged, axis), values, markers=True))
+        evaluated = [epoch for epoch in each.run.training.epochs if epoch["valid"]]
+        values = [epoch["valid"].get(each.summary.best_metric) for epoch in evaluated]
+        traces.append(_line(each, _positions(each, evaluated, axis), values, markers=True))
     return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
 
 
 def throughput(shown: Sequence[RunView], axis: Axis) -> Figure:
-    """Examples a second, of all workers."""
+    """Draw examples per second of all workers."""
     traces = []
     for each in shown:
-        time_P, step_P, rate_P = each.run.training.rates(_POINTS // 2)
+        time_P, step_P, rate_P = each.run.training.rates(_MAX_POINTS // 2)
         x_P = step_P if axis == "step" else _minutes(each, time_P)
-        traces.append(_line(each, x_P, rate_P, hover="%{y:,.0f} a second"))
+        traces.append(_line(each, x_P, rate_P, hover="%{y:,.0f}/s"))
     return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1, y={"rangemode": "tozero"})
 
 
 def phases(shown: Sequence[RunView]) -> Figure:
-    """What a step of the first worker takes on the average, by phase, in milliseconds."""
+    """Draw the mean time of a step by phase, in milliseconds, as measured on the first worker."""
     names = [each.summary.name for each in shown]
     per_step = []
     for each in shown:
-        steps = max(1, _own_steps(each))
-        per_step.append({name: 1000 * spent / steps for name, spent in each.summary.phase_seconds.items()})
+        steps = max(1, _measured_steps(each))
+        per_step.append({name: 1000 * seconds / steps for name, seconds in each.summary.phase_seconds.items()})
     totals = [sum(values.values()) or 1.0 for values in per_step]
     traces = [
         {
@@ -96,7 +98,7 @@ def phases(shown: Sequence[RunView]) -> Figure:
             "y": names,
             "x": [values.get(phase, 0.0) for values in per_step],
             "text": [
-                text.share(share) if (share := values.get(phase, 0.0) / total) > 0.095 else ""
+                formatting.share(share) if (share := values.get(phase, 0.0) / total) > _MIN_LABELED_SHARE else ""
                 for values, total in zip(per_step, totals, strict=True)
             ],
             "textposition": "inside",
@@ -110,11 +112,13 @@ def phases(shown: Sequence[RunView]) -> Figure:
         if any(phase in values for values in per_step)
     ]
     layout: dict[str, Any] = {"barmode": "stack", "bargap": 0.65 if len(shown) == 1 else 0.35}
-    return _figure(traces, x_title="milliseconds a step", legend=True, hover="closest", y=_names_axis(names), **layout)
+    return _figure(
+        traces, x_title="milliseconds per step", legend=True, hover="closest", y=_names_axis(names), **layout
+    )
 
 
-def _own_steps(each: RunView) -> int:
-    """How many steps the process took whose seconds by phase are shown: fewer than the run's, if it was taken up."""
+def _measured_steps(each: RunView) -> int:
+    """Count the steps behind the seconds by phase: in a resumed run, those of the process since it started."""
     if each.summary.state == "done" and each.run.report.get("seconds_by_phase"):
         return each.summary.step
     for name in ("worker-0", "in-process"):
@@ -124,7 +128,7 @@ def _own_steps(each: RunView) -> int:
 
 
 def traffic(shown: Sequence[RunView]) -> Figure:
-    """Bytes that were pushed, as they were and as they would have been if gradients were dense."""
+    """Draw bytes pulled and pushed by all workers, and the bytes that dense gradients would have taken."""
     rows = [(each, name, label) for each in shown for name, label in _TRAFFIC_ROWS]
     labels = [f"{each.summary.name}: {label}" if len(shown) > 1 else label for each, _, label in rows]
     values = [each.summary.traffic.get(name, 0) for each, name, _ in rows]
@@ -133,7 +137,7 @@ def traffic(shown: Sequence[RunView]) -> Figure:
         "orientation": "h",
         "y": labels,
         "x": values,
-        "text": [text.size(value) for value in values],
+        "text": [formatting.size(value) for value in values],
         "textposition": "outside",
         "textangle": 0,
         "marker": {
@@ -142,31 +146,25 @@ def traffic(shown: Sequence[RunView]) -> Figure:
         },
         "hovertemplate": "%{y}: %{text}<extra></extra>",
     }
-    # Room for what is written beside the longest.
+    # The labels stand outside the bars: leave room beside the longest.
     scale = {"tickformat": "~s", "ticksuffix": "B", "range": [0, 1.25 * max([1, *values])]}
     return _figure([bar], x=scale, hover="closest", y=_names_axis(labels), bargap=0.4)
 
 
-_TRAFFIC_ROWS = (
-    ("bytes_pulled", "pulled"),
-    ("bytes_pushed", "pushed"),
-    ("bytes_pushed_if_dense", "if dense"),
-)
-
-
 def memory(shown: Sequence[RunView]) -> Figure:
-    """What each process holds in memory, over time."""
+    """Draw the resident memory of each process over time."""
     return _by_process(shown, lambda samples: (samples["time"], samples["resident_bytes"]), suffix="B")
 
 
 def updates(shown: Sequence[RunView]) -> Figure:
-    """Rows that each server, or the run in process, updates in a second."""
+    """Draw the rows updated per second by each server, or by the run in process."""
 
     def rates(samples: ColumnBuffer) -> tuple[FloatArray, FloatArray]:
         time_N, updated_N, pid_N = samples["time"], samples["updated"], samples["pid"]
-        passed_N = np.diff(time_N)
-        same_N = (np.diff(pid_N) == 0) & (passed_N > 0.1)
-        return time_N[1:][same_N], np.diff(updated_N)[same_N] / passed_N[same_N]
+        seconds_N = np.diff(time_N)
+        # A new process counts from zero again, so a rate across two processes means nothing.
+        same_N = (np.diff(pid_N) == 0) & (seconds_N > 0.1)
+        return time_N[1:][same_N], np.diff(updated_N)[same_N] / seconds_N[same_N]
 
     return _by_process(shown, rates, suffix="", kinds=("server", "in-process"))
 
@@ -195,14 +193,14 @@ def _by_process(
     return _figure(traces, x_title=_axis_title("time"), legend=True, y=scale)
 
 
-# ---- parts
+# ---- building blocks
 
 
 def _axis(each: RunView, columns: ColumnBuffer, axis: Axis) -> FloatArray:
     return columns["step"] if axis == "step" else _minutes(each, columns["time"])
 
 
-def _places(each: RunView, events: Sequence[dict[str, Any]], axis: Axis) -> FloatArray:
+def _positions(each: RunView, events: Sequence[dict[str, Any]], axis: Axis) -> FloatArray:
     values_N = np.array([event[axis] for event in events], dtype=np.float64)
     return values_N if axis == "step" else _minutes(each, values_N)
 
@@ -212,14 +210,14 @@ def _minutes(each: RunView, time_N: FloatArray) -> FloatArray:
 
 
 def _axis_title(axis: Axis) -> str:
-    return "step" if axis == "step" else "minutes since it began"
+    return "step" if axis == "step" else "minutes since the start"
 
 
 def _thinned(x_N: FloatArray, y_N: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """At most so many points, each the mean of its neighbours."""
-    if len(x_N) <= _POINTS:
+    """Reduce a line to at most _MAX_POINTS points, each the mean of its neighbors."""
+    if len(x_N) <= _MAX_POINTS:
         return x_N, y_N
-    bounds_P = np.linspace(0, len(x_N), _POINTS + 1).astype(np.int64)
+    bounds_P = np.linspace(0, len(x_N), _MAX_POINTS + 1).astype(np.int64)
     counts_P = np.diff(bounds_P)
     return np.add.reduceat(x_N, bounds_P[:-1]) / counts_P, np.add.reduceat(y_N, bounds_P[:-1]) / counts_P
 

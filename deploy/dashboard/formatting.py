@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Format figures for people: counts, bytes, durations, shares, ratios. None becomes a dash."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _MISSING = "–"  # noqa: RUF001 - a dash
 
 
 def count(value: float | None) -> str:
-    """A number of things: ``8,421``, ``1.21 M``."""
+    """Format a number of things: ``8,421``, ``1.21 M``."""
     if value is None:
         return _MISSING
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
@@ -16,7 +16,7 @@ def count(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes: ``640 kB``, ``1.21 GB``."""
+    """Format bytes: ``640 kB``, ``1.21 GB``."""
     if value is None:
         return _MISSING
     for unit_bytes, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -27,7 +27,7 @@ def size(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time span: ``0.4 s``, ``12 s``, ``4 min 10 s``, ``3 h 20 min``, ``2 d 4 h``."""
+    """Format a time span: ``0.4 s``, ``12 s``, ``4 min 10 s``, ``3 h 20 min``, ``2 d 4 h``."""
     if seconds is None:
         return _MISSING
     if seconds < 10:
@@ -38,25 +38,25 @@ def duration(seconds: float | None) -> str:
         (60, "min", 1, "s"),
     ):
         if seconds >= unit_seconds:
-            whole, rest = divmod(int(seconds), unit_seconds)
-            return f"{whole} {unit} {rest // part_seconds} {part}" if rest >= part_seconds else f"{whole} {unit}"
+            units, rest = divmod(int(seconds), unit_seconds)
+            return f"{units} {unit} {rest // part_seconds} {part}" if rest >= part_seconds else f"{units} {unit}"
     return f"{seconds:.0f} s"
 
 
 def share(value: float | None) -> str:
-    """A part of a whole: ``3.1 %``, ``42 %``."""
+    """Format a fraction as a percentage: ``3.1 %``, ``42 %``."""
     if value is None:
         return _MISSING
     return f"{100 * value:.0f} %" if value >= 0.1 or value == 0 else f"{100 * value:.1f} %"
 
 
 def decimals(value: float | None, places: int = 4) -> str:
-    """A loss or a quality."""
+    """Format a loss or an evaluation metric with a fixed number of decimals."""
     return _MISSING if value is None else f"{value:.{places}f}"
 
 
 def times(value: float | None) -> str:
-    """How many times as much: ``3.7 x``, ``1,250 x`` with the proper sign."""
+    """Format a ratio: ``3.7 ×``, ``1,250 ×``."""
     if value is None:
         return _MISSING
     return f"{value:,.0f} ×" if value >= 100 else f"{value:.3g} ×"  # noqa: RUF001 - the sign

@@ -1,4 +1,9 @@
-"""Serving the page: what it needs beyond the project's own packages is imported here and in ``app.py`` alone."""
+"""Serve the dashboard over HTTP.
+
+    serve(Runs([Path("runs")]), "runs", "127.0.0.1", 8050, print)
+
+Waitress is imported here alone, Dash by the modules that build the page.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,14 @@ from kvstore.errors import InputError, MissingExtraError
 _THREADS = 8
 
 
-def serve(runs: Runs, what: str, host: str, port: int, listening: Callable[[str], None]) -> None:
-    """Serve the page of ``runs``, called ``what``, at ``port`` (0: a free one) of ``host``, until an exception ends it.
+def serve(runs: Runs, source: str, host: str, port: int, on_listening: Callable[[str], None]) -> None:
+    """Serve the page of ``runs`` at ``port`` (0: a free one) of ``host`` until an exception ends it.
 
-    ``listening`` is told the page's address.
+    ``source`` names the folders of the runs in the page's header; ``on_listening`` receives the page's URL.
 
     Raises:
         MissingExtraError: Dash or Waitress is not installed.
-        InputError: nothing can listen there.
+        InputError: the address is in use or cannot be bound.
     """
     try:
         from waitress.server import create_server
@@ -26,21 +31,21 @@ def serve(runs: Runs, what: str, host: str, port: int, listening: Callable[[str]
         from deploy.dashboard.app import make_app
     except ImportError as error:
         raise MissingExtraError(error.name or "dash", extra="dashboard", purpose="crossfade dashboard") from error
-    # A viewer with many tabs makes requests wait a moment, which is no news.
+    # A browser with many tabs makes requests queue for a moment, which Waitress would log as a warning.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    app = make_app(runs, what)
+    app = make_app(runs, source)
     try:
         server = create_server(app.server, host=host, port=port, threads=_THREADS, ident="crossfade")
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(
-            f"--port: cannot listen on {host}:{port}: {reason}; name another, or 0 for a free one"
+            f"--port: cannot listen on {host}:{port}: {reason}; name another port, or 0 for a free one"
         ) from error
-    listening(f"http://{'127.0.0.1' if host in _ANYWHERE else host}:{server.effective_port}/")
+    on_listening(f"http://{'127.0.0.1' if host in _ALL_INTERFACES else host}:{server.effective_port}/")
     try:
         server.run()
     finally:
         server.close()
 
 
-_ANYWHERE = {"", "0.0.0.0"}  # noqa: S104 - compared with, not bound to
+_ALL_INTERFACES = {"", "0.0.0.0"}  # noqa: S104 - compared with, not bound to

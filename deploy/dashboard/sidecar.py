@@ -1,4 +1,4 @@
-"""The page beside a training: a process of its own, which ends with it."""
+"""Serve the dashboard beside a training, in a process that ends with it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 from deploy.cluster.role_process import AGENT_VARIABLE
 
-_NOT_FROM_HERE = "-P"
-"""Python's option to import nothing from the current folder, which may have a trainer/ of its own."""
+_SAFE_PATH = "-P"
+"""Python's option that keeps the current folder, which may have a trainer/ of its own, off the import path."""
 
 
 @contextmanager
-def serve_sidecar(run_dir: Path, port: int, tell: Callable[[str], None]) -> Iterator[None]:
+def serve_sidecar(run_dir: Path, port: int, log: Callable[[str], None]) -> Iterator[None]:
     """Serve the page of the run in ``run_dir`` at ``port`` (0: a free one) of loopback while the context lasts.
 
-    ``tell`` gets the line with its address once it is served. If it cannot be, it says so itself on stderr, and
-    nothing else happens.
+    ``log`` receives the line with the page's URL. A page that cannot be served prints its error to stderr and leaves
+    the training alone.
     """
     process = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, _NOT_FROM_HERE, "-m", "crossfade", "dashboard", str(run_dir), "--port", str(port)],
+        [sys.executable, _SAFE_PATH, "-m", "crossfade", "dashboard", str(run_dir), "--port", str(port)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -34,11 +34,11 @@ def serve_sidecar(run_dir: Path, port: int, tell: Callable[[str], None]) -> Iter
     assert process.stdout is not None
     lines = process.stdout
 
-    def pass_on() -> None:
+    def forward_output() -> None:
         for line in lines:
-            tell(line.rstrip("\n"))
+            log(line.rstrip("\n"))
 
-    reader = threading.Thread(target=pass_on, name="page", daemon=True)
+    reader = threading.Thread(target=forward_output, name="dashboard", daemon=True)
     reader.start()
     try:
         yield

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from deploy.dashboard import formatting as text
+from deploy.dashboard import formatting
 from deploy.dashboard.alerts import Alert, find_alerts
 from deploy.dashboard.process_history import RATE_SECONDS
 from deploy.dashboard.run_reader import RunReader
@@ -41,9 +41,9 @@ class ProcessRow:
     rows: int | None = None
     held_bytes: int | None = None
     updated: int | None = None
-    updated_a_second: float | None = None
+    updated_per_second: float | None = None
     update_share: float | None = None
-    examples_a_second: float | None = None
+    examples_per_second: float | None = None
 
 
 @dataclass
@@ -54,22 +54,22 @@ class Summary:
     path: str
     state: str
     message: str
-    doing: str
+    phase: str
     generation: int
     started: float | None
     updated: float | None
-    seconds: float | None
+    elapsed_seconds: float | None
     step: int
     planned_steps: int | None
     epoch: int | None
     planned_epochs: int | None
     remaining_seconds: float | None
-    examples_a_second: float | None
-    steps_a_second: float | None
+    examples_per_second: float | None
+    steps_per_second: float | None
     loss: float | None
-    select: str
-    quality: float | None
-    best: float | None
+    best_metric: str
+    eval_metric: float | None
+    best_value: float | None
     best_epoch: int | None
     metrics: dict[str, dict[str, float]]
     traffic: dict[str, int]
@@ -92,14 +92,14 @@ class Summary:
         return min(1.0, self.step / self.planned_steps) if self.planned_steps else 0.0
 
     @property
-    def times_dense(self) -> float | None:
+    def dense_ratio(self) -> float | None:
         """How many times as much would have been pushed if gradients were dense."""
         pushed = self.traffic.get("bytes_pushed")
         return self.traffic["bytes_pushed_if_dense"] / pushed if pushed else None
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON values."""
-        return {**asdict(self), "progress": self.progress, "times_dense": self.times_dense}
+        return {**asdict(self), "progress": self.progress, "dense_ratio": self.dense_ratio}
 
 
 def summarize(run: RunReader, now: float | None = None) -> Summary:
@@ -109,9 +109,9 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
     state, message = _state(run, now)
     # A report of an earlier start says nothing of a run that was taken up.
     report = report if state == "done" else {}
-    select = str(run.setting("evaluate", "best_metric") or "ndcg@10")
-    best = training.best(select)
-    judged = [epoch for epoch in training.epochs if epoch["valid"]]
+    best_metric = str(run.setting("evaluate", "best_metric") or "ndcg@10")
+    best = training.best(best_metric)
+    evaluated = [epoch for epoch in training.epochs if epoch["valid"]]
     updated = max((value for value in (run.state.get("time"), training.last_time) if value is not None), default=None)
     started = min(
         (value for value in (training.first_time, run.state.get("started")) if value is not None), default=None
@@ -122,32 +122,32 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
         path=str(run.path),
         state=state,
         message=message,
-        doing=training.phase if live else "",
+        phase=training.phase if live else "",
         generation=int(run.state.get("generation", 0)),
         started=started,
         updated=updated,
-        seconds=(now if live else updated or now) - started if started is not None else None,
+        elapsed_seconds=(now if live else updated or now) - started if started is not None else None,
         step=training.step,
         planned_steps=training.planned_steps,
         epoch=_whole(training.steps.last("epoch")) or (int(training.epochs[-1]["epoch"]) if training.epochs else None),
         planned_epochs=_whole(run.setting("train", "epochs")),
         remaining_seconds=None,
-        examples_a_second=report.get("examples_per_second") or training.examples_a_second(),
-        steps_a_second=training.steps_a_second(),
+        examples_per_second=report.get("examples_per_second") or training.examples_per_second(),
+        steps_per_second=training.steps_per_second(),
         loss=training.epochs[-1]["loss"] if training.epochs else training.steps.last("loss"),
-        select=select,
-        quality=judged[-1]["valid"].get(select) if judged else None,
-        best=best[0] if best else None,
+        best_metric=best_metric,
+        eval_metric=evaluated[-1]["valid"].get(best_metric) if evaluated else None,
+        best_value=best[0] if best else None,
         best_epoch=best[1] if best else None,
-        metrics=report.get("metrics") or ({"valid": judged[-1]["valid"]} if judged else {}),
+        metrics=report.get("metrics") or ({"valid": evaluated[-1]["valid"]} if evaluated else {}),
         traffic=_traffic(run, report),
         phase_seconds=report.get("seconds_by_phase") or _phase_seconds(run),
         checkpoints=_checkpoints(run),
         restarts=_restarts(run),
         processes=_processes(run, now, live),
     )
-    if live and summary.steps_a_second and summary.planned_steps:
-        summary.remaining_seconds = (summary.planned_steps - summary.step) / summary.steps_a_second
+    if live and summary.steps_per_second and summary.planned_steps:
+        summary.remaining_seconds = (summary.planned_steps - summary.step) / summary.steps_per_second
     summary.alerts = find_alerts(run, summary, now)
     return summary
 
@@ -184,7 +184,7 @@ def _state(run: RunReader, now: float) -> tuple[str, str]:
     if silent > GONE_SECONDS and _has_gone(told["command"]):
         return "lost", "the command that ran it has gone without a word: it was killed, or its machine stopped"
     if silent > SILENT_SECONDS:
-        return "lost", f"no word of the command that runs it for {text.duration(silent)}"
+        return "lost", f"no word of the command that runs it for {formatting.duration(silent)}"
     return state, ""
 
 
@@ -264,11 +264,11 @@ def _processes(run: RunReader, now: float, live: bool) -> list[ProcessRow]:
         if held := load.get("held_bytes"):
             row.held_bytes = sum(sum(arrays.values()) for arrays in held.values())
             row.updated = sum(update["updated"] for update in load.get("updates", {}).values())
-            row.updated_a_second, row.update_share = rates.get("updated"), rates.get("update_share")
+            row.updated_per_second, row.update_share = rates.get("updated"), rates.get("update_share")
             if isinstance(dim, int) and dim > 0:
                 row.rows = sum(arrays.get("weights", 0) for arrays in held.values()) // (dim * VALUE_BYTES)
         if "examples" in load:
-            row.examples_a_second = rates.get("examples")
+            row.examples_per_second = rates.get("examples")
         if not live:
             row.state = "done" if run.state.get("state") == "done" else "ended"
         rows.append(row)

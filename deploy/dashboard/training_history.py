@@ -65,8 +65,8 @@ class ColumnBuffer:
         """In which life each of the lines of these numbers is."""
         return np.searchsorted([begin for begin, _ in self._lives], lines_N, side="right")
 
-    def counted(self) -> BoolArray:
-        """Which lines no later life has taken again."""
+    def is_current(self) -> BoolArray:
+        """Return which lines are current: not repeated by a later attempt. Bool of shape (N,)."""
         step_N = self["step"]
         kept_N = np.ones(len(step_N), dtype=np.bool_)
         until, end = math.inf, len(step_N)
@@ -149,11 +149,11 @@ class TrainingHistory:
         known = [self.steps.last("step"), self.totals.last("step"), self.epochs[-1]["step"] if self.epochs else None]
         return int(max((value for value in known if value is not None), default=self._began_after))
 
-    def steps_a_second(self) -> float | None:
+    def steps_per_second(self) -> float | None:
         """How fast it goes, by the last minute of this life."""
         return self._rate("step")
 
-    def examples_a_second(self) -> float | None:
+    def examples_per_second(self) -> float | None:
         """The same of examples."""
         return self._rate("examples")
 
@@ -185,7 +185,7 @@ class TrainingHistory:
 
     def rates(self, points: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Time, step and examples a second between some ``points`` of the records, each within one life."""
-        kept_N = np.flatnonzero(self.steps.counted())
+        kept_N = np.flatnonzero(self.steps.is_current())
         if len(kept_N) == 0:
             return (np.empty(0),) * 3
         places_P = kept_N[np.unique(np.linspace(0, len(kept_N) - 1, points).astype(np.int64))]

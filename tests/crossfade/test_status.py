@@ -53,7 +53,7 @@ def test_a_run_in_process_shows_where_it_stands_and_how_it_ended(job: Path, tmp_
         training.wait_for("saved")
         training.wait(lambda: told_state(run_dir)["processes"]["in-process"]["load"].get("updates"), "its load")
         (live,) = status(tmp_path)
-        assert (live["name"], live["state"], live["doing"]) == ("live", "running", "training")
+        assert (live["name"], live["state"], live["phase"]) == ("live", "running", "training")
         assert 0 < live["step"] < live["planned_steps"]
         assert live["checkpoints"]["last_step"] >= 5
         assert live["traffic"]["bytes_pushed_if_dense"] > live["traffic"]["bytes_pushed"] > 0
@@ -69,7 +69,7 @@ def test_a_run_in_process_shows_where_it_stands_and_how_it_ended(job: Path, tmp_
     for name in ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense"):
         assert done["traffic"][name] == report[name]
         assert [event for event in records(run_dir) if event["event"] == "totals"][-1][name] == report[name]
-    assert done["examples_a_second"] == report["examples_per_second"]
+    assert done["examples_per_second"] == report["examples_per_second"]
     assert done["best_epoch"] == report["best_epoch"]
     screen = succeeded(crossfade("status", run_dir, cwd=tmp_path)).stdout
     assert "live: done, " in screen

@@ -1,4 +1,4 @@
-// The button that changes between light and dark: until it is used, the page is as the system says.
+// The button that switches between light and dark. Until it is used, the page follows the system's setting.
 (() => {
   const root = document.documentElement;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -9,7 +9,7 @@
     const other = current() === "dark" ? "Light" : "Dark";
     if (button && button.textContent !== other) {
       button.textContent = other;
-      button.setAttribute("aria-label", `Change to ${other.toLowerCase()} colours`);
+      button.setAttribute("aria-label", `Change to ${other.toLowerCase()} colors`);
     }
   }
 
@@ -19,11 +19,11 @@
     try {
       localStorage.setItem("crossfade-theme", root.dataset.theme);
     } catch {
-      // storage may be forbidden: the page alone remembers
+      // Storage may be forbidden: the choice then lasts until the page is reloaded.
     }
     label();
   });
   dark.addEventListener("change", label);
-  // Dash makes the page after this has run.
+  // Dash builds the page after this script has run.
   new MutationObserver(label).observe(document.body, { childList: true, subtree: true });
 })();

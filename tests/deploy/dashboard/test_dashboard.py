@@ -17,7 +17,7 @@ from run_folders import add, epoch, load, sample, state, step, totals, training_
 from running_command import RunningCommand, crossfade, started, succeeded
 from scraping import ask
 
-GRAPHS = ("loss", "quality", "throughput", "phases", "traffic", "memory", "updates")
+GRAPHS = ("loss", "eval_metric", "throughput", "phases", "traffic", "memory", "updates")
 SECONDS = 30_000
 EPOCHS = 120  # so that some seconds pass, each of which leaves a record
 
@@ -100,7 +100,7 @@ def test_every_graph_and_table_of_a_finished_run_has_data(browser: Browser, addr
         assert drawn(visit, "traffic")[0]["x"] == [
             report[name] for name in ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense")
         ]
-        assert len(drawn(visit, "quality")[0]["y"]) == EPOCHS // 10
+        assert len(drawn(visit, "eval_metric")[0]["y"]) == EPOCHS // 10
         assert len(drawn(visit, "loss")[1]["y"]) == EPOCHS
         expect(page.locator("#head")).to_contain_text(f"step {report['steps']:,} of {report['steps']:,}")
         expect(page.locator("#processes tbody tr")).to_have_count(1)
@@ -111,7 +111,7 @@ def test_every_graph_and_table_of_a_finished_run_has_data(browser: Browser, addr
         page.get_by_text("job.yaml of first").click()
         expect(page.locator("#job pre")).to_have_text((place / "runs" / "first" / "job.yaml").read_text().rstrip())
         dense = report["bytes_pushed_if_dense"] / report["bytes_pushed"]
-        expect(page.locator("#figures")).to_contain_text(f"{dense:.3g}")
+        expect(page.locator("#tiles")).to_contain_text(f"{dense:.3g}")
 
 
 @pytest.mark.cluster
@@ -145,7 +145,7 @@ def test_a_run_is_watched_from_its_first_steps_through_the_loss_of_a_server_to_i
         wait_for_graph(visit, "loss", f"t[0].x.at(-1) > {before}")
         succeeded(training.finish())
         expect(page.locator("#head h1")).to_have_text("clusterdone")
-        expect(page.locator("#figures")).to_contain_text("restarts1")
+        expect(page.locator("#tiles")).to_contain_text("Restarts1")
 
 
 @pytest.mark.slow
@@ -175,7 +175,8 @@ def write_plays(folder: Path, *, quality: float, rate: float, kind: str = "done"
     return write_run(
         folder,
         metrics=metrics,
-        job=f"name: plays\nmodel: {{dim: 8}}\nevaluate: {{select: ndcg@10}}\noptimizer: {{learning_rate: {rate}}}\n",
+        job=f"name: plays\nmodel: {{dim: 8}}\nevaluate: {{best_metric: ndcg@10}}\n"
+        f"optimizer: {{learning_rate: {rate}}}\n",
         processes=[sample(at=10 * number, **each) for number, each in enumerate(loads)],
         state=state(kind, at=41, in_process=("running", loads[-1]["in_process"])),
     )
@@ -213,12 +214,12 @@ def test_runs_are_compared_by_keyboard_alone(browser: Browser, made_up: str) -> 
             if other.evaluate("box => box === document.activeElement"):
                 break
         page.keyboard.press("Space")
-        compared = page.get_by_role("region", name="The runs compared")
+        compared = page.get_by_role("region", name="Comparison of runs")
         expect(compared.locator("tbody tr")).to_have_count(2)
         expect(compared.locator("tbody tr").nth(1)).to_contain_text("0.3500")
-        wait_for_graph(visit, "quality", "t.length === 2")
-        assert {trace["name"] for trace in drawn(visit, "quality")} == {"one", "two"}
-        differs = page.get_by_role("region", name="What differs")
+        wait_for_graph(visit, "eval_metric", "t.length === 2")
+        assert {trace["name"] for trace in drawn(visit, "eval_metric")} == {"one", "two"}
+        differs = page.get_by_role("region", name="Differences between jobs")
         expect(differs.locator("tbody tr")).to_have_text(["optimizer.learning_rate0.10.05"])
         page.wait_for_url("**/?run=one&run=two")
         page.reload()
@@ -278,10 +279,10 @@ def test_what_is_damaged_is_said_and_the_rest_is_shown(browser: Browser, made_up
 def test_runs_that_appear_grow_and_vanish_do_so_on_the_page(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with served(cwd=tmp_path) as address, looking(browser, address) as visit:
-        expect(visit.page.locator("#none")).to_be_visible()
+        expect(visit.page.locator("#no-runs")).to_be_visible()
         folder = write_plays(tmp_path / "runs" / "new", quality=0.3, rate=0.1)
         expect(visit.page.locator("#head h1")).to_contain_text("new")
-        expect(visit.page.locator("#none")).to_be_hidden()
+        expect(visit.page.locator("#no-runs")).to_be_hidden()
         add(folder / "metrics.jsonl", step(41, at=50, steps=90))
         expect(visit.page.locator("#head")).to_contain_text("step 41 of 90")
         folder.rename(tmp_path / "runs" / "renamed")
@@ -307,6 +308,6 @@ def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
         result = crossfade("dashboard", "--port", port, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        f"crossfade: error: --port: cannot listen on 127.0.0.1:{port}: Address already in use; name another, or 0 for "
-        "a free one"
+        f"crossfade: error: --port: cannot listen on 127.0.0.1:{port}: Address already in use; name another port, "
+        "or 0 for a free one"
     ]

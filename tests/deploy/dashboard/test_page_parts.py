@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from run_folders import BEGAN, epoch, load, sample, state, step, totals, training_from, write_run
 
-from deploy.dashboard import app, page, run_reader
-from deploy.dashboard import charts as figures
+from deploy.dashboard import app, charts, page, run_reader
 from deploy.dashboard.charts import COLORS, RunView
 from deploy.dashboard.layout import GRAPHS
 from deploy.dashboard.run_reader import RunReader
@@ -44,17 +43,17 @@ def taken_up(tmp_path: Path) -> RunView:
 
 
 def test_by_step_each_step_is_shown_once_as_it_came_out_the_last_time(taken_up: RunView) -> None:
-    steps, epochs = figures.loss([taken_up], "step")["data"]
+    steps, epochs = charts.loss([taken_up], "step")["data"]
     assert steps["x"] == list(range(1, 11))
     assert steps["y"] == [9.0] * 4 + [1.0] * 6
     assert (epochs["x"], epochs["y"]) == ([8.0], [0.4])
-    assert figures.quality([taken_up], "step")["data"][0]["y"] == [0.2]
-    by_time = figures.loss([taken_up], "time")["data"][0]["x"]
+    assert charts.eval_metric([taken_up], "step")["data"][0]["y"] == [0.2]
+    by_time = charts.loss([taken_up], "time")["data"][0]["x"]
     assert by_time == pytest.approx([*(np.arange(1, 5) / 60), *(np.arange(55, 61) / 60)])
 
 
 def test_phases_are_those_of_the_steps_that_the_process_took(taken_up: RunView) -> None:
-    bars = {bar["name"]: bar["x"] for bar in figures.phases([taken_up])["data"]}
+    bars = {bar["name"]: bar["x"] for bar in charts.phases([taken_up])["data"]}
     assert bars == {
         "pull": pytest.approx([100.0]),
         "gradients": pytest.approx([200.0]),
@@ -63,38 +62,38 @@ def test_phases_are_those_of_the_steps_that_the_process_took(taken_up: RunView) 
 
 
 def test_bytes_stand_beside_what_dense_gradients_would_have_been(taken_up: RunView) -> None:
-    (bars,) = figures.traffic([taken_up])["data"]
-    assert dict(zip(bars["y"], bars["x"], strict=True)) == {"pulled": 1000, "pushed": 1000, "if dense": 50_000}
+    (bars,) = charts.traffic([taken_up])["data"]
+    assert dict(zip(bars["y"], bars["x"], strict=True)) == {"pulled": 1000, "pushed": 1000, "pushed if dense": 50_000}
 
 
 def test_rows_updated_are_those_of_a_second_and_of_servers_alone(taken_up: RunView) -> None:
-    (line,) = figures.updates([taken_up])["data"]
+    (line,) = charts.updates([taken_up])["data"]
     assert (line["name"], line["y"]) == ("server-0", pytest.approx([10.0, 10.0]))
-    assert {line["name"] for line in figures.memory([taken_up])["data"]} == {"server-0", "worker-0"}
+    assert {line["name"] for line in charts.memory([taken_up])["data"]} == {"server-0", "worker-0"}
 
 
 def test_long_runs_are_drawn_with_few_points_that_keep_the_mean(tmp_path: Path) -> None:
     numbers = range(1, 10_001)
     events = [training_from(0, at=0), *(step(number, at=number, loss=number % 7, steps=10_000) for number in numbers)]
     shown = show(write_run(tmp_path / "run", metrics=events))
-    line = figures.loss([shown], "step")["data"][0]
+    line = charts.loss([shown], "step")["data"][0]
     assert len(line["x"]) == len(line["y"]) == 400
     assert np.mean(line["y"]) == pytest.approx(np.mean([number % 7 for number in numbers]), rel=1e-3)
-    assert len(figures.throughput([shown], "step")["data"][0]["x"]) < 400
+    assert len(charts.throughput([shown], "step")["data"][0]["x"]) < 400
 
 
 def test_a_loss_that_is_no_number_leaves_a_gap(tmp_path: Path) -> None:
     shown = show(write_run(tmp_path / "run", metrics=[step(1, at=1), step(2, at=2, loss=float("nan")), step(3, at=3)]))
-    assert figures.loss([shown], "step")["data"][0]["y"] == [0.5, None, 0.5]
+    assert charts.loss([shown], "step")["data"][0]["y"] == [0.5, None, 0.5]
 
 
 def test_a_run_of_which_nothing_is_known_yet_is_shown_too(tmp_path: Path) -> None:
     empty = show(write_run(tmp_path / "empty", state=state("starting", at=100)))
     for axis in ("step", "time"):
-        app._drawn([empty], axis)  # type: ignore[arg-type]
+        app._figures([empty], axis)  # type: ignore[arg-type]
     for shown in ([], [empty], [empty, empty]):
         app._parts(shown)
-        app._drawn(shown, "step")
+        app._figures(shown, "step")
         for graph in GRAPHS:
             page.describe_chart(graph, shown)
 
@@ -105,7 +104,7 @@ def test_what_differs_between_jobs_is_found_key_by_key(tmp_path: Path) -> None:
     other = show(write_run(tmp_path / "other", job=job.format(5, "{kind: adam, learning_rate: 0.1}")))
     rows = _rows(page._differences([one, other]))
     assert rows == [["train.epochs", "4", "5"], ["optimizer.learning_rate", "", "0.1"]]
-    assert page._differences([one, one]).children == "Their jobs are the same."
+    assert page._differences([one, one]).children == "The jobs are identical."
 
 
 def _rows(region: Any) -> list[list[str]]:
@@ -117,18 +116,24 @@ def _rows(region: Any) -> list[list[str]]:
 def test_the_page_asks_for_a_run_by_its_name_among_those_there_are(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "plays", state=state("done", at=1))
     client = app.make_app(Runs([tmp_path / "runs"]), "runs").server.test_client()
-    outputs = [("runs", "children"), ("listed", "data"), ("picked", "data"), ("none", "hidden"), ("place", "search")]
+    outputs = [
+        ("runs", "children"),
+        ("listed", "data"),
+        ("selected", "data"),
+        ("no-runs", "hidden"),
+        ("location", "search"),
+    ]
     search = f"?run={tmp_path}/secret&run=../secret&run=plays"
-    states = [("place", "search", search), ("listed", "data", None)]
+    states = [("location", "search", search), ("listed", "data", None)]
     asked = {
         "output": f"..{'...'.join(f'{part}.{what}' for part, what in outputs)}..",
         "outputs": [{"id": part, "property": what} for part, what in outputs],
-        "inputs": [{"id": "tick", "property": "n_intervals"}, {"id": "picked", "property": "data"}],
+        "inputs": [{"id": "tick", "property": "n_intervals"}, {"id": "selected", "property": "data"}],
         "changedPropIds": [],
         "state": [{"id": part, "property": what, "value": value} for part, what, value in states],
     }
     answer = client.post("/_dash-update-component", json=asked)
     assert answer.status_code == 200
-    assert answer.json["response"]["picked"]["data"] == ["plays"]
-    assert answer.json["response"]["place"]["search"] == "?run=plays"
+    assert answer.json["response"]["selected"]["data"] == ["plays"]
+    assert answer.json["response"]["location"]["search"] == "?run=plays"
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]

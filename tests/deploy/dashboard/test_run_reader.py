@@ -116,10 +116,10 @@ def test_steps_that_were_taken_again_count_once_and_rates_do_not_cross_a_restart
     assert training.epochs == []
     for number in range(5, 11):
         training.take(step(number, at=100 + number))
-    counted = training.steps["step"][training.steps.counted()]
+    counted = training.steps["step"][training.steps.is_current()]
     assert counted.tolist() == list(range(1, 11))
     assert training.step == 10
-    assert training.steps_a_second() == pytest.approx(1.0)
+    assert training.steps_per_second() == pytest.approx(1.0)
     times, steps, rates = training.rates(100)
     assert set(rates.round(6)) == {10.0}  # though a minute and a half passed without a step
     assert steps.tolist() == [2, 3, 4, 6, 7, 8, 9, 10]
@@ -157,9 +157,9 @@ def test_a_live_run_says_where_it_stands(tmp_path: Path) -> None:
     assert (summary.state, summary.live, summary.step, summary.planned_steps) == ("running", True, 40, 100)
     assert summary.progress == pytest.approx(0.4)
     assert summary.remaining_seconds == pytest.approx(30.0, rel=0.01)
-    assert summary.examples_a_second == pytest.approx(20.0)
-    assert (summary.quality, summary.best, summary.best_epoch, summary.loss) == (0.29, 0.31, 1, 0.4)
-    assert summary.times_dense == 37.0
+    assert summary.examples_per_second == pytest.approx(20.0)
+    assert (summary.eval_metric, summary.best_value, summary.best_epoch, summary.loss) == (0.29, 0.31, 1, 0.4)
+    assert summary.dense_ratio == 37.0
     assert summary.checkpoints["last_step"] == 40
     assert summary.alerts == []
     json.dumps(summary.to_json())
@@ -179,7 +179,7 @@ def test_a_servers_rows_memory_and_load_come_from_what_it_told(tmp_path: Path) -
     assert (row.name, row.state, row.host) == ("server-0", "running", "here")
     assert (row.rows, row.held_bytes, row.resident_bytes) == (10, 640, 100)
     assert row.updated == 6000
-    assert row.updated_a_second == pytest.approx(500.0)
+    assert row.updated_per_second == pytest.approx(500.0)
     assert row.update_share == pytest.approx(0.5)
     assert row.cpu == pytest.approx(0.5)
 
@@ -190,10 +190,10 @@ def test_a_finished_run_is_what_its_report_says(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(60, at=60)], state=state("done", at=61), report=report | moved)
     summary = look(folder, at=10_000)
     assert (summary.state, summary.live, summary.progress) == ("done", False, 1.0)
-    assert summary.examples_a_second == 123.0
+    assert summary.examples_per_second == 123.0
     assert summary.metrics == {"test": {"ndcg@10": 0.2}}
-    assert summary.times_dense == 3.0
-    assert summary.seconds == pytest.approx(61.0)  # from its start to its last word
+    assert summary.dense_ratio == 3.0
+    assert summary.elapsed_seconds == pytest.approx(61.0)  # from its start to its last word
     assert summary.alerts == []
 
 
@@ -204,7 +204,7 @@ def test_a_run_that_is_taken_up_is_not_what_its_old_report_says(tmp_path: Path) 
         state=state("running", at=3),
         report={"examples_per_second": 9999.0},
     )
-    assert look(folder, at=3).examples_a_second == pytest.approx(10.0)
+    assert look(folder, at=3).examples_per_second == pytest.approx(10.0)
 
 
 def test_a_command_that_went_without_a_word_is_lost(tmp_path: Path) -> None:
@@ -286,8 +286,8 @@ def test_a_slow_worker_and_memory_that_runs_out_are_alerts(tmp_path: Path) -> No
     loads = {"worker_0": slow, **{f"worker_{rank}": load(phase_seconds={"gradients": 99.0}) for rank in (1, 2)}}
     processes = {name: ("running", its) for name, its in loads.items()}
     folder = write_run(tmp_path / "run", processes=[sample(at=5, **loads)], state=state("running", at=5, **processes))
-    assert warned(look(folder, at=5), "worker-0 works 2.0 times as long")
-    assert warned(look(folder, at=5), "worker-0: 50 B of 1 kB memory are left there")
+    assert warned(look(folder, at=5), "worker-0 computes 2.0 times as long")
+    assert warned(look(folder, at=5), "worker-0: only 50 B of 1 kB memory are free")
     assert not warned(look(folder, at=5), "worker-1")
 
 
