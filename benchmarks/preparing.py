@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/preparing.py --events 100e6           # 100 million
     .venv/bin/python benchmarks/preparing.py --at s3://BUCKET/PREFIX  # from and to S3
 
-Events are those of ``crossfade prepare --synthetic … --raw``, with ids of text: a customer for each hundred events, a
+Events are those of ``crossfade synthesize --raw-events``, with ids of text: a customer for each hundred events, a
 track for each two hundred. The last event of each customer is held out. Memory is what the process takes beside the
 page cache (RssAnon of /proc). Seconds of the processors tell what the work costs on a machine that has other work too.
 """

@@ -116,8 +116,9 @@ def prepare(folder: Path, part: int) -> None:
     """Make the data of one size, unless they are there."""
     if (folder / "manifest.json").exists():
         return
-    sizes = f"queries={CUSTOMERS // part},items={TRACKS // part},interactions={INTERACTIONS},genres={GENRES}"
-    command = ["prepare", "--synthetic", f"{sizes},valid=0,test=0", "--out", str(folder)]
+    sizes = {"queries": CUSTOMERS // part, "items": TRACKS // part, "interactions": INTERACTIONS, "genres": GENRES}
+    options = [f"--{name}={value}" for name, value in {**sizes, "valid": 0, "test": 0}.items()]
+    command = ["synthesize", *options, "--out", str(folder)]
     subprocess.run([sys.executable, "-m", "crossfade", *command], check=True, stdout=sys.stderr)
 
 

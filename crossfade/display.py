@@ -1,10 +1,15 @@
-"""What a person sees of a training run: a bar, a line for each new best, and the result."""
+"""Terminal output for people: progress bars, status lines beside them, and the result of a training run.
+
+with TrainDisplay("ndcg@10") as display:
+    display.show({"event": "step", ...})
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,12 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "prune_failed": lambda event: f"old checkpoints stay: {event['message']}",
 }
 """What is said of an event, in a line."""
+
+
+def print_line(line: str) -> None:
+    """Print a status line on stderr, above a progress bar if there is one."""
+    tqdm.write(f"crossfade: {line}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _start(event: dict[str, Any]) -> str:
@@ -76,20 +87,15 @@ class TrainDisplay:
             if event["event"] == "restart":
                 self._close_bar()
             for skipped in event.get("passed_over", ()):
-                self._say(f"passed over a checkpoint: {skipped}")
-            self._say(_LINES[event["event"]](event))
-
-    @staticmethod
-    def _say(line: str) -> None:
-        """A line of its own, beside the bar."""
-        tqdm.write(f"crossfade: {line}", file=sys.stderr)
+                print_line(f"passed over a checkpoint: {skipped}")
+            print_line(_LINES[event["event"]](event))
 
     def _show_step(self, event: dict[str, Any]) -> None:
         self._steps = event["steps"]
         if self._lines:
             if time.monotonic() >= self._line_due or event["step"] == event["steps"]:
                 self._line_due = time.monotonic() + _LINE_SECONDS
-                self._say(f"{self._place(event)} batch_loss={event['loss']:.6g}")
+                print_line(f"{self._place(event)} batch_loss={event['loss']:.6g}")
             return
         if self._bar is None:
             # Where nobody watches, as in a log, a line every ten seconds is enough.
@@ -116,7 +122,7 @@ class TrainDisplay:
             self._best = valid[self._select]
         if self._lines:
             values = {"loss": event["loss"], **{name: value for name, value in (valid or {}).items() if "@" in name}}
-            self._say(" ".join([self._place(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
+            print_line(" ".join([self._place(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
 
     def _place(self, event: dict[str, Any]) -> str:
         """How far the run is, as lines of a log begin: CloudWatch reads its metrics out of them."""
@@ -157,3 +163,46 @@ def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
         )
         for metric in names:
             print("  ".join([f"{metric:<{width}}", *(f"{values[f'{metric}@{depth}']:>8.4f}" for depth in depths)]))
+
+
+class ProgressBars:
+    """Shows a progress bar on stderr for each phase of a command; implements ``ProgressReporter``."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def phase(self, name: str, total: int | None, unit: str) -> None:
+        """Close the bar of the previous phase and open one of ``total`` units."""
+        self.close()
+        # In a log file a line for each long phase is enough.
+        interactive = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            desc=name,
+            unit=f" {unit}" if unit == "row" else unit,
+            unit_scale=unit in ("row", "B"),
+            mininterval=0.1 if interactive else 60.0,
+            delay=0.0 if interactive else 1.0,
+            dynamic_ncols=True,
+        )
+
+    def advance(self, amount: int) -> None:
+        """Advance the bar by ``amount`` units."""
+        assert self._bar is not None
+        self._bar.update(amount)
+
+    def close(self) -> None:
+        """Close the last bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@contextmanager
+def progress_bars() -> Iterator[ProgressBars]:
+    """Yield progress bars, and close the last one when the block ends."""
+    bars = ProgressBars()
+    try:
+        yield bars
+    finally:
+        bars.close()

@@ -17,14 +17,17 @@ from crossfade.commands import (
     ec2_host,
     evaluate,
     export,
+    forget,
     plan,
     prepare,
     roles,
     similar,
     status,
     submit,
+    synthesize,
     train,
     tune,
+    validate,
 )
 from crossfade.signals import SpotInterruption, StopSignal, stopper
 from kvstore import __version__
@@ -53,6 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
         prepare,
+        validate,
+        forget,
+        synthesize,
         plan,
         train,
         tune,

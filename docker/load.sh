@@ -1,6 +1,6 @@
 #!/bin/sh
-# The loader of docker-compose.yml: makes the bucket of $CROSSFADE_DATASET, if there is none, and prepares there what its arguments
-# say, if it is not there. "none": what trains is there already.
+# The loader of docker-compose.yml: makes the bucket of $CROSSFADE_DATASET, if there is none, and runs there the
+# command in its arguments, unless its dataset exists. "none": the dataset exists already.
 set -eu
 bucket=${CROSSFADE_DATASET#s3://}
 python3 - "${bucket%%/*}" <<'END'
@@ -13,4 +13,4 @@ if sys.argv[1] not in {bucket["Name"] for bucket in store.list_buckets()["Bucket
     store.create_bucket(Bucket=sys.argv[1])
 END
 [ "$*" != none ] || exit 0
-exec crossfade prepare "$@" --out "$CROSSFADE_DATASET" --reuse
+exec crossfade "$@" --out "$CROSSFADE_DATASET" --skip-existing

@@ -64,7 +64,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, and print what."""
-    from crossfade.commands.prepare import ProgressBars
+    from crossfade.display import ProgressBars
     from trainer.embeddings.export import Request, export
 
     request = Request(arguments.source, arguments.out, arguments.entity, arguments.data, arguments.overwrite)

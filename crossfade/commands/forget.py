@@ -1,65 +1,109 @@
-"""``crossfade prepare --forget``: deletes what prepared data have of some customers, and says what else has them."""
+"""``crossfade forget``: delete ids from a prepared dataset, and list where else they may remain."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
+from crossfade.display import progress_bars
+from crossfade.options.command import add_command
 from kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
-    from trainer.data.reporter import ProgressReporter
     from trainer.prepare.forget import ForgetReport
 
+_EXAMPLES = (
+    (
+        "crossfade forget data/plays --ids ids.txt",
+        "Delete the interactions, ids and names of the customers that a text file lists, one per line.",
+    ),
+    (
+        "crossfade forget s3://music/plays --ids requests.parquet --column user_id --entity customer",
+        "Read the ids from a column of a Parquet, CSV or TSV file.",
+    ),
+)
+_NOTES = """\
+Files are rewritten in place. Other rows keep their numbers, so checkpoints stay valid; vacant rows start anew in the
+next run that warm-starts from an older checkpoint. After an interruption, the same command finishes the deletion.
+"""
 
-def forget_ids(arguments: argparse.Namespace, progress: ProgressReporter) -> str:
-    """Delete what ``arguments`` ask for; what there is to say of it.
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "forget",
+        "delete ids from a dataset",
+        "Delete ids, their names and all their interactions from a prepared dataset, in place.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
+    )
+    dataset = parser.add_argument_group("dataset")
+    dataset.add_argument("data", metavar="DATA", help="delete from this folder or s3://BUCKET/PREFIX")
+    ids = parser.add_argument_group("ids")
+    ids.add_argument(
+        "--ids",
+        metavar="FILE",
+        required=True,
+        help="read ids from FILE: text with one per line, or a column of Parquet, CSV or TSV",
+    )
+    ids.add_argument(
+        "--column", metavar="COLUMN", help="read this column (default: the entity's name, or the only one)"
+    )
+    ids.add_argument("--entity", metavar="NAME", help="delete ids of this entity (default: the querying one)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Delete the ids, and print what was deleted and what may still hold them.
 
     Raises:
-        CrossfadeError: it could not be done; the data are what they were, or what they were to be.
+        CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.
     """
     from trainer.data.manifest import read_manifest
     from trainer.prepare.forget import forget
     from trainer.prepare.id_list import read_ids
 
-    folder = Folder(arguments.out)
+    folder = Folder(arguments.data)
     entity = arguments.entity or read_manifest(folder).query
-    ids = read_ids(arguments.forget, arguments.column, entity)
-    return describe_forgotten(forget(folder, ids, entity, progress), folder, arguments.forget)
+    ids = read_ids(arguments.ids, arguments.column, entity)
+    with progress_bars() as bars:
+        report = forget(folder, ids, entity, bars)
+    print("\n".join(_describe(report, folder, arguments.ids)))
+    return 0
 
 
-def describe_forgotten(forgotten: ForgetReport, folder: Folder, file: str) -> str:
-    """What was deleted, what still holds the people, and how that is cleared."""
-    unknown = forgotten.requested - forgotten.found - forgotten.pending
-    dropped = ", ".join(f"{count:,} of {split}" for split, count in forgotten.interactions.items())
-    forgotten_in_all = len(forgotten.manifest.entities[forgotten.entity].vacant_rows)
+def _describe(report: ForgetReport, folder: Folder, file: str) -> list[str]:
+    unknown = report.requested - report.found - report.pending
+    dropped = ", ".join(f"{count:,} of {split}" for split, count in report.interactions.items())
+    vacant = len(report.manifest.entities[report.entity].vacant_rows)
     lines = [
-        f"{folder.uri}: forgot {forgotten.found:,} rows of {forgotten.entity} ({forgotten_in_all:,} in all)",
-        f"  ids: {forgotten.requested:,} in {file}; {unknown:,} of them are not in the data, or not any more",
-        f"  interactions dropped: {dropped}; {forgotten.files_rewritten} file(s) rewritten",
+        f"{folder.uri}: forgot {report.found:,} rows of {report.entity} ({vacant:,} in all)",
+        f"  ids: {report.requested:,} in {file}; {unknown:,} of them are not in the dataset, or no longer",
+        f"  interactions dropped: {dropped}; {report.files_rewritten} file(s) rewritten",
     ]
-    if forgotten.pending:
-        lines.insert(2, f"  {forgotten.pending:,} of them waited for a row (--admit)")
-    if forgotten.leftovers_deleted:
-        lines.append("  an earlier --forget had broken off: the files that it left are deleted")
-    if forgotten_in_all or forgotten.pending:
-        lines += ["what may still hold them, and how to clear it:", *(f"  {line}" for line in _still(forgotten))]
-    return "\n".join(lines)
+    if report.pending:
+        lines.insert(2, f"  {report.pending:,} of them were waiting for admission (--admit)")
+    if report.leftovers_deleted:
+        lines.append("  finished an earlier 'crossfade forget' that was interrupted: deleted the files it had left")
+    if vacant or report.pending:
+        lines += ["what may still hold them, and how to clear it:", *(f"  {line}" for line in _other_copies(report))]
+    return lines
 
 
-def _still(forgotten: ForgetReport) -> list[str]:
-    source = forgotten.manifest.source
+def _other_copies(report: ForgetReport) -> list[str]:
+    source = report.manifest.source
     raw = [text for split in ("train", "valid", "test") for text in _texts(source.get(split))]
     where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""
     lines = [
         f"raw events     delete them there, or the next preparation brings them back{where}",
-        "checkpoints    train a new run with --set checkpoint.warm_start_from=OLD/checkpoints: their rows start afresh;",
+        "checkpoints    train a new run with --set checkpoint.warm_start_from=OLD/checkpoints, which resets their rows;",
         "               then delete the older checkpoints",
         "embeddings     of earlier runs, exports and indexes: that run writes new embeddings; delete the old ones",
-        "copies         data prepared earlier, backups, older versions of objects in S3: forget there, or delete them",
+        "copies         earlier datasets, backups, older versions of objects in S3: forget there, or delete them",
     ]
     if "base" in source:
-        lines.append(f"earlier data   {source['base']}, whose vocabulary these data go on with: forget there too")
+        lines.append(f"base dataset   {source['base']}, which this dataset extends: forget there too")
     return lines
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from crossfade.options.job import add_job, add_sizes, job_of
+from crossfade.options.job import add_job, add_sizes, load_job_arguments
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Network:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, and print it."""
-    from crossfade.commands.prepare import phase_bars
+    from crossfade.display import progress_bars
     from deploy.aws.instance_types import find_instance
     from deploy.capacity.fit import check_fit
     from deploy.capacity.machine import Machine, this_machine
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     job = _load(arguments)
     bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
     instance = find_instance(arguments.instance_type) if arguments.instance_type else None
-    with phase_bars() as bars:
+    with progress_bars() as bars:
         inputs = read_inputs(job, bars).with_counts()
     plan = plan_capacity(inputs)
     machine = Machine(instance.name, instance.usable_bytes) if instance else this_machine()
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> JobConfig:
-    job = job_of(arguments, *_SIZES)
+    job = load_job_arguments(arguments, *_SIZES)
     if job.cluster.hosts > 1 and job.cluster.servers == 0:
         raise InputError(
             f"{job.cluster.hosts} hosts need servers that hold the tables: set cluster.servers, or --servers"

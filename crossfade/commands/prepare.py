@@ -1,201 +1,117 @@
-"""``crossfade prepare``: raw events, a sample or synthetic listening become vocabularies and interaction shards."""
+"""``crossfade prepare``: turn raw events, or the Last.fm sample, into a dataset of vocabularies and interactions."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from crossfade.commands.forget import forget_ids
-from crossfade.commands.validate import check_data, report
+from crossfade.display import print_line, progress_bars
+from crossfade.options.command import add_command
+from crossfade.options.job import train_command
 from crossfade.options.parsing import (
+    memory_bytes,
     parse_event_weights,
     parse_features,
     parse_minimums,
     parse_names,
     parse_spans,
-    parse_synthetic,
     split_pair,
 )
-from crossfade.options.prepare import EPILOG, add_options
+from crossfade.options.prepare import add_options
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
     from trainer.data.manifest import DatasetManifest
-    from trainer.prepare.synthetic import SyntheticSpec
+    from trainer.data.reporter import ProgressReporter
+    from trainer.prepare.pipeline import PrepareOptions
 
-_OF_FILES = [
-    "train",
-    "valid",
-    "test",
-    "format",
-    "weight",
-    "event",
-    "event_weights",
-    "timestamp",
-    "since",
-    "until",
-    "duplicates",
-    "min_count",
-    "admit",
-    "expire_after",
-    "ids",
-    "hold_out",
-    "hold_out_valid",
-    "hold_out_test",
-    "names",
-    "features",
-    "catalogue",
-    "vocabulary",
-    "memory",
-    "threads",
-]
+_EXAMPLES = (
+    (
+        "crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id \\\n"
+        "                    --hold-out random:0.1 --out data/plays",
+        "Read one file, one event per row. Hold out a tenth of the pairs as test, a tenth of the others as valid.",
+    ),
+    (
+        "crossfade prepare --events 'events/2024-*.csv' --query customer=user --item track=song --timestamp at \\\n"
+        "                    --event action --event-weights play=1,like=3,skip=-1 --hold-out last-1 \\\n"
+        "                    --names track=songs.csv:song:title --out data/events",
+        "Read many files; weight events by type; hold out each customer's last event. Tracks get names.",
+    ),
+    (
+        "crossfade prepare --events day3.parquet --base data/day2 --timestamp at --admit track=5,customer=3 \\\n"
+        "                    --expire-after 90d --out data/day3",
+        "Extend a dataset in tables of bounded size: ids get rows after some events, and lose them after 90 days.",
+    ),
+    ("crossfade prepare --sample lastfm --out data/lastfm", "Download real listening data to try things on."),
+)
+_NOTES = """\
+--format lightgcn reads published splits: 'user item item …' per line, integers, no header. Other text files have a
+header; .dat is read as .tsv. Files and --out may be on S3, with the credentials and endpoint of the AWS tools.
+
+OUT appears when everything is done, and not at all after an error. Ids keep their type: integers stay integers, text
+stays text. An id that occurs only in valid or test gets a row too. Synthetic data: see 'crossfade synthesize'.
+"""
+_INPUT_OPTIONS = (
+    *("train", "valid", "test", "format", "query", "item", "weight", "event", "event_weights", "timestamp", "id_type"),
+    *("features", "catalog", "names", "since", "until", "duplicates", "min_count", "base", "admit", "expire_after"),
+    *("hold_out", "hold_out_valid", "hold_out_test", "work_dir", "memory", "threads"),
+)
+"""Options that say how to read files, which the sample does without."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "prepare",
-        help="turn raw events into interaction shards",
-        description="Turn raw events (Parquet, CSV, TSV, adjacency text) into vocabularies and interaction shards.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "turn raw events into a dataset",
+        "Turn raw events (Parquet, CSV, TSV, adjacency text) into a dataset of vocabularies and interactions.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
     )
     add_options(parser)
     parser.set_defaults(run=run)
 
 
-class ProgressBars:
-    """A progress bar on stderr for each phase."""
-
-    def __init__(self) -> None:
-        """No phase has begun."""
-        self._bar: tqdm[Any] | None = None
-
-    def phase(self, name: str, total: int | None, unit: str) -> None:
-        """End the bar before, begin another."""
-        self.close()
-        # Where nobody watches, as in a log, a line for each long phase is enough.
-        watched = sys.stderr.isatty()
-        scaled = unit in ("row", "B")
-        shown = f" {unit}" if unit == "row" else unit
-        self._bar = tqdm(
-            total=total,
-            desc=name,
-            unit=shown,
-            unit_scale=scaled,
-            mininterval=0.1 if watched else 60.0,
-            delay=0.0 if watched else 1.0,
-            dynamic_ncols=True,
-        )
-
-    def advance(self, amount: int) -> None:
-        """Move the bar."""
-        assert self._bar is not None
-        self._bar.update(amount)
-
-    def close(self) -> None:
-        """End the last bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-@contextmanager
-def phase_bars() -> Iterator[ProgressBars]:
-    """Bars of which the last ends with the block."""
-    bars = ProgressBars()
-    try:
-        yield bars
-    finally:
-        bars.close()
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare, print a summary and the command to run next; returns the exit code.
+    """Prepare a dataset, and print a summary and the command to run next.
 
     Raises:
-        CrossfadeError: it could not be done; nothing is left behind.
+        CrossfadeError: preparing failed; nothing is left behind.
     """
     from trainer.prepare.summary import format_summary
 
-    if arguments.memory is not None and not 0 < arguments.memory < float("inf"):
-        raise InputError(f"--memory {arguments.memory}: expected a number of GiB above 0")
-    sources = [name for name in ("train", "sample", "synthetic", "forget", "check") if getattr(arguments, name)]
-    if len(sources) != 1:
-        given = " and ".join(f"--{name}" for name in sources) or "none"
-        raise InputError(
-            f"expected one of --train (or --events), --sample, --synthetic, --forget and --check, found {given}"
-        )
-    for option in ("column", "entity"):
-        if getattr(arguments, option) is not None and sources != ["forget"]:
-            raise InputError(f"--{option}: says whom --forget is about; leave it out")
-    if arguments.reuse and (sources[0] not in ("sample", "synthetic") or arguments.raw):
-        raise InputError(
-            "--reuse: is for what --sample and --synthetic prepare, since files may have changed; leave it out"
-        )
-    if sources == ["check"]:
-        return _check(arguments)
+    if bool(arguments.train) == bool(arguments.sample):
+        found = "both" if arguments.train else "neither"
+        raise InputError(f"expected either --events (or --train) or --sample, but found {found}")
+    if arguments.skip_existing and not arguments.sample:
+        raise InputError("--skip-existing: works only with --sample, since event files may have changed; leave it out")
     if arguments.out is None:
-        raise InputError("--out is missing; name the folder, or s3://BUCKET/PREFIX, of the prepared data")
-    if sources == ["forget"]:
-        return _forget(arguments)
-    if arguments.raw:
-        return _write_raw(arguments)
-    made = _find_made(arguments) if arguments.reuse else None
-    if made is not None:
-        print(f"{arguments.out}: made already; nothing to do")
+        raise InputError("--out is missing; name the folder, or s3://BUCKET/PREFIX, of the dataset")
+    if arguments.skip_existing and _sample_exists(arguments):
+        print(f"{arguments.out}: exists already; nothing to do")
         return 0
-    with phase_bars() as bars:
-        make = {"train": _from_files, "sample": _from_sample, "synthetic": _from_synthetic}[sources[0]]
-        manifest = make(arguments, bars)
+    with progress_bars() as bars:
+        manifest = _prepare_sample(arguments, bars) if arguments.sample else _prepare_files(arguments, bars)
     print(format_summary(manifest, Folder(arguments.out)))
-    print(f"next: {next_command(arguments.out, manifest.query, manifest.item)}")
+    print(f"next: {train_command(arguments.out, manifest.query, manifest.item)}")
     return 0
 
 
-def _forget(arguments: argparse.Namespace) -> int:
-    _refuse(arguments, "--forget", [*_OF_FILES, "query", "item"])
-    with phase_bars() as bars:
-        said = forget_ids(arguments, bars)
-    print(said)
-    return 0
+def _prepare_files(arguments: argparse.Namespace, progress: ProgressReporter) -> DatasetManifest:
+    from trainer.prepare.pipeline import prepare
+
+    return prepare(_prepare_options(arguments), progress)
 
 
-def _check(arguments: argparse.Namespace) -> int:
-    _refuse(arguments, "--check", [name for name in (*_OF_FILES, "out") if name != "memory"])
-    with phase_bars() as bars:
-        checked = check_data(arguments, bars)
-    manifest = report(checked, arguments.check)
-    print(f"next: {next_command(arguments.check, manifest.query, manifest.item)}")
-    return 0
-
-
-def next_command(out: str, query: str, item: str) -> str:
-    """The command that trains on ``out``: with the job file of its name if there is one here."""
-    name = Folder(out).name
-    job = Path("jobs") / f"{name}.yaml"
-    settings = [] if job.exists() and Folder(out).path == Path("data") / name else [f"data.path={out}"]
-    if not job.exists():
-        job = Path("jobs/lastfm.yaml")
-        settings += [f"data.query={query}"] if query != "customer" else []
-        settings += [f"data.item={item}"] if item != "artist" else []
-    return shlex.join(["crossfade", "train", str(job), *(word for text in settings for word in ("--set", text))])
-
-
-def _from_files(arguments: argparse.Namespace, bars: ProgressBars) -> DatasetManifest:
-    from trainer.prepare.pipeline import PrepareOptions, prepare
+def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
+    from trainer.prepare.pipeline import PrepareOptions
 
     query, query_column = split_pair(arguments.query or "customer")
     item, item_column = split_pair(arguments.item or "item")
-    options = PrepareOptions(
+    return PrepareOptions(
         out=arguments.out,
         train=arguments.train,
         valid=arguments.valid or (),
@@ -215,84 +131,39 @@ def _from_files(arguments: argparse.Namespace, bars: ProgressBars) -> DatasetMan
         min_count=parse_minimums("--min-count", arguments.min_count or ()),
         admit=parse_minimums("--admit", arguments.admit or ()),
         expire_after=parse_spans(arguments.expire_after, (query, item)),
-        id_type=arguments.ids or "auto",
+        id_type=arguments.id_type or "auto",
         hold_out=arguments.hold_out,
         hold_out_valid=arguments.hold_out_valid,
         hold_out_test=arguments.hold_out_test,
         names=parse_names(arguments.names or ()),
         features=parse_features(arguments.features or ()),
-        catalog=arguments.catalogue or (),
-        base=arguments.vocabulary,
+        catalog=arguments.catalog or (),
+        base=arguments.base,
         seed=arguments.seed,
         overwrite=arguments.overwrite,
-        work_dir=arguments.work,
-        memory_bytes=None if arguments.memory is None else int(arguments.memory * 2**30),
+        work_dir=arguments.work_dir,
+        memory_bytes=memory_bytes(arguments.memory),
         threads=arguments.threads,
     )
-    return prepare(options, bars)
 
 
-def _from_sample(arguments: argparse.Namespace, bars: ProgressBars) -> DatasetManifest:
+def _prepare_sample(arguments: argparse.Namespace, progress: ProgressReporter) -> DatasetManifest:
     from trainer.prepare.lastfm import locate_lastfm, prepare_lastfm
     from trainer.prepare.staging import check_free
 
-    _refuse(arguments, "--sample", [*_OF_FILES, "query", "item", "work"])
+    for name in _INPUT_OPTIONS:
+        if getattr(arguments, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: describes event files, and --sample reads none; leave it out")
     out = Folder(arguments.out)
     check_free(out, arguments.overwrite)
-    folder = locate_lastfm(Path("data") if out.path is None else out.path.parent, bars)
-    return prepare_lastfm(folder, arguments.out, arguments.seed, arguments.overwrite, bars)
+    folder = locate_lastfm(Path("data") if out.path is None else out.path.parent, progress, print_line)
+    return prepare_lastfm(folder, arguments.out, arguments.seed, arguments.overwrite, progress)
 
 
-def _from_synthetic(arguments: argparse.Namespace, bars: ProgressBars) -> DatasetManifest:
-    from trainer.prepare.synthetic import write_synthetic
-
-    _refuse(arguments, "--synthetic", _OF_FILES)
-    spec = _synthetic_spec(arguments)
-    return write_synthetic(arguments.out, spec, arguments.seed, arguments.overwrite, bars, arguments.work)
-
-
-def _find_made(arguments: argparse.Namespace) -> DatasetManifest | None:
-    """The data set that is asked for, if it is there."""
+def _sample_exists(arguments: argparse.Namespace) -> bool:
     from trainer.prepare.existing import read_complete
     from trainer.prepare.lastfm import is_lastfm_sample
-    from trainer.prepare.synthetic import synthetic_source
 
     manifest = read_complete(Folder(arguments.out))
-    if manifest is None:
-        return None
-    if arguments.sample:
-        same = is_lastfm_sample(manifest, arguments.seed)
-    else:
-        same = manifest.source == synthetic_source(_synthetic_spec(arguments), arguments.seed)
-    return manifest if same else None
-
-
-def _synthetic_spec(arguments: argparse.Namespace) -> SyntheticSpec:
-    return parse_synthetic(arguments.synthetic, arguments.query or "customer", arguments.item or "track")
-
-
-def _write_raw(arguments: argparse.Namespace) -> int:
-    from trainer.prepare.synthetic_events import prepare_arguments, write_raw_events
-
-    if not arguments.synthetic:
-        raise InputError("--raw: says how to write --synthetic data; leave it out")
-    _refuse(arguments, "--raw", [*_OF_FILES, "work"])
-    if arguments.overwrite:
-        raise InputError("--overwrite: replaces prepared data, and --raw makes none; delete the old events yourself")
-    spec = _synthetic_spec(arguments)
-    with phase_bars() as bars:
-        names = write_raw_events(arguments.out, spec, arguments.seed, bars)
-    print(
-        f"{arguments.out}: {spec.interactions:,} events of {spec.queries:,} ids of {spec.query} and {spec.items:,} of "
-        f"{spec.item}, in {len(names)} file(s)"
-    )
-    print(f"next: {shlex.join(['crossfade', *prepare_arguments(arguments.out, spec, names)])}")
-    return 0
-
-
-def _refuse(arguments: argparse.Namespace, source: str, names: Sequence[str]) -> None:
-    for name in names:
-        if getattr(arguments, name) is not None:
-            raise InputError(
-                f"--{name.replace('_', '-')}: is about events in files, and {source} reads none; leave it out"
-            )
+    return manifest is not None and is_lastfm_sample(manifest, arguments.seed)

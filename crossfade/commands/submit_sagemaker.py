@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from crossfade.options.job import job_of
+from crossfade.options.job import load_job_arguments
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     from deploy.aws.sagemaker.jobs import image_problem, start
     from deploy.aws.sagemaker.request import idle_gpu, make_request
 
-    submission = _submission(aws, job_of(arguments), arguments)
+    submission = _submission(aws, load_job_arguments(arguments), arguments)
     request = make_request(submission)
     aws.check_request(aws.sagemaker, "CreateTrainingJob", request)
     for line in (idle_gpu(submission), horovod_note(submission.job, submission.hosts)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.commands.dashboard import port
-from crossfade.options.job import add_job, add_sizes, job_of
+from crossfade.options.job import add_job, add_sizes, load_job_arguments
 
 if TYPE_CHECKING:
     from crossfade.display import TrainDisplay
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and print how it went."""
     if arguments.job is None or arguments.sagemaker is not None:
         return _run_in_container(arguments)
-    from crossfade.commands.prepare import phase_bars
+    from crossfade.display import progress_bars
     from crossfade.display import TrainDisplay
     from crossfade.spot import spot_monitor
     from deploy.capacity.fit import check_fits_this_machine
@@ -137,14 +137,14 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.runs.ownership import check_claimable
     from trainer.training.warm_start import open_warm_start
 
-    job = job_of(arguments, "servers", "workers")
+    job = load_job_arguments(arguments, "servers", "workers")
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
     if arguments.standby:
         if ended := _stand_by(job, folder):
             _say(f"{folder.path}: the run there is over ({ended}): nothing to take up")
             return int(ended != "done")
         arguments.resume = True
-    with phase_bars() as bars:
+    with progress_bars() as bars:
         inputs = read_inputs(job, bars)
     if warning := check_fits_this_machine(inputs):
         _say(warning)

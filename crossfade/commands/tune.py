@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossfade.options.job import add_job, job_of
+from crossfade.options.job import add_job, load_job_arguments
 
 if TYPE_CHECKING:
     from deploy.tuning.study import TuningStudy
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.tuning.study import TuningStudy
     from trainer.runs.folder import default_run_dir
 
-    job = job_of(arguments)
+    job = load_job_arguments(arguments)
     settings = [SearchParameter.parse(text) for text in arguments.search] or default_settings(job)
     check_settings(arguments.job, arguments.overrides, settings)
     _check_has_valid(job)

@@ -1,4 +1,4 @@
-"""``crossfade prepare --check``: whether a data set is what it should be, and what is wrong with it."""
+"""``crossfade validate``: check a prepared dataset, and write the manifest of one made elsewhere."""
 
 from __future__ import annotations
 
@@ -6,48 +6,81 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from crossfade.display import progress_bars
+from crossfade.options.command import add_command
+from crossfade.options.job import train_command
+from crossfade.options.parsing import memory_bytes
+from crossfade.options.prepare import add_memory
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
     from trainer.data.manifest import DatasetManifest
-    from trainer.data.reporter import ProgressReporter
     from trainer.prepare.validate import ValidationReport
 
+_EXAMPLES = (
+    ("crossfade validate data/plays", "Read a dataset once, and list every problem with its file, row group and row."),
+    (
+        "crossfade validate s3://music/plays --query customer --item track",
+        "Check Parquet files that Spark, Athena or Dask wrote, and write the manifest that they lack.",
+    ),
+)
+_NOTES = """\
+docs/data-format.md specifies the format. Exit codes: 0 no problem; 2 problems, listed on stderr.
+"""
 
-def check_data(arguments: argparse.Namespace, progress: ProgressReporter) -> ValidationReport:
-    """Check what ``arguments`` name.
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "validate",
+        "check a dataset, and write a missing manifest",
+        "Check a dataset against its manifest and format, and write the manifest if it is missing.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
+    )
+    dataset = parser.add_argument_group("dataset")
+    dataset.add_argument("data", metavar="DATA", help="check this folder or s3://BUCKET/PREFIX")
+    dataset.add_argument("--query", metavar="NAME", help="name the querying entity (default: as in the manifest)")
+    dataset.add_argument("--item", metavar="NAME", help="name the item entity (default: as in the manifest)")
+    add_memory(parser.add_argument_group("resources"))
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check a dataset, and print a summary or its problems.
 
     Raises:
-        CrossfadeError: it could not be read.
+        InputError: the dataset has problems; they are listed on stderr.
+        CrossfadeError: the dataset could not be read.
     """
     from trainer.prepare.validate import validate
 
     for option, name in (("--query", arguments.query), ("--item", arguments.item)):
         if name is not None and "=" in name:
-            raise InputError(f"{option} {name}: columns of prepared data have the entities' names; leave out '='")
-    memory_bytes = None if arguments.memory is None else int(arguments.memory * 2**30)
-    return validate(Folder(arguments.check), arguments.query, arguments.item, memory_bytes, progress)
+            raise InputError(f"{option} {name}: columns of a dataset have the entities' names; leave out '='")
+    limit = memory_bytes(arguments.memory)
+    with progress_bars() as bars:
+        report = validate(Folder(arguments.data), arguments.query, arguments.item, limit, bars)
+    manifest = _print_report(report, arguments.data)
+    print(f"next: {train_command(arguments.data, manifest.query, manifest.item)}")
+    return 0
 
 
-def report(checked: ValidationReport, location: str) -> DatasetManifest:
-    """Say what was found of the data at ``location``; returns their manifest.
-
-    Raises:
-        InputError: there are problems; they stand on stderr.
-    """
+def _print_report(report: ValidationReport, location: str) -> DatasetManifest:
     from trainer.prepare.summary import format_summary
 
-    problems = checked.problems
+    problems = report.problems
     if problems.count:
         for problem in problems.listed:
             print(problem, file=sys.stderr)
         if problems.count > len(problems.listed):
             print(f"… and {problems.count - len(problems.listed):,} more", file=sys.stderr)
         raise InputError(f"{location}: {problems.count:,} problem(s), listed above; mend the data and check again")
-    assert checked.manifest is not None
-    print(format_summary(checked.manifest, Folder(location)))
-    for note in checked.notes:
+    assert report.manifest is not None
+    print(format_summary(report.manifest, Folder(location)))
+    for note in report.notes:
         print(f"  note: {note}")
-    print(f"  {'no problem; wrote its manifest.json' if checked.manifest_written else 'no problem'}")
-    return checked.manifest
+    print(f"  {'no problem; wrote its manifest.json' if report.manifest_written else 'no problem'}")
+    return report.manifest

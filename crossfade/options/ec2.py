@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from crossfade.options.job import job_of
+from crossfade.options.job import load_job_arguments
 
 if TYPE_CHECKING:
     from deploy.aws.clients import Aws
@@ -36,7 +36,7 @@ def make_plan(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
     ):
         if not least <= value <= most:
             raise InputError(f"{option}: expected {least:g} to {most:g}, but found {value:g}")
-    job = job_of(arguments, "servers", "workers")
+    job = load_job_arguments(arguments, "servers", "workers")
     variant = variant_of(arguments.instance_type)
     name = new_run_name(job.name)
     storage = "/".join(filter(None, [f"s3://{bucket}", prefix, name]))

@@ -1,10 +1,13 @@
-"""How commands are told of a job: its file, and what of it is overridden."""
+"""Arguments of commands that read a job file, and the command line that trains on a dataset."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
     from trainer.config.schema import JobConfig
@@ -31,14 +34,26 @@ def add_sizes(parser: argparse.ArgumentParser, *keys: str, default: str = "") ->
         parser.add_argument(f"--{key}", type=int, metavar="N", help=f"the same as --set cluster.{key}=N{default}")
 
 
-def job_of(arguments: argparse.Namespace, *sizes: str) -> JobConfig:
-    """The job that ``arguments`` name; ``sizes`` are the keys that ``add_sizes`` had.
+def load_job_arguments(arguments: argparse.Namespace, *sizes: str) -> JobConfig:
+    """Load the job that ``arguments`` name; ``sizes`` are the keys given to ``add_sizes``.
 
     Raises:
-        InputError: there is no such job, or it makes no sense.
+        InputError: the job file is missing or invalid.
     """
     from trainer.config.loading import load_job
 
     values = {key: getattr(arguments, key) for key in sizes}
     given = [f"cluster.{key}={value}" for key, value in values.items() if value is not None]
     return load_job(arguments.job, [*arguments.overrides, *given])
+
+
+def train_command(data: str, query: str, item: str) -> str:
+    """Return the command line that trains on the dataset ``data``, with the job file of its name if there is one."""
+    name = Folder(data).name
+    job = Path("jobs") / f"{name}.yaml"
+    settings = [] if job.exists() and Folder(data).path == Path("data") / name else [f"data.path={data}"]
+    if not job.exists():
+        job = Path("jobs/lastfm.yaml")
+        settings += [f"data.query={query}"] if query != "customer" else []
+        settings += [f"data.item={item}"] if item != "artist" else []
+    return shlex.join(["crossfade", "train", str(job), *(word for text in settings for word in ("--set", text))])

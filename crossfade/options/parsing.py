@@ -1,22 +1,21 @@
-"""Reading the values of ``crossfade prepare``'s options."""
+"""Parse option values: event weights, minimum counts, time spans, files of names and features, numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
     from trainer.prepare.admission import MaxAge
     from trainer.prepare.features import FeatureFile
-    from trainer.prepare.synthetic import SyntheticSpec
     from trainer.prepare.vocabulary_tables import NamesFile
 
 
 def split_pair(text: str) -> tuple[str, str | None]:
-    """``NAME=COLUMN`` as name and column, ``NAME`` as name and None."""
+    """Split ``NAME=COLUMN`` into name and column, ``NAME`` into name and None."""
     name, separator, column = text.partition("=")
     return name, column if separator else None
 
@@ -25,7 +24,7 @@ def parse_event_weights(text: str | None) -> dict[str, float]:
     """Read ``play=1,like=3,skip=-1``.
 
     Raises:
-        InputError: it is of another form.
+        InputError: the text has another form.
     """
     weights: dict[str, float] = {}
     for part in text.split(",") if text is not None else ():
@@ -43,10 +42,10 @@ def parse_event_weights(text: str | None) -> dict[str, float]:
 
 
 def parse_minimums(option: str, texts: Sequence[str]) -> dict[str, int]:
-    """Read ``ENTITY=K[,ENTITY=K…]``, once for each entity, which were given with ``option``.
+    """Read the values ``ENTITY=K[,ENTITY=K…]`` of ``option``, at most one per entity.
 
     Raises:
-        InputError: one is of another form.
+        InputError: a text has another form.
     """
     minimums: dict[str, int] = {}
     for text in [part for parts in texts for part in parts.split(",")]:
@@ -58,10 +57,10 @@ def parse_minimums(option: str, texts: Sequence[str]) -> dict[str, int]:
 
 
 def parse_spans(text: str | None, entities: Sequence[str]) -> dict[str, MaxAge]:
-    """Read ``SPAN``, which is for all ``entities``, or ``ENTITY=SPAN[,ENTITY=SPAN…]``.
+    """Read ``SPAN``, for all ``entities``, or ``ENTITY=SPAN[,ENTITY=SPAN…]``.
 
     Raises:
-        InputError: it is of another form.
+        InputError: the text has another form.
     """
     from trainer.prepare.admission import MaxAge
 
@@ -79,10 +78,10 @@ def parse_spans(text: str | None, entities: Sequence[str]) -> dict[str, MaxAge]:
 
 
 def parse_names(texts: Sequence[str]) -> dict[str, NamesFile]:
-    """Read ``ENTITY=FILE:ID_COLUMN:NAME_COLUMN``, once for each entity.
+    """Read ``ENTITY=FILE:ID_COLUMN:NAME_COLUMN``, at most one per entity.
 
     Raises:
-        InputError: one is of another form.
+        InputError: a text has another form.
     """
     from trainer.prepare.vocabulary_tables import NamesFile
 
@@ -104,7 +103,7 @@ def parse_features(texts: Sequence[str]) -> list[FeatureFile]:
     """Read ``ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN[,[NAME=]COLUMN…]``.
 
     Raises:
-        InputError: one is of another form, or a feature has two columns.
+        InputError: a text has another form, or a feature has two columns.
     """
     from trainer.prepare.features import FeatureFile
 
@@ -130,27 +129,41 @@ def parse_features(texts: Sequence[str]) -> list[FeatureFile]:
     return files
 
 
-def parse_synthetic(text: str, query: str, item: str) -> SyntheticSpec:
-    """Read ``queries=1000,items=500,…``; numbers may be written 1_000_000 or 1e6.
+def parse_number(option: str, text: str) -> float:
+    """Read the number ``text`` of ``option``, which may be written 1_000_000 or 1e6.
 
     Raises:
-        InputError: a key is unknown, or a value no number.
+        InputError: the text is not a finite number.
     """
-    from trainer.prepare.synthetic import SyntheticSpec
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{option} {text}: '{text}' is not a number; write it as 1000 or 1e3")
+    return number
 
-    kinds = {field.name: field.type for field in fields(SyntheticSpec) if field.type in ("int", "float")}
-    values: dict[str, Any] = {}
-    for part in text.split(","):
-        key, _, value = part.partition("=")
-        if key not in kinds or key in values:
-            raise InputError(
-                f"--synthetic {text}: '{part}' is not KEY=NUMBER; the keys, each once, are: {', '.join(kinds)}"
-            )
-        try:
-            number = float(value)
-            values[key] = int(number) if kinds[key] == "int" and number.is_integer() else number
-        except (ValueError, OverflowError):
-            raise InputError(f"--synthetic {key}={value}: '{value}' is not a number; write it as 1000 or 1e3") from None
-        if kinds[key] == "int" and not isinstance(values[key], int):
-            raise InputError(f"--synthetic {key}={value}: expected a whole number")
-    return SyntheticSpec(**values, query=query, item=item)
+
+def parse_whole_number(option: str, text: str) -> int:
+    """Read the whole number ``text`` of ``option``, which may be written 1_000_000 or 1e6.
+
+    Raises:
+        InputError: the text is not a whole number.
+    """
+    number = parse_number(option, text)
+    if not number.is_integer():
+        raise InputError(f"{option} {text}: expected a whole number")
+    return int(number)
+
+
+def memory_bytes(gib: float | None) -> int | None:
+    """Convert the value of ``--memory`` from GiB to bytes; None stays None.
+
+    Raises:
+        InputError: the value is not above 0.
+    """
+    if gib is None:
+        return None
+    if not 0 < gib < math.inf:
+        raise InputError(f"--memory {gib}: expected a number of GiB above 0")
+    return int(gib * 2**30)

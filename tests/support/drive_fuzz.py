@@ -111,18 +111,18 @@ def vouched(draw: random.Random, folder: Path) -> tuple[Command, str]:
             if file["path"] == path.relative_to(folder / "data").as_posix():
                 file.update(bytes=len(content), footer_crc32=zlib.crc32(content[-length:]))
     (folder / "data/manifest.json").write_text(json.dumps(manifest))
-    return draw.choice((TRAIN, TRAIN, ["prepare", "--check", "data"], _forget(draw))), "data"
+    return draw.choice((TRAIN, TRAIN, ["validate", "data"], _forget(draw))), "data"
 
 
 def _forget(draw: random.Random) -> Command:
-    return ["prepare", "--forget", draw.choice(("raw/ids.csv", "raw/ids.parquet")), "--out", "data"]
+    return ["forget", "data", "--ids", draw.choice(("raw/ids.csv", "raw/ids.parquet"))]
 
 
 def elsewhere(draw: random.Random, folder: Path) -> tuple[Command, str]:
     """Files without any manifest."""
     _damage_one(draw, folder, "data/*/**/*.parquet", damaged_parquet)
     (folder / "data/manifest.json").unlink()
-    return ["prepare", "--check", "data"], "data"
+    return ["validate", "data"], "data"
 
 
 def manifests(draw: random.Random, folder: Path) -> tuple[Command, str]:
@@ -133,7 +133,7 @@ def manifests(draw: random.Random, folder: Path) -> tuple[Command, str]:
         _damage_one(draw, folder, "data/manifest.json", damaged_text)
     else:
         path.write_text(json.dumps(damaged_tree(draw, json.loads(path.read_text()))))
-    return draw.choice((TRAIN, TRAIN, ["prepare", "--check", "data"], _forget(draw), ["plan", "job.yaml"])), "data"
+    return draw.choice((TRAIN, TRAIN, ["validate", "data"], _forget(draw), ["plan", "job.yaml"])), "data"
 
 
 def raw(draw: random.Random, folder: Path) -> tuple[Command, str]:
@@ -156,7 +156,7 @@ def id_lists(draw: random.Random, folder: Path) -> tuple[Command, str]:
         return _forget(draw), "data/forget.json"
     name = draw.choice(("ids.csv", "ids.parquet"))
     _damage_one(draw, folder, f"raw/{name}", damaged_text if name == "ids.csv" else damaged_parquet)
-    return ["prepare", "--forget", f"raw/{name}", "--out", "data"], f"raw/{name}"
+    return ["forget", "data", "--ids", f"raw/{name}"], f"raw/{name}"
 
 
 def checkpoints(draw: random.Random, folder: Path) -> tuple[Command, str]:
@@ -222,7 +222,7 @@ def problem_of(command: Command, named: str) -> str | None:
         return None
     lines = stderr.split("\n")[:-1]
     last = lines[-1] if lines else ""
-    listed = command[:2] == ["prepare", "--check"]
+    listed = command[0] == "validate"
     others = [
         line
         for line in lines[:-1]

@@ -51,7 +51,7 @@ def iter_pairs(
             if not inside or (np.diff(row_N) < 0).any():
                 raise InputError(
                     f"{where}: holds pairs that are not in the order of rows, or rows that {entity} or {name} has not; "
-                    f"see with 'crossfade prepare --check {folder.uri}'"
+                    f"see with 'crossfade validate {folder.uri}'"
                 )
             last = int(row_N[-1])
             yield file, row_N, value_N

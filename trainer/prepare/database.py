@@ -97,7 +97,7 @@ def _errors_translated() -> Iterator[None]:
         except duckdb.OutOfMemoryException as error:
             raise CrossfadeError(
                 f"the preparation needs more memory or room on disk than it may use: {first_line(error)}; "
-                "raise --memory, lower --threads, or name a larger disk with --work DIR"
+                "raise --memory, lower --threads, or name a larger disk with --work-dir DIR"
             ) from error
         except duckdb.Error as error:
             raise CrossfadeError(f"the preparation failed in DuckDB: {first_line(error)}") from error

@@ -26,6 +26,6 @@ def warn_low_disk(work: Path, files: Sequence[Source]) -> None:
     if free < needed:
         print(
             f"crossfade: {work}: {free / 1e9:,.1f} GB are free, and this may take {needed / 1e9:,.1f} GB there; "
-            "if that is short, name a larger disk with --work DIR",
+            "if that is short, name a larger disk with --work-dir DIR",
             file=sys.stderr,
         )

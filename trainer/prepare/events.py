@@ -210,7 +210,7 @@ class _Reader:
             mend = (
                 "make them alike"
                 if role == "timestamp"
-                else "make them alike, or read all ids as text with --ids string"
+                else "make them alike, or read all ids as text with --id-type string"
             )
             raise InputError(
                 f"{file}: column '{self._name(role)}' holds {KIND_NAMES[found]}, but {first} holds "
@@ -227,11 +227,11 @@ class _Reader:
                     _Check(
                         role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"
                     ),
-                    _Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", "is no 64-bit integer; try --ids string"),
+                    _Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", "is no 64-bit integer; try --id-type string"),
                 ]
                 if text:
                     whole = INTEGER_TEXT.format(role)
-                    checks.append(_Check(role, f"NOT {whole}", "is no plain integer; try --ids string"))
+                    checks.append(_Check(role, f"NOT {whole}", "is no plain integer; try --id-type string"))
         if "weight" in kinds:
             checks += _weight_checks(kinds["weight"])
         if "event" in kinds:

@@ -26,7 +26,7 @@ from trainer.prepare.database import execute, fetch_count, fetch_one
 from trainer.prepare.events import IdType
 from trainer.prepare.vocabulary_tables import IdPolicy, VocabularyKey, last_seen_sql, sql_number
 
-OPTION = "--vocabulary"
+OPTION = "--base"
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 
@@ -73,7 +73,7 @@ class BaseDataset:
             raise InputError(
                 f"{OPTION} {self.folder.uri}: its ids of {entity} are {kinds[id_type]}, but those "
                 f"of the events are {kinds[found]}; expected the same: name the column that has them, cast it, or "
-                f"read it with --ids {choice}"
+                f"read it with --id-type {choice}"
             )
 
 
@@ -138,7 +138,7 @@ def load_base(
     if ids != distinct or nulls != len(entity.vacant_rows):
         raise InputError(
             f"{OPTION} {base.folder.uri}: its vocabulary of {name} has {ids} ids for {distinct} different ones, and "
-            f"{nulls} rows without one where {len(entity.vacant_rows)} are forgotten; crossfade prepare --check "
+            f"{nulls} rows without one where {len(entity.vacant_rows)} are forgotten; crossfade validate "
             f"{base.folder.uri} says where"
         )
 

@@ -93,7 +93,7 @@ class _Fetcher:
             except OSError as error:
                 raise CrossfadeError(
                     f"{self._work}: {file} cannot be put there: {error.strerror or error}; name a larger disk with "
-                    "--work DIR"
+                    "--work-dir DIR"
                 ) from error
         return RawFile(target, file.format, origin=str(file))
 

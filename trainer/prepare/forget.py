@@ -345,8 +345,8 @@ def _delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
         return False
     except ValidationError as error:
         raise InputError(
-            f"{folder.uri}/{JOURNAL}: is not what 'prepare --forget' writes: {first_error(error)}; delete it, and see "
-            f"with 'crossfade prepare --check {folder.uri}' what else is left over"
+            f"{folder.uri}/{JOURNAL}: is not what 'crossfade forget' writes: {first_error(error)}; delete it, and see "
+            f"with 'crossfade validate {folder.uri}' what else is left over"
         ) from error
     used = {FILE_NAME, *(file.path for file in manifest.files())}
     for path in listed:

@@ -174,7 +174,7 @@ def _check_entities_of(options: PrepareOptions) -> None:
             check_entity(FEATURES_OPTION, name)
     for entity in options.catalog:
         if entity not in {file.entity for file in options.features}:
-            raise InputError(f"--catalogue {entity}: adds ids that are in --features {entity}=… alone; give that too")
+            raise InputError(f"--catalog {entity}: adds ids that are in --features {entity}=… alone; give that too")
     sides = [options.query, options.item]
     nameable = [*sides, *(name for file in options.features for name in file.columns)]
     for option, given_for, known in (
@@ -208,7 +208,7 @@ def _check(options: PrepareOptions) -> None:
     for entity, minimum in options.admit.items():
         if entity in options.catalog:
             raise InputError(
-                f"{ADMIT} {entity}={minimum}: --catalogue {entity} gives rows to ids without any event; leave one out"
+                f"{ADMIT} {entity}={minimum}: --catalog {entity} gives rows to ids without any event; leave one out"
             )
     for span in options.expire_after.values():
         if options.timestamp is None:

@@ -168,7 +168,9 @@ def _work_folder(parent: Path | None) -> Iterator[Path]:
     try:
         work = Path(tempfile.mkdtemp(prefix="crossfade-prepare-", dir=parent))
     except OSError as error:
-        raise InputError(f"--work {parent}: cannot be written: {error.strerror or error}; choose another") from error
+        raise InputError(
+            f"--work-dir {parent}: cannot be written: {error.strerror or error}; choose another"
+        ) from error
     try:
         yield work
     finally:

@@ -91,16 +91,14 @@ class SyntheticSpec:
         check_entities(self.query, self.item)
         for name in ("queries", "items", "interactions", "genres"):
             if getattr(self, name) < 1:
-                raise InputError(f"--synthetic {name}={getattr(self, name)}: expected at least 1")
+                raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
         if self.genres > self.items:
-            raise InputError(
-                f"--synthetic genres={self.genres}: expected at most one for each of the {self.items} items"
-            )
+            raise InputError(f"--genres {self.genres}: expected at most one for each of the {self.items} items")
         for name in ("valid", "test"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"--synthetic {name}={getattr(self, name)}: expected a fraction from 0 to below 1")
+                raise InputError(f"--{name} {getattr(self, name)}: expected a fraction from 0 to below 1")
         if self.valid + self.test >= 1:
-            raise InputError(f"--synthetic valid={self.valid},test={self.test}: leave nothing for train; lower one")
+            raise InputError(f"--valid {self.valid} --test {self.test}: leave nothing for train; lower one")
 
 
 def synthetic_source(spec: SyntheticSpec, seed: int) -> dict[str, str | int | float | bool | list[str] | None]:
@@ -132,7 +130,7 @@ def write_synthetic(
         for split, fraction in zip(SPLITS, (1, spec.valid, spec.test), strict=True):
             if fraction and not rows[split]:
                 raise InputError(
-                    f"--synthetic interactions={spec.interactions}: too few, {split} got none; "
+                    f"--interactions {spec.interactions}: too few, {split} got none; "
                     "raise it, or set the fraction of the split to 0"
                 )
         entities = {

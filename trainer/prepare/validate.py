@@ -110,7 +110,7 @@ def validate(
 
 def _stray_files(folder: Folder, manifest: DatasetManifest, problems: Problems) -> list[str]:
     if folder.exists(JOURNAL):
-        problems.add(f"{folder.uri}/{JOURNAL}: a 'prepare --forget' broke off; run it again to delete what it left")
+        problems.add(f"{folder.uri}/{JOURNAL}: a 'crossfade forget' broke off; run it again to delete what it left")
         return []
     listed = {file.path for file in manifest.files()}
     strays = [path for path in sorted(folder.sizes()) if path.endswith(".parquet") and path not in listed]

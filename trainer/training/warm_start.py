@@ -94,6 +94,6 @@ def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DataManifes
         raise InputError(
             f"{checkpoint.uri}: was trained on data that {job.data.path} does not go on from, and rows of that may "
             "have gone from one id to another (--expire-after): expected a checkpoint of those data, or of those that "
-            "'crossfade prepare --vocabulary' named, in a row"
+            "'crossfade prepare --base' named, in a row"
         )
     return len(manifest.lineage)

@@ -112,15 +112,15 @@ def test_values_are_counted_by_the_interactions_of_train_that_meet_them(data: Pa
 @pytest.mark.parametrize("ids", ["auto", "string"])
 def test_a_catalog_gives_rows_to_ids_that_are_in_no_event(raw: Path, tmp_path: Path, ids: str) -> None:
     kind = {"auto": int, "string": str}[ids]
-    data = prepare(raw, tmp_path / "out", *all_features(raw), "--catalogue", "track", "--ids", ids)
+    data = prepare(raw, tmp_path / "out", *all_features(raw), "--catalog", "track", "--id-type", ids)
     assert [row[0] for row in vocabulary(data, "track")][-3:] == [kind(number) for number in (14, 15, 99)]
     assert values(data, "track", "tag")[kind(99)] == ["unheard"]
     assert problems(data) == []
     # The day after, it has its first plays, in the row that it has already.
     (raw / "day2.csv").write_text("customer,track,w\nann,99,1\n")
     (raw / "new.csv").write_text("id,tag\n98,live\n")
-    options = ["--vocabulary", str(data), "--features", f"track={raw}/new.csv:id:tag", "--catalogue", "track"]
-    second = prepare(raw, tmp_path / "second", *options, "--ids", ids, train="day2.csv")
+    options = ["--base", str(data), "--features", f"track={raw}/new.csv:id:tag", "--catalog", "track"]
+    second = prepare(raw, tmp_path / "second", *options, "--id-type", ids, train="day2.csv")
     expected = [(own_id, int(own_id == kind(99))) for own_id, _ in vocabulary(data, "track")]
     assert vocabulary(second, "track") == [*expected, (kind(98), 0)]
     assert problems(second) == []
@@ -137,7 +137,7 @@ def test_another_day_keeps_rows_and_values_but_of_rows_that_have_new_ones(
 ) -> None:
     (raw / "day2.csv").write_text("customer,track,w\nann,11,1\ndot,16,1\ndot,10,1\n")
     (raw / "new.csv").write_text("id,tag\n16,live\n16,drone\n11,drone\n")
-    options = ["--vocabulary", str(data), "--features", f"track={raw}/new.csv:id:tag"]
+    options = ["--base", str(data), "--features", f"track={raw}/new.csv:id:tag"]
     second = prepare(raw, tmp_path / "second", *options, train="day2.csv")
     assert [row[0] for row in vocabulary(second, "tag")] == ["live", "rock", "jazz", "drone"]
     expected = {10: ["live", "rock"], 11: ["drone"], 13: ["jazz"], 14: ["rock"], 16: ["drone", "live"]}
@@ -151,7 +151,7 @@ def test_another_day_keeps_rows_and_values_but_of_rows_that_have_new_ones(
     met = Vocabulary(Folder(second), manifest, "track").warm_rows()
     own_ids = np.array([own_id for own_id, _ in vocabulary(second, "track")])
     assert set(own_ids[~met]) == {14, 15}
-    third = prepare(raw, tmp_path / "third", "--vocabulary", str(second), train="day2.csv")
+    third = prepare(raw, tmp_path / "third", "--base", str(second), train="day2.csv")
     assert Vocabulary(Folder(third), read_manifest(Folder(third)), "track").warm_rows().tolist() == met.tolist()
     loaded = {}
     for start_from in (None, "runs/first/checkpoints"):
@@ -168,7 +168,7 @@ def test_forgotten_customers_lose_their_features_and_values_that_were_theirs_alo
     raw: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (raw / "gone.txt").write_text("bob\n")
-    assert main(["prepare", "--forget", str(raw / "gone.txt"), "--out", str(data)]) == 0
+    assert main(["forget", str(data), "--ids", str(raw / "gone.txt")]) == 0
     assert values(data, "customer", "country") == {"ann": ["AT"], "cid": ["AT"]}
     assert vocabulary(data, "country") == [("AT", 4), (None, 0)]
     assert read_manifest(Folder(data)).entities["country"].vacant_rows == [1]
@@ -176,7 +176,7 @@ def test_forgotten_customers_lose_their_features_and_values_that_were_theirs_alo
     assert problems(data) == []
     assert not any(b"BE" in path.read_bytes() for path in (data / "vocabulary" / "country").iterdir())
     capsys.readouterr()
-    assert main(["prepare", "--forget", str(raw / "gone.txt"), "--entity", "tag", "--out", str(data)]) == 2
+    assert main(["forget", str(data), "--ids", str(raw / "gone.txt"), "--entity", "tag"]) == 2
     documented("forget: a feature", capsys.readouterr().err.removeprefix("crossfade: error: ").strip())
 
 
@@ -256,7 +256,7 @@ def test_features_that_cannot_be_read_are_refused(
 ) -> None:
     pq.write_table(pa.table({"id": [10], "loud": [0.5]}), raw / "fractions.parquet")
     files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
-    catalog = ["--catalogue", "track"] if what == "a catalogue without features" else []
+    catalog = ["--catalog", "track"] if what == "a catalogue without features" else []
     assert main(["prepare", *files, "--features", option.format(raw=raw), *catalog]) == 2
     documented(what, capsys.readouterr().err.strip().removeprefix("crossfade: error: "))
     assert not (tmp_path / "out").exists()
@@ -271,5 +271,5 @@ def test_files_of_a_feature_must_agree_on_the_type_of_its_values(
     words = ["prepare", *files, "--features", f"track={raw}/v-*.parquet:id:v"]
     assert main(words) == 2
     documented("features of two types", capsys.readouterr().err.strip().removeprefix("crossfade: error: "))
-    assert main([*words, "--ids", "string"]) == 0
+    assert main([*words, "--id-type", "string"]) == 0
     assert values(tmp_path / "out", "track", "v") == {"10": ["1"], "11": ["x"]}

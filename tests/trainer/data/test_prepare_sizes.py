@@ -19,9 +19,9 @@ sys.exit(code)
 """
 
 
-def prepare(*arguments: object) -> tuple[str, int]:
-    """What ``crossfade prepare`` prints, and the most bytes that it had in memory."""
-    command = [sys.executable, "-c", _TELL_MEMORY, "prepare", *map(str, arguments)]
+def measured(*arguments: object) -> tuple[str, int]:
+    """What ``crossfade`` prints, and the most bytes that it had in memory."""
+    command = [sys.executable, "-c", _TELL_MEMORY, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
     assert done.returncode == 0, done.stderr
     return done.stdout, int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0]) << 10
@@ -47,7 +47,7 @@ def test_a_huge_row_group_is_checked_in_the_memory_of_a_small_one(tmp_path: Path
             count_N = np.bincount(row_N)
             row_V = np.arange(len(count_N))
             write_in_one_group(folder / "vocabulary" / name / "all.parquet", row=row_V, id=row_V, count=count_N)
-        said, peak = prepare("--check", folder, "--memory", 0.1)
+        said, peak = measured("validate", folder, "--memory", 0.1)
         assert "no problem; wrote its manifest.json" in said
         peaks.append(peak)
     # Decoded, the large one has 140 MB more, and several times that with what is made of it.
@@ -59,7 +59,7 @@ def test_raw_events_in_a_huge_row_group_are_prepared_in_the_memory_that_is_given
     rows = 6 << 20
     raw = tmp_path / "raw" / "all.parquet"
     write_in_one_group(raw, customer=np.arange(rows) * 7 % 100_003, track=np.arange(rows) * 11 % 10_007)
-    said, peak = prepare("--events", raw, "--item", "track", "--memory", 0.15, "--out", tmp_path / "data")
+    said, peak = measured("prepare", "--events", raw, "--item", "track", "--memory", 0.15, "--out", tmp_path / "data")
     assert f"{rows:,} rows of 1 file(s)" in said
     assert peak < 0.15 * 2**30 + 330e6, peak
 
@@ -74,7 +74,7 @@ def test_many_small_files_are_prepared_in_the_memory_of_one(tmp_path: Path) -> N
             plays = {"customer": [f"c{number}", "c"], "track": [number, 5]}
             pq.write_table(pa.table(plays), folder / f"plays-{number:05d}.parquet")
         out = tmp_path / f"data-{files}"
-        said, peak = prepare("--events", f"{folder}/*.parquet", "--item", "track", "--out", out)
+        said, peak = measured("prepare", "--events", f"{folder}/*.parquet", "--item", "track", "--out", out)
         assert f"{2 * files:,} rows of {files} file(s)" in said
         peaks.append(peak)
     assert peaks[1] - peaks[0] < 60e6, peaks

@@ -63,12 +63,12 @@ def timed_table(numbers: Any, unit: int, timed: bool) -> pa.Table:
     return pa.table(columns)
 
 
-def job_of(folder: Path, **data: Any) -> JobConfig:
+def load_job_arguments(folder: Path, **data: Any) -> JobConfig:
     return check_job({"name": "timed", "data": {"path": str(folder), **data}}, "test")
 
 
 def selected(folder: Path, manifest: DatasetManifest, **data: Any) -> RowSelection:
-    return select_rows(job_of(folder, **data), Folder(folder), manifest, NullReporter())
+    return select_rows(load_job_arguments(folder, **data), Folder(folder), manifest, NullReporter())
 
 
 def numbers_read(folder: Path, manifest: DatasetManifest, selection: RowSelection, workers: int = 2) -> Counter[int]:
@@ -145,7 +145,7 @@ def test_a_date_is_refused_where_timestamps_are_no_seconds(tmp_path: Path) -> No
 )
 def test_a_time_that_is_none_is_refused_with_the_job(tmp_path: Path, data: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match="test: data") as caught:
-        job_of(tmp_path, **data)
+        load_job_arguments(tmp_path, **data)
     assert said in str(caught.value)
 
 
@@ -164,12 +164,12 @@ def test_dates_of_a_job_file_are_what_yaml_makes_of_them(tmp_path: Path) -> None
 def test_counts_are_found_again_only_for_the_same_time_and_data(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path / "data", clustered=False)
     train = manifest.splits["train"]
-    job = job_of(tmp_path / "data", since=FIRST + 45 * DAY)
+    job = load_job_arguments(tmp_path / "data", since=FIRST + 45 * DAY)
     selection = select_rows(job, Folder(tmp_path / "data"), manifest, NullReporter())
     selection.write(tmp_path, job, 17)
     assert load_row_counts(tmp_path, job, 17, train) == selection.row_counts
     assert load_row_counts(tmp_path, job, 18, train) is None
-    assert load_row_counts(tmp_path, job_of(tmp_path / "data", since=FIRST), 17, train) is None
+    assert load_row_counts(tmp_path, load_job_arguments(tmp_path / "data", since=FIRST), 17, train) is None
     (tmp_path / SELECTION_FILE).write_text("{")
     assert load_row_counts(tmp_path, job, 17, train) is None
 

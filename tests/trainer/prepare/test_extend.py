@@ -103,22 +103,22 @@ def test_ids_of_text_files_stay_text_where_they_were_text(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("customers", "options", "said"),
     [
-        ([1], {}, r"its ids of customer are text, but those of the events are integers; .* --ids string"),
+        ([1], {}, r"its ids of customer are text, but those of the events are integers; .* --id-type string"),
         (["a"], {"item": "track", "item_column": "item"}, r"is about customer and item, .* as customer and track"),
     ],
 )
 def test_other_entities_and_types_of_ids_are_refused(
     tmp_path: Path, first: Path, customers: list[Any], options: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(InputError, match=f"--vocabulary {first}: {said}"):
+    with pytest.raises(InputError, match=f"--base {first}: {said}"):
         day(tmp_path, "second", customers, [1], base=str(first), **options)
     assert not (tmp_path / "second").exists()
 
 
 def test_earlier_data_that_are_not_there_or_would_be_replaced_are_refused(tmp_path: Path, first: Path) -> None:
-    with pytest.raises(InputError, match=r"--vocabulary .*nowhere/manifest.json: no such file"):
+    with pytest.raises(InputError, match=r"--base .*nowhere/manifest.json: no such file"):
         day(tmp_path, "second", ["a"], [1], base=str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=f"--vocabulary {first}: is --out itself"):
+    with pytest.raises(InputError, match=f"--base {first}: is --out itself"):
         day(tmp_path, "first", ["a"], [1], base=str(first), overwrite=True)
 
 
@@ -126,7 +126,7 @@ def test_an_id_with_two_rows_is_refused(tmp_path: Path, first: Path) -> None:
     manifest = read_manifest(Folder(first))
     customers = write_vocabulary(first, "customer", ["a", "b", "a"])
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": customers}}).write(Folder(first))
-    with pytest.raises(InputError, match=r"of customer has 3 ids for 2 different ones, .*--check"):
+    with pytest.raises(InputError, match=r"of customer has 3 ids for 2 different ones, .*crossfade validate"):
         day(tmp_path, "second", ["a"], [1], base=str(first))
 
 

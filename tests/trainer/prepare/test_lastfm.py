@@ -115,10 +115,14 @@ def test_missing_sample_falls_back_to_synthetic_artists(tmp_path: Path) -> None:
     assert sum(split.rows for split in manifest.splits.values()) == 100_000
 
 
-@pytest.mark.parametrize("source", ["--sample=lastfm", "--synthetic=queries=50,items=40,interactions=1500"])
+@pytest.mark.parametrize(
+    "command",
+    [["prepare", "--sample=lastfm"], ["synthesize", "--queries=50", "--items=40", "--interactions=1500"]],
+    ids=["sample", "synthetic"],
+)
 @pytest.mark.usefixtures("no_local_sample")
 def test_skip_existing_keeps_complete_dataset_of_same_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     monkeypatch.setattr(sample, "_download", lambda *_: pytest.fail("asked for data that are here"))
     monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path))
@@ -126,11 +130,11 @@ def test_skip_existing_keeps_complete_dataset_of_same_command(
     plays = [f"{user}\t{artist}\t1" for user in range(9) for artist in range(9)]
     write_text(tmp_path / sample.FOLDER / "user_artists.dat", "\n".join(["userID\tartistID\tweight", *plays]))
     write_text(tmp_path / sample.FOLDER / "artists.dat", "\n".join(["id\tname", *(f"{n}\tA{n}" for n in range(9))]))
-    words = ["prepare", source, "--out", str(tmp_path / "out"), "--reuse"]
+    words = [*command, "--out", str(tmp_path / "out"), "--skip-existing"]
     assert main(words) == 0
     made = (tmp_path / "out/manifest.json").stat()
     assert main(words) == 0
-    assert capsys.readouterr().out.endswith("out: made already; nothing to do\n")
+    assert capsys.readouterr().out.endswith("out: exists already; nothing to do\n")
     left = (tmp_path / "out/manifest.json").stat()
     assert (left.st_ino, left.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
     assert main([*words, "--seed", "3"]) == 2
@@ -140,14 +144,6 @@ def test_skip_existing_keeps_complete_dataset_of_same_command(
     assert main(words) == 2
     assert main([*words, "--overwrite"]) == 0
     assert main(words) == 0
-
-
-@pytest.mark.parametrize(
-    "source", [("--events", "plays.csv"), ("--check", "data"), ("--synthetic", "items=9", "--raw")]
-)
-def test_skip_existing_with_files_is_rejected(source: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", *source, "--out", "out", "--reuse"]) == 2
-    assert "--reuse: is for what --sample and --synthetic prepare" in capsys.readouterr().err
 
 
 def test_sample_is_found_in_crossfade_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,13 @@ from preparing import (
     write_text,
 )
 
-from crossfade.commands import prepare as command
+from crossfade.main import make_parser
+from crossfade.options.job import train_command
 from kvstore.errors import InputError
 
 
 def parse(words: Sequence[str | Path]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers(required=True))
-    return parser.parse_args(["prepare", *map(str, words)])
+    return make_parser().parse_args(list(map(str, words)))
 
 
 def test_command_prints_summary_and_next_command(
@@ -29,7 +28,7 @@ def test_command_prints_summary_and_next_command(
     write_text(tmp_path / "songs.csv", 'song,title\n5,"Five, live"\n')
     words = "--query=customer=uid --item=track=song --event did --event-weights play=1,like=3,skip=0 --timestamp at"
     words += " --hold-out-test last-1 --names track=songs.csv:song:title --threads 1 --memory 0.5 --out data/x"
-    arguments = parse(["--events", "a b.csv", *words.split()])
+    arguments = parse(["prepare", "--events", "a b.csv", *words.split()])
     assert arguments.run(arguments) == 0
     assert sorted(interactions(Path("data/x"), "train")) == [(1, 5, 1.0, 1), (2, 5, 1.0, 4)]
     assert sorted(interactions(Path("data/x"), "test")) == [(1, 6, 3.0, 2), (2, 6, 1.0, 5)]
@@ -43,8 +42,8 @@ def test_next_command_names_job_file_of_dataset_if_present(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs").mkdir()
     write_text(tmp_path / "jobs/split.yaml", "")
-    assert command.next_command("data/split", "customer", "item") == "crossfade train jobs/split.yaml"
-    assert command.next_command("data/a b", "customer", "artist") == (
+    assert train_command("data/split", "customer", "item") == "crossfade train jobs/split.yaml"
+    assert train_command("data/a b", "customer", "artist") == (
         "crossfade train jobs/lastfm.yaml --set 'data.path=data/a b'"
     )
 
@@ -52,22 +51,24 @@ def test_next_command_names_job_file_of_dataset_if_present(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
-        (["--train", "a.csv", "--sample", "lastfm"], ["found --train and --sample"]),
-        ([], ["--train", "--sample", "--synthetic", "found none"]),
-        (["--train", "a.csv", "--event-weights", "play"], ["'play'", "EVENT=NUMBER"]),
-        (["--train", "a.csv", "--names", "x=y:z"], ["ENTITY=FILE:ID_COLUMN:NAME_COLUMN"]),
-        (["--synthetic", "customers=5"], ["'customers=5'", "queries"]),
-        (["--synthetic", "queries=many"], ["queries=many", "number"]),
-        (["--synthetic", "queries=1.5"], ["queries=1.5", "whole"]),
-        (["--synthetic", "queries=5", "--weight", "w"], ["--weight", "--synthetic"]),
-        (["--sample", "lastfm", "--hold-out", "random:0.1"], ["--hold-out", "--sample"]),
-        (["--train", "a.csv", "--memory", "-1"], ["--memory", "GiB"]),
+        (["prepare", "--train", "a.csv", "--sample", "lastfm"], ["--train", "--sample", "found both"]),
+        (["prepare"], ["--train", "--sample", "found neither"]),
+        (["prepare", "--train", "a.csv", "--event-weights", "play"], ["'play'", "EVENT=NUMBER"]),
+        (["prepare", "--train", "a.csv", "--names", "x=y:z"], ["ENTITY=FILE:ID_COLUMN:NAME_COLUMN"]),
+        (["prepare", "--sample", "lastfm", "--hold-out", "random:0.1"], ["--hold-out", "--sample"]),
+        (["prepare", "--train", "a.csv", "--memory", "-1"], ["--memory", "GiB"]),
+        (["prepare", "--train", "a.csv", "--skip-existing"], ["--skip-existing", "--sample"]),
+        (["synthesize", "--queries", "many"], ["--queries many", "number"]),
+        (["synthesize", "--queries", "1.5"], ["--queries 1.5", "whole"]),
+        (["synthesize", "--valid", "inf"], ["--valid inf", "number"]),
+        (["synthesize", "--raw-events", "--overwrite"], ["--overwrite", "--raw-events"]),
+        (["synthesize", "--raw-events", "--skip-existing"], ["--skip-existing", "--raw-events"]),
     ],
 )
 def test_contradictory_options_are_rejected(tmp_path: Path, words: list[str], fragments: list[str]) -> None:
     arguments = parse([*words, "--out", tmp_path / "out"])
     with pytest.raises(InputError) as caught:
-        command.run(arguments)
+        arguments.run(arguments)
     for fragment in fragments:
         assert fragment in str(caught.value)
     assert entries(tmp_path) == []

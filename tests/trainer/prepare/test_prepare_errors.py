@@ -108,13 +108,13 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
         ["column 'customer'", "fractional", "integers or strings"],
     ),
     "binary id": (parquet_case(customer=[b"x"], item=[1]), ["column 'customer'", "type binary"]),
-    "text where --ids integer": (
+    "text where --id-type integer": (
         csv_case("customer,item\n1,1\nx,2\n", id_type="integer"),
-        ["e.csv, line 3", "'x'", "query id", "--ids string"],
+        ["e.csv, line 3", "'x'", "query id", "--id-type string"],
     ),
     "ids of two types": (
         two_files("customer,item\n1,1\n", "customer,item\n1,b\n"),
-        ["b.csv", "'item'", "strings", "a.csv", "integers", "--ids string"],
+        ["b.csv", "'item'", "strings", "a.csv", "integers", "--id-type string"],
     ),
     "text as weight": (
         csv_case("customer,item,w\n1,1,2\n1,2,x\n", weight="w"),

@@ -33,7 +33,7 @@ def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
     prepare(PrepareOptions(out=tmp_path / "out", train=[train], work_dir=work), Looks())
     assert "events.duckdb" in seen
     assert list(work.iterdir()) == []
-    with pytest.raises(InputError, match=r"--work .*nowhere: cannot be written"):
+    with pytest.raises(InputError, match=r"--work-dir .*nowhere: cannot be written"):
         prepare_files(tmp_path / "other", train, work_dir=tmp_path / "nowhere")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "out", "work"]
 
@@ -47,7 +47,7 @@ def test_low_disk_space_is_reported_at_the_start(
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     prepare_files(tmp_path / "again", train)
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"0\.0 GB are free, and this may take 0\.0 GB there.*--work DIR", line)
+    assert re.search(r"0\.0 GB are free, and this may take 0\.0 GB there.*--work-dir DIR", line)
 
 
 def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def inside_out(place: Folder, tmp_path: Path) -> dict[str, Any]:
 REFUSED: dict[str, tuple[Case, list[str]]] = {
     "cut Parquet": (cut_among_good, ["/in/b.parquet: is not a readable Parquet file"]),
     "damaged Parquet": (damaged_among_good, ["/in/b.parquet: cannot be read as Parquet", "damaged"]),
-    "two schemas": (other_schema, ["/in/b.parquet", "integers", "/in/a.parquet", "strings", "--ids string"]),
+    "two schemas": (other_schema, ["/in/b.parquet", "integers", "/in/a.parquet", "strings", "--id-type string"]),
     "null id": (null_id, ["/e.parquet, row 2: the query id of column 'customer' is missing"]),
     "negative id": (bad_line, ["/e.csv, line 3", "'-5'", "negative"]),
     "no events": (nothing_but_empty, ["no interaction"]),

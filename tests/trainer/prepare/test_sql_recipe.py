@@ -81,7 +81,7 @@ def test_the_documented_sql_makes_a_data_set_like_that_of_prepare_and_it_trains(
         connection.register("events", table)
         connection.register("songs", songs())
         connection.execute(recipe(data))
-    said = succeeded(crossfade("prepare", "--check", data, cwd=tmp_path)).stdout
+    said = succeeded(crossfade("validate", data, cwd=tmp_path)).stdout
     assert "no problem; wrote its manifest.json" in said
     manifest = read_manifest(Folder(data))
     assert (manifest.query, manifest.item, manifest.has_timestamp) == ("customer", "track", True)

@@ -158,11 +158,11 @@ def test_neighbors_in_the_shards_are_strangers(made: tuple[Path, DatasetManifest
 @pytest.mark.parametrize(
     ("change", "fragment"),
     [
-        ({"queries": 0}, "queries=0"),
-        ({"interactions": 0}, "interactions=0"),
-        ({"genres": 0}, "genres=0"),
-        ({"genres": 1001}, "genres=1001"),
-        ({"valid": -0.1}, "valid=-0.1"),
+        ({"queries": 0}, "--queries 0"),
+        ({"interactions": 0}, "--interactions 0"),
+        ({"genres": 0}, "--genres 0"),
+        ({"genres": 1001}, "--genres 1001"),
+        ({"valid": -0.1}, "--valid -0.1"),
         ({"valid": 0.5, "test": 0.5}, "nothing for train"),
         ({"query": "track"}, "different names"),
         ({"interactions": 1}, "got none"),

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import entries
 
-from crossfade.commands import prepare as command
+from crossfade.main import make_parser
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 from trainer.data.manifest import read_manifest
@@ -24,12 +24,11 @@ from trainer.prepare.synthetic_events import write_raw_events
 
 
 def parse(words: Sequence[str | Path]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers(required=True))
-    return parser.parse_args(["prepare", *map(str, words)])
+    return make_parser().parse_args(list(map(str, words)))
 
 
 SPEC = SyntheticSpec(queries=500, items=300, interactions=60_000, genres=6)
+SIZES = ("--queries=50", "--items=40", "--interactions=5e3", "--genres=4")
 
 
 @pytest.fixture
@@ -99,13 +98,13 @@ def test_the_command_writes_them_and_says_how_to_prepare_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "raw here"
-    arguments = parse(["--synthetic", "queries=50,items=40,interactions=5e3,genres=4", "--raw", "--out", out])
+    arguments = parse(["synthesize", "--raw-events", *SIZES, "--out", out])
     assert arguments.run(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{out}: 5,000 events of 50 ids of customer and 40 of track, in 2 file(s)"
     words = shlex.split(lines[1].removeprefix("next: "))
     assert words[:2] == ["crossfade", "prepare"]
-    prepared = parse(words[2:])
+    prepared = parse(words[1:])
     assert prepared.run(prepared) == 0
     manifest = read_manifest(Folder(f"{out}-prepared"))
     assert sum(split.rows for split in manifest.splits.values()) == 5000
@@ -115,18 +114,17 @@ def test_the_command_writes_them_and_says_how_to_prepare_them(
 
 def refused(arguments: argparse.Namespace, *fragments: str) -> None:
     with pytest.raises(InputError) as caught:
-        command.run(arguments)
+        arguments.run(arguments)
     for fragment in fragments:
         assert fragment in str(caught.value)
 
 
 def test_raw_events_replace_nothing(tmp_path: Path) -> None:
     out = tmp_path / "raw"
-    refused(parse(["--train", "a.csv", "--raw", "--out", out]), "--raw", "--synthetic")
-    refused(parse(["--synthetic", "queries=5", "--raw", "--overwrite", "--out", out]), "--overwrite", "--raw")
+    refused(parse(["synthesize", "--raw-events", "--overwrite", "--out", out]), "--overwrite", "--raw-events")
     assert entries(tmp_path) == []
     out.mkdir()
-    refused(parse(["--synthetic", "queries=5", "--raw", "--out", out]), "exists already")
+    refused(parse(["synthesize", "--raw-events", "--out", out]), "exists already")
     assert entries(tmp_path) == ["raw"]
 
 

@@ -292,7 +292,7 @@ def test_a_deletion_that_broke_off_is_a_problem(made: Made) -> None:
     folder = made.write()
     folder.write(JOURNAL, b'{"files": []}')
     [problem] = problems(folder)
-    assert "forget.json: a 'prepare --forget' broke off; run it again" in problem
+    assert "forget.json: a 'crossfade forget' broke off; run it again" in problem
 
 
 def test_what_could_be_better_is_noted(made: Made) -> None:
@@ -307,16 +307,16 @@ def test_what_could_be_better_is_noted(made: Made) -> None:
 
 def test_the_command_lists_problems_or_prints_a_summary(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made.write()
-    assert main(["prepare", "--check", folder.uri]) == 0
+    assert main(["validate", folder.uri]) == 0
     said = capsys.readouterr().out
     for part in (f"{folder.uri}: customer x track", "70 interactions", "no problem; wrote its manifest.json", "next: "):
         assert part in said
     folder.remove(TRAIN)
-    assert main(["prepare", "--check", folder.uri]) == 2
+    assert main(["validate", folder.uri]) == 2
     problem, line = capsys.readouterr().err.splitlines()[-2:]
     assert problem == f"{folder.uri}/{TRAIN}: no such file, but the manifest lists it"
     documented("check: problems", line.removeprefix("crossfade: error: "))
-    assert main(["prepare", "--check", folder.uri, "--out", "x"]) == 2
+    assert main(["validate", folder.uri, "--query", "customer=uid"]) == 2
 
 
 def test_strings_of_either_size_are_strings(made: Made) -> None:

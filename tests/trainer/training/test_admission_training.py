@@ -49,8 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_day(place, 1, {"u": "abn", "v": "ba"})
     write_day(place, 2, {"u": "aabn", "v": "bbaa", "t": "ab"})
     prepare(place, 0)
-    prepare(place, 1, "--vocabulary", "data0")
-    said = prepare(place, 2, "--vocabulary", "data1", "--hold-out-test", "random:0.3")
+    prepare(place, 1, "--base", "data0")
+    said = prepare(place, 2, "--base", "data1", "--hold-out-test", "random:0.3")
     assert "1 ids have expired (--expire-after); 1 new ids have rows that were others' before" in said
     assert "3 ids have expired (--expire-after); 1 new ids have rows that were others' before" in said
     assert "2 rows are forgotten or expired: they have no id and no interaction" in said
@@ -71,7 +71,7 @@ def test_who_waits_is_admitted_on_the_third_day_into_the_row_of_who_went(place: 
     ]
     assert [row[1] for row in rows_of(place / "data2", "customer")] == ["v", "u", "t"]
     assert [len(read_manifest(Folder(place / f"data{day}")).entities["track"].pending) for day in range(3)] == [1, 1, 0]
-    assert "not list" not in succeeded(crossfade("prepare", "--check", "data2", cwd=place)).stdout
+    assert "not list" not in succeeded(crossfade("validate", "data2", cwd=place)).stdout
 
 
 def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) -> None:

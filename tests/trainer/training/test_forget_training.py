@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_job(place / "job.yaml", write_planted(place / "data"))
     (place / "ids.txt").write_text("\n".join(FORGOTTEN))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "old", cwd=place))
-    succeeded(crossfade("prepare", "--forget", "ids.txt", "--out", "data", cwd=place))
+    succeeded(crossfade("forget", "data", "--ids", "ids.txt", cwd=place))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "new", *warm(place), cwd=place))
     return place
 
