@@ -14,7 +14,7 @@ from typing import Literal, cast
 import psutil
 
 from kvstore.errors import ClusterError, InputError
-from trainer.config.schema import ClusterConfig
+from trainer.config.run_sections import ClusterConfig
 from trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
 
 RoleKind = Literal["scheduler", "server", "worker"]

@@ -24,7 +24,8 @@ from deploy.topology import Role
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.io.folder import Folder
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, Traffic
-from trainer.config.schema import JobConfig, NegativesConfig
+from trainer.config.model_sections import NegativesConfig
+from trainer.config.schema import JobConfig
 from trainer.data.manifest import DatasetManifest
 from trainer.data.reader import InteractionReader, RowGroup
 from trainer.data.schedule import BatchSchedule

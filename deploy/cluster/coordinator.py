@@ -26,7 +26,7 @@ from deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
 from deploy.cluster.messages import Action, DesiredState, Endpoint, Failure, Heartbeat, NumberedEvent, RoleState
 from deploy.topology import AcceptedRoles, Address, Role, assign_roles, missing_hosts, roles
 from kvstore.errors import ClusterError, CrossfadeError, InputError
-from trainer.config.schema import ClusterConfig
+from trainer.config.run_sections import ClusterConfig
 from trainer.training.checkpointing import StopResult
 
 LEASE_SECONDS = 15.0

@@ -28,6 +28,7 @@ from deploy.cluster.coordinator import Coordinator
 from deploy.cluster.messages import DesiredState, Heartbeat
 from deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from kvstore.errors import ClusterError, InputError
+from kvstore.validation_errors import format_validation_error
 from trainer.monitoring.bounded_server import BoundedServer
 
 SHORTEST_TOKEN = 16
@@ -129,9 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             return Heartbeat.model_validate_json(self._body(int(length)))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise _Refused(HTTPStatus.BAD_REQUEST, f"not a report: {where or 'body'}: {first['msg']}") from None
+            problem = format_validation_error(error, root="body")
+            raise _Refused(HTTPStatus.BAD_REQUEST, f"not a report: {problem}") from None
 
     def _body(self, length: int) -> bytes:
         try:

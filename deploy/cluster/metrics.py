@@ -11,7 +11,7 @@ from deploy.capacity.machine import available_bytes, limit_bytes
 from deploy.cluster.agent import Agent
 from deploy.cluster.coordinator import Coordinator, State
 from deploy.topology import roles
-from trainer.config.schema import ClusterConfig
+from trainer.config.run_sections import ClusterConfig
 from trainer.monitoring import names
 from trainer.monitoring.registry import ProcessMetrics
 

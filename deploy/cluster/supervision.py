@@ -21,7 +21,8 @@ from deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
 from deploy.cluster.state_writer import StateWriter
 from deploy.topology import Address, scheduler_address
 from kvstore.errors import ClusterError, CrossfadeError, InputError
-from trainer.config.schema import ClusterConfig, JobConfig
+from trainer.config.run_sections import ClusterConfig
+from trainer.config.schema import JobConfig
 from trainer.monitoring.http import MetricsEndpoint
 from trainer.runs.event_log import event_recorder
 from trainer.runs.folder import REPORT_FILE, RunFolder

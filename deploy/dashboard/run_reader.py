@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from deploy.dashboard.process_history import ProcessHistory
 from deploy.dashboard.tail import Tail
 from deploy.dashboard.training_history import TrainingHistory
+from kvstore.validation_errors import format_validation_error
 from trainer.runs.folder import JOB_FILE, METRICS_FILE, PROCESSES_FILE, REPORT_FILE, RESTARTS_FILE, RUN_FILE, STATE_FILE
 
 T = TypeVar("T")
@@ -154,9 +155,7 @@ class RunReader:
         except FileNotFoundError:
             return nothing
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            self._problems[name] = f"{name} cannot be read: {where + ': ' if where else ''}{first['msg']}"
+            self._problems[name] = f"{name} cannot be read: {format_validation_error(error)}"
         except (OSError, ValueError) as error:
             self._problems[name] = f"{name} cannot be read: {_first_line(error)}"
         return nothing

@@ -247,8 +247,7 @@ def _claim(folder: Path, job: JobConfig) -> IO[bytes]:
     if begun and path.read_text(encoding="utf-8") != text:
         differences = job.resume_conflicts(load_job(path)) or ["what may change within a run"]
         raise InputError(
-            f"{folder}: holds a search with another job, which differs in {', '.join(differences)}; name another "
-            "folder with --out"
+            f"{folder}: holds a search with another job: {', '.join(differences)}; name another folder with --out"
         )
     path.write_text(text, encoding="utf-8")
     return lock

@@ -20,6 +20,7 @@ from kvstore.errors import CheckpointError
 from kvstore.io.folder import Folder
 from kvstore.optimizers import OptimizerSpec
 from kvstore.store import FileDigest, TableSpec
+from kvstore.validation_errors import format_validation_error
 
 HEADER_BYTES = 128
 
@@ -138,9 +139,8 @@ def _reading(folder: Folder, name: str) -> Iterator[None]:
     except _DamageError as error:
         raise CheckpointError(f"{uri}: {error}", folder.uri) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise CheckpointError(f"{uri}: not what a checkpoint has there: {where}: {first['msg']}", folder.uri) from error
+        problem = format_validation_error(error)
+        raise CheckpointError(f"{uri}: not what a checkpoint has there: {problem}", folder.uri) from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{uri}: missing", folder.uri) from error
     except OSError as error:

@@ -261,9 +261,9 @@ def resealed(path: Path, change: Callable[[str], str]) -> None:
     [
         (lambda text: text.replace('"version": 1', '"version": 2'), "version 2 of the format"),
         (lambda text: text.replace('"crossfade-checkpoint"', '"other"'), "its format is 'other'"),
-        (lambda text: text.replace('"seed": 1', '"seed": "x"'), "seed: Input should be a valid integer"),
-        (lambda text: text.replace('"seed": 1', '"seed": 1,\n "more": 1'), "more: Extra inputs"),
-        (lambda text: text.replace('"rowwise_adagrad"', '"nadam"'), "optimizer.kind: Input should be"),
+        (lambda text: text.replace('"seed": 1', '"seed": "x"'), "seed: input should be a valid integer"),
+        (lambda text: text.replace('"seed": 1', '"seed": 1,\n "more": 1'), "more: is not a known key"),
+        (lambda text: text.replace('"rowwise_adagrad"', '"nadam"'), "optimizer.kind: input should be"),
         (lambda text: text.replace('"rowwise_adagrad"', '"sgd"'), "not a file of the tables and the optimizer"),
         (lambda text: text.replace('"rows": 50', '"rows": 49'), "bytes, but its rows take"),
         (lambda text: text.replace('"dim": 3', '"dim": 5'), "bytes, but its rows take"),

@@ -22,7 +22,7 @@ from running_command import Mark
 from deploy.topology import JobTopology, role_environment, roles, scheduler_address
 from kvstore.mxnet.client import MXNetStore
 from kvstore.mxnet.server import run_role
-from trainer.config.schema import ClusterConfig
+from trainer.config.run_sections import ClusterConfig
 
 END_SECONDS = 60.0
 

@@ -5,7 +5,7 @@ from typing import Any
 from deploy.cluster.coordinator import Coordinator, GenerationSpec, State
 from deploy.cluster.messages import DesiredState, Failure, Heartbeat, NumberedEvent
 from deploy.topology import AcceptedRoles, Address
-from trainer.config.schema import ClusterConfig
+from trainer.config.run_sections import ClusterConfig
 
 STALL, GRACE, RESTARTS = 100.0, 20.0, 3
 KILLED = Failure(message="server-0 was killed by SIGKILL", details="log: run/logs/server-0.log")

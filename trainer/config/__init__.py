@@ -1,0 +1,1 @@
+"""Job configuration: the schema of a job file, loading it, and explaining its keys."""

@@ -1,4 +1,8 @@
-"""TODO-DOC split from trainer/config/schema.py."""
+"""Describe every key of a job file, for ``crossfade train --explain``.
+
+for key, type_name, default, description in explain_fields():
+    print(key, type_name, default, description)
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,11 @@ from pydantic import BaseModel
 
 from trainer.config.schema import JobConfig
 
+_TYPE_NAMES = {"str": "text", "int": "whole number", "float": "number"}
+
 
 def explain_fields(section: type[BaseModel] = JobConfig, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Each field of the job file: its path, its type, its default and its help."""
+    """Yield the dotted key, type, default (as YAML, or ``required``) and description of each field of ``section``."""
     for name, field in section.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -28,7 +34,7 @@ def explain_fields(section: type[BaseModel] = JobConfig, prefix: str = "") -> It
 
 def _type_name(annotation: Any) -> str:
     if isinstance(annotation, type):
-        return {"str": "text", "int": "whole number", "float": "number"}.get(annotation.__name__, annotation.__name__)
+        return _TYPE_NAMES.get(annotation.__name__, annotation.__name__)
     arguments = get_args(annotation)
     if all(isinstance(argument, str) for argument in arguments):
         return " | ".join(arguments)

@@ -1,9 +1,14 @@
-"""TODO-DOC split from trainer/config/schema.py."""
+"""Load and check job files: YAML with ``--set`` overrides.
+
+    job = load_job(Path("jobs/lastfm.yaml"), ["train.epochs=5", "cluster.workers=2"])
+
+Unknown keys, duplicate keys and values of the wrong type are rejected in one line that names the key, what was found and
+what was expected.
+"""
 
 from __future__ import annotations
 
 import difflib
-import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,90 +17,82 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from kvstore.errors import InputError
+from kvstore.validation_errors import format_validation_error
 from trainer.config.schema import JobConfig
 
+_SCALARS = {"int": "whole number", "float": "number", "bool": "boolean", "timestamp": "date"}
+"""YAML's tags of plain values, and the words for them."""
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: the second would silently win."""
+
+class _JobLoader(yaml.SafeLoader):
+    """Safe YAML that rejects duplicate keys, of which the last would silently win, and malformed plain values."""
 
 
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _construct_mapping(loader: _JobLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value in seen:
-            raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark)
         seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
 
-def _scalar(tag: str, what: str) -> None:
-    """Have a value that YAML takes for ``what``, but that is none, such as the date 2024-02-31, be an error."""
+def _reject_malformed(tag: str, kind: str) -> None:
+    """Report a value that YAML resolves to ``kind`` but cannot construct, such as the date 2024-02-31, with its line."""
     construct = yaml.SafeLoader.yaml_constructors[tag]
 
-    def constructed(loader: _UniqueKeyLoader, node: yaml.ScalarNode) -> Any:
+    def construct_checked(loader: _JobLoader, node: yaml.ScalarNode) -> Any:
         try:
             return construct(loader, node)
         except (ValueError, KeyError, AttributeError, IndexError) as error:
-            problem = f"'{node.value[:40]}' is no {what}; put text in quotes"
+            problem = f"'{node.value[:40]}' is not a valid {kind}; put text in quotes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
-    _UniqueKeyLoader.add_constructor(tag, constructed)
+    _JobLoader.add_constructor(tag, construct_checked)
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
-for _name, _what in (("int", "whole number"), ("float", "number"), ("bool", "true or false"), ("timestamp", "date")):
-    _scalar(f"tag:yaml.org,2002:{_name}", _what)
-
-
-_SHORT = reprlib.Repr()
-"""What shows a value, however large it is, and also if it holds itself: YAML can say so."""
-
-
-_SHORT.maxstring = _SHORT.maxother = 100
-
-
-_SHORT.maxlevel = 2
+_JobLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+for _name, _kind in _SCALARS.items():
+    _reject_malformed(f"tag:yaml.org,2002:{_name}", _kind)
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> JobConfig:
-    """Read and check the job file at ``path``, with ``overrides`` such as ``train.epochs=5`` put over it.
+    """Read and check the job file at ``path``; ``overrides`` such as ``train.epochs=5`` replace values of the file.
 
     Raises:
-        InputError: the file is missing, is not YAML, or holds an unknown key or a value that does not fit.
+        InputError: the file is missing or not YAML, or has an unknown key or an invalid value.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such job file; see jobs/ for some to start from") from None
+        raise InputError(f"{path}: no such job file; see jobs/ for examples") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no text in UTF-8; expected a YAML file") from error
+        raise InputError(f"{path}: is not UTF-8 text; expected a YAML file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     return make_job(text, str(path), overrides)
 
 
 def make_job(text: str, source: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """The job that ``text``, a job file that came from ``source``, describes, with ``overrides`` put over it.
+    """Parse and check the job file ``text``, then apply ``overrides``; messages name it as ``source``.
 
     Raises:
         InputError: as ``load_job``.
     """
     values = _parse_yaml(text, source)
     if not isinstance(values, dict):
-        raise InputError(f"{source}: not a job file: expected keys such as 'name:' and 'data:' at the top")
+        raise InputError(f"{source}: not a job file: expected keys such as 'name:' and 'data:' at the top level")
     for override in overrides:
         _apply_override(values, override)
     return check_job(values, source)
 
 
 def check_job(values: dict[str, Any], source: str) -> JobConfig:
-    """Check ``values``, which came from ``source``.
+    """Validate ``values``, nested as in a job file; messages name them as ``source``.
 
     Raises:
-        InputError: with the first thing that is wrong, in one line.
+        InputError: naming the first problem, in one line.
     """
     try:
         return JobConfig.model_validate(values)
@@ -105,7 +102,7 @@ def check_job(values: dict[str, Any], source: str) -> JobConfig:
 
 def _parse_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_JobLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}" if mark else source
@@ -113,7 +110,7 @@ def _parse_yaml(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
-        raise InputError(f"{source}: not valid YAML: it is nested too deeply") from None
+        raise InputError(f"{source}: not valid YAML: nested too deeply") from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -143,10 +140,10 @@ def _format_error(error: ValidationError) -> str:
         return f"unknown key '{where}'; {hint}{more}"
     if first["type"] == "missing":
         return f"the key '{where}' is missing{more}"
-    if first["type"] == "value_error":
-        section = f"{where}: " if where else ""
-        return f"{section}{first['msg'].removeprefix('Value error, ')}{more}"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, but found {_SHORT.repr(first['input'])}{more}"
+    if not where:
+        # A check across sections: its message names the keys itself.
+        return f"{first['msg'].removeprefix('Value error, ')}{more}"
+    return f"{format_validation_error(error, show_input=True)}{more}"
 
 
 def _section_at(location: Sequence[str]) -> type[BaseModel]:

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from kvstore.errors import InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
 from kvstore.io.s3 import NoBucketError
+from kvstore.validation_errors import format_validation_error
 
 FILE_NAME = "manifest.json"
 JOURNAL = "forget.json"
@@ -185,19 +186,13 @@ def read_manifest(folder: Folder) -> DatasetManifest:
     try:
         manifest = DatasetManifest.model_validate_json(manifest_bytes(folder))
     except ValidationError as error:
-        raise InputError(f"{path}: not a manifest of prepared data: {first_error(error)}{_FIX_HINT}") from error
+        raise InputError(
+            f"{path}: not a manifest of prepared data: {format_validation_error(error)}{_FIX_HINT}"
+        ) from error
     for name in (manifest.query, manifest.item):
         if name not in manifest.entities:
             raise InputError(f"{path}: not a manifest of prepared data: entities: '{name}' is missing{_FIX_HINT}")
     return manifest
-
-
-def first_error(error: ValidationError) -> str:
-    """The first thing that is wrong with a JSON file, and where in it."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])[:200] or "the file"
-    said = {"missing": "is missing", "extra_forbidden": "is not known here"}.get(first["type"], first["msg"])
-    return f"{where}: {said.removeprefix('Value error, ')}"
 
 
 def data_fingerprint(folder: Folder) -> int:

@@ -58,7 +58,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from trainer.config.schema import JobConfig, LossKind
+from trainer.config.model_sections import LossKind
+from trainer.config.schema import JobConfig
 
 BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
 LOSS_CODES: dict[LossKind, int] = {

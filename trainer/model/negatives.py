@@ -13,7 +13,7 @@ import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.philox import uniform
-from trainer.config.schema import NegativesConfig
+from trainer.config.model_sections import NegativesConfig
 from trainer.data.schedule import BatchSlice
 
 _STREAM = "negatives"

@@ -10,7 +10,8 @@ from typing import Literal
 
 from kvstore.errors import InputError
 from kvstore.store import TableSpec
-from trainer.config.schema import JobConfig, ScoreKind
+from trainer.config.model_sections import ScoreKind
+from trainer.config.schema import JobConfig
 from trainer.data.manifest import DatasetManifest
 
 

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
+from kvstore.validation_errors import format_validation_error
 from trainer.data.features import ROW, iter_pairs
 from trainer.data.manifest import (
     FILE_NAME,
@@ -38,7 +39,6 @@ from trainer.data.manifest import (
     FilePath,
     Split,
     data_fingerprint,
-    first_error,
     read_manifest,
 )
 from trainer.data.parquet import ParquetFiles, file_entry, write_options
@@ -345,8 +345,8 @@ def _delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
         return False
     except ValidationError as error:
         raise InputError(
-            f"{folder.uri}/{JOURNAL}: is not what 'crossfade forget' writes: {first_error(error)}; delete it, and see "
-            f"with 'crossfade validate {folder.uri}' what else is left over"
+            f"{folder.uri}/{JOURNAL}: is not what 'crossfade forget' writes: {format_validation_error(error)}; "
+            f"delete it, and see with 'crossfade validate {folder.uri}' what else is left over"
         ) from error
     used = {FILE_NAME, *(file.path for file in manifest.files())}
     for path in listed:

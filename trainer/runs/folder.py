@@ -142,7 +142,7 @@ class RunFolder:
         differences = job.resume_conflicts(self.job()) if self._holds_run() else []
         if differences:
             raise InputError(
-                f"{self.path}: its run cannot be taken up, since the job differs in {', '.join(differences)}; "
+                f"{self.path}: cannot resume: {', '.join(differences)}; "
                 "train without --resume, or with the job as it was"
             )
 

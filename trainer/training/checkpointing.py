@@ -27,10 +27,11 @@ from kvstore.errors import CheckpointError, InputError
 from kvstore.io.folder import Folder
 from kvstore.optimizers import OptimizerSpec
 from kvstore.store import RowStore, SaveResult, TableSpec, Traffic
+from kvstore.validation_errors import format_validation_error
 from trainer.config.loading import check_job
-from trainer.config.schema import CheckpointConfig as Settings
+from trainer.config.run_sections import CheckpointConfig as Settings
 from trainer.config.schema import JobConfig
-from trainer.data.manifest import data_fingerprint, first_error
+from trainer.data.manifest import data_fingerprint
 from trainer.runs.ownership import check_still_owned
 from trainer.training.state import TrainState
 
@@ -103,10 +104,10 @@ def restore_train_state(identity: CheckpointMetadata, uri: str, rank: int) -> Tr
     except ValidationError as error:
         raise InputError(
             f"{uri}: does not say how far which run was; expected a checkpoint that 'crossfade train' wrote "
-            f"({first_error(error)})"
+            f"({format_validation_error(error)})"
         ) from error
     if differences := identity.job.resume_conflicts(check_job(training.job, uri)):
-        raise InputError(f"{uri}: cannot be taken up, since the job differs in {', '.join(differences)}")
+        raise InputError(f"{uri}: cannot resume: {', '.join(differences)}")
     if training.data != identity.data:
         raise InputError(
             f"{uri}: was trained on other data than {identity.job.data.path} holds now; to go on from its tables, "

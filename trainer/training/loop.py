@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from kvstore.store import RowGradient, RowStore
-from trainer.config.schema import OptimizerConfig, TrainConfig
+from trainer.config.model_sections import OptimizerConfig
+from trainer.config.schema import TrainConfig
 from trainer.data.prefetch import Prefetcher
 from trainer.data.schedule import BatchSchedule
 from trainer.evaluation.ranking import EvalMetrics

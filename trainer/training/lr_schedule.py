@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.config.schema import OptimizerConfig
+from trainer.config.model_sections import OptimizerConfig
 
 _PARTS = 512
 

@@ -17,7 +17,7 @@ from deploy.cluster.coordinator import LEASE_SECONDS, State
 from deploy.topology import AcceptedRoles, assign_roles, missing_hosts
 from kvstore.errors import InputError
 from trainer.config.loading import check_job
-from trainer.config.schema import ClusterConfig
+from trainer.config.run_sections import ClusterConfig
 
 PATIENCE = 30.0
 START_SECONDS = 60.0

@@ -16,7 +16,7 @@ from deploy.cluster.messages import Failure
 from deploy.topology import TOKEN_VARIABLE, check_local_address
 from kvstore.errors import InputError
 from trainer.config.loading import load_job
-from trainer.config.schema import ClusterConfig
+from trainer.config.run_sections import ClusterConfig
 from trainer.runs.folder import RunFolder
 
 

@@ -208,7 +208,7 @@ def test_the_command_trains_on_the_time_and_resumes_on_no_other(place: Path) -> 
     assert "Traceback" not in result.stderr
     other = crossfade(*run, "--resume", "--set", "data.since=2024-02-16", cwd=place)
     assert other.returncode == 2
-    assert "the job differs in data.since ('2024-02-15' then, '2024-02-16' now)" in other.stderr
+    assert "cannot resume: data.since was '2024-02-15' and is now '2024-02-16'" in other.stderr
     plan = json.loads(succeeded(crossfade("plan", "job.yaml", *since, "--json", cwd=place)).stdout)
     assert plan["traffic"]["examples"] == pytest.approx((160 - 45) / -(-(160 - 45) // 16))
 

@@ -14,7 +14,8 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 from kvstore.store import TableSpec
-from trainer.config.schema import EvaluateConfig, ScoreKind
+from trainer.config.model_sections import ScoreKind
+from trainer.config.schema import EvaluateConfig
 from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.data.reader import InteractionReader
 from trainer.evaluation import ranking as module

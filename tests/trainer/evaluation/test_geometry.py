@@ -15,7 +15,7 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 from kvstore.store import TableSpec
-from trainer.config.schema import ScoreKind
+from trainer.config.model_sections import ScoreKind
 from trainer.data.manifest import DatasetManifest
 from trainer.data.reader import InteractionReader
 from trainer.evaluation import label_precision as geometry

@@ -17,7 +17,7 @@ from builders import make_interactions, random_rows
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import MissingExtraError
 from kvstore.store import TableSpec
-from trainer.config.schema import LossKind, NegativesConfig, ScoreKind
+from trainer.config.model_sections import LossKind, NegativesConfig, ScoreKind
 from trainer.data.schedule import BatchSlice
 from trainer.model.active_rows import ActiveRows
 from trainer.model.batches import Batch, make_batch

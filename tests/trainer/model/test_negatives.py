@@ -5,7 +5,7 @@ import pytest
 from builders import make_interactions
 
 from kvstore.arrays import FloatArray, IntArray
-from trainer.config.schema import NegativesConfig
+from trainer.config.model_sections import NegativesConfig
 from trainer.data.schedule import BatchSlice
 from trainer.model.negatives import NegativeSampler
 

@@ -12,7 +12,7 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_job
 from running_command import crossfade, records, succeeded
 
 from kvstore.arrays import FloatArray
-from trainer.config.schema import LossKind
+from trainer.config.model_sections import LossKind
 
 BoolArray = npt.NDArray[np.bool_]
 

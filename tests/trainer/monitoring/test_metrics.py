@@ -16,7 +16,7 @@ from waiting import wait_until
 from deploy.cluster.messages import NumberedEvent
 from deploy.cluster.metrics import JobMetrics, MachineMetrics, process_metrics
 from kvstore.errors import DivergedError, InputError
-from trainer.config.schema import ClusterConfig
+from trainer.config.run_sections import ClusterConfig
 from trainer.monitoring import names
 from trainer.monitoring.http import FAREWELL_SECONDS, serve_metrics
 from trainer.monitoring.registry import ProcessMetrics

@@ -204,7 +204,7 @@ def test_resuming_another_job_is_refused_and_the_keys_named(place: Path) -> None
     other = ("--set", "optimizer.learning_rate=0.2", "--set", "train.epochs=3")
     result = crossfade("train", "job.yaml", "--run-dir", run, "--resume", *other, cwd=place)
     assert result.returncode == 2
-    assert "differs in optimizer.learning_rate (0.1 then, 0.2 now)" in result.stderr
+    assert "cannot resume: optimizer.learning_rate was 0.1 and is now 0.2" in result.stderr
     assert "epochs" not in result.stderr
 
 

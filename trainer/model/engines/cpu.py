@@ -16,7 +16,7 @@ import numpy as np
 from numba import get_num_threads, njit, prange
 
 from kvstore.arrays import FloatArray, IntArray
-from trainer.config.schema import NegativesConfig
+from trainer.config.model_sections import NegativesConfig
 from trainer.model.active_rows import ActiveRows
 from trainer.model.batches import Batch
 from trainer.model.losses import LossSpec, all_items_pass, per_example_pass, row_squares, shared_pool_pass

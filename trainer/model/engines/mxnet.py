@@ -14,7 +14,7 @@ import numpy as np
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
 from kvstore.mxnet.imports import import_mxnet
-from trainer.config.schema import NegativesConfig
+from trainer.config.model_sections import NegativesConfig
 from trainer.model.batches import Batch
 from trainer.model.losses import LossSpec
 from trainer.model.negatives import IN_BATCH_KINDS

@@ -1,4 +1,4 @@
-"""The job file: what it refuses and in which words, and that it says everything about a run."""
+"""Job files: defaults, overrides, error messages, and the explained keys."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def load(path: Path, text: str, *overrides: str) -> JobConfig:
     return load_job(path, overrides)
 
 
-def refusal(path: Path, text: str, *overrides: str) -> str:
-    """The one line in which a job file is refused, without its path."""
+def error_of(path: Path, text: str, *overrides: str) -> str:
+    """Return the one-line error for a job file, without its path."""
     with pytest.raises(InputError) as caught:
         load(path, text, *overrides)
     message = str(caught.value)
@@ -34,7 +34,7 @@ def refusal(path: Path, text: str, *overrides: str) -> str:
     return message.removeprefix(f"{path}: ").removeprefix(str(path))
 
 
-def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
+def test_minimal_job_has_defaults(job_path: Path) -> None:
     job = load(job_path, SMALL)
     assert (job.name, job.data.path, job.loss, job.model.dim) == ("small", "data/small", "softmax", 64)
     assert job.optimizer_spec == OptimizerSpec("adam", 0.015, weight_decay=4e-4)
@@ -63,8 +63,8 @@ def test_a_small_job_has_the_defaults_for_the_rest(job_path: Path) -> None:
         ("data: {path: x}\n", "the key 'name' is missing"),
     ],
 )
-def test_unknown_and_missing_keys_are_named_with_the_nearest_known(job_path: Path, text: str, expected: str) -> None:
-    assert refusal(job_path, text) == expected
+def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, text: str, expected: str) -> None:
+    assert error_of(job_path, text) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def test_unknown_and_missing_keys_are_named_with_the_nearest_known(job_path: Pat
         ("loss: hinges", ["loss: ", "'bpr', 'logistic', 'softmax', 'hinge', ", "but found 'hinges'"]),
         (
             "negatives: {logq_correction: true}\nloss: bpr",
-            ["negatives.logq_correction corrects the softmax alone", "the loss is 'bpr'"],
+            ["negatives.logq_correction needs loss 'softmax'", "the loss is 'bpr'"],
         ),
-        ("negatives: {num_hard: 3}\nloss: warp", ["loss 'warp' counts the hardest negative alone"]),
+        ("negatives: {num_hard: 3}\nloss: warp", ["loss 'warp' uses only the hardest negative"]),
         (
             "negatives: {num_hard: 3, logq_correction: true}",
-            ["negatives.logq_correction tells how negatives were drawn", "which of hard ones is not known"],
+            ["negatives.logq_correction needs the sampling distribution", "unknown for hard negatives"],
         ),
-        ("loss: ccl\nmodel: {score: dot}", ["loss 'ccl' is of cosine scores", "now dot"]),
+        ("loss: ccl\nmodel: {score: dot}", ["loss 'ccl' needs cosine scores", "now dot"]),
         ("negatives: {kind: [shared]}", ["negatives.kind: ", "but found ['shared']"]),
         ("evaluate: {k: []}", ["evaluate.k: ", "at least 1 item", "but found []"]),
         ("evaluate: {k: 10}", ["evaluate.k: ", "valid list", "but found 10"]),
@@ -104,27 +104,27 @@ def test_unknown_and_missing_keys_are_named_with_the_nearest_known(job_path: Pat
         ("cluster: {max_key_bytes: 2147483648}", ["cluster.max_key_bytes: ", "but found 2147483648"]),
     ],
 )
-def test_a_value_that_does_not_fit_is_named_with_what_was_expected(job_path: Path, text: str, parts: list[str]) -> None:
-    message = refusal(job_path, SMALL + text + "\n")
+def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text: str, parts: list[str]) -> None:
+    message = error_of(job_path, SMALL + text + "\n")
     assert message.startswith(parts[0])
     for part in parts[1:]:
         assert part in message
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", "", "1st", ".hidden", "a/b"])
-def test_a_name_that_is_no_folder_name_is_refused(job_path: Path, name: str) -> None:
-    assert refusal(job_path, f"name: '{name}'\ndata: {{path: x}}\n").startswith("name: ")
+def test_name_that_is_not_a_folder_name_is_rejected(job_path: Path, name: str) -> None:
+    assert error_of(job_path, f"name: '{name}'\ndata: {{path: x}}\n").startswith("name: ")
 
 
-def test_workers_without_servers_are_refused(job_path: Path) -> None:
+def test_workers_without_servers_are_rejected(job_path: Path) -> None:
     expected = "cluster: 3 workers need at least one server: set cluster.servers or --servers"
-    assert refusal(job_path, SMALL + "cluster: {workers: 3}\n") == expected
+    assert error_of(job_path, SMALL + "cluster: {workers: 3}\n") == expected
     assert load(job_path, SMALL + "cluster: {workers: 3, servers: 1}\n").cluster.workers == 3
 
 
-def test_a_selection_at_a_depth_that_is_not_computed_is_refused(job_path: Path) -> None:
-    expected = "evaluate: select 'recall@50' needs its depth in evaluate.k, which is [10, 20]"
-    assert refusal(job_path, SMALL + "evaluate: {k: [10, 20], best_metric: recall@50}\n") == expected
+def test_best_metric_at_uncomputed_cutoff_is_rejected(job_path: Path) -> None:
+    expected = "evaluate: best_metric is 'recall@50', so add its cut-off to evaluate.k, now [10, 20]"
+    assert error_of(job_path, SMALL + "evaluate: {k: [10, 20], best_metric: recall@50}\n") == expected
     assert (
         load(job_path, SMALL + "evaluate: {k: [10, 50], best_metric: recall@50}\n").evaluate.best_metric == "recall@50"
     )
@@ -141,8 +141,8 @@ def test_a_selection_at_a_depth_that_is_not_computed_is_refused(job_path: Path) 
     ],
     ids=["open brace", "stray indent", "tab", "foreign tag", "control character"],
 )
-def test_what_is_not_yaml_is_refused_at_its_line(job_path: Path, text: str, expected: str) -> None:
-    assert refusal(job_path, text).startswith(expected)
+def test_invalid_yaml_is_rejected_with_its_line(job_path: Path, text: str, expected: str) -> None:
+    assert error_of(job_path, text).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -153,33 +153,33 @@ def test_what_is_not_yaml_is_refused_at_its_line(job_path: Path, text: str, expe
         (SMALL + "train:\n  seed: 1\n  epochs: 1\n  seed: 2\n", "seed"),
     ],
 )
-def test_a_key_that_stands_twice_is_refused(job_path: Path, text: str, key: str) -> None:
-    message = refusal(job_path, text)
-    assert f"not valid YAML: the key '{key}' stands twice" in message
+def test_duplicate_key_is_rejected(job_path: Path, text: str, key: str) -> None:
+    message = error_of(job_path, text)
+    assert f"not valid YAML: the key '{key}' is given twice" in message
     assert message.startswith(f":{len(text.splitlines())}: ")
 
 
-def test_a_merge_key_is_taken_under_the_section_s_own_keys(job_path: Path) -> None:
+def test_merge_key_does_not_override_keys_of_the_section(job_path: Path) -> None:
     job_path.write_text(SMALL + "optimizer: {<<: {kind: sgd, learning_rate: 0.5}, learning_rate: 0.25}\n")
     assert (load_job(job_path).optimizer.kind, load_job(job_path).optimizer.learning_rate) == ("sgd", 0.25)
 
 
 @pytest.mark.parametrize("text", ["", "just words\n", "- name: small\n", "5\n"])
-def test_a_file_without_keys_at_the_top_is_refused(job_path: Path, text: str) -> None:
-    assert refusal(job_path, text).startswith("not a job file: expected keys such as 'name:' and 'data:'")
+def test_file_without_top_level_keys_is_rejected(job_path: Path, text: str) -> None:
+    assert error_of(job_path, text).startswith("not a job file: expected keys such as 'name:' and 'data:'")
 
 
-def test_a_missing_or_unreadable_file_is_refused_by_its_path(job_path: Path) -> None:
+def test_missing_or_unreadable_file_is_rejected_with_its_path(job_path: Path) -> None:
     with pytest.raises(InputError, match=r"job\.yaml: no such job file; see jobs/"):
         load_job(job_path)
     with pytest.raises(InputError, match="cannot be read"):
         load_job(job_path.parent)
     job_path.write_bytes(b"name: \xff\n")
-    with pytest.raises(InputError, match=r"job\.yaml: is no text in UTF-8"):
+    with pytest.raises(InputError, match=r"job\.yaml: is not UTF-8 text"):
         load_job(job_path)
 
 
-def test_overrides_are_put_over_the_file_in_their_order(job_path: Path) -> None:
+def test_overrides_replace_file_values_in_order(job_path: Path) -> None:
     overrides = ["train.epochs=5", "loss=bpr", "evaluate.k=[1, 5]", "evaluate.best_metric=ndcg@5", "train.epochs=6"]
     job = load(job_path, SMALL + "train: {epochs: 2, seed: 9}\n", *overrides, "metrics.port=null", "data.path=a=b")
     assert (job.train.epochs, job.train.seed, job.metrics.port) == (6, 9, None)
@@ -198,18 +198,18 @@ def test_overrides_are_put_over_the_file_in_their_order(job_path: Path) -> None:
         ("train.epochs=", "train.epochs: input should be a valid integer, but found None"),
     ],
 )
-def test_an_override_that_does_not_fit_is_refused(job_path: Path, override: str, expected: str) -> None:
-    assert refusal(job_path, SMALL, override) == expected
+def test_invalid_override_is_rejected(job_path: Path, override: str, expected: str) -> None:
+    assert error_of(job_path, SMALL, override) == expected
 
 
-def test_an_override_that_is_not_yaml_is_refused_by_its_key(job_path: Path) -> None:
-    message = refusal(job_path, SMALL, "evaluate.k=[1, 2")
+def test_override_that_is_not_yaml_is_rejected_with_its_key(job_path: Path) -> None:
+    message = error_of(job_path, SMALL, "evaluate.k=[1, 2")
     assert message.startswith("--set evaluate.k=[1, 2")
     assert "not valid YAML" in message
 
 
 @pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "0.000001", "1E-6"])
-def test_a_number_with_an_exponent_needs_no_dot(job_path: Path, text: str) -> None:
+def test_number_with_exponent_and_no_dot_is_a_number(job_path: Path, text: str) -> None:
     assert load(job_path, SMALL + f"optimizer: {{weight_decay: {text}}}\n").optimizer.weight_decay == 1e-6
     assert load(job_path, SMALL, f"optimizer.weight_decay={text}").optimizer.weight_decay == 1e-6
 
@@ -230,13 +230,13 @@ def test_a_number_with_an_exponent_needs_no_dot(job_path: Path, text: str) -> No
     ],
     ids=["defaults", "small numbers", "awkward text", "lists"],
 )
-def test_a_job_written_as_yaml_reads_back_equal(job_path: Path, overrides: list[str]) -> None:
+def test_job_written_as_yaml_reads_back_equal(job_path: Path, overrides: list[str]) -> None:
     job = load(job_path, SMALL, *overrides)
     assert load(job_path, job.to_yaml()) == job
     assert load(job_path, job.to_yaml()).to_yaml() == job.to_yaml()
 
 
-def test_a_written_job_names_every_field(job_path: Path) -> None:
+def test_job_written_as_yaml_has_every_field(job_path: Path) -> None:
     text = load(job_path, SMALL).to_yaml()
     for path, *_ in explain_fields():
         assert f"{path.rpartition('.')[2]}:" in text
@@ -249,7 +249,7 @@ def paths_of(values: BaseModel, prefix: str = "") -> list[str]:
     return paths
 
 
-def test_every_field_is_explained_once_with_a_type_a_default_and_help(job_path: Path) -> None:
+def test_every_field_is_explained_once_with_type_default_and_description(job_path: Path) -> None:
     explained = list(explain_fields())
     assert [path for path, *_ in explained] == paths_of(load(job_path, SMALL))
     for path, kind, default, text in explained:
@@ -271,37 +271,40 @@ def test_every_field_is_explained_once_with_a_type_a_default_and_help(job_path: 
         ("evaluate.exclude_splits", "list of train | valid | test", "[train, valid]"),
     ],
 )
-def test_types_and_defaults_are_explained_in_plain_words(path: str, kind: str, default: str) -> None:
+def test_explained_types_and_defaults_are_readable(path: str, kind: str, default: str) -> None:
     explained = {name: rest for name, *rest in explain_fields()}
     assert explained[path][:2] == [kind, default]
 
 
-def test_more_workers_than_lanes_are_refused(job_path: Path) -> None:
-    message = refusal(job_path, SMALL + "cluster: {servers: 1, workers: 17}\n")
-    assert "17 workers need as many lanes: set data.partitions, now 16" in message
+def test_more_workers_than_partitions_are_rejected(job_path: Path) -> None:
+    message = error_of(job_path, SMALL + "cluster: {servers: 1, workers: 17}\n")
+    assert "17 workers need at least as many partitions: raise data.partitions, now 16" in message
 
 
 BILLION = "name: x\ndata: {path: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
     f"  - &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
 )
-"""A value that would take a gigabyte to print."""
+"""A value whose complete text would take a gigabyte."""
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
-        ("name: 2024-02-31\n", ":1: not valid YAML: '2024-02-31' is no date; put text in quotes"),
-        ("name: !!int x64\n", ":1: not valid YAML: 'x64' is no whole number; put text in quotes"),
-        (f"name: {'9' * 5000}\n", ":1: not valid YAML: '9999999999999999999999999999999999999999' is no whole number"),
-        ("[" * 5000, "it is nested too deeply"),
+        ("name: 2024-02-31\n", ":1: not valid YAML: '2024-02-31' is not a valid date; put text in quotes"),
+        ("name: !!int x64\n", ":1: not valid YAML: 'x64' is not a valid whole number; put text in quotes"),
+        (
+            f"name: {'9' * 5000}\n",
+            ":1: not valid YAML: '9999999999999999999999999999999999999999' is not a valid whole number",
+        ),
+        ("[" * 5000, "nested too deeply"),
         (BILLION, "train.seed: input should be a valid integer"),
         ('"na\\nme": x\ndata: {path: d}\nname: y\n', "unknown key 'na\\nme'"),
     ],
 )
-def test_yaml_that_says_odd_things_is_refused_in_one_short_line(job_path: Path, text: str, said: str) -> None:
+def test_malformed_or_huge_value_is_rejected_in_one_short_line(job_path: Path, text: str, expected: str) -> None:
     job_path.write_text(text)
     with pytest.raises(InputError) as caught:
         load_job(job_path)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500

@@ -1,0 +1,24 @@
+"""Field types of the job file, and the base class of its sections."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AtLeastOne = Annotated[int, Field(ge=1, strict=True)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+TimeValue = Annotated[
+    Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | Annotated[str, Field(strict=True)],
+    # YAML turns text that looks like a date into one.
+    BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),
+]
+
+
+class Section(BaseModel):
+    """A section of the job file: immutable, without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

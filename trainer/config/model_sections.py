@@ -1,0 +1,137 @@
+"""Sections of the job file that define what is learned: model, negatives and optimizer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kvstore.optimizers import OptimizerKind
+from trainer.config.fields import AtLeastOne, Name, NonNegative, Positive, Section
+
+ScoreKind = Literal["dot", "cosine", "euclidean"]
+LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
+
+_MAX_ALL_ITEMS = 2**15
+"""Most items for which ``auto`` uses all as negatives: with more, a step gets expensive, since it costs what the item
+table does."""
+
+
+class DenseConfig(Section):
+    """Dense layers that each side's vectors pass through before they are scored."""
+
+    query: list[AtLeastOne] = Field(
+        [], description="widths of the query side's layers, such as [128, 64]; the last equals model.dim; default: none"
+    )
+    item: list[AtLeastOne] = Field([], description="widths of the item side's layers, in the same form")
+    activation: Literal["relu", "tanh"] = Field("relu", description="activation after each layer but the last")
+    layer_norm: bool = Field(
+        True, description="apply layer normalization, row by row, before each activation (each layer but the last)"
+    )
+    residual: bool = Field(
+        True, description="add the layers' output to their input; false: the output replaces the input"
+    )
+    learning_rate: Positive | None = Field(
+        None, description="learning rate of the layers, on the optimizer's schedule; null: optimizer.learning_rate"
+    )
+
+
+class ModelConfig(Section):
+    """The two-tower embedding model: a vector per query and per item, compared by a score."""
+
+    dim: AtLeastOne = Field(64, description="columns of every embedding")
+    score: ScoreKind = Field("cosine", description="score function: dot, cosine, or euclidean (-squared distance)")
+    temperature: Positive = Field(0.17, description="divisor of the score in the loss")
+    init_std: Positive = Field(0.1, description="standard deviation of the initial values of a row")
+    query_features: list[Name] = Field(
+        [],
+        description="tables whose embeddings make up a query's vector: data.query and its features; default: "
+        "[data.query]",
+    )
+    item_features: list[Name] = Field(
+        [],
+        description="tables whose embeddings make up an item's vector, such as [track, artist, tag]: data.item, which "
+        "may be left out, and its features; default: [data.item]",
+    )
+    combine: Literal["sum", "mean"] = Field("sum", description="how a side's embeddings are combined into one vector")
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="fraction of rows whose ID embedding is dropped in a step, among rows that have features, so that "
+        "features learn to represent new rows (DropoutNet)",
+    )
+    dense: DenseConfig = DenseConfig()
+
+    @model_validator(mode="after")
+    def _check_last_width(self) -> ModelConfig:
+        for side, widths in (("query", self.dense.query), ("item", self.dense.item)):
+            if widths and widths[-1] != self.dim:
+                raise ValueError(f"dense.{side} is {widths}: its last width must equal dim, which is {self.dim}")
+        return self
+
+
+class NegativesConfig(Section):
+    """The negatives that each interaction is contrasted with."""
+
+    kind: Literal["auto", "shared", "per_example", "in_batch", "mixed", "all"] = Field(
+        "auto",
+        description="source of negatives. shared: one sampled pool for all examples of a step; per_example: samples for "
+        "each example; in_batch: items of the other examples of the same step and partition, about train.batch_size / "
+        "data.partitions; mixed: a pool and in_batch; all: every item, at the cost of the item table; auto: for "
+        "softmax, all up to 32,768 items and in_batch with logq_correction above; for other losses, shared",
+    )
+    count: AtLeastOne = Field(4096, description="samples in the pool, or per example; not used by in_batch and all")
+    sampling: Literal["uniform", "popularity"] = Field(
+        "uniform", description="distribution that items are sampled from"
+    )
+    power: Annotated[float, Field(ge=0, le=4)] = Field(
+        0.75, description="exponent of popularity sampling: an item is drawn with probability ∝ count^power"
+    )
+    logq_correction: bool = Field(
+        False,
+        description="subtract the log of an item's expected number of draws from its score as a negative, so that the "
+        "sampled softmax estimates the one over all items",
+    )
+    num_hard: AtLeastOne | None = Field(
+        None, description="negatives of an example that count, those with the highest scores; null: all"
+    )
+    weight: NonNegative = Field(1.0, description="total weight of an example's negatives under ccl; its item has 1")
+
+    def resolve(self, loss: LossKind, items: int) -> NegativesConfig:
+        """Replace ``auto`` by the kind that suits ``loss`` and a table of ``items``."""
+        if self.kind != "auto":
+            return self
+        if loss != "softmax" or self.num_hard is not None:
+            return self.model_copy(update={"kind": "shared"})
+        few = items <= _MAX_ALL_ITEMS
+        return self.model_copy(update={"kind": "all" if few else "in_batch", "logq_correction": not few})
+
+
+class OptimizerConfig(Section):
+    """The row-sparse optimizer and its learning rate schedule."""
+
+    kind: OptimizerKind = Field(
+        "adam", description="update rule: sgd, adagrad, rowwise_adagrad (4 bytes of state per row) or adam"
+    )
+    learning_rate: Positive = Field(0.015, description="peak learning rate, per step")
+    weight_decay: NonNegative | None = Field(
+        None,
+        description="L2 coefficient: this times the weight is added to the gradient of active rows; null: 4e-4 with "
+        "cosine scores, where it keeps rows short enough to turn, 1e-5 with others, where it pulls scores to 0",
+    )
+    epsilon: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
+        1e-8, description="constant added to the root of the second moment"
+    )
+    beta1: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.9, description="Adam's decay of the first moment")
+    beta2: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.999, description="Adam's decay of the second moment")
+    max_norm: Positive | None = Field(
+        None, description="upper bound of a row's length after an update; null: none; 1 with euclidean scores is CML"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="learning rate schedule from the end of the warm-up to the last step"
+    )
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0, description="steps in which the learning rate rises from 0 to its peak"
+    )
+    min_lr_factor: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="fraction of the peak learning rate at which the linear and cosine schedules end"
+    )
