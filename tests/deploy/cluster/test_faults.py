@@ -25,7 +25,6 @@ from trainer.runs.event_log import EventLog
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)
-SHAPES = pytest.mark.parametrize("shape", [(), ON_SERVERS], ids=["in process", "on servers"])
 STEPS = 900
 TRAIN = {"epochs": STEPS // 15, "evaluate_every": 20, "patience": None}
 CHECKPOINT = {"every_seconds": 0.5, "keep": 2}
@@ -132,11 +131,10 @@ def fill(disk: Path, leave: int = 16384) -> None:
             file.write(bytes(room))
 
 
-@SHAPES
 def test_a_disk_that_fills_up_costs_checkpoints_and_nothing_else(
-    place: Path, undisturbed: dict[int, Path], disk: Path, shape: Sequence[object]
+    place: Path, undisturbed: dict[int, Path], disk: Path
 ) -> None:
-    with train(place / f"full-{len(shape)}", *shape, *to(disk / "checkpoints")) as training:
+    with train(place / "full", *ON_SERVERS, *to(disk / "checkpoints")) as training:
         training.wait_for("saved")
         # Whenever an old checkpoint is deleted, there is room again.
         training.wait_for("save_failed", meanwhile=lambda: fill(disk))

@@ -60,29 +60,50 @@ def wait_for(command: RunningCommand, run_dir: Path, event: str, seconds: float 
 # ---- restarts
 
 
-@pytest.mark.parametrize("victim", ["scheduler", "server-1", "worker-0"])
-def test_a_killed_role_costs_a_restart_from_the_newest_checkpoint(job: Path, tmp_path: Path, victim: str) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
-        wait_for(command, tmp_path / "run", "saved")
-        roles = command.roles()
-        assert sorted(roles) == ROLES
-        roles[victim].kill()
-        killed = time.monotonic()
-        wait_until(lambda: not any(role.is_running() for role in roles.values()), END_SECONDS, "the end of all roles")
-        assert time.monotonic() - killed < NOTICE_SECONDS
+def test_killed_roles_cost_one_restart_each_from_the_newest_checkpoint(
+    job: Path, tmp_path: Path, free_port: int
+) -> None:
+    # Of all generations, on the scheduler port that the job names. A worker that somebody else stops counts too.
+    victims = [("scheduler", "kill"), ("server-1", "kill"), ("worker-0", "kill"), ("worker-1", "terminate")]
+    port = ("--set", f"cluster.scheduler_port={free_port}")
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *port, cwd=tmp_path) as command:
+        for generation, (victim, how) in enumerate(victims, 1):
+            wait_for_saves(command, tmp_path / "run", generation)
+            roles = command.roles()
+            assert sorted(roles) == ROLES
+            getattr(roles[victim], how)()
+            sent = time.monotonic()
+            wait_until(lambda of=roles: not any(role.is_running() for role in of.values()), END_SECONDS, "their end")
+            assert how == "terminate" or time.monotonic() - sent < NOTICE_SECONDS
         result = succeeded(command.finish())
         assert command.mark.processes() == []
     report = read_report(tmp_path / "run")
-    assert (report["restarts"], report["steps"]) == (1, 600)
-    [cause] = report["restart_causes"]
-    assert (cause["generation"], cause["cause"]) == (2, f"{victim} was killed by SIGKILL")
-    assert cause["step"] >= 40
-    assert cause["seconds"] > 0
-    # A checkpoint that was being written at that moment is passed over.
-    *skipped, message = messages(result.stderr)
-    assert all(line.startswith("crossfade: passed over a checkpoint: ") for line in skipped)
-    assert message.startswith(f"crossfade: {victim} was killed by SIGKILL; restarting (generation 2) from step ")
-    assert f"--- {victim} of generation 2" in (tmp_path / "run" / "logs" / f"{victim}.log").read_text().splitlines()
+    assert (report["restarts"], report["steps"]) == (len(victims), 600)
+    expected = [f"{victim} was killed by SIGKILL" for victim, how in victims if how == "kill"]
+    expected.append("a worker was asked to stop by someone else")
+    assert [cause["cause"] for cause in report["restart_causes"]] == expected
+    for number, cause in enumerate(report["restart_causes"]):
+        assert cause["generation"] == number + 2
+        assert cause["step"] >= 40
+        assert cause["seconds"] > 0
+    # A checkpoint that was being written at that moment is skipped.
+    said = [line for line in messages(result.stderr) if not line.startswith("crossfade: passed over a checkpoint: ")]
+    for number, (cause, line) in enumerate(zip(expected, said, strict=True), 2):
+        assert line.startswith(f"crossfade: {cause}; restarting (generation {number}) from step ")
+    log = (tmp_path / "run" / "logs" / "server-1.log").read_text().splitlines()
+    assert "--- server-1 of generation 5" in log
+
+
+def wait_for_saves(command: RunningCommand, run_dir: Path, generation: int) -> None:
+    """Return once this generation has written a checkpoint after the first step that it took."""
+
+    def has_saved() -> bool:
+        assert command.process.poll() is None, command.finish()
+        seen = records(run_dir)
+        starts = [place for place, record in enumerate(seen) if record.get("name") == "training"]
+        return len(starts) == generation and any(record["event"] == "saved" for record in seen[starts[-1] :])
+
+    wait_until(has_saved, START_SECONDS, f"a checkpoint of generation {generation}")
 
 
 def test_a_run_that_is_taken_up_reports_the_restarts_before_that_too(job: Path, tmp_path: Path) -> None:
@@ -120,18 +141,6 @@ def test_a_frozen_server_is_noticed_by_what_is_missing(job: Path, tmp_path: Path
     report = read_report(tmp_path / "run")
     assert report["restart_causes"][0]["cause"] == "no sign of progress for 20 s"
     assert report["restarts"] == 1
-
-
-def test_workers_that_are_asked_to_stop_by_someone_else_start_again_on_the_port_that_the_job_names(
-    job: Path, tmp_path: Path, free_port: int
-) -> None:
-    port = ("--set", f"cluster.scheduler_port={free_port}")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *port, cwd=tmp_path) as command:
-        wait_for(command, tmp_path / "run", "saved")
-        command.roles()["worker-1"].terminate()
-        succeeded(command.finish())
-    [cause] = read_report(tmp_path / "run")["restart_causes"]
-    assert cause["cause"] == "a worker was asked to stop by someone else"
 
 
 def test_a_job_that_was_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: Path) -> None:
@@ -176,7 +185,7 @@ def test_a_moved_wall_clock_changes_nothing(job: Path, tmp_path: Path) -> None:
 # ---- ends
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143)])
 def test_a_signal_stops_a_run_after_a_checkpoint_from_which_it_goes_on(
     job: Path, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
@@ -201,7 +210,7 @@ def test_a_signal_stops_a_run_after_a_checkpoint_from_which_it_goes_on(
     assert (report["steps"], report["restarts"], report["restart_causes"]) == (600, 0, [])
 
 
-@pytest.mark.parametrize("times", [5], ids=["in process"])
+@pytest.mark.parametrize("times", [3], ids=["in process"])
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_a_run_in_process_with_one_line(
     job: Path, tmp_path: Path, times: int, number: signal.Signals, exit_code: int
@@ -296,18 +305,6 @@ def test_a_damaged_shard_ends_a_job_in_the_middle_with_its_name(job: Path, tmp_p
         assert result.returncode == 2
         [message] = messages(result.stderr)
         assert f"{shard}, row group 0: is damaged and cannot be read" in message
-        assert command.mark.processes() == []
-
-
-def test_training_that_diverges_ends_the_job_at_once(job: Path, tmp_path: Path) -> None:
-    wild = ("--set", "optimizer.kind=sgd", "--set", "optimizer.learning_rate=1e30", "--set", "model.score=dot")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *wild, cwd=tmp_path) as command:
-        result = command.finish()
-        assert result.returncode == 1
-        [message] = messages(result.stderr)
-        assert message.startswith("crossfade: error: ")
-        assert "finite" in message
-        assert "restart" not in message
         assert command.mark.processes() == []
 
 

@@ -93,13 +93,14 @@ def stop_after_a_checkpoint(
     return result.returncode, result.stderr
 
 
-@pytest.mark.parametrize("shape", [(), ON_SERVERS], ids=["in process", "on servers"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "shape"),
+    [(signal.SIGKILL, ()), (signal.SIGINT, ()), (signal.SIGKILL, ON_SERVERS), (signal.SIGTERM, ON_SERVERS)],
+    ids=["SIGKILL-in process", "SIGINT-in process", "SIGKILL-on servers", "SIGTERM-on servers"],
+)
 def test_a_run_that_was_ended_resumes_to_the_bits_of_one_that_was_not(
     place: Path, undisturbed: Path, undisturbed_on_servers: Path, number: signal.Signals, shape: Sequence[object]
 ) -> None:
-    if shape and number == signal.SIGINT:
-        pytest.skip("the same as SIGTERM there")
     run = f"ended-{number.name}-{len(shape)}"
     code, stderr = stop_after_a_checkpoint(place, run, number, *shape)
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], stderr
@@ -149,8 +150,10 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("shape", [(), ON_SERVERS], ids=["in process", "on servers"])
-@pytest.mark.parametrize("victim", ["manifest.json", "part-00000*.json", "track/weights.00000*.npy"])
+@pytest.mark.parametrize(
+    ("victim", "shape"),
+    [("manifest.json", ()), ("part-00000*.json", ON_SERVERS), ("track/weights.00000*.npy", ())],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     place: Path, undisturbed: Path, undisturbed_on_servers: Path, victim: str, shape: Sequence[object]
 ) -> None:
@@ -261,7 +264,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(place: Path, tm
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("servers", [0, 1, 3, 5])
+@pytest.mark.parametrize("servers", [0, 3])
 def test_a_checkpoint_of_two_servers_goes_on_with_any_number(
     place: Path, undisturbed: Path, undisturbed_on_servers: Path, servers: int
 ) -> None:
@@ -299,8 +302,9 @@ def test_a_larger_vocabulary_starts_with_the_rows_of_a_smaller_one(
     still = {"optimizer": {"kind": "adagrad", "learning_rate": 1e-30}, "train": {"max_steps": 1, "epochs": 1}}
     write_job(tmp_path / "fresh.yaml", data, **still)
     write_job(tmp_path / "warm.yaml", data, **still, checkpoint={"warm_start_from": str(undisturbed / "checkpoints")})
-    for name in ("fresh", "warm"):
-        succeeded(crossfade("train", f"{name}.yaml", "--run-dir", name, *shape, cwd=tmp_path))
+    # Fresh rows have the same bits in process and on servers.
+    succeeded(crossfade("train", "fresh.yaml", "--run-dir", "fresh", cwd=tmp_path))
+    succeeded(crossfade("train", "warm.yaml", "--run-dir", "warm", *shape, cwd=tmp_path))
     fresh, warm = (weights_at_the_end(tmp_path / name, "track") for name in ("fresh", "warm"))
     old = weights_at_the_end(undisturbed, "track")
     assert len(warm) == len(old) + 37
