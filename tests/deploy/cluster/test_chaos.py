@@ -9,7 +9,7 @@ from chaos import check_ledger, plan_faults, run_chaos
 
 @pytest.mark.cluster
 def test_a_run_that_is_killed_frozen_and_told_to_stop_ends_like_one_that_is_not(tmp_path: Path) -> None:
-    run_chaos(tmp_path, seed=4, faults=4, epochs=64)
+    run_chaos(tmp_path, seed=2, faults=3, epochs=48)
 
 
 def test_the_faults_of_a_long_run_are_of_every_kind() -> None:
