@@ -1,0 +1,107 @@
+"""Events as typed objects, as JSON, and as documented."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.runs.events import (
+    EVENT_TYPES,
+    CheckpointFailed,
+    EpochEvent,
+    LoadSample,
+    PhaseEvent,
+    RestartEvent,
+    StepEvent,
+    StoppedEvent,
+    TimedEvent,
+    events_markdown,
+    parse_event,
+    parse_record,
+    to_json,
+    to_record,
+)
+
+DOCS = Path(__file__).parents[3] / "docs" / "events.md"
+STEP = StepEvent(
+    epoch=1,
+    step=2,
+    steps=10,
+    examples=512,
+    loss=0.5,
+    learning_rate=0.1,
+    local_examples=256,
+    rows={"track": 7},
+    seconds={"pull": 0.25},
+)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        STEP,
+        EpochEvent(epoch=1, step=2, loss=0.5, valid={"ndcg@10": 0.25, "queries": 3}),
+        EpochEvent(epoch=1, step=2, loss=0.5),
+        PhaseEvent(name="training", step=0, rows_from=None),
+        StoppedEvent(step=4, checkpoint="checkpoints/step-4"),
+        RestartEvent(generation=2, cause="server-0 was killed", step=8, skipped=["step 9: corrupt"]),
+        LoadSample(generation=1, processes={"worker-0": {"pid": 7, "best_epoch": None}}),
+    ],
+    ids=lambda event: event.kind,
+)
+def test_event_survives_json(event: Any) -> None:
+    text = json.dumps(to_json(event))
+    assert json.loads(text)["event"] == event.kind
+    assert parse_event(json.loads(text)) == event
+
+
+def test_infinite_loss_survives_json() -> None:
+    event = STEP.model_copy(update={"loss": math.inf})
+    assert parse_event(json.loads(json.dumps(to_json(event)))) == event
+
+
+def test_none_is_left_out_and_accepted() -> None:
+    assert to_json(StoppedEvent(step=4)) == {"event": "stopped", "step": 4}
+    assert parse_event({"event": "stopped", "step": 4, "checkpoint": None}) == StoppedEvent(step=4)
+
+
+def test_log_line_has_its_time() -> None:
+    record = to_record(CheckpointFailed(step=8, message="disk full"))
+    assert list(record) == ["time", "event", "step", "message"]
+    assert parse_record(record) == TimedEvent(record["time"], CheckpointFailed(step=8, message="disk full"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"event": "saved", "step": 8}, "unknown event kind 'saved'; expected one of step, epoch, phase"),
+        ({"event": ["step"]}, "unknown event kind"),
+        ({}, "unknown event kind None"),
+        ({"event": "checkpoint_failed", "step": 8}, "event 'checkpoint_failed': message: Field required"),
+        ({"event": "checkpoint_failed", "step": "8", "message": ""}, "event 'checkpoint_failed': step: Input should be"),
+        ({**to_json(STEP), "own_examples": 3}, "event 'step': own_examples: Extra inputs are not permitted"),
+        ({**to_json(STEP), "rows": {"track": None}}, "event 'step': rows.track: Input should be a valid integer"),
+    ],
+)
+def test_invalid_event_is_rejected_with_its_reason(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_event(values)
+
+
+@pytest.mark.parametrize("time", [{}, {"time": "noon"}])
+def test_log_line_without_time_is_rejected(time: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="time: expected Unix time"):
+        parse_record({**time, **to_json(STEP)})
+
+
+def test_kinds_are_distinct_and_fields_documented() -> None:
+    assert len(EVENT_TYPES) == 23
+    for event in EVENT_TYPES.values():
+        assert event.__doc__
+        assert all(field.description for field in event.model_fields.values())
+
+
+def test_docs_are_those_of_the_code() -> None:
+    assert DOCS.read_text(encoding="utf-8").partition("## Reference\n\n")[2] == events_markdown()

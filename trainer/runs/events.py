@@ -1,0 +1,321 @@
+"""Events: what a run and its processes report while they work, as typed objects and as JSON.
+
+    emit(PhaseEvent(name="evaluate", epoch=2, step=500))          # an EventSink takes every kind
+    to_json(event)                                                # {"event": "phase", "name": "evaluate", ...}
+    parse_event({"event": "checkpoint_failed", "step": 8, "message": "disk full"})
+
+In JSON the key ``event`` holds the kind and fields without a value are left out. The files ``events.jsonl`` and
+``processes.jsonl`` of a run folder hold one event a line, with the ``time`` when it was written; see docs/events.md.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class _Event(BaseModel):
+    # A loss may be infinite, and JSON as Python writes it can hold that.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="constants")
+
+    kind: ClassVar[str]
+
+
+class StepEvent(_Event):
+    """A step of training, as one worker took it. Logs and pipes keep a sample of them."""
+
+    kind: ClassVar[str] = "step"
+    epoch: int = Field(description="epoch of the step, from 1")
+    step: int = Field(description="steps taken so far")
+    steps: int = Field(description="steps that the run takes unless it stops early")
+    examples: int = Field(description="examples of all workers so far")
+    loss: float = Field(description="mean loss of this worker's slice of the batch")
+    learning_rate: float = Field(description="learning rate of the step")
+    local_examples: int = Field(description="examples in this worker's slice of the batch")
+    rows: dict[str, int] = Field(description="active rows of the step, by table")
+    seconds: dict[str, float] = Field(description="seconds of all steps so far, by phase of a step")
+
+
+class EpochEvent(_Event):
+    """The end of an epoch, or of the run."""
+
+    kind: ClassVar[str] = "epoch"
+    epoch: int = Field(description="epoch that ended, from 1")
+    step: int = Field(description="steps taken so far")
+    loss: float = Field(description="mean loss of the epoch's examples, over all workers")
+    valid: dict[str, int | float] | None = Field(None, description="metrics on the valid split, if it was evaluated")
+
+
+class PhaseEvent(_Event):
+    """The beginning of a phase of the run, or a sign of life during a long one."""
+
+    kind: ClassVar[str] = "phase"
+    name: str = Field(description="such as `tables`, `training`, `evaluate`, `embeddings`, `checkpoint`, `test`")
+    epoch: int | None = Field(None, description="epoch that has begun, from 1")
+    step: int | None = Field(None, description="steps taken so far; always present in `training`")
+    rows_from: str | None = Field(None, description="in `training`: checkpoint that the rows were loaded from")
+
+
+class TotalsEvent(_Event):
+    """Rows and bytes that all workers together have moved so far."""
+
+    kind: ClassVar[str] = "totals"
+    step: int = Field(description="steps taken so far")
+    rows_pulled: int = Field(description="rows pulled")
+    rows_pushed: int = Field(description="rows pushed")
+    bytes_pulled: int = Field(description="bytes of row ids and values pulled")
+    bytes_pushed: int = Field(description="bytes of row ids and gradients pushed")
+    bytes_pushed_if_dense: int = Field(description="bytes that dense gradients would have been")
+
+
+class CheckpointSaved(_Event):
+    """A checkpoint is complete."""
+
+    kind: ClassVar[str] = "checkpoint_saved"
+    step: int = Field(description="step of the checkpoint")
+    checkpoint: str = Field(description="its path or URI")
+    pause_seconds: float = Field(description="seconds that training paused for it")
+    seconds: float = Field(description="seconds from the request until all servers had written it")
+    bytes: int = Field(description="its size")
+
+
+class CheckpointFailed(_Event):
+    """A checkpoint could not be written; training continues."""
+
+    kind: ClassVar[str] = "checkpoint_failed"
+    step: int = Field(description="step of the checkpoint")
+    message: str = Field(description="why")
+
+
+class CheckpointPruneFailed(_Event):
+    """Old checkpoints could not be deleted; training continues."""
+
+    kind: ClassVar[str] = "checkpoint_prune_failed"
+    message: str = Field(description="why")
+
+
+class StoppedEvent(_Event):
+    """The run stopped on request before it was done."""
+
+    kind: ClassVar[str] = "stopped"
+    step: int = Field(description="step after which it stopped")
+    checkpoint: str | None = Field(None, description="checkpoint of that step; absent if it could not be written")
+
+
+class ReportEvent(_Event):
+    """The report of a finished run, sent where the worker cannot write the run folder. No log keeps it."""
+
+    kind: ClassVar[str] = "report"
+    report: dict[str, Any] = Field(description="contents of `report.json`")
+
+
+class LogWriteFailed(_Event):
+    """Events are missing from the log from here on; training continues."""
+
+    kind: ClassVar[str] = "log_write_failed"
+    message: str = Field(description="file and error")
+
+
+class RoleError(_Event):
+    """A role is about to exit because of an error. Its agent reports it; no log keeps it."""
+
+    kind: ClassVar[str] = "error"
+    message: str = Field(description="what went wrong")
+    exit_code: int = Field(description="exit code of the role")
+    restart: bool = Field(description="whether a restart of the job may help")
+    checkpoint: str | None = Field(None, description="corrupt checkpoint that must not be loaded again")
+
+
+class MetricsAddress(_Event):
+    """Where a role serves its metrics. No log keeps it."""
+
+    kind: ClassVar[str] = "metrics"
+    address: str = Field(description="HOST:PORT")
+
+
+class LoadEvent(_Event):
+    """What a role uses of its machine, every few seconds. The coordinator keeps the latest."""
+
+    kind: ClassVar[str] = "load"
+    load: dict[str, Any] = Field(description="process id, memory, CPU seconds and the role's own figures")
+
+
+class WaitingForHosts(_Event):
+    """The job waits until enough hosts have joined."""
+
+    kind: ClassVar[str] = "waiting"
+    hosts: int = Field(description="hosts that are missing")
+
+
+class HostsMissing(_Event):
+    """The job starts without some of its hosts."""
+
+    kind: ClassVar[str] = "hosts_missing"
+    hosts: int = Field(description="hosts that are missing")
+
+
+class ListeningEvent(_Event):
+    """The coordinator accepts agents of other hosts."""
+
+    kind: ClassVar[str] = "listening"
+    address: str = Field(description="HOST:PORT")
+
+
+class InterruptionNotice(_Event):
+    """A host is about to be reclaimed by the cloud."""
+
+    kind: ClassVar[str] = "notice"
+    host: str = Field(description="name of the host")
+    address: str = Field(description="address of its roles")
+    reason: str = Field(description="text of the notice")
+
+
+class RestartEvent(_Event):
+    """A new generation of roles starts because the one before it failed or lost a host."""
+
+    kind: ClassVar[str] = "restart"
+    generation: int = Field(description="number of the new generation")
+    cause: str = Field(description="why the one before it ended")
+    step: int = Field(description="step that training resumes from")
+    checkpoint: str | None = Field(None, description="checkpoint that it resumes from; absent: from the beginning")
+    skipped: list[str] = Field([], description="newer checkpoints that could not be used, and why")
+
+
+class ResumeEvent(_Event):
+    """The first generation of a command resumes an earlier run."""
+
+    kind: ClassVar[str] = "resume"
+    step: int = Field(description="step that training resumes from")
+    checkpoint: str | None = Field(None, description="checkpoint that it resumes from; absent: from the beginning")
+    skipped: list[str] = Field([], description="newer checkpoints that could not be used, and why")
+
+
+class BackoffEvent(_Event):
+    """A restart is delayed after repeated failures."""
+
+    kind: ClassVar[str] = "backoff"
+    cause: str = Field(description="why the last generation ended")
+    seconds: float = Field(description="seconds until the restart")
+
+
+class CommandStarted(_Event):
+    """A `crossfade train` command started the run or resumed it. In `processes.jsonl` alone."""
+
+    kind: ClassVar[str] = "begin"
+    host: str = Field(description="name of its host")
+    pid: int = Field(description="its process id")
+    pid_started: float = Field(description="Unix time when the process started")
+
+
+class LoadSample(_Event):
+    """The latest load of every process of the run. In `processes.jsonl` alone."""
+
+    kind: ClassVar[str] = "sample"
+    generation: int = Field(description="generation of the processes")
+    processes: dict[str, dict[str, Any]] = Field(description="load by process, as in `load`")
+
+
+class CommandEnded(_Event):
+    """The `crossfade train` command ended. In `processes.jsonl` alone."""
+
+    kind: ClassVar[str] = "end"
+    state: str = Field(description="`done`, `failed` or `stopped`")
+    message: str = Field(description="why; empty if done")
+
+
+TrainingEvent = (
+    StepEvent
+    | EpochEvent
+    | PhaseEvent
+    | TotalsEvent
+    | CheckpointSaved
+    | CheckpointFailed
+    | CheckpointPruneFailed
+    | StoppedEvent
+    | ReportEvent
+    | LogWriteFailed
+)
+RoleEvent = RoleError | MetricsAddress | LoadEvent
+JobEvent = (
+    WaitingForHosts | HostsMissing | ListeningEvent | InterruptionNotice | RestartEvent | ResumeEvent | BackoffEvent
+)
+CommandEvent = CommandStarted | LoadSample | CommandEnded
+Event = TrainingEvent | RoleEvent | JobEvent | CommandEvent
+
+EventSink = Callable[[Event], None]
+"""Receives events. It is called in the thread that trains, so it returns quickly."""
+
+EVENT_TYPES: dict[str, type[_Event]] = {event.kind: event for event in get_args(Event)}
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """Convert ``event`` to a JSON object; fields that are None are left out."""
+    return {"event": event.kind, **{name: value for name, value in event if value is not None}}
+
+
+def parse_event(values: Mapping[str, Any]) -> Event:
+    """Parse a JSON object that ``to_json`` made.
+
+    Raises:
+        ValueError: the kind is unknown, or a field is missing, unknown or of another type.
+    """
+    kind = values.get("event")
+    event_type = EVENT_TYPES.get(kind) if isinstance(kind, str) else None
+    if event_type is None:
+        raise ValueError(f"unknown event kind {kind!r}; expected one of {', '.join(EVENT_TYPES)}")
+    try:
+        event = event_type.model_validate({name: value for name, value in values.items() if name != "event"})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"event '{kind}': {where}: {first['msg']}") from None
+    return event  # type: ignore[return-value]  # the types of EVENT_TYPES are those of Event
+
+
+class TimedEvent(NamedTuple):
+    """An event of a log, with the Unix time when it was written."""
+
+    time: float
+    event: Event
+
+
+def to_record(event: Event) -> dict[str, Any]:
+    """Convert ``event`` to a line of a log, written now."""
+    return {"time": clock.time(), **to_json(event)}
+
+
+def parse_record(record: Mapping[str, Any]) -> TimedEvent:
+    """Parse a line of a log.
+
+    Raises:
+        ValueError: it has no time, or does not hold an event.
+    """
+    values = dict(record)
+    written = values.pop("time", None)
+    if not isinstance(written, int | float):
+        raise ValueError(f"time: expected Unix time, but found {written!r}")
+    return TimedEvent(float(written), parse_event(values))
+
+
+def events_markdown() -> str:
+    """Describe every event and its fields in Markdown: the generated part of docs/events.md."""
+    sections = []
+    for kind, event in EVENT_TYPES.items():
+        rows = [
+            f"| `{name}` | {_type_name(field.annotation)} | {field.description} |"
+            for name, field in event.model_fields.items()
+        ]
+        header = [f"### `{kind}`", "", event.__doc__ or "", "", "| Field | Type | Meaning |", "| --- | --- | --- |"]
+        sections.append("\n".join([*header, *rows]))
+    return "\n\n".join(sections) + "\n"
+
+
+def _type_name(annotation: Any) -> str:
+    name = annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
+    optional = name.endswith(" | None")
+    # A vertical bar would end the cell of the table.
+    name = name.removesuffix(" | None").replace("int | float", "number")
+    return f"`{name}`, optional" if optional else f"`{name}`"
