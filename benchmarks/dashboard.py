@@ -36,7 +36,8 @@ def step(number: int) -> bytes:
         "steps": LINES * 20,
         "examples": number * 20 * 16384,
         "loss": 1.0 / (1 + number),
-        "own_examples": 16384,
+        "learning_rate": 0.1,
+        "local_examples": 16384,
         "rows": {"customer": 15000, "track": 12000},
         "seconds": dict.fromkeys(PHASES, number * 0.01),
     }
@@ -45,7 +46,7 @@ def step(number: int) -> bytes:
 
 def write(folder: Path) -> int:
     (folder / "job.yaml").write_text("name: long\nevaluate: {best_metric: ndcg@10}\n")
-    with (folder / "metrics.jsonl").open("wb") as file:
+    with (folder / "events.jsonl").open("wb") as file:
         file.writelines(step(number) for number in range(1, LINES + 1))
         return file.tell()
 
@@ -84,7 +85,7 @@ def main() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         run = RunReader(path, "long")
         timed("read all", run.refresh)
-        with (path / "metrics.jsonl").open("ab") as file:
+        with (path / "events.jsonl").open("ab") as file:
             file.writelines(step(number) for number in range(LINES + 1, LINES + 3))
         timed("read two lines more", run.refresh)
         shown = [RunView(run, summarize(run), COLORS[0])]

@@ -34,6 +34,7 @@ from trainer.config.loading import check_job
 from trainer.monitoring.http import serve_metrics
 from trainer.monitoring.registry import ProcessMetrics
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+from trainer.runs.events import Event, StepEvent
 from trainer.runs.folder import RunFolder
 from trainer.training.metrics import TrainingMetrics
 from trainer.training.run import run_in_process
@@ -80,11 +81,11 @@ def taking_turns(turns: Turns) -> Iterator[None]:
         else:
             yield
 
-    def take_in_turn(self: TrainingMetrics, event: dict[str, Any]) -> None:
-        if turns.on or event["event"] != "step":
+    def take_in_turn(self: TrainingMetrics, event: Event) -> None:
+        if turns.on or not isinstance(event, StepEvent):
             begin = time.perf_counter()
             take(self, event)
-            if event["event"] == "step":
+            if isinstance(event, StepEvent):
                 turns.counting.append(time.perf_counter() - begin)
 
     TrainingMetrics.observe, UpdateStats.timed_update = take_in_turn, counted_in_turn  # type: ignore[method-assign]
@@ -104,8 +105,8 @@ def side_by_side(values: dict[str, Any], folder: Path) -> tuple[Turns, list[floa
         while not over.wait(SCRAPE_SECONDS):
             scrapes.append(seconds_to_scrape(address))
 
-    def told(event: dict[str, Any]) -> None:
-        if event["event"] == "step":
+    def told(event: Event) -> None:
+        if isinstance(event, StepEvent):
             turns.step()
 
     run = RunFolder(folder)
@@ -141,7 +142,7 @@ def scrape_roles(job: Path, run_dir: Path, seconds: float) -> dict[str, list[flo
         line = next(line for line in process.stderr if line.startswith("metrics: "))
         threading.Thread(target=process.stderr.read, daemon=True).start()
         targets = line.split()[1].replace("/metrics", "/targets")
-        log = run_dir / "metrics.jsonl"
+        log = run_dir / "events.jsonl"
         while not (log.exists() and '"event": "step"' in log.read_text()):
             time.sleep(0.1)
         with urllib.request.urlopen(targets, timeout=60) as answer:

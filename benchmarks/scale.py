@@ -138,7 +138,7 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
 def events_of(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """The events of a kind that the run has written; of steps, about one a second."""
     try:
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        lines = (run_dir / "events.jsonl").read_text().splitlines()
     except FileNotFoundError:
         return []
     events = [json.loads(line) for line in lines if line.endswith("}")]
@@ -155,7 +155,7 @@ def step_milliseconds(events: list[dict[str, Any]]) -> float:
 def is_half_way(run_dir: Path) -> bool:
     """Whether half of the steps are done, and there is a checkpoint to go on from."""
     steps = events_of(run_dir, "step")
-    return bool(steps and steps[-1]["step"] >= steps[-1]["steps"] // 2 and events_of(run_dir, "saved"))
+    return bool(steps and steps[-1]["step"] >= steps[-1]["steps"] // 2 and events_of(run_dir, "checkpoint_saved"))
 
 
 def kill_a_server(root: psutil.Process) -> None:

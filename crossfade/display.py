@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,24 @@ from typing import Any
 from tqdm import tqdm
 
 from crossfade.signals import stopper
+from trainer.runs.events import (
+    BackoffEvent,
+    CheckpointFailed,
+    CheckpointPruneFailed,
+    CheckpointSaved,
+    EpochEvent,
+    Event,
+    HostsMissing,
+    InterruptionNotice,
+    ListeningEvent,
+    LogWriteFailed,
+    RestartEvent,
+    ResumeEvent,
+    StepEvent,
+    WaitingForHosts,
+)
 
 _LINE_SECONDS = 10.0
-_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "restart": lambda event: f"{event['cause']}; restarting (generation {event['generation']}) {_start(event)}",
-    "resume": lambda event: f"going on {_start(event)}",
-    "back_off": lambda event: f"{event['cause']}; restarting in {event['seconds']:.0f} s",
-    "notice": lambda event: f"{event['host']} ({event['address']}) will soon be gone: {event['why']}",
-    "waiting": lambda event: f"waiting for {event['hosts']} more host(s) to join",
-    "short_of_hosts": lambda event: f"{event['hosts']} host(s) did not come; their roles go to those that are there",
-    "listening": lambda event: f"listening for the agents of other hosts at {event['address']}",
-    "save_failed": lambda event: f"the checkpoint of step {event['step']:,} was not written: {event['message']}",
-    "records_lost": lambda event: f"records of the run are left out: {event['message']}",
-    "prune_failed": lambda event: f"old checkpoints stay: {event['message']}",
-}
-"""What is said of an event, in a line."""
 
 
 def print_line(line: str) -> None:
@@ -39,8 +42,34 @@ def print_line(line: str) -> None:
     sys.stderr.flush()
 
 
-def _start(event: dict[str, Any]) -> str:
-    return f"from step {event['step']:,}" if event["checkpoint"] else "from the beginning"
+def _describe(event: Event) -> str | None:
+    """Describe an event of the job in a line; None if it needs none."""
+    match event:
+        case RestartEvent():
+            return f"{event.cause}; restarting (generation {event.generation}) {_origin(event)}"
+        case ResumeEvent():
+            return f"resuming {_origin(event)}"
+        case BackoffEvent():
+            return f"{event.cause}; restarting in {event.seconds:.0f} s"
+        case InterruptionNotice():
+            return f"{event.host} ({event.address}) will soon be gone: {event.reason}"
+        case WaitingForHosts():
+            return f"waiting for {event.hosts} more host(s) to join"
+        case HostsMissing():
+            return f"{event.hosts} host(s) did not join; the other hosts get their roles"
+        case ListeningEvent():
+            return f"listening for the agents of other hosts at {event.address}"
+        case CheckpointFailed():
+            return f"the checkpoint of step {event.step:,} was not written: {event.message}"
+        case LogWriteFailed():
+            return f"events are missing from the log: {event.message}"
+        case CheckpointPruneFailed():
+            return f"old checkpoints were not deleted: {event.message}"
+    return None
+
+
+def _origin(event: RestartEvent | ResumeEvent) -> str:
+    return f"from step {event.step:,}" if event.checkpoint else "from the beginning"
 
 
 class TrainDisplay:
@@ -70,64 +99,70 @@ class TrainDisplay:
             self._bar.close()
             self._bar = None
 
-    def show(self, event: dict[str, Any]) -> None:
+    def show(self, event: Event) -> None:
         """Show one event.
 
         Raises:
-            Stopped: a signal came, and got lost in compiled code.
+            StopSignal: a signal arrived while compiled code ran.
         """
         stopper.check()
-        if event["event"] == "step":
-            self._show_step(event)
-        elif event["event"] == "epoch":
-            self._show_epoch(event)
-        elif event["event"] == "saved":
-            self._saved_step = event["step"]
-        elif event["event"] in _LINES:
-            if event["event"] == "restart":
-                self._close_bar()
-            for skipped in event.get("passed_over", ()):
-                print_line(f"passed over a checkpoint: {skipped}")
-            print_line(_LINES[event["event"]](event))
+        match event:
+            case StepEvent():
+                self._show_step(event)
+            case EpochEvent():
+                self._show_epoch(event)
+            case CheckpointSaved():
+                self._saved_step = event.step
+            case _:
+                self._show_line(event)
 
-    def _show_step(self, event: dict[str, Any]) -> None:
-        self._steps = event["steps"]
+    def _show_line(self, event: Event) -> None:
+        if isinstance(event, RestartEvent):
+            self._close_bar()
+        if isinstance(event, RestartEvent | ResumeEvent):
+            for skipped in event.skipped:
+                print_line(f"skipped a checkpoint: {skipped}")
+        if (line := _describe(event)) is not None:
+            print_line(line)
+
+    def _show_step(self, event: StepEvent) -> None:
+        self._steps = event.steps
         if self._lines:
-            if time.monotonic() >= self._line_due or event["step"] == event["steps"]:
+            if time.monotonic() >= self._line_due or event.step == event.steps:
                 self._line_due = time.monotonic() + _LINE_SECONDS
-                print_line(f"{self._place(event)} batch_loss={event['loss']:.6g}")
+                print_line(f"{self._place(event)} batch_loss={event.loss:.6g}")
             return
         if self._bar is None:
             # Where nobody watches, as in a log, a line every ten seconds is enough.
             interval = 0.1 if sys.stderr.isatty() else 10.0
             self._bar = tqdm(
-                total=event["steps"],
-                initial=event["step"] - 1,
+                total=event.steps,
+                initial=event.step - 1,
                 desc="training",
                 unit="step",
                 mininterval=interval,
                 dynamic_ncols=True,
                 leave=True,
             )
-        self._bar.set_postfix({"epoch": event["epoch"], "loss": f"{event['loss']:.4f}", **self._shown()}, refresh=False)
-        self._bar.update(event["step"] - self._bar.n)
+        self._bar.set_postfix({"epoch": event.epoch, "loss": f"{event.loss:.4f}", **self._shown()}, refresh=False)
+        self._bar.update(event.step - self._bar.n)
 
     def _shown(self) -> dict[str, str]:
         best = {self._select: f"{self._best:.4f}"} if self._best > float("-inf") else {}
         return best if self._saved_step is None else {**best, "saved": f"{self._saved_step:,}"}
 
-    def _show_epoch(self, event: dict[str, Any]) -> None:
-        valid = event.get("valid")
+    def _show_epoch(self, event: EpochEvent) -> None:
+        valid = event.valid
         if valid is not None and valid[self._select] > self._best:
             self._best = valid[self._select]
         if self._lines:
-            values = {"loss": event["loss"], **{name: value for name, value in (valid or {}).items() if "@" in name}}
+            values = {"loss": event.loss, **{name: value for name, value in (valid or {}).items() if "@" in name}}
             print_line(" ".join([self._place(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
 
-    def _place(self, event: dict[str, Any]) -> str:
+    def _place(self, event: StepEvent | EpochEvent) -> str:
         """How far the run is, as lines of a log begin: CloudWatch reads its metrics out of them."""
-        share = f" progress={event['step'] / self._steps:.4f}" if self._steps else ""
-        return f"epoch={event['epoch']} step={event['step']}{share}"
+        share = f" progress={event.step / self._steps:.4f}" if self._steps else ""
+        return f"epoch={event.epoch} step={event.step}{share}"
 
     def print_report(self, report: dict[str, Any], folder: Path) -> None:
         """Print the result on stdout."""

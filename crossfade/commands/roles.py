@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.cluster.agent import die_with_agent
     from deploy.cluster.role_events import EventPipe
     from kvstore.errors import CrossfadeError, InputError
+    from trainer.runs.events import RoleError
 
     pipe = EventPipe()
 
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
         try:
             print(f"crossfade: error: {message}", file=sys.stderr, flush=True)
-            pipe.emit({"event": "error", "message": message, "exit_code": code, **_remedy(error)})
+            pipe.emit(RoleError(message=message, exit_code=code, **_remedy(error)))
         finally:
             os._exit(code)
 
@@ -115,8 +116,10 @@ def _run_role(
     arguments: argparse.Namespace, pipe: EventPipe, fail: Callable[[BaseException], NoReturn], *, started_by_agent: bool
 ) -> None:
     """Run it to its end, and show its metrics meanwhile: at the job's port, or at a free one that the agent is told."""
+    from trainer.runs.events import MetricsAddress, PhaseEvent
+
     # The imports and the others' may take a while: what comes in between is told, as signs of progress.
-    pipe.emit({"event": "phase", "name": "starting"})
+    pipe.emit(PhaseEvent(name="starting"))
     from deploy.cluster.metrics import process_metrics
     from trainer.monitoring.final import write_final_metrics
     from trainer.monitoring.http import serve_metrics
@@ -130,7 +133,7 @@ def _run_role(
     port = 0 if started_by_agent and job.metrics.port is not None else job.metrics.port
     with serve_metrics(metrics, port, job.metrics.host, os.environ["DMLC_NODE_HOST"]) as listener:
         if listener.address is not None:
-            pipe.emit({"event": "metrics", "address": listener.address})
+            pipe.emit(MetricsAddress(address=listener.address))
         threading.Thread(target=_report_load, args=(pipe, metrics), name="load", daemon=True).start()
         if arguments.role == "worker":
             _work(job, folder, arguments.checkpoint, pipe, metrics)
@@ -141,8 +144,10 @@ def _run_role(
 
 def _report_load(pipe: EventPipe, metrics: ProcessMetrics) -> NoReturn:
     """Tell the agent now and then what this process takes and has done."""
+    from trainer.runs.events import LoadEvent
+
     while True:
-        pipe.emit({"event": "load", "load": metrics.snapshot()})
+        pipe.emit(LoadEvent(load=metrics.snapshot()))
         time.sleep(LOAD_INTERVAL_SECONDS)
 
 
@@ -164,17 +169,18 @@ def _serve(metrics: ProcessMetrics, fail: Callable[[BaseException], NoReturn]) -
 def _work(job: JobConfig, folder: RunFolder, checkpoint: str | None, pipe: EventPipe, metrics: ProcessMetrics) -> None:
     from kvstore.mxnet.client import MXNetStore
     from trainer.model.allreduce import HorovodAllReduce, check_horovod_env
+    from trainer.runs.events import PhaseEvent
     from trainer.training.run import run_training
 
     if job.all_reduces_dense:
         check_horovod_env()
     metrics.state = lambda: "joining"
-    pipe.emit({"event": "phase", "name": "joining"})
+    pipe.emit(PhaseEvent(name="joining"))
     store = MXNetStore(key_bytes=job.cluster.max_key_bytes)
     reduction = None
     if job.all_reduces_dense:
         reduction = HorovodAllReduce(store.rank, store.workers, job.cluster.stall_timeout_seconds)
-    pipe.emit({"event": "phase", "name": "joined"})
+    pipe.emit(PhaseEvent(name="joined"))
     run_training(
         job,
         folder,
@@ -182,7 +188,7 @@ def _work(job: JobConfig, folder: RunFolder, checkpoint: str | None, pipe: Event
         pipe.emit,
         checkpoint=checkpoint,
         stop_requested=_remember_sigterm(),
-        saves_wanted=_count_save_signals(),
+        checkpoints_requested=_count_save_signals(),
         metrics=metrics,
         reduction=reduction,
     )

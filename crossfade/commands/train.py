@@ -30,7 +30,7 @@ Examples:
   crossfade train jobs/lastfm.yaml --set train.epochs=5 --set optimizer.learning_rate=0.05
   crossfade train --explain                                      every key of a job file: type, default and meaning
 
-The run folder gets job.yaml (as resolved), metrics.jsonl, metrics.prom, report.json, embeddings/ (those that did best
+The run folder gets job.yaml (as resolved), events.jsonl, metrics.prom, report.json, embeddings/ (those that did best
 on the valid split), checkpoints/, state.json and processes.jsonl (how its processes are, for 'crossfade status' and
 'crossfade dashboard') and, for a distributed job, logs/ and metrics/ (one file a role). A folder that holds an earlier
 run is moved aside, unless --resume takes that run up: from its newest whole checkpoint, with the same job but for
@@ -127,8 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and print how it went."""
     if arguments.job is None or arguments.sagemaker is not None:
         return _run_in_container(arguments)
-    from crossfade.display import progress_bars
-    from crossfade.display import TrainDisplay
+    from crossfade.display import TrainDisplay, progress_bars
     from crossfade.spot import spot_monitor
     from deploy.capacity.fit import check_fits_this_machine
     from deploy.capacity.plan import read_inputs
@@ -306,6 +305,7 @@ def _train(job: JobConfig, folder: RunFolder, display: TrainDisplay, around: _Ru
 def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, around: _RunContext) -> dict[str, Any]:
     from crossfade.signals import SpotInterruption, stopper
     from deploy.cluster.metrics import target
+    from trainer.runs.events import Event, PhaseEvent
     from trainer.training.checkpointing import StopResult
     from trainer.training.run import run_in_process
 
@@ -319,8 +319,8 @@ def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
 
     around.state.watch(look)
 
-    def show(event: dict[str, Any]) -> None:
-        if event["event"] == "phase" and event["name"] == "training":
+    def show(event: Event) -> None:
+        if isinstance(event, PhaseEvent) and event.name == "training":
             _print_address(listener, folder)  # not before, since wrong input is said in one line and no other
         display.show(event)
 
@@ -331,7 +331,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
             show,
             resume=around.resume,
             stop_requested=lambda: stopper.number is not None or (spot is not None and spot.notice() is not None),
-            saves_wanted=spot.recommendations if spot else lambda: 0,
+            checkpoints_requested=spot.recommendations if spot else lambda: 0,
             say=_say,
             metrics=listener.metrics,
         )

@@ -22,6 +22,7 @@ from deploy.cluster.role_process import AGENT_VARIABLE, RoleProcess
 from deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment
 from kvstore.errors import ClusterError
 from kvstore.processes import die_with_parent
+from trainer.runs.events import StepEvent
 from trainer.runs.folder import JOB_FILE, RunFolder
 
 AGENT_LEASE_SECONDS = 10.0
@@ -62,7 +63,7 @@ class Agent:
         notify: Callable[[str], None] = lambda _: None,
         metrics: str | None = None,
         interruption_notice: Callable[[], str | None] = lambda: None,
-        saves_wanted: Callable[[], int] = lambda: 0,
+        checkpoints_requested: Callable[[], int] = lambda: 0,
     ) -> None:
         """Run roles in ``folder``, which listen on ``address`` and reach the others from there.
 
@@ -71,7 +72,7 @@ class Agent:
         ``send`` brings a report to the coordinator and gives its order; it raises Unreachable, and after
         ``lease_seconds`` of that the roles end. ``tell`` gets what a person may want to know. At ``metrics``,
         HOST:PORT, the agent can be watched. Once ``notice`` says why the host will soon be gone, the job gives way;
-        whenever ``saves_wanted`` has grown, it writes a checkpoint.
+        whenever ``checkpoints_requested`` has grown, it writes a checkpoint.
         """
         self.id = identity or secrets.token_hex(8)
         self.left: DesiredState | None = None
@@ -81,7 +82,7 @@ class Agent:
         self.host = socket.gethostname()
         self._heartbeat_seconds, self._lease_seconds = heartbeat_seconds, lease_seconds
         self._metrics = metrics
-        self._notice, self._saves_wanted = interruption_notice, saves_wanted
+        self._notice, self._checkpoints_requested = interruption_notice, checkpoints_requested
         self._told: tuple[str | None, int] = (None, 0)
         self._saves_asked = 0
         self._selector = selectors.DefaultSelector()
@@ -102,7 +103,7 @@ class Agent:
         """See what the roles have done, report it, and obey the answer."""
         self._watch(0.0 if self._news and not self._retry_seconds else POLL_SECONDS)
         now = time.monotonic()
-        self._news |= self._told != (self._notice(), self._saves_wanted())
+        self._news |= self._told != (self._notice(), self._checkpoints_requested())
         if self._processes and now - self._answered > self._lease_seconds:
             self._tell(f"no answer for {self._lease_seconds:.0f} s: ending the roles of generation {self._generation}")
             self._end()
@@ -151,8 +152,8 @@ class Agent:
     def _read(self, process: RoleProcess) -> None:
         assert self._generation is not None
         for event in process.read_events():
-            step = event["event"] == "step"
-            if step and self._events and self._events[-1].event["event"] == "step":
+            step = isinstance(event, StepEvent)
+            if step and self._events and isinstance(self._events[-1].event, StepEvent):
                 self._events.pop()  # only the newest matters: so what waits for a coordinator that is away stays short
             self._event_number += 1
             sent = NumberedEvent(
@@ -222,7 +223,7 @@ class Agent:
 
     def _report(self, *, leaving: bool = False) -> Heartbeat:
         self._reports += 1
-        self._told = interruption_notice, saves_wanted = self._notice(), self._saves_wanted()
+        self._told = interruption_notice, checkpoints_requested = self._notice(), self._checkpoints_requested()
         return Heartbeat(
             agent=self.id,
             host=self.host,
@@ -238,7 +239,7 @@ class Agent:
             metrics=self._metrics,
             leaving=leaving,
             notice=interruption_notice,
-            checkpoints_requested=saves_wanted,
+            checkpoints_requested=checkpoints_requested,
         )
 
     def _apply(self, order: DesiredState) -> None:

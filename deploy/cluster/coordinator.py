@@ -27,6 +27,22 @@ from deploy.cluster.messages import Action, DesiredState, Endpoint, Failure, Hea
 from deploy.topology import AcceptedRoles, Address, Role, assign_roles, missing_hosts, roles
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.config.run_sections import ClusterConfig
+from trainer.runs.events import (
+    BackoffEvent,
+    CheckpointSaved,
+    EpochEvent,
+    Event,
+    HostsMissing,
+    InterruptionNotice,
+    LoadEvent,
+    MetricsAddress,
+    PhaseEvent,
+    RestartEvent,
+    ResumeEvent,
+    StepEvent,
+    StoppedEvent,
+    WaitingForHosts,
+)
 from trainer.training.checkpointing import StopResult
 
 LEASE_SECONDS = 15.0
@@ -34,7 +50,7 @@ LEASE_SECONDS = 15.0
 EXIT_TIMEOUT_SECONDS = 30.0
 """How long the other roles may take to end once one has ended well."""
 MAX_BACKOFF_SECONDS = 60.0
-_PROGRESS = {"step", "epoch", "phase", "saved"}
+_PROGRESS = (StepEvent, EpochEvent, PhaseEvent, CheckpointSaved)
 _STOPPED_EXIT_CODE = 143
 
 
@@ -92,7 +108,7 @@ class _Member:
     reports: int = 0
     metrics: str | None = None
     events: int = 0
-    saves_wanted: int = 0
+    checkpoints_requested: int = 0
     notice: str | None = None
     roles: dict[str, RoleState] = field(default_factory=dict)
     clear: bool = True
@@ -146,11 +162,11 @@ class Coordinator:
         self._trained = False
         self._saved_step = 0
         self._stopped: StopResult | None = None
-        self._saves_wanted = 0
+        self._checkpoints_requested = 0
         self._interruption: str | None = None
         self._deadline = float("inf")
         self._progress_at = clock()
-        self._events: list[dict[str, Any]] = []
+        self._events: list[Event] = []
 
     def report(self, report: Heartbeat) -> DesiredState:
         """Take an agent's report, and answer what it is to do."""
@@ -195,7 +211,7 @@ class Coordinator:
             self.generation += 1
             self._tell_start(start)
             if missing := missing_hosts(self._cluster, self._offers()):
-                self._events.append({"event": "short_of_hosts", "hosts": missing})
+                self._events.append(HostsMissing(hosts=missing))
             self.state, self._start = State.RUNNING, start
             self._saved_step, self._step, self._trained = start.step, start.step, False
             self._stopped, self._deadline, self._progress_at = None, float("inf"), now
@@ -235,7 +251,7 @@ class Coordinator:
         with self._lock:
             return self._interruption
 
-    def take_events(self) -> list[dict[str, Any]]:
+    def take_events(self) -> list[Event]:
         """What happened since the last call, in order: the roles' events, and restarts."""
         with self._lock:
             events, self._events = self._events, []
@@ -356,16 +372,14 @@ class Coordinator:
                     self._note(event)
         member.roles = report.roles if current else {}
         member.clear = not current
-        if report.checkpoints_requested > member.saves_wanted:
-            member.saves_wanted = report.checkpoints_requested
-            self._saves_wanted += 1
+        if report.checkpoints_requested > member.checkpoints_requested:
+            member.checkpoints_requested = report.checkpoints_requested
+            self._checkpoints_requested += 1
         if report.notice and not member.notice:
             member.notice, self._changed_at = report.notice, self._clock()
             if member.id == self.local_agent:
                 self._interruption = report.notice
-            self._events.append(
-                {"event": "notice", "host": member.host, "address": member.address, "why": report.notice}
-            )
+            self._events.append(InterruptionNotice(host=member.host, address=member.address, reason=report.notice))
         if report.leaving:
             self._gone.add(member.id)
             self._remove_member(member, "has left")
@@ -401,7 +415,7 @@ class Coordinator:
             workers=self._cluster.workers,
             checkpoint=self._start.checkpoint,
             job=self._job,
-            checkpoints_requested=self._saves_wanted,
+            checkpoints_requested=self._checkpoints_requested,
         )
 
     def _end_of_job(self) -> tuple[int, str]:
@@ -418,24 +432,23 @@ class Coordinator:
 
     def _note(self, sent: NumberedEvent) -> None:
         """Take an event of a role of this generation."""
-        event = sent.event
-        kind = event.get("event")
-        if kind in _PROGRESS:
+        if isinstance(sent.event, _PROGRESS):
             self._progress_at = self._clock()
-        if kind == "step":
-            self._step, self._trained = event["step"], True
-            self._is_up()
-        elif kind == "saved":
-            self._saved_step = max(self._saved_step, event["step"])
-        elif kind == "stopped":
-            self._stopped = StopResult(event["step"], event["checkpoint"])
-            self._step = event["step"]
-        elif kind == "metrics":
-            self._metrics[sent.role] = event["address"]
-        elif kind == "load":
-            self._loads[sent.role] = event["load"]
-            return
-        self._events.append(event)
+        match sent.event:
+            case StepEvent(step=step):
+                self._step, self._trained = step, True
+                self._is_up()
+            case CheckpointSaved(step=step):
+                self._saved_step = max(self._saved_step, step)
+            case StoppedEvent(step=step, checkpoint=checkpoint):
+                self._stopped = StopResult(step, checkpoint)
+                self._step = step
+            case MetricsAddress(address=address):
+                self._metrics[sent.role] = address
+            case LoadEvent(load=load):
+                self._loads[sent.role] = load
+                return
+        self._events.append(sent.event)
 
     def _is_up(self) -> None:
         """Training goes on: the last restart is over."""
@@ -530,7 +543,7 @@ class Coordinator:
         if self.state is State.BACKOFF and self._clock() >= self._deadline:
             self.state, self._deadline = State.WAITING, float("inf")
             if missing := missing_hosts(self._cluster, self._offers()):
-                self._events.append({"event": "waiting", "hosts": missing})
+                self._events.append(WaitingForHosts(hosts=missing))
         if self.state is State.WAITING and self._can_begin():
             self.state = State.PREPARING
 
@@ -546,13 +559,13 @@ class Coordinator:
         )
         self._deadline = self._clock() + seconds
         if seconds:
-            self._events.append({"event": "back_off", "cause": self._cause, "seconds": seconds})
+            self._events.append(BackoffEvent(cause=self._cause or "", seconds=seconds))
 
     def _tell_start(self, start: GenerationSpec) -> None:
-        event = {"step": start.step, "checkpoint": start.checkpoint, "passed_over": list(start.skipped)}
+        origin: dict[str, Any] = {"step": start.step, "checkpoint": start.checkpoint, "skipped": list(start.skipped)}
         if self._cause is not None:
             self.restarts.append(Restart(self.generation, self._cause, self._step))
-            self._events.append({"event": "restart", "generation": self.generation, "cause": self._cause, **event})
+            self._events.append(RestartEvent(generation=self.generation, cause=self._cause, **origin))
             self._cause = None
         elif start.checkpoint or start.skipped:
-            self._events.append({"event": "resume", **event})
+            self._events.append(ResumeEvent(**origin))

@@ -5,11 +5,12 @@ Orders say what a host should be running, not what to do next, so that a lost or
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from deploy.topology import AcceptedRoles
+from trainer.runs.events import Event, parse_event, to_json
 
 MAX_MESSAGE = 8192
 MAX_EVENTS = 200
@@ -17,6 +18,18 @@ MAX_EVENTS = 200
 
 Action = Literal["wait", "run", "stop", "leave"]
 RoleState = Literal["running", "done"]
+
+
+def _read_event(value: Any) -> Event:
+    if isinstance(value, Event):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an event, but found {type(value).__name__}")
+    return parse_event(value)
+
+
+EventField = Annotated[Event, PlainValidator(_read_event), PlainSerializer(to_json)]
+"""An event, which is a JSON object in the message."""
 
 
 class _Message(BaseModel):
@@ -44,7 +57,7 @@ class NumberedEvent(_Message):
     number: int
     generation: int
     role: str
-    event: dict[str, Any]
+    event: EventField
 
 
 class Heartbeat(_Message):

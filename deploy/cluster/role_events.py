@@ -6,7 +6,8 @@ import json
 import os
 import threading
 import time
-from typing import Any
+
+from trainer.runs.events import Event, StepEvent, parse_event, to_json
 
 EVENTS_VARIABLE = "CROSSFADE_EVENTS_FD"
 _STEP_SECONDS = 0.1
@@ -25,16 +26,16 @@ class EventPipe:
         self._last_step = float("-inf")
         self._writing = threading.Lock()
 
-    def emit(self, event: dict[str, Any]) -> None:
+    def emit(self, event: Event) -> None:
         """Send ``event``, unless it is a step and one was sent a moment ago. Lines are written whole."""
         if self._descriptor is None:
             return
         now = time.monotonic()
-        if event["event"] == "step":
-            if now - self._last_step < _STEP_SECONDS and event["step"] != event["steps"]:
+        if isinstance(event, StepEvent):
+            if now - self._last_step < _STEP_SECONDS and event.step != event.steps:
                 return
             self._last_step = now
-        line = json.dumps(event).encode() + b"\n"
+        line = json.dumps(to_json(event)).encode() + b"\n"
         with self._writing:
             while line:  # a signal may cut a long write short
                 line = line[os.write(self._descriptor, line) :]
@@ -47,7 +48,7 @@ class EventLines:
         """Nothing read yet."""
         self._partial = b""
 
-    def feed(self, data: bytes) -> list[dict[str, Any]]:
+    def feed(self, data: bytes) -> list[Event]:
         """The events that ``data`` completes."""
         *lines, self._partial = (self._partial + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [parse_event(json.loads(line)) for line in lines]

@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from typing import Any
 
 from deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from deploy.cluster.role_events import EVENTS_VARIABLE, EventLines
 from deploy.topology import Role
+from trainer.runs.events import Event, RoleError
 from trainer.runs.folder import RunFolder
 
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
@@ -35,7 +35,7 @@ class RoleProcess:
         """Start it. It leads a session of its own, so that a terminal's Ctrl-C reaches the agent alone."""
         self.role = role
         self.log = folder.logs / f"{role.name}.log"
-        self.error: dict[str, Any] | None = None
+        self.error: RoleError | None = None
         self._lines = EventLines()
         self.pipe, theirs = os.pipe()
         os.set_blocking(self.pipe, False)
@@ -66,9 +66,9 @@ class RoleProcess:
         finally:
             os.close(theirs)
 
-    def read_events(self) -> list[dict[str, Any]]:
+    def read_events(self) -> list[Event]:
         """What it has told since; an error is kept."""
-        events = []
+        events: list[Event] = []
         while True:
             try:
                 data = os.read(self.pipe, 1 << 16)
@@ -78,9 +78,9 @@ class RoleProcess:
                 break
             events += self._lines.feed(data)
         for event in events:
-            if event["event"] == "error":
+            if isinstance(event, RoleError):
                 self.error = self.error or event
-        return [event for event in events if event["event"] != "error"]
+        return [event for event in events if not isinstance(event, RoleError)]
 
     def failure(self) -> Failure | None:
         """What its error or its end means, if it has failed: as it said itself or, failing that, as its log ends."""
@@ -88,9 +88,13 @@ class RoleProcess:
         if self.error is None and code in {None, 0}:
             return None
         if self.error is not None:
-            error = {name: value for name, value in self.error.items() if name in Failure.model_fields}
-            error |= {"message": f"{self.role.name}: {error['message']}"[:MAX_MESSAGE]}
-            return Failure(**error, details=f"log: {self.log}")
+            return Failure(
+                message=f"{self.role.name}: {self.error.message}"[:MAX_MESSAGE],
+                details=f"log: {self.log}",
+                exit_code=self.error.exit_code,
+                restart=self.error.restart,
+                checkpoint=self.error.checkpoint,
+            )
         assert code is not None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return Failure(message=f"{self.role.name} {how}", details=f"{self._last_words()}log: {self.log}")

@@ -19,13 +19,25 @@ from typing import Any, Self
 
 import psutil
 
+from trainer.runs.events import (
+    BackoffEvent,
+    CommandEnded,
+    CommandStarted,
+    Event,
+    HostsMissing,
+    LoadSample,
+    RestartEvent,
+    ResumeEvent,
+    WaitingForHosts,
+    to_record,
+)
 from trainer.runs.folder import PROCESSES_FILE, RunFolder
 
 STATE_SECONDS = 1.0
 MAX_SAMPLE_SECONDS = 15.0
 """Samples are taken at every turn at first, and at last so seldom: a long run does not need more, nor a disk."""
 _SAMPLES_A_RUN = 60
-JOB_EVENTS = frozenset({"restart", "resume", "back_off", "waiting", "short_of_hosts"})
+JOB_EVENTS = (RestartEvent, ResumeEvent, BackoffEvent, WaitingForHosts, HostsMissing)
 """What of the events of a run is kept in ``processes.jsonl``: that of the job, not of its training."""
 
 StateSource = Callable[[], dict[str, Any]]
@@ -43,20 +55,20 @@ class StateWriter:
         self._writing, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="state", daemon=True)
         own = psutil.Process()
-        self._command = {"host": socket.gethostname(), "pid": own.pid, "pid_started": own.create_time()}
+        self._command: dict[str, Any] = {"host": socket.gethostname(), "pid": own.pid, "pid_started": own.create_time()}
 
     def watch(self, look: StateSource) -> None:
         """From now on tell what ``look`` says."""
         self._look = look
 
-    def take(self, event: dict[str, Any]) -> None:
+    def take(self, event: Event) -> None:
         """Keep ``event`` if it is one of the job."""
-        if event["event"] in JOB_EVENTS:
+        if isinstance(event, JOB_EVENTS):
             self._append(event)
 
     def __enter__(self) -> Self:
         """Itself."""
-        self._append({"event": "begin", **self._command})
+        self._append(CommandStarted(**self._command))
         self._tell()
         self._thread.start()
         return self
@@ -74,8 +86,8 @@ class StateWriter:
         for process in last["processes"].values():
             process["state"] = "done" if state == "done" else "ended"
         self._write({**last, "state": state, "message": message, "ended": time.time()})
-        self._append({"event": "sample", **_loads(last)})
-        self._append({"event": "end", "state": state, "message": message})
+        self._append(_sample(last))
+        self._append(CommandEnded(state=state, message=message))
 
     def _keep(self) -> None:
         while not self._over.wait(STATE_SECONDS):
@@ -87,16 +99,16 @@ class StateWriter:
         pause = (time.time() - self._started) / _SAMPLES_A_RUN
         if time.monotonic() - self._sampled_at >= min(pause, MAX_SAMPLE_SECONDS):
             self._sampled_at = time.monotonic()
-            self._append({"event": "sample", **_loads(now)})
+            self._append(_sample(now))
 
     def _write(self, state: dict[str, Any]) -> None:
         told = {"time": time.time(), "started": self._started, "command": self._command, **state}
         with suppress(OSError):  # who watches sees that it has grown old
             self._folder.write_state(told)
 
-    def _append(self, event: dict[str, Any]) -> None:
+    def _append(self, event: Event) -> None:
         """Add a line, which begins one of its own whatever a writer that was killed left of the last."""
-        line = json.dumps({"time": time.time(), **event}).encode() + b"\n"
+        line = json.dumps(to_record(event)).encode() + b"\n"
         # Without room on the disk a line is left out, or cut, and passed over by whoever reads it.
         with self._writing, suppress(OSError), (self._folder.path / PROCESSES_FILE).open("ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -104,7 +116,6 @@ class StateWriter:
             file.write(line if file.read(1) in {b"", b"\n"} else b"\n" + line)
 
 
-def _loads(state: dict[str, Any]) -> dict[str, Any]:
-    """Of a state what a sample has of it."""
+def _sample(state: dict[str, Any]) -> LoadSample:
     loads = {name: process["load"] for name, process in state["processes"].items() if process["load"]}
-    return {"generation": state["generation"], "processes": loads}
+    return LoadSample(generation=state["generation"], processes=loads)

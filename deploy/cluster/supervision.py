@@ -25,12 +25,11 @@ from trainer.config.run_sections import ClusterConfig
 from trainer.config.schema import JobConfig
 from trainer.monitoring.http import MetricsEndpoint
 from trainer.runs.event_log import event_recorder
+from trainer.runs.events import Event, EventSink, ListeningEvent, MetricsAddress, ReportEvent
 from trainer.runs.folder import REPORT_FILE, RunFolder
 
 REPORT_SECONDS = 10.0
 """How long it may take until a file that another host wrote is seen on this one."""
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 class JobStopped(Exception):  # noqa: N818 - as asked, so not an error
@@ -70,7 +69,7 @@ def is_loopback(host: str) -> bool:
 def run_job(
     job: JobConfig,
     folder: RunFolder,
-    emit: Emit,
+    emit: EventSink,
     listener: MetricsEndpoint,
     state: StateWriter,
     *,
@@ -80,8 +79,7 @@ def run_job(
 ) -> dict[str, Any]:
     """Run a distributed job until it is done, through as many generations as that takes; gives its report.
 
-    ``emit`` gets the events of the first worker and, as ``restart``, ``resume``, ``back_off`` and ``waiting``, those of
-    the job. With ``resume`` it goes on from the newest checkpoint, where there is one. ``asked_to_stop`` is asked many
+    ``emit`` gets the events of the first worker and, those of the job. With ``resume`` it goes on from the newest checkpoint, where there is one. ``asked_to_stop`` is asked many
     times a second. ``listener`` shows the job to whoever watches it, and ``state`` tells of it in the run folder.
     ``spot`` knows when this host will soon be gone.
 
@@ -135,12 +133,12 @@ def _agent(job: JobConfig, folder: RunFolder, coordinator: Coordinator, spot: Sp
     )
 
 
-def _listen(job: JobConfig, coordinator: Coordinator, emit: Emit, opened: ExitStack) -> None:
+def _listen(job: JobConfig, coordinator: Coordinator, emit: EventSink, opened: ExitStack) -> None:
     """Have agents of other hosts reach ``coordinator``, where the job says so; ``opened`` ends that."""
     if job.cluster.coordinator_address is not None:
         listen = Address.parse(job.cluster.coordinator_address, "cluster.coordinator_address")
         at = opened.enter_context(serving(coordinator, listen, read_token("cluster.coordinator_address")))
-        emit({"event": "listening", "address": str(at)})
+        emit(ListeningEvent(address=str(at)))
 
 
 def _end(coordinator: Coordinator, as_asked: bool) -> Exception:
@@ -151,14 +149,14 @@ def _end(coordinator: Coordinator, as_asked: bool) -> Exception:
     return JobInterrupted(f"{coordinator.message}: {notice}") if notice else JobStopped(coordinator.message)
 
 
-def _event_writer(folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
+def _event_writer(folder: RunFolder, emit: EventSink, opened: ExitStack) -> EventSink:
     """What keeps in ``folder`` what the first worker tells and, on another host, cannot write there."""
     record = event_recorder(folder, emit, opened)
 
-    def take(event: dict[str, Any]) -> None:
-        if event["event"] == "report":
-            folder.write_report(event["report"])
-        elif event["event"] == "metrics":
+    def take(event: Event) -> None:
+        if isinstance(event, ReportEvent):
+            folder.write_report(event.report)
+        elif isinstance(event, MetricsAddress):
             emit(event)
         else:
             record(event)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from deploy.dashboard.formatting import duration, size
 from deploy.dashboard.run_reader import RunReader
+from trainer.runs.events import BackoffEvent, CheckpointFailed, RestartEvent
 
 if TYPE_CHECKING:
     from deploy.dashboard.summary import Summary
@@ -58,9 +59,8 @@ def _training(run: RunReader, summary: Summary) -> Iterator[Alert]:
     if any(loss is not None and not math.isfinite(loss) for loss in losses):
         yield Alert("critical", "the loss is not finite: lower optimizer.learning_rate or raise model.temperature")
     saves = run.training.saves
-    if saves and saves[-1]["event"] == "save_failed":
-        last = saves[-1]
-        yield Alert("warning", f"the checkpoint of step {last.get('step', 0):,} was not written: {last.get('message')}")
+    if saves and isinstance(last := saves[-1].event, CheckpointFailed):
+        yield Alert("warning", f"the checkpoint of step {last.step:,} was not written: {last.message}")
 
 
 def _living(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
@@ -88,9 +88,8 @@ def _living(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
 
 def _why(run: RunReader, process: str) -> str:
     """Return the cause of the last restart if it names this process."""
-    events = [event for event in run.processes.events if event["event"] in {"restart", "back_off"}]
-    cause: Any = events[-1].get("cause") if events else None
-    return f": {cause}" if isinstance(cause, str) and cause.startswith(process) else ""
+    causes = [event.cause for _, event in run.processes.events if isinstance(event, RestartEvent | BackoffEvent)]
+    return f": {causes[-1]}" if causes and causes[-1].startswith(process) else ""
 
 
 def _skew(run: RunReader) -> Iterator[Alert]:

@@ -14,6 +14,7 @@ from deploy.dashboard.formatting import count, decimals, duration, share, size, 
 from deploy.dashboard.layout import GRAPHS, Component, aria
 from deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS
 from deploy.dashboard.summary import ProcessRow, Summary
+from trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 
 _MAX_EVENTS = 50
 
@@ -187,13 +188,14 @@ def _events(each: RunView) -> Component:
     return table(caption, ("Time", "Event", "Step", "Details"), rows, text_columns=4)
 
 
-def _checkpoint_event(save: dict[str, Any]) -> tuple[float | None, str, int | None, str]:
+def _checkpoint_event(saved: TimedEvent) -> tuple[float | None, str, int | None, str]:
     """Return time, kind, step and details of a checkpoint that was written or failed."""
-    if save["event"] != "saved":
-        return save["time"], "not saved", save.get("step"), str(save.get("message"))
-    took = f"{size(save.get('bytes'))} in {duration(save.get('seconds'))}"
-    pause = f"training paused for {duration(save.get('pause_seconds'))}"
-    return save["time"], "checkpoint", save.get("step"), f"{took}; {pause}"
+    at, event = saved
+    if isinstance(event, CheckpointFailed):
+        return at, "not saved", event.step, event.message
+    assert isinstance(event, CheckpointSaved)
+    took = f"{size(event.bytes)} in {duration(event.seconds)}"
+    return at, "checkpoint", event.step, f"{took}; training paused for {duration(event.pause_seconds)}"
 
 
 def _local_time(at: float | None) -> str:

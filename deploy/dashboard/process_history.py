@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deploy.dashboard.training_history import ColumnBuffer
+from trainer.runs.events import LoadSample, TimedEvent, parse_record
 
 RATE_SECONDS = 30.0
 _FIGURES = ("time", "pid", "resident_bytes", "cpu_seconds", "updated", "update_seconds", "examples")
@@ -34,18 +35,19 @@ class ProcessHistory:
         """By process."""
         self.loads: dict[str, dict[str, Any]] = {}
         """What each process has told last."""
-        self.events: list[dict[str, Any]] = []
+        self.events: list[TimedEvent] = []
         """Restarts and the like, and when a command began and how it ended."""
         self.damaged = 0
 
-    def take(self, event: dict[str, Any]) -> None:
-        """Take one event."""
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Take one line of the log."""
         try:
-            if event["event"] != "sample":
-                self.events.append(event)
+            timed = parse_record(record)
+            if not isinstance(timed.event, LoadSample):
+                self.events.append(timed)
                 return
-            for name, load in event["processes"].items():
-                self.samples.setdefault(name, ColumnBuffer(*_FIGURES)).add(*figures(event["time"], load))
+            for name, load in timed.event.processes.items():
+                self.samples.setdefault(name, ColumnBuffer(*_FIGURES)).add(*figures(timed.time, load))
                 self.loads[name] = load
         except (KeyError, TypeError, ValueError, AttributeError):
             self.damaged += 1

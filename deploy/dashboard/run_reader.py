@@ -15,10 +15,10 @@ from deploy.dashboard.process_history import ProcessHistory
 from deploy.dashboard.tail import Tail
 from deploy.dashboard.training_history import TrainingHistory
 from kvstore.validation_errors import format_validation_error
-from trainer.runs.folder import JOB_FILE, METRICS_FILE, PROCESSES_FILE, REPORT_FILE, RESTARTS_FILE, RUN_FILE, STATE_FILE
+from trainer.runs.folder import EVENTS_FILE, JOB_FILE, PROCESSES_FILE, REPORT_FILE, RESTARTS_FILE, RUN_FILE, STATE_FILE
 
 T = TypeVar("T")
-_SIGNS = (JOB_FILE, METRICS_FILE, STATE_FILE, REPORT_FILE)
+_SIGNS = (JOB_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
 REFRESH_SECONDS = 0.5
 """Several viewers of a run have it read once in so long."""
 
@@ -78,7 +78,7 @@ class RunReader:
         """When ``state`` was last seen to have changed, Unix time; None: it is as it was found."""
         self.report: dict[str, Any] = {}
         self.restarts: list[dict[str, Any]] = []
-        self._metrics = Tail(path / METRICS_FILE)
+        self._metrics = Tail(path / EVENTS_FILE)
         self._samples = Tail(path / PROCESSES_FILE)
         self._seen: dict[str, tuple[int, int, int]] = {}
         self._problems: dict[str, str] = {}

@@ -17,6 +17,7 @@ from deploy.dashboard.process_history import RATE_SECONDS
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
 from kvstore.store import VALUE_BYTES
+from trainer.runs.events import CheckpointSaved, RestartEvent
 
 SILENT_SECONDS = 15.0
 """A command that tells its state every second, and has not for so long, is taken for dead or cut off."""
@@ -194,7 +195,7 @@ def _guess(run: RunReader, now: float) -> tuple[str, str]:
     if run.report:
         return "done", ""
     if training.stopped is not None:
-        return "stopped", f"at step {training.stopped.get('step', 0):,}"
+        return "stopped", f"at step {training.stopped.step:,}"
     if training.last_time is not None and now - training.last_time < SILENT_SECONDS:
         return "running", ""
     return "unknown", "nothing in the folder says how it ended"
@@ -228,23 +229,25 @@ def _phase_seconds(run: RunReader) -> dict[str, float]:
 
 
 def _checkpoints(run: RunReader) -> dict[str, Any]:
-    saved = [save for save in run.training.saves if save["event"] == "saved"]
-    last = saved[-1] if saved else {}
+    saved = [(time, save) for time, save in run.training.saves if isinstance(save, CheckpointSaved)]
+    last_time, last = saved[-1] if saved else (None, None)
     return {
         "written": len(saved),
         "failed": len(run.training.saves) - len(saved),
-        "last_step": last.get("step"),
-        "last_time": last.get("time"),
-        "last_bytes": last.get("bytes"),
-        "pause_seconds": sum(save.get("pause_seconds", 0.0) for save in saved),
+        "last_step": last.step if last else None,
+        "last_time": last_time,
+        "last_bytes": last.bytes if last else None,
+        "pause_seconds": sum(save.pause_seconds for _, save in saved),
     }
 
 
 def _restarts(run: RunReader) -> list[dict[str, Any]]:
     """The restarts, with when they were where that is known."""
-    told = [event for event in run.processes.events if event["event"] == "restart"]
-    times = {(event.get("generation"), event.get("cause")): event["time"] for event in told}
-    kept = run.restarts or [{name: event.get(name) for name in ("generation", "cause", "step")} for event in told]
+    logged = [(time, event) for time, event in run.processes.events if isinstance(event, RestartEvent)]
+    times: dict[tuple[Any, Any], float] = {(event.generation, event.cause): time for time, event in logged}
+    kept = run.restarts or [
+        {"generation": event.generation, "cause": event.cause, "step": event.step} for _, event in logged
+    ]
     return [{**each, "time": times.get((each.get("generation"), each.get("cause")))} for each in kept]
 
 

@@ -1,4 +1,4 @@
-"""How the training of a run has gone: what ``metrics.jsonl`` says, in columns.
+"""How the training of a run has gone: what ``events.jsonl`` says, in columns.
 
 A run that goes on from a checkpoint takes some steps again. Its *lives* begin where it did so, and what a later life
 has taken again of an earlier one is left out wherever steps are counted.
@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from kvstore.arrays import BoolArray, FloatArray
+from trainer.runs.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    EpochEvent,
+    PhaseEvent,
+    StepEvent,
+    StoppedEvent,
+    TimedEvent,
+    TotalsEvent,
+    parse_record,
+)
 from trainer.training.state import STEP_PHASES
 
 TRAFFIC = ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense", "rows_pulled", "rows_pushed")
@@ -78,16 +89,16 @@ class ColumnBuffer:
 
 
 class TrainingHistory:
-    """Takes the events of ``metrics.jsonl`` in their order."""
+    """Takes the events of ``events.jsonl`` in their order."""
 
     def __init__(self) -> None:
         """Nothing taken yet."""
         self.steps = ColumnBuffer("time", "step", "epoch", "examples", "loss", *STEP_PHASES)
         self.totals = ColumnBuffer("time", "step", *TRAFFIC)
         self.epochs: list[dict[str, Any]] = []
-        self.saves: list[dict[str, Any]] = []
-        """Checkpoints that became whole (``saved``), and those that did not (``save_failed``)."""
-        self.stopped: dict[str, Any] | None = None
+        self.saves: list[TimedEvent] = []
+        """Checkpoints that are complete (CheckpointSaved), and those that could not be written (CheckpointFailed)."""
+        self.stopped: StoppedEvent | None = None
         self.phase = ""
         self.planned_steps: int | None = None
         self.first_time: float | None = None
@@ -95,51 +106,51 @@ class TrainingHistory:
         self.damaged = 0
         """Events that lack what they should have."""
         self._began_after = 0
-        self._takers: dict[str, Callable[[dict[str, Any]], None]] = {
-            "step": self._take_step,
-            "totals": lambda event: self.totals.add(event["time"], event["step"], *(event[name] for name in TRAFFIC)),
-            "epoch": self._take_epoch,
-            "phase": self._take_phase,
-            "saved": self.saves.append,
-            "save_failed": self.saves.append,
-            "stopped": self._take_stopped,
-        }
 
-    def take(self, event: dict[str, Any]) -> None:
-        """Take one event."""
-        taker = self._takers.get(event["event"])
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Take one line of the log."""
         try:
-            if taker is not None:
-                taker(event)
-            self.last_time = float(event["time"])
-        except (KeyError, TypeError, ValueError):
+            self._take(parse_record(record))
+        except (KeyError, ValueError):
             self.damaged += 1
+
+    def _take(self, timed: TimedEvent) -> None:
+        time, event = timed
+        match event:
+            case StepEvent():
+                self._take_step(time, event)
+            case TotalsEvent():
+                self.totals.add(time, event.step, *(getattr(event, name) for name in TRAFFIC))
+            case EpochEvent():
+                self._take_epoch(time, event)
+            case PhaseEvent():
+                self._take_phase(event)
+            case CheckpointSaved() | CheckpointFailed():
+                self.saves.append(timed)
+            case StoppedEvent():
+                self.stopped = event
+        self.last_time = time
         if self.first_time is None:
-            self.first_time = self.last_time
+            self.first_time = time
 
-    def _take_step(self, event: dict[str, Any]) -> None:
-        seconds = event["seconds"]
-        told = (event["time"], event["step"], event["epoch"], event["examples"], event["loss"])
-        self.steps.add(*told, *[seconds[phase] for phase in STEP_PHASES])
-        self.planned_steps, self.phase, self.stopped = int(event["steps"]), "training", None
+    def _take_step(self, time: float, event: StepEvent) -> None:
+        phases = [event.seconds[phase] for phase in STEP_PHASES]
+        self.steps.add(time, event.step, event.epoch, event.examples, event.loss, *phases)
+        self.planned_steps, self.phase, self.stopped = event.steps, "training", None
 
-    def _take_epoch(self, event: dict[str, Any]) -> None:
-        valid = event.get("valid")
-        told = {name: float(event[name]) for name in ("time", "epoch", "step", "loss")}
-        # One that is taken again counts as it came out the last time.
-        self.epochs = [epoch for epoch in self.epochs if epoch["step"] < told["step"]]
-        self.epochs.append({**told, "valid": dict(valid) if valid else None})
+    def _take_epoch(self, time: float, event: EpochEvent) -> None:
+        # One that is repeated counts as it came out the last time.
+        self.epochs = [epoch for epoch in self.epochs if epoch["step"] < event.step]
+        epoch = {"time": time, "epoch": float(event.epoch), "step": float(event.step), "loss": event.loss}
+        self.epochs.append({**epoch, "valid": event.valid or None})
 
-    def _take_phase(self, event: dict[str, Any]) -> None:
-        self.phase = str(event["name"])
-        if self.phase == "training":
-            self._began_after = int(event["step"])
+    def _take_phase(self, event: PhaseEvent) -> None:
+        self.phase = event.name
+        if event.name == "training":
+            self._began_after = event.step or 0
             for columns in (self.steps, self.totals):
                 columns.begin_attempt(self._began_after)
-            self.epochs = [epoch for epoch in self.epochs if epoch["step"] <= event["step"]]
-
-    def _take_stopped(self, event: dict[str, Any]) -> None:
-        self.stopped = event
+            self.epochs = [epoch for epoch in self.epochs if epoch["step"] <= self._began_after]
 
     # ---- what came of it
 

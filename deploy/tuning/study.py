@@ -26,7 +26,7 @@ from kvstore.errors import ClusterError, InputError, MissingExtraError
 from kvstore.processes import die_with_parent
 from trainer.config.loading import load_job
 from trainer.config.schema import JobConfig
-from trainer.runs.folder import JOB_FILE, METRICS_FILE, RunFolder
+from trainer.runs.folder import EVENTS_FILE, JOB_FILE, RunFolder
 
 if TYPE_CHECKING:
     import optuna
@@ -146,7 +146,7 @@ class TuningStudy:
         overrides = [*_TRIAL_OVERRIDES, *(override(key, value) for key, value in values.items())]
         state, value = self._failed, None
         with log.open("ab") as output, _training(self.folder / JOB_FILE, folder.path, overrides, output) as process:
-            seen = _Evaluations(folder.path / METRICS_FILE, self._job.evaluate.best_metric)
+            seen = _Evaluations(folder.path / EVENTS_FILE, self._job.evaluate.best_metric)
             pruned = self._follow(process, trial, seen)
         if process.returncode == 0:
             state, value = self._complete, folder.report()["metrics"]["valid"][self._job.evaluate.best_metric]
@@ -188,7 +188,7 @@ class TuningStudy:
 
 
 class _Evaluations:
-    """Reads a run's evaluations out of its ``metrics.jsonl`` as they come."""
+    """Reads a run's evaluations out of its ``events.jsonl`` as they come."""
 
     def __init__(self, path: Path, select: str) -> None:
         self._path, self._select = path, select

@@ -50,7 +50,7 @@ def test_a_run_in_process_shows_where_it_stands_and_how_it_ended(job: Path, tmp_
     run_dir = tmp_path / "runs" / "live"
     run_dir.parent.mkdir()
     with paced("train", job, run_dir=run_dir) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         training.wait(lambda: told_state(run_dir)["processes"]["in-process"]["load"].get("updates"), "its load")
         (live,) = status(tmp_path)
         assert (live["name"], live["state"], live["phase"]) == ("live", "running", "training")
@@ -104,7 +104,7 @@ def test_a_server_that_is_killed_shows_and_so_does_the_one_after_it(job: Path, t
     run_dir = tmp_path / "runs" / "cluster"
     run_dir.parent.mkdir()
     with paced("train", job, "--servers", 2, "--workers", 1, run_dir=run_dir) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         training.wait(lambda: _updating(run_dir) == ["server-0", "server-1"], "the servers' loads")
         before = {row["name"]: row for row in status(tmp_path)[0]["processes"]}
         assert [before[name]["state"] for name in before] == ["running"] * 4
@@ -158,7 +158,7 @@ def test_watching_shows_it_again_and_ends_with_a_signal(tmp_path: Path) -> None:
     with started("status", folder, "--json", "--watch", 0.1, cwd=tmp_path) as watching:
         assert watching.process.stdout is not None
         assert json.loads(watching.process.stdout.readline())[0]["step"] == 5
-        with (folder / "metrics.jsonl").open("a") as file:
+        with (folder / "events.jsonl").open("a") as file:
             file.write(json.dumps(step(6, at=10)) + "\n")
         wait_until(lambda: json.loads(watching.process.stdout.readline())[0]["step"] == 6, 30, "step 6")  # type: ignore[union-attr]
         watching.process.send_signal(signal.SIGINT)

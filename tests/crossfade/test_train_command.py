@@ -130,8 +130,8 @@ def test_tracks_of_one_genre_lie_together(place: Path) -> None:
 
 def test_metrics_jsonl_has_a_line_for_every_epoch_and_for_steps_between(place: Path, report: dict[str, Any]) -> None:
     lines = records(place / "run")
-    assert (place / "run" / "metrics.jsonl").read_text().endswith("\n")
-    assert {line["event"] for line in lines} == {"step", "epoch", "phase", "saved", "totals"}
+    assert (place / "run" / "events.jsonl").read_text().endswith("\n")
+    assert {line["event"] for line in lines} == {"step", "epoch", "phase", "checkpoint_saved", "totals"}
     epochs = [line for line in lines if line["event"] == "epoch"]
     assert [line["epoch"] for line in epochs] == list(range(1, EPOCHS + 1))
     assert epochs[-1]["step"] == STEPS
@@ -291,7 +291,7 @@ def test_a_run_in_the_folder_of_one_that_was_killed_moves_it_aside(place: Path) 
         wait_for_steps(first, place / "killed")
     assert first.process.returncode == -signal.SIGKILL
     assert train(place, "killed", "train.max_steps=1")["steps"] == 1
-    assert (place / "killed.1" / "metrics.jsonl").exists()
+    assert (place / "killed.1" / "events.jsonl").exists()
 
 
 @pytest.mark.slow

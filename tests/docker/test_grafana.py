@@ -255,7 +255,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         training = stack.enter_context(paced("train", job, "--servers", 2, "--workers", 2, run_dir=folder / "run"))
         config = config_of_test(metrics_address(training), **{ILL: ill, GONE: gone})
         answers = Scraped(stack.enter_context(running_prometheus(folder / "prometheus", config)), begin)
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         training.wait_for("epoch")
         deadline = time.monotonic() + 30
         training.wait(lambda: answers.has_all() or time.monotonic() > deadline, "an answer to each query")

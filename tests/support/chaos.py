@@ -48,10 +48,10 @@ if os.environ.get("DMLC_ROLE") == "worker":
 
     import numpy as np
 
-    from trainer.training.loop import Loop
+    from trainer.training.loop import TrainLoop
 
     file = (Path(os.environ["CROSSFADE_TEST_LEDGER"]) / f"{time.monotonic_ns()}-{os.getpid()}").open("ab", buffering=0)
-    step = Loop._step
+    step = TrainLoop._step
 
     def step_and_note(self, batch, progress):
         query_B = batch.query.rows_A[batch.query.index_N]
@@ -61,7 +61,7 @@ if os.environ.get("DMLC_ROLE") == "worker":
         file.write(np.concatenate([head, pairs_B]).tobytes())
         step(self, batch, progress)
 
-    Loop._step = step_and_note
+    TrainLoop._step = step_and_note
 """
 
 Moment = Literal["steps", "checkpoint", "start-up"]
@@ -161,7 +161,9 @@ class Struck:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
     def _step(self) -> int:
-        return max((record["step"] for record in records(self._run_dir) if record["event"] == "saved"), default=0)
+        return max(
+            (record["step"] for record in records(self._run_dir) if record["event"] == "checkpoint_saved"), default=0
+        )
 
     def _pause(self, seconds: float) -> None:
         """The moment of a fault is a time: nothing can be waited for."""

@@ -10,7 +10,6 @@ import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 from dist_roles import play_role, tell, tell_and_wait
@@ -23,6 +22,7 @@ from trainer.model.engines.base import make_engine
 from trainer.model.negatives import NegativeSampler
 from trainer.model.towers import load_towers
 from trainer.model.weighting import FrequencyWeighting
+from trainer.runs.events import Event, StepEvent
 from trainer.runs.inputs import open_inputs
 from trainer.training.loop import TrainLoop
 from trainer.training.state import TrainState
@@ -52,11 +52,11 @@ def work(store: MXNetStore) -> None:
     store.create(model.tables, job.optimizer_spec, job.train.seed)
     reader = InteractionReader(folder, manifest)
 
-    def watch(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] in (WARM_STEPS, WARM_STEPS + MEASURED_STEPS):
+    def watch(event: Event) -> None:
+        if isinstance(event, StepEvent) and event.step in (WARM_STEPS, WARM_STEPS + MEASURED_STEPS):
             store.barrier()
             sent, received = bytes_on_the_wire()
-            tell_and_wait(step=event["step"], sent=sent, received=received)
+            tell_and_wait(step=event.step, sent=sent, received=received)
 
     progress = TrainState()
     TrainLoop(

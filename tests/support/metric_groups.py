@@ -5,6 +5,7 @@ from typing import Any
 from kvstore.store import TableSpec
 from trainer.config.loading import check_job
 from trainer.config.schema import JobConfig
+from trainer.runs.events import StepEvent
 
 PROCESS = {
     *("crossfade_build_info", "crossfade_memory_limit_bytes", "crossfade_memory_available_bytes"),
@@ -54,7 +55,16 @@ def make_job(**sections: Any) -> JobConfig:
     return check_job({"name": "plays", "data": {"path": "nowhere"}, **sections}, "here")
 
 
-def step(**values: Any) -> dict[str, Any]:
-    told = {"step": 1, "steps": 10, "epoch": 1, "loss": 0.5, "learning_rate": 0.1, "own_examples": 4}
-    told |= {"rows": {"customer": 4, "track": 7}}
-    return {"event": "step", **told, **values}
+def step(**values: Any) -> StepEvent:
+    event = StepEvent(
+        epoch=1,
+        step=1,
+        steps=10,
+        examples=4,
+        loss=0.5,
+        learning_rate=0.1,
+        local_examples=4,
+        rows={"customer": 4, "track": 7},
+        seconds={},
+    )
+    return event.model_copy(update=values)

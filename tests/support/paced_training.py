@@ -1,7 +1,7 @@
 """A training that is in no hurry: each of its steps takes a while until it is let go.
 
 with paced(folder, "run", "train", "job.yaml", cwd=folder) as training:
-    training.wait_for("saved")
+    training.wait_for("checkpoint_saved")
     ...                                           # it does not end before this is over
     training.finish()                             # from here on it is as fast as it can be
 """

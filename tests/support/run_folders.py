@@ -25,7 +25,8 @@ def step(number: int, *, at: float, loss: float = 0.5, examples: int | None = No
         "steps": steps,
         "examples": number * 10 if examples is None else examples,
         "loss": loss,
-        "own_examples": 10,
+        "learning_rate": 0.1,
+        "local_examples": 10,
         "rows": {"customer": 4, "track": 7},
         "seconds": {phase: at * (index + 1) / 100 for index, phase in enumerate(PHASES)},
     }
@@ -87,7 +88,7 @@ def write_run(folder: Path, *, metrics: Iterable[dict[str, Any]] = (), job: str 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.yaml").write_text(job)
     (folder / "run.json").write_text('{"id": "1", "name": "plays"}\n')
-    add(folder / "metrics.jsonl", *metrics)
+    add(folder / "events.jsonl", *metrics)
     add(folder / "processes.jsonl", *files.pop("processes", ()))
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))

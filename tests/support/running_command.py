@@ -110,9 +110,9 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedP
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """The whole lines of ``metrics.jsonl`` so far."""
+    """The whole lines of ``events.jsonl`` so far."""
     try:
-        text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+        text = (run_dir / "events.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.split("\n")[:-1]]
@@ -125,4 +125,4 @@ def wait_for_steps(command: RunningCommand, run_dir: Path, seconds: float = 60.0
         assert command.process.poll() is None, command.finish()
         return any(record["event"] == "step" for record in records(run_dir))
 
-    wait_until(has_steps, seconds, f"a step in {run_dir}/metrics.jsonl")
+    wait_until(has_steps, seconds, f"a step in {run_dir}/events.jsonl")

@@ -6,6 +6,7 @@ from deploy.cluster.coordinator import Coordinator, GenerationSpec, State
 from deploy.cluster.messages import DesiredState, Failure, Heartbeat, NumberedEvent
 from deploy.topology import AcceptedRoles, Address
 from trainer.config.run_sections import ClusterConfig
+from trainer.runs.events import CheckpointSaved, Event, StepEvent, to_json
 
 STALL, GRACE, RESTARTS = 100.0, 20.0, 3
 KILLED = Failure(message="server-0 was killed by SIGKILL", details="log: run/logs/server-0.log")
@@ -53,11 +54,11 @@ class Host:
             self.generation, self.roles = order.generation, dict.fromkeys(order.roles, "running")
         return order
 
-    def tell(self, *events: dict[str, Any], **changes: Any) -> DesiredState:
+    def tell(self, *events: Event, **changes: Any) -> DesiredState:
         """Report events of a role of its generation."""
         return self.report(events=self.number_events(*events), **changes)
 
-    def number_events(self, *events: dict[str, Any]) -> list[NumberedEvent]:
+    def number_events(self, *events: Event) -> list[NumberedEvent]:
         sent = []
         for event in events:
             self.events += 1
@@ -72,8 +73,24 @@ class Host:
         return self.report()
 
 
-def step(number: int) -> dict[str, Any]:
-    return {"event": "step", "step": number, "steps": 1000, "epoch": 1, "loss": 1.0}
+def step(number: int) -> StepEvent:
+    return StepEvent(
+        epoch=1,
+        step=number,
+        steps=1000,
+        examples=number,
+        loss=1.0,
+        learning_rate=0.1,
+        local_examples=1,
+        rows={},
+        seconds={},
+    )
+
+
+def saved(number: int) -> CheckpointSaved:
+    return CheckpointSaved(
+        step=number, checkpoint=f"checkpoints/step-{number}", pause_seconds=0.0, seconds=1.0, bytes=100
+    )
 
 
 class Place:
@@ -141,4 +158,4 @@ class Place:
         self.report_all()
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.coordinator.take_events() if event["event"] == kind]
+        return [to_json(event) for event in self.coordinator.take_events() if event.kind == kind]

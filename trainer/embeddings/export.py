@@ -147,7 +147,7 @@ def export(request: Request, say: Log, progress: ProgressReporter) -> Exported:
         except CheckpointError as error:
             if not source.is_folder or error.checkpoint != checkpoint.uri:
                 raise
-            say(f"passed over a checkpoint: {error}")
+            say(f"skipped a checkpoint: {error}")
             refused.add(checkpoint.uri)
 
 
@@ -193,7 +193,7 @@ def _open(source: _Source, refused: set[str], said: set[str], say: Log) -> Check
     for reason in reasons:
         if reason not in said and not any(reason.startswith(f"{uri}:") for uri in refused):
             said.add(reason)
-            say(f"passed over a checkpoint: {reason}")
+            say(f"skipped a checkpoint: {reason}")
     if checkpoint is not None:
         return checkpoint
     if reasons:

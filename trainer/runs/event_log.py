@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from trainer.runs.folder import _MAX_RECORD_BYTES, _STEP_RECORD_SECONDS, METRICS_FILE, RunFolder
+from trainer.runs.events import Event, EventSink, LogWriteFailed, StepEvent, to_record
+from trainer.runs.folder import _MAX_RECORD_BYTES, _STEP_RECORD_SECONDS, EVENTS_FILE, RunFolder
 
 
 class EventLog:
-    """Appends events to ``metrics.jsonl``: every epoch, and a step a second.
+    """Appends events to ``events.jsonl``: every epoch, and a step a second.
 
     A disk without room for a record costs that record alone: training goes on, and every line is whole.
     """
@@ -36,17 +36,17 @@ class EventLog:
         start = self._file.seek(max(0, size - _MAX_RECORD_BYTES))
         self._file.truncate(start + self._file.read().rfind(b"\n") + 1)
 
-    def write(self, event: dict[str, Any]) -> None:
+    def write(self, event: Event) -> None:
         """Write ``event``, unless it is a step and one was written less than a second ago."""
         now = time.monotonic()
-        if event["event"] == "step":
+        if isinstance(event, StepEvent):
             if now - self._last_step < _STEP_RECORD_SECONDS:
                 return
             self._last_step = now
         try:
             self._put(self._rest)
             if not self._rest:
-                self._put(json.dumps({"time": time.time(), **event}).encode() + b"\n")
+                self._put(json.dumps(to_record(event)).encode() + b"\n")
                 self._losing = False
         except OSError as error:
             if not self._losing:
@@ -63,18 +63,16 @@ class EventLog:
         self._file.close()
 
 
-def event_recorder(
-    folder: RunFolder, emit: Callable[[dict[str, Any]], None], opened: ExitStack
-) -> Callable[[dict[str, Any]], None]:
+def event_recorder(folder: RunFolder, emit: EventSink, opened: ExitStack) -> EventSink:
     """What writes an event to the log of the run in ``folder`` and passes it on; ``opened`` closes the log."""
-    path = folder.path / METRICS_FILE
+    path = folder.path / EVENTS_FILE
 
     def lost(error: OSError) -> None:
-        emit({"event": "records_lost", "message": f"{path}: {error.strerror}"})
+        emit(LogWriteFailed(message=f"{path}: {error.strerror}"))
 
     log = opened.enter_context(closing(EventLog(path, lost)))
 
-    def record(event: dict[str, Any]) -> None:
+    def record(event: Event) -> None:
         log.write(event)
         emit(event)
 

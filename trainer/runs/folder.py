@@ -1,6 +1,6 @@
 """The folder of a run: what is in it, who may write there, and the log of its events.
 
-runs/NAME/  job.yaml  run.json  interactions.json  metrics.jsonl  metrics.prom  restarts.json  report.json  embeddings/
+runs/NAME/  job.yaml  run.json  row_counts.json  events.jsonl  metrics.prom  restarts.json  report.json  embeddings/
             checkpoints/  logs/  run.lock  state.json  processes.jsonl, and of a distributed run metrics/: each role's,
             that metrics.prom is made of
 """
@@ -23,16 +23,16 @@ from kvstore.errors import InputError
 from trainer.config.loading import load_job
 from trainer.config.schema import JobConfig
 
-JOB_FILE, REPORT_FILE, METRICS_FILE, LOCK_FILE = "job.yaml", "report.json", "metrics.jsonl", "run.lock"
+JOB_FILE, REPORT_FILE, EVENTS_FILE, LOCK_FILE = "job.yaml", "report.json", "events.jsonl", "run.lock"
 
 
 RUN_FILE, RESTARTS_FILE, FINAL_METRICS_FILE = "run.json", "restarts.json", "metrics.prom"
 
 
-SELECTION_FILE = "interactions.json"
+ROW_COUNTS_FILE = "row_counts.json"
 
 
-_FOR_ROLES = (JOB_FILE, RUN_FILE, SELECTION_FILE)
+_FOR_ROLES = (JOB_FILE, RUN_FILE, ROW_COUNTS_FILE)
 """What the roles of a run read of its folder."""
 
 
@@ -40,7 +40,7 @@ STATE_FILE, PROCESSES_FILE = "state.json", "processes.jsonl"
 
 
 _STEMS = {
-    *("job", "report", "metrics", "run", "restarts", "interactions", "embeddings", "checkpoints", "logs"),
+    *("job", "report", "metrics", "events", "run", "restarts", "row_counts", "embeddings", "checkpoints", "logs"),
     *("state", "processes"),
 }
 

@@ -19,7 +19,7 @@ from trainer.data.manifest import DatasetManifest, Split
 from trainer.data.reader import InteractionReader, RowGroup, row_groups
 from trainer.data.reporter import ProgressReporter
 from trainer.data.time_range import count_within
-from trainer.runs.folder import SELECTION_FILE
+from trainer.runs.folder import ROW_COUNTS_FILE
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class RowSelection:
         """Leave the counts, if there are any, in the folder of a run of ``job``, for ``select`` to find."""
         if self.row_counts is None:
             return
-        partial = run_dir / f".{SELECTION_FILE}.partial"
-        partial.write_text(json.dumps({**_counted(job, fingerprint), "kept": self.row_counts}) + "\n", encoding="utf-8")
-        partial.replace(run_dir / SELECTION_FILE)
+        partial = run_dir / f".{ROW_COUNTS_FILE}.partial"
+        partial.write_text(
+            json.dumps({**_counted(job, fingerprint), "row_counts": self.row_counts}) + "\n", encoding="utf-8"
+        )
+        partial.replace(run_dir / ROW_COUNTS_FILE)
 
 
 def _counted(job: JobConfig, fingerprint: int) -> dict[str, int | str | None]:
@@ -76,8 +78,8 @@ def select_rows(
 def load_row_counts(run_dir: Path, job: JobConfig, fingerprint: int, train: Split) -> list[list[int]] | None:
     """The counts that were left in ``run_dir``, if they are of this job and these data."""
     try:
-        record = json.loads((run_dir / SELECTION_FILE).read_text(encoding="utf-8"))
-        row_counts: list[list[int]] = record.pop("kept")
+        record = json.loads((run_dir / ROW_COUNTS_FILE).read_text(encoding="utf-8"))
+        row_counts: list[list[int]] = record.pop("row_counts")
     except (OSError, ValueError, KeyError, AttributeError):
         return None
     shape = [len(file.row_groups) for file in train.files]

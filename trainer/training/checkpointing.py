@@ -32,6 +32,14 @@ from trainer.config.loading import check_job
 from trainer.config.run_sections import CheckpointConfig as Settings
 from trainer.config.schema import JobConfig
 from trainer.data.manifest import data_fingerprint
+from trainer.runs.events import (
+    CheckpointFailed,
+    CheckpointPruneFailed,
+    CheckpointSaved,
+    EventSink,
+    PhaseEvent,
+    TotalsEvent,
+)
 from trainer.runs.ownership import check_still_owned
 from trainer.training.state import TrainState
 
@@ -45,9 +53,6 @@ _WAIT_SECONDS = 0.05
 
 
 _SHOW_SECONDS = 5.0
-
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class CheckpointManager:
         settings: Settings,
         checkpoints: str,
         identity: CheckpointMetadata,
-        emit: Emit,
+        emit: EventSink,
         stop_requested: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         *,
@@ -150,7 +155,7 @@ class CheckpointManager:
 
         ``stop_requested`` is asked at each agreement.
 
-        So is ``saves_wanted`` of rank 0, how often a checkpoint has been asked for: when that has grown, one is due.
+        So is ``checkpoints_requested`` of rank 0, how often a checkpoint has been asked for: when that has grown, one is due.
         """
         self._store = store
         self._settings = settings
@@ -158,8 +163,8 @@ class CheckpointManager:
         self._identity = identity
         self._emit = emit
         self._stop_requested = stop_requested
-        self._saves_wanted = checkpoints_requested
-        self._saves_met = 0
+        self._checkpoints_requested = checkpoints_requested
+        self._requests_met = 0
         self._beside = extra_files
         self._clock = clock
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -218,14 +223,12 @@ class CheckpointManager:
     def _tell_totals(self, step: int, totals: dict[str, float]) -> None:
         """Tell what all workers together have moved."""
         self._told_at = self._clock()
-        self._emit(
-            {"event": "totals", "step": step, **{field.name: int(totals[field.name]) for field in fields(Traffic)}}
-        )
+        self._emit(TotalsEvent(step=step, **{field.name: int(totals[field.name]) for field in fields(Traffic)}))
 
     def _is_due(self, step: int, now: float) -> bool:
         seconds, steps = self._settings.interval_seconds, self._settings.interval_steps
         since_steps = step - (self._last_step or 0)
-        if self._saves_wanted() > self._saves_met:
+        if self._checkpoints_requested() > self._requests_met:
             return True
         return (seconds is not None and now - self._saved_at >= seconds) or (steps is not None and since_steps >= steps)
 
@@ -269,7 +272,7 @@ class CheckpointManager:
         return self._writing is not None or self._committing is not None
 
     def _snapshot(self, progress: TrainState, totals: dict[str, float]) -> None:
-        self._saves_met = self._saves_wanted()
+        self._requests_met = self._checkpoints_requested()
         self._last_step = progress.step
         self._writing = {
             "step": progress.step,
@@ -314,21 +317,20 @@ class CheckpointManager:
             self._fail(error)
             return
         if not_deleted is not None:
-            self._emit({"event": "prune_failed", "message": not_deleted})
+            self._emit(CheckpointPruneFailed(message=not_deleted))
         assert self._writing is not None
         assert self._progress is not None
         step, self._writing = self._writing["step"], None
         self._whole = step, step_folder(self._checkpoints, step)
         self._progress.saves.add(saved)
         self._emit(
-            {
-                "event": "saved",
-                "step": step,
-                "checkpoint": self._whole[1],
-                "pause_seconds": saved.pause_seconds,
-                "seconds": saved.seconds,
-                "bytes": saved.bytes,
-            }
+            CheckpointSaved(
+                step=step,
+                checkpoint=self._whole[1],
+                pause_seconds=saved.pause_seconds,
+                seconds=saved.seconds,
+                bytes=saved.bytes,
+            )
         )
 
     def _fail(self, error: Exception) -> None:
@@ -337,7 +339,7 @@ class CheckpointManager:
         assert self._progress is not None
         step, self._writing = self._writing["step"], None
         self._progress.saves.failed += 1
-        self._emit({"event": "save_failed", "step": step, "message": str(error)})
+        self._emit(CheckpointFailed(step=step, message=str(error)))
         with suppress(CheckpointError):
             check_still_owned(self._checkpoints, self._identity.run)
             delete_failed(self._checkpoints, step)
@@ -350,12 +352,12 @@ class CheckpointManager:
             time.sleep(_WAIT_SECONDS)
             if self._clock() - shown > _SHOW_SECONDS:
                 shown = self._clock()
-                self._emit({"event": "phase", "name": "checkpoint"})
+                self._emit(PhaseEvent(name="checkpoint"))
 
 
 def latest_usable(checkpoints: str, refused: set[str], say: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint that is not ``refused``; ``say`` gets why newer ones were passed over."""
     checkpoint, reasons = latest_checkpoint(checkpoints, refused)
     for reason in reasons:
-        say(f"passed over a checkpoint: {reason}")
+        say(f"skipped a checkpoint: {reason}")
     return checkpoint

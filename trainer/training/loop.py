@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,10 +19,10 @@ from trainer.model.negatives import NegativeSampler
 from trainer.model.spec import ModelSpec
 from trainer.model.towers import Towers
 from trainer.model.weighting import FrequencyWeighting
+from trainer.runs.events import EpochEvent, EventSink, PhaseEvent, StepEvent
 from trainer.training.lr_schedule import lr_factor
 from trainer.training.state import BatchTimers, TrainState
 
-Emit = Callable[[dict[str, Any]], None]
 Evaluator = Callable[[], EvalMetrics | None]
 Keep = Callable[[int], None]
 AfterStep = Callable[[TrainState], bool]
@@ -47,7 +46,7 @@ class TrainLoop:
     evaluator: Evaluator
     save_embeddings: Keep
     after_step: AfterStep
-    emit: Emit
+    emit: EventSink
     on_prefetcher: WatchAhead = lambda _: None
 
     @property
@@ -131,29 +130,33 @@ class TrainLoop:
         progress.examples_total += batch.global_size
         progress.loss_sum += loss * batch.global_size
         own_loss = loss * batch.global_size / max(len(batch), 1)
-        told = {"steps": self.total_steps, "examples": progress.examples_total, "loss": own_loss}
-        told["learning_rate"] = self.optimizer.learning_rate * factor
-        rows = {name: len(rows_A) for name, rows_A in active.items()}
-        own = {"own_examples": len(batch), "rows": rows, "seconds": progress.step_seconds()}
-        self.emit(self._event("step", progress, **told, **own))
-
-    @staticmethod
-    def _event(kind: str, progress: TrainState, **values: Any) -> dict[str, Any]:
-        return {"event": kind, "epoch": progress.epochs, "step": progress.step, **values}
+        self.emit(
+            StepEvent(
+                epoch=progress.epochs,
+                step=progress.step,
+                steps=self.total_steps,
+                examples=progress.examples_total,
+                loss=own_loss,
+                learning_rate=self.optimizer.learning_rate * factor,
+                local_examples=len(batch),
+                rows={name: len(rows_A) for name, rows_A in active.items()},
+                seconds=progress.step_seconds(),
+            )
+        )
 
     def _end_epoch(self, progress: TrainState, *, evaluate: bool) -> None:
         loss_sum, examples = self.store.all_reduce(np.array([progress.loss_sum, progress.examples]))
         progress.loss_sum, progress.examples = 0.0, 0
-        record = self._event("epoch", progress, loss=loss_sum / max(examples, 1.0))
+        loss = float(loss_sum / max(examples, 1.0))
+        metrics = None
         if evaluate:
-            self.emit(self._event("phase", progress, name="evaluate"))
+            self.emit(PhaseEvent(name="evaluate", epoch=progress.epochs, step=progress.step))
             with progress.timed("evaluate"):
                 metrics = self.evaluator()
             if metrics is not None:
-                record["valid"] = metrics
                 self._keep_if_best(metrics, progress)
         progress.last_epoch_end_step = progress.step
-        self.emit(record)
+        self.emit(EpochEvent(epoch=progress.epochs, step=progress.step, loss=loss, valid=metrics))
 
     def _keep_if_best(self, metrics: EvalMetrics, progress: TrainState) -> None:
         if progress.best is None or metrics[self.select] > progress.best[self.select]:
@@ -163,6 +166,6 @@ class TrainLoop:
             progress.evals_since_best += 1
 
     def _keep(self, progress: TrainState) -> None:
-        self.emit(self._event("phase", progress, name="embeddings"))
+        self.emit(PhaseEvent(name="embeddings", epoch=progress.epochs, step=progress.step))
         with progress.timed("save"):
             self.save_embeddings(progress.epochs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client.core import Metric as Family
@@ -13,6 +13,15 @@ from trainer.config.schema import JobConfig
 from trainer.data.prefetch import Prefetcher
 from trainer.monitoring import names
 from trainer.monitoring.names import Histogram
+from trainer.runs.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    EpochEvent,
+    Event,
+    EventSink,
+    PhaseEvent,
+    StepEvent,
+)
 from trainer.training.state import PHASES, STEP_PHASES, TrainState
 
 SAVED, FAILED = "saved", "failed"
@@ -31,7 +40,7 @@ class TrainingMetrics:
         self._tables = {table.name: table for table in tables}
         self._rows = dict.fromkeys(self._tables, 0)
         self._steps = self._examples = 0
-        self._last: dict[str, Any] = {}
+        self._last: StepEvent | None = None
         self._last_step: float | None = None
         self._last_progress: float | None = None
         self._rate = job.optimizer.learning_rate
@@ -57,40 +66,40 @@ class TrainingMetrics:
         """Show what ``memory`` says: the used and all bytes of the GPU, if there is one."""
         self._gpu_memory = memory
 
-    def wrap(self, emit: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def wrap(self, emit: EventSink) -> EventSink:
         """What measures by an event, and passes it on to ``emit``."""
 
-        def take_and_emit(event: dict[str, Any]) -> None:
+        def take_and_emit(event: Event) -> None:
             self.observe(event)
             emit(event)
 
         return take_and_emit
 
-    def observe(self, event: dict[str, Any]) -> None:
+    def observe(self, event: Event) -> None:
         """Measure by an event of the training."""
-        kind = event["event"]
         self._last_progress = time.time()
-        if kind == "step":
-            self._take_step(event)
-        elif kind == "epoch":
-            self._epoch_loss = event["loss"]
-            self.record_evaluation("valid", event.get("valid") or {})
-        elif kind == "phase":
-            self.state = event["name"]
-        elif kind in {"saved", "save_failed"} and self._saves is not None:
-            self._saves.observe(event)
-        self._measure_phases(STEP_PHASES if kind == "step" else ())
+        match event:
+            case StepEvent():
+                self._take_step(event)
+            case EpochEvent():
+                self._epoch_loss = event.loss
+                self.record_evaluation("valid", event.valid or {})
+            case PhaseEvent():
+                self.state = event.name
+            case CheckpointSaved() | CheckpointFailed() if self._saves is not None:
+                self._saves.observe(event)
+        self._measure_phases(STEP_PHASES if isinstance(event, StepEvent) else ())
         self._sign()
 
-    def _take_step(self, event: dict[str, Any]) -> None:
+    def _take_step(self, event: StepEvent) -> None:
         self._last, self._last_step = event, self._last_progress
         self.state = "training"
         self._steps += 1
-        self._examples += event["own_examples"]
-        self._rate = event["learning_rate"]
-        if event["own_examples"]:
-            self._loss = event["loss"]
-        for table, rows in event["rows"].items():
+        self._examples += event.local_examples
+        self._rate = event.learning_rate
+        if event.local_examples:
+            self._loss = event.loss
+        for table, rows in event.rows.items():
             self._rows[table] += rows
 
     def _measure_phases(self, always: Sequence[str] = ()) -> None:
@@ -101,7 +110,7 @@ class TrainingMetrics:
                 self._phases[phase].observe(spent)
                 self._seconds[phase] = seconds
 
-    def record_evaluation(self, split: str, metrics: dict[str, float]) -> None:
+    def record_evaluation(self, split: str, metrics: Mapping[str, float]) -> None:
         """Show how good the embeddings are on ``split``."""
         # A new dict, since somebody may be reading the one there is.
         self._quality = dict(self._quality)
@@ -145,10 +154,10 @@ class TrainingMetrics:
     def _position(self) -> Iterator[Family]:
         """Where the run stands."""
         last = self._last
-        yield names.STEP.single(last.get("step", self._progress.step))
-        yield names.PLANNED_STEPS.single(last.get("steps"))
-        yield names.EPOCH.single(last.get("epoch", self._progress.epochs))
-        ratio = last["step"] / last["steps"] if last else 0.0
+        yield names.STEP.single(last.step if last else self._progress.step)
+        yield names.PLANNED_STEPS.single(last.steps if last else None)
+        yield names.EPOCH.single(last.epoch if last else self._progress.epochs)
+        ratio = last.step / last.steps if last else 0.0
         yield names.PROGRESS.single(1.0 if self._done else ratio)
 
     def _traffic(self) -> Iterator[Family]:
@@ -174,16 +183,16 @@ class _SaveMetrics:
         self._seconds = self._pause = 0.0
         self._last_bytes: int | None = None
 
-    def observe(self, event: dict[str, Any]) -> None:
-        """Count a checkpoint that became whole, or did not."""
-        if event["event"] == "save_failed":
+    def observe(self, event: CheckpointSaved | CheckpointFailed) -> None:
+        """Count a checkpoint that is complete, or could not be written."""
+        if isinstance(event, CheckpointFailed):
             self._failed += 1
             return
         self._saved += 1
-        self._seconds += event["seconds"]
-        self._pause += event["pause_seconds"]
-        self._bytes += event["bytes"]
-        self._last_bytes, self.last_at = event["bytes"], time.time()
+        self._seconds += event.seconds
+        self._pause += event.pause_seconds
+        self._bytes += event.bytes
+        self._last_bytes, self.last_at = event.bytes, time.time()
 
     def collect(self) -> Iterator[Family]:
         """All there is."""

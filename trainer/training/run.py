@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict
 from typing import Any
 
 from kvstore.errors import CheckpointError
@@ -14,9 +13,9 @@ from kvstore.store import RowStore
 from trainer.config.schema import JobConfig
 from trainer.model.allreduce import AllReduce
 from trainer.monitoring.registry import ProcessMetrics, TableMetrics
+from trainer.runs.events import EventSink, ReportEvent, StoppedEvent
 from trainer.runs.folder import RunFolder
 from trainer.training.checkpointing import StopResult, latest_usable
-from trainer.training.loop import Emit
 from trainer.training.report import make_report, total_traffic
 from trainer.training.session import open_session
 
@@ -25,11 +24,11 @@ def run_training(
     job: JobConfig,
     folder: RunFolder,
     store: RowStore,
-    emit: Emit,
+    emit: EventSink,
     *,
     checkpoint: str | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
-    saves_wanted: Callable[[], int] = lambda: 0,
+    checkpoints_requested: Callable[[], int] = lambda: 0,
     metrics: ProcessMetrics | None = None,
     reduction: AllReduce | None = None,
 ) -> dict[str, Any] | StopResult:
@@ -37,7 +36,7 @@ def run_training(
 
     Rank 0 writes the records, the checkpoints and the report. Where several workers train dense layers, ``reduction``
     sums their gradients. Returns the report or, where ``stop_requested`` said at any worker that the run shall stop,
-    where that was. A checkpoint is written whenever ``saves_wanted`` has grown.
+    where that was. A checkpoint is written whenever ``checkpoints_requested`` has grown.
 
     Raises:
         CrossfadeError: the run failed; its exit code says how.
@@ -53,7 +52,7 @@ def run_training(
             opened,
             metrics or ProcessMetrics(job.name, "worker"),
             stop_requested,
-            saves_wanted,
+            checkpoints_requested,
         )
         run.towers.dense.all_reduce = reduction
         loop = run.loop()
@@ -62,7 +61,7 @@ def run_training(
         run.saver.begin(progress)
         if not loop.run(progress):
             stop = run.saver.stop(progress)
-            run.log_event({"event": "stopped", **asdict(stop)})
+            run.log_event(StoppedEvent(step=stop.step, checkpoint=stop.checkpoint))
             return stop
         run.saver.save_last(progress)
         quality = run.quality(progress)
@@ -73,7 +72,7 @@ def run_training(
     report |= {"restarts": len(folder.restarts()), "restart_causes": folder.restarts()}
     report["wall_seconds"] = time.perf_counter() - started
     if store.rank == 0 and job.no_shared_run_dir:
-        emit({"event": "report", "report": report})
+        emit(ReportEvent(report=report))
     elif store.rank == 0:
         folder.write_report(report)
     return report
@@ -82,11 +81,11 @@ def run_training(
 def run_in_process(
     job: JobConfig,
     folder: RunFolder,
-    emit: Emit,
+    emit: EventSink,
     *,
     resume: bool,
     stop_requested: Callable[[], bool],
-    saves_wanted: Callable[[], int] = lambda: 0,
+    checkpoints_requested: Callable[[], int] = lambda: 0,
     say: Callable[[str], None],
     metrics: ProcessMetrics | None = None,
 ) -> dict[str, Any] | StopResult:
@@ -99,7 +98,7 @@ def run_in_process(
         found = latest_usable(folder.checkpoints(job), refused, say) if resume else None
         checkpoint = found.uri if found else None
         if found:
-            say(f"going on from step {found.manifest.step:,}")
+            say(f"resuming from step {found.manifest.step:,}")
         try:
             with closing(LocalStore()) as store:
                 if metrics is not None:
@@ -111,11 +110,11 @@ def run_in_process(
                     emit,
                     checkpoint=checkpoint,
                     stop_requested=stop_requested,
-                    saves_wanted=saves_wanted,
+                    checkpoints_requested=checkpoints_requested,
                     metrics=metrics,
                 )
         except CheckpointError as error:
             if checkpoint is None or error.checkpoint != checkpoint:
                 raise
-            say(f"passed over a checkpoint: {error}")
+            say(f"skipped a checkpoint: {error}")
             refused.add(checkpoint)

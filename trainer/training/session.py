@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -31,11 +30,12 @@ from trainer.model.towers import Towers, TowerVectors, load_towers
 from trainer.model.weighting import FrequencyWeighting
 from trainer.monitoring.registry import ProcessMetrics
 from trainer.runs.event_log import event_recorder
+from trainer.runs.events import Event, EventSink, PhaseEvent
 from trainer.runs.folder import RunFolder
 from trainer.runs.inputs import load_inputs
 from trainer.runs.row_selection import RowSelection, load_row_counts, select_rows
 from trainer.training.checkpointing import CheckpointManager, CheckpointMetadata, restore_train_state
-from trainer.training.loop import Emit, TrainLoop
+from trainer.training.loop import TrainLoop
 from trainer.training.metrics import TrainingMetrics
 from trainer.training.state import TrainState
 from trainer.training.warm_start import open_warm_start
@@ -57,7 +57,7 @@ class TrainingSession:
     selection: RowSelection
     towers: Towers
     saver: CheckpointManager
-    log_event: Emit
+    log_event: EventSink
     train_metrics: TrainingMetrics
 
     def loop(self) -> TrainLoop:
@@ -102,7 +102,7 @@ class TrainingSession:
     def restore_or_create(self, checkpoint: str | None) -> TrainState:
         """Make the tables, and the progress that they stand at."""
         job, store = self.job, self.store
-        self.log_event({"event": "phase", "name": "tables"})
+        self.log_event(PhaseEvent(name="tables"))
         progress = TrainState() if checkpoint is None else restore_train_state(self.identity, checkpoint, store.rank)
         # The rows of a checkpoint of this run are already those of its data.
         start = None if checkpoint else open_warm_start(job, self.model, self.manifest)
@@ -115,14 +115,14 @@ class TrainingSession:
         if job.train.save_embeddings == "best" and progress.best is not None and not self._has_best(progress):
             # They were left on another machine: the best of what is still to come will do.
             progress.best, progress.best_epoch, progress.evals_since_best = None, None, 0
-        self.log_event({"event": "phase", "name": "training", "step": progress.step, "rows_from": rows_from})
+        self.log_event(PhaseEvent(name="training", step=progress.step, rows_from=rows_from))
         return progress
 
     def quality(self, progress: TrainState) -> dict[str, EvalMetrics]:
         """The metrics of the best embeddings, by split; on test they are judged as they were written."""
         quality = {"valid": progress.best} if progress.best else {}
         if self.job.train.save_embeddings == "best" and self._has("test"):
-            self.log_event({"event": "phase", "name": "test"})
+            self.log_event(PhaseEvent(name="test"))
             best = self.folder.embeddings if self.job.cluster.shared_run_dir else self._kept().folder()
             quality["test"] = evaluate_embeddings(self.job, best, "test", self.store)
             self.train_metrics.record_evaluation("test", quality["test"])
@@ -193,11 +193,11 @@ def open_session(
     job: JobConfig,
     folder: RunFolder,
     store: RowStore,
-    emit: Emit,
+    emit: EventSink,
     opened: ExitStack,
     metrics: ProcessMetrics,
     stop_requested: Callable[[], bool],
-    saves_wanted: Callable[[], int],
+    checkpoints_requested: Callable[[], int],
 ) -> TrainingSession:
     """The parts of a run, wired; ``opened`` closes them.
 
@@ -219,7 +219,7 @@ def open_session(
         identity,
         log_event,
         stop_requested,
-        checkpoints_requested=saves_wanted,
+        checkpoints_requested=checkpoints_requested,
         extra_files=towers.dense.files,
     )
     return TrainingSession(
@@ -266,7 +266,7 @@ def measure_training(
         raise
 
 
-def _recorder(job: JobConfig, folder: RunFolder, emit: Emit, opened: ExitStack) -> Emit:
+def _recorder(job: JobConfig, folder: RunFolder, emit: EventSink, opened: ExitStack) -> EventSink:
     """What writes an event to the run's log and passes it on; ``opened`` closes the log.
 
     Where hosts share no folder, whoever gets the events writes the log.
@@ -277,7 +277,7 @@ def _recorder(job: JobConfig, folder: RunFolder, emit: Emit, opened: ExitStack) 
 class PhaseEventReporter:
     """Progress of long work before training, told as phases: signs of life, for whoever watches for a stall."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: EventSink) -> None:
         """Tell ``emit``."""
         self._emit = emit
         self._name = ""
@@ -285,12 +285,12 @@ class PhaseEventReporter:
     def phase(self, name: str, total: int | None, unit: str) -> None:
         """Tell that it begins."""
         self._name = name
-        self._emit({"event": "phase", "name": name})
+        self._emit(PhaseEvent(name=name))
 
     def advance(self, amount: int) -> None:
         """Tell that it goes on."""
-        self._emit({"event": "phase", "name": self._name})
+        self._emit(PhaseEvent(name=self._name))
 
 
-def _ignore(_event: dict[str, Any]) -> None:
+def _ignore(_event: Event) -> None:
     """The events of the other workers say what the first one's say."""

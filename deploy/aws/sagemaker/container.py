@@ -30,7 +30,7 @@ from deploy.topology import Address
 from kvstore.errors import ClusterError, InputError
 from trainer.config.loading import make_job
 from trainer.config.schema import JobConfig
-from trainer.runs.folder import FINAL_METRICS_FILE, JOB_FILE, LOCK_FILE, METRICS_FILE, REPORT_FILE, RunFolder
+from trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, LOCK_FILE, REPORT_FILE, RunFolder
 
 BASE = Path("/opt/ml")
 CHECKPOINTS = "/opt/ml/checkpoints"
@@ -254,7 +254,7 @@ def export_model(paths: Paths, folder: RunFolder) -> None:
         OSError: there is no room.
     """
     paths.model.mkdir(parents=True, exist_ok=True)
-    for name in (JOB_FILE, REPORT_FILE, METRICS_FILE, FINAL_METRICS_FILE):
+    for name in (JOB_FILE, REPORT_FILE, EVENTS_FILE, FINAL_METRICS_FILE):
         if (folder.path / name).exists():
             shutil.copy(folder.path / name, paths.model / name)
     if folder.embeddings.exists():

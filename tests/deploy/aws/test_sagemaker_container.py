@@ -39,7 +39,7 @@ def test_a_job_is_trained_from_its_hyperparameters_and_its_channel(tmp_path: Pat
     shutil.copytree(data, base / "input" / "data" / "shards")
     result = succeeded(train(base))
     assert sorted(path.name for path in (base / "model").iterdir()) == [
-        *("embeddings", "job.yaml", "metrics.jsonl", "metrics.prom", "report.json"),
+        *("embeddings", "job.yaml", "events.jsonl", "metrics.prom", "report.json"),
     ]
     assert json.loads((base / "model" / "report.json").read_text())["epochs"] == 1
     assert re.search(r"epoch=1 step=\d+ progress=1\.0000 loss=\d\S+ .*ndcg@10=0\.\d+", result.stderr)
@@ -58,7 +58,7 @@ def test_a_job_that_is_interrupted_goes_on_from_the_checkpoint_folder_on_another
     with started("train", "--sagemaker", first, cwd=tmp_path, variables=pace(tmp_path, release)) as command:
         training = Training(command, first / "checkpoints" / "algo-1", release)
         training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch")
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         command.process.send_signal(signal.SIGTERM)
         assert command.finish().returncode == 143
     assert list((first / "model").iterdir()) == []
@@ -70,7 +70,7 @@ def test_a_job_that_is_interrupted_goes_on_from_the_checkpoint_folder_on_another
         (second / "checkpoints" / "algo-1" / late).unlink()
     shutil.rmtree(first)
     result = succeeded(train(second))
-    assert "going on from step" in result.stderr
+    assert "resuming from step" in result.stderr
     assert_same_model(second / "model", tmp_path / "undisturbed")
 
 

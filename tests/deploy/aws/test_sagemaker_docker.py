@@ -123,7 +123,7 @@ class Container:
         def saved() -> bool:
             assert self._engine.inspect(self.id)["State"]["Running"], self.log
             kinds = [record["event"] for record in records(self.base / run)]
-            return "epoch" in kinds and "saved" in kinds[kinds.index("epoch") :]
+            return "epoch" in kinds and "checkpoint_saved" in kinds[kinds.index("epoch") :]
 
         wait_until(saved, SECONDS, f"a checkpoint in {run}")
 
@@ -180,7 +180,7 @@ def test_two_hosts_stopped_in_the_middle_are_taken_up_by_two_others_and_end_as_i
     (tmp_path / "hook" / "release").touch()
     first, second = start("new")
     assert (first.exit_code(), second.exit_code()) == (0, 0), first.log + second.log
-    assert "going on from step" in first.log
+    assert "resuming from step" in first.log
     assert_same_model(first.base / "model", tmp_path / "undisturbed")
     assert sorted(path.name for path in (second.base / "output" / "data" / "algo-2" / "logs").iterdir()) == [
         *("server-1.log", "worker-1.log"),
@@ -209,7 +209,7 @@ def test_one_host_goes_on_from_the_checkpoint_folder_and_ends_as_if_undisturbed(
     (tmp_path / "hook" / "release").touch()
     container = start("new")
     assert container.exit_code() == 0, container.log
-    assert "going on from step" in container.log
+    assert "resuming from step" in container.log
     assert_same_model(container.base / "model", tmp_path / "undisturbed")
 
 

@@ -69,7 +69,7 @@ def test_two_hosts_that_are_stopped_together_are_taken_up_by_two_others(
 
     with containers(tmp_path, "first", parameters, s3.variables) as (training, other):
         training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch", START_SECONDS)
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         for command in (other, training.command):
             command.process.send_signal(signal.SIGTERM)
         assert training.command.finish(END_SECONDS).returncode == 143
@@ -79,7 +79,7 @@ def test_two_hosts_that_are_stopped_together_are_taken_up_by_two_others(
         (tmp_path / "release").touch()
         result = succeeded(training.command.finish(END_SECONDS))
         succeeded(other.finish(END_SECONDS))
-    assert "going on from step" in result.stderr
+    assert "resuming from step" in result.stderr
     assert_same_model(tmp_path / "new-1" / "model", tmp_path / "undisturbed")
     assert list((tmp_path / "new-2" / "model").iterdir()) == []
     logs = tmp_path / "new-2" / "output" / "data" / "127.0.0.2" / "logs"

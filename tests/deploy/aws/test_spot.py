@@ -171,7 +171,7 @@ def test_a_notice_ends_a_run_after_a_checkpoint_from_which_it_goes_on_elsewhere(
         f"crossfade: stopped after step {step:,}, which a checkpoint holds: {NOTICE}; go on with --resume",
     ]
     result = succeeded(crossfade("train", "job.yaml", "--run-dir", "elsewhere", *to, "--resume", cwd=place))
-    assert f"crossfade: going on from step {step}" in messages(result.stderr)
+    assert f"crossfade: resuming from step {step}" in messages(result.stderr)
     assert_same_bits(place / "elsewhere", undisturbed)
 
 
@@ -182,9 +182,9 @@ def test_a_recommendation_costs_a_checkpoint_and_nothing_else(
     with train(place / "at-risk", metadata) as training:
         training.wait_for("step")
         metadata.recommend_leaving()
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         succeeded(training.finish())
-    assert len(training.told("saved")) == 2  # the other is that of the end
+    assert len(training.told("checkpoint_saved")) == 2  # the other is that of the end
     assert_same_bits(place / "at-risk", undisturbed)
 
 
@@ -229,7 +229,7 @@ def test_a_job_saves_before_one_of_its_hosts_is_taken_and_goes_on_with_another(
     ):
         training.wait_for("step")
         of_the_first.recommend_leaving()  # which workers on both hosts hear, and the first of them heeds
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         metadata.take_away()
         result = taken.finish()
         assert result.returncode == 75, result.stderr

@@ -1,12 +1,13 @@
 """The coordinator's state machine, on a clock of the test's own."""
 
 import pytest
-from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Host, Place, step
+from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Host, Place, saved, step
 
 from deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS, LEASE_SECONDS, GenerationSpec, State
 from deploy.cluster.messages import Failure, NumberedEvent
 from deploy.topology import Address
 from kvstore.errors import ClusterError, InputError
+from trainer.runs.events import CheckpointFailed, EpochEvent, Event, PhaseEvent, StoppedEvent
 
 
 @pytest.fixture
@@ -178,11 +179,11 @@ def test_the_back_off_ends_at_a_minute() -> None:
 
 
 def test_a_new_checkpoint_lets_the_count_begin_anew(alone: Place) -> None:
-    for saved in range(10, 10 * 3 * RESTARTS, 10):
-        alone.home.tell({"event": "saved", "step": saved})
+    for saved_step in range(10, 10 * 3 * RESTARTS, 10):
+        alone.home.tell(saved(saved_step))
         alone.fail()
         assert alone.state is State.PREPARING  # at once
-        alone.begin(f"folder/step-{saved}", saved)
+        alone.begin(f"folder/step-{saved_step}", saved_step)
     assert len(alone.coordinator.restarts) > 2 * RESTARTS
 
 
@@ -192,7 +193,7 @@ def test_a_checkpoint_no_newer_than_the_one_it_started_from_is_not_a_new_one(alo
         while alone.state is State.BACKOFF:
             alone.pass_time(1)
         alone.begin("folder/step-10", 10)
-        alone.home.tell({"event": "saved", "step": 10})
+        alone.home.tell(saved(10))
     alone.fail()
     assert alone.state is State.FAILED
 
@@ -211,7 +212,7 @@ def test_a_damaged_checkpoint_is_refused_from_then_on(alone: Place) -> None:
     alone.begin("folder/step-5", 5, skipped=["folder/step-9: it was refused"])
     assert alone.coordinator.refused == {"folder/step-9"}
     [event] = alone.events("restart")
-    assert event["passed_over"] == ["folder/step-9: it was refused"]
+    assert event["skipped"] == ["folder/step-9: it was refused"]
     alone.fail(Failure(message="server-1: bad CRC", checkpoint="folder/step-5"))
     assert alone.coordinator.refused == {"folder/step-9", "folder/step-5"}
 
@@ -426,10 +427,14 @@ def test_a_lost_order_is_given_again(pair: tuple[Place, Host]) -> None:
 # ---- stalls
 
 
-@pytest.mark.parametrize("kind", ["step", "epoch", "phase", "saved"])
-def test_a_job_without_a_sign_of_progress_starts_again(alone: Place, kind: str) -> None:
+@pytest.mark.parametrize(
+    "event",
+    [step(2), EpochEvent(epoch=1, step=2, loss=1.0), PhaseEvent(name="tables"), saved(2)],
+    ids=lambda event: event.kind,
+)
+def test_a_job_without_a_sign_of_progress_starts_again(alone: Place, event: Event) -> None:
     alone.wait(STALL - 1)
-    alone.home.tell({"event": kind, "step": 2})
+    alone.home.tell(event)
     alone.wait(STALL - 1)
     assert alone.state is State.RUNNING
     alone.wait(2)
@@ -444,7 +449,7 @@ def test_a_job_without_a_sign_of_progress_starts_again(alone: Place, kind: str) 
 
 def test_a_failed_save_is_no_progress(alone: Place) -> None:
     alone.wait(STALL - 1)
-    alone.home.tell({"event": "save_failed", "step": 2, "message": "disk full"})
+    alone.home.tell(CheckpointFailed(step=2, message="disk full"))
     alone.wait(2)
     assert alone.state is State.PREPARING
 
@@ -496,9 +501,7 @@ def test_a_stop_within_grace_ends_with_the_checkpoint_that_the_workers_write(pai
     place.report_all()
     assert {host.order.do for host in place.hosts} == {"stop"}
     place.wait(GRACE - 1)
-    place.home.tell(
-        {"event": "saved", "step": 8}, {"event": "stopped", "step": 8, "checkpoint": "checkpoints/step-000000008"}
-    )
+    place.home.tell(saved(8), StoppedEvent(step=8, checkpoint="checkpoints/step-000000008"))
     place.home.end_well()
     assert place.state is State.STOPPING
     order = other.end_well()
@@ -538,7 +541,7 @@ def test_a_job_that_gets_done_while_it_is_asked_to_stop_is_done(alone: Place) ->
 def test_a_generation_that_has_not_trained_a_step_is_stopped_at_once() -> None:
     place = Place()
     place.begin()
-    place.home.tell({"event": "phase", "name": "tables"})
+    place.home.tell(PhaseEvent(name="tables"))
     place.coordinator.stop()
     assert place.state is State.TERMINATING
     place.report_all()
@@ -570,7 +573,7 @@ def test_a_job_that_runs_nothing_is_stopped_at_once(state: State) -> None:
 def test_a_checkpoint_that_a_stop_has_written_is_told_whatever_a_role_does_then(alone: Place, late: bool) -> None:
     alone.home.tell(step(42))
     alone.coordinator.stop()
-    alone.home.tell({"event": "stopped", "step": 43, "checkpoint": "folder/step-43"})
+    alone.home.tell(StoppedEvent(step=43, checkpoint="folder/step-43"))
     if late:
         alone.pass_time(GRACE + 1)
     else:
@@ -589,9 +592,7 @@ def test_a_stop_does_not_hide_an_error_that_is_already_known(alone: Place) -> No
 
 
 def test_workers_that_stop_though_the_job_was_not_asked_to_start_again(alone: Place) -> None:
-    alone.home.tell(
-        {"event": "saved", "step": 8}, {"event": "stopped", "step": 8, "checkpoint": "checkpoints/step-000000008"}
-    )
+    alone.home.tell(saved(8), StoppedEvent(step=8, checkpoint="checkpoints/step-000000008"))
     alone.home.end_well()
     alone.report_all()
     assert alone.state is State.PREPARING

@@ -21,6 +21,7 @@ from deploy.cluster.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, r
 from deploy.cluster.messages import NumberedEvent
 from deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from kvstore.errors import ClusterError, InputError
+from trainer.runs.events import PhaseEvent
 
 TOKEN = "a-secret-of-this-test-alone"
 
@@ -58,7 +59,9 @@ def test_an_agent_joins_and_gets_its_orders_over_http(served: tuple[Place, Addre
     assert remote.report(agent.make(coordinator=hello.coordinator)).do == "wait"
     assert place.state is State.PREPARING
     place.begin()
-    event = NumberedEvent(number=1, generation=1, role="worker-0", event=step(3) | {"loss": float("inf")})
+    event = NumberedEvent(
+        number=1, generation=1, role="worker-0", event=step(3).model_copy(update={"loss": float("inf")})
+    )
     order = remote.report(agent.make(coordinator=hello.coordinator, events=[event]))
     assert (order.do, order.roles, order.acknowledged) == ("run", ["server-1", "worker-1"], 1)
     assert [told["loss"] for told in place.events("step")] == [float("inf")]
@@ -84,7 +87,7 @@ def test_without_the_token_nobody_learns_or_changes_anything(
 
 def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(served: tuple[Place, Address]) -> None:
     place, address = served
-    long = [NumberedEvent(number=n, generation=1, role="w", event={"event": "x" * 9000}) for n in range(200)]
+    long = [NumberedEvent(number=n, generation=1, role="w", event=PhaseEvent(name="x" * 9000)) for n in range(200)]
     with pytest.raises(InputError, match=f"refuses the token in {TOKEN_VARIABLE}"):
         RemoteCoordinator(address, TOKEN + "x").report(Host(place, "127.0.0.2").make(events=long))
 

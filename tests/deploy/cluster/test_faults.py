@@ -21,6 +21,7 @@ from waiting import wait_until
 from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.io.folder import Folder
 from trainer.runs.event_log import EventLog
+from trainer.runs.events import EpochEvent
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -74,8 +75,8 @@ def assert_undisturbed(run_dir: Path, undisturbed: dict[int, Path]) -> None:
 def assert_counted(training: Training) -> None:
     """The report counts the checkpoints that the run has recorded."""
     counted = report_of(training.run_dir)["checkpoints"]
-    assert counted["written"] == len(training.told("saved"))
-    assert counted["failed"] == len(training.told("save_failed"))
+    assert counted["written"] == len(training.told("checkpoint_saved"))
+    assert counted["failed"] == len(training.told("checkpoint_failed"))
 
 
 def assert_last_is_whole(checkpoints: object, keep: int = 2) -> None:
@@ -135,12 +136,12 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_nothing_else(
     place: Path, undisturbed: dict[int, Path], disk: Path
 ) -> None:
     with train(place / "full", *ON_SERVERS, *to(disk / "checkpoints")) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         # Whenever an old checkpoint is deleted, there is room again.
-        training.wait_for("save_failed", meanwhile=lambda: fill(disk))
+        training.wait_for("checkpoint_failed", meanwhile=lambda: fill(disk))
         assert_trains_on(training)
         (disk / "filler").unlink()
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         result = succeeded(training.finish())
     assert "was not written: " in result.stderr
     assert "No space left on device" in result.stderr
@@ -155,13 +156,13 @@ def test_a_folder_that_becomes_read_only_costs_checkpoints_and_nothing_else(
     place: Path, undisturbed: dict[int, Path], disk: Path
 ) -> None:
     with train(place / "read-only", *to(disk / "checkpoints")) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         # Not while a file on it is being written.
         training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
-        training.wait_for("save_failed")
+        training.wait_for("checkpoint_failed")
         assert_trains_on(training)
         assert mount("-o", "remount,rw", disk).returncode == 0
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         result = succeeded(training.finish())
     assert "Read-only file system" in result.stderr
     assert_undisturbed(training.run_dir, undisturbed)
@@ -172,9 +173,9 @@ def test_a_folder_that_becomes_read_only_costs_checkpoints_and_nothing_else(
 def test_a_run_that_leaves_only_checkpoints_fails_without_the_last(place: Path, disk: Path) -> None:
     options = (*to(disk / "checkpoints"), "--set", "train.save_embeddings=none")
     with train(place / "no-embeddings", *options) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
-        training.wait_for("save_failed")
+        training.wait_for("checkpoint_failed")
         result = training.finish()
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(
@@ -188,18 +189,18 @@ def test_a_run_that_leaves_only_checkpoints_fails_without_the_last(place: Path, 
 
 def test_records_for_which_there_is_no_room_are_left_out_whole(disk: Path) -> None:
     lost: list[OSError] = []
-    path = disk / "metrics.jsonl"
-    path.write_text('{"number": -1}\n{"number": -')  # of a writer that was killed
+    path = disk / "events.jsonl"
+    path.write_text('{"step": -1}\n{"step": -')  # of a writer that was killed
     log = EventLog(path, lost.append)
     fill(disk, leave=0)
     for number in range(200):
-        log.write({"event": "epoch", "number": number})
+        log.write(EpochEvent(epoch=1, step=number, loss=0.5))
     assert [error.errno for error in lost] == [errno.ENOSPC]
     (disk / "filler").unlink()
-    log.write({"event": "epoch", "number": 200})
-    log.write({"event": "epoch", "number": 201})
+    log.write(EpochEvent(epoch=1, step=200, loss=0.5))
+    log.write(EpochEvent(epoch=1, step=201, loss=0.5))
     log.close()
-    numbers = [json.loads(line)["number"] for line in path.read_text().splitlines()]
+    numbers = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     begun = numbers.index(200)
     assert numbers == [*range(-1, begun - 1), 200, 201]
     assert 1 < begun < 150
@@ -241,7 +242,7 @@ def test_a_killed_server_costs_a_restart_from_s3_which_may_be_away_just_then(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     with train(place / "s3-killed-server", *ON_SERVERS, *to(checkpoints)) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         s3.stop()
         roles = training.command.roles()
         roles["server-1"].kill()
@@ -261,10 +262,10 @@ def test_a_killed_run_resumes_from_s3_once_that_is_there(
 ) -> None:
     run_dir = place / "s3-killed"
     with train(run_dir, *to(checkpoints)) as training:
-        training.wait_for("saved")
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
+        training.wait_for("checkpoint_saved")
         training.command.process.kill()
-    saved = training.told("saved")[-1]["step"]
+    saved = training.told("checkpoint_saved")[-1]["step"]
     resume = ("train", "job.yaml", "--run-dir", run_dir, *to(checkpoints), "--resume")
     s3.stop()
     try:
@@ -290,16 +291,16 @@ def test_a_save_waits_for_an_s3_that_says_nothing_for_a_while(
 ) -> None:
     variables = {"CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
     with train(place / "s3-paused", *to(checkpoints), variables=variables) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         training.wait_for_a_save()
         with s3.paused():
-            saved = len(training.told("saved"))
+            saved = len(training.told("checkpoint_saved"))
             for _ in range(3):
                 assert_trains_on(training)
-            assert len(training.told("saved")) <= saved + 1
-        training.wait_for("saved")
+            assert len(training.told("checkpoint_saved")) <= saved + 1
+        training.wait_for("checkpoint_saved")
         succeeded(training.finish())
-    assert training.told("save_failed") == []
+    assert training.told("checkpoint_failed") == []
     assert_undisturbed(training.run_dir, undisturbed)
     assert_last_is_whole(checkpoints)
 
@@ -308,15 +309,15 @@ def test_an_s3_that_goes_away_and_returns_costs_checkpoints_and_nothing_else(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     with train(place / "s3-gone", *ON_SERVERS, *to(checkpoints), variables=IMPATIENT) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         training.wait_for_a_save()
         s3.stop()
         try:
-            training.wait_for("save_failed")
+            training.wait_for("checkpoint_failed")
             assert_trains_on(training)
         finally:
             s3.start()
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         result = succeeded(training.finish())
     assert "NETWORK_CONNECTION" in result.stderr
     assert_undisturbed(training.run_dir, undisturbed)
@@ -329,10 +330,10 @@ def test_an_s3_that_stays_away_leaves_a_finished_run_with_its_embeddings(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     with train(place / "s3-stays-away", *to(checkpoints), variables=IMPATIENT) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         s3.stop()
         try:
-            training.wait_for("save_failed")
+            training.wait_for("checkpoint_failed")
             result = succeeded(training.finish())
         finally:
             s3.start()
@@ -367,12 +368,12 @@ def test_a_wrong_secret_is_refused_before_an_earlier_run_is_touched(place: Path,
 
 def test_a_run_whose_folder_is_busy_is_refused_with_every_option(place: Path) -> None:
     with train(place / "busy") as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         for how in ((), ("--resume",), ("--overwrite",)):
             result = crossfade("train", "job.yaml", "--run-dir", "busy", *how, cwd=place)
             assert result.returncode == 2
             assert result.stderr.startswith("crossfade: error: busy: a run is going on in it; ")
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         succeeded(training.finish())
 
 
@@ -382,13 +383,13 @@ def test_a_run_whose_checkpoint_folder_is_anothers_is_refused_while_that_goes_on
     shared = to(tmp_path / "shared")
     succeeded(crossfade("train", "job.yaml", "--run-dir", "other", "--set", "train.max_steps=20", cwd=place))
     with train(place / "first", *shared) as training:
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         for how in ((), ("--overwrite",)):
             result = crossfade("train", "job.yaml", "--run-dir", "other", *shared, *how, cwd=place)
             assert result.returncode == 2
             assert f"{tmp_path / 'shared'}: holds checkpoints of another run, of job 'planted'" in result.stderr
             assert (place / "other" / "report.json").exists(), "the earlier run was touched"
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         succeeded(training.finish())
     assert_undisturbed(training.run_dir, undisturbed)
     assert_last_is_whole(tmp_path / "shared")
@@ -399,9 +400,9 @@ def test_a_run_that_is_taken_up_elsewhere_ends_where_it_was(
 ) -> None:
     shared = to(tmp_path / "shared")
     with train(place / "here", *shared) as here:
-        here.wait_for("saved")
+        here.wait_for("checkpoint_saved")
         with train(place / "there", *shared, "--resume") as there:
-            there.wait_for("saved")
+            there.wait_for("checkpoint_saved")
             result = here.command.finish()
             succeeded(there.finish())
     assert result.returncode == 2
@@ -430,7 +431,7 @@ def test_a_host_whose_link_is_cut_leaves_the_job_and_joins_it_again(place: Path,
             started(*join, within=second.within, **agent) as steady,
             started(*join, within=third.within, **agent) as lost,
         ):
-            job.wait_for("saved")
+            job.wait_for("checkpoint_saved")
             assert sorted(job.command.roles()) == ["scheduler", "server-0", "worker-0"]
             assert sorted([*steady.roles(), *lost.roles()]) == ["server-1", "server-2", "worker-1"]
             # A cut that is shorter than the leases costs no restart.

@@ -1,15 +1,16 @@
 """How the coordinator gives way when a host will soon be gone, on a clock of the test's own."""
 
 import pytest
-from scripted_agents import GRACE, KILLED, Host, Place, step
+from scripted_agents import GRACE, KILLED, Host, Place, saved, step
 
 from deploy.aws.spot import NOTICE_SECONDS
 from deploy.cluster.coordinator import State
+from trainer.runs.events import StoppedEvent
 
 NOTICE = "EC2 terminates this spot instance at noon"
 CAUSE = f"the host host 10.0.0.2 (10.0.0.2) is taken away: {NOTICE}"
-SAVED = {"event": "saved", "step": 8}
-STOPPED = {"event": "stopped", "step": 8, "checkpoint": "checkpoints/step-000000008"}
+SAVED = saved(8)
+STOPPED = StoppedEvent(step=8, checkpoint="checkpoints/step-000000008")
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_notice_has_a_checkpoint_written_before_the_host_leaves(pair: tuple[Pl
     assert place.state is State.WAITING
     assert place.events("waiting") == [{"event": "waiting", "hosts": 1}]
     place.join("10.0.0.3")
-    place.begin(STOPPED["checkpoint"], at_step=8)
+    place.begin(STOPPED.checkpoint, at_step=8)
     [restart] = place.coordinator.restarts
     assert (restart.cause, restart.generation) == (CAUSE, 2)
 
@@ -59,7 +60,7 @@ def test_a_host_that_is_to_go_gets_no_roles_again_though_it_stays_a_while(pair: 
         place.home.report()
         spare.report()
     assert place.state is State.PREPARING
-    place.begin(STOPPED["checkpoint"], at_step=8)
+    place.begin(STOPPED.checkpoint, at_step=8)
     assert taken.generation is None
     assert spare.generation == 2
 
@@ -142,7 +143,7 @@ def test_giving_way_again_and_again_is_no_failure(pair: tuple[Place, Host]) -> N
         place.home.report()
         place.hosts.remove(taken)
         taken = place.join(f"10.0.0.{number}")
-        place.begin(STOPPED["checkpoint"], at_step=8)
+        place.begin(STOPPED.checkpoint, at_step=8)
         place.home.tell(step(9))
     assert place.state is State.RUNNING
 

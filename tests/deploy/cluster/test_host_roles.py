@@ -126,7 +126,7 @@ def test_a_job_with_a_host_per_role_starts_when_each_has_one() -> None:
         *(["scheduler"], ["server-0"], ["server-1"]),
         *(["worker-0"], ["worker-1"]),
     ]
-    assert roles.place.events("short_of_hosts") == []
+    assert roles.place.events("hosts_missing") == []
 
 
 def test_a_host_that_takes_no_role_gets_none_and_learns_how_the_job_ends() -> None:
@@ -162,7 +162,7 @@ def test_a_lost_host_is_waited_for_and_replaced() -> None:
     assert roles.place.state is State.PREPARING
     roles.place.begin()
     assert new.order.roles == lost.order.roles
-    assert roles.place.events("short_of_hosts") == []
+    assert roles.place.events("hosts_missing") == []
 
 
 def test_a_host_that_stays_away_is_done_without() -> None:
@@ -174,7 +174,7 @@ def test_a_host_that_stays_away_is_done_without() -> None:
     roles.place.begin("folder/step-1", 1)
     assert roles.place.home.order.roles == ["scheduler", "server-0", "server-1"]
     assert roles.workers[1].order.roles == ["worker-0", "worker-1"]
-    assert roles.place.events("short_of_hosts") == [{"event": "short_of_hosts", "hosts": 3}]
+    assert roles.place.events("hosts_missing") == [{"event": "hosts_missing", "hosts": 3}]
     # One that comes now is a spare: what runs is not disturbed.
     spare = roles.place.join("10.0.1.9", "server")
     assert spare.order.do == "wait"
@@ -260,7 +260,7 @@ def test_a_standby_takes_the_job_of_a_killed_coordinator_up_and_each_host_has_th
 
         def has_saved() -> bool:
             assert first.process.poll() is None, first.finish()
-            return any(record["event"] == "saved" for record in records(hosts.run_dir))
+            return any(record["event"] == "checkpoint_saved" for record in records(hosts.run_dir))
 
         wait_until((hosts.run_dir / "run.lock").exists, START_SECONDS, "the first coordinator's run")
         standby = hosts.train()
@@ -272,7 +272,7 @@ def test_a_standby_takes_the_job_of_a_killed_coordinator_up_and_each_host_has_th
         first.process.kill()
         said = succeeded(standby.finish()).stderr
         assert f"{hosts.run_dir}: a run is going on in it; standing by" in said
-        assert "going on from" in said
+        assert "resuming from" in said
         for agent in (server, worker, watcher):
             assert "crossfade: the job is done" in succeeded(agent.finish()).stderr
     assert json.loads((hosts.run_dir / "report.json").read_text())["steps"] == 900

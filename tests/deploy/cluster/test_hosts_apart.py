@@ -63,7 +63,7 @@ def test_hosts_that_share_nothing_but_s3_end_as_one_does_also_when_other_machine
 
     with two_hosts(tmp_path, "stopped", s3, to) as (training, agent):
         training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch")
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         assert "worker-1" in agent.roles()
         training.command.process.send_signal(signal.SIGTERM)
         assert training.command.finish().returncode == 143
@@ -74,7 +74,7 @@ def test_hosts_that_share_nothing_but_s3_end_as_one_does_also_when_other_machine
     with two_hosts(tmp_path, "new", s3, (*to, "--resume")) as (training, agent):
         result = succeeded(training.finish())
         succeeded(agent.finish())
-    assert "going on from step" in result.stderr
+    assert "resuming from step" in result.stderr
     assert_same_bits(tmp_path / "new-1", tmp_path / "local")
     report, local = report_of(tmp_path / "new-1"), report_of(tmp_path / "local")
     assert report["metrics"] == local["metrics"]
@@ -90,7 +90,7 @@ def test_a_host_takes_from_another_the_files_of_roles_and_no_others(tmp_path: Pa
         files = RunFolder(tmp_path / "one").files_for_roles()
     assert set(files) == {"job.yaml", "run.json"}
     other = RunFolder(tmp_path / "two")
-    other.write_role_files({**files, "../stray": "x", "metrics.jsonl": "x"})
+    other.write_role_files({**files, "../stray": "x", "events.jsonl": "x"})
     assert other.job() == job
     assert other.run_id() == RunFolder(tmp_path / "one").run_id()
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_agents import Place
+from scripted_agents import Place, step
 from waiting import wait_until
 
 from deploy.cluster import state_writer as run_state
 from deploy.cluster.state_writer import StateWriter
+from trainer.runs.events import LoadEvent, RestartEvent
 from trainer.runs.folder import RunFolder
 
 
@@ -41,8 +42,8 @@ def test_the_state_is_told_again_and_again_and_at_last_how_it_ended(tmp_path: Pa
         wait_until(lambda: told(tmp_path)["state"] == "running", 10, "what is looked at")
         before = told(tmp_path)["time"]
         wait_until(lambda: told(tmp_path)["time"] > before, 10, "another word")
-        state.take({"event": "restart", "generation": 2, "cause": "server-0 was killed", "step": 4})
-        state.take({"event": "step", "step": 5})
+        state.take(RestartEvent(generation=2, cause="server-0 was killed", step=4))
+        state.take(step(5))
         state.end("failed", "no more")
     assert (told(tmp_path)["state"], told(tmp_path)["message"]) == ("failed", "no more")
     assert told(tmp_path)["processes"]["in-process"]["state"] == "ended"
@@ -82,7 +83,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_the_state(tmp_path: P
     with StateWriter(RunFolder(folder)) as state:
         state.watch(look)
         folder.rename(tmp_path / "gone")
-        state.take({"event": "restart", "generation": 2, "cause": "x", "step": 4})
+        state.take(RestartEvent(generation=2, cause="x", step=4))
         state.end("done")
     assert not folder.exists()
 
@@ -92,7 +93,7 @@ def test_a_coordinator_knows_where_each_process_is_and_what_it_has_told_last() -
     assert {process["state"] for process in place.coordinator.processes().values()} == {"missing"}
     place.begin()
     place.report_all()
-    place.home.tell({"event": "load", "load": {"pid": 1}}, {"event": "load", "load": {"pid": 2}})
+    place.home.tell(LoadEvent(load={"pid": 1}), LoadEvent(load={"pid": 2}))
     processes = place.coordinator.processes()
     assert list(processes) == ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
     assert processes["worker-0"] == {"state": "running", "host": "host 10.0.0.1", "metrics": None, "load": {"pid": 2}}

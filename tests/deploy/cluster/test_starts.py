@@ -75,7 +75,7 @@ def test_a_job_that_is_taken_up_starts_from_the_newest_checkpoint_and_says_so(
     searching.turn_until(State.RUNNING)
     [event] = searching.place.events("resume")
     assert (event["step"], event["checkpoint"]) == (7, "folder/step-7")
-    assert event["passed_over"] == ["folder/step-9: is partial"]
+    assert event["skipped"] == ["folder/step-9: is partial"]
     assert searching.place.coordinator.restarts == []
 
 

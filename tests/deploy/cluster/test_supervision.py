@@ -54,7 +54,7 @@ def wait_for(command: RunningCommand, run_dir: Path, event: str, seconds: float 
         assert command.process.poll() is None, command.finish()
         return any(record["event"] == event for record in records(run_dir))
 
-    wait_until(has_come, seconds, f"'{event}' in {run_dir}/metrics.jsonl")
+    wait_until(has_come, seconds, f"'{event}' in {run_dir}/events.jsonl")
 
 
 # ---- restarts
@@ -87,7 +87,7 @@ def test_killed_roles_cost_one_restart_each_from_the_newest_checkpoint(
         assert cause["step"] >= 40
         assert cause["seconds"] > 0
     # A checkpoint that was being written at that moment is skipped.
-    said = [line for line in messages(result.stderr) if not line.startswith("crossfade: passed over a checkpoint: ")]
+    said = [line for line in messages(result.stderr) if not line.startswith("crossfade: skipped a checkpoint: ")]
     for number, (cause, line) in enumerate(zip(expected, said, strict=True), 2):
         assert line.startswith(f"crossfade: {cause}; restarting (generation {number}) from step ")
     log = (tmp_path / "run" / "logs" / "server-1.log").read_text().splitlines()
@@ -101,7 +101,7 @@ def wait_for_saves(command: RunningCommand, run_dir: Path, generation: int) -> N
         assert command.process.poll() is None, command.finish()
         seen = records(run_dir)
         starts = [place for place, record in enumerate(seen) if record.get("name") == "training"]
-        return len(starts) == generation and any(record["event"] == "saved" for record in seen[starts[-1] :])
+        return len(starts) == generation and any(record["event"] == "checkpoint_saved" for record in seen[starts[-1] :])
 
     wait_until(has_saved, START_SECONDS, f"a checkpoint of generation {generation}")
 
@@ -134,7 +134,7 @@ def test_a_role_that_is_killed_before_all_have_joined_costs_a_restart_too(job: P
 def test_a_frozen_server_is_noticed_by_what_is_missing(job: Path, tmp_path: Path) -> None:
     stall = ("--set", "cluster.stall_timeout_seconds=20")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *stall, cwd=tmp_path) as command:
-        wait_for(command, tmp_path / "run", "saved")
+        wait_for(command, tmp_path / "run", "checkpoint_saved")
         command.roles()["server-1"].suspend()
         succeeded(command.finish())
         assert command.mark.processes() == []
@@ -174,7 +174,7 @@ def test_a_moved_wall_clock_changes_nothing(job: Path, tmp_path: Path) -> None:
     with started(
         "train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *settings, cwd=tmp_path, variables=variables
     ) as command:
-        wait_for(command, tmp_path / "run", "saved")
+        wait_for(command, tmp_path / "run", "checkpoint_saved")
         command.roles()["worker-1"].kill()
         succeeded(command.finish())
     assert read_report(tmp_path / "run")["restarts"] == 1
@@ -205,7 +205,7 @@ def test_a_signal_stops_a_run_after_a_checkpoint_from_which_it_goes_on(
     step = message.split()[6].rstrip(",")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, "--resume", cwd=tmp_path) as command:
         result = succeeded(command.finish())
-    assert messages(result.stderr) == [f"crossfade: going on from step {step}"]
+    assert messages(result.stderr) == [f"crossfade: resuming from step {step}"]
     report = read_report(tmp_path / "run")
     assert (report["steps"], report["restarts"], report["restart_causes"]) == (600, 0, [])
 
@@ -397,7 +397,7 @@ def free_port() -> Iterator[int]:
 
 def test_a_job_runs_on_two_hosts_and_lives_through_the_loss_of_one(two_hosts: TwoHosts) -> None:
     with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as lost:
-        wait_for(command, two_hosts.run_dir, "saved")
+        wait_for(command, two_hosts.run_dir, "checkpoint_saved")
         assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
         assert sorted(lost.roles()) == ["server-1", "worker-1"]
         assert listening_addresses(list(lost.roles().values())) == {"127.0.0.2"}
@@ -418,7 +418,7 @@ def test_a_job_runs_on_two_hosts_and_lives_through_the_loss_of_one(two_hosts: Tw
 
 def test_a_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
     with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as left:
-        wait_for(command, two_hosts.run_dir, "saved")
+        wait_for(command, two_hosts.run_dir, "checkpoint_saved")
         left.process.terminate()
         result = left.finish()
         assert result.returncode == 143

@@ -137,7 +137,7 @@ def test_a_run_is_watched_from_its_first_steps_through_the_loss_of_a_server_to_i
             expect(row).to_contain_text("running")
             expect(row.locator("td").nth(2)).to_have_text("250")  # of 500 rows
             expect(row.locator("td").nth(4)).not_to_have_text("\N{EN DASH}")
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         training.command.roles()["server-0"].kill()
         expect(page.locator("#alerts")).to_contain_text("server-0 was killed by SIGKILL")
         expect(page.locator("#head")).to_contain_text("generation 2")
@@ -189,7 +189,7 @@ def plays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_plays(folder / "runs" / "two", quality=0.35, rate=0.05)
     damaged = write_plays(folder / "runs" / "damaged", quality=0.2, rate=0.1, kind="failed")
     (damaged / "report.json").write_text("{")
-    with (damaged / "metrics.jsonl").open("ab") as file:
+    with (damaged / "events.jsonl").open("ab") as file:
         file.write(b"\xff\xff not a record\n")
     return folder
 
@@ -271,7 +271,7 @@ def test_what_is_damaged_is_said_and_the_rest_is_shown(browser: Browser, made_up
     with looking(browser, made_up, "damaged") as visit:
         alerts = visit.page.locator("#alerts li")
         expect(alerts.filter(has_text="report.json cannot be read")).to_have_count(1)
-        expect(alerts.filter(has_text="metrics.jsonl: a line cannot be read")).to_have_count(1)
+        expect(alerts.filter(has_text="events.jsonl: a line cannot be read")).to_have_count(1)
         wait_for_graph(visit, "loss", "t.length && t[0].x.length === 40")
 
 
@@ -283,7 +283,7 @@ def test_runs_that_appear_grow_and_vanish_do_so_on_the_page(browser: Browser, tm
         folder = write_plays(tmp_path / "runs" / "new", quality=0.3, rate=0.1)
         expect(visit.page.locator("#head h1")).to_contain_text("new")
         expect(visit.page.locator("#no-runs")).to_be_hidden()
-        add(folder / "metrics.jsonl", step(41, at=50, steps=90))
+        add(folder / "events.jsonl", step(41, at=50, steps=90))
         expect(visit.page.locator("#head")).to_contain_text("step 41 of 90")
         folder.rename(tmp_path / "runs" / "renamed")
         expect(visit.page.locator("#head h1")).to_contain_text("renamed")

@@ -149,7 +149,15 @@ def test_a_live_run_says_where_it_stands(tmp_path: Path) -> None:
             epoch(1, at=20, step=25, quality=0.31),
             epoch(2, at=20, step=40, quality=0.29),
             totals(40, at=20, pushed=1000, dense=37000),
-            {"time": BEGAN + 20, "event": "saved", "step": 40, "bytes": 77, "pause_seconds": 0.5, "seconds": 1.0},
+            {
+                "time": BEGAN + 20,
+                "event": "checkpoint_saved",
+                "step": 40,
+                "checkpoint": "c",
+                "bytes": 77,
+                "pause_seconds": 0.5,
+                "seconds": 1.0,
+            },
         ],
         state=state("running", at=20, in_process=("running", load())),
     )
@@ -239,7 +247,7 @@ def test_roles_without_a_command_are_known_by_their_records(tmp_path: Path) -> N
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
     assert look(folder, at=2).state == "running"
     assert look(folder, at=200).state == "unknown"
-    add(folder / "metrics.jsonl", {"time": BEGAN + 3, "event": "stopped", "step": 1, "checkpoint": None})
+    add(folder / "events.jsonl", {"time": BEGAN + 3, "event": "stopped", "step": 1, "checkpoint": None})
     assert look(folder, at=200).state == "stopped"
 
 
@@ -275,7 +283,9 @@ def test_what_stalls_or_is_overdue_is_an_alert(tmp_path: Path) -> None:
     summary = look(folder, at=2000)
     assert warned(summary, "no step, evaluation or checkpoint for 33 min")
     assert warned(summary, "the last checkpoint is 33 min 20 s old")
-    add(folder / "metrics.jsonl", {"time": BEGAN + 1999, "event": "save_failed", "step": 8, "message": "disk full"})
+    add(
+        folder / "events.jsonl", {"time": BEGAN + 1999, "event": "checkpoint_failed", "step": 8, "message": "disk full"}
+    )
     summary = look(folder, at=2000)
     assert not warned(summary, "no step")
     assert warned(summary, "the checkpoint of step 8 was not written: disk full")

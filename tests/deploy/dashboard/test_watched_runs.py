@@ -76,7 +76,7 @@ def test_a_run_in_process_shows_how_it_goes_and_leaves_its_last_values(job: Path
         with paced("train", job, *push, run_dir=run_dir) as training:
             address = metrics_address(training)
             assert address.startswith("127.0.0.1:")
-            training.wait_for("saved")
+            training.wait_for("checkpoint_saved")
             first = scrape(address)
             assert families(first) == PROCESS | TRAINING | FIRST | ROWS
             no_complaints(first)
@@ -128,7 +128,7 @@ def test_every_process_of_a_job_on_two_hosts_can_be_found_and_scraped(job: Path,
             started(*join, cwd=tmp_path, variables=token) as agent,
         ):
             address = metrics_address(training)
-            training.wait_for("saved")
+            training.wait_for("checkpoint_saved")
             found = targets(address)
             assert {name: where.partition(":")[0] for name, where in found.items()} == {
                 name: host for name, (host, _) in ON_TWO_HOSTS.items()
@@ -161,7 +161,7 @@ def test_a_killed_server_shows_as_a_restart_and_its_successor_is_found(job: Path
     run_dir = tmp_path / "run"
     with paced("train", job, "--servers", 1, "--workers", 1, run_dir=run_dir) as training:
         address = metrics_address(training)
-        training.wait_for("saved")
+        training.wait_for("checkpoint_saved")
         before = targets(address)
         training.command.roles()["server-0"].kill()
         wait_until(lambda: value(scrape(address), "crossfade_restarts_total") == 1, 30, "a restart")

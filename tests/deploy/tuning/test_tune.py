@@ -66,7 +66,7 @@ def test_a_search_that_is_stopped_or_killed_goes_on_in_the_middle_of_its_trial(
     command = ["tune", "job.yaml", "--out", out.name, "--search", "model.dim=4..8", "--trials", "2"]
     command += ["--set", "checkpoint.interval_steps=2"]
     with started(*command, cwd=place, variables=pace(place, release)) as search:
-        Training(search, trial, release).wait_for("saved")
+        Training(search, trial, release).wait_for("checkpoint_saved")
         dim = yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"]
         search.process.send_signal(number)
         ended = search.finish()
@@ -76,7 +76,7 @@ def test_a_search_that_is_stopped_or_killed_goes_on_in_the_middle_of_its_trial(
         assert "crossfade: stopped by SIGINT after 0 trials; the same command goes on" in ended.stderr
     succeeded(crossfade(*command, cwd=place))
     assert len(trials(out)) == 2
-    assert "going on from step" in (out / "trial-0000.log").read_text()
+    assert "resuming from step" in (out / "trial-0000.log").read_text()
     assert yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"] == dim
 
 

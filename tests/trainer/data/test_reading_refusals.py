@@ -443,7 +443,7 @@ def test_storage_that_goes_away_during_training_ends_it_as_a_failure_with_its_ch
     with flaky_proxy(s3.endpoint) as proxy:
         variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "3"}
         with paced(*command, run_dir=place / "run", variables=variables) as training:
-            training.wait_for("saved")
+            training.wait_for("checkpoint_saved")
             proxy.strike_every("reset", 1)
             result = training.finish()
         assert result.returncode == 1

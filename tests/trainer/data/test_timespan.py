@@ -23,7 +23,7 @@ from trainer.data.reader import InteractionReader
 from trainer.data.reporter import NullReporter
 from trainer.data.schedule import BatchSchedule
 from trainer.data.time_range import TimeRange, parse_time_value
-from trainer.runs.row_selection import SELECTION_FILE, RowSelection, load_row_counts, select_rows
+from trainer.runs.row_selection import ROW_COUNTS_FILE, RowSelection, load_row_counts, select_rows
 
 QUERIES, ITEMS = 11, 13
 DAY = 86_400
@@ -170,7 +170,7 @@ def test_counts_are_found_again_only_for_the_same_time_and_data(tmp_path: Path) 
     assert load_row_counts(tmp_path, job, 17, train) == selection.row_counts
     assert load_row_counts(tmp_path, job, 18, train) is None
     assert load_row_counts(tmp_path, load_job_arguments(tmp_path / "data", since=FIRST), 17, train) is None
-    (tmp_path / SELECTION_FILE).write_text("{")
+    (tmp_path / ROW_COUNTS_FILE).write_text("{")
     assert load_row_counts(tmp_path, job, 17, train) is None
 
 

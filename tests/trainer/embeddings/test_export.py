@@ -155,9 +155,9 @@ def test_partial_and_damaged_checkpoints_are_skipped_and_named(checkpoints: Path
     assert lines.export(checkpoints, tmp_path / "out").step == 100
     assert_is_step(tmp_path / "out", 100)
     partial, first, damaged, second = lines
-    assert partial.startswith(f"passed over a checkpoint: {step_folder(checkpoints, 300)}/{MANIFEST_NAME}: missing")
+    assert partial.startswith(f"skipped a checkpoint: {step_folder(checkpoints, 300)}/{MANIFEST_NAME}: missing")
     assert "step 200" in first
-    assert damaged == f"passed over a checkpoint: {victim}: its CRC-32 is not that of what was written"
+    assert damaged == f"skipped a checkpoint: {victim}: its CRC-32 is not that of what was written"
     assert "step 100" in second
 
 

@@ -20,7 +20,7 @@ def test_each_role_leaves_its_last_values_and_one_file_has_all_of_them(tmp_path:
         for rank in (0, 1):
             metrics = ProcessMetrics("plays", "worker")
             measured = TrainingMetrics(job, TABLES, rank)
-            measured.observe(step(own_examples=10 + rank))
+            measured.observe(step(local_examples=10 + rank))
             metrics.register("training", measured)
             metrics.set_identity(rank)
             write_final_metrics(folder, job, metrics)

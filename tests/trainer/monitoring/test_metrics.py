@@ -20,6 +20,7 @@ from trainer.config.run_sections import ClusterConfig
 from trainer.monitoring import names
 from trainer.monitoring.http import FAREWELL_SECONDS, serve_metrics
 from trainer.monitoring.registry import ProcessMetrics
+from trainer.runs.events import CheckpointFailed, CheckpointSaved, MetricsAddress
 from trainer.training.metrics import TrainingMetrics
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -100,8 +101,8 @@ def test_a_step_counts_its_rows_and_the_bytes_that_they_and_dense_gradients_are(
 
 def test_rank_0_tells_of_checkpoints_and_of_those_that_failed() -> None:
     measured = TrainingMetrics(make_job(), TABLES, rank=0)
-    measured.observe({"event": "saved", "step": 5, "seconds": 2.0, "pause_seconds": 0.5, "bytes": 100})
-    measured.observe({"event": "save_failed", "step": 9, "message": "full"})
+    measured.observe(CheckpointSaved(step=5, checkpoint="c", seconds=2.0, pause_seconds=0.5, bytes=100))
+    measured.observe(CheckpointFailed(step=9, message="full"))
     text = text_of(measured)
     assert families(text) == TRAINING | FIRST
     assert value(text, "crossfade_checkpoints_total", result="saved") == 1
@@ -154,7 +155,7 @@ def test_a_coordinator_knows_where_the_roles_of_this_generation_and_the_other_ag
     place = Place(hosts=2)
     other = place.join("10.0.0.2")
     place.begin()
-    told = {"event": "metrics", "address": "10.0.0.2:77"}
+    told = MetricsAddress(address="10.0.0.2:77")
     other.report(events=[NumberedEvent(number=1, generation=1, role="worker-1", event=told)], metrics="10.0.0.2:70")
     found = [(process, address) for process, _, address in place.coordinator.scrape_targets()]
     assert found == [("agent", "10.0.0.2:70"), ("worker-1", "10.0.0.2:77")]

@@ -65,7 +65,7 @@ def test_a_run_that_is_killed_while_it_is_taken_up_is_as_it_was(
     run: RunFolder, job: JobConfig, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
 ) -> None:
     begin(run, job)
-    (run.path / "metrics.jsonl").write_text("{}\n")
+    (run.path / "events.jsonl").write_text("{}\n")
     identity = run.run_id()
     with monkeypatch.context() as patch:
         killed_writing(patch, JOB_FILE)

@@ -188,7 +188,7 @@ def test_an_export_gives_what_training_wrote_and_evaluates_alike(place: Path, fe
 
 
 def test_only_rows_of_the_steps_are_moved(place: Path, featured: Path) -> None:
-    steps = [json.loads(line) for line in (featured / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (featured / "events.jsonl").read_text().splitlines()]
     rows = [step["rows"] for step in steps if step["event"] == "step"]
     assert rows
     for moved in rows:
@@ -209,7 +209,7 @@ def test_a_plan_counts_what_features_take_and_move(place: Path, featured: Path) 
     assert {name: held[f"{name} of each track"] for name in pairs} == {
         name: 4 * (TRACKS + 1) + 4 * count for name, count in pairs.items()
     }
-    steps = [json.loads(line) for line in (featured / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (featured / "events.jsonl").read_text().splitlines()]
     moved = [step["rows"] for step in steps if step["event"] == "step"]
     assert plan.traffic is not None
     expected = {table.table: table.rows[0] for table in plan.traffic.tables}

@@ -138,7 +138,7 @@ def test_a_worker_that_is_killed_on_another_host_costs_a_restart_and_not_a_bit_a
 ) -> None:
     with on_two_hosts(place, "killed") as (training, agent):
         for _ in range(2):
-            training.wait_for("saved")
+            training.wait_for("checkpoint_saved")
         for worker in (training.command.roles()["worker-0"], agent.roles()["worker-1"]):
             at = {entry.laddr.ip for entry in worker.net_connections() if entry.status == psutil.CONN_LISTEN}
             assert at

@@ -289,7 +289,7 @@ class Runs:
 def read_result(run: Path) -> dict[str, Any]:
     """What is recorded of a finished run."""
     report = json.loads((run / "report.json").read_text())
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     epochs = [event for event in events if event["event"] == "epoch"]
     return {
         "tables": {folder.name: figures_of(folder) for folder in sorted((run / "embeddings").iterdir())},

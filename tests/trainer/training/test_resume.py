@@ -76,7 +76,7 @@ def report_of(run: Path) -> dict[str, Any]:
 
 def saved_steps(run: Path) -> list[int]:
     """The steps of which a checkpoint was written, as the run's records tell."""
-    return [record["step"] for record in records(run) if record["event"] == "saved"]
+    return [record["step"] for record in records(run) if record["event"] == "checkpoint_saved"]
 
 
 def stop_after_a_checkpoint(
@@ -85,7 +85,7 @@ def stop_after_a_checkpoint(
     """Train, and send ``number`` once so many checkpoints are written; exit code and standard error."""
     with paced("train", "job.yaml", *options, run_dir=place / run) as training:
         for _ in range(checkpoints):
-            training.wait_for("saved")
+            training.wait_for("checkpoint_saved")
         training.command.process.send_signal(number)
         result = training.command.finish()
         wait_until(lambda: training.command.mark.processes() == [], 10, "the end of all processes")
@@ -176,7 +176,7 @@ def test_a_run_without_any_whole_checkpoint_resumes_from_the_start_and_says_so(p
     for path in (run / "checkpoints").glob("step-*/manifest.json"):
         path.unlink()
     result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, "--resume", cwd=place))
-    assert "passed over a checkpoint" in result.stderr
+    assert "skipped a checkpoint" in result.stderr
     assert_same_bits(run, undisturbed)
 
 
@@ -185,7 +185,7 @@ def test_a_resume_says_from_where_or_that_there_is_nothing_to_take_up(place: Pat
     first = succeeded(crossfade(*run, "train.max_steps=1", cwd=place))
     assert first.stderr.startswith("crossfade: says: there is no run to take up, so one begins\n")
     second = succeeded(crossfade(*run, "train.max_steps=2", cwd=place))
-    assert second.stderr.startswith("crossfade: going on from step 1\n")
+    assert second.stderr.startswith("crossfade: resuming from step 1\n")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "partial"])
@@ -250,7 +250,7 @@ def test_two_runs_do_not_share_a_folder_of_checkpoints(place: Path, tmp_path: Pa
     result = crossfade("train", "job.yaml", "--run-dir", "second", *shared, cwd=place)
     assert result.returncode == 2
     assert f"{tmp_path / 'shared'}: holds checkpoints of another run, of job 'planted'" in result.stderr
-    assert not (place / "second" / "metrics.jsonl").exists()
+    assert not (place / "second" / "events.jsonl").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(place: Path, tmp_path: Path) -> None:

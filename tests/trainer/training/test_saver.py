@@ -1,7 +1,6 @@
 """When a run saves, on a clock that the test turns."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from cluster_data import write_job, write_planted
 from kvstore.local import LocalStore
 from kvstore.store import RowGradient
 from trainer.config.loading import load_job
+from trainer.runs.events import CheckpointSaved, Event
 from trainer.runs.inputs import open_inputs
 from trainer.training.checkpointing import CheckpointManager, CheckpointMetadata
 from trainer.training.state import TrainState
@@ -46,7 +46,7 @@ def test_the_time_that_tables_take_to_be_made_does_not_count_towards_the_first_c
     job = load_job(write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), checkpoint=checkpoint))
     model = open_inputs(job)[2]
     identity = CheckpointMetadata.of(job, "run", model.tables)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     store, progress = LocalStore(), TrainState()
     with CheckpointManager(
         store, job.checkpoint, str(tmp_path / "checkpoints"), identity, events.append, lambda: False, clock
@@ -57,4 +57,4 @@ def test_the_time_that_tables_take_to_be_made_does_not_count_towards_the_first_c
         for seconds in (1.0, EVERY_SECONDS - 1.0, EVERY_SECONDS + 1.0):
             clock.now = 100.0 + seconds
             take_step(store, saver, progress)
-    assert [event["step"] for event in events if event["event"] == "saved"] == [3]
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [3]

@@ -14,6 +14,7 @@ from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.errors import CheckpointError
 from trainer.config.loading import load_job
 from trainer.embeddings.files import EmbeddingFiles, vectors_of
+from trainer.runs.events import Event, StepEvent
 from trainer.runs.folder import RunFolder
 from trainer.training.checkpointing import StopResult
 from trainer.training.run import run_in_process
@@ -54,9 +55,9 @@ class Runs:
         """Train, and stop at the first agreement at or after the step ``stop_at``; the ``damaged`` are passed over."""
         step = 0
 
-        def emit(event: dict[str, Any]) -> None:
+        def emit(event: Event) -> None:
             nonlocal step
-            step = event["step"] if event["event"] == "step" else step
+            step = event.step if isinstance(event, StepEvent) else step
 
         said: list[str] = []
         with RunFolder(self._folder / name).open_run(self._job, resume=resume):
@@ -68,14 +69,14 @@ class Runs:
                 stop_requested=lambda: stop_at is not None and step >= stop_at,
                 say=said.append,
             )
-        *skipped, last = said or ["going on from step 0"]
-        assert last.startswith("going on from step ")
+        *skipped, last = said or ["resuming from step 0"]
+        assert last.startswith("resuming from step ")
         assert [name in line for name, line in zip(damaged, skipped, strict=True)] == [True] * len(damaged)
         return result
 
     def losses(self, name: str) -> dict[int, float]:
         """The loss of each epoch, as it was recorded last."""
-        lines = (self._folder / name / "metrics.jsonl").read_text().splitlines()
+        lines = (self._folder / name / "events.jsonl").read_text().splitlines()
         return {event["epoch"]: event["loss"] for event in map(json.loads, lines) if event["event"] == "epoch"}
 
     def checkpoints(self, name: str) -> list[Path]:

@@ -41,7 +41,7 @@ def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_f
         command = ("train", "s3.yaml", *ON_SERVERS)
         killed = s3.uri("killed/checkpoints")
         with paced(*command, "--set", f"checkpoint.path={killed}", run_dir=tmp_path / "killed") as training:
-            training.wait_for("saved")
+            training.wait_for("checkpoint_saved")
             training.command.roles()["server-1"].kill()
             succeeded(training.finish())
         assert report_of(tmp_path / "killed")["restarts"] == 1
@@ -49,7 +49,7 @@ def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_f
 
         to = ("--set", f"checkpoint.path={s3.uri('stopped/checkpoints')}")
         with paced(*command, *to, run_dir=tmp_path / "stopped") as training:
-            training.wait_for("saved")
+            training.wait_for("checkpoint_saved")
             training.command.process.send_signal(signal.SIGTERM)
             assert training.command.finish().returncode == 143
         assert not (tmp_path / "stopped" / "report.json").exists()
@@ -75,7 +75,7 @@ def test_data_on_s3_that_go_away_for_a_while_cost_a_restart(tmp_path: Path, monk
         uri = s3.upload(data, "interactions")
         write_job(tmp_path / "s3.yaml", uri, **sections, train=train)
         with paced("train", "s3.yaml", *ON_SERVERS, run_dir=tmp_path / "away") as training:
-            training.wait_for("saved")
+            training.wait_for("checkpoint_saved")
             before = training.command.roles()["worker-0"]
             proxy.strike_every("reset", 1)
             training.wait(lambda: not before.is_running(), "the end of a worker")
