@@ -1,11 +1,11 @@
-# What people and CI run. Each target first sets up .venv (deploy/setup.sh), which takes no time once it is done.
-#   make test PYTHON=/path/to/python3.11    the Python to make .venv with
-#   make test ARGS='-k layout'              more arguments for pytest
-#   make test JOBS=4                        how many processes the tests run in (2)
+# The targets that people and CI run. Each first sets up .venv (deploy/setup.sh), which takes no time once it is done.
+#   make test PYTHON=/path/to/python3.11    create .venv with this Python
+#   make test ARGS='-k layout'              pass further arguments to pytest
+#   make test JOBS=4                        run the tests in four processes (default: 2)
 
 SEEDS ?= 1
 JOBS ?= 2
-# The tests of a file run in one process, since they share what its fixtures made.
+# The tests of a file run in one process, since they share its module-scoped fixtures.
 IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
@@ -16,10 +16,10 @@ IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.loc
 .PHONY: help train test test-fast test-docker chaos mutants bench-data quality screenshots lint types format lock clean setup horovod
 .NOTPARALLEL:
 
-help: ## show this list
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-16s %s\n' "$$name" "$$what"; done
 
-train: data/lastfm/manifest.json | setup ## train on Last.fm listening data, then show similar artists
+train: data/lastfm/manifest.json | setup ## train on Last.fm listening data, then print similar artists
 	.venv/bin/crossfade train jobs/lastfm.yaml --run-dir runs/lastfm --overwrite
 	@if grep -q user_artists.dat data/lastfm/manifest.json; \
 	then .venv/bin/crossfade similar runs/lastfm "Radiohead" "Metallica" "Britney Spears" "Miles Davis" "Daft Punk"; \
@@ -31,27 +31,27 @@ data/lastfm/manifest.json: | setup
 test: setup ## run all tests, the fast ones first
 	.venv/bin/python -m pytest -m "not docker" $(IN_PROCESSES) $(ARGS)
 
-test-fast: setup ## run the tests that take under a minute together
+test-fast: setup ## run the fast tests, which take under a minute together
 	.venv/bin/python -m pytest -m "not cluster and not slow and not docker" $(IN_PROCESSES) $(ARGS)
 
-test-docker: setup ## run the tests of the image and of docker-compose.yml on a Docker engine that they start; as root
+test-docker: setup ## run the tests of the image and docker-compose.yml, on a Docker engine they start; as root
 	@.venv/bin/python tests/support/docker_engine.py
 	.venv/bin/python -m pytest -m docker $(ARGS)
 
-chaos: setup ## kill, freeze and stop a training 20 times at random; it must end as if undisturbed (SEEDS="1 2 3")
+chaos: setup ## kill, freeze, and stop a training 20 times; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
 
-mutants: setup ## break the code in known ways, each of which the tests must notice (ARGS='--only NAME ...')
+mutants: setup ## break the code in known ways; the tests must notice each (ARGS='--only NAME ...')
 	.venv/bin/python tests/mutants/run.py $(ARGS)
 
-bench-data: setup ## measure how fast data are read and prepared, against what training consumes
+bench-data: setup ## measure how fast data is read and prepared, against what training consumes
 	.venv/bin/python benchmarks/reading.py $(ARGS)
 	.venv/bin/python benchmarks/preparing.py
 
-screenshots: data/lastfm/manifest.json | setup ## train, and take the screenshots of the dashboard in docs/; needs chromium
+screenshots: data/lastfm/manifest.json | setup ## train, and take the screenshots in docs/ again; needs chromium
 	.venv/bin/python tests/support/take_screenshots.py $(ARGS)
 
-quality: setup ## train on published splits and write docs/quality.md; goes on where it stopped (CROSSFADE_DATA=folder)
+quality: setup ## train on published splits and write docs/quality.md; resumes (CROSSFADE_DATA=folder)
 	.venv/bin/python benchmarks/quality.py $(ARGS)
 
 lint: setup ## check style and formatting with ruff
@@ -65,19 +65,19 @@ format: setup ## reformat the code with ruff
 	.venv/bin/ruff check --fix-only .
 	.venv/bin/ruff format .
 
-lock: setup ## write requirements.lock and those of the images anew from pyproject.toml (ARGS=--upgrade takes newer versions)
+lock: setup ## write all lock files from pyproject.toml (ARGS=--upgrade: newer versions)
 	$(COMPILE) --universal $(ALL_EXTRAS) --output-file requirements.lock $(ARGS) pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --extra mxnet --output-file docker/requirements-cpu.lock pyproject.toml
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu112.lock pyproject.toml docker/requirements-cu112.in
 	$(COMPILE) $(IN_IMAGE) --output-file docker/requirements-cu90.lock pyproject.toml docker/requirements-cu90.in
 	HOROVOD_WITHOUT_PYTORCH=1 $(COMPILE) --python-platform x86_64-manylinux_2_28 --constraint requirements.lock --output-file deploy/requirements-horovod.lock deploy/requirements-horovod.in
 
-setup: ## only set up .venv
+setup: ## set up .venv, nothing else
 	@sh deploy/setup.sh
 
-horovod: setup ## build Horovod into .venv, for dense layers of several workers; needs g++, and some minutes the first time
+horovod: setup ## build Horovod into .venv, for dense layers of several workers; needs g++
 	@sh deploy/horovod.sh
 
-clean: ## remove .venv, caches and builds; data/ and runs/ stay
+clean: ## remove .venv, caches, and builds; keep data/ and runs/
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The loader of docker-compose.yml: makes the bucket of $CROSSFADE_DATASET, if there is none, and runs there the
-# command in its arguments, unless its dataset exists. "none": the dataset exists already.
+# The loader of docker-compose.yml: create the bucket of $CROSSFADE_DATASET if it is missing, then run the command in the
+# arguments ('prepare ...' or 'synthesize ...'), unless the dataset is complete already. 'none' runs no command.
 set -eu
 bucket=${CROSSFADE_DATASET#s3://}
 python3 - "${bucket%%/*}" <<'END'

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The secrets of docker-compose.yml, each in a volume that only those mount who need it: taken from the environment
-# where that has them (S3_ACCESS_KEY and S3_SECRET_KEY, CROSSFADE_TOKEN, GRAFANA_PASSWORD), else made once and kept.
+# Write the secrets of docker-compose.yml, each into a volume that only the containers that need it mount. They come
+# from the environment (S3_ACCESS_KEY and S3_SECRET_KEY, CROSSFADE_TOKEN, GRAFANA_PASSWORD) or are generated once.
 set -eu
 cd "${SECRETS:-/secrets}"
 
@@ -9,12 +9,13 @@ fail() {
     exit 2
 }
 
-# random: 48 hexadecimal digits.
+# random: print 48 hexadecimal digits.
 random() {
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-# put FILE: standard input as FILE, in one move. The volume is what keeps others away: users differ between images.
+# put FILE: write standard input to FILE, atomically. The file is readable by all, since user IDs differ between images;
+# the volume restricts access.
 put() {
     cat >"$1.new"
     chmod 0444 "$1.new"
