@@ -55,11 +55,11 @@ _A_POOL = {"negatives.kind": "shared", "negatives.count": "1024"}
 _BY_POPULARITY = {**_A_POOL, "negatives.sampling": "popularity"}
 _OF_THE_BATCH = {"negatives.kind": "in_batch", "data.partitions": "16"}
 ABLATION: dict[str, dict[str, str]] = {
-    "pool of 1,024, log Q": {**_A_POOL, **_CORRECTED},
+    "pool of 1,024, logQ": {**_A_POOL, **_CORRECTED},
     "pool of 1,024": _A_POOL,
-    "pool of 1,024 by popularity, log Q": {**_BY_POPULARITY, **_CORRECTED},
+    "pool of 1,024 by popularity, logQ": {**_BY_POPULARITY, **_CORRECTED},
     "pool of 1,024 by popularity": _BY_POPULARITY,
-    "1,024 of the batch, log Q": {**_OF_THE_BATCH, **_CORRECTED},
+    "1,024 of the batch, logQ": {**_OF_THE_BATCH, **_CORRECTED},
     "1,024 of the batch": _OF_THE_BATCH,
     "loss bpr": {**_A_POOL, "loss": "bpr"},
     "loss bpr, dot scores": {**_A_POOL, "loss": "bpr", "model.score": "dot", "model.temperature": "1.0"},
@@ -70,8 +70,8 @@ ABLATION: dict[str, dict[str, str]] = {
     "optimizer adagrad": {"optimizer.kind": "adagrad", "optimizer.learning_rate": "0.1"},
     "constant learning rate": {"optimizer.schedule": "constant"},
     "no weight decay": {"optimizer.weight_decay": "0"},
-    "no balance of queries": {"train.query_frequency_power": "0"},
-    "no balance of items": {"train.item_frequency_power": "0"},
+    "no frequency weighting of queries": {"train.query_frequency_power": "0"},
+    "no frequency weighting of items": {"train.item_frequency_power": "0"},
 }
 
 
@@ -191,7 +191,7 @@ def page(place: Place, runs: Sequence[Run]) -> str:
         if ablation:
             parts += [
                 "",
-                "The same job with one choice changed, the others not tuned anew for it:",
+                "The same job with one choice changed, the others not tuned again for it:",
                 "",
                 _table_head("changed", "seeds"),
                 *_rows(ablation),
@@ -203,16 +203,17 @@ def page(place: Place, runs: Sequence[Run]) -> str:
 _HEAD = """\
 # Quality on published splits
 
-Written by `make quality` (`benchmarks/quality.py`), which trains every row from a clean state. The splits, and the rows
-called published, are those of "Revisiting LightGCN: unexpected inflexibility, inconsistency, and a remedy towards
-improved recommendation" (RecSys 2024), supplement, tables 9 and 10. Its protocol: settings and the stopping point are
-chosen on valid, never on test; test is reported; all items are ranked but those that the listener has in train, so
-items of valid stay and count as misses (`evaluate.exclude_splits: [train]`); embeddings of 64 columns.
+Written by `make quality` ([`benchmarks/quality.py`](../benchmarks/quality.py)), which trains every row from a clean
+state. The splits, and the rows called published, are those of "Revisiting LightGCN: unexpected inflexibility,
+inconsistency, and a remedy towards improved recommendation" (RecSys 2024), supplement, tables 9 and 10. Its protocol:
+hyperparameters and the stopping point are chosen on valid, never on test; test is reported; all items are ranked except
+those that the listener has in train, so items of valid stay and count as misses (`evaluate.exclude_splits: [train]`);
+embeddings have 64 columns.
 
-Ours are plain two-tower models of ids alone: one embedding a customer, one an item, compared by cosine. Figures are
-means over seeds, ± their standard deviation where there are several. Both jobs name their data and how they are judged,
-and leave the rest to the defaults. The column of valid is what choices were made by; minutes are of a machine that did
-other work besides.
+Ours are plain two-tower models of IDs only: one embedding per customer, one per item, compared by cosine. Figures are
+means over seeds, ± their standard deviation where there are several. Both jobs name their data and how they are
+evaluated, and leave the rest to the defaults. Choices were made by the column of valid. Minutes are of a machine that
+did other work too.
 """
 
 
