@@ -1,11 +1,10 @@
 #!/bin/sh
-# Builds Horovod for the MXNet in .venv, with Gloo and nothing else, and installs it there: dense layers of jobs with
-# several workers need it. `make horovod` calls it, after the set-up.
+# Build Horovod for the MXNet in .venv, with Gloo only, and install it there: dense layers of jobs with several workers
+# need it. `make horovod` calls it, after the set-up.
 #
-# Run it at any time: it does nothing where .venv has what deploy/requirements-horovod.lock asks for. A wheel that was
-# built, which takes some minutes, is kept in $XDG_CACHE_HOME/crossfade (~/.cache/crossfade) and taken from there the
-# next time. VENV=path names another environment. Where something is missing it ends with exit code 2 and one line on
-# stderr.
+# Run it at any time: it does nothing if .venv matches deploy/requirements-horovod.lock already. The wheel, which takes
+# some minutes to build, is cached in $XDG_CACHE_HOME/crossfade (~/.cache/crossfade). VENV=path names another
+# environment. If something is missing, it ends with exit code 2 and one line on stderr.
 set -eu
 CDPATH='' cd -P -- "$(dirname -- "$0")/.."
 
@@ -24,13 +23,13 @@ fail() {
 
 mxnet_version() { "$python" -I -c 'import importlib.metadata as m; print(m.version("mxnet"))' 2>/dev/null || true; }
 
-# What a wheel was made from.
+# Print a key of the inputs of a wheel.
 key() {
     { cat "$lock" deploy/horovod.sh; mxnet_version; "$python" -I -c 'import sysconfig; print(sysconfig.get_platform(), sysconfig.get_config_var("SOABI"))'; } |
         cksum | tr ' ' -
 }
 
-# requirements WORD: the part of the lock that is horovod, or all but that, or what running takes beside it.
+# requirements horovod|tools|running: print the part of the lock for Horovod, for building it, or for running it.
 requirements() {
     awk -v which="$1" '
         /^[a-z]/ { name = $1; sub(/==.*/, "", name) }
@@ -45,14 +44,14 @@ run_pip() {
     }
 }
 
-# Of Horovod's two groups of all workers, which each listen, only the first would do so on the network interface that it
-# is told, and the second, which sums, wherever the name of the host leads: often to 127.0.1.1, or out of loopback.
-mend() {
+# Horovod creates two groups of all workers, each with listeners. Only the first uses the network interface it is given;
+# the second, which sums, listens where the host's name resolves: often 127.0.1.1, or an address outside loopback.
+patch_interface() {
     sed -i '/^void GlooContext::InitializeForProcessSet/,/^}/s/iface = gloo_iface_;/iface = global_context.gloo_iface_;/' "$1"
-    grep -q 'iface = global_context.gloo_iface_;' "$1" || fail "the source of Horovod is not the one that is mended here"
+    grep -q 'iface = global_context.gloo_iface_;' "$1" || fail "cannot patch Horovod: its source is not that of the version in $lock"
 }
 
-# Leaves a wheel in the folder $1. MXNet is imported meanwhile, for its headers and how it was compiled.
+# Build a wheel in the folder $1. The build imports MXNet, for its headers and compiler flags.
 build() {
     command -v g++ >/dev/null || fail "missing: g++ (on Debian and Ubuntu: apt-get install g++)"
     command -v make >/dev/null || fail "missing: make (on Debian and Ubuntu: apt-get install make)"
@@ -69,13 +68,13 @@ build() {
         run_pip download --no-deps --require-hashes --no-build-isolation --no-binary horovod --dest "$1" \
             --requirement "$1/horovod.lock"
         tar -xzf "$1"/horovod-*.tar.gz -C "$1"
-        mend "$1"/horovod-*/horovod/common/gloo/gloo_context.cc
+        patch_interface "$1"/horovod-*/horovod/common/gloo/gloo_context.cc
         run_pip wheel --no-deps --no-build-isolation --no-cache-dir --wheel-dir "$1/wheel" "$1"/horovod-*/
     )
 }
 
 [ -x "$python" ] || fail "there is no $python: run make setup first"
-[ -n "$(mxnet_version)" ] || fail "there is no MXNet in $venv, which Horovod is built for: it is there on Linux on x86-64"
+[ -n "$(mxnet_version)" ] || fail "there is no MXNet in $venv, which Horovod needs: make setup installs it on Linux x86-64"
 key=$(key)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then
     exit 0
@@ -93,7 +92,7 @@ if [ ! -d "$cache" ]; then
     say "building Horovod, which takes 2 to 5 minutes (log: $log)"
     build "$work"
     mkdir -p "$(dirname "$cache")"
-    # Made whole under another name first; one that somebody else has put there meanwhile is as good.
+    # Copy, then move, so that the cache never has part of a wheel. If another build was faster, keep its wheel.
     cp -R "$work/wheel" "$cache.$$"
     mv -T "$cache.$$" "$cache" 2>/dev/null || rm -rf "$cache.$$"
 fi
@@ -101,6 +100,6 @@ requirements running >"$work/running.lock"
 run_pip install --no-deps --require-hashes --only-binary :all: --requirement "$work/running.lock"
 run_pip install --no-deps --force-reinstall "$cache"/horovod-*.whl
 "$python" -I -W ignore -c 'import numpy; numpy.bool = numpy.bool_; import horovod.mxnet as h; assert h.gloo_built()' >>"$log" 2>&1 ||
-    fail "what was built does not work (log: $log)"
+    fail "Horovod was built but cannot be imported (log: $log)"
 echo "$key" >"$stamp"
 say "done in $(($(date +%s) - started)) s"

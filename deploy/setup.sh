@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes .venv, installs what requirements.lock names into it, then the project itself. Every `make` target calls it.
+# Create .venv, then install the packages of requirements.lock and the project into it. Every `make` target calls it.
 #
-# Run it at any time: it does nothing where .venv already is what requirements.lock and pyproject.toml ask for, and it
-# takes up an interrupted set-up where that stopped. PYTHON=path names the Python 3.11 to use. Where something is
-# missing it ends with exit code 2 and one line on stderr: what is missing, and how to get it.
+# Run it at any time: it does nothing if .venv matches requirements.lock and pyproject.toml already, and it resumes an
+# interrupted set-up. PYTHON=path names the Python 3.11 to use. If something is missing, it ends with exit code 2 and
+# one line on stderr: what is missing, and how to get it.
 set -eu
 CDPATH='' cd -P -- "$(dirname -- "$0")/.."
 
@@ -19,7 +19,7 @@ fail() {
     exit 2
 }
 
-# What a finished set-up was made from. The folder is part of it, since a .venv that was moved does not work.
+# Print the inputs of a set-up. The folder is one of them, since a .venv that was moved does not work.
 inputs() {
     printf '%s\n' "$PWD"
     cksum pyproject.toml requirements.lock deploy/setup.sh
@@ -42,11 +42,11 @@ how_to_get_python() {
     esac
 }
 
-# Prints the Python 3.11 to use.
+# Print the Python 3.11 to use.
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         found=$(python_version "$PYTHON")
-        [ "$found" = 3.11 ] || fail "PYTHON=$PYTHON is ${found:+Python }${found:-no Python that runs}, not Python 3.11: $(how_to_get_python)"
+        [ "$found" = 3.11 ] || fail "PYTHON=$PYTHON is ${found:+Python }${found:-no working Python}, not Python 3.11: $(how_to_get_python)"
         echo "$PYTHON"
         return
     fi
@@ -59,7 +59,7 @@ find_python() {
     fail "no Python 3.11 on PATH: $(how_to_get_python)"
 }
 
-# MXNet's wheel, which is for Linux on x86-64 alone, brings neither libgomp nor libquadmath.
+# MXNet's wheel, for Linux on x86-64 only, includes neither libgomp nor libquadmath.
 check_system() {
     missing=$("$1" - <<'END'
 import platform, sys
@@ -79,7 +79,7 @@ if (sys.platform, platform.machine()) == ("linux", "x86_64"):
         except OSError:
             print(library)
 END
-    ) || fail "$1 does not work: it could not say what it can import"
+    ) || fail "$1 does not work: it cannot report what it can import"
     names=
     packages=
     for name in $missing; do
@@ -101,27 +101,27 @@ check_disk() {
         fail "not enough disk space: .venv needs about $needed_mb MB, and $PWD has $free_mb MB. Free some, or move the checkout"
 }
 
-# True where .venv holds a Python 3.11 with pip, and was made in this folder: its commands name the folder.
+# Succeed if .venv has Python 3.11 and pip, and was created in this folder, which its commands name.
 venv_works() {
     grep -qF "$PWD/$venv/" "$venv/bin/pip" 2>/dev/null &&
         [ "$(python_version "$venv/bin/python")" = 3.11 ] &&
         "$venv/bin/python" -I -m pip --version >/dev/null 2>&1
 }
 
-make_venv() {
-    say "making $venv with $1"
+create_venv() {
+    say "creating $venv with $1"
     output=$("$1" -I -m venv --clear "$venv" 2>&1) ||
-        fail "$1 could not make $PWD/$venv: $(printf '%s\n' "$output" | tail -n 1)"
+        fail "$1 could not create $PWD/$venv: $(printf '%s\n' "$output" | tail -n 1)"
 }
 
-# pip writes INSTALLER once all else of a package is in place: a package without it was cut short, and is installed anew.
-forget_half_installed() {
+# pip writes INSTALLER last, so a package without it is incomplete and must be installed again.
+remove_incomplete_packages() {
     for info in "$venv"/lib/python3.11/site-packages/*.dist-info; do
         [ -e "$info/INSTALLER" ] || rm -rf "$info"
     done
 }
 
-# Says every 15 seconds how far pip is, for as long as this script runs.
+# Print the progress of pip every 15 seconds while this script runs.
 report_progress() {
     seconds=0
     while sleep 15 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
@@ -129,7 +129,7 @@ report_progress() {
         if grep -q '^Installing collected' "$log"; then
             say "  $seconds s: unpacking"
         else
-            say "  $seconds s: $(grep -c '^Collecting' "$log") packages fetched"
+            say "  $seconds s: $(grep -c '^Collecting' "$log") packages downloaded"
         fi
     done
 }
@@ -148,13 +148,13 @@ pip_install() {
 fail_with_log() {
     grep -v '^ *$' "$log" | tail -n 5 | cut -c 1-200 | sed 's/^/  | /' >&2
     if grep -q 'No space left on device' "$log"; then
-        fail "the disk is full: .venv needs about $needed_mb MB, and pip some room in ${TMPDIR:-/tmp} (log: $log)"
+        fail "the disk is full: .venv needs about $needed_mb MB, and pip needs space in ${TMPDIR:-/tmp} (log: $log)"
     elif grep -q -E 'CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate' "$log"; then
-        fail "pip could not verify a certificate: behind a proxy that opens TLS, set PIP_CERT to the file of its certificates (log: $log)"
+        fail "pip could not verify a certificate: behind a proxy that intercepts TLS, set PIP_CERT to the file of its certificates (log: $log)"
     elif grep -q -E 'ConnectionError|NameResolutionError|ProxyError|TimeoutError|Connection broken|timed out|from versions: none' "$log"; then
         fail "pip could not reach its package index: check the network, or set HTTPS_PROXY or PIP_INDEX_URL, then run make again (log: $log)"
     elif grep -q 'DO NOT MATCH THE HASHES' "$log"; then
-        fail "a package fetched is not the one that requirements.lock names: nothing of it was installed (log: $log)"
+        fail "a downloaded package is not the one that requirements.lock names: it was not installed (log: $log)"
     else
         fail "pip failed (log: $log)"
     fi
@@ -172,10 +172,10 @@ else
 fi
 check_system "$python"
 check_disk
-[ "$python" = "$venv/bin/python" ] || make_venv "$python"
+[ "$python" = "$venv/bin/python" ] || create_venv "$python"
 rm -f "$stamp"
 : >"$log"
-forget_half_installed
+remove_incomplete_packages
 say "installing the packages of requirements.lock into $venv (about 1 GB; the first time usually 1 to 3 minutes)"
 pip_install --require-hashes --only-binary :all: --requirement requirements.lock
 say "installing the project itself"

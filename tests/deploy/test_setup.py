@@ -151,7 +151,7 @@ def test_a_named_python_of_another_version_is_refused_with_its_version(checkout:
 
 
 def test_a_named_python_that_does_not_run_is_refused(checkout: Checkout) -> None:
-    assert "PYTHON=/nowhere/python is no Python that runs" in checkout.refusal(PYTHON="/nowhere/python")
+    assert "PYTHON=/nowhere/python is no working Python" in checkout.refusal(PYTHON="/nowhere/python")
 
 
 def test_python_without_ensurepip_names_the_package(checkout: Checkout) -> None:
@@ -214,7 +214,7 @@ def test_set_up_installs_once_again_after_a_change_and_takes_up_what_was_cut_sho
     (checkout.site_packages / "second.py").unlink()
     resumed = checkout.set_up(**offline)
     assert resumed.returncode == 0
-    assert "making .venv" not in resumed.stdout
+    assert "creating .venv" not in resumed.stdout
     assert (checkout.site_packages / "second.py").exists()
 
     with zipfile.ZipFile(checkout.root / "first-1-py3-none-any.whl", "a") as tampered:
