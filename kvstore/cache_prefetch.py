@@ -1,7 +1,7 @@
-"""Asking for memory before it is needed, for numba kernels that visit scattered rows.
+"""Prefetch scattered rows into the CPU caches from within numba kernels.
 
-Rows of a table of gigabytes lie in no cache. A kernel that asks for the row some places ahead waits for several rows at
-once instead of for one after the other; what it computes does not change.
+Rows of a table of gigabytes are in no cache. A kernel that requests the row several iterations ahead overlaps the
+latency of several rows instead of waiting for one after the other. Results do not change.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 AHEAD = 8
-"""How many rows ahead: about as many lines as a core can wait for at once."""
+"""Iterations to look ahead: about as many cache misses as a core can have in flight."""
 _LINE_BYTES = 64
 _WRITE, _KEEP, _DATA = 1, 3, 1
-"""What llvm.prefetch is told: the memory will be written, shall stay in all caches, and is data."""
+"""Arguments of llvm.prefetch: for writing, with high temporal locality, into the data cache."""
 
 
 @intrinsic
 def _prefetch_byte(_context: Any, array: Any, row: Any, offset: Any) -> Any:
-    """Ask for the line of byte ``offset`` of ``array[row]``, which need not exist."""
+    """Prefetch the cache line of byte ``offset`` of ``array[row]``; an invalid address is harmless."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         int32, int64, pointer = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
@@ -39,7 +39,7 @@ def _prefetch_byte(_context: Any, array: Any, row: Any, offset: Any) -> Any:
 
 @njit(cache=True, inline="always")
 def prefetch_ahead(array, rows_A, a):  # type: ignore[no-untyped-def]
-    """In a loop over ``a``: ask for the row of ``array`` that the loop will need ``AHEAD`` rounds later."""
+    """Prefetch the row of ``array`` that a loop over ``a`` needs ``AHEAD`` iterations later."""
     if a + AHEAD < rows_A.shape[0]:
         row = rows_A[a + AHEAD]
         for offset in range(0, array.strides[0], _LINE_BYTES):

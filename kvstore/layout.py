@@ -1,11 +1,13 @@
-"""Where a row lies on the servers.
+"""Modulo sharding: which key, server and position hold a row of a table.
 
-MXNet cuts every key into one contiguous range of rows for each server, and a key must stay below 2^31 bytes. A table
-is therefore K keys x S servers = P equal ranges (padded to whole ranges), and rows are dealt to the ranges in turn, as
-cards are: row r lies in range r mod P, at offset r // P. Vocabularies are ordered by popularity, so each server gets
-its share of the popular rows, and within a range they stay together at its start, where caches like them.
+MXNet splits every key into one contiguous range of rows per server, and a key must stay below 2^31 bytes. A table is
+therefore K keys x S servers = P shards of equal size, the last rows of which may be padding. Row r is in shard r mod P,
+at offset r // P. Vocabularies are ordered by popularity, so each server gets an equal share of the popular rows, which
+are adjacent at the start of a shard, where caches serve them well.
 
-    position in its key of row r:   (range mod S)·chunk + r // P        with range = r mod P, key = range // S
+    position of row r within its key:   (shard mod S)·shard_rows + r // P     with shard = r mod P, key = shard // S
+
+    for part in make_layout([table], servers=4)[0].split(rows_A): ...   # part.key, part.positions_A, part.order_A
 """
 
 from __future__ import annotations
@@ -25,16 +27,17 @@ ALL_REDUCE_KEY, STATUS_KEY = 0, 1
 
 
 @njit(cache=True)
-def _group_by_range(rows_A, shards):  # type: ignore[no-untyped-def]
-    starts_P = np.zeros(shards + 1, dtype=np.int64)
+def _group_by_shard(rows_A, num_shards):  # type: ignore[no-untyped-def]
+    """Sort by shard, keeping the order within each: the permutation, and where each shard starts in it."""
+    starts_P = np.zeros(num_shards + 1, dtype=np.int64)
     for a in range(rows_A.shape[0]):
-        starts_P[rows_A[a] % shards + 1] += 1
-    for p in range(shards):
+        starts_P[rows_A[a] % num_shards + 1] += 1
+    for p in range(num_shards):
         starts_P[p + 1] += starts_P[p]
     next_P = starts_P[:-1].copy()
     order_A = np.empty_like(rows_A)
     for a in range(rows_A.shape[0]):
-        p = rows_A[a] % shards
+        p = rows_A[a] % num_shards
         order_A[next_P[p]] = a
         next_P[p] += 1
     return order_A, starts_P
@@ -42,10 +45,10 @@ def _group_by_range(rows_A, shards):  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class KeyRows:
-    """The rows of a request that fall into one key.
+    """The rows of a request that belong to one key.
 
-    ``order_A`` says where each lies in the request; ``positions_A`` is the row within the key. Both int64, in the
-    order of positions, which are sorted and unique where the request was.
+    ``order_A`` is the index of each in the request, ``positions_A`` its row within the key. Both are int64, ordered by
+    position; positions are sorted and unique if the request was.
     """
 
     key: int
@@ -55,7 +58,7 @@ class KeyRows:
 
 @dataclass(frozen=True)
 class TableLayout:
-    """The keys of one table: ``keys`` numbers from ``first_key`` on, each ``servers`` ranges of ``chunk`` rows."""
+    """The keys of one table: ``keys`` of them from number ``first_key`` on, each split into ``servers`` shards."""
 
     table: TableSpec
     servers: int
@@ -63,59 +66,56 @@ class TableLayout:
     keys: int
 
     @property
-    def shards(self) -> int:
-        """How many ranges the table is dealt to."""
+    def num_shards(self) -> int:
+        """The number of shards of the table."""
         return self.keys * self.servers
 
     @property
     def shard_rows(self) -> int:
-        """Rows of one range, padding included."""
-        return -(-self.table.rows // self.shards)
+        """Rows of one shard, padding included."""
+        return -(-self.table.rows // self.num_shards)
 
     @property
     def key_shape(self) -> tuple[int, int]:
-        """Rows and columns of one key, as the store sees it."""
+        """Rows and columns of one key in MXNet's store."""
         return self.shard_rows * self.servers, self.table.dim
 
     @property
     def key_numbers(self) -> range:
-        """The store's numbers of this table's keys."""
+        """The numbers of this table's keys in MXNet's store."""
         return range(self.first_key, self.first_key + self.keys)
 
     def split(self, rows_A: IntArray) -> Iterator[KeyRows]:
-        """Deal a request of sorted, unique rows to the keys; every key comes, be it with no rows."""
-        order_A, starts_P = _group_by_range(rows_A, self.shards)
-        range_A = rows_A[order_A] % self.shards
-        positions_A = (range_A % self.servers) * self.shard_rows + rows_A[order_A] // self.shards
+        """Split a request of sorted, unique rows by key. Every key is yielded, even one without rows."""
+        order_A, starts_P = _group_by_shard(rows_A, self.num_shards)
+        shard_A = rows_A[order_A] % self.num_shards
+        positions_A = (shard_A % self.servers) * self.shard_rows + rows_A[order_A] // self.num_shards
         for index, key in enumerate(self.key_numbers):
             begin, end = starts_P[index * self.servers], starts_P[(index + 1) * self.servers]
             yield KeyRows(key, order_A[begin:end], positions_A[begin:end])
 
     def shard_of(self, key: int, server: int) -> int:
-        """The range that ``server`` holds of ``key``."""
+        """Return the number of the shard of ``key`` that ``server`` holds."""
         return (key - self.first_key) * self.servers + server
 
-    def rows_of(self, number: int) -> IntArray:
-        """The table's rows in range ``number``, int64 (chunk,), in order.
-
-        Padding shows as rows at or beyond ``table.rows``.
-        """
-        return np.arange(self.shard_rows, dtype=np.int64) * self.shards + number
+    def rows_of(self, shard: int) -> IntArray:
+        """Return the table's rows in ``shard``, int64 (shard_rows,), sorted; rows >= ``table.rows`` are padding."""
+        return np.arange(self.shard_rows, dtype=np.int64) * self.num_shards + shard
 
 
-def make_layout(tables: Sequence[TableSpec], servers: int, key_bytes: int = DEFAULT_KEY_BYTES) -> list[TableLayout]:
-    """Lay ``tables`` out on ``servers`` servers in keys of at most ``key_bytes`` each, or of one row a server.
+def make_layout(tables: Sequence[TableSpec], servers: int, max_key_bytes: int = DEFAULT_KEY_BYTES) -> list[TableLayout]:
+    """Lay out ``tables`` on ``servers`` servers in keys of at most ``max_key_bytes``, or of one row per server.
 
-    The first keys are kept for sums over workers and for what servers tell. Every worker and server computes the same
-    layout from the same arguments.
+    The first keys are reserved for all-reduce and for server status. Every worker and server computes the same layout
+    from the same arguments.
     """
-    assert 0 < key_bytes <= MAX_KEY_BYTES
+    assert 0 < max_key_bytes <= MAX_KEY_BYTES
     layouts = []
     next_key = STATUS_KEY + 1
     for table in tables:
         row_bytes = table.dim * VALUE_BYTES
-        rows_per_range = max(1, key_bytes // row_bytes // servers)
-        keys = -(-table.rows // (rows_per_range * servers))
+        rows_per_shard = max(1, max_key_bytes // row_bytes // servers)
+        keys = -(-table.rows // (rows_per_shard * servers))
         layouts.append(TableLayout(table, servers, next_key, keys))
         next_key += keys
     return layouts

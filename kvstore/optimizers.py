@@ -1,8 +1,8 @@
-"""Lazy row optimizers: a push touches its active rows, their state and nothing else.
+"""Lazy row optimizers: an update touches active rows and their state, and nothing else.
 
-Each update is one pass over the active rows, in place on the memory of whoever holds the table: ``LocalStore`` and the
-servers run the same compiled kernel, so both give the same bits. Weight decay is coupled (added to the gradient, as in
-MXNet and PyTorch's ``weight_decay``) and, like everything else here, reaches active rows alone.
+Each update is one pass over the active rows, in place on the table's memory. ``LocalStore`` and the servers run the
+same compiled kernel, so their results agree bit for bit. Weight decay is coupled (added to the gradient, as in MXNet
+and PyTorch's ``weight_decay``) and, like every other term, applies to active rows alone.
 
     optimizer = make_optimizer(OptimizerSpec("adagrad", learning_rate=0.1), rows=1_000, dim=64)
     optimizer.update(weights_ND, rows_A, gradient_AD)
@@ -29,10 +29,10 @@ KINDS: tuple[OptimizerKind, ...] = get_args(OptimizerKind)
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """How active rows are updated. Plain values, so that it travels as JSON.
+    """Hyperparameters of an optimizer: plain values, so that servers and checkpoints store it as JSON.
 
-    ``learning_rate`` and ``weight_decay`` are per step; ``epsilon`` is added to the root of the second moment;
-    ``beta1`` and ``beta2`` are Adam's. A row that an update leaves longer than ``max_norm`` is shortened to it.
+    ``epsilon`` is added to the root of the second moment; ``beta1`` and ``beta2`` are Adam's. After an update, a row
+    whose Euclidean norm exceeds ``max_norm`` is scaled down to it; None disables that.
     """
 
     kind: OptimizerKind = "adagrad"
@@ -44,103 +44,103 @@ class OptimizerSpec:
     max_norm: float | None = None
 
 
-_LARGEST = np.float32(1e18)
+_MAX_MAGNITUDE = np.float32(1e18)
 
-# No kernel has fastmath: a sum that may be reordered comes out differently where the code was compiled a moment ago and
-# where it was read from the cache, and then a server and a process of its own would differ in the last bit. With
-# numba's own error model a division may raise, and a loop that may raise does not vectorise.
+# No kernel uses fastmath: it lets the compiler reorder sums, and freshly compiled code then differs in the last bit
+# from code read from numba's cache, so a server would differ from an in-process run. With numba's default error model a
+# division may raise, and a loop that may raise is not vectorized.
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _is_divergent(gradient, weight):  # type: ignore[no-untyped-def]
-    """Whether a value is NaN, or so large that its square soon overflows."""
-    return (not (abs(gradient) <= _LARGEST)) | (not (abs(weight) <= _LARGEST))
+    """Return whether a value is NaN, or so large that its square is close to overflow."""
+    return (not (abs(gradient) <= _MAX_MAGNITUDE)) | (not (abs(weight) <= _MAX_MAGNITUDE))
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _sgd(weights_ND, rows_A, gradient_AD, rate, decay):  # type: ignore[no-untyped-def]
-    bad = 0
+def _sgd(weights_ND, rows_A, gradient_AD, lr, decay):  # type: ignore[no-untyped-def]
+    bad_rows = 0
     for a in prange(rows_A.shape[0]):
         prefetch_ahead(weights_ND, rows_A, a)
         weight_D, gradient_D = weights_ND[rows_A[a]], gradient_AD[a]
-        lost = 0
+        divergent = 0
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
-            weight_D[d] -= rate * g
-            lost |= _is_divergent(g, weight_D[d])
-        bad += lost
-    return bad
+            weight_D[d] -= lr * g
+            divergent |= _is_divergent(g, weight_D[d])
+        bad_rows += divergent
+    return bad_rows
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _adagrad(weights_ND, rows_A, gradient_AD, squares_ND, rate, decay, epsilon):  # type: ignore[no-untyped-def]
-    bad = 0
+def _adagrad(weights_ND, rows_A, gradient_AD, sum_of_squares_ND, lr, decay, epsilon):  # type: ignore[no-untyped-def]
+    bad_rows = 0
     for a in prange(rows_A.shape[0]):
         prefetch_ahead(weights_ND, rows_A, a)
-        prefetch_ahead(squares_ND, rows_A, a)
+        prefetch_ahead(sum_of_squares_ND, rows_A, a)
         row = rows_A[a]
-        weight_D, gradient_D, squares_D = weights_ND[row], gradient_AD[a], squares_ND[row]
-        lost = 0
+        weight_D, gradient_D, sum_of_squares_D = weights_ND[row], gradient_AD[a], sum_of_squares_ND[row]
+        divergent = 0
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
-            squares_D[d] += g * g
-            weight_D[d] -= rate * g / (math.sqrt(squares_D[d]) + epsilon)
-            lost |= _is_divergent(g, weight_D[d])
-        bad += lost
-    return bad
+            sum_of_squares_D[d] += g * g
+            weight_D[d] -= lr * g / (math.sqrt(sum_of_squares_D[d]) + epsilon)
+            divergent |= _is_divergent(g, weight_D[d])
+        bad_rows += divergent
+    return bad_rows
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _rowwise_adagrad(weights_ND, rows_A, gradient_AD, squares_N, rate, decay, epsilon):  # type: ignore[no-untyped-def]
-    bad = 0
+def _rowwise_adagrad(weights_ND, rows_A, gradient_AD, sum_of_squares_N, lr, decay, epsilon):  # type: ignore[no-untyped-def]
+    bad_rows = 0
     for a in prange(rows_A.shape[0]):
         prefetch_ahead(weights_ND, rows_A, a)
-        prefetch_ahead(squares_N, rows_A, a)
+        prefetch_ahead(sum_of_squares_N, rows_A, a)
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
         total = np.float32(0.0)
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
             total += g * g
-        squares_N[row] += total / np.float32(gradient_D.shape[0])
-        step = rate / (math.sqrt(squares_N[row]) + epsilon)
-        lost = 0
+        sum_of_squares_N[row] += total / np.float32(gradient_D.shape[0])
+        step_size = lr / (math.sqrt(sum_of_squares_N[row]) + epsilon)
+        divergent = 0
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
-            weight_D[d] -= step * g
-            lost |= _is_divergent(g, weight_D[d])
-        bad += lost
-    return bad
+            weight_D[d] -= step_size * g
+            divergent |= _is_divergent(g, weight_D[d])
+        bad_rows += divergent
+    return bad_rows
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _adam(weights_ND, rows_A, gradient_AD, first_ND, second_ND, steps_N, rate, decay, epsilon, beta1, beta2):  # type: ignore[no-untyped-def]
-    bad = 0
+def _adam(weights_ND, rows_A, gradient_AD, exp_avg_ND, exp_avg_sq_ND, step_N, lr, decay, epsilon, beta1, beta2):  # type: ignore[no-untyped-def]
+    bad_rows = 0
     one = np.float32(1.0)
     for a in prange(rows_A.shape[0]):
         prefetch_ahead(weights_ND, rows_A, a)
-        prefetch_ahead(first_ND, rows_A, a)
-        prefetch_ahead(second_ND, rows_A, a)
+        prefetch_ahead(exp_avg_ND, rows_A, a)
+        prefetch_ahead(exp_avg_sq_ND, rows_A, a)
         row = rows_A[a]
         weight_D, gradient_D = weights_ND[row], gradient_AD[a]
-        first_D, second_D = first_ND[row], second_ND[row]
-        lost = 0
-        steps_N[row] += 1
-        correction1 = one - np.float32(beta1 ** steps_N[row])
-        correction2 = one - np.float32(beta2 ** steps_N[row])
+        exp_avg_D, exp_avg_sq_D = exp_avg_ND[row], exp_avg_sq_ND[row]
+        divergent = 0
+        step_N[row] += 1
+        correction1 = one - np.float32(beta1 ** step_N[row])
+        correction2 = one - np.float32(beta2 ** step_N[row])
         for d in range(gradient_D.shape[0]):
             g = gradient_D[d] + decay * weight_D[d]
-            first_D[d] = beta1 * first_D[d] + (one - beta1) * g
-            second_D[d] = beta2 * second_D[d] + (one - beta2) * g * g
-            weight_D[d] -= rate * (first_D[d] / correction1) / (math.sqrt(second_D[d] / correction2) + epsilon)
-            lost |= _is_divergent(g, weight_D[d])
-        bad += lost
-    return bad
+            exp_avg_D[d] = beta1 * exp_avg_D[d] + (one - beta1) * g
+            exp_avg_sq_D[d] = beta2 * exp_avg_sq_D[d] + (one - beta2) * g * g
+            weight_D[d] -= lr * (exp_avg_D[d] / correction1) / (math.sqrt(exp_avg_sq_D[d] / correction2) + epsilon)
+            divergent |= _is_divergent(g, weight_D[d])
+        bad_rows += divergent
+    return bad_rows
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _clip_row_norm(weights_ND, rows_A, max_norm):  # type: ignore[no-untyped-def]
-    """Scale active rows that are longer than ``max_norm`` back to it."""
+    """Scale active rows whose norm exceeds ``max_norm`` down to it."""
     for a in prange(rows_A.shape[0]):
         weight_D = weights_ND[rows_A[a]]
         square = np.float32(0.0)
@@ -157,15 +157,16 @@ def _f32(*values: float) -> tuple[np.float32, ...]:
 
 
 class LazyOptimizer:
-    """Updates active rows of one table, or of one server's part of it, and holds their state.
+    """Updates active rows of one table, or of one server's shard of it, and holds their optimizer state.
 
-    ``rate_factor`` multiplies the learning rate of the updates to come: a schedule's place for this step.
+    ``state`` maps the name of each state array to the array, whose first axis is the rows. ``lr_factor`` multiplies the
+    learning rate of updates from now on: the learning rate schedule sets it.
     """
 
     state: dict[str, FloatArray]
 
     def __init__(self, spec: OptimizerSpec, state: dict[str, FloatArray], apply: Callable[..., int]) -> None:
-        """``state`` by name, first axis the rows; ``apply(weights_ND, rows_A, gradient_AD, rate)`` counts bad rows."""
+        """Wrap a kernel: ``apply(weights_ND, rows_A, gradient_AD, lr)`` returns the number of divergent rows."""
         self.state = state
         self.lr_factor = 1.0
         self._spec = spec
@@ -175,21 +176,20 @@ class LazyOptimizer:
         """Apply ``gradient_AD`` to rows ``rows_A`` (sorted, unique) of ``weights_ND``, in place.
 
         Raises:
-            DivergedError: a row's gradient or its new values are not finite, or beyond 1e18, where squares soon
+            DivergedError: a row's gradient or its new values are not finite, or beyond 1e18, where squares are close to
                 overflow. The table is then no longer usable.
         """
-        bad = self._apply(weights_ND, rows_A, gradient_AD, np.float32(self._spec.learning_rate * self.lr_factor))
-        if bad:
+        bad_rows = self._apply(weights_ND, rows_A, gradient_AD, np.float32(self._spec.learning_rate * self.lr_factor))
+        if bad_rows:
             raise DivergedError(
-                f"the gradients or values of {bad} of {len(rows_A)} active rows are not finite, or beyond 1e18: "
-                "training has diverged; "
-                "lower optimizer.learning_rate or raise model.temperature"
+                f"the gradients or values of {bad_rows} of {len(rows_A)} active rows are not finite, or beyond 1e18: "
+                "training has diverged; lower optimizer.learning_rate or raise model.temperature"
             )
         if self._spec.max_norm is not None:
             _clip_row_norm(weights_ND, rows_A, np.float32(self._spec.max_norm))
 
     def reset(self, rows_A: IntArray) -> None:
-        """Give ``rows_A`` the state of rows that were never updated."""
+        """Reset the state of ``rows_A`` to that of rows that were never updated."""
         for values in self.state.values():
             values[rows_A] = 0
 
@@ -201,40 +201,44 @@ def _zeros(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> Floa
 
 
 def state_bytes_per_row(kind: OptimizerKind, dim: int) -> int:
-    """The optimizer state of one row, in bytes."""
+    """Return the bytes of optimizer state that one row of ``dim`` columns takes."""
     return {"sgd": 0, "adagrad": 4 * dim, "rowwise_adagrad": 4, "adam": 8 * dim + 4}[kind]
 
 
 def make_optimizer(spec: OptimizerSpec, rows: int, dim: int) -> LazyOptimizer:
-    """A fresh optimizer, its state zero, for a table of ``rows`` x ``dim``.
+    """Create an optimizer with zero state for a table of ``rows`` x ``dim``.
+
+    State arrays are named as in PyTorch. All are float32 but ``step``, which is int32.
 
     - ``sgd``: w -= lr·g
-    - ``adagrad`` (Duchi et al. 2011): s += g², w -= lr·g / (√s + ε)
-    - ``rowwise_adagrad`` (FBGEMM's EXACT_ROWWISE_ADAGRAD): s += mean(g²) with one s a row
-    - ``adam`` (Kingma and Ba 2015; lazy as in TensorFlow's LazyAdam): moments move when their row is active, and the
-      bias correction counts the updates of that row, not the steps of the run
+    - ``adagrad`` (Duchi et al. 2011): s += g², w -= lr·g / (√s + ε); ``sum_of_squares`` (rows, dim)
+    - ``rowwise_adagrad`` (FBGEMM's EXACT_ROWWISE_ADAGRAD): s += mean(g²); ``sum_of_squares`` (rows,)
+    - ``adam`` (Kingma and Ba 2015; lazy as in TensorFlow's LazyAdam): ``exp_avg`` and ``exp_avg_sq`` (rows, dim) change
+      when their row is active, and the bias correction uses ``step`` (rows,), the updates of that row, not of the run
 
-    A norm bound keeps rows in a ball by projection, as collaborative metric learning asks (Hsieh et al., WWW 2017).
+    ``max_norm`` projects rows onto a ball, as collaborative metric learning requires (Hsieh et al., WWW 2017).
     """
     decay, epsilon, beta1, beta2 = _f32(spec.weight_decay, spec.epsilon, spec.beta1, spec.beta2)
     if spec.kind == "sgd":
-        return LazyOptimizer(spec, {}, lambda w, r, g, rate: _sgd(w, r, g, rate, decay))
+        return LazyOptimizer(spec, {}, lambda w, r, g, lr: _sgd(w, r, g, lr, decay))
     if spec.kind == "adagrad":
-        squares_ND = _zeros((rows, dim))
-        return LazyOptimizer(
-            spec, {"squares": squares_ND}, lambda w, r, g, rate: _adagrad(w, r, g, squares_ND, rate, decay, epsilon)
-        )
-    if spec.kind == "rowwise_adagrad":
-        squares_N = _zeros((rows,))
+        sum_of_squares_ND = _zeros((rows, dim))
         return LazyOptimizer(
             spec,
-            {"squares": squares_N},
-            lambda w, r, g, rate: _rowwise_adagrad(w, r, g, squares_N, rate, decay, epsilon),
+            {"sum_of_squares": sum_of_squares_ND},
+            lambda w, r, g, lr: _adagrad(w, r, g, sum_of_squares_ND, lr, decay, epsilon),
         )
-    first_ND, second_ND = _zeros((rows, dim)), _zeros((rows, dim))
-    steps_N = _zeros((rows,), np.int32)
+    if spec.kind == "rowwise_adagrad":
+        sum_of_squares_N = _zeros((rows,))
+        return LazyOptimizer(
+            spec,
+            {"sum_of_squares": sum_of_squares_N},
+            lambda w, r, g, lr: _rowwise_adagrad(w, r, g, sum_of_squares_N, lr, decay, epsilon),
+        )
+    exp_avg_ND, exp_avg_sq_ND = _zeros((rows, dim)), _zeros((rows, dim))
+    step_N = _zeros((rows,), np.int32)
     return LazyOptimizer(
         spec,
-        {"first": first_ND, "second": second_ND, "steps": steps_N},
-        lambda w, r, g, rate: _adam(w, r, g, first_ND, second_ND, steps_N, rate, decay, epsilon, beta1, beta2),
+        {"exp_avg": exp_avg_ND, "exp_avg_sq": exp_avg_sq_ND, "step": step_N},
+        lambda w, r, g, lr: _adam(w, r, g, exp_avg_ND, exp_avg_sq_ND, step_N, lr, decay, epsilon, beta1, beta2),
     )

@@ -1,4 +1,4 @@
-"""What the kernel is asked to do for a process of ours: to let it die with its parent."""
+"""Tie the lifetime of a child process to its parent's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to kill this process when the process ``parent_pid``, its parent, dies, however it dies.
+    """Have the kernel kill this process when its parent, ``parent_pid``, dies for any reason.
 
-    To the kernel a parent is the thread that started this process: it must live as long as this process is wanted.
-    Linux only; elsewhere a killed parent leaves this process to be ended by hand.
+    To the kernel the parent is the thread that started this process, so that thread must live as long as this process
+    is needed. Linux only: elsewhere a killed parent leaves this process running.
     """
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have died before prctl took effect.
     if os.getppid() != parent_pid:
         os._exit(1)

@@ -1,4 +1,4 @@
-"""What whoever holds tables has done since it started: rows updated, seconds that took, and the bytes it holds."""
+"""Counters of a process that holds tables: rows updated, seconds that updates took, bytes held."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kvstore.arrays import FloatArray
 
 @dataclass
 class UpdateStats:
-    """Counts by table, written by the thread that updates rows and read by any other.
+    """Counters by table since the process started, written by the updating thread and read by any other.
 
-    ``held_bytes`` has, for each table, those of its weights and of each array of optimizer state.
+    ``held_bytes`` maps a table to the bytes of its weights and of each array of optimizer state.
     """
 
     updated_rows: dict[str, int] = field(default_factory=dict)
@@ -32,8 +32,8 @@ class UpdateStats:
 
     @contextmanager
     def timed_update(self, table: str, rows: int) -> Iterator[None]:
-        """Count a block that updates ``rows`` rows of ``table``."""
-        begin = time.perf_counter()
+        """Count a block that updates ``rows`` rows of ``table``, and its duration."""
+        start = time.perf_counter()
         yield
-        self.update_seconds[table] += time.perf_counter() - begin
+        self.update_seconds[table] += time.perf_counter() - start
         self.updated_rows[table] += rows

@@ -1,8 +1,8 @@
-"""The seam between training and the tables: pull active rows, push their gradients.
+"""The interface between training and the tables: pull active rows, push their gradients.
 
 store = LocalStore()
-store.create([TableSpec("customer", rows=1_000, dim=64, scale=0.1)], OptimizerSpec("adagrad"), seed=1)
-block = store.pull({"customer": rows_A})["customer"]                # float32 (A, D)
+store.create([TableSpec("customer", rows=1_000, dim=64, init_std=0.1)], OptimizerSpec("adagrad"), seed=1)
+block_AD = store.pull({"customer": rows_A})["customer"]             # float32 (A, D)
 store.push({"customer": RowGradient(rows_A, gradient_AD)})          # one synchronous step of all workers
 """
 
@@ -14,24 +14,26 @@ from types import MappingProxyType
 from typing import Protocol
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import StoreError
 from kvstore.optimizers import OptimizerSpec
 
 ROW_ID_BYTES = 8
 VALUE_BYTES = 4
+MAX_ALL_REDUCE_LENGTH = 256
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """An embedding table: ``rows`` x ``dim`` float32, each row drawn at first with standard deviation ``scale``."""
+    """An embedding table of ``rows`` x ``dim`` float32, initialized with standard deviation ``init_std``."""
 
     name: str
     rows: int
     dim: int
-    scale: float
+    init_std: float
 
     @property
     def bytes(self) -> int:
-        """The size of the weights."""
+        """The size of the weights in bytes."""
         return self.rows * self.dim * VALUE_BYTES
 
 
@@ -43,14 +45,16 @@ class RowGradient:
     values_AD: FloatArray
 
     def __post_init__(self) -> None:
-        """Check that rows and values belong together."""
         assert self.values_AD.ndim == 2
         assert self.rows_A.shape == self.values_AD.shape[:1]
 
 
 @dataclass
 class Traffic:
-    """What one worker's steps have moved: rows, bytes of values and row ids, and of dense gradients instead."""
+    """Counters of what one worker's steps moved: rows, and bytes of values and row ids.
+
+    ``bytes_pushed_if_dense`` is what pushing gradients of complete tables would have taken.
+    """
 
     rows_pulled: int = 0
     rows_pushed: int = 0
@@ -58,12 +62,12 @@ class Traffic:
     bytes_pushed: int = 0
     bytes_pushed_if_dense: int = 0
 
-    def pulled(self, rows: int, dim: int) -> None:
-        """Count a pull of ``rows`` rows: their ids go out, their values come back."""
+    def count_pull(self, rows: int, dim: int) -> None:
+        """Count a pull of ``rows`` rows: the request has their ids, the answer their values."""
         self.rows_pulled += rows
         self.bytes_pulled += rows * (ROW_ID_BYTES + dim * VALUE_BYTES)
 
-    def pushed(self, rows: int, table: TableSpec) -> None:
+    def count_push(self, rows: int, table: TableSpec) -> None:
         """Count a push of ``rows`` rows of ``table``."""
         self.rows_pushed += rows
         self.bytes_pushed += rows * (ROW_ID_BYTES + table.dim * VALUE_BYTES)
@@ -72,7 +76,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What one server has written of a checkpoint: the name, bytes and CRC-32 of the file that lists its files."""
+    """The name, size in bytes and CRC-32 of a file of a checkpoint, as its manifest lists it."""
 
     name: str
     bytes: int
@@ -81,10 +85,10 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class SaveResult:
-    """A checkpoint's tables, written by all servers.
+    """The tables of a checkpoint, written by all servers.
 
-    ``pause_seconds`` is how long the slowest server stood still for its snapshot, ``seconds`` how long writing took,
-    ``bytes`` what all of them wrote.
+    ``parts`` has each server's list of files. ``pause_seconds`` is how long updates waited on the slowest server,
+    ``seconds`` how long writing took, ``bytes`` what all servers wrote.
     """
 
     parts: tuple[FileDigest, ...]
@@ -96,12 +100,25 @@ class SaveResult:
 NO_RESETS: Mapping[str, IntArray] = MappingProxyType({})
 
 
+def check_rows(table: TableSpec, rows_A: IntArray) -> None:
+    """Check that sorted rows lie inside ``table``.
+
+    Raises:
+        StoreError: the first or the last of them does not.
+    """
+    if len(rows_A) and (rows_A[0] < 0 or rows_A[-1] >= table.rows):
+        raise StoreError(
+            f"table '{table.name}': rows {rows_A[0]} to {rows_A[-1]} were requested, but it has rows 0 to "
+            f"{table.rows - 1}; check that the data and the vocabulary belong to the same dataset"
+        )
+
+
 class RowStore(Protocol):
     """Embedding tables that are pulled and pushed by row.
 
-    ``push`` ends a step: it is called by every worker once a step, with each table, be it with zero rows; the rows'
-    gradients are summed over the workers, in an order that does not depend on their speed where there are two or fewer,
-    and applied by the lazy optimizer to active rows alone. A ``pull`` after it sees the step of all workers.
+    ``push`` ends a step: every worker calls it once a step, with each table, even one without rows. Gradients are
+    summed over the workers, in an order that does not depend on their speed for up to two workers, and the lazy
+    optimizer applies them to active rows alone. A later ``pull`` returns rows after that step of all workers.
     """
 
     rank: int
@@ -115,33 +132,32 @@ class RowStore(Protocol):
         checkpoint: str | None = None,
         reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
-        """Make the tables: rows and optimizer state from ``checkpoint``, a URI, as far as it has them.
+        """Create the tables, with rows and optimizer state from ``checkpoint``, a URI, as far as it has them.
 
-        The other rows come from the counter-based generator, and so do, with fresh optimizer state, the rows that
-        ``afresh`` names of a table (int64, sorted and unique), whatever the checkpoint has there. Called once, by
-        every worker.
+        Other rows are initialized from the counter-based generator. So are the rows of ``reset_rows`` (by table, int64,
+        sorted and unique), with zero optimizer state, even if the checkpoint has them. Every worker calls it once.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or is not one of such tables.
-            StoreError: a row of ``afresh`` lies outside its table.
+            CheckpointError: the checkpoint is corrupt, or incompatible with the tables.
+            StoreError: a row of ``reset_rows`` lies outside its table.
         """
 
-    def save(self, to: str) -> None:
-        """Begin to write all tables and optimizer states into the checkpoint folder ``to``, a path or URI.
+    def save(self, folder: str) -> None:
+        """Start writing all tables and optimizer state into the checkpoint folder ``folder``, a path or URI.
 
-        Called by rank 0 alone, after its push of a step and before its next pull; what is written is the state after
-        that step. It returns as soon as a snapshot is taken: the writing goes on behind training. One at a time.
+        Rank 0 alone calls it, after its push of a step and before its next pull: the state after that step is written.
+        It returns once a snapshot exists; writing continues in the background. One save at a time.
         """
 
     def poll_save(self) -> SaveResult | None:
-        """How the last ``save`` went, or None while it is still under way. Called by rank 0 alone.
+        """Return the result of the last ``save``, or None while it is in progress. Rank 0 alone calls it.
 
         Raises:
-            CheckpointError: it could not be written. The tables are unharmed.
+            CheckpointError: it failed. The tables are unaffected.
         """
 
     def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
-        """Copies of the named rows: for each table, rows int64 (A,), sorted and unique, to float32 (A, D).
+        """Copy rows: for each table, from row numbers int64 (A,), sorted and unique, to values float32 (A, D).
 
         Raises:
             StoreError: a row lies outside its table.
@@ -152,24 +168,24 @@ class RowStore(Protocol):
 
         Raises:
             StoreError: a row lies outside its table.
-            DivergedError: a gradient is not finite. (Where servers hold the tables, it ends the job there.)
+            DivergedError: a gradient is not finite. (A server that finds one ends the job instead.)
         """
 
     def set_lr_factor(self, factor: float) -> None:
-        """Multiply the optimizer's learning rate by ``factor``, from the next step on, until it is set again.
+        """Multiply the optimizer's learning rate by ``factor`` from the next step on, until it is set again.
 
-        Called by every worker, with the same factor, between a push and the next; to set what is set costs nothing. It
-        is 1 at first, also where rows come from a checkpoint.
+        Every worker calls it, with the same factor, between two pushes. It costs nothing if the factor is unchanged.
+        The initial factor is 1, also where rows come from a checkpoint.
         """
 
     def all_reduce(self, values_N: FloatArray) -> FloatArray:
-        """The sum over all workers of up to ``SUM_LENGTH`` float64 values. Called by every worker; also a barrier."""
+        """Sum up to ``MAX_ALL_REDUCE_LENGTH`` float64 values over the workers.
+
+        Every worker calls it; it is also a barrier.
+        """
 
     def barrier(self) -> None:
         """Return when every worker has called it."""
 
     def close(self) -> None:
-        """End the connection. Called by every worker, last."""
-
-
-MAX_ALL_REDUCE_LENGTH = 256
+        """End the connection. Every worker calls it last."""

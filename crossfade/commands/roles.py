@@ -156,7 +156,7 @@ def _serve(metrics: ProcessMetrics, fail: Callable[[BaseException], NoReturn]) -
     from trainer.monitoring.registry import TableMetrics
 
     def joined(server: RowServer) -> None:
-        metrics.register("rows", TableMetrics(server.work))
+        metrics.register("rows", TableMetrics(server.stats))
         metrics.state = lambda: "serving"
         metrics.set_identity(server.rank)
 
@@ -176,7 +176,7 @@ def _work(job: JobConfig, folder: RunFolder, checkpoint: str | None, pipe: Event
         check_horovod_env()
     metrics.state = lambda: "joining"
     pipe.emit(PhaseEvent(name="joining"))
-    store = MXNetStore(key_bytes=job.cluster.max_key_bytes)
+    store = MXNetStore(max_key_bytes=job.cluster.max_key_bytes)
     reduction = None
     if job.all_reduces_dense:
         reduction = HorovodAllReduce(store.rank, store.workers, job.cluster.stall_timeout_seconds)

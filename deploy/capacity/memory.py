@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from deploy.capacity.traffic import CountHistogram, WorkerLoad, read_counts
-from kvstore.checkpoint.snapshot import KEPT_INDEX_BYTES, max_copied_rows
+from kvstore.checkpoint.snapshot import COPY_INDEX_BYTES, max_copied_rows
 from kvstore.io.folder import Folder
 from kvstore.layout import TableLayout
 from kvstore.optimizers import state_bytes_per_row
@@ -326,7 +326,7 @@ def _checkpoint(job: JobConfig, held: dict[str, int], ranges: int) -> Iterable[M
     row_bytes = job.model.dim * VALUE_BYTES + state_bytes_per_row(job.optimizer.kind, job.model.dim)
     uploads = 0 if job.checkpoint.path is None or not Folder(job.checkpoint.path).on_s3 else ranges * FILES_A_RANGE
     yield MemoryItem("the writer of a checkpoint", WRITER_BYTES + uploads * UPLOAD_BYTES, "checkpoint")
-    yield MemoryItem("where changed rows are kept", KEPT_INDEX_BYTES * sum(held.values()), "checkpoint")
+    yield MemoryItem("where changed rows are kept", COPY_INDEX_BYTES * sum(held.values()), "checkpoint")
     if job.checkpoint.interval_seconds or job.checkpoint.interval_steps:
         kept = sum(max_copied_rows(rows, row_bytes) for rows in held.values()) * row_bytes
         yield MemoryItem("rows that change before they are written", kept, "checkpoint", required=False)

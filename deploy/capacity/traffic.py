@@ -252,7 +252,7 @@ def expect_traffic(
         rows = tuple(float(touched_K @ known.rows_K) for touched_K in touched_by)
         tables.append(TableTraffic(table.name, rows, bound=not known.known))
         for _ in rows:
-            moved.pushed(0, table)
+            moved.count_push(0, table)
     row_bytes = ROW_ID_BYTES + job.model.dim * VALUE_BYTES
     all_bytes = sum(sum(table.rows) for table in tables) * row_bytes
     return StepTraffic(

@@ -1,4 +1,11 @@
-"""TODO-DOC split from kvstore/checkpoint/reader.py."""
+"""The manifest and the parts of a checkpoint, and the shards of tables that it stores (docs/checkpoint-format.md).
+
+    manifest = CheckpointManifest(step=123, tables=..., optimizer=..., seed=1, parts=...)
+    CheckpointManifest.from_bytes(manifest.to_bytes()) == manifest        # raises CorruptFileError on any change
+
+Everything read from a checkpoint is validated: a file that fails raises ``CorruptFileError``, which
+``translate_read_errors`` turns into a ``CheckpointError`` that names the file.
+"""
 
 from __future__ import annotations
 
@@ -11,90 +18,80 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kvstore.checkpoint.writer import VERSION
+from kvstore.checkpoint.files import FORMAT_VERSION, MANIFEST_FORMAT, shard_name
 from kvstore.errors import CheckpointError
 from kvstore.io.folder import Folder
 from kvstore.optimizers import OptimizerSpec
 from kvstore.store import FileDigest, TableSpec
 from kvstore.validation_errors import format_validation_error
 
-HEADER_BYTES = 128
-
-
 _SEAL = re.compile(rb',\n "crc32": (\d+)\n}\n\Z')
-
-
 _MAX_SEAL_BYTES = 64
-
 
 Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """Rows of a table in memory: those that are ``number`` modulo ``ranges``, of ``rows`` in the whole table.
+    """A shard in memory: rows r of a table of ``table_rows`` rows with r mod ``num_shards`` = ``number``.
 
-    ``arrays`` holds ``weights`` (n, dim) and each optimizer state by its name; entry i is row i·ranges + number.
-    Entries at and beyond ``range_rows`` are padding: they are neither written nor read.
+    ``arrays`` holds ``weights`` (n, dim) and each array of optimizer state by name; entry i is row
+    i·num_shards + number. Entries from ``shard_rows`` on are padding, which is neither written nor read.
     """
 
     table: str
-    rows: int
+    table_rows: int
     number: int
-    ranges: int
+    num_shards: int
     arrays: dict[str, NDArray[Any]]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the shard, without padding."""
+        return shard_rows(self.table_rows, self.number, self.num_shards)
 
-def shard_rows(rows: int, number: int, ranges: int) -> int:
-    """How many of a table's ``rows`` lie in range ``number`` of ``ranges``."""
-    return max(0, -(-(rows - number) // ranges))
-
-
-def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """The head of an .npy file of version 1.0 (numpy.lib.format), the same from every version of numpy.
-
-    It is always ``HEADER_BYTES`` long, so the values lie where one can compute.
-    """
-    described = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
-    head = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + described.encode()
-    return head.ljust(HEADER_BYTES - 1) + b"\n"
+    def file_name(self, array: str) -> str:
+        """Return the path, inside a checkpoint, of the file with ``array`` of this shard."""
+        return shard_name(self.table, array, self.number, self.num_shards)
 
 
-def shard_file(held: TableShard, array: str) -> str:
-    """The path of the file with ``array`` of these rows, from the checkpoint's folder."""
-    return f"{held.table}/{array}.{held.number:05d}-of-{held.ranges:05d}.npy"
+def shard_rows(table_rows: int, number: int, num_shards: int) -> int:
+    """Return how many of a table's rows shard ``number`` of ``num_shards`` has."""
+    return max(0, -(-(table_rows - number) // num_shards))
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _PartFile(_Strict):
+class PartFile(_Strict):
+    """A file of array rows that a part lists: its path, size in bytes and CRC-32."""
+
     path: str
     bytes: Count
     crc32: Count
 
 
-class _Part(_Strict):
-    """The list of files that one server wrote."""
+class Part(_Strict):
+    """The files that one server wrote."""
 
     format: Literal["crossfade-checkpoint-part"]
-    version: Literal[1]
-    files: list[_PartFile]
+    version: Literal[2]
+    files: list[PartFile]
 
 
 class CheckpointManifest(_Strict):
-    """What makes a checkpoint whole. ``training`` is its writer's affair: the cursor, the job and so on.
+    """The manifest, written last: a checkpoint with a valid manifest is complete.
 
-    So are the small ``files`` beside the tables'; a checkpoint without any does not say so.
+    ``files`` lists small files that the writer adds, such as dense layers, and is left out of the JSON if empty.
+    ``training`` is the trainer's state, opaque to this package: the job, the position in the data and so on.
     """
 
     format: Literal["crossfade-checkpoint"] = "crossfade-checkpoint"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     step: Count
     tables: list[TableSpec]
     optimizer: OptimizerSpec
@@ -104,46 +101,62 @@ class CheckpointManifest(_Strict):
     training: dict[str, Any] = Field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """Its file: JSON whose last member is the CRC-32 of all bytes before that member."""
+        """Serialize to JSON whose last member is the CRC-32 of all bytes before that member."""
         body = self.model_dump_json(indent=1, exclude=None if self.files else {"files"}).encode().removesuffix(b"\n}")
         return body + b',\n "crc32": %d\n}\n' % zlib.crc32(body)
 
     @staticmethod
     def from_bytes(data: bytes) -> CheckpointManifest:
-        """The manifest in a file's content, which must not have been changed."""
+        """Parse and verify the content of a manifest file.
+
+        Raises:
+            CorruptFileError: it is not a manifest, or its CRC-32 does not match.
+            FormatVersionError: it is intact, but of another version of the format.
+            ValidationError: a field is missing or has a wrong type.
+        """
         try:
             raw = json.loads(data)
         except ValueError as error:
-            raise _DamageError(f"not JSON: {error}") from error
+            raise CorruptFileError(f"not JSON: {error}") from error
         found = raw.get("format") if isinstance(raw, dict) else None
-        if found != "crossfade-checkpoint":
-            raise _DamageError(f"not a manifest of a checkpoint: its format is {found!r}")
-        if raw.get("version") != VERSION:
-            raise _DamageError(f"version {raw.get('version')!r} of the format; this Crossfade reads version {VERSION}")
+        if found != MANIFEST_FORMAT:
+            raise CorruptFileError(f"not a checkpoint manifest: expected format {MANIFEST_FORMAT!r}, found {found!r}")
         seal = _SEAL.search(data, max(0, len(data) - _MAX_SEAL_BYTES))
         if seal is None or zlib.crc32(data[: seal.start()]) != int(seal[1]):
-            raise _DamageError("its CRC-32 is not that of its content")
+            raise CorruptFileError("its CRC-32 does not match its content")
+        # After the CRC-32, so that a corrupt version is not mistaken for another version.
+        if raw.get("version") != FORMAT_VERSION:
+            raise FormatVersionError(
+                f"has format version {raw.get('version')!r}, but this version of Crossfade reads version "
+                f"{FORMAT_VERSION} only; train again in another folder"
+            )
         return CheckpointManifest.model_validate_json(data[: seal.start()] + b"}")
 
 
-class _DamageError(Exception):
-    """What is wrong with a file."""
+class CorruptFileError(Exception):
+    """A file of a checkpoint is corrupt; the message says how, without the file's name."""
+
+
+class FormatVersionError(Exception):
+    """A checkpoint is intact, but of another version of the format."""
 
 
 @contextmanager
-def _reading(folder: Folder, name: str) -> Iterator[None]:
-    """Turn what is wrong with the file ``name`` into a CheckpointError, which refuses a checkpoint that is damaged."""
+def translate_read_errors(folder: Folder, name: str) -> Iterator[None]:
+    """Turn an error in reading the file ``name`` into a CheckpointError, which names a corrupt checkpoint as such."""
     uri = f"{folder.uri}/{name}"
     try:
         yield
-    except _DamageError as error:
+    except CorruptFileError as error:
         raise CheckpointError(f"{uri}: {error}", folder.uri) from error
+    except FormatVersionError as error:
+        # Without ``checkpoint``: skipping it as corrupt would have the run start anew and delete it.
+        raise CheckpointError(f"{uri}: {error}") from error
     except ValidationError as error:
-        problem = format_validation_error(error)
-        raise CheckpointError(f"{uri}: not what a checkpoint has there: {problem}", folder.uri) from error
+        raise CheckpointError(f"{uri}: invalid content: {format_validation_error(error)}", folder.uri) from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{uri}: missing", folder.uri) from error
     except OSError as error:
-        # A disk that cannot read it any more; another time, storage may only be out of reach.
-        damaged = folder.uri if error.errno == errno.EIO else None
-        raise CheckpointError(f"{uri}: cannot be read: {error}", damaged) from error
+        # EIO is a disk that lost the data, so the checkpoint is corrupt; any other error may be transient.
+        corrupt = folder.uri if error.errno == errno.EIO else None
+        raise CheckpointError(f"{uri}: cannot be read: {error}", corrupt) from error

@@ -1,4 +1,9 @@
-"""TODO-DOC split from kvstore/checkpoint/reader.py."""
+"""Commit, find, and delete the checkpoints of a run, each in a folder ``step-000000123`` of its checkpoint folder.
+
+commit(checkpoints, manifest)                              # all parts are written: the checkpoint is now complete
+checkpoint, skipped = latest_checkpoint(checkpoints)       # skipped: why newer ones are not used
+prune(checkpoints, keep_latest=3)
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,21 @@ import zlib
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
+from kvstore.checkpoint.files import MANIFEST_NAME, STEP_NAME, step_name
 from kvstore.checkpoint.format import CheckpointManifest
-from kvstore.checkpoint.reader import _STEP_NAME, MANIFEST_NAME, Checkpoint, _open
+from kvstore.checkpoint.reader import Checkpoint, open_checkpoint_folder
 from kvstore.errors import CheckpointError
 from kvstore.io.folder import Folder
 from kvstore.store import FileDigest
 
 
 def step_folder(checkpoints: str, step: int) -> str:
-    """The folder of the checkpoint of ``step``."""
-    return Folder(checkpoints).child(f"step-{step:09d}").uri
+    """Return the URI of the checkpoint of ``step`` in the folder ``checkpoints``."""
+    return Folder(checkpoints).child(step_name(step)).uri
 
 
 def commit(checkpoints: str, manifest: CheckpointManifest, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
-    """Make the checkpoint of ``manifest.step``, all parts of which are written, whole, with ``files`` beside them.
+    """Complete the checkpoint of ``manifest.step``, all parts of which are written: add ``files``, then the manifest.
 
     Raises:
         CheckpointError: its manifest or a file cannot be written.
@@ -35,20 +41,20 @@ def commit(checkpoints: str, manifest: CheckpointManifest, files: Mapping[str, b
 
 
 def latest_checkpoint(checkpoints: str, rejected: Collection[str] = ()) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint whose URI is not in ``refused``, and why newer ones were passed over.
+    """Open the newest complete checkpoint whose URI is not in ``rejected``; also return why newer ones were skipped.
 
     Raises:
-        CheckpointError: the storage cannot be reached, which is no reason to fall back to an older one.
+        CheckpointError: storage is unreachable, which does not justify falling back to an older checkpoint.
     """
     reasons = []
     folder = Folder(checkpoints)
-    for name in sorted(_steps(folder), key=_by_number, reverse=True):
+    for name in sorted(_step_names(folder), key=_step_of, reverse=True):
         step = folder.child(name)
         if step.uri in rejected:
-            reasons.append(f"{step.uri}: was found damaged before")
+            reasons.append(f"{step.uri}: was found corrupt before")
             continue
         try:
-            return _open(step), reasons
+            return open_checkpoint_folder(step), reasons
         except CheckpointError as error:
             if error.checkpoint is None:
                 raise
@@ -56,38 +62,37 @@ def latest_checkpoint(checkpoints: str, rejected: Collection[str] = ()) -> tuple
     return None, reasons
 
 
-def _by_number(name: str) -> int:
+def _step_of(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 
-def _steps(folder: Folder) -> list[str]:
+def _step_names(folder: Folder) -> list[str]:
     try:
         names = folder.names()
     except OSError as error:
         raise CheckpointError(f"{folder.uri}: cannot be read: {error}") from error
-    return [name for name in names if _STEP_NAME.fullmatch(name)]
+    return [name for name in names if STEP_NAME.fullmatch(name)]
 
 
 def delete_after(checkpoints: str, step: int) -> None:
-    """Delete checkpoints of steps after ``step``, whole or not: whoever goes on from there will write them anew.
+    """Delete checkpoints of steps after ``step``, complete or not: a run that resumes at ``step`` writes them again.
 
     Raises:
         CheckpointError: something cannot be deleted.
     """
     folder = Folder(checkpoints)
     try:
-        for name in _steps(folder):
-            if _by_number(name) > step:
-                folder.child(name).remove(MANIFEST_NAME)
-                folder.child(name).delete()
+        for name in _step_names(folder):
+            if _step_of(name) > step:
+                _delete(folder.child(name))
     except OSError as error:
-        raise CheckpointError(f"{checkpoints}: cannot be cleared: {error}") from error
+        raise CheckpointError(f"{checkpoints}: checkpoints after step {step} cannot be deleted: {error}") from error
 
 
 def delete_failed(checkpoints: str, step: int) -> None:
-    """Delete what was written of the checkpoint of ``step`` before that failed, so that it does not fill the disk.
+    """Delete the incomplete checkpoint of ``step``, whose save failed, so that it does not fill the disk.
 
-    Not on S3, which may be what failed: there it is deleted with old checkpoints, once there is a newer whole one.
+    On S3 nothing is deleted, since S3 may be what failed: ``prune`` deletes it once there is a newer complete one.
 
     Raises:
         CheckpointError: something cannot be deleted.
@@ -98,26 +103,30 @@ def delete_failed(checkpoints: str, step: int) -> None:
     try:
         folder.delete()
     except OSError as error:
-        raise CheckpointError(f"{folder.uri}: what was written of it cannot be deleted: {error}") from error
+        raise CheckpointError(f"{folder.uri}: the incomplete checkpoint cannot be deleted: {error}") from error
 
 
-def prune(checkpoints: str, keep: int) -> None:
-    """Keep the newest ``keep`` whole checkpoints; delete older ones, and partial ones older than the newest whole.
+def prune(checkpoints: str, keep_latest: int) -> None:
+    """Keep the newest ``keep_latest`` complete checkpoints; delete older ones, and incomplete ones that are older.
 
     Raises:
         CheckpointError: something cannot be deleted.
     """
     folder = Folder(checkpoints)
-    whole = 0
+    complete = 0
     try:
-        for name in sorted(_steps(folder), key=_by_number, reverse=True):
+        for name in sorted(_step_names(folder), key=_step_of, reverse=True):
             step = folder.child(name)
             has_manifest = step.exists(MANIFEST_NAME)
-            if has_manifest and whole < keep:
-                whole += 1
-            elif whole:
-                # What is half deleted must look partial, not damaged.
-                step.remove(MANIFEST_NAME)
-                step.delete()
+            if has_manifest and complete < keep_latest:
+                complete += 1
+            elif complete:
+                _delete(step)
     except OSError as error:
         raise CheckpointError(f"{checkpoints}: an old checkpoint cannot be deleted: {error}") from error
+
+
+def _delete(step: Folder) -> None:
+    # The manifest goes first: a half-deleted checkpoint must look incomplete, not corrupt.
+    step.remove(MANIFEST_NAME)
+    step.delete()

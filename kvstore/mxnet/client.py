@@ -1,8 +1,7 @@
-"""A worker's side of ``dist_sync``: pulls and pushes of active rows of tables that servers hold."""
+"""The worker's side of ``dist_sync``: pull and push active rows of tables that servers hold."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,26 +11,43 @@ import numpy as np
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import CheckpointError
 from kvstore.layout import ALL_REDUCE_KEY, DEFAULT_KEY_BYTES, STATUS_KEY, TableLayout, make_layout
-from kvstore.local import check_rows
-from kvstore.mxnet.commands import COMMAND_HEAD, STATUS_LENGTH, create_command, decode_status, reset_commands
+from kvstore.mxnet.commands import (
+    COMMAND_HEAD,
+    LOAD_COMMAND,
+    STATUS_COMMAND,
+    STATUS_LENGTH,
+    create_command,
+    decode_status,
+    lr_factor_command,
+    reset_commands,
+    save_command,
+)
 from kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_from, row_sparse_zeros
 from kvstore.optimizers import OptimizerSpec
-from kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, FileDigest, RowGradient, SaveResult, TableSpec
+from kvstore.store import (
+    MAX_ALL_REDUCE_LENGTH,
+    NO_RESETS,
+    FileDigest,
+    RowGradient,
+    SaveResult,
+    TableSpec,
+    check_rows,
+)
 
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
 SPLIT_ALWAYS = "1"
-"""Each key is cut over all servers, however small, as ``layout.py`` has it."""
+"""Has MXNet split each key over all servers, however small, as ``layout.py`` assumes."""
 
 
 class MXNetStore:
-    """The row store of one worker of a distributed job.
+    """The row store of one worker of a distributed job. Methods are as in ``RowStore``.
 
-    The process's ``DMLC_*`` environment says where the scheduler is. Each key of each table is pushed in every step, be
-    it with no rows, since a key's update fires when all workers have pushed it.
+    The process's ``DMLC_*`` environment has the address of the scheduler. Each key of each table is pushed in every
+    step, even without rows, since servers update a key once all workers have pushed it.
     """
 
-    def __init__(self, key_bytes: int = DEFAULT_KEY_BYTES) -> None:
-        """Join the job; returns when all its processes have.
+    def __init__(self, max_key_bytes: int = DEFAULT_KEY_BYTES) -> None:
+        """Join the job; return when all its processes have.
 
         Raises:
             MissingExtraError: MXNet is not installed.
@@ -39,9 +55,9 @@ class MXNetStore:
         os.environ[SPLIT_VARIABLE] = SPLIT_ALWAYS
         self._mx = import_mxnet()
         self._store: Any = self._mx.kv.create("dist_sync")
-        self._key_bytes = key_bytes
+        self._max_key_bytes = max_key_bytes
         self._layouts: dict[str, TableLayout] = {}
-        self._rate_factor = 1.0
+        self._lr_factor = 1.0
         self._servers = int(os.environ["DMLC_NUM_SERVER"])
         self.rank: int = self._store.rank
         self.workers: int = self._store.num_workers
@@ -54,18 +70,18 @@ class MXNetStore:
         checkpoint: str | None = None,
         reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
-        """Make the tables on the servers, which fill them where they live and load what ``checkpoint`` has.
+        """Create the tables on the servers, which initialize rows in place and load those of ``checkpoint``.
 
-        MXNet initialises a key with the array of rank 0 alone, keeps that array alive until the key's first push, and
-        a pull before then overwrites it: hence one key at a time, each followed by a push of no rows.
+        MXNet initializes a key with the array of rank 0 alone and keeps that array alive until the key's first push; a
+        pull before then overwrites it. Hence one key at a time, each followed by a push without rows.
         """
-        self._command(create_command(tables, optimizer, seed, self._servers, self._key_bytes, checkpoint))
+        self._command(create_command(tables, optimizer, seed, self._servers, self._max_key_bytes, checkpoint))
         self.barrier()
         self._store.init(ALL_REDUCE_KEY, self._mx.nd.zeros((self.workers, 3, MAX_ALL_REDUCE_LENGTH)))
         self.all_reduce(np.zeros(1))
         self._store.init(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
         self._store.push(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
-        for layout in make_layout(tables, self._servers, self._key_bytes):
+        for layout in make_layout(tables, self._servers, self._max_key_bytes):
             self._layouts[layout.table.name] = layout
             for key in layout.key_numbers:
                 self._store.init(key, row_sparse_zeros(layout.key_shape, stored=self.rank == 0))
@@ -73,7 +89,7 @@ class MXNetStore:
                 self._mx.nd.waitall()
         self.barrier()
         if checkpoint is not None:
-            self._command(json.dumps({"command": "load"}))
+            self._command(LOAD_COMMAND)
             self.barrier()
         if reset_rows:
             self._reset_rows(reset_rows)
@@ -86,32 +102,32 @@ class MXNetStore:
         self.barrier()
 
     def _command(self, body: str) -> None:
-        """Send all servers a command, from rank 0; returns when all have obeyed it."""
+        """Send a command from rank 0 to all servers; return when all have executed it."""
         if self.rank == 0:
             self._store._send_command_to_servers(COMMAND_HEAD, body)
 
-    def save(self, to: str) -> None:
-        """Begin to write all tables and optimizer states into the checkpoint folder ``to``.
+    def save(self, folder: str) -> None:
+        """Start writing all tables and optimizer state into the checkpoint folder ``folder``.
 
-        The servers answer a push of this worker when they have applied it with those of all workers, and no key of the
-        next step can be complete without this worker: so what they hold now is the state after this step.
+        Servers acknowledge this worker's push once they have applied it with those of all workers, and no key of the
+        next step can be complete without this worker. So servers hold exactly the state after this step.
         """
         assert self.rank == 0
         self._mx.nd.waitall()
-        self._command(json.dumps({"command": "save", "to": to}))
+        self._command(save_command(folder))
 
     def poll_save(self) -> SaveResult | None:
-        """How the last ``save`` went, or None while it is still under way."""
+        """Return the result of the last ``save``, or None while it is in progress."""
         assert self.rank == 0
-        self._command(json.dumps({"command": "status"}))
-        told = self._mx.nd.zeros((self._servers, STATUS_LENGTH))
-        self._store.pull(STATUS_KEY, out=told)
-        statuses = [decode_status(row_N) for row_N in told.asnumpy()]
+        self._command(STATUS_COMMAND)
+        rows = self._mx.nd.zeros((self._servers, STATUS_LENGTH))
+        self._store.pull(STATUS_KEY, out=rows)
+        statuses = [decode_status(row_N) for row_N in rows.asnumpy()]
         if any(status["state"] == "running" for status in statuses):
             return None
         for server, status in enumerate(statuses):
             if status["state"] != "saved":
-                raise CheckpointError(f"server-{server}: {status.get('message', 'has lost its save')}")
+                raise CheckpointError(f"server-{server}: {status.get('message', 'has no save in progress')}")
         return SaveResult(
             tuple(FileDigest(**status["part"]) for status in statuses),
             pause_seconds=max(status["pause_seconds"] for status in statuses),
@@ -120,7 +136,7 @@ class MXNetStore:
         )
 
     def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
-        """Copies of the named rows. All keys' requests are under way before the first answer is waited for."""
+        """Copy the requested rows. All keys are requested before the first answer is awaited."""
         blocks, requests = {}, []
         for name, rows_A in rows.items():
             layout = self._layouts[name]
@@ -139,7 +155,7 @@ class MXNetStore:
         return blocks
 
     def push(self, gradients: Mapping[str, RowGradient]) -> None:
-        """Send one step. The servers apply it when all workers' have come; the next pull waits for that."""
+        """Send one step. Servers apply it when all workers have sent theirs; the next pull waits for that."""
         for name, gradient in gradients.items():
             layout = self._layouts[name]
             check_rows(layout.table, gradient.rows_A)
@@ -150,26 +166,26 @@ class MXNetStore:
     def set_lr_factor(self, factor: float) -> None:
         """Multiply the learning rate by ``factor`` from the next step on.
 
-        As with ``save``, the servers have applied this worker's last push, and none of the next step without it.
+        As in ``save``, servers have applied this worker's last push, and nothing of the next step without it.
         """
-        if self.rank == 0 and factor != self._rate_factor:
+        if self.rank == 0 and factor != self._lr_factor:
             self._mx.nd.waitall()
-            self._command(json.dumps({"command": "rate", "factor": factor}))
-        self._rate_factor = factor
+            self._command(lr_factor_command(factor))
+        self._lr_factor = factor
 
     def all_reduce(self, values_N: FloatArray) -> FloatArray:
-        """The sum of ``values_N`` over all workers, in float64 and in the order of ranks.
+        """Sum ``values_N`` over all workers, in float64 and in the order of ranks.
 
-        MXNet's servers crash on a float64 key, so each worker writes its values, each as three float32 that add up to
-        it, into a place of its own, and the store's sum over workers gathers them.
+        MXNet's servers crash on a float64 key. So each worker writes its values, each as three float32 that add up to
+        it, into a slice of its own; the store's sum over workers gathers the slices.
         """
         assert len(values_N) <= MAX_ALL_REDUCE_LENGTH
         parts = np.zeros((self.workers, 3, MAX_ALL_REDUCE_LENGTH), dtype=np.float32)
-        rest = np.zeros(MAX_ALL_REDUCE_LENGTH)
-        rest[: len(values_N)] = values_N
+        remainder_N = np.zeros(MAX_ALL_REDUCE_LENGTH)
+        remainder_N[: len(values_N)] = values_N
         for part_N in parts[self.rank]:
-            part_N[:] = rest
-            rest -= part_N
+            part_N[:] = remainder_N
+            remainder_N -= part_N
         self._store.push(ALL_REDUCE_KEY, self._mx.nd.array(parts))
         gathered = self._mx.nd.zeros(parts.shape)
         self._store.pull(ALL_REDUCE_KEY, out=gathered)
@@ -182,6 +198,6 @@ class MXNetStore:
         self._store._barrier()
 
     def close(self) -> None:
-        """Leave the job: the servers stop when all workers have."""
+        """Leave the job: the servers stop when all workers have left."""
         self.barrier()
         self._store = None

@@ -1,4 +1,17 @@
-"""TODO-DOC split from kvstore/mxnet/server.py."""
+"""Messages between workers and servers: JSON commands, and the status that each server publishes.
+
+Commands, by ``"command"``:
+
+- ``create``: the tables, the optimizer, the seed, the number of servers, the size of keys, a checkpoint or null
+- ``load``: copy rows from that checkpoint
+- ``reset``: initialize ``rows`` of ``table``, and zero their optimizer state
+- ``lr_factor``: multiply the learning rate by ``factor`` from now on
+- ``save``: start writing a checkpoint into ``folder``
+- ``status``: publish the state of the last save in the server's row of the status key
+
+A status is ``{"state": "idle" | "running" | "saved" | "failed"}``, with a ``message`` where it failed, and with the
+fields of ``PartResult`` and ``pause_seconds`` where it was saved.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +27,14 @@ from kvstore.optimizers import OptimizerSpec
 from kvstore.store import TableSpec
 
 COMMAND_HEAD = 0
-"""The only head that MXNet hands to a controller; it drops the others silently."""
-
-
-AFRESH_ROWS = 1 << 13
-"""Rows in one command that starts rows afresh: about 100 kB of it."""
-
-
+"""MXNet passes only this head to a controller; it drops commands with others silently."""
+RESET_ROWS = 1 << 13
+"""Rows in one reset command, which then takes about 100 kB."""
 STATUS_LENGTH = 4096
-"""What one server tells is so many float32: the length of a text, then its bytes, one in each."""
+"""float32 values per server in the status key: the length of a text, then its bytes, one in each value."""
+
+LOAD_COMMAND = json.dumps({"command": "load"})
+STATUS_COMMAND = json.dumps({"command": "status"})
 
 
 def create_command(
@@ -30,10 +42,10 @@ def create_command(
     optimizer: OptimizerSpec,
     seed: int,
     servers: int,
-    key_bytes: int,
+    max_key_bytes: int,
     checkpoint: str | None,
 ) -> str:
-    """The command, JSON, that tells each server which tables it will hold a part of, and where rows come from."""
+    """Return the command that tells servers the layout of tables and the source of their rows."""
     return json.dumps(
         {
             "command": "create",
@@ -41,27 +53,38 @@ def create_command(
             "optimizer": asdict(optimizer),
             "seed": seed,
             "servers": servers,
-            "key_bytes": key_bytes,
+            "max_key_bytes": max_key_bytes,
             "checkpoint": checkpoint,
         }
     )
 
 
 def reset_commands(table: str, rows_R: IntArray) -> Iterator[str]:
-    """The commands, JSON, that tell each server to start rows of ``table`` afresh, so many of them in each."""
-    for start in range(0, len(rows_R), AFRESH_ROWS):
-        rows = rows_R[start : start + AFRESH_ROWS].tolist()
-        yield json.dumps({"command": "afresh", "table": table, "rows": rows})
+    """Yield the commands that reset ``rows_R`` of ``table``, at most ``RESET_ROWS`` in each."""
+    for start in range(0, len(rows_R), RESET_ROWS):
+        rows = rows_R[start : start + RESET_ROWS].tolist()
+        yield json.dumps({"command": "reset", "table": table, "rows": rows})
+
+
+def lr_factor_command(factor: float) -> str:
+    """Return the command that multiplies the learning rate by ``factor``."""
+    return json.dumps({"command": "lr_factor", "factor": factor})
+
+
+def save_command(folder: str) -> str:
+    """Return the command that starts a save into the checkpoint folder ``folder``, a path or URI."""
+    return json.dumps({"command": "save", "folder": folder})
 
 
 def decode_status(row_N: FloatArray) -> dict[str, Any]:
-    """What a server has told, from its row of the status key."""
+    """Decode a server's status from its row of the status key, float32 (STATUS_LENGTH,)."""
     text = row_N[1 : 1 + int(row_N[0])].astype(np.uint8).tobytes()
     status: dict[str, Any] = json.loads(text)
     return status
 
 
-def _encode_status(status: dict[str, Any], row_N: FloatArray) -> None:
+def encode_status(status: dict[str, Any], row_N: FloatArray) -> None:
+    """Write ``status`` into a server's row of the status key, in place."""
     text = json.dumps(status).encode("ascii")
     assert len(text) < STATUS_LENGTH
     row_N[0] = len(text)

@@ -1,4 +1,4 @@
-"""The one way in which Crossfade imports MXNet, and views of MXNet's memory as numpy arrays."""
+"""Import MXNet safely, and view its memory as numpy arrays. Nothing else imports MXNet directly."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from kvstore import memory as pages
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError, MissingExtraError
+from kvstore.memory import advise_huge_pages, release_pages
 from kvstore.mxnet.deferred_operators import deferred_operators
 
 ROLE_VARIABLE = "DMLC_ROLE"
 
 
 def require_mxnet() -> None:
-    """Look whether MXNet is installed, without the seconds that an import takes.
+    """Check that MXNet is installed, without the seconds that an import takes.
 
     Raises:
         MissingExtraError: it is not.
@@ -29,14 +29,14 @@ def require_mxnet() -> None:
 
 
 def import_mxnet() -> Any:
-    """Import MXNet 1.x beside a numpy that has lost the aliases it uses, without letting it seize the process.
+    """Import MXNet 1.x with a numpy that lacks the aliases it uses, and without starting its server.
 
-    In a process whose ``DMLC_ROLE`` is server or scheduler, ``import mxnet`` runs the role's loop and exits. The role
-    is hidden meanwhile, so that a main of our own runs it.
+    In a process whose ``DMLC_ROLE`` is server or scheduler, ``import mxnet`` runs the role's loop and exits. The
+    role is hidden during the import, so that ``kvstore.mxnet.server.run_role`` runs it instead.
 
     Raises:
         MissingExtraError: MXNet is not installed.
-        InputError: it is, but a system library that it needs is not.
+        InputError: a system library that it needs is not installed.
     """
     require_mxnet()
     role = os.environ.pop(ROLE_VARIABLE, None)
@@ -71,22 +71,22 @@ def _check(status: int) -> None:
 
 
 def dense_view(array: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A numpy array on the memory of a dense NDArray, or of a row_sparse one's values; no copy.
+    """View the memory of a dense NDArray, or the values of a row_sparse one, as a numpy array without a copy.
 
-    It is valid for as long as somebody holds the NDArray, and its pending operations must have been waited for.
+    The view is valid while the NDArray is alive. Pending operations on the NDArray must have finished.
     """
     if 0 in shape:
         return np.empty(shape, dtype=dtype)
     pointer = ctypes.c_void_p()
     _check(_library().MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
     assert pointer.value is not None
-    bytes_wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    buffer = (ctypes.c_byte * bytes_wanted).from_address(pointer.value)
+    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = (ctypes.c_byte * num_bytes).from_address(pointer.value)
     return np.frombuffer(memoryview(buffer), dtype=dtype).reshape(shape)
 
 
 def row_sparse_ids(array: Any) -> IntArray:
-    """The row ids that a row_sparse NDArray stores, int64 (A,): a copy, MXNet offers no view. It must be written."""
+    """Copy the row ids of a row_sparse NDArray, int64 (A,); MXNet offers no view. Pending operations must be done."""
     from mxnet.base import NDArrayHandle
     from mxnet.ndarray import NDArray
 
@@ -97,26 +97,26 @@ def row_sparse_ids(array: Any) -> IntArray:
 
 
 def row_sparse_from(rows_A: IntArray, values_RD: FloatArray, order_A: IntArray, shape: tuple[int, int]) -> Any:
-    """A row_sparse float32 NDArray of ``shape`` that stores ``values_RD[order_A]`` as its rows ``rows_A``.
+    """Create a row_sparse float32 NDArray of ``shape`` that stores ``values_RD[order_A]`` as its rows ``rows_A``.
 
-    ``rows_A`` are sorted, unique int64 (a float32 id, MXNet's default, is wrong above 2^24).
+    ``rows_A`` are sorted, unique int64 (float32 ids, MXNet's default, are inexact above 2^24).
     """
-    result, values_AD = _row_sparse_unwritten(rows_A, shape)
+    result, values_AD = _row_sparse_uninitialized(rows_A, shape)
     if len(rows_A):
         np.take(values_RD, order_A, axis=0, out=values_AD)
     return result
 
 
 def row_sparse_zeros(shape: tuple[int, int], *, stored: bool) -> Any:
-    """Zeros in row_sparse form: with every row stored, values that take no memory unless written, or with none."""
-    result, values_AD = _row_sparse_unwritten(np.arange(shape[0] if stored else 0, dtype=np.int64), shape)
-    pages.advise_huge_pages(values_AD)
-    pages.release_pages(values_AD)
+    """Create row_sparse zeros: with every row stored, whose values take no memory until written, or with none."""
+    result, values_AD = _row_sparse_uninitialized(np.arange(shape[0] if stored else 0, dtype=np.int64), shape)
+    advise_huge_pages(values_AD)
+    release_pages(values_AD)
     return result
 
 
-def _row_sparse_unwritten(rows_A: IntArray, shape: tuple[int, int]) -> tuple[Any, FloatArray]:
-    """A row_sparse float32 NDArray that stores ``rows_A``, and its values, yet to be written where they lie."""
+def _row_sparse_uninitialized(rows_A: IntArray, shape: tuple[int, int]) -> tuple[Any, FloatArray]:
+    """Create a row_sparse float32 NDArray that stores ``rows_A``; also return its uninitialized values, a view."""
     import mxnet as mx
     from mxnet.ndarray.sparse import RowSparseNDArray, _new_alloc_handle
 

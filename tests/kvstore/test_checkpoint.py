@@ -24,7 +24,7 @@ RANGES = (1, 2, 3, 5, 6, 8, 10)
 ROWS = (1, 2, 7, 100)
 ADAM = OptimizerSpec("adam")
 ROWWISE = OptimizerSpec("rowwise_adagrad")
-CUSTOMER, TRACK = TableSpec("customer", rows=50, dim=4, scale=0.1), TableSpec("track", rows=30, dim=3, scale=0.5)
+CUSTOMER, TRACK = TableSpec("customer", rows=50, dim=4, init_std=0.1), TableSpec("track", rows=30, dim=3, init_std=0.5)
 
 
 def equal(one: Arrays, other: Arrays) -> None:
@@ -70,7 +70,7 @@ def test_a_checkpoint_loads_into_any_number_of_ranges_with_equal_bits(saved: Sav
 
 @pytest.mark.parametrize("entries", [1, 3, 16])
 def test_a_checkpoint_loads_in_pieces_of_any_size(saved: Saved, monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
-    monkeypatch.setattr("kvstore.checkpoint.reader._PIECE_BYTES", entries * 3 * 4)
+    monkeypatch.setattr("kvstore.checkpoint.reader.CHUNK_BYTES", entries * 3 * 4)
     into = {table.name: blank(table, saved.optimizer, 3) for table in saved.tables}
     open_checkpoint(saved.uri).load([held for table in into.values() for held in table])
     for name, held in into.items():
@@ -87,7 +87,7 @@ def test_each_server_of_several_loads_its_own_ranges(saved: Saved) -> None:
 
 @pytest.mark.parametrize("ranges", [1, 4, 5])
 def test_a_larger_table_takes_the_old_rows_and_keeps_its_own_new_ones(saved: Saved, ranges: int) -> None:
-    larger = [TableSpec(table.name, table.rows + 13, table.dim, table.scale) for table in saved.tables]
+    larger = [TableSpec(table.name, table.rows + 13, table.dim, table.init_std) for table in saved.tables]
     into = {table.name: blank(table, saved.optimizer, ranges) for table in larger}
     checkpoint = open_checkpoint(saved.uri)
     checkpoint.check_fits(larger, saved.optimizer)
@@ -223,7 +223,7 @@ def test_a_missing_file_is_found_and_named(checkpoints: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("weights.00000-of-00004", "weights.00001-of-00004"), ("squares.00000-of-00004",) * 2]
+    "names", [("weights.00000-of-00004", "weights.00001-of-00004"), ("sum_of_squares.00000-of-00004",) * 2]
 )
 def test_files_put_in_each_others_place_are_found(checkpoints: str, names: tuple[str, str]) -> None:
     uri = step_folder(checkpoints, 2)
@@ -246,7 +246,7 @@ def test_parts_of_another_step_are_found(checkpoints: str) -> None:
 
 def test_a_checkpoint_under_another_steps_name_is_refused(checkpoints: str) -> None:
     shutil.copytree(step_folder(checkpoints, 1), step_folder(checkpoints, 3))
-    with pytest.raises(CheckpointError, match=r"step-000000003/manifest.json: it is of step 1"):
+    with pytest.raises(CheckpointError, match=r"step-000000003/manifest.json: is of step 1"):
         open_checkpoint(step_folder(checkpoints, 3))
 
 
@@ -259,12 +259,14 @@ def resealed(path: Path, change: Callable[[str], str]) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda text: text.replace('"version": 1', '"version": 2'), "version 2 of the format"),
-        (lambda text: text.replace('"crossfade-checkpoint"', '"other"'), "its format is 'other'"),
+        (lambda text: text.replace('"crossfade-checkpoint"', '"other"'), "expected format .*, found 'other'"),
         (lambda text: text.replace('"seed": 1', '"seed": "x"'), "seed: input should be a valid integer"),
         (lambda text: text.replace('"seed": 1', '"seed": 1,\n "more": 1'), "more: is not a known key"),
         (lambda text: text.replace('"rowwise_adagrad"', '"nadam"'), "optimizer.kind: input should be"),
-        (lambda text: text.replace('"rowwise_adagrad"', '"sgd"'), "not a file of the tables and the optimizer"),
+        (
+            lambda text: text.replace('"rowwise_adagrad"', '"sgd"'),
+            "belongs to no table and optimizer state in manifest.json",
+        ),
         (lambda text: text.replace('"rows": 50', '"rows": 49'), "bytes, but its rows take"),
         (lambda text: text.replace('"dim": 3', '"dim": 5'), "bytes, but its rows take"),
     ],
@@ -279,6 +281,15 @@ def test_a_manifest_that_is_not_of_these_files_is_refused(
     with pytest.raises(CheckpointError, match=reason) as caught:
         open_checkpoint(uri)
     assert caught.value.checkpoint == uri
+
+
+def test_checkpoint_of_another_version_is_rejected_and_not_skipped_as_corrupt(checkpoints: str) -> None:
+    uri = step_folder(checkpoints, 2)
+    resealed(Path(uri, "manifest.json"), lambda text: text.replace('"version": 2', '"version": 1'))
+    for read in (lambda: open_checkpoint(uri), lambda: latest_checkpoint(checkpoints)):
+        with pytest.raises(CheckpointError, match=r"has format version 1, .* reads version 2 only") as caught:
+            read()
+        assert caught.value.checkpoint is None
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "", "\0\xff", '{"format": "crossfade-interactions", "version": 1}'])
@@ -296,17 +307,17 @@ def test_a_range_that_no_part_lists_is_missed(checkpoints: str) -> None:
         return json.dumps({**manifest, "parts": manifest["parts"][:1]}, indent=1).removesuffix("\n}")
 
     resealed(Path(uri, "manifest.json"), without_a_part)
-    with pytest.raises(CheckpointError, match=r"customer/weights\.\*\.npy: there is not one file for each range"):
+    with pytest.raises(CheckpointError, match=r"customer/weights\.\*\.npy: expected exactly one file for each shard"):
         open_checkpoint(uri)
 
 
 @pytest.mark.parametrize(
     ("tables", "optimizer", "reason"),
     [
-        ([TableSpec("customer", 50, 8, 0.1)], ROWWISE, r"table 'customer' has 4 columns, but 8 are wanted"),
-        ([TableSpec("customer", 49, 4, 0.1)], ROWWISE, r"table 'customer' has 50 rows, but only 49 are wanted"),
-        ([CUSTOMER, TRACK], ADAM, r"state of the optimizer rowwise_adagrad, not of adam"),
-        ([TableSpec("artist", 50, 4, 0.1)], ROWWISE, r"has the tables customer, track, none of which is wanted"),
+        ([TableSpec("customer", 50, 8, 0.1)], ROWWISE, r"table 'customer' has 4 columns, but the job's has 8"),
+        ([TableSpec("customer", 49, 4, 0.1)], ROWWISE, r"table 'customer' has 50 rows, but the job's has only 49"),
+        ([CUSTOMER, TRACK], ADAM, r"state of the optimizer rowwise_adagrad, but the job uses adam"),
+        ([TableSpec("artist", 50, 4, 0.1)], ROWWISE, r"has the tables customer, track, none of which the job has"),
     ],
 )
 def test_a_checkpoint_of_other_tables_is_refused_and_not_called_damaged(
@@ -368,7 +379,7 @@ def test_damaged_partial_and_refused_checkpoints_are_skipped_with_the_reason(
     copy_steps(small_steps, checkpoints, 3, 4, 5)
     Path(step_folder(checkpoints, 5), "manifest.json").unlink()
     flip(Path(step_folder(checkpoints, 4), "part-00000-of-00002.json"), 10)
-    Path(step_folder(checkpoints, 3), "track", "squares.00001-of-00002.npy").unlink()
+    Path(step_folder(checkpoints, 3), "track", "sum_of_squares.00001-of-00002.npy").unlink()
     Path(checkpoints, "step-000000009").mkdir()
     Path(checkpoints, "notes.txt").write_text("not a checkpoint")
     checkpoint, skipped = latest_checkpoint(checkpoints, {step_folder(checkpoints, 2)})
@@ -378,8 +389,8 @@ def test_damaged_partial_and_refused_checkpoints_are_skipped_with_the_reason(
         "step-000000009/manifest.json: missing",
         "step-000000005/manifest.json: missing",
         "step-000000004/part-00000-of-00002.json: its CRC-32",
-        "step-000000003/track/squares.00001-of-00002.npy: missing",
-        "step-000000002: was found damaged before",
+        "step-000000003/track/sum_of_squares.00001-of-00002.npy: missing",
+        "step-000000002: was found corrupt before",
     ]
     for reason, part in zip(skipped, expected, strict=True):
         assert part in reason
@@ -389,16 +400,16 @@ def test_prune_keeps_the_newest_whole_ones_and_what_is_being_written(small_steps
     copy_steps(small_steps, checkpoints, 3, 5, 6)
     Path(step_folder(checkpoints, 6), "manifest.json").unlink()
     Path(step_folder(checkpoints, 3), "manifest.json").unlink()
-    Path(checkpoints, "run.json").write_text("{}")
-    prune(checkpoints, keep=2)
+    Path(checkpoints, "owner.json").write_text("{}")
+    prune(checkpoints, keep_latest=2)
     assert sorted(path.name for path in Path(checkpoints).iterdir()) == [
-        "run.json",
+        "owner.json",
         "step-000000002",
         "step-000000005",
         "step-000000006",
     ]
     load_small(step_folder(checkpoints, 2))
-    prune(checkpoints, keep=1)
+    prune(checkpoints, keep_latest=1)
     assert not Path(step_folder(checkpoints, 2)).exists()
 
 
@@ -411,13 +422,15 @@ def test_what_is_half_deleted_is_no_checkpoint_and_not_called_damaged(
         (folder / "customer" / "weights.00000-of-00004.npy").unlink()
         raise OSError("gone in the middle")
 
-    for action in (lambda: prune(checkpoints, keep=2), lambda: delete_after(checkpoints, 2)):
+    for action in (lambda: prune(checkpoints, keep_latest=2), lambda: delete_after(checkpoints, 2)):
         with monkeypatch.context() as patch:
             patch.setattr("kvstore.io.folder.shutil.rmtree", delete_half)
             with pytest.raises(CheckpointError, match="gone in the middle"):
                 action()
     for step in (1, 3):
-        with pytest.raises(CheckpointError, match=r"manifest.json: missing: this is no checkpoint"):
+        with pytest.raises(
+            CheckpointError, match=r"manifest.json: missing: this is not a checkpoint, or an incomplete one"
+        ):
             open_checkpoint(step_folder(checkpoints, step))
     checkpoint, _ = latest_checkpoint(checkpoints)
     assert checkpoint is not None

@@ -9,7 +9,7 @@ import pytest
 
 from kvstore.errors import CheckpointError
 from kvstore.mxnet.client import MXNetStore
-from kvstore.mxnet.commands import STATUS_LENGTH, _encode_status
+from kvstore.mxnet.commands import STATUS_LENGTH, encode_status
 
 
 def test_a_save_is_commanded_when_the_pushes_of_its_step_have_been_answered() -> None:
@@ -34,7 +34,7 @@ def told_by(*statuses: dict[str, Any]) -> MXNetStore:
     """The store of a worker whose servers tell ``statuses`` of their save."""
     told = np.zeros((len(statuses), STATUS_LENGTH), np.float32)
     for status, row_N in zip(statuses, told, strict=True):
-        _encode_status(status, row_N)
+        encode_status(status, row_N)
     store = object.__new__(MXNetStore)
     store.rank, store._servers = 0, len(statuses)
     store._mx = SimpleNamespace(nd=SimpleNamespace(zeros=lambda _shape: SimpleNamespace(asnumpy=lambda: told)))

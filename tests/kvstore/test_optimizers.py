@@ -162,7 +162,7 @@ def test_a_row_first_active_at_step_ten_moves_under_adam_as_one_at_step_one() ->
     np.testing.assert_array_equal(weights_ND[1], early_D)
     # The first step of Adam is the learning rate against the gradient's sign, but for epsilon.
     np.testing.assert_allclose(weights_ND[1], start_D - 0.05 * np.sign(gradient_1D[0]), atol=2e-3)
-    assert optimizer.state["steps"].tolist() == [10, 1]
+    assert optimizer.state["step"].tolist() == [10, 1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30], ids=["nan", "inf", "minus inf", "square overflows"])

@@ -32,7 +32,7 @@ def test_philox_gives_the_known_answers_of_random123(
 
 def filled(rows_A: np.ndarray, dim: int = 6, seed: int = 1, table: str = "track", scale: float = 0.1) -> FloatArray:
     out_AD = np.full((len(rows_A), dim), np.nan, dtype=np.float32)
-    init_rows(out_AD, rows_A, seed=seed, table=table, scale=scale)
+    init_rows(out_AD, rows_A, seed=seed, table=table, std=scale)
     return out_AD
 
 

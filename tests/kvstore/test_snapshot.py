@@ -116,7 +116,7 @@ def test_rows_that_change_again_and_again_meanwhile_are_written_as_they_were(
 
 def test_changes_wait_for_room_where_there_is_little_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.LEAST_KEPT_BYTES", 0)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.MIN_COPY_BYTES", 0)
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, _):
         begun = snapshot.pause_seconds
@@ -131,7 +131,7 @@ def test_changes_do_not_wait_for_ever_for_a_writer_that_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.LEAST_KEPT_BYTES", 0)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.MIN_COPY_BYTES", 0)
     monkeypatch.setattr("kvstore.checkpoint.snapshot.MAX_WAIT_SECONDS", 0.2)
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, writer):
@@ -144,14 +144,14 @@ def test_changes_do_not_wait_for_ever_for_a_writer_that_stands_still(
 def test_updates_wait_no_longer_than_that_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvstore.checkpoint.snapshot.MAX_WAIT_SECONDS", 2.0)
     monkeypatch.setattr("kvstore.checkpoint.snapshot.COPY_FRACTION", 64)
-    monkeypatch.setattr("kvstore.checkpoint.snapshot.LEAST_KEPT_BYTES", 0)
+    monkeypatch.setattr("kvstore.checkpoint.snapshot.MIN_COPY_BYTES", 0)
     held = ones(LARGE)
     with snapshot_of(held, to=tmp_path) as (snapshot, writer):
         writer.suspend()
         snapshot.pause_seconds = 1.8
         change(snapshot, held)
         assert snapshot.pause_seconds < 3.0
-        assert "updates had to wait for 2 s" in failure(snapshot)
+        assert "updates waited for 2 s" in failure(snapshot)
 
 
 def test_a_writer_that_stands_still_is_given_up_though_no_update_waits(
@@ -161,7 +161,7 @@ def test_a_writer_that_stands_still_is_given_up_though_no_update_waits(
         writer.suspend()
         assert snapshot.poll() is None
         monkeypatch.setattr("kvstore.checkpoint.snapshot.MAX_STANDSTILL_SECONDS", 0.1)
-        assert "could not be written: nothing of it could be written for 0 s" in failure(snapshot)
+        assert "could not be written: writing made no progress for 0 s" in failure(snapshot)
 
 
 def test_changes_after_the_end_of_a_snapshot_are_nothing_to_it(tmp_path: Path) -> None:
@@ -239,7 +239,9 @@ def test_a_store_saves_one_checkpoint_at_a_time(tmp_path: Path) -> None:
     with closing(LocalStore()) as store:
         store.create([TableSpec("track", 100, DIM, 0.1)], OptimizerSpec("sgd"), seed=1)
         store.save(str(tmp_path / "one"))
-        with pytest.raises(CheckpointError, match="two: cannot be written while the checkpoint before it still is"):
+        with pytest.raises(
+            CheckpointError, match="two: cannot be written while the previous checkpoint is being written"
+        ):
             store.save(str(tmp_path / "two"))
         saved(store)
         store.save(str(tmp_path / "two"))
@@ -252,10 +254,7 @@ def test_a_store_saves_one_checkpoint_at_a_time(tmp_path: Path) -> None:
 def test_the_death_of_the_writer_is_an_error(tmp_path: Path, number: signal.Signals) -> None:
     with snapshot_of(ones(LARGE), to=tmp_path) as (snapshot, writer):
         writer.send_signal(number)
-        assert (
-            failure(snapshot)
-            == f"{tmp_path}: could not be written: the process that wrote it was killed by {number.name}"
-        )
+        assert failure(snapshot) == f"{tmp_path}: could not be written: the writing process was killed by {number.name}"
 
 
 def test_rows_that_cannot_be_sent_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +269,10 @@ def test_rows_that_cannot_be_sent_are_an_error(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("length", [0, 10, 40, 60, 75, -14, -1])
 def test_a_snapshot_that_ends_anywhere_before_its_end_makes_no_part(tmp_path: Path, length: int) -> None:
-    first, second = ({"path": "track/weights.npy", "bytes": 4, "of": 8}, {"path": "few.npy", "bytes": 2, "of": 2})
+    first, second = (
+        {"path": "track/weights.npy", "bytes": 4, "file_bytes": 8},
+        {"path": "few.npy", "bytes": 2, "file_bytes": 2},
+    )
     frames = b"".join(
         json.dumps(frame).encode() + b"\n" + values
         for frame, values in ((first, b"1234"), (second, b"ab"), (first, b"5678"))
@@ -279,13 +281,13 @@ def test_a_snapshot_that_ends_anywhere_before_its_end_makes_no_part(tmp_path: Pa
     with pytest.raises(CheckpointError):
         write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames[:length]))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames))["written"] > 10
+    assert write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames))["total_bytes"] > 10
     assert (tmp_path / "track" / "weights.npy").read_bytes() == b"12345678"
     assert (tmp_path / "few.npy").read_bytes() == b"ab"
 
 
 def test_a_snapshot_that_leaves_out_the_end_of_a_file_makes_no_part(tmp_path: Path) -> None:
-    frames = b'{"path": "track/weights.npy", "bytes": 4, "of": 8}\n1234{"end": true}\n'
+    frames = b'{"path": "track/weights.npy", "bytes": 4, "file_bytes": 8}\n1234{"end": true}\n'
     with pytest.raises(CheckpointError):
         write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -296,7 +298,7 @@ def test_closing_ends_the_writing_at_once_whatever_it_waits_for(tmp_path: Path) 
         writer.suspend()
         snapshot.close()
         assert not writer.is_running()
-        with pytest.raises(CheckpointError, match="was given up"):
+        with pytest.raises(CheckpointError, match="was abandoned"):
             snapshot.poll()
     assert not list(tmp_path.glob("part-*"))
 

@@ -27,8 +27,8 @@ from kvstore.optimizers import OptimizerSpec
 from kvstore.store import TableSpec
 
 SGD = OptimizerSpec("sgd")
-SMALL = TableSpec("small", rows=50, dim=4, scale=0.1)
-LARGE = TableSpec("large", rows=(64 << 20) // 256, dim=64, scale=0.1)
+SMALL = TableSpec("small", rows=50, dim=4, init_std=0.1)
+LARGE = TableSpec("large", rows=(64 << 20) // 256, dim=64, init_std=0.1)
 """64 MB: several parts of an upload."""
 
 
@@ -273,14 +273,13 @@ def test_checkpoints_on_s3_are_written_found_loaded_and_pruned(checkpoints: str)
     assert checkpoint is not None
     assert checkpoint.uri == step_folder(checkpoints, 2)
     assert skipped == [
-        f"{checkpoints}/step-000000003/manifest.json: missing: this is no checkpoint, or one that was not written to "
-        "its end"
+        f"{checkpoints}/step-000000003/manifest.json: missing: this is not a checkpoint, or an incomplete one"
     ]
     assert_loads(checkpoint, arrays)
     with closing(checkpoint):
         pieces = [checkpoint.weights("large", start, start + 65536) for start in range(0, LARGE.rows, 65536)]
     np.testing.assert_array_equal(np.concatenate(pieces), arrays["large"]["weights"])
-    prune(checkpoints, keep=1)
+    prune(checkpoints, keep_latest=1)
     # Not by its names: this server goes on listing the first as an empty folder.
     assert {path.partition("/")[0] for path in Folder(checkpoints).sizes()} == {"step-000000002", "step-000000003"}
     assert_loads(open_checkpoint(checkpoint.uri), arrays)
@@ -291,7 +290,7 @@ def test_checkpoints_on_s3_are_written_found_loaded_and_pruned(checkpoints: str)
 def test_an_object_whose_snapshot_breaks_off_is_not_there(checkpoints: str, sent: int) -> None:
     to = Folder(step_folder(checkpoints, 1))
     size = 64 << 20
-    frame = json.dumps({"path": "track/weights.00000-of-00001.npy", "bytes": size, "of": size}).encode() + b"\n"
+    frame = json.dumps({"path": "track/weights.00000-of-00001.npy", "bytes": size, "file_bytes": size}).encode() + b"\n"
     writer = subprocess.run(
         [sys.executable, "-P", "-m", "kvstore.checkpoint.writer", to.uri, "0", "1", str(os.getpid())],
         input=frame + bytes(sent),
@@ -299,7 +298,7 @@ def test_an_object_whose_snapshot_breaks_off_is_not_there(checkpoints: str, sent
         check=False,
     )
     assert writer.returncode == 1
-    assert json.loads(writer.stdout) == {"error": "the snapshot ended before its end"}
+    assert json.loads(writer.stdout) == {"error": "the snapshot is truncated"}
     assert writer.stderr == b""
     assert to.sizes() == {}
 
@@ -315,9 +314,7 @@ def test_damage_on_s3_is_found(checkpoints: str) -> None:
         open_checkpoint(step.uri).load(into(SMALL))
     assert caught.value.checkpoint == step.uri
     step.write(path, data[:-1])
-    with pytest.raises(
-        CheckpointError, match=r"small/weights.00001-of-00003.npy: has 399 bytes where 400 were written"
-    ):
+    with pytest.raises(CheckpointError, match=r"small/weights.00001-of-00003.npy: has 399 bytes, expected 400"):
         open_checkpoint(step.uri)
 
 

@@ -20,7 +20,7 @@ from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec, make_optimiz
 from kvstore.store import NO_RESETS, RowGradient, RowStore, TableSpec, Traffic
 
 STORES: dict[str, Callable[[], RowStore]] = {"LocalStore": LocalStore}
-TABLES = [TableSpec("customer", rows=50, dim=4, scale=0.1), TableSpec("track", rows=30, dim=3, scale=0.5)]
+TABLES = [TableSpec("customer", rows=50, dim=4, init_std=0.1), TableSpec("track", rows=30, dim=3, init_std=0.5)]
 SGD = OptimizerSpec("sgd", learning_rate=1.0)
 
 OpenStore = Callable[..., RowStore]
@@ -63,7 +63,7 @@ def test_fresh_rows_have_the_scale_of_their_table(open_store: OpenStore) -> None
     for table, block_AD in zip(TABLES, everything(open_store()).values(), strict=True):
         assert block_AD.dtype == np.float32
         assert block_AD.shape == (table.rows, table.dim)
-        assert block_AD.std() == pytest.approx(table.scale, rel=0.25)
+        assert block_AD.std() == pytest.approx(table.init_std, rel=0.25)
 
 
 def test_a_seed_gives_the_same_rows_again_and_another_gives_others(open_store: OpenStore) -> None:
@@ -201,7 +201,7 @@ def test_what_is_saved_is_the_state_at_the_call(open_store: OpenStore, tmp_path:
 def test_rows_that_a_checkpoint_lacks_are_those_of_a_fresh_table(open_store: OpenStore, tmp_path: Path) -> None:
     old = moved(open_store(seed=1))
     checkpoint = save_store(old, str(tmp_path), 1, TABLES, SGD)
-    larger = [TableSpec(table.name, table.rows + 9, table.dim, table.scale) for table in TABLES]
+    larger = [TableSpec(table.name, table.rows + 9, table.dim, table.init_std) for table in TABLES]
     tables = [*larger, TableSpec("artist", 8, 4, 0.1)]
     rows = {table.name: np.arange(table.rows) for table in tables}
     grown = open_store(tables=tables, seed=2, checkpoint=checkpoint).pull(rows)
@@ -330,9 +330,9 @@ def test_a_step_in_process_allocates_by_its_active_rows_whatever_the_size_of_the
 
 def test_traffic_counts_row_ids_with_their_values_and_what_a_dense_push_would_have_been() -> None:
     traffic = Traffic()
-    traffic.pulled(10, dim=4)
-    traffic.pushed(3, TABLES[0])
-    traffic.pushed(0, TABLES[0])
+    traffic.count_pull(10, dim=4)
+    traffic.count_push(3, TABLES[0])
+    traffic.count_push(0, TABLES[0])
     assert (traffic.rows_pulled, traffic.bytes_pulled) == (10, 10 * (8 + 16))
     assert (traffic.rows_pushed, traffic.bytes_pushed) == (3, 3 * (8 + 16))
     assert traffic.bytes_pushed_if_dense == 2 * 50 * 4 * 4

@@ -66,7 +66,7 @@ def test_rows_of_ranges_are_the_inverse_of_split(layout: TableLayout) -> None:
             np.testing.assert_array_equal(held_by_key[part.key][part.positions_A], rows_A[part.order_A])
     held = np.sort(np.concatenate(list(held_by_key.values())))
     np.testing.assert_array_equal(held, np.arange(len(held)))  # each once, then the padding
-    assert layout.table.rows <= len(held) < layout.table.rows + layout.shards
+    assert layout.table.rows <= len(held) < layout.table.rows + layout.num_shards
 
 
 @every_layout
@@ -86,7 +86,7 @@ def test_popular_rows_stand_first_in_the_memory_of_their_server(layout: TableLay
         held = layout.rows_of(layout.shard_of(key, server))
         assert held.shape == (layout.shard_rows,)
         assert (np.diff(held) > 0).all()
-        assert held[0] < layout.shards
+        assert held[0] < layout.num_shards
 
 
 @pytest.mark.parametrize(("rows", "servers", "key_bytes"), list(product(ROWS, SERVERS, KEY_BYTES)))
@@ -101,12 +101,12 @@ def test_a_table_of_billions_of_parameters_fits_the_largest_key() -> None:
     (layout,) = make_layout([TableSpec("track", 100_000_000, 64, 0.1)], servers=8)
     assert layout.keys == 24
     assert np.prod(layout.key_shape) * VALUE_BYTES <= 2**30
-    assert layout.shard_rows * layout.shards >= 100_000_000
+    assert layout.shard_rows * layout.num_shards >= 100_000_000
 
 
 def test_tables_share_no_key_and_leave_those_for_sums_and_status_alone() -> None:
     tables = [TableSpec(name, rows, DIM, 0.1) for name, rows in (("customer", 100), ("track", 7), ("artist", 1))]
-    layouts = make_layout(tables, servers=2, key_bytes=20 * ROW_BYTES)
+    layouts = make_layout(tables, servers=2, max_key_bytes=20 * ROW_BYTES)
     assert [layout.table for layout in layouts] == tables
     keys = [key for layout in layouts for key in layout.key_numbers]
     assert keys == list(range(2, len(keys) + 2))

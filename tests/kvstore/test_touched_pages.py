@@ -25,7 +25,7 @@ def test_of_a_step_in_process(kind: OptimizerKind) -> None:
     gradient = step()
     with closing(LocalStore()) as store:
         store.create([TABLE], OptimizerSpec(kind, weight_decay=0.1), seed=1)
-        [held] = store._ranges()
+        [held] = store._shards()
         for array in held.arrays.values():
             forget(array)
         store.pull({TABLE.name: gradient.rows_A})
@@ -46,7 +46,7 @@ def test_of_a_step_while_a_checkpoint_is_written(tmp_path: Path) -> None:
         store.create([TABLE], OptimizerSpec("sgd"), seed=1)
         store.save(str(tmp_path))
         assert store._snapshot is not None
-        [held] = store._snapshot._ranges.values()
+        [held] = store._snapshot._shards.values()
         wait_until(lambda: held.sent, 10, "the first rows to be sent")
         forget(held.slot_N)
         store.push({TABLE.name: gradient})

@@ -10,14 +10,17 @@ from dist_roles import play_role
 from saved_ranges import save_store
 
 from kvstore.mxnet.client import MXNetStore
-from kvstore.mxnet.commands import AFRESH_ROWS
+from kvstore.mxnet.commands import RESET_ROWS
 from kvstore.optimizers import OptimizerSpec
 from kvstore.store import TableSpec
 
-TABLES = [TableSpec("customer", rows=3 * AFRESH_ROWS, dim=2, scale=0.1), TableSpec("track", rows=37, dim=3, scale=0.5)]
+TABLES = [
+    TableSpec("customer", rows=3 * RESET_ROWS, dim=2, init_std=0.1),
+    TableSpec("track", rows=37, dim=3, init_std=0.5),
+]
 OPTIMIZER = OptimizerSpec("adam", weight_decay=0.01)
 SEED = 11
-AFRESH = {"customer": np.arange(1, 3 * AFRESH_ROWS - 5, dtype=np.int64), "track": np.array([0, 7, 36])}
+AFRESH = {"customer": np.arange(1, 3 * RESET_ROWS - 5, dtype=np.int64), "track": np.array([0, 7, 36])}
 """More rows than a command holds, the last of them in no command that is full."""
 
 

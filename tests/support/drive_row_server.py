@@ -29,7 +29,9 @@ def main(kind: Any, folder: Path) -> None:
     """Do it."""
     mx = import_mxnet()
     server = RowServer(SimpleNamespace(rank=0))
-    server.command(create_command([TABLE], OptimizerSpec(kind), seed=1, servers=1, key_bytes=2**30, checkpoint=None))
+    server.command(
+        create_command([TABLE], OptimizerSpec(kind), seed=1, servers=1, max_key_bytes=2**30, checkpoint=None)
+    )
     status = mx.nd.zeros((1, STATUS_LENGTH))
     server.update(STATUS_KEY, mx.nd.zeros((1, STATUS_LENGTH)), status)
     [layout] = make_layout([TABLE], servers=1)
@@ -42,9 +44,9 @@ def main(kind: Any, folder: Path) -> None:
         server.update(key, row_sparse_from(ROWS_A, gradient, np.arange(len(ROWS_A)), shape), weight)
 
     step()
-    arrays = server._shards[key].as_range().arrays
+    arrays = server._shards[key].as_table_shard().arrays
     np.savez(folder / "expected.npz", **arrays)
-    server.command(f'{{"command": "save", "to": "{folder}/saved"}}')
+    server.command(f'{{"command": "save", "folder": "{folder}/saved"}}')
     [writer] = psutil.Process().children()
     writer.suspend()
     before = arrays["weights"][ROWS_A].copy()

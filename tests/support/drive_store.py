@@ -15,7 +15,7 @@ from kvstore.mxnet.client import MXNetStore
 from kvstore.optimizers import OptimizerKind, OptimizerSpec
 from kvstore.store import MAX_ALL_REDUCE_LENGTH, RowGradient, TableSpec
 
-TABLES = [TableSpec("customer", rows=700, dim=8, scale=0.1), TableSpec("track", rows=37, dim=3, scale=0.5)]
+TABLES = [TableSpec("customer", rows=700, dim=8, init_std=0.1), TableSpec("track", rows=37, dim=3, init_std=0.5)]
 SEED = 11
 STEPS = 8
 SUMS = 1500

@@ -51,9 +51,9 @@ def joined(ranges: Sequence[TableShard]) -> Arrays:
     """The whole table that is held in ``ranges``: the reverse of ``cut``."""
     whole: Arrays = {}
     for name, values in ranges[0].arrays.items():
-        whole[name] = np.empty((ranges[0].rows, *values.shape[1:]), values.dtype)
+        whole[name] = np.empty((ranges[0].table_rows, *values.shape[1:]), values.dtype)
         for held in ranges:
-            rows = whole[name][held.number :: held.ranges]
+            rows = whole[name][held.number :: held.num_shards]
             rows[:] = held.arrays[name][: len(rows)]
     return whole
 

@@ -18,7 +18,7 @@ from kvstore.arrays import FloatArray
 from kvstore.optimizers import OptimizerSpec
 from kvstore.store import RowGradient, TableSpec
 
-TABLE = TableSpec("track", rows=200_000, dim=64, scale=0.1)
+TABLE = TableSpec("track", rows=200_000, dim=64, init_std=0.1)
 ACTIVE = 40
 
 
@@ -63,12 +63,14 @@ def of_a_server(kind: Any) -> dict[str, int]:
 
     import_mxnet()
     server = RowServer(SimpleNamespace(rank=0))
-    server.command(create_command([TABLE], OptimizerSpec(kind), seed=1, servers=1, key_bytes=2**30, checkpoint=None))
+    server.command(
+        create_command([TABLE], OptimizerSpec(kind), seed=1, servers=1, max_key_bytes=2**30, checkpoint=None)
+    )
     [layout] = make_layout([TABLE], servers=1)
     [key], shape = layout.key_numbers, layout.key_shape
     weight = row_sparse_zeros(shape, stored=True)
     server.update(key, row_sparse_zeros(shape, stored=False), weight)
-    arrays: dict[str, FloatArray] = server._shards[key].as_range().arrays
+    arrays: dict[str, FloatArray] = server._shards[key].as_table_shard().arrays
     for array in arrays.values():
         forget(array)
     gradient = step()

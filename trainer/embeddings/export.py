@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.checkpoint.files import MANIFEST_NAME
 from kvstore.checkpoint.lifecycle import latest_checkpoint
-from kvstore.checkpoint.reader import MANIFEST_NAME, Checkpoint, open_checkpoint
+from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from kvstore.errors import CheckpointError, CrossfadeError, InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
 from kvstore.store import TableSpec

@@ -256,7 +256,7 @@ def _fresh(name: str, shape: tuple[int, int], seed: int) -> FloatArray:
     values = np.empty(shape, np.float32)
     scale = float(np.sqrt(2 / sum(shape)))
     # No table has a slash in its name, so none shares these numbers.
-    init_rows(values, np.arange(len(values)), seed=seed, table=f"dense/{name}", scale=scale)
+    init_rows(values, np.arange(len(values)), seed=seed, table=f"dense/{name}", std=scale)
     return values
 
 

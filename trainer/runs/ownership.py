@@ -1,4 +1,4 @@
-"""Whose a folder of checkpoints is: one run's, as the file ``run.json`` in it says.
+"""Whose a folder of checkpoints is: one run's, as the file ``owner.json`` in it says.
 
 Two runs in one folder would delete and damage each other's checkpoints. A run that begins refuses a folder of another;
 one that is taken up elsewhere takes its folder along, and whoever had it before finds that out before it next makes a
@@ -15,7 +15,7 @@ from typing import Any
 from kvstore.errors import CheckpointError, InputError
 from kvstore.io.folder import Folder
 
-OWNER_FILE = "run.json"
+OWNER_FILE = "owner.json"
 _PROBE_FILE = "can-be-written"
 
 

@@ -122,8 +122,8 @@ class TrainLoop:
             self.store.push({name: RowGradient(rows_A, gradients[name]) for name, rows_A in active.items()})
             self.towers.update(factor)
         for table in self.model.tables:
-            progress.traffic.pulled(len(active[table.name]), table.dim)
-            progress.traffic.pushed(len(active[table.name]), table)
+            progress.traffic.count_pull(len(active[table.name]), table.dim)
+            progress.traffic.count_push(len(active[table.name]), table)
         progress.step += 1
         progress.epoch_step += 1
         progress.examples += len(batch)

@@ -102,7 +102,7 @@ def run_in_process(
         try:
             with closing(LocalStore()) as store:
                 if metrics is not None:
-                    metrics.register("rows", TableMetrics(store.work))
+                    metrics.register("rows", TableMetrics(store.stats))
                 return run_training(
                     job,
                     folder,

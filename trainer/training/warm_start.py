@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvstore.arrays import IntArray
+from kvstore.checkpoint.files import MANIFEST_NAME
 from kvstore.checkpoint.lifecycle import latest_checkpoint
-from kvstore.checkpoint.reader import MANIFEST_NAME, Checkpoint, open_checkpoint
+from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from kvstore.errors import CheckpointError, InputError
 from kvstore.io.folder import Folder
 from trainer.config.schema import JobConfig

@@ -23,8 +23,8 @@ from saved_ranges import Arrays, cut, random_table, save
 from waiting import wait_until
 
 from kvstore.arrays import FloatArray
+from kvstore.checkpoint.files import MANIFEST_NAME
 from kvstore.checkpoint.lifecycle import latest_checkpoint
-from kvstore.checkpoint.reader import MANIFEST_NAME
 from kvstore.errors import CheckpointError, InputError
 from kvstore.io.folder import Folder
 from kvstore.optimizers import OptimizerSpec

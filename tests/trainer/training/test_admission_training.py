@@ -85,8 +85,8 @@ def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) 
         for row in stay:
             assert new["weights"][row].tobytes() == old["weights"][row].tobytes()
             assert new["weights"][row].tobytes() != fresh[entity][row].tobytes()
-            assert (new["squares"][row] >= old["squares"][row]).all()
-            assert (old["squares"][row] > 0).any()
+            assert (new["sum_of_squares"][row] >= old["sum_of_squares"][row]).all()
+            assert (old["sum_of_squares"][row] > 0).any()
         for row in others:
             assert new["weights"][row].tobytes() == fresh[entity][row].tobytes()
             assert new["weights"][row].tobytes() != old["weights"][row].tobytes()
@@ -98,10 +98,10 @@ def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) 
     assert found == {"customer": [2], "track": [2, 3, 4]}
     with closing(LocalStore()) as store:
         store.create(model.tables, job.optimizer_spec, 9, start.checkpoint, start.rows_to_reset(data, manifest))
-        squares = store._optimizers["track"].state["squares"]
-    assert (squares[2:] == 0).all()
-    assert (squares[:2] == arrays(place / "run0", "track")["squares"][:2]).all()
-    assert (arrays(place / "run0", "track")["squares"][2:] > 0).any(axis=1).all(), "or this would hold nothing"
+        sum_of_squares = store._optimizers["track"].state["sum_of_squares"]
+    assert (sum_of_squares[2:] == 0).all()
+    assert (sum_of_squares[:2] == arrays(place / "run0", "track")["sum_of_squares"][:2]).all()
+    assert (arrays(place / "run0", "track")["sum_of_squares"][2:] > 0).any(axis=1).all(), "or this would hold nothing"
 
 
 def test_the_next_day_takes_what_the_row_has_learned_since(place: Path) -> None:

@@ -67,13 +67,13 @@ def check_gone(place: Path, run: str) -> None:
     for row in GONE:
         assert new["weights"][row].tobytes() == never[row].tobytes()
         assert new["weights"][row].tobytes() != old["weights"][row].tobytes()
-        assert (new["squares"][row] == 0).all()
-        assert (old["squares"][row] > 0).all()
+        assert (new["sum_of_squares"][row] == 0).all()
+        assert (old["sum_of_squares"][row] > 0).all()
     files = [path.read_bytes() for path in (place / run).rglob("*") if path.is_file()]
-    before = [old[name][row].tobytes() for name in ("weights", "squares") for row in GONE]
+    before = [old[name][row].tobytes() for name in ("weights", "sum_of_squares") for row in GONE]
     assert not [row for row in before if any(row in content for content in files)]
     others = np.setdiff1d(np.arange(CUSTOMERS), GONE)
-    assert (new["squares"][others] > old["squares"][others]).any(axis=1).all(), "the others trained on"
+    assert (new["sum_of_squares"][others] > old["sum_of_squares"][others]).any(axis=1).all(), "the others trained on"
 
 
 def test_rows_of_forgotten_customers_are_fresh_in_the_next_checkpoint(place: Path) -> None:
