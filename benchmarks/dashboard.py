@@ -1,4 +1,4 @@
-"""What reading a long run costs (400,000 lines the first time, then what has come since), and what telling of it does.
+"""Measure the cost of reading a run of 400,000 events for the dashboard, and of writing its state while it trains.
 
 .venv/bin/python benchmarks/dashboard.py
 """
@@ -23,12 +23,12 @@ from trainer.runs.folder import RunFolder
 from trainer.training.metrics import TrainingMetrics
 
 LINES = 400_000
-TOLD = 200
+REPEATS = 200
 PHASES = ("data", "sample", "pull", "gradients", "push")
 
 
 def step(number: int) -> bytes:
-    told = {
+    event = {
         "time": 1.7e9 + number,
         "event": "step",
         "epoch": 1 + number // 5000,
@@ -41,7 +41,7 @@ def step(number: int) -> bytes:
         "rows": {"customer": 15000, "track": 12000},
         "seconds": dict.fromkeys(PHASES, number * 0.01),
     }
-    return json.dumps(told).encode() + b"\n"
+    return json.dumps(event).encode() + b"\n"
 
 
 def write(folder: Path) -> int:
@@ -58,8 +58,8 @@ def timed(what: str, call: object) -> None:
     print(f"{what:<34}{spent:>8.3f} s, {used:.3f} s of a core")
 
 
-def price_of_telling(folder: Path) -> None:
-    """What a process of a run spends on its load, and the command of a run in process on its state."""
+def print_state_cost(folder: Path) -> None:
+    """Print what each process spends on its load snapshot, and 'crossfade train' on the state of the run."""
     metrics = process_metrics("long", "in-process")
     tables = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
     job = check_job({"name": "long", "data": {"path": "nowhere"}}, "here")
@@ -71,9 +71,9 @@ def price_of_telling(folder: Path) -> None:
     )
     for what, call in (("a load, every 2 s", metrics.snapshot), ("a state, every second", state._tell)):
         used = time.process_time()
-        for _ in range(TOLD):
+        for _ in range(REPEATS):
             call()
-        print(f"{what:<34}{1000 * (time.process_time() - used) / TOLD:>8.2f} ms of a core")
+        print(f"{what:<34}{1000 * (time.process_time() - used) / REPEATS:>8.2f} ms of a core")
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
         shown = [RunView(run, summarize(run), COLORS[0])]
         timed("sum it up", lambda: summarize(run))
         timed("draw it", lambda: [draw(shown, "step") for draw in (charts.loss, charts.eval_metric, charts.throughput)])
-        price_of_telling(path)
+        print_state_cost(path)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"{'memory':<34}{(after - before) / 1024:>8.0f} MiB")
 

@@ -1,12 +1,12 @@
-"""What metrics cost: steps with and without them, side by side in one run; and how soon a busy role answers a scrape.
+"""Measure the cost of metrics per step, and how soon a busy process answers a scrape.
 
     .venv/bin/python benchmarks/metrics.py [--steps 1200]
 
 The first part trains in process on the work of throughput.py (BPR triples on 1,000,000 customers and 100,000 tracks x
-64), with a batch of 16,384 and with one of 1,024. Within the run, pairs of steps take turns: with metrics, without
-counting them, and once more without, which says what of a difference is chance. The medians of the seconds a step are
-compared: pairs that take turns so fast meet the same other load. All are scraped every 5 seconds. The second part
-trains on 2 servers and 2 workers, and scrapes every process over and over meanwhile.
+64), with a batch of 16,384 and with one of 1,024. Within the run, pairs of steps alternate: with metrics, without
+counting them, and again without, which shows how much of a difference is noise. The median seconds per step are
+compared: pairs that alternate so fast see the same load from other processes. All are scraped every 5 seconds. The
+second part trains on 2 servers and 2 workers, and scrapes every process repeatedly.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SCRAPE_SECONDS = 5.0
 
 
 class Turns:
-    """Whether metrics are on; they take turns with being off, every few steps."""
+    """Switches metrics on and off every few steps, and collects the seconds per step of each turn."""
 
     def __init__(self) -> None:
         self.turn = 0
@@ -55,11 +55,11 @@ class Turns:
 
     @property
     def on(self) -> bool:
-        """Whether it is the turn of metrics."""
+        """Whether metrics are on in this turn."""
         return self.turn == 0
 
     def step(self) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         now = time.perf_counter()
         if self._count >= WARM_UP_STEPS:
             self.steps[self.turn].append(now - self._since)
@@ -69,34 +69,34 @@ class Turns:
 
 
 @contextmanager
-def taking_turns(turns: Turns) -> Iterator[None]:
-    """Have training count, and updates be counted, while it is their turn."""
-    take, updating = TrainingMetrics.observe, UpdateStats.timed_update
+def alternating(turns: Turns) -> Iterator[None]:
+    """Count steps and updates only while it is the turn of metrics."""
+    observe, timed_update = TrainingMetrics.observe, UpdateStats.timed_update
 
     @contextmanager
-    def counted_in_turn(self: UpdateStats, table: str, rows: int) -> Iterator[None]:
+    def timed_update_in_turn(self: UpdateStats, table: str, rows: int) -> Iterator[None]:
         if turns.on:
-            with updating(self, table, rows):
+            with timed_update(self, table, rows):
                 yield
         else:
             yield
 
-    def take_in_turn(self: TrainingMetrics, event: Event) -> None:
+    def observe_in_turn(self: TrainingMetrics, event: Event) -> None:
         if turns.on or not isinstance(event, StepEvent):
             begin = time.perf_counter()
-            take(self, event)
+            observe(self, event)
             if isinstance(event, StepEvent):
                 turns.counting.append(time.perf_counter() - begin)
 
-    TrainingMetrics.observe, UpdateStats.timed_update = take_in_turn, counted_in_turn  # type: ignore[method-assign]
+    TrainingMetrics.observe, UpdateStats.timed_update = observe_in_turn, timed_update_in_turn  # type: ignore[method-assign]
     try:
         yield
     finally:
-        TrainingMetrics.observe, UpdateStats.timed_update = take, updating  # type: ignore[method-assign]
+        TrainingMetrics.observe, UpdateStats.timed_update = observe, timed_update  # type: ignore[method-assign]
 
 
 def side_by_side(values: dict[str, Any], folder: Path) -> tuple[Turns, list[float]]:
-    """Train as ``values`` say; the seconds of steps, and of scrapes."""
+    """Train the job ``values``, with metrics on and off in turn; return the turns and the seconds of each scrape."""
     job = check_job(values, "benchmark")
     turns, scrapes, over = Turns(), [], threading.Event()
     metrics = ProcessMetrics(job.name, "in-process")
@@ -105,26 +105,26 @@ def side_by_side(values: dict[str, Any], folder: Path) -> tuple[Turns, list[floa
         while not over.wait(SCRAPE_SECONDS):
             scrapes.append(seconds_to_scrape(address))
 
-    def told(event: Event) -> None:
+    def emit(event: Event) -> None:
         if isinstance(event, StepEvent):
             turns.step()
 
     run = RunFolder(folder)
     with (
         serve_metrics(metrics, 0, None, "127.0.0.1") as listener,
-        taking_turns(turns),
+        alternating(turns),
         run.open_run(job, overwrite=True),
     ):
         thread = threading.Thread(target=scrape, args=(listener.address,), daemon=True)
         thread.start()
-        run_in_process(job, run, told, resume=False, stop_requested=lambda: False, say=print, metrics=metrics)
+        run_in_process(job, run, emit, resume=False, stop_requested=lambda: False, say=print, metrics=metrics)
         over.set()
         thread.join()
     return turns, scrapes
 
 
 def seconds_to_scrape(address: str) -> float:
-    """How long /metrics takes to answer."""
+    """Return the seconds that /metrics takes to answer."""
     begin = time.perf_counter()
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
         answer.read()
@@ -132,7 +132,7 @@ def seconds_to_scrape(address: str) -> float:
 
 
 def scrape_roles(job: Path, run_dir: Path, seconds: float) -> dict[str, list[float]]:
-    """Train on 2 servers and 2 workers, and scrape for so long once steps are taken."""
+    """Train on 2 servers and 2 workers; return the seconds of each scrape, by process, over ``seconds`` of training."""
     command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", str(run_dir)]
     process = subprocess.Popen(
         [*command, "--servers", "2", "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -147,19 +147,19 @@ def scrape_roles(job: Path, run_dir: Path, seconds: float) -> dict[str, list[flo
             time.sleep(0.1)
         with urllib.request.urlopen(targets, timeout=60) as answer:
             found = {each["labels"]["process"]: each["targets"][0] for each in json.load(answer)}
-        taken: dict[str, list[float]] = {process: [] for process in found}
+        scrapes: dict[str, list[float]] = {process: [] for process in found}
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for name, address in found.items():
-                taken[name].append(seconds_to_scrape(address))
-        return taken
+                scrapes[name].append(seconds_to_scrape(address))
+        return scrapes
     finally:
         process.terminate()
         process.wait()
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--steps", type=int, default=1200, help="steps of each batch size, a third of them with metrics"

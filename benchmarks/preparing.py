@@ -1,12 +1,12 @@
-"""How fast raw events are made and prepared, and in how much memory.
+"""Measure how fast raw events are generated and prepared, and in how much memory.
 
     .venv/bin/python benchmarks/preparing.py                          # 10 million events, about a minute
     .venv/bin/python benchmarks/preparing.py --events 100e6           # 100 million
     .venv/bin/python benchmarks/preparing.py --at s3://BUCKET/PREFIX  # from and to S3
 
-Events are those of ``crossfade synthesize --raw-events``, with ids of text: a customer for each hundred events, a
-track for each two hundred. The last event of each customer is held out. Memory is what the process takes beside the
-page cache (RssAnon of /proc). Seconds of the processors tell what the work costs on a machine that has other work too.
+Events are those of ``crossfade synthesize --raw-events``, with text IDs: one customer per hundred events, one track
+per two hundred. The last event of each customer is held out. Memory excludes the page cache (RssAnon of /proc).
+Processor seconds are the cost of the work on a machine that runs other work too.
 """
 
 from __future__ import annotations
@@ -29,30 +29,32 @@ from trainer.prepare.synthetic import SyntheticSpec
 from trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIMESTAMP, write_raw_events
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
-_WATCH_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 def main() -> None:
-    """Generate, prepare, print, clean up."""
+    """Generate and prepare, print the results, and delete the data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=float, default=10e6, metavar="N", help="raw events (default 10e6)")
-    parser.add_argument("--at", metavar="DIR", help="folder or s3:// URI for the data (default: a temporary folder)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="as of 'crossfade prepare'")
+    parser.add_argument("--events", type=float, default=10e6, metavar="N", help="generate N raw events (default: 10e6)")
+    parser.add_argument(
+        "--at", metavar="DIR", help="keep the data in this folder or s3:// URI (default: a temporary folder)"
+    )
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="keep temporary files of 'crossfade prepare' here")
     arguments = parser.parse_args()
     events = int(arguments.events)
     spec = SyntheticSpec(queries=max(1, events // 100), items=max(50, events // 200), interactions=events, genres=50)
     with tempfile.TemporaryDirectory() as folder:
         at = (arguments.at or folder).rstrip("/")
-        _say(
+        _print(
             f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores; {events:,} events of {spec.queries:,} "
             f"{spec.query}s x {spec.items:,} {spec.item}s, {'on S3' if at.startswith('s3://') else 'in files'}"
         )
         try:
-            seconds, memory = _watched(_generate, at, spec)
-            _say(f"generated   {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
-            seconds, memory = _watched(_prepare, at, spec, arguments.work)
-            _say(f"prepared    {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
-            _say(f"raw {_size(f'{at}/raw')}, prepared {_size(f'{at}/prepared')}")
+            seconds, memory = _measured(_generate, at, spec)
+            _print(f"generated   {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
+            seconds, memory = _measured(_prepare, at, spec, arguments.work_dir)
+            _print(f"prepared    {seconds:7.1f} s  {events / seconds:11,.0f} events/s, {memory / 2**30:.2f} GiB")
+            _print(f"raw {_size(f'{at}/raw')}, prepared {_size(f'{at}/prepared')}")
         finally:
             for name in ("raw", "prepared"):
                 Folder(f"{at}/{name}").delete()
@@ -60,21 +62,21 @@ def main() -> None:
                 shutil.rmtree(at)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _watched(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
-    """Run ``work`` in a process of its own: how many seconds it took, and its most memory in bytes."""
+def _measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
+    """Run ``work`` in a process of its own; return its seconds and its peak memory in bytes."""
     process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
-    begin, most = time.perf_counter(), 0
+    begin, peak = time.perf_counter(), 0
     process.start()
     while process.is_alive():
-        most = max(most, _anonymous_bytes(process.pid or 0))
-        process.join(_WATCH_SECONDS)
+        peak = max(peak, _anonymous_bytes(process.pid or 0))
+        process.join(_POLL_SECONDS)
     if process.exitcode:
         raise SystemExit(f"{work.__name__} failed with exit code {process.exitcode}")
-    return time.perf_counter() - begin, most
+    return time.perf_counter() - begin, peak
 
 
 def _anonymous_bytes(pid: int) -> int:
@@ -111,7 +113,7 @@ def _prepare(at: str, spec: SyntheticSpec, work: Path | None) -> None:
 
 
 class Phases:
-    """A progress that prints how long each phase took, by the clock and of the processors."""
+    """Progress reporter that prints the wall-clock and processor seconds of each phase."""
 
     def __init__(self) -> None:
         self._name: str | None = None

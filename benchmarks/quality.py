@@ -1,12 +1,12 @@
-"""Quality on published splits: trains each job from a clean state and writes docs/quality.md.
+"""Measure quality on published splits: train each job from a clean state and write docs/quality.md.
 
-    make quality                                          all that is not finished yet, then the page
+    make quality                                          all unfinished runs, then the page
     make quality ARGS='--only "lastfm*" --seeds 1'        some of it
-    .venv/bin/python benchmarks/quality.py --list         what there is to run, and what is finished
+    .venv/bin/python benchmarks/quality.py --list         list the runs, and which are finished
 
-The data are not part of this project: --data, or CROSSFADE_DATA, names a folder that has lastfm_lightgcnpp/ and
-ml1m_lightgcnpp/, each with train.txt, valid.txt and test.txt as LightGCN++ published them (RecSys 2024). Finished runs
-in --runs are kept while their job stays the same; delete them to train anew.
+The data is not part of this project: --data, or CROSSFADE_DATA, names a folder that has lastfm_lightgcnpp/ and
+ml1m_lightgcnpp/, each with train.txt, valid.txt, and test.txt as LightGCN++ published them (RecSys 2024). Finished runs
+in --runs are kept while their job stays the same; delete them to train again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ ABLATION: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training: ``split`` and ``row`` say which row of which table it is for."""
+    """One training. ``split`` names the table of the page, ``row`` its row."""
 
     split: str
     row: str
@@ -86,24 +86,24 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
+        """The name of its folder."""
         words = "".join(character if character.isalnum() else "-" for character in self.row.lower())
         return f"{self.split}-{words}-seed{self.job.train.seed}"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where data and runs are."""
+    """The folders of the data and of the runs."""
 
     data: Path
     runs: Path
 
-    def shards(self, split: str) -> Path:
-        """The prepared data of a split."""
+    def dataset(self, split: str) -> Path:
+        """Return the folder of a split's dataset."""
         return self.runs / "data" / split
 
     def report(self, run: Run) -> dict[str, Any] | None:
-        """The report of a run that is finished and was of the same job; None otherwise."""
+        """Return the report of a finished run of the same job, or None."""
         folder = self.runs / run.name
         if not (folder / "report.json").exists():
             return None
@@ -115,25 +115,25 @@ class Place:
 
 
 def all_runs(place: Place, seeds: Sequence[int]) -> Iterator[Run]:
-    """Every run, those of the main table first."""
+    """Yield every run, those of the main table first."""
     jobs = {split: ROOT / "jobs" / f"{split}.yaml" for split in FOLDERS}
-    common = {split: [f"data.path={place.shards(split)}", "metrics.port=null"] for split in FOLDERS}
+    common = {split: [f"data.path={place.dataset(split)}", "metrics.port=null"] for split in FOLDERS}
     for seed in seeds:
         for split, job in jobs.items():
             yield Run(split, "Crossfade", load_job(job, [*common[split], f"train.seed={seed}"]))
     for split, job in jobs.items():
         yield Run(split, "Crossfade, 2 servers and 2 workers", load_job(job, common[split]), ON_SERVERS)
     for split, job in jobs.items():
-        for row, settings in ABLATION.items():
-            overrides = [f"{key}={value}" for key, value in settings.items()]
+        for row, changes in ABLATION.items():
+            overrides = [f"{key}={value}" for key, value in changes.items()]
             yield Run(split, row, load_job(job, [*common[split], *overrides]))
 
 
 def crossfade(log: Path, *arguments: object) -> None:
-    """Run a command of ours, its output in ``log``.
+    """Run a ``crossfade`` command with its output in ``log``.
 
     Raises:
-        CrossfadeError: it failed.
+        CrossfadeError: the command failed.
     """
     command = [sys.executable, "-m", "crossfade", *map(str, arguments)]
     with log.open("w", encoding="utf-8") as output:
@@ -143,24 +143,24 @@ def crossfade(log: Path, *arguments: object) -> None:
 
 
 def prepare(place: Place, split: str) -> None:
-    """Prepare a split, unless it is.
+    """Prepare the dataset of a split, unless it exists.
 
     Raises:
-        InputError: its files are not there.
+        InputError: a file of the split is missing.
     """
-    shards, source = place.shards(split), place.data / FOLDERS[split]
-    if (shards / "manifest.json").exists():
+    dataset, source = place.dataset(split), place.data / FOLDERS[split]
+    if (dataset / "manifest.json").exists():
         return
     files = {name: source / f"{name}.txt" for name in ("train", "valid", "test")}
     for file in files.values():
         if not file.exists():
             raise InputError(
-                f"{file}: is not there; --data or CROSSFADE_DATA names the folder that has {FOLDERS[split]}/, with the "
-                "split's three files"
+                f"{file}: no such file; --data or CROSSFADE_DATA must name a folder that has {FOLDERS[split]}/ with "
+                "the split's three files"
             )
-    shards.parent.mkdir(parents=True, exist_ok=True)
+    dataset.parent.mkdir(parents=True, exist_ok=True)
     options = [part for name, file in files.items() for part in (f"--{name}", file)]
-    crossfade(place.runs / f"{split}-prepare.log", "prepare", "--format", "lightgcn", *options, "--out", shards)
+    crossfade(place.runs / f"{split}-prepare.log", "prepare", "--format", "lightgcn", *options, "--out", dataset)
 
 
 def train(place: Place, run: Run) -> None:
@@ -173,7 +173,7 @@ def train(place: Place, run: Run) -> None:
 
 
 def page(place: Place, runs: Sequence[Run]) -> str:
-    """The page, of what is finished."""
+    """Return the page, with the rows of finished runs."""
     parts = [_HEAD]
     for split in FOLDERS:
         rows: dict[str, list[dict[str, Any]]] = {}
@@ -240,17 +240,25 @@ def _mean(values: Sequence[float]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = os.environ.get("CROSSFADE_DATA", ROOT.parent / "shared" / "data")
-    parser.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="folder of the splits")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality", metavar="DIR", help="where runs go")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quality.md", metavar="FILE", help="the page")
-    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help="seeds of the main rows (default: 3)")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="train runs of such names alone, as *-seed1")
-    parser.add_argument("--list", action="store_true", help="list the runs and which are finished, and train none")
+    parser.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="read the splits from this folder")
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs" / "quality", metavar="DIR", help="keep the runs in this folder"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "quality.md", metavar="FILE", help="write the page to this file"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, metavar="N", help="train the main rows with N seeds (default: 3)"
+    )
+    parser.add_argument(
+        "--only", default="*", metavar="PATTERN", help="train only runs whose names match, such as *-seed1"
+    )
+    parser.add_argument("--list", action="store_true", help="list the runs and which are finished; train none")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Train what is not finished, and write the page."""
+    """Train all unfinished runs and write the page."""
     arguments = _arguments()
     place = Place(arguments.data.absolute(), arguments.runs.absolute())
     try:
@@ -261,13 +269,13 @@ def main() -> int:
             return 0
         for split in FOLDERS:
             prepare(place, split)
-        wanted = [run for run in runs if fnmatch.fnmatch(run.name, arguments.only) and place.report(run) is None]
-        for run in (bar := tqdm(wanted, desc="quality", unit="run", dynamic_ncols=True)):
+        unfinished = [run for run in runs if fnmatch.fnmatch(run.name, arguments.only) and place.report(run) is None]
+        for run in (bar := tqdm(unfinished, desc="quality", unit="run", dynamic_ncols=True)):
             bar.set_postfix_str(run.name)
             begin = time.monotonic()
             train(place, run)
             report = place.report(run)
-            assert report is not None, f"{run.name}: its report is of another job than it was given"
+            assert report is not None, f"{run.name}: its report is of another job"
             test = " ".join(f"{name} {report['metrics']['test'][name]:.4f}" for name in METRICS[:2])
             tqdm.write(f"{run.name}: {test}, {time.monotonic() - begin:.0f} s", file=sys.stderr)
             arguments.out.write_text(page(place, runs), encoding="utf-8")

@@ -1,12 +1,12 @@
-"""Reading throughput: interactions a second, from a local disk and from S3, against what the fastest engine consumes.
+"""Measure reading throughput, from a local disk and from S3, against what the fastest engine consumes.
 
     .venv/bin/python benchmarks/reading.py [--repeats 3] [--interactions 16000000]
 
-The data: synthetic listening of 1,000,000 customers and 100,000 tracks, as 'crossfade prepare' writes it. Reading is
-what a worker does before it samples: rows are fetched, decoded, checked, shuffled within windows, and dealt to steps of
-16,384. The S3 server is SeaweedFS, which the script starts on this machine, so that it
-takes part of the same cores. What the engine consumes is the rate of training in process on BPR triples of the same
-tables, as benchmarks/throughput.py measures it. The three take turns within each repeat; medians are printed.
+The data: synthetic listening of 1,000,000 customers and 100,000 tracks, as 'crossfade synthesize' writes it. Reading
+is what a worker does before it samples: rows are fetched, decoded, checked, shuffled within blocks, and assigned to
+steps of 16,384. The S3 server is SeaweedFS, which the script starts on this machine, on the same cores. The engine's
+rate is that of training in process on BPR triples of the same tables, as benchmarks/throughput.py measures it. The
+three take turns within each repeat; medians are printed.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ from object_store import running_object_store
 from throughput import BATCH, throughput_job, triples_per_second
 
 TARGETS = {"local Parquet": 5.0, "SeaweedFS": 3.0}
-LANES, WINDOW = 16, 131_072
-"""What a job has unless it says otherwise."""
+PARTITIONS, SHUFFLE_BLOCK_ROWS = 16, 131_072
+"""The defaults of a job."""
 
 
 def read_epoch(uri: str, epoch: int) -> tuple[float, float]:
-    """Interactions a second of a whole epoch, and the part of the time in which no window was ready."""
+    """Return the interactions per second of one epoch, and the fraction of time spent waiting for a shuffle block."""
     folder = Folder(uri)
     manifest = read_manifest(folder)
     waiting = Stopwatch()
     with closing(InteractionReader(folder, manifest, DEFAULT_READERS)) as reader:
         groups = row_groups(manifest.splits["train"])
-        schedule = BatchSchedule(reader, groups, batch_size=BATCH, partitions=LANES, shuffle_block_rows=WINDOW, seed=1)
+        schedule = BatchSchedule(
+            reader, groups, batch_size=BATCH, partitions=PARTITIONS, shuffle_block_rows=SHUFFLE_BLOCK_ROWS, seed=1
+        )
         begin = time.perf_counter()
         rows = sum(len(share.interactions) for share in schedule.slices(epoch, 0, 0, 1, waiting=waiting))
         seconds = time.perf_counter() - begin
@@ -55,7 +57,7 @@ def read_epoch(uri: str, epoch: int) -> tuple[float, float]:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[float], dict[str, list[tuple[float, float]]]]:
-    """The engine's rates, and those of reading by where from, with the part of the time spent waiting."""
+    """Return the engine's rates and, by storage, the rates of reading with the fraction of time spent waiting."""
     data = folder / "data"
     spec = SyntheticSpec(queries=1_000_000, items=100_000, interactions=arguments.interactions, valid=0, test=0)
     write_synthetic(data, spec, seed=1)
@@ -75,10 +77,10 @@ def measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[float], d
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150, help="steps of training that are timed")
+    parser.add_argument("--steps", type=int, default=150, help="time N steps of training")
     parser.add_argument("--interactions", type=int, default=16_000_000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

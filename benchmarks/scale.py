@@ -1,14 +1,14 @@
-"""Memory and step time of jobs/billions.yaml as its tables grow: the same batch on 1/64, 1/16, 1/4 and all of the rows.
+"""Measure memory and step time of jobs/billions.yaml as its tables grow: one batch size, 1/64 to all of the rows.
 
     .venv/bin/python benchmarks/scale.py [--parts 64 16 4 1] [--steps 400] [--repeats 1] [--json FILE]
     .venv/bin/python benchmarks/scale.py --parts 1 --kill
 
-Each size is a job of its own, `crossfade train` with two servers and two workers, on synthetic listening with tables of
-that size; the data are made where they are missing (20 seconds and 0.7 GB of disk for the largest). Memory is that of
-all processes of the job together: the sum of their proportional set sizes, which counts a page that several share once.
+Each size is a job of its own, `crossfade train` with two servers and two workers, on synthetic listening with tables
+of that size; missing data is generated (20 seconds and 0.7 GB of disk for the largest). Memory is that of all processes
+of the job together: the sum of their proportional set sizes, which counts a page that several share once.
 
-With --kill the whole job is run, with its checkpoints, and a server is killed by SIGKILL half-way: the job must resume
-by itself from a checkpoint and finish. Disk for three checkpoints, each as large as the tables, is needed.
+With --kill, the complete job runs with its checkpoints, and one server gets SIGKILL half-way: the job must resume by
+itself from a checkpoint and finish. It needs disk for three checkpoints, each as large as the tables.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ ROW_BYTES = DIM * VALUE_BYTES + VALUE_BYTES
 """Of weights and of the state of row-wise AdaGrad."""
 GIB = 2**30
 WARM_SECONDS = 5.0
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 GROWTH_BYTES = 2**27
 MEASURE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of one size took. ``roles``: the peak of each process's own memory, GiB."""
+    """The measurements of one run of one size. ``roles``: the peak memory of each process, GiB."""
 
     part: int
     parameters: int
@@ -64,7 +64,7 @@ class Result:
 
 
 def role_of(process: psutil.Process) -> str:
-    """What a process of the job is called: its role, and its process number."""
+    """Return the role and the process ID of a process of the job."""
     words = process.cmdline()
     kinds = ("train", "scheduler", "server", "worker")
     kind = next((word for word in words[:6] if word in kinds), "other")
@@ -72,7 +72,7 @@ def role_of(process: psutil.Process) -> str:
 
 
 class MemoryWatch:
-    """The memory of a process and all that descend from it, together and one by one."""
+    """Peak memory of a process and its descendants, together and one by one."""
 
     def __init__(self, root: psutil.Process) -> None:
         """Watch ``root``."""
@@ -81,10 +81,10 @@ class MemoryWatch:
         self.peak_bytes = 0
         self.peaks: dict[str, int] = {}
 
-    def look(self) -> None:
-        """Look how much there is; measure exactly when that has grown, or from time to time.
+    def poll(self) -> None:
+        """Poll the resident size; measure exactly when it has grown, or every ``MEASURE_SECONDS``.
 
-        An exact measure walks the page tables, which takes the kernel some 10 ms for each GiB and would disturb a step.
+        An exact measurement walks the page tables, which takes the kernel some 10 ms per GiB and would disturb a step.
         """
         processes = [self._root, *self._root.children(recursive=True)]
         resident = sum(self._resident(process) for process in processes)
@@ -113,7 +113,7 @@ class MemoryWatch:
 
 
 def prepare(folder: Path, part: int) -> None:
-    """Make the data of one size, unless they are there."""
+    """Generate the data of one size, unless it exists."""
     if (folder / "manifest.json").exists():
         return
     sizes = {"queries": CUSTOMERS // part, "items": TRACKS // part, "interactions": INTERACTIONS, "genres": GENRES}
@@ -124,7 +124,7 @@ def prepare(folder: Path, part: int) -> None:
 
 @contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, ended with all its processes if the block is left early."""
+    """Run the command; kill it if the block ends early."""
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", "crossfade", *command], stdout=output, stderr=output)
     try:
@@ -136,7 +136,7 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
 
 
 def events_of(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The events of a kind that the run has written; of steps, about one a second."""
+    """Return the events of a kind that the run has written; of steps, about one per second."""
     try:
         lines = (run_dir / "events.jsonl").read_text().splitlines()
     except FileNotFoundError:
@@ -146,47 +146,47 @@ def events_of(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def step_milliseconds(events: list[dict[str, Any]]) -> float:
-    """The median of the milliseconds a step between one event and the next, once the run is warm."""
+    """Return the median milliseconds per step between consecutive events, after the warm-up."""
     warm = [event for event in events if event["time"] > events[0]["time"] + WARM_SECONDS]
     pairs = [(a, b) for a, b in itertools.pairwise(warm) if b["step"] > a["step"]]
     return statistics.median(1e3 * (b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairs)
 
 
 def is_half_way(run_dir: Path) -> bool:
-    """Whether half of the steps are done, and there is a checkpoint to go on from."""
+    """Return whether half of the steps are done and there is a checkpoint to resume from."""
     steps = events_of(run_dir, "step")
     return bool(steps and steps[-1]["step"] >= steps[-1]["steps"] // 2 and events_of(run_dir, "checkpoint_saved"))
 
 
 def kill_a_server(root: psutil.Process) -> None:
-    """SIGKILL to one server of the job."""
+    """Send SIGKILL to one server of the job."""
     server = next(child for child in root.children() if role_of(child).startswith("server"))
     print(f"SIGKILL to {role_of(server)}", file=sys.stderr)
     os.kill(server.pid, signal.SIGKILL)
 
 
 def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) -> Result:
-    """Train on the tables of one size and watch. Checkpoints, each as large as the tables, are deleted at the end."""
+    """Train on the tables of one size and measure. Checkpoints, each as large as the tables, are deleted at the end."""
     prepare(data, part)
     run_dir = work / f"run-{part}"
     if run_dir.exists():
         shutil.rmtree(run_dir)
-    settings = [f"data.path={data}", f"checkpoint.path={run_dir / 'checkpoints'}"]
+    overrides = [f"data.path={data}", f"checkpoint.path={run_dir / 'checkpoints'}"]
     if not arguments.kill:
-        settings += [f"train.max_steps={arguments.steps}", "checkpoint.interval_seconds=null"]
+        overrides += [f"train.max_steps={arguments.steps}", "checkpoint.interval_seconds=null"]
     command = ["train", str(JOB), "--run-dir", str(run_dir)]
-    for setting in [*settings, *arguments.set]:
-        command += ["--set", setting]
+    for override in [*overrides, *arguments.set]:
+        command += ["--set", override]
     started, begin = time.time(), time.monotonic()
     killed = not arguments.kill
     with running(command, work / f"run-{part}.log") as process:
         watch = MemoryWatch(psutil.Process(process.pid))
         while process.poll() is None:
-            watch.look()
+            watch.poll()
             if not killed and is_half_way(run_dir):
                 kill_a_server(psutil.Process(process.pid))
                 killed = True
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
     wall = time.monotonic() - begin
     if process.returncode:
         raise SystemExit((work / f"run-{part}.log").read_text())
@@ -212,7 +212,7 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
 
 
 def print_table(results: dict[int, list[Result]]) -> None:
-    """One line a size: medians of the times, the highest of the memories."""
+    """Print one line per size: median times, peak memory."""
     smallest = statistics.median(result.step_ms for result in next(iter(results.values())))
     print(f"{len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / GIB:.1f} GiB of memory")
     print("  parameters   tables   peak  bound   set-up   ms/step  ratio  active rows/step")
@@ -232,7 +232,7 @@ def print_table(results: dict[int, list[Result]]) -> None:
 
 
 def describe_end(run: Result) -> str:
-    """How a run went, beside its steps."""
+    """Return a line on restarts, checkpoints, and the longest pause of a run."""
     saves = run.checkpoints
     pause = saves["longest_pause_seconds"] / (run.table_bytes / 2 / GIB)
     return (
@@ -243,16 +243,20 @@ def describe_end(run: Result) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=int, nargs="+", default=[64, 16, 4, 1], help="sizes: 1/PART of the rows")
+    parser.add_argument(
+        "--parts", type=int, nargs="+", default=[64, 16, 4, 1], help="measure tables of 1/PART of the rows"
+    )
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=1, help="all sizes take turns in each")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
-    parser.add_argument("--work", type=Path, help="folder for the runs (default: a temporary one)")
+    parser.add_argument("--repeats", type=int, default=1, help="measure all sizes N times, in turn")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="keep the datasets in this folder (default: data)"
+    )
+    parser.add_argument("--work", type=Path, help="keep the runs in this folder (default: a temporary one)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job")
-    parser.add_argument("--kill", action="store_true", help="kill a server half-way; the job must finish all the same")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
+    parser.add_argument("--kill", action="store_true", help="kill a server half-way; the job must still finish")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     arguments = parser.parse_args()
     results: dict[int, list[Result]] = {part: [] for part in arguments.parts}
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,10 +1,10 @@
-"""Training throughput: triples a second, in process and on dist_sync, and what dense updates would cost.
+"""Measure training throughput in process and on dist_sync, and the cost of dense updates.
 
     .venv/bin/python benchmarks/throughput.py [--repeats 3] [--steps 150]
 
 The work: BPR triples (customer, track, one negative) on 1,000,000 customers and 100,000 tracks x 64, row-wise AdaGrad,
-a batch of 16,384 over all workers, synthetic listening. The variants take turns within each repeat, so that a busy
-moment of the machine meets them all; medians are printed, and ratios to the first line.
+a batch of 16,384 over all workers, synthetic listening. The variants take turns within each repeat, so that load from
+other processes affects all of them; medians are printed, and ratios to the first line.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ VARIANTS = {
 
 
 def throughput_job(data: Path, steps: int) -> dict[str, Any]:
-    """A job of ``steps`` steps on BPR triples of ``data``."""
-    unbalanced = {"query_frequency_power": 0.0, "item_frequency_power": 0.0}
+    """Return a job of ``steps`` steps on BPR triples of ``data``."""
+    unweighted = {"query_frequency_power": 0.0, "item_frequency_power": 0.0}
     return {
         "name": "throughput",
         "data": {"path": str(data)},
@@ -47,12 +47,12 @@ def throughput_job(data: Path, steps: int) -> dict[str, Any]:
         "loss": "bpr",
         "negatives": {"kind": "per_example", "count": 1},
         "optimizer": {"kind": "rowwise_adagrad", "learning_rate": 0.05, "schedule": "constant", "weight_decay": 0.0},
-        "train": {"batch_size": BATCH, "epochs": 10, "max_steps": steps, "patience": None, **unbalanced},
+        "train": {"batch_size": BATCH, "epochs": 10, "max_steps": steps, "patience": None, **unweighted},
     }
 
 
 def triples_per_second(job: Path, run_dir: Path, options: list[str]) -> float:
-    """Run the job once; steps alone count, so neither set-up nor writing embeddings does."""
+    """Run the job once and return its rate over the steps only, without set-up and writing of embeddings."""
     command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", str(run_dir), "--overwrite", *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     report = json.loads((run_dir / "report.json").read_text())
@@ -60,12 +60,12 @@ def triples_per_second(job: Path, run_dir: Path, options: list[str]) -> float:
 
 
 def step_seconds(dense: bool, steps: int) -> float:
-    """The median seconds of pull and push alone, in process, of the active rows or of whole dense gradients."""
+    """Return the median seconds of pull and push in process, of the active rows or of dense gradients."""
     store, spec = LocalStore(), OptimizerSpec("rowwise_adagrad", learning_rate=0.05)
     store.create(TABLES, spec, seed=1)
     optimizers = {table.name: make_optimizer(spec, table.rows, table.dim) for table in TABLES}
     weights = {table.name: np.zeros((table.rows, table.dim), np.float32) for table in TABLES}
-    everything = {table.name: np.arange(table.rows) for table in TABLES}
+    all_rows = {table.name: np.arange(table.rows) for table in TABLES}
     generator = np.random.default_rng(1)
     seconds = []
     for _ in range(steps):
@@ -77,7 +77,7 @@ def step_seconds(dense: bool, steps: int) -> float:
             for table in TABLES:
                 gradient_ND = np.zeros((table.rows, table.dim), np.float32)
                 gradient_ND[active[table.name]] = blocks[table.name]
-                optimizers[table.name].update(weights[table.name], everything[table.name], gradient_ND)
+                optimizers[table.name].update(weights[table.name], all_rows[table.name], gradient_ND)
         else:
             store.push({name: RowGradient(rows_A, blocks[name]) for name, rows_A in active.items()})
         seconds.append(time.perf_counter() - begin)
@@ -85,7 +85,7 @@ def step_seconds(dense: bool, steps: int) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
