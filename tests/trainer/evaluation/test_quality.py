@@ -57,7 +57,7 @@ def test_it_trains_what_is_not_finished_and_writes_the_page(tmp_path: Path) -> N
     assert len(listed) > 20
 
 
-def test_data_that_are_not_there_are_named_and_how_to_name_them(tmp_path: Path) -> None:
+def test_missing_split_is_rejected_with_the_option_that_names_it(tmp_path: Path) -> None:
     result = quality(tmp_path, "--only", RUN)
     assert result.returncode == 2
-    assert "lastfm_lightgcnpp/train.txt: is not there; --data or CROSSFADE_DATA names the folder" in result.stderr
+    assert "lastfm_lightgcnpp/train.txt: no such file; --data or CROSSFADE_DATA must name a folder" in result.stderr
