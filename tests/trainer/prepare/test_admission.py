@@ -254,3 +254,14 @@ def test_what_the_options_say_is_understood() -> None:
     assert (apart["a"].length, apart["b"].length, apart["b"].in_seconds) == (36 * 3600, 7, False)
     assert parse_spans(None, ("a", "b")) == {}
     assert both["a"].before(10**9) == 10**9 - 90 * 86400
+
+
+def test_events_at_the_time_last_seen_are_not_counted_twice(tmp_path: Path) -> None:
+    admitted = [("z", 9, at) for at in (1, 2, 3)]
+    first = day(tmp_path, "first", [*admitted, ("a", 1, 0), ("a", 1, 5), ("b", 2, 5)], admit={"item": 3})
+    assert pending(first, "item") == [(1, 2, 5), (2, 1, 5)]
+    # The next day begins at the last moment of the first: its events at 5 are those that have been counted.
+    events = [*admitted, ("a", 1, 5), ("b", 2, 5), ("b", 2, 6)]
+    second = day(tmp_path, "second", events, admit={"item": 3}, base=str(first))
+    assert pending(second, "item") == [(1, 2, 5), (2, 2, 6)]
+    assert [row[1] for row in rows_of(second, "item")] == [9]
