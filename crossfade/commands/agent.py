@@ -140,12 +140,12 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         agent = Agent(
             folder,
-            remote.report,
+            remote.send_heartbeat,
             address,
-            offers=arguments.roles,
+            accepted_roles=arguments.roles,
             heartbeat_seconds=1.0,
             notify=_say,
-            metrics=listener.address,
+            metrics_address=listener.address,
             **spot_callbacks(spot),
         )
         metrics.register("host", HostMetrics(agent))
@@ -153,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
         _say(f"joining the coordinator at {coordinator} as {address}")
         with stopper.deferred(), closing(agent):
             stop_at = float("inf")
-            while agent.left is None and time.monotonic() < stop_at:
+            while agent.final_state is None and time.monotonic() < stop_at:
                 agent.run_once()
                 if agent.silent_seconds > arguments.coordinator_timeout:
                     raise ClusterError(
@@ -163,11 +163,11 @@ def run(arguments: argparse.Namespace) -> int:
                     stop_at = min(stop_at, time.monotonic() + arguments.grace_period)
                 if agent.has_joined and not metrics.labels["run"]:
                     metrics.set_identity(run=_run_name(folder))
-    if agent.left is None:
+    if agent.final_state is None:
         stopper.check("and has left the job")
-    assert agent.left is not None
-    _say(agent.left.message)
-    return agent.left.exit_code
+    assert agent.final_state is not None
+    _say(agent.final_state.message)
+    return agent.final_state.exit_code
 
 
 def _run_name(folder: RunFolder) -> str:

@@ -1,7 +1,12 @@
-"""An agent: starts the roles of one host, watches them, and reports; what it is to run the coordinator says.
+"""An agent: runs the roles of one host as the coordinator requires, and reports how they fare.
 
-The agent makes its host's roles what the last order says they should be. It knows by itself only one rule: if it cannot
-reach the coordinator for a while, its roles end, so that none of them still writes when the others go on elsewhere.
+    with closing(Agent(folder, remote.send_heartbeat, "10.0.0.2", heartbeat_seconds=1.0)) as agent:
+        while agent.final_state is None:
+            agent.run_once()
+
+The agent makes its host's roles match the newest desired state. It acts on its own in one case: if it cannot reach the
+coordinator for the length of its lease, it ends its roles, so that none of them still writes when the others start again
+elsewhere.
 """
 
 from __future__ import annotations
@@ -26,96 +31,96 @@ from trainer.runs.events import StepEvent
 from trainer.runs.folder import JOB_FILE, RunFolder
 
 AGENT_LEASE_SECONDS = 10.0
-"""Without an answer for so long, an agent ends its roles: well before the coordinator gives it up."""
-
-
+"""How long an agent may be without an answer before it ends its roles: less than the coordinator's lease for it."""
 POLL_SECONDS = 0.05
-
-
-RETRY_SECONDS = 2.0
-"""The longest pause between two attempts to reach a coordinator that is away."""
-
-
+MAX_RETRY_SECONDS = 2.0
+"""The longest pause between two attempts to reach a coordinator that does not answer."""
 CHECKPOINT_SIGNAL = signal.SIGURG
-"""What asks a worker for a checkpoint. Those who do not listen to it yet are not disturbed."""
+"""Asks a worker for a checkpoint. A process that does not handle it yet ignores it."""
+
+SendHeartbeat = Callable[[Heartbeat], DesiredState]
 
 
-Send = Callable[[Heartbeat], DesiredState]
-
-
-class CoordinatorUnreachable(Exception):  # noqa: N818 - a state of affairs; nobody sees it as an error
-    """The coordinator cannot be reached just now."""
+class CoordinatorUnreachable(Exception):  # noqa: N818 - expected now and then, and retried
+    """The coordinator did not answer."""
 
 
 class Agent:
-    """The agent of one host. ``turn`` is called over and over; it returns within moments unless ``send`` does not."""
+    """The agent of one host. Call ``run_once`` again and again: it returns at once unless ``send`` does not."""
 
     def __init__(
         self,
         folder: RunFolder,
-        send: Send,
+        send: SendHeartbeat,
         address: str,
         *,
-        offers: AcceptedRoles = "all",
+        accepted_roles: AcceptedRoles = "all",
         identity: str | None = None,
         heartbeat_seconds: float,
         lease_seconds: float = AGENT_LEASE_SECONDS,
         notify: Callable[[str], None] = lambda _: None,
-        metrics: str | None = None,
+        metrics_address: str | None = None,
         interruption_notice: Callable[[], str | None] = lambda: None,
         checkpoints_requested: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Run roles in ``folder``, which listen on ``address`` and reach the others from there.
+        """Run roles in ``folder``.
 
-        It takes the kinds of roles that it ``offers``. Without an ``identity`` it makes one up.
-
-        ``send`` brings a report to the coordinator and gives its order; it raises Unreachable, and after
-        ``lease_seconds`` of that the roles end. ``tell`` gets what a person may want to know. At ``metrics``,
-        HOST:PORT, the agent can be watched. Once ``notice`` says why the host will soon be gone, the job gives way;
-        whenever ``checkpoints_requested`` has grown, it writes a checkpoint.
+        Args:
+            folder: the run folder, where the roles log.
+            send: sends a heartbeat and returns the desired state, or raises CoordinatorUnreachable.
+            address: where roles listen, and from where they reach the others.
+            accepted_roles: the kinds of roles that the host accepts.
+            identity: the agent's id; by default a new random one.
+            heartbeat_seconds: the pause between heartbeats when there is nothing new.
+            lease_seconds: how long the coordinator may not answer before the roles end.
+            notify: receives lines about joining, generations and outages, for the user.
+            metrics_address: where the agent's own metrics can be scraped, HOST:PORT.
+            interruption_notice: returns why the host is about to be reclaimed, once it is; the job then drains.
+            checkpoints_requested: returns a count; whenever it grows, the job writes a checkpoint.
         """
         self.id = identity or secrets.token_hex(8)
-        self.left: DesiredState | None = None
-        """The order to leave, once it has come."""
-        self._folder, self._send, self._address, self._tell = folder, send, address, notify
-        self._offers = offers
         self.host = socket.gethostname()
+        self.final_state: DesiredState | None = None
+        """The desired state that told the agent to leave, once it has come."""
+        self._folder, self._send, self._address = folder, send, address
+        self._accepted_roles, self._metrics_address, self._notify = accepted_roles, metrics_address, notify
         self._heartbeat_seconds, self._lease_seconds = heartbeat_seconds, lease_seconds
-        self._metrics = metrics
-        self._notice, self._checkpoints_requested = interruption_notice, checkpoints_requested
-        self._told: tuple[str | None, int] = (None, 0)
-        self._saves_asked = 0
+        self._interruption_notice, self._checkpoints_requested = interruption_notice, checkpoints_requested
+        self._reported: tuple[str | None, int] = (None, 0)
         self._selector = selectors.DefaultSelector()
         self._processes: list[RoleProcess] = []
         self._coordinator: str | None = None
         self._generation: int | None = None
-        self._ended = 0
+        self._ended_generation = 0
         self._failure: Failure | None = None
         self._done: set[str] = set()
-        self._asked_to_stop = False
+        self._stop_requested = False
+        self._checkpoints_signaled = 0
         self._events: list[NumberedEvent] = []
-        self._reports = self._event_number = 0
-        self._news = True
-        self._next_report = self._answered = time.monotonic()
+        self._heartbeat_number = self._event_number = 0
+        self._has_news = True
+        self._next_heartbeat = self._answered_at = time.monotonic()
         self._retry_seconds = 0.0
 
     def run_once(self) -> None:
-        """See what the roles have done, report it, and obey the answer."""
-        self._watch(0.0 if self._news and not self._retry_seconds else POLL_SECONDS)
+        """Observe the roles, send a heartbeat if one is due, and apply the answer."""
+        self._observe_roles(0.0 if self._has_news and not self._retry_seconds else POLL_SECONDS)
         now = time.monotonic()
-        self._news |= self._told != (self._notice(), self._checkpoints_requested())
-        if self._processes and now - self._answered > self._lease_seconds:
-            self._tell(f"no answer for {self._lease_seconds:.0f} s: ending the roles of generation {self._generation}")
-            self._end()
-        if now >= self._next_report or (self._news and not self._retry_seconds):
+        self._has_news |= self._reported != (self._interruption_notice(), self._checkpoints_requested())
+        if self._processes and now - self._answered_at > self._lease_seconds:
+            self._notify(
+                f"no answer for {self._lease_seconds:.0f} s: ending the roles of generation {self._generation}"
+            )
+            self._end_roles()
+        if now >= self._next_heartbeat or (self._has_news and not self._retry_seconds):
             self._send_heartbeat()
 
     def close(self) -> None:
-        """End all roles, and tell the coordinator that this agent leaves, if it can be told."""
-        self._end()
+        """End all roles, and report to the coordinator, if it can be reached, that this agent leaves."""
+        self._end_roles()
         if self._coordinator is not None:
             with suppress(CoordinatorUnreachable):
-                self._send(self._report(leaving=True))
+                self._send(self._heartbeat(leaving=True))
         self._selector.close()
 
     @property
@@ -125,73 +130,80 @@ class Agent:
 
     @property
     def silent_seconds(self) -> float:
-        """How long the coordinator has not answered."""
-        return time.monotonic() - self._answered
+        """Seconds since the last heartbeat that the coordinator answered."""
+        return time.monotonic() - self._answered_at
 
     def running_roles(self) -> int:
-        """How many roles run here. Any thread may ask."""
+        """Return how many roles run here. May be called from any thread."""
         return sum(process.process.returncode is None for process in list(self._processes))
 
     # ---- roles
 
-    def _watch(self, timeout_seconds: float) -> None:
-        """Wait for the roles to say something, or to end."""
+    def _observe_roles(self, timeout_seconds: float) -> None:
+        """Read events, and note roles that failed or are done; wait ``timeout_seconds`` if nothing happens."""
         for key, _ in self._selector.select(timeout_seconds):
-            self._read(key.data)
+            self._read_events(key.data)
             if key.data.process.poll() is not None:
                 self._selector.unregister(key.fileobj)
         for process in self._processes:
             if self._failure is None and (process.error or process.process.poll() not in {None, 0}):
-                self._read(process)
-                self._failure, self._news = process.failure(), True
+                self._read_events(process)
+                self._failure, self._has_news = process.failure(), True
             elif process.process.poll() == 0 and process.role.name not in self._done:
-                self._read(process)
+                self._read_events(process)
                 self._done.add(process.role.name)
-                self._news = True
+                self._has_news = True
 
-    def _read(self, process: RoleProcess) -> None:
+    def _read_events(self, process: RoleProcess) -> None:
         assert self._generation is not None
         for event in process.read_events():
-            step = isinstance(event, StepEvent)
-            if step and self._events and isinstance(self._events[-1].event, StepEvent):
-                self._events.pop()  # only the newest matters: so what waits for a coordinator that is away stays short
+            is_step = isinstance(event, StepEvent)
+            if is_step and self._events and isinstance(self._events[-1].event, StepEvent):
+                self._events.pop()  # only the newest matters: the queue for an absent coordinator stays short
             self._event_number += 1
-            sent = NumberedEvent(
-                number=self._event_number, generation=self._generation, role=process.role.name, event=event
+            self._events.append(
+                NumberedEvent(
+                    number=self._event_number, generation=self._generation, role=process.role.name, event=event
+                )
             )
-            self._events.append(sent)
-            self._news |= not step
+            self._has_news |= not is_step
 
-    def _begin(self, order: DesiredState) -> None:
-        assert order.scheduler is not None
-        self._generation, self._failure, self._done, self._asked_to_stop = order.generation, None, set(), False
-        self._saves_asked = order.checkpoints_requested
-        self._tell(f"generation {order.generation}: {', '.join(order.roles) or 'no roles'} (logs: {self._folder.logs})")
-        roles = [Role.from_name(name) for name in order.roles]
-        scheduler = Address(order.scheduler.host, order.scheduler.port)
-        workers_here = sum(role.kind == "worker" for role in roles)
-        around = JobTopology(scheduler, self._address, order.servers, order.workers, workers_here, order.rendezvous)
+    def _start_roles(self, desired: DesiredState) -> None:
+        assert desired.scheduler is not None
+        self._generation, self._failure, self._done, self._stop_requested = desired.generation, None, set(), False
+        self._checkpoints_signaled = desired.checkpoints_requested
+        names = ", ".join(desired.roles) or "no roles"
+        self._notify(f"generation {desired.generation}: {names} (logs: {self._folder.logs})")
+        roles = [Role.from_name(name) for name in desired.roles]
+        topology = JobTopology(
+            scheduler=Address(desired.scheduler.host, desired.scheduler.port),
+            address=self._address,
+            servers=desired.servers,
+            workers=desired.workers,
+            workers_here=sum(role.kind == "worker" for role in roles),
+            rendezvous=desired.rendezvous,
+        )
         cores = len(os.sched_getaffinity(0))
         try:
-            self._check_job(order)
+            self._check_job(desired)
             self._folder.logs.mkdir(exist_ok=True)
             for role in roles:
-                process = RoleProcess(role, self._folder, order, role_environment(role, around, cores))
+                process = RoleProcess(role, self._folder, desired, role_environment(role, topology, cores))
                 self._processes.append(process)
                 self._selector.register(process.pipe, selectors.EVENT_READ, process)
         except (OSError, ClusterError) as error:
             self._failure = Failure(message=f"the roles on {self.host} could not be started: {error}")
 
-    def _check_job(self, order: DesiredState) -> None:
+    def _check_job(self, desired: DesiredState) -> None:
         path = self._folder.path / JOB_FILE
-        if order.job and job_digest(self._folder) != order.job:
+        if desired.job_digest and job_digest(self._folder) != desired.job_digest:
             raise ClusterError(
                 f"{path} is not the job that the coordinator runs; --run-dir must be the run's folder, "
                 "on a file system that all hosts share (cluster.shared_run_dir)"
             )
 
-    def _end(self) -> None:
-        """Kill what still runs of this generation, and wait until it has ended."""
+    def _end_roles(self) -> None:
+        """Kill the roles of this generation that still run, and wait until they have ended."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -200,97 +212,102 @@ class Agent:
             process.wait()
         self._processes = []
         if self._generation is not None:
-            self._ended = max(self._ended, self._generation)
-            self._generation, self._failure, self._done, self._news = None, None, set(), True
-
-    # ---- the coordinator
-
-    def _send_heartbeat(self) -> None:
-        sent = time.monotonic()
-        self._news = False
-        try:
-            order = self._send(self._report())
-        except CoordinatorUnreachable as error:
-            if not self._retry_seconds:
-                self._tell(f"{error}; trying again until it answers")
-            self._retry_seconds = min(max(0.2, 2 * self._retry_seconds), RETRY_SECONDS)
-            self._next_report = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)  # noqa: S311
-            self._news = True
-            return
-        # The lease counts from when the answered report was sent: the coordinator's begins later, if anything.
-        self._answered, self._next_report, self._retry_seconds = sent, sent + self._heartbeat_seconds, 0.0
-        self._apply(order)
-
-    def _report(self, *, leaving: bool = False) -> Heartbeat:
-        self._reports += 1
-        self._told = interruption_notice, checkpoints_requested = self._notice(), self._checkpoints_requested()
-        return Heartbeat(
-            agent=self.id,
-            host=self.host,
-            address=self._address,
-            accepted_roles=self._offers,
-            number=self._reports,
-            coordinator=self._coordinator,
-            generation=self._generation,
-            ended=self._ended,
-            roles={p.role.name: "done" if p.role.name in self._done else "running" for p in self._processes},
-            events=self._events[:MAX_EVENTS],
-            failure=self._failure,
-            metrics=self._metrics,
-            leaving=leaving,
-            notice=interruption_notice,
-            checkpoints_requested=checkpoints_requested,
-        )
-
-    def _apply(self, order: DesiredState) -> None:
-        if order.do == "leave":
-            self._end()
-            self.left = order
-            return
-        if order.coordinator != self._coordinator:
-            # What ran was the earlier one's; generations are counted anew.
-            self._end()
-            self._folder.write_role_files(order.files)
-            self._coordinator, self._ended, self._events, self._news = order.coordinator, 0, [], True
-            self._tell("joined the coordinator")
-            return
-        self._events = [event for event in self._events if event.number > order.acknowledged]
-        if self._generation is not None and (order.do == "wait" or order.generation != self._generation):
-            self._tell(f"generation {self._generation} has ended")
-            self._end()
-        if order.do == "run" and self._generation is None and order.generation > self._ended:
-            self._begin(order)
-            self._news = True
-        if order.do == "stop" and not self._asked_to_stop:
-            self._asked_to_stop = True
-            self._signal_workers(signal.SIGTERM)
-        if order.do == "run" and order.checkpoints_requested > self._saves_asked:
-            self._saves_asked = order.checkpoints_requested
-            self._signal_workers(CHECKPOINT_SIGNAL)
+            self._ended_generation = max(self._ended_generation, self._generation)
+            self._generation, self._failure, self._done, self._has_news = None, None, set(), True
 
     def _signal_workers(self, number: signal.Signals) -> None:
         for process in self._processes:
             if process.role.kind == "worker" and process.process.poll() is None:
                 process.process.send_signal(number)
 
+    # ---- the coordinator
+
+    def _send_heartbeat(self) -> None:
+        sent_at = time.monotonic()
+        self._has_news = False
+        try:
+            desired = self._send(self._heartbeat())
+        except CoordinatorUnreachable as error:
+            if not self._retry_seconds:
+                self._notify(f"{error}; trying again until it answers")
+            self._retry_seconds = min(max(0.2, 2 * self._retry_seconds), MAX_RETRY_SECONDS)
+            self._next_heartbeat = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)  # noqa: S311
+            self._has_news = True
+            return
+        # The lease counts from when the answered heartbeat was sent: the coordinator's begins then or later.
+        self._answered_at, self._next_heartbeat, self._retry_seconds = sent_at, sent_at + self._heartbeat_seconds, 0.0
+        self._apply(desired)
+
+    def _heartbeat(self, *, leaving: bool = False) -> Heartbeat:
+        self._heartbeat_number += 1
+        self._reported = notice, checkpoints = self._interruption_notice(), self._checkpoints_requested()
+        return Heartbeat(
+            agent=self.id,
+            host=self.host,
+            address=self._address,
+            accepted_roles=self._accepted_roles,
+            number=self._heartbeat_number,
+            coordinator=self._coordinator,
+            generation=self._generation,
+            ended_generation=self._ended_generation,
+            roles={p.role.name: "done" if p.role.name in self._done else "running" for p in self._processes},
+            events=self._events[:MAX_EVENTS],
+            failure=self._failure,
+            metrics_address=self._metrics_address,
+            leaving=leaving,
+            interruption_notice=notice,
+            checkpoints_requested=checkpoints,
+        )
+
+    def _apply(self, desired: DesiredState) -> None:
+        """Make the roles match ``desired``."""
+        if desired.action == "leave":
+            self._end_roles()
+            self.final_state = desired
+            return
+        if desired.coordinator != self._coordinator:
+            self._join(desired)
+            return
+        self._events = [event for event in self._events if event.number > desired.acknowledged_event]
+        if self._generation is not None and (desired.action == "wait" or desired.generation != self._generation):
+            self._notify(f"generation {self._generation} has ended")
+            self._end_roles()
+        if desired.action == "run" and self._generation is None and desired.generation > self._ended_generation:
+            self._start_roles(desired)
+            self._has_news = True
+        if desired.action == "stop" and not self._stop_requested:
+            self._stop_requested = True
+            self._signal_workers(signal.SIGTERM)
+        if desired.action == "run" and desired.checkpoints_requested > self._checkpoints_signaled:
+            self._checkpoints_signaled = desired.checkpoints_requested
+            self._signal_workers(CHECKPOINT_SIGNAL)
+
+    def _join(self, desired: DesiredState) -> None:
+        """Join the coordinator that sent ``desired``: it counts generations and events anew."""
+        self._end_roles()
+        self._folder.write_role_files(desired.files)
+        self._coordinator = desired.coordinator
+        self._ended_generation, self._events, self._has_news = 0, [], True
+        self._notify("joined the coordinator")
+
 
 def job_digest(folder: RunFolder) -> str:
-    """SHA-256 of the job file of a run, by which hosts see that they have the same folder.
+    """Return the SHA-256 of a run's job file, by which hosts check that they share a folder.
 
     Raises:
-        ClusterError: it cannot be read.
+        ClusterError: the file cannot be read.
     """
     path = folder.path / JOB_FILE
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise ClusterError(f"{path} cannot be read: {error.strerror}") from error
+        raise ClusterError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def die_with_agent() -> bool:
-    """In a role that an agent started: see to it that this process dies with the agent, however that dies.
+    """In a role, arrange that this process dies with the agent that started it, however that dies.
 
-    Whether it was an agent that started it.
+    Returns whether an agent started it.
     """
     agent = os.environ.get(AGENT_VARIABLE)
     if agent is not None:

@@ -1,15 +1,13 @@
-"""Which generation of a job runs, where, and what follows when it ends: a state machine without input and output.
+"""Coordinates a job: which generation of roles runs, where, and what follows when it ends.
 
-    waiting ──► preparing ──► running ──► done            (waiting: for enough agents; preparing: port and checkpoint)
-       ▲                       │ │  └───► stopping ──► stopped
-       │                       │ └──► giving way          (a host will soon be gone: a checkpoint first)
-       │                       ▼          │
-    backing off ◄────────── ending ◄──────┘
-                               └────► failed
+    coordinator = Coordinator(job.cluster)
+    answer = coordinator.handle_heartbeat(heartbeat)      # from each agent, again and again
+    coordinator.tick()                                    # now and then
+    coordinator.start_generation(GenerationSpec(...))     # while coordinator.state is PREPARING
 
-MXNet has no failover, so whatever dies or falls silent ends the generation everywhere, and the next one starts from
-the newest whole checkpoint. Agents report and get orders (``reports.py``); the owner calls ``tick`` now and then, finds
-what a generation starts from while the state is ``preparing``, and shows the events. Only a monotonic clock is read.
+A state machine without input and output (``job_state`` has its states) that reads a monotonic clock and nothing else.
+MXNet has no failover, so whatever fails or falls silent ends the generation everywhere, and the next one starts from the
+newest complete checkpoint.
 """
 
 from __future__ import annotations
@@ -17,214 +15,127 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable
 from typing import Any
 
 from deploy.aws.spot import INTERRUPTED_EXIT_CODE, NOTICE_SECONDS
-from deploy.cluster.messages import Action, DesiredState, Endpoint, Failure, Heartbeat, NumberedEvent, RoleState
-from deploy.topology import AcceptedRoles, Address, Role, assign_roles, missing_hosts, roles
+from deploy.cluster.generation import Generation
+from deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State
+from deploy.cluster.membership import LEASE_SECONDS, Member, Membership
+from deploy.cluster.messages import Action, DesiredState, Endpoint, Failure, Heartbeat
+from deploy.cluster.restart_policy import Restart, RestartPolicy
+from deploy.topology import Address, assign_roles, roles
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.config.run_sections import ClusterConfig
 from trainer.runs.events import (
     BackoffEvent,
-    CheckpointSaved,
-    EpochEvent,
     Event,
     HostsMissing,
     InterruptionNotice,
-    LoadEvent,
-    MetricsAddress,
-    PhaseEvent,
     RestartEvent,
     ResumeEvent,
     StepEvent,
-    StoppedEvent,
     WaitingForHosts,
 )
-from trainer.training.checkpointing import StopResult
 
-LEASE_SECONDS = 15.0
-"""How long an agent may be silent. Longer than an agent waits before it ends its roles, as it must be."""
 EXIT_TIMEOUT_SECONDS = 30.0
-"""How long the other roles may take to end once one has ended well."""
-MAX_BACKOFF_SECONDS = 60.0
-_PROGRESS = (StepEvent, EpochEvent, PhaseEvent, CheckpointSaved)
+"""How long the other roles may take to end once one has ended without an error."""
+_NEVER = float("inf")
 _STOPPED_EXIT_CODE = 143
 
 
-class State(StrEnum):
-    """Where the job stands."""
-
-    WAITING = "waiting"
-    PREPARING = "preparing"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    DRAINING = "draining"
-    TERMINATING = "terminating"
-    BACKOFF = "backing_off"
-    DONE = "done"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
-FINISHED = (State.DONE, State.FAILED, State.STOPPED)
-_LIVE = (State.RUNNING, State.STOPPING, State.DRAINING)
-
-
-@dataclass(frozen=True)
-class GenerationSpec:
-    """What a generation starts from."""
-
-    scheduler: Address
-    checkpoint: str | None = None
-    step: int = 0
-    skipped: Sequence[str] = ()
-    """Why newer checkpoints than this one were not taken."""
-    rendezvous: str | None = None
-    """Where its workers meet for Horovod, if they do."""
-
-
-@dataclass
-class Restart:
-    """That a generation was started because the one before had ended, and how long nothing was trained."""
-
-    generation: int
-    cause: str
-    step: int
-    seconds: float = 0.0
-
-
-@dataclass
-class _Member:
-    """An agent, as it was last heard of."""
-
-    id: str
-    host: str
-    address: str
-    offers: AcceptedRoles
-    seen: float
-    reports: int = 0
-    metrics: str | None = None
-    events: int = 0
-    checkpoints_requested: int = 0
-    notice: str | None = None
-    roles: dict[str, RoleState] = field(default_factory=dict)
-    clear: bool = True
-    """Whether it has said, since the generation was to end, that it runs nothing of it."""
-
-
 class Coordinator:
-    """The state machine. Its methods may be called from several threads."""
+    """The state machine of one job. Its methods may be called from several threads."""
 
     def __init__(
         self,
         cluster: ClusterConfig,
         *,
-        job: str = "",
+        job_digest: str = "",
         files: dict[str, str] | None = None,
         started_before: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Coordinate a job on ``cluster``; by ``job``, the SHA-256 of its file, hosts see that they share it.
+        """Coordinate a job on ``cluster``.
 
-        Hosts that share no folder get ``files`` when they join: the text of each by its name in the run folder.
-        ``begun``: roles of it ran before, under another coordinator, so that hosts that are missing may be lost.
+        Args:
+            cluster: sizes and timeouts of the job.
+            job_digest: SHA-256 of the job file, by which agents check that they share it.
+            files: the text of each file of the run folder, by name, for hosts that do not share the folder.
+            started_before: whether roles of the job ran under an earlier coordinator, so that missing hosts may be lost.
+            clock: seconds, monotonic.
         """
         self.id = secrets.token_hex(8)
         self.local_agent = secrets.token_hex(8)
         """The id for the agent in this process, which gets the scheduler and has no lease."""
         self.state = State.WAITING
-        self.generation = 0
-        self.refused: frozenset[str] = frozenset()
-        self.restarts: list[Restart] = []
+        self.rejected_checkpoints: frozenset[str] = frozenset()
         self.message = ""
         """How the job was stopped."""
-        self._cluster, self._job, self._files, self._clock = cluster, job, files or {}, clock
+        self._cluster, self._job_digest, self._files, self._clock = cluster, job_digest, files or {}, clock
         self._lock = threading.RLock()
-        self._members: dict[str, _Member] = {}
-        self._begun = started_before
-        self._changed_at = clock()
-        """When a host last came or went."""
-        self._gone: set[str] = set()
-        self._dealt: dict[str, list[Role]] = {}
-        self._metrics: dict[str, str] = {}
-        self._loads: dict[str, dict[str, Any]] = {}
-        self._placed: dict[str, str] = {}
-        self._start = GenerationSpec(Address("", 0))
-        self._next = State.BACKOFF
+        self._members = Membership(cluster, self.local_agent, clock)
+        self._restart_policy = RestartPolicy(cluster.max_restarts)
+        self._generation = Generation(0, GenerationSpec(Address("", 0)), {}, {}, clock())
+        self._started_before = started_before
+        self._after_terminating = State.BACKOFF
         self._error: Failure | None = None
-        self._cause: str | None = None
-        self._restarts_without_checkpoint = 0
-        self._down_since: float | None = None
-        self._step = 0
-        self._trained = False
-        self._saved_step = 0
-        self._stopped: StopResult | None = None
         self._checkpoints_requested = 0
-        self._interruption: str | None = None
-        self._deadline = float("inf")
-        self._progress_at = clock()
+        self._interruption_notice: str | None = None
+        self._deadline = _NEVER
         self._events: list[Event] = []
 
-    def report(self, report: Heartbeat) -> DesiredState:
-        """Take an agent's report, and answer what it is to do."""
+    # ---- for agents
+
+    def handle_heartbeat(self, heartbeat: Heartbeat) -> DesiredState:
+        """Take over what an agent reports; return what it is to run."""
         with self._lock:
-            if refusal := self._refusal(report):
-                return DesiredState(coordinator=self.id, do="leave", exit_code=1, message=refusal)
-            if report.coordinator != self.id:
-                # It has heard of another coordinator, or of none: what it runs it ends first, and joins then.
-                return DesiredState(
-                    coordinator=self.id, do="wait", files={} if report.agent == self.local_agent else self._files
-                )
-            member = self._members.get(report.agent) or self._join(report)
-            if report.number > member.reports:
-                self._apply_report(member, report)
+            if rejection := self._members.rejection(heartbeat):
+                return DesiredState(coordinator=self.id, action="leave", exit_code=1, message=rejection)
+            if heartbeat.coordinator != self.id:
+                # The agent last heard from another coordinator, or from none: it ends what it runs before it joins.
+                files = {} if heartbeat.agent == self.local_agent else self._files
+                return DesiredState(coordinator=self.id, action="wait", files=files)
+            member = self._members.get(heartbeat.agent) or self._join(heartbeat)
+            if heartbeat.number > member.heartbeat_number:
+                self._apply(member, heartbeat)
             self._advance()
-            return self._order(member)
+            return self._desired_state(member)
+
+    # ---- for the owner
 
     def tick(self) -> None:
-        """See what time has changed."""
+        """Act on leases, timeouts and pauses that are over."""
         with self._lock:
-            now = self._clock()
-            for member in list(self._members.values()):
-                if member.id != self.local_agent and now - member.seen > LEASE_SECONDS:
-                    self._remove_member(member, f"was not heard of for {LEASE_SECONDS:.0f} s")
-            if self.state is State.RUNNING and now - self._progress_at > self._cluster.stall_timeout_seconds:
-                self._fail(Failure(message=f"no sign of progress for {self._cluster.stall_timeout_seconds:g} s"))
-            if self.state in _LIVE and now > self._deadline:
+            for member in self._members.expired():
+                self._remove_member(member, f"was not heard of for {LEASE_SECONDS:.0f} s")
+            stall_timeout = self._cluster.stall_timeout_seconds
+            if self.state is State.RUNNING and self._clock() - self._generation.progress_at > stall_timeout:
+                self._fail(Failure(message=f"no sign of progress for {stall_timeout:g} s"))
+            if self.state in LIVE and self._clock() > self._deadline:
                 self._pass_deadline()
             self._advance()
 
-    def start_generation(self, start: GenerationSpec) -> None:
-        """Start the next generation from ``start``, unless the job no longer wants one."""
+    def start_generation(self, spec: GenerationSpec) -> None:
+        """Start the next generation from ``spec``, unless the job no longer needs one."""
         with self._lock:
             if self.state is not State.PREPARING:
                 return
-            if not self._can_begin():
+            if not self._members.can_start(started_before=self._started_before):
                 self.state = State.WAITING
                 return
-            if start.step > self._start.step:
-                self._restarts_without_checkpoint = min(self._restarts_without_checkpoint, 1)
-            now = self._clock()
-            self.generation += 1
-            self._tell_start(start)
-            if missing := missing_hosts(self._cluster, self._offers()):
-                self._events.append(HostsMissing(hosts=missing))
-            self.state, self._start = State.RUNNING, start
-            self._saved_step, self._step, self._trained = start.step, start.step, False
-            self._stopped, self._deadline, self._progress_at = None, float("inf"), now
-            self._begun = True
-            self._dealt, self._metrics, self._loads = assign_roles(self._cluster, self._offers()), {}, {}
-            self._placed = {
-                role.name: self._members[agent].host for agent, dealt in self._dealt.items() for role in dealt
-            }
-            for member in self._members.values():
+            if spec.step > self._generation.spec.step:
+                self._restart_policy.note_checkpoint_found()
+            self._emit_start(spec)
+            assigned = assign_roles(self._cluster, self._members.accepted_roles())
+            hosts = {role.name: member.host for member in self._members for role in assigned.get(member.id, [])}
+            self._generation = Generation(self._generation.number + 1, spec, assigned, hosts, self._clock())
+            self.state, self._deadline, self._started_before = State.RUNNING, _NEVER, True
+            for member in self._members:
                 member.roles = {}
 
     def start_failed(self, error: Exception) -> None:
-        """Take it that no start could be found: try again later, unless the input is wrong."""
+        """Restart later because no start was found; fail the job if its input is wrong."""
         with self._lock:
             if self.state is State.PREPARING:
                 permanent = isinstance(error, InputError)
@@ -233,339 +144,271 @@ class Coordinator:
                 self._advance()
 
     def stop(self) -> None:
-        """Let the workers write a checkpoint and end; end everything if they do not within the job's grace."""
+        """Let the workers write a checkpoint and end; end everything if the grace period is over before they do."""
         with self._lock:
-            if self.state is State.DRAINING or (self.state is State.RUNNING and self._trained):
+            if self.state is State.DRAINING or (self.state is State.RUNNING and self._generation.has_trained):
                 self.state = State.STOPPING
                 self._deadline = self._clock() + self._grace_seconds()
             elif self.state is State.RUNNING:
-                self._end(State.STOPPED, "before it took a step, so without a new checkpoint")
-            elif self.state is State.TERMINATING and self._next is State.BACKOFF:
-                self._next, self.message = State.STOPPED, f"after {self._cause}"
+                self._terminate(State.STOPPED, "before it took a step, so without a new checkpoint")
+            elif self.state is State.TERMINATING and self._after_terminating is State.BACKOFF:
+                self._after_terminating, self.message = State.STOPPED, f"after {self._restart_policy.cause}"
             elif self.state in {State.WAITING, State.PREPARING, State.BACKOFF}:
                 self.state, self.message = State.STOPPED, "while nothing ran"
             self._advance()
 
-    def interruption(self) -> str | None:
-        """Why this host will soon be gone; None as long as nothing says so."""
-        with self._lock:
-            return self._interruption
-
     def take_events(self) -> list[Event]:
-        """What happened since the last call, in order: the roles' events, and restarts."""
+        """Return the events since the last call, in order: those of the roles, and those of the job itself."""
         with self._lock:
             events, self._events = self._events, []
             return events
 
-    def remote_hosts(self) -> list[str]:
-        """The hosts, beside this one, whose agents have not left."""
+    @property
+    def generation(self) -> int:
+        """The number of the newest generation; 0 before the first."""
+        return self._generation.number
+
+    @property
+    def restarts(self) -> list[Restart]:
+        """The restarts so far."""
+        return self._restart_policy.restarts
+
+    def interruption_notice(self) -> str | None:
+        """Return why this host is about to be reclaimed; None if nothing was announced."""
         with self._lock:
-            return [member.host for member in self._members.values() if member.id != self.local_agent]
+            return self._interruption_notice
+
+    def remote_hosts(self) -> list[str]:
+        """Return the other hosts whose agents have not left."""
+        with self._lock:
+            return [member.host for member in self._members if member.id != self.local_agent]
 
     def error(self) -> CrossfadeError:
-        """Why the job failed."""
+        """Return why the job failed."""
         assert self._error is not None
         kind = InputError if self._error.exit_code == InputError.exit_code else ClusterError
         return kind(self._error.explain())
 
     def status(self) -> dict[str, Any]:
-        """What ``/v1/status`` answers."""
+        """Return the job's state as JSON values, as served at ``/v1/status``."""
         with self._lock:
-            now = self._clock()
             return {
                 "state": self.state.value,
                 "generation": self.generation,
-                "step": self._step,
-                "checkpoint_step": self._saved_step,
+                "step": self._generation.step,
+                "checkpoint_step": self._generation.checkpoint_step,
                 "restarts": [vars(restart) for restart in self.restarts],
-                "agents": [
-                    {
-                        "host": member.host,
-                        "address": member.address,
-                        "offers": member.offers,
-                        "seen_seconds_ago": round(now - member.seen, 3),
-                        "roles": member.roles,
-                    }
-                    for member in self._members.values()
-                ],
+                "agents": self._members.status(),
             }
 
     def scrape_targets(self) -> list[tuple[str, str, str]]:
-        """Where other hosts' agents, and the roles of this generation, can be scraped: process, host and HOST:PORT."""
+        """Return where agents of other hosts, and roles, can be scraped: process, host and HOST:PORT."""
         with self._lock:
-            found = [("agent", member.host, member.metrics) for member in self._members.values() if member.metrics]
-            for agent, dealt in self._dealt.items():
-                host = self._members[agent].host if agent in self._members else ""
-                found += [(role.name, host, self._metrics[role.name]) for role in dealt if role.name in self._metrics]
-            return found
+            return [*self._members.scrape_targets(), *self._generation.scrape_targets()]
 
     def processes(self) -> dict[str, dict[str, Any]]:
-        """Each role of the job: whether it runs, where, and what it has told last of its load."""
+        """Return, by role: its state, host, metrics address and newest load."""
         with self._lock:
-            told = {name: state for member in self._members.values() for name, state in member.roles.items()}
+            states = self._members.role_states()
             return {
-                role.name: {
-                    "state": told.get(role.name, "missing"),
-                    "host": self._placed.get(role.name),
-                    "metrics": self._metrics.get(role.name),
-                    "load": self._loads.get(role.name, {}),
-                }
+                role.name: {"state": states.get(role.name, "missing"), **self._generation.describe(role)}
                 for role in roles(self._cluster)
             }
 
-    # ---- agents
+    # ---- members
 
-    def _refusal(self, report: Heartbeat) -> str | None:
-        if report.agent in self._gone:
-            return f"this agent has left, or another one has come from {report.address} and replaces it"
-        local_agent = self._members.get(self.local_agent)
-        if local_agent is not None and report.agent != self.local_agent and report.address == local_agent.address:
-            return (
-                f"{report.address} is the coordinator's own address, where an agent runs already; give this host's "
-                "with --advertise-address"
-            )
-        return None
+    def _join(self, heartbeat: Heartbeat) -> Member:
+        for other in self._members.at_address(heartbeat.address):
+            self._remove_member(other, "was replaced by a new agent at its address", for_good=True)
+        return self._members.join(heartbeat)
 
-    def _join(self, report: Heartbeat) -> _Member:
-        for other in list(self._members.values()):
-            if other.address == report.address:
-                self._gone.add(other.id)
-                self._remove_member(other, "was replaced by a new agent at its address")
-        member = _Member(report.agent, report.host, report.address, report.accepted_roles, self._clock())
-        self._members[member.id] = member
-        self._changed_at = self._clock()
-        return member
-
-    def _remove_member(self, member: _Member, how: str) -> None:
-        del self._members[member.id]
-        self._changed_at = self._clock()
-        if member.id in self._dealt:
+    def _remove_member(self, member: Member, how: str, *, for_good: bool = False) -> None:
+        self._members.remove(member, for_good=for_good)
+        if member.id in self._generation.assigned:
             self._fail(Failure(message=f"the agent on {member.host} ({member.address}) {how}"))
 
-    def _offers(self) -> dict[str, AcceptedRoles]:
-        """What the agents that may get roles take, this host's first and the others as they joined."""
-        staying = [member for member in self._members.values() if member.notice is None]
-        remote_hosts = {member.id: member.offers for member in staying if member.offers != "none"}
-        return {self.local_agent: "all", **remote_hosts}
-
-    def _can_begin(self) -> bool:
-        """Whether all hosts are here, or those that are missing have been waited for and can be done without."""
-        offers = self._offers()
-        if self.local_agent not in self._members:
-            return False
-        if not missing_hosts(self._cluster, offers):
-            return True
-        patience = self._cluster.host_timeout_seconds
-        if patience is None or self._clock() - self._changed_at < patience:
-            return False
-        taken = {kind for agent, kind in offers.items() if agent != self.local_agent}
-        # What has never run needs its hosts: who starts them may not have got round to all yet.
-        return self._begun or (self._cluster.one_role_per_host and ("all" in taken or {"server", "worker"} <= taken))
-
-    def _apply_report(self, member: _Member, report: Heartbeat) -> None:
-        member.seen, member.reports, member.metrics = self._clock(), report.number, report.metrics
-        current = report.generation == self.generation
-        for event in report.events:
-            if event.number > member.events:
-                member.events = event.number
-                if self.state in _LIVE and event.generation == self.generation:
-                    self._note(event)
-        member.roles = report.roles if current else {}
-        member.clear = not current
-        if report.checkpoints_requested > member.checkpoints_requested:
-            member.checkpoints_requested = report.checkpoints_requested
+    def _apply(self, member: Member, heartbeat: Heartbeat) -> None:
+        member.update(heartbeat, self._clock(), self.generation)
+        for event in heartbeat.events:
+            if event.number > member.acknowledged_event:
+                member.acknowledged_event = event.number
+                if self.state in LIVE and event.generation == self.generation:
+                    if self._generation.record(event, self._clock()):
+                        self._events.append(event.event)
+                    if isinstance(event.event, StepEvent):
+                        self._restart_policy.end_outage(self._clock())
+        if heartbeat.checkpoints_requested > member.checkpoints_requested:
+            member.checkpoints_requested = heartbeat.checkpoints_requested
             self._checkpoints_requested += 1
-        if report.notice and not member.notice:
-            member.notice, self._changed_at = report.notice, self._clock()
-            if member.id == self.local_agent:
-                self._interruption = report.notice
-            self._events.append(InterruptionNotice(host=member.host, address=member.address, reason=report.notice))
-        if report.leaving:
-            self._gone.add(member.id)
-            self._remove_member(member, "has left")
-        elif self.state in _LIVE and member.id in self._dealt:
-            if report.ended >= self.generation:
-                self._fail(Failure(message=f"the agent on {member.host} ended its roles: it could not reach me"))
-            elif current and report.failure:
-                self._fail(report.failure)
-            elif "done" in report.roles.values():
-                self._see_done()
-            elif member.notice and self.state is State.RUNNING and member.id != self.local_agent:
-                self._give_way(member)
+        if heartbeat.interruption_notice and not member.interruption_notice:
+            self._note_interruption(member, heartbeat.interruption_notice)
+        if heartbeat.leaving:
+            self._remove_member(member, "has left", for_good=True)
+        elif self.state in LIVE and member.id in self._generation.assigned:
+            self._apply_roles(member, heartbeat)
 
-    def _order(self, member: _Member) -> DesiredState:
-        do: Action = "wait"
+    def _note_interruption(self, member: Member, notice: str) -> None:
+        self._members.note_interruption(member, notice)
+        if member.id == self.local_agent:
+            self._interruption_notice = notice
+        self._events.append(InterruptionNotice(host=member.host, address=member.address, reason=notice))
+
+    def _apply_roles(self, member: Member, heartbeat: Heartbeat) -> None:
+        """Act on how the roles of ``member`` fare."""
+        if heartbeat.ended_generation >= self.generation:
+            how = "ended its roles: it could not reach the coordinator"
+            self._fail(Failure(message=f"the agent on {member.host} {how}"))
+        elif heartbeat.generation == self.generation and heartbeat.failure:
+            self._fail(heartbeat.failure)
+        elif "done" in heartbeat.roles.values():
+            self._note_done_roles()
+        elif member.interruption_notice and self.state is State.RUNNING and member.id != self.local_agent:
+            self._drain(member)
+
+    # ---- desired states
+
+    def _desired_state(self, member: Member) -> DesiredState:
+        assigned = self._generation.assigned
         if self.state in FINISHED:
-            code, how = self._end_of_job()
-            return DesiredState(coordinator=self.id, do="leave", exit_code=code, message=f"the job {how}")
-        if member.notice and member.id != self.local_agent and member.id not in self._dealt:
-            how = f"the job goes on without this host: {member.notice}"
-            return DesiredState(coordinator=self.id, do="leave", exit_code=INTERRUPTED_EXIT_CODE, message=how)
-        if self.state in _LIVE and member.id in self._dealt:
-            do = "run" if self.state is State.RUNNING else "stop"
+            code, how = self._outcome()
+            return DesiredState(coordinator=self.id, action="leave", exit_code=code, message=f"the job {how}")
+        if member.interruption_notice and member.id != self.local_agent and member.id not in assigned:
+            how = f"the job continues without this host: {member.interruption_notice}"
+            return DesiredState(coordinator=self.id, action="leave", exit_code=INTERRUPTED_EXIT_CODE, message=how)
+        action: Action = "wait"
+        if self.state in LIVE and member.id in assigned:
+            action = "run" if self.state is State.RUNNING else "stop"
+        spec = self._generation.spec
         return DesiredState(
             coordinator=self.id,
-            do=do,
-            acknowledged=member.events,
+            action=action,
+            acknowledged_event=member.acknowledged_event,
             generation=self.generation,
-            roles=[role.name for role in self._dealt.get(member.id, [])],
-            scheduler=Endpoint(host=self._start.scheduler.host, port=self._start.scheduler.port),
-            rendezvous=self._start.rendezvous,
+            roles=[role.name for role in assigned.get(member.id, [])],
+            scheduler=Endpoint(host=spec.scheduler.host, port=spec.scheduler.port),
+            rendezvous=spec.rendezvous,
             servers=self._cluster.servers,
             workers=self._cluster.workers,
-            checkpoint=self._start.checkpoint,
-            job=self._job,
+            checkpoint=spec.checkpoint,
+            job_digest=self._job_digest,
             checkpoints_requested=self._checkpoints_requested,
         )
 
-    def _end_of_job(self) -> tuple[int, str]:
-        """The exit code of an agent of the job that has ended, and how that was."""
+    def _outcome(self) -> tuple[int, str]:
+        """Return how the job ended: the exit code of its agents, and a phrase after 'the job'."""
         if self.state is State.DONE:
             return 0, "is done"
         if self.state is State.FAILED:
             return 1, f"has failed: {self._error.message if self._error else ''}"
-        if notice := self.interruption():
-            return INTERRUPTED_EXIT_CODE, f"was stopped {self.message}, since its coordinator's host goes: {notice}"
+        if notice := self._interruption_notice:
+            how = f"was stopped {self.message}, because its coordinator's host is being reclaimed: {notice}"
+            return INTERRUPTED_EXIT_CODE, how
         return _STOPPED_EXIT_CODE, f"was stopped {self.message}"
 
-    # ---- the generation
+    # ---- transitions
 
-    def _note(self, sent: NumberedEvent) -> None:
-        """Take an event of a role of this generation."""
-        if isinstance(sent.event, _PROGRESS):
-            self._progress_at = self._clock()
-        match sent.event:
-            case StepEvent(step=step):
-                self._step, self._trained = step, True
-                self._is_up()
-            case CheckpointSaved(step=step):
-                self._saved_step = max(self._saved_step, step)
-            case StoppedEvent(step=step, checkpoint=checkpoint):
-                self._stopped = StopResult(step, checkpoint)
-                self._step = step
-            case MetricsAddress(address=address):
-                self._metrics[sent.role] = address
-            case LoadEvent(load=load):
-                self._loads[sent.role] = load
-                return
-        self._events.append(sent.event)
+    def _emit_start(self, spec: GenerationSpec) -> None:
+        origin: dict[str, Any] = {"step": spec.step, "checkpoint": spec.checkpoint, "skipped": list(spec.skipped)}
+        if restart := self._restart_policy.record_restart(self.generation + 1, self._generation.step):
+            self._events.append(RestartEvent(generation=restart.generation, cause=restart.cause, **origin))
+        elif spec.checkpoint or spec.skipped:
+            self._events.append(ResumeEvent(**origin))
+        if missing := self._members.missing_hosts():
+            self._events.append(HostsMissing(hosts=missing))
 
-    def _is_up(self) -> None:
-        """Training goes on: the last restart is over."""
-        if self._down_since is not None and self.restarts:
-            self.restarts[-1].seconds, self._down_since = self._clock() - self._down_since, None
-
-    def _see_done(self) -> None:
-        """Some role has ended well: when all have, the job is done, or the generation has stopped as asked."""
-        dealt = {role.name for roles in self._dealt.values() for role in roles}
-        done = {name for member in self._members.values() for name, state in member.roles.items() if state == "done"}
-        if done != dealt:
-            # MXNet lets nobody leave before all workers have called their last barrier, so the others follow soon.
+    def _note_done_roles(self) -> None:
+        """Finish the generation if all roles are done, and limit how long the others may take if some are."""
+        states, stop_result = self._members.role_states(), self._generation.stop_result
+        if {name for name, state in states.items() if state == "done"} != self._generation.role_names():
+            # MXNet lets no role leave before all workers have called their last barrier, so the others follow soon.
             self._deadline = min(self._deadline, self._clock() + EXIT_TIMEOUT_SECONDS)
-        elif self._stopped is None:
+        elif stop_result is None:
             self.state = State.DONE
-            self._is_up()
+            self._restart_policy.end_outage(self._clock())
         elif self.state is State.STOPPING:
-            self.state, self.message = State.STOPPED, self._stopped.explain()
+            self.state, self.message = State.STOPPED, stop_result.explain()
         elif self.state is State.DRAINING:
-            self._restarts_without_checkpoint = 0 if self._stopped.checkpoint else self._restarts_without_checkpoint
-            self._end(State.BACKOFF)
+            if stop_result.checkpoint:
+                self._restart_policy.note_checkpoint_written()
+            self._terminate(State.BACKOFF)
         else:
-            self._fail(Failure(message="a worker was asked to stop by someone else"))
+            self._fail(Failure(message="a worker was asked to stop by another process"))
 
-    def _give_way(self, member: _Member) -> None:
-        """A host with roles will soon be gone: have a checkpoint written, and start again without it."""
-        self._cause = f"the host {member.host} ({member.address}) is taken away: {member.notice}"
-        self._down_since = self._clock()
-        if self._trained:
+    def _drain(self, member: Member) -> None:
+        """Write a checkpoint and start again without the host of ``member``, which is about to be reclaimed."""
+        notice = f"interruption notice: {member.interruption_notice}"
+        self._restart_policy.begin_outage(f"the host {member.host} ({member.address}) got an {notice}", self._clock())
+        if self._generation.has_trained:
             self.state, self._deadline = State.DRAINING, self._clock() + NOTICE_SECONDS
         else:
-            self._end(State.BACKOFF)  # there is nothing yet that a checkpoint could hold
+            self._terminate(State.BACKOFF)  # there is nothing yet that a checkpoint could hold
 
     def _grace_seconds(self) -> float:
-        return NOTICE_SECONDS if self.interruption() else self._cluster.grace_period_seconds
+        return NOTICE_SECONDS if self._interruption_notice else self._cluster.grace_period_seconds
 
     def _pass_deadline(self) -> None:
         if self.state is State.STOPPING:
-            self._end_stopped(f", which took more than {self._grace_seconds():g} s to write")
-        elif self.state is State.DRAINING and self._stopped is None:
+            self._terminate_stopped(f", which took more than {self._grace_seconds():g} s to write")
+        elif self.state is State.DRAINING and self._generation.stop_result is None:
             self._fail(Failure(message=f"its checkpoint took more than {NOTICE_SECONDS:g} s to write"))
         else:
-            roles = {name: state for member in self._members.values() for name, state in member.roles.items()}
-            lingering = ", ".join(sorted(name for name, state in roles.items() if state != "done"))
+            states = self._members.role_states()
+            lingering = ", ".join(sorted(name for name, state in states.items() if state != "done"))
             self._fail(
                 Failure(message=f"the others are done, but {lingering} did not end in {EXIT_TIMEOUT_SECONDS:.0f} s")
             )
 
     def _fail(self, failure: Failure) -> None:
-        """End the generation because of ``failure``, and decide what follows."""
+        """End the generation because of ``failure``, and restart the job if that may help."""
         if self.state is State.STOPPING:
-            self._end_stopped(f": {failure.message}")
+            self._terminate_stopped(f": {failure.message}")
         elif self.state in {State.RUNNING, State.DRAINING, State.PREPARING}:
             if failure.checkpoint is not None:
-                self.refused |= {failure.checkpoint}
-            if self._saved_step > self._start.step:
-                self._restarts_without_checkpoint = 0
-            # Of a generation that never began the cause comes after that of the one before, which it does not replace.
-            if failure.message not in (self._cause or ""):
-                self._cause = f"{self._cause}; then {failure.message}" if self._cause else failure.message
-            if self._down_since is None:
-                self._down_since = self._clock()
+                self.rejected_checkpoints |= {failure.checkpoint}
+            if self._generation.wrote_checkpoint:
+                self._restart_policy.note_checkpoint_written()
+            # A generation that could not start does not replace the cause of the outage: it adds one.
+            self._restart_policy.add_cause(failure.message, self._clock())
             if not failure.restart:
                 self._error = failure
-                self._end(State.FAILED)
-            elif self._restarts_without_checkpoint >= self._cluster.max_restarts:
-                limit = f"restarted {self._restarts_without_checkpoint} times without a new checkpoint (cluster.max_restarts)"
+                self._terminate(State.FAILED)
+            elif limit := self._restart_policy.try_restart():
                 self._error = failure.model_copy(update={"message": f"{failure.message}; {limit}", "exit_code": 1})
-                self._end(State.FAILED)
+                self._terminate(State.FAILED)
             else:
-                self._restarts_without_checkpoint += 1
-                self._end(State.BACKOFF)
+                self._terminate(State.BACKOFF)
 
-    def _end_stopped(self, why: str) -> None:
-        """Stop without more ado; ``why`` there is no checkpoint, unless the workers have said that there is one."""
-        self._end(State.STOPPED, self._stopped.explain() if self._stopped else f"without a checkpoint{why}")
+    def _terminate_stopped(self, why: str) -> None:
+        """Stop at once; ``why`` there is no checkpoint, unless the workers have reported one."""
+        result = self._generation.stop_result
+        self._terminate(State.STOPPED, result.explain() if result else f"without a checkpoint{why}")
 
-    def _end(self, following: State, message: str = "") -> None:
-        """Have all roles ended; ``following`` is the state after that."""
-        self.state, self._next, self.message = State.TERMINATING, following, message
-        self._deadline = float("inf")
-        for member in self._members.values():
-            member.clear = False
+    def _terminate(self, following: State, message: str = "") -> None:
+        """End all roles; ``following`` is the state after that."""
+        self.state, self._after_terminating, self.message = State.TERMINATING, following, message
+        self._deadline = _NEVER
+        self._members.require_clear()
 
     def _advance(self) -> None:
-        """Go on to what needs nothing more to happen."""
-        if self.state is State.TERMINATING and all(self._is_clear(agent) for agent in self._dealt):
-            self._dealt = {}
-            self.state = self._next
+        """Enter each state whose conditions are already met."""
+        if self.state is State.TERMINATING and all(map(self._is_clear, self._generation.assigned)):
+            self._generation.assigned = {}
+            self.state = self._after_terminating
             if self.state is State.BACKOFF:
                 self._back_off()
         if self.state is State.BACKOFF and self._clock() >= self._deadline:
-            self.state, self._deadline = State.WAITING, float("inf")
-            if missing := missing_hosts(self._cluster, self._offers()):
+            self.state, self._deadline = State.WAITING, _NEVER
+            if missing := self._members.missing_hosts():
                 self._events.append(WaitingForHosts(hosts=missing))
-        if self.state is State.WAITING and self._can_begin():
+        if self.state is State.WAITING and self._members.can_start(started_before=self._started_before):
             self.state = State.PREPARING
 
     def _is_clear(self, agent: str) -> bool:
         member = self._members.get(agent)
-        return member is None or member.clear
+        return member is None or member.is_clear
 
     def _back_off(self) -> None:
-        seconds = (
-            min(2.0 ** (self._restarts_without_checkpoint - 2), MAX_BACKOFF_SECONDS)
-            if self._restarts_without_checkpoint > 1
-            else 0.0
-        )
+        seconds = self._restart_policy.backoff_seconds()
         self._deadline = self._clock() + seconds
         if seconds:
-            self._events.append(BackoffEvent(cause=self._cause or "", seconds=seconds))
-
-    def _tell_start(self, start: GenerationSpec) -> None:
-        origin: dict[str, Any] = {"step": start.step, "checkpoint": start.checkpoint, "skipped": list(start.skipped)}
-        if self._cause is not None:
-            self.restarts.append(Restart(self.generation, self._cause, self._step))
-            self._events.append(RestartEvent(generation=self.generation, cause=self._cause, **origin))
-            self._cause = None
-        elif start.checkpoint or start.skipped:
-            self._events.append(ResumeEvent(**origin))
+            self._events.append(BackoffEvent(cause=self._restart_policy.cause or "", seconds=seconds))

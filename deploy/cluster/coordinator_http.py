@@ -1,10 +1,10 @@
-"""The coordinator over HTTP, for the agents of other hosts: the server's side and the agent's.
+"""The coordinator over HTTP, for the agents of other hosts: the server and the client.
 
-    POST /v1/report   an agent's report; the answer is its order
-    GET  /v1/status   where the job stands, for people and their tools
+    POST /v1/heartbeat   an agent's heartbeat; the answer is the desired state of its host
+    GET  /v1/status      the state of the job, for people and their tools
 
-Both are JSON and need the header ``Authorization: Bearer TOKEN``. Nothing listens unless the job says where. The token
-crosses the network as it is: this is for networks that one trusts, or a tunnel.
+Both are JSON and need the header ``Authorization: Bearer TOKEN``. Nothing listens unless the job names an address. The
+token crosses the network unencrypted: use a network that you trust, or a tunnel.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import hmac
 import http.client
 import json
+import logging
 import os
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -31,31 +31,31 @@ from kvstore.errors import ClusterError, InputError
 from kvstore.validation_errors import format_validation_error
 from trainer.monitoring.bounded_server import BoundedServer
 
-SHORTEST_TOKEN = 16
+MIN_TOKEN_LENGTH = 16
 MAX_BODY_BYTES = 4 << 20
-SERVER_SECONDS = 5.0
+CLIENT_TIMEOUT_SECONDS = 5.0
 """How long a client may make the server wait for its next bytes."""
-REQUEST_SECONDS = 2.0
-"""How long an agent waits for an answer; together with an agent's own lease less than the coordinator's."""
+REQUEST_TIMEOUT_SECONDS = 2.0
+"""How long an agent waits for an answer. With the agent's own lease it is less than the coordinator's lease."""
 
 
 def read_token(needed_by: str) -> str:
-    """The token of the environment, or of the file that it names, which ``needed_by`` needs.
+    """Return the token from the environment, or from the file that it names; ``needed_by`` requires it.
 
     Raises:
         InputError: there is none, or it can be guessed or cannot be sent.
     """
-    token = os.environ.get(TOKEN_VARIABLE, "") or _token_of_file()
+    token = os.environ.get(TOKEN_VARIABLE, "") or _token_from_file()
     how = f"set it to the same secret on all hosts, as made by: export {TOKEN_VARIABLE}=$(openssl rand -hex 32)"
     if not token:
         variables = f"{TOKEN_VARIABLE}, or {TOKEN_FILE_VARIABLE} with the name of a file"
         raise InputError(f"{needed_by} needs the environment variable {variables}; {how}")
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise InputError(f"{TOKEN_VARIABLE} must be {SHORTEST_TOKEN} or more printable ASCII characters; {how}")
+    if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
+        raise InputError(f"{TOKEN_VARIABLE} must be {MIN_TOKEN_LENGTH} or more printable ASCII characters; {how}")
     return token
 
 
-def _token_of_file() -> str:
+def _token_from_file() -> str:
     name = os.environ.get(TOKEN_FILE_VARIABLE)
     if not name:
         return ""
@@ -65,8 +65,11 @@ def _token_of_file() -> str:
         raise InputError(f"{TOKEN_FILE_VARIABLE}: {name} cannot be read as a token: {error}") from error
 
 
-class _Refused(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """A request that gets an error for an answer."""
+_log = logging.getLogger(__name__)
+
+
+class _Rejection(Exception):  # noqa: N818 - an answer, not a fault of ours
+    """A request that is answered with an error."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
@@ -74,9 +77,7 @@ class _Refused(Exception):  # noqa: N818 - an answer, not a fault of ours
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection, in a thread of its own."""
-
-    timeout = SERVER_SECONDS
+    timeout = CLIENT_TIMEOUT_SECONDS
     server: _Server
     server_version, sys_version = "crossfade", ""
 
@@ -85,19 +86,22 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer("/v1/status", lambda: json.dumps(self.server.coordinator.status()))
 
     def do_POST(self) -> None:
-        """Answer /v1/report."""
-        self._answer("/v1/report", lambda: self.server.coordinator.report(self._report()).model_dump_json())
+        """Answer /v1/heartbeat."""
+        self._answer("/v1/heartbeat", self._handle_heartbeat)
 
-    def _answer(self, path: str, make: Callable[[], str]) -> None:
+    def _handle_heartbeat(self) -> str:
+        return self.server.coordinator.handle_heartbeat(self._read_heartbeat()).model_dump_json()
+
+    def _answer(self, path: str, make_body: Callable[[], str]) -> None:
         try:
             self._check_token()
             if self.path != path:
-                raise _Refused(HTTPStatus.NOT_FOUND, f"there is no {self.command} {self.path[:80]}")
-            status, body = HTTPStatus.OK, make()
-        except _Refused as refused:
-            status, body = refused.status, json.dumps({"error": str(refused)})
-        except Exception as error:  # a fault of ours, which the agent is told and comes again
-            traceback.print_exc()
+                raise _Rejection(HTTPStatus.NOT_FOUND, f"there is no {self.command} {self.path[:80]}")
+            status, body = HTTPStatus.OK, make_body()
+        except _Rejection as rejection:
+            status, body = rejection.status, json.dumps({"error": str(rejection)})
+        except Exception as error:  # a fault of ours: the agent gets it as an answer, and tries again
+            _log.exception("%s %s failed", self.command, path)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             body = json.dumps({"error": f"{type(error).__name__}: {error}"})
         self.send_response(status)
@@ -109,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._drain()
 
     def _drain(self) -> None:
-        """Read what was not: closing before that would break the connection before the answer has arrived."""
+        """Read the rest of the body: closing before that could break the connection before the answer arrives."""
         length = self.headers.get("Content-Length", "")
         left = min(int(length), MAX_BODY_BYTES) if length.isdecimal() and self.command == "POST" else 0
         with suppress(OSError):
@@ -119,28 +123,28 @@ class _Handler(BaseHTTPRequestHandler):
     def _check_token(self) -> None:
         given = self.headers.get("Authorization", "").encode("utf-8", errors="replace")
         if not hmac.compare_digest(given, b"Bearer " + self.server.token.encode()):
-            raise _Refused(HTTPStatus.UNAUTHORIZED, f"the token is missing or wrong; see {TOKEN_VARIABLE}")
+            raise _Rejection(HTTPStatus.UNAUTHORIZED, f"the token is missing or wrong; see {TOKEN_VARIABLE}")
 
-    def _report(self) -> Heartbeat:
+    def _read_heartbeat(self) -> Heartbeat:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
+            raise _Rejection(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
         if int(length) > MAX_BODY_BYTES:
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MAX_BODY_BYTES} bytes")
+            raise _Rejection(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MAX_BODY_BYTES} bytes")
         try:
-            return Heartbeat.model_validate_json(self._body(int(length)))
+            return Heartbeat.model_validate_json(self._read_body(int(length)))
         except ValidationError as error:
             problem = format_validation_error(error, root="body")
-            raise _Refused(HTTPStatus.BAD_REQUEST, f"not a report: {problem}") from None
+            raise _Rejection(HTTPStatus.BAD_REQUEST, f"not a heartbeat: {problem}") from None
 
-    def _body(self, length: int) -> bytes:
+    def _read_body(self, length: int) -> bytes:
         try:
             return self.rfile.read(length)
         except OSError as error:
-            raise _Refused(HTTPStatus.REQUEST_TIMEOUT, f"the request broke off: {error}") from error
+            raise _Rejection(HTTPStatus.REQUEST_TIMEOUT, f"the request broke off: {error}") from error
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: the coordinator's events say what matters."""
+        """Log nothing: the coordinator's events report what matters."""
 
 
 class _Server(BoundedServer):
@@ -150,8 +154,8 @@ class _Server(BoundedServer):
 
 
 @contextmanager
-def serving(coordinator: Coordinator, listen: Address, token: str) -> Iterator[Address]:
-    """Answer for ``coordinator`` at ``listen`` while the context lasts; gives the address, with the port if that was 0.
+def serve_coordinator(coordinator: Coordinator, listen: Address, token: str) -> Iterator[Address]:
+    """Serve ``coordinator`` at ``listen`` while the context lasts; yield the address, with the port if that was 0.
 
     Raises:
         InputError: nothing can listen there.
@@ -173,25 +177,25 @@ def serving(coordinator: Coordinator, listen: Address, token: str) -> Iterator[A
 
 
 class RemoteCoordinator:
-    """The coordinator of a job, as an agent on another host reaches it."""
+    """The client of a coordinator on another host."""
 
     def __init__(self, address: Address, token: str) -> None:
-        """Reach it at ``address``."""
+        """Connect to ``address`` with ``token``, anew for each heartbeat."""
         self._address, self._token = address, token
 
-    def report(self, report: Heartbeat) -> DesiredState:
-        """Send ``report``; gives the order.
+    def send_heartbeat(self, heartbeat: Heartbeat) -> DesiredState:
+        """Send ``heartbeat`` and return the answer.
 
         Raises:
-            Unreachable: there is no answer just now.
-            InputError: the token is not the coordinator's.
-            ClusterError: what answers is no coordinator, or one of another version.
+            CoordinatorUnreachable: there was no answer; try again.
+            InputError: the coordinator rejects the token.
+            ClusterError: the server is not a coordinator, or one of another version.
         """
         # http.client, since urllib would send the token to a proxy that the environment names.
-        connection = http.client.HTTPConnection(self._address.host, self._address.port, timeout=REQUEST_SECONDS)
+        connection = http.client.HTTPConnection(self._address.host, self._address.port, timeout=REQUEST_TIMEOUT_SECONDS)
         try:
             headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-            connection.request("POST", "/v1/report", report.model_dump_json().encode(), headers)
+            connection.request("POST", "/v1/heartbeat", heartbeat.model_dump_json().encode(), headers)
             response = connection.getresponse()
             body = response.read(MAX_BODY_BYTES)
         except (OSError, http.client.HTTPException) as error:
@@ -200,11 +204,11 @@ class RemoteCoordinator:
         finally:
             connection.close()
         if response.status == HTTPStatus.UNAUTHORIZED:
-            raise InputError(f"the coordinator at {self._address} refuses the token in {TOKEN_VARIABLE}")
+            raise InputError(f"the coordinator at {self._address} rejects the token in {TOKEN_VARIABLE}")
         if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            said = body[:200].decode(errors="replace")
+            reason = body[:200].decode(errors="replace")
             raise CoordinatorUnreachable(
-                f"the coordinator at {self._address} answers with error {response.status}: {said}"
+                f"the coordinator at {self._address} answers with error {response.status}: {reason}"
             )
         try:
             if response.status != HTTPStatus.OK:
@@ -212,5 +216,5 @@ class RemoteCoordinator:
             return DesiredState.model_validate_json(body)
         except ValueError as error:
             raise ClusterError(
-                f"what answers at {self._address} is not a coordinator of this version: {' '.join(str(error).split())}"
+                f"{self._address}: not a coordinator of this version: {' '.join(str(error).split())}"
             ) from error

@@ -1,6 +1,6 @@
-"""What agents and the coordinator say to each other: an agent reports, and the answer is its order.
+"""The messages between agents and the coordinator: heartbeats, and the desired state that answers them.
 
-Orders say what a host should be running, not what to do next, so that a lost or repeated message does no harm.
+A desired state says what a host should be running, not what to do next, so a lost or repeated message does no harm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trainer.runs.events import Event, parse_event, to_json
 
 MAX_MESSAGE = 8192
 MAX_EVENTS = 200
-"""In one report; what is left follows in the next."""
+"""The most events in one heartbeat; the others follow in the next."""
 
 Action = Literal["wait", "run", "stop", "leave"]
 RoleState = Literal["running", "done"]
@@ -33,21 +33,21 @@ EventField = Annotated[Event, PlainValidator(_read_event), PlainSerializer(to_js
 
 
 class _Message(BaseModel):
-    # A loss may be infinite, and JSON as Python writes it can say so.
+    # A loss may be infinite: Python writes and reads that in JSON, although the standard has no such number.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="constants")
 
 
 class Failure(_Message):
-    """Why a role, or a host, has failed."""
+    """Why a role, or a host, failed."""
 
     message: str = Field(max_length=MAX_MESSAGE)
     details: str = Field("", max_length=MAX_MESSAGE, description="where to read more")
     exit_code: int = 1
-    restart: bool = Field(True, description="whether another generation may do better")
-    checkpoint: str | None = Field(None, description="one that turned out damaged: not to be loaded again")
+    restart: bool = Field(True, description="whether another generation may succeed")
+    checkpoint: str | None = Field(None, description="a corrupt checkpoint, which must not be loaded again")
 
     def explain(self) -> str:
-        """The message with its details."""
+        """Return the message with its details."""
         return f"{self.message} ({self.details})" if self.details else self.message
 
 
@@ -61,23 +61,25 @@ class NumberedEvent(_Message):
 
 
 class Heartbeat(_Message):
-    """What an agent says. ``number`` grows from report to report: one that comes late is known by it."""
+    """What an agent reports. ``number`` grows from one heartbeat to the next, so that a late one can be ignored."""
 
     agent: str
     host: str
     address: str
-    accepted_roles: AcceptedRoles = Field("all", description="the kinds of roles that it takes")
+    accepted_roles: AcceptedRoles = Field("all", description="the kinds of roles that the host accepts")
     number: int
-    coordinator: str | None = Field(None, description="the one that the agent has heard of last")
-    generation: int | None = Field(None, description="the one whose roles it runs")
-    ended: int = Field(0, description="the newest generation whose roles it has ended")
+    coordinator: str | None = Field(None, description="the coordinator that answered last")
+    generation: int | None = Field(None, description="the generation whose roles it runs")
+    ended_generation: int = Field(0, description="the newest generation whose roles it has ended")
     roles: dict[str, RoleState] = {}
     events: list[NumberedEvent] = Field([], max_length=MAX_EVENTS)
     failure: Failure | None = None
-    metrics: str | None = Field(None, description="where the agent's own metrics can be scraped, HOST:PORT")
-    leaving: bool = Field(False, description="its roles have ended, and no report of it will follow")
-    notice: str | None = Field(None, max_length=MAX_MESSAGE, description="why its host will soon be gone")
-    checkpoints_requested: int = Field(0, description="how often it has wanted a checkpoint: its host may soon be gone")
+    metrics_address: str | None = Field(None, description="where the agent's own metrics can be scraped, HOST:PORT")
+    leaving: bool = Field(False, description="whether its roles have ended and this is its last heartbeat")
+    interruption_notice: str | None = Field(
+        None, max_length=MAX_MESSAGE, description="why its host is about to be reclaimed"
+    )
+    checkpoints_requested: int = Field(0, description="how often it has requested a checkpoint: its host is at risk")
 
 
 class Endpoint(_Message):
@@ -88,14 +90,15 @@ class Endpoint(_Message):
 
 
 class DesiredState(_Message):
-    """What an agent is to do.
+    """What an agent should be running.
 
-    wait: have no roles. run: have those of ``generation``. stop: ask its workers to stop. leave: have no roles and end.
+    wait: no roles. run: the roles of ``generation``. stop: the same, but its workers are to stop. leave: no roles, and
+    the agent ends.
     """
 
     coordinator: str
-    do: Action
-    acknowledged: int = Field(0, description="the newest event that the coordinator has")
+    action: Action
+    acknowledged_event: int = Field(0, description="the newest event that the coordinator has received")
     generation: int = 0
     roles: list[str] = []
     scheduler: Endpoint | None = None
@@ -103,8 +106,8 @@ class DesiredState(_Message):
     servers: int = 0
     workers: int = 0
     checkpoint: str | None = None
-    files: dict[str, str] = Field({}, description="of the run folder, for who joins and does not share it")
-    job: str = Field("", description="SHA-256 of the job file that the roles must find")
-    checkpoints_requested: int = Field(0, description="how often a checkpoint has been asked for out of turn")
+    files: dict[str, str] = Field({}, description="files of the run folder by name, for hosts that do not share it")
+    job_digest: str = Field("", description="SHA-256 of the job file that the roles must find")
+    checkpoints_requested: int = Field(0, description="how often a checkpoint has been requested out of schedule")
     exit_code: int = 0
     message: str = ""

@@ -1,4 +1,4 @@
-"""What a job's coordinator, agents and machines measure, and where its processes can be scraped."""
+"""The metrics of a job's coordinator, agents and machines, and its scrape targets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from prometheus_client.core import Metric as Family
 
 from deploy.capacity.machine import available_bytes, limit_bytes
 from deploy.cluster.agent import Agent
-from deploy.cluster.coordinator import Coordinator, State
+from deploy.cluster.coordinator import Coordinator
+from deploy.cluster.job_state import State
 from deploy.topology import roles
 from trainer.config.run_sections import ClusterConfig
 from trainer.monitoring import names
@@ -20,24 +21,24 @@ class MachineMetrics:
     """The memory of this machine, or of this container."""
 
     def collect(self) -> Iterator[Family]:
-        """All there is."""
+        """Yield the present values."""
         yield names.MEMORY_LIMIT.single(limit_bytes())
         yield names.MEMORY_AVAILABLE.single(available_bytes())
 
-    def load(self) -> dict[str, Any]:
-        """The same."""
+    def snapshot(self) -> dict[str, Any]:
+        """Return the same values for the run folder."""
         return {"memory_limit_bytes": limit_bytes(), "memory_available_bytes": available_bytes()}
 
 
 class JobMetrics:
-    """How a distributed job fares, as its coordinator knows."""
+    """The state of a distributed job."""
 
     def __init__(self, coordinator: Coordinator, cluster: ClusterConfig) -> None:
-        """Show what ``coordinator`` knows of a job on ``cluster``."""
+        """Read the state from ``coordinator``, of a job on ``cluster``."""
         self._coordinator, self._cluster = coordinator, cluster
 
     def collect(self) -> Iterator[Family]:
-        """All there is."""
+        """Yield the present values."""
         status = self._coordinator.status()
         reported = {name for agent in status["agents"] for name in agent["roles"]}
         yield names.RESTARTS.single(len(status["restarts"]))
@@ -47,24 +48,24 @@ class JobMetrics:
 
 
 class HostMetrics:
-    """What an agent knows of its host."""
+    """The roles that an agent runs."""
 
     def __init__(self, agent: Agent) -> None:
-        """Show what ``agent`` runs."""
+        """Read them from ``agent``."""
         self._agent = agent
 
     def collect(self) -> Iterator[Family]:
-        """All there is."""
+        """Yield the present values."""
         yield names.RUNNING_ROLES.single(self._agent.running_roles())
 
 
 def process_metrics(run: str, role: str, stall_seconds: float | None = None) -> ProcessMetrics:
-    """The metrics of a process of ``run``, with those of its machine."""
+    """Return the metrics of a process of ``run``, with those of its machine."""
     metrics = ProcessMetrics(run, role, stall_seconds)
     metrics.register("machine", MachineMetrics())
     return metrics
 
 
 def target(run: str, process: str, host: str, address: str) -> dict[str, Any]:
-    """One process as Prometheus's HTTP service discovery has it."""
+    """Return one scrape target in the format of Prometheus's HTTP service discovery."""
     return {"targets": [address], "labels": {"run": run, "process": process, "host": host}}

@@ -1,4 +1,4 @@
-"""What a role tells the agent that started it: JSON objects, one a line, through an inherited pipe."""
+"""Events from a role to the agent that started it: JSON objects, one a line, through an inherited pipe."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from trainer.runs.events import Event, StepEvent, parse_event, to_json
 
 EVENTS_VARIABLE = "CROSSFADE_EVENTS_FD"
 _STEP_SECONDS = 0.1
+"""The shortest time between two step events; those in between are dropped."""
 
 
 class EventPipe:
-    """A role's end of the pipe. Without an agent, as in a container of its own, events go nowhere.
+    """A role's end of the pipe. Without an agent, as in a container of its own, events are dropped.
 
     Any thread may emit.
     """
@@ -23,32 +24,32 @@ class EventPipe:
         """Write to the pipe that the environment names."""
         descriptor = os.environ.pop(EVENTS_VARIABLE, None)
         self._descriptor = int(descriptor) if descriptor else None
-        self._last_step = float("-inf")
-        self._writing = threading.Lock()
+        self._last_step_at = float("-inf")
+        self._write_lock = threading.Lock()
 
     def emit(self, event: Event) -> None:
-        """Send ``event``, unless it is a step and one was sent a moment ago. Lines are written whole."""
+        """Send ``event``, unless it is a step that follows another too closely and is not the last."""
         if self._descriptor is None:
             return
         now = time.monotonic()
         if isinstance(event, StepEvent):
-            if now - self._last_step < _STEP_SECONDS and event.step != event.steps:
+            if now - self._last_step_at < _STEP_SECONDS and event.step != event.steps:
                 return
-            self._last_step = now
+            self._last_step_at = now
         line = json.dumps(to_json(event)).encode() + b"\n"
-        with self._writing:
+        with self._write_lock:
             while line:  # a signal may cut a long write short
                 line = line[os.write(self._descriptor, line) :]
 
 
 class EventLines:
-    """The agent's end: bytes in, events out."""
+    """The agent's end of the pipe: bytes in, events out."""
 
     def __init__(self) -> None:
-        """Nothing read yet."""
+        """Start with an empty buffer."""
         self._partial = b""
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that ``data`` completes."""
+        """Return the events that ``data`` completes."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         return [parse_event(json.loads(line)) for line in lines]

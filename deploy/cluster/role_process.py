@@ -1,4 +1,4 @@
-"""TODO-DOC split from deploy/cluster/agent.py."""
+"""A running role: its process, its log, its events, and why it failed."""
 
 from __future__ import annotations
 
@@ -15,59 +15,54 @@ from trainer.runs.events import Event, RoleError
 from trainer.runs.folder import RunFolder
 
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
-
-
 ROLE_VARIABLE = "CROSSFADE_ROLE"
-"""The name of a role, for people who look at its process: its command says only the kind."""
-
-
+"""The name of a role, for people who inspect its process: its command says only the kind."""
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
-
-
-_NOT_FROM_HERE = ["-P"]
+_SAFE_PATH = ["-P"]
 """Python's option to import nothing from the current folder, which may have a trainer/ of its own."""
 
 
 class RoleProcess:
-    """One running role: its process, its log and what it has told."""
+    """One running role, which the agent that started it watches."""
 
-    def __init__(self, role: Role, folder: RunFolder, order: DesiredState, variables: dict[str, str]) -> None:
-        """Start it. It leads a session of its own, so that a terminal's Ctrl-C reaches the agent alone."""
+    def __init__(self, role: Role, folder: RunFolder, desired: DesiredState, variables: dict[str, str]) -> None:
+        """Start ``role`` in a session of its own, so that a terminal's Ctrl-C reaches the agent alone."""
         self.role = role
         self.log = folder.logs / f"{role.name}.log"
         self.error: RoleError | None = None
+        """The first error event."""
         self._lines = EventLines()
-        self.pipe, theirs = os.pipe()
+        self.pipe, role_end = os.pipe()
         os.set_blocking(self.pipe, False)
         arguments = [role.kind, "--run-dir", str(folder.path)]
-        if role.kind == "worker" and order.checkpoint is not None:
-            arguments += ["--checkpoint", order.checkpoint]
+        if role.kind == "worker" and desired.checkpoint is not None:
+            arguments += ["--checkpoint", desired.checkpoint]
         try:
             with self.log.open("ab") as log:
-                log.write(f"--- {role.name} of generation {order.generation}\n".encode())
+                log.write(f"--- {role.name} of generation {desired.generation}\n".encode())
                 log.flush()
                 self.process = subprocess.Popen(  # noqa: S603 - our own command
-                    [sys.executable, *_NOT_FROM_HERE, "-m", "crossfade", *arguments],
+                    [sys.executable, *_SAFE_PATH, "-m", "crossfade", *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     env={
                         **variables,
-                        EVENTS_VARIABLE: str(theirs),
+                        EVENTS_VARIABLE: str(role_end),
                         AGENT_VARIABLE: str(os.getpid()),
                         ROLE_VARIABLE: role.name,
                     },
-                    pass_fds=[theirs],
+                    pass_fds=[role_end],
                     start_new_session=True,
                 )
         except BaseException:
             os.close(self.pipe)
             raise
         finally:
-            os.close(theirs)
+            os.close(role_end)
 
     def read_events(self) -> list[Event]:
-        """What it has told since; an error is kept."""
+        """Return the events since the last call, but errors: the first of these is kept in ``error``."""
         events: list[Event] = []
         while True:
             try:
@@ -83,7 +78,7 @@ class RoleProcess:
         return [event for event in events if not isinstance(event, RoleError)]
 
     def failure(self) -> Failure | None:
-        """What its error or its end means, if it has failed: as it said itself or, failing that, as its log ends."""
+        """Return why the role failed, by its error event or else by its exit code and log; None if it did not."""
         code = self.process.poll()
         if self.error is None and code in {None, 0}:
             return None
@@ -97,9 +92,9 @@ class RoleProcess:
             )
         assert code is not None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return Failure(message=f"{self.role.name} {how}", details=f"{self._last_words()}log: {self.log}")
+        return Failure(message=f"{self.role.name} {how}", details=f"{self._log_tail()}log: {self.log}")
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
             lines = [line.strip() for line in log.read().split(b"\n")][-_LOG_TAIL_LINES:]
@@ -107,12 +102,12 @@ class RoleProcess:
         return f"its log ends: {tail.decode('utf-8', errors='replace')}; " if tail else ""
 
     def kill(self) -> None:
-        """Kill it with all that it has started, which is in its session; ``wait`` follows."""
+        """Kill the process and all that it started, which are in its session. Call ``wait`` next."""
         if self.process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Return when it has ended."""
+        """Wait until the process has ended."""
         self.process.wait()
         os.close(self.pipe)

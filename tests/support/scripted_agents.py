@@ -1,8 +1,9 @@
-"""Agents as the coordinator sees them, whose roles do what a test says of them, and a clock of the test's own."""
+"""A coordinator with scripted agents, whose roles do what a test says, on a clock that the test moves."""
 
 from typing import Any
 
-from deploy.cluster.coordinator import Coordinator, GenerationSpec, State
+from deploy.cluster.coordinator import Coordinator
+from deploy.cluster.job_state import GenerationSpec, State
 from deploy.cluster.messages import DesiredState, Failure, Heartbeat, NumberedEvent
 from deploy.topology import AcceptedRoles, Address
 from trainer.config.run_sections import ClusterConfig
@@ -13,64 +14,65 @@ KILLED = Failure(message="server-0 was killed by SIGKILL", details="log: run/log
 
 
 class Host:
-    """An agent as the coordinator sees one. It obeys at once, and its roles do what the test says of them."""
+    """An agent as the coordinator sees one. It applies each desired state at once."""
 
     def __init__(
-        self, place: "Place", address: str, identity: str | None = None, offers: AcceptedRoles = "all"
+        self, cluster: "Cluster", address: str, identity: str | None = None, accepted_roles: AcceptedRoles = "all"
     ) -> None:
-        self.place, self.address, self.id = place, address, identity or f"agent of {address}"
-        self.offers = offers
+        self.cluster, self.address, self.id = cluster, address, identity or f"agent of {address}"
+        self.accepted_roles = accepted_roles
         self.coordinator: str | None = None
         self.generation: int | None = None
         self.roles: dict[str, Any] = {}
-        self.ended = self.number = self.events = 0
-        self.order: DesiredState
+        self.ended_generation = self.number = self.events = 0
+        self.desired: DesiredState
 
-    def make(self, **changes: Any) -> Heartbeat:
-        """The report that it would send."""
+    def make_heartbeat(self, **changes: Any) -> Heartbeat:
+        """Return its next heartbeat."""
         self.number += 1
         values: dict[str, Any] = {
             "agent": self.id,
             "host": f"host {self.address}",
             "address": self.address,
-            "accepted_roles": self.offers,
+            "accepted_roles": self.accepted_roles,
             "number": self.number,
             "coordinator": self.coordinator,
             "generation": self.generation,
-            "ended": self.ended,
+            "ended_generation": self.ended_generation,
             "roles": self.roles,
         }
         return Heartbeat(**values | changes)
 
-    def report(self, **changes: Any) -> DesiredState:
-        """Report, and obey the answer."""
-        self.order = order = self.place.coordinator.report(self.make(**changes))
-        if order.coordinator != self.coordinator:
-            self.coordinator, self.generation, self.roles, self.ended = order.coordinator, None, {}, 0
-            return self.report() if order.do != "leave" else order
-        if self.generation is not None and (order.do in {"wait", "leave"} or order.generation != self.generation):
-            self.ended, self.generation, self.roles = self.generation, None, {}
-        if order.do == "run" and self.generation is None and order.generation > self.ended:
-            self.generation, self.roles = order.generation, dict.fromkeys(order.roles, "running")
-        return order
+    def heartbeat(self, **changes: Any) -> DesiredState:
+        """Send a heartbeat, and apply the answer."""
+        answer = self.cluster.coordinator.handle_heartbeat(self.make_heartbeat(**changes))
+        self.desired = answer
+        if answer.coordinator != self.coordinator:
+            self.coordinator, self.generation, self.roles, self.ended_generation = answer.coordinator, None, {}, 0
+            return self.heartbeat() if answer.action != "leave" else answer
+        if self.generation is not None and (answer.action in {"wait", "leave"} or answer.generation != self.generation):
+            self.ended_generation, self.generation, self.roles = self.generation, None, {}
+        if answer.action == "run" and self.generation is None and answer.generation > self.ended_generation:
+            self.generation, self.roles = answer.generation, dict.fromkeys(answer.roles, "running")
+        return answer
 
-    def tell(self, *events: Event, **changes: Any) -> DesiredState:
-        """Report events of a role of its generation."""
-        return self.report(events=self.number_events(*events), **changes)
+    def report_events(self, *events: Event, **changes: Any) -> DesiredState:
+        """Send events of a role of its generation."""
+        return self.heartbeat(events=self.number_events(*events), **changes)
 
     def number_events(self, *events: Event) -> list[NumberedEvent]:
-        sent = []
+        numbered = []
         for event in events:
             self.events += 1
-            sent.append(
+            numbered.append(
                 NumberedEvent(number=self.events, generation=self.generation or 0, role="worker-0", event=event)
             )
-        return sent
+        return numbered
 
-    def end_well(self) -> DesiredState:
+    def finish_roles(self) -> DesiredState:
         """Report that all its roles are done."""
         self.roles = dict.fromkeys(self.roles, "done")
-        return self.report()
+        return self.heartbeat()
 
 
 def step(number: int) -> StepEvent:
@@ -93,14 +95,14 @@ def saved(number: int) -> CheckpointSaved:
     )
 
 
-class Place:
-    """A coordinator, its clock and its agents; ``home`` has joined."""
+class Cluster:
+    """A coordinator, its clock and its agents; ``local``, the one on the coordinator's host, has joined."""
 
     def __init__(
-        self, *, hosts: int = 1, servers: int = 2, workers: int = 2, begun: bool = False, **settings: Any
+        self, *, hosts: int = 1, servers: int = 2, workers: int = 2, started_before: bool = False, **settings: Any
     ) -> None:
         self.now = 1000.0
-        cluster = ClusterConfig(
+        config = ClusterConfig(
             servers=servers,
             workers=workers,
             hosts=hosts,
@@ -109,53 +111,55 @@ class Place:
             max_restarts=RESTARTS,
             **settings,
         )
-        self.coordinator = Coordinator(cluster, job="digest", started_before=begun, clock=lambda: self.now)
+        self.coordinator = Coordinator(
+            config, job_digest="digest", started_before=started_before, clock=lambda: self.now
+        )
         self.port = 5000
-        self.home = Host(self, "10.0.0.1", self.coordinator.local_agent)
-        self.home.report()
-        self.hosts = [self.home]
+        self.local = Host(self, "10.0.0.1", self.coordinator.local_agent)
+        self.local.heartbeat()
+        self.hosts = [self.local]
 
     @property
     def state(self) -> State:
         return self.coordinator.state
 
-    def join(self, address: str, offers: AcceptedRoles = "all") -> Host:
-        host = Host(self, address, offers=offers)
-        host.report()
+    def join(self, address: str, accepted_roles: AcceptedRoles = "all") -> Host:
+        host = Host(self, address, accepted_roles=accepted_roles)
+        host.heartbeat()
         self.hosts.append(host)
         return host
 
-    def begin(self, checkpoint: str | None = None, at_step: int = 0, **more: Any) -> None:
+    def start(self, checkpoint: str | None = None, at_step: int = 0, **more: Any) -> None:
         """Find what the next generation starts from, and let all hosts start it."""
         assert self.state is State.PREPARING
         self.port += 1
         self.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", self.port), checkpoint, at_step, **more))
-        self.report_all()
+        self.heartbeat_all()
 
-    def report_all(self) -> None:
+    def heartbeat_all(self) -> None:
         for host in list(self.hosts):
-            host.report()
+            host.heartbeat()
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, in which every agent reports once a second and no role makes progress."""
+        """Let time pass, in which every agent sends a heartbeat each second and no role makes progress."""
         until = self.now + seconds
         while self.now < until:
             self.now = min(self.now + 1.0, until)
-            self.report_all()
+            self.heartbeat_all()
             self.coordinator.tick()
-        self.report_all()  # obeys
-        self.report_all()  # and says so
+        self.heartbeat_all()  # applies the desired state
+        self.heartbeat_all()  # and reports that
 
-    def pass_time(self, seconds: float) -> None:
-        """Let time pass in silence."""
+    def wait_silently(self, seconds: float) -> None:
+        """Let time pass without a heartbeat."""
         self.now += seconds
         self.coordinator.tick()
 
     def fail(self, failure: Failure = KILLED) -> None:
         """Let a role fail, and all hosts end theirs."""
-        self.home.report(failure=failure)
-        self.report_all()
-        self.report_all()
+        self.local.heartbeat(failure=failure)
+        self.heartbeat_all()
+        self.heartbeat_all()
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [to_json(event) for event in self.coordinator.take_events() if event.kind == kind]

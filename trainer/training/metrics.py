@@ -146,7 +146,7 @@ class TrainingMetrics:
         if self._saves is not None:
             yield from self._saves.collect()
 
-    def load(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """What this worker has trained on, and its seconds by phase."""
         seconds = {phase: taken.sum for phase, taken in self._phases.items()}
         return {"steps": self._steps, "examples": self._examples, "phase_seconds": seconds}

@@ -233,7 +233,7 @@ def test_a_job_saves_before_one_of_its_hosts_is_taken_and_goes_on_with_another(
         metadata.take_away()
         result = taken.finish()
         assert result.returncode == 75, result.stderr
-        assert messages(result.stderr)[-1] == f"crossfade: the job goes on without this host: {NOTICE}"
+        assert messages(result.stderr)[-1] == f"crossfade: the job continues without this host: {NOTICE}"
         step = saved_step(training.run_dir / "checkpoints")
         assert [record["step"] for record in training.told("stopped")] == [step]
         assert training.command.process.poll() is None
@@ -244,7 +244,7 @@ def test_a_job_saves_before_one_of_its_hosts_is_taken_and_goes_on_with_another(
     assert report["restarts"] == 1
     [restart] = report["restart_causes"]
     assert restart["step"] == step
-    assert restart["cause"].endswith(f"(127.0.0.2) is taken away: {NOTICE}")
+    assert restart["cause"].endswith(f"(127.0.0.2) got an interruption notice: {NOTICE}")
     assert f"restarting (generation 2) from step {step}" in messages(result.stderr)[-1]
     assert_same_bits(training.run_dir, undisturbed_on_servers)
 

@@ -1,4 +1,4 @@
-"""An agent on its own: it starts real roles and obeys orders that the test gives it; nobody trains."""
+"""An agent alone: it starts real roles for the desired states that a test sets. Nothing is trained."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from waiting import wait_until
 
 import deploy
 from deploy.cluster.agent import Agent, CoordinatorUnreachable, job_digest
-from deploy.cluster.coordinator import LEASE_SECONDS
+from deploy.cluster.membership import LEASE_SECONDS
 from deploy.cluster.messages import DesiredState, Endpoint, Heartbeat
 from deploy.topology import TOKEN_VARIABLE, Address, Role, local_address
 from kvstore.errors import ClusterError, InputError
@@ -24,225 +24,242 @@ pytestmark = pytest.mark.slow
 NOTICE_SECONDS = 0.5
 
 
-class Boss:
-    """Whom the agent reports to: it keeps the reports, and answers the order that the test has set."""
+class ScriptedCoordinator:
+    """Records heartbeats, and answers each with the desired state that the test has set."""
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = RunFolder(run_dir)
-        self.reports: list[Heartbeat] = []
-        self.away = False
-        self.said: list[str] = []
-        self.order = DesiredState(coordinator="c1", do="wait")
+        self.heartbeats: list[Heartbeat] = []
+        self.unreachable = False
+        self.notified: list[str] = []
+        self.desired = DesiredState(coordinator="c1", action="wait")
 
-    def send(self, report: Heartbeat) -> DesiredState:
-        self.reports.append(report)
-        if self.away:
-            raise CoordinatorUnreachable("nobody there")
-        return self.order
+    def send(self, heartbeat: Heartbeat) -> DesiredState:
+        self.heartbeats.append(heartbeat)
+        if self.unreachable:
+            raise CoordinatorUnreachable("connection refused")
+        return self.desired
 
-    def let(self, do: Any = "run", generation: int = 1, roles: tuple[str, ...] = ("scheduler",), **more: Any) -> None:
-        """Order the agent to do that."""
-        place = Endpoint(host="127.0.0.1", port=9)
-        values = {"coordinator": "c1", "do": do, "generation": generation, "roles": list(roles), "scheduler": place}
-        self.order = DesiredState(**values | {"servers": 1, "workers": 1, "job": job_digest(self.folder)} | more)
+    def set(
+        self, action: Any = "run", generation: int = 1, roles: tuple[str, ...] = ("scheduler",), **more: Any
+    ) -> None:
+        """Set the desired state."""
+        scheduler = Endpoint(host="127.0.0.1", port=9)
+        values = {"coordinator": "c1", "action": action, "generation": generation, "roles": list(roles)}
+        values |= {"scheduler": scheduler, "servers": 1, "workers": 1, "job_digest": job_digest(self.folder)}
+        self.desired = DesiredState(**values | more)
 
     @property
     def last(self) -> Heartbeat:
-        return self.reports[-1]
+        return self.heartbeats[-1]
 
 
 @pytest.fixture
-def boss(tmp_path: Path) -> Boss:
+def coordinator(tmp_path: Path) -> ScriptedCoordinator:
     (tmp_path / JOB_FILE).write_text("{name: nothing, data: {path: nowhere}}\n")
-    return Boss(tmp_path)
+    return ScriptedCoordinator(tmp_path)
 
 
 @pytest.fixture
-def agent(boss: Boss) -> Iterator[Agent]:
+def agent(coordinator: ScriptedCoordinator) -> Iterator[Agent]:
     """An agent that has joined."""
     agent = Agent(
-        boss.folder, boss.send, "127.0.0.2", heartbeat_seconds=0.1, lease_seconds=1.0, notify=boss.said.append
+        coordinator.folder,
+        coordinator.send,
+        "127.0.0.2",
+        heartbeat_seconds=0.1,
+        lease_seconds=1.0,
+        notify=coordinator.notified.append,
     )
     agent.run_once()
     yield agent
-    boss.away = False
+    coordinator.unreachable = False
     agent.close()
     assert children() == []
 
 
 def children() -> list[psutil.Process]:
-    """The living roles."""
+    """Return the running roles."""
     return [child for child in psutil.Process().children() if "crossfade" in child.cmdline()]
 
 
-def turn_until(agent: Agent, condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Let the agent live until the condition holds."""
+def run_until(agent: Agent, condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Run the agent until the condition holds."""
 
-    def turned() -> object:
+    def holds() -> object:
         agent.run_once()
         return condition()
 
-    wait_until(turned, seconds, "what the agent was to do")
+    wait_until(holds, seconds, "the agent's reaction")
 
 
 def command(name: str) -> list[str]:
-    """The words of the command of the one role there is, from its name on."""
+    """Return the command line of the only role, from its kind on."""
     [child] = children()
     words = child.cmdline()
     return words[words.index(name) :]
 
 
-def test_an_agent_has_the_roles_that_it_is_ordered_to_have(agent: Agent, boss: Boss) -> None:
-    boss.let(roles=("worker-3",), checkpoint="folder/step-7")
-    turn_until(agent, lambda: boss.last.generation == 1)
-    assert boss.last.roles == {"worker-3": "running"}
-    assert command("worker") == ["worker", "--run-dir", str(boss.folder.path), "--checkpoint", "folder/step-7"]
-    boss.let(generation=2, roles=("server-1",))
-    turn_until(agent, lambda: boss.last.generation == 2)
-    assert command("server") == ["server", "--run-dir", str(boss.folder.path)]
-    assert boss.last.ended == 1
-    boss.let("wait")
-    turn_until(agent, lambda: boss.last.generation is None)
-    assert (boss.last.ended, boss.last.roles, children()) == (2, {}, [])
+def test_desired_roles_are_started(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.set(roles=("worker-3",), checkpoint="folder/step-7")
+    run_until(agent, lambda: coordinator.last.generation == 1)
+    assert coordinator.last.roles == {"worker-3": "running"}
+    assert command("worker") == ["worker", "--run-dir", str(coordinator.folder.path), "--checkpoint", "folder/step-7"]
+    coordinator.set(generation=2, roles=("server-1",))
+    run_until(agent, lambda: coordinator.last.generation == 2)
+    assert command("server") == ["server", "--run-dir", str(coordinator.folder.path)]
+    assert coordinator.last.ended_generation == 1
+    coordinator.set("wait")
+    run_until(agent, lambda: coordinator.last.generation is None)
+    assert (coordinator.last.ended_generation, coordinator.last.roles, children()) == (2, {}, [])
 
 
-def test_a_generation_that_has_ended_is_not_started_again(agent: Agent, boss: Boss) -> None:
-    boss.let(generation=3)
-    turn_until(agent, lambda: boss.last.generation == 3)
-    boss.let("wait")
-    turn_until(agent, lambda: boss.last.generation is None)
-    boss.let(generation=3)
-    told = len(boss.reports)
-    turn_until(agent, lambda: len(boss.reports) > told + 2)
+def test_ended_generation_is_not_started_again(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.set(generation=3)
+    run_until(agent, lambda: coordinator.last.generation == 3)
+    coordinator.set("wait")
+    run_until(agent, lambda: coordinator.last.generation is None)
+    coordinator.set(generation=3)
+    sent = len(coordinator.heartbeats)
+    run_until(agent, lambda: len(coordinator.heartbeats) > sent + 2)
     assert children() == []
 
 
-def test_another_coordinator_is_not_obeyed_before_the_roles_of_the_earlier_one_have_ended(
-    agent: Agent, boss: Boss
+def test_new_coordinator_is_joined_after_the_earlier_roles_have_ended(
+    agent: Agent, coordinator: ScriptedCoordinator
 ) -> None:
-    boss.let(generation=5)
-    turn_until(agent, lambda: boss.last.generation == 5)
+    coordinator.set(generation=5)
+    run_until(agent, lambda: coordinator.last.generation == 5)
     earlier = children()
-    boss.let(coordinator="c2", generation=5)
-    turn_until(agent, lambda: boss.last.coordinator == "c2")
-    assert (boss.last.generation, boss.last.ended) == (None, 0)
+    coordinator.set(coordinator="c2", generation=5)
+    run_until(agent, lambda: coordinator.last.coordinator == "c2")
+    assert (coordinator.last.generation, coordinator.last.ended_generation) == (None, 0)
     assert not any(child.is_running() for child in earlier)
-    turn_until(agent, lambda: boss.last.generation == 5)
+    run_until(agent, lambda: coordinator.last.generation == 5)
     assert len(children()) == 1
 
 
-def test_a_killed_role_is_reported_at_once_with_its_log(agent: Agent, boss: Boss) -> None:
-    boss.let(roles=("server-0", "server-1"))
-    turn_until(agent, lambda: boss.last.generation == 1 and len(children()) == 2)
+def test_killed_role_is_reported_at_once_with_its_log(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.set(roles=("server-0", "server-1"))
+    run_until(agent, lambda: coordinator.last.generation == 1 and len(children()) == 2)
     first, second = sorted(children(), key=lambda child: (child.create_time(), child.pid))
     second.kill()
     killed = time.monotonic()
-    turn_until(agent, lambda: boss.last.failure)
+    run_until(agent, lambda: coordinator.last.failure)
     assert time.monotonic() - killed < NOTICE_SECONDS
-    assert boss.last.failure is not None
-    assert boss.last.failure.message == "server-1 was killed by SIGKILL"
-    assert boss.last.failure.details.endswith(f"log: {boss.folder.logs}/server-1.log")
-    assert (boss.last.failure.restart, boss.last.failure.checkpoint) == (True, None)
+    assert coordinator.last.failure is not None
+    assert coordinator.last.failure.message == "server-1 was killed by SIGKILL"
+    assert coordinator.last.failure.details.endswith(f"log: {coordinator.folder.logs}/server-1.log")
+    assert (coordinator.last.failure.restart, coordinator.last.failure.checkpoint) == (True, None)
     assert first.is_running()
 
 
-def test_an_error_of_a_role_is_reported_as_it_says(agent: Agent, boss: Boss) -> None:
-    boss.let(roles=("worker-0",))  # whose job file lacks nearly everything
-    (boss.folder.path / JOB_FILE).write_text("- no job\n")
-    boss.let(roles=("worker-0",))
-    turn_until(agent, lambda: boss.last.failure, seconds=30.0)
-    assert boss.last.failure is not None
-    assert boss.last.failure.message.startswith(f"worker-0: {boss.folder.path}/{JOB_FILE}: not a job file")
-    assert (boss.last.failure.exit_code, boss.last.failure.restart) == (2, False)
+def test_error_event_of_a_role_is_reported(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.set(roles=("worker-0",))  # whose job file lacks nearly everything
+    (coordinator.folder.path / JOB_FILE).write_text("- no job\n")
+    coordinator.set(roles=("worker-0",))
+    run_until(agent, lambda: coordinator.last.failure, seconds=30.0)
+    assert coordinator.last.failure is not None
+    assert coordinator.last.failure.message.startswith(
+        f"worker-0: {coordinator.folder.path}/{JOB_FILE}: not a job file"
+    )
+    assert (coordinator.last.failure.exit_code, coordinator.last.failure.restart) == (2, False)
 
 
-def test_roles_end_when_the_coordinator_cannot_be_reached_for_a_while(agent: Agent, boss: Boss) -> None:
-    boss.let()
-    turn_until(agent, lambda: boss.last.generation == 1)
-    boss.away = True
-    away = time.monotonic()
-    turn_until(agent, lambda: not children())
-    assert 0.5 < time.monotonic() - away < 3.0
-    assert sum("nobody there" in line for line in boss.said) == 1
-    boss.away = False
-    turn_until(agent, lambda: boss.last.ended == 1)
-    assert children() == []  # its order is still to run generation 1
+def test_roles_end_when_the_lease_is_over(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.set()
+    run_until(agent, lambda: coordinator.last.generation == 1)
+    coordinator.unreachable = True
+    lost_at = time.monotonic()
+    run_until(agent, lambda: not children())
+    assert 0.5 < time.monotonic() - lost_at < 3.0
+    assert sum("connection refused" in line for line in coordinator.notified) == 1
+    coordinator.unreachable = False
+    run_until(agent, lambda: coordinator.last.ended_generation == 1)
+    assert children() == []  # the desired state is still to run generation 1
 
 
-def test_an_agent_gives_up_well_before_the_coordinator_gives_it_up() -> None:
+def test_agent_lease_is_shorter_than_the_coordinators() -> None:
     from deploy.cluster.agent import AGENT_LEASE_SECONDS, POLL_SECONDS
-    from deploy.cluster.coordinator_http import REQUEST_SECONDS
+    from deploy.cluster.coordinator_http import REQUEST_TIMEOUT_SECONDS
 
     # Connecting, sending and receiving may each take as long as a request may wait.
-    assert AGENT_LEASE_SECONDS + 2 * REQUEST_SECONDS + POLL_SECONDS < LEASE_SECONDS
+    assert AGENT_LEASE_SECONDS + 2 * REQUEST_TIMEOUT_SECONDS + POLL_SECONDS < LEASE_SECONDS
 
 
-def test_workers_and_no_others_are_asked_to_stop_and_only_once(
-    agent: Agent, boss: Boss, monkeypatch: pytest.MonkeyPatch
+def test_stop_signals_each_worker_once_and_no_server(
+    agent: Agent, coordinator: ScriptedCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    boss.let(roles=("server-0", "worker-0"))
-    turn_until(agent, lambda: boss.last.generation == 1)
+    coordinator.set(roles=("server-0", "worker-0"))
+    run_until(agent, lambda: coordinator.last.generation == 1)
     asked = []
     for process in agent._processes:
         monkeypatch.setattr(process.process, "send_signal", lambda number, name=process.role.name: asked.append(name))
-    boss.let("stop", roles=("server-0", "worker-0"))
-    told = len(boss.reports)
-    turn_until(agent, lambda: len(boss.reports) > told + 3)
+    coordinator.set("stop", roles=("server-0", "worker-0"))
+    sent = len(coordinator.heartbeats)
+    run_until(agent, lambda: len(coordinator.heartbeats) > sent + 3)
     assert asked == ["worker-0"]
-    assert boss.last.roles["server-0"] == "running"
+    assert coordinator.last.roles["server-0"] == "running"
 
 
-def test_an_agent_that_is_told_to_leave_ends_its_roles_first(agent: Agent, boss: Boss) -> None:
-    boss.let()
-    turn_until(agent, lambda: boss.last.generation == 1)
-    boss.order = DesiredState(coordinator="c1", do="leave", exit_code=1, message="the job is failed")
-    turn_until(agent, lambda: agent.left)
-    assert agent.left is boss.order
+def test_leaving_agent_ends_its_roles_first(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.set()
+    run_until(agent, lambda: coordinator.last.generation == 1)
+    coordinator.desired = DesiredState(coordinator="c1", action="leave", exit_code=1, message="the job is failed")
+    run_until(agent, lambda: agent.final_state)
+    assert agent.final_state is coordinator.desired
     assert children() == []
     agent.close()
-    assert boss.last.leaving
+    assert coordinator.last.leaving
 
 
-def test_another_job_in_the_run_folder_is_not_run(agent: Agent, boss: Boss) -> None:
-    boss.let(job="0" * 64)
-    turn_until(agent, lambda: boss.last.failure)
-    assert boss.last.failure is not None
-    assert f"{boss.folder.path}/{JOB_FILE} is not the job that the coordinator runs" in boss.last.failure.message
+def test_different_job_in_the_run_folder_is_rejected(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.set(job_digest="0" * 64)
+    run_until(agent, lambda: coordinator.last.failure)
+    assert coordinator.last.failure is not None
+    assert (
+        f"{coordinator.folder.path}/{JOB_FILE} is not the job that the coordinator runs"
+        in coordinator.last.failure.message
+    )
     assert children() == []
 
 
-def test_roles_that_cannot_be_started_are_a_failure(agent: Agent, boss: Boss) -> None:
-    boss.folder.logs.write_text("a file where the folder should be")
-    boss.let()
-    turn_until(agent, lambda: boss.last.failure)
-    assert boss.last.failure is not None
-    assert "could not be started: " in boss.last.failure.message
+def test_role_that_cannot_start_is_a_failure(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.folder.logs.write_text("a file where the folder should be")
+    coordinator.set()
+    run_until(agent, lambda: coordinator.last.failure)
+    assert coordinator.last.failure is not None
+    assert "could not be started: " in coordinator.last.failure.message
 
 
-def test_roles_do_not_get_the_token(agent: Agent, boss: Boss, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roles_do_not_get_the_token(
+    agent: Agent, coordinator: ScriptedCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "0123456789abcdef")
     monkeypatch.setenv("CROSSFADE_OTHER", "kept")
-    boss.let(checkpoint="folder/step-7", roles=("worker-0",))
-    turn_until(agent, lambda: boss.last.generation == 1)
+    coordinator.set(checkpoint="folder/step-7", roles=("worker-0",))
+    run_until(agent, lambda: coordinator.last.generation == 1)
     [child] = children()
     assert child.environ()["CROSSFADE_OTHER"] == "kept"
     assert "0123456789abcdef" not in {*child.environ().values(), *child.cmdline()}
 
 
-def test_logs_go_on_from_generation_to_generation(agent: Agent, boss: Boss) -> None:
+def test_logs_are_appended_across_generations(agent: Agent, coordinator: ScriptedCoordinator) -> None:
     for generation in (1, 2):
-        boss.let(generation=generation)
-        turn_until(agent, lambda expected=generation: boss.last.generation == expected)  # type: ignore[misc]
-    log = (boss.folder.logs / "scheduler.log").read_text().splitlines()
+        coordinator.set(generation=generation)
+        run_until(agent, lambda expected=generation: coordinator.last.generation == expected)  # type: ignore[misc]
+    log = (coordinator.folder.logs / "scheduler.log").read_text().splitlines()
     assert [line for line in log if line.startswith("---")] == [
         "--- scheduler of generation 1",
         "--- scheduler of generation 2",
     ]
 
 
-def test_what_a_role_has_started_ends_with_it(agent: Agent, boss: Boss, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_a_role_started_end_with_it(
+    agent: Agent, coordinator: ScriptedCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A server's save has processes of its own; here each role starts one through the interpreter's start-up hook.
-    hook = boss.folder.path / "hook"
+    hook = coordinator.folder.path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
         "import os, subprocess, sys\n"
@@ -251,15 +268,15 @@ def test_what_a_role_has_started_ends_with_it(agent: Agent, boss: Boss, monkeypa
     )
     monkeypatch.setenv("PYTHONPATH", str(hook))
     monkeypatch.setenv("START_ONE", "yes")
-    boss.let()
+    coordinator.set()
 
     def grandchildren() -> list[psutil.Process]:
         return [each for child in children() for each in child.children() if "grandchild" in each.cmdline()]
 
-    turn_until(agent, grandchildren)
+    run_until(agent, grandchildren)
     [started] = grandchildren()
-    boss.let("wait")
-    turn_until(agent, lambda: boss.last.generation is None)
+    coordinator.set("wait")
+    run_until(agent, lambda: coordinator.last.generation is None)
 
     def has_ended() -> bool:
         return not started.is_running() or started.status() == psutil.STATUS_ZOMBIE
@@ -268,37 +285,38 @@ def test_what_a_role_has_started_ends_with_it(agent: Agent, boss: Boss, monkeypa
 
 
 @pytest.mark.parametrize("name", ["scheduler", "server-0", "worker-12"])
-def test_roles_are_known_by_their_names(name: str) -> None:
+def test_role_name_round_trips(name: str) -> None:
     assert Role.from_name(name).name == name
 
 
 @pytest.mark.parametrize("name", ["", "server", "worker-", "worker-x", "boss-1", "worker-1-2"])
-def test_other_names_are_no_roles(name: str) -> None:
+def test_invalid_role_name_is_rejected(name: str) -> None:
     with pytest.raises(ClusterError, match="not the name of a role"):
         Role.from_name(name)
 
 
 @pytest.mark.parametrize("text", ["", "7070", ":7070", "host:", "host:port", "host:70700", "host:-1"])
-def test_what_is_not_host_and_port_is_refused(text: str) -> None:
+def test_invalid_address_is_rejected(text: str) -> None:
     with pytest.raises(InputError, match="--join: expected HOST:PORT, as in"):
         Address.parse(text, "--join")
 
 
-def test_nothing_that_decides_looks_at_the_wall_clock() -> None:
-    folder = Path(deploy.__file__).parent
-    # run_state.py writes down, for people, when something happened.
-    sources = {path.name: path.read_text() for path in folder.glob("*.py") if path.name != "run_state.py"}
+def test_decisions_use_no_wall_clock() -> None:
+    folder = Path(deploy.__file__).parent / "cluster"
+    # state_writer.py writes timestamps for people.
+    sources = {path.name: path.read_text() for path in folder.glob("*.py") if path.name != "state_writer.py"}
+    assert "coordinator.py" in sources
     assert [name for name, source in sources.items() if "time.time(" in source or "datetime" in source] == []
 
 
-def test_an_agents_address_is_the_one_towards_the_coordinator() -> None:
+def test_local_address_faces_the_coordinator() -> None:
     assert local_address(Address("127.0.0.1", 7070)) == "127.0.0.1"
 
 
-def test_an_agent_is_not_ended_by_what_ends_its_roles(agent: Agent, boss: Boss) -> None:
-    boss.let()
-    turn_until(agent, lambda: boss.last.generation == 1)
+def test_signal_to_a_role_group_spares_the_agent(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    coordinator.set()
+    run_until(agent, lambda: coordinator.last.generation == 1)
     [child] = children()
     assert os.getpgid(child.pid) != os.getpgid(0)
     os.killpg(child.pid, signal.SIGTERM)
-    turn_until(agent, lambda: boss.last.failure)
+    run_until(agent, lambda: coordinator.last.failure)

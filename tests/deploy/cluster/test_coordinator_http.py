@@ -12,12 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
-from scripted_agents import Host, Place, step
+from scripted_agents import Cluster, Host, step
 
 from deploy.cluster import coordinator_http
 from deploy.cluster.agent import CoordinatorUnreachable
-from deploy.cluster.coordinator import State
-from deploy.cluster.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, read_token, serving
+from deploy.cluster.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, read_token, serve_coordinator
+from deploy.cluster.job_state import State
 from deploy.cluster.messages import NumberedEvent
 from deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from kvstore.errors import ClusterError, InputError
@@ -29,15 +29,15 @@ Ask = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture
-def served() -> Iterator[tuple[Place, Address]]:
+def served() -> Iterator[tuple[Cluster, Address]]:
     """A coordinator that waits for a second host, and where it answers."""
-    place = Place(hosts=2)
-    with serving(place.coordinator, Address("127.0.0.1", 0), TOKEN) as address:
-        yield place, address
+    cluster = Cluster(hosts=2)
+    with serve_coordinator(cluster.coordinator, Address("127.0.0.1", 0), TOKEN) as address:
+        yield cluster, address
 
 
 @pytest.fixture
-def ask(served: tuple[Place, Address]) -> Ask:
+def ask(served: tuple[Cluster, Address]) -> Ask:
     """Send a request; gives the status and the JSON of the answer."""
 
     def send(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -51,20 +51,20 @@ def ask(served: tuple[Place, Address]) -> Ask:
     return send
 
 
-def test_an_agent_joins_and_gets_its_orders_over_http(served: tuple[Place, Address], ask: Ask) -> None:
-    place, address = served
+def test_an_agent_joins_and_gets_its_orders_over_http(served: tuple[Cluster, Address], ask: Ask) -> None:
+    cluster, address = served
     remote = RemoteCoordinator(address, TOKEN)
-    agent = Host(place, "127.0.0.2")
-    hello = remote.report(agent.make())
-    assert remote.report(agent.make(coordinator=hello.coordinator)).do == "wait"
-    assert place.state is State.PREPARING
-    place.begin()
+    agent = Host(cluster, "127.0.0.2")
+    hello = remote.send_heartbeat(agent.make_heartbeat())
+    assert remote.send_heartbeat(agent.make_heartbeat(coordinator=hello.coordinator)).action == "wait"
+    assert cluster.state is State.PREPARING
+    cluster.start()
     event = NumberedEvent(
         number=1, generation=1, role="worker-0", event=step(3).model_copy(update={"loss": float("inf")})
     )
-    order = remote.report(agent.make(coordinator=hello.coordinator, events=[event]))
-    assert (order.do, order.roles, order.acknowledged) == ("run", ["server-1", "worker-1"], 1)
-    assert [told["loss"] for told in place.events("step")] == [float("inf")]
+    desired = remote.send_heartbeat(agent.make_heartbeat(coordinator=hello.coordinator, events=[event]))
+    assert (desired.action, desired.roles, desired.acknowledged_event) == ("run", ["server-1", "worker-1"], 1)
+    assert [told["loss"] for told in cluster.events("step")] == [float("inf")]
     status, answer = ask("GET", "/v1/status")
     assert status == 200
     assert (answer["state"], answer["generation"], answer["step"], answer["restarts"]) == ("running", 1, 3, [])
@@ -73,31 +73,31 @@ def test_an_agent_joins_and_gets_its_orders_over_http(served: tuple[Place, Addre
 
 @pytest.mark.parametrize("given", ["", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", TOKEN, f"Basic {TOKEN}", "Bearer é"])
 def test_without_the_token_nobody_learns_or_changes_anything(
-    served: tuple[Place, Address], ask: Ask, given: str
+    served: tuple[Cluster, Address], ask: Ask, given: str
 ) -> None:
-    place, _ = served
-    body = Host(place, "127.0.0.2").make(coordinator=place.coordinator.id).model_dump_json().encode()
-    for method, path in (("GET", "/v1/status"), ("POST", "/v1/report"), ("GET", "/anything")):
+    cluster, _ = served
+    body = Host(cluster, "127.0.0.2").make_heartbeat(coordinator=cluster.coordinator.id).model_dump_json().encode()
+    for method, path in (("GET", "/v1/status"), ("POST", "/v1/heartbeat"), ("GET", "/anything")):
         status, answer = ask(method, path, body if method == "POST" else None, Authorization=given)
         assert status == 401
         assert set(answer) == {"error"}
         assert TOKEN not in answer["error"]
-        assert place.state is State.WAITING
+        assert cluster.state is State.WAITING
 
 
-def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(served: tuple[Place, Address]) -> None:
-    place, address = served
+def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(served: tuple[Cluster, Address]) -> None:
+    cluster, address = served
     long = [NumberedEvent(number=n, generation=1, role="w", event=PhaseEvent(name="x" * 9000)) for n in range(200)]
-    with pytest.raises(InputError, match=f"refuses the token in {TOKEN_VARIABLE}"):
-        RemoteCoordinator(address, TOKEN + "x").report(Host(place, "127.0.0.2").make(events=long))
+    with pytest.raises(InputError, match=f"rejects the token in {TOKEN_VARIABLE}"):
+        RemoteCoordinator(address, TOKEN + "x").send_heartbeat(Host(cluster, "127.0.0.2").make_heartbeat(events=long))
 
 
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
-        (b"not json", 400, "not a report"),
-        (b"[]", 400, "not a report"),
-        (pickle.dumps({"agent": "a"}), 400, "not a report"),
+        (b"not json", 400, "not a heartbeat"),
+        (b"[]", 400, "not a heartbeat"),
+        (pickle.dumps({"agent": "a"}), 400, "not a heartbeat"),
         (b'{"agent": "a"}', 400, "host: is missing"),
         (b'{"agent": "a", "host": "h", "address": "a", "number": "1"}', 400, "number: input should be a valid integer"),
         (b'{"agent": "a", "host": "h", "address": "a", "number": 1, "more": 2}', 400, "more: is not a known key"),
@@ -107,23 +107,23 @@ def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(serv
     ids=["text", "list", "pickle", "missing", "wrong type", "unknown field", "unknown state", "too large"],
 )
 def test_what_is_not_a_report_is_refused_and_said_to_be(
-    served: tuple[Place, Address], ask: Ask, body: bytes, status: int, said: str
+    served: tuple[Cluster, Address], ask: Ask, body: bytes, status: int, said: str
 ) -> None:
-    place, _ = served
-    answer = ask("POST", "/v1/report", body)
+    cluster, _ = served
+    answer = ask("POST", "/v1/heartbeat", body)
     assert answer[0] == status
     assert said in answer[1]["error"]
-    assert place.coordinator.remote_hosts() == []
+    assert cluster.coordinator.remote_hosts() == []
 
 
 @pytest.mark.parametrize(
     ("method", "path", "length", "status"),
     [
         ("GET", "/", "", 404),
-        ("GET", "/v1/report", "", 404),
+        ("GET", "/v1/heartbeat", "", 404),
         ("POST", "/v1/status", "0", 404),
-        ("POST", "/v1/report", "-1", 411),
-        ("POST", "/v1/report", "much", 411),
+        ("POST", "/v1/heartbeat", "-1", 411),
+        ("POST", "/v1/heartbeat", "much", 411),
     ],
 )
 def test_there_is_nothing_else(ask: Ask, method: str, path: str, length: str, status: int) -> None:
@@ -132,12 +132,12 @@ def test_there_is_nothing_else(ask: Ask, method: str, path: str, length: str, st
 
 
 def test_a_slow_client_holds_up_nobody_and_is_dropped(
-    served: tuple[Place, Address], ask: Ask, monkeypatch: pytest.MonkeyPatch
+    served: tuple[Cluster, Address], ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, address = served
     monkeypatch.setattr(coordinator_http._Handler, "timeout", 0.5)
     with socket.create_connection((address.host, address.port), timeout=10) as slow:
-        slow.sendall(b"POST /v1/report HTTP/1.0\r\nAuth")
+        slow.sendall(b"POST /v1/heartbeat HTTP/1.0\r\nAuth")
         begin = time.monotonic()
         assert ask("GET", "/v1/status")[0] == 200
         assert time.monotonic() - begin < 0.4
@@ -145,65 +145,67 @@ def test_a_slow_client_holds_up_nobody_and_is_dropped(
 
 
 def test_a_fault_of_the_coordinator_is_told_to_both_sides_and_the_agent_comes_again(
-    served: tuple[Place, Address], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place, address = served
-    agent, remote = Host(place, "127.0.0.2"), RemoteCoordinator(address, TOKEN)
+    cluster, address = served
+    agent, remote = Host(cluster, "127.0.0.2"), RemoteCoordinator(address, TOKEN)
 
-    def fail(_report: object) -> None:
+    def fail(_heartbeat: object) -> None:
         raise KeyError("step")
 
     with monkeypatch.context() as patch:
-        patch.setattr(place.coordinator, "report", fail)
+        patch.setattr(cluster.coordinator, "handle_heartbeat", fail)
         with pytest.raises(CoordinatorUnreachable, match=r"answers with error 500: .*KeyError: 'step'"):
-            remote.report(agent.make())
-    assert "KeyError: 'step'" in capsys.readouterr().err
-    assert remote.report(agent.make()).do == "wait"
+            remote.send_heartbeat(agent.make_heartbeat())
+    assert "KeyError: 'step'" in caplog.text
+    assert remote.send_heartbeat(agent.make_heartbeat()).action == "wait"
 
 
-def test_it_listens_where_it_is_told_and_only_while_it_serves(served: tuple[Place, Address]) -> None:
-    place, _ = served
+def test_it_listens_where_it_is_told_and_only_while_it_serves(served: tuple[Cluster, Address]) -> None:
+    cluster, _ = served
 
     def listening() -> set[tuple[str, int]]:
         connections = psutil.Process().net_connections("tcp")
         return {tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN}
 
     before = listening()
-    with serving(place.coordinator, Address("127.0.0.3", 0), TOKEN) as address:
+    with serve_coordinator(cluster.coordinator, Address("127.0.0.3", 0), TOKEN) as address:
         assert listening() - before == {("127.0.0.3", address.port)}
         with (
             pytest.raises(InputError, match=r"cluster\.coordinator_address: cannot listen on 127\.0\.0\.3:"),
-            serving(place.coordinator, address, TOKEN),
+            serve_coordinator(cluster.coordinator, address, TOKEN),
         ):
             pass
     assert listening() == before
 
 
 def test_an_agent_knows_a_coordinator_that_is_away_from_what_is_none(
-    served: tuple[Place, Address], monkeypatch: pytest.MonkeyPatch
+    served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, address = served
-    report = Host(place, "127.0.0.2").make()
+    cluster, address = served
+    report = Host(cluster, "127.0.0.2").make_heartbeat()
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
         with pytest.raises(CoordinatorUnreachable, match=f"127.0.0.1:{port} cannot be reached: .*refused"):
-            RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
+            RemoteCoordinator(Address("127.0.0.1", port), TOKEN).send_heartbeat(report)
         silent.listen()
         with monkeypatch.context() as patch:
-            patch.setattr(coordinator_http, "REQUEST_SECONDS", 0.1)
+            patch.setattr(coordinator_http, "REQUEST_TIMEOUT_SECONDS", 0.1)
             with pytest.raises(CoordinatorUnreachable, match="no answer in time"):
-                RemoteCoordinator(Address("127.0.0.1", port), TOKEN).report(report)
+                RemoteCoordinator(Address("127.0.0.1", port), TOKEN).send_heartbeat(report)
     monkeypatch.setattr(coordinator_http._Handler, "do_POST", coordinator_http._Handler.do_GET)
     with pytest.raises(ClusterError, match="not a coordinator of this version: 404"):
-        RemoteCoordinator(address, TOKEN).report(report)
+        RemoteCoordinator(address, TOKEN).send_heartbeat(report)
 
 
-def test_the_token_is_not_sent_to_a_proxy(served: tuple[Place, Address], monkeypatch: pytest.MonkeyPatch) -> None:
-    place, address = served
+def test_the_token_is_not_sent_to_a_proxy(served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, address = served
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert RemoteCoordinator(address, TOKEN).report(Host(place, "127.0.0.2").make()).do == "wait"
+    assert (
+        RemoteCoordinator(address, TOKEN).send_heartbeat(Host(cluster, "127.0.0.2").make_heartbeat()).action == "wait"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from chaos import embeddings_of
 from cluster_data import write_job, write_planted
 from object_store import free_ports
 from running_command import RunningCommand, crossfade, records, started, succeeded
-from scripted_agents import KILLED, Host, Place, step
+from scripted_agents import KILLED, Cluster, Host, step
 from waiting import wait_until
 
-from deploy.cluster.coordinator import LEASE_SECONDS, State
+from deploy.cluster.job_state import State
+from deploy.cluster.membership import LEASE_SECONDS
 from deploy.topology import AcceptedRoles, assign_roles, missing_hosts
 from kvstore.errors import InputError
 from trainer.config.loading import check_job
@@ -89,7 +90,9 @@ def test_hosts_are_counted_by_what_they_take(offers: list[AcceptedRoles], missin
 
 
 def test_hosts_are_not_counted_twice() -> None:
-    with pytest.raises(InputError, match="hosts is 3, but one_role_per_host counts them: leave one of the two out"):
+    with pytest.raises(
+        InputError, match="hosts is 3, but one_role_per_host determines the number of hosts: set only one of them"
+    ):
         check_job(
             {"name": "a", "data": {"path": "d"}, "cluster": {"servers": 1, "hosts": 3, "one_role_per_host": True}},
             "job",
@@ -103,49 +106,49 @@ class Roles:
     """A coordinator with a host for each of two servers and two workers, whose first generation trains."""
 
     def __init__(self, **settings: Any) -> None:
-        self.place = Place(one_role_per_host=True, **{"host_timeout_seconds": PATIENCE} | settings)
-        self.servers = [self.place.join(f"10.0.1.{number}", "server") for number in range(2)]
-        self.workers = [self.place.join(f"10.0.2.{number}", "worker") for number in range(2)]
+        self.cluster = Cluster(one_role_per_host=True, **{"host_timeout_seconds": PATIENCE} | settings)
+        self.servers = [self.cluster.join(f"10.0.1.{number}", "server") for number in range(2)]
+        self.workers = [self.cluster.join(f"10.0.2.{number}", "worker") for number in range(2)]
 
     def run(self) -> None:
-        self.place.begin()
-        self.place.home.tell(step(1))
+        self.cluster.start()
+        self.cluster.local.report_events(step(1))
 
     def lose(self, *hosts: Host) -> None:
         """Let them vanish, and the coordinator find that out."""
         for host in hosts:
-            self.place.hosts.remove(host)
-        self.place.wait(LEASE_SECONDS + 1)
-        assert self.place.state is State.WAITING
+            self.cluster.hosts.remove(host)
+        self.cluster.wait(LEASE_SECONDS + 1)
+        assert self.cluster.state is State.WAITING
 
 
 def test_a_job_with_a_host_per_role_starts_when_each_has_one() -> None:
     roles = Roles()
     roles.run()
-    assert [host.order.roles for host in roles.place.hosts] == [
+    assert [host.desired.roles for host in roles.cluster.hosts] == [
         *(["scheduler"], ["server-0"], ["server-1"]),
         *(["worker-0"], ["worker-1"]),
     ]
-    assert roles.place.events("hosts_missing") == []
+    assert roles.cluster.events("hosts_missing") == []
 
 
 def test_a_host_that_takes_no_role_gets_none_and_learns_how_the_job_ends() -> None:
-    place = Place(servers=1, workers=1, one_role_per_host=True)
-    watcher = place.join("10.0.3.1", "none")
-    place.join("10.0.1.1", "server")
-    assert place.state is State.WAITING
-    place.join("10.0.2.1", "worker")
-    place.begin()
-    place.home.tell(step(1))
-    assert (watcher.order.do, watcher.order.roles) == ("wait", [])
-    watcher.report(leaving=True)  # its loss is no loss
-    assert place.state is State.RUNNING
-    late = place.join("10.0.3.2", "none")
-    for host in place.hosts:
+    cluster = Cluster(servers=1, workers=1, one_role_per_host=True)
+    watcher = cluster.join("10.0.3.1", "none")
+    cluster.join("10.0.1.1", "server")
+    assert cluster.state is State.WAITING
+    cluster.join("10.0.2.1", "worker")
+    cluster.start()
+    cluster.local.report_events(step(1))
+    assert (watcher.desired.action, watcher.desired.roles) == ("wait", [])
+    watcher.heartbeat(leaving=True)  # its loss is no loss
+    assert cluster.state is State.RUNNING
+    late = cluster.join("10.0.3.2", "none")
+    for host in cluster.hosts:
         if host.roles:
-            host.end_well()
-    order = late.report()
-    assert (order.do, order.exit_code, order.message) == ("leave", 0, "the job is done")
+            host.finish_roles()
+    desired = late.heartbeat()
+    assert (desired.action, desired.exit_code, desired.message) == ("leave", 0, "the job is done")
 
 
 def test_a_lost_host_is_waited_for_and_replaced() -> None:
@@ -153,68 +156,68 @@ def test_a_lost_host_is_waited_for_and_replaced() -> None:
     roles.run()
     lost = roles.workers[1]
     roles.lose(lost)
-    assert roles.place.events("waiting") == [{"event": "waiting", "hosts": 1}]
-    roles.place.wait(PATIENCE - 5)
-    assert roles.place.state is State.WAITING
-    roles.place.join("10.0.1.9", "server")  # not what is missing
-    assert roles.place.state is State.WAITING
-    new = roles.place.join("10.0.2.9", "worker")
-    assert roles.place.state is State.PREPARING
-    roles.place.begin()
-    assert new.order.roles == lost.order.roles
-    assert roles.place.events("hosts_missing") == []
+    assert roles.cluster.events("waiting") == [{"event": "waiting", "hosts": 1}]
+    roles.cluster.wait(PATIENCE - 5)
+    assert roles.cluster.state is State.WAITING
+    roles.cluster.join("10.0.1.9", "server")  # not what is missing
+    assert roles.cluster.state is State.WAITING
+    new = roles.cluster.join("10.0.2.9", "worker")
+    assert roles.cluster.state is State.PREPARING
+    roles.cluster.start()
+    assert new.desired.roles == lost.desired.roles
+    assert roles.cluster.events("hosts_missing") == []
 
 
 def test_a_host_that_stays_away_is_done_without() -> None:
     roles = Roles()
     roles.run()
     roles.lose(roles.workers[0], *roles.servers)
-    roles.place.wait(PATIENCE)
-    assert roles.place.state is State.PREPARING
-    roles.place.begin("folder/step-1", 1)
-    assert roles.place.home.order.roles == ["scheduler", "server-0", "server-1"]
-    assert roles.workers[1].order.roles == ["worker-0", "worker-1"]
-    assert roles.place.events("hosts_missing") == [{"event": "hosts_missing", "hosts": 3}]
+    roles.cluster.wait(PATIENCE)
+    assert roles.cluster.state is State.PREPARING
+    roles.cluster.start("folder/step-1", 1)
+    assert roles.cluster.local.desired.roles == ["scheduler", "server-0", "server-1"]
+    assert roles.workers[1].desired.roles == ["worker-0", "worker-1"]
+    assert roles.cluster.events("hosts_missing") == [{"event": "hosts_missing", "hosts": 3}]
     # One that comes now is a spare: what runs is not disturbed.
-    spare = roles.place.join("10.0.1.9", "server")
-    assert spare.order.do == "wait"
-    roles.place.wait(PATIENCE)
-    roles.place.fail(KILLED)
-    roles.place.wait(2)  # the second time in a row there is a pause
-    roles.place.begin("folder/step-1", 1)
-    assert spare.order.roles == ["server-0", "server-1"]
-    assert roles.place.home.order.roles == ["scheduler"]
+    spare = roles.cluster.join("10.0.1.9", "server")
+    assert spare.desired.action == "wait"
+    roles.cluster.wait(PATIENCE)
+    roles.cluster.fail(KILLED)
+    roles.cluster.wait(2)  # the second time in a row there is a pause
+    roles.cluster.start("folder/step-1", 1)
+    assert spare.desired.roles == ["server-0", "server-1"]
+    assert roles.cluster.local.desired.roles == ["scheduler"]
 
 
 def test_the_wait_begins_anew_with_each_host_that_comes() -> None:
     roles = Roles()
     roles.run()
     roles.lose(*roles.workers)
-    roles.place.wait(PATIENCE - 5)
-    roles.place.join("10.0.2.9", "worker")
-    roles.place.wait(PATIENCE - 5)
-    assert roles.place.state is State.WAITING
-    roles.place.wait(6)
-    assert roles.place.state is State.PREPARING
+    roles.cluster.wait(PATIENCE - 5)
+    roles.cluster.join("10.0.2.9", "worker")
+    roles.cluster.wait(PATIENCE - 5)
+    assert roles.cluster.state is State.WAITING
+    roles.cluster.wait(6)
+    assert roles.cluster.state is State.PREPARING
 
 
 def test_without_a_limit_a_lost_host_is_waited_for_as_long_as_it_takes() -> None:
     roles = Roles(host_timeout_seconds=None)
     roles.run()
     roles.lose(roles.workers[0])
-    roles.place.wait(10_000)
-    assert roles.place.state is State.WAITING
+    roles.cluster.wait(10_000)
+    assert roles.cluster.state is State.WAITING
 
 
 @pytest.mark.parametrize(("begun", "state"), [(False, State.WAITING), (True, State.PREPARING)])
 def test_a_job_that_never_ran_does_not_start_on_the_coordinators_host_alone(begun: bool, state: State) -> None:
-    place = Place(one_role_per_host=True, host_timeout_seconds=PATIENCE, begun=begun)
-    place.join("10.0.1.1", "server")
-    place.wait(PATIENCE + 1)
-    assert place.state is state
-    place.join("10.0.2.1", "worker")
-    place.wait(PATIENCE + 1)
-    assert place.state is State.PREPARING
+    cluster = Cluster(one_role_per_host=True, host_timeout_seconds=PATIENCE, started_before=begun)
+    cluster.join("10.0.1.1", "server")
+    cluster.wait(PATIENCE + 1)
+    assert cluster.state is state
+    cluster.join("10.0.2.1", "worker")
+    cluster.wait(PATIENCE + 1)
+    assert cluster.state is State.PREPARING
 
 
 # ---- for real: addresses of this machine are the hosts

@@ -101,7 +101,7 @@ def test_a_host_takes_from_another_the_files_of_roles_and_no_others(tmp_path: Pa
 def test_hosts_that_share_no_folder_must_share_s3() -> None:
     cluster = {"servers": 2, "workers": 2, "hosts": 2, "coordinator_address": "10.0.0.1:7070", "shared_run_dir": False}
     values = {"name": "x", "data": {"path": "s3://bucket/data"}, "cluster": cluster}
-    with pytest.raises(InputError, match=r"set checkpoint\.path to one on S3"):
+    with pytest.raises(InputError, match=r"set checkpoint\.path to a URI such as s3://"):
         check_job(values, "a test")
     assert check_job({**values, "checkpoint": {"path": "s3://bucket/here"}}, "a test").no_shared_run_dir
 

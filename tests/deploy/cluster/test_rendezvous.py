@@ -59,11 +59,11 @@ def test_another_generation_begins_with_nothing_and_who_has_an_earlier_secret_is
 
 def test_keys_and_values_are_bounded(place: Rendezvous) -> None:
     where = place.new_generation()
-    longest = rendezvous.VALUE_BYTES + WORKERS * rendezvous.VALUE_BYTES_OF_WORKER
+    longest = rendezvous.VALUE_BYTES + WORKERS * rendezvous.VALUE_BYTES_PER_WORKER
     assert ask(where, "PUT", "global/0", bytes(longest)) == (200, b"")
     assert ask(where, "PUT", "global/1", bytes(longest + 1))[0] == 413
-    assert ask(where, "GET", "k" * (rendezvous.MAX_KEY + 1))[0] == 414
-    for number in range(1, WORKERS * rendezvous.KEYS_OF_WORKER):
+    assert ask(where, "GET", "k" * (rendezvous.MAX_KEY_BYTES + 1))[0] == 414
+    for number in range(1, WORKERS * rendezvous.KEYS_PER_WORKER):
         assert ask(where, "PUT", f"global/{number}", b"address") == (200, b"")
     assert ask(where, "PUT", "global/one-more", b"address")[0] == 507
     assert ask(where, "PUT", "global/0", b"again") == (200, b"")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_agents import Place, step
+from scripted_agents import Cluster, step
 from waiting import wait_until
 
 from deploy.cluster import state_writer as run_state
@@ -89,18 +89,18 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_the_state(tmp_path: P
 
 
 def test_a_coordinator_knows_where_each_process_is_and_what_it_has_told_last() -> None:
-    place = Place()
-    assert {process["state"] for process in place.coordinator.processes().values()} == {"missing"}
-    place.begin()
-    place.report_all()
-    place.home.tell(LoadEvent(load={"pid": 1}), LoadEvent(load={"pid": 2}))
-    processes = place.coordinator.processes()
+    cluster = Cluster()
+    assert {process["state"] for process in cluster.coordinator.processes().values()} == {"missing"}
+    cluster.start()
+    cluster.heartbeat_all()
+    cluster.local.report_events(LoadEvent(load={"pid": 1}), LoadEvent(load={"pid": 2}))
+    processes = cluster.coordinator.processes()
     assert list(processes) == ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
     assert processes["worker-0"] == {"state": "running", "host": "host 10.0.0.1", "metrics": None, "load": {"pid": 2}}
-    assert place.events("load") == []  # it is no news
-    place.fail()
-    assert place.coordinator.processes()["worker-0"]["state"] == "missing"
-    place.begin()
-    place.report_all()
-    again = place.coordinator.processes()["worker-0"]
+    assert cluster.events("load") == []  # it is no news
+    cluster.fail()
+    assert cluster.coordinator.processes()["worker-0"]["state"] == "missing"
+    cluster.start()
+    cluster.heartbeat_all()
+    again = cluster.coordinator.processes()["worker-0"]
     assert (again["state"], again["load"]) == ("running", {})

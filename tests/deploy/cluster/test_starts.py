@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from cluster_data import write_job
-from scripted_agents import Place
+from scripted_agents import Cluster
 from waiting import wait_until
 
-from deploy.cluster import supervision
-from deploy.cluster.coordinator import State
+from deploy.cluster import start_finder, supervision
+from deploy.cluster.job_state import State
 from deploy.cluster.messages import Failure
+from deploy.cluster.start_finder import StartFinder
 from deploy.topology import TOKEN_VARIABLE, check_local_address
 from kvstore.errors import InputError
 from trainer.config.loading import load_job
@@ -27,11 +28,11 @@ class Searching:
         self.may_answer = threading.Event()
         self.asked: list[tuple[str, frozenset[str]]] = []
         self.answer: Any = ("folder/step-7", 7, ["folder/step-9: is partial"])
-        monkeypatch.setattr(supervision, "find_start_checkpoint", self._newest)
+        monkeypatch.setattr(start_finder, "find_start_checkpoint", self._newest)
         job = load_job(write_job(tmp_path / "job.yaml", tmp_path, cluster={"servers": 2, "workers": 2}))
-        self.place = Place()
+        self.cluster = Cluster()
         self.folder = RunFolder(tmp_path / "run")
-        self.search = supervision._StartFinder(job, self.folder, resume)
+        self.search = StartFinder(job, self.folder, resume)
 
     def _newest(self, checkpoints: str, refused: frozenset[str]) -> Any:
         self.asked.append((checkpoints, refused))
@@ -42,8 +43,8 @@ class Searching:
 
     def turn_until(self, state: State) -> None:
         def turned() -> bool:
-            self.search.turn(self.place.coordinator)
-            return self.place.state is state
+            self.search.run_once(self.cluster.coordinator)
+            return self.cluster.state is state
 
         wait_until(turned, 10, f"the state {state}")
 
@@ -54,12 +55,12 @@ def test_a_fresh_job_starts_from_nothing_and_after_a_failure_from_the_newest_che
     searching = Searching(tmp_path, monkeypatch, resume=False)
     searching.may_answer.set()
     searching.turn_until(State.RUNNING)
-    place = searching.place
-    first = place.home.report()
+    cluster = searching.cluster
+    first = cluster.local.heartbeat()
     assert (first.checkpoint, searching.asked) == (None, [])
-    place.fail(Failure(message="server-0: bad CRC", checkpoint="folder/step-9"))
+    cluster.fail(Failure(message="server-0: bad CRC", checkpoint="folder/step-9"))
     searching.turn_until(State.RUNNING)
-    second = place.home.report()
+    second = cluster.local.heartbeat()
     assert second.checkpoint == "folder/step-7"
     assert searching.asked == [(str(searching.folder.path / "checkpoints"), frozenset({"folder/step-9"}))]
     assert first.scheduler is not None
@@ -73,10 +74,10 @@ def test_a_job_that_is_taken_up_starts_from_the_newest_checkpoint_and_says_so(
     searching = Searching(tmp_path, monkeypatch, resume=True)
     searching.may_answer.set()
     searching.turn_until(State.RUNNING)
-    [event] = searching.place.events("resume")
+    [event] = searching.cluster.events("resume")
     assert (event["step"], event["checkpoint"]) == (7, "folder/step-7")
     assert event["skipped"] == ["folder/step-9: is partial"]
-    assert searching.place.coordinator.restarts == []
+    assert searching.cluster.coordinator.restarts == []
 
 
 def test_a_slow_store_of_checkpoints_holds_up_neither_agents_nor_a_stop(
@@ -84,12 +85,12 @@ def test_a_slow_store_of_checkpoints_holds_up_neither_agents_nor_a_stop(
 ) -> None:
     searching = Searching(tmp_path, monkeypatch, resume=True)
     for _ in range(3):
-        searching.search.turn(searching.place.coordinator)
-        assert searching.place.home.report().do == "wait"
-    assert searching.place.state is State.PREPARING
+        searching.search.run_once(searching.cluster.coordinator)
+        assert searching.cluster.local.heartbeat().action == "wait"
+    assert searching.cluster.state is State.PREPARING
     assert len(searching.asked) == 1
-    searching.place.coordinator.stop()
-    assert searching.place.state is State.STOPPED
+    searching.cluster.coordinator.stop()
+    assert searching.cluster.state is State.STOPPED
     searching.may_answer.set()
 
 
@@ -108,7 +109,7 @@ def test_a_store_of_checkpoints_that_fails_is_asked_again_unless_the_input_is_wr
     searching.may_answer.set()
     searching.answer = error
     searching.turn_until(state)
-    assert searching.place.coordinator.generation == 0
+    assert searching.cluster.coordinator.generation == 0
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_killed_roles_cost_one_restart_each_from_the_newest_checkpoint(
     report = read_report(tmp_path / "run")
     assert (report["restarts"], report["steps"]) == (len(victims), 600)
     expected = [f"{victim} was killed by SIGKILL" for victim, how in victims if how == "kill"]
-    expected.append("a worker was asked to stop by someone else")
+    expected.append("a worker was asked to stop by another process")
     assert [cause["cause"] for cause in report["restart_causes"]] == expected
     for number, cause in enumerate(report["restart_causes"]):
         assert cause["generation"] == number + 2
@@ -460,7 +460,7 @@ def test_an_agent_with_another_token_is_refused_and_the_job_goes_on(two_hosts: T
             result = stranger.finish()
         assert result.returncode == 2
         assert messages(result.stderr)[-1] == (
-            f"crossfade: error: the coordinator at 127.0.0.1:{two_hosts.port} refuses the token in CROSSFADE_TOKEN"
+            f"crossfade: error: the coordinator at 127.0.0.1:{two_hosts.port} rejects the token in CROSSFADE_TOKEN"
         )
         assert two_hosts.status()["state"] == "waiting"
         command.process.terminate()

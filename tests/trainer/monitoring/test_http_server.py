@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from scripted_agents import Host, Place
+from scripted_agents import Cluster, Host
 from waiting import wait_until
 
 from deploy.cluster.agent import CoordinatorUnreachable
-from deploy.cluster.coordinator_http import RemoteCoordinator, serving
+from deploy.cluster.coordinator_http import RemoteCoordinator, serve_coordinator
 from deploy.topology import Address
 from trainer.monitoring.bounded_server import BoundedServer, Limits
 from trainer.monitoring.http import serve_metrics
@@ -24,7 +24,7 @@ OF_ADDRESS, IN_ALL = 4, 6
 
 @contextmanager
 def coordinator() -> Iterator[Address]:
-    with serving(Place(hosts=2).coordinator, Address("127.0.0.1", 0), TOKEN) as address:
+    with serve_coordinator(Cluster(hosts=2).coordinator, Address("127.0.0.1", 0), TOKEN) as address:
         yield address
 
 
@@ -131,14 +131,14 @@ def test_who_says_nothing_or_a_byte_now_and_then_is_cut_in_time(served: Address,
 
 def test_an_agent_that_finds_no_room_comes_again(few: Callable[[float], None]) -> None:
     few(60.0)
-    place = Place(hosts=2)
-    report = Host(place, "127.0.0.2").make()
-    with serving(place.coordinator, Address("127.0.0.1", 0), TOKEN) as address:
+    cluster = Cluster(hosts=2)
+    report = Host(cluster, "127.0.0.2").make_heartbeat()
+    with serve_coordinator(cluster.coordinator, Address("127.0.0.1", 0), TOKEN) as address:
         remote = RemoteCoordinator(address, TOKEN)
         with ExitStack() as stack:
             hold(address, "127.0.0.1", OF_ADDRESS, stack)
             wait_until(lambda: is_refused(address, "127.0.0.1"), 5, "no more of one address")
             with pytest.raises(CoordinatorUnreachable):
-                remote.report(report)
+                remote.send_heartbeat(report)
         wait_until(lambda: is_answered(address, "127.0.0.1"), 5, "room again")
-        assert remote.report(report).do == "wait"
+        assert remote.send_heartbeat(report).action == "wait"

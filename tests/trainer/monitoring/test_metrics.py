@@ -131,37 +131,39 @@ def test_a_training_that_diverges_has_a_loss_that_is_no_number() -> None:
 
 
 def test_a_coordinator_tells_which_roles_are_missing_and_how_the_job_fares() -> None:
-    from scripted_agents import Place
+    from scripted_agents import Cluster
 
-    place = Place()
-    place.begin()
-    place.report_all()  # what they have begun
-    cluster = ClusterConfig(servers=2, workers=2)
-    text = text_of(JobMetrics(place.coordinator, cluster))
+    cluster = Cluster()
+    cluster.start()
+    cluster.heartbeat_all()  # what they have begun
+    config = ClusterConfig(servers=2, workers=2)
+    text = text_of(JobMetrics(cluster.coordinator, config))
     assert families(text) == JOB
     roles = {labels["process"]: up for labels, up in samples(text)["crossfade_role_up"]}
     assert roles == dict.fromkeys(["scheduler", "server-0", "server-1", "worker-0", "worker-1"], 1)
     assert value(text, "crossfade_job_state", state="running") == 1
     assert value(text, "crossfade_job_state") == 1  # and no other state is
-    place.fail()
-    place.begin()
-    text = text_of(JobMetrics(place.coordinator, cluster))
+    cluster.fail()
+    cluster.start()
+    text = text_of(JobMetrics(cluster.coordinator, config))
     assert (value(text, "crossfade_restarts_total"), value(text, "crossfade_generation")) == (1, 2)
 
 
 def test_a_coordinator_knows_where_the_roles_of_this_generation_and_the_other_agents_listen() -> None:
-    from scripted_agents import Place
+    from scripted_agents import Cluster
 
-    place = Place(hosts=2)
-    other = place.join("10.0.0.2")
-    place.begin()
+    cluster = Cluster(hosts=2)
+    other = cluster.join("10.0.0.2")
+    cluster.start()
     told = MetricsAddress(address="10.0.0.2:77")
-    other.report(events=[NumberedEvent(number=1, generation=1, role="worker-1", event=told)], metrics="10.0.0.2:70")
-    found = [(process, address) for process, _, address in place.coordinator.scrape_targets()]
+    other.heartbeat(
+        events=[NumberedEvent(number=1, generation=1, role="worker-1", event=told)], metrics_address="10.0.0.2:70"
+    )
+    found = [(process, address) for process, _, address in cluster.coordinator.scrape_targets()]
     assert found == [("agent", "10.0.0.2:70"), ("worker-1", "10.0.0.2:77")]
-    place.fail()
-    place.begin()
-    assert [process for process, _, _ in place.coordinator.scrape_targets() if process != "agent"] == []
+    cluster.fail()
+    cluster.start()
+    assert [process for process, _, _ in cluster.coordinator.scrape_targets() if process != "agent"] == []
 
 
 def test_a_machine_has_a_limit_and_something_left() -> None:

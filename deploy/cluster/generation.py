@@ -1,0 +1,85 @@
+"""One generation of a job's roles: where each runs, what it reported, and how far training has come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy.cluster.job_state import GenerationSpec
+from deploy.cluster.messages import NumberedEvent
+from deploy.topology import Role
+from trainer.runs.events import (
+    CheckpointSaved,
+    EpochEvent,
+    LoadEvent,
+    MetricsAddress,
+    PhaseEvent,
+    StepEvent,
+    StoppedEvent,
+)
+from trainer.training.checkpointing import StopResult
+
+_PROGRESS_EVENTS = (StepEvent, EpochEvent, PhaseEvent, CheckpointSaved)
+
+
+class Generation:
+    """A generation, numbered from 1. Number 0 stands for the time before the first, and has no roles."""
+
+    def __init__(
+        self, number: int, spec: GenerationSpec, assigned: dict[str, list[Role]], hosts: dict[str, str], now: float
+    ) -> None:
+        """Start the roles in ``assigned``, by agent, from ``spec``; ``hosts`` names the host of each role."""
+        self.number, self.spec = number, spec
+        self.assigned, self.hosts = assigned, hosts
+        self.metrics_addresses: dict[str, str] = {}
+        """HOST:PORT by role."""
+        self.loads: dict[str, dict[str, Any]] = {}
+        self.step = self.checkpoint_step = spec.step
+        self.has_trained = False
+        self.stop_result: StopResult | None = None
+        """What the workers reported once they had stopped as requested."""
+        self.progress_at = now
+
+    @property
+    def wrote_checkpoint(self) -> bool:
+        """Whether there is a newer checkpoint than the one it started from."""
+        return self.checkpoint_step > self.spec.step
+
+    def role_names(self) -> set[str]:
+        """Return the names of all roles."""
+        return {role.name for assigned in self.assigned.values() for role in assigned}
+
+    def record(self, numbered: NumberedEvent, now: float) -> bool:
+        """Record an event of a role; return whether others should see it too."""
+        if isinstance(numbered.event, _PROGRESS_EVENTS):
+            self.progress_at = now
+        match numbered.event:
+            case StepEvent(step=step):
+                self.step, self.has_trained = step, True
+            case CheckpointSaved(step=step):
+                self.checkpoint_step = max(self.checkpoint_step, step)
+            case StoppedEvent(step=step, checkpoint=checkpoint):
+                self.stop_result = StopResult(step, checkpoint)
+                self.step = step
+            case MetricsAddress(address=address):
+                self.metrics_addresses[numbered.role] = address
+            case LoadEvent(load=load):
+                self.loads[numbered.role] = load
+                return False
+        return True
+
+    def scrape_targets(self) -> list[tuple[str, str, str]]:
+        """Return where its roles can be scraped: process, host and HOST:PORT."""
+        return [
+            (role.name, self.hosts[role.name], self.metrics_addresses[role.name])
+            for assigned in self.assigned.values()
+            for role in assigned
+            if role.name in self.metrics_addresses
+        ]
+
+    def describe(self, role: Role) -> dict[str, Any]:
+        """Return the host, metrics address and newest load of ``role``."""
+        return {
+            "host": self.hosts.get(role.name),
+            "metrics": self.metrics_addresses.get(role.name),
+            "load": self.loads.get(role.name, {}),
+        }

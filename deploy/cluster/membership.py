@@ -1,0 +1,156 @@
+"""The agents that have joined a job: their leases, the roles that they accept, and the hosts that are missing.
+
+An agent is a member from its first heartbeat until it leaves, is replaced by another agent at its address, or is silent
+for longer than its lease. The owner serializes all calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploy.cluster.messages import Heartbeat, RoleState
+from deploy.topology import AcceptedRoles, missing_hosts
+from trainer.config.run_sections import ClusterConfig
+
+LEASE_SECONDS = 15.0
+"""How long an agent may be silent. Longer than an agent waits before it ends its own roles, so that none still writes
+when the next generation starts."""
+
+
+@dataclass
+class Member:
+    """An agent, as of its newest heartbeat."""
+
+    id: str
+    host: str
+    address: str
+    accepted_roles: AcceptedRoles
+    heard_at: float
+    heartbeat_number: int = 0
+    metrics_address: str | None = None
+    acknowledged_event: int = 0
+    checkpoints_requested: int = 0
+    interruption_notice: str | None = None
+    roles: dict[str, RoleState] = field(default_factory=dict)
+    is_clear: bool = True
+    """Whether it has reported, since the generation began to end, that it runs no role of it."""
+
+    def update(self, heartbeat: Heartbeat, now: float, generation: int) -> None:
+        """Take over what ``heartbeat`` reports, as far as it is about ``generation``."""
+        self.heard_at, self.heartbeat_number = now, heartbeat.number
+        self.metrics_address = heartbeat.metrics_address
+        self.is_clear = heartbeat.generation != generation
+        self.roles = {} if self.is_clear else heartbeat.roles
+
+
+class Membership:
+    """The members of a job, in the order in which they joined."""
+
+    def __init__(self, cluster: ClusterConfig, local_agent: str, clock: Callable[[], float]) -> None:
+        """Start without members. ``local_agent`` is the agent in the coordinator's process, which has no lease."""
+        self._cluster, self._local_agent, self._clock = cluster, local_agent, clock
+        self._members: dict[str, Member] = {}
+        self._departed: set[str] = set()
+        self._changed_at = clock()
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
+
+    def get(self, agent: str) -> Member | None:
+        """Return the member with the id ``agent``."""
+        return self._members.get(agent)
+
+    def rejection(self, heartbeat: Heartbeat) -> str | None:
+        """Return why the sender of ``heartbeat`` may not take part; None if it may."""
+        if heartbeat.agent in self._departed:
+            return f"this agent has left, or another one has come from {heartbeat.address} and replaces it"
+        local = self._members.get(self._local_agent)
+        if local is not None and heartbeat.agent != local.id and heartbeat.address == local.address:
+            return (
+                f"{heartbeat.address} is the coordinator's own address, where an agent runs already; give this host's "
+                "with --advertise-address"
+            )
+        return None
+
+    def at_address(self, address: str) -> list[Member]:
+        """Return the members whose roles listen on ``address``: those that a new agent there replaces."""
+        return [member for member in self if member.address == address]
+
+    def join(self, heartbeat: Heartbeat) -> Member:
+        """Add the sender of ``heartbeat``."""
+        self._changed_at = self._clock()
+        member = Member(
+            heartbeat.agent, heartbeat.host, heartbeat.address, heartbeat.accepted_roles, heard_at=self._changed_at
+        )
+        self._members[member.id] = member
+        return member
+
+    def remove(self, member: Member, *, for_good: bool) -> None:
+        """Remove ``member``; ``for_good`` rejects later heartbeats of the same agent."""
+        del self._members[member.id]
+        self._changed_at = self._clock()
+        if for_good:
+            self._departed.add(member.id)
+
+    def expired(self) -> list[Member]:
+        """Return the members whose lease is over."""
+        now = self._clock()
+        return [member for member in self if member.id != self._local_agent and now - member.heard_at > LEASE_SECONDS]
+
+    def note_interruption(self, member: Member, notice: str) -> None:
+        """Record that the host of ``member`` is about to be reclaimed: it gets no more roles."""
+        member.interruption_notice, self._changed_at = notice, self._clock()
+
+    def require_clear(self) -> None:
+        """Expect each member to report anew that it runs no role of the generation."""
+        for member in self:
+            member.is_clear = False
+
+    def role_states(self) -> dict[str, RoleState]:
+        """Return the state of each role that a member reports."""
+        return {name: state for member in self for name, state in member.roles.items()}
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return the members as JSON values."""
+        now = self._clock()
+        return [
+            {
+                "host": member.host,
+                "address": member.address,
+                "accepted_roles": member.accepted_roles,
+                "heard_seconds_ago": round(now - member.heard_at, 3),
+                "roles": member.roles,
+            }
+            for member in self
+        ]
+
+    def scrape_targets(self) -> list[tuple[str, str, str]]:
+        """Return where agents can be scraped: process, host and HOST:PORT."""
+        return [("agent", member.host, member.metrics_address) for member in self if member.metrics_address]
+
+    def accepted_roles(self) -> dict[str, AcceptedRoles]:
+        """Return what each agent that may get roles accepts: the local agent first, the others as they joined."""
+        staying = [member for member in self if member.interruption_notice is None]
+        remote = {member.id: member.accepted_roles for member in staying if member.accepted_roles != "none"}
+        return {self._local_agent: "all", **remote}
+
+    def missing_hosts(self) -> int:
+        """Return how many hosts the job lacks."""
+        return missing_hosts(self._cluster, self.accepted_roles())
+
+    def can_start(self, *, started_before: bool) -> bool:
+        """Return whether a generation can start: with all hosts, or without those whose host timeout is over.
+
+        A job that never ran waits for its hosts, since whoever starts them may not be done yet.
+        """
+        if self._local_agent not in self._members:
+            return False
+        if not self.missing_hosts():
+            return True
+        timeout = self._cluster.host_timeout_seconds
+        if timeout is None or self._clock() - self._changed_at < timeout:
+            return False
+        kinds = {kind for agent, kind in self.accepted_roles().items() if agent != self._local_agent}
+        return started_before or (self._cluster.one_role_per_host and ("all" in kinds or {"server", "worker"} <= kinds))

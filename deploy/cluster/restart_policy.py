@@ -1,0 +1,79 @@
+"""When a job restarts: how many failures in a row it survives, how long it backs off, and a record of each restart.
+
+Failures count until a new checkpoint is written, so a job that makes progress may restart any number of times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_BACKOFF_SECONDS = 60.0
+
+
+@dataclass
+class Restart:
+    """The start of a generation in place of one that ended: why, at which step, and how long nothing was trained."""
+
+    generation: int
+    cause: str
+    step: int
+    seconds: float = 0.0
+
+
+class RestartPolicy:
+    """Counts failures, and measures the outages that they cause."""
+
+    def __init__(self, max_restarts: int) -> None:
+        """Allow ``max_restarts`` in a row without a new checkpoint."""
+        self.restarts: list[Restart] = []
+        self.cause: str | None = None
+        """Why the present outage began; None while a generation runs."""
+        self._max_restarts = max_restarts
+        self._without_checkpoint = 0
+        self._down_since: float | None = None
+
+    def begin_outage(self, cause: str, now: float) -> None:
+        """Record that a running generation ends because of ``cause``."""
+        self.cause, self._down_since = cause, now
+
+    def add_cause(self, cause: str, now: float) -> None:
+        """Record ``cause``, in addition to that of an outage which has begun before."""
+        if cause not in (self.cause or ""):
+            self.cause = f"{self.cause}; then {cause}" if self.cause else cause
+        if self._down_since is None:
+            self._down_since = now
+
+    def note_checkpoint_written(self) -> None:
+        """Count failures from 0: the generation that ended wrote a checkpoint."""
+        self._without_checkpoint = 0
+
+    def note_checkpoint_found(self) -> None:
+        """Count this failure as the first: a newer checkpoint was found than the one before it started from."""
+        self._without_checkpoint = min(self._without_checkpoint, 1)
+
+    def try_restart(self) -> str | None:
+        """Count a failure; return why the job must not restart any more, or None if it may."""
+        if self._without_checkpoint >= self._max_restarts:
+            return f"restarted {self._without_checkpoint} times without a new checkpoint (cluster.max_restarts)"
+        self._without_checkpoint += 1
+        return None
+
+    def backoff_seconds(self) -> float:
+        """Return the pause before the next generation: none at first, then 1, 2, 4 ... 60 seconds."""
+        if self._without_checkpoint <= 1:
+            return 0.0
+        return min(2.0 ** (self._without_checkpoint - 2), MAX_BACKOFF_SECONDS)
+
+    def record_restart(self, generation: int, step: int) -> Restart | None:
+        """Record that ``generation`` starts in place of one that reached ``step``; None if it replaces none."""
+        if self.cause is None:
+            return None
+        restart = Restart(generation, self.cause, step)
+        self.restarts.append(restart)
+        self.cause = None
+        return restart
+
+    def end_outage(self, now: float) -> None:
+        """Record that training goes on, or is done."""
+        if self._down_since is not None and self.restarts:
+            self.restarts[-1].seconds, self._down_since = now - self._down_since, None

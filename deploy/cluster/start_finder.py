@@ -1,0 +1,70 @@
+"""Find what a generation starts from, in a thread: reading checkpoints may be slow, and agents must not wait."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from deploy.cluster.coordinator import Coordinator
+from deploy.cluster.job_state import GenerationSpec, State
+from deploy.cluster.rendezvous import Rendezvous
+from deploy.topology import Address, scheduler_address
+from kvstore.errors import ClusterError, CrossfadeError, InputError
+from trainer.config.schema import JobConfig
+from trainer.runs.folder import RunFolder
+
+
+class StartFinder:
+    """Gives the coordinator a start whenever it is preparing a generation."""
+
+    def __init__(self, job: JobConfig, folder: RunFolder, resume: bool, rendezvous: Rendezvous | None = None) -> None:
+        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none."""
+        self._job, self._resume, self._rendezvous = job, resume, rendezvous
+        self._checkpoints = RunFolder(Path(folder.path).absolute()).checkpoints(job)
+        self._searching = False
+        self._result: GenerationSpec | Exception | None = None
+
+    def run_once(self, coordinator: Coordinator) -> None:
+        """Start a search if ``coordinator`` is preparing, and hand over the result of one that has finished."""
+        if coordinator.state is State.PREPARING and not self._searching:
+            self._searching, self._result = True, None
+            fresh = coordinator.generation == 0 and not self._resume
+            # A daemon: a job that is stopped does not wait for it.
+            threading.Thread(target=self._search, args=(coordinator.rejected_checkpoints, fresh), daemon=True).start()
+        result = self._result
+        if result is not None:
+            self._searching, self._result = False, None
+            if isinstance(result, Exception):
+                coordinator.start_failed(result)
+            else:
+                coordinator.start_generation(result)
+
+    def _search(self, rejected: frozenset[str], fresh: bool) -> None:
+        try:
+            checkpoint, step, skipped = (None, 0, []) if fresh else find_start_checkpoint(self._checkpoints, rejected)
+            rendezvous = self._rendezvous.new_generation() if self._rendezvous else None
+            self._result = GenerationSpec(self._scheduler(), checkpoint, step, skipped, rendezvous)
+        except (CrossfadeError, OSError) as error:
+            self._result = error
+        except Exception as error:  # a fault of ours, which must not leave the job waiting without end
+            self._result = ClusterError(f"{type(error).__name__}: {error}")
+
+    def _scheduler(self) -> Address:
+        try:
+            return scheduler_address(self._job.cluster)
+        except InputError as error:
+            # The address was usable when the job started, so it may be again.
+            raise ClusterError(str(error)) from error
+
+
+def find_start_checkpoint(checkpoints: str, rejected: frozenset[str]) -> tuple[str | None, int, list[str]]:
+    """Return the newest complete checkpoint that is not ``rejected``, its step, and why newer ones were skipped.
+
+    Raises:
+        InputError: ``checkpoints`` is not the name of a folder.
+        OSError: it cannot be read.
+    """
+    from kvstore.checkpoint.lifecycle import latest_checkpoint
+
+    checkpoint, skipped = latest_checkpoint(checkpoints, rejected)
+    return (checkpoint.uri, checkpoint.manifest.step, skipped) if checkpoint else (None, 0, skipped)
