@@ -24,7 +24,7 @@ import yaml
 
 from kvstore.io.folder import Folder
 from trainer.data.manifest import read_manifest
-from trainer.data.reader import DEFAULT_READERS, InteractionReader, row_groups
+from trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, row_groups
 from trainer.data.schedule import BatchSchedule
 from trainer.data.stopwatch import Stopwatch
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
@@ -44,13 +44,13 @@ def read_epoch(uri: str, epoch: int) -> tuple[float, float]:
     folder = Folder(uri)
     manifest = read_manifest(folder)
     waiting = Stopwatch()
-    with closing(InteractionReader(folder, manifest, DEFAULT_READERS)) as reader:
+    with closing(InteractionReader(folder, manifest, DEFAULT_READER_THREADS)) as reader:
         groups = row_groups(manifest.splits["train"])
         schedule = BatchSchedule(
             reader, groups, batch_size=BATCH, partitions=PARTITIONS, shuffle_block_rows=SHUFFLE_BLOCK_ROWS, seed=1
         )
         begin = time.perf_counter()
-        rows = sum(len(share.interactions) for share in schedule.slices(epoch, 0, 0, 1, waiting=waiting))
+        rows = sum(len(share.interactions) for share in schedule.slices(epoch, 0, 0, 1, wait_timer=waiting))
         seconds = time.perf_counter() - begin
     assert rows == schedule.rows
     return rows / seconds, waiting.seconds / seconds

@@ -75,7 +75,7 @@ def work(store: MXNetStore) -> None:
             seed=job.train.seed,
         ),
         towers=load_towers(job, model, folder, manifest),
-        balance=FrequencyWeighting(job.train.query_frequency_power, None, job.train.item_frequency_power, None),
+        weighting=FrequencyWeighting(job.train.query_frequency_power, None, job.train.item_frequency_power, None),
         sampler=NegativeSampler(job.resolved_negatives(model.item.rows), model.item.rows, None, job.train.seed),
         evaluator=lambda: None,
         save_embeddings=lambda _: None,

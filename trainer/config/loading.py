@@ -2,8 +2,8 @@
 
     job = load_job(Path("jobs/lastfm.yaml"), ["train.epochs=5", "cluster.workers=2"])
 
-Unknown keys, duplicate keys and values of the wrong type are rejected in one line that names the key, what was found and
-what was expected.
+Unknown keys, duplicate keys and values of the wrong type are rejected in one line that names the key, what was found
+and what was expected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _construct_mapping(loader: _JobLoader, node: yaml.MappingNode) -> dict[Any, 
 
 
 def _reject_malformed(tag: str, kind: str) -> None:
-    """Report a value that YAML resolves to ``kind`` but cannot construct, such as the date 2024-02-31, with its line."""
+    """Report a value that YAML takes for a ``kind`` but cannot construct, such as the date 2024-02-31, by its line."""
     construct = yaml.SafeLoader.yaml_constructors[tag]
 
     def construct_checked(loader: _JobLoader, node: yaml.ScalarNode) -> Any:

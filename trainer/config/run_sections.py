@@ -50,8 +50,8 @@ class ClusterConfig(Section):
     )
     host_timeout_seconds: Positive | None = Field(
         None,
-        description="seconds to wait for lost hosts, since the last host joined or left, before their roles move to the "
-        "remaining ones; null: no limit",
+        description="seconds to wait for lost hosts, since the last host joined or left, before their roles move to "
+        "the remaining ones; null: no limit",
     )
     coordinator_address: str | None = Field(
         None, description="HOST:PORT at which agents on other hosts reach the coordinator; needs CROSSFADE_TOKEN"
@@ -97,8 +97,8 @@ class MetricsConfig(Section):
 
     port: Annotated[int, Field(ge=0, le=65535, strict=True)] | None = Field(
         0,
-        description="port of /metrics, /healthz and /targets; 0: any free port, as for every role that an agent starts; "
-        "null: no endpoint",
+        description="port of /metrics, /healthz and /targets; 0: any free port, as for every role that an agent "
+        "starts; null: no endpoint",
     )
     host: str | None = Field(
         None, description="address the endpoint listens on; default: the role's own, which is cluster.host on one host"

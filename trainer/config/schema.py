@@ -69,9 +69,7 @@ class TrainConfig(Section):
 
     batch_size: AtLeastOne = Field(16_384, description="interactions per step, over all workers")
     epochs: AtLeastOne = Field(40, description="maximum number of passes over the train split")
-    max_steps: AtLeastOne | None = Field(
-        None, description="steps after which to stop, regardless of epochs; null: none"
-    )
+    max_steps: AtLeastOne | None = Field(None, description="steps after which to stop, whatever the epochs; null: none")
     eval_every_epochs: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(
         None,
@@ -116,7 +114,7 @@ class EvaluateConfig(Section):
     )
     best_metric: Annotated[str, Field(pattern=r"^(recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*$")] = Field(
         "ndcg@10",
-        description="metric on the valid split that selects the best embeddings: recall, ndcg, map, mrr or hit_rate @ k",
+        description="metric on valid that selects the best embeddings: recall, ndcg, map, mrr or hit_rate @ k",
     )
 
     @model_validator(mode="after")

@@ -1,1 +1,1 @@
-"""The way from shards to batches: ``shards.py`` reads what ``trainer.prepare`` wrote, in an order that a seed fixes."""
+"""The dataset: its files, the order in which workers read them, and what reading needs."""

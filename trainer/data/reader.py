@@ -1,4 +1,13 @@
-"""TODO-DOC split from trainer/data/schedule.py."""
+"""Read interactions from the row groups of a dataset, in threads.
+
+    with closing(InteractionReader(folder, manifest)) as reader:
+        for interactions in reader.read_all(manifest.splits["valid"]):
+            interactions.query_N, interactions.item_N, interactions.weight_N
+
+Every row group is checked against the manifest: rows within the vocabularies, finite weights, no nulls.
+
+Shapes: N interactions, M some of them.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +28,20 @@ from trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest, 
 from trainer.data.parquet import ParquetFiles, column_of
 from trainer.data.time_range import TimeRange
 
-DEFAULT_READERS = 4
-
+DEFAULT_READER_THREADS = 4
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of a split: its file, its place in the file, and how many of its rows are read.
+    """One row group of a split.
 
-    ``within``: only rows of that time are read; None: all are.
+    Attributes:
+        file: the file it is in.
+        index: its place in the file.
+        rows: how many of its rows are read.
+        time_range: the time range of those rows; None: all rows are read.
     """
 
     file: DataFile
@@ -40,23 +52,22 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions as columns: ``query_N`` and ``item_N`` rows int64, ``weight_N`` float32 of either sign."""
+    """Interactions as columns: rows ``query_N`` and ``item_N`` int64, and ``weight_N`` float32 of either sign."""
 
     query_N: IntArray
     item_N: IntArray
     weight_N: FloatArray
 
     def __len__(self) -> int:
-        """How many there are."""
         return len(self.query_N)
 
     def take(self, indices_M: IntArray | BoolArray | slice) -> Interactions:
-        """Those at ``indices_M``, in that order."""
+        """Return the interactions at ``indices_M``, in that order."""
         return Interactions(self.query_N[indices_M], self.item_N[indices_M], self.weight_N[indices_M])
 
 
 def concatenate(parts: Sequence[Interactions]) -> Interactions:
-    """``parts``, one after another; none at all is an empty one."""
+    """Join ``parts``, of which there may be none."""
     if not parts:
         return Interactions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     if len(parts) == 1:
@@ -69,43 +80,43 @@ def concatenate(parts: Sequence[Interactions]) -> Interactions:
 
 
 def row_groups(
-    split: Split, span: TimeRange | None = None, kept: Sequence[Sequence[int]] | None = None
+    split: Split, time_range: TimeRange | None = None, row_counts: Sequence[Sequence[int]] | None = None
 ) -> list[RowGroup]:
-    """The row groups of ``split`` that hold rows, in the order of the manifest.
+    """List the non-empty row groups of ``split`` in the order of the manifest.
 
-    With ``span``, those that hold rows of that time, of which there are ``kept`` in each row group of each file.
+    With ``time_range``, only those with rows in it; ``row_counts`` says how many, for each row group of each file.
     """
     groups = []
     for number, file in enumerate(split.files):
         for index, stored in enumerate(file.row_groups):
-            rows = stored if kept is None else kept[number][index]
+            rows = stored if row_counts is None else row_counts[number][index]
             if rows:
-                groups.append(RowGroup(file, index, rows, None if rows == stored else span))
+                groups.append(RowGroup(file, index, rows, None if rows == stored else time_range))
     return groups
 
 
 class InteractionReader:
-    """Reads row groups of prepared data, in threads, and checks what it reads against the manifest."""
+    """Reads row groups of a dataset in threads, and checks them against its manifest."""
 
-    def __init__(self, folder: Folder, manifest: DatasetManifest, readers: int = DEFAULT_READERS) -> None:
-        """A reader of the data set in ``folder``, with ``readers`` threads that begin when they are needed."""
-        # A folder of its own: interrupting it disturbs nobody else.
+    def __init__(self, folder: Folder, manifest: DatasetManifest, threads: int = DEFAULT_READER_THREADS) -> None:
+        """Read the dataset in ``folder`` with up to ``threads`` threads, which start when they are needed."""
+        # A separate Folder object, since interrupt() would otherwise stop other users of the caller's.
         self._folder = Folder(folder.uri)
         self._files = ParquetFiles(self._folder)
         self._manifest = manifest
-        self._readers = readers
+        self._max_ahead = threads
         self._interrupted = threading.Event()
-        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
 
     def read(self, group: RowGroup) -> Interactions:
-        """The interactions of one row group.
+        """Read the interactions of one row group.
 
         Raises:
-            InputError: the file is missing, damaged, or does not hold what the manifest says.
-            UnreachableError: storage does not answer.
+            InputError: the file is missing or corrupt, or does not match the manifest.
+            StorageUnavailableError: storage does not answer, or the reader was interrupted.
         """
         if self._interrupted.is_set():
-            raise StorageUnavailableError(f"{self._files.uri(group.file)}: is not read any more: the run ends")
+            raise StorageUnavailableError(f"{self._files.uri(group.file)}: reading was interrupted: the run is ending")
         names = [self._manifest.query, self._manifest.item, WEIGHT]
         where = f"{self._files.uri(group.file)}, row group {group.index}"
         table = self._files.read(group.file, group.index, names if group.time_range is None else [*names, TIMESTAMP])
@@ -119,35 +130,36 @@ class InteractionReader:
         found = interactions.take(group.time_range.contains(column_of(table, TIMESTAMP, pa.int64(), where)))
         if len(found) != group.rows:
             raise InputError(
-                f"{where}: has {len(found)} rows {group.time_range}, but {group.rows} were counted: it has changed since"
+                f"{where}: has {len(found)} rows {group.time_range}, but {group.rows} were counted: the file has "
+                "changed since"
             )
         return found
 
     def read_all(self, split: Split) -> Iterator[Interactions]:
-        """All interactions of ``split``, a row group at a time, in the order of the manifest; some are read ahead."""
+        """Yield all interactions of ``split``, one row group at a time, in the order of the manifest; prefetches."""
         yield from self.map(self.read, row_groups(split))
 
     def map(self, work: Callable[[Any], Value], items: Sequence[Any]) -> Iterator[Value]:
-        """What ``work`` makes of each of ``items``, in order, made by the threads a little ahead."""
+        """Yield ``work(item)`` for each item, in order; the threads run a few items ahead."""
         ahead: deque[Future[Value]] = deque()
         for item in items:
             ahead.append(self.submit(work, item))
-            if len(ahead) > self._readers:
+            if len(ahead) > self._max_ahead:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
     def submit(self, work: Callable[..., Value], *arguments: Any) -> Future[Value]:
-        """Have a thread do ``work``."""
+        """Run ``work(*arguments)`` in a thread."""
         return self._pool.submit(work, *arguments)
 
     @property
     def files(self) -> ParquetFiles:
-        """The files, for whoever wants something else of them than interactions."""
+        """The files of the dataset, for reading other columns than those of interactions."""
         return self._files
 
     def interrupt(self) -> None:
-        """Nothing more will be read: whoever waits for something hears an error soon."""
+        """Stop reading: whoever waits for data gets an error soon."""
         self._interrupted.set()
         self._folder.interrupt()
 
@@ -173,7 +185,7 @@ class InteractionReader:
         if not finite.all():
             first = int(np.argmin(finite))
             raise InputError(
-                f"{where}, row {first}: column '{WEIGHT}' is {column[first]}, but weights are finite; prepare the data "
-                "again"
+                f"{where}, row {first}: column '{WEIGHT}' is {column[first]}, but weights must be finite; prepare the "
+                "data again"
             )
         return column

@@ -1,20 +1,29 @@
-"""The order in which interactions are read, and the reading.
+"""The order in which interactions are read: partitions, shuffle blocks and batch slices.
 
-An epoch's row groups are shuffled and dealt to *lanes*; a worker reads the lanes whose number is its rank modulo the
-workers. Each step takes from each lane its share of the batch, in proportion to the rows the lane has, so that all
-lanes end with the epoch's last step:
+    schedule = BatchSchedule(
+        reader, row_groups(split), batch_size=16_384, partitions=16, shuffle_block_rows=131_072, seed=1
+    )
+    for batch_slice in schedule.slices(epoch=0, first_step=0, rank=0, workers=2):
+        batch_slice.interactions, batch_slice.positions_B
 
-    rows of lane l in step t:   c(t) up to c(t+1), where c(t) = ⌊(n_l·t + l·T/L) / T⌋
-                                T = ⌈rows / batch size⌉ steps an epoch, L lanes
+An epoch's row groups are shuffled and assigned to *partitions*; a worker reads the partitions whose number is its rank
+modulo the number of workers. Each step takes rows from every partition, in proportion to the rows the partition has, so
+that all partitions end with the epoch's last step:
 
-The term l·T/L keeps the lanes from rounding up in the same step, so global batches differ little in size.
+    rows of partition p in step t:  c(t) up to c(t+1), where c(t) = ⌊(n_p·t + p·T/P) / T⌋
+                                    T = ⌈rows / batch size⌉ steps an epoch, P partitions
+
+The term p·T/P keeps the partitions from rounding up in the same step, so global batches differ little in size.
 
 A global batch, and each example's position in it, thus follow from (seed, epoch, step) alone: neither the number of
-workers nor the point at which a run is resumed changes what a step sees. Every worker takes T steps, every interaction
-is read exactly once an epoch, and no worker needs another to know how large the global batch is.
+workers nor the step at which a run resumes changes what a step sees. Every worker takes T steps, every interaction is
+read exactly once an epoch, and no worker needs another to know how large the global batch is.
 
-Within a lane, row groups are gathered into windows, and rows are shuffled within their window. While a lane's window is
-used up, its next one is fetched by other threads, across the end of an epoch too: so a worker holds two windows a lane.
+Within a partition, row groups are gathered into *shuffle blocks*, and rows are shuffled within their block. While the
+current block of a partition is consumed, other threads fetch the next one, across the end of an epoch too, so a worker
+holds two blocks per partition.
+
+Shapes: B examples of a slice, P partitions.
 """
 
 from __future__ import annotations
@@ -32,25 +41,40 @@ from kvstore.philox import permutation
 from trainer.data.reader import InteractionReader, Interactions, RowGroup, concatenate
 from trainer.data.stopwatch import Stopwatch
 
+# Labels of the random streams. They seed the draws, so they never change.
+_ASSIGNMENT_STREAM = "deal"
+_SHUFFLE_STREAM = "shuffle"
+
 
 @dataclass(frozen=True)
 class BatchSlice:
-    """What one worker has of one step.
+    """One worker's slice of a global batch.
 
-    ``positions_B`` says where each example stands in the global batch, which has ``global_size`` examples. The examples
-    lie lane by lane, ``lane_sizes_G`` of each, and the global batch has ``lanes`` lanes; empty: they are all of one.
+    Attributes:
+        interactions: the worker's examples, partition by partition.
+        positions_B: the position of each example in the global batch.
+        global_size: examples of the global batch.
+        partition_sizes_P: examples of each of the worker's partitions; empty: all are of a single one.
+        partitions: number of partitions of the global batch.
     """
 
     interactions: Interactions
     positions_B: IntArray
     global_size: int
-    partition_sizes_G: tuple[int, ...] = ()
+    partition_sizes_P: tuple[int, ...] = ()
     partitions: int = 1
 
 
 @dataclass(frozen=True)
 class ShuffleBlock:
-    """Row groups of a lane whose rows are shuffled together, by ``position``; the first ``skip`` are left out."""
+    """Consecutive row groups of a partition whose rows are shuffled together.
+
+    Attributes:
+        groups: the row groups.
+        epoch: the epoch, which seeds the permutation.
+        position: the block's number within the epoch, unique over partitions, which seeds it too.
+        skip: how many of the shuffled rows to skip, when a run resumes within the block.
+    """
 
     groups: Sequence[RowGroup]
     epoch: int
@@ -59,12 +83,12 @@ class ShuffleBlock:
 
     @property
     def rows(self) -> int:
-        """Its rows, before any are left out."""
+        """Rows of the block, those to skip included."""
         return sum(group.rows for group in self.groups)
 
 
 class BatchSchedule:
-    """Which rows each step of each epoch takes, and the reading of one worker's part of them."""
+    """Assigns the rows of each epoch to steps, and reads one worker's slices."""
 
     def __init__(
         self,
@@ -76,24 +100,26 @@ class BatchSchedule:
         shuffle_block_rows: int,
         seed: int,
     ) -> None:
-        """Schedule ``groups`` in global batches of about ``batch_size``; see the module for how."""
+        """Schedule ``groups`` in global batches of about ``batch_size``; the module describes how."""
         self._reader = reader
         self._groups = groups
-        self._lanes = min(partitions, len(self._groups))
-        self._window = shuffle_block_rows
+        self._partitions = min(partitions, len(self._groups))
+        self._block_rows = shuffle_block_rows
         self._seed = seed
         self.rows = sum(group.rows for group in groups)
         self.steps = max(1, -(-self.rows // batch_size))
 
     def assign_partitions(self, epoch: int) -> list[list[RowGroup]]:
-        """The row groups of each lane in ``epoch``: shuffled, each to the lane that has the fewest rows so far."""
-        dealt: list[list[RowGroup]] = [[] for _ in range(self._lanes)]
-        fill = [(0, lane) for lane in range(self._lanes)]
-        for index in permutation(len(self._groups), seed=self._seed, stream="deal", epoch=epoch, position=0):
-            rows, lane = heapq.heappop(fill)
-            dealt[lane].append(self._groups[index])
-            heapq.heappush(fill, (rows + self._groups[index].rows, lane))
-        return dealt
+        """Assign the row groups of ``epoch`` to partitions: in random order, each to the one with the fewest rows."""
+        assigned: list[list[RowGroup]] = [[] for _ in range(self._partitions)]
+        fill = [(0, partition) for partition in range(self._partitions)]
+        for index in permutation(
+            len(self._groups), seed=self._seed, stream=_ASSIGNMENT_STREAM, epoch=epoch, position=0
+        ):
+            rows, partition = heapq.heappop(fill)
+            assigned[partition].append(self._groups[index])
+            heapq.heappush(fill, (rows + self._groups[index].rows, partition))
+        return assigned
 
     def slices(
         self,
@@ -102,104 +128,102 @@ class BatchSchedule:
         rank: int,
         workers: int,
         epochs: int = 1,
-        waiting: Stopwatch | None = None,
+        wait_timer: Stopwatch | None = None,
     ) -> Iterator[BatchSlice]:
-        """The shares of worker ``rank`` of ``workers`` in ``epochs`` epochs from step ``first_step`` of ``epoch`` on.
+        """Yield the slices of worker ``rank`` for ``epochs`` epochs, starting at ``first_step`` of ``epoch``.
 
-        ``waiting`` runs while a window is waited for.
+        ``wait_timer`` measures the seconds spent waiting for shuffle blocks.
         """
-        deals: dict[int, list[list[RowGroup]]] = {}
+        assignments: dict[int, list[list[RowGroup]]] = {}
 
-        def dealt(at: int) -> list[list[RowGroup]]:
-            if at not in deals:
-                deals[at] = self.assign_partitions(at)
-            return deals[at]
+        def assignment(at: int) -> list[list[RowGroup]]:
+            if at not in assignments:
+                assignments[at] = self.assign_partitions(at)
+            return assignments[at]
 
-        def shuffle_blocks(lane: int) -> Iterator[ShuffleBlock]:
+        def shuffle_blocks(partition: int) -> Iterator[ShuffleBlock]:
             for at in range(epoch, epoch + epochs):
-                skip = int(self._taken(_rows(dealt(at)), first_step)[lane]) if at == epoch else 0
-                yield from self.shuffle_blocks(at, lane, dealt(at)[lane], skip)
+                skip = int(self._rows_before(_rows(assignment(at)), first_step)[partition]) if at == epoch else 0
+                yield from self.shuffle_blocks(at, partition, assignment(at)[partition], skip)
 
-        watch = waiting or Stopwatch()
-        mine = range(rank, self._lanes, workers)
-        streams = {lane: _PartitionStream(self._reader, shuffle_blocks(lane), self._seed, watch) for lane in mine}
+        timer = wait_timer or Stopwatch()
+        streams = {
+            partition: _PartitionStream(self._reader, shuffle_blocks(partition), self._seed, timer)
+            for partition in range(rank, self._partitions, workers)
+        }
         for at in range(epoch, epoch + epochs):
-            rows_L = _rows(dealt(at))
+            rows_P = _rows(assignment(at))
             for step in range(first_step if at == epoch else 0, self.steps):
-                yield self._share(streams, self._taken(rows_L, step), self._taken(rows_L, step + 1))
-            del deals[at]
+                yield self._slice(streams, self._rows_before(rows_P, step), self._rows_before(rows_P, step + 1))
+            del assignments[at]
 
     @staticmethod
-    def _share(streams: dict[int, _PartitionStream], before_L: IntArray, after_L: IntArray) -> BatchSlice:
-        count_L = after_L - before_L
-        first_L = np.cumsum(count_L) - count_L
-        parts = [streams[lane].take(int(count_L[lane])) for lane in streams]
-        positions = [np.arange(first_L[lane], first_L[lane] + count_L[lane]) for lane in streams]
+    def _slice(streams: dict[int, _PartitionStream], before_P: IntArray, after_P: IntArray) -> BatchSlice:
+        count_P = after_P - before_P
+        first_P = np.cumsum(count_P) - count_P
+        parts = [streams[partition].take(int(count_P[partition])) for partition in streams]
+        positions = [np.arange(first_P[partition], first_P[partition] + count_P[partition]) for partition in streams]
         return BatchSlice(
-            concatenate([part for lane_parts in parts for part in lane_parts]),
+            concatenate([part for partition_parts in parts for part in partition_parts]),
             np.concatenate([np.empty(0, np.int64), *positions]),
-            int(count_L.sum()),
-            tuple(int(count_L[lane]) for lane in streams),
-            len(count_L),
+            int(count_P.sum()),
+            tuple(int(count_P[partition]) for partition in streams),
+            len(count_P),
         )
 
-    def _taken(self, rows_L: IntArray, step: int) -> IntArray:
-        """How many rows of each lane are taken before ``step``."""
-        offset_L = np.arange(self._lanes, dtype=np.int64) * self.steps // max(1, self._lanes)
-        taken_L: IntArray = (rows_L * step + offset_L) // self.steps
-        return taken_L
+    def _rows_before(self, rows_P: IntArray, step: int) -> IntArray:
+        """Return how many rows of each partition are taken before ``step``: c(step) of the module's formula."""
+        offset_P = np.arange(self._partitions, dtype=np.int64) * self.steps // max(1, self._partitions)
+        before_P: IntArray = (rows_P * step + offset_P) // self.steps
+        return before_P
 
-    def shuffle_blocks(self, epoch: int, lane: int, groups: list[RowGroup], skip: int) -> Iterator[ShuffleBlock]:
-        """The windows of a lane from row ``skip`` on: row groups gathered until they have enough rows."""
+    def shuffle_blocks(self, epoch: int, partition: int, groups: list[RowGroup], skip: int) -> Iterator[ShuffleBlock]:
+        """Yield the shuffle blocks of a partition from row ``skip`` on, each of as many row groups as it needs."""
         held: list[RowGroup] = []
         number = rows = 0
         for place, group in enumerate(groups):
             held.append(group)
             rows += group.rows
-            if rows < self._window and place + 1 < len(groups):
+            if rows < self._block_rows and place + 1 < len(groups):
                 continue
             if skip < rows:
-                yield ShuffleBlock(held, epoch, (lane << 32) | number, skip)
+                yield ShuffleBlock(held, epoch, (partition << 32) | number, skip)
             skip = max(0, skip - rows)
             held, rows = [], 0
             number += 1
 
     def interrupt(self) -> None:
-        """Nothing more will be taken: whoever waits for a share hears an error soon."""
+        """Stop reading: whoever waits for a slice gets an error soon."""
         self._reader.interrupt()
 
 
-def _rows(dealt: list[list[RowGroup]]) -> IntArray:
-    """The rows of each lane."""
-    return np.array([sum(group.rows for group in groups) for groups in dealt], dtype=np.int64)
+def _rows(assignment: list[list[RowGroup]]) -> IntArray:
+    """Return the rows of each partition, int64 (P,)."""
+    return np.array([sum(group.rows for group in groups) for groups in assignment], dtype=np.int64)
 
 
-class _Fetch:
-    """A window that is being fetched: its row groups by several threads, of which the last puts them together."""
+class _BlockFetch:
+    """A shuffle block being fetched: threads read its row groups, and the last to finish joins and shuffles them."""
 
-    def __init__(self, reader: InteractionReader, window: ShuffleBlock, seed: int) -> None:
+    def __init__(self, reader: InteractionReader, block: ShuffleBlock, seed: int) -> None:
         self._reader = reader
-        self._window = window
+        self._block = block
         self._seed = seed
-        self._parts: list[Interactions | None] = [None] * len(window.groups)
-        self._left = len(window.groups)
+        self._parts: list[Interactions | None] = [None] * len(block.groups)
+        self._left = len(block.groups)
         self._lock = threading.Lock()
         self._done: Future[Interactions] = Future()
-        for place in range(len(window.groups)):
+        for place in range(len(block.groups)):
             reader.submit(self._read, place)
 
     def wait(self) -> Interactions:
-        """Its rows.
-
-        Raises:
-            CrossfadeError: they cannot be read.
-        """
+        """Return the shuffled rows; raise the error of whichever thread failed."""
         return self._done.result()
 
     def _read(self, place: int) -> None:
         try:
             if not self._done.done():
-                self._parts[place] = self._reader.read(self._window.groups[place])
+                self._parts[place] = self._reader.read(self._block.groups[place])
                 with self._lock:
                     self._left -= 1
                     last = self._left == 0
@@ -211,47 +235,46 @@ class _Fetch:
                     self._done.set_exception(error)
 
     def _shuffled(self) -> Interactions:
-        window = self._window
+        block = self._block
         order = permutation(
-            window.rows, seed=self._seed, stream="shuffle", epoch=window.epoch, position=window.position
+            block.rows, seed=self._seed, stream=_SHUFFLE_STREAM, epoch=block.epoch, position=block.position
         )
         parts, self._parts = [part for part in self._parts if part is not None], []
-        return concatenate(parts).take(order[window.skip :])
+        return concatenate(parts).take(order[block.skip :])
 
 
 class _PartitionStream:
-    """One lane, of which the next window is fetched while the present one is taken."""
+    """The rows of one partition; the next shuffle block is fetched while the current one is consumed."""
 
     def __init__(
-        self, reader: InteractionReader, shuffle_blocks: Iterator[ShuffleBlock], seed: int, waiting: Stopwatch
+        self, reader: InteractionReader, blocks: Iterator[ShuffleBlock], seed: int, wait_timer: Stopwatch
     ) -> None:
         self._reader = reader
-        self._windows = shuffle_blocks
+        self._blocks = blocks
         self._seed = seed
-        self._waiting = waiting
-        self._held = concatenate([])
-        self._taken = 0
-        self._next = self._fetch()
+        self._wait_timer = wait_timer
+        self._current = concatenate([])
+        self._consumed = 0
+        self._next = self._fetch_next()
 
-    def _fetch(self) -> _Fetch | None:
-        window = next(self._windows, None)
-        return None if window is None else _Fetch(self._reader, window, self._seed)
+    def _fetch_next(self) -> _BlockFetch | None:
+        block = next(self._blocks, None)
+        return None if block is None else _BlockFetch(self._reader, block, self._seed)
 
     def take(self, count: int) -> list[Interactions]:
-        """The next ``count`` rows, in as many pieces as they lie in."""
+        """Return the next ``count`` rows, in one piece per shuffle block."""
         pieces = []
         while count:
-            if self._taken == len(self._held):
-                self._go_on()
-            piece = self._held.take(slice(self._taken, self._taken + count))
+            if self._consumed == len(self._current):
+                self._advance()
+            piece = self._current.take(slice(self._consumed, self._consumed + count))
             pieces.append(piece)
-            self._taken += len(piece)
+            self._consumed += len(piece)
             count -= len(piece)
         return pieces
 
-    def _go_on(self) -> None:
-        """Take up the next window."""
+    def _advance(self) -> None:
         assert self._next is not None
-        with self._waiting.running():
-            self._held, self._taken = self._next.wait(), 0
-        self._next = self._fetch()
+        with self._wait_timer.running():
+            self._current, self._consumed = self._next.wait(), 0
+        self._next = self._fetch_next()

@@ -116,11 +116,11 @@ class CheckpointVectors:
         of = self._towers.of(entity)
         if of is None:
             return self._towers.dense.apply(entity, self._checkpoint.weights(entity, start, stop))
-        parts = of.parts(rows_N)
-        block = {name: self._copies[name][bag.values.rows_A] for name, bag in parts.bags.items()}
+        inputs = of.inputs(rows_N)
+        block = {name: self._copies[name][bag.values.rows_A] for name, bag in inputs.bags.items()}
         if of.tower.id_table is not None:
-            block[entity] = self._checkpoint.weights(entity, start, stop)[parts.own_A]
-        return self._towers.dense.apply(entity, parts.combine(of.tower, block))
+            block[entity] = self._checkpoint.weights(entity, start, stop)[inputs.uses_id_A]
+        return self._towers.dense.apply(entity, inputs.combine(of.tower, block))
 
 
 def export(request: Request, say: Log, progress: ProgressReporter) -> Exported:

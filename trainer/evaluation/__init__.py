@@ -1,0 +1,1 @@
+"""Evaluation: ranking quality, label precision and nearest neighbors."""

@@ -1,13 +1,13 @@
-"""Sums over workers of the gradients of dense layers, by Horovod: the one file that imports it.
+"""Sum the gradients of dense layers over workers, by Horovod; the only module that imports it.
 
-    with closing(HorovodReduction(store.rank, store.workers, timeout_seconds=600)) as reduction:
-        total_N = reduction.sum(own_N)                  # float32 (N,), the same bits for every worker
+    with closing(HorovodAllReduce(store.rank, store.workers, timeout_seconds=600)) as all_reduce:
+        total_N = all_reduce.sum(values_N)              # float32 (N,), the same bits for every worker
 
-Embeddings are rows of the key-value store; dense layers are whole arrays that every worker has and every step changes,
-for which an allreduce is the right thing (Sergeev and Del Balso, Horovod, 2018). Gloo sums over TCP: each worker
-listens at the address of the network interface ``HOROVOD_GLOO_IFACE``, and finds the others by what they have left at
-``HOROVOD_GLOO_RENDEZVOUS_ADDR`` (``deploy/cluster/rendezvous.py``). Ranks are those of the key-value store, which also say
-whose examples are whose: so the order of summation is the same in each run.
+Embeddings are rows of the key-value store; dense layers are arrays that every worker holds and every step changes,
+which suits an all-reduce (Sergeev and Del Balso, Horovod, 2018). Gloo sums over TCP: each worker listens at the address
+of the network interface ``HOROVOD_GLOO_IFACE`` and finds the others by the rendezvous server at
+``HOROVOD_GLOO_RENDEZVOUS_ADDR`` (``deploy/cluster/rendezvous.py``). Ranks are those of the key-value store, which also
+assign the examples, so the order of summation is the same in each run.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from kvstore.mxnet.imports import dense_view, import_mxnet
 ADDRESS_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
 PORT_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_PORT"
 INTERFACE_VARIABLE = "HOROVOD_GLOO_IFACE"
-_BLAME_SECONDS = 2.0
-"""How long a worker whose peer is gone waits before it says so: whoever is to blame is heard first."""
+_ERROR_DELAY_SECONDS = 2.0
+"""How long a worker that lost a peer waits before it fails, so that the peer that caused it reports its error first."""
 
 
 class AllReduce(Protocol):
     """Sums arrays over all workers."""
 
     def sum(self, values_N: FloatArray) -> FloatArray:
-        """The sum over all workers of float32 (N,), of the same N at each. Called by every worker."""
+        """Return the sum over all workers, float32 (N,). Every worker calls it, with the same N."""
 
 
 def require_horovod() -> None:
-    """Look whether Horovod is installed, and was built for MXNet, without importing either.
+    """Check that Horovod is installed and was built for MXNet, without importing either.
 
     Raises:
         MissingExtraError: it is not.
@@ -54,11 +54,11 @@ def require_horovod() -> None:
 
 
 def check_horovod_env() -> None:
-    """See that this worker could meet others, before it joins the job.
+    """Check that this worker can meet the others, before it joins the job.
 
     Raises:
         MissingExtraError: Horovod is not installed here.
-        InputError: the environment does not say where workers meet.
+        InputError: the environment lacks the rendezvous address or the interface.
     """
     require_horovod()
     if missing := [name for name in (ADDRESS_VARIABLE, PORT_VARIABLE, INTERFACE_VARIABLE) if name not in os.environ]:
@@ -69,15 +69,15 @@ def check_horovod_env() -> None:
 
 
 class HorovodAllReduce:
-    """Sums by Horovod's allreduce, on CPU arrays by Gloo."""
+    """All-reduce by Horovod: CPU arrays over Gloo."""
 
     def __init__(self, rank: int, workers: int, timeout_seconds: float) -> None:
-        """Meet the others; returns when all have come. Silence of one for ``timeout_seconds`` is an error.
+        """Join the other workers; return when all have joined. A later silence of ``timeout_seconds`` is an error.
 
-        If they do not come Horovod says so on standard error, and aborts the process.
+        If they do not join, Horovod reports it on standard error and aborts the process.
 
         Raises:
-            MissingExtraError, InputError: as ``check_can_sum`` says.
+            MissingExtraError, InputError: as ``check_horovod_env``.
             ClusterError: Horovod could not start.
         """
         check_horovod_env()
@@ -104,23 +104,23 @@ class HorovodAllReduce:
             raise ClusterError(f"the gradients of dense layers cannot be summed over workers: {error}") from error
 
     def sum(self, values_N: FloatArray) -> FloatArray:
-        """The sum over all workers, float32 (N,).
+        """Return the sum over all workers, float32 (N,).
 
         Raises:
-            ClusterError: a worker is gone.
+            ClusterError: another worker is gone.
         """
-        # A dense array: Horovod does not look at what it is given, and sums nonsense of a sparse one.
+        # A dense array: Horovod does not check its storage type, and sums garbage for a sparse one.
         array = self._mx.nd.empty(values_N.shape)
         dense_view(array, values_N.shape, values_N.dtype)[:] = values_N
         try:
             self._horovod.allreduce_(array, op=self._horovod.Sum, name="dense")
             array.wait_to_read()
         except (ValueError, self._mx.base.MXNetError) as error:
-            time.sleep(_BLAME_SECONDS)
+            time.sleep(_ERROR_DELAY_SECONDS)
             raise ClusterError(f"the gradients of dense layers could not be summed over workers: {error}") from error
         total_N: FloatArray = array.asnumpy()
         return total_N
 
     def close(self) -> None:
-        """Part from the others. Called by every worker, after its last sum."""
+        """Leave the other workers. Every worker calls it, after its last sum."""
         self._horovod.shutdown()

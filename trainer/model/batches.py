@@ -1,11 +1,19 @@
-"""What one worker computes on in one step: its interactions, its negatives, and the rows that both touch."""
+"""Batches: what one worker computes on in one step.
+
+    for batch in batches(schedule, sampler, epoch=0, first_step=0, rank=0, workers=1):
+        batch.query.rows_A, batch.item.rows_A       # the active rows of both sides
+        batch.weight_B                              # one weight for each example
+
+A batch joins the worker's slice of the step's interactions with its negatives, and groups both by active row.
+
+Shapes: B examples, N uses of items, A active rows, C negatives of a pool.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,22 +22,27 @@ from trainer.data.schedule import BatchSchedule, BatchSlice
 from trainer.data.stopwatch import Stopwatch
 from trainer.model.active_rows import ActiveRows
 from trainer.model.negatives import NegativeSampler
+from trainer.model.tower_inputs import TowerInputs
 
-if TYPE_CHECKING:
-    from trainer.model.tower_inputs import TowerInputs
+_UNCORRECTED = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
 class Batch:
     """One worker's part of one step.
 
-    ``query``'s uses are the examples' queries (B). ``item``'s uses are the examples' items (B), then the negatives: a
-    pool of C that all examples share, or ``count`` for each example in turn (B·count).
-    ``weight_B``: float32, the examples' weights. ``global_size``: examples of the step over all workers.
-    ``log_q_N``: float32, for each use of an item the log of how often it is expected among the negatives of an example;
-    empty where scores are not corrected by it. ``groups``: the examples that are negatives of one another, where the
-    batch gives negatives: a slice for each lane. ``parts``: by entity, what its vectors are made of, where they are not
-    those of its table.
+    Attributes:
+        epoch: the epoch, from 0.
+        step: the step within the epoch, from 0.
+        query: active rows of the query side; its B uses are the examples' queries.
+        item: active rows of the item side; its uses are the examples' items (B), then the negatives: a pool of C for
+            all examples, or ``negatives.count`` for each example in turn.
+        weight_B: float32, the examples' weights; negative weights are negative feedback.
+        global_size: examples of the step over all workers.
+        log_q_N: float32, for each use of an item the log of its expected number of draws as a negative of one example
+            (logQ correction); empty without correction.
+        partition_slices: the examples of each partition, which are one another's in-batch negatives.
+        tower_inputs: by entity, what its vectors are made of; only for entities with features.
     """
 
     epoch: int
@@ -38,12 +51,11 @@ class Batch:
     item: ActiveRows
     weight_B: FloatArray
     global_size: int
-    log_q_N: FloatArray = field(default_factory=lambda: np.empty(0, np.float32))
-    groups: tuple[slice, ...] = ()
+    log_q_N: FloatArray = field(default_factory=lambda: _UNCORRECTED)
+    partition_slices: tuple[slice, ...] = ()
     tower_inputs: Mapping[str, TowerInputs] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """The examples of this worker."""
         return len(self.weight_B)
 
     @property
@@ -57,22 +69,21 @@ class Batch:
         return self.item.index_N[len(self) :]
 
 
-_UNCORRECTED = np.empty(0, np.float32)
-
-
-def make_batch(share: BatchSlice, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray = _UNCORRECTED) -> Batch:
-    """The batch of a worker's ``share`` of a step, of which ``uses_N`` are the items and then the negatives."""
-    interactions = share.interactions
-    ends_G = np.cumsum(share.partition_sizes_G or [len(interactions)])
+def make_batch(
+    batch_slice: BatchSlice, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray = _UNCORRECTED
+) -> Batch:
+    """Build the batch of a worker's slice of a step; ``uses_N`` are its items, then the negatives (int64 rows)."""
+    interactions = batch_slice.interactions
+    ends_P = np.cumsum(batch_slice.partition_sizes_P or [len(interactions)])
     return Batch(
         epoch=epoch,
         step=step,
         query=ActiveRows.of(interactions.query_N),
         item=ActiveRows.of(uses_N),
         weight_B=interactions.weight_N,
-        global_size=share.global_size,
+        global_size=batch_slice.global_size,
         log_q_N=log_q_N,
-        groups=tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends_G]) if end > start),
+        partition_slices=tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends_P]) if end > start),
     )
 
 
@@ -89,17 +100,25 @@ def batches(
     sample_timer: Stopwatch | None = None,
     transform: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[Batch]:
-    """The batches of worker ``rank`` of ``workers`` in ``epochs`` epochs, from ``first_step`` of ``epoch`` on.
+    """Yield the batches of worker ``rank`` for ``epochs`` epochs, starting at ``first_step`` of ``epoch``.
 
-    ``complete`` adds what else they need.
-
-    The watches run while interactions are waited for, and while negatives are drawn and active rows found.
+    Args:
+        schedule: assigns interactions to steps and workers.
+        sampler: draws the negatives.
+        epoch: first epoch.
+        first_step: first step of that epoch.
+        rank: this worker, from 0.
+        workers: number of workers.
+        epochs: number of epochs, the first included.
+        wait_timer: measures the seconds spent waiting for interactions.
+        sample_timer: measures the seconds spent drawing negatives and finding active rows.
+        transform: completes each batch, for example with weights and tower inputs.
     """
     sample_timer = sample_timer or Stopwatch()
-    shares = schedule.slices(epoch, first_step, rank, workers, epochs, wait_timer)
-    for number, share in enumerate(shares, start=epoch * schedule.steps + first_step):
+    slices = schedule.slices(epoch, first_step, rank, workers, epochs, wait_timer)
+    for number, batch_slice in enumerate(slices, start=epoch * schedule.steps + first_step):
         at, step = divmod(number, schedule.steps)
         with sample_timer.running():
-            uses_N = np.concatenate([share.interactions.item_N, sampler.draw(share, at, step)])
-            batch = transform(make_batch(share, uses_N, at, step, sampler.log_q(uses_N, share)))
+            uses_N = np.concatenate([batch_slice.interactions.item_N, sampler.draw(batch_slice, at, step)])
+            batch = transform(make_batch(batch_slice, uses_N, at, step, sampler.log_q(uses_N, batch_slice)))
         yield batch

@@ -1,32 +1,34 @@
-"""Dense layers behind the embeddings of a tower: forward, backward in closed form, and their own optimizer.
+"""Dense layers on top of a tower's embeddings: forward, closed-form backward, and their own optimizer.
 
     layers = DenseLayers.of(job, model)
-    vectors = layers.forward(block)               # by entity, float32 (A, D); the rows of a step
-    gradients = layers.backward(by_vectors)       # by what went in; those by the layers are kept
-    layers.update(rate_factor)
-    vectors_AD = layers.apply("track", rows_AD)   # to evaluate or to write
+    vectors, tape = layers.forward(block)               # by entity, float32 (A, D)
+    by_inputs, by_parameters = layers.backward(tape, by_vectors)
+    layers.update(by_parameters, lr_factor)
+    vectors_AD = layers.apply("track", rows_AD)         # to evaluate or to write
 
 As in the two-tower models of Huang et al. (DSSM, CIKM 2013) and Yi et al. (YouTube, RecSys 2019), each side is a
-feed-forward network, whose output is scored. With x the vector of a tower, of every layer but the last
+feed-forward network, whose output is scored. With x the vector of a tower, every layer but the last computes
 
     a = W x,   μ = mean(a),   σ = √(mean((a − μ)²) + 1e-5)
-    h = f(gain ⊙ (a − μ)/σ + bias)      with layer normalisation (Ba, Kiros and Hinton, 2016, equations 3 and 4)
+    h = f(gain ⊙ (a − μ)/σ + bias)      with layer normalization (Ba, Kiros and Hinton, 2016, equations 3 and 4)
     h = f(a + bias)                     without
 
-and of the last W x + bias; what it gives is added to the tower's vector (He et al., CVPR 2016) unless the job says that
-it takes its place. f is max(0, ·) or tanh. Means are over the units of one row: no row depends on another, so
-that a vector is the same in any batch, on any worker and when it is written. With z the argument of f, n = (a − μ)/σ
-and g = ∂loss/∂h ⊙ f′(z), the sums going over rows,
+and the last one W x + bias, which is added to the tower's vector (He et al., CVPR 2016) or, with ``residual: false``,
+replaces it. f is max(0, ·) or tanh. Means are over the units of one row, so a row's vector does not depend on other
+rows: it is the same in any batch, on any worker and when it is written. With z the argument of f, n = (a − μ)/σ and
+g = ∂loss/∂h ⊙ f′(z), sums over rows,
 
     ∂bias = Σ g,  ∂gain = Σ g ⊙ n,  ∂n = g ⊙ gain,  ∂a = (∂n − mean(∂n) − n mean(∂n ⊙ n))/σ,  ∂W = Σ ∂a xᵀ,  ∂x = Wᵀ ∂a
 
-W is drawn uniformly with standard deviation √(2/(inputs + outputs)) (Glorot and Bengio, 2010) from the counter-based
-generator; biases are 0 and gains 1. The optimizer is the job's, and takes each unit for a row that is always active;
-weight decay is of W alone, and no norm is bounded. Rows come in tiles of a fixed size, whose gradients are added in
-order: no bit depends on how many threads there are.
+W is initialized uniformly with standard deviation √(2/(inputs + outputs)) (Glorot and Bengio, 2010) from the
+counter-based generator; biases are 0 and gains 1. The optimizer is the job's and treats each unit as a row that is
+always active; weight decay applies to W only, and max_norm not at all. Rows are processed in tiles of a fixed size,
+whose gradients are added in order, so results do not depend on the number of threads.
 
-Several workers have the same layers each. Their gradients, of the mean loss over the whole batch, are summed over
-workers before they are applied (``dense_reduction.py``), so that all make the same of them.
+Each worker holds a copy of the layers. Their gradients, of the mean loss over the global batch, are summed over workers
+before they are applied (``trainer/model/allreduce.py``), so that all copies stay equal.
+
+Shapes: A rows, D columns.
 """
 
 from __future__ import annotations
@@ -52,15 +54,19 @@ from trainer.model.spec import LayerSpec, ModelSpec
 
 DENSE_FILE = "dense.npz"
 _TILE_ROWS = 256
-"""So few that each array of a tile is some 100 KiB: it stays in the cache, and the allocator keeps its pages."""
+"""Rows of a tile: each of its arrays takes about 100 KiB, which stays in the cache and the allocator's pool."""
 _SMALLEST_VARIANCE = 1e-5
 
 Parameters = Mapping[str, FloatArray]
+"""Parameters by name, such as ``track/0/weights``."""
+
+DenseGradients = Mapping[str, FloatArray]
+"""Gradients by the name of the parameter."""
 
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """What is kept of rows that have passed a layer, for the way back: ``normal_AD`` is n, ``inverse_A1`` is 1/σ."""
+    """What ``backward_layers`` needs of one layer: inputs, outputs and, with normalization, n and 1/σ."""
 
     inputs_AD: FloatArray
     outputs_AD: FloatArray
@@ -68,12 +74,16 @@ class LayerActivations:
     inverse_A1: FloatArray | None = None
 
 
+DenseTape = Mapping[str, Sequence[Sequence[LayerActivations]]]
+"""What ``DenseLayers.backward`` needs of ``forward``: by entity, for each tile of rows, the activations of each layer."""
+
+
 def forward_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray) -> list[LayerActivations]:
-    """Take rows, float32 or float64, through the layers: of each what it gave, the last of which is the result."""
-    passed: list[LayerActivations] = []
+    """Pass rows, float32 or float64, through the layers; the last activations hold the result."""
+    activations: list[LayerActivations] = []
     for number in range(len(spec.widths) - 1):
         layer = f"{spec.entity}/{number}"
-        inputs_AD = passed[-1].outputs_AD if passed else rows_AD
+        inputs_AD = activations[-1].outputs_AD if activations else rows_AD
         raw_AD: FloatArray = inputs_AD @ parameters[f"{layer}/weights"].T
         normal_AD = inverse_A1 = None
         if f"{layer}/gain" in parameters:
@@ -87,134 +97,151 @@ def forward_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray)
             raw_AD = np.maximum(raw_AD, 0) if spec.activation == "relu" else np.tanh(raw_AD)
         elif spec.residual:
             raw_AD += rows_AD
-        passed.append(LayerActivations(inputs_AD, raw_AD, normal_AD, inverse_A1))
-    return passed
+        activations.append(LayerActivations(inputs_AD, raw_AD, normal_AD, inverse_A1))
+    return activations
 
 
 def backward_layers(
-    spec: LayerSpec, parameters: Parameters, passed: Sequence[LayerActivations], gradient_AD: FloatArray
+    spec: LayerSpec, parameters: Parameters, activations: Sequence[LayerActivations], gradient_AD: FloatArray
 ) -> tuple[FloatArray, dict[str, FloatArray]]:
-    """Take the gradient by what ``pass_layers`` gave back: that by what went in, and those by the parameters."""
+    """Compute the gradients of the inputs and of the parameters from that of the result of ``forward_layers``."""
     gradients: dict[str, FloatArray] = {}
-    around_AD = gradient_AD
-    for number, here in reversed(list(enumerate(passed))):
+    residual_AD = gradient_AD
+    for number, layer_activations in reversed(list(enumerate(activations))):
         layer = f"{spec.entity}/{number}"
-        if number < len(passed) - 1:
-            outputs_AD = here.outputs_AD
+        if number < len(activations) - 1:
+            outputs_AD = layer_activations.outputs_AD
             gradient_AD = gradient_AD * (outputs_AD > 0 if spec.activation == "relu" else 1 - np.square(outputs_AD))
         gradients[f"{layer}/bias"] = gradient_AD.sum(axis=0, keepdims=True)
-        if here.normal_AD is not None:
-            normal_AD = here.normal_AD
+        if layer_activations.normal_AD is not None:
+            normal_AD = layer_activations.normal_AD
             gradients[f"{layer}/gain"] = (gradient_AD * normal_AD).sum(axis=0, keepdims=True)
             gradient_AD = gradient_AD * parameters[f"{layer}/gain"]
             along_A1 = (gradient_AD * normal_AD).mean(axis=1, keepdims=True)
             gradient_AD = gradient_AD - gradient_AD.mean(axis=1, keepdims=True) - normal_AD * along_A1
-            gradient_AD *= here.inverse_A1
-        gradients[f"{layer}/weights"] = gradient_AD.T @ here.inputs_AD
+            gradient_AD *= layer_activations.inverse_A1
+        gradients[f"{layer}/weights"] = gradient_AD.T @ layer_activations.inputs_AD
         gradient_AD = gradient_AD @ parameters[f"{layer}/weights"]
-    return gradient_AD + around_AD if spec.residual else gradient_AD, gradients
+    return gradient_AD + residual_AD if spec.residual else gradient_AD, gradients
 
 
 class DenseLayers:
-    """The layers of all towers of a model, and the state of their optimizer; none, most likely."""
+    """The layers of all towers of a model, which may be none, and the state of their optimizer."""
 
     def __init__(self, specs: Sequence[LayerSpec], optimizer: OptimizerSpec, seed: int) -> None:
-        """Fresh layers as ``specs`` say, drawn from ``seed``, with one optimizer for all."""
+        """Initialize the layers of ``specs`` from ``seed``; all share the settings of ``optimizer``."""
         self._specs = {spec.entity: spec for spec in specs}
         self.entities = tuple(self._specs)
         shapes = {name: shape for spec in specs for name, shape in spec.shapes().items()}
-        self.parameters = {name: _fresh(name, shape, seed) for name, shape in shapes.items()}
+        self.parameters = {name: _initial_values(name, shape, seed) for name, shape in shapes.items()}
         self._optimizers = {name: _optimizer(name, shape, optimizer) for name, shape in shapes.items()}
-        self._passed: dict[str, list[list[LayerActivations]]] = {}
-        self._gradients: dict[str, FloatArray] = {}
         self.all_reduce: AllReduce | None = None
-        """What sums gradients over workers; None where there is one worker."""
+        """Sums gradients over workers; None with a single worker."""
         self._threads = ThreadPoolExecutor(get_num_threads(), thread_name_prefix="dense") if specs else None
 
     @staticmethod
     def of(job: JobConfig, model: ModelSpec) -> DenseLayers:
-        """Those of ``model``, fresh, under the optimizer of ``job``."""
+        """Initialize the layers of ``model`` with the optimizer of ``job``."""
         optimizer = job.optimizer_spec
         rate = job.model.dense.learning_rate or optimizer.learning_rate
         return DenseLayers(model.dense, replace(optimizer, learning_rate=rate, max_norm=None), job.train.seed)
 
     def apply(self, entity: str, rows_AD: FloatArray) -> FloatArray:
-        """What the layers of ``entity`` make of rows; the rows themselves if it has none."""
+        """Compute the vectors of ``entity`` from the rows of its tower; the rows themselves if it has no layers."""
         if entity not in self._specs:
             return rows_AD
-        return _last(self._pass(entity, rows_AD), rows_AD)
+        return _outputs(self._forward(entity, rows_AD), rows_AD)
 
-    def forward(self, block: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-        """The same of all entities in ``block``, float32 (A, D) each; ``backward`` goes the way back."""
-        self._passed = {entity: self._pass(entity, block[entity]) for entity in self.entities}
-        return {**block, **{entity: _last(tiles, block[entity]) for entity, tiles in self._passed.items()}}
+    def forward(self, block: Mapping[str, FloatArray]) -> tuple[dict[str, FloatArray], DenseTape]:
+        """Compute the vectors of all entities in ``block``, float32 (A, D) each.
 
-    def _pass(self, entity: str, rows_AD: FloatArray) -> list[list[LayerActivations]]:
+        Returns:
+            The vectors by entity, and the tape that ``backward`` needs.
+        """
+        tape = {entity: self._forward(entity, block[entity]) for entity in self.entities}
+        return {**block, **{entity: _outputs(tiles, block[entity]) for entity, tiles in tape.items()}}, tape
+
+    def _forward(self, entity: str, rows_AD: FloatArray) -> list[list[LayerActivations]]:
         spec, parameters = self._specs[entity], self.parameters
         assert self._threads is not None
         return list(self._threads.map(lambda tile_AD: forward_layers(spec, parameters, tile_AD), _tiles(rows_AD)))
 
-    def backward(self, gradients: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-        """Gradients by what ``forward`` was last given, of those by what it gave; those by the layers are kept."""
-        taken = {entity: self._return(entity, gradients[entity]) for entity in self.entities}
-        return {**gradients, **taken}
+    def backward(
+        self, tape: DenseTape, gradients: Mapping[str, FloatArray]
+    ) -> tuple[dict[str, FloatArray], DenseGradients]:
+        """Compute the gradients of the inputs, by entity, and of the parameters.
 
-    def _return(self, entity: str, gradient_AD: FloatArray) -> FloatArray:
+        Args:
+            tape: what ``forward`` returned with the vectors.
+            gradients: those of the vectors, by entity.
+        """
+        by_inputs: dict[str, FloatArray] = {}
+        by_parameters: dict[str, FloatArray] = {}
+        for entity in self.entities:
+            by_inputs[entity], of_entity = self._backward(entity, tape[entity], gradients[entity])
+            by_parameters |= of_entity
+        return {**gradients, **by_inputs}, by_parameters
+
+    def _backward(
+        self, entity: str, tape: Sequence[Sequence[LayerActivations]], gradient_AD: FloatArray
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
         spec, parameters = self._specs[entity], self.parameters
-        self._gradients |= {name: np.zeros(shape, np.float32) for name, shape in spec.shapes().items()}
+        by_parameters = {name: np.zeros(shape, np.float32) for name, shape in spec.shapes().items()}
         out_AD = np.empty((len(gradient_AD), spec.widths[0]), np.float32)
         assert self._threads is not None
         tiles = self._threads.map(
-            lambda passed, tile_AD: backward_layers(spec, parameters, passed, tile_AD),
-            self._passed.pop(entity),
+            lambda activations, tile_AD: backward_layers(spec, parameters, activations, tile_AD),
+            tape,
             _tiles(gradient_AD),
         )
-        for number, (tile_AD, by_parameters) in enumerate(tiles):
+        for number, (tile_AD, of_tile) in enumerate(tiles):
             out_AD[number * _TILE_ROWS : (number + 1) * _TILE_ROWS] = tile_AD
-            for name, values in by_parameters.items():
-                self._gradients[name] += values
-        return out_AD
+            for name, values in of_tile.items():
+                by_parameters[name] += values
+        return out_AD, by_parameters
 
-    def update(self, rate_factor: float) -> None:
-        """Apply the gradients of the last ``backward``, of all workers, at the learning rate times ``rate_factor``.
+    def update(self, gradients: DenseGradients, lr_factor: float) -> None:
+        """Apply ``gradients``, summed over all workers, at the learning rate times ``lr_factor``.
 
         Raises:
             DivergedError: a gradient or a new value is not finite, or beyond 1e18.
-            ClusterError: a worker is gone.
+            ClusterError: another worker is gone.
         """
         if self.all_reduce is not None:
-            self._sum_gradients(self.all_reduce)
+            gradients = self._sum_over_workers(gradients, self.all_reduce)
         for name, optimizer in self._optimizers.items():
-            optimizer.lr_factor = rate_factor
+            optimizer.lr_factor = lr_factor
             values = self.parameters[name]
             try:
-                optimizer.update(values, np.arange(len(values)), self._gradients[name])
+                optimizer.update(values, np.arange(len(values)), gradients[name])
             except DivergedError as error:
                 raise DivergedError(f"dense layers ({name}): {error}") from error
 
-    def _sum_gradients(self, all_reduce: AllReduce) -> None:
-        """Sum the gradients over workers, all at once: an exchange costs the more, the more there are."""
-        total_N = all_reduce.sum(np.concatenate([self._gradients[name].ravel() for name in self.parameters]))
+    def _sum_over_workers(self, gradients: DenseGradients, all_reduce: AllReduce) -> DenseGradients:
+        """Sum all gradients in one exchange, since each exchange has a fixed cost."""
+        total_N = all_reduce.sum(np.concatenate([gradients[name].ravel() for name in self.parameters]))
         ends = np.cumsum([values.size for values in self.parameters.values()])
-        for (name, values), summed_N in zip(self.parameters.items(), np.split(total_N, ends[:-1]), strict=True):
-            self._gradients[name] = summed_N.reshape(values.shape)
+        return {
+            name: summed_N.reshape(values.shape)
+            for (name, values), summed_N in zip(self.parameters.items(), np.split(total_N, ends[:-1]), strict=True)
+        }
 
     def checksum(self) -> int:
-        """The CRC-32 of all that they hold: the same at each worker."""
+        """Compute the CRC-32 of parameters and optimizer state, which is the same at every worker."""
         crc = 0
         for values in self._arrays().values():
             crc = zlib.crc32(values.tobytes(), crc)
         return crc
 
     def _arrays(self) -> dict[str, FloatArray]:
-        """All that they hold: each array of parameters, and of its optimizer's state, by name."""
+        """Return the parameters and their optimizer's state by name."""
         arrays = dict(self.parameters)
         for name, optimizer in self._optimizers.items():
             arrays |= {f"{name}.{state}": values for state, values in optimizer.state.items()}
         return arrays
 
     def files(self) -> dict[str, bytes]:
-        """What a checkpoint keeps of them now: a file that ``numpy.load`` reads, by its name; none without layers."""
+        """Return the files of a checkpoint: one that ``numpy.load`` reads, by its name; none without layers."""
         if not self._specs:
             return {}
         file = io.BytesIO()
@@ -222,41 +249,40 @@ class DenseLayers:
         return {DENSE_FILE: file.getvalue()}
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take over what ``checkpoint`` has of them.
+        """Restore parameters and optimizer state from ``checkpoint``.
 
         Raises:
-            CheckpointError: its file is damaged or cannot be read.
-            InputError: it has none, or others.
+            CheckpointError: its file is corrupt or cannot be read.
+            InputError: it has no layers, or other layers.
         """
         data = checkpoint.file(DENSE_FILE)
         uri = f"{checkpoint.uri}/{DENSE_FILE}"
         arrays = self._arrays()
         if data is None and arrays:
             raise InputError(
-                f"{checkpoint.uri}: has no dense layers, but the job wants some for {' and '.join(self.entities)}; "
+                f"{checkpoint.uri}: has no dense layers, but the job has some for {' and '.join(self.entities)}; "
                 "expected a checkpoint of a job with the same model.dense"
             )
         found = {} if data is None else _read(data, uri, checkpoint.uri)
         for name in sorted(found.keys() | arrays.keys()):
-            has, wanted = (_describe(held.get(name)) for held in (found, arrays))
-            if has != wanted:
+            actual, expected = (_describe(held.get(name)) for held in (found, arrays))
+            if actual != expected:
                 raise InputError(
-                    f"{uri}: {name} is {has} there, and {wanted} in the job; expected a checkpoint of a job with the "
-                    "same model.dense"
+                    f"{uri}: {name} is {actual} in the checkpoint and {expected} in the job; expected a "
+                    "checkpoint of a job with the same model.dense"
                 )
         for name, values in arrays.items():
             values[...] = found[name]
 
 
-def _fresh(name: str, shape: tuple[int, int], seed: int) -> FloatArray:
-    """Initial values of the parameters ``name``."""
+def _initial_values(name: str, shape: tuple[int, int], seed: int) -> FloatArray:
     kind = name.rpartition("/")[2]
     if kind != "weights":
         return np.full(shape, 1 if kind == "gain" else 0, np.float32)
     values = np.empty(shape, np.float32)
-    scale = float(np.sqrt(2 / sum(shape)))
-    # No table has a slash in its name, so none shares these numbers.
-    init_rows(values, np.arange(len(values)), seed=seed, table=f"dense/{name}", std=scale)
+    std = float(np.sqrt(2 / sum(shape)))
+    # Names of tables have no slash, so no table shares these random numbers.
+    init_rows(values, np.arange(len(values)), seed=seed, table=f"dense/{name}", std=std)
     return values
 
 
@@ -269,11 +295,11 @@ def _tiles(rows_AD: FloatArray) -> list[FloatArray]:
     return [rows_AD[start : start + _TILE_ROWS] for start in range(0, len(rows_AD), _TILE_ROWS)]
 
 
-def _last(tiles: Sequence[Sequence[LayerActivations]], rows_AD: FloatArray) -> FloatArray:
-    """What came out of the last layer, which is as wide as what went into the first."""
+def _outputs(tiles: Sequence[Sequence[LayerActivations]], rows_AD: FloatArray) -> FloatArray:
+    """Join the outputs of the last layer, which is as wide as the input ``rows_AD``."""
     if not tiles:
         return np.empty_like(rows_AD)
-    return np.concatenate([passed[-1].outputs_AD for passed in tiles])
+    return np.concatenate([activations[-1].outputs_AD for activations in tiles])
 
 
 def _read(data: bytes, uri: str, checkpoint: str) -> dict[str, FloatArray]:
@@ -281,7 +307,7 @@ def _read(data: bytes, uri: str, checkpoint: str) -> dict[str, FloatArray]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{uri}: is no file of arrays: {error}", checkpoint) from error
+        raise CheckpointError(f"{uri}: is not an .npz file: {error}", checkpoint) from error
 
 
 def _describe(values: FloatArray | None) -> str:

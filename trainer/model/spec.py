@@ -1,4 +1,8 @@
-"""The model: tables of embeddings, how a side's vectors are made of them, and the score that compares two vectors."""
+"""The model: its embedding tables, the towers that combine them into vectors, and the score that compares vectors.
+
+model = make_model(job, manifest)
+[table.name for table in model.tables]      # ["customer", "track", "artist"]
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from trainer.data.manifest import DatasetManifest
 
 @dataclass(frozen=True)
 class Score:
-    """score(q, i) = product·(q·i) − square·(|q|² + |i|²), on unit vectors where ``normalised``.
+    """A score function: dot_scale·(q·i) − norm_scale·(|q|² + |i|²), on unit vectors if ``normalized``.
 
     - dot: q·i / T
     - cosine: (q/|q|)·(i/|i|) / T
@@ -30,7 +34,7 @@ class Score:
 
     @staticmethod
     def of(kind: ScoreKind, temperature: float) -> Score:
-        """The score that a job file names."""
+        """Build the score of a job file's ``model.score`` and ``model.temperature`` T."""
         if kind == "euclidean":
             return Score(normalized=False, dot_scale=2.0 / temperature, norm_scale=1.0 / temperature)
         return Score(normalized=kind == "cosine", dot_scale=1.0 / temperature, norm_scale=0.0)
@@ -38,10 +42,14 @@ class Score:
 
 @dataclass(frozen=True)
 class TowerSpec:
-    """Whose embeddings make the vector of a row of ``entity``: its own, if ``own`` is there, and those of features.
+    """Which tables make up the vector of a row of ``entity``.
 
-    The values of a feature count as their mean. What a row has no value of is left out; where ``mean``, the vector is
-    the mean of what is left, and otherwise the sum.
+    Attributes:
+        entity: the entity, with the width of its vectors.
+        id_table: the table of ID embeddings; None if the vector consists of features only.
+        features: the tables of its features. A row's values of a feature enter as their mean; features that a row has
+            no value of are left out.
+        mean: whether the vector is the mean of these embeddings, rather than their sum.
     """
 
     entity: TableSpec
@@ -51,17 +59,20 @@ class TowerSpec:
 
     @property
     def tables(self) -> list[TableSpec]:
-        """The tables of these embeddings."""
+        """The ID table, if there is one, then those of the features."""
         return [*([self.id_table] if self.id_table else []), *self.features]
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The dense layers that vectors of ``entity`` pass: see ``trainer/model/dense.py``.
+    """The dense layers of one side (``trainer/model/dense.py``).
 
-    ``widths`` are those of what goes in and of what comes out of each layer. All layers but the last are followed by
-    the activation, and before that normalised where ``layer_norm``. What goes into the first is added to what comes out
-    of the last where ``residual``.
+    Attributes:
+        entity: whose vectors pass through the layers.
+        widths: of the input, then of each layer's output.
+        activation: after all layers but the last.
+        layer_norm: whether those layers are normalized before the activation.
+        residual: whether the input is added to the output of the last layer.
     """
 
     entity: str
@@ -71,7 +82,7 @@ class LayerSpec:
     residual: bool
 
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """The shape of each of their arrays of parameters, by its name."""
+        """Return the shape of each parameter array by its name."""
         shapes = {}
         for number, (inputs, outputs) in enumerate(pairwise(self.widths)):
             shapes[f"{self.entity}/{number}/weights"] = outputs, inputs
@@ -82,16 +93,20 @@ class LayerSpec:
 
     @property
     def parameters(self) -> int:
-        """How many numbers they hold."""
+        """Number of parameters."""
         return sum(prod(shape) for shape in self.shapes().values())
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What stands on which side, and how rows are compared.
+    """A two-tower model.
 
-    ``query`` and ``item`` describe the vectors of the two entities. They lie in a table of that name, but where
-    ``towers`` says how they are made instead. Then they pass the layers of ``dense``, if there are some.
+    Attributes:
+        query: the query entity, with the shape of its vectors.
+        item: the item entity, likewise.
+        score: compares a query's vector with an item's.
+        towers: how vectors are combined, for sides with features; without a tower, they are the rows of the table.
+        dense: layers that the vectors of a side then pass through.
     """
 
     query: TableSpec
@@ -102,12 +117,12 @@ class ModelSpec:
 
     @property
     def parameters(self) -> int:
-        """How many numbers it learns."""
+        """Number of parameters, of tables and dense layers."""
         return sum(table.rows * table.dim for table in self.tables) + sum(spec.parameters for spec in self.dense)
 
     @property
     def tables(self) -> list[TableSpec]:
-        """All tables, those of the query side first."""
+        """All tables, the query side's first."""
         towers = {tower.entity: tower for tower in self.towers}
         return [
             table
@@ -117,20 +132,20 @@ class ModelSpec:
 
     @property
     def has_item_features(self) -> bool:
-        """Whether an item that nobody has met says what it is: then it is no negative, since nobody could choose it."""
+        """Whether items have features. Cold items are then not used as negatives: nobody could have chosen them."""
         return any(tower.entity == self.item for tower in self.towers)
 
     @property
     def vectors(self) -> list[TableSpec]:
-        """What there are vectors of: the two entities and their features."""
+        """Everything that has vectors: the two entities and their features."""
         return [self.query, self.item, *(table for tower in self.towers for table in tower.features)]
 
 
 def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
-    """The model of ``job`` on the data that ``manifest`` describes.
+    """Build the model of ``job`` for the dataset that ``manifest`` describes.
 
     Raises:
-        InputError: the job names an entity that the data do not have there.
+        InputError: the job names an entity or a feature that the dataset does not have there.
     """
     source = f"job '{job.name}'"
     query, item = job.data.query or manifest.query, job.data.item or manifest.item
@@ -172,13 +187,13 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     return ModelSpec(table(query), table(item), Score.of(job.model.score, job.model.temperature), towers, dense)
 
 
-def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetManifest, shards: str) -> None:
+def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetManifest, path: str) -> None:
     known = [entity, *manifest.features_of(entity)]
     for name in tower:
         if name not in known:
             others = f"; it has {', '.join(known[1:])}" if known[1:] else ""
             raise InputError(
-                f"{key} names '{name}', but {shards} has no such feature of {entity}{others}: expected {entity} and "
+                f"{key} names '{name}', but {path} has no such feature of {entity}{others}: expected {entity} and "
                 "its features, which 'crossfade prepare --features' adds"
             )
     if len(set(tower)) < len(tower):

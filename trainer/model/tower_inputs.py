@@ -1,4 +1,12 @@
-"""TODO-DOC split from trainer/model/towers.py."""
+"""Feature bags, and the inputs of a tower: which embeddings make up the vectors of a batch's rows.
+
+    inputs = tower_features.inputs(rows_A)
+    block = store.pull(inputs.active(tower))
+    vectors_AD = inputs.combine(tower, block)
+    gradients = inputs.gradients(tower, gradient_AD)        # by table, for the same active rows
+
+Shapes: A active rows of a tower, N uses of a feature's values, V active values, D columns.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +22,15 @@ from trainer.model.active_rows import ActiveRows
 from trainer.model.spec import TowerSpec
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
-def _add_means(out_AD, values_VD, index_N, starts_A1, share_A):  # type: ignore[no-untyped-def]
-    """Add to each row the embeddings of its values, each times the row's share."""
-    for a in prange(out_AD.shape[0]):
-        for n in range(starts_A1[a], starts_A1[a + 1]):
-            for d in range(out_AD.shape[1]):
-                out_AD[a, d] += share_A[a] * values_VD[index_N[n], d]
-
-
-@njit(cache=True, error_model="numpy", parallel=True)
-def _sum_shares(gradient_AD, owner_N, share_A, order_N, starts_V1):  # type: ignore[no-untyped-def]
-    """Sum for each value the gradients of the rows that have it, in the order of rows, whatever the threads."""
-    out_VD = np.zeros((starts_V1.shape[0] - 1, gradient_AD.shape[1]), gradient_AD.dtype)
-    for v in prange(out_VD.shape[0]):
-        for n in range(starts_V1[v], starts_V1[v + 1]):
-            a = owner_N[order_N[n]]
-            for d in range(out_VD.shape[1]):
-                out_VD[v, d] += share_A[a] * gradient_AD[a, d]
-    return out_VD
-
-
 @dataclass(frozen=True)
 class FeatureBag:
-    """The values that some rows have of a feature: row a has uses ``starts_A1[a]`` to ``starts_A1[a + 1]``.
+    """The values of one feature for some rows, as in PyTorch's EmbeddingBag.
 
-    ``counts_A``: how many each row has. ``owner_N``: whose each use is.
+    Attributes:
+        values: the active values of the feature's table.
+        starts_A1: row a has the uses ``starts_A1[a]`` to ``starts_A1[a + 1]``.
+        counts_A: number of values of each row.
+        owner_N: the row that each use belongs to.
     """
 
     values: ActiveRows
@@ -49,7 +40,7 @@ class FeatureBag:
 
     @staticmethod
     def of(values_N: IntArray, starts_A1: IntArray) -> FeatureBag:
-        """That of the values ``values_N``, one row's after another's."""
+        """Build the bag of ``values_N``, the values of one row after another."""
         counts_A = np.diff(starts_A1)
         return FeatureBag(ActiveRows.of(values_N), starts_A1, counts_A, np.repeat(np.arange(len(counts_A)), counts_A))
 
@@ -58,51 +49,75 @@ class FeatureBag:
 class TowerInputs:
     """What the vectors of some rows of a tower are made of.
 
-    ``own_A``: whose own embedding counts, and ``rows``, which those are in its table. ``bags``: by feature.
-    ``weight_A``: what each part counts, float64; None: 1.
+    Attributes:
+        uses_id_A: which rows use their ID embedding.
+        id_rows: those rows, in the ID table.
+        bags: feature bags by feature.
+        weight_A: float64, the weight of each embedding in the row's vector; None: 1.
     """
 
-    own_A: BoolArray
-    rows: IntArray
+    uses_id_A: BoolArray
+    id_rows: IntArray
     bags: dict[str, FeatureBag]
     weight_A: FloatArray | None
 
     def active(self, tower: TowerSpec) -> dict[str, IntArray]:
-        """The active rows of each table, sorted and unique."""
-        own = {tower.id_table.name: self.rows} if tower.id_table else {}
-        return own | {name: bag.values.rows_A for name, bag in self.bags.items()}
+        """Return the active rows of each table, sorted and unique."""
+        ids = {tower.id_table.name: self.id_rows} if tower.id_table else {}
+        return ids | {name: bag.values.rows_A for name, bag in self.bags.items()}
 
     def combine(self, tower: TowerSpec, block: Mapping[str, FloatArray]) -> FloatArray:
-        """The vectors (A, D), of the active rows of each table in ``block``."""
+        """Compute the vectors (A, D) from the active rows of each table in ``block``."""
         some_VD = next(iter(block[table.name] for table in tower.tables))
-        out_AD = np.zeros((len(self.own_A), tower.entity.dim), some_VD.dtype)
+        out_AD = np.zeros((len(self.uses_id_A), tower.entity.dim), some_VD.dtype)
         if tower.id_table is not None:
-            out_AD[self.own_A] = block[tower.id_table.name]
+            out_AD[self.uses_id_A] = block[tower.id_table.name]
             if self.weight_A is not None:
                 out_AD *= self.weight_A[:, None].astype(out_AD.dtype)
         for name, bag in self.bags.items():
-            share_A = self._share(bag, out_AD.dtype)
-            _add_means(out_AD, block[name], bag.values.index_N, bag.starts_A1, share_A)
+            weight_A = self._value_weights(bag, out_AD.dtype)
+            _add_means(out_AD, block[name], bag.values.index_N, bag.starts_A1, weight_A)
         return out_AD
 
     def gradients(self, tower: TowerSpec, gradient_AD: FloatArray) -> dict[str, FloatArray]:
-        """The gradients by the active rows of each table, of those by the vectors."""
-        own = {}
+        """Compute the gradients with respect to the active rows of each table from those of the vectors."""
+        by_ids = {}
         if tower.id_table is not None:
-            own_AD = gradient_AD[self.own_A]
+            id_gradient_AD = gradient_AD[self.uses_id_A]
             if self.weight_A is not None:
-                own_AD *= self.weight_A[self.own_A, None].astype(own_AD.dtype)
-            own[tower.id_table.name] = own_AD
-        return own | {name: self._of_values(bag, gradient_AD) for name, bag in self.bags.items()}
+                id_gradient_AD *= self.weight_A[self.uses_id_A, None].astype(id_gradient_AD.dtype)
+            by_ids[tower.id_table.name] = id_gradient_AD
+        return by_ids | {name: self._by_values(bag, gradient_AD) for name, bag in self.bags.items()}
 
-    def _of_values(self, bag: FeatureBag, gradient_AD: FloatArray) -> FloatArray:
-        share_A = self._share(bag, gradient_AD.dtype)
-        gradient_VD: FloatArray = _sum_shares(
-            gradient_AD, bag.owner_N, share_A, bag.values.order_N, bag.values.starts_A1
+    def _by_values(self, bag: FeatureBag, gradient_AD: FloatArray) -> FloatArray:
+        weight_A = self._value_weights(bag, gradient_AD.dtype)
+        gradient_VD: FloatArray = _sum_by_value(
+            gradient_AD, bag.owner_N, weight_A, bag.values.order_N, bag.values.starts_A1
         )
         return gradient_VD
 
-    def _share(self, bag: FeatureBag, dtype: np.dtype[np.floating[Any]]) -> FloatArray:
-        """What one value counts in each row."""
-        share_A = 1.0 / np.maximum(bag.counts_A, 1)
-        return (share_A if self.weight_A is None else share_A * self.weight_A).astype(dtype)
+    def _value_weights(self, bag: FeatureBag, dtype: np.dtype[np.floating[Any]]) -> FloatArray:
+        """Return the weight of a single value in each row's vector."""
+        weight_A = 1.0 / np.maximum(bag.counts_A, 1)
+        return (weight_A if self.weight_A is None else weight_A * self.weight_A).astype(dtype)
+
+
+@njit(cache=True, error_model="numpy", parallel=True)
+def _add_means(out_AD, values_VD, index_N, starts_A1, weight_A):  # type: ignore[no-untyped-def]
+    """Add to each row the embeddings of its values, each times the row's weight."""
+    for a in prange(out_AD.shape[0]):
+        for n in range(starts_A1[a], starts_A1[a + 1]):
+            for d in range(out_AD.shape[1]):
+                out_AD[a, d] += weight_A[a] * values_VD[index_N[n], d]
+
+
+@njit(cache=True, error_model="numpy", parallel=True)
+def _sum_by_value(gradient_AD, owner_N, weight_A, order_N, starts_V1):  # type: ignore[no-untyped-def]
+    """Sum for each value the gradients of the rows that have it, in the order of rows, whatever the threads."""
+    out_VD = np.zeros((starts_V1.shape[0] - 1, gradient_AD.shape[1]), gradient_AD.dtype)
+    for v in prange(out_VD.shape[0]):
+        for n in range(starts_V1[v], starts_V1[v + 1]):
+            a = owner_N[order_N[n]]
+            for d in range(out_VD.shape[1]):
+                out_VD[v, d] += weight_A[a] * gradient_AD[a, d]
+    return out_VD

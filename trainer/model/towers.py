@@ -1,25 +1,28 @@
-"""Towers: vectors of rows made of several embeddings, and gradients of vectors taken back to them.
+"""Towers: vectors of rows from several embeddings, and the gradients of those embeddings.
 
     towers = load_towers(job, model, folder, manifest)
-    batch = towers.complete(batch)                      # in the thread that makes batches
+    batch = towers.add_tower_inputs(batch)              # in the thread that makes batches
     block = store.pull(towers.active(batch))
-    loss, gradients = engine.gradients(batch, towers.vectors(batch, block))
-    store.push(towers.gradients(batch, gradients))      # by table: rows as in towers.active(batch)
-    towers.update(rate_factor)                          # the dense layers, if there are some (trainer/model/dense.py)
+    vectors, tape = towers.forward(batch, block)
+    loss, gradients = engine.gradients(batch, vectors)
+    result = towers.backward(batch, tape, gradients)
+    store.push(...)                                     # result.tables: by table, rows as in towers.active(batch)
+    towers.update(result.dense, lr_factor)              # the dense layers, if any (trainer/model/dense.py)
 
-With own embedding e, and x_f the mean of the embeddings of a row's values of feature f (0 without any), its vector is
+With ID embedding e, and x_f the mean of the embeddings of a row's values of feature f (0 without any), its vector is
 
     sum    e + Σ_f x_f
-    mean   (e + Σ_f x_f) / (1 + how many of its features have a value)
+    mean   (e + Σ_f x_f) / (1 + number of features that the row has a value of)
 
-A row that train has no positive interaction of (nor, where the run begins with the rows of an earlier one, the data
-before) has learned nothing of its own: where it has values of a feature, e is
-left out (and the 1), in training as in evaluation, so that a new track is what its artist and tags say. In a step, e is
-left out of a share of the others too if the job says so (``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
+A cold row, without a positive interaction in train (nor, after a warm start, in the data before), has an untrained ID
+embedding. Where such a row has values of a feature, e is left out (and the 1), in training as in evaluation, so that a
+new track is represented by its artist and tags. In a step, e is dropped for a fraction of the warm rows as well
+(``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
 
-That vector then passes the dense layers of its side. A model whose sides have a table each, and no dense layers, passes
-through untouched, at no cost. Letters of shapes: A active rows of a tower,
-V active values of a feature, N uses of them, D columns.
+That vector then passes through the dense layers of its side. A model whose sides have one table each, and no dense
+layers, passes through unchanged, at no cost.
+
+Shapes: A active rows of a tower, N uses of a feature's values, R rows of the entity, D columns.
 """
 
 from __future__ import annotations
@@ -38,151 +41,180 @@ from trainer.data.features import JaggedFeature, load_feature
 from trainer.data.manifest import DatasetManifest
 from trainer.data.vocabulary import Vocabulary
 from trainer.model.batches import Batch
-from trainer.model.dense import DenseLayers
+from trainer.model.dense import DenseGradients, DenseLayers, DenseTape
 from trainer.model.spec import ModelSpec, TowerSpec
 from trainer.model.tower_inputs import FeatureBag, TowerInputs
 
 _STREAM = "ids"
-
+"""Label of the random stream that drops ID embeddings; it seeds the draws, so it never changes."""
 
 Pull = Callable[[dict[str, IntArray]], Mapping[str, FloatArray]]
+"""Returns the embeddings of sorted rows of each table, float32 (A, D)."""
 
 
 @dataclass(frozen=True)
 class TowerFeatures:
-    """What a tower knows of its rows: by feature, their values; and who has a positive interaction in train."""
+    """What the dataset says of a tower's rows.
+
+    Attributes:
+        tower: the tables that vectors are made of.
+        lists: by feature, the values of each row.
+        warm_R: which rows have a trained ID embedding.
+    """
 
     tower: TowerSpec
     lists: Mapping[str, JaggedFeature]
     warm_R: BoolArray
 
-    def parts(self, rows_A: IntArray, id_kept_A: BoolArray | None = None) -> TowerInputs:
-        """What the vectors of ``rows_A``, sorted and unique, are made of; without the own embeddings not ``kept_A``."""
+    def inputs(self, rows_A: IntArray, id_kept_A: BoolArray | None = None) -> TowerInputs:
+        """Gather what the vectors of ``rows_A``, sorted and unique, are made of; ID dropout keeps ``id_kept_A``."""
         bags = {}
         for table in self.tower.features:
             starts_A1, values_N = self.lists[table.name].gather(rows_A)
             bags[table.name] = FeatureBag.of(values_N, starts_A1)
         filled_A = np.sum([bag.counts_A > 0 for bag in bags.values()], axis=0)
         if self.tower.id_table is None:
-            own_A = np.zeros(len(rows_A), np.bool_)
+            uses_id_A = np.zeros(len(rows_A), np.bool_)
         else:
-            own_A = self.warm_R[rows_A] if id_kept_A is None else self.warm_R[rows_A] & id_kept_A
-            own_A = own_A | (filled_A == 0)
-        weight_A = 1.0 / np.maximum(own_A + filled_A, 1) if self.tower.mean else None
-        return TowerInputs(own_A, rows_A[own_A], bags, weight_A)
+            uses_id_A = self.warm_R[rows_A] if id_kept_A is None else self.warm_R[rows_A] & id_kept_A
+            uses_id_A = uses_id_A | (filled_A == 0)
+        weight_A = 1.0 / np.maximum(uses_id_A + filled_A, 1) if self.tower.mean else None
+        return TowerInputs(uses_id_A, rows_A[uses_id_A], bags, weight_A)
+
+
+@dataclass(frozen=True)
+class TowerGradients:
+    """Gradients of a step: ``tables`` by table for its active rows (A, D), ``dense`` by parameter of the layers."""
+
+    tables: Mapping[str, FloatArray]
+    dense: DenseGradients
 
 
 class Towers:
-    """All towers of a model that have more than a table of their own: none, most likely."""
+    """The towers of a model that have features, and its dense layers; most models have neither."""
 
     def __init__(
         self,
         model: ModelSpec,
-        data: Sequence[TowerFeatures],
+        features: Sequence[TowerFeatures],
         seed: int = 0,
         id_dropout: float = 0.0,
         dense: DenseLayers | None = None,
     ) -> None:
-        """``data`` of each of the model's towers. In a step, ``drop_ids`` of the own embeddings are left out."""
+        """Combine the ``features`` of the model's towers with its ``dense`` layers.
+
+        Args:
+            model: names both sides.
+            features: of each of ``model.towers``.
+            seed: of ID dropout.
+            id_dropout: fraction of ID embeddings that are dropped in a step.
+            dense: the layers of both sides; None: no layers.
+        """
         self.dense = dense or DenseLayers((), OptimizerSpec(), seed)
         self._names = model.query.name, model.item.name
-        self._data = {of.tower.entity.name: of for of in data}
+        self._features = {of.tower.entity.name: of for of in features}
         self._seed = seed
-        self._drop_ids = id_dropout
+        self._id_dropout = id_dropout
 
     def of(self, entity: str) -> TowerFeatures | None:
-        """The tower of ``entity``; None if its vectors are those of its table."""
-        return self._data.get(entity)
+        """Return the tower of ``entity``; None if its vectors are the rows of its table."""
+        return self._features.get(entity)
 
     def add_tower_inputs(self, batch: Batch) -> Batch:
-        """``batch``, with what its vectors are made of."""
-        if not self._data:
+        """Return ``batch`` with the inputs of its towers."""
+        if not self._features:
             return batch
         rows = dict(zip(self._names, (batch.query.rows_A, batch.item.rows_A), strict=True))
         return replace(
             batch,
-            tower_inputs={name: of.parts(rows[name], self._kept(rows[name], batch)) for name, of in self._data.items()},
+            tower_inputs={
+                name: of.inputs(rows[name], self._kept_ids(rows[name], batch)) for name, of in self._features.items()
+            },
         )
 
-    def _kept(self, rows_A: IntArray, batch: Batch) -> BoolArray | None:
-        """Whose own embedding stays in this step: a matter of the row, so that it is the same for every worker."""
-        if not self._drop_ids:
+    def _kept_ids(self, rows_A: IntArray, batch: Batch) -> BoolArray | None:
+        """Draw which rows keep their ID embedding in this step, by row, so that every worker draws the same."""
+        if not self._id_dropout:
             return None
         draw_A = uniform(rows_A, seed=self._seed, stream=_STREAM, epoch=batch.epoch, step=batch.step, slot=0)
-        id_kept_A: BoolArray = draw_A >= self._drop_ids
+        id_kept_A: BoolArray = draw_A >= self._id_dropout
         return id_kept_A
 
     def active(self, batch: Batch) -> dict[str, IntArray]:
-        """The rows of each table that a step touches."""
+        """Return the active rows of each table, sorted and unique."""
         active: dict[str, IntArray] = {}
         for name, rows_A in zip(self._names, (batch.query.rows_A, batch.item.rows_A), strict=True):
-            of = self._data.get(name)
+            of = self._features.get(name)
             active |= {name: rows_A} if of is None else batch.tower_inputs[name].active(of.tower)
         return active
 
-    def vectors(self, batch: Batch, block: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
-        """The vectors of the active rows of both sides, of the active rows of each table in ``block``."""
-        made = {name: batch.tower_inputs[name].combine(of.tower, block) for name, of in self._data.items()}
-        block = {**block, **made} if made else block
-        return self.dense.forward(block) if self.dense.entities else block
+    def forward(self, batch: Batch, block: Mapping[str, FloatArray]) -> tuple[Mapping[str, FloatArray], DenseTape]:
+        """Compute the vectors of the active rows of both sides from those of each table in ``block``.
 
-    def gradients(self, batch: Batch, gradients: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
-        """The gradients by the active rows of each table, of those by the vectors that ``vectors`` has just given.
-
-        Those by the dense layers are kept for ``update``.
+        Returns:
+            The vectors by entity, float32 (A, D), and the tape that ``backward`` needs.
         """
-        if self.dense.entities:
-            gradients = self.dense.backward(gradients)
-        if not self._data:
-            return gradients
-        taken: dict[str, FloatArray] = {}
-        for name in self._names:
-            of = self._data.get(name)
-            taken |= (
-                {name: gradients[name]} if of is None else batch.tower_inputs[name].gradients(of.tower, gradients[name])
-            )
-        return taken
+        combined = {name: batch.tower_inputs[name].combine(of.tower, block) for name, of in self._features.items()}
+        vectors = {**block, **combined} if combined else block
+        return self.dense.forward(vectors) if self.dense.entities else (vectors, {})
 
-    def update(self, rate_factor: float) -> None:
-        """Apply the step's gradients to the dense layers, at their learning rate times ``rate_factor``.
+    def backward(self, batch: Batch, tape: DenseTape, gradients: Mapping[str, FloatArray]) -> TowerGradients:
+        """Compute the gradients of tables and layers from those of the vectors, with the tape of ``forward``."""
+        dense: DenseGradients = {}
+        if self.dense.entities:
+            gradients, dense = self.dense.backward(tape, gradients)
+        if not self._features:
+            return TowerGradients(gradients, dense)
+        tables: dict[str, FloatArray] = {}
+        for name in self._names:
+            of = self._features.get(name)
+            if of is None:
+                tables[name] = gradients[name]
+            else:
+                tables |= batch.tower_inputs[name].gradients(of.tower, gradients[name])
+        return TowerGradients(tables, dense)
+
+    def update(self, gradients: DenseGradients, lr_factor: float) -> None:
+        """Apply ``gradients`` to the dense layers, at their learning rate times ``lr_factor``.
 
         Raises:
-            DivergedError: they are not finite.
+            DivergedError: a gradient or a new value is not finite.
+            ClusterError: another worker is gone.
         """
         if self.dense.entities:
-            self.dense.update(rate_factor)
+            self.dense.update(gradients, lr_factor)
 
 
 class TowerVectors:
-    """Vectors as ``towers`` make them, of rows that ``pull`` gives."""
+    """Vectors of any rows as ``towers`` compute them, outside training: without ID dropout."""
 
     def __init__(self, towers: Towers, pull: Pull) -> None:
-        """``pull`` takes sorted rows of each table."""
+        """Take embeddings from ``pull``."""
         self._towers = towers
         self._pull = pull
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Vectors of ``rows_N``."""
+        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
         of = self._towers.of(entity)
         if of is None:
             return self._towers.dense.apply(entity, self._pull({entity: rows_N})[entity])
-        parts = of.parts(rows_N)
-        return self._towers.dense.apply(entity, parts.combine(of.tower, self._pull(parts.active(of.tower))))
+        inputs = of.inputs(rows_N)
+        return self._towers.dense.apply(entity, inputs.combine(of.tower, self._pull(inputs.active(of.tower))))
 
 
 def load_towers(job: JobConfig, model: ModelSpec, folder: Folder, manifest: DatasetManifest) -> Towers:
-    """The towers of ``model``, with what the data in ``folder`` say of their rows.
+    """Load the features of ``model``'s towers from the dataset in ``folder``, and initialize its dense layers.
 
     Raises:
-        InputError: a file is missing or damaged.
-        UnreachableError: storage does not answer.
+        InputError: a file is missing or corrupt.
+        StorageUnavailableError: storage does not answer.
     """
-    data = []
+    features = []
     for tower in model.towers:
         name = tower.entity.name
         lists = {table.name: load_feature(folder, manifest, name, table.name) for table in tower.features}
         vocabulary = Vocabulary(folder, manifest, name)
-        # What an earlier run has learned is there only if this one begins with it.
+        # Rows that only an earlier run trained are warm only where this run starts from its checkpoint.
         warm_R = vocabulary.warm_rows() if job.checkpoint.warm_start_from else vocabulary.counts() > 0
-        data.append(TowerFeatures(tower, lists, warm_R))
-    return Towers(model, data, job.train.seed, job.model.id_dropout, DenseLayers.of(job, model))
+        features.append(TowerFeatures(tower, lists, warm_R))
+    return Towers(model, features, job.train.seed, job.model.id_dropout, DenseLayers.of(job, model))

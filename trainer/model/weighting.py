@@ -1,8 +1,13 @@
 """Weight interactions by how frequent their query and their item are: weight ∝ count^power.
 
+    weighting = FrequencyWeighting(-0.5, query_counts, 0.15, item_counts)
+    batch = weighting.apply(batch)
+
 Queries with thousands of interactions would otherwise dominate the loss, while evaluation counts every query once. With
 power p, an interaction of a query that has n interactions in train weighs n^p, scaled so that weights average 1: p = 0
 weighs every interaction the same, p = −1 every query. The same holds for items, where p > 0 favors popular ones.
+
+Shapes: R rows of a table, Q queries, I items, B examples.
 """
 
 from __future__ import annotations
@@ -17,23 +22,25 @@ from trainer.model.batches import Batch
 
 
 class FrequencyWeighting:
-    """Multiplies the weights of a batch."""
+    """Multiplies the weights of a batch by a factor of the query's and one of the item's frequency."""
 
-    def __init__(self, query: float, counts_Q: IntArray | None, item: float, counts_N: IntArray | None) -> None:
-        """Balances of queries and items; their counts in train are needed where these are not 0."""
-        self._query_Q = _factors(query, counts_Q)
-        self._item_N = _factors(item, counts_N)
+    def __init__(
+        self, query_power: float, query_counts_Q: IntArray | None, item_power: float, item_counts_I: IntArray | None
+    ) -> None:
+        """Compute the factor of each row. Counts in train are required only where the power is not 0."""
+        self._query_factor_Q = _factors(query_power, query_counts_Q)
+        self._item_factor_I = _factors(item_power, item_counts_I)
 
     def apply(self, batch: Batch) -> Batch:
-        """The same batch, its weights balanced."""
-        for factor_R, active in ((self._query_Q, batch.query), (self._item_N, batch.item)):
+        """Return ``batch`` with its weights multiplied; the same object where both powers are 0."""
+        for factor_R, active in ((self._query_factor_Q, batch.query), (self._item_factor_I, batch.item)):
             if factor_R is not None:
                 batch = replace(batch, weight_B=batch.weight_B * _of_examples(factor_R, active, len(batch)))
         return batch
 
 
 def _factors(power: float, counts_R: IntArray | None) -> FloatArray | None:
-    """What an interaction of each row weighs, float32 (rows,): 1 on average over interactions. None: 1 everywhere."""
+    """Return the factor of each row, float32 (R,), 1 on average over interactions; None where all are 1."""
     if power == 0:
         return None
     assert counts_R is not None

@@ -41,7 +41,7 @@ class TrainLoop:
     engine: Engine
     schedule: BatchSchedule
     sampler: NegativeSampler
-    balance: FrequencyWeighting
+    weighting: FrequencyWeighting
     towers: Towers
     evaluator: Evaluator
     save_embeddings: Keep
@@ -94,7 +94,7 @@ class TrainLoop:
             epochs=max(0, -(-left // self.schedule.steps)),
             wait_timer=timers.data,
             sample_timer=timers.sample,
-            transform=lambda batch: self.towers.add_tower_inputs(self.balance.apply(batch)),
+            transform=lambda batch: self.towers.add_tower_inputs(self.weighting.apply(batch)),
         )
 
     def _run_epoch(self, progress: TrainState, waiting: Iterator[Batch], timers: BatchTimers) -> bool:
@@ -115,12 +115,13 @@ class TrainLoop:
         with progress.timed("pull"):
             block = self.store.pull(active)
         with progress.timed("gradients"):
-            loss, by_vectors = self.engine.gradients(batch, self.towers.vectors(batch, block))
-            gradients = self.towers.gradients(batch, by_vectors)
+            vectors, tape = self.towers.forward(batch, block)
+            loss, by_vectors = self.engine.gradients(batch, vectors)
+            gradients = self.towers.backward(batch, tape, by_vectors)
         with progress.timed("push"):
             self.store.set_lr_factor(factor)
-            self.store.push({name: RowGradient(rows_A, gradients[name]) for name, rows_A in active.items()})
-            self.towers.update(factor)
+            self.store.push({name: RowGradient(rows_A, gradients.tables[name]) for name, rows_A in active.items()})
+            self.towers.update(gradients.dense, factor)
         for table in self.model.tables:
             progress.traffic.count_pull(len(active[table.name]), table.dim)
             progress.traffic.count_push(len(active[table.name]), table)

@@ -84,7 +84,7 @@ class TrainingSession:
                 seed=job.train.seed,
             ),
             towers=self.towers,
-            balance=self._balance(),
+            weighting=self._weighting(),
             sampler=NegativeSampler(
                 job.resolved_negatives(model.item.rows),
                 model.item.rows,
@@ -153,7 +153,7 @@ class TrainingSession:
             return None
         return self.vocabularies[self.manifest.item].counts()
 
-    def _balance(self) -> FrequencyWeighting:
+    def _weighting(self) -> FrequencyWeighting:
         train, counts = self.job.train, self.vocabularies
         return FrequencyWeighting(
             train.query_frequency_power,

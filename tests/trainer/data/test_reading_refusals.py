@@ -184,9 +184,9 @@ def test_a_shard_with_a_column_of_another_type(refused: Refused, place: Path) ->
         ("a negative row", "track", -1, f"column 'track' is -1, but the vocabulary has rows 0 to {TRACKS - 1}"),
         ("a null row", "track", None, "column 'track' is null (1 are), but expected no nulls"),
         ("a null weight", "weight", None, "column 'weight' is null (1 are), but expected no nulls"),
-        ("a weight that is not a number", "weight", float("nan"), "column 'weight' is nan, but weights are finite"),
-        ("an infinite weight", "weight", float("inf"), "column 'weight' is inf, but weights are finite"),
-        ("an infinite weight", "weight", float("-inf"), "column 'weight' is -inf, but weights are finite"),
+        ("a weight that is not a number", "weight", float("nan"), "column 'weight' is nan, but weights must be finite"),
+        ("an infinite weight", "weight", float("inf"), "column 'weight' is inf, but weights must be finite"),
+        ("an infinite weight", "weight", float("-inf"), "column 'weight' is -inf, but weights must be finite"),
     ],
 )
 def test_a_value_that_cannot_be(refused: Refused, place: Path, what: str, column: str, value: Any, said: str) -> None:

@@ -301,11 +301,11 @@ def spoil_pages(path: Path) -> None:
         (replace_second_group(track=pa.array([0, -1, 2, 3])), "row 1: column 'track' is -1, but"),
         (
             replace_second_group(weight=pa.array([1, float("nan"), 1, 1], pa.float32())),
-            "row 1: column 'weight' is nan, but weights are finite",
+            "row 1: column 'weight' is nan, but weights must be finite",
         ),
         (
             replace_second_group(weight=pa.array([1, float("inf"), 1, 1], pa.float32())),
-            "row 1: column 'weight' is inf, but weights are finite",
+            "row 1: column 'weight' is inf, but weights must be finite",
         ),
         (spoil_pages, "cannot be read"),
     ],
@@ -440,7 +440,7 @@ class CountingReader(InteractionReader):
     """A reader that says what it has read, and waits before each row group while it is ``held``."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(Folder(folder), read_manifest(Folder(folder)), readers=3)
+        super().__init__(Folder(folder), read_manifest(Folder(folder)), threads=3)
         self.rows = 0
         self.let_go = threading.Event()
         self.let_go.set()
@@ -489,7 +489,7 @@ def test_a_lanes_next_window_is_fetched_while_the_present_one_is_taken_and_no_mo
 
 def test_a_window_that_is_late_is_waited_for_and_the_time_counted(tmp_path: Path, ten_groups: CountingReader) -> None:
     waiting = Stopwatch()
-    shares = two_lanes(ten_groups, tmp_path).slices(0, 0, 0, 1, waiting=waiting)
+    shares = two_lanes(ten_groups, tmp_path).slices(0, 0, 0, 1, wait_timer=waiting)
     next(shares)
     ten_groups.wait_for(80)
     ten_groups.let_go.clear()
@@ -509,7 +509,7 @@ def test_the_end_of_a_run_does_not_wait_for_what_is_being_fetched(tmp_path: Path
     with ahead:
         next(iter(ahead))
     assert not ahead._thread.is_alive()
-    with pytest.raises(StorageUnavailableError, match="is not read any more: the run ends"):
+    with pytest.raises(StorageUnavailableError, match="reading was interrupted: the run is ending"):
         ten_groups.read(schedule.assign_partitions(0)[0][0])
 
 

@@ -86,14 +86,14 @@ def test_a_vector_is_the_same_alone_and_among_thousands_and_gradients_add_up() -
     before = {name: values.astype(np.float64) for name, values in dense.parameters.items()}
     draw = np.random.default_rng(0)
     rows_AD, gradient_AD = (draw.standard_normal((2500, 5)).astype(np.float32) for _ in range(2))
-    made = dense.forward({"track": rows_AD, "customer": rows_AD})
+    made, tape = dense.forward({"track": rows_AD, "customer": rows_AD})
     assert made["customer"] is rows_AD
     np.testing.assert_allclose(made["track"][1234:1235], dense.apply("track", rows_AD[1234:1235]), atol=1e-5)
     by_rows, expected = backward_layers(spec, before, forward_layers(spec, before, rows_AD.astype(float)), gradient_AD)
-    taken = dense.backward({"track": gradient_AD, "customer": gradient_AD})
+    taken, gradients = dense.backward(tape, {"track": gradient_AD, "customer": gradient_AD})
     assert taken["customer"] is gradient_AD
     np.testing.assert_allclose(taken["track"], by_rows, atol=1e-4)
-    dense.update(1.0)
+    dense.update(gradients, 1.0)
     for name, values in dense.parameters.items():
         np.testing.assert_allclose(before[name] - values, expected[name], rtol=1e-4, atol=1e-2, err_msg=name)
 
@@ -115,25 +115,25 @@ def test_decay_is_of_the_weights_alone() -> None:
     dense = DenseLayers([spec], OptimizerSpec("sgd", learning_rate=1.0, weight_decay=0.5), seed=1)
     before = {name: values.copy() for name, values in dense.parameters.items()}
     rows_AD = np.ones((3, 5), np.float32)
-    dense.forward({"track": rows_AD})
-    dense.backward({"track": np.zeros_like(rows_AD)})
-    dense.update(1.0)
+    _, tape = dense.forward({"track": rows_AD})
+    _, gradients = dense.backward(tape, {"track": np.zeros_like(rows_AD)})
+    dense.update(gradients, 1.0)
     for name, values in dense.parameters.items():
         np.testing.assert_allclose(values, before[name] * (0.5 if name.endswith("weights") else 1), err_msg=name)
 
 
 def test_layers_that_diverge_are_named() -> None:
     dense = DenseLayers([layers_of()], OptimizerSpec(), seed=1)
-    dense.forward({"track": np.ones((2, 5), np.float32)})
-    dense.backward({"track": np.full((2, 5), np.nan, np.float32)})
+    _, tape = dense.forward({"track": np.ones((2, 5), np.float32)})
+    _, gradients = dense.backward(tape, {"track": np.full((2, 5), np.nan, np.float32)})
     with pytest.raises(DivergedError, match=r"dense layers \(track/0/weights\): .* not finite"):
-        dense.update(1.0)
+        dense.update(gradients, 1.0)
 
 
 @pytest.mark.parametrize(
     ("sections", "refusal"),
     [
-        ({"model": {"dim": 8, "dense": {"item": [16, 4]}}}, "dense.item is [16, 4]: its last layer must be as wide as"),
+        ({"model": {"dim": 8, "dense": {"item": [16, 4]}}}, "dense.item is [16, 4]: its last width must equal dim"),
         ({"model": {"dim": 8, "dense": {"item": [0, 8]}}}, "model.dense.item.0: input should be greater than"),
         ({"model": {"dim": 8, "dense": {"items": [8]}}}, "unknown key 'model.dense.items'; did you mean 'item'?"),
     ],
@@ -301,12 +301,12 @@ def test_layers_are_neither_made_up_nor_dropped_where_a_run_starts_from_another(
         assert not (place / "refused").exists()
         return capsys.readouterr().err
 
-    assert "has no dense layers, but the job wants some for customer and track" in refusal(plain)
-    assert "customer/0/bias is float32 1 x 16 there, and missing in the job" in refusal(
+    assert "has no dense layers, but the job has some for customer and track" in refusal(plain)
+    assert "customer/0/bias is float32 1 x 16 in the checkpoint and missing in the job" in refusal(
         trained, "--set", "model.dense={}"
     )
     narrower = refusal(trained, "--set", "model.dense.query=[15, 8]")
-    assert "customer/0/bias is float32 1 x 16 there, and float32 1 x 15 in the job" in narrower
+    assert "customer/0/bias is float32 1 x 16 in the checkpoint and float32 1 x 15 in the job" in narrower
     assert command(place, "trained", "--resume", "--set", "model.dense.activation=tanh") == 2
     assert "cannot resume: model.dense.activation was 'relu' and is now 'tanh'" in capsys.readouterr().err
     still = ("--set", "optimizer.learning_rate=1e-30", "--set", "model.dense.learning_rate=1e-30")

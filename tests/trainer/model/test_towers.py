@@ -82,7 +82,7 @@ def test_a_vector_is_the_sum_or_mean_of_what_the_row_has(names: tuple[str, ...],
     active = towers.active(batch)
     block = {name: whole[name][rows] for name, rows in active.items() if name != "customer"}
     customers = np.zeros((len(active["customer"]), DIM))
-    vectors = towers.vectors(batch, {**block, "customer": customers})
+    vectors, _ = towers.forward(batch, {**block, "customer": customers})
     assert vectors["customer"] is customers
     expected = [expected_vector(whole, track, names, mean) for track in batch.item.rows_A]
     np.testing.assert_allclose(vectors["track"], expected, atol=1e-12)
@@ -100,10 +100,11 @@ def test_gradients_are_those_of_finite_differences(names: tuple[str, ...], mean:
     weight_AD = np.random.default_rng(1).standard_normal((len(batch.item.rows_A), DIM))
 
     def loss() -> float:
-        return float((weight_AD * np.tanh(towers.vectors(batch, block)["track"])).sum())
+        return float((weight_AD * np.tanh(towers.forward(batch, block)[0]["track"])).sum())
 
-    by_vectors = weight_AD / np.cosh(towers.vectors(batch, block)["track"]) ** 2
-    gradients = towers.gradients(batch, {"customer": np.zeros((4, DIM)), "track": by_vectors})
+    vectors, tape = towers.forward(batch, block)
+    by_vectors = weight_AD / np.cosh(vectors["track"]) ** 2
+    gradients = towers.backward(batch, tape, {"customer": np.zeros((4, DIM)), "track": by_vectors}).tables
     assert set(gradients) == {"customer", *block}
     for name, values in block.items():
         numeric = numeric_gradient(loss, values)
@@ -128,11 +129,11 @@ def test_gradients_are_summed_in_one_order_whatever_the_threads() -> None:
     batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1] * 50, [3, 5, 0, 1]))
     by_vectors = np.random.default_rng(1).standard_normal((6, DIM)).astype(np.float32)
     given = {"customer": by_vectors, "track": by_vectors}
-    many = towers.gradients(batch, given)
+    many = towers.backward(batch, {}, given).tables
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(1)
-        one = towers.gradients(batch, given)
+        one = towers.backward(batch, {}, given).tables
     finally:
         numba.set_num_threads(before)
     assert all(one[name].tobytes() == many[name].tobytes() for name in many)
@@ -162,8 +163,9 @@ def test_plain_towers_pass_through_untouched() -> None:
     batch = batch_of([4, 0], [3])
     assert towers.add_tower_inputs(batch) is batch
     block = {"customer": np.zeros((2, DIM)), "track": np.zeros((3, DIM))}
-    assert towers.vectors(batch, block) is block
-    assert towers.gradients(batch, block) is block
+    vectors, tape = towers.forward(batch, block)
+    assert vectors is block
+    assert towers.backward(batch, tape, block).tables is block
     assert {name: rows.tolist() for name, rows in towers.active(batch).items()} == {
         "customer": [0, 1],
         "track": [0, 3, 4],
@@ -175,8 +177,9 @@ def test_an_empty_batch_has_no_active_rows() -> None:
     batch = towers.add_tower_inputs(batch_of([], []))
     assert all(len(rows) == 0 for rows in towers.active(batch).values())
     block = {name: np.empty((0, DIM), np.float32) for name in ("customer", "track", "artist", "tag")}
-    assert towers.vectors(batch, block)["track"].shape == (0, DIM)
-    assert all(values.shape == (0, DIM) for values in towers.gradients(batch, block).values())
+    vectors, tape = towers.forward(batch, block)
+    assert vectors["track"].shape == (0, DIM)
+    assert all(values.shape == (0, DIM) for values in towers.backward(batch, tape, block).tables.values())
 
 
 def manifest() -> DatasetManifest:

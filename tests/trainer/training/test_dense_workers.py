@@ -48,9 +48,9 @@ def test_workers_make_of_their_parts_of_a_batch_what_one_makes_of_all() -> None:
     def after_a_step(part: slice, reduction: Adding | None) -> DenseLayers:
         dense = DenseLayers([layers_of("tanh")], optimizer, seed=3)
         dense.all_reduce = reduction
-        dense.forward({"track": rows_AD[part]})
-        dense.backward({"track": gradient_AD[part]})
-        dense.update(1.0)
+        _, tape = dense.forward({"track": rows_AD[part]})
+        _, gradients = dense.backward(tape, {"track": gradient_AD[part]})
+        dense.update(gradients, 1.0)
         return dense
 
     alone = after_a_step(slice(None), None)

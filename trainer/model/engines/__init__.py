@@ -1,0 +1,1 @@
+"""Gradient engines: closed form on the CPU, or MXNet's autograd, behind one interface."""

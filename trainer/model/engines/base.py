@@ -1,4 +1,12 @@
-"""The seam between the loop and whoever computes gradients."""
+"""The interface of gradient engines, and the choice of one.
+
+    engine = make_engine(job, model)
+    vectors, tape = towers.forward(batch, block)
+    loss, gradients = engine.gradients(batch, vectors)
+
+An engine gets vectors, after towers and dense layers, and returns their gradients: it does not depend on how they were
+made.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +21,31 @@ from trainer.model.spec import ModelSpec
 
 
 class Engine(Protocol):
-    """Computes gradients on the compact block of active rows, at a cost that no table's size enters."""
+    """Computes losses and gradients from the vectors of a batch's active rows, at a cost independent of table size."""
 
-    def gradients(self, batch: Batch, block: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
-        """This worker's part of the mean loss over the global batch, and its gradient.
+    def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
+        """Compute this worker's part of the mean loss over the global batch, and its gradients.
 
-        ``block`` has the active rows of each table, float32 (A, D), in the order of the batch's ``rows_A``; so have
-        the gradients. Summed over the workers both are those of Σ_b |w_b|·loss_b / global_size, where loss_b is that of
-        the opposite statement if w_b < 0 (see ``trainer/model/losses.py``). An empty batch gives 0 and gradients of no rows.
+        Args:
+            batch: the examples and negatives, by active row.
+            vectors: by entity, the vectors of its active rows, float32 (A, D), in the order of the batch's ``rows_A``.
+
+        Returns:
+            The loss, and the gradients of ``vectors``. Summed over workers, both are those of
+            Σ_b |w_b|·loss_b / global_size, where loss_b is that of the opposite statement if w_b < 0
+            (``trainer/model/losses.py``). An empty batch gives 0 and gradients of shape (0, D).
         """
 
     def gpu_memory(self) -> tuple[int, int] | None:
-        """Used and all bytes of the GPU that it computes on; None where that is the CPU. For any thread to ask."""
+        """Return the used and the total bytes of the engine's GPU, None on the CPU. Any thread may call it."""
 
 
 def make_engine(job: JobConfig, model: ModelSpec) -> Engine:
-    """The engine that ``job`` names.
+    """Create the engine of ``train.engine``.
 
     Raises:
         MissingExtraError: it is ``mxnet``, which is not installed.
-        InputError: it is on a GPU that is not there.
+        InputError: it needs a GPU that is not available.
     """
     if job.train.engine == "mxnet":
         from trainer.model.engines.mxnet import MXNetEngine
