@@ -1,0 +1,75 @@
+"""Commands in the documentation and job files in ``jobs/``: options, configuration keys, and make targets exist."""
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from crossfade.main import make_parser
+from kvstore.errors import InputError
+from trainer.config.loading import load_job
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+_CODE_BLOCK = re.compile(r"^ *```(?:sh|bash)?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_CALL = re.compile(r"(?:\$ |timeout .* )?(?:\.venv/bin/)?crossfade ")
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the arguments of each line of a page's code blocks that calls ``crossfade``."""
+    for block in _CODE_BLOCK.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            call = _CALL.match(line)
+            if call:
+                lexer = shlex.shlex(line[call.end() :], posix=True, punctuation_chars=";|&")
+                lexer.whitespace_split, lexer.commenters = True, "#"
+                yield list(takewhile(lambda word: not re.match("[;|&]", word), lexer))
+
+
+def first_error(arguments: list[str]) -> str | None:
+    """Return why the command line would reject ``arguments``; None if it accepts them."""
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(io.StringIO()):
+            parsed = make_parser().parse_args(arguments)
+        overrides = getattr(parsed, "set", None) or getattr(parsed, "overrides", None)
+        if overrides:
+            load_job(ROOT / "jobs" / "lastfm.yaml", list(overrides))
+    except SystemExit as exit_:
+        return messages.getvalue() if exit_.code else None
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_documented_commands_are_accepted(page: Path) -> None:
+    errors = {" ".join(arguments): first_error(arguments) for arguments in commands(page.read_text(encoding="utf-8"))}
+    assert {command: error for command, error in errors.items() if error} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_documented_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z][a-z-]*)", page.read_text(encoding="utf-8")))
+    assert named - targets == set()
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_job_files_are_valid(job: Path) -> None:
+    assert load_job(job, []).name == job.stem
+
+
+def test_unknown_options_and_keys_are_found() -> None:
+    text = "```\n.venv/bin/crossfade train jobs/a.yaml --set data.pith=x  # no such key\ncrossfade plan --no x\n```\n"
+    assert list(commands(text)) == [
+        ["train", "jobs/a.yaml", "--set", "data.pith=x"],
+        ["plan", "--no", "x"],
+    ]
+    assert [bool(first_error(arguments)) for arguments in commands(text)] == [True, True]
