@@ -6,6 +6,7 @@ with TrainDisplay("ndcg@10") as display:
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -33,13 +34,8 @@ from trainer.runs.events import (
     WaitingForHosts,
 )
 
+_logger = logging.getLogger(__name__)
 _LINE_SECONDS = 10.0
-
-
-def print_line(line: str) -> None:
-    """Print a status line on stderr, above a progress bar if there is one."""
-    tqdm.write(f"crossfade: {line}", file=sys.stderr)
-    sys.stderr.flush()
 
 
 def _describe(event: Event) -> str | None:
@@ -121,16 +117,16 @@ class TrainDisplay:
             self._close_bar()
         if isinstance(event, RestartEvent | ResumeEvent):
             for skipped in event.skipped:
-                print_line(f"skipped a checkpoint: {skipped}")
+                _logger.info(f"skipped a checkpoint: {skipped}")
         if (line := _describe(event)) is not None:
-            print_line(line)
+            _logger.info(line)
 
     def _show_step(self, event: StepEvent) -> None:
         self._steps = event.steps
         if self._lines:
             if time.monotonic() >= self._line_due or event.step == event.steps:
                 self._line_due = time.monotonic() + _LINE_SECONDS
-                print_line(f"{self._place(event)} batch_loss={event.loss:.6g}")
+                _logger.info(f"{self._place(event)} batch_loss={event.loss:.6g}")
             return
         if self._bar is None:
             # Where nobody watches, as in a log, a line every ten seconds is enough.
@@ -157,7 +153,7 @@ class TrainDisplay:
             self._best = valid[self._select]
         if self._lines:
             values = {"loss": event.loss, **{name: value for name, value in (valid or {}).items() if "@" in name}}
-            print_line(" ".join([self._place(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
+            _logger.info(" ".join([self._place(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
 
     def _place(self, event: StepEvent | EpochEvent) -> str:
         """How far the run is, as lines of a log begin: CloudWatch reads its metrics out of them."""

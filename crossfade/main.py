@@ -7,10 +7,12 @@ notice), so go on elsewhere; 130 and 143 stopped by SIGINT or SIGTERM.
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Sequence
 
+from crossfade import logs
 from crossfade.commands import (
     agent,
     dashboard,
@@ -33,6 +35,7 @@ from crossfade.signals import SpotInterruption, StopSignal, stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
 
+_logger = logging.getLogger(__name__)
 _EPILOG = """\
 From listening events to embeddings:
   crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id \\
@@ -78,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    logs.configure_console()
     parsed = make_parser().parse_args(arguments)
     stopper.listen()
     try:
@@ -85,15 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if stopper.number is not None:
             how = f" {error}" if isinstance(error, StopSignal) and str(error) else ""
-            print(f"crossfade: stopped by {signal.Signals(stopper.number).name}{how}", file=sys.stderr)
+            _logger.warning("stopped by %s%s", signal.Signals(stopper.number).name, how)
             return 128 + stopper.number
         if isinstance(error, SpotInterruption):
             from deploy.aws.spot import INTERRUPTED_EXIT_CODE
 
-            print(f"crossfade: stopped {error}", file=sys.stderr)
+            _logger.warning("stopped %s", error)
             return INTERRUPTED_EXIT_CODE
         if isinstance(error, CrossfadeError):
-            print(f"crossfade: error: {error}", file=sys.stderr)
+            _logger.error("%s", error)
             return error.exit_code
         if isinstance(error, BrokenPipeError):
             # Whoever read our output, such as head, has gone; the command may not have done all its work.
@@ -101,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGPIPE
         if isinstance(error, OSError):
             # The machine, and not the program: a full disk, a folder that is gone.
-            print(f"crossfade: error: {error}", file=sys.stderr)
+            _logger.error("%s", error)
             return 1
         raise
     return code

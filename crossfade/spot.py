@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deploy.aws.spot import SpotMonitor
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -23,5 +25,5 @@ def spot_monitor(wanted: bool) -> Iterator[SpotMonitor | None]:
         return
     from deploy.aws.spot import monitor_spot
 
-    with monitor_spot(lambda line: print(f"crossfade: {line}", file=sys.stderr, flush=True)) as watch:
+    with monitor_spot(_logger.info) as watch:
         yield watch

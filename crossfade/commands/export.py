@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 if TYPE_CHECKING:
     from trainer.embeddings.export import Exported
+
+_logger = logging.getLogger(__name__)
 
 _EPILOG = """\
 Examples:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = Request(arguments.source, arguments.out, arguments.entity, arguments.data, arguments.overwrite)
     bars = ProgressBars()
     try:
-        exported = export(request, _say, bars)
+        exported = export(request, _logger.info, bars)
     finally:
         bars.close()
     if arguments.json:
@@ -78,11 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_lines(exported)
     return 0
-
-
-def _say(line: str) -> None:
-    """A line of its own, beside a bar."""
-    tqdm.write(f"crossfade: {line}", file=sys.stderr)
 
 
 def _print_json(exported: Exported) -> None:

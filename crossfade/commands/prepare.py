@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfade.display import print_line, progress_bars
+from crossfade.display import progress_bars
 from crossfade.options.command import add_command
 from crossfade.options.job import train_command
 from crossfade.options.parsing import (
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from trainer.data.manifest import DatasetManifest
     from trainer.data.reporter import ProgressReporter
     from trainer.prepare.pipeline import PrepareOptions
+
+_logger = logging.getLogger(__name__)
 
 _EXAMPLES = (
     (
@@ -157,7 +160,7 @@ def _prepare_sample(arguments: argparse.Namespace, progress: ProgressReporter) -
             raise InputError(f"{option}: describes event files, and --sample reads none; leave it out")
     out = Folder(arguments.out)
     check_free(out, arguments.overwrite)
-    folder = locate_lastfm(Path("data") if out.path is None else out.path.parent, progress, print_line)
+    folder = locate_lastfm(Path("data") if out.path is None else out.path.parent, progress, _logger.info)
     return prepare_lastfm(folder, arguments.out, arguments.seed, arguments.overwrite, progress)
 
 

@@ -1,98 +1,133 @@
-"""``crossfade scheduler | server | worker``: the processes of a distributed job, one a process."""
+"""``crossfade scheduler | server | worker``: run one role of a distributed job in this process."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from crossfade import logs
+from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
     from deploy.cluster.role_events import EventPipe
     from trainer.config.schema import JobConfig
+    from trainer.model.allreduce import HorovodAllReduce
     from trainer.monitoring.registry import ProcessMetrics
+    from trainer.runs.events import Event, EventSink
     from trainer.runs.folder import RunFolder
 
-_DESCRIPTION = """\
-Run the {role} of a distributed job, and end when the job does. 'crossfade train --servers N --workers N' starts all
-roles of a job by itself, on one host or, with 'crossfade agent', on several, and starts them again when one dies.
-Started by hand nobody watches them: when one dies, the others wait for ever. DIR, on a file system that all share,
-needs the job.yaml of a run. The environment says who is where:
+_logger = logging.getLogger(__name__)
 
+_ROLES = {
+    "scheduler": (
+        "introduce a job's servers and workers to each other",
+        "Run the scheduler of a distributed job, which introduces its servers and workers to each other.",
+    ),
+    "server": (
+        "hold table shards of a distributed job",
+        "Run one server of a distributed job, which holds table shards and applies row-sparse updates.",
+    ),
+    "worker": (
+        "compute gradients of a distributed job",
+        "Run one worker of a distributed job, which reads its partitions and computes gradients.",
+    ),
+}
+_DETAILS = """
+
+'crossfade train --servers N --workers N' starts and restarts all roles of a job; 'crossfade agent' does so on further
+hosts. Run by hand, a role is not supervised: when one dies, the others wait for it.
+"""
+_NOTES = """\
+The environment locates the roles:
   DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT   address and port of the scheduler
   DMLC_NODE_HOST                        address that this process listens on
-  DMLC_NUM_SERVER, DMLC_NUM_WORKER      how many of each the job has
+  DMLC_NUM_SERVER, DMLC_NUM_WORKER      number of servers and workers of the job
 
-Workers that train dense layers, if there are several, sum their gradients by Horovod, and need to know where they meet:
-
-  HOROVOD_GLOO_RENDEZVOUS_ADDR          HOST or HOST:PORT/PATH of a rendezvous as horovodrun has one
+Several workers that train dense layers all-reduce gradients by Horovod, which needs:
+  HOROVOD_GLOO_RENDEZVOUS_ADDR          HOST or HOST:PORT/PATH of a rendezvous server, as horovodrun has one
   HOROVOD_GLOO_RENDEZVOUS_PORT          its port
-  HOROVOD_GLOO_IFACE                    the network interface that they reach each other by
+  HOROVOD_GLOO_IFACE                    network interface between the workers
 
-Each answers to /metrics and /healthz at DMLC_NODE_HOST and the job's metrics.port, which is one a process: where
-several run on one host, 0.
+Each role serves /metrics and /healthz at DMLC_NODE_HOST and the job's metrics.port; for several roles on one host set
+metrics.port to 0.
 """
 LOAD_INTERVAL_SECONDS = 2.0
-"""How often a role tells what it takes."""
-_NEEDED = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NODE_HOST", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER")
+"""Time between two reports of a role's resource use."""
+GENERATION_VARIABLE, ROLE_VARIABLE = "CROSSFADE_GENERATION", "CROSSFADE_ROLE"
+"""The agent's names for the generation and the role, as in ``worker-0``."""
+_REQUIRED = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NODE_HOST", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER")
+_QUIET_EVENTS = ("step", "load", "metrics", "totals", "report")
+"""Events that are logged at debug level, since they are frequent or long."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the three commands to the command line."""
-    for role, summary in (
-        ("scheduler", "introduce a job's servers and workers to each other"),
-        ("server", "hold a part of the tables"),
-        ("worker", "compute gradients"),
-    ):
-        parser = commands.add_parser(
+    for role, (summary, sentence) in _ROLES.items():
+        options = f"--run-dir /shared/plays{' --checkpoint s3://music/plays/step-000001200' * (role == 'worker')}"
+        parser = add_command(
+            commands,
             role,
-            help=f"of a distributed job: {summary}",
-            description=_DESCRIPTION.format(role=role),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            summary,
+            sentence + _DETAILS,
+            examples=(
+                (
+                    f"DMLC_PS_ROOT_URI=10.0.0.1 DMLC_PS_ROOT_PORT=9000 DMLC_NODE_HOST=10.0.0.2 DMLC_NUM_SERVER=1 \\\n"
+                    f"    DMLC_NUM_WORKER=2 crossfade {role} --run-dir /shared/plays",
+                    f"Run a {role} of a job with one server and two workers.",
+                ),
+                (f"crossfade {role} {options} --log-format json", "Write log lines as JSON objects."),
+            ),
+            notes=_NOTES,
         )
-        parser.add_argument(
-            "--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run, with its job.yaml"
+        job = parser.add_argument_group("job")
+        job.add_argument(
+            "--run-dir",
+            type=Path,
+            required=True,
+            metavar="DIR",
+            help="read the job from job.yaml in DIR, on a file system that all roles share",
         )
         if role == "worker":
-            parser.add_argument(
-                "--checkpoint", metavar="URI", help="checkpoint to go on from (default: start from the beginning)"
-            )
+            job.add_argument("--checkpoint", metavar="URI", help="resume from this checkpoint (default: start anew)")
+        logs.add_log_options(parser)
         parser.set_defaults(run=run, role=role)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run one role. An error is told to the agent and ends the process at once: a tidy end would wait for others."""
+    """Run one role. An error is sent to the agent and ends the process at once: a clean exit waits for other roles."""
     from deploy.cluster.agent import die_with_agent
     from deploy.cluster.role_events import EventPipe
-    from kvstore.errors import CrossfadeError, InputError
-    from trainer.runs.events import RoleError
+    from kvstore.errors import InputError
 
+    generation = os.environ.get(GENERATION_VARIABLE)
+    logs.configure(
+        os.environ.get(ROLE_VARIABLE) or arguments.role,
+        arguments.log_format,
+        arguments.log_level,
+        int(generation) if generation else None,
+    )
     pipe = EventPipe()
 
     def fail(error: BaseException) -> NoReturn:
-        code = error.exit_code if isinstance(error, CrossfadeError) else 1
-        if not isinstance(error, InputError):
-            traceback.print_exception(error)
-        message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
         try:
-            print(f"crossfade: error: {message}", file=sys.stderr, flush=True)
-            pipe.emit(RoleError(message=message, exit_code=code, **_remedy(error)))
+            _report_error(error, pipe)
         finally:
-            os._exit(code)
+            os._exit(_exit_code(error))
 
     started_by_agent = die_with_agent()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Blocked in MXNet, Python would not get to run a handler of its own.
+        # While blocked in MXNet, Python cannot run a handler.
         signal.signal(number, signal.SIG_DFL)
     try:
-        missing = [name for name in _NEEDED if not os.environ.get(name)]
+        missing = [name for name in _REQUIRED if not os.environ.get(name)]
         if missing:
             raise InputError(f"the environment lacks {', '.join(missing)}; see 'crossfade {arguments.role} --help'")
         os.environ["DMLC_ROLE"] = arguments.role
@@ -102,24 +137,53 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _remedy(error: BaseException) -> dict[str, Any]:
-    """Whether the job may do better when it is started again, and which checkpoint it must not start from then."""
-    from kvstore.errors import DivergedError, InputError, StoreError
+def _exit_code(error: BaseException) -> int:
+    from kvstore.errors import CrossfadeError
 
-    return {
-        "restart": not isinstance(error, InputError | DivergedError | StoreError),
-        "checkpoint": getattr(error, "checkpoint", None),
-    }
+    return error.exit_code if isinstance(error, CrossfadeError) else 1
+
+
+def _report_error(error: BaseException, pipe: EventPipe) -> None:
+    """Log ``error`` and send it to the agent, with whether a restart may help and which checkpoint is corrupt."""
+    from kvstore.errors import CrossfadeError, DivergedError, InputError, StoreError
+    from trainer.runs.events import RoleError
+
+    message = str(error) if isinstance(error, CrossfadeError) else f"{type(error).__name__}: {error}"
+    _logger.error(message, exc_info=None if isinstance(error, InputError) else error)
+    pipe.emit(
+        RoleError(
+            message=message,
+            exit_code=_exit_code(error),
+            restart=not isinstance(error, InputError | DivergedError | StoreError),
+            checkpoint=getattr(error, "checkpoint", None),
+        )
+    )
+
+
+def _log_event(event: Event) -> None:
+    """Log ``event``; its step becomes the step of later log lines."""
+    from trainer.runs.events import to_json
+
+    values = to_json(event)
+    if "step" in values:
+        logs.context.update(step=values["step"])
+    details = (f"{name}={value}" for name, value in values.items() if name not in ("event", "step"))
+    level = logging.DEBUG if event.kind in _QUIET_EVENTS else logging.INFO
+    _logger.log(level, " ".join([event.kind, *details]))
 
 
 def _run_role(
     arguments: argparse.Namespace, pipe: EventPipe, fail: Callable[[BaseException], NoReturn], *, started_by_agent: bool
 ) -> None:
-    """Run it to its end, and show its metrics meanwhile: at the job's port, or at a free one that the agent is told."""
+    """Run the role to its end, and serve its metrics at the job's port, or at a free one that the agent is sent."""
     from trainer.runs.events import MetricsAddress, PhaseEvent
 
-    # The imports and the others' may take a while: what comes in between is told, as signs of progress.
-    pipe.emit(PhaseEvent(name="starting"))
+    def emit(event: Event) -> None:
+        _log_event(event)
+        pipe.emit(event)
+
+    # Imports, here and in other roles, may take long: phases in between are signs of progress.
+    emit(PhaseEvent(name="starting"))
     from deploy.cluster.metrics import process_metrics
     from trainer.monitoring.final import write_final_metrics
     from trainer.monitoring.http import serve_metrics
@@ -133,21 +197,22 @@ def _run_role(
     port = 0 if started_by_agent and job.metrics.port is not None else job.metrics.port
     with serve_metrics(metrics, port, job.metrics.host, os.environ["DMLC_NODE_HOST"]) as listener:
         if listener.address is not None:
-            pipe.emit(MetricsAddress(address=listener.address))
-        threading.Thread(target=_report_load, args=(pipe, metrics), name="load", daemon=True).start()
+            emit(MetricsAddress(address=listener.address))
+        threading.Thread(target=_report_load, args=(emit, metrics), name="load", daemon=True).start()
         if arguments.role == "worker":
-            _work(job, folder, arguments.checkpoint, pipe, metrics)
+            _work(job, folder, arguments.checkpoint, emit, metrics)
         else:
             _serve(metrics, fail)
         write_final_metrics(folder, job, metrics)
+    _logger.info("ended")
 
 
-def _report_load(pipe: EventPipe, metrics: ProcessMetrics) -> NoReturn:
-    """Tell the agent now and then what this process takes and has done."""
+def _report_load(emit: EventSink, metrics: ProcessMetrics) -> NoReturn:
+    """Send this process's resource use and counters to the agent, at regular intervals."""
     from trainer.runs.events import LoadEvent
 
     while True:
-        pipe.emit(LoadEvent(load=metrics.snapshot()))
+        emit(LoadEvent(load=metrics.snapshot()))
         time.sleep(LOAD_INTERVAL_SECONDS)
 
 
@@ -159,6 +224,7 @@ def _serve(metrics: ProcessMetrics, fail: Callable[[BaseException], NoReturn]) -
         metrics.register("rows", TableMetrics(server.stats))
         metrics.state = lambda: "serving"
         metrics.set_identity(server.rank)
+        _logger.info(f"joined as server {server.rank}")
 
     if metrics.labels["role"] == "scheduler":
         metrics.state = lambda: "serving"
@@ -166,53 +232,68 @@ def _serve(metrics: ProcessMetrics, fail: Callable[[BaseException], NoReturn]) -
     run_role(fail, joined)
 
 
-def _work(job: JobConfig, folder: RunFolder, checkpoint: str | None, pipe: EventPipe, metrics: ProcessMetrics) -> None:
+def _work(
+    job: JobConfig,
+    folder: RunFolder,
+    checkpoint: str | None,
+    emit: EventSink,
+    metrics: ProcessMetrics,
+) -> None:
     from kvstore.mxnet.client import MXNetStore
-    from trainer.model.allreduce import HorovodAllReduce, check_horovod_env
+    from trainer.model.allreduce import check_horovod_env
     from trainer.runs.events import PhaseEvent
     from trainer.training.run import run_training
 
     if job.all_reduces_dense:
         check_horovod_env()
     metrics.state = lambda: "joining"
-    pipe.emit(PhaseEvent(name="joining"))
+    emit(PhaseEvent(name="joining"))
     store = MXNetStore(max_key_bytes=job.cluster.max_key_bytes)
-    reduction = None
-    if job.all_reduces_dense:
-        reduction = HorovodAllReduce(store.rank, store.workers, job.cluster.stall_timeout_seconds)
-    pipe.emit(PhaseEvent(name="joined"))
+    all_reduce = _open_all_reduce(job, store.rank, store.workers)
+    emit(PhaseEvent(name="joined"))
     run_training(
         job,
         folder,
         store,
-        pipe.emit,
+        emit,
         checkpoint=checkpoint,
         stop_requested=_remember_sigterm(),
         checkpoints_requested=_count_save_signals(),
         metrics=metrics,
-        reduction=reduction,
+        reduction=all_reduce,
     )
-    if reduction is not None:
-        reduction.close()
+    if all_reduce is not None:
+        all_reduce.close()
     store.close()
 
 
+def _open_all_reduce(job: JobConfig, rank: int, workers: int) -> HorovodAllReduce | None:
+    from trainer.model.allreduce import HorovodAllReduce
+
+    if not job.all_reduces_dense:
+        return None
+    return HorovodAllReduce(rank, workers, job.cluster.stall_timeout_seconds)
+
+
 def _remember_sigterm() -> Callable[[], bool]:
-    """From now on SIGTERM only asks to stop, at the next step that all workers agree on; a second one ends at once."""
-    asked = []
+    """Turn the first SIGTERM into a request to stop at the next step that all workers agree on.
+
+    A second SIGTERM ends the process at once.
+    """
+    received = []
 
     def remember(_number: int, _frame: FrameType | None) -> None:
-        asked.append(True)
+        received.append(True)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, remember)
-    return lambda: bool(asked)
+    return lambda: bool(received)
 
 
 def _count_save_signals() -> Callable[[], int]:
-    """How often the agent has asked for a checkpoint from now on."""
+    """Return a function that counts the checkpoints that the agent has requested from now on."""
     from deploy.cluster.agent import CHECKPOINT_SIGNAL
 
-    asked: list[int] = []
-    signal.signal(CHECKPOINT_SIGNAL, lambda number, _frame: asked.append(number))
-    return lambda: len(asked)
+    received: list[int] = []
+    signal.signal(CHECKPOINT_SIGNAL, lambda number, _frame: received.append(number))
+    return lambda: len(received)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from deploy.aws.ec2.follower import RunFollower, RunResult
     from deploy.aws.ec2.resources import Resources
     from deploy.aws.ec2.spec import RunSpec
+
+_logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
 Run a job on EC2: start instances for it, follow it, and take everything down when it ends, fails or is stopped.
@@ -142,12 +144,12 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     plan = make_plan(arguments, aws.region, aws)
     _say_before(plan, aws)
     around = resolve_context(aws, plan)
-    _say(f"run {plan.run}: {plan.storage}")
+    _logger.info(f"run {plan.run}: {plan.storage}")
     with _signals() as signals:
         try:
-            launch(aws, plan, around, _say)
+            launch(aws, plan, around, _logger.info)
             if arguments.detach and not signals:
-                _say(
+                _logger.info(
                     f"left alone: 'crossfade submit ec2 --follow {plan.run}' follows it, '--cleanup {plan.run}' ends it"
                 )
                 return 0
@@ -166,12 +168,12 @@ def _follow(aws: Aws, plan: RunSpec, signals: list[int]) -> int:
     """Follow ``plan``'s run to its end, and take it down."""
     from deploy.aws.ec2.follower import RunFollower
 
-    following = RunFollower(aws, plan, _say, _show)
+    following = RunFollower(aws, plan, _logger.info, _show)
     stopped = False
     end = None
     while end is None and len(signals) < 2:
         if signals and not stopped:
-            _say("asking the run to stop after a checkpoint; once more ends it at once")
+            _logger.info("asking the run to stop after a checkpoint; once more ends it at once")
             following.stop()
             stopped = True
         end = _look(following)
@@ -179,10 +181,10 @@ def _follow(aws: Aws, plan: RunSpec, signals: list[int]) -> int:
             _pause(plan.poll_seconds, signals)
     _take_down(aws, plan.run)
     if end is None:
-        _say("stopped at once, without a new checkpoint")
+        _logger.info("stopped at once, without a new checkpoint")
     else:
-        _say(f"the run has ended with exit code {end.exit_code}: {end.message}")
-        _say(f"its folder: {plan.storage}")
+        _logger.info(f"the run has ended with exit code {end.exit_code}: {end.message}")
+        _logger.info(f"its folder: {plan.storage}")
     if signals:
         return 128 + signals[0]
     assert end is not None
@@ -196,7 +198,7 @@ def _look(following: RunFollower) -> RunResult | None:
     try:
         return following.turn()
     except CloudError as error:
-        _say(f"the run could not be looked at, and will be again: {error}")
+        _logger.info(f"the run could not be looked at, and will be again: {error}")
         return None
 
 
@@ -214,9 +216,9 @@ def _say_before(plan: RunSpec, aws: Aws | None) -> None:
     from trainer.config.loading import check_job
 
     price = hourly_price(aws, "AmazonEC2", plan.instance_type)
-    _say(Cost(price, plan.hosts, plan.max_hours).explain(plan.instance_type, spot=plan.spot))
+    _logger.info(Cost(price, plan.hosts, plan.max_hours).explain(plan.instance_type, spot=plan.spot))
     if line := horovod_note(check_job(plan.job, plan.run), plan.hosts):
-        _say(line)
+        _logger.info(line)
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:
@@ -250,7 +252,7 @@ def _follow_only(aws: Aws, run: str) -> int:
     if found is None:
         raise InputError(f"the run {run} has no {PLAN} in {resources.storage or 'any folder that is known'}")
     plan = RunSpec.model_validate(found)
-    following = RunFollower(aws, plan, _say, _show)
+    following = RunFollower(aws, plan, _logger.info, _show)
     with _signals() as signals:
         return _follow_until_left(aws, plan, following, signals)
 
@@ -260,11 +262,11 @@ def _follow_until_left(aws: Aws, plan: RunSpec, following: RunFollower, signals:
         end = _look(following)
         if end is not None:
             _take_down(aws, plan.run)
-            _say(f"the run has ended with exit code {end.exit_code}: {end.message}")
-            _say(f"its folder: {plan.storage}")
+            _logger.info(f"the run has ended with exit code {end.exit_code}: {end.message}")
+            _logger.info(f"its folder: {plan.storage}")
             return end.exit_code
         _pause(plan.poll_seconds, signals)
-    _say(f"no longer following; the run goes on, and '--cleanup {plan.run}' ends it")
+    _logger.info(f"no longer following; the run goes on, and '--cleanup {plan.run}' ends it")
     return 128 + signals[0]
 
 
@@ -289,18 +291,20 @@ def _clean(aws: Aws, run: str) -> int:
     from deploy.aws.ec2.spec import check_run_name
 
     if run:
-        remove(aws, _find(aws, check_run_name(run)), _say)
-        _say(f"nothing is left of the run {run} but its folder on S3")
+        remove(aws, _find(aws, check_run_name(run)), _logger.info)
+        _logger.info(f"nothing is left of the run {run} but its folder on S3")
         return 0
     _, owner = whose(aws)
     for resources in find_resources(aws):
         if resources.living:
-            _say(f"{resources.run} still has {len(resources.living)} instance(s): '--cleanup {resources.run}' ends it")
+            _logger.info(
+                f"{resources.run} still has {len(resources.living)} instance(s): '--cleanup {resources.run}' ends it"
+            )
         elif resources.owner not in {owner, ""}:
-            _say(f"{resources.run} is of {resources.owner}: '--cleanup {resources.run}' cleans it all the same")
+            _logger.info(f"{resources.run} is of {resources.owner}: '--cleanup {resources.run}' cleans it all the same")
         elif resources.names():
-            remove(aws, resources, _say)
-            _say(f"nothing is left of the run {resources.run} but its folder on S3")
+            remove(aws, resources, _logger.info)
+            _logger.info(f"nothing is left of the run {resources.run} but its folder on S3")
     return 0
 
 
@@ -318,9 +322,9 @@ def _take_down(aws: Aws, run: str) -> None:
     """Remove all that is there of ``run``, whoever made it."""
     from deploy.aws.ec2.resources import find_resources, remove
 
-    _say("taking the cluster down")
+    _logger.info("taking the cluster down")
     for resources in find_resources(aws, run):
-        remove(aws, resources, _say)
+        remove(aws, resources, _logger.info)
 
 
 @contextmanager
@@ -341,7 +345,3 @@ def _signals() -> Iterator[list[int]]:
 
 def _show(text: str) -> None:
     print(text, end="", flush=True)
-
-
-def _say(line: str) -> None:
-    print(f"crossfade: {line}", file=sys.stderr, flush=True)

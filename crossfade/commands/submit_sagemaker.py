@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from deploy.aws.sagemaker.jobs import JobUpdate
     from deploy.aws.sagemaker.request import Submission
     from trainer.config.schema import JobConfig
+
+_logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
 Run a job as a SageMaker training job. What it costs an hour, and at most, is said before it starts.
@@ -139,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     aws = Aws(arguments.region, arguments.profile)
     if arguments.stop is not None:
         stop(aws, arguments.stop)
-        _say(f"the training job {arguments.stop} is asked to stop; --follow {arguments.stop} follows it")
+        _logger.info(f"the training job {arguments.stop} is asked to stop; --follow {arguments.stop} follows it")
         return 0
     if arguments.follow is not None:
         return _watch(aws, arguments.follow, arguments.poll_seconds)
@@ -157,21 +160,21 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     aws.check_request(aws.sagemaker, "CreateTrainingJob", request)
     for line in (idle_gpu(submission), horovod_note(submission.job, submission.hosts)):
         if line is not None:
-            _say(line)
+            _logger.info(line)
     price = hourly_price(None if arguments.dry_run else aws, "AmazonSageMaker", submission.instance_type)
     cost = Cost(price, submission.hosts, submission.max_hours)
-    _say(cost.explain(submission.instance_type, spot=arguments.spot))
+    _logger.info(cost.explain(submission.instance_type, spot=arguments.spot))
     if arguments.dry_run:
         if "Environment" in request:
             request["Environment"] = dict.fromkeys(request["Environment"], "made anew for each job")
         print(json.dumps(request, indent=2))
         return 0
     if line := image_problem(aws, submission.image):
-        _say(line)
+        _logger.info(line)
     start(aws, request)
     print(submission.name)
     if not arguments.wait:
-        _say(f"submitted; crossfade submit sagemaker --follow {submission.name} follows it, --stop stops it")
+        _logger.info(f"submitted; crossfade submit sagemaker --follow {submission.name} follows it, --stop stops it")
         return 0
     return _watch(aws, submission.name, arguments.poll_seconds)
 
@@ -234,7 +237,9 @@ def _watch(aws: Aws, name: str, poll_seconds: float) -> int:
                 break
             stop(aws, name)
             stopper.forget()
-            _say(f"the training job {name} is asked to stop; it writes a checkpoint first. Ctrl-C stops watching")
+            _logger.info(
+                f"the training job {name} is asked to stop; it writes a checkpoint first. Ctrl-C stops watching"
+            )
     stopper.check(f"watching; the training job {name} goes on (--follow {name} follows it, --stop {name} stops it)")
     code = raise_for_end(description, aws.region)
     _print_end(description)
@@ -262,13 +267,9 @@ def _print_end(description: dict[str, Any]) -> None:
     name, status = description["TrainingJobName"], description["TrainingJobStatus"]
     seconds, billed = description.get("TrainingTimeInSeconds"), description.get("BillableTimeInSeconds")
     if seconds is not None and billed is not None:
-        _say(f"{name}: {seconds:,} s of training, {billed:,} s billed")
+        _logger.info(f"{name}: {seconds:,} s of training, {billed:,} s billed")
     model = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
     print(f"{name}: {status.lower()}" + (f"; model: {model}" if model and status == "Completed" else ""))
-
-
-def _say(line: str) -> None:
-    print(f"crossfade: {line}", file=sys.stderr, flush=True)
 
 
 class _Display:

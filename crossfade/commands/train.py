@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import socket
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from trainer.config.schema import JobConfig
     from trainer.monitoring.http import MetricsEndpoint
     from trainer.runs.folder import RunFolder
+
+_logger = logging.getLogger(__name__)
 
 _EPILOG = """\
 Examples:
@@ -140,13 +143,13 @@ def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
     if arguments.standby:
         if ended := _stand_by(job, folder):
-            _say(f"{folder.path}: the run there is over ({ended}): nothing to take up")
+            _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to take up")
             return int(ended != "done")
         arguments.resume = True
     with progress_bars() as bars:
         inputs = read_inputs(job, bars)
     if warning := check_fits_this_machine(inputs):
-        _say(warning)
+        _logger.info(warning)
     _check_runtime(job)
     open_warm_start(job, inputs.model, inputs.manifest)
     if job.checkpoint.path is not None and not folder.holds(job.checkpoint.path):
@@ -154,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
         run_id = folder.run_id() if arguments.resume and folder.has_run_id() else None
         check_claimable(job.checkpoint.path, run_id, job.name, take_over=arguments.resume)
     if arguments.resume and not folder.has_run_id():
-        _say(f"{folder.path}: there is no run to take up, so one begins")
+        _logger.info(f"{folder.path}: there is no run to take up, so one begins")
     display = TrainDisplay(job.evaluate.best_metric, lines=arguments.progress == "lines")
     with _watched(job) as listener, spot_monitor(arguments.spot) as spot:
         with folder.open_run(job, overwrite=arguments.overwrite, resume=arguments.resume) as moved:
@@ -166,10 +169,6 @@ def run(arguments: argparse.Namespace) -> int:
         display.print_report(report, folder.path)
         _await_final_scrape(listener)
     return 0
-
-
-def _say(line: str) -> None:
-    print(f"crossfade: {line}", file=sys.stderr, flush=True)
 
 
 def _stand_by(job: JobConfig, folder: RunFolder) -> str | None:
@@ -186,7 +185,7 @@ def _stand_by(job: JobConfig, folder: RunFolder) -> str | None:
     # On loopback, the job's port is that of the process that runs.
     port = None if is_loopback(job.cluster.host) else job.metrics.port
     with serve_metrics(metrics, port, "127.0.0.1", "127.0.0.1"):
-        return folder.wait_for_end(lambda: _say(f"{folder.path}: a run is going on in it; standing by"))
+        return folder.wait_for_end(lambda: _logger.info(f"{folder.path}: a run is going on in it; standing by"))
 
 
 def _run_in_container(arguments: argparse.Namespace) -> int:
@@ -332,7 +331,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
             resume=around.resume,
             stop_requested=lambda: stopper.number is not None or (spot is not None and spot.notice() is not None),
             checkpoints_requested=spot.recommendations if spot else lambda: 0,
-            say=_say,
+            say=_logger.info,
             metrics=listener.metrics,
         )
     if not isinstance(report, StopResult):

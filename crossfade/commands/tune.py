@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from crossfade.options.job import add_job, load_job_arguments
 if TYPE_CHECKING:
     from deploy.tuning.study import TuningStudy
     from trainer.config.schema import JobConfig
+
+_logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
 Train a job with other settings again and again, and find those that do best on the valid split; the test split is
@@ -80,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         job,
         settings,
         prune=not arguments.no_pruning,
-        tell=_say,
+        tell=_logger.info,
         stopped=lambda: stopper.number is not None,
     )
     with stopper.deferred():
@@ -128,9 +131,3 @@ def _print_standings(search: TuningStudy, select: str) -> None:
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _say(line: str) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(f"crossfade: {line}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -167,3 +168,66 @@ def memory_bytes(gib: float | None) -> int | None:
     if not 0 < gib < math.inf:
         raise InputError(f"--memory {gib}: expected a number of GiB above 0")
     return int(gib * 2**30)
+
+
+def port(text: str) -> int:
+    """Read a port, 0 to 65535.
+
+    Raises:
+        ArgumentTypeError: the text is not a port.
+    """
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port, but found '{text}'")
+    return int(text)
+
+
+def port_or_none(text: str) -> int | None:
+    """Read a port, or ``none``.
+
+    Raises:
+        ArgumentTypeError: the text is neither.
+    """
+    if text == "none":
+        return None
+    try:
+        return port(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected a port or 'none', but found '{text}'") from None
+
+
+def positive_integer(text: str) -> int:
+    """Read an integer from 1.
+
+    Raises:
+        ArgumentTypeError: the text is not one.
+    """
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, but found '{text}'")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Read a finite number above 0.
+
+    Raises:
+        ArgumentTypeError: the text is not one.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, but found '{text}'")
+    return value
+
+
+def name_value_pair(text: str) -> tuple[str, str]:
+    """Read ``NAME=VALUE``.
+
+    Raises:
+        ArgumentTypeError: the text has another form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, but found '{text}'")
+    return name, value

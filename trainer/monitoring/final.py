@@ -5,7 +5,7 @@ Each role of a distributed job leaves its own file in ``metrics/``; 'crossfade t
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator
 from http.client import HTTPException
 
@@ -19,6 +19,8 @@ from trainer.monitoring.names import PREFIX
 from trainer.monitoring.registry import ProcessMetrics
 from trainer.runs.folder import RunFolder
 
+_logger = logging.getLogger(__name__)
+
 PUSH_SECONDS = 5.0
 """How long a Pushgateway may make the end of a process wait."""
 
@@ -29,7 +31,7 @@ def write_final_metrics(folder: RunFolder, job: JobConfig, metrics: ProcessMetri
     try:
         folder.write_role_metrics(name, metrics.text().decode())
     except OSError as error:
-        _say(f"{folder.path}: the final metrics of {name} were not written: {error.strerror}")
+        _logger.warning(f"{folder.path}: the final metrics of {name} were not written: {error.strerror}")
     push_final_metrics(job, metrics)
 
 
@@ -42,7 +44,7 @@ def merge_final_metrics(folder: RunFolder, job: JobConfig, metrics: ProcessMetri
         texts = [own.decode(), *folder.role_metrics()]
         folder.write_metrics(generate_latest(_Merged(texts)).decode())
     except OSError as error:
-        _say(f"{folder.path}: the final metrics were not written: {error.strerror}")
+        _logger.warning(f"{folder.path}: the final metrics were not written: {error.strerror}")
     push_final_metrics(job, metrics)
 
 
@@ -54,11 +56,8 @@ def push_final_metrics(job: JobConfig, metrics: ProcessMetrics) -> None:
     try:
         push_to_gateway(gateway, PREFIX, metrics, grouping_key=metrics.labels, timeout=PUSH_SECONDS)
     except (OSError, HTTPException) as error:
-        _say(f"metrics.pushgateway: {gateway} did not take the final values: {error}")
+        _logger.warning(f"metrics.pushgateway: {gateway} did not take the final values: {error}")
 
-
-def _say(line: str) -> None:
-    print(f"crossfade: {line}", file=sys.stderr, flush=True)
 
 
 class _Merged:

@@ -1,0 +1,166 @@
+"""Configure logging: lines for people in terminals, timestamped text or JSON lines for processes that run for long.
+
+    configure("worker-0", log_format="json")
+    logging.getLogger(__name__).info("joined")
+
+    {"time": "2026-03-01T12:00:00.123Z", "level": "INFO", "role": "worker-0", "generation": 2, "message": "joined"}
+
+Modules log to ``logging.getLogger(__name__)``. Commands start in the console format, ``crossfade: MESSAGE`` on stderr
+above any progress bar; a command with ``--log-format`` switches to text or JSON. Format and level are passed on to
+child processes in the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from tqdm import tqdm
+
+from kvstore.errors import escape_unprintable
+
+FORMATS, LEVELS = ("text", "json"), ("debug", "info", "warning", "error")
+FORMAT_VARIABLE, LEVEL_VARIABLE = "CROSSFADE_LOG_FORMAT", "CROSSFADE_LOG_LEVEL"
+_PACKAGES = ("crossfade", "deploy", "trainer", "kvstore")
+_CONTEXT = ("role", "generation", "step")
+
+
+class LogContext(logging.Filter):
+    """Adds the role, the generation and the newest step of this process to log records that lack them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[str, Any] = {}
+
+    def update(self, **values: str | int | None) -> None:
+        """Set ``role``, ``generation`` or ``step`` for the records to come; None removes a value."""
+        self._values.update(values)
+
+    def clear(self) -> None:
+        """Remove all values."""
+        self._values.clear()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the values to ``record``; always true."""
+        for name in _CONTEXT:
+            if not hasattr(record, name):
+                setattr(record, name, self._values.get(name))
+        return True
+
+
+context = LogContext()
+"""The context of this process's log records."""
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Formats records for people: ``crossfade: MESSAGE``, and ``crossfade: error: MESSAGE`` for errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, followed by the traceback of an exception."""
+        severity = "error: " if record.levelno >= logging.ERROR else ""
+        lines = [f"crossfade: {severity}{record.getMessage()}"]
+        return "\n".join([*lines, *_traceback(record)])
+
+
+class TextFormatter(logging.Formatter):
+    """Formats records as ``TIME LEVEL ROLE [generation=N] [step=N] MESSAGE``; each line of a traceback is such a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, followed by one for each line of a traceback."""
+        numbers = [f"{name}={value}" for name, value in _context_of(record).items() if name != "role"]
+        head = " ".join([_time(record), record.levelname, getattr(record, "role", None) or "-", *numbers])
+        return "\n".join(f"{head} {escape_unprintable(line)}" for line in [record.getMessage(), *_traceback(record)])
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats records as JSON objects: time, level, role, generation and step (where known), message, exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object in one line."""
+        values = {"time": _time(record), "level": record.levelname, **_context_of(record)}
+        values |= {"message": record.getMessage()}
+        if traceback := _traceback(record):
+            values["exception"] = "\n".join(traceback)
+        return json.dumps(values, ensure_ascii=False)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _context_of(record: logging.LogRecord) -> dict[str, Any]:
+    values = {name: getattr(record, name, None) for name in _CONTEXT}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _traceback(record: logging.LogRecord) -> list[str]:
+    return logging.Formatter().formatException(record.exc_info).split("\n") if record.exc_info else []
+
+
+class StderrHandler(logging.Handler):
+    """Writes records to stderr, above any progress bar; a failed write is raised, as ``print`` does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write ``record``."""
+        tqdm.write(self.format(record), file=sys.stderr)
+        sys.stderr.flush()
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--log-format`` and ``--log-level``, whose defaults come from the environment."""
+    group = parser.add_argument_group("logging")
+    group.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default=os.environ.get(FORMAT_VARIABLE),
+        help=f"write log lines as text or as JSON objects (default: {FORMAT_VARIABLE}, else text)",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=LEVELS,
+        default=os.environ.get(LEVEL_VARIABLE, "info"),
+        help=f"set the least severe level to log (default: {LEVEL_VARIABLE}, else info)",
+    )
+
+
+def configure(role: str, log_format: str | None, log_level: str = "info", generation: int | None = None) -> None:
+    """Log timestamped lines of ``role`` to stderr, here and in child processes.
+
+    Args:
+        role: what this process is, as in ``worker-0``.
+        log_format: ``text``, the default, or ``json``.
+        log_level: the least severe level to log, of ``LEVELS``.
+        generation: how many times the job was started, where that is known.
+    """
+    os.environ.update({FORMAT_VARIABLE: log_format or FORMATS[0], LEVEL_VARIABLE: log_level})
+    context.clear()
+    context.update(role=role, generation=generation)
+    _install(JsonFormatter() if log_format == "json" else TextFormatter(), log_level)
+
+
+def configure_console() -> None:
+    """Log lines for people to stderr."""
+    context.clear()
+    _install(ConsoleFormatter(), "info")
+
+
+def is_console() -> bool:
+    """Return whether log lines are for people."""
+    return any(isinstance(handler.formatter, ConsoleFormatter) for handler in logging.getLogger().handlers)
+
+
+def _install(formatter: logging.Formatter, log_level: str) -> None:
+    handler = StderrHandler()
+    handler.setFormatter(formatter)
+    handler.addFilter(context)
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, StderrHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(log_level.upper())
