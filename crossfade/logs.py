@@ -68,7 +68,7 @@ class ConsoleFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Formats records as ``TIME LEVEL ROLE [generation=N] [step=N] MESSAGE``; each line of a traceback is such a line."""
+    """Formats records as ``TIME LEVEL ROLE [generation=N] [step=N] MESSAGE``; so is each line of a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, followed by one for each line of a traceback."""
@@ -143,10 +143,12 @@ def configure(role: str, log_format: str | None, log_level: str = "info", genera
     _install(JsonFormatter() if log_format == "json" else TextFormatter(), log_level)
 
 
-def configure_console() -> None:
-    """Log lines for people to stderr."""
+def configure_console(log_level: str = "info") -> None:
+    """Log lines for people to stderr; child processes that write log lines inherit ``log_level``."""
+    if log_level != "info":
+        os.environ[LEVEL_VARIABLE] = log_level
     context.clear()
-    _install(ConsoleFormatter(), "info")
+    _install(ConsoleFormatter(), log_level)
 
 
 def is_console() -> bool:

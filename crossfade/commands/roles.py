@@ -61,8 +61,6 @@ metrics.port to 0.
 """
 LOAD_INTERVAL_SECONDS = 2.0
 """Time between two reports of a role's resource use."""
-GENERATION_VARIABLE, ROLE_VARIABLE = "CROSSFADE_GENERATION", "CROSSFADE_ROLE"
-"""The agent's names for the generation and the role, as in ``worker-0``."""
 _REQUIRED = ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NODE_HOST", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER")
 _QUIET_EVENTS = ("step", "load", "metrics", "totals", "report")
 """Events that are logged at debug level, since they are frequent or long."""
@@ -105,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run one role. An error is sent to the agent and ends the process at once: a clean exit waits for other roles."""
     from deploy.cluster.agent import die_with_agent
     from deploy.cluster.role_events import EventPipe
+    from deploy.cluster.role_process import GENERATION_VARIABLE, ROLE_VARIABLE
     from kvstore.errors import InputError
 
     generation = os.environ.get(GENERATION_VARIABLE)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_job(
-    parser: argparse.ArgumentParser, *, optional: bool = False, set_help: str = "override a key of the job file"
+    parser: argparse._ActionsContainer, *, optional: bool = False, set_help: str = "override a key of the job file"
 ) -> None:
     """Add the job file and ``--set``."""
     parser.add_argument("job", type=Path, nargs="?" if optional else None, metavar="JOB", help="job file, YAML")
@@ -28,7 +28,7 @@ def add_job(
     )
 
 
-def add_sizes(parser: argparse.ArgumentParser, *keys: str, default: str = "") -> None:
+def add_sizes(parser: argparse._ActionsContainer, *keys: str, default: str = "") -> None:
     """Add an option for each of these keys of the job's cluster."""
     for key in keys:
         parser.add_argument(f"--{key}", type=int, metavar="N", help=f"the same as --set cluster.{key}=N{default}")

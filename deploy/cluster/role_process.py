@@ -15,8 +15,8 @@ from trainer.runs.events import Event, RoleError
 from trainer.runs.folder import RunFolder
 
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
-ROLE_VARIABLE = "CROSSFADE_ROLE"
-"""The name of a role, for people who inspect its process: its command says only the kind."""
+ROLE_VARIABLE, GENERATION_VARIABLE = "CROSSFADE_ROLE", "CROSSFADE_GENERATION"
+"""Name and generation of a role, for its log lines and for people who look at its process."""
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _SAFE_PATH = ["-P"]
 """Python's option to import nothing from the current folder, which may have a trainer/ of its own."""
@@ -39,8 +39,6 @@ class RoleProcess:
             arguments += ["--checkpoint", desired.checkpoint]
         try:
             with self.log.open("ab") as log:
-                log.write(f"--- {role.name} of generation {desired.generation}\n".encode())
-                log.flush()
                 self.process = subprocess.Popen(  # noqa: S603 - our own command
                     [sys.executable, *_SAFE_PATH, "-m", "crossfade", *arguments],
                     stdin=subprocess.DEVNULL,
@@ -51,6 +49,7 @@ class RoleProcess:
                         EVENTS_VARIABLE: str(role_end),
                         AGENT_VARIABLE: str(os.getpid()),
                         ROLE_VARIABLE: role.name,
+                        GENERATION_VARIABLE: str(desired.generation),
                     },
                     pass_fds=[role_end],
                     start_new_session=True,
@@ -98,7 +97,7 @@ class RoleProcess:
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - _LOG_TAIL_BYTES))
             lines = [line.strip() for line in log.read().split(b"\n")][-_LOG_TAIL_LINES:]
-        tail = b" | ".join(line for line in lines if line and not line.startswith(b"---"))
+        tail = b" | ".join(line for line in lines if line)
         return f"its log ends: {tail.decode('utf-8', errors='replace')}; " if tail else ""
 
     def kill(self) -> None:

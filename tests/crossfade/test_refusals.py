@@ -13,7 +13,7 @@ import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
 from refusal_table import documented
-from running_command import crossfade, succeeded
+from running_command import crossfade, messages, succeeded
 
 from crossfade.main import main
 
@@ -41,7 +41,8 @@ def only_line(exit_code: int, stdout: str, stderr: str) -> str:
     """The one line on stderr of a command that refused its input."""
     assert exit_code == 2, f"exit code {exit_code}\n{stdout}\n{stderr}"
     assert stdout == ""
-    [line] = stderr.splitlines()
+    assert len(stderr.splitlines()) == 1
+    [line] = messages(stderr)
     assert line.startswith("crossfade: error: ")
     return line.removeprefix("crossfade: error: ")
 

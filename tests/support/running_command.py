@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -107,6 +108,22 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedP
     """``result``, which must have exit code 0."""
     assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
+
+
+_LOG_LINE = re.compile(
+    r"\d{4}-\d\d-\d\dT[\d:.]+Z (?P<level>[A-Z]+) (?P<role>\S+)(?: generation=\d+)?(?: step=\d+)? (?P<message>.*)"
+)
+
+
+def messages(stderr: str) -> list[str]:
+    """The messages of a command, without its progress bar: those for people, and log lines in the same form."""
+    found = []
+    for line in stderr.splitlines():
+        if match := _LOG_LINE.fullmatch(line):
+            found.append(f"crossfade: {'error: ' * (match['level'] == 'ERROR')}{match['message']}")
+        elif "crossfade: " in line:
+            found.append(line[line.index("crossfade: ") :])
+    return found
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:

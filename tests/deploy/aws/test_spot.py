@@ -11,7 +11,7 @@ from fake_imds import Metadata, running_metadata
 from object_store import free_ports
 from paced_training import Training, pace, paced
 from run_results import assert_same_bits, report_of
-from running_command import RunningCommand, crossfade, started, succeeded
+from running_command import RunningCommand, crossfade, messages, started, succeeded
 
 from deploy.aws.metadata import InstanceMetadata
 from deploy.aws.spot import SpotMonitor, monitor_spot
@@ -141,10 +141,6 @@ def train(run_dir: Path, metadata: Metadata, *options: object) -> AbstractContex
     return paced(*options, run_dir=run_dir, variables=metadata.variables | TOKEN)
 
 
-def messages(stderr: str) -> list[str]:
-    return [line[line.index("crossfade: ") :] for line in stderr.splitlines() if "crossfade: " in line]
-
-
 def saved_step(checkpoints: Path) -> int:
     """The step of the newest checkpoint, which must be whole."""
     newest, skipped = latest_checkpoint(str(checkpoints))
@@ -168,7 +164,7 @@ def test_a_notice_ends_a_run_after_a_checkpoint_from_which_it_goes_on_elsewhere(
     assert 0 < step < report_of(undisturbed)["steps"]
     assert messages(result.stderr)[-2:] == [
         f"crossfade: {NOTICE}",
-        f"crossfade: stopped after step {step:,}, which a checkpoint holds: {NOTICE}; go on with --resume",
+        f"crossfade: stopped after step {step:,}, which a checkpoint holds: {NOTICE}; resume with --resume",
     ]
     result = succeeded(crossfade("train", "job.yaml", "--run-dir", "elsewhere", *to, "--resume", cwd=place))
     assert f"crossfade: resuming from step {step}" in messages(result.stderr)
@@ -265,7 +261,7 @@ def test_when_the_coordinators_host_is_taken_the_other_agents_are_told_to_join_t
         assert "which a checkpoint holds" in result.stderr, result.stderr
         step = saved_step(training.run_dir / "checkpoints")
         assert messages(result.stderr)[-1] == (
-            f"crossfade: stopped after step {step:,}, which a checkpoint holds: {NOTICE}; go on with --resume"
+            f"crossfade: stopped after step {step:,}, which a checkpoint holds: {NOTICE}; resume with --resume"
         )
         result = agent.finish()
         assert result.returncode == 75, result.stderr

@@ -245,13 +245,14 @@ def test_roles_do_not_get_the_token(
 
 
 def test_logs_are_appended_across_generations(agent: Agent, coordinator: ScriptedCoordinator) -> None:
+    log = coordinator.folder.logs / "scheduler.log"
     for generation in (1, 2):
         coordinator.set(generation=generation)
-        run_until(agent, lambda expected=generation: coordinator.last.generation == expected)  # type: ignore[misc]
-    log = (coordinator.folder.logs / "scheduler.log").read_text().splitlines()
-    assert [line for line in log if line.startswith("---")] == [
-        "--- scheduler of generation 1",
-        "--- scheduler of generation 2",
+        started = f" INFO scheduler generation={generation} phase name=starting\n"
+        run_until(agent, lambda line=started: log.exists() and line in log.read_text())  # type: ignore[misc]
+    assert [line.partition(" ")[2] for line in log.read_text().splitlines() if "starting" in line] == [
+        "INFO scheduler generation=1 phase name=starting",
+        "INFO scheduler generation=2 phase name=starting",
     ]
 
 

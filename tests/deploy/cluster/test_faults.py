@@ -448,7 +448,7 @@ def test_a_host_whose_link_is_cut_leaves_the_job_and_joins_it_again(place: Path,
             job.wait(lost.roles, "the next generation")
             result = succeeded(job.finish())
             for other in (steady, lost):
-                assert "crossfade: the job is done" in succeeded(other.finish()).stderr
+                assert "the job is done" in succeeded(other.finish()).stderr
     [restart] = report_of(run_dir)["restart_causes"]
     assert f"({third.address}) was not heard of for 15 s" in restart["cause"]
     assert "waiting for 1 more host(s) to join" in result.stderr

@@ -274,10 +274,10 @@ def test_a_standby_takes_the_job_of_a_killed_coordinator_up_and_each_host_has_th
         ]
         first.process.kill()
         said = succeeded(standby.finish()).stderr
-        assert f"{hosts.run_dir}: a run is going on in it; standing by" in said
+        assert f"{hosts.run_dir}: a run is active in it; standing by" in said
         assert "resuming from" in said
         for agent in (server, worker, watcher):
-            assert "crossfade: the job is done" in succeeded(agent.finish()).stderr
+            assert "the job is done" in succeeded(agent.finish()).stderr
     assert json.loads((hosts.run_dir / "report.json").read_text())["steps"] == 900
     succeeded(crossfade("train", job, "--servers", 1, "--workers", 1, "--run-dir", "undisturbed", cwd=tmp_path))
     assert embeddings_of(hosts.run_dir) == embeddings_of(tmp_path / "undisturbed")
@@ -296,4 +296,4 @@ def test_a_standby_ends_as_the_run_that_it_waited_for(tmp_path: Path) -> None:
         assert first.finish().returncode == 143
         result = standby.finish()
     assert result.returncode == 1
-    assert result.stderr.endswith("run: the run there is over (failed): nothing to take up\n")
+    assert result.stderr.endswith("run: the run there is over (failed): nothing to resume\n")

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from cluster_data import write_job, write_planted
-from running_command import RunningCommand, records, started, succeeded, wait_for_steps
+from running_command import RunningCommand, messages, records, started, succeeded, wait_for_steps
 from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -35,11 +35,6 @@ def job(tmp_path: Path) -> Path:
     """A job that nobody waits for the end of."""
     train = {"epochs": 1_000_000, "eval_every_epochs": 1_000_000}
     return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
-
-
-def messages(stderr: str) -> list[str]:
-    """What the command itself has said, beside its progress bar."""
-    return [line[line.index("crossfade: ") :] for line in stderr.splitlines() if "crossfade: " in line]
 
 
 def read_report(run_dir: Path) -> dict[str, Any]:
@@ -91,7 +86,7 @@ def test_killed_roles_cost_one_restart_each_from_the_newest_checkpoint(
     for number, (cause, line) in enumerate(zip(expected, said, strict=True), 2):
         assert line.startswith(f"crossfade: {cause}; restarting (generation {number}) from step ")
     log = (tmp_path / "run" / "logs" / "server-1.log").read_text().splitlines()
-    assert "--- server-1 of generation 5" in log
+    assert any(" server-1 generation=5 " in line for line in log)
 
 
 def wait_for_saves(command: RunningCommand, run_dir: Path, generation: int) -> None:

@@ -183,7 +183,7 @@ def test_a_run_without_any_whole_checkpoint_resumes_from_the_start_and_says_so(p
 def test_a_resume_says_from_where_or_that_there_is_nothing_to_take_up(place: Path) -> None:
     run = ("train", "job.yaml", "--run-dir", "says", "--resume", "--set")
     first = succeeded(crossfade(*run, "train.max_steps=1", cwd=place))
-    assert first.stderr.startswith("crossfade: says: there is no run to take up, so one begins\n")
+    assert first.stderr.startswith("crossfade: says: there is no run to resume, so a new one starts\n")
     second = succeeded(crossfade(*run, "train.max_steps=2", cwd=place))
     assert second.stderr.startswith("crossfade: resuming from step 1\n")
 

@@ -1,0 +1,201 @@
+"""Run a job in its run folder: in this process, or on servers and workers that this process coordinates."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crossfade.display import TrainDisplay
+    from deploy.aws.spot import SpotMonitor
+    from deploy.capacity.memory import PlanInputs
+    from deploy.cluster.state_writer import StateWriter
+    from trainer.config.schema import JobConfig
+    from trainer.monitoring.http import MetricsEndpoint
+    from trainer.runs.events import Event
+    from trainer.runs.folder import RunFolder
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What surrounds a run: metrics endpoint, spot monitor, state file, and whether it resumes an earlier run."""
+
+    listener: MetricsEndpoint
+    spot: SpotMonitor | None
+    state: StateWriter
+    resume: bool
+
+
+@contextmanager
+def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
+    """Serve the metrics of this process while the context lasts."""
+    from deploy.cluster.metrics import process_metrics
+    from trainer.monitoring.http import serve_metrics
+
+    role, stall = ("coordinator", None) if job.cluster.servers else ("in-process", job.cluster.stall_timeout_seconds)
+    metrics = process_metrics(job.name, role, stall)
+    with serve_metrics(metrics, job.metrics.port, job.metrics.host, job.cluster.host) as listener:
+        yield listener
+
+
+def serve_dashboard(folder: RunFolder, port: int | None) -> AbstractContextManager[None]:
+    """Serve the dashboard of the run on ``port`` while the context lasts; None: do not serve it."""
+    if port is None:
+        return nullcontext()
+    from tqdm import tqdm
+
+    from deploy.dashboard.sidecar import serve_sidecar
+
+    return serve_sidecar(folder.path, port, lambda line: tqdm.write(line, file=sys.stderr))
+
+
+def await_final_scrape(listener: MetricsEndpoint) -> None:
+    """Wait until Prometheus has scraped the final values; a signal ends the wait, since the run is done."""
+    from crossfade.signals import stopper
+
+    seconds = listener.farewell_seconds()
+    if seconds > 1.0:
+        _print(f"waiting for Prometheus to scrape the final values: {seconds:.0f} s at most")
+    with stopper.deferred():
+        listener.await_final_scrape(enough=lambda: stopper.number is not None)
+
+
+def run_in_folder(
+    job: JobConfig, folder: RunFolder, inputs: PlanInputs, display: TrainDisplay, context: RunContext
+) -> dict[str, Any]:
+    """Train in ``folder``, which this process has locked, and return the report; the final metrics are always kept.
+
+    Raises:
+        StopSignal, SpotInterruption: the run was stopped.
+        CrossfadeError: the run failed.
+    """
+    from crossfade.signals import SpotInterruption, StopSignal
+    from trainer.data.manifest import data_fingerprint
+    from trainer.monitoring.final import merge_final_metrics
+    from trainer.runs.ownership import claim
+
+    inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
+    claim(folder.checkpoints(job), folder.run_id(), job.name, take_over=context.resume)
+    folder.clear_metrics()
+    try:
+        with display, context.state:
+            try:
+                report = _train(job, folder, display, context)
+            except BaseException as error:
+                stopped = isinstance(error, StopSignal | SpotInterruption)
+                context.state.end("stopped" if stopped else "failed", str(error))
+                raise
+            context.state.end("done")
+            return report
+    finally:
+        merge_final_metrics(folder, job, context.listener.metrics)
+
+
+def _train(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
+    from trainer.embeddings.staged import StagedEmbeddings
+
+    train = _train_on_servers if job.cluster.servers else _train_in_process
+    report = train(job, folder, display, context)
+    if not job.cluster.shared_run_dir and job.train.save_embeddings == "best":
+        StagedEmbeddings(folder.checkpoints(job)).fetch(folder.embeddings)
+    return report
+
+
+def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
+    from crossfade.signals import SpotInterruption, stopper
+    from trainer.runs.events import PhaseEvent
+    from trainer.training.checkpointing import StopResult
+    from trainer.training.run import run_in_process
+
+    spot = context.spot
+    _describe_process(job, context)
+
+    def show(event: Event) -> None:
+        if isinstance(event, PhaseEvent) and event.name == "training":
+            # Not earlier: invalid input is reported in one line and no other.
+            _print_addresses(context.listener, folder)
+        display.show(event)
+
+    with stopper.deferred(job.cluster.grace_period_seconds):
+        report = run_in_process(
+            job,
+            folder,
+            show,
+            resume=context.resume,
+            stop_requested=lambda: stopper.number is not None or (spot is not None and spot.notice() is not None),
+            checkpoints_requested=spot.recommendations if spot else lambda: 0,
+            say=_logger.info,
+            metrics=context.listener.metrics,
+        )
+    if not isinstance(report, StopResult):
+        return report
+    stopper.check(f"{report.explain()}; resume with --resume")
+    assert spot is not None, "stopped without a request"
+    raise SpotInterruption(f"{report.explain()}: {spot.notice()}; resume with --resume")
+
+
+def _describe_process(job: JobConfig, context: RunContext) -> None:
+    """Publish this process, the only one of its run, as scrape target and in the state file."""
+    from deploy.cluster.metrics import target
+
+    listener = context.listener
+    address, host = listener.address, socket.gethostname()
+    listener.targets = lambda: [target(job.name, "in-process", host, address)] if address else []
+
+    def status() -> dict[str, Any]:
+        process = {"state": "running", "host": host, "metrics": address, "load": listener.metrics.snapshot()}
+        return {"state": "running", "generation": 1, "processes": {"in-process": process}}
+
+    context.state.watch(status)
+
+
+def _train_on_servers(job: JobConfig, folder: RunFolder, display: TrainDisplay, context: RunContext) -> dict[str, Any]:
+    from crossfade.signals import SpotInterruption, stopper
+    from deploy.cluster import supervision
+
+    roles = f"1 scheduler, {job.cluster.servers} servers, {job.cluster.workers} workers"
+    _print(f"starting {roles} (logs: {folder.logs})")
+    _print_addresses(context.listener, folder)
+    how = ""
+    with stopper.deferred():
+        try:
+            return supervision.run_job(
+                job,
+                folder,
+                display.show,
+                context.listener,
+                context.state,
+                resume=context.resume,
+                stop_requested=lambda: stopper.number is not None,
+                spot=context.spot,
+            )
+        except supervision.JobInterrupted as interrupted:
+            raise SpotInterruption(f"{interrupted}; resume with --resume") from None
+        except supervision.JobStopped as stopped:
+            how = f"{stopped}; resume with --resume"
+    stopper.check(how)
+    raise AssertionError("stopped without a request")
+
+
+def _print_addresses(listener: MetricsEndpoint, folder: RunFolder) -> None:
+    """Print where the run can be monitored."""
+    if listener.address is not None:
+        _print(f"metrics: http://{listener.address}/metrics")
+    _print(f"page: crossfade dashboard {folder.path}")
+
+
+def _print(line: str) -> None:
+    """Print ``line`` on stderr without prefix, for people and scripts; as a log line where those are requested."""
+    from crossfade import logs
+
+    if logs.is_console():
+        print(line, file=sys.stderr, flush=True)
+    else:
+        _logger.info(line)

@@ -1,0 +1,159 @@
+"""Log lines: the formats, their context, and the logs of real roles."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_data import write_job, write_planted
+from running_command import crossfade, messages, succeeded
+
+from crossfade import logs
+
+TIME = 1_772_366_400.1239  # 2026-03-01 12:00:00 UTC
+
+
+@pytest.fixture(autouse=True)
+def _console_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Set first, so that what `configure` writes is removed at the end.
+    for name in (logs.FORMAT_VARIABLE, logs.LEVEL_VARIABLE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    yield
+    logs.configure_console()
+
+
+def record(message: str, level: int = logging.INFO, **values: object) -> logging.LogRecord:
+    made = logging.makeLogRecord({"msg": message, "levelno": level, "levelname": logging.getLevelName(level)})
+    made.created = TIME
+    made.__dict__.update(values)
+    return made
+
+
+def failed() -> logging.LogRecord:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        return record("failed", logging.ERROR, exc_info=(ValueError, error, error.__traceback__), role="server-0")
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({}, "2026-03-01T12:00:00.123Z INFO - joined"),
+        ({"role": "worker-0"}, "2026-03-01T12:00:00.123Z INFO worker-0 joined"),
+        (
+            {"role": "worker-0", "generation": 2, "step": 0},
+            "2026-03-01T12:00:00.123Z INFO worker-0 generation=2 step=0 joined",
+        ),
+    ],
+)
+def test_text_line_has_time_level_role_and_known_numbers(values: dict[str, object], line: str) -> None:
+    assert logs.TextFormatter().format(record("joined", **values)) == line
+
+
+def test_json_line_has_known_values_only() -> None:
+    line = logs.JsonFormatter().format(record("Björk\n", logging.WARNING, role="worker-0", generation=2, step=None))
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": "2026-03-01T12:00:00.123Z",
+        "level": "WARNING",
+        "role": "worker-0",
+        "generation": 2,
+        "message": "Björk\n",
+    }
+
+
+def test_every_line_of_text_traceback_has_time_and_role() -> None:
+    lines = logs.TextFormatter().format(failed()).split("\n")
+    assert all(line.startswith("2026-03-01T12:00:00.123Z ERROR server-0 ") for line in lines)
+    assert lines[0].endswith(" failed")
+    assert lines[1].endswith(" Traceback (most recent call last):")
+
+
+def test_json_traceback_is_one_value() -> None:
+    values = json.loads(logs.JsonFormatter().format(failed()))
+    assert values["message"] == "failed"
+    assert values["exception"].endswith("ValueError: two\nlines")
+
+
+def test_text_message_cannot_break_its_line() -> None:
+    assert logs.TextFormatter().format(record("a\nb\x1b[2J")).endswith("- a\\nb\\x1b[2J")
+
+
+def test_console_line_is_prefixed_by_command_and_severity() -> None:
+    formatter = logs.ConsoleFormatter()
+    assert formatter.format(record("resuming from step 5")) == "crossfade: resuming from step 5"
+    assert formatter.format(record("no such file", logging.ERROR)) == "crossfade: error: no such file"
+
+
+def test_context_is_added_to_records(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("worker-0", "json", "info", generation=3)
+    logs.context.update(step=7)
+    logging.getLogger("trainer.x").info("one")
+    logging.getLogger("trainer.x").info("two", extra={"step": 8})
+    logging.getLogger("trainer.x").debug("hidden")
+    values = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["role"], line["generation"], line["step"], line["message"]) for line in values] == [
+        ("worker-0", 3, 7, "one"),
+        ("worker-0", 3, 8, "two"),
+    ]
+
+
+def test_configuring_again_replaces_format_and_context(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("worker-0", "json", "debug")
+    assert not logs.is_console()
+    logs.configure_console()
+    assert logs.is_console()
+    logging.getLogger("deploy.x").info("joined")
+    assert capsys.readouterr().err == "crossfade: joined\n"
+
+
+def test_other_packages_are_logged_from_warning_level(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("agent", "text", "debug")
+    logging.getLogger("botocore.x").info("hidden")
+    logging.getLogger("botocore.x").warning("shown")
+    assert messages(capsys.readouterr().err) == ["crossfade: shown"]
+
+
+def test_child_processes_inherit_format_and_level() -> None:
+    logs.configure("agent", "json", "warning")
+    assert (os.environ[logs.FORMAT_VARIABLE], os.environ[logs.LEVEL_VARIABLE]) == ("json", "warning")
+
+
+def json_lines(text: str) -> list[dict[str, object]]:
+    """The JSON objects among the lines of ``text``, to which native libraries may add lines of their own."""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.cluster
+def test_roles_log_json_if_requested(tmp_path: Path) -> None:
+    train = {"epochs": 2, "batch_size": 256}
+    job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
+    options = ("--servers", 1, "--workers", 1, "--log-format", "json")
+    result = succeeded(crossfade("train", job, "--run-dir", "run", *options, cwd=tmp_path))
+    own = json_lines(result.stderr)
+    assert len(own) == len(result.stderr.splitlines())
+    assert {line["role"] for line in own} == {"coordinator"}
+    for role in ("server-0", "worker-0"):
+        lines = json_lines((tmp_path / "run" / "logs" / f"{role}.log").read_text())
+        assert {(line["role"], line["generation"], line["level"]) for line in lines} == {(role, 1, "INFO")}
+        assert lines[0]["message"] == "phase name=starting"
+        assert lines[-1]["message"] == "ended"
+    epochs = [line for line in lines if str(line["message"]).startswith("epoch ")]
+    assert [line["step"] for line in epochs][-1] == json.loads((tmp_path / "run" / "report.json").read_text())["steps"]
+
+
+@pytest.mark.cluster
+def test_roles_log_text_and_train_displays_progress_by_default(tmp_path: Path) -> None:
+    train = {"epochs": 1, "batch_size": 256}
+    job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
+    result = succeeded(crossfade("train", job, "--run-dir", "run", "--servers", 1, "--workers", 1, cwd=tmp_path))
+    assert "training: " in result.stderr
+    assert messages(result.stderr) == []
+    for role in ("server-0", "worker-0"):
+        said = messages((tmp_path / "run" / "logs" / f"{role}.log").read_text())
+        assert said[0] == "crossfade: phase name=starting"
+        assert said[-1] == "crossfade: ended"
