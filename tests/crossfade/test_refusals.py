@@ -89,7 +89,7 @@ def change_manifest(place: Path, change: Any) -> None:
 
 def test_a_job_file_that_is_not_there(place: Path) -> None:
     message = refusal(crossfade("train", "nowhere.yaml", cwd=place))
-    assert message == "nowhere.yaml: no such job file; see jobs/ for some to start from"
+    assert message == "nowhere.yaml: no such job file; see jobs/ for examples"
 
 
 def test_a_job_file_that_is_not_yaml(train_refused: Refused, place: Path) -> None:
