@@ -1,1 +1,1 @@
-"""The command line: it parses, calls and reports."""
+"""The command line of Crossfade: parses arguments, calls the packages below and reports results."""

@@ -1,4 +1,4 @@
-"""``python -m crossfade``: the same as the command ``crossfade``."""
+"""Run the command line with ``python -m crossfade``."""
 
 import sys
 

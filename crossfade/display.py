@@ -1,7 +1,7 @@
 """Terminal output for people: progress bars, status lines beside them, and the result of a training run.
 
 with TrainDisplay("ndcg@10") as display:
-    display.show({"event": "step", ...})
+    display.show(ListeningEvent(address="10.0.0.1:7070"))
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from crossfade import logs
 from crossfade.signals import stopper
 from trainer.runs.events import (
     BackoffEvent,
@@ -37,31 +38,19 @@ from trainer.runs.events import (
 _logger = logging.getLogger(__name__)
 _LINE_SECONDS = 10.0
 
-
-def _describe(event: Event) -> str | None:
-    """Describe an event of the job in a line; None if it needs none."""
-    match event:
-        case RestartEvent():
-            return f"{event.cause}; restarting (generation {event.generation}) {_origin(event)}"
-        case ResumeEvent():
-            return f"resuming {_origin(event)}"
-        case BackoffEvent():
-            return f"{event.cause}; restarting in {event.seconds:.0f} s"
-        case InterruptionNotice():
-            return f"{event.host} ({event.address}) will soon be gone: {event.reason}"
-        case WaitingForHosts():
-            return f"waiting for {event.hosts} more host(s) to join"
-        case HostsMissing():
-            return f"{event.hosts} host(s) did not join; the other hosts get their roles"
-        case ListeningEvent():
-            return f"listening for the agents of other hosts at {event.address}"
-        case CheckpointFailed():
-            return f"the checkpoint of step {event.step:,} was not written: {event.message}"
-        case LogWriteFailed():
-            return f"events are missing from the log: {event.message}"
-        case CheckpointPruneFailed():
-            return f"old checkpoints were not deleted: {event.message}"
-    return None
+_DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
+    RestartEvent: lambda event: f"{event.cause}; restarting (generation {event.generation}) {_origin(event)}",
+    ResumeEvent: lambda event: f"resuming {_origin(event)}",
+    BackoffEvent: lambda event: f"{event.cause}; restarting in {event.seconds:.0f} s",
+    InterruptionNotice: lambda event: f"{event.host} ({event.address}) is about to be interrupted: {event.reason}",
+    WaitingForHosts: lambda event: f"waiting for {event.hosts} more host(s) to join",
+    HostsMissing: lambda event: f"{event.hosts} host(s) did not join; the other hosts get their roles",
+    ListeningEvent: lambda event: f"listening for the agents of other hosts at {event.address}",
+    CheckpointFailed: lambda event: f"the checkpoint of step {event.step:,} was not written: {event.message}",
+    LogWriteFailed: lambda event: f"events are missing from the log: {event.message}",
+    CheckpointPruneFailed: lambda event: f"old checkpoints were not deleted: {event.message}",
+}
+"""The line that is shown for an event of the job."""
 
 
 def _origin(event: RestartEvent | ResumeEvent) -> str:
@@ -69,11 +58,13 @@ def _origin(event: RestartEvent | ResumeEvent) -> str:
 
 
 class TrainDisplay:
-    """Shows the events of a run on stderr as they come, whichever process they come from."""
+    """Shows the events of a run on stderr: progress as a bar, or as ``lines`` for a log, and a line for other events.
 
-    def __init__(self, select: str, *, lines: bool = False) -> None:
-        """Show ``select``, the metric that picks the best embeddings; with ``lines`` as lines of a log."""
-        self._select = select
+    ``best_metric`` is the metric on the valid split that selects the embeddings, such as ``ndcg@10``.
+    """
+
+    def __init__(self, best_metric: str, *, lines: bool = False) -> None:
+        self._best_metric = best_metric
         self._lines = lines
         self._line_due = 0.0
         self._steps = 0
@@ -82,15 +73,14 @@ class TrainDisplay:
         self._saved_step: int | None = None
 
     def __enter__(self) -> TrainDisplay:
-        """Itself."""
+        """Return self."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar and leave it on the screen."""
         self._close_bar()
 
     def _close_bar(self) -> None:
-        """Leave the bar as it stands: what follows gets a new one."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -118,18 +108,20 @@ class TrainDisplay:
         if isinstance(event, RestartEvent | ResumeEvent):
             for skipped in event.skipped:
                 _logger.info(f"skipped a checkpoint: {skipped}")
-        if (line := _describe(event)) is not None:
-            _logger.info(line)
+            logs.context.update(generation=getattr(event, "generation", None), step=event.step)
+        if (describe := _DESCRIPTIONS.get(type(event))) is not None:
+            _logger.info(describe(event))
 
     def _show_step(self, event: StepEvent) -> None:
         self._steps = event.steps
+        logs.context.update(step=event.step)
         if self._lines:
             if time.monotonic() >= self._line_due or event.step == event.steps:
                 self._line_due = time.monotonic() + _LINE_SECONDS
-                _logger.info(f"{self._place(event)} batch_loss={event.loss:.6g}")
+                _logger.info(f"{self._position(event)} batch_loss={event.loss:.6g}")
             return
         if self._bar is None:
-            # Where nobody watches, as in a log, a line every ten seconds is enough.
+            # In a log file a line every ten seconds is enough.
             interval = 0.1 if sys.stderr.isatty() else 10.0
             self._bar = tqdm(
                 total=event.steps,
@@ -140,49 +132,51 @@ class TrainDisplay:
                 dynamic_ncols=True,
                 leave=True,
             )
-        self._bar.set_postfix({"epoch": event.epoch, "loss": f"{event.loss:.4f}", **self._shown()}, refresh=False)
+        self._bar.set_postfix(
+            {"epoch": event.epoch, "loss": f"{event.loss:.4f}", **self._best_and_saved()}, refresh=False
+        )
         self._bar.update(event.step - self._bar.n)
 
-    def _shown(self) -> dict[str, str]:
-        best = {self._select: f"{self._best:.4f}"} if self._best > float("-inf") else {}
+    def _best_and_saved(self) -> dict[str, str]:
+        best = {self._best_metric: f"{self._best:.4f}"} if self._best > float("-inf") else {}
         return best if self._saved_step is None else {**best, "saved": f"{self._saved_step:,}"}
 
     def _show_epoch(self, event: EpochEvent) -> None:
         valid = event.valid
-        if valid is not None and valid[self._select] > self._best:
-            self._best = valid[self._select]
+        if valid is not None and valid[self._best_metric] > self._best:
+            self._best = valid[self._best_metric]
         if self._lines:
             values = {"loss": event.loss, **{name: value for name, value in (valid or {}).items() if "@" in name}}
-            _logger.info(" ".join([self._place(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
+            _logger.info(" ".join([self._position(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
 
-    def _place(self, event: StepEvent | EpochEvent) -> str:
-        """How far the run is, as lines of a log begin: CloudWatch reads its metrics out of them."""
-        share = f" progress={event.step / self._steps:.4f}" if self._steps else ""
-        return f"epoch={event.epoch} step={event.step}{share}"
+    def _position(self, event: StepEvent | EpochEvent) -> str:
+        # Metrics of SageMaker jobs are read from these words by regular expressions.
+        progress = f" progress={event.step / self._steps:.4f}" if self._steps else ""
+        return f"epoch={event.epoch} step={event.step}{progress}"
 
     def print_report(self, report: dict[str, Any], folder: Path) -> None:
-        """Print the result on stdout."""
+        """Print the result of a run, ``report.json`` in ``folder``, on stdout."""
         print(
             f"{report['examples']:,} examples in {report['train_seconds']:.1f} s of training "
-            f"({report['examples_per_second']:,.0f} a second), {report['epochs']} epochs, {report['steps']:,} steps"
+            f"({report['examples_per_second']:,.0f} per second), {report['epochs']} epochs, {report['steps']:,} steps"
         )
         dense = report["bytes_pushed_if_dense"] / max(1, report["bytes_pushed"])
         print(
             f"{report['parameters']:,} parameters; {report['rows_pushed']:,} rows pushed, "
-            f"{report['bytes_pushed'] / 1e6:,.1f} MB: dense gradients would have been {dense:,.1f} times as much"
+            f"{report['bytes_pushed'] / 1e6:,.1f} MB; dense gradients would have been {dense:,.1f} times as large"
         )
         if report["stopped_early"]:
-            print(f"stopped early: the last evaluations brought no new best {self._select}")
+            print(f"stopped early: the last evaluations did not improve {self._best_metric}")
         if report["best_epoch"] is None:
-            print("no valid split: nothing chose among the epochs, and the embeddings are those of the last step")
+            print("no valid split to select an epoch by: the embeddings are those of the last step")
         else:
-            print(f"best {self._select} on valid in epoch {report['best_epoch']}; quality of those embeddings:")
+            print(f"best {self._best_metric} on valid in epoch {report['best_epoch']}; metrics of its embeddings:")
         print_metrics(report["metrics"])
         print(f"embeddings and report: {folder}")
 
 
 def print_metrics(metrics: dict[str, dict[str, float]]) -> None:
-    """Print a table for each split: a line for each metric, a column for each depth."""
+    """Print a table for each split: a row for each metric, a column for each depth K."""
     for split, values in metrics.items():
         depths = list(dict.fromkeys(name.partition("@")[2] for name in values if "@" in name))
         names = list(dict.fromkeys(name.partition("@")[0] for name in values if "@" in name))

@@ -1,7 +1,9 @@
-"""The command ``crossfade``: parse, call, report.
+"""Run the command line ``crossfade``, and turn exceptions into messages and exit codes.
 
-Exit codes: 0 done; 1 the run failed; 2 the input is wrong, said in one line; 75 the host will soon be gone (a spot
-notice), so go on elsewhere; 130 and 143 stopped by SIGINT or SIGTERM.
+    sys.exit(main(["train", "jobs/lastfm.yaml"]))
+
+Exit codes: 0 success; 1 the run failed; 2 invalid input, reported in one line; 75 the host is being interrupted (a spot
+instance), so resume elsewhere; 130 and 143 stopped by SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
@@ -43,14 +45,15 @@ From listening events to embeddings:
   crossfade train jobs/lastfm.yaml --set name=plays --set data.path=data/plays --set data.item=track
   crossfade similar runs/plays 1234
 
-Each command has a --help of its own.
+Run crossfade COMMAND --help for the options and examples of a command.
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Build the parser of the complete command line."""
     parser = argparse.ArgumentParser(
         prog="crossfade",
+        allow_abbrev=False,
         description="Train embeddings of customers and music from listening events, with row-sparse updates.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,32 +83,41 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command with ``arguments``, by default those of the process; return its exit code."""
     logs.configure_console()
     parsed = make_parser().parse_args(arguments)
     stopper.listen()
     try:
         code: int = parsed.run(parsed)
     except BaseException as error:
-        if stopper.number is not None:
-            how = f" {error}" if isinstance(error, StopSignal) and str(error) else ""
-            _logger.warning("stopped by %s%s", signal.Signals(stopper.number).name, how)
-            return 128 + stopper.number
-        if isinstance(error, SpotInterruption):
+        failed = _exit_code(error)
+        if failed is None:
+            raise
+        return failed
+    return code
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """Report ``error`` and return the exit code that it stands for; None for a bug, which needs its traceback."""
+    if stopper.number is not None:
+        how = f" {error}" if isinstance(error, StopSignal) and str(error) else ""
+        _logger.warning(f"stopped by {signal.Signals(stopper.number).name}{how}")
+        return 128 + stopper.number
+    match error:
+        case SpotInterruption():
             from deploy.aws.spot import INTERRUPTED_EXIT_CODE
 
-            _logger.warning("stopped %s", error)
+            _logger.warning(f"stopped {error}")
             return INTERRUPTED_EXIT_CODE
-        if isinstance(error, CrossfadeError):
-            _logger.error("%s", error)
+        case CrossfadeError():
+            _logger.error(str(error))
             return error.exit_code
-        if isinstance(error, BrokenPipeError):
-            # Whoever read our output, such as head, has gone; the command may not have done all its work.
+        case BrokenPipeError():
+            # The reader of our output, such as head, has exited; the command may not have finished its work.
             sys.stderr.close()
             return 128 + signal.SIGPIPE
-        if isinstance(error, OSError):
-            # The machine, and not the program: a full disk, a folder that is gone.
-            _logger.error("%s", error)
+        case OSError():
+            # An error of the machine, not of the program: a full disk, a deleted folder.
+            _logger.error(str(error))
             return 1
-        raise
-    return code
+    return None

@@ -1,9 +1,9 @@
-"""``crossfade train`` in a SageMaker training container: the first host trains, the others are its agents."""
+"""Run ``crossfade train`` in a SageMaker training container: the first host trains, the others are its agents."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,16 +13,17 @@ from kvstore.errors import CrossfadeError
 if TYPE_CHECKING:
     from deploy.aws.sagemaker.container import Hosts, Paths
 
+_logger = logging.getLogger(__name__)
 Command = Callable[[list[str]], argparse.Namespace]
 
 
 def run(base: Path, parse: Command) -> int:
-    """Do what SageMaker has started this container for; ``parse`` makes sense of arguments of 'crossfade'.
+    """Run this container's part of the training job below ``base``; ``parse`` parses a ``crossfade`` command line.
 
-    Whatever goes wrong is also said in the file that SageMaker shows.
+    An error is also written to the file whose text SageMaker shows as the reason of the failure.
 
     Raises:
-        CrossfadeError: it failed.
+        CrossfadeError: the run failed.
     """
     from deploy.aws.sagemaker.container import Paths, write_failure
 
@@ -30,8 +31,8 @@ def run(base: Path, parse: Command) -> int:
     try:
         return _run(paths, parse)
     except Exception as error:
-        said = str(error) if isinstance(error, CrossfadeError | OSError) else f"{type(error).__name__}: {error}"
-        write_failure(paths, said)
+        message = str(error) if isinstance(error, CrossfadeError | OSError) else f"{type(error).__name__}: {error}"
+        write_failure(paths, message)
         raise
 
 
@@ -41,7 +42,7 @@ def _run(paths: Paths, parse: Command) -> int:
 
     hosts = Hosts.read(paths)
     folder = RunFolder(run_dir(paths, hosts))
-    print(f"crossfade: host {hosts.own} of {', '.join(hosts.names)}", file=sys.stderr, flush=True)
+    _logger.info(f"host {hosts.own} of {', '.join(hosts.names)}")
     try:
         return _coordinate(paths, hosts, folder.path, parse) if hosts.own == hosts.first else _join(paths, hosts, parse)
     finally:
@@ -64,7 +65,7 @@ def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> in
 
 
 def _join(paths: Paths, hosts: Hosts, parse: Command) -> int:
-    """Be the agent of this host. Its SIGTERM is the coordinator's too, which tells when the checkpoint is written."""
+    """Run this host's agent. SIGTERM reaches the coordinator as well, which ends this agent after its checkpoint."""
     from deploy.aws.sagemaker.container import COORDINATOR_TIMEOUT_SECONDS, STOP_SECONDS, run_dir, write_failure
 
     arguments = parse(
@@ -76,5 +77,5 @@ def _join(paths: Paths, hosts: Hosts, parse: Command) -> int:
     )
     code: int = arguments.run(arguments)
     if code == 1:
-        write_failure(paths, f"the job has failed, as the first host, {hosts.first}, says")
+        write_failure(paths, f"the job failed; see the failure of its first host, {hosts.first}")
     return code

@@ -1,4 +1,10 @@
-"""Stopping at SIGINT or SIGTERM: an exception where Python runs, and a memory of it where it does not or must not."""
+"""Stop at SIGINT and SIGTERM: with an exception, or at the next point where the code checks for a signal.
+
+stopper.listen()
+with stopper.deferred(grace_seconds=60):
+    train(stop_requested=lambda: stopper.number is not None)
+stopper.check("after a checkpoint")
+"""
 
 from __future__ import annotations
 
@@ -9,36 +15,39 @@ from types import FrameType
 
 
 class StopSignal(BaseException):
-    """A signal asked this process to stop; the message, if there is one, says how it did."""
+    """Raised when a signal stops this process; the message says how far it got, if there is one.
+
+    Not an ``Exception``, so that code which handles errors does not swallow it.
+    """
 
 
-class SpotInterruption(Exception):  # noqa: N818 - nothing went wrong
-    """The host will soon be gone, and the command has made way; the message says how."""
+class SpotInterruption(Exception):  # noqa: N818 - an expected end, not an error
+    """Raised when the host is being interrupted and the command has drained; the message says how far it got."""
 
 
 class SignalHandler:
-    """Raises ``Stopped`` at the first signal, and remembers which it was.
+    """Raises ``StopSignal`` at the first signal, and keeps its number.
 
-    Raised inside compiled code or a callback the exception may turn into another one, or vanish: hence the memory, and
-    ``check`` for long work to call now and then.
+    Inside compiled code or a callback the exception may turn into another one, or vanish. Long work therefore calls
+    ``check`` from time to time.
     """
 
     def __init__(self) -> None:
-        """No signal came yet."""
         self.number: int | None = None
+        """The first signal that arrived."""
         self._deferring = False
         self._grace_seconds: float | None = None
 
     def listen(self) -> None:
-        """From now on obey SIGINT and SIGTERM; a second one ends the process at once."""
+        """Handle SIGINT and SIGTERM from now on; a second one ends the process at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
     @contextmanager
     def deferred(self, grace_seconds: float | None = None) -> Iterator[None]:
-        """Within it a first signal raises nothing: it is only remembered in ``number``, for whoever looks there.
+        """Only record the first signal in ``number`` while the context lasts; call ``check`` after it.
 
-        If that takes longer than ``grace_seconds``, ``Stopped`` is raised after all. Call ``check`` after it.
+        ``StopSignal`` is raised nevertheless if the context outlasts the signal by ``grace_seconds``.
         """
         self._deferring, self._grace_seconds = True, grace_seconds
         try:
@@ -48,12 +57,12 @@ class SignalHandler:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def forget(self) -> None:
-        """Take the signal that came as dealt with, and obey the next one."""
+        """Treat the recorded signal as handled, and handle the next one."""
         self.number = None
         self.listen()
 
     def check(self, message: str = "") -> None:
-        """Raise ``Stopped`` if a signal came and is not put off."""
+        """Raise ``StopSignal`` if a signal arrived and is not deferred."""
         if self.number is not None and not self._deferring:
             raise StopSignal(message)
 
@@ -71,4 +80,4 @@ class SignalHandler:
 
 
 stopper = SignalHandler()
-"""This process's."""
+"""The signal handler of this process."""

@@ -1,4 +1,4 @@
-"""``--spot``: the notices by which EC2 takes a host back, as the commands that run on it heed them."""
+"""Implement ``--spot``: watch for EC2's interruption notices while a command runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def spot_monitor(wanted: bool) -> Iterator[SpotMonitor | None]:
-    """Watch for notices while the context lasts, if that is ``wanted``, and say on stderr what comes.
+def spot_monitor(enabled: bool) -> Iterator[SpotMonitor | None]:
+    """Watch for notices while the context lasts, and log them; yield None if not ``enabled``.
 
     Raises:
-        InputError: the environment says that the metadata service must not be asked, or names no address.
+        InputError: the environment disables the metadata service, or its endpoint is not an address.
     """
-    if not wanted:
+    if not enabled:
         yield None
         return
     from deploy.aws.spot import monitor_spot
 
-    with monitor_spot(_logger.info) as watch:
-        yield watch
+    with monitor_spot(_logger.info) as monitor:
+        yield monitor
