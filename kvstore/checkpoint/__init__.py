@@ -1,0 +1,1 @@
+"""Checkpoints: their format, and how they are written, read, committed and pruned."""

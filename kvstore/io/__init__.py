@@ -1,0 +1,1 @@
+"""Files and folders on file systems and on S3."""

@@ -1,12 +1,12 @@
-"""Folders where data and checkpoints lie: on a file system, or under a prefix of an S3 bucket.
+"""Folders of data and checkpoints, on a file system or under a prefix of an S3 bucket.
 
     folder = Folder("s3://music/runs/lastfm/checkpoints")
     folder.child("step-000000123").write("manifest.json", b"{}")
     folder.names()                                                # ["step-000000123"]
 
-What a method promises holds for both kinds. Each raises OSError with the path or URI in its message: FileNotFoundError
-where there is no such file (or bucket: ``NoBucketError``), PermissionError where whoever asks may not, and
-ConnectionError where S3 was out of reach, or too busy, for as long as requests are made again.
+Both kinds behave alike. Every method raises OSError with the path or URI in its message: FileNotFoundError if there is
+no such file (or bucket: ``NoBucketError``), PermissionError if access is denied, and ConnectionError if S3 stayed
+unreachable or too busy for all retries.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from kvstore.io.s3 import S3Files
 
 
 class InputFile(Protocol):
-    """A file that is read from front to back, or from where ``seek`` puts it."""
+    """A file opened for sequential reading from a position that ``seek`` may set."""
 
     def readinto(self, buffer: Any, /) -> int | None:
-        """Read up to as many bytes as ``buffer`` takes, and say how many; 0 at the end."""
+        """Read up to ``len(buffer)`` bytes into ``buffer``; return how many, 0 at the end of the file."""
 
     def seek(self, position: int, /) -> int:
-        """Go to ``position`` of the file."""
+        """Continue at byte ``position``."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class OutputFile(Protocol):
-    """A file that is being written."""
+    """A file opened for writing."""
 
     def write(self, data: Any, /) -> int | None:
-        """Append ``data``, bytes or a buffer of them; a file on a file system may take fewer than all."""
+        """Append ``data``, bytes or a buffer of them; a file system may accept only a part."""
 
 
 class Folder:
     """A folder, which need not exist yet: a path, ``file:///path`` or ``s3://BUCKET/PREFIX``.
 
-    S3 takes its endpoint, region and credentials from where the AWS tools take them (``AWS_ENDPOINT_URL``,
-    ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` and so on, ``~/.aws``, the instance's role). A request that fails is tried
-    again for up to a minute, or as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` say.
+    S3's endpoint, region and credentials come from the same places as for the AWS tools (``AWS_ENDPOINT_URL``,
+    ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` and so on, ``~/.aws``, the instance's role). A request that fails is retried
+    for up to a minute, or as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` say.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
-        """The folder at ``location``, a path or URI.
+        """Represent the folder at ``location``, a path or URI, without accessing it.
 
         Raises:
-            InputError: it is neither a path nor a URI of a known kind.
+            InputError: the scheme of the URI is not supported, or the URI is malformed.
         """
         uri = os.fspath(location)
         self.uri = uri.rstrip("/") or "/"
@@ -68,26 +68,26 @@ class Folder:
         elif scheme == "s3":
             self._files = S3Files(self.uri)
         else:
-            raise InputError(f"{uri}: not a folder that is known here; name a path, file:///PATH or s3://BUCKET/PREFIX")
+            raise InputError(f"{uri}: unsupported location; expected a path, file:///PATH or s3://BUCKET/PREFIX")
         self._prefix = ""
 
     @property
     def name(self) -> str:
-        """The last part of its URI."""
+        """The last component of the URI."""
         return self.uri.rpartition("/")[2]
 
     @property
     def on_s3(self) -> bool:
-        """Whether it lies on S3."""
+        """Whether the folder is on S3."""
         return isinstance(self._files, S3Files)
 
     @property
     def path(self) -> Path | None:
-        """Where it lies on a file system of this machine; None on S3."""
+        """The local path; None on S3."""
         return self._files.root / self._prefix if isinstance(self._files, _LocalFiles) else None
 
     def child(self, name: str) -> Folder:
-        """The folder ``name`` in this one."""
+        """Return the subfolder ``name``."""
         child = object.__new__(Folder)
         child.uri = f"{self.uri.rstrip('/')}/{name}"
         child._files = self._files
@@ -95,90 +95,88 @@ class Folder:
         return child
 
     def write(self, name: str, data: bytes) -> None:
-        """Write the small file ``name``, replacing any: it is there with all of ``data``, or not at all."""
+        """Write or replace the small file ``name`` atomically and durably."""
         with self._naming(name):
             self._files.write(self._prefix + name, data)
 
     @contextmanager
     def open_output(self, name: str) -> Iterator[OutputFile]:
-        """Write the large file ``name`` piece by piece. Left without an error, it is whole and lasts."""
+        """Write the large file ``name`` in pieces: complete and durable when the block ends, absent after an error."""
         with self._naming(name), self._files.open_output(self._prefix + name) as file:
             yield file
 
     def read(self, name: str) -> bytes:
-        """The content of the small file ``name``.
+        """Read the small file ``name``.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
         """
         with self._naming(name):
             return self._files.read(self._prefix + name)
 
     def open_input(self, name: str) -> InputFile:
-        """Open the file ``name``. What is read from it later raises errors that do not name it.
+        """Open the file ``name`` for sequential reading. Errors of later reads do not name it.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
         """
         with self._naming(name):
             return self._files.open_input(self._prefix + name)
 
     def open_random(self, name: str) -> RandomFile:
-        """Open the file ``name`` for reading anywhere in it, as its content is now.
-
-        What is read from it later raises errors that do not name it.
+        """Open the current version of the file ``name`` for random access. Errors of later reads do not name it.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
         """
         with self._naming(name):
             return self._files.open_random(self._prefix + name)
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file or folder ``name``."""
+        """Return whether there is a file or folder ``name``."""
         return name in self.names()
 
     def names(self) -> list[str]:
-        """The names of the files and folders in it, sorted; none if it does not exist."""
+        """Return the names of its files and folders, sorted; none if it does not exist."""
         with self._naming():
             return sorted(self._files.names(self._prefix))
 
     def entries(self) -> dict[str, int | None]:
-        """The bytes of each file in it, by name, and None for each folder in it; none if it does not exist."""
+        """Return the size of each file in it by name, and None for each folder; empty if it does not exist."""
         with self._naming():
             return self._files.entries(self._prefix)
 
     def check_bucket(self) -> None:
-        """See that the S3 bucket exists that it is to lie in; listing what is in it would not say so.
+        """Check that its S3 bucket exists: listing a folder in a bucket that does not exist yields no names, no error.
 
         Raises:
-            FileNotFoundError: it does not: ``NoBucketError``.
+            NoBucketError: it does not exist.
         """
         with self._naming():
             self._files.check_bucket()
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of every file in it and below, by its path from here."""
+        """Return the size of every file below it, by path relative to it."""
         with self._naming():
             return self._files.sizes(self._prefix)
 
     def remove(self, name: str) -> None:
-        """Delete the file ``name``, if there is one."""
+        """Delete the file ``name`` if it exists."""
         with self._naming(name):
             self._files.remove(self._prefix + name)
 
     def delete(self) -> None:
-        """Delete it with all that is in it, if it exists."""
+        """Delete it with all its content, if it exists."""
         with self._naming():
             self._files.delete(self._prefix)
 
     def interrupt(self) -> None:
-        """From now on, have no request of this folder and its children made again: whoever waits hears so soon."""
+        """Stop retrying requests of this folder and its subfolders, so that callers fail soon."""
         self._files.interrupt()
 
     @contextmanager
     def _naming(self, name: str | None = None) -> Iterator[None]:
-        """Let errors say which file they are about."""
+        """Add the URI of the file or folder to errors."""
         try:
             yield
         except OSError as error:
@@ -194,7 +192,7 @@ def _raise_named(error: OSError, uri: str) -> NoReturn:
 
 
 class _Files(Protocol):
-    """One kind of storage. Paths are relative to its root; a prefix is empty or ends with a slash."""
+    """A kind of storage. Paths are relative to its root; a prefix is empty or ends with a slash."""
 
     def write(self, path: str, data: bytes) -> None: ...
 
@@ -222,14 +220,14 @@ class _Files(Protocol):
 
 
 class _LocalFiles:
-    """Files of a file system. What has been written survives a crash of the machine."""
+    """Files on a file system. Completed writes survive a crash of the machine."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def write(self, path: str, data: bytes) -> None:
         target = self.root / path
-        _make_folder(target.parent)
+        _create_folder(target.parent)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
@@ -245,7 +243,7 @@ class _LocalFiles:
     @contextmanager
     def open_output(self, path: str) -> Iterator[OutputFile]:
         target = self.root / path
-        _make_folder(target.parent)
+        _create_folder(target.parent)
         try:
             with target.open("wb") as file:
                 yield file
@@ -277,7 +275,7 @@ class _LocalFiles:
         return {}
 
     def check_bucket(self) -> None:
-        """There is none."""
+        """Return at once: a file system has no buckets."""
 
     def sizes(self, prefix: str) -> dict[str, int]:
         folder = self.root / prefix
@@ -295,7 +293,7 @@ class _LocalFiles:
             shutil.rmtree(self.root / prefix)
 
     def interrupt(self) -> None:
-        """There is nothing to interrupt: requests are made once."""
+        """Return at once: nothing is retried."""
 
 
 def _raise(error: OSError) -> None:
@@ -303,11 +301,11 @@ def _raise(error: OSError) -> None:
         raise error
 
 
-def _make_folder(folder: Path) -> None:
-    """Make ``folder`` and those above it, each entered durably in its parent."""
+def _create_folder(folder: Path) -> None:
+    """Create ``folder`` and its parents; sync each parent, so that the new entry survives a crash."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    _create_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     _sync_folder(folder.parent)
 

@@ -1,6 +1,6 @@
-"""A file that is read anywhere in it, by several threads at a time.
+"""Files for random access by several threads at a time, on a file system or (``s3.py``) on S3.
 
-``read_at`` is what it is about; the rest makes it a file that pyarrow takes.
+``read_at`` is the interface; the other methods let pyarrow use it as a Python file.
 """
 
 from __future__ import annotations
@@ -14,86 +14,84 @@ from typing import Any
 
 
 class RandomFile(io.RawIOBase):
-    """A file of known size. ``version`` is another one whenever the content has been replaced."""
+    """A file of known size. ``version`` differs whenever the content has been replaced."""
 
     version: str
 
     def __init__(self, size: int, version: str) -> None:
-        """A file of ``size`` bytes."""
         self._size = size
         self._position = 0
         self.version = version
 
     @abstractmethod
     def read_at(self, offset: int, length: int) -> bytes:
-        """All ``length`` bytes from ``offset`` on.
+        """Read exactly ``length`` bytes from ``offset`` on.
 
         Raises:
-            OSError: they cannot be read; it does not name the file.
+            OSError: they cannot be read; the message does not name the file.
         """
 
     def size(self) -> int:
-        """Its bytes."""
+        """Return the size in bytes."""
         return self._size
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Where the next ``read`` begins."""
+        """Return the position of the next ``read``."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Have the next ``read`` begin elsewhere."""
+        """Set the position of the next ``read``."""
         self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """The next ``size`` bytes, or those that are left."""
-        left = max(0, self._size - self._position)
-        length = left if size < 0 else min(size, left)
+        """Read the next ``size`` bytes, or the rest."""
+        remaining = max(0, self._size - self._position)
+        length = remaining if size < 0 else min(size, remaining)
         data = self.read_at(self._position, length) if length else b""
         self._position += length
         return data
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill ``buffer`` with the next bytes; says with how many."""
+        """Fill ``buffer`` with the next bytes; return how many."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
 
 class LocalRandomFile(RandomFile):
-    """A file of a file system. Whoever replaces it does not disturb who has it open."""
+    """A file on a file system. Replacing the file does not affect one that is open."""
 
     def __init__(self, path: str) -> None:
-        """Open the file at ``path``."""
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        facts = os.fstat(self._descriptor)
-        if stat.S_ISDIR(facts.st_mode):
+        status = os.fstat(self._descriptor)
+        if stat.S_ISDIR(status.st_mode):
             os.close(self._descriptor)
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        super().__init__(facts.st_size, f"{facts.st_dev}-{facts.st_ino}-{facts.st_mtime_ns}-{facts.st_size}")
+        super().__init__(status.st_size, f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}")
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """All ``length`` bytes from ``offset`` on."""
+        """Read exactly ``length`` bytes from ``offset`` on."""
         pieces: list[bytes] = []
         end = offset + length
         while offset < end:
             piece = os.pread(self._descriptor, end - offset, offset)
             if not piece:
-                raise OSError(f"ends at byte {offset}, but had {self._size} when it was opened")
+                raise OSError(f"is truncated at byte {offset}; it had {self._size} bytes when it was opened")
             pieces.append(piece)
             offset += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         if not self.closed:
             os.close(self._descriptor)
         super().close()

@@ -1,8 +1,8 @@
-"""What an error of the S3 client means: whether to try again, and what to tell a person in one line.
+"""Interpret errors of the S3 client: whether to retry, and how to say in one line what is wrong and how to fix it.
 
-pyarrow's client says everything in the text of an OSError, such as "AWS Error SLOW_DOWN during GetObject operation:
+pyarrow's client reports everything in the text of an OSError, such as "AWS Error SLOW_DOWN during GetObject operation:
 ..." or "AWS Error UNKNOWN (HTTP status 400) during ListObjectsV2 operation: Unable to parse ExceptionName: ExpiredToken
-Message: ...". That text is read here and nowhere else.
+Message: ...". This module alone parses that text.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import re
 
 _CODE = re.compile(r"AWS Error ([A-Z0-9_]+)(?: \(HTTP status (\d+)\))?")
-_NAME = re.compile(r"Unable to parse ExceptionName: ([A-Za-z0-9]+)")
+_EXCEPTION_NAME = re.compile(r"Unable to parse ExceptionName: ([A-Za-z0-9]+)")
 _DETAIL = re.compile(r"AWS Error .*? operation: (.*?)(?: \(Request ID: [^)]*\))?\.?$")
 _ANSWER_TOO_LONG = "Failed to flush response stream"
-"""What the client says of any answer longer than the data that it had asked for: an error of the server, as a rule."""
+"""The client's text for any answer longer than the data it requested; such an answer usually is an error page."""
 
-_REFUSED = {
+_REJECTED = {
     "ACCESS_DENIED": "access denied (403 AccessDenied): {who} may not do this in bucket '{bucket}'; ask for the right "
     "to list it and to read and write its objects, or check the name of the bucket",
     "INVALID_ACCESS_KEY_ID": "access denied (403 InvalidAccessKeyId): {endpoint} does not know the access key of "
@@ -29,7 +29,7 @@ _REFUSED = {
     "REQUEST_TIME_TOO_SKEWED": "access denied (403 RequestTimeTooSkewed): the clock of this machine is wrong; set it",
     "MOVED": "bucket '{bucket}' is in another region than this request went to (301); set AWS_REGION to the bucket's",
 }
-_SAME = {
+_SYNONYMS = {
     "EXPIREDTOKEN": "EXPIRED_TOKEN",
     "TOKENREFRESHREQUIRED": "EXPIRED_TOKEN",
     "REQUEST_EXPIRED": "EXPIRED_TOKEN",
@@ -58,68 +58,68 @@ _TRANSIENT = {
     "TOOMANYREQUESTS",
     "REQUESTLIMITEXCEEDED",
 }
-_PASSING_STATUS = {408, 429, 500, 502, 503, 504, 509}
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504, 509}
 
 
-def _read(error: OSError) -> tuple[str, int]:
-    """The code of ``error``, in one spelling, and its HTTP status, 0 where it has none."""
+def _parse(error: OSError) -> tuple[str, int]:
+    """Return the code of ``error``, normalized, and its HTTP status, 0 if it has none."""
     text = str(error)
     found = _CODE.search(text)
     if found is None:
         return "", 0
-    name = _NAME.search(text)
+    name = _EXCEPTION_NAME.search(text)
     code = name[1].upper() if name else found[1]
     status = int(found[2] or 0)
     if status in {301, 307}:
         code = "MOVED"
-    return _SAME.get(code, code), status
+    return _SYNONYMS.get(code, code), status
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether the same request may do better in a while: the server was busy, or out of reach."""
-    code, status = _read(error)
-    return code in _TRANSIENT or status in _PASSING_STATUS or is_unexplained(error)
+    """Return whether a retry may succeed: the server was busy or unreachable."""
+    code, status = _parse(error)
+    return code in _TRANSIENT or status in _TRANSIENT_STATUS or is_unparsed_answer(error)
 
 
-def is_unexplained(error: OSError) -> bool:
-    """Whether it says only that the server answered something else than what it was asked for."""
+def is_unparsed_answer(error: OSError) -> bool:
+    """Return whether the client only noticed that the answer is not the requested data, without reading it."""
     return _ANSWER_TOO_LONG in str(error)
 
 
-def is_bare_refusal(error: OSError) -> bool:
-    """Whether it is one without a reason: the answer to a HEAD request has no room for any."""
-    code, status = _read(error)
+def is_unexplained_denial(error: OSError) -> bool:
+    """Return whether a request was denied without a reason: answers to HEAD requests have no body for one."""
+    code, status = _parse(error)
     return "No response body" in str(error) and (code == "ACCESS_DENIED" or status in {400, 403})
 
 
-def explain(error: OSError, bucket: str, endpoint: str) -> OSError:
-    """``error`` as one of Python's own kinds, with a line that says what is wrong and how to mend it.
+def translate_s3_error(error: OSError, bucket: str, endpoint: str) -> OSError:
+    """Return ``error`` as one of Python's kinds, with one line on what is wrong and how to fix it.
 
-    FileNotFoundError: there is no such object or bucket. PermissionError: whoever asks may not. ConnectionError: the
-    server was not to be reached, or had no time. OSError: anything else.
+    FileNotFoundError: there is no such object or bucket. PermissionError: access is denied. ConnectionError: the server
+    was unreachable or too busy. OSError: anything else; an error that is not of S3 is returned unchanged.
     """
-    code, status = _read(error)
+    code, status = _parse(error)
     if not code:
         return error
-    detail = _DETAIL.search(str(error))
-    said = " ".join((detail[1] if detail else str(error)).split()).rpartition("; Details: ")[2]
-    called = code if not status else f"{status} {code}" if code != "UNKNOWN" else str(status)
+    found = _DETAIL.search(str(error))
+    detail = " ".join((found[1] if found else str(error)).split()).rpartition("; Details: ")[2]
+    label = code if not status else f"{status} {code}" if code != "UNKNOWN" else str(status)
     if code in _MISSING:
-        return FileNotFoundError(f"there is no such object or bucket ({called})")
-    if code in _REFUSED:
-        return PermissionError(_REFUSED[code].format(who=_who(), bucket=bucket, endpoint=endpoint))
+        return FileNotFoundError(f"there is no such object or bucket ({label})")
+    if code in _REJECTED:
+        return PermissionError(_REJECTED[code].format(who=_describe_credentials(), bucket=bucket, endpoint=endpoint))
     if is_transient(error):
-        away = code == "NETWORK_CONNECTION"
-        how = "cannot be reached" if away else "did not answer as it should, after all tries"
-        mend = "; check AWS_ENDPOINT_URL and the network" if away else ""
-        return ConnectionError(f"{endpoint} {how} ({called}){f': {said}' if said else ''}{mend}")
+        is_unreachable = code == "NETWORK_CONNECTION"
+        problem = "cannot be reached" if is_unreachable else "did not answer correctly, after all retries"
+        fix = "; check AWS_ENDPOINT_URL and the network" if is_unreachable else ""
+        return ConnectionError(f"{endpoint} {problem} ({label}){f': {detail}' if detail else ''}{fix}")
     if 400 <= status < 500:
-        return PermissionError(f"{endpoint} refused the request ({called}): {said}")
-    return OSError(f"{said} ({called})")
+        return PermissionError(f"{endpoint} rejected the request ({label}): {detail}")
+    return OSError(f"{detail} ({label})")
 
 
-def _who() -> str:
-    """Whose credentials are in use, as far as the environment says."""
+def _describe_credentials() -> str:
+    """Describe the credentials in use, as far as the environment names them."""
     key = os.environ.get("AWS_ACCESS_KEY_ID")
     if key:
         return f"the credentials of AWS_ACCESS_KEY_ID={key}"

@@ -1,0 +1,1 @@
+"""Tables on the servers of an MXNet ``dist_sync`` key-value store."""

@@ -138,10 +138,10 @@ def test_names_and_uris(folder: Folder) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("gs://music/x", r"gs://music/x: not a folder that is known here; name a path, file:///PATH or s3://"),
-        ("file://host/x", "file://host/x: not a folder that is known here"),
-        ("file:///music/what?/x", r"file:///music/what\?/x: not a folder that is known here"),
-        ("file:///music/#1", "file:///music/#1: not a folder that is known here"),
+        ("gs://music/x", r"gs://music/x: unsupported location; expected a path, file:///PATH or s3://"),
+        ("file://host/x", "file://host/x: unsupported location"),
+        ("file:///music/what?/x", r"file:///music/what\?/x: unsupported location"),
+        ("file:///music/#1", "file:///music/#1: unsupported location"),
         ("s3://", "expected s3://BUCKET/PREFIX"),
         ("s3:///x", "expected s3://BUCKET/PREFIX"),
         ("s3://music//x", "expected s3://BUCKET/PREFIX"),

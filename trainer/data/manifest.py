@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kvstore.errors import InputError, StorageUnavailableError
+from kvstore.errors import InputError
 from kvstore.io.folder import Folder
-from kvstore.io.s3 import NoBucketError
+from kvstore.io.storage_errors import translate_storage_errors
 from kvstore.validation_errors import format_validation_error
 
 FILE_NAME = "manifest.json"
@@ -212,17 +212,9 @@ def manifest_bytes(folder: Folder) -> bytes:
         InputError: there is none, or nobody may read it.
         UnreachableError: storage does not answer.
     """
-    path = f"{folder.uri}/{FILE_NAME}"
-    try:
+    with translate_storage_errors(
+        f"{folder.uri}/{FILE_NAME}",
+        action="read",
+        if_missing=f"no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'",
+    ):
         return folder.read(FILE_NAME)
-    except NoBucketError as error:
-        raise InputError(str(error)) from error
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; expected a folder written by 'crossfade prepare --out {folder.uri}'"
-        ) from None
-    except ConnectionError as error:
-        raise StorageUnavailableError(str(error)) from error
-    except OSError as error:
-        # On S3 it has no errno, and its message begins with the URI.
-        raise InputError(f"{path}: cannot be read: {error.strerror}" if error.errno else str(error)) from error

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-from kvstore.errors import InputError, StorageUnavailableError
+from kvstore.errors import StorageUnavailableError
 from kvstore.io.folder import Folder
 from kvstore.io.random_access import RandomFile
-from kvstore.io.s3 import NoBucketError
+from kvstore.io.storage_errors import translate_storage_errors
 
 NOT_THERE = "a page reaches beyond its column"
 
 
-@contextmanager
-def reaching_file(folder: Folder, path: str) -> Iterator[None]:
-    """Turn what storage says of the file ``path`` into an error of Crossfade that names it.
+def reaching_file(folder: Folder, path: str) -> AbstractContextManager[None]:
+    """Translate errors of storage about the file ``path``, which a manifest lists, into ones that name it.
 
     Raises:
-        InputError: it is missing, or nobody may read it.
-        UnreachableError: storage does not answer.
+        InputError: it is missing, or access is denied.
+        StorageUnavailableError: storage does not answer.
     """
-    uri = f"{folder.uri}/{path}"
-    try:
-        yield
-    except NoBucketError as error:
-        raise InputError(_named(uri, error)) from error
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: no such file, but the manifest lists it; prepare the data again") from error
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(_named(uri, error)) from error
-    except OSError as error:
-        raise StorageUnavailableError(_named(uri, error)) from error
-
-
-def _named(uri: str, error: OSError) -> str:
-    """What ``error`` says, behind ``uri``, which it may name itself."""
-    text = f"cannot be read: {error.strerror}" if error.errno else str(error)
-    return f"{uri}: {' '.join(text.split()).removeprefix(f'{uri}: ')}"
+    return translate_storage_errors(
+        f"{folder.uri}/{path}",
+        action="read",
+        if_missing="no such file, but the manifest lists it; prepare the data again",
+        other=StorageUnavailableError,
+    )
 
 
 class ReachedFile(RandomFile):

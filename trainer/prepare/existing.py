@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from kvstore.errors import InputError
 from kvstore.io.folder import Folder
+from kvstore.io.storage_errors import translate_storage_errors
 from trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
-from trainer.prepare.storage_errors import storage_errors
 
 
 def read_complete(out: Folder) -> DatasetManifest | None:
@@ -13,7 +14,7 @@ def read_complete(out: Folder) -> DatasetManifest | None:
     Raises:
         InputError: it cannot be looked into, or what is there is no manifest of this version.
     """
-    with storage_errors(f"--out {out.uri}", at_start=True):
+    with translate_storage_errors(f"--out {out.uri}", unreachable=InputError):
         sizes = out.sizes()
         if FILE_NAME not in sizes:
             return None

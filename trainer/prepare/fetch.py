@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from kvstore.errors import CrossfadeError, InputError
 from kvstore.io.random_access import RandomFile
+from kvstore.io.storage_errors import translate_storage_errors
 from trainer.prepare.input_files import RawFile, RemoteFile, Source
-from trainer.prepare.storage_errors import storage_errors
 
 _CHUNK_BYTES = 8 << 20
 _TAIL_BYTES = 64 << 10
@@ -80,7 +80,7 @@ class _Fetcher:
     def fetch(self, file: RemoteFile, number: int) -> RawFile:
         """Bring ``file`` here."""
         target = self._work / f"fetched-{number}"
-        with storage_errors(str(file), at_start=False):
+        with translate_storage_errors(str(file)):
             source = file.bucket.open_random(file.key)
         with closing(source):
             if source.size() != file.bytes:
@@ -130,7 +130,7 @@ class _Copy:
             if self._stop.is_set():
                 raise InterruptedError("no longer wanted")
             length = min(_CHUNK_BYTES, end - start)
-            with storage_errors(self._name, at_start=False):
+            with translate_storage_errors(self._name):
                 data = self._source.read_at(start, length)
             self._here.write(data)
             start += length

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
-from trainer.prepare.storage_errors import storage_errors
+from kvstore.io.storage_errors import translate_storage_errors
 
 Format = Literal["parquet", "csv", "tsv", "lightgcn"]
 
@@ -125,7 +125,7 @@ def _objects(option: str, pattern: str) -> list[tuple[Folder, str, int]]:
     """Bucket, key and bytes of each object that ``pattern`` names, by key."""
     name, _, key = pattern[len(_S3) :].partition("/")
     bucket = Folder(_S3 + name)
-    with storage_errors(f"{option} {pattern}", at_start=True):
+    with translate_storage_errors(f"{option} {pattern}", unreachable=InputError):
         bucket.check_bucket()
         folder, _, last = key.rpartition("/")
         entries = _below(bucket, folder).entries()

@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from kvstore.errors import CrossfadeError, InputError
+from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
+from kvstore.io.storage_errors import translate_storage_errors
 from trainer.data.manifest import (
     FEATURES,
     FILE_NAME,
@@ -32,7 +33,6 @@ from trainer.data.manifest import (
     DatasetManifest,
     read_manifest,
 )
-from trainer.prepare.storage_errors import storage_errors
 
 WORK = ".work"
 _OURS = {FILE_NAME, JOURNAL, VOCABULARY, FEATURES, PENDING, *SPLITS}
@@ -95,7 +95,7 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
     Raises:
         InputError: it exists and may not be replaced, or it cannot be looked into.
     """
-    with storage_errors(f"--out {out.uri}", at_start=not tag):
+    with translate_storage_errors(f"--out {out.uri}", unreachable=StorageUnavailableError if tag else InputError):
         if out.on_s3:
             _check_prefix(out, overwrite, tag)
         else:
@@ -230,7 +230,7 @@ def _swap(partial: Path, out: Path) -> None:
 @contextmanager
 def _staged_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
     tag = f"-{uuid.uuid4().hex[:12]}"
-    with storage_errors(f"--out {out.uri}", at_start=True):
+    with translate_storage_errors(f"--out {out.uri}", unreachable=InputError):
         out.check_bucket()
         out.write(_PROBE + tag, b"")
         out.remove(_PROBE + tag)

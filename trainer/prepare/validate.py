@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
+from kvstore.io.storage_errors import translate_storage_errors
 from trainer.data.manifest import (
     FILE_NAME,
     JOURNAL,
@@ -42,7 +43,6 @@ from trainer.prepare.database import execute, working_database
 from trainer.prepare.infer_manifest import infer_manifest
 from trainer.prepare.part_writer import GROUP_ROWS_MAX
 from trainer.prepare.problems import LISTED, Problems
-from trainer.prepare.storage_errors import storage_errors
 from trainer.prepare.validate_features import FeatureCheck
 
 _LARGE_GROUP_ROWS = 8 * GROUP_ROWS_MAX
@@ -79,7 +79,7 @@ def validate(
             ``item``.
     """
     problems = Problems()
-    with storage_errors(folder.uri, at_start=True):
+    with translate_storage_errors(folder.uri, unreachable=InputError):
         is_new = FILE_NAME not in folder.names()
     try:
         manifest = infer_manifest(folder, query, item, progress) if is_new else read_manifest(folder)
@@ -103,7 +103,7 @@ def validate(
     notes = [*_stray_files(folder, manifest, problems), *splits.notes()]
     manifest_written = is_new and not problems.count
     if manifest_written:
-        with storage_errors(folder.uri, at_start=False):
+        with translate_storage_errors(folder.uri):
             manifest.write(folder)
     return ValidationReport(manifest, problems, notes, manifest_written)
 

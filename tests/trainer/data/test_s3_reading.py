@@ -12,7 +12,7 @@ from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_obje
 
 from kvstore.io.folder import Folder
 from kvstore.io.s3 import NoBucketError, S3Files
-from kvstore.io.s3_errors import explain, is_transient
+from kvstore.io.s3_errors import is_transient, translate_s3_error
 
 DATA = np.random.default_rng(1).bytes(300_000)
 
@@ -62,8 +62,8 @@ def test_a_request_that_went_wrong_is_made_again(folder: Folder, proxy: Proxy, f
     [
         ("reset", r"cannot be reached \(NETWORK_CONNECTION\)"),
         # A head has no body that could say why.
-        ("throttle", r"did not answer as it should, after all tries \(.*(SLOW_?DOWN|SERVICE_UNAVAILABLE)\)"),
-        ("busy", r"did not answer as it should, after all tries"),
+        ("throttle", r"did not answer correctly, after all retries \(.*(SLOW_?DOWN|SERVICE_UNAVAILABLE)\)"),
+        ("busy", r"did not answer correctly, after all retries"),
         ("cut", r"\(NETWORK_CONNECTION\)"),
         ("stall", r"cannot be reached \(NETWORK_CONNECTION\)"),
     ],
@@ -224,7 +224,7 @@ def test_pauses_double_and_vary(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_errors_of_the_client_are_told_in_a_line(text: str, passing: bool, kind: type[OSError], said: str) -> None:
     error = OSError(f"When reading information for key 'x' in bucket 'music': {text}")
     assert is_transient(error) == passing
-    explained = explain(error, "music", "http://s3")
+    explained = translate_s3_error(error, "music", "http://s3")
     assert type(explained) is kind
     assert said in str(explained)
     assert "\n" not in str(explained)
