@@ -59,9 +59,9 @@ class HostMetrics:
         yield names.RUNNING_ROLES.single(self._agent.running_roles())
 
 
-def process_metrics(run: str, role: str, stall_seconds: float | None = None) -> ProcessMetrics:
+def process_metrics(run: str, role: str, stall_timeout_seconds: float | None = None) -> ProcessMetrics:
     """Return the metrics of a process of ``run``, with those of its machine."""
-    metrics = ProcessMetrics(run, role, stall_seconds)
+    metrics = ProcessMetrics(run, role, stall_timeout_seconds)
     metrics.register("machine", MachineMetrics())
     return metrics
 

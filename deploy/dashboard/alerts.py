@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Literal
 
 from deploy.dashboard.formatting import duration, size
 from deploy.dashboard.run_reader import RunReader
+from trainer.monitoring.thresholds import (
+    LOCAL_PHASES,
+    MAX_WORKER_SKEW,
+    MIN_FREE_MEMORY_RATIO,
+    OVERDUE_CHECKPOINTS,
+    OVERDUE_SECONDS,
+    ROLE_ALERT_STATES,
+    STALLED_SECONDS,
+)
 from trainer.runs.events import BackoffEvent, CheckpointFailed, RestartEvent
 
 if TYPE_CHECKING:
     from deploy.dashboard.summary import Summary
 
-STALLED_SECONDS = 600.0
 RECENT_SECONDS = 600.0
 """How long a restart is shown as an alert."""
-_OVERDUE_INTERVALS, _OVERDUE_SECONDS = 3, 60.0
-"""A checkpoint is overdue after so many of its intervals, and so many seconds more."""
-_MAX_SKEW, _MIN_SKEW_SECONDS = 1.5, 60.0
-_MIN_FREE_MEMORY_SHARE = 0.1
-_LOCAL_PHASES = ("data", "sample", "gradients")
-"""Phases in which a worker does not wait for others."""
+_MIN_SKEW_SECONDS = 60.0
+"""Local work of the slowest worker below which skew is not judged."""
 
 Level = Literal["critical", "warning", "info"]
 
@@ -67,7 +71,7 @@ def _living(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
     last = run.training.last_time
     if last is not None and now - last > STALLED_SECONDS:
         yield Alert("critical", f"no step, evaluation or checkpoint for {duration(now - last)}")
-    if summary.state in {"running", "backing_off", "waiting"}:
+    if summary.state in ROLE_ALERT_STATES:
         for process in summary.processes:
             if process.state == "missing":
                 yield Alert("critical", f"{process.name} is missing{_why(run, process.name)}")
@@ -78,11 +82,11 @@ def _living(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
         yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{more}")
     interval = run.setting("checkpoint", "interval_seconds")
     since = summary.checkpoints["last_time"] or run.training.first_time
-    if isinstance(interval, int | float) and since and now - since > _OVERDUE_INTERVALS * interval + _OVERDUE_SECONDS:
+    if isinstance(interval, int | float) and since and now - since > OVERDUE_CHECKPOINTS * interval + OVERDUE_SECONDS:
         yield Alert("warning", f"the last checkpoint is {duration(now - since)} old; the interval is {interval:g} s")
     for process in summary.processes:
         free, limit = process.memory_available_bytes, process.memory_limit_bytes
-        if free is not None and limit and free < _MIN_FREE_MEMORY_SHARE * limit:
+        if free is not None and limit and free < MIN_FREE_MEMORY_RATIO * limit:
             yield Alert("warning", f"{process.name}: only {size(free)} of {size(limit)} memory are free")
 
 
@@ -94,7 +98,7 @@ def _why(run: RunReader, process: str) -> str:
 
 def _skew(run: RunReader) -> Iterator[Alert]:
     local_seconds = {
-        name: sum(load["phase_seconds"].get(phase, 0.0) for phase in _LOCAL_PHASES)
+        name: sum(load["phase_seconds"].get(phase, 0.0) for phase in LOCAL_PHASES)
         for name, load in run.processes.loads.items()
         if name.startswith("worker-") and "phase_seconds" in load
     }
@@ -102,7 +106,7 @@ def _skew(run: RunReader) -> Iterator[Alert]:
         return
     slowest = max(local_seconds, key=lambda name: local_seconds[name])
     ratio = local_seconds[slowest] / (sum(local_seconds.values()) / len(local_seconds))
-    if ratio > _MAX_SKEW:
+    if ratio > MAX_WORKER_SKEW:
         yield Alert(
             "warning", f"{slowest} computes {ratio:.1f} times as long as the average worker: the others wait for it"
         )

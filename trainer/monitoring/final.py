@@ -59,7 +59,6 @@ def push_final_metrics(job: JobConfig, metrics: ProcessMetrics) -> None:
         _logger.warning(f"metrics.pushgateway: {gateway} did not take the final values: {error}")
 
 
-
 class _Merged:
     """Several texts of metrics as one: a family that stands in many is one with all their samples."""
 

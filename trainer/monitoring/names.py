@@ -1,7 +1,10 @@
-"""The names of all metrics, and what each means: nowhere else is one made up. ``docs/metrics.md`` has them as a table.
+"""The catalog of all metrics: name, type, unit, labels and meaning. ``docs/metrics.md`` has them as a table.
 
-All begin with ``crossfade_`` and are in base units. Every series has the labels ``run`` (the job's name), ``role`` and,
-where there is one, ``rank``; what else labels it stands here. Nothing of the data does: no ids, names or rows.
+    yield names.STEPS.single(1200)
+    yield names.ACTIVE_ROWS.family((("track",), 5e6), (("customer",), 2e6))
+
+All names begin with ``crossfade_`` and are in base units. Every series has the labels ``run`` (the job's name), ``role``
+and, where there is one, ``rank``; further labels are listed here. No label or value holds an id, name or row of the data.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 PREFIX = "crossfade"
 ROLES = ("in-process", "coordinator", "agent", "scheduler", "server", "worker")
-"""What the label ``role`` may say."""
+"""The values of the label ``role``."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: ``meaning`` is its help text; ``group`` says which processes have it (see ``GROUPS``)."""
+    """One metric: ``description`` is its help text, and ``group`` the processes that expose it (see ``GROUPS``)."""
 
     name: str
     kind: Kind
@@ -32,7 +35,7 @@ class Metric:
     labels: tuple[str, ...] = ()
 
     def family(self, *values: tuple[tuple[str, ...], float]) -> CounterMetricFamily | GaugeMetricFamily:
-        """What a collector gives that has ``values`` at hand: the values of the labels, and the figure."""
+        """Return the metric with ``values``: each the values of its labels, and a number."""
         assert self.kind != "histogram"
         make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         family = make(self.name, self.description, labels=self.labels)
@@ -41,11 +44,11 @@ class Metric:
         return family
 
     def single(self, value: float | None) -> CounterMetricFamily | GaugeMetricFamily:
-        """The same without labels of its own; None: there is no value yet."""
+        """Return the metric without labels of its own; None means that there is no value yet."""
         return self.family() if value is None else self.family(((), value))
 
     def histogram(self, *values: tuple[tuple[str, ...], Histogram]) -> HistogramMetricFamily:
-        """The same of a histogram."""
+        """Return the metric with a histogram for each tuple of label values."""
         assert self.kind == "histogram"
         family = HistogramMetricFamily(self.name, self.description, labels=self.labels)
         for labels, distribution in values:
@@ -54,22 +57,22 @@ class Metric:
 
 
 class Histogram:
-    """How many seconds things took: a histogram that costs next to nothing to add to."""
+    """A histogram of durations in seconds, without the locks of the client library's: adding takes a microsecond."""
 
     bounds = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
     def __init__(self) -> None:
-        """Nothing observed yet."""
+        """Start empty."""
         self.sum = 0.0
         self._counts = [0] * (len(self.bounds) + 1)
 
     def observe(self, seconds: float) -> None:
-        """Add one."""
+        """Add a duration."""
         self._counts[bisect_left(self.bounds, seconds)] += 1
         self.sum += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """For each bound, and infinity, how many were not above it."""
+        """Return, for each bound and infinity, how many durations do not exceed it."""
         bounds = [*map(str, self.bounds), "+Inf"]
         return list(zip(bounds, accumulate(map(float, self._counts)), strict=True))
 
@@ -83,14 +86,22 @@ GROUPS = {
     "job": "coordinator",
     "host": "coordinator, agent",
 }
-"""Which processes have the metrics of a group."""
+"""The processes that expose the metrics of a group."""
 
 BUILD_INFO = Metric("crossfade_build_info", "gauge", "process", "1", "Always 1.", ("version", "python"))
 MEMORY_LIMIT = Metric(
-    "crossfade_memory_limit_bytes", "gauge", "process", "bytes", "Memory of the machine, or of its container if less."
+    "crossfade_memory_limit_bytes",
+    "gauge",
+    "process",
+    "bytes",
+    "Memory of the machine, or the container's limit if that is less.",
 )
 MEMORY_AVAILABLE = Metric(
-    "crossfade_memory_available_bytes", "gauge", "process", "bytes", "What of it all processes there may still take."
+    "crossfade_memory_available_bytes",
+    "gauge",
+    "process",
+    "bytes",
+    "Part of that memory which processes can still allocate.",
 )
 PROCESS = tuple(
     Metric(f"{PREFIX}_process_{name}", kind, "process", unit, description)  # type: ignore[arg-type]
@@ -103,31 +114,39 @@ PROCESS = tuple(
         ("max_fds", "gauge", "files", "Maximum number of open file descriptors."),
     )
 )
-"""Those of ``prometheus_client.ProcessCollector``."""
+"""The metrics of ``prometheus_client.ProcessCollector``."""
 
 EXAMPLES = Metric(
     "crossfade_examples_total", "counter", "training", "examples", "Examples that this process has trained on."
 )
 STEPS = Metric("crossfade_steps_total", "counter", "training", "steps", "Steps that this process has taken.")
-STEP = Metric("crossfade_step", "gauge", "training", "steps", "Step that the run stands at.")
+STEP = Metric("crossfade_step", "gauge", "training", "steps", "Newest step of the run.")
 PLANNED_STEPS = Metric(
-    "crossfade_planned_steps", "gauge", "training", "steps", "Steps of the whole run, unless it stops early."
+    "crossfade_planned_steps", "gauge", "training", "steps", "Steps that the run takes unless it stops early."
 )
-EPOCH = Metric("crossfade_epoch", "gauge", "training", "epochs", "Epoch that the run is in, from 1.")
+EPOCH = Metric("crossfade_epoch", "gauge", "training", "epochs", "Present epoch, from 1.")
 PROGRESS = Metric(
-    "crossfade_progress_ratio", "gauge", "training", "ratio", "Share of the planned steps that is behind; 1 once done."
+    "crossfade_progress_ratio",
+    "gauge",
+    "training",
+    "ratio",
+    "Fraction of the planned steps taken; 1 once the run is done.",
 )
 LOSS = Metric(
-    "crossfade_loss", "gauge", "training", "1", "Mean loss of this process's examples of the last step; NaN: diverged."
+    "crossfade_loss",
+    "gauge",
+    "training",
+    "1",
+    "Mean loss of the last step over this process's examples; NaN: training diverged.",
 )
-EPOCH_LOSS = Metric("crossfade_epoch_loss", "gauge", "training", "1", "Mean loss of all examples of the last epoch.")
+EPOCH_LOSS = Metric("crossfade_epoch_loss", "gauge", "training", "1", "Mean loss of the last epoch over all examples.")
 LEARNING_RATE = Metric("crossfade_learning_rate", "gauge", "training", "1", "Learning rate of the last step.")
 EVAL_METRIC = Metric(
     "crossfade_eval_metric",
     "gauge",
     "training",
     "1",
-    "Quality of the last evaluation on a split, such as recall@10 and ndcg@10.",
+    "Result of the last evaluation on a split, such as recall@10 or ndcg@10.",
     ("split", "metric"),
 )
 PHASE_DURATION = Metric(
@@ -135,11 +154,16 @@ PHASE_DURATION = Metric(
     "histogram",
     "training",
     "seconds",
-    "Seconds of training by phase; data and sample: waiting for interactions, and for negatives and active rows.",
+    "Seconds of training by phase; in data it waits for interactions, in sample for negatives and active rows.",
     ("phase",),
 )
 ACTIVE_ROWS = Metric(
-    "crossfade_active_rows_total", "counter", "training", "rows", "Rows that this process's steps touched.", ("table",)
+    "crossfade_active_rows_total",
+    "counter",
+    "training",
+    "rows",
+    "Rows that this process's steps have read and updated.",
+    ("table",),
 )
 PULLED_BYTES = Metric(
     "crossfade_pulled_bytes_total", "counter", "training", "bytes", "Row ids and values pulled.", ("table",)
@@ -152,7 +176,7 @@ DENSE_EQUIVALENT_BYTES = Metric(
     "counter",
     "training",
     "bytes",
-    "What would have been pushed if gradients were dense.",
+    "Bytes that dense gradients would have pushed.",
     ("table",),
 )
 PREFETCHED_BATCHES = Metric(
@@ -160,40 +184,44 @@ PREFETCHED_BATCHES = Metric(
     "gauge",
     "training",
     "batches",
-    "Batches that were made ahead and wait for training.",
+    "Batches that are prefetched and wait for training.",
 )
 LAST_STEP = Metric(
-    "crossfade_last_step_timestamp_seconds", "gauge", "training", "seconds", "When the last step was taken, Unix time."
+    "crossfade_last_step_timestamp_seconds", "gauge", "training", "seconds", "Unix time of the last step."
 )
 LAST_PROGRESS = Metric(
     "crossfade_last_progress_timestamp_seconds",
     "gauge",
     "training",
     "seconds",
-    "When a step, an evaluation, a checkpoint or another phase was last begun or done, Unix time.",
+    "Unix time when a step, an evaluation, a checkpoint or another phase last began or ended.",
 )
 
 CHECKPOINTS = Metric(
     "crossfade_checkpoints_total", "counter", "first", "checkpoints", "Checkpoints by result.", ("result",)
 )
 CHECKPOINT_WRITE_SECONDS = Metric(
-    "crossfade_checkpoint_write_seconds_total", "counter", "first", "seconds", "Seconds that writing checkpoints took."
+    "crossfade_checkpoint_write_seconds_total", "counter", "first", "seconds", "Seconds spent writing checkpoints."
 )
 CHECKPOINT_PAUSE = Metric(
-    "crossfade_checkpoint_pause_seconds_total", "counter", "first", "seconds", "Seconds that training waited for them."
+    "crossfade_checkpoint_pause_seconds_total",
+    "counter",
+    "first",
+    "seconds",
+    "Seconds that training paused for checkpoints.",
 )
 CHECKPOINT_BYTES = Metric(
     "crossfade_checkpoint_written_bytes_total", "counter", "first", "bytes", "Bytes of checkpoints written."
 )
 LAST_CHECKPOINT_BYTES = Metric(
-    "crossfade_last_checkpoint_bytes", "gauge", "first", "bytes", "Bytes of the last checkpoint that became whole."
+    "crossfade_last_checkpoint_bytes", "gauge", "first", "bytes", "Bytes of the last complete checkpoint."
 )
 LAST_CHECKPOINT = Metric(
     "crossfade_last_checkpoint_timestamp_seconds",
     "gauge",
     "first",
     "seconds",
-    "When the last checkpoint became whole, Unix time; before the first one, when training began. "
+    "Unix time when the last checkpoint became complete; before the first, when training began. "
     "time() minus this is its age.",
 )
 CHECKPOINT_INTERVAL = Metric(
@@ -201,33 +229,38 @@ CHECKPOINT_INTERVAL = Metric(
     "gauge",
     "first",
     "seconds",
-    "checkpoint.interval_seconds of the job; without it there is no such series.",
+    "checkpoint.interval_seconds of the job; absent without it.",
 )
 
-GPU_USED = Metric("crossfade_gpu_memory_used_bytes", "gauge", "gpu", "bytes", "Memory of the GPU that is taken.")
+GPU_USED = Metric("crossfade_gpu_memory_used_bytes", "gauge", "gpu", "bytes", "Used memory of the GPU.")
 GPU_LIMIT = Metric("crossfade_gpu_memory_limit_bytes", "gauge", "gpu", "bytes", "Memory of the GPU.")
 
 UPDATED_ROWS = Metric(
-    "crossfade_updated_rows_total", "counter", "rows", "rows", "Rows of the tables here that were updated.", ("table",)
+    "crossfade_updated_rows_total",
+    "counter",
+    "rows",
+    "rows",
+    "Updates of rows in this process's table shards.",
+    ("table",),
 )
 UPDATE_SECONDS = Metric(
-    "crossfade_update_seconds_total", "counter", "rows", "seconds", "Seconds that updating them took.", ("table",)
+    "crossfade_update_seconds_total", "counter", "rows", "seconds", "Seconds spent on these updates.", ("table",)
 )
 TABLE_SHARD_BYTES = Metric(
     "crossfade_table_shard_bytes",
     "gauge",
     "rows",
     "bytes",
-    "Bytes of the tables held here: of the weights, and of each array of optimizer state.",
+    "Bytes of the table shards of this process: weights, and each array of optimizer state.",
     ("table", "array"),
 )
 
 RESTARTS = Metric("crossfade_restarts_total", "counter", "job", "restarts", "Restarts of the job.")
 GENERATION = Metric(
-    "crossfade_generation", "gauge", "job", "generations", "Generation of the job's processes, from 1; 0 before."
+    "crossfade_generation", "gauge", "job", "generations", "Generation of the job's roles, from 1; 0 before the first."
 )
 JOB_STATE = Metric(
-    "crossfade_job_state", "gauge", "job", "1", "1 for the state that the job is in, 0 for the others.", ("state",)
+    "crossfade_job_state", "gauge", "job", "1", "1 for the present state of the job, 0 for the others.", ("state",)
 )
 ROLE_UP = Metric(
     "crossfade_role_up",
@@ -237,6 +270,6 @@ ROLE_UP = Metric(
     "1 for each role of the job that an agent reports as running or done, 0 for one that is missing.",
     ("process",),
 )
-RUNNING_ROLES = Metric("crossfade_running_roles", "gauge", "host", "roles", "Roles that this host's agent runs.")
+RUNNING_ROLES = Metric("crossfade_running_roles", "gauge", "host", "roles", "Roles that run on this agent's host.")
 
 ALL = tuple(value for value in list(globals().values()) if isinstance(value, Metric)) + PROCESS

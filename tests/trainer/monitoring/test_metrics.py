@@ -176,7 +176,7 @@ def test_a_machine_has_a_limit_and_something_left() -> None:
 
 
 def test_a_listener_answers_on_loopback_and_says_how_the_process_is() -> None:
-    metrics = ProcessMetrics("plays", "worker", stall_seconds=1000.0)
+    metrics = ProcessMetrics("plays", "worker", stall_timeout_seconds=1000.0)
     metrics.set_identity(1)
     metrics.state = lambda: "training"
     with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
@@ -192,10 +192,10 @@ def test_a_listener_answers_on_loopback_and_says_how_the_process_is() -> None:
 
 
 def test_a_process_without_a_sign_of_progress_is_unhealthy_until_there_is_one() -> None:
-    metrics = ProcessMetrics("plays", "worker", stall_seconds=-1.0)
+    metrics = ProcessMetrics("plays", "worker", stall_timeout_seconds=-1.0)
     with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
         assert ask(str(listener.address), "/healthz")[0] == 503
-        metrics._stall_seconds = 1000.0
+        metrics._stall_timeout_seconds = 1000.0
         metrics.mark_alive()
         assert ask(str(listener.address), "/healthz")[0] == 200
 

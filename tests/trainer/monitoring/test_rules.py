@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scraping import promtool
 
-from trainer.monitoring import names
+from trainer.monitoring import names, thresholds
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "docker" / "prometheus"
@@ -38,3 +38,21 @@ def test_the_rules_name_metrics_that_there_are_and_each_is_tested_and_each_alert
     assert recorded == set(re.findall(r"expr: '(\w+:crossfade_[\w:]+)'", tests))
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert alerts == set(re.findall(r"(?m)^\| `(Crossfade\w+)` \|", text))
+
+
+def test_limits_in_the_rules_equal_the_thresholds() -> None:
+    rules = (RULES / "rules.yml").read_text()
+    expressions = {
+        "CrossfadeStalled": rf"last_progress_timestamp_seconds\) > {thresholds.STALLED_SECONDS:g}\s",
+        "CrossfadeCheckpointTooOld": (
+            rf"> on \(run\) {thresholds.OVERDUE_CHECKPOINTS} \* .* \+ {thresholds.OVERDUE_SECONDS:g}\s"
+        ),
+        "CrossfadeWorkerSkew": rf"worker_skew_ratio > {thresholds.MAX_WORKER_SKEW:g}\s",
+        "CrossfadeMemoryNearLimit": rf"memory_limit_bytes < {thresholds.MIN_FREE_MEMORY_RATIO:g}\s",
+        "CrossfadeGpuMemoryNearLimit": rf"gpu_memory_limit_bytes > {thresholds.MAX_GPU_MEMORY_RATIO:g}\s",
+        "CrossfadeRoleDown": rf'job_state{{state=~"{"|".join(thresholds.ROLE_ALERT_STATES)}"}}',
+    }
+    alerts = {block.split("\n", 1)[0]: block for block in rules.split("- alert: ")[1:]}
+    for alert, expression in expressions.items():
+        assert re.search(expression, alerts[alert]), alert
+    assert f'phase=~"{"|".join(thresholds.LOCAL_PHASES)}"' in rules

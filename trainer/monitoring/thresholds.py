@@ -1,0 +1,23 @@
+"""The limits beyond which a run needs attention, for the dashboard's alerts and for ``docker/prometheus/rules.yml``.
+
+Prometheus reads its rules from a file, so they repeat these numbers; a test holds them equal.
+"""
+
+from __future__ import annotations
+
+STALLED_SECONDS = 600.0
+"""Time without a step, evaluation or checkpoint after which a run counts as stalled."""
+OVERDUE_CHECKPOINTS = 3
+"""Checkpoint intervals that may pass without a checkpoint, besides ``OVERDUE_SECONDS``."""
+OVERDUE_SECONDS = 60.0
+"""Time that writing a checkpoint may take beyond its intervals."""
+MAX_WORKER_SKEW = 1.5
+"""Most local work of the slowest worker, as a multiple of the average worker's."""
+MIN_FREE_MEMORY_RATIO = 0.1
+"""Least available part of a machine's or container's memory."""
+MAX_GPU_MEMORY_RATIO = 0.95
+"""Most used part of a GPU's memory."""
+LOCAL_PHASES = ("data", "sample", "gradients")
+"""The phases of a step in which a worker does not wait for servers or other workers."""
+ROLE_ALERT_STATES = ("running", "backing_off", "waiting")
+"""The states of a job in which a missing role is an alert."""
