@@ -60,7 +60,7 @@ def await_final_scrape(listener: MetricsEndpoint) -> None:
     """Wait until Prometheus has scraped the final values; a signal ends the wait, since the run is done."""
     from crossfade.signals import stopper
 
-    seconds = listener.farewell_seconds()
+    seconds = listener.seconds_until_scrape()
     if seconds > 1.0:
         _print(f"waiting for Prometheus to scrape the final values: {seconds:.0f} s at most")
     with stopper.deferred():

@@ -65,7 +65,7 @@ def _token_from_file() -> str:
         raise InputError(f"{TOKEN_FILE_VARIABLE}: {name} cannot be read as a token: {error}") from error
 
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class _Rejection(Exception):  # noqa: N818 - an answer, not a fault of ours
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         except _Rejection as rejection:
             status, body = rejection.status, json.dumps({"error": str(rejection)})
         except Exception as error:  # a fault of ours: the agent gets it as an answer, and tries again
-            _log.exception("%s %s failed", self.command, path)
+            _logger.exception("%s %s failed", self.command, path)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             body = json.dumps({"error": f"{type(error).__name__}: {error}"})
         self.send_response(status)

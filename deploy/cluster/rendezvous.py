@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(BoundedServer):
     # Each worker polls 100 times a second until the last one has arrived.
-    limits = Limits(connections=1024, connections_of_address=512)
+    limits = Limits(connections=1024, connections_per_address=512)
 
     def __init__(self, host: str, workers: int) -> None:
         self.max_keys = KEYS_PER_WORKER * workers

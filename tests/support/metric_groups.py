@@ -1,4 +1,4 @@
-"""The metrics that each kind of process exposes, by name: the list that tests compare the real ones with."""
+"""The metrics that each kind of process must expose, and a job, tables and step events to measure."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""What stays of a run's metrics when its processes have gone: a file in the run folder, and a push if so wanted.
+"""Keep a run's last metrics when its processes end: a file in the run folder, and a push if the job asks for one.
 
-Each role of a distributed job leaves its own file in ``metrics/``; 'crossfade train' makes one of all of them.
+Each role of a distributed job leaves its own file in ``metrics/``; 'crossfade train' merges them into ``metrics.prom``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from trainer.monitoring.names import PREFIX
 from trainer.monitoring.registry import ProcessMetrics
 from trainer.runs.folder import RunFolder
 
-_logger = logging.getLogger(__name__)
+PUSH_TIMEOUT_SECONDS = 5.0
+"""How long a Pushgateway may delay the end of a process."""
 
-PUSH_SECONDS = 5.0
-"""How long a Pushgateway may make the end of a process wait."""
+_logger = logging.getLogger(__name__)
 
 
 def write_final_metrics(folder: RunFolder, job: JobConfig, metrics: ProcessMetrics) -> None:
-    """Leave the final values of a role in ``folder`` and at the job's Pushgateway. Failures are said, not raised."""
+    """Write the last values of a role to ``folder`` and push them. Failures are logged, not raised."""
     name = "-".join(value for label in ("role", "rank") if (value := metrics.labels.get(label)) is not None)
     try:
         folder.write_role_metrics(name, metrics.text().decode())
@@ -36,12 +36,15 @@ def write_final_metrics(folder: RunFolder, job: JobConfig, metrics: ProcessMetri
 
 
 def merge_final_metrics(folder: RunFolder, job: JobConfig, metrics: ProcessMetrics) -> None:
-    """Leave in ``folder`` one file of the final values of this process and of all that have left theirs; and push."""
-    own = metrics.text()
-    if not own:
-        return  # it failed before it had anything to tell
+    """Merge the last values of this process and of all roles into one file of ``folder``, and push this process's.
+
+    Failures are logged, not raised.
+    """
+    text = metrics.text()
+    if not text:
+        return  # the run failed before its labels were known
     try:
-        texts = [own.decode(), *folder.role_metrics()]
+        texts = [text.decode(), *folder.role_metrics()]
         folder.write_metrics(generate_latest(_Merged(texts)).decode())
     except OSError as error:
         _logger.warning(f"{folder.path}: the final metrics were not written: {error.strerror}")
@@ -49,28 +52,27 @@ def merge_final_metrics(folder: RunFolder, job: JobConfig, metrics: ProcessMetri
 
 
 def push_final_metrics(job: JobConfig, metrics: ProcessMetrics) -> None:
-    """Give the job's Pushgateway, if there is one, the values of ``metrics``, in place of earlier ones of that role."""
+    """Push ``metrics`` to the job's Pushgateway, if it has one, in place of earlier values of the same role."""
     gateway = job.metrics.pushgateway
     if gateway is None:
         return
     try:
-        push_to_gateway(gateway, PREFIX, metrics, grouping_key=metrics.labels, timeout=PUSH_SECONDS)
+        push_to_gateway(gateway, PREFIX, metrics, grouping_key=metrics.labels, timeout=PUSH_TIMEOUT_SECONDS)
     except (OSError, HTTPException) as error:
-        _logger.warning(f"metrics.pushgateway: {gateway} did not take the final values: {error}")
+        _logger.warning(f"metrics.pushgateway: pushing the final values to {gateway} failed: {error}")
 
 
 class _Merged:
-    """Several texts of metrics as one: a family that stands in many is one with all their samples."""
+    """Merges texts in Prometheus's format: each family once, with the samples of all texts."""
 
     def __init__(self, texts: list[str]) -> None:
         self._texts = texts
 
     def collect(self) -> Iterator[Family]:
-        """All families."""
         families: dict[str, Family] = {}
         for text in self._texts:
             for family in text_string_to_metric_families(text):
-                known = families.setdefault(family.name, family)
-                if known is not family:
-                    known.samples.extend(family.samples)
+                merged = families.setdefault(family.name, family)
+                if merged is not family:
+                    merged.samples.extend(family.samples)
         yield from families.values()

@@ -1,19 +1,19 @@
-"""Where a process can be watched: a listener in a thread of its own.
+"""Serve a process's metrics and health over HTTP, in a background thread.
 
     GET /metrics   Prometheus's text format
-    GET /healthz   JSON: 200 if the process is well, 503 if not
-    GET /targets   of 'crossfade train' alone: where all processes of the run listen, as Prometheus's http_sd has it
+    GET /healthz   JSON: 200 if the process is healthy, 503 if not
+    GET /targets   of 'crossfade train' alone: the addresses of all processes of the run, for Prometheus's http_sd
 
-Whoever can reach the listener may read it: it binds to the address that the job says, by default loopback.
+There is no authentication, so the server binds to loopback unless the job names another address.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,60 +29,59 @@ from trainer.monitoring.bounded_server import BoundedServer
 from trainer.monitoring.registry import ProcessMetrics
 
 Targets = Callable[[], list[dict[str, Any]]]
-CLIENT_SECONDS = 5.0
+CLIENT_TIMEOUT_SECONDS = 5.0
 """How long a client may make a thread wait for its next bytes."""
-FAREWELL_SECONDS = 20.0
-"""How long the end of a run waits for Prometheus, at most, to have the last values."""
+MAX_FINAL_WAIT_SECONDS = 20.0
+"""How long a run that is done waits, at most, for Prometheus to scrape its last values."""
 POLL_SECONDS = 0.05
-_ANYWHERE = {"", "0.0.0.0"}  # noqa: S104 - compared with, not bound to
+_ALL_ADDRESSES = {"", "0.0.0.0"}  # noqa: S104 - compared with, not bound to
 
 
 @dataclass
 class MetricsEndpoint:
-    """A listener: ``address`` is where others reach it, HOST:PORT; None if the job wants none."""
+    """A running endpoint. ``address`` is where others reach it, HOST:PORT; None if the job has none."""
 
     metrics: ProcessMetrics
     address: str | None = None
     targets: Targets | None = field(default=None)
-    """What /targets answers."""
+    """Returns the answer to /targets."""
     _scrapes: deque[float] = field(default_factory=lambda: deque([-math.inf, -math.inf], 2))
-    """When Prometheus began the last two scrapes that it got an answer to, by the monotonic clock."""
+    """When the last two answered scrapes by Prometheus began, in monotonic seconds."""
 
-    def was_scraped(self, begin: float) -> None:
-        """Take it that Prometheus has what it began to ask for at ``begin``."""
-        self._scrapes.append(begin)
+    def note_scrape(self, began_at: float) -> None:
+        """Record that Prometheus received the answer to a scrape that began at ``began_at``."""
+        self._scrapes.append(began_at)
 
-    def farewell_seconds(self) -> float:
-        """How long it should take until Prometheus, if it scrapes this, comes again; 0: it does not."""
+    def seconds_until_scrape(self) -> float:
+        """Return how long the next scrape should take to come, by the last two; 0 if none is expected."""
         before, last = self._scrapes
-        due = last + min(1.5 * (last - before), FAREWELL_SECONDS) - time.monotonic()
+        due = last + min(1.5 * (last - before), MAX_FINAL_WAIT_SECONDS) - time.monotonic()
         return max(due, 0.0) if math.isfinite(before) else 0.0
 
-    def await_final_scrape(self, enough: Callable[[], bool]) -> None:
-        """Let Prometheus have the last values, if it has scraped this so far: until it was there, or ``enough()``."""
-        begin = time.monotonic()
-        deadline = begin + self.farewell_seconds()
-        while time.monotonic() < deadline and self._scrapes[-1] < begin and not enough():
+    def await_final_scrape(self, is_canceled: Callable[[], bool]) -> None:
+        """Wait until Prometheus has scraped the last values, if it scraped before; return early if ``is_canceled()``."""
+        began_at = time.monotonic()
+        deadline = began_at + self.seconds_until_scrape()
+        while time.monotonic() < deadline and self._scrapes[-1] < began_at and not is_canceled():
             time.sleep(POLL_SECONDS)
 
 
+_logger = logging.getLogger(__name__)
 _SCRAPE_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection, in a thread of its own."""
-
-    timeout = CLIENT_SECONDS
+    timeout = CLIENT_TIMEOUT_SECONDS
     server: _Server
     server_version, sys_version = "crossfade", ""
 
     def do_GET(self) -> None:
-        """Answer."""
-        begin, path = time.monotonic(), self.path.partition("?")[0]
+        """Answer a request."""
+        began_at, path = time.monotonic(), self.path.partition("?")[0]
         try:
             status, kind, body = self._answer(path)
-        except Exception:  # a fault of ours, which must not end the process that is watched
-            traceback.print_exc()
+        except Exception:  # a fault of ours, which must not end the process
+            _logger.exception("GET %s failed", path)
             status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"error: see the log\n"
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -90,21 +89,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
         if path == "/metrics" and _SCRAPE_HEADER in self.headers:
-            self.server.listener.was_scraped(begin)
+            self.server.endpoint.note_scrape(began_at)
 
     def _answer(self, path: str) -> tuple[HTTPStatus, str, bytes]:
-        listener = self.server.listener
+        endpoint = self.server.endpoint
         if path == "/metrics":
-            return HTTPStatus.OK, CONTENT_TYPE_PLAIN_0_0_4, listener.metrics.text()
+            return HTTPStatus.OK, CONTENT_TYPE_PLAIN_0_0_4, endpoint.metrics.text()
         if path == "/healthz":
-            well, told = listener.metrics.health()
-            return (HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE), *_json(told)
-        if path == "/targets" and listener.targets is not None:
-            return HTTPStatus.OK, *_json(listener.targets())
-        return HTTPStatus.NOT_FOUND, "text/plain", b"there are /metrics and /healthz\n"
+            healthy, status = endpoint.metrics.health()
+            return (HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE), *_json(status)
+        if path == "/targets" and endpoint.targets is not None:
+            return HTTPStatus.OK, *_json(endpoint.targets())
+        return HTTPStatus.NOT_FOUND, "text/plain", b"not found; available are /metrics and /healthz\n"
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: scrapes would fill the log."""
+        """Log nothing: scrapes would fill the log."""
 
 
 def _json(value: object) -> tuple[str, bytes]:
@@ -112,8 +111,8 @@ def _json(value: object) -> tuple[str, bytes]:
 
 
 class _Server(BoundedServer):
-    def __init__(self, host: str, port: int, listener: MetricsEndpoint) -> None:
-        self.listener = listener
+    def __init__(self, host: str, port: int, endpoint: MetricsEndpoint) -> None:
+        self.endpoint = endpoint
         super().__init__(host, port, _Handler)
 
 
@@ -121,30 +120,35 @@ class _Server(BoundedServer):
 def serve_metrics(
     metrics: ProcessMetrics, port: int | None, host: str | None, role_host: str, *, source: str = "metrics.port"
 ) -> Iterator[MetricsEndpoint]:
-    """Answer for ``metrics`` while the context lasts, at ``port`` (0: a free one; None: not at all) of ``host``.
+    """Serve ``metrics`` while the context lasts.
 
-    Without ``host`` that is ``role_host``, at which the others reach this process. ``source`` names the port.
+    Args:
+        metrics: the metrics of this process.
+        port: the port, 0 for a free one, or None to serve nothing.
+        host: the address to bind to; ``role_host`` if None.
+        role_host: the address at which others reach this process.
+        source: the option or key that set the port, for errors.
 
     Raises:
-        InputError: nothing can listen there.
+        InputError: the address cannot be bound.
     """
-    listener = MetricsEndpoint(metrics)
+    endpoint = MetricsEndpoint(metrics)
     if port is None:
-        yield listener
+        yield endpoint
         return
     host = role_host if host is None else host
     try:
-        server = _Server(host, port, listener)
+        server = _Server(host, port, endpoint)
     except OSError as error:
         raise InputError(
             f"{source}: cannot listen on {host}:{port}: {error.strerror or error}; name another, or 0 for a free one"
         ) from error
-    listener.address = f"{role_host if host in _ANYWHERE else host}:{server.server_port}"
+    endpoint.address = f"{role_host if host in _ALL_ADDRESSES else host}:{server.server_port}"
     # A daemon: a role may end while its main thread is in MXNet.
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
     thread.start()
     try:
-        yield listener
+        yield endpoint
     finally:
         server.shutdown()
         server.server_close()

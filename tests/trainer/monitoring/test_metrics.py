@@ -1,25 +1,20 @@
-"""The names of metrics, and who shows them when and where: without training."""
+"""The catalog of metrics, and the collectors that expose them. Nothing is trained."""
 
-import json
 import re
-import threading
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 from metric_groups import FIRST, GPU, GROUPS, JOB, PROCESS, TABLES, TRAINING, make_job, step
-from scraping import ask, families, no_complaints, samples, scrape, value
-from waiting import wait_until
+from scraping import families, no_complaints, samples, value
 
 from deploy.cluster.messages import NumberedEvent
 from deploy.cluster.metrics import JobMetrics, MachineMetrics, process_metrics
-from kvstore.errors import DivergedError, InputError
+from kvstore.errors import DivergedError
+from kvstore.stats import UpdateStats
 from trainer.config.run_sections import ClusterConfig
 from trainer.monitoring import names
-from trainer.monitoring.http import FAREWELL_SECONDS, serve_metrics
-from trainer.monitoring.registry import ProcessMetrics
+from trainer.monitoring.registry import ProcessMetrics, TableMetrics
 from trainer.runs.events import CheckpointFailed, CheckpointSaved, MetricsAddress
 from trainer.training.metrics import TrainingMetrics
 
@@ -32,17 +27,14 @@ UNIT_ENDINGS = {"seconds": "_seconds", "bytes": "_bytes", "ratio": "_ratio"}
 
 
 def text_of(collector: Any) -> str:
-    """What a process would show that has nothing but ``collector``."""
+    """Return the text of a process whose only collector is ``collector``."""
     metrics = ProcessMetrics("plays", "worker")
     metrics.register("process", collector)
     metrics.set_identity(0)
     return metrics.text().decode()
 
 
-# ---- names
-
-
-def test_these_are_all_metrics_and_the_processes_that_have_them() -> None:
+def test_catalog_lists_exactly_these_metrics_by_group() -> None:
     assert set(GROUPS) == set(names.GROUPS)
     for group, expected in GROUPS.items():
         assert {metric.name for metric in names.ALL if metric.group == group} == expected
@@ -50,7 +42,7 @@ def test_these_are_all_metrics_and_the_processes_that_have_them() -> None:
 
 
 @pytest.mark.parametrize("metric", names.ALL, ids=lambda metric: metric.name)
-def test_a_name_has_the_prefix_and_ends_with_its_unit_and_kind(metric: names.Metric) -> None:
+def test_metric_name_has_prefix_unit_and_kind(metric: names.Metric) -> None:
     assert re.fullmatch(r"crossfade(_[a-z]+)+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     stem = metric.name.removesuffix("_total")
@@ -60,7 +52,7 @@ def test_a_name_has_the_prefix_and_ends_with_its_unit_and_kind(metric: names.Met
     assert metric.description.endswith(".")
 
 
-def test_the_table_in_the_docs_is_that_of_the_code() -> None:
+def test_documented_table_equals_the_catalog() -> None:
     rows = [
         f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.unit} | "
         f"{names.GROUPS[metric.group]} | {metric.description} |".replace("|  |", "| |")
@@ -70,10 +62,7 @@ def test_the_table_in_the_docs_is_that_of_the_code() -> None:
     assert [line for line in text.splitlines() if line.startswith("| `crossfade_")] == rows
 
 
-# ---- one process
-
-
-def test_nothing_is_shown_before_its_labels_are_complete_and_then_every_series_has_them() -> None:
+def test_metrics_are_exposed_once_labels_are_complete() -> None:
     metrics = process_metrics("plays", "server")
     assert metrics.text() == b""
     metrics.set_identity(3)
@@ -85,7 +74,7 @@ def test_nothing_is_shown_before_its_labels_are_complete_and_then_every_series_h
     no_complaints(text)
 
 
-def test_a_step_counts_its_rows_and_the_bytes_that_they_and_dense_gradients_are() -> None:
+def test_step_event_counts_rows_and_bytes() -> None:
     measured = TrainingMetrics(make_job(), TABLES, rank=1)
     measured.observe(step())
     measured.observe(step(step=2, rows={"customer": 1, "track": 0}))
@@ -99,7 +88,7 @@ def test_a_step_counts_its_rows_and_the_bytes_that_they_and_dense_gradients_are(
     assert value(text, "crossfade_progress_ratio") == 0.2
 
 
-def test_rank_0_tells_of_checkpoints_and_of_those_that_failed() -> None:
+def test_rank_0_counts_saved_and_failed_checkpoints() -> None:
     measured = TrainingMetrics(make_job(), TABLES, rank=0)
     measured.observe(CheckpointSaved(step=5, checkpoint="c", seconds=2.0, pause_seconds=0.5, bytes=100))
     measured.observe(CheckpointFailed(step=9, message="full"))
@@ -111,7 +100,7 @@ def test_rank_0_tells_of_checkpoints_and_of_those_that_failed() -> None:
     assert value(text, "crossfade_checkpoint_interval_seconds") == 300
 
 
-def test_a_gpu_has_its_memory_shown() -> None:
+def test_gpu_memory_is_exposed() -> None:
     measured = TrainingMetrics(make_job(), TABLES, rank=1)
     measured.watch_gpu(lambda: (3, 16))
     text = text_of(measured)
@@ -119,7 +108,7 @@ def test_a_gpu_has_its_memory_shown() -> None:
     assert (value(text, "crossfade_gpu_memory_used_bytes"), value(text, "crossfade_gpu_memory_limit_bytes")) == (3, 16)
 
 
-def test_a_training_that_diverges_has_a_loss_that_is_no_number() -> None:
+def test_diverged_training_has_nan_loss() -> None:
     from kvstore.local import LocalStore
     from trainer.training.session import measure_training
 
@@ -130,7 +119,7 @@ def test_a_training_that_diverges_has_a_loss_that_is_no_number() -> None:
     assert str(value(metrics.text().decode(), "crossfade_loss")) == "nan"
 
 
-def test_a_coordinator_tells_which_roles_are_missing_and_how_the_job_fares() -> None:
+def test_coordinator_exposes_roles_state_and_restarts() -> None:
     from scripted_agents import Cluster
 
     cluster = Cluster()
@@ -149,7 +138,7 @@ def test_a_coordinator_tells_which_roles_are_missing_and_how_the_job_fares() -> 
     assert (value(text, "crossfade_restarts_total"), value(text, "crossfade_generation")) == (1, 2)
 
 
-def test_a_coordinator_knows_where_the_roles_of_this_generation_and_the_other_agents_listen() -> None:
+def test_scrape_targets_are_agents_and_roles_of_this_generation() -> None:
     from scripted_agents import Cluster
 
     cluster = Cluster(hosts=2)
@@ -166,111 +155,14 @@ def test_a_coordinator_knows_where_the_roles_of_this_generation_and_the_other_ag
     assert [process for process, _, _ in cluster.coordinator.scrape_targets() if process != "agent"] == []
 
 
-def test_a_machine_has_a_limit_and_something_left() -> None:
+def test_machine_memory_is_below_its_limit() -> None:
     text = text_of(MachineMetrics())
     left = value(text, "crossfade_memory_available_bytes")
     assert 0 < left < value(text, "crossfade_memory_limit_bytes")
 
 
-# ---- the listener
-
-
-def test_a_listener_answers_on_loopback_and_says_how_the_process_is() -> None:
-    metrics = ProcessMetrics("plays", "worker", stall_timeout_seconds=1000.0)
-    metrics.set_identity(1)
-    metrics.state = lambda: "training"
-    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
-        assert listener.address is not None
-        assert listener.address.startswith("127.0.0.1:")
-        assert "crossfade_build_info" in families(scrape(listener.address))
-        status, told = ask(listener.address, "/healthz")
-        assert (status, json.loads(told)["state"], json.loads(told)["rank"]) == (200, "training", "1")
-        assert ask(listener.address, "/nothing")[0] == 404
-        assert ask(listener.address, "/targets")[0] == 404
-    with pytest.raises(OSError, match="refused"):
-        ask(listener.address, "/healthz")
-
-
-def test_a_process_without_a_sign_of_progress_is_unhealthy_until_there_is_one() -> None:
-    metrics = ProcessMetrics("plays", "worker", stall_timeout_seconds=-1.0)
-    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
-        assert ask(str(listener.address), "/healthz")[0] == 503
-        metrics._stall_timeout_seconds = 1000.0
-        metrics.mark_alive()
-        assert ask(str(listener.address), "/healthz")[0] == 200
-
-
-def test_a_collector_that_fails_is_an_answer_and_not_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    class Broken:
-        def collect(self) -> Any:
-            raise ValueError("broken here")
-
-    metrics = ProcessMetrics("plays", "worker")
-    metrics.register("broken", Broken())
-    metrics.set_identity(0)
-    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
-        assert ask(str(listener.address), "/metrics")[0] == 500
-        assert ask(str(listener.address), "/healthz")[0] == 200
-    assert "broken here" in capsys.readouterr().err
-
-
-def test_a_port_that_is_taken_is_wrong_input_and_null_is_no_port() -> None:
-    metrics = ProcessMetrics("plays", "worker")
-    with serve_metrics(metrics, 0, None, "127.0.0.1") as first:
-        port = int(str(first.address).rpartition(":")[2])
-        with (
-            pytest.raises(InputError, match=f"metrics.port: cannot listen on 127.0.0.1:{port}.*0 for a free one"),
-            serve_metrics(metrics, port, None, "127.0.0.1"),
-        ):
-            pass
-    with serve_metrics(metrics, None, None, "127.0.0.1") as none:
-        assert none.address is None
-
-
-def as_prometheus(address: str, path: str = "/metrics") -> None:
-    request = urllib.request.Request(f"http://{address}{path}", headers={"X-Prometheus-Scrape-Timeout-Seconds": "10"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        answer.read()
-
-
-def test_an_end_waits_until_prometheus_has_the_last_values_if_it_was_there_before() -> None:
-    metrics = ProcessMetrics("plays", "worker")
-    with serve_metrics(metrics, 0, None, "127.0.0.1") as listener:
-        address = str(listener.address)
-        for _ in range(3):
-            scrape(address)
-        as_prometheus(address)
-        as_prometheus(address, "/healthz")
-        assert listener.farewell_seconds() == 0  # who asks is a person, or came once
-        listener._scrapes.extend([time.monotonic() - 100, time.monotonic()])  # comes every 100 seconds
-        assert FAREWELL_SECONDS - 1 < listener.farewell_seconds() <= FAREWELL_SECONDS
-        over = threading.Event()
-        thread = threading.Thread(target=lambda: (listener.await_final_scrape(lambda: False), over.set()))
-        thread.start()
-        scrape(address)
-        assert not over.wait(0.2)
-        as_prometheus(address)
-        assert over.wait(5)
-        thread.join()
-        listener._scrapes.extend([time.monotonic() - 100, time.monotonic()])
-        listener.await_final_scrape(lambda: True)
-
-
-def test_an_end_does_not_wait_for_a_prometheus_that_stays_away() -> None:
-    with serve_metrics(ProcessMetrics("plays", "worker"), 0, None, "127.0.0.1") as listener:
-        for _ in range(2):
-            as_prometheus(str(listener.address))
-        wait_until(lambda: listener.farewell_seconds() == 0, 5, "that it is overdue")
-        listener.await_final_scrape(lambda: False)
-
-
-def test_whoever_listens_everywhere_is_reached_where_the_role_is() -> None:
-    with serve_metrics(ProcessMetrics("plays", "worker"), 0, "0.0.0.0", "127.0.0.2") as listener:
-        assert str(listener.address).startswith("127.0.0.2:")
-        assert ask(str(listener.address), "/healthz")[0] == 200
-
-
-@pytest.mark.parametrize("url", ["gateway:9091", "ftp://gateway", "http://user:secret@gateway"])
-def test_a_pushgateway_is_an_http_url_without_a_password(url: str) -> None:
-    with pytest.raises(InputError, match=r"metrics\.pushgateway"):
-        make_job(metrics={"pushgateway": url})
+def test_snapshot_has_values_of_every_part() -> None:
+    metrics = process_metrics("plays", "worker")
+    metrics.register("training", TrainingMetrics(make_job(), TABLES, rank=0))
+    metrics.register("tables", TableMetrics(UpdateStats()))
+    assert metrics.snapshot().keys() >= {"pid", "memory_available_bytes", "phase_seconds", "updates"}

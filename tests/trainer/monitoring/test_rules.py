@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "docker" / "prometheus"
 
 
-def test_the_rules_are_valid_and_do_what_their_tests_say() -> None:
+def test_rules_are_valid_and_pass_promtool_tests() -> None:
     promtool("check", "rules", "rules.yml", cwd=RULES)
     assert "SUCCESS" in promtool("test", "rules", "rules.test.yml", cwd=RULES)
 
 
-def test_the_configuration_in_the_docs_is_one_that_prometheus_takes(tmp_path: Path) -> None:
+def test_documented_prometheus_configuration_is_valid(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
@@ -24,7 +24,7 @@ def test_the_configuration_in_the_docs_is_one_that_prometheus_takes(tmp_path: Pa
     assert "14 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
 
 
-def test_the_rules_name_metrics_that_there_are_and_each_is_tested_and_each_alert_documented() -> None:
+def test_rules_use_known_metrics_and_alerts_are_tested_and_documented() -> None:
     rules, tests = ((RULES / name).read_text() for name in ("rules.yml", "rules.test.yml"))
     used = set(re.findall(r"(?<![\w:])crossfade_[a-z_]+", re.sub(r"(?m)^ *- record: .*$", "", rules)))
     known = {metric.name for metric in names.ALL} | {f"{names.PHASE_DURATION.name}_sum"}
