@@ -1,68 +1,67 @@
-"""``crossfade dashboard``: a page that shows runs, as they go on and once they are over."""
+"""``crossfade dashboard``: serve a page that shows runs while they train and afterwards."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from crossfade.options.command import add_command
+from crossfade.options.parsing import port
+from crossfade.options.runs import add_runs_argument, open_runs
+
 DEFAULT_PORT = 8050
 _DESCRIPTION = """\
-Serve a page that shows runs: loss, quality and throughput as they come; where the time of a step goes; bytes moved
-against dense gradients; each server's rows, memory and load; checkpoints, restarts and what wants attention; the
-resolved job; and several runs compared. It reads the run folders alone, needs no internet, and new runs appear by
-themselves. Whoever can reach the page can read it, and nothing else: it listens on loopback unless --host says
-otherwise.
-"""
-_EPILOG = """\
-Examples:
-  crossfade dashboard                                 the runs in runs/, at http://127.0.0.1:8050/
-  crossfade dashboard runs/lastfm runs/plays          two runs
-  crossfade dashboard /shared/runs --host 0.0.0.0     for others on a network that one trusts
+Serve a page that shows runs: loss, metrics and throughput; the time of a step by phase; bytes moved compared with dense
+gradients; rows, memory and load of each server; checkpoints, restarts and alerts; the resolved job; and runs compared.
 
-In the page's address, ?run=lastfm&run=plays picks runs. /healthz answers 200. 'crossfade train --dashboard' serves the
-page of its run while it trains. 'crossfade status' shows the same in the terminal.
+The page reads only the run folders, needs no internet access, and shows new runs as they appear. It is read-only and
+open to everyone who can reach it: by default it listens on loopback.
+"""
+_EXAMPLES = (
+    ("crossfade dashboard", "Show the runs in runs/ at http://127.0.0.1:8050/."),
+    ("crossfade dashboard runs/lastfm runs/plays --port 9000", "Show two runs on another port."),
+    ("crossfade dashboard /shared/runs --host 0.0.0.0", "Serve the page to a trusted network."),
+)
+_NOTES = """\
+?run=lastfm&run=plays in the address selects runs. /healthz answers 200. 'crossfade train --dashboard' serves the page
+of its run while it trains. 'crossfade status' prints the same in the terminal.
 """
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    from crossfade.commands.status import add_runs_argument
-
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "dashboard",
-        help="serve a page that shows runs",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "serve a page that shows runs",
+        _DESCRIPTION,
+        examples=_EXAMPLES,
+        notes=_NOTES,
     )
-    add_runs_argument(parser)
-    parser.add_argument("--host", default="127.0.0.1", metavar="A", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument(
-        "--port", type=port, default=DEFAULT_PORT, metavar="N", help=f"port; 0: a free one (default: {DEFAULT_PORT})"
+    add_runs_argument(parser.add_argument_group("runs"))
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", metavar="A", help="listen on this address (default: 127.0.0.1)")
+    server.add_argument(
+        "--port",
+        type=port,
+        default=DEFAULT_PORT,
+        metavar="N",
+        help=f"listen on this port; 0: a free one (default: {DEFAULT_PORT})",
     )
     parser.set_defaults(run=run)
 
 
-def port(text: str) -> int:
-    """A port from the command line."""
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"expected a port, but found '{text}'")
-    return int(text)
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Serve the page until a signal comes."""
-    from crossfade.commands.status import named_runs
+    """Serve the page until a signal arrives."""
     from deploy.cluster.agent import die_with_agent
     from deploy.dashboard.server import serve
 
     die_with_agent()
-
     paths: list[Path] = arguments.runs
-    what = ", ".join(map(str, paths)) or "runs"
+    title = ", ".join(map(str, paths)) or "runs"
     serve(
-        named_runs(paths),
-        what,
+        open_runs(paths),
+        title,
         arguments.host,
         arguments.port,
         lambda address: print(f"dashboard: {address}", flush=True),

@@ -1,4 +1,4 @@
-"""``crossfade evaluate``: judge the embeddings that a run wrote."""
+"""``crossfade evaluate``: compute ranking metrics and label precision of the embeddings of a run."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from trainer.evaluation.label_precision import Found
+from crossfade.options.command import add_command
 
-_EPILOG = """\
-Examples:
-  crossfade evaluate runs/lastfm                                   on the test split, as the run's job says
-  crossfade evaluate runs/lastfm --split valid --k 5 100
-  crossfade evaluate runs/lastfm --exclude train                   items of valid stay in the rankings
-  crossfade evaluate runs/lastfm --labels artist=tag               do neighbours share a tag, a feature of the data?
-  crossfade evaluate runs/plays --labels track=songs.csv:id:genre --label-min-count 20
-                                                                   or a genre that a file has, of tracks that are known
-"""
+if TYPE_CHECKING:
+    from trainer.config.schema import JobConfig
+    from trainer.evaluation.label_precision import Found
+    from trainer.runs.folder import RunFolder
+
+_EXAMPLES = (
+    ("crossfade evaluate runs/lastfm", "Evaluate on the test split, as the run's job specifies."),
+    ("crossfade evaluate runs/lastfm --split valid --k 5 100", "Evaluate another split at other depths."),
+    ("crossfade evaluate runs/lastfm --exclude train", "Keep items of the valid split in the rankings."),
+    ("crossfade evaluate runs/lastfm --labels artist=tag", "Measure whether neighbors share a tag of the dataset."),
+    (
+        "crossfade evaluate runs/plays --labels track=songs.csv:id:genre --label-min-count 20",
+        "Measure whether neighbors share a genre from a file, for tracks with 20 interactions.",
+    ),
+)
 _PRECISIONS = {
     "precision": "by the embeddings",
     "precision_of_counts": "by the cosine of counts in train",
@@ -27,77 +32,94 @@ _PRECISIONS = {
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "evaluate",
-        help="judge the embeddings that a run wrote",
-        description="Rank every item for every query that has held-out items, and print how good the rankings are.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "evaluate the embeddings of a run",
+        "Rank every item for every query with held-out items, and print the metrics of the rankings.",
+        examples=_EXAMPLES,
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--split", choices=["train", "valid", "test"], default="test", help="default: test")
-    parser.add_argument("--k", type=int, nargs="+", metavar="K", help="depths (default: as in the job)")
-    parser.add_argument(
+    rankings = parser.add_argument_group("rankings")
+    rankings.add_argument("run_dir", type=Path, metavar="RUN", help="evaluate the embeddings in this run folder")
+    rankings.add_argument(
+        "--split", choices=["train", "valid", "test"], default="test", help="evaluate on this split (default: test)"
+    )
+    rankings.add_argument(
+        "--k", type=int, nargs="+", metavar="K", help="cut rankings at these depths (default: those of the job)"
+    )
+    rankings.add_argument(
         "--exclude",
         nargs="*",
         choices=["train", "valid", "test"],
-        help="splits left out of rankings (default: as in the job)",
+        help="leave items of these splits out of the rankings (default: those of the job)",
     )
-    parser.add_argument(
+    labels = parser.add_argument_group("label precision")
+    labels.add_argument(
         "--labels",
         metavar="ENTITY=FILE:ID_COLUMN:LABEL_COLUMN",
-        help="also print how many of the ten nearest rows have a label in common, against chance and against the "
-        "nearest by raw counts; a Parquet, CSV or TSV file, or ENTITY=FEATURE for a feature of the data",
+        help="print how many of the ten nearest neighbors share a label, compared with chance and with neighbors by "
+        "raw counts; labels come from a Parquet, CSV or TSV file, or with ENTITY=FEATURE from the dataset",
     )
-    parser.add_argument(
+    labels.add_argument(
         "--label-min-count",
         type=int,
         default=1,
         metavar="N",
-        help="with --labels: only rows with N interactions of positive weight in train (default: 1)",
+        help="with --labels: use only rows with N interactions of positive weight in train (default: 1)",
     )
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the metrics as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Judge, and print the metrics."""
+    """Evaluate, and print the metrics.
+
+    Raises:
+        InputError: an option or the job is invalid, or the run has no embeddings or its dataset no such split.
+    """
     import json
 
     from crossfade.display import print_metrics
     from kvstore.errors import InputError
-    from trainer.config.loading import check_job
     from trainer.evaluation.from_files import evaluate_embeddings, evaluate_labels
     from trainer.evaluation.labels import LabelSource
     from trainer.runs.folder import RunFolder
 
     folder = RunFolder(arguments.run_dir)
-    values = folder.job().model_dump(mode="json")
-    if arguments.k is not None:
-        values["evaluate"].update(k=arguments.k, select=f"ndcg@{arguments.k[0]}")
-    if arguments.exclude is not None:
-        values["evaluate"]["exclude_splits"] = arguments.exclude
-    job = check_job(values, "the command line")
+    job = _load_job(folder, arguments)
     if arguments.label_min_count < 1:
         raise InputError(f"--label-min-count {arguments.label_min_count}: expected 1 or more")
-    wanted = LabelSource.parse(arguments.labels) if arguments.labels is not None else None
-    found = evaluate_labels(job, folder.embeddings, wanted, arguments.label_min_count) if wanted else None
+    source = LabelSource.parse(arguments.labels) if arguments.labels is not None else None
+    precision = evaluate_labels(job, folder.embeddings, source, arguments.label_min_count) if source else None
     metrics = evaluate_embeddings(job, folder.embeddings, arguments.split)
     if arguments.json:
-        labels = {"labels": {wanted.entity: found}} if wanted else {}
+        labels = {"labels": {source.entity: precision}} if source else {}
         print(json.dumps({arguments.split: metrics, **labels}))
         return 0
     print_metrics({arguments.split: metrics})
-    if wanted and found:
-        _print_labels(wanted.entity, found)
+    if source and precision:
+        _print_precision(source.entity, precision)
     return 0
 
 
-def _print_labels(entity: str, found: Found) -> None:
-    asked = "" if found["asked"] == found["rows"] else f", of which {found['asked']:,} ask"
+def _load_job(folder: RunFolder, arguments: argparse.Namespace) -> JobConfig:
+    """Load the job of the run, with the options of the command line in place of its ``evaluate`` section."""
+    from trainer.config.loading import check_job
+
+    values = folder.job().model_dump(mode="json")
+    if arguments.k is not None:
+        values["evaluate"].update(k=arguments.k, best_metric=f"ndcg@{arguments.k[0]}")
+    if arguments.exclude is not None:
+        values["evaluate"]["exclude_splits"] = arguments.exclude
+    return check_job(values, "the command line")
+
+
+def _print_precision(entity: str, found: Found) -> None:
+    sampled = "" if found["asked"] == found["rows"] else f", sampled {found['asked']:,}"
     print(
-        f"of the {found['neighbours']} nearest, the share with a label in common: {found['rows']:,} rows of {entity} "
-        f"with {found['labels']:,} labels, each {found['least']:,} times in train at the least{asked}"
+        f"share of the {found['neighbours']} nearest neighbors with a common label: {found['rows']:,} rows of {entity} "
+        f"with {found['labels']:,} labels, each at least {found['least']:,} times in train{sampled}"
     )
-    for name, said in _PRECISIONS.items():
-        print(f"{found[name]:>8.4f}  {said}")
+    for name, method in _PRECISIONS.items():
+        print(f"{found[name]:>8.4f}  {method}")

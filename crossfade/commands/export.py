@@ -1,4 +1,4 @@
-"""``crossfade export``: embeddings from a checkpoint, in the files that training writes."""
+"""``crossfade export``: write the embeddings of a checkpoint in the format of ``crossfade train``."""
 
 from __future__ import annotations
 
@@ -7,72 +7,81 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.options.command import add_command
+
 if TYPE_CHECKING:
     from trainer.embeddings.export import Exported
 
 _logger = logging.getLogger(__name__)
 
-_EPILOG = """\
-Examples:
-  crossfade export runs/lastfm --out exports/lastfm                      the newest whole checkpoint of a run
-  crossfade export runs/large                                            of a job with train.save_embeddings: none
-  crossfade export runs/lastfm/checkpoints/step-000000123 --out exports/at-123
-  crossfade export s3://music/checkpoints/plays --out exports/plays --entity track
+_EXAMPLES = (
+    ("crossfade export runs/lastfm --out exports/lastfm", "Export the newest complete checkpoint of a run."),
+    (
+        "crossfade export runs/large",
+        "Write the embeddings of a job with save_embeddings: none to its run folder.",
+    ),
+    (
+        "crossfade export s3://music/checkpoints/plays --out exports/plays --entity track",
+        "Export one table from a folder of checkpoints on S3.",
+    ),
+)
+_NOTES = """\
+FROM is a run folder, a folder of checkpoints or one checkpoint; the latter two may be on S3. Of several checkpoints the
+newest complete one is exported. It is named on stderr, with the reason why newer ones were skipped. The run may be
+training meanwhile.
 
-FROM is a run folder (wherever its job has its checkpoints), a folder of checkpoints, or one checkpoint; a folder of
-checkpoints and a checkpoint may be on S3. Of several checkpoints the newest whole one is exported; it is named on
-stderr, and so is why newer ones were passed over. The run may go on meanwhile.
+The files are those of 'crossfade train', OUT/ENTITY/rows-000000000000.parquet with id, row, vector and optionally name,
+but of the checkpoint's step instead of the best one. For a run without embeddings (train.save_embeddings: none), OUT
+defaults to its run folder, where 'crossfade similar' and 'crossfade evaluate' find them. For an entity with features
+(model.item_features: [track, artist]) the vectors are the tower's output; each feature has its own.
 
-'crossfade train' writes the embeddings that did best on the valid split; these are those of the checkpoint's step.
-The files are the same: OUT/ENTITY/rows-000000000000.parquet with id, row, vector and, where there are names, name.
-A run whose job says train.save_embeddings: none has none of its own, so they go to its folder if nothing else is said,
-where 'crossfade similar' and 'crossfade evaluate' find them.
+Ids and names come from the dataset of the checkpoint: the one that its job names, or --data if it has moved; any other
+dataset is rejected. Memory does not grow with the tables. Checksums (CRC-32) are verified. OUT is complete or, after an
+error, absent.
 
-Of a side with features (model.item_features: [track, artist]) the vectors are those of the whole side, as searches want them,
-and each feature has its own.
-
-Ids and names come from the data that the checkpoint was trained on: the folder that its job names, or the one that
---data names if they have moved. Other data are refused. A table is never held whole, so memory does not grow with it.
-What is read is checked (CRC-32), and OUT is there whole or, after an error, not at all.
-
-Exit codes: 0 done; 1 the checkpoint is damaged or cannot be read; 2 the input is wrong; 130 and 143 stopped.
+Exit codes: 0 done; 1 the checkpoint is corrupt or cannot be read; 2 invalid input; 130 and 143 stopped.
 """
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "export",
-        help="write the embeddings of a checkpoint as Parquet",
-        description="Write the embeddings that a checkpoint holds as Parquet files.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "write the embeddings of a checkpoint as Parquet",
+        "Write the embeddings that a checkpoint holds as Parquet files.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
     )
-    parser.add_argument("source", metavar="FROM", help="run folder, folder of checkpoints, or checkpoint")
-    parser.add_argument(
+    source = parser.add_argument_group("input")
+    source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
+    source.add_argument("--entity", nargs="+", default=[], metavar="NAME", help="export these tables (default: all)")
+    source.add_argument("--data", metavar="DATA", help="read ids and names here (default: data.path of the job)")
+    output = parser.add_argument_group("output")
+    output.add_argument(
         "--out",
         type=Path,
         metavar="OUT",
-        help="folder to write, which must not exist (default: RUN/embeddings of a job with train.save_embeddings: none)",
+        help="write to this folder, which must not exist (default: RUN/embeddings if train.save_embeddings is none)",
     )
-    parser.add_argument("--entity", nargs="+", default=[], metavar="NAME", help="tables to export (default: all)")
-    parser.add_argument("--data", metavar="DATA", help="where the data of the checkpoint's job are now")
-    parser.add_argument("--overwrite", action="store_true", help="replace embeddings that are at OUT")
-    parser.add_argument("--json", action="store_true", help="print what was exported as JSON")
+    output.add_argument("--overwrite", action="store_true", help="replace embeddings at OUT")
+    output.add_argument("--json", action="store_true", help="print what was exported as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, and print what."""
-    from crossfade.display import ProgressBars
+    """Export, and print the tables.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+        InputError: there is no checkpoint, its dataset is missing, or OUT exists.
+    """
+    from crossfade.display import progress_bars
     from trainer.embeddings.export import Request, export
 
     request = Request(arguments.source, arguments.out, arguments.entity, arguments.data, arguments.overwrite)
-    bars = ProgressBars()
-    try:
+    with progress_bars() as bars:
         exported = export(request, _logger.info, bars)
-    finally:
-        bars.close()
     if arguments.json:
         _print_json(exported)
     else:

@@ -103,7 +103,7 @@ def _other_copies(report: ForgetReport) -> list[str]:
         "copies         earlier datasets, backups, older versions of objects in S3: forget there, or delete them",
     ]
     if "base" in source:
-        lines.append(f"base dataset   {source['base']}, which this dataset extends: forget there too")
+        lines.append(f"base dataset   {source['base']}, which this one extends: forget there too")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""``crossfade plan``: what a job will hold and send, whether it fits, and what a step costs on the wire."""
+"""``crossfade plan``: predict the memory and traffic of a job's processes, and whether they fit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from crossfade.options.command import add_command
 from crossfade.options.job import add_job, add_sizes, load_job_arguments
 from kvstore.errors import InputError
 
@@ -21,41 +22,38 @@ if TYPE_CHECKING:
     from trainer.config.schema import JobConfig
 
 _DESCRIPTION = """\
-Say, before anything starts, what each process of a job will hold and send, whether it fits this machine or a type of
-EC2 instance, and what a step costs on a network. Nothing is started and nothing is written; the vocabularies of the
-data are read once. The job file is that of 'crossfade train', which refuses a job that cannot fit with these figures.
+Predict the memory and network traffic of each process of a job, and whether the job fits this machine or an EC2 type.
+
+Nothing is started and nothing is written; the vocabularies of the dataset are read once. 'crossfade train' rejects a
+job that cannot fit, with the same figures.
 """
+_EXAMPLES = (
+    ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
+    ("crossfade plan jobs/billions.yaml --instance-type r6i.xlarge --hosts 2", "Plan for two EC2 instances."),
+    ("crossfade plan jobs/billions.yaml --hosts 2 --bandwidth 10Gbit", "Predict the time of a step on a network."),
+    ("crossfade plan jobs/lastfm.yaml --set model.dim=256 --json", "Print the plan as JSON."),
+)
+_NOTES = """\
+Tables, optimizer state and keys are exact. Other memory of a process is computed from the job, plus what idle processes
+were measured to use. "At most" includes what depends on the course of training: the held-out items that an evaluation
+gathers, and the rows that training changes while a checkpoint of them is being written.
 
-_EPILOG = """\
-Examples:
-  crossfade plan jobs/lastfm.yaml                                  on this machine, in process
-  crossfade plan jobs/lastfm.yaml --servers 2 --workers 2          on this machine, with servers
-  crossfade plan jobs/billions.yaml --instance-type r6i.xlarge --hosts 2
-  crossfade plan jobs/billions.yaml --hosts 2 --bandwidth 10Gbit   a step on a network of your own
-  crossfade plan jobs/lastfm.yaml --set model.dim=256 --json       the same as data
+Rows per step are an expectation, from the counts of rows in train and the sampling of negatives, for shuffled data. If
+the vocabulary has no counts, they are an upper bound, and marked so. Seconds on the wire are those of the busiest
+network card: requests, answers and pushes follow one another, and none overlaps with computing. All hosts count as equal.
 
-What the figures are:
-  Tables, optimizer state and keys are counted exactly. What a process holds besides is counted from the job, with what
-  idle processes hold, which was measured. "At most" has also what depends on how training goes: the held-out items
-  that an evaluation gathers, and the rows that training changes before a checkpoint of them is written.
-  Rows a step are an expectation: from how often each row occurs in train and how negatives are drawn, for data that
-  are well shuffled. Where the vocabulary counts nothing, they are the most that there can be, and it says so.
-  Seconds on the wire are those of the busiest network card: requests, answers and the push follow one another, and
-  nothing is hidden behind computing. All hosts of a job are taken to be alike.
-
-Exit codes: 0 it fits, or may not quite; 1 it does not fit; 2 the input is wrong.
+Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
 """
-
 _SIZES = ("servers", "workers", "hosts")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BANDWIDTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(bit/s|bit|bps|B/s|B)")
 
 
 def bits_per_second(text: str) -> float:
-    """A bandwidth as people write it: 10Gbit, 500Mbit, 1.25GB (a second).
+    """Convert a bandwidth per second, such as 10Gbit, 500Mbit or 1.25GB, to bits per second.
 
     Raises:
-        InputError: it is none, or is zero.
+        InputError: the text is not a bandwidth, or zero.
     """
     match = _BANDWIDTH.fullmatch(text.strip())
     value = float(match[1]) * _UNITS[match[2].lower()] * (8 if match[3].startswith("B") else 1) if match else 0.0
@@ -68,30 +66,34 @@ def bits_per_second(text: str) -> float:
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "plan",
-        help="say what a job will hold and send, and whether it fits",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "predict memory and traffic of a job, and whether it fits",
+        _DESCRIPTION,
+        examples=_EXAMPLES,
+        notes=_NOTES,
     )
-    add_job(parser)
-    add_sizes(parser, *_SIZES)
-    parser.add_argument(
-        "--instance-type",
-        metavar="TYPE",
-        help="hosts of this EC2 type, such as r6i.4xlarge (default: like this machine)",
+    job = parser.add_argument_group("job")
+    add_job(job)
+    add_sizes(job, *_SIZES)
+    hosts = parser.add_argument_group("hosts")
+    hosts.add_argument(
+        "--instance-type", metavar="TYPE", help="plan for this EC2 type, such as r6i.4xlarge (default: this machine)"
     )
-    parser.add_argument(
-        "--bandwidth", metavar="RATE", help="of a host's network card: 10Gbit, 1.25GB (default: that of the instance)"
+    hosts.add_argument(
+        "--bandwidth",
+        metavar="RATE",
+        help="assume this bandwidth of a host's network card: 10Gbit, 1.25GB (default: that of the instance type)",
     )
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.set_defaults(run=run)
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a step costs on the wire. ``own_hosts``: each role is taken to have a host of its own."""
+    """The network time of a step; with ``own_hosts``, assuming that each role has a host of its own."""
 
     bits_per_second: float | None
     busiest_bytes: float
@@ -99,12 +101,16 @@ class Network:
 
     @property
     def seconds(self) -> float | None:
-        """Of a step, on the busiest card; None where the bandwidth is not known."""
+        """Return the seconds of a step on the busiest card; None if the bandwidth is unknown."""
         return self.busiest_bytes * 8 / self.bits_per_second if self.bits_per_second else None
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan, and print it."""
+    """Print the plan of a job.
+
+    Raises:
+        InputError: the job, an option or the dataset is invalid.
+    """
     from crossfade.display import progress_bars
     from deploy.aws.instance_types import find_instance
     from deploy.capacity.fit import check_fit
@@ -121,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     fit = check_fit(inputs, plan, machine)
     network = _network(job, plan, bandwidth or (instance.bits_per_second if instance else None))
     if arguments.json:
-        print(json.dumps(_as_data(inputs, plan, fit, network), indent=1))
+        print(json.dumps(_to_json(inputs, plan, fit, network), indent=1))
     else:
         for line in _report(inputs, plan, fit, instance, network):
             print(line)
@@ -150,7 +156,7 @@ def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Net
     return Network(bandwidth, busiest_bytes(plan.traffic, hosts), own_hosts)
 
 
-def _as_data(inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network | None) -> dict[str, Any]:
+def _to_json(inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network | None) -> dict[str, Any]:
     data = {"job": inputs.job.name, **asdict(plan)}
     for process, described in zip(plan.processes, data["processes"], strict=True):
         described |= {"required_bytes": process.required_bytes, "peak_bytes": process.peak_bytes}
@@ -167,7 +173,7 @@ def _report(
 ) -> Iterator[str]:
     cluster = inputs.job.cluster
     where = (
-        f"{cluster.servers} servers, {cluster.workers} workers, {_hosts_word(cluster.host_count)}"
+        f"{cluster.servers} servers, {cluster.workers} workers, {_host_count(cluster.host_count)}"
         if cluster.servers
         else "in process"
     )
@@ -185,7 +191,7 @@ def _report(
     yield from _verdict(plan, fit, instance)
 
 
-def _hosts_word(hosts: int) -> str:
+def _host_count(hosts: int) -> str:
     return "one host" if hosts == 1 else f"{hosts} hosts"
 
 
@@ -226,8 +232,8 @@ def _name(processes: Sequence[ProcessPlan]) -> str:
     return f"{processes[0].name} to {processes[-1].name.rpartition('-')[2]}, each"
 
 
-def _at_most(sure: int, most: int, before: str = "") -> str:
-    return f"{before}at most {size(most)}" if most > sure else ""
+def _at_most(required: int, peak: int, before: str = "") -> str:
+    return f"{before}at most {size(peak)}" if peak > required else ""
 
 
 def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Iterator[str]:
@@ -245,7 +251,7 @@ def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Itera
     if traffic.bytes_summed:
         rows.append(("bytes summed", size(traffic.bytes_summed), "gradients of dense layers, by each worker"))
     if servers := inputs.job.cluster.servers:
-        # Rows are dealt to the servers in turn, so each has as many of the popular ones.
+        # Modulo sharding: each server has as many popular rows as the others.
         values, requests = traffic.wire(sum(traffic.rows) / servers)
         rows.append(("each server receives", size(values + requests), "pushes and requests, on the wire"))
         rows.append(("each server sends", size(values), "answers, on the wire"))
@@ -288,7 +294,7 @@ def _verdict(plan: CapacityPlan, fit: Fit, instance: InstanceType | None) -> Ite
 
 
 def size(count: float) -> str:
-    """Bytes for a person: 1,536 is 1.5 KiB."""
+    """Format a number of bytes: 1,536 is 1.5 KiB."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:,.1f} {unit}"
@@ -297,7 +303,7 @@ def size(count: float) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> Iterator[str]:
-    """``rows`` as lines, columns aligned: those in ``left`` to the left."""
+    """Align ``rows`` in columns: those with a number in ``left`` to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [

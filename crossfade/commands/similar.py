@@ -1,37 +1,47 @@
-"""``crossfade similar``: the nearest neighbours of a few rows, by name."""
+"""``crossfade similar``: print the nearest neighbors of rows that are given by name or id."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-_EPILOG = """\
-Examples:
-  crossfade similar runs/lastfm --entity artist "Radiohead" "Daft Punk"
-  crossfade similar runs/plays --entity track 1234 --count 5
+from crossfade.options.command import add_command
 
-A row is named by its id or, where the data was prepared with --names, by its name (upper and lower case are the same).
+_EXAMPLES = (
+    ('crossfade similar runs/lastfm --entity artist "Radiohead" "Daft Punk"', "Look rows up by name."),
+    ("crossfade similar runs/plays --entity track 1234 --count 5", "Look a row up by id, and print five neighbors."),
+)
+_NOTES = """\
+A row is named by its id or, if the dataset was prepared with --names, by its name in upper or lower case. Similarity
+is the cosine of embeddings.
 """
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "similar",
-        help="print the nearest neighbours of a few items or queries",
-        description="Print the nearest neighbours, by the cosine of their embeddings.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "print the nearest neighbors of items or queries",
+        "Print the nearest neighbors of rows by the cosine of their embeddings.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("names", nargs="+", metavar="NAME", help="names or ids")
-    parser.add_argument("--entity", help="which table (default: the item side of the run's job)")
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="neighbours to print (default: 8)")
+    rows = parser.add_argument_group("rows")
+    rows.add_argument("run_dir", type=Path, metavar="RUN", help="read the embeddings in this run folder")
+    rows.add_argument("names", nargs="+", metavar="NAME", help="look up this name or id")
+    rows.add_argument("--entity", help="search this table (default: the item entity of the run's job)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--count", type=int, default=8, metavar="N", help="print N neighbors of each row (default: 8)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the neighbours of each name."""
+    """Print the neighbors of each name.
+
+    Raises:
+        InputError: a name is unknown, or the run has no embeddings of the entity.
+    """
     from kvstore.errors import InputError
     from trainer.evaluation.neighbors import NearestNeighbors
     from trainer.runs.folder import RunFolder
@@ -43,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     job = folder.job()
     entity = arguments.entity or open_inputs(job)[1].item
     neighbors = NearestNeighbors(folder.embeddings, entity)
-    # All names are looked up before anything is printed: a misspelt one is an error and not half an answer.
+    # All names are looked up before anything is printed: a misspelled one is an error, not half an answer.
     for row in [neighbors.find(name) for name in arguments.names]:
         print(neighbors.label(row))
         for other, cosine in neighbors.nearest(row, arguments.count):

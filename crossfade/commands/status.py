@@ -1,4 +1,4 @@
-"""``crossfade status``: how runs are, in the terminal."""
+"""``crossfade status``: show the state of runs in the terminal."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from crossfade.options.command import add_command
+from crossfade.options.runs import add_runs_argument, open_runs
 
 if TYPE_CHECKING:
     from deploy.dashboard.runs import Runs
     from deploy.dashboard.summary import ProcessRow, Summary
 
 _DESCRIPTION = """\
-Show how runs are: progress, loss and quality, throughput, where the time goes, bytes moved, each process, checkpoints,
-restarts, and what wants attention. It reads the run folders alone, so it works beside a run, from another host that
-has the folder, and long after.
-"""
-_EPILOG = """\
-Examples:
-  crossfade status                         the runs in runs/
-  crossfade status runs/lastfm             one run
-  crossfade status runs/lastfm --watch     again every 2 seconds, until Ctrl-C
-  crossfade status runs/lastfm --json      for programs: a line of JSON, a list with an object for each run
+Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
+restarts and alerts.
 
-'crossfade dashboard' shows the same and more as a page.
+The command reads only the run folders. It works beside a run, on another host that shares the folder, and afterwards.
+"""
+_EXAMPLES = (
+    ("crossfade status", "List the runs in runs/."),
+    ("crossfade status runs/lastfm --watch", "Show one run, again every 2 seconds until Ctrl-C."),
+    ("crossfade status runs/lastfm --json", "Print one line of JSON: a list with an object for each run."),
+)
+_NOTES = """\
+'crossfade dashboard' serves the same and more as a page.
 """
 _BAR = 30
 _LABEL = 13
@@ -34,35 +36,19 @@ _LABEL = 13
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
-        "status",
-        help="show how runs are",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_runs_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
+    parser = add_command(commands, "status", "show the state of runs", _DESCRIPTION, examples=_EXAMPLES, notes=_NOTES)
+    add_runs_argument(parser.add_argument_group("runs"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument(
         "--watch",
         type=_seconds,
         nargs="?",
         const=2.0,
         metavar="SECONDS",
-        help="show it again and again, with so long a pause (default: 2)",
+        help="repeat at this interval (default: 2)",
     )
     parser.set_defaults(run=run)
-
-
-def add_runs_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that names runs."""
-    parser.add_argument(
-        "runs",
-        nargs="*",
-        type=Path,
-        metavar="RUN",
-        help="folder of a run, or one that holds such, at most two deep (default: runs)",
-    )
 
 
 def _seconds(text: str) -> float:
@@ -76,8 +62,8 @@ def _seconds(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show it."""
-    runs = named_runs(arguments.runs)
+    """Show the runs, once or again and again."""
+    runs = open_runs(arguments.runs)
     while True:
         if arguments.watch is not None and not arguments.json and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
@@ -86,23 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         sys.stdout.flush()
         time.sleep(arguments.watch)
-
-
-def named_runs(paths: Sequence[Path]) -> Runs:
-    """The runs in ``paths``.
-
-    Raises:
-        InputError: one of them is not there, or none is given and there is no folder ``runs``.
-    """
-    from deploy.dashboard.runs import Runs
-    from kvstore.errors import InputError
-
-    for path in paths or [Path("runs")]:
-        if not path.is_dir():
-            expected = "expected a folder that 'crossfade train' wrote, or one that holds such"
-            found = "is a file" if path.exists() else "is not there"
-            raise InputError(f"{path}: {found}; {expected}{'' if paths else ': name one'}")
-    return Runs(paths or [Path("runs")])
 
 
 def _show(runs: Runs, *, as_json: bool) -> None:
@@ -120,21 +89,21 @@ def _show(runs: Runs, *, as_json: bool) -> None:
 
 
 def _screen(run: Summary) -> Iterator[str]:
-    """All of one run."""
+    """Describe one run in full."""
     from deploy.dashboard import formatting as text
 
-    doing = f", {run.phase}" if run.phase and run.phase != "training" else ""
-    again = f", generation {run.generation}" if run.generation > 1 else ""
-    yield f"{run.name}: {run.state}{doing}{again}, {text.duration(run.elapsed_seconds)}  ({run.path})"
+    phase = f", {run.phase}" if run.phase and run.phase != "training" else ""
+    generation = f", generation {run.generation}" if run.generation > 1 else ""
+    yield f"{run.name}: {run.state}{phase}{generation}, {text.duration(run.elapsed_seconds)}  ({run.path})"
     yield f"[{_bar(run.progress)}] {text.share(run.progress):>5}  {_position(run)}"
     yield ""
     yield _line("loss", f"{text.decimals(run.loss)} in the last epoch")
     if run.eval_metric is not None:
         best = f"best {text.decimals(run.best_value)} in epoch {run.best_epoch}"
-        yield _line("quality", f"{run.best_metric} on valid {text.decimals(run.eval_metric)}, {best}")
+        yield _line("metric", f"{run.best_metric} on valid {text.decimals(run.eval_metric)}, {best}")
     yield _line(
         "throughput",
-        f"{text.count(run.examples_per_second)} examples and {text.count(run.steps_per_second)} steps a second",
+        f"{text.count(run.examples_per_second)} examples and {text.count(run.steps_per_second)} steps per second",
     )
     if traffic := run.traffic:
         pushed = f"pulled {text.size(traffic['bytes_pulled'])}, pushed {text.size(traffic['bytes_pushed'])}"
@@ -168,7 +137,7 @@ def _position(run: Summary) -> str:
     planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
     epoch = f", epoch {run.epoch}" if run.epoch else ""
     epochs = f" of {run.planned_epochs}" if run.epoch and run.planned_epochs else ""
-    left = f", {text.duration(run.remaining_seconds)} left at this pace" if run.remaining_seconds else ""
+    left = f", {text.duration(run.remaining_seconds)} remaining" if run.remaining_seconds else ""
     return f"step {run.step:,}{planned}{epoch}{epochs}{left}"
 
 
@@ -180,7 +149,7 @@ def _checkpoints(run: Summary) -> str:
     if kept["last_step"] is None:
         return f"none yet{failed}"
     age = f", {text.duration(time.time() - kept['last_time'])} ago" if run.live else ""
-    last = f"the last of step {kept['last_step']:,}{age}, {text.size(kept['last_bytes'])}"
+    last = f"the latest of step {kept['last_step']:,}{age}, {text.size(kept['last_bytes'])}"
     return f"{kept['written']} written{failed}; {last}"
 
 
@@ -193,7 +162,7 @@ def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
 
 
 def _table(runs: Sequence[Summary]) -> Iterator[str]:
-    """A line for each run."""
+    """Describe each run in a line."""
     from deploy.dashboard import formatting as text
 
     head = ("run", "state", "done", "step", "loss", "best", "", "examples/s", "dense", "restarts", "alerts")
@@ -219,7 +188,7 @@ def _table(runs: Sequence[Summary]) -> Iterator[str]:
 
 
 def _columns(lines: Sequence[Sequence[str]], *, left: int) -> Iterator[str]:
-    """``lines`` of cells in columns, of which the first ``left`` begin together and the others end together."""
+    """Align cells in columns: the first ``left`` columns to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [

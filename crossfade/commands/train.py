@@ -36,8 +36,8 @@ aside, unless --resume continues it from its newest complete checkpoint. The job
 checkpoint.*, metrics.* and the length of training.
 
 A distributed job restarts from the newest complete checkpoint when a process dies, or when none makes progress for
-cluster.stall_timeout_seconds: at once, then after 1, 2, 4 ... 60 seconds, until cluster.max_restarts in a row brought no
-new checkpoint. Invalid input and diverging training end it at once. report.json counts restarts.
+cluster.stall_timeout_seconds: at once, then after 1, 2, 4 ... 60 seconds, until cluster.max_restarts in a row brought
+no new checkpoint. Invalid input and diverging training end it at once. report.json counts restarts.
 
 SIGINT (Ctrl-C) and SIGTERM: the workers write a checkpoint and the command ends with 130 or 143, after
 cluster.grace_period_seconds at the latest. A second signal ends it at once.

@@ -1,4 +1,4 @@
-"""``crossfade tune``: search for the settings of a job that do best on the valid split."""
+"""``crossfade tune``: search for the settings of a job with the best metric on the valid split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.options.command import add_command
 from crossfade.options.job import add_job, load_job_arguments
+from crossfade.options.parsing import positive_integer
 
 if TYPE_CHECKING:
     from deploy.tuning.study import TuningStudy
@@ -17,57 +19,64 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
-Train a job with other settings again and again, and find those that do best on the valid split; the test split is
-never looked at. A trial that falls behind the median of the others is ended early.
-"""
-_EPILOG = """\
-Examples:
-  crossfade tune jobs/lastfm.yaml --trials 30
-  crossfade tune jobs/lastfm.yaml --trials 50 --search optimizer.learning_rate=log:0.001..0.1 \\
-      --search model.dim=32|64|128 --search negatives.count=256..4096
-  crossfade train runs/lastfm-tune/best.yaml
+Search for the settings of a job that give the best metric on the valid split, by training it many times.
 
-Without --search: the learning rate up to ten times as high or low as the job says, the temperature up to three times,
-and weight decay from 1e-8 to 1e-3, all on a log scale.
+The test split is never evaluated. A trial that falls behind the median of the others is pruned.
+"""
+_EXAMPLES = (
+    ("crossfade tune jobs/lastfm.yaml --trials 30", "Search the learning rate, temperature and weight decay."),
+    (
+        "crossfade tune jobs/lastfm.yaml --trials 50 --search optimizer.learning_rate=log:0.001..0.1 \\\n"
+        "      --search model.dim=32|64|128 --search negatives.count=256..4096",
+        "Search a space of your own.",
+    ),
+    ("crossfade train runs/lastfm-tune/best.yaml", "Train the job with the best settings."),
+)
+_NOTES = """\
+Without --search, the search space is the learning rate up to ten times as high or low as in the job, the temperature up
+to three times, and weight decay from 1e-8 to 1e-3, all on a log scale.
 
 DIR gets best.yaml, the job with the best settings so far, and a run folder and a log for each trial. Ctrl-C or SIGTERM
-ends the trial that runs after a checkpoint, and the same command goes on with it, as it does after a crash; with a
-larger N it adds trials. A trial whose training diverges or fails is left out; three in a row end the search.
+stops the current trial after a checkpoint; the same command resumes the study, as it does after a crash, and adds trials
+if N is larger. Trials that fail or diverge are ignored; three in a row end the study.
 """
 _SHOWN = 5
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "tune",
-        help="search for the settings of a job that do best",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "search for the best settings of a job",
+        _DESCRIPTION,
+        examples=_EXAMPLES,
+        notes=_NOTES,
     )
-    parser.add_argument("--trials", type=_count, default=20, metavar="N", help="trials in all (default: 20)")
-    parser.add_argument(
+    add_job(parser.add_argument_group("job"), set_help="override a key of the job file in all trials")
+    study = parser.add_argument_group("study")
+    study.add_argument(
+        "--trials", type=positive_integer, default=20, metavar="N", help="stop after N trials in total (default: 20)"
+    )
+    study.add_argument(
         "--search",
         action="append",
         default=[],
         metavar="KEY=VALUES",
-        help="a key of the job and what it may be: LOW..HIGH, log:LOW..HIGH or A|B|C; may be given several times",
+        help="search a key of the job over LOW..HIGH, log:LOW..HIGH or A|B|C; repeatable",
     )
-    add_job(parser, set_help="override a key of the job file for all trials")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the search (default: runs/NAME-tune)")
-    parser.add_argument("--no-pruning", action="store_true", help="end no trial early")
+    study.add_argument("--no-pruning", action="store_true", help="run every trial to its end")
+    study.add_argument("--out", type=Path, metavar="DIR", help="keep the study in DIR (default: runs/NAME-tune)")
     parser.set_defaults(run=run)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, but found '{text}'")
-    return int(text)
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Search, and print the best settings."""
+    """Run the study, and print the best settings.
+
+    Raises:
+        InputError: the job or a search parameter is invalid, or the dataset has no valid split.
+        ClusterError: several trials in a row failed.
+    """
     from crossfade.signals import stopper
     from deploy.tuning.search_space import SearchParameter, check_settings, default_settings
     from deploy.tuning.study import TuningStudy
@@ -78,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_settings(arguments.job, arguments.overrides, settings)
     _check_has_valid(job)
     run_dir = default_run_dir(job)
-    search = TuningStudy(
+    study = TuningStudy(
         arguments.out or run_dir.with_name(f"{run_dir.name}-tune"),
         job,
         settings,
@@ -87,10 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
         stopped=lambda: stopper.number is not None,
     )
     with stopper.deferred():
-        _show(search, arguments.trials, job.evaluate.best_metric)
+        _run_trials(study, arguments.trials, job.evaluate.best_metric)
     if stopper.number is not None:
-        stopper.check(f"after {search.ended()} trials; the same command goes on")
-    _print_standings(search, job.evaluate.best_metric)
+        stopper.check(f"after {study.ended()} trials; the same command resumes the study")
+    _print_results(study, job.evaluate.best_metric)
     return 0
 
 
@@ -100,33 +109,30 @@ def _check_has_valid(job: JobConfig) -> None:
 
     folder, manifest, _ = load_inputs(job)
     if "valid" not in manifest.splits or manifest.splits["valid"].rows == 0:
-        raise InputError(
-            f"{folder.uri}: has no valid split, by which settings could be compared; prepare the data with --hold-out"
-        )
+        raise InputError(f"{folder.uri}: has no valid split to compare settings by; prepare it with --hold-out")
 
 
-def _show(search: TuningStudy, trials: int, select: str) -> None:
-    """Run the trials under a bar."""
+def _run_trials(study: TuningStudy, trials: int, best_metric: str) -> None:
     from tqdm import tqdm
 
     with tqdm(total=trials, desc="tuning", unit="trial", dynamic_ncols=True, file=sys.stderr) as bar:
-        for ended in search.run(trials):
-            best: Any = next(iter(search.trial_results()), None)
+        for ended in study.run(trials):
+            best: Any = next(iter(study.trial_results()), None)
             if best is not None:
-                bar.set_postfix({f"best {select}": f"{best.value:.4f}", "in trial": best.number}, refresh=False)
+                bar.set_postfix({f"best {best_metric}": f"{best.value:.4f}", "in trial": best.number}, refresh=False)
             bar.update(ended - bar.n)
             bar.refresh()
 
 
-def _print_standings(search: TuningStudy, select: str) -> None:
-    standings = search.trial_results()
-    keys = list(standings[0].settings)
-    print("  ".join([f"{'trial':>5}", f"{'valid ' + select:>14}", *keys]))
-    for standing in standings[:_SHOWN]:
-        cells = (f"{_text(standing.settings.get(key)):<{len(key)}}" for key in keys)
-        note = "  ended early" if standing.pruned else ""
-        print("  ".join([f"{standing.number:>5}", f"{standing.value:>14.4f}", *cells]) + note)
-    print(f"crossfade train {search.folder / 'best.yaml'}")
+def _print_results(study: TuningStudy, best_metric: str) -> None:
+    results = study.trial_results()
+    keys = list(results[0].settings)
+    print("  ".join([f"{'trial':>5}", f"{'valid ' + best_metric:>14}", *keys]))
+    for result in results[:_SHOWN]:
+        cells = (f"{_text(result.settings.get(key)):<{len(key)}}" for key in keys)
+        note = "  pruned" if result.pruned else ""
+        print("  ".join([f"{result.number:>5}", f"{result.value:>14.4f}", *cells]) + note)
+    print(f"crossfade train {study.folder / 'best.yaml'}")
 
 
 def _text(value: Any) -> str:

@@ -73,7 +73,7 @@ def test_a_search_that_is_stopped_or_killed_goes_on_in_the_middle_of_its_trial(
         wait_until(lambda: not search.mark.processes(), 10.0, "the end of the trial")
     if number == signal.SIGINT:
         assert ended.returncode == 130
-        assert "crossfade: stopped by SIGINT after 0 trials; the same command goes on" in ended.stderr
+        assert "crossfade: stopped by SIGINT after 0 trials; the same command resumes the study" in ended.stderr
     succeeded(crossfade(*command, cwd=place))
     assert len(trials(out)) == 2
     assert "resuming from step" in (out / "trial-0000.log").read_text()
@@ -116,7 +116,7 @@ def test_data_without_a_valid_split_are_refused(place: Path, tmp_path: Path) -> 
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data", held_out=False))
     result = crossfade("tune", "job.yaml", cwd=tmp_path)
     assert result.returncode == 2
-    assert "has no valid split, by which settings could be compared" in result.stderr
+    assert "has no valid split to compare settings by" in result.stderr
 
 
 def test_a_setting_is_whole_where_both_ends_are_and_anything_that_yaml_knows_as_a_choice() -> None:
