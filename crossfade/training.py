@@ -64,7 +64,7 @@ def await_final_scrape(listener: MetricsEndpoint) -> None:
     if seconds > 1.0:
         _print(f"waiting for Prometheus to scrape the final values: {seconds:.0f} s at most")
     with stopper.deferred():
-        listener.await_final_scrape(enough=lambda: stopper.number is not None)
+        listener.await_final_scrape(is_canceled=lambda: stopper.number is not None)
 
 
 def run_in_folder(
