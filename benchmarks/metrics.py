@@ -36,6 +36,7 @@ from trainer.monitoring.registry import ProcessMetrics
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 from trainer.runs.events import Event, StepEvent
 from trainer.runs.folder import RunFolder
+from trainer.training.hooks import TrainingHooks
 from trainer.training.metrics import TrainingMetrics
 from trainer.training.run import run_in_process
 
@@ -117,7 +118,7 @@ def side_by_side(values: dict[str, Any], folder: Path) -> tuple[Turns, list[floa
     ):
         thread = threading.Thread(target=scrape, args=(listener.address,), daemon=True)
         thread.start()
-        run_in_process(job, run, emit, resume=False, stop_requested=lambda: False, say=print, metrics=metrics)
+        run_in_process(job, run, TrainingHooks(on_event=emit, metrics=metrics))
         over.set()
         thread.join()
     return turns, scrapes

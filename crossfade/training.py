@@ -112,6 +112,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
     from crossfade.signals import SpotInterruption, stopper
     from trainer.runs.events import PhaseEvent
     from trainer.training.checkpointing import StopResult
+    from trainer.training.hooks import TrainingHooks
     from trainer.training.run import run_in_process
 
     spot = context.spot
@@ -124,16 +125,14 @@ def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
         display.show(event)
 
     with stopper.deferred(job.cluster.grace_period_seconds):
-        report = run_in_process(
-            job,
-            folder,
-            show,
-            resume=context.resume,
+        hooks = TrainingHooks(
+            on_event=show,
+            log=_logger.info,
             stop_requested=lambda: stopper.number is not None or (spot is not None and spot.notice() is not None),
             checkpoints_requested=spot.recommendations if spot else lambda: 0,
-            say=_logger.info,
             metrics=context.listener.metrics,
         )
+        report = run_in_process(job, folder, hooks, resume=context.resume)
     if not isinstance(report, StopResult):
         return report
     stopper.check(f"{report.explain()}; resume with --resume")

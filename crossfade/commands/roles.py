@@ -241,6 +241,7 @@ def _work(
     from kvstore.mxnet.client import MXNetStore
     from trainer.model.allreduce import check_horovod_env
     from trainer.runs.events import PhaseEvent
+    from trainer.training.hooks import TrainingHooks
     from trainer.training.run import run_training
 
     if job.all_reduces_dense:
@@ -250,17 +251,13 @@ def _work(
     store = MXNetStore(max_key_bytes=job.cluster.max_key_bytes)
     all_reduce = _open_all_reduce(job, store.rank, store.workers)
     emit(PhaseEvent(name="joined"))
-    run_training(
-        job,
-        folder,
-        store,
-        emit,
-        checkpoint=checkpoint,
+    hooks = TrainingHooks(
+        on_event=emit,
         stop_requested=_remember_sigterm(),
         checkpoints_requested=_count_save_signals(),
         metrics=metrics,
-        reduction=all_reduce,
     )
+    run_training(job, folder, store, hooks, checkpoint=checkpoint, all_reduce=all_reduce)
     if all_reduce is not None:
         all_reduce.close()
     store.close()

@@ -186,7 +186,7 @@ def _check(job: JobConfig, folder: RunFolder, *, resume: bool) -> PlanInputs:
         _logger.warning(warning)
     _check_runtime(job)
     open_warm_start(job, inputs.model, inputs.manifest)
-    if job.checkpoint.path is not None and not folder.holds(job.checkpoint.path):
+    if job.checkpoint.path is not None and not folder.contains(job.checkpoint.path):
         # A new run owns none of the checkpoints that may be there; only a resumed run does.
         run_id = folder.run_id() if resume and folder.has_run_id() else None
         check_claimable(job.checkpoint.path, run_id, job.name, take_over=resume)
@@ -227,7 +227,7 @@ def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
     # On loopback, the job's port belongs to the running process.
     metrics_port = None if is_loopback(job.cluster.host) else job.metrics.port
     with serve_metrics(metrics, metrics_port, "127.0.0.1", "127.0.0.1"):
-        return folder.wait_for_end(lambda: _logger.info(f"{folder.path}: a run is active in it; standing by"))
+        return folder.wait_for_end(lambda: _logger.info(f"{folder.path}: a run is in progress; standing by"))
 
 
 def _run_in_container(arguments: argparse.Namespace) -> int:

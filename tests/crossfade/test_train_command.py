@@ -268,7 +268,7 @@ def test_a_folder_that_is_not_a_run_is_refused_and_left_as_it_is(place: Path, ov
     assert result.returncode == 2
     assert (
         result.stderr
-        == "crossfade: error: data: is there already and is not a run folder; name another with --run-dir\n"
+        == "crossfade: error: data: exists and is not a run folder; name another with --run-dir\n"
     )
     assert (place / "data" / "manifest.json").exists()
 
@@ -281,7 +281,7 @@ def test_a_run_in_the_folder_of_one_that_goes_on_is_refused(place: Path) -> None
         for arguments in ((), ("--overwrite",)):
             second = crossfade("train", "job.yaml", "--run-dir", "busy", *arguments, cwd=place)
             assert second.returncode == 2
-            assert second.stderr.startswith("crossfade: error: busy: a run is going on in it; ")
+            assert second.stderr.startswith("crossfade: error: busy: a run is in progress; ")
         assert first.process.poll() is None
 
 
@@ -326,10 +326,10 @@ def test_overwriting_deletes_nothing_that_a_run_did_not_write(place: Path, tmp_p
     (tmp_path / "run" / "notes.txt").write_text("mine")
     result = crossfade("train", job, "--run-dir", "run", "--overwrite", "--set", "train.max_steps=1", cwd=tmp_path)
     assert result.returncode == 2
-    assert "run: holds notes.txt, which no run writes" in result.stderr
+    assert "run: holds notes.txt, which is not part of a run" in result.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "job.yaml").write_text(job.read_text())
     result = crossfade("train", "mine/job.yaml", "--run-dir", "mine", "--overwrite", cwd=tmp_path)
     assert result.returncode == 2
-    assert "mine: is there already and is not a run folder" in result.stderr
+    assert "mine: exists and is not a run folder" in result.stderr
     assert (tmp_path / "mine" / "job.yaml").exists()

@@ -24,6 +24,8 @@ from trainer.model.towers import load_towers
 from trainer.model.weighting import FrequencyWeighting
 from trainer.runs.events import Event, StepEvent
 from trainer.runs.inputs import open_inputs
+from trainer.training.batch_source import BatchSource
+from trainer.training.hooks import TrainingHooks
 from trainer.training.loop import TrainLoop
 from trainer.training.state import TrainState
 
@@ -45,6 +47,19 @@ def bytes_on_the_wire() -> tuple[int, int]:
     return sent, received
 
 
+class NoEmbeddings:
+    def evaluate(self) -> None:
+        return None
+
+    def save(self, epoch: int) -> None:
+        pass
+
+
+class NoCheckpoints:
+    def after_step(self, state: TrainState) -> bool:
+        return False
+
+
 def work(store: MXNetStore) -> None:
     """Train as the job says, without any evaluation or embeddings."""
     job = load_job(Path(sys.argv[1]))
@@ -58,15 +73,9 @@ def work(store: MXNetStore) -> None:
             sent, received = bytes_on_the_wire()
             tell_and_wait(step=event.step, sent=sent, received=received)
 
-    progress = TrainState()
-    TrainLoop(
-        train=job.train,
-        optimizer=job.optimizer,
-        select=job.evaluate.best_metric,
-        model=model,
-        store=store,
-        engine=make_engine(job, model),
-        schedule=BatchSchedule(
+    towers = load_towers(job, model, folder, manifest)
+    batches = BatchSource(
+        BatchSchedule(
             reader,
             row_groups(manifest.splits["train"]),
             batch_size=job.train.batch_size,
@@ -74,15 +83,17 @@ def work(store: MXNetStore) -> None:
             shuffle_block_rows=job.data.shuffle_block_rows,
             seed=job.train.seed,
         ),
-        towers=load_towers(job, model, folder, manifest),
-        weighting=FrequencyWeighting(job.train.query_frequency_power, None, job.train.item_frequency_power, None),
-        sampler=NegativeSampler(job.resolved_negatives(model.item.rows), model.item.rows, None, job.train.seed),
-        evaluator=lambda: None,
-        save_embeddings=lambda _: None,
-        after_step=lambda _: False,
-        emit=watch,
-    ).run(progress)
-    tell(pushed=progress.traffic.bytes_pushed, pulled=progress.traffic.bytes_pulled)
+        NegativeSampler(job.resolved_negatives(model.item.rows), model.item.rows, None, job.train.seed),
+        FrequencyWeighting(job.train.query_frequency_power, None, job.train.item_frequency_power, None),
+        towers,
+        store.rank,
+        store.workers,
+    )
+    hooks, state = TrainingHooks(on_event=watch), TrainState()
+    TrainLoop(job, model, store, make_engine(job, model), towers, batches, NoEmbeddings(), NoCheckpoints(), hooks).run(
+        state
+    )
+    tell(pushed=state.traffic.bytes_pushed, pulled=state.traffic.bytes_pulled)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TODO-DOC split from trainer/runs/folder.py."""
+"""Write the events of a run to ``events.jsonl``."""
 
 from __future__ import annotations
 
@@ -9,71 +9,72 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import numpy as np
-
 from trainer.runs.events import Event, EventSink, LogWriteFailed, StepEvent, to_record
-from trainer.runs.folder import _MAX_RECORD_BYTES, _STEP_RECORD_SECONDS, EVENTS_FILE, RunFolder
+from trainer.runs.folder import EVENTS_FILE, RunFolder
+
+_STEP_SECONDS = 1.0
+_MAX_LINE_BYTES = 1 << 20
 
 
 class EventLog:
-    """Appends events to ``events.jsonl``: every epoch, and a step a second.
+    """Appends events to a file, one a line; of steps at most one a second.
 
-    A disk without room for a record costs that record alone: training goes on, and every line is whole.
+    On a full disk the events that do not fit are dropped, but every line is complete and training goes on.
     """
 
-    def __init__(self, path: Path, lost: Callable[[OSError], None]) -> None:
-        """Append to the file at ``path``; ``lost`` is told why records are left out, once for each time that begins."""
+    def __init__(self, path: Path, on_failure: Callable[[OSError], None]) -> None:
+        """Append to the file at ``path``; ``on_failure`` is called when events begin to be dropped."""
         self._file = path.open("ab+", buffering=0)
-        self._drop_unfinished_line()
-        self._rest = b""
-        self._lost = lost
-        self._losing = False
-        self._last_step = -np.inf
+        self._truncate_unfinished_line()
+        self._unwritten = b""
+        self._on_failure = on_failure
+        self._failing = False
+        self._last_step_at = float("-inf")
 
-    def _drop_unfinished_line(self) -> None:
-        """Take back what a writer that was killed had written of its last line."""
+    def _truncate_unfinished_line(self) -> None:
+        """Remove the line that a killed process did not finish."""
         size = self._file.seek(0, os.SEEK_END)
-        start = self._file.seek(max(0, size - _MAX_RECORD_BYTES))
+        start = self._file.seek(max(0, size - _MAX_LINE_BYTES))
         self._file.truncate(start + self._file.read().rfind(b"\n") + 1)
 
     def write(self, event: Event) -> None:
-        """Write ``event``, unless it is a step and one was written less than a second ago."""
+        """Write ``event``, unless it is a step within a second of the last one."""
         now = time.monotonic()
         if isinstance(event, StepEvent):
-            if now - self._last_step < _STEP_RECORD_SECONDS:
+            if now - self._last_step_at < _STEP_SECONDS:
                 return
-            self._last_step = now
+            self._last_step_at = now
         try:
-            self._put(self._rest)
-            if not self._rest:
+            self._put(self._unwritten)
+            if not self._unwritten:
                 self._put(json.dumps(to_record(event)).encode() + b"\n")
-                self._losing = False
+                self._failing = False
         except OSError as error:
-            if not self._losing:
-                self._losing = True
-                self._lost(error)
+            if not self._failing:
+                self._failing = True
+                self._on_failure(error)
 
     def _put(self, data: bytes) -> None:
-        """Write ``data``, of which a part may be left for the next time: a disk takes what it has room for."""
+        """Write ``data`` and keep what did not fit on the disk: the next call completes the line."""
         written = self._file.write(data) if data else 0
-        self._rest = data[written:]
+        self._unwritten = data[written:]
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def event_recorder(folder: RunFolder, emit: EventSink, opened: ExitStack) -> EventSink:
-    """What writes an event to the log of the run in ``folder`` and passes it on; ``opened`` closes the log."""
+def event_recorder(folder: RunFolder, sink: EventSink, opened: ExitStack) -> EventSink:
+    """Return a sink that logs events in ``folder`` and passes them on to ``sink``; ``opened`` closes the log."""
     path = folder.path / EVENTS_FILE
 
-    def lost(error: OSError) -> None:
-        emit(LogWriteFailed(message=f"{path}: {error.strerror}"))
+    def report_failure(error: OSError) -> None:
+        sink(LogWriteFailed(message=f"{path}: {error.strerror}"))
 
-    log = opened.enter_context(closing(EventLog(path, lost)))
+    log = opened.enter_context(closing(EventLog(path, report_failure)))
 
     def record(event: Event) -> None:
         log.write(event)
-        emit(event)
+        sink(event)
 
     return record

@@ -1,20 +1,34 @@
-"""What a job reads: its data folder, the manifest, and the model that fits it."""
+"""The inputs of a job: its dataset, the manifest, and the model that fits both."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from kvstore.errors import InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
-from trainer.config.schema import JobConfig
+from trainer.config.schema import JobConfig, SplitName
 from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.model.spec import ModelSpec, make_model
 from trainer.runs.row_selection import check_row_groups
 
 
-def open_inputs(job: JobConfig) -> tuple[Folder, DatasetManifest, ModelSpec]:
-    """``load_data`` for a command that begins: storage that does not answer then was named wrongly, most likely.
+class JobInputs(NamedTuple):
+    """The folder of a dataset, its manifest, and the model that a job trains on it."""
+
+    folder: Folder
+    manifest: DatasetManifest
+    model: ModelSpec
+
+    def has_rows(self, split: SplitName) -> bool:
+        """Return whether the dataset has ``split``, with rows in it."""
+        return split in self.manifest.splits and self.manifest.splits[split].rows > 0
+
+
+def open_inputs(job: JobConfig) -> JobInputs:
+    """Load the inputs of a command that begins: storage that does not answer is reported as a wrong name.
 
     Raises:
-        InputError: the data cannot be used, or reached, or has nothing to train on.
+        InputError: the dataset cannot be used or reached, or has nothing to train on.
     """
     try:
         return load_inputs(job)
@@ -22,17 +36,17 @@ def open_inputs(job: JobConfig) -> tuple[Folder, DatasetManifest, ModelSpec]:
         raise InputError(str(error)) from error
 
 
-def load_inputs(job: JobConfig) -> tuple[Folder, DatasetManifest, ModelSpec]:
-    """The data folder of ``job``, its manifest, and the model that fits it.
+def load_inputs(job: JobConfig) -> JobInputs:
+    """Load the inputs of ``job``.
 
     Raises:
-        InputError: the data cannot be used, or has nothing to train on.
-        UnreachableError: storage does not answer.
+        InputError: the dataset cannot be used, or has nothing to train on.
+        StorageUnavailableError: storage does not answer.
     """
     folder = Folder(job.data.path)
     manifest = read_manifest(folder)
-    model = make_model(job, manifest)
-    if "train" not in manifest.splits or manifest.splits["train"].rows == 0:
+    inputs = JobInputs(folder, manifest, make_model(job, manifest))
+    if not inputs.has_rows("train"):
         raise InputError(f"{folder.uri}: its train split is empty: there is nothing to train on; prepare other data")
     check_row_groups(job, folder, manifest)
-    return folder, manifest, model
+    return inputs

@@ -1,8 +1,8 @@
-"""Whose a folder of checkpoints is: one run's, as the file ``owner.json`` in it says.
+"""Ownership of checkpoint folders: one run each, which the file ``owner.json`` in the folder names.
 
-Two runs in one folder would delete and damage each other's checkpoints. A run that begins refuses a folder of another;
-one that is taken up elsewhere takes its folder along, and whoever had it before finds that out before it next makes a
-checkpoint whole, and ends.
+Two runs in one folder would delete and corrupt each other's checkpoints. A new run rejects the folder of another run. A
+run that resumes on another machine takes its folder over; the process that had it before detects that before it commits
+its next checkpoint, and ends.
 """
 
 from __future__ import annotations
@@ -20,54 +20,58 @@ _PROBE_FILE = "can-be-written"
 
 
 def check_claimable(checkpoints: str, run: str | None, name: str, *, take_over: bool) -> None:
-    """See that ``claim`` would not refuse the folder, before anything is touched for it.
+    """Check that ``claim`` would accept the folder, before anything else is changed.
 
-    ``run`` is None for one that has no id yet.
+    Args:
+        checkpoints: path or URI of the folder.
+        run: id of the run; None if it has none yet.
+        name: name of its job.
+        take_over: whether a folder of another run of the same name is accepted.
 
     Raises:
-        InputError: it is another run's, or cannot be written.
+        InputError: it belongs to another run, or cannot be written.
     """
     folder = Folder(checkpoints)
-    with _explaining(checkpoints):
-        _check_free(folder, run, name, take_over=take_over)
+    with _input_errors(checkpoints):
+        _check_owner(folder, run, name, take_over=take_over)
         folder.write(_PROBE_FILE, b"")
-        with suppress(OSError):  # whoever may not delete can still save
+        with suppress(OSError):  # permission to write does not imply permission to delete
             folder.remove(_PROBE_FILE)
 
 
 def claim(checkpoints: str, run: str, name: str, *, take_over: bool) -> None:
-    """Make the folder ``checkpoints`` that of run ``run``, or see that it is and can be written.
+    """Make the run ``run`` of the job ``name`` the owner of the folder.
 
-    With ``take_over`` a folder of another run of the same name becomes this run's, as on a host that replaces another.
+    With ``take_over`` it replaces another run of the same name, as on a host that replaces another.
 
     Raises:
-        InputError: it is another run's, or cannot be written.
+        InputError: it belongs to another run, or cannot be written.
     """
     folder = Folder(checkpoints)
-    with _explaining(checkpoints):
-        _check_free(folder, run, name, take_over=take_over)
+    with _input_errors(checkpoints):
+        _check_owner(folder, run, name, take_over=take_over)
         folder.write(OWNER_FILE, json.dumps({"run": run, "name": name}).encode())
 
 
 def check_still_owned(checkpoints: str, run: str) -> None:
-    """See that the folder, which was claimed, still is that of run ``run``.
+    """Check that the folder, which ``run`` has claimed, has no other owner.
 
     Raises:
         InputError: another run has taken it over.
-        CheckpointError: that cannot be found out now.
+        CheckpointError: the owner cannot be read.
     """
     try:
-        owner = _owner(Folder(checkpoints))
+        owner = _read_owner(Folder(checkpoints))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoints}/{OWNER_FILE}: cannot be read: {error}") from error
     if owner is not None and owner.get("run") != run:
         raise InputError(
             f"{checkpoints}: another run, of job '{owner.get('name')}', was started in it with --resume and has taken "
-            "it over; this one must not go on"
+            "it over; this run ends, since two runs would overwrite each other's checkpoints"
         )
 
 
-def _owner(folder: Folder) -> dict[str, Any] | None:
+def _read_owner(folder: Folder) -> dict[str, Any] | None:
     try:
         owner = json.loads(folder.read(OWNER_FILE))
     except FileNotFoundError:
@@ -77,21 +81,21 @@ def _owner(folder: Folder) -> dict[str, Any] | None:
     return owner
 
 
-def _check_free(folder: Folder, run: str | None, name: str, *, take_over: bool) -> None:
-    owner = _owner(folder)
+def _check_owner(folder: Folder, run: str | None, name: str, *, take_over: bool) -> None:
+    owner = _read_owner(folder)
     if owner is None or (run is not None and owner.get("run") == run) or (take_over and owner.get("name") == name):
         return
     raise InputError(
-        f"{folder.uri}: holds checkpoints of another run, of job '{owner.get('name')}'; name another folder in "
-        "checkpoint.path, or take that run up with --resume"
+        f"{folder.uri}: holds checkpoints of another run, of job '{owner.get('name')}'; set checkpoint.path to another "
+        "folder, or continue that run with --resume"
     )
 
 
 @contextmanager
-def _explaining(checkpoints: str) -> Iterator[None]:
+def _input_errors(checkpoints: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise InputError(f"{checkpoints}/{OWNER_FILE}: is not what a run writes: {error}") from error
+        raise InputError(f"{checkpoints}/{OWNER_FILE}: cannot be parsed: {error}") from error
     except OSError as error:
         raise InputError(f"checkpoint.path: {checkpoints} cannot be written: {error}") from error

@@ -1,7 +1,7 @@
-"""Which interactions a job trains on: all of train, or those of a time, which are counted once a run.
+"""Select the interactions that a job trains on: all of train, or those of its time range (``data.since``, ``until``).
 
-All workers must know how many there are before the first step. The command counts them and leaves the counts in the run
-folder, where the workers of every generation find them; whoever finds none counts for itself.
+All workers need the number of rows before the first step. The command counts them once and leaves the counts in the run
+folder, where the workers of every generation find them. A worker that finds none counts for itself.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from trainer.runs.folder import ROW_COUNTS_FILE
 
 @dataclass(frozen=True)
 class RowSelection:
-    """The row groups that are trained on, and how many of their rows.
+    """The row groups to train on.
 
-    ``kept``: rows of each row group of each file that are of the job's time; None if it names none.
+    Attributes:
+        groups: the row groups, each with the number of its selected rows.
+        row_counts: selected rows of each row group of each file; None if the job has no time range.
     """
 
     groups: Sequence[RowGroup]
@@ -34,22 +36,20 @@ class RowSelection:
 
     @property
     def rows(self) -> int:
-        """The interactions of an epoch."""
+        """Return the interactions of an epoch."""
         return sum(group.rows for group in self.groups)
 
     def write(self, run_dir: Path, job: JobConfig, fingerprint: int) -> None:
-        """Leave the counts, if there are any, in the folder of a run of ``job``, for ``select`` to find."""
+        """Write the counts, if there are any, to the folder of a run of ``job``, for ``load_row_counts``."""
         if self.row_counts is None:
             return
         partial = run_dir / f".{ROW_COUNTS_FILE}.partial"
-        partial.write_text(
-            json.dumps({**_counted(job, fingerprint), "row_counts": self.row_counts}) + "\n", encoding="utf-8"
-        )
+        record = {**_selection_of(job, fingerprint), "row_counts": self.row_counts}
+        partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
         partial.replace(run_dir / ROW_COUNTS_FILE)
 
 
-def _counted(job: JobConfig, fingerprint: int) -> dict[str, int | str | None]:
-    """What counts are of."""
+def _selection_of(job: JobConfig, fingerprint: int) -> dict[str, int | str | None]:
     return {"since": job.data.since, "until": job.data.until, "data": fingerprint}
 
 
@@ -58,39 +58,47 @@ def select_rows(
     folder: Folder,
     manifest: DatasetManifest,
     progress: ProgressReporter,
-    found: list[list[int]] | None = None,
+    row_counts: list[list[int]] | None = None,
 ) -> RowSelection:
-    """The interactions of ``job`` in the data set in ``folder``; counted, unless the counts have been ``found``.
+    """Select the interactions of ``job`` in the dataset in ``folder``.
+
+    Args:
+        job: the job.
+        folder: folder of its dataset.
+        manifest: its manifest.
+        progress: receives updates while rows are counted.
+        row_counts: selected rows of each row group of each file; None: count them, if the job has a time range.
 
     Raises:
-        InputError: there are none, or a file cannot be read.
-        UnreachableError: storage does not answer.
+        InputError: no interaction is in the time range, or a file cannot be read.
+        StorageUnavailableError: storage does not answer.
     """
-    train, span = manifest.splits["train"], job.data.time_range()
-    if span is None:
+    train, time_range = manifest.splits["train"], job.data.time_range()
+    if time_range is None:
         return RowSelection(row_groups(train))
-    if found is None:
+    if row_counts is None:
         with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
-            found = count_within(reader, manifest, train, span, progress)
-    return RowSelection(row_groups(train, span, found), found)
+            row_counts = count_within(reader, manifest, train, time_range, progress)
+    return RowSelection(row_groups(train, time_range, row_counts), row_counts)
 
 
 def load_row_counts(run_dir: Path, job: JobConfig, fingerprint: int, train: Split) -> list[list[int]] | None:
-    """The counts that were left in ``run_dir``, if they are of this job and these data."""
+    """Load the counts in ``run_dir``; None if there are none for this job and this dataset."""
     try:
         record = json.loads((run_dir / ROW_COUNTS_FILE).read_text(encoding="utf-8"))
         row_counts: list[list[int]] = record.pop("row_counts")
     except (OSError, ValueError, KeyError, AttributeError):
         return None
     shape = [len(file.row_groups) for file in train.files]
-    return row_counts if record == _counted(job, fingerprint) and [len(rows) for rows in row_counts] == shape else None
+    matches = record == _selection_of(job, fingerprint) and [len(rows) for rows in row_counts] == shape
+    return row_counts if matches else None
 
 
 def check_row_groups(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> None:
-    """Refuse row groups that are larger than the job accepts: a worker holds several of them.
+    """Check that no row group is larger than ``data.max_row_group_rows``: a worker holds several in memory.
 
     Raises:
-        InputError: there is one.
+        InputError: one is.
     """
     limit = job.data.max_row_group_rows
     for split in manifest.splits.values():
@@ -98,8 +106,8 @@ def check_row_groups(job: JobConfig, folder: Folder, manifest: DatasetManifest) 
             for index, rows in enumerate(file.row_groups):
                 if rows > limit:
                     raise InputError(
-                        f"{folder.uri}/{file.path}, row group {index}: has {rows:,} rows, which a worker would have to "
-                        f"hold at once, several times over, but data.max_row_group_rows is {limit:,}; write the file with "
-                        "smaller row groups ('crossfade prepare' makes them of 131,072 rows at most), or raise "
-                        f"data.max_row_group_rows to {rows} if there is memory ('crossfade plan' says how much it takes)"
+                        f"{folder.uri}/{file.path}, row group {index}: has {rows:,} rows, but data.max_row_group_rows "
+                        f"is {limit:,}, and a worker holds several row groups in memory; write the file with smaller "
+                        "row groups ('crossfade prepare' writes 131,072 rows at most), or, if there is memory, set "
+                        f"data.max_row_group_rows to {rows} ('crossfade plan' shows the memory it takes)"
                     )

@@ -1,0 +1,1 @@
+"""Training: the loop, the session around it, checkpoints and metrics."""

@@ -1,363 +1,167 @@
-"""Saving a run while it trains, and taking it up again.
+"""Checkpoints during training, and stopping with one.
 
-All workers decide together, about once a second, at which step to save and whether to stop: one sum over workers, which
-carries their counters too. Rank 0 then asks the store for a snapshot and trains on; when the servers have written it,
-a thread writes the manifest, which makes the checkpoint whole, and deletes old ones.
+About once a second the workers synchronize: one all-reduce tells them whether a checkpoint is due and whether any was
+asked to stop, and sums their counters. Rank 0 then has a checkpoint written (``checkpoint_writer``) and trains on.
 
-What is saved of the run itself is its cursor, (epoch, step), and its counters: with the job and the data that is all
-there is, since the content of every step follows from the seed.
+Of the run itself a checkpoint holds the train state alone, a position (epoch, step) and counters: the job, the data and
+the seed determine the content of every step.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
 
-from kvstore.checkpoint.format import CheckpointManifest
-from kvstore.checkpoint.lifecycle import commit, delete_after, delete_failed, latest_checkpoint, prune, step_folder
-from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
-from kvstore.errors import CheckpointError, InputError
-from kvstore.io.folder import Folder
-from kvstore.optimizers import OptimizerSpec
-from kvstore.store import RowStore, SaveResult, TableSpec, Traffic
-from kvstore.validation_errors import format_validation_error
-from trainer.config.loading import check_job
-from trainer.config.run_sections import CheckpointConfig as Settings
-from trainer.config.schema import JobConfig
-from trainer.data.manifest import data_fingerprint
-from trainer.runs.events import (
-    CheckpointFailed,
-    CheckpointPruneFailed,
-    CheckpointSaved,
-    EventSink,
-    PhaseEvent,
-    TotalsEvent,
-)
-from trainer.runs.ownership import check_still_owned
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+from kvstore.checkpoint.reader import Checkpoint
+from kvstore.store import RowStore, Traffic
+from trainer.config.run_sections import CheckpointConfig
+from trainer.runs.events import TotalsEvent
+from trainer.training.checkpoint_metadata import CheckpointMetadata
+from trainer.training.checkpoint_writer import CheckpointWriter
+from trainer.training.hooks import TrainingHooks
 from trainer.training.state import TrainState
 
-_AGREE_SECONDS = 1.0
-
-
-_MAX_INTERVAL = 1024
-
-
-_WAIT_SECONDS = 0.05
-
-
-_SHOW_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class CheckpointMetadata:
-    """What a checkpoint says of the run that it is of, beside its progress."""
-
-    run: str
-    job: JobConfig
-    tables: Sequence[TableSpec]
-    optimizer: OptimizerSpec
-    data: int
-
-    @staticmethod
-    def of(job: JobConfig, run: str, tables: Sequence[TableSpec]) -> CheckpointMetadata:
-        """That of run ``run`` of ``job``."""
-        return CheckpointMetadata(run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.path)))
-
-    def manifest(self, saved: SaveResult, step: int, progress: dict[str, Any]) -> CheckpointManifest:
-        """The manifest of a checkpoint whose tables are ``saved``."""
-        return CheckpointManifest(
-            step=step,
-            tables=[asdict(table) for table in self.tables],
-            optimizer=asdict(self.optimizer),
-            seed=self.job.train.seed,
-            parts=[asdict(part) for part in saved.parts],
-            training={
-                "run": self.run,
-                "job": self.job.with_absolute_paths().model_dump(mode="json"),
-                "data": self.data,
-                "progress": progress,
-            },
-        )
-
-
-class _Training(BaseModel):
-    """What a checkpoint says of its run: ``data`` is what its data are known by."""
-
-    run: str
-    job: dict[str, Any]
-    data: int
-    progress: dict[str, Any]
-
-
-def restore_train_state(identity: CheckpointMetadata, uri: str, rank: int) -> TrainState:
-    """Where the run stood at the checkpoint ``uri``; what workers count is rank 0's from now on.
-
-    Raises:
-        CheckpointError: the checkpoint is not whole.
-        InputError: it is of other data, or of a job that this one cannot take up.
-    """
-    try:
-        training = _Training.model_validate(open_checkpoint(uri).manifest.training)
-        progress = TrainState.from_record(training.progress, counting=rank == 0)
-    except ValidationError as error:
-        raise InputError(
-            f"{uri}: does not say how far which run was; expected a checkpoint that 'crossfade train' wrote "
-            f"({format_validation_error(error)})"
-        ) from error
-    if differences := identity.job.resume_conflicts(check_job(training.job, uri)):
-        raise InputError(f"{uri}: cannot resume: {', '.join(differences)}")
-    if training.data != identity.data:
-        raise InputError(
-            f"{uri}: was trained on other data than {identity.job.data.path} holds now; to go on from its tables, "
-            f"train another run without --resume: --run-dir NEW --set checkpoint.warm_start_from={uri} (rows that the data "
-            "have forgotten start afresh)"
-        )
-    return progress
+_SYNC_SECONDS = 1.0
+_MAX_SYNC_STEPS = 1024
 
 
 @dataclass(frozen=True)
 class StopResult:
-    """That a run has stopped after ``step``, as asked: with a checkpoint of it, unless that could not be written."""
+    """A run has stopped on request after ``step``: with a checkpoint of it, unless that could not be written."""
 
     step: int
     checkpoint: str | None
 
     def explain(self) -> str:
-        """In words, after 'stopped'."""
-        which = "which a checkpoint holds" if self.checkpoint else "whose checkpoint could not be written"
-        return f"after step {self.step:,}, {which}"
+        """Describe it as the end of a sentence that begins with 'stopped'."""
+        return f"after step {self.step:,}, " + (
+            "of which there is a checkpoint" if self.checkpoint else "whose checkpoint could not be written"
+        )
 
 
 class CheckpointManager:
-    """Saves a run at agreed steps. Every worker has one; those of rank 0 write."""
+    """Synchronizes the workers, and has rank 0 write checkpoints when they are due. Every worker has one.
+
+    Use it as a context manager: leaving it waits for a checkpoint that is being written, unless an error ends the run.
+    """
 
     def __init__(
         self,
         store: RowStore,
-        settings: Settings,
-        checkpoints: str,
-        identity: CheckpointMetadata,
-        emit: EventSink,
-        stop_requested: Callable[[], bool],
-        clock: Callable[[], float] = time.monotonic,
+        config: CheckpointConfig,
+        folder: str,
+        metadata: CheckpointMetadata,
+        hooks: TrainingHooks,
         *,
-        checkpoints_requested: Callable[[], int] = lambda: 0,
         extra_files: Callable[[], dict[str, bytes]] = dict,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Save what ``store`` holds under ``checkpoints``, and the files that ``beside`` gives, by name.
-
-        ``stop_requested`` is asked at each agreement.
-
-        So is ``checkpoints_requested`` of rank 0, how often a checkpoint has been asked for: when that has grown, one is due.
-        """
-        self._store = store
-        self._settings = settings
-        self._checkpoints = checkpoints
-        self._identity = identity
-        self._emit = emit
-        self._stop_requested = stop_requested
-        self._checkpoints_requested = checkpoints_requested
+        """Write checkpoints of ``store`` to ``folder``; ``extra_files`` returns what each holds besides, by name."""
+        self._store, self._config, self._hooks, self._clock = store, config, hooks, clock
+        self._writer = CheckpointWriter(store, folder, config.keep_latest, metadata, hooks.on_event, extra_files, clock)
+        self._is_first = store.rank == 0
         self._requests_met = 0
-        self._beside = extra_files
-        self._clock = clock
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._progress: TrainState | None = None
-        self._next_step = 0
-        self._agreed = (0, clock())
-        self._told_at = -np.inf
+        self._next_sync_step = 0
+        self._last_sync = (0, clock())
+        self._totals_at = -np.inf
         self._saved_at = clock()
-        self._last_step: int | None = None
-        self._whole: tuple[int, str] | None = None
-        self._writing: dict[str, Any] | None = None
-        self._committing: Future[tuple[SaveResult, str | None]] | None = None
-
-    def begin(self, progress: TrainState) -> None:
-        """Get ready to save a run that stands at ``progress``: what is in the way of its next checkpoints goes."""
-        self._progress = progress
-        self._next_step = progress.step + 1
-        self._agreed = (progress.step, self._clock())
-        self._saved_at = self._clock()
-        self._last_step = progress.step or None
-        if progress.step:
-            self._whole = progress.step, step_folder(self._checkpoints, progress.step)
-        if self._store.rank == 0:
-            check_still_owned(self._checkpoints, self._identity.run)
-            delete_after(self._checkpoints, progress.step)
-
-    def after_step(self, progress: TrainState) -> bool:
-        """Called by every worker after each step: whether all stop here, with a checkpoint written."""
-        if progress.step < self._next_step:
-            return False
-        return self._agree(progress)
-
-    def _agree(self, progress: TrainState) -> bool:
-        step, since = self._agreed
-        now = self._clock()
-        first = self._store.rank == 0
-        pace = (now - since) / max(1, progress.step - step) if first else 0.0
-        due = first and self._is_due(progress.step, now)
-        counters = progress.counters()
-        stop, due, pace, *totals = self._store.all_reduce(
-            np.array([self._stop_requested(), due, pace, *counters.values()], dtype=np.float64)
-        )
-        self._agreed = (progress.step, self._clock())
-        self._next_step = progress.step + self._interval(progress.step, pace)
-        if first:
-            if now - self._told_at >= _AGREE_SECONDS:  # they may agree at each step
-                self._tell_totals(progress.step, dict(zip(counters, totals, strict=True)))
-            self._look()
-            if stop or (due and not self._busy):
-                self._wait()
-                self._snapshot(progress, dict(zip(counters, totals, strict=True)))
-            if stop:
-                self._wait()
-        return bool(stop)
-
-    def _tell_totals(self, step: int, totals: dict[str, float]) -> None:
-        """Tell what all workers together have moved."""
-        self._told_at = self._clock()
-        self._emit(TotalsEvent(step=step, **{field.name: int(totals[field.name]) for field in fields(Traffic)}))
-
-    def _is_due(self, step: int, now: float) -> bool:
-        seconds, steps = self._settings.interval_seconds, self._settings.interval_steps
-        since_steps = step - (self._last_step or 0)
-        if self._checkpoints_requested() > self._requests_met:
-            return True
-        return (seconds is not None and now - self._saved_at >= seconds) or (steps is not None and since_steps >= steps)
-
-    def _interval(self, step: int, pace: float) -> int:
-        """Steps to the next agreement: about a second's, the same for all workers."""
-        interval = min(max(1, round(_AGREE_SECONDS / max(pace, 1e-6))), _MAX_INTERVAL)
-        every = self._settings.interval_steps
-        return interval if every is None else min(interval, every - step % every)
-
-    def save_last(self, progress: TrainState) -> None:
-        """Begin a checkpoint of the finished training, unless there is one of this step. Called by every worker."""
-        counters = progress.counters()
-        totals = self._store.all_reduce(np.array(list(counters.values()), dtype=np.float64))
-        if self._store.rank == 0:
-            self._tell_totals(progress.step, dict(zip(counters, totals, strict=True)))
-        under_way = self._busy and self._last_step == progress.step
-        if self._store.rank == 0 and not under_way and not self.has_saved(progress.step):
-            self._wait()
-            self._snapshot(progress, dict(zip(counters, totals, strict=True)))
-
-    def has_saved(self, step: int) -> bool:
-        """Whether there is a whole checkpoint of ``step``; for rank 0 to ask."""
-        return self._whole is not None and self._whole[0] == step
-
-    def stop(self, progress: TrainState) -> StopResult:
-        """How the run that stops at ``progress`` can be taken up again; for rank 0 to tell."""
-        return StopResult(progress.step, self._whole[1] if self._whole and self.has_saved(progress.step) else None)
 
     def __enter__(self) -> CheckpointManager:
-        """Itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait until what was begun is written, unless an error ends the run."""
-        if kind is None and self._store.rank == 0:
-            self._wait()
-        self._background.shutdown(wait=kind is None)
+        self._writer.close(abandon=kind is not None)
 
-    @property
-    def _busy(self) -> bool:
-        return self._writing is not None or self._committing is not None
+    def begin(self, state: TrainState) -> None:
+        """Prepare for a run that starts at ``state``: delete later checkpoints, which it will write again."""
+        self._next_sync_step = state.step + 1
+        self._last_sync = (state.step, self._clock())
+        self._saved_at = self._clock()
+        if self._is_first:
+            self._writer.begin(state)
 
-    def _snapshot(self, progress: TrainState, totals: dict[str, float]) -> None:
-        self._requests_met = self._checkpoints_requested()
-        self._last_step = progress.step
-        self._writing = {
-            "step": progress.step,
-            "progress": progress.to_record(totals),
-            "files": self._beside(),
-        }
-        self._store.save(step_folder(self._checkpoints, progress.step))
+    def after_step(self, state: TrainState) -> bool:
+        """Write a checkpoint if one is due; return whether all workers stop here. Every worker calls this."""
+        return state.step >= self._next_sync_step and self._sync(state)
+
+    def _sync(self, state: TrainState) -> bool:
+        step, since = self._last_sync
+        now = self._clock()
+        step_seconds = (now - since) / max(1, state.step - step) if self._is_first else 0.0
+        due = self._is_first and self._is_due(state.step, now)
+        counters = state.counters()
+        local = [self._hooks.stop_requested(), due, step_seconds, *counters.values()]
+        stop, due, step_seconds, *sums = self._store.all_reduce(np.array(local, dtype=np.float64))
+        totals = dict(zip(counters, sums, strict=True))
+        self._last_sync = (state.step, self._clock())
+        self._next_sync_step = state.step + self._steps_to_sync(state.step, step_seconds)
+        if self._is_first:
+            if now - self._totals_at >= _SYNC_SECONDS:  # they may synchronize after each step
+                self._emit_totals(state.step, totals)
+            self._writer.poll()
+            if stop or (due and not self._writer.busy):
+                self._start_checkpoint(state, totals)
+            if stop:
+                self._writer.wait()
+        return bool(stop)
+
+    def _is_due(self, step: int, now: float) -> bool:
+        if self._hooks.checkpoints_requested() > self._requests_met:
+            return True
+        seconds, steps = self._config.interval_seconds, self._config.interval_steps
+        steps_since = step - (self._writer.last_step or 0)
+        return (seconds is not None and now - self._saved_at >= seconds) or (steps is not None and steps_since >= steps)
+
+    def _steps_to_sync(self, step: int, step_seconds: float) -> int:
+        """Return the steps to the next synchronization: those of a second, but none past a checkpoint that is due."""
+        steps = min(max(1, round(_SYNC_SECONDS / max(step_seconds, 1e-6))), _MAX_SYNC_STEPS)
+        interval = self._config.interval_steps
+        return steps if interval is None else min(steps, interval - step % interval)
+
+    def _start_checkpoint(self, state: TrainState, totals: dict[str, float]) -> None:
+        self._writer.wait()
+        self._requests_met = self._hooks.checkpoints_requested()
+        self._writer.start(state, totals)
         self._saved_at = self._clock()
 
-    def _look(self) -> None:
-        """See how far the checkpoint is that is being written."""
-        if self._committing is not None:
-            if self._committing.done():
-                future, self._committing = self._committing, None
-                self._finish(future)
-        elif self._writing is not None:
-            try:
-                saved = self._store.poll_save()
-            except CheckpointError as error:
-                self._fail(error)
-            else:
-                if saved is not None:
-                    self._committing = self._background.submit(self._commit, saved, **self._writing)
-
-    def _commit(
-        self, saved: SaveResult, step: int, progress: dict[str, Any], files: dict[str, bytes]
-    ) -> tuple[SaveResult, str | None]:
-        """Make the checkpoint whole, and delete old ones; with why the latter failed, which does it no harm."""
-        check_still_owned(self._checkpoints, self._identity.run)
-        commit(self._checkpoints, self._identity.manifest(saved, step, progress), files)
-        saved = replace(saved, bytes=saved.bytes + sum(map(len, files.values())))
-        try:
-            prune(self._checkpoints, self._settings.keep_latest)
-        except CheckpointError as error:
-            return saved, str(error)
-        return saved, None
-
-    def _finish(self, future: Future[tuple[SaveResult, str | None]]) -> None:
-        try:
-            saved, not_deleted = future.result()
-        except CheckpointError as error:
-            self._fail(error)
-            return
-        if not_deleted is not None:
-            self._emit(CheckpointPruneFailed(message=not_deleted))
-        assert self._writing is not None
-        assert self._progress is not None
-        step, self._writing = self._writing["step"], None
-        self._whole = step, step_folder(self._checkpoints, step)
-        self._progress.saves.add(saved)
-        self._emit(
-            CheckpointSaved(
-                step=step,
-                checkpoint=self._whole[1],
-                pause_seconds=saved.pause_seconds,
-                seconds=saved.seconds,
-                bytes=saved.bytes,
-            )
+    def _emit_totals(self, step: int, totals: dict[str, float]) -> None:
+        self._totals_at = self._clock()
+        self._hooks.on_event(
+            TotalsEvent(step=step, **{field.name: int(totals[field.name]) for field in fields(Traffic)})
         )
 
-    def _fail(self, error: Exception) -> None:
-        """A checkpoint that cannot be written does not end the run: the next one may fare better."""
-        assert self._writing is not None
-        assert self._progress is not None
-        step, self._writing = self._writing["step"], None
-        self._progress.saves.failed += 1
-        self._emit(CheckpointFailed(step=step, message=str(error)))
-        with suppress(CheckpointError):
-            check_still_owned(self._checkpoints, self._identity.run)
-            delete_failed(self._checkpoints, step)
+    def save_last(self, state: TrainState) -> None:
+        """Start a checkpoint of the finished training, unless there is one of this step. Every worker calls this."""
+        counters = state.counters()
+        sums = self._store.all_reduce(np.array(list(counters.values()), dtype=np.float64))
+        if not self._is_first:
+            return
+        totals = dict(zip(counters, sums, strict=True))
+        self._emit_totals(state.step, totals)
+        being_written = self._writer.busy and self._writer.last_step == state.step
+        if not being_written and not self.has_saved(state.step):
+            self._start_checkpoint(state, totals)
 
-    def _wait(self) -> None:
-        """Return when nothing is being written; until then, show now and then that the run has not stalled."""
-        shown = self._clock()
-        while self._busy:
-            self._look()
-            time.sleep(_WAIT_SECONDS)
-            if self._clock() - shown > _SHOW_SECONDS:
-                shown = self._clock()
-                self._emit(PhaseEvent(name="checkpoint"))
+    def has_saved(self, step: int) -> bool:
+        """Return whether there is a complete checkpoint of ``step``. Rank 0 alone can answer."""
+        return self._writer.checkpoint_of(step) is not None
+
+    def stop_result(self, state: TrainState) -> StopResult:
+        """Describe a run that stops at ``state``. Rank 0 alone can answer."""
+        return StopResult(state.step, self._writer.checkpoint_of(state.step))
 
 
-def latest_usable(checkpoints: str, refused: set[str], say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint that is not ``refused``; ``say`` gets why newer ones were passed over."""
-    checkpoint, reasons = latest_checkpoint(checkpoints, refused)
+def latest_usable(checkpoints: str, rejected: set[str], log: Callable[[str], None]) -> Checkpoint | None:
+    """Find the newest complete checkpoint that is not ``rejected``; ``log`` gets why newer ones were skipped.
+
+    Raises:
+        InputError: ``checkpoints`` is not a folder.
+    """
+    checkpoint, reasons = latest_checkpoint(checkpoints, rejected)
     for reason in reasons:
-        say(f"skipped a checkpoint: {reason}")
+        log(f"skipped a checkpoint: {reason}")
     return checkpoint

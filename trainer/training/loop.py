@@ -1,172 +1,174 @@
-"""The algorithm, on one screen: read, sample, pull active rows, compute, push; evaluate and keep the best."""
+"""The training loop: pull active rows, compute gradients, push them; evaluate and keep the best at the ends of epochs.
+
+loop = TrainLoop(job, model, store, engine, towers, batches, embeddings, checkpoints, hooks)
+finished = loop.run(TrainState())       # False: stopped on request
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from kvstore.arrays import IntArray
 from kvstore.store import RowGradient, RowStore
-from trainer.config.model_sections import OptimizerConfig
-from trainer.config.schema import TrainConfig
+from trainer.config.schema import JobConfig
 from trainer.data.prefetch import Prefetcher
-from trainer.data.schedule import BatchSchedule
 from trainer.evaluation.ranking import EvalMetrics
-from trainer.model.batches import Batch, batches
+from trainer.model.batches import Batch
 from trainer.model.engines.base import Engine
-from trainer.model.negatives import NegativeSampler
 from trainer.model.spec import ModelSpec
 from trainer.model.towers import Towers
-from trainer.model.weighting import FrequencyWeighting
-from trainer.runs.events import EpochEvent, EventSink, PhaseEvent, StepEvent
+from trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
+from trainer.training.hooks import TrainingHooks
 from trainer.training.lr_schedule import lr_factor
 from trainer.training.state import BatchTimers, TrainState
 
-Evaluator = Callable[[], EvalMetrics | None]
-Keep = Callable[[int], None]
-AfterStep = Callable[[TrainState], bool]
-WatchAhead = Callable[[Prefetcher[Batch]], None]
+
+class Batches(Protocol):
+    """Makes this worker's batches; see ``BatchSource``."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the steps of an epoch."""
+
+    def remaining(self, state: TrainState, total_steps: int, timers: BatchTimers) -> Iterator[Batch]:
+        """Yield a batch for every step after ``state``."""
+
+    def interrupt(self) -> None:
+        """Make a thread that waits for data raise an error soon."""
+
+
+class Embeddings(Protocol):
+    """Evaluates the vectors that are being trained and writes the best; see ``BestEmbeddings``."""
+
+    def evaluate(self) -> EvalMetrics | None:
+        """Compute the metrics on the valid split; None without one."""
+
+    def save(self, epoch: int) -> None:
+        """Write the vectors after ``epoch``."""
+
+
+class Checkpoints(Protocol):
+    """Writes checkpoints; see ``CheckpointManager``."""
+
+    def after_step(self, state: TrainState) -> bool:
+        """Write a checkpoint if one is due; return whether all workers stop here."""
 
 
 @dataclass(frozen=True)
 class TrainLoop:
-    """The parts of a training run, and the run itself."""
+    """Trains one worker's part of a run. Every worker takes the same number of steps."""
 
-    train: TrainConfig
-    optimizer: OptimizerConfig
-    select: str
+    job: JobConfig
     model: ModelSpec
     store: RowStore
     engine: Engine
-    schedule: BatchSchedule
-    sampler: NegativeSampler
-    weighting: FrequencyWeighting
     towers: Towers
-    evaluator: Evaluator
-    save_embeddings: Keep
-    after_step: AfterStep
-    emit: EventSink
-    on_prefetcher: WatchAhead = lambda _: None
+    batches: Batches
+    embeddings: Embeddings
+    checkpoints: Checkpoints
+    hooks: TrainingHooks
 
     @property
     def total_steps(self) -> int:
-        """Steps that the run takes unless it stops early."""
-        steps = self.train.epochs * self.schedule.steps
-        return min(steps, self.train.max_steps or steps)
+        """Return the steps that the run takes unless it stops early."""
+        steps = self.job.train.epochs * self.batches.steps_per_epoch
+        return min(steps, self.job.train.max_steps or steps)
 
-    def run(self, progress: TrainState) -> bool:
-        """Train on from ``progress``, which is kept up to date, until the run is done; False if asked to stop before.
+    def run(self, state: TrainState) -> bool:
+        """Train on from ``state``, which is updated, and return True once the run is finished, False if it was stopped.
 
-        It is done with its epochs or steps, or when the valid split has shown no new best for long enough.
+        It is finished after its epochs or steps, or when the valid split has shown no new best for ``train.patience``
+        evaluations.
         """
         timers = BatchTimers()
-        with Prefetcher(self._batches(progress, timers), interrupt=self.schedule.interrupt) as ahead:
-            self.on_prefetcher(ahead)
-            waiting = iter(ahead)
-            while not self._is_done(progress):
-                if self._run_epoch(progress, waiting, timers):
+        source = self.batches.remaining(state, self.total_steps, timers)
+        with Prefetcher(source, interrupt=self.batches.interrupt) as prefetcher:
+            self.hooks.on_prefetcher(prefetcher)
+            batches = iter(prefetcher)
+            while not self._is_finished(state):
+                if self._run_epoch(state, batches, timers):
                     return False
-                last = progress.step >= self.total_steps
-                self._end_epoch(progress, evaluate=last or progress.epochs % self.train.eval_every_epochs == 0)
-                if progress.epoch_step == self.schedule.steps:
-                    progress.epoch, progress.epoch_step = progress.epoch + 1, 0
-        progress.stopped_early = progress.step < self.total_steps
-        if progress.best is None:
-            self._keep(progress)
+                self._end_epoch(state)
+        state.stopped_early = state.step < self.total_steps
+        if state.best is None:
+            self._save_embeddings(state)
         return True
 
-    def _is_done(self, progress: TrainState) -> bool:
-        """Whether nothing is left to do. A run may be taken up with all its steps behind it, but not their end."""
-        stale = self.train.patience is not None and progress.evals_since_best >= self.train.patience
-        return stale or (progress.step >= self.total_steps and progress.last_epoch_end_step == progress.step)
+    def _is_finished(self, state: TrainState) -> bool:
+        patience = self.job.train.patience
+        # A run may resume with all steps behind it, but not yet the end of its last epoch.
+        all_steps = state.step >= self.total_steps and state.last_epoch_end_step == state.step
+        return all_steps or (patience is not None and state.evals_since_best >= patience)
 
-    def _batches(self, progress: TrainState, timers: BatchTimers) -> Iterator[Batch]:
-        """This worker's part of every step that is left, unless the run stops early."""
-        left = progress.epoch_step + self.total_steps - progress.step
-        return batches(
-            self.schedule,
-            self.sampler,
-            epoch=progress.epoch,
-            first_step=progress.epoch_step,
-            rank=self.store.rank,
-            workers=self.store.workers,
-            epochs=max(0, -(-left // self.schedule.steps)),
-            wait_timer=timers.data,
-            sample_timer=timers.sample,
-            transform=lambda batch: self.towers.add_tower_inputs(self.weighting.apply(batch)),
-        )
-
-    def _run_epoch(self, progress: TrainState, waiting: Iterator[Batch], timers: BatchTimers) -> bool:
-        """Take the rest of the epoch's steps; True if asked to stop."""
-        for _ in range(min(self.schedule.steps - progress.epoch_step, self.total_steps - progress.step)):
-            with progress.training():
-                with progress.timed_batch_wait(timers):
-                    batch = next(waiting)
-                self._step(batch, progress)
-                with progress.timed("sync"):
-                    if self.after_step(progress):
+    def _run_epoch(self, state: TrainState, batches: Iterator[Batch], timers: BatchTimers) -> bool:
+        """Take the remaining steps of the epoch; return whether all workers stop."""
+        for _ in range(min(self.batches.steps_per_epoch - state.epoch_step, self.total_steps - state.step)):
+            with state.training():
+                with state.timed_batch_wait(timers):
+                    batch = next(batches)
+                self._step(batch, state)
+                with state.timed("sync"):
+                    if self.checkpoints.after_step(state):
                         return True
         return False
 
-    def _step(self, batch: Batch, progress: TrainState) -> None:
-        factor = lr_factor(self.optimizer, progress.step, self.total_steps)
+    def _step(self, batch: Batch, state: TrainState) -> None:
+        factor = lr_factor(self.job.optimizer, state.step, self.total_steps)
         active = self.towers.active(batch)
-        with progress.timed("pull"):
+        with state.timed("pull"):
             block = self.store.pull(active)
-        with progress.timed("gradients"):
+        with state.timed("gradients"):
             vectors, tape = self.towers.forward(batch, block)
             loss, by_vectors = self.engine.gradients(batch, vectors)
             gradients = self.towers.backward(batch, tape, by_vectors)
-        with progress.timed("push"):
+        with state.timed("push"):
             self.store.set_lr_factor(factor)
             self.store.push({name: RowGradient(rows_A, gradients.tables[name]) for name, rows_A in active.items()})
             self.towers.update(gradients.dense, factor)
-        for table in self.model.tables:
-            progress.traffic.count_pull(len(active[table.name]), table.dim)
-            progress.traffic.count_push(len(active[table.name]), table)
-        progress.step += 1
-        progress.epoch_step += 1
-        progress.examples += len(batch)
-        progress.examples_total += batch.global_size
-        progress.loss_sum += loss * batch.global_size
-        own_loss = loss * batch.global_size / max(len(batch), 1)
-        self.emit(
-            StepEvent(
-                epoch=progress.epochs,
-                step=progress.step,
-                steps=self.total_steps,
-                examples=progress.examples_total,
-                loss=own_loss,
-                learning_rate=self.optimizer.learning_rate * factor,
-                local_examples=len(batch),
-                rows={name: len(rows_A) for name, rows_A in active.items()},
-                seconds=progress.step_seconds(),
-            )
+        state.count_step(batch, loss, {table: len(active[table.name]) for table in self.model.tables})
+        self.hooks.on_event(self._step_event(batch, state, loss, factor, active))
+
+    def _step_event(
+        self, batch: Batch, state: TrainState, loss: float, factor: float, active: Mapping[str, IntArray]
+    ) -> StepEvent:
+        return StepEvent(
+            epoch=state.epochs,
+            step=state.step,
+            steps=self.total_steps,
+            examples=state.examples_total,
+            loss=loss * batch.global_size / max(len(batch), 1),
+            learning_rate=self.job.optimizer.learning_rate * factor,
+            local_examples=len(batch),
+            rows={name: len(rows_A) for name, rows_A in active.items()},
+            seconds=state.step_seconds(),
         )
 
-    def _end_epoch(self, progress: TrainState, *, evaluate: bool) -> None:
-        loss_sum, examples = self.store.all_reduce(np.array([progress.loss_sum, progress.examples]))
-        progress.loss_sum, progress.examples = 0.0, 0
-        loss = float(loss_sum / max(examples, 1.0))
+    def _end_epoch(self, state: TrainState) -> None:
+        """Evaluate, if this epoch is to be evaluated, and begin the next one."""
+        loss_sum, examples = self.store.all_reduce(np.array([state.loss_sum, state.examples]))
+        state.loss_sum, state.examples = 0.0, 0
         metrics = None
-        if evaluate:
-            self.emit(PhaseEvent(name="evaluate", epoch=progress.epochs, step=progress.step))
-            with progress.timed("evaluate"):
-                metrics = self.evaluator()
-            if metrics is not None:
-                self._keep_if_best(metrics, progress)
-        progress.last_epoch_end_step = progress.step
-        self.emit(EpochEvent(epoch=progress.epochs, step=progress.step, loss=loss, valid=metrics))
+        if state.step >= self.total_steps or state.epochs % self.job.train.eval_every_epochs == 0:
+            metrics = self._evaluate(state)
+        state.last_epoch_end_step = state.step
+        loss = float(loss_sum / max(examples, 1.0))
+        self.hooks.on_event(EpochEvent(epoch=state.epochs, step=state.step, loss=loss, valid=metrics))
+        if state.epoch_step == self.batches.steps_per_epoch:
+            state.epoch, state.epoch_step = state.epoch + 1, 0
 
-    def _keep_if_best(self, metrics: EvalMetrics, progress: TrainState) -> None:
-        if progress.best is None or metrics[self.select] > progress.best[self.select]:
-            progress.best, progress.best_epoch, progress.evals_since_best = metrics, progress.epochs, 0
-            self._keep(progress)
-        else:
-            progress.evals_since_best += 1
+    def _evaluate(self, state: TrainState) -> EvalMetrics | None:
+        self.hooks.on_event(PhaseEvent(name="evaluate", epoch=state.epochs, step=state.step))
+        with state.timed("evaluate"):
+            metrics = self.embeddings.evaluate()
+        if metrics is not None and state.record_evaluation(metrics, self.job.evaluate.best_metric):
+            self._save_embeddings(state)
+        return metrics
 
-    def _keep(self, progress: TrainState) -> None:
-        self.emit(PhaseEvent(name="embeddings", epoch=progress.epochs, step=progress.step))
-        with progress.timed("save"):
-            self.save_embeddings(progress.epochs)
+    def _save_embeddings(self, state: TrainState) -> None:
+        self.hooks.on_event(PhaseEvent(name="embeddings", epoch=state.epochs, step=state.step))
+        with state.timed("save"):
+            self.embeddings.save(state.epochs)

@@ -1,10 +1,10 @@
-"""The report of a finished run: what ``report.json`` says."""
+"""The report of a finished run, ``report.json``."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,42 +18,51 @@ from trainer.model.spec import ModelSpec
 from trainer.training.state import TrainState
 
 
-def total_traffic(progress: TrainState, store: RowStore) -> dict[str, int]:
-    """What all workers sent and received: every one of them calls this."""
-    mine = asdict(progress.traffic)
-    totals = store.all_reduce(np.array(list(mine.values()), dtype=np.float64))
-    return {name: int(value) for name, value in zip(mine, totals, strict=True)}
+def total_traffic(state: TrainState, store: RowStore) -> dict[str, int]:
+    """Sum the traffic of all workers. Every worker calls this."""
+    local = asdict(state.traffic)
+    totals = store.all_reduce(np.array(list(local.values()), dtype=np.float64))
+    return {name: int(value) for name, value in zip(local, totals, strict=True)}
 
 
 def make_report(
     job: JobConfig,
     model: ModelSpec,
-    progress: TrainState,
-    metrics: dict[str, EvalMetrics],
+    state: TrainState,
+    metrics: Mapping[str, EvalMetrics],
     store: RowStore,
-    traffic: dict[str, int],
+    traffic: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The report, of ``metrics`` by split and the ``traffic`` of all workers."""
+    """Make the report of a run that ended at ``state``.
+
+    Args:
+        job: the job of the run.
+        model: its model.
+        state: the final train state of this worker.
+        metrics: metrics of the best embeddings, by split.
+        store: what held the tables.
+        traffic: rows and bytes that all workers moved.
+    """
     return {
         "name": job.name,
-        "metrics": metrics,
-        "best_epoch": progress.best_epoch,
-        "stopped_early": progress.stopped_early,
-        "examples": progress.examples_total,
-        "steps": progress.step,
-        "epochs": progress.epochs,
+        "metrics": dict(metrics),
+        "best_epoch": state.best_epoch,
+        "stopped_early": state.stopped_early,
+        "examples": state.examples_total,
+        "steps": state.step,
+        "epochs": state.epochs,
         "parameters": model.parameters,
-        "seconds_by_phase": progress.seconds,
-        "background_seconds": progress.background,
-        "checkpoints": asdict(progress.saves),
+        "seconds_by_phase": state.seconds_by_phase,
+        "background_seconds": state.background_seconds,
+        "checkpoints": asdict(state.checkpoints),
         "engine": job.train.engine,
         "store": type(store).__name__,
         "servers": job.cluster.servers,
         "workers": store.workers,
         "versions": {"python": platform.python_version(), **dict(_package_versions())},
         **traffic,
-        "train_seconds": progress.train_seconds,
-        "examples_per_second": progress.examples_total / progress.train_seconds,
+        "train_seconds": state.train_seconds,
+        "examples_per_second": state.examples_total / state.train_seconds,
     }
 
 
@@ -63,5 +72,5 @@ def _package_versions() -> Iterator[tuple[str, str]]:
             yield package, version(package)
         except PackageNotFoundError:
             yield package, "not installed as a package"
-    if "mxnet" in sys.modules:  # which comes in packages of several names
+    if "mxnet" in sys.modules:  # several packages provide it, so its version is not that of a package
         yield "mxnet", sys.modules["mxnet"].__version__

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any
 
 from kvstore.errors import CheckpointError
@@ -12,109 +11,75 @@ from kvstore.local import LocalStore
 from kvstore.store import RowStore
 from trainer.config.schema import JobConfig
 from trainer.model.allreduce import AllReduce
-from trainer.monitoring.registry import ProcessMetrics, TableMetrics
-from trainer.runs.events import EventSink, ReportEvent, StoppedEvent
+from trainer.monitoring.registry import TableMetrics
+from trainer.runs.events import ReportEvent
 from trainer.runs.folder import RunFolder
 from trainer.training.checkpointing import StopResult, latest_usable
-from trainer.training.report import make_report, total_traffic
+from trainer.training.hooks import TrainingHooks
+from trainer.training.report import make_report
 from trainer.training.session import open_session
+
+NO_HOOKS = TrainingHooks()
 
 
 def run_training(
     job: JobConfig,
     folder: RunFolder,
     store: RowStore,
-    emit: EventSink,
+    hooks: TrainingHooks = NO_HOOKS,
     *,
     checkpoint: str | None = None,
-    stop_requested: Callable[[], bool] = lambda: False,
-    checkpoints_requested: Callable[[], int] = lambda: 0,
-    metrics: ProcessMetrics | None = None,
-    reduction: AllReduce | None = None,
+    all_reduce: AllReduce | None = None,
 ) -> dict[str, Any] | StopResult:
-    """Train as one worker of ``job`` on ``store``, on from ``checkpoint`` if one is given; ``metrics`` show it.
+    """Train as one worker of ``job`` on ``store``, from ``checkpoint`` if there is one.
 
-    Rank 0 writes the records, the checkpoints and the report. Where several workers train dense layers, ``reduction``
-    sums their gradients. Returns the report or, where ``stop_requested`` said at any worker that the run shall stop,
-    where that was. A checkpoint is written whenever ``checkpoints_requested`` has grown.
+    Rank 0 writes the events, the checkpoints and the report; without a shared run folder it emits the report.
+    ``all_reduce`` sums the gradients of dense layers where several workers train them.
+
+    Returns the report or, if the run was stopped on request, where.
 
     Raises:
-        CrossfadeError: the run failed; its exit code says how.
+        CrossfadeError: the run failed; the error has an exit code.
     """
-    assert reduction is not None or not job.all_reduces_dense
+    assert all_reduce is not None or not job.all_reduces_dense
     started = time.perf_counter()
-    with ExitStack() as opened:
-        run = open_session(
-            job,
-            folder,
-            store,
-            emit,
-            opened,
-            metrics or ProcessMetrics(job.name, "worker"),
-            stop_requested,
-            checkpoints_requested,
-        )
-        run.towers.dense.all_reduce = reduction
-        loop = run.loop()
-        progress = run.restore_or_create(checkpoint)
-        run.train_metrics.attach(progress)
-        run.saver.begin(progress)
-        if not loop.run(progress):
-            stop = run.saver.stop(progress)
-            run.log_event(StoppedEvent(step=stop.step, checkpoint=stop.checkpoint))
-            return stop
-        run.saver.save_last(progress)
-        quality = run.quality(progress)
-        run.train_metrics.done()
-        traffic = total_traffic(progress, store)
-    run.check_final_checkpoint(progress)
-    report = make_report(job, run.model, progress, quality, store, traffic)
-    report |= {"restarts": len(folder.restarts()), "restart_causes": folder.restarts()}
-    report["wall_seconds"] = time.perf_counter() - started
+    with open_session(job, folder, store, hooks, all_reduce) as session:
+        state = session.restore(checkpoint)
+        if not session.loop.run(state):
+            return session.stop(state)
+        metrics, traffic = session.finish(state)
+    session.check_has_output(state)
+    restarts = folder.restarts()
+    report = make_report(job, session.inputs.model, state, metrics, store, traffic)
+    report |= {"restarts": len(restarts), "restart_causes": restarts, "wall_seconds": time.perf_counter() - started}
     if store.rank == 0 and job.no_shared_run_dir:
-        emit(ReportEvent(report=report))
+        hooks.on_event(ReportEvent(report=report))
     elif store.rank == 0:
         folder.write_report(report)
     return report
 
 
 def run_in_process(
-    job: JobConfig,
-    folder: RunFolder,
-    emit: EventSink,
-    *,
-    resume: bool,
-    stop_requested: Callable[[], bool],
-    checkpoints_requested: Callable[[], int] = lambda: 0,
-    say: Callable[[str], None],
-    metrics: ProcessMetrics | None = None,
+    job: JobConfig, folder: RunFolder, hooks: TrainingHooks = NO_HOOKS, *, resume: bool = False
 ) -> dict[str, Any] | StopResult:
-    """``run_training`` without servers; with ``resume``, on from the newest checkpoint that proves to be whole.
+    """Train ``job`` in this process, without servers; see ``run_training``.
 
-    ``say`` gets a line for each that does not, and for the one that does.
+    With ``resume`` it resumes from the newest checkpoint that can be read, and logs why newer ones were skipped. One
+    that turns out to be corrupt while it is read is skipped too.
     """
-    refused: set[str] = set()
+    rejected: set[str] = set()
     while True:
-        found = latest_usable(folder.checkpoints(job), refused, say) if resume else None
+        found = latest_usable(folder.checkpoints(job), rejected, hooks.log) if resume else None
         checkpoint = found.uri if found else None
         if found:
-            say(f"resuming from step {found.manifest.step:,}")
+            hooks.log(f"resuming from step {found.manifest.step:,}")
         try:
             with closing(LocalStore()) as store:
-                if metrics is not None:
-                    metrics.register("rows", TableMetrics(store.stats))
-                return run_training(
-                    job,
-                    folder,
-                    store,
-                    emit,
-                    checkpoint=checkpoint,
-                    stop_requested=stop_requested,
-                    checkpoints_requested=checkpoints_requested,
-                    metrics=metrics,
-                )
+                if hooks.metrics is not None:
+                    hooks.metrics.register("rows", TableMetrics(store.stats))
+                return run_training(job, folder, store, hooks, checkpoint=checkpoint)
         except CheckpointError as error:
             if checkpoint is None or error.checkpoint != checkpoint:
                 raise
-            say(f"skipped a checkpoint: {error}")
-            refused.add(checkpoint)
+            hooks.log(f"skipped a checkpoint: {error}")
+            rejected.add(checkpoint)

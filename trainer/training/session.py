@@ -1,296 +1,256 @@
-"""The wiring of one worker's parts into the loop: what is opened for a run, and what is made of it."""
+"""The open parts of one worker's run, from the data to the loop.
+
+with open_session(job, folder, store, hooks) as session:
+    state = session.restore(checkpoint=None)
+    finished = session.loop.run(state)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from kvstore.arrays import IntArray
-from kvstore.checkpoint.reader import open_checkpoint
-from kvstore.errors import CheckpointError, ClusterError, DivergedError
-from kvstore.io.folder import Folder
-from kvstore.store import NO_RESETS, RowStore
-from trainer.config.schema import JobConfig, SplitName
-from trainer.data.manifest import DatasetManifest
+from kvstore.errors import CheckpointError
+from kvstore.store import RowStore
+from trainer.config.schema import JobConfig
 from trainer.data.reader import InteractionReader
 from trainer.data.schedule import BatchSchedule
 from trainer.data.vocabulary import Vocabulary
-from trainer.embeddings.files import write_embeddings
-from trainer.embeddings.staged import StagedEmbeddings
-from trainer.evaluation.from_files import evaluate_embeddings
-from trainer.evaluation.ranking import EvalMetrics, evaluate, load_held_out
-from trainer.model.dense import DenseLayers
+from trainer.evaluation.ranking import EvalMetrics, load_held_out
+from trainer.model.allreduce import AllReduce
 from trainer.model.engines.base import make_engine
 from trainer.model.negatives import NegativeSampler, needs_counts
-from trainer.model.spec import ModelSpec
 from trainer.model.towers import Towers, TowerVectors, load_towers
 from trainer.model.weighting import FrequencyWeighting
 from trainer.monitoring.registry import ProcessMetrics
 from trainer.runs.event_log import event_recorder
-from trainer.runs.events import Event, EventSink, PhaseEvent
+from trainer.runs.events import EventSink, PhaseEvent, StoppedEvent
 from trainer.runs.folder import RunFolder
-from trainer.runs.inputs import load_inputs
+from trainer.runs.inputs import JobInputs, load_inputs
 from trainer.runs.row_selection import RowSelection, load_row_counts, select_rows
-from trainer.training.checkpointing import CheckpointManager, CheckpointMetadata, restore_train_state
+from trainer.training.batch_source import BatchSource
+from trainer.training.best_embeddings import BestEmbeddings
+from trainer.training.checkpoint_metadata import CheckpointMetadata
+from trainer.training.checkpointing import CheckpointManager, StopResult
+from trainer.training.hooks import PhaseReporter, TrainingHooks
 from trainer.training.loop import TrainLoop
-from trainer.training.metrics import TrainingMetrics
+from trainer.training.metrics import TrainingMetrics, measure_training
+from trainer.training.report import total_traffic
+from trainer.training.restore import create_tables, restore_train_state
 from trainer.training.state import TrainState
-from trainer.training.warm_start import open_warm_start
 
 
 @dataclass(frozen=True)
 class TrainingSession:
-    """What a run consists of at one worker; ``saver`` and ``reader`` are open."""
+    """One worker's run. Every worker calls the same methods in the same order, since they synchronize."""
 
     job: JobConfig
-    folder: RunFolder
+    inputs: JobInputs
     store: RowStore
-    data: Folder
-    manifest: DatasetManifest
-    model: ModelSpec
-    identity: CheckpointMetadata
-    vocabularies: dict[str, Vocabulary]
-    reader: InteractionReader
-    selection: RowSelection
+    metadata: CheckpointMetadata
     towers: Towers
-    saver: CheckpointManager
-    log_event: EventSink
-    train_metrics: TrainingMetrics
+    loop: TrainLoop
+    checkpoints: CheckpointManager
+    embeddings: BestEmbeddings
+    metrics: TrainingMetrics
+    on_event: EventSink
 
-    def loop(self) -> TrainLoop:
-        """The loop of these parts; the items of the valid split are read for it."""
-        job, model = self.job, self.model
-        valid = self._has("valid")
-        counts_N = self._item_counts(valid)
-        engine = make_engine(job, model)
-        self.train_metrics.watch_gpu(engine.gpu_memory)
-        vectors = TowerVectors(self.towers, self.store.pull)
-        return TrainLoop(
-            train=job.train,
-            optimizer=job.optimizer,
-            select=job.evaluate.best_metric,
-            model=model,
-            store=self.store,
-            engine=engine,
-            schedule=BatchSchedule(
-                self.reader,
-                self.selection.groups,
-                batch_size=job.train.batch_size,
-                partitions=job.data.partitions,
-                shuffle_block_rows=job.data.shuffle_block_rows,
-                seed=job.train.seed,
-            ),
-            towers=self.towers,
-            weighting=self._weighting(),
-            sampler=NegativeSampler(
-                job.resolved_negatives(model.item.rows),
-                model.item.rows,
-                counts_N,
-                job.train.seed,
-                warm_only=model.has_item_features,
-            ),
-            evaluator=self._judge(vectors, counts_N) if valid and counts_N is not None else lambda: None,
-            save_embeddings=lambda epoch: self._keep(epoch, vectors),
-            after_step=self.saver.after_step,
-            emit=self.log_event,
-            on_prefetcher=self.train_metrics.watch_ahead,
-        )
-
-    def restore_or_create(self, checkpoint: str | None) -> TrainState:
-        """Make the tables, and the progress that they stand at."""
-        job, store = self.job, self.store
-        self.log_event(PhaseEvent(name="tables"))
-        progress = TrainState() if checkpoint is None else restore_train_state(self.identity, checkpoint, store.rank)
-        # The rows of a checkpoint of this run are already those of its data.
-        start = None if checkpoint else open_warm_start(job, self.model, self.manifest)
-        rows_from = start.checkpoint if start else checkpoint
-        afresh = start.rows_to_reset(self.data, self.manifest) if start else NO_RESETS
-        store.create(self.identity.tables, self.identity.optimizer, job.train.seed, rows_from, afresh)
-        if rows_from and self.model.dense:
-            self.towers.dense.load(open_checkpoint(rows_from))
-        check_dense_in_sync(self.towers.dense, store)
-        if job.train.save_embeddings == "best" and progress.best is not None and not self._has_best(progress):
-            # They were left on another machine: the best of what is still to come will do.
-            progress.best, progress.best_epoch, progress.evals_since_best = None, None, 0
-        self.log_event(PhaseEvent(name="training", step=progress.step, rows_from=rows_from))
-        return progress
-
-    def quality(self, progress: TrainState) -> dict[str, EvalMetrics]:
-        """The metrics of the best embeddings, by split; on test they are judged as they were written."""
-        quality = {"valid": progress.best} if progress.best else {}
-        if self.job.train.save_embeddings == "best" and self._has("test"):
-            self.log_event(PhaseEvent(name="test"))
-            best = self.folder.embeddings if self.job.cluster.shared_run_dir else self._kept().folder()
-            quality["test"] = evaluate_embeddings(self.job, best, "test", self.store)
-            self.train_metrics.record_evaluation("test", quality["test"])
-        return quality
-
-    def check_final_checkpoint(self, progress: TrainState) -> None:
-        """See that a finished run leaves what it trained.
+    def restore(self, checkpoint: str | None) -> TrainState:
+        """Create the tables and the train state, from ``checkpoint`` if there is one.
 
         Raises:
-            CheckpointError: it does not.
+            CrossfadeError: the checkpoint, or the warm start of the job, cannot be used.
         """
-        if (
-            self.store.rank == 0
-            and self.job.train.save_embeddings == "none"
-            and not self.saver.has_saved(progress.step)
-        ):
+        self.on_event(PhaseEvent(name="tables"))
+        state = restore_train_state(self.metadata, checkpoint, self.store.rank) if checkpoint else TrainState()
+        rows_from = create_tables(self.inputs, self.metadata, self.store, self.towers.dense, checkpoint)
+        self.embeddings.discard_missing(state)
+        self.on_event(PhaseEvent(name="training", step=state.step, rows_from=rows_from))
+        self.metrics.attach(state)
+        self.checkpoints.begin(state)
+        return state
+
+    def stop(self, state: TrainState) -> StopResult:
+        """Report that the run stops at ``state``, before it is finished."""
+        result = self.checkpoints.stop_result(state)
+        self.on_event(StoppedEvent(step=result.step, checkpoint=result.checkpoint))
+        return result
+
+    def finish(self, state: TrainState) -> tuple[dict[str, EvalMetrics], dict[str, int]]:
+        """Start the last checkpoint and evaluate the best embeddings of a finished run.
+
+        Returns the metrics by split, and the traffic of all workers.
+        """
+        self.checkpoints.save_last(state)
+        metrics = {"valid": state.best} if state.best else {}
+        if self.job.train.save_embeddings == "best" and self.inputs.has_rows("test"):
+            self.on_event(PhaseEvent(name="test"))
+            metrics["test"] = self.embeddings.evaluate_test()
+            self.metrics.record_evaluation("test", metrics["test"])
+        self.metrics.mark_done()
+        return metrics, total_traffic(state, self.store)
+
+    def check_has_output(self, state: TrainState) -> None:
+        """Check that a run which keeps no embeddings has written its last checkpoint. Call it after the session.
+
+        Raises:
+            CheckpointError: it has not.
+        """
+        keeps_embeddings = self.job.train.save_embeddings != "none"
+        if self.store.rank == 0 and not keeps_embeddings and not self.checkpoints.has_saved(state.step):
             raise CheckpointError(
-                f"{self.folder.checkpoints(self.job)}: training is done, but its last checkpoint was not written, and "
-                "with train.save_embeddings=none it leaves nothing else; --resume goes on from the one before"
+                f"{self.embeddings.folder.checkpoints(self.job)}: training is done, but its last checkpoint was not "
+                "written, and train.save_embeddings=none keeps nothing else; --resume continues from the one before"
             )
 
-    def _has(self, split: SplitName) -> bool:
-        return split in self.manifest.splits and self.manifest.splits[split].rows > 0
 
-    def _item_counts(self, valid: bool) -> IntArray | None:
-        negatives = self.job.resolved_negatives(self.model.item.rows)
-        if not valid and not needs_counts(negatives, self.model.has_item_features):
-            return None
-        return self.vocabularies[self.manifest.item].counts()
-
-    def _weighting(self) -> FrequencyWeighting:
-        train, counts = self.job.train, self.vocabularies
-        return FrequencyWeighting(
-            train.query_frequency_power,
-            counts[self.manifest.query].counts() if train.query_frequency_power else None,
-            train.item_frequency_power,
-            counts[self.manifest.item].counts() if train.item_frequency_power else None,
-        )
-
-    def _judge(self, vectors: TowerVectors, counts_N: IntArray) -> Callable[[], EvalMetrics]:
-        store, wanted = self.store, self.job.evaluate
-        held_out = load_held_out(self.reader, self.manifest, "valid", wanted.exclude_splits, store.rank, store.workers)
-        return lambda: evaluate(vectors, self.model, held_out, wanted, counts_N, store.all_reduce)
-
-    def _keep(self, epoch: int, vectors: TowerVectors) -> None:
-        """Write the embeddings of ``epoch``, the best so far."""
-        if self.job.train.save_embeddings != "best":
-            return
-        best, tables = self.folder.embeddings, self.model.vectors
-        if self.job.cluster.shared_run_dir:
-            write_embeddings(self.store, tables, self.vocabularies, best, vectors)
-        else:
-            scratch = best.with_name(f".embeddings.worker-{self.store.rank}")
-            self._kept().stage(self.store, tables, self.vocabularies, epoch, scratch, vectors)
-
-    def _kept(self) -> StagedEmbeddings:
-        return StagedEmbeddings(self.folder.checkpoints(self.job))
-
-    def _has_best(self, progress: TrainState) -> bool:
-        """Whether the best embeddings of ``progress``, or those of a later epoch that will come again, are there."""
-        if self.job.cluster.shared_run_dir:
-            return self.folder.embeddings.exists()
-        epoch = self._kept().epoch()
-        return epoch is not None and epoch >= (progress.best_epoch or 0)
-
-
+@contextmanager
 def open_session(
-    job: JobConfig,
-    folder: RunFolder,
-    store: RowStore,
-    emit: EventSink,
-    opened: ExitStack,
-    metrics: ProcessMetrics,
-    stop_requested: Callable[[], bool],
-    checkpoints_requested: Callable[[], int],
-) -> TrainingSession:
-    """The parts of a run, wired; ``opened`` closes them.
+    job: JobConfig, folder: RunFolder, store: RowStore, hooks: TrainingHooks, all_reduce: AllReduce | None = None
+) -> Iterator[TrainingSession]:
+    """Open the data and the model of ``job``, and connect them to ``store``.
+
+    Args:
+        job: the job, resolved.
+        folder: the folder of the run, which has begun.
+        store: holds the tables; they are created by ``TrainingSession.restore``.
+        hooks: what the caller observes and requests.
+        all_reduce: sums gradients of dense layers over workers; None if there are no such layers or no other workers.
 
     Raises:
         CrossfadeError: the data or the run folder cannot be used.
     """
-    data, manifest, model = load_inputs(job)
-    identity = CheckpointMetadata.of(job, folder.run_id(), model.tables)
-    train_metrics = opened.enter_context(measure_training(job, model, store, metrics))
-    log_event = train_metrics.wrap(_recorder(job, folder, emit, opened) if store.rank == 0 else _ignore)
-    counts = load_row_counts(folder.path, job, identity.data, manifest.splits["train"])
-    selection = select_rows(job, data, manifest, PhaseEventReporter(train_metrics.wrap(emit)), counts)
-    reader = opened.enter_context(closing(InteractionReader(data, manifest, job.data.reader_threads)))
-    towers = load_towers(job, model, data, manifest)
-    saver = CheckpointManager(
-        store,
-        job.checkpoint,
-        folder.checkpoints(job),
-        identity,
-        log_event,
-        stop_requested,
-        checkpoints_requested=checkpoints_requested,
-        extra_files=towers.dense.files,
-    )
-    return TrainingSession(
-        job=job,
-        folder=folder,
-        store=store,
-        data=data,
-        manifest=manifest,
-        model=model,
-        identity=identity,
-        vocabularies={table.name: Vocabulary(data, manifest, table.name) for table in model.vectors},
-        reader=reader,
-        selection=selection,
-        towers=towers,
-        saver=opened.enter_context(saver),
-        log_event=log_event,
-        train_metrics=train_metrics,
-    )
-
-
-def check_dense_in_sync(dense: DenseLayers, store: RowStore) -> None:
-    """See that all workers begin with the same dense layers: from then on each makes the same of the same sums."""
-    own = float(dense.checksum())
-    if dense.entities and store.all_reduce(np.array([own]))[0] != own * store.workers:
-        raise ClusterError(
-            "the workers do not begin with the same dense layers; expected hosts that compute alike: the same version "
-            "of Crossfade and numpy on the same kind of processor"
+    with ExitStack() as opened:
+        inputs = load_inputs(job)
+        process_metrics = hooks.metrics or ProcessMetrics(job.name, "worker")
+        metrics = opened.enter_context(measure_training(job, inputs.model, store, process_metrics))
+        # Phases before training are no part of the log, but signs of life of every worker.
+        reporter = PhaseReporter(metrics.observing(hooks.on_event))
+        hooks = replace(
+            hooks,
+            on_event=metrics.observing(_first_worker_sink(job, folder, store, hooks.on_event, opened)),
+            on_prefetcher=metrics.observing_prefetcher(hooks.on_prefetcher),
+        )
+        metadata = CheckpointMetadata.of(job, folder.run_id(), inputs.model.tables)
+        row_counts = load_row_counts(folder.path, job, metadata.data, inputs.manifest.splits["train"])
+        selection = select_rows(job, inputs.folder, inputs.manifest, reporter, row_counts)
+        reader = InteractionReader(inputs.folder, inputs.manifest, job.data.reader_threads)
+        parts = _Parts(job, folder, store, inputs, opened.enter_context(closing(reader)))
+        parts.towers.dense.all_reduce = all_reduce
+        checkpoints = opened.enter_context(parts.checkpoints(metadata, hooks))
+        metrics.watch_gpu(parts.engine.gpu_memory)
+        embeddings = parts.embeddings()
+        yield TrainingSession(
+            job=job,
+            inputs=inputs,
+            store=store,
+            metadata=metadata,
+            towers=parts.towers,
+            loop=parts.loop(selection, embeddings, checkpoints, hooks),
+            checkpoints=checkpoints,
+            embeddings=embeddings,
+            metrics=metrics,
+            on_event=hooks.on_event,
         )
 
 
-@contextmanager
-def measure_training(
-    job: JobConfig, model: ModelSpec, store: RowStore, metrics: ProcessMetrics
-) -> Iterator[TrainingMetrics]:
-    """What measures a training, shown by ``metrics``; a training that diverges it shows as such."""
-    train_metrics = TrainingMetrics(job, model.tables, store.rank, metrics.mark_alive)
-    metrics.register("training", train_metrics)
-    metrics.state = lambda: train_metrics.state
-    metrics.set_identity(store.rank)
-    try:
-        yield train_metrics
-    except DivergedError:
-        train_metrics.diverged()
-        raise
+def _first_worker_sink(
+    job: JobConfig, folder: RunFolder, store: RowStore, on_event: EventSink, opened: ExitStack
+) -> EventSink:
+    """Return a sink that logs the events of rank 0 and passes them on. The other workers report the same."""
+    if store.rank != 0:
+        return lambda _: None
+    # Without a shared run folder, the command that receives the events writes the log.
+    return on_event if job.no_shared_run_dir else event_recorder(folder, on_event, opened)
 
 
-def _recorder(job: JobConfig, folder: RunFolder, emit: EventSink, opened: ExitStack) -> EventSink:
-    """What writes an event to the run's log and passes it on; ``opened`` closes the log.
+class _Parts:
+    """Makes the parts of a session, each from the job and the parts before it."""
 
-    Where hosts share no folder, whoever gets the events writes the log.
-    """
-    return emit if job.no_shared_run_dir else event_recorder(folder, emit, opened)
+    def __init__(
+        self, job: JobConfig, folder: RunFolder, store: RowStore, inputs: JobInputs, reader: InteractionReader
+    ) -> None:
+        self._job, self._folder, self._store, self._inputs, self._reader = job, folder, store, inputs, reader
+        self.towers = load_towers(job, inputs.model, inputs.folder, inputs.manifest)
+        self.engine = make_engine(job, inputs.model)
+        names = [table.name for table in inputs.model.vectors]
+        self._vocabularies = {name: Vocabulary(inputs.folder, inputs.manifest, name) for name in names}
+        self._negatives = job.resolved_negatives(inputs.model.item.rows)
+        self._counts_N = self._item_counts()
 
+    def _item_counts(self) -> IntArray | None:
+        for_negatives = needs_counts(self._negatives, self._inputs.model.has_item_features)
+        if not for_negatives and not self._inputs.has_rows("valid"):
+            return None
+        return self._vocabularies[self._inputs.manifest.item].counts()
 
-class PhaseEventReporter:
-    """Progress of long work before training, told as phases: signs of life, for whoever watches for a stall."""
+    def checkpoints(self, metadata: CheckpointMetadata, hooks: TrainingHooks) -> CheckpointManager:
+        return CheckpointManager(
+            self._store,
+            self._job.checkpoint,
+            self._folder.checkpoints(self._job),
+            metadata,
+            hooks,
+            extra_files=self.towers.dense.files,
+        )
 
-    def __init__(self, emit: EventSink) -> None:
-        """Tell ``emit``."""
-        self._emit = emit
-        self._name = ""
+    def embeddings(self) -> BestEmbeddings:
+        job, store, held_out = self._job, self._store, None
+        if self._inputs.has_rows("valid"):
+            exclude = job.evaluate.exclude_splits
+            held_out = load_held_out(self._reader, self._inputs.manifest, "valid", exclude, store.rank, store.workers)
+        return BestEmbeddings(
+            job,
+            self._folder,
+            store,
+            self._inputs.model,
+            self._vocabularies,
+            TowerVectors(self.towers, store.pull),
+            held_out,
+            self._counts_N,
+        )
 
-    def phase(self, name: str, total: int | None, unit: str) -> None:
-        """Tell that it begins."""
-        self._name = name
-        self._emit(PhaseEvent(name=name))
+    def loop(
+        self,
+        selection: RowSelection,
+        embeddings: BestEmbeddings,
+        checkpoints: CheckpointManager,
+        hooks: TrainingHooks,
+    ) -> TrainLoop:
+        return TrainLoop(
+            job=self._job,
+            model=self._inputs.model,
+            store=self._store,
+            engine=self.engine,
+            towers=self.towers,
+            batches=self._batches(selection),
+            embeddings=embeddings,
+            checkpoints=checkpoints,
+            hooks=hooks,
+        )
 
-    def advance(self, amount: int) -> None:
-        """Tell that it goes on."""
-        self._emit(PhaseEvent(name=self._name))
+    def _batches(self, selection: RowSelection) -> BatchSource:
+        job, model = self._job, self._inputs.model
+        schedule = BatchSchedule(
+            self._reader,
+            selection.groups,
+            batch_size=job.train.batch_size,
+            partitions=job.data.partitions,
+            shuffle_block_rows=job.data.shuffle_block_rows,
+            seed=job.train.seed,
+        )
+        sampler = NegativeSampler(
+            self._negatives, model.item.rows, self._counts_N, job.train.seed, warm_only=model.has_item_features
+        )
+        return BatchSource(schedule, sampler, self._weighting(), self.towers, self._store.rank, self._store.workers)
 
-
-def _ignore(_event: Event) -> None:
-    """The events of the other workers say what the first one's say."""
+    def _weighting(self) -> FrequencyWeighting:
+        train, manifest = self._job.train, self._inputs.manifest
+        return FrequencyWeighting(
+            train.query_frequency_power,
+            self._vocabularies[manifest.query].counts() if train.query_frequency_power else None,
+            train.item_frequency_power,
+            self._vocabularies[manifest.item].counts() if train.item_frequency_power else None,
+        )

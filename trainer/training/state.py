@@ -1,27 +1,28 @@
-"""How far a run is, what its steps took and what they moved: what a report is made of and a checkpoint keeps."""
+"""The train state: how far a run is, what its steps took and moved. Reports show it and checkpoints keep it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from kvstore.store import SaveResult, Traffic
+from kvstore.store import SaveResult, TableSpec, Traffic
 from trainer.data.stopwatch import Stopwatch
 from trainer.evaluation.ranking import EvalMetrics
+from trainer.model.batches import Batch
 
 STEP_PHASES = ("data", "sample", "pull", "gradients", "push")
 PHASES = (*STEP_PHASES, "sync", "evaluate", "save")
-BACKGROUND = ("data", "sample")
+BACKGROUND_PHASES = ("data", "sample")
 
 
 @dataclass
 class CheckpointStats:
-    """The checkpoints of a run: how many, their bytes, and how long training stood still for them."""
+    """Number and size of a run's checkpoints, and the seconds for which training paused for them."""
 
     written: int = 0
     failed: int = 0
@@ -30,7 +31,7 @@ class CheckpointStats:
     longest_pause_seconds: float = 0.0
 
     def add(self, saved: SaveResult) -> None:
-        """Count a checkpoint that is whole."""
+        """Count a complete checkpoint."""
         self.written += 1
         self.bytes += saved.bytes
         self.pause_seconds += saved.pause_seconds
@@ -39,21 +40,34 @@ class CheckpointStats:
 
 @dataclass
 class BatchTimers:
-    """What making batches in the background takes: waiting for windows of interactions, and sampling."""
+    """Seconds that the background thread spends on batches: waiting for data, and sampling."""
 
     data: Stopwatch = field(default_factory=Stopwatch)
     sample: Stopwatch = field(default_factory=Stopwatch)
     counted: tuple[float, float] = (0.0, 0.0)
+    """Seconds of each that a train state already has."""
 
 
 @dataclass
 class TrainState:
-    """How far a run is. ``epoch`` epochs are behind it, with ``epoch_step`` steps of the next and ``step`` in all.
+    """Progress of a run at one worker. The job and the data determine everything else, so resuming needs no more.
 
-    ``ended_step`` is the step after which an epoch, or the run, was last summed up and judged.
-    ``seconds`` are those of training by phase: ``data`` and ``sample`` are what it waited for windows of interactions,
-    and for negatives and active rows. Both are made in the background, where they took ``background`` seconds.
-    ``loss_sum``, ``examples`` (both of this epoch) and ``traffic`` are this worker's own share; the rest is the run's.
+    Attributes:
+        epoch: epochs that are complete.
+        epoch_step: steps taken of the next epoch.
+        step: steps taken in all.
+        last_epoch_end_step: step after which an epoch, or the run, was last summed up and evaluated.
+        examples: examples of this worker in this epoch.
+        examples_total: examples of all workers so far.
+        loss_sum: sum of this worker's losses in this epoch.
+        best: metrics of the best evaluation, after epoch ``best_epoch``.
+        evals_since_best: evaluations since then.
+        stopped_early: whether the run ended because of ``train.patience``.
+        train_seconds: seconds of training, without evaluations.
+        seconds_by_phase: seconds of this worker by phase; ``data`` and ``sample`` are those that training waited.
+        background_seconds: seconds of the background thread on the same two.
+        traffic: rows and bytes that this worker moved.
+        checkpoints: checkpoints of the run.
     """
 
     epoch: int = 0
@@ -68,63 +82,86 @@ class TrainState:
     evals_since_best: int = 0
     stopped_early: bool = False
     train_seconds: float = 0.0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    background: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BACKGROUND, 0.0))
+    seconds_by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    background_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BACKGROUND_PHASES, 0.0))
     traffic: Traffic = field(default_factory=Traffic)
-    saves: CheckpointStats = field(default_factory=CheckpointStats)
+    checkpoints: CheckpointStats = field(default_factory=CheckpointStats)
 
     @property
     def epochs(self) -> int:
-        """Epochs that were begun."""
+        """Return how many epochs have begun."""
         return self.epoch + (self.epoch_step > 0)
+
+    def count_step(self, batch: Batch, loss: float, active: Mapping[TableSpec, int]) -> None:
+        """Count a step on ``batch``: this worker's part of the mean ``loss``, and the ``active`` rows by table."""
+        for table, rows in active.items():
+            self.traffic.count_pull(rows, table.dim)
+            self.traffic.count_push(rows, table)
+        self.step += 1
+        self.epoch_step += 1
+        self.examples += len(batch)
+        self.examples_total += batch.global_size
+        self.loss_sum += loss * batch.global_size
+
+    def record_evaluation(self, metrics: EvalMetrics, best_metric: str) -> bool:
+        """Record the metrics of an evaluation; return whether they are the best so far by ``best_metric``."""
+        is_best = self.best is None or metrics[best_metric] > self.best[best_metric]
+        if is_best:
+            self.best, self.best_epoch, self.evals_since_best = metrics, self.epochs, 0
+        else:
+            self.evals_since_best += 1
+        return is_best
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Count the seconds of a block under ``phase``."""
+        """Count the seconds of the context under ``phase``."""
         begin = time.perf_counter()
         yield
-        self.seconds[phase] += time.perf_counter() - begin
+        self.seconds_by_phase[phase] += time.perf_counter() - begin
 
     @contextmanager
-    def timed_batch_wait(self, made: BatchTimers) -> Iterator[None]:
-        """Count the seconds of a block that waits for a batch: for its data or its sampling, whichever was going on."""
-        begin, fetched = time.perf_counter(), made.data.seconds
+    def timed_batch_wait(self, timers: BatchTimers) -> Iterator[None]:
+        """Count the seconds of the context, which waits for a batch, under ``data`` or ``sample``.
+
+        They count as ``data`` as far as the background thread waited for data meanwhile.
+        """
+        begin, data_before = time.perf_counter(), timers.data.seconds
         yield
         waited = time.perf_counter() - begin
-        data = min(waited, made.data.seconds - fetched)
-        self.seconds["data"] += data
-        self.seconds["sample"] += waited - data
-        self.background["data"] += made.data.seconds - made.counted[0]
-        self.background["sample"] += made.sample.seconds - made.counted[1]
-        made.counted = made.data.seconds, made.sample.seconds
+        data = min(waited, timers.data.seconds - data_before)
+        self.seconds_by_phase["data"] += data
+        self.seconds_by_phase["sample"] += waited - data
+        self.background_seconds["data"] += timers.data.seconds - timers.counted[0]
+        self.background_seconds["sample"] += timers.sample.seconds - timers.counted[1]
+        timers.counted = timers.data.seconds, timers.sample.seconds
 
     def step_seconds(self) -> dict[str, float]:
-        """The seconds of steps so far, by phase."""
-        return {phase: self.seconds[phase] for phase in STEP_PHASES}
+        """Return the seconds of all steps so far, by phase."""
+        return {phase: self.seconds_by_phase[phase] for phase in STEP_PHASES}
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Count the seconds of a block as training."""
+        """Count the seconds of the context as training."""
         begin = time.perf_counter()
         yield
         self.train_seconds += time.perf_counter() - begin
 
     def counters(self) -> dict[str, float]:
-        """What each worker counts for itself, and only the sum over all of them says something of the run."""
+        """Return what each worker counts for itself; only the sums over all workers describe the run."""
         return {"loss_sum": self.loss_sum, "examples": self.examples, **asdict(self.traffic)}
 
-    def to_record(self, totals: dict[str, float]) -> dict[str, Any]:
-        """The run's progress as JSON values, with the ``totals`` of the workers' counters."""
+    def to_record(self, totals: Mapping[str, float]) -> dict[str, Any]:
+        """Convert the state to JSON values, with ``totals`` in place of this worker's counters."""
         traffic = {name: int(totals[name]) for name in asdict(self.traffic)}
-        counted = {"loss_sum": float(totals["loss_sum"]), "examples": int(totals["examples"]), "traffic": traffic}
-        return {**asdict(self), **counted}
+        counters = {"loss_sum": float(totals["loss_sum"]), "examples": int(totals["examples"]), "traffic": traffic}
+        return {**asdict(self), **counters}
 
     @staticmethod
-    def from_record(record: dict[str, Any], *, counting: bool) -> TrainState:
-        """The progress of ``record``; one worker of all goes on ``counting`` from its totals, the others from 0.
+    def from_record(record: Mapping[str, Any], *, keep_counters: bool) -> TrainState:
+        """Restore the state of ``record``. One worker keeps its counters; the others count from 0, so sums stay right.
 
         Raises:
-            ValidationError: it is no such record.
+            ValidationError: ``record`` is not such a state.
         """
-        progress = TypeAdapter(TrainState).validate_python(record)
-        return progress if counting else replace(progress, loss_sum=0.0, examples=0, traffic=Traffic())
+        state = TypeAdapter(TrainState).validate_python(record)
+        return state if keep_counters else replace(state, loss_sum=0.0, examples=0, traffic=Traffic())

@@ -1,8 +1,12 @@
-"""TODO-DOC split from trainer/training/checkpointing.py."""
+"""Warm start: begin a run with the rows and dense layers of another run's checkpoint (``checkpoint.warm_start_from``).
+
+The dataset may have grown since: entities have new rows, and rows of expired ids may belong to other ids. Those rows
+are reset to random values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +18,7 @@ from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from kvstore.errors import CheckpointError, InputError
 from kvstore.io.folder import Folder
 from trainer.config.schema import JobConfig
-from trainer.data.manifest import DatasetManifest as DataManifest
-from trainer.data.manifest import data_fingerprint
+from trainer.data.manifest import DatasetManifest, data_fingerprint
 from trainer.data.vocabulary import Vocabulary
 from trainer.model.dense import DenseLayers
 from trainer.model.spec import ModelSpec
@@ -23,69 +26,84 @@ from trainer.model.spec import ModelSpec
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The ``checkpoint`` that a run takes its rows from, and whose ids had these when it was trained.
+    """A checkpoint to begin a run with.
 
-    ``rows`` are those of its tables, by name. ``place`` is that of its data in the lineage of the run's data: what lies
-    after it has come since.
+    Attributes:
+        checkpoint: path or URI of the checkpoint.
+        rows: number of rows in the checkpoint, by table.
+        lineage_index: position of the checkpoint's dataset in the lineage of the run's; later datasets came since.
     """
 
     checkpoint: str
-    rows: dict[str, int]
+    rows: Mapping[str, int]
     lineage_index: int
 
-    def rows_to_reset(self, data: Folder, manifest: DataManifest) -> dict[str, IntArray]:
-        """The rows of each table that are not to be taken, sorted: ``manifest`` describes the run's ``data``.
+    def rows_to_reset(self, data: Folder, manifest: DatasetManifest) -> dict[str, IntArray]:
+        """Find the rows that must not come from the checkpoint: those without an id, or with another id than then.
 
-        They are those that no id has, and those that another id has than when the checkpoint was trained.
+        Args:
+            data: folder of the run's dataset.
+            manifest: its manifest.
+
+        Returns:
+            By table, sorted row numbers, int64; tables without such rows are absent.
 
         Raises:
             InputError: the vocabulary cannot be read.
         """
-        afresh = {}
+        resets = {}
         for name, rows in self.rows.items():
             entity = manifest.entities[name]
             rows_R = np.array(entity.vacant_rows, dtype=np.int64)
             if entity.has_last_seen:
-                handed_on_R = Vocabulary(data, manifest, name).rows_assigned_after(self.lineage_index)
-                rows_R = np.union1d(rows_R, handed_on_R[handed_on_R < rows])
+                reassigned_R = Vocabulary(data, manifest, name).rows_assigned_after(self.lineage_index)
+                rows_R = np.union1d(rows_R, reassigned_R[reassigned_R < rows])
             if len(rows_R):
-                afresh[name] = rows_R
-        return afresh
+                resets[name] = rows_R
+        return resets
 
 
-def open_warm_start(job: JobConfig, model: ModelSpec, manifest: DataManifest) -> WarmStart | None:
-    """The checkpoint that ``checkpoint.warm_start_from`` names, itself or as the newest whole one of a folder.
+def open_warm_start(job: JobConfig, model: ModelSpec, manifest: DatasetManifest) -> WarmStart | None:
+    """Open the checkpoint that ``checkpoint.warm_start_from`` names, or the newest complete one of a folder.
+
+    Returns None if the job has no warm start.
 
     Raises:
-        InputError: there is none, its tables or dense layers do not fit, or nobody can tell whose its rows are.
+        InputError: there is no such checkpoint, its tables or dense layers do not fit the model, or the ids of its rows
+            are unknown.
     """
-    start_from = job.checkpoint.warm_start_from
-    if start_from is None:
+    source = job.checkpoint.warm_start_from
+    if source is None:
         return None
     try:
-        checkpoint, skipped = latest_checkpoint(start_from)
-        if checkpoint is None and Folder(start_from).exists(MANIFEST_NAME):
-            checkpoint = open_checkpoint(start_from)
-        if checkpoint is None:
-            why = f" ({'; '.join(skipped)})" if skipped else ""
-            raise CheckpointError(
-                f"{start_from}: holds no whole checkpoint and is none itself{why}; expected a folder of checkpoints, "
-                "such as runs/NAME/checkpoints, or one of them"
-            )
+        checkpoint = _find_checkpoint(source)
         checkpoint.check_fits(model.tables, job.optimizer_spec)
         DenseLayers.of(job, model).load(checkpoint)
-        wanted = {table.name for table in model.tables}
-        rows = {table.name: table.rows for table in checkpoint.manifest.tables if table.name in wanted}
+        names = {table.name for table in model.tables}
+        rows = {table.name: table.rows for table in checkpoint.manifest.tables if table.name in names}
         return WarmStart(checkpoint.uri, rows, _lineage_index(checkpoint, job, manifest, list(rows)))
     except (CheckpointError, InputError, OSError) as error:
         raise InputError(f"checkpoint.warm_start_from: {error}") from error
 
 
-def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DataManifest, tables: Sequence[str]) -> int:
-    """Where in the lineage of the data of ``job`` those are that ``checkpoint`` was trained on: its length for its own.
+def _find_checkpoint(source: str) -> Checkpoint:
+    checkpoint, skipped = latest_checkpoint(source)
+    if checkpoint is not None:
+        return checkpoint
+    if Folder(source).exists(MANIFEST_NAME):
+        return open_checkpoint(source)
+    reasons = f" ({'; '.join(skipped)})" if skipped else ""
+    raise CheckpointError(
+        f"{source}: found no complete checkpoint{reasons}; expected a checkpoint, or a folder of checkpoints such as "
+        "runs/NAME/checkpoints"
+    )
+
+
+def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DatasetManifest, tables: Sequence[str]) -> int:
+    """Find the dataset of ``checkpoint`` in the lineage of the job's dataset, which itself comes last.
 
     Raises:
-        InputError: they are not there, and rows of ``tables`` may have gone from one id to another.
+        InputError: it is not there, and rows of ``tables`` may have moved from one id to another since.
     """
     lineage = [*manifest.lineage, data_fingerprint(Folder(job.data.path))]
     trained_on = checkpoint.manifest.training.get("data")
@@ -93,8 +111,8 @@ def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DataManifes
         return lineage.index(trained_on)
     if any(manifest.entities[name].has_last_seen for name in tables):
         raise InputError(
-            f"{checkpoint.uri}: was trained on data that {job.data.path} does not go on from, and rows of that may "
-            "have gone from one id to another (--expire-after): expected a checkpoint of those data, or of those that "
-            "'crossfade prepare --base' named, in a row"
+            f"{checkpoint.uri}: was trained on a dataset that {job.data.path} does not extend, so its rows may belong "
+            "to other ids there (--expire-after); expected a checkpoint trained on this dataset or on one of its base "
+            "datasets ('crossfade prepare --base')"
         )
     return len(manifest.lineage)

@@ -164,7 +164,7 @@ def test_a_notice_ends_a_run_after_a_checkpoint_from_which_it_goes_on_elsewhere(
     assert 0 < step < report_of(undisturbed)["steps"]
     assert messages(result.stderr)[-2:] == [
         f"crossfade: {NOTICE}",
-        f"crossfade: stopped after step {step:,}, which a checkpoint holds: {NOTICE}; resume with --resume",
+        f"crossfade: stopped after step {step:,}, of which there is a checkpoint: {NOTICE}; resume with --resume",
     ]
     result = succeeded(crossfade("train", "job.yaml", "--run-dir", "elsewhere", *to, "--resume", cwd=place))
     assert f"crossfade: resuming from step {step}" in messages(result.stderr)
@@ -258,10 +258,10 @@ def test_when_the_coordinators_host_is_taken_the_other_agents_are_told_to_join_t
             metadata.take_away()
             result = training.command.finish()
         assert result.returncode == 75, result.stderr
-        assert "which a checkpoint holds" in result.stderr, result.stderr
+        assert "of which there is a checkpoint" in result.stderr, result.stderr
         step = saved_step(training.run_dir / "checkpoints")
         assert messages(result.stderr)[-1] == (
-            f"crossfade: stopped after step {step:,}, which a checkpoint holds: {NOTICE}; resume with --resume"
+            f"crossfade: stopped after step {step:,}, of which there is a checkpoint: {NOTICE}; resume with --resume"
         )
         result = agent.finish()
         assert result.returncode == 75, result.stderr

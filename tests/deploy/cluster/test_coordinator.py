@@ -518,7 +518,7 @@ def test_a_stop_within_grace_ends_with_the_checkpoint_that_the_workers_write(pai
     assert cluster.state is State.STOPPING
     desired = other.finish_roles()
     assert cluster.state is State.STOPPED
-    assert cluster.coordinator.message == "after step 8, which a checkpoint holds"
+    assert cluster.coordinator.message == "after step 8, of which there is a checkpoint"
     assert (desired.action, desired.exit_code) == ("leave", 143)
     assert cluster.coordinator.restarts == []
 
@@ -593,7 +593,7 @@ def test_a_checkpoint_that_a_stop_has_written_is_told_whatever_a_role_does_then(
     for _ in range(2):
         alone.heartbeat_all()
     assert alone.state is State.STOPPED
-    assert alone.coordinator.message == "after step 43, which a checkpoint holds"
+    assert alone.coordinator.message == "after step 43, of which there is a checkpoint"
 
 
 def test_a_stop_does_not_hide_an_error_that_is_already_known(alone: Cluster) -> None:

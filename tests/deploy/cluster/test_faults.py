@@ -372,7 +372,7 @@ def test_a_run_whose_folder_is_busy_is_refused_with_every_option(place: Path) ->
         for how in ((), ("--resume",), ("--overwrite",)):
             result = crossfade("train", "job.yaml", "--run-dir", "busy", *how, cwd=place)
             assert result.returncode == 2
-            assert result.stderr.startswith("crossfade: error: busy: a run is going on in it; ")
+            assert result.stderr.startswith("crossfade: error: busy: a run is in progress; ")
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
 

@@ -274,7 +274,7 @@ def test_a_standby_takes_the_job_of_a_killed_coordinator_up_and_each_host_has_th
         ]
         first.process.kill()
         said = succeeded(standby.finish()).stderr
-        assert f"{hosts.run_dir}: a run is active in it; standing by" in said
+        assert f"{hosts.run_dir}: a run is in progress; standing by" in said
         assert "resuming from" in said
         for agent in (server, worker, watcher):
             assert "the job is done" in succeeded(agent.finish()).stderr

@@ -193,7 +193,7 @@ def test_a_signal_stops_a_run_after_a_checkpoint_from_which_it_goes_on(
         assert result.returncode == exit_code, result.stderr
         [message] = messages(result.stderr)
         assert message.startswith(f"crossfade: stopped by {number.name} after step ")
-        assert ", which a checkpoint holds" in message
+        assert ", of which there is a checkpoint" in message
         assert "Traceback" not in result.stderr
         assert result.stdout == ""
         assert command.mark.processes() == []

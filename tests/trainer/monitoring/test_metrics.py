@@ -110,7 +110,7 @@ def test_gpu_memory_is_exposed() -> None:
 
 def test_diverged_training_has_nan_loss() -> None:
     from kvstore.local import LocalStore
-    from trainer.training.session import measure_training
+    from trainer.training.metrics import measure_training
 
     metrics = ProcessMetrics("plays", "in-process")
     model: Any = type("Tables", (), {"tables": TABLES})

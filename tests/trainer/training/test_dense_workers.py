@@ -22,7 +22,7 @@ from kvstore.errors import ClusterError
 from kvstore.local import LocalStore
 from kvstore.optimizers import OptimizerSpec
 from trainer.model.dense import DenseLayers
-from trainer.training.session import check_dense_in_sync
+from trainer.training.restore import check_dense_in_sync
 
 ON_SERVERS = ("--servers", 1, "--workers", 2)
 

@@ -90,9 +90,9 @@ def test_rows_of_forgotten_customers_are_fresh_in_the_next_checkpoint_of_servers
 def test_the_old_run_is_not_taken_up_and_says_how_to_go_on(place: Path) -> None:
     result = crossfade("train", "job.yaml", "--run-dir", "old", "--resume", cwd=place)
     assert result.returncode == 2
-    assert f"was trained on other data than {place / 'data'} holds now" in result.stderr
+    assert f"cannot resume: {place / 'data'} has changed since" in result.stderr
     assert "--set checkpoint.warm_start_from=" in result.stderr
-    assert "rows that the data have forgotten start afresh" in result.stderr
+    assert "(rows without an id are reset)" in result.stderr
 
 
 def test_the_new_run_is_taken_up_as_if_it_had_never_stopped(place: Path) -> None:

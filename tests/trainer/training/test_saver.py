@@ -11,7 +11,9 @@ from kvstore.store import RowGradient
 from trainer.config.loading import load_job
 from trainer.runs.events import CheckpointSaved, Event
 from trainer.runs.inputs import open_inputs
-from trainer.training.checkpointing import CheckpointManager, CheckpointMetadata
+from trainer.training.checkpoint_metadata import CheckpointMetadata
+from trainer.training.checkpointing import CheckpointManager
+from trainer.training.hooks import TrainingHooks
 from trainer.training.state import TrainState
 
 EVERY_SECONDS = 10.0
@@ -49,7 +51,12 @@ def test_the_time_that_tables_take_to_be_made_does_not_count_towards_the_first_c
     events: list[Event] = []
     store, progress = LocalStore(), TrainState()
     with CheckpointManager(
-        store, job.checkpoint, str(tmp_path / "checkpoints"), identity, events.append, lambda: False, clock
+        store,
+        job.checkpoint,
+        str(tmp_path / "checkpoints"),
+        identity,
+        TrainingHooks(on_event=events.append),
+        clock=clock,
     ) as saver:
         store.create(model.tables, identity.optimizer, job.train.seed)
         clock.now = 100.0

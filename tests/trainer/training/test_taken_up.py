@@ -17,6 +17,7 @@ from trainer.embeddings.files import EmbeddingFiles, vectors_of
 from trainer.runs.events import Event, StepEvent
 from trainer.runs.folder import RunFolder
 from trainer.training.checkpointing import StopResult
+from trainer.training.hooks import TrainingHooks
 from trainer.training.run import run_in_process
 
 pytestmark = pytest.mark.slow
@@ -61,14 +62,10 @@ class Runs:
 
         said: list[str] = []
         with RunFolder(self._folder / name).open_run(self._job, resume=resume):
-            result = run_in_process(
-                self._job,
-                RunFolder(self._folder / name),
-                emit,
-                resume=resume,
-                stop_requested=lambda: stop_at is not None and step >= stop_at,
-                say=said.append,
+            hooks = TrainingHooks(
+                on_event=emit, log=said.append, stop_requested=lambda: stop_at is not None and step >= stop_at
             )
+            result = run_in_process(self._job, RunFolder(self._folder / name), hooks, resume=resume)
         *skipped, last = said or ["resuming from step 0"]
         assert last.startswith("resuming from step ")
         assert [name in line for name, line in zip(damaged, skipped, strict=True)] == [True] * len(damaged)
@@ -151,7 +148,7 @@ def test_a_checkpoint_that_cannot_be_made_whole_leaves_the_one_before_and_nothin
         tried.append(manifest.step)
         raise CheckpointError("no room for a manifest")
 
-    monkeypatch.setattr("trainer.training.checkpointing.commit", refuse)
+    monkeypatch.setattr("trainer.training.checkpoint_writer.commit", refuse)
     report = runs.run("run", resume=True)
     assert isinstance(report, dict)
     assert report["checkpoints"]["failed"] == len(tried) >= 1

@@ -1,0 +1,89 @@
+"""Evaluate embeddings during training, and keep the best.
+
+They are written to the run folder where all workers share it, and beside the checkpoints otherwise, so that a run that
+resumes on another machine finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvstore.arrays import IntArray
+from kvstore.store import RowStore
+from trainer.config.schema import JobConfig
+from trainer.data.vocabulary import Vocabulary
+from trainer.embeddings.files import write_embeddings
+from trainer.embeddings.staged import StagedEmbeddings
+from trainer.evaluation.from_files import evaluate_embeddings
+from trainer.evaluation.ranking import EvalMetrics, HeldOut, evaluate
+from trainer.model.spec import ModelSpec
+from trainer.model.towers import TowerVectors
+from trainer.runs.folder import RunFolder
+from trainer.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class BestEmbeddings:
+    """Evaluates the vectors of a run on its valid split and writes the best ones.
+
+    Attributes:
+        held_out: this worker's share of the valid split; None if there is none.
+        counts_N: interactions of each item in train, int64 (items,); needed with ``held_out``.
+    """
+
+    job: JobConfig
+    folder: RunFolder
+    store: RowStore
+    model: ModelSpec
+    vocabularies: Mapping[str, Vocabulary]
+    vectors: TowerVectors
+    held_out: HeldOut | None = None
+    counts_N: IntArray | None = None
+
+    def evaluate(self) -> EvalMetrics | None:
+        """Compute the metrics on the valid split over all workers; None without one. Every worker calls this."""
+        if self.held_out is None:
+            return None
+        assert self.counts_N is not None
+        return evaluate(
+            self.vectors, self.model, self.held_out, self.job.evaluate, self.counts_N, self.store.all_reduce
+        )
+
+    def save(self, epoch: int) -> None:
+        """Replace the written vectors by those after ``epoch``, if the job keeps any. Every worker calls this."""
+        if not self._enabled:
+            return
+        path, tables, vocabularies = self.folder.embeddings, self.model.vectors, dict(self.vocabularies)
+        if self.job.cluster.shared_run_dir:
+            write_embeddings(self.store, tables, vocabularies, path, self.vectors)
+        else:
+            scratch = path.with_name(f".embeddings.worker-{self.store.rank}")
+            self._staged.stage(self.store, tables, vocabularies, epoch, scratch, self.vectors)
+
+    def evaluate_test(self) -> EvalMetrics:
+        """Evaluate the embeddings on the test split, as they were written. Every worker calls this."""
+        folder = self.folder.embeddings if self.job.cluster.shared_run_dir else self._staged.folder()
+        return evaluate_embeddings(self.job, folder, "test", self.store)
+
+    def discard_missing(self, state: TrainState) -> None:
+        """Reset the best of ``state`` if its embeddings are not here: they may lie on another machine's disk.
+
+        The best of the epochs to come is kept then. Embeddings of a later epoch are as good: that epoch is repeated.
+        """
+        if self._enabled and state.best is not None and not self._exists(state.best_epoch or 0):
+            state.best, state.best_epoch, state.evals_since_best = None, None, 0
+
+    def _exists(self, epoch: int) -> bool:
+        if self.job.cluster.shared_run_dir:
+            return self.folder.embeddings.exists()
+        staged = self._staged.epoch()
+        return staged is not None and staged >= epoch
+
+    @property
+    def _enabled(self) -> bool:
+        return self.job.train.save_embeddings == "best"
+
+    @property
+    def _staged(self) -> StagedEmbeddings:
+        return StagedEmbeddings(self.folder.checkpoints(self.job))

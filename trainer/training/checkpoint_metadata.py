@@ -1,0 +1,55 @@
+"""What a checkpoint records of its run besides the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kvstore.checkpoint.format import CheckpointManifest
+from kvstore.io.folder import Folder
+from kvstore.optimizers import OptimizerSpec
+from kvstore.store import SaveResult, TableSpec
+from trainer.config.schema import JobConfig
+from trainer.data.manifest import data_fingerprint
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """The run, its job and its data, which a run that resumes must match.
+
+    Attributes:
+        run: id of the run.
+        data: fingerprint of its dataset.
+    """
+
+    run: str
+    job: JobConfig
+    tables: Sequence[TableSpec]
+    optimizer: OptimizerSpec
+    data: int
+
+    @staticmethod
+    def of(job: JobConfig, run: str, tables: Sequence[TableSpec]) -> CheckpointMetadata:
+        """Describe the run ``run`` of ``job``, whose model has ``tables``.
+
+        Raises:
+            InputError: the dataset cannot be read.
+        """
+        return CheckpointMetadata(run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.path)))
+
+    def manifest(self, saved: SaveResult, step: int, train_state: dict[str, Any]) -> CheckpointManifest:
+        """Make the manifest of the checkpoint of ``step`` whose tables are ``saved``."""
+        return CheckpointManifest(
+            step=step,
+            tables=[asdict(table) for table in self.tables],
+            optimizer=asdict(self.optimizer),
+            seed=self.job.train.seed,
+            parts=[asdict(part) for part in saved.parts],
+            training={
+                "run": self.run,
+                "job": self.job.with_absolute_paths().model_dump(mode="json"),
+                "data": self.data,
+                "train_state": train_state,
+            },
+        )

@@ -1,0 +1,167 @@
+"""Write the checkpoints of a run in the background, one at a time.
+
+The store takes a snapshot of its tables and training goes on. Once all servers have written theirs, a thread commits
+the checkpoint by its manifest and deletes old ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvstore.checkpoint.lifecycle import commit, delete_after, delete_failed, prune, step_folder
+from kvstore.errors import CheckpointError
+from kvstore.store import RowStore, SaveResult
+from trainer.runs.events import CheckpointFailed, CheckpointPruneFailed, CheckpointSaved, EventSink, PhaseEvent
+from trainer.runs.ownership import check_still_owned
+from trainer.training.checkpoint_metadata import CheckpointMetadata
+from trainer.training.state import CheckpointStats, TrainState
+
+_POLL_SECONDS = 0.05
+_SIGN_OF_LIFE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    step: int
+    train_state: dict[str, Any]
+    files: Mapping[str, bytes]
+
+
+class CheckpointWriter:
+    """Writes checkpoints of ``store`` to ``folder``, for rank 0 alone.
+
+    It makes progress when ``poll`` is called. ``poll`` returns at once; ``start``, ``wait`` and ``close`` may wait.
+    """
+
+    def __init__(
+        self,
+        store: RowStore,
+        folder: str,
+        keep_latest: int,
+        metadata: CheckpointMetadata,
+        on_event: EventSink,
+        extra_files: Callable[[], dict[str, bytes]] = dict,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep the ``keep_latest`` newest checkpoints; ``extra_files`` returns further files of each, by name."""
+        self._store, self._folder, self._keep_latest = store, folder, keep_latest
+        self._metadata, self._on_event, self._extra_files, self._clock = metadata, on_event, extra_files, clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._stats = CheckpointStats()
+        self._complete_step: int | None = None
+        self._pending: _Pending | None = None
+        self._commit_result: Future[tuple[SaveResult, str | None]] | None = None
+        self.last_step: int | None = None
+        """Step of the newest checkpoint, complete or not."""
+
+    def begin(self, state: TrainState) -> None:
+        """Prepare for a run that starts at ``state``: delete later checkpoints, which it will write again.
+
+        Raises:
+            InputError: another run has taken over the folder.
+            CheckpointError: the folder cannot be written.
+        """
+        self._stats = state.checkpoints
+        self.last_step = self._complete_step = state.step or None
+        check_still_owned(self._folder, self._metadata.run)
+        delete_after(self._folder, state.step)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._pending is not None
+
+    def checkpoint_of(self, step: int) -> str | None:
+        """Return the complete checkpoint of ``step``, if it is the newest complete one."""
+        return step_folder(self._folder, step) if step == self._complete_step else None
+
+    def start(self, state: TrainState, totals: Mapping[str, float]) -> None:
+        """Start a checkpoint of ``state`` with the ``totals`` of all workers' counters, after the one being written."""
+        self.wait()
+        self.last_step = state.step
+        self._pending = _Pending(state.step, state.to_record(totals), self._extra_files())
+        self._store.save(step_folder(self._folder, state.step))
+
+    def poll(self) -> None:
+        """Take the next action that the checkpoint being written is ready for."""
+        if self._commit_result is not None:
+            if self._commit_result.done():
+                result, self._commit_result = self._commit_result, None
+                self._finish(result)
+        elif self._pending is not None:
+            try:
+                saved = self._store.poll_save()
+            except CheckpointError as error:
+                self._fail(error)
+            else:
+                if saved is not None:
+                    self._commit_result = self._thread.submit(self._commit, saved, self._pending)
+
+    def wait(self) -> None:
+        """Return once nothing is being written. Emit signs of life meanwhile, so that no stall is detected."""
+        reported = self._clock()
+        while self.busy:
+            self.poll()
+            time.sleep(_POLL_SECONDS)
+            if self._clock() - reported > _SIGN_OF_LIFE_SECONDS:
+                reported = self._clock()
+                self._on_event(PhaseEvent(name="checkpoint"))
+
+    def close(self, *, abandon: bool) -> None:
+        """End the thread; with ``abandon`` do not wait for a checkpoint that is being written."""
+        if not abandon:
+            self.wait()
+        self._thread.shutdown(wait=not abandon)
+
+    def _commit(self, saved: SaveResult, pending: _Pending) -> tuple[SaveResult, str | None]:
+        """Commit the checkpoint and prune old ones; return also why pruning failed, which does not harm it."""
+        check_still_owned(self._folder, self._metadata.run)
+        commit(self._folder, self._metadata.manifest(saved, pending.step, pending.train_state), pending.files)
+        saved = replace(saved, bytes=saved.bytes + sum(map(len, pending.files.values())))
+        try:
+            prune(self._folder, self._keep_latest)
+        except CheckpointError as error:
+            return saved, str(error)
+        return saved, None
+
+    def _finish(self, result: Future[tuple[SaveResult, str | None]]) -> None:
+        try:
+            saved, prune_error = result.result()
+        except CheckpointError as error:
+            self._fail(error)
+            return
+        if prune_error is not None:
+            self._on_event(CheckpointPruneFailed(message=prune_error))
+        step = self._end_pending()
+        self._complete_step = step
+        self._stats.add(saved)
+        self._on_event(
+            CheckpointSaved(
+                step=step,
+                checkpoint=step_folder(self._folder, step),
+                pause_seconds=saved.pause_seconds,
+                seconds=saved.seconds,
+                bytes=saved.bytes,
+            )
+        )
+
+    def _fail(self, error: Exception) -> None:
+        """Report a checkpoint that could not be written. The run continues, since the next one may succeed."""
+        step = self._end_pending()
+        self._stats.failed += 1
+        self._on_event(CheckpointFailed(step=step, message=str(error)))
+        with suppress(CheckpointError):
+            check_still_owned(self._folder, self._metadata.run)
+            delete_failed(self._folder, step)
+
+    def _end_pending(self) -> int:
+        assert self._pending is not None
+        step, self._pending = self._pending.step, None
+        return step

@@ -1,0 +1,62 @@
+"""What a caller of a training run observes and requests.
+
+    hooks = TrainingHooks(on_event=print, stop_requested=interrupted.is_set)
+    run_in_process(job, folder, hooks, resume=False)
+
+Every hook has a default that does nothing, so that a caller names only those that it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.data.prefetch import Prefetcher
+from trainer.model.batches import Batch
+from trainer.monitoring.registry import ProcessMetrics
+from trainer.runs.events import EventSink, PhaseEvent
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class TrainingHooks:
+    """The hooks of one worker's run. All are called in the thread that trains and must return quickly.
+
+    Attributes:
+        on_event: receives every event of the run.
+        log: receives a line for people, such as why a checkpoint was skipped.
+        stop_requested: whether the run should stop. If any worker's hook says so, all write a checkpoint and stop.
+        checkpoints_requested: how many checkpoints have been requested so far; when the number grows, one is due.
+        on_prefetcher: receives the queue of batches before the first step.
+        metrics: the metrics of this process, to which those of the training are added.
+    """
+
+    on_event: EventSink = _ignore
+    log: Callable[[str], None] = _ignore
+    stop_requested: Callable[[], bool] = lambda: False
+    checkpoints_requested: Callable[[], int] = lambda: 0
+    on_prefetcher: Callable[[Prefetcher[Batch]], None] = _ignore
+    metrics: ProcessMetrics | None = None
+
+
+class PhaseReporter:
+    """Emits long work before training as phase events: signs of life for whoever detects stalls."""
+
+    def __init__(self, on_event: EventSink) -> None:
+        self._on_event = on_event
+        self._name = ""
+
+    def phase(self, name: str, total: int | None, unit: str) -> None:
+        """Report that a phase begins."""
+        self._name = name
+        self._report()
+
+    def advance(self, amount: int) -> None:
+        """Report that the phase makes progress."""
+        self._report()
+
+    def _report(self) -> None:
+        self._on_event(PhaseEvent(name=self._name))

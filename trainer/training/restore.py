@@ -1,0 +1,91 @@
+"""Restore a run: its tables, dense layers and train state, from a checkpoint or new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from kvstore.checkpoint.reader import open_checkpoint
+from kvstore.errors import ClusterError, InputError
+from kvstore.store import NO_RESETS, RowStore
+from kvstore.validation_errors import format_validation_error
+from trainer.config.loading import check_job
+from trainer.model.dense import DenseLayers
+from trainer.runs.inputs import JobInputs
+from trainer.training.checkpoint_metadata import CheckpointMetadata
+from trainer.training.state import TrainState
+from trainer.training.warm_start import open_warm_start
+
+
+class _RunRecord(BaseModel):
+    """The part of a checkpoint's manifest that ``CheckpointMetadata`` writes."""
+
+    run: str
+    job: dict[str, Any]
+    data: int
+    train_state: dict[str, Any]
+
+
+def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> TrainState:
+    """Restore the train state of the checkpoint ``uri``. Rank 0 alone keeps its counters, so sums count them once.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete.
+        InputError: it is of other data, or of a job that ``metadata.job`` must not resume.
+    """
+    try:
+        record = _RunRecord.model_validate(open_checkpoint(uri).manifest.training)
+        state = TrainState.from_record(record.train_state, keep_counters=rank == 0)
+    except ValidationError as error:
+        raise InputError(
+            f"{uri}: has no train state; expected a checkpoint that 'crossfade train' wrote "
+            f"({format_validation_error(error)})"
+        ) from error
+    if conflicts := metadata.job.resume_conflicts(check_job(record.job, uri)):
+        raise InputError(f"{uri}: cannot resume: {', '.join(conflicts)}")
+    if record.data != metadata.data:
+        raise InputError(
+            f"{uri}: cannot resume: {metadata.job.data.path} has changed since; to train on from its tables, start "
+            f"another run without --resume: --run-dir NEW --set checkpoint.warm_start_from={uri} (rows without an id "
+            "are reset)"
+        )
+    return state
+
+
+def create_tables(
+    inputs: JobInputs, metadata: CheckpointMetadata, store: RowStore, dense: DenseLayers, checkpoint: str | None
+) -> str | None:
+    """Create the tables and dense layers: from ``checkpoint``, from the job's warm start, or with random values.
+
+    Every worker calls this. Returns the checkpoint that the rows come from, if any.
+
+    Raises:
+        InputError: the warm start cannot be used.
+        CheckpointError: the checkpoint is incomplete.
+        ClusterError: the workers have different dense layers.
+    """
+    # A checkpoint of this run already has the rows of its data.
+    warm_start = None if checkpoint else open_warm_start(metadata.job, inputs.model, inputs.manifest)
+    rows_from = warm_start.checkpoint if warm_start else checkpoint
+    resets = warm_start.rows_to_reset(inputs.folder, inputs.manifest) if warm_start else NO_RESETS
+    store.create(metadata.tables, metadata.optimizer, metadata.job.train.seed, rows_from, resets)
+    if rows_from and inputs.model.dense:
+        dense.load(open_checkpoint(rows_from))
+    check_dense_in_sync(dense, store)
+    return rows_from
+
+
+def check_dense_in_sync(dense: DenseLayers, store: RowStore) -> None:
+    """Check that all workers begin with the same dense layers; equal gradients then keep them equal.
+
+    Raises:
+        ClusterError: they differ.
+    """
+    local = float(dense.checksum())
+    if dense.entities and store.all_reduce(np.array([local]))[0] != local * store.workers:
+        raise ClusterError(
+            "the workers do not begin with the same dense layers; expected hosts that compute alike: the same version "
+            "of Crossfade and numpy on the same kind of processor"
+        )
