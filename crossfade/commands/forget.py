@@ -97,7 +97,7 @@ def _other_copies(report: ForgetReport) -> list[str]:
     where = f": {', '.join(raw[:3])}{' …' if len(raw) > 3 else ''}" if raw else ""
     lines = [
         f"raw events     delete them there, or the next preparation brings them back{where}",
-        "checkpoints    train a new run with --set checkpoint.warm_start_from=OLD/checkpoints, which resets their rows;",
+        "checkpoints    train a new run with --set checkpoint.warm_start_from=OLD/checkpoints: it resets their rows;",
         "               then delete the older checkpoints",
         "embeddings     of earlier runs, exports and indexes: that run writes new embeddings; delete the old ones",
         "copies         earlier datasets, backups, older versions of objects in S3: forget there, or delete them",

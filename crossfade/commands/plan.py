@@ -40,7 +40,8 @@ gathers, and the rows that training changes while a checkpoint of them is being 
 
 Rows per step are an expectation, from the counts of rows in train and the sampling of negatives, for shuffled data. If
 the vocabulary has no counts, they are an upper bound, and marked so. Seconds on the wire are those of the busiest
-network card: requests, answers and pushes follow one another, and none overlaps with computing. All hosts count as equal.
+network card: requests, answers and pushes follow one another, and none overlaps with computing. All hosts count
+as equal.
 
 Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
 """

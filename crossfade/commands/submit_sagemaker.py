@@ -10,7 +10,10 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from crossfade.options.job import load_job_arguments
+from crossfade.options.aws import add_account_options
+from crossfade.options.command import add_command
+from crossfade.options.job import add_job, load_job_arguments
+from crossfade.options.parsing import name_value_pair, positive_integer, positive_number
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,116 +25,144 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
-Run a job as a SageMaker training job. What it costs an hour, and at most, is said before it starts.
+Run a job as a SageMaker training job, and print its hourly and maximum cost before it starts.
 """
-_EPILOG = """\
-Examples:
-  crossfade submit sagemaker jobs/plays.yaml --role CrossfadeTraining --output s3://music/jobs --dry-run
-  crossfade submit sagemaker jobs/plays.yaml --role CrossfadeTraining --output s3://music/jobs \\
-      --instance-type ml.g5.xlarge --hosts 2 --spot --wait
-  crossfade submit sagemaker --follow plays-20260301-120000
-  crossfade submit sagemaker --stop plays-20260301-120000
+_EXAMPLES = (
+    (
+        "crossfade submit sagemaker jobs/plays.yaml --role CrossfadeTraining --output s3://music/jobs --dry-run",
+        "Print the request as JSON, and start nothing.",
+    ),
+    (
+        "crossfade submit sagemaker jobs/plays.yaml --role CrossfadeTraining --output s3://music/jobs \\\n"
+        "      --instance-type ml.g5.xlarge --hosts 2 --spot --wait",
+        "Train on two spot instances, and follow the job.",
+    ),
+    ("crossfade submit sagemaker --follow plays-20260301-120000", "Follow a submitted job."),
+    ("crossfade submit sagemaker --stop plays-20260301-120000", "Stop a job after a checkpoint."),
+)
+_NOTES = """\
+The dataset is read from S3 at data.path, or copied to each host first with --channel shards=s3://BUCKET/PREFIX. Each of
+several hosts runs a server and a worker, unless cluster.servers and cluster.workers are set. Checkpoints go to
+OUTPUT/NAME/checkpoints, unless checkpoint.path is set; embeddings, report and job to OUTPUT/NAME/output/model.tar.gz.
 
-The data are read from S3, as data.path says, or are copied to each host first: --channel shards=s3://BUCKET/PREFIX.
-With several hosts each has a server and a worker, unless cluster.servers and cluster.workers say otherwise, and
-checkpoints go to OUTPUT/NAME/checkpoints, unless checkpoint.path says otherwise. Embeddings, report and job come to
-OUTPUT/NAME/output/model.tar.gz.
+The image depends on the GPU of the instance type: crossfade:cu90 for K80 (ml.p2), crossfade:cu112 for V100, T4, A100
+and A10G (ml.p3, ml.g4dn, ml.p4d, ml.g5), crossfade:cpu without one. AWS is retiring p2 and p3: where ml.p2.xlarge is
+not available, choose another --instance-type, such as ml.g4dn.xlarge.
 
-The image follows from the GPU of the instance type: crossfade:cu90 for K80 (ml.p2), crossfade:cu112 for V100, T4, A100,
-A10G (ml.p3, ml.g4dn, ml.p4d, ml.g5), crossfade:cpu where there is none. AWS has been retiring p2 and p3: where
-ml.p2.xlarge is not to be had, name another --instance-type, such as ml.g4dn.xlarge.
+With --spot, SageMaker interrupts the job when it needs the hosts; the job writes a checkpoint and resumes when there is
+capacity. With --wait or --follow, Ctrl-C asks whether to stop the job or only to stop following.
 
-With --spot SageMaker interrupts the job when it needs the hosts; it writes a checkpoint and goes on from it when there
-are hosts again. With --wait, Ctrl-C asks whether to stop the job or only to stop watching.
-
-Exit codes: 0 done (without --wait: submitted); 1 the job failed, or AWS cannot do it now; 2 something is to be mended;
-130 no longer watched; 143 the job was stopped.
+Exit codes: 0 done (without --wait: submitted); 1 the job failed, or AWS cannot run it now; 2 invalid input; 130 no
+longer following; 143 the job was stopped.
 """
-_HOURS = 24.0
+_MAX_HOURS = 24.0
+_FINISHED = {"Completed", "Failed", "Stopped"}
 
 
-def add_parser(backends: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand."""
-    from crossfade.commands.submit import add_common
-    from deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE
-
-    parser = backends.add_parser(
+def add_parser(services: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``sagemaker`` to the subcommands of ``crossfade submit``."""
+    parser = add_command(
+        services,
         "sagemaker",
-        help="as a SageMaker training job",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "run a job as a SageMaker training job",
+        _DESCRIPTION,
+        examples=_EXAMPLES,
+        notes=_NOTES,
     )
-    add_common(parser)
-    what = parser.add_argument_group("what runs")
-    what.add_argument("--role", metavar="ROLE", help="name or ARN of the IAM role that the job has (needed)")
-    what.add_argument("--output", metavar="URI", help="s3://BUCKET/PREFIX under which the job's results come (needed)")
-    what.add_argument("--name", metavar="NAME", help="name of the training job (default: that of the job and the time)")
-    what.add_argument("--image", metavar="URI", help="image in ECR (default: crossfade:VARIANT of this account)")
-    what.add_argument(
-        "--instance-type", default=DEFAULT_SAGEMAKER_TYPE, metavar="TYPE", help="default: %(default)s, with a K80"
-    )
-    what.add_argument("--hosts", type=_whole, metavar="N", help="how many (default: cluster.hosts of the job)")
-    what.add_argument("--volume-gb", type=_whole, default=50, metavar="N", help="disk of each, GiB (default: 50)")
-    what.add_argument(
-        "--channel", action="append", default=[], type=_pair, metavar="NAME=URI", help="copy this to each host first"
-    )
-    what.add_argument("--input-mode", choices=("File", "FastFile"), default="File", help="how (default: File)")
-    what.add_argument("--tag", action="append", default=[], type=_pair, metavar="KEY=VALUE", help="tag of the job")
-    limits = parser.add_argument_group("how long")
-    limits.add_argument(
-        "--max-hours", type=_positive, default=_HOURS, metavar="H", help="of training (default: %(default)g)"
-    )
-    limits.add_argument("--spot", action="store_true", help="on spare capacity, which costs less and may be taken away")
-    limits.add_argument(
-        "--max-wait-hours", type=_positive, metavar="H", help="for capacity and training (default: twice --max-hours)"
-    )
-    network = parser.add_argument_group("network and keys")
-    network.add_argument("--subnet", action="append", default=[], metavar="ID", help="of the VPC that it runs in")
-    network.add_argument("--security-group", action="append", default=[], metavar="ID", help="of that VPC")
-    network.add_argument("--encrypt-traffic", action="store_true", help="encrypt what hosts send each other")
-    network.add_argument("--volume-key", metavar="KEY", help="KMS key of the hosts' disks")
-    network.add_argument("--output-key", metavar="KEY", help="KMS key of the results")
-    action = parser.add_argument_group("what to do")
-    action.add_argument("--dry-run", action="store_true", help="print the request as JSON, and start nothing")
-    action.add_argument("--wait", action="store_true", help="follow the job to its end")
-    action.add_argument("--follow", metavar="NAME", help="follow a job that was submitted before")
-    action.add_argument("--stop", metavar="NAME", help="stop a job; it writes a checkpoint first")
-    action.add_argument(
-        "--poll-seconds",
-        type=_positive,
-        default=10.0,
-        metavar="SECONDS",
-        help="between two looks (default: %(default)g)",
-    )
+    _add_action_options(parser)
+    _add_job_options(parser)
+    _add_limit_options(parser)
+    _add_network_options(parser)
+    add_account_options(parser)
     parser.set_defaults(run=run)
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, but found '{text}'")
-    return int(text)
+def _add_action_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("action")
+    group.add_argument("--dry-run", action="store_true", help="print the request as JSON, and start nothing")
+    group.add_argument("--wait", action="store_true", help="follow the job to its end")
+    group.add_argument("--follow", metavar="NAME", help="follow a submitted job to its end")
+    group.add_argument("--stop", metavar="NAME", help="stop a job after a checkpoint")
+    group.add_argument(
+        "--poll-seconds",
+        type=positive_number,
+        default=10.0,
+        metavar="SECONDS",
+        help="poll the job at this interval (default: %(default)g)",
+    )
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, but found '{text}'")
-    return value
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    from deploy.aws.accelerators import DEFAULT_SAGEMAKER_TYPE
+
+    group = parser.add_argument_group("job")
+    add_job(group, optional=True)
+    group.add_argument("--role", metavar="ROLE", help="run with this IAM role, a name or ARN (required)")
+    group.add_argument("--output", metavar="URI", help="write results below s3://BUCKET/PREFIX (required)")
+    group.add_argument("--name", metavar="NAME", help="name the training job (default: the job's name and the time)")
+    group.add_argument("--image", metavar="URI", help="run this image in ECR (default: crossfade:VARIANT)")
+    group.add_argument(
+        "--instance-type",
+        default=DEFAULT_SAGEMAKER_TYPE,
+        metavar="TYPE",
+        help="run on this instance type (default: %(default)s, with a K80)",
+    )
+    group.add_argument("--hosts", type=positive_integer, metavar="N", help="run on N hosts (default: cluster.hosts)")
+    group.add_argument(
+        "--volume-gb", type=positive_integer, default=50, metavar="N", help="attach a disk of N GiB (default: 50)"
+    )
+    group.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        type=name_value_pair,
+        metavar="NAME=URI",
+        help="copy this S3 prefix to each host first; repeatable",
+    )
+    group.add_argument(
+        "--input-mode", choices=("File", "FastFile"), default="File", help="set the mode of channels (default: File)"
+    )
+    group.add_argument(
+        "--tag", action="append", default=[], type=name_value_pair, metavar="KEY=VALUE", help="tag the job; repeatable"
+    )
 
 
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, but found '{text}'")
-    return key, value
+def _add_limit_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits")
+    group.add_argument(
+        "--max-hours",
+        type=positive_number,
+        default=_MAX_HOURS,
+        metavar="H",
+        help="stop training after H hours (default: %(default)g)",
+    )
+    group.add_argument("--spot", action="store_true", help="use spot capacity, which costs less and may be interrupted")
+    group.add_argument(
+        "--max-wait-hours",
+        type=positive_number,
+        metavar="H",
+        help="stop after H hours of waiting for spot capacity and training (default: twice --max-hours)",
+    )
+
+
+def _add_network_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network and encryption")
+    group.add_argument("--subnet", action="append", default=[], metavar="ID", help="run in this subnet; repeatable")
+    group.add_argument(
+        "--security-group", action="append", default=[], metavar="ID", help="use this security group; repeatable"
+    )
+    group.add_argument("--encrypt-traffic", action="store_true", help="encrypt traffic between hosts")
+    group.add_argument("--volume-key", metavar="KEY", help="encrypt disks with this KMS key")
+    group.add_argument("--output-key", metavar="KEY", help="encrypt results with this KMS key")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Submit, watch or stop."""
+    """Submit, follow or stop a training job; return the exit code of the job if it is followed to its end.
+
+    Raises:
+        InputError: the job or an option is invalid, or AWS rejects the request.
+        CloudError: AWS cannot run the job now.
+    """
     from deploy.aws.clients import Aws
     from deploy.aws.sagemaker.jobs import stop
 
@@ -142,10 +173,12 @@ def run(arguments: argparse.Namespace) -> int:
     aws = Aws(arguments.region, arguments.profile)
     if arguments.stop is not None:
         stop(aws, arguments.stop)
-        _logger.info(f"the training job {arguments.stop} is asked to stop; --follow {arguments.stop} follows it")
+        _logger.info(
+            f"the training job {arguments.stop} stops after a checkpoint; --follow {arguments.stop} follows it"
+        )
         return 0
     if arguments.follow is not None:
-        return _watch(aws, arguments.follow, arguments.poll_seconds)
+        return _follow(aws, arguments.follow, arguments.poll_seconds)
     return _submit(aws, arguments)
 
 
@@ -166,7 +199,7 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     _logger.info(cost.explain(submission.instance_type, spot=arguments.spot))
     if arguments.dry_run:
         if "Environment" in request:
-            request["Environment"] = dict.fromkeys(request["Environment"], "made anew for each job")
+            request["Environment"] = dict.fromkeys(request["Environment"], "generated for each job")
         print(json.dumps(request, indent=2))
         return 0
     if line := image_problem(aws, submission.image):
@@ -176,11 +209,11 @@ def _submit(aws: Aws, arguments: argparse.Namespace) -> int:
     if not arguments.wait:
         _logger.info(f"submitted; crossfade submit sagemaker --follow {submission.name} follows it, --stop stops it")
         return 0
-    return _watch(aws, submission.name, arguments.poll_seconds)
+    return _follow(aws, submission.name, arguments.poll_seconds)
 
 
 def _submission(aws: Aws, job: JobConfig, arguments: argparse.Namespace) -> Submission:
-    """What the arguments say, with what they leave out."""
+    """Build the submission from the options and their defaults."""
     from deploy.aws.sagemaker.request import Submission
 
     for option in ("role", "output"):
@@ -220,34 +253,32 @@ def _image(aws: Aws, instance_type: str) -> str:
     return f"{aws.account()}.dkr.ecr.{aws.region}.{aws.domain}/crossfade:{variant}"
 
 
-def _watch(aws: Aws, name: str, poll_seconds: float) -> int:
-    """Follow the job ``name`` to its end; its exit code."""
+def _follow(aws: Aws, name: str, poll_seconds: float) -> int:
+    """Follow the job ``name`` to its end; return its exit code."""
     from crossfade.signals import stopper
-    from deploy.aws.sagemaker.jobs import follow, raise_for_end, stop
+    from deploy.aws.sagemaker import jobs
 
     description: dict[str, Any] = {}
     with _Display(name) as display, stopper.deferred():
-        for news in follow(aws, name, _pause, poll_seconds):
-            display.show(news)
-            description = news.description
-            if stopper.number is None or description["TrainingJobStatus"] in {"Completed", "Failed", "Stopped"}:
+        for update in jobs.follow(aws, name, _pause, poll_seconds):
+            display.show(update)
+            description = update.description
+            if stopper.number is None or description["TrainingJobStatus"] in _FINISHED:
                 continue
             display.close()
-            if not _wants_stop(name):
+            if not _confirm_stop(name):
                 break
-            stop(aws, name)
+            jobs.stop(aws, name)
             stopper.forget()
-            _logger.info(
-                f"the training job {name} is asked to stop; it writes a checkpoint first. Ctrl-C stops watching"
-            )
-    stopper.check(f"watching; the training job {name} goes on (--follow {name} follows it, --stop {name} stops it)")
-    code = raise_for_end(description, aws.region)
+            _logger.info(f"the training job {name} stops after a checkpoint; Ctrl-C stops following")
+    stopper.check(f"following; the training job {name} continues (--follow {name} follows it, --stop {name} stops it)")
+    code = jobs.raise_for_end(description, aws.region)
     _print_end(description)
     return code
 
 
 def _pause(seconds: float) -> None:
-    """Sleep, but not through a signal."""
+    """Sleep until ``seconds`` have passed or a signal arrives."""
     from crossfade.signals import stopper
 
     deadline = time.monotonic() + seconds
@@ -255,11 +286,11 @@ def _pause(seconds: float) -> None:
         time.sleep(min(0.1, seconds))
 
 
-def _wants_stop(name: str) -> bool:
-    """Whether the user wants the job stopped, and not only to stop watching; where nobody can be asked, no."""
+def _confirm_stop(name: str) -> bool:
+    """Ask whether to stop the job, or only to stop following it; without a terminal, return False."""
     if not sys.stdin.isatty():
         return False
-    answer = input(f"\nStop the training job {name}, or only stop watching? [s]top / [w]atching: ")
+    answer = input(f"\nStop the training job {name}, or only stop following it? [s]top / [f]ollowing: ")
     return answer.strip().lower().startswith("s")
 
 
@@ -273,7 +304,7 @@ def _print_end(description: dict[str, Any]) -> None:
 
 
 class _Display:
-    """Lines of the log on stdout, changes of state on stderr, and a bar of how far it is."""
+    """Shows log lines of the job on stdout, changes of its state on stderr, and a progress bar."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -286,22 +317,22 @@ class _Display:
         self.close()
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar and leave it on the screen."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def show(self, news: JobUpdate) -> None:
-        """Show what is new."""
+    def show(self, update: JobUpdate) -> None:
+        """Show an update."""
         from tqdm import tqdm
 
-        for line in news.transitions:
+        for line in update.transitions:
             tqdm.write(f"crossfade: {self._name}: {line}", file=sys.stderr)
-        for line in news.lines:
+        for line in update.lines:
             tqdm.write(line.rstrip("\n"), file=sys.stdout)
         if self._bar is None:
             style = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
             self._bar = tqdm(total=1.0, desc=self._name, bar_format=style, dynamic_ncols=True, file=sys.stderr)
-        self._bar.set_postfix_str(news.secondary, refresh=False)
-        self._bar.update((1.0 if news.status == "Completed" else news.progress or 0.0) - self._bar.n)
+        self._bar.set_postfix_str(update.secondary, refresh=False)
+        self._bar.update((1.0 if update.status == "Completed" else update.progress or 0.0) - self._bar.n)
         self._bar.refresh()

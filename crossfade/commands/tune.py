@@ -37,8 +37,8 @@ Without --search, the search space is the learning rate up to ten times as high 
 to three times, and weight decay from 1e-8 to 1e-3, all on a log scale.
 
 DIR gets best.yaml, the job with the best settings so far, and a run folder and a log for each trial. Ctrl-C or SIGTERM
-stops the current trial after a checkpoint; the same command resumes the study, as it does after a crash, and adds trials
-if N is larger. Trials that fail or diverge are ignored; three in a row end the study.
+stops the current trial after a checkpoint; the same command resumes the study, as it does after a crash, and adds
+trials if N is larger. Trials that fail or diverge are ignored; three in a row end the study.
 """
 _SHOWN = 5
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 def add_job(
     parser: argparse._ActionsContainer, *, optional: bool = False, set_help: str = "override a key of the job file"
 ) -> None:
-    """Add the job file and ``--set``."""
-    parser.add_argument("job", type=Path, nargs="?" if optional else None, metavar="JOB", help="job file, YAML")
+    """Add the job file, as ``job``, and ``--set``, as ``overrides``."""
+    parser.add_argument(
+        "job", type=Path, nargs="?" if optional else None, metavar="JOB", help="read this job file (YAML)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -29,9 +31,9 @@ def add_job(
 
 
 def add_sizes(parser: argparse._ActionsContainer, *keys: str, default: str = "") -> None:
-    """Add an option for each of these keys of the job's cluster."""
+    """Add an option for each of these keys of the ``cluster`` section of a job."""
     for key in keys:
-        parser.add_argument(f"--{key}", type=int, metavar="N", help=f"the same as --set cluster.{key}=N{default}")
+        parser.add_argument(f"--{key}", type=int, metavar="N", help=f"set cluster.{key} of the job{default}")
 
 
 def load_job_arguments(arguments: argparse.Namespace, *sizes: str) -> JobConfig:

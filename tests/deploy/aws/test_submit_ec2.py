@@ -368,7 +368,7 @@ def test_clean_without_a_name_leaves_runs_that_go_on_and_those_of_others(
     assert main(["submit", "ec2", "--cleanup"]) == 0
     said = capsys.readouterr().err
     assert f"{goes_on} still has 1 instance(s)" in said
-    assert "of-another is of arn:aws:iam::123456789012:user/another" in said
+    assert "of-another belongs to arn:aws:iam::123456789012:user/another" in said
     assert sorted(leftovers(aws)) == sorted([*before, "role crossfade-of-another", "role crossfade"])
 
 

@@ -203,7 +203,7 @@ def test_a_dry_run_prints_the_request_and_asks_aws_nothing(aws: AwsServer, job: 
     assert aws.calls == []
     request = json.loads(result.stdout)
     assert request["TrainingJobName"] == "plays-1"
-    assert request["Environment"] == {"CROSSFADE_TOKEN": "made anew for each job"}
+    assert request["Environment"] == {"CROSSFADE_TOKEN": "generated for each job"}
     assert "crossfade: cost: $2.25 an hour, $54.00 at most (2 x ml.p2.xlarge, 24 h at most" in result.stderr
 
 
@@ -457,7 +457,7 @@ def test_stop_asks_sagemaker_to_stop_the_job(aws: AwsServer) -> None:
     aws.answer("StopTrainingJob", {})
     result = succeeded(command(aws, "--stop", "plays-1"))
     assert [call.body for call in aws.made("StopTrainingJob")] == [{"TrainingJobName": "plays-1"}]
-    assert "is asked to stop" in result.stderr
+    assert "stops after a checkpoint" in result.stderr
     aws.reset()
     aws.fail("StopTrainingJob", "ValidationException", "Requested resource not found.")
     assert command(aws, "--stop", "plays-1").returncode == 2
@@ -472,7 +472,7 @@ def test_ctrl_c_where_nobody_can_be_asked_only_stops_watching(aws: AwsServer, tm
         watching.process.send_signal(signal.SIGINT)
         result = watching.finish()
     assert result.returncode == 130
-    assert "stopped by SIGINT watching; the training job plays-1 goes on" in result.stderr
+    assert "stopped by SIGINT following; the training job plays-1 continues" in result.stderr
     assert aws.made("StopTrainingJob") == []
 
 
@@ -500,7 +500,7 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
         def is_asked() -> bool:
             nonlocal asked
             asked += process.stdout.read() or b""  # type: ignore[union-attr]
-            return b"or only stop watching?" in asked
+            return b"or only stop following it?" in asked
 
         wait_until(is_asked, 30, "the question")
         os.write(ours, f"{answer}\n".encode())
