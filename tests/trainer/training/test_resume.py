@@ -326,4 +326,4 @@ def test_a_checkpoint_says_which_run_and_job_it_is_of(undisturbed: Path) -> None
     training = open_checkpoint(str(newest)).manifest.training
     assert training["job"]["name"] == "planted"
     assert training["run"] == json.loads((undisturbed / "run.json").read_text())["id"]
-    assert Path(training["job"]["data"]["shards"]).is_absolute()
+    assert Path(training["job"]["data"]["path"]).is_absolute()
