@@ -266,10 +266,7 @@ def test_a_run_moves_an_earlier_one_in_its_folder_aside_unless_told_to_overwrite
 def test_a_folder_that_is_not_a_run_is_refused_and_left_as_it_is(place: Path, overwrite: tuple[str, ...]) -> None:
     result = crossfade("train", "job.yaml", "--run-dir", "data", *overwrite, cwd=place)
     assert result.returncode == 2
-    assert (
-        result.stderr
-        == "crossfade: error: data: exists and is not a run folder; name another with --run-dir\n"
-    )
+    assert result.stderr == "crossfade: error: data: exists and is not a run folder; name another with --run-dir\n"
     assert (place / "data" / "manifest.json").exists()
 
 

@@ -1,0 +1,112 @@
+"""The help of every command: a sentence, examples that parse, options in groups with verb-first texts."""
+
+import argparse
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+
+from crossfade.main import main, make_parser
+
+MAX_COLUMNS = 120
+NOT_VERBS = {"a", "an", "the", "of", "for", "with", "how", "what", "where", "who", "which", "whether", "only", "same"}
+
+
+def commands(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words of every command below ``parser``."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield (*words, name)
+                yield from commands(command, (*words, name))
+
+
+def parser_of(words: tuple[str, ...]) -> argparse.ArgumentParser:
+    """Return the parser of the command with these words."""
+    parser = make_parser()
+    for word in words:
+        [choices] = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        parser = choices[word]
+    return parser
+
+
+def options(words: tuple[str, ...]) -> list[argparse.Action]:
+    """Return the options and arguments of a command, but not its subcommands and --help."""
+    skipped = (argparse._SubParsersAction, argparse._HelpAction)
+    return [action for action in parser_of(words)._actions if not isinstance(action, skipped)]
+
+
+def examples(words: tuple[str, ...]) -> list[str]:
+    """Return the command lines among the examples of a command's help."""
+    epilog = (parser_of(words).epilog or "").replace("\\\n", " ")
+    lines = epilog.partition("Examples:\n")[2].partition("\n\n")[0].split("\n")
+    return [line.strip() for line in lines if line.startswith("  ") and not line.startswith("      ")]
+
+
+COMMANDS = list(commands(make_parser()))
+every_command = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+
+
+def test_commands_are_found() -> None:
+    assert {("prepare",), ("validate",), ("submit", "ec2"), ("worker",)} <= set(COMMANDS)
+
+
+@every_command
+def test_help_exits_with_zero(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: crossfade {' '.join(words)}")
+
+
+@every_command
+def test_help_opens_with_one_sentence(words: tuple[str, ...]) -> None:
+    sentence = (parser_of(words).description or "").strip().partition("\n\n")[0]
+    assert re.fullmatch(r"[A-Z][^.]*(?:\.\w[^.]*)*\.", sentence, re.DOTALL), sentence
+
+
+@every_command
+def test_help_shows_two_examples_that_parse(words: tuple[str, ...]) -> None:
+    lines = examples(words)
+    assert len(lines) >= 2
+    for line in lines:
+        _, _, arguments = line.partition("crossfade ")
+        if "--explain" not in arguments:
+            make_parser().parse_args(shlex.split(arguments))
+    assert any(line.partition("crossfade ")[2].startswith(" ".join(words)) for line in lines)
+
+
+@every_command
+def test_options_are_in_groups(words: tuple[str, ...]) -> None:
+    parser = parser_of(words)
+    groups = [group for group in parser._action_groups if group.title not in ("positional arguments", "options")]
+    grouped = {action.dest for group in groups for action in group._group_actions}
+    assert groups
+    assert [action.dest for action in options(words) if action.dest not in grouped] == []
+    assert [group.title for group in groups if not group._group_actions] == []
+
+
+@every_command
+def test_help_texts_begin_with_a_verb(words: tuple[str, ...]) -> None:
+    for action in options(words):
+        text = (action.help or "").removeprefix("with --sample: ").removeprefix("with --labels: ")
+        first = text.partition(" ")[0].strip(",.:;")
+        assert first.islower(), f"{action.dest}: {text}"
+        assert first not in NOT_VERBS, f"{action.dest}: {text}"
+        assert not text.endswith("."), text
+
+
+@every_command
+def test_help_fits_the_width(words: tuple[str, ...]) -> None:
+    parser = parser_of(words)
+    lines = f"{parser.description}\n{parser.epilog}".split("\n")
+    assert [line for line in lines if len(line) > MAX_COLUMNS] == []
+
+
+@pytest.mark.parametrize("abbreviated", ["--instance r6i.xlarge", "--band 1Gbit"])
+def test_abbreviated_option_is_rejected(abbreviated: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "jobs/lastfm.yaml", *abbreviated.split()])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --" in capsys.readouterr().err
