@@ -74,7 +74,7 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ) as roles:
         codes = roles.exit_codes()
         assert set(codes.values()) == {0}, roles.logs()
-        left = [str(process) for process in roles.left_running()]
+        left = [str(process) for process in roles.running_processes()]
     saved = [dict(np.load(folder / f"rank-{rank}.npz")) for rank in range(layout.workers)]
     return FinishedJob(layout, saved, codes, left)
 

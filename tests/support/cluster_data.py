@@ -1,7 +1,7 @@
-"""Small prepared data sets with a taste planted in them, and jobs that train on them in a second.
+"""Write small datasets with planted preferences, and jobs that train on them in a second.
 
-Every customer likes one genre, track t is of genre t mod G, and nine plays in ten are of the customer's genre. Files
-and row groups are cut as unevenly as a test asks for.
+Every customer likes one genre, track t is of genre t mod G, and nine plays in ten are of the customer's genre. A test
+chooses the sizes of files and row groups, which may be uneven.
 """
 
 import json
@@ -26,7 +26,7 @@ Pairs = tuple[IntArray, IntArray]
 
 
 def planted_plays(plays: int, *, seed: int = 7) -> IntArray:
-    """``plays`` distinct tracks of each customer, in the order in which they were played: int64 (customers, plays)."""
+    """Draw ``plays`` distinct tracks of each customer in the order of playing, int64 (customers, plays)."""
     random = np.random.default_rng(seed)
     genre_T = np.arange(TRACKS) % GENRES
     rows = []
@@ -37,7 +37,7 @@ def planted_plays(plays: int, *, seed: int = 7) -> IntArray:
 
 
 def planted_splits(plays: int = 16, *, seed: int = 7) -> dict[str, Pairs]:
-    """Customer and track rows of each split; train is in random order."""
+    """Draw the customer and track rows of each split; train is in random order."""
     tracks_CP = planted_plays(plays + 2 * HELD_OUT, seed=seed)
     splits = {}
     for name, part in (
@@ -61,9 +61,9 @@ def write_planted(
     held_out: bool = True,
     tracks: int = TRACKS,
 ) -> Path:
-    """A prepared data set in ``folder``: train in files of the given row groups, valid and test in one file each.
+    """Write a dataset to ``folder``: train in files of the given row groups, valid and test in one file each.
 
-    Of more than ``TRACKS`` tracks, the last were never played.
+    If there are more than ``TRACKS`` tracks, the last ones were never played.
     """
     splits = planted_splits()
     if not held_out:
@@ -91,7 +91,7 @@ def write_vocabulary(
     counts: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
 ) -> Entity:
-    """The vocabulary of ``entity``, in two files of which the first holds a third of the rows."""
+    """Write the vocabulary of ``entity`` in two files, the first with a third of the rows."""
     columns: dict[str, Any] = {
         "row": pa.array(range(len(ids)), pa.int64()),
         "id": pa.array(ids),
@@ -113,7 +113,7 @@ def write_vocabulary(
 def write_data(
     folder: Path, entities: dict[str, Entity], splits: dict[str, tuple[Pairs, Sequence[Sequence[int]]]]
 ) -> Path:
-    """Shards of the entities ``customer`` and ``track``, cut into files of row groups, and their manifest."""
+    """Write interactions of ``customer`` and ``track`` in files of the given row groups, and the manifest."""
     manifest = DatasetManifest(
         query="customer",
         item="track",
@@ -145,7 +145,7 @@ def _write_split(folder: Path, name: str, pairs: Pairs, files: Sequence[Sequence
 
 
 def write_job(path: Path, data: Path | str, **sections: Any) -> Path:
-    """A job file on ``data`` that takes a second; ``sections``, such as ``train={"epochs": 5}``, go over it."""
+    """Write a job file on ``data`` that trains in a second, updated with ``sections``, as in ``train={"epochs": 5}``."""
     job: dict[str, Any] = {
         "name": "planted",
         "data": {"path": str(data)},
@@ -162,5 +162,5 @@ def write_job(path: Path, data: Path | str, **sections: Any) -> Path:
 
 
 def train_rows(files: Sequence[Sequence[int]] = UNEVEN_FILES) -> int:
-    """The interactions in ``files``."""
+    """Return the number of interactions in ``files``."""
     return sum(map(sum, files))

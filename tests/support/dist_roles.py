@@ -1,8 +1,8 @@
-"""Roles of a distributed job whose workers run a script of a test's own instead of a training run.
+"""Start the roles of a distributed job whose workers run a script of a test instead of a training.
 
-The test calls ``running_roles``, which starts the script once for each role. The script calls ``play_role`` with what a
-worker does; the scheduler and the servers are the product's own. A worker and its test talk in JSON lines through the
-worker's standard input and output.
+The test calls ``running_roles``, which starts the script once for each role. The script calls ``play_role`` with the
+function of a worker; the scheduler and the servers are those of the product. A worker and its test exchange JSON lines
+through the worker's standard input and output.
 """
 
 import json
@@ -28,7 +28,7 @@ END_SECONDS = 60.0
 
 
 def play_role(work: Callable[[MXNetStore], None], key_bytes: int) -> None:
-    """In the script: be the role that the environment names. An error ends the process at once."""
+    """In the script: run the role that the environment names. An error ends the process at once."""
     try:
         if os.environ["DMLC_ROLE"] == "worker":
             store = MXNetStore(key_bytes)
@@ -46,20 +46,20 @@ def _fail(error: BaseException) -> NoReturn:
     os._exit(1)
 
 
-def tell(**values: Any) -> None:
+def send(**values: Any) -> None:
     """In a worker: send a line to the test."""
     print(json.dumps(values), flush=True)
 
 
-def tell_and_wait(**values: Any) -> None:
-    """In a worker: send a line, and return when the test says so."""
-    tell(**values)
+def send_and_wait(**values: Any) -> None:
+    """In a worker: send a line, and return when the test calls ``proceed``."""
+    send(**values)
     if not sys.stdin.readline():
-        raise EOFError("the test has gone")
+        raise EOFError("the test has ended")
 
 
 class RunningRole:
-    """One role of a script, started by a test."""
+    """A running role of a script."""
 
     def __init__(self, name: str, process: "subprocess.Popen[str]", log: Path) -> None:
         self.name = name
@@ -67,31 +67,31 @@ class RunningRole:
         self.log = log
         self._process = process
 
-    def hear(self) -> dict[str, Any]:
-        """The next line that a worker tells; its log, if it ended instead."""
+    def receive(self) -> dict[str, Any]:
+        """Return the next line of a worker; fail with its log if it ends instead."""
         line = self._process.stdout.readline()
         assert line, f"{self.name} ended: {self.log.read_text()}"
-        heard: dict[str, Any] = json.loads(line)
-        return heard
+        values: dict[str, Any] = json.loads(line)
+        return values
 
-    def go_on(self) -> None:
-        """Let a worker that waits go on."""
+    def proceed(self) -> None:
+        """Let a waiting worker proceed."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
     def exit_code(self) -> int:
-        """Wait for its end."""
+        """Wait for the process to end and return its exit code."""
         return self._process.wait(END_SECONDS)
 
     def release(self) -> None:
-        """Close the pipes, once it has ended."""
+        """Close the pipes once the process has ended."""
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             pipe.close()
 
 
 class RunningRoles:
-    """All roles of a script."""
+    """All running roles of a script."""
 
     def __init__(self, mark: Mark, all_roles: list[RunningRole]) -> None:
         self.mark = mark
@@ -99,19 +99,19 @@ class RunningRoles:
 
     @property
     def workers(self) -> list[RunningRole]:
-        """The workers, in the order in which they were started: their ranks may be others."""
+        """Return the workers in the order in which they were started, which is not that of their ranks."""
         return [role for role in self.all if role.name.startswith("worker")]
 
     def exit_codes(self) -> dict[str, int]:
-        """Wait for the end of all."""
+        """Wait for all processes to end and return their exit codes by role."""
         return {role.name: role.exit_code() for role in self.all}
 
     def logs(self) -> str:
-        """What all have said on stderr."""
+        """Return the standard error of all roles."""
         return "\n".join(f"{role.name}: {role.log.read_text()}" for role in self.all)
 
-    def left_running(self) -> list[psutil.Process]:
-        """Processes that are still there."""
+    def running_processes(self) -> list[psutil.Process]:
+        """Return the processes that still run, with those that they started."""
         return self.mark.processes()
 
 
@@ -125,10 +125,10 @@ def running_roles(
     variables: Mapping[str, str] | None = None,
     seconds: float = 180.0,
 ) -> Iterator[RunningRoles]:
-    """Run ``tests/SCRIPT`` in every role; whatever is left at the end, or after ``seconds``, is killed."""
+    """Run ``tests/support/SCRIPT`` in every role; kill what still runs at the end or after ``seconds``."""
     cluster = ClusterConfig(servers=servers, workers=workers)
     scheduler = scheduler_address(cluster)
-    around = JobTopology(scheduler, scheduler.host, servers, workers, workers_here=workers)
+    topology = JobTopology(scheduler, scheduler.host, servers, workers, workers_here=workers)
     cores = len(os.sched_getaffinity(0))
     mark = Mark()
     running: list[RunningRole] = []
@@ -141,7 +141,7 @@ def running_roles(
                 process = subprocess.Popen(
                     [sys.executable, Path(__file__).with_name(script), *map(str, arguments)],
                     cwd=folder,
-                    env=mark.environment({**role_environment(role, around, cores), **(variables or {})}),
+                    env=mark.environment({**role_environment(role, topology, cores), **(variables or {})}),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=stderr,

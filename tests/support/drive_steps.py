@@ -1,8 +1,9 @@
-"""Every role of the jobs of ``test_invariants.py`` that look at what a step costs.
+"""The script of every role in the tests of ``test_invariants.py`` that measure the cost of a step.
 
     drive_steps.py JOB
 
-A worker trains, tells its test when it is warm and when ``MEASURED_STEPS`` more steps are done, and waits each time.
+A worker trains. It reports after ``WARM_STEPS`` steps and after ``MEASURED_STEPS`` more, and waits for the test
+each time.
 """
 
 import socket
@@ -12,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from dist_roles import play_role, tell, tell_and_wait
+from dist_roles import play_role, send, send_and_wait
 
 from kvstore.mxnet.client import MXNetStore
 from trainer.config.loading import load_job
@@ -36,14 +37,14 @@ _BYTES_ACKED_OFFSET = 120
 
 
 def bytes_on_the_wire() -> tuple[int, int]:
-    """What this process's connections have sent and received so far."""
+    """Return the bytes that the connections of this process have sent and received so far."""
     sent = received = 0
     for connection in psutil.Process().net_connections("tcp"):
         if connection.status == psutil.CONN_ESTABLISHED:
-            with suppress(OSError), socket.fromfd(connection.fd, socket.AF_INET, socket.SOCK_STREAM) as copy:
-                info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-                acked, taken = struct.unpack_from("QQ", info, _BYTES_ACKED_OFFSET)
-                sent, received = sent + acked, received + taken
+            with suppress(OSError), socket.fromfd(connection.fd, socket.AF_INET, socket.SOCK_STREAM) as duplicate:
+                info = duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+                acked, delivered = struct.unpack_from("QQ", info, _BYTES_ACKED_OFFSET)
+                sent, received = sent + acked, received + delivered
     return sent, received
 
 
@@ -61,7 +62,7 @@ class NoCheckpoints:
 
 
 def work(store: MXNetStore) -> None:
-    """Train as the job says, without any evaluation or embeddings."""
+    """Train the job without evaluating or writing embeddings."""
     job = load_job(Path(sys.argv[1]))
     folder, manifest, model = open_inputs(job)
     store.create(model.tables, job.optimizer_spec, job.train.seed)
@@ -71,7 +72,7 @@ def work(store: MXNetStore) -> None:
         if isinstance(event, StepEvent) and event.step in (WARM_STEPS, WARM_STEPS + MEASURED_STEPS):
             store.barrier()
             sent, received = bytes_on_the_wire()
-            tell_and_wait(step=event.step, sent=sent, received=received)
+            send_and_wait(step=event.step, sent=sent, received=received)
 
     towers = load_towers(job, model, folder, manifest)
     batches = BatchSource(
@@ -93,7 +94,7 @@ def work(store: MXNetStore) -> None:
     TrainLoop(job, model, store, make_engine(job, model), towers, batches, NoEmbeddings(), NoCheckpoints(), hooks).run(
         state
     )
-    tell(pushed=state.traffic.bytes_pushed, pulled=state.traffic.bytes_pulled)
+    send(pushed=state.traffic.bytes_pushed, pulled=state.traffic.bytes_pulled)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A training that is in no hurry: each of its steps takes a while until it is let go.
+"""Train with slow steps, so that a test can act while the training runs.
 
-with paced(folder, "run", "train", "job.yaml", cwd=folder) as training:
+with paced("train", "job.yaml", run_dir=folder / "run") as training:
     training.wait_for("checkpoint_saved")
-    ...                                           # it does not end before this is over
-    training.finish()                             # from here on it is as fast as it can be
+    ...                                           # the training does not end meanwhile
+    training.finish()                             # from here on it trains at full speed
 """
 
 import os
@@ -31,26 +31,26 @@ if {{"train", "worker"}} & set(sys.orig_argv):
 
     step = TrainLoop._step
 
-    def step_in_no_hurry(self, batch, progress):
+    def slow_step(self, batch, progress):
         if not os.path.exists(os.environ["{_RELEASE_VARIABLE}"]):
             time.sleep({STEP_SECONDS})
         step(self, batch, progress)
 
-    TrainLoop._step = step_in_no_hurry
+    TrainLoop._step = slow_step
 """
 
 
 class Training:
-    """A ``crossfade train`` that is under way."""
+    """A running ``crossfade train``."""
 
     def __init__(self, command: RunningCommand, run_dir: Path, release: Path) -> None:
         self.command = command
         self.run_dir = run_dir
         self._release = release
 
-    def told(self, event: str) -> list[dict[str, Any]]:
-        """The events of a kind that it has recorded."""
-        return [record for record in records(self.run_dir) if record["event"] == event]
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return the logged events of a kind."""
+        return [record for record in records(self.run_dir) if record["event"] == kind]
 
     def wait(self, condition: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
         """Return once ``condition()`` holds; fail if the training ends before."""
@@ -61,18 +61,18 @@ class Training:
 
         wait_until(holds, seconds, what)
 
-    def wait_for(self, event: str, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Return once it has told one more event of a kind."""
-        before = len(self.told(event))
+    def wait_for(self, kind: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Return once one more event of a kind is logged, calling ``meanwhile`` again and again."""
+        before = len(self.events(kind))
 
-        def came() -> bool:
+        def is_logged() -> bool:
             meanwhile()
-            return len(self.told(event)) > before
+            return len(self.events(kind)) > before
 
-        self.wait(came, f"'{event}'")
+        self.wait(is_logged, f"'{kind}'")
 
     def writers(self) -> list[psutil.Process]:
-        """The processes that are writing a checkpoint."""
+        """Return the processes that are writing a checkpoint."""
         found = []
         for process in self.command.mark.processes():
             with suppress(psutil.Error):
@@ -80,13 +80,13 @@ class Training:
                     found.append(process)
         return found
 
-    def wait_for_a_save(self) -> None:
-        """Return when one begins."""
-        self.wait(lambda: not self.writers(), "the end of the save before")
-        self.wait(self.writers, "the begin of a save")
+    def wait_for_checkpoint_start(self) -> None:
+        """Return when the next checkpoint starts to be written."""
+        self.wait(lambda: not self.writers(), "the end of the checkpoint before")
+        self.wait(self.writers, "the start of a checkpoint")
 
     def finish(self) -> CompletedProcess[str]:
-        """Let it run to its end."""
+        """Let it run to its end at full speed and return its result."""
         self._release.touch()
         return self.command.finish()
 
@@ -95,7 +95,7 @@ class Training:
 def paced(
     *arguments: object, run_dir: Path, variables: Mapping[str, str] | None = None, within: Sequence[str] = ()
 ) -> Iterator[Training]:
-    """Start ``crossfade ARGUMENTS --run-dir RUN_DIR`` beside ``run_dir``."""
+    """Start ``crossfade ARGUMENTS --run-dir RUN_DIR`` with slow steps, in the parent folder of ``run_dir``."""
     place = run_dir.parent
     release = place / f"{run_dir.name}.release"
     with started(
@@ -105,7 +105,7 @@ def paced(
 
 
 def pace(place: Path, release: Path, variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """``variables``, and those by which the steps of a training take a while until there is a file ``release``."""
+    """Add to ``variables`` those that make the steps of a training slow until the file ``release`` exists."""
     release.unlink(missing_ok=True)
     (place / "hook").mkdir(exist_ok=True)
     (place / "hook" / "sitecustomize.py").write_text(_HOOK)

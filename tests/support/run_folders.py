@@ -1,4 +1,4 @@
-"""Run folders as trainings leave them, made up: what is in them a test says."""
+"""Write run folders with the contents that a test chooses."""
 
 import json
 from collections.abc import Iterable
@@ -66,10 +66,10 @@ def sample(*, at: float, **loads: dict[str, Any]) -> dict[str, Any]:
 
 
 def state(kind: str, *, at: float, generation: int = 1, message: str = "", **processes: Any) -> dict[str, Any]:
-    """What state.json says; each process is its state and its load."""
-    told = {
-        name.replace("_", "-"): {"state": how, "host": "here", "metrics": None, "load": its}
-        for name, (how, its) in processes.items()
+    """Return the contents of state.json; each process is given by its state and load."""
+    states = {
+        name.replace("_", "-"): {"state": role_state, "host": "here", "metrics": None, "load": role_load}
+        for name, (role_state, role_load) in processes.items()
     }
     command = {"host": "another host", "pid": 1, "pid_started": 0.0}
     return {
@@ -79,12 +79,12 @@ def state(kind: str, *, at: float, generation: int = 1, message: str = "", **pro
         "message": message,
         "generation": generation,
         "command": command,
-        "processes": told,
+        "processes": states,
     }
 
 
 def write_run(folder: Path, *, metrics: Iterable[dict[str, Any]] = (), job: str = JOB, **files: Any) -> Path:
-    """A run folder: ``files`` are ``state``, ``report``, ``restarts`` or ``processes``."""
+    """Write a run folder; ``files`` are ``state``, ``report``, ``restarts`` or ``processes``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.yaml").write_text(job)
     (folder / "run.json").write_text('{"id": "1", "name": "plays"}\n')

@@ -1,4 +1,4 @@
-"""The command ``crossfade`` as a process of its own, and everything that it starts."""
+"""Run ``crossfade`` commands as processes, and find and kill whatever they start."""
 
 import json
 import os
@@ -20,17 +20,17 @@ _ROLE_VARIABLE = "CROSSFADE_ROLE"
 
 
 class Mark:
-    """A variable in the environment of a process, by which all its descendants are known, orphans too."""
+    """An environment variable that identifies a process and all its descendants, orphans too."""
 
     def __init__(self) -> None:
         self._value = uuid.uuid4().hex
 
     def environment(self, variables: Mapping[str, str] | None = None) -> dict[str, str]:
-        """This process's environment, with ``variables`` put over it, and the mark."""
+        """Return the environment of this process, updated with ``variables`` and the mark."""
         return {**os.environ, **(variables or {}), _MARK_VARIABLE: self._value}
 
     def processes(self) -> list[psutil.Process]:
-        """The living processes that carry the mark."""
+        """Return the running processes that carry the mark."""
         return [process for process in psutil.process_iter() if self._is_carried_by(process)]
 
     def _is_carried_by(self, process: psutil.Process) -> bool:
@@ -40,7 +40,7 @@ class Mark:
             return False
 
     def kill(self) -> None:
-        """Kill them, one by one."""
+        """Kill all processes that carry the mark."""
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -68,7 +68,7 @@ class RunningCommand:
         )
 
     def roles(self) -> dict[str, psutil.Process]:
-        """The living processes of a distributed job by name, as in ``server-1``, which the command has started."""
+        """Return the running role processes that the command started, by name, such as ``server-1``."""
         found: dict[str, psutil.Process] = {}
         for child in psutil.Process(self.process.pid).children():
             with suppress(psutil.Error):
@@ -78,7 +78,7 @@ class RunningCommand:
         return found
 
     def finish(self, seconds: float = COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:
-        """Wait for its end."""
+        """Wait for the command to end and return its result."""
         stdout, stderr = self.process.communicate(timeout=seconds)
         return subprocess.CompletedProcess(self.process.args, self.process.returncode, stdout, stderr)
 
@@ -87,7 +87,7 @@ class RunningCommand:
 def started(
     *arguments: object, cwd: Path, variables: Mapping[str, str] | None = None, within: Sequence[str] = ()
 ) -> Iterator[RunningCommand]:
-    """Start a command, ``within`` another that it takes the place of; whatever is left at the end is killed."""
+    """Start a command, optionally ``within`` another such as ``prlimit``; kill what still runs at the end."""
     command = RunningCommand(arguments, cwd, variables, within)
     try:
         yield command
@@ -99,13 +99,13 @@ def started(
 def crossfade(
     *arguments: object, cwd: Path, variables: Mapping[str, str] | None = None, seconds: float = COMMAND_SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end and return its result."""
     with started(*arguments, cwd=cwd, variables=variables) as command:
         return command.finish(seconds)
 
 
 def succeeded(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    """``result``, which must have exit code 0."""
+    """Assert that ``result`` has exit code 0, and return it."""
     assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
 
@@ -127,7 +127,7 @@ def messages(stderr: str) -> list[str]:
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """The whole lines of ``events.jsonl`` so far."""
+    """Return the complete lines of ``events.jsonl`` so far."""
     try:
         text = (run_dir / "events.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_steps(command: RunningCommand, run_dir: Path, seconds: float = 60.0) -> None:
-    """Return once the run has recorded a step; fail if the command ends before it has."""
+    """Return once the run has logged a step; fail if the command ends before."""
 
     def has_steps() -> bool:
         assert command.process.poll() is None, command.finish()

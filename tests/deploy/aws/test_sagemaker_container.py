@@ -57,7 +57,7 @@ def test_a_job_that_is_interrupted_goes_on_from_the_checkpoint_folder_on_another
     first, release = prepare(tmp_path / "first", parameters), tmp_path / "release"
     with started("train", "--sagemaker", first, cwd=tmp_path, variables=pace(tmp_path, release)) as command:
         training = Training(command, first / "checkpoints" / "algo-1", release)
-        training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch")
+        training.wait(lambda: any("valid" in record for record in training.events("epoch")), "an epoch")
         training.wait_for("checkpoint_saved")
         command.process.send_signal(signal.SIGTERM)
         assert command.finish().returncode == 143

@@ -68,7 +68,7 @@ def test_two_hosts_that_are_stopped_together_are_taken_up_by_two_others(
     parameters = parameters_of({**JOB, "train.epochs": EPOCHS, "data.path": shards, "checkpoint.path": to})
 
     with containers(tmp_path, "first", parameters, s3.variables) as (training, other):
-        training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch", START_SECONDS)
+        training.wait(lambda: any("valid" in record for record in training.events("epoch")), "an epoch", START_SECONDS)
         training.wait_for("checkpoint_saved")
         for command in (other, training.command):
             command.process.send_signal(signal.SIGTERM)

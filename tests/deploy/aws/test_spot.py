@@ -180,7 +180,7 @@ def test_a_recommendation_costs_a_checkpoint_and_nothing_else(
         metadata.recommend_leaving()
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
-    assert len(training.told("checkpoint_saved")) == 2  # the other is that of the end
+    assert len(training.events("checkpoint_saved")) == 2  # the other is that of the end
     assert_same_bits(place / "at-risk", undisturbed)
 
 
@@ -231,7 +231,7 @@ def test_a_job_saves_before_one_of_its_hosts_is_taken_and_goes_on_with_another(
         assert result.returncode == 75, result.stderr
         assert messages(result.stderr)[-1] == f"crossfade: the job continues without this host: {NOTICE}"
         step = saved_step(training.run_dir / "checkpoints")
-        assert [record["step"] for record in training.told("stopped")] == [step]
+        assert [record["step"] for record in training.events("stopped")] == [step]
         assert training.command.process.poll() is None
         with running_metadata() as of_the_new_one, cluster.agent("127.0.0.3", of_the_new_one) as new:
             result = succeeded(training.finish())

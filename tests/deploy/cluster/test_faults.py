@@ -75,8 +75,8 @@ def assert_undisturbed(run_dir: Path, undisturbed: dict[int, Path]) -> None:
 def assert_counted(training: Training) -> None:
     """The report counts the checkpoints that the run has recorded."""
     counted = report_of(training.run_dir)["checkpoints"]
-    assert counted["written"] == len(training.told("checkpoint_saved"))
-    assert counted["failed"] == len(training.told("checkpoint_failed"))
+    assert counted["written"] == len(training.events("checkpoint_saved"))
+    assert counted["failed"] == len(training.events("checkpoint_failed"))
 
 
 def assert_last_is_whole(checkpoints: object, keep: int = 2) -> None:
@@ -265,7 +265,7 @@ def test_a_killed_run_resumes_from_s3_once_that_is_there(
         training.wait_for("checkpoint_saved")
         training.wait_for("checkpoint_saved")
         training.command.process.kill()
-    saved = training.told("checkpoint_saved")[-1]["step"]
+    saved = training.events("checkpoint_saved")[-1]["step"]
     resume = ("train", "job.yaml", "--run-dir", run_dir, *to(checkpoints), "--resume")
     s3.stop()
     try:
@@ -292,15 +292,15 @@ def test_a_save_waits_for_an_s3_that_says_nothing_for_a_while(
     variables = {"CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
     with train(place / "s3-paused", *to(checkpoints), variables=variables) as training:
         training.wait_for("checkpoint_saved")
-        training.wait_for_a_save()
+        training.wait_for_checkpoint_start()
         with s3.paused():
-            saved = len(training.told("checkpoint_saved"))
+            saved = len(training.events("checkpoint_saved"))
             for _ in range(3):
                 assert_trains_on(training)
-            assert len(training.told("checkpoint_saved")) <= saved + 1
+            assert len(training.events("checkpoint_saved")) <= saved + 1
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
-    assert training.told("checkpoint_failed") == []
+    assert training.events("checkpoint_failed") == []
     assert_undisturbed(training.run_dir, undisturbed)
     assert_last_is_whole(checkpoints)
 
@@ -310,7 +310,7 @@ def test_an_s3_that_goes_away_and_returns_costs_checkpoints_and_nothing_else(
 ) -> None:
     with train(place / "s3-gone", *ON_SERVERS, *to(checkpoints), variables=IMPATIENT) as training:
         training.wait_for("checkpoint_saved")
-        training.wait_for_a_save()
+        training.wait_for_checkpoint_start()
         s3.stop()
         try:
             training.wait_for("checkpoint_failed")

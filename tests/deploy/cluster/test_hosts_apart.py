@@ -62,7 +62,7 @@ def test_hosts_that_share_nothing_but_s3_end_as_one_does_also_when_other_machine
     to = ("--set", f"checkpoint.path={s3.uri('checkpoints')}")
 
     with two_hosts(tmp_path, "stopped", s3, to) as (training, agent):
-        training.wait(lambda: any("valid" in record for record in training.told("epoch")), "an epoch")
+        training.wait(lambda: any("valid" in record for record in training.events("epoch")), "an epoch")
         training.wait_for("checkpoint_saved")
         assert "worker-1" in agent.roles()
         training.command.process.send_signal(signal.SIGTERM)

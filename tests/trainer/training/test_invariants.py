@@ -212,15 +212,15 @@ def measure(folder: Path, rows: int) -> Cost:
     with running_roles(
         "drive_steps.py", job, servers=2, workers=2, folder=folder, variables=GIVE_BACK_AT_ONCE
     ) as roles:
-        warm = [worker.hear() for worker in roles.workers]
+        warm = [worker.receive() for worker in roles.workers]
         before = {role.name: reset_peak(role) for role in roles.all}
         for worker in roles.workers:
-            worker.go_on()
-        done = [worker.hear() for worker in roles.workers]
+            worker.proceed()
+        done = [worker.receive() for worker in roles.workers]
         growth = {role.name: memory_bytes(role.pid, "VmHWM") - before[role.name] for role in roles.all}
         for worker in roles.workers:
-            worker.go_on()
-        totals = [worker.hear() for worker in roles.workers]
+            worker.proceed()
+        totals = [worker.receive() for worker in roles.workers]
         assert set(roles.exit_codes().values()) == {0}, roles.logs()
     moved = {
         name: [after[name] - start[name] for start, after in zip(warm, done, strict=True)]
