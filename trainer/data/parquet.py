@@ -1,12 +1,12 @@
-"""The Parquet files that a manifest lists: reading a few columns of a row group, and how they are written.
+"""Read columns of row groups from the Parquet files of a manifest, with checksums; and the options they are written with.
 
     files = ParquetFiles(folder)
     table = files.read(file, 3, ["customer", "track", "weight"])       # a pyarrow.Table
 
-A file's size and the CRC-32 of its footer are compared with the manifest before pyarrow sees any of it, and each page
-has a checksum of its own. Of a row group nothing is fetched but the columns that are asked for, in one request where
-they lie side by side. A file is opened anew for each row group, so that one that changes or vanishes is noticed; its
-footer is read again only if it has changed.
+A file's size and the CRC-32 of its footer are compared with the manifest before pyarrow parses any of it, and each page
+has a checksum. Only the requested columns of a row group are fetched, in one request where they are adjacent. A file is
+opened again for each row group, so that a file that changes or disappears is detected; its footer is read again only if
+it has changed.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from kvstore.errors import InputError, format_names
 from kvstore.io.folder import Folder
 from kvstore.io.random_access import RandomFile
 from trainer.data.manifest import DataFile
-from trainer.data.parquet_io import NOT_THERE, Pieces, ReachedFile, reaching_file
+from trainer.data.parquet_io import NOT_LOADED, PartialFile, StorageFile, storage_errors_of
 
 _MAGIC = b"PAR1"
 _END_BYTES = 8
-"""After the metadata: their length in 4 bytes, and the magic."""
+"""Bytes after the metadata: their length in 4 bytes, and the magic."""
 _TAIL_BYTES = 1 << 16
-"""What is fetched from the end of a file to have its footer, most likely all of it; of a small file, all there is."""
-_HOLE_BYTES = 1 << 16
-"""Columns that lie so near to each other are fetched together with what is between them."""
+"""Bytes fetched from the end of a file to get its footer, which is usually smaller; a small file is fetched completely."""
+_MAX_GAP_BYTES = 1 << 16
+"""Largest gap between columns that are fetched in one request, with the gap."""
 _BUFFER_BYTES = 4 << 20
-"""What is fetched at a time of each column of a row group that is not read at once."""
-_GROUPS_KEPT = 1 << 14
-"""Row groups of the files whose footers are kept: about 16 MiB of them. A footer takes as much as ``_FOOTER_GROUPS``
-row groups besides."""
+"""Bytes per request and column where a row group is read in parts."""
+_MAX_CACHED_GROUPS = 1 << 14
+"""Capacity of the footer cache in row groups, about 16 MiB."""
 _FOOTER_GROUPS = 8
+"""Fixed cost of a cached footer, in row groups."""
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:
-    """How ``pyarrow.parquet.ParquetWriter`` writes files of ``schema``.
+    """Return the options with which ``pyarrow.parquet.ParquetWriter`` writes files of ``schema``.
 
-    Integers as packed differences: rows of random order take 40 % less than in a dictionary, and are read three times
-    as fast. Every page has a checksum.
+    Integers are delta-encoded: rows in random order take 40 % less space than with a dictionary, and are read three
+    times as fast. Every page has a checksum.
     """
     integers = [field.name for field in schema if pa.types.is_integer(field.type)]
     return {
@@ -58,13 +58,13 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
 
 
 def file_entry(folder: Folder, path: str) -> DataFile:
-    """The file ``path`` of ``folder``, as a manifest lists it.
+    """Describe the file ``path`` of ``folder`` for a manifest.
 
     Raises:
-        InputError: it is not there, is no Parquet file, or nobody may read it.
-        UnreachableError: storage does not answer.
+        InputError: it is missing, is not a Parquet file, or access is denied.
+        StorageUnavailableError: storage does not answer.
     """
-    with reaching_file(folder, path), closing(folder.open_random(path)) as source:
+    with storage_errors_of(folder, path), closing(folder.open_random(path)) as source:
         footer = _footer(f"{folder.uri}/{path}", source, _tail(source))
         metadata = _parse(f"{folder.uri}/{path}", footer)
         groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
@@ -72,139 +72,138 @@ def file_entry(folder: Folder, path: str) -> DataFile:
 
 
 class ParquetFiles:
-    """Reads the files that a manifest of ``folder`` lists. Several threads may do so at a time."""
+    """Reads the files that a manifest lists. Thread-safe."""
 
     def __init__(self, folder: Folder) -> None:
-        """Files are opened as they are needed."""
         self._folder = folder
         self._lock = threading.Lock()
         self._footers: OrderedDict[str, tuple[str, pq.FileMetaData]] = OrderedDict()
-        self._groups_kept = 0
+        self._cached_groups = 0
 
     @property
     def folder(self) -> Folder:
-        """Where they are."""
+        """The folder of the files."""
         return self._folder
 
     def uri(self, file: DataFile) -> str:
-        """Where ``file`` is."""
+        """Return the URI of ``file``."""
         return f"{self._folder.uri}/{file.path}"
 
     def footer(self, file: DataFile) -> pq.FileMetaData:
-        """The metadata of ``file``: schema, row groups, statistics.
+        """Return the metadata of ``file``: schema, row groups, statistics.
 
         Raises:
-            InputError: it is missing, damaged, not the one that the manifest lists, or nobody may read it.
-            UnreachableError: storage does not answer.
+            InputError: it is missing or corrupt, differs from the manifest, or access is denied.
+            StorageUnavailableError: storage does not answer.
         """
-        with reaching_file(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
+        with storage_errors_of(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             return self._checked(file, source)[0]
 
-    def look_through(self, file: DataFile) -> None:
-        """See that what the footer of ``file`` says of columns makes sense: for files that nobody has vouched for.
+    def check_footer(self, file: DataFile) -> None:
+        """Check that the column metadata in the footer of ``file`` are consistent, for files from an untrusted source.
 
-        Where it does not, ``RowGroupMetaData.column`` of pyarrow ends the whole process, but reading raises an error:
-        so one column after another is read from a file that has none of its bytes.
+        With inconsistent metadata, pyarrow's ``RowGroupMetaData.column`` aborts the process, while reading raises an
+        error. So this reads one column after another from a file without any of its bytes.
 
         Raises:
-            InputError: as ``footer``, or it does not.
-            UnreachableError: storage does not answer.
+            InputError: as ``footer``, or the metadata are inconsistent.
+            StorageUnavailableError: storage does not answer.
         """
         metadata = self.footer(file)
-        with open_parquet(Pieces(file.bytes), metadata=metadata) as parsed:
+        with open_parquet(PartialFile(file.bytes), metadata=metadata) as parsed:
             for index in range(metadata.num_row_groups):
                 for column in range(metadata.num_columns):
                     try:
                         parsed.reader.read_row_group(index, column_indices=[column], use_threads=False)
                     except (OSError, pa.ArrowException) as error:
-                        if NOT_THERE not in str(error):
-                            what = f"its footer is damaged and cannot be read ({_said(error)})"
-                            raise _damaged(self._where(file, index), what) from error
+                        if NOT_LOADED not in str(error):
+                            problem = f"its footer is corrupt and cannot be read ({_one_line(error)})"
+                            raise _corrupt(self._where(file, index), problem) from error
 
     def read(self, file: DataFile, index: int, columns: Sequence[str]) -> pa.Table:
-        """``columns`` of row group ``index`` of ``file``, which must have them all.
+        """Read ``columns`` of row group ``index`` of ``file``.
 
         Raises:
-            InputError: the file is missing, damaged, not the one that the manifest lists, or nobody may read it.
-            UnreachableError: storage does not answer.
+            InputError: the file is missing or corrupt, differs from the manifest, or access is denied.
+            StorageUnavailableError: storage does not answer.
         """
-        with reaching_file(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
+        with storage_errors_of(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             metadata, tail = self._checked(file, source)
-            places = _places(self._where(file, index), metadata.row_group(index), source.size(), columns)
-            pieces = Pieces(source.size())
-            for start, stop in places:
-                pieces.add(start, _fetch(source, tail, start, stop))
+            ranges = _byte_ranges(self._where(file, index), metadata.row_group(index), source.size(), columns)
+            loaded = PartialFile(source.size())
+            for start, stop in ranges:
+                loaded.add(start, _fetch(source, tail, start, stop))
         try:
-            with open_parquet(pieces, metadata=metadata, page_checksum_verification=True) as parsed:
+            with open_parquet(loaded, metadata=metadata, page_checksum_verification=True) as parsed:
                 table = parsed.read_row_group(index, columns=list(columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise _damaged(self._where(file, index), f"is damaged and cannot be read ({_said(error)})") from error
+            raise _corrupt(self._where(file, index), f"is corrupt and cannot be read ({_one_line(error)})") from error
         _check_text(table, self._where(file, index))
         if table.num_rows != file.row_groups[index]:
-            # What the footer says is checked; pages may hold less.
-            raise _damaged(
+            # The footer matches the manifest, but pages may hold fewer rows.
+            raise _corrupt(
                 self._where(file, index), f"has {table.num_rows} rows, but {file.row_groups[index]} expected"
             )
         return table
 
-    def parts(self, file: DataFile, index: int, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-        """What ``read`` gives, at most ``rows`` rows at a time: row groups of any size in bounded memory.
+    def iter_parts(self, file: DataFile, index: int, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        """Read as ``read``, but yield at most ``rows`` rows at a time, so that memory is bounded for any row group.
 
         Raises:
-            InputError: as ``read``; also after some parts.
-            UnreachableError: storage does not answer.
+            InputError: as ``read``, possibly after some parts.
+            StorageUnavailableError: storage does not answer.
         """
         if file.row_groups[index] <= rows:
             if file.row_groups[index]:
                 yield self.read(file, index, columns)
             return
         where, left = self._where(file, index), file.row_groups[index]
-        with closing(ReachedFile(self._folder, file.path)) as source:
+        with closing(StorageFile(self._folder, file.path)) as source:
             metadata, _ = self._checked(file, source)
-            _places(where, metadata.row_group(index), source.size(), columns)
+            _byte_ranges(where, metadata.row_group(index), source.size(), columns)
             for table in _batches(where, source, metadata, index, columns, rows):
                 _check_text(table, where)
                 left -= table.num_rows
                 yield table
         if left:
-            raise _damaged(where, f"has {file.row_groups[index] - left} rows, but {file.row_groups[index]} expected")
+            raise _corrupt(where, f"has {file.row_groups[index] - left} rows, but {file.row_groups[index]} expected")
 
     def column(self, file: DataFile, index: int, name: str, kind: pa.DataType) -> Any:
-        """The column ``name`` of row group ``index`` of ``file``, of type ``kind``, as an array.
+        """Read the column ``name`` of row group ``index`` of ``file`` as an array.
 
         Raises:
-            InputError: as ``read``, or it has another type, or nulls.
-            UnreachableError: storage does not answer.
+            InputError: as ``read``, or its type is not ``kind``, or it has nulls.
+            StorageUnavailableError: storage does not answer.
         """
         return column_of(self.read(file, index, [name]), name, kind, self._where(file, index))
 
     def integer_ranges(self, file: DataFile, name: str) -> list[tuple[int, int] | None]:
-        """The least and the greatest value of the column ``name`` in each row group of ``file``, where its footer says.
+        """Return the minimum and maximum of the column ``name`` in each row group of ``file``, None if unknown.
 
         Raises:
             InputError: as ``footer``.
-            UnreachableError: storage does not answer.
+            StorageUnavailableError: storage does not answer.
         """
         footer = self.footer(file)
         ranges: list[tuple[int, int] | None] = []
         for index in range(footer.num_row_groups):
-            group, known = footer.row_group(index), None
+            group, value_range = footer.row_group(index), None
             for number in range(group.num_columns):
-                facts = group.column(number).statistics if group.column(number).path_in_schema == name else None
-                if facts is not None and facts.has_min_max and isinstance(facts.min, int):
-                    known = facts.min, facts.max
-            ranges.append(known)
+                statistics = group.column(number).statistics if group.column(number).path_in_schema == name else None
+                if statistics is not None and statistics.has_min_max and isinstance(statistics.min, int):
+                    value_range = statistics.min, statistics.max
+            ranges.append(value_range)
         return ranges
 
     def _where(self, file: DataFile, index: int) -> str:
         return f"{self.uri(file)}, row group {index}"
 
     def _checked(self, file: DataFile, source: RandomFile) -> tuple[pq.FileMetaData, bytes]:
-        """The metadata of ``file``, which is open as ``source``, and what was read of its end."""
+        """Return the metadata of ``file``, open as ``source``, checked against the manifest; and the tail that was read."""
         uri = self.uri(file)
         if source.size() != file.bytes:
-            raise _damaged(
-                uri, f"has {source.size():,} bytes, but the manifest says {file.bytes:,}: it was cut off or exchanged"
+            raise _corrupt(
+                uri, f"has {source.size():,} bytes, but the manifest says {file.bytes:,}: it was truncated or replaced"
             )
         with self._lock:
             version, metadata = self._footers.get(file.path, ("", None))
@@ -213,68 +212,68 @@ class ParquetFiles:
         tail = _tail(source)
         footer = _footer(uri, source, tail)
         if zlib.crc32(footer) != file.footer_crc32:
-            raise _damaged(
+            raise _corrupt(
                 uri,
                 f"its footer has the CRC-32 {zlib.crc32(footer)}, but the manifest says {file.footer_crc32}: it was "
-                f"damaged or exchanged{' since this run began' if metadata is not None else ''}",
+                f"corrupted or replaced{' since this run began' if metadata is not None else ''}",
             )
         metadata = _parse(uri, footer)
         found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         if found != file.row_groups:
-            raise _damaged(uri, f"has {_shown(found)}, but the manifest says {_shown(file.row_groups)}")
-        self._keep(file.path, source.version, metadata)
+            raise _corrupt(uri, f"has {_format_groups(found)}, but the manifest says {_format_groups(file.row_groups)}")
+        self._cache(file.path, source.version, metadata)
         return metadata, tail
 
-    def _keep(self, path: str, version: str, metadata: pq.FileMetaData) -> None:
+    def _cache(self, path: str, version: str, metadata: pq.FileMetaData) -> None:
         with self._lock:
             _, before = self._footers.pop(path, ("", None))
             self._footers[path] = version, metadata
-            self._groups_kept += _groups(metadata) - (_groups(before) if before is not None else 0)
-            while self._groups_kept > _GROUPS_KEPT and len(self._footers) > 1:
-                self._groups_kept -= _groups(self._footers.popitem(last=False)[1][1])
+            self._cached_groups += _cache_cost(metadata) - (_cache_cost(before) if before is not None else 0)
+            while self._cached_groups > _MAX_CACHED_GROUPS and len(self._footers) > 1:
+                self._cached_groups -= _cache_cost(self._footers.popitem(last=False)[1][1])
 
 
-def _groups(metadata: pq.FileMetaData) -> int:
-    """How much keeping ``metadata`` takes, in row groups."""
+def _cache_cost(metadata: pq.FileMetaData) -> int:
+    """Return the memory that caching ``metadata`` takes, in row groups."""
     return int(metadata.num_row_groups) + _FOOTER_GROUPS
 
 
 def column_of(table: pa.Table, name: str, kind: pa.DataType, where: str) -> Any:
-    """The values of a column that has the type ``kind`` and no nulls.
+    """Return the values of the column ``name`` as an array.
 
     Raises:
-        InputError: it has another type, or nulls; with ``where`` it is.
+        InputError: its type is not ``kind``, or it has nulls; the message begins with ``where``.
     """
     column = table.column(name)
     if column.type != kind:
-        raise _damaged(where, f"column '{name}' has the type {column.type}, but expected {kind}")
+        raise _corrupt(where, f"column '{name}' has the type {column.type}, but expected {kind}")
     if column.null_count:
         first = column.is_null().to_numpy().argmax()
-        raise _damaged(
+        raise _corrupt(
             f"{where}, row {first}", f"column '{name}' is null ({column.null_count} are), but expected no nulls"
         )
     return column.to_numpy()
 
 
-def _damaged(where: str, what: str) -> InputError:
-    return InputError(f"{where}: {' '.join(what.split())}; prepare the data again")
+def _corrupt(where: str, problem: str) -> InputError:
+    return InputError(f"{where}: {' '.join(problem.split())}; prepare the data again")
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
 def _check_text(table: pa.Table, where: str) -> None:
-    """See that the text of a vocabulary is UTF-8, which pyarrow takes for granted, and DuckDB and others do not."""
+    """Check that text columns are UTF-8, which pyarrow assumes and other readers, such as DuckDB, verify."""
     for field, column in zip(table.schema, table.columns, strict=True):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             try:
                 column.validate(full=True)
             except pa.ArrowInvalid as error:
-                raise _damaged(where, f"column '{field.name}' holds text that is not UTF-8") from error
+                raise _corrupt(where, f"column '{field.name}' holds text that is not UTF-8") from error
 
 
-def _shown(groups: Sequence[int]) -> str:
+def _format_groups(groups: Sequence[int]) -> str:
     return f"{len(groups)} row group(s) of {format_names(groups)} rows"
 
 
@@ -284,18 +283,18 @@ def _tail(source: RandomFile) -> bytes:
 
 
 def _fetch(source: RandomFile, tail: bytes, start: int, stop: int) -> bytes:
-    """The bytes from ``start`` to ``stop``, of which ``tail`` may be the end."""
+    """Return the bytes from ``start`` to ``stop``, from ``tail``, the end of the file, if it covers them."""
     begin = source.size() - len(tail)
     return tail[start - begin : stop - begin] if start >= begin else source.read_at(start, stop - start)
 
 
 def _footer(uri: str, source: RandomFile, tail: bytes) -> bytes:
-    """The metadata at the end of ``source``, their length, and the magic."""
+    """Return the end of the file: metadata, their length, and the magic."""
     if len(tail) < len(_MAGIC) + _END_BYTES or tail[-len(_MAGIC) :] != _MAGIC:
-        raise _damaged(uri, "is no Parquet file, or was cut off: it does not end with PAR1")
+        raise _corrupt(uri, "is not a Parquet file, or was truncated: it does not end with PAR1")
     length = int.from_bytes(tail[-_END_BYTES : -len(_MAGIC)], "little") + _END_BYTES
     if length > source.size() - len(_MAGIC):
-        raise _damaged(uri, f"its footer would take {length:,} bytes, but the file has {source.size():,}")
+        raise _corrupt(uri, f"its footer would take {length:,} bytes, but the file has {source.size():,}")
     return _fetch(source, tail, source.size() - length, source.size())
 
 
@@ -303,35 +302,35 @@ def _parse(uri: str, footer: bytes) -> pq.FileMetaData:
     try:
         return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(uri, f"its footer is damaged and cannot be read ({_said(error)})") from error
+        raise _corrupt(uri, f"its footer is corrupt and cannot be read ({_one_line(error)})") from error
 
 
-def _places(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence[str]) -> list[tuple[int, int]]:
-    """Where the bytes of ``columns`` begin and end, those next to each other as one."""
+def _byte_ranges(where: str, group: pq.RowGroupMetaData, size: int, columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the byte ranges of ``columns``, merged where they are close to each other."""
     chunks = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
     if missing := [name for name in columns if name not in chunks]:
-        raise _damaged(
+        raise _corrupt(
             where, f"has the columns {format_names(chunks)}, but not '{missing[0]}'; expected {format_names(columns)}"
         )
-    places: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     for chunk in sorted((chunks[name] for name in columns), key=_start):
         start = _start(chunk)
         stop = start + chunk.total_compressed_size
         if not len(_MAGIC) <= start <= stop <= size:
-            raise _damaged(
+            raise _corrupt(
                 where, f"column '{chunk.path_in_schema}' would lie in bytes {start:,} to {stop:,} of {size:,}"
             )
-        if places and start - places[-1][1] <= _HOLE_BYTES:
-            places[-1] = places[-1][0], max(stop, places[-1][1])
+        if ranges and start - ranges[-1][1] <= _MAX_GAP_BYTES:
+            ranges[-1] = ranges[-1][0], max(stop, ranges[-1][1])
         else:
-            places.append((start, stop))
-    return places
+            ranges.append((start, stop))
+    return ranges
 
 
 def _batches(
     where: str, source: RandomFile, metadata: pq.FileMetaData, index: int, columns: Sequence[str], rows: int
 ) -> Iterator[pa.Table]:
-    """``columns`` of row group ``index``, read from ``source`` as they are asked for."""
+    """Read ``columns`` of row group ``index`` from ``source``, lazily."""
     try:
         with open_parquet(
             source, metadata=metadata, page_checksum_verification=True, buffer_size=_BUFFER_BYTES
@@ -339,14 +338,15 @@ def _batches(
             for batch in parsed.iter_batches(rows, row_groups=[index], columns=list(columns), use_threads=False):
                 yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(where, f"is damaged and cannot be read ({_said(error)})") from error
+        raise _corrupt(where, f"is corrupt and cannot be read ({_one_line(error)})") from error
 
 
 def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
-    """``source``, which may be a file made in Python, as Parquet that no thread of pyarrow's reads ahead.
+    """Open ``source``, which may be a Python file object, without pyarrow's prefetching threads.
 
-    Such a thread may be the last to let go of a Python file. Where the interpreter is ending by then, that takes the
-    process down ("terminate called without an active exception"). Read it with ``use_threads=False``, too.
+    Such a thread may hold the last reference to a Python file. If the interpreter has shut down by then, releasing it
+    aborts the process ("terminate called without an active exception"). Read with ``use_threads=False`` for the same
+    reason.
     """
     return pq.ParquetFile(source, pre_buffer=False, **options)
 

@@ -1,83 +1,100 @@
-"""What the bytes of a Parquet file are read from, and what is said when they cannot be had."""
+"""Byte sources of Parquet files, and storage errors that name the file.
+
+with storage_errors_of(folder, path), closing(folder.open_random(path)) as source:
+    source.read_at(0, 4)
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from kvstore.errors import StorageUnavailableError
+from kvstore.errors import InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
 from kvstore.io.random_access import RandomFile
-from kvstore.io.storage_errors import translate_storage_errors
+from kvstore.io.s3 import NoBucketError
 
-NOT_THERE = "a page reaches beyond its column"
+NOT_LOADED = "a page extends beyond its column"
 
 
-def reaching_file(folder: Folder, path: str) -> AbstractContextManager[None]:
-    """Translate errors of storage about the file ``path``, which a manifest lists, into ones that name it.
+@contextmanager
+def storage_errors_of(folder: Folder, path: str) -> Iterator[None]:
+    """Turn storage errors of the file ``path`` into errors of Crossfade that name it.
 
     Raises:
-        InputError: it is missing, or access is denied.
+        InputError: the file is missing, or access is denied.
         StorageUnavailableError: storage does not answer.
     """
-    return translate_storage_errors(
-        f"{folder.uri}/{path}",
-        action="read",
-        if_missing="no such file, but the manifest lists it; prepare the data again",
-        other=StorageUnavailableError,
-    )
+    uri = f"{folder.uri}/{path}"
+    try:
+        yield
+    except NoBucketError as error:
+        raise InputError(_message(uri, error)) from error
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: no such file, but the manifest lists it; prepare the data again") from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(_message(uri, error)) from error
+    except OSError as error:
+        raise StorageUnavailableError(_message(uri, error)) from error
 
 
-class ReachedFile(RandomFile):
-    """The file ``path`` of ``folder``, whose errors are those of Crossfade and name it."""
+def _message(uri: str, error: OSError) -> str:
+    """Put ``uri`` in front of the error's text, which on S3 begins with it already."""
+    text = f"cannot be read: {error.strerror}" if error.errno else str(error)
+    return f"{uri}: {' '.join(text.split()).removeprefix(f'{uri}: ')}"
+
+
+class StorageFile(RandomFile):
+    """The file ``path`` of ``folder``, with errors of Crossfade that name it."""
 
     def __init__(self, folder: Folder, path: str) -> None:
-        """Open it.
+        """Open the file.
 
         Raises:
-            InputError: it is missing, or nobody may read it.
-            UnreachableError: storage does not answer.
+            InputError: it is missing, or access is denied.
+            StorageUnavailableError: storage does not answer.
         """
         self._folder, self._path = folder, path
-        with reaching_file(folder, path):
+        with storage_errors_of(folder, path):
             self._source = folder.open_random(path)
         super().__init__(self._source.size(), self._source.version)
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """All ``length`` bytes from ``offset`` on.
+        """Read exactly ``length`` bytes from ``offset``.
 
         Raises:
-            InputError: nobody may read it.
-            UnreachableError: storage does not answer.
+            InputError: access is denied.
+            StorageUnavailableError: storage does not answer.
         """
-        with reaching_file(self._folder, self._path):
+        with storage_errors_of(self._folder, self._path):
             return self._source.read_at(offset, length)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         self._source.close()
         super().close()
 
 
-class Pieces(RandomFile):
-    """A file of which only some pieces are there."""
+class PartialFile(RandomFile):
+    """A file of which only some ranges are loaded, into memory."""
 
     def __init__(self, size: int) -> None:
-        """A file of ``size`` bytes, none of which is there yet."""
+        """Create a file of ``size`` bytes, of which none is loaded yet."""
         super().__init__(size, version="")
-        self._pieces: list[tuple[int, bytes]] = []
+        self._ranges: list[tuple[int, bytes]] = []
 
     def add(self, start: int, data: bytes) -> None:
-        """Put ``data`` at ``start``."""
-        self._pieces.append((start, data))
+        """Load ``data`` at ``start``."""
+        self._ranges.append((start, data))
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes from ``offset`` on.
+        """Read exactly ``length`` bytes from ``offset``.
 
         Raises:
-            OSError: they are not there.
+            OSError: they are not loaded.
         """
         stop = offset + length
-        for first, data in self._pieces:
+        for first, data in self._ranges:
             if first <= offset and stop <= first + len(data):
                 return data[offset - first : stop - first]
-        raise OSError(f"{NOT_THERE}: bytes {offset:,} to {stop:,}")
+        raise OSError(f"{NOT_LOADED}: bytes {offset:,} to {stop:,}")

@@ -1,4 +1,9 @@
-"""Work done behind the foreground's back: an iterator drained by a thread into a short queue."""
+"""Prefetch an iterator in a background thread.
+
+with Prefetcher(make_batches(), depth=2) as prefetcher:
+    for batch in prefetcher:
+        train_on(batch)
+"""
 
 from __future__ import annotations
 
@@ -11,26 +16,31 @@ Value = TypeVar("Value")
 
 
 class Prefetcher(Generic[Value]):
-    """Iterates over ``source`` in a background thread: ``depth`` values wait, and one more is being made or offered.
+    """Iterates over ``source`` in a background thread, up to ``depth`` + 1 values ahead of the foreground.
 
-    An error of ``source`` is raised in the foreground, where its value would have come. Use it as a context manager:
-    leaving it stops the thread.
+    An error of ``source`` is raised in the foreground, in place of the value that failed. Leaving the context stops the
+    thread.
     """
 
     def __init__(self, source: Iterable[Value], depth: int = 2, interrupt: Callable[[], None] = lambda: None) -> None:
-        """Start the thread; ``interrupt`` has ``source`` raise an error soon, if it waits for something then."""
+        """Start the thread.
+
+        Args:
+            source: what to iterate over.
+            depth: values that wait in the queue, besides the one being computed.
+            interrupt: makes ``source`` raise an error soon if it is waiting for something.
+        """
         self._interrupt = interrupt
         self._queue: queue.Queue[tuple[str, Value | BaseException | None]] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._drain, args=(source,), name="read-ahead", daemon=True)
+        self._thread = threading.Thread(target=self._drain, args=(source,), name="prefetch", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Prefetcher[Value]:
-        """Itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the thread, and wait for it."""
+        """Stop the thread and wait for it to end."""
         self._stopped.set()
         self._interrupt()
         while self._thread.is_alive():
@@ -38,11 +48,11 @@ class Prefetcher(Generic[Value]):
             self._thread.join(timeout=0.01)
 
     def queued(self) -> int:
-        """How many values wait now."""
+        """Return the number of values that are ready."""
         return self._queue.qsize()
 
     def __iter__(self) -> Iterator[Value]:
-        """The values, in order."""
+        """Yield the values in order."""
         while True:
             kind, value = self._queue.get()
             if kind == "end":

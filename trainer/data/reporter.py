@@ -1,4 +1,8 @@
-"""How long work tells what it is doing: a phase with a known or unknown total, and steps within it."""
+"""Report the progress of long operations: phases with a known or unknown total, and steps within them.
+
+reporter.phase("count interactions by time", split.rows, "row")
+reporter.advance(65_536)
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,17 @@ from typing import Protocol
 
 
 class ProgressReporter(Protocol):
-    """Somebody who wants to know. Calls come from one thread; they must be cheap and must not raise."""
+    """Receives progress updates, from a single thread. Methods must be cheap and must not raise."""
 
     def phase(self, name: str, total: int | None, unit: str) -> None:
-        """A phase begins, which ends the one before; ``total`` is in ``unit``, None where nobody knows it."""
+        """Begin a phase, which ends the previous one; ``total`` is in ``unit``, None if it is unknown."""
 
     def advance(self, amount: int) -> None:
-        """``amount`` units of the present phase are done."""
+        """Record that ``amount`` more units of the current phase are done."""
 
 
 class NullReporter:
-    """A progress that nobody watches."""
+    """A reporter that ignores all updates."""
 
     def phase(self, name: str, total: int | None, unit: str) -> None:
         """Do nothing."""

@@ -1,4 +1,10 @@
-"""How long something took, in one thread, as another one sees it at any time."""
+"""Measure how long one thread spends in a block, readable from other threads at any time.
+
+waiting = Stopwatch()
+with waiting.running():
+    item = queue.get()
+waiting.seconds
+"""
 
 from __future__ import annotations
 
@@ -8,17 +14,16 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up the seconds of the blocks of one thread."""
+    """Adds up the seconds that one thread spends in ``running`` blocks."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """At zero."""
         self._clock = clock
-        # One value, so that whoever looks sees both at the same time: the seconds so far, and when a block began.
+        # The seconds so far, and when the current block began. One tuple, so that readers see a consistent pair.
         self._state: tuple[float, float | None] = 0.0, None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count the seconds of a block."""
+        """Count the seconds of the block."""
         before, begin = self._state[0], self._clock()
         self._state = before, begin
         try:
@@ -28,6 +33,6 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Those so far, of a block that goes on too."""
+        """Seconds so far, those of the current block included."""
         seconds, begin = self._state
         return seconds if begin is None else seconds + self._clock() - begin

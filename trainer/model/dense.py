@@ -75,7 +75,7 @@ class LayerActivations:
 
 
 DenseTape = Mapping[str, Sequence[Sequence[LayerActivations]]]
-"""What ``DenseLayers.backward`` needs of ``forward``: by entity, for each tile of rows, the activations of each layer."""
+"""What ``DenseLayers.backward`` needs of ``forward``: by entity, for each tile of rows, its layers' activations."""
 
 
 def forward_layers(spec: LayerSpec, parameters: Parameters, rows_AD: FloatArray) -> list[LayerActivations]:

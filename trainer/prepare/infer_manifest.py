@@ -106,7 +106,7 @@ def _look(folder: Folder, paths: Sequence[str], progress: ProgressReporter) -> d
 
     def look(path: str) -> tuple[DataFile, pa.Schema]:
         described = file_entry(folder, path)
-        files.look_through(described)
+        files.check_footer(described)
         return described, files.footer(described).schema.to_arrow_schema().remove_metadata()
 
     found: dict[str, _Found] = {}

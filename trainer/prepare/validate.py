@@ -155,7 +155,7 @@ class _SplitCheck:
             return
         for index in range(len(file.row_groups)):
             where, first = f"{self._files.uri(file)}, row group {index}", 0
-            for table in self._files.parts(file, index, list(self._columns), _PART_ROWS):
+            for table in self._files.iter_parts(file, index, list(self._columns), _PART_ROWS):
                 self._check_part(split, table, where, first)
                 first += table.num_rows
                 progress.advance(table.num_rows)
@@ -271,7 +271,7 @@ class _VocabularyCheck:
                     continue
                 for index in range(len(file.row_groups)):
                     where, first = f"{self._files.uri(file)}, row group {index}", 0
-                    for table in self._files.parts(file, index, list(columns), _PART_ROWS):
+                    for table in self._files.iter_parts(file, index, list(columns), _PART_ROWS):
                         if not sum(self._problems.of_nulls(table.column(n), n, where, first) for n in ("id", "count")):
                             count_N = table.column("count").to_numpy()
                             said = f"{where}, row {{}}: the count is {{}}; expected 1 at least"
@@ -293,7 +293,7 @@ class _VocabularyCheck:
             return
         for index in range(len(file.row_groups)):
             where, first = f"{self._files.uri(file)}, row group {index}", 0
-            for table in self._files.parts(file, index, list(self._columns), _PART_ROWS):
+            for table in self._files.iter_parts(file, index, list(self._columns), _PART_ROWS):
                 self._check_part(table, where, first)
                 first += table.num_rows
                 self._next_row += table.num_rows

@@ -62,7 +62,7 @@ class FeatureCheck:
             return
         for index in range(len(file.row_groups)):
             where, first = f"{self._files.uri(file)}, row group {index}", 0
-            for table in self._files.parts(file, index, list(columns), self._part_rows):
+            for table in self._files.iter_parts(file, index, list(columns), self._part_rows):
                 if not sum(self._problems.of_nulls(table.column(name), name, where, first) for name in columns):
                     self._check_pairs(table.column(ROW).to_numpy(), table.column(VALUE).to_numpy(), where, first)
                 first += table.num_rows

@@ -24,7 +24,8 @@ from trainer.model.batches import Batch, make_batch
 from trainer.model.engines import cpu
 from trainer.model.engines.base import Engine
 from trainer.model.engines.cpu import CpuEngine
-from trainer.model.losses import LossSpec, _log1p_of_exp, exp
+from trainer.model.loss_math import exp, log1p_of_exp
+from trainer.model.losses import LossSpec
 from trainer.model.negatives import IN_BATCH_KINDS
 from trainer.model.spec import ModelSpec, Score
 
@@ -407,7 +408,7 @@ def test_exp_keeps_its_lowest_value_below_its_range_and_passes_what_is_not_a_num
 
 def test_log1p_of_exp_is_right_over_its_range() -> None:
     e_N = np.concatenate([np.linspace(0, 1, 10_001), np.geomspace(1e-37, 1, 2_001)]).astype(np.float32)
-    found_N = np.array([_log1p_of_exp(e) for e in e_N])
+    found_N = np.array([log1p_of_exp(e) for e in e_N])
     np.testing.assert_allclose(found_N, np.log1p(e_N.astype(np.float64)), rtol=3e-7, atol=0)
 
 

@@ -24,7 +24,9 @@ from kvstore.arrays import FloatArray, IntArray
 from trainer.config.model_sections import NegativesConfig
 from trainer.model.active_rows import ActiveRows
 from trainer.model.batches import Batch
-from trainer.model.losses import LossSpec, all_items_pass, per_example_pass, row_squares, shared_pool_pass
+from trainer.model.loss_kernels import all_items_pass, per_example_pass, shared_pool_pass
+from trainer.model.loss_math import row_squares
+from trainer.model.losses import LossSpec
 from trainer.model.negatives import IN_BATCH_KINDS
 from trainer.model.spec import ModelSpec
 

@@ -1,0 +1,115 @@
+"""Vectorizing float32 arithmetic for the loss kernels: exp, log(1 + e), log σ, sums, maxima and dot products.
+
+    loss, pull = log_sigmoid_loss(x)        # −log σ(x), σ(−x)
+
+None uses fastmath (see ``kvstore/optimizers.py``); long sums run in eight SIMD lanes of a fixed order instead, which
+vectorize and repeat bit for bit.
+
+After a change here, delete the caches of ``loss_kernels.py`` (``__pycache__/*.nbi``): its compiled kernels contain
+these functions, and numba's cache does not notice changes in another file.
+
+Shapes: C values, N rows, D columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
+_EXP_COEFFICIENTS = tuple(
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+)
+_ARTANH_COEFFICIENTS = tuple(np.float32(1.0 / n) for n in (1, 3, 5, 7, 9, 11, 13, 15))
+_LOWEST_EXPONENT = np.float32(-87.0)
+
+
+@njit(cache=True, error_model="numpy")
+def exp(x):  # type: ignore[no-untyped-def]
+    """Compute e^x for x of at most 88, to one unit in the last place; below -87, e^-87.
+
+    eˣ = 2ⁿ·eʳ with |r| ≤ ln 2 / 2 and a minimax polynomial for eʳ (coefficients of Moshier's Cephes library, expf).
+    Unlike ``math.exp`` it compiles to vector instructions, ten times as fast.
+    """
+    x = max(x, _LOWEST_EXPONENT)
+    n = np.floor(x * _LOG2_E + np.float32(0.5))
+    r = x - n * _LN2_HIGH
+    r = r - n * _LN2_LOW
+    p = _EXP_COEFFICIENTS[0]
+    for c in _EXP_COEFFICIENTS[1:]:
+        p = p * r + c
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23))
+    return (p * r * r + r + ONE) * power.view(np.float32)
+
+
+@njit(cache=True, error_model="numpy")
+def log1p_of_exp(e):  # type: ignore[no-untyped-def]
+    """Compute log(1 + e) for e in [0, 1]: 2·artanh(z) with z = e / (2 + e) ≤ 1/3, by the series of artanh."""
+    z = e / (np.float32(2.0) + e)
+    square = z * z
+    # Unrolled: a loop over the coefficients would remain a loop, which does not vectorize.
+    series = _ARTANH_COEFFICIENTS[7] * square + _ARTANH_COEFFICIENTS[6]
+    series = series * square + _ARTANH_COEFFICIENTS[5]
+    series = series * square + _ARTANH_COEFFICIENTS[4]
+    series = series * square + _ARTANH_COEFFICIENTS[3]
+    series = series * square + _ARTANH_COEFFICIENTS[2]
+    series = series * square + _ARTANH_COEFFICIENTS[1]
+    series = series * square + _ARTANH_COEFFICIENTS[0]
+    return np.float32(2.0) * z * series
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def largest(values_C):  # type: ignore[no-untyped-def]
+    """Return the largest of ``values_C``, of which there is at least one."""
+    a = b = c = d = values_C[0]
+    lanes = values_C.shape[0] // 4 * 4
+    for n in range(0, lanes, 4):
+        a, b = max(a, values_C[n]), max(b, values_C[n + 1])
+        c, d = max(c, values_C[n + 2]), max(d, values_C[n + 3])
+    for n in range(lanes, values_C.shape[0]):
+        a = max(a, values_C[n])
+    return max(a, b, c, d)
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def sum_lanes(values_C):  # type: ignore[no-untyped-def]
+    """Return the sum of ``values_C``, added up in eight SIMD lanes."""
+    a = b = c = d = e = f = g = h = ZERO
+    lanes = values_C.shape[0] // 8 * 8
+    for n in range(0, lanes, 8):
+        a, b = a + values_C[n], b + values_C[n + 1]
+        c, d = c + values_C[n + 2], d + values_C[n + 3]
+        e, f = e + values_C[n + 4], f + values_C[n + 5]
+        g, h = g + values_C[n + 6], h + values_C[n + 7]
+    for n in range(lanes, values_C.shape[0]):
+        a += values_C[n]
+    return ((a + b) + (c + d)) + ((e + f) + (g + h))
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def log_sigmoid_loss(x):  # type: ignore[no-untyped-def]
+    """Return −log σ(x), and minus its derivative, σ(−x)."""
+    e = exp(-abs(x))
+    tail = ONE / (ONE + e)
+    loss = log1p_of_exp(e) - min(x, ZERO)
+    return loss, (e * tail if x >= ZERO else tail)
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def dot(x_D, y_D):  # type: ignore[no-untyped-def]
+    """Return x·y."""
+    total = np.float32(0.0)
+    for d in range(x_D.shape[0]):
+        total += x_D[d] * y_D[d]
+    return total
+
+
+@njit(cache=True, error_model="numpy", parallel=True)
+def row_squares(values_ND):  # type: ignore[no-untyped-def]
+    """Return |x|² of each row."""
+    out_N = np.empty(values_ND.shape[0], np.float32)
+    for n in prange(values_ND.shape[0]):
+        out_N[n] = dot(values_ND[n], values_ND[n])
+    return out_N
