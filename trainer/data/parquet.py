@@ -1,4 +1,4 @@
-"""Read columns of row groups from the Parquet files of a manifest, with checksums; and the options they are written with.
+"""Read columns of row groups from the Parquet files of a manifest, with checksums; and how such files are written.
 
     files = ParquetFiles(folder)
     table = files.read(file, 3, ["customer", "track", "weight"])       # a pyarrow.Table
@@ -31,7 +31,7 @@ _MAGIC = b"PAR1"
 _END_BYTES = 8
 """Bytes after the metadata: their length in 4 bytes, and the magic."""
 _TAIL_BYTES = 1 << 16
-"""Bytes fetched from the end of a file to get its footer, which is usually smaller; a small file is fetched completely."""
+"""Bytes fetched from the end of a file to get its footer, which is usually smaller."""
 _MAX_GAP_BYTES = 1 << 16
 """Largest gap between columns that are fetched in one request, with the gap."""
 _BUFFER_BYTES = 4 << 20
@@ -199,7 +199,7 @@ class ParquetFiles:
         return f"{self.uri(file)}, row group {index}"
 
     def _checked(self, file: DataFile, source: RandomFile) -> tuple[pq.FileMetaData, bytes]:
-        """Return the metadata of ``file``, open as ``source``, checked against the manifest; and the tail that was read."""
+        """Return the checked metadata of ``file``, which is open as ``source``, and the tail that was read."""
         uri = self.uri(file)
         if source.size() != file.bytes:
             raise _corrupt(

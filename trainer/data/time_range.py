@@ -1,10 +1,10 @@
-"""Interactions of a time: ``since`` <= timestamp < ``until``, and how many of each row group there are.
+"""Time ranges of interactions: ``since`` <= timestamp < ``until``, and how many of each row group lie in one.
 
-    span = Timespan.of("2024-05-01", None)
-    kept = count_within(reader, split, span, progress)        # rows of each row group of each file
+    time_range = TimeRange.of("2024-05-01", None)
+    row_counts = count_within(reader, manifest, split, time_range, reporter)    # for each row group of each file
 
-A date means seconds since 1970, UTC where it names no zone; a number is in the unit of the timestamps. The footer of a
-file says between which timestamps each row group lies: where that decides, nothing else of it is read.
+A date means seconds since 1970, in UTC where it has no time zone; a number is in the unit of the timestamps. The footer
+of a file has the smallest and the largest timestamp of each row group; where these decide, nothing else of it is read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TimeValue = int | str
 
 
 def parse_time_value(value: TimeValue) -> tuple[int, bool]:
-    """A timestamp as an integer, and whether it was a date. A part of a second counts as a whole one.
+    """Return the timestamp as an integer, rounded up to a second, and whether it was given as a date.
 
     Raises:
         ValueError: it is neither an integer nor an ISO date.
@@ -42,7 +42,14 @@ def parse_time_value(value: TimeValue) -> tuple[int, bool]:
 
 @dataclass(frozen=True)
 class TimeRange:
-    """From ``since`` on and before ``until``, None being open; ``dated``: one of them is a date, and so in seconds."""
+    """Timestamps from ``since`` on and before ``until``; None leaves that end open.
+
+    Attributes:
+        since: the first timestamp.
+        until: the first timestamp after the range.
+        dated: whether an end was given as a date, so that timestamps must be in seconds.
+        text: the range as the job gave it.
+    """
 
     since: int | None
     until: int | None
@@ -51,26 +58,25 @@ class TimeRange:
 
     @staticmethod
     def of(since: TimeValue | None, until: TimeValue | None) -> TimeRange | None:
-        """The time between the two, or None if there is no limit.
+        """Parse the ends of a range; return None if both are open.
 
         Raises:
-            ValueError: one is no moment, or there is nothing between them.
+            ValueError: an end is not a time, or the range is empty.
         """
         if since is None and until is None:
             return None
         limits = [None if value is None else parse_time_value(value) for value in (since, until)]
         first, last = (None if limit is None else limit[0] for limit in limits)
         if first is not None and last is not None and first >= last:
-            raise ValueError(f"since '{since}' is not before until '{until}': no interaction would be left")
+            raise ValueError(f"since '{since}' is not before until '{until}': the time range is empty")
         text = [f"{name} {value}" for name, value in (("since", since), ("until", until)) if value is not None]
         return TimeRange(first, last, any(limit is not None and limit[1] for limit in limits), " ".join(text))
 
     def __str__(self) -> str:
-        """As the job says it."""
         return self.text
 
     def contains(self, timestamps_N: IntArray) -> BoolArray:
-        """Which of ``timestamps_N`` lie in it."""
+        """Return which of ``timestamps_N`` lie in the range, bool (N,)."""
         inside_N = np.ones(len(timestamps_N), dtype=np.bool_)
         if self.since is not None:
             inside_N &= timestamps_N >= self.since
@@ -79,7 +85,7 @@ class TimeRange:
         return inside_N
 
     def decide(self, low: int, high: int) -> bool | None:
-        """Whether all timestamps from ``low`` to ``high`` lie in it, or none; None if it depends."""
+        """Return whether all timestamps from ``low`` to ``high`` lie in the range, or none does; None if it depends."""
         inside = self.contains(np.array([low, high]))
         if inside.all():
             return True
@@ -89,59 +95,59 @@ class TimeRange:
 
 
 class Reader(Protocol):
-    """What counting needs of a reader of shards."""
+    """What ``count_within`` needs of an ``InteractionReader``, which imports this module."""
 
     @property
     def files(self) -> ParquetFiles:
-        """The files of the data."""
+        """The files of the dataset."""
 
     def map(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """What ``work`` makes of each of ``items``, in order, in several threads."""
+        """Yield ``work(item)`` for each item, in order, computed in several threads."""
 
 
 def count_within(
-    reader: Reader, manifest: DatasetManifest, split: Split, span: TimeRange, progress: ProgressReporter
+    reader: Reader, manifest: DatasetManifest, split: Split, time_range: TimeRange, reporter: ProgressReporter
 ) -> list[list[int]]:
-    """How many rows of each row group of each file of ``split`` lie in ``span``.
+    """Count the rows in ``time_range`` of each row group of each file of ``split``.
 
     Raises:
-        InputError: the data have no timestamps, in another unit than dates are in, or none in ``span``; or a file
-            cannot be read.
-        UnreachableError: storage does not answer.
+        InputError: the dataset has no timestamps, none in the range, or another unit than the seconds of a date;
+            or a file cannot be read.
+        StorageUnavailableError: storage does not answer.
     """
     where = reader.files.folder.uri
     if not manifest.has_timestamp:
         raise InputError(
-            f"data.{span}: {where} has no timestamps; prepare the data with --timestamp COLUMN, or leave data.since "
-            "and data.until out"
+            f"data.{time_range}: {where} has no timestamps; prepare the data with --timestamp COLUMN, or leave "
+            "data.since and data.until out"
         )
-    progress.phase("count interactions by time", split.rows, "row")
-    kept: list[list[int]] = []
+    reporter.phase("count interactions by time", split.rows, "row")
+    row_counts: list[list[int]] = []
     first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
-    for counts, low, high in reader.map(lambda file: _count_file(reader.files, file, span), split.files):
-        kept.append(counts)
+    for counts, low, high in reader.map(lambda file: _count_file(reader.files, file, time_range), split.files):
+        row_counts.append(counts)
         first, last = min(first, low), max(last, high)
-        progress.advance(split.files[len(kept) - 1].rows)
-    if span.dated and exceed_seconds_range(last):
+        reporter.advance(split.files[len(row_counts) - 1].rows)
+    if time_range.dated and exceed_seconds_range(last):
         raise InputError(
-            f"data.{span}: a date is compared in seconds, but the timestamps of {where} reach {last}, which is no time "
-            "in seconds; give an integer in the unit of the column"
+            f"data.{time_range}: a date is compared in seconds, but the timestamps of {where} reach {last}, which is "
+            "no time in seconds; give an integer in the unit of the column"
         )
-    if not any(map(sum, kept)):
+    if not any(map(sum, row_counts)):
         raise InputError(
-            f"data.{span}: no interaction of {where} is of that time (its timestamps run from {first} to {last}); "
-            "there is nothing to train on"
+            f"data.{time_range}: no interaction of {where} is in the time range (its timestamps run from {first} to "
+            f"{last}); there is nothing to train on"
         )
-    return kept
+    return row_counts
 
 
-def _count_file(files: ParquetFiles, file: DataFile, span: TimeRange) -> tuple[list[int], int, int]:
-    """The rows of each row group of ``file`` that lie in ``span``; and its first and last timestamp."""
+def _count_file(files: ParquetFiles, file: DataFile, time_range: TimeRange) -> tuple[list[int], int, int]:
+    """Return the rows of each row group that lie in ``time_range``, and the file's first and last timestamp."""
     ranges = files.integer_ranges(file, TIMESTAMP)
     counts: list[int] = []
     lows, highs = [np.iinfo(np.int64).max], [np.iinfo(np.int64).min]
     for index, (rows, known) in enumerate(zip(file.row_groups, ranges, strict=True)):
-        decided = None if known is None else span.decide(*known)
+        decided = None if known is None else time_range.decide(*known)
         if not rows:
             counts.append(0)
         elif known is not None and decided is not None:
@@ -150,7 +156,7 @@ def _count_file(files: ParquetFiles, file: DataFile, span: TimeRange) -> tuple[l
             highs.append(known[1])
         else:
             column = files.column(file, index, TIMESTAMP, pa.int64())
-            counts.append(int(np.count_nonzero(span.contains(column))))
+            counts.append(int(np.count_nonzero(time_range.contains(column))))
             lows.append(int(column.min()))
             highs.append(int(column.max()))
     return counts, int(min(lows)), int(max(highs))

@@ -1,4 +1,10 @@
-"""Points in time that an option names, and the window that two of them make."""
+"""Points in time given as options, and time ranges of raw events between two of them.
+
+    selected = EventTimeRange.parse("2024-05-01", None, has_timestamp=True)
+    too_early, too_late = selected.outside_sql("timestamp")
+
+A date means seconds since 1970, in UTC where it has no time zone; a number is in the unit of the timestamps.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +15,17 @@ from math import ceil, floor
 
 from kvstore.errors import InputError
 
-_MILLISECONDS_FROM = 100_000_000_000  # in seconds, the year 5138
+_MIN_MILLISECONDS = 100_000_000_000
+"""Timestamps from here on are in milliseconds or a smaller unit: as seconds, this is the year 5138."""
 
 
 def iso_seconds(text: str, *, begins: bool) -> int:
-    """Seconds since 1970 of an ISO date or time, UTC where it names no zone.
+    """Convert an ISO date or time to seconds since 1970, in UTC where it has no time zone.
 
-    Within a second it is the second that it lies in, or the next one where it ``begins`` or ends something.
+    A fraction of a second is rounded down or, where the time ``begins`` or ends a range, up.
 
     Raises:
-        ValueError: it is none.
+        ValueError: ``text`` is not an ISO date or time.
     """
     moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -26,15 +33,18 @@ def iso_seconds(text: str, *, begins: bool) -> int:
 
 
 def exceed_seconds_range(latest: int) -> bool:
-    """Whether timestamps of which ``latest`` is the last must be in a smaller unit than seconds."""
-    return latest >= _MILLISECONDS_FROM
+    """Return whether timestamps up to ``latest`` must be in a smaller unit than seconds."""
+    return latest >= _MIN_MILLISECONDS
 
 
 @dataclass(frozen=True)
 class TimeOption:
-    """``value`` is an integer as given, in the unit of the timestamps, or seconds since 1970 where it ``is_date``.
+    """A point in time as the user gave it; prints as that option.
 
-    It prints as the ``option`` that the user typed.
+    Attributes:
+        option: the option with its value, such as ``--since 2024-05-31``.
+        value: the integer as given, in the unit of the timestamps, or seconds since 1970 if it ``is_date``.
+        is_date: whether it was given as a date.
     """
 
     option: str
@@ -42,17 +52,14 @@ class TimeOption:
     is_date: bool = False
 
     def __str__(self) -> str:
-        """The option."""
         return self.option
 
 
 def parse_time_option(option: str, text: str, forms: str, *, begins: bool = False) -> TimeOption:
-    """Read ``text``: an integer, or an ISO date or time (UTC where it names no zone). Messages name ``option``.
-
-    ``begins`` is that of ``iso_seconds``.
+    """Parse ``text``, an integer or an ISO date or time; ``begins`` is as in ``iso_seconds``.
 
     Raises:
-        InputError: it is neither; the message ends with ``forms``.
+        InputError: it is neither; the message begins with ``option`` and ends with ``forms``.
     """
     if re.fullmatch(r"-?[0-9]{1,18}", text):
         return TimeOption(option, int(text))
@@ -63,7 +70,7 @@ def parse_time_option(option: str, text: str, forms: str, *, begins: bool = Fals
 
 
 def check_seconds(moment: TimeOption, latest: object) -> None:
-    """Refuse a date where integer timestamps, of which ``latest`` is the last, cannot be seconds.
+    """Reject a date where integer timestamps, up to ``latest``, cannot be seconds.
 
     Raises:
         InputError: they cannot.
@@ -77,34 +84,34 @@ def check_seconds(moment: TimeOption, latest: object) -> None:
 
 @dataclass(frozen=True)
 class EventTimeRange:
-    """The events at or after ``since`` and before ``until``; None leaves that end open."""
+    """Events at or after ``since`` and before ``until``; None leaves that end open."""
 
     since: TimeOption | None = None
     until: TimeOption | None = None
 
     @staticmethod
     def parse(since: str | None, until: str | None, has_timestamp: bool) -> EventTimeRange:
-        """The window of the options --since and --until.
+        """Parse the options --since and --until.
 
         Raises:
-            InputError: one is no point in time, they leave nothing between them, or there is no timestamp to compare.
+            InputError: one is not a time, the range is empty, or events have no timestamp.
         """
         forms = "such as 1700000000 or 2024-05-31"
         low = parse_time_option(f"--since {since}", since, forms, begins=True) if since is not None else None
         high = parse_time_option(f"--until {until}", until, forms, begins=True) if until is not None else None
         for moment in (low, high):
             if moment is not None and not has_timestamp:
-                raise InputError(f"{moment}: needs to know when each event happened; name the column with --timestamp")
+                raise InputError(f"{moment}: needs the time of each event; name its column with --timestamp")
         if low is not None and high is not None and low.value >= high.value:
-            raise InputError(f"{low} {high}: there is no time between the two; --until must be later")
+            raise InputError(f"{low} {high}: the time range is empty; --until must be later than --since")
         return EventTimeRange(low, high)
 
     def dates(self) -> list[TimeOption]:
-        """Those of its ends that were given as dates."""
+        """Return the ends that were given as dates."""
         return [moment for moment in (self.since, self.until) if moment is not None and moment.is_date]
 
     def outside_sql(self, timestamp: str) -> tuple[str, str]:
-        """SQL conditions on ``timestamp``: that it is before the window, and that it is after it."""
+        """Return SQL conditions on the column ``timestamp``: before the range, and after it."""
         before = f"({timestamp} < {self.since.value})" if self.since is not None else "false"
         after = f"({timestamp} >= {self.until.value})" if self.until is not None else "false"
         return before, after

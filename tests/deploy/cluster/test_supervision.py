@@ -299,7 +299,7 @@ def test_a_damaged_shard_ends_a_job_in_the_middle_with_its_name(job: Path, tmp_p
         result = command.finish()
         assert result.returncode == 2
         [message] = messages(result.stderr)
-        assert f"{shard}, row group 0: is damaged and cannot be read" in message
+        assert f"{shard}, row group 0: is corrupt and cannot be read" in message
         assert command.mark.processes() == []
 
 

@@ -107,7 +107,7 @@ def test_a_shard_with_damaged_pages(refused: Refused, place: Path) -> None:
     content[column.data_page_offset + column.total_compressed_size - 3] ^= 4
     path.write_bytes(content)
     message = documented("a shard with damaged pages", refused())
-    assert message.startswith(f"{path}, row group 1: is damaged ")
+    assert message.startswith(f"{path}, row group 1: is corrupt ")
 
 
 def test_a_shard_that_was_cut_off(refused: Refused, place: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_shard_that_was_cut_off(refused: Refused, place: Path) -> None:
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
     assert documented("a shard that was cut off", refused()) == (
-        f"{path}: has {size - 1:,} bytes, but the manifest says {size:,}: it was cut off or exchanged; prepare the "
+        f"{path}: has {size - 1:,} bytes, but the manifest says {size:,}: it was truncated or replaced; prepare the "
         "data again"
     )
 

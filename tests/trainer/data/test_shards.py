@@ -357,7 +357,7 @@ def zero(path: Path) -> None:
     [
         (flip_a_bit_of_the_footer, "its footer has the CRC-32 "),
         (cut_off, " bytes, but the manifest says "),
-        (zero, "is no Parquet file, or was cut off: it does not end with PAR1"),
+        (zero, "is not a Parquet file, or was truncated: it does not end with PAR1"),
         (shorten_second_group, " but the manifest says "),
         (drop_second_group, " but the manifest says "),
         (add_third_group, " but the manifest says "),
@@ -382,7 +382,7 @@ def test_a_shard_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> Non
     path = tmp_path / "train" / "part-00000.parquet"
     assert len(reader.read(first)) == 5
     flip_a_bit_of_the_footer(path)
-    with pytest.raises(InputError, match=r"part-00000.parquet: its footer .* exchanged since this run began"):
+    with pytest.raises(InputError, match=r"part-00000.parquet: its footer .* replaced since this run began"):
         reader.read(second)
     flip_a_bit_of_the_footer(path)
     assert len(reader.read(second)) == 4

@@ -101,7 +101,7 @@ def test_exactly_the_interactions_of_the_time_are_read_each_once(
 ) -> None:
     manifest = write_timed(tmp_path, clustered=clustered)
     if not expected:
-        with pytest.raises(InputError, match=r"no interaction of .* is of that time \(its timestamps run from"):
+        with pytest.raises(InputError, match=r"no interaction of .* is in the time range \(its timestamps run from"):
             selected(tmp_path, manifest, since=since, until=until)
         return
     selection = selected(tmp_path, manifest, since=since, until=until)
@@ -137,7 +137,7 @@ def test_a_date_is_refused_where_timestamps_are_no_seconds(tmp_path: Path) -> No
     ("data", "said"),
     [
         ({"since": "yesterday"}, "'yesterday' is neither an integer nor an ISO date such as 2024-05-31"),
-        ({"since": 5, "until": 5}, "since '5' is not before until '5': no interaction would be left"),
+        ({"since": 5, "until": 5}, "since '5' is not before until '5': the time range is empty"),
         ({"since": "2024-05-31", "until": "2024-05-30"}, "since '2024-05-31' is not before until '2024-05-30'"),
         ({"since": 1.5}, "data.since"),
         ({"until": True}, "data.until"),
