@@ -69,6 +69,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         examples=_EXAMPLES,
         notes=_NOTES,
     )
+    _add_job_options(parser)
+    _add_host_options(parser)
+    _add_timeout_options(parser)
+    logs.add_log_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
     job = parser.add_argument_group("job")
     job.add_argument(
         "--join",
@@ -83,6 +91,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="all",
         help="accept these roles (default: all); none: only wait for the end of the job",
     )
+
+
+def _add_host_options(parser: argparse.ArgumentParser) -> None:
     host = parser.add_argument_group("host")
     host.add_argument(
         "--advertise-address",
@@ -97,6 +108,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="serve the agent's /metrics and /healthz on this port; 0 (default): a free one; none: do not serve",
     )
     host.add_argument("--spot", action="store_true", help="drain when EC2 announces an interruption of this instance")
+
+
+def _add_timeout_options(parser: argparse.ArgumentParser) -> None:
     timeouts = parser.add_argument_group("timeouts")
     timeouts.add_argument(
         "--grace-period",
@@ -113,8 +127,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SECONDS",
         help="fail when the coordinator has not answered for this long (default: never)",
     )
-    logs.add_log_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

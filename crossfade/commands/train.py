@@ -233,7 +233,7 @@ def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
 def _run_in_container(arguments: argparse.Namespace) -> int:
     """Run the job that SageMaker started this container for."""
     from crossfade import sagemaker_entry as sagemaker
-    from crossfade.main import make_parser
+    from crossfade.commands import agent
     from deploy.aws.sagemaker.container import Paths
     from kvstore.errors import InputError
 
@@ -241,4 +241,9 @@ def _run_in_container(arguments: argparse.Namespace) -> int:
     if arguments.job is not None or not paths.has_job():
         found = "one and --sagemaker" if arguments.job is not None else f"none, nor {paths.config}, as SageMaker makes"
         raise InputError(f"expected a job file, as in 'crossfade train jobs/lastfm.yaml', but found {found}")
-    return sagemaker.run(paths.base, make_parser().parse_args)
+    # Hosts of the training job run one of these two commands.
+    parser = argparse.ArgumentParser(prog="crossfade")
+    commands = parser.add_subparsers(required=True)
+    add_parser(commands)
+    agent.add_parser(commands)
+    return sagemaker.run(paths.base, parser.parse_args)

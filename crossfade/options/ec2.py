@@ -91,7 +91,7 @@ def make_spec(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
         CloudError, CloudRequestError: AWS did not identify the caller.
     """
     from deploy.aws.accelerators import variant_of
-    from deploy.aws.ec2.spec import MAX_HOURS, RunSpec, cluster_job, new_run_name, split_uri
+    from deploy.aws.ec2.spec import RunSpec, cluster_job, new_run_name, split_uri
     from kvstore.errors import InputError
 
     if arguments.output is None:
@@ -99,14 +99,7 @@ def make_spec(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
             "--output is missing: name where the run's folder is created, as in --output s3://BUCKET/PREFIX"
         )
     bucket, prefix = split_uri(arguments.output, "--output")
-    for option, value, minimum, maximum in (
-        ("--hosts", arguments.hosts, 1, 1000),
-        ("--max-hours", arguments.max_hours, 0.05, MAX_HOURS),
-        ("--volume-gb", arguments.volume_gb, 30, 16384),
-        ("--poll-seconds", arguments.poll_seconds, 0.1, 600),
-    ):
-        if not minimum <= value <= maximum:
-            raise InputError(f"{option}: expected {minimum:g} to {maximum:g}, but found {value:g}")
+    _check_ranges(arguments)
     job = load_job_arguments(arguments, "servers", "workers")
     variant = variant_of(arguments.instance_type)
     name = new_run_name(job.name)
@@ -136,6 +129,20 @@ def make_spec(arguments: argparse.Namespace, region: str, aws: Aws | None) -> Ru
         poll_seconds=arguments.poll_seconds,
         instance_profile=arguments.instance_profile,
     )
+
+
+def _check_ranges(arguments: argparse.Namespace) -> None:
+    from deploy.aws.ec2.spec import MAX_HOURS
+    from kvstore.errors import InputError
+
+    for option, value, minimum, maximum in (
+        ("--hosts", arguments.hosts, 1, 1000),
+        ("--max-hours", arguments.max_hours, 0.05, MAX_HOURS),
+        ("--volume-gb", arguments.volume_gb, 30, 16384),
+        ("--poll-seconds", arguments.poll_seconds, 0.1, 600),
+    ):
+        if not minimum <= value <= maximum:
+            raise InputError(f"{option}: expected {minimum:g} to {maximum:g}, but found {value:g}")
 
 
 def identify_caller(aws: Aws) -> tuple[str, str]:

@@ -1,53 +1,174 @@
-"""The import rules: packages build on each other one way, and MXNet and Horovod stay where they are wrapped."""
+"""The layout: imports run one way and in no circle, files and functions have a bounded size, tests mirror modules."""
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYERS = ("kvstore", "trainer", "deploy", "crossfade")  # each may import those before it
+LAYERS = ("kvstore", "trainer", "deploy", "crossfade")
+"""The packages; each may import those before it."""
+ROOMS = ("data", "config", "model", "runs", "embeddings", "evaluation", "training")
+"""Packages in ``trainer``; each may import those before it."""
+SIDE_ROOMS = {"prepare": {"data"}, "monitoring": {"config", "runs"}}
+"""Packages in ``trainer`` outside the order, with what they may import of it."""
+EXTRA_IMPORTS = {("evaluation", "prepare"), ("training", "monitoring")}
+"""Imports from the order into the packages outside it."""
 WRAPPED = {
     "mxnet": ("kvstore/mxnet/*.py", "trainer/model/engines/mxnet.py"),
     "horovod": ("trainer/model/allreduce.py",),
 }
-"""The modules that import a package which is wrapped."""
-NAMES_THAT_SAY_NOTHING = {"utils.py", "helpers.py", "common.py"}
+"""The only modules that may import an optional package."""
+VAGUE_NAMES = {"utils.py", "helpers.py", "common.py"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50
+LONG_FILES = {"trainer/model/losses.py"}
+"""Files that stay whole: Numba's cache holds the kernels of a file."""
 
 
 def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
-    """Yield line and absolute module name of every import, also those inside functions."""
+    """Yield line and absolute name of every import: of modules, and of names that may be modules.
+
+    Imports in functions and under TYPE_CHECKING count as well.
+    """
     package = path.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parent = package[: len(package) - node.level + 1] if node.level else ()
-            yield node.lineno, ".".join((*parent, *filter(None, [node.module])))
+            module = ".".join((*parent, *filter(None, [node.module])))
+            yield node.lineno, module
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
-def violations(root: Path) -> list[str]:
-    """Return one line for each import under ``root`` that breaks a rule."""
+def product_files(root: Path) -> Iterator[Path]:
+    """Yield the modules of all packages under ``root``."""
+    for package in LAYERS:
+        yield from sorted((root / package).rglob("*.py"))
+
+
+def layer_violations(root: Path) -> list[str]:
+    """Return a line for each import under ``root`` that runs against the order of packages, or past a wrapper."""
     found = []
-    for layer, package in enumerate(LAYERS):
-        for path in sorted((root / package).rglob("*.py")):
-            relative = path.relative_to(root)
-            for line, module in imported_modules(path, root):
-                top = module.partition(".")[0]
-                if top in LAYERS[layer + 1 :]:
-                    found.append(f"{relative}:{line}: {package} imports {module}, which builds on it")
-                if top in WRAPPED and not any(relative.match(pattern) for pattern in WRAPPED[top]):
-                    found.append(f"{relative}:{line}: only {' and '.join(WRAPPED[top])} import {top}")
-                if top == "tests":
-                    found.append(f"{relative}:{line}: {package} imports {module}")
+    for path in product_files(root):
+        relative = path.relative_to(root)
+        package = relative.parts[0]
+        for line, module in imported_modules(path, root):
+            top = module.partition(".")[0]
+            if top in LAYERS[LAYERS.index(package) + 1 :]:
+                found.append(f"{relative}:{line}: {package} imports {module}, which builds on it")
+            if top in WRAPPED and not any(relative.match(pattern) for pattern in WRAPPED[top]):
+                found.append(f"{relative}:{line}: only {' and '.join(WRAPPED[top])} import {top}")
+            if top == "tests":
+                found.append(f"{relative}:{line}: {package} imports {module}")
     return found
 
 
-def test_imports_run_one_way_and_what_is_wrapped_stays_so() -> None:
-    assert violations(ROOT) == []
+def may_import(room: str, other: str) -> bool:
+    """Return whether the package ``room`` of ``trainer`` may import the package ``other``."""
+    if room == other or (room, other) in EXTRA_IMPORTS:
+        return True
+    if room in SIDE_ROOMS:
+        return other in SIDE_ROOMS[room]
+    return other in ROOMS[: ROOMS.index(room)]
+
+
+def room_violations(root: Path) -> list[str]:
+    """Return a line for each import inside ``trainer`` that runs against the order of its packages."""
+    found = []
+    for path in sorted((root / "trainer").rglob("*.py")):
+        relative = path.relative_to(root)
+        if len(relative.parts) < 3:
+            continue
+        room = relative.parts[1]
+        for line, module in imported_modules(path, root):
+            parts = module.split(".")
+            if parts[0] == "trainer" and len(parts) > 2 and not may_import(room, parts[1]):
+                found.append(f"{relative}:{line}: {room} imports {module}")
+    return sorted(set(found))
+
+
+def circle(root: Path) -> list[str]:
+    """Return modules under ``root`` that import each other in a circle, the first one again at the end; or none."""
+    modules = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in product_files(root)
+    }
+    graph: dict[str, set[str]] = defaultdict(set)
+    for name, path in modules.items():
+        graph[name] = {
+            module for _, module in imported_modules(path, root) if module in modules and path != modules[module]
+        }
+        if path.name != "__init__.py":
+            # 'from package import module' needs the package's own file, which is empty, only as a container.
+            graph[name] -= {module for module in graph[name] if modules[module].name == "__init__.py"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def oversized(root: Path) -> list[str]:
+    """Return a line for each module or function under ``root`` that is too long."""
+    found = []
+    for path in product_files(root):
+        relative = path.relative_to(root)
+        text = path.read_text(encoding="utf-8")
+        lines = text.count("\n")
+        if lines > MAX_FILE_LINES and relative.as_posix() not in LONG_FILES:
+            found.append(f"{relative}: {lines} lines, of {MAX_FILE_LINES} at most")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    found.append(
+                        f"{relative}:{node.lineno}: {node.name} has {length} lines, of {MAX_FUNCTION_LINES} at most"
+                    )
+    return found
+
+
+def misplaced_tests(root: Path) -> list[str]:
+    """Return the test files under ``root`` that are in no folder of the layout."""
+    folders = {path.relative_to(root).parent for path in product_files(root)} | {Path("docker"), Path("docs")}
+    return [
+        str(path.relative_to(root))
+        for path in sorted((root / "tests").rglob("test_*.py"))
+        if path.relative_to(root / "tests").parent not in folders
+    ]
+
+
+def write(root: Path, **sources: str) -> None:
+    """Write modules under ``root``; in a name, ``__`` stands for a slash."""
+    for name, source in sources.items():
+        path = root / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+
+
+def test_packages_import_one_way() -> None:
+    assert layer_violations(ROOT) == []
+
+
+def test_rooms_of_trainer_import_one_way() -> None:
+    assert room_violations(ROOT) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle(ROOT) == []
+
+
+def test_files_and_functions_have_a_bounded_size() -> None:
+    assert oversized(ROOT) == []
+
+
+def test_tests_mirror_the_layout() -> None:
+    assert misplaced_tests(ROOT) == []
 
 
 @pytest.mark.parametrize(
@@ -70,11 +191,56 @@ def test_imports_run_one_way_and_what_is_wrapped_stays_so() -> None:
         ("kvstore/layout.py", "from tests import conftest", True),
     ],
 )
-def test_a_planted_import_is_judged_by_the_rules(tmp_path: Path, path: str, source: str, broken: bool) -> None:
-    module = tmp_path / path
-    module.parent.mkdir(parents=True)
-    module.write_text(source, encoding="utf-8")
-    assert bool(violations(tmp_path)) is broken
+def test_layer_rule_judges_planted_import(tmp_path: Path, path: str, source: str, broken: bool) -> None:
+    write(tmp_path, **{path.removesuffix(".py").replace("/", "__"): source})
+    assert bool(layer_violations(tmp_path)) is broken
+
+
+@pytest.mark.parametrize(
+    ("room", "other", "broken"),
+    [
+        ("model", "data", False),
+        ("data", "model", True),
+        ("prepare", "data", False),
+        ("prepare", "runs", True),
+        ("data", "prepare", True),
+        ("evaluation", "prepare", False),
+        ("training", "prepare", True),
+        ("monitoring", "runs", False),
+        ("runs", "monitoring", True),
+        ("training", "monitoring", False),
+    ],
+)
+def test_room_rule_judges_planted_import(tmp_path: Path, room: str, other: str, broken: bool) -> None:
+    source = f"if TYPE_CHECKING:\n    from trainer.{other}.x import Name"
+    write(tmp_path, **{f"trainer__{room}__y": source})
+    assert bool(room_violations(tmp_path)) is broken
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("import kvstore.b", "import kvstore.a", True),
+        ("from kvstore import b", "def f():\n    from kvstore.a import x", True),
+        ("from kvstore.b import x", "if TYPE_CHECKING:\n    from kvstore import a", True),
+        ("from kvstore.b import x", "import kvstore.c", False),
+    ],
+)
+def test_circle_is_found_in_planted_imports(tmp_path: Path, first: str, second: str, expected: bool) -> None:
+    write(tmp_path, kvstore____init__="", kvstore__a=first, kvstore__b=second, kvstore__c="")
+    assert bool(circle(tmp_path)) is expected
+
+
+def test_oversized_function_and_file_are_found(tmp_path: Path) -> None:
+    body = "    pass\n"
+    write(tmp_path, kvstore__a="def f():\n" + body * MAX_FUNCTION_LINES, kvstore__b="x = 1\n" * (MAX_FILE_LINES + 1))
+    write(tmp_path, kvstore__c="def f():\n" + body * (MAX_FUNCTION_LINES - 1), kvstore__d="x = 1\n" * MAX_FILE_LINES)
+    assert [line.partition(":")[0] for line in oversized(tmp_path)] == ["kvstore/a.py", "kvstore/b.py"]
+
+
+def test_misplaced_test_is_found(tmp_path: Path) -> None:
+    write(tmp_path, kvstore__a="", tests__kvstore__test_a="", tests__other__test_b="", tests__test_c="")
+    assert misplaced_tests(tmp_path) == ["tests/other/test_b.py", "tests/test_c.py"]
 
 
 def test_importing_the_packages_leaves_mxnet_out() -> None:
@@ -86,8 +252,8 @@ def test_docker_holds_no_python() -> None:
     assert list((ROOT / "docker").rglob("*.py")) == []
 
 
-def test_every_module_has_a_name_that_says_what_is_in_it() -> None:
+def test_no_module_has_a_vague_name() -> None:
     folders = [*LAYERS, "tests", "benchmarks"]
     modules = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     assert modules
-    assert [str(path) for path in modules if path.name in NAMES_THAT_SAY_NOTHING] == []
+    assert [str(path) for path in modules if path.name in VAGUE_NAMES] == []
