@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
-RefusedErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
+CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
 _MAX_NAMES, _MAX_NAME_LENGTH = 20, 60
 
 
@@ -78,7 +78,7 @@ class InputError(CrossfadeError):
 class CloudRequestError(InputError):
     """AWS rejects the request until the user fixes something; ``code`` and ``kind`` are as in ``CloudError``."""
 
-    def __init__(self, message: str, kind: RefusedErrorKind, code: str = "") -> None:
+    def __init__(self, message: str, kind: CloudRequestErrorKind, code: str = "") -> None:
         super().__init__(message)
         self.kind, self.code = kind, code
 

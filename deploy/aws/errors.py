@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvstore.errors import CloudError, CloudErrorKind, CloudRequestError, CrossfadeError, RefusedErrorKind
+from kvstore.errors import CloudError, CloudErrorKind, CloudRequestError, CrossfadeError, CloudRequestErrorKind
 
 _CAPACITY = {
     "InsufficientInstanceCapacity",
@@ -87,7 +87,7 @@ _LATER: dict[CloudErrorKind, str] = {
     "throttled": "AWS still says that there are too many requests, after all tries ({said}); try again in some minutes",
     "fault": "AWS has a fault of its own ({said}); try again in some minutes",
 }
-_REFUSED: list[tuple[RefusedErrorKind, set[str], str]] = [
+_REFUSED: list[tuple[CloudRequestErrorKind, set[str], str]] = [
     ("credentials", _EXPIRED, "the AWS credentials have expired ({said}); log in again and repeat"),
     (
         "credentials",
@@ -129,7 +129,7 @@ def _of_client(error: Exception, doing: str, region: str) -> CrossfadeError:
     import botocore.exceptions as aws
 
     said = _line(error)
-    means: list[tuple[tuple[type[Exception], ...], RefusedErrorKind, str]] = [
+    means: list[tuple[tuple[type[Exception], ...], CloudRequestErrorKind, str]] = [
         (
             (aws.NoCredentialsError, aws.PartialCredentialsError),
             "credentials",

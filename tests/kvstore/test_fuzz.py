@@ -19,7 +19,7 @@ FIRST = int(os.environ.get("CROSSFADE_FUZZ_FIRST", "0"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files_end_a_command_well_or_with_one_line_that_names_them(tmp_path: Path, kind: str) -> None:
+def test_corrupt_file_ends_a_command_with_success_or_one_line_that_names_it(tmp_path: Path, kind: str) -> None:
     left, first, failures = CASES, FIRST, []
     while left > 0:
         command = [sys.executable, str(DRIVER), str(tmp_path / f"from-{first}"), kind, str(first), str(left)]

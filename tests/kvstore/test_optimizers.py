@@ -1,4 +1,4 @@
-"""Lazy updates: the formulas in float64, and that nothing but active rows moves."""
+"""Lazy updates follow their formulas in float64 and change active rows alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,35 +20,35 @@ class Reference:
 
     def __init__(self, spec: OptimizerSpec, weights_ND: FloatArray) -> None:
         names = ("learning_rate", "weight_decay", "epsilon", "beta1", "beta2")
-        self.rate, self.decay, self.epsilon, self.beta1, self.beta2 = (
+        self.lr, self.decay, self.epsilon, self.beta1, self.beta2 = (
             float(np.float32(getattr(spec, name))) for name in names
         )
         self.kind = spec.kind
         self.weights_ND = weights_ND.astype(np.float64)
-        self.first_ND, self.second_ND = np.zeros_like(self.weights_ND), np.zeros_like(self.weights_ND)
-        self.squares_N = np.zeros(len(weights_ND))
-        self.updates_N = np.zeros(len(weights_ND), dtype=int)
+        self.exp_avg_ND, self.exp_avg_sq_ND = np.zeros_like(self.weights_ND), np.zeros_like(self.weights_ND)
+        self.sum_of_squares_N = np.zeros(len(weights_ND))
+        self.step_N = np.zeros(len(weights_ND), dtype=int)
 
     def update(self, rows_A: IntArray, gradient_AD: FloatArray) -> None:
         for row, gradient_D in zip(rows_A, gradient_AD.astype(np.float64), strict=True):
             decayed_D = gradient_D + self.decay * self.weights_ND[row]
-            self.weights_ND[row] -= self.rate * self.direction(row, decayed_D)
+            self.weights_ND[row] -= self.lr * self.direction(row, decayed_D)
 
     def direction(self, row: int, g_D: FloatArray) -> FloatArray:
         if self.kind == "sgd":
             return g_D
         if self.kind == "adagrad":
-            self.second_ND[row] += g_D**2
-            return g_D / (np.sqrt(self.second_ND[row]) + self.epsilon)
+            self.exp_avg_sq_ND[row] += g_D**2
+            return g_D / (np.sqrt(self.exp_avg_sq_ND[row]) + self.epsilon)
         if self.kind == "rowwise_adagrad":
-            self.squares_N[row] += np.mean(g_D**2)
-            return g_D / (np.sqrt(self.squares_N[row]) + self.epsilon)
-        self.updates_N[row] += 1
-        self.first_ND[row] = self.beta1 * self.first_ND[row] + (1 - self.beta1) * g_D
-        self.second_ND[row] = self.beta2 * self.second_ND[row] + (1 - self.beta2) * g_D**2
-        first_D = self.first_ND[row] / (1 - self.beta1 ** self.updates_N[row])
-        second_D = self.second_ND[row] / (1 - self.beta2 ** self.updates_N[row])
-        return first_D / (np.sqrt(second_D) + self.epsilon)
+            self.sum_of_squares_N[row] += np.mean(g_D**2)
+            return g_D / (np.sqrt(self.sum_of_squares_N[row]) + self.epsilon)
+        self.step_N[row] += 1
+        self.exp_avg_ND[row] = self.beta1 * self.exp_avg_ND[row] + (1 - self.beta1) * g_D
+        self.exp_avg_sq_ND[row] = self.beta2 * self.exp_avg_sq_ND[row] + (1 - self.beta2) * g_D**2
+        exp_avg_D = self.exp_avg_ND[row] / (1 - self.beta1 ** self.step_N[row])
+        exp_avg_sq_D = self.exp_avg_sq_ND[row] / (1 - self.beta2 ** self.step_N[row])
+        return exp_avg_D / (np.sqrt(exp_avg_sq_D) + self.epsilon)
 
 
 def spec_of(kind: OptimizerKind, weight_decay: float = 0.0) -> OptimizerSpec:
@@ -71,7 +71,7 @@ def numba_threads(count: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_follows_its_formula_over_several_steps(kind: OptimizerKind, weight_decay: float) -> None:
+def test_optimizer_follows_its_formula_over_several_steps(kind: OptimizerKind, weight_decay: float) -> None:
     spec = spec_of(kind, weight_decay)
     weights_ND = random_rows(ROWS, DIM, seed=1)
     reference = Reference(spec, weights_ND)
@@ -86,11 +86,11 @@ def test_each_kind_follows_its_formula_over_several_steps(kind: OptimizerKind, w
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rate_factor_multiplies_the_learning_rate_of_the_updates_that_follow(kind: OptimizerKind) -> None:
+def test_lr_factor_multiplies_the_learning_rate_of_later_updates(kind: OptimizerKind) -> None:
     results = []
-    for rate, factor in ((0.05, 0.5), (0.025, 1.0)):
+    for learning_rate, factor in ((0.05, 0.5), (0.025, 1.0)):
         weights_ND = random_rows(ROWS, DIM, seed=1)
-        optimizer = make_optimizer(OptimizerSpec(kind, learning_rate=rate), ROWS, DIM)
+        optimizer = make_optimizer(OptimizerSpec(kind, learning_rate=learning_rate), ROWS, DIM)
         optimizer.lr_factor = factor
         for step in range(3):
             optimizer.update(weights_ND, np.arange(ROWS), random_rows(ROWS, DIM, seed=2 + step))
@@ -99,7 +99,7 @@ def test_a_rate_factor_multiplies_the_learning_rate_of_the_updates_that_follow(k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_norm_bound_shortens_active_rows_that_are_longer_and_leaves_the_others(kind: OptimizerKind) -> None:
+def test_max_norm_scales_longer_active_rows_only(kind: OptimizerKind) -> None:
     bound, free = 2 * random_rows(ROWS, DIM, seed=1), 2 * random_rows(ROWS, DIM, seed=1)
     active, gradient_AD = np.arange(8), random_rows(8, DIM, seed=2)
     make_optimizer(OptimizerSpec(kind, max_norm=4.0), ROWS, DIM).update(bound, active, gradient_AD)
@@ -117,7 +117,7 @@ def test_a_norm_bound_shortens_active_rows_that_are_longer_and_leaves_the_others
 def test_inactive_rows_and_their_state_keep_every_bit(kind: OptimizerKind) -> None:
     weights_ND = random_rows(ROWS, DIM, seed=1)
     optimizer = make_optimizer(spec_of(kind, weight_decay=0.1), ROWS, DIM)
-    optimizer.update(weights_ND, np.arange(ROWS), random_rows(ROWS, DIM, seed=2))  # so that no state is zero
+    optimizer.update(weights_ND, np.arange(ROWS), random_rows(ROWS, DIM, seed=2))  # make all state nonzero
     active = np.array([0, 3, 4, 11])
     inactive = np.setdiff1d(np.arange(ROWS), active)
     weights_before, state_before = weights_ND[inactive].tobytes(), state_bytes(optimizer, inactive)
@@ -130,7 +130,7 @@ def test_inactive_rows_and_their_state_keep_every_bit(kind: OptimizerKind) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weight_decay_pulls_active_rows_towards_zero_and_no_others(kind: OptimizerKind) -> None:
+def test_weight_decay_shrinks_active_rows_only(kind: OptimizerKind) -> None:
     weights_ND = np.full((ROWS, DIM), 2.0, dtype=np.float32)
     optimizer = make_optimizer(spec_of(kind, weight_decay=0.5), ROWS, DIM)
     active = np.array([2, 7])
@@ -140,7 +140,7 @@ def test_weight_decay_pulls_active_rows_towards_zero_and_no_others(kind: Optimiz
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_push_of_no_rows_changes_nothing(kind: OptimizerKind) -> None:
+def test_update_without_rows_changes_nothing(kind: OptimizerKind) -> None:
     weights_ND = random_rows(ROWS, DIM, seed=1)
     optimizer = make_optimizer(spec_of(kind, weight_decay=0.1), ROWS, DIM)
     optimizer.update(weights_ND, np.arange(ROWS), random_rows(ROWS, DIM, seed=2))
@@ -150,7 +150,7 @@ def test_a_push_of_no_rows_changes_nothing(kind: OptimizerKind) -> None:
     assert state_bytes(optimizer, np.arange(ROWS)) == state_before
 
 
-def test_a_row_first_active_at_step_ten_moves_under_adam_as_one_at_step_one() -> None:
+def test_adam_corrects_bias_by_the_updates_of_the_row() -> None:
     weights_ND = np.tile(random_rows(1, DIM, seed=1), (2, 1))
     start_D, gradient_1D = weights_ND[0].copy(), random_rows(1, DIM, seed=2)
     optimizer = make_optimizer(spec_of("adam"), 2, DIM)
@@ -160,14 +160,14 @@ def test_a_row_first_active_at_step_ten_moves_under_adam_as_one_at_step_one() ->
         optimizer.update(weights_ND, np.array([0]), gradient_1D)
     optimizer.update(weights_ND, np.array([0, 1]), np.tile(gradient_1D, (2, 1)))
     np.testing.assert_array_equal(weights_ND[1], early_D)
-    # The first step of Adam is the learning rate against the gradient's sign, but for epsilon.
+    # Up to epsilon, the first step of Adam is -lr·sign(g).
     np.testing.assert_allclose(weights_ND[1], start_D - 0.05 * np.sign(gradient_1D[0]), atol=2e-3)
     assert optimizer.state["step"].tolist() == [10, 1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30], ids=["nan", "inf", "minus inf", "square overflows"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gradient_that_is_not_finite_raises_and_counts_its_rows(kind: OptimizerKind, value: float) -> None:
+def test_non_finite_gradient_raises_with_the_number_of_rows(kind: OptimizerKind, value: float) -> None:
     weights_ND = random_rows(ROWS, DIM, seed=1)
     gradient_AD = random_rows(6, DIM, seed=2)
     gradient_AD[1, 0] = gradient_AD[4, DIM - 1] = value
@@ -176,7 +176,7 @@ def test_a_gradient_that_is_not_finite_raises_and_counts_its_rows(kind: Optimize
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_thread_and_all_threads_give_the_same_bits(kind: OptimizerKind) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(kind: OptimizerKind) -> None:
     rows, dim = 1001, 33
     results = []
     for threads in (1, numba.config.NUMBA_NUM_THREADS):
@@ -192,7 +192,7 @@ def test_one_thread_and_all_threads_give_the_same_bits(kind: OptimizerKind) -> N
 
 @pytest.mark.parametrize("dim", [1, 7, 64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_state_bytes_per_row_are_those_that_are_held(kind: OptimizerKind, dim: int) -> None:
+def test_state_bytes_per_row_match_the_arrays(kind: OptimizerKind, dim: int) -> None:
     state = make_optimizer(spec_of(kind), ROWS, dim).state
     assert all(len(values) == ROWS for values in state.values())
     assert sum(values.nbytes for values in state.values()) == ROWS * state_bytes_per_row(kind, dim)

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the published vectors, and that a value depends on its counter alone."""
+"""Counter-based random numbers match published vectors and depend on their counter alone."""
 
 from itertools import product
 
@@ -24,46 +24,46 @@ ALL_ONES = 0xFFFFFFFF
     ],
     ids=["zeros", "ones", "digits of pi"],
 )
-def test_philox_gives_the_known_answers_of_random123(
+def test_philox_matches_the_vectors_of_random123(
     counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     assert philox(*map(np.uint64, counter), *map(np.uint64, key)) == expected
 
 
-def filled(rows_A: np.ndarray, dim: int = 6, seed: int = 1, table: str = "track", scale: float = 0.1) -> FloatArray:
+def initial_rows(rows_A: np.ndarray, dim: int = 6, seed: int = 1, table: str = "track", std: float = 0.1) -> FloatArray:
     out_AD = np.full((len(rows_A), dim), np.nan, dtype=np.float32)
-    init_rows(out_AD, rows_A, seed=seed, table=table, std=scale)
+    init_rows(out_AD, rows_A, seed=seed, table=table, std=std)
     return out_AD
 
 
-def test_a_filled_row_is_the_same_in_any_order_and_any_subset() -> None:
-    whole_ND = filled(np.arange(500))
+def test_initial_row_is_the_same_in_any_order_and_subset() -> None:
+    all_ND = initial_rows(np.arange(500))
     for rows_A in (
         np.arange(500)[::-1],
         np.arange(3, 500, 7),
         np.random.default_rng(0).permutation(500),
         np.array([42]),
     ):
-        np.testing.assert_array_equal(filled(rows_A), whole_ND[rows_A])
+        np.testing.assert_array_equal(initial_rows(rows_A), all_ND[rows_A])
 
 
 @pytest.mark.parametrize("dim", [1, 3, 4, 5, 8])
-def test_a_filled_column_is_the_same_in_tables_of_any_width(dim: int) -> None:
+def test_initial_column_is_the_same_in_tables_of_any_width(dim: int) -> None:
     rows = np.arange(50)
-    np.testing.assert_array_equal(filled(rows, dim), filled(rows, 16)[:, :dim])
+    np.testing.assert_array_equal(initial_rows(rows, dim), initial_rows(rows, 16)[:, :dim])
 
 
-def test_filled_values_differ_by_row_column_seed_and_table() -> None:
-    base = filled(np.arange(100))
-    assert len(np.unique(base)) > 590  # of 600: 24 bits seldom repeat
-    assert not np.isin(filled(np.arange(100) + 2**32), base).any()
-    assert (filled(np.arange(100), seed=2) != base).mean() > 0.99
-    assert (filled(np.arange(100), seed=1 + 2**32) != base).mean() > 0.99
-    assert (filled(np.arange(100), table="artist") != base).mean() > 0.99
+def test_initial_values_differ_by_row_column_seed_and_table() -> None:
+    base = initial_rows(np.arange(100))
+    assert len(np.unique(base)) > 590  # of 600: values of 24 bits rarely repeat
+    assert not np.isin(initial_rows(np.arange(100) + 2**32), base).any()
+    assert (initial_rows(np.arange(100), seed=2) != base).mean() > 0.99
+    assert (initial_rows(np.arange(100), seed=1 + 2**32) != base).mean() > 0.99
+    assert (initial_rows(np.arange(100), table="artist") != base).mean() > 0.99
 
 
-def test_filled_values_are_uniform_with_the_scale_as_standard_deviation() -> None:
-    values = filled(np.arange(100_000), dim=5, scale=0.25).astype(np.float64)
+def test_initial_values_are_uniform_with_the_given_standard_deviation() -> None:
+    values = initial_rows(np.arange(100_000), dim=5, std=0.25).astype(np.float64)
     limit = 0.25 * 3**0.5
     assert abs(values.mean()) < 5 * 0.25 / values.size**0.5
     assert values.std() == pytest.approx(0.25, rel=0.005)
@@ -73,13 +73,13 @@ def test_filled_values_are_uniform_with_the_scale_as_standard_deviation() -> Non
     np.testing.assert_allclose(quarters / values.size, 0.25, atol=0.003)
 
 
-def drawn(positions_N: np.ndarray, **changes: object) -> FloatArray:
+def draw(positions_N: np.ndarray, **changes: object) -> FloatArray:
     arguments = {"seed": 1, "stream": "negatives", "epoch": 2, "step": 3, "slot": 0}
     return uniform(positions_N, **{**arguments, **changes})
 
 
 def test_uniform_draws_fill_the_unit_interval() -> None:
-    draws_N = drawn(np.arange(200_000))
+    draws_N = draw(np.arange(200_000))
     assert draws_N.dtype == np.float64
     assert 0.0 <= draws_N.min() < 1e-4
     assert 1.0 - 1e-4 < draws_N.max() < 1.0
@@ -88,31 +88,31 @@ def test_uniform_draws_fill_the_unit_interval() -> None:
 
 
 def test_uniform_draws_have_53_bits() -> None:
-    words_N = drawn(np.arange(1000)) * 2.0**53
+    words_N = draw(np.arange(1000)) * 2.0**53
     np.testing.assert_array_equal(words_N, np.floor(words_N))
     for bit in range(53):
         assert 400 < ((words_N.astype(np.uint64) >> np.uint64(bit)) & np.uint64(1)).sum() < 600, f"bit {bit}"
 
 
-def test_uniform_draws_in_chunks_are_those_drawn_at_once() -> None:
+def test_uniform_draws_in_chunks_equal_draws_at_once() -> None:
     positions_N = np.random.default_rng(0).permutation(1000)
-    whole_N = drawn(positions_N)
-    chunks = [drawn(chunk) for chunk in np.array_split(positions_N, 7)]
-    np.testing.assert_array_equal(np.concatenate(chunks), whole_N)
-    np.testing.assert_array_equal(drawn(np.arange(1000))[positions_N], whole_N)
+    all_N = draw(positions_N)
+    chunks = [draw(chunk) for chunk in np.array_split(positions_N, 7)]
+    np.testing.assert_array_equal(np.concatenate(chunks), all_N)
+    np.testing.assert_array_equal(draw(np.arange(1000))[positions_N], all_N)
 
 
-def test_every_part_of_the_counter_gives_other_draws() -> None:
+def test_draws_differ_by_every_part_of_the_counter() -> None:
     changes = [
         {"seed": seed, "stream": stream, "epoch": epoch, "step": step, "slot": slot}
         for seed, stream, epoch, step, slot in product((1, 2, 2**32 + 1), ("negatives", "deal"), *[(0, 1)] * 3)
     ]
-    draws = np.concatenate([drawn(np.arange(200), **change) for change in changes])
+    draws = np.concatenate([draw(np.arange(200), **change) for change in changes])
     assert len(np.unique(draws)) == len(draws) == 48 * 200
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
-def test_permutation_holds_every_number_once_and_repeats(count: int) -> None:
+def test_permutation_has_every_number_once_and_repeats(count: int) -> None:
     first_N, second_N = (permutation(count, seed=5, stream="deal", epoch=1, position=2) for _ in range(2))
     assert first_N.dtype == np.int64
     np.testing.assert_array_equal(np.sort(first_N), np.arange(count))
@@ -122,5 +122,5 @@ def test_permutation_holds_every_number_once_and_repeats(count: int) -> None:
 @pytest.mark.parametrize("change", [{"seed": 6}, {"stream": "shuffle"}, {"epoch": 2}, {"position": 3}])
 def test_permutations_at_different_counters_differ(change: dict[str, object]) -> None:
     arguments = {"seed": 5, "stream": "deal", "epoch": 1, "position": 2}
-    same_places = permutation(1000, **arguments) == permutation(1000, **{**arguments, **change})
-    assert same_places.sum() < 20
+    same_positions = permutation(1000, **arguments) == permutation(1000, **{**arguments, **change})
+    assert same_positions.sum() < 20

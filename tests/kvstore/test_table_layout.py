@@ -1,4 +1,4 @@
-"""Where rows lie on the servers: each once, each found again, and the popular ones shared out."""
+"""The layout holds every row once, finds it again, and balances popular rows over servers."""
 
 from itertools import product
 
@@ -12,15 +12,15 @@ DIM = 4
 ROW_BYTES = DIM * VALUE_BYTES
 ROWS = [1, 2, 3, 7, 64, 1000]
 SERVERS = [1, 2, 3, 5]
-KEY_BYTES = [ROW_BYTES, 10 * ROW_BYTES, 64 * ROW_BYTES, 2**20]
+MAX_KEY_BYTES = [ROW_BYTES, 10 * ROW_BYTES, 64 * ROW_BYTES, 2**20]
 
 
-def layout_of(rows: int, servers: int, key_bytes: int) -> TableLayout:
-    (layout,) = make_layout([TableSpec("track", rows, DIM, 0.1)], servers, key_bytes)
+def layout_of(rows: int, servers: int, max_key_bytes: int) -> TableLayout:
+    (layout,) = make_layout([TableSpec("track", rows, DIM, 0.1)], servers, max_key_bytes)
     return layout
 
 
-LAYOUTS = [layout_of(*arguments) for arguments in product(ROWS, SERVERS, KEY_BYTES)]
+LAYOUTS = [layout_of(*arguments) for arguments in product(ROWS, SERVERS, MAX_KEY_BYTES)]
 every_layout = pytest.mark.parametrize(
     "layout", LAYOUTS, ids=[f"{layout.table.rows}r-{layout.servers}s-{layout.keys}k" for layout in LAYOUTS]
 )
@@ -32,13 +32,13 @@ def requests_of(layout: TableLayout) -> list[np.ndarray]:
     return [np.arange(rows), some, np.arange(0, rows, 3), np.array([rows - 1])]
 
 
-def test_the_layouts_tried_have_few_and_many_keys_and_fewer_rows_than_servers() -> None:
+def test_layouts_include_many_keys_and_fewer_rows_than_servers() -> None:
     assert {1, 2} < {layout.keys for layout in LAYOUTS}
     assert any(layout.table.rows < layout.servers for layout in LAYOUTS)
 
 
 @every_layout
-def test_split_deals_every_row_of_a_request_exactly_once(layout: TableLayout) -> None:
+def test_split_yields_every_row_of_a_request_exactly_once(layout: TableLayout) -> None:
     for rows_A in requests_of(layout):
         parts = list(layout.split(rows_A))
         assert [part.key for part in parts] == list(layout.key_numbers)
@@ -50,13 +50,13 @@ def test_split_deals_every_row_of_a_request_exactly_once(layout: TableLayout) ->
 
 
 @every_layout
-def test_a_request_of_no_rows_names_every_key(layout: TableLayout) -> None:
+def test_split_without_rows_yields_every_key(layout: TableLayout) -> None:
     parts = list(layout.split(np.empty(0, np.int64)))
     assert [(part.key, len(part.positions_A)) for part in parts] == [(key, 0) for key in layout.key_numbers]
 
 
 @every_layout
-def test_rows_of_ranges_are_the_inverse_of_split(layout: TableLayout) -> None:
+def test_rows_of_shards_invert_split(layout: TableLayout) -> None:
     held_by_key = {
         key: np.concatenate([layout.rows_of(layout.shard_of(key, server)) for server in range(layout.servers)])
         for key in layout.key_numbers
@@ -65,12 +65,12 @@ def test_rows_of_ranges_are_the_inverse_of_split(layout: TableLayout) -> None:
         for part in layout.split(rows_A):
             np.testing.assert_array_equal(held_by_key[part.key][part.positions_A], rows_A[part.order_A])
     held = np.sort(np.concatenate(list(held_by_key.values())))
-    np.testing.assert_array_equal(held, np.arange(len(held)))  # each once, then the padding
+    np.testing.assert_array_equal(held, np.arange(len(held)))  # each row once, then the padding
     assert layout.table.rows <= len(held) < layout.table.rows + layout.num_shards
 
 
 @every_layout
-def test_each_server_holds_its_share_of_the_most_popular_rows(layout: TableLayout) -> None:
+def test_servers_hold_equal_shares_of_popular_rows(layout: TableLayout) -> None:
     held_by_server = [
         np.concatenate([layout.rows_of(layout.shard_of(key, server)) for key in layout.key_numbers])
         for server in range(layout.servers)
@@ -81,7 +81,7 @@ def test_each_server_holds_its_share_of_the_most_popular_rows(layout: TableLayou
 
 
 @every_layout
-def test_popular_rows_stand_first_in_the_memory_of_their_server(layout: TableLayout) -> None:
+def test_popular_rows_are_first_in_their_shard(layout: TableLayout) -> None:
     for key, server in product(layout.key_numbers, range(layout.servers)):
         held = layout.rows_of(layout.shard_of(key, server))
         assert held.shape == (layout.shard_rows,)
@@ -89,22 +89,22 @@ def test_popular_rows_stand_first_in_the_memory_of_their_server(layout: TableLay
         assert held[0] < layout.num_shards
 
 
-@pytest.mark.parametrize(("rows", "servers", "key_bytes"), list(product(ROWS, SERVERS, KEY_BYTES)))
-def test_a_key_stays_within_its_bytes_unless_each_server_needs_a_row(rows: int, servers: int, key_bytes: int) -> None:
-    layout = layout_of(rows, servers, key_bytes)
+@pytest.mark.parametrize(("rows", "servers", "max_key_bytes"), list(product(ROWS, SERVERS, MAX_KEY_BYTES)))
+def test_key_stays_within_max_key_bytes_or_has_one_row_per_server(rows: int, servers: int, max_key_bytes: int) -> None:
+    layout = layout_of(rows, servers, max_key_bytes)
     rows_of_key, dim = layout.key_shape
     assert dim == DIM
-    assert rows_of_key * ROW_BYTES <= max(key_bytes, servers * ROW_BYTES)
+    assert rows_of_key * ROW_BYTES <= max(max_key_bytes, servers * ROW_BYTES)
 
 
-def test_a_table_of_billions_of_parameters_fits_the_largest_key() -> None:
+def test_table_of_billions_of_parameters_is_split_into_keys() -> None:
     (layout,) = make_layout([TableSpec("track", 100_000_000, 64, 0.1)], servers=8)
     assert layout.keys == 24
     assert np.prod(layout.key_shape) * VALUE_BYTES <= 2**30
     assert layout.shard_rows * layout.num_shards >= 100_000_000
 
 
-def test_tables_share_no_key_and_leave_those_for_sums_and_status_alone() -> None:
+def test_tables_share_no_key_and_no_reserved_key() -> None:
     tables = [TableSpec(name, rows, DIM, 0.1) for name, rows in (("customer", 100), ("track", 7), ("artist", 1))]
     layouts = make_layout(tables, servers=2, max_key_bytes=20 * ROW_BYTES)
     assert [layout.table for layout in layouts] == tables

@@ -1,13 +1,12 @@
-"""A server by itself, without a network, whose table changes while it is saved.
+"""Run a server without a network, whose table changes while it is saved.
 
     drive_row_server.py KIND FOLDER
 
-It saves a table, changes rows of it before the writer has got them, and writes what the arrays held at the time of the
-save, by name, to FOLDER/expected.npz; the checkpoint is in FOLDER/saved.
+It saves a table, changes rows of it before the writer has received them, and writes what the arrays held at the time of
+the save, by name, to FOLDER/expected.npz; the checkpoint is in FOLDER/saved.
 """
 
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 import psutil
 from touched_pages import TABLE
+from waiting import wait_until
 
 from kvstore.layout import STATUS_KEY, make_layout
-from kvstore.mxnet.commands import STATUS_LENGTH, create_command, decode_status
+from kvstore.mxnet.commands import STATUS_COMMAND, STATUS_LENGTH, create_command, decode_status, save_command
 from kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
 from kvstore.mxnet.server import RowServer
 from kvstore.optimizers import OptimizerSpec
@@ -26,12 +26,10 @@ ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)
 
 
 def main(kind: Any, folder: Path) -> None:
-    """Do it."""
+    """Save the table while its rows change."""
     mx = import_mxnet()
     server = RowServer(SimpleNamespace(rank=0))
-    server.command(
-        create_command([TABLE], OptimizerSpec(kind), seed=1, servers=1, max_key_bytes=2**30, checkpoint=None)
-    )
+    server.command(create_command([TABLE], OptimizerSpec(kind), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
     status = mx.nd.zeros((1, STATUS_LENGTH))
     server.update(STATUS_KEY, mx.nd.zeros((1, STATUS_LENGTH)), status)
     [layout] = make_layout([TABLE], servers=1)
@@ -46,22 +44,20 @@ def main(kind: Any, folder: Path) -> None:
     step()
     arrays = server._shards[key].as_table_shard().arrays
     np.savez(folder / "expected.npz", **arrays)
-    server.command(f'{{"command": "save", "folder": "{folder}/saved"}}')
+    server.command(save_command(f"{folder}/saved"))
     [writer] = psutil.Process().children()
     writer.suspend()
     before = arrays["weights"][ROWS_A].copy()
     step()
     assert (arrays["weights"][ROWS_A] != before).all(axis=1).all()
     writer.resume()
-    deadline = time.monotonic() + 60
-    while True:
-        server.command('{"command": "status"}')
-        told = decode_status(status.asnumpy()[0])
-        if told["state"] != "running":
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert told["state"] == "saved", told
+
+    def state() -> str:
+        server.command(STATUS_COMMAND)
+        return str(decode_status(status.asnumpy()[0])["state"])
+
+    wait_until(lambda: state() != "running", 60, "the save to end")
+    assert state() == "saved"
 
 
 if __name__ == "__main__":

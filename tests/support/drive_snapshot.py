@@ -1,4 +1,4 @@
-"""A process that takes a snapshot of 64 MB, says which process writes it, and waits for its standard input.
+"""Take a snapshot of 64 MB, print the id of the process that writes it, and wait for standard input.
 
 drive_snapshot.py FOLDER
 """
@@ -15,8 +15,8 @@ from kvstore.checkpoint.snapshot import Snapshot
 ROWS = 1 << 18
 
 if __name__ == "__main__":
-    held = TableShard("track", ROWS, 0, 1, {"weights": np.ones((ROWS, 64), np.float32)})
-    snapshot = Snapshot(sys.argv[1], 0, 1, [held])
+    shard = TableShard("track", ROWS, 0, 1, {"weights": np.ones((ROWS, 64), np.float32)})
+    snapshot = Snapshot(sys.argv[1], 0, 1, [shard])
     [writer] = psutil.Process().children()
     print(json.dumps(writer.pid), flush=True)
     sys.stdin.readline()

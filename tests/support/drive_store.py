@@ -1,6 +1,6 @@
-"""Every role of the jobs of ``test_dist_store.py``: workers push random gradients, and save what they pull.
+"""Run every role of the jobs of ``test_dist_store.py``: workers push random gradients, and store what they pull.
 
-drive_store.py KIND KEY_BYTES FOLDER
+drive_store.py KIND MAX_KEY_BYTES FOLDER
 """
 
 import sys
@@ -18,22 +18,22 @@ from kvstore.store import MAX_ALL_REDUCE_LENGTH, RowGradient, TableSpec
 TABLES = [TableSpec("customer", rows=700, dim=8, init_std=0.1), TableSpec("track", rows=37, dim=3, init_std=0.5)]
 SEED = 11
 STEPS = 8
-SUMS = 1500
+ALL_REDUCES = 1500
 EMPTY_STEP, HALF_EMPTY_STEP = 3, 5
 
 
 def optimizer(kind: OptimizerKind) -> OptimizerSpec:
-    """The optimizer that all jobs use, of the given kind."""
+    """Return the optimizer of all jobs, of the given kind."""
     return OptimizerSpec(kind, learning_rate=0.3, weight_decay=0.01, max_norm=0.8)
 
 
-def rate_factor(step: int) -> float:
-    """What the learning rate is multiplied by in a step: it changes in the middle of the run, twice."""
+def lr_factor(step: int) -> float:
+    """Return the LR factor of a step: it changes twice during the run."""
     return (1.0, 0.25, 0.5)[step * 3 // STEPS]
 
 
 def gradient(step: int, rank: int, table: TableSpec) -> RowGradient:
-    """What worker ``rank`` pushes: half of the table's rows, so that two workers share many of them, or none."""
+    """Return what worker ``rank`` pushes: half of the table's rows, so two workers share many of them; or no rows."""
     random = np.random.default_rng((step, rank, table.rows))
     count = table.rows // 2
     if step == EMPTY_STEP or (step == HALF_EMPTY_STEP and rank == 0):
@@ -43,20 +43,20 @@ def gradient(step: int, rank: int, table: TableSpec) -> RowGradient:
 
 
 def addends(step: int, rank: int) -> FloatArray:
-    """What worker ``rank`` adds to sum number ``step``: values that neither float32 nor two of them can hold."""
-    place_N = np.arange(MAX_ALL_REDUCE_LENGTH, dtype=np.float64) + step
-    values_N = np.where(place_N % 2 == 0, 1e15 + place_N, -place_N / 3) * (1 + rank)
+    """Return the values of worker ``rank`` in all-reduce ``step``: neither one float32 nor two can hold them."""
+    index_N = np.arange(MAX_ALL_REDUCE_LENGTH, dtype=np.float64) + step
+    values_N = np.where(index_N % 2 == 0, 1e15 + index_N, -index_N / 3) * (1 + rank)
     values_N[0] = step
     return values_N
 
 
 def all_rows(store: MXNetStore) -> dict[str, FloatArray]:
-    """Every row of every table."""
+    """Pull every row of every table."""
     return store.pull({table.name: np.arange(table.rows, dtype=np.int64) for table in TABLES})
 
 
-def refusal(store: MXNetStore, rows: list[int], *, push: bool) -> str:
-    """What the store says to a request for ``rows`` of the second table."""
+def rejection(store: MXNetStore, rows: list[int], *, push: bool) -> str:
+    """Return the store's error for a request for ``rows`` of the second table."""
     rows_A = np.array(rows, dtype=np.int64)
     name, dim = TABLES[1].name, TABLES[1].dim
     try:
@@ -70,18 +70,20 @@ def refusal(store: MXNetStore, rows: list[int], *, push: bool) -> str:
 
 
 def work(store: MXNetStore) -> None:
-    """Do all that the tests look at, in one job."""
+    """Do everything that the tests check, in one job."""
     store.create(TABLES, optimizer(sys.argv[1]), SEED)  # type: ignore[arg-type]
     pulled = {f"{name}/start": block_AD for name, block_AD in all_rows(store).items()}
     for step in range(STEPS):
-        store.set_lr_factor(rate_factor(step))
+        store.set_lr_factor(lr_factor(step))
         store.push({table.name: gradient(step, store.rank, table) for table in TABLES})
         for name, block_AD in all_rows(store).items():
             pulled[f"{name}/{step}"] = block_AD
-    refusals = [refusal(store, rows, push=push) for rows in ([0, TABLES[1].rows], [-1, 3]) for push in (False, True)]
-    sums = [store.all_reduce(addends(step, store.rank)) for step in range(SUMS)]
+    rejections = [
+        rejection(store, rows, push=push) for rows in ([0, TABLES[1].rows], [-1, 3]) for push in (False, True)
+    ]
+    sums = [store.all_reduce(addends(step, store.rank)) for step in range(ALL_REDUCES)]
     pulled |= {f"{name}/end": block_AD for name, block_AD in all_rows(store).items()}
-    np.savez(Path(sys.argv[3]) / f"rank-{store.rank}.npz", refusals=refusals, sums=sums, **pulled)
+    np.savez(Path(sys.argv[3]) / f"rank-{store.rank}.npz", rejections=rejections, sums=sums, **pulled)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which pages of an array are touched: all of them are given back to the kernel, and later one counts those that came.
+"""Count the pages of an array that are touched: release all of them to the kernel, and count those that are back.
 
 As a script it has a server update some rows of a table, and prints, by array, how many pages that touched:
 
@@ -19,24 +19,24 @@ from kvstore.optimizers import OptimizerSpec
 from kvstore.store import RowGradient, TableSpec
 
 TABLE = TableSpec("track", rows=200_000, dim=64, init_std=0.1)
-ACTIVE = 40
+ACTIVE_ROWS = 40
 
 
-def step() -> RowGradient:
-    """Gradients of a few rows all over the table."""
-    rows_A = np.linspace(3, TABLE.rows - 3, ACTIVE).astype(np.int64)
-    return RowGradient(rows_A, np.ones((ACTIVE, TABLE.dim), np.float32))
+def make_step() -> RowGradient:
+    """Return gradients of a few rows all over the table."""
+    rows_A = np.linspace(3, TABLE.rows - 3, ACTIVE_ROWS).astype(np.int64)
+    return RowGradient(rows_A, np.ones((ACTIVE_ROWS, TABLE.dim), np.float32))
 
 
-def forget(array: Any) -> None:
-    """Give the pages of ``array`` back, small ones from now on: none counts as touched. Its values are zeros then."""
+def release_pages(array: Any) -> None:
+    """Release the pages of ``array``, which then is all zeros, and have small ones back it from now on."""
     for advice in (mmap.MADV_NOHUGEPAGE, mmap.MADV_DONTNEED):
         _call("madvise", *_pages(array), ctypes.c_int(advice))
-    assert touched(array) == 0
+    assert touched_pages(array) == 0
 
 
-def touched(array: Any) -> int:
-    """Pages of ``array`` that were read or written since they were given back."""
+def touched_pages(array: Any) -> int:
+    """Return the number of pages of ``array`` that were read or written since they were released."""
     address, size = _pages(array)
     present = (ctypes.c_ubyte * (size.value // mmap.PAGESIZE))()
     _call("mincore", address, size, present)
@@ -54,8 +54,8 @@ def _call(name: str, *arguments: Any) -> None:
     assert getattr(libc, name)(*arguments) == 0, (name, ctypes.get_errno())
 
 
-def of_a_server(kind: Any) -> dict[str, int]:
-    """The pages of each array that an update by a server touches."""
+def pages_of_a_server_update(kind: Any) -> dict[str, int]:
+    """Return the number of pages of each array that an update by a server touches."""
     from kvstore.layout import make_layout
     from kvstore.mxnet.commands import create_command
     from kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
@@ -63,20 +63,18 @@ def of_a_server(kind: Any) -> dict[str, int]:
 
     import_mxnet()
     server = RowServer(SimpleNamespace(rank=0))
-    server.command(
-        create_command([TABLE], OptimizerSpec(kind), seed=1, servers=1, max_key_bytes=2**30, checkpoint=None)
-    )
+    server.command(create_command([TABLE], OptimizerSpec(kind), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
     [layout] = make_layout([TABLE], servers=1)
     [key], shape = layout.key_numbers, layout.key_shape
     weight = row_sparse_zeros(shape, stored=True)
     server.update(key, row_sparse_zeros(shape, stored=False), weight)
     arrays: dict[str, FloatArray] = server._shards[key].as_table_shard().arrays
     for array in arrays.values():
-        forget(array)
-    gradient = step()
-    server.update(key, row_sparse_from(gradient.rows_A, gradient.values_AD, np.arange(ACTIVE), shape), weight)
-    return {name: touched(array) for name, array in arrays.items()}
+        release_pages(array)
+    gradient = make_step()
+    server.update(key, row_sparse_from(gradient.rows_A, gradient.values_AD, np.arange(ACTIVE_ROWS), shape), weight)
+    return {name: touched_pages(array) for name, array in arrays.items()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(of_a_server(sys.argv[1])))
+    print(json.dumps(pages_of_a_server_update(sys.argv[1])))

@@ -19,7 +19,7 @@ from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
 from object_store import running_object_store
 from pyarrow import fs
 from running_command import crossfade, started, succeeded
-from saved_ranges import Arrays, cut, random_table, save
+from saved_shards import Arrays, random_table, save_shards, split_table
 from waiting import wait_until
 
 from kvstore.arrays import FloatArray
@@ -48,9 +48,9 @@ def values_at(step: int) -> dict[str, Arrays]:
 
 def save_step(checkpoints: Path, data: Path, step: int) -> None:
     """Write the checkpoint of ``step`` as two servers with two keys each do."""
-    held = [cut(table, values_at(step)[table.name], ranges=4) for table in TABLES]
+    held = [split_table(table, values_at(step)[table.name], num_shards=4) for table in TABLES]
     parts = [[part for table in held for part in table[server::2]] for server in range(2)]
-    save(str(checkpoints), step, TABLES, OPTIMIZER, parts, training_on(data))
+    save_shards(str(checkpoints), step, TABLES, OPTIMIZER, parts, training_on(data))
 
 
 def training_on(data: Path) -> dict[str, Any]:
@@ -276,8 +276,8 @@ def test_other_data_than_those_of_the_checkpoint_are_refused(
 
 
 def test_a_checkpoint_that_says_nothing_of_its_data_is_refused(tmp_path: Path, lines: Lines) -> None:
-    held = [cut(table, values_at(1)[table.name], ranges=1)[0] for table in TABLES]
-    uri = save(str(tmp_path), 1, TABLES, OPTIMIZER, [held])
+    held = [split_table(table, values_at(1)[table.name], num_shards=1)[0] for table in TABLES]
+    uri = save_shards(str(tmp_path), 1, TABLES, OPTIMIZER, [held])
     with pytest.raises(InputError, match="does not say what data it was trained on"):
         lines.export(uri, tmp_path / "out")
 
@@ -467,8 +467,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
     write_data_set(folder / "data", {}, queries=LARGE, items=embeddings.GROUP_ROWS)
     tables = [TableSpec("customer", LARGE, 64, 0.1), TableSpec("track", embeddings.GROUP_ROWS, 64, 0.1)]
-    held = [part for table in tables for part in cut(table, random_table(table, OPTIMIZER), ranges=2)]
-    save(str(folder / "checkpoints"), 1, tables, OPTIMIZER, [held], training_on(folder / "data"))
+    held = [part for table in tables for part in split_table(table, random_table(table, OPTIMIZER), num_shards=2)]
+    save_shards(str(folder / "checkpoints"), 1, tables, OPTIMIZER, [held], training_on(folder / "data"))
     return folder
 
 

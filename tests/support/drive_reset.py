@@ -1,13 +1,13 @@
-"""Every role of the job of ``test_dist_store.py`` that starts from a checkpoint, some of its rows afresh.
+"""Run every role of the job of ``test_dist_store.py`` that loads a checkpoint and resets some of its rows.
 
-drive_afresh.py KEY_BYTES CHECKPOINT TO
+drive_reset.py MAX_KEY_BYTES CHECKPOINT OUTPUT
 """
 
 import sys
 
 import numpy as np
 from dist_roles import play_role
-from saved_ranges import save_store
+from saved_shards import save_store
 
 from kvstore.mxnet.client import MXNetStore
 from kvstore.mxnet.commands import RESET_ROWS
@@ -20,13 +20,13 @@ TABLES = [
 ]
 OPTIMIZER = OptimizerSpec("adam", weight_decay=0.01)
 SEED = 11
-AFRESH = {"customer": np.arange(1, 3 * RESET_ROWS - 5, dtype=np.int64), "track": np.array([0, 7, 36])}
-"""More rows than a command holds, the last of them in no command that is full."""
+RESETS = {"customer": np.arange(1, 3 * RESET_ROWS - 5, dtype=np.int64), "track": np.array([0, 7, 36])}
+"""More rows than one command holds; the last command is not full."""
 
 
 def work(store: MXNetStore) -> None:
-    """Make the tables, and save them."""
-    store.create(TABLES, OPTIMIZER, SEED, sys.argv[2], AFRESH)
+    """Create the tables and save them."""
+    store.create(TABLES, OPTIMIZER, SEED, sys.argv[2], RESETS)
     if store.rank == 0:
         save_store(store, sys.argv[3], 1, TABLES, OPTIMIZER)
     store.barrier()

@@ -1,0 +1,344 @@
+"""A corrupt, incomplete or incompatible checkpoint is rejected with the name of a file and a reason."""
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from object_store import free_ports
+from saved_shards import blank_shards, random_table, save_shards, split_table
+
+from kvstore.checkpoint.lifecycle import delete_after, latest_checkpoint, prune, step_folder
+from kvstore.checkpoint.reader import open_checkpoint
+from kvstore.errors import CheckpointError
+from kvstore.local import LocalStore
+from kvstore.optimizers import OptimizerSpec
+from kvstore.store import TableSpec
+
+ADAM = OptimizerSpec("adam")
+ROWWISE = OptimizerSpec("rowwise_adagrad")
+CUSTOMER, TRACK = TableSpec("customer", rows=50, dim=4, init_std=0.1), TableSpec("track", rows=30, dim=3, init_std=0.5)
+
+
+@pytest.fixture(scope="module")
+def small_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with complete checkpoints of some steps."""
+    folder = tmp_path_factory.mktemp("small")
+    for step in (1, 2, 3, 4, 5, 6, 999_999_999, 1_000_000_000):
+        save_small(str(folder), step)
+    return folder
+
+
+@pytest.fixture
+def checkpoints(small_steps: Path, tmp_path: Path) -> str:
+    """Return a folder with complete checkpoints of steps 1 and 2."""
+    folder = str(tmp_path / "checkpoints")
+    copy_steps(small_steps, folder, 1, 2)
+    return folder
+
+
+def copy_steps(small_steps: Path, folder: str, *steps: int) -> None:
+    for step in steps:
+        shutil.copytree(step_folder(str(small_steps), step), step_folder(folder, step))
+
+
+def save_small(folder: str, step: int) -> str:
+    customer, track = (random_table(table, ROWWISE, seed=step) for table in (CUSTOMER, TRACK))
+    shards = [*split_table(CUSTOMER, customer, 4), *split_table(TRACK, track, 2)]
+    return save_shards(
+        folder, step, [CUSTOMER, TRACK], ROWWISE, [shards[::2], shards[1::2]], {"cursor": [3, step], "x": 0.1}
+    )
+
+
+def load_small(uri: str) -> None:
+    open_checkpoint(uri).load([*blank_shards(CUSTOMER, ROWWISE, 3), *blank_shards(TRACK, ROWWISE, 3)])
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 4
+    path.write_bytes(data)
+
+
+def files_of(uri: str) -> list[Path]:
+    return sorted(path for path in Path(uri).rglob("*") if path.is_file())
+
+
+def test_changed_byte_in_any_file_is_rejected_by_file_name(checkpoints: str) -> None:
+    uri = step_folder(checkpoints, 2)
+    load_small(uri)
+    assert len(files_of(uri)) == 1 + 2 + 2 * (4 + 2)
+    for path in files_of(uri):
+        intact = path.read_bytes()
+        for position in [*range(0, len(intact), 31), -3, -2, -1]:
+            flip(path, position)
+            with pytest.raises(CheckpointError) as caught:
+                load_small(uri)
+            assert str(path) in str(caught.value), (path, position)
+            assert caught.value.checkpoint == uri
+            path.write_bytes(intact)
+    load_small(uri)
+
+
+def test_file_of_wrong_size_is_rejected_by_file_name(checkpoints: str) -> None:
+    uri = step_folder(checkpoints, 2)
+    for path in files_of(uri):
+        intact = path.read_bytes()
+        for data in (b"", intact[:-1], intact[: len(intact) // 2], intact + b"\n"):
+            path.write_bytes(data)
+            with pytest.raises(CheckpointError) as caught:
+                open_checkpoint(uri)
+            assert str(path) in str(caught.value)
+            assert caught.value.checkpoint == uri
+        path.write_bytes(intact)
+
+
+def test_missing_file_is_rejected_by_file_name(checkpoints: str) -> None:
+    uri = step_folder(checkpoints, 2)
+    for path in files_of(uri):
+        intact = path.read_bytes()
+        path.unlink()
+        with pytest.raises(CheckpointError, match="missing") as caught:
+            open_checkpoint(uri)
+        assert str(path) in str(caught.value)
+        path.write_bytes(intact)
+
+
+@pytest.mark.parametrize(
+    "names", [("weights.00000-of-00004", "weights.00001-of-00004"), ("sum_of_squares.00000-of-00004",) * 2]
+)
+def test_exchanged_files_are_rejected(checkpoints: str, names: tuple[str, str]) -> None:
+    uri = step_folder(checkpoints, 2)
+    one = Path(uri, "customer", f"{names[0]}.npy")
+    other = Path(uri if names[0] != names[1] else step_folder(checkpoints, 1), "customer", f"{names[1]}.npy")
+    assert one.stat().st_size == other.stat().st_size
+    one_data, other_data = one.read_bytes(), other.read_bytes()
+    one.write_bytes(other_data)
+    other.write_bytes(one_data)
+    with pytest.raises(CheckpointError, match=f"{names[0]}.*CRC-32"):
+        load_small(uri)
+
+
+def test_part_of_another_step_is_rejected(checkpoints: str) -> None:
+    uri = step_folder(checkpoints, 2)
+    shutil.copy(Path(step_folder(checkpoints, 1), "part-00001-of-00002.json"), uri)
+    with pytest.raises(CheckpointError, match=r"part-00001-of-00002.json: (its CRC-32|has)"):
+        open_checkpoint(uri)
+
+
+def test_checkpoint_in_the_folder_of_another_step_is_rejected(checkpoints: str) -> None:
+    shutil.copytree(step_folder(checkpoints, 1), step_folder(checkpoints, 3))
+    with pytest.raises(CheckpointError, match=r"step-000000003/manifest.json: is of step 1"):
+        open_checkpoint(step_folder(checkpoints, 3))
+
+
+def reseal(path: Path, change: Callable[[str], str]) -> None:
+    """Change a manifest and make its CRC-32 match."""
+    body = change(path.read_text()[: path.read_text().rindex(',\n "crc32"')])
+    path.write_text(f'{body},\n "crc32": {zlib.crc32(body.encode())}\n}}\n')
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: text.replace('"crossfade-checkpoint"', '"other"'), "expected format .*, found 'other'"),
+        (lambda text: text.replace('"seed": 1', '"seed": "x"'), "seed: input should be a valid integer"),
+        (lambda text: text.replace('"seed": 1', '"seed": 1,\n "more": 1'), "more: is not a known key"),
+        (lambda text: text.replace('"rowwise_adagrad"', '"nadam"'), "optimizer.kind: input should be"),
+        (
+            lambda text: text.replace('"rowwise_adagrad"', '"sgd"'),
+            "belongs to no table and optimizer state in manifest.json",
+        ),
+        (lambda text: text.replace('"rows": 50', '"rows": 49'), "bytes, but its rows take"),
+        (lambda text: text.replace('"dim": 3', '"dim": 5'), "bytes, but its rows take"),
+    ],
+)
+def test_manifest_that_does_not_match_the_files_is_rejected(
+    checkpoints: str, change: Callable[[str], str], reason: str
+) -> None:
+    uri = step_folder(checkpoints, 2)
+    reseal(Path(uri, "manifest.json"), lambda text: text)
+    load_small(uri)
+    reseal(Path(uri, "manifest.json"), change)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        open_checkpoint(uri)
+    assert caught.value.checkpoint == uri
+
+
+def test_checkpoint_of_another_version_is_rejected_but_not_corrupt(checkpoints: str) -> None:
+    uri = step_folder(checkpoints, 2)
+    reseal(Path(uri, "manifest.json"), lambda text: text.replace('"version": 2', '"version": 1'))
+    for read in (lambda: open_checkpoint(uri), lambda: latest_checkpoint(checkpoints)):
+        with pytest.raises(CheckpointError, match=r"has format version 1, .* reads version 2 only") as caught:
+            read()
+        assert caught.value.checkpoint is None
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", "\0\xff", '{"format": "crossfade-interactions", "version": 1}'])
+def test_manifest_of_another_format_is_rejected(checkpoints: str, content: str) -> None:
+    Path(step_folder(checkpoints, 2), "manifest.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"step-000000002/manifest.json: not "):
+        open_checkpoint(step_folder(checkpoints, 2))
+
+
+def test_shard_that_no_part_lists_is_missed(checkpoints: str) -> None:
+    uri = step_folder(checkpoints, 2)
+
+    def without_a_part(text: str) -> str:
+        manifest = json.loads(text + "}")
+        return json.dumps({**manifest, "parts": manifest["parts"][:1]}, indent=1).removesuffix("\n}")
+
+    reseal(Path(uri, "manifest.json"), without_a_part)
+    with pytest.raises(CheckpointError, match=r"customer/weights\.\*\.npy: expected exactly one file for each shard"):
+        open_checkpoint(uri)
+
+
+@pytest.mark.parametrize(
+    ("tables", "optimizer", "reason"),
+    [
+        ([TableSpec("customer", 50, 8, 0.1)], ROWWISE, r"table 'customer' has 4 columns, but the job's has 8"),
+        ([TableSpec("customer", 49, 4, 0.1)], ROWWISE, r"table 'customer' has 50 rows, but the job's has only 49"),
+        ([CUSTOMER, TRACK], ADAM, r"state of the optimizer rowwise_adagrad, but the job uses adam"),
+        ([TableSpec("artist", 50, 4, 0.1)], ROWWISE, r"has the tables customer, track, none of which the job has"),
+    ],
+)
+def test_checkpoint_of_other_tables_is_rejected_but_not_corrupt(
+    checkpoints: str, tables: list[TableSpec], optimizer: OptimizerSpec, reason: str
+) -> None:
+    checkpoint = open_checkpoint(step_folder(checkpoints, 2))
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        checkpoint.check_fits(tables, optimizer)
+    assert caught.value.checkpoint is None
+    with pytest.raises(CheckpointError, match=reason):
+        LocalStore().create(tables, optimizer, seed=1, checkpoint=checkpoint.uri)
+
+
+def test_manifest_returns_the_training_state(checkpoints: str) -> None:
+    manifest = open_checkpoint(step_folder(checkpoints, 2)).manifest
+    assert manifest.training == {"cursor": [3, 2], "x": 0.1}
+    assert (manifest.step, manifest.tables, manifest.optimizer) == (2, [CUSTOMER, TRACK], ROWWISE)
+
+
+def test_files_without_requested_rows_are_not_opened(checkpoints: str) -> None:
+    uri = step_folder(checkpoints, 2)
+    for path in [Path(uri, "customer", "weights.00001-of-00004.npy"), *Path(uri, "track").iterdir()]:
+        flip(path, 130)
+    even = blank_shards(CUSTOMER, ROWWISE, 2)[0]
+    open_checkpoint(uri).load([even])
+    np.testing.assert_array_equal(even.arrays["weights"], random_table(CUSTOMER, ROWWISE, seed=2)["weights"][::2])
+    with pytest.raises(CheckpointError, match=r"weights.00001-of-00004.npy"):
+        open_checkpoint(uri).load([blank_shards(CUSTOMER, ROWWISE, 2)[1]])
+
+
+@pytest.mark.parametrize("starts", [(0, 25), (25,), (49,)], ids=["in order", "from the middle", "the last row"])
+def test_corrupt_file_is_detected_when_weights_are_read(checkpoints: str, starts: tuple[int, ...]) -> None:
+    uri = step_folder(checkpoints, 2)
+    flip(Path(uri, "customer", "weights.00001-of-00004.npy"), -1)
+    with closing(open_checkpoint(uri)) as checkpoint:
+        for start in starts[:-1]:
+            checkpoint.weights("customer", start, start + 25)
+        with pytest.raises(CheckpointError, match=r"weights.00001.*CRC-32"):
+            checkpoint.weights("customer", starts[-1], min(starts[-1] + 25, 50))
+
+
+def test_latest_checkpoint_is_the_newest_complete_one(checkpoints: str) -> None:
+    checkpoint, skipped = latest_checkpoint(checkpoints)
+    assert checkpoint is not None
+    assert (checkpoint.uri, skipped) == (step_folder(checkpoints, 2), [])
+    assert latest_checkpoint(checkpoints + "/none-here") == (None, [])
+
+
+def test_steps_are_ordered_as_numbers(small_steps: Path, checkpoints: str) -> None:
+    copy_steps(small_steps, checkpoints, 999_999_999, 1_000_000_000)
+    checkpoint, _ = latest_checkpoint(checkpoints)
+    assert checkpoint is not None
+    assert checkpoint.uri == step_folder(checkpoints, 1_000_000_000)
+
+
+def test_corrupt_incomplete_and_rejected_checkpoints_are_skipped_with_reasons(
+    small_steps: Path, checkpoints: str
+) -> None:
+    copy_steps(small_steps, checkpoints, 3, 4, 5)
+    Path(step_folder(checkpoints, 5), "manifest.json").unlink()
+    flip(Path(step_folder(checkpoints, 4), "part-00000-of-00002.json"), 10)
+    Path(step_folder(checkpoints, 3), "track", "sum_of_squares.00001-of-00002.npy").unlink()
+    Path(checkpoints, "step-000000009").mkdir()
+    Path(checkpoints, "notes.txt").write_text("not a checkpoint")
+    checkpoint, skipped = latest_checkpoint(checkpoints, {step_folder(checkpoints, 2)})
+    assert checkpoint is not None
+    assert checkpoint.uri == step_folder(checkpoints, 1)
+    expected = [
+        "step-000000009/manifest.json: missing",
+        "step-000000005/manifest.json: missing",
+        "step-000000004/part-00000-of-00002.json: its CRC-32",
+        "step-000000003/track/sum_of_squares.00001-of-00002.npy: missing",
+        "step-000000002: was found corrupt before",
+    ]
+    for reason, part in zip(skipped, expected, strict=True):
+        assert part in reason
+
+
+def test_prune_keeps_the_newest_complete_checkpoints_and_newer_incomplete_ones(
+    small_steps: Path, checkpoints: str
+) -> None:
+    copy_steps(small_steps, checkpoints, 3, 5, 6)
+    Path(step_folder(checkpoints, 6), "manifest.json").unlink()
+    Path(step_folder(checkpoints, 3), "manifest.json").unlink()
+    Path(checkpoints, "owner.json").write_text("{}")
+    prune(checkpoints, keep_latest=2)
+    assert sorted(path.name for path in Path(checkpoints).iterdir()) == [
+        "owner.json",
+        "step-000000002",
+        "step-000000005",
+        "step-000000006",
+    ]
+    load_small(step_folder(checkpoints, 2))
+    prune(checkpoints, keep_latest=1)
+    assert not Path(step_folder(checkpoints, 2)).exists()
+
+
+def test_half_deleted_checkpoint_is_incomplete_not_corrupt(
+    small_steps: Path, checkpoints: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_steps(small_steps, checkpoints, 3)
+
+    def delete_half(folder: Path) -> None:
+        (folder / "customer" / "weights.00000-of-00004.npy").unlink()
+        raise OSError("gone in the middle")
+
+    for action in (lambda: prune(checkpoints, keep_latest=2), lambda: delete_after(checkpoints, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr("kvstore.io.folder.shutil.rmtree", delete_half)
+            with pytest.raises(CheckpointError, match="gone in the middle"):
+                action()
+    for step in (1, 3):
+        with pytest.raises(
+            CheckpointError, match=r"manifest.json: missing: this is not a checkpoint, or an incomplete one"
+        ):
+            open_checkpoint(step_folder(checkpoints, step))
+    checkpoint, _ = latest_checkpoint(checkpoints)
+    assert checkpoint is not None
+    assert checkpoint.uri == step_folder(checkpoints, 2)
+
+
+def test_unreachable_storage_raises_instead_of_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+    monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "2")
+    for attempt in (latest_checkpoint, open_checkpoint):
+        with pytest.raises(CheckpointError, match=r"s3://music/run.*cannot be read: .*NETWORK_CONNECTION") as caught:
+            attempt("s3://music/run")
+        assert caught.value.checkpoint is None
+
+
+def test_unreadable_manifest_raises_instead_of_falling_back(checkpoints: str) -> None:
+    manifest = Path(step_folder(checkpoints, 2), "manifest.json")
+    manifest.unlink()
+    manifest.symlink_to(manifest)
+    with pytest.raises(CheckpointError, match=r"step-000000002/manifest.json: cannot be read: .*symbolic links"):
+        latest_checkpoint(checkpoints)

@@ -1,0 +1,220 @@
+"""A folder behaves alike on a file system and on S3."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from object_store import ObjectStore, running_object_store
+
+from kvstore.errors import InputError
+from kvstore.io.folder import Folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """Point this process and its children at the server."""
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture(params=["path", "file", pytest.param("s3", marks=pytest.mark.slow)])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """Return a folder of each kind, which does not exist yet."""
+    if request.param == "s3":
+        server: ObjectStore = request.getfixturevalue("s3")
+        return Folder(server.uri(f"folder/{tmp_path.name}"))
+    return Folder(f"file://{tmp_path}/folder" if request.param == "file" else f"{tmp_path}/folder")
+
+
+def test_missing_folder_is_empty(folder: Folder) -> None:
+    assert folder.names() == []
+    assert folder.sizes() == {}
+    assert not folder.exists("x")
+    folder.delete()
+    folder.remove("x")
+
+
+def test_written_files_are_read_and_listed(folder: Folder) -> None:
+    folder.write("one.json", b"first")
+    folder.write("one.json", b"second")
+    folder.child("below").write("two.json", b"")
+    with folder.child("below").open_output("deep/large.npy") as file:
+        for number in range(5):
+            file.write(memoryview(bytes([number])))
+    assert folder.read("one.json") == b"second"
+    assert folder.child("below").read("two.json") == b""
+    assert folder.names() == ["below", "one.json"]
+    assert folder.child("below").names() == ["deep", "two.json"]
+    assert folder.sizes() == {"one.json": 6, "below/two.json": 0, "below/deep/large.npy": 5}
+    assert folder.exists("one.json")
+    assert folder.exists("below")
+    assert not folder.exists("two.json")
+
+
+def test_entries_are_file_sizes_and_folders(folder: Folder) -> None:
+    assert folder.entries() == {}
+    folder.write("a b", b"123")
+    folder.child("below").write("c", b"")
+    assert folder.entries() == {"a b": 3, "below": None}
+    assert folder.child("below").entries() == {"c": 0}
+    folder.check_bucket()
+
+
+def test_file_is_read_in_pieces_from_any_position(folder: Folder) -> None:
+    folder.write("digits", b"0123456789")
+    buffer = bytearray(4)
+    with closing(folder.open_input("digits")) as file:
+        assert file.readinto(buffer) == 4
+        file.seek(7)
+        assert file.readinto(buffer) == 3
+        assert bytes(buffer) == b"7893"
+        assert file.readinto(buffer) == 0
+
+
+def test_delete_removes_the_folder_and_nothing_else(folder: Folder) -> None:
+    for child in ("step-1", "step-10"):
+        folder.child(child).write("a", b"1")
+        folder.child(child).child("below").write("b", b"1")
+    folder.child("step-1").delete()
+    assert folder.sizes() == {"step-10/a": 1, "step-10/below/b": 1}
+    folder.child("step-10").remove("a")
+    assert folder.sizes() == {"step-10/below/b": 1}
+
+
+def test_missing_file_is_named(folder: Folder) -> None:
+    folder.write("there", b"1")
+    for read in (folder.read, folder.open_input):
+        with pytest.raises(FileNotFoundError, match=r"folder.*/missing"):
+            read("missing")
+
+
+def test_file_is_absent_after_an_interrupted_write(tmp_path: Path) -> None:
+    def write() -> None:
+        with Folder(str(tmp_path)).open_output("broken") as file:
+            file.write(b"123")
+            raise OSError("interrupted")
+
+    with pytest.raises(OSError, match=r"/broken: interrupted"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_and_uris(folder: Folder) -> None:
+    assert folder.child("a").uri == f"{folder.uri}/a"
+    assert folder.child("a").name == "a"
+    assert Folder(folder.uri + "/").uri == folder.uri
+    assert folder.on_s3 == folder.uri.startswith("s3://")
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("gs://music/x", r"gs://music/x: unsupported location; expected a path, file:///PATH or s3://"),
+        ("file://host/x", "file://host/x: unsupported location"),
+        ("file:///music/what?/x", r"file:///music/what\?/x: unsupported location"),
+        ("file:///music/#1", "file:///music/#1: unsupported location"),
+        ("s3://", "expected s3://BUCKET/PREFIX"),
+        ("s3:///x", "expected s3://BUCKET/PREFIX"),
+        ("s3://music//x", "expected s3://BUCKET/PREFIX"),
+        ("s3://key:secret@music/x", "credentials, region and endpoint come from the environment"),
+        ("s3://music/x?region=eu", "credentials, region and endpoint come from the environment"),
+    ],
+)
+def test_unsupported_uri_is_rejected(uri: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Folder(uri)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AWS_ENDPOINT_URL", "localhost:1"), ("CROSSFADE_S3_ATTEMPTS", "0"), ("CROSSFADE_S3_TIMEOUT_SECONDS", "1.5")],
+)
+def test_invalid_environment_variable_is_rejected_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{name} is '{value}'"):
+        Folder("s3://music/x").names()
+
+
+def test_path_may_have_any_characters(tmp_path: Path) -> None:
+    folder = Folder(f"{tmp_path}/with space/and%20more")
+    folder.write("x", b"1")
+    assert (tmp_path / "with space" / "and%20more" / "x").read_bytes() == b"1"
+    assert Folder(f"file://{tmp_path}/with%20space").names() == ["and%20more"]
+    Folder(f"file://{tmp_path}/what%3F%231").write("x", b"1")
+    assert (tmp_path / "what?#1" / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", ["with space", "and%20more", "plus+equals=&;:,$'()!*", "Größe/日本", "~tilde.[x]"])
+def test_s3_prefix_may_have_any_characters(s3: ObjectStore, prefix: str) -> None:
+    folder = Folder(s3.uri(f"odd/{prefix}"))
+    folder.child("step-1").write("manifest.json", b"1")
+    with folder.open_output("step-1/weights.npy") as file:
+        file.write(b"123")
+    assert folder.names() == ["step-1"]
+    assert folder.sizes() == {"step-1/manifest.json": 1, "step-1/weights.npy": 3}
+    assert folder.child("step-1").read("manifest.json") == b"1"
+    assert Folder(s3.uri("odd")).sizes() == {f"{prefix}/step-1/manifest.json": 1, f"{prefix}/step-1/weights.npy": 3}
+    folder.child("step-1").delete()
+    assert folder.sizes() == {}
+
+
+def record_syncs_and_moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the names of files that are synced or moved from now on."""
+    recorded: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def record_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        recorded.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+
+    def record_move(path: Path, target: Path) -> Path:
+        recorded.append(f"move to {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "replace", record_move)
+    return recorded
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux names the file of a descriptor")
+def test_file_is_synced_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = record_syncs_and_moves(monkeypatch)
+    folder = Folder(str(tmp_path / "folder"))
+    with folder.open_output("weights.npy") as file:
+        file.write(b"123")
+        assert recorded == [f"sync {tmp_path.name}"]  # the parent of the new folder
+    assert recorded[1:] == ["sync weights.npy", "sync folder"]
+    recorded.clear()
+    folder.write("manifest.json", b"{}")
+    [synced, *rest] = recorded
+    assert synced.startswith("sync .manifest.json")
+    assert rest == ["move to manifest.json", "sync folder"]
+
+
+def test_failed_write_keeps_the_previous_small_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("manifest.json", b"earlier")
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "disk error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk error"):
+        folder.write("manifest.json", b"later")
+    assert folder.read("manifest.json") == b"earlier"
+    assert folder.names() == ["manifest.json"]

@@ -1,0 +1,145 @@
+"""Split random tables into shards, as servers hold them, and write checkpoints of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from waiting import wait_until
+
+from kvstore.checkpoint.format import CheckpointManifest, TableShard
+from kvstore.checkpoint.lifecycle import commit, step_folder
+from kvstore.checkpoint.reader import open_checkpoint
+from kvstore.checkpoint.snapshot import PartResult, Snapshot
+from kvstore.optimizers import OptimizerSpec, make_optimizer
+from kvstore.store import FileDigest, RowStore, SaveResult, TableSpec
+
+WRITE_SECONDS = 60.0
+PADDING = 77
+"""The value of padding in shards that ``split_table`` returns."""
+
+Arrays = dict[str, NDArray[Any]]
+Result = TypeVar("Result")
+
+
+def random_table(table: TableSpec, optimizer: OptimizerSpec, seed: int = 1) -> Arrays:
+    """Return random weights and optimizer state of a table."""
+    generator = np.random.default_rng(seed)
+    return {
+        name: generator.integers(1, 2**30, values.shape).astype(values.dtype)
+        if values.dtype.kind == "i"
+        else generator.standard_normal(values.shape).astype(values.dtype)
+        for name, values in empty_table(table, optimizer).items()
+    }
+
+
+def empty_table(table: TableSpec, optimizer: OptimizerSpec) -> Arrays:
+    """Return uninitialized weights and zero optimizer state of a table."""
+    state = make_optimizer(optimizer, table.rows, table.dim).state
+    return {"weights": np.empty((table.rows, table.dim), np.float32), **state}
+
+
+def split_table(table: TableSpec, arrays: Mapping[str, NDArray[Any]], num_shards: int) -> list[TableShard]:
+    """Split a table into ``num_shards`` shards of equal size, padded with ``PADDING``."""
+    shard_rows = -(-table.rows // num_shards)
+    shards = []
+    for number in range(num_shards):
+        padded: Arrays = {}
+        for name, values in arrays.items():
+            padded[name] = np.full((shard_rows, *values.shape[1:]), PADDING, values.dtype)
+            rows = values[number::num_shards]
+            padded[name][: len(rows)] = rows
+        shards.append(TableShard(table.name, table.rows, number, num_shards, padded))
+    return shards
+
+
+def blank_shards(table: TableSpec, optimizer: OptimizerSpec, num_shards: int) -> list[TableShard]:
+    """Return a table in shards with all values 55."""
+    arrays = {name: np.full_like(values, 55) for name, values in random_table(table, optimizer).items()}
+    return split_table(table, arrays, num_shards)
+
+
+def join_shards(shards: Sequence[TableShard]) -> Arrays:
+    """Return the table that ``shards`` hold: the inverse of ``split_table``."""
+    arrays: Arrays = {}
+    for name, values in shards[0].arrays.items():
+        arrays[name] = np.empty((shards[0].table_rows, *values.shape[1:]), values.dtype)
+        for shard in shards:
+            rows = arrays[name][shard.number :: shard.num_shards]
+            rows[:] = shard.arrays[name][: len(rows)]
+    return arrays
+
+
+def load_table(checkpoint: str, table: TableSpec, optimizer: OptimizerSpec) -> Arrays:
+    """Return weights and optimizer state of a table in a checkpoint."""
+    arrays = empty_table(table, optimizer)
+    open_checkpoint(checkpoint).load([TableShard(table.name, table.rows, 0, 1, arrays)])
+    return arrays
+
+
+def wait_for_snapshot(snapshot: Snapshot) -> PartResult:
+    """Wait for the result of a snapshot."""
+    return _wait_for_result(snapshot.poll)
+
+
+def wait_for_save(store: RowStore) -> SaveResult:
+    """Wait for the result of a store's last save."""
+    return _wait_for_result(store.poll_save)
+
+
+def _wait_for_result(poll: Callable[[], Result | None]) -> Result:
+    results: list[Result] = []
+
+    def has_result() -> bool:
+        result = poll()
+        if result is not None:
+            results.append(result)
+        return bool(results)
+
+    wait_until(has_result, WRITE_SECONDS, "a part of a checkpoint")
+    return results[0]
+
+
+def save_shards(
+    checkpoints: str,
+    step: int,
+    tables: Sequence[TableSpec],
+    optimizer: OptimizerSpec,
+    parts: Sequence[Sequence[TableShard]],
+    training: dict[str, Any] | None = None,
+) -> str:
+    """Write a checkpoint, each of ``parts`` by a snapshot of its own; return its URI."""
+    folder = step_folder(checkpoints, step)
+    snapshots = [Snapshot(folder, part, len(parts), shards) for part, shards in enumerate(parts)]
+    results = [wait_for_snapshot(snapshot).part for snapshot in snapshots]
+    commit(checkpoints, make_manifest(step, tables, optimizer, results, training))
+    return folder
+
+
+def save_store(
+    store: RowStore, checkpoints: str, step: int, tables: Sequence[TableSpec], optimizer: OptimizerSpec
+) -> str:
+    """Write a checkpoint of a store; return its URI."""
+    folder = step_folder(checkpoints, step)
+    store.save(folder)
+    commit(checkpoints, make_manifest(step, tables, optimizer, wait_for_save(store).parts))
+    return folder
+
+
+def make_manifest(
+    step: int,
+    tables: Sequence[TableSpec],
+    optimizer: OptimizerSpec,
+    parts: Sequence[FileDigest],
+    training: dict[str, Any] | None = None,
+) -> CheckpointManifest:
+    """Return the manifest of a checkpoint with seed 1."""
+    return CheckpointManifest(
+        step=step,
+        tables=[asdict(table) for table in tables],
+        optimizer=asdict(optimizer),
+        seed=1,
+        parts=[asdict(part) for part in parts],
+        training=training or {},
+    )
