@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crossfade.display import TrainDisplay
     from deploy.aws.spot import SpotMonitor
-    from deploy.capacity.memory import PlanInputs
+    from deploy.capacity.inputs import PlanInputs
     from deploy.cluster.state_writer import StateWriter
     from trainer.config.schema import JobConfig
     from trainer.monitoring.http import MetricsEndpoint

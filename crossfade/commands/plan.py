@@ -16,8 +16,10 @@ from kvstore.errors import InputError
 
 if TYPE_CHECKING:
     from deploy.aws.instance_types import InstanceType
-    from deploy.capacity.memory import PlanInputs, ProcessPlan
-    from deploy.capacity.plan import CapacityPlan, Fit
+    from deploy.capacity.fit import Fit
+    from deploy.capacity.inputs import PlanInputs
+    from deploy.capacity.memory import ProcessPlan
+    from deploy.capacity.plan import CapacityPlan
     from deploy.capacity.traffic import StepTraffic
     from trainer.config.schema import JobConfig
 
@@ -115,8 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.display import progress_bars
     from deploy.aws.instance_types import find_instance
     from deploy.capacity.fit import check_fit
+    from deploy.capacity.inputs import read_inputs
     from deploy.capacity.machine import Machine, this_machine
-    from deploy.capacity.plan import plan_capacity, read_inputs
+    from deploy.capacity.plan import plan_capacity
 
     job = _load(arguments)
     bandwidth = bits_per_second(arguments.bandwidth) if arguments.bandwidth else None
@@ -249,8 +252,8 @@ def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Itera
     rows.append(("bytes pushed", size(traffic.bytes_pushed), each))
     times = f"{traffic.bytes_pushed_if_dense / traffic.bytes_pushed:,.0f} x as many"
     rows.append(("bytes pushed, if dense", size(traffic.bytes_pushed_if_dense), times))
-    if traffic.bytes_summed:
-        rows.append(("bytes summed", size(traffic.bytes_summed), "gradients of dense layers, by each worker"))
+    if traffic.bytes_all_reduced:
+        rows.append(("bytes summed", size(traffic.bytes_all_reduced), "gradients of dense layers, by each worker"))
     if servers := inputs.job.cluster.servers:
         # Modulo sharding: each server has as many popular rows as the others.
         values, requests = traffic.wire(sum(traffic.rows) / servers)

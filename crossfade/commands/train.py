@@ -13,7 +13,7 @@ from crossfade.options.job import add_job, add_sizes, load_job_arguments
 from crossfade.options.parsing import port
 
 if TYPE_CHECKING:
-    from deploy.capacity.memory import PlanInputs
+    from deploy.capacity.inputs import PlanInputs
     from trainer.config.schema import JobConfig
     from trainer.runs.folder import RunFolder
 
@@ -176,7 +176,7 @@ def _check(job: JobConfig, folder: RunFolder, *, resume: bool) -> PlanInputs:
     """Reject a job that cannot run here, before an earlier run is touched; return the dataset and model of ``job``."""
     from crossfade.display import progress_bars
     from deploy.capacity.fit import check_fits_this_machine
-    from deploy.capacity.plan import read_inputs
+    from deploy.capacity.inputs import read_inputs
     from trainer.runs.ownership import check_claimable
     from trainer.training.warm_start import open_warm_start
 

@@ -1,30 +1,66 @@
-"""TODO-DOC split from deploy/capacity/plan.py."""
+"""Check whether a job fits its hosts, and advise what would make it fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from deploy.capacity.inputs import PlanInputs
 from deploy.capacity.machine import Machine, this_machine
-from deploy.capacity.memory import PlanInputs
-from deploy.capacity.plan import (
-    _MAX_HOSTS,
-    CapacityPlan,
-    Fit,
-    Verdict,
-    _on_hosts,
-    _plan_here,
-    _refusal,
-    format_gib,
-    plan_capacity,
-)
+from deploy.capacity.memory import table_bytes
+from deploy.capacity.plan import CapacityPlan, plan_capacity
 from kvstore.errors import InputError
 from trainer.config.schema import JobConfig
 
+Verdict = Literal["fits", "tight", "does not fit"]
+_GIB = 2**30
+_MAX_HOSTS = 1024
+_MIN_DIM = 4
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether each host of a plan is large enough, and what would fix it. ``tight``: the peak may exceed its memory."""
+
+    machine: Machine
+    verdict: Verdict
+    advice: tuple[str, ...]
+
 
 def check_fit(inputs: PlanInputs, plan: CapacityPlan, machine: Machine) -> Fit:
-    """Whether ``plan``, made from ``inputs``, fits hosts that are all like ``machine``."""
+    """Check whether ``plan``, made from ``inputs``, fits hosts that are all like ``machine``."""
     verdict = _verdict(plan, machine)
     return Fit(machine, verdict, () if verdict == "fits" else tuple(_advice(inputs, machine)))
+
+
+def check_fits_this_machine(inputs: PlanInputs) -> str | None:
+    """Check that the processes of a job fit the available memory if this machine runs all of them.
+
+    Returns a warning if the job may need more in the course of training.
+
+    Raises:
+        InputError: it does not fit; with the figures of ``crossfade plan``.
+    """
+    machine = this_machine()
+    plan = _plan_local_host(inputs)
+    fit = check_fit(inputs, plan, machine)
+    if fit.verdict == "does not fit":
+        raise InputError(_rejection(inputs, plan, fit))
+    inputs = inputs.with_counts()
+    plan = _plan_local_host(inputs)
+    fit = check_fit(inputs, plan, machine)
+    if fit.verdict == "fits":
+        return None
+    return (
+        f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(machine.available_bytes)} are free here; "
+        f"'crossfade plan' says for what ({' or '.join(fit.advice)})"
+    )
+
+
+def format_gib(count: float) -> str:
+    """Format bytes in GiB."""
+    return f"{count / _GIB:,.1f} GiB"
 
 
 def _verdict(plan: CapacityPlan, machine: Machine) -> Verdict:
@@ -34,14 +70,15 @@ def _verdict(plan: CapacityPlan, machine: Machine) -> Verdict:
 
 
 def _advice(inputs: PlanInputs, machine: Machine) -> Iterable[str]:
-    """Changes to the job each of which alone would make it fit."""
+    """Yield changes to the job, each of which alone would make it fit."""
     job = inputs.job
 
     def fits(other: JobConfig) -> bool:
-        return _verdict(plan_capacity(inputs.of(other)), machine) == "fits"
+        return _verdict(plan_capacity(inputs.with_job(other)), machine) == "fits"
 
-    dims = [dim for dim in (job.model.dim >> shift for shift in range(1, 16)) if dim >= 4]
-    for dim in dims:
+    for dim in (job.model.dim >> shift for shift in range(1, 16)):
+        if dim < _MIN_DIM:
+            break
         if fits(job.model_copy(update={"model": job.model.model_copy(update={"dim": dim})})):
             yield f"lower model.dim to {dim}"
             break
@@ -57,26 +94,28 @@ def _advice(inputs: PlanInputs, machine: Machine) -> Iterable[str]:
         while hosts - low > 1:
             middle = (low + hosts) // 2
             low, hosts = (low, middle) if fits(_on_hosts(job, middle)) else (middle, hosts)
-        yield f"share it out over {hosts} hosts like {machine.name}, a server each (cluster.hosts, cluster.servers)"
+        yield f"use {hosts} hosts like {machine.name} with a server each (cluster.hosts, cluster.servers)"
 
 
-def check_fits_this_machine(inputs: PlanInputs) -> str | None:
-    """Refuse the job of ``inputs`` if its processes, all held on this machine, need more memory than it has free.
+def _on_hosts(job: JobConfig, hosts: int) -> JobConfig:
+    cluster = job.cluster.model_copy(update={"hosts": hosts, "servers": max(hosts, job.cluster.servers)})
+    return job.model_copy(update={"cluster": cluster})
 
-    Returns a warning where the job may turn out to need more.
 
-    Raises:
-        InputError: it does not fit; with the figures of ``crossfade plan``.
-    """
-    job, machine = inputs.job, this_machine()
-    fit = check_fit(inputs, plan := _plan_here(inputs), machine)
-    if fit.verdict == "does not fit":
-        raise InputError(_refusal(job, inputs.model, plan, fit))
-    inputs = inputs.with_counts()
-    fit = check_fit(inputs, plan := _plan_here(inputs), machine)
-    if fit.verdict == "fits":
-        return None
+def _plan_local_host(inputs: PlanInputs) -> CapacityPlan:
+    """Plan the job; with a host for each role only this one is checked, since the others have what they need."""
+    plan = plan_capacity(inputs)
+    return replace(plan, hosts=plan.hosts[:1]) if inputs.job.cluster.one_role_per_host else plan
+
+
+def _rejection(inputs: PlanInputs, plan: CapacityPlan, fit: Fit) -> str:
+    job, model = inputs.job, inputs.model
+    tables = ", ".join(
+        f"{table.name} {table.rows:,} x {table.dim} = {format_gib(table_bytes(job, table))}" for table in model.tables
+    )
+    needed = sum(table_bytes(job, table) for table in model.tables)
+    advice = ", or ".join(fit.advice) or "lower model.dim, train fewer rows, or use more hosts"
     return (
-        f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(machine.available_bytes)} are free here; "
-        f"'crossfade plan' says for what ({' or '.join(fit.advice)})"
+        f"the tables need {format_gib(needed)} with their {job.optimizer.kind} state ({tables}), all processes of a "
+        f"host {format_gib(plan.required_bytes)}, but {format_gib(fit.machine.available_bytes)} are free here: {advice}"
     )

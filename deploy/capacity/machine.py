@@ -1,4 +1,4 @@
-"""TODO-DOC split from deploy/capacity/plan.py."""
+"""Memory of this machine, or of the container (cgroup v2) that this process runs in."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Machine:
-    """A kind of host, and the memory that a job may take of it."""
+    """A kind of host, and the memory of it that a job may use."""
 
     name: str
     available_bytes: int
 
 
+def this_machine() -> Machine:
+    """Return this machine, with the memory that is available now."""
+    return Machine("this machine", available_bytes())
+
+
 def available_bytes() -> int:
-    """Memory that this process may still take: the machine's, or its container's limit if that is less."""
+    """Return the memory that this process can still allocate: the machine's, or its container's if that is less."""
     available = int(psutil.virtual_memory().available)
     limit = _container_limit()
     if limit is None:
@@ -29,7 +34,7 @@ def available_bytes() -> int:
 
 
 def limit_bytes() -> int:
-    """Memory of this machine, or its container's limit if that is less."""
+    """Return the memory of this machine, or its container's limit if that is less."""
     total = int(psutil.virtual_memory().total)
     return min(total, _container_limit() or total)
 
@@ -43,11 +48,6 @@ def _container_limit() -> int | None:
 
 
 def _reclaimable_bytes() -> int:
-    """What of a container's memory caches files that nobody has read lately: the kernel takes it back when it must."""
+    """Return the part of a container's memory that caches files not read lately, which the kernel frees on demand."""
     lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
-
-
-def this_machine() -> Machine:
-    """This one, with the memory that is free now."""
-    return Machine("this machine", available_bytes())

@@ -1,15 +1,16 @@
-"""What a step of a job moves: the rows that it is expected to touch, and the bytes of them on the wire.
+"""The expected traffic of a step: active rows of each table, and their bytes on the wire.
 
-How often each row occurs in train is in the vocabularies. A worker's b examples of a step are b of the N interactions
-of train, drawn without putting back as long as the shuffling is good, so a row that occurs c times is missing from them
-with probability
+The vocabularies hold how often each row occurs in train. A worker's b examples of a step are b of the N interactions
+of train, drawn without replacement if the shuffling is good, so a row that occurs c times is absent from them with
+probability
 
     C(N - c, b) / C(N, b)  ≈  (1 - b / (N - (c - 1) / 2))^c
 
-and from m negatives, drawn with probability q each, with (1 - q)^m. What is expected is the sum over all rows. Rows
-that occur equally often are alike, so a vocabulary, read in pieces, is kept as a histogram of its counts.
+and from m negatives, each drawn with probability q, with (1 - q)^m. The expected number of active rows is the sum of
+the complements over all rows. Rows that occur equally often are alike, so a histogram of counts represents a
+vocabulary.
 
-K: different counts of a table. N: any rows.
+Shape suffixes. K: distinct counts of a table. N: any rows. P: partitions.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ _PIECE_ROWS = 1 << 20
 WIRE_ROW_BYTES = ROW_ID_BYTES + 4
 """What ps-lite sends with the values of each row: its id, and their length, 4 bytes."""
 WIRE_REQUEST_BYTES = ROW_ID_BYTES
-"""What a pull asks for a row with. Measured at the sockets of real jobs of 4 and 64 columns, on 2 and 3 servers, these
-two account for all but 0.1 of the bytes a row, and for all but 50 bytes of a message."""
+"""What a pull sends to request a row. Measured at the sockets of real jobs of 4 and 64 columns, on 2 and 3 servers, the
+two account for all but 0.1 of the bytes per row, and for all but 50 bytes of a message."""
 
 
 @dataclass(frozen=True)
 class CountHistogram:
-    """How often the rows of a table occur in train: ``rows_K`` rows occur ``count_K`` times each."""
+    """How often the rows of a table occur in train: ``rows_K`` (int64) rows occur ``count_K`` (float64) times each."""
 
     count_K: FloatArray
     rows_K: IntArray
 
     @staticmethod
     def of(pieces: Iterable[IntArray]) -> CountHistogram:
-        """Those of a table whose counts come in ``pieces``."""
+        """Return the histogram of a table whose counts come in ``pieces``."""
         merged: dict[int, int] = {}
         for count_N in pieces:
             count_K, rows_K = np.unique(count_N, return_counts=True)
@@ -62,29 +63,29 @@ class CountHistogram:
 
     @property
     def known(self) -> bool:
-        """Whether anything was counted."""
+        """Whether any row occurs."""
         return bool((self.count_K > 0).any())
 
     @property
     def rows(self) -> int:
-        """The rows of the table."""
+        """Rows of the table."""
         return int(self.rows_K.sum())
 
     def warm(self) -> CountHistogram:
-        """Those of the rows that occur at all; where nothing was counted, of all."""
-        met_K = (self.count_K > 0) | (not self.known)
-        return CountHistogram(self.count_K[met_K], self.rows_K[met_K])
+        """Return the histogram of the warm rows, which occur in train; of all rows if none does."""
+        warm_K = (self.count_K > 0) | (not self.known)
+        return CountHistogram(self.count_K[warm_K], self.rows_K[warm_K])
 
     def factor(self, total: int) -> float:
-        """What makes the counts add up to ``total``, the interactions of train."""
+        """Return the factor that scales the counts to the sum ``total``, the interactions of train."""
         return total / float(self.count_K @ self.rows_K)
 
 
 def read_counts(folder: Folder, manifest: DatasetManifest, entity: str) -> CountHistogram:
-    """The counts of the vocabulary of ``entity``, which is read in pieces.
+    """Read the counts of the vocabulary of ``entity``, piece by piece.
 
     Raises:
-        InputError: a file of it is missing or damaged.
+        InputError: a file of it is missing or corrupt.
     """
     vocabulary = Vocabulary(folder, manifest, entity)
     return CountHistogram.of(
@@ -95,20 +96,21 @@ def read_counts(folder: Folder, manifest: DatasetManifest, entity: str) -> Count
 
 @dataclass(frozen=True)
 class WorkerLoad:
-    """What one worker has of a step, on average: its examples, and the negatives that are drawn for them.
-
-    ``window_rows``: interactions of the windows that it holds for that, the present and the next of each lane, at most.
-    ``largest_window``: those of the largest of them.
-    """
+    """The part of a step that one worker does, on average."""
 
     examples: float
     negatives: float
-    window_rows: int = 0
-    largest_window: int = 0
+    """Negatives drawn for the examples; those of the batch itself do not count."""
+    block_rows: int = 0
+    """Most interactions of the shuffle blocks that it holds: the present and the next one of each partition."""
+    max_block_rows: int = 0
+    """Interactions of the largest shuffle block of all workers."""
 
 
-def shares(job: JobConfig, folder: Folder, manifest: DatasetManifest, groups: Sequence[RowGroup]) -> list[WorkerLoad]:
-    """The share of each worker: the lanes to which ``groups`` are dealt are dealt to them in turn."""
+def worker_loads(
+    job: JobConfig, folder: Folder, manifest: DatasetManifest, groups: Sequence[RowGroup]
+) -> list[WorkerLoad]:
+    """Return the load of each worker: ``groups`` go to partitions, and partitions to workers in turn."""
     schedule = BatchSchedule(
         InteractionReader(folder, manifest),
         groups,
@@ -117,31 +119,25 @@ def shares(job: JobConfig, folder: Folder, manifest: DatasetManifest, groups: Se
         shuffle_block_rows=job.data.shuffle_block_rows,
         seed=job.train.seed,
     )
-    windows_L = [
-        [window.rows for window in schedule.shuffle_blocks(0, lane, lane_groups, skip=0)]
-        for lane, lane_groups in enumerate(schedule.assign_partitions(epoch=0))
+    blocks_P = [
+        [block.rows for block in schedule.shuffle_blocks(0, partition, partition_groups, skip=0)]
+        for partition, partition_groups in enumerate(schedule.assign_partitions(epoch=0))
     ]
-    # The window after an epoch's last one is the first of the next epoch.
-    held_L = [max(map(sum, pairwise([*windows, windows[0]]))) for windows in windows_L]
-    largest = max(max(windows) for windows in windows_L)
-    parts = []
+    # After an epoch's last shuffle block comes the first of the next epoch.
+    held_P = [max(map(sum, pairwise([*blocks, blocks[0]]))) for blocks in blocks_P]
+    max_block_rows = max(max(blocks) for blocks in blocks_P)
+    loads = []
     items = manifest.entities[manifest.item].rows
     for rank in range(job.cluster.workers):
-        mine = slice(rank, None, job.cluster.workers)
-        examples = sum(map(sum, windows_L[mine])) / schedule.steps
-        parts.append(
-            WorkerLoad(
-                examples,
-                _negatives(job.resolved_negatives(items), examples, items),
-                sum(held_L[mine]),
-                largest,
-            )
-        )
-    return parts
+        local = slice(rank, None, job.cluster.workers)
+        examples = sum(map(sum, blocks_P[local])) / schedule.steps
+        negatives = _negatives(job.resolved_negatives(items), examples, items)
+        loads.append(WorkerLoad(examples, negatives, sum(held_P[local]), max_block_rows))
+    return loads
 
 
 def _negatives(spec: NegativesConfig, examples: float, items: int) -> float:
-    """How many rows are drawn; those from the batch are active anyway."""
+    """Return how many rows are drawn; negatives from the batch are active anyway."""
     if examples == 0 or spec.kind == "in_batch":
         return 0.0
     if spec.kind == "all":
@@ -149,50 +145,51 @@ def _negatives(spec: NegativesConfig, examples: float, items: int) -> float:
     return spec.count * examples if spec.kind == "per_example" else float(spec.count)
 
 
-def touched_values(
-    counts: CountHistogram, owner: CountHistogram, share: WorkerLoad, total: int, pairs: int, drawn: bool
-) -> FloatArray:
-    """The same of the values of a feature with ``pairs`` pairs, whose entity has the counts ``owner``.
-
-    ``drawn``: negatives are drawn of that entity. The values of these are taken to be spread evenly, as far as can be.
-    """
-    draws = share.negatives * pairs / owner.rows if drawn else 0.0
-    if not owner.known:
-        uses = share.examples * pairs / owner.rows + draws
-        return np.full(len(counts.count_K), min(1.0, uses / counts.rows))
-    scaled_K = np.minimum(counts.count_K * owner.factor(total), total)
-    missing_K = (1.0 - scaled_K / total) ** share.examples * (1.0 - 1.0 / counts.rows) ** draws
-    touched_K: FloatArray = 1.0 - missing_K
-    return touched_K
-
-
 def touch_probability(
-    counts: CountHistogram, share: WorkerLoad, total: int, negatives: NegativesConfig | None
+    counts: CountHistogram, load: WorkerLoad, total: int, negatives: NegativesConfig | None
 ) -> FloatArray:
-    """The probability that a step of ``share`` touches a row of each of a table's ``counts``: float64 (K,).
+    """Return the probability that a step of ``load`` touches a row of each of a table's counts: float64 (K,).
 
-    ``total``: interactions of train. ``negatives``: how they are drawn; None for a
-    table that they are not drawn from.
+    ``total`` is the interactions of train. ``negatives`` is how negatives are drawn from the table, or None if they are
+    not.
     """
-    if negatives is not None and negatives.kind == "all" and share.negatives:
+    if negatives is not None and negatives.kind == "all" and load.negatives:
         return np.ones(len(counts.count_K))
     if not counts.known:
-        uses = share.examples + (share.negatives if negatives else 0.0)
+        uses = load.examples + (load.negatives if negatives else 0.0)
         return np.full(len(counts.count_K), min(1.0, uses / counts.rows))
     scaled_K = counts.count_K * counts.factor(total)
-    drawn_K = share.examples / np.maximum(total - (scaled_K - 1) / 2, 1.0)
-    missing_K = np.maximum(0.0, 1.0 - drawn_K) ** scaled_K
+    drawn_K = load.examples / np.maximum(total - (scaled_K - 1) / 2, 1.0)
+    absent_K = np.maximum(0.0, 1.0 - drawn_K) ** scaled_K
     if negatives is not None:
         power = negatives.power if negatives.sampling == "popularity" else 0.0
         mass = float(np.maximum(counts.count_K, 1.0) ** power @ counts.rows_K)
-        missing_K = missing_K * (1.0 - np.maximum(counts.count_K, 1.0) ** power / mass) ** share.negatives
-    touched_K: FloatArray = 1.0 - missing_K
+        absent_K = absent_K * (1.0 - np.maximum(counts.count_K, 1.0) ** power / mass) ** load.negatives
+    touched_K: FloatArray = 1.0 - absent_K
+    return touched_K
+
+
+def touch_probability_of_values(
+    counts: CountHistogram, owner: CountHistogram, load: WorkerLoad, total: int, pairs: int, drawn: bool
+) -> FloatArray:
+    """Return the same for the values of a feature: float64 (K,).
+
+    The feature has ``pairs`` pairs of a row and a value, and its entity the counts ``owner``. ``drawn`` tells whether
+    negatives are drawn from that entity; their values are assumed to be spread evenly.
+    """
+    draws = load.negatives * pairs / owner.rows if drawn else 0.0
+    if not owner.known:
+        uses = load.examples * pairs / owner.rows + draws
+        return np.full(len(counts.count_K), min(1.0, uses / counts.rows))
+    scaled_K = np.minimum(counts.count_K * owner.factor(total), total)
+    absent_K = (1.0 - scaled_K / total) ** load.examples * (1.0 - 1.0 / counts.rows) ** draws
+    touched_K: FloatArray = 1.0 - absent_K
     return touched_K
 
 
 @dataclass(frozen=True)
 class TableTraffic:
-    """The rows of one table that each worker touches a step. ``bound``: at most so many; else as expected."""
+    """The rows of one table that each worker touches in a step: upper bounds if ``bound``, else expected numbers."""
 
     table: str
     rows: tuple[float, ...]
@@ -201,7 +198,7 @@ class TableTraffic:
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """What a step of all workers moves."""
+    """What all workers together move in a step."""
 
     examples: float
     tables: tuple[TableTraffic, ...]
@@ -209,21 +206,21 @@ class StepTraffic:
     bytes_pulled: float
     bytes_pushed: float
     bytes_pushed_if_dense: int
-    bytes_summed: float = 0.0
-    """What each worker sends, and receives, to sum the gradients of dense layers, in a ring of all workers."""
+    bytes_all_reduced: float = 0.0
+    """What each worker sends, and receives, in the ring all-reduce of dense gradients."""
 
     @property
     def rows(self) -> tuple[float, ...]:
-        """Rows of all tables that each worker pulls, and pushes, a step."""
+        """Rows of all tables that each worker pulls, and pushes, in a step."""
         return tuple(sum(rows) for rows in zip(*(table.rows for table in self.tables), strict=True))
 
     @property
     def bound(self) -> bool:
-        """Whether any of it is only known not to be more."""
+        """Whether any figure is an upper bound."""
         return any(table.bound for table in self.tables)
 
     def wire(self, rows: float) -> tuple[float, float]:
-        """Bytes on the wire of ``rows`` rows: with their values, once a pull and once a push; and to ask for them."""
+        """Return the bytes on the wire of ``rows`` rows: with their values (in a pull or a push), and of requests."""
         return rows * (WIRE_ROW_BYTES + self.dim * VALUE_BYTES), rows * WIRE_REQUEST_BYTES
 
 
@@ -231,42 +228,46 @@ def expect_traffic(
     job: JobConfig,
     manifest: DatasetManifest,
     model: ModelSpec,
-    parts: Sequence[WorkerLoad],
+    loads: Sequence[WorkerLoad],
     counts: dict[str, CountHistogram],
     total: int,
 ) -> StepTraffic:
-    """What is expected of a step of ``job``, whose train split has ``total`` interactions."""
+    """Return the expected traffic of a step of ``job``, whose train split has ``total`` interactions."""
     tables = []
     moved = Traffic()
     owners = manifest.feature_owners()
     for table in model.tables:
         negatives = job.resolved_negatives(table.rows) if table == model.item else None
-        # The others neither are negatives then, nor have an embedding of their own.
-        known = counts[table.name].warm() if table == model.item and model.has_item_features else counts[table.name]
+        # Cold items of a model with item features are no negatives, and have no ID embedding.
+        rows_of_table = counts[table.name]
+        if table == model.item and model.has_item_features:
+            rows_of_table = rows_of_table.warm()
         owner = owners.get(table.name)
         if owner is None:
-            touched_by = [touch_probability(known, share, total, negatives) for share in parts]
+            touched_by_worker = [touch_probability(rows_of_table, load, total, negatives) for load in loads]
         else:
-            of_owner, pairs, drawn = counts[owner], manifest.features[owner][table.name].pairs, owner == model.item.name
-            touched_by = [touched_values(known, of_owner, share, total, pairs, drawn) for share in parts]
-        rows = tuple(float(touched_K @ known.rows_K) for touched_K in touched_by)
-        tables.append(TableTraffic(table.name, rows, bound=not known.known))
+            pairs, drawn = manifest.features[owner][table.name].pairs, owner == model.item.name
+            touched_by_worker = [
+                touch_probability_of_values(rows_of_table, counts[owner], load, total, pairs, drawn) for load in loads
+            ]
+        rows = tuple(float(touched_K @ rows_of_table.rows_K) for touched_K in touched_by_worker)
+        tables.append(TableTraffic(table.name, rows, bound=not rows_of_table.known))
         for _ in rows:
             moved.count_push(0, table)
     row_bytes = ROW_ID_BYTES + job.model.dim * VALUE_BYTES
     all_bytes = sum(sum(table.rows) for table in tables) * row_bytes
     return StepTraffic(
-        examples=sum(share.examples for share in parts),
+        examples=sum(load.examples for load in loads),
         tables=tuple(tables),
         dim=job.model.dim,
         bytes_pulled=all_bytes,
         bytes_pushed=all_bytes,
         bytes_pushed_if_dense=moved.bytes_pushed_if_dense,
-        bytes_summed=_summed(job, model),
+        bytes_all_reduced=_all_reduced_bytes(job, model),
     )
 
 
-def _summed(job: JobConfig, model: ModelSpec) -> float:
+def _all_reduced_bytes(job: JobConfig, model: ModelSpec) -> float:
     if not job.all_reduces_dense:
         return 0.0
     workers = job.cluster.workers
@@ -274,18 +275,18 @@ def _summed(job: JobConfig, model: ModelSpec) -> float:
 
 
 def busiest_bytes(traffic: StepTraffic, hosts: Sequence[Sequence[Role]]) -> float:
-    """Bytes that the busiest network card passes one way in a step: requests, then answers, then the push.
+    """Return the bytes that the busiest network card moves in one direction in a step.
 
-    They follow one another, and so does the sum over workers, whose ring may leave a host once a worker. What a worker
-    exchanges with servers of its own host stays off the wire.
+    Requests, answers and the push follow one another, and so does the all-reduce, whose ring may leave a host once per
+    worker. What a worker exchanges with servers of its own host stays off the wire.
     """
     workers = [sum(role.kind == "worker" for role in host) for host in hosts]
-    ring = max(min(here, sum(workers) - here) for here in workers) * traffic.bytes_summed
+    ring = max(min(here, sum(workers) - here) for here in workers) * traffic.bytes_all_reduced
     servers = [sum(role.kind == "server" for role in host) for host in hosts]
-    owned = [sum(traffic.rows[role.index] for role in host if role.kind == "worker") for host in hosts]
-    most = 0.0
-    for here, own in zip(servers, owned, strict=True):
+    rows_by_host = [sum(traffic.rows[role.index] for role in host if role.kind == "worker") for host in hosts]
+    busiest_rows = 0.0
+    for here, local_rows in zip(servers, rows_by_host, strict=True):
         share = here / sum(servers)
-        most = max(most, own * (1 - share), (sum(owned) - own) * share)
-    values, requests = traffic.wire(most)
+        busiest_rows = max(busiest_rows, local_rows * (1 - share), (sum(rows_by_host) - local_rows) * share)
+    values, requests = traffic.wire(busiest_rows)
     return requests + 2 * values + ring

@@ -1,0 +1,1 @@
+"""Run a job's roles on one or more hosts: agents, their coordinator, restarts and supervision."""

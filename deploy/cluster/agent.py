@@ -5,8 +5,8 @@
             agent.run_once()
 
 The agent makes its host's roles match the newest desired state. It acts on its own in one case: if it cannot reach the
-coordinator for the length of its lease, it ends its roles, so that none of them still writes when the others start again
-elsewhere.
+coordinator for the length of its lease, it ends its roles, so that none of them still writes when the others start
+again elsewhere.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     coordinator.start_generation(GenerationSpec(...))     # while coordinator.state is PREPARING
 
 A state machine without input and output (``job_state`` has its states) that reads a monotonic clock and nothing else.
-MXNet has no failover, so whatever fails or falls silent ends the generation everywhere, and the next one starts from the
-newest complete checkpoint.
+MXNet has no failover, so whatever fails or falls silent ends the generation everywhere, and the next one starts from
+the newest complete checkpoint.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Coordinator:
             cluster: sizes and timeouts of the job.
             job_digest: SHA-256 of the job file, by which agents check that they share it.
             files: the text of each file of the run folder, by name, for hosts that do not share the folder.
-            started_before: whether roles of the job ran under an earlier coordinator, so that missing hosts may be lost.
+            started_before: whether roles of the job ran under an earlier coordinator: missing hosts may be lost.
             clock: seconds, monotonic.
         """
         self.id = secrets.token_hex(8)

@@ -14,7 +14,8 @@ from finite_differences import numeric_gradient
 from running_command import crossfade, succeeded
 
 from crossfade.main import main
-from deploy.capacity.plan import plan_capacity, read_inputs
+from deploy.capacity.inputs import read_inputs
+from deploy.capacity.plan import plan_capacity
 from deploy.capacity.traffic import busiest_bytes
 from deploy.topology import Role
 from kvstore.arrays import FloatArray
@@ -325,28 +326,28 @@ def test_a_plan_counts_the_layers(place: Path) -> None:
     assert parts[f"dense layers of customer: {weights:,} weights"] == 4 * weights
     # Adam has two numbers a weight, and counts the updates of each unit's weights, and of each bias and gain as one.
     assert parts["dense layers of customer: state of adam"] == 8 * weights + 4 * (16 + 1 + 1 + 8 + 1)
-    assert "summing gradients of dense layers over workers" not in parts
+    assert "all-reduce of dense gradients" not in parts
 
 
-def test_a_plan_counts_what_workers_exchange_to_sum_gradients(place: Path) -> None:
+def test_plan_counts_all_reduce_traffic(place: Path) -> None:
     inputs = read_inputs(load_job(place / "job.yaml", ["cluster.servers=1", "cluster.workers=4"])).with_counts()
     plan = plan_capacity(inputs)
     weights = sum(spec.parameters for spec in inputs.model.dense)
     [part] = [
-        part for part in plan.processes[-1].parts if part.what == "summing gradients of dense layers over workers"
+        part for part in plan.processes[-1].parts if part.what == "all-reduce of dense gradients"
     ]
     assert part.bytes == 3 * 4 * weights
     assert plan.traffic is not None
-    assert plan.traffic.bytes_summed == 2 * 3 / 4 * 4 * weights
+    assert plan.traffic.bytes_all_reduced == 2 * 3 / 4 * 4 * weights
     server, *workers = [Role("server", 0), *(Role("worker", index) for index in range(4))]
-    alone = replace(plan.traffic, bytes_summed=0.0)
+    alone = replace(plan.traffic, bytes_all_reduced=0.0)
     for hosts, leaving in (
         ([[server, *workers]], 0),
         ([[server], workers], 0),
         ([[server, workers[0]], workers[1:]], 1),
     ):
         on_the_wire = busiest_bytes(plan.traffic, hosts) - busiest_bytes(alone, hosts)
-        assert on_the_wire == pytest.approx(leaving * plan.traffic.bytes_summed)
+        assert on_the_wire == pytest.approx(leaving * plan.traffic.bytes_all_reduced)
 
 
 @pytest.mark.cluster

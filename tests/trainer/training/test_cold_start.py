@@ -10,7 +10,8 @@ from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
 from running_command import crossfade, succeeded
 
 from crossfade.main import main
-from deploy.capacity.plan import plan_capacity, read_inputs
+from deploy.capacity.inputs import read_inputs
+from deploy.capacity.plan import plan_capacity
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.io.folder import Folder
 from trainer.config.loading import load_job

@@ -1,0 +1,104 @@
+"""Whether a job fits, and the advice if it does not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from capacity_jobs import plan_of, zipf_job
+from running_command import crossfade
+
+from deploy.capacity import machine as machine_module
+from deploy.capacity.fit import check_fit, check_fits_this_machine, format_gib
+from deploy.capacity.inputs import read_inputs
+from deploy.capacity.machine import Machine
+from deploy.capacity.plan import plan_capacity
+from kvstore.errors import InputError
+from trainer.config.loading import load_job
+from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("cluster", [{}, {"servers": 2, "workers": 2}], ids=["in process", "on servers"])
+def test_verdict_changes_at_required_and_peak_bytes(tmp_path: Path, zipf: Path, cluster: dict[str, Any]) -> None:
+    inputs = read_inputs(zipf_job(tmp_path, zipf, cluster=cluster)).with_counts()
+    plan = plan_capacity(inputs)
+    assert plan.required_bytes < plan.peak_bytes
+
+    def verdict(available: int) -> str:
+        return check_fit(inputs, plan, Machine("a machine", available)).verdict
+
+    assert verdict(plan.peak_bytes) == "fits"
+    assert verdict(plan.peak_bytes - 1) == verdict(plan.required_bytes) == "tight"
+    assert verdict(plan.required_bytes - 1) == "does not fit"
+
+
+def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path) -> None:
+    spec = SyntheticSpec(queries=4_000, items=3_000, interactions=20_000, valid=0, test=0)
+    write_synthetic(tmp_path / "data", spec, seed=3)
+    job = zipf_job(
+        tmp_path,
+        tmp_path / "data",
+        model={"dim": 65_536},
+        optimizer={"kind": "adam"},
+        negatives={"count": 8},
+        train={"batch_size": 10, "save_embeddings": "none"},
+        cluster={"servers": 1, "max_key_bytes": 2**26},
+    )
+    inputs = read_inputs(job)
+    machine = Machine("a machine", 4 * GIB)
+    fit = check_fit(inputs, plan_capacity(inputs), machine)
+    assert fit.verdict == "does not fit"
+    dim, optimizer, hosts = fit.advice
+    assert dim.startswith("lower model.dim to ")
+    assert optimizer == "set optimizer.kind to rowwise_adagrad"
+    lower, few = int(dim.split()[-1]), int(hosts.removeprefix("use ").split()[0])
+
+    def verdict(*settings: str) -> str:
+        other = inputs.with_job(load_job(tmp_path / "job.yaml", settings))
+        return check_fit(other, plan_capacity(other), machine).verdict
+
+    assert verdict(f"model.dim={lower}") == "fits"
+    assert verdict(f"model.dim={2 * lower}") != "fits"
+    assert verdict("optimizer.kind=rowwise_adagrad") == "fits"
+    assert verdict(f"cluster.hosts={few}", f"cluster.servers={few}") == "fits"
+    assert verdict(f"cluster.hosts={few - 1}", f"cluster.servers={few - 1}") != "fits"
+
+
+@pytest.mark.slow
+def test_train_rejects_a_job_that_does_not_fit_with_planned_figures(planted: Path, tmp_path: Path) -> None:
+    wide = ("--servers", 2, "--set", "model.dim=200000000")
+    planned = crossfade("plan", planted, "--json", *wide, cwd=tmp_path)
+    assert planned.returncode == 1, planned.stderr
+    plan = json.loads(planned.stdout)
+    rejected = crossfade("train", planted, "--run-dir", "run", *wide, cwd=tmp_path)
+    assert rejected.returncode == 2
+    assert f"all processes of a host {format_gib(plan['hosts'][0]['required_bytes'])}, but " in rejected.stderr
+    for table in plan["tables"]:
+        assert format_gib(table["weights_bytes"] + table["state_bytes"]) in rejected.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_tight_job_is_warned_of_and_oversized_job_rejected(
+    tmp_path: Path, zipf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = zipf_job(tmp_path, zipf, cluster={"servers": 2, "workers": 2})
+    plan = plan_of(job)
+    for available, warned in ((plan.peak_bytes, False), (plan.required_bytes, True)):
+        monkeypatch.setattr(machine_module, "available_bytes", lambda: available)  # noqa: B023 - called before it changes
+        warning = check_fits_this_machine(read_inputs(job))
+        assert (warning is not None) == warned
+    assert (
+        f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(plan.required_bytes)} are free here"
+        in str(warning)
+    )
+    monkeypatch.setattr(machine_module, "available_bytes", lambda: plan.required_bytes - 1)
+    with pytest.raises(InputError, match=f"all processes of a host {format_gib(plan.required_bytes)}, but "):
+        check_fits_this_machine(read_inputs(job))
+
+
+def test_no_advice_where_nothing_helps(tmp_path: Path, zipf: Path) -> None:
+    inputs = read_inputs(zipf_job(tmp_path, zipf, optimizer={"kind": "sgd"}))
+    fit = check_fit(inputs, plan_capacity(inputs), Machine("a tiny machine", 2**20))
+    assert (fit.verdict, fit.advice) == ("does not fit", ())

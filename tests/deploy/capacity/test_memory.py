@@ -1,0 +1,106 @@
+"""Planned memory against that of real processes."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+from capacity_jobs import plan_of, zipf_job
+from cluster_data import write_job, write_planted
+from running_command import crossfade, started, succeeded, wait_for_steps
+
+from deploy.capacity.inputs import read_inputs
+from deploy.capacity.memory import SERVER_BYTES, ProcessPlan
+from deploy.capacity.plan import plan_capacity
+from deploy.capacity.worker_memory import MemoryItem
+from kvstore.layout import make_layout
+from trainer.config.loading import load_job
+from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+
+SERVER_TABLE_ROWS = 800_000
+
+
+@pytest.mark.parametrize("servers", [1, 2, 5])
+def test_planned_keys_equal_the_layout(tmp_path: Path, zipf: Path, servers: int) -> None:
+    job = zipf_job(tmp_path, zipf, cluster={"servers": servers, "max_key_bytes": 4096})
+    inputs = read_inputs(job)
+    layouts = make_layout(inputs.model.tables, servers, 4096)
+    found = [(table.name, table.keys, table.key_rows) for table in plan_capacity(inputs).tables]
+    assert found == [(layout.table.name, layout.keys, layout.key_shape[0]) for layout in layouts]
+    assert layouts[0].keys > 10
+
+
+@pytest.fixture(scope="module")
+def idle_bytes(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Private memory of a server with tiny tables, whose kernels are compiled."""
+    folder = tmp_path_factory.mktemp("idle")
+    job = write_job(folder / "job.yaml", write_planted(folder / "data"))
+    succeeded(crossfade("train", job, "--run-dir", "first", "--servers", 1, cwd=folder))
+    endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
+    with started("train", job, "--run-dir", "run", "--servers", 1, *endless, cwd=folder) as training:
+        wait_for_steps(training, folder / "run")
+        return memory_of(training.roles()["server-0"], "RssAnon")
+
+
+@pytest.mark.cluster
+def test_idle_server_uses_the_planned_base_memory(idle_bytes: int) -> None:
+    assert idle_bytes == pytest.approx(SERVER_BYTES, rel=0.25)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("servers", [1, 2])
+def test_server_memory_equals_the_plan(tmp_path: Path, idle_bytes: int, servers: int) -> None:
+    run, command = wide_run(tmp_path, "--servers", servers)
+    plan = plan_of(load_job(tmp_path / "job.yaml", [f"cluster.servers={servers}"]))
+    planned = {process.name: process for process in plan.processes}
+    with started(*command, cwd=tmp_path) as training:
+        wait_for_steps(training, run)
+        roles = training.roles()
+        for name in (f"server-{index}" for index in range(servers)):
+            required = [part for part in planned[name].parts if part.required]
+            held = sum(part.bytes for part in required if part.phase in {"always", "steps"}) - SERVER_BYTES
+            # Without libraries: the kernel counts whatever pages of their files are cached as resident.
+            assert memory_of(roles[name], "RssAnon") - idle_bytes == pytest.approx(held, rel=0.12)
+            peak = memory_of(roles[name], "VmHWM") - memory_of(roles[name], "RssFile") - idle_bytes
+            assert peak == pytest.approx(planned[name].required_bytes - SERVER_BYTES, rel=0.12)
+
+
+@pytest.mark.slow
+def test_memory_in_process_equals_the_plan(tmp_path: Path) -> None:
+    run, command = wide_run(tmp_path)
+    [process] = plan_of(load_job(tmp_path / "job.yaml")).processes
+    held = sum(part.bytes for part in process.parts if part.phase in {"always", "steps"} and part.required)
+    with started(*command, cwd=tmp_path) as training:
+        wait_for_steps(training, run)
+        assert psutil.Process(training.process.pid).memory_info().rss == pytest.approx(held, rel=0.15)
+
+
+def wide_run(folder: Path, *shape: object) -> tuple[Path, tuple[object, ...]]:
+    """Write ``job.yaml`` with tables of about 200 MB; return the folder and the command of an endless run."""
+    spec = SyntheticSpec(queries=SERVER_TABLE_ROWS, items=20_000, interactions=100_000, valid=0, test=0)
+    write_synthetic(folder / "data", spec, seed=1)
+    write_job(
+        folder / "job.yaml",
+        folder / "data",
+        model={"dim": 64},
+        optimizer={"kind": "rowwise_adagrad"},
+        train={"batch_size": 4096, "epochs": 1_000_000, "eval_every_epochs": 1_000_000},
+    )
+    return folder / "run", ("train", "job.yaml", "--run-dir", "run", *shape)
+
+
+def memory_of(process: psutil.Process, name: str) -> int:
+    """Read a value of ``/proc/PID/status`` in bytes: VmHWM (peak resident), RssAnon or RssFile."""
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"no {name}")
+
+
+def test_peak_counts_only_simultaneous_items() -> None:
+    always, start, steps = MemoryItem("tables", 100), MemoryItem("a key", 50, "start"), MemoryItem("rows", 20, "steps")
+    evaluation, writer = MemoryItem("rankings", 30, "evaluation"), MemoryItem("a writer", 15, "checkpoint")
+    copied = MemoryItem("changed pages", 40, "checkpoint", required=False)
+    assert ProcessPlan("server-0", (always, start, steps)).required_bytes == 150
+    assert ProcessPlan("server-0", (always, start, steps, evaluation, writer)).required_bytes == 150
+    process = ProcessPlan("server-0", (always, start, steps, evaluation, writer, copied))
+    assert (process.required_bytes, process.peak_bytes) == (150, 100 + 30 + 15 + 40)

@@ -1,0 +1,74 @@
+"""The output and the options of ``crossfade plan``."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from crossfade.commands.plan import bits_per_second
+from crossfade.main import make_parser
+from deploy.aws.instance_types import INSTANCES, find_instance
+from kvstore.errors import InputError
+
+GIB = 2**30
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Return what the command prints about a job that fits."""
+    parsed = make_parser().parse_args(["plan", *map(str, arguments)])
+    assert parsed.run(parsed) == 0
+    return capsys.readouterr().out
+
+
+def test_printed_plan_names_every_process_and_its_memory(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ("--servers", 2, "--workers", 2, "--hosts", 2, "--instance-type", "g4dn.xlarge")
+    printed = planned(capsys, planted, *shape)
+    assert "planted: 2 servers, 2 workers, 2 hosts" in printed
+    for line in ("scheduler ", "server-0 to 1, each ", "host 1: train, server-1, worker-1 "):
+        assert f"\n{line}" in printed
+    assert "ms a step at 5 Gbit/s lasting, 25 for a while" in printed
+    assert "\nFITS: the fullest host needs " in printed
+    assert "no figure is published for p2.xlarge" in planned(capsys, planted, *shape, "--instance-type", "p2.xlarge")
+    assert "use its loopback" in planned(capsys, planted, *shape, "--hosts", 1)
+    assert "on the wire" not in planned(capsys, planted)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "job.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [("10Gbit", 10e9), ("500Mbit", 5e8), ("1.25GB", 10e9), ("10 Gbit/s", 10e9), ("25Gbps", 25e9), ("100kB/s", 8e5)],
+)
+def test_bandwidth_units_are_parsed(text: str, bits: float) -> None:
+    assert bits_per_second(text) == bits
+
+
+@pytest.mark.parametrize("text", ["10", "fast", "0Gbit", "-1Gbit", "10Gb it", ""])
+def test_invalid_bandwidth_is_rejected(text: str) -> None:
+    with pytest.raises(InputError, match="expected a number and a unit"):
+        bits_per_second(text)
+
+
+def test_instance_types_are_found_by_name() -> None:
+    assert find_instance("p2.8xlarge").memory_gib == 488
+    assert find_instance("p2.xlarge").bits_per_second is None
+    with pytest.raises(InputError, match=r"did you mean 'r6i\.4xlarge'"):
+        find_instance("r6i.4xlarg")
+    for instance in INSTANCES.values():
+        assert 0.9 < instance.usable_bytes / (instance.memory_gib * GIB) < 1
+        assert (instance.baseline_gbit or 0) <= (instance.peak_gbit or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--instance-type", "p9.huge"), "--instance-type p9.huge: not a type that is known here"),
+        (("--bandwidth", "10"), "--bandwidth 10: expected a number and a unit"),
+        (("--hosts", 2), "2 hosts need servers that hold the tables"),
+    ],
+)
+def test_invalid_options_are_rejected(planted: Path, arguments: tuple[object, ...], message: str) -> None:
+    parsed = make_parser().parse_args(["plan", str(planted), *map(str, arguments)])
+    with pytest.raises(InputError, match=re.escape(message)):
+        parsed.run(parsed)

@@ -1,0 +1,121 @@
+"""Planned traffic against that of real batches and runs."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from capacity_jobs import plan_of, zipf_job
+from running_command import crossfade, succeeded
+
+from deploy.capacity.inputs import read_inputs
+from deploy.capacity.traffic import CountHistogram, busiest_bytes, expect_traffic, worker_loads
+from deploy.topology import Role
+from kvstore.io.folder import Folder
+from trainer.config.schema import JobConfig
+from trainer.data.reader import InteractionReader
+from trainer.data.schedule import BatchSchedule
+from trainer.data.vocabulary import Vocabulary
+from trainer.model.batches import batches
+from trainer.model.negatives import NegativeSampler
+
+
+def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
+    """Count the rows of both tables that each worker touches in a step, on average over an epoch of real batches."""
+    inputs = read_inputs(job)
+    items = inputs.model.item
+    counts_N = Vocabulary(Folder(data), inputs.manifest, items.name).counts()
+    found = []
+    with closing(InteractionReader(Folder(data), inputs.manifest)) as reader:
+        schedule = BatchSchedule(
+            reader,
+            inputs.selection.groups,
+            batch_size=job.train.batch_size,
+            partitions=job.data.partitions,
+            shuffle_block_rows=job.data.shuffle_block_rows,
+            seed=1,
+        )
+        sampler = NegativeSampler(job.resolved_negatives(items.rows), items.rows, counts_N, seed=1)
+        workers = job.cluster.workers
+        for rank in range(workers):
+            steps = batches(schedule, sampler, epoch=0, first_step=0, rank=rank, workers=workers)
+            found.append(float(np.mean([len(step.query.rows_A) + len(step.item.rows_A) for step in steps])))
+    return found
+
+
+@pytest.mark.parametrize(
+    "negatives",
+    [
+        {"kind": "shared", "count": 500, "sampling": "uniform"},
+        {"kind": "shared", "count": 500, "sampling": "popularity", "power": 1.0},
+        {"kind": "per_example", "count": 2, "sampling": "uniform"},
+        {"kind": "per_example", "count": 2, "sampling": "popularity", "power": 0.5},
+        {"kind": "in_batch", "count": 500, "sampling": "uniform"},
+        {"kind": "mixed", "count": 500, "sampling": "uniform"},
+        {"kind": "all", "count": 500, "sampling": "uniform"},
+    ],
+    ids=lambda spec: f"{spec['kind']} {spec['sampling']}",
+)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_expected_rows_equal_those_of_real_batches(
+    tmp_path: Path, zipf: Path, negatives: dict[str, Any], workers: int
+) -> None:
+    cluster = {"servers": workers - 1, "workers": workers}
+    job = zipf_job(tmp_path, zipf, negatives=negatives, cluster=cluster)
+    traffic = plan_of(job).traffic
+    assert traffic is not None
+    assert not traffic.bound
+    actual = count_touched_rows(job, zipf)
+    assert sum(traffic.rows) == pytest.approx(sum(actual), rel=0.02)
+    assert traffic.rows == pytest.approx(actual, rel=0.05)
+
+
+def test_vocabulary_without_counts_gives_upper_bound(tmp_path: Path, zipf: Path) -> None:
+    job = zipf_job(tmp_path, zipf)
+    inputs = read_inputs(job)
+    parts = worker_loads(job, inputs.folder, inputs.manifest, inputs.selection.groups)
+    empty = {table.name: CountHistogram.of([np.zeros(table.rows, np.int64)]) for table in inputs.model.tables}
+    total = inputs.manifest.splits["train"].rows
+    traffic = expect_traffic(job, inputs.manifest, inputs.model, parts, empty, total)
+    assert traffic.bound
+    [rows] = traffic.rows
+    assert rows == pytest.approx(2 * total / -(-total // 1000) + 64)
+    assert rows >= max(count_touched_rows(job, zipf))
+
+
+def assert_as_planned(job: Path, cwd: Path, *shape: object) -> None:
+    plan = json.loads(succeeded(crossfade("plan", job, "--json", *shape, cwd=cwd)).stdout)
+    succeeded(crossfade("train", job, "--run-dir", "run", *shape, cwd=cwd))
+    report = json.loads((cwd / "run" / "report.json").read_text())
+    steps, traffic = report["steps"], plan["traffic"]
+    assert traffic["rows"] == pytest.approx(report["rows_pulled"] / steps, rel=0.03)
+    assert traffic["bytes_pulled"] == pytest.approx(report["bytes_pulled"] / steps, rel=0.03)
+    assert traffic["bytes_pushed"] == pytest.approx(report["bytes_pushed"] / steps, rel=0.03)
+    assert traffic["bytes_pushed_if_dense"] == report["bytes_pushed_if_dense"] // steps
+    assert traffic["examples"] == pytest.approx(report["examples"] / steps)
+
+
+@pytest.mark.slow
+def test_traffic_in_process_equals_the_plan(planted: Path, tmp_path: Path) -> None:
+    assert_as_planned(planted, tmp_path)
+
+
+@pytest.mark.cluster
+def test_traffic_on_servers_equals_the_plan(planted: Path, tmp_path: Path) -> None:
+    assert_as_planned(planted, tmp_path, "--servers", 2, "--workers", 2)
+
+
+def test_wire_bytes_are_those_of_the_busiest_card(tmp_path: Path, zipf: Path) -> None:
+    traffic = plan_of(zipf_job(tmp_path, zipf, cluster={"servers": 2, "workers": 2})).traffic
+    assert traffic is not None
+    servers, workers = ([Role(kind, index) for index in range(2)] for kind in ("server", "worker"))  # type: ignore[arg-type]
+    row = 2 * (8 + 4 + traffic.dim * 4) + 8
+    assert busiest_bytes(traffic, [[*servers, *workers]]) == 0
+    apart = busiest_bytes(traffic, [servers, workers])
+    assert apart == pytest.approx(sum(traffic.rows) * row)
+    four = busiest_bytes(traffic, [[role] for role in (*servers, *workers)])
+    assert four == pytest.approx(max(*traffic.rows, sum(traffic.rows) / 2) * row)
+    paired = busiest_bytes(traffic, [list(pair) for pair in zip(servers, workers, strict=True)])
+    assert paired == pytest.approx(max(traffic.rows) / 2 * row)
