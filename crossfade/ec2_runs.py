@@ -76,13 +76,13 @@ def follow_existing(aws: Aws, run: str) -> int:
     """
     from deploy.aws.ec2.follower import RunFollower
     from deploy.aws.ec2.spec import RunSpec, check_run_name
-    from deploy.aws.ec2.storage import PLAN, RunStorage
+    from deploy.aws.ec2.storage import SPEC_FILE, RunStorage
     from kvstore.errors import InputError
 
     resources = _find(aws, check_run_name(run))
-    values = RunStorage(aws, resources.storage).read(PLAN) if resources.storage else None
+    values = RunStorage(aws, resources.storage).read(SPEC_FILE) if resources.storage else None
     if values is None:
-        raise InputError(f"the run {run} has no {PLAN} in {resources.storage or 'any folder that is known'}")
+        raise InputError(f"the run {run} has no {SPEC_FILE} in {resources.storage or 'any folder that is known'}")
     spec = RunSpec.model_validate(values)
     follower = RunFollower(aws, spec, _logger.info, _print_log)
     with catch_signals() as signals:
@@ -167,7 +167,7 @@ def _poll(follower: RunFollower) -> RunResult | None:
     from kvstore.errors import CloudError
 
     try:
-        return follower.turn()
+        return follower.poll()
     except CloudError as error:
         _logger.warning(f"cannot read the state of the run; retrying: {error}")
         return None

@@ -37,16 +37,20 @@ def run(base: Path, parse: Command) -> int:
 
 
 def _run(paths: Paths, parse: Command) -> int:
-    from deploy.aws.sagemaker.container import Hosts, keep_logs, run_dir
+    from deploy.aws.sagemaker.container import Hosts, export_logs, run_dir
     from trainer.runs.folder import RunFolder
 
     hosts = Hosts.read(paths)
     folder = RunFolder(run_dir(paths, hosts))
-    _logger.info(f"host {hosts.own} of {', '.join(hosts.names)}")
+    _logger.info(f"host {hosts.current} of {', '.join(hosts.names)}")
     try:
-        return _coordinate(paths, hosts, folder.path, parse) if hosts.own == hosts.first else _join(paths, hosts, parse)
+        return (
+            _coordinate(paths, hosts, folder.path, parse)
+            if hosts.current == hosts.first
+            else _join(paths, hosts, parse)
+        )
     finally:
-        keep_logs(paths, hosts, folder)
+        export_logs(paths, hosts, folder)
 
 
 def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path, parse: Command) -> int:
@@ -70,7 +74,7 @@ def _join(paths: Paths, hosts: Hosts, parse: Command) -> int:
 
     arguments = parse(
         [
-            *("agent", "--join", str(hosts.coordinator()), "--advertise-address", hosts.address(hosts.own)),
+            *("agent", "--join", str(hosts.coordinator()), "--advertise-address", hosts.address(hosts.current)),
             *("--run-dir", str(run_dir(paths, hosts)), "--grace-period", str(STOP_SECONDS)),
             *("--coordinator-timeout", str(COORDINATOR_TIMEOUT_SECONDS)),
         ]

@@ -51,6 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     metadata = InstanceMetadata.of_this_host()
     aws = Aws()
-    host = Host.of(metadata, arguments.number)
+    host = Host.read(metadata, arguments.number)
     token = fetch_token(aws, arguments.token_parameter)
     return HostRunner(RunStorage(aws, arguments.storage), host, token, metadata, arguments.run_dir).run()

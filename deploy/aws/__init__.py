@@ -1,0 +1,1 @@
+"""Amazon Web Services: clients, prices, instance types, spot interruptions, SageMaker jobs and clusters on EC2."""

@@ -1,8 +1,8 @@
-"""Which GPU an AWS instance type has, whether MXNet can drive it, and which image that, or Horovod, takes.
+"""The GPU of each AWS instance type, and the image variant whose MXNet has code for it.
 
-The variants and what GPU code their MXNet has: cu112 is mxnet-cu112 1.9.1, with code for compute capabilities 5.0, 6.0,
-7.0, 8.0 and 8.6; cu90 is mxnet-cu90 1.6.0, with code for 3.0 to 7.0. Neither has code that a driver could translate for
-newer ones (PTX), but for 7.0 in cu90. Code for X.y runs on a GPU of X.z with z ≥ y
+Variant cu112 has mxnet-cu112 1.9.1, with code for compute capabilities 5.0, 6.0, 7.0, 8.0 and 8.6; cu90 has
+mxnet-cu90 1.6.0, with code for 3.0 to 7.0. Neither contains code that a driver could translate for newer GPUs (PTX),
+except for 7.0 in cu90. Code for X.y runs on a GPU of X.z with z ≥ y
 (https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#binary-compatibility).
 
     variant_of("ml.p2.xlarge")     # "cu90"
@@ -33,14 +33,14 @@ _CODE: dict[Variant, tuple[Capability, ...]] = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU and its CUDA compute capability."""
+    """A GPU model and its CUDA compute capability."""
 
     name: str
     capability: Capability
 
     @property
     def variant(self) -> Variant | None:
-        """The image's variant whose MXNet has code for it, the newest one; None if none has."""
+        """The newest image variant whose MXNet has code for this GPU; None if there is none."""
         major, minor = self.capability
         for variant, codes in _CODE.items():
             if any(code[0] == major and code[1] <= minor for code in codes):
@@ -93,24 +93,24 @@ _NOT_NVIDIA = {
 }
 _CPU_FAMILIES = re.compile(r"(c|d|h|hpc|i|im|is|m|r|t|u|u7i|u7in|u7inh|x|x2idn|x2iedn|x2iezn|z)[0-9]+[a-z0-9-]*")
 _ARM = re.compile(r"a1|[a-z]+[0-9]+[a-z]*g[a-z]*(-[a-z0-9]+)?")
-"""AWS's own naming: a g behind the generation's number is a Graviton, as in m6g, c7gn, g5g."""
+"""By AWS's naming, a g after the generation's number means Graviton: m6g, c7gn, g5g."""
 _TYPE = re.compile(r"([a-z][a-z0-9-]*)\.([a-z0-9-]+)")
 _OTHERS = "g4dn.xlarge, g5.xlarge, or r6i.4xlarge without a GPU"
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What an instance type computes on: its GPU, or None, and the image's variant for that."""
+    """What an instance type computes on: its GPU, or None, and the matching image variant."""
 
     gpu: Gpu | None
     variant: Variant
 
 
 def accelerator_of(instance_type: str) -> Accelerator:
-    """What ``instance_type``, of EC2 or with ``ml.`` before it of SageMaker, computes on.
+    """Return what ``instance_type`` computes on. SageMaker's types begin with ``ml.``.
 
     Raises:
-        InputError: it is not known, or MXNet cannot run on it; the message says why.
+        InputError: the type is unknown, or MXNet cannot run on it; the message says why.
     """
     match = _TYPE.fullmatch(instance_type.removeprefix("ml."))
     if match is None:
@@ -122,45 +122,44 @@ def accelerator_of(instance_type: str) -> Accelerator:
             capability = ".".join(str(part) for part in gpu.capability)
             raise InputError(
                 f"instance type '{instance_type}': MXNet cannot use its GPU, {gpu.name}: it has no code for compute "
-                f"capability {capability}, and none that could be translated for it; name another type, such as "
-                f"{_OTHERS}"
+                f"capability {capability}; choose another type, such as {_OTHERS}"
             )
         return Accelerator(gpu, gpu.variant)
     if family in _NOT_NVIDIA:
         raise InputError(
-            f"instance type '{instance_type}': its accelerator is {_NOT_NVIDIA[family]}, and MXNet computes on NVIDIA "
-            f"GPUs alone; name another type, such as {_OTHERS}"
+            f"instance type '{instance_type}': its accelerator is {_NOT_NVIDIA[family]}, but MXNet supports only "
+            f"NVIDIA GPUs; choose another type, such as {_OTHERS}"
         )
     if _ARM.fullmatch(family):
         raise InputError(
-            f"instance type '{instance_type}': has an Arm processor (Graviton), for which there is no MXNet and no "
-            f"image; name another type, such as {_OTHERS}"
+            f"instance type '{instance_type}': has an Arm processor (Graviton), for which there is no MXNet "
+            f"package; choose another type, such as {_OTHERS}"
         )
     if not _CPU_FAMILIES.fullmatch(family):
         raise InputError(
-            f"instance type '{instance_type}': not a family that is known here; name another, such as {_OTHERS}"
+            f"instance type '{instance_type}': unknown family '{family}'; choose another type, such as {_OTHERS}"
         )
     return Accelerator(None, "cpu")
 
 
 def variant_of(instance_type: str) -> Variant:
-    """The image's variant for ``instance_type``.
+    """Return the image variant for ``instance_type``.
 
     Raises:
-        InputError: as of ``accelerator_of``.
+        InputError: the type is unknown, or MXNet cannot run on it.
     """
     return accelerator_of(instance_type).variant
 
 
 def horovod_note(job: JobConfig, hosts: int) -> str | None:
-    """A line for who submits a job whose workers sum gradients of dense layers: its image needs what it may not have.
+    """Return a note for jobs that all-reduce the gradients of dense layers: their image needs Horovod.
 
-    Each of ``hosts`` has a worker, unless the job says more.
+    None for jobs that do not. Each of ``hosts`` runs a worker, or more if ``cluster.workers`` is larger.
     """
     dense = job.model.dense
     if max(hosts, job.cluster.workers) == 1 or not (dense.query or dense.item):
         return None
     return (
-        "dense layers (model.dense) of several workers need Horovod, which an image of the variant cpu has if it was "
-        "built with --build-arg HOROVOD=1 (docs/docker.md)"
+        "dense layers (model.dense) of several workers need Horovod: use an image of variant cpu that was built with "
+        "--build-arg HOROVOD=1 (docs/docker.md)"
     )

@@ -1,11 +1,11 @@
-"""Clients of AWS services, all with the same region, credentials, patience and retries.
+"""Clients of AWS services, all with the same region, credentials, timeouts and retries.
 
     aws = Aws(region="eu-west-1")
-    with explained("starting the training job", aws.region):      # deploy/aws/errors.py
+    with translate_aws_errors("starting the training job", aws.region):      # deploy/aws/errors.py
         aws.sagemaker.create_training_job(**request)
 
-Credentials, profile and endpoint come from where the AWS tools take them (``AWS_PROFILE``, ``AWS_ACCESS_KEY_ID``,
-``~/.aws``, ``AWS_ENDPOINT_URL`` ...). This file and ``aws_errors.py`` alone import boto3 and botocore.
+Credentials, profile and endpoint are configured as for the AWS command line (``AWS_PROFILE``, ``AWS_ACCESS_KEY_ID``,
+``~/.aws``, ``AWS_ENDPOINT_URL`` ...). Only this file and ``errors.py`` import boto3 and botocore.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from mypy_boto3_sts import STSClient
 
 PRICING_REGION = "us-east-1"
-"""Where the price list of all regions is answered."""
+"""The price list of all regions is served here."""
 CONNECT_SECONDS, READ_SECONDS = 10, 60
-ATTEMPTS = 8
-"""Of a request that is throttled, or not answered: with pauses that double and vary, up to 20 s each."""
+MAX_ATTEMPTS = 8
+"""Attempts for a request that is throttled or not answered, with exponential backoff and jitter up to 20 s."""
 _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+)+-[0-9]+")
 
 
 class Aws:
-    """An account in a region, as the credentials of the environment reach it. Clients are made when first used."""
+    """An account in a region, reached with the credentials of the environment. Clients are created on first use."""
 
     def __init__(self, region: str | None = None, profile: str | None = None) -> None:
-        """Use ``region``, or that of AWS_REGION, AWS_DEFAULT_REGION or the profile.
+        """Use ``region`` or, without one, that of AWS_REGION, AWS_DEFAULT_REGION or the profile.
 
         Raises:
             MissingExtraError: boto3 is not installed.
-            RefusedError: no region is named, the profile is not there, or there are no credentials.
+            CloudRequestError: there is no region, or the profile does not exist.
         """
         try:
             import boto3
@@ -59,11 +59,11 @@ class Aws:
         self.region: str = self._session.region_name or ""
         if not self.region:
             raise CloudRequestError(
-                "no AWS region is named; name one with --region or AWS_REGION, as in --region us-east-1", "region"
+                "no AWS region is set; set one with --region or AWS_REGION, as in --region us-east-1", "region"
             )
         if not _REGION.fullmatch(self.region):
             raise CloudRequestError(
-                f"'{self.region}' is not the name of an AWS region; expected one as us-east-1", "region"
+                f"'{self.region}' is not the name of an AWS region; expected one such as us-east-1", "region"
             )
 
     @cached_property
@@ -77,14 +77,14 @@ class Aws:
             read_timeout=READ_SECONDS,
             retries={
                 "mode": "adaptive" if mode == "adaptive" else "standard",
-                "total_max_attempts": int(attempts) if attempts.isdecimal() and int(attempts) else ATTEMPTS,
+                "total_max_attempts": int(attempts) if attempts.isdecimal() and int(attempts) else MAX_ATTEMPTS,
             },
             user_agent_extra="crossfade",
         )
 
     @property
     def partition(self) -> str:
-        """What ARNs of the region begin with: aws, aws-cn or aws-us-gov."""
+        """The partition in ARNs of the region: aws, aws-cn or aws-us-gov."""
         return self._session.get_partition_for_region(self.region)
 
     @property
@@ -93,10 +93,10 @@ class Aws:
         return "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
 
     def check_credentials(self) -> None:
-        """See that there are credentials at all, without a request.
+        """Check that there are credentials, without sending a request.
 
         Raises:
-            RefusedError: there are none.
+            CloudRequestError: there are none.
         """
         with translate_aws_errors("looking for AWS credentials", self.region):
             credentials = self._session.get_credentials()
@@ -108,20 +108,20 @@ class Aws:
             )
 
     def account(self) -> str:
-        """The number of the account, which anybody who has credentials may ask for.
+        """Return the number of the account. The call needs credentials but no permission.
 
         Raises:
-            RefusedError: the credentials are missing, wrong or expired.
+            CloudRequestError: the credentials are missing, wrong or expired.
         """
         self.check_credentials()
-        with translate_aws_errors("asking whose the credentials are", self.region):
+        with translate_aws_errors("looking up the account of the credentials", self.region):
             return self.sts.get_caller_identity()["Account"]
 
     def check_request(self, client: Any, operation: str, request: Mapping[str, Any]) -> None:
-        """See that ``request`` is one of ``operation`` by the service's own model, without asking the service.
+        """Validate ``request`` against botocore's model of ``operation``, without sending it.
 
         Raises:
-            RefusedError: it is not.
+            CloudRequestError: it is invalid.
         """
         from botocore.exceptions import ParamValidationError
         from botocore.validate import ParamValidator
@@ -134,45 +134,45 @@ class Aws:
 
     @cached_property
     def ec2(self) -> EC2Client:
-        """Virtual machines, and their networks."""
+        """Client of EC2."""
         return self._session.client("ec2", config=self._config)
 
     @cached_property
     def ecr(self) -> ECRClient:
-        """The registry of images."""
+        """Client of ECR, the image registry."""
         return self._session.client("ecr", config=self._config)
 
     @cached_property
     def iam(self) -> IAMClient:
-        """Roles and their policies."""
+        """Client of IAM, for roles and policies."""
         return self._session.client("iam", config=self._config)
 
     @cached_property
     def logs(self) -> CloudWatchLogsClient:
-        """CloudWatch's logs."""
+        """Client of CloudWatch Logs."""
         return self._session.client("logs", config=self._config)
 
     @cached_property
     def pricing(self) -> PricingClient:
-        """The price list."""
+        """Client of the price list."""
         return self._session.client("pricing", region_name=PRICING_REGION, config=self._config)
 
     @cached_property
     def s3(self) -> S3Client:
-        """Buckets."""
+        """Client of S3."""
         return self._session.client("s3", config=self._config)
 
     @cached_property
     def sagemaker(self) -> SageMakerClient:
-        """Training jobs."""
+        """Client of SageMaker."""
         return self._session.client("sagemaker", config=self._config)
 
     @cached_property
     def ssm(self) -> SSMClient:
-        """Parameters."""
+        """Client of Systems Manager, for parameters."""
         return self._session.client("ssm", config=self._config)
 
     @cached_property
     def sts(self) -> STSClient:
-        """Who one is."""
+        """Client of STS, which identifies the caller."""
         return self._session.client("sts", config=self._config)

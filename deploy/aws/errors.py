@@ -1,10 +1,10 @@
-"""What AWS answers when it does not do what was asked, said in one line: what was found, and how to mend it.
+"""Translate errors of AWS into one line each: what was being done, what AWS answered, and how to fix it.
 
-    with explained("starting the training job", region):
+    with translate_aws_errors("starting the training job", region):
         client.create_training_job(**request)
 
-raises CloudError where another time may do better (no capacity, too many requests, no answer), and RefusedError where
-the user has something to mend (credentials, permission, region, quota, something missing, the request itself).
+raises CloudError if a retry may succeed (no capacity, throttling, no answer), and CloudRequestError if the user has
+something to fix (credentials, permission, region, quota, a missing resource, the request itself).
 """
 
 from __future__ import annotations
@@ -81,39 +81,44 @@ _FAULTS = {"InternalError", "InternalFailure", "InternalServerError", "InternalS
     "500",
     "503",
 }
-_LATER: dict[CloudErrorKind, str] = {
-    "capacity": "AWS has no such instance free in {region} now ({said}); try again later, or name another instance "
-    "type, region or zone",
-    "throttled": "AWS still says that there are too many requests, after all tries ({said}); try again in some minutes",
-    "fault": "AWS has a fault of its own ({said}); try again in some minutes",
+_TRANSIENT_ADVICE: dict[CloudErrorKind, str] = {
+    "capacity": "AWS has no such instance free in {region} at present ({found}); try again later, or choose another "
+    "instance type, region or zone",
+    "throttled": "AWS throttles the requests, also after retries ({found}); try again in some minutes",
+    "fault": "AWS has an internal fault ({found}); try again in some minutes",
 }
-_REFUSED: list[tuple[CloudRequestErrorKind, set[str], str]] = [
-    ("credentials", _EXPIRED, "the AWS credentials have expired ({said}); log in again and repeat"),
+_REQUEST_ADVICE: list[tuple[CloudRequestErrorKind, set[str], str]] = [
+    ("credentials", _EXPIRED, "the AWS credentials have expired ({found}); log in again and repeat"),
     (
         "credentials",
         _WRONG_CREDENTIALS,
-        "AWS does not know the credentials ({said}); see AWS_PROFILE and AWS_ACCESS_KEY_ID, and whether the region "
+        "AWS rejects the credentials ({found}); check AWS_PROFILE and AWS_ACCESS_KEY_ID, and whether the region "
         "{region} is enabled in the account",
     ),
     (
         "region",
         _REGION,
-        "not in the region {region} ({said}); name the right one with --region, or enable it in the account",
+        "not available in the region {region} ({found}); set the right one with --region, or enable it in the account",
     ),
 ]
 _ACTION = re.compile(r"not authorized to perform:? ?([a-z0-9-]+:[A-Za-z]+)")
 _RESOURCE = re.compile(r"on resource: (\S+?)(?: |$)")
 _LIMIT = re.compile(r"service limit '([^']+)'|[Qq]uota[^']*'([^']+)'|current (\S+ limit of \S+)")
-_POLICY = re.compile(r"because (.+?)(?: User: |$)")
+_REASON = re.compile(r"because (.+?)(?: User: |$)")
 _MAX_MESSAGE = 600
 
 
 @contextmanager
 def translate_aws_errors(doing: str, region: str) -> Iterator[None]:
-    """Have what botocore raises within raise a CloudError or a RefusedError; ``doing`` says what was being done."""
+    """Turn exceptions of botocore into CloudError or CloudRequestError; ``doing`` names the action for the message.
+
+    Raises:
+        CloudError: a retry may succeed.
+        CloudRequestError: the user has something to fix.
+    """
     try:
         import botocore.exceptions as aws
-    except ImportError:  # whoever made a client has said so
+    except ImportError:  # without boto3 there is no client, so nothing to translate
         yield
         return
     try:
@@ -121,99 +126,99 @@ def translate_aws_errors(doing: str, region: str) -> Iterator[None]:
     except aws.ClientError as error:
         raise error_from_response(error.response, error.operation_name, doing, region) from error
     except (aws.BotoCoreError, aws.HTTPClientError) as error:
-        raise _of_client(error, doing, region) from error
+        raise _from_client(error, doing, region) from error
 
 
-def _of_client(error: Exception, doing: str, region: str) -> CrossfadeError:
-    """What it means that no answer came."""
+def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
+    """Translate an error of the client itself: no answer of AWS came."""
     import botocore.exceptions as aws
 
-    said = _line(error)
-    means: list[tuple[tuple[type[Exception], ...], CloudRequestErrorKind, str]] = [
+    found = _one_line(error)
+    translations: list[tuple[tuple[type[Exception], ...], CloudRequestErrorKind, str]] = [
         (
             (aws.NoCredentialsError, aws.PartialCredentialsError),
             "credentials",
-            f"{doing}: no AWS credentials were found ({said}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            f"{doing}: no AWS credentials were found ({found}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or log in with 'aws sso login'",
         ),
         (
             (aws.ProfileNotFound, aws.ConfigNotFound, aws.ConfigParseError),
             "credentials",
-            f"{doing}: {said}; see AWS_PROFILE and ~/.aws/config",
+            f"{doing}: {found}; check AWS_PROFILE and ~/.aws/config",
         ),
         (
             (aws.CredentialRetrievalError, aws.TokenRetrievalError, aws.SSOError, aws.MetadataRetrievalError),
             "credentials",
-            f"{doing}: the AWS credentials could not be had ({said}); log in again, as with 'aws sso login'",
+            f"{doing}: cannot retrieve the AWS credentials ({found}); log in again, as with 'aws sso login'",
         ),
         (
             (aws.NoRegionError, aws.InvalidRegionError, aws.UnknownRegionError),
             "region",
-            f"{doing}: {said}; name a region with --region or AWS_REGION",
+            f"{doing}: {found}; set a region with --region or AWS_REGION",
         ),
         (
             (aws.ParamValidationError,),
             "request",
-            f"{doing}: the request is not one that AWS takes: {said}",
+            f"{doing}: the request is invalid: {found}",
         ),
     ]
-    for kinds, kind, message in means:
-        if isinstance(error, kinds):
+    for exceptions, kind, message in translations:
+        if isinstance(error, exceptions):
             return CloudRequestError(message, kind)
     if isinstance(error, aws.EndpointConnectionError):
-        said += (
-            f" Is '{region}' a region that has this service, is this machine on the network, and is AWS_ENDPOINT_URL, "
-            "if it is set, right?"
+        found += (
+            f" Check that the region '{region}' has this service, that this machine is on the network, and that "
+            "AWS_ENDPOINT_URL is right if it is set."
         )
-    return CloudError(f"{doing}: AWS did not answer: {said}", "unreachable")
+    return CloudError(f"{doing}: AWS did not answer: {found}", "unreachable")
 
 
 def error_from_response(response: object, operation: str, doing: str, region: str) -> CrossfadeError:
-    """What the error ``response`` of the call ``operation`` means."""
+    """Translate the error ``response`` of the call ``operation``."""
     body = response.get("Error", {}) if isinstance(response, dict) else {}
-    code, message = str(body.get("Code", "")), _line(body.get("Message", ""))
+    code, message = str(body.get("Code", "")), _one_line(body.get("Message", ""))
     return error_from_code(code, message, operation, doing, region)
 
 
 def error_from_code(code: str, message: str, operation: str, doing: str, region: str) -> CrossfadeError:
-    """What AWS's error ``code`` with its ``message`` means, in answer to ``operation``."""
-    said = f"{code}: {message}" if message else code
+    """Translate AWS's error ``code`` and ``message``, the answer to ``operation``; ``doing`` names the action."""
+    found = f"{code}: {message}" if message else code
     if code in _CAPACITY or code in _THROTTLED or code in _FAULTS:
         kind: CloudErrorKind = "capacity" if code in _CAPACITY else "throttled" if code in _THROTTLED else "fault"
-        return CloudError(f"{doing}: {_LATER[kind].format(said=said, region=region)}", kind, code)
+        return CloudError(f"{doing}: {_TRANSIENT_ADVICE[kind].format(found=found, region=region)}", kind, code)
     if code in _QUOTA:
-        return CloudRequestError(_quota(said, doing, region), "quota", code)
+        return CloudRequestError(_quota(found, doing, region), "quota", code)
     if code in _DENIED:
         return CloudRequestError(_denied(message, operation, doing), "permission", code)
-    for kind_of, codes, mend in _REFUSED:
+    for request_kind, codes, advice in _REQUEST_ADVICE:
         if code in codes:
-            return CloudRequestError(f"{doing}: {mend.format(said=said, region=region)}", kind_of, code)
+            return CloudRequestError(f"{doing}: {advice.format(found=found, region=region)}", request_kind, code)
     if _MISSING.fullmatch(code):
-        return CloudRequestError(f"{doing}: {message or 'it is not there'} ({code}, region {region})", "missing", code)
-    return CloudRequestError(f"{doing}: AWS refuses {operation}: {message} ({code})", "request", code)
+        return CloudRequestError(f"{doing}: {message or 'not found'} ({code}, region {region})", "missing", code)
+    return CloudRequestError(f"{doing}: AWS rejects {operation}: {message} ({code})", "request", code)
 
 
-def _quota(said: str, doing: str, region: str) -> str:
-    found = _LIMIT.search(said)
-    name = next((group for group in found.groups() if group), None) if found else None
-    which = f"the quota '{name}'" if name else "a quota of the account"
+def _quota(found: str, doing: str, region: str) -> str:
+    limit = _LIMIT.search(found)
+    name = next((group for group in limit.groups() if group), None) if limit else None
+    quota = f"the quota '{name}'" if name else "a quota of the account"
     return (
-        f"{doing}: {which} does not allow it in {region} ({said}); ask for more in AWS's console under "
-        f"Service Quotas, or name another instance type or fewer hosts"
+        f"{doing}: {quota} does not allow it in {region} ({found}); request an increase in AWS's console under "
+        f"Service Quotas, or choose another instance type or fewer hosts"
     )
 
 
 def _denied(message: str, operation: str, doing: str) -> str:
-    action, resource, why = _ACTION.search(message), _RESOURCE.search(message), _POLICY.search(message)
-    what = action[1] if action else operation
-    where = f" on {resource[1]}" if resource else ""
-    because = f", because {why[1].rstrip('.')}" if why else f" ({message})" if message and not action else ""
+    action, resource, reason = _ACTION.search(message), _RESOURCE.search(message), _REASON.search(message)
+    call = action[1] if action else operation
+    target = f" on {resource[1]}" if resource else ""
+    because = f", because {reason[1].rstrip('.')}" if reason else f" ({message})" if message and not action else ""
     return (
-        f"{doing}: these credentials may not do {what}{where}{because}; have a policy allow it (docs/aws.md has those "
-        "that each command needs)"
+        f"{doing}: these credentials lack the permission {call}{target}{because}; allow it by a policy (docs/aws.md "
+        "lists the policies of each command)"
     )
 
 
-def _line(said: object) -> str:
-    text = " ".join(str(said).split())
+def _one_line(message: object) -> str:
+    text = " ".join(str(message).split())
     return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}…"

@@ -1,10 +1,12 @@
-"""Amazon EC2 instance types: memory and network.
+"""Memory and network bandwidth of Amazon EC2 instance types, for 'crossfade plan'.
+
+    find_instance("r6i.4xlarge").usable_bytes
 
 Memory is ``MemoryInfo.SizeInMiB`` and bandwidth is ``NetworkInfo.NetworkCards[].BaselineBandwidthInGbps`` and
-``PeakBandwidthInGbps`` as EC2's DescribeInstanceTypes answers them
-(https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceTypes.html); people read the same figures on
-https://docs.aws.amazon.com/ec2/latest/instancetypes/ac.html (p, g), mo.html (r) and gp.html (m). Of p2 and p3 it only
-ever said ``NetworkPerformance``: "High" of p2.xlarge, which is no figure, and "Up to 10 Gigabit" of p3.2xlarge.
+``PeakBandwidthInGbps`` as EC2's DescribeInstanceTypes returns them
+(https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceTypes.html); the same figures are in
+https://docs.aws.amazon.com/ec2/latest/instancetypes/ac.html (p, g), mo.html (r) and gp.html (m). For p2 and p3 it
+only gave ``NetworkPerformance``: "High" for p2.xlarge, which is no figure, and "Up to 10 Gigabit" for p3.2xlarge.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ GIB = 2**30
 GIGABIT = 10**9
 
 LINUX_SHARE = 1 / 64
-"""Of a machine's memory: Linux describes each page of 4,096 bytes by 64 bytes (``struct page``)."""
+"""Share of memory that Linux needs for page descriptors: 64 bytes (``struct page``) for each page of 4,096."""
 LINUX_BYTES = GIB // 2
-"""What else an idle Linux took of a virtual machine of 24 GiB, measured: 24 GiB less 1/64 less MemAvailable."""
+"""Other memory of an idle Linux, measured on a virtual machine of 24 GiB: 24 GiB less 1/64 less MemAvailable."""
 
 
 @dataclass(frozen=True)
 class InstanceType:
-    """One instance type. ``peak_gbit`` is reached for a while only, where it is more than ``baseline_gbit``."""
+    """One instance type. Bandwidth above ``baseline_gbit``, up to ``peak_gbit``, is available in bursts only."""
 
     name: str
     memory_gib: float
@@ -34,12 +36,12 @@ class InstanceType:
 
     @property
     def usable_bytes(self) -> int:
-        """What Linux leaves to processes."""
+        """Bytes that Linux leaves to processes."""
         return int(self.memory_gib * GIB * (1 - LINUX_SHARE)) - LINUX_BYTES
 
     @property
     def bits_per_second(self) -> float | None:
-        """The bandwidth that lasts, or the highest where no other is published; None if neither is."""
+        """The sustained bandwidth, or the peak where AWS publishes no other; None if it publishes neither."""
         gbit = self.baseline_gbit or self.peak_gbit
         return None if gbit is None else gbit * GIGABIT
 
@@ -108,16 +110,18 @@ INSTANCES = {
 
 
 def find_instance(name: str) -> InstanceType:
-    """The instance type called ``name``.
+    """Return the instance type ``name``.
 
     Raises:
         InputError: it is not in the table.
     """
     if name not in INSTANCES:
         near = difflib.get_close_matches(name, INSTANCES, n=1, cutoff=0.6)
-        hint = f"did you mean '{near[0]}'?" if near else "some that are: p2.8xlarge, g5.4xlarge, r6i.4xlarge"
+        hint = (
+            f"did you mean '{near[0]}'?" if near else "known types are p2.8xlarge, g5.4xlarge, r6i.4xlarge and others"
+        )
         raise InputError(
-            f"--instance-type {name}: not a type that is known here; {hint} (families: {', '.join(_SIZES)}; for another, "
-            "compare the figures with its memory, and name its --bandwidth)"
+            f"--instance-type {name}: unknown type; {hint} (known families: {', '.join(_SIZES)}; for any other, "
+            "compare the figures with its memory and set --bandwidth)"
         )
     return INSTANCES[name]

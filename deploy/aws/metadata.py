@@ -1,9 +1,11 @@
-"""The metadata service of an EC2 instance, version 2: what a host knows of itself, and whether it will soon be gone.
+"""Client of EC2's instance metadata service, version 2 (IMDSv2).
 
-InstanceMetadata.of_this_host().get("local-ipv4")          # "10.0.0.5", or None where there is no such thing
+    InstanceMetadata.of_this_host().get("local-ipv4")          # "10.0.0.5", or None if there is no such key
 
-Each request carries a token, which is fetched with PUT and lasts six hours. The service answers at a link-local
-address; AWS_EC2_METADATA_SERVICE_ENDPOINT names another, as it does for the AWS SDKs.
+Each request carries a token, which is fetched with PUT and is valid for six hours. The service listens on a link-local
+address; AWS_EC2_METADATA_SERVICE_ENDPOINT overrides it, as it does for the AWS SDKs.
+
+Source: EC2 user guide, "Use IMDSv2".
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ DISABLED_VARIABLE = "AWS_EC2_METADATA_DISABLED"
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 TIMEOUT_SECONDS = 2.0
 _TOKEN_SECONDS = 21600
-_MAX_ANSWER_BYTES = 1 << 20
+_MAX_RESPONSE_BYTES = 1 << 20
 
 
 class InstanceMetadata:
-    """The service at one address. Its methods may be called from several threads."""
+    """The metadata service at one address. Thread-safe."""
 
     def __init__(self, endpoint: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        """Ask at ``endpoint``, as in http://169.254.169.254.
+        """Use the service at ``endpoint``, as in http://169.254.169.254.
 
         Raises:
-            InputError: that is no such address.
+            InputError: ``endpoint`` is not an HTTP URL without a path.
         """
         parts = urlsplit(endpoint)
         try:
@@ -47,52 +49,52 @@ class InstanceMetadata:
 
     @staticmethod
     def of_this_host() -> InstanceMetadata:
-        """The one that the environment names, or EC2's.
+        """Return the service that the environment names, or EC2's.
 
         Raises:
-            InputError: the environment says that it must not be asked, or names no address.
+            InputError: the environment disables the service, or names an invalid address.
         """
         if os.environ.get(DISABLED_VARIABLE, "").lower() == "true":
-            raise InputError(f"{DISABLED_VARIABLE} is true, so EC2's metadata service must not be asked; unset it")
+            raise InputError(f"{DISABLED_VARIABLE} is true, which disables EC2's metadata service; unset it")
         return InstanceMetadata(os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT)
 
     def get(self, name: str) -> str | None:
-        """What ``latest/meta-data/NAME`` says; None if there is no such thing.
+        """Return the value of ``latest/meta-data/NAME``; None if there is no such key.
 
         Raises:
-            UnreachableError: there is no answer, or not one of this service.
+            StorageUnavailableError: there is no answer, or not one of this service.
         """
         with self._lock:
-            status, text = self._ask(name)
-            if status == HTTPStatus.UNAUTHORIZED:  # the token has run out
+            status, text = self._authorized(name)
+            if status == HTTPStatus.UNAUTHORIZED:  # the token has expired
                 self._token = None
-                status, text = self._ask(name)
+                status, text = self._authorized(name)
         if status == HTTPStatus.NOT_FOUND:
             return None
         if status != HTTPStatus.OK:
-            raise StorageUnavailableError(f"{self.endpoint}: the metadata service answers {name} with {status}")
+            raise StorageUnavailableError(f"{self.endpoint}: the metadata service answered {name} with status {status}")
         return text
 
-    def _ask(self, name: str) -> tuple[int, str]:
+    def _authorized(self, name: str) -> tuple[int, str]:
         if self._token is None:
             status, token = self._request("PUT", "/latest/api/token", "ttl-seconds", str(_TOKEN_SECONDS))
             if status != HTTPStatus.OK or not token:
                 raise StorageUnavailableError(
-                    f"{self.endpoint}: the metadata service gives no token, but answers {status}"
+                    f"{self.endpoint}: the metadata service returned no token, but status {status}"
                 )
             self._token = token
         return self._request("GET", f"/latest/meta-data/{name}", "", self._token)
 
     def _request(self, method: str, path: str, header: str, value: str) -> tuple[int, str]:
-        # http.client, since urllib would ask a proxy that the environment names.
+        # http.client, because urllib would send the request to a proxy that the environment names.
         connection = http.client.HTTPConnection(*self._address, timeout=self._timeout_seconds)
         name = "X-aws-ec2-metadata-token" + (f"-{header}" if header else "")
         try:
             connection.request(method, path, headers={name: value})
             response = connection.getresponse()
-            return response.status, response.read(_MAX_ANSWER_BYTES).decode("utf-8", errors="replace")
+            return response.status, response.read(_MAX_RESPONSE_BYTES).decode("utf-8", errors="replace")
         except (OSError, http.client.HTTPException) as error:
-            reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+            reason = "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
             raise StorageUnavailableError(
                 f"{self.endpoint}: the metadata service cannot be reached: {reason}"
             ) from error

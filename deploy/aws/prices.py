@@ -1,9 +1,9 @@
-"""What an instance costs an hour: as AWS's price list says or, where that may not be asked, as a table here says.
+"""Hourly prices of instances, from AWS's price list or, if it cannot be read, from a built-in table.
 
     price = hourly_price(aws, "AmazonSageMaker", "ml.p2.xlarge")
-    Cost(price, hosts=2, hours=24.0).ceiling                     # at most so many US dollars
+    Cost(price, hosts=2, hours=24.0).ceiling                     # the most that the job can cost, in US dollars
 
-Prices are on demand and without tax, storage and traffic; spot costs less.
+Prices are on demand, without tax, storage and traffic. Spot instances cost less.
 """
 
 from __future__ import annotations
@@ -84,38 +84,38 @@ _TRAINING = re.compile(r"([A-Z0-9]+-)?Train:ml\..+")
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars an hour of one instance, and where that was found; None where it was not."""
+    """US dollars per hour of one instance, None if unknown, and the source of the figure."""
 
     dollars: float | None
     source: str
 
 
 def hourly_price(aws: Aws | None, service: Service, instance_type: str) -> Price:
-    """The price of ``instance_type`` in the region of ``aws``: by AWS's price list or, where that cannot be asked or
-    ``aws`` is None, by the table here.
+    """Return the price of ``instance_type`` in the region of ``aws``.
+
+    It comes from AWS's price list or, if that cannot be read or ``aws`` is None, from the built-in table.
     """
-    why = "AWS was not asked"
+    reason = "AWS's price list was not read"
     if aws is not None:
         try:
-            dollars = _listed(aws, service, instance_type)
+            dollars = _from_price_list(aws, service, instance_type)
             if dollars is not None:
                 return Price(dollars, f"AWS's price list, {aws.region}")
-            why = f"AWS's price list has none for {aws.region}"
+            reason = f"AWS's price list has none for {aws.region}"
         except (CloudError, CloudRequestError) as error:
-            why = f"AWS's price list could not be asked: {getattr(error, 'code', '') or error.kind}"
-    return _tabled(service, instance_type, why)
+            reason = f"AWS's price list cannot be read: {getattr(error, 'code', '') or error.kind}"
+    return _from_table(service, instance_type, reason)
 
 
-def _tabled(service: Service, instance_type: str, why: str) -> Price:
+def _from_table(service: Service, instance_type: str, reason: str) -> Price:
     family, _, size = instance_type.rpartition(".")
     dollars = _TABLES[service].get(family, {}).get(size)
-    where = f"that of {TABLE_REGION} in {TABLE_DATE}, by the table in deploy/aws/prices.py"
-    return Price(dollars, f"{where}; {why}" if dollars is not None else f"in no table; {why}")
+    source = f"{TABLE_REGION}, {TABLE_DATE}, from the table in deploy/aws/prices.py"
+    return Price(dollars, f"{source}; {reason}" if dollars is not None else f"in no table; {reason}")
 
 
-def _listed(aws: Aws, service: Service, instance_type: str) -> float | None:
-    """What the price list has; None if nothing."""
-    with translate_aws_errors("asking for the price", aws.region):
+def _from_price_list(aws: Aws, service: Service, instance_type: str) -> float | None:
+    with translate_aws_errors("reading the price", aws.region):
         answer = aws.pricing.get_products(ServiceCode=service, Filters=_filters(service, instance_type, aws.region))
     products = [json.loads(product) for product in answer["PriceList"]]
     return next((dollars for product in products if (dollars := _on_demand(service, product)) is not None), None)
@@ -137,7 +137,7 @@ def _filters(service: Service, instance_type: str, region: str) -> list[FilterTy
 
 
 def _on_demand(service: Service, product: dict[str, Any]) -> float | None:
-    """Dollars an hour, if ``product`` is what is looked for."""
+    """Return dollars per hour; None if ``product`` is not the training price."""
     usage = product.get("product", {}).get("attributes", {}).get("usagetype", "")
     if service == "AmazonSageMaker" and not _TRAINING.fullmatch(usage):
         return None
@@ -151,7 +151,7 @@ def _on_demand(service: Service, product: dict[str, Any]) -> float | None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What some hosts cost: an hour, and at most."""
+    """The cost of some hosts, per hour and at most."""
 
     price: Price
     hosts: int
@@ -159,19 +159,19 @@ class Cost:
 
     @property
     def hourly(self) -> float | None:
-        """US dollars an hour of all hosts."""
+        """US dollars per hour of all hosts; None if the price is unknown."""
         return None if self.price.dollars is None else self.price.dollars * self.hosts
 
     @property
     def ceiling(self) -> float | None:
-        """US dollars at most: all hosts for all hours."""
+        """US dollars of all hosts for all hours; None if the price is unknown."""
         return None if self.hourly is None else self.hourly * self.hours
 
     def explain(self, instance_type: str, *, spot: bool) -> str:
-        """The cost in a line."""
-        what = f"{self.hosts} x {instance_type}, {self.hours:g} h at most"
+        """Describe the cost in one line."""
+        usage = f"{self.hosts} x {instance_type}, {self.hours:g} h at most"
         if self.hourly is None or self.ceiling is None:
-            return f"cost: not known: the price of {instance_type} is {self.price.source}; {what}"
-        less = "; on demand, spot costs less" if spot else ""
+            return f"cost: unknown: the price of {instance_type} is {self.price.source}; {usage}"
+        note = "; on demand, spot costs less" if spot else ""
         dollars = f"${self.hourly:,.2f} an hour, ${self.ceiling:,.2f} at most"
-        return f"cost: {dollars} ({what}; price: {self.price.source}{less})"
+        return f"cost: {dollars} ({usage}; price: {self.price.source}{note})"

@@ -1,11 +1,11 @@
-"""Spot notices: EC2 tells a host two minutes beforehand that it is to be taken away, if the host keeps asking.
+"""Monitor EC2's spot interruption notices, which come two minutes before a host is reclaimed.
 
-with watching(say) as watch:
-    watch.notice()               # None, or why this host will soon be gone
-    watch.recommendations()      # how often EC2 has said by now that this may happen before long
+    with monitor_spot(log) as spot:
+        spot.notice()               # None, or the interruption notice of this host
+        spot.recommendations()      # number of rebalance recommendations so far
 
-A thread asks the metadata service every five seconds, as EC2 advises. A service that does not answer is told once, and
-asked again: it never ends the run.
+A thread polls the metadata service every five seconds, as EC2 advises. If the service does not answer, that is logged
+once and polling continues: it never ends the run.
 
 Sources: EC2 user guide, "Spot Instance interruption notices" and "EC2 instance rebalance recommendations".
 """
@@ -22,85 +22,85 @@ from kvstore.errors import StorageUnavailableError, escape_unprintable
 
 POLL_SECONDS = 5.0
 NOTICE_SECONDS = 110.0
-"""How long a host has from when it has seen the notice: EC2's two minutes, less what seeing it and leaving take."""
+"""Time that a host has after it reads the notice: EC2's two minutes, less polling and shutdown."""
 INTERRUPTED_EXIT_CODE = 75
-"""That a run gave way to a notice, and can be taken up elsewhere: EX_TEMPFAIL of sysexits.h, "try again later"."""
+"""Exit code of a run that was interrupted and can be resumed elsewhere: EX_TEMPFAIL of sysexits.h."""
 _ACTION, _RECOMMENDATION = "spot/instance-action", "events/recommendations/rebalance"
-_DOES = {"terminate": "terminates", "stop": "stops", "hibernate": "hibernates"}
+_VERBS = {"terminate": "terminates", "stop": "stops", "hibernate": "hibernates"}
 
 
 class SpotMonitor:
-    """What the metadata service has said so far. Any thread may ask."""
+    """Collects the notices of the metadata service. Thread-safe."""
 
-    def __init__(self, metadata: InstanceMetadata, say: Callable[[str], None]) -> None:
-        """Ask ``metadata``; ``say`` gets a line for whatever is new."""
-        self._metadata, self._say = metadata, say
+    def __init__(self, metadata: InstanceMetadata, log: Callable[[str], None]) -> None:
+        """Read notices from ``metadata``; ``log`` receives a line for each new one."""
+        self._metadata, self._log = metadata, log
         self._notice: str | None = None
         self._recommended: set[str] = set()
-        self._silent = False
+        self._unreachable = False
 
     def notice(self) -> str | None:
-        """Why this host will soon be gone; None as long as nothing says so."""
+        """Return the interruption notice of this host; None if there is none."""
         return self._notice
 
     def recommendations(self) -> int:
-        """How many times EC2 has said that the host is at risk: a good moment for a checkpoint, no more."""
+        """Count the rebalance recommendations so far. Each is a reason for a checkpoint, not for stopping."""
         return len(self._recommended)
 
     def poll(self) -> None:
-        """Ask once."""
+        """Read the metadata service once."""
         try:
-            self._hear(self._metadata.get(_ACTION), self._metadata.get(_RECOMMENDATION))
+            self._record(self._metadata.get(_ACTION), self._metadata.get(_RECOMMENDATION))
         except (StorageUnavailableError, ValueError) as error:
-            if not self._silent:
-                self._say(f"no spot notice can be seen now, and it is asked again every {POLL_SECONDS:g} s: {error}")
-            self._silent = True
+            if not self._unreachable:
+                self._log(f"cannot read spot notices, retrying every {POLL_SECONDS:g} s: {error}")
+            self._unreachable = True
         else:
-            if self._silent:
-                self._say("spot notices can be seen again")
-            self._silent = False
+            if self._unreachable:
+                self._log("spot notices can be read again")
+            self._unreachable = False
 
-    def _hear(self, action: str | None, recommendation: str | None) -> None:
+    def _record(self, action: str | None, recommendation: str | None) -> None:
         if action is not None and self._notice is None:
-            does, when = _fields(action, "action", "time")
-            self._notice = f"EC2 {_DOES.get(does, does)} this spot instance at {when}"
-            self._say(self._notice)
+            action_name, when = _fields(action, "action", "time")
+            self._notice = f"EC2 {_VERBS.get(action_name, action_name)} this spot instance at {when}"
+            self._log(self._notice)
         if recommendation is not None:
             (when,) = _fields(recommendation, "noticeTime")
             if when not in self._recommended:
                 self._recommended.add(when)
-                self._say(f"EC2 says at {when} that this spot instance is at risk, so a checkpoint is written")
+                self._log(f"EC2 recommends to rebalance this spot instance ({when}): writing a checkpoint")
 
 
-def _fields(answer: str, *names: str) -> list[str]:
-    """The texts ``names`` of an answer in JSON.
+def _fields(text: str, *names: str) -> list[str]:
+    """Return the strings ``names`` of the JSON object ``text``.
 
     Raises:
-        ValueError: it is none, or lacks one.
+        ValueError: it is not JSON, or lacks one of them.
     """
-    fields = json.loads(answer)
+    fields = json.loads(text)
     if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) for name in names):
-        raise ValueError(f"expected {', '.join(names)}, but found {answer[:200]}")
+        raise ValueError(f"expected {', '.join(names)}, but found {text[:200]}")
     return [escape_unprintable(fields[name]) for name in names]
 
 
 @contextmanager
-def monitor_spot(say: Callable[[str], None], poll_seconds: float = POLL_SECONDS) -> Iterator[SpotMonitor]:
-    """Ask every ``poll_seconds`` while the context lasts.
+def monitor_spot(log: Callable[[str], None], poll_seconds: float = POLL_SECONDS) -> Iterator[SpotMonitor]:
+    """Poll the metadata service every ``poll_seconds`` while the context lasts.
 
     Raises:
-        InputError: the environment says that the metadata service must not be asked, or names no address.
+        InputError: the environment disables the metadata service, or names an invalid address.
     """
-    watch, over = SpotMonitor(InstanceMetadata.of_this_host(), say), threading.Event()
+    monitor, stopped = SpotMonitor(InstanceMetadata.of_this_host(), log), threading.Event()
 
-    def ask() -> None:
-        while not over.is_set():
-            watch.poll()
-            over.wait(poll_seconds)
+    def poll() -> None:
+        while not stopped.is_set():
+            monitor.poll()
+            stopped.wait(poll_seconds)
 
-    thread = threading.Thread(target=ask, name="spot-watch", daemon=True)
+    thread = threading.Thread(target=poll, name="spot-monitor", daemon=True)
     thread.start()
     try:
-        yield watch
+        yield monitor
     finally:
-        over.set()  # the thread is a daemon: nobody waits for an answer that is under way
+        stopped.set()  # no join: the thread is a daemon, and a request may still be pending

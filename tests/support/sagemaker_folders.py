@@ -1,4 +1,4 @@
-"""What SageMaker prepares for a training container: a folder that stands for /opt/ml."""
+"""Folders as SageMaker prepares them for a training container, in place of /opt/ml."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from run_results import ENTITIES, vectors
 
-TOKEN = "a-token-that-all-hosts-have"
+TOKEN = "the-token-of-all-hosts"
 JOB: dict[str, object] = {
     "name": "planted",
     "model.dim": 8,
@@ -36,7 +36,7 @@ SECTIONS: dict[str, Any] = {
 def prepare(
     base: Path, parameters: Mapping[str, str], hosts: Sequence[str] = ("algo-1",), own: str | None = None
 ) -> Path:
-    """The folder ``base`` of the host ``own``, by default the first, with files as SageMaker writes them."""
+    """Create the folder ``base`` of the host ``own``, by default the first, with files as SageMaker writes them."""
     config = base / "input" / "config"
     config.mkdir(parents=True)
     (config / "hyperparameters.json").write_text(json.dumps({**parameters, "sagemaker_region": '"us-east-1"'}))
@@ -50,11 +50,11 @@ def prepare(
 
 
 def parameters_of(values: Mapping[str, object]) -> dict[str, str]:
-    """Hyperparameters, all of them text, as SageMaker hands them on."""
+    """Return hyperparameters as SageMaker passes them: all as text."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def assert_same_model(model: Path, run: Path) -> None:
-    """That the embeddings of ``model`` are, bit for bit, those of the run in ``run``."""
+    """Assert that the embeddings in ``model`` equal those of the run in ``run``, bit for bit."""
     for entity in ENTITIES:
         assert vectors(model, entity).tobytes() == vectors(run, entity).tobytes(), entity

@@ -1,0 +1,1 @@
+"""Clusters on EC2 instances that exist for one run."""

@@ -1,7 +1,9 @@
-"""What runs in the container on each host of a run on EC2: ``crossfade train`` on the first, an agent on the others.
+"""The command in the container of each host of a run on EC2: ``crossfade train`` on host 0, an agent on the others.
 
-The hosts find each other through the run's folder on S3, where each says how it fares. When EC2 takes the first one
-back, its successor says where it listens, and the others join it there.
+    HostRunner(RunStorage(aws, uri), Host.read(metadata, 0), token, metadata, Path("/runs/run")).run()
+
+Hosts find each other through the run's folder on S3, where each also writes its state. When host 0 is reclaimed, its
+replacement writes a new coordinator address, and the other hosts join it there.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from deploy.aws.ec2.spec import RunSpec
-from deploy.aws.ec2.storage import COORDINATOR, END, PLAN, STOP, RunStorage
+from deploy.aws.ec2.storage import COORDINATOR_FILE, END_FILE, SPEC_FILE, STOP_FILE, RunStorage
 from deploy.aws.errors import translate_aws_errors
 from deploy.aws.metadata import InstanceMetadata
 from deploy.aws.spot import INTERRUPTED_EXIT_CODE
@@ -33,12 +35,13 @@ if TYPE_CHECKING:
     from deploy.aws.clients import Aws
 
 PORT = 7070
-TURN_SECONDS = 0.2
+POLL_SECONDS = 0.2
 STOP_SECONDS = 150.0
-"""How long a command that is asked to stop may take to write its checkpoint."""
-LAST_SECONDS = 300.0
-"""So long before the instance ends itself, the run is asked to stop."""
+"""Time for a command to write its checkpoint after SIGTERM."""
+STOP_BEFORE_END_SECONDS = 300.0
+"""The run is stopped this long before its instance terminates itself."""
 _EXIT_CODES = {0, 1, 2, 143}
+_STATES = {0: "done", INTERRUPTED_EXIT_CODE: "interrupted", 143: "stopped"}
 _TAIL_BYTES = 2000
 
 
@@ -51,126 +54,126 @@ class Host:
     address: str
 
     @staticmethod
-    def of(metadata: InstanceMetadata, number: int) -> Host:
-        """This one, as the metadata service knows it.
+    def read(metadata: InstanceMetadata, number: int) -> Host:
+        """Return this host, which is number ``number`` of its run.
 
         Raises:
-            UnreachableError: it does not answer.
+            StorageUnavailableError: the metadata service does not answer.
         """
         instance, address = metadata.get("instance-id"), metadata.get("local-ipv4")
         if not instance or not address:
-            raise StorageUnavailableError(
-                f"{metadata.endpoint}: the metadata service does not say which instance this is"
-            )
+            raise StorageUnavailableError(f"{metadata.endpoint}: the metadata service has no instance-id or local-ipv4")
         return Host(number, instance, address)
 
 
 def fetch_token(aws: Aws, parameter: str) -> str:
-    """The token by which the hosts know each other.
+    """Return the token by which the hosts authenticate to each other.
 
     Raises:
-        CloudError, RefusedError: AWS does not give it.
+        CloudError, CloudRequestError: AWS does not return it.
     """
     with translate_aws_errors("fetching the token of the hosts", aws.region):
         return aws.ssm.get_parameter(Name=parameter, WithDecryption=True)["Parameter"]["Value"]
 
 
 class HostRunner:
-    """The command of a host, while it runs: what it prints, and what is told of it, goes to S3."""
+    """Runs the command of a host, and uploads its log and its state to S3."""
 
-    def __init__(self, objects: RunStorage, host: Host, token: str, metadata: InstanceMetadata, run_dir: Path) -> None:
-        """Of ``host``, in ``run_dir``, with the ``token`` of the run."""
-        self._objects, self._host, self._token, self._metadata = objects, host, token, metadata
+    def __init__(self, storage: RunStorage, host: Host, token: str, metadata: InstanceMetadata, run_dir: Path) -> None:
+        """Run in ``run_dir``; ``token`` is the run's."""
+        self._storage, self._host, self._token, self._metadata = storage, host, token, metadata
         self._folder = RunFolder(run_dir)
-        self._piece = objects.last_log(host.number)
-        self._read = 0
-        self._told: tuple[str, str] | None = None
-        self._look_seconds = 5.0
+        self._log_number = storage.last_log(host.number)
+        self._log_offset = 0
+        self._written_state: tuple[str, str] | None = None
+        self._sync_seconds = 5.0
 
     def run(self) -> int:
-        """Be this host to the end of the run, or until it is taken; the exit code.
+        """Run until the run ends or the host is reclaimed; return the exit code.
 
         Raises:
-            CloudError, RefusedError: S3 does not take or give what is needed.
+            ClusterError: the run's folder is gone.
+            CloudError, CloudRequestError: S3 cannot be read or written.
         """
-        found = self._objects.read(PLAN)
+        found = self._storage.read(SPEC_FILE)
         if found is None:
-            raise ClusterError(f"{self._objects.storage}: holds no {PLAN}; the run has been cleaned away")
-        plan = RunSpec.model_validate(found)
-        self._look_seconds = plan.poll_seconds
-        code = self._coordinate(plan) if self._host.number == 0 else self._take_part()
-        states = {0: "done", INTERRUPTED_EXIT_CODE: "interrupted", 143: "stopped"}
-        self._tell(states.get(code, "ended"), f"exit code {code}")
+            raise ClusterError(f"{self._storage.uri}: has no {SPEC_FILE}; the run's folder was deleted")
+        spec = RunSpec.model_validate(found)
+        self._sync_seconds = spec.poll_seconds
+        code = self._coordinate(spec) if self._host.number == 0 else self._join()
+        self._write_state(_STATES.get(code, "ended"), f"exit code {code}")
         return code
 
-    # ---- the first host
+    # ---- host 0
 
-    def _coordinate(self, plan: RunSpec) -> int:
+    def _coordinate(self, spec: RunSpec) -> int:
         self._folder.path.parent.mkdir(parents=True, exist_ok=True)
         job = self._folder.path.with_name("job.yaml")
-        job.write_text(yaml.safe_dump(plan.job, sort_keys=False), encoding="utf-8")
-        at = f"{self._host.address}:{PORT}"
-        settings = [f"cluster.host={self._host.address}"] + (
-            [f"cluster.coordinator_address={at}"] if plan.hosts > 1 else []
-        )
-        options = [word for setting in settings for word in ("--set", setting)]
-        self._objects.write(COORDINATOR, {"join": at, "serial": secrets.token_hex(8)})
-        end = plan.max_hours * 3600
+        job.write_text(yaml.safe_dump(spec.job, sort_keys=False), encoding="utf-8")
+        address = f"{self._host.address}:{PORT}"
+        overrides = [f"cluster.host={self._host.address}"]
+        if spec.hosts > 1:
+            overrides.append(f"cluster.coordinator_address={address}")
+        options = [word for override in overrides for word in ("--set", override)]
+        self._storage.write(COORDINATOR_FILE, {"join": address, "serial": secrets.token_hex(8)})
+        end = spec.max_hours * 3600
 
-        def is_over() -> bool:
-            # The instance's own clock, which began when its dead-man switch was set.
-            last = time.clock_gettime(time.CLOCK_BOOTTIME) > end - min(LAST_SECONDS, end / 10)
-            return last or self._objects.read(STOP) is not None
+        def should_stop() -> bool:
+            # The time since boot: the dead-man switch of the instance counts from there.
+            uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
+            out_of_time = uptime > end - min(STOP_BEFORE_END_SECONDS, end / 10)
+            return out_of_time or self._storage.read(STOP_FILE) is not None
 
         train = ("train", job, "--run-dir", self._folder.path, "--resume", "--spot", "--progress", "lines", *options)
-        code = self._command(*train, is_over=is_over)
+        code = self._run_command(*train, should_stop=should_stop)
         if code != INTERRUPTED_EXIT_CODE:
             code = code if code in _EXIT_CODES else 1
             if (self._folder.path / "job.yaml").exists():
                 self._upload_result()
-            self._objects.write(END, {"exit_code": code, "message": self._last_line()})
+            self._storage.write(END_FILE, {"exit_code": code, "message": self._last_line()})
         return code
 
     def _upload_result(self) -> None:
-        """Put the run folder on S3, but for what is there already."""
+        """Upload the run folder, without hidden files and its lock."""
         for path in sorted(self._folder.path.rglob("*")):
             name = path.relative_to(self._folder.path)
             if path.is_file() and not any(part.startswith(".") for part in name.parts) and path.name != "run.lock":
-                self._objects.upload(path, f"result/{name.as_posix()}")
+                self._storage.upload(path, f"result/{name.as_posix()}")
 
-    # ---- the others
+    # ---- the other hosts
 
-    def _take_part(self) -> int:
+    def _join(self) -> int:
         serial: str | None = None
         while True:
             coordinator = self._await_coordinator(serial)
             if coordinator is None:
-                return 0 if (end := self._objects.read(END)) is None else int(end["exit_code"])
+                return 0 if (end := self._storage.read(END_FILE)) is None else int(end["exit_code"])
             serial = coordinator["serial"]
 
-            def is_another(serial: str | None = serial) -> bool:
-                now = self._objects.read(COORDINATOR)
-                return now is not None and now["serial"] != serial
+            def is_replaced(serial: str | None = serial) -> bool:
+                current = self._storage.read(COORDINATOR_FILE)
+                return current is not None and current["serial"] != serial
 
             join = ("--join", coordinator["join"], "--advertise-address", self._host.address)
-            code = self._command("agent", *join, "--run-dir", self._folder.path, "--spot", is_over=is_another)
-            if self._is_taken():
+            code = self._run_command("agent", *join, "--run-dir", self._folder.path, "--spot", should_stop=is_replaced)
+            if self._is_interrupted():
                 return INTERRUPTED_EXIT_CODE
-            if code != INTERRUPTED_EXIT_CODE and not is_another():
+            if code != INTERRUPTED_EXIT_CODE and not is_replaced():
                 return code
 
-    def _await_coordinator(self, earlier: str | None) -> dict[str, Any] | None:
-        """Where the coordinator listens, once it is another than ``earlier``; None once the run has ended."""
+    def _await_coordinator(self, last_serial: str | None) -> dict[str, Any] | None:
+        """Wait for a coordinator with another serial than ``last_serial``; return None once the run has ended."""
         while True:
-            coordinator = self._objects.read(COORDINATOR)
-            if coordinator is not None and coordinator["serial"] != earlier:
+            coordinator = self._storage.read(COORDINATOR_FILE)
+            if coordinator is not None and coordinator["serial"] != last_serial:
                 return coordinator
-            if self._objects.read(END) is not None or self._objects.read(STOP) is not None or self._is_taken():
+            has_ended = self._storage.read(END_FILE) is not None or self._storage.read(STOP_FILE) is not None
+            if has_ended or self._is_interrupted():
                 return None
-            self._tell("waiting", "for the first host")
-            time.sleep(self._look_seconds)
+            self._write_state("waiting", "for the first host")
+            time.sleep(self._sync_seconds)
 
-    def _is_taken(self) -> bool:
+    def _is_interrupted(self) -> bool:
         try:
             return self._metadata.get("spot/instance-action") is not None
         except StorageUnavailableError:
@@ -178,8 +181,8 @@ class HostRunner:
 
     # ---- the command
 
-    def _command(self, *arguments: object, is_over: Callable[[], bool]) -> int:
-        """Run a command of Crossfade to its end; it is asked to stop once it ``is_over``."""
+    def _run_command(self, *arguments: object, should_stop: Callable[[], bool]) -> int:
+        """Run a command of Crossfade to its end, and send it SIGTERM once it ``should_stop``."""
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-P", "-m", "crossfade", *map(str, arguments)],
@@ -188,56 +191,57 @@ class HostRunner:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, TOKEN_VARIABLE: self._token, "PYTHONUNBUFFERED": "1"},
             )
-            self._read, self._output = 0, output
+            self._log_offset, self._output = 0, output
             try:
-                self._watch(process, is_over)
+                self._supervise(process, should_stop)
             finally:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-            self._send_log()
+            self._upload_log()
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
-    def _watch(self, process: subprocess.Popen[bytes], is_over: Callable[[], bool]) -> None:
-        asked: float | None = None
-        next_look = 0.0
+    def _supervise(self, process: subprocess.Popen[bytes], should_stop: Callable[[], bool]) -> None:
+        stopped_at: float | None = None
+        next_sync = 0.0
         while process.poll() is None:
             now = time.monotonic()
-            if now >= next_look:
-                next_look = now + self._look_seconds
-                if self._attend(is_over) and asked is None:
+            if now >= next_sync:
+                next_sync = now + self._sync_seconds
+                if self._sync(should_stop) and stopped_at is None:
                     process.send_signal(signal.SIGTERM)
-                    asked = now
-            if asked is not None and now - asked > STOP_SECONDS:
+                    stopped_at = now
+            if stopped_at is not None and now - stopped_at > STOP_SECONDS:
                 process.kill()
-            time.sleep(TURN_SECONDS)
+            time.sleep(POLL_SECONDS)
 
-    def _attend(self, is_over: Callable[[], bool]) -> bool:
-        """Tell how things stand, and ask whether it is over; S3 that is away for a while does not end the run."""
+    def _sync(self, should_stop: Callable[[], bool]) -> bool:
+        """Upload log and state, and return whether to stop. An S3 outage does not end the run."""
         try:
-            self._send_log()
-            self._tell("running", "")
-            return is_over()
+            self._upload_log()
+            self._write_state("running", "")
+            return should_stop()
         except CrossfadeError as error:
             print(f"crossfade: {error}", file=sys.stderr, flush=True)
             return False
 
-    def _send_log(self) -> None:
-        self._output.seek(self._read)
+    def _upload_log(self) -> None:
+        self._output.seek(self._log_offset)
         data = self._output.read()
         if data:
             sys.stdout.buffer.write(data)
             sys.stdout.flush()
-            self._objects.add_log(self._host.number, self._piece + 1, data.decode("utf-8", errors="replace"))
-            self._piece, self._read = self._piece + 1, self._read + len(data)
+            self._storage.add_log(self._host.number, self._log_number + 1, data.decode("utf-8", errors="replace"))
+            self._log_number, self._log_offset = self._log_number + 1, self._log_offset + len(data)
 
     def _last_line(self) -> str:
-        text = self._objects.read_text(f"log/{self._host.number}/{self._piece:06d}.txt") or ""
+        text = self._storage.read_text(f"log/{self._host.number}/{self._log_number:06d}.txt") or ""
         lines = [line.strip() for line in text[-_TAIL_BYTES:].splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
-    def _tell(self, state: str, message: str) -> None:
-        if self._told != (state, message):
-            told = {"state": state, "message": message, "instance": self._host.instance, "address": self._host.address}
-            self._objects.write(f"hosts/{self._host.number}.json", told)
-            self._told = state, message
+    def _write_state(self, state: str, message: str) -> None:
+        if self._written_state != (state, message):
+            host = self._host
+            status = {"state": state, "message": message, "instance": host.instance, "address": host.address}
+            self._storage.write(f"hosts/{host.number}.json", status)
+            self._written_state = state, message

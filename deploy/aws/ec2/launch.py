@@ -1,7 +1,7 @@
-"""Starts the cluster of a run: what is looked up first, and what is made then, in an order that can be taken back.
+"""Start the cluster of a run on EC2.
 
-surroundings = look_up(aws, plan)        # changes nothing
-launch(aws, plan, surroundings, say)     # whatever goes wrong, resources.remove takes it back
+context = resolve_context(aws, spec)        # reads only
+launch(aws, spec, context, log)             # creates; after an error, resources.remove deletes what was created
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.aws.accelerators import Variant
 from deploy.aws.ec2 import requests
 from deploy.aws.ec2.spec import RunSpec
-from deploy.aws.ec2.storage import PLAN, RunStorage
-from deploy.aws.ec2.user_data import is_ecr
+from deploy.aws.ec2.storage import SPEC_FILE, RunStorage
+from deploy.aws.ecr import EcrImage, check_image
 from deploy.aws.errors import translate_aws_errors
-from kvstore.errors import CloudRequestError, InputError
+from kvstore.errors import CloudRequestError
 
 if TYPE_CHECKING:
     from deploy.aws.clients import Aws
@@ -30,172 +30,158 @@ IMAGE_PARAMETERS: dict[Variant, str] = {
     "cu112": f"{_ECS}/gpu/recommended/image_id",
     "cu90": f"{_ECS}/gpu/recommended/image_id",
 }
-"""Public parameters that name machine images with Docker, and with what GPUs need: those of ECS."""
+"""Public parameters with the ids of the ECS machine images, which have Docker and, for GPUs, NVIDIA's driver."""
 PROFILE_SECONDS = 120.0
-"""How long it may take until EC2 knows an instance profile that IAM has just made."""
+"""Time until EC2 accepts an instance profile that IAM has just created."""
 _POLL_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class AwsContext:
-    """What there is already: the machine image and its root device, and the network."""
+    """Existing resources that a run uses: the machine image, its root device, and the network."""
 
     image: str
     root_device: str
     vpc: str
 
 
-def resolve_context(aws: Aws, plan: RunSpec) -> AwsContext:
-    """Find what the plan relies on.
+def resolve_context(aws: Aws, spec: RunSpec) -> AwsContext:
+    """Look up the existing resources that ``spec`` relies on, and check that its image exists.
 
     Raises:
-        CloudError, RefusedError: AWS does not say, or something is not there.
+        CloudError, CloudRequestError: AWS does not answer, or something does not exist.
     """
-    if plan.ami is not None:
-        image = plan.ami
+    if spec.ami is not None:
+        image = spec.ami
     else:
-        name = IMAGE_PARAMETERS[plan.variant]
-        with translate_aws_errors(f"asking for the machine image that {name} names", aws.region):
+        name = IMAGE_PARAMETERS[spec.variant]
+        with translate_aws_errors(f"reading the parameter {name} of the machine image", aws.region):
             image = aws.ssm.get_parameter(Name=name)["Parameter"]["Value"]
     with translate_aws_errors(f"looking for the machine image {image}", aws.region):
         images = aws.ec2.describe_images(ImageIds=[image])["Images"]
     if not images:
         raise CloudRequestError(
-            f"the machine image {image} is not there in {aws.region}; name another with --ami", "missing"
+            f"the machine image {image} does not exist in {aws.region}; set another with --ami", "missing"
         )
-    _check_container_image(aws, plan)
-    return AwsContext(image, images[0].get("RootDeviceName", "/dev/xvda"), _vpc(aws, plan))
+    check_image(aws, spec.image)  # an instance without its image would cost money until somebody notices
+    return AwsContext(image, images[0].get("RootDeviceName", "/dev/xvda"), _vpc(aws, spec))
 
 
-def _check_container_image(aws: Aws, plan: RunSpec) -> None:
-    """See that an image of ECR is there: an instance that finds none costs money until somebody sees it."""
-    registry, _, rest = plan.image.partition("/")
-    if not is_ecr(registry):
-        return
-    account, region = registry.split(".")[0], registry.split(".")[3]
-    if region != aws.region:
-        raise InputError(
-            f"--image: {plan.image} is in {region}, but the run is to be in {aws.region}; push it there (docs/aws.md), "
-            "or name another --region"
-        )
-    repository, _, digest = rest.partition("@")
-    repository, _, tag = repository.partition(":")
-    which: Any = {"imageDigest": digest} if digest else {"imageTag": tag or "latest"}
-    with translate_aws_errors(f"looking for the image {plan.image}", aws.region):
-        aws.ecr.describe_images(registryId=account, repositoryName=repository, imageIds=[which])
-
-
-def _vpc(aws: Aws, plan: RunSpec) -> str:
-    if plan.subnet is not None:
-        with translate_aws_errors(f"looking for the subnet {plan.subnet}", aws.region):
-            return aws.ec2.describe_subnets(SubnetIds=[plan.subnet])["Subnets"][0]["VpcId"]
-    with translate_aws_errors("looking for the default network", aws.region):
+def _vpc(aws: Aws, spec: RunSpec) -> str:
+    if spec.subnet is not None:
+        with translate_aws_errors(f"looking for the subnet {spec.subnet}", aws.region):
+            return aws.ec2.describe_subnets(SubnetIds=[spec.subnet])["Subnets"][0]["VpcId"]
+    with translate_aws_errors("looking for the default VPC", aws.region):
         networks = aws.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     if not networks:
         raise CloudRequestError(
-            f"the account has no default network in {aws.region}; name one of its subnets with --subnet", "missing"
+            f"the account has no default VPC in {aws.region}; set a subnet with --subnet", "missing"
         )
     return networks[0]["VpcId"]
 
 
-def launch(aws: Aws, plan: RunSpec, around: AwsContext, say: Callable[[str], None]) -> None:
-    """Make all that the run consists of, its instances last.
+def launch(aws: Aws, spec: RunSpec, context: AwsContext, log: Callable[[str], None]) -> None:
+    """Create the resources of a run, its instances last.
 
     Raises:
-        CloudError, RefusedError: AWS did not do it; what was made until then is there.
+        CloudError, CloudRequestError: AWS rejects a request; the resources that were created before remain.
     """
-    objects = RunStorage(aws, plan.storage)
-    objects.write(PLAN, plan.model_dump(mode="json"))
-    with translate_aws_errors("making the token of the hosts", aws.region):
-        aws.ssm.put_parameter(**requests.token_parameter(plan, secrets.token_hex(32)))
-    if plan.instance_profile is None:
-        say("making a role for the instances")
-        with translate_aws_errors("making a role for the instances", aws.region):
-            aws.iam.create_role(**requests.role(plan))
-            aws.iam.put_role_policy(**requests.role_policy(plan))
-            aws.iam.create_instance_profile(**requests.profile(plan))
-            aws.iam.add_role_to_instance_profile(InstanceProfileName=plan.name, RoleName=plan.name)
-    with translate_aws_errors("making a security group", aws.region):
-        group = aws.ec2.create_security_group(**requests.security_group(plan, around.vpc))["GroupId"]
+    RunStorage(aws, spec.storage).write(SPEC_FILE, spec.model_dump(mode="json"))
+    with translate_aws_errors("storing the token of the hosts", aws.region):
+        aws.ssm.put_parameter(**requests.token_parameter(spec, secrets.token_hex(32)))
+    if spec.instance_profile is None:
+        log("creating a role for the instances")
+        with translate_aws_errors("creating a role for the instances", aws.region):
+            aws.iam.create_role(**requests.role(spec))
+            aws.iam.put_role_policy(**requests.role_policy(spec))
+            aws.iam.create_instance_profile(**requests.profile(spec))
+            aws.iam.add_role_to_instance_profile(InstanceProfileName=spec.name, RoleName=spec.name)
+    with translate_aws_errors("creating a security group", aws.region):
+        group = aws.ec2.create_security_group(**requests.security_group(spec, context.vpc))["GroupId"]
         aws.ec2.authorize_security_group_ingress(**requests.ingress(group))
-    if plan.needs_placement:
-        with translate_aws_errors("making a placement group", aws.region):
-            aws.ec2.create_placement_group(**requests.placement_group(plan))
-    say(f"starting {plan.hosts} x {plan.instance_type}{' as spot instances' if plan.spot else ''}")
-    start_instances(aws, plan, around, group, range(plan.hosts), plan.subnet)
+    if spec.needs_placement:
+        with translate_aws_errors("creating a placement group", aws.region):
+            aws.ec2.create_placement_group(**requests.placement_group(spec))
+    log(f"starting {spec.hosts} x {spec.instance_type}{' as spot instances' if spec.spot else ''}")
+    start_instances(aws, spec, context, group, range(spec.hosts), spec.subnet)
 
 
 def start_instances(
-    aws: Aws, plan: RunSpec, around: AwsContext, group: str, numbers: Sequence[int], subnet: str | None
+    aws: Aws, spec: RunSpec, context: AwsContext, group: str, numbers: Sequence[int], subnet: str | None
 ) -> None:
     """Start the hosts ``numbers``, all or none.
 
     Raises:
-        CloudError, RefusedError: AWS did not do it.
+        CloudError, CloudRequestError: AWS does not start them.
     """
     request = requests.run_instances(
-        plan,
+        spec,
         numbers,
-        image=around.image,
-        root_device=around.root_device,
+        image=context.image,
+        root_device=context.root_device,
         group=group,
         subnet=subnet,
-        token=f"{plan.run}-{secrets.token_hex(4)}",
+        token=f"{spec.run}-{secrets.token_hex(4)}",
     )
     deadline = time.monotonic() + PROFILE_SECONDS
     while True:
         try:
-            with translate_aws_errors(f"starting {len(numbers)} x {plan.instance_type}", aws.region):
+            with translate_aws_errors(f"starting {len(numbers)} x {spec.instance_type}", aws.region):
                 aws.ec2.run_instances(**request)
             return
         except CloudRequestError as error:
-            # What IAM has made EC2 learns within seconds.
-            is_new = plan.instance_profile is None and "iaminstanceprofile" in str(error).lower().replace(" ", "")
+            # EC2 accepts a new instance profile of IAM only after some seconds.
+            is_new = spec.instance_profile is None and "iaminstanceprofile" in str(error).lower().replace(" ", "")
             if error.code != "InvalidParameterValue" or not is_new or time.monotonic() > deadline:
                 raise
         time.sleep(_POLL_SECONDS)
 
 
-def dry_run(plan: RunSpec) -> list[tuple[str, dict[str, Any]]]:
-    """Every request that ``look_up`` and ``launch`` would send, as service.operation and its parameters.
+def dry_run(spec: RunSpec) -> list[tuple[str, dict[str, Any]]]:
+    """Return every request that ``resolve_context`` and ``launch`` would send: service.operation and its parameters.
 
-    What AWS would answer stands in <angle brackets>, and so does the token, which is a secret.
+    Values that AWS would return stand in <angle brackets>, and so does the token, which is a secret.
     """
-    image, group, vpc = plan.ami or "<the machine image>", "<the security group>", "<the network>"
-    made: list[tuple[str, Any]] = [("sts.get_caller_identity", {})]
-    if plan.ami is None:
-        made.append(("ssm.get_parameter", {"Name": IMAGE_PARAMETERS[plan.variant]}))
-    made.append(("ec2.describe_images", {"ImageIds": [image]}))
-    if is_ecr(plan.image.partition("/")[0]):
-        made.append(("ecr.describe_images", {"image": plan.image}))
-    made += [
-        ("ec2.describe_subnets", {"SubnetIds": [plan.subnet]})
-        if plan.subnet
-        else ("ec2.describe_vpcs", {"Filters": [{"Name": "is-default", "Values": ["true"]}]}),
-        ("s3.put_object", {"Key": f"{plan.storage}/{PLAN}", "Body": plan.model_dump(mode="json")}),
-        ("ssm.put_parameter", requests.token_parameter(plan, "<a token>")),
-    ]
-    if plan.instance_profile is None:
-        made += [
-            ("iam.create_role", requests.role(plan)),
-            ("iam.put_role_policy", requests.role_policy(plan)),
-            ("iam.create_instance_profile", requests.profile(plan)),
-            ("iam.add_role_to_instance_profile", {"InstanceProfileName": plan.name, "RoleName": plan.name}),
-        ]
-    made += [
-        ("ec2.create_security_group", requests.security_group(plan, vpc)),
-        ("ec2.authorize_security_group_ingress", requests.ingress(group)),
-    ]
-    if plan.needs_placement:
-        made.append(("ec2.create_placement_group", requests.placement_group(plan)))
-    started = requests.run_instances(
-        plan,
-        range(plan.hosts),
-        image=image,
-        root_device="<its root device>",
-        group=group,
-        subnet=plan.subnet,
-        token="<once only>",  # noqa: S106 - no secret
+    context = AwsContext(spec.ami or "<the machine image>", "<its root device>", "<the network>")
+    found = [*_dry_lookups(spec, context), *_dry_changes(spec, context)]
+    return [(name, json.loads(json.dumps(request))) for name, request in found]
+
+
+def _dry_lookups(spec: RunSpec, context: AwsContext) -> Iterator[tuple[str, Any]]:
+    yield "sts.get_caller_identity", {}
+    if spec.ami is None:
+        yield "ssm.get_parameter", {"Name": IMAGE_PARAMETERS[spec.variant]}
+    yield "ec2.describe_images", {"ImageIds": [context.image]}
+    if EcrImage.parse(spec.image) is not None:
+        yield "ecr.describe_images", {"image": spec.image}
+    if spec.subnet:
+        yield "ec2.describe_subnets", {"SubnetIds": [spec.subnet]}
+    else:
+        yield "ec2.describe_vpcs", {"Filters": [{"Name": "is-default", "Values": ["true"]}]}
+
+
+def _dry_changes(spec: RunSpec, context: AwsContext) -> Iterator[tuple[str, Any]]:
+    group = "<the security group>"
+    yield "s3.put_object", {"Key": f"{spec.storage}/{SPEC_FILE}", "Body": spec.model_dump(mode="json")}
+    yield "ssm.put_parameter", requests.token_parameter(spec, "<a token>")
+    if spec.instance_profile is None:
+        yield "iam.create_role", requests.role(spec)
+        yield "iam.put_role_policy", requests.role_policy(spec)
+        yield "iam.create_instance_profile", requests.profile(spec)
+        yield "iam.add_role_to_instance_profile", {"InstanceProfileName": spec.name, "RoleName": spec.name}
+    yield "ec2.create_security_group", requests.security_group(spec, context.vpc)
+    yield "ec2.authorize_security_group_ingress", requests.ingress(group)
+    if spec.needs_placement:
+        yield "ec2.create_placement_group", requests.placement_group(spec)
+    yield (
+        "ec2.run_instances",
+        requests.run_instances(
+            spec,
+            range(spec.hosts),
+            image=context.image,
+            root_device=context.root_device,
+            group=group,
+            subnet=spec.subnet,
+            token="<unique>",  # noqa: S106 - no secret
+        ),
     )
-    made.append(("ec2.run_instances", started))
-    return [(name, json.loads(json.dumps(request))) for name, request in made]

@@ -1,9 +1,10 @@
-"""What there is of runs in an account and region, found by tag and path, and its removal.
+"""Find the AWS resources of runs by tag and path, and delete them.
 
-    for run in discover(aws): print(run.name, run.living)
-    remove(aws, discover(aws, "lastfm-1a2b3c4d"), say)
+    for resources in find_resources(aws):
+        print(resources.run, resources.living)
+        remove(aws, resources, print)
 
-It needs nothing that the one who started a run has remembered: this is how a crashed client's leftovers are found.
+It needs no state of the client that started a run, so it also finds what a crashed client left behind.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from deploy.aws.clients import Aws
 
 REMOVE_SECONDS = 900.0
-"""How long instances may take to end, and what they held to be free."""
+"""Time for instances to terminate and to release their resources."""
 _POLL_SECONDS = 3.0
 _LIVING = ("pending", "running", "stopping", "stopped")
 _IN_USE = {"DependencyViolation", "InvalidGroup.InUse", "InvalidPlacementGroup.InUse", "DeleteConflict", "VolumeInUse"}
@@ -42,17 +43,17 @@ class Ec2Instance:
     launched: str
     spot: bool
     reason: str
-    """AWS's code of why it is no longer there, as Server.SpotInstanceTermination."""
+    """AWS's code of the reason why it stopped, as in Server.SpotInstanceTermination."""
 
     @property
     def living(self) -> bool:
-        """Whether it costs something, or may again."""
+        """Whether it costs money, or may again."""
         return self.state in _LIVING
 
 
 @dataclass
 class Resources:
-    """What there is of one run."""
+    """The AWS resources of one run."""
 
     run: str
     tags: dict[str, str] = field(default_factory=dict)
@@ -61,32 +62,32 @@ class Resources:
     placement_groups: list[str] = field(default_factory=list)
     volumes: list[str] = field(default_factory=list)
     profiles: dict[str, list[str]] = field(default_factory=dict)
-    """The roles of each."""
+    """The roles of each instance profile."""
     roles: list[str] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
 
     @property
     def living(self) -> list[Ec2Instance]:
-        """Its instances that cost something."""
+        """The instances that cost money."""
         return [instance for instance in self.instances if instance.living]
 
     @property
     def owner(self) -> str:
-        """The ARN of who submitted it; empty if nothing says so."""
+        """The ARN of the user who submitted the run; empty if unknown."""
         return self.tags.get(OWNER_TAG, "")
 
     @property
     def job(self) -> str:
-        """The name of its job."""
+        """The name of its job; empty if unknown."""
         return self.tags.get(JOB_TAG, "")
 
     @property
     def storage(self) -> str:
-        """Its folder on S3."""
+        """The URI of its folder on S3; empty if unknown."""
         return self.tags.get(STORAGE_TAG, "")
 
     def names(self) -> list[str]:
-        """Everything there is of it but for instances that are gone, as people name it."""
+        """Return a description of each resource, terminated instances left out."""
         return [
             *(f"instance {instance.id} ({instance.state})" for instance in self.instances if instance.living),
             *(f"volume {name}" for name in self.volumes),
@@ -98,34 +99,34 @@ class Resources:
         ]
 
 
-def instances_of(aws: Aws, run: str) -> list[Ec2Instance]:
-    """The instances of ``run``, also those that are gone, as long as EC2 remembers them.
+def find_instances(aws: Aws, run: str) -> list[Ec2Instance]:
+    """Return the instances of ``run``. EC2 lists terminated ones for about an hour.
 
     Raises:
-        CloudError, RefusedError: AWS does not say.
+        CloudError, CloudRequestError: AWS does not answer, or rejects the request.
     """
     with translate_aws_errors(f"looking for the instances of {run}", aws.region):
         return [_instance(instance, tags) for instance, tags in _instances(aws, run)]
 
 
-def security_group_of(aws: Aws, run: str) -> str:
-    """The security group of ``run``.
+def find_security_group(aws: Aws, run: str) -> str:
+    """Return the id of the security group of ``run``.
 
     Raises:
-        CloudError, RefusedError: AWS does not say, or there is none.
+        CloudError, CloudRequestError: AWS does not answer, or there is none.
     """
     with translate_aws_errors(f"looking for the security group of {run}", aws.region):
         groups = aws.ec2.describe_security_groups(Filters=[_tagged(run)])["SecurityGroups"]
     if not groups:
-        raise CloudRequestError(f"the run {run} has no security group any more: somebody is taking it down", "missing")
+        raise CloudRequestError(f"the run {run} has no security group: it is being cleaned up", "missing")
     return groups[0]["GroupId"]
 
 
 def find_resources(aws: Aws, run: str | None = None) -> list[Resources]:
-    """What there is of ``run``, or of all runs, in the region.
+    """Return the resources of ``run``, or of all runs, in the region.
 
     Raises:
-        CloudError, RefusedError: AWS does not say.
+        CloudError, CloudRequestError: AWS does not answer, or rejects the request.
     """
     found: dict[str, Resources] = {}
 
@@ -134,15 +135,15 @@ def find_resources(aws: Aws, run: str | None = None) -> list[Resources]:
         resources.tags |= tags or {}
         return resources
 
-    with translate_aws_errors("looking for what there is of runs", aws.region):
-        _discover_on_ec2(aws, run, of)
-        _discover_in_iam(aws, run, of)
+    with translate_aws_errors("looking for the resources of runs", aws.region):
+        _find_in_ec2(aws, run, of)
+        _find_in_iam(aws, run, of)
         for name in _parameters(aws, run):
             of(name.split("/")[2]).parameters.append(name)
     return [found[name] for name in sorted(found)]
 
 
-def _discover_on_ec2(aws: Aws, run: str | None, of: Callable[..., Resources]) -> None:
+def _find_in_ec2(aws: Aws, run: str | None, of: Callable[..., Resources]) -> None:
     tagged = _tagged(run)
     for instance, tags in _instances(aws, run):
         of(tags[RUN_TAG], tags).instances.append(_instance(instance, tags))
@@ -152,7 +153,7 @@ def _discover_on_ec2(aws: Aws, run: str | None, of: Callable[..., Resources]) ->
         if placement.get("State") != "deleted":
             of(_tags(placement)[RUN_TAG], _tags(placement)).placement_groups.append(placement["GroupName"])
     for volume in aws.ec2.describe_volumes(Filters=[tagged])["Volumes"]:
-        if volume["State"] == "available":  # the others go with their instances
+        if volume["State"] == "available":  # attached volumes are deleted with their instances
             of(_tags(volume)[RUN_TAG]).volumes.append(volume["VolumeId"])
 
 
@@ -167,22 +168,22 @@ def _instances(aws: Aws, run: str | None) -> Iterator[tuple[Any, dict[str, str]]
                 yield instance, _tags(instance)
 
 
-def _discover_in_iam(aws: Aws, run: str | None, of: Callable[..., Resources]) -> None:
+def _find_in_iam(aws: Aws, run: str | None, of: Callable[..., Resources]) -> None:
     path = f"{PATH}{aws.region}/"
 
-    def is_wanted(name: str) -> bool:
+    def is_match(name: str) -> bool:
         return name == f"{PREFIX}{run}" if run else name.startswith(PREFIX)
 
     for page in aws.iam.get_paginator("list_instance_profiles").paginate(PathPrefix=path):
         for profile in page["InstanceProfiles"]:
             name = profile["InstanceProfileName"]
-            if is_wanted(name):
+            if is_match(name):
                 roles = [role["RoleName"] for role in profile["Roles"]]
                 of(name.removeprefix(PREFIX)).profiles[name] = roles
     for roles_page in aws.iam.get_paginator("list_roles").paginate(PathPrefix=path):
         for role in roles_page["Roles"]:
             name = role["RoleName"]
-            if is_wanted(name):
+            if is_match(name):
                 tags = _tags({"Tags": aws.iam.list_role_tags(RoleName=name)["Tags"]})
                 of(name.removeprefix(PREFIX), tags).roles.append(name)
 
@@ -215,63 +216,67 @@ def _tags(described: Any) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in described.get("Tags", [])}
 
 
-def remove(aws: Aws, resources: Resources, say: Callable[[str], None], poll_seconds: float = _POLL_SECONDS) -> None:
-    """End the run's instances, and delete all there is of it but its folder on S3.
+def remove(aws: Aws, resources: Resources, log: Callable[[str], None], poll_seconds: float = _POLL_SECONDS) -> None:
+    """Terminate the run's instances and delete its resources, except for its folder on S3.
 
-    What cannot be removed does not keep the rest from being removed.
+    A resource that cannot be deleted does not keep the others from being deleted.
 
     Raises:
-        CloudError: not all could be removed; the message says what is left.
+        CloudError: some resources are left; the message lists them.
     """
     ids = [instance.id for instance in resources.instances if instance.state != "terminated"]
     left: list[str] = []
     deadline = time.monotonic() + REMOVE_SECONDS
 
-    def gone(what: str, delete: Callable[[], object]) -> None:
+    def attempt(action: str, delete: Callable[[], object]) -> None:
         try:
-            _delete(aws, what, delete, deadline, poll_seconds)
+            _delete(aws, action, delete, deadline, poll_seconds)
         except CrossfadeError as error:
             left.append(str(error))
 
     if ids:
-        say(f"ending {len(ids)} instance(s)")
-        gone("ending instances", partial(aws.ec2.terminate_instances, InstanceIds=ids))
-        gone("waiting for the end of instances", partial(_wait_until_terminated, aws, ids, deadline, poll_seconds))
+        log(f"terminating {len(ids)} instance(s)")
+        attempt("terminating instances", partial(aws.ec2.terminate_instances, InstanceIds=ids))
+        attempt(
+            "waiting for the instances to terminate", partial(_wait_until_terminated, aws, ids, deadline, poll_seconds)
+        )
     for volume in resources.volumes:
-        gone(f"deleting volume {volume}", partial(aws.ec2.delete_volume, VolumeId=volume))
+        attempt(f"deleting volume {volume}", partial(aws.ec2.delete_volume, VolumeId=volume))
     for group in resources.security_groups:
-        gone(f"deleting security group {group}", partial(aws.ec2.delete_security_group, GroupId=group))
+        attempt(f"deleting security group {group}", partial(aws.ec2.delete_security_group, GroupId=group))
     for group in resources.placement_groups:
-        gone(f"deleting placement group {group}", partial(aws.ec2.delete_placement_group, GroupName=group))
-    _remove_from_iam(aws, resources, gone)
+        attempt(f"deleting placement group {group}", partial(aws.ec2.delete_placement_group, GroupName=group))
+    _remove_from_iam(aws, resources, attempt)
     for name in resources.parameters:
-        gone(f"deleting parameter {name}", partial(aws.ssm.delete_parameter, Name=name))
+        attempt(f"deleting parameter {name}", partial(aws.ssm.delete_parameter, Name=name))
     if left:
         raise CloudError(
-            f"not all of the run {resources.run} could be removed; 'crossfade submit ec2 --cleanup {resources.run}' "
-            f"tries again: {'; '.join(left)}",
+            f"cannot delete all resources of the run {resources.run}; retry with 'crossfade submit ec2 --cleanup "
+            f"{resources.run}': {'; '.join(left)}",
             "fault",
         )
 
 
-def _remove_from_iam(aws: Aws, resources: Resources, gone: Callable[[str, Callable[[], object]], None]) -> None:
+def _remove_from_iam(aws: Aws, resources: Resources, attempt: Callable[[str, Callable[[], object]], None]) -> None:
     iam = aws.iam
     for profile, roles in resources.profiles.items():
         for role in roles:
-            leave = partial(iam.remove_role_from_instance_profile, InstanceProfileName=profile, RoleName=role)
-            gone(f"taking role {role} from its profile", leave)
-        gone(f"deleting instance profile {profile}", partial(iam.delete_instance_profile, InstanceProfileName=profile))
+            detach = partial(iam.remove_role_from_instance_profile, InstanceProfileName=profile, RoleName=role)
+            attempt(f"removing role {role} from its profile", detach)
+        attempt(
+            f"deleting instance profile {profile}", partial(iam.delete_instance_profile, InstanceProfileName=profile)
+        )
     for role in resources.roles:
         policy = partial(iam.delete_role_policy, RoleName=role, PolicyName=POLICY)
-        gone(f"deleting the policy of role {role}", policy)
-        gone(f"deleting role {role}", partial(iam.delete_role, RoleName=role))
+        attempt(f"deleting the policy of role {role}", policy)
+        attempt(f"deleting role {role}", partial(iam.delete_role, RoleName=role))
 
 
-def _delete(aws: Aws, what: str, delete: Callable[[], object], deadline: float, poll_seconds: float) -> None:
-    """Call ``delete`` until it is done, or nothing is there to delete; wait while something else still uses it."""
+def _delete(aws: Aws, action: str, delete: Callable[[], object], deadline: float, poll_seconds: float) -> None:
+    """Call ``delete`` until it succeeds or there is nothing to delete; wait while the resource is in use."""
     while True:
         try:
-            with translate_aws_errors(what, aws.region):
+            with translate_aws_errors(action, aws.region):
                 delete()
             return
         except CloudRequestError as error:

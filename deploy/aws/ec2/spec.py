@@ -1,6 +1,6 @@
-"""What a run on EC2 consists of: everything that is decided before the first request changes anything.
+"""The specification of a run on EC2: everything that is decided before the first request creates anything.
 
-A plan lies in the run's folder on S3 (``plan.json``), so that whoever comes later can follow the run or end it.
+It is stored in the run's folder on S3 (``spec.json``), so that any client can follow or end the run later.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from trainer.config.schema import JobConfig
 
 RUN_TAG, OWNER_TAG, JOB_TAG, STORAGE_TAG = "crossfade:run", "crossfade:owner", "crossfade:job", "crossfade:storage"
 FIRST_TAG = "crossfade:first-host"
-"""Of an instance: the number of the first host among those that were started with it."""
+"""Tag of an instance: the number of the first host that was started with it."""
 PATH = "/crossfade/"
-"""Below it lie the roles, profiles and parameters that are made here, each region's in a part of its own."""
+"""IAM and SSM path of roles, profiles and parameters; those of IAM, which is global, have the region below it."""
 PREFIX, POLICY = "crossfade-", "run"
-"""Of the names of what is made here, and the name of the role's policy."""
+"""Prefix of the resources' names, and the name of the role's policy."""
 MAX_HOURS = 30 * 24
 _RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,46}")
 _BUCKET_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=+@:-]+)*)/?")
 
 
 class RunSpec(BaseModel):
-    """One run: its name, its hosts, where its files are, and for how long it may cost something."""
+    """One run: its name, its hosts, its files, and its time limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: str
     region: str
     partition: str = "aws"
-    """The part of AWS that the region belongs to: aws, aws-cn, aws-us-gov ..."""
+    """The partition of AWS that the region belongs to: aws, aws-cn or aws-us-gov."""
     domain: str = "amazonaws.com"
-    """Of that part's services."""
+    """The domain of the partition's services."""
     account: str
     owner: str
-    """The ARN of who submitted it."""
+    """The ARN of the user who submitted it."""
     job: dict[str, Any]
-    """As the first host runs it, but for its address."""
+    """The job of the first host, which adds its address."""
     storage: str
     """The run's folder on S3, as s3://BUCKET/PREFIX/RUN."""
     data: str
-    """What else it reads: data.path of the job."""
+    """The dataset's URI: data.path of the job."""
     image: str
     variant: Variant
     instance_type: str
@@ -56,37 +56,37 @@ class RunSpec(BaseModel):
     max_hours: float
     volume_gib: int
     ami: str | None = None
-    """None: the newest of those that AWS recommends."""
+    """None: the newest image that AWS recommends."""
     subnet: str | None = None
-    """None: one of the default network."""
+    """None: any of the default VPC."""
     poll_seconds: float = 5.0
-    """How often hosts, and whoever follows, look at each other's news on S3."""
+    """Interval in which hosts and clients read each other's state on S3."""
     instance_profile: str | None = None
-    """An existing one; None: one is made, with no more rights than the run needs."""
+    """Name or ARN of an existing one; None: create one with the permissions that the run needs."""
 
     @property
     def name(self) -> str:
-        """What its resources are called."""
+        """The name of its resources."""
         return f"{PREFIX}{self.run}"
 
     @property
     def path(self) -> str:
-        """Where in IAM its role and profile are."""
+        """The IAM path of its role and profile."""
         return f"{PATH}{self.region}/"
 
     @property
     def token_parameter(self) -> str:
-        """The parameter that holds the token by which its hosts know each other."""
+        """The name of the SSM parameter with the token by which its hosts authenticate to each other."""
         return f"{PATH}{self.run}/token"
 
     @property
     def minutes(self) -> int:
-        """After so many an instance ends itself."""
+        """Minutes after which an instance terminates itself."""
         return max(1, round(self.max_hours * 60))
 
     @property
     def tags(self) -> dict[str, str]:
-        """By which everything that belongs to it is found again."""
+        """The tags of all its resources."""
         return {
             RUN_TAG: self.run,
             OWNER_TAG: self.owner,
@@ -97,32 +97,32 @@ class RunSpec(BaseModel):
 
     @property
     def needs_placement(self) -> bool:
-        """Whether hosts are put close together: where there are several, of a type that can be."""
+        """Whether to use a placement group: several hosts, of a type that supports it (t types do not)."""
         return self.hosts > 1 and not self.instance_type.startswith("t")
 
 
 def new_run_name(job: str) -> str:
-    """A name for a run of ``job`` that no other has."""
+    """Return a unique name for a run of ``job``."""
     readable = re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")[:32].strip("-")
     return f"{readable or 'run'}-{secrets.token_hex(4)}"
 
 
 def check_run_name(text: str) -> str:
-    """``text``, which must be the name of a run.
+    """Return ``text`` if it can be the name of a run.
 
     Raises:
-        InputError: it cannot be one.
+        InputError: it cannot.
     """
     if not _RUN.fullmatch(text):
         raise InputError(
-            f"'{text}' is not the name of a run; 'crossfade submit ec2 --list' has those that there are, as "
-            "lastfm-1a2b3c4d"
+            f"'{text}' is not the name of a run; expected a name such as lastfm-1a2b3c4d, as 'crossfade submit ec2 "
+            "--list' prints them"
         )
     return text
 
 
 def split_uri(uri: str, option: str) -> tuple[str, str]:
-    """The bucket and the prefix of ``uri``, which ``option`` gave; the prefix has no slash around it.
+    """The bucket and the prefix of ``uri``, which ``option`` gave; the prefix has no slash context it.
 
     Raises:
         InputError: it is no such URI.
@@ -134,20 +134,20 @@ def split_uri(uri: str, option: str) -> tuple[str, str]:
 
 
 def cluster_job(job: JobConfig, hosts: int, storage: str) -> dict[str, Any]:
-    """``job`` as the hosts run it: on servers if there are several hosts, with its checkpoints in ``storage``.
+    """Return ``job`` as the hosts run it: on servers if there are several hosts, with checkpoints in ``storage``.
 
     Raises:
-        InputError: it cannot run there.
+        InputError: it reads files of this machine.
     """
     if not job.data.path.startswith("s3://"):
         raise InputError(
-            f"data.path: {job.data.path} is a folder of this machine, which the instances cannot see; put it on "
-            "S3, as with 'aws s3 cp --recursive' or 'crossfade prepare --out s3://BUCKET/PREFIX', and set data.path"
+            f"data.path: {job.data.path} is a folder of this machine, which the instances cannot read; copy it to S3, "
+            "as with 'aws s3 cp --recursive' or 'crossfade prepare --out s3://BUCKET/PREFIX', and set data.path"
         )
     if job.checkpoint.warm_start_from is not None and not job.checkpoint.warm_start_from.startswith("s3://"):
         raise InputError(
-            f"checkpoint.warm_start_from: {job.checkpoint.warm_start_from} is on this machine, which the instances cannot see; "
-            "put it on S3"
+            f"checkpoint.warm_start_from: {job.checkpoint.warm_start_from} is on this machine, "
+            "which the instances cannot read; copy it to S3"
         )
     values = job.with_absolute_paths().model_dump(mode="json")
     cluster = values["cluster"]

@@ -1,11 +1,14 @@
-"""The folder of a run on S3, by which its hosts and whoever follows it tell each other how things stand.
+"""The folder of a run on S3, through which its hosts and the client exchange their state.
 
-plan.json            what the run is
-hosts/N.json         how host N fares, by itself
-coordinator.json     where the coordinator listens; another one after its host was replaced
-log/N/000001.txt     what host N's command printed, piece by piece
-stop.json            that the run is to stop, after a checkpoint
-end.json             how the run ended
+    storage = RunStorage(aws, "s3://music/runs/plays-1a2b3c4d")
+    storage.read(END_FILE)               # None while the run goes on
+
+spec.json            the run's RunSpec
+hosts/N.json         state of host N, written by itself
+coordinator.json     address of the coordinator; rewritten when its host is replaced
+log/N/000001.txt     output of host N's command, in pieces
+stop.json            request to stop the run after a checkpoint
+end.json             exit code and message of the run
 result/              its run folder, once it has ended
 checkpoints/         see docs/checkpoint-format.md
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +28,16 @@ from kvstore.errors import CloudRequestError
 if TYPE_CHECKING:
     from deploy.aws.clients import Aws
 
-PLAN, COORDINATOR, STOP, END = "plan.json", "coordinator.json", "stop.json", "end.json"
+SPEC_FILE, COORDINATOR_FILE, STOP_FILE, END_FILE = "spec.json", "coordinator.json", "stop.json", "end.json"
 
 
 class RunStorage:
-    """The objects of one run. Every method raises CloudError or RefusedError where S3 does not do it."""
+    """The objects of one run. Every method raises CloudError or CloudRequestError if S3 rejects the request."""
 
-    def __init__(self, aws: Aws, storage: str) -> None:
-        """Those below ``storage``, as s3://BUCKET/PREFIX/RUN."""
-        self._aws, self.storage = aws, storage
-        self._bucket, self._prefix = split_uri(storage, "the run's folder")
+    def __init__(self, aws: Aws, uri: str) -> None:
+        """Use the folder ``uri``, as in s3://BUCKET/PREFIX/RUN."""
+        self._aws, self.uri = aws, uri
+        self._bucket, self._prefix = split_uri(uri, "the run's folder")
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Write the JSON object ``name``."""
@@ -41,69 +45,67 @@ class RunStorage:
 
     def write_text(self, name: str, text: str) -> None:
         """Write the text ``name``."""
-        with self._explained("writing", name):
+        with self._translate_errors("writing", name):
             self._aws.s3.put_object(Bucket=self._bucket, Key=self._key(name), Body=text.encode())
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The JSON object ``name``; None if there is none."""
+        """Return the JSON object ``name``; None if it does not exist."""
         text = self.read_text(name)
         if text is None:
             return None
         try:
             value: dict[str, Any] = json.loads(text)
         except ValueError as error:
-            where = f"{self.storage}/{name}"
-            raise CloudRequestError(f"{where}: is not JSON, which a host writes there: {error}", "request") from error
+            raise CloudRequestError(f"{self.uri}/{name}: expected JSON, but found: {error}", "request") from error
         return value
 
     def read_text(self, name: str) -> str | None:
-        """The text ``name``; None if there is none."""
+        """Return the text ``name``; None if it does not exist."""
         try:
-            with self._explained("reading", name):
-                answer = self._aws.s3.get_object(Bucket=self._bucket, Key=self._key(name))
-                return answer["Body"].read().decode("utf-8", errors="replace")
+            with self._translate_errors("reading", name):
+                response = self._aws.s3.get_object(Bucket=self._bucket, Key=self._key(name))
+                return response["Body"].read().decode("utf-8", errors="replace")
         except CloudRequestError as error:
             if error.code == "NoSuchKey":
                 return None
             raise
 
     def delete(self, name: str) -> None:
-        """Delete the object ``name``, if it is there."""
-        with self._explained("deleting", name):
+        """Delete the object ``name``, if it exists."""
+        with self._translate_errors("deleting", name):
             self._aws.s3.delete_object(Bucket=self._bucket, Key=self._key(name))
 
     def upload(self, path: Path, name: str) -> None:
-        """Write the file at ``path`` as the object ``name``."""
-        with self._explained("writing", name):
+        """Upload the file ``path`` as the object ``name``."""
+        with self._translate_errors("writing", name):
             self._aws.s3.upload_file(str(path), self._bucket, self._key(name))
 
-    def add_log(self, host: int, piece: int, text: str) -> None:
-        """Write piece number ``piece`` of what ``host`` printed."""
-        self.write_text(f"log/{host}/{piece:06d}.txt", text)
+    def add_log(self, host: int, number: int, text: str) -> None:
+        """Write piece ``number`` of the output of ``host``."""
+        self.write_text(f"log/{host}/{number:06d}.txt", text)
 
     def log_after(self, host: int, last: int) -> Iterator[tuple[int, str]]:
-        """The pieces of what ``host`` printed after piece ``last``, each with its number."""
+        """Yield number and text of the pieces of the output of ``host`` after piece ``last``."""
         prefix = self._key(f"log/{host}/")
-        with self._explained("listing", f"log/{host}"):
-            answer = self._aws.s3.list_objects_v2(
+        with self._translate_errors("listing", f"log/{host}"):
+            response = self._aws.s3.list_objects_v2(
                 Bucket=self._bucket, Prefix=prefix, StartAfter=f"{prefix}{last:06d}.txt"
             )
-        for entry in answer.get("Contents", []):
+        for entry in response.get("Contents", []):
             name = entry["Key"].removeprefix(prefix)
             text = self.read_text(f"log/{host}/{name}")
             if text is not None:
                 yield int(name.removesuffix(".txt")), text
 
     def last_log(self, host: int) -> int:
-        """The number of the newest piece of what ``host`` printed; 0 if there is none."""
-        numbers, last = [0], 0
-        while found := [number for number, _ in self.log_after(host, last)]:
-            numbers += found
-            last = found[-1]
-        return max(numbers)
+        """Return the number of the newest piece of the output of ``host``; 0 if there is none."""
+        last = 0
+        while numbers := [number for number, _ in self.log_after(host, last)]:
+            last = numbers[-1]
+        return last
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name
 
-    def _explained(self, doing: str, name: str) -> Any:
-        return translate_aws_errors(f"{doing} {self.storage}/{name}", self._aws.region)
+    def _translate_errors(self, action: str, name: str) -> AbstractContextManager[None]:
+        return translate_aws_errors(f"{action} {self.uri}/{name}", self._aws.region)

@@ -1,0 +1,1 @@
+"""SageMaker training jobs: their requests, their containers, and following them."""

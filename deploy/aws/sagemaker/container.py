@@ -1,10 +1,14 @@
-"""What SageMaker and a training container have agreed: where files lie, what they say, and which host does what.
+"""The contract between SageMaker and a training container: paths, hyperparameters, hosts and results.
+
+    paths = Paths()
+    hosts = Hosts.read(paths)
+    job = read_job(paths, hosts)
 
     /opt/ml/input/config/    hyperparameters.json  resourceconfig.json  inputdataconfig.json
-    /opt/ml/input/data/NAME  what the channel NAME brought
-    /opt/ml/checkpoints      copied to and from S3, the same for all hosts: so each has a folder of its own in it
-    /opt/ml/model            becomes model.tar.gz on S3, that of all hosts together
-    /opt/ml/output/failure   why the job failed; SageMaker shows the first 1,024 characters
+    /opt/ml/input/data/NAME  data of the channel NAME
+    /opt/ml/checkpoints      synchronized with S3; all hosts share it, so each uses a folder of its own in it
+    /opt/ml/model            becomes model.tar.gz on S3, with the files of all hosts
+    /opt/ml/output/failure   reason of a failure; SageMaker shows the first 1,024 characters
     /opt/ml/output/data      becomes output.tar.gz on S3
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
@@ -34,76 +38,76 @@ from trainer.runs.folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, LOCK_
 
 BASE = Path("/opt/ml")
 CHECKPOINTS = "/opt/ml/checkpoints"
-TRAINING_CHANNEL = "shards"
-"""The channel that takes the place of data.path."""
+TRAINING_CHANNEL = "training"
+"""The channel that replaces data.path."""
 JOB_PARAMETER = "job"
-"""The hyperparameter that may hold a whole job file."""
-MAX_FAILURE = 1024
+"""The hyperparameter that may hold the text of a job file."""
+MAX_FAILURE_CHARACTERS = 1024
 STOP_SECONDS = 110.0
-"""How long a container may take to end: SageMaker kills it 120 seconds after SIGTERM."""
+"""Time for a container to end: SageMaker kills it 120 seconds after SIGTERM."""
 COORDINATOR_TIMEOUT_SECONDS = 900.0
-"""How long a host may be without the first one before it fails, which ends the job: it costs money meanwhile."""
+"""Time without a coordinator after which a host fails, and with it the job, which would cost money meanwhile."""
 PORT_VARIABLE = "CROSSFADE_PORT"
-"""Where the coordinator listens, if that is to be another port than ``PORT``."""
+"""Overrides ``PORT``, where the coordinator listens."""
 PORT = 7070
 RESOLVE_SECONDS = 300.0
 _RETRY_SECONDS = 1.0
-_OTHERS = ("sagemaker_", "_tuning_objective_metric")
-"""Hyperparameters that SageMaker and its libraries add for themselves."""
+_RESERVED = ("sagemaker_", "_tuning_objective_metric")
+"""Prefixes of hyperparameters that SageMaker and its libraries add."""
 _NUMBER = r"([0-9.]+(?:e[+-]?[0-9]+)?|nan|inf)"
 
 
 def value_pattern(name: str) -> str:
-    """What finds the value of the metric ``name`` in a line of the log, as ``progress_line`` writes it."""
+    """Return a regular expression for the value of the metric ``name`` in a log line, as in ``name=0.5``."""
     return rf"(?:^|\s){re.escape(name)}={_NUMBER}"
 
 
 def progress_pattern() -> str:
-    """What finds there how much of the run is done, from 0 to 1."""
+    """Return a regular expression for the share of the run that is done, from 0 to 1."""
     return value_pattern("progress")
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where things are in a training container, or in a folder that stands for one."""
+    """Paths in a training container, or in a folder with the same layout."""
 
     base: Path = BASE
 
     @property
     def config(self) -> Path:
-        """What SageMaker says of the job."""
+        """The folder of SageMaker's description of the job."""
         return self.base / "input" / "config"
 
     @property
     def model(self) -> Path:
-        """What the job is for."""
+        """The folder of the results."""
         return self.base / "model"
 
     @property
     def failure(self) -> Path:
-        """The file that says why it failed."""
+        """The file with the reason of a failure."""
         return self.base / "output" / "failure"
 
     @property
     def output(self) -> Path:
-        """What else is to be kept."""
+        """The folder of other files that SageMaker stores."""
         return self.base / "output" / "data"
 
     @property
     def checkpoints(self) -> Path:
-        """What outlives an interruption, if the job has a place on S3 for it."""
+        """The folder that survives interruptions, if the job has a CheckpointConfig."""
         return self.base / "checkpoints"
 
     def channel(self, name: str) -> Path:
-        """What the channel ``name`` brought."""
+        """Return the folder of the channel ``name``."""
         return self.base / "input" / "data" / name
 
     def has_job(self) -> bool:
-        """Whether SageMaker has started this container."""
+        """Return whether SageMaker has started this container."""
         return self.config.is_dir()
 
     def read(self, name: str) -> dict[str, Any]:
-        """A file of ``config``; empty if it is not there.
+        """Return the JSON object in the file ``name`` of ``config``; empty if there is no such file.
 
         Raises:
             InputError: it is not a JSON object.
@@ -114,7 +118,7 @@ class Paths:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from error
+            raise InputError(f"{path}: cannot read it: {error}") from error
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected a JSON object, but found {type(values).__name__}")
         return values
@@ -122,41 +126,39 @@ class Paths:
 
 @dataclass(frozen=True)
 class Hosts:
-    """The hosts of a job, by the names that SageMaker gives them; ``own`` is this one's."""
+    """The hosts of a job, by the names that SageMaker gives them; ``current`` is this one's."""
 
-    own: str
+    current: str
     names: tuple[str, ...]
     interface: str | None = None
 
     @staticmethod
     def read(paths: Paths) -> Hosts:
-        """As resourceconfig.json says.
+        """Read the hosts from resourceconfig.json.
 
         Raises:
-            InputError: it does not say which hosts there are, or which one this is.
+            InputError: it does not list the hosts, or this host is not among them.
         """
         values = paths.read("resourceconfig.json")
-        own, names = (
-            values.get("current_host"),
-            tuple(sorted(values.get("hosts", ()), key=lambda name: (len(name), name))),
-        )
-        if not isinstance(own, str) or own not in names:
+        current = values.get("current_host")
+        names = tuple(sorted(values.get("hosts", ()), key=lambda name: (len(name), name)))  # algo-2 before algo-10
+        if not isinstance(current, str) or current not in names:
             raise InputError(
-                f"{paths.config / 'resourceconfig.json'}: expected current_host, one of hosts, but found {own!r} and "
+                f"{paths.config / 'resourceconfig.json'}: expected current_host among hosts, but found {current!r} and "
                 f"{list(names)!r}"
             )
-        return Hosts(own, names, values.get("network_interface_name"))
+        return Hosts(current, names, values.get("network_interface_name"))
 
     @property
     def first(self) -> str:
-        """The host that coordinates."""
+        """The host of the coordinator."""
         return self.names[0]
 
     def address(self, name: str, pause: Callable[[float], None] = time.sleep) -> str:
-        """The numeric address of the host ``name``, which the others' names may not be known for a while after a start.
+        """Return the IPv4 address of the host ``name``, retrying until its name can be resolved.
 
         Raises:
-            ClusterError: it is not known after some minutes.
+            ClusterError: it cannot be resolved within ``RESOLVE_SECONDS``.
         """
         deadline = time.monotonic() + RESOLVE_SECONDS
         while True:
@@ -165,44 +167,42 @@ class Hosts:
             except socket.gaierror as error:
                 if time.monotonic() > deadline:
                     raise ClusterError(
-                        f"the host {name} has no address after {RESOLVE_SECONDS:.0f} s: {error.strerror}"
+                        f"cannot resolve the host {name} within {RESOLVE_SECONDS:.0f} s: {error.strerror}"
                     ) from error
                 pause(_RETRY_SECONDS)
                 continue
-            return self._outside(found) if name == self.own else found
+            return self._external(found) if name == self.current else found
 
-    def _outside(self, found: str) -> str:
-        """This host's address, that of its network card where its name stands for itself alone."""
-        if not found.startswith("127.") or self.interface is None:
-            return found
-        cards = psutil.net_if_addrs().get(self.interface, [])
-        others = (
-            card.address for card in cards if card.family == socket.AF_INET and not card.address.startswith("127.")
-        )
-        return next(others, found)
+    def _external(self, address: str) -> str:
+        """Return the address of the network interface if this host's name resolves to loopback."""
+        if not address.startswith("127.") or self.interface is None:
+            return address
+        entries = psutil.net_if_addrs().get(self.interface, [])
+        ipv4 = (entry.address for entry in entries if entry.family == socket.AF_INET)
+        return next((candidate for candidate in ipv4 if not candidate.startswith("127.")), address)
 
     def coordinator(self) -> Address:
-        """Where the agents of the other hosts find the coordinator."""
+        """Return the address of the coordinator."""
         return Address(self.address(self.first), int(os.environ.get(PORT_VARIABLE, PORT)))
 
 
 def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
-    """The job that the hyperparameters describe, with its data, checkpoints and processes where they are here.
+    """Return the job of the hyperparameters, with data, checkpoints and cluster set for this container.
 
-    A hyperparameter is a key of the job file, such as ``train.epochs``; ``job`` may hold a whole file, which the others
-    override. All values are text, as ``--set`` takes it.
+    A hyperparameter is a key of the job file, such as ``train.epochs``; ``job`` may hold the text of a job file, which
+    the others override. All values are text, as for ``--set``.
 
     Raises:
-        InputError: they describe none.
+        InputError: they do not describe a valid job.
     """
     source = paths.config / "hyperparameters.json"
-    given = {key: value for key, value in paths.read(source.name).items() if not key.startswith(_OTHERS)}
+    given = {key: value for key, value in paths.read(source.name).items() if not key.startswith(_RESERVED)}
     text = given.pop(JOB_PARAMETER, None)
-    if text is not None and text.startswith('"'):  # SageMaker's own library has all values as JSON
+    if text is not None and text.startswith('"'):  # SageMaker's Python library encodes all values as JSON
         text = str(yaml.safe_load(text))
     overrides = [f"{key}={value}" for key, value in given.items()]
     if paths.channel(TRAINING_CHANNEL).is_dir():
-        overrides.append(f"data.path={_text(str(paths.channel(TRAINING_CHANNEL)))}")
+        overrides.append(f"data.path={_yaml_scalar(str(paths.channel(TRAINING_CHANNEL)))}")
     overrides.append("cluster.shared_run_dir=false")
     if len(hosts.names) > 1:
         first = hosts.coordinator()
@@ -224,19 +224,19 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
     return job
 
 
-def _text(value: str) -> str:
+def _yaml_scalar(value: str) -> str:
     return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
 
 
 def run_dir(paths: Paths, hosts: Hosts) -> Path:
-    """The run folder of this host: where it outlives an interruption, if there is such a place."""
-    return (paths.checkpoints if paths.checkpoints.is_dir() else paths.base / "run") / hosts.own
+    """Return the run folder of this host: below ``checkpoints`` if there is one, where it survives interruptions."""
+    return (paths.checkpoints if paths.checkpoints.is_dir() else paths.base / "run") / hosts.current
 
 
 def restore_run(run: Path, job: JobConfig) -> None:
-    """Make the folder ``run`` one of a run of ``job`` that can be taken up, if anything of it came back from S3.
+    """Make the folder ``run`` that SageMaker restored from S3 resumable; an empty one stays as it is.
 
-    Not all need have come: what was written last may be missing, and so may files without content.
+    SageMaker may not restore the last files that were written, nor empty files such as the lock.
 
     Raises:
         OSError: it cannot be written.
@@ -248,10 +248,10 @@ def restore_run(run: Path, job: JobConfig) -> None:
 
 
 def export_model(paths: Paths, folder: RunFolder) -> None:
-    """Copy what the job is for to the model: the embeddings, the report, the job and the records.
+    """Copy embeddings, report, job and event log to the model folder.
 
     Raises:
-        OSError: there is no room.
+        OSError: the files cannot be written.
     """
     paths.model.mkdir(parents=True, exist_ok=True)
     for name in (JOB_FILE, REPORT_FILE, EVENTS_FILE, FINAL_METRICS_FILE):
@@ -261,21 +261,21 @@ def export_model(paths: Paths, folder: RunFolder) -> None:
         shutil.copytree(folder.embeddings, paths.model / folder.embeddings.name, dirs_exist_ok=True)
 
 
-def keep_logs(paths: Paths, hosts: Hosts, folder: RunFolder) -> None:
-    """Copy the logs of this host's roles to where SageMaker keeps them.
+def export_logs(paths: Paths, hosts: Hosts, folder: RunFolder) -> None:
+    """Copy the logs of this host's roles to the output folder.
 
     Raises:
-        OSError: there is no room.
+        OSError: the files cannot be written.
     """
     if folder.logs.exists():
-        shutil.copytree(folder.logs, paths.output / hosts.own / folder.logs.name, dirs_exist_ok=True)
+        shutil.copytree(folder.logs, paths.output / hosts.current / folder.logs.name, dirs_exist_ok=True)
 
 
 def write_failure(paths: Paths, message: str) -> None:
-    """Say why the job failed, where SageMaker looks for it.
+    """Write ``message``, cut to its allowed length, to the failure file.
 
     Raises:
         OSError: it cannot be written.
     """
     paths.failure.parent.mkdir(parents=True, exist_ok=True)
-    paths.failure.write_text(message[:MAX_FAILURE], encoding="utf-8")
+    paths.failure.write_text(message[:MAX_FAILURE_CHARACTERS], encoding="utf-8")

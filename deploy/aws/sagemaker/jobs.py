@@ -1,7 +1,8 @@
-"""SageMaker training jobs that run: starting one, following its state and its log, and stopping it.
+"""Start, follow and stop SageMaker training jobs.
 
-for news in follow(aws, "plays-1"):      # over and over: what is new since the last time, until it has ended
-    print(news.lines)
+start(aws, request)
+for update in follow(aws, "plays-1"):      # until the job has ended
+    print(update.lines)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from deploy.aws.ecr import check_image
 from deploy.aws.errors import error_from_code, translate_aws_errors
 from deploy.aws.sagemaker.container import progress_pattern
 from kvstore.errors import CloudError, CloudRequestError, ClusterError, CrossfadeError, InputError
@@ -28,58 +30,44 @@ POLL_SECONDS = 10.0
 _NOT_FOUND = re.compile(r"not found|[Cc]ould not find")
 _EXIT_CODE = re.compile(r"exit ?code:? (\d+)", re.IGNORECASE)
 _PROGRESS = re.compile(progress_pattern())
-_ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^:@]+)(?:@(sha256:[0-9a-f]+)|:(.+))?")
 
 
 @dataclass
 class JobUpdate:
-    """What is new of a job: its state, transitions between states, and lines of its hosts' logs."""
+    """News of a job: its state, new transitions between states, and new lines of its hosts' logs."""
 
     status: str
     secondary: str
     transitions: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     progress: float | None = None
-    """How much is done, from 0 to 1, as the log last said; None as long as it has not."""
+    """The share that is done, from 0 to 1, as last logged; None before that."""
     description: dict[str, Any] = field(default_factory=dict)
 
 
 def image_problem(aws: Aws, image: str) -> str | None:
-    """Why it is not known whether ``image`` exists, if that is so.
+    """Check that ``image`` exists; return why that could not be checked, None if it was.
 
     Raises:
-        RefusedError: it does not exist, or is in another region than the job would be.
+        CloudRequestError: it does not exist, or is in another region than the job.
+        CloudError: AWS does not answer.
     """
-    found = _ECR.fullmatch(image)
-    if found is None:
-        return f"{image} is not in ECR, so whether it exists was not looked up"
-    account, region, repository, digest, tag = found.groups()
-    if region != aws.region:
-        raise CloudRequestError(
-            f"--image {image}: is in the region {region}, and SageMaker takes images of its own, {aws.region}, alone; "
-            "push it there, or name the other --region",
-            "region",
-        )
-    wanted: Any = {"imageDigest": digest} if digest else {"imageTag": tag or "latest"}
     try:
-        with translate_aws_errors(f"looking for the image {image}", aws.region):
-            aws.ecr.describe_images(registryId=account, repositoryName=repository, imageIds=[wanted])
+        return None if check_image(aws, image) else f"{image} is not in ECR, so its existence was not checked"
     except CloudRequestError as error:
         if error.kind == "permission":
             return str(error)
         if error.kind == "missing":
-            raise CloudRequestError(
-                f"{error}; push it there as docs/aws.md says, or name another --image", "missing"
-            ) from error
+            message = f"{error}; push it as docs/aws.md describes, or set another --image"
+            raise CloudRequestError(message, "missing") from error
         raise
-    return None
 
 
 def start(aws: Aws, request: CreateTrainingJobRequestTypeDef) -> str:
-    """Start the job that ``request`` asks for; gives its ARN.
+    """Start the job of ``request`` and return its ARN.
 
     Raises:
-        RefusedError, CloudError: AWS does not.
+        CloudRequestError, CloudError: AWS does not start it.
     """
     with translate_aws_errors(f"starting the training job {request['TrainingJobName']}", aws.region):
         return aws.sagemaker.create_training_job(**request)["TrainingJobArn"]
@@ -89,29 +77,30 @@ def stop(aws: Aws, name: str) -> None:
     """Ask SageMaker to stop the job ``name``: its container writes a checkpoint and ends within two minutes.
 
     Raises:
-        RefusedError, CloudError: AWS does not.
+        CloudRequestError, CloudError: AWS does not stop it.
     """
     try:
         with translate_aws_errors(f"stopping the training job {name}", aws.region):
             aws.sagemaker.stop_training_job(TrainingJobName=name)
     except CloudRequestError as error:
-        raise _unknown(aws, name, error) from error
+        raise _if_unknown(aws, name, error) from error
 
 
 def describe_job(aws: Aws, name: str) -> dict[str, Any]:
-    """What SageMaker says of the job ``name``.
+    """Return SageMaker's description of the job ``name``.
 
     Raises:
-        InputError: there is no such job.
+        CloudRequestError: there is no such job.
+        CloudError: AWS does not answer.
     """
     try:
-        with translate_aws_errors(f"asking for the training job {name}", aws.region):
+        with translate_aws_errors(f"describing the training job {name}", aws.region):
             return dict(aws.sagemaker.describe_training_job(TrainingJobName=name))
     except CloudRequestError as error:
-        raise _unknown(aws, name, error) from error
+        raise _if_unknown(aws, name, error) from error
 
 
-def _unknown(aws: Aws, name: str, error: CloudRequestError) -> CloudRequestError:
+def _if_unknown(aws: Aws, name: str, error: CloudRequestError) -> CloudRequestError:
     if error.kind in {"missing", "request"} and _NOT_FOUND.search(str(error)):
         return CloudRequestError(
             f"there is no training job '{name}' in {aws.region} of this account; 'aws sagemaker list-training-jobs' "
@@ -125,20 +114,20 @@ def _unknown(aws: Aws, name: str, error: CloudRequestError) -> CloudRequestError
 def follow(
     aws: Aws, name: str, wait: Callable[[float], None], poll_seconds: float = POLL_SECONDS
 ) -> Iterator[JobUpdate]:
-    """What is new of the job ``name``, again and again until it has ended; ``wait`` pauses in between.
+    """Yield the news of the job ``name`` until it has ended; ``wait`` pauses between requests.
 
     Raises:
-        InputError: there is no such job, or it may not be looked at.
-        CloudError: AWS cannot be reached any more.
+        CloudRequestError: there is no such job, or these credentials may not describe it.
+        CloudError: AWS does not answer.
     """
-    log, told, progress = _Log(aws, name), 0, None
+    log, seen_transitions, progress = _Log(aws, name), 0, None
     while True:
-        with _going_on(name):
+        with _job_continues(name):
             description = describe_job(aws, name)
             lines = log.read()
         transitions = description.get("SecondaryStatusTransitions", [])
-        new = [_transition(each) for each in transitions[told:]]
-        told = max(told, len(transitions))
+        new = [_transition(each) for each in transitions[seen_transitions:]]
+        seen_transitions = max(seen_transitions, len(transitions))
         found = [match[1] for line in lines for match in _PROGRESS.finditer(line)]
         progress = float(found[-1]) if found else progress
         status, secondary = description["TrainingJobStatus"], description.get("SecondaryStatus", "")
@@ -149,12 +138,14 @@ def follow(
 
 
 @contextmanager
-def _going_on(name: str) -> Iterator[None]:
-    """Have an error of looking at the job ``name`` say that this is no error of the job."""
+def _job_continues(name: str) -> Iterator[None]:
+    """Add to errors that the job ``name`` itself continues."""
     try:
         yield
     except CloudError as error:
-        raise CloudError(f"{error} (the training job {name} itself goes on; --follow {name})", error.kind) from error
+        raise CloudError(
+            f"{error} (the training job {name} continues; --follow {name} follows it again)", error.kind
+        ) from error
 
 
 def _transition(each: dict[str, Any]) -> str:
@@ -163,7 +154,7 @@ def _transition(each: dict[str, Any]) -> str:
 
 
 class _Log:
-    """The lines that the hosts of a job have written, each once."""
+    """The log lines of a job's hosts, each returned once."""
 
     def __init__(self, aws: Aws, name: str) -> None:
         self._aws, self._prefix = aws, f"{name}/"
@@ -171,24 +162,24 @@ class _Log:
         self._denied = False
 
     def read(self) -> list[str]:
-        """Those that are new; none as long as there is no log. Who may not read it is told so, once."""
+        """Return the new lines. Without permission, return one line that says so, and none later."""
         if self._denied:
             return []
         try:
             streams = self._streams()
-            return [line for stream in streams for line in self._told(stream, several=len(streams) > 1)]
+            return [line for stream in streams for line in self._prefixed(stream, several=len(streams) > 1)]
         except CloudRequestError as error:
             if error.kind != "permission":
                 raise
             self._denied = True
             return [f"crossfade: {error}"]
 
-    def _told(self, stream: str, *, several: bool) -> Iterator[str]:
+    def _prefixed(self, stream: str, *, several: bool) -> Iterator[str]:
         host = stream.removeprefix(self._prefix).rpartition("-")[0]
-        yield from (f"{host}: {line}" if several else line for line in self._new(stream))
+        yield from (f"{host}: {line}" if several else line for line in self._new_lines(stream))
 
     def _streams(self) -> list[str]:
-        """The streams of the job, one a host and attempt."""
+        """Return the names of the job's log streams, one for each host and attempt."""
         try:
             with translate_aws_errors("reading the log", self._aws.region):
                 pages = self._aws.logs.get_paginator("describe_log_streams").paginate(
@@ -196,28 +187,28 @@ class _Log:
                 )
                 return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
         except CloudRequestError as error:
-            if error.kind == "missing":  # the group comes with the first job of the account
+            if error.kind == "missing":  # SageMaker creates the group with the account's first job
                 return []
             raise
 
-    def _new(self, stream: str) -> Iterator[str]:
+    def _new_lines(self, stream: str) -> Iterator[str]:
         while True:
             token: Any = {"nextToken": self._tokens[stream]} if stream in self._tokens else {}
             with translate_aws_errors("reading the log", self._aws.region):
-                answer = self._aws.logs.get_log_events(
+                response = self._aws.logs.get_log_events(
                     logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **token
                 )
-            yield from (event["message"] for event in answer["events"])
-            last, self._tokens[stream] = self._tokens.get(stream), answer["nextForwardToken"]
-            if not answer["events"] or last == answer["nextForwardToken"]:
+            yield from (event["message"] for event in response["events"])
+            last, self._tokens[stream] = self._tokens.get(stream), response["nextForwardToken"]
+            if not response["events"] or last == response["nextForwardToken"]:
                 return
 
 
 def raise_for_end(description: dict[str, Any], region: str) -> int:
-    """The exit code of a job that has ended: 0 if it is done, 143 if it was stopped.
+    """Return the exit code of a job that has ended: 0 if it is done, 143 if it was stopped.
 
     Raises:
-        CrossfadeError: it failed; the exit code is the container's own.
+        CrossfadeError: it failed; the exit code is the container's.
     """
     status, secondary = description["TrainingJobStatus"], description.get("SecondaryStatus")
     reason = " ".join(str(description.get("FailureReason", "")).split())
@@ -232,12 +223,14 @@ def raise_for_end(description: dict[str, Any], region: str) -> int:
 def _failed(name: str, secondary: str, reason: str, region: str) -> CrossfadeError:
     if secondary == "MaxRuntimeExceeded":
         return ClusterError(
-            f"the training job {name} was stopped, since it ran for as long as --max-hours allows; submit it again "
-            "with more, and --set checkpoint.path=URI of its checkpoints to go on from them"
+            f"the training job {name} was stopped after --max-hours; submit it again with more, and with --set "
+            "checkpoint.path=URI of its checkpoints to resume from them"
         )
     if secondary == "MaxWaitTimeExceeded":
         return CloudError(
-            f"the training job {name} was stopped, since spot capacity did not come within --max-wait-hours", "capacity"
+            f"the training job {name} was stopped: no spot capacity within --max-wait-hours; allow more, or "
+            "leave out --spot",
+            "capacity",
         )
     if reason.startswith("CapacityError"):
         return error_from_code("CapacityError", reason, "CreateTrainingJob", f"the training job {name} failed", region)

@@ -1,4 +1,4 @@
-"""The request that starts a SageMaker training job, made of a job file and what a user says of hosts, time and places.
+"""Build the request that starts a SageMaker training job from a job config and the options of a submission.
 
     request = make_request(Submission(job=job, name="plays-1", role=..., image=..., output="s3://music/jobs"))
 
@@ -23,16 +23,17 @@ from trainer.config.schema import JobConfig
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker.type_defs import CreateTrainingJobRequestTypeDef
 
-MAX_VALUE, MAX_HYPERPARAMETERS, MAX_METRICS = 2500, 100, 40
+MAX_VALUE_CHARACTERS, MAX_HYPERPARAMETERS, MAX_METRICS = 2500, 100, 40
+"""SageMaker's limits."""
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 _S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/.*)?")
-_HOUR = 3600
-_JUDGED = ("recall", "ndcg")
+_HOUR_SECONDS = 3600
+_RANKING_METRICS = ("recall", "ndcg")
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is submitted. Hours, GiB; ``output`` is an S3 URI under which each job gets a folder of its name."""
+    """The options of a submission. ``output`` is an S3 URI below which each job gets a folder with its name."""
 
     job: JobConfig
     name: str
@@ -43,7 +44,7 @@ class Submission:
     hosts: int = 1
     max_hours: float = 24.0
     max_wait_hours: float | None = None
-    """Of spot instances: for capacity and training together. None: on demand."""
+    """Limit for capacity and training together on spot instances. None: on demand."""
     volume_gib: int = 50
     volume_key: str | None = None
     output_key: str | None = None
@@ -56,61 +57,60 @@ class Submission:
 
     @property
     def folder(self) -> str:
-        """Where on S3 what is of this job lies."""
+        """The URI of the job's folder on S3."""
         return f"{self.output.rstrip('/')}/{self.name}"
 
 
 def check_submission(submission: Submission) -> None:
-    """Refuse what cannot run, before AWS is asked.
+    """Check the options before any request is sent.
 
     Raises:
-        InputError: with the first thing that is wrong.
+        InputError: an option is invalid; the message names the first one.
     """
     if not _NAME.fullmatch(submission.name):
         raise InputError(
-            f"--name {submission.name}: expected up to 63 letters, digits and hyphens, beginning and ending with none "
-            "of the latter"
+            f"--name {submission.name}: expected up to 63 letters, digits and hyphens, without a hyphen at either end"
         )
-    for what, uri in (("--output", submission.output), *(("--channel", uri) for uri in submission.channels.values())):
+    for option, uri in (("--output", submission.output), *(("--channel", uri) for uri in submission.channels.values())):
         if not _S3.fullmatch(uri):
-            raise InputError(f"{what} {uri}: expected an S3 URI, as in s3://BUCKET/PREFIX")
+            raise InputError(f"{option} {uri}: expected an S3 URI, as in s3://BUCKET/PREFIX")
     if bool(submission.subnets) != bool(submission.security_groups):
         raise InputError("--subnet and --security-group: a job in a VPC needs both")
     if submission.max_wait_hours is not None and submission.max_wait_hours < submission.max_hours:
         raise InputError(
-            f"--max-wait-hours {submission.max_wait_hours:g}: is less than --max-hours {submission.max_hours:g}, which "
-            "it includes"
+            f"--max-wait-hours {submission.max_wait_hours:g}: must be at least --max-hours {submission.max_hours:g}, "
+            "which it includes"
         )
     _check_data(submission)
     _check_engine(submission)
 
 
 def _check_data(submission: Submission) -> None:
-    shards = submission.job.data.path
-    if TRAINING_CHANNEL not in submission.channels and not shards.startswith(("s3://", "/opt/ml/")):
+    data = submission.job.data.path
+    if TRAINING_CHANNEL not in submission.channels and not data.startswith(("s3://", "/opt/ml/")):
         raise InputError(
-            f"data.path: {shards} is on this machine, where the job does not run; prepare the data on S3 "
-            f"('crossfade prepare --out s3://BUCKET/PREFIX') and name that, as with --set data.path=s3://BUCKET/PREFIX"
+            f"data.path: {data} is on this machine, which the job cannot read; prepare the data on S3 "
+            "('crossfade prepare --out s3://BUCKET/PREFIX') and add --set data.path=s3://BUCKET/PREFIX"
         )
-    start_from = submission.job.checkpoint.warm_start_from
-    if start_from is not None and not start_from.startswith(("s3://", "/opt/ml/")):
-        raise InputError(f"checkpoint.warm_start_from: {start_from} is on this machine; name one on S3")
-    to = submission.job.checkpoint.path
-    if to is not None and not to.startswith("s3://"):
-        raise InputError(f"checkpoint.path: {to} is on this machine; name a place on S3, or leave it out")
+    warm_start = submission.job.checkpoint.warm_start_from
+    if warm_start is not None and not warm_start.startswith(("s3://", "/opt/ml/")):
+        raise InputError(f"checkpoint.warm_start_from: {warm_start} is on this machine; expected an S3 URI")
+    path = submission.job.checkpoint.path
+    if path is not None and not path.startswith("s3://"):
+        raise InputError(f"checkpoint.path: {path} is on this machine; expected an S3 URI, or none")
 
 
 def _check_engine(submission: Submission) -> None:
     gpu = accelerator_of(submission.instance_type).gpu
     if submission.job.train.device == "gpu" and gpu is None:
         raise InputError(
-            f"train.device is gpu, but {submission.instance_type} has none; name another --instance-type, such as "
-            "ml.g5.xlarge, or --set train.device=cpu"
+            f"train.device is gpu, but {submission.instance_type} has no GPU; choose another --instance-type, such as "
+            "ml.g5.xlarge, or add --set train.device=cpu"
         )
 
 
 def idle_gpu(submission: Submission) -> str | None:
-    """A line for who pays for a GPU that the job does not use."""
+    """Return a note if the instance type has a GPU that the job does not use."""
     gpu = accelerator_of(submission.instance_type).gpu
     if gpu is None or submission.job.train.device == "gpu":
         return None
@@ -121,16 +121,16 @@ def idle_gpu(submission: Submission) -> str | None:
 
 
 def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
-    """The request.
+    """Return the request of CreateTrainingJob.
 
     Raises:
-        InputError: something of the submission is wrong.
+        InputError: an option of the submission is invalid.
     """
     check_submission(submission)
     job, spot = submission.job, submission.max_wait_hours is not None
-    limit: dict[str, int] = {"MaxRuntimeInSeconds": round(submission.max_hours * _HOUR)}
+    limit: dict[str, int] = {"MaxRuntimeInSeconds": round(submission.max_hours * _HOUR_SECONDS)}
     if submission.max_wait_hours is not None:
-        limit["MaxWaitTimeInSeconds"] = round(submission.max_wait_hours * _HOUR)
+        limit["MaxWaitTimeInSeconds"] = round(submission.max_wait_hours * _HOUR_SECONDS)
     request: dict[str, Any] = {
         "TrainingJobName": submission.name,
         "RoleArn": submission.role,
@@ -139,7 +139,7 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
             "TrainingInputMode": submission.input_mode,
             "MetricDefinitions": metric_definitions(job),
         },
-        "HyperParameters": hyperparameters(_placed(submission)),
+        "HyperParameters": hyperparameters(_with_checkpoints(submission)),
         "OutputDataConfig": {"S3OutputPath": submission.output.rstrip("/"), **_key(submission.output_key, "KmsKeyId")},
         "ResourceConfig": {
             "InstanceType": submission.instance_type,
@@ -160,11 +160,11 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
         request["Environment"] = {TOKEN_VARIABLE: secrets.token_hex(32)}
     elif job.checkpoint.path is None:
         request["CheckpointConfig"] = {"S3Uri": f"{submission.folder}/checkpoints", "LocalPath": CHECKPOINTS}
-    return request  # type: ignore[return-value]  # botocore checks it, by the service's own model
+    return request  # type: ignore[return-value]  # checked at run time by botocore's model
 
 
-def _placed(submission: Submission) -> JobConfig:
-    """The job with its checkpoints where several hosts share them."""
+def _with_checkpoints(submission: Submission) -> JobConfig:
+    """Return the job; with several hosts, its checkpoints go to S3, where all hosts can write them."""
     job = submission.job
     if submission.hosts == 1 or job.checkpoint.path is not None:
         return job
@@ -182,29 +182,33 @@ def _channel(name: str, uri: str) -> dict[str, Any]:
 
 
 def hyperparameters(job: JobConfig) -> dict[str, str]:
-    """The keys of ``job`` that are not at their defaults, as 'crossfade train --set' takes them.
+    """Return the keys of ``job`` that are not at their defaults, with values as for 'crossfade train --set'.
 
     Raises:
-        InputError: they are more, or longer, than SageMaker takes.
+        InputError: there are too many, or one is too long for SageMaker.
     """
     found = {key: _scalar(value) for key, value in job.non_default_values().items()}
     longest = max(found, key=lambda key: len(found[key]))
-    if len(found[longest]) > MAX_VALUE or len(found) > MAX_HYPERPARAMETERS:
+    if len(found[longest]) > MAX_VALUE_CHARACTERS or len(found) > MAX_HYPERPARAMETERS:
         raise InputError(
-            f"{longest}: has {len(found[longest])} characters, and there are {len(found)} keys; SageMaker takes "
-            f"{MAX_VALUE} characters and {MAX_HYPERPARAMETERS} keys"
+            f"{longest}: has {len(found[longest])} characters, and the job sets {len(found)} keys; SageMaker allows "
+            f"{MAX_VALUE_CHARACTERS} characters and {MAX_HYPERPARAMETERS} keys"
         )
     return found
 
 
 def _scalar(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10 * MAX_VALUE, allow_unicode=True).splitlines()[0]
+    return yaml.safe_dump(
+        value, default_flow_style=True, width=10 * MAX_VALUE_CHARACTERS, allow_unicode=True
+    ).splitlines()[0]
 
 
 def metric_definitions(job: JobConfig) -> list[dict[str, str]]:
-    """What CloudWatch reads out of the container's log: the loss, how far it is, and the quality on the valid split."""
+    """Return the metrics that CloudWatch reads from the log: loss, progress, and ranking metrics on the valid split."""
     names = list(
-        dict.fromkeys([job.evaluate.best_metric, *(f"{metric}@{k}" for k in job.evaluate.k for metric in _JUDGED)])
+        dict.fromkeys(
+            [job.evaluate.best_metric, *(f"{metric}@{k}" for k in job.evaluate.k for metric in _RANKING_METRICS)]
+        )
     )
     found = [{"Name": "train:loss", "Regex": value_pattern("loss")}, {"Name": "progress", "Regex": progress_pattern()}]
     found += [{"Name": f"valid:{name}", "Regex": value_pattern(name)} for name in names]

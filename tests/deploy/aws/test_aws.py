@@ -1,4 +1,4 @@
-"""What AWS answers, or does not, becomes one line that says what was found and how to mend it."""
+"""Clients, error messages, accelerators and prices of AWS."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     return server
 
 
-def test_a_client_reaches_the_endpoint_and_the_region_of_the_environment(aws: AwsServer) -> None:
+def test_client_uses_endpoint_and_region_of_the_environment(aws: AwsServer) -> None:
     assert Aws().account() == ACCOUNT
     assert Aws(region="eu-west-1").account() == ACCOUNT
     assert [(call.service, call.action, call.region) for call in aws.calls] == [
@@ -53,7 +53,7 @@ def test_a_client_reaches_the_endpoint_and_the_region_of_the_environment(aws: Aw
     ]
 
 
-def test_throttled_requests_are_made_again(aws: AwsServer) -> None:
+def test_throttled_request_is_retried(aws: AwsServer) -> None:
     aws.fail("ListTrainingJobs", "ThrottlingException", "Rate exceeded", times=2)
     with translate_aws_errors("listing", REGION):
         assert Aws().sagemaker.list_training_jobs()["TrainingJobSummaries"] == []
@@ -61,25 +61,31 @@ def test_throttled_requests_are_made_again(aws: AwsServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "kind", "exit_code", "said"),
+    ("code", "message", "kind", "exit_code", "expected"),
     [
         ("ResourceLimitExceeded", P2_QUOTA, "quota", 2, "the quota 'ml.p2.xlarge for training job usage'"),
-        ("AccessDeniedException", DENIED, "permission", 2, "may not do sagemaker:CreateTrainingJob on resource"),
+        (
+            "AccessDeniedException",
+            DENIED,
+            "permission",
+            2,
+            "lack the permission sagemaker:CreateTrainingJob on resource",
+        ),
         ("AccessDeniedException", DENIED, "permission", 2, "because no identity-based policy allows"),
-        ("AccessDeniedException", "", "permission", 2, "may not do ListTrainingJobs"),
+        ("AccessDeniedException", "", "permission", 2, "lack the permission ListTrainingJobs"),
         ("ExpiredTokenException", "The security token is expired", "credentials", 2, "have expired"),
-        ("UnrecognizedClientException", "The security token is invalid.", "credentials", 2, "does not know the"),
+        ("UnrecognizedClientException", "The security token is invalid.", "credentials", 2, "rejects the credentials"),
         ("OptInRequired", "You are not subscribed", "region", 2, "with --region"),
         ("ResourceNotFound", "Requested resource not found.", "missing", 2, "Requested resource not found."),
         ("ImageNotFoundException", "no such image", "missing", 2, "no such image"),
-        ("ValidationException", "1 validation error", "request", 2, "AWS refuses ListTrainingJobs"),
+        ("ValidationException", "1 validation error", "request", 2, "AWS rejects ListTrainingJobs"),
         ("InsufficientInstanceCapacity", "none left", "capacity", 1, "no such instance free in us-east-1"),
-        ("ThrottlingException", "Rate exceeded", "throttled", 1, "after all tries"),
-        ("InternalFailure", "oh", "fault", 1, "a fault of its own"),
+        ("ThrottlingException", "Rate exceeded", "throttled", 1, "also after retries"),
+        ("InternalFailure", "oh", "fault", 1, "an internal fault"),
     ],
 )
-def test_an_error_of_aws_says_what_it_is_and_how_to_mend_it(
-    aws: AwsServer, monkeypatch: pytest.MonkeyPatch, code: str, message: str, kind: str, exit_code: int, said: str
+def test_aws_error_becomes_one_line_with_its_fix(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch, code: str, message: str, kind: str, exit_code: int, expected: str
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     aws.fail("ListTrainingJobs", code, message)
@@ -88,14 +94,14 @@ def test_an_error_of_aws_says_what_it_is_and_how_to_mend_it(
     assert (caught.value.kind, caught.value.exit_code, caught.value.code) == (kind, exit_code, code)
     line = str(caught.value)
     assert line.startswith("listing the jobs: ")
-    assert said.replace("on resource", "on arn:aws:sagemaker") in line
+    assert expected.replace("on resource", "on arn:aws:sagemaker") in line
     assert "\n" not in line
 
 
-def test_an_error_of_ec2_and_of_iam_is_read_from_their_xml(aws: AwsServer) -> None:
+def test_xml_error_of_ec2_and_iam_is_translated(aws: AwsServer) -> None:
     aws.fail("DescribeInstances", "UnauthorizedOperation", "You are not authorized to perform this operation.")
     with (
-        pytest.raises(CloudRequestError, match="may not do DescribeInstances"),
+        pytest.raises(CloudRequestError, match="lack the permission DescribeInstances"),
         translate_aws_errors("looking", REGION),
     ):
         Aws().ec2.describe_instances()
@@ -114,7 +120,7 @@ def test_an_error_of_ec2_and_of_iam_is_read_from_their_xml(aws: AwsServer) -> No
         Aws().ec2.run_instances(MinCount=1, MaxCount=1)
 
 
-def test_without_credentials_or_a_region_nothing_is_asked(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_or_region_send_no_request(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CloudRequestError, match="'Virginia' is not the name of an AWS region"):
         Aws(region="Virginia")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -122,7 +128,7 @@ def test_without_credentials_or_a_region_nothing_is_asked(aws: AwsServer, monkey
     with pytest.raises(CloudRequestError, match="no AWS credentials were found; set AWS_PROFILE"):
         Aws().account()
     monkeypatch.delenv("AWS_REGION")
-    with pytest.raises(CloudRequestError, match="no AWS region is named; name one with --region"):
+    with pytest.raises(CloudRequestError, match="no AWS region is set; set one with --region"):
         Aws()
     with pytest.raises(CloudRequestError, match="profile") as caught:
         Aws(region=REGION, profile="nobody")
@@ -130,12 +136,10 @@ def test_without_credentials_or_a_region_nothing_is_asked(aws: AwsServer, monkey
     assert aws.calls == []
 
 
-def test_an_endpoint_that_does_not_answer_is_told_with_its_region(
-    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_endpoint_error_names_the_region(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(CloudError, match="Is 'us-east-1' a region that has this service") as caught:
+    with pytest.raises(CloudError, match="Check that the region 'us-east-1' has this service") as caught:
         Aws().account()
     assert caught.value.kind == "unreachable"
 
@@ -158,7 +162,7 @@ def test_an_endpoint_that_does_not_answer_is_told_with_its_region(
         ("x2idn.16xlarge", None, "cpu"),
     ],
 )
-def test_the_variant_of_the_image_follows_from_the_gpu(instance_type: str, gpu: str | None, variant: str) -> None:
+def test_gpu_selects_the_image_variant(instance_type: str, gpu: str | None, variant: str) -> None:
     found = accelerator_of(instance_type)
     assert (found.gpu.name if found.gpu else None, found.variant) == (gpu, variant)
 
@@ -179,16 +183,16 @@ def test_the_variant_of_the_image_follows_from_the_gpu(instance_type: str, gpu: 
         ("trn1.2xlarge", "AWS Trainium"),
         ("inf2.xlarge", "AWS Inferentia2"),
         ("g4ad.xlarge", "AMD Radeon"),
-        ("mac1.metal", "not a family that is known here"),
+        ("mac1.metal", "unknown family 'mac1'"),
         ("large", "expected one such as g4dn.xlarge"),
     ],
 )
-def test_what_mxnet_cannot_drive_is_refused_with_the_reason(instance_type: str, reason: str) -> None:
+def test_unsupported_instance_type_is_rejected_with_the_reason(instance_type: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         variant_of(instance_type)
 
 
-def test_every_instance_type_that_is_planned_for_has_a_variant() -> None:
+def test_every_planned_instance_type_has_a_variant() -> None:
     assert {variant_of(name) for name in INSTANCES} == {"cpu", "cu112", "cu90"}
 
 
@@ -197,7 +201,7 @@ def _product(usage: str, dollars: str) -> str:
     return json.dumps({"product": {"attributes": {"usagetype": usage}}, "terms": terms})
 
 
-def test_the_price_is_that_of_the_list_for_training(aws: AwsServer) -> None:
+def test_price_list_gives_the_training_price(aws: AwsServer) -> None:
     products = [_product("EUW1-Host:ml.g5.xlarge", "9.0"), _product("EUW1-Train:ml.g5.xlarge", "1.57")]
     aws.answer("GetProducts", {"FormatVersion": "aws_v1", "PriceList": products})
     price = hourly_price(Aws(region="eu-west-1"), "AmazonSageMaker", "ml.g5.xlarge")
@@ -206,17 +210,17 @@ def test_the_price_is_that_of_the_list_for_training(aws: AwsServer) -> None:
     assert fields == {"regionCode": "eu-west-1", "instanceName": "ml.g5.xlarge"}
 
 
-def test_where_the_list_may_not_be_asked_the_price_is_the_tables_with_its_date(aws: AwsServer) -> None:
+def test_denied_price_list_falls_back_to_the_dated_table(aws: AwsServer) -> None:
     aws.fail("GetProducts", "AccessDeniedException", "User: x is not authorized to perform: pricing:GetProducts")
     price = hourly_price(Aws(), "AmazonEC2", "p2.xlarge")
     assert price.dollars == 0.90
     assert price.source == (
-        "that of us-east-1 in July 2025, by the table in deploy/aws/prices.py; AWS's price list could not be asked: "
+        "us-east-1, July 2025, from the table in deploy/aws/prices.py; AWS's price list cannot be read: "
         "AccessDeniedException"
     )
 
 
-def test_the_ceiling_is_hours_times_hosts_times_price() -> None:
+def test_cost_ceiling_is_hours_times_hosts_times_price() -> None:
     cost = Cost(Price(1.5, "somewhere"), hosts=2, hours=24)
     assert (cost.hourly, cost.ceiling) == (3.0, 72.0)
     assert cost.explain("ml.g5.xlarge", spot=True) == (
@@ -226,7 +230,7 @@ def test_the_ceiling_is_hours_times_hosts_times_price() -> None:
     unknown = Cost(hourly_price(None, "AmazonSageMaker", "ml.r5.large"), hosts=1, hours=1)
     assert unknown.ceiling is None
     assert unknown.explain("ml.r5.large", spot=False).startswith(
-        "cost: not known: the price of ml.r5.large is in no table"
+        "cost: unknown: the price of ml.r5.large is in no table"
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs on EC2 from one end to the other: the command, moto's AWS, and machines that really run their user data."""
+"""Runs on EC2 end to end: the command, moto's AWS, and processes that run the instances' real user data."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def aws() -> Iterator[AwsServer]:
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """A real S3 server, since training reads and writes more than moto can answer."""
+    """A real S3 server: moto does not support all requests of a training."""
     with running_object_store(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
@@ -67,19 +67,19 @@ def place(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Path:
 
 @pytest.fixture
 def machines(aws: AwsServer, s3: ObjectStore, place: Path, tmp_path: Path) -> Iterator[Machines]:
-    own = pace(place, place / "release", {"AWS_ENDPOINT_URL_S3": s3.endpoint})
-    with running_machines(aws, tmp_path / "machines", own) as machines:
+    environment = pace(place, place / "release", {"AWS_ENDPOINT_URL_S3": s3.endpoint})
+    with running_machines(aws, tmp_path / "machines", environment) as machines:
         yield machines
 
 
 def submit(place: Path, variables: dict[str, str], *options: object) -> AbstractContextManager[RunningCommand]:
-    """Begin to run the job."""
+    """Start the command."""
     where = ("--output", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll-seconds", 0.5)
     return started("submit", "ec2", "job.yaml", *where, *TYPE, *options, cwd=place, variables=variables)
 
 
 def objects(s3: ObjectStore, prefix: str) -> dict[str, bytes]:
-    """The objects of the bucket below ``prefix``, by the rest of their names."""
+    """Return the objects below ``prefix``, by the rest of their keys."""
     client, base = s3.client(), f"{BUCKET}/{prefix}"
     found = client.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
     return {
@@ -90,21 +90,21 @@ def objects(s3: ObjectStore, prefix: str) -> dict[str, bytes]:
 
 
 def the_run(aws: AwsServer) -> str:
-    """The name of the one run that there are instances of."""
+    """Return the name of the only run with running instances."""
     found = aws.client("ec2").describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
     tags: list[dict[str, Any]] = [tag for r in found["Reservations"] for i in r["Instances"] for tag in i["Tags"]]
     [run] = {tag["Value"] for tag in tags if tag["Key"] == "crossfade:run"}
     return run
 
 
-def trains(s3: ObjectStore, run: str, generation: int) -> bool:
-    """Whether a step of this generation has been recorded."""
+def has_trained(s3: ObjectStore, run: str, generation: int) -> bool:
+    """Return whether the log has a step of this generation."""
     text = b"".join(objects(s3, f"runs/{run}/log/0/").values()).decode()
-    told = text if generation == 1 else text.partition(f"(generation {generation})")[2]
-    return "batch_loss=" in told
+    log = text if generation == 1 else text.partition(f"(generation {generation})")[2]
+    return "batch_loss=" in log
 
 
-def test_a_run_whose_hosts_are_taken_one_after_the_other_ends_as_one_that_nothing_disturbs(
+def test_run_whose_hosts_are_reclaimed_one_by_one_equals_an_uninterrupted_run(
     place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
     with submit(place, variables, *ON_TWO, "--spot") as command:
@@ -113,7 +113,7 @@ def test_a_run_whose_hosts_are_taken_one_after_the_other_ends_as_one_that_nothin
 
         def has_begun() -> bool:
             assert command.process.poll() is None, (command.finish(), first.console, second.console)
-            return trains(s3, run, 1)
+            return has_trained(s3, run, 1)
 
         wait_until(has_begun, SECONDS, "training on both")
         second.metadata.take_away()
@@ -121,7 +121,7 @@ def test_a_run_whose_hosts_are_taken_one_after_the_other_ends_as_one_that_nothin
         assert "docker run" in second.calls[-2]
         third = machines.of(1, SECONDS) if machines.of(1) is not second else None
         wait_until(lambda: machines.of(1) is not second, SECONDS, "another second host")
-        wait_until(lambda: trains(s3, run, 2), SECONDS, "training with it")
+        wait_until(lambda: has_trained(s3, run, 2), SECONDS, "training with it")
         assert third is None or third is machines.of(1)
         first.metadata.take_away()
         wait_until(lambda: machines.of(0) is not first, SECONDS, "another first host")
@@ -139,13 +139,13 @@ def test_a_run_whose_hosts_are_taken_one_after_the_other_ends_as_one_that_nothin
     assert_same_bits(place / "fetched", place / "local")
 
 
-def test_ctrl_c_has_the_run_write_a_checkpoint_and_takes_everything_down(
+def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
     place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
     with submit(place, variables) as command:
         machine = machines.of(0)
         run = the_run(aws)
-        wait_until(lambda: trains(s3, run, 1), SECONDS, "training")
+        wait_until(lambda: has_trained(s3, run, 1), SECONDS, "training")
         command.process.send_signal(signal.SIGINT)
         result = command.finish(SECONDS)
     assert result.returncode == 130, (result.stderr, machine.console)
@@ -155,7 +155,7 @@ def test_ctrl_c_has_the_run_write_a_checkpoint_and_takes_everything_down(
     assert any(name.endswith("manifest.json") for name in names), names
 
 
-def test_a_job_that_fails_on_its_host_ends_with_its_exit_code_and_message(
+def test_failed_job_ends_with_its_exit_code_and_message(
     place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
     with submit(place, variables, "--set", f"data.path=s3://{BUCKET}/nothing-here") as command:
@@ -168,14 +168,14 @@ def test_a_job_that_fails_on_its_host_ends_with_its_exit_code_and_message(
     wait_until(lambda: machine.is_off or not machine.mark.processes(), 30, "the machine's end")
 
 
-def test_a_host_that_cannot_pull_its_image_fails_the_run_with_the_reason(
+def test_host_that_cannot_pull_its_image_fails_the_run_with_the_reason(
     place: Path, aws: AwsServer, variables: dict[str, str], machines: Machines, tmp_path: Path
 ) -> None:
     (tmp_path / "machines" / "no-image").touch()
     with submit(place, variables) as command:
         result = command.finish(SECONDS)
     assert result.returncode == 1, result.stderr
-    assert "host 0 failed: the image registry.example/crossfade:cpu cannot be pulled: manifest unknown" in result.stderr
+    assert "host 0 failed: cannot pull the image registry.example/crossfade:cpu: manifest unknown" in result.stderr
     assert leftovers(aws) == []
     [machine] = machines.all
     assert machine.calls[0].startswith("shutdown -h +1440")

@@ -1,4 +1,4 @@
-"""``crossfade train`` as SageMaker starts it, in a folder that stands for /opt/ml."""
+"""``crossfade train`` as SageMaker starts it, with a temporary folder in place of /opt/ml."""
 
 import json
 import re
@@ -14,8 +14,8 @@ from paced_training import Training, pace
 from running_command import crossfade, started, succeeded
 from sagemaker_folders import JOB, SECTIONS, assert_same_model, parameters_of, prepare
 
-from deploy.aws.sagemaker import container as sagemaker
-from deploy.aws.sagemaker.container import MAX_FAILURE, Hosts, Paths, read_job, run_dir
+from deploy.aws.sagemaker import container
+from deploy.aws.sagemaker.container import MAX_FAILURE_CHARACTERS, Hosts, Paths, read_job, run_dir
 from kvstore.errors import ClusterError, InputError
 
 
@@ -31,15 +31,15 @@ def data(tmp_path: Path) -> Path:
 # ---- one host
 
 
-def test_a_job_is_trained_from_its_hyperparameters_and_its_channel(tmp_path: Path, data: Path) -> None:
+def test_job_trains_from_its_hyperparameters_and_channel(tmp_path: Path, data: Path) -> None:
     job = write_job(tmp_path / "job.yaml", "elsewhere", **SECTIONS)
     base = prepare(
         tmp_path / "ml", {"job": json.dumps(job.read_text()), "train.epochs": "1", "train.eval_every_epochs": "1"}
     )
-    shutil.copytree(data, base / "input" / "data" / "shards")
+    shutil.copytree(data, base / "input" / "data" / "training")
     result = succeeded(train(base))
     assert sorted(path.name for path in (base / "model").iterdir()) == [
-        *("embeddings", "job.yaml", "events.jsonl", "metrics.prom", "report.json"),
+        *("embeddings", "events.jsonl", "job.yaml", "metrics.prom", "report.json"),
     ]
     assert json.loads((base / "model" / "report.json").read_text())["epochs"] == 1
     assert re.search(r"epoch=1 step=\d+ progress=1\.0000 loss=\d\S+ .*ndcg@10=0\.\d+", result.stderr)
@@ -47,12 +47,10 @@ def test_a_job_is_trained_from_its_hyperparameters_and_its_channel(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_job_that_is_interrupted_goes_on_from_the_checkpoint_folder_on_another_machine(
-    tmp_path: Path, data: Path
-) -> None:
+def test_interrupted_job_resumes_from_the_checkpoint_folder_on_another_machine(tmp_path: Path, data: Path) -> None:
     parameters = parameters_of({**JOB, "data.path": str(data)})
     write_job(tmp_path / "job.yaml", data, **SECTIONS)
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed", cwd=tmp_path))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted", cwd=tmp_path))
 
     first, release = prepare(tmp_path / "first", parameters), tmp_path / "release"
     with started("train", "--sagemaker", first, cwd=tmp_path, variables=pace(tmp_path, release)) as command:
@@ -66,17 +64,17 @@ def test_a_job_that_is_interrupted_goes_on_from_the_checkpoint_folder_on_another
 
     second = prepare(tmp_path / "second", parameters)
     shutil.copytree(first / "checkpoints", second / "checkpoints", dirs_exist_ok=True)
-    for late in ("run.lock", "job.yaml"):  # which did not reach S3 any more
+    for late in ("run.lock", "job.yaml"):  # SageMaker did not copy them to S3 in time
         (second / "checkpoints" / "algo-1" / late).unlink()
     shutil.rmtree(first)
     result = succeeded(train(second))
     assert "resuming from step" in result.stderr
-    assert_same_model(second / "model", tmp_path / "undisturbed")
+    assert_same_model(second / "model", tmp_path / "uninterrupted")
 
 
-def test_what_is_wrong_is_said_in_the_failure_file(tmp_path: Path, data: Path) -> None:
+def test_error_is_written_to_the_failure_file(tmp_path: Path, data: Path) -> None:
     parameters = parameters_of({**JOB, "data.path": str(data)})
-    for name, changed, said in (
+    for name, changed, expected in (
         ("key", {"train.epoch": "3"}, "unknown key 'train.epoch'; did you mean 'epochs'?"),
         ("data", {"data.path": f"/nowhere/{'x' * 2000}"}, "/nowhere/xxx"),
     ):
@@ -84,28 +82,26 @@ def test_what_is_wrong_is_said_in_the_failure_file(tmp_path: Path, data: Path) -
         result = train(base)
         assert result.returncode == 2
         failure = (base / "output" / "failure").read_text()
-        assert said in failure
-        assert len(failure) <= MAX_FAILURE
+        assert expected in failure
+        assert len(failure) <= MAX_FAILURE_CHARACTERS
         assert failure in result.stderr
     base = prepare(tmp_path / "hosts", parameters)
     (base / "input" / "config" / "resourceconfig.json").write_text('{"current_host": "algo-3", "hosts": ["algo-1"]}')
     assert train(base).returncode == 2
-    assert "expected current_host, one of hosts, but found 'algo-3'" in (base / "output" / "failure").read_text()
+    assert "expected current_host among hosts, but found 'algo-3'" in (base / "output" / "failure").read_text()
 
 
-def test_train_without_a_job_elsewhere_than_in_a_container_says_what_it_expects(tmp_path: Path) -> None:
+def test_train_without_a_job_outside_a_container_is_rejected(tmp_path: Path) -> None:
     result = crossfade("train", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith("crossfade: error: expected a job file, as in 'crossfade train jobs/lastfm.yaml'")
     assert crossfade("train", "job.yaml", "--sagemaker", tmp_path, cwd=tmp_path).returncode == 2
 
 
-# ---- which host does what
+# ---- hosts
 
 
-def test_every_host_has_a_server_and_a_worker_unless_the_job_says_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_is_one_server_and_worker_per_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
     parameters = parameters_of({**JOB, "data.path": "s3://music/plays", "checkpoint.path": "s3://music/here"})
     cluster = read_job(Paths(prepare(tmp_path / "a", parameters, hosts)), Hosts(hosts[0], hosts)).cluster
@@ -118,27 +114,27 @@ def test_every_host_has_a_server_and_a_worker_unless_the_job_says_otherwise(
     assert cluster.grace_period_seconds == 110  # SageMaker kills what is left after 120
     alone = read_job(Paths(prepare(tmp_path / "c", parameters)), Hosts("algo-1", ("algo-1",))).cluster
     assert (alone.servers, alone.hosts, alone.grace_period_seconds) == (0, 1, 110)
-    with pytest.raises(InputError, match=r"set checkpoint\.path to one on S3"):
+    with pytest.raises(InputError, match=r"set checkpoint\.path to a URI"):
         read_job(
             Paths(prepare(tmp_path / "d", {**parameters, "checkpoint.path": "null"}, hosts)), Hosts(hosts[0], hosts)
         )
 
 
-def test_all_hosts_agree_on_the_first_one_however_they_are_listed(tmp_path: Path) -> None:
+def test_first_host_does_not_depend_on_the_order_of_the_list(tmp_path: Path) -> None:
     names = [f"algo-{number}" for number in (10, 2, 1, 11)]
     hosts = Hosts.read(Paths(prepare(tmp_path, {}, names, "algo-2")))
-    assert (hosts.own, hosts.names) == ("algo-2", ("algo-1", "algo-2", "algo-10", "algo-11"))
+    assert (hosts.current, hosts.names) == ("algo-2", ("algo-1", "algo-2", "algo-10", "algo-11"))
     assert hosts.first == "algo-1"
 
 
-def test_hosts_have_folders_of_their_own_where_checkpoints_are_kept_if_that_is_anywhere(tmp_path: Path) -> None:
+def test_run_dir_of_each_host_is_below_the_checkpoint_folder_if_there_is_one(tmp_path: Path) -> None:
     paths, hosts = Paths(tmp_path), Hosts("algo-2", ("algo-1", "algo-2"))
     assert run_dir(paths, hosts) == tmp_path / "run" / "algo-2"
     (tmp_path / "checkpoints").mkdir()
     assert run_dir(paths, hosts) == tmp_path / "checkpoints" / "algo-2"
 
 
-def test_a_name_that_is_not_known_yet_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresolved_host_name_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def look_up(name: str, *_: object) -> list[tuple[Any, ...]]:
@@ -152,12 +148,12 @@ def test_a_name_that_is_not_known_yet_is_asked_for_again(monkeypatch: pytest.Mon
     assert hosts.address("algo-1", pause=lambda _: None) == "10.0.0.7"
     assert asked == ["algo-1"] * 4
     asked.clear()
-    monkeypatch.setattr(sagemaker, "RESOLVE_SECONDS", 0.0)
-    with pytest.raises(ClusterError, match="the host algo-1 has no address"):
+    monkeypatch.setattr(container, "RESOLVE_SECONDS", 0.0)
+    with pytest.raises(ClusterError, match="cannot resolve the host algo-1"):
         hosts.address("algo-1", pause=lambda _: None)
 
 
-def test_where_a_host_is_loopback_to_itself_its_card_says_its_address() -> None:
+def test_host_that_resolves_to_loopback_uses_its_interface_address() -> None:
     hosts = Hosts("localhost", ("localhost",), "lo")
     assert hosts.address("localhost") == "127.0.0.1"
     assert Hosts("localhost", ("localhost",), "no-such-card").address("localhost") == "127.0.0.1"

@@ -1,4 +1,4 @@
-"""The image as SageMaker starts it: two hosts on a network of their own, stopped in the middle and taken up again."""
+"""The Docker image as SageMaker starts it: one or two hosts, stopped in the middle and resumed."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ SECTIONS = {**LONG, "train": {**LONG["train"], "epochs": EPOCHS}}
 PARAMETERS = parameters_of({**JOB, "train.epochs": EPOCHS})
 SECONDS = 420.0
 STOP_SECONDS = 120
-"""What SageMaker gives a container between SIGTERM and SIGKILL."""
+"""SageMaker's time between SIGTERM and SIGKILL."""
 S3_VARIABLES = {
     "AWS_ENDPOINT_URL": "http://s3:8333",
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -39,7 +39,7 @@ S3_VARIABLES = {
 
 @pytest.fixture(scope="module")
 def image(engine: Engine) -> str:
-    """The image as docs/aws.md has it built for ECR."""
+    """The image, built as docs/aws.md describes for ECR."""
     options = ("--file", "docker/Dockerfile", "--secret", f"id=ca,src={CERTIFICATES}", "--network", "host")
     engine.docker("build", "--quiet", *options, "--build-arg", "RUN_AS=root", "--tag", IMAGE, ".")
     return IMAGE
@@ -47,7 +47,7 @@ def image(engine: Engine) -> str:
 
 @pytest.fixture
 def network(engine: Engine) -> Iterator[str]:
-    """A network of its own; what still runs in it is ended with it."""
+    """A network of its own; containers that are left in it are removed with it."""
     name = f"sagemaker-{uuid.uuid4().hex[:8]}"
     engine.docker("network", "create", name)
     yield name
@@ -63,7 +63,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def s3(engine: Engine, network: str, tmp_path: Path) -> fs.S3FileSystem:
-    """An object store that hosts of the network know as s3, with its bucket."""
+    """An object store with the host name s3 in the network, and its bucket."""
     identity = {"name": "job", "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]}
     identity["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]  # type: ignore[assignment]
     config = tmp_path / "s3.json"
@@ -113,12 +113,12 @@ class Container:
 
     @property
     def log(self) -> str:
-        """What it has said so far."""
+        """Its output so far."""
         result = self._engine.run("docker", "logs", self.id)
         return result.stdout + result.stderr
 
     def wait_for_checkpoint(self, run: str) -> None:
-        """Return once the run in ``run`` has judged an epoch and, after that, written a checkpoint."""
+        """Return once the run in ``run`` has evaluated an epoch and, after that, written a checkpoint."""
 
         def saved() -> bool:
             assert self._engine.inspect(self.id)["State"]["Running"], self.log
@@ -128,7 +128,7 @@ class Container:
         wait_until(saved, SECONDS, f"a checkpoint in {run}")
 
     def exit_code(self) -> int:
-        """Its exit code, when it has ended."""
+        """Wait for its end and return its exit code."""
 
         def ended() -> bool:
             return not self._engine.inspect(self.id)["State"]["Running"]
@@ -138,12 +138,12 @@ class Container:
 
 
 def stop(engine: Engine, *containers: Container) -> None:
-    """Stop all hosts of a job as SageMaker does."""
+    """Stop all hosts of a job as SageMaker does: SIGTERM, then SIGKILL."""
     engine.docker("stop", "-t", str(STOP_SECONDS), *(container.id for container in containers))
 
 
 def paced_in_container(place: Path) -> dict[str, str]:
-    """The environment of a container in which steps take a while, until ``place/hook/release`` is there."""
+    """Return the environment of a container whose steps are slow until ``place/hook/release`` exists."""
     variables = pace(place, place / "hook" / "release")
     return {name: "/hook/release" if name.endswith("RELEASE") else "/hook" for name in variables}
 
@@ -155,18 +155,20 @@ def upload(client: fs.S3FileSystem, folder: Path, path: str) -> str:
     return f"s3://{BUCKET}/{path}"
 
 
-def test_two_hosts_stopped_in_the_middle_are_taken_up_by_two_others_and_end_as_if_undisturbed(
+def test_two_stopped_hosts_are_resumed_by_two_others_with_the_same_result(
     engine: Engine, image: str, network: str, s3: fs.S3FileSystem, data: Path, tmp_path: Path
 ) -> None:
     write_job(tmp_path / "job.yaml", data, **SECTIONS)
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed", "--servers", 2, "--workers", 2, cwd=tmp_path))
-    shards, to = upload(s3, data, "interactions"), f"s3://{BUCKET}/checkpoints"
-    parameters = {**PARAMETERS, "data.path": shards, "checkpoint.path": to}
+    succeeded(
+        crossfade("train", "job.yaml", "--run-dir", "uninterrupted", "--servers", 2, "--workers", 2, cwd=tmp_path)
+    )
+    data_uri, checkpoint_uri = upload(s3, data, "interactions"), f"s3://{BUCKET}/checkpoints"
+    parameters = {**PARAMETERS, "data.path": data_uri, "checkpoint.path": checkpoint_uri}
     variables = {**S3_VARIABLES, "CROSSFADE_TOKEN": TOKEN, **paced_in_container(tmp_path)}
 
     def start(attempt: str) -> list[Container]:
         containers = []
-        for name in reversed(HOSTS):  # the second has to wait until the first one's name is known
+        for name in reversed(HOSTS):  # the second has to wait until the first one's name can be resolved
             base = prepare(tmp_path / f"{attempt}-{name}", parameters, HOSTS, name)
             (base / "checkpoints").rmdir()
             containers.append(Container(engine, image, network, base, name, **variables))
@@ -181,23 +183,23 @@ def test_two_hosts_stopped_in_the_middle_are_taken_up_by_two_others_and_end_as_i
     first, second = start("new")
     assert (first.exit_code(), second.exit_code()) == (0, 0), first.log + second.log
     assert "resuming from step" in first.log
-    assert_same_model(first.base / "model", tmp_path / "undisturbed")
+    assert_same_model(first.base / "model", tmp_path / "uninterrupted")
     assert sorted(path.name for path in (second.base / "output" / "data" / "algo-2" / "logs").iterdir()) == [
         *("server-1.log", "worker-1.log"),
     ]
     assert not list(tmp_path.rglob("output/failure"))
 
 
-def test_one_host_goes_on_from_the_checkpoint_folder_and_ends_as_if_undisturbed(
+def test_one_host_resumes_from_the_checkpoint_folder_with_the_same_result(
     engine: Engine, image: str, network: str, data: Path, tmp_path: Path
 ) -> None:
     write_job(tmp_path / "job.yaml", data, **SECTIONS)
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed", cwd=tmp_path))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted", cwd=tmp_path))
     variables = paced_in_container(tmp_path)
 
     def start(attempt: str) -> Container:
         base = prepare(tmp_path / attempt, PARAMETERS)
-        shutil.copytree(data, base / "input" / "data" / "shards")
+        shutil.copytree(data, base / "input" / "data" / "training")
         if attempt != "stopped":
             shutil.copytree(tmp_path / "stopped" / "checkpoints", base / "checkpoints", dirs_exist_ok=True)
         return Container(engine, image, network, base, "algo-1", **variables)
@@ -210,17 +212,17 @@ def test_one_host_goes_on_from_the_checkpoint_folder_and_ends_as_if_undisturbed(
     container = start("new")
     assert container.exit_code() == 0, container.log
     assert "resuming from step" in container.log
-    assert_same_model(container.base / "model", tmp_path / "undisturbed")
+    assert_same_model(container.base / "model", tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize(
-    ("changed", "exit_code", "said"),
+    ("changed", "exit_code", "expected"),
     [
         ({"data.path": "/nowhere"}, 2, "/nowhere"),
         ({"optimizer.learning_rate": "1e30", "optimizer.kind": "sgd", "model.score": "dot"}, 1, "finite"),
     ],
 )
-def test_a_failing_job_says_why_in_the_failure_file(
+def test_failed_job_writes_its_reason_to_the_failure_file(
     engine: Engine,
     image: str,
     network: str,
@@ -228,11 +230,11 @@ def test_a_failing_job_says_why_in_the_failure_file(
     tmp_path: Path,
     changed: Mapping[str, str],
     exit_code: int,
-    said: str,
+    expected: str,
 ) -> None:
     (tmp_path / "hook").mkdir()
     base = prepare(tmp_path / "ml", {**PARAMETERS, "data.path": "/opt/ml/data", **changed})
     shutil.copytree(data, base / "data")
     container = Container(engine, image, network, base, "algo-1")
     assert container.exit_code() == exit_code, container.log
-    assert said in (base / "output" / "failure").read_text()
+    assert expected in (base / "output" / "failure").read_text()

@@ -1,4 +1,4 @@
-"""Two training containers of SageMaker, on addresses of this host: stopped together, and taken up by two others."""
+"""Two SageMaker training containers on loopback addresses: stopped together, then resumed by two others."""
 
 import signal
 import socket
@@ -36,7 +36,7 @@ def s3(tmp_path: Path) -> Iterator[ObjectStore]:
 def containers(
     place: Path, name: str, parameters: Mapping[str, str], variables: Mapping[str, str]
 ) -> Iterator[tuple[Training, RunningCommand]]:
-    """Two containers, of hosts whose names are addresses of loopback."""
+    """Start two containers whose host names are loopback addresses."""
     hosts = ("127.0.0.1", "127.0.0.2")
     bases = [prepare(place / f"{name}-{number}", parameters, hosts, own) for number, own in enumerate(hosts, 1)]
     for base in bases:
@@ -46,26 +46,26 @@ def containers(
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
         probe.close()
-        around = pace(place, release, {**variables, "CROSSFADE_TOKEN": TOKEN, "CROSSFADE_PORT": port})
-        # The second is there first: it waits for the other.
+        environment = pace(place, release, {**variables, "CROSSFADE_TOKEN": TOKEN, "CROSSFADE_PORT": port})
+        # The second host starts first: it waits for the other.
         second, first = (
-            stack.enter_context(started("train", "--sagemaker", base, cwd=place, variables=around))
+            stack.enter_context(started("train", "--sagemaker", base, cwd=place, variables=environment))
             for base in reversed(bases)
         )
         yield Training(first, bases[0] / "run" / "127.0.0.1", release), second
 
 
-def test_two_hosts_that_are_stopped_together_are_taken_up_by_two_others(
-    tmp_path: Path, data: Path, s3: ObjectStore
-) -> None:
+def test_two_stopped_hosts_are_resumed_by_two_others(tmp_path: Path, data: Path, s3: ObjectStore) -> None:
     sections = {**SECTIONS, "train": {**SECTIONS["train"], "epochs": EPOCHS}}
     write_job(tmp_path / "job.yaml", data, **sections)
     on_servers = ("--servers", 2, "--workers", 2)
     succeeded(
-        crossfade("train", "job.yaml", "--run-dir", "undisturbed", *on_servers, cwd=tmp_path, seconds=END_SECONDS)
+        crossfade("train", "job.yaml", "--run-dir", "uninterrupted", *on_servers, cwd=tmp_path, seconds=END_SECONDS)
     )
-    shards, to = s3.upload(data, "interactions"), s3.uri("checkpoints")
-    parameters = parameters_of({**JOB, "train.epochs": EPOCHS, "data.path": shards, "checkpoint.path": to})
+    data_uri, checkpoint_uri = s3.upload(data, "interactions"), s3.uri("checkpoints")
+    parameters = parameters_of(
+        {**JOB, "train.epochs": EPOCHS, "data.path": data_uri, "checkpoint.path": checkpoint_uri}
+    )
 
     with containers(tmp_path, "first", parameters, s3.variables) as (training, other):
         training.wait(lambda: any("valid" in record for record in training.events("epoch")), "an epoch", START_SECONDS)
@@ -80,7 +80,7 @@ def test_two_hosts_that_are_stopped_together_are_taken_up_by_two_others(
         result = succeeded(training.command.finish(END_SECONDS))
         succeeded(other.finish(END_SECONDS))
     assert "resuming from step" in result.stderr
-    assert_same_model(tmp_path / "new-1" / "model", tmp_path / "undisturbed")
+    assert_same_model(tmp_path / "new-1" / "model", tmp_path / "uninterrupted")
     assert list((tmp_path / "new-2" / "model").iterdir()) == []
     logs = tmp_path / "new-2" / "output" / "data" / "127.0.0.2" / "logs"
     assert sorted(path.name for path in logs.iterdir()) == ["server-1.log", "worker-1.log"]

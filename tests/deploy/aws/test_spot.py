@@ -1,4 +1,4 @@
-"""Spot notices: what is heard of them, and trainings that get one in the middle."""
+"""Spot interruption notices: reading them, and trainings that receive one."""
 
 import socket
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ def metadata() -> Iterator[Metadata]:
         yield metadata
 
 
-# ---- what is heard
+# ---- notices
 
 
-def test_metadata_are_read_with_a_token_that_is_fetched_anew_when_it_has_run_out(metadata: Metadata) -> None:
+def test_expired_metadata_token_is_renewed(metadata: Metadata) -> None:
     metadata.says["local-ipv4"] = "10.0.0.5"
     client = InstanceMetadata(metadata.endpoint)
     assert client.get("local-ipv4") == "10.0.0.5"
@@ -44,63 +44,63 @@ def test_metadata_are_read_with_a_token_that_is_fetched_anew_when_it_has_run_out
 
 
 @pytest.mark.parametrize("endpoint", ["10.0.0.1", "https://10.0.0.1", "http://", "http://host:port", "http://h/path"])
-def test_an_endpoint_that_is_none_is_refused(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_metadata_endpoint_is_rejected(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint)
     with pytest.raises(InputError, match=r"expected a URL such as http://169\.254\.169\.254, but found"):
         InstanceMetadata.of_this_host()
 
 
-def test_a_service_that_must_not_be_asked_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_metadata_service_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(InputError, match="AWS_EC2_METADATA_DISABLED is true"), monitor_spot(print):
         pass
 
 
-def test_a_service_that_is_not_there_or_says_nothing_is_given_up_in_time() -> None:
+def test_absent_or_silent_metadata_service_times_out() -> None:
     [port] = free_ports(1)
     with pytest.raises(StorageUnavailableError, match=r"cannot be reached: .*refused"):
         InstanceMetadata(f"http://127.0.0.1:{port}").get("local-ipv4")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(StorageUnavailableError, match="no answer in time"):
+        with pytest.raises(StorageUnavailableError, match="timed out"):
             InstanceMetadata(endpoint, timeout_seconds=0.1).get("local-ipv4")
 
 
-def test_notices_and_recommendations_are_told_once_each(metadata: Metadata) -> None:
-    said: list[str] = []
-    watch = SpotMonitor(InstanceMetadata(metadata.endpoint), said.append)
-    watch.poll()
-    assert (watch.notice(), watch.recommendations(), said) == (None, 0, [])
+def test_each_notice_and_recommendation_is_logged_once(metadata: Metadata) -> None:
+    lines: list[str] = []
+    monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
+    monitor.poll()
+    assert (monitor.notice(), monitor.recommendations(), lines) == (None, 0, [])
     metadata.recommend_leaving("2020-10-27T08:22:00Z")
-    watch.poll()
-    watch.poll()
-    assert (watch.notice(), watch.recommendations()) == (None, 1)
+    monitor.poll()
+    monitor.poll()
+    assert (monitor.notice(), monitor.recommendations()) == (None, 1)
     metadata.recommend_leaving("2020-10-27T09:00:00Z")
     metadata.take_away("hibernate")
-    watch.poll()
-    watch.poll()
-    assert watch.recommendations() == 2
-    assert watch.notice() == "EC2 hibernates this spot instance at 2017-09-18T08:22:00Z"
-    assert [line.split(" at ")[0] for line in said] == [
-        "EC2 says",
+    monitor.poll()
+    monitor.poll()
+    assert monitor.recommendations() == 2
+    assert monitor.notice() == "EC2 hibernates this spot instance at 2017-09-18T08:22:00Z"
+    assert [line.partition(" at ")[0] for line in lines] == [
+        "EC2 recommends to rebalance this spot instance (2020-10-27T08:22:00Z): writing a checkpoint",
         "EC2 hibernates this spot instance",
-        "EC2 says",
+        "EC2 recommends to rebalance this spot instance (2020-10-27T09:00:00Z): writing a checkpoint",
     ]
 
 
 @pytest.mark.parametrize("answer", ["", "[]", '"terminate"', '{"action": "terminate"}', '{"action": 1, "time": 2}'])
-def test_an_answer_that_makes_no_sense_is_told_once_and_does_no_harm(metadata: Metadata, answer: str) -> None:
-    said: list[str] = []
-    watch = SpotMonitor(InstanceMetadata(metadata.endpoint), said.append)
+def test_malformed_notice_is_logged_once_and_ignored(metadata: Metadata, answer: str) -> None:
+    lines: list[str] = []
+    monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
     metadata.says["spot/instance-action"] = answer
-    watch.poll()
-    watch.poll()
-    assert len(said) == 1
-    assert said[0].startswith("no spot notice can be seen now")
+    monitor.poll()
+    monitor.poll()
+    assert len(lines) == 1
+    assert lines[0].startswith("cannot read spot notices")
     metadata.take_away()
-    watch.poll()
-    assert said[1:] == [NOTICE, "spot notices can be seen again"]
-    assert watch.notice() == NOTICE
+    monitor.poll()
+    assert lines[1:] == [NOTICE, "spot notices can be read again"]
+    assert monitor.notice() == NOTICE
 
 
 # ---- trainings
@@ -108,7 +108,7 @@ def test_an_answer_that_makes_no_sense_is_told_once_and_does_no_harm(metadata: M
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and a job, whose checkpoints are written when somebody asks for them, and at the end."""
+    """A folder with data and a job that writes checkpoints only on request and at the end."""
     folder = tmp_path_factory.mktemp("spot")
     data = write_planted(folder / "data")
     write_job(
@@ -122,27 +122,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place: Path) -> Path:
-    """A run that nothing disturbs, in process."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed", cwd=place))
-    return place / "undisturbed"
+def uninterrupted(place: Path) -> Path:
+    """A run without interruptions, in process."""
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted", cwd=place))
+    return place / "uninterrupted"
 
 
 @pytest.fixture(scope="module")
-def undisturbed_on_servers(place: Path) -> Path:
-    """The same by two workers on two servers."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-2", *ON_SERVERS, cwd=place))
-    return place / "undisturbed-2"
+def uninterrupted_on_servers(place: Path) -> Path:
+    """The same with two workers and two servers."""
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted-2", *ON_SERVERS, cwd=place))
+    return place / "uninterrupted-2"
 
 
 def train(run_dir: Path, metadata: Metadata, *options: object) -> AbstractContextManager[Training]:
-    """Begin a training that takes its time, on a host with these metadata."""
+    """Start a paced training on a host with these metadata."""
     options = ("train", run_dir.parent / "job.yaml", *options, "--spot")
     return paced(*options, run_dir=run_dir, variables=metadata.variables | TOKEN)
 
 
 def saved_step(checkpoints: Path) -> int:
-    """The step of the newest checkpoint, which must be whole."""
+    """The step of the newest checkpoint, which must be complete."""
     newest, skipped = latest_checkpoint(str(checkpoints))
     assert newest is not None
     assert skipped == []
@@ -150,51 +150,49 @@ def saved_step(checkpoints: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_notice_ends_a_run_after_a_checkpoint_from_which_it_goes_on_elsewhere(
-    place: Path, undisturbed: Path, metadata: Metadata
+def test_notice_ends_the_run_after_a_checkpoint_that_resumes_elsewhere(
+    place: Path, uninterrupted: Path, metadata: Metadata
 ) -> None:
     # The checkpoints outlive the host; its run folder does not.
-    to = ("--set", f"checkpoint.path={place / 'kept'}")
-    with train(place / "taken", metadata, *to) as training:
+    path = ("--set", f"checkpoint.path={place / 'kept'}")
+    with train(place / "taken", metadata, *path) as training:
         training.wait_for("step")
         metadata.take_away()
         result = training.command.finish()
     assert result.returncode == 75, result.stderr
     step = saved_step(place / "kept")
-    assert 0 < step < report_of(undisturbed)["steps"]
+    assert 0 < step < report_of(uninterrupted)["steps"]
     assert messages(result.stderr)[-2:] == [
         f"crossfade: {NOTICE}",
         f"crossfade: stopped after step {step:,}, of which there is a checkpoint: {NOTICE}; resume with --resume",
     ]
-    result = succeeded(crossfade("train", "job.yaml", "--run-dir", "elsewhere", *to, "--resume", cwd=place))
+    result = succeeded(crossfade("train", "job.yaml", "--run-dir", "elsewhere", *path, "--resume", cwd=place))
     assert f"crossfade: resuming from step {step}" in messages(result.stderr)
-    assert_same_bits(place / "elsewhere", undisturbed)
+    assert_same_bits(place / "elsewhere", uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_recommendation_costs_a_checkpoint_and_nothing_else(
-    place: Path, undisturbed: Path, metadata: Metadata
-) -> None:
+def test_recommendation_only_causes_a_checkpoint(place: Path, uninterrupted: Path, metadata: Metadata) -> None:
     with train(place / "at-risk", metadata) as training:
         training.wait_for("step")
         metadata.recommend_leaving()
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
     assert len(training.events("checkpoint_saved")) == 2  # the other is that of the end
-    assert_same_bits(place / "at-risk", undisturbed)
+    assert_same_bits(place / "at-risk", uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_host_that_is_none_of_ec2_trains_all_the_same(place: Path, metadata: Metadata) -> None:
+def test_host_outside_ec2_trains_with_spot_option(place: Path, metadata: Metadata) -> None:
     [metadata_port] = free_ports(1)
     metadata.endpoint = f"http://127.0.0.1:{metadata_port}"
     options = ("train", "job.yaml", "--run-dir", "at-home", "--spot", "--set", "train.epochs=1")
     result = succeeded(crossfade(*options, cwd=place, variables=metadata.variables))
-    assert sum("no spot notice can be seen now" in line for line in messages(result.stderr)) == 1
+    assert sum("cannot read spot notices" in line for line in messages(result.stderr)) == 1
 
 
 class Cluster:
-    """A training on two hosts, 127.0.0.1 and others, that takes its time."""
+    """A paced training on two hosts, 127.0.0.1 and another."""
 
     def __init__(self, place: Path, run: str) -> None:
         self.run_dir = place / run
@@ -214,17 +212,17 @@ class Cluster:
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_job_saves_before_one_of_its_hosts_is_taken_and_goes_on_with_another(
-    place: Path, undisturbed_on_servers: Path, metadata: Metadata
+def test_job_saves_before_a_host_is_reclaimed_and_resumes_with_another(
+    place: Path, uninterrupted_on_servers: Path, metadata: Metadata
 ) -> None:
     cluster = Cluster(place, "one-taken")
     with (
-        running_metadata() as of_the_first,
+        running_metadata() as first_metadata,
         cluster.agent("127.0.0.2", metadata) as taken,
-        cluster.train(of_the_first) as training,
+        cluster.train(first_metadata) as training,
     ):
         training.wait_for("step")
-        of_the_first.recommend_leaving()  # which workers on both hosts hear, and the first of them heeds
+        first_metadata.recommend_leaving()  # workers on both hosts receive it; the first worker acts on it
         training.wait_for("checkpoint_saved")
         metadata.take_away()
         result = taken.finish()
@@ -233,7 +231,7 @@ def test_a_job_saves_before_one_of_its_hosts_is_taken_and_goes_on_with_another(
         step = saved_step(training.run_dir / "checkpoints")
         assert [record["step"] for record in training.events("stopped")] == [step]
         assert training.command.process.poll() is None
-        with running_metadata() as of_the_new_one, cluster.agent("127.0.0.3", of_the_new_one) as new:
+        with running_metadata() as new_metadata, cluster.agent("127.0.0.3", new_metadata) as new:
             result = succeeded(training.finish())
             succeeded(new.finish())
     report = report_of(training.run_dir)
@@ -242,18 +240,18 @@ def test_a_job_saves_before_one_of_its_hosts_is_taken_and_goes_on_with_another(
     assert restart["step"] == step
     assert restart["cause"].endswith(f"(127.0.0.2) got an interruption notice: {NOTICE}")
     assert f"restarting (generation 2) from step {step}" in messages(result.stderr)[-1]
-    assert_same_bits(training.run_dir, undisturbed_on_servers)
+    assert_same_bits(training.run_dir, uninterrupted_on_servers)
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_when_the_coordinators_host_is_taken_the_other_agents_are_told_to_join_the_next_one(
-    place: Path, undisturbed_on_servers: Path, metadata: Metadata
+def test_reclaimed_coordinator_host_sends_the_other_agents_to_the_next_coordinator(
+    place: Path, uninterrupted_on_servers: Path, metadata: Metadata
 ) -> None:
     cluster = Cluster(place, "first-taken")
     with running_metadata() as other, cluster.agent("127.0.0.2", other) as agent:
         with cluster.train(metadata) as training:
-            for _ in range(3):  # one a second: so the coordinator has heard of them too
+            for _ in range(3):  # one per second: so the coordinator has received them too
                 training.wait_for("step")
             metadata.take_away()
             result = training.command.finish()
@@ -267,9 +265,9 @@ def test_when_the_coordinators_host_is_taken_the_other_agents_are_told_to_join_t
         assert result.returncode == 75, result.stderr
         assert messages(result.stderr)[-1].startswith(f"crossfade: the job was stopped after step {step:,}, which")
     with (
-        running_metadata() as of_the_next_one,
-        cluster.agent("127.0.0.2", of_the_next_one),
-        cluster.train(of_the_next_one, "--resume") as training,
+        running_metadata() as next_metadata,
+        cluster.agent("127.0.0.2", next_metadata),
+        cluster.train(next_metadata, "--resume") as training,
     ):
         succeeded(training.finish())
-    assert_same_bits(training.run_dir, undisturbed_on_servers)
+    assert_same_bits(training.run_dir, uninterrupted_on_servers)

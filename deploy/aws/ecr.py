@@ -1,0 +1,64 @@
+"""Images in Amazon ECR: their parts, and a check that they exist before anything that costs money starts.
+
+EcrImage.parse("123456789012.dkr.ecr.us-east-1.amazonaws.com/crossfade:cpu").tag     # "cpu"
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deploy.aws.errors import translate_aws_errors
+from kvstore.errors import CloudRequestError
+
+if TYPE_CHECKING:
+    from deploy.aws.clients import Aws
+
+_ECR = re.compile(
+    r"(?P<registry>(?P<account>[^./]+)\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?)"
+    r"/(?P<repository>[^:@]+)(?:@(?P<digest>sha256:[0-9a-f]+)|:(?P<tag>.+))?"
+)
+
+
+@dataclass(frozen=True)
+class EcrImage:
+    """An image in ECR, named by its digest or, without one, by its tag."""
+
+    registry: str
+    account: str
+    region: str
+    repository: str
+    digest: str | None
+    tag: str
+
+    @staticmethod
+    def parse(image: str) -> EcrImage | None:
+        """Return the parts of ``image``; None if it is not in ECR."""
+        match = _ECR.fullmatch(image)
+        return None if match is None else EcrImage(**match.groupdict() | {"tag": match["tag"] or "latest"})
+
+
+def check_image(aws: Aws, image: str) -> bool:
+    """Check that ``image`` exists in the region of ``aws``.
+
+    Returns:
+        Whether it was looked up: an image of another registry is not.
+
+    Raises:
+        CloudRequestError: it does not exist, is in another region, or may not be looked up.
+        CloudError: AWS does not answer.
+    """
+    parts = EcrImage.parse(image)
+    if parts is None:
+        return False
+    if parts.region != aws.region:
+        raise CloudRequestError(
+            f"--image {image}: is in {parts.region}, but the job is to run in {aws.region}; push the image to "
+            f"{aws.region} (docs/aws.md), or set --region {parts.region}",
+            "region",
+        )
+    which: Any = {"imageDigest": parts.digest} if parts.digest else {"imageTag": parts.tag}
+    with translate_aws_errors(f"looking for the image {image}", aws.region):
+        aws.ecr.describe_images(registryId=parts.account, repositoryName=parts.repository, imageIds=[which])
+    return True

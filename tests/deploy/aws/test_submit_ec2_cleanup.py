@@ -1,0 +1,122 @@
+"""``crossfade submit ec2 --list`` and ``--cleanup`` after clients that were killed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aws_server import AwsServer, running_aws
+from cluster_data import write_job
+from ec2_leftovers import leftovers
+from running_command import started
+from submitting_ec2 import BUCKET, detached, empty_account, the_run
+
+from crossfade.main import main
+
+pytestmark = pytest.mark.slow
+
+MUTATIONS = [
+    "PutParameter",
+    "CreateRole",
+    "PutRolePolicy",
+    "CreateInstanceProfile",
+    "AddRoleToInstanceProfile",
+    "CreateSecurityGroup",
+    "AuthorizeSecurityGroupIngress",
+    "CreatePlacementGroup",
+    "RunInstances",
+]
+"""What starting a run makes, in the order in which it does."""
+REMOVALS = ["TerminateInstances", "DeletePlacementGroup", "DeleteRole"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[AwsServer]:
+    with running_aws() as aws:
+        yield aws
+
+
+@pytest.fixture
+def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    return empty_account(server, monkeypatch)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_job(tmp_path / "job.yaml", f"s3://{BUCKET}/data")
+
+
+# Of every third request, each of another service or kind of resource.
+@pytest.mark.parametrize("stage", MUTATIONS[2::3])
+def test_cleanup_deletes_what_a_killed_client_created(
+    aws: AwsServer, job: Path, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # SIGKILL comes when the request is on its way: AWS does what it says, and nobody hears the answer.
+    options = ("--output", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large", "--hosts", 2, "--spot")
+    with started("submit", "ec2", job, *options, cwd=tmp_path, variables=aws.variables) as command:
+        aws.before(stage, lambda _: command.process.kill())
+        assert command.finish().returncode == -9
+    assert [call.action for call in aws.calls if call.action in MUTATIONS] == MUTATIONS[: MUTATIONS.index(stage) + 1]
+    assert leftovers(aws) != []
+    assert main(["submit", "ec2", "--list"]) == 0
+    [line] = capsys.readouterr().out.splitlines()[1:]
+    run = line.split()[0]
+    assert run.startswith("planted-")
+    assert main(["submit", "ec2", "--cleanup", run]) == 0
+    assert leftovers(aws) == []
+    assert main(["submit", "ec2", "--list"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("RUN")
+
+
+def test_cleanup_completes_an_interrupted_cleanup(aws: AwsServer, job: Path, tmp_path: Path) -> None:
+    for stage in REMOVALS:
+        aws.calls.clear()
+        assert detached(job, "--hosts", 2) == 0
+        run = the_run(aws)
+        with started("submit", "ec2", "--cleanup", run, cwd=tmp_path, variables=aws.variables) as command:
+            aws.before(stage, lambda _, process=command.process: process.kill())
+            assert command.finish().returncode == -9, stage
+        aws.before(stage, lambda _: None)
+        assert main(["submit", "ec2", "--cleanup", run]) == 0, stage
+        assert leftovers(aws) == [], stage
+
+
+def test_cleanup_without_a_name_keeps_active_and_foreign_runs(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detached(job) == 0
+    goes_on = the_run(aws)
+    before = leftovers(aws)
+    aws.client("iam").create_role(
+        RoleName="crossfade-of-another",
+        Path="/crossfade/us-east-1/",
+        AssumeRolePolicyDocument="{}",
+        Tags=[{"Key": "crossfade:owner", "Value": "arn:aws:iam::123456789012:user/another"}],
+    )
+    aws.client("iam").create_role(RoleName="crossfade", AssumeRolePolicyDocument="{}")  # by somebody, for something
+    assert main(["submit", "ec2", "--cleanup"]) == 0
+    said = capsys.readouterr().err
+    assert f"{goes_on} still has 1 instance(s)" in said
+    assert "of-another belongs to arn:aws:iam::123456789012:user/another" in said
+    assert sorted(leftovers(aws)) == sorted([*before, "role crossfade-of-another", "role crossfade"])
+
+
+def test_resource_that_cannot_be_deleted_is_reported_and_the_rest_is_deleted(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detached(job, "--hosts", 2) == 0
+    run = the_run(aws)
+    aws.fail("DeleteRole", "AccessDenied", "not authorized to perform: iam:DeleteRole", times=0)
+    aws.fail("DeleteSecurityGroup", "DependencyViolation", "resource has a dependent object", times=3)
+    assert main(["submit", "ec2", "--cleanup", run]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"cannot delete all resources of the run {run}" in said
+    assert "iam:DeleteRole" in said
+    assert leftovers(aws) == [f"role crossfade-{run}"]
+
+
+def test_unknown_run_is_rejected(aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    for what in ("--cleanup", "--follow"):
+        assert main(["submit", "ec2", what, "planted-00000000"]) == 2
+        assert "there is nothing of a run planted-00000000" in capsys.readouterr().err
+    assert main(["submit", "ec2", "--cleanup", "../x"]) == 2
+    assert main(["submit", "ec2"]) == 2

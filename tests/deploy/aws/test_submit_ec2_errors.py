@@ -1,0 +1,141 @@
+"""``crossfade submit ec2`` when its input or AWS's answers are errors."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aws_server import AwsServer, running_aws
+from cluster_data import write_job
+from ec2_leftovers import leftovers
+from submitting_ec2 import BUCKET, IMAGE, detached, empty_account, stored
+
+from crossfade.main import main
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[AwsServer]:
+    with running_aws() as aws:
+        yield aws
+
+
+@pytest.fixture
+def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    return empty_account(server, monkeypatch)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_job(tmp_path / "job.yaml", f"s3://{BUCKET}/data")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ((), "--output is missing"),
+        (("--output", "music"), "--output: expected s3://BUCKET/PREFIX, but found 'music'"),
+        (("--output", "s3://music/runs", "--hosts", "0"), "--hosts: expected 1 to 1000, but found 0"),
+        (("--output", "s3://music/runs", "--max-hours", "9999"), "--max-hours: expected 0.05 to 720, but found 9999"),
+        (("--output", "s3://music/runs", "--instance-type", "p5.48xlarge"), "MXNet cannot use its GPU, H100"),
+        (("--output", "s3://music/runs", "--set", "data.path=here"), "data.path: "),
+        (
+            ("--output", "s3://music/runs", "--image", IMAGE.replace("us-east-1", "eu-west-1")),
+            "is in eu-west-1, but",
+        ),
+    ],
+)
+def test_invalid_input_is_rejected_before_anything_is_created(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], line: str
+) -> None:
+    assert main(["submit", "ec2", str(job), *options]) == 2
+    assert line in capsys.readouterr().err
+    assert leftovers(aws) == []
+    assert stored(aws) == {}
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "message", "exit_code", "line"),
+    [
+        (
+            "RunInstances",
+            "InsufficientInstanceCapacity",
+            "no capacity",
+            1,
+            "AWS has no such instance free",
+        ),
+        ("RunInstances", "VcpuLimitExceeded", "current vCPU limit of 0", 2, "does not allow it in us-east-1"),
+        ("RunInstances", "MaxSpotInstanceCountExceeded", "too many", 2, "a quota of the account does not allow it"),
+        (
+            "RunInstances",
+            "UnauthorizedOperation",
+            "not authorized",
+            2,
+            "these credentials lack the permission RunInstances",
+        ),
+        (
+            "CreateRole",
+            "AccessDenied",
+            "not authorized to perform: iam:CreateRole",
+            2,
+            "lack the permission iam:CreateRole",
+        ),
+        ("CreateSecurityGroup", "UnauthorizedOperation", "no", 2, "lack the permission CreateSecurityGroup"),
+        ("CreatePlacementGroup", "PlacementGroupLimitExceeded", "no more", 2, "a quota of the account"),
+        ("DescribeImages", "InvalidAMIID.NotFound", "The image id does not exist", 2, "does not exist"),
+        ("GetCallerIdentity", "ExpiredToken", "expired", 2, "the AWS credentials have expired"),
+    ],
+)
+def test_aws_error_is_one_line_and_leaves_no_resources(
+    aws: AwsServer,
+    job: Path,
+    capsys: pytest.CaptureFixture[str],
+    action: str,
+    code: str,
+    message: str,
+    exit_code: int,
+    line: str,
+) -> None:
+    aws.fail(action, code, message, times=0)
+    assert detached(job, "--hosts", 2, "--spot") == exit_code
+    said = capsys.readouterr().err
+    assert line in said.splitlines()[-1], said
+    assert "Traceback" not in said
+    assert leftovers(aws) == []
+
+
+def test_throttled_requests_are_retried(aws: AwsServer, job: Path) -> None:
+    for action in ("RunInstances", "CreateRole", "DescribeVpcs"):
+        aws.fail(action, "RequestLimitExceeded" if action != "CreateRole" else "Throttling", "slow down", times=2)
+    assert detached(job) == 0
+    assert {len(aws.made(action)) for action in ("RunInstances", "CreateRole", "DescribeVpcs")} == {3}
+    tokens = {call.body["ClientToken"] for call in aws.made("RunInstances")}
+    assert len(tokens) == 1  # however often it is made, it starts instances once
+
+
+def test_new_instance_profile_is_retried_until_ec2_accepts_it(
+    aws: AwsServer, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.aws.ec2.launch._POLL_SECONDS", 0.01)
+    unknown = "Value (crossfade-x) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name"
+    aws.fail("RunInstances", "InvalidParameterValue", unknown, times=3)
+    assert detached(job) == 0
+    assert len(aws.made("RunInstances")) == 4
+
+
+@pytest.mark.parametrize("missing", ["image", "repository", "region", "subnet"])
+def test_missing_resource_is_named_before_anything_is_created(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    options = {
+        "image": ("--image", f"{IMAGE}-of-yesterday"),
+        "repository": ("--image", IMAGE.replace("crossfade:", "elsewhere:")),
+        "region": ("--region", "moon-1"),
+        "subnet": ("--subnet", "subnet-0123456789abcdef0"),
+    }[missing]
+    assert detached(job, *options) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    expected = {"image": "cpu-of-yesterday", "repository": "elsewhere", "region": "moon-1", "subnet": "subnet-01234567"}
+    assert expected[missing] in said
+    assert leftovers(aws) == []
+    assert stored(aws) == {}

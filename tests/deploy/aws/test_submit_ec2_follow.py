@@ -1,0 +1,170 @@
+"""``crossfade submit ec2`` following a run to its end, and the permissions that it needs."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_server import AwsServer, Call, running_aws
+from cluster_data import write_job
+from documented_policies import policy
+from ec2_leftovers import leftovers
+from submitting_ec2 import BUCKET, detached, empty_account, submit, tags_of, the_run
+
+from crossfade.main import main
+
+pytestmark = pytest.mark.slow
+
+S3_ACTIONS = {"PUT": "PutObject", "GET": "GetObject"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[AwsServer]:
+    with running_aws() as aws:
+        yield aws
+
+
+@pytest.fixture
+def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    return empty_account(server, monkeypatch)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_job(tmp_path / "job.yaml", f"s3://{BUCKET}/data")
+
+
+class Story:
+    """What happens to the hosts of the one run while it is followed: a chapter each time the client looks at them."""
+
+    def __init__(self, aws: AwsServer, *chapters: Callable[["Story"], object]) -> None:
+        self._aws, self._chapters = aws, list(chapters)
+        aws.before("DescribeInstances", self._turn)
+
+    def _turn(self, _call: Call) -> None:
+        if self._chapters and self._aws.made("RunInstances"):
+            self._chapters.pop(0)(self)
+
+    def put(self, name: str, **value: Any) -> None:
+        """Write an object of the run."""
+        [call, *_] = self._aws.made("RunInstances")
+        run = tags_of(call, 1)["crossfade:run"]
+        self._aws.client("s3").put_object(Bucket=BUCKET, Key=f"runs/{run}/{name}", Body=json.dumps(value).encode())
+
+    def ids(self) -> list[str]:
+        """Of the living instances."""
+        found = self._aws.client("ec2").describe_instances()["Reservations"]
+        instances = [instance for reservation in found for instance in reservation["Instances"]]
+        return [one["InstanceId"] for one in instances if one["State"]["Name"] == "running"]
+
+    def interrupt(self) -> None:
+        """EC2 takes the instances back, after they have said so."""
+        for number, name in enumerate(self.ids()):
+            self.put(f"hosts/{number}.json", state="interrupted", message="exit code 75", instance=name)
+        self.terminate()
+
+    def terminate(self) -> None:
+        """The instances end without a word."""
+        self._aws.client("ec2").terminate_instances(InstanceIds=self.ids())
+
+    def terminate_one(self) -> None:
+        """One of them does."""
+        self._aws.client("ec2").terminate_instances(InstanceIds=self.ids()[1:])
+
+    def fail(self) -> None:
+        """The first host says that it cannot go on."""
+        self.put("hosts/0.json", state="failed", message="the image x cannot be pulled", instance=self.ids()[0])
+
+    def end(self) -> None:
+        """The run is done."""
+        self.put("end.json", exit_code=0, message="embeddings and report: /runs/run")
+
+
+def nothing(_story: Story) -> None:
+    """Nothing happens."""
+
+
+def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_capacity(story: Story) -> None:
+        story.interrupt()
+        aws.fail("RunInstances", "InsufficientInstanceCapacity", "no capacity", times=2)
+
+    Story(aws, nothing, no_capacity, *[nothing] * 8, Story.end)
+    assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
+    said = capsys.readouterr().err
+    assert said.count("host 0 is gone (Client.UserInitiatedShutdown); retrying in") == 2
+    assert "host 0 is gone (Client.UserInitiatedShutdown); started another instance in its place" in said
+    first, *failed, second = aws.made("RunInstances")
+    assert len(failed) == 2
+    assert tags_of(second, 1) == tags_of(first, 1)
+    assert second.body["SubnetId"]  # where the first one was
+    assert leftovers(aws) == []
+
+
+@pytest.mark.parametrize(
+    ("chapter", "line"),
+    [
+        (Story.fail, "host 0 failed: the image x cannot be pulled"),
+        (Story.terminate, "has ended: Client.UserInitiatedShutdown; its console"),
+    ],
+)
+def test_failed_or_terminated_host_ends_the_run_with_its_reason(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], chapter: Callable[[Story], object], line: str
+) -> None:
+    Story(aws, nothing, chapter)
+    assert submit(job, "--poll-seconds", 0.1) == 1
+    assert line in capsys.readouterr().err.splitlines()[-1]
+    assert len(aws.made("RunInstances")) == 1
+    assert leftovers(aws) == []
+
+
+def test_detached_run_can_be_followed_and_is_cleaned_up_at_its_end(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detached(job, "--hosts", 2, "--poll-seconds", 0.1) == 0
+    run = the_run(aws)
+    Story(aws, nothing, nothing, nothing, Story.end)
+    assert main(["submit", "ec2", "--follow", run]) == 0
+    assert "the run has ended with exit code 0: embeddings and report" in capsys.readouterr().err
+    assert leftovers(aws) == []
+
+
+S3_ACTIONS = {"PUT": "PutObject", "GET": "GetObject"}
+
+
+def called(aws: AwsServer) -> set[tuple[str, str]]:
+    """Service and action of all calls, as IAM names them."""
+    found = set()
+    for service, action in aws.actions():
+        verb, _, path = action.partition(" ")
+        of_s3 = "ListBucket" if path == f"/{BUCKET}" else S3_ACTIONS.get(verb, verb)
+        found.add((service, of_s3 if service == "s3" else action))
+    return found - {("sts", "GetCallerIdentity")}  # which needs no permission
+
+
+def test_documented_policies_allow_exactly_the_calls_of_the_commands(aws: AwsServer, job: Path) -> None:
+    checked_by_aws = {  # with calls that give tags, or hand a role on
+        ("iam", "PassRole"),
+        ("iam", "TagRole"),
+        ("iam", "TagInstanceProfile"),
+        ("ec2", "CreateTags"),
+        ("ssm", "AddTagsToResource"),
+    }
+    seldom = {("ec2", "DescribeSubnets"), ("ec2", "DeleteVolume")}  # with --subnet, and if a disk outlives its instance
+    Story(aws, nothing, Story.interrupt, *[nothing] * 4, Story.terminate_one)
+    assert submit(job, "--hosts", 2, "--spot", "--poll-seconds", 0.1) == 1
+    assert called(aws) == policy("ec2") - checked_by_aws - seldom
+
+    aws.calls.clear()
+    assert detached(job) == 0
+    run = the_run(aws)
+    aws.calls.clear()
+    assert main(["submit", "ec2", "--list"]) == 0
+    assert called(aws) == policy("ec2-list")
+    aws.calls.clear()
+    assert main(["submit", "ec2", "--cleanup", run]) == 0
+    both = policy("ec2-list") | policy("ec2-cleanup")
+    assert called(aws) == both - seldom - {("ec2", "DeletePlacementGroup")}  # which one host has none of

@@ -1,0 +1,164 @@
+"""Requests of ``crossfade submit ec2``: the cluster, its image and its user data."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_server import AwsServer, running_aws
+from cluster_data import write_job
+from submitting_ec2 import BUCKET, IMAGE, detached, empty_account, stored, submit, tags_of, the_run
+
+from crossfade.main import main
+from deploy.aws.ec2.spec import RunSpec, new_run_name
+from deploy.aws.ec2.user_data import MAX_BYTES, user_data
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[AwsServer]:
+    with running_aws() as aws:
+        yield aws
+
+
+@pytest.fixture
+def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    return empty_account(server, monkeypatch)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_job(tmp_path / "job.yaml", f"s3://{BUCKET}/data")
+
+
+def test_cluster_options_reach_the_requests(aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detached(job, "--hosts", 2, "--spot", "--max-hours", 3, "--volume-gb", 200) == 0
+    said = capsys.readouterr().err
+    assert "cost: $0.25 an hour, $0.76 at most (2 x r6i.large, 3 h at most" in said
+    [call] = aws.made("RunInstances")
+    asked = call.body
+    assert (asked["MinCount"], asked["MaxCount"]) == ("2", "2")
+    assert asked["InstanceInitiatedShutdownBehavior"] == "terminate"
+    metadata = {name: value for name, value in asked.items() if name.startswith("MetadataOptions.")}
+    assert metadata == {
+        "MetadataOptions.HttpEndpoint": "enabled",
+        "MetadataOptions.HttpTokens": "required",
+        "MetadataOptions.HttpPutResponseHopLimit": "2",
+    }
+    disk = {name.rpartition(".")[2]: value for name, value in asked.items() if name.startswith("BlockDeviceMapping.")}
+    assert disk["Encrypted"] == disk["DeleteOnTermination"] == "true"
+    assert (disk["VolumeSize"], disk["VolumeType"]) == ("200", "gp3")
+    assert asked["InstanceMarketOptions.MarketType"] == "spot"
+    assert asked["Placement.GroupName"] == f"crossfade-{the_run(aws)}"
+    kinds = [tags_of(call, number)["kind"] for number in range(1, 5)]
+    assert kinds == ["instance", "volume", "network-interface", "spot-instances-request"]
+    for number in range(1, 5):
+        tags = tags_of(call, number)
+        assert tags["crossfade:owner"] == "arn:aws:sts::123456789012:user/moto"
+        assert (tags["crossfade:job"], tags["crossfade:first-host"]) == ("planted", "0")
+    [opened] = [call.body for call in aws.made("AuthorizeSecurityGroupIngress")]
+    assert opened["GroupId"] == opened["IpPermissions.1.Groups.1.GroupId"] == asked["SecurityGroupId.1"]
+    assert not any("CidrIp" in name for name in opened)
+
+
+def test_token_is_stored_only_in_an_encrypted_parameter(aws: AwsServer, job: Path) -> None:
+    assert detached(job, "--hosts", 2) == 0
+    [put] = [call.body for call in aws.made("PutParameter")]
+    assert put["Type"] == "SecureString"
+    assert len(put["Value"]) == 64
+    for call in aws.calls:
+        assert call.action == "PutParameter" or put["Value"] not in json.dumps(call.body)
+    s3 = aws.client("s3")
+    for entry in s3.list_objects_v2(Bucket=BUCKET)["Contents"]:
+        assert put["Value"] not in s3.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read().decode()
+
+
+def test_dry_run_prints_every_request_and_sends_none(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(job, "--hosts", 2, "--dry-run") == 0
+    printed = capsys.readouterr()
+    assert "Horovod" not in printed.err
+    assert submit(job, "--hosts", 2, "--dry-run", "--set", "model.dim=8", "--set", "model.dense={item: [8]}") == 0
+    assert "of several workers need Horovod" in capsys.readouterr().err
+    assert aws.calls == []
+    assert "cost: $0.25 an hour" in printed.err
+    names = re.findall(r"^([a-z0-9]+)\.([a-z_]+) \{", printed.out, re.MULTILINE)
+    shown = [(service, "".join(word.capitalize() for word in name.split("_"))) for service, name in names]
+    assert "#!/bin/bash" in printed.out
+    assert detached(job, "--hosts", 2) == 0
+    sent = [
+        (call.service, "PutObject" if call.action.startswith("PUT ") else call.action)
+        for call in aws.calls
+        if call.service != "pricing"
+    ]
+    assert shown == list(dict.fromkeys(sent))
+
+
+@pytest.mark.parametrize(
+    ("options", "parameter", "variant"),
+    [
+        (("--instance-type", "r6i.large"), "amazon-linux-2023/recommended", "cpu"),
+        (("--instance-type", "g5.xlarge"), "amazon-linux-2023/gpu/recommended", "cu112"),
+        (("--instance-type", "p2.xlarge"), "amazon-linux-2023/gpu/recommended", "cu90"),
+    ],
+)
+def test_instance_type_selects_image_and_machine_image(
+    aws: AwsServer, job: Path, options: tuple[str, str], parameter: str, variant: str
+) -> None:
+    assert detached(job, *options) == 0
+    [asked] = aws.made("GetParameter")
+    assert asked.body["Name"].endswith(f"{parameter}/image_id")
+    [spec] = [json.loads(text) for name, text in stored(aws).items() if name.endswith("spec.json")]
+    assert spec["image"] == IMAGE.replace("cpu", variant)
+    assert spec["variant"] == variant
+
+
+@pytest.mark.parametrize(
+    ("options", "servers", "workers"),
+    [((), 3, 3), (("--servers", 1, "--workers", 2), 1, 2), (("--set", "cluster.servers=2", "--workers", 1), 2, 1)],
+)
+def test_role_options_set_servers_and_workers(
+    aws: AwsServer, job: Path, options: tuple[object, ...], servers: int, workers: int
+) -> None:
+    assert detached(job, "--hosts", 3, *options) == 0
+    [spec] = [json.loads(text) for name, text in stored(aws).items() if name.endswith("spec.json")]
+    assert (spec["job"]["cluster"]["servers"], spec["job"]["cluster"]["workers"]) == (servers, workers)
+
+
+def test_default_instance_type_is_p2(job: Path, aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "ec2", str(job), "--output", f"s3://{BUCKET}/runs", "--dry-run"]) == 0
+    assert "p2.xlarge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cu112", "cu90"])
+def test_user_data_is_valid_bash_within_the_limit_and_quotes_its_values(tmp_path: Path, variant: Any) -> None:
+    values: dict[str, Any] = {
+        "run": new_run_name("x"),
+        "region": "us-east-1",
+        "account": "1",
+        "owner": "me",
+        "job": {"name": "x"},
+        "storage": "s3://music/it's/x",
+        "data": "s3://music/data",
+        "image": "registry.example/$(touch /tmp/x)`id`:tag",
+        "variant": variant,
+        "instance_type": "r6i.large",
+        "hosts": 1,
+        "spot": False,
+        "max_hours": 1.0,
+        "volume_gib": 100,
+    }
+    values["storage"] = "s3://music/its/x"
+    script = user_data(RunSpec(**values), 0)
+    assert len(script.encode()) <= MAX_BYTES
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    settings = script.partition("\nimds=")[0]
+    echo = subprocess.run(["bash"], input=f'{settings}\necho "$image"', text=True, capture_output=True, check=True)
+    assert echo.stdout.strip() == values["image"]
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in script if "AWS_SECRET_ACCESS_KEY" in os.environ else True

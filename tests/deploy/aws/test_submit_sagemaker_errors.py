@@ -1,0 +1,91 @@
+"""``crossfade submit sagemaker`` when AWS answers with errors."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aws_server import ACCOUNT, REGION, AwsServer, running_aws
+from cluster_data import write_job
+from running_command import succeeded
+from submitting_sagemaker import IMAGE, QUOTA, ROLE, account_with_images, submit
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[AwsServer]:
+    with running_aws() as running:
+        yield running
+
+
+@pytest.fixture
+def aws(server: AwsServer) -> AwsServer:
+    return account_with_images(server)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_job(tmp_path / "plays.yaml", "s3://music/plays", name="plays")
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "message", "exit_code", "said"),
+    [
+        ("CreateTrainingJob", "ResourceLimitExceeded", QUOTA, 2, "the quota 'ml.p2.xlarge for training job usage'"),
+        (
+            "CreateTrainingJob",
+            "AccessDeniedException",
+            f"User: arn:aws:iam::{ACCOUNT}:user/ann is not authorized to perform: iam:PassRole on resource: {ROLE} "
+            "because no identity-based policy allows the iam:PassRole action",
+            2,
+            f"these credentials lack the permission iam:PassRole on {ROLE}, because no identity-based policy allows",
+        ),
+        ("CreateTrainingJob", "ValidationException", f"Could not assume role {ROLE}.", 2, "Could not assume role"),
+        ("CreateTrainingJob", "CapacityError", "Unable to provision capacity.", 1, "no such instance free in"),
+        ("CreateTrainingJob", "UnrecognizedClientException", "The security token is invalid.", 2, "is enabled in the"),
+        (
+            "DescribeImages",
+            "ImageNotFoundException",
+            "no image cu90 in crossfade",
+            2,
+            "push it as docs/aws.md describes",
+        ),
+        ("GetCallerIdentity", "ExpiredToken", "The security token is expired", 2, "the AWS credentials have expired"),
+    ],
+)
+def test_aws_error_is_one_line_with_its_fix(
+    aws: AwsServer, job: Path, action: str, code: str, message: str, exit_code: int, said: str
+) -> None:
+    aws.fail(action, code, message)
+    result = submit(aws, job)
+    assert result.returncode == exit_code, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("crossfade: error: ")
+    assert said in last
+    assert "Traceback" not in result.stderr
+
+
+def test_missing_or_foreign_image_is_rejected_before_the_job_starts(aws: AwsServer, job: Path) -> None:
+    result = submit(aws, job, "--instance-type", "ml.g5.xlarge")
+    assert result.returncode == 2
+    assert "looking for the image" in result.stderr
+    assert "crossfade:cu112" in result.stderr
+    other = submit(aws, job, "--image", IMAGE.replace(REGION, "eu-west-1"))
+    assert other.returncode == 2
+    assert "is in eu-west-1, but the job is to run in us-east-1" in other.stderr
+    assert aws.made("CreateTrainingJob") == []
+
+
+def test_throttled_requests_are_retried(aws: AwsServer, job: Path) -> None:
+    aws.fail("CreateTrainingJob", "ThrottlingException", "Rate exceeded", times=2)
+    succeeded(submit(aws, job))
+    assert len(aws.made("CreateTrainingJob")) == 3
+
+
+def test_job_is_submitted_without_permission_to_read_images_or_prices(aws: AwsServer, job: Path) -> None:
+    denied = "User: x is not authorized to perform: {} on resource: y because no policy allows it"
+    aws.fail("DescribeImages", "AccessDeniedException", denied.format("ecr:DescribeImages"))
+    aws.fail("GetProducts", "AccessDeniedException", denied.format("pricing:GetProducts"))
+    result = succeeded(submit(aws, job))
+    assert "lack the permission ecr:DescribeImages" in result.stderr
+    assert "AWS's price list cannot be read: AccessDeniedException" in result.stderr

@@ -1,0 +1,230 @@
+"""``crossfade submit sagemaker`` following and stopping a job, and the permissions that it needs."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from aws_server import AwsServer, Call, running_aws
+from cluster_data import write_job
+from documented_policies import policy
+from running_command import crossfade, started, succeeded
+from submitting_sagemaker import FAST, account_with_images, command, described, follow, submit, write_log
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[AwsServer]:
+    with running_aws() as running:
+        yield running
+
+
+@pytest.fixture
+def aws(server: AwsServer) -> AwsServer:
+    return account_with_images(server)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_job(tmp_path / "plays.yaml", "s3://music/plays", name="plays")
+
+
+def test_job_is_followed_with_its_log_to_its_end(aws: AwsServer, job: Path) -> None:
+    states = [
+        described("InProgress", "Starting", "Starting"),
+        described("InProgress", "Training", "Starting", "Downloading", "Training"),
+        described("InProgress", "Training", "Starting", "Downloading", "Training"),
+    ]
+    done = described(
+        *("Completed", "Completed", "Starting", "Downloading", "Training", "Uploading", "Completed"),
+        TrainingTimeInSeconds=120,
+        BillableTimeInSeconds=60,
+        ModelArtifacts={"S3ModelArtifacts": "s3://music/jobs/plays-1/output/model.tar.gz"},
+    )
+    looks = iter([*states, done])
+
+    def look(_call: Call) -> Mapping[str, Any]:
+        number = len(aws.made("DescribeTrainingJob"))
+        if number == 2:
+            write_log(aws, "algo-1", "crossfade: epoch=1 step=3 progress=0.2500 batch_loss=0.5")
+            write_log(aws, "algo-2", "joined the coordinator")
+        if number == 3:
+            write_log(aws, "algo-1", "crossfade: epoch=2 step=6 progress=0.5000 loss=0.25 ndcg@10=0.3")
+        return next(looks)
+
+    aws.respond("DescribeTrainingJob", look)
+    needed = ("--role", "CrossfadeTraining", "--output", "s3://music/jobs", "--name", "plays-1")
+    whole = ("submit", "sagemaker", job, *needed, *FAST, "--wait")
+    result = succeeded(crossfade(*whole, cwd=job.parent, variables=aws.variables))
+    assert result.stdout.splitlines() == [
+        "plays-1",
+        "algo-1: crossfade: epoch=1 step=3 progress=0.2500 batch_loss=0.5",
+        "algo-2: joined the coordinator",
+        "algo-1: crossfade: epoch=2 step=6 progress=0.5000 loss=0.25 ndcg@10=0.3",
+        "plays-1: completed; model: s3://music/jobs/plays-1/output/model.tar.gz",
+    ]
+    states_said = re.findall(r"crossfade: plays-1: (\w+): about", result.stderr)
+    assert states_said == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
+    assert "crossfade: plays-1: 120 s of training, 60 s billed" in result.stderr
+    for share in (" 25%", " 50%", "100%"):
+        assert f"plays-1: {share}|" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("secondary", "reason", "exit_code", "said"),
+    [
+        (
+            "Failed",
+            "AlgorithmError: s3://music/plays: has no manifest.json, exit code: 2",
+            2,
+            "the training job plays-1 failed: AlgorithmError: s3://music/plays: has no manifest.json, exit code: 2",
+        ),
+        ("Failed", "AlgorithmError: loss is not finite, exit code: 1", 1, "loss is not finite"),
+        (
+            "Failed",
+            "CapacityError: Unable to provision requested ML compute capacity.",
+            1,
+            "choose another instance type",
+        ),
+        ("Failed", "ClientError: Cannot pull image: not found", 2, "Cannot pull image"),
+        ("MaxRuntimeExceeded", "", 1, "was stopped after --max-hours"),
+        ("MaxWaitTimeExceeded", "", 1, "no spot capacity within --max-wait-hours"),
+    ],
+)
+def test_failed_job_ends_the_command_with_its_reason_and_exit_code(
+    aws: AwsServer, secondary: str, reason: str, exit_code: int, said: str
+) -> None:
+    status = "Failed" if secondary == "Failed" else "Stopped"
+    aws.answer("DescribeTrainingJob", described(status, secondary, "Starting", secondary, FailureReason=reason))
+    result = follow(aws)
+    assert result.returncode == exit_code
+    assert said in result.stderr.splitlines()[-1]
+
+
+def test_interrupted_spot_job_is_followed_until_it_has_resumed_and_completed(aws: AwsServer) -> None:
+    life = ("Starting", "Training", "Interrupted", "Starting", "Training", "Uploading", "Completed")
+    aws.answer(
+        "DescribeTrainingJob",
+        described("InProgress", "Training", *life[:2]),
+        described("InProgress", "Interrupted", *life[:3]),
+        described("InProgress", "Training", *life[:5]),
+        described("Completed", "Completed", *life),
+    )
+    result = succeeded(follow(aws))
+    assert re.findall(r"crossfade: plays-1: (\w+): about", result.stderr) == list(life)
+
+
+def test_stopped_job_exits_143_and_unknown_job_exits_2(aws: AwsServer) -> None:
+    unknown = follow(aws)
+    assert unknown.returncode == 2
+    assert "there is no training job 'plays-1' in us-east-1 of this account" in unknown.stderr
+    aws.answer("DescribeTrainingJob", described("Stopped", "Stopped", "Starting", "Stopping", "Stopped"))
+    stopped = follow(aws)
+    assert (stopped.returncode, stopped.stdout) == (143, "plays-1: stopped\n")
+
+
+def test_states_are_followed_without_permission_to_read_the_log(aws: AwsServer) -> None:
+    aws.fail(
+        "DescribeLogStreams", "AccessDeniedException", "is not authorized to perform: logs:DescribeLogStreams", times=0
+    )
+    aws.answer(
+        "DescribeTrainingJob",
+        described("InProgress", "Training", "Training"),
+        described("Completed", "Completed", "Training", "Completed"),
+    )
+    result = succeeded(follow(aws))
+    assert result.stdout.count("lack the permission logs:DescribeLogStreams") == 1
+    assert len(aws.made("DescribeLogStreams")) == 1
+
+
+def test_unreachable_aws_ends_following_and_notes_that_the_job_continues(aws: AwsServer) -> None:
+    aws.answer("DescribeTrainingJob", described("InProgress", "Training", "Training"))
+    aws.fail("DescribeLogStreams", "ServiceUnavailableException", "busy", times=0, status=503)
+    with mock.patch.dict(os.environ, {"AWS_MAX_ATTEMPTS": "1"}):
+        result = follow(aws)
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("(the training job plays-1 continues; --follow plays-1 follows it again)")
+
+
+def test_stop_option_stops_the_job(aws: AwsServer) -> None:
+    aws.answer("StopTrainingJob", {})
+    result = succeeded(command(aws, "--stop", "plays-1"))
+    assert [call.body for call in aws.made("StopTrainingJob")] == [{"TrainingJobName": "plays-1"}]
+    assert "stops after a checkpoint" in result.stderr
+    aws.reset()
+    aws.fail("StopTrainingJob", "ValidationException", "Requested resource not found.")
+    assert command(aws, "--stop", "plays-1").returncode == 2
+
+
+def test_ctrl_c_without_a_terminal_only_stops_following(aws: AwsServer, tmp_path: Path) -> None:
+    aws.answer("DescribeTrainingJob", described("InProgress", "Training", "Training"))
+    with started(
+        "submit", "sagemaker", "--follow", "plays-1", *FAST, cwd=tmp_path, variables=aws.variables
+    ) as watching:
+        wait_until(lambda: len(aws.made("DescribeTrainingJob")) > 1, 30, "a look at the job")
+        watching.process.send_signal(signal.SIGINT)
+        result = watching.finish()
+    assert result.returncode == 130
+    assert "stopped by SIGINT following; the training job plays-1 continues" in result.stderr
+    assert aws.made("StopTrainingJob") == []
+
+
+@pytest.mark.parametrize(("answer", "exit_code"), [("s", 143), ("w", 130)])
+def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, answer: str, exit_code: int) -> None:
+    def look(_call: Call) -> Mapping[str, Any]:
+        if aws.made("StopTrainingJob"):
+            return described("Stopped", "Stopped", "Training", "Stopping", "Stopped")
+        return described("InProgress", "Training", "Training")
+
+    aws.answer("StopTrainingJob", {})
+    aws.respond("DescribeTrainingJob", look)
+    ours, theirs = pty.openpty()
+    words = [Path(sys.executable).with_name("crossfade"), "submit", "sagemaker", "--follow", "plays-1", *FAST]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=os.environ | aws.variables, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        wait_until(lambda: len(aws.made("DescribeTrainingJob")) > 1, 30, "a look at the job")
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        asked = b""
+
+        def is_asked() -> bool:
+            nonlocal asked
+            asked += process.stdout.read() or b""  # type: ignore[union-attr]
+            return b"or only stop following it?" in asked
+
+        wait_until(is_asked, 30, "the question")
+        os.write(ours, f"{answer}\n".encode())
+        assert process.wait(30) == exit_code
+    os.close(ours)
+    assert len(aws.made("StopTrainingJob")) == (1 if answer == "s" else 0)
+
+
+def test_documented_policies_allow_exactly_the_calls_of_the_commands(aws: AwsServer, job: Path) -> None:
+    needs_none = {("sts", "GetCallerIdentity")}
+    checked_by_aws = {("iam", "PassRole"), ("sagemaker", "AddTags")}  # with CreateTrainingJob, when it has these
+    write_log(aws, "algo-1", "crossfade: epoch=1")
+    succeeded(submit(aws, job, "--wait"))  # moto's jobs are done at once
+    assert aws.actions() - needs_none == policy("submit") - checked_by_aws
+    [call] = aws.made("CreateTrainingJob")
+    assert {"RoleArn", "Tags"} <= call.body.keys()
+
+    aws.calls.clear()
+    succeeded(follow(aws))
+    assert aws.actions() == policy("follow")
+
+    aws.calls.clear()
+    aws.answer("StopTrainingJob", {})
+    succeeded(command(aws, "--stop", "plays-1"))
+    assert aws.actions() == policy("stop")

@@ -1,0 +1,176 @@
+"""Requests of ``crossfade submit sagemaker``, and options that it rejects."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aws_server import AwsServer, running_aws
+from cluster_data import write_job
+from running_command import succeeded
+from submitting_sagemaker import IMAGE, ROLE, account_with_images, submit
+
+from deploy.aws.sagemaker.container import Hosts, Paths, read_job
+from deploy.aws.sagemaker.request import Submission, make_request
+from kvstore.errors import InputError
+from trainer.config.loading import load_job
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[AwsServer]:
+    with running_aws() as running:
+        yield running
+
+
+@pytest.fixture
+def aws(server: AwsServer) -> AwsServer:
+    return account_with_images(server)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_job(tmp_path / "plays.yaml", "s3://music/plays", name="plays")
+
+
+def test_default_request_and_cost_are_shown_before_the_job_starts(aws: AwsServer, job: Path) -> None:
+    result = succeeded(submit(aws, job))
+    assert result.stdout == "plays-1\n"
+    [call] = aws.made("CreateTrainingJob")
+    request = call.body
+    assert request["AlgorithmSpecification"]["TrainingImage"] == IMAGE
+    assert request["RoleArn"] == ROLE
+    assert request["ResourceConfig"] == {"InstanceType": "ml.p2.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50}
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 24 * 3600}
+    assert request["CheckpointConfig"] == {
+        "S3Uri": "s3://music/jobs/plays-1/checkpoints",
+        "LocalPath": "/opt/ml/checkpoints",
+    }
+    assert request["HyperParameters"] == {
+        "name": "plays",
+        "data.path": "s3://music/plays",
+        "model.dim": "8",
+        "model.temperature": "0.1",
+        "negatives.kind": "shared",
+        "negatives.count": "64",
+        "optimizer.kind": "adagrad",
+        "optimizer.learning_rate": "0.1",
+        "optimizer.weight_decay": "0.0",
+        "optimizer.schedule": "constant",
+        "train.batch_size": "256",
+        "train.epochs": "2",
+        "train.query_frequency_power": "0.0",
+        "train.item_frequency_power": "0.0",
+        "evaluate.k": "[5, 10]",
+    }
+    assert "Environment" not in request
+    cost, said = result.stderr.splitlines()[1:]
+    assert cost.startswith(
+        "crossfade: cost: $1.12 an hour, $27.00 at most (1 x ml.p2.xlarge, 24 h at most; price: us-east-1, July 2025"
+    )
+    assert said == "crossfade: submitted; crossfade submit sagemaker --follow plays-1 follows it, --stop stops it"
+    order = [call.action for call in aws.calls]
+    assert order.index("GetProducts") < order.index("CreateTrainingJob")
+
+
+def test_every_option_reaches_the_request(aws: AwsServer, job: Path) -> None:
+    options = (
+        *("--instance-type", "ml.m5.xlarge", "--hosts", 2, "--spot", "--max-hours", 2, "--max-wait-hours", 5),
+        *("--volume-gb", 200, "--volume-key", "key-1", "--output-key", "key-2", "--encrypt-traffic"),
+        *("--subnet", "subnet-1", "--subnet", "subnet-2", "--security-group", "sg-1", "--tag", "team=music"),
+        *("--channel", "training=s3://music/plays", "--input-mode", "FastFile", "--set", "train.epochs=7"),
+    )
+    succeeded(submit(aws, job, *options))
+    [call] = aws.made("CreateTrainingJob")
+    request = call.body
+    assert request["ResourceConfig"] == {
+        "InstanceType": "ml.m5.xlarge",
+        "InstanceCount": 2,
+        "VolumeSizeInGB": 200,
+        "VolumeKmsKeyId": "key-1",
+    }
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 18000}
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["EnableInterContainerTrafficEncryption"] is True
+    assert request["OutputDataConfig"] == {"S3OutputPath": "s3://music/jobs", "KmsKeyId": "key-2"}
+    assert request["VpcConfig"] == {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1", "subnet-2"]}
+    assert request["Tags"] == [{"Key": "crossfade", "Value": "plays"}, {"Key": "team", "Value": "music"}]
+    assert request["AlgorithmSpecification"]["TrainingInputMode"] == "FastFile"
+    [channel] = request["InputDataConfig"]
+    assert channel["ChannelName"] == "training"
+    assert channel["DataSource"]["S3DataSource"] == {
+        "S3DataType": "S3Prefix",
+        "S3Uri": "s3://music/plays",
+        "S3DataDistributionType": "FullyReplicated",
+    }
+    # Several hosts keep their checkpoints together, and let each other in.
+    assert request["HyperParameters"]["checkpoint.path"] == "s3://music/jobs/plays-1/checkpoints"
+    assert request["HyperParameters"]["train.epochs"] == "7"
+    assert "CheckpointConfig" not in request
+    assert len(request["Environment"]["CROSSFADE_TOKEN"]) == 64
+
+
+def test_dry_run_prints_the_request_and_sends_none(aws: AwsServer, job: Path) -> None:
+    result = succeeded(submit(aws, job, "--role", ROLE, "--image", IMAGE, "--hosts", 2, "--dry-run"))
+    assert aws.calls == []
+    request = json.loads(result.stdout)
+    assert request["TrainingJobName"] == "plays-1"
+    assert request["Environment"] == {"CROSSFADE_TOKEN": "generated for each job"}
+    assert "crossfade: cost: $2.25 an hour, $54.00 at most (2 x ml.p2.xlarge, 24 h at most" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--instance-type", "ml.p5.48xlarge"), "MXNet cannot use its GPU, H100"),
+        (("--instance-type", "ml.c7g.large"), "has an Arm processor"),
+        (("--set", "data.path=data/plays"), "data.path: data/plays is on this machine, which the job cannot read"),
+        (("--set", "checkpoint.path=here"), "checkpoint.path: here is on this machine"),
+        (("--output", "music/jobs"), "--output music/jobs: expected an S3 URI"),
+        (("--name", "plays_1"), "--name plays_1: expected up to 63 letters, digits and hyphens"),
+        (("--subnet", "subnet-1"), "--subnet and --security-group: a job in a VPC needs both"),
+        (("--spot", "--max-hours", 9, "--max-wait-hours", 3), "--max-wait-hours 3: must be at least --max-hours 9"),
+        (("--instance-type", "ml.m5.large", "--set", "train.engine=mxnet", "--set", "train.device=gpu"), "has no GPU"),
+        (("--tag", "=x"), "expected NAME=VALUE, but found '=x'"),
+        (("--region", "Virginia"), "'Virginia' is not the name of an AWS region"),
+    ],
+)
+def test_invalid_options_are_rejected_before_anything_starts(
+    aws: AwsServer, job: Path, options: tuple[object, ...], said: str
+) -> None:
+    result = submit(aws, job, "--role", ROLE, *options)
+    assert result.returncode == 2, result.stderr
+    assert said in result.stderr.splitlines()[-1]
+    assert aws.made("CreateTrainingJob") == []
+
+
+def test_idle_gpu_is_pointed_out(aws: AwsServer, job: Path) -> None:
+    line = "crossfade: ml.p2.xlarge has a K80, which the job does not use"
+    assert submit(aws, job).stderr.startswith(line)
+    on_gpu = ("--set", "train.engine=mxnet", "--set", "train.device=gpu")
+    assert "does not use" not in submit(aws, job, *on_gpu).stderr
+
+
+def test_dense_layers_on_several_hosts_note_the_image_they_need(aws: AwsServer, job: Path) -> None:
+    dense = ("--set", "model.dim=8", "--set", "model.dense={item: [8]}")
+    line = "crossfade: dense layers (model.dense) of several workers need Horovod: use an image of variant cpu"
+    assert line in submit(aws, job, *dense, "--hosts", 2).stderr
+    assert "Horovod" not in submit(aws, job, *dense).stderr
+
+
+def test_hyperparameters_reproduce_the_submitted_job(job: Path, tmp_path: Path) -> None:
+    overrides = ["optimizer.weight_decay=1.0e-6", "train.patience=null", "data.since=2024-05-01", "name=a_b-c"]
+    submitted = load_job(job, [*overrides, "cluster.shared_run_dir=false", "cluster.grace_period_seconds=90"])
+    submission = Submission(job=submitted, name="plays-1", role=ROLE, image=IMAGE, output="s3://music/jobs")
+    config = tmp_path / "ml" / "input" / "config"
+    config.mkdir(parents=True)
+    parameters = {**make_request(submission)["HyperParameters"], "sagemaker_region": "us-east-1"}
+    (config / "hyperparameters.json").write_text(json.dumps(parameters))
+    assert read_job(Paths(tmp_path / "ml"), Hosts("algo-1", ("algo-1",))) == submitted
+
+
+def test_job_with_too_long_a_value_is_rejected(job: Path) -> None:
+    long = load_job(job, [f"data.path=s3://music/{'x' * 2600}"])
+    with pytest.raises(InputError, match=r"data\.path: has 26\d\d characters"):
+        make_request(Submission(job=long, name="plays-1", role=ROLE, image=IMAGE, output="s3://music/jobs"))

@@ -1,0 +1,67 @@
+"""Run ``crossfade submit ec2`` in this process against moto's AWS, and read what it created there."""
+
+import functools
+import json
+from pathlib import Path
+
+import botocore.loaders
+import pytest
+from aws_server import AwsServer, Call
+from placement_groups import PlacementGroups
+
+from crossfade.main import main
+from deploy.aws.ec2 import resources
+
+BUCKET = "music"
+IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/crossfade:cpu"
+_LOADER = functools.cache(botocore.loaders.create_loader)
+
+
+def empty_account(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
+    """Reset the account to a bucket and an image of each variant, and point this process's environment to it."""
+    server.reset()
+    PlacementGroups(server)
+    server.answer("GetProducts", {"FormatVersion": "aws_v1", "PriceList": []})  # so that the built-in table is used
+    server.client("s3").create_bucket(Bucket=BUCKET)
+    ecr = server.client("ecr")
+    ecr.create_repository(repositoryName="crossfade")
+    for variant in ("cpu", "cu112", "cu90"):
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": f"sha256:{variant}"}, "layers": []}
+        ecr.put_image(repositoryName="crossfade", imageManifest=json.dumps(manifest), imageTag=variant)
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(resources, "_POLL_SECONDS", 0.01)
+    # The models of AWS's services are read once for all commands of this process, which takes a second otherwise.
+    monkeypatch.setattr("botocore.session.create_loader", _LOADER)
+    return server
+
+
+def submit(job: Path, *options: object) -> int:
+    """Start a run in this process, and leave it alone."""
+    where = ("--output", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large")
+    return main(list(map(str, ("submit", "ec2", job, *where, *options))))
+
+
+def detached(job: Path, *options: object) -> int:
+    return submit(job, *options, "--detach")
+
+
+def the_run(aws: AwsServer) -> str:
+    [call] = aws.made("RunInstances")
+    return str(tags_of(call, 1)["crossfade:run"])
+
+
+def tags_of(call: Call, number: int) -> dict[str, str]:
+    """The tags that a call gives to its kind of resource number ``number``, as ``kind`` besides."""
+    prefix = f"TagSpecification.{number}."
+    keys = {name: value for name, value in call.body.items() if name.startswith(prefix) and name.endswith(".Key")}
+    tags = {value: call.body[name.removesuffix("Key") + "Value"] for name, value in keys.items()}
+    return {"kind": call.body[f"{prefix}ResourceType"], **tags}
+
+
+def stored(aws: AwsServer) -> dict[str, str]:
+    """The objects of the bucket."""
+    s3 = aws.client("s3")
+    entries = s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])
+    return {e["Key"]: s3.get_object(Bucket=BUCKET, Key=e["Key"])["Body"].read().decode() for e in entries}
