@@ -1,4 +1,4 @@
-"""Three days through the commands: who comes gets the row of who went, and it starts afresh in the next run."""
+"""Admission and expiry over three days: a new id gets the row of an expired one, which the next run resets."""
 
 import json
 from contextlib import closing
@@ -23,12 +23,12 @@ from trainer.training.warm_start import open_warm_start
 pytestmark = pytest.mark.slow
 
 DAY = 86_400
-STILL = ("--set", "optimizer.learning_rate=1e-30", "--set", "train.seed=9")
-"""Steps too small for a float32, so that a checkpoint has what its run began with; other fresh rows than the first."""
+FROZEN = ("--set", "optimizer.learning_rate=1e-30", "--set", "train.seed=9")
+"""Steps too small for float32, so that a checkpoint holds the initial rows of its run; another seed for reset rows."""
 
 
 def write_day(place: Path, day: int, plays: dict[str, str]) -> None:
-    """Events of ``day``: of each customer the tracks, a letter each, one a second."""
+    """Write the events of ``day``: each customer plays tracks, one letter each, one a second."""
     lines = ["customer,track,at"]
     for customer, tracks in plays.items():
         lines += [f"{customer},{track},{day * DAY + second}" for second, track in enumerate(tracks)]
@@ -37,32 +37,32 @@ def write_day(place: Path, day: int, plays: dict[str, str]) -> None:
 
 def prepare(place: Path, day: int, *options: str) -> str:
     columns = ("--query", "customer", "--item", "track", "--timestamp", "at", "--out", f"data{day}")
-    watch = ("--admit", "track=3", "--expire-after", "36h")
-    return succeeded(crossfade("prepare", "--events", f"day{day}.csv", *columns, *watch, *options, cwd=place)).stdout
+    policy = ("--admit", "track=3", "--expire-after", "36h")
+    return succeeded(crossfade("prepare", "--events", f"day{day}.csv", *columns, *policy, *options, cwd=place)).stdout
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of three days, and a run on the first and one on the third that goes on from it."""
+    """Prepare three days, train on the first, and on the third with a warm start from the first."""
     place = tmp_path_factory.mktemp("place")
     write_day(place, 0, {"u": "aaaabbbx", "v": "aabbxxyyy", "w": "zzzn"})
     write_day(place, 1, {"u": "abn", "v": "ba"})
     write_day(place, 2, {"u": "aabn", "v": "bbaa", "t": "ab"})
     prepare(place, 0)
     prepare(place, 1, "--base", "data0")
-    said = prepare(place, 2, "--base", "data1", "--hold-out-test", "random:0.3")
-    assert "1 ids have expired (--expire-after); 1 new ids have rows that were others' before" in said
-    assert "3 ids have expired (--expire-after); 1 new ids have rows that were others' before" in said
-    assert "2 rows are forgotten or expired: they have no id and no interaction" in said
+    output = prepare(place, 2, "--base", "data1", "--hold-out-test", "random:0.3")
+    assert "1 ids have expired (--expire-after); 1 new ids have rows that were others' before" in output
+    assert "3 ids have expired (--expire-after); 1 new ids have rows that were others' before" in output
+    assert "2 rows are forgotten or expired: they have no id and no interaction" in output
     write_job(place / "job.yaml", "data0", train={"batch_size": 8}, negatives={"count": 4})
     (place / "job2.yaml").write_text((place / "job.yaml").read_text().replace("data0", "data2"))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run0", cwd=place))
     start = ("--set", "checkpoint.warm_start_from=run0/checkpoints")
-    succeeded(crossfade("train", "job2.yaml", "--run-dir", "run2", *start, *STILL, cwd=place))
+    succeeded(crossfade("train", "job2.yaml", "--run-dir", "run2", *start, *FROZEN, cwd=place))
     return place
 
 
-def test_who_waits_is_admitted_on_the_third_day_into_the_row_of_who_went(place: Path) -> None:
+def test_pending_id_is_admitted_into_the_row_of_an_expired_one(place: Path) -> None:
     days = [rows_of(place / f"data{day}", "track") for day in range(3)]
     assert [[row[1] for row in day] for day in days] == [
         ["a", "b", "x", "y", "z"],
@@ -74,23 +74,23 @@ def test_who_waits_is_admitted_on_the_third_day_into_the_row_of_who_went(place: 
     assert "not list" not in succeeded(crossfade("validate", "data2", cwd=place)).stdout
 
 
-def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) -> None:
+def test_warm_start_resets_reassigned_rows_and_keeps_the_others(place: Path) -> None:
     job = load_job(place / "run2" / "job.yaml")
     data, manifest, model = open_inputs(job)
     with closing(LocalStore()) as store:
         store.create(model.tables, job.optimizer_spec, job.train.seed)
         fresh = store.pull({table.name: np.arange(table.rows) for table in model.tables})
-    for entity, stay, others in (("customer", [0, 1], [2]), ("track", [0, 1], [2, 3, 4])):
+    for entity, kept, reset in (("customer", [0, 1], [2]), ("track", [0, 1], [2, 3, 4])):
         old, new = arrays(place / "run0", entity), arrays(place / "run2", entity)
-        for row in stay:
+        for row in kept:
             assert new["weights"][row].tobytes() == old["weights"][row].tobytes()
             assert new["weights"][row].tobytes() != fresh[entity][row].tobytes()
             assert (new["sum_of_squares"][row] >= old["sum_of_squares"][row]).all()
             assert (old["sum_of_squares"][row] > 0).any()
-        for row in others:
+        for row in reset:
             assert new["weights"][row].tobytes() == fresh[entity][row].tobytes()
             assert new["weights"][row].tobytes() != old["weights"][row].tobytes()
-    # Nobody trains on rows that nobody has but as negatives; the state that a run begins with is that of a new row.
+    # Vacant rows may still be drawn as negatives, so the optimizer state is checked before the first step.
     start = open_warm_start(job, model, manifest)
     assert start is not None
     assert start.lineage_index == 0
@@ -101,10 +101,12 @@ def test_rows_of_others_start_afresh_and_those_that_stay_are_taken(place: Path) 
         sum_of_squares = store._optimizers["track"].state["sum_of_squares"]
     assert (sum_of_squares[2:] == 0).all()
     assert (sum_of_squares[:2] == arrays(place / "run0", "track")["sum_of_squares"][:2]).all()
-    assert (arrays(place / "run0", "track")["sum_of_squares"][2:] > 0).any(axis=1).all(), "or this would hold nothing"
+    assert (arrays(place / "run0", "track")["sum_of_squares"][2:] > 0).any(axis=1).all(), (
+        "otherwise the test shows nothing"
+    )
 
 
-def test_the_next_day_takes_what_the_row_has_learned_since(place: Path) -> None:
+def test_next_warm_start_keeps_rows_assigned_before_its_checkpoint(place: Path) -> None:
     job = load_job(place / "run2" / "job.yaml", [f"checkpoint.warm_start_from={place / 'run2' / 'checkpoints'}"])
     data, manifest, model = open_inputs(job)
     start = open_warm_start(job, model, manifest)
@@ -112,7 +114,7 @@ def test_the_next_day_takes_what_the_row_has_learned_since(place: Path) -> None:
     assert {name: rows.tolist() for name, rows in start.rows_to_reset(data, manifest).items()} == {"track": [3, 4]}
 
 
-def test_a_checkpoint_of_data_of_another_lineage_is_refused(place: Path) -> None:
+def test_checkpoint_of_another_lineage_is_rejected(place: Path) -> None:
     start = ("--set", f"checkpoint.warm_start_from={place / 'run2' / 'checkpoints'}")
     result = crossfade("train", "job.yaml", "--run-dir", "back", *start, cwd=place)
     assert result.returncode == 2
@@ -121,10 +123,12 @@ def test_a_checkpoint_of_data_of_another_lineage_is_refused(place: Path) -> None
     )
 
 
-def test_rows_without_an_id_are_judged_and_found_by_nobody(place: Path) -> None:
-    judged = json.loads(succeeded(crossfade("evaluate", "run2", "--json", "--exclude", "--k", 3, 10, cwd=place)).stdout)
-    # All three tracks with an id are ranked, so what is held out is always found, and nothing else is there to find.
-    assert judged["test"]["recall@3"] == judged["test"]["coverage@3"] == judged["test"]["coverage@10"] == 1
+def test_vacant_rows_are_neither_evaluated_nor_found(place: Path) -> None:
+    metrics = json.loads(
+        succeeded(crossfade("evaluate", "run2", "--json", "--exclude", "--k", 3, 10, cwd=place)).stdout
+    )
+    # The three tracks with an id are all ranked, so recall and coverage are complete.
+    assert metrics["test"]["recall@3"] == metrics["test"]["coverage@3"] == metrics["test"]["coverage@10"] == 1
     succeeded(crossfade("export", "run2/checkpoints", "--out", "exported", cwd=place))
     lines = succeeded(crossfade("similar", "run2", "--entity", "track", "--count", 9, "a", cwd=place)).stdout
     assert "None" not in lines

@@ -1,4 +1,4 @@
-"""New tracks: those that nobody has played are found by what they have besides, in process, on servers, and resumed."""
+"""Cold start: tracks without plays are ranked by their features, in process, on servers, and after a resume."""
 
 import json
 from pathlib import Path
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.slow
 
 PLAYS, HELD_OUT = 18, 3
 COLD = np.random.default_rng(4).permutation(TRACKS)[: TRACKS // 5]
-"""Tracks of which every play is held out."""
+"""Tracks all of whose plays are held out."""
 STYLES = 4
-"""Values of a second feature, of which a track has its genre's, and another."""
+"""Values of a second feature; a track has that of its genre, and another."""
 TOWER = {"dim": 8, "item_features": ["track", "genre", "style"], "id_dropout": 0.3}
 TRAIN = {"batch_size": 256, "epochs": 8, "patience": None}
 CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
@@ -38,13 +38,13 @@ CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plays in which a fifth of the tracks is new in test, and jobs that train on them."""
+    """Prepare plays in which a fifth of the tracks appears in test only, and a job that trains on them."""
     folder = tmp_path_factory.mktemp("cold")
     tracks_CP = planted_plays(PLAYS)
     is_test_CP = np.isin(tracks_CP, COLD)
     is_test_CP[:, -HELD_OUT:] = True
-    for name, wanted_CP in (("train", ~is_test_CP), ("test", is_test_CP)):
-        customers, places = np.nonzero(wanted_CP)
+    for name, selected_CP in (("train", ~is_test_CP), ("test", is_test_CP)):
+        customers, places = np.nonzero(selected_CP)
         lines = [
             f"c{who:03d},{5000 + track}" for who, track in zip(customers, tracks_CP[customers, places], strict=True)
         ]
@@ -70,13 +70,13 @@ def train(place: Path, run: str, *options: object) -> Path:
 
 @pytest.fixture(scope="module")
 def featured(place: Path) -> Path:
-    """A run whose item tower has features."""
+    """Train with features."""
     return train(place, "featured")
 
 
 @pytest.fixture(scope="module")
 def plain(place: Path) -> Path:
-    """A run that knows tracks by who plays them alone."""
+    """Train without features."""
     return train(place, "plain", "--set", "model.item_features=[track]")
 
 
@@ -96,7 +96,7 @@ def same_bits(one: Path, other: Path) -> bool:
 
 
 class Popularity:
-    """Scores of items that are their counts in train."""
+    """Scores items by their counts in train."""
 
     def __init__(self, counts_N: IntArray) -> None:
         self._counts_N = counts_N
@@ -107,7 +107,7 @@ class Popularity:
 
 
 def popularity(place: Path) -> dict[str, float]:
-    """What ranking by popularity reaches."""
+    """Compute the metrics of ranking by popularity."""
     data, job = Folder(place / "data"), load_job(place / "job.yaml", ["model.score=dot"])
     manifest = read_manifest(data)
     model, counts_N = make_model(job, manifest), Vocabulary(data, manifest, "track").counts()
@@ -117,12 +117,10 @@ def popularity(place: Path) -> dict[str, float]:
     return evaluate(Popularity(counts_N), model, held_out, spec, counts_N, np.asarray)
 
 
-def test_new_tracks_with_features_beat_popularity_by_far_and_those_without_do_not(
-    place: Path, featured: Path, plain: Path
-) -> None:
+def test_features_make_new_tracks_rank_far_above_popularity(place: Path, featured: Path, plain: Path) -> None:
     found, by_count, without = quality(featured), popularity(place), quality(plain)
     assert found["queries_cold"] == by_count["queries_cold"] > CUSTOMERS / 2
-    # Popularity never ranks a track that nobody has played among the first; among such tracks it knows no order.
+    # Popularity ranks unplayed tracks last, in no particular order.
     assert by_count["recall_cold@10"] == 0
     assert found["recall_cold@10"] > 0.25 > 20 * without["recall_cold@10"]
     chance = 10 / len(COLD)
@@ -130,33 +128,33 @@ def test_new_tracks_with_features_beat_popularity_by_far_and_those_without_do_no
     assert without["recall_among_cold@10"] == pytest.approx(chance, abs=0.1)
     assert found["recall_among_cold@10"] > 2.5 * chance
     assert found["ndcg_among_cold@10"] > 2 * max(by_count["ndcg_among_cold@10"], without["ndcg_among_cold@10"])
-    # Known tracks make room for new ones, and all together gain.
+    # Warm tracks give way to new ones, but recall over all tracks improves.
     assert found["recall@10"] > 1.5 * without["recall@10"]
     assert found["recall_warm@10"] > 2 * by_count["recall_warm@10"]
 
 
-def test_neighbors_share_the_genre_that_nobody_told_the_model(
+def test_neighbors_share_a_genre_that_the_model_does_not_have(
     place: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
     for labels in ("track=genre", f"track={place / 'genres.csv'}:id:genre"):
         capsys.readouterr()
         assert main(["evaluate", str(plain), "--labels", labels, "--json"]) == 0
-        judged = json.loads(capsys.readouterr().out)
-        assert judged["test"] == quality(plain)
-        found.append(judged["labels"]["track"])
+        metrics = json.loads(capsys.readouterr().out)
+        assert metrics["test"] == quality(plain)
+        found.append(metrics["labels"]["track"])
     assert found[0] == found[1]
     assert found[0]["rows"] == found[0]["asked"] == TRACKS - len(COLD)
     assert found[0]["precision_by_chance"] == pytest.approx(1 / GENRES, abs=0.02)
     assert found[0]["precision"] > 3 / GENRES
     assert found[0]["precision_of_counts"] > 3 / GENRES
     assert main(["evaluate", str(plain), "--labels", "track=genre", "--label-min-count", "30"]) == 0
-    said = capsys.readouterr().out
-    assert "each 30 times in train at the least" in said
-    assert "by the cosine of counts in train" in said
+    output = capsys.readouterr().out
+    assert "each 30 times in train at the least" in output
+    assert "by the cosine of counts in train" in output
 
 
-def test_a_new_track_is_what_its_features_say(place: Path, featured: Path) -> None:
+def test_vector_of_new_track_is_the_sum_of_its_features(place: Path, featured: Path) -> None:
     found = vectors(featured / "embeddings")
     data, manifest = Folder(place / "data"), read_manifest(Folder(place / "data"))
     assert set(found) == {"customer", "track", "genre", "style"}
@@ -169,13 +167,13 @@ def test_a_new_track_is_what_its_features_say(place: Path, featured: Path) -> No
         np.testing.assert_allclose(found["track"][row], np.sum(parts, axis=0), atol=1e-6)
 
 
-def test_a_run_that_is_taken_up_ends_as_if_it_had_not_stopped(place: Path, featured: Path) -> None:
+def test_resumed_run_with_features_gives_the_same_bits(place: Path, featured: Path) -> None:
     train(place, "resumed", "--set", "train.max_steps=33")
     train(place, "resumed", "--resume")
     assert same_bits(place / "resumed" / "embeddings", featured / "embeddings")
 
 
-def test_an_export_gives_what_training_wrote_and_evaluates_alike(place: Path, featured: Path, capsys: Any) -> None:
+def test_export_gives_the_embeddings_that_training_wrote(place: Path, featured: Path, capsys: Any) -> None:
     out = place / "exported"
     assert main(["export", str(featured), "--out", str(out)]) == 0
     assert same_bits(out, featured / "embeddings")
@@ -188,7 +186,7 @@ def test_an_export_gives_what_training_wrote_and_evaluates_alike(place: Path, fe
     assert main(["similar", str(featured), "--entity", "genre", "1"]) == 0
 
 
-def test_only_rows_of_the_steps_are_moved(place: Path, featured: Path) -> None:
+def test_steps_move_their_active_rows_only(place: Path, featured: Path) -> None:
     steps = [json.loads(line) for line in (featured / "events.jsonl").read_text().splitlines()]
     rows = [step["rows"] for step in steps if step["event"] == "step"]
     assert rows
@@ -196,11 +194,11 @@ def test_only_rows_of_the_steps_are_moved(place: Path, featured: Path) -> None:
         assert list(moved) == ["customer", "track", "genre", "style"]
         assert moved["genre"] <= GENRES
         assert moved["style"] <= STYLES
-        # 64 negatives and at most 256 tracks, of which a third move no row of their own.
+        # A cold track has no active row of its own.
         assert moved["track"] < TRACKS - len(COLD)
 
 
-def test_a_plan_counts_what_features_take_and_move(place: Path, featured: Path) -> None:
+def test_plan_counts_memory_and_traffic_of_features(place: Path, featured: Path) -> None:
     job = load_job(place / "job.yaml")
     plan = plan_capacity(read_inputs(job).with_counts())
     assert [table.name for table in plan.tables] == ["customer", "track", "genre", "style"]
@@ -219,12 +217,12 @@ def test_a_plan_counts_what_features_take_and_move(place: Path, featured: Path) 
 
 
 @pytest.mark.cluster
-def test_two_workers_on_servers_give_what_one_process_gives(place: Path, featured: Path) -> None:
+def test_two_workers_on_servers_equal_one_process(place: Path, featured: Path) -> None:
     words = ("train", place / "job.yaml", "--run-dir", place / "servers", "--servers", 2, "--workers", 2)
     succeeded(crossfade(*words, cwd=place))
     found, expected = vectors(place / "servers" / "embeddings"), vectors(featured / "embeddings")
     assert found.keys() == expected.keys()
     for name, vectors_ND in expected.items():
-        # AdaGrad's first steps divide a gradient by its own size, and rounding that is all there is of one with it.
+        # AdaGrad's first steps divide a gradient by its own size, which amplifies rounding in gradients near 0.
         np.testing.assert_allclose(found[name], vectors_ND, atol=1e-3, err_msg=name)
     assert quality(place / "servers") == pytest.approx(quality(featured), abs=0.02)

@@ -1,4 +1,4 @@
-"""Dense layers of several workers: gradients summed by Horovod, on real servers, with a worker that dies."""
+"""Dense layers of several workers: Horovod sums their gradients, on real servers, also after a worker is killed."""
 
 import json
 import os
@@ -27,25 +27,25 @@ from trainer.training.restore import check_dense_in_sync
 ON_SERVERS = ("--servers", 1, "--workers", 2)
 
 
-class Adding:
-    """The sum of what it is given and ``other_N``; it keeps what it was given."""
+class FakeAllReduce:
+    """Adds ``other_N`` to the local values, which it records."""
 
     def __init__(self, other_N: FloatArray | float = 0.0) -> None:
         self._other_N = other_N
-        self.own_N: FloatArray = np.empty(0)
+        self.local_N: FloatArray = np.empty(0)
 
     def sum(self, values_N: FloatArray) -> FloatArray:
-        self.own_N = values_N
+        self.local_N = values_N
         total_N: FloatArray = values_N + self._other_N
         return total_N
 
 
-def test_workers_make_of_their_parts_of_a_batch_what_one_makes_of_all() -> None:
+def test_workers_update_dense_layers_on_slices_as_one_does_on_the_batch() -> None:
     draw = np.random.default_rng(4)
     rows_AD, gradient_AD = (draw.standard_normal((300, 5)).astype(np.float32) for _ in range(2))
     optimizer = OptimizerSpec("adagrad", learning_rate=0.1, weight_decay=0.01)
 
-    def after_a_step(part: slice, reduction: Adding | None) -> DenseLayers:
+    def after_a_step(part: slice, reduction: FakeAllReduce | None) -> DenseLayers:
         dense = DenseLayers([layers_of("tanh")], optimizer, seed=3)
         dense.all_reduce = reduction
         _, tape = dense.forward({"track": rows_AD[part]})
@@ -55,17 +55,19 @@ def test_workers_make_of_their_parts_of_a_batch_what_one_makes_of_all() -> None:
 
     alone = after_a_step(slice(None), None)
     parts = slice(0, 100), slice(100, None)
-    own = [Adding(), Adding()]
+    own = [FakeAllReduce(), FakeAllReduce()]
     for part, reduction in zip(parts, own, strict=True):
         after_a_step(part, reduction)
-    one, other = (after_a_step(part, Adding(theirs.own_N)) for part, theirs in zip(parts, reversed(own), strict=True))
+    one, other = (
+        after_a_step(part, FakeAllReduce(theirs.local_N)) for part, theirs in zip(parts, reversed(own), strict=True)
+    )
     assert one.checksum() == other.checksum()
     for name, values in alone.parameters.items():
         np.testing.assert_allclose(one.parameters[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 class OtherStore(LocalStore):
-    """A store with another worker, which gives the numbers of ``other``."""
+    """A store with a second worker, whose values are ``other``."""
 
     workers = 2
 
@@ -78,7 +80,7 @@ class OtherStore(LocalStore):
         return total_N
 
 
-def test_workers_that_begin_with_other_layers_fail() -> None:
+def test_different_dense_layers_are_detected() -> None:
     dense, other = (DenseLayers([layers_of()], OptimizerSpec(), seed) for seed in (1, 2))
     check_dense_in_sync(dense, OtherStore(dense.checksum()))
     with pytest.raises(ClusterError, match="the workers do not begin with the same dense layers"):
@@ -87,7 +89,7 @@ def test_workers_that_begin_with_other_layers_fail() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and a job, both of whose sides have layers, and ``two``, a run that nothing disturbs."""
+    """Write data and a job whose two towers have layers, and train the undisturbed run ``two``."""
     require_built_horovod()
     folder = tmp_path_factory.mktemp("dense-workers")
     data = write_planted(folder / "data")
@@ -101,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.cluster
-def test_two_workers_train_the_layers_as_one_does(place: Path) -> None:
+def test_two_workers_train_dense_layers_as_one_does(place: Path) -> None:
     succeeded(crossfade("train", "job.yaml", "--run-dir", "one", cwd=place))
     one, two = ({**layers_at_the_end(place / run), **vectors(place / run / "embeddings")} for run in ("one", "two"))
     assert one.keys() == two.keys()
@@ -110,8 +112,8 @@ def test_two_workers_train_the_layers_as_one_does(place: Path) -> None:
     assert json.loads((place / "two" / "report.json").read_text())["workers"] == 2
 
 
-def of_no_name() -> tuple[str, ...]:
-    """What a command runs within on a host whose name leads nowhere, where root can make one."""
+def without_host_name() -> tuple[str, ...]:
+    """Return a command prefix that hides the name of this host, so that only addresses work, if root may do that."""
     if os.geteuid() != 0 or subprocess.run(["unshare", "--uts", "true"], check=False).returncode != 0:
         return ()
     return "unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$0" "$@"'
@@ -119,21 +121,21 @@ def of_no_name() -> tuple[str, ...]:
 
 @contextmanager
 def on_two_hosts(place: Path, run: str) -> Iterator[tuple[Training, RunningCommand]]:
-    """A training on 127.0.0.1 and an agent, which has the second worker, on 127.0.0.2; no name leads there."""
+    """Start a training on 127.0.0.1 and an agent with the second worker on 127.0.0.2, without host names."""
     release, at = place / "release", f"127.0.0.1:{free_ports(1)[0]}"
     variables = pace(place, release, {"CROSSFADE_TOKEN": "a-token-that-all-hosts-have"})
     join = ("agent", "--join", at, "--advertise-address", "127.0.0.2", "--run-dir", run)
     hosts = ("--set", "cluster.hosts=2", "--set", f"cluster.coordinator_address={at}")
     train = ("train", "job.yaml", *ON_SERVERS, *hosts, "--run-dir", run)
     with (
-        started(*train, cwd=place, variables=variables, within=of_no_name()) as command,
-        started(*join, cwd=place, variables=variables, within=of_no_name()) as agent,
+        started(*train, cwd=place, variables=variables, within=without_host_name()) as command,
+        started(*join, cwd=place, variables=variables, within=without_host_name()) as agent,
     ):
         yield Training(command, place / run, release), agent
 
 
 @pytest.mark.cluster
-def test_a_worker_that_is_killed_on_another_host_costs_a_restart_and_not_a_bit_and_all_listen_on_loopback(
+def test_worker_killed_on_another_host_costs_one_restart_and_no_bit(
     place: Path,
 ) -> None:
     with on_two_hosts(place, "killed") as (training, agent):

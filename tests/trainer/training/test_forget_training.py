@@ -1,4 +1,4 @@
-"""A customer who was forgotten is gone from the next checkpoint, its embeddings and what is found among them."""
+"""Forgotten customers are absent from the next checkpoint, its embeddings, and the neighbors in them."""
 
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +26,7 @@ FORGOTTEN = [f"c{row:03d}" for row in GONE]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run ``old``, then its data without three customers, then a run ``new`` that started from ``old``."""
+    """Train ``old``, forget three customers in its data, and train ``new`` with a warm start from ``old``."""
     place = tmp_path_factory.mktemp("place")
     write_job(place / "job.yaml", write_planted(place / "data"))
     (place / "ids.txt").write_text("\n".join(FORGOTTEN))
@@ -37,12 +37,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def warm(place: Path) -> tuple[str, str]:
-    """From the tables of the old run. With another seed, fresh rows are not those that it began with."""
+    """Return options that start from the old run, with a seed that gives reset rows other values than it began with."""
     return "--set", f"checkpoint.warm_start_from={place / 'old' / 'checkpoints'}", "--set", "train.seed=9"
 
 
 def arrays(run: Path, entity: str) -> dict[str, FloatArray]:
-    """Weights and optimizer state in the newest checkpoint of a run."""
+    """Read the weights and optimizer state in the newest checkpoint of a run."""
     checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
     with closing(checkpoint):
@@ -54,7 +54,7 @@ def arrays(run: Path, entity: str) -> dict[str, FloatArray]:
 
 
 def fresh(place: Path, run: str) -> FloatArray:
-    """Customers as the generator of a run makes them."""
+    """Compute the initial vectors of customers in a run."""
     job = load_job(place / run / "job.yaml")
     model = make_model(job, open_inputs(job)[1])
     with closing(LocalStore()) as store:
@@ -62,10 +62,10 @@ def fresh(place: Path, run: str) -> FloatArray:
         return store.pull({"customer": np.arange(CUSTOMERS)})["customer"]
 
 
-def check_gone(place: Path, run: str) -> None:
-    old, new, never = arrays(place / "old", "customer"), arrays(place / run, "customer"), fresh(place, run)
+def assert_gone(place: Path, run: str) -> None:
+    old, new, initial = arrays(place / "old", "customer"), arrays(place / run, "customer"), fresh(place, run)
     for row in GONE:
-        assert new["weights"][row].tobytes() == never[row].tobytes()
+        assert new["weights"][row].tobytes() == initial[row].tobytes()
         assert new["weights"][row].tobytes() != old["weights"][row].tobytes()
         assert (new["sum_of_squares"][row] == 0).all()
         assert (old["sum_of_squares"][row] > 0).all()
@@ -73,21 +73,23 @@ def check_gone(place: Path, run: str) -> None:
     before = [old[name][row].tobytes() for name in ("weights", "sum_of_squares") for row in GONE]
     assert not [row for row in before if any(row in content for content in files)]
     others = np.setdiff1d(np.arange(CUSTOMERS), GONE)
-    assert (new["sum_of_squares"][others] > old["sum_of_squares"][others]).any(axis=1).all(), "the others trained on"
+    assert (new["sum_of_squares"][others] > old["sum_of_squares"][others]).any(axis=1).all(), (
+        "the others are trained further"
+    )
 
 
-def test_rows_of_forgotten_customers_are_fresh_in_the_next_checkpoint(place: Path) -> None:
-    check_gone(place, "new")
+def test_rows_of_forgotten_customers_are_reset_in_the_next_checkpoint(place: Path) -> None:
+    assert_gone(place, "new")
 
 
 @pytest.mark.cluster
-def test_rows_of_forgotten_customers_are_fresh_in_the_next_checkpoint_of_servers(place: Path) -> None:
+def test_rows_of_forgotten_customers_are_reset_on_servers(place: Path) -> None:
     on_servers = ("--servers", 2, "--workers", 2, "--run-dir", "servers")
     succeeded(crossfade("train", "job.yaml", *on_servers, *warm(place), cwd=place))
-    check_gone(place, "servers")
+    assert_gone(place, "servers")
 
 
-def test_the_old_run_is_not_taken_up_and_says_how_to_go_on(place: Path) -> None:
+def test_run_on_the_old_data_cannot_resume(place: Path) -> None:
     result = crossfade("train", "job.yaml", "--run-dir", "old", "--resume", cwd=place)
     assert result.returncode == 2
     assert f"cannot resume: {place / 'data'} has changed since" in result.stderr
@@ -95,7 +97,7 @@ def test_the_old_run_is_not_taken_up_and_says_how_to_go_on(place: Path) -> None:
     assert "(rows without an id are reset)" in result.stderr
 
 
-def test_the_new_run_is_taken_up_as_if_it_had_never_stopped(place: Path) -> None:
+def test_run_after_a_warm_start_resumes_to_the_same_bits(place: Path) -> None:
     stopped = ("--run-dir", "stopped", *warm(place))
     succeeded(crossfade("train", "job.yaml", *stopped, "--set", "train.max_steps=9", cwd=place))
     succeeded(crossfade("train", "job.yaml", *stopped, "--resume", cwd=place))
@@ -112,7 +114,7 @@ def test_forgotten_customers_have_no_id_in_embeddings_and_exports(place: Path) -
         assert [row for row, text in enumerate(table.column("id").to_pylist()) if text is None] == GONE
 
 
-def test_forgotten_customers_are_found_neither_by_id_nor_as_neighbors(place: Path) -> None:
+def test_forgotten_customers_are_not_found(place: Path) -> None:
     everybody = ("--entity", "customer", "--count", str(CUSTOMERS), "c000")
     for run, others in (("old", CUSTOMERS), ("new", CUSTOMERS - len(GONE))):
         lines = succeeded(crossfade("similar", run, *everybody, cwd=place)).stdout.split()

@@ -1,4 +1,4 @@
-"""What the design promises of every run, held on real servers: see the list of invariants."""
+"""The invariants of docs/architecture.md that concern every run, on real servers."""
 
 import json
 import os
@@ -43,22 +43,22 @@ class Run:
 
     @property
     def report(self) -> dict[str, Any]:
-        """Its report."""
+        """Read the report."""
         report: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
         return report
 
     def vectors(self, entity: str) -> FloatArray:
-        """The embeddings that it wrote, in the order of rows."""
+        """Read the embeddings that it wrote, in the order of rows."""
         tables = [pq.read_table(path) for path in sorted((self.folder / "embeddings" / entity).glob("*.parquet"))]
         return np.concatenate([vectors_of(table.column("vector")) for table in tables])
 
 
 class Runs:
-    """Runs by what they are of, each made once, when it is first asked for."""
+    """Runs by their options; each runs once, when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._made: dict[tuple[object, ...], Run] = {}
+        self._runs: dict[tuple[object, ...], Run] = {}
 
     def get(
         self,
@@ -71,15 +71,15 @@ class Runs:
         again: bool = False,
         from_batch: bool = False,
     ) -> Run:
-        """The run of the tests' job on data in ``files``; ``again`` is a repetition of it.
+        """Return the run of the tests' job on data in ``files``; with ``again``, a repetition of it.
 
-        ``from_batch``: with negatives from the batch too, corrected by log Q, and a learning-rate schedule.
+        With ``from_batch`` it has in-batch negatives with logQ correction, and a learning-rate schedule.
         """
         key = (files, servers, workers, engine, seed, again, from_batch)
-        if key not in self._made:
+        if key not in self._runs:
             more = FROM_BATCH if from_batch else {}
-            self._made[key] = self._make(len(self._made), files, servers, workers, engine, seed, more)
-        return self._made[key]
+            self._runs[key] = self._make(len(self._runs), files, servers, workers, engine, seed, more)
+        return self._runs[key]
 
     def _make(
         self,
@@ -117,36 +117,36 @@ def assert_same_bits(one: Run, other: Run) -> None:
         assert one.vectors(entity).tobytes() == other.vectors(entity).tobytes(), entity
 
 
-# 1. Workers do not change the mathematics.
+# 1. The number of workers does not change the mathematics.
 
 
-def test_a_job_on_servers_gives_the_embeddings_of_one_in_process(runs: Runs) -> None:
+def test_servers_give_the_embeddings_of_one_process(runs: Runs) -> None:
     in_process, on_servers = runs.get(), runs.get(servers=2, workers=2)
     assert largest_difference(in_process, on_servers) < TOLERANCE
     assert on_servers.report["steps"] == in_process.report["steps"]
     assert on_servers.report["store"] != in_process.report["store"]
 
 
-def test_in_batch_negatives_and_the_mxnet_engine_on_servers_equal_the_cpu_engine_in_process(runs: Runs) -> None:
+def test_mxnet_engine_on_servers_equals_cpu_engine_in_process(runs: Runs) -> None:
     in_process = runs.get(from_batch=True)
     on_servers = runs.get(from_batch=True, servers=2, workers=2, engine="mxnet")
     assert largest_difference(in_process, on_servers) < TOLERANCE
     assert largest_difference(in_process, runs.get()) > 1000 * TOLERANCE
 
 
-def test_training_moves_embeddings_by_far_more_than_the_tolerance(runs: Runs) -> None:
+def test_training_moves_embeddings_far_more_than_the_tolerance(runs: Runs) -> None:
     assert largest_difference(runs.get(), runs.get(seed=2)) > 1000 * TOLERANCE
 
 
-def test_two_workers_give_the_same_bits_again(runs: Runs) -> None:
+def test_two_workers_repeat_bit_for_bit(runs: Runs) -> None:
     assert_same_bits(runs.get(servers=2, workers=2), runs.get(servers=2, workers=2, again=True))
 
 
-# 3. Every worker takes the same number of steps, whatever the shards' sizes.
+# 3. Every worker takes the same number of steps, whatever the sizes of files.
 
 
 @pytest.mark.parametrize("files", [ONE_GROUP, A_ROW_BESIDE_LARGE_GROUPS], ids=["one row group", "groups of one row"])
-def test_uneven_shards_neither_hang_nor_lose_an_example(runs: Runs, files: Sequence[Sequence[int]]) -> None:
+def test_uneven_files_neither_hang_nor_lose_examples(runs: Runs, files: Sequence[Sequence[int]]) -> None:
     in_process, on_servers = runs.get(files), runs.get(files, servers=2, workers=2)
     assert on_servers.report["examples"] == train_rows(files) * EPOCHS
     assert on_servers.report["epochs"] == EPOCHS
@@ -156,7 +156,7 @@ def test_uneven_shards_neither_hang_nor_lose_an_example(runs: Runs, files: Seque
 # 10. Randomness is counter-based.
 
 
-def test_a_seed_gives_the_same_bits_again_and_another_seed_gives_others(runs: Runs) -> None:
+def test_seed_determines_every_bit(runs: Runs) -> None:
     assert_same_bits(runs.get(), runs.get(again=True))
     for entity in ENTITIES:
         assert not np.allclose(runs.get().vectors(entity), runs.get(seed=2).vectors(entity), atol=0.01)
@@ -167,14 +167,14 @@ def test_a_seed_gives_the_same_bits_again_and_another_seed_gives_others(runs: Ru
 SMALL_TABLE_ROWS, LARGE_TABLE_ROWS = 1_000_000, 16_000_000
 DIM = 4
 MAX_GROWTH_BYTES = LARGE_TABLE_ROWS // 2 // 4
-"""A quarter of what one byte would be for each row that one of the two servers holds of a large table."""
-GIVE_BACK_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
-"""Lets glibc return what is freed to the kernel: an array that comes and goes in each step is a peak in each."""
+"""A quarter of one byte for each row of a large table on one of the two servers."""
+FREE_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Makes glibc return freed memory to the kernel, so that an array allocated in every step is a peak in every step."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the measured steps of one job took."""
+    """Bytes sent and received, and growth of memory, during the measured steps of one job."""
 
     sent: list[int]
     received: list[int]
@@ -184,7 +184,7 @@ class Cost:
 
 
 def memory_bytes(pid: int, name: str) -> int:
-    """``VmRSS``, what a process holds now, or ``VmHWM``, the most that it has held since it was last reset."""
+    """Read ``VmRSS``, the memory of a process, or ``VmHWM``, its peak since the last reset."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -192,7 +192,7 @@ def memory_bytes(pid: int, name: str) -> int:
 
 
 def write_wide_data(folder: Path, rows: int) -> Path:
-    """A few interactions of entities that claim ``rows`` rows; they touch rows all over both tables."""
+    """Write a few interactions spread over entities of ``rows`` rows."""
     random = np.random.default_rng(5)
     pairs = tuple(random.choice(SMALL_TABLE_ROWS, 400, replace=False) * (rows // SMALL_TABLE_ROWS) for _ in range(2))
     entities = {name: Entity(rows=rows, id_type="int64", files=[]) for name in ENTITIES}
@@ -209,9 +209,7 @@ def measure(folder: Path, rows: int) -> Cost:
         train={"batch_size": 40, "epochs": 100, "max_steps": WARM_STEPS + MEASURED_STEPS},
         cluster={"servers": 2, "workers": 2},
     )
-    with running_roles(
-        "drive_steps.py", job, servers=2, workers=2, folder=folder, variables=GIVE_BACK_AT_ONCE
-    ) as roles:
+    with running_roles("drive_steps.py", job, servers=2, workers=2, folder=folder, variables=FREE_AT_ONCE) as roles:
         warm = [worker.receive() for worker in roles.workers]
         before = {role.name: reset_peak(role) for role in roles.all}
         for worker in roles.workers:
@@ -235,19 +233,19 @@ def measure(folder: Path, rows: int) -> Cost:
 
 
 def reset_peak(role: RunningRole) -> int:
-    """Let the kernel forget the most memory that a role has held; returns what it holds."""
+    """Reset the peak memory of a role; return its present memory."""
     Path(f"/proc/{role.pid}/clear_refs").write_text("5")
     return memory_bytes(role.pid, "VmRSS")
 
 
 @pytest.fixture(scope="module")
 def costs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cost, Cost]:
-    """Of the same steps on small and on large tables."""
+    """Measure the same steps on small and on large tables."""
     small, large = (measure(tmp_path_factory.mktemp("cost"), rows) for rows in (SMALL_TABLE_ROWS, LARGE_TABLE_ROWS))
     return small, large
 
 
-def test_steps_on_a_large_table_send_the_bytes_of_those_on_a_small_one(costs: tuple[Cost, Cost]) -> None:
+def test_step_sends_the_same_bytes_whatever_the_table_size(costs: tuple[Cost, Cost]) -> None:
     small, large = costs
     assert sorted(small.pushed) == sorted(large.pushed)
     assert sorted(small.pulled) == sorted(large.pulled)
@@ -257,14 +255,14 @@ def test_steps_on_a_large_table_send_the_bytes_of_those_on_a_small_one(costs: tu
         assert of_large == pytest.approx(of_small, rel=0.01), name
 
 
-def test_no_role_ever_holds_more_during_steps_by_anything_like_a_table(costs: tuple[Cost, Cost]) -> None:
+def test_step_allocates_nothing_of_table_size(costs: tuple[Cost, Cost]) -> None:
     for cost in costs:
         assert len(cost.growth) == 5
         for role, grown in cost.growth.items():
             assert grown < MAX_GROWTH_BYTES, f"{role} grew by {grown:,} bytes in {MEASURED_STEPS} steps"
 
 
-# 8. Nothing from the network is unpickled, and listeners bind where the job says.
+# 8. Nothing from the network is unpickled; listeners bind to loopback unless the job names another address.
 
 SEND_BEFORE_CREATE = """
 import os
@@ -282,8 +280,8 @@ if os.environ.get("DMLC_ROLE") == "worker":
 """
 
 
-class Creates:
-    """An object whose pickle, when it is read, creates a file."""
+class CreatesFile:
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -294,20 +292,20 @@ class Creates:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    """A job in a folder of its own."""
+    """Write data and a job."""
     return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
 
 
 def sending(folder: Path, body: str) -> dict[str, str]:
-    """Variables that make each worker of a job send ``body`` as a command to all servers."""
+    """Return environment variables that make each worker send ``body`` as a command to all servers."""
     (folder / "hook").mkdir()
     (folder / "hook" / "sitecustomize.py").write_text(SEND_BEFORE_CREATE.format(body=body))
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder / "hook"), os.environ.get("PYTHONPATH")]))}
 
 
-def test_a_pickle_sent_as_a_command_is_not_read_and_ends_the_job(job: Path, tmp_path: Path) -> None:
+def test_pickle_sent_as_command_is_not_loaded_and_fails_the_job(job: Path, tmp_path: Path) -> None:
     created = tmp_path / "created"
-    body = pickle.dumps(Creates(created), protocol=0).decode("ascii")
+    body = pickle.dumps(CreatesFile(created), protocol=0).decode("ascii")
     variables = sending(tmp_path, body)
     result = crossfade("train", job, "--run-dir", "run", "--servers", 2, cwd=tmp_path, variables=variables)
     assert not created.exists()
@@ -315,17 +313,17 @@ def test_a_pickle_sent_as_a_command_is_not_read_and_ends_the_job(job: Path, tmp_
     assert "server-" in result.stderr
     assert f"a command that is not JSON came over the network: {body[:40]!r}"[:-1] in result.stderr
     pickle.loads(body.encode("ascii"))
-    assert created.exists()  # so it would have been, had the server read it
+    assert created.exists()  # loading it does create the file
 
 
-def test_a_command_of_no_known_name_ends_the_job(job: Path, tmp_path: Path) -> None:
+def test_unknown_command_fails_the_job(job: Path, tmp_path: Path) -> None:
     variables = sending(tmp_path, '{"command": "format"}')
     result = crossfade("train", job, "--run-dir", "run", "--servers", 1, cwd=tmp_path, variables=variables)
     assert result.returncode == 1
     assert """server-0: an unknown command came over the network: '{"command": "format"}'""" in result.stderr
 
 
-def test_all_roles_listen_on_loopback_alone(job: Path, tmp_path: Path) -> None:
+def test_roles_listen_on_loopback_only(job: Path, tmp_path: Path) -> None:
     endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
     shape = ("--servers", 2, "--workers", 2)
     with started("train", job, "--run-dir", "run", *shape, *endless, cwd=tmp_path) as command:
@@ -335,7 +333,7 @@ def test_all_roles_listen_on_loopback_alone(job: Path, tmp_path: Path) -> None:
         for name, process in [*roles.items(), ("agent", psutil.Process(command.process.pid))]:
             listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
             assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1"}, name
-            # A listener for metrics, and a role's own for the others.
+            # Each has a listener for metrics; roles have one for each other too.
             assert len(listening) == (1 if name == "agent" else 2), name
 
 
@@ -343,7 +341,7 @@ def test_all_roles_listen_on_loopback_alone(job: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("score", "shape"), [("dot", ()), ("cosine", ("--servers", 2, "--workers", 2))])
-def test_a_diverging_run_fails_and_says_so(job: Path, tmp_path: Path, shape: tuple[object, ...], score: str) -> None:
+def test_diverging_run_fails_with_advice(job: Path, tmp_path: Path, shape: tuple[object, ...], score: str) -> None:
     diverging = ("optimizer.kind=sgd", "optimizer.learning_rate=1e38", f"model.score={score}", "train.epochs=5")
     settings = [word for setting in diverging for word in ("--set", setting)]
     result = crossfade("train", job, "--run-dir", "run", *shape, *settings, cwd=tmp_path, seconds=40)

@@ -1,4 +1,4 @@
-"""A distributed training with its data and its checkpoints on S3, disturbed, gives the bits of one on local files."""
+"""A disturbed distributed training with data and checkpoints on S3 gives the bits of one on local files."""
 
 import signal
 from pathlib import Path
@@ -19,9 +19,7 @@ ON_SERVERS = ("--servers", 2, "--workers", 2)
 TRAIN = {"epochs": 30, "eval_every_epochs": 10, "patience": None}
 
 
-def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_on_s3_survives_a_kill_and_a_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_planted(tmp_path / "data")
     sections = {
         "optimizer": {"kind": "adagrad"},
@@ -61,7 +59,7 @@ def test_a_job_on_s3_that_is_killed_and_one_that_is_resumed_equal_one_on_local_f
         assert checkpoint.manifest.step == report_of(tmp_path / "local")["steps"]
 
 
-def test_data_on_s3_that_go_away_for_a_while_cost_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_outage_costs_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_planted(tmp_path / "data")
     sections = {"optimizer": {"kind": "adagrad"}, "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2}}
     train = {"epochs": 20, "eval_every_epochs": 20, "patience": None}

@@ -20,7 +20,7 @@ def factors(**spec: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_the_rate_rises_in_the_warm_up_and_follows_its_schedule_after_it(schedule: str) -> None:
+def test_factor_rises_during_warmup_then_follows_the_schedule(schedule: str) -> None:
     found = factors(schedule=schedule, warmup_steps=WARMUP, min_lr_factor=0.2)
     assert found[WARMUP - 1] == found[WARMUP] == 1.0
     for step, factor in enumerate(found):
@@ -34,7 +34,7 @@ def test_the_rate_rises_in_the_warm_up_and_follows_its_schedule_after_it(schedul
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_rate_never_reaches_zero_and_changes_a_bounded_number_of_times(schedule: str) -> None:
+def test_factor_stays_above_zero_and_takes_few_values(schedule: str) -> None:
     spec = OptimizerConfig(schedule=schedule)
     found = [lr_factor(spec, step, 100_000) for step in range(100_000)]
     assert min(found) > 0
@@ -42,12 +42,12 @@ def test_the_rate_never_reaches_zero_and_changes_a_bounded_number_of_times(sched
     assert len(set(found)) <= PARTS
 
 
-def test_without_a_schedule_the_rate_stays() -> None:
+def test_constant_schedule_has_factor_one() -> None:
     assert set(factors(schedule="constant")) == {1.0}
 
 
 @pytest.mark.slow
-def test_a_run_trains_at_the_rates_of_its_schedule_and_records_them(tmp_path: Path) -> None:
+def test_run_logs_the_learning_rates_of_its_schedule(tmp_path: Path) -> None:
     job = write_job(
         tmp_path / "job.yaml",
         write_planted(tmp_path / "data"),

@@ -1,4 +1,4 @@
-"""A run in process that is stopped at an awkward step and taken up ends as one that was not, report and all."""
+"""A run in process that stops at an awkward step and resumes has the results and the report of one that did not."""
 
 import json
 from collections.abc import Sequence
@@ -30,17 +30,17 @@ ENTITIES = ("customer", "track")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_planted(tmp_path_factory.mktemp("taken-up") / "data")
+    return write_planted(tmp_path_factory.mktemp("resume") / "data")
 
 
 class Runs:
-    """Runs of one job, in folders of their own."""
+    """Runs of one job, each in its own folder."""
 
     def __init__(
-        self, folder: Path, data: Path, every_steps: int, rate: float = 0.05, keep: int = 3, **train: Any
+        self, folder: Path, data: Path, interval_steps: int, rate: float = 0.05, keep: int = 3, **train: Any
     ) -> None:
         train = {"batch_size": BATCH, "epochs": EPOCHS, "patience": None, **train}
-        checkpoint = {"interval_steps": every_steps, "interval_seconds": None, "keep_latest": keep}
+        checkpoint = {"interval_steps": interval_steps, "interval_seconds": None, "keep_latest": keep}
         optimizer = {"kind": "adagrad", "learning_rate": rate}
         path = write_job(folder / "job.yaml", data, optimizer=optimizer, train=train, checkpoint=checkpoint)
         self._folder, self._job = folder, load_job(path)
@@ -51,104 +51,104 @@ class Runs:
         stop_at: int | None = None,
         *,
         resume: bool = False,
-        damaged: Sequence[str] = (),
+        skipped: Sequence[str] = (),
     ) -> dict[str, Any] | StopResult:
-        """Train, and stop at the first agreement at or after the step ``stop_at``; the ``damaged`` are passed over."""
+        """Train, and request a stop at the step ``stop_at``; check that the checkpoints ``skipped`` are skipped."""
         step = 0
 
         def emit(event: Event) -> None:
             nonlocal step
             step = event.step if isinstance(event, StepEvent) else step
 
-        said: list[str] = []
+        lines: list[str] = []
         with RunFolder(self._folder / name).open_run(self._job, resume=resume):
             hooks = TrainingHooks(
-                on_event=emit, log=said.append, stop_requested=lambda: stop_at is not None and step >= stop_at
+                on_event=emit, log=lines.append, stop_requested=lambda: stop_at is not None and step >= stop_at
             )
             result = run_in_process(self._job, RunFolder(self._folder / name), hooks, resume=resume)
-        *skipped, last = said or ["resuming from step 0"]
+        *reasons, last = lines or ["resuming from step 0"]
         assert last.startswith("resuming from step ")
-        assert [name in line for name, line in zip(damaged, skipped, strict=True)] == [True] * len(damaged)
+        assert [name in line for name, line in zip(skipped, reasons, strict=True)] == [True] * len(skipped)
         return result
 
     def losses(self, name: str) -> dict[int, float]:
-        """The loss of each epoch, as it was recorded last."""
+        """Return the loss of each epoch, as logged last."""
         lines = (self._folder / name / "events.jsonl").read_text().splitlines()
         return {event["epoch"]: event["loss"] for event in map(json.loads, lines) if event["event"] == "epoch"}
 
     def checkpoints(self, name: str) -> list[Path]:
-        """The checkpoints of a run, whole or not, the oldest first."""
+        """Return the checkpoints of a run, complete or not, the oldest first."""
         return sorted((self._folder / name / "checkpoints").glob("step-*"))
 
     def vectors(self, name: str) -> dict[str, np.ndarray]:
-        """The embeddings that a run wrote."""
+        """Read the embeddings that a run wrote."""
         files = EmbeddingFiles(self._folder / name / "embeddings")
         return {entity: vectors_of(files.read(entity).column("vector")) for entity in ENTITIES}
 
 
-def assert_taken_up(runs: Runs, stop_at: int, best_epoch: int, embeddings: bool = True) -> None:
-    whole = runs.run("whole")
-    assert isinstance(whole, dict)
+def assert_resumes_exactly(runs: Runs, stop_at: int, best_epoch: int, embeddings: bool = True) -> None:
+    undisturbed = runs.run("undisturbed")
+    assert isinstance(undisturbed, dict)
     stopped = runs.run("stopped", stop_at)
     assert isinstance(stopped, StopResult)
     assert (stopped.step, stopped.checkpoint is not None) == (stop_at, True)
     resumed = runs.run("stopped", resume=True)
     assert isinstance(resumed, dict)
-    assert whole["best_epoch"] == best_epoch, "the job is to have its best there"
+    assert undisturbed["best_epoch"] == best_epoch, "the job must have its best epoch there"
     for name in ("steps", "epochs", "examples", "best_epoch", "stopped_early", "metrics", "rows_pushed"):
-        assert resumed[name] == whole[name], name
-    assert runs.losses("stopped") == runs.losses("whole")
+        assert resumed[name] == undisturbed[name], name
+    assert runs.losses("stopped") == runs.losses("undisturbed")
     if embeddings:
-        for entity, expected in runs.vectors("whole").items():
+        for entity, expected in runs.vectors("undisturbed").items():
             np.testing.assert_array_equal(runs.vectors("stopped")[entity], expected)
 
 
 @pytest.mark.parametrize("epochs", [1, 3, EPOCHS])
-def test_at_the_last_step_of_an_epoch_before_it_was_judged(data: Path, tmp_path: Path, epochs: int) -> None:
-    assert_taken_up(Runs(tmp_path, data, every_steps=EPOCH_STEPS), epochs * EPOCH_STEPS, EPOCHS)
+def test_stop_before_the_evaluation_of_an_epoch(data: Path, tmp_path: Path, epochs: int) -> None:
+    assert_resumes_exactly(Runs(tmp_path, data, interval_steps=EPOCH_STEPS), epochs * EPOCH_STEPS, EPOCHS)
 
 
 @pytest.mark.parametrize("embeddings", ["best", "none"])
 @pytest.mark.parametrize("epochs", [7, 8])
-def test_after_an_evaluation_without_a_new_best(data: Path, tmp_path: Path, epochs: int, embeddings: str) -> None:
-    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS, rate=0.3, epochs=20, patience=3, save_embeddings=embeddings)
-    assert_taken_up(runs, epochs * EPOCH_STEPS, 5, embeddings == "best")
+def test_stop_after_an_evaluation_without_a_new_best(data: Path, tmp_path: Path, epochs: int, embeddings: str) -> None:
+    runs = Runs(tmp_path, data, interval_steps=EPOCH_STEPS, rate=0.3, epochs=20, patience=3, save_embeddings=embeddings)
+    assert_resumes_exactly(runs, epochs * EPOCH_STEPS, 5, embeddings == "best")
 
 
-def test_in_the_middle_of_an_epoch(data: Path, tmp_path: Path) -> None:
-    assert_taken_up(Runs(tmp_path, data, every_steps=1, epochs=3), EPOCH_STEPS + 3, 3)
+def test_stop_in_the_middle_of_an_epoch(data: Path, tmp_path: Path) -> None:
+    assert_resumes_exactly(Runs(tmp_path, data, interval_steps=1, epochs=3), EPOCH_STEPS + 3, 3)
 
 
-def test_in_the_middle_of_an_epoch_in_which_training_ends(data: Path, tmp_path: Path) -> None:
+def test_stop_in_the_middle_of_the_last_epoch(data: Path, tmp_path: Path) -> None:
     steps = 3 * EPOCH_STEPS + 7
-    assert_taken_up(Runs(tmp_path, data, every_steps=1, max_steps=steps), steps, 4)
+    assert_resumes_exactly(Runs(tmp_path, data, interval_steps=1, max_steps=steps), steps, 4)
 
 
-def test_before_a_damaged_checkpoint_which_then_is_gone(data: Path, tmp_path: Path) -> None:
-    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS)
+def test_corrupt_checkpoint_is_skipped_and_replaced(data: Path, tmp_path: Path) -> None:
+    runs = Runs(tmp_path, data, interval_steps=EPOCH_STEPS)
     runs.run("run", 4 * EPOCH_STEPS)
     *_, before, newest = runs.checkpoints("run")
     (newest / "manifest.json").write_text("{}")
-    stopped = runs.run("run", 1, resume=True, damaged=[newest.name])
+    stopped = runs.run("run", 1, resume=True, skipped=[newest.name])
     assert isinstance(stopped, StopResult)
     assert before.name < f"step-{stopped.step:09d}" < newest.name
     assert newest not in runs.checkpoints("run")
     runs.run("run", resume=True)
 
 
-def test_a_checkpoint_that_cannot_be_made_whole_leaves_the_one_before_and_nothing_of_itself(
+def test_failed_commit_leaves_the_checkpoint_before_and_no_files(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = Runs(tmp_path, data, every_steps=EPOCH_STEPS, epochs=2, keep=1)
+    runs = Runs(tmp_path, data, interval_steps=EPOCH_STEPS, epochs=2, keep=1)
     runs.run("run", EPOCH_STEPS)
     [before] = runs.checkpoints("run")
     tried = []
 
-    def refuse(_checkpoints: str, manifest: CheckpointManifest, _files: dict[str, bytes]) -> None:
+    def fail(_checkpoints: str, manifest: CheckpointManifest, _files: dict[str, bytes]) -> None:
         tried.append(manifest.step)
         raise CheckpointError("no room for a manifest")
 
-    monkeypatch.setattr("trainer.training.checkpoint_writer.commit", refuse)
+    monkeypatch.setattr("trainer.training.checkpoint_writer.commit", fail)
     report = runs.run("run", resume=True)
     assert isinstance(report, dict)
     assert report["checkpoints"]["failed"] == len(tried) >= 1

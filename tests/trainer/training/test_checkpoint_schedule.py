@@ -1,4 +1,4 @@
-"""When a run saves, on a clock that the test turns."""
+"""When checkpoints are due, on a clock that the test sets."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from trainer.training.checkpointing import CheckpointManager
 from trainer.training.hooks import TrainingHooks
 from trainer.training.state import TrainState
 
-EVERY_SECONDS = 10.0
+INTERVAL_SECONDS = 10.0
 
 
 class Clock:
-    """Seconds since the test began, as the test says."""
+    """Returns the seconds that the test sets."""
 
     now = 0.0
 
@@ -33,35 +33,33 @@ def clock() -> Clock:
     return Clock()
 
 
-def take_step(store: LocalStore, saver: CheckpointManager, progress: TrainState) -> None:
+def take_step(store: LocalStore, checkpoints: CheckpointManager, state: TrainState) -> None:
     rows_A = np.arange(1, dtype=np.int64)
     for name, block_AD in store.pull({"customer": rows_A, "track": rows_A}).items():
         store.push({name: RowGradient(rows_A, block_AD)})
-    progress.step += 1
-    assert not saver.after_step(progress)
+    state.step += 1
+    assert not checkpoints.after_step(state)
 
 
-def test_the_time_that_tables_take_to_be_made_does_not_count_towards_the_first_checkpoint(
-    tmp_path: Path, clock: Clock
-) -> None:
-    checkpoint = {"interval_seconds": EVERY_SECONDS}
-    job = load_job(write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), checkpoint=checkpoint))
+def test_interval_of_first_checkpoint_excludes_table_creation(tmp_path: Path, clock: Clock) -> None:
+    section = {"interval_seconds": INTERVAL_SECONDS}
+    job = load_job(write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), checkpoint=section))
     model = open_inputs(job)[2]
-    identity = CheckpointMetadata.of(job, "run", model.tables)
+    metadata = CheckpointMetadata.of(job, "run", model.tables)
     events: list[Event] = []
-    store, progress = LocalStore(), TrainState()
+    store, state = LocalStore(), TrainState()
     with CheckpointManager(
         store,
         job.checkpoint,
         str(tmp_path / "checkpoints"),
-        identity,
+        metadata,
         TrainingHooks(on_event=events.append),
         clock=clock,
-    ) as saver:
-        store.create(model.tables, identity.optimizer, job.train.seed)
+    ) as checkpoints:
+        store.create(model.tables, metadata.optimizer, job.train.seed)
         clock.now = 100.0
-        saver.begin(progress)
-        for seconds in (1.0, EVERY_SECONDS - 1.0, EVERY_SECONDS + 1.0):
+        checkpoints.begin(state)
+        for seconds in (1.0, INTERVAL_SECONDS - 1.0, INTERVAL_SECONDS + 1.0):
             clock.now = 100.0 + seconds
-            take_step(store, saver, progress)
+            take_step(store, checkpoints, state)
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [3]
