@@ -134,7 +134,7 @@ class CheckpointManifest(_Strict):
 
 
 class CorruptFileError(Exception):
-    """A file of a checkpoint is corrupt; the message says how, without the file's name."""
+    """A file of a checkpoint is corrupt; the message has the reason without the file's name."""
 
 
 class FormatVersionError(Exception):

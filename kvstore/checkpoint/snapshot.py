@@ -64,7 +64,7 @@ class PartResult:
     seconds: float
 
 
-# These kernels run with the lock held, and none in parallel: numba's threads may be running an update meanwhile.
+# These kernels run with the lock held, and none in parallel: numba's threads may be running an update at the same time.
 
 
 @njit(cache=True, nogil=True)

@@ -38,7 +38,7 @@ def translate_storage_errors(
 
     Raises:
         InputError: it does not exist, is of the wrong kind, or access is denied.
-        StorageUnavailableError: storage is unreachable, unless ``unreachable`` says otherwise.
+        StorageUnavailableError: storage is unreachable, and ``unreachable`` has its default.
     """
     try:
         yield

@@ -45,7 +45,7 @@ def create_command(
     max_key_bytes: int,
     checkpoint: str | None,
 ) -> str:
-    """Return the command that tells servers the layout of tables and the source of their rows."""
+    """Return the command with the layout of tables and the source of their rows."""
     return json.dumps(
         {
             "command": "create",

@@ -1,9 +1,9 @@
-"""Runs commands on damaged files, in one process: each must end well, or with one line that names what was damaged.
+"""Run commands on corrupt files in one process: each must succeed, or end with one line that names the corrupt file.
 
     drive_fuzz.py FOLDER KIND FIRST COUNT        cases FIRST to FIRST + COUNT of a kind; 0: without end
 
-A case is known by its kind and number. It is printed before it begins, so that a crash is the last one's; one that
-takes too long ends the process with the stack of its threads. Problems are printed as they are found.
+A case is identified by its kind and number. It is printed before it starts, so a crash belongs to the last one printed;
+one that exceeds its time ends the process with the stack of its threads. Problems are printed as they are found.
 """
 
 import faulthandler
@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from cluster_data import write_job, write_planted
-from mutations import any_value, damaged, damaged_pages, damaged_parquet, damaged_text, damaged_tree
+from mutations import any_value, corrupt_bytes, corrupt_pages, corrupt_parquet, corrupt_text, corrupt_tree
 from waiting import wait_until
 
 from crossfade.main import main
@@ -35,26 +35,26 @@ from trainer.data.parquet import file_entry, write_options
 
 CASE_SECONDS = 60.0
 CASE_KILOBYTES = 2 << 20
-"""How much more memory than before a case may take."""
+"""Memory that a case may take beyond the peak of all cases before it."""
 
 Command = list[str]
 Prepare = Callable[[random.Random, Path], tuple[Command, str]]
-"""Damages something in a folder; says which command then to run, and what its refusal must name."""
+"""Corrupts something in a folder; returns the command to run and what its error must name."""
 
 TRAIN = ["train", "job.yaml", "--run-dir", "run"]
 
 
 def make_originals(folder: Path) -> None:
-    """What is damaged: a data set, its job, a run with checkpoints, and raw events in every format."""
+    """Write what cases corrupt: a dataset, its job, a run with checkpoints, and raw events in every format."""
     write_planted(folder / "data", train_files=((500, 17), (40,)), named=True)
     for path in (folder / "data/train/part-00000.parquet", folder / "data/vocabulary/track/part-00001.parquet"):
         table = pq.read_table(path)
         pq.write_table(table, path, row_group_size=300, **write_options(table.schema))
     manifest = json.loads((folder / "data/manifest.json").read_text())
-    _describe_anew(folder / "data", manifest)
+    _update_entries(folder / "data", manifest)
     (folder / "data/manifest.json").write_text(json.dumps(manifest))
-    settings = {"epochs": 1, "max_steps": 4, "batch_size": 100}
-    write_job(folder / "job.yaml", "data", train=settings, checkpoint={"interval_steps": 2, "path": "checkpoints"})
+    train = {"epochs": 1, "max_steps": 4, "batch_size": 100}
+    write_job(folder / "job.yaml", "data", train=train, checkpoint={"interval_steps": 2, "path": "checkpoints"})
     code = _run(TRAIN)[0]
     assert code == 0
     draw = np.random.default_rng(1)
@@ -76,34 +76,34 @@ def make_originals(folder: Path) -> None:
     pq.write_table(pa.table({"customer": ["c001", "c003"]}), folder / "raw/ids.parquet")
 
 
-def _describe_anew(data: Path, manifest: dict[str, Any]) -> None:
+def _update_entries(data: Path, manifest: dict[str, Any]) -> None:
     for part in (*manifest["entities"].values(), *manifest["splits"].values()):
         part["files"] = [file_entry(Folder(data), file["path"]).model_dump() for file in part["files"]]
 
 
-def _no_run(folder: Path) -> None:
+def _delete_run(folder: Path) -> None:
     for name in ("run", "checkpoints"):
         shutil.rmtree(folder / name)
 
 
-def _damage_one(draw: random.Random, folder: Path, pattern: str, how: Callable[..., bytes]) -> Path:
+def _corrupt_one(draw: random.Random, folder: Path, pattern: str, corrupt: Callable[..., bytes]) -> Path:
     paths = sorted(folder.glob(pattern))
     path = draw.choice(paths)
-    path.write_bytes(how(draw, path.read_bytes(), draw.choice(paths).read_bytes()))
+    path.write_bytes(corrupt(draw, path.read_bytes(), draw.choice(paths).read_bytes()))
     return path
 
 
-def shards(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Prepared files that their manifest no longer fits."""
-    _no_run(folder)
-    _damage_one(draw, folder, "data/*/**/*.parquet", damaged_parquet)
+def dataset(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """Corrupt files of a dataset, so that they no longer match its manifest."""
+    _delete_run(folder)
+    _corrupt_one(draw, folder, "data/*/**/*.parquet", corrupt_parquet)
     return TRAIN, "data"
 
 
-def vouched(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Prepared files with damaged pages, for which the manifest vouches nonetheless; about footers, see docs."""
-    _no_run(folder)
-    path = _damage_one(draw, folder, "data/*/**/*.parquet", damaged_pages)
+def checksummed(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """Corrupt pages of a dataset's files, and update the checksums in its manifest."""
+    _delete_run(folder)
+    path = _corrupt_one(draw, folder, "data/*/**/*.parquet", corrupt_pages)
     content, manifest = path.read_bytes(), json.loads((folder / "data/manifest.json").read_text())
     length = int.from_bytes(content[-8:-4], "little") + 8
     for part in (*manifest["entities"].values(), *manifest["splits"].values()):
@@ -118,83 +118,83 @@ def _forget(draw: random.Random) -> Command:
     return ["forget", "data", "--ids", draw.choice(("raw/ids.csv", "raw/ids.parquet"))]
 
 
-def elsewhere(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Files without any manifest."""
-    _damage_one(draw, folder, "data/*/**/*.parquet", damaged_parquet)
+def unlisted(draw: random.Random, folder: Path) -> tuple[Command, str]:
+    """Corrupt files of a dataset without a manifest."""
+    _corrupt_one(draw, folder, "data/*/**/*.parquet", corrupt_parquet)
     (folder / "data/manifest.json").unlink()
     return ["validate", "data"], "data"
 
 
 def manifests(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """The manifest of prepared data: bytes, or a part of what it says."""
-    _no_run(folder)
+    """Corrupt the manifest of a dataset: its bytes, or values in its JSON."""
+    _delete_run(folder)
     path = folder / "data/manifest.json"
     if draw.random() < 0.3:
-        _damage_one(draw, folder, "data/manifest.json", damaged_text)
+        _corrupt_one(draw, folder, "data/manifest.json", corrupt_text)
     else:
-        path.write_text(json.dumps(damaged_tree(draw, json.loads(path.read_text()))))
+        path.write_text(json.dumps(corrupt_tree(draw, json.loads(path.read_text()))))
     return draw.choice((TRAIN, TRAIN, ["validate", "data"], _forget(draw), ["plan", "job.yaml"])), "data"
 
 
 def raw(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Raw events."""
+    """Corrupt raw events."""
     kind = draw.choice(("parquet", "parquet", "csv", "tsv", "txt"))
-    path = _damage_one(draw, folder, f"raw/[ep]*.{kind}", damaged_parquet if kind == "parquet" else damaged_text)
+    path = _corrupt_one(draw, folder, f"raw/[ep]*.{kind}", corrupt_parquet if kind == "parquet" else corrupt_text)
     options = ["--weight", "w", "--timestamp", "t"] if kind != "txt" else ["--format", "lightgcn"]
     events = str(path.relative_to(folder))
     return ["prepare", "--events", events, "--out", "out", *options, "--memory", "1"], events
 
 
 def id_lists(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Lists of ids to forget, or what a deletion that broke off has left."""
+    """Corrupt lists of ids to forget, or the journal of an interrupted deletion."""
     if draw.random() < 0.3:
-        left = {"files": [f"train/part-{draw.randrange(9)}.parquet", "vocabulary/x.parquet"]}
-        content = json.dumps(damaged_tree(draw, left)).encode()
+        journal = {"files": [f"train/part-{draw.randrange(9)}.parquet", "vocabulary/x.parquet"]}
+        content = json.dumps(corrupt_tree(draw, journal)).encode()
         (folder / "data/forget.json").write_bytes(
-            content if draw.random() < 0.5 else damaged_text(draw, content, b"{}")
+            content if draw.random() < 0.5 else corrupt_text(draw, content, b"{}")
         )
         return _forget(draw), "data/forget.json"
     name = draw.choice(("ids.csv", "ids.parquet"))
-    _damage_one(draw, folder, f"raw/{name}", damaged_text if name == "ids.csv" else damaged_parquet)
+    _corrupt_one(draw, folder, f"raw/{name}", corrupt_text if name == "ids.csv" else corrupt_parquet)
     return ["forget", "data", "--ids", f"raw/{name}"], f"raw/{name}"
 
 
 def checkpoints(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """The files of checkpoints, and manifests that say something else with a CRC-32 that is right."""
+    """Corrupt files of checkpoints, or values in a manifest whose CRC-32 then is updated."""
     manifest = draw.choice(sorted(folder.glob("checkpoints/*/manifest.json")))
     if draw.random() < 0.5:
-        _damage_one(draw, folder, "checkpoints/*/**/*.*", damaged)
+        _corrupt_one(draw, folder, "checkpoints/*/**/*.*", corrupt_bytes)
     else:
         tree = json.loads(manifest.read_text())
         del tree["crc32"]
-        tree = damaged_tree(draw, tree)
+        tree = corrupt_tree(draw, tree)
         body = json.dumps(tree, indent=1).encode().removesuffix(b"\n}")
         manifest.write_bytes(body + b',\n "crc32": %d\n}\n' % zlib.crc32(body))
     shutil.rmtree(folder / "run")
     start = f"checkpoint.warm_start_from={draw.choice((manifest.parent.relative_to(folder), 'checkpoints'))}"
     resume = ["train", "job.yaml", "--run-dir", "run", "--resume"]
-    afresh = [*TRAIN, "--set", start, "--set", "checkpoint.path=null"]
-    return draw.choice((resume, afresh)), "checkpoints"
+    warm_start = [*TRAIN, "--set", start, "--set", "checkpoint.path=null"]
+    return draw.choice((resume, warm_start)), "checkpoints"
 
 
 def jobs(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Job files: bytes and structures."""
-    _no_run(folder)
+    """Corrupt a job file: its bytes, or its structure."""
+    _delete_run(folder)
     path = folder / "job.yaml"
     how = draw.randrange(5)
     if how < 2:
-        _damage_one(draw, folder, "job.yaml", damaged_text)
+        _corrupt_one(draw, folder, "job.yaml", corrupt_text)
     elif how == 2:
         path.write_bytes(draw.randbytes(draw.randrange(300)))
     elif how == 3:
         path.write_text(json.dumps(any_value(draw)))
     else:
-        path.write_text(json.dumps(damaged_tree(draw, json.loads(path.read_text()))))
+        path.write_text(json.dumps(corrupt_tree(draw, json.loads(path.read_text()))))
     return draw.choice((["plan", "job.yaml"], TRAIN)), ""
 
 
 KINDS: dict[str, Prepare] = {
-    kind.__name__: kind for kind in (shards, vouched, elsewhere, manifests, raw, id_lists, checkpoints, jobs)
+    kind.__name__: kind for kind in (dataset, checksummed, unlisted, manifests, raw, id_lists, checkpoints, jobs)
 }
 
 
@@ -209,29 +209,29 @@ def _run(command: Command) -> tuple[int, str, str]:
 
 
 def problem_of(command: Command, named: str) -> str | None:
-    """What is wrong with how ``command`` ended; None if nothing is."""
+    """Run ``command``; return what is wrong with its outcome, or None."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         code, _, stderr = _run(command)
     except BaseException:
         return traceback.format_exc()
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    if taken > CASE_KILOBYTES:
-        return f"took {taken:,} KiB of memory more than any case before it"
-    if code == 0 or (command[0], code, stderr) == ("plan", 1, ""):  # a plan that does not fit is no refusal
+    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    if added > CASE_KILOBYTES:
+        return f"took {added:,} KiB of memory more than any case before it"
+    if code == 0 or (command[0], code, stderr) == ("plan", 1, ""):  # a plan that does not fit is not an error
         return None
     lines = stderr.split("\n")[:-1]
     last = lines[-1] if lines else ""
-    listed = command[0] == "validate"
+    lists_problems = command[0] == "validate"
     others = [
         line
         for line in lines[:-1]
         if not line.lstrip("\r").startswith(("crossfade: skipped ", "training: ", "metrics: ", "page: "))
     ]
-    if code not in (1, 2) or not last.startswith("crossfade: error: ") or (others and not listed and code == 2):
-        return f"exit code {code}, and said:\n{stderr}"
+    if code not in (1, 2) or not last.startswith("crossfade: error: ") or (others and not lists_problems and code == 2):
+        return f"exit code {code}, with the output:\n{stderr}"
     if not last.isprintable():
-        return f"said something that cannot be printed: {last!r}"
+        return f"the last line is not printable: {last!r}"
     if named not in last or len(last) > 2000:
         return f"did not name {named} in one short line: {last[:3000]}"
     if code == 1 and command[0] != "train":
@@ -239,29 +239,29 @@ def problem_of(command: Command, named: str) -> str | None:
     return None
 
 
-def _clear(place: Path) -> None:
-    """Delete ``place``, where a thread of a training that failed may still be writing its last checkpoint."""
+def _clear(folder: Path) -> None:
+    """Delete ``folder``, into which a thread of a failed training may still be writing its last checkpoint."""
 
     def is_gone() -> bool:
-        shutil.rmtree(place, ignore_errors=True)
-        return not place.exists()
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
 
-    wait_until(is_gone, CASE_SECONDS, f"{place} stays deleted")
+    wait_until(is_gone, CASE_SECONDS, f"{folder} to stay deleted")
 
 
 def main_loop(folder: Path, kind: str, first: int, count: int) -> int:
-    """Run the cases; how many had a problem."""
-    originals, place = folder / "originals", folder / "place"
-    place.mkdir(parents=True)
-    os.chdir(place)
-    make_originals(place)
-    place.rename(originals)
+    """Run the cases; return how many had a problem."""
+    originals, work_dir = folder / "originals", folder / "work"
+    work_dir.mkdir(parents=True)
+    os.chdir(work_dir)
+    make_originals(work_dir)
+    work_dir.rename(originals)
     faulthandler.enable()
     problems = 0
     for number in range(first, first + count) if count else itertools.count(first):
-        shutil.copytree(originals, place)
-        os.chdir(place)
-        command, named = KINDS[kind](random.Random(f"{kind} {number}"), place)
+        shutil.copytree(originals, work_dir)
+        os.chdir(work_dir)
+        command, named = KINDS[kind](random.Random(f"{kind} {number}"), work_dir)
         print(f"case {kind} {number}: {' '.join(command)}", flush=True)
         faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
         problem = problem_of(command, named)
@@ -270,7 +270,7 @@ def main_loop(folder: Path, kind: str, first: int, count: int) -> int:
             problems += 1
             print(f"problem: {problem}", flush=True)
         os.chdir(folder)
-        _clear(place)
+        _clear(work_dir)
     return problems
 
 

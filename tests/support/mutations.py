@@ -1,4 +1,4 @@
-"""Damage to files, from a seeded generator: the same draw gives the same damage."""
+"""Corrupt files with a seeded generator: the same state of the generator gives the same result."""
 
 import json
 import random
@@ -68,72 +68,72 @@ TOKENS = [word.encode() for word in WORDS] + [
 END_BYTES = 8
 
 
-def damaged(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    """``content`` with one to five of: bits flipped, pieces cut, put in, swapped, overwritten, put from ``other``."""
+def corrupt_bytes(draw: random.Random, content: bytes, other: bytes) -> bytes:
+    """Apply one to five mutations: flip bits; truncate, delete, insert, swap, overwrite or splice pieces."""
     for _ in range(draw.choice((1, 1, 1, 2, 5))):
-        content = draw.choice(_WAYS)(draw, content, other)
+        content = draw.choice(_MUTATIONS)(draw, content, other)
     return content
 
 
-def damaged_parquet(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    """The same for Parquet: mostly in the footer, whose length then stays right, or only in the pages before it."""
+def corrupt_parquet(draw: random.Random, content: bytes, other: bytes) -> bytes:
+    """Mutate Parquet: mostly the footer, keeping its length field correct, or only the pages before it."""
     if len(content) < 4 + END_BYTES:
-        return damaged(draw, content, other)
+        return corrupt_bytes(draw, content, other)
     length = struct.unpack("<I", content[-END_BYTES:-4])[0]
     pages, footer = content[: -END_BYTES - length], content[-END_BYTES - length : -END_BYTES]
     kind = draw.randrange(8)
     if kind < 4:
-        changed = damaged(draw, footer, other[-END_BYTES - length : -END_BYTES])
+        changed = corrupt_bytes(draw, footer, other[-END_BYTES - length : -END_BYTES])
         return pages + changed + struct.pack("<I", len(changed)) + b"PAR1"
     if kind < 6:
-        return damaged_pages(draw, content, other)
+        return corrupt_pages(draw, content, other)
     if kind == 6:
         wrong = draw.choice([*(number % 2**32 for number in NUMBERS), draw.getrandbits(32), draw.randrange(2 * length)])
         return content[:-END_BYTES] + struct.pack("<I", wrong) + b"PAR1"
-    return damaged(draw, content, other)
+    return corrupt_bytes(draw, content, other)
 
 
-def damaged_pages(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    """Parquet of which the pages are damaged, but neither the footer nor the size."""
+def corrupt_pages(draw: random.Random, content: bytes, other: bytes) -> bytes:
+    """Mutate the pages of Parquet, but neither its footer nor its size."""
     end = len(content) - END_BYTES - struct.unpack("<I", content[-END_BYTES:-4])[0]
     return b"PAR1" + _same_size(draw, content[4:end], other) + content[end:]
 
 
-def damaged_text(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    """The same for text: words are put in the place of others too."""
+def corrupt_text(draw: random.Random, content: bytes, other: bytes) -> bytes:
+    """Mutate text: also replace or insert tokens that parsers often mishandle."""
     for _ in range(draw.choice((1, 1, 2))):
         if draw.random() < 0.6:
             begin = draw.randint(0, len(content))
             end = min(len(content), begin + draw.choice((0, 0, 1, 5)))
             content = content[:begin] + draw.choice(TOKENS) + content[end:]
         else:
-            content = damaged(draw, content, other)
+            content = corrupt_bytes(draw, content, other)
     return content
 
 
-def damaged_tree(draw: random.Random, tree: Any) -> Any:
-    """A copy of what JSON holds, of which one to three parts are others, gone, or under another name."""
+def corrupt_tree(draw: random.Random, tree: Any) -> Any:
+    """Return a copy of a JSON value in which one to three nodes are replaced, deleted or renamed."""
     tree = json.loads(json.dumps(tree))
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
-        places = list(_places(tree))
-        if not places:
+        nodes = list(_nodes(tree))
+        if not nodes:
             return any_value(draw)
-        parent, key = draw.choice(places)
-        how = draw.randrange(6)
-        if how == 0:
+        parent, key = draw.choice(nodes)
+        action = draw.randrange(6)
+        if action == 0:
             del parent[key]
-        elif how == 1 and isinstance(parent, dict):
+        elif action == 1 and isinstance(parent, dict):
             parent[draw.choice(WORDS)] = parent.pop(key)
-        elif how == 2:
-            parent[key] = draw.choice(places)[0] if draw.random() < 0.2 else any_value(draw)
-            tree = json.loads(_dumped(tree))
+        elif action == 2:
+            parent[key] = draw.choice(nodes)[0] if draw.random() < 0.2 else any_value(draw)
+            tree = json.loads(_dump(tree))
         else:
             parent[key] = _near(draw, parent[key])
     return tree
 
 
 def any_value(draw: random.Random, depth: int = 3) -> Any:
-    """Anything that JSON can say."""
+    """Return a random JSON value."""
     kinds: list[Callable[[], Any]] = [
         lambda: draw.choice(NUMBERS),
         lambda: draw.choice(FLOATS),
@@ -146,7 +146,7 @@ def any_value(draw: random.Random, depth: int = 3) -> Any:
 
 
 def _near(draw: random.Random, value: Any) -> Any:
-    """Another value, often of the same kind."""
+    """Return another value, often of the same type."""
     if isinstance(value, bool) or draw.random() < 0.2:
         return any_value(draw)
     if isinstance(value, int):
@@ -160,18 +160,18 @@ def _near(draw: random.Random, value: Any) -> Any:
     return any_value(draw)
 
 
-def _dumped(tree: Any) -> str:
+def _dump(tree: Any) -> str:
     try:
         return json.dumps(tree)
-    except ValueError:  # it holds itself
+    except ValueError:  # a reference cycle
         return "{}"
 
 
-def _places(tree: Any) -> Any:
+def _nodes(tree: Any) -> Any:
     if isinstance(tree, (dict, list)):
         for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
             yield tree, key
-            yield from _places(tree[key])
+            yield from _nodes(tree[key])
 
 
 def _flip(draw: random.Random, content: bytes, _: bytes) -> bytes:
@@ -183,30 +183,30 @@ def _flip(draw: random.Random, content: bytes, _: bytes) -> bytes:
 
 def _overwrite(draw: random.Random, content: bytes, _: bytes) -> bytes:
     width = draw.choice((1, 4, 8))
-    place = draw.randint(0, max(0, len(content) - width))
+    start = draw.randint(0, max(0, len(content) - width))
     value = draw.choice(NUMBERS) % 256**width
-    return content[:place] + value.to_bytes(width, "little") + content[place + width :]
+    return content[:start] + value.to_bytes(width, "little") + content[start + width :]
 
 
-def _range(draw: random.Random, content: bytes) -> tuple[int, int]:
+def _random_range(draw: random.Random, content: bytes) -> tuple[int, int]:
     begin = draw.randint(0, len(content))
     return begin, min(len(content), begin + draw.choice((1, 4, 30, 1000)))
 
 
-def _cut(draw: random.Random, content: bytes, _: bytes) -> bytes:
+def _truncate(draw: random.Random, content: bytes, _: bytes) -> bytes:
     return content[: draw.randint(0, len(content))]
 
 
-def _leave_out(draw: random.Random, content: bytes, _: bytes) -> bytes:
-    begin, end = _range(draw, content)
+def _delete(draw: random.Random, content: bytes, _: bytes) -> bytes:
+    begin, end = _random_range(draw, content)
     return content[:begin] + content[end:]
 
 
 def _insert(draw: random.Random, content: bytes, _: bytes) -> bytes:
-    place, size = draw.randint(0, len(content)), draw.choice((1, 4, 100, 5000))
-    begin, end = _range(draw, content)
-    put = draw.choice((draw.randbytes(size), bytes(size), b"\xff" * size, content[begin:end]))
-    return content[:place] + put + content[place:]
+    start, size = draw.randint(0, len(content)), draw.choice((1, 4, 100, 5000))
+    begin, end = _random_range(draw, content)
+    inserted = draw.choice((draw.randbytes(size), bytes(size), b"\xff" * size, content[begin:end]))
+    return content[:start] + inserted + content[start:]
 
 
 def _swap(draw: random.Random, content: bytes, _: bytes) -> bytes:
@@ -218,8 +218,8 @@ def _splice(draw: random.Random, content: bytes, other: bytes) -> bytes:
     return content[: draw.randint(0, len(content))] + other[draw.randint(0, len(other)) :]
 
 
-_WAYS = (_flip, _flip, _overwrite, _overwrite, _cut, _leave_out, _insert, _swap, _splice)
+_MUTATIONS = (_flip, _flip, _overwrite, _overwrite, _truncate, _delete, _insert, _swap, _splice)
 
 
 def _same_size(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    return damaged(draw, content, other)[: len(content)].ljust(len(content), b"\0")
+    return corrupt_bytes(draw, content, other)[: len(content)].ljust(len(content), b"\0")
