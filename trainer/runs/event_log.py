@@ -19,7 +19,7 @@ _MAX_LINE_BYTES = 1 << 20
 class EventLog:
     """Appends events to a file, one a line; of steps at most one a second.
 
-    On a full disk the events that do not fit are dropped, but every line is complete and training goes on.
+    On a full disk the events that do not fit are dropped, but every line is complete and training continues.
     """
 
     def __init__(self, path: Path, on_failure: Callable[[OSError], None]) -> None:

@@ -257,7 +257,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def parse_event(values: Mapping[str, Any]) -> Event:
-    """Parse a JSON object that ``to_json`` made.
+    """Parse a JSON object that ``to_json`` returned.
 
     Raises:
         ValueError: the kind is unknown, or a field is missing, unknown or of another type.

@@ -1,6 +1,6 @@
 """Evaluate embeddings during training, and keep the best.
 
-They are written to the run folder where all workers share it, and beside the checkpoints otherwise, so that a run that
+They are written to the run folder where all workers share it, and next to the checkpoints otherwise, so that a run that
 resumes on another machine finds them.
 """
 

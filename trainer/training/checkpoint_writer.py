@@ -1,6 +1,6 @@
 """Write the checkpoints of a run in the background, one at a time.
 
-The store takes a snapshot of its tables and training goes on. Once all servers have written theirs, a thread commits
+The store takes a snapshot of its tables while training continues. Once all servers have written theirs, a thread commits
 the checkpoint by its manifest and deletes old ones.
 """
 

@@ -1,7 +1,7 @@
 """Checkpoints during training, and stopping with one.
 
-About once a second the workers synchronize: one all-reduce tells them whether a checkpoint is due and whether any was
-asked to stop, and sums their counters. Rank 0 then has a checkpoint written (``checkpoint_writer``) and trains on.
+About once a second the workers synchronize: one all-reduce decides for all whether a checkpoint is due and
+whether to stop, and sums their counters. Rank 0 then starts a checkpoint (``checkpoint_writer``) and trains on.
 
 Of the run itself a checkpoint holds the train state alone, a position (epoch, step) and counters: the job, the data and
 the seed determine the content of every step.

@@ -28,7 +28,7 @@ class TrainingHooks:
     Attributes:
         on_event: receives every event of the run.
         log: receives a line for people, such as why a checkpoint was skipped.
-        stop_requested: whether the run should stop. If any worker's hook says so, all write a checkpoint and stop.
+        stop_requested: whether the run should stop. If it is true at any worker, all write a checkpoint and stop.
         checkpoints_requested: how many checkpoints have been requested so far; when the number grows, one is due.
         on_prefetcher: receives the queue of batches before the first step.
         metrics: the metrics of this process, to which those of the training are added.
@@ -43,7 +43,7 @@ class TrainingHooks:
 
 
 class PhaseReporter:
-    """Emits long work before training as phase events: signs of life for whoever detects stalls."""
+    """Emits long work before training as phase events: signs of life, so that no stall is detected."""
 
     def __init__(self, on_event: EventSink) -> None:
         self._on_event = on_event

@@ -239,9 +239,7 @@ def test_a_manifest_of_the_version_before(refused: Refused, place: Path) -> None
 def test_a_row_group_that_is_too_large_is_refused_and_may_be_accepted(refused: Refused, place: Path) -> None:
     limit = ("--set", "data.max_row_group_rows=1499")
     message = documented("a row group larger than a worker may hold", refused(*limit))
-    assert message.startswith(
-        f"{place / 'data' / SHARD}, row group 0: has 1,500 rows, but data.max_row_group_rows is"
-    )
+    assert message.startswith(f"{place / 'data' / SHARD}, row group 0: has 1,500 rows, but data.max_row_group_rows is")
     assert "raise data.max_row_group_rows to 1500" in message
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "data.max_row_group_rows=1500", cwd=place))
 

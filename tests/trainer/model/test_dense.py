@@ -333,9 +333,7 @@ def test_plan_counts_all_reduce_traffic(place: Path) -> None:
     inputs = read_inputs(load_job(place / "job.yaml", ["cluster.servers=1", "cluster.workers=4"])).with_counts()
     plan = plan_capacity(inputs)
     weights = sum(spec.parameters for spec in inputs.model.dense)
-    [part] = [
-        part for part in plan.processes[-1].parts if part.what == "all-reduce of dense gradients"
-    ]
+    [part] = [part for part in plan.processes[-1].parts if part.what == "all-reduce of dense gradients"]
     assert part.bytes == 3 * 4 * weights
     assert plan.traffic is not None
     assert plan.traffic.bytes_all_reduced == 2 * 3 / 4 * 4 * weights

@@ -1,4 +1,4 @@
-"""A run folder whose run was killed while it was made, taken up or emptied can be used again."""
+"""A run folder stays usable when its process is killed while it creates, resumes or deletes a run."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,9 @@ from trainer.config.loading import load_job
 from trainer.config.schema import JobConfig
 from trainer.runs.folder import JOB_FILE, LOCK_FILE, RUN_FILE, RunFolder
 
-HOW = pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}], ids=["fresh", "resume", "overwrite"])
+MODES = pytest.mark.parametrize(
+    "mode", [{}, {"resume": True}, {"overwrite": True}], ids=["fresh", "resume", "overwrite"]
+)
 
 
 @pytest.fixture
@@ -23,20 +25,20 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def begin(run: RunFolder, job: JobConfig, **how: bool) -> Path | None:
-    """Begin, and end at once; gives where an earlier run was moved to."""
-    with run.open_run(job, **how) as moved:
+def begin(run: RunFolder, job: JobConfig, **mode: bool) -> Path | None:
+    """Begin a run and end it at once; return where an earlier run was moved to."""
+    with run.open_run(job, **mode) as moved:
         assert run.job() == job.with_absolute_paths()
         assert len(run.run_id()) == 32
     return moved
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """The process is killed here."""
 
 
 def killed_writing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """From now on whoever writes the file ``name``, under whatever name at first, is killed half-way."""
+    """Raise ``Killed`` half-way through the next write of the file ``name``, or of its temporary file."""
     write = Path.write_text
 
     def write_half(path: Path, text: str, **options: str) -> int:
@@ -48,21 +50,21 @@ def killed_writing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(Path, "write_text", write_half)
 
 
-@HOW
+@MODES
 @pytest.mark.parametrize("name", [RUN_FILE, JOB_FILE])
-def test_a_run_that_is_killed_while_its_folder_is_made_is_no_run_yet(
-    run: RunFolder, job: JobConfig, monkeypatch: pytest.MonkeyPatch, name: str, how: dict[str, bool]
+def test_folder_of_a_run_killed_while_it_was_created_is_not_a_run(
+    run: RunFolder, job: JobConfig, monkeypatch: pytest.MonkeyPatch, name: str, mode: dict[str, bool]
 ) -> None:
     with monkeypatch.context() as patch:
         killed_writing(patch, name)
         with pytest.raises(Killed):
             begin(run, job)
-    assert begin(run, job, **how) is None
+    assert begin(run, job, **mode) is None
 
 
-@HOW
-def test_a_run_that_is_killed_while_it_is_taken_up_is_as_it_was(
-    run: RunFolder, job: JobConfig, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
+@MODES
+def test_run_killed_while_it_resumes_is_unchanged(
+    run: RunFolder, job: JobConfig, monkeypatch: pytest.MonkeyPatch, mode: dict[str, bool]
 ) -> None:
     begin(run, job)
     (run.path / "events.jsonl").write_text("{}\n")
@@ -71,11 +73,11 @@ def test_a_run_that_is_killed_while_it_is_taken_up_is_as_it_was(
         killed_writing(patch, JOB_FILE)
         with pytest.raises(Killed):
             begin(run, job, resume=True)
-    begin(run, job, **how)
-    assert (run.run_id() == identity) == ("resume" in how)
+    begin(run, job, **mode)
+    assert (run.run_id() == identity) == ("resume" in mode)
 
 
-def test_a_run_that_is_killed_while_an_earlier_one_is_deleted_can_delete_the_rest(
+def test_interrupted_deletion_of_an_earlier_run_can_be_repeated(
     run: RunFolder, job: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(run, job)

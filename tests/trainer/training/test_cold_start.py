@@ -46,7 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, selected_CP in (("train", ~is_test_CP), ("test", is_test_CP)):
         customers, places = np.nonzero(selected_CP)
         lines = [
-            f"c{who:03d},{5000 + track}" for who, track in zip(customers, tracks_CP[customers, places], strict=True)
+            f"c{customer:03d},{5000 + track}"
+            for customer, track in zip(customers, tracks_CP[customers, places], strict=True)
         ]
         (folder / f"{name}.csv").write_text("\n".join(["customer,track", *lines]))
     genres = [f"{5000 + track},{track % GENRES + 1}" for track in range(TRACKS)]

@@ -100,17 +100,8 @@ METRICS = {
 }
 COUNTS = {name: name for name in ("steps", "examples", "best_epoch", "parameters", "rows_pulled", "rows_pushed")}
 PREPARE_SYNTHETIC = (
-    "synthesize",
-    "--queries",
-    300,
-    "--items",
-    200,
-    "--interactions",
-    6000,
-    "--genres",
-    10,
-    "--seed",
-    1,
+    *("synthesize", "--queries", 300, "--items", 200, "--interactions", 6000),
+    *("--genres", 10, "--seed", 1),
 )
 PREPARE_EVENTS = (
     *("prepare", "--query", "customer=user", "--item", "track=song", "--weight", "liking", "--timestamp", "at"),

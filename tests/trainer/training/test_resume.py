@@ -162,9 +162,9 @@ def test_run_without_complete_checkpoint_restarts_from_the_beginning(place: Path
 
 
 def test_resume_logs_its_step_or_that_a_new_run_starts(place: Path) -> None:
-    run = ("train", "job.yaml", "--run-dir", "says", "--resume", "--set")
+    run = ("train", "job.yaml", "--run-dir", "logs", "--resume", "--set")
     first = succeeded(crossfade(*run, "train.max_steps=1", cwd=place))
-    assert first.stderr.startswith("crossfade: says: there is no run to resume, so a new one starts\n")
+    assert first.stderr.startswith("crossfade: logs: there is no run to resume, so a new one starts\n")
     second = succeeded(crossfade(*run, "train.max_steps=2", cwd=place))
     assert second.stderr.startswith("crossfade: resuming from step 1\n")
 
@@ -195,7 +195,7 @@ def test_resume_on_changed_data_is_rejected(place: Path, tmp_path: Path) -> None
     write_job(tmp_path / "job.yaml", data, train=TRAIN, checkpoint=CHECKPOINT)
     stop_after_a_checkpoint(tmp_path, "run", signal.SIGKILL)
     manifest = json.loads((data / "manifest.json").read_text())
-    manifest["source"]["made"] = "anew"
+    manifest["source"]["prepared"] = "again"
     (data / "manifest.json").write_text(json.dumps(manifest))
     result = crossfade("train", "job.yaml", "--run-dir", "run", "--resume", cwd=tmp_path)
     assert result.returncode == 2
