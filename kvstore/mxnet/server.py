@@ -127,6 +127,7 @@ class RowServer:
         if message["checkpoint"] is not None:
             self._checkpoint = open_checkpoint(message["checkpoint"])
             self._checkpoint.check_fits(tables, self._optimizer)
+        _logger.info("holding shards of %s", ", ".join(table.name for table in tables))
 
     def _load(self, _message: dict[str, Any]) -> None:
         assert self._checkpoint is not None
@@ -170,6 +171,7 @@ class RowServer:
             if written is None:
                 return
             self._status = {"state": "saved", "pause_seconds": snapshot.pause_seconds, **asdict(written)}
+            _logger.info("wrote %s: %d bytes in %.1f s", written.part.name, written.bytes, written.seconds)
         snapshot.close()
         self._snapshot = None
 

@@ -157,7 +157,7 @@ def test_partial_and_damaged_checkpoints_are_skipped_and_named(checkpoints: Path
     partial, first, damaged, second = lines
     assert partial.startswith(f"skipped a checkpoint: {step_folder(checkpoints, 300)}/{MANIFEST_NAME}: missing")
     assert "step 200" in first
-    assert damaged == f"skipped a checkpoint: {victim}: its CRC-32 is not that of what was written"
+    assert damaged == f"skipped a checkpoint: {victim}: its CRC-32 does not match its content"
     assert "step 100" in second
 
 
@@ -440,7 +440,7 @@ def test_the_exit_code_tells_damage_from_wrong_input(checkpoints: Path, tmp_path
     damage(victim)
     result = crossfade("export", victim.parents[1], "--out", "out", cwd=tmp_path)
     assert result.returncode == 1
-    assert f"crossfade: error: {victim}: its CRC-32 is not that of what was written\n" in result.stderr
+    assert f"crossfade: error: {victim}: its CRC-32 does not match its content\n" in result.stderr
     result = crossfade("export", "nowhere", "--out", "out", cwd=tmp_path)
     assert result.returncode == 2
     assert "crossfade: error: nowhere: there is no such folder" in result.stderr

@@ -260,7 +260,7 @@ def test_a_damaged_file_of_layers_is_named_and_the_checkpoint_before_it_used(
     capsys.readouterr()
     train(place, run.name, "--resume")
     told = capsys.readouterr().err
-    assert f"skipped a checkpoint: {file}: its CRC-32 is not the one that manifest.json says" in told
+    assert f"skipped a checkpoint: {file}: its CRC-32 is not the one in manifest.json" in told
     assert f"resuming from step {int(before.name.removeprefix('step-'))}\n" in told
     for name, values in layers_at_the_end(run).items():
         assert values.tobytes() == layers_at_the_end(trained)[name].tobytes(), name

@@ -311,7 +311,7 @@ def test_pickle_sent_as_command_is_not_loaded_and_fails_the_job(job: Path, tmp_p
     assert not created.exists()
     assert result.returncode == 1
     assert "server-" in result.stderr
-    assert f"a command that is not JSON came over the network: {body[:40]!r}"[:-1] in result.stderr
+    assert f"received a command that is not JSON: {body[:40]!r}"[:-1] in result.stderr
     pickle.loads(body.encode("ascii"))
     assert created.exists()  # loading it does create the file
 
@@ -320,7 +320,7 @@ def test_unknown_command_fails_the_job(job: Path, tmp_path: Path) -> None:
     variables = sending(tmp_path, '{"command": "format"}')
     result = crossfade("train", job, "--run-dir", "run", "--servers", 1, cwd=tmp_path, variables=variables)
     assert result.returncode == 1
-    assert """server-0: an unknown command came over the network: '{"command": "format"}'""" in result.stderr
+    assert """server-0: received an unknown command: '{"command": "format"}'""" in result.stderr
 
 
 def test_roles_listen_on_loopback_only(job: Path, tmp_path: Path) -> None:
