@@ -1,65 +1,179 @@
-"""When checkpoints are due, on a clock that the test sets."""
+"""When checkpoints are due, on a clock that the test sets, and what becomes of them."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cluster_data import write_job, write_planted
 
+from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
 from kvstore.store import RowGradient
 from trainer.config.loading import load_job
-from trainer.runs.events import CheckpointSaved, Event
+from trainer.runs.events import (
+    CheckpointFailed,
+    CheckpointPruneFailed,
+    CheckpointSaved,
+    Event,
+    TotalsEvent,
+)
 from trainer.runs.inputs import open_inputs
 from trainer.training.checkpoint_metadata import CheckpointMetadata
 from trainer.training.checkpointing import CheckpointManager
 from trainer.training.hooks import TrainingHooks
+from trainer.training.restore import restore_train_state
 from trainer.training.state import TrainState
 
 INTERVAL_SECONDS = 10.0
 
 
-class Clock:
-    """Returns the seconds that the test sets."""
+class Training:
+    """Steps on a local store with checkpoints; ``now``, ``requested`` and ``stop`` are set by the test."""
 
-    now = 0.0
+    def __init__(self, folder: Path, opened: ExitStack, **section: Any) -> None:
+        section = {"interval_seconds": None, "interval_steps": None, **section}
+        job = load_job(write_job(folder / "job.yaml", write_planted(folder / "data"), checkpoint=section))
+        model = open_inputs(job).model
+        self.now, self.requested, self.stop = 0.0, 0, False
+        self.events: list[Event] = []
+        self.folder = folder / "checkpoints"
+        self.state = TrainState()
+        self.metadata = CheckpointMetadata.of(job, "run", model.tables)
+        self.store = LocalStore()
+        self._opened = opened
+        hooks = TrainingHooks(
+            on_event=self.events.append,
+            stop_requested=lambda: self.stop,
+            checkpoints_requested=lambda: self.requested,
+        )
+        manager = CheckpointManager(
+            self.store, job.checkpoint, str(self.folder), self.metadata, hooks, clock=lambda: self.now
+        )
+        self.checkpoints = opened.enter_context(manager)
+        self.store.create(model.tables, self.metadata.optimizer, job.train.seed)
 
-    def __call__(self) -> float:
-        return self.now
+    def step(self, seconds: float = 1.0) -> bool:
+        """Take a step; return whether the workers stop."""
+        self.now += seconds
+        rows_A = np.arange(1, dtype=np.int64)
+        for name, block_AD in self.store.pull({"customer": rows_A, "track": rows_A}).items():
+            self.store.push({name: RowGradient(rows_A, block_AD)})
+        self.state.step += 1
+        return self.checkpoints.after_step(self.state)
+
+    def saved(self) -> list[int]:
+        """Wait for the checkpoint being written, and return the steps of all."""
+        self._opened.close()
+        return [event.step for event in self.events if isinstance(event, CheckpointSaved)]
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def opened() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
 
 
-def take_step(store: LocalStore, checkpoints: CheckpointManager, state: TrainState) -> None:
-    rows_A = np.arange(1, dtype=np.int64)
-    for name, block_AD in store.pull({"customer": rows_A, "track": rows_A}).items():
-        store.push({name: RowGradient(rows_A, block_AD)})
-    state.step += 1
-    assert not checkpoints.after_step(state)
+def test_interval_of_first_checkpoint_excludes_table_creation(tmp_path: Path, opened: ExitStack) -> None:
+    training = Training(tmp_path, opened, interval_seconds=INTERVAL_SECONDS)
+    training.now = 100.0  # the tables took long
+    training.checkpoints.begin(training.state)
+    for seconds in (1.0, INTERVAL_SECONDS - 2.0, 2.0):
+        assert not training.step(seconds)
+    assert training.saved() == [3]
 
 
-def test_interval_of_first_checkpoint_excludes_table_creation(tmp_path: Path, clock: Clock) -> None:
-    section = {"interval_seconds": INTERVAL_SECONDS}
-    job = load_job(write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), checkpoint=section))
-    model = open_inputs(job)[2]
-    metadata = CheckpointMetadata.of(job, "run", model.tables)
-    events: list[Event] = []
-    store, state = LocalStore(), TrainState()
-    with CheckpointManager(
-        store,
-        job.checkpoint,
-        str(tmp_path / "checkpoints"),
-        metadata,
-        TrainingHooks(on_event=events.append),
-        clock=clock,
-    ) as checkpoints:
-        store.create(model.tables, metadata.optimizer, job.train.seed)
-        clock.now = 100.0
-        checkpoints.begin(state)
-        for seconds in (1.0, INTERVAL_SECONDS - 1.0, INTERVAL_SECONDS + 1.0):
-            clock.now = 100.0 + seconds
-            take_step(store, checkpoints, state)
-    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [3]
+def test_checkpoint_is_written_at_every_multiple_of_interval_steps(tmp_path: Path, opened: ExitStack) -> None:
+    training = Training(tmp_path, opened, interval_steps=3, keep_latest=9)
+    training.checkpoints.begin(training.state)
+    for _ in range(7):
+        training.step(seconds=0.01)  # a second has many steps, but synchronization does not pass a checkpoint
+        training.checkpoints._writer.wait()
+    assert training.saved() == [3, 6]
+
+
+def test_request_starts_one_checkpoint(tmp_path: Path, opened: ExitStack) -> None:
+    training = Training(tmp_path, opened)
+    training.checkpoints.begin(training.state)
+    training.step()
+    training.requested += 1
+    for _ in range(3):
+        training.step()
+    assert training.saved() == [2]
+
+
+def test_stop_request_writes_a_checkpoint_and_stops(tmp_path: Path, opened: ExitStack) -> None:
+    training = Training(tmp_path, opened)
+    training.checkpoints.begin(training.state)
+    assert not training.step()
+    training.stop = True
+    assert training.step()
+    result = training.checkpoints.stop_result(training.state)
+    assert (result.step, result.checkpoint) == (2, str(training.folder / "step-000000002"))
+    restored = restore_train_state(training.metadata, str(result.checkpoint), rank=0)
+    assert (restored.step, restored.checkpoints.written) == (2, 0)
+
+
+def test_totals_are_emitted_about_once_a_second(tmp_path: Path, opened: ExitStack) -> None:
+    training = Training(tmp_path, opened, interval_steps=1)
+    training.checkpoints.begin(training.state)
+    for _ in range(6):
+        training.step(seconds=0.5)
+    assert [event.step for event in training.events if isinstance(event, TotalsEvent)] == [1, 3, 5]
+
+
+def test_last_checkpoint_is_not_written_twice(tmp_path: Path, opened: ExitStack) -> None:
+    training = Training(tmp_path, opened, interval_steps=2)
+    training.checkpoints.begin(training.state)
+    training.step()
+    training.step()
+    training.checkpoints.save_last(training.state)
+    assert training.saved() == [2]
+    assert training.checkpoints.has_saved(2)
+    assert not training.checkpoints.has_saved(1)
+
+
+def test_checkpoint_that_cannot_be_committed_is_reported_and_training_continues(
+    tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise CheckpointError("disk full")
+
+    training = Training(tmp_path, opened, interval_steps=1)
+    training.checkpoints.begin(training.state)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.training.checkpoint_writer.commit", fail)
+        assert not training.step()
+        training.checkpoints._writer.wait()
+    assert training.events[-1] == CheckpointFailed(step=1, message="disk full")
+    assert not list(training.folder.glob("step-*"))
+    assert not training.step()
+    assert training.saved() == [2]
+    assert (training.state.checkpoints.written, training.state.checkpoints.failed) == (1, 1)
+
+
+def test_failure_to_delete_old_checkpoints_does_not_fail_the_new_one(
+    tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise CheckpointError("permission denied")
+
+    monkeypatch.setattr("trainer.training.checkpoint_writer.prune", fail)
+    training = Training(tmp_path, opened, interval_steps=1)
+    training.checkpoints.begin(training.state)
+    training.step()
+    assert training.saved() == [1]
+    assert CheckpointPruneFailed(message="permission denied") in training.events
+
+
+def test_run_that_resumes_deletes_later_checkpoints(tmp_path: Path, opened: ExitStack) -> None:
+    training = Training(tmp_path, opened, interval_steps=1, keep_latest=9)
+    training.checkpoints.begin(training.state)
+    for _ in range(3):
+        training.step()
+        training.checkpoints._writer.wait()
+    training.state.step = 2
+    training.checkpoints.begin(training.state)
+    assert sorted(path.name for path in training.folder.glob("step-*")) == ["step-000000001", "step-000000002"]
