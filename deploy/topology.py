@@ -1,4 +1,8 @@
-"""Who is where: the roles of a job, and the environment in which MXNet's parts find each other."""
+"""The topology of a job: its roles, their hosts and addresses, and the environment by which MXNet's processes connect.
+
+assign_roles(cluster, {"first": "all", "second": "all"})      # {"first": [Role("scheduler", 0), ...], ...}
+role_environment(role, JobTopology(...), cores=8)             # DMLC_ROLE, DMLC_PS_ROOT_URI, ...
+"""
 
 from __future__ import annotations
 
@@ -19,16 +23,16 @@ from trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_V
 
 RoleKind = Literal["scheduler", "server", "worker"]
 AcceptedRoles = Literal["all", "server", "worker", "none"]
-"""The kinds of roles that a host takes; one that takes none only learns how the job ends."""
+"""The kinds of roles that a host accepts. One that accepts none only learns how the job ends."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
-# A step's buffers are some megabytes each. By its defaults glibc gives such memory back to the kernel and takes it anew
-# in every step, which costs a role up to 10 ms of page faults.
+# A step's buffers are some megabytes each. By default glibc returns such memory to the kernel and allocates it anew in
+# every step, which costs a role up to 10 ms of page faults.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 TOKEN_VARIABLE = "CROSSFADE_TOKEN"  # noqa: S105 - the name of the variable
 TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN_FILE"  # noqa: S105
-# ps-lite takes its port from a stray PORT; what is left of DMLC_* from elsewhere would name another job's scheduler.
-_STRAY_PREFIXES = ("DMLC_", "PS_", "HOROVOD_")
-_STRAY = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
+# Variables that roles must not inherit: ps-lite reads PORT, and DMLC_* of another job would name its scheduler.
+_DROPPED_PREFIXES = ("DMLC_", "PS_", "HOROVOD_")
+_DROPPED = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,16 @@ class Role:
 
     @property
     def name(self) -> str:
-        """What logs and errors call it."""
+        """Its name in logs and errors, such as ``server-1``."""
         return self.kind if self.kind == "scheduler" else f"{self.kind}-{self.index}"
 
     @staticmethod
     def from_name(name: str) -> Role:
-        """The role of that name."""
+        """Return the role with ``name``.
+
+        Raises:
+            ClusterError: no role has such a name.
+        """
         kind, _, index = name.partition("-")
         if kind == "scheduler" or (kind in {"server", "worker"} and index.isdecimal()):
             return Role(cast(RoleKind, kind), int(index or 0))
@@ -53,7 +61,7 @@ class Role:
 
 
 def roles(cluster: ClusterConfig) -> Iterator[Role]:
-    """All processes of a job, in the order in which they start."""
+    """Yield all roles of a job, in the order in which they start."""
     yield Role("scheduler", 0)
     for index in range(cluster.servers):
         yield Role("server", index)
@@ -62,57 +70,57 @@ def roles(cluster: ClusterConfig) -> Iterator[Role]:
 
 
 def missing_hosts(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) -> int:
-    """How many more ``hosts`` a whole job needs; the first one is the coordinator's, which takes all kinds."""
+    """Return how many hosts a job lacks besides ``hosts``, of which the first, the coordinator's, accepts all roles."""
     if not cluster.one_role_per_host:
         return max(0, cluster.hosts - len(hosts))
-    offers = list(hosts.values())[1:]
-    lacking = max(0, cluster.servers - offers.count("server")) + max(0, cluster.workers - offers.count("worker"))
-    return max(0, lacking - offers.count("all"))
+    accepted = list(hosts.values())[1:]
+    lacking = max(0, cluster.servers - accepted.count("server")) + max(0, cluster.workers - accepted.count("worker"))
+    return max(0, lacking - accepted.count("all"))
 
 
 def assign_roles(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) -> dict[str, list[Role]]:
-    """The roles of those of the ``hosts`` that take part, of which the first is the coordinator's.
+    """Assign the roles of a job to ``hosts``, of which the first is the coordinator's; spare hosts are left out.
 
-    The first one has the scheduler; servers and workers go in turn to the hosts that take them. With
-    ``cluster.one_role_per_host`` the first one has no others unless nobody else takes them.
+    The first host gets the scheduler. Servers and workers go in turn to the hosts that accept them; with
+    ``cluster.one_role_per_host`` the first host gets none of them unless no other host accepts them.
     """
     first = next(iter(hosts))
     if not cluster.one_role_per_host:
         hosts = dict(islice(hosts.items(), cluster.hosts))
-    dealt: dict[str, list[Role]] = {host: [] for host in hosts}
+    assigned: dict[str, list[Role]] = {host: [] for host in hosts}
     counts: dict[RoleKind, int] = {"scheduler": 1, "server": cluster.servers, "worker": cluster.workers}
     for kind, count in counts.items():
-        takers = [first] if kind == "scheduler" else _takers(cluster, kind, hosts, dealt)
+        eligible = [first] if kind == "scheduler" else _eligible_hosts(cluster, kind, hosts, assigned)
         for index in range(count):
-            dealt[takers[index % len(takers)]].append(Role(kind, index))
-    return {host: roles_here for host, roles_here in dealt.items() if roles_here or not cluster.one_role_per_host}
+            assigned[eligible[index % len(eligible)]].append(Role(kind, index))
+    return {host: local for host, local in assigned.items() if local or not cluster.one_role_per_host}
 
 
-def _takers(
-    cluster: ClusterConfig, kind: RoleKind, hosts: Mapping[str, AcceptedRoles], dealt: Mapping[str, list[Role]]
+def _eligible_hosts(
+    cluster: ClusterConfig, kind: RoleKind, hosts: Mapping[str, AcceptedRoles], assigned: Mapping[str, list[Role]]
 ) -> list[str]:
-    """The hosts that share the roles of ``kind`` out."""
-    able = [host for host, offer in hosts.items() if offer in {kind, "all"}]
+    """Return the hosts among which the roles of ``kind`` are divided."""
+    accepting = [host for host, accepted in hosts.items() if accepted in {kind, "all"}]
     if not cluster.one_role_per_host:
-        return able
-    first = able.pop(0)
-    able.sort(key=lambda host: hosts[host] == "all")  # whoever takes other kinds too is left for them
-    return [host for host in able if not dealt[host]] or able or [first]
+        return accepting
+    first = accepting.pop(0)
+    accepting.sort(key=lambda host: hosts[host] == "all")  # hosts that accept other kinds too are kept for those
+    return [host for host in accepting if not assigned[host]] or accepting or [first]
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where something listens. For MXNet the host is numeric, since it binds to no name."""
+    """A host and a port. For MXNet the host must be numeric, since it cannot bind to a name."""
 
     host: str
     port: int
 
     @staticmethod
     def parse(text: str, source: str) -> Address:
-        """``HOST:PORT``, which was found in ``source``.
+        """Parse ``HOST:PORT``; ``source`` names the option or key that holds it, for errors.
 
         Raises:
-            InputError: it is something else.
+            InputError: ``text`` is something else.
         """
         host, _, port = text.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
@@ -120,12 +128,12 @@ class Address:
         return Address(host, int(port))
 
     def __str__(self) -> str:
-        """``HOST:PORT``."""
+        """Return ``HOST:PORT``."""
         return f"{self.host}:{self.port}"
 
 
 def scheduler_address(cluster: ClusterConfig) -> Address:
-    """The job's host, and its port if that is free, or a free one if the job names none.
+    """Return where the scheduler will listen: ``cluster.host``, and the port that the job names or a free one.
 
     Raises:
         InputError: the port is in use, or the host is not an address of this machine.
@@ -133,7 +141,7 @@ def scheduler_address(cluster: ClusterConfig) -> Address:
     try:
         address = socket.getaddrinfo(cluster.host, cluster.scheduler_port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            # As MXNet does: connections of an earlier generation that linger in the kernel are not in the way.
+            # As MXNet does, so that lingering connections of an earlier generation do not occupy the port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return Address(*probe.getsockname())
@@ -142,16 +150,17 @@ def scheduler_address(cluster: ClusterConfig) -> Address:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(
-                f"cluster.scheduler_port: {cluster.scheduler_port} on {cluster.host} is in use; name another, or 0 for a free one"
+                f"cluster.scheduler_port: {cluster.scheduler_port} on {cluster.host} is in use; name another, or 0 for "
+                "a free one"
             ) from error
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
 
 
 def local_address(towards: Address) -> str:
-    """The numeric address of this host that packets to ``towards`` leave from. None are sent.
+    """Return the numeric address of this host from which packets to ``towards`` leave. None is sent.
 
     Raises:
-        InputError: there is no way there.
+        InputError: there is no route.
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -159,12 +168,12 @@ def local_address(towards: Address) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise InputError(
-            f"{towards}: there is no way there from here: {error.strerror}; see --advertise-address"
+            f"{towards}: no route from this host: {error.strerror}; set its address with --advertise-address"
         ) from error
 
 
 def check_local_address(address: str) -> None:
-    """Refuse an ``address`` on which roles of this host cannot listen.
+    """Check that roles of this host can listen on ``address``.
 
     Raises:
         InputError: it is not numeric, or not of this machine.
@@ -182,7 +191,7 @@ def check_local_address(address: str) -> None:
 
 @dataclass(frozen=True)
 class JobTopology:
-    """What a role on this host is told of the others: where the scheduler is, and how many of each kind there are."""
+    """What a role needs to join the others: the scheduler's address, its own, and the number of roles of each kind."""
 
     scheduler: Address
     address: str
@@ -190,42 +199,45 @@ class JobTopology:
     workers: int
     workers_here: int
     rendezvous: str | None = None
-    """HOST:PORT/SECRET where the workers meet for Horovod, if they do."""
+    """HOST:PORT/SECRET of the workers' rendezvous for Horovod, if there is one."""
 
 
-def role_environment(role: Role, around: JobTopology, cores: int) -> dict[str, str]:
-    """The environment of ``role``'s process: this one's, less strays and the token, with what MXNet and Horovod need.
+def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str, str]:
+    """Return the environment of ``role``'s process.
 
-    A host's workers share its ``cores`` out and a server gets one, unless the thread variables are set already.
+    It is this process's, without the token and other jobs' variables, and with those that MXNet and Horovod need. A
+    host's workers divide its ``cores`` and a server gets one, unless the thread variables are set already.
 
     Raises:
         ClusterError: no network interface has the host's address.
     """
     inherited = {
-        name: value for name, value in os.environ.items() if name not in _STRAY and not name.startswith(_STRAY_PREFIXES)
+        name: value
+        for name, value in os.environ.items()
+        if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
     }
-    threads = max(1, cores // around.workers_here) if role.kind == "worker" else 1
+    threads = max(1, cores // topology.workers_here) if role.kind == "worker" else 1
     return {
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         **_MALLOC,
         **inherited,
         "DMLC_ROLE": role.kind,
-        "DMLC_PS_ROOT_URI": around.scheduler.host,
-        "DMLC_PS_ROOT_PORT": str(around.scheduler.port),
-        "DMLC_NODE_HOST": around.address,
-        "DMLC_NUM_SERVER": str(around.servers),
-        "DMLC_NUM_WORKER": str(around.workers),
+        "DMLC_PS_ROOT_URI": topology.scheduler.host,
+        "DMLC_PS_ROOT_PORT": str(topology.scheduler.port),
+        "DMLC_NODE_HOST": topology.address,
+        "DMLC_NUM_SERVER": str(topology.servers),
+        "DMLC_NUM_WORKER": str(topology.workers),
         **(
-            _horovod_environment(around.rendezvous, around.address)
-            if role.kind == "worker" and around.rendezvous
+            _horovod_environment(topology.rendezvous, topology.address)
+            if role.kind == "worker" and topology.rendezvous
             else {}
         ),
     }
 
 
 def _horovod_environment(rendezvous: str, address: str) -> dict[str, str]:
-    """Where a worker meets the others for Horovod, which it listens to at ``address``."""
-    # Horovod writes ":PORT/SCOPE/KEY" behind what it takes for a host.
+    """Return the variables by which Horovod finds the rendezvous and listens at ``address``."""
+    # Horovod appends ":PORT/SCOPE/KEY" to what it takes for a host.
     port = Address.parse(rendezvous.partition("/")[0], "rendezvous").port
     return {
         ADDRESS_VARIABLE: rendezvous,
@@ -235,14 +247,14 @@ def _horovod_environment(rendezvous: str, address: str) -> dict[str, str]:
 
 
 def interface_of(address: str) -> str:
-    """The network interface of this host that has the numeric ``address``; Gloo wants its name.
+    """Return the name of this host's network interface with the numeric ``address``, which Gloo requires.
 
     Raises:
-        ClusterError: none has it.
+        ClusterError: no interface has it.
     """
-    # All of 127.0.0.0/8 is the loopback interface's, which lists one of them.
-    wanted = "127.0.0.1" if ipaddress.ip_address(address).is_loopback else address
+    # All of 127.0.0.0/8 belongs to the loopback interface, which lists one address.
+    listed = "127.0.0.1" if ipaddress.ip_address(address).is_loopback else address
     for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.family == socket.AF_INET and entry.address == wanted for entry in addresses):
+        if any(entry.family == socket.AF_INET and entry.address == listed for entry in addresses):
             return name
     raise ClusterError(f"no network interface of this host has the address {address}")

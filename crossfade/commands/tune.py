@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from deploy.tuning.study import TuningStudy
     from trainer.config.schema import JobConfig
 
-_logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
 Search for the settings of a job that give the best metric on the valid split, by training it many times.
@@ -78,22 +76,21 @@ def run(arguments: argparse.Namespace) -> int:
         ClusterError: several trials in a row failed.
     """
     from crossfade.signals import stopper
-    from deploy.tuning.search_space import SearchParameter, check_settings, default_settings
+    from deploy.tuning.search_space import SearchParameter, check_parameters, default_parameters
     from deploy.tuning.study import TuningStudy
     from trainer.runs.folder import default_run_dir
 
     job = load_job_arguments(arguments)
-    settings = [SearchParameter.parse(text) for text in arguments.search] or default_settings(job)
-    check_settings(arguments.job, arguments.overrides, settings)
+    parameters = [SearchParameter.parse(text) for text in arguments.search] or default_parameters(job)
+    check_parameters(arguments.job, arguments.overrides, parameters)
     _check_has_valid(job)
     run_dir = default_run_dir(job)
     study = TuningStudy(
         arguments.out or run_dir.with_name(f"{run_dir.name}-tune"),
         job,
-        settings,
+        parameters,
         prune=not arguments.no_pruning,
-        tell=_logger.info,
-        stopped=lambda: stopper.number is not None,
+        stop_requested=lambda: stopper.number is not None,
     )
     with stopper.deferred():
         _run_trials(study, arguments.trials, job.evaluate.best_metric)
@@ -126,10 +123,10 @@ def _run_trials(study: TuningStudy, trials: int, best_metric: str) -> None:
 
 def _print_results(study: TuningStudy, best_metric: str) -> None:
     results = study.trial_results()
-    keys = list(results[0].settings)
+    keys = list(results[0].parameters)
     print("  ".join([f"{'trial':>5}", f"{'valid ' + best_metric:>14}", *keys]))
     for result in results[:_SHOWN]:
-        cells = (f"{_text(result.settings.get(key)):<{len(key)}}" for key in keys)
+        cells = (f"{_text(result.parameters.get(key)):<{len(key)}}" for key in keys)
         note = "  pruned" if result.pruned else ""
         print("  ".join([f"{result.number:>5}", f"{result.value:>14.4f}", *cells]) + note)
     print(f"crossfade train {study.folder / 'best.yaml'}")

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvstore.errors import CloudError, CloudErrorKind, CloudRequestError, CrossfadeError, CloudRequestErrorKind
+from kvstore.errors import CloudError, CloudErrorKind, CloudRequestError, CloudRequestErrorKind, CrossfadeError
 
 _CAPACITY = {
     "InsufficientInstanceCapacity",

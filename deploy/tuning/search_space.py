@@ -1,6 +1,7 @@
-"""Settings of a job that a search may choose: which key, and from what to what.
+"""The search space of a tuning study: keys of the job and the values that trials may take.
 
-Setting.parse("optimizer.learning_rate=log:0.001..0.1")
+SearchParameter.parse("optimizer.learning_rate=log:0.001..0.1")
+SearchParameter.parse("loss=bpr|softmax")
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchParameter:
-    """One key of the job and what it may be: from ``low`` to ``high``, on a log scale or not, or one of ``choices``."""
+    """One key of the job and its values: from ``low`` to ``high``, on a log scale if ``log``, or one of ``choices``."""
 
     key: str
     low: float = 0.0
@@ -33,10 +34,10 @@ class SearchParameter:
 
     @staticmethod
     def parse(text: str) -> SearchParameter:
-        """``KEY=LOW..HIGH``, ``KEY=log:LOW..HIGH`` or ``KEY=A|B|C``.
+        """Parse ``KEY=LOW..HIGH``, ``KEY=log:LOW..HIGH`` or ``KEY=A|B|C``.
 
         Raises:
-            InputError: it is none of these.
+            InputError: ``text`` is none of these.
         """
         key, equals, values = text.partition("=")
         numbers = values.removeprefix("log:")
@@ -52,20 +53,20 @@ class SearchParameter:
             "example --search optimizer.learning_rate=log:0.001..0.1"
         )
 
-    def ends(self) -> list[Any]:
-        """The values by which it can be seen whether the job takes them."""
+    def extremes(self) -> list[Any]:
+        """Return the choices, or both ends of the range: the job accepts all values if it accepts these."""
         return list(self.choices) or [self.low, self.high]
 
     def suggest(self, trial: optuna.Trial) -> Any:
-        """The value for ``trial``; a whole number where both ends are."""
+        """Let ``trial`` choose a value: an integer if both ends of the range are."""
         if self.choices:
             return json.loads(trial.suggest_categorical(self.key, [json.dumps(choice) for choice in self.choices]))
         if isinstance(self.low, int) and isinstance(self.high, int):
             return trial.suggest_int(self.key, self.low, self.high, log=self.log)
         return trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
-    def read(self, stored: Any) -> Any:
-        """The value, of what the study holds."""
+    def decode(self, stored: Any) -> Any:
+        """Return the value that the study stores as ``stored``."""
         return json.loads(stored) if self.choices else stored
 
 
@@ -79,8 +80,8 @@ def _number(text: str) -> float | None:
             return None
 
 
-def default_settings(job: JobConfig) -> list[SearchParameter]:
-    """What matters most, around what ``job`` says: learning rate, temperature and weight decay."""
+def default_parameters(job: JobConfig) -> list[SearchParameter]:
+    """Return the parameters that matter most, around ``job``: learning rate, temperature, weight decay."""
     rate, temperature = job.optimizer.learning_rate, job.model.temperature
     return [
         SearchParameter("optimizer.learning_rate", rate / 10, rate * 10, log=True),
@@ -89,20 +90,20 @@ def default_settings(job: JobConfig) -> list[SearchParameter]:
     ]
 
 
-def check_settings(path: Path, overrides: Sequence[str], settings: Sequence[SearchParameter]) -> None:
-    """See that the job takes every setting.
+def check_parameters(path: Path, overrides: Sequence[str], parameters: Sequence[SearchParameter]) -> None:
+    """Check that the job accepts all values of every parameter.
 
     Raises:
-        InputError: a setting stands twice, or the job does not take it.
+        InputError: a key is repeated, or the job rejects a value.
     """
-    keys = [setting.key for setting in settings]
-    if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise InputError(f"--search {twice}: stands twice")
-    for setting in settings:
-        for value in setting.ends():
-            load_job(path, [*overrides, override(setting.key, value)])
+    keys = [parameter.key for parameter in parameters]
+    if repeated := next((key for key in keys if keys.count(key) > 1), None):
+        raise InputError(f"--search {repeated}: the key is repeated; give each key once")
+    for parameter in parameters:
+        for value in parameter.extremes():
+            load_job(path, [*overrides, format_override(parameter.key, value)])
 
 
-def override(key: str, value: Any) -> str:
-    """``key`` and ``value`` as ``--set`` takes them."""
+def format_override(key: str, value: Any) -> str:
+    """Format ``key`` and ``value`` for ``--set``."""
     return f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"

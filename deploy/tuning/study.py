@@ -1,16 +1,22 @@
-"""A search for the settings of a job: trials are runs of ``crossfade train``, compared on the valid split alone.
+"""A study that tunes a job: trials are runs of ``crossfade train``, compared on the valid split alone.
 
-    TUNING/  job.yaml  search.lock  study.journal  best.yaml  trial-0000/  trial-0000.log ...
+    study = TuningStudy(folder, job, parameters, prune=True, stop_requested=lambda: False)
+    for ended in study.run(trials=20):
+        ...
+    study.trial_results()[0].parameters
 
-Optuna (Akiba et al., KDD 2019) proposes the settings by its tree-structured Parzen estimator (Bergstra et al., NIPS
-2011) and ends trials that fall behind the median of the others. All it knows is in ``study.journal``, so a search that
-was stopped or killed goes on where it was, in the middle of a trial too.
+    FOLDER/  job.yaml  study.lock  study.journal  best.yaml  trial-0000/  trial-0000.log ...
+
+Optuna (Akiba et al., KDD 2019) proposes values by its tree-structured Parzen estimator (Bergstra et al., NIPS 2011) and
+prunes trials that fall behind the median of the others. Its state is in ``study.journal``, so a study that was stopped
+or killed resumes, in the middle of a trial too.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -21,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from deploy.tuning.search_space import SearchParameter, override
+from deploy.tuning.search_space import SearchParameter, format_override
 from kvstore.errors import ClusterError, InputError, MissingExtraError
 from kvstore.processes import die_with_parent
 from trainer.config.loading import load_job
@@ -31,54 +37,62 @@ from trainer.runs.folder import EVENTS_FILE, JOB_FILE, RunFolder
 if TYPE_CHECKING:
     import optuna
 
-STUDY_FILE, BEST_FILE, LOCK_FILE = "study.journal", "best.yaml", "search.lock"
-FAILURES_IN_A_ROW = 3
-"""So many trials without a result, one after the other, end the search: something else is wrong."""
+_logger = logging.getLogger(__name__)
+
+STUDY_FILE, BEST_FILE, LOCK_FILE = "study.journal", "best.yaml", "study.lock"
+MAX_CONSECUTIVE_FAILURES = 3
+"""Trials in a row without a result that end the study: the cause is not the parameters."""
 _POLL_SECONDS = 0.5
 _FOLDER = "folder"
-_STARTING_TRIALS = 5
-"""Trials before any is ended early."""
+_TRIALS_BEFORE_PRUNING = 5
+"""Trials that must finish before pruning starts."""
 _TRIAL_OVERRIDES = (
     "train.save_embeddings=none",
     "checkpoint.path=null",
     "checkpoint.keep_latest=1",
     "metrics.port=null",
 )
-"""A trial leaves figures and no embeddings, so that it is not judged on test either."""
+"""A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial went: its number, its settings, its best value on valid, and whether it was ended early."""
+    """A trial with a result: its parameters by key, its best metric on valid, and whether it was pruned."""
 
     number: int
-    settings: dict[str, Any]
+    parameters: dict[str, Any]
     value: float
     pruned: bool
 
 
 class TuningStudy:
-    """The search in one folder. ``tell`` gets what a person may want to know; ``stopped`` says whether to stop."""
+    """A study in one folder."""
 
     def __init__(
         self,
         folder: Path,
         job: JobConfig,
-        settings: Sequence[SearchParameter],
+        parameters: Sequence[SearchParameter],
         *,
         prune: bool,
-        tell: Callable[[str], None],
-        stopped: Callable[[], bool],
+        stop_requested: Callable[[], bool],
     ) -> None:
-        """Begin the search for ``settings`` of ``job`` in ``folder``, or take it up.
+        """Create or resume the study of ``job`` in ``folder``.
+
+        Args:
+            folder: where the study and its trials are kept.
+            job: the job to tune.
+            parameters: the search space.
+            prune: end trials early that fall behind the median of the others.
+            stop_requested: whether to stop; called twice a second.
 
         Raises:
-            InputError: the folder holds something else, or a search with another job.
+            InputError: the folder holds something else, or a study of another job.
             MissingExtraError: Optuna is not installed.
         """
         optuna = _require_optuna()
-        self.folder, self._job, self._settings = folder, job, settings
-        self._tell, self._stopped = tell, stopped
+        self.folder, self._job, self._parameters = folder, job, parameters
+        self._stop_requested = stop_requested
         self._complete, self._pruned, self._failed = (
             optuna.trial.TrialState.COMPLETE,
             optuna.trial.TrialState.PRUNED,
@@ -86,87 +100,91 @@ class TuningStudy:
         )
         self._lock = _claim(folder, job)
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / STUDY_FILE)))
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=_STARTING_TRIALS) if prune else optuna.pruners.NopPruner()
+        pruner = (
+            optuna.pruners.MedianPruner(n_startup_trials=_TRIALS_BEFORE_PRUNING)
+            if prune
+            else optuna.pruners.NopPruner()
+        )
         self._study = optuna.create_study(
             study_name=job.name, storage=storage, pruner=pruner, direction="maximize", load_if_exists=True
         )
-        # Another seed each time it is taken up, or the same proposals would come again.
+        # Another seed after each resumption, or the same proposals would be repeated.
         self._study.sampler = optuna.samplers.TPESampler(seed=job.train.seed + len(self._study.trials))
-        self._take_up()
+        self._requeue_unfinished()
 
-    def _take_up(self) -> None:
-        """Have trials that were cut off begin again, in their folders."""
+    def _requeue_unfinished(self) -> None:
+        """Queue trials that were interrupted again, to resume in their folders."""
         for trial in self._study.get_trials(deepcopy=False):
             if not trial.state.is_finished() and trial.params:
                 self._study.tell(trial.number, state=self._failed)
                 self._study.enqueue_trial(trial.params, user_attrs={_FOLDER: _folder_of(trial)})
 
     def trial_results(self) -> list[TrialResult]:
-        """The trials that have a result, best first."""
-        found = []
+        """Return the trials that have a result: complete ones first, then pruned ones, each the best first."""
+        results = []
         for trial in self._study.get_trials(deepcopy=False):
             value = max(trial.intermediate_values.values(), default=None) if trial.value is None else trial.value
             if value is not None and trial.state in {self._complete, self._pruned}:
-                known = {setting.key: setting for setting in self._settings}
-                values = {key: known[key].read(stored) for key, stored in trial.params.items() if key in known}
-                found.append(TrialResult(trial.number, values, value, trial.state == self._pruned))
-        return sorted(found, key=lambda standing: (standing.pruned, -standing.value, standing.number))
+                by_key = {parameter.key: parameter for parameter in self._parameters}
+                values = {key: by_key[key].decode(stored) for key, stored in trial.params.items() if key in by_key}
+                results.append(TrialResult(trial.number, values, value, trial.state == self._pruned))
+        return sorted(results, key=lambda result: (result.pruned, -result.value, result.number))
 
     def ended(self) -> int:
-        """How many trials have been run to their end, or ended early."""
+        """Return how many trials are complete or pruned."""
         return len(self._study.get_trials(deepcopy=False, states=[self._complete, self._pruned]))
 
     def run(self, trials: int) -> Iterator[int]:
-        """Run trials until ``trials`` have ended; gives how many have, after each.
+        """Run trials until ``trials`` have ended, and yield how many have after each.
 
         Raises:
             ClusterError: several trials in a row had no result.
         """
         failures = 0
-        while (ended := self.ended()) < trials and not self._stopped():
+        while (ended := self.ended()) < trials and not self._stop_requested():
             yield ended
             trial = self._study.ask()
-            values = {setting.key: setting.suggest(trial) for setting in self._settings}
+            values = {parameter.key: parameter.suggest(trial) for parameter in self._parameters}
             if _FOLDER not in trial.user_attrs:
                 trial.set_user_attr(_FOLDER, f"trial-{trial.number:04}")
-            has_result = self._try(trial, values)
+            has_result = self._run_trial(trial, values)
             if has_result is None:
                 return
             failures = 0 if has_result else failures + 1
             self._write_best()
-            if failures == FAILURES_IN_A_ROW:
+            if failures == MAX_CONSECUTIVE_FAILURES:
                 log = self.folder / f"{_folder_of(trial)}.log"
                 raise ClusterError(f"{failures} trials in a row failed, the last one: {_last_line(log)} (log: {log})")
         yield ended
 
-    def _try(self, trial: optuna.Trial, values: dict[str, Any]) -> bool | None:
-        """Run one trial and tell the study. Whether it has a result; None if it was stopped, to be taken up again."""
+    def _run_trial(self, trial: optuna.Trial, values: dict[str, Any]) -> bool | None:
+        """Run one trial and record it; return whether it has a result, or None if it was stopped and can be resumed."""
         folder = RunFolder(self.folder / _folder_of(trial))
         log = self.folder / f"{folder.path.name}.log"
-        overrides = [*_TRIAL_OVERRIDES, *(override(key, value) for key, value in values.items())]
+        overrides = [*_TRIAL_OVERRIDES, *(format_override(key, value) for key, value in values.items())]
         state, value = self._failed, None
         with log.open("ab") as output, _training(self.folder / JOB_FILE, folder.path, overrides, output) as process:
-            seen = _Evaluations(folder.path / EVENTS_FILE, self._job.evaluate.best_metric)
-            pruned = self._follow(process, trial, seen)
+            evaluations = _Evaluations(folder.path / EVENTS_FILE, self._job.evaluate.best_metric)
+            pruned = self._follow(process, trial, evaluations)
         if process.returncode == 0:
             state, value = self._complete, folder.report()["metrics"]["valid"][self._job.evaluate.best_metric]
         elif pruned:
             state = self._pruned
-        elif self._stopped():
+        elif self._stop_requested():
             return None
         else:
-            self._tell(f"trial {trial.number} failed: {_last_line(log)} (log: {log})")
+            _logger.warning(f"trial {trial.number} failed: {_last_line(log)} (log: {log})")
         self._study.tell(trial, value, state=state)
         shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
         return bool(state != self._failed)
 
-    def _follow(self, process: subprocess.Popen[bytes], trial: optuna.Trial, seen: _Evaluations) -> bool:
-        """Wait for the end of ``process``; True if it was ended because ``trial`` has no prospects."""
+    def _follow(self, process: subprocess.Popen[bytes], trial: optuna.Trial, evaluations: _Evaluations) -> bool:
+        """Wait for the end of ``process`` and report its evaluations; return whether ``trial`` was pruned."""
         while process.poll() is None:
-            for number, value in seen.read():
+            for number, value in evaluations.read():
                 trial.report(value, number)
-            if trial.should_prune() or self._stopped():
-                pruned = not self._stopped()
+            if trial.should_prune() or self._stop_requested():
+                pruned = not self._stop_requested()
                 process.terminate()
                 process.wait()
                 return pruned
@@ -177,25 +195,25 @@ class TuningStudy:
         return False
 
     def _write_best(self) -> None:
-        """Write the job with the best settings."""
-        best = next((standing for standing in self.trial_results() if not standing.pruned), None)
+        """Write the job with the best parameters."""
+        best = next((result for result in self.trial_results() if not result.pruned), None)
         if best is None:
             return
-        overrides = [override(key, value) for key, value in best.settings.items()]
+        overrides = [format_override(key, value) for key, value in best.parameters.items()]
         partial = self.folder / f".{BEST_FILE}.partial"
         partial.write_text(load_job(self.folder / JOB_FILE, overrides).to_yaml(), encoding="utf-8")
         partial.replace(self.folder / BEST_FILE)
 
 
 class _Evaluations:
-    """Reads a run's evaluations out of its ``events.jsonl`` as they come."""
+    """Reads evaluations from a run's ``events.jsonl`` while it grows."""
 
-    def __init__(self, path: Path, select: str) -> None:
-        self._path, self._select = path, select
+    def __init__(self, path: Path, best_metric: str) -> None:
+        self._path, self._best_metric = path, best_metric
         self._offset = self._count = 0
 
     def read(self) -> Iterator[tuple[int, float]]:
-        """The number and the value of each since the last call."""
+        """Yield the number and the value of each evaluation since the last call."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -207,16 +225,16 @@ class _Evaluations:
                 valid = json.loads(line).get("valid")
                 if valid is not None:
                     self._count += 1
-                    yield self._count, valid[self._select]
+                    yield self._count, valid[self._best_metric]
 
 
 @contextmanager
 def _training(job: Path, folder: Path, overrides: Sequence[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """``crossfade train`` of a trial, or its going on. It ends with this process, and with an error here."""
+    """Run or resume ``crossfade train`` for a trial. It ends when this context or this process does."""
     parent = os.getpid()
-    settings = [part for each in overrides for part in ("--set", each)]
+    options = [word for each in overrides for word in ("--set", each)]
     process = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-P", "-m", "crossfade", "train", str(job), "--run-dir", str(folder), "--resume", *settings],
+        [sys.executable, "-P", "-m", "crossfade", "train", str(job), "--run-dir", str(folder), "--resume", *options],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
@@ -232,22 +250,24 @@ def _training(job: Path, folder: Path, overrides: Sequence[str], output: Any) ->
 
 
 def _claim(folder: Path, job: JobConfig) -> IO[bytes]:
-    """Make ``folder`` one of a search with ``job``, if it is not yet, and hold it while the returned file is open."""
+    """Claim ``folder`` for a study of ``job`` while the returned file is open; create it if it does not exist."""
     text = job.with_absolute_paths().to_yaml()
     path = folder / JOB_FILE
-    begun = path.exists() and (folder / LOCK_FILE).exists()
-    if not begun and folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: is there already and holds no search; name another folder with --out")
+    exists = path.exists() and (folder / LOCK_FILE).exists()
+    if not exists and folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: exists and holds no study; name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / LOCK_FILE).open("wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"{folder}: a search is going on in it; wait for it, or name another with --out") from None
-    if begun and path.read_text(encoding="utf-8") != text:
-        differences = job.resume_conflicts(load_job(path)) or ["what may change within a run"]
         raise InputError(
-            f"{folder}: holds a search with another job: {', '.join(differences)}; name another folder with --out"
+            f"{folder}: another process runs this study; wait for it, or name another folder with --out"
+        ) from None
+    if exists and path.read_text(encoding="utf-8") != text:
+        differences = job.resume_conflicts(load_job(path)) or ["keys that may change within a run"]
+        raise InputError(
+            f"{folder}: holds a study of another job: {', '.join(differences)}; name another folder with --out"
         )
     path.write_text(text, encoding="utf-8")
     return lock
@@ -260,7 +280,7 @@ def _folder_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
 
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("crossfade: error: ") if lines else "it said nothing"
+    return lines[-1].removeprefix("crossfade: error: ") if lines else "no output"
 
 
 def _require_optuna() -> Any:

@@ -59,7 +59,7 @@ class MetricsEndpoint:
         return max(due, 0.0) if math.isfinite(before) else 0.0
 
     def await_final_scrape(self, is_canceled: Callable[[], bool]) -> None:
-        """Wait until Prometheus has scraped the last values, if it scraped before; return early if ``is_canceled()``."""
+        """Wait until Prometheus has scraped the last values, if it scraped before, or until ``is_canceled()``."""
         began_at = time.monotonic()
         deadline = began_at + self.seconds_until_scrape()
         while time.monotonic() < deadline and self._scrapes[-1] < began_at and not is_canceled():

@@ -3,8 +3,9 @@
     yield names.STEPS.single(1200)
     yield names.ACTIVE_ROWS.family((("track",), 5e6), (("customer",), 2e6))
 
-All names begin with ``crossfade_`` and are in base units. Every series has the labels ``run`` (the job's name), ``role``
-and, where there is one, ``rank``; further labels are listed here. No label or value holds an id, name or row of the data.
+All names begin with ``crossfade_`` and are in base units. Every series has the labels ``run`` (the job's name),
+``role`` and, where there is one, ``rank``; further labels are listed here. No label or value holds an id, name or row
+of the data.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class SupportsSnapshot(Protocol):
 class ProcessMetrics:
     """All metrics of one process, with the labels that identify it.
 
-    Exposes nothing until ``set_identity``: labels must not change, and a role has a rank only once all roles have joined.
+    Exposes nothing until ``set_identity``, since labels must not change and a role has a rank only once all have joined.
     """
 
     def __init__(self, run: str, role: str, stall_timeout_seconds: float | None = None) -> None:
@@ -60,7 +60,7 @@ class ProcessMetrics:
         self._parts: dict[str, Collector] = {"process": _ProcessMetrics()}
 
     def set_identity(self, rank: int | None = None, run: str | None = None) -> None:
-        """Begin to expose metrics, labeled with ``rank`` if the role has ranks, and with ``run`` if that was not known."""
+        """Begin to expose metrics, with the label ``rank`` if the role has ranks, and ``run`` if it was not known."""
         if rank is not None:
             self.labels["rank"] = str(rank)
         if run is not None:

@@ -1,4 +1,4 @@
-"""``crossfade tune``: trials on the valid split alone, and searches that go on where they were."""
+"""``crossfade tune``: trials are compared on the valid split alone, and studies resume."""
 
 import json
 import signal
@@ -19,19 +19,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and a job that takes a moment."""
+    """A folder with a dataset and a short job."""
     folder = tmp_path_factory.mktemp("tune")
     write_job(folder / "job.yaml", write_planted(folder / "data"), train={"epochs": 3, "batch_size": 512})
     return folder
 
 
-def trials(search: Path) -> list[Path]:
-    return sorted(path for path in search.glob("trial-*") if path.is_dir())
+def trials(study: Path) -> list[Path]:
+    return sorted(path for path in study.glob("trial-*") if path.is_dir())
 
 
 @pytest.mark.slow
-def test_a_search_finds_settings_that_do_better_and_writes_them_as_a_job(place: Path) -> None:
-    # One rate trains nothing, the other does.
+def test_study_finds_better_parameters_and_writes_them_as_a_job(place: Path) -> None:
+    # One learning rate trains nothing, the other does.
     search = ["--search", "optimizer.learning_rate=1.0e-9|0.3", "--search", "model.dim=4..8", "--out", "found"]
     result = succeeded(crossfade("tune", "job.yaml", "--trials", 4, "--no-pruning", *search, cwd=place))
     head, *rows, last = result.stdout.splitlines()
@@ -46,7 +46,7 @@ def test_a_search_finds_settings_that_do_better_and_writes_them_as_a_job(place: 
     assert (best["optimizer"]["learning_rate"], best["model"]["dim"]) == (0.3, int(dim))
     assert float(rate) == 0.3
     report = json.loads((place / "found" / f"trial-{int(number):04}" / "report.json").read_text())
-    # What chose the settings must not have seen what will judge them, though the data has a test split.
+    # Trials must not be evaluated on the test split, although the dataset has one.
     assert set(report["metrics"]) == {"valid"}
     assert report["metrics"]["valid"]["ndcg@10"] == pytest.approx(float(value), abs=5e-5)
     assert not (place / "found" / f"trial-{int(number):04}" / "checkpoints").exists()
@@ -58,19 +58,17 @@ def test_a_search_finds_settings_that_do_better_and_writes_them_as_a_job(place: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_search_that_is_stopped_or_killed_goes_on_in_the_middle_of_its_trial(
-    place: Path, number: signal.Signals
-) -> None:
+def test_stopped_or_killed_study_resumes_within_its_trial(place: Path, number: signal.Signals) -> None:
     out = place / f"stopped-{number.name}"
     trial, release = out / "trial-0000", place / f"{out.name}.release"
     command = ["tune", "job.yaml", "--out", out.name, "--search", "model.dim=4..8", "--trials", "2"]
     command += ["--set", "checkpoint.interval_steps=2"]
-    with started(*command, cwd=place, variables=pace(place, release)) as search:
-        Training(search, trial, release).wait_for("checkpoint_saved")
+    with started(*command, cwd=place, variables=pace(place, release)) as tuning:
+        Training(tuning, trial, release).wait_for("checkpoint_saved")
         dim = yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"]
-        search.process.send_signal(number)
-        ended = search.finish()
-        wait_until(lambda: not search.mark.processes(), 10.0, "the end of the trial")
+        tuning.process.send_signal(number)
+        ended = tuning.finish()
+        wait_until(lambda: not tuning.mark.processes(), 10.0, "the end of the trial")
     if number == signal.SIGINT:
         assert ended.returncode == 130
         assert "crossfade: stopped by SIGINT after 0 trials; the same command resumes the study" in ended.stderr
@@ -81,7 +79,7 @@ def test_a_search_that_is_stopped_or_killed_goes_on_in_the_middle_of_its_trial(
 
 
 @pytest.mark.slow
-def test_trials_that_fail_are_left_out_and_three_in_a_row_end_the_search(place: Path) -> None:
+def test_three_failed_trials_in_a_row_end_the_study(place: Path) -> None:
     search = ["--search", "optimizer.learning_rate=1.0e30|1.0e31", "--set", "optimizer.kind=sgd"]
     result = crossfade("tune", "job.yaml", "--out", "failing", *search, cwd=place)
     assert result.returncode == 1
@@ -92,38 +90,38 @@ def test_trials_that_fail_are_left_out_and_three_in_a_row_end_the_search(place: 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--search", "model.dim=64..4"], "--search model.dim=64..4: expected KEY=LOW..HIGH"),
         (["--search", "model.dim=log:0..4"], "expected KEY=LOW..HIGH"),
         (["--search", "model.dimm=4..8"], "unknown key 'model.dimm'; did you mean 'dim'?"),
         (["--search", "model.dim=0..8"], "model.dim: input should be greater than or equal to 1"),
         (["--search", "loss=bpr|bprr"], "loss: "),
-        (["--search", "model.dim=4..8", "--search", "model.dim=4|5"], "--search model.dim: stands twice"),
-        (["--out", "data"], "data: is there already and holds no search"),
+        (["--search", "model.dim=4..8", "--search", "model.dim=4|5"], "--search model.dim: the key is repeated"),
+        (["--out", "data"], "data: exists and holds no study"),
         (["--set", "data.path=nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_in_one_line(place: Path, options: list[str], said: str) -> None:
+def test_invalid_search_is_rejected_in_one_line(place: Path, options: list[str], message: str) -> None:
     result = crossfade("tune", "job.yaml", *options, cwd=place)
     assert result.returncode == 2, result.stderr
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (place / "runs").exists()
 
 
-def test_data_without_a_valid_split_are_refused(place: Path, tmp_path: Path) -> None:
+def test_dataset_without_valid_split_is_rejected(place: Path, tmp_path: Path) -> None:
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data", held_out=False))
     result = crossfade("tune", "job.yaml", cwd=tmp_path)
     assert result.returncode == 2
     assert "has no valid split to compare settings by" in result.stderr
 
 
-def test_a_setting_is_whole_where_both_ends_are_and_anything_that_yaml_knows_as_a_choice() -> None:
+def test_search_parameter_parses_integers_floats_and_choices() -> None:
     assert SearchParameter.parse("a.b=1..8") == SearchParameter("a.b", 1, 8)
     assert isinstance(SearchParameter.parse("a.b=1..8").low, int)
     assert SearchParameter.parse("a.b=log:1e-3..1") == SearchParameter("a.b", 0.001, 1, log=True)
     assert SearchParameter.parse("a=x|2|null").choices == ("x", 2, None)
-    for wrong in ("a", "a=", "=1..2", "a=1", "a=1..x", "a=2..1"):
+    for invalid in ("a", "a=", "=1..2", "a=1", "a=1..x", "a=2..1"):
         with pytest.raises(InputError, match=r"expected KEY=LOW\.\.HIGH"):
-            SearchParameter.parse(wrong)
+            SearchParameter.parse(invalid)
