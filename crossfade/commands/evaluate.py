@@ -10,7 +10,7 @@ from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
     from trainer.config.schema import JobConfig
-    from trainer.evaluation.label_precision import Found
+    from trainer.evaluation.label_precision import LabelPrecision
     from trainer.runs.folder import RunFolder
 
 _EXAMPLES = (
@@ -115,11 +115,11 @@ def _load_job(folder: RunFolder, arguments: argparse.Namespace) -> JobConfig:
     return check_job(values, "the command line")
 
 
-def _print_precision(entity: str, found: Found) -> None:
-    sampled = "" if found["asked"] == found["rows"] else f", sampled {found['asked']:,}"
+def _print_precision(entity: str, found: LabelPrecision) -> None:
+    sampled = "" if found["sampled"] == found["rows"] else f", sampled {found['sampled']:,}"
     print(
-        f"share of the {found['neighbours']} nearest neighbors with a common label: {found['rows']:,} rows of {entity} "
-        f"with {found['labels']:,} labels, each at least {found['least']:,} times in train{sampled}"
+        f"share of the {found['neighbors']} nearest neighbors with a common label: {found['rows']:,} rows of {entity} "
+        f"with {found['labels']:,} labels, each at least {found['min_count']:,} times in train{sampled}"
     )
     for name, method in _PRECISIONS.items():
         print(f"{found[name]:>8.4f}  {method}")

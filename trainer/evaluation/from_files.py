@@ -1,4 +1,8 @@
-"""Judges written embeddings: on a held-out split, and by the labels that neighbours share."""
+"""Evaluate written embeddings: on a held-out split, and by the labels that neighbors share.
+
+metrics = evaluate_embeddings(job, Path("runs/lastfm/embeddings"), "test")
+precision = evaluate_labels(job, Path("runs/lastfm/embeddings"), LabelSource.parse("track=tag"), min_count=20)
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,20 @@ from trainer.config.schema import JobConfig, SplitName
 from trainer.data.reader import InteractionReader
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings.files import EmbeddingFiles
-from trainer.evaluation.label_precision import Found, label_precision
+from trainer.evaluation.held_out import load_held_out
+from trainer.evaluation.label_precision import LabelPrecision, label_precision
 from trainer.evaluation.labels import LabelSource, read_labels
-from trainer.evaluation.ranking import EvalMetrics, evaluate, load_held_out
+from trainer.evaluation.ranking import EvalMetrics, evaluate
 from trainer.runs.inputs import load_inputs, open_inputs
 
 
 def evaluate_embeddings(
     job: JobConfig, embeddings: Path | Folder, split: SplitName, store: RowStore | None = None
 ) -> EvalMetrics:
-    """Judge written embeddings on ``split``, by all workers of ``store`` together or, without one, alone.
+    """Evaluate embeddings on ``split``, together with all workers of ``store`` or, without a store, alone.
 
     Raises:
-        InputError: the data or the embeddings cannot be read, or the data has no such split.
+        InputError: the dataset or the embeddings cannot be read, or there is no such split.
     """
     data, manifest, model = load_inputs(job) if store else open_inputs(job)
     if split not in manifest.splits:
@@ -34,24 +39,22 @@ def evaluate_embeddings(
     rank, workers = (store.rank, store.workers) if store else (0, 1)
     with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
         held_out = load_held_out(reader, manifest, split, job.evaluate.exclude_splits, rank, workers)
-    total = store.all_reduce if store else np.asarray
+    all_reduce = store.all_reduce if store else np.asarray
     counts_N = Vocabulary(data, manifest, manifest.item).counts()
-    return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, total)
+    return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, all_reduce)
 
 
-def evaluate_labels(job: JobConfig, embeddings: Path | Folder, wanted: LabelSource, least: int) -> Found:
-    """How far neighbours among written embeddings share the labels ``wanted`` (``geometry.py``).
-
-    Those rows take part that are liked ``least`` times in train.
+def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSource, min_count: int) -> LabelPrecision:
+    """Measure how often neighbors share a label (``label_precision.py``), among rows with ``min_count`` in train.
 
     Raises:
-        InputError: the data, the embeddings or the labels cannot be read, or too few rows have labels.
+        InputError: the dataset, the embeddings or the labels cannot be read, or too few rows have labels.
     """
     data, manifest, model = open_inputs(job)
-    labels = read_labels(data, manifest, wanted)
-    counts_R = Vocabulary(data, manifest, wanted.entity).counts()
+    pairs = read_labels(data, manifest, labels)
+    counts_R = Vocabulary(data, manifest, labels.entity).counts()
     with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
         source = EmbeddingFiles(embeddings)
         return label_precision(
-            source, model, reader, manifest, wanted.entity, labels, counts_R, least=least, seed=job.train.seed
+            source, model, reader, manifest, labels.entity, pairs, counts_R, min_count=min_count, seed=job.train.seed
         )

@@ -1,20 +1,21 @@
-"""Whether neighbours share a label: how well the geometry of embeddings agrees with what people say of rows.
+"""Label precision: how often nearest neighbors share a label, as a measure of the geometry of embeddings.
 
-    found = label_precision(source, model, reader, manifest, "artist", labels, counts_R, least=20, seed=1)
-    found["precision"], found["precision_of_counts"], found["precision_by_chance"]
+    result = label_precision(source, model, reader, manifest, "artist", labels, counts_R, min_count=20, seed=1)
+    result["precision"], result["precision_of_counts"], result["precision_by_chance"]
 
-Of the rows that have a label and are liked at least so often in train, the ten nearest others of each are looked at:
+For each row that has a label and at least ``min_count`` interactions in train, its ten nearest other such rows are
+found:
 
-- precision: by the score of the job, of two vectors of the one side
+- precision: by the score of the job, between two vectors of the same side
 - precision_of_counts: by the cosine of their counts in train, a vector over the other side for each row (item-item
-  neighbours, Sarwar et al., WWW 2001); neighbours are rows with a cosine above 0, ten at most
-- precision_by_chance: of one other drawn at random, which is what one expects of any ranking that knows nothing
+  neighbors, Sarwar et al., WWW 2001); neighbors are rows with a cosine above 0, ten at most
+- precision_by_chance: of one other row drawn at random, the expectation for a random ranking
 
-each the share of neighbours that have a label in common with the row, averaged over rows. Ties go to the lower row.
-Of many rows a sample asks for its neighbours, which are looked for among all; of many interactions, those of a sample
-of the other side are counted. Both samples are drawn by the seed.
+Each is the fraction of neighbors that share a label with the row, averaged over rows. Ties go to the lower row. With
+many rows, neighbors are found for a random sample of rows, among all; with many interactions, counts are over a random
+sample of the other side.
 
-Letters of shapes: S rows that take part, by place; Q places that ask; R rows; K neighbours; P pairs; C the other side.
+Shapes: S labeled rows, by place; Q sampled places; R rows; K neighbors; P pairs; C the other side.
 """
 
 from __future__ import annotations
@@ -29,21 +30,22 @@ from kvstore.errors import InputError
 from trainer.data.manifest import DatasetManifest
 from trainer.data.reader import InteractionReader
 from trainer.embeddings.files import VectorSource
+from trainer.evaluation.held_out import ItemLists
 from trainer.evaluation.labels import LabelPairs
-from trainer.evaluation.ranking import ItemLists, rank_vectors
+from trainer.evaluation.top_k import rank_vectors
 from trainer.model.spec import ModelSpec
 
 NEIGHBORS = 10
-ASKED_MAX = 10_000
-COUNTED_MAX = 1 << 23
-"""Interactions that are counted; each takes some 100 bytes at the most."""
+MAX_SAMPLED_ROWS = 10_000
+MAX_COUNTED_INTERACTIONS = 1 << 23
+"""Interactions that are counted; each takes at most about 100 bytes of memory."""
 
-Found = dict[str, float | int]
+LabelPrecision = dict[str, float | int]
 
 
 @dataclass(frozen=True)
-class _Labelled:
-    """The rows that take part, and the labels of each place: ``labels_P[starts_S1[s]:starts_S1[s + 1]]``, sorted."""
+class _LabeledRows:
+    """The labeled rows, and the labels of each place: ``labels_P[starts_S1[s]:starts_S1[s + 1]]``, sorted."""
 
     row_S: IntArray
     starts_S1: IntArray
@@ -59,88 +61,99 @@ def label_precision(
     labels: LabelPairs,
     counts_R: IntArray,
     *,
-    least: int,
+    min_count: int,
     seed: int,
-) -> Found:
-    """Of the rows of ``entity`` with ``labels`` and counts in train, ``counts_R``, of ``least`` at the least.
+) -> LabelPrecision:
+    """Compute the precisions above for the rows of ``entity``.
+
+    Args:
+        source: vectors of the entity's rows.
+        model: defines the score.
+        reader: reads train, for the counts.
+        manifest: of the dataset.
+        entity: the query or the item entity.
+        labels: pairs of a row and a label.
+        counts_R: interactions of each row in train.
+        min_count: least count of a row that takes part.
+        seed: of the samples.
 
     Raises:
-        InputError: they are fewer than two, or a shard or the embeddings cannot be read.
+        InputError: fewer than two rows take part, or the dataset or the embeddings cannot be read.
     """
-    labelled = _take_part(labels, counts_R, least)
-    rows = len(labelled.row_S)
+    labeled = _labeled_rows(labels, counts_R, min_count)
+    rows = len(labeled.row_S)
     if rows < 2:
         raise InputError(
-            f"{rows} row(s) of {entity} have a label and {least} interactions in train; expected two at the least: "
-            "lower --label-min-count, or give labels of more"
+            f"{rows} row(s) of {entity} have a label and {min_count} interactions in train; expected at least two: "
+            "lower --label-min-count, or provide labels for more rows"
         )
-    asked_Q = np.arange(rows)
-    if rows > ASKED_MAX:
-        asked_Q = np.sort(np.random.default_rng(seed).choice(rows, ASKED_MAX, replace=False))
-    near_QK = _nearest_vectors(source, model, entity, labelled.row_S, asked_Q)
-    counted_QK = _nearest_counts(reader, manifest, entity, labelled.row_S, asked_Q, seed)
-    sharing_Q = _count_sharing(asked_Q, labelled.starts_S1, labelled.labels_P, *_by_label(labelled))
+    sampled_Q = np.arange(rows)
+    if rows > MAX_SAMPLED_ROWS:
+        sampled_Q = np.sort(np.random.default_rng(seed).choice(rows, MAX_SAMPLED_ROWS, replace=False))
+    near_QK = _nearest_vectors(source, model, entity, labeled.row_S, sampled_Q)
+    counted_QK = _nearest_counts(reader, manifest, entity, labeled.row_S, sampled_Q, seed)
+    sharing_Q = _count_sharing(sampled_Q, labeled.starts_S1, labeled.labels_P, *_by_label(labeled))
     return {
         "rows": rows,
-        "labels": len(np.unique(labelled.labels_P)),
-        "asked": len(asked_Q),
-        "least": least,
-        "neighbours": NEIGHBORS,
-        "precision": _precision(near_QK, asked_Q, labelled),
-        "precision_of_counts": _precision(counted_QK, asked_Q, labelled),
+        "labels": len(np.unique(labeled.labels_P)),
+        "sampled": len(sampled_Q),
+        "min_count": min_count,
+        "neighbors": NEIGHBORS,
+        "precision": _precision(near_QK, sampled_Q, labeled),
+        "precision_of_counts": _precision(counted_QK, sampled_Q, labeled),
         "precision_by_chance": float(sharing_Q.mean() / (rows - 1)),
     }
 
 
-def _take_part(labels: LabelPairs, counts_R: IntArray, least: int) -> _Labelled:
-    kept_P = counts_R[labels.row_P] >= least
+def _labeled_rows(labels: LabelPairs, counts_R: IntArray, min_count: int) -> _LabeledRows:
+    kept_P = counts_R[labels.row_P] >= min_count
     row_S, starts_S = np.unique(labels.row_P[kept_P], return_index=True)
-    return _Labelled(row_S, np.append(starts_S, kept_P.sum()), labels.label_P[kept_P])
+    return _LabeledRows(row_S, np.append(starts_S, kept_P.sum()), labels.label_P[kept_P])
 
 
 def _nearest_vectors(
-    source: VectorSource, model: ModelSpec, entity: str, row_S: IntArray, asked_Q: IntArray
+    source: VectorSource, model: ModelSpec, entity: str, row_S: IntArray, sampled_Q: IntArray
 ) -> IntArray:
-    """The places nearest to ``asked_Q`` by the score of ``model``: int64 (Q, K), -1 where there are no more."""
-    own = ItemLists(np.arange(len(asked_Q) + 1), asked_Q)
+    """Return the places nearest to ``sampled_Q`` by the score of ``model``: int64 (Q, K), padded with -1."""
+    themselves = ItemLists(np.arange(len(sampled_Q) + 1), sampled_Q)
     best_QK, _ = rank_vectors(
-        source.vectors(entity, row_S[asked_Q]),
+        source.vectors(entity, row_S[sampled_Q]),
         model.score,
         len(row_S),
         lambda place_E: source.vectors(entity, row_S[place_E]),
-        own,
+        themselves,
         NEIGHBORS,
     )
     return best_QK
 
 
 def _nearest_counts(
-    reader: InteractionReader, manifest: DatasetManifest, entity: str, row_S: IntArray, asked_Q: IntArray, seed: int
+    reader: InteractionReader, manifest: DatasetManifest, entity: str, row_S: IntArray, sampled_Q: IntArray, seed: int
 ) -> IntArray:
-    """The places nearest to ``asked_Q`` by the cosine of their counts."""
+    """Return the places nearest to ``sampled_Q`` by the cosine of their counts, as ``_nearest_vectors`` does."""
     pair_P, count_P = _count_pairs(reader, manifest, entity, row_S, seed)
     other_P, place_P = np.divmod(pair_P, len(row_S))
     _, other_P = np.unique(other_P, return_inverse=True)
     starts_C1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(other_P))])
     norm_S = np.sqrt(np.bincount(place_P, np.square(count_P.astype(np.float64)), minlength=len(row_S)))
-    # Pairs lie by the other side; by place they are a permutation of these.
+    # Pairs are ordered by the other side; ordered by place, they are a permutation of these.
     order_P = np.argsort(place_P, kind="stable")
     starts_S1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(place_P, minlength=len(row_S)))])
     by_place = starts_S1, other_P[order_P], count_P[order_P]
-    best_QK: IntArray = _rank_counts(asked_Q, *by_place, starts_C1, place_P, count_P, norm_S, NEIGHBORS)
+    best_QK: IntArray = _rank_counts(sampled_Q, *by_place, starts_C1, place_P, count_P, norm_S, NEIGHBORS)
     return best_QK
 
 
 def _count_pairs(
     reader: InteractionReader, manifest: DatasetManifest, entity: str, row_S: IntArray, seed: int
 ) -> tuple[IntArray, IntArray]:
-    """Pairs of a row of the other side and a place, other·S + place, sorted, and how often train likes each."""
+    """Return pairs of a row of the other side and a place, other·S + place, sorted, and their positive interactions."""
     on_query = entity == manifest.query
     place_R = np.full(manifest.entities[entity].rows, -1, np.int64)
     place_R[row_S] = np.arange(len(row_S))
     train = manifest.splits["train"]
     others = manifest.entities[manifest.item if on_query else manifest.query].rows
-    counted_C = np.random.default_rng(seed).random(others) < COUNTED_MAX / max(train.rows, 1)
+    counted_C = np.random.default_rng(seed).random(others) < MAX_COUNTED_INTERACTIONS / max(train.rows, 1)
     parts = [np.empty(0, np.int64)]
     for part in reader.read_all(train):
         row_N, other_N = (part.query_N, part.item_N) if on_query else (part.item_N, part.query_N)
@@ -150,11 +163,11 @@ def _count_pairs(
 
 
 @njit(cache=True)
-def _rank_counts(asked_Q, starts_S1, other_P, count_P, starts_C1, place_T, count_T, norm_S, depth):  # type: ignore[no-untyped-def]
-    """The best of each that asks: its pairs are (other_P, count_P), those of the other side (place_T, count_T)."""
-    best_QK = np.full((asked_Q.shape[0], depth), -1, dtype=np.int64)
-    for q in range(asked_Q.shape[0]):
-        own = asked_Q[q]
+def _rank_counts(sampled_Q, starts_S1, other_P, count_P, starts_C1, place_T, count_T, norm_S, depth):  # type: ignore[no-untyped-def]
+    """Rank by cosine; a place has the pairs (other_P, count_P), a row of the other side (place_T, count_T)."""
+    best_QK = np.full((sampled_Q.shape[0], depth), -1, dtype=np.int64)
+    for q in range(sampled_Q.shape[0]):
+        own = sampled_Q[q]
         product_S = np.zeros(norm_S.shape[0])
         for p in range(starts_S1[own], starts_S1[own + 1]):
             for t in range(starts_C1[other_P[p]], starts_C1[other_P[p] + 1]):
@@ -163,7 +176,7 @@ def _rank_counts(asked_Q, starts_S1, other_P, count_P, starts_C1, place_T, count
         best_K = np.zeros(depth)
         for s in range(product_S.shape[0]):
             if product_S[s] > 0.0:
-                # The length of the asking vector is the same for all.
+                # The length of the sampled row's own vector does not affect the order.
                 cosine = product_S[s] / norm_S[s]
                 place = depth
                 while place > 0 and cosine > best_K[place - 1]:
@@ -177,38 +190,38 @@ def _rank_counts(asked_Q, starts_S1, other_P, count_P, starts_C1, place_T, count
     return best_QK
 
 
-def _by_label(labelled: _Labelled) -> tuple[IntArray, IntArray]:
-    """The places that have each label: where those of each begin, and they."""
-    place_P = np.repeat(np.arange(len(labelled.row_S)), np.diff(labelled.starts_S1))
-    order_P = np.argsort(labelled.labels_P, kind="stable")
-    starts_L1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(labelled.labels_P))])
+def _by_label(labeled: _LabeledRows) -> tuple[IntArray, IntArray]:
+    """Return the places that have each label: where those of each label start, and the places."""
+    place_P = np.repeat(np.arange(len(labeled.row_S)), np.diff(labeled.starts_S1))
+    order_P = np.argsort(labeled.labels_P, kind="stable")
+    starts_L1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(labeled.labels_P))])
     return starts_L1, place_P[order_P]
 
 
 @njit(cache=True)
-def _count_sharing(asked_Q, starts_S1, labels_P, starts_L1, place_P):  # type: ignore[no-untyped-def]
-    """How many other places have a label in common with each that asks."""
-    sharing_Q = np.zeros(asked_Q.shape[0], np.int64)
-    met_S = np.full(starts_S1.shape[0] - 1, -1, np.int64)
-    for q in range(asked_Q.shape[0]):
-        met_S[asked_Q[q]] = q
-        for p in range(starts_S1[asked_Q[q]], starts_S1[asked_Q[q] + 1]):
+def _count_sharing(sampled_Q, starts_S1, labels_P, starts_L1, place_P):  # type: ignore[no-untyped-def]
+    """Count the other places that share a label with each sampled one."""
+    sharing_Q = np.zeros(sampled_Q.shape[0], np.int64)
+    last_S = np.full(starts_S1.shape[0] - 1, -1, np.int64)
+    for q in range(sampled_Q.shape[0]):
+        last_S[sampled_Q[q]] = q
+        for p in range(starts_S1[sampled_Q[q]], starts_S1[sampled_Q[q] + 1]):
             for n in range(starts_L1[labels_P[p]], starts_L1[labels_P[p] + 1]):
-                if met_S[place_P[n]] != q:
-                    met_S[place_P[n]] = q
+                if last_S[place_P[n]] != q:
+                    last_S[place_P[n]] = q
                     sharing_Q[q] += 1
     return sharing_Q
 
 
 @njit(cache=True)
-def _share(near_QK, asked_Q, starts_S1, labels_P):  # type: ignore[no-untyped-def]
-    """Which neighbours have a label in common with the place that asks."""
+def _shares_label(near_QK, sampled_Q, starts_S1, labels_P):  # type: ignore[no-untyped-def]
+    """Return which neighbors share a label with the sampled place."""
     share_QK = np.zeros(near_QK.shape, dtype=np.bool_)
     for q in range(near_QK.shape[0]):
         for k in range(near_QK.shape[1]):
             if near_QK[q, k] >= 0:
-                one, other = starts_S1[asked_Q[q]], starts_S1[near_QK[q, k]]
-                while one < starts_S1[asked_Q[q] + 1] and other < starts_S1[near_QK[q, k] + 1]:
+                one, other = starts_S1[sampled_Q[q]], starts_S1[near_QK[q, k]]
+                while one < starts_S1[sampled_Q[q] + 1] and other < starts_S1[near_QK[q, k] + 1]:
                     if labels_P[one] == labels_P[other]:
                         share_QK[q, k] = True
                         break
@@ -219,9 +232,9 @@ def _share(near_QK, asked_Q, starts_S1, labels_P):  # type: ignore[no-untyped-de
     return share_QK
 
 
-def _precision(near_QK: IntArray, asked_Q: IntArray, labelled: _Labelled) -> float:
-    """The share of neighbours with a label in common, averaged over the places that have neighbours."""
-    share_QK = _share(near_QK, asked_Q, labelled.starts_S1, labelled.labels_P)
+def _precision(near_QK: IntArray, sampled_Q: IntArray, labeled: _LabeledRows) -> float:
+    """Return the fraction of neighbors that share a label, averaged over the places that have neighbors."""
+    share_QK = _shares_label(near_QK, sampled_Q, labeled.starts_S1, labeled.labels_P)
     found_Q: FloatArray = (near_QK >= 0).sum(axis=1)
     some_Q = found_Q > 0
     return float((share_QK.sum(axis=1)[some_Q] / found_Q[some_Q]).mean()) if some_Q.any() else 0.0

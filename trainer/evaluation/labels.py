@@ -1,10 +1,10 @@
-"""Labels of an entity's rows, such as the genres of artists: from a file of a user's, or a feature of the data.
+"""Labels of an entity's rows, such as the genres of artists: from a user's file, or from a feature of the dataset.
 
-    wanted = LabelSource.parse("artist=artist_tags.tsv:artistID:top_genre")        # or "artist=tag"
-    labels = read_labels(folder, manifest, wanted)
-    labels.row_P, labels.label_P                # pairs of a row and a label that it has, sorted, each once
+    source = LabelSource.parse("artist=artist_tags.tsv:artistID:top_genre")        # or "artist=tag"
+    labels = read_labels(folder, manifest, source)
+    labels.row_P, labels.label_P                # distinct pairs of a row and one of its labels, sorted
 
-Letters of shapes: P pairs.
+Shapes: P pairs.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ OPTION = "--labels"
 
 @dataclass(frozen=True)
 class LabelSource:
-    """Where labels of ``entity`` are: in a column of the file ``path``, or in the feature ``path`` of the data.
+    """Where the labels of ``entity`` come from.
 
-    ``id_column`` and ``label_column`` are None for a feature.
+    Attributes:
+        entity: the entity.
+        path: a file or, without columns, the name of a feature.
+        id_column: the file's column of IDs; None for a feature.
+        label_column: the file's column of labels; None for a feature.
     """
 
     entity: str
@@ -45,10 +49,10 @@ class LabelSource:
 
     @staticmethod
     def parse(text: str) -> LabelSource:
-        """Read ``ENTITY=FILE:ID_COLUMN:LABEL_COLUMN`` or ``ENTITY=FEATURE``.
+        """Parse ``ENTITY=FILE:ID_COLUMN:LABEL_COLUMN`` or ``ENTITY=FEATURE``.
 
         Raises:
-            InputError: it is of another form.
+            InputError: it has another form.
         """
         entity, _, rest = text.partition("=")
         parts = rest.rsplit(":", 2)
@@ -62,53 +66,53 @@ class LabelSource:
 
 @dataclass(frozen=True)
 class LabelPairs:
-    """Pairs of a row and a label that it has: int64, sorted by row, then by label, each once."""
+    """Distinct pairs of a row and one of its labels: int64, sorted by row, then by label."""
 
     row_P: IntArray
     label_P: IntArray
 
 
-def read_labels(folder: Folder, manifest: DatasetManifest, wanted: LabelSource) -> LabelPairs:
-    """The labels that ``wanted`` names of the data that ``manifest`` describes; labels are numbered by their text.
+def read_labels(folder: Folder, manifest: DatasetManifest, source: LabelSource) -> LabelPairs:
+    """Read the labels of ``source`` for the rows of the dataset in ``folder``; labels are numbered by their text.
 
     Raises:
-        InputError: there is no such entity, feature, file or column, or none of the ids has a label.
+        InputError: there is no such entity, feature, file or column, or no ID has a label.
     """
     sides = (manifest.query, manifest.item)
-    if wanted.entity not in sides:
-        raise InputError(f"{OPTION} {wanted.entity}=…: no such entity; expected '{sides[0]}' or '{sides[1]}'")
-    if wanted.id_column is None or wanted.label_column is None:
-        return _of_feature(folder, manifest, wanted)
-    pairs = _of_file(folder, manifest, wanted, wanted.id_column, wanted.label_column)
+    if source.entity not in sides:
+        raise InputError(f"{OPTION} {source.entity}=…: no such entity; expected '{sides[0]}' or '{sides[1]}'")
+    if source.id_column is None or source.label_column is None:
+        return _from_feature(folder, manifest, source)
+    pairs = _from_file(folder, manifest, source, source.id_column, source.label_column)
     if not len(pairs.row_P):
         raise InputError(
-            f"{OPTION} {wanted.entity}={wanted.path}: has a label in '{wanted.label_column}' for none of the ids of "
-            f"the data in '{wanted.id_column}'; expected ids of the same entity: check the columns"
+            f"{OPTION} {source.entity}={source.path}: has a label in '{source.label_column}' for none of the ids of "
+            f"the data in '{source.id_column}'; expected ids of the same entity: check the columns"
         )
     return pairs
 
 
-def _of_feature(folder: Folder, manifest: DatasetManifest, wanted: LabelSource) -> LabelPairs:
-    known = manifest.features_of(wanted.entity)
-    if wanted.path not in known:
+def _from_feature(folder: Folder, manifest: DatasetManifest, source: LabelSource) -> LabelPairs:
+    known = manifest.features_of(source.entity)
+    if source.path not in known:
         has = f"it has {', '.join(known)}" if known else "it has none"
         raise InputError(
-            f"{OPTION} {wanted.entity}={wanted.path}: {folder.uri} has no such feature of {wanted.entity}; {has}; "
+            f"{OPTION} {source.entity}={source.path}: {folder.uri} has no such feature of {source.entity}; {has}; "
             "labels in a file are named as FILE:ID_COLUMN:LABEL_COLUMN"
         )
-    pieces = [(row_N, value_N) for _, row_N, value_N in iter_pairs(folder, manifest, wanted.entity, wanted.path)]
+    pieces = [(row_N, value_N) for _, row_N, value_N in iter_pairs(folder, manifest, source.entity, source.path)]
     row_P, label_P = (np.concatenate([np.empty(0, np.int64), *column]) for column in zip(*pieces, strict=True))
     return LabelPairs(row_P, label_P)
 
 
-def _of_file(
-    folder: Folder, manifest: DatasetManifest, wanted: LabelSource, id_column: str, label_column: str
+def _from_file(
+    folder: Folder, manifest: DatasetManifest, source: LabelSource, id_column: str, label_column: str
 ) -> LabelPairs:
-    files = find_files(f"{OPTION} {wanted.entity}", [wanted.path], None)
+    files = find_files(f"{OPTION} {source.entity}", [source.path], None)
     with ExitStack() as opened:
         work = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="crossfade-labels-")))
         connection = opened.enter_context(working_database(work, None, None))
-        # As text, as in features: text files have no types, and an int64 has one way only to be written.
+        # As text, as in features: text files have no types, and an int64 has a single text form.
         execute(connection, "CREATE TABLE given (id VARCHAR, label VARCHAR)")
         for file in opened.enter_context(fetch_files(files, work, [id_column, label_column])):
             open_columns(connection, file, {"id": id_column, "label": label_column}, lists=("label",))
@@ -119,7 +123,7 @@ def _of_file(
                     "WHERE id IS NOT NULL AND label IS NOT NULL AND CAST(label AS VARCHAR) <> ''",
                 )
         execute(connection, "CREATE TABLE known (row BIGINT, id VARCHAR)")
-        for piece in Vocabulary(folder, manifest, wanted.entity).iter_tables(["row", "id"]):
+        for piece in Vocabulary(folder, manifest, source.entity).iter_tables(["row", "id"]):
             connection.register("piece", piece)
             execute(connection, "INSERT INTO known SELECT row, CAST(id AS VARCHAR) FROM piece WHERE id IS NOT NULL")
             connection.unregister("piece")

@@ -16,7 +16,8 @@ from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings.files import write_embeddings
 from trainer.embeddings.staged import StagedEmbeddings
 from trainer.evaluation.from_files import evaluate_embeddings
-from trainer.evaluation.ranking import EvalMetrics, HeldOut, evaluate
+from trainer.evaluation.held_out import HeldOut
+from trainer.evaluation.ranking import EvalMetrics, evaluate
 from trainer.model.spec import ModelSpec
 from trainer.model.towers import TowerVectors
 from trainer.runs.folder import RunFolder

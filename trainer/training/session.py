@@ -18,7 +18,8 @@ from trainer.config.schema import JobConfig
 from trainer.data.reader import InteractionReader
 from trainer.data.schedule import BatchSchedule
 from trainer.data.vocabulary import Vocabulary
-from trainer.evaluation.ranking import EvalMetrics, load_held_out
+from trainer.evaluation.held_out import load_held_out
+from trainer.evaluation.ranking import EvalMetrics
 from trainer.model.allreduce import AllReduce
 from trainer.model.engines.base import make_engine
 from trainer.model.negatives import NegativeSampler, needs_counts

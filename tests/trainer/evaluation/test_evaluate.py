@@ -18,8 +18,10 @@ from trainer.config.model_sections import ScoreKind
 from trainer.config.schema import EvaluateConfig
 from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.data.reader import InteractionReader
-from trainer.evaluation import ranking as module
-from trainer.evaluation.ranking import EvalMetrics, HeldOut, ItemLists, evaluate, load_held_out, rank_items
+from trainer.evaluation import ranking, top_k
+from trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
+from trainer.evaluation.ranking import EvalMetrics, evaluate
+from trainer.evaluation.top_k import rank_items
 from trainer.model.spec import ModelSpec, Score
 
 QUERIES, ITEMS, DIM = 30, 50, 4
@@ -155,9 +157,10 @@ def lists_of(items: list[list[int]]) -> ItemLists:
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Items in blocks of 7, the last of one item, and queries in blocks of 4, of which four are ranked at a time."""
-    monkeypatch.setattr(module, "_ITEM_BLOCK", 7)
-    monkeypatch.setattr(module, "_QUERY_BLOCK", 4)
-    monkeypatch.setattr(module, "_RANKED_AT_ONCE", 16)
+    monkeypatch.setattr(top_k, "_ITEM_BLOCK", 7)
+    monkeypatch.setattr(top_k, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(ranking, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(ranking, "_MAX_RANKED", 16)
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
@@ -222,7 +225,7 @@ def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(
     data: Path, workers: int, cold: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts_N = COLD_COUNTS_N if cold else COUNTS_N
-    monkeypatch.setattr(module, "MAX_ALL_REDUCE_LENGTH", 7)
+    monkeypatch.setattr(ranking, "MAX_ALL_REDUCE_LENGTH", 7)
     source, spec = SOURCES["no ties"], EvaluateConfig(k=[10, 20])
     parts = [held_out(data, "test", ["train"], rank, workers) for rank in range(workers)]
     queries = np.sort(np.concatenate([part.queries_Q for part in parts]))

@@ -19,7 +19,7 @@ from trainer.config.model_sections import ScoreKind
 from trainer.data.manifest import DatasetManifest
 from trainer.data.reader import InteractionReader
 from trainer.evaluation import label_precision as geometry
-from trainer.evaluation.label_precision import Found, label_precision
+from trainer.evaluation.label_precision import LabelPrecision, label_precision
 from trainer.evaluation.labels import LabelPairs, LabelSource, read_labels
 from trainer.model.spec import ModelSpec, Score
 
@@ -74,9 +74,9 @@ def test_precision_is_what_a_plain_count_of_it_says(
 ) -> None:
     folder, manifest, counts_QI = data
     counts_RC = counts_QI if entity == QUERY else counts_QI.T
-    labels, source, least = labels_of(3, len(counts_RC)), Vectors(), 9
-    found = judge(folder, manifest, source, entity, kind, labels, counts_RC, least=least)
-    row_S = [row for row in sorted(set(labels.row_P.tolist())) if counts_RC[row].sum() >= least]
+    labels, source, min_count = labels_of(3, len(counts_RC)), Vectors(), 9
+    found = judge(folder, manifest, source, entity, kind, labels, counts_RC, min_count=min_count)
+    row_S = [row for row in sorted(set(labels.row_P.tolist())) if counts_RC[row].sum() >= min_count]
     sets = [set(labels.label_P[labels.row_P == row].tolist()) for row in row_S]
     vector_SD = source.tables[entity][row_S].astype(np.float64)
     if kind == "cosine":
@@ -91,7 +91,7 @@ def test_precision_is_what_a_plain_count_of_it_says(
     assert found["precision_by_chance"] == pytest.approx(
         (chance * len(sets) ** 2 - len(sets)) / len(sets) / (len(sets) - 1)
     )
-    assert (found["rows"], found["asked"], found["labels"]) == (len(row_S), len(row_S), LABELS)
+    assert (found["rows"], found["sampled"], found["labels"]) == (len(row_S), len(row_S), LABELS)
     assert 10 < len(row_S) < len(counts_RC)
 
 
@@ -103,12 +103,12 @@ def judge(
     kind: ScoreKind,
     labels: LabelPairs,
     counts_RC: FloatArray,
-    least: int = 1,
-) -> Found:
+    min_count: int = 1,
+) -> LabelPrecision:
     model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of(kind, 0.2))
     counts_R = counts_RC.sum(axis=1).astype(np.int64)
     with closing(InteractionReader(folder, manifest, 2)) as reader:
-        return label_precision(source, model, reader, manifest, entity, labels, counts_R, least=least, seed=4)
+        return label_precision(source, model, reader, manifest, entity, labels, counts_R, min_count=min_count, seed=4)
 
 
 def test_a_sample_asks_among_all(
@@ -117,11 +117,11 @@ def test_a_sample_asks_among_all(
     folder, manifest, counts_QI = data
     labels = labels_of(3, ITEMS)
     whole, source = judge(folder, manifest, Vectors(), ITEM, "cosine", labels, counts_QI.T), Vectors()
-    monkeypatch.setattr(geometry, "ASKED_MAX", 20)
+    monkeypatch.setattr(geometry, "MAX_SAMPLED_ROWS", 20)
     some = [judge(folder, manifest, source, ITEM, "cosine", labels, counts_QI.T) for _ in range(2)]
     assert some[0] == some[1] != whole
-    assert (some[0]["asked"], some[0]["rows"]) == (20, whole["rows"])
-    monkeypatch.setattr(geometry, "COUNTED_MAX", 500)
+    assert (some[0]["sampled"], some[0]["rows"]) == (20, whole["rows"])
+    monkeypatch.setattr(geometry, "MAX_COUNTED_INTERACTIONS", 500)
     fewer = judge(folder, manifest, source, ITEM, "cosine", labels, counts_QI.T)
     assert fewer["precision"] == some[0]["precision"]
     assert fewer["precision_of_counts"] != some[0]["precision_of_counts"]
@@ -173,5 +173,5 @@ def test_labels_that_are_not_there_are_refused(
 def test_too_few_rows_with_labels_are_refused(data: tuple[Folder, DatasetManifest, FloatArray]) -> None:
     labels = LabelPairs(np.array([0, 1]), np.array([0, 0]))
     with pytest.raises(InputError) as caught:
-        judge(*data[:2], Vectors(), ITEM, "cosine", labels, data[2].T, least=10**6)
+        judge(*data[:2], Vectors(), ITEM, "cosine", labels, data[2].T, min_count=10**6)
     documented("labels of too few rows", str(caught.value))

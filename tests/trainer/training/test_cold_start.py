@@ -21,7 +21,8 @@ from trainer.data.manifest import read_manifest
 from trainer.data.reader import InteractionReader
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings.files import EmbeddingFiles
-from trainer.evaluation.ranking import evaluate, load_held_out
+from trainer.evaluation.held_out import load_held_out
+from trainer.evaluation.ranking import evaluate
 from trainer.model.spec import Score, make_model
 
 pytestmark = pytest.mark.slow
@@ -145,7 +146,7 @@ def test_neighbors_share_a_genre_that_the_model_does_not_have(
         assert metrics["test"] == quality(plain)
         found.append(metrics["labels"]["track"])
     assert found[0] == found[1]
-    assert found[0]["rows"] == found[0]["asked"] == TRACKS - len(COLD)
+    assert found[0]["rows"] == found[0]["sampled"] == TRACKS - len(COLD)
     assert found[0]["precision_by_chance"] == pytest.approx(1 / GENRES, abs=0.02)
     assert found[0]["precision"] > 3 / GENRES
     assert found[0]["precision_of_counts"] > 3 / GENRES

@@ -122,4 +122,4 @@ def test_forgotten_customers_are_not_found(place: Path) -> None:
     assert "None" not in lines
     result = crossfade("similar", "new", "--entity", "customer", FORGOTTEN[0], cwd=place)
     assert result.returncode == 2
-    assert f"there is no customer with the id or name '{FORGOTTEN[0]}'" in result.stderr
+    assert f"there is no customer with the ID or name '{FORGOTTEN[0]}'" in result.stderr

@@ -1,0 +1,119 @@
+"""Held-out interactions: the queries that are evaluated, and the items that they are evaluated on.
+
+    held_out = load_held_out(reader, manifest, "test", ["train", "valid"], rank=0, workers=1)
+    held_out.queries_Q, held_out.truth, held_out.excluded
+
+Shapes: Q queries, N items of all lists, I items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvstore.arrays import BoolArray, IntArray
+from trainer.config.schema import SplitName
+from trainer.data.manifest import DatasetManifest
+from trainer.data.reader import InteractionReader
+
+
+@dataclass(frozen=True)
+class ItemLists:
+    """A sorted list of items for each query: query q has ``items_N[starts_Q1[q]:starts_Q1[q + 1]]``, int64."""
+
+    starts_Q1: IntArray
+    items_N: IntArray
+
+    def filter_items(self, mask_I: BoolArray) -> ItemLists:
+        """Return the lists with only the items in ``mask_I``, bool over all items."""
+        kept_N = mask_I[self.items_N]
+        kept_before_N1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept_N)])
+        return ItemLists(kept_before_N1[self.starts_Q1], self.items_N[kept_N])
+
+    def filter_queries(self, mask_Q: BoolArray) -> ItemLists:
+        """Return the lists of the queries in ``mask_Q``."""
+        counts_Q = np.diff(self.starts_Q1)
+        starts_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_Q[mask_Q])])
+        return ItemLists(starts_Q1, self.items_N[np.repeat(mask_Q, counts_Q)])
+
+    def slice(self, first: int, end: int) -> ItemLists:
+        """Return the lists of queries ``first`` to ``end``."""
+        starts_Q1 = self.starts_Q1[first : end + 1]
+        return ItemLists(starts_Q1 - starts_Q1[0], self.items_N[starts_Q1[0] : starts_Q1[-1]])
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What one worker evaluates.
+
+    Attributes:
+        queries_Q: its queries, int64 and sorted.
+        truth: the items held out for each query.
+        excluded: the items removed from each query's ranking.
+        workers: the number of workers that divide the queries among themselves.
+        item_I: the items that are ranked, int64 and sorted, where the table has vacant rows; None: all.
+    """
+
+    queries_Q: IntArray
+    truth: ItemLists
+    excluded: ItemLists
+    workers: int = 1
+    item_I: IntArray | None = None
+
+    def chunks(self, queries: int) -> Iterator[HeldOut]:
+        """Yield the same in chunks of at most ``queries`` queries."""
+        for first in range(0, len(self.queries_Q), queries):
+            end = min(first + queries, len(self.queries_Q))
+            lists = self.truth.slice(first, end), self.excluded.slice(first, end)
+            yield HeldOut(self.queries_Q[first:end], *lists, self.workers, self.item_I)
+
+
+def load_held_out(
+    reader: InteractionReader,
+    manifest: DatasetManifest,
+    split: SplitName,
+    exclude: Iterable[SplitName],
+    rank: int,
+    workers: int,
+) -> HeldOut:
+    """Load the part of ``split`` that worker ``rank`` evaluates, from interactions of positive weight.
+
+    A held-out pair that is in an excluded split too, such as a track played again, stays in the ranking.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    items = manifest.entities[manifest.item].rows
+    held_out_N = _pairs(reader, manifest, [split])
+    queries_Q = np.unique(held_out_N // items)[rank::workers]
+    excluded_N = _pairs(reader, manifest, [name for name in exclude if name != split], queries_Q)
+    excluded_N = np.setdiff1d(excluded_N, held_out_N, assume_unique=True)
+    vacant_I = manifest.entities[manifest.item].vacant_rows
+    item_I = np.delete(np.arange(items), vacant_I) if vacant_I else None
+    lists = _lists(held_out_N, queries_Q, items), _lists(excluded_N, queries_Q, items)
+    return HeldOut(queries_Q, *lists, workers, item_I)
+
+
+def _pairs(
+    reader: InteractionReader, manifest: DatasetManifest, splits: list[SplitName], queries_Q: IntArray | None = None
+) -> IntArray:
+    """Return the distinct pairs of ``splits``, as query·items + item, sorted; only those of ``queries_Q`` if given."""
+    items = manifest.entities[manifest.item].rows
+    selected_R = np.full(manifest.entities[manifest.query].rows, queries_Q is None)
+    selected_R[[] if queries_Q is None else queries_Q] = True
+    parts = [np.empty(0, dtype=np.int64)]
+    for name in splits:
+        if name in manifest.splits:
+            for part in reader.read_all(manifest.splits[name]):
+                positive_N = (part.weight_N > 0) & selected_R[part.query_N]
+                parts.append(part.query_N[positive_N] * items + part.item_N[positive_N])
+    return np.unique(np.concatenate(parts))
+
+
+def _lists(pairs_N: IntArray, queries_Q: IntArray, items: int) -> ItemLists:
+    begin_Q, end_Q = (np.searchsorted(pairs_N, bound * items) for bound in (queries_Q, queries_Q + 1))
+    starts_Q1 = np.concatenate([[0], np.cumsum(end_Q - begin_Q)])
+    chosen = [pairs_N[begin:end] % items for begin, end in zip(begin_Q, end_Q, strict=True)]
+    return ItemLists(starts_Q1, np.concatenate([np.empty(0, np.int64), *chosen]))
