@@ -46,7 +46,7 @@ def job(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_in_process_shows_where_it_stands_and_how_it_ended(job: Path, tmp_path: Path) -> None:
+def test_run_in_process_shows_progress_and_result(job: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "live"
     run_dir.parent.mkdir()
     with paced("train", job, run_dir=run_dir) as training:
@@ -79,7 +79,7 @@ def test_a_run_in_process_shows_where_it_stands_and_how_it_ended(job: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_is_lost_and_one_that_is_stopped_says_so(job: Path, tmp_path: Path) -> None:
+def test_killed_run_is_lost_and_stopped_run_is_stopped(job: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "killed"
     run_dir.parent.mkdir()
     with paced("train", job, run_dir=run_dir) as training:
@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_is_lost_and_one_that_is_stopped_says_so(job: Path,
 
 
 @pytest.mark.cluster
-def test_a_server_that_is_killed_shows_and_so_does_the_one_after_it(job: Path, tmp_path: Path) -> None:
+def test_killed_server_and_its_successor_are_shown(job: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "cluster"
     run_dir.parent.mkdir()
     with paced("train", job, "--servers", 2, "--workers", 1, run_dir=run_dir) as training:
@@ -138,9 +138,7 @@ def _kill_and_see(training: Training, run_dir: Path) -> None:
     training.wait(lambda: told_state(run_dir)["generation"] == 2, "the next generation")
 
 
-def test_several_runs_are_a_table_and_one_that_is_damaged_is_said_to_be(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs" / "fine", metrics=[step(50, at=9)], state=state("done", at=9))
     damaged = write_run(
         tmp_path / "runs" / "damaged", metrics=[step(7, at=3)], state=state("failed", at=5, message="no")
@@ -153,7 +151,7 @@ def test_several_runs_are_a_table_and_one_that_is_damaged_is_said_to_be(
     assert "damaged: critical: no" in printed
 
 
-def test_watching_shows_it_again_and_ends_with_a_signal(tmp_path: Path) -> None:
+def test_watch_repeats_until_signal(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "runs" / "plays", metrics=[step(5, at=9)], state=state("done", at=9))
     with started("status", folder, "--json", "--watch", 0.1, cwd=tmp_path) as watching:
         assert watching.process.stdout is not None
@@ -165,7 +163,7 @@ def test_watching_shows_it_again_and_ends_with_a_signal(tmp_path: Path) -> None:
         assert watching.finish().returncode == 130
 
 
-def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_run_is_rejected_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = crossfade("status", cwd=tmp_path)
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
     assert "runs: is not there" in result.stderr

@@ -65,7 +65,7 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     return report
 
 
-def test_the_report_has_every_figure_that_is_promised(report: dict[str, Any]) -> None:
+def test_report_has_every_documented_figure(report: dict[str, Any]) -> None:
     assert set(report) >= REPORT_KEYS
     assert report["examples"] == train_rows() * EPOCHS
     assert (report["epochs"], report["steps"], report["restarts"]) == (EPOCHS, STEPS, 0)
@@ -76,7 +76,7 @@ def test_the_report_has_every_figure_that_is_promised(report: dict[str, Any]) ->
     assert set(report["versions"]) >= {"python", "crossfade", "numpy"}
 
 
-def test_the_report_and_the_steps_say_where_the_time_went(place: Path, report: dict[str, Any]) -> None:
+def test_report_and_steps_have_seconds_by_phase(place: Path, report: dict[str, Any]) -> None:
     phases = ("data", "sample", "pull", "gradients", "push")
     seconds = report["seconds_by_phase"]
     assert set(seconds) == {*phases, "sync", "evaluate", "save"}
@@ -92,7 +92,7 @@ def test_the_report_and_the_steps_say_where_the_time_went(place: Path, report: d
     assert all(told[-1][phase] <= seconds[phase] for phase in phases)
 
 
-def test_the_report_counts_the_rows_and_bytes_that_moved(report: dict[str, Any]) -> None:
+def test_report_counts_rows_and_bytes_moved(report: dict[str, Any]) -> None:
     assert report["rows_pulled"] == report["rows_pushed"]
     assert STEPS * BATCH / 2 < report["rows_pushed"] < STEPS * (CUSTOMERS + TRACKS)
     assert report["bytes_pushed"] == report["rows_pushed"] * (DIM * VALUE_BYTES + ROW_ID_BYTES)
@@ -100,7 +100,7 @@ def test_the_report_counts_the_rows_and_bytes_that_moved(report: dict[str, Any])
     assert report["bytes_pushed_if_dense"] == STEPS * (CUSTOMERS + TRACKS) * DIM * VALUE_BYTES
 
 
-def test_metrics_are_fractions_of_every_query_that_has_held_out_items(report: dict[str, Any]) -> None:
+def test_metrics_are_fractions_over_queries_with_held_out_items(report: dict[str, Any]) -> None:
     assert set(report["metrics"]) == {"valid", "test"}
     for metrics in report["metrics"].values():
         assert set(metrics) == METRICS
@@ -110,7 +110,7 @@ def test_metrics_are_fractions_of_every_query_that_has_held_out_items(report: di
         assert metrics["recall@5"] < metrics["recall@10"]
 
 
-def test_training_finds_the_planted_taste(report: dict[str, Any], untrained: dict[str, Any]) -> None:
+def test_training_finds_planted_genres(report: dict[str, Any], untrained: dict[str, Any]) -> None:
     ranked_tracks = TRACKS - train_rows() / CUSTOMERS
     for split in ("valid", "test"):
         trained = report["metrics"][split]
@@ -118,7 +118,7 @@ def test_training_finds_the_planted_taste(report: dict[str, Any], untrained: dic
         assert trained["ndcg@10"] > 3 * untrained["metrics"][split]["ndcg@10"]
 
 
-def test_tracks_of_one_genre_lie_together(place: Path) -> None:
+def test_tracks_of_one_genre_are_neighbors(place: Path) -> None:
     table = pq.read_table(place / "run" / "embeddings" / "track")
     vectors = np.array(table.column("vector").to_pylist())
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -128,7 +128,7 @@ def test_tracks_of_one_genre_lie_together(place: Path) -> None:
     assert same.mean() > 0.8  # by chance: a fifth
 
 
-def test_metrics_jsonl_has_a_line_for_every_epoch_and_for_steps_between(place: Path, report: dict[str, Any]) -> None:
+def test_event_log_has_epochs_and_steps(place: Path, report: dict[str, Any]) -> None:
     lines = records(place / "run")
     assert (place / "run" / "events.jsonl").read_text().endswith("\n")
     assert {line["event"] for line in lines} == {"step", "epoch", "phase", "checkpoint_saved", "totals"}
@@ -142,13 +142,13 @@ def test_metrics_jsonl_has_a_line_for_every_epoch_and_for_steps_between(place: P
     assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
 
 
-def test_the_resolved_job_in_the_run_folder_is_a_job_file(place: Path) -> None:
+def test_resolved_job_in_run_folder_is_a_job_file(place: Path) -> None:
     result = succeeded(crossfade("train", "run/job.yaml", "--run-dir", "once", "--set", "train.max_steps=1", cwd=place))
     assert "1 steps" in result.stdout
     assert read_report(place / "once")["parameters"] == read_report(place / "run")["parameters"]
 
 
-def test_embeddings_name_every_row_in_order(place: Path) -> None:
+def test_embeddings_have_every_row_in_order(place: Path) -> None:
     expected = {
         "customer": (pa.string(), [f"c{row:03d}" for row in range(CUSTOMERS)]),
         "track": (pa.int64(), [5000 + row for row in range(TRACKS)]),
@@ -166,7 +166,7 @@ def test_embeddings_name_every_row_in_order(place: Path) -> None:
     assert pq.read_table(folder / "track").column("name")[7].as_py() == "Genre 2 Song 7"
 
 
-def test_the_result_is_printed(place: Path, report: dict[str, Any]) -> None:
+def test_result_is_printed(place: Path, report: dict[str, Any]) -> None:
     printed = (place / "printed").read_text()
     assert f"{report['examples']:,} examples" in printed
     assert f"{report['metrics']['test']['ndcg@10']:.4f}" in printed
@@ -181,16 +181,14 @@ def evaluate(place: Path, *arguments: object) -> dict[str, Any]:
     return printed
 
 
-def test_evaluate_gives_the_metrics_of_the_report(place: Path, report: dict[str, Any]) -> None:
+def test_evaluate_reproduces_metrics_of_report(place: Path, report: dict[str, Any]) -> None:
     assert evaluate(place) == {"test": pytest.approx(report["metrics"]["test"])}
     # Those of the best epoch, which is not the last: it is that epoch's embeddings that were kept.
     assert report["best_epoch"] < EPOCHS
     assert evaluate(place, "--split", "valid") == {"valid": pytest.approx(report["metrics"]["valid"])}
 
 
-def test_evaluate_judges_other_splits_at_other_depths_and_leaves_out_what_it_is_told(
-    place: Path, report: dict[str, Any]
-) -> None:
+def test_evaluate_options_change_split_depths_and_exclusion(place: Path, report: dict[str, Any]) -> None:
     judged = evaluate(place, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
     assert set(judged) == {f"{kind}@{depth}" for kind in KINDS for depth in (5, 30)} | {"queries"}
     # Tracks of train stay in these rankings, and stand above what was held out.
@@ -198,7 +196,7 @@ def test_evaluate_judges_other_splits_at_other_depths_and_leaves_out_what_it_is_
     assert judged["recall@30"] > judged["recall@5"]
 
 
-def test_evaluate_prints_a_table(place: Path, report: dict[str, Any]) -> None:
+def test_evaluate_prints_table(place: Path, report: dict[str, Any]) -> None:
     head, *rows = succeeded(crossfade("evaluate", "run", cwd=place)).stdout.splitlines()
     expected = report["metrics"]["test"]
     assert head.split() == ["test", "@5", "@10", f"{expected['queries']:,}", "queries"]
@@ -215,7 +213,7 @@ def similar(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]
     return crossfade("similar", "run", *arguments, cwd=place)
 
 
-def test_similar_names_neighbors_nearest_first_by_name_and_by_id(place: Path) -> None:
+def test_similar_by_name_and_by_id_lists_nearest_first(place: Path) -> None:
     by_name, by_id = (
         succeeded(similar(place, "genre 2 song 7", "--count", 5)),
         succeeded(similar(place, 5007, "--count", 5)),
@@ -231,7 +229,7 @@ def test_similar_names_neighbors_nearest_first_by_name_and_by_id(place: Path) ->
     assert sum("Genre 2" in line for line in lines) >= 3
 
 
-def test_similar_of_a_misspelt_name_offers_the_right_one(place: Path) -> None:
+def test_similar_suggests_correct_name(place: Path) -> None:
     result = similar(place, "Genre 2 Song 7", "Genre 2 Sgon 7")
     assert result.returncode == 2
     assert result.stdout == ""
@@ -240,16 +238,16 @@ def test_similar_of_a_misspelt_name_offers_the_right_one(place: Path) -> None:
     assert "did you mean 'Genre 2 Song 7'" in line
 
 
-def test_similar_takes_the_query_side_too(place: Path) -> None:
+def test_similar_accepts_query_entity(place: Path) -> None:
     assert succeeded(similar(place, "c010", "--entity", "customer")).stdout.splitlines()[0] == "c010"
 
 
-def test_patience_stops_a_run_that_gets_no_better(untrained: dict[str, Any]) -> None:
+def test_patience_stops_run_without_improvement(untrained: dict[str, Any]) -> None:
     assert (untrained["best_epoch"], untrained["epochs"]) == (1, 3)
 
 
 @pytest.mark.slow
-def test_a_run_moves_an_earlier_one_in_its_folder_aside_unless_told_to_overwrite_it(place: Path) -> None:
+def test_earlier_run_is_moved_aside_or_overwritten(place: Path) -> None:
     stop = "train.max_steps={}".format
     first = train(place, "again", stop(7))
     assert (first["steps"], first["epochs"]) == (7, 1)
@@ -263,7 +261,7 @@ def test_a_run_moves_an_earlier_one_in_its_folder_aside_unless_told_to_overwrite
 
 
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
-def test_a_folder_that_is_not_a_run_is_refused_and_left_as_it_is(place: Path, overwrite: tuple[str, ...]) -> None:
+def test_folder_that_is_not_a_run_is_rejected_and_unchanged(place: Path, overwrite: tuple[str, ...]) -> None:
     result = crossfade("train", "job.yaml", "--run-dir", "data", *overwrite, cwd=place)
     assert result.returncode == 2
     assert result.stderr == "crossfade: error: data: exists and is not a run folder; name another with --run-dir\n"
@@ -271,7 +269,7 @@ def test_a_folder_that_is_not_a_run_is_refused_and_left_as_it_is(place: Path, ov
 
 
 @pytest.mark.slow
-def test_a_run_in_the_folder_of_one_that_goes_on_is_refused(place: Path) -> None:
+def test_run_in_folder_of_active_run_is_rejected(place: Path) -> None:
     endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
     with started("train", "job.yaml", "--run-dir", "busy", *endless, cwd=place) as first:
         wait_for_steps(first, place / "busy")
@@ -283,7 +281,7 @@ def test_a_run_in_the_folder_of_one_that_goes_on_is_refused(place: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_run_in_the_folder_of_one_that_was_killed_moves_it_aside(place: Path) -> None:
+def test_killed_run_is_moved_aside(place: Path) -> None:
     with started("train", "job.yaml", "--run-dir", "killed", cwd=place) as first:
         wait_for_steps(first, place / "killed")
     assert first.process.returncode == -signal.SIGKILL
@@ -293,7 +291,7 @@ def test_a_run_in_the_folder_of_one_that_was_killed_moves_it_aside(place: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["empty", "link", "."])
-def test_an_empty_folder_that_is_there_already_is_used(place: Path, tmp_path: Path, folder: str) -> None:
+def test_existing_empty_folder_is_used(place: Path, tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
     where = tmp_path / "empty" if folder == "." else tmp_path
@@ -304,7 +302,7 @@ def test_an_empty_folder_that_is_there_already_is_used(place: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_whoever_stops_reading_the_progress_does_not_get_a_success(place: Path, tmp_path: Path) -> None:
+def test_closed_stderr_ends_command_with_failure(place: Path, tmp_path: Path) -> None:
     job = place / "run" / "job.yaml"
     command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", "run", "--set", "train.epochs=100000"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -317,7 +315,7 @@ def test_whoever_stops_reading_the_progress_does_not_get_a_success(place: Path, 
 
 
 @pytest.mark.slow
-def test_overwriting_deletes_nothing_that_a_run_did_not_write(place: Path, tmp_path: Path) -> None:
+def test_overwrite_deletes_only_files_of_a_run(place: Path, tmp_path: Path) -> None:
     job = place / "run" / "job.yaml"
     succeeded(crossfade("train", job, "--run-dir", "run", "--set", "train.max_steps=1", cwd=tmp_path))
     (tmp_path / "run" / "notes.txt").write_text("mine")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refusal_table import documented
+from error_table import documented
 
 from crossfade.main import main
 from kvstore.errors import InputError

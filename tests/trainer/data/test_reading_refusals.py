@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from builders import interaction_table, make_interactions
 from cluster_data import CUSTOMERS, TRACKS, train_rows, write_job, write_planted
+from error_table import documented
 from flaky_proxy import flaky_proxy
 from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_object_store
 from paced_training import paced
-from refusal_table import documented
 from running_command import crossfade, succeeded
 from test_refusals import only_line
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
-from refusal_table import documented
+from error_table import documented
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError

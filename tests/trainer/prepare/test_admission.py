@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from error_table import documented
 from preparing import vocabulary_tuples as rows_of
-from refusal_table import documented
 
 from crossfade.options.parsing import parse_minimums, parse_spans
 from kvstore.errors import InputError

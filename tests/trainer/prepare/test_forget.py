@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from error_table import documented
 from object_store import ObjectStore, running_object_store
-from refusal_table import documented
 
 from crossfade.main import main
 from kvstore.errors import InputError

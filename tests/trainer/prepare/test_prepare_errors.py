@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from error_table import documented
 from preparing import entries, write_parquet, write_text
-from refusal_table import documented
 
 from kvstore.errors import InputError
 from trainer.prepare.pipeline import PrepareOptions, prepare

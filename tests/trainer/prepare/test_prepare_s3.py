@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from error_table import documented
 from flaky_proxy import flaky_proxy
 from object_store import READER, ObjectStore, free_ports, running_object_store
 from preparing import InterruptingReporter as Interrupts
 from preparing import prepare_files as make
 from preparing import random_events as some_events
 from preparing import write_parquet
-from refusal_table import documented
 
 from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
 from kvstore.io.folder import Folder

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster_data import write_job
+from error_table import documented
 from preparing import vocabulary_tuples as rows_of
-from refusal_table import documented
 from running_command import crossfade, succeeded
 from test_forget_training import arrays
 

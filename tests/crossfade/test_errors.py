@@ -1,4 +1,4 @@
-"""Wrong input: exit code 2 and one line that says what was found, where, and how to mend it; never a traceback."""
+"""Invalid input: exit code 2 and one line with what was found, where, and how to fix it; never a traceback."""
 
 import json
 import signal
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
-from refusal_table import documented
+from error_table import documented
 from running_command import crossfade, messages, succeeded
 
 from crossfade.main import main
 
-Refused = Callable[..., str]
+Rejected = Callable[..., str]
 
 WITHOUT = """
 import sys
@@ -31,14 +31,14 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a folder with data and a job."""
+    """The working directory, with a dataset and a job."""
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def only_line(exit_code: int, stdout: str, stderr: str) -> str:
-    """The one line on stderr of a command that refused its input."""
+    """Return the message of a command that rejected its input: the only line on stderr."""
     assert exit_code == 2, f"exit code {exit_code}\n{stdout}\n{stderr}"
     assert stdout == ""
     assert len(stderr.splitlines()) == 1
@@ -48,8 +48,8 @@ def only_line(exit_code: int, stdout: str, stderr: str) -> str:
 
 
 @pytest.fixture
-def refused(place: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command, in this process, and get what it says as it refuses its input."""
+def rejected(place: Path, capfd: pytest.CaptureFixture[str]) -> Rejected:
+    """Run a command in this process, and return the message with which it rejects its input."""
 
     def run(*arguments: object) -> str:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -64,19 +64,19 @@ def refused(place: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
 
 
 @pytest.fixture
-def train_refused(refused: Refused, place: Path) -> Refused:
-    """The same for ``crossfade train`` on a job, by default the one that would do."""
+def train_rejected(rejected: Rejected, place: Path) -> Rejected:
+    """The same for ``crossfade train`` on a job, by default the valid one."""
 
     def run(*arguments: object, job: str = "job.yaml") -> str:
-        message = refused("train", job, "--run-dir", "run", *arguments)
+        message = rejected("train", job, "--run-dir", "run", *arguments)
         assert not list((place / "run").glob("report.json"))
         return message
 
     return run
 
 
-def refusal(result: "subprocess.CompletedProcess[str]") -> str:
-    """What a command in a process of its own says as it refuses its input."""
+def rejection(result: "subprocess.CompletedProcess[str]") -> str:
+    """Return the message with which a command, in a process of its own, rejected its input."""
     return only_line(result.returncode, result.stdout, result.stderr)
 
 
@@ -87,14 +87,14 @@ def change_manifest(place: Path, change: Any) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def test_a_job_file_that_is_not_there(place: Path) -> None:
-    message = refusal(crossfade("train", "nowhere.yaml", cwd=place))
+def test_missing_job_file_is_rejected(place: Path) -> None:
+    message = rejection(crossfade("train", "nowhere.yaml", cwd=place))
     assert message == "nowhere.yaml: no such job file; see jobs/ for examples"
 
 
-def test_a_job_file_that_is_not_yaml(train_refused: Refused, place: Path) -> None:
+def test_job_file_that_is_not_yaml_is_rejected(train_rejected: Rejected, place: Path) -> None:
     (place / "job.yaml").write_text("name: planted\ndata: {shards: data\n")
-    assert train_refused().startswith("job.yaml:3: not valid YAML: ")
+    assert train_rejected().startswith("job.yaml:3: not valid YAML: ")
 
 
 @pytest.mark.parametrize(
@@ -106,127 +106,131 @@ def test_a_job_file_that_is_not_yaml(train_refused: Refused, place: Path) -> Non
         ("data.item=artist", "job 'planted': data.item is 'artist', but the item column of {data} is 'track'"),
     ],
 )
-def test_a_key_or_value_that_does_not_fit(train_refused: Refused, place: Path, setting: str, message: str) -> None:
-    assert train_refused("--set", setting) == message.format(data=place / "data")
+def test_unknown_key_or_invalid_value_is_rejected(
+    train_rejected: Rejected, place: Path, setting: str, message: str
+) -> None:
+    assert train_rejected("--set", setting) == message.format(data=place / "data")
 
 
-def test_workers_without_a_server(train_refused: Refused) -> None:
-    assert "2 workers need at least one server: set cluster.servers or --servers" in train_refused("--workers", 2)
+def test_workers_without_server_are_rejected(train_rejected: Rejected) -> None:
+    assert "2 workers need at least one server: set cluster.servers or --servers" in train_rejected("--workers", 2)
 
 
-def test_data_that_is_not_there(train_refused: Refused) -> None:
-    message = train_refused("--set", "data.path=nowhere")
+def test_missing_dataset_is_rejected(train_rejected: Rejected) -> None:
+    message = train_rejected("--set", "data.path=nowhere")
     documented("a folder or prefix without data", message)
     assert message.startswith("nowhere/manifest.json: no such file; ")
     assert "crossfade prepare" in message
 
 
-def test_a_manifest_that_is_cut_off(train_refused: Refused, place: Path) -> None:
+def test_truncated_manifest_is_rejected(train_rejected: Rejected, place: Path) -> None:
     path = place / "data" / "manifest.json"
     path.write_text(path.read_text()[:200])
-    message = documented("a manifest that was cut off", train_refused())
+    message = documented("a manifest that was cut off", train_rejected())
     assert message.startswith(f"{path}: not a manifest of prepared data: ")
 
 
-def test_a_manifest_without_one_of_its_entities(train_refused: Refused, place: Path) -> None:
+def test_manifest_without_entity_is_rejected(train_rejected: Rejected, place: Path) -> None:
     change_manifest(place, lambda manifest: manifest["entities"].pop("track"))
     path = place / "data" / "manifest.json"
-    message = documented("a manifest without one of its entities", train_refused())
+    message = documented("a manifest without one of its entities", train_rejected())
     assert message.startswith(f"{path}: not a manifest of prepared data: entities: 'track' is missing")
 
 
 @pytest.mark.parametrize("empty", [{"files": []}, None], ids=["without rows", "missing"])
-def test_data_with_nothing_to_train_on(train_refused: Refused, place: Path, empty: dict[str, Any] | None) -> None:
+def test_empty_train_split_is_rejected(train_rejected: Rejected, place: Path, empty: dict[str, Any] | None) -> None:
     change_manifest(place, lambda manifest: manifest["splits"].update(train=empty))
     if empty is None:
         change_manifest(place, lambda manifest: manifest["splits"].pop("train"))
-    assert train_refused().startswith(f"{place / 'data'}: its train split is empty: there is nothing to train on")
+    assert train_rejected().startswith(f"{place / 'data'}: its train split is empty: there is nothing to train on")
 
 
-def test_a_shard_that_is_missing(place: Path) -> None:
+def test_missing_file_of_dataset_is_rejected(place: Path) -> None:
     shard = place / "data" / "train" / "part-00002.parquet"
     shard.unlink()
-    message = refusal(crossfade("train", "job.yaml", "--run-dir", "run", cwd=place))
+    message = rejection(crossfade("train", "job.yaml", "--run-dir", "run", cwd=place))
     assert message == f"{shard}: no such file, but the manifest lists it; prepare the data again"
 
 
 @pytest.mark.parametrize("shape", [(), ("--servers", 4)], ids=["in process", "on servers"])
-def test_tables_that_do_not_fit_into_memory(train_refused: Refused, place: Path, shape: tuple[object, ...]) -> None:
+def test_tables_larger_than_memory_are_rejected(
+    train_rejected: Rejected, place: Path, shape: tuple[object, ...]
+) -> None:
     change_manifest(place, lambda manifest: manifest["entities"]["track"].update(rows=10**11))
-    message = train_refused(*shape)
+    message = train_rejected(*shape)
     # 8 columns and as many of adagrad's state, 4 bytes each
     assert "the tables need 5,960.5 GiB with their adagrad state" in message
     assert "track 100,000,000,000 x 8 = 5,960.5 GiB" in message
     assert "GiB are free here: " in message
 
 
-def test_a_port_in_use(train_refused: Refused) -> None:
+def test_port_in_use_is_rejected(train_rejected: Rejected) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        message = train_refused("--servers", 1, "--set", f"cluster.scheduler_port={port}")
+        message = train_rejected("--servers", 1, "--set", f"cluster.scheduler_port={port}")
     assert message == f"cluster.scheduler_port: {port} on 127.0.0.1 is in use; name another, or 0 for a free one"
 
 
-def test_a_host_that_is_not_this_machine(train_refused: Refused) -> None:
-    message = train_refused("--servers", 1, "--set", "cluster.host=192.0.2.1")  # of no machine: RFC 5737
+def test_foreign_host_address_is_rejected(train_rejected: Rejected) -> None:
+    message = train_rejected("--servers", 1, "--set", "cluster.host=192.0.2.1")  # of no machine: RFC 5737
     assert message.startswith("cluster.host: cannot listen on '192.0.2.1': ")
 
 
-def refused_without(package: str, place: Path, *options: str) -> str:
-    """What ``crossfade train`` says where ``package`` is not installed."""
+def rejected_without(package: str, place: Path, *options: str) -> str:
+    """Return the message of ``crossfade train`` where ``package`` is not installed."""
     command = [sys.executable, "-c", WITHOUT, package, "train", "job.yaml", "--run-dir", "run", *options]
-    return refusal(subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False))
+    return rejection(subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False))
 
 
 DENSE = ("--servers", "1", "--workers", "2", "--set", "model.dense={item: [8]}")
 
 
-def test_horovod_where_it_is_not_installed(place: Path) -> None:
-    message = refused_without("horovod", place, *DENSE)
+def test_missing_horovod_is_reported(place: Path) -> None:
+    message = rejected_without("horovod", place, *DENSE)
     documented("dense layers of several workers where Horovod is not installed", message)
     assert not (place / "run").exists()
 
 
 @pytest.mark.parametrize("setting", [("--servers", "1"), ("--set", "train.engine=mxnet")], ids=["servers", "engine"])
-def test_mxnet_where_it_is_not_installed(place: Path, setting: tuple[str, str]) -> None:
-    message = refused_without("mxnet", place, *setting)
+def test_missing_mxnet_is_reported(place: Path, setting: tuple[str, str]) -> None:
+    message = rejected_without("mxnet", place, *setting)
     assert "needs the package 'mxnet', which is not installed here: pip install 'crossfade[mxnet]'" in message
 
 
 @pytest.mark.parametrize("role", ["scheduler", "server", "worker"])
-def test_a_role_that_is_not_told_where_the_others_are(place: Path, role: str) -> None:
+def test_role_without_addresses_is_rejected(place: Path, role: str) -> None:
     variables = {"DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": "9000", "DMLC_NUM_SERVER": "1"}
-    message = refusal(crossfade(role, "--run-dir", "run", cwd=place, variables=variables))
+    message = rejection(crossfade(role, "--run-dir", "run", cwd=place, variables=variables))
     assert message == f"the environment lacks DMLC_NODE_HOST, DMLC_NUM_WORKER; see 'crossfade {role} --help'"
 
 
-def test_a_worker_that_is_not_told_where_workers_meet(place: Path) -> None:
+def test_worker_without_rendezvous_is_rejected(place: Path) -> None:
     require_built_horovod()
     (place / "run").mkdir()
     model = {"dim": 8, "dense": {"item": [8]}}
     write_job(place / "run" / "job.yaml", place / "data", model=model, cluster={"servers": 1, "workers": 2})
     names = ("PS_ROOT_URI", "PS_ROOT_PORT", "NODE_HOST", "NUM_SERVER", "NUM_WORKER")
     variables = {f"DMLC_{name}": "127.0.0.1" for name in names} | {"HOROVOD_GLOO_IFACE": "lo"}
-    message = refusal(crossfade("worker", "--run-dir", "run", cwd=place, variables=variables))
+    message = rejection(crossfade("worker", "--run-dir", "run", cwd=place, variables=variables))
     documented("a worker of several that is not told where they meet for Horovod", message)
 
 
-def test_a_run_folder_that_cannot_be_written(refused: Refused, place: Path) -> None:
+def test_unwritable_run_folder_is_rejected(rejected: Rejected, place: Path) -> None:
     (place / "file").write_text("not a folder")
-    message = refused("train", "job.yaml", "--run-dir", "file/run")
+    message = rejected("train", "job.yaml", "--run-dir", "file/run")
     assert message == "file/run: cannot be a run folder: file is a file"
 
 
-def test_a_folder_that_holds_no_run(refused: Refused) -> None:
+def test_folder_without_run_is_rejected(rejected: Rejected) -> None:
     for command in (("evaluate", "data"), ("similar", "data", "c001")):
-        assert refused(*command).startswith("data: not a run folder: it has no job.yaml")
+        assert rejected(*command).startswith("data: not a run folder: it has no job.yaml")
 
 
-def test_a_refused_run_leaves_an_earlier_one_where_it_was(refused: Refused, place: Path) -> None:
+def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, place: Path) -> None:
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1", cwd=place))
     report = (place / "run" / "report.json").read_text()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         in_use = ("--servers", 1, "--set", f"cluster.scheduler_port={taken.getsockname()[1]}")
-        refused("train", "job.yaml", "--run-dir", "run", "--overwrite", *in_use)
+        rejected("train", "job.yaml", "--run-dir", "run", "--overwrite", *in_use)
     assert (place / "run" / "report.json").exists()
     assert (place / "run" / "report.json").read_text() == report
