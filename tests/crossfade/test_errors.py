@@ -218,7 +218,7 @@ def test_worker_without_rendezvous_is_rejected(place: Path) -> None:
 def test_unwritable_run_folder_is_rejected(rejected: Rejected, place: Path) -> None:
     (place / "file").write_text("not a folder")
     message = rejected("train", "job.yaml", "--run-dir", "file/run")
-    assert message == "file/run: cannot be a run folder: file is a file"
+    assert message == "file/run: cannot be a run folder: file is a file; name another with --run-dir"
 
 
 def test_folder_without_run_is_rejected(rejected: Rejected) -> None:
