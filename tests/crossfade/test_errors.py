@@ -118,7 +118,7 @@ def test_workers_without_server_are_rejected(train_rejected: Rejected) -> None:
 
 def test_missing_dataset_is_rejected(train_rejected: Rejected) -> None:
     message = train_rejected("--set", "data.path=nowhere")
-    documented("a folder or prefix without data", message)
+    documented("a folder or prefix without a dataset", message)
     assert message.startswith("nowhere/manifest.json: no such file; ")
     assert "crossfade prepare" in message
 
@@ -126,14 +126,14 @@ def test_missing_dataset_is_rejected(train_rejected: Rejected) -> None:
 def test_truncated_manifest_is_rejected(train_rejected: Rejected, place: Path) -> None:
     path = place / "data" / "manifest.json"
     path.write_text(path.read_text()[:200])
-    message = documented("a manifest that was cut off", train_rejected())
+    message = documented("a truncated manifest", train_rejected())
     assert message.startswith(f"{path}: not a manifest of prepared data: ")
 
 
 def test_manifest_without_entity_is_rejected(train_rejected: Rejected, place: Path) -> None:
     change_manifest(place, lambda manifest: manifest["entities"].pop("track"))
     path = place / "data" / "manifest.json"
-    message = documented("a manifest without one of its entities", train_rejected())
+    message = documented("a manifest with a missing entity", train_rejected())
     assert message.startswith(f"{path}: not a manifest of prepared data: entities: 'track' is missing")
 
 
@@ -187,7 +187,7 @@ DENSE = ("--servers", "1", "--workers", "2", "--set", "model.dense={item: [8]}")
 
 def test_missing_horovod_is_reported(place: Path) -> None:
     message = rejected_without("horovod", place, *DENSE)
-    documented("dense layers of several workers where Horovod is not installed", message)
+    documented("dense layers of several workers without Horovod", message)
     assert not (place / "run").exists()
 
 
@@ -212,7 +212,7 @@ def test_worker_without_rendezvous_is_rejected(place: Path) -> None:
     names = ("PS_ROOT_URI", "PS_ROOT_PORT", "NODE_HOST", "NUM_SERVER", "NUM_WORKER")
     variables = {f"DMLC_{name}": "127.0.0.1" for name in names} | {"HOROVOD_GLOO_IFACE": "lo"}
     message = rejection(crossfade("worker", "--run-dir", "run", cwd=place, variables=variables))
-    documented("a worker of several that is not told where they meet for Horovod", message)
+    documented("a worker without Horovod's environment variables", message)
 
 
 def test_unwritable_run_folder_is_rejected(rejected: Rejected, place: Path) -> None:

@@ -177,7 +177,7 @@ def test_forgotten_customers_lose_their_features_and_values_that_were_theirs_alo
     assert not any(b"BE" in path.read_bytes() for path in (data / "vocabulary" / "country").iterdir())
     capsys.readouterr()
     assert main(["forget", str(data), "--ids", str(raw / "gone.txt"), "--entity", "tag"]) == 2
-    documented("forget: a feature", capsys.readouterr().err.removeprefix("crossfade: error: ").strip())
+    documented("forget: --entity with a feature", capsys.readouterr().err.removeprefix("crossfade: error: ").strip())
 
 
 def test_data_without_a_manifest_get_theirs_with_the_features(data: Path) -> None:
@@ -204,10 +204,10 @@ def swap(pairs: dict[str, list[int]]) -> None:
 
 
 CHANGES: dict[str, Any] = {
-    "check: a pair of no row": lambda pairs: pairs["row"].__setitem__(-1, 77),
-    "check: a pair of no value": lambda pairs: pairs["value"].__setitem__(0, -3),
-    "check: pairs out of order": swap,
-    "check: a pair without a value": lambda pairs: pairs["value"].__setitem__(0, None),
+    "validate: a feature pair with an unknown row": lambda pairs: pairs["row"].__setitem__(-1, 77),
+    "validate: a feature pair with an unknown value": lambda pairs: pairs["value"].__setitem__(0, -3),
+    "validate: unsorted feature pairs": swap,
+    "validate: a feature pair without a value": lambda pairs: pairs["value"].__setitem__(0, None),
 }
 
 
@@ -216,10 +216,10 @@ def test_pairs_that_are_not_right_are_problems(data: Path, what: str) -> None:
     rewritten(data, "tag", CHANGES[what])
     found = problems(data)
     assert documented(what, found[0])
-    assert len(found) == 1 or what == "check: a pair of no row"
+    assert len(found) == 1 or what == "validate: a feature pair with an unknown row"
 
 
-@pytest.mark.parametrize("what", [what for what in CHANGES if what != "check: a pair of no value"])
+@pytest.mark.parametrize("what", [what for what in CHANGES if what != "validate: a feature pair with an unknown value"])
 def test_pairs_that_are_not_right_are_refused_where_they_are_read(data: Path, what: str) -> None:
     manifest = read_manifest(Folder(data))
     rewritten(data, "tag", CHANGES[what])
@@ -239,16 +239,16 @@ def test_values_that_are_counted_wrong_are_a_problem(data: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "option"),
     [
-        ("features of no entity", "song={raw}/tags.parquet:id:tags"),
-        ("features of another form", "track=tags.parquet"),
-        ("a feature twice", "track={raw}/tags.parquet:id:tags,tags"),
-        ("a feature named as an entity", "track={raw}/tags.parquet:id:customer=tags"),
-        ("a feature that is no word", "track={raw}/tags.parquet:id:a/b=tags"),
-        ("features without their column", "track={raw}/tags.parquet:id:genre"),
-        ("features of none of the ids", "customer={raw}/tags.parquet:id:tags"),
-        ("features of fractions", "track={raw}/fractions.parquet:id:loud"),
-        ("a catalogue without features", "customer={raw}/countries.csv:who:country"),
-        ("features file missing", "track={raw}/none.parquet:id:tags"),
+        ("unknown entity in --features", "song={raw}/tags.parquet:id:tags"),
+        ("malformed --features", "track=tags.parquet"),
+        ("duplicate feature", "track={raw}/tags.parquet:id:tags,tags"),
+        ("a feature with the name of an entity", "track={raw}/tags.parquet:id:customer=tags"),
+        ("an invalid feature name", "track={raw}/tags.parquet:id:a/b=tags"),
+        ("missing column in --features", "track={raw}/tags.parquet:id:genre"),
+        ("--features without a known ID", "customer={raw}/tags.parquet:id:tags"),
+        ("fractional feature values", "track={raw}/fractions.parquet:id:loud"),
+        ("--catalog without --features", "customer={raw}/countries.csv:who:country"),
+        ("missing file in --features", "track={raw}/none.parquet:id:tags"),
     ],
 )
 def test_features_that_cannot_be_read_are_refused(
@@ -256,7 +256,7 @@ def test_features_that_cannot_be_read_are_refused(
 ) -> None:
     pq.write_table(pa.table({"id": [10], "loud": [0.5]}), raw / "fractions.parquet")
     files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
-    catalog = ["--catalog", "track"] if what == "a catalogue without features" else []
+    catalog = ["--catalog", "track"] if what == "--catalog without --features" else []
     assert main(["prepare", *files, "--features", option.format(raw=raw), *catalog]) == 2
     documented(what, capsys.readouterr().err.strip().removeprefix("crossfade: error: "))
     assert not (tmp_path / "out").exists()
@@ -270,6 +270,6 @@ def test_files_of_a_feature_must_agree_on_the_type_of_its_values(
     files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
     words = ["prepare", *files, "--features", f"track={raw}/v-*.parquet:id:v"]
     assert main(words) == 2
-    documented("features of two types", capsys.readouterr().err.strip().removeprefix("crossfade: error: "))
+    documented("feature values of two types", capsys.readouterr().err.strip().removeprefix("crossfade: error: "))
     assert main([*words, "--id-type", "string"]) == 0
     assert values(tmp_path / "out", "track", "v") == {"10": ["1"], "11": ["x"]}

@@ -106,7 +106,7 @@ def test_a_shard_with_damaged_pages(refused: Refused, place: Path) -> None:
     content = bytearray(path.read_bytes())
     content[column.data_page_offset + column.total_compressed_size - 3] ^= 4
     path.write_bytes(content)
-    message = documented("a shard with damaged pages", refused())
+    message = documented("a data file with corrupt pages", refused())
     assert message.startswith(f"{path}, row group 1: is corrupt ")
 
 
@@ -114,7 +114,7 @@ def test_a_shard_that_was_cut_off(refused: Refused, place: Path) -> None:
     path = place / "data" / SHARD
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
-    assert documented("a shard that was cut off", refused()) == (
+    assert documented("a truncated data file", refused()) == (
         f"{path}: has {size - 1:,} bytes, but the manifest says {size:,}: it was truncated or replaced; prepare the "
         "data again"
     )
@@ -125,14 +125,14 @@ def test_a_shard_that_was_exchanged_for_one_of_the_same_size(refused: Refused, p
     content = bytearray(path.read_bytes())
     content[-30] ^= 1
     path.write_bytes(content)
-    message = documented("a shard that was exchanged for one of the same size", refused())
+    message = documented("a data file replaced by one of the same size", refused())
     assert message.startswith(f"{path}: its footer has the CRC-32 ")
 
 
 def test_a_vocabulary_that_was_cut_off(refused: Refused, place: Path) -> None:
     path = place / "data" / "vocabulary" / "track" / "part-00001.parquet"
     path.write_bytes(path.read_bytes()[:100])
-    message = documented("a vocabulary that was cut off", refused())
+    message = documented("a truncated vocabulary", refused())
     assert message.startswith(f"{path}: has 100 bytes, but the manifest says ")
 
 
@@ -140,7 +140,7 @@ def test_a_shard_that_is_a_folder(refused: Refused, place: Path) -> None:
     path = place / "data" / SHARD
     path.unlink()
     path.mkdir()
-    assert documented("a shard that is a folder", refused()).startswith(f"{path}: ")
+    assert documented("a data file that is a folder", refused()).startswith(f"{path}: ")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -154,14 +154,14 @@ def test_a_shard_that_nobody_may_read(refused: Refused, place: Path) -> None:
 
 def test_a_shard_without_one_of_the_columns(refused: Refused, place: Path) -> None:
     rewrite(place / "data", SHARD, pq.read_table(place / "data" / SHARD).drop_columns("weight"))
-    message = documented("a shard without one of the columns", refused())
+    message = documented("a data file with a missing column", refused())
     assert message.startswith(f"{place / 'data' / SHARD}, row group ")
     assert "has the columns customer, track, but not 'weight'" in message
 
 
 def test_a_shard_with_a_column_of_another_type(refused: Refused, place: Path) -> None:
     changed(place / "data", "track", 0, 0, pa.int32())
-    message = documented("a shard with a column of another type", refused())
+    message = documented("a data file with a column of another type", refused())
     assert message.startswith(f"{place / 'data' / SHARD}, row group ")
     assert message.endswith("column 'track' has the type int32, but expected int64; prepare the data again")
 
@@ -170,21 +170,21 @@ def test_a_shard_with_a_column_of_another_type(refused: Refused, place: Path) ->
     ("what", "column", "value", "said"),
     [
         (
-            "an id outside the vocabulary",
+            "a row number beyond the vocabulary",
             "track",
             TRACKS,
             f"column 'track' is {TRACKS}, but the vocabulary has rows 0 to {TRACKS - 1}",
         ),
         (
-            "an id outside the vocabulary",
+            "a row number beyond the vocabulary",
             "customer",
             CUSTOMERS,
             f"column 'customer' is {CUSTOMERS}, but the vocabulary has rows 0 to {CUSTOMERS - 1}",
         ),
-        ("a negative row", "track", -1, f"column 'track' is -1, but the vocabulary has rows 0 to {TRACKS - 1}"),
-        ("a null row", "track", None, "column 'track' is null (1 are), but expected no nulls"),
+        ("a negative row number", "track", -1, f"column 'track' is -1, but the vocabulary has rows 0 to {TRACKS - 1}"),
+        ("a null row number", "track", None, "column 'track' is null (1 are), but expected no nulls"),
         ("a null weight", "weight", None, "column 'weight' is null (1 are), but expected no nulls"),
-        ("a weight that is not a number", "weight", float("nan"), "column 'weight' is nan, but weights must be finite"),
+        ("a NaN weight", "weight", float("nan"), "column 'weight' is nan, but weights must be finite"),
         ("an infinite weight", "weight", float("inf"), "column 'weight' is inf, but weights must be finite"),
         ("an infinite weight", "weight", float("-inf"), "column 'weight' is -inf, but weights must be finite"),
     ],
@@ -208,7 +208,7 @@ def test_an_empty_shard_is_read_as_nothing(place: Path) -> None:
 def test_shards_that_are_all_empty(refused: Refused, place: Path) -> None:
     for path in sorted((place / "data" / "train").iterdir()):
         rewrite(place / "data", f"train/{path.name}", pq.read_table(path).slice(0, 0))
-    message = documented("a data set without a row in train", refused())
+    message = documented("an empty train split", refused())
     assert message.startswith(f"{place / 'data'}: its train split is empty: there is nothing to train on")
 
 
@@ -218,7 +218,7 @@ def test_a_manifest_that_does_not_match_its_shards(refused: Refused, place: Path
         entry["row_groups"] = [700, 800]
 
     change_manifest(place / "data", swap)
-    assert documented("a manifest that does not match its shards", refused()) == (
+    assert documented("a manifest that does not match its data files", refused()) == (
         f"{place / 'data' / SHARD}: has 1 row group(s) of 1500 rows, but the manifest says 2 row group(s) of 700, 800 "
         "rows; prepare the data again"
     )
@@ -227,18 +227,18 @@ def test_a_manifest_that_does_not_match_its_shards(refused: Refused, place: Path
 @pytest.mark.parametrize("path", ["../outside.parquet", "/etc/passwd", "train/../../x", "", "train//x"])
 def test_a_manifest_that_leads_elsewhere(refused: Refused, place: Path, path: str) -> None:
     change_manifest(place / "data", lambda manifest: next(entries(manifest)).update(path=path))
-    message = documented("a manifest that leads elsewhere", refused())
+    message = documented("a manifest with a path outside the dataset", refused())
     assert message.startswith(f"{place / 'data' / 'manifest.json'}: not a manifest of prepared data: ")
 
 
 def test_a_manifest_of_the_version_before(refused: Refused, place: Path) -> None:
     change_manifest(place / "data", lambda manifest: manifest.update(version=1))
-    documented("a manifest of an earlier version", refused())
+    documented("a manifest of another version", refused())
 
 
 def test_a_row_group_that_is_too_large_is_refused_and_may_be_accepted(refused: Refused, place: Path) -> None:
     limit = ("--set", "data.max_row_group_rows=1499")
-    message = documented("a row group larger than a worker may hold", refused(*limit))
+    message = documented("a row group above data.max_row_group_rows", refused(*limit))
     assert message.startswith(f"{place / 'data' / SHARD}, row group 0: has 1,500 rows, but data.max_row_group_rows is")
     assert "raise data.max_row_group_rows to 1500" in message
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "data.max_row_group_rows=1500", cwd=place))
@@ -285,7 +285,7 @@ def test_names_with_spaces_unicode_and_quotes_are_trained_on(place: Path) -> Non
     result = crossfade("train", "job.yaml", "--run-dir", "run", cwd=place)
     message = only_line(result.returncode, result.stdout, result.stderr)
     assert (
-        documented("a shard that is missing", message)
+        documented("a missing data file", message)
         == f"{place / ODD / SHARD}: no such file, but the manifest lists it; prepare the data again"
     )
 
@@ -310,7 +310,7 @@ def test_a_shard_that_is_another_one_during_training_ends_it(place: Path, how: s
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]
     assert line.startswith(f"crossfade: error: {path}: ")
-    what = {"vanishes": "a shard that vanishes during training", "changes": "a shard that changes during training"}
+    what = {"vanishes": "a data file deleted during training", "changes": "a data file changed during training"}
     documented(what[how], line.removeprefix("crossfade: error: "))
     assert "Traceback" not in result.stderr
 
@@ -390,7 +390,7 @@ def test_credentials_that_have_expired(refused: Refused, s3: ObjectStore) -> Non
 @pytest.mark.slow
 def test_a_bucket_that_is_not_there(refused: Refused, s3: ObjectStore) -> None:
     message = refused(*on_s3("s3://nowhere/data"), variables=s3.variables)
-    assert documented("a bucket that is not there", message) == (
+    assert documented("a missing bucket", message) == (
         f"s3://nowhere/data/manifest.json: there is no bucket 'nowhere' at {s3.endpoint}; check its name, "
         "AWS_ENDPOINT_URL and AWS_REGION"
     )
@@ -399,7 +399,7 @@ def test_a_bucket_that_is_not_there(refused: Refused, s3: ObjectStore) -> None:
 @pytest.mark.slow
 def test_a_prefix_with_nothing_below_it(refused: Refused, s3: ObjectStore) -> None:
     message = refused(*on_s3(s3.uri("nothing/here")), variables=s3.variables)
-    documented("a folder or prefix without data", message)
+    documented("a folder or prefix without a dataset", message)
     assert message.startswith(f"{s3.uri('nothing/here')}/manifest.json: no such file; expected a folder written by ")
 
 
@@ -412,7 +412,7 @@ def test_an_endpoint_that_is_down(refused: Refused) -> None:
         "CROSSFADE_S3_ATTEMPTS": "3",
     }
     message = refused(*on_s3("s3://music/data"), variables=variables)
-    assert documented("an endpoint that is down", message).startswith(
+    assert documented("an unreachable endpoint", message).startswith(
         f"s3://music/data/manifest.json: {endpoint} cannot be reached (NETWORK_CONNECTION): "
     )
 
@@ -448,7 +448,7 @@ def test_storage_that_goes_away_during_training_ends_it_as_a_failure_with_its_ch
         line = result.stderr.splitlines()[-1]
         assert line.startswith(f"crossfade: error: {uri}/train/")
         assert f"{proxy.endpoint} cannot be reached (NETWORK_CONNECTION)" in line
-        documented("storage that goes away during training", line.removeprefix("crossfade: error: "), exit_code=1)
+        documented("storage unreachable during training", line.removeprefix("crossfade: error: "), exit_code=1)
         assert "Traceback" not in result.stderr
         proxy.strike_every("throttle", 7)
         del variables["CROSSFADE_S3_ATTEMPTS"]

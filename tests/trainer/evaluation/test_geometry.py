@@ -148,12 +148,12 @@ def test_labels_come_from_files_of_every_kind(
 @pytest.mark.parametrize(
     ("what", "text"),
     [
-        ("labels of another form", "track=genres.csv:genre"),
-        ("labels of no entity", "song=genres.csv:id:genre"),
-        ("labels of no feature", "track=genre"),
-        ("labels of none of the ids", "track=genres.csv:id:genre"),
-        ("labels without their column", "track=genres.csv:id:style"),
-        ("labels file missing", "track=no.csv:id:genre"),
+        ("malformed --labels", "track=genres.csv:genre"),
+        ("unknown entity in --labels", "song=genres.csv:id:genre"),
+        ("unknown feature in --labels", "track=genre"),
+        ("--labels without a known ID", "track=genres.csv:id:genre"),
+        ("missing column in --labels", "track=genres.csv:id:style"),
+        ("missing file in --labels", "track=no.csv:id:genre"),
     ],
 )
 def test_labels_that_are_not_there_are_refused(
@@ -174,4 +174,4 @@ def test_too_few_rows_with_labels_are_refused(data: tuple[Folder, DatasetManifes
     labels = LabelPairs(np.array([0, 1]), np.array([0, 0]))
     with pytest.raises(InputError) as caught:
         judge(*data[:2], Vectors(), ITEM, "cosine", labels, data[2].T, min_count=10**6)
-    documented("labels of too few rows", str(caught.value))
+    documented("too few rows with a label", str(caught.value))

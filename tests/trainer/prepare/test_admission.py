@@ -206,21 +206,21 @@ def test_what_is_wrong_with_who_waits_is_found(tmp_path: Path) -> None:
     changed = manifest.entities["item"].model_copy(update={"pending": [file_entry(Folder(data), file.path)]})
     manifest.model_copy(update={"entities": {**manifest.entities, "item": changed}}).write(Folder(data))
     found = validate(Folder(data), None, None, None, NullReporter()).problems.listed
-    documented("check: a count of who waits", found[0])
-    documented("check: a row for who waits", found[1])
-    documented("check: who waits twice", found[2])
+    documented("validate: a wrong count of a pending ID", found[0])
+    documented("validate: a pending ID with a row", found[1])
+    documented("validate: a duplicate pending ID", found[2])
     assert len(found) == 3
 
 
 @pytest.mark.parametrize(
     ("what", "options"),
     [
-        ("admission of no entity", {"admit": {"song": 2}}),
-        ("admission after no event", {"admit": {"item": 0}}),
-        ("admission of nobody", {"admit": {"customer": 2, "item": 9}}),
-        ("admission and catalogue", {"admit": {"item": 2}, "catalog": ["item"]}),
-        ("expiry without timestamp", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": None}),
-        ("expiry in days of milliseconds", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": "ms"}),
+        ("unknown entity in --admit", {"admit": {"song": 2}}),
+        ("--admit with a threshold of 0", {"admit": {"item": 0}}),
+        ("--admit that admits no interaction", {"admit": {"customer": 2, "item": 9}}),
+        ("--admit with --catalog for one entity", {"admit": {"item": 2}, "catalog": ["item"]}),
+        ("--expire-after without --timestamp", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": None}),
+        ("--expire-after in days with timestamps in milliseconds", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": "ms"}),
     ],
 )
 def test_admission_and_expiry_that_make_no_sense_are_refused(
@@ -241,7 +241,7 @@ def test_a_span_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"--expire-after .*: expected ") as caught:
         parse_spans(text, ("customer", "track"))
     if text == "90 days":
-        documented("expiry of another form", str(caught.value))
+        documented("malformed --expire-after", str(caught.value))
 
 
 def test_what_the_options_say_is_understood() -> None:

@@ -309,12 +309,12 @@ def test_ids_come_from_parquet_integers_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "name", "content", "column"),
     [
-        ("forget: no list", "missing.txt", None, None),
-        ("forget: no such column", "ids.csv", b"a,b\n1,2\n", None),
-        ("forget: an empty list", "ids.txt", b"\n\n", None),
-        ("forget: a column of plain text", "ids.txt", b"a", "id"),
-        ("forget: text that is not UTF-8", "ids.txt", b"\xff\xfe", None),
-        ("forget: a damaged Parquet file", "ids.parquet", b"PAR1", None),
+        ("forget: a missing file of IDs", "missing.txt", None, None),
+        ("forget: a missing column", "ids.csv", b"a,b\n1,2\n", None),
+        ("forget: an empty file of IDs", "ids.txt", b"\n\n", None),
+        ("forget: --column with a text file", "ids.txt", b"a", "id"),
+        ("forget: not UTF-8", "ids.txt", b"\xff\xfe", None),
+        ("forget: corrupt Parquet", "ids.parquet", b"PAR1", None),
     ],
 )
 def test_lists_that_are_none_are_refused(
@@ -336,7 +336,7 @@ def test_a_damaged_list_of_leftovers_is_refused_and_deletes_nothing(
     data.write("forget.json", left)
     with pytest.raises(InputError) as caught:
         forget_all(data)
-    documented("forget: a damaged forget.json", str(caught.value))
+    documented("forget: a corrupt forget.json", str(caught.value))
     assert (tmp_path / "outside").exists()
 
 

@@ -72,26 +72,26 @@ GOOD = "customer,item,w,t\n1,1,1,5\n"
 
 REJECTED: dict[str, tuple[Case, list[str]]] = {
     "missing file": (lambda folder: {"train": [folder / "no.csv"]}, ["--train", "no.csv", "no such file"]),
-    "glob without match": (lambda folder: {"train": [f"{folder}/*.csv"]}, ["--train", "*.csv", "matches no file"]),
+    "pattern without match": (lambda folder: {"train": [f"{folder}/*.csv"]}, ["--train", "*.csv", "matches no file"]),
     "folder": (lambda folder: {"train": [folder]}, ["is a folder", "*.parquet"]),
     "remote": (lambda _: {"train": ["ftp://bucket/e.parquet"]}, ["ftp://bucket/e.parquet", "s3://BUCKET/KEY"]),
-    "unknown ending": (csv_case(GOOD, "e.txt"), ["e.txt", "'.txt'", "--format", ".parquet"]),
+    "unknown file ending": (csv_case(GOOD, "e.txt"), ["e.txt", "'.txt'", "--format", ".parquet"]),
     "no files": (lambda _: {"train": []}, ["--train"]),
     "file given twice": (same_file_twice, ["--test", "e.csv", "--train already"]),
-    "input inside out": (out_holds_input, ["e.csv", "inside --out"]),
-    "cut Parquet": (truncated_parquet, ["e.parquet", "not a readable Parquet file"]),
-    "damaged Parquet": (corrupt_parquet, ["e.parquet", "cannot be read as Parquet", "damaged"]),
-    "no Parquet": (csv_case(GOOD, "e.parquet"), ["e.parquet", "not a readable Parquet file"]),
+    "input file inside --out": (out_holds_input, ["e.csv", "inside --out"]),
+    "truncated Parquet": (truncated_parquet, ["e.parquet", "not a readable Parquet file"]),
+    "corrupt Parquet": (corrupt_parquet, ["e.parquet", "cannot be read as Parquet", "damaged"]),
+    "not a Parquet file": (csv_case(GOOD, "e.parquet"), ["e.parquet", "not a readable Parquet file"]),
     "missing column, CSV": (csv_case("user,item\n1,1\n"), ["e.csv", "no column 'customer'", "user, item"]),
     "missing column, Parquet": (parquet_case(a=[1], b=[2]), ["e.parquet", "no column 'customer'", "a, b"]),
-    "columns by case": (parquet_case(customer=[1], Customer=[2], item=[1]), ["'Customer'", "differ in case"]),
-    "column twice": (csv_case("customer,item,item\n1,1,2\n"), ["2 columns 'item'"]),
+    "columns that differ in case": (parquet_case(customer=[1], Customer=[2], item=[1]), ["'Customer'", "differ in case"]),
+    "duplicate column": (csv_case("customer,item,item\n1,1,2\n"), ["2 columns 'item'"]),
     "empty file": (csv_case(""), ["e.csv", "is empty", "header"]),
     "too few fields": (csv_case("customer,item\n1,1\n2\n"), ["e.csv, line 3", "1 fields", "header has 2"]),
     "too many fields": (csv_case("customer,item\n1,1\n2,3,4\n"), ["e.csv, line 3", "3 fields", "header has 2"]),
-    "open quote": (csv_case('customer,item\n1,"1\n2,3\n'), ["e.csv, line 2", "quote opens"]),
-    "no UTF-8": (csv_case(b"customer,item\n1,a\n2,caf\xe9\n"), ["e.csv, line 3", "not UTF-8", "iconv"]),
-    "mixed line ends": (csv_case("customer\titem\r\n1\ta\n2\tb\r\n", "e.tsv"), ["e.tsv", "line endings"]),
+    "unclosed quote": (csv_case('customer,item\n1,"1\n2,3\n'), ["e.csv, line 2", "quote opens"]),
+    "not UTF-8": (csv_case(b"customer,item\n1,a\n2,caf\xe9\n"), ["e.csv, line 3", "not UTF-8", "iconv"]),
+    "mixed line endings": (csv_case("customer\titem\r\n1\ta\n2\tb\r\n", "e.tsv"), ["e.tsv", "line endings"]),
     "empty id, CSV": (
         csv_case('customer,item\n1,"a\nb"\n\n2,\n'),
         ["e.csv, line 5", "item id of column 'item'", "empty"],
@@ -103,7 +103,7 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
         parquet_case(customer=[1, 2], item=pa.array([1, 2**64 - 1], pa.uint64())),
         ["e.parquet, row 2", "'18446744073709551615'", "64-bit"],
     ),
-    "fractional id": (
+    "fractional ID": (
         parquet_case(customer=[1.5], item=[1]),
         ["column 'customer'", "fractional", "integers or strings"],
     ),
@@ -120,7 +120,7 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
         csv_case("customer,item,w\n1,1,2\n1,2,x\n", weight="w"),
         ["e.csv, line 3", "'x'", "'w'", "number"],
     ),
-    "no weight": (csv_case("customer,item,w\n1,1,\n", weight="w"), ["e.csv, line 2", "weight", "missing"]),
+    "missing weight": (csv_case("customer,item,w\n1,1,\n", weight="w"), ["e.csv, line 2", "weight", "missing"]),
     "null weight": (
         parquet_case({"weight": "w"}, customer=[1], item=[1], w=pa.array([None], pa.float32())),
         ["row 1", "missing"],
@@ -135,70 +135,70 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
         parquet_case({"weight": "w"}, customer=[1], item=[1], w=[dt.date(2020, 1, 1)]),
         ["row 1", "is a date", "number"],
     ),
-    "unknown event": (
+    "unknown event type": (
         csv_case("customer,item,e\n1,1,play\n1,2,ban\n", event="e", event_weights={"play": 1.0, "skip": 0.0}),
         ["e.csv, line 3", "'ban'", "play, skip"],
     ),
-    "no event": (
+    "missing event type": (
         csv_case("customer,item,e\n1,1,\n", event="e", event_weights={"play": 1.0}),
         ["line 2", "event", "missing"],
     ),
-    "event without weights": (csv_case(GOOD, event="w"), ["--event-weights", "together"]),
-    "bad event weight": (csv_case(GOOD, event="w", event_weights={"a": float("inf")}), ["a=inf", "finite"]),
-    "weight and event": (csv_case(GOOD, weight="w", event="t", event_weights={"5": 1.0}), ["--weight and --event"]),
+    "--event without --event-weights": (csv_case(GOOD, event="w"), ["--event-weights", "together"]),
+    "invalid event weight": (csv_case(GOOD, event="w", event_weights={"a": float("inf")}), ["a=inf", "finite"]),
+    "--weight with --event": (csv_case(GOOD, weight="w", event="t", event_weights={"5": 1.0}), ["--weight and --event"]),
     "text as timestamp": (
         csv_case("customer,item,t\n1,1,2020-01-01\n1,2,noon\n", timestamp="t"),
         ["e.csv, line 3", "'noon'", "timestamp"],
     ),
-    "no timestamp": (csv_case("customer,item,t\n1,1,\n", timestamp="t"), ["line 2", "timestamp", "missing"]),
+    "missing timestamp": (csv_case("customer,item,t\n1,1,\n", timestamp="t"), ["line 2", "timestamp", "missing"]),
     "timestamps of two types": (
         two_files("customer,item,t\n1,1,5\n", "customer,item,t\n1,1,2020-01-01\n", timestamp="t"),
         ["b.csv", "dates", "a.csv", "integers"],
     ),
     "fractional timestamp": (parquet_case({"timestamp": "t"}, customer=[1], item=[1], t=[1.5]), ["'t'", "fractional"]),
-    "adjacency, word": (lightgcn_case("0 1\n\n1 2 x3\n"), ["e.txt, line 3", "'x3'", "whole numbers"]),
-    "adjacency, negative": (lightgcn_case("0 1\n1 -2\n"), ["e.txt, line 2", "'-2'"]),
-    "adjacency, binary": (lightgcn_case(b"0 1\n1 2\x013\n"), ["e.txt, line 2", "whole numbers"]),
-    "adjacency, weight": (lightgcn_case("0 1\n", weight="plays"), ["lightgcn", "'plays'", "--weight"]),
-    "adjacency, column": (lightgcn_case("0 1\n", query_column="uid"), ["lightgcn", "'uid'", "--query"]),
+    "adjacency text with a word": (lightgcn_case("0 1\n\n1 2 x3\n"), ["e.txt, line 3", "'x3'", "whole numbers"]),
+    "adjacency text with a negative number": (lightgcn_case("0 1\n1 -2\n"), ["e.txt, line 2", "'-2'"]),
+    "adjacency text with binary data": (lightgcn_case(b"0 1\n1 2\x013\n"), ["e.txt, line 2", "whole numbers"]),
+    "adjacency text with --weight": (lightgcn_case("0 1\n", weight="plays"), ["lightgcn", "'plays'", "--weight"]),
+    "adjacency text with a column name": (lightgcn_case("0 1\n", query_column="uid"), ["lightgcn", "'uid'", "--query"]),
     "no interactions": (csv_case("customer,item\n"), ["no interaction"]),
-    "no adjacency": (lightgcn_case("1\n2\n"), ["no interaction"]),
-    "only weight 0": (csv_case("customer,item,w\n1,1,0\n", weight="w"), ["--train", "no interaction", "above 0"]),
-    "empty test file": (train_and_empty_test, ["--test", "no interaction"]),
-    "last-N without timestamp": (csv_case(GOOD, hold_out="last-1"), ["--hold-out last-1", "--timestamp"]),
-    "after without timestamp": (csv_case(GOOD, hold_out_test="after:5"), ["--hold-out-test after:5", "--timestamp"]),
-    "hold-out meets file": (
+    "no interactions in adjacency text": (lightgcn_case("1\n2\n"), ["no interaction"]),
+    "only events of weight 0": (csv_case("customer,item,w\n1,1,0\n", weight="w"), ["--train", "no interaction", "above 0"]),
+    "no interactions in --test": (train_and_empty_test, ["--test", "no interaction"]),
+    "--hold-out last-N without --timestamp": (csv_case(GOOD, hold_out="last-1"), ["--hold-out last-1", "--timestamp"]),
+    "--hold-out after without --timestamp": (csv_case(GOOD, hold_out_test="after:5"), ["--hold-out-test after:5", "--timestamp"]),
+    "--hold-out with a file for the same split": (
         lambda folder: {**csv_case(GOOD)(folder), "test": [folder / "e.csv"], "hold_out": "random:0.1"},
         ["--hold-out random:0.1", "--test", "--hold-out-valid"],
     ),
-    "two hold-outs": (csv_case(GOOD, hold_out="random:0.1", hold_out_valid="random:0.1"), ["--hold-out-valid"]),
-    "hold-out takes nothing": (
+    "--hold-out with --hold-out-valid or --hold-out-test": (csv_case(GOOD, hold_out="random:0.1", hold_out_valid="random:0.1"), ["--hold-out-valid"]),
+    "a hold-out without interactions": (
         csv_case("customer,item,t\n1,1,5\n1,2,6\n", hold_out="after:50", timestamp="t"),
         ["after:50", "no interaction", "5 to 6"],
     ),
-    "date against milliseconds": (
+    "a date as hold-out of timestamps in milliseconds": (
         csv_case("customer,item,t\n1,1,5\n1,2,1577836800000\n", hold_out="after:2020-01-01", timestamp="t"),
         ["after:2020-01-01", "1577836800000", "INTEGER"],
     ),
-    "names file missing": (csv_case(GOOD, names={"item": NamesFile("no.csv", "a", "b")}), ["--names item", "no.csv"]),
-    "names of no entity": (
+    "missing file in --names": (csv_case(GOOD, names={"item": NamesFile("no.csv", "a", "b")}), ["--names item", "no.csv"]),
+    "unknown entity in --names": (
         csv_case(GOOD, names={"song": NamesFile("no.csv", "a", "b")}),
         ["song", "'customer' or 'item'"],
     ),
-    "names without column": (
+    "missing column in --names": (
         lambda folder: {**csv_case(GOOD)(folder), "names": {"item": NamesFile(folder / "e.csv", "id", "w")}},
         ["e.csv", "no column 'id'"],
     ),
-    "names that name nothing": (
+    "--names without a known ID": (
         lambda folder: {
             **csv_case(GOOD)(folder),
             "names": {"item": NamesFile(write_text(folder / "n.csv", "id,name\n77,x\n"), "id", "name")},
         },
         ["n.csv", "none of the ids", "--names"],
     ),
-    "entity as path": (csv_case(GOOD, query="../x", query_column="customer"), ["--query ../x", "entity"]),
-    "entity as weight": (csv_case(GOOD, item="weight"), ["--item weight", "entity"]),
-    "one entity": (csv_case(GOOD, query="item"), ["different names"]),
+    "a path as entity name": (csv_case(GOOD, query="../x", query_column="customer"), ["--query ../x", "entity"]),
+    "a reserved entity name": (csv_case(GOOD, item="weight"), ["--item weight", "entity"]),
+    "the same name for both entities": (csv_case(GOOD, query="item"), ["different names"]),
     "seed": (csv_case(GOOD, seed=-1), ["--seed -1"]),
 }
 

@@ -174,8 +174,8 @@ def inside_out(place: Folder, tmp_path: Path) -> dict[str, Any]:
 
 
 REFUSED: dict[str, tuple[Case, list[str]]] = {
-    "cut Parquet": (cut_among_good, ["/in/b.parquet: is not a readable Parquet file"]),
-    "damaged Parquet": (damaged_among_good, ["/in/b.parquet: cannot be read as Parquet", "damaged"]),
+    "truncated Parquet": (cut_among_good, ["/in/b.parquet: is not a readable Parquet file"]),
+    "corrupt Parquet": (damaged_among_good, ["/in/b.parquet: cannot be read as Parquet", "damaged"]),
     "two schemas": (other_schema, ["/in/b.parquet", "integers", "/in/a.parquet", "strings", "--id-type string"]),
     "null id": (null_id, ["/e.parquet, row 2: the query id of column 'customer' is missing"]),
     "negative id": (bad_line, ["/e.csv, line 3", "'-5'", "negative"]),
@@ -186,7 +186,7 @@ REFUSED: dict[str, tuple[Case, list[str]]] = {
     ),
     "no match": (lambda place, _: {"train": [f"{place.uri}/*.parquet"]}, ["--train", "/*.parquet: matches no object"]),
     "folder": (lambda place, _: {"train": [place.uri]}, ["is a folder", "/*.parquet"]),
-    "input inside out": (inside_out, ["/out/e.parquet: lies inside --out"]),
+    "input file inside --out": (inside_out, ["/out/e.parquet: lies inside --out"]),
 }
 
 
@@ -219,13 +219,13 @@ def variables_that_are_wrong(name: str) -> dict[str, str]:
     ("what", "name", "side", "fragments"),
     [
         (
-            "prepare: a bucket that is not there, --train",
+            "prepare: a missing bucket, --train",
             "wrong bucket",
             "in",
             ["--train s3://nobodys/e.parquet: there is no bucket 'nobodys'", "AWS_ENDPOINT_URL"],
         ),
         (
-            "prepare: a bucket that is not there, --out",
+            "prepare: a missing bucket, --out",
             "wrong bucket",
             "out",
             ["--out s3://nobodys/out: there is no bucket 'nobodys'"],
@@ -244,13 +244,13 @@ def variables_that_are_wrong(name: str) -> dict[str, str]:
         ),
         ("prepare: no permission to write", "no permission", "out", ["--out s3://", "AccessDenied", "may not do this"]),
         (
-            "prepare: an endpoint that is down, --train",
+            "prepare: an unreachable endpoint, --train",
             "endpoint down",
             "in",
             ["--train s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],
         ),
         (
-            "prepare: an endpoint that is down, --out",
+            "prepare: an unreachable endpoint, --out",
             "endpoint down",
             "out",
             ["--out s3://", "cannot be reached", "check AWS_ENDPOINT_URL"],

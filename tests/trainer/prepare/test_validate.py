@@ -147,56 +147,56 @@ def typed(table: dict[str, Any], column: str, kind: pa.DataType) -> None:
 
 TRAIN = "train/part-0.c000.snappy.parquet"
 WRONG: dict[str, tuple[Callable[[Made], None], str]] = {
-    "check: a null": (
+    "validate: a null": (
         lambda made: change(made.shards["train"][0], "track", 17, None),
         f"{TRAIN}, row group 1, row 1: column 'track' is null; expected none",
     ),
-    "check: beyond the vocabulary": (
+    "validate: a row number beyond the vocabulary": (
         lambda made: change(made.shards["train"][0], "customer", 33, CUSTOMERS),
         f"{TRAIN}, row group 2, row 1: column 'customer' is 12, but the vocabulary has rows 0 to 11",
     ),
-    "check: negative": (
+    "validate: a negative row number": (
         lambda made: change(made.shards["test"][0], "track", 0, -1),
         "test/part-0.c000.snappy.parquet, row group 0, row 0: column 'track' is -1, but the vocabulary has rows 0 to 5",
     ),
-    "check: not a number": (
+    "validate: a NaN weight": (
         lambda made: change(made.shards["train"][0], "weight", 3, float("nan")),
         f"{TRAIN}, row group 0, row 3: the weight is nan; expected a finite one",
     ),
-    "check: infinite": (
+    "validate: an infinite weight": (
         lambda made: change(made.shards["train"][0], "weight", 39, float("inf")),
         f"{TRAIN}, row group 2, row 7: the weight is inf; expected a finite one",
     ),
-    "check: a type": (
+    "validate: a column of another type": (
         lambda made: typed(made.shards["train"][0], "weight", pa.float64()),
         f"{TRAIN}: column 'weight' has the type double; expected float: cast it",
     ),
-    "check: a small type": (
+    "validate: a column of a smaller type": (
         lambda made: typed(made.vocabularies["track"][0], "row", pa.int32()),
         "vocabulary/track/part-0: column 'row' has the type int32; expected int64: cast it",
     ),
-    "check: a column": (
+    "validate: a missing column": (
         lambda made: renamed(made.shards["test"][0]),
         "test/part-0.c000.snappy.parquet: has no column 'track'; its columns are customer, weight, artist",
     ),
-    "check: a gap": (
+    "validate: a gap in row numbers": (
         lambda made: change(made.vocabularies["customer"][0], "row", 2, 9),
         "vocabulary/customer/part-0, row group 0, row 2: column 'row' is 9; expected 0, 1, 2 … through all files, "
         "here from 6 on",
     ),
-    "check: a twin": (
+    "validate: a duplicate ID": (
         lambda made: change(made.vocabularies["customer"][0], "id", 1, "c2"),
         "vocabulary/customer: the id 'c2' has 2 rows, 2 and 7; expected one",
     ),
-    "check: no id": (
+    "validate: a missing ID": (
         lambda made: change(made.vocabularies["customer"][1], "id", 1, None),
         "vocabulary/customer/part-1, row group 0, row 1: row 1 has no id",
     ),
-    "check: an empty id": (
+    "validate: an empty ID": (
         lambda made: change(made.vocabularies["customer"][1], "id", 5, ""),
         "vocabulary/customer/part-1, row group 0, row 5: row 5 has an empty id",
     ),
-    "check: a count": (
+    "validate: a wrong count": (
         lambda made: change(made.vocabularies["track"][1], "count", 0, 99),
         "vocabulary/track/part-1, row group 0, row 0: the count is 99, but train has",
     ),
@@ -233,7 +233,7 @@ def test_files_are_no_parquet_or_lie_too_deep(made: Made) -> None:
     folder = made.write()
     folder.write("train/part-9.parquet", b"no Parquet at all, but long enough")
     [problem] = problems(folder)
-    documented("check: no Parquet", problem)
+    documented("validate: not a Parquet file", problem)
     assert problem.startswith(f"{folder.uri}/train/part-9.parquet: is no Parquet file")
     folder.remove("train/part-9.parquet")
     folder.write("train/day=1/part-0.parquet", folder.read(TRAIN))
@@ -315,7 +315,7 @@ def test_the_command_lists_problems_or_prints_a_summary(made: Made, capsys: pyte
     assert main(["validate", folder.uri]) == 2
     problem, line = capsys.readouterr().err.splitlines()[-2:]
     assert problem == f"{folder.uri}/{TRAIN}: no such file, but the manifest lists it"
-    documented("check: problems", line.removeprefix("crossfade: error: "))
+    documented("validate: the last line", line.removeprefix("crossfade: error: "))
     assert main(["validate", folder.uri, "--query", "customer=uid"]) == 2
 
 
@@ -341,7 +341,7 @@ def test_text_that_is_not_utf8_is_a_problem(made: Made) -> None:
     made.vocabularies["customer"][0].update(
         row=np.arange(CUSTOMERS), id=raw.view(pa.string()), count=np.zeros(CUSTOMERS, np.int64)
     )
-    assert [documented("check: not UTF-8", problem) for problem in problems(made.write()) if "UTF-8" in problem]
+    assert [documented("validate: not UTF-8", problem) for problem in problems(made.write()) if "UTF-8" in problem]
 
 
 def test_a_row_group_is_checked_by_parts_and_what_is_wrong_has_its_row_in_it(
@@ -373,7 +373,7 @@ def test_many_files_are_looked_at_several_at_a_time_and_the_first_problem_is_sai
     monkeypatch.setattr("trainer.prepare.infer_manifest.file_entry", look_with_others)
     assert problems(folder) == []
     for name in ("more-2", "more-5"):
-        (made.folder / "train" / f"{name}.parquet").write_bytes(b"no Parquet")
+        (made.folder / "train" / f"{name}.parquet").write_bytes(b"not a Parquet file")
     (made.folder / "manifest.json").unlink()
     [said] = problems(folder)
     assert "train/more-2.parquet: is no Parquet file" in said

@@ -119,7 +119,7 @@ def test_checkpoint_of_another_lineage_is_rejected(place: Path) -> None:
     result = crossfade("train", "job.yaml", "--run-dir", "back", *start, cwd=place)
     assert result.returncode == 2
     documented(
-        "a checkpoint of other data, where rows change hands", result.stderr.strip().removeprefix("crossfade: error: ")
+        "a warm start from a checkpoint outside the lineage", result.stderr.strip().removeprefix("crossfade: error: ")
     )
 
 
