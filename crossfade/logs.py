@@ -111,14 +111,17 @@ class StderrHandler(logging.Handler):
         sys.stderr.flush()
 
 
-def add_log_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--log-format`` and ``--log-level``, whose defaults come from the environment."""
+def add_log_options(parser: argparse.ArgumentParser, otherwise: str = "text") -> None:
+    """Add ``--log-format`` and ``--log-level``, whose defaults come from the environment.
+
+    Without either, the format is as ``otherwise`` says.
+    """
     group = parser.add_argument_group("logging")
     group.add_argument(
         "--log-format",
         choices=FORMATS,
         default=os.environ.get(FORMAT_VARIABLE),
-        help=f"write log lines as text or as JSON objects (default: {FORMAT_VARIABLE}, else text)",
+        help=f"write log lines as text or as JSON objects (default: {FORMAT_VARIABLE}, else {otherwise})",
     )
     group.add_argument(
         "--log-level",

@@ -1,4 +1,4 @@
-"""``crossfade status`` beside real runs: while they train, when one is killed, and when they are over."""
+"""``crossfade status`` on real runs: during training, after a kill, and at the end."""
 
 import json
 import os
@@ -26,15 +26,15 @@ def status(place: Path, *arguments: object) -> list[dict[str, Any]]:
 
 
 def print_here(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command prints, in this process."""
+    """Run the command in this process, and return what it prints."""
     parsed = make_parser().parse_args(["status", *map(str, arguments)])
     assert parsed.run(parsed) == 0
     return capsys.readouterr().out
 
 
-def told_state(run_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run_dir / "state.json").read_text())
-    return found
+def read_state(run_dir: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run_dir / "state.json").read_text())
+    return values
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_run_in_process_shows_progress_and_result(job: Path, tmp_path: Path) -> 
     run_dir.parent.mkdir()
     with paced("train", job, run_dir=run_dir) as training:
         training.wait_for("checkpoint_saved")
-        training.wait(lambda: told_state(run_dir)["processes"]["in-process"]["load"].get("updates"), "its load")
+        training.wait(lambda: read_state(run_dir)["processes"]["in-process"]["load"].get("updates"), "its load")
         (live,) = status(tmp_path)
         assert (live["name"], live["state"], live["phase"]) == ("live", "running", "training")
         assert 0 < live["step"] < live["planned_steps"]
@@ -90,7 +90,7 @@ def test_killed_run_is_lost_and_stopped_run_is_stopped(job: Path, tmp_path: Path
         (lost,) = status(tmp_path)
         assert lost["alerts"][0]["level"] == "critical"
     with paced("train", job, "--resume", run_dir=run_dir) as training:
-        training.wait(lambda: told_state(run_dir)["state"] == "running", "its state")
+        training.wait(lambda: read_state(run_dir)["state"] == "running", "its state")
         training.wait_for("step")
         training.command.process.send_signal(signal.SIGTERM)
         assert training.command.finish().returncode == 143
@@ -113,7 +113,7 @@ def test_killed_server_and_its_successor_are_shown(job: Path, tmp_path: Path) ->
         assert sum(held) >= CUSTOMERS + TRACKS  # ranges are of equal size
         assert held[0] == held[1]
         assert before["server-0"]["held_bytes"] >= held[0] * DIM * VALUE_BYTES
-        _kill_and_see(training, run_dir)
+        _kill_server(training, run_dir)
         training.wait(lambda: _updating(run_dir) == ["server-0", "server-1"], "the next servers' loads")
         (again,) = status(tmp_path)
         assert (again["state"], again["generation"], len(again["restarts"])) == ("running", 2, 1)
@@ -127,15 +127,15 @@ def test_killed_server_and_its_successor_are_shown(job: Path, tmp_path: Path) ->
 
 
 def _updating(run_dir: Path) -> list[str]:
-    """The servers that have told of updates."""
-    processes = told_state(run_dir)["processes"].items()
+    """Return the servers whose load includes updates."""
+    processes = read_state(run_dir)["processes"].items()
     return [name for name, process in processes if process["load"].get("updates")]
 
 
-def _kill_and_see(training: Training, run_dir: Path) -> None:
-    """Kill a server; its state says that it is missing until its successor runs."""
+def _kill_server(training: Training, run_dir: Path) -> None:
+    """Kill a server, and wait for the next generation."""
     training.command.roles()["server-0"].kill()
-    training.wait(lambda: told_state(run_dir)["generation"] == 2, "the next generation")
+    training.wait(lambda: read_state(run_dir)["generation"] == 2, "the next generation")
 
 
 def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""``crossfade train`` in process, and the commands that use what it wrote."""
+"""``crossfade train`` in process, and the commands that read its run folder."""
 
 import json
 import re
@@ -32,7 +32,7 @@ REPORT_KEYS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, jobs and, in ``run``, a finished run of ``job.yaml``."""
+    """A folder with a dataset, jobs and, in ``run``, a finished run of ``job.yaml``."""
     folder = tmp_path_factory.mktemp("commands")
     data = write_planted(folder / "data", named=True)
     train = {"epochs": EPOCHS, "batch_size": BATCH, "patience": None}
@@ -48,13 +48,13 @@ def report(place: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def untrained(place: Path) -> dict[str, Any]:
-    """The report of a run whose steps are too small to move anything, so that no epoch is better than the first."""
+    """The report of a run with negligible steps, in which no epoch improves on the first."""
     settings = ("optimizer.learning_rate=1e-9", "train.epochs=50", "train.patience=2")
     return train(place, "untrained", *settings)
 
 
 def train(place: Path, run: str, *settings: str) -> dict[str, Any]:
-    """Train into ``run``; its report."""
+    """Train into ``run``, and return its report."""
     words = [word for setting in settings for word in ("--set", setting)]
     succeeded(crossfade("train", "job.yaml", "--run-dir", run, *words, cwd=place))
     return read_report(place / run)
@@ -83,13 +83,13 @@ def test_report_and_steps_have_seconds_by_phase(place: Path, report: dict[str, A
     assert all(seconds[phase] >= 0 for phase in phases)
     assert 0 < sum(seconds[phase] for phase in phases) <= report["train_seconds"]
     assert set(report["background_seconds"]) == {"data", "sample"}
-    # What was waited for was being done: sampling takes time, whether it was waited for or not.
+    # Background work counts whether or not training waited for it.
     assert report["background_seconds"]["sample"] > 0
     assert report["background_seconds"]["data"] >= seconds["data"]
-    told = [line["seconds"] for line in records(place / "run") if line["event"] == "step"]
-    assert told
-    assert all(set(line) == set(phases) for line in told)
-    assert all(told[-1][phase] <= seconds[phase] for phase in phases)
+    step_seconds = [line["seconds"] for line in records(place / "run") if line["event"] == "step"]
+    assert step_seconds
+    assert all(set(line) == set(phases) for line in step_seconds)
+    assert all(step_seconds[-1][phase] <= seconds[phase] for phase in phases)
 
 
 def test_report_counts_rows_and_bytes_moved(report: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def test_tracks_of_one_genre_are_neighbors(place: Path) -> None:
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -np.inf)
     same = cosine.argmax(axis=1) % GENRES == np.arange(TRACKS) % GENRES
-    assert same.mean() > 0.8  # by chance: a fifth
+    assert same.mean() > 0.8  # chance: a fifth
 
 
 def test_event_log_has_epochs_and_steps(place: Path, report: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ def test_result_is_printed(place: Path, report: dict[str, Any]) -> None:
 
 
 def evaluate(place: Path, *arguments: object) -> dict[str, Any]:
-    """What ``crossfade evaluate run --json`` prints."""
+    """Return what ``crossfade evaluate run --json`` prints."""
     printed: dict[str, Any] = json.loads(
         succeeded(crossfade("evaluate", "run", "--json", *arguments, cwd=place)).stdout
     )
@@ -183,17 +183,17 @@ def evaluate(place: Path, *arguments: object) -> dict[str, Any]:
 
 def test_evaluate_reproduces_metrics_of_report(place: Path, report: dict[str, Any]) -> None:
     assert evaluate(place) == {"test": pytest.approx(report["metrics"]["test"])}
-    # Those of the best epoch, which is not the last: it is that epoch's embeddings that were kept.
+    # The embeddings are those of the best epoch, which is not the last.
     assert report["best_epoch"] < EPOCHS
     assert evaluate(place, "--split", "valid") == {"valid": pytest.approx(report["metrics"]["valid"])}
 
 
 def test_evaluate_options_change_split_depths_and_exclusion(place: Path, report: dict[str, Any]) -> None:
-    judged = evaluate(place, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
-    assert set(judged) == {f"{kind}@{depth}" for kind in KINDS for depth in (5, 30)} | {"queries"}
-    # Tracks of train stay in these rankings, and stand above what was held out.
-    assert judged["recall@5"] < report["metrics"]["valid"]["recall@5"]
-    assert judged["recall@30"] > judged["recall@5"]
+    metrics = evaluate(place, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
+    assert set(metrics) == {f"{kind}@{depth}" for kind in KINDS for depth in (5, 30)} | {"queries"}
+    # Tracks of train stay in these rankings, and rank above held-out ones.
+    assert metrics["recall@5"] < report["metrics"]["valid"]["recall@5"]
+    assert metrics["recall@30"] > metrics["recall@5"]
 
 
 def test_evaluate_prints_table(place: Path, report: dict[str, Any]) -> None:
