@@ -1,6 +1,7 @@
 """What a finished run gave: its embeddings by row and its report, and whether two runs gave the same bits."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from kvstore.arrays import FloatArray
+from kvstore.checkpoint.format import TableShard
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+from kvstore.optimizers import make_optimizer
 from trainer.embeddings.files import vectors_of
 
 ENTITIES = ("customer", "track")
@@ -27,3 +31,15 @@ def assert_same_bits(one: Path, other: Path) -> None:
 def report_of(run: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((run / "report.json").read_text())
     return report
+
+
+def checkpoint_arrays(run: Path, entity: str) -> dict[str, FloatArray]:
+    """Read the weights and optimizer state in the newest checkpoint of a run."""
+    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
+    assert checkpoint is not None
+    with closing(checkpoint):
+        [table] = [table for table in checkpoint.manifest.tables if table.name == entity]
+        state = make_optimizer(checkpoint.manifest.optimizer, table.rows, table.dim).state
+        found = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
+        checkpoint.load([TableShard(entity, table.rows, 0, 1, found)])
+    return found

@@ -143,3 +143,13 @@ def wait_for_steps(command: RunningCommand, run_dir: Path, seconds: float = 60.0
         return any(record["event"] == "step" for record in records(run_dir))
 
     wait_until(has_steps, seconds, f"a step in {run_dir}/events.jsonl")
+
+
+def only_line(exit_code: int, stdout: str, stderr: str) -> str:
+    """Return the one line on stderr of a command that rejected its input, without its prefix."""
+    assert exit_code == 2, f"exit code {exit_code}\n{stdout}\n{stderr}"
+    assert stdout == ""
+    assert len(stderr.splitlines()) == 1
+    [line] = messages(stderr)
+    assert line.startswith("crossfade: error: ")
+    return line.removeprefix("crossfade: error: ")

@@ -10,6 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster_data import write_job, write_planted
+from dense_runs import (
+    CHECKPOINT,
+    MODEL,
+    TRAIN,
+    assert_same_run,
+    layers_at_the_end,
+    layers_of,
+    newest,
+    vectors,
+)
 from finite_differences import numeric_gradient
 from running_command import crossfade, succeeded
 
@@ -24,18 +34,8 @@ from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.errors import DivergedError, InputError
 from kvstore.optimizers import KINDS, OptimizerSpec
 from trainer.config.loading import check_job, load_job
-from trainer.embeddings.files import EmbeddingFiles
 from trainer.model.dense import DENSE_FILE, DenseLayers, LayerActivations, backward_layers, forward_layers
 from trainer.model.spec import LayerSpec
-
-MODEL = {"dim": 8, "dense": {"query": [16, 8], "item": [12, 10, 8], "learning_rate": 0.02}}
-TRAIN = {"batch_size": 256, "epochs": 8, "patience": None}
-CHECKPOINT = {"interval_steps": 5, "interval_seconds": None}
-TOLERANCE = 2e-5
-
-
-def layers_of(activation: Any = "relu", layer_norm: bool = True, residual: bool = True) -> LayerSpec:
-    return LayerSpec("track", (5, 7, 6, 5), activation, layer_norm, residual)
 
 
 def drawn(spec: LayerSpec) -> dict[str, FloatArray]:
@@ -174,32 +174,6 @@ def trained(place: Path) -> Path:
 def report_of(run: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((run / "report.json").read_text())
     return report
-
-
-def newest(run: Path) -> Path:
-    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
-    assert checkpoint is not None
-    return Path(checkpoint.uri)
-
-
-def layers_at_the_end(run: Path) -> dict[str, FloatArray]:
-    with np.load(newest(run) / DENSE_FILE, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def vectors(embeddings: Path) -> dict[str, FloatArray]:
-    files = EmbeddingFiles(embeddings)
-    return {entity: files.vectors(entity, np.arange(len(files.read(entity)))) for entity in ("customer", "track")}
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for ours, theirs in (
-        (vectors(one / "embeddings"), vectors(other / "embeddings")),
-        (layers_at_the_end(one), layers_at_the_end(other)),
-    ):
-        assert ours.keys() == theirs.keys()
-        for name, values in ours.items():
-            assert values.tobytes() == theirs[name].tobytes(), name
 
 
 @pytest.mark.slow

@@ -9,8 +9,12 @@ import pytest
 from cluster_data import write_job
 from error_table import documented
 from preparing import vocabulary_tuples as rows_of
+<<<<<<< HEAD
+=======
+from refusal_table import documented
+from run_results import checkpoint_arrays
+>>>>>>> 7a25b2c (Tests share through tests/support only: no test module imports another)
 from running_command import crossfade, succeeded
-from test_forget_training import arrays
 
 from kvstore.io.folder import Folder
 from kvstore.local import LocalStore
@@ -81,7 +85,7 @@ def test_warm_start_resets_reassigned_rows_and_keeps_the_others(place: Path) -> 
         store.create(model.tables, job.optimizer_spec, job.train.seed)
         fresh = store.pull({table.name: np.arange(table.rows) for table in model.tables})
     for entity, kept, reset in (("customer", [0, 1], [2]), ("track", [0, 1], [2, 3, 4])):
-        old, new = arrays(place / "run0", entity), arrays(place / "run2", entity)
+        old, new = checkpoint_arrays(place / "run0", entity), checkpoint_arrays(place / "run2", entity)
         for row in kept:
             assert new["weights"][row].tobytes() == old["weights"][row].tobytes()
             assert new["weights"][row].tobytes() != fresh[entity][row].tobytes()
@@ -100,8 +104,8 @@ def test_warm_start_resets_reassigned_rows_and_keeps_the_others(place: Path) -> 
         store.create(model.tables, job.optimizer_spec, 9, start.checkpoint, start.rows_to_reset(data, manifest))
         sum_of_squares = store._optimizers["track"].state["sum_of_squares"]
     assert (sum_of_squares[2:] == 0).all()
-    assert (sum_of_squares[:2] == arrays(place / "run0", "track")["sum_of_squares"][:2]).all()
-    assert (arrays(place / "run0", "track")["sum_of_squares"][2:] > 0).any(axis=1).all(), (
+    assert (sum_of_squares[:2] == checkpoint_arrays(place / "run0", "track")["sum_of_squares"][:2]).all()
+    assert (checkpoint_arrays(place / "run0", "track")["sum_of_squares"][2:] > 0).any(axis=1).all(), (
         "otherwise the test shows nothing"
     )
 

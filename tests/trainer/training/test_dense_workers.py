@@ -12,10 +12,10 @@ import psutil
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
+from dense_runs import CHECKPOINT, MODEL, TOLERANCE, TRAIN, assert_same_run, layers_at_the_end, layers_of, vectors
 from object_store import free_ports
 from paced_training import Training, pace
 from running_command import RunningCommand, crossfade, started, succeeded
-from test_dense import CHECKPOINT, MODEL, TOLERANCE, TRAIN, assert_same_run, layers_at_the_end, layers_of, vectors
 
 from kvstore.arrays import FloatArray
 from kvstore.errors import ClusterError

@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster_data import CUSTOMERS, write_job, write_planted
+from run_results import checkpoint_arrays
 from running_command import crossfade, succeeded
 
 from kvstore.arrays import FloatArray
-from kvstore.checkpoint.format import TableShard
-from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.local import LocalStore
-from kvstore.optimizers import make_optimizer
 from trainer.config.loading import load_job
 from trainer.embeddings.files import EmbeddingFiles
 from trainer.model.spec import make_model
@@ -41,18 +39,6 @@ def warm(place: Path) -> tuple[str, str]:
     return "--set", f"checkpoint.warm_start_from={place / 'old' / 'checkpoints'}", "--set", "train.seed=9"
 
 
-def arrays(run: Path, entity: str) -> dict[str, FloatArray]:
-    """Read the weights and optimizer state in the newest checkpoint of a run."""
-    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
-    assert checkpoint is not None
-    with closing(checkpoint):
-        [table] = [table for table in checkpoint.manifest.tables if table.name == entity]
-        state = make_optimizer(checkpoint.manifest.optimizer, table.rows, table.dim).state
-        found = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
-        checkpoint.load([TableShard(entity, table.rows, 0, 1, found)])
-    return found
-
-
 def fresh(place: Path, run: str) -> FloatArray:
     """Compute the initial vectors of customers in a run."""
     job = load_job(place / run / "job.yaml")
@@ -63,7 +49,11 @@ def fresh(place: Path, run: str) -> FloatArray:
 
 
 def assert_gone(place: Path, run: str) -> None:
-    old, new, initial = arrays(place / "old", "customer"), arrays(place / run, "customer"), fresh(place, run)
+    old, new, initial = (
+        checkpoint_arrays(place / "old", "customer"),
+        checkpoint_arrays(place / run, "customer"),
+        fresh(place, run),
+    )
     for row in GONE:
         assert new["weights"][row].tobytes() == initial[row].tobytes()
         assert new["weights"][row].tobytes() != old["weights"][row].tobytes()
@@ -102,8 +92,8 @@ def test_run_after_a_warm_start_resumes_to_the_same_bits(place: Path) -> None:
     succeeded(crossfade("train", "job.yaml", *stopped, "--set", "train.max_steps=9", cwd=place))
     succeeded(crossfade("train", "job.yaml", *stopped, "--resume", cwd=place))
     for entity in ("customer", "track"):
-        for name, values in arrays(place / "new", entity).items():
-            assert values.tobytes() == arrays(place / "stopped", entity)[name].tobytes()
+        for name, values in checkpoint_arrays(place / "new", entity).items():
+            assert values.tobytes() == checkpoint_arrays(place / "stopped", entity)[name].tobytes()
 
 
 def test_forgotten_customers_have_no_id_in_embeddings_and_exports(place: Path) -> None:
