@@ -133,6 +133,7 @@ def _add_display_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and print the result."""
+    _configure_logs(arguments)
     if arguments.job is None or arguments.sagemaker is not None:
         return _run_in_container(arguments)
     from crossfade.display import TrainDisplay
@@ -142,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.runs.folder import RunFolder, default_run_dir
 
     job = load_job_arguments(arguments, "servers", "workers")
-    _configure_logs(arguments, job)
+    logs.context.update(role="coordinator" if job.cluster.servers else "in-process")
     folder = RunFolder(arguments.run_dir or default_run_dir(job))
     if arguments.standby:
         if ended := _wait_as_standby(job, folder):
@@ -164,10 +165,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _configure_logs(arguments: argparse.Namespace, job: JobConfig) -> None:
+def _configure_logs(arguments: argparse.Namespace) -> None:
     if arguments.log_format is not None:
-        role = "coordinator" if job.cluster.servers else "in-process"
-        logs.configure(role, arguments.log_format, arguments.log_level)
+        logs.configure("train", arguments.log_format, arguments.log_level)
     else:
         logs.configure_console(arguments.log_level)
 

@@ -11,6 +11,7 @@ from cluster_data import write_job, write_planted
 from running_command import crossfade, messages, succeeded
 
 from crossfade import logs
+from crossfade.main import main
 
 TIME = 1_772_366_400.1239  # 2026-03-01 12:00:00 UTC
 
@@ -121,6 +122,20 @@ def test_other_packages_are_logged_from_warning_level(capsys: pytest.CaptureFixt
 def test_child_processes_inherit_format_and_level() -> None:
     logs.configure("agent", "json", "warning")
     assert (os.environ[logs.FORMAT_VARIABLE], os.environ[logs.LEVEL_VARIABLE]) == ("json", "warning")
+
+
+def test_error_of_train_is_a_json_line_if_requested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "nowhere.yaml", "--log-format", "json"]) == 2
+    [line] = json_lines(capsys.readouterr().err)
+    assert (line["level"], line["role"]) == ("ERROR", "train")
+    assert str(line["message"]).startswith("nowhere.yaml: no such job file")
+
+
+def test_unknown_format_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["agent", "--join", "127.0.0.1:7", "--run-dir", "run", "--log-format", "xml"])
+    assert ended.value.code == 2
+    assert "--log-format" in capsys.readouterr().err
 
 
 def json_lines(text: str) -> list[dict[str, object]]:
