@@ -12,13 +12,8 @@ from typing import Any
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
-<<<<<<< HEAD:tests/crossfade/test_errors.py
 from error_table import documented
-from running_command import crossfade, messages, succeeded
-=======
-from refusal_table import documented
 from running_command import crossfade, only_line, succeeded
->>>>>>> 7a25b2c (Tests share through tests/support only: no test module imports another):tests/crossfade/test_refusals.py
 
 from crossfade.main import main
 
@@ -42,19 +37,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-<<<<<<< HEAD:tests/crossfade/test_errors.py
-def only_line(exit_code: int, stdout: str, stderr: str) -> str:
-    """Return the message of a command that rejected its input: the only line on stderr."""
-    assert exit_code == 2, f"exit code {exit_code}\n{stdout}\n{stderr}"
-    assert stdout == ""
-    assert len(stderr.splitlines()) == 1
-    [line] = messages(stderr)
-    assert line.startswith("crossfade: error: ")
-    return line.removeprefix("crossfade: error: ")
-
-
-=======
->>>>>>> 7a25b2c (Tests share through tests/support only: no test module imports another):tests/crossfade/test_refusals.py
 @pytest.fixture
 def rejected(place: Path, capfd: pytest.CaptureFixture[str]) -> Rejected:
     """Run a command in this process, and return the message with which it rejects its input."""

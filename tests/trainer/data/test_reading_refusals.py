@@ -18,13 +18,7 @@ from error_table import documented
 from flaky_proxy import flaky_proxy
 from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_object_store
 from paced_training import paced
-<<<<<<< HEAD
-from running_command import crossfade, succeeded
-from test_refusals import only_line
-=======
-from refusal_table import documented
 from running_command import crossfade, only_line, succeeded
->>>>>>> 7a25b2c (Tests share through tests/support only: no test module imports another)
 
 from crossfade.main import main
 from kvstore.io.folder import Folder

@@ -9,11 +9,7 @@ import pytest
 from cluster_data import write_job
 from error_table import documented
 from preparing import vocabulary_tuples as rows_of
-<<<<<<< HEAD
-=======
-from refusal_table import documented
 from run_results import checkpoint_arrays
->>>>>>> 7a25b2c (Tests share through tests/support only: no test module imports another)
 from running_command import crossfade, succeeded
 
 from kvstore.io.folder import Folder
