@@ -13,8 +13,9 @@ from crossfade.options.command import add_command
 from crossfade.options.runs import add_runs_argument, open_runs
 
 if TYPE_CHECKING:
+    from deploy.dashboard.process_rows import ProcessRow
     from deploy.dashboard.runs import Runs
-    from deploy.dashboard.summary import ProcessRow, Summary
+    from deploy.dashboard.summary import Summary
 
 _DESCRIPTION = """\
 Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,

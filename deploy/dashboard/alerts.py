@@ -59,7 +59,7 @@ def _ended(summary: Summary) -> Iterator[Alert]:
 
 
 def _training(run: RunReader, summary: Summary) -> Iterator[Alert]:
-    losses = [run.training.steps.last("loss"), run.training.epochs[-1]["loss"] if run.training.epochs else None]
+    losses = [run.training.steps.last("loss"), run.training.epochs[-1].loss if run.training.epochs else None]
     if any(loss is not None and not math.isfinite(loss) for loss in losses):
         yield Alert("critical", "the loss is not finite: lower optimizer.learning_rate or raise model.temperature")
     saves = run.training.saves

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from deploy.dashboard import formatting
+from deploy.dashboard.column_buffer import ColumnBuffer
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.summary import Summary
-from deploy.dashboard.training_history import ColumnBuffer
+from deploy.dashboard.training_history import EpochResult
 from kvstore.arrays import FloatArray
 from trainer.training.state import PHASES
 
@@ -58,7 +59,7 @@ def loss(shown: Sequence[RunView], axis: Axis) -> Figure:
         traces.append(_line(each, x_P, y_P, opacity=0.45, width=1.5, legend=False))
         epochs = each.run.training.epochs
         x = _positions(each, epochs, axis)
-        traces.append(_line(each, x, [epoch["loss"] for epoch in epochs], markers=True))
+        traces.append(_line(each, x, [epoch.loss for epoch in epochs], markers=True))
     return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
 
 
@@ -66,8 +67,8 @@ def eval_metric(shown: Sequence[RunView], axis: Axis) -> Figure:
     """Draw the metric that selects the best epoch, on the validation split."""
     traces = []
     for each in shown:
-        evaluated = [epoch for epoch in each.run.training.epochs if epoch["valid"]]
-        values = [epoch["valid"].get(each.summary.best_metric) for epoch in evaluated]
+        evaluated = each.run.training.evaluated
+        values = [epoch.valid.get(each.summary.best_metric) for epoch in evaluated]
         traces.append(_line(each, _positions(each, evaluated, axis), values, markers=True))
     return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1)
 
@@ -76,7 +77,7 @@ def throughput(shown: Sequence[RunView], axis: Axis) -> Figure:
     """Draw examples per second of all workers."""
     traces = []
     for each in shown:
-        time_P, step_P, rate_P = each.run.training.rates(_MAX_POINTS // 2)
+        time_P, step_P, rate_P = each.run.training.throughput(_MAX_POINTS // 2)
         x_P = step_P if axis == "step" else _minutes(each, time_P)
         traces.append(_line(each, x_P, rate_P, hover="%{y:,.0f}/s"))
     return _figure(traces, x_title=_axis_title(axis), legend=len(shown) > 1, y={"rangemode": "tozero"})
@@ -119,7 +120,7 @@ def phases(shown: Sequence[RunView]) -> Figure:
 
 def _measured_steps(each: RunView) -> int:
     """Count the steps behind the seconds by phase: in a resumed run, those of the process since it started."""
-    if each.summary.state == "done" and each.run.report.get("seconds_by_phase"):
+    if each.summary.state == "done" and each.run.report is not None and each.run.report.seconds_by_phase:
         return each.summary.step
     for name in ("worker-0", "in-process"):
         if load := each.run.processes.loads.get(name):
@@ -200,8 +201,8 @@ def _axis(each: RunView, columns: ColumnBuffer, axis: Axis) -> FloatArray:
     return columns["step"] if axis == "step" else _minutes(each, columns["time"])
 
 
-def _positions(each: RunView, events: Sequence[dict[str, Any]], axis: Axis) -> FloatArray:
-    values_N = np.array([event[axis] for event in events], dtype=np.float64)
+def _positions(each: RunView, epochs: Sequence[EpochResult], axis: Axis) -> FloatArray:
+    values_N = np.array([getattr(epoch, axis) for epoch in epochs], dtype=np.float64)
     return values_N if axis == "step" else _minutes(each, values_N)
 
 

@@ -12,8 +12,9 @@ from dash import html
 from deploy.dashboard.charts import RunView
 from deploy.dashboard.formatting import count, decimals, duration, share, size, times
 from deploy.dashboard.layout import GRAPHS, Component, aria
+from deploy.dashboard.process_rows import ProcessRow
 from deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS
-from deploy.dashboard.summary import ProcessRow, Summary
+from deploy.dashboard.summary import Summary
 from trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 
 _MAX_EVENTS = 50

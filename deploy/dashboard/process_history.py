@@ -1,19 +1,22 @@
-"""How the processes of a run have fared: what ``processes.jsonl`` says, in columns."""
+"""The history of a run's processes, built from the events of ``processes.jsonl``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from deploy.dashboard.training_history import ColumnBuffer
+from deploy.dashboard.column_buffer import ColumnBuffer
 from trainer.runs.events import LoadSample, TimedEvent, parse_record
 
 RATE_SECONDS = 30.0
-_FIGURES = ("time", "pid", "resident_bytes", "cpu_seconds", "updated", "update_seconds", "examples")
+"""Rates of live runs are means over this time."""
+_MIN_RATE_SECONDS = 0.5
+_COLUMNS = ("time", "pid", "resident_bytes", "cpu_seconds", "updated", "update_seconds", "examples")
+_COUNTERS = _COLUMNS[3:]
 
 
-def figures(time: float, load: Mapping[str, Any]) -> tuple[float, ...]:
-    """What a process told of its load at ``time``, in the order of the columns."""
+def load_columns(time: float, load: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the load that a process reported at the Unix time ``time``, in the order of the columns."""
     updates = load.get("updates", {}).values()
     return (
         time,
@@ -27,50 +30,53 @@ def figures(time: float, load: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 class ProcessHistory:
-    """Takes the events of ``processes.jsonl`` in their order."""
+    """Collects the events of ``processes.jsonl`` in their order."""
 
     def __init__(self) -> None:
-        """Nothing taken yet."""
+        """Begin without events."""
         self.samples: dict[str, ColumnBuffer] = {}
-        """By process."""
+        """The loads over time, by process."""
         self.loads: dict[str, dict[str, Any]] = {}
-        """What each process has told last."""
+        """The latest load of each process."""
         self.events: list[TimedEvent] = []
-        """Restarts and the like, and when a command began and how it ended."""
-        self.damaged = 0
+        """All other events: restarts, and when commands started and ended."""
+        self.invalid_records = 0
+        """Records that are no valid event; they are skipped."""
 
-    def take(self, record: Mapping[str, Any]) -> None:
-        """Take one line of the log."""
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add one line of the log; count it if it is no valid event."""
         try:
             timed = parse_record(record)
             if not isinstance(timed.event, LoadSample):
                 self.events.append(timed)
                 return
             for name, load in timed.event.processes.items():
-                self.samples.setdefault(name, ColumnBuffer(*_FIGURES)).add(*figures(timed.time, load))
+                self.samples.setdefault(name, ColumnBuffer(*_COLUMNS)).add(*load_columns(timed.time, load))
                 self.loads[name] = load
         except (KeyError, TypeError, ValueError, AttributeError):
-            self.damaged += 1
+            self.invalid_records += 1
 
     def rates(self, name: str, now: float, load: Mapping[str, Any], *, over: float) -> dict[str, float]:
-        """What a process does in a second, by its ``load`` of ``now`` and that of ``over`` seconds before.
+        """Return rates of a process, from its ``load`` at ``now`` and its sample ``over`` seconds before.
 
-        ``cpu`` in cores; ``updated`` in rows; ``update_share``, the part of the time that updating took; ``examples``.
-        Where there is nothing to compare with, nothing.
+        Returns:
+            ``cpu`` in cores, ``updated`` in rows per second, ``update_share`` as the share of time that updates took,
+            ``examples`` per second. Empty if there is no earlier sample of the same process.
         """
         samples = self.samples.get(name)
         if samples is None or not load:
             return {}
         time_N, pid_N = samples["time"], samples["pid"]
-        usable = ((pid_N == load["pid"]) & (time_N >= now - over) & (time_N < now - 0.5)).nonzero()[0]
-        if not len(usable):
+        is_usable_N = (pid_N == load["pid"]) & (time_N >= now - over) & (time_N < now - _MIN_RATE_SECONDS)
+        usable_lines = is_usable_N.nonzero()[0]
+        if not len(usable_lines):
             return {}
-        first, last = int(usable[0]), dict(zip(_FIGURES, figures(now, load), strict=True))
-        passed = now - time_N[first]
-        moved = {figure: (last[figure] - samples[figure][first]) / passed for figure in _FIGURES[3:]}
+        first, last = int(usable_lines[0]), dict(zip(_COLUMNS, load_columns(now, load), strict=True))
+        seconds = now - time_N[first]
+        rates = {counter: (last[counter] - samples[counter][first]) / seconds for counter in _COUNTERS}
         return {
-            "cpu": moved["cpu_seconds"],
-            "updated": moved["updated"],
-            "update_share": moved["update_seconds"],
-            "examples": moved["examples"],
+            "cpu": rates["cpu_seconds"],
+            "updated": rates["updated"],
+            "update_share": rates["update_seconds"],
+            "examples": rates["examples"],
         }

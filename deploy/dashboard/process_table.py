@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deploy.dashboard.formatting import count, share, size
-from deploy.dashboard.summary import ProcessRow
+from deploy.dashboard.process_rows import ProcessRow
 
 STATE_TITLE = "State"
 """The column that the page shows as a badge."""

@@ -1,4 +1,4 @@
-"""The runs that somebody wants to see: some folders of runs, or folders that hold such, where new ones may appear."""
+"""Find run folders: folders of runs themselves, or folders that hold some, where new ones may appear."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 
 from deploy.dashboard.run_reader import RunReader, is_run
 
-LOOK_SECONDS = 1.0
-_DEPTH = 2
-"""How deep in a folder runs are looked for: those of 'crossfade tune' lie one deeper than others."""
+SCAN_SECONDS = 1.0
+_MAX_DEPTH = 2
+"""How deep runs are looked for: those of 'crossfade tune' are one level below the others."""
 
 
 class Runs:
-    """The runs in ``paths``, as they are now."""
+    """The runs in some folders. Thread-safe."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Look in ``paths``, each the folder of a run or one that holds such."""
+        """Look in ``paths``, each the folder of a run or one that holds such folders."""
         self._paths = paths
         self._readers: dict[Path, RunReader] = {}
         self._lock = threading.Lock()
-        self._looked_at = float("-inf")
+        self._scanned_at = float("-inf")
 
     def readers(self) -> list[RunReader]:
-        """One for each run that is there, in the order of their names."""
+        """Return a reader for each run, sorted by name. A run keeps its reader as long as it exists."""
         with self._lock:
-            if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            if time.monotonic() - self._scanned_at >= SCAN_SECONDS:
                 found = dict(self._find())
                 self._readers = {path: self._readers.get(path) or RunReader(path, name) for path, name in found.items()}
-                self._looked_at = time.monotonic()
+                self._scanned_at = time.monotonic()
             return sorted(self._readers.values(), key=lambda reader: reader.name)
 
     def _find(self) -> Iterator[tuple[Path, str]]:
@@ -39,15 +39,15 @@ class Runs:
                 yield path, path.absolute().name if len(self._paths) == 1 else str(path)
             else:
                 prefix = "" if len(self._paths) == 1 else f"{path}/"
-                yield from ((found, f"{prefix}{found.relative_to(path)}") for found in _runs_in(path, _DEPTH))
+                yield from ((found, f"{prefix}{found.relative_to(path)}") for found in _runs_in(path, _MAX_DEPTH))
 
 
 def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
     try:
-        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError:
         return
-    for path in inside:
+    for path in folders:
         if is_run(path):
             yield path
         elif depth > 1:

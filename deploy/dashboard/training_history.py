@@ -1,19 +1,23 @@
-"""How the training of a run has gone: what ``events.jsonl`` says, in columns.
+"""The history of a run's training, built from the events of ``events.jsonl``.
 
-A run that goes on from a checkpoint takes some steps again. Its *lives* begin where it did so, and what a later life
-has taken again of an earlier one is left out wherever steps are counted.
+    history = TrainingHistory()
+    for record in records:
+        history.add(record)
+    history.steps["loss"], history.examples_per_second()
+
+Shapes: N lines of a column, P points of a graph.
 """
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray
+from deploy.dashboard.column_buffer import ColumnBuffer
+from kvstore.arrays import FloatArray
 from trainer.runs.events import (
     CheckpointFailed,
     CheckpointSaved,
@@ -31,71 +35,25 @@ TRAFFIC = ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense", "rows_pulled
 _RATE_SECONDS = 60.0
 
 
-class ColumnBuffer:
-    """Numbers in columns of the same length, which cost eight bytes each. One of them is ``step``."""
+@dataclass(frozen=True)
+class EpochResult:
+    """The end of an epoch: Unix time, mean loss, and the metrics on the valid split if it was evaluated."""
 
-    def __init__(self, *names: str) -> None:
-        """None yet."""
-        self._places = {name: place for place, name in enumerate(names)}
-        self._values = array("d")
-        """Line by line."""
-        self._lives: list[tuple[int, float]] = []
-
-    def add(self, *values: float) -> None:
-        """Add a line, in the order of the names.
-
-        Raises:
-            TypeError: some value is no number; nothing is added then.
-        """
-        assert len(values) == len(self._places)
-        self._values.extend(array("d", values))
-
-    def begin_attempt(self, step: float) -> None:
-        """What follows goes on from ``step``."""
-        self._lives.append((len(self), step))
-
-    def __len__(self) -> int:
-        """How many lines there are."""
-        return len(self._values) // len(self._places)
-
-    def __getitem__(self, name: str) -> FloatArray:
-        """A copy of a column, float64: the column itself may grow while somebody looks at it."""
-        lines_NC = np.frombuffer(self._values, dtype=np.float64).reshape(-1, len(self._places))
-        return lines_NC[:, self._places[name]].copy()
-
-    def last(self, name: str) -> float | None:
-        """The last value of a column in this life, if there is one."""
-        return self._values[self._places[name] - len(self._places)] if len(self) > self.attempt else None
-
-    @property
-    def attempt(self) -> int:
-        """The line with which this life begins."""
-        return self._lives[-1][0] if self._lives else 0
-
-    def life_of(self, lines_N: FloatArray) -> FloatArray:
-        """In which life each of the lines of these numbers is."""
-        return np.searchsorted([begin for begin, _ in self._lives], lines_N, side="right")
-
-    def is_current(self) -> BoolArray:
-        """Return which lines are current: not repeated by a later attempt. Bool of shape (N,)."""
-        step_N = self["step"]
-        kept_N = np.ones(len(step_N), dtype=np.bool_)
-        until, end = math.inf, len(step_N)
-        for begin, after in reversed(self._lives):
-            kept_N[begin:end] = step_N[begin:end] <= until
-            until, end = min(until, after), begin
-        kept_N[:end] = step_N[:end] <= until
-        return kept_N
+    time: float
+    epoch: int
+    step: int
+    loss: float
+    valid: dict[str, int | float]
 
 
 class TrainingHistory:
-    """Takes the events of ``events.jsonl`` in their order."""
+    """Collects the events of ``events.jsonl`` in their order."""
 
     def __init__(self) -> None:
-        """Nothing taken yet."""
+        """Begin without events."""
         self.steps = ColumnBuffer("time", "step", "epoch", "examples", "loss", *STEP_PHASES)
         self.totals = ColumnBuffer("time", "step", *TRAFFIC)
-        self.epochs: list[dict[str, Any]] = []
+        self.epochs: list[EpochResult] = []
         self.saves: list[TimedEvent] = []
         """Checkpoints that are complete (CheckpointSaved), and those that could not be written (CheckpointFailed)."""
         self.stopped: StoppedEvent | None = None
@@ -103,28 +61,30 @@ class TrainingHistory:
         self.planned_steps: int | None = None
         self.first_time: float | None = None
         self.last_time: float | None = None
-        self.damaged = 0
-        """Events that lack what they should have."""
-        self._began_after = 0
+        self.invalid_records = 0
+        """Records that are no valid event; they are skipped."""
+        self._resumed_from = 0
 
-    def take(self, record: Mapping[str, Any]) -> None:
-        """Take one line of the log."""
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add one line of the log; count it if it is no valid event."""
         try:
-            self._take(parse_record(record))
+            self._add(parse_record(record))
         except (KeyError, ValueError):
-            self.damaged += 1
+            self.invalid_records += 1
 
-    def _take(self, timed: TimedEvent) -> None:
+    def _add(self, timed: TimedEvent) -> None:
         time, event = timed
         match event:
             case StepEvent():
-                self._take_step(time, event)
+                self._add_step(time, event)
             case TotalsEvent():
                 self.totals.add(time, event.step, *(getattr(event, name) for name in TRAFFIC))
             case EpochEvent():
-                self._take_epoch(time, event)
+                # A repeated epoch replaces its earlier results.
+                self.epochs = [epoch for epoch in self.epochs if epoch.step < event.step]
+                self.epochs.append(EpochResult(time, event.epoch, event.step, event.loss, event.valid or {}))
             case PhaseEvent():
-                self._take_phase(event)
+                self._add_phase(event)
             case CheckpointSaved() | CheckpointFailed():
                 self.saves.append(timed)
             case StoppedEvent():
@@ -133,76 +93,78 @@ class TrainingHistory:
         if self.first_time is None:
             self.first_time = time
 
-    def _take_step(self, time: float, event: StepEvent) -> None:
+    def _add_step(self, time: float, event: StepEvent) -> None:
         phases = [event.seconds[phase] for phase in STEP_PHASES]
         self.steps.add(time, event.step, event.epoch, event.examples, event.loss, *phases)
         self.planned_steps, self.phase, self.stopped = event.steps, "training", None
 
-    def _take_epoch(self, time: float, event: EpochEvent) -> None:
-        # One that is repeated counts as it came out the last time.
-        self.epochs = [epoch for epoch in self.epochs if epoch["step"] < event.step]
-        epoch = {"time": time, "epoch": float(event.epoch), "step": float(event.step), "loss": event.loss}
-        self.epochs.append({**epoch, "valid": event.valid or None})
-
-    def _take_phase(self, event: PhaseEvent) -> None:
+    def _add_phase(self, event: PhaseEvent) -> None:
         self.phase = event.name
         if event.name == "training":
-            self._began_after = event.step or 0
+            self._resumed_from = event.step or 0
             for columns in (self.steps, self.totals):
-                columns.begin_attempt(self._began_after)
-            self.epochs = [epoch for epoch in self.epochs if epoch["step"] <= self._began_after]
+                columns.begin_attempt(self._resumed_from)
+            self.epochs = [epoch for epoch in self.epochs if epoch.step <= self._resumed_from]
 
-    # ---- what came of it
+    # ---- results
 
     @property
     def step(self) -> int:
-        """The step that the run stands at."""
-        known = [self.steps.last("step"), self.totals.last("step"), self.epochs[-1]["step"] if self.epochs else None]
-        return int(max((value for value in known if value is not None), default=self._began_after))
+        """Steps taken so far."""
+        known = [self.steps.last("step"), self.totals.last("step"), self.epochs[-1].step if self.epochs else None]
+        return int(max((value for value in known if value is not None), default=self._resumed_from))
+
+    @property
+    def evaluated(self) -> list[EpochResult]:
+        """The epochs that were evaluated on the valid split."""
+        return [epoch for epoch in self.epochs if epoch.valid]
 
     def steps_per_second(self) -> float | None:
-        """How fast it goes, by the last minute of this life."""
+        """Return the rate of the last minute of the current attempt; None before its second record."""
         return self._rate("step")
 
     def examples_per_second(self) -> float | None:
-        """The same of examples."""
+        """Return the rate of the last minute of the current attempt; None before its second record."""
         return self._rate("examples")
 
     def _rate(self, name: str) -> float | None:
-        attempt = self.steps.attempt
-        time_N, value_N = self.steps["time"][attempt:], self.steps[name][attempt:]
+        start = self.steps.attempt_start
+        time_N, value_N = self.steps["time"][start:], self.steps[name][start:]
         if len(time_N) < 2:
             return None
-        begin = min(int(np.searchsorted(time_N, time_N[-1] - _RATE_SECONDS)), len(time_N) - 2)
-        passed = time_N[-1] - time_N[begin]
-        return float((value_N[-1] - value_N[begin]) / passed) if passed > 0 else None
+        first = min(int(np.searchsorted(time_N, time_N[-1] - _RATE_SECONDS)), len(time_N) - 2)
+        seconds = time_N[-1] - time_N[first]
+        return float((value_N[-1] - value_N[first]) / seconds) if seconds > 0 else None
 
     def traffic(self) -> dict[str, int]:
-        """What all workers together have moved so far."""
+        """Return rows and bytes that all workers have moved so far."""
         return {name: int(value) for name in TRAFFIC if (value := self.totals.last(name)) is not None}
 
     def phase_seconds(self) -> dict[str, float]:
-        """The seconds of the first worker's steps by phase."""
+        """Return the seconds of the first worker's steps by phase."""
         return {phase: value for phase in STEP_PHASES if (value := self.steps.last(phase)) is not None}
 
-    def best(self, select: str) -> tuple[float, int] | None:
-        """The best value of the metric ``select`` on valid so far, and its epoch."""
-        found = [
-            (epoch["valid"][select], -int(epoch["epoch"]))
-            for epoch in self.epochs
-            if epoch["valid"] and select in epoch["valid"]
-        ]
-        return (max(found)[0], -max(found)[1]) if found else None
+    def best(self, metric: str) -> tuple[float, int] | None:
+        """Return the best value of ``metric`` on the valid split and its epoch, the first one if several are equal."""
+        found = [(epoch.valid[metric], -epoch.epoch) for epoch in self.evaluated if metric in epoch.valid]
+        if not found:
+            return None
+        value, negated_epoch = max(found)
+        return value, -negated_epoch
 
-    def rates(self, points: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Time, step and examples a second between some ``points`` of the records, each within one life."""
-        kept_N = np.flatnonzero(self.steps.is_current())
-        if len(kept_N) == 0:
+    def throughput(self, points: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return time, step and examples per second between about ``points`` records, never across attempts.
+
+        Returns:
+            Three float64 arrays of shape (P,), with P < ``points``.
+        """
+        current_N = np.flatnonzero(self.steps.is_current())
+        if len(current_N) == 0:
             return (np.empty(0),) * 3
-        places_P = kept_N[np.unique(np.linspace(0, len(kept_N) - 1, points).astype(np.int64))]
-        life_P = self.steps.life_of(places_P)
-        time_P, step_P, examples_P = (self.steps[name][places_P] for name in ("time", "step", "examples"))
-        passed_P = np.diff(time_P)
-        within_P = (passed_P > 0) & (np.diff(life_P) == 0)
-        rate_P = np.diff(examples_P)[within_P] / passed_P[within_P]
-        return time_P[1:][within_P], step_P[1:][within_P], rate_P
+        lines_P = current_N[np.unique(np.linspace(0, len(current_N) - 1, points).astype(np.int64))]
+        attempt_P = self.steps.attempt_of(lines_P)
+        time_P, step_P, examples_P = (self.steps[name][lines_P] for name in ("time", "step", "examples"))
+        seconds_P = np.diff(time_P)
+        valid_P = (seconds_P > 0) & (np.diff(attempt_P) == 0)
+        rate_P = np.diff(examples_P)[valid_P] / seconds_P[valid_P]
+        return time_P[1:][valid_P], step_P[1:][valid_P], rate_P

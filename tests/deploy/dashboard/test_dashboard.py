@@ -1,4 +1,4 @@
-"""``crossfade dashboard`` in a real browser: real runs as they go on, lose a server and end, and made-up ones."""
+"""``crossfade dashboard`` in a real browser, with real runs and with synthetic ones."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ from scraping import ask
 
 GRAPHS = ("loss", "eval_metric", "throughput", "phases", "traffic", "memory", "updates")
 SECONDS = 30_000
-EPOCHS = 120  # so that some seconds pass, each of which leaves a record
+EPOCHS = 120  # long enough for several records, which are written once a second
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def address_of(page: RunningCommand) -> str:
-    """Where it says that it is, once it serves."""
+    """Return the URL that the command prints once it serves."""
     assert page.process.stdout is not None
     line = page.process.stdout.readline()
     assert line.startswith("dashboard: http://127.0.0.1:"), (line, page.process.stderr)
@@ -60,8 +60,8 @@ def address(place: Path) -> Iterator[str]:
 
 
 @contextmanager
-def looking(browser: Browser, address: str, *runs: str, **options: Any) -> Iterator[Visit]:
-    """The page with ``runs`` picked; it must have complained of nothing, and asked nobody else, when that is over."""
+def opened(browser: Browser, address: str, *runs: str, **options: Any) -> Iterator[Visit]:
+    """Open the page with ``runs`` selected; assert at the end that it logged no errors and used no other server."""
     query = "&".join(f"run={run}" for run in runs)
     with visiting(browser, f"{address}?{query}", **options) as visit:
         for run in runs:
@@ -72,7 +72,7 @@ def looking(browser: Browser, address: str, *runs: str, **options: Any) -> Itera
 
 
 def drawn(visit: Visit, graph: str) -> list[dict[str, Any]]:
-    """The traces of a graph, as Plotly has drawn them."""
+    """Return the traces of a graph, as Plotly has drawn them."""
     plotted = "document.querySelector(`#graph-${id} .js-plotly-plot`)?.data ?? []"
     script = f"id => ({plotted}).map(each => ({{name: each.name, x: each.x, y: each.y}}))"
     found: list[dict[str, Any]] = visit.page.evaluate(script, graph)
@@ -91,9 +91,9 @@ def wait_for_graph(visit: Visit, graph: str, condition: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_graph_and_table_of_a_finished_run_has_data(browser: Browser, address: str, place: Path) -> None:
+def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, address: str, place: Path) -> None:
     report = json.loads((place / "runs" / "first" / "report.json").read_text())
-    with looking(browser, address, "first") as visit:
+    with opened(browser, address, "first") as visit:
         page = visit.page
         for graph in GRAPHS:
             wait_for_graph(visit, graph, "t.length > 0 && t.every(each => each.x.length > 0)")
@@ -115,15 +115,15 @@ def test_every_graph_and_table_of_a_finished_run_has_data(browser: Browser, addr
 
 
 @pytest.mark.cluster
-def test_a_run_is_watched_from_its_first_steps_through_the_loss_of_a_server_to_its_end(
+def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
     browser: Browser, address: str, place: Path
 ) -> None:
     run_dir = place / "runs" / "cluster"
     arguments = ("train", place / "job.yaml", "--servers", 2, "--workers", 1, "--set", "optimizer.learning_rate=0.05")
-    with paced(*arguments, run_dir=run_dir) as training, looking(browser, address) as visit:
+    with paced(*arguments, run_dir=run_dir) as training, opened(browser, address) as visit:
         page = visit.page
         training.wait((run_dir / "state.json").exists, "the run's folder")
-        # A run that begins shows up by itself.
+        # A new run appears without a reload.
         page.get_by_role("checkbox", name="cluster").click(timeout=60_000)
         expect(page.locator("#head h1")).to_have_count(2)
         page.get_by_role("checkbox", name="first").click()
@@ -149,19 +149,19 @@ def test_a_run_is_watched_from_its_first_steps_through_the_loss_of_a_server_to_i
 
 
 @pytest.mark.slow
-def test_train_serves_the_page_of_its_run_and_prints_its_address(browser: Browser, place: Path) -> None:
+def test_train_with_dashboard_serves_the_page_and_prints_its_address(browser: Browser, place: Path) -> None:
     with paced("train", "job.yaml", "--dashboard", run_dir=place / "beside") as training:
         assert training.command.process.stderr is not None
         lines = iter(training.command.process.stderr.readline, "")
         address = next(line for line in lines if line.startswith("dashboard: ")).split()[1]
-        with looking(browser, address, "beside") as visit:
+        with opened(browser, address, "beside") as visit:
             expect(visit.page.locator("#head h1")).to_contain_text("running")
         succeeded(training.finish())
     with pytest.raises(OSError, match="refused"):
         ask(address.split("/")[2], "/healthz")
 
 
-# ---- made-up runs
+# ---- synthetic runs
 
 
 def write_plays(folder: Path, *, quality: float, rate: float, kind: str = "done") -> Path:
@@ -187,22 +187,22 @@ def plays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plays")
     write_plays(folder / "runs" / "one", quality=0.31, rate=0.1)
     write_plays(folder / "runs" / "two", quality=0.35, rate=0.05)
-    damaged = write_plays(folder / "runs" / "damaged", quality=0.2, rate=0.1, kind="failed")
-    (damaged / "report.json").write_text("{")
-    with (damaged / "events.jsonl").open("ab") as file:
+    corrupt = write_plays(folder / "runs" / "corrupt", quality=0.2, rate=0.1, kind="failed")
+    (corrupt / "report.json").write_text("{")
+    with (corrupt / "events.jsonl").open("ab") as file:
         file.write(b"\xff\xff not a record\n")
     return folder
 
 
 @pytest.fixture(scope="module")
-def made_up(plays: Path) -> Iterator[str]:
+def synthetic(plays: Path) -> Iterator[str]:
     with served("runs", cwd=plays) as address:
         yield address
 
 
 @pytest.mark.slow
-def test_runs_are_compared_by_keyboard_alone(browser: Browser, made_up: str) -> None:
-    with looking(browser, made_up, "one") as visit:
+def test_runs_can_be_compared_by_keyboard_alone(browser: Browser, synthetic: str) -> None:
+    with opened(browser, synthetic, "one") as visit:
         page = visit.page
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name="Skip to the run")).to_be_focused()
@@ -231,10 +231,8 @@ def test_runs_are_compared_by_keyboard_alone(browser: Browser, made_up: str) -> 
 
 
 @pytest.mark.slow
-def test_the_theme_follows_the_system_until_the_button_is_used_which_is_remembered(
-    browser: Browser, made_up: str
-) -> None:
-    with looking(browser, made_up, "one", color_scheme="dark") as visit:
+def test_theme_follows_the_system_until_the_button_is_used(browser: Browser, synthetic: str) -> None:
+    with opened(browser, synthetic, "one", color_scheme="dark") as visit:
         page = visit.page
         background = "getComputedStyle(document.body).backgroundColor"
         assert page.evaluate(background) == "rgb(17, 20, 25)"
@@ -248,10 +246,10 @@ def test_the_theme_follows_the_system_until_the_button_is_used_which_is_remember
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light"), (PHONE, "dark")])
-def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_window(
-    browser: Browser, made_up: str, size: dict[str, int], scheme: str
+def test_page_is_accessible_and_fits_the_window(
+    browser: Browser, synthetic: str, size: dict[str, int], scheme: str
 ) -> None:
-    with looking(browser, made_up, "one", "damaged", size=size, color_scheme=scheme) as visit:
+    with opened(browser, synthetic, "one", "corrupt", size=size, color_scheme=scheme) as visit:
         page = visit.page
         for graph in GRAPHS:
             wait_for_graph(visit, graph, "t.length > 0")
@@ -267,8 +265,8 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_window(
 
 
 @pytest.mark.slow
-def test_what_is_damaged_is_said_and_the_rest_is_shown(browser: Browser, made_up: str) -> None:
-    with looking(browser, made_up, "damaged") as visit:
+def test_corrupt_files_are_alerts_and_the_rest_is_shown(browser: Browser, synthetic: str) -> None:
+    with opened(browser, synthetic, "corrupt") as visit:
         alerts = visit.page.locator("#alerts li")
         expect(alerts.filter(has_text="report.json cannot be read")).to_have_count(1)
         expect(alerts.filter(has_text="events.jsonl: a line cannot be read")).to_have_count(1)
@@ -276,9 +274,9 @@ def test_what_is_damaged_is_said_and_the_rest_is_shown(browser: Browser, made_up
 
 
 @pytest.mark.slow
-def test_runs_that_appear_grow_and_vanish_do_so_on_the_page(browser: Browser, tmp_path: Path) -> None:
+def test_page_follows_runs_that_appear_grow_and_are_renamed(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    with served(cwd=tmp_path) as address, looking(browser, address) as visit:
+    with served(cwd=tmp_path) as address, opened(browser, address) as visit:
         expect(visit.page.locator("#no-runs")).to_be_visible()
         folder = write_plays(tmp_path / "runs" / "new", quality=0.3, rate=0.1)
         expect(visit.page.locator("#head h1")).to_contain_text("new")
@@ -290,8 +288,8 @@ def test_runs_that_appear_grow_and_vanish_do_so_on_the_page(browser: Browser, tm
 
 
 @pytest.mark.slow
-def test_only_the_runs_there_are_can_be_had_and_the_page_says_so_to_browsers(made_up: str) -> None:
-    host = made_up.split("/")[2]
+def test_paths_outside_the_runs_are_not_served(synthetic: str) -> None:
+    host = synthetic.split("/")[2]
     assert ask(host, "/healthz") == (200, "OK")
     assert ask(host, "/assets/../../../../etc/passwd")[0] == 404
     assert ask(host, "/?run=../../../../etc")[0] == 200
@@ -299,12 +297,12 @@ def test_only_the_runs_there_are_can_be_had_and_the_page_says_so_to_browsers(mad
 
 
 @pytest.mark.slow
-def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+def test_port_in_use_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
         result = crossfade("dashboard", "--port", port, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines() == [

@@ -1,4 +1,4 @@
-"""The figures and tables of the page, from made-up runs: no browser."""
+"""Graphs and tables of the page, built from synthetic runs without a browser."""
 
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ def show(folder: Path, *, color: str = COLORS[0], at: float = 100.0) -> RunView:
 
 
 @pytest.fixture
-def taken_up(tmp_path: Path) -> RunView:
-    """A run that trained to step 8, went on from step 4, and stands at 10."""
+def resumed(tmp_path: Path) -> RunView:
+    """A run that trained to step 8, resumed from step 4, and is at step 10."""
     events = [training_from(0, at=0), *(step(number, at=number, loss=9.0) for number in range(1, 9))]
     events += [epoch(1, at=8, step=8, quality=0.9), training_from(4, at=50)]
     events += [step(number, at=50 + number, loss=1.0) for number in range(5, 11)]
@@ -42,18 +42,18 @@ def taken_up(tmp_path: Path) -> RunView:
     return show(folder)
 
 
-def test_by_step_each_step_is_shown_once_as_it_came_out_the_last_time(taken_up: RunView) -> None:
-    steps, epochs = charts.loss([taken_up], "step")["data"]
+def test_repeated_steps_are_shown_once_with_their_last_values(resumed: RunView) -> None:
+    steps, epochs = charts.loss([resumed], "step")["data"]
     assert steps["x"] == list(range(1, 11))
     assert steps["y"] == [9.0] * 4 + [1.0] * 6
     assert (epochs["x"], epochs["y"]) == ([8.0], [0.4])
-    assert charts.eval_metric([taken_up], "step")["data"][0]["y"] == [0.2]
-    by_time = charts.loss([taken_up], "time")["data"][0]["x"]
+    assert charts.eval_metric([resumed], "step")["data"][0]["y"] == [0.2]
+    by_time = charts.loss([resumed], "time")["data"][0]["x"]
     assert by_time == pytest.approx([*(np.arange(1, 5) / 60), *(np.arange(55, 61) / 60)])
 
 
-def test_phases_are_those_of_the_steps_that_the_process_took(taken_up: RunView) -> None:
-    bars = {bar["name"]: bar["x"] for bar in charts.phases([taken_up])["data"]}
+def test_phases_are_averaged_over_the_steps_of_the_process(resumed: RunView) -> None:
+    bars = {bar["name"]: bar["x"] for bar in charts.phases([resumed])["data"]}
     assert bars == {
         "pull": pytest.approx([100.0]),
         "gradients": pytest.approx([200.0]),
@@ -61,18 +61,18 @@ def test_phases_are_those_of_the_steps_that_the_process_took(taken_up: RunView) 
     }
 
 
-def test_bytes_stand_beside_what_dense_gradients_would_have_been(taken_up: RunView) -> None:
-    (bars,) = charts.traffic([taken_up])["data"]
+def test_traffic_chart_compares_bytes_with_dense_gradients(resumed: RunView) -> None:
+    (bars,) = charts.traffic([resumed])["data"]
     assert dict(zip(bars["y"], bars["x"], strict=True)) == {"pulled": 1000, "pushed": 1000, "pushed if dense": 50_000}
 
 
-def test_rows_updated_are_those_of_a_second_and_of_servers_alone(taken_up: RunView) -> None:
-    (line,) = charts.updates([taken_up])["data"]
+def test_updates_chart_shows_rates_of_servers_only(resumed: RunView) -> None:
+    (line,) = charts.updates([resumed])["data"]
     assert (line["name"], line["y"]) == ("server-0", pytest.approx([10.0, 10.0]))
-    assert {line["name"] for line in charts.memory([taken_up])["data"]} == {"server-0", "worker-0"}
+    assert {line["name"] for line in charts.memory([resumed])["data"]} == {"server-0", "worker-0"}
 
 
-def test_long_runs_are_drawn_with_few_points_that_keep_the_mean(tmp_path: Path) -> None:
+def test_long_run_is_thinned_to_few_points_with_the_same_mean(tmp_path: Path) -> None:
     numbers = range(1, 10_001)
     events = [training_from(0, at=0), *(step(number, at=number, loss=number % 7, steps=10_000) for number in numbers)]
     shown = show(write_run(tmp_path / "run", metrics=events))
@@ -82,12 +82,12 @@ def test_long_runs_are_drawn_with_few_points_that_keep_the_mean(tmp_path: Path) 
     assert len(charts.throughput([shown], "step")["data"][0]["x"]) < 400
 
 
-def test_a_loss_that_is_no_number_leaves_a_gap(tmp_path: Path) -> None:
+def test_loss_that_is_not_finite_leaves_a_gap(tmp_path: Path) -> None:
     shown = show(write_run(tmp_path / "run", metrics=[step(1, at=1), step(2, at=2, loss=float("nan")), step(3, at=3)]))
     assert charts.loss([shown], "step")["data"][0]["y"] == [0.5, None, 0.5]
 
 
-def test_a_run_of_which_nothing_is_known_yet_is_shown_too(tmp_path: Path) -> None:
+def test_run_without_data_is_shown(tmp_path: Path) -> None:
     empty = show(write_run(tmp_path / "empty", state=state("starting", at=100)))
     for axis in ("step", "time"):
         app._figures([empty], axis)  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def test_a_run_of_which_nothing_is_known_yet_is_shown_too(tmp_path: Path) -> Non
             page.describe_chart(graph, shown)
 
 
-def test_what_differs_between_jobs_is_found_key_by_key(tmp_path: Path) -> None:
+def test_differences_between_jobs_are_listed_by_key(tmp_path: Path) -> None:
     job = "name: plays\ntrain: {{epochs: {}, seed: 1}}\noptimizer: {}\n"
     one = show(write_run(tmp_path / "one", job=job.format(4, "{kind: adam}")))
     other = show(write_run(tmp_path / "other", job=job.format(5, "{kind: adam, learning_rate: 0.1}")))
@@ -108,12 +108,12 @@ def test_what_differs_between_jobs_is_found_key_by_key(tmp_path: Path) -> None:
 
 
 def _rows(region: Any) -> list[list[str]]:
-    """The cells of a table's body."""
+    """Return the cells of a table's body."""
     _, _, body = region.children.children
     return [[cell.children for cell in row.children] for row in body.children]
 
 
-def test_the_page_asks_for_a_run_by_its_name_among_those_there_are(tmp_path: Path) -> None:
+def test_address_selects_only_existing_runs(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "plays", state=state("done", at=1))
     client = app.make_app(Runs([tmp_path / "runs"]), "runs").server.test_client()
     outputs = [
@@ -125,15 +125,15 @@ def test_the_page_asks_for_a_run_by_its_name_among_those_there_are(tmp_path: Pat
     ]
     search = f"?run={tmp_path}/secret&run=../secret&run=plays"
     states = [("location", "search", search), ("listed", "data", None)]
-    asked = {
+    request = {
         "output": f"..{'...'.join(f'{part}.{what}' for part, what in outputs)}..",
         "outputs": [{"id": part, "property": what} for part, what in outputs],
         "inputs": [{"id": "tick", "property": "n_intervals"}, {"id": "selected", "property": "data"}],
         "changedPropIds": [],
         "state": [{"id": part, "property": what, "value": value} for part, what, value in states],
     }
-    answer = client.post("/_dash-update-component", json=asked)
-    assert answer.status_code == 200
-    assert answer.json["response"]["selected"]["data"] == ["plays"]
-    assert answer.json["response"]["location"]["search"] == "?run=plays"
-    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    response = client.post("/_dash-update-component", json=request)
+    assert response.status_code == 200
+    assert response.json["response"]["selected"]["data"] == ["plays"]
+    assert response.json["response"]["location"]["search"] == "?run=plays"
+    assert "default-src 'self'" in response.headers["Content-Security-Policy"]

@@ -1,4 +1,4 @@
-"""Reading run folders: as they grow, damaged, taken up again, replaced; and what is made of them."""
+"""Reading run folders that grow, are corrupt, resumed or replaced, and summarizing them."""
 
 import json
 import math
@@ -21,8 +21,7 @@ from run_folders import (
     write_run,
 )
 
-from deploy.dashboard import formatting as text
-from deploy.dashboard import run_reader, runs
+from deploy.dashboard import formatting, run_reader, runs
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
 from deploy.dashboard.summary import Summary, latest_first, summarize
@@ -34,7 +33,7 @@ from deploy.dashboard.training_history import TrainingHistory
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks again gets what is there by then."""
     monkeypatch.setattr(run_reader, "REFRESH_SECONDS", 0.0)
-    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "SCAN_SECONDS", 0.0)
 
 
 def read(folder: Path) -> RunReader:
@@ -56,7 +55,7 @@ def warned(summary: Summary, *words: str) -> bool:
 
 
 def events_of(tail: Tail) -> list[Any]:
-    assert not tail.is_another()
+    assert not tail.is_replaced()
     return [event.get("number") for event in tail.read()]
 
 
@@ -72,16 +71,16 @@ def test_lines_are_read_once_and_an_unfinished_one_waits_for_its_end(tmp_path: P
     assert tail.problem() is None
 
 
-def test_damaged_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
+def test_invalid_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
     path = tmp_path / "log"
     good = b'{"time": 1, "event": "e", "number": %d}\n'
     path.write_bytes(good % 1 + b"\xff\xfe\n" + b"[1, 2]\n" + b'{"event": "without a time"}\n' + good % 2)
     tail = Tail(path)
     assert events_of(tail) == [1, 2]
-    assert tail.problem() == "log: 3 lines cannot be read and left out (the first is line 2)"
+    assert tail.problem() == "log: 3 lines cannot be read, skipped (first: line 2)"
 
 
-def test_a_line_that_never_ends_does_not_hold_up_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_line_does_not_block_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.dashboard.tail._CHUNK_BYTES", 256)
     monkeypatch.setattr("deploy.dashboard.tail._MAX_LINE_BYTES", 256)
     (tmp_path / "log").write_bytes(b"x" * 2000 + b"\n" + b'{"time": 1, "event": "e", "number": 5}\n')
@@ -96,7 +95,7 @@ def test_a_file_that_was_replaced_is_read_from_its_beginning(tmp_path: Path) -> 
     assert events_of(tail) == [1, 1, 1]
     path.rename(tmp_path / "aside")
     path.write_text('{"time": 1, "event": "e", "number": 2}\n' * 9)
-    assert tail.is_another()
+    assert tail.is_replaced()
     assert events_of(tail) == [2] * 9
 
 
@@ -111,22 +110,22 @@ def test_steps_that_were_taken_again_count_once_and_rates_do_not_cross_a_restart
         epoch(1, at=8, step=8, quality=0.3),
         training_from(4, at=100),
     ):
-        training.take(event)
+        training.add(event)
     assert training.step == 4
     assert training.epochs == []
     for number in range(5, 11):
-        training.take(step(number, at=100 + number))
+        training.add(step(number, at=100 + number))
     counted = training.steps["step"][training.steps.is_current()]
     assert counted.tolist() == list(range(1, 11))
     assert training.step == 10
     assert training.steps_per_second() == pytest.approx(1.0)
-    times, steps, rates = training.rates(100)
+    times, steps, rates = training.throughput(100)
     assert set(rates.round(6)) == {10.0}  # though a minute and a half passed without a step
     assert steps.tolist() == [2, 3, 4, 6, 7, 8, 9, 10]
     assert len(times) == 8
 
 
-def test_an_event_that_lacks_something_is_counted_and_the_columns_stay_in_step(tmp_path: Path) -> None:
+def test_invalid_event_is_counted_and_adds_no_line(tmp_path: Path) -> None:
     bad = step(2, at=2)
     del bad["seconds"]["push"]
     worse = {**step(3, at=3), "loss": "a lot"}
@@ -134,7 +133,7 @@ def test_an_event_that_lacks_something_is_counted_and_the_columns_stay_in_step(t
     run = read(folder)
     assert run.training.steps["step"].tolist() == [1, 4]
     assert run.training.steps["push"].shape == (2,)
-    assert "2 records lack what they should have, and are left out" in run.problems()
+    assert "2 records are no valid events and are skipped" in run.problems()
 
 
 # ---- a run
@@ -173,7 +172,7 @@ def test_a_live_run_says_where_it_stands(tmp_path: Path) -> None:
     json.dumps(summary.to_json())
 
 
-def test_a_servers_rows_memory_and_load_come_from_what_it_told(tmp_path: Path) -> None:
+def test_server_row_has_the_figures_of_its_load(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "run",
         processes=[
@@ -192,7 +191,7 @@ def test_a_servers_rows_memory_and_load_come_from_what_it_told(tmp_path: Path) -
     assert row.cpu == pytest.approx(0.5)
 
 
-def test_a_finished_run_is_what_its_report_says(tmp_path: Path) -> None:
+def test_finished_run_shows_its_report(tmp_path: Path) -> None:
     report = {"examples_per_second": 123.0, "seconds_by_phase": {"pull": 2.0}, "metrics": {"test": {"ndcg@10": 0.2}}}
     moved = {"bytes_pulled": 5, "bytes_pushed": 10, "bytes_pushed_if_dense": 30}
     folder = write_run(tmp_path / "run", metrics=[step(60, at=60)], state=state("done", at=61), report=report | moved)
@@ -201,11 +200,11 @@ def test_a_finished_run_is_what_its_report_says(tmp_path: Path) -> None:
     assert summary.examples_per_second == 123.0
     assert summary.metrics == {"test": {"ndcg@10": 0.2}}
     assert summary.dense_ratio == 3.0
-    assert summary.elapsed_seconds == pytest.approx(61.0)  # from its start to its last word
+    assert summary.elapsed_seconds == pytest.approx(61.0)  # from its start to its last state
     assert summary.alerts == []
 
 
-def test_a_run_that_is_taken_up_is_not_what_its_old_report_says(tmp_path: Path) -> None:
+def test_resumed_run_ignores_its_old_report(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "run",
         metrics=[step(1, at=1), step(2, at=2)],
@@ -215,35 +214,35 @@ def test_a_run_that_is_taken_up_is_not_what_its_old_report_says(tmp_path: Path) 
     assert look(folder, at=3).examples_per_second == pytest.approx(10.0)
 
 
-def test_a_command_that_went_without_a_word_is_lost(tmp_path: Path) -> None:
-    told = state("running", at=0)
-    folder = write_run(tmp_path / "run", state=told)
+def test_silent_command_is_lost(tmp_path: Path) -> None:
+    written = state("running", at=0)
+    folder = write_run(tmp_path / "run", state=written)
     assert look(folder, at=5).state == "running"
     assert look(folder, at=60).state == "lost"
-    assert warned(look(folder, at=60), "no word of the command", "1 min")
-    own = psutil.Process()
-    alive = {"host": socket.gethostname(), "pid": own.pid, "pid_started": own.create_time()}
-    (folder / "state.json").write_text(json.dumps({**told, "command": alive}))
+    assert warned(look(folder, at=60), "has not updated the state", "1 min")
+    current = psutil.Process()
+    alive = {"host": socket.gethostname(), "pid": current.pid, "pid_started": current.create_time()}
+    (folder / "state.json").write_text(json.dumps({**written, "command": alive}))
     assert look(folder, at=5).state == "running"
-    # The process of that number is another one than the command was.
-    (folder / "state.json").write_text(json.dumps({**told, "command": {**alive, "pid_started": 1.0}}))
+    # The process of this number is not the command: it started at another time.
+    (folder / "state.json").write_text(json.dumps({**written, "command": {**alive, "pid_started": 1.0}}))
     assert look(folder, at=5).state == "lost"
-    # A fresh word counts for more: the command may run in a container that has this host's name.
+    # A fresh state counts for more: the command may run in a container with this host's name.
     assert look(folder, at=1).state == "running"
 
 
-def test_a_command_whose_clock_is_wrong_lives_as_long_as_it_tells_something(tmp_path: Path) -> None:
+def test_command_with_wrong_clock_is_live_while_its_state_changes(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", state=state("running", at=0))
     run = read(folder)
     assert summarize(run, BEGAN + 3600).state == "lost"
     (folder / "state.json").write_text(json.dumps(state("running", at=1.5)))
     run.refresh()
-    assert run.told_at is not None
-    assert summarize(run, run.told_at + 10).state == "running"
-    assert summarize(run, run.told_at + 20).state == "lost"
+    assert run.state_changed_at is not None
+    assert summarize(run, run.state_changed_at + 10).state == "running"
+    assert summarize(run, run.state_changed_at + 20).state == "lost"
 
 
-def test_roles_without_a_command_are_known_by_their_records(tmp_path: Path) -> None:
+def test_state_of_roles_without_a_command_comes_from_events(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
     assert look(folder, at=2).state == "running"
     assert look(folder, at=200).state == "unknown"
@@ -254,13 +253,13 @@ def test_roles_without_a_command_are_known_by_their_records(tmp_path: Path) -> N
 # ---- alerts
 
 
-def test_a_restart_names_its_cause_and_a_missing_server_shows(tmp_path: Path) -> None:
+def test_restart_and_missing_server_are_alerts_with_their_cause(tmp_path: Path) -> None:
     cause = "server-0 was killed by SIGKILL (log: logs/server-0.log)"
-    told = {"event": "restart", "generation": 2, "cause": cause, "step": 5, "checkpoint": None}
+    written = {"event": "restart", "generation": 2, "cause": cause, "step": 5, "checkpoint": None}
     folder = write_run(
         tmp_path / "run",
         metrics=[step(9, at=9)],
-        processes=[{"time": BEGAN + 10, **told}],
+        processes=[{"time": BEGAN + 10, **written}],
         restarts=[{"generation": 2, "cause": cause, "step": 9, "seconds": 2.5}],
         state=state("running", at=12, generation=2, server_0=("missing", {}), worker_0=("running", load())),
     )
@@ -273,12 +272,12 @@ def test_a_restart_names_its_cause_and_a_missing_server_shows(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_an_alert(tmp_path: Path, loss: float) -> None:
+def test_loss_that_is_not_finite_is_an_alert(tmp_path: Path, loss: float) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1, loss=loss)], state=state("running", at=2))
     assert warned(look(folder, at=2), "the loss is not finite")
 
 
-def test_what_stalls_or_is_overdue_is_an_alert(tmp_path: Path) -> None:
+def test_stalled_training_and_overdue_checkpoint_are_alerts(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=0)], state=state("running", at=2000))
     summary = look(folder, at=2000)
     assert warned(summary, "no step, evaluation or checkpoint for 33 min")
@@ -291,7 +290,7 @@ def test_what_stalls_or_is_overdue_is_an_alert(tmp_path: Path) -> None:
     assert warned(summary, "the checkpoint of step 8 was not written: disk full")
 
 
-def test_a_slow_worker_and_memory_that_runs_out_are_alerts(tmp_path: Path) -> None:
+def test_slow_worker_and_low_memory_are_alerts(tmp_path: Path) -> None:
     slow = load(phase_seconds={"gradients": 400.0}, memory_available_bytes=50)
     loads = {"worker_0": slow, **{f"worker_{rank}": load(phase_seconds={"gradients": 99.0}) for rank in (1, 2)}}
     processes = {name: ("running", its) for name, its in loads.items()}
@@ -301,7 +300,7 @@ def test_a_slow_worker_and_memory_that_runs_out_are_alerts(tmp_path: Path) -> No
     assert not warned(look(folder, at=5), "worker-1")
 
 
-def test_a_failed_run_says_why(tmp_path: Path) -> None:
+def test_failed_run_shows_its_message(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "run", state=state("failed", at=3, message="restarted 3 times without a new checkpoint")
     )
@@ -310,22 +309,22 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     assert warned(summary, "restarted 3 times")
 
 
-# ---- damage
+# ---- corrupt files
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"time": "soon", "state": 3}', "\0\0\0"])
 @pytest.mark.parametrize("name", ["state.json", "report.json", "restarts.json", "job.yaml"])
-def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path: Path, name: str, content: str) -> None:
+def test_corrupt_file_is_named_and_the_rest_is_shown(tmp_path: Path, name: str, content: str) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1), step(2, at=2)])
     (folder / name).write_text(content)
     summary = look(folder, at=3)
     assert summary.step == 2
-    # A mapping is a job, or a report, whatever is in it.
-    whole = content.startswith('{"') and name in {"job.yaml", "report.json"}
-    assert warned(summary, name, "cannot be read") != whole
+    # Any mapping is accepted as a job or a report.
+    is_valid = content.startswith('{"') and name in {"job.yaml", "report.json"}
+    assert warned(summary, name, "cannot be read") != is_valid
 
 
-def test_what_was_damaged_is_forgotten_once_it_is_whole(tmp_path: Path) -> None:
+def test_problem_disappears_once_the_file_is_valid(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
     (folder / "state.json").write_text("{")
     run = read(folder)
@@ -336,16 +335,16 @@ def test_what_was_damaged_is_forgotten_once_it_is_whole(tmp_path: Path) -> None:
     assert summarize(run, BEGAN).state == "done"
 
 
-def test_a_file_that_may_not_be_read_is_said(tmp_path: Path) -> None:
+def test_unreadable_file_is_a_problem(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
     (folder / "report.json").mkdir()
     assert warned(look(folder), "report.json cannot be read", "Is a directory")
 
 
-# ---- which runs there are
+# ---- finding runs
 
 
-def test_runs_are_found_two_deep_and_new_ones_appear(tmp_path: Path) -> None:
+def test_runs_are_found_two_levels_deep_and_new_ones_appear(tmp_path: Path) -> None:
     found = Runs([tmp_path])
     assert found.readers() == []
     write_run(tmp_path / "plays")
@@ -362,25 +361,25 @@ def test_runs_are_found_two_deep_and_new_ones_appear(tmp_path: Path) -> None:
     assert [run.name for run in found.readers()] == ["day3", "plays", "search/trial-0000"]
 
 
-def test_a_run_itself_may_be_named_and_several_keep_their_paths(tmp_path: Path) -> None:
+def test_run_folder_as_argument_is_named_by_folder_or_path(tmp_path: Path) -> None:
     one, other = write_run(tmp_path / "a" / "plays"), write_run(tmp_path / "b" / "plays")
     assert [run.name for run in Runs([one]).readers()] == ["plays"]
     assert [run.name for run in Runs([one, other]).readers()] == [str(one), str(other)]
 
 
-def test_runs_that_go_on_come_first_then_the_latest(tmp_path: Path) -> None:
+def test_live_runs_come_first_then_the_latest(tmp_path: Path) -> None:
     for name, kind, began in (("old", "done", 0), ("new", "done", 50), ("live", "running", 20)):
         write_run(tmp_path / name, metrics=[step(1, at=began)], state=state(kind, at=60))
     summaries = [look(tmp_path / name, at=60) for name in ("old", "new", "live")]
     assert [summary.name for summary in latest_first(summaries)] == ["live", "new", "old"]
 
 
-def test_figures_read_as_people_write_them() -> None:
-    assert [text.size(value) for value in (None, 12, 15_076_311, 2_958_901_248)] == [
+def test_figures_are_formatted_for_people() -> None:
+    assert [formatting.size(value) for value in (None, 12, 15_076_311, 2_958_901_248)] == [
         *("\N{EN DASH}", "12 B", "15.1 MB", "2.96 GB")
     ]
-    assert [text.count(value) for value in (5.655, 9762, 1_234_567, 4e9)] == ["5.7", "9,762", "1.23 M", "4 G"]
-    assert [text.duration(value) for value in (0.42, 59.6, 250, 12_000, 187_200)] == [
+    assert [formatting.count(value) for value in (5.655, 9762, 1_234_567, 4e9)] == ["5.7", "9,762", "1.23 M", "4 G"]
+    assert [formatting.duration(value) for value in (0.42, 59.6, 250, 12_000, 187_200)] == [
         *("0.4 s", "60 s", "4 min 10 s", "3 h 20 min", "2 d 4 h")
     ]
-    assert [text.share(value) for value in (0.0, 0.031, 0.42)] == ["0 %", "3.1 %", "42 %"]
+    assert [formatting.share(value) for value in (0.0, 0.031, 0.42)] == ["0 %", "3.1 %", "42 %"]

@@ -1,4 +1,4 @@
-"""Real runs of real processes, scraped while they train: what each shows, and what stays when they have gone."""
+"""Metrics of real runs: scraped from every process while they train, and left in files at the end."""
 
 import json
 import socket
@@ -43,7 +43,7 @@ def report(run_dir: Path) -> dict[str, Any]:
 
 def assert_agrees(text: str, run_dir: Path) -> None:
     """The last values of a run that was never restarted are those of its report."""
-    told = report(run_dir)
+    final_report = report(run_dir)
     for name, key in (
         ("crossfade_examples_total", "examples"),
         ("crossfade_active_rows_total", "rows_pushed"),
@@ -51,25 +51,25 @@ def assert_agrees(text: str, run_dir: Path) -> None:
         ("crossfade_pushed_bytes_total", "bytes_pushed"),
         ("crossfade_dense_equivalent_pushed_bytes_total", "bytes_pushed_if_dense"),
     ):
-        assert value(text, name) == told[key], name
-    assert value(text, "crossfade_step", rank="0") == told["steps"]
-    assert value(text, "crossfade_steps_total", rank="0") == told["steps"]
+        assert value(text, name) == final_report[key], name
+    assert value(text, "crossfade_step", rank="0") == final_report["steps"]
+    assert value(text, "crossfade_steps_total", rank="0") == final_report["steps"]
     assert value(text, "crossfade_progress_ratio", rank="0") == 1
-    assert value(text, "crossfade_epoch", rank="0") == told["epochs"]
-    assert value(text, "crossfade_checkpoint_written_bytes_total") == told["checkpoints"]["bytes"]
-    assert value(text, "crossfade_checkpoints_total", result="saved") == told["checkpoints"]["written"]
+    assert value(text, "crossfade_epoch", rank="0") == final_report["epochs"]
+    assert value(text, "crossfade_checkpoint_written_bytes_total") == final_report["checkpoints"]["bytes"]
+    assert value(text, "crossfade_checkpoints_total", result="saved") == final_report["checkpoints"]["written"]
     ndcg = value(text, "crossfade_eval_metric", split="test", metric="ndcg@10", rank="0")
-    assert ndcg == told["metrics"]["test"]["ndcg@10"]
-    assert value(text, "crossfade_phase_duration_seconds_count", phase="gradients", rank="0") == told["steps"]
+    assert ndcg == final_report["metrics"]["test"]["ndcg@10"]
+    assert value(text, "crossfade_phase_duration_seconds_count", phase="gradients", rank="0") == final_report["steps"]
     gradients = value(text, "crossfade_phase_duration_seconds_sum", phase="gradients", rank="0")
-    assert gradients == pytest.approx(told["seconds_by_phase"]["gradients"])
+    assert gradients == pytest.approx(final_report["seconds_by_phase"]["gradients"])
     # Each key of each server was updated in each step, with the rows of both workers.
-    assert 0 < value(text, "crossfade_updated_rows_total") <= told["rows_pushed"]
-    assert value(text, "crossfade_table_shard_bytes", array="weights") >= told["parameters"] * VALUE_BYTES
+    assert 0 < value(text, "crossfade_updated_rows_total") <= final_report["rows_pushed"]
+    assert value(text, "crossfade_table_shard_bytes", array="weights") >= final_report["parameters"] * VALUE_BYTES
 
 
 @pytest.mark.slow
-def test_a_run_in_process_shows_how_it_goes_and_leaves_its_last_values(job: Path, tmp_path: Path) -> None:
+def test_run_in_process_serves_metrics_and_leaves_final_values(job: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with running_gateway() as gateway:
         push = ("--set", f"metrics.pushgateway={gateway.url}")
@@ -96,7 +96,7 @@ def test_a_run_in_process_shows_how_it_goes_and_leaves_its_last_values(job: Path
 
 
 @pytest.mark.slow
-def test_a_run_without_a_port_leaves_its_last_values_all_the_same(job: Path, tmp_path: Path) -> None:
+def test_run_without_a_metrics_port_leaves_final_values(job: Path, tmp_path: Path) -> None:
     with started(
         "train", job, "--run-dir", "run", "--set", "metrics.port=null", "--set", "train.epochs=1", cwd=tmp_path
     ) as command:
@@ -105,7 +105,7 @@ def test_a_run_without_a_port_leaves_its_last_values_all_the_same(job: Path, tmp
 
 
 @pytest.mark.cluster
-def test_every_process_of_a_job_on_two_hosts_can_be_found_and_scraped(job: Path, tmp_path: Path) -> None:
+def test_every_process_of_a_job_on_two_hosts_can_be_discovered_and_scraped(job: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -157,7 +157,7 @@ def test_every_process_of_a_job_on_two_hosts_can_be_found_and_scraped(job: Path,
 
 
 @pytest.mark.cluster
-def test_a_killed_server_shows_as_a_restart_and_its_successor_is_found(job: Path, tmp_path: Path) -> None:
+def test_killed_server_counts_as_a_restart_and_its_successor_is_discovered(job: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with paced("train", job, "--servers", 1, "--workers", 1, run_dir=run_dir) as training:
         address = metrics_address(training)

@@ -1,0 +1,59 @@
+"""Determine the state of a run from its folder: as its command writes it, or ``lost`` if the command is gone."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import psutil
+
+from deploy.dashboard.formatting import duration
+from deploy.dashboard.run_reader import RunReader
+
+SILENT_SECONDS = 15.0
+"""A command writes its state every second; after this time without, it is taken for dead or cut off."""
+GONE_SECONDS = 3.0
+"""After this time without a new state, the command's process is looked for on this host."""
+ENDED = ("done", "failed", "stopped", "lost", "unknown")
+"""States of runs that have ended. ``lost``: the command is gone. ``unknown``: no file has the state."""
+
+
+def find_state(run: RunReader, now: float) -> tuple[str, str]:
+    """Return the state of ``run`` at the Unix time ``now``, and a message if it has ended. Hold its ``lock``."""
+    if run.state is None:
+        return _state_from_events(run, now)
+    state, silent_seconds = run.state.state, now - run.state.time
+    if run.state_changed_at is not None:  # by this host's clock, since the clock of another host may differ
+        silent_seconds = min(silent_seconds, now - run.state_changed_at)
+    if state in ENDED:
+        return state, run.state.message
+    if silent_seconds > GONE_SECONDS and _is_gone(run.state.command):
+        return "lost", "the process of its command is gone: it was killed, or its machine restarted"
+    if silent_seconds > SILENT_SECONDS:
+        return "lost", f"its command has not updated the state for {duration(silent_seconds)}"
+    return state, ""
+
+
+def _state_from_events(run: RunReader, now: float) -> tuple[str, str]:
+    """Return the state of roles that were started by hand: no command writes a state file."""
+    training = run.training
+    if run.report is not None:
+        return "done", ""
+    if training.stopped is not None:
+        return "stopped", f"at step {training.stopped.step:,}"
+    if training.last_time is not None and now - training.last_time < SILENT_SECONDS:
+        return "running", ""
+    return "unknown", "no file in the folder has its state"
+
+
+def _is_gone(command: dict[str, Any]) -> bool:
+    """Return whether the command ran on this host and no longer does."""
+    if command.get("host") != socket.gethostname():
+        return False
+    try:
+        # A process of the same number with another start time is not the command.
+        return abs(psutil.Process(int(command["pid"])).create_time() - float(command["pid_started"])) > 1.0
+    except psutil.NoSuchProcess:
+        return True
+    except (KeyError, TypeError, ValueError, psutil.Error):
+        return False
