@@ -43,7 +43,7 @@ class SupportsSnapshot(Protocol):
 class ProcessMetrics:
     """All metrics of one process, with the labels that identify it.
 
-    Exposes nothing until ``set_identity``, since labels must not change and a role has a rank only once all have joined.
+    Exposes nothing until ``set_identity``, since labels must not change and a role has no rank before all have joined.
     """
 
     def __init__(self, run: str, role: str, stall_timeout_seconds: float | None = None) -> None:

@@ -8,11 +8,11 @@ from chaos import check_ledger, plan_faults, run_chaos
 
 
 @pytest.mark.cluster
-def test_a_run_that_is_killed_frozen_and_told_to_stop_ends_like_one_that_is_not(tmp_path: Path) -> None:
+def test_run_under_random_faults_equals_an_undisturbed_run(tmp_path: Path) -> None:
     run_chaos(tmp_path, seed=2, faults=3, epochs=48)
 
 
-def test_the_faults_of_a_long_run_are_of_every_kind() -> None:
+def test_planned_faults_include_every_kind() -> None:
     faults = plan_faults(seed=1, count=24, steps=10_000)
     assert {fault.number.name for fault in faults} == {"SIGKILL", "SIGSTOP", "SIGTERM"}
     assert len({fault.role for fault in faults}) == 5
@@ -30,7 +30,7 @@ def note(folder: Path, name: str, steps: list[tuple[int, int, list[int]]]) -> No
 @pytest.mark.parametrize(
     ("second_epoch", "is_right"), [([[1], [0]], True), ([[1], [1]], False), ([[1], []], False), ([[0, 1], [1]], False)]
 )
-def test_a_ledger_in_which_an_interaction_is_missing_or_stands_twice_is_refused(
+def test_ledger_with_missing_or_repeated_interaction_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second_epoch: list[list[int]], is_right: bool
 ) -> None:
     column = np.array([0, 0]), np.array([0, 1])

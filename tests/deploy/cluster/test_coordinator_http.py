@@ -51,7 +51,7 @@ def ask(served: tuple[Cluster, Address]) -> Ask:
     return send
 
 
-def test_an_agent_joins_and_gets_its_orders_over_http(served: tuple[Cluster, Address], ask: Ask) -> None:
+def test_agent_joins_and_gets_desired_states_over_http(served: tuple[Cluster, Address], ask: Ask) -> None:
     cluster, address = served
     remote = RemoteCoordinator(address, TOKEN)
     agent = Host(cluster, "127.0.0.2")
@@ -72,7 +72,7 @@ def test_an_agent_joins_and_gets_its_orders_over_http(served: tuple[Cluster, Add
 
 
 @pytest.mark.parametrize("given", ["", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", TOKEN, f"Basic {TOKEN}", "Bearer é"])
-def test_without_the_token_nobody_learns_or_changes_anything(
+def test_request_without_token_is_rejected_and_changes_nothing(
     served: tuple[Cluster, Address], ask: Ask, given: str
 ) -> None:
     cluster, _ = served
@@ -85,7 +85,7 @@ def test_without_the_token_nobody_learns_or_changes_anything(
         assert cluster.state is State.WAITING
 
 
-def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(served: tuple[Cluster, Address]) -> None:
+def test_wrong_token_is_reported_for_heartbeats_of_any_length(served: tuple[Cluster, Address]) -> None:
     cluster, address = served
     long = [NumberedEvent(number=n, generation=1, role="w", event=PhaseEvent(name="x" * 9000)) for n in range(200)]
     with pytest.raises(InputError, match=f"rejects the token in {TOKEN_VARIABLE}"):
@@ -106,7 +106,7 @@ def test_a_wrong_token_is_told_to_the_agent_as_such_however_long_its_report(serv
     ],
     ids=["text", "list", "pickle", "missing", "wrong type", "unknown field", "unknown state", "too large"],
 )
-def test_what_is_not_a_report_is_refused_and_said_to_be(
+def test_invalid_heartbeat_is_rejected(
     served: tuple[Cluster, Address], ask: Ask, body: bytes, status: int, said: str
 ) -> None:
     cluster, _ = served
@@ -126,12 +126,12 @@ def test_what_is_not_a_report_is_refused_and_said_to_be(
         ("POST", "/v1/heartbeat", "much", 411),
     ],
 )
-def test_there_is_nothing_else(ask: Ask, method: str, path: str, length: str, status: int) -> None:
+def test_other_requests_are_rejected(ask: Ask, method: str, path: str, length: str, status: int) -> None:
     answer = ask(method, path, None, Content_Length=length)
     assert (answer[0], set(answer[1])) == (status, {"error"})
 
 
-def test_a_slow_client_holds_up_nobody_and_is_dropped(
+def test_slow_client_is_disconnected_and_delays_no_other(
     served: tuple[Cluster, Address], ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, address = served
@@ -144,7 +144,7 @@ def test_a_slow_client_holds_up_nobody_and_is_dropped(
         assert slow.recv(100) == b""
 
 
-def test_a_fault_of_the_coordinator_is_told_to_both_sides_and_the_agent_comes_again(
+def test_internal_error_is_logged_and_answered_and_the_agent_retries(
     served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster, address = served
@@ -161,7 +161,7 @@ def test_a_fault_of_the_coordinator_is_told_to_both_sides_and_the_agent_comes_ag
     assert remote.send_heartbeat(agent.make_heartbeat()).action == "wait"
 
 
-def test_it_listens_where_it_is_told_and_only_while_it_serves(served: tuple[Cluster, Address]) -> None:
+def test_server_listens_at_its_address_only_while_serving(served: tuple[Cluster, Address]) -> None:
     cluster, _ = served
 
     def listening() -> set[tuple[str, int]]:
@@ -179,7 +179,7 @@ def test_it_listens_where_it_is_told_and_only_while_it_serves(served: tuple[Clus
     assert listening() == before
 
 
-def test_an_agent_knows_a_coordinator_that_is_away_from_what_is_none(
+def test_unreachable_coordinator_is_distinguished_from_another_server(
     served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster, address = served
@@ -199,7 +199,7 @@ def test_an_agent_knows_a_coordinator_that_is_away_from_what_is_none(
         RemoteCoordinator(address, TOKEN).send_heartbeat(report)
 
 
-def test_the_token_is_not_sent_to_a_proxy(served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_not_sent_to_a_proxy(served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, address = served
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -219,7 +219,7 @@ def test_the_token_is_not_sent_to_a_proxy(served: tuple[Cluster, Address], monke
         ("sixteén-letters-and-more", "must be 16 or more printable ASCII characters"),
     ],
 )
-def test_a_token_that_is_missing_or_bad_is_refused_with_how_to_make_one(
+def test_missing_or_weak_token_is_rejected_with_instructions(
     monkeypatch: pytest.MonkeyPatch, token: str | None, said: str
 ) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
@@ -232,7 +232,7 @@ def test_a_token_that_is_missing_or_bad_is_refused_with_how_to_make_one(
     assert not token or token not in str(refusal.value)
 
 
-def test_a_token_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_token_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     monkeypatch.setenv(TOKEN_FILE_VARIABLE, str(tmp_path / "token"))
     with pytest.raises(InputError, match=r"CROSSFADE_TOKEN_FILE: .*/token cannot be read as a token: .*No such"):

@@ -132,9 +132,7 @@ def fill(disk: Path, leave: int = 16384) -> None:
             file.write(bytes(room))
 
 
-def test_a_disk_that_fills_up_costs_checkpoints_and_nothing_else(
-    place: Path, undisturbed: dict[int, Path], disk: Path
-) -> None:
+def test_full_disk_costs_only_checkpoints(place: Path, undisturbed: dict[int, Path], disk: Path) -> None:
     with train(place / "full", *ON_SERVERS, *to(disk / "checkpoints")) as training:
         training.wait_for("checkpoint_saved")
         # Whenever an old checkpoint is deleted, there is room again.
@@ -152,9 +150,7 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_nothing_else(
     assert_last_is_whole(disk / "checkpoints")
 
 
-def test_a_folder_that_becomes_read_only_costs_checkpoints_and_nothing_else(
-    place: Path, undisturbed: dict[int, Path], disk: Path
-) -> None:
+def test_read_only_folder_costs_only_checkpoints(place: Path, undisturbed: dict[int, Path], disk: Path) -> None:
     with train(place / "read-only", *to(disk / "checkpoints")) as training:
         training.wait_for("checkpoint_saved")
         # Not while a file on it is being written.
@@ -170,7 +166,7 @@ def test_a_folder_that_becomes_read_only_costs_checkpoints_and_nothing_else(
     assert_last_is_whole(disk / "checkpoints")
 
 
-def test_a_run_that_leaves_only_checkpoints_fails_without_the_last(place: Path, disk: Path) -> None:
+def test_run_without_embeddings_fails_if_its_last_checkpoint_does(place: Path, disk: Path) -> None:
     options = (*to(disk / "checkpoints"), "--set", "train.save_embeddings=none")
     with train(place / "no-embeddings", *options) as training:
         training.wait_for("checkpoint_saved")
@@ -187,7 +183,7 @@ def test_a_run_that_leaves_only_checkpoints_fails_without_the_last(place: Path, 
     assert_last_is_whole(disk / "checkpoints")
 
 
-def test_records_for_which_there_is_no_room_are_left_out_whole(disk: Path) -> None:
+def test_records_on_a_full_disk_are_omitted_completely(disk: Path) -> None:
     lost: list[OSError] = []
     path = disk / "events.jsonl"
     path.write_text('{"step": -1}\n{"step": -')  # of a writer that was killed
@@ -206,7 +202,7 @@ def test_records_for_which_there_is_no_room_are_left_out_whole(disk: Path) -> No
     assert 1 < begun < 150
 
 
-def test_a_read_only_folder_is_refused_before_an_earlier_run_is_touched(place: Path, disk: Path) -> None:
+def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touched(place: Path, disk: Path) -> None:
     run = ("train", "job.yaml", "--run-dir", "refused", *to(disk / "checkpoints"), "--set", "train.max_steps=20")
     succeeded(crossfade(*run, cwd=place))
     before = (place / "refused" / "report.json").read_bytes()
@@ -238,7 +234,7 @@ def checkpoints(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return s3.uri(tmp_path.name)
 
 
-def test_a_killed_server_costs_a_restart_from_s3_which_may_be_away_just_then(
+def test_killed_server_restarts_from_s3_after_an_outage(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     with train(place / "s3-killed-server", *ON_SERVERS, *to(checkpoints)) as training:
@@ -257,7 +253,7 @@ def test_a_killed_server_costs_a_restart_from_s3_which_may_be_away_just_then(
     assert_last_is_whole(checkpoints)
 
 
-def test_a_killed_run_resumes_from_s3_once_that_is_there(
+def test_killed_run_resumes_from_s3_after_an_outage(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     run_dir = place / "s3-killed"
@@ -286,7 +282,7 @@ def test_a_killed_run_resumes_from_s3_once_that_is_there(
     assert_last_is_whole(checkpoints)
 
 
-def test_a_save_waits_for_an_s3_that_says_nothing_for_a_while(
+def test_checkpoint_waits_for_unresponsive_s3(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     variables = {"CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
@@ -305,7 +301,7 @@ def test_a_save_waits_for_an_s3_that_says_nothing_for_a_while(
     assert_last_is_whole(checkpoints)
 
 
-def test_an_s3_that_goes_away_and_returns_costs_checkpoints_and_nothing_else(
+def test_temporary_s3_outage_costs_only_checkpoints(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     with train(place / "s3-gone", *ON_SERVERS, *to(checkpoints), variables=IMPATIENT) as training:
@@ -326,7 +322,7 @@ def test_an_s3_that_goes_away_and_returns_costs_checkpoints_and_nothing_else(
     assert_last_is_whole(checkpoints)
 
 
-def test_an_s3_that_stays_away_leaves_a_finished_run_with_its_embeddings(
+def test_permanent_s3_outage_leaves_a_finished_run_with_embeddings(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     with train(place / "s3-stays-away", *to(checkpoints), variables=IMPATIENT) as training:
@@ -346,7 +342,7 @@ def test_an_s3_that_stays_away_leaves_a_finished_run_with_its_embeddings(
     assert_last_is_whole(checkpoints)
 
 
-def test_a_wrong_secret_is_refused_before_an_earlier_run_is_touched(place: Path, checkpoints: str) -> None:
+def test_wrong_s3_secret_is_rejected_before_an_earlier_run_is_touched(place: Path, checkpoints: str) -> None:
     run = ("train", "job.yaml", "--run-dir", "secret", "--set", "train.max_steps=20")
     succeeded(crossfade(*run, cwd=place))
     for how in ("--overwrite", "--resume"):
@@ -366,7 +362,7 @@ def test_a_wrong_secret_is_refused_before_an_earlier_run_is_touched(place: Path,
 # ---- other runs
 
 
-def test_a_run_whose_folder_is_busy_is_refused_with_every_option(place: Path) -> None:
+def test_locked_run_folder_is_rejected_with_every_option(place: Path) -> None:
     with train(place / "busy") as training:
         training.wait_for("checkpoint_saved")
         for how in ((), ("--resume",), ("--overwrite",)):
@@ -377,7 +373,7 @@ def test_a_run_whose_folder_is_busy_is_refused_with_every_option(place: Path) ->
         succeeded(training.finish())
 
 
-def test_a_run_whose_checkpoint_folder_is_anothers_is_refused_while_that_goes_on(
+def test_checkpoint_folder_of_a_running_run_is_rejected(
     place: Path, undisturbed: dict[int, Path], tmp_path: Path
 ) -> None:
     shared = to(tmp_path / "shared")
@@ -395,7 +391,7 @@ def test_a_run_whose_checkpoint_folder_is_anothers_is_refused_while_that_goes_on
     assert_last_is_whole(tmp_path / "shared")
 
 
-def test_a_run_that_is_taken_up_elsewhere_ends_where_it_was(
+def test_run_resumed_elsewhere_ends_in_its_first_place(
     place: Path, undisturbed: dict[int, Path], tmp_path: Path
 ) -> None:
     shared = to(tmp_path / "shared")
@@ -415,7 +411,7 @@ def test_a_run_that_is_taken_up_elsewhere_ends_where_it_was(
 # ---- hosts
 
 
-def test_a_host_whose_link_is_cut_leaves_the_job_and_joins_it_again(place: Path, undisturbed: dict[int, Path]) -> None:
+def test_host_with_cut_link_leaves_and_rejoins(place: Path, undisturbed: dict[int, Path]) -> None:
     if reason := unavailable():
         pytest.skip(reason)
     run_dir = place / "hosts"

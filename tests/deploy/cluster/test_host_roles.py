@@ -49,7 +49,7 @@ def dealt(cluster: ClusterConfig, *offers: AcceptedRoles) -> list[list[str]]:
         (["server", "server", "worker"], [["scheduler"], ["server-0"], [], ["worker-0"]]),
     ],
 )
-def test_each_role_gets_a_host_that_takes_it(offers: list[AcceptedRoles], expected: list[list[str]]) -> None:
+def test_each_role_is_assigned_to_an_accepting_host(offers: list[AcceptedRoles], expected: list[list[str]]) -> None:
     assert dealt(per_role(1, 1), *offers) == expected
 
 
@@ -63,13 +63,13 @@ def test_each_role_gets_a_host_that_takes_it(offers: list[AcceptedRoles], expect
         ([], [["scheduler", "server-0", "server-1", "worker-0", "worker-1"]]),
     ],
 )
-def test_where_hosts_are_missing_those_that_are_left_share_and_the_coordinators_is_the_last(
+def test_roles_of_missing_hosts_go_to_the_others_and_last_to_the_coordinators(
     offers: list[AcceptedRoles], expected: list[list[str]]
 ) -> None:
     assert dealt(per_role(2, 2), *offers) == expected
 
 
-def test_without_a_host_per_role_the_coordinators_host_works_too() -> None:
+def test_without_one_role_per_host_the_coordinators_host_has_roles() -> None:
     cluster = ClusterConfig(servers=2, workers=2, hosts=2)
     assert dealt(cluster, "worker", "all") == [["scheduler", "server-0", "server-1", "worker-0"], ["worker-1"], []]
 
@@ -84,12 +84,12 @@ def test_without_a_host_per_role_the_coordinators_host_works_too() -> None:
         (["all", "all", "all"], 1),
     ],
 )
-def test_hosts_are_counted_by_what_they_take(offers: list[AcceptedRoles], missing: int) -> None:
+def test_missing_hosts_are_counted_by_accepted_roles(offers: list[AcceptedRoles], missing: int) -> None:
     hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(offers)}}
     assert missing_hosts(per_role(2, 2), hosts) == missing
 
 
-def test_hosts_are_not_counted_twice() -> None:
+def test_hosts_and_one_role_per_host_exclude_each_other() -> None:
     with pytest.raises(
         InputError, match="hosts is 3, but one_role_per_host determines the number of hosts: set only one of them"
     ):
@@ -122,7 +122,7 @@ class Roles:
         assert self.cluster.state is State.WAITING
 
 
-def test_a_job_with_a_host_per_role_starts_when_each_has_one() -> None:
+def test_job_with_one_role_per_host_starts_when_each_role_has_a_host() -> None:
     roles = Roles()
     roles.run()
     assert [host.desired.roles for host in roles.cluster.hosts] == [
@@ -132,7 +132,7 @@ def test_a_job_with_a_host_per_role_starts_when_each_has_one() -> None:
     assert roles.cluster.events("hosts_missing") == []
 
 
-def test_a_host_that_takes_no_role_gets_none_and_learns_how_the_job_ends() -> None:
+def test_host_that_accepts_no_role_learns_the_outcome() -> None:
     cluster = Cluster(servers=1, workers=1, one_role_per_host=True)
     watcher = cluster.join("10.0.3.1", "none")
     cluster.join("10.0.1.1", "server")
@@ -151,7 +151,7 @@ def test_a_host_that_takes_no_role_gets_none_and_learns_how_the_job_ends() -> No
     assert (desired.action, desired.exit_code, desired.message) == ("leave", 0, "the job is done")
 
 
-def test_a_lost_host_is_waited_for_and_replaced() -> None:
+def test_lost_host_is_waited_for_and_replaced() -> None:
     roles = Roles()
     roles.run()
     lost = roles.workers[1]
@@ -168,7 +168,7 @@ def test_a_lost_host_is_waited_for_and_replaced() -> None:
     assert roles.cluster.events("hosts_missing") == []
 
 
-def test_a_host_that_stays_away_is_done_without() -> None:
+def test_job_continues_without_a_host_after_the_host_timeout() -> None:
     roles = Roles()
     roles.run()
     roles.lose(roles.workers[0], *roles.servers)
@@ -189,7 +189,7 @@ def test_a_host_that_stays_away_is_done_without() -> None:
     assert roles.cluster.local.desired.roles == ["scheduler"]
 
 
-def test_the_wait_begins_anew_with_each_host_that_comes() -> None:
+def test_host_timeout_restarts_with_each_new_host() -> None:
     roles = Roles()
     roles.run()
     roles.lose(*roles.workers)
@@ -201,7 +201,7 @@ def test_the_wait_begins_anew_with_each_host_that_comes() -> None:
     assert roles.cluster.state is State.PREPARING
 
 
-def test_without_a_limit_a_lost_host_is_waited_for_as_long_as_it_takes() -> None:
+def test_without_host_timeout_a_lost_host_is_waited_for_indefinitely() -> None:
     roles = Roles(host_timeout_seconds=None)
     roles.run()
     roles.lose(roles.workers[0])
@@ -210,7 +210,7 @@ def test_without_a_limit_a_lost_host_is_waited_for_as_long_as_it_takes() -> None
 
 
 @pytest.mark.parametrize(("begun", "state"), [(False, State.WAITING), (True, State.PREPARING)])
-def test_a_job_that_never_ran_does_not_start_on_the_coordinators_host_alone(begun: bool, state: State) -> None:
+def test_new_job_does_not_start_on_the_coordinators_host_alone(begun: bool, state: State) -> None:
     cluster = Cluster(one_role_per_host=True, host_timeout_seconds=PATIENCE, started_before=begun)
     cluster.join("10.0.1.1", "server")
     cluster.wait(PATIENCE + 1)
@@ -248,7 +248,7 @@ class Hosts:
 
 
 @pytest.mark.cluster
-def test_a_standby_takes_the_job_of_a_killed_coordinator_up_and_each_host_has_the_roles_it_takes(
+def test_standby_resumes_the_job_of_a_killed_coordinator(
     tmp_path: Path,
 ) -> None:
     train = {"epochs": 1000, "max_steps": 900, "patience": None, "eval_every_epochs": 1000}
@@ -284,7 +284,7 @@ def test_a_standby_takes_the_job_of_a_killed_coordinator_up_and_each_host_has_th
 
 
 @pytest.mark.slow
-def test_a_standby_ends_as_the_run_that_it_waited_for(tmp_path: Path) -> None:
+def test_standby_exits_with_the_outcome_of_the_run(tmp_path: Path) -> None:
     train = {"epochs": 1_000_000, "patience": None, "eval_every_epochs": 1_000_000}
     job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
     with started("train", job, "--run-dir", "run", cwd=tmp_path) as first, ExitStack() as stack:

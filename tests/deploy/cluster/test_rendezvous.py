@@ -32,7 +32,7 @@ def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, byte
         connection.close()
 
 
-def test_what_one_worker_leaves_the_others_find_until_it_is_taken_away(place: Rendezvous) -> None:
+def test_stored_value_is_found_until_deleted(place: Rendezvous) -> None:
     where = place.new_generation()
     assert ask(where, "GET", "global/0") == (404, b"")
     assert ask(where, "PUT", "global/0", b"\0address\xff") == (200, b"")
@@ -45,9 +45,7 @@ def test_what_one_worker_leaves_the_others_find_until_it_is_taken_away(place: Re
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-def test_another_generation_begins_with_nothing_and_who_has_an_earlier_secret_is_refused(
-    place: Rendezvous, method: str
-) -> None:
+def test_new_generation_is_empty_and_rejects_the_earlier_secret(place: Rendezvous, method: str) -> None:
     before = place.new_generation()
     assert ask(before, "PUT", "global/0", b"address") == (200, b"")
     now = place.new_generation()
@@ -69,7 +67,7 @@ def test_keys_and_values_are_bounded(place: Rendezvous) -> None:
     assert ask(where, "PUT", "global/0", b"again") == (200, b"")
 
 
-def test_a_request_that_breaks_off_leaves_nothing(place: Rendezvous) -> None:
+def test_interrupted_request_stores_nothing(place: Rendezvous) -> None:
     where = place.new_generation()
     host, port = where.partition("/")[0].split(":")
     path = f"/{where.partition('/')[2]}:{port}/global/0"
@@ -80,7 +78,7 @@ def test_a_request_that_breaks_off_leaves_nothing(place: Rendezvous) -> None:
     assert ask(where, "GET", "global/0") == (404, b"")
 
 
-def test_workers_alone_are_told_where_they_meet_and_none_of_another_job_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_workers_get_the_rendezvous_of_their_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_RANK", "7")
 
     def told(role: str, meet: str | None) -> dict[str, str]:
@@ -97,6 +95,6 @@ def test_workers_alone_are_told_where_they_meet_and_none_of_another_job_s(monkey
     assert told("server-0", "10.0.0.1:7000/secret") == {}
 
 
-def test_an_address_of_no_interface_is_named() -> None:
+def test_address_without_interface_is_rejected() -> None:
     with pytest.raises(ClusterError, match=r"no network interface of this host has the address 192\.0\.2\.1"):
         interface_of("192.0.2.1")  # of no machine: RFC 5737

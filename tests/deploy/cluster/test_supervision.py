@@ -55,7 +55,7 @@ def wait_for(command: RunningCommand, run_dir: Path, event: str, seconds: float 
 # ---- restarts
 
 
-def test_killed_roles_cost_one_restart_each_from_the_newest_checkpoint(
+def test_each_killed_role_causes_one_restart_from_the_newest_checkpoint(
     job: Path, tmp_path: Path, free_port: int
 ) -> None:
     # Of all generations, on the scheduler port that the job names. A worker that somebody else stops counts too.
@@ -101,7 +101,7 @@ def wait_for_saves(command: RunningCommand, run_dir: Path, generation: int) -> N
     wait_until(has_saved, START_SECONDS, f"a checkpoint of generation {generation}")
 
 
-def test_a_run_that_is_taken_up_reports_the_restarts_before_that_too(job: Path, tmp_path: Path) -> None:
+def test_resumed_run_reports_earlier_restarts(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
         command.roles()["worker-1"].kill()
@@ -114,7 +114,7 @@ def test_a_run_that_is_taken_up_reports_the_restarts_before_that_too(job: Path, 
     assert report["restart_causes"][0]["cause"] == "worker-1 was killed by SIGKILL"
 
 
-def test_a_role_that_is_killed_before_all_have_joined_costs_a_restart_too(job: Path, tmp_path: Path) -> None:
+def test_role_killed_before_all_have_joined_causes_a_restart(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
         wait_until(lambda: sorted(command.roles()) == ROLES, 30, "the start of all roles")
         command.roles()["server-0"].kill()
@@ -126,7 +126,7 @@ def test_a_role_that_is_killed_before_all_have_joined_costs_a_restart_too(job: P
     ]
 
 
-def test_a_frozen_server_is_noticed_by_what_is_missing(job: Path, tmp_path: Path) -> None:
+def test_frozen_server_is_detected_by_the_stall_timeout(job: Path, tmp_path: Path) -> None:
     stall = ("--set", "cluster.stall_timeout_seconds=20")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *stall, cwd=tmp_path) as command:
         wait_for(command, tmp_path / "run", "checkpoint_saved")
@@ -138,7 +138,7 @@ def test_a_frozen_server_is_noticed_by_what_is_missing(job: Path, tmp_path: Path
     assert report["restarts"] == 1
 
 
-def test_a_job_that_was_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: Path) -> None:
+def test_job_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: Path) -> None:
     limit = ("--set", "cluster.max_restarts=1", "--set", "checkpoint.interval_seconds=null")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *limit, cwd=tmp_path) as command:
         for victim in ("worker-1", "server-0"):
@@ -155,7 +155,7 @@ def test_a_job_that_was_restarted_too_often_fails_with_the_last_cause(job: Path,
     assert not (tmp_path / "run" / "report.json").exists()
 
 
-def test_a_moved_wall_clock_changes_nothing(job: Path, tmp_path: Path) -> None:
+def test_wall_clock_change_has_no_effect(job: Path, tmp_path: Path) -> None:
     # In every process the wall clock jumps a day back and forth at each look at it.
     hook = tmp_path / "hook"
     hook.mkdir()
@@ -181,7 +181,7 @@ def test_a_moved_wall_clock_changes_nothing(job: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143)])
-def test_a_signal_stops_a_run_after_a_checkpoint_from_which_it_goes_on(
+def test_signal_stops_a_run_after_a_checkpoint_and_it_resumes(
     job: Path, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
@@ -207,7 +207,7 @@ def test_a_signal_stops_a_run_after_a_checkpoint_from_which_it_goes_on(
 
 @pytest.mark.parametrize("times", [3], ids=["in process"])
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_a_run_in_process_with_one_line(
+def test_signal_stops_a_run_in_process_with_one_line(
     job: Path, tmp_path: Path, times: int, number: signal.Signals, exit_code: int
 ) -> None:
     # It comes in the middle of anything, so one run, which is short, says little.
@@ -226,7 +226,7 @@ def test_a_signal_stops_a_run_in_process_with_one_line(
             assert command.mark.processes() == []
 
 
-def test_a_stop_that_finds_a_frozen_server_ends_after_its_grace(job: Path, tmp_path: Path) -> None:
+def test_stop_with_frozen_server_ends_after_the_grace_period(job: Path, tmp_path: Path) -> None:
     grace = ("--set", "cluster.grace_period_seconds=2")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *grace, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
@@ -241,7 +241,7 @@ def test_a_stop_that_finds_a_frozen_server_ends_after_its_grace(job: Path, tmp_p
         assert command.mark.processes() == []
 
 
-def test_a_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> None:
+def test_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
         command.roles()["server-0"].suspend()  # so that the first one waits for it
@@ -261,7 +261,7 @@ def test_a_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> N
         assert time.monotonic() - sent < 2
 
 
-def test_the_roles_of_a_killed_command_die_with_it(job: Path, tmp_path: Path) -> None:
+def test_roles_die_with_a_killed_command(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
         assert len(command.mark.processes()) == 1 + len(ROLES)
@@ -270,14 +270,14 @@ def test_the_roles_of_a_killed_command_die_with_it(job: Path, tmp_path: Path) ->
         wait_until(lambda: not command.mark.processes(), END_SECONDS, "the end of all roles")
 
 
-def test_roles_that_have_not_joined_yet_die_with_a_killed_command_too(job: Path, tmp_path: Path) -> None:
+def test_roles_that_have_not_joined_die_with_a_killed_command(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
         wait_until(lambda: len(command.mark.processes()) == 1 + len(ROLES), 30, "the start of all roles")
         command.process.kill()
         wait_until(lambda: not command.mark.processes(), END_SECONDS, "the end of all roles")
 
 
-def test_an_error_in_a_worker_ends_the_job_with_its_message_and_exit_code(job: Path, tmp_path: Path) -> None:
+def test_worker_error_ends_the_job_with_its_message_and_exit_code(job: Path, tmp_path: Path) -> None:
     missing = tmp_path / "data" / "train" / "part-00001.parquet"
     missing.unlink()
     with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
@@ -290,7 +290,7 @@ def test_an_error_in_a_worker_ends_the_job_with_its_message_and_exit_code(job: P
         assert command.mark.processes() == []
 
 
-def test_a_damaged_shard_ends_a_job_in_the_middle_with_its_name(job: Path, tmp_path: Path) -> None:
+def test_corrupt_data_file_ends_a_running_job_with_its_name(job: Path, tmp_path: Path) -> None:
     shard = tmp_path / "data" / "train" / "part-00001.parquet"
     with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
@@ -314,7 +314,7 @@ def files_below(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if not path.is_relative_to(folder / "work" / "run")}
 
 
-def test_a_finished_job_leaves_its_run_folder_and_nothing_else(job: Path, tmp_path: Path) -> None:
+def test_finished_job_leaves_only_its_run_folder(job: Path, tmp_path: Path) -> None:
     for name in ("home", "temporary", "work"):
         (tmp_path / name).mkdir()
     variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
@@ -338,7 +338,7 @@ def test_a_finished_job_leaves_its_run_folder_and_nothing_else(job: Path, tmp_pa
     assert sorted(path.stem for path in (tmp_path / "work" / "run" / "logs").iterdir()) == ROLES
 
 
-def test_roles_import_nothing_from_the_current_folder_and_take_a_host_by_name(job: Path, tmp_path: Path) -> None:
+def test_roles_import_nothing_from_the_current_folder_and_resolve_host_names(job: Path, tmp_path: Path) -> None:
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('this is not the trainer that was installed')")
     options = ["--servers", "1", "--workers", "1", "--set", "cluster.host=localhost", "--set", "train.max_steps=3"]
@@ -390,7 +390,7 @@ def free_port() -> Iterator[int]:
         yield probe.getsockname()[1]
 
 
-def test_a_job_runs_on_two_hosts_and_lives_through_the_loss_of_one(two_hosts: TwoHosts) -> None:
+def test_job_on_two_hosts_survives_the_loss_of_one(two_hosts: TwoHosts) -> None:
     with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as lost:
         wait_for(command, two_hosts.run_dir, "checkpoint_saved")
         assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
@@ -411,7 +411,7 @@ def test_a_job_runs_on_two_hosts_and_lives_through_the_loss_of_one(two_hosts: Tw
     assert "was replaced by a new agent at its address" in report["restart_causes"][0]["cause"]
 
 
-def test_a_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
+def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
     with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as left:
         wait_for(command, two_hosts.run_dir, "checkpoint_saved")
         left.process.terminate()
@@ -427,7 +427,7 @@ def test_a_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
             assert new.finish().returncode == 143
 
 
-def test_a_lost_coordinator_gets_its_agents_back(two_hosts: TwoHosts) -> None:
+def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
     with two_hosts.agent() as agent:
         with two_hosts.train(*A_WHILE, "--set", "train.epochs=1000000") as command:
             wait_for_steps(command, two_hosts.run_dir)
@@ -448,7 +448,7 @@ def test_a_lost_coordinator_gets_its_agents_back(two_hosts: TwoHosts) -> None:
     assert read_report(two_hosts.run_dir)["steps"] == 600
 
 
-def test_an_agent_with_another_token_is_refused_and_the_job_goes_on(two_hosts: TwoHosts) -> None:
+def test_agent_with_wrong_token_is_rejected_and_the_job_continues(two_hosts: TwoHosts) -> None:
     with two_hosts.train() as command:
         wait_until(lambda: command.process.poll() is not None or listens(two_hosts.port), START_SECONDS, "the listener")
         with two_hosts.agent(token="another-token-altogether") as stranger:

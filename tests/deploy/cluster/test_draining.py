@@ -1,6 +1,5 @@
-"""How the coordinator gives way when a host will soon be gone, on a clock of the test's own."""
+"""Draining: how the coordinator reacts to interruption notices, on a clock that the test moves."""
 
-import pytest
 from scripted_agents import GRACE, KILLED, Cluster, Host, saved, step
 
 from deploy.aws.spot import NOTICE_SECONDS
@@ -13,17 +12,7 @@ SAVED = saved(8)
 STOPPED = StoppedEvent(step=8, checkpoint="checkpoints/step-000000008")
 
 
-@pytest.fixture
-def pair() -> tuple[Cluster, Host]:
-    """Two hosts, whose generation 1 runs and has trained a step; the second one is given too."""
-    cluster = Cluster(hosts=2)
-    other = cluster.join("10.0.0.2")
-    cluster.start()
-    cluster.local.report_events(step(1))
-    return cluster, other
-
-
-def test_a_notice_has_a_checkpoint_written_before_the_host_leaves(pair: tuple[Cluster, Host]) -> None:
+def test_interruption_notice_drains_the_job_before_the_host_leaves(pair: tuple[Cluster, Host]) -> None:
     cluster, taken = pair
     assert taken.heartbeat(interruption_notice=NOTICE).action == "stop"
     assert cluster.state is State.DRAINING
@@ -48,7 +37,7 @@ def test_a_notice_has_a_checkpoint_written_before_the_host_leaves(pair: tuple[Cl
     assert (restart.cause, restart.generation) == (CAUSE, 2)
 
 
-def test_a_host_that_is_to_go_gets_no_roles_again_though_it_stays_a_while(pair: tuple[Cluster, Host]) -> None:
+def test_host_with_notice_gets_no_more_roles(pair: tuple[Cluster, Host]) -> None:
     cluster, taken = pair
     spare = cluster.join("10.0.0.3")
     taken.heartbeat(interruption_notice=NOTICE)
@@ -65,7 +54,7 @@ def test_a_host_that_is_to_go_gets_no_roles_again_though_it_stays_a_while(pair: 
     assert spare.generation == 2
 
 
-def test_a_host_is_not_waited_for_once_its_time_is_over(pair: tuple[Cluster, Host]) -> None:
+def test_draining_ends_when_the_notice_time_is_over(pair: tuple[Cluster, Host]) -> None:
     cluster, taken = pair
     taken.heartbeat(interruption_notice=NOTICE)
     cluster.wait(NOTICE_SECONDS)
@@ -78,7 +67,7 @@ def test_a_host_is_not_waited_for_once_its_time_is_over(pair: tuple[Cluster, Hos
     assert cluster.coordinator.restarts[0].cause == f"{CAUSE}; then its checkpoint took more than 110 s to write"
 
 
-def test_a_host_that_goes_before_its_checkpoint_is_written_costs_an_ordinary_restart(
+def test_host_lost_while_draining_causes_a_restart(
     pair: tuple[Cluster, Host],
 ) -> None:
     cluster, taken = pair
@@ -92,7 +81,7 @@ def test_a_host_that_goes_before_its_checkpoint_is_written_costs_an_ordinary_res
     assert cause == f"{CAUSE}; then the agent on host 10.0.0.2 (10.0.0.2) was not heard of for 15 s"
 
 
-def test_a_failure_while_the_job_gives_way_is_an_ordinary_restart(pair: tuple[Cluster, Host]) -> None:
+def test_failure_while_draining_causes_a_restart(pair: tuple[Cluster, Host]) -> None:
     cluster, taken = pair
     taken.heartbeat(interruption_notice=NOTICE)
     cluster.local.heartbeat(failure=KILLED)
@@ -100,7 +89,7 @@ def test_a_failure_while_the_job_gives_way_is_an_ordinary_restart(pair: tuple[Cl
     assert taken.heartbeat(interruption_notice=NOTICE).action == "wait"
 
 
-def test_a_generation_that_has_not_trained_a_step_gives_way_at_once() -> None:
+def test_untrained_generation_is_terminated_without_draining() -> None:
     cluster = Cluster(hosts=2)
     taken = cluster.join("10.0.0.2")
     cluster.start()
@@ -108,7 +97,7 @@ def test_a_generation_that_has_not_trained_a_step_gives_way_at_once() -> None:
     assert cluster.state is State.TERMINATING
 
 
-def test_a_job_that_gets_done_while_it_gives_way_is_done(pair: tuple[Cluster, Host]) -> None:
+def test_job_that_finishes_while_draining_is_done(pair: tuple[Cluster, Host]) -> None:
     cluster, taken = pair
     taken.heartbeat(interruption_notice=NOTICE)
     cluster.local.heartbeat()
@@ -118,7 +107,7 @@ def test_a_job_that_gets_done_while_it_gives_way_is_done(pair: tuple[Cluster, Ho
     assert cluster.state is State.DONE
 
 
-def test_a_stop_while_the_job_gives_way_stops_it(pair: tuple[Cluster, Host]) -> None:
+def test_stop_while_draining_stops_the_job(pair: tuple[Cluster, Host]) -> None:
     cluster, taken = pair
     taken.heartbeat(interruption_notice=NOTICE)
     cluster.coordinator.stop()
@@ -131,7 +120,7 @@ def test_a_stop_while_the_job_gives_way_stops_it(pair: tuple[Cluster, Host]) -> 
     assert cluster.state is State.STOPPED
 
 
-def test_giving_way_again_and_again_is_no_failure(pair: tuple[Cluster, Host]) -> None:
+def test_repeated_draining_does_not_count_as_failure(pair: tuple[Cluster, Host]) -> None:
     cluster, taken = pair
     for number in range(3, 20):
         taken.heartbeat(interruption_notice=NOTICE)
@@ -150,7 +139,7 @@ def test_giving_way_again_and_again_is_no_failure(pair: tuple[Cluster, Host]) ->
     assert cluster.state is State.RUNNING
 
 
-def test_the_coordinators_own_host_stops_the_job_with_more_time_and_sends_agents_to_the_next(
+def test_notice_to_the_coordinators_host_stops_the_job_and_agents_exit_75(
     pair: tuple[Cluster, Host],
 ) -> None:
     cluster, other = pair
@@ -168,7 +157,7 @@ def test_the_coordinators_own_host_stops_the_job_with_more_time_and_sends_agents
     assert NOTICE in desired.message
 
 
-def test_a_checkpoint_is_asked_for_once_whenever_an_agent_wants_one(pair: tuple[Cluster, Host]) -> None:
+def test_each_checkpoint_request_of_an_agent_counts_once(pair: tuple[Cluster, Host]) -> None:
     cluster, other = pair
     assert other.heartbeat().checkpoints_requested == 0
     assert other.heartbeat(checkpoints_requested=1).checkpoints_requested == 1

@@ -34,7 +34,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "processes.jsonl").read_text().splitlines()]
 
 
-def test_the_state_is_told_again_and_again_and_at_last_how_it_ended(tmp_path: Path) -> None:
+def test_state_is_rewritten_and_finally_holds_the_outcome(tmp_path: Path) -> None:
     with StateWriter(RunFolder(tmp_path)) as state:
         assert told(tmp_path)["state"] == "starting"
         assert told(tmp_path)["command"]["pid"] == os.getpid()
@@ -52,7 +52,7 @@ def test_the_state_is_told_again_and_again_and_at_last_how_it_ended(tmp_path: Pa
     assert events[-2]["processes"] == {"in-process": look()["processes"]["in-process"]["load"]}
 
 
-def test_a_line_that_was_cut_does_not_spoil_the_next(tmp_path: Path) -> None:
+def test_incomplete_line_does_not_spoil_the_next(tmp_path: Path) -> None:
     (tmp_path / "processes.jsonl").write_text('{"time": 1, "eve')
     with StateWriter(RunFolder(tmp_path)) as state:
         state.end("done")
@@ -61,7 +61,7 @@ def test_a_line_that_was_cut_does_not_spoil_the_next(tmp_path: Path) -> None:
     assert json.loads(others[0])["event"] == "begin"
 
 
-def test_samples_become_rare_as_a_run_grows_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_become_rarer_during_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = StateWriter(RunFolder(tmp_path))
     state.watch(look)
     now = 0.0
@@ -70,14 +70,14 @@ def test_samples_become_rare_as_a_run_grows_old(tmp_path: Path, monkeypatch: pyt
     counts = []
     for until in (60.0, 3600.0, 7200.0):
         while now < until:
-            state._tell()
+            state._write()
             now += 1.0
         counts.append(len(log(tmp_path)))
     assert counts[0] >= 50
     assert counts[2] - counts[1] <= 3600 / 15 + 1
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_the_state(tmp_path: Path) -> None:
+def test_unwritable_folder_costs_only_the_state(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with StateWriter(RunFolder(folder)) as state:
@@ -88,7 +88,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_the_state(tmp_path: P
     assert not folder.exists()
 
 
-def test_a_coordinator_knows_where_each_process_is_and_what_it_has_told_last() -> None:
+def test_coordinator_reports_host_and_newest_load_of_each_process() -> None:
     cluster = Cluster()
     assert {process["state"] for process in cluster.coordinator.processes().values()} == {"missing"}
     cluster.start()

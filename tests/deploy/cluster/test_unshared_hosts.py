@@ -52,9 +52,7 @@ def two_hosts(
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_hosts_that_share_nothing_but_s3_end_as_one_does_also_when_other_machines_take_the_run_up(
-    tmp_path: Path, s3: ObjectStore
-) -> None:
+def test_hosts_sharing_only_s3_match_one_host_and_resume_elsewhere(tmp_path: Path, s3: ObjectStore) -> None:
     data = write_planted(tmp_path / "data")
     write_job(tmp_path / "local.yaml", data, **SECTIONS)
     succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
@@ -84,7 +82,7 @@ def test_hosts_that_share_nothing_but_s3_end_as_one_does_also_when_other_machine
     assert own == {"job.yaml", "run.json", "logs", "metrics"}
 
 
-def test_a_host_takes_from_another_the_files_of_roles_and_no_others(tmp_path: Path) -> None:
+def test_host_accepts_only_role_files_from_another(tmp_path: Path) -> None:
     job = check_job({"name": "x", "data": {"path": "s3://bucket/data"}}, "a test")
     with RunFolder(tmp_path / "one").open_run(job):
         files = RunFolder(tmp_path / "one").files_for_roles()
@@ -98,7 +96,7 @@ def test_a_host_takes_from_another_the_files_of_roles_and_no_others(tmp_path: Pa
     )
 
 
-def test_hosts_that_share_no_folder_must_share_s3() -> None:
+def test_hosts_without_shared_folder_must_share_s3() -> None:
     cluster = {"servers": 2, "workers": 2, "hosts": 2, "coordinator_address": "10.0.0.1:7070", "shared_run_dir": False}
     values = {"name": "x", "data": {"path": "s3://bucket/data"}, "cluster": cluster}
     with pytest.raises(InputError, match=r"set checkpoint\.path to a URI such as s3://"):
@@ -106,7 +104,7 @@ def test_hosts_that_share_no_folder_must_share_s3() -> None:
     assert check_job({**values, "checkpoint": {"path": "s3://bucket/here"}}, "a test").no_shared_run_dir
 
 
-def test_an_agent_waits_for_its_coordinator_no_longer_than_it_has_patience(tmp_path: Path) -> None:
+def test_agent_ends_after_the_coordinator_timeout(tmp_path: Path) -> None:
     join = (
         "agent",
         "--join",

@@ -49,7 +49,7 @@ class Searching:
         wait_until(turned, 10, f"the state {state}")
 
 
-def test_a_fresh_job_starts_from_nothing_and_after_a_failure_from_the_newest_checkpoint(
+def test_new_job_starts_without_checkpoint_and_restarts_from_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searching = Searching(tmp_path, monkeypatch, resume=False)
@@ -68,7 +68,7 @@ def test_a_fresh_job_starts_from_nothing_and_after_a_failure_from_the_newest_che
     assert second.scheduler.port != first.scheduler.port
 
 
-def test_a_job_that_is_taken_up_starts_from_the_newest_checkpoint_and_says_so(
+def test_resumed_job_starts_from_the_newest_checkpoint_and_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searching = Searching(tmp_path, monkeypatch, resume=True)
@@ -80,9 +80,7 @@ def test_a_job_that_is_taken_up_starts_from_the_newest_checkpoint_and_says_so(
     assert searching.cluster.coordinator.restarts == []
 
 
-def test_a_slow_store_of_checkpoints_holds_up_neither_agents_nor_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_search_delays_neither_agents_nor_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searching = Searching(tmp_path, monkeypatch, resume=True)
     for _ in range(3):
         searching.search.run_once(searching.cluster.coordinator)
@@ -102,7 +100,7 @@ def test_a_slow_store_of_checkpoints_holds_up_neither_agents_nor_a_stop(
         (InputError("no such scheme"), State.FAILED),
     ],
 )
-def test_a_store_of_checkpoints_that_fails_is_asked_again_unless_the_input_is_wrong(
+def test_failed_search_is_retried_unless_the_input_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, state: State
 ) -> None:
     searching = Searching(tmp_path, monkeypatch, resume=True)
@@ -126,7 +124,7 @@ def test_a_store_of_checkpoints_that_fails_is_asked_again_unless_the_input_is_wr
         ),
     ],
 )
-def test_hosts_that_could_not_join_or_reach_each_other_are_refused(
+def test_hosts_that_cannot_join_or_connect_are_rejected(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], said: str
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "0123456789abcdef")
@@ -143,7 +141,7 @@ def test_hosts_that_could_not_join_or_reach_each_other_are_refused(
     ("address", "said"),
     [("a-name", "expected a numeric address"), ("::1", "expected a numeric"), ("192.0.2.1", "cannot listen on '192.")],
 )
-def test_an_address_on_which_no_role_could_listen_is_refused(address: str, said: str) -> None:
+def test_address_on_which_roles_cannot_listen_is_rejected(address: str, said: str) -> None:
     with pytest.raises(InputError, match=f"--advertise-address: {said}"):
         check_local_address(address)
     check_local_address("127.0.0.9")

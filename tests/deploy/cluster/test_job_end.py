@@ -1,0 +1,139 @@
+"""How a job ends: done, failed or stopped, on a clock that the test moves."""
+
+import pytest
+from scripted_agents import GRACE, KILLED, Cluster, Host, saved, step
+
+from deploy.cluster.job_state import GenerationSpec, State
+from deploy.cluster.membership import LEASE_SECONDS
+from deploy.cluster.messages import Failure
+from deploy.topology import Address
+from trainer.runs.events import PhaseEvent, StoppedEvent
+
+
+def test_job_is_done_when_all_roles_are(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    cluster.local.finish_roles()
+    assert cluster.state is State.RUNNING
+    desired = other.finish_roles()
+    assert cluster.state is State.DONE
+    assert (desired.action, desired.exit_code) == ("leave", 0)
+    assert cluster.coordinator.remote_hosts() == ["host 10.0.0.2"]
+    other.heartbeat(leaving=True)
+    assert cluster.coordinator.remote_hosts() == []
+
+
+def test_agent_without_final_answer_is_waited_for_until_its_lease_expires(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    cluster.coordinator.handle_heartbeat(other.make_heartbeat(roles=dict.fromkeys(other.roles, "done")))
+    cluster.local.finish_roles()
+    assert cluster.state is State.DONE
+    cluster.wait_silently(LEASE_SECONDS)
+    assert cluster.coordinator.remote_hosts()
+    cluster.wait_silently(1)
+    assert cluster.coordinator.remote_hosts() == []
+    assert cluster.state is State.DONE
+
+
+def test_stop_within_the_grace_period_ends_with_a_checkpoint(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    cluster.coordinator.stop()
+    cluster.heartbeat_all()
+    assert {host.desired.action for host in cluster.hosts} == {"stop"}
+    cluster.wait(GRACE - 1)
+    cluster.local.report_events(saved(8), StoppedEvent(step=8, checkpoint="checkpoints/step-000000008"))
+    cluster.local.finish_roles()
+    assert cluster.state is State.STOPPING
+    desired = other.finish_roles()
+    assert cluster.state is State.STOPPED
+    assert cluster.coordinator.message == "after step 8, of which there is a checkpoint"
+    assert (desired.action, desired.exit_code) == ("leave", 143)
+    assert cluster.coordinator.restarts == []
+
+
+def test_stop_beyond_the_grace_period_terminates_all_roles(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    cluster.coordinator.stop()
+    cluster.wait(GRACE)
+    cluster.coordinator.stop()  # asking again gives no more time
+    assert cluster.state is State.STOPPING
+    cluster.wait(1)
+    assert other.generation is None
+    assert cluster.state is State.STOPPED
+    assert "without a checkpoint" in cluster.coordinator.message
+
+
+def test_failure_while_stopping_causes_no_restart(alone: Cluster) -> None:
+    alone.coordinator.stop()
+    alone.fail()
+    assert alone.state is State.STOPPED
+    assert alone.coordinator.message == f"without a checkpoint: {KILLED.message}"
+    assert alone.coordinator.restarts == []
+
+
+def test_job_that_finishes_while_stopping_is_done(alone: Cluster) -> None:
+    alone.coordinator.stop()
+    alone.local.heartbeat()
+    alone.local.finish_roles()
+    assert alone.state is State.DONE
+
+
+def test_untrained_generation_is_stopped_at_once() -> None:
+    cluster = Cluster()
+    cluster.start()
+    cluster.local.report_events(PhaseEvent(name="tables"))
+    cluster.coordinator.stop()
+    assert cluster.state is State.TERMINATING
+    cluster.heartbeat_all()
+    cluster.heartbeat_all()
+    assert cluster.state is State.STOPPED
+
+
+@pytest.mark.parametrize("state", [State.WAITING, State.PREPARING, State.BACKOFF, State.TERMINATING])
+def test_job_without_roles_is_stopped_at_once(state: State) -> None:
+    cluster = Cluster(hosts=2 if state is State.WAITING else 1)
+    if state in {State.BACKOFF, State.TERMINATING}:
+        cluster.start()
+        cluster.fail()
+        cluster.start()
+        cluster.local.heartbeat(failure=KILLED)
+    if state is State.BACKOFF:
+        cluster.local.heartbeat()
+    assert cluster.state is state
+    cluster.coordinator.stop()
+    cluster.heartbeat_all()
+    assert cluster.state is State.STOPPED
+    cluster.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
+    cluster.wait_silently(100)
+    assert cluster.state is State.STOPPED
+    assert cluster.local.heartbeat().action == "leave"
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["lingers", "fails"])
+def test_checkpoint_of_a_stop_is_reported_despite_later_failures(alone: Cluster, late: bool) -> None:
+    alone.local.report_events(step(42))
+    alone.coordinator.stop()
+    alone.local.report_events(StoppedEvent(step=43, checkpoint="folder/step-43"))
+    if late:
+        alone.wait_silently(GRACE + 1)
+    else:
+        alone.local.heartbeat(failure=KILLED)
+    for _ in range(2):
+        alone.heartbeat_all()
+    assert alone.state is State.STOPPED
+    assert alone.coordinator.message == "after step 43, of which there is a checkpoint"
+
+
+def test_stop_does_not_hide_an_earlier_error(alone: Cluster) -> None:
+    alone.local.heartbeat(failure=Failure(message="wrong", exit_code=2, restart=False))
+    alone.coordinator.stop()
+    alone.heartbeat_all()
+    assert alone.state is State.FAILED
+
+
+def test_unrequested_stop_of_workers_causes_a_restart(alone: Cluster) -> None:
+    alone.local.report_events(saved(8), StoppedEvent(step=8, checkpoint="checkpoints/step-000000008"))
+    alone.local.finish_roles()
+    alone.heartbeat_all()
+    assert alone.state is State.PREPARING
+    alone.start("folder/step-8", 8)
+    assert "asked to stop" in alone.coordinator.restarts[0].cause

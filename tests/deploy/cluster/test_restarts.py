@@ -1,0 +1,215 @@
+"""Restarts by the coordinator after failures and stalls, on a clock that the test moves."""
+
+import pytest
+from scripted_agents import KILLED, RESTARTS, STALL, Cluster, Host, saved, step
+
+from deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
+from deploy.cluster.job_state import State
+from deploy.cluster.messages import Failure
+from deploy.cluster.restart_policy import RestartPolicy
+from kvstore.errors import ClusterError, InputError
+from trainer.runs.events import CheckpointFailed, EpochEvent, Event, PhaseEvent
+
+
+def test_failure_ends_the_generation_on_all_hosts_before_the_next_starts(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    assert cluster.local.heartbeat(failure=KILLED).action == "wait"
+    cluster.local.heartbeat()
+    assert cluster.state is State.TERMINATING  # the other host still runs
+    assert other.heartbeat().action == "wait"
+    assert cluster.state is State.TERMINATING  # it has its desired, but has not said that it obeyed
+    other.heartbeat()
+    assert cluster.state is State.PREPARING
+    cluster.start("folder/step-5", 5)
+    assert [host.generation for host in cluster.hosts] == [2, 2]
+    assert other.desired.checkpoint == "folder/step-5"
+    assert other.desired.scheduler is not None
+    assert other.desired.scheduler.port == 5002
+    [event] = cluster.events("restart")
+    assert (event["generation"], event["cause"], event["step"]) == (2, KILLED.message, 5)
+
+
+def test_heartbeat_sent_before_the_failure_does_not_clear_the_agent(pair: tuple[Cluster, Host]) -> None:
+    cluster, other = pair
+    crossing = other.make_heartbeat()
+    cluster.local.heartbeat(failure=KILLED)
+    cluster.local.heartbeat()
+    cluster.coordinator.handle_heartbeat(crossing)
+    assert cluster.state is State.TERMINATING
+
+
+def test_restarts_back_off_until_the_limit(alone: Cluster) -> None:
+    delays = []
+    for _ in range(RESTARTS):
+        alone.fail()
+        begin = alone.now
+        while alone.state is State.BACKOFF:
+            alone.wait_silently(0.25)
+        delays.append(alone.now - begin)
+        alone.start()
+    assert delays == [0, 1, 2]
+    alone.fail()
+    assert alone.state is State.FAILED
+    error = alone.coordinator.error()
+    assert isinstance(error, ClusterError)
+    assert KILLED.message in str(error)
+    assert f"restarted {RESTARTS} times without a new checkpoint (cluster.max_restarts)" in str(error)
+    assert "run/logs/server-0.log" in str(error)
+    assert (alone.local.desired.action, alone.local.desired.exit_code) == ("leave", 1)
+    assert [restart.generation for restart in alone.coordinator.restarts] == [2, 3, 4]
+
+
+def test_backoff_is_limited_to_a_minute() -> None:
+    cluster = Cluster()
+    cluster.coordinator._restart_policy = RestartPolicy(max_restarts=20)
+    for _ in range(10):
+        cluster.start()
+        cluster.fail()
+        begin = cluster.now
+        while cluster.state is State.BACKOFF:
+            cluster.wait_silently(1)
+    assert cluster.now - begin == 60
+
+
+def test_new_checkpoint_resets_the_failure_count(alone: Cluster) -> None:
+    for saved_step in range(10, 10 * 3 * RESTARTS, 10):
+        alone.local.report_events(saved(saved_step))
+        alone.fail()
+        assert alone.state is State.PREPARING  # at once
+        alone.start(f"folder/step-{saved_step}", saved_step)
+    assert len(alone.coordinator.restarts) > 2 * RESTARTS
+
+
+def test_checkpoint_at_the_starting_step_does_not_reset_the_count(alone: Cluster) -> None:
+    for _ in range(RESTARTS):
+        alone.fail()
+        while alone.state is State.BACKOFF:
+            alone.wait_silently(1)
+        alone.start("folder/step-10", 10)
+        alone.local.report_events(saved(10))
+    alone.fail()
+    assert alone.state is State.FAILED
+
+
+def test_unreported_checkpoint_counts_when_found(alone: Cluster) -> None:
+    for found in range(1, 3 * RESTARTS):
+        alone.fail()
+        while alone.state is State.BACKOFF:
+            alone.wait_silently(1)
+        alone.start(f"folder/step-{found}", found)
+    assert alone.state is State.RUNNING
+
+
+def test_corrupt_checkpoint_is_rejected_from_then_on(alone: Cluster) -> None:
+    alone.fail(Failure(message="server-1: bad CRC", checkpoint="folder/step-9"))
+    alone.start("folder/step-5", 5, skipped=["folder/step-9: it was refused"])
+    assert alone.coordinator.rejected_checkpoints == {"folder/step-9"}
+    [event] = alone.events("restart")
+    assert event["skipped"] == ["folder/step-9: it was refused"]
+    alone.fail(Failure(message="server-1: bad CRC", checkpoint="folder/step-5"))
+    assert alone.coordinator.rejected_checkpoints == {"folder/step-9", "folder/step-5"}
+
+
+@pytest.mark.parametrize(("exit_code", "kind"), [(2, InputError), (1, ClusterError)])
+def test_permanent_error_fails_the_job_at_once(
+    pair: tuple[Cluster, Host], exit_code: int, kind: type[Exception]
+) -> None:
+    cluster, other = pair
+    other.heartbeat(failure=Failure(message="worker-1: a wrong thing", exit_code=exit_code, restart=False))
+    cluster.heartbeat_all()
+    assert cluster.state is State.TERMINATING
+    cluster.heartbeat_all()
+    assert cluster.state is State.FAILED
+    error = cluster.coordinator.error()
+    assert type(error) is kind
+    assert str(error) == "worker-1: a wrong thing"
+    assert cluster.coordinator.restarts == []
+    assert other.heartbeat().action == "leave"
+
+
+def test_failed_start_is_retried_until_the_limit() -> None:
+    cluster = Cluster()
+    delays = []
+    for _ in range(RESTARTS):
+        cluster.coordinator.start_failed(OSError("the store is away"))
+        begin = cluster.now
+        while cluster.state is State.BACKOFF:
+            cluster.wait_silently(0.25)
+        delays.append(cluster.now - begin)
+    assert delays == [0, 1, 2]
+    cluster.coordinator.start_failed(OSError("the store is away"))
+    assert cluster.state is State.FAILED
+    assert "the store is away" in str(cluster.coordinator.error())
+
+
+def test_start_rejected_by_input_fails_the_job_at_once() -> None:
+    cluster = Cluster()
+    cluster.coordinator.start_failed(InputError("no such scheme: gopher"))
+    assert cluster.state is State.FAILED
+    assert isinstance(cluster.coordinator.error(), InputError)
+
+
+def test_restart_records_cause_step_and_downtime(alone: Cluster) -> None:
+    alone.local.report_events(step(41), step(42))
+    alone.local.heartbeat(failure=KILLED)
+    alone.wait_silently(3)
+    alone.heartbeat_all()
+    alone.start("folder/step-40", 40)
+    alone.wait_silently(4)
+    alone.local.report_events(step(41))
+    alone.wait_silently(5)
+    alone.local.report_events(step(42))
+    [restart] = alone.coordinator.restarts
+    assert vars(restart) == {"generation": 2, "cause": KILLED.message, "step": 42, "seconds": 7.0}
+
+
+def test_failed_start_is_added_to_the_cause_of_the_outage(alone: Cluster) -> None:
+    alone.local.report_events(step(42))
+    alone.fail(KILLED)
+    for _ in range(2):
+        alone.coordinator.start_failed(OSError("the store is away"))
+        alone.wait_silently(60)
+    alone.start("folder/step-40", 40)
+    [restart] = alone.coordinator.restarts
+    assert restart.cause == f"{KILLED.message}; then the store is away"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [step(2), EpochEvent(epoch=1, step=2, loss=1.0), PhaseEvent(name="tables"), saved(2)],
+    ids=lambda event: event.kind,
+)
+def test_stalled_job_restarts(alone: Cluster, event: Event) -> None:
+    alone.wait(STALL - 1)
+    alone.local.report_events(event)
+    alone.wait(STALL - 1)
+    assert alone.state is State.RUNNING
+    alone.wait(2)
+    assert alone.state is State.PREPARING
+    alone.start()
+    assert alone.coordinator.restarts[0].cause == f"no sign of progress for {STALL:g} s"
+    alone.wait(STALL - 1)
+    assert alone.state is State.RUNNING
+    alone.wait(3)
+    assert alone.state is not State.RUNNING
+
+
+def test_failed_checkpoint_is_no_progress(alone: Cluster) -> None:
+    alone.wait(STALL - 1)
+    alone.local.report_events(CheckpointFailed(step=2, message="disk full"))
+    alone.wait(2)
+    assert alone.state is State.PREPARING
+
+
+def test_roles_that_do_not_end_with_the_others_are_terminated(alone: Cluster) -> None:
+    alone.local.roles |= dict.fromkeys(["worker-0", "worker-1", "server-0"], "done")
+    alone.heartbeat_all()
+    alone.wait_silently(EXIT_TIMEOUT_SECONDS - 1)
+    alone.local.heartbeat()
+    assert alone.state is State.RUNNING
+    alone.wait_silently(2)
+    alone.heartbeat_all()
+    alone.heartbeat_all()
+    assert alone.state is State.PREPARING
+    alone.start()
+    assert "scheduler, server-1 did not end in 30 s" in alone.coordinator.restarts[0].cause
