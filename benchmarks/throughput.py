@@ -24,7 +24,8 @@ import numpy as np
 import yaml
 
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerSpec, make_optimizer
+from kvstore.optimizer_spec import OptimizerSpec
+from kvstore.optimizers import make_optimizer
 from kvstore.store import RowGradient, TableSpec
 from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from kvstore.arrays import IntArray
 from kvstore.store import VALUE_BYTES, TableSpec
@@ -24,23 +23,6 @@ from kvstore.store import VALUE_BYTES, TableSpec
 DEFAULT_KEY_BYTES = 2**30
 MAX_KEY_BYTES = 2**31 - 2**20
 ALL_REDUCE_KEY, STATUS_KEY = 0, 1
-
-
-@njit(cache=True)
-def _group_by_shard(rows_A, num_shards):  # type: ignore[no-untyped-def]
-    """Sort by shard, keeping the order within each: the permutation, and where each shard starts in it."""
-    starts_P = np.zeros(num_shards + 1, dtype=np.int64)
-    for a in range(rows_A.shape[0]):
-        starts_P[rows_A[a] % num_shards + 1] += 1
-    for p in range(num_shards):
-        starts_P[p + 1] += starts_P[p]
-    next_P = starts_P[:-1].copy()
-    order_A = np.empty_like(rows_A)
-    for a in range(rows_A.shape[0]):
-        p = rows_A[a] % num_shards
-        order_A[next_P[p]] = a
-        next_P[p] += 1
-    return order_A, starts_P
 
 
 @dataclass(frozen=True)
@@ -87,7 +69,9 @@ class TableLayout:
 
     def split(self, rows_A: IntArray) -> Iterator[KeyRows]:
         """Split a request of sorted, unique rows by key. Every key is yielded, even one without rows."""
-        order_A, starts_P = _group_by_shard(rows_A, self.num_shards)
+        from kvstore.grouping import group_by_shard  # imports numba, which only processes that move rows need
+
+        order_A, starts_P = group_by_shard(rows_A, self.num_shards)
         shard_A = rows_A[order_A] % self.num_shards
         positions_A = (shard_A % self.servers) * self.shard_rows + rows_A[order_A] // self.num_shards
         for index, key in enumerate(self.key_numbers):

@@ -13,7 +13,8 @@ from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from kvstore.errors import CheckpointError
 from kvstore.memory import advise_huge_pages
-from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
+from kvstore.optimizer_spec import OptimizerSpec
+from kvstore.optimizers import LazyOptimizer, make_optimizer
 from kvstore.philox import init_rows, init_rows_at
 from kvstore.stats import UpdateStats
 from kvstore.store import MAX_ALL_REDUCE_LENGTH, NO_RESETS, RowGradient, SaveResult, TableSpec, check_rows

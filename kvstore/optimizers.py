@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from numba import njit, prange
@@ -22,27 +20,7 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.cache_prefetch import prefetch_ahead
 from kvstore.errors import DivergedError
 from kvstore.memory import advise_huge_pages
-
-OptimizerKind = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
-KINDS: tuple[OptimizerKind, ...] = get_args(OptimizerKind)
-
-
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """Hyperparameters of an optimizer: plain values, so that servers and checkpoints store it as JSON.
-
-    ``epsilon`` is added to the root of the second moment; ``beta1`` and ``beta2`` are Adam's. After an update, a row
-    whose Euclidean norm exceeds ``max_norm`` is scaled down to it; None disables that.
-    """
-
-    kind: OptimizerKind = "adagrad"
-    learning_rate: float = 0.1
-    weight_decay: float = 0.0
-    epsilon: float = 1e-8
-    beta1: float = 0.9
-    beta2: float = 0.999
-    max_norm: float | None = None
-
+from kvstore.optimizer_spec import OptimizerSpec
 
 _MAX_MAGNITUDE = np.float32(1e18)
 
@@ -198,11 +176,6 @@ def _zeros(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> Floa
     state = np.zeros(shape, dtype=dtype)
     advise_huge_pages(state)
     return state
-
-
-def state_bytes_per_row(kind: OptimizerKind, dim: int) -> int:
-    """Return the bytes of optimizer state that one row of ``dim`` columns takes."""
-    return {"sgd": 0, "adagrad": 4 * dim, "rowwise_adagrad": 4, "adam": 8 * dim + 4}[kind]
 
 
 def make_optimizer(spec: OptimizerSpec, rows: int, dim: int) -> LazyOptimizer:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import StoreError
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 
 ROW_ID_BYTES = 8
 VALUE_BYTES = 4

@@ -17,7 +17,7 @@ from deploy.capacity.worker_memory import MemoryItem, MemoryPhase, row_uses, wor
 from kvstore.checkpoint.snapshot import COPY_INDEX_BYTES, max_copied_rows
 from kvstore.io.folder import Folder
 from kvstore.layout import TableLayout
-from kvstore.optimizers import state_bytes_per_row
+from kvstore.optimizer_spec import state_bytes_per_row
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from trainer.config.schema import JobConfig
 

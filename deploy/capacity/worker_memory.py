@@ -10,7 +10,7 @@ import numpy as np
 
 from deploy.capacity.inputs import PlanInputs
 from deploy.capacity.traffic import CountHistogram, WorkerLoad
-from kvstore.optimizers import state_bytes_per_row
+from kvstore.optimizer_spec import state_bytes_per_row
 from kvstore.store import VALUE_BYTES, TableSpec
 from trainer.data.features import lists_bytes
 from trainer.embeddings.files import GROUP_ROWS

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kvstore.checkpoint.files import FORMAT_VERSION, MANIFEST_FORMAT, shard_name
 from kvstore.errors import CheckpointError
 from kvstore.io.folder import Folder
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import FileDigest, TableSpec
 from kvstore.validation_errors import format_validation_error
 

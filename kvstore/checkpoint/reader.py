@@ -38,7 +38,7 @@ from kvstore.checkpoint.format import (
 from kvstore.checkpoint.shard_files import CHUNK_BYTES, ArraySpec, ShardFile, ShardOverlap, ShardReader, arrays_of
 from kvstore.errors import CheckpointError
 from kvstore.io.folder import Folder
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import FileDigest, TableSpec
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from kvstore.checkpoint.files import HEADER_BYTES, WEIGHTS, npy_header
 from kvstore.checkpoint.format import CorruptFileError, TableShard, shard_rows
 from kvstore.io.folder import Folder, InputFile
-from kvstore.optimizers import OptimizerSpec, make_optimizer
+from kvstore.optimizer_spec import OptimizerSpec
+from kvstore.optimizers import make_optimizer
 from kvstore.store import TableSpec
 
 CHUNK_BYTES = 1 << 24

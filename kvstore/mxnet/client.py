@@ -23,7 +23,7 @@ from kvstore.mxnet.commands import (
     save_command,
 )
 from kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_from, row_sparse_zeros
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import (
     MAX_ALL_REDUCE_LENGTH,
     NO_RESETS,

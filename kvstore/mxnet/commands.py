@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import TableSpec
 
 COMMAND_HEAD = 0

@@ -26,7 +26,8 @@ from kvstore.layout import ALL_REDUCE_KEY, STATUS_KEY, TableLayout, make_layout
 from kvstore.memory import advise_huge_pages, release_pages
 from kvstore.mxnet.commands import encode_status
 from kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
-from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
+from kvstore.optimizer_spec import OptimizerSpec
+from kvstore.optimizers import LazyOptimizer, make_optimizer
 from kvstore.philox import init_rows, init_rows_at
 from kvstore.stats import UpdateStats
 from kvstore.store import TableSpec

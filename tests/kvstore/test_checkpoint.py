@@ -19,7 +19,7 @@ from saved_shards import (
 
 from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.local import LocalStore
-from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
+from kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from kvstore.store import TableSpec
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "checkpoint-format.md"

@@ -8,7 +8,7 @@ from kvstore.checkpoint.files import MANIFEST_NAME
 from kvstore.checkpoint.format import CheckpointManifest
 from kvstore.checkpoint.lifecycle import commit
 from kvstore.io.folder import Folder
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 
 
 def test_commit_writes_the_manifest_after_all_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

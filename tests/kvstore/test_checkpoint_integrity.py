@@ -16,7 +16,7 @@ from kvstore.checkpoint.lifecycle import delete_after, latest_checkpoint, prune,
 from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.errors import CheckpointError
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import TableSpec
 
 ADAM = OptimizerSpec("adam")

@@ -30,7 +30,7 @@ from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from kvstore.checkpoint.snapshot import Snapshot
 from kvstore.errors import CheckpointError
 from kvstore.io.folder import Folder
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import TableSpec
 
 SGD = OptimizerSpec("sgd")

@@ -25,7 +25,7 @@ from saved_shards import load_table, random_table, save_shards, save_store, spli
 from kvstore.arrays import FloatArray
 from kvstore.layout import make_layout
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerKind
+from kvstore.optimizer_spec import OptimizerKind
 from kvstore.store import RowGradient, TableSpec
 
 pytestmark = pytest.mark.cluster

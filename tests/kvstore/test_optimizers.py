@@ -10,7 +10,8 @@ from builders import random_rows
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import DivergedError
-from kvstore.optimizers import KINDS, LazyOptimizer, OptimizerKind, OptimizerSpec, make_optimizer, state_bytes_per_row
+from kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec, state_bytes_per_row
+from kvstore.optimizers import LazyOptimizer, make_optimizer
 
 ROWS, DIM = 12, 5
 

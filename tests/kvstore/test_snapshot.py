@@ -17,7 +17,7 @@ from waiting import wait_until
 
 from kvstore.checkpoint.snapshot import compile_kernels
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerKind, OptimizerSpec
+from kvstore.optimizer_spec import OptimizerKind, OptimizerSpec
 from kvstore.store import RowGradient, TableSpec
 
 

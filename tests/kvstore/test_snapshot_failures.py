@@ -21,7 +21,7 @@ from kvstore.checkpoint.writer import write_part
 from kvstore.errors import CheckpointError
 from kvstore.io.folder import Folder
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import TableSpec
 
 

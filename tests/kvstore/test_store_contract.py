@@ -14,7 +14,7 @@ from kvstore.arrays import FloatArray, IntArray
 from kvstore.checkpoint.lifecycle import commit, step_folder
 from kvstore.errors import CheckpointError, StoreError
 from kvstore.local import LocalStore
-from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
+from kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from kvstore.store import NO_RESETS, RowGradient, RowStore, TableSpec, Traffic
 
 STORES: dict[str, Callable[[], RowStore]] = {"LocalStore": LocalStore}

@@ -12,7 +12,7 @@ from touched_pages import ACTIVE_ROWS, TABLE, make_step, release_pages, touched_
 from waiting import wait_until
 
 from kvstore.local import LocalStore
-from kvstore.optimizers import KINDS, OptimizerKind, OptimizerSpec
+from kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports touched pages")
 

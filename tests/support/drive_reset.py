@@ -11,7 +11,7 @@ from saved_shards import save_store
 
 from kvstore.mxnet.client import MXNetStore
 from kvstore.mxnet.commands import RESET_ROWS
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import TableSpec
 
 TABLES = [

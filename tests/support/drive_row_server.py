@@ -20,7 +20,7 @@ from kvstore.layout import STATUS_KEY, make_layout
 from kvstore.mxnet.commands import STATUS_COMMAND, STATUS_LENGTH, create_command, decode_status, save_command
 from kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
 from kvstore.mxnet.server import RowServer
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 
 ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)
 

@@ -12,7 +12,8 @@ from kvstore.checkpoint.format import CheckpointManifest, TableShard
 from kvstore.checkpoint.lifecycle import commit, step_folder
 from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.checkpoint.snapshot import PartResult, Snapshot
-from kvstore.optimizers import OptimizerSpec, make_optimizer
+from kvstore.optimizer_spec import OptimizerSpec
+from kvstore.optimizers import make_optimizer
 from kvstore.store import FileDigest, RowStore, SaveResult, TableSpec
 
 WRITE_SECONDS = 60.0

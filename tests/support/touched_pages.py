@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.arrays import FloatArray
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import RowGradient, TableSpec
 
 TABLE = TableSpec("track", rows=200_000, dim=64, init_std=0.1)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kvstore.optimizers import OptimizerKind
+from kvstore.optimizer_spec import OptimizerKind
 from trainer.config.fields import AtLeastOne, Name, NonNegative, Positive, Section
 
 ScoreKind = Literal["dot", "cosine", "euclidean"]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from trainer.config.fields import AtLeastOne, Name, NonNegative, Section, TimeValue
 from trainer.config.model_sections import LossKind, ModelConfig, NegativesConfig, OptimizerConfig
 from trainer.config.run_sections import CheckpointConfig, ClusterConfig, MetricsConfig

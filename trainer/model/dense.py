@@ -46,7 +46,8 @@ from numba import get_num_threads
 from kvstore.arrays import FloatArray
 from kvstore.checkpoint.reader import Checkpoint
 from kvstore.errors import CheckpointError, DivergedError, InputError
-from kvstore.optimizers import LazyOptimizer, OptimizerSpec, make_optimizer
+from kvstore.optimizer_spec import OptimizerSpec
+from kvstore.optimizers import LazyOptimizer, make_optimizer
 from kvstore.philox import init_rows
 from trainer.config.schema import JobConfig
 from trainer.model.allreduce import AllReduce

@@ -34,7 +34,7 @@ import numpy as np
 
 from kvstore.arrays import BoolArray, FloatArray, IntArray
 from kvstore.io.folder import Folder
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.philox import uniform
 from trainer.config.schema import JobConfig
 from trainer.data.features import JaggedFeature, load_feature

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvstore.checkpoint.format import CheckpointManifest
 from kvstore.io.folder import Folder
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import SaveResult, TableSpec
 from trainer.config.schema import JobConfig
 from trainer.data.manifest import data_fingerprint

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from kvstore.errors import InputError
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from trainer.config.explain import explain_fields
 from trainer.config.loading import load_job
 from trainer.config.schema import JobConfig

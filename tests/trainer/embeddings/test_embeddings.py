@@ -16,7 +16,7 @@ from kvstore.arrays import FloatArray
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import TableSpec
 from trainer.data.manifest import DatasetManifest
 from trainer.data.parquet import file_entry

@@ -27,7 +27,7 @@ from kvstore.checkpoint.files import MANIFEST_NAME
 from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.errors import CheckpointError, InputError
 from kvstore.io.folder import Folder
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import TableSpec
 from trainer.data.manifest import data_fingerprint
 from trainer.data.reporter import NullReporter

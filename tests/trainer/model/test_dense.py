@@ -32,7 +32,7 @@ from kvstore.arrays import FloatArray
 from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.errors import DivergedError, InputError
-from kvstore.optimizers import KINDS, OptimizerSpec
+from kvstore.optimizer_spec import KINDS, OptimizerSpec
 from trainer.config.loading import check_job, load_job
 from trainer.model.dense import DENSE_FILE, DenseLayers, LayerActivations, backward_layers, forward_layers
 from trainer.model.spec import LayerSpec

@@ -20,7 +20,7 @@ from running_command import RunningCommand, crossfade, started, succeeded
 from kvstore.arrays import FloatArray
 from kvstore.errors import ClusterError
 from kvstore.local import LocalStore
-from kvstore.optimizers import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec
 from trainer.model.dense import DenseLayers
 from trainer.training.restore import check_dense_in_sync
 
