@@ -1,6 +1,12 @@
-"""Clusters of scripted agents."""
+"""Scripted clusters, datasets and jobs of the cluster tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from cluster_data import write_job, write_planted
+from fault_runs import CHECKPOINT, ON_SERVERS, TRAIN
+from running_command import crossfade, succeeded
 from scripted_agents import Cluster, Host, step
 
 
@@ -21,3 +27,38 @@ def pair() -> tuple[Cluster, Host]:
     cluster.start()
     cluster.local.report_events(step(1))
     return cluster, other
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset and a job."""
+    folder = tmp_path_factory.mktemp("faults")
+    data = write_planted(folder / "data")
+    write_job(folder / "job.yaml", data, optimizer={"kind": "adagrad"}, train=TRAIN, checkpoint=CHECKPOINT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(place: Path) -> dict[int, Path]:
+    """Undisturbed runs, by their number of workers."""
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-1", cwd=place))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-2", *ON_SERVERS, cwd=place))
+    return {workers: place / f"undisturbed-{workers}" for workers in (1, 2)}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job whose training takes very long."""
+    train = {"epochs": 1_000_000, "eval_every_epochs": 1_000_000}
+    return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A free port of loopback, held so that the kernel assigns it to no other process."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        yield probe.getsockname()[1]

@@ -1,64 +1,34 @@
-"""How a distributed run lives through the death of its processes, and how it ends; and that nothing stays behind."""
+"""Distributed runs: restarts after processes fail, and how runs end without leaving anything behind."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from cluster_data import write_job, write_planted
 from running_command import RunningCommand, messages, records, started, succeeded, wait_for_steps
+from supervised_runs import (
+    A_WHILE,
+    END_SECONDS,
+    NOTICE_SECONDS,
+    ON_SERVERS,
+    ROLES,
+    START_SECONDS,
+    read_report,
+    wait_for,
+)
 from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
-
-ON_SERVERS = ("--servers", 2, "--workers", 2)
-ROLES = ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
-END_SECONDS = 10.0
-START_SECONDS = 60.0
-NOTICE_SECONDS = 0.5
-TOKEN = "the-token-of-these-tests"
-A_WHILE = ("--set", "train.epochs=40", "--set", "train.eval_every_epochs=40", "--set", "checkpoint.interval_steps=40")
-"""What makes a run of the job end, after 600 steps."""
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    """A job that nobody waits for the end of."""
-    train = {"epochs": 1_000_000, "eval_every_epochs": 1_000_000}
-    return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
-
-
-def read_report(run_dir: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((run_dir / "report.json").read_text())
-    return report
-
-
-def wait_for(command: RunningCommand, run_dir: Path, event: str, seconds: float = START_SECONDS) -> None:
-    """Return once the run has recorded such an event."""
-
-    def has_come() -> bool:
-        assert command.process.poll() is None, command.finish()
-        return any(record["event"] == event for record in records(run_dir))
-
-    wait_until(has_come, seconds, f"'{event}' in {run_dir}/events.jsonl")
-
-
-# ---- restarts
 
 
 def test_each_killed_role_causes_one_restart_from_the_newest_checkpoint(
     job: Path, tmp_path: Path, free_port: int
 ) -> None:
-    # Of all generations, on the scheduler port that the job names. A worker that somebody else stops counts too.
+    # In every generation, on the scheduler port that the job names. A worker stopped by another process counts too.
     victims = [("scheduler", "kill"), ("server-1", "kill"), ("worker-0", "kill"), ("worker-1", "terminate")]
     port = ("--set", f"cluster.scheduler_port={free_port}")
     with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *port, cwd=tmp_path) as command:
@@ -82,15 +52,15 @@ def test_each_killed_role_causes_one_restart_from_the_newest_checkpoint(
         assert cause["step"] >= 40
         assert cause["seconds"] > 0
     # A checkpoint that was being written at that moment is skipped.
-    said = [line for line in messages(result.stderr) if not line.startswith("crossfade: skipped a checkpoint: ")]
-    for number, (cause, line) in enumerate(zip(expected, said, strict=True), 2):
+    lines = [line for line in messages(result.stderr) if not line.startswith("crossfade: skipped a checkpoint: ")]
+    for number, (cause, line) in enumerate(zip(expected, lines, strict=True), 2):
         assert line.startswith(f"crossfade: {cause}; restarting (generation {number}) from step ")
     log = (tmp_path / "run" / "logs" / "server-1.log").read_text().splitlines()
     assert any(" server-1 generation=5 " in line for line in log)
 
 
 def wait_for_saves(command: RunningCommand, run_dir: Path, generation: int) -> None:
-    """Return once this generation has written a checkpoint after the first step that it took."""
+    """Wait until this generation has written a checkpoint after its first step."""
 
     def has_saved() -> bool:
         assert command.process.poll() is None, command.finish()
@@ -175,9 +145,6 @@ def test_wall_clock_change_has_no_effect(job: Path, tmp_path: Path) -> None:
     assert read_report(tmp_path / "run")["restarts"] == 1
     times = [record["time"] for record in records(tmp_path / "run")]
     assert max(times) - min(times) > 80_000  # so the hook was there
-
-
-# ---- ends
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143)])
@@ -304,13 +271,13 @@ def test_corrupt_data_file_ends_a_running_job_with_its_name(job: Path, tmp_path:
 
 
 def listening_ports(processes: list[psutil.Process]) -> set[int]:
-    """The ports on which they listen."""
+    """Return the ports on which ``processes`` listen."""
     connections = [connection for process in processes for connection in process.net_connections("inet")]
     return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
 def files_below(folder: Path) -> set[Path]:
-    """Everything in ``folder`` but the run's own folder."""
+    """Return everything in ``folder`` except the run's folder."""
     return {path for path in folder.rglob("*") if not path.is_relative_to(folder / "work" / "run")}
 
 
@@ -340,142 +307,10 @@ def test_finished_job_leaves_only_its_run_folder(job: Path, tmp_path: Path) -> N
 
 def test_roles_import_nothing_from_the_current_folder_and_resolve_host_names(job: Path, tmp_path: Path) -> None:
     (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('this is not the trainer that was installed')")
+    (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('this is not the installed trainer')")
     options = ["--servers", "1", "--workers", "1", "--set", "cluster.host=localhost", "--set", "train.max_steps=3"]
     # The installed command, since `python -m` would itself look into the current folder.
     command = [str(Path(sys.executable).with_name("crossfade")), "train", str(job), "--run-dir", "run", *options]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "report.json").exists()
-
-
-# ---- several hosts, which are several addresses of this one
-
-
-class TwoHosts:
-    """A job on 127.0.0.1 and, by an agent, on 127.0.0.2 and wherever else a test starts one."""
-
-    def __init__(self, job: Path, tmp_path: Path, port: int) -> None:
-        self.cwd, self.port, self.run_dir = tmp_path, port, tmp_path / "run"
-        listen = ("--set", f"cluster.coordinator_address=127.0.0.1:{port}", "--set", "cluster.hosts=2")
-        self._train = ("train", job, "--run-dir", self.run_dir, *ON_SERVERS, *listen)
-
-    def train(self, *options: object) -> Any:
-        return started(*self._train, *options, cwd=self.cwd, variables={"CROSSFADE_TOKEN": TOKEN})
-
-    def agent(self, address: str = "127.0.0.2", token: str = TOKEN) -> Any:
-        join = ("agent", "--join", f"127.0.0.1:{self.port}", "--run-dir", self.run_dir, "--advertise-address", address)
-        return started(*join, cwd=self.cwd, variables={"CROSSFADE_TOKEN": token})
-
-    def status(self) -> dict[str, Any]:
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
-            connection.request("GET", "/v1/status", headers={"Authorization": f"Bearer {TOKEN}"})
-            status: dict[str, Any] = json.loads(connection.getresponse().read())
-            return status
-
-
-@pytest.fixture
-def two_hosts(job: Path, tmp_path: Path, free_port: int) -> TwoHosts:
-    return TwoHosts(job, tmp_path, free_port)
-
-
-@pytest.fixture
-def free_port() -> Iterator[int]:
-    """A port of loopback that nobody has, and that the kernel gives to nobody else while it is held below."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        yield probe.getsockname()[1]
-
-
-def test_job_on_two_hosts_survives_the_loss_of_one(two_hosts: TwoHosts) -> None:
-    with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as lost:
-        wait_for(command, two_hosts.run_dir, "checkpoint_saved")
-        assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
-        assert sorted(lost.roles()) == ["server-1", "worker-1"]
-        assert listening_addresses(list(lost.roles().values())) == {"127.0.0.2"}
-        assert_token_is_nowhere(two_hosts, command, lost)
-        lost.process.kill()
-        lost.process.wait()
-        with two_hosts.agent("127.0.0.2") as new:  # replaces it at once, without a wait for the lease
-            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], START_SECONDS, "roles on the new host")
-            result = succeeded(command.finish())
-            agent = succeeded(new.finish())
-        assert messages(agent.stderr)[-1] == "crossfade: the job is done"
-        assert TOKEN not in result.stderr + result.stdout + agent.stderr
-        assert command.mark.processes() + new.mark.processes() == []
-    report = read_report(two_hosts.run_dir)
-    assert (report["steps"], report["restarts"]) == (600, 1)
-    assert "was replaced by a new agent at its address" in report["restart_causes"][0]["cause"]
-
-
-def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
-    with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as left:
-        wait_for(command, two_hosts.run_dir, "checkpoint_saved")
-        left.process.terminate()
-        result = left.finish()
-        assert result.returncode == 143
-        assert messages(result.stderr)[-1] == "crossfade: stopped by SIGTERM and has left the job"
-        wait_until(lambda: two_hosts.status()["state"] == "waiting", END_SECONDS, "the job waiting")
-        assert command.roles() == {}
-        with two_hosts.agent("127.0.0.3") as new:
-            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], START_SECONDS, "roles on the new host")
-            command.process.terminate()
-            assert command.finish().returncode == 143
-            assert new.finish().returncode == 143
-
-
-def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
-    with two_hosts.agent() as agent:
-        with two_hosts.train(*A_WHILE, "--set", "train.epochs=1000000") as command:
-            wait_for_steps(command, two_hosts.run_dir)
-            roles = list(agent.roles().values())
-            command.process.kill()
-            command.process.wait()
-        lost = time.monotonic()
-        wait_until(lambda: not any(role.is_running() for role in roles), 15, "the end of the agent's roles")
-        assert time.monotonic() - lost < 15
-        assert agent.process.poll() is None
-        with two_hosts.train(*A_WHILE, "--resume") as command:
-            succeeded(command.finish())
-            said = messages(succeeded(agent.finish()).stderr)
-    # Whether the agent was there before the first coordinator is chance.
-    first = next(place for place, line in enumerate(said) if "joined the coordinator" in line)
-    assert sum("cannot be reached" in line for line in said[first:]) == 1
-    assert sum("joined the coordinator" in line for line in said) == 2
-    assert read_report(two_hosts.run_dir)["steps"] == 600
-
-
-def test_agent_with_wrong_token_is_rejected_and_the_job_continues(two_hosts: TwoHosts) -> None:
-    with two_hosts.train() as command:
-        wait_until(lambda: command.process.poll() is not None or listens(two_hosts.port), START_SECONDS, "the listener")
-        with two_hosts.agent(token="another-token-altogether") as stranger:
-            result = stranger.finish()
-        assert result.returncode == 2
-        assert messages(result.stderr)[-1] == (
-            f"crossfade: error: the coordinator at 127.0.0.1:{two_hosts.port} rejects the token in CROSSFADE_TOKEN"
-        )
-        assert two_hosts.status()["state"] == "waiting"
-        command.process.terminate()
-        assert command.finish().returncode == 143
-
-
-def listens(port: int) -> bool:
-    return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in psutil.net_connections("tcp"))
-
-
-def listening_addresses(processes: list[psutil.Process]) -> set[str]:
-    """The addresses on which they listen."""
-    connections = [connection for process in processes for connection in process.net_connections("inet")]
-    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
-
-
-def assert_token_is_nowhere(two_hosts: TwoHosts, *commands: RunningCommand) -> None:
-    """Neither in a file of the run, nor in the command or the environment of a role."""
-    for command in commands:
-        for role in command.roles().values():
-            assert TOKEN not in " ".join([*role.cmdline(), *role.environ().values()])
-    for path in two_hosts.run_dir.rglob("*"):
-        assert not path.is_file() or TOKEN.encode() not in path.read_bytes()

@@ -1,0 +1,148 @@
+"""Full and read-only disks: they cost checkpoints, not the run."""
+
+import errno
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fault_runs import (
+    DISK_BYTES,
+    ON_SERVERS,
+    assert_counted,
+    assert_last_is_complete,
+    assert_trains_on,
+    assert_undisturbed,
+    to,
+    train,
+)
+from run_results import report_of
+from running_command import crossfade, succeeded
+
+from trainer.runs.event_log import EventLog
+from trainer.runs.events import EpochEvent
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+
+@contextmanager
+def mounted(folder: Path) -> Iterator[Path]:
+    """A disk of ``DISK_BYTES`` at ``folder``."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a disk is for root")
+    folder.mkdir()
+    result = mount("-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder)
+    if result.returncode != 0:
+        pytest.skip(f"no disk can be mounted here: {result.stderr}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def mount(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk."""
+    with mounted(tmp_path / "disk") as disk:
+        yield disk
+
+
+def fill(disk: Path, leave: int = 16384) -> None:
+    """Fill the disk up to ``leave`` bytes, less than a checkpoint needs."""
+    stat = os.statvfs(disk)
+    free = stat.f_bavail * stat.f_frsize - leave
+    if free > 0:
+        with (disk / "filler").open("ab") as file:
+            file.write(bytes(free))
+
+
+def test_full_disk_costs_only_checkpoints(place: Path, undisturbed: dict[int, Path], disk: Path) -> None:
+    with train(place / "full", *ON_SERVERS, *to(disk / "checkpoints")) as training:
+        training.wait_for("checkpoint_saved")
+        # Whenever an old checkpoint is deleted, there is room again.
+        training.wait_for("checkpoint_failed", meanwhile=lambda: fill(disk))
+        assert_trains_on(training)
+        (disk / "filler").unlink()
+        training.wait_for("checkpoint_saved")
+        result = succeeded(training.finish())
+    assert "was not written: " in result.stderr
+    assert "No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert_undisturbed(training.run_dir, undisturbed)
+    assert_counted(training)
+    assert report_of(training.run_dir)["restarts"] == 0
+    assert_last_is_complete(disk / "checkpoints")
+
+
+def test_read_only_folder_costs_only_checkpoints(place: Path, undisturbed: dict[int, Path], disk: Path) -> None:
+    with train(place / "read-only", *to(disk / "checkpoints")) as training:
+        training.wait_for("checkpoint_saved")
+        # Not while a file on it is being written.
+        training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
+        training.wait_for("checkpoint_failed")
+        assert_trains_on(training)
+        assert mount("-o", "remount,rw", disk).returncode == 0
+        training.wait_for("checkpoint_saved")
+        result = succeeded(training.finish())
+    assert "Read-only file system" in result.stderr
+    assert_undisturbed(training.run_dir, undisturbed)
+    assert_counted(training)
+    assert_last_is_complete(disk / "checkpoints")
+
+
+def test_run_without_embeddings_fails_if_its_last_checkpoint_does(place: Path, disk: Path) -> None:
+    options = (*to(disk / "checkpoints"), "--set", "train.save_embeddings=none")
+    with train(place / "no-embeddings", *options) as training:
+        training.wait_for("checkpoint_saved")
+        training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
+        training.wait_for("checkpoint_failed")
+        result = training.finish()
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        f"crossfade: error: {disk}/checkpoints: training is done, but its last checkpoint was not written"
+    )
+    assert not (training.run_dir / "report.json").exists()
+    assert mount("-o", "remount,rw", disk).returncode == 0
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "no-embeddings", *options, "--resume", cwd=place))
+    assert_last_is_complete(disk / "checkpoints")
+
+
+def test_records_on_a_full_disk_are_omitted_completely(disk: Path) -> None:
+    lost: list[OSError] = []
+    path = disk / "events.jsonl"
+    path.write_text('{"step": -1}\n{"step": -')  # of a writer that was killed
+    log = EventLog(path, lost.append)
+    fill(disk, leave=0)
+    for number in range(200):
+        log.write(EpochEvent(epoch=1, step=number, loss=0.5))
+    assert [error.errno for error in lost] == [errno.ENOSPC]
+    (disk / "filler").unlink()
+    log.write(EpochEvent(epoch=1, step=200, loss=0.5))
+    log.write(EpochEvent(epoch=1, step=201, loss=0.5))
+    log.close()
+    numbers = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    begun = numbers.index(200)
+    assert numbers == [*range(-1, begun - 1), 200, 201]
+    assert 1 < begun < 150
+
+
+def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touched(place: Path, disk: Path) -> None:
+    run = ("train", "job.yaml", "--run-dir", "refused", *to(disk / "checkpoints"), "--set", "train.max_steps=20")
+    succeeded(crossfade(*run, cwd=place))
+    before = (place / "refused" / "report.json").read_bytes()
+    assert mount("-o", "remount,ro", disk).returncode == 0
+    for how in ("--resume", "--overwrite"):
+        elsewhere = to(disk / "others") if how == "--overwrite" else ()
+        result = crossfade(*run, *elsewhere, how, cwd=place)
+        assert result.returncode == 2
+        [line] = result.stderr.splitlines()
+        assert line.startswith(f"crossfade: error: checkpoint.path: {disk}/")
+        assert "Read-only file system" in line
+        assert (place / "refused" / "report.json").read_bytes() == before

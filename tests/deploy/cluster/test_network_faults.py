@@ -1,0 +1,55 @@
+"""A host that loses its network."""
+
+import time
+from pathlib import Path
+
+import pytest
+from fault_runs import TOKEN, assert_last_is_complete, assert_trains_on, assert_undisturbed, train
+from net_hosts import network, unavailable
+from paced_training import pace
+from run_results import report_of
+from running_command import started, succeeded
+from waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+
+def test_host_with_cut_link_leaves_and_rejoins(place: Path, undisturbed: dict[int, Path]) -> None:
+    if reason := unavailable():
+        pytest.skip(reason)
+    run_dir = place / "hosts"
+    variables = pace(place, place / "hosts.release", {"CROSSFADE_TOKEN": TOKEN})
+    with network(3) as (first, second, third):
+        listen = f"{first.address}:7070"
+        across = (f"cluster.host={first.address}", f"cluster.coordinator_address={listen}", "cluster.hosts=3")
+        options = [part for setting in across for part in ("--set", setting)]
+        agent = {"cwd": place, "variables": variables}
+        join = ("agent", "--join", listen, "--run-dir", run_dir)
+        with (
+            train(run_dir, "--servers", 3, "--workers", 2, *options, variables=variables, within=first.within) as job,
+            started(*join, within=second.within, **agent) as steady,
+            started(*join, within=third.within, **agent) as lost,
+        ):
+            job.wait_for("checkpoint_saved")
+            assert sorted(job.command.roles()) == ["scheduler", "server-0", "worker-0"]
+            assert sorted([*steady.roles(), *lost.roles()]) == ["server-1", "server-2", "worker-1"]
+            # A cut that is shorter than the leases costs no restart.
+            third.cut()
+            time.sleep(3)  # that is the fault
+            third.mend()
+            assert_trains_on(job)
+            third.cut()
+            wait_until(lambda: lost.roles() == {}, 20, "the end of the roles that are cut off")
+            assert job.command.roles(), "the others went on before the roles that are cut off had ended"
+            job.wait(lambda: job.command.roles() == {} == steady.roles(), "the job waiting")
+            assert lost.process.poll() is None
+            third.mend()
+            job.wait(lost.roles, "the next generation")
+            result = succeeded(job.finish())
+            for other in (steady, lost):
+                assert "the job is done" in succeeded(other.finish()).stderr
+    [restart] = report_of(run_dir)["restart_causes"]
+    assert f"({third.address}) was not heard of for 15 s" in restart["cause"]
+    assert "waiting for 1 more host(s) to join" in result.stderr
+    assert_undisturbed(run_dir, undisturbed)
+    assert_last_is_complete(run_dir / "checkpoints")

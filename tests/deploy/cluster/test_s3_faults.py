@@ -1,0 +1,162 @@
+"""Outages of S3: they cost checkpoints or time, not the run."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_runs import (
+    IMPATIENT,
+    ON_SERVERS,
+    STEPS,
+    assert_counted,
+    assert_last_is_complete,
+    assert_trains_on,
+    assert_undisturbed,
+    to,
+    train,
+)
+from object_store import ObjectStore, running_object_store
+from run_results import report_of
+from running_command import crossfade, records, succeeded
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        yield server
+
+
+@pytest.fixture
+def checkpoints(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder on S3, which this process reaches too."""
+    for name, value in s3.variables.items():
+        monkeypatch.setenv(name, value)
+    return s3.uri(tmp_path.name)
+
+
+def test_killed_server_restarts_from_s3_after_an_outage(
+    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+) -> None:
+    with train(place / "s3-killed-server", *ON_SERVERS, *to(checkpoints)) as training:
+        training.wait_for("checkpoint_saved")
+        s3.stop()
+        roles = training.command.roles()
+        roles["server-1"].kill()
+        training.wait(lambda: not any(role.is_running() for role in roles.values()), "the end of all roles")
+        s3.start()
+        training.wait(training.command.roles, "the next generation")
+        result = succeeded(training.finish())
+    [restart] = report_of(training.run_dir)["restart_causes"]
+    assert restart["cause"] == "server-1 was killed by SIGKILL"
+    assert "restarting (generation 2) from step " in result.stderr
+    assert_undisturbed(training.run_dir, undisturbed)
+    assert_last_is_complete(checkpoints)
+
+
+def test_killed_run_resumes_from_s3_after_an_outage(
+    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+) -> None:
+    run_dir = place / "s3-killed"
+    with train(run_dir, *to(checkpoints)) as training:
+        training.wait_for("checkpoint_saved")
+        training.wait_for("checkpoint_saved")
+        training.command.process.kill()
+    saved = training.events("checkpoint_saved")[-1]["step"]
+    resume = ("train", "job.yaml", "--run-dir", run_dir, *to(checkpoints), "--resume")
+    s3.stop()
+    try:
+        before = {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+        result = crossfade(*resume, cwd=place, variables=IMPATIENT)
+        assert result.returncode == 2
+        [line] = result.stderr.splitlines()
+        assert line.startswith(f"crossfade: error: checkpoint.path: {checkpoints} ")
+        assert "NETWORK_CONNECTION" in line
+        assert {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()} == before
+    finally:
+        s3.start()
+    told = len(records(run_dir))
+    succeeded(crossfade(*resume, cwd=place))
+    [begun] = [record for record in records(run_dir)[told:] if record.get("name") == "training"]
+    assert begun["step"] >= saved
+    assert_undisturbed(run_dir, undisturbed)
+    assert_last_is_complete(checkpoints)
+
+
+def test_checkpoint_waits_for_unresponsive_s3(
+    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+) -> None:
+    variables = {"CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
+    with train(place / "s3-paused", *to(checkpoints), variables=variables) as training:
+        training.wait_for("checkpoint_saved")
+        training.wait_for_checkpoint_start()
+        with s3.paused():
+            saved = len(training.events("checkpoint_saved"))
+            for _ in range(3):
+                assert_trains_on(training)
+            assert len(training.events("checkpoint_saved")) <= saved + 1
+        training.wait_for("checkpoint_saved")
+        succeeded(training.finish())
+    assert training.events("checkpoint_failed") == []
+    assert_undisturbed(training.run_dir, undisturbed)
+    assert_last_is_complete(checkpoints)
+
+
+def test_temporary_s3_outage_costs_only_checkpoints(
+    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+) -> None:
+    with train(place / "s3-gone", *ON_SERVERS, *to(checkpoints), variables=IMPATIENT) as training:
+        training.wait_for("checkpoint_saved")
+        training.wait_for_checkpoint_start()
+        s3.stop()
+        try:
+            training.wait_for("checkpoint_failed")
+            assert_trains_on(training)
+        finally:
+            s3.start()
+        training.wait_for("checkpoint_saved")
+        result = succeeded(training.finish())
+    assert "NETWORK_CONNECTION" in result.stderr
+    assert_undisturbed(training.run_dir, undisturbed)
+    assert_counted(training)
+    assert report_of(training.run_dir)["restarts"] == 0
+    assert_last_is_complete(checkpoints)
+
+
+def test_permanent_s3_outage_leaves_a_finished_run_with_embeddings(
+    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+) -> None:
+    with train(place / "s3-stays-away", *to(checkpoints), variables=IMPATIENT) as training:
+        training.wait_for("checkpoint_saved")
+        s3.stop()
+        try:
+            training.wait_for("checkpoint_failed")
+            result = succeeded(training.finish())
+        finally:
+            s3.start()
+    assert f"crossfade: the checkpoint of step {STEPS} was not written: {checkpoints}/step-" in result.stderr
+    assert_undisturbed(training.run_dir, undisturbed)
+    assert_counted(training)
+    # What was saved before is there, and the run can be taken up from it.
+    succeeded(crossfade("train", "job.yaml", "--run-dir", training.run_dir, *to(checkpoints), "--resume", cwd=place))
+    assert_undisturbed(training.run_dir, undisturbed)
+    assert_last_is_complete(checkpoints)
+
+
+def test_wrong_s3_secret_is_rejected_before_an_earlier_run_is_touched(place: Path, checkpoints: str) -> None:
+    run = ("train", "job.yaml", "--run-dir", "secret", "--set", "train.max_steps=20")
+    succeeded(crossfade(*run, cwd=place))
+    for how in ("--overwrite", "--resume"):
+        begun = time.monotonic()
+        result = crossfade(
+            *run, *to(checkpoints), how, cwd=place, variables={"AWS_SECRET_ACCESS_KEY": "not the secret"}
+        )
+        assert time.monotonic() - begun < 30
+        assert result.returncode == 2
+        [line] = result.stderr.splitlines()
+        assert line.startswith(f"crossfade: error: checkpoint.path: {checkpoints} ")
+        assert "access denied (403 SignatureDoesNotMatch)" in line
+        assert "not the secret" not in line
+        assert (place / "secret" / "report.json").exists()

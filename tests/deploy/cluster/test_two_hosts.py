@@ -1,0 +1,142 @@
+"""A job on two hosts, which are two addresses of this machine."""
+
+import json
+import time
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from running_command import RunningCommand, messages, started, succeeded, wait_for_steps
+from supervised_runs import (
+    A_WHILE,
+    END_SECONDS,
+    ON_SERVERS,
+    START_SECONDS,
+    TOKEN,
+    read_report,
+    wait_for,
+)
+from waiting import wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+class TwoHosts:
+    """A job on 127.0.0.1 and, by agents, on 127.0.0.2 and other addresses."""
+
+    def __init__(self, job: Path, tmp_path: Path, port: int) -> None:
+        self.cwd, self.port, self.run_dir = tmp_path, port, tmp_path / "run"
+        listen = ("--set", f"cluster.coordinator_address=127.0.0.1:{port}", "--set", "cluster.hosts=2")
+        self._train = ("train", job, "--run-dir", self.run_dir, *ON_SERVERS, *listen)
+
+    def train(self, *options: object) -> Any:
+        return started(*self._train, *options, cwd=self.cwd, variables={"CROSSFADE_TOKEN": TOKEN})
+
+    def agent(self, address: str = "127.0.0.2", token: str = TOKEN) -> Any:
+        join = ("agent", "--join", f"127.0.0.1:{self.port}", "--run-dir", self.run_dir, "--advertise-address", address)
+        return started(*join, cwd=self.cwd, variables={"CROSSFADE_TOKEN": token})
+
+    def status(self) -> dict[str, Any]:
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+            connection.request("GET", "/v1/status", headers={"Authorization": f"Bearer {TOKEN}"})
+            status: dict[str, Any] = json.loads(connection.getresponse().read())
+            return status
+
+
+@pytest.fixture
+def two_hosts(job: Path, tmp_path: Path, free_port: int) -> TwoHosts:
+    return TwoHosts(job, tmp_path, free_port)
+
+
+def test_job_on_two_hosts_survives_the_loss_of_one(two_hosts: TwoHosts) -> None:
+    with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as lost:
+        wait_for(command, two_hosts.run_dir, "checkpoint_saved")
+        assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
+        assert sorted(lost.roles()) == ["server-1", "worker-1"]
+        assert listening_addresses(list(lost.roles().values())) == {"127.0.0.2"}
+        assert_token_is_nowhere(two_hosts, command, lost)
+        lost.process.kill()
+        lost.process.wait()
+        with two_hosts.agent("127.0.0.2") as new:  # replaces it at once, without a wait for the lease
+            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], START_SECONDS, "roles on the new host")
+            result = succeeded(command.finish())
+            agent = succeeded(new.finish())
+        assert messages(agent.stderr)[-1] == "crossfade: the job is done"
+        assert TOKEN not in result.stderr + result.stdout + agent.stderr
+        assert command.mark.processes() + new.mark.processes() == []
+    report = read_report(two_hosts.run_dir)
+    assert (report["steps"], report["restarts"]) == (600, 1)
+    assert "was replaced by a new agent at its address" in report["restart_causes"][0]["cause"]
+
+
+def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
+    with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as left:
+        wait_for(command, two_hosts.run_dir, "checkpoint_saved")
+        left.process.terminate()
+        result = left.finish()
+        assert result.returncode == 143
+        assert messages(result.stderr)[-1] == "crossfade: stopped by SIGTERM and has left the job"
+        wait_until(lambda: two_hosts.status()["state"] == "waiting", END_SECONDS, "the job waiting")
+        assert command.roles() == {}
+        with two_hosts.agent("127.0.0.3") as new:
+            wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], START_SECONDS, "roles on the new host")
+            command.process.terminate()
+            assert command.finish().returncode == 143
+            assert new.finish().returncode == 143
+
+
+def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
+    with two_hosts.agent() as agent:
+        with two_hosts.train(*A_WHILE, "--set", "train.epochs=1000000") as command:
+            wait_for_steps(command, two_hosts.run_dir)
+            roles = list(agent.roles().values())
+            command.process.kill()
+            command.process.wait()
+        lost = time.monotonic()
+        wait_until(lambda: not any(role.is_running() for role in roles), 15, "the end of the agent's roles")
+        assert time.monotonic() - lost < 15
+        assert agent.process.poll() is None
+        with two_hosts.train(*A_WHILE, "--resume") as command:
+            succeeded(command.finish())
+            said = messages(succeeded(agent.finish()).stderr)
+    # Whether the agent was there before the first coordinator is chance.
+    first = next(place for place, line in enumerate(said) if "joined the coordinator" in line)
+    assert sum("cannot be reached" in line for line in said[first:]) == 1
+    assert sum("joined the coordinator" in line for line in said) == 2
+    assert read_report(two_hosts.run_dir)["steps"] == 600
+
+
+def test_agent_with_wrong_token_is_rejected_and_the_job_continues(two_hosts: TwoHosts) -> None:
+    with two_hosts.train() as command:
+        wait_until(lambda: command.process.poll() is not None or listens(two_hosts.port), START_SECONDS, "the listener")
+        with two_hosts.agent(token="another-token-altogether") as stranger:
+            result = stranger.finish()
+        assert result.returncode == 2
+        assert messages(result.stderr)[-1] == (
+            f"crossfade: error: the coordinator at 127.0.0.1:{two_hosts.port} rejects the token in CROSSFADE_TOKEN"
+        )
+        assert two_hosts.status()["state"] == "waiting"
+        command.process.terminate()
+        assert command.finish().returncode == 143
+
+
+def listens(port: int) -> bool:
+    return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in psutil.net_connections("tcp"))
+
+
+def listening_addresses(processes: list[psutil.Process]) -> set[str]:
+    """Return the addresses on which ``processes`` listen."""
+    connections = [connection for process in processes for connection in process.net_connections("inet")]
+    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+
+def assert_token_is_nowhere(two_hosts: TwoHosts, *commands: RunningCommand) -> None:
+    """Assert that no file of the run, command line or environment of a role holds the token."""
+    for command in commands:
+        for role in command.roles().values():
+            assert TOKEN not in " ".join([*role.cmdline(), *role.environ().values()])
+    for path in two_hosts.run_dir.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes()

@@ -1,0 +1,62 @@
+"""Runs that tests disturb: paced trainings, and checks that a disturbance left no trace."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from paced_training import Training, paced
+from run_results import assert_same_bits, report_of
+
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+from kvstore.io.folder import Folder
+
+ON_SERVERS = ("--servers", 2, "--workers", 2)
+STEPS = 900
+TRAIN = {"epochs": STEPS // 15, "eval_every_epochs": 20, "patience": None}
+CHECKPOINT = {"interval_seconds": 0.5, "keep_latest": 2}
+DISK_BYTES = 1 << 20
+TOKEN = "the-token-of-these-tests"
+IMPATIENT = {"CROSSFADE_S3_ATTEMPTS": "3", "CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
+"""Makes requests to S3 fail within seconds instead of a minute or more."""
+
+
+def train(
+    run_dir: Path, *options: object, variables: Mapping[str, str] | None = None, within: Sequence[str] = ()
+) -> AbstractContextManager[Training]:
+    """Start a training whose steps are paced."""
+    job = run_dir.parent / "job.yaml"
+    return paced("train", job, *options, run_dir=run_dir, variables=variables, within=within)
+
+
+def to(checkpoints: object) -> tuple[str, str]:
+    """Return the option that writes checkpoints to ``checkpoints``."""
+    return "--set", f"checkpoint.path={checkpoints}"
+
+
+def assert_undisturbed(run_dir: Path, undisturbed: dict[int, Path]) -> None:
+    """Assert that the run took each step, and has the embeddings of an undisturbed run."""
+    report = report_of(run_dir)
+    assert report["steps"] == STEPS
+    assert_same_bits(run_dir, undisturbed[report["workers"]])
+
+
+def assert_counted(training: Training) -> None:
+    """Assert that the report counts the checkpoints of the event log."""
+    counted = report_of(training.run_dir)["checkpoints"]
+    assert counted["written"] == len(training.events("checkpoint_saved"))
+    assert counted["failed"] == len(training.events("checkpoint_failed"))
+
+
+def assert_last_is_complete(checkpoints: object, keep: int = 2) -> None:
+    """Assert that the newest checkpoint is that of the last step, and that no more than ``keep`` exist."""
+    checkpoint, skipped = latest_checkpoint(str(checkpoints))
+    assert checkpoint is not None
+    assert (checkpoint.manifest.step, skipped) == (STEPS, [])
+    # Files, since S3 here lists an emptied folder for a while longer.
+    folders = {path.partition("/")[0] for path in Folder(str(checkpoints)).sizes() if "/" in path}
+    assert len(folders) <= keep, folders
+
+
+def assert_trains_on(training: Training) -> None:
+    """Assert that the training takes further steps."""
+    training.wait_for("step")
