@@ -33,7 +33,8 @@ from kvstore.stats import UpdateStats
 from trainer.config.loading import check_job
 from trainer.monitoring.http import serve_metrics
 from trainer.monitoring.registry import ProcessMetrics
-from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.synthetic import write_synthetic
+from trainer.prepare.synthetic_draws import SyntheticSpec
 from trainer.runs.events import Event, StepEvent
 from trainer.runs.folder import RunFolder
 from trainer.training.hooks import TrainingHooks

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.io.folder import Folder
-from trainer.prepare.pipeline import PrepareOptions, prepare
-from trainer.prepare.synthetic import SyntheticSpec
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
+from trainer.prepare.synthetic_draws import SyntheticSpec
 from trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIMESTAMP, write_raw_events
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}

@@ -27,7 +27,8 @@ from trainer.data.manifest import read_manifest
 from trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, row_groups
 from trainer.data.schedule import BatchSchedule
 from trainer.data.stopwatch import Stopwatch
-from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.synthetic import write_synthetic
+from trainer.prepare.synthetic_draws import SyntheticSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 

@@ -27,7 +27,8 @@ from kvstore.local import LocalStore
 from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.optimizers import make_optimizer
 from kvstore.store import RowGradient, TableSpec
-from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.synthetic import write_synthetic
+from trainer.prepare.synthetic_draws import SyntheticSpec
 
 BATCH = 16_384
 TABLES = [TableSpec("customer", 1_000_000, 64, 0.1), TableSpec("track", 100_000, 64, 0.1)]

@@ -26,7 +26,7 @@ from kvstore.io.folder import Folder
 if TYPE_CHECKING:
     from trainer.data.manifest import DatasetManifest
     from trainer.data.reporter import ProgressReporter
-    from trainer.prepare.pipeline import PrepareOptions
+    from trainer.prepare.options import PrepareOptions
 
 _logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _prepare_files(arguments: argparse.Namespace, progress: ProgressReporter) ->
 
 
 def _prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
-    from trainer.prepare.pipeline import PrepareOptions
+    from trainer.prepare.options import PrepareOptions
 
     query, query_column = split_pair(arguments.query or "customer")
     item, item_column = split_pair(arguments.item or "item")

@@ -16,7 +16,7 @@ from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 
 if TYPE_CHECKING:
-    from trainer.prepare.synthetic import SyntheticSpec
+    from trainer.prepare.synthetic_draws import SyntheticSpec
 
 _EXAMPLES = (
     (
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _read_spec(arguments: argparse.Namespace) -> SyntheticSpec:
-    from trainer.prepare.synthetic import SyntheticSpec
+    from trainer.prepare.synthetic_draws import SyntheticSpec
 
     parsers = {"int": parse_whole_number, "float": parse_number}
     numbers = {

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
 
 Row = tuple[Any, ...]
 

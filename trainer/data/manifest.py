@@ -1,14 +1,18 @@
-"""The manifest of a prepared data set: which files hold which rows.
+"""The manifest of a prepared dataset: which files hold which rows.
+
+    manifest = read_manifest(Folder("data/plays"))
+    manifest.splits["train"].rows, manifest.entities["track"].rows
 
     DATA/manifest.json
     DATA/vocabulary/ENTITY/part-00000.parquet   row int64, id (int64 or string), count int64, and name string if given
     DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given
     DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
-    DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: ids that wait for a row
+    DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: ids that have no row yet
 
-``row`` of a vocabulary runs from 0 without gaps, through all its files; an interaction names rows, never ids.
-``count`` is the number of interactions of the split ``train``; that of a feature, such as the artist of tracks, the
-number of those whose track has the value. A feature is an entity with a vocabulary of its own.
+``row`` of a vocabulary runs from 0 without gaps, through all its files; interactions refer to rows, never to ids.
+``count`` is the number of interactions of the split ``train``; for a feature, such as the artist of tracks, the number
+of interactions whose track has the value. A feature is an entity with a vocabulary of its own.
+docs/data-format.md describes every column.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from kvstore.validation_errors import format_validation_error
 
 FILE_NAME = "manifest.json"
 JOURNAL = "forget.json"
-"""What a deletion leaves where it broke off."""
+"""The list of files that an interrupted deletion may have left behind."""
 VOCABULARY = "vocabulary"
 FEATURES = "features"
 PENDING = "pending"
@@ -35,19 +39,20 @@ SPLITS = ("train", "valid", "test")
 WEIGHT = "weight"
 TIMESTAMP = "timestamp"
 
-_FIX_HINT = "; prepare the data again, elsewhere"
+_VERSION: Literal[3] = 3
+_FIX_HINT = "; prepare the data again into another folder"
 
 Count = Annotated[int, Field(ge=0)]
 
 
-def _below(path: str) -> str:
-    """``path``, which must lead to a file below the manifest."""
+def _check_relative(path: str) -> str:
     if not path or path.startswith("/") or {"", ".", ".."} & set(path.split("/")):
-        raise ValueError(f"'{path}' is no path of a file below the manifest")
+        raise ValueError(f"'{path}' must be a relative path inside the dataset")
     return str(PurePosixPath(path))
 
 
-FilePath = Annotated[str, AfterValidator(_below)]
+FilePath = Annotated[str, AfterValidator(_check_relative)]
+"""A path relative to the manifest, which cannot lead out of its folder."""
 
 
 class _Strict(BaseModel):
@@ -55,10 +60,10 @@ class _Strict(BaseModel):
 
 
 class DataFile(_Strict):
-    """One Parquet file. ``path`` is relative to the manifest; ``row_groups`` are their row counts.
+    """One Parquet file. ``path`` is relative to the manifest; ``row_groups`` are the rows of each row group.
 
-    ``footer_crc32`` is the CRC-32 of the end of the file: the serialised metadata, their length and ``PAR1``. With
-    ``bytes`` it tells a file that was cut off, damaged or exchanged from the one that was written.
+    ``footer_crc32`` is the CRC-32 of the end of the file: the serialized metadata, their length and ``PAR1``. Together
+    with ``bytes`` it detects files that were truncated, corrupted or replaced.
     """
 
     path: FilePath
@@ -84,23 +89,24 @@ class Split(_Strict):
 
 
 class Feature(_Strict):
-    """What the rows of an entity have of another: files of pairs, each once, sorted by ``row``, then by ``value``."""
+    """The files of (row, value) pairs of one feature: each pair once, sorted by ``row``, then by ``value``."""
 
     files: list[DataFile]
 
     @property
     def pairs(self) -> int:
-        """How many values all rows have together."""
+        """The number of (row, value) pairs."""
         return sum(file.rows for file in self.files)
 
 
 class Entity(_Strict):
-    """One kind of thing: its ids and the files of its vocabulary, in the order of rows.
+    """The vocabulary of one entity, such as customers, tracks or artists: its files in the order of rows.
 
-    ``met``: the vocabulary says which rows were liked in train or in that of earlier data, whose rows these keep.
-    ``seen``: it says when the id of a row was last seen, and since which data set of the lineage the row is its own.
-    ``forgotten`` lists, in order, rows without an id, which were forgotten or have expired: they keep their place, and
-    nothing else. ``pending`` are files of ids that have too few events for a row.
+    The optional columns: ``has_names`` for ``name``; ``has_warm`` for ``warm``, whether the row had an interaction of
+    positive weight in the train split of this dataset or of its base datasets; ``has_last_seen`` for ``last_seen`` and
+    ``lineage_index``, when the id last occurred and in which dataset of the lineage it got the row.
+    ``vacant_rows`` lists, sorted, the rows without an id, since it was forgotten or has expired: they keep their place,
+    so that other rows keep theirs. ``pending`` are the files of ids that have too few events for a row.
     """
 
     rows: Annotated[int, Field(ge=1)]
@@ -113,20 +119,22 @@ class Entity(_Strict):
     pending: list[DataFile] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _forgotten_are_rows(self) -> Entity:
+    def _check_vacant_rows(self) -> Entity:
         if any(row >= after for row, after in pairwise([*self.vacant_rows, self.rows])):
             raise ValueError(f"vacant_rows: expected rows from 0 to {self.rows - 1}, each once, in order")
         return self
 
 
 class DatasetManifest(_Strict):
-    """What a prepared data set holds. ``features``: by ``query`` or ``item`` entity, then by name of the feature.
+    """The contents of a prepared dataset.
 
-    ``lineage``: what the data sets whose rows these keep are known by (``data_fingerprint``), the first one first.
+    ``features`` are grouped by their ``query`` or ``item`` entity, then by name. ``lineage`` holds the fingerprints
+    (``data_fingerprint``) of the base datasets whose rows this one keeps, the oldest first. ``source`` is for people:
+    how the data were prepared, what was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
-    version: Literal[2] = 2
+    version: Literal[3] = _VERSION
     query: str
     item: str
     entities: dict[str, Entity]
@@ -138,49 +146,50 @@ class DatasetManifest(_Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _is_of_this_version(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("version", 2) != 2:
-            raise ValueError(f"it is of version {values['version']}, but this Crossfade reads 2")
+    def _check_version(cls, values: Any) -> Any:
+        """Reject other versions first: their fields would only give misleading errors."""
+        if isinstance(values, dict) and values.get("version", _VERSION) != _VERSION:
+            raise ValueError(f"has format version {values['version']}, but version {_VERSION} is required")
         return values
 
     @model_validator(mode="after")
-    def _features_are_of_entities(self) -> DatasetManifest:
-        has_last_seen = {self.query, self.item}
+    def _check_features(self) -> DatasetManifest:
+        taken = {self.query, self.item}
         for entity, features in self.features.items():
             if entity not in (self.query, self.item):
                 raise ValueError(f"features: '{entity}' is neither '{self.query}' nor '{self.item}'")
             for name in features:
-                if name not in self.entities or name in has_last_seen:
-                    raise ValueError(f"features: '{name}' of '{entity}' is no entity of its own")
-                has_last_seen.add(name)
+                if name not in self.entities or name in taken:
+                    raise ValueError(f"features: '{name}' of '{entity}' must be an entity of its own")
+                taken.add(name)
         return self
 
     def features_of(self, entity: str) -> dict[str, Feature]:
-        """The features of ``entity``, by name: none, most likely."""
+        """Return the features of ``entity`` by name, which may be none."""
         return self.features.get(entity, {})
 
     def feature_owners(self) -> dict[str, str]:
-        """Of each feature, the entity whose rows have it."""
+        """Return, for each feature, the entity whose rows have it."""
         return {name: entity for entity, features in self.features.items() for name in features}
 
     def files(self) -> list[DataFile]:
-        """Every file of vocabularies, of pending ids, of features and of splits."""
+        """Return every file of vocabularies, pending ids, features and splits."""
         features = [feature for some in self.features.values() for feature in some.values()]
         parts: list[Entity | Feature | Split] = [*self.entities.values(), *features, *self.splits.values()]
         pending = [file for entity in self.entities.values() for file in entity.pending]
         return [*(file for part in parts for file in part.files), *pending]
 
     def write(self, folder: Folder) -> None:
-        """Write ``manifest.json`` into ``folder``: last of all, and in one move, since it makes the data set whole."""
+        """Write ``manifest.json`` into ``folder``: last and atomically, since it completes the dataset."""
         folder.write(FILE_NAME, (self.model_dump_json(indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Folder) -> DatasetManifest:
-    """Read and check the manifest of ``folder``.
+    """Read and validate the manifest of ``folder``.
 
     Raises:
-        InputError: there is none, it is not a manifest of this version, or nobody may read it.
-        UnreachableError: storage does not answer.
+        InputError: there is none, it is not a manifest of this format version, or it may not be read.
+        StorageUnavailableError: storage does not answer.
     """
     path = f"{folder.uri}/{FILE_NAME}"
     try:
@@ -196,21 +205,21 @@ def read_manifest(folder: Folder) -> DatasetManifest:
 
 
 def data_fingerprint(folder: Folder) -> int:
-    """What the prepared data in ``folder`` are known by: the CRC-32 of their manifest.
+    """Return the CRC-32 of the manifest of ``folder``, which identifies the dataset in lineages and checkpoints.
 
     Raises:
-        InputError: there is no manifest, or nobody may read it.
-        UnreachableError: storage does not answer.
+        InputError: there is no manifest, or it may not be read.
+        StorageUnavailableError: storage does not answer.
     """
     return zlib.crc32(manifest_bytes(folder))
 
 
 def manifest_bytes(folder: Folder) -> bytes:
-    """The manifest of ``folder`` as it is written: what the data set is known by.
+    """Return the manifest of ``folder`` as it was written.
 
     Raises:
-        InputError: there is none, or nobody may read it.
-        UnreachableError: storage does not answer.
+        InputError: there is none, or it may not be read.
+        StorageUnavailableError: storage does not answer.
     """
     with translate_storage_errors(
         f"{folder.uri}/{FILE_NAME}",

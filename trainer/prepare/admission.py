@@ -1,16 +1,17 @@
 # ruff: noqa: S608  (what is put into SQL is a number or a name of this program)
-"""Who gets a row, and who loses it: ids are admitted after so many events, over all days, and expire when unseen.
+"""Admission and expiry: an id gets a row after enough events over all datasets, and loses it if unseen for too long.
 
-    watches = plan_watches(connection, "events", sides, id_types, {"track": 5}, {"track": Span.parse("90d")}, base)
-    for watch in watches.values():
-        sight(connection, watch, "events", base)               # the table sighted_item (number, id, count, last_seen)
-    left_out = keep_admitted(connection, watches.values(), base, "events", "admitted_events")
-    ...                                                        # the vocabulary, from which expired ids are gone
-    files = write_pending(connection, watches["item"], staged)
+    max_ages = {"track": MaxAge.parse("90d")}
+    policies = plan_id_policies(connection, "events", sides, id_types, {"track": 5}, max_ages, base)
+    for policy in policies.values():
+        count_sightings(connection, policy, "events", base)     # the table seen_item (number, id, count, last_seen)
+    dropped = filter_admitted(connection, policies.values(), base, "events", "admitted_events")
+    ...                                                         # the vocabulary, without expired ids
+    files = write_pending(connection, policies["item"], staged)
 
-Events of ids that are not admitted are left out, but they count: the data set keeps the ids that wait for a row, each
-with its count, until they are admitted or expire. An event counts if its weight is above 0 and, where there are
-timestamps, if it is later than the last one that counted for its id: days that overlap count nothing twice.
+Events of ids that are not admitted are left out but counted: the dataset keeps such pending ids, each with its count,
+until they are admitted or expire. An event counts if its weight is above 0 and, where there are timestamps, if it is
+later than the last one that counted for its id: datasets whose days overlap count nothing twice.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ COLUMNS = ("id", "count", "last_seen")
 
 @dataclass(frozen=True)
 class MaxAge:
-    """How long an id may be unseen: ``length``, in the unit of the timestamps, which is seconds if ``in_seconds``."""
+    """How long an id may be unseen: ``length``, in the unit of the timestamps; these are seconds if ``in_seconds``."""
 
     text: str
     length: int
@@ -50,26 +51,26 @@ class MaxAge:
 
     @staticmethod
     def parse(text: str) -> MaxAge:
-        """Read ``90d``, ``36h`` or an integer in the unit of the timestamps.
+        """Parse ``90d``, ``36h`` or an integer in the unit of the timestamps.
 
         Raises:
-            InputError: it is neither.
+            InputError: the text has none of these forms.
         """
         found = re.fullmatch(r"([0-9]{1,15})([dh]?)", text)
         if not found or int(found[1]) < 1:
-            raise InputError(f"{EXPIRE} {text}: expected days or hours, as in 90d or 36h, or an integer from 1 on")
+            raise InputError(f"{EXPIRE} {text}: expected days or hours, as in 90d or 36h, or an integer of at least 1")
         return MaxAge(text, int(found[1]) * _SECONDS.get(found[2], 1), bool(found[2]))
 
     def before(self, newest: int) -> int:
-        """The time before which an id must have been last seen to expire, ``newest`` being that of the last event.
+        """Return the timestamp before which ids have expired, ``newest`` being the timestamp of the last event.
 
         Raises:
-            InputError: the timestamps are in no seconds, in which the span is.
+            InputError: the age is in days or hours, but the timestamps are not in seconds.
         """
         if self.in_seconds and exceed_seconds_range(newest):
             raise InputError(
-                f"{EXPIRE} {self.text}: is counted in seconds, but the timestamps reach {newest}, which is no time in "
-                "seconds; give an INTEGER in the unit of the column"
+                f"{EXPIRE} {self.text}: is counted in seconds, but the timestamps reach {newest}, which is not a time "
+                "in seconds; give an INTEGER in the unit of the column"
             )
         return newest - self.length
 
@@ -80,51 +81,60 @@ def plan_id_policies(
     sides: Mapping[str, Side],
     id_types: Mapping[str, IdType],
     admit: Mapping[str, int],
-    spans: Mapping[str, MaxAge],
+    max_ages: Mapping[str, MaxAge],
     base: BaseDataset | None,
 ) -> dict[Side, IdPolicy]:
-    """What to watch of the events in the table ``source``: sides that no option is about are left out.
+    """Return the policies for the events in the table ``source``; sides without an option have none.
 
     Raises:
-        InputError: a span is in seconds, and the timestamps are not.
+        InputError: an age is in days or hours, but the timestamps are not in seconds.
     """
     newest = fetch_one(connection, f"SELECT max(timestamp) FROM {source}")[0]
     assert newest is None or isinstance(newest, int)
-    place = 0 if base is None else len(base.lineage())
-    watches: dict[Side, IdPolicy] = {}
+    lineage_index = 0 if base is None else len(base.lineage())
+    policies: dict[Side, IdPolicy] = {}
     for entity, side in sides.items():
-        seen = entity in spans or (base is not None and base.manifest.entities[entity].has_last_seen)
-        if seen or entity in admit:
-            expires = spans[entity].before(newest) if entity in spans and newest is not None else None
-            watches[side] = IdPolicy(side, entity, id_types[side], admit.get(entity), seen, newest, expires, place)
-    return watches
+        has_last_seen = base is not None and base.manifest.entities[entity].has_last_seen
+        track_last_seen = entity in max_ages or has_last_seen
+        if track_last_seen or entity in admit:
+            policies[side] = IdPolicy(
+                side,
+                entity,
+                id_types[side],
+                admit=admit.get(entity),
+                track_last_seen=track_last_seen,
+                newest=newest,
+                expire_before=max_ages[entity].before(newest) if entity in max_ages and newest is not None else None,
+                lineage_index=lineage_index,
+            )
+    return policies
 
 
 def count_sightings(
-    connection: duckdb.DuckDBPyConnection, watch: IdPolicy, source: str, base: BaseDataset | None
+    connection: duckdb.DuckDBPyConnection, policy: IdPolicy, source: str, base: BaseDataset | None
 ) -> None:
-    """Make the table ``sighted_SIDE`` (number, id, count, last_seen) of the ids in ``source``.
+    """Create the table ``seen_SIDE`` (number, id, count, last_seen) of the ids in ``source``.
 
-    ``count`` are the events of positive weight, those of earlier days included for ids that waited: these are in
-    ``pending_SIDE`` (id, count, last_seen), which it makes too.
+    ``count`` is the number of events of positive weight; for pending ids of ``base`` it includes those of the base
+    datasets. Also creates ``pending_SIDE`` (id, count, last_seen) of these pending ids.
 
     Raises:
-        InputError: a file of the earlier data is missing or damaged.
+        InputError: a file of the base dataset is missing or corrupt.
     """
-    side = watch.side
-    execute(connection, f"CREATE TABLE pending_{side} (id {SQL_TYPES[watch.id_type]}, count BIGINT, last_seen BIGINT)")
+    side = policy.side
+    execute(connection, f"CREATE TABLE pending_{side} (id {SQL_TYPES[policy.id_type]}, count BIGINT, last_seen BIGINT)")
     if base is not None:
         files = ParquetFiles(base.folder)
-        for file in base.manifest.entities[watch.entity].pending:
+        for file in base.manifest.entities[policy.entity].pending:
             for index in range(len(file.row_groups)):
-                connection.register("piece", plain_strings(files.read(file, index, COLUMNS)))
-                execute(connection, f"INSERT INTO pending_{side} SELECT id, count, last_seen FROM piece")
-                connection.unregister("piece")
-    later = "(p.last_seen IS NULL OR timestamp IS NULL OR timestamp > p.last_seen)"
+                connection.register("part", plain_strings(files.read(file, index, COLUMNS)))
+                execute(connection, f"INSERT INTO pending_{side} SELECT id, count, last_seen FROM part")
+                connection.unregister("part")
+    is_later = "(p.last_seen IS NULL OR timestamp IS NULL OR timestamp > p.last_seen)"
     execute(
         connection,
-        f"CREATE TABLE sighted_{side} AS SELECT number, i.id, "
-        f"count(*) FILTER (weight > 0 AND {later}) + coalesce(any_value(p.count), 0) AS count, "
+        f"CREATE TABLE seen_{side} AS SELECT number, i.id, "
+        f"count(*) FILTER (weight > 0 AND {is_later}) + coalesce(any_value(p.count), 0) AS count, "
         "greatest(max(timestamp), any_value(p.last_seen)) AS last_seen "
         f"FROM {source} e JOIN ids_{side} i ON i.number = e.{side} LEFT JOIN pending_{side} p ON p.id = i.id "
         "GROUP BY number, i.id",
@@ -133,57 +143,57 @@ def count_sightings(
 
 def filter_admitted(
     connection: duckdb.DuckDBPyConnection,
-    watches: Sequence[IdPolicy],
+    policies: Sequence[IdPolicy],
     base: BaseDataset | None,
     source: str,
     target: str,
 ) -> int:
-    """Make the table ``target`` of the events of ``source`` whose ids are admitted; returns how many are left out.
+    """Create the table ``target`` of the events of ``source`` whose ids are admitted; return how many are left out.
 
-    Admitted is an id that has a row in ``base``, or the count that is asked for.
+    An id is admitted if it has a row in ``base`` or enough events.
 
     Raises:
         InputError: no event of positive weight is left.
     """
-    conditions, asked = ["true"], []
-    for watch in watches:
-        if watch.admit is None:
+    conditions, options = ["true"], []
+    for policy in policies:
+        if policy.admit is None:
             continue
-        known = f" OR id IN (SELECT id FROM base_{watch.side} WHERE id IS NOT NULL)" if base is not None else ""
-        admitted = f"SELECT number FROM sighted_{watch.side} WHERE count >= {watch.admit}{known}"
-        conditions.append(f"{watch.side} IN ({admitted})")
-        asked.append(f"{watch.entity}={watch.admit}")
+        in_base = f" OR id IN (SELECT id FROM base_{policy.side} WHERE id IS NOT NULL)" if base is not None else ""
+        admitted = f"SELECT number FROM seen_{policy.side} WHERE count >= {policy.admit}{in_base}"
+        conditions.append(f"{policy.side} IN ({admitted})")
+        options.append(f"{policy.entity}={policy.admit}")
     execute(connection, f"CREATE TABLE {target} AS SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
     if not fetch_count(connection, f"SELECT count(*) FROM {target} WHERE weight > 0"):
-        raise InputError(f"{ADMIT} {','.join(asked)}: admits no interaction at all; lower it, or give more events")
+        raise InputError(f"{ADMIT} {','.join(options)}: leaves no interaction; lower it, or give more events")
     before, after = (fetch_count(connection, f"SELECT count(*) FROM {table}") for table in (source, target))
     return before - after
 
 
-def write_pending(connection: duckdb.DuckDBPyConnection, watch: IdPolicy, staged: Staged) -> list[DataFile]:
-    """Write the ids of one side that wait for a row in ``vocabulary_SIDE``, sorted, but those that have expired."""
-    side, columns = watch.side, ", ".join(COLUMNS)
-    kept = "" if watch.expires is None else f" AND coalesce(last_seen >= {watch.expires}, true)"
+def write_pending(connection: duckdb.DuckDBPyConnection, policy: IdPolicy, staged: Staged) -> list[DataFile]:
+    """Write the pending ids, sorted: those without a row in ``vocabulary_SIDE``, except expired ones."""
+    side, columns = policy.side, ", ".join(COLUMNS)
+    unexpired = "" if policy.expire_before is None else f" AND coalesce(last_seen >= {policy.expire_before}, true)"
     execute(
         connection,
-        f"CREATE TABLE waiting_{side} AS SELECT {columns} FROM ("
-        f"SELECT {columns} FROM sighted_{side} UNION ALL "
-        f"SELECT {columns} FROM pending_{side} ANTI JOIN sighted_{side} USING (id)"
-        f") ANTI JOIN vocabulary_{side} USING (id) WHERE count > 0{kept}",
+        f"CREATE TABLE still_pending_{side} AS SELECT {columns} FROM ("
+        f"SELECT {columns} FROM seen_{side} UNION ALL "
+        f"SELECT {columns} FROM pending_{side} ANTI JOIN seen_{side} USING (id)"
+        f") ANTI JOIN vocabulary_{side} USING (id) WHERE count > 0{unexpired}",
     )
-    group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM waiting_{side}"))
-    with PartWriter(staged, f"{PENDING}/{watch.entity}", pending_schema(watch.id_type), group_rows) as writer:
-        for batch in connection.sql(f"SELECT {columns} FROM waiting_{side} ORDER BY id").to_arrow_reader(group_rows):
+    group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM still_pending_{side}"))
+    pending = connection.sql(f"SELECT {columns} FROM still_pending_{side} ORDER BY id")
+    with PartWriter(staged, f"{PENDING}/{policy.entity}", pending_schema(policy.id_type), group_rows) as writer:
+        for batch in pending.to_arrow_reader(group_rows):
             writer.write(batch)
         return writer.close()
 
 
 def pending_schema(id_type: IdType) -> pa.Schema:
-    """The columns of a file of ids that wait for a row."""
-    kind = pa.int64() if id_type == "int64" else pa.string()
+    """Return the schema of a file of pending ids."""
     return pa.schema(
         [
-            pa.field("id", kind, nullable=False),
+            pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=False),
             pa.field("count", pa.int64(), nullable=False),
             pa.field("last_seen", pa.int64()),
         ]

@@ -1,7 +1,12 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Cleaning events before they are split: repeated pairs summed, and rare ids left out.
+"""Clean events before they are split: sum repeated pairs, and filter to the k-core.
 
-Both work on integers alone; ``keep_core`` keeps one counter for each id in memory, and reads the events once a round.
+    summed = sum_duplicates(connection, "events", "distinct_events")
+    report = filter_k_core(connection, {"item": 5}, entities, "distinct_events", "core_events", progress)
+
+Both work on integers only; ``filter_k_core`` keeps one counter per id in memory, and reads the events once per round.
+
+Letters of shapes: N events of a batch, I ids of a side.
 """
 
 from __future__ import annotations
@@ -18,16 +23,17 @@ from kvstore.arrays import IntArray
 from kvstore.errors import InputError
 from trainer.data.reporter import ProgressReporter
 from trainer.prepare.database import execute, fetch_count, fetch_one
-from trainer.prepare.id_encoder import ROLES
+from trainer.prepare.id_encoder import SIDES
 
-_BATCH = 1 << 20
+_BATCH_ROWS = 1 << 20
 _FRACTION = 1024
 _EXACT_BELOW = 2.0**53 / _FRACTION
+"""Sums of multiples of 1 / ``_FRACTION`` are exact in float64 below this."""
 
 
 @dataclass(frozen=True)
 class SumReport:
-    """Events that went into another one of their pair, and pairs whose weights cancelled out."""
+    """The number of events merged into another one of their pair, and of pairs whose weights cancelled out."""
 
     merged: int
     cancelled: int
@@ -35,7 +41,7 @@ class SumReport:
 
 @dataclass(frozen=True)
 class KCoreReport:
-    """Interactions and ids (by role) that were left out, and how often all were counted."""
+    """The numbers of interactions and of ids (by side) that were left out, and of rounds of counting."""
 
     interactions: int
     ids: dict[str, int]
@@ -43,23 +49,23 @@ class KCoreReport:
 
 
 def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: str) -> SumReport:
-    """Make the table ``target`` of ``source`` with one interaction for each (query, item) pair of a split.
+    """Create the table ``target`` of ``source`` with one interaction for each (query, item) pair of a split.
 
-    Its weight is the sum of theirs, its timestamp the latest, its place in the order that of the first. A pair whose
-    weights sum to 0 is left out: what a listener both liked and skipped in equal measure teaches nothing.
+    Its weight is the sum of the weights, its timestamp the latest one, its ``seq`` the first one. Pairs whose weights
+    sum to 0 are left out: an item liked and skipped in equal measure gives no signal.
 
     Raises:
-        InputError: a sum is no 32-bit float.
+        InputError: a sum is too large for a 32-bit float.
     """
-    whole, size, events = fetch_one(
+    is_fraction, magnitude, events = fetch_one(
         connection,
         f"SELECT bool_and(weight * {_FRACTION} = trunc(weight * {_FRACTION})), sum(abs(weight::DOUBLE)), count(*) "
         f"FROM {source}",
     )
-    assert isinstance(size, float)
+    assert isinstance(magnitude, float)
     assert isinstance(events, int)
-    # Sums that float64 holds exactly are the same in any order; others are added in the order of the events.
-    order = "" if whole and size < _EXACT_BELOW else " ORDER BY seq"
+    # Exact sums are the same in any order; others are added in the order of the events, to be deterministic.
+    order = "" if is_fraction and magnitude < _EXACT_BELOW else " ORDER BY seq"
     execute(
         connection,
         f"CREATE TABLE summed AS SELECT query, item, sum(weight::DOUBLE{order}) AS weight, "
@@ -89,36 +95,36 @@ def filter_k_core(
     target: str,
     progress: ProgressReporter,
 ) -> KCoreReport:
-    """Make the table ``target`` of ``source`` without ids that have fewer interactions than ``minimums`` (by role).
+    """Create the table ``target``: the events of ``source`` whose ids have the ``minimums`` of interactions (by side).
 
-    ``entities`` are the names of the roles, for messages.
-    Whoever is left out may leave others with too few, so they are counted until nothing changes. Only interactions of
-    positive weight count; those of negative weight go with their ids.
+    Removing an id may leave others with too few interactions, so counting is repeated until nothing changes: what
+    remains is the k-core (Seidman, 1983). Only interactions of positive weight count; those of negative weight are
+    removed with their ids. ``entities`` are the names of the sides, for messages.
 
     Raises:
-        InputError: nothing of positive weight is left.
+        InputError: no interaction of positive weight is left.
     """
-    ids = {role: fetch_count(connection, f"SELECT count(*) FROM ids_{role}") for role in ROLES}
-    before = {role: _present(connection, source, role) for role in ROLES}
-    alive = {role: np.ones(ids[role], dtype=np.bool_) for role in ROLES}
+    ids = {side: fetch_count(connection, f"SELECT count(*) FROM ids_{side}") for side in SIDES}
+    before = {side: _count_present(connection, source, side) for side in SIDES}
+    alive = {side: np.ones(ids[side], dtype=np.bool_) for side in SIDES}
     progress.phase("min-count", None, "round")
-    rounds, changed, liked = 0, True, 0
+    rounds, changed, positives = 0, True, 0
     while changed:
         counts = _count_alive(connection, source, alive)
-        liked = int(counts["query"].sum())
+        positives = int(counts["query"].sum())
         changed = False
-        for role, minimum in minimums.items():
-            rare = alive[role] & (counts[role] < minimum)
-            alive[role] &= ~rare
+        for side, minimum in minimums.items():
+            rare = alive[side] & (counts[side] < minimum)
+            alive[side] &= ~rare
             changed = changed or bool(rare.any())
         rounds += 1
         progress.advance(1)
-    if not liked:
-        wanted = " and ".join(f"{minimum} of each {entities[role]}" for role, minimum in minimums.items())
-        raise InputError(f"--min-count: asking for {wanted} leaves no interaction at all; lower it")
-    for role in ROLES:
-        connection.register("alive", pa.table({"number": np.flatnonzero(alive[role])}))
-        execute(connection, f"CREATE TABLE alive_{role} AS SELECT number FROM alive")
+    if not positives:
+        required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
+        raise InputError(f"--min-count: requiring {required} leaves no interaction; lower it")
+    for side in SIDES:
+        connection.register("alive", pa.table({"number": np.flatnonzero(alive[side])}))
+        execute(connection, f"CREATE TABLE alive_{side} AS SELECT number FROM alive")
         connection.unregister("alive")
     execute(
         connection,
@@ -126,32 +132,32 @@ def filter_k_core(
         "WHERE query IN (SELECT number FROM alive_query) AND item IN (SELECT number FROM alive_item)",
     )
     events = [fetch_count(connection, f"SELECT count(*) FROM {table}") for table in (source, target)]
-    gone = {role: before[role] - _present(connection, target, role) for role in ROLES}
-    return KCoreReport(interactions=events[0] - events[1], ids=gone, rounds=rounds)
+    removed = {side: before[side] - _count_present(connection, target, side) for side in SIDES}
+    return KCoreReport(interactions=events[0] - events[1], ids=removed, rounds=rounds)
 
 
-def _present(connection: duckdb.DuckDBPyConnection, table: str, role: str) -> int:
-    return fetch_count(connection, f"SELECT count(DISTINCT {role}) FROM {table}")
+def _count_present(connection: duckdb.DuckDBPyConnection, table: str, side: str) -> int:
+    return fetch_count(connection, f"SELECT count(DISTINCT {side}) FROM {table}")
 
 
 def _count_alive(
     connection: duckdb.DuckDBPyConnection, source: str, alive: Mapping[str, np.ndarray[tuple[int], np.dtype[np.bool_]]]
 ) -> dict[str, IntArray]:
-    counts = {role: np.zeros(len(alive[role]), dtype=np.int64) for role in ROLES}
-    for batch in connection.sql(f"SELECT query, item FROM {source} WHERE weight > 0").to_arrow_reader(_BATCH):
+    counts = {side: np.zeros(len(alive[side]), dtype=np.int64) for side in SIDES}
+    for batch in connection.sql(f"SELECT query, item FROM {source} WHERE weight > 0").to_arrow_reader(_BATCH_ROWS):
         _count_batch(
-            *(batch.column(role).to_numpy() for role in ROLES),
-            *(alive[role] for role in ROLES),
-            *(counts[role] for role in ROLES),
+            *(batch.column(side).to_numpy() for side in SIDES),
+            *(alive[side] for side in SIDES),
+            *(counts[side] for side in SIDES),
         )
     return counts
 
 
 @njit(cache=True)
-def _count_batch(query_N, item_N, query_alive_R, item_alive_R, query_count_R, item_count_R):  # type: ignore[no-untyped-def]
-    """Count the interactions whose two ends are both still there."""
+def _count_batch(query_N, item_N, query_alive_I, item_alive_I, query_count_I, item_count_I):  # type: ignore[no-untyped-def]
+    """Add the interactions whose two ids are both alive to the counts."""
     for n in range(query_N.shape[0]):
         query, item = query_N[n], item_N[n]
-        if query_alive_R[query] and item_alive_R[item]:
-            query_count_R[query] += 1
-            item_count_R[item] += 1
+        if query_alive_I[query] and item_alive_I[item]:
+            query_count_I[query] += 1
+            item_count_I[item] += 1

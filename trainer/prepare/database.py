@@ -1,4 +1,9 @@
-"""The DuckDB database that a preparation works in: on disk, with bounded memory and errors that a person can read."""
+"""The DuckDB working database of a preparation: on disk, with bounded memory, and errors in one readable line.
+
+with working_database(folder, memory_bytes=4 << 30, threads=None) as connection:
+    execute(connection, "CREATE TABLE t AS SELECT 1 AS x")
+    fetch_count(connection, "SELECT count(*) FROM t")
+"""
 
 from __future__ import annotations
 
@@ -19,42 +24,42 @@ _DEFAULT_MEMORY_BYTES = 4 << 30
 
 
 def identifier(name: str) -> str:
-    """``name`` as an SQL identifier."""
+    """Quote ``name`` as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:
-    """``text`` as an SQL string, for statements that take no parameters."""
+    """Quote ``text`` as an SQL string, for statements that take no parameters."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def exact_path(path: Path) -> str:
-    """``path`` for DuckDB, which would otherwise take ``*``, ``?`` and ``[`` in it for wildcards."""
+    """Escape ``*``, ``?`` and ``[`` in ``path``, which are wildcards for DuckDB."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
 
 
 def execute(
     connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()
 ) -> list[tuple[object, ...]]:
-    """Run a statement to its end and return its rows, of which there must be few."""
+    """Execute a statement and return all its rows, of which there must be few."""
     return [tuple(row) for row in connection.execute(sql, list(parameters)).fetchall()]
 
 
 def fetch_one(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()) -> tuple[object, ...]:
-    """The only row of a query."""
+    """Return the only row of a query."""
     (row,) = execute(connection, sql, parameters)
     return row
 
 
 def fetch_count(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()) -> int:
-    """The only value of a query that counts."""
+    """Return the only value of a query, an integer."""
     value = fetch_one(connection, sql, parameters)[0]
     assert isinstance(value, int)
     return value
 
 
 def default_memory_bytes() -> int:
-    """Half of the machine's memory, and 4 GiB at most."""
+    """Return half of the machine's memory, but at most 4 GiB."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(_DEFAULT_MEMORY_BYTES, machine // 2)
 
@@ -63,20 +68,22 @@ def default_memory_bytes() -> int:
 def working_database(
     folder: Path, memory_bytes: int | None, threads: int | None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database below ``folder`` that spills there, loads no extension and reads no variable of the program.
+    """Open a database in ``folder`` that spills there, loads no extension and reads no variable of the program.
+
+    ``memory_bytes`` defaults to ``default_memory_bytes()``, ``threads`` to one per core.
 
     Raises:
-        CrossfadeError: DuckDB failed; what the user's files are to blame for is to be caught closer to the file.
-        KeyboardInterrupt: Ctrl-C; or whatever else the handler of a signal raised.
+        CrossfadeError: DuckDB failed; errors of the user's files are caught closer to the file (``read_errors``).
+        KeyboardInterrupt: Ctrl-C; or any other exception that the handler of a signal raised.
     """
-    with _errors_translated():
+    with _translate_errors():
         connection = duckdb.connect(str(folder / "events.duckdb"))
         try:
             execute(connection, "SET autoinstall_known_extensions = false")
             execute(connection, "SET autoload_known_extensions = false")
             execute(connection, "SET python_enable_replacements = false")
             execute(connection, "SET TimeZone = 'UTC'")
-            execute(connection, "PRAGMA disable_checkpoint_on_shutdown")  # nobody opens this database again
+            execute(connection, "PRAGMA disable_checkpoint_on_shutdown")  # the database is not opened again
             execute(connection, "SET enable_progress_bar = false")
             execute(connection, f"SET temp_directory = {literal(str(folder / 'spill'))}")
             execute(connection, f"SET memory_limit = '{memory_bytes or default_memory_bytes()}B'")
@@ -88,15 +95,15 @@ def working_database(
 
 
 @contextmanager
-def _errors_translated() -> Iterator[None]:
-    with _signals_remembered() as raised:
+def _translate_errors() -> Iterator[None]:
+    with _record_signal_exceptions() as raised:
         try:
             yield
         except duckdb.InterruptException:
             raise (raised[-1] if raised else KeyboardInterrupt()) from None
         except duckdb.OutOfMemoryException as error:
             raise CrossfadeError(
-                f"the preparation needs more memory or room on disk than it may use: {first_line(error)}; "
+                f"the preparation needs more memory or disk space than allowed: {first_line(error)}; "
                 "raise --memory, lower --threads, or name a larger disk with --work-dir DIR"
             ) from error
         except duckdb.Error as error:
@@ -108,11 +115,11 @@ def _errors_translated() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_remembered() -> Iterator[list[BaseException]]:
-    """What the handlers of SIGINT and SIGTERM raise while this lasts: DuckDB would say no more than 'interrupted'."""
+def _record_signal_exceptions() -> Iterator[list[BaseException]]:
+    """Record what the handlers of SIGINT and SIGTERM raise: DuckDB only reports that it was interrupted."""
     raised: list[BaseException] = []
 
-    def remember(handler: Callable[[int, FrameType | None], object], number: int, frame: FrameType | None) -> None:
+    def record(handler: Callable[[int, FrameType | None], object], number: int, frame: FrameType | None) -> None:
         try:
             handler(number, frame)
         except BaseException as error:
@@ -121,19 +128,19 @@ def _signals_remembered() -> Iterator[list[BaseException]]:
 
     handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
     if threading.current_thread() is threading.main_thread():
-        for watched in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(watched)
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+            handler = signal.getsignal(number)
             if callable(handler):
-                handlers[watched] = handler
-                signal.signal(watched, partial(remember, handler))
+                handlers[number] = handler
+                signal.signal(number, partial(record, handler))
     try:
         yield raised
     finally:
         for number, handler in handlers.items():
-            if isinstance(signal.getsignal(number), partial):  # else the handler has put another in its place
+            if isinstance(signal.getsignal(number), partial):  # else the handler has replaced itself
                 signal.signal(number, handler)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Return the first line of the message of ``error``."""
     return str(error).strip().partition("\n")[0]

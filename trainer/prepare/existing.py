@@ -1,4 +1,4 @@
-"""Whether a data set that was asked for has been made already."""
+"""Find a dataset that was prepared already, for ``--skip-existing``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 
 
 def read_complete(out: Folder) -> DatasetManifest | None:
-    """The manifest of the data set in ``out`` if all its files are there at their sizes, else None.
+    """Return the manifest of the dataset in ``out``, or None if it has none or lacks a file of the right size.
 
     Raises:
-        InputError: it cannot be looked into, or what is there is no manifest of this version.
+        InputError: the folder cannot be read, or its manifest is not one of this format version.
     """
     with translate_storage_errors(f"--out {out.uri}", unreachable=InputError):
         sizes = out.sizes()

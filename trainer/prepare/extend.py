@@ -1,14 +1,14 @@
 # ruff: noqa: S608  (what is put into SQL is a number or a name of this program)
-"""A new day on the vocabularies of an earlier data set: old ids keep their rows, new ids get the rows after them.
+"""Extend the vocabularies of a base dataset: its ids keep their rows, and new ids get the rows after them.
 
-    base = open_base("s3://music/day1")
+    base = open_base_dataset("s3://music/day1")
     base.check_entities("customer", "track")
-    load_base(connection, base, "query", "customer", progress)          # the table base_query (row, id, name)
-    report = extend_vocabulary(connection, "query", counted_sql("query"))       # vocabulary_query, as of a first day
+    load_base(connection, base, "query", "customer", progress)      # the table base_query (row, id, name, …)
+    report = extend_vocabulary(connection, "query", counted_ids_sql("query"))       # the table vocabulary_query
 
-So a table that was trained on the earlier data is the beginning of the new one's, and ``checkpoint.warm_start_from`` takes
-it from there. A row of the earlier data that was forgotten stays so: its id is null, which no event has. Only where ids
-expire (``admission.py``) do new ids take such rows, and those of ids that have expired, before the vocabulary grows.
+So a table trained on the base dataset is the beginning of the new one, and ``checkpoint.warm_start_from`` can load it.
+Vacant rows of the base dataset stay vacant: their id is null, which no event has. Only where ids expire
+(``admission.py``) do new ids reuse such rows, and those of expired ids, before the vocabulary grows.
 """
 
 from __future__ import annotations
@@ -32,43 +32,43 @@ SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 @dataclass(frozen=True)
 class BaseDataset:
-    """The data set whose vocabularies go on."""
+    """The dataset whose vocabularies are extended; ``fingerprint`` identifies it in lineages."""
 
     folder: Folder
     manifest: DatasetManifest
     fingerprint: int
 
     def lineage(self) -> list[int]:
-        """That of the data that go on from it."""
+        """Return the lineage of a dataset that extends this one."""
         return [*self.manifest.lineage, self.fingerprint]
 
     def check_entities(self, query: str, item: str) -> None:
-        """See that the new data have the same two entities.
+        """Check that the new dataset has the same two entities.
 
         Raises:
-            InputError: they do not.
+            InputError: it has others.
         """
         if (query, item) != (self.manifest.query, self.manifest.item):
             raise InputError(
-                f"{OPTION} {self.folder.uri}: is about {self.manifest.query} and {self.manifest.item}, but these "
-                f"events are prepared as {query} and {item}; expected the same entities: "
+                f"{OPTION} {self.folder.uri}: its entities are {self.manifest.query} and {self.manifest.item}, but "
+                f"these events are prepared as {query} and {item}; expected the same entities: "
                 f"--query {self.manifest.query}=COLUMN --item {self.manifest.item}=COLUMN"
             )
 
-    def text_roles(self) -> list[str]:
-        """The sides whose ids are text."""
+    def string_id_sides(self) -> list[str]:
+        """Return the sides whose ids are strings."""
         sides = {"query": self.manifest.query, "item": self.manifest.item}
         return [side for side, name in sides.items() if self.manifest.entities[name].id_type == "string"]
 
     def check_id_type(self, entity: str, found: IdType) -> None:
-        """See that ids of ``entity`` that were read are of the type of the vocabulary's.
+        """Check that the ids of ``entity`` that were read have the type of the base vocabulary.
 
         Raises:
-            InputError: they are not.
+            InputError: they have another type.
         """
         id_type = self.manifest.entities[entity].id_type
         if found != id_type:
-            kinds = {"int64": "integers", "string": "text"}
+            kinds = {"int64": "integers", "string": "strings"}
             choice = {"int64": "integer", "string": "string"}[id_type]
             raise InputError(
                 f"{OPTION} {self.folder.uri}: its ids of {entity} are {kinds[id_type]}, but those "
@@ -79,9 +79,14 @@ class BaseDataset:
 
 @dataclass(frozen=True)
 class ExtensionReport:
-    """What became of an earlier vocabulary: rows whose id kept them, those of them without an event, and new ids.
+    """How a base vocabulary was extended, in numbers of rows.
 
-    ``expired`` ids lost their rows, and so many of the new ids took such a row: they were ``reused``.
+    Attributes:
+        kept: Ids of the base dataset that keep their row.
+        unseen: Those of them that occur in no new event.
+        new: Ids that got a row.
+        expired: Ids of the base dataset that lost their row.
+        reused: New ids that got a vacant row of the base dataset.
     """
 
     kept: int
@@ -92,7 +97,7 @@ class ExtensionReport:
 
 
 def open_base_dataset(location: str) -> BaseDataset:
-    """The data set at ``location``, a path or URI.
+    """Open the dataset at ``location``, a path or URI.
 
     Raises:
         InputError: there is none.
@@ -105,114 +110,115 @@ def open_base_dataset(location: str) -> BaseDataset:
 
 
 def load_base(
-    connection: duckdb.DuckDBPyConnection, base: BaseDataset, role: VocabularyKey, name: str, progress: ProgressReporter
+    connection: duckdb.DuckDBPyConnection, base: BaseDataset, key: VocabularyKey, name: str, progress: ProgressReporter
 ) -> None:
-    """Make the table ``base_ROLE`` of the vocabulary of the entity ``name``, in pieces.
+    """Create the table ``base_KEY`` from the vocabulary of the entity ``name``, one row group at a time.
 
-    Its columns: row, id, name, ``met``, whether the row was liked in train, there or in data before, ``last_seen``,
-    null where that is not known, and ``since``, the place in the lineage from which on the id has the row.
+    Its columns: row, id, name, ``warm`` (whether the row had an interaction of positive weight in train, there or in
+    its own base datasets), ``last_seen`` (null if unknown) and ``lineage_index`` (of the dataset in which the id got
+    the row).
 
     Raises:
-        InputError: a file of the vocabulary is missing or damaged, or an id has two rows.
+        InputError: a file of the vocabulary is missing or corrupt, or an id has two rows.
     """
     entity = base.manifest.entities[name]
     vocabulary = Vocabulary(base.folder, base.manifest, name)
     execute(
         connection,
-        f"CREATE TABLE base_{role} (row BIGINT, id {SQL_TYPES[entity.id_type]}, name VARCHAR, met BOOL, "
-        "last_seen BIGINT, since BIGINT)",
+        f"CREATE TABLE base_{key} (row BIGINT, id {SQL_TYPES[entity.id_type]}, name VARCHAR, warm BOOL, "
+        "last_seen BIGINT, lineage_index BIGINT)",
     )
-    progress.phase(f"earlier {name}", entity.rows, "row")
-    seen = ["last_seen", "since"] if entity.has_last_seen else []
-    wanted = [*vocabulary.columns, "count", *(["met"] if entity.has_warm else []), *seen]
-    columns = f"row, id, {'name' if entity.has_names else 'NULL'}, count > 0{' OR met' if entity.has_warm else ''}"
-    columns += ", last_seen, since" if seen else ", NULL, 0"
-    for piece in vocabulary.iter_tables(wanted):
-        connection.register("piece", piece)
-        execute(connection, f"INSERT INTO base_{role} SELECT {columns} FROM piece")
-        connection.unregister("piece")
-        progress.advance(piece.num_rows)
+    progress.phase(f"base {name}", entity.rows, "row")
+    optional = (["warm"] if entity.has_warm else []) + (["last_seen", "lineage_index"] if entity.has_last_seen else [])
+    values = f"row, id, {'name' if entity.has_names else 'NULL'}, count > 0{' OR warm' if entity.has_warm else ''}"
+    values += ", last_seen, lineage_index" if entity.has_last_seen else ", NULL, 0"
+    for table in vocabulary.iter_tables([*vocabulary.columns, "count", *optional]):
+        connection.register("part", table)
+        execute(connection, f"INSERT INTO base_{key} SELECT {values} FROM part")
+        connection.unregister("part")
+        progress.advance(table.num_rows)
     ids, distinct, nulls = fetch_one(
-        connection, f"SELECT count(id), count(DISTINCT id), count(*) FILTER (id IS NULL) FROM base_{role}"
+        connection, f"SELECT count(id), count(DISTINCT id), count(*) FILTER (id IS NULL) FROM base_{key}"
     )
     if ids != distinct or nulls != len(entity.vacant_rows):
         raise InputError(
-            f"{OPTION} {base.folder.uri}: its vocabulary of {name} has {ids} ids for {distinct} different ones, and "
-            f"{nulls} rows without one where {len(entity.vacant_rows)} are forgotten; crossfade validate "
-            f"{base.folder.uri} says where"
+            f"{OPTION} {base.folder.uri}: its vocabulary of {name} has {ids} ids, {distinct} of them distinct, and "
+            f"{nulls} rows without one, of which the manifest lists {len(entity.vacant_rows)}; "
+            f"'crossfade validate {base.folder.uri}' shows where"
         )
 
 
 def extend_vocabulary(
-    connection: duckdb.DuckDBPyConnection, role: VocabularyKey, counted: str, watch: IdPolicy | None = None
+    connection: duckdb.DuckDBPyConnection, key: VocabularyKey, counted: str, policy: IdPolicy | None = None
 ) -> ExtensionReport:
-    """Make the table ``vocabulary_ROLE`` of ``base_ROLE`` and the query ``counted``.
+    """Create the table ``vocabulary_KEY`` from ``base_KEY`` and the query ``counted``.
 
-    Its columns: row, number, id, count, met, last_seen and since. Rows of the base stay, with the count that they have
-    in the new train split, be it 0; those without an event have no number. New ids follow by count descending, then by
-    id. ``watch`` says who expires: the first of the new ids then take the rows of the base that nobody has, in order.
+    Its columns: row, number, id, count, warm, last_seen and lineage_index. Rows of the base stay, with their count in
+    the new train split, which may be 0; those without an event have no number. New ids follow by count descending,
+    then by id. Where ``policy`` lets ids expire, the first new ids get the vacant rows instead, in order.
     """
     execute(connection, f"CREATE TABLE counted AS {counted}")
-    seen = fetch_count(connection, f"SELECT count(*) FROM counted SEMI JOIN base_{role} USING (id)")
-    _make_holders(connection, role, watch)
-    reuse = "id IS NULL" if watch is not None and watch.expires is not None else "false"
+    seen = fetch_count(connection, f"SELECT count(*) FROM counted SEMI JOIN base_{key} USING (id)")
+    _make_base_rows(connection, key, policy)
+    may_reuse = "id IS NULL" if policy is not None and policy.expire_before is not None else "false"
     execute(
         connection,
-        f"CREATE TABLE free AS SELECT row, row_number() OVER (ORDER BY row) AS turn FROM holders WHERE {reuse}",
+        "CREATE TABLE vacant AS SELECT row, row_number() OVER (ORDER BY row) AS position FROM base_rows "
+        f"WHERE {may_reuse}",
     )
-    last_seen, sighted = last_seen_sql(role, watch)
+    last_seen, join = last_seen_sql(key, policy)
     execute(
         connection,
-        f"CREATE TABLE fresh AS SELECT number, id, counted.count AS count, {last_seen} AS last_seen, "
-        "row_number() OVER (ORDER BY counted.count DESC, place) AS turn "
-        f"FROM counted{sighted} ANTI JOIN base_{role} USING (id)",
+        f"CREATE TABLE new_ids AS SELECT number, id, counted.count AS count, {last_seen} AS last_seen, "
+        "row_number() OVER (ORDER BY counted.count DESC, id_rank) AS position "
+        f"FROM counted{join} ANTI JOIN base_{key} USING (id)",
     )
-    rows, free, fresh = (
-        fetch_count(connection, f"SELECT count(*) FROM {table}") for table in ("holders", "free", "fresh")
+    rows, vacant, new = (
+        fetch_count(connection, f"SELECT count(*) FROM {table}") for table in ("base_rows", "vacant", "new_ids")
     )
     execute(
         connection,
-        f"CREATE TABLE vocabulary_{role} AS "
-        "SELECT row, number, id, count, met, last_seen, since FROM holders "
-        f"WHERE row NOT IN (SELECT row FROM free WHERE turn <= {fresh}) UNION ALL "
-        f"SELECT coalesce(free.row, {rows - free - 1} + turn), number, id, count, count > 0, last_seen, "
-        f"{0 if watch is None else watch.lineage_index} FROM fresh LEFT JOIN free USING (turn)",
+        f"CREATE TABLE vocabulary_{key} AS "
+        "SELECT row, number, id, count, warm, last_seen, lineage_index FROM base_rows "
+        f"WHERE row NOT IN (SELECT row FROM vacant WHERE position <= {new}) UNION ALL "
+        f"SELECT coalesce(vacant.row, {rows - vacant - 1} + position), number, id, count, count > 0, last_seen, "
+        f"{0 if policy is None else policy.lineage_index} FROM new_ids LEFT JOIN vacant USING (position)",
     )
-    kept = fetch_count(connection, "SELECT count(*) FROM holders WHERE id IS NOT NULL")
-    before = fetch_count(connection, f"SELECT count(*) FROM base_{role} WHERE id IS NOT NULL")
-    for table in ("counted", "holders", "free", "fresh"):
+    kept = fetch_count(connection, "SELECT count(*) FROM base_rows WHERE id IS NOT NULL")
+    before = fetch_count(connection, f"SELECT count(*) FROM base_{key} WHERE id IS NOT NULL")
+    for table in ("counted", "base_rows", "vacant", "new_ids"):
         execute(connection, f"DROP TABLE {table}")
-    return ExtensionReport(kept, kept - seen, fresh, before - kept, min(free, fresh))
+    return ExtensionReport(kept=kept, unseen=kept - seen, new=new, expired=before - kept, reused=min(vacant, new))
 
 
-def _make_holders(connection: duckdb.DuckDBPyConnection, role: VocabularyKey, watch: IdPolicy | None) -> None:
-    """Make the table ``holders``, as ``vocabulary_ROLE``, of the rows of ``base_ROLE``, without ids that expire."""
-    last_seen, sighted, stays = "b.last_seen", "", "true"
-    if watch is not None and watch.track_last_seen:
-        # Whether or not an event of the id is left: it was seen. What is not known begins with the newest event.
-        newest = sql_number(watch.newest)
-        cataloged = f"CASE WHEN c.id IS NOT NULL AND s.id IS NULL THEN {newest} END"
-        last_seen = f"coalesce(greatest(b.last_seen, s.last_seen, {cataloged}), {newest})"
-        sighted = f" LEFT JOIN sighted_{role} s ON s.id = b.id"
-    if watch is not None and watch.expires is not None:
-        stays = f"c.id IS NOT NULL OR {last_seen} >= {watch.expires}"
+def _make_base_rows(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, policy: IdPolicy | None) -> None:
+    """Create the table ``base_rows``: the rows of ``base_KEY`` as in ``vocabulary_KEY``, expired ids set to null."""
+    last_seen, join, is_kept = "b.last_seen", "", "true"
+    if policy is not None and policy.track_last_seen:
+        # Seen is seen, even if all events of the id were dropped. An unknown time counts as that of the newest event.
+        newest = sql_number(policy.newest)
+        in_catalog = f"CASE WHEN c.id IS NOT NULL AND s.id IS NULL THEN {newest} END"
+        last_seen = f"coalesce(greatest(b.last_seen, s.last_seen, {in_catalog}), {newest})"
+        join = f" LEFT JOIN seen_{key} s ON s.id = b.id"
+    if policy is not None and policy.expire_before is not None:
+        is_kept = f"c.id IS NOT NULL OR {last_seen} >= {policy.expire_before}"
     execute(
         connection,
-        "CREATE TABLE holders AS SELECT row, number, CASE WHEN stays THEN id END AS id, count, met AND stays AS met, "
-        "CASE WHEN stays THEN last_seen END AS last_seen, since FROM ("
-        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.met OR coalesce(c.count > 0, false) AS met, "
-        f"{last_seen} AS last_seen, b.since, b.id IS NOT NULL AND ({stays}) AS stays "
-        f"FROM base_{role} b LEFT JOIN counted c ON c.id = b.id{sighted})",
+        "CREATE TABLE base_rows AS SELECT row, number, CASE WHEN is_kept THEN id END AS id, count, "
+        "warm AND is_kept AS warm, CASE WHEN is_kept THEN last_seen END AS last_seen, lineage_index FROM ("
+        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.warm OR coalesce(c.count > 0, false) AS warm, "
+        f"{last_seen} AS last_seen, b.lineage_index, b.id IS NOT NULL AND ({is_kept}) AS is_kept "
+        f"FROM base_{key} b LEFT JOIN counted c ON c.id = b.id{join})",
     )
 
 
-def carry_names(connection: duckdb.DuckDBPyConnection, role: VocabularyKey, *, joined: bool) -> None:
-    """Make the table ``names_ROLE`` (id, name) of the names in ``base_ROLE``.
+def carry_names(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, *, joined: bool) -> None:
+    """Create the table ``names_KEY`` (id, name) of the names in ``base_KEY``.
 
-    Where names were ``joined`` to the new vocabulary, it is there, and its names go over those of the base.
+    If names were ``joined`` to the new vocabulary, the table exists, and its names take precedence.
     """
-    named = f"SELECT id, name FROM base_{role} WHERE id IS NOT NULL AND name IS NOT NULL"
+    base_names = f"SELECT id, name FROM base_{key} WHERE id IS NOT NULL AND name IS NOT NULL"
     if joined:
-        execute(connection, f"INSERT INTO names_{role} SELECT * FROM ({named}) ANTI JOIN names_{role} USING (id)")
+        execute(connection, f"INSERT INTO names_{key} SELECT * FROM ({base_names}) ANTI JOIN names_{key} USING (id)")
     else:
-        execute(connection, f"CREATE TABLE names_{role} AS {named}")
+        execute(connection, f"CREATE TABLE names_{key} AS {base_names}")

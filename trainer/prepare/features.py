@@ -1,13 +1,13 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Features of an entity, from files of their own: the artist of a track, its tags, the country of a customer.
 
-    types = read_features(connection, planned, work, "auto", base, progress)    # given_feature_0 (id, value), …
-    report = join_feature(connection, planned[0], base)                         # pairs_feature_0 (row, id)
-    ...                                                     # its vocabulary, of what ``counted_values_sql`` counts
-    feature = write_feature(connection, planned[0], staged)
+    types = read_features(connection, plans, work, "auto", base, progress)      # given_feature_0 (id, value), …
+    report = join_feature(connection, plans[0], types["artist"], base)          # pairs_feature_0 (row, id)
+    ...                                             # its vocabulary, of the query that ``counted_values_sql`` returns
+    feature = write_feature(connection, plans[0], staged)
 
-A value is an id of a feature's own entity. An id of the file may stand in several rows, or have a list of values. Where
-an earlier data set goes on (``base_vocabulary.py``), ids that the file has no value for keep those that they had.
+A value is an id of the feature's own entity. An id of the file may occur in several rows, or have a list of values.
+With a base dataset (``extend.py``), ids that the file has no value for keep the values that they have there.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
 from trainer.data.manifest import FEATURES, Feature
 from trainer.data.reporter import ProgressReporter
 from trainer.prepare.database import execute, fetch_count
-from trainer.prepare.events import INTEGER_TEXT, KIND_NAMES, IdChoice, IdType
+from trainer.prepare.event_values import INTEGER_TEXT
+from trainer.prepare.events import IdChoice, IdType
 from trainer.prepare.extend import SQL_TYPES, BaseDataset
 from trainer.prepare.fetch import fetch_files
 from trainer.prepare.input_files import RawFile, Source
 from trainer.prepare.part_writer import PartWriter, row_group_rows
-from trainer.prepare.raw_files import Kind, close_raw, open_columns, read_errors
+from trainer.prepare.raw_files import KIND_NAMES, Kind, close_raw, open_columns, read_errors
 from trainer.prepare.staging import Staged
 from trainer.prepare.vocabulary_tables import Side, VocabularyKey
 
 OPTION = "--features"
-_AFTER_ALL = 2**60
-"""More than there are ids: what is added to the places of those that no event has."""
+_AFTER_EVENTS = 2**60
+"""Added to the ranks of ids that are in no event: more than there are ids, so that they come last."""
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Files (a path, URI or pattern) that say what the ids of ``entity`` in ``id_column`` have.
+    """Files (a path, URI or pattern) with features of the ids of ``entity`` in ``id_column``.
 
     ``columns`` maps the name of each feature to the column of its values.
     """
@@ -53,34 +54,40 @@ class FeatureFile:
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """A feature to prepare: the ``number``-th one, of ``entity``, which stands on ``side``.
+    """One feature to prepare.
 
-    ``asked`` is None for one that only an earlier data set has.
+    Attributes:
+        number: Its position among all features.
+        name: Its name, which is that of the entity of its values.
+        entity: The entity that has it.
+        side: The side of the interactions on which that entity is.
+        source: What its files are; None for a feature that only the base dataset has.
+        files: The files found for ``source``.
     """
 
     number: int
     name: str
     entity: str
     side: Side
-    asked: FeatureFile | None
+    source: FeatureFile | None
     files: Sequence[Source] = ()
 
     @property
-    def role(self) -> VocabularyKey:
-        """What tables of the working database call it."""
+    def key(self) -> VocabularyKey:
+        """The suffix of its tables in the working database."""
         return f"feature_{self.number}"
 
 
 @dataclass(frozen=True)
 class FeatureReport:
-    """Rows of the entity that have a value, and ids of the files that no event has."""
+    """The number of rows of the entity that have a value, and of ids of the files that occur in no event."""
 
-    filled: int
-    unknown: int
+    filled_rows: int
+    ignored_ids: int
 
 
-def check_features(features: Sequence[FeatureFile], query: str, item: str, known: Mapping[str, str]) -> None:
-    """Refuse features of no entity, and names that are taken; ``known`` are those of an earlier data set.
+def check_features(features: Sequence[FeatureFile], query: str, item: str, in_base: Mapping[str, str]) -> None:
+    """Reject features of unknown entities, and names in use; ``in_base`` maps features of the base to their entity.
 
     Raises:
         InputError: there is one.
@@ -92,12 +99,12 @@ def check_features(features: Sequence[FeatureFile], query: str, item: str, known
         for name in file.columns:
             if name.lower() in taken:
                 raise InputError(
-                    f"{OPTION} {file.entity}=…: the name '{name}' is taken; give the feature another one: NAME=COLUMN"
+                    f"{OPTION} {file.entity}=…: the name '{name}' is in use; give the feature another one: NAME=COLUMN"
                 )
-            if known.get(name, file.entity) != file.entity:
+            if in_base.get(name, file.entity) != file.entity:
                 raise InputError(
-                    f"{OPTION} {file.entity}=…: '{name}' is a feature of {known[name]} in the earlier data; give this "
-                    "one another name: NAME=COLUMN"
+                    f"{OPTION} {file.entity}=…: '{name}' is a feature of {in_base[name]} in the base dataset; give "
+                    "this one another name: NAME=COLUMN"
                 )
             taken.add(name.lower())
 
@@ -108,92 +115,89 @@ def plan_features(
     sides: Mapping[str, Side],
     base: BaseDataset | None,
 ) -> list[FeaturePlan]:
-    """The features to prepare: those that are asked for, in ``files``, and those that only ``base`` has."""
-    known = base.manifest.feature_owners() if base else {}
+    """Plan the ``features``, whose files are ``files``, and after them those that only ``base`` has."""
+    owners = base.manifest.feature_owners() if base else {}
     named = [(name, file, found) for file, found in zip(features, files, strict=True) for name in file.columns]
-    planned = [
+    plans = [
         FeaturePlan(number, name, file.entity, sides[file.entity], file, found)
         for number, (name, file, found) in enumerate(named)
     ]
-    carried = [name for name in known if name not in {name for name, _, _ in named}]
-    return planned + [
-        FeaturePlan(number, name, known[name], sides[known[name]], None)
-        for number, name in enumerate(carried, start=len(planned))
+    carried = [name for name in owners if name not in {name for name, _, _ in named}]
+    return plans + [
+        FeaturePlan(number, name, owners[name], sides[owners[name]], None)
+        for number, name in enumerate(carried, start=len(plans))
     ]
 
 
 def read_features(
     connection: duckdb.DuckDBPyConnection,
-    planned: Sequence[FeaturePlan],
+    plans: Sequence[FeaturePlan],
     work: Path,
-    ids: IdChoice,
+    id_type: IdChoice,
     base: BaseDataset | None,
     progress: ProgressReporter,
 ) -> dict[str, IdType]:
-    """Make the table ``given_ROLE`` (id as text, value) of each feature that is asked for; the type of its values.
+    """Create the table ``given_KEY`` (id as text, value) of each feature with files; return the types of the values.
 
-    Values of text files are integers where all are, unless ``ids`` says 'string' or ``base`` has text.
+    Values of text files become integers if all of them are, unless ``id_type`` is 'string' or ``base`` has strings.
 
     Raises:
-        InputError: a file cannot be read, lacks a column, or has values of no type that ids may have; or two files of
-            a feature differ in it.
+        InputError: a file cannot be read, lacks a column, or has values of a type that ids cannot have; or two files of
+            a feature have values of different types.
     """
     types: dict[str, IdType] = {}
-    asked = [feature for feature in planned if feature.asked]
-    progress.phase("read features", sum(file.bytes for feature in asked for file in feature.files), "B")
-    for feature in asked:
-        assert feature.asked is not None
-        column = feature.asked.columns[feature.name]
-        known = base.manifest.entities.get(feature.name) if base else None
-        text = ids == "string" or (known is not None and known.id_type == "string")
-        execute(connection, f"CREATE TABLE text_{feature.role} (id VARCHAR, value VARCHAR)")
+    with_files = [plan for plan in plans if plan.source]
+    progress.phase("read features", sum(file.bytes for plan in with_files for file in plan.files), "B")
+    for plan in with_files:
+        assert plan.source is not None
+        column = plan.source.columns[plan.name]
+        in_base = base.manifest.entities.get(plan.name) if base else None
+        as_text = id_type == "string" or (in_base is not None and in_base.id_type == "string")
+        execute(connection, f"CREATE TABLE text_{plan.key} (id VARCHAR, value VARCHAR)")
         found: dict[str, RawFile] = {}
-        with fetch_files(feature.files, work, [feature.asked.id_column, column]) as here:
-            for source, file in zip(feature.files, here, strict=True):
-                found.setdefault(_append(connection, feature, file, text), file)
+        with fetch_files(plan.files, work, [plan.source.id_column, column]) as local_files:
+            for source, file in zip(plan.files, local_files, strict=True):
+                found.setdefault(_append(connection, plan, file, as_text), file)
                 progress.advance(source.bytes)
-        types[feature.name] = _settle(feature.name, column, found)
-        value = f"CAST(value AS {SQL_TYPES[types[feature.name]]}) AS value"
-        execute(
-            connection, f"CREATE TABLE given_{feature.role} AS SELECT DISTINCT id, {value} FROM text_{feature.role}"
-        )
-        execute(connection, f"DROP TABLE text_{feature.role}")
+        types[plan.name] = _merge_types(plan.name, column, found)
+        value = f"CAST(value AS {SQL_TYPES[types[plan.name]]}) AS value"
+        execute(connection, f"CREATE TABLE given_{plan.key} AS SELECT DISTINCT id, {value} FROM text_{plan.key}")
+        execute(connection, f"DROP TABLE text_{plan.key}")
     return types
 
 
-def _append(connection: duckdb.DuckDBPyConnection, feature: FeaturePlan, file: RawFile, text: bool) -> IdType:
-    """Append the pairs of one file to ``text_ROLE``; the type of its values."""
-    assert feature.asked is not None
-    column = feature.asked.columns[feature.name]
-    kinds = open_columns(connection, file, {"id": feature.asked.id_column, "value": column}, lists=("value",))
+def _append(connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, file: RawFile, as_text: bool) -> IdType:
+    """Append the pairs of one file to ``text_KEY``; return the type of its values."""
+    assert plan.source is not None
+    column = plan.source.columns[plan.name]
+    kinds = open_columns(connection, file, {"id": plan.source.id_column, "value": column}, lists=("value",))
     with read_errors(file):
-        found = _type(connection, file, column, kinds["value"], text)
+        found = _value_type(connection, file, column, kinds["value"], as_text)
         filled = " AND ".join(f"{name} IS NOT NULL AND CAST({name} AS VARCHAR) <> ''" for name in ("id", "value"))
         execute(
             connection,
-            f"INSERT INTO text_{feature.role} SELECT CAST(id AS VARCHAR), CAST(value AS VARCHAR) FROM raw "
-            f"WHERE {filled}",
+            f"INSERT INTO text_{plan.key} SELECT CAST(id AS VARCHAR), CAST(value AS VARCHAR) FROM raw WHERE {filled}",
         )
     close_raw(connection)
     return found
 
 
-def _type(connection: duckdb.DuckDBPyConnection, file: RawFile, column: str, kind: Kind, text: bool) -> IdType:
-    if kind in ("number", "moment"):
+def _value_type(connection: duckdb.DuckDBPyConnection, file: RawFile, column: str, kind: Kind, as_text: bool) -> IdType:
+    if kind in ("number", "datetime"):
         raise InputError(
             f"{file}: column '{column}' holds {KIND_NAMES[kind]}; expected integers or strings: cast it, or name "
             "another column"
         )
-    if kind == "string" or text:
+    if kind == "string" or as_text:
         return "string"
     if kind == "text":
-        whole = f"coalesce({INTEGER_TEXT.format('value')}, value IS NULL OR value = '')"
-        if fetch_count(connection, f"SELECT count(*) FILTER (NOT {whole}) FROM raw"):
+        is_integer = f"coalesce({INTEGER_TEXT.format('value')}, value IS NULL OR value = '')"
+        if fetch_count(connection, f"SELECT count(*) FILTER (NOT {is_integer}) FROM raw"):
             return "string"
     return "int64"
 
 
-def _settle(name: str, column: str, found: Mapping[str, RawFile]) -> IdType:
+def _merge_types(name: str, column: str, found: Mapping[str, RawFile]) -> IdType:
     if len(found) == 2:
         raise InputError(
             f"{found['string']}: column '{column}' holds strings, but {found['int64']} holds integers there; expected "
@@ -203,91 +207,91 @@ def _settle(name: str, column: str, found: Mapping[str, RawFile]) -> IdType:
 
 
 def join_feature(
-    connection: duckdb.DuckDBPyConnection, feature: FeaturePlan, id_type: IdType, base: BaseDataset | None
+    connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, id_type: IdType, base: BaseDataset | None
 ) -> FeatureReport:
-    """Make the table ``pairs_ROLE`` (row of the entity, id of the value), each pair once.
+    """Create the table ``pairs_KEY`` (row of the entity, id of the value) with each pair once.
 
-    Of ``base``, whose vocabulary of the feature is in ``base_ROLE``, rows that get no value keep theirs.
+    Rows that get no value keep those of ``base``, whose vocabulary of the feature is in ``base_KEY``.
 
     Raises:
-        InputError: the files know none of the ids.
+        InputError: the files have a value for none of the ids.
     """
-    role, side = feature.role, feature.side
-    execute(connection, f"CREATE TABLE pairs_{role} (row BIGINT, id {SQL_TYPES[id_type]})")
-    unknown = 0
-    if feature.asked is not None:
-        # As text, as in names: text files have no types, and an int64 has one way only to be written.
+    key, side = plan.key, plan.side
+    execute(connection, f"CREATE TABLE pairs_{key} (row BIGINT, id {SQL_TYPES[id_type]})")
+    ignored = 0
+    if plan.source is not None:
+        # Compared as text, like names: text files have no types, and an int64 has only one decimal representation.
         execute(
             connection,
-            f"INSERT INTO pairs_{role} SELECT v.row, g.value FROM given_{role} g "
+            f"INSERT INTO pairs_{key} SELECT v.row, g.value FROM given_{key} g "
             f"JOIN vocabulary_{side} v ON CAST(v.id AS VARCHAR) = g.id",
         )
-        given = fetch_count(connection, f"SELECT count(DISTINCT id) FROM given_{role}")
-        known = fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{role}")
-        unknown = given - known
-        if not known:
+        given = fetch_count(connection, f"SELECT count(DISTINCT id) FROM given_{key}")
+        joined = fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{key}")
+        ignored = given - joined
+        if not joined:
             raise InputError(
-                f"{OPTION} {feature.entity}={feature.asked.path}: has a value of '{feature.name}' for none of the ids "
-                f"that the events have (column '{feature.asked.id_column}' holds {given} ids with one); expected ids "
-                "of the same entity: check the columns"
+                f"{OPTION} {plan.entity}={plan.source.path}: has a value of '{plan.name}' for none of the ids of the "
+                f"events (column '{plan.source.id_column}' holds {given} ids with one); expected ids of the same "
+                "entity: check the columns"
             )
-        execute(connection, f"DROP TABLE given_{role}")
-    if base is not None and feature.name in base.manifest.features_of(feature.entity):
-        _carry(connection, base, feature)
-    return FeatureReport(fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{role}"), unknown)
+        execute(connection, f"DROP TABLE given_{key}")
+    if base is not None and plan.name in base.manifest.features_of(plan.entity):
+        _carry(connection, base, plan)
+    return FeatureReport(fetch_count(connection, f"SELECT count(DISTINCT row) FROM pairs_{key}"), ignored)
 
 
-def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, feature: FeaturePlan) -> None:
-    """Take over the pairs of the earlier data, but of rows that have new ones or another id now."""
-    role, side = feature.role, feature.side
-    execute(connection, "CREATE TABLE earlier (row BIGINT, value BIGINT)")
-    for _, row_N, value_N in iter_pairs(base.folder, base.manifest, feature.entity, feature.name):
-        connection.register("piece", pa.table([row_N, value_N], schema=SCHEMA))
-        execute(connection, f"INSERT INTO earlier SELECT {ROW}, {VALUE} FROM piece")
-        connection.unregister("piece")
+def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: FeaturePlan) -> None:
+    """Add the pairs of the base dataset, except of rows that have new values or belong to another id now."""
+    key, side = plan.key, plan.side
+    execute(connection, "CREATE TABLE base_pairs (row BIGINT, value BIGINT)")
+    for _, row_N, value_N in iter_pairs(base.folder, base.manifest, plan.entity, plan.name):
+        connection.register("part", pa.table([row_N, value_N], schema=SCHEMA))
+        execute(connection, f"INSERT INTO base_pairs SELECT {ROW}, {VALUE} FROM part")
+        connection.unregister("part")
     execute(
         connection,
-        f"INSERT INTO pairs_{role} SELECT e.row, b.id FROM earlier e JOIN base_{role} b ON b.row = e.value "
-        f"JOIN base_{side} was ON was.row = e.row JOIN vocabulary_{side} v ON v.row = e.row AND v.id = was.id "
-        f"WHERE b.id IS NOT NULL AND e.row NOT IN (SELECT row FROM pairs_{role})",
+        f"INSERT INTO pairs_{key} SELECT p.row, b.id FROM base_pairs p JOIN base_{key} b ON b.row = p.value "
+        f"JOIN base_{side} old ON old.row = p.row JOIN vocabulary_{side} v ON v.row = p.row AND v.id = old.id "
+        f"WHERE b.id IS NOT NULL AND p.row NOT IN (SELECT row FROM pairs_{key})",
     )
-    execute(connection, "DROP TABLE earlier")
+    execute(connection, "DROP TABLE base_pairs")
 
 
-def counted_values_sql(feature: FeaturePlan) -> str:
-    """A query for each value that some row has, as ``build_vocabulary`` wants it: the count is of interactions."""
+def counted_values_sql(plan: FeaturePlan) -> str:
+    """Return a query for each value that some row has, with its number of interactions, for ``build_vocabulary``."""
     return (
-        "SELECT NULL::BIGINT AS number, p.id AS id, p.id AS place, CAST(sum(v.count) AS BIGINT) AS count "
-        f"FROM pairs_{feature.role} p JOIN vocabulary_{feature.side} v ON v.row = p.row GROUP BY p.id"
+        "SELECT NULL::BIGINT AS number, p.id AS id, p.id AS id_rank, CAST(sum(v.count) AS BIGINT) AS count "
+        f"FROM pairs_{plan.key} p JOIN vocabulary_{plan.side} v ON v.row = p.row GROUP BY p.id"
     )
 
 
-def cataloged_sql(planned: Sequence[FeaturePlan], side: Side, id_type: IdType) -> str:
-    """A query for each id of ``side`` that files of features have a value of, and ``interactions`` have not.
+def catalog_ids_sql(plans: Sequence[FeaturePlan], side: Side, id_type: IdType) -> str:
+    """Return a query for each id of ``side`` that has a feature but no interaction, for ``build_vocabulary``.
 
-    As ``build_vocabulary`` wants it: the count is 0, and the place after those of all ids that events have.
+    Its count is 0, and it ranks after all ids that occur in events.
     """
     given = " UNION ".join(
-        f"SELECT id FROM given_{feature.role}" for feature in planned if feature.side == side and feature.asked
+        f"SELECT id FROM given_{plan.key}" for plan in plans if plan.side == side and plan.source is not None
     )
-    own = given
+    typed = given
     if id_type == "int64":
-        own = f"SELECT CAST(id AS BIGINT) AS id FROM ({given}) WHERE {INTEGER_TEXT.format('id')}"
-    met = f"SELECT i.id FROM ids_{side} i SEMI JOIN interactions e ON e.{side} = i.number"
+        typed = f"SELECT CAST(id AS BIGINT) AS id FROM ({given}) WHERE {INTEGER_TEXT.format('id')}"
+    in_events = f"SELECT i.id FROM ids_{side} i SEMI JOIN interactions e ON e.{side} = i.number"
     return (
-        f"SELECT NULL::BIGINT AS number, id, {_AFTER_ALL} + row_number() OVER (ORDER BY id) AS place, 0 AS count "
-        f"FROM ({own}) ANTI JOIN ({met}) USING (id)"
+        f"SELECT NULL::BIGINT AS number, id, {_AFTER_EVENTS} + row_number() OVER (ORDER BY id) AS id_rank, 0 AS count "
+        f"FROM ({typed}) ANTI JOIN ({in_events}) USING (id)"
     )
 
 
-def write_feature(connection: duckdb.DuckDBPyConnection, feature: FeaturePlan, staged: Staged) -> Feature:
-    """Write ``pairs_ROLE`` as rows of the entity and of ``vocabulary_ROLE``."""
-    role = feature.role
-    group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM pairs_{role}"))
+def write_feature(connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, staged: Staged) -> Feature:
+    """Write ``pairs_KEY`` as pairs of a row of the entity and a row of ``vocabulary_KEY``."""
+    key = plan.key
+    group_rows = row_group_rows(fetch_count(connection, f"SELECT count(*) FROM pairs_{key}"))
     pairs = connection.sql(
-        f"SELECT p.row AS row, v.row AS value FROM pairs_{role} p JOIN vocabulary_{role} v ON v.id = p.id ORDER BY 1, 2"
+        f"SELECT p.row AS row, v.row AS value FROM pairs_{key} p JOIN vocabulary_{key} v ON v.id = p.id ORDER BY 1, 2"
     )
-    with PartWriter(staged, f"{FEATURES}/{feature.entity}/{feature.name}", SCHEMA, group_rows) as writer:
+    with PartWriter(staged, f"{FEATURES}/{plan.entity}/{plan.name}", SCHEMA, group_rows) as writer:
         for batch in pairs.to_arrow_reader(group_rows):
             writer.write(batch)
         return Feature(files=writer.close())

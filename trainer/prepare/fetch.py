@@ -1,10 +1,10 @@
-"""Raw files that lie on S3 come to this machine one at a time, each while the one before it is being read.
+"""Fetch raw files from S3 one at a time, each in the background while the one before it is read.
 
-    with fetched(files, work, columns) as local:
-        for file in local: ...          # each is there until the next is asked for
+    with fetch_files(files, work, columns) as local_files:
+        for file in local_files: ...    # each exists until the next is requested
 
-Of a Parquet file only the footer and the columns that are wanted are fetched, to the places they have in the file: what
-lies between is a hole that takes no disk and that nobody reads.
+Of a Parquet file only the footer and the requested columns are fetched, to their offsets in the file: what lies between
+is a hole in a sparse file, which takes no disk space and is never read.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ _MAGIC = b"PAR1"
 
 @contextmanager
 def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str]) -> Iterator[Iterator[RawFile]]:
-    """``files`` in their order, all on this machine; those of S3 in ``work``, with ``columns`` alone.
+    """Iterate over ``files`` in order, all of them local: remote ones are fetched to ``work``, only their ``columns``.
 
-    At most two are in ``work`` at a time.
+    At most two files are in ``work`` at a time.
 
     Raises:
-        InputError: while they are taken: one cannot be fetched.
+        InputError: during iteration, if a file cannot be fetched.
+        StorageUnavailableError: during iteration, if storage does not answer.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
         try:
-            yield _one_by_one(files, _Fetcher(work, columns, stop), pool)
+            yield _iterate(files, _Fetcher(work, columns, stop), pool)
         except BaseException:
-            # Whoever fetches may be waiting for a server that is away.
+            # The background thread may be waiting for a server that does not answer.
             stop.set()
             for file in files:
                 if isinstance(file, RemoteFile):
@@ -52,113 +53,113 @@ def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str]) -
             raise
 
 
-def _one_by_one(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecutor) -> Iterator[RawFile]:
-    ahead: Future[RawFile] | RawFile | None = None
-
+def _iterate(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecutor) -> Iterator[RawFile]:
     def start(index: int) -> Future[RawFile] | RawFile | None:
         if index == len(files):
             return None
         file = files[index]
         return file if isinstance(file, RawFile) else pool.submit(fetcher.fetch, file, index)
 
-    ahead = start(0)
+    upcoming = start(0)
     for index in range(len(files)):
-        assert ahead is not None
-        here = ahead.result() if isinstance(ahead, Future) else ahead
-        ahead = start(index + 1)
-        yield here
-        if here.origin is not None:
-            here.path.unlink()
+        assert upcoming is not None
+        current = upcoming.result() if isinstance(upcoming, Future) else upcoming
+        upcoming = start(index + 1)
+        yield current
+        if current.origin is not None:
+            current.path.unlink()
 
 
 class _Fetcher:
+    """Fetches remote files to the folder ``work``, of Parquet files only the ``columns``, until ``stop`` is set."""
+
     def __init__(self, work: Path, columns: Collection[str], stop: threading.Event) -> None:
         self._work = work
         self._columns = columns
         self._stop = stop
 
     def fetch(self, file: RemoteFile, number: int) -> RawFile:
-        """Bring ``file`` here."""
+        """Fetch ``file``; ``number`` makes its local name unique."""
         target = self._work / f"fetched-{number}"
         with translate_storage_errors(str(file)):
             source = file.bucket.open_random(file.key)
         with closing(source):
             if source.size() != file.bytes:
                 raise InputError(
-                    f"{file}: has {source.size():,} bytes, but had {file.bytes:,} a while ago; prepare again when "
-                    "nobody writes there"
+                    f"{file}: has {source.size():,} bytes, but had {file.bytes:,} when it was listed; prepare again "
+                    "when nothing writes there"
                 )
             try:
                 self._copy(file, source, target)
             except OSError as error:
                 raise CrossfadeError(
-                    f"{self._work}: {file} cannot be put there: {error.strerror or error}; name a larger disk with "
+                    f"{self._work}: {file} cannot be written there: {error.strerror or error}; name a larger disk with "
                     "--work-dir DIR"
                 ) from error
         return RawFile(target, file.format, origin=str(file))
 
     def _copy(self, file: RemoteFile, source: RandomFile, target: Path) -> None:
-        with target.open("wb") as here:
-            os.truncate(here.fileno(), file.bytes)
-            copy = _Copy(str(file), source, here, self._stop)
+        with target.open("wb") as local:
+            os.truncate(local.fileno(), file.bytes)
+            copier = _RangeCopier(str(file), source, local, self._stop)
             if file.format == "parquet":
-                _copy_parquet(copy, target, self._columns)
+                _copy_parquet(copier, target, self._columns)
             else:
-                copy.range(0, file.bytes)
+                copier.copy(0, file.bytes)
 
 
-class _Copy:
-    """Ranges of a file, copied to where they are in another one."""
+class _RangeCopier:
+    """Copies byte ranges of ``source`` to the same offsets of the file ``local``."""
 
-    def __init__(self, name: str, source: RandomFile, here: BinaryIO, stop: threading.Event) -> None:
+    def __init__(self, name: str, source: RandomFile, local: BinaryIO, stop: threading.Event) -> None:
         self.bytes = source.size()
         self._name = name
         self._source = source
-        self._here = here
+        self._local = local
         self._stop = stop
 
-    def range(self, start: int, end: int) -> None:
+    def copy(self, start: int, end: int) -> None:
         """Copy the bytes from ``start`` to before ``end``.
 
         Raises:
             InputError: they may not be read.
-            UnreachableError: the server is away.
+            StorageUnavailableError: storage does not answer.
             OSError: they cannot be written.
         """
-        self._here.seek(start)
+        self._local.seek(start)
         while start < end:
             if self._stop.is_set():
-                raise InterruptedError("no longer wanted")
+                raise InterruptedError("the preparation has ended")
             length = min(_CHUNK_BYTES, end - start)
             with translate_storage_errors(self._name):
                 data = self._source.read_at(start, length)
-            self._here.write(data)
+            self._local.write(data)
             start += length
-        self._here.flush()
+        self._local.flush()
 
 
-def _copy_parquet(copy: _Copy, target: Path, columns: Collection[str]) -> None:
-    """What reading ``columns`` needs. Of what is no Parquet file enough for the reader to say so."""
-    copy.range(0, min(len(_MAGIC), copy.bytes))
-    tail = max(0, copy.bytes - _TAIL_BYTES)
-    copy.range(tail, copy.bytes)
-    with target.open("rb") as here:
-        here.seek(max(0, copy.bytes - 8))
-        length, magic = int.from_bytes(here.read(4), "little"), here.read(4)
-    footer = copy.bytes - 8 - length
+def _copy_parquet(copier: _RangeCopier, target: Path, columns: Collection[str]) -> None:
+    """Copy what reading ``columns`` needs. Of invalid files, copy enough for the reader to report them."""
+    copier.copy(0, min(len(_MAGIC), copier.bytes))
+    tail = max(0, copier.bytes - _TAIL_BYTES)
+    copier.copy(tail, copier.bytes)
+    with target.open("rb") as local:
+        local.seek(max(0, copier.bytes - 8))
+        length, magic = int.from_bytes(local.read(4), "little"), local.read(4)
+    footer = copier.bytes - 8 - length
     if magic != _MAGIC or footer < 0:
         return
-    copy.range(min(footer, tail), tail)
+    copier.copy(min(footer, tail), tail)
     try:
         ranges = _column_ranges(pq.read_metadata(target), columns)
     except (pa.ArrowException, OSError):
         return
     for start, end in ranges:
-        copy.range(start, min(end, copy.bytes))
+        copier.copy(start, min(end, copier.bytes))
 
 
 def _column_ranges(footer: pq.FileMetaData, columns: Collection[str]) -> list[tuple[int, int]]:
-    """Where the chunks of ``columns`` lie, in order; those that touch are one range."""
+    """Return the byte ranges of the chunks of ``columns``, in order; adjacent ones are merged."""
     chunks = []
     for group in range(footer.num_row_groups):
         for index in range(footer.num_columns):

@@ -1,12 +1,13 @@
-"""Deleting what a prepared data set has of some customers: their interactions, ids, names and features.
+"""Delete everything that a prepared dataset holds of some ids: their interactions, ids, names and features.
 
-    forgotten = forget(Folder("s3://music/plays"), read_ids("forget.txt", None, "customer"), "customer", progress)
+    report = forget(Folder("s3://music/plays"), read_ids("forget.txt", None, "customer"), "customer", progress)
 
-Their rows stay where they are, with nothing in them, so that all other rows keep theirs; so do the rows of values that
-they alone had of a feature. Only files that hold something of theirs, or count it, are written anew, beside the old
-ones; then the manifest is switched, and the old files are deleted. ``forget.json`` lists both from before the first of
-these steps until after the last. So a crash leaves the old data set or the new one, whole, and whoever forgets next
-deletes what is of neither.
+Their rows become vacant but stay in place, so that all other rows keep theirs; so do the rows of feature values that
+only they had. Only files that hold or count something of theirs are rewritten, next to the old ones; then the manifest
+is replaced, and the old files are deleted. ``forget.json`` lists both from before the first of these steps until after
+the last. So a crash leaves the old or the new dataset complete, and the next call deletes the files of neither.
+
+Letters of shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
@@ -46,27 +46,34 @@ from trainer.data.reporter import ProgressReporter
 from trainer.data.vocabulary import plain_strings
 from trainer.prepare.id_list import typed_ids
 from trainer.prepare.part_writer import GROUP_ROWS_MAX
+from trainer.prepare.row_removal import drop_ids, drop_rows, is_in, reduce_counts, select_ids
 from trainer.prepare.summary import COUNTED
 
-_NEVER_NULL = {"count": 0, "met": False}
-"""Columns of a vocabulary that have a value in every row, and the one that they have of the forgotten."""
 _TAG = re.compile(r"-[0-9a-f]{12}$")
+_NO_ROWS = np.empty(0, np.int64)
 
 Change = Callable[[pa.Table], pa.Table]
 
 
 class _Journal(BaseModel):
-    """Files of the data set that may be left over, old ones and new ones."""
+    """The files of the dataset that may be left over: old and new ones."""
 
     files: list[FilePath]
 
 
 @dataclass(frozen=True)
 class ForgetReport:
-    """What was deleted: ``found`` of ``asked`` ids that have a row, and so many ``interactions`` of each split.
+    """What a deletion has done.
 
-    ``waiting`` is how many of them waited for a row.
-    ``rewritten`` files were written anew. ``finished`` says that files of an earlier call that broke off were deleted.
+    Attributes:
+        manifest: The manifest of the dataset afterwards.
+        entity: The entity whose ids were forgotten.
+        requested: The number of ids to forget.
+        found: How many of them had a row.
+        pending: How many of them were pending (without a row yet).
+        interactions: The number of deleted interactions by split.
+        files_rewritten: The number of files that were rewritten.
+        leftovers_deleted: Whether files of an earlier, interrupted call were deleted.
     """
 
     manifest: DatasetManifest
@@ -80,12 +87,13 @@ class ForgetReport:
 
 
 def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter) -> ForgetReport:
-    """Delete from the data set in ``folder`` what it has of ``ids``, which are ids of the ``entity`` of one side.
+    """Delete from the dataset in ``folder`` all that it holds of ``ids`` of ``entity``, its query or item entity.
 
-    Ids that it does not have are counted and passed over.
+    Ids that it does not have are counted and skipped.
 
     Raises:
-        InputError: there is no data set, it has no such entity, or a file of it is missing or damaged.
+        InputError: there is no dataset, it has no such entity, or one of its files is missing or corrupt.
+        StorageUnavailableError: storage does not answer; the dataset is complete, before or after the deletion.
     """
     manifest = read_manifest(folder)
     if entity not in manifest.entities:
@@ -101,20 +109,19 @@ def forget(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressR
 
 @dataclass
 class _RewritePlan:
-    """What is to be written anew: which files, under which names and how changed."""
+    """The files to rewrite: how each is changed, and the name of its replacement."""
 
     changes: list[tuple[DataFile, Change]] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
 
     def add(self, file: DataFile, change: Change) -> None:
-        """Change ``file``."""
         stem = _TAG.sub("", file.path.removesuffix(".parquet"))
         self.changes.append((file, change))
         self.names[file.path] = f"{stem}-{uuid.uuid4().hex[:12]}.parquet"
 
 
 class _Forgetting:
-    """The steps, in order."""
+    """One deletion: plan which files change, write them, replace the manifest."""
 
     def __init__(self, folder: Folder, manifest: DatasetManifest, entity: str, progress: ProgressReporter) -> None:
         self._folder = folder
@@ -124,120 +131,129 @@ class _Forgetting:
         self._other = manifest.item if entity == manifest.query else manifest.query
         self._progress = progress
         self._plan = _RewritePlan()
-        # How often each row of both entities was liked by them in train, and so the values of features.
+        # By entity: how much the count of each row drops.
         self._lost: dict[str, IntArray] = {
             name: np.zeros(described.rows, np.int64) for name, described in manifest.entities.items()
         }
-        # The rows that are forgotten, of their entity and of its features.
-        self._gone: dict[str, IntArray] = {}
+        # By entity: the rows that become vacant.
+        self._vacant: dict[str, IntArray] = {}
 
     def run(self, ids: pa.StringArray, leftovers_deleted: bool) -> ForgetReport:
-        """All of them; ``finished`` is to be told."""
+        """Delete ``ids`` and return the report."""
         rows_R = self._find_rows(ids)
-        pending = self._find_pending(ids)
+        pending = self._plan_pending(ids)
         dropped: dict[str, int] = dict.fromkeys(self._manifest.splits, 0)
         manifest = self._manifest
         if len(rows_R):
-            self._gone[self._entity] = rows_R
+            self._vacant[self._entity] = rows_R
             for split, described in self._manifest.splits.items():
-                dropped[split] = self._find_interactions(split, described, rows_R)
+                dropped[split] = self._plan_split(split, described, rows_R)
             for owner, features in self._manifest.features.items():
                 for name, feature in features.items():
-                    self._find_values(owner, name, feature)
+                    self._plan_feature(owner, name, feature)
             self._plan_vocabularies()
         if self._plan.changes:
-            manifest = self._switch()
+            manifest = self._apply()
         return ForgetReport(
-            manifest, self._entity, len(ids), len(rows_R), pending, dropped, len(self._plan.changes), leftovers_deleted
+            manifest=manifest,
+            entity=self._entity,
+            requested=len(ids),
+            found=len(rows_R),
+            pending=pending,
+            interactions=dropped,
+            files_rewritten=len(self._plan.changes),
+            leftovers_deleted=leftovers_deleted,
         )
 
     def _find_rows(self, ids: pa.StringArray) -> IntArray:
-        """The rows of ``ids``, in order."""
+        """Return the rows of ``ids``, sorted."""
         entity = self._manifest.entities[self._entity]
-        wanted = typed_ids(ids, entity.id_type)
-        found = [np.empty(0, np.int64)]
+        targets = typed_ids(ids, entity.id_type)
+        found = [_NO_ROWS]
         self._progress.phase(f"find {self._entity}", entity.rows, "row")
         for file in entity.files:
             for table in self._read(file, ["row", "id"]):
-                found.append(_of_ids(table, wanted).column("row").to_numpy())
+                found.append(select_ids(table, targets).column("row").to_numpy())
                 self._progress.advance(table.num_rows)
         return np.sort(np.concatenate(found))
 
-    def _find_pending(self, ids: pa.StringArray) -> int:
-        """How many of ``ids`` wait for a row; the files that have some are to be changed."""
+    def _plan_pending(self, ids: pa.StringArray) -> int:
+        """Plan the changes of files of pending ids; return how many of ``ids`` are pending."""
         entity = self._manifest.entities[self._entity]
-        wanted = typed_ids(ids, entity.id_type)
+        targets = typed_ids(ids, entity.id_type)
         pending = 0
         for file in entity.pending:
-            in_file = sum(len(_of_ids(table, wanted)) for table in self._read(file, ["id"]))
+            in_file = sum(len(select_ids(table, targets)) for table in self._read(file, ["id"]))
             if in_file:
-                self._plan.add(file, partial(_without_ids, ids=wanted))
+                self._plan.add(file, partial(drop_ids, ids=targets))
             pending += in_file
         return pending
 
-    def _find_interactions(self, split: str, described: Split, rows_R: IntArray) -> int:
-        """How many interactions of a split are theirs; the files that hold some are to be changed."""
+    def _plan_split(self, split: str, described: Split, rows_R: IntArray) -> int:
+        """Plan the changes of files with interactions of ``rows_R``; return the number of these interactions."""
         dropped = 0
-        self._progress.phase(f"look through {split}", described.rows, "row")
+        self._progress.phase(f"scan {split}", described.rows, "row")
         for file in described.files:
             in_file = 0
             for table in self._read(file, [self._entity, self._other, WEIGHT]):
-                theirs_N = _among(table.column(self._entity).to_numpy(), rows_R)
-                in_file += int(theirs_N.sum())
-                if split == "train" and theirs_N.any():
-                    liked_N = theirs_N & (table.column(WEIGHT).to_numpy() > 0)
+                is_dropped_N = is_in(table.column(self._entity).to_numpy(), rows_R)
+                in_file += int(is_dropped_N.sum())
+                if split == "train" and is_dropped_N.any():
+                    is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
                     for name in (self._entity, self._other):
-                        np.add.at(self._lost[name], table.column(name).to_numpy()[liked_N], 1)
+                        np.add.at(self._lost[name], table.column(name).to_numpy()[is_counted_N], 1)
                 self._progress.advance(table.num_rows)
             if in_file:
-                self._plan.add(file, partial(_drop_rows, column=self._entity, rows_R=rows_R))
+                self._plan.add(file, partial(drop_rows, column=self._entity, rows_R=rows_R))
             dropped += in_file
         return dropped
 
-    def _find_values(self, owner: str, name: str, feature: Feature) -> None:
-        """What a feature loses: pairs of theirs, values that nobody else has, and counts of the others."""
-        rows_R = self._gone.get(owner, np.empty(0, np.int64))
+    def _plan_feature(self, owner: str, name: str, feature: Feature) -> None:
+        """Plan the changes of files with pairs of vacant rows, and find the values that no other row has.
+
+        Such values become vacant too, since they could identify who had them.
+        """
+        rows_R = self._vacant.get(owner, _NO_ROWS)
         dropped_V, left_V = (np.zeros(self._manifest.entities[name].rows, np.int64) for _ in range(2))
-        self._progress.phase(f"look through {name}", feature.pairs, "row")
+        self._progress.phase(f"scan {name}", feature.pairs, "row")
         for file, row_N, value_N in iter_pairs(self._folder, self._manifest, owner, name):
-            theirs_N = _among(row_N, rows_R) if len(rows_R) else np.zeros(len(row_N), np.bool_)
+            is_dropped_N = is_in(row_N, rows_R) if len(rows_R) else np.zeros(len(row_N), np.bool_)
             np.add.at(self._lost[name], value_N, self._lost[owner][row_N])
-            np.add.at(dropped_V, value_N[theirs_N], 1)
-            np.add.at(left_V, value_N[~theirs_N], 1)
-            if theirs_N.any() and file.path not in self._plan.names:
-                self._plan.add(file, partial(_drop_rows, column=ROW, rows_R=rows_R))
+            np.add.at(dropped_V, value_N[is_dropped_N], 1)
+            np.add.at(left_V, value_N[~is_dropped_N], 1)
+            if is_dropped_N.any() and file.path not in self._plan.names:
+                self._plan.add(file, partial(drop_rows, column=ROW, rows_R=rows_R))
             self._progress.advance(len(row_N))
-        # Who had a value alone is known by it.
-        self._gone[name] = np.flatnonzero((dropped_V > 0) & (left_V == 0))
+        self._vacant[name] = np.flatnonzero((dropped_V > 0) & (left_V == 0))
 
     def _plan_vocabularies(self) -> None:
         for name, entity in self._manifest.entities.items():
-            gone_R, lost_N = self._gone.get(name, np.empty(0, np.int64)), self._lost[name]
-            affected_N = np.union1d(gone_R, np.flatnonzero(lost_N))
+            vacant_R, lost_V = self._vacant.get(name, _NO_ROWS), self._lost[name]
+            changed_N = np.union1d(vacant_R, np.flatnonzero(lost_V))
             first = 0
             for file in entity.files:
-                if np.searchsorted(affected_N, first) < np.searchsorted(affected_N, first + file.rows):
-                    self._plan.add(file, partial(_reduce_counts, lost_N=lost_N, gone_R=gone_R))
+                if np.searchsorted(changed_N, first) < np.searchsorted(changed_N, first + file.rows):
+                    self._plan.add(file, partial(reduce_counts, lost_V=lost_V, vacant_R=vacant_R))
                 first += file.rows
 
-    def _switch(self) -> DatasetManifest:
+    def _apply(self) -> DatasetManifest:
         """Write the new files, then the manifest, then delete the old files."""
         journal = _Journal(files=[*self._plan.names, *self._plan.names.values()])
         self._folder.write(JOURNAL, journal.model_dump_json(indent=1).encode())
         try:
             self._progress.phase("rewrite", len(self._plan.changes), "file")
-            written = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
-            manifest = self._new_manifest(written)
+            replacements = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
+            manifest = self._new_manifest(replacements)
             manifest.write(self._folder)
         except BaseException:
-            with suppress(OSError, InputError):  # whoever forgets next tries again
+            with suppress(OSError, InputError):  # the next call deletes them
                 _delete_leftovers(self._folder, read_manifest(self._folder))
             raise
         _delete_leftovers(self._folder, manifest)
         return manifest
 
     def _rewrite(self, file: DataFile, change: Change) -> DataFile | None:
-        """Write one file anew; None if nothing is left of it."""
+        """Write the replacement of ``file``; return None if nothing is left of it."""
         target = self._plan.names[file.path]
         columns = self._files.footer(file).schema.to_arrow_schema().names
         with ExitStack() as opened:
@@ -254,99 +270,51 @@ class _Forgetting:
         self._progress.advance(1)
         return None if writer is None else file_entry(self._folder, target)
 
-    def _new_manifest(self, written: dict[str, DataFile | None]) -> DatasetManifest:
-        def kept(files: list[DataFile]) -> list[DataFile]:
-            return [left for file in files if (left := written.get(file.path, file))]
+    def _new_manifest(self, replacements: dict[str, DataFile | None]) -> DatasetManifest:
+        def replace(files: list[DataFile]) -> list[DataFile]:
+            return [left for file in files if (left := replacements.get(file.path, file))]
 
         entities = {}
         for name, entity in self._manifest.entities.items():
-            forgotten = np.union1d(np.array(entity.vacant_rows, np.int64), self._gone.get(name, []))
+            vacant = np.union1d(np.array(entity.vacant_rows, np.int64), self._vacant.get(name, []))
             entities[name] = entity.model_copy(
                 update={
-                    "files": kept(entity.files),
-                    "vacant_rows": forgotten.astype(int).tolist(),
-                    "pending": kept(entity.pending),
+                    "files": replace(entity.files),
+                    "vacant_rows": vacant.astype(int).tolist(),
+                    "pending": replace(entity.pending),
                 }
             )
         changes = {
             "entities": entities,
-            "splits": {split: Split(files=kept(described.files)) for split, described in self._manifest.splits.items()},
+            "splits": {split: Split(files=replace(old.files)) for split, old in self._manifest.splits.items()},
             "features": {
-                owner: {name: Feature(files=kept(feature.files)) for name, feature in features.items()}
+                owner: {name: Feature(files=replace(feature.files)) for name, feature in features.items()}
                 for owner, features in self._manifest.features.items()
             },
-            # Whoever was trained on the data as they were knows them by that manifest.
+            # Checkpoints trained on the old data identify them by the old manifest.
             "lineage": [*self._manifest.lineage, data_fingerprint(self._folder)],
-            # What was counted of all interactions is no longer so.
+            # Statistics of all interactions are no longer true.
             "source": {name: fact for name, fact in self._manifest.source.items() if not name.endswith(COUNTED)},
         }
         return self._manifest.model_copy(update=changes)
 
     def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
-        """The row groups of a file that have rows."""
+        """Yield the row groups of ``file`` that have rows."""
         for index, rows in enumerate(file.row_groups):
             if rows:
                 yield plain_strings(self._files.read(file, index, columns))
 
 
-def _among(column_N: IntArray, rows_R: IntArray) -> IntArray:
-    """Which of a column are one of ``rows_R``, which are sorted."""
-    place_N = np.minimum(np.searchsorted(rows_R, column_N), len(rows_R) - 1)
-    among_N: IntArray = rows_R[place_N] == column_N
-    return among_N
-
-
-def _drop_rows(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
-    """A piece of a file without what is of one of ``rows_R``."""
-    return table.filter(pa.array(~_among(table.column(column).to_numpy(), rows_R)))
-
-
-def _of_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
-    """The rows of a piece of a file whose id is one of ``ids``."""
-    return table.filter(pc.is_in(table.column("id"), value_set=ids))
-
-
-def _without_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
-    """The others."""
-    return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
-
-
-def _reduce_counts(table: pa.Table, lost_N: IntArray, gone_R: IntArray) -> pa.Table:
-    """A piece of a vocabulary whose counts are ``lost_N`` less, and whose rows ``gone_R`` have nothing else left."""
-    counted = _counted_down(table, lost_N)
-    return _emptied(counted, gone_R) if len(gone_R) else counted
-
-
-def _emptied(table: pa.Table, rows_R: IntArray) -> pa.Table:
-    """A piece of a vocabulary whose rows ``rows_R`` have lost everything but their place."""
-    gone = pa.array(_among(table.column("row").to_numpy(), rows_R))
-    for index, described in enumerate(table.schema):
-        if described.name == "row":
-            continue
-        nullable = described.name not in _NEVER_NULL
-        empty = pa.scalar(_NEVER_NULL.get(described.name), described.type)
-        kept = pc.if_else(gone, empty, table.column(index))
-        table = table.set_column(index, pa.field(described.name, described.type, nullable=nullable), kept)
-    return table
-
-
-def _counted_down(table: pa.Table, lost_N: IntArray) -> pa.Table:
-    """A piece of a vocabulary whose counts are ``lost_N`` less."""
-    index = table.schema.get_field_index("count")
-    left_N = np.maximum(table.column(index).to_numpy() - lost_N[table.column("row").to_numpy()], 0)
-    return table.set_column(index, table.schema.field(index), pa.chunked_array([left_N]))
-
-
 def _delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
-    """Delete the files that a call, this one or one that broke off, has listed and that are not of ``manifest``."""
+    """Delete the files that the journal lists and ``manifest`` does not; return whether there was a journal."""
     try:
         listed = _Journal.model_validate_json(folder.read(JOURNAL)).files
     except FileNotFoundError:
         return False
     except ValidationError as error:
         raise InputError(
-            f"{folder.uri}/{JOURNAL}: is not what 'crossfade forget' writes: {format_validation_error(error)}; "
-            f"delete it, and see with 'crossfade validate {folder.uri}' what else is left over"
+            f"{folder.uri}/{JOURNAL}: was not written by 'crossfade forget': {format_validation_error(error)}; "
+            f"delete it, and list what is left over with 'crossfade validate {folder.uri}'"
         ) from error
     used = {FILE_NAME, *(file.path for file in manifest.files())}
     for path in listed:

@@ -1,15 +1,18 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Hold-outs: which interactions of ``train`` become ``valid`` or ``test``.
 
+    plan = plan_hold_outs("random:0.1", None, None, given=set(), has_timestamp=False)
+    kept = apply_hold_out(connection, plan["test"], "test", seed=0, timestamps=None, source="events", target="held_out")
+
     last-N            the last N of each query entity by timestamp (ties: by item id, then by the order of the files)
-    random:FRACTION   that share of the (query, item) pairs, drawn from a hash of seed, query id and item id
-    after:TIME        those with a timestamp later than TIME, an integer or an ISO date (UTC where it names no zone)
+    random:FRACTION   this fraction of the (query, item) pairs, drawn by a hash of seed, query id and item id
+    after:TIME        interactions with a timestamp later than TIME, an integer or an ISO date (UTC if it has no zone)
 
 A hold-out leaves every query entity at least one interaction in ``train``: the earliest, or for ``random`` one pair.
-A pair that occurs several times is never torn apart by ``random``.
+``random`` moves all interactions of a pair or none.
 
-Interactions of negative weight, which say what is not wanted, neither count as one of the last N nor as the one that
-stays. They go where the time or the draw of their pair puts them, and nothing that is judged takes them for liked.
+Interactions of negative weight (negative feedback) count neither among the last N nor as the one that stays. They
+follow the time or the draw of their pair, and evaluation never treats them as relevant.
 """
 
 from __future__ import annotations
@@ -29,11 +32,18 @@ Kind = Literal["last", "random", "after"]
 
 _FORMS = "expected last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1 or after:2024-05-31"
 _PAYLOAD = "query, item, weight, timestamp, seq"
+_POSITIVES = "count(*) FILTER (weight > 0)"
+_REASONS = {
+    "last": "each query entity keeps one interaction in train, and none has two",
+    "random": "each query entity keeps one interaction in train, and there are few others",
+    "after": "each query entity keeps its earliest interaction in train",
+}
+"""Why a hold-out of each kind may take nothing."""
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """One hold-out, parsed. Of ``number``, ``fraction``, ``after`` the one that ``kind`` needs is set."""
+    """A parsed hold-out. Of ``number``, ``fraction`` and ``after``, the one that ``kind`` needs is set."""
 
     option: str
     text: str
@@ -44,16 +54,16 @@ class HoldOut:
 
     @property
     def needs_timestamp(self) -> bool:
-        """Whether it can do without a column of timestamps."""
+        """Whether it needs a column of timestamps."""
         return self.kind != "random"
 
     def __str__(self) -> str:
-        """The option as the user would type it."""
+        """Format the option as the user would type it."""
         return f"{self.option} {self.text}"
 
 
 def parse_hold_out(option: str, text: str) -> HoldOut:
-    """Read ``text``, the value of ``option``.
+    """Parse ``text``, the value of ``option``.
 
     Raises:
         InputError: it has none of the three forms.
@@ -78,19 +88,20 @@ def parse_hold_out(option: str, text: str) -> HoldOut:
 def plan_hold_outs(
     both: str | None, valid: str | None, test: str | None, given: set[str], has_timestamp: bool
 ) -> dict[str, HoldOut]:
-    """Which hold-out makes which split, in the order to apply them: ``test`` first, then ``valid`` from what is left.
+    """Plan which hold-out creates which split, in the order to apply them: ``test``, then ``valid`` from the rest.
 
-    ``both`` makes test and then valid, except ``after:``, which makes test alone. ``given`` are the splits with files.
+    ``both`` creates test and then valid, except ``after:``, which creates only test. ``given`` are the splits with
+    files.
 
     Raises:
-        InputError: a hold-out is not understood, needs a timestamp that is not there, or meets another or a given file.
+        InputError: a hold-out has an unknown form, lacks a timestamp, or conflicts with another one or a given file.
     """
     plan: dict[str, HoldOut] = {}
     if both is not None:
         if valid is not None or test is not None:
             raise InputError(
-                f"--hold-out {both}: cannot stand beside --hold-out-valid or --hold-out-test; "
-                "use either the one, or the two for a different hold-out of each"
+                f"--hold-out {both}: cannot be combined with --hold-out-valid or --hold-out-test; "
+                "use either --hold-out, or the other two for a different hold-out of each split"
             )
         parsed = parse_hold_out("--hold-out", both)
         plan = {"test": parsed} if parsed.kind == "after" else {"test": parsed, "valid": parsed}
@@ -101,10 +112,10 @@ def plan_hold_outs(
     for split, hold_out in plan.items():
         if split in given:
             other = "valid" if split == "test" else "test"
-            mend = f" or use --hold-out-{other} for {other} alone" if both is not None and len(plan) == 2 else ""
-            raise InputError(f"{hold_out}: {split} comes from --{split} files already; leave one of the two out{mend}")
+            fix = f", or use --hold-out-{other} for {other} only" if both is not None and len(plan) == 2 else ""
+            raise InputError(f"{hold_out}: {split} comes from --{split} files already; leave out one of the two{fix}")
         if hold_out.needs_timestamp and not has_timestamp:
-            raise InputError(f"{hold_out}: needs to know when each event happened; name the column with --timestamp")
+            raise InputError(f"{hold_out}: requires the time of each event; name its column with --timestamp")
     return plan
 
 
@@ -118,11 +129,10 @@ def apply_hold_out(
     source: str,
     target: str,
 ) -> int:
-    """Make the table ``target`` of the relation ``source``, with interactions moved from train to ``split``.
+    """Create the table ``target`` of the relation ``source``, with interactions moved from train to ``split``.
 
-    ``source`` has ``seq`` (a number for each interaction, unique) beside the columns of ``events``. ``timestamps``
-    tells whether they were 'integer' or 'moment'. Returns how many interactions would have moved, had train not
-    needed them.
+    ``source`` has the columns of ``events``. ``timestamps`` is their type, 'integer' or 'datetime'. Returns how many
+    interactions were kept in train only because each query entity needs one there.
 
     Raises:
         InputError: the hold-out takes nothing, or its time cannot be compared with the timestamps.
@@ -133,59 +143,55 @@ def apply_hold_out(
     execute(
         connection,
         f"CREATE TABLE {target} AS "
-        f"SELECT {_PAYLOAD}, CASE WHEN wanted AND NOT spared THEN {code} ELSE 0 END::UTINYINT AS split, "
-        f"wanted AND spared AS stayed FROM ({_candidates(hold_out, split, seed, source)}) "
+        f"SELECT {_PAYLOAD}, CASE WHEN selected AND NOT spared THEN {code} ELSE 0 END::UTINYINT AS split, "
+        f"selected AND spared AS kept FROM ({_candidates_sql(hold_out, split, seed, source)}) "
         f"UNION ALL SELECT {_PAYLOAD}, split, false FROM {source} WHERE split <> 0",
     )
     if not fetch_count(connection, f"SELECT count(*) FILTER (split = ? AND weight > 0) FROM {target}", [code]):
         first, last = fetch_one(connection, f"SELECT min(timestamp), max(timestamp) FROM {target} WHERE split = 0")
         span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
         raise InputError(
-            f"{hold_out}: takes no interaction for {split}{span}; each {_LEAST[hold_out.kind]}: choose another hold-out"
+            f"{hold_out}: takes no interaction for {split}{span}; {_REASONS[hold_out.kind]}: choose another hold-out"
         )
-    return fetch_count(connection, f"SELECT count(*) FILTER (stayed) FROM {target}")
+    return fetch_count(connection, f"SELECT count(*) FILTER (kept) FROM {target}")
 
 
-_LEAST = {
-    "last": "query entity keeps one for train, and none has two",
-    "random": "query entity keeps one for train, and there are few others",
-    "after": "query entity keeps its earliest for train",
-}
-
-
-def _candidates(hold_out: HoldOut, split: str, seed: int, source: str) -> str:
-    """The interactions of train with two marks: ``wanted`` by the hold-out, and ``spared`` since train needs one."""
-    placed = (
-        f"(SELECT {', '.join(f'e.{name}' for name in _PAYLOAD.split(', '))}, place "
+def _candidates_sql(hold_out: HoldOut, split: str, seed: int, source: str) -> str:
+    """Return SQL for the interactions of train with ``selected`` (by the hold-out) and ``spared`` (train needs it)."""
+    if hold_out.kind == "random":
+        return _random_sql(hold_out.fraction, split, seed, source)
+    ranked = (
+        f"(SELECT {', '.join(f'e.{name}' for name in _PAYLOAD.split(', '))}, id_rank "
         f"FROM {source} e JOIN ids_item ON number = item WHERE split = 0)"
     )
-    order = "PARTITION BY query ORDER BY timestamp {0}, place {0}, seq {0}"
-    liked = "count(*) FILTER (weight > 0)"
-    if hold_out.kind == "last":
-        ranked = (
-            f"SELECT {_PAYLOAD}, {liked} OVER (latest ROWS UNBOUNDED PRECEDING) AS nth, "
-            f"{liked} OVER (PARTITION BY query) AS total FROM {placed} WINDOW latest AS ({order.format('DESC')})"
-        )
-        return (
-            f"SELECT {_PAYLOAD}, CASE WHEN weight > 0 THEN nth <= {hold_out.number} "
-            f"ELSE nth < least({hold_out.number}, total - 1) END AS wanted, weight > 0 AND nth = total AS spared "
-            f"FROM ({ranked})"
-        )
+    order = "PARTITION BY query ORDER BY timestamp {0}, id_rank {0}, seq {0}"
     if hold_out.after is not None:
         return (
-            f"SELECT {_PAYLOAD}, timestamp > {hold_out.after.value} AS wanted, "
-            f"weight > 0 AND {liked} OVER ({order.format('ASC')} ROWS UNBOUNDED PRECEDING) = 1 AS spared FROM {placed}"
+            f"SELECT {_PAYLOAD}, timestamp > {hold_out.after.value} AS selected, weight > 0 AND "
+            f"{_POSITIVES} OVER ({order.format('ASC')} ROWS UNBOUNDED PRECEDING) = 1 AS spared FROM {ranked}"
         )
+    counted = (
+        f"SELECT {_PAYLOAD}, {_POSITIVES} OVER (latest ROWS UNBOUNDED PRECEDING) AS nth, "
+        f"{_POSITIVES} OVER (PARTITION BY query) AS total FROM {ranked} WINDOW latest AS ({order.format('DESC')})"
+    )
+    return (
+        f"SELECT {_PAYLOAD}, CASE WHEN weight > 0 THEN nth <= {hold_out.number} "
+        f"ELSE nth < least({hold_out.number}, total - 1) END AS selected, weight > 0 AND nth = total AS spared "
+        f"FROM ({counted})"
+    )
+
+
+def _random_sql(fraction: float, split: str, seed: int, source: str) -> str:
     # The split is part of the hash: with one draw for both, the second hold-out would find nothing left to take.
     draw = f"hash(hash({seed}::BIGINT, '{split}', q.id, i.id))"
     drawn = (
         f"SELECT query, item, weight, timestamp, seq, {draw} AS draw FROM {source} "
         "JOIN ids_query q ON q.number = query JOIN ids_item i ON i.number = item WHERE split = 0"
     )
-    limit = int(hold_out.fraction * 2**64)
+    limit = int(fraction * 2**64)
     return (
         f"WITH drawn AS ({drawn}), "
         "highest AS (SELECT query, max(draw) AS top FROM drawn WHERE weight > 0 GROUP BY query) "
-        f"SELECT {_PAYLOAD}, draw < {limit}::UBIGINT AND top IS NOT NULL AS wanted, "
+        f"SELECT {_PAYLOAD}, draw < {limit}::UBIGINT AND top IS NOT NULL AS selected, "
         "coalesce(draw = top, false) AS spared FROM drawn LEFT JOIN highest USING (query)"
     )

@@ -1,8 +1,12 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Ids get numbers as they are read: each is kept once, and whatever is counted, joined or sorted later is an integer.
+"""Encode ids as numbers while they are read, so that all later counting, joining and sorting works on integers.
 
-The tables ``ids_query`` and ``ids_item`` have ``number`` (from 0, without gaps), ``id`` and ``place`` (the rank of the
-id among all). Numbers depend on the order of reading; nothing that is written may depend on them.
+    encoder = IdEncoder(connection, "string", "integer")
+    encoder.add("(SELECT … FROM raw)", rows=1000)
+    encoder.finish()                                # the tables events, ids_query and ids_item
+
+The tables ``ids_query`` and ``ids_item`` have ``number`` (from 0, without gaps), ``id`` and ``id_rank`` (the rank of
+the id among all). Numbers depend on the order of reading; nothing that is written may depend on them.
 """
 
 from __future__ import annotations
@@ -11,24 +15,29 @@ import duckdb
 
 from trainer.prepare.database import execute, fetch_count
 
-ROLES = ("query", "item")
+SIDES = ("query", "item")
 _BLOCK_ROWS = 4_000_000
 _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
 
 
 class IdEncoder:
-    """Makes the table ``events`` block by block: small files wait until there are enough of them for one."""
+    """Builds the table ``events`` in blocks; the events of small files are buffered until there are enough.
+
+    Args:
+        connection: The working database, in which the tables are created.
+        query_type: The type of the query ids, 'integer' or 'string'.
+        item_type: The type of the item ids.
+    """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, query_type: str, item_type: str) -> None:
-        """Make the tables, for ids of the types 'integer' or 'string'."""
         self._connection = connection
-        self._waiting = 0
+        self._buffered = 0
         self._rows = 0
-        for role, kind in zip(ROLES, (query_type, item_type), strict=True):
-            execute(connection, f"CREATE TABLE ids_{role} (number BIGINT, id {_TYPES[kind]})")
+        for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
+            execute(connection, f"CREATE TABLE ids_{side} (number BIGINT, id {_TYPES[id_type]})")
         execute(
             connection,
-            f"CREATE TEMP TABLE waiting (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
+            f"CREATE TEMP TABLE buffered (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
             "timestamp BIGINT, split UTINYINT, seq BIGINT)",
         )
         execute(
@@ -38,42 +47,45 @@ class IdEncoder:
         )
 
     def add(self, events: str, rows: int) -> None:
-        """Append ``events``: query_id, item_id, weight, timestamp, split and position in a file of ``rows``."""
+        """Append the relation ``events`` of a file with ``rows`` data rows.
+
+        Its columns: query_id, item_id, weight, timestamp, split and position (in the file, from 0).
+        """
         execute(
             self._connection,
-            "INSERT INTO waiting SELECT query_id, item_id, weight, timestamp, split, "
+            "INSERT INTO buffered SELECT query_id, item_id, weight, timestamp, split, "
             f"position + {self._rows} FROM {events}",
         )
         self._rows += rows
-        self._waiting += rows
-        if self._waiting >= _BLOCK_ROWS:
-            self._number()
+        self._buffered += rows
+        if self._buffered >= _BLOCK_ROWS:
+            self._encode()
 
     def finish(self) -> None:
-        """Number what still waits, and rank the ids."""
-        self._number()
-        execute(self._connection, "DROP TABLE waiting")
-        for role in ROLES:
+        """Encode the events that are still buffered, and rank the ids."""
+        self._encode()
+        execute(self._connection, "DROP TABLE buffered")
+        for side in SIDES:
             execute(
                 self._connection,
-                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS place FROM ids_{role}",
+                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS id_rank FROM ids_{side}",
             )
-            execute(self._connection, f"DROP TABLE ids_{role}")
-            execute(self._connection, f"ALTER TABLE ranked RENAME TO ids_{role}")
+            execute(self._connection, f"DROP TABLE ids_{side}")
+            execute(self._connection, f"ALTER TABLE ranked RENAME TO ids_{side}")
 
-    def _number(self) -> None:
-        for role in ROLES:
-            known = fetch_count(self._connection, f"SELECT count(*) FROM ids_{role}")
+    def _encode(self) -> None:
+        for side in SIDES:
+            known = fetch_count(self._connection, f"SELECT count(*) FROM ids_{side}")
             execute(
                 self._connection,
-                f"INSERT INTO ids_{role} SELECT {known} + row_number() OVER () - 1, id "
-                f"FROM (SELECT DISTINCT {role}_id AS id FROM waiting) fresh "
-                f"WHERE NOT EXISTS (SELECT 1 FROM ids_{role} known WHERE known.id = fresh.id)",
+                f"INSERT INTO ids_{side} SELECT {known} + row_number() OVER () - 1, id "
+                f"FROM (SELECT DISTINCT {side}_id AS id FROM buffered) new "
+                f"WHERE NOT EXISTS (SELECT 1 FROM ids_{side} known WHERE known.id = new.id)",
             )
         execute(
             self._connection,
-            "INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM waiting "
+            "INSERT INTO events SELECT q.number, i.number, weight, timestamp, split, seq FROM buffered "
             "JOIN ids_query q ON q.id = query_id JOIN ids_item i ON i.id = item_id",
         )
-        execute(self._connection, "TRUNCATE waiting")
-        self._waiting = 0
+        execute(self._connection, "TRUNCATE buffered")
+        self._buffered = 0

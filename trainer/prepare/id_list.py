@@ -1,6 +1,6 @@
-"""Files that list ids: Parquet, CSV or TSV with a column of them, or text with one a line.
+"""Read files that list ids: Parquet, CSV or TSV with a column of ids, or text with one id per line.
 
-ids = read_ids("forget.csv", column="user_id", entity="customer")      # each once, as text
+ids = read_ids("forget.csv", column="user_id", entity="customer")      # distinct, as text
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t", ".dat": "\t"}
 
 
 def read_ids(location: str, column: str | None, entity: str) -> pa.StringArray:
-    """The ids in the file ``location``, a path or URI: each once, as text, null and empty ones left out.
+    """Read the distinct ids in the file ``location``, a path or URI, as text, without null and empty ones.
 
-    They are in ``column``; if that is None, in the one named as the ``entity``, or in the only one. A file of another
-    ending than Parquet's, CSV's and TSV's has one id a line.
+    They are in ``column``; if that is None, in the column named as the ``entity``, or in the only column. A file with
+    another extension than those of Parquet, CSV and TSV has one id per line.
 
     Raises:
         InputError: the file cannot be read, has no such column, or no id.
     """
     parent, _, name = location.rpartition("/")
     folder = Folder(parent or ("/" if location.startswith("/") else "."))
-    ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 - it may be a URI
+    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122  (it may be a URI)
     try:
         with folder.open_random(name) as source:
-            ids = _READERS.get(ending, _read_lines)(source, location, column, entity)
+            ids = _READERS.get(extension, _read_lines)(source, location, column, entity)
     except FileNotFoundError:
-        raise InputError(f"{location}: no such file; expected one that lists ids of {entity}") from None
+        raise InputError(f"{location}: no such file; expected a list of ids of {entity}") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{location}: is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
@@ -48,12 +48,12 @@ def read_ids(location: str, column: str | None, entity: str) -> pa.StringArray:
     ids = ids.unique()
     ids = ids.filter(pc.not_equal(ids, ""))
     if len(ids) == 0:
-        raise InputError(f"{location}: lists no id; expected ids of {entity}, one a line or row")
+        raise InputError(f"{location}: holds no id; expected ids of {entity}, one per line or row")
     return ids
 
 
 def typed_ids(ids: pa.StringArray, id_type: str) -> pa.Array:
-    """``ids`` as a vocabulary of ``id_type`` has them: of integers, those that are written as integers are."""
+    """Convert ``ids`` to ``id_type``. For int64, text that is not exactly an integer is left out: no id equals it."""
     if id_type == "string":
         return ids
     numbers = (int(text) for text in ids.to_pylist() if text.removeprefix("-").isdecimal() and str(int(text)) == text)
@@ -74,7 +74,7 @@ def _read_table(source: pa.NativeFile, location: str, column: str | None, entity
     names = next(reader(header, delimiter=delimiter, quoting=QUOTE_MINIMAL if quoted else QUOTE_NONE), [])
     chosen = _choose(location, names, column, entity)
     source.seek(0)
-    # In memory of pyarrow's own: its threads, which parse it, may be the last to let go (see open_parquet).
+    # Copied to memory that pyarrow owns, since its parser threads may be the last to release it (see open_parquet).
     content = pa.BufferOutputStream()
     content.write(source.readall())
     convert = csv.ConvertOptions(include_columns=[chosen], column_types={chosen: pa.string()})
@@ -99,9 +99,9 @@ def _combined(column: pa.ChunkedArray) -> pa.Array:
 def _choose(location: str, names: Sequence[str], column: str | None, entity: str) -> str:
     if column is None and len(names) == 1:
         return names[0]
-    wanted = column or entity
-    if wanted not in names:
+    chosen = column or entity
+    if chosen not in names:
         raise InputError(
-            f"{location}: has no column '{wanted}'; name the one of the ids with --column: {format_names(names)}"
+            f"{location}: has no column '{chosen}'; name the column of the ids with --column: {format_names(names)}"
         )
-    return wanted
+    return chosen

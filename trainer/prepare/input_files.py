@@ -1,9 +1,9 @@
-"""The files that a user names: paths, ``file://`` addresses and globs of this machine, and the same of objects on S3.
+"""Find input files: local paths, ``file://`` URIs and globs, and objects and globs on S3.
 
-    find_files("--train", ["s3://raw/2024-*/part-*.parquet", "more/*.csv"], given=None)
+    find_files("--train", ["s3://raw/2024-*/part-*.parquet", "more/*.csv"], file_format=None)
 
-``*`` and ``?`` match within one part of a path, ``[…]`` one letter, and ``**`` any number of parts. What exists under
-the very name is never taken for a glob, whatever letters are in it.
+``*`` and ``?`` match within one part of a path, ``[…]`` one character, and ``**`` any number of parts. A name that
+exists literally is never treated as a glob.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from kvstore.io.storage_errors import translate_storage_errors
 Format = Literal["parquet", "csv", "tsv", "lightgcn"]
 
 FORMATS: tuple[str, ...] = get_args(Format)
-ENDINGS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".dat": "tsv"}
+EXTENSIONS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".dat": "tsv"}
 _S3 = "s3://"
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """One file of this machine and how to read it. ``origin`` is where it came from, if that is elsewhere."""
+    """A local file and how to read it. ``origin`` is the URI that it was fetched from, if any."""
 
     path: Path
     format: Format
@@ -37,17 +37,17 @@ class RawFile:
 
     @property
     def bytes(self) -> int:
-        """Its size."""
+        """The size of the file."""
         return self.path.stat().st_size
 
     def __str__(self) -> str:
-        """What messages call it."""
+        """Return the name for messages: where the file comes from."""
         return self.origin or str(self.path)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One object of an S3 bucket, and how to read it once it is here."""
+    """An object of an S3 bucket, and how to read it once it is fetched."""
 
     bucket: Folder
     key: str
@@ -55,57 +55,57 @@ class RemoteFile:
     format: Format
 
     def __str__(self) -> str:
-        """Its URI."""
+        """Return the URI."""
         return f"{self.bucket.uri}/{self.key}"
 
 
 Source = RawFile | RemoteFile
 
 
-def find_files(option: str, patterns: Sequence[str | Path], given: Format | None) -> list[Source]:
-    """The files that ``patterns`` (paths, ``file://`` and ``s3://`` addresses, globs) name, in order.
+def find_files(option: str, patterns: Sequence[str | Path], file_format: Format | None) -> list[Source]:
+    """Find the files that ``patterns`` (paths, ``file://`` and ``s3://`` URIs, globs) match, in order.
 
-    The format of each is inferred unless ``given``. Messages name ``option``.
+    The format of each is inferred from its extension if ``file_format`` is None. Messages name ``option``.
 
     Raises:
-        InputError: a file is missing, a folder, or of no known format; a glob matches nothing; S3 refuses.
+        InputError: a file is missing, a folder, or of no known format; a glob matches nothing; S3 rejects the request.
     """
-    return [file for pattern in patterns for file in _find(option, str(pattern), given)]
+    return [file for pattern in patterns for file in _find(option, str(pattern), file_format)]
 
 
 def infer_format(path: str) -> Format:
-    """The format that the ending of ``path`` stands for.
+    """Infer the format of ``path`` from its extension.
 
     Raises:
-        InputError: it stands for none.
+        InputError: the extension is unknown.
     """
-    ending = PurePosixPath(path).suffix
-    found = ENDINGS.get(ending.lower())
+    extension = PurePosixPath(path).suffix
+    found = EXTENSIONS.get(extension.lower())
     if found is None:
-        known = " ".join(ENDINGS)
+        known = " ".join(EXTENSIONS)
         raise InputError(
-            f"{path}: the ending '{ending}' does not say what the file is; expected one of {known}, "
-            f"or say --format {'|'.join(FORMATS)}"
+            f"{path}: the extension '{extension}' has no known format; expected one of {known}, "
+            f"or --format {'|'.join(FORMATS)}"
         )
     return found
 
 
-def _find(option: str, pattern: str, given: Format | None) -> list[Source]:
+def _find(option: str, pattern: str, file_format: Format | None) -> list[Source]:
     if pattern.startswith(_S3):
-        found = _objects(option, pattern)
         return [
-            RemoteFile(bucket, key, size, given or infer_format(f"{bucket.uri}/{key}")) for bucket, key, size in found
+            RemoteFile(bucket, key, size, file_format or infer_format(f"{bucket.uri}/{key}"))
+            for bucket, key, size in _find_objects(option, pattern)
         ]
-    return [RawFile(path, given or infer_format(str(path))) for path in _paths(option, pattern)]
+    return [RawFile(path, file_format or infer_format(str(path))) for path in _find_paths(option, pattern)]
 
 
-def _paths(option: str, pattern: str) -> list[Path]:
-    address = urlsplit(pattern)
-    if address.scheme == "file":
-        pattern = unquote(address.path)
-    elif len(address.scheme) > 1 and pattern.startswith(f"{address.scheme}://"):
+def _find_paths(option: str, pattern: str) -> list[Path]:
+    uri = urlsplit(pattern)
+    if uri.scheme == "file":
+        pattern = unquote(uri.path)
+    elif len(uri.scheme) > 1 and pattern.startswith(f"{uri.scheme}://"):
         raise InputError(
-            f"{option} {pattern}: 'prepare' reads files of this machine and s3://BUCKET/KEY; copy it to one of the two"
+            f"{option} {pattern}: expected a local file or s3://BUCKET/KEY; copy the file to one of the two"
         )
     path = Path(pattern)
     if path.is_dir():
@@ -113,16 +113,16 @@ def _paths(option: str, pattern: str) -> list[Path]:
     if path.exists():
         return [path]
     if not glob.has_magic(pattern):
-        raise InputError(f"{option} {pattern}: no such file; check the path (here is {Path.cwd()})")
-    # Path.glob takes no absolute pattern.
+        raise InputError(f"{option} {pattern}: no such file; check the path (the current folder is {Path.cwd()})")
+    # Path.glob rejects absolute patterns.
     found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
     if not found:
-        raise InputError(f"{option} {pattern}: matches no file; check the pattern (here is {Path.cwd()})")
+        raise InputError(f"{option} {pattern}: matches no file; check the pattern (the current folder is {Path.cwd()})")
     return found
 
 
-def _objects(option: str, pattern: str) -> list[tuple[Folder, str, int]]:
-    """Bucket, key and bytes of each object that ``pattern`` names, by key."""
+def _find_objects(option: str, pattern: str) -> list[tuple[Folder, str, int]]:
+    """Return the bucket, key and bytes of each object that ``pattern`` matches, ordered by key."""
     name, _, key = pattern[len(_S3) :].partition("/")
     bucket = Folder(_S3 + name)
     with translate_storage_errors(f"{option} {pattern}", unreachable=InputError):
@@ -135,7 +135,7 @@ def _objects(option: str, pattern: str) -> list[tuple[Folder, str, int]]:
             raise InputError(f"{option} {pattern}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
         if not glob.has_magic(key):
             raise InputError(f"{option} {pattern}: no such object; check the key")
-        found = sorted(dict(_matches(bucket, "", key.split("/"))).items())
+        found = sorted(dict(_match_objects(bucket, "", key.split("/"))).items())
     if not found:
         raise InputError(f"{option} {pattern}: matches no object; check the pattern")
     return [(bucket, match, size) for match, size in found]
@@ -145,21 +145,21 @@ def _below(bucket: Folder, path: str) -> Folder:
     return bucket.child(path) if path else bucket
 
 
-def _matches(bucket: Folder, path: str, parts: list[str]) -> Iterator[tuple[str, int]]:
-    """Key and bytes of the objects below ``path`` whose further parts match ``parts``: only such folders are listed."""
+def _match_objects(bucket: Folder, path: str, parts: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield key and bytes of the objects below ``path`` that match ``parts``, listing only folders that match."""
     first, rest = parts[0], parts[1:]
     if not glob.has_magic(first) and rest:
-        yield from _matches(bucket, f"{path}{first}/", rest)
+        yield from _match_objects(bucket, f"{path}{first}/", rest)
         return
     if first == "**" and rest:
-        yield from _matches(bucket, path, rest)
+        yield from _match_objects(bucket, path, rest)
     for name, size in _below(bucket, path.rstrip("/")).entries().items():
         if name.startswith(".") and not first.startswith("."):
-            continue  # as a shell has it
+            continue  # as in a shell
         if size is None:
             if first == "**":
-                yield from _matches(bucket, f"{path}{name}/", parts)
+                yield from _match_objects(bucket, f"{path}{name}/", parts)
             elif rest and fnmatch.fnmatchcase(name, first):
-                yield from _matches(bucket, f"{path}{name}/", rest)
+                yield from _match_objects(bucket, f"{path}{name}/", rest)
         elif not rest and fnmatch.fnmatchcase(name, first):
             yield path + name, size

@@ -1,8 +1,10 @@
-"""Problems of a data set's files, as they are found: the first are kept, the others counted.
+"""Collect the problems of a dataset's files: the first are kept, the others only counted.
 
-with problems.catching():
-    if problems.of_columns(files, file, {"row": pa.int64()}) == 0:
-        problems.of_values(bad_N, values_N, "row group 3, row {}: the weight is {}; expected a finite one")
+with problems.collect_errors():
+    if problems.check_columns(files, file, {"row": pa.int64()}) == 0:
+        problems.add_values(is_bad_N, value_N, "row group 3, row {}: the weight is {}; expected a finite one")
+
+Letters of shapes: N rows of a part of a row group.
 """
 
 from __future__ import annotations
@@ -19,64 +21,63 @@ from kvstore.errors import InputError, escape_unprintable, format_names
 from trainer.data.manifest import DataFile
 from trainer.data.parquet import ParquetFiles
 
-LISTED = 20
+MAX_LISTED = 20
 
 
 class Problems:
-    """``count`` problems, of which the first are ``listed``. What looks for some returns how many it found."""
+    """Counts problems and lists the first ``MAX_LISTED``. Each check returns how many it has added."""
 
     def __init__(self) -> None:
-        """None so far."""
         self.listed: list[str] = []
         self.count = 0
 
     def add(self, problem: str) -> None:
-        """Take one down."""
+        """Add one problem."""
         self.count += 1
-        if self.count <= LISTED:
+        if self.count <= MAX_LISTED:
             self.listed.append(escape_unprintable(problem))
 
     @contextmanager
-    def catching(self) -> Iterator[None]:
-        """Take down what an InputError says, and go on after the block."""
+    def collect_errors(self) -> Iterator[None]:
+        """Add the message of an ``InputError`` that ends the block, and continue after the block."""
         try:
             yield
         except InputError as error:
             self.add(str(error).removesuffix("; prepare the data again"))
 
-    def of_columns(self, files: ParquetFiles, file: DataFile, wanted: Mapping[str, pa.DataType]) -> int:
-        """See that a file has the columns ``wanted``, each of its type."""
+    def check_columns(self, files: ParquetFiles, file: DataFile, expected: Mapping[str, pa.DataType]) -> int:
+        """Check that a file has the ``expected`` columns with their types."""
         schema = files.footer(file).schema.to_arrow_schema()
         before = self.count
-        for name, kind in wanted.items():
+        for name, data_type in expected.items():
             times = schema.names.count(name)
             if times != 1:
-                many = "no column" if times == 0 else f"{times} columns"
-                self.add(f"{files.uri(file)}: has {many} '{name}'; its columns are {format_names(schema.names)}")
-            elif plain_type(schema.field(name).type) != kind:
+                columns = "no column" if times == 0 else f"{times} columns"
+                self.add(f"{files.uri(file)}: has {columns} '{name}'; its columns are {format_names(schema.names)}")
+            elif plain_type(schema.field(name).type) != data_type:
                 found = schema.field(name).type
-                self.add(f"{files.uri(file)}: column '{name}' has the type {found}; expected {kind}: cast it")
+                self.add(f"{files.uri(file)}: column '{name}' has the type {found}; expected {data_type}: cast it")
         return self.count - before
 
-    def of_nulls(self, column: pa.ChunkedArray, name: str, where: str, first: int = 0) -> int:
-        """See that a column, whose rows count from ``first``, has no null."""
+    def check_no_nulls(self, column: pa.ChunkedArray, name: str, where: str, first: int = 0) -> int:
+        """Check that a column, whose rows count from ``first``, has no null."""
         if column.null_count:
             row = first + pc.index(pc.is_null(column), True).as_py()
             self.add(f"{where}, row {row}: column '{name}' is null{_others(column.null_count)}; expected none")
         return int(column.null_count)
 
-    def of_values(self, bad_N: BoolArray, values_N: IntArray | FloatArray, said: str, first: int = 0) -> int:
-        """Say of the first of the ``bad_N`` values what ``said`` makes of its row, from ``first`` on, and itself."""
-        bad = int(bad_N.sum())
+    def add_values(self, is_bad_N: BoolArray, value_N: IntArray | FloatArray, template: str, first: int = 0) -> int:
+        """Add a problem for the first bad value: ``template`` gets its row, counted from ``first``, and its value."""
+        bad = int(is_bad_N.sum())
         if bad:
-            place = int(np.argmax(bad_N))
-            self.add(said.format(first + place, values_N[place]) + _others(bad))
+            index = int(np.argmax(is_bad_N))
+            self.add(template.format(first + index, value_N[index]) + _others(bad))
         return bad
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """``kind``, or what it is read as: how long the strings of a column may be altogether makes no difference."""
-    return pa.string() if pa.types.is_large_string(kind) else kind
+def plain_type(data_type: pa.DataType) -> pa.DataType:
+    """Return the type as which columns of ``data_type`` are read: large strings are read as strings."""
+    return pa.string() if pa.types.is_large_string(data_type) else data_type
 
 
 def _others(count: int) -> str:

@@ -1,14 +1,19 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Raw files as the user has them (Parquet, CSV, TSV, adjacency text), each in turn seen as one DuckDB relation ``raw``.
+"""Read the user's raw files (Parquet, CSV, TSV, adjacency text), each in turn as the DuckDB relation ``raw``.
+
+    kinds = open_columns(connection, file, {"query": "user_id", "item": "track_id"})
+    with read_errors(file):
+        rows = fetch_count(connection, "SELECT count(*) FROM raw")
+    close_raw(connection)
 
 ``raw`` has a column ``position`` (int64, counting the data rows of the file from 0, in the file's order) and one column
-for each role that was asked for. Columns of text files are text; those of Parquet keep their types.
+for each requested role. Columns of text files are text; those of Parquet keep their types.
 
-    format    what
+    format    contents
     parquet   any columns
     csv       a header line, commas, fields quoted with " where they hold commas, quotes or line ends
-    tsv       a header line, tabs, no quoting at all: a quote is a letter like any other
-    lightgcn  ``user item item …``: one line for each user, whole numbers, spaces between; no header
+    tsv       a header line, tabs, no quoting at all: a quote is a character like any other
+    lightgcn  ``user item item …``: one line for each user, non-negative integers, spaces between; no header
 """
 
 from __future__ import annotations
@@ -27,50 +32,59 @@ from kvstore.errors import CrossfadeError, InputError, format_names
 from trainer.prepare.database import exact_path, execute, fetch_count, first_line, identifier, literal
 from trainer.prepare.input_files import Format, RawFile
 
-Kind = Literal["text", "string", "integer", "number", "moment"]
+Kind = Literal["text", "string", "integer", "number", "datetime"]
+"""What a column holds: 'text' is untyped, of a text file; the others are types of Parquet."""
+KIND_NAMES = {
+    "integer": "integers",
+    "string": "strings",
+    "datetime": "dates",
+    "number": "fractional numbers",
+    "text": "text",
+}
+"""The names of kinds in messages."""
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-_LINE_BYTES_MAX = 256 << 20  # a line of adjacency text may hold every item of a large catalogue
+_MAX_LINE_BYTES = 256 << 20  # a line of adjacency text may hold every item of a large catalog
 
 
 def open_columns(
     connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str] = ()
 ) -> dict[str, Kind]:
-    """Make ``raw`` of ``columns`` (role to column name) of a Parquet, CSV or TSV file; return the kind of each role.
+    """Create ``raw`` from ``columns`` (role to column name) of a Parquet, CSV or TSV file; return the kinds by role.
 
-    The columns of the roles ``lists`` may hold lists: ``raw`` has a row for each value then.
+    The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value.
 
     Raises:
         InputError: the file cannot be read, or lacks a column.
     """
     assert file.format != "lightgcn"
     with read_errors(file):
-        _drop(connection)
+        close_raw(connection)
         if file.format == "parquet":
             return _open_parquet(connection, file, columns, lists)
         return _open_text(connection, file, columns)
 
 
 def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> int:
-    """Make ``raw`` of the pairs of adjacency text (``query``, ``item``: int64); return how many lines have no item.
+    """Create ``raw`` from the pairs of adjacency text (``query``, ``item``: int64); return the lines without an item.
 
     Raises:
-        InputError: the file cannot be read, or a line holds something that is not a whole number.
+        InputError: the file cannot be read, or a line holds something that is not a non-negative integer.
     """
     with read_errors(file):
-        _drop(connection)
-        # One column, and a second that must stay empty: \x01 is no part of such a file, and DuckDB wants a delimiter.
+        close_raw(connection)
+        # DuckDB requires a delimiter: \x01 does not occur in such files, so all of a line is in the first column.
         execute(
             connection,
             "CREATE TABLE raw_lines AS SELECT string_split_regex(trim(line, ' \t\r'), '[ \t]+') AS numbers, "
             "NOT regexp_full_match(trim(line, ' \t\r'), '[0-9]{1,18}([ \t]+[0-9]{1,18})*') OR rest IS NOT NULL AS bad "
             "FROM read_csv(?, columns = {'line': 'VARCHAR', 'rest': 'VARCHAR'}, header = false, auto_detect = false, "
             "delim = '\x01', quote = '', escape = '', null_padding = true, strict_mode = false, "
-            f"max_line_size = {_LINE_BYTES_MAX}) WHERE line IS NOT NULL AND trim(line, ' \t\r') <> ''",
+            f"max_line_size = {_MAX_LINE_BYTES}) WHERE line IS NOT NULL AND trim(line, ' \t\r') <> ''",
             [exact_path(file.path)],
         )
         if fetch_count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
-            raise InputError(_first_bad_line(file))
+            raise InputError(_describe_bad_line(file))
         execute(
             connection,
             "CREATE TABLE raw_rows AS "
@@ -81,20 +95,25 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> int:
 
 
 def close_raw(connection: duckdb.DuckDBPyConnection) -> None:
-    """Drop ``raw`` and what is behind it."""
-    _drop(connection)
+    """Drop ``raw`` and the tables that it reads."""
+    execute(connection, "DROP VIEW IF EXISTS raw")
+    execute(connection, "DROP TABLE IF EXISTS raw_rows")
+    execute(connection, "DROP TABLE IF EXISTS raw_lines")
 
 
-def where_is(file: RawFile, position: int) -> str:
-    """``FILE, line N`` of the data row at ``position`` where lines can be counted, else ``FILE, row N`` (from 1)."""
+def locate_row(file: RawFile, position: int) -> str:
+    """Format the place of the data row at ``position``: ``FILE, line N`` if lines can be counted, else ``FILE, row N``.
+
+    Both count from 1.
+    """
     if file.format in _DELIMITERS:
         try:
-            with _rows_of(file) as rows:
+            with _open_rows(file) as rows:
                 next(rows)
-                filled = (rows.line_num for row in rows if row)
+                line_numbers = (rows.line_num for row in rows if row)
                 for _ in range(position):
-                    next(filled)
-                return f"{file}, line {next(filled)}"
+                    next(line_numbers)
+                return f"{file}, line {next(line_numbers)}"
         except (csv.Error, StopIteration):
             pass
     return f"{file}, row {position + 1}"
@@ -102,7 +121,7 @@ def where_is(file: RawFile, position: int) -> str:
 
 @contextmanager
 def read_errors(file: RawFile) -> Iterator[None]:
-    """Turn whatever goes wrong while DuckDB reads ``file`` into one line that names it."""
+    """Translate errors while DuckDB reads ``file`` into an ``InputError`` of one line that names the file."""
     try:
         yield
     except (duckdb.InterruptException, duckdb.OutOfMemoryException):
@@ -110,18 +129,12 @@ def read_errors(file: RawFile) -> Iterator[None]:
     except duckdb.Error as error:
         if file.format == "parquet":
             raise InputError(
-                f"{file}: cannot be read as Parquet, since it is damaged or cut short ({first_line(error)}); write it "
+                f"{file}: cannot be read as Parquet, since it is corrupt or truncated ({first_line(error)}); write it "
                 "again"
             ) from error
         raise InputError(f"{file}{_text_problem(str(error), file.format)}") from error
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
-
-
-def _drop(connection: duckdb.DuckDBPyConnection) -> None:
-    execute(connection, "DROP VIEW IF EXISTS raw")
-    execute(connection, "DROP TABLE IF EXISTS raw_rows")
-    execute(connection, "DROP TABLE IF EXISTS raw_lines")
 
 
 def _open_parquet(
@@ -131,45 +144,47 @@ def _open_parquet(
         schema = pq.read_schema(file.path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a whole Parquet file, "
-            "or say what it is with --format"
+            f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a complete Parquet "
+            "file, or give another format with --format"
         ) from error
     _check_columns(file, schema.names, columns)
     for column in columns.values():
         twins = [name for name in schema.names if name.casefold() == column.casefold() and name != column]
-        if twins:  # DuckDB tells names apart without regard to case
+        if twins:  # names are case-insensitive in DuckDB
             raise InputError(
-                f"{file}: has the columns '{column}' and '{twins[0]}', which differ in case only; rename one"
+                f"{file}: has the columns '{column}' and '{twins[0]}', which differ only in case; rename one"
             )
-    kinds, chosen = {}, ""
+    kinds, selected = {}, ""
     for role, column in columns.items():
         field, value = schema.field(column), identifier(column)
         if role in lists and _is_list(field.type):
             field, value = field.with_type(field.type.value_type), f"unnest({value})"
         kinds[role] = _parquet_kind(file, field)
-        chosen += f", {value} AS {identifier(role)}"
+        selected += f", {value} AS {identifier(role)}"
     execute(
         connection,
-        f"CREATE VIEW raw AS SELECT file_row_number AS position{chosen} "
+        f"CREATE VIEW raw AS SELECT file_row_number AS position{selected} "
         f"FROM read_parquet({literal(exact_path(file.path))}, file_row_number = true)",
     )
     return kinds
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+def _is_list(data_type: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(data_type) or pa.types.is_large_list(data_type) or pa.types.is_fixed_size_list(data_type)
+    )
 
 
 def _parquet_kind(file: RawFile, field: pa.Field) -> Kind:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if pa.types.is_integer(kind):
+    data_type = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_integer(data_type):
         return "integer"
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_floating(data_type) or pa.types.is_decimal(data_type):
         return "number"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type):
         return "string"
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return "moment"
+    if pa.types.is_timestamp(data_type) or pa.types.is_date(data_type):
+        return "datetime"
     raise InputError(
         f"{file}: column '{field.name}' has the type {field.type}; expected integers, numbers, strings, "
         "timestamps or dates: cast it, or name another column"
@@ -177,15 +192,15 @@ def _parquet_kind(file: RawFile, field: pa.Field) -> Kind:
 
 
 def _open_text(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str]) -> dict[str, Kind]:
-    names = _header(file)
+    names = _read_header(file)
     _check_columns(file, names, columns)
-    chosen = ", ".join(f"c{names.index(column)} AS {identifier(role)}" for role, column in columns.items())
+    selected = ", ".join(f"c{names.index(column)} AS {identifier(role)}" for role, column in columns.items())
     types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(names)))
     quote = '"' if file.format == "csv" else ""
-    # The names and types are given and nothing is sniffed: DuckDB's guesses look at a sample and change with it.
+    # Names and types are given, none is inferred: what DuckDB infers depends on the sample that it looks at.
     execute(
         connection,
-        f"CREATE TABLE raw_rows AS SELECT {chosen} FROM read_csv(?, columns = {{{types}}}, header = true, "
+        f"CREATE TABLE raw_rows AS SELECT {selected} FROM read_csv(?, columns = {{{types}}}, header = true, "
         f"auto_detect = false, delim = '{_DELIMITERS[file.format]}', quote = '{quote}', escape = '{quote}')",
         [exact_path(file.path)],
     )
@@ -193,9 +208,9 @@ def _open_text(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Ma
     return dict.fromkeys(columns, "text")
 
 
-def _header(file: RawFile) -> list[str]:
+def _read_header(file: RawFile) -> list[str]:
     try:
-        with _rows_of(file) as rows:
+        with _open_rows(file) as rows:
             return next(rows)
     except StopIteration:
         raise InputError(f"{file}: is empty; expected a header line with the names of the columns") from None
@@ -204,7 +219,7 @@ def _header(file: RawFile) -> list[str]:
 
 
 class _Rows(Iterator[list[str]]):
-    """A ``csv.reader``, in types."""
+    """A typed ``csv.reader``."""
 
     def __init__(self, lines: Iterator[str], delimiter: str, quoted: bool) -> None:
         self._reader = csv.reader(
@@ -223,8 +238,8 @@ class _Rows(Iterator[list[str]]):
 
 
 @contextmanager
-def _rows_of(file: RawFile) -> Iterator[_Rows]:
-    # Bytes that are not UTF-8 are DuckDB's to complain about: here they must not hide the rows before them.
+def _open_rows(file: RawFile) -> Iterator[_Rows]:
+    # DuckDB reports bytes that are not UTF-8; here they must not hide the rows before them.
     with file.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         yield _Rows(lines, _DELIMITERS[file.format], quoted=file.format == "csv")
 
@@ -238,34 +253,34 @@ def _check_columns(file: RawFile, found: Sequence[str], columns: Mapping[str, st
             raise InputError(f"{file}: has {found.count(column)} columns '{column}'; rename all but one")
 
 
-def _first_bad_line(file: RawFile) -> str:
-    """Where adjacency text is wrong: counts lines as an editor does, which DuckDB's reader does not."""
+def _describe_bad_line(file: RawFile) -> str:
+    """Describe the first bad line of adjacency text, counting lines as an editor does, which DuckDB does not."""
     with file.path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             for word in re.split(rb"[ \t\r\n]+", line.strip(b" \t\r\n")):
                 if word and not re.fullmatch(rb"[0-9]{1,18}", word):
                     found = word[:40].decode("utf-8", "surrogateescape")
                     return (
-                        f"{file}, line {number}: found '{found}'; expected 'user item item …', whole numbers from 0 on "
-                        "with spaces between: mend the line, or say what the file is with --format"
+                        f"{file}, line {number}: found '{found}'; expected 'user item item …', non-negative integers "
+                        "with spaces between: fix the line, or give another format with --format"
                     )
     raise CrossfadeError(f"{file}: changed while it was read; prepare again")
 
 
 def _text_problem(message: str, file_format: Format) -> str:
-    """What DuckDB's message about a text file means, to follow the name of the file."""
+    """Translate DuckDB's ``message`` about a text file into a text that follows the name of the file."""
     found = re.search(r"CSV Error on Line: (\d+)", message)
     where = f", line {found[1]}" if found else ""
     widths = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
     if widths:
         hint = "; quote fields that hold the delimiter" if file_format == "csv" else ""
-        return f"{where}: has {widths[2]} fields, but the header has {widths[1]}; mend the line{hint}"
+        return f"{where}: has {widths[2]} fields, but the header has {widths[1]}; fix the line{hint}"
     if "unterminated quote" in message:
-        return f"{where}: a quote opens and does not close; double quotes inside fields, or say --format tsv"
+        return f"{where}: a quote opens and does not close; double quotes inside fields, or use --format tsv"
     if "nicode" in message:
         return f"{where}: is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
     if "Maximum line size" in message:
-        return f"{where}: the line is too long; expected one record in each line, or is --format wrong?"
+        return f"{where}: the line is too long; expected one record in each line: check --format"
     if "invalid state" in message:
-        return f"{where}: mixes line endings, or a carriage return stands inside a line; remove them: tr -d '\\r'"
+        return f"{where}: mixes line endings, or has a carriage return inside a line; remove them: tr -d '\\r'"
     return f"{where}: cannot be read as {file_format}: {message.strip().partition(chr(10))[0]}"

@@ -1,12 +1,12 @@
-"""Where a data set is written: a folder or a prefix on S3 that has all of it, or nothing.
+"""Write a dataset completely or not at all, to a folder or to a prefix on S3.
 
 with staged_output("s3://music/lastfm", overwrite=True) as staged:
     ...                                 # write files into staged.folder, temporary ones into staged.work
     staged.publish(manifest)
 
-On a file system the files are written beside the place and moved there at once. On S3, where nothing can be moved, they
-get names that no file has there; the manifest, written last, makes them the data set, and then those of the data set
-before it are deleted. Left without ``publish``, nothing remains.
+On a file system the files are written to a folder next to the output and moved there in one step. On S3, where nothing
+can be moved, they get unique names; the manifest, written last, makes them the dataset, and then the files of the
+dataset before it are deleted. If the block ends without ``publish``, nothing remains.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from trainer.data.manifest import (
     read_manifest,
 )
 
-WORK = ".work"
-_OURS = {FILE_NAME, JOURNAL, VOCABULARY, FEATURES, PENDING, *SPLITS}
+_WORK_SUFFIX = ".work"
+_OUR_ENTRIES = {FILE_NAME, JOURNAL, VOCABULARY, FEATURES, PENDING, *SPLITS}
 _OUR_OBJECTS = re.compile(
     rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|{FEATURES}/[^/]+/[^/]+|{'|'.join(SPLITS)})/part-[0-9a-z-]+\.parquet"
 )
@@ -43,10 +43,17 @@ _PROBE = ".writable"
 
 
 class Staged:
-    """A data set that is being written into ``folder``; ``work`` is a folder of this machine for temporary files."""
+    """A dataset that is being written.
+
+    Args:
+        out: Where it is published.
+        overwrite: Whether it may replace a dataset there.
+        folder: Where its files are written.
+        work: A local folder for temporary files.
+        tag: A suffix of the file names that makes them unique; empty on file systems.
+    """
 
     def __init__(self, out: Folder, overwrite: bool, folder: Folder, work: Path, tag: str) -> None:
-        """``tag`` goes into the names of the files, so that they are those of no other data set."""
         self.out = out
         self.folder = folder
         self.work = work
@@ -54,17 +61,17 @@ class Staged:
         self._tag = tag
 
     def file_name(self, stem: str) -> str:
-        """The name of the Parquet file ``stem``."""
+        """Return the name of the Parquet file ``stem``."""
         return f"{stem}{self._tag}.parquet"
 
     def publish(self, manifest: DatasetManifest | None) -> None:
-        """Make what was written the data set, in place of any that may be overwritten.
+        """Publish the files that were written, replacing a dataset that may be overwritten.
 
-        ``manifest`` is None for files that need none.
+        ``manifest`` is None for files that need none, such as raw events.
 
         Raises:
-            InputError: somebody else has written there meanwhile.
-            CrossfadeError: the data set is whole, but files of the one before it could not be deleted.
+            InputError: something else has been written there meanwhile.
+            CrossfadeError: the dataset is complete, but files of the one before it could not be deleted.
         """
         if manifest is not None and not self.out.on_s3:
             manifest.write(self.folder)
@@ -82,18 +89,18 @@ class Staged:
                     self.folder.remove(name)
         except OSError as error:
             raise CrossfadeError(
-                f"{self.out.uri}: the new data are whole and can be used, but files of the old ones could not be "
-                f"deleted: {error}; nothing reads them: delete those without '{self._tag}' in their names"
+                f"{self.out.uri}: the new dataset is complete, but files of the old one could not be deleted: {error}; "
+                f"nothing reads them: delete the files without '{self._tag}' in their names"
             ) from error
 
 
 def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
-    """Refuse an ``out`` that exists, unless ``overwrite`` is given and it holds prepared data and nothing else.
+    """Reject an ``out`` that exists, unless ``overwrite`` is given and it holds a prepared dataset and nothing else.
 
-    On S3, ``tag`` marks the objects that are this preparation's own.
+    On S3, ``tag`` marks the objects of this preparation.
 
     Raises:
-        InputError: it exists and may not be replaced, or it cannot be looked into.
+        InputError: it exists and may not be replaced, or it cannot be read.
     """
     with translate_storage_errors(f"--out {out.uri}", unreachable=StorageUnavailableError if tag else InputError):
         if out.on_s3:
@@ -109,15 +116,15 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: exists already; choose another --out, or replace prepared data with --overwrite")
     if out.is_symlink() or not out.is_dir():
         raise InputError(
-            f"{out}: is not a folder of prepared data, so --overwrite leaves it alone; choose another --out"
+            f"{out}: is not a folder of prepared data, so --overwrite does not replace it; choose another --out"
         )
     try:
         read_manifest(Folder(out))
     except InputError as error:
         raise InputError(
-            f"{out}: holds no prepared data, so --overwrite leaves it alone; choose another --out ({error})"
+            f"{out}: holds no prepared data, so --overwrite does not replace it; choose another --out ({error})"
         ) from None
-    _check_foreign(str(out), {entry.name for entry in out.iterdir()} - _OURS)
+    _check_foreign(str(out), {entry.name for entry in out.iterdir()} - _OUR_ENTRIES)
 
 
 def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
@@ -125,8 +132,8 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
     if not found:
         return
     if not overwrite:
-        what = "exists already" if FILE_NAME in found else "holds what another preparation left, or is writing now"
-        raise InputError(f"{out.uri}: {what}; choose another --out, or replace it with --overwrite")
+        state = "exists already" if FILE_NAME in found else "holds files that another preparation left or is writing"
+        raise InputError(f"{out.uri}: {state}; choose another --out, or replace it with --overwrite")
     if FILE_NAME in found:
         read_manifest(out)
     _check_foreign(
@@ -143,9 +150,9 @@ def _check_foreign(out: str, foreign: set[str]) -> None:
 
 @contextmanager
 def staged_output(out: str | os.PathLike[str], overwrite: bool, work: Path | None = None) -> Iterator[Staged]:
-    """A data set to write at ``out``, a path or URI; unless it is published, nothing of it remains.
+    """Stage a dataset to write at ``out``, a path or URI; nothing of it remains unless it is published.
 
-    Temporary files go into a new folder in ``work``; by default beside a local ``out``, else where the machine has its
+    Temporary files go to a new folder in ``work``; by default next to a local ``out``, else to the system's folder of
     temporary files.
 
     Raises:
@@ -154,13 +161,13 @@ def staged_output(out: str | os.PathLike[str], overwrite: bool, work: Path | Non
     folder = Folder(out)
     check_free(folder, overwrite)
     with ExitStack() as stack:
-        # The work folder is made before and removed after a folder that it may lie in.
+        # Entered first, so that it is removed last: a folder created for ``out`` may lie in it.
         own = stack.enter_context(_work_folder(work)) if work is not None or folder.on_s3 else None
         if folder.on_s3:
             assert own is not None
-            yield stack.enter_context(_staged_on_s3(folder, overwrite, own))
+            yield stack.enter_context(_stage_on_s3(folder, overwrite, own))
         else:
-            yield stack.enter_context(_staged_beside(folder, overwrite, own))
+            yield stack.enter_context(_stage_locally(folder, overwrite, own))
 
 
 @contextmanager
@@ -178,11 +185,11 @@ def _work_folder(parent: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _staged_beside(out: Folder, overwrite: bool, work: Path | None) -> Iterator[Staged]:
+def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[Staged]:
     target = _path(out).absolute()
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    made = [parent for parent in partial.parents if not parent.exists()]
-    inner = partial.with_name(f"{partial.name}{WORK}")
+    created = [parent for parent in partial.parents if not parent.exists()]
+    inner = partial.with_name(f"{partial.name}{_WORK_SUFFIX}")
     try:
         for folder in (partial, inner):
             if folder.exists():
@@ -191,7 +198,7 @@ def _staged_beside(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
         if work is None:
             inner.mkdir()
     except OSError as error:
-        _remove(partial, made)
+        _remove(partial, created)
         raise InputError(
             f"{partial.parent}: cannot be written: {error.strerror or error}; choose another --out"
         ) from error
@@ -199,18 +206,18 @@ def _staged_beside(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
         yield Staged(out, overwrite, Folder(partial), work or inner, "")
     except BaseException:
         shutil.rmtree(inner, ignore_errors=True)
-        _remove(partial, made)
+        _remove(partial, created)
         raise
     shutil.rmtree(inner, ignore_errors=True)
 
 
-def _remove(partial: Path, made: list[Path]) -> None:
+def _remove(partial: Path, created: list[Path]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
-    for parent in made:
+    for parent in created:
         try:
             parent.rmdir()
         except OSError:
-            return  # never made, or somebody else uses it by now
+            return  # never created, or in use by something else by now
 
 
 def _swap(partial: Path, out: Path) -> None:
@@ -228,7 +235,7 @@ def _swap(partial: Path, out: Path) -> None:
 
 
 @contextmanager
-def _staged_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
+def _stage_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
     tag = f"-{uuid.uuid4().hex[:12]}"
     with translate_storage_errors(f"--out {out.uri}", unreachable=InputError):
         out.check_bucket()
@@ -243,17 +250,17 @@ def _staged_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
 
 
 def _is_published(out: Folder, tag: str) -> bool:
-    """Whether the manifest is there already, so that what went wrong came after it."""
+    """Return whether the manifest was written, so that the error came after it."""
     try:
         return tag.encode() in out.read(FILE_NAME)
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # nobody knows: rather leave files that nothing reads than delete those of a data set
+        return True  # unknown: files that nothing reads are better than a dataset without its files
 
 
 def _delete_tagged(out: Folder, tag: str) -> None:
-    with suppress(OSError):  # what ended the preparation is said, and is most likely the same
+    with suppress(OSError):  # the error that ended the preparation is reported, and is most likely the same
         for name in out.sizes():
             if tag in name:
                 out.remove(name)

@@ -1,13 +1,15 @@
-"""Synthetic listening as a service would log it: raw events with ids of text, in the order of time.
+"""Write synthetic listening as raw events, as a service would log it: with string ids, ordered by time.
 
     write_raw_events("raw", SyntheticSpec(interactions=1_000_000), seed=1)
 
     OUT/events/part-00000.parquet   QUERY string, ITEM string, event string, timestamp (milliseconds, UTC)
-    OUT/names/ITEM.parquet          id string, name string; where there are at most 100,000 items
+    OUT/names/ITEM.parquet          id string, name string; if there are at most 100,000 items
 
-Who listens to what is drawn as in ``synthetic.py``. An event is a play, like, library_add or skip; of tracks outside
-the listener's own genres more are skipped and few liked. Each file is a function of the spec, the seed and its number,
-so they are written side by side.
+Interactions are drawn as in ``synthetic_draws.py``. An event is a play, like, library_add or skip; items outside the
+query's own genres are skipped more often, and rarely liked. Each file is a function of the spec, the seed and its
+number, so that files are written in parallel.
+
+Letters of shapes: N events of a chunk, R rows of the item entity.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ import pyarrow.parquet as pq
 from kvstore.io.folder import Folder
 from trainer.data.reporter import NullReporter, ProgressReporter
 from trainer.prepare.staging import Staged, staged_output
-from trainer.prepare.synthetic import (
-    NAMED_ITEMS_MAX,
+from trainer.prepare.synthetic import MAX_NAMED_ITEMS
+from trainer.prepare.synthetic_draws import (
     SPAN_SECONDS,
     START_SECONDS,
+    Chunk,
     Generator,
     Integers,
-    Piece,
     SyntheticSpec,
     genre_of,
     mix,
@@ -43,8 +45,8 @@ EVENT, TIMESTAMP, EVENTS_FOLDER, NAMES_FOLDER = "event", "timestamp", "events", 
 _OWN_SHARES = (0.72, 0.11, 0.07, 0.10)
 _STRAY_SHARES = (0.45, 0.02, 0.01, 0.52)
 _FILE_EVENTS = 1 << 22
-_PIECE = 1 << 17
-_PIECES_PER_GROUP = 4
+_CHUNK_EVENTS = 1 << 17
+_CHUNKS_PER_GROUP = 4
 _COMPRESSION = {"compression": "zstd", "compression_level": 1}
 _HEX_PAIRS = np.frombuffer("".join(f"{value:02x}" for value in range(256)).encode(), dtype=np.uint16)
 
@@ -56,19 +58,19 @@ def write_raw_events(
     progress: ProgressReporter | None = None,
     threads: int | None = None,
 ) -> list[str]:
-    """Write ``spec.interactions`` events below ``out``, a path or URI, and return the names of the files.
+    """Write ``spec.interactions`` events to ``out``, a path or URI, and return the names of the files.
 
-    The same spec and seed give the same bytes, whatever the number of ``threads`` (default: one a core). Its fractions
-    for valid and test do not matter. All of it appears, or nothing.
+    The same spec and seed give the same bytes, whatever the number of ``threads`` (default: one per core). The
+    fractions of valid and test have no effect. The output is written completely or not at all.
 
     Raises:
-        InputError: the spec cannot be met, or ``out`` exists or cannot be written.
+        InputError: the spec is invalid, or ``out`` exists or cannot be written.
     """
     spec.check()
     progress = progress or NullReporter()
     with staged_output(out, overwrite=False) as staged:
         names = _write_events(staged, Generator(spec, seed), progress, threads or os.cpu_count() or 1)
-        if spec.items <= NAMED_ITEMS_MAX:
+        if spec.items <= MAX_NAMED_ITEMS:
             names.append(f"{NAMES_FOLDER}/{staged.file_name(spec.item)}")
             _write_names(staged.folder, names[-1], Generator(spec, seed))
         staged.publish(None)
@@ -76,12 +78,12 @@ def write_raw_events(
 
 
 def prepare_arguments(out: str, spec: SyntheticSpec, names: list[str]) -> list[str]:
-    """The words of a command that prepares what ``write_raw_events`` wrote to ``out``, the files ``names``."""
-    words = ["prepare", "--events", f"{out}/{EVENTS_FOLDER}/*.parquet", "--query", spec.query, "--item", spec.item]
-    words += ["--event", EVENT, "--event-weights", "play=1,like=3,library_add=5,skip=-1", "--timestamp", TIMESTAMP]
-    if spec.items <= NAMED_ITEMS_MAX:
-        words += ["--names", f"{spec.item}={out}/{names[-1]}:id:name"]
-    return [*words, "--hold-out", "last-1", "--out", f"{out}-prepared"]
+    """Return the arguments of the ``crossfade`` command that prepares the files ``names`` of ``write_raw_events``."""
+    arguments = ["prepare", "--events", f"{out}/{EVENTS_FOLDER}/*.parquet", "--query", spec.query, "--item", spec.item]
+    arguments += ["--event", EVENT, "--event-weights", "play=1,like=3,library_add=5,skip=-1", "--timestamp", TIMESTAMP]
+    if spec.items <= MAX_NAMED_ITEMS:
+        arguments += ["--names", f"{spec.item}={out}/{names[-1]}:id:name"]
+    return [*arguments, "--hold-out", "last-1", "--out", f"{out}-prepared"]
 
 
 def _write_events(staged: Staged, generator: Generator, progress: ProgressReporter, threads: int) -> list[str]:
@@ -111,7 +113,8 @@ def _collect(running: set[Future[int]], progress: ProgressReporter) -> set[Futur
     return rest
 
 
-def _write_file(folder: Folder, name: str, generator: Generator, start: int, stop: int, end: threading.Event) -> int:
+def _write_file(folder: Folder, name: str, generator: Generator, start: int, end: int, stop: threading.Event) -> int:
+    """Write the events from ``start`` to before ``end`` and return their number; give up once ``stop`` is set."""
     spec = generator.spec
     schema = pa.schema(
         [
@@ -125,48 +128,48 @@ def _write_file(folder: Folder, name: str, generator: Generator, start: int, sto
         folder.open_output(name) as file,
         pq.ParquetWriter(file, schema, use_dictionary=[EVENT], **_COMPRESSION) as writer,
     ):
-        for first in range(start, stop, _PIECE * _PIECES_PER_GROUP):
-            if end.is_set():
+        for first in range(start, end, _CHUNK_EVENTS * _CHUNKS_PER_GROUP):
+            if stop.is_set():
                 raise InterruptedError("another file could not be written")
-            last = min(first + _PIECE * _PIECES_PER_GROUP, stop)
+            last = min(first + _CHUNK_EVENTS * _CHUNKS_PER_GROUP, end)
             batches = list(_batches(generator, first, last, schema))
             writer.write_table(pa.Table.from_batches(batches), row_group_size=last - first)
-    return stop - start
+    return end - start
 
 
 def _batches(generator: Generator, start: int, stop: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for first in range(start, stop, _PIECE):
-        piece = generator.piece(first, min(first + _PIECE, stop))
-        position_N = np.arange(first, first + len(piece.query_N), dtype=np.uint64)
+    for first in range(start, stop, _CHUNK_EVENTS):
+        chunk = generator.chunk(first, min(first + _CHUNK_EVENTS, stop))
+        position_N = np.arange(first, first + len(chunk.query_N), dtype=np.uint64)
         columns = [
-            hex_ids(generator, "query", piece.query_N),
-            hex_ids(generator, "item", piece.item_N),
-            pa.DictionaryArray.from_arrays(_kinds(generator, piece, position_N), pa.array(EVENTS)),
-            _moments(generator, position_N),
+            hex_ids(generator, "query", chunk.query_N),
+            hex_ids(generator, "item", chunk.item_N),
+            pa.DictionaryArray.from_arrays(_kinds(generator, chunk, position_N), pa.array(EVENTS)),
+            _timestamps(generator, position_N),
         ]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def hex_ids(generator: Generator, role: str, rows_N: Integers) -> pa.Array:
-    """The ids of ``rows_N`` of the 'query' or 'item' entity: 16 hexadecimal digits each, no two rows the same."""
-    scrambled_N = mix(rows_N.astype(np.uint64) ^ generator.salt(f"{role} id"))
+def hex_ids(generator: Generator, side: str, row_N: Integers) -> pa.Array:
+    """Return the ids of rows of the 'query' or 'item' entity: distinct strings of 16 hexadecimal digits."""
+    scrambled_N = mix(row_N.astype(np.uint64) ^ generator.salt(f"{side} id"))
     digits_N8 = _HEX_PAIRS[scrambled_N.byteswap().view(np.uint8)]
-    offsets_N1 = np.arange(len(rows_N) + 1, dtype=np.int32) * 16
-    return pa.StringArray.from_buffers(len(rows_N), pa.py_buffer(offsets_N1), pa.py_buffer(digits_N8))
+    offsets_N1 = np.arange(len(row_N) + 1, dtype=np.int32) * 16
+    return pa.StringArray.from_buffers(len(row_N), pa.py_buffer(offsets_N1), pa.py_buffer(digits_N8))
 
 
-def _kinds(generator: Generator, piece: Piece, position_N: npt.NDArray[np.uint64]) -> pa.Array:
+def _kinds(generator: Generator, chunk: Chunk, position_N: npt.NDArray[np.uint64]) -> pa.Array:
     draw_N = generator.uniform("event", position_N)
     own_N, stray_N = (
         np.searchsorted(np.cumsum(shares)[:-1], draw_N, side="right") for shares in (_OWN_SHARES, _STRAY_SHARES)
     )
-    return pa.array(np.where(piece.stray_N, stray_N, own_N).astype(np.int8))
+    return pa.array(np.where(chunk.stray_N, stray_N, own_N).astype(np.int8))
 
 
-def _moments(generator: Generator, position_N: npt.NDArray[np.uint64]) -> pa.Array:
-    """Rising with the position, so that the files follow each other in time."""
-    at_N = (position_N + generator.uniform("moment", position_N)) / generator.spec.interactions
-    return pa.array((START_SECONDS * 1000 + at_N * (SPAN_SECONDS * 1000)).astype(np.int64)).cast(
+def _timestamps(generator: Generator, position_N: npt.NDArray[np.uint64]) -> pa.Array:
+    """Return timestamps that rise with the position, so that files follow each other in time."""
+    fraction_N = (position_N + generator.uniform("moment", position_N)) / generator.spec.interactions
+    return pa.array((START_SECONDS * 1000 + fraction_N * (SPAN_SECONDS * 1000)).astype(np.int64)).cast(
         pa.timestamp("ms", tz="UTC")
     )
 

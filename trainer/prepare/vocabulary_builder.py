@@ -1,12 +1,12 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""The vocabularies of a preparation: those of the two sides, then those of their features, with the pairs of these.
+"""Build and write the vocabularies of a preparation: those of the two sides, then those of their features.
 
-vocabularies = Vocabularies(connection, staged, progress, base, names, files_of_names)
-vocabularies.read_earlier({"customer": "query", "track": "item"}, id_types)
-vocabularies.read_features(planned, ids="auto")
-entity = vocabularies.of_side("item", "track", "int64", catalogue=False, watch=None)
-entities, features = vocabularies.of_features()
-vocabularies.facts                                                  # for the manifest
+builder = VocabularyBuilder(connection, staged, progress, base, names, files_of_names)
+builder.load_base({"customer": "query", "track": "item"}, id_types)
+builder.read_features(plans, id_type="auto")
+entity = builder.build_side("item", "track", "int64", in_catalog=False, policy=None)
+entities, features = builder.build_features()
+builder.facts                                                       # for the manifest
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.prepare.events import IdChoice, IdType
 from trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
 from trainer.prepare.features import (
     FeaturePlan,
-    cataloged_sql,
+    catalog_ids_sql,
     counted_values_sql,
     join_feature,
     read_features,
@@ -39,14 +39,23 @@ from trainer.prepare.vocabulary_tables import (
     Side,
     VocabularyKey,
     build_vocabulary,
-    counted_sql,
+    counted_ids_sql,
     join_names,
     write_vocabulary,
 )
 
 
 class VocabularyBuilder:
-    """Makes and writes vocabularies; ``facts`` are what there is to say of them."""
+    """Builds and writes vocabularies; ``facts`` describe them.
+
+    Args:
+        connection: The working database.
+        staged: Where files are written.
+        progress: Receives a phase for each vocabulary.
+        base: The dataset whose vocabularies are extended, if any.
+        names: The names file of each entity that has one.
+        files: The files found for ``names``.
+    """
 
     def __init__(
         self,
@@ -57,111 +66,116 @@ class VocabularyBuilder:
         names: Mapping[str, NamesFile],
         files: Mapping[str, Source],
     ) -> None:
-        """Go on from ``base``, if there is one. ``names`` of entities are in ``files``."""
         self._connection = connection
         self._staged = staged
         self._progress = progress
         self._base = base
         self._names = names
         self._files = files
-        self._planned: Sequence[FeaturePlan] = ()
-        self._types: dict[str, IdType] = {}
+        self._plans: Sequence[FeaturePlan] = ()
+        self._value_types: dict[str, IdType] = {}
         self.facts: Facts = {}
 
-    def read_earlier(self, sides: Mapping[str, Side], id_types: Mapping[str, IdType]) -> None:
-        """Make the tables ``base_query`` and ``base_item`` of the earlier data, if there are some.
+    def load_base(self, sides: Mapping[str, Side], id_types: Mapping[str, IdType]) -> None:
+        """Create the tables ``base_query`` and ``base_item`` if there is a base dataset.
 
         Raises:
-            InputError: their ids are of another type, or a file of theirs is missing or damaged.
+            InputError: its ids have another type, or one of its files is missing or corrupt.
         """
         if self._base is not None:
             for entity, side in sides.items():
                 self._base.check_id_type(entity, id_types[side])
                 load_base(self._connection, self._base, side, entity, self._progress)
 
-    def read_features(self, planned: Sequence[FeaturePlan], ids: IdChoice) -> None:
-        """Read the files of the features that are ``planned``.
+    def read_features(self, plans: Sequence[FeaturePlan], id_type: IdChoice) -> None:
+        """Read the files of the features in ``plans``.
 
         Raises:
             InputError: one cannot be used.
         """
-        self._planned = planned
-        self._types = read_features(self._connection, planned, self._staged.work, ids, self._base, self._progress)
+        self._plans = plans
+        self._value_types = read_features(
+            self._connection, plans, self._staged.work, id_type, self._base, self._progress
+        )
 
-    def of_side(self, side: Side, entity: str, id_type: IdType, catalog: bool, watch: IdPolicy | None) -> Entity:
-        """The vocabulary of the ids of ``interactions`` on one side, written, with those that wait for a row.
+    def build_side(self, side: Side, entity: str, id_type: IdType, in_catalog: bool, policy: IdPolicy | None) -> Entity:
+        """Build and write the vocabulary of the ids of ``interactions`` on one side, and its pending ids.
 
-        With ``catalogue``, ids follow that files of features alone have.
+        With ``in_catalog``, ids that occur only in files of features get rows too.
         """
-        counted = counted_sql(side)
-        if catalog:
-            further = cataloged_sql(self._planned, side, id_type)
+        counted = counted_ids_sql(side)
+        if in_catalog:
+            further = catalog_ids_sql(self._plans, side, id_type)
             self.facts[f"{entity}_cataloged"] = fetch_count(self._connection, f"SELECT count(*) FROM ({further})")
             counted = f"{counted} UNION ALL {further}"
-        self._make(side, entity, counted, watch)
+        self._build(side, entity, counted, policy)
         self.facts |= popularity(self._connection, side, entity)
-        described = self._write(side, entity, id_type, seen=watch is not None and watch.track_last_seen)
-        if watch is None or watch.admit is None:
-            return described
-        return described.model_copy(update={"pending": write_pending(self._connection, watch, self._staged)})
+        track_last_seen = policy is not None and policy.track_last_seen
+        written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
+        if policy is None or policy.admit is None:
+            return written
+        return written.model_copy(update={"pending": write_pending(self._connection, policy, self._staged)})
 
-    def of_features(self) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
-        """The vocabularies of features, by name, and the pairs, by entity and name, of rows that ``of_side`` has made.
+    def build_features(self) -> tuple[dict[str, Entity], dict[str, dict[str, Feature]]]:
+        """Build and write the features of the sides that ``build_side`` has written.
+
+        Returns the vocabularies of their values by name, and their pairs by entity and name.
 
         Raises:
-            InputError: files know none of the ids, or values are of another type than those of the earlier data.
+            InputError: files have a value for none of the ids, or values of another type than in the base dataset.
         """
-        types = self._types
+        types = self._value_types
         entities: dict[str, Entity] = {}
         features: dict[str, dict[str, Feature]] = {}
-        for feature in self._planned:
-            name = feature.name
+        for plan in self._plans:
+            name = plan.name
             if self._base is not None and name in self._base.manifest.entities:
                 id_type = types.setdefault(name, self._base.manifest.entities[name].id_type)
                 self._base.check_id_type(name, id_type)
-                load_base(self._connection, self._base, feature.role, name, self._progress)
-            report = join_feature(self._connection, feature, types[name], self._base)
-            self._make(feature.role, name, counted_values_sql(feature))
-            entities[name] = self._write(feature.role, name, types[name])
-            features.setdefault(feature.entity, {})[name] = write_feature(self._connection, feature, self._staged)
-            self.facts[f"{name}_filled"] = report.filled
-            self.facts[f"{name}_ids_ignored"] = report.unknown
+                load_base(self._connection, self._base, plan.key, name, self._progress)
+            report = join_feature(self._connection, plan, types[name], self._base)
+            self._build(plan.key, name, counted_values_sql(plan))
+            entities[name] = self._write(plan.key, name, types[name])
+            features.setdefault(plan.entity, {})[name] = write_feature(self._connection, plan, self._staged)
+            self.facts[f"{name}_filled"] = report.filled_rows
+            self.facts[f"{name}_ids_ignored"] = report.ignored_ids
         return entities, features
 
-    def _make(self, role: VocabularyKey, entity: str, counted: str, watch: IdPolicy | None = None) -> None:
-        """Make the table ``vocabulary_ROLE``: a fresh one or, where ``base`` has the entity, one that goes on."""
+    def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> None:
+        """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity."""
         self._progress.phase(f"vocabulary of {entity}", None, "row")
         if self._base is None or entity not in self._base.manifest.entities:
-            self._progress.advance(build_vocabulary(self._connection, role, counted, watch))
+            self._progress.advance(build_vocabulary(self._connection, key, counted, policy))
             return
-        extended = extend_vocabulary(self._connection, role, counted, watch)
-        self._progress.advance(extended.kept + extended.new)
-        self.facts[f"{entity}_kept"] = extended.kept
-        self.facts[f"{entity}_unseen"] = extended.unseen
-        self.facts[f"{entity}_new"] = extended.new
-        if watch is not None and watch.expires is not None:
-            self.facts[f"{entity}_expired"] = extended.expired
-            self.facts[f"{entity}_reused"] = extended.reused
+        report = extend_vocabulary(self._connection, key, counted, policy)
+        self._progress.advance(report.kept + report.new)
+        self.facts[f"{entity}_kept"] = report.kept
+        self.facts[f"{entity}_unseen"] = report.unseen
+        self.facts[f"{entity}_new"] = report.new
+        if policy is not None and policy.expire_before is not None:
+            self.facts[f"{entity}_expired"] = report.expired
+            self.facts[f"{entity}_reused"] = report.reused
 
-    def _write(self, role: VocabularyKey, entity: str, id_type: IdType, seen: bool = False) -> Entity:
-        """Write the table ``vocabulary_ROLE``, with names if there are some."""
-        named = entity in self._names
-        if named:
+    def _write(self, key: VocabularyKey, entity: str, id_type: IdType, has_last_seen: bool = False) -> Entity:
+        """Write the table ``vocabulary_KEY`` with the names of its file and of the base dataset."""
+        has_names_file = entity in self._names
+        if has_names_file:
             names = self._names[entity]
-            with fetch_files([self._files[entity]], self._staged.work, [names.id_column, names.name_column]) as here:
-                report = join_names(self._connection, role, next(here), names)
-            self.facts[f"{entity}_names_ignored"] = report.unknown
+            columns = [names.id_column, names.name_column]
+            with fetch_files([self._files[entity]], self._staged.work, columns) as local_files:
+                report = join_names(self._connection, key, next(local_files), names)
+            self.facts[f"{entity}_names_ignored"] = report.ignored
             self.facts[f"{entity}_named"] = report.named
         base = self._base.manifest.entities.get(entity) if self._base else None
         if base and base.has_names:
-            carry_names(self._connection, role, joined=named)
+            carry_names(self._connection, key, joined=has_names_file)
         return write_vocabulary(
             self._connection,
-            role,
+            key,
             staged=self._staged,
             entity=entity,
             id_type=id_type,
-            named=named or bool(base and base.has_names),
-            extended=base is not None,
-            track_last_seen=seen,
+            has_names=has_names_file or bool(base and base.has_names),
+            has_warm=base is not None,
+            has_last_seen=has_last_seen,
         )

@@ -1,5 +1,10 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Building vocabularies: one row for each id of an entity, the most frequent first, and its name where one is given."""
+"""Vocabularies as tables of the working database: one row per id, the most frequent first, with its name if given.
+
+rows = build_vocabulary(connection, "item", counted_ids_sql("item"))        # the table vocabulary_item
+report = join_names(connection, "item", names_file, names)                  # the table names_item
+entity = write_vocabulary(connection, "item", staged=staged, entity="track", id_type="int64", has_names=True)
+"""
 
 from __future__ import annotations
 
@@ -21,16 +26,22 @@ from trainer.prepare.staging import Staged
 
 Side = Literal["query", "item"]
 VocabularyKey = str
-"""Whose ids a table of the working database is about: a ``Side`` or, for a feature, ``feature_N``."""
+"""The suffix of the tables of one vocabulary: a ``Side`` or, for a feature, ``feature_N``."""
 
 
 @dataclass(frozen=True)
 class IdPolicy:
-    """What is watched of the ids of ``entity``, on one side (``admission.py``).
+    """Which ids of ``entity`` get a row and which lose theirs (see ``admission.py``).
 
-    ``admit`` is the count that gets an id a row, None where one event does. The vocabulary says when ids were last
-    seen if it is to be ``seen``. ``newest`` is the time of the last event, None without timestamps, and who was last
-    seen before ``expires`` loses its row. ``place`` is that of the new data set in its lineage.
+    Attributes:
+        side: The side of the interactions on which the entity is.
+        entity: Its name.
+        id_type: The type of its ids.
+        admit: The number of events that admits an id; None if one event does.
+        track_last_seen: Whether the vocabulary records when ids were last seen.
+        newest: The newest timestamp of all events; None without timestamps.
+        expire_before: Ids last seen before this timestamp lose their row; None if none does.
+        lineage_index: The index of the new dataset in its lineage.
     """
 
     side: Side
@@ -39,13 +50,13 @@ class IdPolicy:
     admit: int | None
     track_last_seen: bool
     newest: int | None
-    expires: int | None
+    expire_before: int | None
     lineage_index: int
 
 
 @dataclass(frozen=True)
 class NamesFile:
-    """A Parquet, CSV or TSV file (by its ending) that names ids; where an id occurs twice, its first name counts."""
+    """A Parquet, CSV or TSV file (by its extension) with names of ids; of several names of an id, the first is used."""
 
     path: str | Path
     id_column: str
@@ -54,123 +65,129 @@ class NamesFile:
 
 @dataclass(frozen=True)
 class NamesReport:
-    """What became of a names file: ids that got a name, and ids of the file that no event has."""
+    """The number of ids that got a name, and of ids of the names file that occur in no event."""
 
     named: int
-    unknown: int
+    ignored: int
 
 
 def vocabulary_schema(
-    id_type: IdType, named: bool, forgotten: bool = False, met: bool = False, track_last_seen: bool = False
+    id_type: IdType,
+    has_names: bool,
+    has_vacant_rows: bool = False,
+    has_warm: bool = False,
+    has_last_seen: bool = False,
 ) -> pa.Schema:
-    """The columns of a vocabulary file; ids may be null where rows were ``forgotten``."""
+    """Return the schema of a vocabulary file; the id is nullable if rows are vacant."""
     fields = [
         pa.field("row", pa.int64(), nullable=False),
-        pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=forgotten),
+        pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=has_vacant_rows),
         pa.field("count", pa.int64(), nullable=False),
     ]
-    if met:
-        fields.append(pa.field("met", pa.bool_(), nullable=False))
-    if track_last_seen:
-        fields += [pa.field("last_seen", pa.int64()), pa.field("since", pa.int64(), nullable=False)]
-    return pa.schema([*fields, pa.field("name", pa.string())] if named else fields)
+    if has_warm:
+        fields.append(pa.field("warm", pa.bool_(), nullable=False))
+    if has_last_seen:
+        fields += [pa.field("last_seen", pa.int64()), pa.field("lineage_index", pa.int64(), nullable=False)]
+    return pa.schema([*fields, pa.field("name", pa.string())] if has_names else fields)
 
 
 def build_vocabulary(
-    connection: duckdb.DuckDBPyConnection, role: VocabularyKey, counted: str, watch: IdPolicy | None = None
+    connection: duckdb.DuckDBPyConnection, key: VocabularyKey, counted: str, policy: IdPolicy | None = None
 ) -> int:
-    """Make the table ``vocabulary_ROLE`` from the query ``counted``; return its rows.
+    """Create the table ``vocabulary_KEY`` from the query ``counted`` and return its number of rows.
 
-    Its columns: row, number, id, count, last_seen and since. Rows go by count descending, then by id.
+    Its columns: row, number, id, count, last_seen and lineage_index. Rows are ordered by count descending, then by id.
     """
-    last_seen, sighted = last_seen_sql(role, watch)
+    last_seen, join = last_seen_sql(key, policy)
     execute(
         connection,
-        f"CREATE TABLE vocabulary_{role} AS "
-        "SELECT row_number() OVER (ORDER BY counted.count DESC, place) - 1 AS row, number, id, counted.count AS count, "
-        f"{last_seen} AS last_seen, 0 AS since FROM ({counted}) counted{sighted}",
+        f"CREATE TABLE vocabulary_{key} AS "
+        "SELECT row_number() OVER (ORDER BY counted.count DESC, id_rank) - 1 AS row, number, id, "
+        f"counted.count AS count, {last_seen} AS last_seen, 0 AS lineage_index FROM ({counted}) counted{join}",
     )
-    return fetch_count(connection, f"SELECT count(*) FROM vocabulary_{role}")
+    return fetch_count(connection, f"SELECT count(*) FROM vocabulary_{key}")
 
 
-def last_seen_sql(role: VocabularyKey, watch: IdPolicy | None) -> tuple[str, str]:
-    """SQL of when an id of ``counted``, which had no row before, was last seen, and the join that this needs."""
-    if watch is None or not watch.track_last_seen:
+def last_seen_sql(key: VocabularyKey, policy: IdPolicy | None) -> tuple[str, str]:
+    """Return SQL for when a new id of ``counted`` was last seen, and the join that the expression needs."""
+    if policy is None or not policy.track_last_seen:
         return "NULL::BIGINT", ""
-    # Those that are in no event are in the catalogue now.
-    return f"coalesce(s.last_seen, {sql_number(watch.newest)})", f" LEFT JOIN sighted_{role} s USING (number, id)"
+    # Ids without any event are in the catalog, which is as of now.
+    return f"coalesce(s.last_seen, {sql_number(policy.newest)})", f" LEFT JOIN seen_{key} s USING (number, id)"
 
 
 def sql_number(number: int | None) -> str:
-    """``number`` in SQL."""
+    """Return ``number`` as an SQL literal."""
     return "NULL::BIGINT" if number is None else f"{number}::BIGINT"
 
 
-def counted_sql(role: Side) -> str:
-    """A query for each id of all splits of ``interactions``: number, id, place (its rank by id) and count.
+def counted_ids_sql(side: Side) -> str:
+    """Return a query for each id of all splits of ``interactions``: number, id, id_rank and count.
 
-    ``count`` counts what is liked (of positive weight) in train (split 0).
+    ``count`` is the number of interactions of positive weight in train (split 0); ``id_rank`` orders the ids.
     """
     return (
-        "SELECT number, id, place, count "
-        f"FROM (SELECT {role} AS number, count(*) FILTER (split = 0 AND weight > 0) AS count FROM interactions "
-        f"GROUP BY {role}) JOIN ids_{role} USING (number)"
+        "SELECT number, id, id_rank, count "
+        f"FROM (SELECT {side} AS number, count(*) FILTER (split = 0 AND weight > 0) AS count FROM interactions "
+        f"GROUP BY {side}) JOIN ids_{side} USING (number)"
     )
 
 
 def join_names(
-    connection: duckdb.DuckDBPyConnection, role: VocabularyKey, file: RawFile, names: NamesFile
+    connection: duckdb.DuckDBPyConnection, key: VocabularyKey, file: RawFile, names: NamesFile
 ) -> NamesReport:
-    """Make the table ``names_ROLE`` (id, name) of those ids of ``vocabulary_ROLE`` that the file names.
+    """Create the table ``names_KEY`` (id, name) of the ids of ``vocabulary_KEY`` that ``file`` has a name for.
 
     Raises:
-        InputError: the file cannot be read, or knows none of the ids.
+        InputError: the file cannot be read, or has a name for none of the ids.
     """
     open_columns(connection, file, {"id": names.id_column, "name": names.name_column})
     with read_errors(file):
-        # Compared as text: a names file in CSV has no types, and an int64 has one way only to be written.
+        # Compared as text: CSV files have no types, and an int64 has only one decimal representation.
         execute(
             connection,
-            "CREATE TABLE named AS SELECT CAST(id AS VARCHAR) AS id, arg_min(CAST(name AS VARCHAR), position) AS name "
+            "CREATE TABLE given AS SELECT CAST(id AS VARCHAR) AS id, arg_min(CAST(name AS VARCHAR), position) AS name "
             "FROM raw WHERE id IS NOT NULL AND name IS NOT NULL AND CAST(name AS VARCHAR) <> '' GROUP BY 1",
         )
     close_raw(connection)
     execute(
         connection,
-        f"CREATE TABLE names_{role} AS SELECT v.id, n.name FROM vocabulary_{role} v JOIN named n "
-        "ON n.id = CAST(v.id AS VARCHAR)",
+        f"CREATE TABLE names_{key} AS SELECT v.id, g.name FROM vocabulary_{key} v JOIN given g "
+        "ON g.id = CAST(v.id AS VARCHAR)",
     )
-    found = fetch_count(connection, f"SELECT count(*) FROM names_{role}")
-    given = fetch_count(connection, "SELECT count(*) FROM named")
-    execute(connection, "DROP TABLE named")
-    if not found:
+    named = fetch_count(connection, f"SELECT count(*) FROM names_{key}")
+    given = fetch_count(connection, "SELECT count(*) FROM given")
+    execute(connection, "DROP TABLE given")
+    if not named:
         raise InputError(
-            f"{file}: names none of the ids that the events have (column '{names.id_column}' holds {given} ids); "
+            f"{file}: has a name for none of the ids of the events (column '{names.id_column}' holds {given} ids); "
             "expected ids of the same entity: check the columns in --names"
         )
-    return NamesReport(named=found, unknown=given - found)
+    return NamesReport(named=named, ignored=given - named)
 
 
 def write_vocabulary(
     connection: duckdb.DuckDBPyConnection,
-    role: VocabularyKey,
+    key: VocabularyKey,
     *,
     staged: Staged,
     entity: str,
     id_type: IdType,
-    named: bool,
-    extended: bool = False,
-    track_last_seen: bool = False,
+    has_names: bool,
+    has_warm: bool = False,
+    has_last_seen: bool = False,
 ) -> Entity:
-    """Write ``vocabulary_ROLE`` and describe it; it has ``met`` if ``extended``, last_seen and since if ``seen``."""
-    rows = fetch_count(connection, f"SELECT count(*) FROM vocabulary_{role}")
-    free = connection.sql(f"SELECT row FROM vocabulary_{role} WHERE id IS NULL ORDER BY row").fetchnumpy()["row"]
-    schema = vocabulary_schema(id_type, named, len(free) > 0, extended, track_last_seen)
-    source = f"vocabulary_{role} v" + (f" LEFT JOIN names_{role} n ON n.id = v.id" if named else "")
-    columns = (
-        "row, v.id AS id, count" + (", met" if extended else "") + (", last_seen, since" if track_last_seen else "")
-    )
-    columns += ", n.name AS name" if named else ""
+    """Write the table ``vocabulary_KEY`` as files of ``entity`` and return their manifest entry.
+
+    ``has_warm`` adds the column warm, ``has_last_seen`` the columns last_seen and lineage_index, ``has_names`` the
+    names of the table ``names_KEY``.
+    """
+    rows = fetch_count(connection, f"SELECT count(*) FROM vocabulary_{key}")
+    vacant = connection.sql(f"SELECT row FROM vocabulary_{key} WHERE id IS NULL ORDER BY row").fetchnumpy()["row"]
+    schema = vocabulary_schema(id_type, has_names, len(vacant) > 0, has_warm, has_last_seen)
+    source = f"vocabulary_{key} v" + (f" LEFT JOIN names_{key} n ON n.id = v.id" if has_names else "")
+    expressions = {"id": "v.id AS id", "name": "n.name AS name"}
+    columns = ", ".join(expressions.get(name, name) for name in schema.names)
     group_rows = row_group_rows(rows)
     with PartWriter(staged, f"{VOCABULARY}/{entity}", schema, group_rows) as writer:
         for batch in connection.sql(f"SELECT {columns} FROM {source} ORDER BY row").to_arrow_reader(group_rows):
@@ -179,9 +196,9 @@ def write_vocabulary(
     return Entity(
         rows=rows,
         id_type=id_type,
-        has_names=named,
-        has_warm=extended,
-        has_last_seen=track_last_seen,
+        has_names=has_names,
+        has_warm=has_warm,
+        has_last_seen=has_last_seen,
         files=files,
-        vacant_rows=free.tolist(),
+        vacant_rows=vacant.tolist(),
     )

@@ -15,7 +15,8 @@ from deploy.capacity.machine import Machine
 from deploy.capacity.plan import plan_capacity
 from kvstore.errors import InputError
 from trainer.config.loading import load_job
-from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.synthetic import write_synthetic
+from trainer.prepare.synthetic_draws import SyntheticSpec
 
 GIB = 2**30
 

@@ -14,7 +14,8 @@ from deploy.capacity.plan import plan_capacity
 from deploy.capacity.worker_memory import MemoryItem
 from kvstore.layout import make_layout
 from trainer.config.loading import load_job
-from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.synthetic import write_synthetic
+from trainer.prepare.synthetic_draws import SyntheticSpec
 
 SERVER_TABLE_ROWS = 800_000
 

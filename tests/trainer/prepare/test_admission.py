@@ -22,7 +22,8 @@ from trainer.data.vocabulary import Vocabulary
 from trainer.prepare.admission import MaxAge
 from trainer.prepare.features import FeatureFile
 from trainer.prepare.forget import forget
-from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
 from trainer.prepare.validate import validate
 
 Event = tuple[str, int, int]
@@ -114,19 +115,21 @@ def test_rows_are_given_and_freed_as_the_rules_say_over_seven_days(tmp_path: Pat
             side.settle(counts, cutoff, number)
             entity = manifest_of(data).entities[name]
             table = Vocabulary(Folder(data), manifest_of(data), name).read(
-                0, entity.rows, ["id", "count", "last_seen", "since"]
+                0, entity.rows, ["id", "count", "last_seen", "lineage_index"]
             )
             assert table.column("id").to_pylist() == side.ids
             assert table.column("count").to_pylist() == [counts[key] for key in side.ids]
             seen = [side.seen[key] if key is not None else None for key in side.ids]
             assert table.column("last_seen").to_pylist() == seen
-            held = [since for since, key in zip(table.column("since").to_pylist(), side.ids, strict=True) if key]
+            held = [
+                since for since, key in zip(table.column("lineage_index").to_pylist(), side.ids, strict=True) if key
+            ]
             assert held == [since for since, key in zip(side.since, side.ids, strict=True) if key]
             assert entity.vacant_rows == [row for row, key in enumerate(side.ids) if key is None]
             assert pending(data, name) == sorted((key, *waits) for key, waits in side.waiting.items())
             reused += int(manifest_of(data).source.get(f"{name}_reused") or 0)
         facts = manifest_of(data).source
-        assert facts["dropped_waiting"] == len(events) - len(kept)
+        assert facts["dropped_pending"] == len(events) - len(kept)
         assert manifest_of(data).splits["train"].rows == len(kept)
         assert len(manifest_of(data).lineage) == number
         found = validate(Folder(data), None, None, None, NullReporter())
@@ -220,7 +223,10 @@ def test_what_is_wrong_with_who_waits_is_found(tmp_path: Path) -> None:
         ("--admit that admits no interaction", {"admit": {"customer": 2, "item": 9}}),
         ("--admit with --catalog for one entity", {"admit": {"item": 2}, "catalog": ["item"]}),
         ("--expire-after without --timestamp", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": None}),
-        ("--expire-after in days with timestamps in milliseconds", {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": "ms"}),
+        (
+            "--expire-after in days with timestamps in milliseconds",
+            {"expire_after": {"item": MaxAge.parse("90d")}, "timestamp": "ms"},
+        ),
     ],
 )
 def test_admission_and_expiry_that_make_no_sense_are_refused(

@@ -17,7 +17,8 @@ from trainer.data.reporter import NullReporter
 from trainer.data.vocabulary import Vocabulary
 from trainer.prepare import extend as base_vocabulary
 from trainer.prepare.forget import forget
-from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
 from trainer.prepare.vocabulary_tables import NamesFile
 
 Row = tuple[Any, ...]
@@ -103,8 +104,12 @@ def test_ids_of_text_files_stay_text_where_they_were_text(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("customers", "options", "said"),
     [
-        ([1], {}, r"its ids of customer are text, but those of the events are integers; .* --id-type string"),
-        (["a"], {"item": "track", "item_column": "item"}, r"is about customer and item, .* as customer and track"),
+        ([1], {}, r"its ids of customer are strings, but those of the events are integers; .* --id-type string"),
+        (
+            ["a"],
+            {"item": "track", "item_column": "item"},
+            r"its entities are customer and item, .* and track",
+        ),
     ],
 )
 def test_other_entities_and_types_of_ids_are_refused(
@@ -118,7 +123,7 @@ def test_other_entities_and_types_of_ids_are_refused(
 def test_earlier_data_that_are_not_there_or_would_be_replaced_are_refused(tmp_path: Path, first: Path) -> None:
     with pytest.raises(InputError, match=r"--base .*nowhere/manifest.json: no such file"):
         day(tmp_path, "second", ["a"], [1], base=str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=f"--base {first}: is --out itself"):
+    with pytest.raises(InputError, match=f"--base {first}: is also --out"):
         day(tmp_path, "first", ["a"], [1], base=str(first), overwrite=True)
 
 
@@ -126,7 +131,7 @@ def test_an_id_with_two_rows_is_refused(tmp_path: Path, first: Path) -> None:
     manifest = read_manifest(Folder(first))
     customers = write_vocabulary(first, "customer", ["a", "b", "a"])
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": customers}}).write(Folder(first))
-    with pytest.raises(InputError, match=r"of customer has 3 ids for 2 different ones, .*crossfade validate"):
+    with pytest.raises(InputError, match=r"of customer has 3 ids, 2 of them distinct, .*crossfade validate"):
         day(tmp_path, "second", ["a"], [1], base=str(first))
 
 
@@ -137,7 +142,7 @@ def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytes
 
     class Watcher:
         def phase(self, name: str, total: int | None, unit: str) -> None:
-            assert (name, total) == ("earlier customer", 1000)
+            assert (name, total) == ("base customer", 1000)
 
         def advance(self, amount: int) -> None:
             pieces.append(amount)

@@ -23,7 +23,8 @@ from trainer.prepare import forget as module
 from trainer.prepare import part_writer as output
 from trainer.prepare.forget import ForgetReport, forget
 from trainer.prepare.id_list import read_ids
-from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
 
 Row = tuple[Any, ...]
 GONE = ["customer-0007", "customer-0042", "customer-0199"]

@@ -96,7 +96,7 @@ def test_download_with_wrong_checksum_is_rejected(tmp_path: Path, served: str) -
 def test_download_larger_than_limit_is_aborted(
     tmp_path: Path, served: str, archive: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample, "BYTES_MAX", 100)
+    monkeypatch.setattr(sample, "MAX_BYTES", 100)
     said: list[str] = []
     checksum = hashlib.sha256(archive).hexdigest()
     assert sample.locate_lastfm(tmp_path, log=said.append, url=served, sha256=checksum) is None
@@ -180,4 +180,4 @@ def test_real_lastfm_is_read_without_loss(tmp_path: Path) -> None:
     )
     assert (published.entities["customer"].rows, published.entities["item"].rows) == (1885, 17_388)
     assert [published.splits[name].rows for name in ("train", "valid", "test")] == [64_315, 9_143, 18_321]
-    assert json.loads((tmp_path / "split/manifest.json").read_text())["version"] == 2
+    assert json.loads((tmp_path / "split/manifest.json").read_text())["version"] == 3

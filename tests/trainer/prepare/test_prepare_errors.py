@@ -11,7 +11,8 @@ from error_table import documented
 from preparing import entries, write_parquet, write_text
 
 from kvstore.errors import InputError
-from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
 from trainer.prepare.vocabulary_tables import NamesFile
 
 Case = Callable[[Path], dict[str, Any]]
@@ -80,11 +81,14 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     "file given twice": (same_file_twice, ["--test", "e.csv", "--train already"]),
     "input file inside --out": (out_holds_input, ["e.csv", "inside --out"]),
     "truncated Parquet": (truncated_parquet, ["e.parquet", "not a readable Parquet file"]),
-    "corrupt Parquet": (corrupt_parquet, ["e.parquet", "cannot be read as Parquet", "damaged"]),
+    "corrupt Parquet": (corrupt_parquet, ["e.parquet", "cannot be read as Parquet", "corrupt"]),
     "not a Parquet file": (csv_case(GOOD, "e.parquet"), ["e.parquet", "not a readable Parquet file"]),
     "missing column, CSV": (csv_case("user,item\n1,1\n"), ["e.csv", "no column 'customer'", "user, item"]),
     "missing column, Parquet": (parquet_case(a=[1], b=[2]), ["e.parquet", "no column 'customer'", "a, b"]),
-    "columns that differ in case": (parquet_case(customer=[1], Customer=[2], item=[1]), ["'Customer'", "differ in case"]),
+    "columns that differ in case": (
+        parquet_case(customer=[1], Customer=[2], item=[1]),
+        ["'Customer'", "differ only in case"],
+    ),
     "duplicate column": (csv_case("customer,item,item\n1,1,2\n"), ["2 columns 'item'"]),
     "empty file": (csv_case(""), ["e.csv", "is empty", "header"]),
     "too few fields": (csv_case("customer,item\n1,1\n2\n"), ["e.csv, line 3", "1 fields", "header has 2"]),
@@ -145,7 +149,10 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     ),
     "--event without --event-weights": (csv_case(GOOD, event="w"), ["--event-weights", "together"]),
     "invalid event weight": (csv_case(GOOD, event="w", event_weights={"a": float("inf")}), ["a=inf", "finite"]),
-    "--weight with --event": (csv_case(GOOD, weight="w", event="t", event_weights={"5": 1.0}), ["--weight and --event"]),
+    "--weight with --event": (
+        csv_case(GOOD, weight="w", event="t", event_weights={"5": 1.0}),
+        ["--weight and --event"],
+    ),
     "text as timestamp": (
         csv_case("customer,item,t\n1,1,2020-01-01\n1,2,noon\n", timestamp="t"),
         ["e.csv, line 3", "'noon'", "timestamp"],
@@ -156,22 +163,34 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
         ["b.csv", "dates", "a.csv", "integers"],
     ),
     "fractional timestamp": (parquet_case({"timestamp": "t"}, customer=[1], item=[1], t=[1.5]), ["'t'", "fractional"]),
-    "adjacency text with a word": (lightgcn_case("0 1\n\n1 2 x3\n"), ["e.txt, line 3", "'x3'", "whole numbers"]),
+    "adjacency text with a word": (
+        lightgcn_case("0 1\n\n1 2 x3\n"),
+        ["e.txt, line 3", "'x3'", "non-negative integers"],
+    ),
     "adjacency text with a negative number": (lightgcn_case("0 1\n1 -2\n"), ["e.txt, line 2", "'-2'"]),
-    "adjacency text with binary data": (lightgcn_case(b"0 1\n1 2\x013\n"), ["e.txt, line 2", "whole numbers"]),
+    "adjacency text with binary data": (lightgcn_case(b"0 1\n1 2\x013\n"), ["e.txt, line 2", "non-negative integers"]),
     "adjacency text with --weight": (lightgcn_case("0 1\n", weight="plays"), ["lightgcn", "'plays'", "--weight"]),
     "adjacency text with a column name": (lightgcn_case("0 1\n", query_column="uid"), ["lightgcn", "'uid'", "--query"]),
     "no interactions": (csv_case("customer,item\n"), ["no interaction"]),
     "no interactions in adjacency text": (lightgcn_case("1\n2\n"), ["no interaction"]),
-    "only events of weight 0": (csv_case("customer,item,w\n1,1,0\n", weight="w"), ["--train", "no interaction", "above 0"]),
+    "only events of weight 0": (
+        csv_case("customer,item,w\n1,1,0\n", weight="w"),
+        ["--train", "no interaction", "above 0"],
+    ),
     "no interactions in --test": (train_and_empty_test, ["--test", "no interaction"]),
     "--hold-out last-N without --timestamp": (csv_case(GOOD, hold_out="last-1"), ["--hold-out last-1", "--timestamp"]),
-    "--hold-out after without --timestamp": (csv_case(GOOD, hold_out_test="after:5"), ["--hold-out-test after:5", "--timestamp"]),
+    "--hold-out after without --timestamp": (
+        csv_case(GOOD, hold_out_test="after:5"),
+        ["--hold-out-test after:5", "--timestamp"],
+    ),
     "--hold-out with a file for the same split": (
         lambda folder: {**csv_case(GOOD)(folder), "test": [folder / "e.csv"], "hold_out": "random:0.1"},
         ["--hold-out random:0.1", "--test", "--hold-out-valid"],
     ),
-    "--hold-out with --hold-out-valid or --hold-out-test": (csv_case(GOOD, hold_out="random:0.1", hold_out_valid="random:0.1"), ["--hold-out-valid"]),
+    "--hold-out with --hold-out-valid or --hold-out-test": (
+        csv_case(GOOD, hold_out="random:0.1", hold_out_valid="random:0.1"),
+        ["--hold-out-valid"],
+    ),
     "a hold-out without interactions": (
         csv_case("customer,item,t\n1,1,5\n1,2,6\n", hold_out="after:50", timestamp="t"),
         ["after:50", "no interaction", "5 to 6"],
@@ -180,7 +199,10 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
         csv_case("customer,item,t\n1,1,5\n1,2,1577836800000\n", hold_out="after:2020-01-01", timestamp="t"),
         ["after:2020-01-01", "1577836800000", "INTEGER"],
     ),
-    "missing file in --names": (csv_case(GOOD, names={"item": NamesFile("no.csv", "a", "b")}), ["--names item", "no.csv"]),
+    "missing file in --names": (
+        csv_case(GOOD, names={"item": NamesFile("no.csv", "a", "b")}),
+        ["--names item", "no.csv"],
+    ),
     "unknown entity in --names": (
         csv_case(GOOD, names={"song": NamesFile("no.csv", "a", "b")}),
         ["song", "'customer' or 'item'"],

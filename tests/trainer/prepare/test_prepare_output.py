@@ -15,7 +15,8 @@ from kvstore.io.folder import Folder
 from trainer.data.manifest import read_manifest
 from trainer.prepare import disk_space as room
 from trainer.prepare.database import execute, working_database
-from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
 
 
 def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_low_disk_space_is_reported_at_the_start(
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     prepare_files(tmp_path / "again", train)
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"0\.0 GB are free, and this may take 0\.0 GB there.*--work-dir DIR", line)
+    assert re.search(r"0\.0 GB are free, and temporary files may take 0\.0 GB.*--work-dir DIR", line)
 
 
 def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> None:

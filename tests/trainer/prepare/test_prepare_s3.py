@@ -26,8 +26,10 @@ from kvstore.io.s3 import ATTEMPTS_VARIABLE
 from trainer.data.manifest import FILE_NAME, read_manifest
 from trainer.prepare.fetch import fetch_files
 from trainer.prepare.input_files import find_files
-from trainer.prepare.pipeline import PrepareOptions, prepare
-from trainer.prepare.synthetic import SyntheticSpec, write_synthetic
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
+from trainer.prepare.synthetic import write_synthetic
+from trainer.prepare.synthetic_draws import SyntheticSpec
 from trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
@@ -175,7 +177,7 @@ def inside_out(place: Folder, tmp_path: Path) -> dict[str, Any]:
 
 REFUSED: dict[str, tuple[Case, list[str]]] = {
     "truncated Parquet": (cut_among_good, ["/in/b.parquet: is not a readable Parquet file"]),
-    "corrupt Parquet": (damaged_among_good, ["/in/b.parquet: cannot be read as Parquet", "damaged"]),
+    "corrupt Parquet": (damaged_among_good, ["/in/b.parquet: cannot be read as Parquet", "corrupt"]),
     "two schemas": (other_schema, ["/in/b.parquet", "integers", "/in/a.parquet", "strings", "--id-type string"]),
     "null id": (null_id, ["/e.parquet, row 2: the query id of column 'customer' is missing"]),
     "negative id": (bad_line, ["/e.csv, line 3", "'-5'", "negative"]),

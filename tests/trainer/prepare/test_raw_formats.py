@@ -54,7 +54,7 @@ def test_adjacency_text_is_read_as_pairs_and_lines_without_items_are_counted(tmp
     assert Counter(interactions(tmp_path / "out", "train")) == Counter((*pair, 1.0) for pair in pairs)
     assert Counter(interactions(tmp_path / "out", "test")) == Counter([(0, 9, 1.0), (7, 100, 1.0)])
     assert manifest.source["lines_without_items"] == 2
-    assert "2 lines that name no item" in format_summary(manifest, Folder(tmp_path / "out"))
+    assert "2 lines without an item" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
 def test_adjacency_line_longer_than_two_megabytes_is_read(tmp_path: Path) -> None:

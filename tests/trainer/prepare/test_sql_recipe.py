@@ -17,7 +17,8 @@ from running_command import crossfade, succeeded
 from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, read_manifest
 from trainer.prepare.features import FeatureFile
-from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "data-format.md"
 SPLIT_AT = 1_700_000_000

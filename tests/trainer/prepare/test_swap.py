@@ -8,7 +8,8 @@ import pytest
 
 from kvstore.io.folder import Folder
 from trainer.data.manifest import read_manifest
-from trainer.prepare.pipeline import PrepareOptions, prepare
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
 
 
 def prepare_customers(out: Path, customers: list[str], **options: bool) -> None:

@@ -11,10 +11,11 @@ import pytest
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 from trainer.data.manifest import DatasetManifest, read_manifest
-from trainer.prepare import synthetic
+from trainer.prepare import synthetic, synthetic_draws
 from trainer.prepare.part_writer import row_group_rows
 from trainer.prepare.summary import format_summary
-from trainer.prepare.synthetic import FIRST_ID, SyntheticSpec, genre_of, write_synthetic
+from trainer.prepare.synthetic import FIRST_ID, write_synthetic
+from trainer.prepare.synthetic_draws import SyntheticSpec, genre_of
 
 SPEC = SyntheticSpec(queries=3_000, items=1_000, interactions=200_000, genres=10)
 
@@ -71,7 +72,7 @@ def test_vocabularies_count_train_and_name_items_by_genre(made: tuple[Path, Data
 
 
 def test_many_items_go_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "NAMED_ITEMS_MAX", 49)
+    monkeypatch.setattr(synthetic, "MAX_NAMED_ITEMS", 49)
     spec = SyntheticSpec(queries=10, items=50, interactions=2000, genres=2)
     assert not write_synthetic(tmp_path / "out", spec, 1).entities["track"].has_names
 
@@ -90,7 +91,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
 def test_pieces_do_not_change_what_is_drawn(
     tmp_path: Path, made: tuple[Path, DatasetManifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic, "_PIECE", 30_011)
+    monkeypatch.setattr(synthetic, "CHUNK_ROWS", 30_011)
+    monkeypatch.setattr(synthetic_draws, "CHUNK_ROWS", 30_011)
     manifest = write_synthetic(tmp_path / "out", SPEC, seed=1)
     for split in manifest.splits:
         one, other = columns(tmp_path / "out", manifest, split), columns(*made, split)
@@ -125,7 +127,7 @@ def test_popularity_and_activity_fall_with_the_row_as_a_power_law(made: tuple[Pa
         assert counts[0] == counts.max()
         decades = [counts[start:stop].mean() for start, stop in ((0, 10), (10, 100), (100, rows))]
         assert decades[0] > 2 * decades[1] > 4 * decades[2]
-    expected = (1.0 + np.arange(SPEC.items)) ** -synthetic.ITEM_EXPONENT
+    expected = (1.0 + np.arange(SPEC.items)) ** -synthetic_draws.ITEM_EXPONENT
     counts = np.bincount(found["track"], minlength=SPEC.items)
     slope = np.polyfit(np.log(expected[50:]), np.log(counts[50:] + 0.5), 1)[0]
     assert slope == pytest.approx(1.0, abs=0.15)
@@ -149,7 +151,7 @@ def test_most_listening_is_in_one_to_three_genres_of_each_customer(made: tuple[P
 def test_neighbors_in_the_shards_are_strangers(made: tuple[Path, DatasetManifest]) -> None:
     found = columns(*made, "train")
     assert np.mean(found["customer"][1:] == found["customer"][:-1]) < 0.01
-    year = (found["timestamp"] - synthetic.START_SECONDS) / synthetic.SPAN_SECONDS
+    year = (found["timestamp"] - synthetic_draws.START_SECONDS) / synthetic_draws.SPAN_SECONDS
     assert year.min() >= 0
     assert year.max() < 1
     assert year.mean() == pytest.approx(0.5, abs=0.01)
@@ -165,7 +167,7 @@ def test_neighbors_in_the_shards_are_strangers(made: tuple[Path, DatasetManifest
         ({"valid": -0.1}, "--valid -0.1"),
         ({"valid": 0.5, "test": 0.5}, "nothing for train"),
         ({"query": "track"}, "different names"),
-        ({"interactions": 1}, "got none"),
+        ({"interactions": 1}, "valid has none"),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_leaves_nothing_behind(

@@ -19,7 +19,7 @@ from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 from trainer.data.manifest import read_manifest
 from trainer.prepare import synthetic_events as raw_synthetic
-from trainer.prepare.synthetic import START_SECONDS, SyntheticSpec
+from trainer.prepare.synthetic_draws import START_SECONDS, SyntheticSpec
 from trainer.prepare.synthetic_events import write_raw_events
 
 
@@ -33,7 +33,7 @@ SIZES = ("--queries=50", "--items=40", "--interactions=5e3", "--genres=4")
 
 @pytest.fixture
 def several_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_PIECE", 1 << 12), ("_FILE_EVENTS", 1 << 14)):
+    for name, value in (("_CHUNK_EVENTS", 1 << 12), ("_FILE_EVENTS", 1 << 14)):
         monkeypatch.setattr(raw_synthetic, name, value)
 
 

@@ -19,8 +19,9 @@ from trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manif
 from trainer.data.parquet import file_entry
 from trainer.data.reporter import NullReporter
 from trainer.prepare.forget import forget
-from trainer.prepare.pipeline import PrepareOptions, prepare
-from trainer.prepare.problems import LISTED
+from trainer.prepare.options import PrepareOptions
+from trainer.prepare.pipeline import prepare
+from trainer.prepare.problems import MAX_LISTED
 from trainer.prepare.validate import ValidationReport, validate
 
 CUSTOMERS, TRACKS = 12, 6
@@ -218,9 +219,9 @@ def test_what_is_wrong_is_said_with_its_place_and_nothing_is_written(made: Made,
     ("spoil", "said"),
     [
         (lambda made: made.vocabularies.pop("track"), "vocabulary/track: there is no vocabulary of 'track'"),
-        (lambda made: made.shards.pop("train"), "there is no file in train/; expected SPLIT/*.parquet"),
+        (lambda made: made.shards.pop("train"), "train/ has no file; expected SPLIT/*.parquet"),
         (lambda made: made.vocabularies["track"][0].pop("count"), "'count' is missing; expected row, id, count"),
-        (lambda made: (made.vocabularies.clear(), made.shards.clear()), "holds no data set, with or without"),
+        (lambda made: (made.vocabularies.clear(), made.shards.clear()), "holds no dataset, with or without"),
     ],
 )
 def test_data_that_lack_a_part_are_no_data(made: Made, spoil: Callable[[Made], Any], said: str) -> None:
@@ -234,11 +235,11 @@ def test_files_are_no_parquet_or_lie_too_deep(made: Made) -> None:
     folder.write("train/part-9.parquet", b"no Parquet at all, but long enough")
     [problem] = problems(folder)
     documented("validate: not a Parquet file", problem)
-    assert problem.startswith(f"{folder.uri}/train/part-9.parquet: is no Parquet file")
+    assert problem.startswith(f"{folder.uri}/train/part-9.parquet: is not a Parquet file")
     folder.remove("train/part-9.parquet")
     folder.write("train/day=1/part-0.parquet", folder.read(TRAIN))
     [problem] = problems(folder)
-    assert "train/day=1/part-0.parquet: lies where no file of a data set lies" in problem
+    assert "train/day=1/part-0.parquet: is not where files of a dataset are" in problem
 
 
 def test_entities_may_be_other_columns_than_the_first(made: Made) -> None:
@@ -247,7 +248,7 @@ def test_entities_may_be_other_columns_than_the_first(made: Made) -> None:
     folder = made.write()
     assert checked(folder).manifest is None
     assert checked(folder, "customer", "track").manifest_written
-    with pytest.raises(InputError, match=r"--query artist: the manifest in .* says 'customer'"):
+    with pytest.raises(InputError, match=r"--query artist: the manifest in .* has 'customer'; leave out --query"):
         checked(folder, "artist")
 
 
@@ -257,7 +258,7 @@ def test_all_problems_are_counted_and_the_first_listed(made: Made) -> None:
     made.shards["train"] = [made.shards["train"][0]] * 10
     result = checked(made.write())
     assert result.problems.count == 30
-    assert len(result.problems.listed) == LISTED
+    assert len(result.problems.listed) == MAX_LISTED
     assert result.problems.listed[0].endswith("expected a finite one (and 15 more in this row group)")
 
 
@@ -284,15 +285,15 @@ def test_rows_that_were_forgotten_must_have_neither_id_nor_interactions(made: Ma
     gone = manifest.entities["customer"].model_copy(update={"vacant_rows": [3]})
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": gone}}).write(folder)
     found = problems(folder)
-    assert [problem for problem in found if "row 3: row 3 was forgotten, but has an id" in problem]
-    assert [problem for problem in found if "column 'customer' is 3, a row that was forgotten" in problem]
+    assert [problem for problem in found if "row 3: row 3 is vacant, but has an id" in problem]
+    assert [problem for problem in found if "column 'customer' is 3, a vacant row; delete its interactions" in problem]
 
 
 def test_a_deletion_that_broke_off_is_a_problem(made: Made) -> None:
     folder = made.write()
     folder.write(JOURNAL, b'{"files": []}')
     [problem] = problems(folder)
-    assert "forget.json: a 'crossfade forget' broke off; run it again" in problem
+    assert "forget.json: a 'crossfade forget' was interrupted; run it again" in problem
 
 
 def test_what_could_be_better_is_noted(made: Made) -> None:
@@ -300,7 +301,7 @@ def test_what_could_be_better_is_noted(made: Made) -> None:
         order = np.argsort(table["customer"], kind="stable")
         table.update({name: values[order] for name, values in table.items()})
     folder = made.write()
-    assert checked(folder).notes == ["train is sorted by customer; learning goes better on rows in random order"]
+    assert checked(folder).notes == ["train is sorted by customer; training works better on rows in random order"]
     folder.write("train/left.parquet", b"PAR1")
     assert checked(folder).notes[0] == "1 file(s) that the manifest does not list, such as train/left.parquet"
 
@@ -376,4 +377,4 @@ def test_many_files_are_looked_at_several_at_a_time_and_the_first_problem_is_sai
         (made.folder / "train" / f"{name}.parquet").write_bytes(b"not a Parquet file")
     (made.folder / "manifest.json").unlink()
     [said] = problems(folder)
-    assert "train/more-2.parquet: is no Parquet file" in said
+    assert "train/more-2.parquet: is not a Parquet file" in said

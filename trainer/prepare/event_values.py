@@ -1,0 +1,132 @@
+"""SQL of the values of events, and the checks that they must pass, over the relation ``raw`` of ``raw_files.py``.
+
+    for check in value_checks(kinds, types, event_weights={}):
+        f"SELECT min(position) FROM raw WHERE {check.violation}"        # the first row that violates it, if any
+
+A column has one of the ``Kind`` of ``raw_files.py``; ids and timestamps have besides a type, the same in all files:
+'integer', 'string' (of ids) or 'datetime' (of timestamps).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvstore.errors import InputError
+from trainer.prepare.database import literal
+from trainer.prepare.raw_files import Kind
+
+INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"
+"""Whether the text of a column is exactly an integer: '007' and '+7' are not the number 7."""
+
+_FLOAT_MAX = 3.4028234663852886e38
+_EMPTY_ID = "is missing or empty; expected an id in every row"
+_NUMBER = "TRY_CAST(weight AS DOUBLE)"
+_WEIGHT = f"TRY_CAST({_NUMBER} AS FLOAT)"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition over ``raw`` that no row may meet, and the problem to report of the column of ``role``."""
+
+    role: str
+    violation: str
+    problem: str
+
+
+def value_checks(
+    kinds: Mapping[str, Kind], types: Mapping[str, str], event_weights: Mapping[str, float]
+) -> list[Check]:
+    """Return the checks of the columns in ``kinds`` (by role); ``types`` are those of ids and timestamps."""
+    checks = []
+    for role in ("query", "item"):
+        checks += _id_checks(role, kinds[role], types[role])
+    if "weight" in kinds:
+        checks += _weight_checks(kinds["weight"])
+    if "event" in kinds:
+        checks += _event_checks(event_weights)
+    if "timestamp" in kinds:
+        checks += [
+            Check("timestamp", "timestamp IS NULL", "is missing; expected one in every row"),
+            Check(
+                "timestamp",
+                f"{timestamp_sql(types['timestamp'])} IS NULL",
+                "is not a timestamp; expected an integer, or a date such as 2024-05-31T20:15:00",
+            ),
+        ]
+    return checks
+
+
+def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
+    checks = [Check(role, f"{role} IS NULL OR CAST({role} AS VARCHAR) = ''", _EMPTY_ID)]
+    if id_type == "integer":
+        checks += [
+            Check(role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"),
+            Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", "is not a 64-bit integer; try --id-type string"),
+        ]
+        if kind in ("text", "string"):
+            not_plain = f"NOT {INTEGER_TEXT.format(role)}"
+            checks.append(Check(role, not_plain, "is not a plain integer; try --id-type string"))
+    return checks
+
+
+def _weight_checks(kind: Kind) -> list[Check]:
+    expected = "expected a finite number"
+    if kind == "datetime":
+        return [Check("weight", "true", f"is a date; {expected}")]
+    return [
+        Check("weight", "weight IS NULL", f"is missing; {expected} in every row"),
+        Check("weight", f"{_NUMBER} IS NULL", f"is not a number; {expected}"),
+        Check("weight", f"NOT isfinite({_NUMBER})", f"is not finite; {expected}"),
+        Check(
+            "weight", f"{_WEIGHT} IS NULL OR NOT isfinite({_WEIGHT})", "is too large for a 32-bit float; scale it down"
+        ),
+    ]
+
+
+def _event_checks(event_weights: Mapping[str, float]) -> list[Check]:
+    names = ", ".join(event_weights)
+    allowed = ", ".join(literal(event) for event in event_weights)
+    return [
+        Check("event", "event IS NULL", "is missing; expected an event in every row"),
+        Check(
+            "event",
+            f"CAST(event AS VARCHAR) NOT IN ({allowed})",
+            f"has no weight; --event-weights has only: {names} (weight 0 drops an event)",
+        ),
+    ]
+
+
+def check_event_weights(weights: Mapping[str, float]) -> None:
+    """Reject weights that are not finite. A negative one is allowed: it means that the item is not wanted.
+
+    Raises:
+        InputError: one is not finite, or too large for a 32-bit float.
+    """
+    for event, weight in weights.items():
+        if not math.isfinite(weight) or abs(weight) > _FLOAT_MAX:
+            raise InputError(f"--event-weights {event}={weight}: expected a finite number that a 32-bit float can hold")
+
+
+def id_sql(role: str, id_type: str) -> str:
+    """Return SQL for the id of ``role``, of the type 'integer' or 'string'."""
+    return f"CAST({role} AS {'BIGINT' if id_type == 'integer' else 'VARCHAR'})"
+
+
+def timestamp_sql(timestamp_type: str | None) -> str:
+    """Return SQL for the timestamp as an integer, null if it is not one; of a 'datetime', seconds since 1970."""
+    if timestamp_type is None:
+        return "NULL::BIGINT"
+    if timestamp_type == "integer":
+        return "TRY_CAST(timestamp AS BIGINT)"
+    time = "TRY_CAST(timestamp AS TIMESTAMPTZ)"  # in the session's zone, UTC, if the text names none
+    return f"CASE WHEN isfinite({time}) THEN CAST(floor(epoch({time})) AS BIGINT) END"
+
+
+def weight_sql(has_weight: bool, event_weights: Mapping[str, float]) -> str:
+    """Return SQL for the weight as a 32-bit float: that of the event, the column, or 1, whichever is given first."""
+    if event_weights:
+        cases = " ".join(f"WHEN {literal(event)} THEN {float(weight)!r}" for event, weight in event_weights.items())
+        return f"CAST(CASE CAST(event AS VARCHAR) {cases} END AS FLOAT)"
+    return _WEIGHT if has_weight else "1.0::FLOAT"

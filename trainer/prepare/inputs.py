@@ -1,0 +1,89 @@
+"""Find and check all inputs of a preparation before any is read: files of events, names and features, the base dataset.
+
+inputs = find_inputs(options)
+base = find_base(options)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+from kvstore.errors import InputError
+from kvstore.io.folder import Folder
+from trainer.data.manifest import SPLITS
+from trainer.prepare.extend import OPTION as BASE_OPTION
+from trainer.prepare.extend import BaseDataset, open_base_dataset
+from trainer.prepare.features import OPTION as FEATURES_OPTION
+from trainer.prepare.features import check_features
+from trainer.prepare.input_files import RawFile, Source, find_files
+from trainer.prepare.options import PrepareOptions
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The input files: of the events by split, of names by entity, and of each entry of ``options.features``."""
+
+    events: dict[str, list[Source]]
+    names: dict[str, Source]
+    features: list[list[Source]]
+
+
+def find_inputs(options: PrepareOptions) -> Inputs:
+    """Find the input files of ``options``.
+
+    Raises:
+        InputError: a file is missing, is given twice, or would be replaced by the output.
+    """
+    events = {split: find_files(f"--{split}", getattr(options, split), options.format) for split in SPLITS}
+    names = {entity: find_files(f"--names {entity}", [names.path], None)[0] for entity, names in options.names.items()}
+    features = [find_files(f"{FEATURES_OPTION} {file.entity}", [file.path], None) for file in options.features]
+    seen: dict[str, str] = {}
+    for split, files in events.items():
+        for file in files:
+            location = _location(file)
+            if location in seen:
+                raise InputError(f"--{split} {file}: is given in --{seen[location]} already; expected each file once")
+            seen[location] = split
+            if file.format == "lightgcn":
+                _check_no_columns(options, file)
+    folder = Folder(options.out)
+    out = folder.uri if folder.path is None else str(folder.path.resolve())
+    for file in [*chain(*events.values()), *names.values(), *chain(*features)]:
+        if _location(file).startswith(f"{out}/"):
+            raise InputError(f"{file}: is inside --out {options.out}, which would be replaced; choose another --out")
+    return Inputs(events, names, features)
+
+
+def find_base(options: PrepareOptions) -> BaseDataset | None:
+    """Open the base dataset of ``options``, if any, and check that entities and features fit it.
+
+    Raises:
+        InputError: it is missing, would be replaced by the output, or has other entities; or a feature is invalid.
+    """
+    base = None
+    if options.base is not None:
+        base = open_base_dataset(options.base)
+        base.check_entities(options.query, options.item)
+        if base.folder.uri == Folder(options.out).uri:
+            raise InputError(
+                f"{BASE_OPTION} {options.base}: is also --out, which would be replaced; choose another --out"
+            )
+    in_base = base.manifest.feature_owners() if base else {}
+    check_features(options.features, options.query, options.item, in_base)
+    return base
+
+
+def _location(file: Source) -> str:
+    return str(file.path.resolve()) if isinstance(file, RawFile) else str(file)
+
+
+def _check_no_columns(options: PrepareOptions, file: Source) -> None:
+    """Check that no option names a column, which files of the format lightgcn do not have."""
+    for name in ("weight", "event", "timestamp", "query_column", "item_column"):
+        value = getattr(options, name)
+        if value is not None:
+            option = f"--{name.partition('_')[0]}"
+            raise InputError(
+                f"{file}: a lightgcn file has no column '{value}'; leave it out of {option}, or correct --format"
+            )

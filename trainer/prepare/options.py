@@ -1,0 +1,221 @@
+"""The options of a preparation, and the checks of them that need no file.
+
+options = PrepareOptions(train=["plays.parquet"], out="data/plays", hold_out="random:0.1")
+options.check()
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from kvstore.errors import InputError
+from trainer.data.manifest import TIMESTAMP, WEIGHT
+from trainer.data.time_values import EventTimeRange
+from trainer.prepare.admission import ADMIT, EXPIRE, MaxAge
+from trainer.prepare.event_values import check_event_weights
+from trainer.prepare.events import ColumnMapping, IdChoice
+from trainer.prepare.features import OPTION as FEATURES_OPTION
+from trainer.prepare.features import FeatureFile
+from trainer.prepare.hold_out import HoldOut, plan_hold_outs
+from trainer.prepare.input_files import Format
+from trainer.prepare.vocabulary_tables import NamesFile, Side
+
+Duplicates = Literal["keep", "sum"]
+
+_ENTITY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What to prepare, and how.
+
+    Attributes:
+        out: The path or URI of the dataset to write.
+        train: Paths, URIs or globs of the files with events of train; likewise ``valid`` and ``test``.
+        format: The format of these files; None infers it from their extensions.
+        query: The name of the query entity; its ids are in the column of that name, or in ``query_column``.
+        item: The name of the item entity, likewise. (``lightgcn`` files have no columns.)
+        weight: The column of weights; None gives every event the weight 1. A negative weight means that the item is not
+            wanted; events of weight 0 are dropped.
+        event: The column with the kind of event, whose weights are ``event_weights``.
+        timestamp: The column of timestamps.
+        since: Events before this time are dropped, as are those at or after ``until``.
+        duplicates: 'sum' merges the interactions of a (query, item) pair, 'keep' keeps all.
+        min_count: The interactions that an id of an entity needs to be kept (``cleaning.py``).
+        admit: The events that an id of an entity needs, over all datasets of the lineage, to get a row
+            (``admission.py``).
+        expire_after: How long an id of an entity may be unseen before it loses its row (``admission.py``).
+        id_type: 'auto' reads ids of a text file as integers if all of them are, 'string' reads all ids as text.
+        hold_out: The hold-out for test and valid (``hold_out.py``); ``hold_out_valid`` and ``hold_out_test`` for one.
+        names: The file with names of ids, by entity.
+        features: The files with features of ids (``features.py``).
+        catalog: The entities of which ids that have a feature but no event get rows too.
+        base: The path or URI of the base dataset, whose ids keep their rows (``extend.py``).
+        seed: Determines the order of the shards and random hold-outs.
+        overwrite: Whether to replace a prepared dataset in ``out``.
+        work_dir: Where temporary files go (``staging.py``).
+        memory_bytes: The memory of DuckDB; by default half of the machine's, at most 4 GiB.
+        threads: The threads of DuckDB; by default one per core.
+    """
+
+    out: str | Path
+    train: Sequence[str | Path]
+    valid: Sequence[str | Path] = ()
+    test: Sequence[str | Path] = ()
+    format: Format | None = None
+    query: str = "customer"
+    item: str = "item"
+    query_column: str | None = None
+    item_column: str | None = None
+    weight: str | None = None
+    event: str | None = None
+    event_weights: Mapping[str, float] = field(default_factory=dict)
+    timestamp: str | None = None
+    since: str | None = None
+    until: str | None = None
+    duplicates: Duplicates = "keep"
+    min_count: Mapping[str, int] = field(default_factory=dict)
+    admit: Mapping[str, int] = field(default_factory=dict)
+    expire_after: Mapping[str, MaxAge] = field(default_factory=dict)
+    id_type: IdChoice = "auto"
+    hold_out: str | None = None
+    hold_out_valid: str | None = None
+    hold_out_test: str | None = None
+    names: Mapping[str, NamesFile] = field(default_factory=dict)
+    features: Sequence[FeatureFile] = ()
+    catalog: Sequence[str] = ()
+    base: str | None = None
+    seed: int = 0
+    overwrite: bool = False
+    work_dir: Path | None = None
+    memory_bytes: int | None = None
+    threads: int | None = None
+
+    def sides(self) -> dict[str, Side]:
+        """Return the side of each of the two entities."""
+        return {self.query: "query", self.item: "item"}
+
+    def columns(self) -> ColumnMapping:
+        """Return the columns to read."""
+        return ColumnMapping(
+            query=self.query_column or self.query,
+            item=self.item_column or self.item,
+            weight=self.weight,
+            event=self.event,
+            event_weights=self.event_weights,
+            timestamp=self.timestamp,
+        )
+
+    def time_range(self) -> EventTimeRange:
+        """Return the time range of the events to keep.
+
+        Raises:
+            InputError: it is empty, a time is invalid, or there is no timestamp.
+        """
+        return EventTimeRange.parse(self.since, self.until, self.timestamp is not None)
+
+    def plan_hold_outs(self, given: set[str]) -> dict[str, HoldOut]:
+        """Return the hold-out of each split, in the order to apply them; ``given`` are the splits with files.
+
+        Raises:
+            InputError: a hold-out has an unknown form, lacks a timestamp, or conflicts with another one or a file.
+        """
+        return plan_hold_outs(self.hold_out, self.hold_out_valid, self.hold_out_test, given, self.timestamp is not None)
+
+    def check(self) -> None:
+        """Check everything that can be checked without reading a file.
+
+        Raises:
+            InputError: an option has a wrong value, or conflicts with another one.
+        """
+        check_entities(self.query, self.item)
+        if not self.train:
+            raise InputError("no events: name files with --train")
+        self._check_weights()
+        self._check_named_entities()
+        self._check_admission()
+        if not 0 <= self.seed <= _MAX_SEED:
+            raise InputError(f"--seed {self.seed}: expected an integer from 0 to {_MAX_SEED}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"--threads {self.threads}: expected at least 1")
+        self.time_range()
+        self.plan_hold_outs({split for split in ("valid", "test") if getattr(self, split)})
+
+    def _check_weights(self) -> None:
+        check_event_weights(self.event_weights)
+        if self.weight is not None and self.event is not None:
+            raise InputError("--weight and --event: the weight comes from one of the two; leave out the other")
+        if (self.event is None) != (not self.event_weights):
+            raise InputError(
+                "--event and --event-weights belong together: --event COLUMN --event-weights play=1,like=3,skip=-1"
+            )
+
+    def _check_named_entities(self) -> None:
+        """Check that the options that name an entity name an existing one."""
+        for file in self.features:
+            for name in file.columns:
+                check_entity(FEATURES_OPTION, name)
+        for entity in self.catalog:
+            if entity not in {file.entity for file in self.features}:
+                raise InputError(
+                    f"--catalog {entity}: adds the ids in the files of --features {entity}=…, which is missing; add it"
+                )
+        sides = [self.query, self.item]
+        nameable = [*sides, *(name for file in self.features for name in file.columns)]
+        for option, given, existing in (
+            ("--names", self.names, nameable),
+            ("--min-count", self.min_count, sides),
+            (ADMIT, self.admit, sides),
+            (EXPIRE, self.expire_after, sides),
+        ):
+            unknown = sorted(set(given) - set(existing))
+            if unknown:
+                expected = " or ".join(f"'{entity}'" for entity in existing)
+                raise InputError(f"{option} {unknown[0]}=…: no such entity; expected {expected}")
+
+    def _check_admission(self) -> None:
+        for option, minimums in (("--min-count", self.min_count), (ADMIT, self.admit)):
+            for entity, minimum in minimums.items():
+                if minimum < 1:
+                    raise InputError(f"{option} {entity}={minimum}: expected at least 1")
+        for entity, minimum in self.admit.items():
+            if entity in self.catalog:
+                raise InputError(
+                    f"{ADMIT} {entity}={minimum}: --catalog {entity} gives rows to ids without any event; leave out "
+                    "one of the two"
+                )
+        for max_age in self.expire_after.values():
+            if self.timestamp is None:
+                raise InputError(
+                    f"{EXPIRE} {max_age.text}: requires the time of each event; name its column with --timestamp"
+                )
+
+
+def check_entities(query: str, item: str) -> None:
+    """Check that ``query`` and ``item`` can be names of the entities of a dataset.
+
+    Raises:
+        InputError: one cannot, or both are the same.
+    """
+    for option, name in (("--query", query), ("--item", item)):
+        check_entity(option, name)
+    if query.lower() == item.lower():
+        raise InputError(f"--query {query} --item {item}: the two entities need different names (--item NAME=COLUMN)")
+
+
+def check_entity(option: str, name: str) -> None:
+    """Check that ``name``, given with ``option``, can be the name of a folder and of a column of a dataset.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not _ENTITY.fullmatch(name) or name.lower() in (WEIGHT, TIMESTAMP):
+        raise InputError(
+            f"{option} {name}: cannot be the name of an entity; expected a word of letters, digits, '_' and '-', "
+            f"other than '{WEIGHT}' and '{TIMESTAMP}' (if the column has another name: {option} NAME=COLUMN)"
+        )

@@ -1,0 +1,62 @@
+"""Remove what tables of a dataset hold of forgotten rows and ids: functions from one table to the next.
+
+    drop_rows(interactions, "customer", rows_R)         # without the interactions of these rows
+    drop_ids(pending, ids)                              # without these pending ids
+    reduce_counts(vocabulary, lost_V, rows_R)           # lower counts, and vacant rows
+
+Letters of shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kvstore.arrays import BoolArray, IntArray
+
+_NEVER_NULL = {"count": 0, "warm": False, "lineage_index": 0}
+"""Columns of a vocabulary that have a value in every row, with their value in vacant rows."""
+
+
+def is_in(column_N: IntArray, rows_R: IntArray) -> BoolArray:
+    """Return which values of a column are in ``rows_R``, which is sorted and not empty: bool (N,)."""
+    place_N = np.minimum(np.searchsorted(rows_R, column_N), len(rows_R) - 1)
+    is_in_N: BoolArray = rows_R[place_N] == column_N
+    return is_in_N
+
+
+def drop_rows(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
+    """Return ``table`` without the rows whose ``column`` is in ``rows_R``."""
+    return table.filter(pa.array(~is_in(table.column(column).to_numpy(), rows_R)))
+
+
+def select_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """Return the rows of ``table`` whose id is in ``ids``."""
+    return table.filter(pc.is_in(table.column("id"), value_set=ids))
+
+
+def drop_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
+    """Return the rows of ``table`` whose id is not in ``ids``."""
+    return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
+
+
+def reduce_counts(table: pa.Table, lost_V: IntArray, vacant_R: IntArray) -> pa.Table:
+    """Return a part of a vocabulary with counts lower by ``lost_V``, and the rows ``vacant_R`` emptied."""
+    index = table.schema.get_field_index("count")
+    count_N = np.maximum(table.column(index).to_numpy() - lost_V[table.column("row").to_numpy()], 0)
+    table = table.set_column(index, table.schema.field(index), pa.chunked_array([count_N]))
+    return _empty_rows(table, vacant_R) if len(vacant_R) else table
+
+
+def _empty_rows(table: pa.Table, rows_R: IntArray) -> pa.Table:
+    """Return a part of a vocabulary in which ``rows_R`` have lost everything but their row number."""
+    is_vacant = pa.array(is_in(table.column("row").to_numpy(), rows_R))
+    for index, field in enumerate(table.schema):
+        if field.name == "row":
+            continue
+        empty = pa.scalar(_NEVER_NULL.get(field.name), field.type)
+        column = pc.if_else(is_vacant, empty, table.column(index))
+        nullable = field.name not in _NEVER_NULL
+        table = table.set_column(index, pa.field(field.name, field.type, nullable=nullable), column)
+    return table
