@@ -1,7 +1,7 @@
 """Write the checkpoints of a run in the background, one at a time.
 
-The store takes a snapshot of its tables while training continues. Once all servers have written theirs, a thread commits
-the checkpoint by its manifest and deletes old ones.
+The store takes a snapshot of its tables while training continues. Once all servers have written theirs, a thread
+commits the checkpoint by its manifest and deletes old ones.
 """
 
 from __future__ import annotations
