@@ -163,12 +163,13 @@ def _log_event(event: Event) -> None:
     """Log ``event``; its step becomes the step of later log lines."""
     from trainer.runs.events import to_json
 
-    values = to_json(event)
-    if "step" in values:
-        logs.context.update(step=values["step"])
-    details = (f"{name}={value}" for name, value in values.items() if name not in ("event", "step"))
+    step = getattr(event, "step", None)
+    if step is not None:
+        logs.context.update(step=step)
     level = logging.DEBUG if event.kind in _QUIET_EVENTS else logging.INFO
-    _logger.log(level, " ".join([event.kind, *details]))
+    if _logger.isEnabledFor(level):  # formatting an event of every step would cost time
+        details = (f"{name}={value}" for name, value in to_json(event).items() if name not in ("event", "step"))
+        _logger.log(level, " ".join([event.kind, *details]))
 
 
 def _run_role(
