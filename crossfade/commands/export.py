@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
-    from trainer.embeddings.export import Exported
+    from trainer.embeddings.export import ExportResult
 
 _logger = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: there is no checkpoint, its dataset is missing, or OUT exists.
     """
     from crossfade.display import progress_bars
-    from trainer.embeddings.export import Request, export
+    from trainer.embeddings.export import ExportRequest, export
 
-    request = Request(arguments.source, arguments.out, arguments.entity, arguments.data, arguments.overwrite)
+    request = ExportRequest(arguments.source, arguments.out, arguments.entity, arguments.data, arguments.overwrite)
     with progress_bars() as bars:
         exported = export(request, _logger.info, bars)
     if arguments.json:
@@ -89,14 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_json(exported: Exported) -> None:
+def _print_json(exported: ExportResult) -> None:
     import json
 
     tables = [{"name": table.name, "rows": table.rows, "dim": table.dim} for table in exported.tables]
     print(json.dumps({**vars(exported), "out": str(exported.out), "tables": tables}))
 
 
-def _print_lines(exported: Exported) -> None:
+def _print_lines(exported: ExportResult) -> None:
     width = max(len(table.name) for table in exported.tables)
     for table in exported.tables:
         print(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {exported.out / table.name}")

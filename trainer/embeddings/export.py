@@ -1,8 +1,10 @@
-"""Embeddings from a checkpoint, as a run would have written them then: one table after another, in pieces.
+"""Export embeddings from a checkpoint, exactly as the run would have written them at that step.
 
-    exported = export(Request("runs/lastfm", out=Path("embeddings")), say=print, progress=Silent())
+    result = export(ExportRequest("runs/lastfm", out=Path("embeddings")), log=print, reporter=NullReporter())
+    result.step, result.tables
 
-All of a table's files are read to their end, so damage is found by their CRC-32 before anything is put into its place.
+Tables are exported one after another, in parts. All of a table's files are read to their end, so corruption is detected
+by their CRC-32 before anything is moved into place.
 """
 
 from __future__ import annotations
@@ -40,13 +42,19 @@ _EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint suc
 _EMBEDDINGS_FILE = re.compile(r"rows-\d{12,}\.parquet")
 
 Log = Callable[[str], None]
+"""Writes one line to the log."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to export: from ``source``, a path or URI, the tables ``entities`` (all, if there are none) to ``out``.
+class ExportRequest:
+    """What to export.
 
-    ``data`` is where the data are that the checkpoint was trained on, if not where its job says.
+    Attributes:
+        source: path or URI of a run folder, of a folder of checkpoints, or of a checkpoint.
+        out: the folder to write; None: that of the run, if its job writes no embeddings itself.
+        entities: whose vectors to export; empty: all.
+        data: the dataset that the checkpoint was trained on, if it is not where the job says.
+        overwrite: whether to replace embeddings at ``out``.
     """
 
     source: str
@@ -57,8 +65,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was exported, and where from."""
+class ExportResult:
+    """What was exported, and from which checkpoint."""
 
     out: Path
     checkpoint: str
@@ -69,7 +77,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Source:
-    """One checkpoint, or a folder of which the newest is meant; and where it is exported to if nobody says."""
+    """A checkpoint, or a folder of which the newest is used; ``out`` is the default output."""
 
     uri: str
     is_folder: bool
@@ -77,42 +85,42 @@ class _Source:
 
 
 class CheckpointVectors:
-    """The vectors that a checkpoint holds, for whoever takes them from front to back.
+    """Provides the vectors of a checkpoint, for sequential access.
 
-    Where ``towers`` make them of the values of features, those come in any order: their tables are copied to files
-    below ``work`` that have no names, which the operating system pages.
+    The embeddings of features are accessed in random order, so their tables are first copied to unnamed files in
+    ``scratch``, which the operating system pages.
     """
 
-    def __init__(self, checkpoint: Checkpoint, progress: ProgressReporter, towers: Towers, work: Path) -> None:
-        """Read from ``checkpoint``, and tell ``progress`` the rows."""
+    def __init__(self, checkpoint: Checkpoint, reporter: ProgressReporter, towers: Towers, scratch: Path) -> None:
+        """Read from ``checkpoint`` and combine by ``towers``; report rows to ``reporter``."""
         self._checkpoint = checkpoint
-        self._progress = progress
+        self._reporter = reporter
         self._towers = towers
-        self._work = work
+        self._scratch = scratch
         self._copies: dict[str, FloatArray] = {}
 
     def prepare(self, entity: str) -> None:
-        """Copy the tables of features that vectors of ``entity`` are made of."""
+        """Copy the tables of the features of ``entity``."""
         of = self._towers.of(entity)
         for table in of.tower.features if of else ():
             if table.name not in self._copies:
                 self._copies[table.name] = self._copy(table)
 
     def _copy(self, table: TableSpec) -> FloatArray:
-        with tempfile.TemporaryFile(dir=self._work) as file:
+        with tempfile.TemporaryFile(dir=self._scratch) as file:
             copy = np.memmap(file, dtype=np.float32, mode="w+", shape=(table.rows, table.dim))
-        self._progress.phase(f"read {table.name}", table.rows, "row")
+        self._reporter.phase(f"read {table.name}", table.rows, "row")
         for start in range(0, table.rows, GROUP_ROWS):
             stop = min(start + GROUP_ROWS, table.rows)
             copy[start:stop] = self._checkpoint.weights(table.name, start, stop)
-            self._progress.advance(stop - start)
+            self._reporter.advance(stop - start)
         return copy
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Vectors of ``rows_N``, which are consecutive."""
+        """Return the vectors of ``rows_N``, which must be consecutive: float32 (N, D)."""
         start, stop = int(rows_N[0]), int(rows_N[-1]) + 1
         assert stop - start == len(rows_N)
-        self._progress.advance(len(rows_N))
+        self._reporter.advance(len(rows_N))
         of = self._towers.of(entity)
         if of is None:
             return self._towers.dense.apply(entity, self._checkpoint.weights(entity, start, stop))
@@ -123,40 +131,40 @@ class CheckpointVectors:
         return self._towers.dense.apply(entity, inputs.combine(of.tower, block))
 
 
-def export(request: Request, say: Log, progress: ProgressReporter) -> Exported:
-    """Write the embeddings that ``request`` asks for; ``say`` gets a line for the checkpoint and each passed over.
+def export(request: ExportRequest, log: Log, reporter: ProgressReporter) -> ExportResult:
+    """Export the embeddings of ``request``; ``log`` gets a line for the checkpoint and for each that is skipped.
 
     Raises:
-        CheckpointError: the checkpoint, or every one of the folder, is damaged or cannot be read.
-        InputError: something else than checkpoints, or the data, or what is at ``out``, is not what was expected.
+        CheckpointError: the checkpoint, or every one of the folder, is corrupt or cannot be read.
+        InputError: the source has no checkpoints, the dataset is another one, or ``out`` may not be replaced.
     """
     source = _locate(request.source)
     out = request.out or source.out
     if out is None:
         raise InputError(
-            f"{request.source}: name with --out a new folder for the embeddings; only a run whose job says "
-            "train.save_embeddings: none gets them in its own"
+            f"{request.source}: name a new folder for the embeddings with --out; only a run with train.save_embeddings: "
+            "none is exported to its own folder"
         )
     _check_free(out, request.overwrite)
-    refused: set[str] = set()
-    said: set[str] = set()
+    rejected: set[str] = set()
+    logged: set[str] = set()
     while True:
-        checkpoint = _open(source, refused, said, say)
+        checkpoint = _open(source, rejected, logged, log)
         try:
             with closing(checkpoint):
-                return _export(checkpoint, request, out, say, progress)
+                return _export(checkpoint, request, out, log, reporter)
         except CheckpointError as error:
             if not source.is_folder or error.checkpoint != checkpoint.uri:
                 raise
-            say(f"skipped a checkpoint: {error}")
-            refused.add(checkpoint.uri)
+            log(f"skipped a checkpoint: {error}")
+            rejected.add(checkpoint.uri)
 
 
 def _locate(text: str) -> _Source:
-    """What ``text`` names.
+    """Find the checkpoints that ``text`` names.
 
     Raises:
-        InputError: nothing with checkpoints.
+        InputError: there are none.
     """
     folder = Folder(text)
     try:
@@ -164,9 +172,9 @@ def _locate(text: str) -> _Source:
     except NotADirectoryError as error:
         raise InputError(f"{text}: is a file; {_EXPECTED}") from error
     if not names:
-        raise InputError(f"{text}: there is no such folder, or nothing in it; {_EXPECTED}")
+        raise InputError(f"{text}: no such folder, or an empty one; {_EXPECTED}")
     if VOCABULARY in names:
-        raise InputError(f"{text}: holds prepared data; {_EXPECTED}")
+        raise InputError(f"{text}: is a dataset; {_EXPECTED}")
     if MANIFEST_NAME in names or folder.name.startswith("step-"):
         return _Source(folder.uri, is_folder=False)
     if JOB_FILE not in names:
@@ -175,54 +183,56 @@ def _locate(text: str) -> _Source:
         return _Source(folder.child("checkpoints").uri, is_folder=True)
     run = RunFolder(Path(text))
     job = run.job()
-    # A run that writes embeddings itself keeps those: they are the ones that its report speaks of.
+    # A run that writes embeddings itself keeps them, since its report describes those.
     return _Source(
         run.checkpoints(job), is_folder=True, out=run.embeddings if job.train.save_embeddings == "none" else None
     )
 
 
-def _open(source: _Source, refused: set[str], said: set[str], say: Log) -> Checkpoint:
-    """The checkpoint that ``source`` names; why newer ones are passed over is said once.
+def _open(source: _Source, rejected: set[str], logged: set[str], log: Log) -> Checkpoint:
+    """Open the checkpoint of ``source``; log once why newer ones are skipped.
 
     Raises:
-        CheckpointError: it is damaged, or every one is.
+        CheckpointError: it is corrupt, or every one is.
         InputError: there is none.
     """
     if not source.is_folder:
         return open_checkpoint(source.uri)
-    checkpoint, reasons = latest_checkpoint(source.uri, refused)
+    checkpoint, reasons = latest_checkpoint(source.uri, rejected)
     for reason in reasons:
-        if reason not in said and not any(reason.startswith(f"{uri}:") for uri in refused):
-            said.add(reason)
-            say(f"skipped a checkpoint: {reason}")
+        if reason not in logged and not any(reason.startswith(f"{uri}:") for uri in rejected):
+            logged.add(reason)
+            log(f"skipped a checkpoint: {reason}")
     if checkpoint is not None:
         return checkpoint
     if reasons:
-        raise CheckpointError(f"{source.uri}: none of its {len(reasons)} checkpoint(s) is whole")
-    raise InputError(f"{source.uri}: there is no checkpoint in it; {_EXPECTED}")
+        raise CheckpointError(f"{source.uri}: none of its {len(reasons)} checkpoint(s) is complete")
+    raise InputError(f"{source.uri}: holds no checkpoint; {_EXPECTED}")
 
 
-def _export(checkpoint: Checkpoint, request: Request, out: Path, say: Log, progress: ProgressReporter) -> Exported:
+def _export(
+    checkpoint: Checkpoint, request: ExportRequest, out: Path, log: Log, reporter: ProgressReporter
+) -> ExportResult:
     origin = _Origin.of(checkpoint)
     data = Folder(request.data or origin.job.data.path)
-    manifest = _data_of(checkpoint, origin, data)
+    manifest = _open_dataset(checkpoint, origin, data)
     model = make_model(origin.job, manifest)
     tables = _tables(checkpoint, model, request.entities)
-    say(f"exporting {checkpoint.uri}: step {checkpoint.manifest.step:,} of job '{origin.job.name}'")
+    log(f"exporting {checkpoint.uri}: step {checkpoint.manifest.step:,} of job '{origin.job.name}'")
     with _staged(out, request.overwrite) as staging:
         towers = load_towers(origin.job, model, data, manifest)
         towers.dense.load(checkpoint)
-        source = CheckpointVectors(checkpoint, progress, towers, staging.parent)
+        source = CheckpointVectors(checkpoint, reporter, towers, staging.parent)
         for table in tables:
             source.prepare(table.name)
-            progress.phase(table.name, table.rows, "row")
+            reporter.phase(table.name, table.rows, "row")
             write_table(staging, source, table, Vocabulary(data, manifest, table.name))
-    return Exported(out, checkpoint.uri, checkpoint.manifest.step, origin.job.name, tables)
+    return ExportResult(out, checkpoint.uri, checkpoint.manifest.step, origin.job.name, tables)
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a checkpoint says of the run that wrote it: its job, and how its data are known."""
+    """The run that wrote a checkpoint: its job, and the fingerprint of its dataset."""
 
     job: JobConfig
     fingerprint: int
@@ -234,31 +244,31 @@ class _Origin:
             values, fingerprint = training["job"], training["data"]
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"{checkpoint.uri}: does not say what data it was trained on; expected one that 'crossfade train' wrote"
+                f"{checkpoint.uri}: has no record of its dataset; expected a checkpoint that 'crossfade train' wrote"
             ) from error
         return _Origin(check_job(values, checkpoint.uri), fingerprint)
 
 
 def _tables(checkpoint: Checkpoint, model: ModelSpec, entities: Sequence[str]) -> list[TableSpec]:
-    """Those of the vectors of ``model`` that ``entities`` names, or all."""
-    own = {table.name: table for table in checkpoint.manifest.tables}
-    held = {table.name: own.get(table.name, table) for table in model.vectors}
+    """Select the tables of ``model``'s vectors by ``entities``; empty: all."""
+    stored = {table.name: table for table in checkpoint.manifest.tables}
+    available = {table.name: stored.get(table.name, table) for table in model.vectors}
     for name in entities:
-        if name not in held:
-            raise InputError(f"{checkpoint.uri}: has no table '{name}'; it has {', '.join(held)}")
-    return [table for name, table in held.items() if name in entities or not entities]
+        if name not in available:
+            raise InputError(f"{checkpoint.uri}: has no table '{name}'; it has {', '.join(available)}")
+    return [table for name, table in available.items() if name in entities or not entities]
 
 
-def _data_of(checkpoint: Checkpoint, origin: _Origin, data: Folder) -> DatasetManifest:
-    """The manifest of ``data``, which must be what the checkpoint was trained on: rows get their ids from there.
+def _open_dataset(checkpoint: Checkpoint, origin: _Origin, data: Folder) -> DatasetManifest:
+    """Read the manifest of the dataset that the checkpoint was trained on, which has the IDs of its rows.
 
     Raises:
-        InputError: there are no data, or others.
+        InputError: there is no dataset, or another one.
     """
-    mend = "name the folder where the data are that the checkpoint was trained on with --data: ids come from there"
+    fix = "name the dataset that the checkpoint was trained on, which has the IDs, with --data"
     try:
         if not data.exists(DATA_MANIFEST):
-            raise InputError(f"{data.uri}: holds no prepared data; {mend}")
+            raise InputError(f"{data.uri}: is not a dataset; {fix}")
         manifest = read_manifest(data)
     except (OSError, StorageUnavailableError) as error:
         raise InputError(str(error)) from error
@@ -267,18 +277,17 @@ def _data_of(checkpoint: Checkpoint, origin: _Origin, data: Folder) -> DatasetMa
         if rows != table.rows:
             raise InputError(
                 f"{data.uri}: its vocabulary of '{table.name}' has {rows:,} rows, but the table in {checkpoint.uri} "
-                f"has {table.rows:,}; {mend}"
+                f"has {table.rows:,}; {fix}"
             )
     if data_fingerprint(data) != origin.fingerprint:
         raise InputError(
-            f"{data.uri}: holds other data than {checkpoint.uri} was trained on, such as data that were prepared again"
-            f"; {mend}"
+            f"{data.uri}: is another dataset than {checkpoint.uri} was trained on, or was prepared again; {fix}"
         )
     return manifest
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
-    """Refuse an ``out`` that exists, unless ``overwrite`` is given and it holds embeddings and nothing else.
+    """Reject an existing ``out``, unless ``overwrite`` is given and it holds nothing but embeddings.
 
     Raises:
         InputError: it may not be replaced.
@@ -286,22 +295,26 @@ def _check_free(out: Path, overwrite: bool) -> None:
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise InputError(f"{out}: exists already; choose another --out, or replace embeddings with --overwrite")
+        raise InputError(f"{out}: already exists; choose another --out, or replace embeddings with --overwrite")
     if out.is_symlink() or not out.is_dir():
-        raise InputError(f"{out}: is not a folder of embeddings, so --overwrite leaves it alone; choose another --out")
+        raise InputError(
+            f"{out}: is not a folder of embeddings, so --overwrite does not replace it; choose another --out"
+        )
     for path in sorted(out.iterdir()):
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         foreign = [file for file in files if path == file or not _EMBEDDINGS_FILE.fullmatch(file.name)]
         if foreign:
-            raise InputError(f"{foreign[0]}: --overwrite would delete it, and it is no file of embeddings; move it")
+            raise InputError(
+                f"{foreign[0]}: --overwrite would delete this file, which is not one of embeddings; move it"
+            )
 
 
 @contextmanager
 def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes ``out`` when the block ends well, and vanishes when it does not.
+    """Create a folder next to ``out`` that replaces it when the block succeeds, and is deleted when it fails.
 
     Raises:
-        CrossfadeError: it cannot be written to its end.
+        CrossfadeError: writing fails.
         InputError: ``out`` may not be replaced, or its parent cannot be written.
     """
     out = out.absolute()
@@ -316,7 +329,7 @@ def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
         _check_free(out, overwrite)
         replace_folder(out, staging)
     except OSError as error:
-        # Of writing: what goes wrong with reading has been said to be of the checkpoint or of the data.
+        # An error of writing: errors of reading have been turned into those of the checkpoint or the dataset.
         raise CrossfadeError(f"{out}: could not be written: {error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -1,8 +1,14 @@
-"""Embeddings as Parquet: written in pieces from a store, by all workers, or a checkpoint, and read back by rows.
+"""Embeddings as Parquet: written in parts by all workers, from a store or a checkpoint, and read back by rows.
 
-    EMBEDDINGS/ENTITY/rows-000000000000.parquet     id, row int64, vector fixed-size list of float32, and name if known
+    write_embeddings(store, model.vectors, vocabularies, run / "embeddings")
+    vectors_ND = EmbeddingFiles(run / "embeddings").vectors("track", rows_N)
 
-A file holds the rows from the number in its name on. Neither side ever holds a whole table.
+    EMBEDDINGS/ENTITY/rows-000000000000.parquet     id, row int64, vector fixed-size list of float32, and name if the
+                                                    dataset has names
+
+A file holds consecutive rows, from the number in its name on. Neither writing nor reading holds a complete table.
+
+Shapes: N rows, D columns.
 """
 
 from __future__ import annotations
@@ -29,21 +35,20 @@ GROUP_ROWS = 1 << 16
 
 
 class VectorSource(Protocol):
-    """Whoever can give the vectors of rows: a store that trains, a checkpoint, or embeddings that were written."""
+    """Provides vectors by rows: a store during training, a checkpoint, or written embeddings."""
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
+        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
 
 
 class StoreVectors:
-    """The vectors that a store holds now."""
+    """Vectors that a store holds at present."""
 
     def __init__(self, store: RowStore) -> None:
-        """Read from ``store``."""
         self._store = store
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Vectors of ``rows_N``."""
+        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
         return self._store.pull({entity: rows_N})[entity]
 
 
@@ -54,11 +59,16 @@ def write_embeddings(
     folder: Path,
     source: VectorSource | None = None,
 ) -> None:
-    """Write all ``tables`` of ``store`` into ``folder``, replacing what is there once all is written.
+    """Write the vectors of ``tables`` into ``folder``, and replace its previous content when all are written.
 
-    ``source`` gives their vectors, by default those that the store holds.
+    Every worker calls it and writes its part of the files.
 
-    Called by every worker; each writes its share of the files.
+    Args:
+        store: coordinates the workers.
+        tables: what to write.
+        vocabularies: IDs and names of the rows of each table.
+        folder: on a file system that all workers share.
+        source: provides the vectors; by default, the store.
     """
     staging = folder.with_name(f".{folder.name}.partial")
     _on_first(store, lambda: shutil.rmtree(staging, ignore_errors=True))
@@ -72,10 +82,9 @@ def write_embeddings(
 def write_table(
     folder: Path, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, *, rank: int = 0, workers: int = 1
 ) -> None:
-    """Write the vectors of ``table`` that ``source`` gives into ``folder/ENTITY``: of several workers, one's share.
+    """Write the vectors of ``table`` into ``folder/ENTITY``, or worker ``rank``'s part of them.
 
-    ``source`` is asked for consecutive rows, ``GROUP_ROWS`` at a time; one worker alone begins at row 0 and goes to
-    the end.
+    ``source`` is asked for ``GROUP_ROWS`` consecutive rows at a time; with one worker, from row 0 to the end.
     """
     entity_folder = folder / table.name
     entity_folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +94,7 @@ def write_table(
 
 
 def replace_folder(folder: Path, staging: Path) -> None:
-    """Move ``staging`` to where ``folder`` is, which goes once that is done."""
+    """Replace ``folder`` by ``staging``, and delete the previous folder afterwards."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -123,10 +132,10 @@ def _write_file(
 
 
 class EmbeddingFiles:
-    """Embeddings that a run has written."""
+    """Written embeddings, read by entity and rows."""
 
     def __init__(self, location: str | Path | Folder) -> None:
-        """Those at ``location``, usually ``RUN/embeddings``.
+        """Open the embeddings at ``location``, usually ``RUN/embeddings``.
 
         Raises:
             InputError: there are none.
@@ -137,30 +146,32 @@ class EmbeddingFiles:
             raise InputError(f"{self._folder.uri}: holds no embeddings; expected a folder that 'crossfade train' wrote")
 
     def read(self, entity: str, columns: list[str] | None = None) -> pa.Table:
-        """All rows of ``entity`` in order: ``columns``, by default all.
+        """Read all rows of ``entity`` in order; ``columns`` defaults to all.
 
         Raises:
-            InputError: there is no such entity, or a file is damaged.
+            InputError: there is no such entity, or a file is missing or corrupt.
         """
         files = self._files(entity)
         return pa.concat_tables(
-            [_readable(uri, partial(file.read, columns=columns, use_threads=False)) for uri, file in files]
+            [_read_or_raise(uri, partial(file.read, columns=columns, use_threads=False)) for uri, file in files]
         )
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Vectors of ``rows_N``."""
+        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
         pieces, first = [], 0
         for uri, file in self._files(entity):
             for index in range(file.num_row_groups):
                 rows = file.metadata.row_group(index).num_rows
                 begin, end = np.searchsorted(rows_N, [first, first + rows])
                 if begin < end:
-                    table = _readable(uri, partial(file.read_row_group, index, columns=["vector"], use_threads=False))
+                    table = _read_or_raise(
+                        uri, partial(file.read_row_group, index, columns=["vector"], use_threads=False)
+                    )
                     column = table.column("vector")
                     pieces.append(vectors_of(column)[rows_N[begin:end] - first])
                 first += rows
         if len(rows_N) and rows_N[-1] >= first:
-            raise InputError(f"{self._folder.uri}/{entity}: has {first} rows, but row {rows_N[-1]} was asked for")
+            raise InputError(f"{self._folder.uri}/{entity}: has {first} rows, but row {rows_N[-1]} was requested")
         return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
 
     def _files(self, entity: str) -> list[tuple[str, pq.ParquetFile]]:
@@ -173,7 +184,7 @@ class EmbeddingFiles:
         files, first = [], 0
         for name in names:
             uri = f"{folder.uri}/{name}"
-            file = _readable(uri, partial(_open, folder, name))
+            file = _read_or_raise(uri, partial(_open, folder, name))
             if name != file_name(first):
                 raise InputError(f"{uri}: expected {file_name(first)} here: a file of embeddings is missing")
             files.append((uri, file))
@@ -186,11 +197,11 @@ def _open(folder: Folder, name: str) -> pq.ParquetFile:
 
 
 def file_name(first_row: int) -> str:
-    """The name of the file that begins at ``first_row``."""
+    """Return the name of the file that starts at ``first_row``."""
     return f"rows-{first_row:012d}.parquet"
 
 
-def _readable(uri: str, read: Callable[[], Any]) -> Any:
+def _read_or_raise(uri: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (OSError, pa.ArrowException) as error:
@@ -198,7 +209,7 @@ def _readable(uri: str, read: Callable[[], Any]) -> Any:
 
 
 def vectors_of(column: pa.ChunkedArray) -> FloatArray:
-    """A column of fixed-size lists as float32 (N, D)."""
+    """Convert a column of fixed-size lists to float32 (N, D)."""
     combined = column.combine_chunks()
     if isinstance(combined, pa.ChunkedArray):
         combined = pa.concat_arrays(combined.chunks)

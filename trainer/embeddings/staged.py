@@ -1,9 +1,13 @@
-"""The best embeddings of a run whose folder is on no common file system: they lie beside its checkpoints meanwhile.
+"""Staged embeddings: the best so far of a run without a shared run folder, stored with its checkpoints.
 
     CHECKPOINTS/embeddings/  embeddings.json  epoch-000005/ENTITY/rows-000000000000.parquet
 
-So they are there for all workers, wherever those are, and for whoever takes the run up on another machine. The list of
-what belongs to them is written last: if all its files are there, as large as it says, the embeddings are whole.
+    staged = StagedEmbeddings("s3://music/runs/lastfm/checkpoints")
+    staged.stage(store, model.vectors, vocabularies, epoch=5, scratch=Path("/tmp/embeddings"))
+    staged.fetch(run / "embeddings")
+
+They are accessible to all workers, and to a run that resumes on another machine. The list of files is written last: if
+all of them exist with the sizes it states, the embeddings are complete.
 """
 
 from __future__ import annotations
@@ -20,14 +24,14 @@ from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings.files import StoreVectors, VectorSource, replace_folder, write_table
 
 LIST_FILE = "embeddings.json"
-_PIECE_BYTES = 8 << 20
+_CHUNK_BYTES = 8 << 20
 
 
 class StagedEmbeddings:
-    """Those of one run."""
+    """The staged embeddings of one run."""
 
     def __init__(self, checkpoints: str) -> None:
-        """Those beside the checkpoints in ``checkpoints``, a path or URI."""
+        """Use the folder next to the checkpoints in ``checkpoints``, a path or URI."""
         self._folder = Folder(checkpoints).child("embeddings")
 
     def stage(
@@ -39,10 +43,17 @@ class StagedEmbeddings:
         scratch: Path,
         source: VectorSource | None = None,
     ) -> None:
-        """Keep what ``store`` holds after ``epoch``, in place of what is there, once all is there.
+        """Stage the vectors of ``tables`` after ``epoch``, and replace the previous ones when all are stored.
 
-        Called by every worker; each writes its share, into the folder ``scratch`` first, which is its own. ``source``
-        gives the vectors of ``tables``, by default those that the store holds.
+        Every worker calls it and uploads its part.
+
+        Args:
+            store: coordinates the workers.
+            tables: what to write.
+            vocabularies: IDs and names of the rows of each table.
+            epoch: the epoch that the vectors are of.
+            scratch: a local folder of this worker, which is deleted afterwards.
+            source: provides the vectors; by default, the store.
 
         Raises:
             OSError: storage cannot be written.
@@ -56,7 +67,7 @@ class StagedEmbeddings:
         for table in tables:
             write_table(scratch, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
         for path in sorted(scratch.rglob("*.parquet")):
-            self._put(path, self._folder.child(name).child(path.parent.name))
+            self._upload(path, self._folder.child(name).child(path.parent.name))
         shutil.rmtree(scratch)
         store.barrier()
         if store.rank == 0:
@@ -67,37 +78,37 @@ class StagedEmbeddings:
                     self._folder.child(earlier).delete()
 
     @staticmethod
-    def _put(path: Path, folder: Folder) -> None:
+    def _upload(path: Path, folder: Folder) -> None:
         with path.open("rb") as source, folder.open_output(path.name) as target:
-            while piece := source.read(_PIECE_BYTES):
-                view = memoryview(piece)
-                while view:  # a file on a file system may take fewer than all
+            while chunk := source.read(_CHUNK_BYTES):
+                view = memoryview(chunk)
+                while view:  # a local file may accept fewer bytes than offered
                     view = view[target.write(view) or len(view) :]
 
     def epoch(self) -> int | None:
-        """The epoch whose embeddings are kept; None if there are none, or not all of them.
+        """Return the epoch whose embeddings are staged; None if there are none, or they are incomplete.
 
         Raises:
             OSError: storage cannot be read.
         """
-        kept = self._list()
-        if kept is None or self._folder.child(kept["folder"]).sizes() != kept["files"]:
+        listing = self._list()
+        if listing is None or self._folder.child(listing["folder"]).sizes() != listing["files"]:
             return None
-        return int(kept["epoch"])
+        return int(listing["epoch"])
 
     def folder(self) -> Folder:
-        """Where they are.
+        """Return the folder of the staged embeddings.
 
         Raises:
             FileNotFoundError: there are none.
         """
-        kept = self._list()
-        if kept is None:
-            raise FileNotFoundError(f"{self._folder.uri}/{LIST_FILE}: no embeddings are kept there")
-        return self._folder.child(kept["folder"])
+        listing = self._list()
+        if listing is None:
+            raise FileNotFoundError(f"{self._folder.uri}/{LIST_FILE}: no embeddings are staged there")
+        return self._folder.child(listing["folder"])
 
     def fetch(self, folder: Path) -> None:
-        """Copy them to ``folder``, in place of what is there, once all is there.
+        """Copy the embeddings to ``folder``, and replace its previous content when all are copied.
 
         Raises:
             OSError: there are none, or a file system cannot be read or written.
@@ -108,7 +119,7 @@ class StagedEmbeddings:
             entity, _, name = path.rpartition("/")
             (staging / entity).mkdir(parents=True, exist_ok=True)
             file = source.child(entity).open_input(name)
-            buffer = bytearray(_PIECE_BYTES)
+            buffer = bytearray(_CHUNK_BYTES)
             try:
                 with (staging / path).open("wb") as target:
                     while count := file.readinto(buffer):
@@ -119,7 +130,7 @@ class StagedEmbeddings:
 
     def _list(self) -> dict[str, Any] | None:
         try:
-            kept: dict[str, Any] = json.loads(self._folder.read(LIST_FILE))
+            listing: dict[str, Any] = json.loads(self._folder.read(LIST_FILE))
         except (FileNotFoundError, ValueError):
             return None
-        return kept if {"epoch", "folder", "files"} <= kept.keys() else None
+        return listing if {"epoch", "folder", "files"} <= listing.keys() else None

@@ -202,7 +202,7 @@ def test_an_unknown_entity_is_refused_with_those_there_are(written: Path) -> Non
 
 
 def test_a_row_beyond_the_table_is_refused(written: Path) -> None:
-    with pytest.raises(InputError, match="has 23 rows, but row 23 was asked for"):
+    with pytest.raises(InputError, match="has 23 rows, but row 23 was requested"):
         EmbeddingFiles(written).vectors(QUERY, np.array([0, 23]))
 
 

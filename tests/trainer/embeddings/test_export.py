@@ -32,7 +32,7 @@ from kvstore.store import TableSpec
 from trainer.data.manifest import data_fingerprint
 from trainer.data.reporter import NullReporter
 from trainer.embeddings import files as embeddings
-from trainer.embeddings.export import Exported, Request, export
+from trainer.embeddings.export import ExportRequest, ExportResult, export
 from trainer.embeddings.files import EmbeddingFiles, vectors_of
 
 OPTIMIZER = OptimizerSpec("adagrad")
@@ -91,8 +91,8 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 class Lines(list[str]):
     """What an export says."""
 
-    def export(self, source: Path | str, out: Path | None, *entities: str, **options: Any) -> Exported:
-        return export(Request(str(source), out, entities, **options), self.append, NullReporter())
+    def export(self, source: Path | str, out: Path | None, *entities: str, **options: Any) -> ExportResult:
+        return export(ExportRequest(str(source), out, entities, **options), self.append, NullReporter())
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_partial_and_damaged_checkpoints_are_skipped_and_named(checkpoints: Path
 def test_a_folder_without_a_whole_checkpoint_is_refused(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     for step in STEPS:
         damage(step_folder(checkpoints, step) / MANIFEST_NAME)
-    with pytest.raises(CheckpointError, match=r"checkpoints: none of its 3 checkpoint\(s\) is whole"):
+    with pytest.raises(CheckpointError, match=r"checkpoints: none of its 3 checkpoint\(s\) is complete"):
         lines.export(checkpoints, tmp_path / "out")
     assert len(lines) == 3
     assert all(MANIFEST_NAME in line for line in lines)
@@ -206,7 +206,7 @@ def test_what_exists_is_replaced_only_if_asked_and_only_if_it_is_embeddings(
 ) -> None:
     out = tmp_path / "out"
     lines.export(step_folder(written / "checkpoints", 100), out)
-    with pytest.raises(InputError, match="out: exists already; choose another --out"):
+    with pytest.raises(InputError, match="out: already exists; choose another --out"):
         lines.export(written / "checkpoints", out)
     assert_is_step(out, 100)
     lines.export(written / "checkpoints", out, overwrite=True)
@@ -255,7 +255,7 @@ def test_a_disk_that_is_full_is_named_and_left_as_it_was(checkpoints: Path, tmp_
 def test_data_that_have_moved_are_named(data: Path, tmp_path: Path, lines: Lines) -> None:
     save_step(tmp_path / "checkpoints", data, 1)
     data.rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"^{data}: holds no prepared data; name the folder .* with --data"):
+    with pytest.raises(InputError, match=f"^{data}: is not a dataset; name the dataset .* with --data"):
         lines.export(tmp_path / "checkpoints", tmp_path / "out")
     lines.export(tmp_path / "checkpoints", tmp_path / "out", data=tmp_path / "elsewhere")
     assert_is_step(tmp_path / "out", 1)
@@ -270,7 +270,7 @@ def test_other_data_than_those_of_the_checkpoint_are_refused(
         lines.export(written / "checkpoints", tmp_path / "out", data=smaller)
     again = json.loads((data / MANIFEST_NAME).read_text()) | {"source": {"seed": 2}}
     (data / MANIFEST_NAME).write_text(json.dumps(again))
-    with pytest.raises(InputError, match=r"data: holds other data than .*step-000000300 was trained on"):
+    with pytest.raises(InputError, match=r"data: is another dataset than .*step-000000300 was trained on"):
         lines.export(written / "checkpoints", tmp_path / "out", data=data)
     assert not (tmp_path / "out").exists()
 
@@ -278,19 +278,19 @@ def test_other_data_than_those_of_the_checkpoint_are_refused(
 def test_a_checkpoint_that_says_nothing_of_its_data_is_refused(tmp_path: Path, lines: Lines) -> None:
     held = [split_table(table, values_at(1)[table.name], num_shards=1)[0] for table in TABLES]
     uri = save_shards(str(tmp_path), 1, TABLES, OPTIMIZER, [held])
-    with pytest.raises(InputError, match="does not say what data it was trained on"):
+    with pytest.raises(InputError, match="has no record of its dataset"):
         lines.export(uri, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("missing", "there is no such folder"),
-        ("empty", "there is no such folder, or nothing in it"),
+        ("missing", "no such folder"),
+        ("empty", "no such folder, or an empty one"),
         ("file", "is a file"),
-        ("data", "holds prepared data"),
-        ("other", "there is no checkpoint in it"),
-        ("checkpoints/step-000000400", "there is no such folder"),
+        ("data", "is a dataset"),
+        ("other", "holds no checkpoint"),
+        ("checkpoints/step-000000400", "no such folder"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(written: Path, tmp_path: Path, lines: Lines, name: str, found: str) -> None:
@@ -313,9 +313,9 @@ def make_run(folder: Path, written: Path, **sections: Any) -> Path:
 
 def test_of_a_run_its_checkpoints_are_exported_wherever_they_are(written: Path, tmp_path: Path, lines: Lines) -> None:
     run = make_run(tmp_path / "run", written)
-    with pytest.raises(InputError, match="run: name with --out a new folder for the embeddings"):
+    with pytest.raises(InputError, match="run: name a new folder for the embeddings with --out"):
         lines.export(run, None)
-    with pytest.raises(InputError, match="run/checkpoints: there is no checkpoint in it"):
+    with pytest.raises(InputError, match="run/checkpoints: holds no checkpoint"):
         lines.export(run, tmp_path / "out")
     shutil.copytree(written / "checkpoints", run / "checkpoints")
     lines.export(run, tmp_path / "out")
@@ -332,7 +332,7 @@ def test_a_run_that_writes_no_embeddings_gets_those_of_its_checkpoint(
     run = make_run(tmp_path / "run", written, checkpoint=to, train={"save_embeddings": "none"})
     assert lines.export(run, None).out == run / "embeddings"
     assert_is_step(run / "embeddings", 300)
-    with pytest.raises(InputError, match="run/embeddings: exists already"):
+    with pytest.raises(InputError, match="run/embeddings: already exists"):
         lines.export(run, None)
     lines.export(run, None, overwrite=True)
 
@@ -355,7 +355,7 @@ def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Li
         for number, (source, expected) in enumerate(sources):
             assert lines.export(source, tmp_path / f"out-{number}").step == expected
             assert_is_step(tmp_path / f"out-{number}", expected)
-        with pytest.raises(InputError, match="there is no such folder"):
+        with pytest.raises(InputError, match="no such folder"):
             lines.export(server.uri("nowhere"), tmp_path / "out")
 
 
@@ -443,10 +443,10 @@ def test_the_exit_code_tells_damage_from_wrong_input(checkpoints: Path, tmp_path
     assert f"crossfade: error: {victim}: its CRC-32 does not match its content\n" in result.stderr
     result = crossfade("export", "nowhere", "--out", "out", cwd=tmp_path)
     assert result.returncode == 2
-    assert "crossfade: error: nowhere: there is no such folder" in result.stderr
+    assert "crossfade: error: nowhere: no such folder" in result.stderr
     result = crossfade("export", checkpoints, cwd=tmp_path)
     assert result.returncode == 2
-    assert "name with --out a new folder" in result.stderr
+    assert "name a new folder" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
