@@ -142,8 +142,8 @@ def export(request: ExportRequest, log: Log, reporter: ProgressReporter) -> Expo
     out = request.out or source.out
     if out is None:
         raise InputError(
-            f"{request.source}: name a new folder for the embeddings with --out; only a run with train.save_embeddings: "
-            "none is exported to its own folder"
+            f"{request.source}: name a new folder for the embeddings with --out; only a run with "
+            "train.save_embeddings: none is exported to its own folder"
         )
     _check_free(out, request.overwrite)
     rejected: set[str] = set()

@@ -91,7 +91,7 @@ def problems(data: Path) -> Sequence[str]:
     return validate(Folder(data), None, None, None, NullReporter()).problems.listed
 
 
-def test_lists_and_repeated_rows_become_the_values_of_a_row(
+def test_lists_and_repeated_rows_become_values_of_one_row(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = prepare(raw, tmp_path / "data", *all_features(raw))
@@ -102,7 +102,7 @@ def test_lists_and_repeated_rows_become_the_values_of_a_row(
     assert "a feature of track: 5 values, of 4 of its 6 rows; 1 ids ignored, which are in no event" in said
 
 
-def test_values_are_counted_by_the_interactions_of_train_that_meet_them(data: Path) -> None:
+def test_values_are_counted_by_train_interactions(data: Path) -> None:
     assert vocabulary(data, "tag") == [("live", 4), ("rock", 3), ("jazz", 1)]
     assert vocabulary(data, "artist") == [(7, 3), (8, 2), (9, 0)]
     assert vocabulary(data, "country") == [("AT", 4), ("BE", 2)]
@@ -110,7 +110,7 @@ def test_values_are_counted_by_the_interactions_of_train_that_meet_them(data: Pa
 
 
 @pytest.mark.parametrize("ids", ["auto", "string"])
-def test_a_catalog_gives_rows_to_ids_that_are_in_no_event(raw: Path, tmp_path: Path, ids: str) -> None:
+def test_catalog_gives_rows_to_ids_without_events(raw: Path, tmp_path: Path, ids: str) -> None:
     kind = {"auto": int, "string": str}[ids]
     data = prepare(raw, tmp_path / "out", *all_features(raw), "--catalog", "track", "--id-type", ids)
     assert [row[0] for row in vocabulary(data, "track")][-3:] == [kind(number) for number in (14, 15, 99)]
@@ -126,15 +126,13 @@ def test_a_catalog_gives_rows_to_ids_that_are_in_no_event(raw: Path, tmp_path: P
     assert problems(second) == []
 
 
-def test_names_name_values_too(raw: Path, tmp_path: Path) -> None:
+def test_names_apply_to_feature_values(raw: Path, tmp_path: Path) -> None:
     (raw / "names.csv").write_text("id,name\n7,Seven\n8,Eight\n")
     data = prepare(raw, tmp_path / "out", *all_features(raw), "--names", f"artist={raw}/names.csv:id:name")
     assert vocabulary(data, "artist") == [(7, 3, "Seven"), (8, 2, "Eight"), (9, 0, None)]
 
 
-def test_another_day_keeps_rows_and_values_but_of_rows_that_have_new_ones(
-    raw: Path, data: Path, tmp_path: Path
-) -> None:
+def test_extending_keeps_rows_and_replaces_values_of_rows_with_new_ones(raw: Path, data: Path, tmp_path: Path) -> None:
     (raw / "day2.csv").write_text("customer,track,w\nann,11,1\ndot,16,1\ndot,10,1\n")
     (raw / "new.csv").write_text("id,tag\n16,live\n16,drone\n11,drone\n")
     options = ["--base", str(data), "--features", f"track={raw}/new.csv:id:tag"]
@@ -164,7 +162,7 @@ def test_another_day_keeps_rows_and_values_but_of_rows_that_have_new_ones(
     assert loaded[None] == [count > 0 for _, count in vocabulary(second, "track")] != met.tolist()
 
 
-def test_forgotten_customers_lose_their_features_and_values_that_were_theirs_alone(
+def test_forgetting_customers_removes_their_features_and_unshared_values(
     raw: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (raw / "gone.txt").write_text("bob\n")
@@ -180,7 +178,7 @@ def test_forgotten_customers_lose_their_features_and_values_that_were_theirs_alo
     documented("forget: --entity with a feature", capsys.readouterr().err.removeprefix("crossfade: error: ").strip())
 
 
-def test_data_without_a_manifest_get_theirs_with_the_features(data: Path) -> None:
+def test_inferred_manifest_has_features(data: Path) -> None:
     before = read_manifest(Folder(data))
     (data / "manifest.json").unlink()
     assert problems(data) == []
@@ -212,7 +210,7 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_pairs_that_are_not_right_are_problems(data: Path, what: str) -> None:
+def test_validate_reports_invalid_pairs(data: Path, what: str) -> None:
     rewritten(data, "tag", CHANGES[what])
     found = problems(data)
     assert documented(what, found[0])
@@ -220,7 +218,7 @@ def test_pairs_that_are_not_right_are_problems(data: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", [what for what in CHANGES if what != "validate: a feature pair with an unknown value"])
-def test_pairs_that_are_not_right_are_refused_where_they_are_read(data: Path, what: str) -> None:
+def test_loading_invalid_pairs_is_rejected(data: Path, what: str) -> None:
     manifest = read_manifest(Folder(data))
     rewritten(data, "tag", CHANGES[what])
     (file,) = manifest.features["track"]["tag"].files
@@ -230,7 +228,7 @@ def test_pairs_that_are_not_right_are_refused_where_they_are_read(data: Path, wh
         load_feature(Folder(data), manifest.model_copy(update={"features": features}), "track", "tag")
 
 
-def test_values_that_are_counted_wrong_are_a_problem(data: Path) -> None:
+def test_validate_reports_wrong_value_counts(data: Path) -> None:
     rewritten(data, "tag", lambda pairs: [column.pop(0) for column in pairs.values()])
     assert all("the count is" in problem for problem in problems(data))
     assert problems(data)
@@ -251,7 +249,7 @@ def test_values_that_are_counted_wrong_are_a_problem(data: Path) -> None:
         ("missing file in --features", "track={raw}/none.parquet:id:tags"),
     ],
 )
-def test_features_that_cannot_be_read_are_refused(
+def test_unreadable_features_are_rejected(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, option: str
 ) -> None:
     pq.write_table(pa.table({"id": [10], "loud": [0.5]}), raw / "fractions.parquet")
@@ -262,7 +260,7 @@ def test_features_that_cannot_be_read_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_a_feature_must_agree_on_the_type_of_its_values(
+def test_feature_files_with_different_value_types_are_rejected(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pq.write_table(pa.table({"id": [10], "v": [1]}), raw / "v-1.parquet")

@@ -36,7 +36,7 @@ def write_in_one_group(path: Path, **columns: object) -> None:
 
 
 @pytest.mark.slow
-def test_a_huge_row_group_is_checked_in_the_memory_of_a_small_one(tmp_path: Path) -> None:
+def test_validate_memory_does_not_grow_with_row_group_size(tmp_path: Path) -> None:
     peaks = []
     for rows in (1 << 20, 8 << 20):
         folder = tmp_path / str(rows)
@@ -55,7 +55,7 @@ def test_a_huge_row_group_is_checked_in_the_memory_of_a_small_one(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_raw_events_in_a_huge_row_group_are_prepared_in_the_memory_that_is_given(tmp_path: Path) -> None:
+def test_prepare_of_huge_row_group_stays_within_memory_option(tmp_path: Path) -> None:
     rows = 6 << 20
     raw = tmp_path / "raw" / "all.parquet"
     write_in_one_group(raw, customer=np.arange(rows) * 7 % 100_003, track=np.arange(rows) * 11 % 10_007)
@@ -65,7 +65,7 @@ def test_raw_events_in_a_huge_row_group_are_prepared_in_the_memory_that_is_given
 
 
 @pytest.mark.slow
-def test_many_small_files_are_prepared_in_the_memory_of_one(tmp_path: Path) -> None:
+def test_prepare_memory_does_not_grow_with_number_of_files(tmp_path: Path) -> None:
     peaks = []
     for files in (1, 300):
         folder = tmp_path / str(files)

@@ -42,7 +42,7 @@ def folder(server: ObjectStore, proxy: Proxy) -> Folder:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["reset", "throttle", "busy", "cut", "stall"])
-def test_a_request_that_went_wrong_is_made_again(folder: Folder, proxy: Proxy, fault: Fault) -> None:
+def test_transient_error_is_retried(folder: Folder, proxy: Proxy, fault: Fault) -> None:
     times = 1 if fault == "stall" else 4
     proxy.strike(fault, times)
     with closing(folder.open_random("x.bin")) as file:
@@ -68,7 +68,7 @@ def test_a_request_that_went_wrong_is_made_again(folder: Folder, proxy: Proxy, f
         ("stall", r"cannot be reached \(NETWORK_CONNECTION\)"),
     ],
 )
-def test_what_goes_wrong_each_time_is_an_error_that_says_how_after_all_tries(
+def test_persistent_error_is_raised_after_all_attempts(
     folder: Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Fault, said: str
 ) -> None:
     monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "3")
@@ -83,9 +83,7 @@ def test_what_goes_wrong_each_time_is_an_error_that_says_how_after_all_tries(
 
 
 @pytest.mark.slow
-def test_a_file_that_vanishes_while_it_is_open_is_not_waited_for(
-    server: ObjectStore, folder: Folder, proxy: Proxy
-) -> None:
+def test_deleted_open_file_is_not_retried(server: ObjectStore, folder: Folder, proxy: Proxy) -> None:
     folder.write("gone.bin", b"0123456789")
     with closing(folder.open_random("gone.bin")) as file:
         server.client().delete_file(f"{BUCKET}/music/gone.bin")
@@ -96,7 +94,7 @@ def test_a_file_that_vanishes_while_it_is_open_is_not_waited_for(
 
 
 @pytest.mark.slow
-def test_a_file_that_was_replaced_has_another_version(folder: Folder) -> None:
+def test_replaced_file_has_another_version(folder: Folder) -> None:
     versions = set()
     for content in (b"one", b"two", b"two"):
         folder.write("replaced.bin", content)
@@ -106,7 +104,7 @@ def test_a_file_that_was_replaced_has_another_version(folder: Folder) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_interrupted_is_not_tried_again(folder: Folder, proxy: Proxy) -> None:
+def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
     with closing(folder.open_random("x.bin")) as file:
         proxy.strike_every("reset", 1)
         heard = threading.Event()
@@ -140,7 +138,7 @@ def test_what_is_interrupted_is_not_tried_again(folder: Folder, proxy: Proxy) ->
     ],
     ids=["wrong secret", "wrong key", "no permission"],
 )
-def test_who_may_not_read_hears_why_at_once(
+def test_denied_access_is_explained_without_retries(
     folder: Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, method: str, variables: dict[str, str], said: str
 ) -> None:
     for name, value in variables.items():
@@ -153,7 +151,7 @@ def test_who_may_not_read_hears_why_at_once(
 
 
 @pytest.mark.slow
-def test_credentials_that_have_expired_are_said_to_have(folder: Folder, proxy: Proxy) -> None:
+def test_expired_s3_credentials_are_named(folder: Folder, proxy: Proxy) -> None:
     proxy.strike_every("expire", 1)
     with pytest.raises(PermissionError, match=r"access denied \(ExpiredToken\): .* have expired; get new ones"):
         folder.read("x.bin")
@@ -161,7 +159,7 @@ def test_credentials_that_have_expired_are_said_to_have(folder: Folder, proxy: P
 
 
 @pytest.mark.slow
-def test_a_bucket_that_is_not_there_is_told_from_a_file_that_is_not(server: ObjectStore, folder: Folder) -> None:
+def test_missing_bucket_differs_from_missing_file(server: ObjectStore, folder: Folder) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         folder.read("missing")
     assert not isinstance(caught.value, NoBucketError)
@@ -169,7 +167,7 @@ def test_a_bucket_that_is_not_there_is_told_from_a_file_that_is_not(server: Obje
         Folder("s3://nowhere/music").read("x.bin")
 
 
-def test_pauses_double_and_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_pauses_double_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "6")
     files = S3Files("s3://music/x")
     pauses: list[float] = []
@@ -221,7 +219,7 @@ def test_pauses_double_and_vary(monkeypatch: pytest.MonkeyPatch) -> None:
         ("AWS Error UNKNOWN (HTTP status 418) during GetObject operation: tea", False, PermissionError, "tea"),
     ],
 )
-def test_errors_of_the_client_are_told_in_a_line(text: str, passing: bool, kind: type[OSError], said: str) -> None:
+def test_client_errors_are_explained_in_one_line(text: str, passing: bool, kind: type[OSError], said: str) -> None:
     error = OSError(f"When reading information for key 'x' in bucket 'music': {text}")
     assert is_transient(error) == passing
     explained = translate_s3_error(error, "music", "http://s3")
@@ -231,7 +229,9 @@ def test_errors_of_the_client_are_told_in_a_line(text: str, passing: bool, kind:
 
 
 @pytest.mark.slow
-def test_names_with_spaces_unicode_and_quotes_are_read(server: ObjectStore, proxy: Proxy, tmp_path: Path) -> None:
+def test_object_names_with_spaces_unicode_and_quotes_are_read(
+    server: ObjectStore, proxy: Proxy, tmp_path: Path
+) -> None:
     odd = Folder(server.uri('pre fix/Füße "it\'s" 音楽 100% +&'))
     odd.write("ü 'x'.bin", b"12")
     assert odd.read("ü 'x'.bin") == b"12"
@@ -239,7 +239,7 @@ def test_names_with_spaces_unicode_and_quotes_are_read(server: ObjectStore, prox
 
 
 @pytest.mark.slow
-def test_an_endpoint_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch, server: ObjectStore) -> None:
+def test_unreachable_endpoint_is_named(monkeypatch: pytest.MonkeyPatch, server: ObjectStore) -> None:
     port = free_ports(1)[0]
     for name, value in {**server.variables, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
         monkeypatch.setenv(name, value)

@@ -116,9 +116,7 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_vectors_ids_and_names_are_those_of_the_checkpoint_and_its_data(
-    written: Path, tmp_path: Path, lines: Lines
-) -> None:
+def test_export_has_vectors_of_checkpoint_and_ids_of_dataset(written: Path, tmp_path: Path, lines: Lines) -> None:
     step = step_folder(written / "checkpoints", 200)
     exported = lines.export(step, tmp_path / "out")
     assert (exported.checkpoint, exported.step, exported.job) == (str(step), 200, "planted")
@@ -133,7 +131,7 @@ def test_vectors_ids_and_names_are_those_of_the_checkpoint_and_its_data(
     assert lines == [f"exporting {step}: step 200 of job 'planted'"]
 
 
-def test_a_table_of_several_files_and_pieces_is_exported_whole(
+def test_table_of_several_files_is_exported_completely(
     written: Path, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embeddings, "FILE_ROWS", 128)
@@ -143,12 +141,14 @@ def test_a_table_of_several_files_and_pieces_is_exported_whole(
     assert_is_step(tmp_path / "out", 100)
 
 
-def test_of_a_folder_the_newest_checkpoint_is_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
+def test_newest_checkpoint_of_folder_is_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
     assert lines.export(written / "checkpoints", tmp_path / "out").step == 300
     assert_is_step(tmp_path / "out", 300)
 
 
-def test_partial_and_damaged_checkpoints_are_skipped_and_named(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
+def test_incomplete_and_corrupt_checkpoints_are_skipped_by_name(
+    checkpoints: Path, tmp_path: Path, lines: Lines
+) -> None:
     (step_folder(checkpoints, 300) / MANIFEST_NAME).unlink()
     [victim] = step_folder(checkpoints, 200).glob("track/weights.00003*")
     damage(victim)
@@ -161,7 +161,7 @@ def test_partial_and_damaged_checkpoints_are_skipped_and_named(checkpoints: Path
     assert "step 100" in second
 
 
-def test_a_folder_without_a_whole_checkpoint_is_refused(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
+def test_folder_without_complete_checkpoint_is_rejected(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     for step in STEPS:
         damage(step_folder(checkpoints, step) / MANIFEST_NAME)
     with pytest.raises(CheckpointError, match=r"checkpoints: none of its 3 checkpoint\(s\) is complete"):
@@ -172,7 +172,7 @@ def test_a_folder_without_a_whole_checkpoint_is_refused(checkpoints: Path, tmp_p
 
 @pytest.mark.parametrize("victim", [MANIFEST_NAME, "part-00001*", "customer/weights.00000*", "track/weights.00003*"])
 @pytest.mark.parametrize("harm", [damage, Path.unlink])
-def test_a_checkpoint_that_is_named_and_damaged_is_refused_and_leaves_nothing(
+def test_corrupt_named_checkpoint_is_rejected_without_output(
     checkpoints: Path, tmp_path: Path, lines: Lines, victim: str, harm: Callable[[Path], None]
 ) -> None:
     step = step_folder(checkpoints, 300)
@@ -184,7 +184,7 @@ def test_a_checkpoint_that_is_named_and_damaged_is_refused_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
-def test_damage_to_what_is_not_exported_does_not_matter(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
+def test_corruption_of_other_tables_is_ignored(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     for path in step_folder(checkpoints, 300).glob("*/squares*"):
         damage(path)
     [customers, *_] = step_folder(checkpoints, 300).glob("customer/weights*")
@@ -193,7 +193,7 @@ def test_damage_to_what_is_not_exported_does_not_matter(checkpoints: Path, tmp_p
     np.testing.assert_array_equal(vectors(tmp_path / "out", "track"), values_at(300)["track"]["weights"])
 
 
-def test_the_tables_that_are_named_are_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
+def test_only_named_tables_are_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
     exported = lines.export(written / "checkpoints", tmp_path / "out", "track", "track")
     assert exported.tables == [TABLES[1]]
     assert EmbeddingFiles(tmp_path / "out").entities == ["track"]
@@ -201,7 +201,7 @@ def test_the_tables_that_are_named_are_exported(written: Path, tmp_path: Path, l
         lines.export(written / "checkpoints", tmp_path / "other", "track", "artist")
 
 
-def test_what_exists_is_replaced_only_if_asked_and_only_if_it_is_embeddings(
+def test_existing_output_is_replaced_only_with_overwrite_and_only_embeddings(
     written: Path, tmp_path: Path, lines: Lines
 ) -> None:
     out = tmp_path / "out"
@@ -212,17 +212,17 @@ def test_what_exists_is_replaced_only_if_asked_and_only_if_it_is_embeddings(
     lines.export(written / "checkpoints", out, overwrite=True)
     assert_is_step(out, 300)
     (out / "track" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"notes\.txt: --overwrite would delete it"):
+    with pytest.raises(InputError, match=r"notes\.txt: --overwrite would delete this file"):
         lines.export(written / "checkpoints", out, overwrite=True)
     (tmp_path / "link").symlink_to(out)
     with pytest.raises(InputError, match="link: is not a folder of embeddings"):
         lines.export(written / "checkpoints", tmp_path / "link", overwrite=True)
-    with pytest.raises(InputError, match=rf"data/{MANIFEST_NAME}: --overwrite would delete it"):
+    with pytest.raises(InputError, match=rf"data/{MANIFEST_NAME}: --overwrite would delete this file"):
         lines.export(written / "checkpoints", written / "data", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
-def test_an_export_that_fails_leaves_the_earlier_one(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
+def test_failed_export_keeps_the_earlier_one(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     lines.export(step_folder(checkpoints, 100), tmp_path / "out")
     damage(next(step_folder(checkpoints, 300).glob("track/weights.00003*")))
     with pytest.raises(CheckpointError):
@@ -231,14 +231,14 @@ def test_an_export_that_fails_leaves_the_earlier_one(checkpoints: Path, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "out"]
 
 
-def test_a_place_that_cannot_be_written_is_refused(written: Path, tmp_path: Path, lines: Lines) -> None:
+def test_unwritable_output_is_rejected(written: Path, tmp_path: Path, lines: Lines) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file: cannot be written: .*; choose another --out"):
         lines.export(written / "checkpoints", tmp_path / "file" / "out")
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_is_named_and_left_as_it_was(checkpoints: Path, tmp_path: Path) -> None:
+def test_full_disk_is_reported_without_leftovers(checkpoints: Path, tmp_path: Path) -> None:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -252,7 +252,7 @@ def test_a_disk_that_is_full_is_named_and_left_as_it_was(checkpoints: Path, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
-def test_data_that_have_moved_are_named(data: Path, tmp_path: Path, lines: Lines) -> None:
+def test_moved_dataset_is_found_by_option(data: Path, tmp_path: Path, lines: Lines) -> None:
     save_step(tmp_path / "checkpoints", data, 1)
     data.rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=f"^{data}: is not a dataset; name the dataset .* with --data"):
@@ -261,9 +261,7 @@ def test_data_that_have_moved_are_named(data: Path, tmp_path: Path, lines: Lines
     assert_is_step(tmp_path / "out", 1)
 
 
-def test_other_data_than_those_of_the_checkpoint_are_refused(
-    written: Path, data: Path, tmp_path: Path, lines: Lines
-) -> None:
+def test_other_dataset_is_rejected(written: Path, data: Path, tmp_path: Path, lines: Lines) -> None:
     smaller = tmp_path / "smaller"
     write_data_set(smaller, {}, queries=CUSTOMERS, items=TRACKS - 1)
     with pytest.raises(InputError, match=r"smaller: its vocabulary of 'track' has 199 rows, but the table .* has 200"):
@@ -275,7 +273,7 @@ def test_other_data_than_those_of_the_checkpoint_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_that_says_nothing_of_its_data_is_refused(tmp_path: Path, lines: Lines) -> None:
+def test_checkpoint_without_dataset_record_is_rejected(tmp_path: Path, lines: Lines) -> None:
     held = [split_table(table, values_at(1)[table.name], num_shards=1)[0] for table in TABLES]
     uri = save_shards(str(tmp_path), 1, TABLES, OPTIMIZER, [held])
     with pytest.raises(InputError, match="has no record of its dataset"):
@@ -293,7 +291,9 @@ def test_a_checkpoint_that_says_nothing_of_its_data_is_refused(tmp_path: Path, l
         ("checkpoints/step-000000400", "no such folder"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused(written: Path, tmp_path: Path, lines: Lines, name: str, found: str) -> None:
+def test_source_without_checkpoints_is_rejected(
+    written: Path, tmp_path: Path, lines: Lines, name: str, found: str
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "song.ogg").touch()
@@ -311,7 +311,7 @@ def make_run(folder: Path, written: Path, **sections: Any) -> Path:
     return folder
 
 
-def test_of_a_run_its_checkpoints_are_exported_wherever_they_are(written: Path, tmp_path: Path, lines: Lines) -> None:
+def test_checkpoints_of_a_run_are_found_at_any_path(written: Path, tmp_path: Path, lines: Lines) -> None:
     run = make_run(tmp_path / "run", written)
     with pytest.raises(InputError, match="run: name a new folder for the embeddings with --out"):
         lines.export(run, None)
@@ -325,9 +325,7 @@ def test_of_a_run_its_checkpoints_are_exported_wherever_they_are(written: Path, 
     assert_is_step(tmp_path / "out-away", 300)
 
 
-def test_a_run_that_writes_no_embeddings_gets_those_of_its_checkpoint(
-    written: Path, tmp_path: Path, lines: Lines
-) -> None:
+def test_run_without_embeddings_is_exported_to_its_own_folder(written: Path, tmp_path: Path, lines: Lines) -> None:
     to = {"path": str(written / "checkpoints")}
     run = make_run(tmp_path / "run", written, checkpoint=to, train={"save_embeddings": "none"})
     assert lines.export(run, None).out == run / "embeddings"
@@ -388,7 +386,7 @@ def assert_equal_folders(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_run_without_a_valid_split_the_export_is_its_embeddings_bit_for_bit(tmp_path: Path) -> None:
+def test_export_of_run_without_valid_split_equals_its_embeddings(tmp_path: Path) -> None:
     run = train(tmp_path, "run")
     result = succeeded(crossfade("export", "run", "--out", "out/now", cwd=tmp_path))
     assert_equal_folders(tmp_path / "out" / "now", run / "embeddings")
@@ -400,7 +398,7 @@ def test_of_a_run_without_a_valid_split_the_export_is_its_embeddings_bit_for_bit
 
 
 @pytest.mark.cluster
-def test_the_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
+def test_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
     run = train(tmp_path, "run", "--servers", 2, "--workers", 2, cluster={"max_key_bytes": 2048})
     succeeded(crossfade("export", "run", "--out", "out", cwd=tmp_path))
     assert_equal_folders(tmp_path / "out", run / "embeddings")
@@ -408,7 +406,7 @@ def test_the_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_run_with_a_valid_split_the_export_is_its_last_step(tmp_path: Path) -> None:
+def test_export_of_run_with_valid_split_is_its_last_step(tmp_path: Path) -> None:
     write_planted(tmp_path / "data")
     run = train(tmp_path, "run", train={"epochs": 12, "patience": None}, optimizer={"learning_rate": 1.0})
     exported = json.loads(succeeded(crossfade("export", "run", "--out", "out", "--json", cwd=tmp_path)).stdout)
@@ -423,7 +421,7 @@ def test_of_a_run_with_a_valid_split_the_export_is_its_last_step(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_what_a_job_leaves_to_the_export_is_found_by_similar_and_evaluate(tmp_path: Path) -> None:
+def test_exported_embeddings_are_found_by_similar_and_evaluate(tmp_path: Path) -> None:
     write_planted(tmp_path / "data", named=True)
     run = train(tmp_path, "run", train={"save_embeddings": "none"})
     assert not (run / "embeddings").exists()
@@ -435,7 +433,7 @@ def test_what_a_job_leaves_to_the_export_is_found_by_similar_and_evaluate(tmp_pa
 
 
 @pytest.mark.slow
-def test_the_exit_code_tells_damage_from_wrong_input(checkpoints: Path, tmp_path: Path) -> None:
+def test_exit_code_distinguishes_corruption_from_invalid_input(checkpoints: Path, tmp_path: Path) -> None:
     [victim] = step_folder(checkpoints, 300).glob("track/weights.00003*")
     damage(victim)
     result = crossfade("export", victim.parents[1], "--out", "out", cwd=tmp_path)
@@ -482,7 +480,7 @@ def export_peak_bytes(large: Path, entity: str, out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_table(large: Path, tmp_path: Path) -> None:
+def test_export_memory_does_not_grow_with_the_table(large: Path, tmp_path: Path) -> None:
     of_a_piece = export_peak_bytes(large, "track", tmp_path / "track")
     of_many = export_peak_bytes(large, "customer", tmp_path / "customer")
     assert pq.ParquetFile(tmp_path / "customer" / "customer" / "rows-000000000000.parquet").metadata.num_rows == LARGE
@@ -491,7 +489,7 @@ def test_memory_does_not_grow_with_the_table(large: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_export_that_is_stopped_leaves_nothing(large: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupted_export_leaves_nothing(large: Path, tmp_path: Path, number: signal.Signals) -> None:
     with started("export", large / "checkpoints", "--out", "out", cwd=tmp_path) as command:
         wait_until(lambda: list(tmp_path.glob(".out.partial-*/customer/*")), 60, "a file of embeddings")
         command.process.send_signal(number)

@@ -41,7 +41,7 @@ def quality(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_it_trains_what_is_not_finished_and_writes_the_page(tmp_path: Path) -> None:
+def test_benchmark_trains_unfinished_runs_and_writes_the_page(tmp_path: Path) -> None:
     write_published(tmp_path / "data")
     first = quality(tmp_path, "--only", RUN)
     assert first.returncode == 0, first.stderr

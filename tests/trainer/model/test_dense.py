@@ -50,7 +50,7 @@ def last(passed: list[LayerActivations]) -> FloatArray:
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_gradients_are_those_of_finite_differences(activation: str, layer_norm: bool, residual: bool) -> None:
+def test_gradients_match_finite_differences(activation: str, layer_norm: bool, residual: bool) -> None:
     spec = layers_of(activation, layer_norm, residual)
     parameters, draw = drawn(spec), np.random.default_rng(3)
     rows_AD, weight_AD = draw.standard_normal((4, 5)), draw.standard_normal((4, 5))
@@ -81,7 +81,7 @@ def test_hidden_units_of_a_row_are_normalized_before_gain_bias_and_activation() 
     np.testing.assert_allclose(last(instead), made_AD, atol=1e-12)
 
 
-def test_a_vector_is_the_same_alone_and_among_thousands_and_gradients_add_up() -> None:
+def test_vector_does_not_depend_on_batch_and_gradients_add_up() -> None:
     spec = layers_of()
     dense = DenseLayers([spec], OptimizerSpec("sgd", learning_rate=1.0), seed=5)
     before = {name: values.astype(np.float64) for name, values in dense.parameters.items()}
@@ -99,7 +99,7 @@ def test_a_vector_is_the_same_alone_and_among_thousands_and_gradients_add_up() -
         np.testing.assert_allclose(before[name] - values, expected[name], rtol=1e-4, atol=1e-2, err_msg=name)
 
 
-def test_fresh_layers_follow_from_the_seed_and_keep_the_scale_of_what_passes() -> None:
+def test_initial_layers_follow_from_seed_with_expected_scale() -> None:
     spec = LayerSpec("track", (200, 100, 200), "relu", layer_norm=True, residual=False)
     one, same, other = (DenseLayers([spec], OptimizerSpec(), seed).parameters for seed in (1, 1, 2))
     weights = one["track/0/weights"]
@@ -111,7 +111,7 @@ def test_fresh_layers_follow_from_the_seed_and_keep_the_scale_of_what_passes() -
     assert not one["track/0/bias"].any()
 
 
-def test_decay_is_of_the_weights_alone() -> None:
+def test_weight_decay_applies_to_weights_only() -> None:
     spec = layers_of()
     dense = DenseLayers([spec], OptimizerSpec("sgd", learning_rate=1.0, weight_decay=0.5), seed=1)
     before = {name: values.copy() for name, values in dense.parameters.items()}
@@ -123,7 +123,7 @@ def test_decay_is_of_the_weights_alone() -> None:
         np.testing.assert_allclose(values, before[name] * (0.5 if name.endswith("weights") else 1), err_msg=name)
 
 
-def test_layers_that_diverge_are_named() -> None:
+def test_diverged_layer_is_named() -> None:
     dense = DenseLayers([layers_of()], OptimizerSpec(), seed=1)
     _, tape = dense.forward({"track": np.ones((2, 5), np.float32)})
     _, gradients = dense.backward(tape, {"track": np.full((2, 5), np.nan, np.float32)})
@@ -139,7 +139,7 @@ def test_layers_that_diverge_are_named() -> None:
         ({"model": {"dim": 8, "dense": {"items": [8]}}}, "unknown key 'model.dense.items'; did you mean 'item'?"),
     ],
 )
-def test_layers_that_cannot_be_are_refused(sections: Mapping[str, Any], refusal: str) -> None:
+def test_invalid_layers_are_rejected(sections: Mapping[str, Any], refusal: str) -> None:
     with pytest.raises(InputError) as raised:
         check_job({"name": "a", "data": {"path": "data"}, **sections}, "job.yaml")
     assert refusal in str(raised.value)
@@ -178,7 +178,7 @@ def report_of(run: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_stopped_resumes_to_the_bits_of_one_that_did_not(place: Path, kind: str) -> None:
+def test_resumed_run_equals_uninterrupted_run(place: Path, kind: str) -> None:
     options = ("--set", f"optimizer.kind={kind}", "--set", "train.save_embeddings=none", "--set", "train.epochs=3")
     whole = train(place, f"whole-{kind}", *options)
     stopped = train(place, f"stopped-{kind}", *options, "--set", "train.max_steps=13")
@@ -192,7 +192,7 @@ def test_a_run_that_stopped_resumes_to_the_bits_of_one_that_did_not(place: Path,
 
 
 @pytest.mark.slow
-def test_training_moves_the_layers_and_learns(place: Path, trained: Path) -> None:
+def test_training_changes_layers_and_improves_recall(place: Path, trained: Path) -> None:
     job = load_job(place / "job.yaml")
     model = read_inputs(job).model
     fresh = DenseLayers.of(job, model).parameters
@@ -206,7 +206,7 @@ def test_training_moves_the_layers_and_learns(place: Path, trained: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_is_exported_is_what_the_run_wrote_through_its_layers(place: Path, trained: Path) -> None:
+def test_export_equals_written_embeddings(place: Path, trained: Path) -> None:
     run = train(place, "one-epoch", "--set", "train.epochs=1")
     assert main(["export", str(newest(run)), "--out", str(place / "exported")]) == 0
     written, exported = vectors(run / "embeddings"), vectors(place / "exported")
@@ -222,7 +222,7 @@ def test_what_is_exported_is_what_the_run_wrote_through_its_layers(place: Path, 
 
 
 @pytest.mark.slow
-def test_a_damaged_file_of_layers_is_named_and_the_checkpoint_before_it_used(
+def test_corrupt_layer_file_falls_back_to_previous_checkpoint(
     place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(place, "damaged", "--set", "train.max_steps=13")
@@ -251,7 +251,7 @@ def without_its_end(step: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("harm", "said"), [(without_file, "missing"), (without_its_end, "bytes where")])
-def test_a_checkpoint_without_all_of_its_layers_is_no_checkpoint(
+def test_checkpoint_without_complete_layers_is_skipped(
     place: Path, harm: Callable[[Path], None], said: str, request: pytest.FixtureRequest
 ) -> None:
     run = train(place, f"harmed-{harm.__name__}", "--set", "train.max_steps=7")
@@ -264,7 +264,7 @@ def test_a_checkpoint_without_all_of_its_layers_is_no_checkpoint(
 
 
 @pytest.mark.slow
-def test_layers_are_neither_made_up_nor_dropped_where_a_run_starts_from_another(
+def test_warm_start_with_other_layers_is_rejected(
     place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = train(place, "plain", "--set", "model.dense={}", "--set", "train.max_steps=2")
@@ -292,7 +292,7 @@ def test_layers_are_neither_made_up_nor_dropped_where_a_run_starts_from_another(
     )
 
 
-def test_a_plan_counts_the_layers(place: Path) -> None:
+def test_plan_counts_layers(place: Path) -> None:
     plan = plan_capacity(read_inputs(load_job(place / "job.yaml", ["optimizer.kind=adam"])))
     [process] = plan.processes
     parts = {part.what: part.bytes for part in process.parts}
@@ -323,9 +323,7 @@ def test_plan_counts_all_reduce_traffic(place: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_a_worker_on_servers_trains_the_layers_as_one_process_and_takes_its_checkpoint_up(
-    place: Path, trained: Path
-) -> None:
+def test_worker_on_servers_equals_one_process_and_resumes_its_checkpoint(place: Path, trained: Path) -> None:
     options = ("train", "job.yaml", "--set", "metrics.port=null", "--servers", 2, "--run-dir")
     succeeded(crossfade(*options, "servers", cwd=place))
     assert_same_run(place / "servers", trained)

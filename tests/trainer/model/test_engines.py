@@ -1,4 +1,4 @@
-"""Engines: losses and gradients against the formulas of ``trainer/model/losses.py`` in float64, and MXNet's autograd."""
+"""Engines: losses and gradients against the float64 formulas of ``trainer/model/losses.py``, and MXNet's autograd."""
 
 import json
 import math
@@ -241,20 +241,20 @@ def assert_close(
 
 
 @every_case
-def test_losses_and_gradients_are_those_of_the_formulas_in_float64(name: str) -> None:
+def test_losses_and_gradients_match_float64_formulas(name: str) -> None:
     expected = reference(name)
     assert np.abs(expected[1]).max() > 0.01
     assert_close(by_cpu(CASES[name]), expected, 2e-6)
 
 
 @every_case
-def test_tiles_of_a_pool_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiling_does_not_change_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_TILE_SCORES", 2 * DRAWS)
     assert_close(by_cpu(CASES[name]), reference(name), 2e-6)
 
 
 @every_case
-def test_an_engine_gives_the_same_again_after_a_larger_batch(name: str) -> None:
+def test_engine_repeats_results_after_larger_batch(name: str) -> None:
     case = CASES[name]
     engine = CpuEngine(case.model, case.loss_spec, case.spec)
     small = case.part(slice(0, 2))
@@ -264,21 +264,21 @@ def test_an_engine_gives_the_same_again_after_a_larger_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.negatives not in IN_BATCH_KINDS])
-def test_an_example_of_zero_weight_adds_nothing(name: str) -> None:
+def test_example_of_zero_weight_adds_nothing(name: str) -> None:
     case = CASES[name]
     unweighted = replace(case, weight_B=np.where(np.arange(6) == 5, np.float32(0), case.weight_B))
     assert_close(by_cpu(unweighted), by_cpu(case.part(slice(0, 5))), 1e-7)
 
 
 @every_case
-def test_twice_the_weights_are_twice_the_gradient(name: str) -> None:
+def test_doubled_weights_double_the_gradient(name: str) -> None:
     case = CASES[name]
     doubled = by_cpu(replace(case, weight_B=case.weight_B * 2))
     assert_close(tuple(part / 2 for part in doubled), by_cpu(case), 1e-6)
 
 
 @every_case
-def test_negatives_that_are_the_own_item_have_no_effect(name: str) -> None:
+def test_negative_equal_to_positive_has_no_effect(name: str) -> None:
     case = CASES[name]
     part = case.part(slice(0, 2))
     only_own = replace(part, items_B=np.array([4, 4]), negatives_N=np.full_like(part.negatives_N, 4))
@@ -292,14 +292,14 @@ def test_negatives_that_are_the_own_item_have_no_effect(name: str) -> None:
 
 
 @every_case
-def test_the_gradients_of_two_halves_add_up_to_those_of_the_whole(name: str) -> None:
+def test_gradients_of_two_halves_add_up(name: str) -> None:
     case = CASES[name]
     halves = [by_cpu(case.part(half)) for half in (slice(0, 2), slice(2, 6))]
     assert_close(tuple(first + second for first, second in zip(*halves, strict=True)), by_cpu(case), 1e-6)
 
 
 @every_case
-def test_an_empty_batch_gives_no_loss_and_gradients_of_no_rows(name: str) -> None:
+def test_empty_batch_has_zero_loss_and_empty_gradients(name: str) -> None:
     case = CASES[name]
     empty = replace(case.part(slice(0, 0)), negatives_N=np.empty(0, np.int64))
     block = {"customer": np.empty((0, DIM), np.float32), "track": np.empty((0, DIM), np.float32)}
@@ -343,7 +343,7 @@ def test_large_scores_neither_overflow_nor_vanish(loss: LossKind, negatives: str
 @each_size
 @each_kind
 @each_loss
-def test_an_unwanted_item_far_above_its_negatives_is_pushed_down_with_bounded_force(
+def test_negative_feedback_far_above_negatives_has_bounded_gradient(
     loss: LossKind, negatives: str, size: float
 ) -> None:
     found, slopes = of_one_example(loss, negatives, -3.0, (size, -size))
@@ -355,16 +355,14 @@ def test_an_unwanted_item_far_above_its_negatives_is_pushed_down_with_bounded_fo
 @each_size
 @each_kind
 @each_loss
-def test_an_unwanted_item_far_below_its_negatives_costs_nothing_more(
-    loss: LossKind, negatives: str, size: float
-) -> None:
+def test_negative_feedback_far_below_negatives_costs_nothing(loss: LossKind, negatives: str, size: float) -> None:
     found, slopes = of_one_example(loss, negatives, -3.0, (-size, size))
     assert 0 <= found < 1e-15
     np.testing.assert_allclose(slopes, 0, atol=1e-15)
 
 
 @pytest.mark.parametrize("score", [2.0, 10.0, 17.0, 25.0])
-def test_softmax_of_an_unwanted_item_keeps_its_digits_where_its_share_is_near_one(score: float) -> None:
+def test_negative_feedback_softmax_is_accurate_near_probability_one(score: float) -> None:
     found, slopes = of_one_example("softmax", "shared", -1.0, (score, 0.0))
     # In float32, 1 - share would be 0 from a score of 19 on.
     others = DRAWS / (math.exp(score) + DRAWS)
@@ -373,7 +371,7 @@ def test_softmax_of_an_unwanted_item_keeps_its_digits_where_its_share_is_near_on
 
 
 @every_case
-def test_a_table_row_that_is_not_a_number_shows_in_the_loss_and_the_gradient(name: str) -> None:
+def test_nan_in_a_row_propagates_to_loss_and_gradient(name: str) -> None:
     case = CASES[name]
     batch = case.batch
     block = {"customer": QUERY_TABLE[batch.query.rows_A], "track": ITEM_TABLE[batch.item.rows_A]}
@@ -383,7 +381,7 @@ def test_a_table_row_that_is_not_a_number_shows_in_the_loss_and_the_gradient(nam
     assert np.isnan(gradients["customer"][0]).all()
 
 
-def test_active_rows_are_sorted_and_unique_and_know_their_uses() -> None:
+def test_active_rows_are_sorted_unique_and_list_their_uses() -> None:
     uses_N = np.array([7, 3, 7, 2**40, 0, 3, 7])
     active = ActiveRows.of(uses_N)
     assert active.rows_A.tolist() == [0, 3, 7, 2**40]
@@ -393,7 +391,7 @@ def test_active_rows_are_sorted_and_unique_and_know_their_uses() -> None:
     assert ActiveRows.of(np.empty(0, np.int64)).rows_A.shape == (0,)
 
 
-def test_exp_is_right_to_a_unit_in_the_last_place() -> None:
+def test_exp_is_accurate_to_one_ulp() -> None:
     x_N = np.concatenate([np.linspace(-87, 88, 20_001), np.linspace(-1, 1, 2_001)]).astype(np.float32)
     expected_N = np.exp(x_N.astype(np.float64))
     found_N = np.array([exp(x) for x in x_N])
@@ -401,12 +399,12 @@ def test_exp_is_right_to_a_unit_in_the_last_place() -> None:
     assert exp(np.float32(0.0)) == 1.0
 
 
-def test_exp_keeps_its_lowest_value_below_its_range_and_passes_what_is_not_a_number() -> None:
+def test_exp_clamps_below_its_range_and_propagates_nan() -> None:
     assert exp(np.float32(-1000.0)) == exp(np.float32(-np.inf)) == exp(np.float32(-87.0)) > 0.0
     assert math.isnan(exp(np.float32(np.nan)))
 
 
-def test_log1p_of_exp_is_right_over_its_range() -> None:
+def test_log1p_of_exp_is_accurate_over_its_range() -> None:
     e_N = np.concatenate([np.linspace(0, 1, 10_001), np.geomspace(1e-37, 1, 2_001)]).astype(np.float32)
     found_N = np.array([log1p_of_exp(e) for e in e_N])
     np.testing.assert_allclose(found_N, np.log1p(e_N.astype(np.float64)), rtol=3e-7, atol=0)
@@ -440,6 +438,6 @@ def by_mxnet() -> dict[str, Any]:
 
 
 @every_case
-def test_mxnet_by_its_autograd_agrees_with_the_closed_form(name: str, by_mxnet: dict[str, Any]) -> None:
+def test_mxnet_autograd_matches_closed_form(name: str, by_mxnet: dict[str, Any]) -> None:
     loss, *gradients = by_mxnet[name]
     assert_close((loss, *map(np.array, gradients)), by_cpu(CASES[name]), 1e-5)

@@ -30,7 +30,7 @@ def assert_frequencies(rows_N: IntArray, probability_N: FloatArray) -> None:
     assert ((found_N - expected_N) ** 2 / expected_N).sum() < degrees + 5 * (2 * degrees) ** 0.5
 
 
-def test_without_a_word_all_of_few_items_are_negatives_and_of_more_those_of_the_batch_corrected() -> None:
+def test_auto_resolves_by_loss_and_number_of_items() -> None:
     spec = NegativesConfig()
     assert spec.resolve("softmax", 2**15) == NegativesConfig(kind="all")
     assert spec.resolve("softmax", 2**15 + 1) == NegativesConfig(kind="in_batch", logq_correction=True)
@@ -42,7 +42,7 @@ def test_without_a_word_all_of_few_items_are_negatives_and_of_more_those_of_the_
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 @pytest.mark.parametrize("workers", [2, 3])
-def test_examples_meet_the_same_negatives_whoever_holds_them(kind: str, sampling: str, workers: int) -> None:
+def test_negatives_do_not_depend_on_the_worker(kind: str, sampling: str, workers: int) -> None:
     draw = sampler(kind=kind, count=5, sampling=sampling).draw
     positions_B = np.random.default_rng(0).permutation(24)
     whole_N = draw(share_of(positions_B), epoch=1, step=2)
@@ -53,14 +53,14 @@ def test_examples_meet_the_same_negatives_whoever_holds_them(kind: str, sampling
 
 
 @pytest.mark.parametrize(("kind", "length"), [("shared", 6), ("per_example", 18)])
-def test_draws_are_rows_in_the_documented_number(kind: str, length: int) -> None:
+def test_draws_have_documented_number_and_range(kind: str, length: int) -> None:
     rows_N = sampler(kind=kind, count=6).draw(share_of(np.arange(3)), epoch=0, step=0)
     assert rows_N.dtype == np.int64
     assert rows_N.shape == (length,)
     assert ((rows_N >= 0) & (rows_N < ITEMS)).all()
 
 
-def test_each_example_and_each_slot_has_draws_of_its_own() -> None:
+def test_examples_and_slots_have_independent_draws() -> None:
     rows_BN = sampler(kind="per_example", count=50, counts_N=np.ones(10**6)).draw(share_of(np.arange(40)), 0, 0)
     assert len(np.unique(rows_BN)) > 0.99 * 2000
 
@@ -77,16 +77,14 @@ def test_draws_repeat_and_differ_by_seed_epoch_and_step(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
-def test_uniform_sampling_draws_all_items_equally_often(kind: str) -> None:
+def test_uniform_sampling_draws_items_equally_often(kind: str) -> None:
     rows_N = sampler(kind=kind, count=20_000, sampling="uniform").draw(share_of(np.arange(2)), 0, 0)
     assert_frequencies(rows_N, np.ones(ITEMS))
 
 
 @pytest.mark.parametrize("power", [0.0, 0.75, 1.0])
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
-def test_popularity_sampling_draws_by_the_power_of_counts_and_unseen_items_as_if_seen_once(
-    kind: str, power: float
-) -> None:
+def test_popularity_sampling_follows_count_power_and_includes_unseen_items(kind: str, power: float) -> None:
     draw = sampler(kind=kind, count=50_000, sampling="popularity", power=power).draw
     rows_N = draw(share_of(np.arange(2)), 0, 0)
     assert_frequencies(rows_N, np.maximum(COUNTS, 1) ** power)
@@ -94,7 +92,7 @@ def test_popularity_sampling_draws_by_the_power_of_counts_and_unseen_items_as_if
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
-def test_items_that_nobody_met_are_left_out_if_so_wanted(sampling: str) -> None:
+def test_warm_only_excludes_cold_items(sampling: str) -> None:
     counts_N = np.append(COUNTS, 0)
     spec = NegativesConfig(kind="shared", count=50_000, sampling=sampling, power=0.5)
     rows_N = NegativeSampler(spec, len(counts_N), counts_N, seed=1, warm_only=True).draw(share_of(np.arange(2)), 0, 0)
@@ -105,20 +103,20 @@ def test_items_that_nobody_met_are_left_out_if_so_wanted(sampling: str) -> None:
 
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
-def test_an_empty_share_draws_none(kind: str, sampling: str) -> None:
+def test_empty_slice_draws_nothing(kind: str, sampling: str) -> None:
     rows_N = sampler(kind=kind, count=5, sampling=sampling).draw(share_of(np.empty(0, np.int64), 8), 0, 0)
     assert rows_N.shape == (0,)
     assert rows_N.dtype == np.int64
 
 
-def test_negatives_from_the_batch_are_not_drawn_and_a_mixed_pool_is_that_of_shared_ones() -> None:
+def test_in_batch_draws_nothing_and_mixed_draws_the_shared_pool() -> None:
     share = share_of(np.arange(3))
     assert sampler(kind="in_batch").draw(share, 0, 0).shape == (0,)
     shared, mixed = (sampler(kind=kind, count=7).draw(share, 1, 2) for kind in ("shared", "mixed"))
     np.testing.assert_array_equal(shared, mixed)
 
 
-def test_all_items_are_negatives_but_those_that_nobody_met_where_features_make_them() -> None:
+def test_kind_all_draws_all_items_or_warm_items_only() -> None:
     spec, share = NegativesConfig(kind="all"), share_of(np.arange(3))
     assert NegativeSampler(spec, ITEMS, None, 1).draw(share, 0, 0).tolist() == list(range(ITEMS))
     met_alone = NegativeSampler(spec, ITEMS, COUNTS, 1, warm_only=True).draw(share, 0, 0)
@@ -127,7 +125,7 @@ def test_all_items_are_negatives_but_those_that_nobody_met_where_features_make_t
 
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
-def test_log_q_tells_how_often_each_item_is_drawn(kind: str, sampling: str) -> None:
+def test_log_q_matches_frequency_of_draws(kind: str, sampling: str) -> None:
     drawing = sampler(kind=kind, count=40_000, sampling=sampling, power=0.5, logq_correction=True)
     share = share_of(np.arange(1))
     expected_N = np.exp(drawing.log_q(np.arange(ITEMS), share))
@@ -135,7 +133,7 @@ def test_log_q_tells_how_often_each_item_is_drawn(kind: str, sampling: str) -> N
     assert_frequencies(drawing.draw(share, 0, 0), expected_N)
 
 
-def test_log_q_of_negatives_from_the_batch_follows_counts_and_the_examples_of_a_lane() -> None:
+def test_in_batch_log_q_follows_counts_and_partition_size() -> None:
     rows_N, share = np.arange(ITEMS), share_of(np.arange(6), global_size=80, lanes=4)
     alone_N, mixed_N = (
         np.exp(sampler(kind=kind, count=30, logq_correction=True).log_q(rows_N, share))
@@ -145,5 +143,5 @@ def test_log_q_of_negatives_from_the_batch_follows_counts_and_the_examples_of_a_
     np.testing.assert_allclose(mixed_N, alone_N + 30 / ITEMS, rtol=1e-5)
 
 
-def test_log_q_is_empty_where_scores_are_not_corrected() -> None:
+def test_log_q_is_empty_without_correction() -> None:
     assert sampler(kind="shared").log_q(np.arange(3), share_of(np.arange(2))).shape == (0,)

@@ -75,7 +75,7 @@ NAMES = [("track", "artist", "tag"), ("track", "tag"), ("artist", "tag"), ("tag"
 
 
 @pytest.mark.parametrize(("names", "mean"), [*product(NAMES, [False, True])])
-def test_a_vector_is_the_sum_or_mean_of_what_the_row_has(names: tuple[str, ...], mean: bool) -> None:
+def test_vector_is_sum_or_mean_of_available_embeddings(names: tuple[str, ...], mean: bool) -> None:
     whole = tables()
     towers = make_towers(names, mean)
     batch = towers.add_tower_inputs(batch_of([4, 0, 2], [3, 5, 0, 1]))
@@ -92,7 +92,7 @@ def test_a_vector_is_the_sum_or_mean_of_what_the_row_has(names: tuple[str, ...],
 
 
 @pytest.mark.parametrize(("names", "mean", "drop_ids"), [*product(NAMES, [False, True], [0.0, 0.5])])
-def test_gradients_are_those_of_finite_differences(names: tuple[str, ...], mean: bool, drop_ids: float) -> None:
+def test_gradients_match_finite_differences(names: tuple[str, ...], mean: bool, drop_ids: float) -> None:
     towers = make_towers(names, mean, drop_ids)
     batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1], [3, 5, 0, 1]))
     whole = tables()
@@ -111,7 +111,7 @@ def test_gradients_are_those_of_finite_differences(names: tuple[str, ...], mean:
         np.testing.assert_allclose(gradients[name], numeric, atol=1e-8, err_msg=name)
 
 
-def test_only_values_of_the_rows_of_a_batch_are_active() -> None:
+def test_only_values_of_batch_rows_are_active() -> None:
     towers = make_towers()
     active = towers.active(towers.add_tower_inputs(batch_of([0, 0], [2])))
     assert {name: rows.tolist() for name, rows in active.items()} == {
@@ -122,7 +122,7 @@ def test_only_values_of_the_rows_of_a_batch_are_active() -> None:
     }
 
 
-def test_gradients_are_summed_in_one_order_whatever_the_threads() -> None:
+def test_gradients_do_not_depend_on_number_of_threads() -> None:
     import numba
 
     towers = make_towers()
@@ -139,7 +139,7 @@ def test_gradients_are_summed_in_one_order_whatever_the_threads() -> None:
     assert all(one[name].tobytes() == many[name].tobytes() for name in many)
 
 
-def test_ids_are_dropped_by_row_and_step_and_only_where_features_are_left() -> None:
+def test_id_dropout_varies_by_row_and_step_and_keeps_rows_without_features() -> None:
     dropping, whole = make_towers(drop_ids=0.5), make_towers()
     kept: list[tuple[int, ...]] = []
     for step in range(64):
@@ -158,7 +158,7 @@ def test_ids_are_dropped_by_row_and_step_and_only_where_features_are_left() -> N
     np.testing.assert_allclose(source.vectors("track", np.arange(TRACKS)), expected, atol=1e-12)
 
 
-def test_plain_towers_pass_through_untouched() -> None:
+def test_model_without_features_passes_through_unchanged() -> None:
     towers = Towers(ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0)), [])
     batch = batch_of([4, 0], [3])
     assert towers.add_tower_inputs(batch) is batch
@@ -172,7 +172,7 @@ def test_plain_towers_pass_through_untouched() -> None:
     }
 
 
-def test_an_empty_batch_has_no_active_rows() -> None:
+def test_empty_batch_has_no_active_rows() -> None:
     towers = make_towers()
     batch = towers.add_tower_inputs(batch_of([], []))
     assert all(len(rows) == 0 for rows in towers.active(batch).values())
@@ -200,7 +200,7 @@ def job_with(**model: object) -> JobConfig:
     return check_job({"name": "j", "data": {"path": "d"}, "model": {"dim": 4, **model}}, "test")
 
 
-def test_the_tables_of_a_model_are_those_that_its_towers_name() -> None:
+def test_model_tables_follow_from_towers() -> None:
     plain = make_model(job_with(item_features=["track"]), manifest())
     assert [table.name for table in plain.tables] == ["customer", "track"] == [table.name for table in plain.vectors]
     model = make_model(job_with(item_features=["track", "artist"], query_features=["country"]), manifest())
@@ -219,13 +219,13 @@ def test_the_tables_of_a_model_are_those_that_its_towers_name() -> None:
         ({"query_features": ["customer", "customer"]}, "each name once"),
     ],
 )
-def test_towers_of_what_the_data_lack_are_refused(model: dict[str, list[str]], fragment: str) -> None:
+def test_tower_of_missing_feature_is_rejected(model: dict[str, list[str]], fragment: str) -> None:
     with pytest.raises(InputError) as caught:
         make_model(job_with(**model), manifest())
     assert fragment in str(caught.value)
 
 
-def test_a_row_of_many_values_is_gathered_like_any_other() -> None:
+def test_gather_returns_values_row_by_row() -> None:
     values: list[list[int]] = [[], [4, 5, 6], [], [1]]
     starts, found = feature_lists(values).gather(np.array([3, 1, 0], np.int64))
     of_each: list[IntArray] = np.split(found, starts[1:-1])

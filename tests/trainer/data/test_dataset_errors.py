@@ -97,7 +97,7 @@ def changed(data: Path, column: str, row: int, value: Any, kind: pa.DataType | N
 # ---- files
 
 
-def test_a_shard_with_damaged_pages(refused: Refused, place: Path) -> None:
+def test_file_with_corrupt_pages_is_rejected(refused: Refused, place: Path) -> None:
     path = place / "data" / SHARD
     table = pq.read_table(path)
     rewrite(place / "data", SHARD, table)
@@ -109,7 +109,7 @@ def test_a_shard_with_damaged_pages(refused: Refused, place: Path) -> None:
     assert message.startswith(f"{path}, row group 1: is corrupt ")
 
 
-def test_a_shard_that_was_cut_off(refused: Refused, place: Path) -> None:
+def test_truncated_file_is_rejected(refused: Refused, place: Path) -> None:
     path = place / "data" / SHARD
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
@@ -119,7 +119,7 @@ def test_a_shard_that_was_cut_off(refused: Refused, place: Path) -> None:
     )
 
 
-def test_a_shard_that_was_exchanged_for_one_of_the_same_size(refused: Refused, place: Path) -> None:
+def test_replaced_file_of_same_size_is_rejected(refused: Refused, place: Path) -> None:
     path = place / "data" / SHARD
     content = bytearray(path.read_bytes())
     content[-30] ^= 1
@@ -128,14 +128,14 @@ def test_a_shard_that_was_exchanged_for_one_of_the_same_size(refused: Refused, p
     assert message.startswith(f"{path}: its footer has the CRC-32 ")
 
 
-def test_a_vocabulary_that_was_cut_off(refused: Refused, place: Path) -> None:
+def test_truncated_vocabulary_is_rejected(refused: Refused, place: Path) -> None:
     path = place / "data" / "vocabulary" / "track" / "part-00001.parquet"
     path.write_bytes(path.read_bytes()[:100])
     message = documented("a truncated vocabulary", refused())
     assert message.startswith(f"{path}: has 100 bytes, but the manifest says ")
 
 
-def test_a_shard_that_is_a_folder(refused: Refused, place: Path) -> None:
+def test_folder_in_place_of_file_is_rejected(refused: Refused, place: Path) -> None:
     path = place / "data" / SHARD
     path.unlink()
     path.mkdir()
@@ -143,7 +143,7 @@ def test_a_shard_that_is_a_folder(refused: Refused, place: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_shard_that_nobody_may_read(refused: Refused, place: Path) -> None:
+def test_unreadable_file_is_rejected(refused: Refused, place: Path) -> None:
     (place / "data" / SHARD).chmod(0)
     assert refused() == f"{place / 'data' / SHARD}: cannot be read: Permission denied"
 
@@ -151,14 +151,14 @@ def test_a_shard_that_nobody_may_read(refused: Refused, place: Path) -> None:
 # ---- rows
 
 
-def test_a_shard_without_one_of_the_columns(refused: Refused, place: Path) -> None:
+def test_file_without_a_column_is_rejected(refused: Refused, place: Path) -> None:
     rewrite(place / "data", SHARD, pq.read_table(place / "data" / SHARD).drop_columns("weight"))
     message = documented("a data file with a missing column", refused())
     assert message.startswith(f"{place / 'data' / SHARD}, row group ")
     assert "has the columns customer, track, but not 'weight'" in message
 
 
-def test_a_shard_with_a_column_of_another_type(refused: Refused, place: Path) -> None:
+def test_file_with_wrong_column_type_is_rejected(refused: Refused, place: Path) -> None:
     changed(place / "data", "track", 0, 0, pa.int32())
     message = documented("a data file with a column of another type", refused())
     assert message.startswith(f"{place / 'data' / SHARD}, row group ")
@@ -188,7 +188,9 @@ def test_a_shard_with_a_column_of_another_type(refused: Refused, place: Path) ->
         ("an infinite weight", "weight", float("-inf"), "column 'weight' is -inf, but weights must be finite"),
     ],
 )
-def test_a_value_that_cannot_be(refused: Refused, place: Path, what: str, column: str, value: Any, said: str) -> None:
+def test_invalid_value_is_rejected_with_its_row(
+    refused: Refused, place: Path, what: str, column: str, value: Any, said: str
+) -> None:
     changed(place / "data", column, 1234, value)
     where = f"{place / 'data' / SHARD}, row group 1, row 234"
     assert documented(what, refused()) == f"{where}: {said}; prepare the data again"
@@ -197,21 +199,21 @@ def test_a_value_that_cannot_be(refused: Refused, place: Path, what: str, column
 # ---- the manifest, and what is in it
 
 
-def test_an_empty_shard_is_read_as_nothing(place: Path) -> None:
+def test_empty_file_adds_no_examples(place: Path) -> None:
     rewrite(place / "data", SHARD, pq.read_table(place / "data" / SHARD).slice(0, 0))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=place))
     report = json.loads((place / "run" / "report.json").read_text())
     assert report["examples"] == 2 * (train_rows() - 1500)
 
 
-def test_shards_that_are_all_empty(refused: Refused, place: Path) -> None:
+def test_empty_train_split_is_rejected(refused: Refused, place: Path) -> None:
     for path in sorted((place / "data" / "train").iterdir()):
         rewrite(place / "data", f"train/{path.name}", pq.read_table(path).slice(0, 0))
     message = documented("an empty train split", refused())
     assert message.startswith(f"{place / 'data'}: its train split is empty: there is nothing to train on")
 
 
-def test_a_manifest_that_does_not_match_its_shards(refused: Refused, place: Path) -> None:
+def test_manifest_with_other_row_counts_is_rejected(refused: Refused, place: Path) -> None:
     def swap(manifest: dict[str, Any]) -> None:
         [entry] = [entry for entry in entries(manifest) if entry["path"] == SHARD]
         entry["row_groups"] = [700, 800]
@@ -224,18 +226,18 @@ def test_a_manifest_that_does_not_match_its_shards(refused: Refused, place: Path
 
 
 @pytest.mark.parametrize("path", ["../outside.parquet", "/etc/passwd", "train/../../x", "", "train//x"])
-def test_a_manifest_that_leads_elsewhere(refused: Refused, place: Path, path: str) -> None:
+def test_manifest_with_path_outside_the_dataset_is_rejected(refused: Refused, place: Path, path: str) -> None:
     change_manifest(place / "data", lambda manifest: next(entries(manifest)).update(path=path))
     message = documented("a manifest with a path outside the dataset", refused())
     assert message.startswith(f"{place / 'data' / 'manifest.json'}: not a manifest of prepared data: ")
 
 
-def test_a_manifest_of_the_version_before(refused: Refused, place: Path) -> None:
+def test_manifest_of_earlier_version_is_rejected(refused: Refused, place: Path) -> None:
     change_manifest(place / "data", lambda manifest: manifest.update(version=1))
     documented("a manifest of another version", refused())
 
 
-def test_a_row_group_that_is_too_large_is_refused_and_may_be_accepted(refused: Refused, place: Path) -> None:
+def test_row_group_above_limit_is_rejected_until_limit_is_raised(refused: Refused, place: Path) -> None:
     limit = ("--set", "data.max_row_group_rows=1499")
     message = documented("a row group above data.max_row_group_rows", refused(*limit))
     assert message.startswith(f"{place / 'data' / SHARD}, row group 0: has 1,500 rows, but data.max_row_group_rows is")
@@ -243,7 +245,7 @@ def test_a_row_group_that_is_too_large_is_refused_and_may_be_accepted(refused: R
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "data.max_row_group_rows=1500", cwd=place))
 
 
-def test_one_huge_row_group_is_trained_on(place: Path) -> None:
+def test_training_reads_one_huge_row_group(place: Path) -> None:
     rows = 1_000_000
     random = np.random.default_rng(1)
     table = interaction_table(make_interactions(random.integers(0, CUSTOMERS, rows), random.integers(0, TRACKS, rows)))
@@ -257,7 +259,7 @@ def test_one_huge_row_group_is_trained_on(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_small_shards_are_trained_on(place: Path) -> None:
+def test_training_reads_ten_thousand_small_files(place: Path) -> None:
     data, count = place / "data", 10_000
     table = interaction_table(make_interactions([1, 2], [3, 4]))
     (data / "many").mkdir()
@@ -275,7 +277,7 @@ def test_ten_thousand_small_shards_are_trained_on(place: Path) -> None:
 ODD = 'da ta/Füße "it\'s" 音楽 100%'
 
 
-def test_names_with_spaces_unicode_and_quotes_are_trained_on(place: Path) -> None:
+def test_path_with_spaces_unicode_and_quotes_is_read(place: Path) -> None:
     (place / "da ta").mkdir()
     shutil.move(place / "data", place / ODD)
     write_job(place / "job.yaml", place / ODD)
@@ -294,7 +296,7 @@ def test_names_with_spaces_unicode_and_quotes_are_trained_on(place: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["vanishes", "changes"])
-def test_a_shard_that_is_another_one_during_training_ends_it(place: Path, how: str) -> None:
+def test_file_that_changes_during_training_ends_the_run(place: Path, how: str) -> None:
     path = place / "data" / SHARD
     epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
     with paced("train", "job.yaml", *epochs, run_dir=place / "run") as training:
@@ -329,7 +331,7 @@ def on_s3(uri: str) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-def test_names_with_spaces_unicode_and_quotes_are_trained_on_from_s3(place: Path, s3: ObjectStore) -> None:
+def test_s3_uri_with_spaces_unicode_and_quotes_is_read(place: Path, s3: ObjectStore) -> None:
     uri = s3.uri(f"in put/{ODD}")
     runs = {"s3": on_s3(uri), "local": ()}
     for run, options in runs.items():
@@ -366,7 +368,7 @@ def test_names_with_spaces_unicode_and_quotes_are_trained_on_from_s3(place: Path
         ),
     ],
 )
-def test_credentials_that_are_refused(
+def test_denied_s3_credentials_are_explained(
     refused: Refused, s3: ObjectStore, what: str, variables: dict[str, str], said: str
 ) -> None:
     uri = s3.uri(f"in put/{ODD}")
@@ -375,7 +377,7 @@ def test_credentials_that_are_refused(
 
 
 @pytest.mark.slow
-def test_credentials_that_have_expired(refused: Refused, s3: ObjectStore) -> None:
+def test_expired_s3_credentials_are_explained(refused: Refused, s3: ObjectStore) -> None:
     uri = s3.uri(f"in put/{ODD}")
     with flaky_proxy(s3.endpoint) as proxy:
         proxy.strike_every("expire", 1)
@@ -387,7 +389,7 @@ def test_credentials_that_have_expired(refused: Refused, s3: ObjectStore) -> Non
 
 
 @pytest.mark.slow
-def test_a_bucket_that_is_not_there(refused: Refused, s3: ObjectStore) -> None:
+def test_missing_bucket_is_rejected(refused: Refused, s3: ObjectStore) -> None:
     message = refused(*on_s3("s3://nowhere/data"), variables=s3.variables)
     assert documented("a missing bucket", message) == (
         f"s3://nowhere/data/manifest.json: there is no bucket 'nowhere' at {s3.endpoint}; check its name, "
@@ -396,13 +398,13 @@ def test_a_bucket_that_is_not_there(refused: Refused, s3: ObjectStore) -> None:
 
 
 @pytest.mark.slow
-def test_a_prefix_with_nothing_below_it(refused: Refused, s3: ObjectStore) -> None:
+def test_empty_s3_prefix_is_rejected(refused: Refused, s3: ObjectStore) -> None:
     message = refused(*on_s3(s3.uri("nothing/here")), variables=s3.variables)
     documented("a folder or prefix without a dataset", message)
     assert message.startswith(f"{s3.uri('nothing/here')}/manifest.json: no such file; expected a folder written by ")
 
 
-def test_an_endpoint_that_is_down(refused: Refused) -> None:
+def test_unreachable_endpoint_is_rejected(refused: Refused) -> None:
     endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
     variables = {
         "AWS_ENDPOINT_URL": endpoint,
@@ -417,7 +419,7 @@ def test_an_endpoint_that_is_down(refused: Refused) -> None:
 
 
 @pytest.mark.slow
-def test_a_shard_that_vanishes_from_s3_during_training_ends_it(place: Path, s3: ObjectStore) -> None:
+def test_s3_object_deleted_during_training_ends_the_run(place: Path, s3: ObjectStore) -> None:
     uri = s3.upload(place / "data", "vanishing")
     epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
     with paced("train", "job.yaml", *on_s3(uri), *epochs, run_dir=place / "run", variables=s3.variables) as training:
@@ -431,9 +433,7 @@ def test_a_shard_that_vanishes_from_s3_during_training_ends_it(place: Path, s3: 
 
 
 @pytest.mark.slow
-def test_storage_that_goes_away_during_training_ends_it_as_a_failure_with_its_checkpoints(
-    place: Path, s3: ObjectStore
-) -> None:
+def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(place: Path, s3: ObjectStore) -> None:
     uri = s3.upload(place / "data", "away")
     command = ("train", "job.yaml", *on_s3(uri), "--set", "checkpoint.interval_steps=10", "--set", "train.epochs=40")
     command = (*command, "--set", "train.eval_every_epochs=40")

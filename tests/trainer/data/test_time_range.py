@@ -96,7 +96,7 @@ def numbers_read(folder: Path, manifest: DatasetManifest, selection: RowSelectio
         (-(2**62), 2**62, range(160)),
     ],
 )
-def test_exactly_the_interactions_of_the_time_are_read_each_once(
+def test_interactions_in_time_range_are_read_exactly_once(
     tmp_path: Path, since: Any, until: Any, expected: range, clustered: bool
 ) -> None:
     manifest = write_timed(tmp_path, clustered=clustered)
@@ -109,7 +109,7 @@ def test_exactly_the_interactions_of_the_time_are_read_each_once(
     assert numbers_read(tmp_path, manifest, selection) == Counter(expected)
 
 
-def test_no_page_is_read_where_the_footer_says_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_page_is_read_where_the_footer_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_timed(tmp_path)
     read: list[tuple[str, int, list[str]]] = []
     whole = ParquetFiles.read
@@ -123,7 +123,7 @@ def test_no_page_is_read_where_the_footer_says_enough(tmp_path: Path, monkeypatc
     assert read == [("train/part-00001.parquet", 0, ["timestamp"])]
 
 
-def test_a_date_is_refused_where_timestamps_are_no_seconds(tmp_path: Path) -> None:
+def test_date_is_rejected_where_timestamps_are_not_seconds(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path, unit=1000)
     with pytest.raises(
         InputError, match=r"data.since 2024-02-15: a date is compared in seconds, but the timestamps of"
@@ -143,13 +143,13 @@ def test_a_date_is_refused_where_timestamps_are_no_seconds(tmp_path: Path) -> No
         ({"until": True}, "data.until"),
     ],
 )
-def test_a_time_that_is_none_is_refused_with_the_job(tmp_path: Path, data: dict[str, Any], said: str) -> None:
+def test_invalid_time_is_rejected_with_the_job(tmp_path: Path, data: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match="test: data") as caught:
         load_job_arguments(tmp_path, **data)
     assert said in str(caught.value)
 
 
-def test_dates_of_a_job_file_are_what_yaml_makes_of_them(tmp_path: Path) -> None:
+def test_yaml_dates_are_accepted_as_times(tmp_path: Path) -> None:
     from trainer.config.loading import load_job
 
     path = tmp_path / "job.yaml"
@@ -161,7 +161,7 @@ def test_dates_of_a_job_file_are_what_yaml_makes_of_them(tmp_path: Path) -> None
     assert parse_time_value("2024-05-31T12:00:00+00:00") == (1_717_156_800, True)
 
 
-def test_counts_are_found_again_only_for_the_same_time_and_data(tmp_path: Path) -> None:
+def test_row_counts_are_reused_only_for_same_time_range_and_dataset(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path / "data", clustered=False)
     train = manifest.splits["train"]
     job = load_job_arguments(tmp_path / "data", since=FIRST + 45 * DAY)
@@ -174,7 +174,7 @@ def test_counts_are_found_again_only_for_the_same_time_and_data(tmp_path: Path) 
     assert load_row_counts(tmp_path, job, 17, train) is None
 
 
-def test_a_shard_that_changed_after_it_was_counted_is_refused(tmp_path: Path) -> None:
+def test_file_that_changed_after_counting_is_rejected(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path, clustered=False)
     selection = selected(tmp_path, manifest, since=FIRST + 45 * DAY)
     span = TimeRange.of(FIRST + 90 * DAY, None)
@@ -198,7 +198,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_command_trains_on_the_time_and_resumes_on_no_other(place: Path) -> None:
+def test_train_uses_time_range_and_resumes_only_with_the_same(place: Path) -> None:
     since = ("--set", "data.since=2024-02-15")
     run = ("train", "job.yaml", "--run-dir", "run")
     result = succeeded(crossfade(*run, *since, cwd=place))
@@ -215,7 +215,7 @@ def test_the_command_trains_on_the_time_and_resumes_on_no_other(place: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_two_workers_on_a_time_read_what_one_reads(place: Path) -> None:
+def test_two_workers_read_the_same_time_range_as_one(place: Path) -> None:
     since = ("--set", "data.until=2024-02-15")
     succeeded(crossfade("train", "job.yaml", "--run-dir", "one", *since, cwd=place))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "two", "--servers", 1, "--workers", 2, *since, cwd=place))

@@ -69,7 +69,7 @@ def plain(score_SS: FloatArray, labels: list[set[int]], *, positive: bool = Fals
 
 @pytest.mark.parametrize("entity", [QUERY, ITEM])
 @pytest.mark.parametrize("kind", get_args(ScoreKind))
-def test_precision_is_what_a_plain_count_of_it_says(
+def test_precision_matches_plain_implementation(
     data: tuple[Folder, DatasetManifest, FloatArray], entity: str, kind: ScoreKind
 ) -> None:
     folder, manifest, counts_QI = data
@@ -111,7 +111,7 @@ def judge(
         return label_precision(source, model, reader, manifest, entity, labels, counts_R, min_count=min_count, seed=4)
 
 
-def test_a_sample_asks_among_all(
+def test_sampled_rows_are_compared_with_all(
     data: tuple[Folder, DatasetManifest, FloatArray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, manifest, counts_QI = data
@@ -128,7 +128,7 @@ def test_a_sample_asks_among_all(
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
-def test_labels_come_from_files_of_every_kind(
+def test_labels_are_read_from_every_file_format(
     data: tuple[Folder, DatasetManifest, FloatArray], tmp_path: Path, ending: str
 ) -> None:
     rows = [(3, "rock"), (7, ""), (3, "pop"), (999, "rock"), (5, "rock"), (3, "rock"), (8, "jazz")]
@@ -156,7 +156,7 @@ def test_labels_come_from_files_of_every_kind(
         ("missing file in --labels", "track=no.csv:id:genre"),
     ],
 )
-def test_labels_that_are_not_there_are_refused(
+def test_missing_labels_are_rejected(
     data: tuple[Folder, DatasetManifest, FloatArray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -170,7 +170,7 @@ def test_labels_that_are_not_there_are_refused(
     documented(what, str(caught.value))
 
 
-def test_too_few_rows_with_labels_are_refused(data: tuple[Folder, DatasetManifest, FloatArray]) -> None:
+def test_too_few_labeled_rows_are_rejected(data: tuple[Folder, DatasetManifest, FloatArray]) -> None:
     labels = LabelPairs(np.array([0, 1]), np.array([0, 0]))
     with pytest.raises(InputError) as caught:
         judge(*data[:2], Vectors(), ITEM, "cosine", labels, data[2].T, min_count=10**6)

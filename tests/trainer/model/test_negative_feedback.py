@@ -63,7 +63,7 @@ def cosines(run: Path) -> FloatArray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", get_args(LossKind))
-def test_skipped_tracks_end_further_away_than_unheard_ones(tmp_path: Path, loss: LossKind) -> None:
+def test_skipped_tracks_end_farther_away_than_unheard_tracks(tmp_path: Path, loss: LossKind) -> None:
     write_listening(tmp_path / "data", WEIGHTS[loss])
     train = {"epochs": EPOCHS, "patience": None}
     # Under ccl neither a negative nor a skip costs anything below the margin: it is low here, and they are closer.

@@ -20,7 +20,7 @@ def batch_of(weights: FloatArray) -> Batch:
 
 
 @pytest.mark.parametrize("power", [0.25, 0.5, 1.0])
-def test_an_interaction_weighs_its_querys_count_to_minus_the_power_and_one_on_average(power: float) -> None:
+def test_weight_is_query_count_to_the_power_and_one_on_average(power: float) -> None:
     found_B = FrequencyWeighting(-power, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
     expected_B = COUNTS[QUERIES] ** -power
     assert found_B.dtype == np.float32
@@ -35,19 +35,19 @@ def test_weights_of_either_sign_are_multiplied() -> None:
     np.testing.assert_allclose(balanced_B, plain_B * weights, rtol=1e-6)
 
 
-def test_with_a_balance_of_one_every_query_weighs_the_same() -> None:
+def test_power_of_minus_one_gives_every_query_the_same_weight() -> None:
     found_B = FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
     total_Q = np.bincount(QUERIES, weights=found_B, minlength=5)
     np.testing.assert_allclose(total_Q[[0, 2, 3]], total_Q[0], rtol=1e-6)
 
 
-def test_without_a_balance_a_batch_stays_as_it_is() -> None:
+def test_powers_of_zero_return_the_same_batch() -> None:
     batch = batch_of(np.ones(len(QUERIES)))
     assert FrequencyWeighting(0.0, None, 0.0, None).apply(batch) is batch
 
 
 @pytest.mark.parametrize("power", [-0.5, 0.5])
-def test_items_are_balanced_by_their_own_counts_and_besides_the_queries(power: float) -> None:
+def test_item_weights_multiply_query_weights(power: float) -> None:
     counts = np.bincount(ITEMS)
     batch = batch_of(np.ones(len(QUERIES)))
     items_B, both_B, queries_B = (

@@ -74,7 +74,7 @@ def written(tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabular
     return folder
 
 
-def test_ids_rows_vectors_and_names_come_back_as_they_were(written: Path, store: LocalStore) -> None:
+def test_ids_rows_vectors_and_names_read_back_equal(written: Path, store: LocalStore) -> None:
     files = EmbeddingFiles(written)
     assert files.entities == [QUERY, ITEM]
     for entity, ids in ((QUERY, CUSTOMER_IDS), (ITEM, TRACK_IDS)):
@@ -86,7 +86,7 @@ def test_ids_rows_vectors_and_names_come_back_as_they_were(written: Path, store:
     assert files.read(ITEM).column("name").to_pylist() == TRACK_NAMES
 
 
-def test_files_have_the_documented_columns_names_and_sizes(written: Path) -> None:
+def test_files_have_documented_columns_names_and_sizes(written: Path) -> None:
     paths = sorted((written / QUERY).iterdir())
     assert [path.name for path in paths] == [f"rows-{start:012d}.parquet" for start in (0, 8, 16)]
     sizes = []
@@ -103,7 +103,7 @@ def test_files_have_the_documented_columns_names_and_sizes(written: Path) -> Non
     assert pq.read_schema(written / ITEM / "rows-000000000000.parquet").field("id").type == pa.string()
 
 
-def test_one_file_and_row_group_hold_all_that_fits(
+def test_small_table_is_one_file_with_one_row_group(
     tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary]
 ) -> None:
     write_embeddings(store, TABLES, vocabularies, tmp_path / "embeddings")
@@ -119,14 +119,14 @@ def test_one_file_and_row_group_hold_all_that_fits(
     [[0], [22], [7, 8], [2, 3, 15, 16], [0, 9, 22], list(range(23)), list(range(1, 23, 4))],
     ids=str,
 )
-def test_vectors_of_any_rows_are_those_of_the_store(written: Path, store: LocalStore, rows: list[int]) -> None:
+def test_vectors_of_any_rows_match_the_store(written: Path, store: LocalStore, rows: list[int]) -> None:
     rows_N = np.array(rows)
     vectors_ND = EmbeddingFiles(written).vectors(QUERY, rows_N)
     assert vectors_ND.dtype == np.float32
     np.testing.assert_array_equal(vectors_ND, StoreVectors(store).vectors(QUERY, rows_N))
 
 
-def test_reading_leaves_no_thread_of_pyarrow_that_may_outlive_the_interpreter(written: Path) -> None:
+def test_reading_leaves_no_pyarrow_thread(written: Path) -> None:
     reads = f"""
 import os
 import numpy
@@ -144,15 +144,15 @@ print(len(os.listdir("/proc/self/task")) - before)
     assert result.stdout.strip() == "0"
 
 
-def test_vectors_of_no_rows_are_none(written: Path) -> None:
+def test_vectors_of_no_rows_are_empty(written: Path) -> None:
     assert len(EmbeddingFiles(written).vectors(QUERY, np.empty(0, np.int64))) == 0
 
 
-def test_only_the_wanted_columns_are_read(written: Path) -> None:
+def test_only_requested_columns_are_read(written: Path) -> None:
     assert EmbeddingFiles(written).read(ITEM, ["row", "name"]).column_names == ["row", "name"]
 
 
-def test_writing_again_replaces_the_folder_whole(
+def test_writing_again_replaces_the_complete_folder(
     tmp_path: Path, written: Path, vocabularies: dict[str, Vocabulary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FILE_ROWS", 100)
@@ -165,7 +165,7 @@ def test_writing_again_replaces_the_folder_whole(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings", "vocabulary"]
 
 
-def test_a_write_that_fails_leaves_the_earlier_embeddings(
+def test_failed_write_keeps_earlier_embeddings(
     tmp_path: Path, written: Path, store: LocalStore, vocabularies: dict[str, Vocabulary]
 ) -> None:
     before = EmbeddingFiles(written).read(QUERY)
@@ -175,7 +175,7 @@ def test_a_write_that_fails_leaves_the_earlier_embeddings(
     assert EmbeddingFiles(written).read(QUERY).equals(before)
 
 
-def test_each_worker_writes_its_share_of_the_files(
+def test_each_worker_writes_its_part_of_the_files(
     tmp_path: Path, vocabularies: dict[str, Vocabulary], small_pieces: None
 ) -> None:
     class OneOfTwo(LocalStore):
@@ -189,25 +189,25 @@ def test_each_worker_writes_its_share_of_the_files(
     assert not (tmp_path / "embeddings").exists(), "the first worker moves the whole into place"
 
 
-def test_a_folder_without_embeddings_is_refused(tmp_path: Path) -> None:
+def test_folder_without_embeddings_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no embeddings; expected a folder that 'crossfade train' wrote"):
         EmbeddingFiles(tmp_path)
     with pytest.raises(InputError, match="holds no embeddings"):
         EmbeddingFiles(tmp_path / "missing")
 
 
-def test_an_unknown_entity_is_refused_with_those_there_are(written: Path) -> None:
+def test_unknown_entity_is_rejected_with_available_ones(written: Path) -> None:
     with pytest.raises(InputError, match="no embeddings of 'artist'; it has those of customer, track"):
         EmbeddingFiles(written).read("artist")
 
 
-def test_a_row_beyond_the_table_is_refused(written: Path) -> None:
+def test_row_beyond_the_table_is_rejected(written: Path) -> None:
     with pytest.raises(InputError, match="has 23 rows, but row 23 was requested"):
         EmbeddingFiles(written).vectors(QUERY, np.array([0, 23]))
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, -40])
-def test_a_truncated_file_is_refused_by_its_name(written: Path, kept_bytes: int) -> None:
+def test_truncated_file_of_embeddings_is_rejected_by_name(written: Path, kept_bytes: int) -> None:
     path = written / QUERY / "rows-000000000008.parquet"
     path.write_bytes(path.read_bytes()[:kept_bytes])
     files = EmbeddingFiles(written)
@@ -217,7 +217,7 @@ def test_a_truncated_file_is_refused_by_its_name(written: Path, kept_bytes: int)
         files.vectors(QUERY, np.array([0]))
 
 
-def test_a_vocabulary_is_read_in_pieces_across_its_files(vocabularies: dict[str, Vocabulary]) -> None:
+def test_vocabulary_is_read_across_its_files(vocabularies: dict[str, Vocabulary]) -> None:
     customers = vocabularies[QUERY]
     for start, stop in ((0, 23), (3, 4), (3, 9), (9, 11), (22, 23)):
         table = customers.read(start, stop)
@@ -227,7 +227,7 @@ def test_a_vocabulary_is_read_in_pieces_across_its_files(vocabularies: dict[str,
         customers.read(20, 24)
 
 
-def test_a_vocabulary_whose_rows_are_others_is_refused(tmp_path: Path) -> None:
+def test_vocabulary_with_wrong_rows_is_rejected(tmp_path: Path) -> None:
     entity = write_vocabulary(tmp_path, ITEM, range(9), file_rows=9, group_rows=9)
     path = tmp_path / entity.files[0].path
     table = pq.read_table(path)
@@ -238,7 +238,7 @@ def test_a_vocabulary_whose_rows_are_others_is_refused(tmp_path: Path) -> None:
         Vocabulary(Folder(tmp_path), manifest, ITEM).read(0, 9)
 
 
-def test_embeddings_that_lack_a_file_are_refused(written: Path) -> None:
+def test_missing_file_of_embeddings_is_rejected(written: Path) -> None:
     (written / QUERY / "rows-000000000008.parquet").unlink()
     files = EmbeddingFiles(written)
     for read in (lambda: files.read(QUERY), lambda: files.vectors(QUERY, np.array([9]))):
@@ -248,7 +248,7 @@ def test_embeddings_that_lack_a_file_are_refused(written: Path) -> None:
             read()
 
 
-def test_damaged_pages_are_refused_by_file_name(written: Path) -> None:
+def test_corrupt_pages_are_rejected_by_file_name(written: Path) -> None:
     path = written / QUERY / "rows-000000000008.parquet"
     column = pq.read_metadata(path).row_group(0).column(2)
     content = bytearray(path.read_bytes())
@@ -261,7 +261,7 @@ def test_damaged_pages_are_refused_by_file_name(written: Path) -> None:
             read()
 
 
-def test_the_counts_of_a_vocabulary_are_in_the_order_of_rows(tmp_path: Path) -> None:
+def test_vocabulary_counts_are_in_row_order(tmp_path: Path) -> None:
     counts_N = np.arange(9)[::-1] * 10
     entity = write_vocabulary(tmp_path, ITEM, range(9), counts_N=counts_N, file_rows=4, group_rows=3)
     manifest = DatasetManifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
@@ -270,7 +270,7 @@ def test_the_counts_of_a_vocabulary_are_in_the_order_of_rows(tmp_path: Path) -> 
     np.testing.assert_array_equal(found_N, counts_N)
 
 
-def test_kept_embeddings_are_those_of_the_last_epoch_that_was_kept(
+def test_staged_embeddings_are_those_of_the_latest_epoch(
     tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
 ) -> None:
     kept, scratch = StagedEmbeddings(str(tmp_path / "checkpoints")), tmp_path / "scratch"
@@ -291,7 +291,7 @@ def test_kept_embeddings_are_those_of_the_last_epoch_that_was_kept(
         assert files.read(ITEM).column("name").to_pylist() == TRACK_NAMES
 
 
-def test_kept_embeddings_of_which_a_file_is_missing_or_cut_off_are_none(
+def test_incomplete_staged_embeddings_are_ignored(
     tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
 ) -> None:
     kept = StagedEmbeddings(str(tmp_path / "checkpoints"))

@@ -166,7 +166,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 @pytest.mark.parametrize("score", get_args(ScoreKind))
 @pytest.mark.parametrize("blocks", ["one block", "small blocks"])
-def test_rankings_are_those_of_sorting_all_scores(
+def test_rankings_match_sorting_all_scores(
     source: Vectors, score: ScoreKind, blocks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if blocks == "small blocks":
@@ -202,7 +202,7 @@ def test_the_vectors_with_ties_have_ties() -> None:
         ("test", [], []),
     ],
 )
-def test_metrics_are_those_of_the_formulas(
+def test_metrics_match_formulas(
     data: Path,
     source: Vectors,
     score: ScoreKind,
@@ -221,7 +221,7 @@ def test_metrics_are_those_of_the_formulas(
 
 @pytest.mark.parametrize("workers", [2, 3, 40])
 @pytest.mark.parametrize("cold", [False, True])
-def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(
+def test_metrics_do_not_depend_on_number_of_workers(
     data: Path, workers: int, cold: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts_N = COLD_COUNTS_N if cold else COUNTS_N
@@ -250,7 +250,7 @@ def test_workers_share_the_queries_and_their_sums_give_the_same_metrics(
     assert ("recall_cold@10" in together) is cold
 
 
-def test_interactions_of_no_positive_weight_are_neither_held_out_nor_excluded(data: Path) -> None:
+def test_interactions_without_positive_weight_are_ignored(data: Path) -> None:
     judged = held_out(data, "test", ["train"])
     queries = judged.queries_Q.tolist()
     assert 28 not in queries
@@ -264,7 +264,7 @@ def test_interactions_of_no_positive_weight_are_neither_held_out_nor_excluded(da
     assert any(truth[query] & trained.get(query, set()) for query in queries)
 
 
-def test_the_metrics_of_a_case_worked_by_hand() -> None:
+def test_metrics_match_a_case_worked_by_hand() -> None:
     # One query at 1 on a line; items fall with their row, so the ranking is 0, 1, 2, 3, 4, without the excluded 1.
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
     judged = HeldOut(np.array([0]), lists_of([[0, 3, 4]]), lists_of([[1]]))
@@ -284,7 +284,7 @@ def test_the_metrics_of_a_case_worked_by_hand() -> None:
     assert found == pytest.approx({**at_1, **at_3, **together}, abs=1e-6)
 
 
-def test_rows_that_no_id_has_are_not_ranked() -> None:
+def test_vacant_rows_are_not_ranked() -> None:
     # The ranking of all is 0, 1, 2, 3, 4; nobody has 0 and 3, and of the others 4 is cold.
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
     judged = HeldOut(np.array([0]), lists_of([[2, 4]]), lists_of([[1]]), item_I=np.array([1, 2, 4]))
@@ -307,7 +307,7 @@ COLD_COUNTS_N = np.where(np.arange(ITEMS) % 4 == 1, 0, COUNTS_N + 1)
 
 @pytest.mark.parametrize("score", get_args(ScoreKind))
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_warm_and_cold_items_are_judged_apart(
+def test_warm_and_cold_items_are_evaluated_separately(
     data: Path, source: Vectors, score: ScoreKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch)
@@ -330,7 +330,7 @@ def test_warm_and_cold_items_are_judged_apart(
     assert {name for name in found if name not in same} == {name for name in found if "warm" in name or "cold" in name}
 
 
-def test_no_queries_give_metrics_of_zero() -> None:
+def test_metrics_without_queries_are_zero() -> None:
     source = SOURCES["no ties"]
     none = HeldOut(np.empty(0, np.int64), lists_of([]), lists_of([]))
     found = evaluate(source, source.model("cosine"), none, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
@@ -338,13 +338,13 @@ def test_no_queries_give_metrics_of_zero() -> None:
     assert len(found) == 8
 
 
-def test_a_zero_vector_ranks_without_a_warning() -> None:
+def test_zero_vector_ranks_without_a_warning() -> None:
     source = Vectors(np.zeros((1, DIM), np.float32), random_rows(5, DIM, seed=1))
     items_QK, _ = rank_items(source, source.model("cosine"), np.array([0]), lists_of([[]]), depth=5)
     assert items_QK.tolist() == [[0, 1, 2, 3, 4]]
 
 
-def test_a_split_that_cannot_be_read_is_refused(data: Path, tmp_path: Path) -> None:
+def test_unreadable_split_is_rejected(data: Path, tmp_path: Path) -> None:
     manifest: DatasetManifest = read_manifest(Folder(data))
     with pytest.raises(InputError, match="no such file"):
         load_held_out(InteractionReader(Folder(tmp_path), manifest), manifest, "test", ["train"], 0, 1)

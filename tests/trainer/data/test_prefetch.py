@@ -36,17 +36,17 @@ class Source:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7])
-def test_values_come_in_the_order_of_the_source(depth: int) -> None:
+def test_values_keep_the_order_of_the_source(depth: int) -> None:
     with Prefetcher(range(500), depth) as ahead:
         assert list(ahead) == list(range(500))
 
 
-def test_an_empty_source_ends_at_once() -> None:
+def test_empty_source_yields_nothing() -> None:
     with Prefetcher([]) as ahead:
         assert list(ahead) == []
 
 
-def test_the_source_is_read_in_a_thread_of_its_own_before_it_is_asked_for() -> None:
+def test_source_is_read_ahead_in_another_thread() -> None:
     source = Source(10)
     with Prefetcher(source, depth=3):
         source.wait_until_drawn(3)
@@ -54,7 +54,7 @@ def test_the_source_is_read_in_a_thread_of_its_own_before_it_is_asked_for() -> N
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 5])
-def test_an_error_is_raised_in_the_foreground_where_its_value_would_have_come(fails_at: int) -> None:
+def test_source_error_is_raised_in_place_of_its_value(fails_at: int) -> None:
     with Prefetcher(Source(10, fails_at)) as ahead:
         values = iter(ahead)
         assert [next(values) for _ in range(fails_at)] == list(range(fails_at))
@@ -63,7 +63,7 @@ def test_an_error_is_raised_in_the_foreground_where_its_value_would_have_come(fa
 
 
 @pytest.mark.parametrize("taken", [0, 1, 10])
-def test_leaving_early_stops_the_thread(taken: int) -> None:
+def test_leaving_the_context_early_stops_the_thread(taken: int) -> None:
     source = Source(10**9)
     with Prefetcher(source) as ahead:
         values = iter(ahead)
@@ -73,7 +73,7 @@ def test_leaving_early_stops_the_thread(taken: int) -> None:
     assert not source.thread.is_alive()
 
 
-def test_an_error_in_the_block_stops_the_thread_too() -> None:
+def test_error_in_the_context_stops_the_thread() -> None:
     source = Source(10**9)
 
     def fail_inside() -> None:
@@ -87,7 +87,7 @@ def test_an_error_in_the_block_stops_the_thread_too() -> None:
     assert not source.thread.is_alive()
 
 
-def test_an_error_that_nobody_came_to_does_not_keep_the_thread() -> None:
+def test_unconsumed_source_error_does_not_keep_the_thread() -> None:
     source = Source(10, fails_at=3)
     with Prefetcher(source, depth=1):
         source.wait_until_drawn(2)
@@ -96,7 +96,7 @@ def test_an_error_that_nobody_came_to_does_not_keep_the_thread() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_no_more_is_drawn_than_the_depth_and_the_value_that_waits_for_room(depth: int) -> None:
+def test_source_is_at_most_depth_plus_one_values_ahead(depth: int) -> None:
     source = Source(10_000)
     with Prefetcher(source, depth) as ahead:
         values = iter(ahead)

@@ -1,0 +1,282 @@
+"""Batch schedule: every interaction once per epoch, independent of workers and resumption; block prefetching."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import (
+    ITEM,
+    QUERY,
+    numbered_interactions,
+    write_data_set,
+)
+from waiting import wait_until
+
+from kvstore.arrays import IntArray
+from kvstore.errors import StorageUnavailableError
+from kvstore.io.folder import Folder
+from trainer.data.manifest import DatasetManifest, Split, read_manifest
+from trainer.data.prefetch import Prefetcher
+from trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
+from trainer.data.schedule import BatchSchedule, BatchSlice
+from trainer.data.stopwatch import Stopwatch
+
+QUERIES, ITEMS = 11, 13
+TIMEOUT_SECONDS = 30.0
+UNEVEN = [[40, 7, 31], [90], [1, 1, 58, 20], [0, 5], [12, 12, 12, 12]]
+ROWS = sum(map(sum, UNEVEN))
+WORKERS = [1, 2, 3, 5]
+
+Example = tuple[int, int, int]
+
+
+@pytest.fixture(scope="module")
+def uneven_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uneven")
+    write_data_set(folder, {"train": numbered_interactions(UNEVEN, QUERIES, ITEMS)}, queries=QUERIES, items=ITEMS)
+    return folder
+
+
+def schedule_of(folder: Path, **changes: int) -> BatchSchedule:
+    manifest = read_manifest(Folder(folder))
+    options = {"batch_size": 32, "partitions": 4, "shuffle_block_rows": 50, "seed": 1, **changes}
+    return BatchSchedule(InteractionReader(Folder(folder), manifest), row_groups(manifest.splits["train"]), **options)
+
+
+def numbers(interactions: Interactions) -> IntArray:
+    """Return which interactions these are: each one's weight is its number."""
+    return interactions.weight_N.astype(np.int64)
+
+
+def examples_of(batch_slice: BatchSlice) -> list[Example]:
+    rows = batch_slice.interactions
+    return list(zip(rows.query_N.tolist(), rows.item_N.tolist(), numbers(rows).tolist(), strict=True))
+
+
+def global_batches(schedule: BatchSchedule, epoch: int, workers: int, first_step: int = 0) -> list[dict[int, Example]]:
+    """Return the examples of each step by position, from the slices of all workers."""
+    steps: list[dict[int, Example]] = []
+    slices = [schedule.slices(epoch, first_step, rank, workers) for rank in range(workers)]
+    for slices_of_step in zip(*slices, strict=True):  # strict: all workers take the same number of steps
+        (global_size,) = {part.global_size for part in slices_of_step}
+        positions = [position for part in slices_of_step for position in part.positions_B.tolist()]
+        assert sorted(positions) == list(range(global_size))
+        steps.append(dict(zip(positions, [e for part in slices_of_step for e in examples_of(part)], strict=True)))
+    return steps
+
+
+def order(schedule: BatchSchedule, epoch: int = 0) -> IntArray:
+    """Return the interactions of an epoch in the order in which one worker reads them."""
+    return np.concatenate([numbers(part.interactions) for part in schedule.slices(epoch, 0, 0, 1)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"partitions": 1}, {"partitions": 100}, {"shuffle_block_rows": 1}, {"shuffle_block_rows": 10**6}],
+    ids=str,
+)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_every_interaction_is_read_exactly_once_per_epoch(uneven_data: Path, workers: int, options: dict) -> None:
+    batches = global_batches(schedule_of(uneven_data, **options), 0, workers)
+    read = Counter(example for batch in batches for example in batch.values())
+    assert read == Counter((n % QUERIES, n * 7 % ITEMS, n) for n in range(ROWS))
+
+
+@pytest.mark.parametrize("batch_size", [1, 32, ROWS, 10**6])
+@pytest.mark.parametrize("workers", WORKERS)
+def test_every_worker_takes_the_same_number_of_steps(uneven_data: Path, workers: int, batch_size: int) -> None:
+    schedule = schedule_of(uneven_data, batch_size=batch_size)
+    assert schedule.steps == -(-ROWS // batch_size)
+    for rank in range(workers):
+        assert len(list(schedule.slices(0, 0, rank, workers))) == schedule.steps
+
+
+@pytest.mark.parametrize("workers", WORKERS[1:])
+def test_global_batch_does_not_depend_on_number_of_workers(uneven_data: Path, workers: int) -> None:
+    schedule = schedule_of(uneven_data)
+    for epoch in (0, 3):
+        assert global_batches(schedule, epoch, workers) == global_batches(schedule, epoch, 1)
+
+
+def test_global_batches_have_about_the_batch_size(uneven_data: Path) -> None:
+    schedule = schedule_of(uneven_data)
+    sizes = [len(batch) for batch in global_batches(schedule, 0, 1)]
+    assert sum(sizes) == ROWS
+    assert max(sizes) - min(sizes) <= 2 * 4  # a partition's part varies by at most one
+
+
+def test_worker_without_partition_gets_empty_slices(uneven_data: Path) -> None:
+    slices = list(schedule_of(uneven_data, partitions=2).slices(0, 0, rank=2, workers=3))
+    assert slices
+    for part in slices:
+        assert len(part.interactions) == len(part.positions_B) == 0
+        assert part.global_size > 0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_starting_at_a_step_yields_the_remaining_slices(uneven_data: Path, workers: int) -> None:
+    schedule = schedule_of(uneven_data)
+    expected = global_batches(schedule, 1, workers)
+    for first_step in range(schedule.steps + 1):
+        assert global_batches(schedule, 1, workers, first_step) == expected[first_step:]
+
+
+def test_starting_at_a_step_keeps_the_order_of_examples(uneven_data: Path) -> None:
+    schedule = schedule_of(uneven_data)
+    expected = list(schedule.slices(1, 0, 0, 2))
+    for part, resumed in zip(expected[5:], schedule.slices(1, 5, 0, 2), strict=True):
+        assert examples_of(resumed) == examples_of(part)
+        np.testing.assert_array_equal(resumed.positions_B, part.positions_B)
+
+
+def test_starting_at_a_step_reads_no_earlier_shuffle_block(tmp_path: Path) -> None:
+    one_group_a_file = numbered_interactions([[20]] * 5, QUERIES, ITEMS)
+    manifest = write_data_set(tmp_path, {"train": one_group_a_file}, queries=QUERIES, items=ITEMS)
+    options = {"batch_size": 20, "partitions": 1, "shuffle_block_rows": 20, "seed": 1}
+    schedule = BatchSchedule(
+        InteractionReader(Folder(tmp_path), manifest), row_groups(manifest.splits["train"]), **options
+    )
+    for group in schedule.assign_partitions(0)[0][:3]:
+        (tmp_path / group.file.path).unlink()
+    assert [len(part.interactions) for part in schedule.slices(0, 3, 0, 1)] == [20, 20]
+
+
+def test_order_repeats_by_seed_and_differs_by_seed_and_epoch(uneven_data: Path) -> None:
+    first_N = order(schedule_of(uneven_data))
+    np.testing.assert_array_equal(order(schedule_of(uneven_data)), first_N)
+    for other_N in (order(schedule_of(uneven_data, seed=2)), order(schedule_of(uneven_data), epoch=1)):
+        assert (first_N == other_N).mean() < 0.1
+
+
+def test_partitions_are_balanced_and_reassigned_each_epoch(uneven_data: Path) -> None:
+    schedule = schedule_of(uneven_data)
+    largest = max(map(max, UNEVEN))
+    for epoch in range(5):
+        assigned = schedule.assign_partitions(epoch)
+        rows = [sum(group.rows for group in partition) for partition in assigned]
+        assert sum(rows) == ROWS
+        assert max(rows) - min(rows) <= largest
+        assert assigned != schedule.assign_partitions(epoch + 1)
+
+
+def test_shuffle_block_mixes_its_row_groups(tmp_path: Path) -> None:
+    files = numbered_interactions([[100] * 8], QUERIES, ITEMS)
+    write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
+    order_N = order(schedule_of(tmp_path, partitions=1, shuffle_block_rows=400))
+    for half_N in (order_N[:400], order_N[400:]):
+        groups, rows = np.unique(half_N // 100, return_counts=True)
+        assert rows.tolist() == [100] * 4, "a shuffle block holds four complete row groups"
+        for quarter_N in np.split(half_N, 4):
+            found, counts = np.unique(quarter_N // 100, return_counts=True)
+            assert found.tolist() == groups.tolist()
+            assert counts.min() > 10
+    assert (np.diff(order_N) == 1).mean() < 0.02
+
+
+def test_small_shuffle_block_still_shuffles_within_row_group(tmp_path: Path) -> None:
+    write_data_set(
+        tmp_path, {"train": numbered_interactions([[200] * 2], QUERIES, ITEMS)}, queries=QUERIES, items=ITEMS
+    )
+    order_N = order(schedule_of(tmp_path, partitions=1, shuffle_block_rows=1))
+    for half_N in np.split(order_N, 2):
+        assert len(np.unique(half_N // 200)) == 1
+        assert (np.diff(half_N) == 1).mean() < 0.05
+
+
+def test_empty_split_has_one_empty_step(tmp_path: Path) -> None:
+    empty = Split(files=[])
+    reader = InteractionReader(
+        Folder(tmp_path), DatasetManifest(query=QUERY, item=ITEM, entities={}, splits={"train": empty})
+    )
+    schedule = BatchSchedule(reader, [], batch_size=4, partitions=4, shuffle_block_rows=10, seed=1)
+    (part,) = schedule.slices(0, 0, 0, 1)
+    assert (len(part.interactions), part.global_size) == (0, 0)
+
+
+# ---- prefetching of shuffle blocks
+
+
+class CountingReader(InteractionReader):
+    """Counts the rows it has read, and waits before each row group until ``let_go`` is set."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Folder(folder), read_manifest(Folder(folder)), threads=3)
+        self.rows = 0
+        self.let_go = threading.Event()
+        self.let_go.set()
+        self._changed = threading.Condition()
+
+    def read(self, group: RowGroup) -> Interactions:
+        assert self.let_go.wait(TIMEOUT_SECONDS)
+        interactions = super().read(group)
+        with self._changed:
+            self.rows += group.rows
+            self._changed.notify_all()
+        return interactions
+
+    def wait_for(self, rows: int) -> None:
+        """Wait until so many rows have been read."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.rows >= rows, TIMEOUT_SECONDS), self.rows
+
+
+@pytest.fixture
+def ten_groups(tmp_path: Path) -> Iterator[CountingReader]:
+    """Ten row groups of 20 rows, for two partitions with shuffle blocks of 20."""
+    files = numbered_interactions([[20] * 10], QUERIES, ITEMS)
+    write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
+    with closing(CountingReader(tmp_path)) as reader:
+        yield reader
+
+
+def two_partitions(reader: CountingReader, folder: Path) -> BatchSchedule:
+    groups = row_groups(read_manifest(Folder(folder)).splits["train"])
+    return BatchSchedule(reader, groups, batch_size=10, partitions=2, shuffle_block_rows=20, seed=1)
+
+
+def test_partition_prefetches_exactly_one_shuffle_block(tmp_path: Path, ten_groups: CountingReader) -> None:
+    epochs = 3
+    slices = two_partitions(ten_groups, tmp_path).slices(0, 0, 0, 1, epochs=epochs)
+    for step in range(epochs * 20):
+        assert len(next(slices).interactions) == 10
+        begun = 2 * 20 * (step // 4 + 1)  # rows of blocks in use: of both partitions, four steps each
+        ten_groups.wait_for(min(begun + 2 * 20, epochs * 200))
+        assert ten_groups.rows <= begun + 2 * 20
+    assert list(slices) == []
+
+
+def test_waiting_for_a_shuffle_block_is_timed(tmp_path: Path, ten_groups: CountingReader) -> None:
+    waiting = Stopwatch()
+    slices = two_partitions(ten_groups, tmp_path).slices(0, 0, 0, 1, wait_timer=waiting)
+    next(slices)
+    ten_groups.wait_for(80)
+    ten_groups.let_go.clear()
+    before = waiting.seconds
+    with Prefetcher(slices, depth=1) as ahead:
+        taken = iter(ahead)
+        for _ in range(7):  # two blocks of each partition last eight steps
+            next(taken)
+        wait_until(lambda: waiting.seconds > before + 0.05, TIMEOUT_SECONDS, "a wait that is timed while it lasts")
+        ten_groups.let_go.set()
+        assert len(next(taken).interactions) == 10
+
+
+def test_interrupt_does_not_wait_for_pending_reads(tmp_path: Path, ten_groups: CountingReader) -> None:
+    schedule = two_partitions(ten_groups, tmp_path)
+    ahead = Prefetcher(schedule.slices(0, 0, 0, 1, epochs=100), interrupt=schedule.interrupt)
+    with ahead:
+        next(iter(ahead))
+    assert not ahead._thread.is_alive()
+    with pytest.raises(StorageUnavailableError, match="reading was interrupted: the run is ending"):
+        ten_groups.read(schedule.assign_partitions(0)[0][0])
+
+
+def test_consecutive_epochs_equal_single_epochs(uneven_data: Path) -> None:
+    schedule = schedule_of(uneven_data)
+    together = [examples_of(part) for part in schedule.slices(1, 3, 1, 2, epochs=3)]
+    alone = [examples_of(part) for epoch in (1, 2, 3) for part in schedule.slices(epoch, 3 if epoch == 1 else 0, 1, 2)]
+    assert together == alone
