@@ -1,9 +1,11 @@
 """Train with slow steps, so that a test can act while the training runs.
 
-with paced("train", "job.yaml", run_dir=folder / "run") as training:
-    training.wait_for("checkpoint_saved")
-    ...                                           # the training does not end meanwhile
-    training.finish()                             # from here on it trains at full speed
+    with paced("train", "job.yaml", run_dir=folder / "run") as training:
+        training.wait_for("checkpoint_saved")
+        ...                                           # the training does not end meanwhile
+        training.finish()                             # from here on it trains at full speed
+
+The training imports a hook through ``sitecustomize`` that sleeps in each step until a release file exists.
 """
 
 import os

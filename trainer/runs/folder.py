@@ -1,12 +1,14 @@
 """The folder of a run, and the lock that only one process holds.
 
-runs/NAME/
-  job.yaml          the job, resolved              events.jsonl      events of the training
-  run.json          id and name of the run         processes.jsonl   load of its processes, restarts
-  row_counts.json   rows of the job's time range   state.json        state of its processes, every second
-  restarts.json     restarts so far                report.json       report of the finished run
-  metrics.prom      final metrics                  metrics/          final metrics of each role, if distributed
-  checkpoints/  embeddings/  logs/  run.lock
+    runs/NAME/
+      job.yaml          the job, resolved              events.jsonl      events of the training
+      run.json          id and name of the run         processes.jsonl   load of its processes, restarts
+      row_counts.json   rows of the job's time range   state.json        state of its processes, every second
+      restarts.json     restarts so far                report.json       report of the finished run
+      metrics.prom      final metrics                  metrics/          final metrics of each role, if distributed
+      checkpoints/  embeddings/  logs/  run.lock
+
+Files are replaced atomically or appended to, so that a process killed at any time leaves a readable folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The training loop: pull active rows, compute gradients, push them; evaluate and keep the best at the ends of epochs.
 
-loop = TrainLoop(job, model, store, engine, towers, batches, embeddings, checkpoints, hooks)
-finished = loop.run(TrainState())       # False: stopped on request
+    loop = TrainLoop(job, model, store, engine, towers, batches, embeddings, checkpoints, hooks)
+    finished = loop.run(TrainState())       # False: stopped on request
+
+The parts are protocols or small classes, so that tests/trainer/training/test_loop.py runs the loop with fakes.
 """
 
 from __future__ import annotations

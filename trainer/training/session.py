@@ -1,8 +1,10 @@
 """The open parts of one worker's run, from the data to the loop.
 
-with open_session(job, folder, store, hooks) as session:
-    state = session.restore(checkpoint=None)
-    finished = session.loop.run(state)
+    with open_session(job, folder, store, hooks) as session:
+        state = session.restore(checkpoint=None)
+        finished = session.loop.run(state)
+
+``run.run_training`` is the life of a session, from its start to the report.
 """
 
 from __future__ import annotations
