@@ -51,11 +51,11 @@ def write(folder: Path) -> int:
         return file.tell()
 
 
-def timed(what: str, call: object) -> None:
+def timed(label: str, call: object) -> None:
     begin, used = time.perf_counter(), time.process_time()
     call()  # type: ignore[operator]
-    spent, used = time.perf_counter() - begin, time.process_time() - used
-    print(f"{what:<34}{spent:>8.3f} s, {used:.3f} s of a core")
+    seconds, used = time.perf_counter() - begin, time.process_time() - used
+    print(f"{label:<34}{seconds:>8.3f} s, {used:.3f} s of a core")
 
 
 def print_state_cost(folder: Path) -> None:
@@ -69,11 +69,11 @@ def print_state_cost(folder: Path) -> None:
     state.watch(
         lambda: {"state": "running", "generation": 1, "processes": {"one": {**own, "load": metrics.snapshot()}}}
     )
-    for what, call in (("a load, every 2 s", metrics.snapshot), ("a state, every second", state._tell)):
+    for label, call in (("a load, every 2 s", metrics.snapshot), ("a state, every second", state._tell)):
         used = time.process_time()
         for _ in range(REPEATS):
             call()
-        print(f"{what:<34}{1000 * (time.process_time() - used) / REPEATS:>8.2f} ms of a core")
+        print(f"{label:<34}{1000 * (time.process_time() - used) / REPEATS:>8.2f} ms of a core")
 
 
 def main() -> None:
@@ -87,10 +87,10 @@ def main() -> None:
         timed("read all", run.refresh)
         with (path / "events.jsonl").open("ab") as file:
             file.writelines(step(number) for number in range(LINES + 1, LINES + 3))
-        timed("read two lines more", run.refresh)
+        timed("read two more lines", run.refresh)
         shown = [RunView(run, summarize(run), COLORS[0])]
-        timed("sum it up", lambda: summarize(run))
-        timed("draw it", lambda: [draw(shown, "step") for draw in (charts.loss, charts.eval_metric, charts.throughput)])
+        timed("summarize", lambda: summarize(run))
+        timed("draw", lambda: [draw(shown, "step") for draw in (charts.loss, charts.eval_metric, charts.throughput)])
         print_state_cost(path)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"{'memory':<34}{(after - before) / 1024:>8.0f} MiB")

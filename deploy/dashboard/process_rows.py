@@ -43,7 +43,7 @@ def process_rows(run: RunReader, *, live: bool) -> list[ProcessRow]:
 def _process_row(run: RunReader, state: StateFile, name: str, *, live: bool) -> ProcessRow:
     process = state.processes[name]
     load = process.load
-    # Of a run that has ended, means over its whole life.
+    # Of a run that has ended, means over its lifetime.
     rates = run.processes.rates(name, state.time, load, over=RATE_SECONDS if live else math.inf)
     row = ProcessRow(name, process.state, process.host, process.metrics, cpu=rates.get("cpu"))
     row.resident_bytes = load.get("resident_bytes")

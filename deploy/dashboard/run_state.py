@@ -11,7 +11,7 @@ from deploy.dashboard.formatting import duration
 from deploy.dashboard.run_reader import RunReader
 
 SILENT_SECONDS = 15.0
-"""A command writes its state every second; after this time without, it is taken for dead or cut off."""
+"""A command writes its state every second; after this time without a new state, it counts as lost."""
 GONE_SECONDS = 3.0
 """After this time without a new state, the command's process is looked for on this host."""
 ENDED = ("done", "failed", "stopped", "lost", "unknown")

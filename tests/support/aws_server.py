@@ -1,12 +1,12 @@
-"""AWS on loopback: moto's server as a process, and a gateway that notes calls and answers some itself.
+"""AWS on loopback: moto's server in a process, behind a gateway that records calls and can script responses.
 
 with running_aws() as aws:
     aws.fail("CreateTrainingJob", "ThrottlingException", "Rate exceeded", times=2)
     crossfade("submit", "sagemaker", "job.yaml", cwd=folder, variables=aws.variables)
     assert ("sagemaker", "CreateTrainingJob") in aws.actions()
 
-Answers may also be scripted: ``aws.answer("DescribeTrainingJob", {...}, {...})`` gives the first, then the second over
-and over. Each answer has the form that the call's protocol has, as botocore reads it.
+``aws.answer("DescribeTrainingJob", {...}, {...})`` returns the first body once and then always the second. Scripted
+responses have the format of the call's protocol, as botocore parses it.
 """
 
 import json
@@ -50,7 +50,7 @@ _ERROR_XML = {"ec2": _EC2_XML, "sts": _QUERY_XML, "iam": _QUERY_XML, "s3": _S3_X
 
 @dataclass(frozen=True)
 class Call:
-    """One request, as the gateway saw it."""
+    """One request, as the gateway received it."""
 
     service: str
     action: str
@@ -60,28 +60,28 @@ class Call:
 
 @dataclass
 class _Script:
-    """Answers to the next calls of an action: whole bodies with their status."""
+    """Responses to the next calls of an action: complete bodies with their status."""
 
     left: list[tuple[int, Callable[[Call], str]]] = field(default_factory=list)
-    last_stays: bool = False
+    repeat_last: bool = False
 
     def next(self) -> tuple[int, Callable[[Call], str]] | None:
         if not self.left:
             return None
-        return self.left[0] if self.last_stays and len(self.left) == 1 else self.left.pop(0)
+        return self.left[0] if self.repeat_last and len(self.left) == 1 else self.left.pop(0)
 
 
 class _DiedError(Exception):
-    """moto ended by itself."""
+    """moto exited before it was stopped."""
 
 
 class AwsServer:
-    """moto's server and the gateway before it."""
+    """moto's server and the gateway in front of it."""
 
     def __init__(self) -> None:
         with create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        self._behind = f"http://127.0.0.1:{port}"
+        self._moto_url = f"http://127.0.0.1:{port}"
         parent = os.getpid()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
@@ -94,7 +94,7 @@ class AwsServer:
         self.calls: list[Call] = []
         self._scripts: dict[str, _Script] = {}
         self.placement_groups: dict[str, dict[str, str]] = {}
-        """Their tags by their names, if ``placement_groups.py`` answers for them."""
+        """Tags by name, if ``placement_groups.py`` handles these calls."""
         self._before: dict[str, Callable[[Call], object]] = {}
         self._handlers: dict[str, Callable[[Call], tuple[int, str]]] = {}
         self._lock = threading.Lock()
@@ -106,7 +106,7 @@ class AwsServer:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment in which a command finds it."""
+        """The environment that directs a command here."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
@@ -118,51 +118,51 @@ class AwsServer:
         }
 
     def client(self, service: str) -> Any:
-        """A client of moto itself, past the gateway: what a test does with it is not noted."""
+        """Return a client of moto itself: its calls bypass the gateway and are not recorded."""
         return boto3.client(
             service,
             region_name=REGION,
-            endpoint_url=self._behind,
+            endpoint_url=self._moto_url,
             aws_access_key_id="AKIAEXAMPLE",
             aws_secret_access_key="secret",
             config=Config(retries={"total_max_attempts": 1}),
         )
 
     def fail(self, action: str, code: str, message: str, *, times: int = 1, status: int = 400) -> None:
-        """Have the next ``times`` calls of ``action`` answered with this error; 0: all from now on."""
+        """Let the next ``times`` calls of ``action`` fail with this error; 0: all later calls."""
         script = self._scripts.setdefault(action, _Script())
         script.left += [(status, lambda call: _error(call, code, message))] * max(1, times)
-        script.last_stays = times == 0
+        script.repeat_last = times == 0
 
     def answer(self, action: str, *bodies: Mapping[str, Any]) -> None:
-        """Have calls of ``action``, which is one of JSON, answered with ``bodies`` in turn; the last one stays."""
+        """Answer calls of ``action``, which uses JSON, with ``bodies`` in turn; the last one repeats."""
         texts = [json.dumps(body) for body in bodies]
-        self._scripts[action] = _Script([(200, lambda _, text=text: text) for text in texts], last_stays=True)
+        self._scripts[action] = _Script([(200, lambda _, text=text: text) for text in texts], repeat_last=True)
 
     def respond(self, action: str, respond: Callable[[Call], Mapping[str, Any]]) -> None:
-        """Have all calls of ``action``, which is one of JSON, answered with what ``respond`` makes of each."""
-        self._scripts[action] = _Script([(200, lambda call: json.dumps(respond(call)))], last_stays=True)
+        """Answer all calls of ``action``, which uses JSON, with the result of ``respond``."""
+        self._scripts[action] = _Script([(200, lambda call: json.dumps(respond(call)))], repeat_last=True)
 
     def handle(self, action: str, handler: Callable[[Call], tuple[int, str]]) -> None:
-        """Have calls of ``action``, which moto does not know, answered by ``handler``: status and body."""
+        """Answer calls of ``action``, which moto does not support, by ``handler``: status and body."""
         self._handlers[action] = handler
 
     def before(self, action: str, do: Callable[[Call], object]) -> None:
-        """Have ``do`` called before each call of ``action``, which is answered as ever."""
+        """Call ``do`` before each call of ``action`` is answered."""
         self._before[action] = do
 
     def actions(self) -> set[tuple[str, str]]:
-        """Service and action of all calls so far."""
+        """Return service and action of all calls so far."""
         with self._lock:
             return {(call.service, call.action) for call in self.calls}
 
     def made(self, action: str) -> list[Call]:
-        """The calls of ``action`` so far."""
+        """Return the calls of ``action`` so far."""
         with self._lock:
             return [call for call in self.calls if call.action == action]
 
     def reset(self) -> None:
-        """Forget everything: resources, calls and scripts."""
+        """Delete all resources, recorded calls and scripts."""
         with self._lock:
             self.calls.clear()
             self._scripts.clear()
@@ -172,7 +172,9 @@ class AwsServer:
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> None:
         """Call moto's own API."""
         data = json.dumps(body or {}).encode()
-        request = urllib.request.Request(self._behind + path, data, {"Content-Type": "application/json"}, method="POST")
+        request = urllib.request.Request(
+            self._moto_url + path, data, {"Content-Type": "application/json"}, method="POST"
+        )
         with urllib.request.urlopen(request, timeout=30):
             pass
 
@@ -180,20 +182,20 @@ class AwsServer:
         """Return once moto answers.
 
         Raises:
-            _DiedError: it ended, as where something else has taken its port before it came to that.
+            _DiedError: it exited, for example because another process took its port.
         """
 
         def answers() -> bool:
             if self._process.poll() is not None:
                 raise _DiedError
-            with suppress(OSError), urllib.request.urlopen(f"{self._behind}/moto-api/data.json", timeout=5):
+            with suppress(OSError), urllib.request.urlopen(f"{self._moto_url}/moto-api/data.json", timeout=5):
                 return True
             return False
 
         wait_until(answers, START_SECONDS, "moto's server")
 
-    def take(self, call: Call) -> tuple[int, str] | None:
-        """Note ``call``; the scripted answer, if there is one."""
+    def record(self, call: Call) -> tuple[int, str] | None:
+        """Record ``call``; return the scripted response, if there is one."""
         with self._lock:
             self.calls.append(call)
             script = self._scripts.get(call.action)
@@ -206,11 +208,11 @@ class AwsServer:
         handler = self._handlers.get(call.action)
         return handler(call) if handler else None
 
-    def pass_on(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        """What moto answers."""
+    def forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Forward the request to moto and return its response."""
         headers = {name: value for name, value in handler.headers.items() if name.lower() != "connection"}
-        headers.setdefault("Content-Type", "application/octet-stream")  # or urllib would call it a form
-        request = urllib.request.Request(self._behind + handler.path, body or None, headers, method=handler.command)
+        headers.setdefault("Content-Type", "application/octet-stream")  # otherwise urllib sets that of a form
+        request = urllib.request.Request(self._moto_url + handler.path, body or None, headers, method=handler.command)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, dict(response.headers), response.read()
@@ -218,7 +220,7 @@ class AwsServer:
             return error.code, dict(error.headers), error.read()
 
     def close(self) -> None:
-        """Stop both."""
+        """Stop the gateway and moto."""
         self._gateway.shutdown()
         self._gateway.server_close()
         self._thread.join()
@@ -238,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        scripted = self.server.aws.take(self._call(body))
+        scripted = self.server.aws.record(self._call(body))
         if scripted is not None:
             status, text = scripted
             headers, data = (
@@ -246,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
                 text.encode(),
             )
         else:
-            status, headers, data = self.server.aws.pass_on(self, body)
+            status, headers, data = self.server.aws.forward(self, body)
         self.send_response(status)
         for name, value in headers.items():
             if name.lower() not in {"content-length", "connection", "transfer-encoding", "date", "server"}:
@@ -270,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         return Call(service, f"{self.command} {self.path.partition('?')[0]}", region, {})
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _error(call: Call, code: str, message: str) -> str:
@@ -281,7 +283,7 @@ def _error(call: Call, code: str, message: str) -> str:
 
 @contextmanager
 def running_aws() -> Iterator[AwsServer]:
-    """Both, running."""
+    """Run moto and the gateway while the context lasts."""
     server = _started()
     try:
         yield server
@@ -290,7 +292,7 @@ def running_aws() -> Iterator[AwsServer]:
 
 
 def _started(attempts: int = 3) -> AwsServer:
-    """Both, once moto answers; at another port if it ends before."""
+    """Start both and wait until moto answers; retry at another port if it exits."""
     server = AwsServer()
     try:
         server.wait_until_ready()

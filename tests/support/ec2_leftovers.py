@@ -1,10 +1,10 @@
-"""Everything that an account holds which costs money or was made by Crossfade: after a run has ended, nothing."""
+"""List the resources of an account that cost money or that Crossfade created: none after a run has ended."""
 
 from aws_server import AwsServer
 
 
 def leftovers(aws: AwsServer) -> list[str]:
-    """What there is, by listing every kind of resource; what moto has from the start does not count."""
+    """Return a description of each resource, except for those that moto has from the start."""
     ec2, iam, ssm = aws.client("ec2"), aws.client("iam"), aws.client("ssm")
     found = [
         f"instance {instance['InstanceId']} ({instance['State']['Name']})"

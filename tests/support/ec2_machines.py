@@ -1,13 +1,13 @@
-"""The machines behind moto's instances: whatever moto says is running runs its user data here, as a real script.
+"""Processes in place of moto's instances: each running instance runs its user data here as a real script.
 
 with running_machines(aws, folder) as machines:
     crossfade("submit", "ec2", "job.yaml", ..., cwd=folder, variables=aws.variables)
-    machines.of(1).metadata.take_away()           # EC2 gives host 1 two minutes' notice
-    machines.of(1).docker                         # the words of each call of docker
+    machines.of(1).metadata.interrupt()           # EC2 gives host 1 two minutes' notice
+    machines.of(1).calls                          # how docker and shutdown were called
 
-Each machine has an address of loopback and a metadata service of its own, from which the script and what it starts have
-their credentials. docker and shutdown are small programs that note how they were called: 'docker run' runs Crossfade
-itself, with the folder of the machine in place of the container's volume, and 'shutdown -h now' ends the instance.
+Each machine has a loopback address and a metadata service of its own, which provides the credentials. docker and
+shutdown are small scripts that record their calls: 'docker run' runs Crossfade itself, with the machine's folder in
+place of the container's volume, and 'shutdown -h now' terminates the instance.
 """
 
 import json
@@ -47,13 +47,13 @@ _SHUTDOWN = """#!/bin/bash
 printf '%s\\n' "shutdown $*" >>"$MACHINE/calls"
 [ "$2" != now ] || touch "$MACHINE/off"
 """
-_NOTED = """#!/bin/bash
+_RECORDED = """#!/bin/bash
 printf '%s\\n' "$(basename "$0") $*" >>"$MACHINE/calls"
 """
 
 
 class Machine:
-    """One of them."""
+    """One machine."""
 
     def __init__(self, instance: dict[str, Any], script: str, number: int, folder: Path, metadata: Metadata) -> None:
         self.id: str = instance["InstanceId"]
@@ -63,11 +63,11 @@ class Machine:
         self.script = script
         self.mark = Mark()
         self.process: subprocess.Popen[bytes] | None = None
-        # Those of the S3 server, which checks signatures and knows of no tokens.
+        # Credentials of the S3 server, which checks signatures and does not support session tokens.
         credentials = {"AccessKeyId": ACCESS_KEY, "SecretAccessKey": SECRET_KEY, "Token": "", "Code": "Success"}
         credentials |= {"Type": "AWS-HMAC", "LastUpdated": "2020-01-01T00:00:00Z", "Expiration": "2099-01-01T00:00:00Z"}
-        role = "the-role"  # moto tells of the first instance alone which one it has
-        metadata.says |= {
+        role = "the-role"  # moto returns the profile of the first instance only
+        metadata.values |= {
             "ami-launch-index": str(self.index),
             "instance-id": self.id,
             "local-ipv4": self.address,
@@ -77,18 +77,22 @@ class Machine:
         }
 
     def boot(self, aws: AwsServer, variables: dict[str, str]) -> None:
-        """Run the script."""
+        """Start the script."""
         self.folder.mkdir()
         path = self.folder / "user-data"
         path.write_text(self.script)
-        own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        own |= {"PATH": f"{self.folder.parent / 'bin'}:{os.environ['PATH']}", "MACHINE": str(self.folder), "pause": "0"}
-        own |= {"PYTHON": sys.executable, "AWS_ENDPOINT_URL": aws.endpoint, "AWS_CONFIG_FILE": os.devnull}
-        own |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, **self.metadata.variables, **variables}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        environment |= {
+            "PATH": f"{self.folder.parent / 'bin'}:{os.environ['PATH']}",
+            "MACHINE": str(self.folder),
+            "pause": "0",
+        }
+        environment |= {"PYTHON": sys.executable, "AWS_ENDPOINT_URL": aws.endpoint, "AWS_CONFIG_FILE": os.devnull}
+        environment |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, **self.metadata.variables, **variables}
         with (self.folder / "console").open("wb") as console:
             self.process = subprocess.Popen(
                 ["bash", str(path)],
-                env=self.mark.environment(own),
+                env=self.mark.environment(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -102,35 +106,35 @@ class Machine:
 
     @property
     def console(self) -> str:
-        """What its script has printed."""
+        """The output of its script."""
         return (self.folder / "console").read_text(errors="replace")
 
     @property
     def calls(self) -> list[str]:
-        """How docker, shutdown and the like were called."""
+        """The command lines of docker, shutdown and systemctl so far."""
         with suppress(FileNotFoundError):
             return (self.folder / "calls").read_text().splitlines()
         return []
 
 
 class Machines:
-    """All of them, as they come and go."""
+    """All machines: they start and stop with moto's instances."""
 
     def __init__(self, aws: AwsServer, folder: Path, variables: dict[str, str]) -> None:
         self._aws, self._folder, self._variables = aws, folder, variables
         self.all: list[Machine] = []
         self._opened = ExitStack()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self.error: BaseException | None = None
         (folder / "bin").mkdir(parents=True)
-        for name, text in (("docker", _DOCKER), ("shutdown", _SHUTDOWN), ("systemctl", _NOTED)):
+        for name, text in (("docker", _DOCKER), ("shutdown", _SHUTDOWN), ("systemctl", _RECORDED)):
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
         self._thread.start()
 
     def of(self, index: int, seconds: float = 60.0) -> Machine:
-        """The newest one that is host ``index``, once it is there."""
+        """Wait for host ``index`` and return its newest machine."""
         wait_until(lambda: self._check() or any(one.host == index for one in self._hosts()), seconds, f"host {index}")
         return [one.machine for one in self._hosts() if one.host == index][-1]
 
@@ -141,29 +145,29 @@ class Machines:
         if self.error is not None:
             raise self.error
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         try:
-            while not self._over.is_set():
-                self._turn()
+            while not self._stopped.is_set():
+                self._run_once()
                 time.sleep(0.2)
         except BaseException as error:
             self.error = error
             raise
 
-    def _turn(self) -> None:
+    def _run_once(self) -> None:
         ec2 = self._aws.client("ec2")
         known = {machine.id: machine for machine in self.all}
         for reservation in ec2.describe_instances()["Reservations"]:
             for instance in reservation["Instances"]:
                 machine = known.get(instance["InstanceId"])
                 if machine is None and instance["State"]["Name"] == "running":
-                    self._begin(instance)
+                    self._start(instance)
                 elif machine is not None and instance["State"]["Name"] in {"shutting-down", "terminated"}:
                     machine.mark.kill()
                 elif machine is not None and machine.is_off:
                     ec2.terminate_instances(InstanceIds=[machine.id])
 
-    def _begin(self, instance: dict[str, Any]) -> None:
+    def _start(self, instance: dict[str, Any]) -> None:
         import base64
 
         answer = self._aws.client("ec2").describe_instance_attribute(
@@ -177,8 +181,8 @@ class Machines:
         self.all.append(machine)
 
     def close(self) -> None:
-        """End everything."""
-        self._over.set()
+        """Stop all machines."""
+        self._stopped.set()
         self._thread.join()
         for machine in self.all:
             machine.mark.kill()
@@ -200,7 +204,7 @@ def _setting(script: str, name: str) -> str:
 
 @contextmanager
 def running_machines(aws: AwsServer, folder: Path, variables: dict[str, str] | None = None) -> Iterator[Machines]:
-    """Machines in ``folder``; ``variables`` are in the environment of what runs on them."""
+    """Run machines in ``folder`` while the context lasts, with ``variables`` in their environment."""
     machines = Machines(aws, folder, variables or {})
     try:
         yield machines

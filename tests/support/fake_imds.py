@@ -1,10 +1,10 @@
-"""The metadata service of a spot instance, on loopback: a real HTTP server that demands a token, as EC2's does.
+"""EC2's instance metadata service on loopback: an HTTP server that requires a token, as EC2's does.
 
 with running_metadata() as metadata:
     started("train", job, "--spot", variables=metadata.variables)
-    metadata.take_away()                          # two minutes' notice
-    metadata.recommend_leaving()                  # the instance is at risk
-    metadata.forget_tokens()                      # they have run out
+    metadata.interrupt()                          # two minutes' notice
+    metadata.recommend_rebalance()                  # the instance is at risk
+    metadata.expire_tokens()                      # they expire
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_PUT(self) -> None:
-        """Give a token."""
+        """Issue a token."""
         seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
         good = seconds.isdecimal() and 1 <= int(seconds) <= MAX_TOKEN_SECONDS
         if self.path == "/latest/api/token" and good:
-            self._answer(HTTPStatus.OK, self.server.metadata.give_token())
+            self._answer(HTTPStatus.OK, self.server.metadata.issue_token())
         else:
             self._answer(HTTPStatus.BAD_REQUEST, "")
 
     def do_GET(self) -> None:
-        """Say what is asked for, to those who have a token."""
+        """Return a value, if the request has a valid token."""
         metadata = self.server.metadata
         if self.headers.get("X-aws-ec2-metadata-token") not in metadata.tokens:
             self._answer(HTTPStatus.UNAUTHORIZED, "")
             return
         name = self.path.removeprefix(_PREFIX)
-        metadata.asked.append(name)
-        said = metadata.says.get(name.rstrip("/")) if self.path.startswith(_PREFIX) else None
-        self._answer(*((HTTPStatus.NOT_FOUND, "not here") if said is None else (HTTPStatus.OK, said)))
+        metadata.requested.append(name)
+        value = metadata.values.get(name.rstrip("/")) if self.path.startswith(_PREFIX) else None
+        self._answer(*((HTTPStatus.NOT_FOUND, "not here") if value is None else (HTTPStatus.OK, value)))
 
     def _answer(self, status: HTTPStatus, text: str) -> None:
         self.send_response(status)
@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -63,36 +63,36 @@ class _Server(ThreadingHTTPServer):
 
 
 class Metadata:
-    """What one instance's service says: ``says`` by name, below latest/meta-data/."""
+    """The metadata of one instance: ``values`` by their names below latest/meta-data/."""
 
     def __init__(self) -> None:
-        self.says: dict[str, str] = {}
-        self.asked: list[str] = []
+        self.values: dict[str, str] = {}
+        self.requested: list[str] = []
         self.tokens: set[str] = set()
         self.endpoint = ""
 
     @property
     def variables(self) -> dict[str, str]:
-        """What the environment of a process on the instance says."""
+        """The environment of a process on the instance."""
         return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.endpoint}
 
-    def give_token(self) -> str:
-        """A new one."""
+    def issue_token(self) -> str:
+        """Issue a new token."""
         token = secrets.token_urlsafe()
         self.tokens.add(token)
         return token
 
-    def forget_tokens(self) -> None:
-        """Have all tokens refused from now on."""
+    def expire_tokens(self) -> None:
+        """Invalidate all tokens."""
         self.tokens.clear()
 
-    def take_away(self, action: str = "terminate", when: str = "2017-09-18T08:22:00Z") -> None:
+    def interrupt(self, action: str = "terminate", when: str = "2017-09-18T08:22:00Z") -> None:
         """Give notice: the form is that of the EC2 user guide, "instance-action"."""
-        self.says["spot/instance-action"] = json.dumps({"action": action, "time": when})
+        self.values["spot/instance-action"] = json.dumps({"action": action, "time": when})
 
-    def recommend_leaving(self, when: str = "2020-10-27T08:22:00Z") -> None:
+    def recommend_rebalance(self, when: str = "2020-10-27T08:22:00Z") -> None:
         """Say that the instance is at risk: the form is that of the user guide, "rebalance recommendation"."""
-        self.says["events/recommendations/rebalance"] = json.dumps({"noticeTime": when})
+        self.values["events/recommendations/rebalance"] = json.dumps({"noticeTime": when})
 
 
 @contextmanager

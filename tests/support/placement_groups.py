@@ -1,6 +1,6 @@
-"""Placement groups, which moto does not have: EC2's own answers to the three calls, kept in memory.
+"""Placement groups, which moto does not support: EC2's responses to the three calls, kept in memory.
 
-groups = PlacementGroups(aws)          # from now on the gateway answers them
+groups = PlacementGroups(aws)          # the gateway answers these calls from now on
 assert groups.tags == {}
 """
 
@@ -13,7 +13,7 @@ _NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 
 
 class PlacementGroups:
-    """Those of an account: the tags of each by its name."""
+    """The placement groups of an account: their tags by name."""
 
     def __init__(self, aws: AwsServer) -> None:
         self.tags: dict[str, dict[str, str]] = {}
@@ -23,10 +23,10 @@ class PlacementGroups:
             aws.handle(action.__name__, action)
 
     def CreatePlacementGroup(self, call: Call) -> tuple[int, str]:
-        """Make one."""
+        """Create a group."""
         name, form = call.body["GroupName"], call.body
         if name in self.tags:
-            return _refused("InvalidPlacementGroup.Duplicate", f"The Placement Group '{name}' already exists.")
+            return _error("InvalidPlacementGroup.Duplicate", f"The Placement Group '{name}' already exists.")
         assert form["Strategy"] == "cluster"
         assert form["TagSpecification.1.ResourceType"] == "placement-group"
         self.tags[name] = {
@@ -34,27 +34,27 @@ class PlacementGroups:
             for key in form
             if key.startswith("TagSpecification.1.Tag.") and key.endswith(".Key")
         }
-        return _said(call, f"<placementGroup>{self._describe(name)}</placementGroup>")
+        return _response(call, f"<placementGroup>{self._describe(name)}</placementGroup>")
 
     def DescribePlacementGroups(self, call: Call) -> tuple[int, str]:
-        """Those with the tag that is asked for."""
+        """Return the groups with the requested tag."""
         tag, value = call.body["Filter.1.Name"].removeprefix("tag:"), call.body["Filter.1.Value.1"]
         found = [name for name, tags in self.tags.items() if tags.get(tag) and value in {"*", tags[tag]}]
         items = "".join(f"<item>{self._describe(name)}</item>" for name in found)
-        return _said(call, f"<placementGroupSet>{items}</placementGroupSet>")
+        return _response(call, f"<placementGroupSet>{items}</placementGroupSet>")
 
     def DeletePlacementGroup(self, call: Call) -> tuple[int, str]:
-        """Delete one, unless an instance is in it."""
+        """Delete a group, unless an instance is in it."""
         name = call.body["GroupName"]
         if name not in self.tags:
-            return _refused("InvalidPlacementGroup.Unknown", f"The Placement Group '{name}' is unknown.")
+            return _error("InvalidPlacementGroup.Unknown", f"The Placement Group '{name}' is unknown.")
         for reservation in self._aws.client("ec2").describe_instances()["Reservations"]:
             for instance in reservation["Instances"]:
                 group = instance.get("Placement", {}).get("GroupName")
                 if group == name and instance["State"]["Name"] != "terminated":
-                    return _refused("InvalidPlacementGroup.InUse", f"The placement group {name} is in use.")
+                    return _error("InvalidPlacementGroup.InUse", f"The placement group {name} is in use.")
         del self.tags[name]
-        return _said(call, "<return>true</return>")
+        return _response(call, "<return>true</return>")
 
     def _describe(self, name: str) -> str:
         tags = "".join(
@@ -65,12 +65,12 @@ class PlacementGroups:
         return f"<groupName>{name}</groupName>{state}<tagSet>{tags}</tagSet>"
 
 
-def _said(call: Call, inner: str) -> tuple[int, str]:
+def _response(call: Call, inner: str) -> tuple[int, str]:
     text = f'<{call.action}Response xmlns="{_NAMESPACE}"><requestId>0</requestId>{inner}</{call.action}Response>'
     ET.fromstring(text)  # well-formed
     return 200, text
 
 
-def _refused(code: str, message: str) -> tuple[int, str]:
+def _error(code: str, message: str) -> tuple[int, str]:
     error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     return 400, f"<Response><Errors>{error}</Errors><RequestID>0</RequestID></Response>"

@@ -122,10 +122,10 @@ def check_run_name(text: str) -> str:
 
 
 def split_uri(uri: str, option: str) -> tuple[str, str]:
-    """The bucket and the prefix of ``uri``, which ``option`` gave; the prefix has no slash context it.
+    """Return bucket and prefix of ``uri``; the prefix has no leading or trailing slash.
 
     Raises:
-        InputError: it is no such URI.
+        InputError: it is no S3 URI; the message names ``option``.
     """
     match = _BUCKET_URI.fullmatch(uri)
     if match is None:

@@ -1,7 +1,7 @@
 """The folder of a run on S3, through which its hosts and the client exchange their state.
 
     storage = RunStorage(aws, "s3://music/runs/plays-1a2b3c4d")
-    storage.read(END_FILE)               # None while the run goes on
+    storage.read(END_FILE)               # None until the run has ended
 
 spec.json            the run's RunSpec
 hosts/N.json         state of host N, written by itself

@@ -162,7 +162,7 @@ class _Log:
         self._denied = False
 
     def read(self) -> list[str]:
-        """Return the new lines. Without permission, return one line that says so, and none later."""
+        """Return the new lines. Without permission, return an error line once, and no lines later."""
         if self._denied:
             return []
         try:

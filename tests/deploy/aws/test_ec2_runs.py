@@ -116,14 +116,14 @@ def test_run_whose_hosts_are_reclaimed_one_by_one_equals_an_uninterrupted_run(
             return has_trained(s3, run, 1)
 
         wait_until(has_begun, SECONDS, "training on both")
-        second.metadata.take_away()
+        second.metadata.interrupt()
         wait_until(lambda: second.is_off, SECONDS, "the second host's end")
         assert "docker run" in second.calls[-2]
         third = machines.of(1, SECONDS) if machines.of(1) is not second else None
         wait_until(lambda: machines.of(1) is not second, SECONDS, "another second host")
         wait_until(lambda: has_trained(s3, run, 2), SECONDS, "training with it")
         assert third is None or third is machines.of(1)
-        first.metadata.take_away()
+        first.metadata.interrupt()
         wait_until(lambda: machines.of(0) is not first, SECONDS, "another first host")
         (place / "release").touch()
         result = command.finish(SECONDS)

@@ -33,12 +33,12 @@ def metadata() -> Iterator[Metadata]:
 
 
 def test_expired_metadata_token_is_renewed(metadata: Metadata) -> None:
-    metadata.says["local-ipv4"] = "10.0.0.5"
+    metadata.values["local-ipv4"] = "10.0.0.5"
     client = InstanceMetadata(metadata.endpoint)
     assert client.get("local-ipv4") == "10.0.0.5"
     assert client.get("spot/instance-action") is None
     assert len(metadata.tokens) == 1
-    metadata.forget_tokens()
+    metadata.expire_tokens()
     assert client.get("local-ipv4") == "10.0.0.5"
     assert len(metadata.tokens) == 1
 
@@ -71,12 +71,12 @@ def test_each_notice_and_recommendation_is_logged_once(metadata: Metadata) -> No
     monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
     monitor.poll()
     assert (monitor.notice(), monitor.recommendations(), lines) == (None, 0, [])
-    metadata.recommend_leaving("2020-10-27T08:22:00Z")
+    metadata.recommend_rebalance("2020-10-27T08:22:00Z")
     monitor.poll()
     monitor.poll()
     assert (monitor.notice(), monitor.recommendations()) == (None, 1)
-    metadata.recommend_leaving("2020-10-27T09:00:00Z")
-    metadata.take_away("hibernate")
+    metadata.recommend_rebalance("2020-10-27T09:00:00Z")
+    metadata.interrupt("hibernate")
     monitor.poll()
     monitor.poll()
     assert monitor.recommendations() == 2
@@ -92,12 +92,12 @@ def test_each_notice_and_recommendation_is_logged_once(metadata: Metadata) -> No
 def test_malformed_notice_is_logged_once_and_ignored(metadata: Metadata, answer: str) -> None:
     lines: list[str] = []
     monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
-    metadata.says["spot/instance-action"] = answer
+    metadata.values["spot/instance-action"] = answer
     monitor.poll()
     monitor.poll()
     assert len(lines) == 1
     assert lines[0].startswith("cannot read spot notices")
-    metadata.take_away()
+    metadata.interrupt()
     monitor.poll()
     assert lines[1:] == [NOTICE, "spot notices can be read again"]
     assert monitor.notice() == NOTICE
@@ -157,7 +157,7 @@ def test_notice_ends_the_run_after_a_checkpoint_that_resumes_elsewhere(
     path = ("--set", f"checkpoint.path={place / 'kept'}")
     with train(place / "taken", metadata, *path) as training:
         training.wait_for("step")
-        metadata.take_away()
+        metadata.interrupt()
         result = training.command.finish()
     assert result.returncode == 75, result.stderr
     step = saved_step(place / "kept")
@@ -175,7 +175,7 @@ def test_notice_ends_the_run_after_a_checkpoint_that_resumes_elsewhere(
 def test_recommendation_only_causes_a_checkpoint(place: Path, uninterrupted: Path, metadata: Metadata) -> None:
     with train(place / "at-risk", metadata) as training:
         training.wait_for("step")
-        metadata.recommend_leaving()
+        metadata.recommend_rebalance()
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
     assert len(training.events("checkpoint_saved")) == 2  # the other is that of the end
@@ -222,9 +222,9 @@ def test_job_saves_before_a_host_is_reclaimed_and_resumes_with_another(
         cluster.train(first_metadata) as training,
     ):
         training.wait_for("step")
-        first_metadata.recommend_leaving()  # workers on both hosts receive it; the first worker acts on it
+        first_metadata.recommend_rebalance()  # workers on both hosts receive it; the first worker acts on it
         training.wait_for("checkpoint_saved")
-        metadata.take_away()
+        metadata.interrupt()
         result = taken.finish()
         assert result.returncode == 75, result.stderr
         assert messages(result.stderr)[-1] == f"crossfade: the job continues without this host: {NOTICE}"
@@ -253,7 +253,7 @@ def test_reclaimed_coordinator_host_sends_the_other_agents_to_the_next_coordinat
         with cluster.train(metadata) as training:
             for _ in range(3):  # one per second: so the coordinator has received them too
                 training.wait_for("step")
-            metadata.take_away()
+            metadata.interrupt()
             result = training.command.finish()
         assert result.returncode == 75, result.stderr
         assert "of which there is a checkpoint" in result.stderr, result.stderr
