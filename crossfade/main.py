@@ -9,30 +9,13 @@ instance), so resume elsewhere; 130 and 143 stopped by SIGINT or SIGTERM.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 
 from crossfade import logs
-from crossfade.commands import (
-    agent,
-    dashboard,
-    ec2_host,
-    evaluate,
-    export,
-    forget,
-    plan,
-    prepare,
-    roles,
-    similar,
-    status,
-    submit,
-    synthesize,
-    train,
-    tune,
-    validate,
-)
 from crossfade.signals import SpotInterruption, StopSignal, stopper
 from kvstore import __version__
 from kvstore.errors import CrossfadeError
@@ -49,8 +32,29 @@ Run crossfade COMMAND --help for the options and examples of a command.
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the parser of the complete command line."""
+_MODULES = {
+    "prepare": ("prepare",),
+    "validate": ("validate",),
+    "forget": ("forget",),
+    "synthesize": ("synthesize",),
+    "plan": ("plan",),
+    "train": ("train",),
+    "tune": ("tune",),
+    "status": ("status",),
+    "dashboard": ("dashboard",),
+    "export": ("export",),
+    "evaluate": ("evaluate",),
+    "similar": ("similar",),
+    "submit": ("submit",),
+    "agent": ("agent",),
+    "roles": ("scheduler", "server", "worker"),
+    "ec2_host": ("ec2-host",),
+}
+"""The commands of each module in ``crossfade.commands``, in the order of ``crossfade --help``."""
+
+
+def make_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser of the complete command line, or of ``command`` alone, which imports that module alone."""
     parser = argparse.ArgumentParser(
         prog="crossfade",
         allow_abbrev=False,
@@ -60,32 +64,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossfade {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (
-        prepare,
-        validate,
-        forget,
-        synthesize,
-        plan,
-        train,
-        tune,
-        status,
-        dashboard,
-        export,
-        evaluate,
-        similar,
-        submit,
-        agent,
-        roles,
-        ec2_host,
-    ):
-        module.add_parser(commands)
+    known = any(command in names for names in _MODULES.values())
+    for module, names in _MODULES.items():
+        if command in names or not known:
+            importlib.import_module(f"crossfade.commands.{module}").add_parser(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with ``arguments``, by default those of the process; return its exit code."""
     logs.configure_console()
-    parsed = make_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = make_parser(arguments[0] if arguments else None).parse_args(arguments)
     stopper.listen()
     try:
         code: int = parsed.run(parsed)
