@@ -1,4 +1,8 @@
-"""A real Chromium, as the system has it, and what a page in it complains of."""
+"""Open pages in the system's Chromium, and collect their errors.
+
+with browsing() as browser, visiting(browser, "http://127.0.0.1:8050/") as visit:
+    assert visit.errors == []
+"""
 
 import os
 import shutil
@@ -17,10 +21,10 @@ _FLAGS = (
 
 
 def chromium() -> str:
-    """Where it is. Without one a test is skipped, or fails where CI should have installed it."""
+    """Return the path of Chromium. Without one, skip the test; in CI, fail it."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
-        missing = "there is no Chromium: apt-get install chromium"
+        missing = "Chromium is not installed: apt-get install chromium"
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
@@ -29,7 +33,7 @@ def chromium() -> str:
 
 @contextmanager
 def browsing() -> Iterator[Browser]:
-    """One browser, in a process of its own while the context lasts."""
+    """Run a browser while the context lasts."""
     executable = chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=list(_FLAGS))
@@ -40,24 +44,24 @@ def browsing() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page that is open, and all that went wrong on it."""
+    """An open page, its errors, and the hosts that it requested."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.hosts: set[str] = set()
-        page.on("console", self._hear)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("requestfailed", self._miss)
+        page.on("console", self._record_message)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("requestfailed", self._record_failure)
         page.on("request", lambda request: self.hosts.add(request.url.split("/")[2] if "//" in request.url else ""))
 
-    def _hear(self, message: ConsoleMessage) -> None:
+    def _record_message(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
-            self.complaints.append(f"{message.type}: {message.text}")
+            self.errors.append(f"{message.type}: {message.text}")
 
-    def _miss(self, request: Request) -> None:
-        if "ERR_ABORTED" not in str(request.failure):  # the page was left while it asked
-            self.complaints.append(f"{request.url}: {request.failure}")
+    def _record_failure(self, request: Request) -> None:
+        if "ERR_ABORTED" not in str(request.failure):  # the page was closed during the request
+            self.errors.append(f"{request.url}: {request.failure}")
 
 
 @contextmanager

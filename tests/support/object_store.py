@@ -1,10 +1,10 @@
-"""A real S3 server on loopback: SeaweedFS, from its wheel.
+"""Run a real S3 server on loopback: SeaweedFS, from its wheel.
 
 with running_object_store(tmp_path) as server:
-    variables = server.variables                  # what a client's environment says
+    variables = server.variables                  # the environment of a client
     server.uri("checkpoints")                     # s3://crossfade/checkpoints
-    server.stop(), server.start()                 # it comes back with what it held
-    with server.paused(): ...                     # it neither answers nor hangs up
+    server.stop(), server.start()                 # its objects survive a restart
+    with server.paused(): ...                     # it accepts connections but does not answer
 """
 
 import json
@@ -26,15 +26,15 @@ from kvstore.processes import die_with_parent
 BUCKET = "crossfade"
 ACCESS_KEY, SECRET_KEY = "tests", "tests-secret"
 READER = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret"}
-"""The credentials of somebody who may read and list, but not write."""
+"""Credentials that may read and list, but not write."""
 STRANGER = {"AWS_ACCESS_KEY_ID": "stranger", "AWS_SECRET_ACCESS_KEY": "stranger-secret"}
-"""The credentials of somebody who may use another bucket alone."""
+"""Credentials that may use only another bucket."""
 START_SECONDS = 60.0
 _PORTS = ("master", "volume", "filer", "s3")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback on which nobody listens."""
+    """Return unused loopback ports."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -66,7 +66,7 @@ class ObjectStore:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment in which a client finds it."""
+        """The environment of a client."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -75,7 +75,7 @@ class ObjectStore:
         }
 
     def upload(self, folder: Path, path: str) -> str:
-        """Put what is in ``folder`` into a folder of the bucket, the manifest last; its URI."""
+        """Upload the files of ``folder`` to a folder of the bucket, the manifest last; return its URI."""
         files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.name)
         for file in sorted(files, key=lambda file: file.name == "manifest.json"):
             with self.client().open_output_stream(f"{BUCKET}/{path}/{file.relative_to(folder).as_posix()}") as out:
@@ -98,7 +98,7 @@ class ObjectStore:
         return f"s3://{BUCKET}/{path}"
 
     def start(self) -> None:
-        """Start it, and return once it answers."""
+        """Start the server and wait until it answers."""
         ports = [
             option
             for name, (http, grpc) in self._ports.items()
@@ -113,7 +113,7 @@ class ObjectStore:
                     *("-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20", "-master.volumeSizeLimitMB=256"),
                     *("-master.telemetry=false", "-master.electionTimeout=1s", *ports),
                 ],
-                # A client's credentials would become an administrator's. Its logs go to the folder for temporary files.
+                # The server would take AWS_ variables as administrator credentials. It writes logs to TMPDIR.
                 env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
                 | {"TMPDIR": str(self._folder)},
                 stdin=subprocess.DEVNULL,
@@ -123,21 +123,21 @@ class ObjectStore:
             )
         wait_until(self._answers, START_SECONDS, "the object store")
 
-    def make_bucket(self) -> None:
-        """Make the bucket."""
+    def create_bucket(self) -> None:
+        """Create the bucket."""
         client = self.client()
 
-        def made() -> bool:
+        def is_created() -> bool:
             try:
                 client.create_dir(BUCKET)
-                # The first object also makes the volumes in which it lies.
+                # The first object also creates the volumes that store it.
                 with client.open_output_stream(f"{BUCKET}/ready") as file:
                     file.write(b"1")
             except OSError:
                 return False
             return True
 
-        wait_until(made, START_SECONDS, "a bucket that takes objects")
+        wait_until(is_created, START_SECONDS, "a bucket that takes objects")
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -149,7 +149,7 @@ class ObjectStore:
             return False
 
     def stop(self) -> None:
-        """Stop it; from then on connections are refused."""
+        """Stop the server; later connections are refused."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -160,7 +160,7 @@ class ObjectStore:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop it in its tracks for a while: it accepts connections and says nothing."""
+        """Suspend the server while the context lasts: it accepts connections but does not answer."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:
@@ -171,11 +171,11 @@ class ObjectStore:
 
 @contextmanager
 def running_object_store(folder: Path) -> Iterator[ObjectStore]:
-    """A server that keeps its files in ``folder``, running, with its bucket."""
+    """Run a server with its files in ``folder``, and with its bucket, while the context lasts."""
     server = ObjectStore(folder)
     try:
         server.start()
-        server.make_bucket()
+        server.create_bucket()
         yield server
     finally:
         server.stop()

@@ -32,13 +32,13 @@ def empty_account(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServ
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(resources, "_POLL_SECONDS", 0.01)
-    # The models of AWS's services are read once for all commands of this process, which takes a second otherwise.
+    # Load botocore's service models once for all commands of this process: it takes a second.
     monkeypatch.setattr("botocore.session.create_loader", _LOADER)
     return server
 
 
 def submit(job: Path, *options: object) -> int:
-    """Start a run in this process, and leave it alone."""
+    """Submit ``job`` in this process."""
     where = ("--output", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large")
     return main(list(map(str, ("submit", "ec2", job, *where, *options))))
 
@@ -47,13 +47,13 @@ def detached(job: Path, *options: object) -> int:
     return submit(job, *options, "--detach")
 
 
-def the_run(aws: AwsServer) -> str:
+def submitted_run(aws: AwsServer) -> str:
     [call] = aws.made("RunInstances")
     return str(tags_of(call, 1)["crossfade:run"])
 
 
 def tags_of(call: Call, number: int) -> dict[str, str]:
-    """The tags that a call gives to its kind of resource number ``number``, as ``kind`` besides."""
+    """Return the tags of a call for its resource type number ``number``, and the type itself as ``kind``."""
     prefix = f"TagSpecification.{number}."
     keys = {name: value for name, value in call.body.items() if name.startswith(prefix) and name.endswith(".Key")}
     tags = {value: call.body[name.removesuffix("Key") + "Value"] for name, value in keys.items()}
@@ -61,7 +61,7 @@ def tags_of(call: Call, number: int) -> dict[str, str]:
 
 
 def stored(aws: AwsServer) -> dict[str, str]:
-    """The objects of the bucket."""
+    """Return the objects of the bucket as text, by key."""
     s3 = aws.client("s3")
     entries = s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])
     return {e["Key"]: s3.get_object(Bucket=BUCKET, Key=e["Key"])["Body"].read().decode() for e in entries}

@@ -1,4 +1,4 @@
-"""Run ``crossfade submit sagemaker`` in this process against moto's AWS, with scripted answers."""
+"""Run ``crossfade submit sagemaker`` in this process against moto's AWS, with scripted responses."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def account_with_images(server: AwsServer) -> AwsServer:
 
 
 def command(aws: AwsServer, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run ``crossfade submit sagemaker`` in this process, which saves the start of another."""
+    """Run ``crossfade submit sagemaker`` in this process, which is faster than starting another."""
     words = ["submit", "sagemaker", *FAST, *map(str, arguments)]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
@@ -57,9 +57,9 @@ def command(aws: AwsServer, *arguments: object) -> subprocess.CompletedProcess[s
 
 
 def submit(aws: AwsServer, job: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    """Submit ``job`` with what is needed, and ``options``."""
-    needed = ("--role", "CrossfadeTraining", "--output", "s3://music/jobs", "--name", "plays-1")
-    return command(aws, job, *needed, *options)
+    """Submit ``job`` with the required options and ``options``."""
+    required = ("--role", "CrossfadeTraining", "--output", "s3://music/jobs", "--name", "plays-1")
+    return command(aws, job, *required, *options)
 
 
 def follow(aws: AwsServer) -> subprocess.CompletedProcess[str]:
@@ -67,20 +67,20 @@ def follow(aws: AwsServer) -> subprocess.CompletedProcess[str]:
 
 
 def described(status: str, secondary: str, *transitions: str, **more: Any) -> dict[str, Any]:
-    """An answer of DescribeTrainingJob."""
-    passed = [{"Status": each, "StartTime": 1.0, "StatusMessage": f"about {each}"} for each in transitions]
+    """Return a response of DescribeTrainingJob."""
+    history = [{"Status": each, "StartTime": 1.0, "StatusMessage": f"about {each}"} for each in transitions]
     return {
         "TrainingJobName": "plays-1",
         "TrainingJobArn": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job/plays-1",
         "TrainingJobStatus": status,
         "SecondaryStatus": secondary,
-        "SecondaryStatusTransitions": passed,
+        "SecondaryStatusTransitions": history,
         **more,
     }
 
 
 def write_log(aws: AwsServer, host: str, *lines: str) -> None:
-    """Have SageMaker's log of a host end with ``lines``."""
+    """Append ``lines`` to SageMaker's log of a host."""
     logs = aws.client("logs")
     if not logs.describe_log_groups(logGroupNamePrefix=LOG_GROUP)["logGroups"]:
         logs.create_log_group(logGroupName=LOG_GROUP)

@@ -1,6 +1,6 @@
-"""Screenshots of the page for docs/: a real job on two servers, one of which is killed, and a run beside it.
+"""Take screenshots of the dashboard for docs/: a job on two servers, one of which is killed, and a run in process.
 
-make screenshots        needs Chromium, and data/lastfm as 'make train' prepares it
+make screenshots        # needs Chromium, and data/lastfm as 'make train' prepares it
 """
 
 import argparse
@@ -27,7 +27,7 @@ def train(place: Path, name: str, *more: object) -> tuple[object, ...]:
 
 
 def make_runs(place: Path) -> None:
-    """A run in process, and one on servers that is killed one of."""
+    """Train a run in process, and one on servers of which one is killed."""
     (place / "runs").mkdir()
     succeeded(crossfade(*train(place, "lastfm-fast", "--set", "optimizer.learning_rate=0.01"), cwd=place, seconds=900))
     with started(*train(place, "lastfm", "--servers", 2, "--workers", 2), cwd=place) as run:
@@ -61,10 +61,10 @@ def take(place: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
-    parser.add_argument("--place", type=Path, help="where the runs go, and stay; those that are there are taken")
+    parser.add_argument("--place", type=Path, help="folder for the runs, which is kept; existing runs are reused")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made:
-        place = arguments.place or Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = arguments.place or Path(temporary)
         if not (place / "runs").exists():
             make_runs(place)
         take(place, arguments.out)

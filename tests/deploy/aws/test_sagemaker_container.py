@@ -135,19 +135,19 @@ def test_run_dir_of_each_host_is_below_the_checkpoint_folder_if_there_is_one(tmp
 
 
 def test_unresolved_host_name_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    lookups: list[str] = []
 
     def look_up(name: str, *_: object) -> list[tuple[Any, ...]]:
-        asked.append(name)
-        if len(asked) < 4:
+        lookups.append(name)
+        if len(lookups) < 4:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(0, 0, 0, "", ("10.0.0.7", 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     hosts = Hosts("algo-2", ("algo-1", "algo-2"))
     assert hosts.address("algo-1", pause=lambda _: None) == "10.0.0.7"
-    assert asked == ["algo-1"] * 4
-    asked.clear()
+    assert lookups == ["algo-1"] * 4
+    lookups.clear()
     monkeypatch.setattr(container, "RESOLVE_SECONDS", 0.0)
     with pytest.raises(ClusterError, match="cannot resolve the host algo-1"):
         hosts.address("algo-1", pause=lambda _: None)

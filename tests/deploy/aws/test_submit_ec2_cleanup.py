@@ -8,7 +8,7 @@ from aws_server import AwsServer, running_aws
 from cluster_data import write_job
 from ec2_leftovers import leftovers
 from running_command import started
-from submitting_ec2 import BUCKET, detached, empty_account, the_run
+from submitting_ec2 import BUCKET, detached, empty_account, submitted_run
 
 from crossfade.main import main
 
@@ -25,7 +25,7 @@ MUTATIONS = [
     "CreatePlacementGroup",
     "RunInstances",
 ]
-"""What starting a run makes, in the order in which it does."""
+"""The requests that create a run's resources, in their order."""
 REMOVALS = ["TerminateInstances", "DeletePlacementGroup", "DeleteRole"]
 
 
@@ -45,12 +45,12 @@ def job(tmp_path: Path) -> Path:
     return write_job(tmp_path / "job.yaml", f"s3://{BUCKET}/data")
 
 
-# Of every third request, each of another service or kind of resource.
+# Every third request, each of another service or kind of resource.
 @pytest.mark.parametrize("stage", MUTATIONS[2::3])
 def test_cleanup_deletes_what_a_killed_client_created(
     aws: AwsServer, job: Path, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # SIGKILL comes when the request is on its way: AWS does what it says, and nobody hears the answer.
+    # SIGKILL arrives while the request is under way: AWS executes it, and nobody receives the response.
     options = ("--output", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large", "--hosts", 2, "--spot")
     with started("submit", "ec2", job, *options, cwd=tmp_path, variables=aws.variables) as command:
         aws.before(stage, lambda _: command.process.kill())
@@ -71,7 +71,7 @@ def test_cleanup_completes_an_interrupted_cleanup(aws: AwsServer, job: Path, tmp
     for stage in REMOVALS:
         aws.calls.clear()
         assert detached(job, "--hosts", 2) == 0
-        run = the_run(aws)
+        run = submitted_run(aws)
         with started("submit", "ec2", "--cleanup", run, cwd=tmp_path, variables=aws.variables) as command:
             aws.before(stage, lambda _, process=command.process: process.kill())
             assert command.finish().returncode == -9, stage
@@ -84,7 +84,7 @@ def test_cleanup_without_a_name_keeps_active_and_foreign_runs(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert detached(job) == 0
-    goes_on = the_run(aws)
+    active = submitted_run(aws)
     before = leftovers(aws)
     aws.client("iam").create_role(
         RoleName="crossfade-of-another",
@@ -92,11 +92,11 @@ def test_cleanup_without_a_name_keeps_active_and_foreign_runs(
         AssumeRolePolicyDocument="{}",
         Tags=[{"Key": "crossfade:owner", "Value": "arn:aws:iam::123456789012:user/another"}],
     )
-    aws.client("iam").create_role(RoleName="crossfade", AssumeRolePolicyDocument="{}")  # by somebody, for something
+    aws.client("iam").create_role(RoleName="crossfade", AssumeRolePolicyDocument="{}")  # made without Crossfade
     assert main(["submit", "ec2", "--cleanup"]) == 0
-    said = capsys.readouterr().err
-    assert f"{goes_on} still has 1 instance(s)" in said
-    assert "of-another belongs to arn:aws:iam::123456789012:user/another" in said
+    stderr = capsys.readouterr().err
+    assert f"{active} still has 1 instance(s)" in stderr
+    assert "of-another belongs to arn:aws:iam::123456789012:user/another" in stderr
     assert sorted(leftovers(aws)) == sorted([*before, "role crossfade-of-another", "role crossfade"])
 
 
@@ -104,19 +104,19 @@ def test_resource_that_cannot_be_deleted_is_reported_and_the_rest_is_deleted(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert detached(job, "--hosts", 2) == 0
-    run = the_run(aws)
+    run = submitted_run(aws)
     aws.fail("DeleteRole", "AccessDenied", "not authorized to perform: iam:DeleteRole", times=0)
     aws.fail("DeleteSecurityGroup", "DependencyViolation", "resource has a dependent object", times=3)
     assert main(["submit", "ec2", "--cleanup", run]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert f"cannot delete all resources of the run {run}" in said
-    assert "iam:DeleteRole" in said
+    stderr = capsys.readouterr().err.splitlines()[-1]
+    assert f"cannot delete all resources of the run {run}" in stderr
+    assert "iam:DeleteRole" in stderr
     assert leftovers(aws) == [f"role crossfade-{run}"]
 
 
 def test_unknown_run_is_rejected(aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:
-    for what in ("--cleanup", "--follow"):
-        assert main(["submit", "ec2", what, "planted-00000000"]) == 2
+    for option in ("--cleanup", "--follow"):
+        assert main(["submit", "ec2", option, "planted-00000000"]) == 2
         assert "there is nothing of a run planted-00000000" in capsys.readouterr().err
     assert main(["submit", "ec2", "--cleanup", "../x"]) == 2
     assert main(["submit", "ec2"]) == 2

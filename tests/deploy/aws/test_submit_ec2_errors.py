@@ -98,9 +98,9 @@ def test_aws_error_is_one_line_and_leaves_no_resources(
 ) -> None:
     aws.fail(action, code, message, times=0)
     assert detached(job, "--hosts", 2, "--spot") == exit_code
-    said = capsys.readouterr().err
-    assert line in said.splitlines()[-1], said
-    assert "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert line in stderr.splitlines()[-1], stderr
+    assert "Traceback" not in stderr
     assert leftovers(aws) == []
 
 
@@ -134,8 +134,8 @@ def test_missing_resource_is_named_before_anything_is_created(
         "subnet": ("--subnet", "subnet-0123456789abcdef0"),
     }[missing]
     assert detached(job, *options) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
+    stderr = capsys.readouterr().err.splitlines()[-1]
     expected = {"image": "cpu-of-yesterday", "repository": "elsewhere", "region": "moon-1", "subnet": "subnet-01234567"}
-    assert expected[missing] in said
+    assert expected[missing] in stderr
     assert leftovers(aws) == []
     assert stored(aws) == {}

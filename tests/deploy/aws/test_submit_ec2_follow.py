@@ -10,7 +10,7 @@ from aws_server import AwsServer, Call, running_aws
 from cluster_data import write_job
 from documented_policies import policy
 from ec2_leftovers import leftovers
-from submitting_ec2 import BUCKET, detached, empty_account, submit, tags_of, the_run
+from submitting_ec2 import BUCKET, detached, empty_account, submit, submitted_run, tags_of
 
 from crossfade.main import main
 
@@ -36,13 +36,13 @@ def job(tmp_path: Path) -> Path:
 
 
 class Story:
-    """What happens to the hosts of the one run while it is followed: a chapter each time the client looks at them."""
+    """Events on the hosts of a run while it is followed: one chapter each time the client lists the instances."""
 
     def __init__(self, aws: AwsServer, *chapters: Callable[["Story"], object]) -> None:
         self._aws, self._chapters = aws, list(chapters)
-        aws.before("DescribeInstances", self._turn)
+        aws.before("DescribeInstances", self._next_chapter)
 
-    def _turn(self, _call: Call) -> None:
+    def _next_chapter(self, _call: Call) -> None:
         if self._chapters and self._aws.made("RunInstances"):
             self._chapters.pop(0)(self)
 
@@ -53,31 +53,31 @@ class Story:
         self._aws.client("s3").put_object(Bucket=BUCKET, Key=f"runs/{run}/{name}", Body=json.dumps(value).encode())
 
     def ids(self) -> list[str]:
-        """Of the living instances."""
+        """Return the ids of the running instances."""
         found = self._aws.client("ec2").describe_instances()["Reservations"]
         instances = [instance for reservation in found for instance in reservation["Instances"]]
         return [one["InstanceId"] for one in instances if one["State"]["Name"] == "running"]
 
     def interrupt(self) -> None:
-        """EC2 takes the instances back, after they have said so."""
+        """EC2 takes the instances back, after they have stderr so."""
         for number, name in enumerate(self.ids()):
             self.put(f"hosts/{number}.json", state="interrupted", message="exit code 75", instance=name)
         self.terminate()
 
     def terminate(self) -> None:
-        """The instances end without a word."""
+        """The instances terminate without writing their state."""
         self._aws.client("ec2").terminate_instances(InstanceIds=self.ids())
 
     def terminate_one(self) -> None:
-        """One of them does."""
+        """All instances but the first terminate without writing their state."""
         self._aws.client("ec2").terminate_instances(InstanceIds=self.ids()[1:])
 
     def fail(self) -> None:
-        """The first host says that it cannot go on."""
+        """The first host reports a failure."""
         self.put("hosts/0.json", state="failed", message="the image x cannot be pulled", instance=self.ids()[0])
 
     def end(self) -> None:
-        """The run is done."""
+        """The run ends successfully."""
         self.put("end.json", exit_code=0, message="embeddings and report: /runs/run")
 
 
@@ -94,13 +94,13 @@ def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
 
     Story(aws, nothing, no_capacity, *[nothing] * 8, Story.end)
     assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
-    said = capsys.readouterr().err
-    assert said.count("host 0 is gone (Client.UserInitiatedShutdown); retrying in") == 2
-    assert "host 0 is gone (Client.UserInitiatedShutdown); started another instance in its place" in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("host 0 is gone (Client.UserInitiatedShutdown); retrying in") == 2
+    assert "host 0 is gone (Client.UserInitiatedShutdown); started another instance in its place" in stderr
     first, *failed, second = aws.made("RunInstances")
     assert len(failed) == 2
     assert tags_of(second, 1) == tags_of(first, 1)
-    assert second.body["SubnetId"]  # where the first one was
+    assert second.body["SubnetId"]  # that of the first instance
     assert leftovers(aws) == []
 
 
@@ -125,18 +125,15 @@ def test_detached_run_can_be_followed_and_is_cleaned_up_at_its_end(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert detached(job, "--hosts", 2, "--poll-seconds", 0.1) == 0
-    run = the_run(aws)
+    run = submitted_run(aws)
     Story(aws, nothing, nothing, nothing, Story.end)
     assert main(["submit", "ec2", "--follow", run]) == 0
     assert "the run has ended with exit code 0: embeddings and report" in capsys.readouterr().err
     assert leftovers(aws) == []
 
 
-S3_ACTIONS = {"PUT": "PutObject", "GET": "GetObject"}
-
-
 def called(aws: AwsServer) -> set[tuple[str, str]]:
-    """Service and action of all calls, as IAM names them."""
+    """Return service and action of all calls, by their names in IAM."""
     found = set()
     for service, action in aws.actions():
         verb, _, path = action.partition(" ")
@@ -146,25 +143,25 @@ def called(aws: AwsServer) -> set[tuple[str, str]]:
 
 
 def test_documented_policies_allow_exactly_the_calls_of_the_commands(aws: AwsServer, job: Path) -> None:
-    checked_by_aws = {  # with calls that give tags, or hand a role on
+    checked_by_aws = {  # with calls that set tags or pass a role
         ("iam", "PassRole"),
         ("iam", "TagRole"),
         ("iam", "TagInstanceProfile"),
         ("ec2", "CreateTags"),
         ("ssm", "AddTagsToResource"),
     }
-    seldom = {("ec2", "DescribeSubnets"), ("ec2", "DeleteVolume")}  # with --subnet, and if a disk outlives its instance
+    rare = {("ec2", "DescribeSubnets"), ("ec2", "DeleteVolume")}  # with --subnet, and if a disk outlives its instance
     Story(aws, nothing, Story.interrupt, *[nothing] * 4, Story.terminate_one)
     assert submit(job, "--hosts", 2, "--spot", "--poll-seconds", 0.1) == 1
-    assert called(aws) == policy("ec2") - checked_by_aws - seldom
+    assert called(aws) == policy("ec2") - checked_by_aws - rare
 
     aws.calls.clear()
     assert detached(job) == 0
-    run = the_run(aws)
+    run = submitted_run(aws)
     aws.calls.clear()
     assert main(["submit", "ec2", "--list"]) == 0
     assert called(aws) == policy("ec2-list")
     aws.calls.clear()
     assert main(["submit", "ec2", "--cleanup", run]) == 0
     both = policy("ec2-list") | policy("ec2-cleanup")
-    assert called(aws) == both - seldom - {("ec2", "DeletePlacementGroup")}  # which one host has none of
+    assert called(aws) == both - rare - {("ec2", "DeletePlacementGroup")}  # a single host has no placement group

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aws_server import AwsServer, running_aws
 from cluster_data import write_job
-from submitting_ec2 import BUCKET, IMAGE, detached, empty_account, stored, submit, tags_of, the_run
+from submitting_ec2 import BUCKET, IMAGE, detached, empty_account, stored, submit, submitted_run, tags_of
 
 from crossfade.main import main
 from deploy.aws.ec2.spec import RunSpec, new_run_name
@@ -38,23 +38,23 @@ def job(tmp_path: Path) -> Path:
 
 def test_cluster_options_reach_the_requests(aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert detached(job, "--hosts", 2, "--spot", "--max-hours", 3, "--volume-gb", 200) == 0
-    said = capsys.readouterr().err
-    assert "cost: $0.25 an hour, $0.76 at most (2 x r6i.large, 3 h at most" in said
+    stderr = capsys.readouterr().err
+    assert "cost: $0.25 an hour, $0.76 at most (2 x r6i.large, 3 h at most" in stderr
     [call] = aws.made("RunInstances")
-    asked = call.body
-    assert (asked["MinCount"], asked["MaxCount"]) == ("2", "2")
-    assert asked["InstanceInitiatedShutdownBehavior"] == "terminate"
-    metadata = {name: value for name, value in asked.items() if name.startswith("MetadataOptions.")}
+    request = call.body
+    assert (request["MinCount"], request["MaxCount"]) == ("2", "2")
+    assert request["InstanceInitiatedShutdownBehavior"] == "terminate"
+    metadata = {name: value for name, value in request.items() if name.startswith("MetadataOptions.")}
     assert metadata == {
         "MetadataOptions.HttpEndpoint": "enabled",
         "MetadataOptions.HttpTokens": "required",
         "MetadataOptions.HttpPutResponseHopLimit": "2",
     }
-    disk = {name.rpartition(".")[2]: value for name, value in asked.items() if name.startswith("BlockDeviceMapping.")}
+    disk = {name.rpartition(".")[2]: value for name, value in request.items() if name.startswith("BlockDeviceMapping.")}
     assert disk["Encrypted"] == disk["DeleteOnTermination"] == "true"
     assert (disk["VolumeSize"], disk["VolumeType"]) == ("200", "gp3")
-    assert asked["InstanceMarketOptions.MarketType"] == "spot"
-    assert asked["Placement.GroupName"] == f"crossfade-{the_run(aws)}"
+    assert request["InstanceMarketOptions.MarketType"] == "spot"
+    assert request["Placement.GroupName"] == f"crossfade-{submitted_run(aws)}"
     kinds = [tags_of(call, number)["kind"] for number in range(1, 5)]
     assert kinds == ["instance", "volume", "network-interface", "spot-instances-request"]
     for number in range(1, 5):
@@ -62,7 +62,7 @@ def test_cluster_options_reach_the_requests(aws: AwsServer, job: Path, capsys: p
         assert tags["crossfade:owner"] == "arn:aws:sts::123456789012:user/moto"
         assert (tags["crossfade:job"], tags["crossfade:first-host"]) == ("planted", "0")
     [opened] = [call.body for call in aws.made("AuthorizeSecurityGroupIngress")]
-    assert opened["GroupId"] == opened["IpPermissions.1.Groups.1.GroupId"] == asked["SecurityGroupId.1"]
+    assert opened["GroupId"] == opened["IpPermissions.1.Groups.1.GroupId"] == request["SecurityGroupId.1"]
     assert not any("CidrIp" in name for name in opened)
 
 
@@ -112,8 +112,8 @@ def test_instance_type_selects_image_and_machine_image(
     aws: AwsServer, job: Path, options: tuple[str, str], parameter: str, variant: str
 ) -> None:
     assert detached(job, *options) == 0
-    [asked] = aws.made("GetParameter")
-    assert asked.body["Name"].endswith(f"{parameter}/image_id")
+    [request] = aws.made("GetParameter")
+    assert request.body["Name"].endswith(f"{parameter}/image_id")
     [spec] = [json.loads(text) for name, text in stored(aws).items() if name.endswith("spec.json")]
     assert spec["image"] == IMAGE.replace("cpu", variant)
     assert spec["variant"] == variant

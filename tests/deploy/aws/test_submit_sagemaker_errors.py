@@ -29,7 +29,7 @@ def job(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("action", "code", "message", "exit_code", "said"),
+    ("action", "code", "message", "exit_code", "expected"),
     [
         ("CreateTrainingJob", "ResourceLimitExceeded", QUOTA, 2, "the quota 'ml.p2.xlarge for training job usage'"),
         (
@@ -54,14 +54,14 @@ def job(tmp_path: Path) -> Path:
     ],
 )
 def test_aws_error_is_one_line_with_its_fix(
-    aws: AwsServer, job: Path, action: str, code: str, message: str, exit_code: int, said: str
+    aws: AwsServer, job: Path, action: str, code: str, message: str, exit_code: int, expected: str
 ) -> None:
     aws.fail(action, code, message)
     result = submit(aws, job)
     assert result.returncode == exit_code, result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith("crossfade: error: ")
-    assert said in last
+    assert expected in last
     assert "Traceback" not in result.stderr
 
 

@@ -50,21 +50,21 @@ def test_job_is_followed_with_its_log_to_its_end(aws: AwsServer, job: Path) -> N
         BillableTimeInSeconds=60,
         ModelArtifacts={"S3ModelArtifacts": "s3://music/jobs/plays-1/output/model.tar.gz"},
     )
-    looks = iter([*states, done])
+    responses = iter([*states, done])
 
-    def look(_call: Call) -> Mapping[str, Any]:
+    def describe(_call: Call) -> Mapping[str, Any]:
         number = len(aws.made("DescribeTrainingJob"))
         if number == 2:
             write_log(aws, "algo-1", "crossfade: epoch=1 step=3 progress=0.2500 batch_loss=0.5")
             write_log(aws, "algo-2", "joined the coordinator")
         if number == 3:
             write_log(aws, "algo-1", "crossfade: epoch=2 step=6 progress=0.5000 loss=0.25 ndcg@10=0.3")
-        return next(looks)
+        return next(responses)
 
-    aws.respond("DescribeTrainingJob", look)
-    needed = ("--role", "CrossfadeTraining", "--output", "s3://music/jobs", "--name", "plays-1")
-    whole = ("submit", "sagemaker", job, *needed, *FAST, "--wait")
-    result = succeeded(crossfade(*whole, cwd=job.parent, variables=aws.variables))
+    aws.respond("DescribeTrainingJob", describe)
+    required = ("--role", "CrossfadeTraining", "--output", "s3://music/jobs", "--name", "plays-1")
+    arguments = ("submit", "sagemaker", job, *required, *FAST, "--wait")
+    result = succeeded(crossfade(*arguments, cwd=job.parent, variables=aws.variables))
     assert result.stdout.splitlines() == [
         "plays-1",
         "algo-1: crossfade: epoch=1 step=3 progress=0.2500 batch_loss=0.5",
@@ -72,15 +72,15 @@ def test_job_is_followed_with_its_log_to_its_end(aws: AwsServer, job: Path) -> N
         "algo-1: crossfade: epoch=2 step=6 progress=0.5000 loss=0.25 ndcg@10=0.3",
         "plays-1: completed; model: s3://music/jobs/plays-1/output/model.tar.gz",
     ]
-    states_said = re.findall(r"crossfade: plays-1: (\w+): about", result.stderr)
-    assert states_said == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
+    states_logged = re.findall(r"crossfade: plays-1: (\w+): about", result.stderr)
+    assert states_logged == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
     assert "crossfade: plays-1: 120 s of training, 60 s billed" in result.stderr
     for share in (" 25%", " 50%", "100%"):
         assert f"plays-1: {share}|" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("secondary", "reason", "exit_code", "said"),
+    ("secondary", "reason", "exit_code", "expected"),
     [
         (
             "Failed",
@@ -101,13 +101,13 @@ def test_job_is_followed_with_its_log_to_its_end(aws: AwsServer, job: Path) -> N
     ],
 )
 def test_failed_job_ends_the_command_with_its_reason_and_exit_code(
-    aws: AwsServer, secondary: str, reason: str, exit_code: int, said: str
+    aws: AwsServer, secondary: str, reason: str, exit_code: int, expected: str
 ) -> None:
     status = "Failed" if secondary == "Failed" else "Stopped"
     aws.answer("DescribeTrainingJob", described(status, secondary, "Starting", secondary, FailureReason=reason))
     result = follow(aws)
     assert result.returncode == exit_code
-    assert said in result.stderr.splitlines()[-1]
+    assert expected in result.stderr.splitlines()[-1]
 
 
 def test_interrupted_spot_job_is_followed_until_it_has_resumed_and_completed(aws: AwsServer) -> None:
@@ -180,13 +180,13 @@ def test_ctrl_c_without_a_terminal_only_stops_following(aws: AwsServer, tmp_path
 
 @pytest.mark.parametrize(("answer", "exit_code"), [("s", 143), ("w", 130)])
 def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, answer: str, exit_code: int) -> None:
-    def look(_call: Call) -> Mapping[str, Any]:
+    def describe(_call: Call) -> Mapping[str, Any]:
         if aws.made("StopTrainingJob"):
             return described("Stopped", "Stopped", "Training", "Stopping", "Stopped")
         return described("InProgress", "Training", "Training")
 
     aws.answer("StopTrainingJob", {})
-    aws.respond("DescribeTrainingJob", look)
+    aws.respond("DescribeTrainingJob", describe)
     ours, theirs = pty.openpty()
     words = [Path(sys.executable).with_name("crossfade"), "submit", "sagemaker", "--follow", "plays-1", *FAST]
     with subprocess.Popen(
@@ -197,14 +197,14 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
-        asked = b""
+        output = b""
 
-        def is_asked() -> bool:
-            nonlocal asked
-            asked += process.stdout.read() or b""  # type: ignore[union-attr]
-            return b"or only stop following it?" in asked
+        def has_question() -> bool:
+            nonlocal output
+            output += process.stdout.read() or b""  # type: ignore[union-attr]
+            return b"or only stop following it?" in output
 
-        wait_until(is_asked, 30, "the question")
+        wait_until(has_question, 30, "the question")
         os.write(ours, f"{answer}\n".encode())
         assert process.wait(30) == exit_code
     os.close(ours)

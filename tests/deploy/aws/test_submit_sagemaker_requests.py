@@ -65,11 +65,11 @@ def test_default_request_and_cost_are_shown_before_the_job_starts(aws: AwsServer
         "evaluate.k": "[5, 10]",
     }
     assert "Environment" not in request
-    cost, said = result.stderr.splitlines()[1:]
+    cost, hint = result.stderr.splitlines()[1:]
     assert cost.startswith(
         "crossfade: cost: $1.12 an hour, $27.00 at most (1 x ml.p2.xlarge, 24 h at most; price: us-east-1, July 2025"
     )
-    assert said == "crossfade: submitted; crossfade submit sagemaker --follow plays-1 follows it, --stop stops it"
+    assert hint == "crossfade: submitted; crossfade submit sagemaker --follow plays-1 follows it, --stop stops it"
     order = [call.action for call in aws.calls]
     assert order.index("GetProducts") < order.index("CreateTrainingJob")
 
@@ -121,7 +121,7 @@ def test_dry_run_prints_the_request_and_sends_none(aws: AwsServer, job: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         (("--instance-type", "ml.p5.48xlarge"), "MXNet cannot use its GPU, H100"),
         (("--instance-type", "ml.c7g.large"), "has an Arm processor"),
@@ -137,11 +137,11 @@ def test_dry_run_prints_the_request_and_sends_none(aws: AwsServer, job: Path) ->
     ],
 )
 def test_invalid_options_are_rejected_before_anything_starts(
-    aws: AwsServer, job: Path, options: tuple[object, ...], said: str
+    aws: AwsServer, job: Path, options: tuple[object, ...], expected: str
 ) -> None:
     result = submit(aws, job, "--role", ROLE, *options)
     assert result.returncode == 2, result.stderr
-    assert said in result.stderr.splitlines()[-1]
+    assert expected in result.stderr.splitlines()[-1]
     assert aws.made("CreateTrainingJob") == []
 
 

@@ -67,7 +67,7 @@ def opened(browser: Browser, address: str, *runs: str, **options: Any) -> Iterat
         for run in runs:
             expect(visit.page.locator("#head h1", has_text=run)).to_be_visible()
         yield visit
-        assert visit.complaints == []
+        assert visit.errors == []
         assert visit.hosts <= {address.split("/")[2]}
 
 
