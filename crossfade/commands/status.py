@@ -14,8 +14,8 @@ from crossfade.options.runs import add_runs_argument, open_runs
 
 if TYPE_CHECKING:
     from deploy.dashboard.process_rows import ProcessRow
+    from deploy.dashboard.run_figures import Summary
     from deploy.dashboard.runs import Runs
-    from deploy.dashboard.summary import Summary
 
 _DESCRIPTION = """\
 Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,

@@ -41,8 +41,8 @@ _EXAMPLES = (
     ("crossfade submit sagemaker --stop plays-20260301-120000", "Stop a job after a checkpoint."),
 )
 _NOTES = """\
-The dataset is read from S3 at data.path, or copied to each host first with --channel training=s3://BUCKET/PREFIX. Each of
-several hosts runs a server and a worker, unless cluster.servers and cluster.workers are set. Checkpoints go to
+The dataset is read from S3 at data.path, or copied to each host first with --channel training=s3://BUCKET/PREFIX. Each
+of several hosts runs a server and a worker, unless cluster.servers and cluster.workers are set. Checkpoints go to
 OUTPUT/NAME/checkpoints, unless checkpoint.path is set; embeddings, report and job to OUTPUT/NAME/output/model.tar.gz.
 
 The image depends on the GPU of the instance type: crossfade:cu90 for K80 (ml.p2), crossfade:cu112 for V100, T4, A100

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 from deploy.dashboard.formatting import duration, size
+from deploy.dashboard.run_figures import Alert, Summary
 from deploy.dashboard.run_reader import RunReader
 from trainer.monitoring.thresholds import (
     LOCAL_PHASES,
@@ -20,23 +19,10 @@ from trainer.monitoring.thresholds import (
 )
 from trainer.runs.events import BackoffEvent, CheckpointFailed, RestartEvent
 
-if TYPE_CHECKING:
-    from deploy.dashboard.summary import Summary
-
 RECENT_SECONDS = 600.0
 """How long a restart is shown as an alert."""
 _MIN_SKEW_SECONDS = 60.0
 """Local work of the slowest worker below which skew is not judged."""
-
-Level = Literal["critical", "warning", "info"]
-
-
-@dataclass(frozen=True)
-class Alert:
-    """One alert."""
-
-    level: Level
-    text: str
 
 
 def find_alerts(run: RunReader, summary: Summary, now: float) -> list[Alert]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from deploy.dashboard import formatting
 from deploy.dashboard.column_buffer import ColumnBuffer
+from deploy.dashboard.run_figures import Summary
 from deploy.dashboard.run_reader import RunReader
-from deploy.dashboard.summary import Summary
 from deploy.dashboard.training_history import EpochResult
 from kvstore.arrays import FloatArray
 from trainer.training.state import PHASES

@@ -14,7 +14,7 @@ from deploy.dashboard.formatting import count, decimals, duration, share, size, 
 from deploy.dashboard.layout import GRAPHS, Component, aria
 from deploy.dashboard.process_rows import ProcessRow
 from deploy.dashboard.process_table import COLUMNS, STATE_TITLE, TEXT_COLUMNS
-from deploy.dashboard.summary import Summary
+from deploy.dashboard.run_figures import Summary
 from trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 
 _MAX_EVENTS = 50

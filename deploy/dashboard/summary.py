@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from deploy.dashboard.alerts import Alert, find_alerts
-from deploy.dashboard.process_rows import ProcessRow, process_rows
+from deploy.dashboard.alerts import find_alerts
+from deploy.dashboard.process_rows import process_rows
+from deploy.dashboard.run_figures import Summary
 from deploy.dashboard.run_reader import ReportFile, RunReader
 from deploy.dashboard.run_state import ENDED, find_state
 from deploy.dashboard.runs import Runs
@@ -21,65 +21,6 @@ from trainer.runs.events import CheckpointSaved, RestartEvent
 
 DEFAULT_METRIC = "ndcg@10"
 _TRAFFIC_BYTES = ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense")
-
-
-@dataclass
-class Summary:
-    """One run. Times are Unix times in seconds; figures that are unknown are None."""
-
-    name: str
-    path: str
-    state: str
-    message: str
-    phase: str
-    generation: int
-    started: float | None
-    updated: float | None
-    elapsed_seconds: float | None
-    step: int
-    planned_steps: int | None
-    epoch: int | None
-    planned_epochs: int | None
-    remaining_seconds: float | None
-    examples_per_second: float | None
-    steps_per_second: float | None
-    loss: float | None
-    best_metric: str
-    """The metric that selects the best epoch."""
-    eval_metric: float | None
-    """Its last value on the valid split."""
-    best_value: float | None
-    best_epoch: int | None
-    metrics: dict[str, dict[str, float]]
-    """The metrics of the last evaluation, by split."""
-    traffic: dict[str, int]
-    phase_seconds: dict[str, float]
-    checkpoints: dict[str, Any]
-    restarts: list[dict[str, Any]]
-    processes: list[ProcessRow]
-    alerts: list[Alert] = field(default_factory=list)
-
-    @property
-    def live(self) -> bool:
-        """Whether the run has not ended."""
-        return self.state not in ENDED
-
-    @property
-    def progress(self) -> float:
-        """The share of planned steps that are done; 1 for a finished run, also if it stopped early."""
-        if self.state == "done":
-            return 1.0
-        return min(1.0, self.step / self.planned_steps) if self.planned_steps else 0.0
-
-    @property
-    def dense_ratio(self) -> float | None:
-        """Bytes that dense gradients would have taken, as a multiple of the bytes pushed; None without pushes."""
-        pushed = self.traffic.get("bytes_pushed")
-        return self.traffic["bytes_pushed_if_dense"] / pushed if pushed else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields and derived figures as JSON values."""
-        return {**asdict(self), "progress": self.progress, "dense_ratio": self.dense_ratio}
 
 
 def summarize(run: RunReader, now: float | None = None) -> Summary:

@@ -22,9 +22,10 @@ from run_folders import (
 )
 
 from deploy.dashboard import formatting, run_reader, runs
+from deploy.dashboard.run_figures import Summary
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
-from deploy.dashboard.summary import Summary, latest_first, summarize
+from deploy.dashboard.summary import latest_first, summarize
 from deploy.dashboard.tail import Tail
 from deploy.dashboard.training_history import TrainingHistory
 
