@@ -1,4 +1,7 @@
-"""Small prepared data sets, written as ``trainer/data/manifest.py`` documents them."""
+"""Build small datasets in the format of ``trainer/data/manifest.py``.
+
+manifest = write_data_set(folder, {"train": [[make_interactions([0, 1], [2, 2])]]}, queries=2, items=3)
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +24,14 @@ SplitFiles = Sequence[Sequence[Interactions]]
 
 
 def make_interactions(queries: ArrayLike, items: ArrayLike, weights: ArrayLike | None = None) -> Interactions:
-    """Interactions of the given rows; without ``weights``, of weight 1."""
+    """Build interactions of the given rows, with weight 1 by default."""
     query_N, item_N = np.array(queries, dtype=np.int64), np.array(items, dtype=np.int64)
     weight_N = np.ones(len(query_N), np.float32) if weights is None else np.array(weights, dtype=np.float32)
     return Interactions(query_N, item_N, weight_N)
 
 
 def numbered_interactions(group_sizes: Sequence[Sequence[int]], queries: int, items: int) -> SplitFiles:
-    """Files of row groups of the given sizes, in which every interaction's weight is its number in the split."""
+    """Build files with row groups of the given sizes; each interaction's weight is its number in the split."""
     files, first = [], 0
     for sizes in group_sizes:
         groups = []
@@ -41,7 +44,7 @@ def numbered_interactions(group_sizes: Sequence[Sequence[int]], queries: int, it
 
 
 def interaction_table(interactions: Interactions) -> pa.Table:
-    """``interactions`` with the columns and types of a shard."""
+    """Convert ``interactions`` to the columns and types of a dataset file."""
     return pa.table(
         {QUERY: interactions.query_N, ITEM: interactions.item_N, "weight": interactions.weight_N},
         schema=pa.schema([(QUERY, pa.int64()), (ITEM, pa.int64()), ("weight", pa.float32())]),
@@ -57,13 +60,13 @@ def write_groups(path: Path, groups: Sequence[pa.Table]) -> None:
 
 
 def write_split(folder: Path, name: str, files: SplitFiles) -> Split:
-    """Write the split ``name`` into the data set in ``folder``."""
-    described = []
+    """Write the split ``name`` into the dataset in ``folder``."""
+    entries = []
     for number, groups in enumerate(files):
         path = f"{name}/part-{number:05d}.parquet"
         write_groups(folder / path, [interaction_table(group) for group in groups])
-        described.append(file_entry(Folder(folder), path))
-    return Split(files=described)
+        entries.append(file_entry(Folder(folder), path))
+    return Split(files=entries)
 
 
 def write_vocabulary(
@@ -76,7 +79,7 @@ def write_vocabulary(
     file_rows: int = 1 << 20,
     group_rows: int = 1 << 16,
 ) -> Entity:
-    """Write the vocabulary of ``entity``, row r having ``ids[r]``, cut into files and row groups."""
+    """Write the vocabulary of ``entity``, where row r has ``ids[r]``, in files and row groups of the given sizes."""
     columns = {
         "row": np.arange(len(ids), dtype=np.int64),
         "id": pa.array(ids),
@@ -97,7 +100,7 @@ def write_vocabulary(
 
 
 def write_data_set(folder: Path, splits: Mapping[str, SplitFiles], *, queries: int, items: int) -> DatasetManifest:
-    """Write a whole data set with numbers for ids, and its manifest."""
+    """Write a complete dataset whose IDs are integers, with its manifest."""
     manifest = DatasetManifest(
         query=QUERY,
         item=ITEM,
@@ -112,5 +115,5 @@ def write_data_set(folder: Path, splits: Mapping[str, SplitFiles], *, queries: i
 
 
 def random_rows(rows: int, dim: int, seed: int) -> FloatArray:
-    """Normally distributed float32 (rows, dim)."""
+    """Return normally distributed float32 (rows, dim)."""
     return np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)

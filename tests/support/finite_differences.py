@@ -1,4 +1,4 @@
-"""Gradients by central differences, to check others against."""
+"""Compute gradients by central differences, as a reference for closed forms."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ _STEP = 1e-6
 
 
 def numeric_gradient(loss: Callable[[], float], values: FloatArray) -> FloatArray:
-    """The gradient of ``loss`` by ``values``, float64, which it is computed from; they are moved and put back."""
+    """Compute the gradient of ``loss`` with respect to ``values``, float64, which are varied and restored."""
     gradient = np.zeros_like(values)
     for index in np.ndindex(values.shape):
-        kept = values[index]
-        values[index] = kept + _STEP
+        original = values[index]
+        values[index] = original + _STEP
         above = loss()
-        values[index] = kept - _STEP
+        values[index] = original - _STEP
         gradient[index] = (above - loss()) / (2 * _STEP)
-        values[index] = kept
+        values[index] = original
     return gradient
