@@ -26,10 +26,10 @@ from trainer.data.parquet import file_entry, write_options
 
 pytestmark = pytest.mark.slow
 
-SHARD = "train/part-00001.parquet"
+FILE = "train/part-00001.parquet"
 """One row group of 1,500 rows."""
 
-Refused = Callable[..., str]
+TrainError = Callable[..., str]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refused(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
+def train_error(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> TrainError:
     """Run ``crossfade train``, in this process, and get the line with which it refuses its input."""
     monkeypatch.chdir(place)
 
@@ -87,86 +87,86 @@ def rewrite(data: Path, path: str, table: pa.Table) -> None:
 
 def changed(data: Path, column: str, row: int, value: Any, kind: pa.DataType | None = None) -> None:
     """One value of the shard is another one."""
-    table = pq.read_table(data / SHARD)
+    table = pq.read_table(data / FILE)
     values = table.column(column).to_pylist()
     values[row] = value
     place = table.column_names.index(column)
-    rewrite(data, SHARD, table.set_column(place, column, pa.array(values, kind or table.schema.field(column).type)))
+    rewrite(data, FILE, table.set_column(place, column, pa.array(values, kind or table.schema.field(column).type)))
 
 
 # ---- files
 
 
-def test_file_with_corrupt_pages_is_rejected(refused: Refused, place: Path) -> None:
-    path = place / "data" / SHARD
+def test_file_with_corrupt_pages_is_rejected(train_error: TrainError, place: Path) -> None:
+    path = place / "data" / FILE
     table = pq.read_table(path)
-    rewrite(place / "data", SHARD, table)
+    rewrite(place / "data", FILE, table)
     column = pq.read_metadata(path).row_group(1).column(1)
     content = bytearray(path.read_bytes())
     content[column.data_page_offset + column.total_compressed_size - 3] ^= 4
     path.write_bytes(content)
-    message = documented("a data file with corrupt pages", refused())
+    message = documented("a data file with corrupt pages", train_error())
     assert message.startswith(f"{path}, row group 1: is corrupt ")
 
 
-def test_truncated_file_is_rejected(refused: Refused, place: Path) -> None:
-    path = place / "data" / SHARD
+def test_truncated_file_is_rejected(train_error: TrainError, place: Path) -> None:
+    path = place / "data" / FILE
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
-    assert documented("a truncated data file", refused()) == (
+    assert documented("a truncated data file", train_error()) == (
         f"{path}: has {size - 1:,} bytes, but the manifest says {size:,}: it was truncated or replaced; prepare the "
         "data again"
     )
 
 
-def test_replaced_file_of_same_size_is_rejected(refused: Refused, place: Path) -> None:
-    path = place / "data" / SHARD
+def test_replaced_file_of_same_size_is_rejected(train_error: TrainError, place: Path) -> None:
+    path = place / "data" / FILE
     content = bytearray(path.read_bytes())
     content[-30] ^= 1
     path.write_bytes(content)
-    message = documented("a data file replaced by one of the same size", refused())
+    message = documented("a data file replaced by one of the same size", train_error())
     assert message.startswith(f"{path}: its footer has the CRC-32 ")
 
 
-def test_truncated_vocabulary_is_rejected(refused: Refused, place: Path) -> None:
+def test_truncated_vocabulary_is_rejected(train_error: TrainError, place: Path) -> None:
     path = place / "data" / "vocabulary" / "track" / "part-00001.parquet"
     path.write_bytes(path.read_bytes()[:100])
-    message = documented("a truncated vocabulary", refused())
+    message = documented("a truncated vocabulary", train_error())
     assert message.startswith(f"{path}: has 100 bytes, but the manifest says ")
 
 
-def test_folder_in_place_of_file_is_rejected(refused: Refused, place: Path) -> None:
-    path = place / "data" / SHARD
+def test_folder_in_place_of_file_is_rejected(train_error: TrainError, place: Path) -> None:
+    path = place / "data" / FILE
     path.unlink()
     path.mkdir()
-    assert documented("a data file that is a folder", refused()).startswith(f"{path}: ")
+    assert documented("a data file that is a folder", train_error()).startswith(f"{path}: ")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_file_is_rejected(refused: Refused, place: Path) -> None:
-    (place / "data" / SHARD).chmod(0)
-    assert refused() == f"{place / 'data' / SHARD}: cannot be read: Permission denied"
+def test_unreadable_file_is_rejected(train_error: TrainError, place: Path) -> None:
+    (place / "data" / FILE).chmod(0)
+    assert train_error() == f"{place / 'data' / FILE}: cannot be read: Permission denied"
 
 
 # ---- rows
 
 
-def test_file_without_a_column_is_rejected(refused: Refused, place: Path) -> None:
-    rewrite(place / "data", SHARD, pq.read_table(place / "data" / SHARD).drop_columns("weight"))
-    message = documented("a data file with a missing column", refused())
-    assert message.startswith(f"{place / 'data' / SHARD}, row group ")
+def test_file_without_a_column_is_rejected(train_error: TrainError, place: Path) -> None:
+    rewrite(place / "data", FILE, pq.read_table(place / "data" / FILE).drop_columns("weight"))
+    message = documented("a data file with a missing column", train_error())
+    assert message.startswith(f"{place / 'data' / FILE}, row group ")
     assert "has the columns customer, track, but not 'weight'" in message
 
 
-def test_file_with_wrong_column_type_is_rejected(refused: Refused, place: Path) -> None:
+def test_file_with_wrong_column_type_is_rejected(train_error: TrainError, place: Path) -> None:
     changed(place / "data", "track", 0, 0, pa.int32())
-    message = documented("a data file with a column of another type", refused())
-    assert message.startswith(f"{place / 'data' / SHARD}, row group ")
+    message = documented("a data file with a column of another type", train_error())
+    assert message.startswith(f"{place / 'data' / FILE}, row group ")
     assert message.endswith("column 'track' has the type int32, but expected int64; prepare the data again")
 
 
 @pytest.mark.parametrize(
-    ("what", "column", "value", "said"),
+    ("what", "column", "value", "expected"),
     [
         (
             "a row number beyond the vocabulary",
@@ -189,58 +189,58 @@ def test_file_with_wrong_column_type_is_rejected(refused: Refused, place: Path) 
     ],
 )
 def test_invalid_value_is_rejected_with_its_row(
-    refused: Refused, place: Path, what: str, column: str, value: Any, said: str
+    train_error: TrainError, place: Path, what: str, column: str, value: Any, expected: str
 ) -> None:
     changed(place / "data", column, 1234, value)
-    where = f"{place / 'data' / SHARD}, row group 1, row 234"
-    assert documented(what, refused()) == f"{where}: {said}; prepare the data again"
+    where = f"{place / 'data' / FILE}, row group 1, row 234"
+    assert documented(what, train_error()) == f"{where}: {expected}; prepare the data again"
 
 
 # ---- the manifest, and what is in it
 
 
 def test_empty_file_adds_no_examples(place: Path) -> None:
-    rewrite(place / "data", SHARD, pq.read_table(place / "data" / SHARD).slice(0, 0))
+    rewrite(place / "data", FILE, pq.read_table(place / "data" / FILE).slice(0, 0))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=place))
     report = json.loads((place / "run" / "report.json").read_text())
     assert report["examples"] == 2 * (train_rows() - 1500)
 
 
-def test_empty_train_split_is_rejected(refused: Refused, place: Path) -> None:
+def test_empty_train_split_is_rejected(train_error: TrainError, place: Path) -> None:
     for path in sorted((place / "data" / "train").iterdir()):
         rewrite(place / "data", f"train/{path.name}", pq.read_table(path).slice(0, 0))
-    message = documented("an empty train split", refused())
+    message = documented("an empty train split", train_error())
     assert message.startswith(f"{place / 'data'}: its train split is empty: there is nothing to train on")
 
 
-def test_manifest_with_other_row_counts_is_rejected(refused: Refused, place: Path) -> None:
+def test_manifest_with_other_row_counts_is_rejected(train_error: TrainError, place: Path) -> None:
     def swap(manifest: dict[str, Any]) -> None:
-        [entry] = [entry for entry in entries(manifest) if entry["path"] == SHARD]
+        [entry] = [entry for entry in entries(manifest) if entry["path"] == FILE]
         entry["row_groups"] = [700, 800]
 
     change_manifest(place / "data", swap)
-    assert documented("a manifest that does not match its data files", refused()) == (
-        f"{place / 'data' / SHARD}: has 1 row group(s) of 1500 rows, but the manifest says 2 row group(s) of 700, 800 "
+    assert documented("a manifest that does not match its data files", train_error()) == (
+        f"{place / 'data' / FILE}: has 1 row group(s) of 1500 rows, but the manifest says 2 row group(s) of 700, 800 "
         "rows; prepare the data again"
     )
 
 
 @pytest.mark.parametrize("path", ["../outside.parquet", "/etc/passwd", "train/../../x", "", "train//x"])
-def test_manifest_with_path_outside_the_dataset_is_rejected(refused: Refused, place: Path, path: str) -> None:
+def test_manifest_with_path_outside_the_dataset_is_rejected(train_error: TrainError, place: Path, path: str) -> None:
     change_manifest(place / "data", lambda manifest: next(entries(manifest)).update(path=path))
-    message = documented("a manifest with a path outside the dataset", refused())
+    message = documented("a manifest with a path outside the dataset", train_error())
     assert message.startswith(f"{place / 'data' / 'manifest.json'}: not a manifest of prepared data: ")
 
 
-def test_manifest_of_earlier_version_is_rejected(refused: Refused, place: Path) -> None:
+def test_manifest_of_earlier_version_is_rejected(train_error: TrainError, place: Path) -> None:
     change_manifest(place / "data", lambda manifest: manifest.update(version=1))
-    documented("a manifest of another version", refused())
+    documented("a manifest of another version", train_error())
 
 
-def test_row_group_above_limit_is_rejected_until_limit_is_raised(refused: Refused, place: Path) -> None:
+def test_row_group_above_limit_is_rejected_until_limit_is_raised(train_error: TrainError, place: Path) -> None:
     limit = ("--set", "data.max_row_group_rows=1499")
-    message = documented("a row group above data.max_row_group_rows", refused(*limit))
-    assert message.startswith(f"{place / 'data' / SHARD}, row group 0: has 1,500 rows, but data.max_row_group_rows is")
+    message = documented("a row group above data.max_row_group_rows", train_error(*limit))
+    assert message.startswith(f"{place / 'data' / FILE}, row group 0: has 1,500 rows, but data.max_row_group_rows is")
     assert "raise data.max_row_group_rows to 1500" in message
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "data.max_row_group_rows=1500", cwd=place))
 
@@ -249,8 +249,8 @@ def test_training_reads_one_huge_row_group(place: Path) -> None:
     rows = 1_000_000
     random = np.random.default_rng(1)
     table = interaction_table(make_interactions(random.integers(0, CUSTOMERS, rows), random.integers(0, TRACKS, rows)))
-    pq.write_table(table, place / "data" / SHARD, row_group_size=rows, **write_options(table.schema))
-    described = file_entry(Folder(place / "data"), SHARD)
+    pq.write_table(table, place / "data" / FILE, row_group_size=rows, **write_options(table.schema))
+    described = file_entry(Folder(place / "data"), FILE)
     assert described.row_groups == [rows]
     change_manifest(place / "data", lambda m: m["splits"]["train"].update(files=[described.model_dump()]))
     once = ("--set", "train.epochs=1", "--set", "train.batch_size=65536")
@@ -282,12 +282,12 @@ def test_path_with_spaces_unicode_and_quotes_is_read(place: Path) -> None:
     shutil.move(place / "data", place / ODD)
     write_job(place / "job.yaml", place / ODD)
     succeeded(crossfade("train", "job.yaml", "--run-dir", "r'u \"n", cwd=place))
-    (place / ODD / SHARD).unlink()
+    (place / ODD / FILE).unlink()
     result = crossfade("train", "job.yaml", "--run-dir", "run", cwd=place)
     message = only_line(result.returncode, result.stdout, result.stderr)
     assert (
         documented("a missing data file", message)
-        == f"{place / ODD / SHARD}: no such file, but the manifest lists it; prepare the data again"
+        == f"{place / ODD / FILE}: no such file, but the manifest lists it; prepare the data again"
     )
 
 
@@ -297,7 +297,7 @@ def test_path_with_spaces_unicode_and_quotes_is_read(place: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["vanishes", "changes"])
 def test_file_that_changes_during_training_ends_the_run(place: Path, how: str) -> None:
-    path = place / "data" / SHARD
+    path = place / "data" / FILE
     epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
     with paced("train", "job.yaml", *epochs, run_dir=place / "run") as training:
         training.wait_for("step")
@@ -351,7 +351,7 @@ def test_s3_uri_with_spaces_unicode_and_quotes_is_read(place: Path, s3: ObjectSt
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "variables", "said"),
+    ("what", "variables", "expected"),
     [
         (
             "a wrong secret key",
@@ -369,19 +369,19 @@ def test_s3_uri_with_spaces_unicode_and_quotes_is_read(place: Path, s3: ObjectSt
     ],
 )
 def test_denied_s3_credentials_are_explained(
-    refused: Refused, s3: ObjectStore, what: str, variables: dict[str, str], said: str
+    train_error: TrainError, s3: ObjectStore, what: str, variables: dict[str, str], expected: str
 ) -> None:
     uri = s3.uri(f"in put/{ODD}")
-    message = refused(*on_s3(uri), variables={**s3.variables, **variables})
-    assert documented(what, message).startswith(f"{uri}/manifest.json: {said}")
+    message = train_error(*on_s3(uri), variables={**s3.variables, **variables})
+    assert documented(what, message).startswith(f"{uri}/manifest.json: {expected}")
 
 
 @pytest.mark.slow
-def test_expired_s3_credentials_are_explained(refused: Refused, s3: ObjectStore) -> None:
+def test_expired_s3_credentials_are_explained(train_error: TrainError, s3: ObjectStore) -> None:
     uri = s3.uri(f"in put/{ODD}")
     with flaky_proxy(s3.endpoint) as proxy:
         proxy.strike_every("expire", 1)
-        message = refused(*on_s3(uri), variables={**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint})
+        message = train_error(*on_s3(uri), variables={**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint})
     assert documented("expired credentials", message) == (
         f"{uri}/manifest.json: access denied (ExpiredToken): the credentials of AWS_ACCESS_KEY_ID=tests have expired; "
         "get new ones (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN)"
@@ -389,8 +389,8 @@ def test_expired_s3_credentials_are_explained(refused: Refused, s3: ObjectStore)
 
 
 @pytest.mark.slow
-def test_missing_bucket_is_rejected(refused: Refused, s3: ObjectStore) -> None:
-    message = refused(*on_s3("s3://nowhere/data"), variables=s3.variables)
+def test_missing_bucket_is_rejected(train_error: TrainError, s3: ObjectStore) -> None:
+    message = train_error(*on_s3("s3://nowhere/data"), variables=s3.variables)
     assert documented("a missing bucket", message) == (
         f"s3://nowhere/data/manifest.json: there is no bucket 'nowhere' at {s3.endpoint}; check its name, "
         "AWS_ENDPOINT_URL and AWS_REGION"
@@ -398,13 +398,13 @@ def test_missing_bucket_is_rejected(refused: Refused, s3: ObjectStore) -> None:
 
 
 @pytest.mark.slow
-def test_empty_s3_prefix_is_rejected(refused: Refused, s3: ObjectStore) -> None:
-    message = refused(*on_s3(s3.uri("nothing/here")), variables=s3.variables)
+def test_empty_s3_prefix_is_rejected(train_error: TrainError, s3: ObjectStore) -> None:
+    message = train_error(*on_s3(s3.uri("nothing/here")), variables=s3.variables)
     documented("a folder or prefix without a dataset", message)
     assert message.startswith(f"{s3.uri('nothing/here')}/manifest.json: no such file; expected a folder written by ")
 
 
-def test_unreachable_endpoint_is_rejected(refused: Refused) -> None:
+def test_unreachable_endpoint_is_rejected(train_error: TrainError) -> None:
     endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
     variables = {
         "AWS_ENDPOINT_URL": endpoint,
@@ -412,7 +412,7 @@ def test_unreachable_endpoint_is_rejected(refused: Refused) -> None:
         "AWS_SECRET_ACCESS_KEY": "y",
         "CROSSFADE_S3_ATTEMPTS": "3",
     }
-    message = refused(*on_s3("s3://music/data"), variables=variables)
+    message = train_error(*on_s3("s3://music/data"), variables=variables)
     assert documented("an unreachable endpoint", message).startswith(
         f"s3://music/data/manifest.json: {endpoint} cannot be reached (NETWORK_CONNECTION): "
     )
@@ -424,11 +424,11 @@ def test_s3_object_deleted_during_training_ends_the_run(place: Path, s3: ObjectS
     epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
     with paced("train", "job.yaml", *on_s3(uri), *epochs, run_dir=place / "run", variables=s3.variables) as training:
         training.wait_for("step")
-        s3.client().delete_file(f"{BUCKET}/vanishing/{SHARD}")
+        s3.client().delete_file(f"{BUCKET}/vanishing/{FILE}")
         result = training.finish()
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == (
-        f"crossfade: error: {uri}/{SHARD}: no such file, but the manifest lists it; prepare the data again"
+        f"crossfade: error: {uri}/{FILE}: no such file, but the manifest lists it; prepare the data again"
     )
 
 

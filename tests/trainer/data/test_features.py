@@ -98,8 +98,8 @@ def test_lists_and_repeated_rows_become_values_of_one_row(
     assert values(data, "track", "tag") == {10: ["live", "rock"], 11: ["live"], 13: ["jazz"], 14: ["rock"]}
     assert values(data, "track", "artist") == {10: [7], 11: [8], 13: [8], 14: [7], 15: [9]}
     assert values(data, "customer", "country") == {who: [at] for who, at in COUNTRIES.items()}
-    said = capsys.readouterr().out
-    assert "a feature of track: 5 values, of 4 of its 6 rows; 1 ids ignored, which are in no event" in said
+    output = capsys.readouterr().out
+    assert "a feature of track: 5 values, of 4 of its 6 rows; 1 ids ignored, which are in no event" in output
 
 
 def test_values_are_counted_by_train_interactions(data: Path) -> None:
@@ -146,11 +146,11 @@ def test_extending_keeps_rows_and_replaces_values_of_rows_with_new_ones(raw: Pat
     assert problems(second) == []
     # What was liked before may have been learned before, if not that day; 14 and 15 never were.
     manifest = read_manifest(Folder(second))
-    met = Vocabulary(Folder(second), manifest, "track").warm_rows()
+    warm_R = Vocabulary(Folder(second), manifest, "track").warm_rows()
     own_ids = np.array([own_id for own_id, _ in vocabulary(second, "track")])
-    assert set(own_ids[~met]) == {14, 15}
+    assert set(own_ids[~warm_R]) == {14, 15}
     third = prepare(raw, tmp_path / "third", "--base", str(second), train="day2.csv")
-    assert Vocabulary(Folder(third), read_manifest(Folder(third)), "track").warm_rows().tolist() == met.tolist()
+    assert Vocabulary(Folder(third), read_manifest(Folder(third)), "track").warm_rows().tolist() == warm_R.tolist()
     loaded = {}
     for start_from in (None, "runs/first/checkpoints"):
         job = check_job({**JOB, "data": {"path": str(second)}, "checkpoint": {"warm_start_from": start_from}}, "test")
@@ -158,8 +158,8 @@ def test_extending_keeps_rows_and_replaces_values_of_rows_with_new_ones(raw: Pat
         of = towers.of("track")
         assert of is not None
         loaded[start_from] = of.warm_R.tolist()
-    assert loaded["runs/first/checkpoints"] == met.tolist()
-    assert loaded[None] == [count > 0 for _, count in vocabulary(second, "track")] != met.tolist()
+    assert loaded["runs/first/checkpoints"] == warm_R.tolist()
+    assert loaded[None] == [count > 0 for _, count in vocabulary(second, "track")] != warm_R.tolist()
 
 
 def test_forgetting_customers_removes_their_features_and_unshared_values(

@@ -1,4 +1,4 @@
-"""Reading ahead: order, errors at their place, and a thread that stops."""
+"""Prefetching: order, errors in place, and a thread that stops."""
 
 import threading
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ import pytest
 
 from trainer.data.prefetch import Prefetcher
 
-PATIENCE_SECONDS = 30
+TIMEOUT_SECONDS = 30
 
 
 class Source:
-    """Numbers 0, 1, … up to ``count``; it says how many were drawn, and raises in place of number ``fails_at``."""
+    """Yields 0, 1, … up to ``count``, counts how many were drawn, and raises in place of number ``fails_at``."""
 
     def __init__(self, count: int, fails_at: int | None = None) -> None:
         self.drawn = 0
@@ -32,7 +32,7 @@ class Source:
 
     def wait_until_drawn(self, count: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: self.drawn >= count, timeout=PATIENCE_SECONDS)
+            assert self._changed.wait_for(lambda: self.drawn >= count, timeout=TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7])

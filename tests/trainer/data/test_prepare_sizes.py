@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-_TELL_MEMORY = """
+_REPORT_MEMORY = """
 import sys
 from crossfade.main import main
 code = main(sys.argv[1:])
@@ -21,7 +21,7 @@ sys.exit(code)
 
 def measured(*arguments: object) -> tuple[str, int]:
     """What ``crossfade`` prints, and the most bytes that it had in memory."""
-    command = [sys.executable, "-c", _TELL_MEMORY, *map(str, arguments)]
+    command = [sys.executable, "-c", _REPORT_MEMORY, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
     assert done.returncode == 0, done.stderr
     return done.stdout, int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0]) << 10
@@ -47,8 +47,8 @@ def test_validate_memory_does_not_grow_with_row_group_size(tmp_path: Path) -> No
             count_N = np.bincount(row_N)
             row_V = np.arange(len(count_N))
             write_in_one_group(folder / "vocabulary" / name / "all.parquet", row=row_V, id=row_V, count=count_N)
-        said, peak = measured("validate", folder, "--memory", 0.1)
-        assert "no problem; wrote its manifest.json" in said
+        output, peak = measured("validate", folder, "--memory", 0.1)
+        assert "no problem; wrote its manifest.json" in output
         peaks.append(peak)
     # Decoded, the large one has 140 MB more, and several times that with what is made of it.
     assert peaks[1] - peaks[0] < 100e6, peaks
@@ -59,8 +59,8 @@ def test_prepare_of_huge_row_group_stays_within_memory_option(tmp_path: Path) ->
     rows = 6 << 20
     raw = tmp_path / "raw" / "all.parquet"
     write_in_one_group(raw, customer=np.arange(rows) * 7 % 100_003, track=np.arange(rows) * 11 % 10_007)
-    said, peak = measured("prepare", "--events", raw, "--item", "track", "--memory", 0.15, "--out", tmp_path / "data")
-    assert f"{rows:,} rows of 1 file(s)" in said
+    output, peak = measured("prepare", "--events", raw, "--item", "track", "--memory", 0.15, "--out", tmp_path / "data")
+    assert f"{rows:,} rows of 1 file(s)" in output
     assert peak < 0.15 * 2**30 + 330e6, peak
 
 
@@ -74,7 +74,7 @@ def test_prepare_memory_does_not_grow_with_number_of_files(tmp_path: Path) -> No
             plays = {"customer": [f"c{number}", "c"], "track": [number, 5]}
             pq.write_table(pa.table(plays), folder / f"plays-{number:05d}.parquet")
         out = tmp_path / f"data-{files}"
-        said, peak = measured("prepare", "--events", f"{folder}/*.parquet", "--item", "track", "--out", out)
-        assert f"{2 * files:,} rows of {files} file(s)" in said
+        output, peak = measured("prepare", "--events", f"{folder}/*.parquet", "--item", "track", "--out", out)
+        assert f"{2 * files:,} rows of {files} file(s)" in output
         peaks.append(peak)
     assert peaks[1] - peaks[0] < 60e6, peaks

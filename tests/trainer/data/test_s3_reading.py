@@ -1,4 +1,4 @@
-"""Reading from an S3 that is slow, busy, hangs up, cuts answers short, or refuses: a real one, behind a proxy."""
+"""Reading from S3 with faults: a real server behind a proxy that stalls, throttles, resets, truncates or denies."""
 
 import threading
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def proxy(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy of the server, by which this process reaches it."""
+    """A proxy through which this process reaches the server."""
     with flaky_proxy(server.endpoint) as proxy:
         for name, value in {**server.variables, "AWS_ENDPOINT_URL": proxy.endpoint}.items():
             monkeypatch.setenv(name, value)
@@ -58,10 +58,10 @@ def test_transient_error_is_retried(folder: Folder, proxy: Proxy, fault: Fault) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "expected"),
     [
         ("reset", r"cannot be reached \(NETWORK_CONNECTION\)"),
-        # A head has no body that could say why.
+        # A HEAD response has no body with the reason.
         ("throttle", r"did not answer correctly, after all retries \(.*(SLOW_?DOWN|SERVICE_UNAVAILABLE)\)"),
         ("busy", r"did not answer correctly, after all retries"),
         ("cut", r"\(NETWORK_CONNECTION\)"),
@@ -69,15 +69,15 @@ def test_transient_error_is_retried(folder: Folder, proxy: Proxy, fault: Fault) 
     ],
 )
 def test_persistent_error_is_raised_after_all_attempts(
-    folder: Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Fault, said: str
+    folder: Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: Fault, expected: str
 ) -> None:
     monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "3")
     with closing(folder.open_random("x.bin")) as file:
         proxy.strike_every(fault, 1)
         before = proxy.requests
-        with pytest.raises(ConnectionError, match=said):
+        with pytest.raises(ConnectionError, match=expected):
             file.read_at(0, 1000)
-        # An answer that does not fit is asked for once more, for what it says.
+        # An unexpected response is requested once more, for its error code.
         assert 3 <= proxy.requests - before <= 6
     proxy.strike_every(fault, 0)
 
@@ -107,19 +107,19 @@ def test_replaced_file_has_another_version(folder: Folder) -> None:
 def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
     with closing(folder.open_random("x.bin")) as file:
         proxy.strike_every("reset", 1)
-        heard = threading.Event()
+        failed = threading.Event()
 
         def read() -> None:
             try:
                 file.read_at(0, 10)
             except ConnectionError:
-                heard.set()
+                failed.set()
 
         thread = threading.Thread(target=read)
         thread.start()
-        assert not heard.wait(0.2)
+        assert not failed.wait(0.2)
         folder.interrupt()
-        assert heard.wait(10)
+        assert failed.wait(10)
         thread.join()
     proxy.strike_every("reset", 0)
 
@@ -127,7 +127,7 @@ def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["read", "names", "sizes"])
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "expected"),
     [
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, r"access denied \(403 SignatureDoesNotMatch\): the secret key does not"),
         ({"AWS_ACCESS_KEY_ID": "nobody"}, r"access denied \(403 InvalidAccessKeyId\): .* does not know the access key"),
@@ -139,11 +139,11 @@ def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
     ids=["wrong secret", "wrong key", "no permission"],
 )
 def test_denied_access_is_explained_without_retries(
-    folder: Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, method: str, variables: dict[str, str], said: str
+    folder: Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, method: str, variables: dict[str, str], expected: str
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(PermissionError, match=said) as caught:
+    with pytest.raises(PermissionError, match=expected) as caught:
         folder.read("x.bin") if method == "read" else getattr(folder, method)()
     assert str(caught.value).startswith(folder.uri)
     assert "\n" not in str(caught.value)
@@ -180,14 +180,14 @@ def test_retry_pauses_double_with_jitter(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(ConnectionError):
             files.retry(fail)
     pauses_TR = np.array(pauses).reshape(20, 5)
-    whole_R = 0.025 * 2.0 ** np.arange(5)
-    assert (pauses_TR <= whole_R).all()
-    assert (pauses_TR >= whole_R / 2).all()
-    assert (pauses_TR.std(axis=0) > whole_R / 20).all()
+    maximum_R = 0.025 * 2.0 ** np.arange(5)
+    assert (pauses_TR <= maximum_R).all()
+    assert (pauses_TR >= maximum_R / 2).all()
+    assert (pauses_TR.std(axis=0) > maximum_R / 20).all()
 
 
 @pytest.mark.parametrize(
-    ("text", "passing", "kind", "said"),
+    ("text", "transient", "kind", "expected"),
     [
         (
             "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 7, no",
@@ -219,12 +219,14 @@ def test_retry_pauses_double_with_jitter(monkeypatch: pytest.MonkeyPatch) -> Non
         ("AWS Error UNKNOWN (HTTP status 418) during GetObject operation: tea", False, PermissionError, "tea"),
     ],
 )
-def test_client_errors_are_explained_in_one_line(text: str, passing: bool, kind: type[OSError], said: str) -> None:
+def test_client_errors_are_explained_in_one_line(
+    text: str, transient: bool, kind: type[OSError], expected: str
+) -> None:
     error = OSError(f"When reading information for key 'x' in bucket 'music': {text}")
-    assert is_transient(error) == passing
+    assert is_transient(error) == transient
     explained = translate_s3_error(error, "music", "http://s3")
     assert type(explained) is kind
-    assert said in str(explained)
+    assert expected in str(explained)
     assert "\n" not in str(explained)
 
 

@@ -1,4 +1,4 @@
-"""Training on a time: exactly the interactions of it, each once an epoch, however they are scattered."""
+"""Time ranges: exactly their interactions are read, each once per epoch, however they are distributed."""
 
 import json
 from collections import Counter
@@ -33,7 +33,7 @@ FILES = ([range(40), range(40, 47)], [range(47, 100)], [range(100, 101), range(1
 
 
 def write_timed(folder: Path, *, unit: int = 1, clustered: bool = True, timed: bool = True) -> DatasetManifest:
-    """Interaction n, whose weight is n, happened n days after the first; if not ``clustered``, in any row group."""
+    """Write interactions of which number n has weight n and is n days after the first; ``clustered``: in that order."""
     order = np.arange(160) if clustered else np.random.default_rng(1).permutation(160)
     files = []
     for number, groups in enumerate(FILES):
@@ -72,7 +72,7 @@ def selected(folder: Path, manifest: DatasetManifest, **data: Any) -> RowSelecti
 
 
 def numbers_read(folder: Path, manifest: DatasetManifest, selection: RowSelection, workers: int = 2) -> Counter[int]:
-    """Which interactions the workers read in an epoch, and how often."""
+    """Return which interactions the workers read in an epoch, and how often."""
     read: Counter[int] = Counter()
     with closing(InteractionReader(Folder(folder), manifest)) as reader:
         schedule = BatchSchedule(reader, selection.groups, batch_size=10, partitions=3, shuffle_block_rows=30, seed=1)
@@ -112,11 +112,11 @@ def test_interactions_in_time_range_are_read_exactly_once(
 def test_no_page_is_read_where_the_footer_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_timed(tmp_path)
     read: list[tuple[str, int, list[str]]] = []
-    whole = ParquetFiles.read
+    original_read = ParquetFiles.read
 
     def noted(self: ParquetFiles, file: Any, index: int, columns: Any) -> pa.Table:
         read.append((file.path, index, list(columns)))
-        return whole(self, file, index, columns)
+        return original_read(self, file, index, columns)
 
     monkeypatch.setattr(ParquetFiles, "read", noted)
     selected(tmp_path, manifest, since=FIRST + 40 * DAY, until=FIRST + 60 * DAY)
@@ -134,7 +134,7 @@ def test_date_is_rejected_where_timestamps_are_not_seconds(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected"),
     [
         ({"since": "yesterday"}, "'yesterday' is neither an integer nor an ISO date such as 2024-05-31"),
         ({"since": 5, "until": 5}, "since '5' is not before until '5': the time range is empty"),
@@ -143,10 +143,10 @@ def test_date_is_rejected_where_timestamps_are_not_seconds(tmp_path: Path) -> No
         ({"until": True}, "data.until"),
     ],
 )
-def test_invalid_time_is_rejected_with_the_job(tmp_path: Path, data: dict[str, Any], said: str) -> None:
+def test_invalid_time_is_rejected_with_the_job(tmp_path: Path, data: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError, match="test: data") as caught:
         load_job_arguments(tmp_path, **data)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_yaml_dates_are_accepted_as_times(tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_row_counts_are_reused_only_for_same_time_range_and_dataset(tmp_path: Pa
 def test_file_that_changed_after_counting_is_rejected(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path, clustered=False)
     selection = selected(tmp_path, manifest, since=FIRST + 45 * DAY)
-    span = TimeRange.of(FIRST + 90 * DAY, None)
-    assert span is not None
+    time_range = TimeRange.of(FIRST + 90 * DAY, None)
+    assert time_range is not None
     from dataclasses import replace
 
     group = next(group for group in selection.groups if group.time_range is not None)
@@ -186,7 +186,7 @@ def test_file_that_changed_after_counting_is_rejected(tmp_path: Path) -> None:
         closing(InteractionReader(Folder(tmp_path), manifest)) as reader,
         pytest.raises(InputError, match=r"row group \d: has \d+ rows since \d+, but \d+ were counted"),
     ):
-        reader.read(replace(group, time_range=span))
+        reader.read(replace(group, time_range=time_range))
 
 
 @pytest.fixture

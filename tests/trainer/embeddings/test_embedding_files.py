@@ -273,20 +273,20 @@ def test_vocabulary_counts_are_in_row_order(tmp_path: Path) -> None:
 def test_staged_embeddings_are_those_of_the_latest_epoch(
     tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
 ) -> None:
-    kept, scratch = StagedEmbeddings(str(tmp_path / "checkpoints")), tmp_path / "scratch"
-    assert kept.epoch() is None
+    staged, scratch = StagedEmbeddings(str(tmp_path / "checkpoints")), tmp_path / "scratch"
+    assert staged.epoch() is None
     with pytest.raises(FileNotFoundError, match=LIST_FILE):
-        kept.fetch(tmp_path / "embeddings")
-    kept.stage(store_of(2), TABLES, vocabularies, 1, scratch)
-    kept.stage(store, TABLES, vocabularies, 4, scratch)
-    assert kept.epoch() == 4
+        staged.fetch(tmp_path / "embeddings")
+    staged.stage(store_of(2), TABLES, vocabularies, 1, scratch)
+    staged.stage(store, TABLES, vocabularies, 4, scratch)
+    assert staged.epoch() == 4
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "embeddings").iterdir()) == [
         LIST_FILE,
         "epoch-000004",
     ]
     assert not scratch.exists()
-    kept.fetch(tmp_path / "embeddings")
-    for files in (EmbeddingFiles(tmp_path / "embeddings"), EmbeddingFiles(kept.folder())):
+    staged.fetch(tmp_path / "embeddings")
+    for files in (EmbeddingFiles(tmp_path / "embeddings"), EmbeddingFiles(staged.folder())):
         np.testing.assert_array_equal(files.vectors(QUERY, np.arange(QUERIES)), tables_of(store)[QUERY])
         assert files.read(ITEM).column("name").to_pylist() == TRACK_NAMES
 
@@ -294,13 +294,13 @@ def test_staged_embeddings_are_those_of_the_latest_epoch(
 def test_incomplete_staged_embeddings_are_ignored(
     tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
 ) -> None:
-    kept = StagedEmbeddings(str(tmp_path / "checkpoints"))
-    kept.stage(store, TABLES, vocabularies, 4, tmp_path / "scratch")
+    staged = StagedEmbeddings(str(tmp_path / "checkpoints"))
+    staged.stage(store, TABLES, vocabularies, 4, tmp_path / "scratch")
     [first, *_] = sorted((tmp_path / "checkpoints").rglob("rows-*.parquet"))
     data = first.read_bytes()
     first.write_bytes(data[:-1])
-    assert kept.epoch() is None
+    assert staged.epoch() is None
     first.unlink()
-    assert kept.epoch() is None
+    assert staged.epoch() is None
     first.write_bytes(data)
-    assert kept.epoch() == 4
+    assert staged.epoch() == 4

@@ -1,4 +1,4 @@
-"""Whether neighbours share a label: against a plain count of it, with labels of files and with several of a row."""
+"""Label precision against a plain implementation, with labels from files and several labels per row."""
 
 from contextlib import closing
 from pathlib import Path
@@ -38,7 +38,7 @@ class Vectors:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, DatasetManifest, FloatArray]:
-    """Data whose pairs repeat, with weights of both signs, and the counts of positive ones: (queries, items)."""
+    """A dataset with repeated pairs and weights of both signs, and its positive counts, (queries, items)."""
     folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(5)
     query_N = draw.integers(0, QUERIES, 900)
     item_N = np.minimum(draw.geometric(0.06, 900), ITEMS) - 1
@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, DatasetManif
 
 
 def labels_of(seed: int, rows: int) -> LabelPairs:
-    """One to three labels of most rows."""
+    """Return one to three labels for most rows."""
     draw = np.random.default_rng(seed)
     pairs = sorted({(row, draw.integers(LABELS)) for row in range(rows) if row % 7 for _ in range(3)})
     return LabelPairs(*(np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True)))
@@ -75,7 +75,7 @@ def test_precision_matches_plain_implementation(
     folder, manifest, counts_QI = data
     counts_RC = counts_QI if entity == QUERY else counts_QI.T
     labels, source, min_count = labels_of(3, len(counts_RC)), Vectors(), 9
-    found = judge(folder, manifest, source, entity, kind, labels, counts_RC, min_count=min_count)
+    found = measure(folder, manifest, source, entity, kind, labels, counts_RC, min_count=min_count)
     row_S = [row for row in sorted(set(labels.row_P.tolist())) if counts_RC[row].sum() >= min_count]
     sets = [set(labels.label_P[labels.row_P == row].tolist()) for row in row_S]
     vector_SD = source.tables[entity][row_S].astype(np.float64)
@@ -95,7 +95,7 @@ def test_precision_matches_plain_implementation(
     assert 10 < len(row_S) < len(counts_RC)
 
 
-def judge(
+def measure(
     folder: Folder,
     manifest: DatasetManifest,
     source: Vectors,
@@ -116,13 +116,13 @@ def test_sampled_rows_are_compared_with_all(
 ) -> None:
     folder, manifest, counts_QI = data
     labels = labels_of(3, ITEMS)
-    whole, source = judge(folder, manifest, Vectors(), ITEM, "cosine", labels, counts_QI.T), Vectors()
+    complete, source = measure(folder, manifest, Vectors(), ITEM, "cosine", labels, counts_QI.T), Vectors()
     monkeypatch.setattr(geometry, "MAX_SAMPLED_ROWS", 20)
-    some = [judge(folder, manifest, source, ITEM, "cosine", labels, counts_QI.T) for _ in range(2)]
-    assert some[0] == some[1] != whole
-    assert (some[0]["sampled"], some[0]["rows"]) == (20, whole["rows"])
+    some = [measure(folder, manifest, source, ITEM, "cosine", labels, counts_QI.T) for _ in range(2)]
+    assert some[0] == some[1] != complete
+    assert (some[0]["sampled"], some[0]["rows"]) == (20, complete["rows"])
     monkeypatch.setattr(geometry, "MAX_COUNTED_INTERACTIONS", 500)
-    fewer = judge(folder, manifest, source, ITEM, "cosine", labels, counts_QI.T)
+    fewer = measure(folder, manifest, source, ITEM, "cosine", labels, counts_QI.T)
     assert fewer["precision"] == some[0]["precision"]
     assert fewer["precision_of_counts"] != some[0]["precision_of_counts"]
 
@@ -173,5 +173,5 @@ def test_missing_labels_are_rejected(
 def test_too_few_labeled_rows_are_rejected(data: tuple[Folder, DatasetManifest, FloatArray]) -> None:
     labels = LabelPairs(np.array([0, 1]), np.array([0, 0]))
     with pytest.raises(InputError) as caught:
-        judge(*data[:2], Vectors(), ITEM, "cosine", labels, data[2].T, min_count=10**6)
+        measure(*data[:2], Vectors(), ITEM, "cosine", labels, data[2].T, min_count=10**6)
     documented("too few rows with a label", str(caught.value))

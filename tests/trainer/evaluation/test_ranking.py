@@ -1,4 +1,4 @@
-"""Rankings and their metrics against a plain implementation that scores every item and sorts."""
+"""Rankings and metrics against a plain implementation that scores every item and sorts."""
 
 import math
 import statistics
@@ -27,7 +27,7 @@ from trainer.model.spec import ModelSpec, Score
 QUERIES, ITEMS, DIM = 30, 50, 4
 DEPTHS = [1, 3, 10, 45]
 COUNTS_N = np.random.default_rng(9).integers(0, 1000, ITEMS)
-"""How often each item is said to be in train."""
+"""Count of each item in train."""
 
 
 class Vectors:
@@ -119,7 +119,7 @@ def random_pairs(seed: int, count: int, queries: list[int]) -> Pairs:
 
 
 PAIRS: dict[str, Pairs] = {
-    # Query 0 has met nearly all items, so few are left to rank; query 29 none.
+    # Query 0 has interactions with nearly all items, so few are ranked; query 29 with none.
     "train": [*random_pairs(1, 500, list(range(QUERIES - 1))), *((0, item, 1.0) for item in range(4, ITEMS))],
     "valid": random_pairs(2, 150, list(range(0, QUERIES, 2))),
     "test": [*random_pairs(3, 150, list(range(0, QUERIES, 3))), (0, 2, 1.0), (29, 7, 1.0), (28, 5, 0.0)],
@@ -194,10 +194,10 @@ def test_the_vectors_with_ties_have_ties() -> None:
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 @pytest.mark.parametrize("score", get_args(ScoreKind))
 @pytest.mark.parametrize(
-    ("split", "exclude", "left_out"),
+    ("split", "exclude", "excluded_splits"),
     [
         ("test", ["train", "valid"], ["train", "valid"]),
-        ("valid", ["train", "valid"], ["train"]),  # never those of the split that is judged
+        ("valid", ["train", "valid"], ["train"]),  # never those of the split that is evaluated
         ("test", ["train"], ["train"]),
         ("test", [], []),
     ],
@@ -208,13 +208,13 @@ def test_metrics_match_formulas(
     score: ScoreKind,
     split: str,
     exclude: list[str],
-    left_out: list[str],
+    excluded_splits: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small_blocks(monkeypatch)
     spec = EvaluateConfig(k=[10, 1, 45, 3, 10], best_metric="ndcg@10")
     found = evaluate(source, source.model(score), held_out(data, split, exclude), spec, COUNTS_N, np.asarray)
-    expected = plain_metrics(source, score, by_query(split), by_query(*left_out), DEPTHS)
+    expected = plain_metrics(source, score, by_query(split), by_query(*excluded_splits), DEPTHS)
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, rel=1e-9)
 
@@ -230,9 +230,9 @@ def test_metrics_do_not_depend_on_number_of_workers(
     parts = [held_out(data, "test", ["train"], rank, workers) for rank in range(workers)]
     queries = np.sort(np.concatenate([part.queries_Q for part in parts]))
     assert queries.tolist() == sorted(by_query("test"))
-    # What a worker asks for does not depend on the answers, so they can be asked one after the other.
-    asked: list[list[FloatArray]] = [[] for _ in parts]
-    for part, own in zip(parts, asked, strict=True):
+    # What a worker sums does not depend on the results, so workers can run one after the other.
+    requests: list[list[FloatArray]] = [[] for _ in parts]
+    for part, own in zip(parts, requests, strict=True):
         evaluate(
             source,
             source.model("dot"),
@@ -241,8 +241,8 @@ def test_metrics_do_not_depend_on_number_of_workers(
             counts_N,
             lambda values_N, own=own: own.append(values_N) or values_N,
         )
-    sums = iter([np.sum(values, axis=0) for values in zip(*asked, strict=True)])
-    assert all(len(values_N) <= 7 for own in asked for values_N in own)
+    sums = iter([np.sum(values, axis=0) for values in zip(*requests, strict=True)])
+    assert all(len(values_N) <= 7 for own in requests for values_N in own)
     together = evaluate(source, source.model("dot"), parts[0], spec, counts_N, lambda _: next(sums))
     assert next(sums, None) is None
     alone = evaluate(source, source.model("dot"), held_out(data, "test", ["train"]), spec, counts_N, np.asarray)
@@ -251,33 +251,36 @@ def test_metrics_do_not_depend_on_number_of_workers(
 
 
 def test_interactions_without_positive_weight_are_ignored(data: Path) -> None:
-    judged = held_out(data, "test", ["train"])
-    queries = judged.queries_Q.tolist()
+    held_out_data = held_out(data, "test", ["train"])
+    queries = held_out_data.queries_Q.tolist()
     assert 28 not in queries
     truth, trained = by_query("test"), by_query("train")
     for place, query in enumerate(queries):
         replayed = truth[query] & trained.get(query, set())
-        for expected, lists in ((truth[query], judged.truth), (trained.get(query, set()) - replayed, judged.excluded)):
+        for expected, lists in (
+            (truth[query], held_out_data.truth),
+            (trained.get(query, set()) - replayed, held_out_data.excluded),
+        ):
             items = lists.items_N[lists.starts_Q1[place] : lists.starts_Q1[place + 1]].tolist()
             assert items == sorted(expected)
-    # Pairs of train that are held out too stay in the ranking: there are some, or this would hold nothing.
+    # Pairs of train that are held out too stay in the ranking: there are some, or this would test nothing.
     assert any(truth[query] & trained.get(query, set()) for query in queries)
 
 
 def test_metrics_match_a_case_worked_by_hand() -> None:
     # One query at 1 on a line; items fall with their row, so the ranking is 0, 1, 2, 3, 4, without the excluded 1.
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
-    judged = HeldOut(np.array([0]), lists_of([[0, 3, 4]]), lists_of([[1]]))
+    held_out_data = HeldOut(np.array([0]), lists_of([[0, 3, 4]]), lists_of([[1]]))
     found = evaluate(
         source,
         source.model("dot"),
-        judged,
+        held_out_data,
         EvaluateConfig(k=[1, 3], best_metric="ndcg@1"),
         np.array([6, 9, 1, 2, 4]),
         np.asarray,
     )
     # The ranking 0, 2, 3 hits at ranks 1 and 3: 1 + 1/log2(4) = 1.5 of 1 + 1/log2(3) + 1/log2(4) = 2.130930.
-    # Average precision: 1 + 2/3 of 3. Three of five items are ranked, met 3 times on average; those held out 4 times.
+    # Average precision: 1 + 2/3 of 3. Three of five items are ranked, with a mean count of 3; those held out have 4.
     at_1 = {"recall@1": 1 / 3, "ndcg@1": 1.0, "map@1": 1.0, "mrr@1": 1.0, "hit_rate@1": 1.0}
     at_3 = {"recall@3": 2 / 3, "ndcg@3": 0.703918, "map@3": 5 / 9, "mrr@3": 1.0, "hit_rate@3": 1.0}
     together = {"coverage@1": 1 / 5, "popularity@1": 6 / 4, "coverage@3": 3 / 5, "popularity@3": 3 / 4, "queries": 1}
@@ -285,13 +288,13 @@ def test_metrics_match_a_case_worked_by_hand() -> None:
 
 
 def test_vacant_rows_are_not_ranked() -> None:
-    # The ranking of all is 0, 1, 2, 3, 4; nobody has 0 and 3, and of the others 4 is cold.
+    # The ranking of all is 0, 1, 2, 3, 4; rows 0 and 3 are vacant, and of the others 4 is cold.
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
-    judged = HeldOut(np.array([0]), lists_of([[2, 4]]), lists_of([[1]]), item_I=np.array([1, 2, 4]))
+    held_out_data = HeldOut(np.array([0]), lists_of([[2, 4]]), lists_of([[1]]), item_I=np.array([1, 2, 4]))
     found = evaluate(
         source,
         source.model("dot"),
-        judged,
+        held_out_data,
         EvaluateConfig(k=[1, 2], best_metric="ndcg@1"),
         np.array([0, 9, 3, 0, 0]),
         np.asarray,
@@ -311,21 +314,23 @@ def test_warm_and_cold_items_are_evaluated_separately(
     data: Path, source: Vectors, score: ScoreKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch)
-    judged, model = held_out(data, "test", ["train", "valid"]), source.model(score)
-    found = evaluate(source, model, judged, EvaluateConfig(k=DEPTHS, best_metric="ndcg@10"), COLD_COUNTS_N, np.asarray)
+    held_out_data, model = held_out(data, "test", ["train", "valid"]), source.model(score)
+    found = evaluate(
+        source, model, held_out_data, EvaluateConfig(k=DEPTHS, best_metric="ndcg@10"), COLD_COUNTS_N, np.asarray
+    )
     warm = {item for item in range(ITEMS) if COLD_COUNTS_N[item] > 0}
     cold = set(range(ITEMS)) - warm
     truth, excluded = by_query("test"), by_query("train", "valid")
-    for kind, wanted, left_out in (("warm", warm, set()), ("cold", cold, set()), ("among_cold", cold, warm)):
-        of_kind = {query: items & wanted for query, items in truth.items() if items & wanted}
-        leaving = {query: (excluded.get(query, set()) - truth[query]) | left_out for query in of_kind}
+    for kind, kind_items, excluded_splits in (("warm", warm, set()), ("cold", cold, set()), ("among_cold", cold, warm)):
+        of_kind = {query: items & kind_items for query, items in truth.items() if items & kind_items}
+        leaving = {query: (excluded.get(query, set()) - truth[query]) | excluded_splits for query in of_kind}
         expected = plain_metrics(source, score, of_kind, leaving, DEPTHS)
         for name in ("recall", "ndcg"):
             for k in DEPTHS:
                 assert found[f"{name}_{kind}@{k}"] == pytest.approx(expected[f"{name}@{k}"]), (name, kind, k)
         assert found["queries_cold" if kind == "among_cold" else f"queries_{kind}"] == len(of_kind) > 3
     same = evaluate(
-        source, model, judged, EvaluateConfig(k=DEPTHS, best_metric="ndcg@10"), COLD_COUNTS_N + 1, np.asarray
+        source, model, held_out_data, EvaluateConfig(k=DEPTHS, best_metric="ndcg@10"), COLD_COUNTS_N + 1, np.asarray
     )
     assert {name for name in found if name not in same} == {name for name in found if "warm" in name or "cold" in name}
 

@@ -43,8 +43,8 @@ def drawn(spec: LayerSpec) -> dict[str, FloatArray]:
     return {name: draw.standard_normal(shape) for name, shape in spec.shapes().items()}
 
 
-def last(passed: list[LayerActivations]) -> FloatArray:
-    return passed[-1].outputs_AD
+def last(activations: list[LayerActivations]) -> FloatArray:
+    return activations[-1].outputs_AD
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -58,8 +58,8 @@ def test_gradients_match_finite_differences(activation: str, layer_norm: bool, r
     def loss() -> float:
         return float((weight_AD * np.sin(last(forward_layers(spec, parameters, rows_AD)))).sum())
 
-    passed = forward_layers(spec, parameters, rows_AD)
-    by_rows, gradients = backward_layers(spec, parameters, passed, weight_AD * np.cos(last(passed)))
+    activations = forward_layers(spec, parameters, rows_AD)
+    by_rows, gradients = backward_layers(spec, parameters, activations, weight_AD * np.cos(last(activations)))
     assert gradients.keys() == parameters.keys()
     for name, values in {**parameters, "rows": rows_AD}.items():
         numeric = numeric_gradient(loss, values)
@@ -73,12 +73,12 @@ def test_hidden_units_of_a_row_are_normalized_before_gain_bias_and_activation() 
     raw_AD = rows_AD @ parameters["track/0/weights"].T
     normal_AD = (raw_AD - raw_AD.mean(axis=1, keepdims=True)) / np.sqrt(raw_AD.var(axis=1, keepdims=True) + 1e-5)
     expected_AD = np.tanh(normal_AD * parameters["track/0/gain"] + parameters["track/0/bias"])
-    passed = forward_layers(spec, parameters, rows_AD)
-    np.testing.assert_allclose(passed[0].outputs_AD, expected_AD, atol=1e-12)
-    made_AD = passed[1].outputs_AD @ parameters["track/2/weights"].T + parameters["track/2/bias"]
-    np.testing.assert_allclose(last(passed), rows_AD + made_AD, atol=1e-12)
+    activations = forward_layers(spec, parameters, rows_AD)
+    np.testing.assert_allclose(activations[0].outputs_AD, expected_AD, atol=1e-12)
+    output_AD = activations[1].outputs_AD @ parameters["track/2/weights"].T + parameters["track/2/bias"]
+    np.testing.assert_allclose(last(activations), rows_AD + output_AD, atol=1e-12)
     instead = forward_layers(layers_of("tanh", residual=False), parameters, rows_AD)
-    np.testing.assert_allclose(last(instead), made_AD, atol=1e-12)
+    np.testing.assert_allclose(last(instead), output_AD, atol=1e-12)
 
 
 def test_vector_does_not_depend_on_batch_and_gradients_add_up() -> None:
@@ -87,13 +87,15 @@ def test_vector_does_not_depend_on_batch_and_gradients_add_up() -> None:
     before = {name: values.astype(np.float64) for name, values in dense.parameters.items()}
     draw = np.random.default_rng(0)
     rows_AD, gradient_AD = (draw.standard_normal((2500, 5)).astype(np.float32) for _ in range(2))
-    made, tape = dense.forward({"track": rows_AD, "customer": rows_AD})
-    assert made["customer"] is rows_AD
-    np.testing.assert_allclose(made["track"][1234:1235], dense.apply("track", rows_AD[1234:1235]), atol=1e-5)
+    vectors_by_entity, tape = dense.forward({"track": rows_AD, "customer": rows_AD})
+    assert vectors_by_entity["customer"] is rows_AD
+    np.testing.assert_allclose(
+        vectors_by_entity["track"][1234:1235], dense.apply("track", rows_AD[1234:1235]), atol=1e-5
+    )
     by_rows, expected = backward_layers(spec, before, forward_layers(spec, before, rows_AD.astype(float)), gradient_AD)
-    taken, gradients = dense.backward(tape, {"track": gradient_AD, "customer": gradient_AD})
-    assert taken["customer"] is gradient_AD
-    np.testing.assert_allclose(taken["track"], by_rows, atol=1e-4)
+    by_inputs, gradients = dense.backward(tape, {"track": gradient_AD, "customer": gradient_AD})
+    assert by_inputs["customer"] is gradient_AD
+    np.testing.assert_allclose(by_inputs["track"], by_rows, atol=1e-4)
     dense.update(gradients, 1.0)
     for name, values in dense.parameters.items():
         np.testing.assert_allclose(before[name] - values, expected[name], rtol=1e-4, atol=1e-2, err_msg=name)
@@ -132,17 +134,17 @@ def test_diverged_layer_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sections", "refusal"),
+    ("sections", "expected"),
     [
         ({"model": {"dim": 8, "dense": {"item": [16, 4]}}}, "dense.item is [16, 4]: its last width must equal dim"),
         ({"model": {"dim": 8, "dense": {"item": [0, 8]}}}, "model.dense.item.0: input should be greater than"),
         ({"model": {"dim": 8, "dense": {"items": [8]}}}, "unknown key 'model.dense.items'; did you mean 'item'?"),
     ],
 )
-def test_invalid_layers_are_rejected(sections: Mapping[str, Any], refusal: str) -> None:
+def test_invalid_layers_are_rejected(sections: Mapping[str, Any], expected: str) -> None:
     with pytest.raises(InputError) as raised:
         check_job({"name": "a", "data": {"path": "data"}, **sections}, "job.yaml")
-    assert refusal in str(raised.value)
+    assert expected in str(raised.value)
 
 
 @pytest.fixture(scope="module")
@@ -180,15 +182,15 @@ def report_of(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_run_equals_uninterrupted_run(place: Path, kind: str) -> None:
     options = ("--set", f"optimizer.kind={kind}", "--set", "train.save_embeddings=none", "--set", "train.epochs=3")
-    whole = train(place, f"whole-{kind}", *options)
+    complete = train(place, f"complete-{kind}", *options)
     stopped = train(place, f"stopped-{kind}", *options, "--set", "train.max_steps=13")
     train(place, stopped.name, *options, "--resume")
-    ours, theirs = layers_at_the_end(stopped), layers_at_the_end(whole)
+    ours, theirs = layers_at_the_end(stopped), layers_at_the_end(complete)
     assert {name for name in ours if "." in name} or kind == "sgd"
     for name, values in ours.items():
         assert values.tobytes() == theirs[name].tobytes(), name
-    for path in newest(whole).glob("*/weights*"):
-        assert path.read_bytes() == (newest(stopped) / path.relative_to(newest(whole))).read_bytes()
+    for path in newest(complete).glob("*/weights*"):
+        assert path.read_bytes() == (newest(stopped) / path.relative_to(newest(complete))).read_bytes()
 
 
 @pytest.mark.slow
@@ -225,7 +227,7 @@ def test_export_equals_written_embeddings(place: Path, trained: Path) -> None:
 def test_corrupt_layer_file_falls_back_to_previous_checkpoint(
     place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(place, "damaged", "--set", "train.max_steps=13")
+    run = train(place, "corrupt", "--set", "train.max_steps=13")
     *_, before, _ = sorted((run / "checkpoints").glob("step-*"))
     file = newest(run) / DENSE_FILE
     content = bytearray(file.read_bytes())
@@ -233,9 +235,9 @@ def test_corrupt_layer_file_falls_back_to_previous_checkpoint(
     file.write_bytes(content)
     capsys.readouterr()
     train(place, run.name, "--resume")
-    told = capsys.readouterr().err
-    assert f"skipped a checkpoint: {file}: its CRC-32 is not the one in manifest.json" in told
-    assert f"resuming from step {int(before.name.removeprefix('step-'))}\n" in told
+    log = capsys.readouterr().err
+    assert f"skipped a checkpoint: {file}: its CRC-32 is not the one in manifest.json" in log
+    assert f"resuming from step {int(before.name.removeprefix('step-'))}\n" in log
     for name, values in layers_at_the_end(run).items():
         assert values.tobytes() == layers_at_the_end(trained)[name].tobytes(), name
 
@@ -250,16 +252,16 @@ def without_its_end(step: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("harm", "said"), [(without_file, "missing"), (without_its_end, "bytes where")])
+@pytest.mark.parametrize(("corrupt", "expected"), [(without_file, "missing"), (without_its_end, "bytes where")])
 def test_checkpoint_without_complete_layers_is_skipped(
-    place: Path, harm: Callable[[Path], None], said: str, request: pytest.FixtureRequest
+    place: Path, corrupt: Callable[[Path], None], expected: str, request: pytest.FixtureRequest
 ) -> None:
-    run = train(place, f"harmed-{harm.__name__}", "--set", "train.max_steps=7")
-    harm(newest(run))
+    run = train(place, f"corrupted-{corrupt.__name__}", "--set", "train.max_steps=7")
+    corrupt(newest(run))
     checkpoint, reasons = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
     assert checkpoint.manifest.step == 5
-    assert said in reasons[0]
+    assert expected in reasons[0]
     assert DENSE_FILE in reasons[0]
 
 
@@ -270,17 +272,17 @@ def test_warm_start_with_other_layers_is_rejected(
     plain = train(place, "plain", "--set", "model.dense={}", "--set", "train.max_steps=2")
     assert '"files"' not in (newest(plain) / "manifest.json").read_text()
 
-    def refusal(source: Path, *options: object) -> str:
+    def error_of(source: Path, *options: object) -> str:
         capsys.readouterr()
-        assert command(place, "refused", "--set", f"checkpoint.warm_start_from={newest(source)}", *options) == 2
-        assert not (place / "refused").exists()
+        assert command(place, "rejected", "--set", f"checkpoint.warm_start_from={newest(source)}", *options) == 2
+        assert not (place / "rejected").exists()
         return capsys.readouterr().err
 
-    assert "has no dense layers, but the job has some for customer and track" in refusal(plain)
-    assert "customer/0/bias is float32 1 x 16 in the checkpoint and missing in the job" in refusal(
+    assert "has no dense layers, but the job has some for customer and track" in error_of(plain)
+    assert "customer/0/bias is float32 1 x 16 in the checkpoint and missing in the job" in error_of(
         trained, "--set", "model.dense={}"
     )
-    narrower = refusal(trained, "--set", "model.dense.query=[15, 8]")
+    narrower = error_of(trained, "--set", "model.dense.query=[15, 8]")
     assert "customer/0/bias is float32 1 x 16 in the checkpoint and float32 1 x 15 in the job" in narrower
     assert command(place, "trained", "--resume", "--set", "model.dense.activation=tanh") == 2
     assert "cannot resume: model.dense.activation was 'relu' and is now 'tanh'" in capsys.readouterr().err

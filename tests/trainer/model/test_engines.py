@@ -38,9 +38,9 @@ LOG_Q = np.linspace(-2, 1, ITEMS, dtype=np.float32)
 
 @dataclass(frozen=True)
 class Case:
-    """A loss, a score and a kind of negatives, with a step that has repeated rows, its own items and a zero weight.
+    """A loss, a score and a kind of negatives, in a step with repeated rows, positives as negatives and a zero weight.
 
-    The negatives of one example of kind ``each`` are all its own item.
+    With per-example negatives, those of one example are all its own item.
     """
 
     loss: LossKind
@@ -51,8 +51,8 @@ class Case:
     weight_B: FloatArray
     negatives_N: IntArray
     global_size: int
-    lane_sizes: tuple[int, ...] = ()
-    hard: int | None = None
+    partition_sizes: tuple[int, ...] = ()
+    num_hard: int | None = None
     log_q: bool = False
 
     @property
@@ -62,7 +62,7 @@ class Case:
 
     @property
     def spec(self) -> NegativesConfig:
-        return NegativesConfig(kind=self.negatives, count=DRAWS, num_hard=self.hard)
+        return NegativesConfig(kind=self.negatives, count=DRAWS, num_hard=self.num_hard)
 
     @property
     def loss_spec(self) -> LossSpec:
@@ -71,24 +71,24 @@ class Case:
     @property
     def batch(self) -> Batch:
         interactions = make_interactions(self.queries_B, self.items_B, self.weight_B)
-        share = BatchSlice(interactions, np.arange(len(self.queries_B)), self.global_size, self.lane_sizes)
+        batch_slice = BatchSlice(interactions, np.arange(len(self.queries_B)), self.global_size, self.partition_sizes)
         uses_N = np.concatenate([self.items_B, self.negatives_N])
-        return make_batch(share, uses_N, 0, 0, LOG_Q[uses_N] if self.log_q else LOG_Q[:0])
+        return make_batch(batch_slice, uses_N, 0, 0, LOG_Q[uses_N] if self.log_q else LOG_Q[:0])
 
     def negatives_of(self, example: int) -> list[tuple[int, int | None]]:
-        """The negatives of an example and, of those from the batch, the query that met them."""
+        """Return the negatives of an example and, for in-batch ones, the query that each is a positive of."""
         if self.negatives == "per_example":
             return [(row, None) for row in self.negatives_N.reshape(-1, DRAWS)[example]]
         drawn = [(row, None) for row in self.negatives_N]
         if self.negatives in {"shared", "all"}:
             return drawn
-        ends = np.cumsum(self.lane_sizes)
-        lane = int(np.searchsorted(ends, example, side="right"))
-        mates = range(ends[lane] - self.lane_sizes[lane], ends[lane])
+        ends = np.cumsum(self.partition_sizes)
+        partition = int(np.searchsorted(ends, example, side="right"))
+        mates = range(ends[partition] - self.partition_sizes[partition], ends[partition])
         return [*drawn, *((self.items_B[mate], self.queries_B[mate]) for mate in mates)]
 
     def part(self, examples: slice) -> "Case":
-        """The case of a worker that has some of the examples; of lanes, whole ones."""
+        """Return the case of a worker that has some of the examples, or complete partitions."""
         negatives_N = self.negatives_N
         if self.negatives == "per_example":
             negatives_N = negatives_N.reshape(-1, DRAWS)[examples].ravel()
@@ -98,14 +98,14 @@ class Case:
             items_B=self.items_B[examples],
             weight_B=self.weight_B[examples],
             negatives_N=negatives_N,
-            lane_sizes=(len(self.items_B[examples]),) if self.lane_sizes else (),
+            partition_sizes=(len(self.items_B[examples]),) if self.partition_sizes else (),
         )
 
 
-SIGNS = {"wanted": [1] * 6, "unwanted": [-1] * 6, "mixed": [1, -1, -1, 1, 1, -1]}
+SIGNS = {"positive": [1] * 6, "negative": [-1] * 6, "mixed": [1, -1, -1, 1, 1, -1]}
 
 
-def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wanted", **more: Any) -> Case:
+def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "positive", **more: Any) -> Case:
     each_BN = [[3, 3, 7, 1], [4, 8, 8, 4], [2, 2, 2, 2], [0, 5, 1, 1], [7, 0, 3, 8], [1, 4, 0, 7]]
     drawn = {"shared": [3, 8, 2, 3], "mixed": [3, 8, 2, 3], "per_example": each_BN, "in_batch": [], "all": range(ITEMS)}
     return Case(
@@ -117,7 +117,7 @@ def make_case(loss: LossKind, score: ScoreKind, negatives: str, signs: str = "wa
         weight_B=np.array([1.0, 0.5, 2.0, 0.0, 1.0, 3.0], np.float32) * np.array(SIGNS[signs], np.float32),
         negatives_N=np.array(drawn[negatives], np.int64).ravel(),
         global_size=10,
-        lane_sizes=(2, 4) if negatives in IN_BATCH_KINDS else (),
+        partition_sizes=(2, 4) if negatives in IN_BATCH_KINDS else (),
         **more,
     )
 
@@ -131,7 +131,7 @@ for any_loss in get_args(LossKind):
     for any_kind in ("in_batch", "mixed"):
         CASES[f"{any_loss}-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed")
     for any_kind in ("shared", "per_example", "mixed") if any_loss != "warp" else ():
-        CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", hard=2)
+        CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", num_hard=2)
 for any_kind in get_args(NegativesConfig.model_fields["kind"].annotation)[1:]:  # auto is one of the others
     CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
 for any_score in get_args(ScoreKind):
@@ -144,18 +144,18 @@ QUERY_TABLE[4] = 0
 
 
 def gradients_by(engine: Engine, case: Case) -> tuple[float, FloatArray, FloatArray]:
-    """The loss of ``case``, and its gradients by the whole tables."""
+    """Return the loss of ``case``, and its gradients by complete tables."""
     batch = case.batch
     block = {"customer": QUERY_TABLE[batch.query.rows_A], "track": ITEM_TABLE[batch.item.rows_A]}
     loss, gradients = engine.gradients(batch, block)
-    whole = []
+    gradients_by_table = []
     for active, name, table_ND in ((batch.query, "customer", QUERY_TABLE), (batch.item, "track", ITEM_TABLE)):
-        whole.append(np.zeros_like(table_ND))
-        whole[-1][active.rows_A] = gradients[name]
-    return loss, whole[0], whole[1]
+        gradients_by_table.append(np.zeros_like(table_ND))
+        gradients_by_table[-1][active.rows_A] = gradients[name]
+    return loss, gradients_by_table[0], gradients_by_table[1]
 
 
-def by_cpu(case: Case) -> tuple[float, FloatArray, FloatArray]:
+def cpu_result(case: Case) -> tuple[float, FloatArray, FloatArray]:
     return gradients_by(CpuEngine(case.model, case.loss_spec, case.spec), case)
 
 
@@ -171,7 +171,7 @@ def minus_log_sigmoid(x: float) -> float:
 
 
 def reference_loss(case: Case, query_ND: FloatArray, item_ND: FloatArray) -> float:
-    """The loss of ``case`` over its global size, in Python's floats."""
+    """Return the loss of ``case`` over its global size, in Python's floats."""
     total = 0.0
     for example, (query, item) in enumerate(zip(case.queries_B, case.items_B, strict=True)):
 
@@ -181,30 +181,30 @@ def reference_loss(case: Case, query_ND: FloatArray, item_ND: FloatArray) -> flo
         drawn = case.negatives_of(example)
         counted = [row for row, owner in drawn if row != item and owner != query]
         others = sorted((score(row) - (LOG_Q[row] if case.log_q else 0.0) for row in counted), reverse=True)
-        count = min(case.hard or len(drawn), len(drawn))
+        count = min(case.num_hard or len(drawn), len(drawn))
         weight = float(case.weight_B[example])
-        total += abs(weight) * example_loss(case.loss, score(item), others[:count], count, wanted=weight >= 0)
+        total += abs(weight) * example_loss(case.loss, score(item), others[:count], count, positive=weight >= 0)
     return total / case.global_size
 
 
-def example_loss(loss: LossKind, own: float, others: list[float], count: int, *, wanted: bool) -> float:
-    """The loss of one example by its formula, where of ``count`` negatives ``others`` are left."""
+def example_loss(loss: LossKind, own: float, others: list[float], count: int, *, positive: bool) -> float:
+    """Return the loss of one example by its formula; ``others`` are those of its ``count`` negatives that count."""
     margin = MARGIN / TEMPERATURE
     if loss == "logistic":
         pushed = sum(minus_log_sigmoid(-other) for other in others) / count
-        return minus_log_sigmoid(own) + pushed if wanted else minus_log_sigmoid(-own)
+        return minus_log_sigmoid(own) + pushed if positive else minus_log_sigmoid(-own)
     if loss == "ccl":
         above = sum(max(0.0, other - margin) for other in others) / count
-        return 1 / TEMPERATURE - own + NEGATIVE_WEIGHT * above if wanted else max(0.0, own - margin)
+        return 1 / TEMPERATURE - own + NEGATIVE_WEIGHT * above if positive else max(0.0, own - margin)
     if not others:
         return 0.0
     if loss == "softmax":
-        share = math.exp(own) / (math.exp(own) + sum(math.exp(other) for other in others))
-        return -math.log(share if wanted else 1 - share)
-    gaps = [other - own if wanted else own - other for other in others]
+        probability = math.exp(own) / (math.exp(own) + sum(math.exp(other) for other in others))
+        return -math.log(probability if positive else 1 - probability)
+    gaps = [other - own if positive else own - other for other in others]
     if loss == "bpr":
         return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
-    if loss == "hinge" or not wanted:
+    if loss == "hinge" or not positive:
         return sum(max(0.0, margin + gap) for gap in gaps) / count
     violators = sum(margin + gap > 0 for gap in gaps)
     return math.log(1 + violators * (ITEMS - 1) / count) * max(0.0, margin + max(gaps))
@@ -244,13 +244,13 @@ def assert_close(
 def test_losses_and_gradients_match_float64_formulas(name: str) -> None:
     expected = reference(name)
     assert np.abs(expected[1]).max() > 0.01
-    assert_close(by_cpu(CASES[name]), expected, 2e-6)
+    assert_close(cpu_result(CASES[name]), expected, 2e-6)
 
 
 @every_case
 def test_tiling_does_not_change_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_TILE_SCORES", 2 * DRAWS)
-    assert_close(by_cpu(CASES[name]), reference(name), 2e-6)
+    assert_close(cpu_result(CASES[name]), reference(name), 2e-6)
 
 
 @every_case
@@ -267,14 +267,14 @@ def test_engine_repeats_results_after_larger_batch(name: str) -> None:
 def test_example_of_zero_weight_adds_nothing(name: str) -> None:
     case = CASES[name]
     unweighted = replace(case, weight_B=np.where(np.arange(6) == 5, np.float32(0), case.weight_B))
-    assert_close(by_cpu(unweighted), by_cpu(case.part(slice(0, 5))), 1e-7)
+    assert_close(cpu_result(unweighted), cpu_result(case.part(slice(0, 5))), 1e-7)
 
 
 @every_case
 def test_doubled_weights_double_the_gradient(name: str) -> None:
     case = CASES[name]
-    doubled = by_cpu(replace(case, weight_B=case.weight_B * 2))
-    assert_close(tuple(part / 2 for part in doubled), by_cpu(case), 1e-6)
+    doubled = cpu_result(replace(case, weight_B=case.weight_B * 2))
+    assert_close(tuple(part / 2 for part in doubled), cpu_result(case), 1e-6)
 
 
 @every_case
@@ -282,8 +282,8 @@ def test_negative_equal_to_positive_has_no_effect(name: str) -> None:
     case = CASES[name]
     part = case.part(slice(0, 2))
     only_own = replace(part, items_B=np.array([4, 4]), negatives_N=np.full_like(part.negatives_N, 4))
-    loss, query_gradient, item_gradient = by_cpu(only_own)
-    # What is left of logistic and ccl is the example's own term.
+    loss, query_gradient, item_gradient = cpu_result(only_own)
+    # Only the term of the positive remains of logistic and ccl.
     assert loss == pytest.approx(reference_loss(only_own, QUERY_TABLE, ITEM_TABLE), rel=1e-5, abs=1e-7)
     if case.loss not in {"logistic", "ccl"}:
         assert loss == pytest.approx(0.0, abs=1e-7)
@@ -294,8 +294,8 @@ def test_negative_equal_to_positive_has_no_effect(name: str) -> None:
 @every_case
 def test_gradients_of_two_halves_add_up(name: str) -> None:
     case = CASES[name]
-    halves = [by_cpu(case.part(half)) for half in (slice(0, 2), slice(2, 6))]
-    assert_close(tuple(first + second for first, second in zip(*halves, strict=True)), by_cpu(case), 1e-6)
+    halves = [cpu_result(case.part(half)) for half in (slice(0, 2), slice(2, 6))]
+    assert_close(tuple(first + second for first, second in zip(*halves, strict=True)), cpu_result(case), 1e-6)
 
 
 @every_case
@@ -308,10 +308,10 @@ def test_empty_batch_has_zero_loss_and_empty_gradients(name: str) -> None:
     assert {table: gradient.shape for table, gradient in gradients.items()} == {"customer": (0, DIM), "track": (0, DIM)}
 
 
-def of_one_example(
+def result_of_one_example(
     loss: LossKind, negatives: str, weight: float, scores: tuple[float, float]
 ) -> tuple[float, FloatArray]:
-    """The loss of an item against four times the same negative, which have ``scores``, and its derivatives by both."""
+    """Return the loss of an item against four copies of a negative, with ``scores``, and the derivatives by both."""
     case = replace(
         make_case(loss, "dot", negatives).part(slice(0, 1)),
         weight_B=np.array([weight], np.float32),
@@ -334,7 +334,7 @@ each_size = pytest.mark.parametrize("size", [40.0, 300.0, 1e6])
 @each_kind
 @each_loss
 def test_large_scores_neither_overflow_nor_vanish(loss: LossKind, negatives: str, size: float) -> None:
-    found, slopes = of_one_example(loss, negatives, 1.0, (-size, size))
+    found, slopes = result_of_one_example(loss, negatives, 1.0, (-size, size))
     # The item scores -size and its negatives +size, so the exponentials vanish beside the linear part.
     assert found == pytest.approx(2 * size + (math.log(DRAWS) if loss == "softmax" else 0.0), rel=1e-6)
     np.testing.assert_allclose(slopes, [-1, 1], rtol=1e-6)
@@ -346,7 +346,7 @@ def test_large_scores_neither_overflow_nor_vanish(loss: LossKind, negatives: str
 def test_negative_feedback_far_above_negatives_has_bounded_gradient(
     loss: LossKind, negatives: str, size: float
 ) -> None:
-    found, slopes = of_one_example(loss, negatives, -3.0, (size, -size))
+    found, slopes = result_of_one_example(loss, negatives, -3.0, (size, -size))
     expected = {"bpr": 2 * size, "logistic": size, "softmax": 2 * size - math.log(DRAWS)}
     assert found == pytest.approx(3 * expected[loss], rel=1e-6)
     np.testing.assert_allclose(slopes, [3, 0 if loss == "logistic" else -3], rtol=1e-6)
@@ -356,15 +356,15 @@ def test_negative_feedback_far_above_negatives_has_bounded_gradient(
 @each_kind
 @each_loss
 def test_negative_feedback_far_below_negatives_costs_nothing(loss: LossKind, negatives: str, size: float) -> None:
-    found, slopes = of_one_example(loss, negatives, -3.0, (-size, size))
+    found, slopes = result_of_one_example(loss, negatives, -3.0, (-size, size))
     assert 0 <= found < 1e-15
     np.testing.assert_allclose(slopes, 0, atol=1e-15)
 
 
 @pytest.mark.parametrize("score", [2.0, 10.0, 17.0, 25.0])
 def test_negative_feedback_softmax_is_accurate_near_probability_one(score: float) -> None:
-    found, slopes = of_one_example("softmax", "shared", -1.0, (score, 0.0))
-    # In float32, 1 - share would be 0 from a score of 19 on.
+    found, slopes = result_of_one_example("softmax", "shared", -1.0, (score, 0.0))
+    # In float32, 1 - probability would be 0 from a score of 19 on.
     others = DRAWS / (math.exp(score) + DRAWS)
     assert found == pytest.approx(-math.log(others), rel=1e-6)
     np.testing.assert_allclose(slopes, [1 - others, others - 1], rtol=1e-6)
@@ -410,8 +410,8 @@ def test_log1p_of_exp_is_accurate_over_its_range() -> None:
     np.testing.assert_allclose(found_N, np.log1p(e_N.astype(np.float64)), rtol=3e-7, atol=0)
 
 
-def print_what_mxnet_computes() -> None:
-    """Print, as JSON, each case by MXNet's engine; without MXNet, why there is none. Runs in a process of its own."""
+def print_mxnet_results() -> None:
+    """Print the result of MXNet's engine for each case as JSON, or why MXNet is missing. Runs in its own process."""
     from trainer.model.engines.mxnet import MXNetEngine
 
     found: dict[str, Any] = {}
@@ -426,9 +426,9 @@ def print_what_mxnet_computes() -> None:
 
 
 @pytest.fixture(scope="module")
-def by_mxnet() -> dict[str, Any]:
-    """Each case by MXNet's engine, computed in another process: MXNet seizes signals and threads of its own."""
-    code = "import test_engines; test_engines.print_what_mxnet_computes()"
+def mxnet_results() -> dict[str, Any]:
+    """Results of MXNet's engine by case, from another process, since MXNet installs signal handlers and threads."""
+    code = "import test_engines; test_engines.print_mxnet_results()"
     path = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(ROOT / 'tests' / 'support'), str(ROOT)]}; "
     done = subprocess.run([sys.executable, "-c", path + code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -438,6 +438,6 @@ def by_mxnet() -> dict[str, Any]:
 
 
 @every_case
-def test_mxnet_autograd_matches_closed_form(name: str, by_mxnet: dict[str, Any]) -> None:
-    loss, *gradients = by_mxnet[name]
-    assert_close((loss, *map(np.array, gradients)), by_cpu(CASES[name]), 1e-5)
+def test_mxnet_autograd_matches_closed_form(name: str, mxnet_results: dict[str, Any]) -> None:
+    loss, *gradients = mxnet_results[name]
+    assert_close((loss, *map(np.array, gradients)), cpu_result(CASES[name]), 1e-5)

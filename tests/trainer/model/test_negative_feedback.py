@@ -1,4 +1,4 @@
-"""Training on events of negative weight: what was skipped ends further away than what was never met."""
+"""Training with negative feedback: skipped items end farther away from the query than unseen ones."""
 
 from pathlib import Path
 from typing import get_args
@@ -18,7 +18,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 SKIPS = 12
 WEIGHTS: dict[LossKind, float] = dict.fromkeys(get_args(LossKind), -1.0) | {"softmax": -100.0}
-"""What a skip weighs. Under softmax it pushes in proportion to the track's share of the pool, of 65 at first."""
+"""What a skip weighs. Under softmax it pushes in proportion to the track's fraction of the pool, of 65 at first."""
 GENRE_T = np.arange(TRACKS) % GENRES
 EPOCHS = 15
 
@@ -80,6 +80,6 @@ def test_skipped_tracks_end_farther_away_than_unheard_tracks(tmp_path: Path, los
     losses = [line["loss"] for line in records(tmp_path / "run") if line["event"] == "epoch"]
     assert heard > unheard + 0.2
     assert skipped < unheard - apart
-    # So do tracks that a customer has not met but that others of its taste skipped.
+    # So do tracks that the customer has not heard but that others of the same taste skipped.
     assert like_skipped < unheard - apart
     assert 0 < losses[-1] < losses[0]

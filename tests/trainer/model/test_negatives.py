@@ -1,4 +1,4 @@
-"""Negatives: drawn by position and never by worker, as often as the job says."""
+"""Negative sampling: independent of workers, with the configured distribution and logQ correction."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,15 @@ def sampler(seed: int = 1, counts_N: IntArray = COUNTS, **spec: object) -> Negat
     return NegativeSampler(NegativesConfig(**spec), len(counts_N), counts_N, seed)
 
 
-def share_of(positions_B: IntArray, global_size: int | None = None, lanes: int = 1) -> BatchSlice:
+def slice_of(positions_B: IntArray, global_size: int | None = None, partitions: int = 1) -> BatchSlice:
     zeros = np.zeros(len(positions_B), np.int64)
-    return BatchSlice(make_interactions(zeros, zeros), positions_B, global_size or len(positions_B), partitions=lanes)
+    return BatchSlice(
+        make_interactions(zeros, zeros), positions_B, global_size or len(positions_B), partitions=partitions
+    )
 
 
 def assert_frequencies(rows_N: IntArray, probability_N: FloatArray) -> None:
-    """Hold the counts of ``rows_N`` against the chi-square distribution, five standard deviations wide."""
+    """Check the counts of ``rows_N`` by a chi-square test, five standard deviations wide."""
     expected_N = probability_N / probability_N.sum() * len(rows_N)
     found_N = np.bincount(rows_N, minlength=len(expected_N))
     degrees = len(expected_N) - 1
@@ -45,23 +47,23 @@ def test_auto_resolves_by_loss_and_number_of_items() -> None:
 def test_negatives_do_not_depend_on_the_worker(kind: str, sampling: str, workers: int) -> None:
     draw = sampler(kind=kind, count=5, sampling=sampling).draw
     positions_B = np.random.default_rng(0).permutation(24)
-    whole_N = draw(share_of(positions_B), epoch=1, step=2)
+    complete_N = draw(slice_of(positions_B), epoch=1, step=2)
     for worker in range(workers):
-        part_N = draw(share_of(positions_B[worker::workers], 24), epoch=1, step=2)
-        expected_N = whole_N if kind == "shared" else whole_N.reshape(24, 5)[worker::workers].ravel()
+        part_N = draw(slice_of(positions_B[worker::workers], 24), epoch=1, step=2)
+        expected_N = complete_N if kind == "shared" else complete_N.reshape(24, 5)[worker::workers].ravel()
         np.testing.assert_array_equal(part_N, expected_N)
 
 
 @pytest.mark.parametrize(("kind", "length"), [("shared", 6), ("per_example", 18)])
 def test_draws_have_documented_number_and_range(kind: str, length: int) -> None:
-    rows_N = sampler(kind=kind, count=6).draw(share_of(np.arange(3)), epoch=0, step=0)
+    rows_N = sampler(kind=kind, count=6).draw(slice_of(np.arange(3)), epoch=0, step=0)
     assert rows_N.dtype == np.int64
     assert rows_N.shape == (length,)
     assert ((rows_N >= 0) & (rows_N < ITEMS)).all()
 
 
 def test_examples_and_slots_have_independent_draws() -> None:
-    rows_BN = sampler(kind="per_example", count=50, counts_N=np.ones(10**6)).draw(share_of(np.arange(40)), 0, 0)
+    rows_BN = sampler(kind="per_example", count=50, counts_N=np.ones(10**6)).draw(slice_of(np.arange(40)), 0, 0)
     assert len(np.unique(rows_BN)) > 0.99 * 2000
 
 
@@ -69,7 +71,7 @@ def test_examples_and_slots_have_independent_draws() -> None:
 def test_draws_repeat_and_differ_by_seed_epoch_and_step(kind: str) -> None:
     def draw(seed: int = 1, epoch: int = 1, step: int = 1) -> IntArray:
         many = sampler(seed, np.ones(10**6), kind=kind, count=100)
-        return many.draw(share_of(np.arange(4)), epoch, step)
+        return many.draw(slice_of(np.arange(4)), epoch, step)
 
     np.testing.assert_array_equal(draw(), draw())
     for other_N in (draw(seed=2), draw(epoch=2), draw(step=2)):
@@ -78,7 +80,7 @@ def test_draws_repeat_and_differ_by_seed_epoch_and_step(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 def test_uniform_sampling_draws_items_equally_often(kind: str) -> None:
-    rows_N = sampler(kind=kind, count=20_000, sampling="uniform").draw(share_of(np.arange(2)), 0, 0)
+    rows_N = sampler(kind=kind, count=20_000, sampling="uniform").draw(slice_of(np.arange(2)), 0, 0)
     assert_frequencies(rows_N, np.ones(ITEMS))
 
 
@@ -86,7 +88,7 @@ def test_uniform_sampling_draws_items_equally_often(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 def test_popularity_sampling_follows_count_power_and_includes_unseen_items(kind: str, power: float) -> None:
     draw = sampler(kind=kind, count=50_000, sampling="popularity", power=power).draw
-    rows_N = draw(share_of(np.arange(2)), 0, 0)
+    rows_N = draw(slice_of(np.arange(2)), 0, 0)
     assert_frequencies(rows_N, np.maximum(COUNTS, 1) ** power)
     assert {0, 3} <= set(rows_N), "items that were never seen are drawn"
 
@@ -95,7 +97,7 @@ def test_popularity_sampling_follows_count_power_and_includes_unseen_items(kind:
 def test_warm_only_excludes_cold_items(sampling: str) -> None:
     counts_N = np.append(COUNTS, 0)
     spec = NegativesConfig(kind="shared", count=50_000, sampling=sampling, power=0.5)
-    rows_N = NegativeSampler(spec, len(counts_N), counts_N, seed=1, warm_only=True).draw(share_of(np.arange(2)), 0, 0)
+    rows_N = NegativeSampler(spec, len(counts_N), counts_N, seed=1, warm_only=True).draw(slice_of(np.arange(2)), 0, 0)
     mass_N = counts_N**0.5 if sampling == "popularity" else counts_N > 0
     assert set(rows_N) == set(np.flatnonzero(counts_N))
     assert_frequencies(np.searchsorted(np.flatnonzero(counts_N), rows_N), mass_N[counts_N > 0])
@@ -104,39 +106,39 @@ def test_warm_only_excludes_cold_items(sampling: str) -> None:
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_empty_slice_draws_nothing(kind: str, sampling: str) -> None:
-    rows_N = sampler(kind=kind, count=5, sampling=sampling).draw(share_of(np.empty(0, np.int64), 8), 0, 0)
+    rows_N = sampler(kind=kind, count=5, sampling=sampling).draw(slice_of(np.empty(0, np.int64), 8), 0, 0)
     assert rows_N.shape == (0,)
     assert rows_N.dtype == np.int64
 
 
 def test_in_batch_draws_nothing_and_mixed_draws_the_shared_pool() -> None:
-    share = share_of(np.arange(3))
-    assert sampler(kind="in_batch").draw(share, 0, 0).shape == (0,)
-    shared, mixed = (sampler(kind=kind, count=7).draw(share, 1, 2) for kind in ("shared", "mixed"))
+    batch_slice = slice_of(np.arange(3))
+    assert sampler(kind="in_batch").draw(batch_slice, 0, 0).shape == (0,)
+    shared, mixed = (sampler(kind=kind, count=7).draw(batch_slice, 1, 2) for kind in ("shared", "mixed"))
     np.testing.assert_array_equal(shared, mixed)
 
 
 def test_kind_all_draws_all_items_or_warm_items_only() -> None:
-    spec, share = NegativesConfig(kind="all"), share_of(np.arange(3))
-    assert NegativeSampler(spec, ITEMS, None, 1).draw(share, 0, 0).tolist() == list(range(ITEMS))
-    met_alone = NegativeSampler(spec, ITEMS, COUNTS, 1, warm_only=True).draw(share, 0, 0)
-    assert met_alone.tolist() == np.flatnonzero(COUNTS).tolist()
+    spec, batch_slice = NegativesConfig(kind="all"), slice_of(np.arange(3))
+    assert NegativeSampler(spec, ITEMS, None, 1).draw(batch_slice, 0, 0).tolist() == list(range(ITEMS))
+    warm_rows_N = NegativeSampler(spec, ITEMS, COUNTS, 1, warm_only=True).draw(batch_slice, 0, 0)
+    assert warm_rows_N.tolist() == np.flatnonzero(COUNTS).tolist()
 
 
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_log_q_matches_frequency_of_draws(kind: str, sampling: str) -> None:
-    drawing = sampler(kind=kind, count=40_000, sampling=sampling, power=0.5, logq_correction=True)
-    share = share_of(np.arange(1))
-    expected_N = np.exp(drawing.log_q(np.arange(ITEMS), share))
+    drawn_by = sampler(kind=kind, count=40_000, sampling=sampling, power=0.5, logq_correction=True)
+    batch_slice = slice_of(np.arange(1))
+    expected_N = np.exp(drawn_by.log_q(np.arange(ITEMS), batch_slice))
     assert expected_N.sum() == pytest.approx(40_000, rel=1e-5)
-    assert_frequencies(drawing.draw(share, 0, 0), expected_N)
+    assert_frequencies(drawn_by.draw(batch_slice, 0, 0), expected_N)
 
 
 def test_in_batch_log_q_follows_counts_and_partition_size() -> None:
-    rows_N, share = np.arange(ITEMS), share_of(np.arange(6), global_size=80, lanes=4)
+    rows_N, batch_slice = np.arange(ITEMS), slice_of(np.arange(6), global_size=80, partitions=4)
     alone_N, mixed_N = (
-        np.exp(sampler(kind=kind, count=30, logq_correction=True).log_q(rows_N, share))
+        np.exp(sampler(kind=kind, count=30, logq_correction=True).log_q(rows_N, batch_slice))
         for kind in ("in_batch", "mixed")
     )
     np.testing.assert_allclose(alone_N, 20 * np.maximum(COUNTS, 1) / COUNTS.sum(), rtol=1e-5)
@@ -144,4 +146,4 @@ def test_in_batch_log_q_follows_counts_and_partition_size() -> None:
 
 
 def test_log_q_is_empty_without_correction() -> None:
-    assert sampler(kind="shared").log_q(np.arange(3), share_of(np.arange(2))).shape == (0,)
+    assert sampler(kind="shared").log_q(np.arange(3), slice_of(np.arange(2))).shape == (0,)

@@ -1,4 +1,4 @@
-"""Towers of several embeddings: the vectors that they make, and gradients taken back to each table."""
+"""Towers of several embeddings: their vectors, and the gradients of each table."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -23,9 +23,9 @@ from trainer.model.towers import TowerFeatures, Towers, TowerVectors
 CUSTOMERS, TRACKS, ARTISTS, TAGS, DIM = 9, 6, 4, 5, 3
 ARTIST_OF = [[0], [1], [1], [], [3], [0]]
 TAGS_OF = [[0, 2], [], [0, 1, 4], [], [2], [1, 2]]
-KNOWN = [True, True, False, False, True, False]
-"""Which tracks train has positive interactions of: neither 2, 3 nor 5; of these, 3 has no feature."""
-OWN = [True, True, False, True, True, False]
+WARM = [True, True, False, False, True, False]
+"""Which tracks have positive interactions in train: not 2, 3 and 5; of these, 3 has no feature."""
+USES_ID = [True, True, False, True, True, False]
 
 TABLES = {
     name: TableSpec(name, rows, DIM, 0.1) for name, rows in (("track", TRACKS), ("artist", ARTISTS), ("tag", TAGS))
@@ -38,15 +38,17 @@ def feature_lists(values: list[list[int]]) -> JaggedFeature:
     return JaggedFeature(starts, np.array([value for some in values for value in some], np.int32))
 
 
-def make_towers(names: tuple[str, ...] = ("track", "artist", "tag"), mean: bool = False, drop_ids: float = 0) -> Towers:
+def make_towers(
+    names: tuple[str, ...] = ("track", "artist", "tag"), mean: bool = False, id_dropout: float = 0
+) -> Towers:
     lists = {"artist": feature_lists(ARTIST_OF), "tag": feature_lists(TAGS_OF)}
     own, features = ("track" in names), [name for name in names if name != "track"]
     tower = TowerSpec(
         TABLES["track"], TABLES["track"] if own else None, tuple(TABLES[name] for name in features), mean=mean
     )
     model = ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0), (tower,))
-    data = TowerFeatures(tower, {name: lists[name] for name in features}, np.array(KNOWN))
-    return Towers(model, [data], seed=3, id_dropout=drop_ids)
+    data = TowerFeatures(tower, {name: lists[name] for name in features}, np.array(WARM))
+    return Towers(model, [data], seed=3, id_dropout=id_dropout)
 
 
 def tables(seed: int = 0, dtype: type = np.float64) -> dict[str, FloatArray]:
@@ -62,11 +64,13 @@ def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
     )
 
 
-def expected_vector(whole: Mapping[str, FloatArray], track: int, names: tuple[str, ...], mean: bool) -> FloatArray:
-    parts = [whole["track"][track]] if "track" in names and OWN[track] else []
+def expected_vector(
+    values_by_table: Mapping[str, FloatArray], track: int, names: tuple[str, ...], mean: bool
+) -> FloatArray:
+    parts = [values_by_table["track"][track]] if "track" in names and USES_ID[track] else []
     for name, values in (("artist", ARTIST_OF[track]), ("tag", TAGS_OF[track])):
         if name in names and values:
-            parts.append(whole[name][values].mean(axis=0))
+            parts.append(values_by_table[name][values].mean(axis=0))
     total: FloatArray = np.sum(parts, axis=0) if parts else np.zeros(DIM)
     return total / max(len(parts), 1) if mean else total
 
@@ -76,27 +80,27 @@ NAMES = [("track", "artist", "tag"), ("track", "tag"), ("artist", "tag"), ("tag"
 
 @pytest.mark.parametrize(("names", "mean"), [*product(NAMES, [False, True])])
 def test_vector_is_sum_or_mean_of_available_embeddings(names: tuple[str, ...], mean: bool) -> None:
-    whole = tables()
+    values_by_table = tables()
     towers = make_towers(names, mean)
     batch = towers.add_tower_inputs(batch_of([4, 0, 2], [3, 5, 0, 1]))
     active = towers.active(batch)
-    block = {name: whole[name][rows] for name, rows in active.items() if name != "customer"}
+    block = {name: values_by_table[name][rows] for name, rows in active.items() if name != "customer"}
     customers = np.zeros((len(active["customer"]), DIM))
     vectors, _ = towers.forward(batch, {**block, "customer": customers})
     assert vectors["customer"] is customers
-    expected = [expected_vector(whole, track, names, mean) for track in batch.item.rows_A]
+    expected = [expected_vector(values_by_table, track, names, mean) for track in batch.item.rows_A]
     np.testing.assert_allclose(vectors["track"], expected, atol=1e-12)
-    source = TowerVectors(towers, lambda rows: {name: whole[name][rows_A] for name, rows_A in rows.items()})
+    source = TowerVectors(towers, lambda rows: {name: values_by_table[name][rows_A] for name, rows_A in rows.items()})
     np.testing.assert_allclose(source.vectors("track", batch.item.rows_A), expected, atol=1e-12)
-    np.testing.assert_array_equal(source.vectors("tag", np.array([1, 4])), whole["tag"][[1, 4]])
+    np.testing.assert_array_equal(source.vectors("tag", np.array([1, 4])), values_by_table["tag"][[1, 4]])
 
 
-@pytest.mark.parametrize(("names", "mean", "drop_ids"), [*product(NAMES, [False, True], [0.0, 0.5])])
-def test_gradients_match_finite_differences(names: tuple[str, ...], mean: bool, drop_ids: float) -> None:
-    towers = make_towers(names, mean, drop_ids)
+@pytest.mark.parametrize(("names", "mean", "id_dropout"), [*product(NAMES, [False, True], [0.0, 0.5])])
+def test_gradients_match_finite_differences(names: tuple[str, ...], mean: bool, id_dropout: float) -> None:
+    towers = make_towers(names, mean, id_dropout)
     batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1], [3, 5, 0, 1]))
-    whole = tables()
-    block = {name: whole[name][rows] for name, rows in towers.active(batch).items() if name != "customer"}
+    values_by_table = tables()
+    block = {name: values_by_table[name][rows] for name, rows in towers.active(batch).items() if name != "customer"}
     weight_AD = np.random.default_rng(1).standard_normal((len(batch.item.rows_A), DIM))
 
     def loss() -> float:
@@ -116,7 +120,7 @@ def test_only_values_of_batch_rows_are_active() -> None:
     active = towers.active(towers.add_tower_inputs(batch_of([0, 0], [2])))
     assert {name: rows.tolist() for name, rows in active.items()} == {
         "customer": [0, 1],
-        "track": [0],  # 2 is new: its own embedding has learned nothing
+        "track": [0],  # 2 is cold: its ID embedding is untrained
         "artist": [0, 1],
         "tag": [0, 1, 2, 4],
     }
@@ -140,20 +144,22 @@ def test_gradients_do_not_depend_on_number_of_threads() -> None:
 
 
 def test_id_dropout_varies_by_row_and_step_and_keeps_rows_without_features() -> None:
-    dropping, whole = make_towers(drop_ids=0.5), make_towers()
+    with_dropout, without_dropout = make_towers(id_dropout=0.5), make_towers()
     kept: list[tuple[int, ...]] = []
     for step in range(64):
-        batch = dropping.add_tower_inputs(batch_of([0, 1, 4], [3, 2], step=step))
-        again = dropping.add_tower_inputs(batch_of([4], [1, 3], step=step))  # as another worker would have it
-        own = set(dropping.active(batch)["track"].tolist())
-        assert own & {1, 3, 4} == set(dropping.active(again)["track"].tolist())
-        assert 3 in own  # has nothing else
-        assert own <= set(whole.active(whole.add_tower_inputs(batch_of([0, 1, 4], [3, 2])))["track"].tolist())
+        batch = with_dropout.add_tower_inputs(batch_of([0, 1, 4], [3, 2], step=step))
+        again = with_dropout.add_tower_inputs(batch_of([4], [1, 3], step=step))  # as for another worker
+        own = set(with_dropout.active(batch)["track"].tolist())
+        assert own & {1, 3, 4} == set(with_dropout.active(again)["track"].tolist())
+        assert 3 in own  # has no features
+        assert own <= set(
+            without_dropout.active(without_dropout.add_tower_inputs(batch_of([0, 1, 4], [3, 2])))["track"].tolist()
+        )
         kept.append(tuple(sorted(own)))
-    assert len(set(kept)) == 8  # each of 0, 1 and 4 comes and goes by itself
+    assert len(set(kept)) == 8  # 0, 1 and 4 are dropped independently
     shares = [np.mean([row in own for own in kept]) for row in (0, 1, 4)]
     assert 0.25 < min(shares) <= max(shares) < 0.75
-    source = TowerVectors(dropping, lambda rows: {name: tables()[name][rows_A] for name, rows_A in rows.items()})
+    source = TowerVectors(with_dropout, lambda rows: {name: tables()[name][rows_A] for name, rows_A in rows.items()})
     expected = [expected_vector(tables(), track, NAMES[0], mean=False) for track in range(TRACKS)]
     np.testing.assert_allclose(source.vectors("track", np.arange(TRACKS)), expected, atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""The balance of queries and items: which weights it gives."""
+"""Frequency weighting of queries and items: the weights."""
 
 import numpy as np
 import pytest
@@ -29,10 +29,10 @@ def test_weight_is_query_count_to_the_power_and_one_on_average(power: float) -> 
 
 def test_weights_of_either_sign_are_multiplied() -> None:
     weights = np.array([1, -2, 3, 0, 1, 1, -4, 1])
-    plain_B, balanced_B = (
+    plain_B, weighted_B = (
         FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(w)).weight_B for w in (np.ones(8), weights)
     )
-    np.testing.assert_allclose(balanced_B, plain_B * weights, rtol=1e-6)
+    np.testing.assert_allclose(weighted_B, plain_B * weights, rtol=1e-6)
 
 
 def test_power_of_minus_one_gives_every_query_the_same_weight() -> None:
