@@ -27,16 +27,7 @@ from deploy.cluster.restart_policy import Restart, RestartPolicy
 from deploy.topology import Address, assign_roles, roles
 from kvstore.errors import ClusterError, CrossfadeError, InputError
 from trainer.config.run_sections import ClusterConfig
-from trainer.runs.events import (
-    BackoffEvent,
-    Event,
-    HostsMissing,
-    InterruptionNotice,
-    RestartEvent,
-    ResumeEvent,
-    StepEvent,
-    WaitingForHosts,
-)
+from trainer.runs import events
 
 EXIT_TIMEOUT_SECONDS = 30.0
 """How long the other roles may take to end once one has ended without an error."""
@@ -62,7 +53,7 @@ class Coordinator:
             cluster: sizes and timeouts of the job.
             job_digest: SHA-256 of the job file, by which agents check that they share it.
             files: the text of each file of the run folder, by name, for hosts that do not share the folder.
-            started_before: whether roles of the job ran under an earlier coordinator: missing hosts may be lost.
+            started_before: whether roles ran under an earlier coordinator, so that missing hosts may be lost.
             clock: seconds, monotonic.
         """
         self.id = secrets.token_hex(8)
@@ -83,9 +74,7 @@ class Coordinator:
         self._checkpoints_requested = 0
         self._interruption_notice: str | None = None
         self._deadline = _NEVER
-        self._events: list[Event] = []
-
-    # ---- for agents
+        self._events: list[events.Event] = []
 
     def handle_heartbeat(self, heartbeat: Heartbeat) -> DesiredState:
         """Take over what an agent reports; return what it is to run."""
@@ -101,8 +90,6 @@ class Coordinator:
                 self._apply(member, heartbeat)
             self._advance()
             return self._desired_state(member)
-
-    # ---- for the owner
 
     def tick(self) -> None:
         """Act on leases, timeouts and pauses that are over."""
@@ -157,11 +144,11 @@ class Coordinator:
                 self.state, self.message = State.STOPPED, "while nothing ran"
             self._advance()
 
-    def take_events(self) -> list[Event]:
+    def take_events(self) -> list[events.Event]:
         """Return the events since the last call, in order: those of the roles, and those of the job itself."""
         with self._lock:
-            events, self._events = self._events, []
-            return events
+            taken, self._events = self._events, []
+            return taken
 
     @property
     def generation(self) -> int:
@@ -235,7 +222,7 @@ class Coordinator:
                 if self.state in LIVE and event.generation == self.generation:
                     if self._generation.record(event, self._clock()):
                         self._events.append(event.event)
-                    if isinstance(event.event, StepEvent):
+                    if isinstance(event.event, events.StepEvent):
                         self._restart_policy.end_outage(self._clock())
         if heartbeat.checkpoints_requested > member.checkpoints_requested:
             member.checkpoints_requested = heartbeat.checkpoints_requested
@@ -251,7 +238,7 @@ class Coordinator:
         self._members.note_interruption(member, notice)
         if member.id == self.local_agent:
             self._interruption_notice = notice
-        self._events.append(InterruptionNotice(host=member.host, address=member.address, reason=notice))
+        self._events.append(events.InterruptionNotice(host=member.host, address=member.address, reason=notice))
 
     def _apply_roles(self, member: Member, heartbeat: Heartbeat) -> None:
         """Act on how the roles of ``member`` fare."""
@@ -310,16 +297,17 @@ class Coordinator:
     def _emit_start(self, spec: GenerationSpec) -> None:
         origin: dict[str, Any] = {"step": spec.step, "checkpoint": spec.checkpoint, "skipped": list(spec.skipped)}
         if restart := self._restart_policy.record_restart(self.generation + 1, self._generation.step):
-            self._events.append(RestartEvent(generation=restart.generation, cause=restart.cause, **origin))
+            self._events.append(events.RestartEvent(generation=restart.generation, cause=restart.cause, **origin))
         elif spec.checkpoint or spec.skipped:
-            self._events.append(ResumeEvent(**origin))
+            self._events.append(events.ResumeEvent(**origin))
         if missing := self._members.missing_hosts():
-            self._events.append(HostsMissing(hosts=missing))
+            self._events.append(events.HostsMissing(hosts=missing))
 
     def _note_done_roles(self) -> None:
         """Finish the generation if all roles are done, and limit how long the others may take if some are."""
-        states, stop_result = self._members.role_states(), self._generation.stop_result
-        if {name for name, state in states.items() if state == "done"} != self._generation.role_names():
+        done = {name for name, state in self._members.role_states().items() if state == "done"}
+        stop_result = self._generation.stop_result
+        if done != self._generation.role_names():
             # MXNet lets no role leave before all workers have called their last barrier, so the others follow soon.
             self._deadline = min(self._deadline, self._clock() + EXIT_TIMEOUT_SECONDS)
         elif stop_result is None:
@@ -354,9 +342,8 @@ class Coordinator:
         else:
             states = self._members.role_states()
             lingering = ", ".join(sorted(name for name, state in states.items() if state != "done"))
-            self._fail(
-                Failure(message=f"the others are done, but {lingering} did not end in {EXIT_TIMEOUT_SECONDS:.0f} s")
-            )
+            how = f"did not end in {EXIT_TIMEOUT_SECONDS:.0f} s"
+            self._fail(Failure(message=f"the others are done, but {lingering} {how}"))
 
     def _fail(self, failure: Failure) -> None:
         """End the generation because of ``failure``, and restart the job if that may help."""
@@ -391,7 +378,7 @@ class Coordinator:
 
     def _advance(self) -> None:
         """Enter each state whose conditions are already met."""
-        if self.state is State.TERMINATING and all(map(self._is_clear, self._generation.assigned)):
+        if self.state is State.TERMINATING and self._members.are_clear(self._generation.assigned):
             self._generation.assigned = {}
             self.state = self._after_terminating
             if self.state is State.BACKOFF:
@@ -399,16 +386,12 @@ class Coordinator:
         if self.state is State.BACKOFF and self._clock() >= self._deadline:
             self.state, self._deadline = State.WAITING, _NEVER
             if missing := self._members.missing_hosts():
-                self._events.append(WaitingForHosts(hosts=missing))
+                self._events.append(events.WaitingForHosts(hosts=missing))
         if self.state is State.WAITING and self._members.can_start(started_before=self._started_before):
             self.state = State.PREPARING
-
-    def _is_clear(self, agent: str) -> bool:
-        member = self._members.get(agent)
-        return member is None or member.is_clear
 
     def _back_off(self) -> None:
         seconds = self._restart_policy.backoff_seconds()
         self._deadline = self._clock() + seconds
         if seconds:
-            self._events.append(BackoffEvent(cause=self._restart_policy.cause or "", seconds=seconds))
+            self._events.append(events.BackoffEvent(cause=self._restart_policy.cause or "", seconds=seconds))

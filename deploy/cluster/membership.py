@@ -6,7 +6,7 @@ for longer than its lease. The owner serializes all calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +107,10 @@ class Membership:
         """Expect each member to report anew that it runs no role of the generation."""
         for member in self:
             member.is_clear = False
+
+    def are_clear(self, agents: Iterable[str]) -> bool:
+        """Return whether all ``agents`` that are still members run no role of the generation any more."""
+        return all(member.is_clear for agent in agents if (member := self._members.get(agent)))
 
     def role_states(self) -> dict[str, RoleState]:
         """Return the state of each role that a member reports."""

@@ -1,11 +1,11 @@
-"""A training run that is killed, frozen and told to stop at random, and ends as if nothing had happened.
+"""Strike a training run with random faults, and check that it ends like an undisturbed one.
 
     python tests/support/chaos.py --seed 1 --faults 20
 
-Two runs of one job on two servers and two workers: one undisturbed, and one in which faults strike its scheduler,
-servers and workers: SIGKILL, SIGSTOP and SIGTERM, in the middle of steps, during a checkpoint and during start-up. In
-the end the embeddings must be equal bit for bit, and the ledger, in which each worker notes every interaction that it
-trains on, must show each exactly once an epoch. The seed decides which fault strikes whom, and when.
+Trains a job twice on two servers and two workers: once undisturbed, and once with faults that strike the scheduler,
+servers and workers: SIGKILL, SIGSTOP and SIGTERM, during steps, a checkpoint or start-up. The embeddings must be equal
+bit for bit, and the ledger, in which each worker records every interaction that it trains on, must hold each exactly
+once per epoch. The seed determines the faults.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from waiting import wait_until
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 ROLES = ("scheduler", "server-0", "server-1", "worker-0", "worker-1")
 BATCH = 64
-EPOCHS_A_FAULT = 16
-"""So many, of 59 steps each, take about as long as it takes to write a checkpoint or two."""
+EPOCHS_PER_FAULT = 16
+"""Epochs of 59 steps that take about as long as writing one or two checkpoints."""
 STALL_SECONDS = 8
 RUN_SECONDS = 3000.0
-NOTICED_SECONDS = 60.0
+RECOVERY_SECONDS = 60.0
 
 LEDGER_VARIABLE = "CROSSFADE_TEST_LEDGER"
 LEDGER_HOOK = """
@@ -53,7 +53,7 @@ if os.environ.get("DMLC_ROLE") == "worker":
     file = (Path(os.environ["CROSSFADE_TEST_LEDGER"]) / f"{time.monotonic_ns()}-{os.getpid()}").open("ab", buffering=0)
     step = TrainLoop._step
 
-    def step_and_note(self, batch, progress):
+    def step_and_record(self, batch, progress):
         query_B = batch.query.rows_A[batch.query.index_N]
         item_B = batch.item.rows_A[batch.item.index_N][: len(batch)]
         pairs_B = query_B * self.model.item.rows + item_B
@@ -61,7 +61,7 @@ if os.environ.get("DMLC_ROLE") == "worker":
         file.write(np.concatenate([head, pairs_B]).tobytes())
         step(self, batch, progress)
 
-    TrainLoop._step = step_and_note
+    TrainLoop._step = step_and_record
 """
 
 Moment = Literal["steps", "checkpoint", "start-up"]
@@ -69,7 +69,7 @@ Moment = Literal["steps", "checkpoint", "start-up"]
 
 @dataclass(frozen=True)
 class Fault:
-    """What strikes whom, and when: once the run has come to ``step``, ``delay_seconds`` into the ``moment``."""
+    """A signal that strikes ``role`` once the run has reached ``step``, ``delay_seconds`` into the ``moment``."""
 
     number: signal.Signals
     role: str
@@ -79,21 +79,21 @@ class Fault:
 
 
 def plan_faults(seed: int, count: int, steps: int) -> list[Fault]:
-    """``count`` faults spread over a run of ``steps`` steps, every kind of each of its traits among the first few."""
+    """Spread ``count`` faults over ``steps`` steps; the first few include every signal, role and moment."""
     choose = random.Random(seed)
     numbers = [signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM]
     moments: list[Moment] = ["steps", "checkpoint", "start-up"]
 
-    def dealt(values: list[Any]) -> Iterator[Any]:
+    def shuffled(values: list[Any]) -> Iterator[Any]:
         while True:
             yield from choose.sample(values, len(values))
 
-    roles, kinds, whens = dealt(list(ROLES)), dealt(numbers), dealt(moments)
+    roles, signals, chosen_moments = shuffled(list(ROLES)), shuffled(numbers), shuffled(moments)
     return [
         Fault(
-            next(kinds),
+            next(signals),
             next(roles),
-            next(whens),
+            next(chosen_moments),
             round((index + choose.random()) * steps / (count + 1)),
             choose.random(),
         )
@@ -101,27 +101,27 @@ def plan_faults(seed: int, count: int, steps: int) -> list[Fault]:
     ]
 
 
-class Struck:
+class StruckRun:
     """A run in which faults strike."""
 
-    def __init__(self, command: RunningCommand, run_dir: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, command: RunningCommand, run_dir: Path, log: Callable[[str], None]) -> None:
         self._command = command
         self._run_dir = run_dir
-        self._say = say
-        self._begun = time.monotonic()
+        self._log = log
+        self._started_at = time.monotonic()
 
     def strike(self, fault: Fault) -> None:
-        """Wait for the fault's moment, let it strike, and wait until the job runs again without the victim."""
+        """Wait for the fault's moment, send the signal, and wait until the job runs again without the victim."""
         self._wait(lambda: self._step() >= fault.step, f"step {fault.step}")
         getattr(self, f"_await_{fault.moment.replace('-', '_')}")(fault)
         self._wait(lambda: self._victim(fault.role), fault.role)
         victim = self._victim(fault.role)
         assert victim is not None
         victim.send_signal(fault.number)
-        since = time.monotonic() - self._begun
-        self._say(f"{since:6.1f} s  step {self._step():>6}  {fault.number.name:<7}  {fault.role:<9}  in {fault.moment}")
+        since = time.monotonic() - self._started_at
+        self._log(f"{since:6.1f} s  step {self._step():>6}  {fault.number.name:<7}  {fault.role:<9}  in {fault.moment}")
         if fault.number == signal.SIGSTOP:
-            self._thaw_if_nobody_minds(victim)
+            self._kill_if_unnoticed(victim)
         self._wait(lambda: self._gone(victim) and len(self._command.roles()) == len(ROLES), "the next generation")
 
     def _await_steps(self, fault: Fault) -> None:
@@ -136,18 +136,18 @@ class Struck:
         self._pause(fault.delay_seconds / 5)
 
     def _await_start_up(self, fault: Fault) -> None:
-        """Have the job restarted by killing a worker, and strike while the next generation joins."""
+        """Kill a worker, and strike while the next generation joins."""
         first = self._victim("worker-0")
         if first is not None:
             first.kill()
             self._wait(lambda: self._gone(first) and self._victim(fault.role), "a start")
         self._pause(3 * fault.delay_seconds)
 
-    def _thaw_if_nobody_minds(self, victim: psutil.Process) -> None:
-        """A frozen scheduler keeps nobody from stepping: then it thaws, and dies."""
+    def _kill_if_unnoticed(self, victim: psutil.Process) -> None:
+        """Kill a frozen ``victim`` if the job continues without it, as it does without a scheduler."""
         deadline = time.monotonic() + 3 * STALL_SECONDS
         while not self._gone(victim):
-            self._alive()
+            self._assert_running()
             if time.monotonic() > deadline:
                 victim.kill()
                 return
@@ -166,26 +166,26 @@ class Struck:
         )
 
     def _pause(self, seconds: float) -> None:
-        """The moment of a fault is a time: nothing can be waited for."""
+        """Sleep: a fault strikes at a time, not on a condition."""
         time.sleep(seconds)
 
-    def _alive(self) -> None:
+    def _assert_running(self) -> None:
         assert self._command.process.poll() is None, self._command.finish()
 
     def _wait(self, condition: Callable[[], object], what: str) -> None:
         def holds() -> object:
-            self._alive()
+            self._assert_running()
             try:
                 return condition()
             except psutil.NoSuchProcess:
                 return False
 
-        wait_until(holds, RUN_SECONDS if what.startswith("step") else NOTICED_SECONDS, what)
+        wait_until(holds, RUN_SECONDS if what.startswith("step") else RECOVERY_SECONDS, what)
 
 
 def ledger_of(folder: Path) -> list[dict[int, tuple[int, np.ndarray[Any, Any]]]]:
-    """What each worker noted, in the order in which the workers began: by step, the epoch and the interactions."""
-    noted = []
+    """Read each worker's ledger, in the order in which they started: by step, the epoch and the interactions."""
+    ledgers = []
     for path in sorted(folder.iterdir(), key=lambda path: int(path.name.split("-")[0])):
         values = np.frombuffer(path.read_bytes()[: path.stat().st_size // 8 * 8], dtype=np.int64)
         entries, place = {}, 0
@@ -193,21 +193,21 @@ def ledger_of(folder: Path) -> list[dict[int, tuple[int, np.ndarray[Any, Any]]]]
             step, epoch, count = values[place : place + 3]
             entries[int(step)] = (int(epoch), values[place + 3 : place + 3 + count])
             place += 3 + int(count)
-        noted.append(entries)
-    return noted
+        ledgers.append(entries)
+    return ledgers
 
 
 def check_ledger(folder: Path, epochs: int, steps: int) -> None:
-    """Every interaction exactly once an epoch, of the steps that stayed.
+    """Assert that every interaction was trained on exactly once per epoch.
 
-    A step that was taken again, since the job went back to a checkpoint before it, stands as it was taken last; the two
-    workers of a generation begin before those of the next.
+    A step that was repeated after a restart counts as it was taken last. The two workers of a generation start before
+    those of the next.
     """
-    noted = ledger_of(folder)
+    ledgers = ledger_of(folder)
     pairs: dict[int, list[np.ndarray[Any, Any]]] = {epoch: [] for epoch in range(epochs)}
     for step in range(steps):
-        last = [entries[step] for entries in noted if step in entries][-2:]
-        assert len(last) == 2, f"step {step} was noted by {len(last)} workers"
+        last = [entries[step] for entries in ledgers if step in entries][-2:]
+        assert len(last) == 2, f"step {step} was recorded by {len(last)} workers"
         assert last[0][0] == last[1][0], f"step {step} was of epochs {last[0][0]} and {last[1][0]}"
         for epoch, interactions in last:
             pairs[epoch].append(interactions)
@@ -218,13 +218,13 @@ def check_ledger(folder: Path, epochs: int, steps: int) -> None:
 
 
 def embeddings_of(run_dir: Path) -> dict[str, bytes]:
-    """The embeddings' files, by name."""
+    """Return the files of the embeddings, by name."""
     files = sorted((run_dir / "embeddings").rglob("*.parquet"))
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in files}
 
 
 def variables(folder: Path, run: str) -> dict[str, str]:
-    """The environment of a run whose workers keep a ledger in ``RUN-ledger``."""
+    """Return the environment of a run whose workers write a ledger in ``RUN-ledger``."""
     (folder / "hook").mkdir(exist_ok=True)
     (folder / "hook" / "sitecustomize.py").write_text(LEDGER_HOOK)
     (folder / f"{run}-ledger").mkdir()
@@ -232,8 +232,8 @@ def variables(folder: Path, run: str) -> dict[str, str]:
     return {"PYTHONPATH": path, LEDGER_VARIABLE: str(folder / f"{run}-ledger")}
 
 
-def run_chaos(folder: Path, seed: int, faults: int, epochs: int, say: Callable[[str], None] = print) -> str:
-    """Both runs, in ``folder``, and the comparison; returns what can be said of them in a line."""
+def run_chaos(folder: Path, seed: int, faults: int, epochs: int, log: Callable[[str], None] = print) -> str:
+    """Train both runs in ``folder`` and compare them; return a summary in one line."""
     steps = epochs * -(-train_rows() // BATCH)
     job = write_job(
         folder / "job.yaml",
@@ -242,40 +242,40 @@ def run_chaos(folder: Path, seed: int, faults: int, epochs: int, say: Callable[[
         checkpoint={"interval_seconds": 1.0, "keep_latest": 2},
         cluster={"stall_timeout_seconds": STALL_SECONDS, "max_restarts": 1000},
     )
-    begun = time.monotonic()
+    started_at = time.monotonic()
     for run, planned in (("undisturbed", []), ("struck", plan_faults(seed, faults, steps))):
         arguments = ("train", job, "--run-dir", folder / run, *ON_SERVERS)
         with started(*arguments, cwd=folder, variables=variables(folder, run)) as command:
-            struck = Struck(command, folder / run, say)
+            struck = StruckRun(command, folder / run, log)
             for fault in planned:
                 struck.strike(fault)
             result = command.finish(RUN_SECONDS)
             assert result.returncode == 0, result.stderr
-            assert command.mark.processes() == [], "something of the run still runs"
+            assert command.mark.processes() == [], "processes of the run are left"
         check_ledger(folder / f"{run}-ledger", epochs, steps)
     assert embeddings_of(folder / "struck") == embeddings_of(folder / "undisturbed") != {}, "embeddings differ"
     report = json.loads((folder / "struck" / "report.json").read_text())
     assert report["restarts"] >= faults
     return (
         f"chaos, seed {seed}: {faults} faults, {report['restarts']} restarts; embeddings equal bit for bit; each of "
-        f"{train_rows():,} interactions exactly once in each of {epochs} epochs; {time.monotonic() - begun:.0f} s"
+        f"{train_rows():,} interactions exactly once in each of {epochs} epochs; {time.monotonic() - started_at:.0f} s"
     )
 
 
 def main() -> None:
-    """Run and report."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=1, help="which faults, and when (default 1)")
-    parser.add_argument("--faults", type=int, default=20, help="how many (default 20)")
-    parser.add_argument("--epochs", type=int, help=f"length of the training (default {EPOCHS_A_FAULT} a fault)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, and leave it for a look")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the faults (default: 1)")
+    parser.add_argument("--faults", type=int, default=20, help="number of faults (default: 20)")
+    parser.add_argument("--epochs", type=int, help=f"epochs to train (default: {EPOCHS_PER_FAULT} per fault)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, and keep it")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        say = lambda line: print(line, flush=True)  # noqa: E731
-        epochs = arguments.epochs or EPOCHS_A_FAULT * arguments.faults
-        say(run_chaos(folder, arguments.seed, arguments.faults, epochs, say))
+        log = lambda line: print(line, flush=True)  # noqa: E731
+        epochs = arguments.epochs or EPOCHS_PER_FAULT * arguments.faults
+        log(run_chaos(folder, arguments.seed, arguments.faults, epochs, log))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A server between a client and a real S3 server, which has some of the client's requests go wrong.
+"""A proxy between a client and a real S3 server that makes some requests fail.
 
 with flaky_proxy(server.endpoint) as proxy:
     variables = server.variables | {"AWS_ENDPOINT_URL": proxy.endpoint}
-    proxy.strike("throttle", 3)                   # the next three requests are told to slow down
-    assert proxy.left == 0                        # they came
+    proxy.strike("throttle", 3)                   # the next three requests get 503 Slow Down
+    assert proxy.left == 0                        # they have been sent
     proxy.strike_every("reset", 5)                # every fifth request from now on
 """
 
@@ -23,11 +23,11 @@ _ANSWERS = {
     "busy": ("429 Too Many Requests", "TooManyRequests", "Please reduce your request rate."),
     "expire": ("400 Bad Request", "ExpiredToken", "The provided token has expired."),
 }
-"""Those of AWS, as its documentation of S3's error responses has them."""
+"""Error responses of S3, as AWS documents them."""
 
 
 class Proxy:
-    """Passes requests on, but for those that a fault strikes."""
+    """Forwards requests, except those that a fault strikes."""
 
     def __init__(self, endpoint: str) -> None:
         target = urlsplit(endpoint)
@@ -47,23 +47,23 @@ class Proxy:
         self._thread.start()
 
     def strike(self, fault: Fault, times: int) -> None:
-        """Have the next ``times`` requests go wrong."""
+        """Make the next ``times`` requests fail."""
         with self._lock:
             self._fault, self.left, self._every = fault, times, 0
 
     def strike_every(self, fault: Fault, every: int) -> None:
-        """Have every such request go wrong from now on; 0: none."""
+        """Make every ``every``-th request fail from now on; 0: none."""
         with self._lock:
             self._fault, self.left, self._every = fault, 0, every
 
     def close(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections."""
         self._closed.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for one in self._sockets:
-            one.close()
+        for connection in self._sockets:
+            connection.close()
         self._thread.join()
 
     def _accept(self) -> None:
@@ -88,7 +88,7 @@ class Proxy:
             back = threading.Thread(target=self._answer, args=(server, client, limit), daemon=True)
             back.start()
             while request := client.recv(_PIECE_BYTES):
-                # A request to read is one piece: it has no body. Pieces of others pass.
+                # A read request arrives in one piece, without a body. Pieces of other requests pass.
                 fault = self._next_fault() if request.startswith((b"GET ", b"HEAD ")) else None
                 if fault == "reset":
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -99,12 +99,12 @@ class Proxy:
                 if fault == "cut":
                     limit.append(1)
                 elif fault is not None:
-                    client.sendall(_said(fault, request))
+                    client.sendall(_error_answer(fault, request))
                     continue
                 server.sendall(request)
 
     def _answer(self, server: socket.socket, client: socket.socket, limit: list[int]) -> None:
-        """Pass answers on; the next one that is longer than its head only in part, once there is a ``limit``."""
+        """Forward answers; once there is a ``limit``, cut the body of the next answer in half."""
         with suppress(OSError):
             while piece := server.recv(_PIECE_BYTES):
                 if limit and piece.startswith(b"HTTP/"):
@@ -116,8 +116,8 @@ class Proxy:
             client.shutdown(socket.SHUT_RDWR)
 
 
-def _said(fault: Fault, request: bytes) -> bytes:
-    """The answer of S3 to a ``request`` that it does not want to have."""
+def _error_answer(fault: Fault, request: bytes) -> bytes:
+    """Return the answer of S3 that rejects ``request``."""
     status, code, message = _ANSWERS[fault]
     body = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
@@ -131,7 +131,7 @@ def _said(fault: Fault, request: bytes) -> bytes:
 
 @contextmanager
 def flaky_proxy(endpoint: str) -> Iterator[Proxy]:
-    """A proxy of the server at ``endpoint``."""
+    """Run a proxy of the server at ``endpoint``."""
     proxy = Proxy(endpoint)
     try:
         yield proxy

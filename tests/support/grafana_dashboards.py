@@ -1,4 +1,4 @@
-"""The dashboards that Grafana is given, and what it would ask Prometheus to draw them."""
+"""The Grafana dashboards, and the queries that they send to Prometheus."""
 
 import json
 import re
@@ -27,14 +27,14 @@ class Query:
         return f"{self.dashboard}: {self.title}: {self.expression}"
 
     def ask(self, prometheus: Prometheus, run: str, begin: float, end: float, scrape_seconds: int) -> list[float]:
-        """All values that it gives for ``run`` between two moments."""
+        """Return all values for ``run`` between two Unix times."""
         text = self.expression
         for variable, value in {
             "$run": run,
-            "$__rate_interval": f"{4 * scrape_seconds}s",  # Grafana's least: four scrapes
+            "$__rate_interval": f"{4 * scrape_seconds}s",  # Grafana's minimum: four scrapes
         }.items():
             text = text.replace(variable, value)
-        assert "$" not in text, f"a variable that is not known here: {self}"
+        assert "$" not in text, f"unknown variable: {self}"
         if self.instant:
             return [float(each["value"][1]) for each in prometheus.ask("query", query=text, time=end)["result"]]
         found = prometheus.ask("query_range", query=text, start=begin, end=end, step=scrape_seconds)["result"]
@@ -42,18 +42,18 @@ class Query:
 
 
 def load(name: str) -> Json:
-    """A dashboard."""
+    """Read a dashboard."""
     dashboard: Json = json.loads((GRAFANA / "dashboards" / f"{name}.json").read_text(encoding="utf-8"))
     return dashboard
 
 
 def panels(dashboard: Json) -> list[Json]:
-    """All panels of it that show something."""
+    """Return its panels except rows."""
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def queries() -> Iterator[Query]:
-    """All queries of all panels."""
+    """Yield the queries of all panels."""
     for name in NAMES:
         for panel in panels(load(name)):
             for target in panel["targets"]:
@@ -61,13 +61,13 @@ def queries() -> Iterator[Query]:
 
 
 def annotations() -> Iterator[Query]:
-    """Those of the lines that are drawn into all panels of a dashboard."""
+    """Yield the queries of all annotations."""
     for name in NAMES:
         for annotation in load(name)["annotations"]["list"]:
             yield Query(name, annotation["name"], annotation["expr"], instant=False)
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The names of series in PromQL."""
+    """Return the names of series in a PromQL expression."""
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(by|ignoring|on|group_left) *\([^)]*\)", " ", expression)
     return set(re.findall(r"[a-zA-Z_:][\w:]*\b(?! *\()", bare))

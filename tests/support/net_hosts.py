@@ -1,11 +1,11 @@
-"""Several hosts with addresses of their own on this machine: network namespaces, joined by a bridge in one more.
+"""Several hosts with their own addresses on this machine: network namespaces, connected by a bridge in another one.
 
 with network(3) as hosts:
     started("agent", "--join", f"{hosts[0].address}:7070", cwd=cwd, within=hosts[1].within)
-    hosts[2].cut(), hosts[2].mend()
+    hosts[2].cut_link(), hosts[2].restore_link()
 
-Nothing but their own traffic reaches them. They are held by processes that end when this one does, however it ends, and
-are gone, with what joins them, once nothing runs in them any more.
+Only their own traffic reaches them. They are held by processes that end when this one does, however it ends, and vanish
+with their bridge once nothing runs in them.
 """
 
 import os
@@ -18,21 +18,21 @@ _TOOLS = ("ip", "nsenter", "unshare")
 
 
 def unavailable() -> str | None:
-    """Why there can be no network of hosts here, if that is so."""
+    """Return why no network of hosts can be created here; None if it can."""
     if os.geteuid() != 0:
-        return "network namespaces are for root"
+        return "network namespaces require root"
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
-        return f"there is no {missing[0]} here"
+        return f"{missing[0]} is not installed"
     if subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode != 0:
-        return "the kernel gives no network namespaces here"
+        return "the kernel creates no network namespaces here"
     return None
 
 
 class _Namespace:
-    """A network namespace, which lasts as long as something runs in it."""
+    """A network namespace, which exists as long as a process runs in it."""
 
     def __init__(self) -> None:
-        # It ends when its input does, which nobody but this process holds open.
+        # It ends when its input does, which only this process holds open.
         command = ["unshare", "--net", "sh", "-c", "echo ready; exec cat"]
         self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._holder.stdout is not None
@@ -61,18 +61,18 @@ class Host:
         namespace.ip("address", "add", f"{self.address}/24", "dev", "eth0")
         namespace.ip("link", "set", "eth0", "up")
 
-    def cut(self) -> None:
-        """Pull its cable at the other end: what is sent is lost, and nobody says so."""
+    def cut_link(self) -> None:
+        """Disconnect the host: packets are lost without an error."""
         self._switch.ip("link", "set", self._port, "down")
 
-    def mend(self) -> None:
-        """Plug it in again."""
+    def restore_link(self) -> None:
+        """Connect the host again."""
         self._switch.ip("link", "set", self._port, "up")
 
 
 @contextmanager
 def network(count: int) -> Iterator[list[Host]]:
-    """``count`` hosts that reach each other."""
+    """Create ``count`` hosts that reach each other."""
     with ExitStack() as stack:
         switch, *namespaces = [_Namespace() for _ in range(1 + count)]
         for namespace in (switch, *namespaces):

@@ -1,4 +1,4 @@
-"""A real Prometheus on loopback, and what it answers."""
+"""A real Prometheus on loopback, and its query API."""
 
 import json
 import os
@@ -19,29 +19,29 @@ from kvstore.processes import die_with_parent
 
 
 class Prometheus:
-    """One that answers at ``address``, HOST:PORT."""
+    """A Prometheus at ``address``, HOST:PORT."""
 
     def __init__(self, address: str) -> None:
         self.address = address
 
     def ask(self, path: str, **parameters: object) -> Any:
-        """The data of an answer of its API, which must be a success."""
-        given = {key: value for key, value in parameters.items() if value is not None}
-        url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(given, doseq=True)}"
+        """Return the data of a successful answer of its API."""
+        query = {key: value for key, value in parameters.items() if value is not None}
+        url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(query, doseq=True)}"
         with urllib.request.urlopen(url, timeout=30) as answer:
-            told = json.load(answer)
-        assert told["status"] == "success", told
-        return told["data"]
+            result = json.load(answer)
+        assert result["status"] == "success", result
+        return result["data"]
 
 
 @contextmanager
 def running_prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Prometheus]:
-    """One that scrapes as ``config`` says, and is gone at the end; without Prometheus here, skip, or in CI fail."""
+    """Run Prometheus with ``config``. Without Prometheus on this machine, skip the test; in CI, fail."""
     tool = installed("prometheus")
     folder.mkdir()
-    written, address = folder / "prometheus.yml", f"127.0.0.1:{free_ports(1)[0]}"
-    written.write_text(yaml.safe_dump(config))
-    command = [tool, f"--config.file={written}", f"--storage.tsdb.path={folder}/data"]
+    config_file, address = folder / "prometheus.yml", f"127.0.0.1:{free_ports(1)[0]}"
+    config_file.write_text(yaml.safe_dump(config))
+    command = [tool, f"--config.file={config_file}", f"--storage.tsdb.path={folder}/data"]
     parent = os.getpid()
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
@@ -51,7 +51,7 @@ def running_prometheus(folder: Path, config: dict[str, Any]) -> Iterator[Prometh
             preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
         )
     try:
-        wait_until(lambda: _is_ready(process, address, folder / "log"), 30, "that Prometheus is ready")
+        wait_until(lambda: _is_ready(process, address, folder / "log"), 30, "Prometheus to be ready")
         yield Prometheus(address)
     finally:
         process.kill()

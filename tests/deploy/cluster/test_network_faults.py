@@ -34,16 +34,16 @@ def test_host_with_cut_link_leaves_and_rejoins(place: Path, undisturbed: dict[in
             assert sorted(job.command.roles()) == ["scheduler", "server-0", "worker-0"]
             assert sorted([*steady.roles(), *lost.roles()]) == ["server-1", "server-2", "worker-1"]
             # A cut that is shorter than the leases costs no restart.
-            third.cut()
+            third.cut_link()
             time.sleep(3)  # that is the fault
-            third.mend()
+            third.restore_link()
             assert_trains_on(job)
-            third.cut()
+            third.cut_link()
             wait_until(lambda: lost.roles() == {}, 20, "the end of the roles that are cut off")
             assert job.command.roles(), "the others went on before the roles that are cut off had ended"
             job.wait(lambda: job.command.roles() == {} == steady.roles(), "the job waiting")
             assert lost.process.poll() is None
-            third.mend()
+            third.restore_link()
             job.wait(lost.roles, "the next generation")
             result = succeeded(job.finish())
             for other in (steady, lost):
