@@ -32,41 +32,41 @@ CONFIG = GRAFANA.parent / "prometheus" / "prometheus.yml"
 RULES = CONFIG.with_name("rules.yml")
 SCRAPE_SECONDS = 1
 ILL, GONE = "made-up", "gone"
-"""Runs of processes that this test makes: one that shows what nothing is in a healthy run without a GPU, and one that
-goes before its end."""
-NOT_OF_A_HEALTHY_RUN = {("overview", "Alerts"), ("overview", "Alerts by name"), ("training", "GPU memory")}
+"""Runs of simulated processes: one with the alerts and the GPU that a healthy run without GPU lacks, and one that vanishes
+before its end."""
+NOT_IN_A_HEALTHY_RUN = {("overview", "Alerts"), ("overview", "Alerts by name"), ("training", "GPU memory")}
 NEVER_IN_A_HEALTHY_RUN = {"Restarts"}
-SHOWN_NOWHERE = {"crossfade_process_virtual_memory_bytes", "crossfade_process_start_time_seconds"}
+NOT_SHOWN = {"crossfade_process_virtual_memory_bytes", "crossfade_process_start_time_seconds"}
 
 
 def run_of(query: Query) -> str:
-    """The run that ``query`` is asked for."""
-    return ILL if (query.dashboard, query.title) in NOT_OF_A_HEALTHY_RUN or query.title == "Alerts" else "planted"
+    """Return the run that ``query`` is sent for."""
+    return ILL if (query.dashboard, query.title) in NOT_IN_A_HEALTHY_RUN or query.title == "Alerts" else "planted"
 
 
 # ---- the files
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_panel_has_title_unit_and_description_and_a_place_of_its_own(name: str) -> None:
+def test_every_panel_has_title_unit_description_and_free_place(name: str) -> None:
     dashboard = load(name)
-    known = {value for value in vars(units).values() if isinstance(value, str)}
-    taken: Counter[tuple[int, int]] = Counter()
+    known_units = {value for value in vars(units).values() if isinstance(value, str)}
+    squares: Counter[tuple[int, int]] = Counter()
     for panel in panels(dashboard):
         assert panel["title"], panel
         assert re.search(r"\w.*[.]$", panel["description"]), panel["title"]
         unit = panel["fieldConfig"]["defaults"]["unit"]
-        assert unit in known or re.fullmatch(r"suffix: ?\S+", unit), (panel["title"], unit)
+        assert unit in known_units or re.fullmatch(r"suffix: ?\S+", unit), (panel["title"], unit)
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24, panel["title"]
-        taken.update((place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"]))
-    assert [square for square, panels_there in taken.items() if panels_there > 1] == []
+        squares.update((place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"]))
+    assert [square for square, count in squares.items() if count > 1] == []
     assert max(Counter(panel["id"] for panel in dashboard["panels"]).values()) == 1
     assert max(Counter(panel["title"] for panel in dashboard["panels"]).values()) == 1
 
 
-def test_dashboards_have_ids_of_their_own_the_same_variables_and_links_to_each_other() -> None:
+def test_dashboards_have_unique_ids_same_variables_and_links() -> None:
     dashboards = [load(name) for name in NAMES]
     assert sorted(path.stem for path in (GRAFANA / "dashboards").iterdir()) == sorted(NAMES)
     assert [dashboard["uid"] for dashboard in dashboards] == [f"crossfade-{name}" for name in NAMES]
@@ -78,7 +78,7 @@ def test_dashboards_have_ids_of_their_own_the_same_variables_and_links_to_each_o
         assert set(link["tags"]) <= set(dashboard["tags"])
 
 
-def test_every_query_is_of_the_chosen_data_source_and_run() -> None:
+def test_every_query_uses_the_selected_data_source_and_run() -> None:
     for name in NAMES:
         for panel in panels(load(name)):
             for asked in (panel, *panel["targets"]):
@@ -91,7 +91,7 @@ def test_every_query_is_of_the_chosen_data_source_and_run() -> None:
         assert re.search(r"(rate|increase)\([^[]*\[(?!\$__rate_interval\])", query.expression) is None, query
 
 
-def test_queries_name_all_metrics_that_there_are_and_no_others() -> None:
+def test_queries_use_all_metrics_and_no_unknown_ones() -> None:
     records = {rule["record"] for rule in rules() if "record" in rule}
     series = {"up", "ALERTS"} | records
     for metric in names.ALL:
@@ -99,21 +99,21 @@ def test_queries_name_all_metrics_that_there_are_and_no_others() -> None:
         series |= {f"{metric.name}{ending}" for ending in endings}
     asked = {query: metrics_in(query.expression) for query in [*queries(), *annotations()]}
     assert {query: found - series for query, found in asked.items() if not found or found - series} == {}
-    # What a recording rule is made of is shown by what shows the rule.
+    # A panel with a recording rule shows the metrics of the rule.
     shown = set().union(*asked.values())
     shown |= {word for rule in rules() if rule.get("record") in shown for word in metrics_in(rule["expr"])}
     hidden = {metric.name for metric in names.ALL if not any(found.startswith(metric.name) for found in shown)}
-    assert hidden == SHOWN_NOWHERE
+    assert hidden == NOT_SHOWN
 
 
 def rules() -> list[Json]:
-    """All rules."""
+    """Read all rules."""
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_dashboard_is_one_by_the_models_that_grafana_publishes(name: str) -> None:
-    with warnings.catch_warnings():  # newer Grafanas have another model too, which older ones do not know
+def test_dashboard_conforms_to_grafanas_models(name: str) -> None:
+    with warnings.catch_warnings():  # newer Grafanas have a second model, which older ones lack
         warnings.simplefilter("ignore", DeprecationWarning)
         from grafana_foundation_sdk.cog.plugins import register_default_plugins
         from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -121,12 +121,12 @@ def test_a_dashboard_is_one_by_the_models_that_grafana_publishes(name: str) -> N
     register_default_plugins()
     given = load(name)
     model = Dashboard.from_json(given)
-    assert list(differences(given, plain(model), "")) == []  # what a model does not know is not in it
+    assert list(differences(given, plain(model), "")) == []  # a model drops unknown fields
     assert list(misfits(model, "")) == []
 
 
 def plain(value: Any) -> Any:
-    """A model as JSON has it."""
+    """Convert a model to JSON values."""
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -135,7 +135,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(given: Any, understood: Any, where: str) -> Iterator[str]:
-    """What of ``given`` is not in ``understood``."""
+    """Yield the parts of ``given`` that ``understood`` lacks."""
     if isinstance(given, dict) and isinstance(understood, dict):
         for key, value in given.items():
             if key in understood:
