@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 _CODE_BLOCK = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_PATH = re.compile(r"`((?:benchmarks|crossfade|deploy|docker|docs|kvstore|tests|trainer)/[\w/.-]+)`")
 _HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 
 
@@ -54,6 +55,13 @@ def test_dead_links_are_found(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert dead_links(page) == ["c.md", "b.md#no", "#no"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    if page.name != "CHANGELOG.md":  # which has old names too
+        named = set(_PATH.findall(page.read_text(encoding="utf-8")))
+        assert {path for path in named if not (ROOT / path).exists()} <= {"crossfade/commands/NAME.py"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
