@@ -54,7 +54,7 @@ def check_fits_this_machine(inputs: PlanInputs) -> str | None:
         return None
     return (
         f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(machine.available_bytes)} are free here; "
-        f"'crossfade plan' says for what ({' or '.join(fit.advice)})"
+        f"'crossfade plan' itemizes it ({' or '.join(fit.advice)})"
     )
 
 

@@ -174,7 +174,7 @@ def touch_probability_of_values(
 ) -> FloatArray:
     """Return the same for the values of a feature: float64 (K,).
 
-    The feature has ``pairs`` pairs of a row and a value, and its entity the counts ``owner``. ``drawn`` tells whether
+    The feature has ``pairs`` pairs of a row and a value, and its entity the counts ``owner``. ``drawn`` is whether
     negatives are drawn from that entity; their values are assumed to be spread evenly.
     """
     draws = load.negatives * pairs / owner.rows if drawn else 0.0

@@ -81,7 +81,7 @@ class Agent:
         self.id = identity or secrets.token_hex(8)
         self.host = socket.gethostname()
         self.final_state: DesiredState | None = None
-        """The desired state that told the agent to leave, once it has come."""
+        """The desired state ``leave``, once it has arrived: the agent must end."""
         self._folder, self._send, self._address = folder, send, address
         self._accepted_roles, self._metrics_address, self._notify = accepted_roles, metrics_address, notify
         self._heartbeat_seconds, self._lease_seconds = heartbeat_seconds, lease_seconds

@@ -38,7 +38,7 @@ class Member:
     """Whether it has reported, since the generation began to end, that it runs no role of it."""
 
     def update(self, heartbeat: Heartbeat, now: float, generation: int) -> None:
-        """Take over what ``heartbeat`` reports, as far as it is about ``generation``."""
+        """Record ``heartbeat``; roles of another generation than ``generation`` do not count."""
         self.heard_at, self.heartbeat_number = now, heartbeat.number
         self.metrics_address = heartbeat.metrics_address
         self.is_clear = heartbeat.generation != generation

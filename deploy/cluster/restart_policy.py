@@ -74,6 +74,6 @@ class RestartPolicy:
         return restart
 
     def end_outage(self, now: float) -> None:
-        """Record that training goes on, or is done."""
+        """Record that training has resumed, or is done."""
         if self._down_since is not None and self.restarts:
             self.restarts[-1].seconds, self._down_since = now - self._down_since, None

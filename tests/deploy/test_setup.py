@@ -1,4 +1,4 @@
-"""What a fresh machine sees: the set-up script's steps and its one-line errors, and what requirements.lock promises."""
+"""The set-up script on a fresh machine: its steps, its one-line errors, and the guarantees of requirements.lock."""
 
 import hashlib
 import os
@@ -71,7 +71,7 @@ class Checkout:
             lock.write(f"{name}==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
 
     def stub(self, tool: str, script: str) -> Path:
-        """Put a shell script in place of a tool."""
+        """Replace a tool by a shell script."""
         path = self.tools / tool
         path.unlink(missing_ok=True)
         path.write_text(f"#!/bin/sh\n{script}\n")
@@ -79,11 +79,11 @@ class Checkout:
         return path
 
     def stub_module(self, name: str, source: str) -> None:
-        """Put a module in place of one of Python's own."""
+        """Replace a module of the standard library."""
         (self.stubs / f"{name}.py").write_text(source)
 
     def provide_libraries(self, *names: str) -> None:
-        """Make Python see a Linux on x86-64 that has exactly these shared libraries."""
+        """Simulate Linux on x86-64 with exactly these shared libraries."""
         self.stub_module("platform", "def machine(): return 'x86_64'")
         self.stub_module("ctypes", f"def CDLL(name):\n    if name not in {names}: raise OSError(name)")
 
@@ -105,13 +105,13 @@ class Checkout:
             stdin=subprocess.DEVNULL,
         )
 
-    def refusal(self, **environment: str) -> str:
-        """Run a set-up that must stop with exit code 2 and one line, and return the line."""
-        done = self.set_up(**environment)
-        assert done.returncode == 2, done
-        assert done.stderr.startswith("set-up: "), done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
-        return done.stderr
+    def rejection(self, **environment: str) -> str:
+        """Run a set-up that must stop with exit code 2 and one line; return the line."""
+        result = self.set_up(**environment)
+        assert result.returncode == 2, result
+        assert result.stderr.startswith("set-up: "), result.stderr
+        assert result.stderr.count("\n") == 1, result.stderr
+        return result.stderr
 
 
 @pytest.fixture
@@ -129,35 +129,35 @@ def checkout(tmp_path: Path) -> Checkout:
         (None, "get one with `uv python install 3.11` (or pyenv), then: make test PYTHON="),
     ],
 )
-def test_without_python_the_error_says_how_this_system_gets_one(
+def test_missing_python_names_how_to_get_it_on_this_system(
     checkout: Checkout, release: str | None, advice: str
 ) -> None:
     os_release = checkout.root / "os-release"
     if release:
         os_release.write_text(release)
-    line = checkout.refusal(OS_RELEASE=str(os_release))
+    line = checkout.rejection(OS_RELEASE=str(os_release))
     assert "no Python 3.11 on PATH" in line
     assert advice in line
 
 
-def test_a_python3_of_another_version_is_not_taken(checkout: Checkout) -> None:
+def test_python3_of_another_version_is_ignored(checkout: Checkout) -> None:
     checkout.stub("python3", "echo 3.13")
-    assert "no Python 3.11 on PATH" in checkout.refusal()
+    assert "no Python 3.11 on PATH" in checkout.rejection()
 
 
-def test_a_named_python_of_another_version_is_refused_with_its_version(checkout: Checkout) -> None:
+def test_named_python_of_another_version_is_rejected_with_its_version(checkout: Checkout) -> None:
     other = checkout.stub("other-python", "echo 3.12")
-    assert f"PYTHON={other} is Python 3.12, not Python 3.11" in checkout.refusal(PYTHON=str(other))
+    assert f"PYTHON={other} is Python 3.12, not Python 3.11" in checkout.rejection(PYTHON=str(other))
 
 
-def test_a_named_python_that_does_not_run_is_refused(checkout: Checkout) -> None:
-    assert "PYTHON=/nowhere/python is no working Python" in checkout.refusal(PYTHON="/nowhere/python")
+def test_named_python_that_does_not_run_is_rejected(checkout: Checkout) -> None:
+    assert "PYTHON=/nowhere/python is no working Python" in checkout.rejection(PYTHON="/nowhere/python")
 
 
 def test_python_without_ensurepip_names_the_package(checkout: Checkout) -> None:
     checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
     checkout.stub_module("ensurepip", "raise ImportError")
-    line = checkout.refusal(PYTHON=sys.executable)
+    line = checkout.rejection(PYTHON=sys.executable)
     assert line == "set-up: missing: ensurepip (on Debian and Ubuntu: apt-get install python3.11-venv)\n"
 
 
@@ -170,24 +170,24 @@ def test_python_without_ensurepip_names_the_package(checkout: Checkout) -> None:
         ([], "libgomp.so.1, libquadmath.so.0", "libgomp1 libquadmath0"),
     ],
 )
-def test_libraries_that_mxnet_lacks_are_named_before_the_install(
+def test_libraries_missing_for_mxnet_are_named_before_installing(
     checkout: Checkout, present: list[str], names: str, packages: str
 ) -> None:
     checkout.provide_libraries(*present)
-    line = checkout.refusal(PYTHON=sys.executable)
+    line = checkout.rejection(PYTHON=sys.executable)
     assert line == f"set-up: missing: {names} (on Debian and Ubuntu: apt-get install {packages})\n"
     assert not (checkout.root / ".venv").exists()
 
 
-def test_a_full_disk_is_found_before_the_install(checkout: Checkout) -> None:
+def test_full_disk_is_reported_before_installing(checkout: Checkout) -> None:
     checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
     checkout.stub("df", "echo head; echo '/dev/a disk 100 90 102400 90% /my disk'")
-    assert "about 2000 MB, and " in checkout.refusal(PYTHON=sys.executable)
+    assert "about 2000 MB, and " in checkout.rejection(PYTHON=sys.executable)
     assert not (checkout.root / ".venv").exists()
 
 
 @pytest.mark.slow
-def test_set_up_installs_once_again_after_a_change_and_takes_up_what_was_cut_short(checkout: Checkout) -> None:
+def test_set_up_installs_once_reinstalls_after_changes_and_resumes(checkout: Checkout) -> None:
     checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
     (checkout.tools / "python3.11").symlink_to(sys.executable)
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."}
@@ -221,9 +221,9 @@ def test_set_up_installs_once_again_after_a_change_and_takes_up_what_was_cut_sho
         tampered.writestr("extra.py", "")
     (checkout.site_packages / "first-1.dist-info/INSTALLER").unlink()
     (checkout.root / ".venv/setup-done").unlink()
-    refused = checkout.set_up(**offline)
-    assert refused.returncode == 2
-    assert "is not the one that requirements.lock names" in refused.stderr.splitlines()[-1]
+    rejected = checkout.set_up(**offline)
+    assert rejected.returncode == 2
+    assert "is not the one that requirements.lock names" in rejected.stderr.splitlines()[-1]
 
 
 HOROVOD_LOCK = "deploy/requirements-horovod.lock"
@@ -242,7 +242,7 @@ def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", HOROVOD_LOCK])
-def test_every_locked_requirement_is_one_version_with_hashes(name: str) -> None:
+def test_every_locked_requirement_has_one_version_and_hashes(name: str) -> None:
     assert locked(name)
     for requirement, hashes in locked(name).values():
         assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), requirement
@@ -251,7 +251,7 @@ def test_every_locked_requirement_is_one_version_with_hashes(name: str) -> None:
 
 
 @pytest.mark.parametrize(("system", "machine"), [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")])
-def test_the_lock_satisfies_pyproject(system: str, machine: str) -> None:
+def test_lock_satisfies_pyproject(system: str, machine: str) -> None:
     environment = {"sys_platform": system, "platform_machine": machine}
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = pyproject["project"]["optional-dependencies"]
@@ -261,23 +261,23 @@ def test_the_lock_satisfies_pyproject(system: str, machine: str) -> None:
         *(line for extra in extras.values() for line in extra),
     ]
     pins = locked(HOROVOD_LOCK) | locked()
-    for asked in map(Requirement, lines):
-        pin, _ = pins[canonicalize_name(asked.name)]
+    for required in map(Requirement, lines):
+        pin, _ = pins[canonicalize_name(required.name)]
         version = next(iter(pin.specifier)).version
-        assert asked.specifier.contains(version), f"{asked} against {pin}: run `make lock`"
-        wanted = asked.marker is None or asked.marker.evaluate(environment)
-        given = pin.marker is None or pin.marker.evaluate(environment)
-        assert given or not wanted, f"{asked} against {pin} on {system} {machine}: run `make lock`"
+        assert required.specifier.contains(version), f"{required} against {pin}: run `make lock`"
+        applies = required.marker is None or required.marker.evaluate(environment)
+        is_locked = pin.marker is None or pin.marker.evaluate(environment)
+        assert is_locked or not applies, f"{required} against {pin} on {system} {machine}: run `make lock`"
 
 
-def test_the_set_up_compiles_nothing_and_horovod_is_built_with_the_versions_that_it_installs() -> None:
+def test_horovod_is_locked_with_the_versions_of_the_set_up() -> None:
     assert "horovod" not in locked()
     for name, (requirement, _) in locked(HOROVOD_LOCK).items():
         installed = locked().get(name)
         assert installed is None or installed[0].specifier == requirement.specifier, f"{name}: run `make lock`"
 
 
-def test_mxnet_is_locked_for_linux_on_x86_64_alone() -> None:
+def test_mxnet_is_locked_only_for_linux_on_x86_64() -> None:
     marker = locked()["mxnet"][0].marker
     assert marker is not None
     assert marker.evaluate({"sys_platform": "linux", "platform_machine": "x86_64"})

@@ -32,8 +32,8 @@ CONFIG = GRAFANA.parent / "prometheus" / "prometheus.yml"
 RULES = CONFIG.with_name("rules.yml")
 SCRAPE_SECONDS = 1
 ILL, GONE = "made-up", "gone"
-"""Runs of simulated processes: one with the alerts and the GPU that a healthy run without GPU lacks, and one that vanishes
-before its end."""
+"""Runs of simulated processes: one with the alerts and the GPU that a healthy run without GPU lacks, and one that
+vanishes before its end."""
 NOT_IN_A_HEALTHY_RUN = {("overview", "Alerts"), ("overview", "Alerts by name"), ("training", "GPU memory")}
 NEVER_IN_A_HEALTHY_RUN = {"Restarts"}
 NOT_SHOWN = {"crossfade_process_virtual_memory_bytes", "crossfade_process_start_time_seconds"}
@@ -122,7 +122,7 @@ def test_dashboard_conforms_to_grafanas_models(name: str) -> None:
     given = load(name)
     model = Dashboard.from_json(given)
     assert list(differences(given, plain(model), "")) == []  # a model drops unknown fields
-    assert list(misfits(model, "")) == []
+    assert list(type_errors(model, "")) == []
 
 
 def plain(value: Any) -> Any:
@@ -149,37 +149,37 @@ def differences(given: Any, understood: Any, where: str) -> Iterator[str]:
         yield f"{where}: {given!r} != {understood!r}"
 
 
-def misfits(model: Any, where: str) -> Iterator[str]:
-    """The attributes of ``model``, and of those within it, whose values are not of their type."""
+def type_errors(model: Any, where: str) -> Iterator[str]:
+    """Yield the attributes of ``model`` and of nested models whose values do not match their type."""
     for name, hint in typing.get_type_hints(type(model)).items():
         value = getattr(model, name)
-        if not fits(value, hint):
+        if not has_type(value, hint):
             yield f"{where}.{name}: {value!r} is not {hint}"
         for index, each in enumerate(value if isinstance(value, list) else [value]):
             if hasattr(each, "to_json"):
-                yield from misfits(each, f"{where}.{name}[{index}]")
+                yield from type_errors(each, f"{where}.{name}[{index}]")
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type: models are checked by themselves, and are of classes alone."""
+def has_type(value: Any, hint: Any) -> bool:
+    """Return whether a value has a type; nested models are checked separately."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in {typing.Union, types.UnionType}:
-        return any(fits(value, one) for one in arguments)
+        return any(has_type(value, one) for one in arguments)
     if origin is typing.Literal:
         return value in arguments
     if origin is list:
-        return isinstance(value, list) and all(fits(each, arguments[0]) for each in value)
+        return isinstance(value, list) and all(has_type(each, arguments[0]) for each in value)
     if origin is dict:
-        return isinstance(value, dict) and all(fits(each, arguments[1]) for each in value.values())
+        return isinstance(value, dict) and all(has_type(each, arguments[1]) for each in value.values())
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return value in list(hint)
     if hint in {int, float}:
         return isinstance(value, int | hint) and not isinstance(value, bool)
-    # The models leave transformations as they come.
+    # Transformations stay plain JSON in the models.
     return hint is Any or isinstance(value, hint) or (isinstance(value, dict) and hasattr(hint, "from_json"))
 
 
-def test_what_is_provisioned_fits_together() -> None:
+def test_provisioned_files_are_consistent() -> None:
     [source] = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yaml").read_text())["datasources"]
     [provider] = yaml.safe_load((GRAFANA / "provisioning/dashboards/crossfade.yaml").read_text())["providers"]
     config = yaml.safe_load(CONFIG.read_text())
@@ -190,7 +190,7 @@ def test_what_is_provisioned_fits_together() -> None:
         assert (chosen["query"], chosen["current"]["value"]) == (source["type"], source["uid"])
 
 
-def test_promtool_finds_nothing_wrong_with_the_configuration() -> None:
+def test_prometheus_configuration_is_valid() -> None:
     assert "is valid prometheus config" in promtool("check", "config", CONFIG)
 
 
@@ -198,7 +198,7 @@ def test_promtool_finds_nothing_wrong_with_the_configuration() -> None:
 
 
 def config_of_test(run: str, **others: MetricsEndpoint) -> Json:
-    """The configuration that is shipped, which finds the processes of ``run``, in a hurry; and ``others`` by run."""
+    """Return the shipped configuration with short intervals, for the processes of ``run`` and of ``others`` by run."""
     config: Json = yaml.safe_load(CONFIG.read_text())
     config["global"] = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
     config["rule_files"] = [str(CONFIG.with_name(name)) for name in config["rule_files"]]
@@ -212,20 +212,20 @@ def config_of_test(run: str, **others: MetricsEndpoint) -> Json:
     return config
 
 
-def made_up(run: str) -> ProcessMetrics:
-    """A run in process, on a GPU; that of ``ILL`` has diverged."""
+def simulated_process(run: str) -> ProcessMetrics:
+    """Return metrics of a run in process on a GPU; that of ``ILL`` has diverged."""
     metrics = ProcessMetrics(run, "in-process")
-    measured = TrainingMetrics(make_job(), TABLES, rank=0)
-    measured.watch_gpu(lambda: (15 << 30, 16 << 30))
+    training = TrainingMetrics(make_job(), TABLES, rank=0)
+    training.watch_gpu(lambda: (15 << 30, 16 << 30))
     if run == ILL:
-        measured.diverged()
-    metrics.register("training", measured)
+        training.diverged()
+    metrics.register("training", training)
     metrics.set_identity(0)
     return metrics
 
 
 class Scraped:
-    """A Prometheus, and which queries it had no data for when there was nothing more to wait for."""
+    """A Prometheus, and the queries that it has returned no data for."""
 
     def __init__(self, prometheus: Prometheus, begin: float) -> None:
         self.prometheus = prometheus
@@ -233,7 +233,7 @@ class Scraped:
         self.without_data = [*queries(), *(each for each in annotations() if each.title not in NEVER_IN_A_HEALTHY_RUN)]
 
     def has_all(self) -> bool:
-        """Ask again what had none."""
+        """Send these queries again."""
         self.without_data = [query for query in self.without_data if not self._has_data(query)]
         return not self.without_data
 
@@ -249,9 +249,11 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     train = {"epochs": 30, "eval_every_epochs": 1}
     job = write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"interval_steps": 20})
     with ExitStack() as stack:
-        ill = stack.enter_context(serve_metrics(made_up(ILL), 0, None, "127.0.0.1"))
-        going = ExitStack()
-        gone = stack.enter_context(going).enter_context(serve_metrics(made_up(GONE), 0, None, "127.0.0.1"))
+        ill = stack.enter_context(serve_metrics(simulated_process(ILL), 0, None, "127.0.0.1"))
+        temporary = ExitStack()
+        gone = stack.enter_context(temporary).enter_context(
+            serve_metrics(simulated_process(GONE), 0, None, "127.0.0.1")
+        )
         training = stack.enter_context(paced("train", job, "--servers", 2, "--workers", 2, run_dir=folder / "run"))
         config = config_of_test(metrics_address(training), **{ILL: ill, GONE: gone})
         answers = Scraped(stack.enter_context(running_prometheus(folder / "prometheus", config)), begin)
@@ -259,18 +261,18 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         training.wait_for("epoch")
         deadline = time.monotonic() + 30
         training.wait(lambda: answers.has_all() or time.monotonic() > deadline, "an answer to each query")
-        going.close()
+        temporary.close()
         succeeded(training.finish())
         yield answers
 
 
 @pytest.mark.cluster
-def test_every_query_of_every_panel_has_data_of_a_run(scraped: Scraped) -> None:
+def test_every_query_of_every_panel_has_data(scraped: Scraped) -> None:
     assert list(map(str, scraped.without_data)) == []
 
 
 @pytest.mark.cluster
-def test_the_runs_can_be_chosen_and_queries_that_had_no_data_are_understood(scraped: Scraped) -> None:
+def test_run_variable_lists_runs_and_annotation_queries_are_valid(scraped: Scraped) -> None:
     for name in NAMES:
         [_, run] = load(name)["templating"]["list"]
         label = re.fullmatch(r"label_values\((\w+), (\w+)\)", run["query"]["query"])
@@ -282,13 +284,17 @@ def test_the_runs_can_be_chosen_and_queries_that_had_no_data_are_understood(scra
 
 
 @pytest.mark.cluster
-def test_prometheus_has_seen_the_end_of_the_run_and_misses_only_who_went_before(scraped: Scraped) -> None:
+def test_prometheus_sees_the_end_of_a_run_and_alerts_on_a_vanished_one(scraped: Scraped) -> None:
     def ask(expression: str) -> list[Json]:
         found: list[Json] = scraped.prometheus.ask("query", query=expression)["result"]
         return found
 
-    wait_until(lambda: ask('up{process="coordinator"} == 0'), 30, "that the coordinator does not answer")
+    wait_until(lambda: ask('up{process="coordinator"} == 0'), 30, "the coordinator to be down")
     assert ask('last_over_time(crossfade_job_state{run="planted", state="done"}[1h]) == 1')
     assert ask('ALERTS{run="planted", alertname=~"CrossfadeCoordinatorDown|CrossfadeRoleDown"}') == []
     # A minute later it would be firing.
-    wait_until(lambda: ask(f'ALERTS{{run="{GONE}", alertname="CrossfadeCoordinatorDown"}}'), 30, "one that is missed")
+    wait_until(
+        lambda: ask(f'ALERTS{{run="{GONE}", alertname="CrossfadeCoordinatorDown"}}'),
+        30,
+        "the alert on the vanished run",
+    )
