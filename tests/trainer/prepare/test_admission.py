@@ -1,4 +1,4 @@
-"""Rows for who is new: after so many events, over all days, and those of who was not seen for long before others."""
+"""Admission of new ids after enough events over several datasets, and expiry of ids that are not seen for long."""
 
 import random
 from collections import Counter
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from error_table import documented
-from preparing import vocabulary_tuples as rows_of
+from preparing import vocabulary_tuples
 
 from crossfade.options.parsing import parse_minimums, parse_spans
 from kvstore.errors import InputError
@@ -28,11 +28,11 @@ from trainer.prepare.validate import validate
 
 Event = tuple[str, int, int]
 ADMIT = {"customer": 2, "item": 3}
-SPAN = MaxAge.parse("20")
+MAX_AGE = MaxAge.parse("20")
 
 
 def day(folder: Path, name: str, events: list[Event], **options: Any) -> Path:
-    """Prepared data of customers, items and times."""
+    """Prepare a dataset of events: customers, items and times."""
     customers, items, times = map(list, zip(*events, strict=True))
     raw = folder / f"{name}-{len(list(folder.iterdir()))}.parquet"
     pq.write_table(pa.table({"customer": customers, "item": items, "at": times}), raw)
@@ -51,68 +51,70 @@ def manifest_of(data: Path) -> DatasetManifest:
 
 @dataclass
 class Side:
-    """What the rules say of one side, in plain words of Python."""
+    """A reference implementation of the rules for one side."""
 
     admit: int
     ids: list[Any] = field(default_factory=list)
     seen: dict[Any, int] = field(default_factory=dict)
-    since: list[int] = field(default_factory=list)
-    waiting: dict[Any, tuple[int, int]] = field(default_factory=dict)
+    lineage_index: list[int] = field(default_factory=list)
+    pending_ids: dict[Any, tuple[int, int]] = field(default_factory=dict)
 
-    def sight(self, events: list[tuple[Any, int]]) -> set[Any]:
-        """Count; who is admitted."""
+    def count(self, events: list[tuple[Any, int]]) -> set[Any]:
+        """Count events and return the admitted ids."""
         for key, at in events:
-            count, last = self.waiting.get(key, (0, -99))
-            self.waiting[key] = count + (at > self.before.get(key, -99)), max(last, at)
-        return {key for key, (count, _) in self.waiting.items() if key in self.ids or count >= self.admit}
+            count, last = self.pending_ids.get(key, (0, -99))
+            self.pending_ids[key] = count + (at > self.before.get(key, -99)), max(last, at)
+        return {key for key, (count, _) in self.pending_ids.items() if key in self.ids or count >= self.admit}
 
-    def begin(self) -> None:
-        self.before = {key: last for key, (_, last) in self.waiting.items()}
+    def start_day(self) -> None:
+        self.before = {key: last for key, (_, last) in self.pending_ids.items()}
 
-    def settle(self, counts: Counter[Any], cutoff: int, place: int) -> None:
-        """Free rows, and give them out again."""
+    def assign_rows(self, counts: Counter[Any], cutoff: int, index: int) -> None:
+        """Expire ids, and assign rows to new ones."""
         for row, key in enumerate(self.ids):
-            if key in self.waiting:
-                self.seen[key] = max(self.seen[key], self.waiting[key][1])
+            if key in self.pending_ids:
+                self.seen[key] = max(self.seen[key], self.pending_ids[key][1])
             if key is not None and key not in counts and self.seen[key] < cutoff:
                 self.ids[row] = None
         free = [row for row, key in enumerate(self.ids) if key is None]
         for key in sorted(set(counts) - set(self.ids), key=lambda key: (-counts[key], key)):
             if free:
                 row = free.pop(0)
-                self.ids[row], self.since[row] = key, place
+                self.ids[row], self.lineage_index[row] = key, index
             else:
                 self.ids.append(key)
-                self.since.append(place)
-            self.seen[key] = self.waiting[key][1]
-        self.waiting = {
-            key: (count, last) for key, (count, last) in self.waiting.items() if key not in self.ids and last >= cutoff
+                self.lineage_index.append(index)
+            self.seen[key] = self.pending_ids[key][1]
+        self.pending_ids = {
+            key: (count, last)
+            for key, (count, last) in self.pending_ids.items()
+            if key not in self.ids and last >= cutoff
         }
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_rows_are_given_and_freed_as_the_rules_say_over_seven_days(tmp_path: Path, seed: int) -> None:
+def test_rows_over_seven_days_match_reference_implementation(tmp_path: Path, seed: int) -> None:
     draw, data = random.Random(seed), None
     sides = {name: Side(minimum) for name, minimum in ADMIT.items()}
     reused = 0
     for number in range(7):
-        # Days overlap by a third, and everybody drifts: some come, some stay away.
+        # Days overlap by a third, and ids drift: some appear, some stay away.
         last = 15 * number
         events = [
             (f"c{draw.randrange(9) + 2 * number:02d}", draw.randrange(12) + 3 * number, last + draw.randrange(-5, 10))
             for _ in range(40)
         ]
         earlier = {} if data is None else {"base": str(data)}
-        data = day(tmp_path, f"day{number}", events, admit=ADMIT, expire_after=dict.fromkeys(ADMIT, SPAN), **earlier)
+        data = day(tmp_path, f"day{number}", events, admit=ADMIT, expire_after=dict.fromkeys(ADMIT, MAX_AGE), **earlier)
         admitted = []
-        for place, side in enumerate(sides.values()):
-            side.begin()
-            admitted.append(side.sight([(event[place], event[2]) for event in events]))
+        for index, side in enumerate(sides.values()):
+            side.start_day()
+            admitted.append(side.count([(event[index], event[2]) for event in events]))
         kept = [event for event in events if event[0] in admitted[0] and event[1] in admitted[1]]
         cutoff = max(event[2] for event in events) - 20
-        for place, (name, side) in enumerate(sides.items()):
-            counts = Counter(event[place] for event in kept)
-            side.settle(counts, cutoff, number)
+        for index, (name, side) in enumerate(sides.items()):
+            counts = Counter(event[index] for event in kept)
+            side.assign_rows(counts, cutoff, number)
             entity = manifest_of(data).entities[name]
             table = Vocabulary(Folder(data), manifest_of(data), name).read(
                 0, entity.rows, ["id", "count", "last_seen", "lineage_index"]
@@ -121,12 +123,11 @@ def test_rows_are_given_and_freed_as_the_rules_say_over_seven_days(tmp_path: Pat
             assert table.column("count").to_pylist() == [counts[key] for key in side.ids]
             seen = [side.seen[key] if key is not None else None for key in side.ids]
             assert table.column("last_seen").to_pylist() == seen
-            held = [
-                since for since, key in zip(table.column("lineage_index").to_pylist(), side.ids, strict=True) if key
-            ]
-            assert held == [since for since, key in zip(side.since, side.ids, strict=True) if key]
+            indices = table.column("lineage_index").to_pylist()
+            found_indices = [index for index, key in zip(indices, side.ids, strict=True) if key]
+            assert found_indices == [index for index, key in zip(side.lineage_index, side.ids, strict=True) if key]
             assert entity.vacant_rows == [row for row, key in enumerate(side.ids) if key is None]
-            assert pending(data, name) == sorted((key, *waits) for key, waits in side.waiting.items())
+            assert pending(data, name) == sorted((key, *waits) for key, waits in side.pending_ids.items())
             reused += int(manifest_of(data).source.get(f"{name}_reused") or 0)
         facts = manifest_of(data).source
         assert facts["dropped_pending"] == len(events) - len(kept)
@@ -135,35 +136,37 @@ def test_rows_are_given_and_freed_as_the_rules_say_over_seven_days(tmp_path: Pat
         found = validate(Folder(data), None, None, None, NullReporter())
         assert found.problems.listed == []
         assert found.notes == []
-    assert reused > 3, "or this would hold nothing"
+    assert reused > 3, "the test reuses too few rows to check that"
+    forget(Folder(data), pa.array([next(key for key in sides["customer"].ids if key)]), "customer", NullReporter())
+    assert validate(Folder(data), None, None, None, NullReporter()).problems.listed == []
 
 
-def test_two_events_a_day_are_enough_on_the_third_day(tmp_path: Path) -> None:
+def test_id_is_admitted_once_its_events_over_three_days_suffice(tmp_path: Path) -> None:
     old, data = [("a", 1, 0)] * 5, None
     for number in range(3):
         new = [("a", 7, 10 * number + 1), ("a", 7, 10 * number + 2)]
         earlier = {} if data is None else {"base": str(data)}
         data = day(tmp_path, f"day{number}", [*old, *new], admit={"item": 5}, **earlier)
-        found = [row[1] for row in rows_of(data, "item")]
+        found = [row[1] for row in vocabulary_tuples(data, "item")]
         assert found == ([1] if number < 2 else [1, 7])
         assert pending(data, "item") == ([(7, 2 * number + 2, 10 * number + 2)] if number < 2 else [])
-    assert not manifest_of(data).entities["item"].has_last_seen, "nobody asked who was seen when"
+    assert not manifest_of(data).entities["item"].has_last_seen, "last_seen is only recorded for expiry"
 
 
-def test_without_times_every_event_counts_and_the_same_data_come_out_again(tmp_path: Path) -> None:
+def test_admission_without_timestamps_counts_every_event_and_is_deterministic(tmp_path: Path) -> None:
     first = day(tmp_path, "first", [("a", 1, 0), ("a", 1, 0), ("b", 2, 0)], admit={"item": 2}, timestamp=None)
     assert pending(first, "item") == [(2, 1, None)]
     options: dict[str, Any] = {"admit": {"item": 2}, "base": str(first), "timestamp": None}
     events = [("a", 1, 0), ("b", 2, 0), ("c", 5, 0), ("c", 4, 0)]
     one = day(tmp_path, "one", events, **options)
-    assert rows_of(one, "item") == [(0, 1, 1), (1, 2, 1)]
+    assert vocabulary_tuples(one, "item") == [(0, 1, 1), (1, 2, 1)]
     assert pending(one, "item") == [(4, 1, None), (5, 1, None)]
     two = day(tmp_path, "two", events, **options, memory_bytes=1 << 28)
     for path in one.rglob("*.parquet"):
         assert path.read_bytes() == (two / path.relative_to(one)).read_bytes()
 
 
-def test_who_waits_is_forgotten_and_a_forgotten_row_is_taken_where_rows_expire(tmp_path: Path) -> None:
+def test_forget_removes_pending_ids_and_expiry_reuses_vacant_rows(tmp_path: Path) -> None:
     first = day(
         tmp_path, "first", [("a", 1, 0), ("a", 1, 0), ("b", 1, 0), ("b", 1, 1), ("w", 1, 0)], admit={"customer": 2}
     )
@@ -174,33 +177,33 @@ def test_who_waits_is_forgotten_and_a_forgotten_row_is_taken_where_rows_expire(t
     assert len(manifest_of(first).lineage) == len(fingerprint.lineage) + 1
     events = [("b", 1, 5), ("n", 1, 5), ("n", 1, 6), ("m", 1, 6)]
     later = day(tmp_path, "later", events, base=str(first))
-    assert rows_of(later, "customer") == [(0, None, 0), (1, "b", 1), (2, "n", 2), (3, "m", 1)]
-    again = day(tmp_path, "again", events, base=str(first), expire_after={"customer": SPAN})
-    assert rows_of(again, "customer") == [(0, "n", 2), (1, "b", 1), (2, "m", 1)]
+    assert vocabulary_tuples(later, "customer") == [(0, None, 0), (1, "b", 1), (2, "n", 2), (3, "m", 1)]
+    again = day(tmp_path, "again", events, base=str(first), expire_after={"customer": MAX_AGE})
+    assert vocabulary_tuples(again, "customer") == [(0, "n", 2), (1, "b", 1), (2, "m", 1)]
     assert manifest_of(again).entities["customer"].vacant_rows == []
 
 
-def test_who_had_a_row_before_leaves_neither_its_features_nor_its_name(tmp_path: Path) -> None:
+def test_reused_row_has_no_features_of_expired_id(tmp_path: Path) -> None:
     tags = tmp_path / "tags.parquet"
     pq.write_table(pa.table({"id": [1, 2], "tag": ["old", "both"]}), tags)
     features = [FeatureFile("item", tags, "id", {"tag": "tag"})]
     events = [("a", 1, 0), ("a", 2, 0), ("a", 2, 0), ("a", 1, 0), ("a", 1, 0)]
-    options = {"expire_after": {"item": SPAN}}
+    options = {"expire_after": {"item": MAX_AGE}}
     first = day(tmp_path, "first", events, features=features, **options)
     second = day(tmp_path, "second", [("a", 9, 30), ("a", 2, 30)], base=str(first), **options)
-    assert rows_of(second, "item") == [(0, 9, 1), (1, 2, 1)]
+    assert vocabulary_tuples(second, "item") == [(0, 9, 1), (1, 2, 1)]
     vocabulary = Vocabulary(Folder(second), manifest_of(second), "item")
     assert vocabulary.warm_rows().tolist() == [True, True]
     assert vocabulary.rows_assigned_after(0).tolist() == [0]
     [file] = manifest_of(second).features["item"]["tag"].files
     pairs = pq.read_table(second / file.path).to_pylist()
-    assert [(pair["row"], rows_of(second, "tag")[pair["value"]][1]) for pair in pairs] == [(1, "both")]
+    assert [(pair["row"], vocabulary_tuples(second, "tag")[pair["value"]][1]) for pair in pairs] == [(1, "both")]
     assert validate(Folder(second), None, None, None, NullReporter()).problems.listed == []
 
 
-def test_what_is_wrong_with_who_waits_is_found(tmp_path: Path) -> None:
+def test_problems_of_pending_ids_are_reported(tmp_path: Path) -> None:
     data = day(
-        tmp_path, "data", [("a", 1, 0), ("a", 1, 0), ("b", 2, 0)], admit={"item": 2}, expire_after={"item": SPAN}
+        tmp_path, "data", [("a", 1, 0), ("a", 1, 0), ("b", 2, 0)], admit={"item": 2}, expire_after={"item": MAX_AGE}
     )
     manifest = manifest_of(data)
     [file] = manifest.entities["item"].pending
@@ -229,9 +232,7 @@ def test_what_is_wrong_with_who_waits_is_found(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_admission_and_expiry_that_make_no_sense_are_refused(
-    tmp_path: Path, what: str, options: dict[str, Any]
-) -> None:
+def test_invalid_admission_and_expiry_options_are_rejected(tmp_path: Path, what: str, options: dict[str, Any]) -> None:
     raw = tmp_path / "events.parquet"
     pq.write_table(pa.table({"customer": [1, 1], "item": [1, 2], "at": [1, 2], "ms": [10**12, 10**12]}), raw)
     if "catalog" in options:
@@ -243,14 +244,14 @@ def test_admission_and_expiry_that_make_no_sense_are_refused(
 
 
 @pytest.mark.parametrize("text", ["0d", "90 days", "-3", "track=", "track=9d,track=8d", "=9d", "1.5d"])
-def test_a_span_of_another_form_is_refused(text: str) -> None:
+def test_malformed_expire_after_is_rejected(text: str) -> None:
     with pytest.raises(InputError, match=r"--expire-after .*: expected ") as caught:
         parse_spans(text, ("customer", "track"))
     if text == "90 days":
         documented("malformed --expire-after", str(caught.value))
 
 
-def test_what_the_options_say_is_understood() -> None:
+def test_admit_and_expire_after_are_parsed() -> None:
     assert parse_minimums("--admit", ["a=5,b=3", "c=1"]) == {"a": 5, "b": 3, "c": 1}
     with pytest.raises(InputError, match="--admit a=x: expected ENTITY=K"):
         parse_minimums("--admit", ["a=x"])
@@ -270,4 +271,4 @@ def test_events_at_the_time_last_seen_are_not_counted_twice(tmp_path: Path) -> N
     events = [*admitted, ("a", 1, 5), ("b", 2, 5), ("b", 2, 6)]
     second = day(tmp_path, "second", events, admit={"item": 3}, base=str(first))
     assert pending(second, "item") == [(1, 2, 5), (2, 2, 6)]
-    assert [row[1] for row in rows_of(second, "item")] == [9]
+    assert [row[1] for row in vocabulary_tuples(second, "item")] == [9]

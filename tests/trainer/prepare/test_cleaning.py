@@ -1,4 +1,4 @@
-"""Cleaning raw events: rare ids, repeated pairs, the span of time, negative weights; and the summary of it."""
+"""Cleaning raw events: rare ids, repeated pairs, the time range, negative weights; and the summary."""
 
 import random
 from collections import Counter, defaultdict
@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from preparing import interactions, vocabulary, write_parquet, write_text
-from preparing import prepare_files as make
+from preparing import interactions, prepare_files, vocabulary, write_parquet, write_text
 
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
@@ -19,13 +18,13 @@ Event = tuple[int, int, float, int]
 WEIGHTS = {"play": 1.0, "like": 3.0, "skip": -1.0}
 
 
-def events_of(rows: list[Event], path: Path) -> Path:
+def write_events(rows: list[Event], path: Path) -> Path:
     columns = dict(zip(("customer", "item", "w", "at"), map(list, zip(*rows, strict=True)), strict=True))
     return write_parquet(path, **columns)
 
 
-def some_rows(count: int, seed: int = 3) -> list[Event]:
-    """Skewed, so that a core leaves some out; every fifth is not wanted."""
+def skewed_events(count: int, seed: int = 3) -> list[Event]:
+    """Return skewed events, of which a k-k_core leaves some out; a fifth has a negative weight."""
     draw = random.Random(seed)
     return [
         (
@@ -38,7 +37,7 @@ def some_rows(count: int, seed: int = 3) -> list[Event]:
     ]
 
 
-def core(rows: list[Event], customers: int, items: int) -> list[Event]:
+def k_core(rows: list[Event], customers: int, items: int) -> list[Event]:
     while True:
         counts = [Counter(row[side] for row in rows if row[2] > 0) for side in (0, 1)]
         kept = [row for row in rows if counts[0][row[0]] >= customers and counts[1][row[1]] >= items]
@@ -48,12 +47,12 @@ def core(rows: list[Event], customers: int, items: int) -> list[Event]:
 
 
 @pytest.mark.parametrize(("customers", "items"), [(5, 7), (1, 12), (20, 1)])
-def test_min_count_leaves_the_core_in_which_all_have_enough(tmp_path: Path, customers: int, items: int) -> None:
-    rows = some_rows(3000)
-    train = events_of(rows, tmp_path / "e.parquet")
+def test_min_count_keeps_the_k_core(tmp_path: Path, customers: int, items: int) -> None:
+    rows = skewed_events(3000)
+    train = write_events(rows, tmp_path / "e.parquet")
     minimums = {"customer": customers, "item": items}
-    manifest = make(tmp_path / "out", train, weight="w", timestamp="at", min_count=minimums)
-    expected = core(rows, customers, items)
+    manifest = prepare_files(tmp_path / "out", train, weight="w", timestamp="at", min_count=minimums)
+    expected = k_core(rows, customers, items)
     assert 0 < len(expected) < len(rows)
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(expected)
     assert manifest.source["dropped_rare"] == len(rows) - len(expected)
@@ -63,28 +62,28 @@ def test_min_count_leaves_the_core_in_which_all_have_enough(tmp_path: Path, cust
         assert manifest.source[f"{entity}_rare"] == len({row[side] for row in rows} - left)
 
 
-def test_a_core_may_take_many_rounds(tmp_path: Path) -> None:
+def test_k_core_may_take_many_rounds(tmp_path: Path) -> None:
     # A chain: each end that is left out leaves the next one with too few.
     chain = [(n, n + step, 1.0, 0) for n in range(50) for step in (0, 1)]
     block = [(customer, item, 1.0, 0) for customer in range(100, 103) for item in range(200, 203)]
-    train = events_of(chain + block, tmp_path / "e.parquet")
-    make(tmp_path / "out", train, weight="w", timestamp="at", min_count={"customer": 2, "item": 2})
+    train = write_events(chain + block, tmp_path / "e.parquet")
+    prepare_files(tmp_path / "out", train, weight="w", timestamp="at", min_count={"customer": 2, "item": 2})
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(block)
 
 
-def test_min_count_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+def test_min_count_that_leaves_nothing_is_rejected(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=[1, 1, 2], item=[1, 2, 3])
     with pytest.raises(InputError, match=r"--min-count.*3 of each customer.*leaves no interaction"):
-        make(tmp_path / "out", train, min_count={"customer": 3})
+        prepare_files(tmp_path / "out", train, min_count={"customer": 3})
 
 
-def test_repeated_pairs_are_summed_with_the_latest_time_and_those_that_cancel_out_go(tmp_path: Path) -> None:
-    rows = [*some_rows(2000), (900, 900, 1.0, 5), (900, 900, -1.0, 6)]
+def test_duplicates_sum_keeps_latest_time_and_drops_cancelled_pairs(tmp_path: Path) -> None:
+    rows = [*skewed_events(2000), (900, 900, 1.0, 5), (900, 900, -1.0, 6)]
     test = [(900, 1, 1.0, 7), (900, 1, 1.0, 3)]
-    manifest = make(
+    manifest = prepare_files(
         tmp_path / "out",
-        events_of(rows, tmp_path / "e.parquet"),
-        test=[events_of(test, tmp_path / "t.parquet")],
+        write_events(rows, tmp_path / "e.parquet"),
+        test=[write_events(test, tmp_path / "t.parquet")],
         weight="w",
         timestamp="at",
         duplicates="sum",
@@ -102,7 +101,7 @@ def test_repeated_pairs_are_summed_with_the_latest_time_and_those_that_cancel_ou
     assert manifest.source["merged_duplicates"] == len(rows) + len(test) - len(weight) - 1
 
 
-def test_sums_are_made_in_the_order_of_the_events_where_that_changes_them(tmp_path: Path) -> None:
+def test_inexact_sums_are_computed_in_event_order(tmp_path: Path) -> None:
     draw = random.Random(1)
     count = 150_000  # more than one of DuckDB's own row groups, so that threads do share the work
     columns = {
@@ -113,24 +112,24 @@ def test_sums_are_made_in_the_order_of_the_events_where_that_changes_them(tmp_pa
     weight: dict[tuple[int, int], float] = defaultdict(float)
     for customer, item, w in zip(columns["customer"], columns["item"], columns["w"].to_pylist(), strict=True):
         weight[customer, item] += w
-    make(tmp_path / "out", write_parquet(tmp_path / "e.parquet", **columns), weight="w", duplicates="sum", threads=4)
+    prepare_files(
+        tmp_path / "out", write_parquet(tmp_path / "e.parquet", **columns), weight="w", duplicates="sum", threads=4
+    )
     expected = {(*pair, float(np.float32(w))) for pair, w in weight.items() if w}
     assert set(interactions(tmp_path / "out", "train")) == expected
 
 
-def test_a_sum_beyond_float32_is_refused(tmp_path: Path) -> None:
+def test_sum_beyond_float32_is_rejected(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=[1, 1], item=[1, 1], w=[3e38, 3e38])
     with pytest.raises(InputError, match=r"--duplicates sum: .*6e\+38.*too large"):
-        make(tmp_path / "out", train, weight="w", duplicates="sum")
+        prepare_files(tmp_path / "out", train, weight="w", duplicates="sum")
 
 
 @pytest.mark.parametrize(("since", "until"), [("1577836800", "1577836802"), ("2020-01-01", "2020-01-01T00:00:02")])
-def test_since_is_the_first_moment_that_is_read_and_until_the_first_that_is_not(
-    tmp_path: Path, since: str, until: str
-) -> None:
+def test_since_is_inclusive_and_until_is_exclusive(tmp_path: Path, since: str, until: str) -> None:
     times = [1_577_836_799, 1_577_836_800, 1_577_836_801, 1_577_836_802, 1_577_836_803]
     train = write_parquet(tmp_path / "e.parquet", customer=[1] * 5, item=[1, 2, 3, 4, 5], at=times)
-    manifest = make(tmp_path / "out", train, timestamp="at", since=since, until=until)
+    manifest = prepare_files(tmp_path / "out", train, timestamp="at", since=since, until=until)
     assert {row[1] for row in interactions(tmp_path / "out", "train")} == {2, 3}
     assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == [2, 3]
     text = format_summary(manifest, Folder(tmp_path / "out"))
@@ -138,38 +137,38 @@ def test_since_is_the_first_moment_that_is_read_and_until_the_first_that_is_not(
     assert "dropped: 2 rows from --until on" in text
 
 
-def test_negative_weights_are_kept_and_count_nowhere_as_liked(tmp_path: Path) -> None:
+def test_negative_weights_are_kept_but_not_counted(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,item,what\n1,1,play\n1,2,skip\n2,1,like\n2,3,skip\n2,3,skip\n")
-    manifest = make(tmp_path / "out", train, event="what", event_weights=WEIGHTS)
+    manifest = prepare_files(tmp_path / "out", train, event="what", event_weights=WEIGHTS)
     expected = [(1, 1, 1.0), (1, 2, -1.0), (2, 1, 3.0), (2, 3, -1.0), (2, 3, -1.0)]
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(expected)
     assert {row["id"]: row["count"] for row in vocabulary(tmp_path / "out", "item")} == {1: 2, 2: 0, 3: 0}
     assert "3 of all interactions have a negative weight" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
-def test_the_last_n_are_the_last_that_were_liked_and_what_came_after_them(tmp_path: Path) -> None:
+def test_last_n_counts_positives_and_takes_later_negatives(tmp_path: Path) -> None:
     rows: list[Event] = [
         (1, 10, 1.0, 1), (1, 11, 1.0, 2), (1, 12, -1.0, 3), (1, 13, 1.0, 4), (1, 14, -1.0, 5),
         (2, 10, 1.0, 1), (2, 11, -1.0, 2),  # the only one it likes stays, and what follows it too
         (3, 10, -1.0, 1), (3, 11, -1.0, 2),
     ]  # fmt: skip
-    train = events_of(rows, tmp_path / "e.parquet")
-    make(tmp_path / "out", train, weight="w", timestamp="at", hold_out_test="last-1")
+    train = write_events(rows, tmp_path / "e.parquet")
+    prepare_files(tmp_path / "out", train, weight="w", timestamp="at", hold_out_test="last-1")
     assert sorted(interactions(tmp_path / "out", "test")) == [(1, 13, 1.0, 4), (1, 14, -1.0, 5)]
 
 
-def test_after_leaves_the_earliest_liked_one_to_train_and_takes_all_that_is_later(tmp_path: Path) -> None:
+def test_after_keeps_earliest_positive_in_train_and_takes_all_later_events(tmp_path: Path) -> None:
     rows: list[Event] = [(1, 10, -1.0, 1), (1, 11, 1.0, 6), (1, 12, -1.0, 7), (1, 13, 1.0, 8), (2, 10, -1.0, 9)]
-    train = events_of(rows, tmp_path / "e.parquet")
-    make(tmp_path / "out", train, weight="w", timestamp="at", hold_out="after:5")
+    train = write_events(rows, tmp_path / "e.parquet")
+    prepare_files(tmp_path / "out", train, weight="w", timestamp="at", hold_out="after:5")
     assert sorted(interactions(tmp_path / "out", "train")) == [(1, 10, -1.0, 1), (1, 11, 1.0, 6)]
     assert sorted(interactions(tmp_path / "out", "test")) == [(1, 12, -1.0, 7), (1, 13, 1.0, 8), (2, 10, -1.0, 9)]
 
 
-def test_random_leaves_everybody_a_pair_that_they_like(tmp_path: Path) -> None:
-    rows = some_rows(4000)
-    train = events_of(rows, tmp_path / "e.parquet")
-    manifest = make(tmp_path / "out", train, weight="w", timestamp="at", hold_out_test="random:0.5")
+def test_random_leaves_every_customer_a_positive_pair(tmp_path: Path) -> None:
+    rows = skewed_events(4000)
+    train = write_events(rows, tmp_path / "e.parquet")
+    manifest = prepare_files(tmp_path / "out", train, weight="w", timestamp="at", hold_out_test="random:0.5")
     kept = interactions(tmp_path / "out", "train")
     assert Counter(kept) + Counter(interactions(tmp_path / "out", "test")) == Counter(rows)
     assert {row[0] for row in kept if row[2] > 0} == {row[0] for row in rows if row[2] > 0}
@@ -189,18 +188,18 @@ def test_random_leaves_everybody_a_pair_that_they_like(tmp_path: Path) -> None:
         ({"weight": "negative"}, ["--train", "above 0"]),
     ],
 )
-def test_cleaning_that_makes_no_sense_is_refused(tmp_path: Path, options: dict[str, Any], fragments: list[str]) -> None:
+def test_invalid_cleaning_options_are_rejected(tmp_path: Path, options: dict[str, Any], fragments: list[str]) -> None:
     train = write_parquet(
         tmp_path / "e.parquet", customer=[1], item=[1], at=[7], ms=[1_577_836_800_000], negative=[-1.0]
     )
     with pytest.raises(InputError) as caught:
-        make(tmp_path / "out", train, **options)
+        prepare_files(tmp_path / "out", train, **options)
     for fragment in fragments:
         assert fragment in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["e.parquet"]
 
 
-def test_the_summary_tells_head_and_tail_the_time_and_empty_files(tmp_path: Path) -> None:
+def test_summary_lists_head_and_tail_times_and_empty_files(tmp_path: Path) -> None:
     customers = [1] * 50 + list(range(2, 202))
     train = write_parquet(
         tmp_path / "e.parquet",
@@ -214,7 +213,7 @@ def test_the_summary_tells_head_and_tail_the_time_and_empty_files(tmp_path: Path
         item=pa.array([], pa.int64()),
         at=pa.array([], pa.timestamp("s")),
     )
-    text = format_summary(make(tmp_path / "out", train, empty, timestamp="at"), Folder(tmp_path / "out"))
+    text = format_summary(prepare_files(tmp_path / "out", train, empty, timestamp="at"), Folder(tmp_path / "out"))
     for part in (
         "read: 250 rows of 2 file(s), 1 of them empty",
         "the most frequent 3 (1 %) have 20.8% of train; median 1; 200 occur once",

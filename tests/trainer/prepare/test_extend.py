@@ -1,4 +1,4 @@
-"""A new day on the vocabularies of an earlier one: old ids keep their rows, whatever else changes."""
+"""Extending a base dataset: its ids keep their rows, whatever else changes."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ Row = tuple[Any, ...]
 
 
 def day(folder: Path, name: str, customers: list[Any], items: list[Any], **options: Any) -> Path:
-    """Prepared data of the given events, one customer and one item each."""
+    """Prepare a dataset of events, each of one customer and one item."""
     raw = folder / f"{name}.parquet"
     pq.write_table(pa.table({"customer": customers, "item": items}), raw)
     prepare(PrepareOptions(out=folder / name, train=[raw], threads=2, **options))
@@ -40,7 +40,7 @@ def rows(data: Path, entity: str) -> list[Row]:
 
 
 def pairs(data: Path) -> list[Row]:
-    """The interactions of train with ids for rows, sorted."""
+    """Return the interactions of train with ids instead of rows, sorted."""
     ids = {entity: [row[1] for row in rows(data, entity)] for entity in ("customer", "item")}
     files = read_manifest(Folder(data)).splits["train"].files
     found = pa.concat_tables(pq.read_table(data / file.path) for file in files)
@@ -52,7 +52,7 @@ def first(tmp_path: Path) -> Path:
     return day(tmp_path, "first", ["a", "b", "a", "c", "a", "b"], [1, 1, 2, 3, 4, 2])
 
 
-def test_old_ids_keep_their_rows_and_new_ones_follow_by_count_then_id(tmp_path: Path, first: Path) -> None:
+def test_base_ids_keep_rows_and_new_ids_follow_by_count_then_id(tmp_path: Path, first: Path) -> None:
     assert rows(first, "customer") == [(0, "a", 3), (1, "b", 2), (2, "c", 1)]
     events = [("z", 9), ("c", 1), ("x", 7), ("z", 1), ("y", 9), ("c", 9)]
     second = day(tmp_path, "second", *map(list, zip(*events, strict=True)), base=str(first))
@@ -62,7 +62,7 @@ def test_old_ids_keep_their_rows_and_new_ones_follow_by_count_then_id(tmp_path: 
     assert pairs(second) == sorted(events)
 
 
-def test_the_new_data_set_stands_on_its_own_and_another_day_may_follow(tmp_path: Path, first: Path) -> None:
+def test_extended_dataset_does_not_need_its_base(tmp_path: Path, first: Path) -> None:
     second = day(tmp_path, "second", ["d"], [5], base=str(first))
     before = rows(second, "customer")
     for path in sorted(first.rglob("*"), reverse=True):
@@ -72,7 +72,7 @@ def test_the_new_data_set_stands_on_its_own_and_another_day_may_follow(tmp_path:
     assert [row[:2] for row in rows(third, "customer")] == [*(row[:2] for row in before), (4, "e")]
 
 
-def test_names_are_carried_over_and_a_new_file_of_names_goes_over_them(tmp_path: Path) -> None:
+def test_names_of_base_are_kept_unless_new_names_replace_them(tmp_path: Path) -> None:
     names = {"first": {"1": "One", "2": "Two", "3": ""}, "second": {"2": "Zwei", "9": "Neun"}}
     for name, texts in names.items():
         lines = ["id,name", *(f"{key},{text}" for key, text in texts.items())]
@@ -85,7 +85,7 @@ def test_names_are_carried_over_and_a_new_file_of_names_goes_over_them(tmp_path:
     assert [row[3] for row in rows(renamed, "item")] == ["One", "Zwei", None, "Neun"]
 
 
-def test_a_forgotten_row_stays_forgotten_and_a_returning_customer_gets_a_new_one(tmp_path: Path, first: Path) -> None:
+def test_vacant_row_stays_vacant_and_returning_customer_gets_new_row(tmp_path: Path, first: Path) -> None:
     forget(Folder(first), pa.array(["b"]), "customer", NullReporter())
     second = day(tmp_path, "second", ["b", "a"], [1, 1], base=str(first))
     assert rows(second, "customer") == [(0, "a", 1), (1, None, 0), (2, "c", 0), (3, "b", 1)]
@@ -93,7 +93,7 @@ def test_a_forgotten_row_stays_forgotten_and_a_returning_customer_gets_a_new_one
     assert pairs(second) == [("a", 1), ("b", 1)]
 
 
-def test_ids_of_text_files_stay_text_where_they_were_text(tmp_path: Path) -> None:
+def test_text_ids_stay_strings_if_base_has_strings(tmp_path: Path) -> None:
     one = day(tmp_path, "first", ["a", "7"], [1, 2])
     (tmp_path / "second.csv").write_text("customer,item\n7,2\n8,1\n")
     prepare(PrepareOptions(out=tmp_path / "second", train=[tmp_path / "second.csv"], base=str(one)))
@@ -102,7 +102,7 @@ def test_ids_of_text_files_stay_text_where_they_were_text(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("customers", "options", "said"),
+    ("customers", "options", "message"),
     [
         ([1], {}, r"its ids of customer are strings, but those of the events are integers; .* --id-type string"),
         (
@@ -112,22 +112,22 @@ def test_ids_of_text_files_stay_text_where_they_were_text(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_other_entities_and_types_of_ids_are_refused(
-    tmp_path: Path, first: Path, customers: list[Any], options: dict[str, Any], said: str
+def test_base_with_other_entities_or_id_types_is_rejected(
+    tmp_path: Path, first: Path, customers: list[Any], options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=f"--base {first}: {said}"):
+    with pytest.raises(InputError, match=f"--base {first}: {message}"):
         day(tmp_path, "second", customers, [1], base=str(first), **options)
     assert not (tmp_path / "second").exists()
 
 
-def test_earlier_data_that_are_not_there_or_would_be_replaced_are_refused(tmp_path: Path, first: Path) -> None:
+def test_missing_base_or_base_as_output_is_rejected(tmp_path: Path, first: Path) -> None:
     with pytest.raises(InputError, match=r"--base .*nowhere/manifest.json: no such file"):
         day(tmp_path, "second", ["a"], [1], base=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=f"--base {first}: is also --out"):
         day(tmp_path, "first", ["a"], [1], base=str(first), overwrite=True)
 
 
-def test_an_id_with_two_rows_is_refused(tmp_path: Path, first: Path) -> None:
+def test_base_with_duplicate_id_is_rejected(tmp_path: Path, first: Path) -> None:
     manifest = read_manifest(Folder(first))
     customers = write_vocabulary(first, "customer", ["a", "b", "a"])
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": customers}}).write(Folder(first))
@@ -135,24 +135,24 @@ def test_an_id_with_two_rows_is_refused(tmp_path: Path, first: Path) -> None:
         day(tmp_path, "second", ["a"], [1], base=str(first))
 
 
-def test_a_large_vocabulary_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_base_vocabulary_is_read_one_row_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entity = write_vocabulary(tmp_path, "customer", range(1000), file_rows=300, group_rows=70)
     manifest = DatasetManifest(query="customer", item="item", entities={"customer": entity, "item": entity}, splits={})
-    pieces: list[int] = []
+    part_rows: list[int] = []
 
-    class Watcher:
+    class RecordingReporter:
         def phase(self, name: str, total: int | None, unit: str) -> None:
             assert (name, total) == ("base customer", 1000)
 
         def advance(self, amount: int) -> None:
-            pieces.append(amount)
+            part_rows.append(amount)
 
     with duckdb.connect() as connection:
         base = base_vocabulary.BaseDataset(Folder(tmp_path), manifest, 0)
-        base_vocabulary.load_base(connection, base, "query", "customer", Watcher())
+        base_vocabulary.load_base(connection, base, "query", "customer", RecordingReporter())
         found = connection.sql("SELECT row, id FROM base_query ORDER BY row").fetchall()
     assert found == [(row, row) for row in np.arange(1000)]
-    assert max(pieces) == 70
+    assert max(part_rows) == 70
 
 
 def test_vacant_rows_must_be_sorted_rows_of_the_entity(tmp_path: Path) -> None:

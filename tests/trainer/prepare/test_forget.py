@@ -1,4 +1,4 @@
-"""Forgetting customers: what they did and who they were is gone from the data, at whatever point it breaks off."""
+"""Forgetting ids: everything of them is deleted from the dataset, also if the deletion is interrupted at any point."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data whose bytes say what is in them: nothing is compressed. Train is in several files."""
+    """A dataset without compression, so that its bytes can be searched; train has several files."""
     folder = tmp_path_factory.mktemp("prepared")
     draw = np.random.default_rng(3)
     customers = draw.integers(0, CUSTOMERS - 1, EVENTS)
@@ -64,14 +64,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 train=[folder / "events.parquet"],
                 timestamp="when",
                 hold_out="random:0.1",
-                names={"customer": output_names(folder)},
+                names={"customer": names_file(folder)},
                 threads=2,
             )
         )
     return folder / "data"
 
 
-def output_names(folder: Path) -> Any:
+def names_file(folder: Path) -> Any:
     from trainer.prepare.vocabulary_tables import NamesFile
 
     return NamesFile(folder / "names.csv", "id", "name")
@@ -85,7 +85,7 @@ def copy_to(source: Path, target: Folder) -> Folder:
 
 @pytest.fixture(params=["path", pytest.param("s3", marks=pytest.mark.slow)])
 def data(request: pytest.FixtureRequest, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """A copy of the data, in a folder of each kind."""
+    """A copy of the dataset, in a local folder and on S3."""
     monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
     if request.param == "path":
         return copy_to(prepared, Folder(tmp_path / "data"))
@@ -108,7 +108,7 @@ def vocabulary(folder: Folder, entity: str) -> list[Row]:
 
 
 def interactions(folder: Folder) -> dict[str, list[Row]]:
-    """Those of each split, with ids for rows, in the order of the files."""
+    """Return the interactions of each split with ids instead of rows, in the order of the files."""
     manifest = read_manifest(folder)
     ids = {entity: [row[1] for row in vocabulary(folder, entity)] for entity in manifest.entities}
     found: dict[str, list[Row]] = {}
@@ -126,8 +126,8 @@ def everything(folder: Folder) -> bytes:
     return b"".join(folder.read(name) for name in folder.sizes())
 
 
-def check_whole(folder: Folder) -> DatasetManifest:
-    """See that the manifest describes what is there."""
+def check_complete(folder: Folder) -> DatasetManifest:
+    """Check that the manifest describes the files, and return it."""
     manifest = read_manifest(folder)
     files = ParquetFiles(folder)
     for file in manifest.files():
@@ -139,16 +139,16 @@ def forget_all(folder: Folder, ids: list[str] = GONE, entity: str = "customer") 
     return forget(folder, pa.array(ids), entity, NullReporter())
 
 
-def test_nothing_of_the_forgotten_is_left_and_everything_of_the_others(data: Folder) -> None:
+def test_forget_deletes_everything_of_the_ids_and_nothing_else(data: Folder) -> None:
     before, rows_before = interactions(data), {name: vocabulary(data, name) for name in ("customer", "item")}
     content = everything(data)
-    assert all(content.count(text.encode()) >= 2 for text in GONE), "the search would find them"
+    assert all(content.count(text.encode()) >= 2 for text in GONE), "the search below must be able to find them"
     forgotten = forget_all(data, [*GONE, "stranger"])
     content = everything(data)
     assert not [text for text in GONE if text.encode() in content]
     expected = {split: [row for row in rows if row[0] not in GONE] for split, rows in before.items()}
     assert interactions(data) == expected
-    assert check_whole(data) == forgotten.manifest
+    assert check_complete(data) == forgotten.manifest
     assert (forgotten.requested, forgotten.found) == (4, 3)
     assert forgotten.interactions == {split: len(before[split]) - len(expected[split]) for split in before}
     for (row, text, number, name), now in zip(rows_before["customer"], vocabulary(data, "customer"), strict=True):
@@ -157,14 +157,14 @@ def test_nothing_of_the_forgotten_is_left_and_everything_of_the_others(data: Fol
     assert forgotten.manifest.entities["customer"].vacant_rows == sorted(gone_rows)
 
 
-def test_items_are_counted_anew(data: Folder) -> None:
+def test_item_counts_match_remaining_interactions(data: Folder) -> None:
     forget_all(data)
     train = [row[1] for row in interactions(data)["train"]]
     for row, item, number in vocabulary(data, "item"):
         assert number == train.count(item), row
 
 
-def test_only_files_that_hold_something_of_theirs_are_written_anew(data: Folder) -> None:
+def test_only_files_with_forgotten_rows_are_rewritten(data: Folder) -> None:
     def files(manifest: DatasetManifest) -> set[str]:
         return {file.path for split in manifest.splits.values() for file in split.files}
 
@@ -180,7 +180,7 @@ def test_only_files_that_hold_something_of_theirs_are_written_anew(data: Folder)
     }
 
 
-def test_forgetting_again_changes_nothing_and_others_may_follow(data: Folder) -> None:
+def test_forgetting_twice_changes_nothing_and_more_ids_may_follow(data: Folder) -> None:
     forget_all(data, GONE[:1])
     sizes = data.sizes()
     again = forget_all(data, GONE[:1])
@@ -192,10 +192,10 @@ def test_forgetting_again_changes_nothing_and_others_may_follow(data: Folder) ->
     assert not [path for path in data.sizes() if path.count("-") > 2]
 
 
-def test_items_are_forgotten_as_customers_are(data: Folder) -> None:
+def test_items_can_be_forgotten(data: Folder) -> None:
     before = interactions(data)
     item = 7_000_000_000_011
-    assert item.to_bytes(8, "little") in everything(data), "the search would find it"
+    assert item.to_bytes(8, "little") in everything(data), "the search below must be able to find it"
     forget_all(data, [str(item), "07", "x"], "item")
     after = interactions(data)
     assert after == {split: [row for row in rows if row[1] != item] for split, rows in before.items()}
@@ -204,19 +204,19 @@ def test_items_are_forgotten_as_customers_are(data: Folder) -> None:
     assert all(number == train.count(customer) for _, customer, number, _ in vocabulary(data, "customer"))
 
 
-def test_a_file_or_a_split_of_which_nothing_is_left_is_left_out(data: Folder) -> None:
+def test_empty_files_and_splits_are_removed(data: Folder) -> None:
     forgotten = forget_all(data, [row[1] for row in vocabulary(data, "customer")])
     assert [split.files for split in forgotten.manifest.splits.values()] == [[], [], []]
-    assert forgotten.manifest == check_whole(data)
+    assert forgotten.manifest == check_complete(data)
     assert not [path for path in data.sizes() if path.startswith(("train", "valid", "test"))]
 
 
 class Crash(BaseException):
-    """The machine went down."""
+    """A crash of the machine."""
 
 
-class Crashing:
-    """What storage does until it breaks off at call number ``at`` of those that change something."""
+class CrashingStorage:
+    """Makes storage crash at call number ``at`` of those that change something."""
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
         self.calls, self._at, self.down = 0, at, False
@@ -235,7 +235,7 @@ class Crashing:
 
 
 @pytest.mark.slow
-def test_a_crash_at_any_point_leaves_a_whole_data_set_and_the_next_call_finishes(
+def test_crash_at_any_point_leaves_complete_dataset_and_next_call_finishes(
     tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
@@ -246,10 +246,10 @@ def test_a_crash_at_any_point_leaves_a_whole_data_set_and_the_next_call_finishes
     for at in range(1, 1000):
         data = copy_to(prepared, Folder(tmp_path / f"crash-{at}"))
         with monkeypatch.context() as patch:
-            crashing = Crashing(patch, at)
+            storage = CrashingStorage(patch, at)
             with suppress(Crash):
                 forget_all(data, [last])
-        check_whole(data)
+        check_complete(data)
         found = interactions(data)
         changed = found == new
         assert changed or found == old, at
@@ -257,18 +257,18 @@ def test_a_crash_at_any_point_leaves_a_whole_data_set_and_the_next_call_finishes
         forget_all(data, [last])
         assert interactions(data) == new
         assert last.encode() not in everything(data), at
-        manifest = check_whole(data)
+        manifest = check_complete(data)
         used = {file.path for split in manifest.splits.values() for file in split.files}
         used |= {file.path for entity in manifest.entities.values() for file in entity.files}
         assert set(data.sizes()) == {"manifest.json", *used}, at
-        if not crashing.down:
+        if not storage.down:
             break
-    assert seen.index(True) > 3, "files are written before the manifest"
+    assert seen.index(True) > 3, "files must be written before the manifest"
     assert seen == sorted(seen)
-    assert len(seen) - seen.index(True) > 5, "and the old ones deleted after it"
+    assert len(seen) - seen.index(True) > 5, "old files must be deleted after the manifest is written"
 
 
-def test_an_error_leaves_the_data_as_they_were(data: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_leaves_dataset_unchanged(data: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     before = data.sizes()
     calls = 0
     rewrite = module._Forgetting._rewrite
@@ -296,12 +296,12 @@ def test_an_error_leaves_the_data_as_they_were(data: Folder, monkeypatch: pytest
         ("ids.tsv", "anything\na\nb c\n", None),
     ],
 )
-def test_ids_come_from_lines_or_a_column(tmp_path: Path, name: str, text: str, column: str | None) -> None:
+def test_ids_are_read_from_lines_or_a_column(tmp_path: Path, name: str, text: str, column: str | None) -> None:
     (tmp_path / name).write_bytes(text.encode())
     assert read_ids(str(tmp_path / name), column, "customer").to_pylist() == ["a", "b c"]
 
 
-def test_ids_come_from_parquet_integers_too(tmp_path: Path) -> None:
+def test_ids_are_read_from_parquet_integers(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1, 2], "customer": [7, None]}), tmp_path / "ids.parquet")
     assert read_ids(str(tmp_path / "ids.parquet"), None, "customer").to_pylist() == ["7"]
     assert read_ids(str(tmp_path / "ids.parquet"), "x", "customer").to_pylist() == ["1", "2"]
@@ -318,7 +318,7 @@ def test_ids_come_from_parquet_integers_too(tmp_path: Path) -> None:
         ("forget: corrupt Parquet", "ids.parquet", b"PAR1", None),
     ],
 )
-def test_lists_that_are_none_are_refused(
+def test_invalid_id_lists_are_rejected(
     tmp_path: Path, what: str, name: str, content: bytes | None, column: str | None
 ) -> None:
     if content is not None:
@@ -329,9 +329,7 @@ def test_lists_that_are_none_are_refused(
 
 
 @pytest.mark.parametrize("left", [b"{", b'{"files": ["../outside"]}', b'{"files": [["x"]]}'])
-def test_a_damaged_list_of_leftovers_is_refused_and_deletes_nothing(
-    tmp_path: Path, prepared: Path, left: bytes
-) -> None:
+def test_corrupt_journal_is_rejected_and_deletes_nothing(tmp_path: Path, prepared: Path, left: bytes) -> None:
     data = copy_to(prepared, Folder(tmp_path / "data"))
     (tmp_path / "outside").write_text("mine")
     data.write("forget.json", left)
@@ -341,25 +339,25 @@ def test_a_damaged_list_of_leftovers_is_refused_and_deletes_nothing(
     assert (tmp_path / "outside").exists()
 
 
-def test_a_list_of_leftovers_never_deletes_the_manifest(tmp_path: Path, prepared: Path) -> None:
+def test_journal_cannot_delete_the_manifest(tmp_path: Path, prepared: Path) -> None:
     data = copy_to(prepared, Folder(tmp_path / "data"))
     data.write("forget.json", b'{"files": ["manifest.json"]}')
     forget_all(data)
-    check_whole(data)
+    check_complete(data)
 
 
-def test_the_command_says_what_went_and_what_still_holds_them(
+def test_command_prints_what_was_deleted_and_what_remains_elsewhere(
     tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy_to(prepared, Folder(tmp_path / "data"))
     (tmp_path / "ids.txt").write_text("\n".join([*GONE, "stranger"]))
     forget_command = ["forget", str(tmp_path / "data"), "--ids", str(tmp_path / "ids.txt")]
     assert main(forget_command) == 0
-    said = capsys.readouterr().out
-    assert f"{tmp_path}/data: forgot 3 rows of customer (3 in all)" in said
-    assert "4 in " in said
-    assert "1 of them are not in the dataset" in said
-    for still in ("raw events", "events.parquet", "checkpoint.warm_start_from", "embeddings"):
-        assert still in said
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/data: forgot 3 rows of customer (3 in all)" in printed
+    assert "4 in " in printed
+    assert "1 of them are not in the dataset" in printed
+    for remaining in ("raw events", "events.parquet", "checkpoint.warm_start_from", "embeddings"):
+        assert remaining in printed
     assert main([*forget_command, "--entity", "artist"]) == 2
     assert "has no entity 'artist'; it has customer, item" in capsys.readouterr().err

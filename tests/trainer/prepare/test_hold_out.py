@@ -24,13 +24,13 @@ def test_last_n_takes_latest_of_each_customer_and_leaves_one_in_train(tmp_path: 
     for position, (customer, item, when) in enumerate(rows):
         by_customer[customer].append((when, item, position))
     expected: dict[str, Counter[Row]] = {"train": Counter(), "valid": Counter(), "test": Counter()}
-    for customer, own in by_customer.items():
-        left = sorted(own)
+    for customer, events_of_customer in by_customer.items():
+        remaining = sorted(events_of_customer)
         for split in ("test", "valid"):
-            take = min(2, len(left) - 1)
-            left, taken = left[: len(left) - take], left[len(left) - take :]
-            expected[split].update((customer, item, 1.0, when) for when, item, _ in taken)
-        expected["train"].update((customer, item, 1.0, when) for when, item, _ in left)
+            take = min(2, len(remaining) - 1)
+            remaining, held_out = remaining[: len(remaining) - take], remaining[len(remaining) - take :]
+            expected[split].update((customer, item, 1.0, when) for when, item, _ in held_out)
+        expected["train"].update((customer, item, 1.0, when) for when, item, _ in remaining)
     for split, rows_of_split in expected.items():
         assert Counter(interactions(tmp_path / "out", split)) == rows_of_split
     assert ("pair", 1001, 1.0, 4) in expected["test"]  # of equal times, the larger item id is later

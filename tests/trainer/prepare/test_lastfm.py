@@ -20,7 +20,7 @@ from preparing import (
 )
 
 from crossfade.main import main
-from trainer.prepare import lastfm as sample
+from trainer.prepare import lastfm
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -60,16 +60,16 @@ def served(archive: bytes) -> Iterator[str]:
 @pytest.fixture
 def no_local_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROSSFADE_DATA", raising=False)
-    monkeypatch.setattr(sample, "__file__", str(tmp_path / "repository/trainer/prepare/sample.py"))
+    monkeypatch.setattr(lastfm, "__file__", str(tmp_path / "repository/trainer/prepare/lastfm.py"))
 
 
 @pytest.mark.usefixtures("no_local_sample")
 def test_sample_is_downloaded_verified_and_cached(tmp_path: Path, served: str, archive: bytes) -> None:
-    said: list[str] = []
+    logged: list[str] = []
     checksum = hashlib.sha256(archive).hexdigest()
-    folder = sample.locate_lastfm(tmp_path / "data", log=said.append, url=served, sha256=checksum)
+    folder = lastfm.locate_lastfm(tmp_path / "data", log=logged.append, url=served, sha256=checksum)
     assert folder is not None
-    assert said == []
+    assert logged == []
     files = ["artists.dat", "tags.dat", "user_artists.dat", "user_taggedartists.dat"]
     assert sorted(path.name for path in folder.iterdir()) == files
     assert entries(tmp_path) == [
@@ -80,15 +80,15 @@ def test_sample_is_downloaded_verified_and_cached(tmp_path: Path, served: str, a
         ),
     ]
     # The second time no server is asked.
-    assert sample.locate_lastfm(tmp_path / "data", log=said.append, url="http://127.0.0.1:1/") == folder
+    assert lastfm.locate_lastfm(tmp_path / "data", log=logged.append, url="http://127.0.0.1:1/") == folder
 
 
 @pytest.mark.usefixtures("no_local_sample")
 def test_download_with_wrong_checksum_is_rejected(tmp_path: Path, served: str) -> None:
-    said: list[str] = []
-    assert sample.locate_lastfm(tmp_path, log=said.append, url=served) is None
-    assert "checksum" in said[0]
-    assert "synthetic" in said[0]
+    logged: list[str] = []
+    assert lastfm.locate_lastfm(tmp_path, log=logged.append, url=served) is None
+    assert "checksum" in logged[0]
+    assert "synthetic" in logged[0]
     assert entries(tmp_path) == []
 
 
@@ -96,20 +96,20 @@ def test_download_with_wrong_checksum_is_rejected(tmp_path: Path, served: str) -
 def test_download_larger_than_limit_is_aborted(
     tmp_path: Path, served: str, archive: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample, "MAX_BYTES", 100)
-    said: list[str] = []
+    monkeypatch.setattr(lastfm, "MAX_BYTES", 100)
+    logged: list[str] = []
     checksum = hashlib.sha256(archive).hexdigest()
-    assert sample.locate_lastfm(tmp_path, log=said.append, url=served, sha256=checksum) is None
-    assert "larger" in said[0]
+    assert lastfm.locate_lastfm(tmp_path, log=logged.append, url=served, sha256=checksum) is None
+    assert "larger" in logged[0]
 
 
 @pytest.mark.usefixtures("no_local_sample")
 def test_missing_sample_falls_back_to_synthetic_artists(tmp_path: Path) -> None:
-    said: list[str] = []
-    assert sample.locate_lastfm(tmp_path, log=said.append, url="http://127.0.0.1:1/x.zip") is None
-    assert len(said) == 1
-    assert "\n" not in said[0]
-    manifest = sample.prepare_lastfm(None, tmp_path / "out")
+    logged: list[str] = []
+    assert lastfm.locate_lastfm(tmp_path, log=logged.append, url="http://127.0.0.1:1/x.zip") is None
+    assert len(logged) == 1
+    assert "\n" not in logged[0]
+    manifest = lastfm.prepare_lastfm(None, tmp_path / "out")
     assert (manifest.query, manifest.item) == ("customer", "artist")
     assert (manifest.entities["customer"].rows, manifest.entities["artist"].rows) == (2000, 4000)
     assert sum(split.rows for split in manifest.splits.values()) == 100_000
@@ -124,12 +124,12 @@ def test_missing_sample_falls_back_to_synthetic_artists(tmp_path: Path) -> None:
 def test_skip_existing_keeps_complete_dataset_of_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
-    monkeypatch.setattr(sample, "_download", lambda *_: pytest.fail("asked for data that are here"))
+    monkeypatch.setattr(lastfm, "_download", lambda *_: pytest.fail("asked for data that are here"))
     monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path))
-    (tmp_path / sample.FOLDER).mkdir()
+    (tmp_path / lastfm.FOLDER).mkdir()
     plays = [f"{user}\t{artist}\t1" for user in range(9) for artist in range(9)]
-    write_text(tmp_path / sample.FOLDER / "user_artists.dat", "\n".join(["userID\tartistID\tweight", *plays]))
-    write_text(tmp_path / sample.FOLDER / "artists.dat", "\n".join(["id\tname", *(f"{n}\tA{n}" for n in range(9))]))
+    write_text(tmp_path / lastfm.FOLDER / "user_artists.dat", "\n".join(["userID\tartistID\tweight", *plays]))
+    write_text(tmp_path / lastfm.FOLDER / "artists.dat", "\n".join(["id\tname", *(f"{n}\tA{n}" for n in range(9))]))
     words = [*command, "--out", str(tmp_path / "out"), "--skip-existing"]
     assert main(words) == 0
     made = (tmp_path / "out/manifest.json").stat()
@@ -149,16 +149,16 @@ def test_skip_existing_keeps_complete_dataset_of_same_command(
 def test_sample_is_found_in_crossfade_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "elsewhere/lastfm_hetrec2011"
     folder.mkdir(parents=True)
-    for name in sample.FILES:
+    for name in lastfm.FILES:
         write_text(folder / name, "")
     monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "elsewhere"))
-    assert sample.locate_lastfm(tmp_path) == folder
+    assert lastfm.locate_lastfm(tmp_path) == folder
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the repository")
 def test_real_lastfm_is_read_without_loss(tmp_path: Path) -> None:
     folder = SHARED / "lastfm_hetrec2011"
-    manifest = sample.prepare_lastfm(folder, tmp_path / "out")
+    manifest = lastfm.prepare_lastfm(folder, tmp_path / "out")
     pairs = [line.split("\t")[:2] for line in (folder / "user_artists.dat").read_text().splitlines()[1:]]
     found = [row[:2] for split in manifest.splits for row in interactions(tmp_path / "out", split)]
     assert Counter(found) == Counter((int(user), int(artist)) for user, artist in pairs)

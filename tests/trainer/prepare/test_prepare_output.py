@@ -13,14 +13,14 @@ from preparing import InterruptingReporter, checksums, entries, prepare_files, r
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 from trainer.data.manifest import read_manifest
-from trainer.prepare import disk_space as room
+from trainer.prepare import disk_space
 from trainer.prepare.database import execute, working_database
 from trainer.prepare.options import PrepareOptions
 from trainer.prepare.pipeline import prepare
 
 
 def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
-    class Looks:
+    class RecordingReporter:
         def phase(self, name: str, total: int | None, unit: str) -> None:
             seen.update(path.name for path in work.rglob("*"))
 
@@ -31,7 +31,7 @@ def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     train = write_parquet(tmp_path / "e.parquet", **random_events(500))
-    prepare(PrepareOptions(out=tmp_path / "out", train=[train], work_dir=work), Looks())
+    prepare(PrepareOptions(out=tmp_path / "out", train=[train], work_dir=work), RecordingReporter())
     assert "events.duckdb" in seen
     assert list(work.iterdir()) == []
     with pytest.raises(InputError, match=r"--work-dir .*nowhere: cannot be written"):
@@ -45,7 +45,7 @@ def test_low_disk_space_is_reported_at_the_start(
     train = write_parquet(tmp_path / "e.parquet", **random_events(500))
     prepare_files(tmp_path / "out", train)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     prepare_files(tmp_path / "again", train)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(r"0\.0 GB are free, and temporary files may take 0\.0 GB.*--work-dir DIR", line)

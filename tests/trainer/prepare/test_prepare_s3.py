@@ -1,4 +1,4 @@
-"""Preparing from and to S3, on a real server: the same data as from and to files, whole or not at all, and refusals."""
+"""Preparing from and to S3 on a real server: the same dataset as locally, complete or not at all, and errors."""
 
 import hashlib
 import os
@@ -15,10 +15,7 @@ import pytest
 from error_table import documented
 from flaky_proxy import flaky_proxy
 from object_store import READER, ObjectStore, free_ports, running_object_store
-from preparing import InterruptingReporter as Interrupts
-from preparing import prepare_files as make
-from preparing import random_events as some_events
-from preparing import write_parquet
+from preparing import InterruptingReporter, prepare_files, random_events, write_parquet
 
 from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
@@ -43,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
-    """The server, as this process reaches it; temporary files go into a folder that must be empty in the end."""
+    """The server, configured for this process; temporary files go to a folder that must be empty in the end."""
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(ATTEMPTS_VARIABLE, "2")
@@ -54,7 +51,7 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.fixture
 def place(s3: ObjectStore, tmp_path: Path) -> Folder:
-    """A prefix of the bucket that nobody else uses."""
+    """A prefix of the bucket of its own."""
     return Folder(s3.uri(tmp_path.name))
 
 
@@ -64,13 +61,13 @@ def upload(place: Folder, name: str, path: Path) -> str:
 
 
 def contents(folder: Folder) -> list[tuple[str, str]]:
-    """What a data set holds, by folder, in the order of its manifest, whatever its files are called."""
+    """Return folder and checksum of each file, in the order of the manifest, without its name."""
     manifest = read_manifest(folder)
     files = [file for kind in (manifest.entities, manifest.splits) for part in kind.values() for file in part.files]
     return [(os.path.dirname(file.path), hashlib.sha256(folder.read(file.path)).hexdigest()) for file in files]  # noqa: PTH120
 
 
-def test_from_and_to_s3_is_the_same_as_from_and_to_files(place: Folder, tmp_path: Path) -> None:
+def test_s3_gives_same_dataset_as_local_files(place: Folder, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "query": "customer",
         "item": "track",
@@ -82,21 +79,21 @@ def test_from_and_to_s3_is_the_same_as_from_and_to_files(place: Folder, tmp_path
     spec = SyntheticSpec(queries=400, items=200, interactions=30_000, genres=4)
     write_raw_events(tmp_path / "raw", spec, seed=1)
     write_raw_events(f"{place.uri}/raw", spec, seed=1)
-    make(tmp_path / "out", tmp_path / "raw/events/part-00000.parquet", **options)
-    manifest = make(f"{place.uri}/out", f"{place.uri}/r?w/**/part-*.parquet", **options)
+    prepare_files(tmp_path / "out", tmp_path / "raw/events/part-00000.parquet", **options)
+    manifest = prepare_files(f"{place.uri}/out", f"{place.uri}/r?w/**/part-*.parquet", **options)
     assert contents(place.child("out")) == contents(Folder(tmp_path / "out"))
     assert read_manifest(place.child("out")) == manifest
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_synthetic_data_may_be_written_to_s3(place: Folder, tmp_path: Path) -> None:
+def test_synthetic_dataset_is_written_to_s3(place: Folder, tmp_path: Path) -> None:
     spec = SyntheticSpec(queries=100, items=50, interactions=5000)
     write_synthetic(tmp_path / "out", spec, 1)
     write_synthetic(place.uri, spec, 1)
     assert contents(place) == contents(Folder(tmp_path / "out"))
 
 
-def test_only_the_columns_that_are_wanted_are_fetched(place: Folder, tmp_path: Path) -> None:
+def test_only_needed_columns_are_fetched(place: Folder, tmp_path: Path) -> None:
     count = 20_000
     blob = pa.array([hashlib.sha512(str(n).encode()).digest() * 4 for n in range(count)])
     path = write_parquet(tmp_path / "e.parquet", a=blob, customer=list(range(count)), b=blob, item=[1] * count)
@@ -108,9 +105,7 @@ def test_only_the_columns_that_are_wanted_are_fetched(place: Folder, tmp_path: P
     assert file[1]["customer"].to_pylist() == list(range(count))
 
 
-def test_keys_with_spaces_quotes_and_wildcard_letters_are_read_and_globs_match_within_parts(
-    place: Folder, tmp_path: Path
-) -> None:
+def test_special_characters_in_keys_are_read_and_globs_match_within_parts(place: Folder, tmp_path: Path) -> None:
     names = ['it\'s a "día" [1]/a*.parquet', "2024-01/ö #1?.parquet", "2024-02/b.parquet", "2024-02/deep/c.parquet"]
     uris = [
         upload(place, name, write_parquet(tmp_path / f"{number}.parquet", customer=[number], item=[1]))
@@ -124,23 +119,23 @@ def test_keys_with_spaces_quotes_and_wildcard_letters_are_read_and_globs_match_w
     assert found(f"{place.uri}/2024-*/*.parquet") == names[1:3]
     assert found(f"{place.uri}/2024-0[2-9]/**/*.parquet") == names[2:4]
     assert found(f"{place.uri}/**/b.parquet") == [names[2]]
-    make(tmp_path / "out", *uris[:2])
+    prepare_files(tmp_path / "out", *uris[:2])
     assert read_manifest(Folder(tmp_path / "out")).entities["customer"].rows == 2
 
 
 Case = Callable[[Folder, Path], dict[str, Any]]
 
 
-def cut_among_good(place: Folder, tmp_path: Path) -> dict[str, Any]:
-    good = write_parquet(tmp_path / "good.parquet", **some_events(3000))
+def truncated_among_good(place: Folder, tmp_path: Path) -> dict[str, Any]:
+    good = write_parquet(tmp_path / "good.parquet", **random_events(3000))
     for name in ("a.parquet", "c.parquet"):
         upload(place, f"in/{name}", good)
     place.write("in/b.parquet", good.read_bytes()[:5000])
     return {"train": [f"{place.uri}/in/*.parquet"]}
 
 
-def damaged_among_good(place: Folder, tmp_path: Path) -> dict[str, Any]:
-    good = write_parquet(tmp_path / "good.parquet", **some_events(3000))
+def corrupt_among_good(place: Folder, tmp_path: Path) -> dict[str, Any]:
+    good = write_parquet(tmp_path / "good.parquet", **random_events(3000))
     upload(place, "in/a.parquet", good)
     content = bytearray(good.read_bytes())
     content[4:3000] = bytes(2996)
@@ -165,23 +160,23 @@ def bad_line(place: Folder, _: Path) -> dict[str, Any]:
     return {"train": [f"{place.uri}/e.csv"]}
 
 
-def nothing_but_empty(place: Folder, tmp_path: Path) -> dict[str, Any]:
+def only_empty_files(place: Folder, tmp_path: Path) -> dict[str, Any]:
     none = pa.array([], pa.int64())
     return {"train": [upload(place, "e.parquet", write_parquet(tmp_path / "e.parquet", customer=none, item=none))]}
 
 
 def inside_out(place: Folder, tmp_path: Path) -> dict[str, Any]:
-    good = write_parquet(tmp_path / "good.parquet", **some_events(10))
+    good = write_parquet(tmp_path / "good.parquet", **random_events(10))
     return {"train": [upload(place, "out/e.parquet", good)], "overwrite": True}
 
 
-REFUSED: dict[str, tuple[Case, list[str]]] = {
-    "truncated Parquet": (cut_among_good, ["/in/b.parquet: is not a readable Parquet file"]),
-    "corrupt Parquet": (damaged_among_good, ["/in/b.parquet: cannot be read as Parquet", "corrupt"]),
+REJECTED: dict[str, tuple[Case, list[str]]] = {
+    "truncated Parquet": (truncated_among_good, ["/in/b.parquet: is not a readable Parquet file"]),
+    "corrupt Parquet": (corrupt_among_good, ["/in/b.parquet: cannot be read as Parquet", "corrupt"]),
     "two schemas": (other_schema, ["/in/b.parquet", "integers", "/in/a.parquet", "strings", "--id-type string"]),
     "null id": (null_id, ["/e.parquet, row 2: the query id of column 'customer' is missing"]),
     "negative id": (bad_line, ["/e.csv, line 3", "'-5'", "negative"]),
-    "no events": (nothing_but_empty, ["no interaction"]),
+    "no events": (only_empty_files, ["no interaction"]),
     "missing key": (
         lambda place, _: {"train": [f"{place.uri}/no.parquet"]},
         ["--train", "/no.parquet: no such object"],
@@ -192,9 +187,9 @@ REFUSED: dict[str, tuple[Case, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_bad_objects_are_refused_by_their_uri_and_nothing_is_left(place: Folder, tmp_path: Path, name: str) -> None:
-    case, fragments = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_bad_objects_are_rejected_by_uri_and_nothing_is_left(place: Folder, tmp_path: Path, name: str) -> None:
+    case, fragments = REJECTED[name]
     place.write("there", b"")
     options = case(place, tmp_path)
     before = place.sizes()
@@ -208,7 +203,7 @@ def test_bad_objects_are_refused_by_their_uri_and_nothing_is_left(place: Folder,
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def variables_that_are_wrong(name: str) -> dict[str, str]:
+def wrong_variables(name: str) -> dict[str, str]:
     return {
         "wrong access key": {"AWS_ACCESS_KEY_ID": "nobody"},
         "wrong secret": {"AWS_SECRET_ACCESS_KEY": "nothing"},
@@ -259,10 +254,10 @@ def variables_that_are_wrong(name: str) -> dict[str, str]:
         ),
     ],
 )
-def test_storage_that_refuses_is_refused_at_the_start_with_exit_code_2(
+def test_storage_errors_at_the_start_end_with_exit_code_2(
     place: Folder, tmp_path: Path, what: str, name: str, side: str, fragments: list[str]
 ) -> None:
-    good = write_parquet(tmp_path / "e.parquet", **some_events(10))
+    good = write_parquet(tmp_path / "e.parquet", **random_events(10))
     uri = upload(place, "e.parquet", good)
     source, out = (uri, tmp_path / "out") if side == "in" else (good, f"{place.uri}/out")
     if name == "wrong bucket":
@@ -270,7 +265,7 @@ def test_storage_that_refuses_is_refused_at_the_start_with_exit_code_2(
     before = place.sizes()
     result = subprocess.run(
         [sys.executable, "-m", "crossfade", "prepare", "--events", str(source), "--out", str(out)],
-        env=os.environ | variables_that_are_wrong(name) | {"TMPDIR": str(tmp_path / "tmp")},
+        env=os.environ | wrong_variables(name) | {"TMPDIR": str(tmp_path / "tmp")},
         capture_output=True,
         text=True,
         check=False,
@@ -287,54 +282,56 @@ def test_storage_that_refuses_is_refused_at_the_start_with_exit_code_2(
 
 
 @pytest.mark.parametrize("side", ["in", "out"])
-def test_credentials_that_have_expired_are_refused(
+def test_expired_credentials_are_rejected(
     place: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ObjectStore, side: str
 ) -> None:
-    good = write_parquet(tmp_path / "e.parquet", **some_events(10))
+    good = write_parquet(tmp_path / "e.parquet", **random_events(10))
     uri = upload(place, "e.parquet", good)
     with flaky_proxy(server.endpoint) as proxy:
         proxy.strike_every("expire", 1)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with pytest.raises(InputError) as caught:
-            make(*((tmp_path / "out", uri) if side == "in" else (f"{place.uri}/out", good)))
+            prepare_files(*((tmp_path / "out", uri) if side == "in" else (f"{place.uri}/out", good)))
     documented("prepare: expired credentials", str(caught.value))
 
 
-def test_the_bucket_of_a_wrong_name_is_not_made(s3: ObjectStore, tmp_path: Path) -> None:
-    # The server would make one for whoever writes with an administrator's rights.
+def test_missing_bucket_is_not_created(s3: ObjectStore, tmp_path: Path) -> None:
+    # The server would create it for clients with administrator rights.
     with pytest.raises(InputError, match="no bucket 'nobodys'"):
-        make("s3://nobodys/out", write_parquet(tmp_path / "e.parquet", **some_events(10)))
+        prepare_files("s3://nobodys/out", write_parquet(tmp_path / "e.parquet", **random_events(10)))
     with pytest.raises(FileNotFoundError):
         Folder("s3://nobodys").check_bucket()
 
 
-def test_overwriting_puts_new_objects_in_place_of_the_old_ones(place: Folder, tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **some_events(400))
-    make(place.uri, train)
+def test_overwrite_replaces_old_objects(place: Folder, tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(400))
+    prepare_files(place.uri, train)
     old = place.sizes()
     with pytest.raises(InputError, match=r"exists already.*--overwrite"):
-        make(place.uri, train, hold_out="random:0.5")
+        prepare_files(place.uri, train, hold_out="random:0.5")
     assert place.sizes() == old
-    manifest = make(place.uri, train, hold_out="random:0.5", overwrite=True)
+    manifest = prepare_files(place.uri, train, hold_out="random:0.5", overwrite=True)
     files = [file for kind in (manifest.entities, manifest.splits) for part in kind.values() for file in part.files]
     assert set(place.sizes()) == {FILE_NAME, *(file.path for file in files)}
     assert not set(place.sizes()) & set(old) - {FILE_NAME}
 
 
 @pytest.mark.parametrize("phase", ["read events", "vocabulary of item", "write train"])
-def test_whatever_ends_it_leaves_the_old_data_or_nothing(place: Folder, tmp_path: Path, phase: str) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **some_events(400))
-    make(f"{place.uri}/old", train)
+def test_interrupt_on_s3_leaves_old_dataset_or_nothing(place: Folder, tmp_path: Path, phase: str) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(400))
+    prepare_files(f"{place.uri}/old", train)
     before = place.sizes()
     for name in ("old", "new"):
         with pytest.raises(KeyboardInterrupt):
-            prepare(PrepareOptions(out=f"{place.uri}/{name}", train=[train], overwrite=True), Interrupts(phase))
+            prepare(
+                PrepareOptions(out=f"{place.uri}/{name}", train=[train], overwrite=True), InterruptingReporter(phase)
+            )
     assert place.sizes() == before
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-class EndsAfter(Folder):
-    """A folder whose manifest is written, and then everything ends."""
+class InterruptedFolder(Folder):
+    """A folder that is interrupted right after its manifest is written."""
 
     def write(self, name: str, data: bytes) -> None:
         super().write(name, data)
@@ -342,51 +339,49 @@ class EndsAfter(Folder):
             raise KeyboardInterrupt
 
 
-def test_an_end_right_after_the_manifest_leaves_the_new_data_whole(
+def test_interrupt_after_manifest_leaves_new_dataset_complete(
     place: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(place.uri, write_parquet(tmp_path / "e.parquet", **some_events(400)))
+    prepare_files(place.uri, write_parquet(tmp_path / "e.parquet", **random_events(400)))
     old = contents(place)
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.prepare.staging.Folder", EndsAfter)
+        patch.setattr("trainer.prepare.staging.Folder", InterruptedFolder)
         with pytest.raises(KeyboardInterrupt):
-            make(place.uri, write_parquet(tmp_path / "f.parquet", **some_events(500, seed=1)), overwrite=True)
+            prepare_files(
+                place.uri, write_parquet(tmp_path / "f.parquet", **random_events(500, seed=1)), overwrite=True
+            )
     assert read_manifest(place).splits["train"].rows == 500
     assert contents(place) != old
-    # What the old data left is cleared away by the next preparation.
-    manifest = make(place.uri, tmp_path / "e.parquet", overwrite=True)
+    # The next preparation deletes the leftovers of the old dataset.
+    manifest = prepare_files(place.uri, tmp_path / "e.parquet", overwrite=True)
     assert contents(place) == old
     assert len(place.sizes()) == 1 + sum(
         len(part.files) for kind in (manifest.entities, manifest.splits) for part in kind.values()
     )
 
 
-def test_objects_of_others_are_spared_and_leftovers_without_a_manifest_are_told_of(
-    place: Folder, tmp_path: Path
-) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **some_events(20))
+def test_foreign_objects_are_kept_and_leftovers_are_reported(place: Folder, tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "e.parquet", **random_events(20))
     place.write("train/part-00000-aaaa.parquet", b"of a preparation that was killed")
     with pytest.raises(InputError, match="another preparation left, or is writing now"):
-        make(place.uri, train)
+        prepare_files(place.uri, train)
     for name in ("notes.txt", "train/photo.jpg"):
         place.write(name, b"mine")
         with pytest.raises(InputError, match=f"holds '{name}'"):
-            make(place.uri, train, overwrite=True)
+            prepare_files(place.uri, train, overwrite=True)
         place.remove(name)
-    make(place.uri, train, overwrite=True)
+    prepare_files(place.uri, train, overwrite=True)
     assert "train/part-00000-aaaa.parquet" not in place.sizes()
 
 
-def test_a_server_that_goes_away_while_events_are_read_ends_the_preparation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_that_stops_while_reading_ends_the_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "work").mkdir()
     monkeypatch.setenv(ATTEMPTS_VARIABLE, "2")
     with running_object_store(tmp_path / "store") as server:
         for name, value in server.variables.items():
             monkeypatch.setenv(name, value)
-        path = write_parquet(tmp_path / "e.parquet", **some_events(1000))
+        path = write_parquet(tmp_path / "e.parquet", **random_events(1000))
         for number in range(3):
             upload(Folder(server.uri("in")), f"{number}.parquet", path)
 

@@ -1,4 +1,4 @@
-"""The recipe of docs/data-format.md: SQL makes a data set that is right, equal to prepare's, and can be trained on."""
+"""The SQL of docs/data-format.md gives a valid dataset that equals that of ``prepare`` and can be trained on."""
 
 import re
 from collections import Counter
@@ -27,14 +27,14 @@ WEIGHTS = {"play": 1.0, "like": 3.0, "skip": -1.0}
 
 
 def recipe(data: Path) -> str:
-    """All SQL of the document in one piece, writing to ``data``."""
+    """Return all SQL of the document, writing to ``data``."""
     script = "\n".join(re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL))
     assert script.count("s3://music/plays/") == 6
     return script.replace("s3://music/plays", str(data))
 
 
 def events() -> pa.Table:
-    """Planted plays as a service would log them: the last of each customer after the moment that splits them."""
+    """Return planted plays as a service would log them; the last one of each customer is after the split time."""
     draw = np.random.default_rng(5)
     tracks_CP = planted_plays(20)
     customers, plays = tracks_CP.shape
@@ -51,7 +51,7 @@ def events() -> pa.Table:
 
 
 def songs() -> pa.Table:
-    """One artist or two of each track, and of one that nobody has played."""
+    """Return one or two artists of each track, and of a track without plays."""
     track_S = np.arange(5000, 5000 + TRACKS + 1)
     of_first, of_second = pa.array(track_S % 17 + 30), pa.array(track_S[::3] % 5 + 30)
     return pa.table(
@@ -59,7 +59,7 @@ def songs() -> pa.Table:
     )
 
 
-def featured(data: Path, manifest: DatasetManifest) -> list[dict[str, Any]]:
+def feature_pairs(data: Path, manifest: DatasetManifest) -> list[dict[str, Any]]:
     files = manifest.features["track"]["artist"].files
     return [row for file in files for row in pq.read_table(data / file.path).to_pylist()]
 
@@ -74,7 +74,7 @@ def pairs_of(data: Path, manifest: DatasetManifest, split: str) -> Counter[tuple
 
 
 @pytest.mark.slow
-def test_the_documented_sql_makes_a_data_set_like_that_of_prepare_and_it_trains(tmp_path: Path) -> None:
+def test_documented_sql_gives_dataset_of_prepare_and_it_trains(tmp_path: Path) -> None:
     data, table = tmp_path / "plays", events()
     for folder in (*(f"vocabulary/{name}" for name in ENTITIES), "features/track/artist", "train", "test"):
         (data / folder).mkdir(parents=True)
@@ -82,8 +82,8 @@ def test_the_documented_sql_makes_a_data_set_like_that_of_prepare_and_it_trains(
         connection.register("events", table)
         connection.register("songs", songs())
         connection.execute(recipe(data))
-    said = succeeded(crossfade("validate", data, cwd=tmp_path)).stdout
-    assert "no problem; wrote its manifest.json" in said
+    printed = succeeded(crossfade("validate", data, cwd=tmp_path)).stdout
+    assert "no problem; wrote its manifest.json" in printed
     manifest = read_manifest(Folder(data))
     assert (manifest.query, manifest.item, manifest.has_timestamp) == ("customer", "track", True)
 
@@ -107,7 +107,7 @@ def test_the_documented_sql_makes_a_data_set_like_that_of_prepare_and_it_trains(
             features=[FeatureFile("track", tmp_path / "songs.parquet", "track_id", {"artist": "artist_id"})],
         )
     )
-    assert featured(data, manifest) == featured(tmp_path / "prepared", other)
+    assert feature_pairs(data, manifest) == feature_pairs(tmp_path / "prepared", other)
     for name in ENTITIES:
         assert rows_of(data, manifest, name) == rows_of(tmp_path / "prepared", other, name)
     for split in ("train", "test"):

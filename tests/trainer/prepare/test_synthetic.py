@@ -1,4 +1,4 @@
-"""Synthetic data: the format of prepared data, the planted structure, and the same bytes for the same seed."""
+"""Synthetic datasets: their format, the planted structure, and reproducible bytes."""
 
 import hashlib
 from dataclasses import replace
@@ -21,7 +21,7 @@ SPEC = SyntheticSpec(queries=3_000, items=1_000, interactions=200_000, genres=10
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetManifest]:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetManifest]:
     out = tmp_path_factory.mktemp("synthetic") / "out"
     return out, write_synthetic(out, SPEC, seed=1)
 
@@ -38,8 +38,8 @@ def tables_of(out: Path) -> dict[str, str]:
     }
 
 
-def test_the_format_is_that_of_prepared_data(made: tuple[Path, DatasetManifest]) -> None:
-    out, manifest = made
+def test_synthetic_dataset_has_format_of_prepared_data(dataset: tuple[Path, DatasetManifest]) -> None:
+    out, manifest = dataset
     assert read_manifest(Folder(out)) == manifest
     assert sum(split.rows for split in manifest.splits.values()) == SPEC.interactions
     for split in manifest.splits.values():
@@ -58,8 +58,8 @@ def test_the_format_is_that_of_prepared_data(made: tuple[Path, DatasetManifest])
     assert "customer x track" in format_summary(manifest, Folder(out))
 
 
-def test_vocabularies_count_train_and_name_items_by_genre(made: tuple[Path, DatasetManifest]) -> None:
-    out, manifest = made
+def test_vocabularies_count_train_and_name_items_by_genre(dataset: tuple[Path, DatasetManifest]) -> None:
+    out, manifest = dataset
     train = columns(out, manifest, "train")
     for entity, rows in (("customer", SPEC.queries), ("track", SPEC.items)):
         table = pq.read_table(out / manifest.entities[entity].files[0].path)
@@ -71,36 +71,34 @@ def test_vocabularies_count_train_and_name_items_by_genre(made: tuple[Path, Data
     assert names[0] == "track 1 (genre 1)"
 
 
-def test_many_items_go_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_items_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "MAX_NAMED_ITEMS", 49)
     spec = SyntheticSpec(queries=10, items=50, interactions=2000, genres=2)
     assert not write_synthetic(tmp_path / "out", spec, 1).entities["track"].has_names
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    tmp_path: Path, made: tuple[Path, DatasetManifest]
-) -> None:
+def test_bytes_depend_only_on_the_seed(tmp_path: Path, dataset: tuple[Path, DatasetManifest]) -> None:
     write_synthetic(tmp_path / "again", SPEC, seed=1)
     write_synthetic(tmp_path / "other", SPEC, seed=2)
-    assert tables_of(tmp_path / "again") == tables_of(made[0])
-    same = set(tables_of(tmp_path / "other").items()) & set(tables_of(made[0]).items())
+    assert tables_of(tmp_path / "again") == tables_of(dataset[0])
+    same = set(tables_of(tmp_path / "other").items()) & set(tables_of(dataset[0]).items())
     # Which genre an item has follows from its row alone.
     assert {path for path, _ in same} == {"features/track/genre/part-00000.parquet"}
 
 
-def test_pieces_do_not_change_what_is_drawn(
-    tmp_path: Path, made: tuple[Path, DatasetManifest], monkeypatch: pytest.MonkeyPatch
+def test_draws_do_not_depend_on_chunk_size(
+    tmp_path: Path, dataset: tuple[Path, DatasetManifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthetic, "CHUNK_ROWS", 30_011)
     monkeypatch.setattr(synthetic_draws, "CHUNK_ROWS", 30_011)
     manifest = write_synthetic(tmp_path / "out", SPEC, seed=1)
     for split in manifest.splits:
-        one, other = columns(tmp_path / "out", manifest, split), columns(*made, split)
+        one, other = columns(tmp_path / "out", manifest, split), columns(*dataset, split)
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_fractions_are_met_and_no_pair_is_in_two_splits(made: tuple[Path, DatasetManifest]) -> None:
-    out, manifest = made
+def test_fractions_are_met_and_splits_share_no_pair(dataset: tuple[Path, DatasetManifest]) -> None:
+    out, manifest = dataset
     pairs = {}
     for split in manifest.splits:
         found = columns(out, manifest, split)
@@ -112,16 +110,21 @@ def test_fractions_are_met_and_no_pair_is_in_two_splits(made: tuple[Path, Datase
 
 
 @pytest.mark.parametrize(("valid", "test"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.2)])
-def test_a_fraction_of_zero_leaves_the_split_out(tmp_path: Path, valid: float, test: float) -> None:
+def test_fraction_of_zero_omits_the_split(tmp_path: Path, valid: float, test: float) -> None:
     spec = SyntheticSpec(queries=50, items=50, interactions=5000, genres=5, valid=valid, test=test)
     manifest = write_synthetic(tmp_path / "out", spec, 1)
-    wanted = {"train", *(["valid"] if valid else []), *(["test"] if test else [])}
-    assert set(manifest.splits) == wanted
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*wanted, "vocabulary", "features", "manifest.json"}
+    expected = {"train", *(["valid"] if valid else []), *(["test"] if test else [])}
+    assert set(manifest.splits) == expected
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *expected,
+        "vocabulary",
+        "features",
+        "manifest.json",
+    }
 
 
-def test_popularity_and_activity_fall_with_the_row_as_a_power_law(made: tuple[Path, DatasetManifest]) -> None:
-    found = columns(*made, "train")
+def test_popularity_and_activity_follow_a_power_law(dataset: tuple[Path, DatasetManifest]) -> None:
+    found = columns(*dataset, "train")
     for name, rows in (("track", SPEC.items), ("customer", SPEC.queries)):
         counts = np.bincount(found[name], minlength=rows)
         assert counts[0] == counts.max()
@@ -133,8 +136,8 @@ def test_popularity_and_activity_fall_with_the_row_as_a_power_law(made: tuple[Pa
     assert slope == pytest.approx(1.0, abs=0.15)
 
 
-def test_most_listening_is_in_one_to_three_genres_of_each_customer(made: tuple[Path, DatasetManifest]) -> None:
-    found = columns(*made, "train")
+def test_each_customer_listens_mostly_to_one_to_three_genres(dataset: tuple[Path, DatasetManifest]) -> None:
+    found = columns(*dataset, "train")
     genres = genre_of(found["track"], SPEC.genres)
     table = np.zeros((SPEC.queries, SPEC.genres))
     np.add.at(table, (found["customer"], genres), 1)
@@ -148,8 +151,8 @@ def test_most_listening_is_in_one_to_three_genres_of_each_customer(made: tuple[P
     assert overall.max() < 0.35  # and not all the same
 
 
-def test_neighbors_in_the_shards_are_strangers(made: tuple[Path, DatasetManifest]) -> None:
-    found = columns(*made, "train")
+def test_adjacent_rows_are_of_different_customers(dataset: tuple[Path, DatasetManifest]) -> None:
+    found = columns(*dataset, "train")
     assert np.mean(found["customer"][1:] == found["customer"][:-1]) < 0.01
     year = (found["timestamp"] - synthetic_draws.START_SECONDS) / synthetic_draws.SPAN_SECONDS
     assert year.min() >= 0
@@ -170,7 +173,7 @@ def test_neighbors_in_the_shards_are_strangers(made: tuple[Path, DatasetManifest
         ({"interactions": 1}, "valid has none"),
     ],
 )
-def test_what_cannot_be_made_is_refused_and_leaves_nothing_behind(
+def test_invalid_spec_is_rejected_and_leaves_nothing_behind(
     tmp_path: Path, change: dict[str, int | float | str], fragment: str
 ) -> None:
     with pytest.raises(InputError) as caught:
@@ -179,7 +182,7 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path, made: tuple[Path, DatasetManifest]) -> None:
+def test_existing_folder_is_replaced_only_with_overwrite(tmp_path: Path, dataset: tuple[Path, DatasetManifest]) -> None:
     small = SyntheticSpec(queries=20, items=20, interactions=500, genres=2)
     write_synthetic(tmp_path / "out", small, 1)
     with pytest.raises(InputError, match="--overwrite"):

@@ -1,4 +1,4 @@
-"""Synthetic raw events: what a service would log, with the structure that was planted, the same for the same seed."""
+"""Synthetic raw events: the columns of a log, the planted structure, and reproducible bytes."""
 
 import argparse
 import hashlib
@@ -45,7 +45,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("several_files")
-def test_events_are_those_of_a_log_in_the_order_of_time(tmp_path: Path) -> None:
+def test_events_are_ordered_by_time_with_documented_columns(tmp_path: Path) -> None:
     names = write_raw_events(tmp_path / "raw", SPEC, seed=1)
     assert sorted(names) == [f"events/part-0000{n}.parquet" for n in range(4)] + ["names/track.parquet"]
     events = pa.concat_tables(pq.read_table(tmp_path / "raw" / name) for name in names[:-1])
@@ -87,14 +87,14 @@ def test_genres_popularity_and_taste_are_planted(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("several_files")
-def test_the_same_seed_gives_the_same_bytes_whatever_the_threads_and_another_seed_others(tmp_path: Path) -> None:
+def test_bytes_depend_on_seed_but_not_on_threads(tmp_path: Path) -> None:
     for name, seed, threads in (("a", 1, 1), ("b", 1, 3), ("c", 2, 3)):
         write_raw_events(tmp_path / name, SPEC, seed, threads=threads)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
     assert not set(hashes(tmp_path / "a").values()) & set(hashes(tmp_path / "c").values())
 
 
-def test_the_command_writes_them_and_says_how_to_prepare_them(
+def test_command_writes_raw_events_and_prints_how_to_prepare_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "raw here"
@@ -112,31 +112,31 @@ def test_the_command_writes_them_and_says_how_to_prepare_them(
     assert manifest.source["negative"] > 300  # type: ignore[operator]
 
 
-def refused(arguments: argparse.Namespace, *fragments: str) -> None:
+def assert_rejected(arguments: argparse.Namespace, *fragments: str) -> None:
     with pytest.raises(InputError) as caught:
         arguments.run(arguments)
     for fragment in fragments:
         assert fragment in str(caught.value)
 
 
-def test_raw_events_replace_nothing(tmp_path: Path) -> None:
+def test_raw_events_never_replace_existing_files(tmp_path: Path) -> None:
     out = tmp_path / "raw"
-    refused(parse(["synthesize", "--raw-events", "--overwrite", "--out", out]), "--overwrite", "--raw-events")
+    assert_rejected(parse(["synthesize", "--raw-events", "--overwrite", "--out", out]), "--overwrite", "--raw-events")
     assert entries(tmp_path) == []
     out.mkdir()
-    refused(parse(["synthesize", "--raw-events", "--out", out]), "exists already")
+    assert_rejected(parse(["synthesize", "--raw-events", "--out", out]), "exists already")
     assert entries(tmp_path) == ["raw"]
 
 
 @pytest.mark.usefixtures("several_files")
-def test_an_error_in_one_of_the_files_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The disk is full after some files: the folder takes no more.
+def test_error_in_one_file_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The disk is full after some files.
     def fail(self: Folder, name: str) -> None:
         if name.endswith("part-00002.parquet"):
             raise OSError(28, "No space left on device", name)
-        return whole(self, name)  # type: ignore[return-value]
+        return open_output(self, name)  # type: ignore[return-value]
 
-    whole = Folder.open_output
+    open_output = Folder.open_output
     monkeypatch.setattr(Folder, "open_output", fail)
     with pytest.raises(OSError, match="No space left"):
         write_raw_events(tmp_path / "raw", SPEC, seed=1, threads=2)

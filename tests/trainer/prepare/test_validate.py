@@ -1,4 +1,4 @@
-"""Checking a data set: what is wrong is said with file, row group and row; what is right gets its manifest."""
+"""Validating a dataset: problems have their file, row group and row; a valid dataset without a manifest gets one."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -33,8 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
         yield server
 
 
-class Made:
-    """A data set as another tool would write it: tables that a test may change, and no manifest."""
+class ForeignDataset:
+    """A dataset as another tool would write it: tables that a test may change, and no manifest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Made:
         for name, ids in (("customer", [f"c{row}" for row in range(CUSTOMERS)]), ("track", list(range(100, 106)))):
             cut = len(ids) // 2
             whole = {"row": np.arange(len(ids)), "id": ids, "count": counts[name]}
-            # The first file has the last rows: the order of names is not that of rows.
+            # The first file has the last rows, so that the order of file names differs from that of rows.
             self.vocabularies[name] = [
                 {column: values[part] for column, values in whole.items()} for part in (slice(cut, None), slice(0, cut))
             ]
@@ -76,23 +76,23 @@ class Made:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
-    return Made(tmp_path / "made")
+def dataset(tmp_path: Path) -> ForeignDataset:
+    return ForeignDataset(tmp_path / "dataset")
 
 
-def checked(folder: Folder, query: str | None = None, item: str | None = None) -> ValidationReport:
+def run_validation(folder: Folder, query: str | None = None, item: str | None = None) -> ValidationReport:
     return validate(folder, query, item, None, NullReporter())
 
 
 def problems(folder: Folder) -> list[str]:
-    return checked(folder).problems.listed
+    return run_validation(folder).problems.listed
 
 
-def test_data_made_elsewhere_get_the_manifest_that_describes_them(made: Made) -> None:
-    folder = made.write()
+def test_manifest_is_inferred_for_files_of_other_tools(dataset: ForeignDataset) -> None:
+    folder = dataset.write()
     for note in ("train/_SUCCESS", "train/.part-0.crc", "vocabulary/track/_metadata"):
         folder.write(note, b"x")
-    result = checked(folder)
+    result = run_validation(folder)
     assert (result.problems.listed, result.manifest_written) == ([], True)
     manifest = read_manifest(folder)
     assert manifest == result.manifest
@@ -103,27 +103,27 @@ def test_data_made_elsewhere_get_the_manifest_that_describes_them(made: Made) ->
     }
     assert [file.path[-1] for file in manifest.entities["customer"].files] == ["1", "0"]
     assert [file.row_groups for file in manifest.splits["train"].files] == [[16, 16, 8], [16, 14]]
-    again = checked(folder)
+    again = run_validation(folder)
     assert (again.problems.listed, again.manifest_written) == ([], False)
 
 
 @pytest.mark.slow
-def test_data_on_s3_are_checked_and_get_their_manifest(
-    made: Made, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+def test_dataset_on_s3_is_validated_and_gets_manifest(
+    dataset: ForeignDataset, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
-    local, remote = made.write(), Folder(server.uri("check/data"))
+    local, remote = dataset.write(), Folder(server.uri("check/data"))
     for path in local.sizes():
         remote.write(path, local.read(path))
-    assert checked(remote).manifest_written
+    assert run_validation(remote).manifest_written
     assert read_manifest(remote).entities["track"].rows == TRACKS
     remote.write(next(path for path in remote.sizes() if path.startswith("test/")), b"PAR1 no more PAR1")
     [problem] = problems(remote)
     assert problem.startswith(f"{remote.uri}/test/part-0.c000.snappy.parquet: has 17 bytes, but the manifest says")
 
 
-def test_what_prepare_has_made_and_forgotten_is_right(tmp_path: Path) -> None:
+def test_prepared_and_forgotten_dataset_is_valid(tmp_path: Path) -> None:
     events = pa.table({"customer": ["a", "b", "a", "c"] * 9, "item": range(36)})
     pq.write_table(events, tmp_path / "events.parquet")
     prepare(PrepareOptions(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
@@ -132,106 +132,108 @@ def test_what_prepare_has_made_and_forgotten_is_right(tmp_path: Path) -> None:
     assert problems(Folder(tmp_path / "data")) == []
 
 
-def change(table: dict[str, Any], column: str, place: int, value: Any) -> None:
+def set_value(table: dict[str, Any], column: str, place: int, value: Any) -> None:
     values = list(table[column])
     values[place] = value
     table[column] = pa.array(values, pa.float32() if column == "weight" else None)
 
 
-def renamed(table: dict[str, Any]) -> None:
+def rename_track(table: dict[str, Any]) -> None:
     table["artist"] = table.pop("track")
 
 
-def typed(table: dict[str, Any], column: str, kind: pa.DataType) -> None:
+def cast_column(table: dict[str, Any], column: str, kind: pa.DataType) -> None:
     table[column] = pa.array(table[column]).cast(kind)
 
 
 TRAIN = "train/part-0.c000.snappy.parquet"
-WRONG: dict[str, tuple[Callable[[Made], None], str]] = {
+PROBLEMS: dict[str, tuple[Callable[[ForeignDataset], None], str]] = {
     "validate: a null": (
-        lambda made: change(made.shards["train"][0], "track", 17, None),
+        lambda dataset: set_value(dataset.shards["train"][0], "track", 17, None),
         f"{TRAIN}, row group 1, row 1: column 'track' is null; expected none",
     ),
     "validate: a row number beyond the vocabulary": (
-        lambda made: change(made.shards["train"][0], "customer", 33, CUSTOMERS),
+        lambda dataset: set_value(dataset.shards["train"][0], "customer", 33, CUSTOMERS),
         f"{TRAIN}, row group 2, row 1: column 'customer' is 12, but the vocabulary has rows 0 to 11",
     ),
     "validate: a negative row number": (
-        lambda made: change(made.shards["test"][0], "track", 0, -1),
+        lambda dataset: set_value(dataset.shards["test"][0], "track", 0, -1),
         "test/part-0.c000.snappy.parquet, row group 0, row 0: column 'track' is -1, but the vocabulary has rows 0 to 5",
     ),
     "validate: a NaN weight": (
-        lambda made: change(made.shards["train"][0], "weight", 3, float("nan")),
+        lambda dataset: set_value(dataset.shards["train"][0], "weight", 3, float("nan")),
         f"{TRAIN}, row group 0, row 3: the weight is nan; expected a finite one",
     ),
     "validate: an infinite weight": (
-        lambda made: change(made.shards["train"][0], "weight", 39, float("inf")),
+        lambda dataset: set_value(dataset.shards["train"][0], "weight", 39, float("inf")),
         f"{TRAIN}, row group 2, row 7: the weight is inf; expected a finite one",
     ),
     "validate: a column of another type": (
-        lambda made: typed(made.shards["train"][0], "weight", pa.float64()),
+        lambda dataset: cast_column(dataset.shards["train"][0], "weight", pa.float64()),
         f"{TRAIN}: column 'weight' has the type double; expected float: cast it",
     ),
     "validate: a column of a smaller type": (
-        lambda made: typed(made.vocabularies["track"][0], "row", pa.int32()),
+        lambda dataset: cast_column(dataset.vocabularies["track"][0], "row", pa.int32()),
         "vocabulary/track/part-0: column 'row' has the type int32; expected int64: cast it",
     ),
     "validate: a missing column": (
-        lambda made: renamed(made.shards["test"][0]),
+        lambda dataset: rename_track(dataset.shards["test"][0]),
         "test/part-0.c000.snappy.parquet: has no column 'track'; its columns are customer, weight, artist",
     ),
     "validate: a gap in row numbers": (
-        lambda made: change(made.vocabularies["customer"][0], "row", 2, 9),
+        lambda dataset: set_value(dataset.vocabularies["customer"][0], "row", 2, 9),
         "vocabulary/customer/part-0, row group 0, row 2: column 'row' is 9; expected 0, 1, 2 … through all files, "
         "here from 6 on",
     ),
     "validate: a duplicate ID": (
-        lambda made: change(made.vocabularies["customer"][0], "id", 1, "c2"),
+        lambda dataset: set_value(dataset.vocabularies["customer"][0], "id", 1, "c2"),
         "vocabulary/customer: the id 'c2' has 2 rows, 2 and 7; expected one",
     ),
     "validate: a missing ID": (
-        lambda made: change(made.vocabularies["customer"][1], "id", 1, None),
+        lambda dataset: set_value(dataset.vocabularies["customer"][1], "id", 1, None),
         "vocabulary/customer/part-1, row group 0, row 1: row 1 has no id",
     ),
     "validate: an empty ID": (
-        lambda made: change(made.vocabularies["customer"][1], "id", 5, ""),
+        lambda dataset: set_value(dataset.vocabularies["customer"][1], "id", 5, ""),
         "vocabulary/customer/part-1, row group 0, row 5: row 5 has an empty id",
     ),
     "validate: a wrong count": (
-        lambda made: change(made.vocabularies["track"][1], "count", 0, 99),
+        lambda dataset: set_value(dataset.vocabularies["track"][1], "count", 0, 99),
         "vocabulary/track/part-1, row group 0, row 0: the count is 99, but train has",
     ),
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_is_said_with_its_place_and_nothing_is_written(made: Made, wrong: str) -> None:
-    spoil, said = WRONG[wrong]
-    spoil(made)
-    folder = made.write()
+@pytest.mark.parametrize("cause", PROBLEMS)
+def test_problem_is_reported_with_its_place_and_no_manifest_is_written(dataset: ForeignDataset, cause: str) -> None:
+    corrupt, message = PROBLEMS[cause]
+    corrupt(dataset)
+    folder = dataset.write()
     found = problems(folder)
-    [problem] = [problem for problem in found if problem.startswith(f"{folder.uri}/{said}")]
-    documented(wrong, problem)
+    [problem] = [problem for problem in found if problem.startswith(f"{folder.uri}/{message}")]
+    documented(cause, problem)
     assert not folder.exists("manifest.json")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("corrupt", "message"),
     [
-        (lambda made: made.vocabularies.pop("track"), "vocabulary/track: there is no vocabulary of 'track'"),
-        (lambda made: made.shards.pop("train"), "train/ has no file; expected SPLIT/*.parquet"),
-        (lambda made: made.vocabularies["track"][0].pop("count"), "'count' is missing; expected row, id, count"),
-        (lambda made: (made.vocabularies.clear(), made.shards.clear()), "holds no dataset, with or without"),
+        (lambda dataset: dataset.vocabularies.pop("track"), "vocabulary/track: there is no vocabulary of 'track'"),
+        (lambda dataset: dataset.shards.pop("train"), "train/ has no file; expected SPLIT/*.parquet"),
+        (lambda dataset: dataset.vocabularies["track"][0].pop("count"), "'count' is missing; expected row, id, count"),
+        (lambda dataset: (dataset.vocabularies.clear(), dataset.shards.clear()), "holds no dataset, with or without"),
     ],
 )
-def test_data_that_lack_a_part_are_no_data(made: Made, spoil: Callable[[Made], Any], said: str) -> None:
-    spoil(made)
-    [problem] = problems(made.write())
-    assert said in problem
+def test_incomplete_dataset_is_rejected(
+    dataset: ForeignDataset, corrupt: Callable[[ForeignDataset], Any], message: str
+) -> None:
+    corrupt(dataset)
+    [problem] = problems(dataset.write())
+    assert message in problem
 
 
-def test_files_are_no_parquet_or_lie_too_deep(made: Made) -> None:
-    folder = made.write()
+def test_files_that_are_not_parquet_or_too_deep_are_reported(dataset: ForeignDataset) -> None:
+    folder = dataset.write()
     folder.write("train/part-9.parquet", b"no Parquet at all, but long enough")
     [problem] = problems(folder)
     documented("validate: not a Parquet file", problem)
@@ -242,29 +244,29 @@ def test_files_are_no_parquet_or_lie_too_deep(made: Made) -> None:
     assert "train/day=1/part-0.parquet: is not where files of a dataset are" in problem
 
 
-def test_entities_may_be_other_columns_than_the_first(made: Made) -> None:
-    for table in [*made.shards["train"], *made.shards["test"]]:
+def test_entities_may_be_given_by_option(dataset: ForeignDataset) -> None:
+    for table in [*dataset.shards["train"], *dataset.shards["test"]]:
         table["customer"] = table.pop("customer")
-    folder = made.write()
-    assert checked(folder).manifest is None
-    assert checked(folder, "customer", "track").manifest_written
+    folder = dataset.write()
+    assert run_validation(folder).manifest is None
+    assert run_validation(folder, "customer", "track").manifest_written
     with pytest.raises(InputError, match=r"--query artist: the manifest in .* has 'customer'; leave out --query"):
-        checked(folder, "artist")
+        run_validation(folder, "artist")
 
 
-def test_all_problems_are_counted_and_the_first_listed(made: Made) -> None:
-    for table in made.shards["train"]:
+def test_all_problems_are_counted_and_the_first_are_listed(dataset: ForeignDataset) -> None:
+    for table in dataset.shards["train"]:
         table["weight"] = np.full(len(table["weight"]), np.nan, np.float32)
-    made.shards["train"] = [made.shards["train"][0]] * 10
-    result = checked(made.write())
+    dataset.shards["train"] = [dataset.shards["train"][0]] * 10
+    result = run_validation(dataset.write())
     assert result.problems.count == 30
     assert len(result.problems.listed) == MAX_LISTED
     assert result.problems.listed[0].endswith("expected a finite one (and 15 more in this row group)")
 
 
-def test_a_manifest_that_does_not_match_its_files_is_a_problem(made: Made) -> None:
-    folder = made.write()
-    checked(folder)
+def test_manifest_that_does_not_match_files_is_reported(dataset: ForeignDataset) -> None:
+    folder = dataset.write()
+    run_validation(folder)
     manifest = read_manifest(folder)
     described = manifest.entities["customer"].model_copy(update={"rows": CUSTOMERS + 1})
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": described}}).write(folder)
@@ -278,9 +280,9 @@ def test_a_manifest_that_does_not_match_its_files_is_a_problem(made: Made) -> No
     assert "not a manifest of prepared data" in problem
 
 
-def test_rows_that_were_forgotten_must_have_neither_id_nor_interactions(made: Made) -> None:
-    folder = made.write()
-    checked(folder)
+def test_vacant_rows_with_id_or_interactions_are_reported(dataset: ForeignDataset) -> None:
+    folder = dataset.write()
+    run_validation(folder)
     manifest = read_manifest(folder)
     gone = manifest.entities["customer"].model_copy(update={"vacant_rows": [3]})
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": gone}}).write(folder)
@@ -289,29 +291,31 @@ def test_rows_that_were_forgotten_must_have_neither_id_nor_interactions(made: Ma
     assert [problem for problem in found if "column 'customer' is 3, a vacant row; delete its interactions" in problem]
 
 
-def test_a_deletion_that_broke_off_is_a_problem(made: Made) -> None:
-    folder = made.write()
+def test_interrupted_forget_is_reported(dataset: ForeignDataset) -> None:
+    folder = dataset.write()
     folder.write(JOURNAL, b'{"files": []}')
     [problem] = problems(folder)
     assert "forget.json: a 'crossfade forget' was interrupted; run it again" in problem
 
 
-def test_what_could_be_better_is_noted(made: Made) -> None:
-    for table in made.shards["train"]:
+def test_sorted_train_and_stray_files_are_noted(dataset: ForeignDataset) -> None:
+    for table in dataset.shards["train"]:
         order = np.argsort(table["customer"], kind="stable")
         table.update({name: values[order] for name, values in table.items()})
-    folder = made.write()
-    assert checked(folder).notes == ["train is sorted by customer; training works better on rows in random order"]
+    folder = dataset.write()
+    assert run_validation(folder).notes == [
+        "train is sorted by customer; training works better on rows in random order"
+    ]
     folder.write("train/left.parquet", b"PAR1")
-    assert checked(folder).notes[0] == "1 file(s) that the manifest does not list, such as train/left.parquet"
+    assert run_validation(folder).notes[0] == "1 file(s) that the manifest does not list, such as train/left.parquet"
 
 
-def test_the_command_lists_problems_or_prints_a_summary(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = made.write()
+def test_command_lists_problems_or_prints_summary(dataset: ForeignDataset, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = dataset.write()
     assert main(["validate", folder.uri]) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for part in (f"{folder.uri}: customer x track", "70 interactions", "no problem; wrote its manifest.json", "next: "):
-        assert part in said
+        assert part in message
     folder.remove(TRAIN)
     assert main(["validate", folder.uri]) == 2
     problem, line = capsys.readouterr().err.splitlines()[-2:]
@@ -320,61 +324,65 @@ def test_the_command_lists_problems_or_prints_a_summary(made: Made, capsys: pyte
     assert main(["validate", folder.uri, "--query", "customer=uid"]) == 2
 
 
-def test_strings_of_either_size_are_strings(made: Made) -> None:
-    typed(made.vocabularies["customer"][0], "id", pa.large_string())
-    folder = made.write()
-    assert checked(folder).manifest_written
+def test_large_strings_are_accepted(dataset: ForeignDataset) -> None:
+    cast_column(dataset.vocabularies["customer"][0], "id", pa.large_string())
+    folder = dataset.write()
+    assert run_validation(folder).manifest_written
     manifest: DatasetManifest = forget(folder, pa.array(["c1", "c8"]), "customer", NullReporter()).manifest
     assert manifest.entities["customer"].vacant_rows == [1, 8]
     assert problems(folder) == []
 
 
-def test_an_empty_shard_is_allowed(made: Made) -> None:
-    folder = made.write()
-    table = pq.read_table(made.folder / TRAIN)
-    pq.write_table(table.slice(0, 0), made.folder / "train/part-empty.parquet")
+def test_empty_file_is_allowed(dataset: ForeignDataset) -> None:
+    folder = dataset.write()
+    table = pq.read_table(dataset.folder / TRAIN)
+    pq.write_table(table.slice(0, 0), dataset.folder / "train/part-empty.parquet")
     assert (problems(folder), read_manifest(folder).splits["train"].rows) == ([], 70)
 
 
-def test_text_that_is_not_utf8_is_a_problem(made: Made) -> None:
+def test_invalid_utf8_is_reported(dataset: ForeignDataset) -> None:
     raw = pa.array([b"c%d" % row for row in range(CUSTOMERS - 1)] + [b"caf\xe9"])
-    made.vocabularies["customer"] = [{**made.vocabularies["customer"][0]}]
-    made.vocabularies["customer"][0].update(
+    dataset.vocabularies["customer"] = [{**dataset.vocabularies["customer"][0]}]
+    dataset.vocabularies["customer"][0].update(
         row=np.arange(CUSTOMERS), id=raw.view(pa.string()), count=np.zeros(CUSTOMERS, np.int64)
     )
-    assert [documented("validate: not UTF-8", problem) for problem in problems(made.write()) if "UTF-8" in problem]
+    assert [documented("validate: not UTF-8", problem) for problem in problems(dataset.write()) if "UTF-8" in problem]
 
 
-def test_a_row_group_is_checked_by_parts_and_what_is_wrong_has_its_row_in_it(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+def test_row_group_is_checked_in_parts_and_problems_have_its_row(
+    dataset: ForeignDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.prepare.validate._PART_ROWS", 3)
-    assert problems(made.write()) == []
-    (made.folder / "manifest.json").unlink()
-    change(made.shards["train"][0], "track", 30, 77)
-    change(made.vocabularies["customer"][1], "row", 4, 9)
-    found = problems(made.write())
+    assert problems(dataset.write()) == []
+    (dataset.folder / "manifest.json").unlink()
+    set_value(dataset.shards["train"][0], "track", 30, 77)
+    set_value(dataset.vocabularies["customer"][1], "row", 4, 9)
+    found = problems(dataset.write())
     assert len(found) == 2
-    assert any("part-0.c000.snappy.parquet, row group 1, row 14: column 'track' is 77" in said for said in found)
-    assert any("row group 0, row 4: column 'row' is 9; expected 0, 1, 2 … through all files" in said for said in found)
+    assert any("part-0.c000.snappy.parquet, row group 1, row 14: column 'track' is 77" in message for message in found)
+    assert any(
+        "row group 0, row 4: column 'row' is 9; expected 0, 1, 2 … through all files" in message for message in found
+    )
 
 
-def test_many_files_are_looked_at_several_at_a_time_and_the_first_problem_is_said(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+def test_footers_are_read_concurrently_and_the_first_problem_is_reported(
+    dataset: ForeignDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, together = made.write(), threading.Barrier(4)
+    folder, barrier = dataset.write(), threading.Barrier(4)
 
-    def look_with_others(folder: Folder, path: str) -> DataFile:
+    def read_with_others(folder: Folder, path: str) -> DataFile:
         if path.startswith("train/more"):
-            together.wait(30)
+            barrier.wait(30)
         return file_entry(folder, path)
 
     for number in range(8):
-        pq.write_table(pa.table(made.shards["test"][0]).slice(0, 0), made.folder / "train" / f"more-{number}.parquet")
-    monkeypatch.setattr("trainer.prepare.infer_manifest.file_entry", look_with_others)
+        pq.write_table(
+            pa.table(dataset.shards["test"][0]).slice(0, 0), dataset.folder / "train" / f"more-{number}.parquet"
+        )
+    monkeypatch.setattr("trainer.prepare.infer_manifest.file_entry", read_with_others)
     assert problems(folder) == []
     for name in ("more-2", "more-5"):
-        (made.folder / "train" / f"{name}.parquet").write_bytes(b"not a Parquet file")
-    (made.folder / "manifest.json").unlink()
-    [said] = problems(folder)
-    assert "train/more-2.parquet: is not a Parquet file" in said
+        (dataset.folder / "train" / f"{name}.parquet").write_bytes(b"not a Parquet file")
+    (dataset.folder / "manifest.json").unlink()
+    [message] = problems(folder)
+    assert "train/more-2.parquet: is not a Parquet file" in message
