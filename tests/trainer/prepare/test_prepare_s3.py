@@ -183,7 +183,7 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     ),
     "no match": (lambda place, _: {"train": [f"{place.uri}/*.parquet"]}, ["--train", "/*.parquet: matches no object"]),
     "folder": (lambda place, _: {"train": [place.uri]}, ["is a folder", "/*.parquet"]),
-    "input file inside --out": (inside_out, ["/out/e.parquet: lies inside --out"]),
+    "input file inside --out": (inside_out, ["/out/e.parquet: is inside --out"]),
 }
 
 
