@@ -1,4 +1,4 @@
-"""Embeddings as Parquet: what a store holds comes back by rows, and a folder is replaced whole."""
+"""Embeddings as Parquet: written from a store, read back by rows, and replaced completely."""
 
 import os
 import subprocess
@@ -186,7 +186,7 @@ def test_each_worker_writes_its_part_of_the_files(
     second.create(TABLES, OptimizerSpec("sgd"), seed=1)
     write_embeddings(second, TABLES, vocabularies, tmp_path / "embeddings")
     assert [path.name for path in (tmp_path / ".embeddings.partial" / QUERY).iterdir()] == ["rows-000000000008.parquet"]
-    assert not (tmp_path / "embeddings").exists(), "the first worker moves the whole into place"
+    assert not (tmp_path / "embeddings").exists(), "only the first worker moves the folder into place"
 
 
 def test_folder_without_embeddings_is_rejected(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
-"""What is exported is what the checkpoint holds, under the ids of its data: all of it, or nothing and the reason."""
+"""Export: the vectors of a checkpoint with the IDs of its dataset, completely or not at all."""
 
 import json
-import re
 import resource
 import shutil
 import signal
@@ -12,59 +11,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from builders import write_data_set
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
+from exporting import OPTIMIZER, training_on, vectors
 from object_store import running_object_store
 from pyarrow import fs
-from running_command import crossfade, started, succeeded
+from running_command import crossfade
 from saved_shards import Arrays, random_table, save_shards, split_table
-from waiting import wait_until
 
-from kvstore.arrays import FloatArray
 from kvstore.checkpoint.files import MANIFEST_NAME
-from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.errors import CheckpointError, InputError
-from kvstore.io.folder import Folder
-from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import TableSpec
-from trainer.data.manifest import data_fingerprint
 from trainer.data.reporter import NullReporter
 from trainer.embeddings import files as embeddings
 from trainer.embeddings.export import ExportRequest, ExportResult, export
-from trainer.embeddings.files import EmbeddingFiles, vectors_of
+from trainer.embeddings.files import EmbeddingFiles
 
-OPTIMIZER = OptimizerSpec("adagrad")
 TABLES = [TableSpec("customer", CUSTOMERS, 5, 0.1), TableSpec("track", TRACKS, 3, 0.1)]
 STEPS = (100, 200, 300)
 ENTITIES = [table.name for table in TABLES]
 
 
 def values_at(step: int) -> dict[str, Arrays]:
-    """The tables of the checkpoint of ``step``."""
+    """Return the tables of the checkpoint of ``step``."""
     return {table.name: random_table(table, OPTIMIZER, seed=step) for table in TABLES}
 
 
 def save_step(checkpoints: Path, data: Path, step: int) -> None:
-    """Write the checkpoint of ``step`` as two servers with two keys each do."""
+    """Write the checkpoint of ``step`` like two servers with two keys each."""
     held = [split_table(table, values_at(step)[table.name], num_shards=4) for table in TABLES]
     parts = [[part for table in held for part in table[server::2]] for server in range(2)]
     save_shards(str(checkpoints), step, TABLES, OPTIMIZER, parts, training_on(data))
 
 
-def training_on(data: Path) -> dict[str, Any]:
-    """What a run on ``data`` says of itself in a checkpoint."""
-    return {
-        "run": "0",
-        "job": {"name": "planted", "data": {"path": str(data)}},
-        "data": data_fingerprint(Folder(data)),
-    }
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data with string ids of customers and names of tracks, and checkpoints of a run on them."""
+    """A dataset with string IDs of customers and names of tracks, and checkpoints of a run on it."""
     folder = tmp_path_factory.mktemp("written")
     data = write_planted(folder / "data", named=True)
     for step in STEPS:
@@ -74,13 +57,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoints(written: Path, tmp_path: Path) -> Path:
-    """The checkpoints, to be damaged at will."""
+    """A copy of the checkpoints, which a test may corrupt."""
     return Path(shutil.copytree(written / "checkpoints", tmp_path / "checkpoints"))
 
 
 @pytest.fixture
 def data(written: Path, tmp_path: Path) -> Path:
-    """The data, moved."""
+    """A copy of the dataset in another place."""
     return Path(shutil.copytree(written / "data", tmp_path / "data"))
 
 
@@ -89,7 +72,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 class Lines(list[str]):
-    """What an export says."""
+    """The lines that an export logs."""
 
     def export(self, source: Path | str, out: Path | None, *entities: str, **options: Any) -> ExportResult:
         return export(ExportRequest(str(source), out, entities, **options), self.append, NullReporter())
@@ -100,16 +83,12 @@ def lines() -> Lines:
     return Lines()
 
 
-def vectors(folder: Path, entity: str) -> FloatArray:
-    return vectors_of(EmbeddingFiles(folder).read(entity).column("vector"))
-
-
 def assert_is_step(folder: Path, step: int) -> None:
     for entity, arrays in values_at(step).items():
         np.testing.assert_array_equal(vectors(folder, entity), arrays["weights"])
 
 
-def damage(path: Path) -> None:
+def corrupt(path: Path) -> None:
     """Flip a bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -151,19 +130,19 @@ def test_incomplete_and_corrupt_checkpoints_are_skipped_by_name(
 ) -> None:
     (step_folder(checkpoints, 300) / MANIFEST_NAME).unlink()
     [victim] = step_folder(checkpoints, 200).glob("track/weights.00003*")
-    damage(victim)
+    corrupt(victim)
     assert lines.export(checkpoints, tmp_path / "out").step == 100
     assert_is_step(tmp_path / "out", 100)
-    partial, first, damaged, second = lines
-    assert partial.startswith(f"skipped a checkpoint: {step_folder(checkpoints, 300)}/{MANIFEST_NAME}: missing")
+    incomplete, first, corrupted, second = lines
+    assert incomplete.startswith(f"skipped a checkpoint: {step_folder(checkpoints, 300)}/{MANIFEST_NAME}: missing")
     assert "step 200" in first
-    assert damaged == f"skipped a checkpoint: {victim}: its CRC-32 does not match its content"
+    assert corrupted == f"skipped a checkpoint: {victim}: its CRC-32 does not match its content"
     assert "step 100" in second
 
 
 def test_folder_without_complete_checkpoint_is_rejected(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     for step in STEPS:
-        damage(step_folder(checkpoints, step) / MANIFEST_NAME)
+        corrupt(step_folder(checkpoints, step) / MANIFEST_NAME)
     with pytest.raises(CheckpointError, match=r"checkpoints: none of its 3 checkpoint\(s\) is complete"):
         lines.export(checkpoints, tmp_path / "out")
     assert len(lines) == 3
@@ -171,13 +150,13 @@ def test_folder_without_complete_checkpoint_is_rejected(checkpoints: Path, tmp_p
 
 
 @pytest.mark.parametrize("victim", [MANIFEST_NAME, "part-00001*", "customer/weights.00000*", "track/weights.00003*"])
-@pytest.mark.parametrize("harm", [damage, Path.unlink])
+@pytest.mark.parametrize("change", [corrupt, Path.unlink])
 def test_corrupt_named_checkpoint_is_rejected_without_output(
-    checkpoints: Path, tmp_path: Path, lines: Lines, victim: str, harm: Callable[[Path], None]
+    checkpoints: Path, tmp_path: Path, lines: Lines, victim: str, change: Callable[[Path], None]
 ) -> None:
     step = step_folder(checkpoints, 300)
     [path] = step.glob(victim)
-    harm(path)
+    change(path)
     with pytest.raises(CheckpointError) as error:
         lines.export(step, tmp_path / "out")
     assert str(error.value).startswith(f"{path}: ")
@@ -186,9 +165,9 @@ def test_corrupt_named_checkpoint_is_rejected_without_output(
 
 def test_corruption_of_other_tables_is_ignored(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     for path in step_folder(checkpoints, 300).glob("*/squares*"):
-        damage(path)
+        corrupt(path)
     [customers, *_] = step_folder(checkpoints, 300).glob("customer/weights*")
-    damage(customers)
+    corrupt(customers)
     lines.export(step_folder(checkpoints, 300), tmp_path / "out", "track")
     np.testing.assert_array_equal(vectors(tmp_path / "out", "track"), values_at(300)["track"]["weights"])
 
@@ -224,7 +203,7 @@ def test_existing_output_is_replaced_only_with_overwrite_and_only_embeddings(
 
 def test_failed_export_keeps_the_earlier_one(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     lines.export(step_folder(checkpoints, 100), tmp_path / "out")
-    damage(next(step_folder(checkpoints, 300).glob("track/weights.00003*")))
+    corrupt(next(step_folder(checkpoints, 300).glob("track/weights.00003*")))
     with pytest.raises(CheckpointError):
         lines.export(step_folder(checkpoints, 300), tmp_path / "out", overwrite=True)
     assert_is_step(tmp_path / "out", 100)
@@ -357,85 +336,10 @@ def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Li
             lines.export(server.uri("nowhere"), tmp_path / "out")
 
 
-def weights_of_newest(run: Path, entity: str) -> FloatArray:
-    """The rows of ``entity`` in the newest checkpoint of a run, as numpy alone reads them."""
-    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
-    assert checkpoint is not None
-    weights_ND = np.empty((checkpoint.rows(entity), 8), np.float32)
-    files = sorted(Path(checkpoint.uri, entity).glob("weights.*.npy"))
-    for number, path in enumerate(files):
-        weights_ND[number :: len(files)] = np.load(path)
-    return weights_ND
-
-
-def train(place: Path, run: str, *options: object, **sections: Any) -> Path:
-    """Train on the planted data; the run's folder."""
-    if not (place / "data").exists():
-        write_planted(place / "data", named=True, held_out=False)
-    write_job(place / f"{run}.yaml", place / "data", **sections)
-    succeeded(crossfade("train", f"{run}.yaml", "--run-dir", run, *options, cwd=place))
-    return place / run
-
-
-def assert_equal_folders(one: Path, other: Path) -> None:
-    names = [[str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))] for folder in (one, other)]
-    assert names[0] == names[1]
-    for name in names[0]:
-        if (one / name).is_file():
-            assert (one / name).read_bytes() == (other / name).read_bytes(), name
-
-
-@pytest.mark.slow
-def test_export_of_run_without_valid_split_equals_its_embeddings(tmp_path: Path) -> None:
-    run = train(tmp_path, "run")
-    result = succeeded(crossfade("export", "run", "--out", "out/now", cwd=tmp_path))
-    assert_equal_folders(tmp_path / "out" / "now", run / "embeddings")
-    assert result.stdout.splitlines() == [
-        f"customer  {CUSTOMERS:>13} x 8      out/now/customer",
-        f"track     {TRACKS:>13} x 8      out/now/track",
-    ]
-    assert "crossfade: exporting run/checkpoints/step-" in result.stderr
-
-
-@pytest.mark.cluster
-def test_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
-    run = train(tmp_path, "run", "--servers", 2, "--workers", 2, cluster={"max_key_bytes": 2048})
-    succeeded(crossfade("export", "run", "--out", "out", cwd=tmp_path))
-    assert_equal_folders(tmp_path / "out", run / "embeddings")
-    assert len(list(run.glob("checkpoints/step-*/customer/weights.*"))) > 2
-
-
-@pytest.mark.slow
-def test_export_of_run_with_valid_split_is_its_last_step(tmp_path: Path) -> None:
-    write_planted(tmp_path / "data")
-    run = train(tmp_path, "run", train={"epochs": 12, "patience": None}, optimizer={"learning_rate": 1.0})
-    exported = json.loads(succeeded(crossfade("export", "run", "--out", "out", "--json", cwd=tmp_path)).stdout)
-    report = json.loads((run / "report.json").read_text())
-    assert exported["step"] == report["steps"]
-    assert (exported["out"], exported["job"]) == ("out", "planted")
-    assert exported["tables"][0] == {"name": "customer", "rows": CUSTOMERS, "dim": 8}
-    for entity in ENTITIES:
-        np.testing.assert_array_equal(vectors(tmp_path / "out", entity), weights_of_newest(run, entity))
-    assert report["best_epoch"] < report["epochs"], "the job is to overfit"
-    assert not np.array_equal(vectors(tmp_path / "out", "track"), vectors(run / "embeddings", "track"))
-
-
-@pytest.mark.slow
-def test_exported_embeddings_are_found_by_similar_and_evaluate(tmp_path: Path) -> None:
-    write_planted(tmp_path / "data", named=True)
-    run = train(tmp_path, "run", train={"save_embeddings": "none"})
-    assert not (run / "embeddings").exists()
-    succeeded(crossfade("export", "run", cwd=tmp_path))
-    for entity in ENTITIES:
-        np.testing.assert_array_equal(vectors(run / "embeddings", entity), weights_of_newest(run, entity))
-    assert "Genre" in succeeded(crossfade("similar", "run", "Genre 0 Song 0", cwd=tmp_path)).stdout
-    assert re.search(r"recall +0\.\d+", succeeded(crossfade("evaluate", "run", cwd=tmp_path)).stdout)
-
-
 @pytest.mark.slow
 def test_exit_code_distinguishes_corruption_from_invalid_input(checkpoints: Path, tmp_path: Path) -> None:
     [victim] = step_folder(checkpoints, 300).glob("track/weights.00003*")
-    damage(victim)
+    corrupt(victim)
     result = crossfade("export", victim.parents[1], "--out", "out", cwd=tmp_path)
     assert result.returncode == 1
     assert f"crossfade: error: {victim}: its CRC-32 does not match its content\n" in result.stderr
@@ -446,53 +350,3 @@ def test_exit_code_distinguishes_corruption_from_invalid_input(checkpoints: Path
     assert result.returncode == 2
     assert "name a new folder" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
-
-
-LARGE = 400_000
-PEAK = """
-import sys
-from pathlib import Path
-from crossfade.main import main
-code = main(sys.argv[1:])
-print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")))
-sys.exit(code)
-"""
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with a table of 102 MB, and one of one piece."""
-    folder = tmp_path_factory.mktemp("large")
-    write_data_set(folder / "data", {}, queries=LARGE, items=embeddings.GROUP_ROWS)
-    tables = [TableSpec("customer", LARGE, 64, 0.1), TableSpec("track", embeddings.GROUP_ROWS, 64, 0.1)]
-    held = [part for table in tables for part in split_table(table, random_table(table, OPTIMIZER), num_shards=2)]
-    save_shards(str(folder / "checkpoints"), 1, tables, OPTIMIZER, [held], training_on(folder / "data"))
-    return folder
-
-
-def export_peak_bytes(large: Path, entity: str, out: Path) -> int:
-    """The most memory that an export has held."""
-    command = ["export", str(large / "checkpoints"), "--out", str(out), "--entity", entity]
-    result = subprocess.run(
-        [sys.executable, "-c", PEAK, *command], capture_output=True, text=True, timeout=90, check=True
-    )
-    return int(result.stdout.split()[-1]) * 1024
-
-
-@pytest.mark.slow
-def test_export_memory_does_not_grow_with_the_table(large: Path, tmp_path: Path) -> None:
-    of_a_piece = export_peak_bytes(large, "track", tmp_path / "track")
-    of_many = export_peak_bytes(large, "customer", tmp_path / "customer")
-    assert pq.ParquetFile(tmp_path / "customer" / "customer" / "rows-000000000000.parquet").metadata.num_rows == LARGE
-    assert of_many - of_a_piece < LARGE * 64 * 4 * 3 / 4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_export_leaves_nothing(large: Path, tmp_path: Path, number: signal.Signals) -> None:
-    with started("export", large / "checkpoints", "--out", "out", cwd=tmp_path) as command:
-        wait_until(lambda: list(tmp_path.glob(".out.partial-*/customer/*")), 60, "a file of embeddings")
-        command.process.send_signal(number)
-        result = command.finish()
-    assert result.returncode == 128 + number, result.stderr
-    assert list(tmp_path.iterdir()) == []

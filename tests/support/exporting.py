@@ -1,0 +1,26 @@
+"""Checkpoints to export from, and the embeddings that were exported."""
+
+from pathlib import Path
+from typing import Any
+
+from kvstore.arrays import FloatArray
+from kvstore.io.folder import Folder
+from kvstore.optimizer_spec import OptimizerSpec
+from trainer.data.manifest import data_fingerprint
+from trainer.embeddings.files import EmbeddingFiles, vectors_of
+
+OPTIMIZER = OptimizerSpec("adagrad")
+
+
+def training_on(data: Path) -> dict[str, Any]:
+    """Return the training record of a checkpoint of a run on ``data``."""
+    return {
+        "run": "0",
+        "job": {"name": "planted", "data": {"path": str(data)}},
+        "data": data_fingerprint(Folder(data)),
+    }
+
+
+def vectors(folder: Path, entity: str) -> FloatArray:
+    """Read all vectors of ``entity``."""
+    return vectors_of(EmbeddingFiles(folder).read(entity).column("vector"))

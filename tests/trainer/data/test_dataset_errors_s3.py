@@ -1,0 +1,168 @@
+"""Datasets on S3 that cannot be read: 'crossfade train' exits with one line that says why."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_data import train_rows, write_job, write_planted
+from error_table import documented
+from flaky_proxy import flaky_proxy
+from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_object_store
+from paced_training import paced
+from running_command import crossfade, succeeded
+from train_errors import TrainError, train_error_runner
+
+pytestmark = pytest.mark.slow
+
+FILE = "train/part-00001.parquet"
+ODD = 'da ta/Füße "it\'s" 音楽 100%'
+"""A path with spaces, Unicode and quotes."""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a dataset and a job."""
+    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
+    return tmp_path
+
+
+@pytest.fixture
+def train_error(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> TrainError:
+    return train_error_runner(place, monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
+        server.upload(write_planted(tmp_path_factory.mktemp("planted") / "data"), f"in put/{ODD}")
+        yield server
+
+
+def on_s3(uri: str) -> tuple[str, str]:
+    return "--set", f"data.path={json.dumps(uri)}"
+
+
+@pytest.mark.slow
+def test_s3_uri_with_spaces_unicode_and_quotes_is_read(place: Path, s3: ObjectStore) -> None:
+    uri = s3.uri(f"in put/{ODD}")
+    runs = {"s3": on_s3(uri), "local": ()}
+    for run, options in runs.items():
+        command = ("train", "job.yaml", "--run-dir", run, *options)
+        succeeded(crossfade(*command, cwd=place, variables=s3.variables))
+    for name in ("customer", "track"):
+        one, other = (next((place / run / "embeddings" / name).iterdir()).read_bytes() for run in runs)
+        assert one == other
+    for command in (
+        ("evaluate", "s3"),
+        ("similar", "s3", "5007"),
+        ("plan", "s3/job.yaml"),
+        ("export", "s3", "--out", "x"),
+    ):
+        succeeded(crossfade(*command, cwd=place, variables=s3.variables))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "variables", "expected"),
+    [
+        (
+            "a wrong secret key",
+            {"AWS_SECRET_ACCESS_KEY": "wrong"},
+            "access denied (403 SignatureDoesNotMatch): the secret key does not belong to the credentials of "
+            "AWS_ACCESS_KEY_ID=tests; check AWS_SECRET_ACCESS_KEY",
+        ),
+        ("a wrong access key", {"AWS_ACCESS_KEY_ID": "nobody"}, "access denied (403 InvalidAccessKeyId): "),
+        (
+            "no permission to read",
+            STRANGER,
+            "access denied (403 AccessDenied): the credentials of AWS_ACCESS_KEY_ID=stranger may not do this in bucket "
+            f"'{BUCKET}'; ask for the right to list it",
+        ),
+    ],
+)
+def test_denied_s3_credentials_are_explained(
+    train_error: TrainError, s3: ObjectStore, what: str, variables: dict[str, str], expected: str
+) -> None:
+    uri = s3.uri(f"in put/{ODD}")
+    message = train_error(*on_s3(uri), variables={**s3.variables, **variables})
+    assert documented(what, message).startswith(f"{uri}/manifest.json: {expected}")
+
+
+@pytest.mark.slow
+def test_expired_s3_credentials_are_explained(train_error: TrainError, s3: ObjectStore) -> None:
+    uri = s3.uri(f"in put/{ODD}")
+    with flaky_proxy(s3.endpoint) as proxy:
+        proxy.strike_every("expire", 1)
+        message = train_error(*on_s3(uri), variables={**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint})
+    assert documented("expired credentials", message) == (
+        f"{uri}/manifest.json: access denied (ExpiredToken): the credentials of AWS_ACCESS_KEY_ID=tests have expired; "
+        "get new ones (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN)"
+    )
+
+
+@pytest.mark.slow
+def test_missing_bucket_is_rejected(train_error: TrainError, s3: ObjectStore) -> None:
+    message = train_error(*on_s3("s3://nowhere/data"), variables=s3.variables)
+    assert documented("a missing bucket", message) == (
+        f"s3://nowhere/data/manifest.json: there is no bucket 'nowhere' at {s3.endpoint}; check its name, "
+        "AWS_ENDPOINT_URL and AWS_REGION"
+    )
+
+
+@pytest.mark.slow
+def test_empty_s3_prefix_is_rejected(train_error: TrainError, s3: ObjectStore) -> None:
+    message = train_error(*on_s3(s3.uri("nothing/here")), variables=s3.variables)
+    documented("a folder or prefix without a dataset", message)
+    assert message.startswith(f"{s3.uri('nothing/here')}/manifest.json: no such file; expected a folder written by ")
+
+
+def test_unreachable_endpoint_is_rejected(train_error: TrainError) -> None:
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    variables = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "CROSSFADE_S3_ATTEMPTS": "3",
+    }
+    message = train_error(*on_s3("s3://music/data"), variables=variables)
+    assert documented("an unreachable endpoint", message).startswith(
+        f"s3://music/data/manifest.json: {endpoint} cannot be reached (NETWORK_CONNECTION): "
+    )
+
+
+@pytest.mark.slow
+def test_s3_object_deleted_during_training_ends_the_run(place: Path, s3: ObjectStore) -> None:
+    uri = s3.upload(place / "data", "vanishing")
+    epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
+    with paced("train", "job.yaml", *on_s3(uri), *epochs, run_dir=place / "run", variables=s3.variables) as training:
+        training.wait_for("step")
+        s3.client().delete_file(f"{BUCKET}/vanishing/{FILE}")
+        result = training.finish()
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"crossfade: error: {uri}/{FILE}: no such file, but the manifest lists it; prepare the data again"
+    )
+
+
+@pytest.mark.slow
+def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(place: Path, s3: ObjectStore) -> None:
+    uri = s3.upload(place / "data", "away")
+    command = ("train", "job.yaml", *on_s3(uri), "--set", "checkpoint.interval_steps=10", "--set", "train.epochs=40")
+    command = (*command, "--set", "train.eval_every_epochs=40")
+    with flaky_proxy(s3.endpoint) as proxy:
+        variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "3"}
+        with paced(*command, run_dir=place / "run", variables=variables) as training:
+            training.wait_for("checkpoint_saved")
+            proxy.strike_every("reset", 1)
+            result = training.finish()
+        assert result.returncode == 1
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith(f"crossfade: error: {uri}/train/")
+        assert f"{proxy.endpoint} cannot be reached (NETWORK_CONNECTION)" in line
+        documented("storage unreachable during training", line.removeprefix("crossfade: error: "), exit_code=1)
+        assert "Traceback" not in result.stderr
+        proxy.strike_every("throttle", 7)
+        del variables["CROSSFADE_S3_ATTEMPTS"]
+        succeeded(crossfade(*command, "--run-dir", "run", "--resume", cwd=place, variables=variables))
+    assert json.loads((place / "run" / "report.json").read_text())["examples"] == 40 * train_rows()

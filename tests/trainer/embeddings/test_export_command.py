@@ -1,0 +1,151 @@
+"""The export command: embeddings of trained runs, its memory, and its interruption."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from builders import write_data_set
+from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
+from exporting import OPTIMIZER, training_on, vectors
+from running_command import crossfade, started, succeeded
+from saved_shards import random_table, save_shards, split_table
+from waiting import wait_until
+
+from kvstore.arrays import FloatArray
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+from kvstore.store import TableSpec
+from trainer.embeddings import files as embeddings
+
+ENTITIES = ["customer", "track"]
+
+
+def weights_of_newest(run: Path, entity: str) -> FloatArray:
+    """Read the rows of ``entity`` from the newest checkpoint of a run with numpy only."""
+    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
+    assert checkpoint is not None
+    weights_ND = np.empty((checkpoint.rows(entity), 8), np.float32)
+    files = sorted(Path(checkpoint.uri, entity).glob("weights.*.npy"))
+    for number, path in enumerate(files):
+        weights_ND[number :: len(files)] = np.load(path)
+    return weights_ND
+
+
+def train(place: Path, run: str, *options: object, **sections: Any) -> Path:
+    """Train on planted data, and return the run folder."""
+    if not (place / "data").exists():
+        write_planted(place / "data", named=True, held_out=False)
+    write_job(place / f"{run}.yaml", place / "data", **sections)
+    succeeded(crossfade("train", f"{run}.yaml", "--run-dir", run, *options, cwd=place))
+    return place / run
+
+
+def assert_equal_folders(one: Path, other: Path) -> None:
+    names = [[str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))] for folder in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        if (one / name).is_file():
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_export_of_run_without_valid_split_equals_its_embeddings(tmp_path: Path) -> None:
+    run = train(tmp_path, "run")
+    result = succeeded(crossfade("export", "run", "--out", "out/now", cwd=tmp_path))
+    assert_equal_folders(tmp_path / "out" / "now", run / "embeddings")
+    assert result.stdout.splitlines() == [
+        f"customer  {CUSTOMERS:>13} x 8      out/now/customer",
+        f"track     {TRACKS:>13} x 8      out/now/track",
+    ]
+    assert "crossfade: exporting run/checkpoints/step-" in result.stderr
+
+
+@pytest.mark.cluster
+def test_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
+    run = train(tmp_path, "run", "--servers", 2, "--workers", 2, cluster={"max_key_bytes": 2048})
+    succeeded(crossfade("export", "run", "--out", "out", cwd=tmp_path))
+    assert_equal_folders(tmp_path / "out", run / "embeddings")
+    assert len(list(run.glob("checkpoints/step-*/customer/weights.*"))) > 2
+
+
+@pytest.mark.slow
+def test_export_of_run_with_valid_split_is_its_last_step(tmp_path: Path) -> None:
+    write_planted(tmp_path / "data")
+    run = train(tmp_path, "run", train={"epochs": 12, "patience": None}, optimizer={"learning_rate": 1.0})
+    exported = json.loads(succeeded(crossfade("export", "run", "--out", "out", "--json", cwd=tmp_path)).stdout)
+    report = json.loads((run / "report.json").read_text())
+    assert exported["step"] == report["steps"]
+    assert (exported["out"], exported["job"]) == ("out", "planted")
+    assert exported["tables"][0] == {"name": "customer", "rows": CUSTOMERS, "dim": 8}
+    for entity in ENTITIES:
+        np.testing.assert_array_equal(vectors(tmp_path / "out", entity), weights_of_newest(run, entity))
+    assert report["best_epoch"] < report["epochs"], "the job must overfit"
+    assert not np.array_equal(vectors(tmp_path / "out", "track"), vectors(run / "embeddings", "track"))
+
+
+@pytest.mark.slow
+def test_exported_embeddings_are_found_by_similar_and_evaluate(tmp_path: Path) -> None:
+    write_planted(tmp_path / "data", named=True)
+    run = train(tmp_path, "run", train={"save_embeddings": "none"})
+    assert not (run / "embeddings").exists()
+    succeeded(crossfade("export", "run", cwd=tmp_path))
+    for entity in ENTITIES:
+        np.testing.assert_array_equal(vectors(run / "embeddings", entity), weights_of_newest(run, entity))
+    assert "Genre" in succeeded(crossfade("similar", "run", "Genre 0 Song 0", cwd=tmp_path)).stdout
+    assert re.search(r"recall +0\.\d+", succeeded(crossfade("evaluate", "run", cwd=tmp_path)).stdout)
+
+
+LARGE = 400_000
+PEAK = """
+import sys
+from pathlib import Path
+from crossfade.main import main
+code = main(sys.argv[1:])
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")))
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a table of 102 MB, and one of a single row group."""
+    folder = tmp_path_factory.mktemp("large")
+    write_data_set(folder / "data", {}, queries=LARGE, items=embeddings.GROUP_ROWS)
+    tables = [TableSpec("customer", LARGE, 64, 0.1), TableSpec("track", embeddings.GROUP_ROWS, 64, 0.1)]
+    parts = [part for table in tables for part in split_table(table, random_table(table, OPTIMIZER), num_shards=2)]
+    save_shards(str(folder / "checkpoints"), 1, tables, OPTIMIZER, [parts], training_on(folder / "data"))
+    return folder
+
+
+def export_peak_bytes(large: Path, entity: str, out: Path) -> int:
+    """Return the peak memory of an export in bytes."""
+    command = ["export", str(large / "checkpoints"), "--out", str(out), "--entity", entity]
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, *command], capture_output=True, text=True, timeout=90, check=True
+    )
+    return int(result.stdout.split()[-1]) * 1024
+
+
+@pytest.mark.slow
+def test_export_memory_does_not_grow_with_the_table(large: Path, tmp_path: Path) -> None:
+    small_peak = export_peak_bytes(large, "track", tmp_path / "track")
+    large_peak = export_peak_bytes(large, "customer", tmp_path / "customer")
+    assert pq.ParquetFile(tmp_path / "customer" / "customer" / "rows-000000000000.parquet").metadata.num_rows == LARGE
+    assert large_peak - small_peak < LARGE * 64 * 4 * 3 / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_export_leaves_nothing(large: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with started("export", large / "checkpoints", "--out", "out", cwd=tmp_path) as command:
+        wait_until(lambda: list(tmp_path.glob(".out.partial-*/customer/*")), 60, "a file of embeddings")
+        command.process.send_signal(number)
+        result = command.finish()
+    assert result.returncode == 128 + number, result.stderr
+    assert list(tmp_path.iterdir()) == []
