@@ -1,4 +1,4 @@
-"""A coordinator with scripted agents, whose roles do what a test says, on a clock that the test moves."""
+"""A coordinator with scripted agents, whose roles behave as a test scripts, on a clock that the test moves."""
 
 from typing import Any
 

@@ -23,19 +23,19 @@ def test_job_starts_once_all_hosts_have_joined(hosts: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "dealt"),
+    ("hosts", "assigned"),
     [
         (1, [["scheduler", "server-0", "server-1", "server-2", "worker-0", "worker-1"]]),
         (2, [["scheduler", "server-0", "server-2", "worker-0"], ["server-1", "worker-1"]]),
         (3, [["scheduler", "server-0", "worker-0"], ["server-1", "worker-1"], ["server-2"]]),
     ],
 )
-def test_roles_are_assigned_to_hosts_in_turn(hosts: int, dealt: list[list[str]]) -> None:
+def test_roles_are_assigned_to_hosts_in_turn(hosts: int, assigned: list[list[str]]) -> None:
     cluster = Cluster(hosts=hosts, servers=3, workers=2)
     for number in range(2, hosts + 1):
         cluster.join(f"10.0.0.{number}")
     cluster.start("folder/step-7", 7)
-    assert [host.desired.roles for host in cluster.hosts] == dealt
+    assert [host.desired.roles for host in cluster.hosts] == assigned
     desired = cluster.hosts[-1].desired
     assert (desired.servers, desired.workers, desired.checkpoint, desired.job_digest) == (
         3,

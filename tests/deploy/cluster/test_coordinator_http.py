@@ -1,4 +1,4 @@
-"""What the coordinator says over HTTP, and to whom."""
+"""The coordinator over HTTP: heartbeats, status, tokens and errors."""
 
 import http.client
 import json
@@ -30,7 +30,7 @@ Ask = Callable[..., tuple[int, dict[str, Any]]]
 
 @pytest.fixture
 def served() -> Iterator[tuple[Cluster, Address]]:
-    """A coordinator that waits for a second host, and where it answers."""
+    """A coordinator that waits for a second host, and its address."""
     cluster = Cluster(hosts=2)
     with serve_coordinator(cluster.coordinator, Address("127.0.0.1", 0), TOKEN) as address:
         yield cluster, address
@@ -38,13 +38,13 @@ def served() -> Iterator[tuple[Cluster, Address]]:
 
 @pytest.fixture
 def ask(served: tuple[Cluster, Address]) -> Ask:
-    """Send a request; gives the status and the JSON of the answer."""
+    """Send a request; return the status and the JSON of the answer."""
 
     def send(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
         _, address = served
         with closing(http.client.HTTPConnection(address.host, address.port, timeout=10)) as connection:
-            given = {"Authorization": f"Bearer {TOKEN}"} | {k.replace("_", "-"): v for k, v in headers.items()}
-            connection.request(method, path, body, {name: value for name, value in given.items() if value})
+            sent = {"Authorization": f"Bearer {TOKEN}"} | {k.replace("_", "-"): v for k, v in headers.items()}
+            connection.request(method, path, body, {name: value for name, value in sent.items() if value})
             response = connection.getresponse()
             return response.status, json.loads(response.read())
 
@@ -64,11 +64,11 @@ def test_agent_joins_and_gets_desired_states_over_http(served: tuple[Cluster, Ad
     )
     desired = remote.send_heartbeat(agent.make_heartbeat(coordinator=hello.coordinator, events=[event]))
     assert (desired.action, desired.roles, desired.acknowledged_event) == ("run", ["server-1", "worker-1"], 1)
-    assert [told["loss"] for told in cluster.events("step")] == [float("inf")]
+    assert [event["loss"] for event in cluster.events("step")] == [float("inf")]
     status, answer = ask("GET", "/v1/status")
     assert status == 200
     assert (answer["state"], answer["generation"], answer["step"], answer["restarts"]) == ("running", 1, 3, [])
-    assert [shown["address"] for shown in answer["agents"]] == ["10.0.0.1", "127.0.0.2"]
+    assert [agent["address"] for agent in answer["agents"]] == ["10.0.0.1", "127.0.0.2"]
 
 
 @pytest.mark.parametrize("given", ["", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", TOKEN, f"Basic {TOKEN}", "Bearer é"])
@@ -93,7 +93,7 @@ def test_wrong_token_is_reported_for_heartbeats_of_any_length(served: tuple[Clus
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         (b"not json", 400, "not a heartbeat"),
         (b"[]", 400, "not a heartbeat"),
@@ -107,12 +107,12 @@ def test_wrong_token_is_reported_for_heartbeats_of_any_length(served: tuple[Clus
     ids=["text", "list", "pickle", "missing", "wrong type", "unknown field", "unknown state", "too large"],
 )
 def test_invalid_heartbeat_is_rejected(
-    served: tuple[Cluster, Address], ask: Ask, body: bytes, status: int, said: str
+    served: tuple[Cluster, Address], ask: Ask, body: bytes, status: int, message: str
 ) -> None:
     cluster, _ = served
     answer = ask("POST", "/v1/heartbeat", body)
     assert answer[0] == status
-    assert said in answer[1]["error"]
+    assert message in answer[1]["error"]
     assert cluster.coordinator.remote_hosts() == []
 
 
@@ -209,7 +209,7 @@ def test_token_is_not_sent_to_a_proxy(served: tuple[Cluster, Address], monkeypat
 
 
 @pytest.mark.parametrize(
-    ("token", "said"),
+    ("token", "message"),
     [
         (None, "cluster.coordinator_address needs the environment variable CROSSFADE_TOKEN"),
         ("", "cluster.coordinator_address needs the environment variable CROSSFADE_TOKEN"),
@@ -220,16 +220,16 @@ def test_token_is_not_sent_to_a_proxy(served: tuple[Cluster, Address], monkeypat
     ],
 )
 def test_missing_or_weak_token_is_rejected_with_instructions(
-    monkeypatch: pytest.MonkeyPatch, token: str | None, said: str
+    monkeypatch: pytest.MonkeyPatch, token: str | None, message: str
 ) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     if token is not None:
         monkeypatch.setenv(TOKEN_VARIABLE, token)
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(InputError) as rejected:
         read_token("cluster.coordinator_address")
-    assert said in str(refusal.value)
-    assert "openssl rand -hex 32" in str(refusal.value)
-    assert not token or token not in str(refusal.value)
+    assert message in str(rejected.value)
+    assert "openssl rand -hex 32" in str(rejected.value)
+    assert not token or token not in str(rejected.value)
 
 
 def test_token_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -134,9 +134,9 @@ def test_records_on_a_full_disk_are_omitted_completely(disk: Path) -> None:
 
 
 def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touched(place: Path, disk: Path) -> None:
-    run = ("train", "job.yaml", "--run-dir", "refused", *to(disk / "checkpoints"), "--set", "train.max_steps=20")
+    run = ("train", "job.yaml", "--run-dir", "rejected", *to(disk / "checkpoints"), "--set", "train.max_steps=20")
     succeeded(crossfade(*run, cwd=place))
-    before = (place / "refused" / "report.json").read_bytes()
+    before = (place / "rejected" / "report.json").read_bytes()
     assert mount("-o", "remount,ro", disk).returncode == 0
     for how in ("--resume", "--overwrite"):
         elsewhere = to(disk / "others") if how == "--overwrite" else ()
@@ -145,4 +145,4 @@ def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touche
         [line] = result.stderr.splitlines()
         assert line.startswith(f"crossfade: error: checkpoint.path: {disk}/")
         assert "Read-only file system" in line
-        assert (place / "refused" / "report.json").read_bytes() == before
+        assert (place / "rejected" / "report.json").read_bytes() == before

@@ -13,21 +13,21 @@ STOPPED = StoppedEvent(step=8, checkpoint="checkpoints/step-000000008")
 
 
 def test_interruption_notice_drains_the_job_before_the_host_leaves(pair: tuple[Cluster, Host]) -> None:
-    cluster, taken = pair
-    assert taken.heartbeat(interruption_notice=NOTICE).action == "stop"
+    cluster, reclaimed = pair
+    assert reclaimed.heartbeat(interruption_notice=NOTICE).action == "stop"
     assert cluster.state is State.DRAINING
     assert cluster.local.heartbeat().action == "stop"
     cluster.local.report_events(SAVED, STOPPED)
     cluster.local.finish_roles()
-    taken.roles = dict.fromkeys(taken.roles, "done")
-    assert taken.heartbeat(interruption_notice=NOTICE).action == "wait"
+    reclaimed.roles = dict.fromkeys(reclaimed.roles, "done")
+    assert reclaimed.heartbeat(interruption_notice=NOTICE).action == "wait"
     cluster.local.heartbeat()
     cluster.local.heartbeat()
-    desired = taken.heartbeat(interruption_notice=NOTICE)
+    desired = reclaimed.heartbeat(interruption_notice=NOTICE)
     assert (desired.action, desired.exit_code) == ("leave", 75)
     assert desired.message == f"the job continues without this host: {NOTICE}"
-    taken.heartbeat(interruption_notice=NOTICE, leaving=True)
-    cluster.hosts.remove(taken)
+    reclaimed.heartbeat(interruption_notice=NOTICE, leaving=True)
+    cluster.hosts.remove(reclaimed)
     cluster.local.heartbeat()
     assert cluster.state is State.WAITING
     assert cluster.events("waiting") == [{"event": "waiting", "hosts": 1}]
@@ -38,30 +38,30 @@ def test_interruption_notice_drains_the_job_before_the_host_leaves(pair: tuple[C
 
 
 def test_host_with_notice_gets_no_more_roles(pair: tuple[Cluster, Host]) -> None:
-    cluster, taken = pair
+    cluster, reclaimed = pair
     spare = cluster.join("10.0.0.3")
-    taken.heartbeat(interruption_notice=NOTICE)
+    reclaimed.heartbeat(interruption_notice=NOTICE)
     cluster.local.report_events(SAVED, STOPPED)
     cluster.local.finish_roles()
-    taken.roles = dict.fromkeys(taken.roles, "done")
-    for _ in range(2):  # they obey, and say so
-        taken.heartbeat(interruption_notice=NOTICE)
+    reclaimed.roles = dict.fromkeys(reclaimed.roles, "done")
+    for _ in range(2):  # they end their roles, and report it
+        reclaimed.heartbeat(interruption_notice=NOTICE)
         cluster.local.heartbeat()
         spare.heartbeat()
     assert cluster.state is State.PREPARING
     cluster.start(STOPPED.checkpoint, at_step=8)
-    assert taken.generation is None
+    assert reclaimed.generation is None
     assert spare.generation == 2
 
 
 def test_draining_ends_when_the_notice_time_is_over(pair: tuple[Cluster, Host]) -> None:
-    cluster, taken = pair
-    taken.heartbeat(interruption_notice=NOTICE)
+    cluster, reclaimed = pair
+    reclaimed.heartbeat(interruption_notice=NOTICE)
     cluster.wait(NOTICE_SECONDS)
     assert cluster.state is State.DRAINING
     cluster.wait(1)
     assert cluster.state is State.WAITING
-    assert taken.generation is None
+    assert reclaimed.generation is None
     cluster.join("10.0.0.3")
     cluster.start()
     assert cluster.coordinator.restarts[0].cause == f"{CAUSE}; then its checkpoint took more than 110 s to write"
@@ -70,9 +70,9 @@ def test_draining_ends_when_the_notice_time_is_over(pair: tuple[Cluster, Host]) 
 def test_host_lost_while_draining_causes_a_restart(
     pair: tuple[Cluster, Host],
 ) -> None:
-    cluster, taken = pair
-    taken.heartbeat(interruption_notice=NOTICE)
-    cluster.hosts.remove(taken)
+    cluster, reclaimed = pair
+    reclaimed.heartbeat(interruption_notice=NOTICE)
+    cluster.hosts.remove(reclaimed)
     cluster.wait(20)
     assert cluster.state is State.WAITING
     cluster.join("10.0.0.3")
@@ -82,58 +82,58 @@ def test_host_lost_while_draining_causes_a_restart(
 
 
 def test_failure_while_draining_causes_a_restart(pair: tuple[Cluster, Host]) -> None:
-    cluster, taken = pair
-    taken.heartbeat(interruption_notice=NOTICE)
+    cluster, reclaimed = pair
+    reclaimed.heartbeat(interruption_notice=NOTICE)
     cluster.local.heartbeat(failure=KILLED)
     assert cluster.state is State.TERMINATING
-    assert taken.heartbeat(interruption_notice=NOTICE).action == "wait"
+    assert reclaimed.heartbeat(interruption_notice=NOTICE).action == "wait"
 
 
 def test_untrained_generation_is_terminated_without_draining() -> None:
     cluster = Cluster(hosts=2)
-    taken = cluster.join("10.0.0.2")
+    reclaimed = cluster.join("10.0.0.2")
     cluster.start()
-    assert taken.heartbeat(interruption_notice=NOTICE).action == "wait"
+    assert reclaimed.heartbeat(interruption_notice=NOTICE).action == "wait"
     assert cluster.state is State.TERMINATING
 
 
 def test_job_that_finishes_while_draining_is_done(pair: tuple[Cluster, Host]) -> None:
-    cluster, taken = pair
-    taken.heartbeat(interruption_notice=NOTICE)
+    cluster, reclaimed = pair
+    reclaimed.heartbeat(interruption_notice=NOTICE)
     cluster.local.heartbeat()
-    taken.roles = dict.fromkeys(taken.roles, "done")
-    taken.heartbeat(interruption_notice=NOTICE)
+    reclaimed.roles = dict.fromkeys(reclaimed.roles, "done")
+    reclaimed.heartbeat(interruption_notice=NOTICE)
     cluster.local.finish_roles()
     assert cluster.state is State.DONE
 
 
 def test_stop_while_draining_stops_the_job(pair: tuple[Cluster, Host]) -> None:
-    cluster, taken = pair
-    taken.heartbeat(interruption_notice=NOTICE)
+    cluster, reclaimed = pair
+    reclaimed.heartbeat(interruption_notice=NOTICE)
     cluster.coordinator.stop()
     assert cluster.state is State.STOPPING
     cluster.wait_silently(GRACE - 1)
     cluster.local.report_events(SAVED, STOPPED)
     cluster.local.finish_roles()
-    taken.roles = dict.fromkeys(taken.roles, "done")
-    assert taken.heartbeat(interruption_notice=NOTICE).exit_code == 143
+    reclaimed.roles = dict.fromkeys(reclaimed.roles, "done")
+    assert reclaimed.heartbeat(interruption_notice=NOTICE).exit_code == 143
     assert cluster.state is State.STOPPED
 
 
 def test_repeated_draining_does_not_count_as_failure(pair: tuple[Cluster, Host]) -> None:
-    cluster, taken = pair
+    cluster, reclaimed = pair
     for number in range(3, 20):
-        taken.heartbeat(interruption_notice=NOTICE)
+        reclaimed.heartbeat(interruption_notice=NOTICE)
         cluster.local.report_events(SAVED, STOPPED)
         cluster.local.finish_roles()
-        taken.roles = dict.fromkeys(taken.roles, "done")
+        reclaimed.roles = dict.fromkeys(reclaimed.roles, "done")
         for _ in range(2):
             cluster.local.heartbeat()
-            taken.heartbeat(interruption_notice=NOTICE)
-        taken.heartbeat(leaving=True)
+            reclaimed.heartbeat(interruption_notice=NOTICE)
+        reclaimed.heartbeat(leaving=True)
         cluster.local.heartbeat()
-        cluster.hosts.remove(taken)
-        taken = cluster.join(f"10.0.0.{number}")
+        cluster.hosts.remove(reclaimed)
+        reclaimed = cluster.join(f"10.0.0.{number}")
         cluster.start(STOPPED.checkpoint, at_step=8)
         cluster.local.report_events(step(9))
     assert cluster.state is State.RUNNING

@@ -29,9 +29,9 @@ def per_role(servers: int, workers: int) -> ClusterConfig:
     return ClusterConfig(servers=servers, workers=workers, one_role_per_host=True)
 
 
-def dealt(cluster: ClusterConfig, *offers: AcceptedRoles) -> list[list[str]]:
+def assigned_names(cluster: ClusterConfig, *accepted: AcceptedRoles) -> list[list[str]]:
     """What each host gets, the coordinator's first."""
-    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(offers)}}
+    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(accepted)}}
     roles = assign_roles(cluster, hosts)
     return [[role.name for role in roles.get(host, [])] for host in hosts]
 
@@ -40,7 +40,7 @@ def dealt(cluster: ClusterConfig, *offers: AcceptedRoles) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("offers", "expected"),
+    ("accepted", "expected"),
     [
         (["server", "worker"], [["scheduler"], ["server-0"], ["worker-0"]]),
         (["worker", "server"], [["scheduler"], ["worker-0"], ["server-0"]]),
@@ -49,12 +49,12 @@ def dealt(cluster: ClusterConfig, *offers: AcceptedRoles) -> list[list[str]]:
         (["server", "server", "worker"], [["scheduler"], ["server-0"], [], ["worker-0"]]),
     ],
 )
-def test_each_role_is_assigned_to_an_accepting_host(offers: list[AcceptedRoles], expected: list[list[str]]) -> None:
-    assert dealt(per_role(1, 1), *offers) == expected
+def test_each_role_is_assigned_to_an_accepting_host(accepted: list[AcceptedRoles], expected: list[list[str]]) -> None:
+    assert assigned_names(per_role(1, 1), *accepted) == expected
 
 
 @pytest.mark.parametrize(
-    ("offers", "expected"),
+    ("accepted", "expected"),
     [
         (["server", "worker", "worker"], [["scheduler"], ["server-0", "server-1"], ["worker-0"], ["worker-1"]]),
         (["server", "server", "worker"], [["scheduler"], ["server-0"], ["server-1"], ["worker-0", "worker-1"]]),
@@ -64,18 +64,22 @@ def test_each_role_is_assigned_to_an_accepting_host(offers: list[AcceptedRoles],
     ],
 )
 def test_roles_of_missing_hosts_go_to_the_others_and_last_to_the_coordinators(
-    offers: list[AcceptedRoles], expected: list[list[str]]
+    accepted: list[AcceptedRoles], expected: list[list[str]]
 ) -> None:
-    assert dealt(per_role(2, 2), *offers) == expected
+    assert assigned_names(per_role(2, 2), *accepted) == expected
 
 
 def test_without_one_role_per_host_the_coordinators_host_has_roles() -> None:
     cluster = ClusterConfig(servers=2, workers=2, hosts=2)
-    assert dealt(cluster, "worker", "all") == [["scheduler", "server-0", "server-1", "worker-0"], ["worker-1"], []]
+    assert assigned_names(cluster, "worker", "all") == [
+        ["scheduler", "server-0", "server-1", "worker-0"],
+        ["worker-1"],
+        [],
+    ]
 
 
 @pytest.mark.parametrize(
-    ("offers", "missing"),
+    ("accepted", "missing"),
     [
         ([], 4),
         (["server", "server", "worker", "worker"], 0),
@@ -84,8 +88,8 @@ def test_without_one_role_per_host_the_coordinators_host_has_roles() -> None:
         (["all", "all", "all"], 1),
     ],
 )
-def test_missing_hosts_are_counted_by_accepted_roles(offers: list[AcceptedRoles], missing: int) -> None:
-    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(offers)}}
+def test_missing_hosts_are_counted_by_accepted_roles(accepted: list[AcceptedRoles], missing: int) -> None:
+    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(accepted)}}
     assert missing_hosts(per_role(2, 2), hosts) == missing
 
 
@@ -273,9 +277,9 @@ def test_standby_resumes_the_job_of_a_killed_coordinator(
             *(["worker-0"], []),
         ]
         first.process.kill()
-        said = succeeded(standby.finish()).stderr
-        assert f"{hosts.run_dir}: a run is in progress; standing by" in said
-        assert "resuming from" in said
+        stderr = succeeded(standby.finish()).stderr
+        assert f"{hosts.run_dir}: a run is in progress; standing by" in stderr
+        assert "resuming from" in stderr
         for agent in (server, worker, watcher):
             assert "the job is done" in succeeded(agent.finish()).stderr
     assert json.loads((hosts.run_dir / "report.json").read_text())["steps"] == 900

@@ -1,4 +1,4 @@
-"""Where workers meet for Horovod: the store over HTTP, as Horovod's client asks it, and what a worker is told of it."""
+"""The rendezvous for Horovod: its store over HTTP, and the environment of a worker."""
 
 import http.client
 import socket
@@ -81,18 +81,18 @@ def test_interrupted_request_stores_nothing(place: Rendezvous) -> None:
 def test_only_workers_get_the_rendezvous_of_their_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_RANK", "7")
 
-    def told(role: str, meet: str | None) -> dict[str, str]:
+    def horovod_variables(role: str, meet: str | None) -> dict[str, str]:
         around = JobTopology(Address("127.0.0.1", 9000), "127.0.0.2", 1, 2, 1, meet)
         variables = role_environment(Role.from_name(role), around, cores=1)
         return {name: value for name, value in variables.items() if name.startswith("HOROVOD_")}
 
-    assert told("worker-1", "10.0.0.1:7000/secret") == {
+    assert horovod_variables("worker-1", "10.0.0.1:7000/secret") == {
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1:7000/secret",
         "HOROVOD_GLOO_RENDEZVOUS_PORT": "7000",
         "HOROVOD_GLOO_IFACE": interface_of("127.0.0.1"),
     }
-    assert told("worker-1", None) == {}
-    assert told("server-0", "10.0.0.1:7000/secret") == {}
+    assert horovod_variables("worker-1", None) == {}
+    assert horovod_variables("server-0", "10.0.0.1:7000/secret") == {}
 
 
 def test_address_without_interface_is_rejected() -> None:

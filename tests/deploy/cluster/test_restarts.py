@@ -17,7 +17,7 @@ def test_failure_ends_the_generation_on_all_hosts_before_the_next_starts(pair: t
     cluster.local.heartbeat()
     assert cluster.state is State.TERMINATING  # the other host still runs
     assert other.heartbeat().action == "wait"
-    assert cluster.state is State.TERMINATING  # it has its desired, but has not said that it obeyed
+    assert cluster.state is State.TERMINATING  # it has the desired state, but has not reported that its roles ended
     other.heartbeat()
     assert cluster.state is State.PREPARING
     cluster.start("folder/step-5", 5)
@@ -102,10 +102,10 @@ def test_unreported_checkpoint_counts_when_found(alone: Cluster) -> None:
 
 def test_corrupt_checkpoint_is_rejected_from_then_on(alone: Cluster) -> None:
     alone.fail(Failure(message="server-1: bad CRC", checkpoint="folder/step-9"))
-    alone.start("folder/step-5", 5, skipped=["folder/step-9: it was refused"])
+    alone.start("folder/step-5", 5, skipped=["folder/step-9: it was rejected"])
     assert alone.coordinator.rejected_checkpoints == {"folder/step-9"}
     [event] = alone.events("restart")
-    assert event["skipped"] == ["folder/step-9: it was refused"]
+    assert event["skipped"] == ["folder/step-9: it was rejected"]
     alone.fail(Failure(message="server-1: bad CRC", checkpoint="folder/step-5"))
     assert alone.coordinator.rejected_checkpoints == {"folder/step-9", "folder/step-5"}
 

@@ -77,10 +77,10 @@ def test_killed_run_resumes_from_s3_after_an_outage(
         assert {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()} == before
     finally:
         s3.start()
-    told = len(records(run_dir))
+    known = len(records(run_dir))
     succeeded(crossfade(*resume, cwd=place))
-    [begun] = [record for record in records(run_dir)[told:] if record.get("name") == "training"]
-    assert begun["step"] >= saved
+    [start] = [record for record in records(run_dir)[known:] if record.get("name") == "training"]
+    assert start["step"] >= saved
     assert_undisturbed(run_dir, undisturbed)
     assert_last_is_complete(checkpoints)
 
@@ -139,7 +139,7 @@ def test_permanent_s3_outage_leaves_a_finished_run_with_embeddings(
     assert f"crossfade: the checkpoint of step {STEPS} was not written: {checkpoints}/step-" in result.stderr
     assert_undisturbed(training.run_dir, undisturbed)
     assert_counted(training)
-    # What was saved before is there, and the run can be taken up from it.
+    # Earlier checkpoints are there, and the run can be resumed from them.
     succeeded(crossfade("train", "job.yaml", "--run-dir", training.run_dir, *to(checkpoints), "--resume", cwd=place))
     assert_undisturbed(training.run_dir, undisturbed)
     assert_last_is_complete(checkpoints)
@@ -149,11 +149,11 @@ def test_wrong_s3_secret_is_rejected_before_an_earlier_run_is_touched(place: Pat
     run = ("train", "job.yaml", "--run-dir", "secret", "--set", "train.max_steps=20")
     succeeded(crossfade(*run, cwd=place))
     for how in ("--overwrite", "--resume"):
-        begun = time.monotonic()
+        start = time.monotonic()
         result = crossfade(
             *run, *to(checkpoints), how, cwd=place, variables={"AWS_SECRET_ACCESS_KEY": "not the secret"}
         )
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - start < 30
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
         assert line.startswith(f"crossfade: error: checkpoint.path: {checkpoints} ")

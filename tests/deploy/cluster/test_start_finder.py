@@ -21,8 +21,8 @@ from trainer.config.run_sections import ClusterConfig
 from trainer.runs.folder import RunFolder
 
 
-class Searching:
-    """A job's search for starts, whose store of checkpoints answers when the test lets it."""
+class SearchedJob:
+    """A job whose search for a start finishes when the test lets it."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, resume: bool) -> None:
         self.may_answer = threading.Event()
@@ -34,32 +34,32 @@ class Searching:
         self.folder = RunFolder(tmp_path / "run")
         self.search = StartFinder(job, self.folder, resume)
 
-    def _newest(self, checkpoints: str, refused: frozenset[str]) -> Any:
-        self.asked.append((checkpoints, refused))
+    def _newest(self, checkpoints: str, rejected: frozenset[str]) -> Any:
+        self.asked.append((checkpoints, rejected))
         assert self.may_answer.wait(30)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
-    def turn_until(self, state: State) -> None:
-        def turned() -> bool:
+    def run_until(self, state: State) -> None:
+        def reached() -> bool:
             self.search.run_once(self.cluster.coordinator)
             return self.cluster.state is state
 
-        wait_until(turned, 10, f"the state {state}")
+        wait_until(reached, 10, f"the state {state}")
 
 
 def test_new_job_starts_without_checkpoint_and_restarts_from_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searching = Searching(tmp_path, monkeypatch, resume=False)
+    searching = SearchedJob(tmp_path, monkeypatch, resume=False)
     searching.may_answer.set()
-    searching.turn_until(State.RUNNING)
+    searching.run_until(State.RUNNING)
     cluster = searching.cluster
     first = cluster.local.heartbeat()
     assert (first.checkpoint, searching.asked) == (None, [])
     cluster.fail(Failure(message="server-0: bad CRC", checkpoint="folder/step-9"))
-    searching.turn_until(State.RUNNING)
+    searching.run_until(State.RUNNING)
     second = cluster.local.heartbeat()
     assert second.checkpoint == "folder/step-7"
     assert searching.asked == [(str(searching.folder.path / "checkpoints"), frozenset({"folder/step-9"}))]
@@ -71,9 +71,9 @@ def test_new_job_starts_without_checkpoint_and_restarts_from_the_newest(
 def test_resumed_job_starts_from_the_newest_checkpoint_and_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searching = Searching(tmp_path, monkeypatch, resume=True)
+    searching = SearchedJob(tmp_path, monkeypatch, resume=True)
     searching.may_answer.set()
-    searching.turn_until(State.RUNNING)
+    searching.run_until(State.RUNNING)
     [event] = searching.cluster.events("resume")
     assert (event["step"], event["checkpoint"]) == (7, "folder/step-7")
     assert event["skipped"] == ["folder/step-9: is partial"]
@@ -81,7 +81,7 @@ def test_resumed_job_starts_from_the_newest_checkpoint_and_reports_it(
 
 
 def test_slow_search_delays_neither_agents_nor_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    searching = Searching(tmp_path, monkeypatch, resume=True)
+    searching = SearchedJob(tmp_path, monkeypatch, resume=True)
     for _ in range(3):
         searching.search.run_once(searching.cluster.coordinator)
         assert searching.cluster.local.heartbeat().action == "wait"
@@ -103,15 +103,15 @@ def test_slow_search_delays_neither_agents_nor_a_stop(tmp_path: Path, monkeypatc
 def test_failed_search_is_retried_unless_the_input_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, state: State
 ) -> None:
-    searching = Searching(tmp_path, monkeypatch, resume=True)
+    searching = SearchedJob(tmp_path, monkeypatch, resume=True)
     searching.may_answer.set()
     searching.answer = error
-    searching.turn_until(state)
+    searching.run_until(state)
     assert searching.cluster.coordinator.generation == 0
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             {"hosts": 2},
@@ -125,10 +125,10 @@ def test_failed_search_is_retried_unless_the_input_is_wrong(
     ],
 )
 def test_hosts_that_cannot_join_or_connect_are_rejected(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], said: str
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "0123456789abcdef")
-    with pytest.raises(InputError, match=re.escape(said)):
+    with pytest.raises(InputError, match=re.escape(message)):
         supervision.check_hosts(ClusterConfig(servers=1, **settings))
     monkeypatch.delenv(TOKEN_VARIABLE)
     with pytest.raises(
@@ -138,10 +138,10 @@ def test_hosts_that_cannot_join_or_connect_are_rejected(
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [("a-name", "expected a numeric address"), ("::1", "expected a numeric"), ("192.0.2.1", "cannot listen on '192.")],
 )
-def test_address_on_which_roles_cannot_listen_is_rejected(address: str, said: str) -> None:
-    with pytest.raises(InputError, match=f"--advertise-address: {said}"):
+def test_address_on_which_roles_cannot_listen_is_rejected(address: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"--advertise-address: {message}"):
         check_local_address(address)
     check_local_address("127.0.0.9")

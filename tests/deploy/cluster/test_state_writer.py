@@ -1,4 +1,4 @@
-"""What the command that runs a job tells of it in the run folder, and what a coordinator knows of processes."""
+"""The state of a run in its folder, and the coordinator's view of processes."""
 
 import json
 import os
@@ -20,36 +20,36 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_state, "STATE_SECONDS", 0.01)
 
 
-def look() -> dict[str, Any]:
+def source() -> dict[str, Any]:
     process = {"state": "running", "host": "here", "metrics": None, "load": {"pid": 1, "cpu_seconds": 2.0}}
     return {"state": "running", "generation": 1, "processes": {"in-process": process}}
 
 
-def told(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    return found
+def read_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return state
 
 
-def log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "processes.jsonl").read_text().splitlines()]
 
 
 def test_state_is_rewritten_and_finally_holds_the_outcome(tmp_path: Path) -> None:
     with StateWriter(RunFolder(tmp_path)) as state:
-        assert told(tmp_path)["state"] == "starting"
-        assert told(tmp_path)["command"]["pid"] == os.getpid()
-        state.watch(look)
-        wait_until(lambda: told(tmp_path)["state"] == "running", 10, "what is looked at")
-        before = told(tmp_path)["time"]
-        wait_until(lambda: told(tmp_path)["time"] > before, 10, "another word")
+        assert read_state(tmp_path)["state"] == "starting"
+        assert read_state(tmp_path)["command"]["pid"] == os.getpid()
+        state.watch(source)
+        wait_until(lambda: read_state(tmp_path)["state"] == "running", 10, "the state of the source")
+        before = read_state(tmp_path)["time"]
+        wait_until(lambda: read_state(tmp_path)["time"] > before, 10, "a newer state")
         state.take(RestartEvent(generation=2, cause="server-0 was killed", step=4))
         state.take(step(5))
         state.end("failed", "no more")
-    assert (told(tmp_path)["state"], told(tmp_path)["message"]) == ("failed", "no more")
-    assert told(tmp_path)["processes"]["in-process"]["state"] == "ended"
-    events = log(tmp_path)
+    assert (read_state(tmp_path)["state"], read_state(tmp_path)["message"]) == ("failed", "no more")
+    assert read_state(tmp_path)["processes"]["in-process"]["state"] == "ended"
+    events = read_log(tmp_path)
     assert [event["event"] for event in events if event["event"] != "sample"] == ["begin", "restart", "end"]
-    assert events[-2]["processes"] == {"in-process": look()["processes"]["in-process"]["load"]}
+    assert events[-2]["processes"] == {"in-process": source()["processes"]["in-process"]["load"]}
 
 
 def test_incomplete_line_does_not_spoil_the_next(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_incomplete_line_does_not_spoil_the_next(tmp_path: Path) -> None:
 
 def test_samples_become_rarer_during_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = StateWriter(RunFolder(tmp_path))
-    state.watch(look)
+    state.watch(source)
     now = 0.0
     monkeypatch.setattr(run_state.time, "monotonic", lambda: now)
     monkeypatch.setattr(run_state.time, "time", lambda: state._started + now)
@@ -72,7 +72,7 @@ def test_samples_become_rarer_during_a_run(tmp_path: Path, monkeypatch: pytest.M
         while now < until:
             state._write()
             now += 1.0
-        counts.append(len(log(tmp_path)))
+        counts.append(len(read_log(tmp_path)))
     assert counts[0] >= 50
     assert counts[2] - counts[1] <= 3600 / 15 + 1
 
@@ -81,7 +81,7 @@ def test_unwritable_folder_costs_only_the_state(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with StateWriter(RunFolder(folder)) as state:
-        state.watch(look)
+        state.watch(source)
         folder.rename(tmp_path / "gone")
         state.take(RestartEvent(generation=2, cause="x", step=4))
         state.end("done")
@@ -97,7 +97,7 @@ def test_coordinator_reports_host_and_newest_load_of_each_process() -> None:
     processes = cluster.coordinator.processes()
     assert list(processes) == ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
     assert processes["worker-0"] == {"state": "running", "host": "host 10.0.0.1", "metrics": None, "load": {"pid": 2}}
-    assert cluster.events("load") == []  # it is no news
+    assert cluster.events("load") == []  # the event log does not get it
     cluster.fail()
     assert cluster.coordinator.processes()["worker-0"]["state"] == "missing"
     cluster.start()

@@ -177,7 +177,7 @@ def test_signal_stops_a_run_after_a_checkpoint_and_it_resumes(
 def test_signal_stops_a_run_in_process_with_one_line(
     job: Path, tmp_path: Path, times: int, number: signal.Signals, exit_code: int
 ) -> None:
-    # It comes in the middle of anything, so one run, which is short, says little.
+    # The signal may arrive at any point, so one short run proves little.
     for run in map(str, range(times)):
         with started("train", job, "--run-dir", run, cwd=tmp_path) as command:
             wait_for_steps(command, tmp_path / run)

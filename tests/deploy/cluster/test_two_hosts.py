@@ -101,11 +101,11 @@ def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
         assert agent.process.poll() is None
         with two_hosts.train(*A_WHILE, "--resume") as command:
             succeeded(command.finish())
-            said = messages(succeeded(agent.finish()).stderr)
+            lines = messages(succeeded(agent.finish()).stderr)
     # Whether the agent was there before the first coordinator is chance.
-    first = next(place for place, line in enumerate(said) if "joined the coordinator" in line)
-    assert sum("cannot be reached" in line for line in said[first:]) == 1
-    assert sum("joined the coordinator" in line for line in said) == 2
+    first = next(place for place, line in enumerate(lines) if "joined the coordinator" in line)
+    assert sum("cannot be reached" in line for line in lines[first:]) == 1
+    assert sum("joined the coordinator" in line for line in lines) == 2
     assert read_report(two_hosts.run_dir)["steps"] == 600
 
 

@@ -1,4 +1,4 @@
-"""Hosts that share no folder: the job comes from the coordinator, the best embeddings lie beside the checkpoints."""
+"""Hosts without a shared folder: the job comes from the coordinator, embeddings and checkpoints are on S3."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ def test_hosts_sharing_only_s3_match_one_host_and_resume_elsewhere(tmp_path: Pat
         assert agent.finish().returncode == 143
     assert not (tmp_path / "stopped-1" / "embeddings").exists()
 
-    # Other machines, which know nothing but the job file and where its checkpoints are.
+    # Other machines, which have only the job file with its checkpoint path.
     with two_hosts(tmp_path, "new", s3, (*to, "--resume")) as (training, agent):
         result = succeeded(training.finish())
         succeeded(agent.finish())

@@ -144,9 +144,9 @@ def test_scrape_targets_are_agents_and_roles_of_this_generation() -> None:
     cluster = Cluster(hosts=2)
     other = cluster.join("10.0.0.2")
     cluster.start()
-    told = MetricsAddress(address="10.0.0.2:77")
+    event = MetricsAddress(address="10.0.0.2:77")
     other.heartbeat(
-        events=[NumberedEvent(number=1, generation=1, role="worker-1", event=told)], metrics_address="10.0.0.2:70"
+        events=[NumberedEvent(number=1, generation=1, role="worker-1", event=event)], metrics_address="10.0.0.2:70"
     )
     found = [(process, address) for process, _, address in cluster.coordinator.scrape_targets()]
     assert found == [("agent", "10.0.0.2:70"), ("worker-1", "10.0.0.2:77")]
