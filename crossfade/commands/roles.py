@@ -8,10 +8,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from crossfade import logs
 from crossfade.options.command import add_command
@@ -168,8 +168,17 @@ def _log_event(event: Event) -> None:
         logs.context.update(step=step)
     level = logging.DEBUG if event.kind in _QUIET_EVENTS else logging.INFO
     if _logger.isEnabledFor(level):  # formatting an event of every step would cost time
-        details = (f"{name}={value}" for name, value in to_json(event).items() if name not in ("event", "step"))
-        _logger.log(level, " ".join([event.kind, *details]))
+        values = {name: value for name, value in to_json(event).items() if name not in ("event", "step")}
+        _logger.log(level, " ".join([event.kind, *_format_values(values)]))
+
+
+def _format_values(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Format ``values`` as ``name=value``, those of nested objects as ``name.inner=value``."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _format_values(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={value:.6g}" if isinstance(value, float) else f"{prefix}{name}={value}"
 
 
 def _run_role(

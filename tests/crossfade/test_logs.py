@@ -11,7 +11,9 @@ from cluster_data import write_job, write_planted
 from running_command import crossfade, messages, succeeded
 
 from crossfade import logs
+from crossfade.commands import roles
 from crossfade.main import main
+from trainer.runs.events import EpochEvent
 
 TIME = 1_772_366_400.1239  # 2026-03-01 12:00:00 UTC
 
@@ -136,6 +138,13 @@ def test_unknown_format_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
         main(["agent", "--join", "127.0.0.1:7", "--run-dir", "run", "--log-format", "xml"])
     assert ended.value.code == 2
     assert "--log-format" in capsys.readouterr().err
+
+
+def test_event_is_logged_with_flat_values(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("worker-0", "text", "info")
+    roles._log_event(EpochEvent(epoch=2, step=6, loss=8.179242293556511, valid={"recall@10": 0.25, "queries": 202}))
+    line = "INFO worker-0 step=6 epoch epoch=2 loss=8.17924 valid.recall@10=0.25 valid.queries=202"
+    assert capsys.readouterr().err.partition(" ")[2] == f"{line}\n"
 
 
 def json_lines(text: str) -> list[dict[str, object]]:
