@@ -69,7 +69,7 @@ def print_state_cost(folder: Path) -> None:
     state.watch(
         lambda: {"state": "running", "generation": 1, "processes": {"one": {**own, "load": metrics.snapshot()}}}
     )
-    for label, call in (("a load, every 2 s", metrics.snapshot), ("a state, every second", state._tell)):
+    for label, call in (("a load, every 2 s", metrics.snapshot), ("a state, every second", state._write)):
         used = time.process_time()
         for _ in range(REPEATS):
             call()
