@@ -363,7 +363,7 @@ def test_interrupt_after_manifest_leaves_new_dataset_complete(
 def test_foreign_objects_are_kept_and_leftovers_are_reported(place: Folder, tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(20))
     place.write("train/part-00000-aaaa.parquet", b"of a preparation that was killed")
-    with pytest.raises(InputError, match="another preparation left, or is writing now"):
+    with pytest.raises(InputError, match="another preparation left or is writing"):
         prepare_files(place.uri, train)
     for name in ("notes.txt", "train/photo.jpg"):
         place.write(name, b"mine")
