@@ -21,8 +21,8 @@ def test_planned_faults_include_every_kind() -> None:
     assert [fault.step for fault in faults] == sorted(fault.step for fault in faults)
 
 
-def note(folder: Path, name: str, steps: list[tuple[int, int, list[int]]]) -> None:
-    """A worker's ledger: (step, epoch, interactions) of each step."""
+def write_ledger(folder: Path, name: str, steps: list[tuple[int, int, list[int]]]) -> None:
+    """Write a worker's ledger: (step, epoch, interactions) of each step."""
     entries = [np.array([step, epoch, len(pairs), *pairs], dtype=np.int64) for step, epoch, pairs in steps]
     (folder / name).write_bytes(np.concatenate(entries).tobytes())
 
@@ -37,10 +37,10 @@ def test_ledger_with_missing_or_repeated_interaction_is_rejected(
     monkeypatch.setattr("chaos.planted_splits", lambda: {"train": column})
     monkeypatch.setattr("chaos.train_rows", lambda: 2)
     # The first generation took step 1 too, but the job went back to step 1 and took it again.
-    note(tmp_path, "1-11", [(0, 0, [0]), (1, 1, [0, 1])])
-    note(tmp_path, "2-12", [(0, 0, [1]), (1, 1, [])])
-    note(tmp_path, "3-13", [(1, 1, second_epoch[0])])
-    note(tmp_path, "4-14", [(1, 1, second_epoch[1])])
+    write_ledger(tmp_path, "1-11", [(0, 0, [0]), (1, 1, [0, 1])])
+    write_ledger(tmp_path, "2-12", [(0, 0, [1]), (1, 1, [])])
+    write_ledger(tmp_path, "3-13", [(1, 1, second_epoch[0])])
+    write_ledger(tmp_path, "4-14", [(1, 1, second_epoch[1])])
     if is_right:
         check_ledger(tmp_path, epochs=2, steps=2)
     else:

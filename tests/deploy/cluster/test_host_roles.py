@@ -1,4 +1,4 @@
-"""Hosts that take one kind of role, as containers do: who gets which, and what becomes of those of a lost host."""
+"""Hosts that accept one kind of role, as containers do: assignment, lost hosts and standbys."""
 
 import json
 from contextlib import ExitStack
@@ -30,7 +30,7 @@ def per_role(servers: int, workers: int) -> ClusterConfig:
 
 
 def assigned_names(cluster: ClusterConfig, *accepted: AcceptedRoles) -> list[list[str]]:
-    """What each host gets, the coordinator's first."""
+    """Return the roles of each host, the coordinator's first."""
     hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(accepted)}}
     roles = assign_roles(cluster, hosts)
     return [[role.name for role in roles.get(host, [])] for host in hosts]
@@ -107,7 +107,7 @@ def test_hosts_and_one_role_per_host_exclude_each_other() -> None:
 
 
 class Roles:
-    """A coordinator with a host for each of two servers and two workers, whose first generation trains."""
+    """A coordinator with a host for each of two servers and two workers."""
 
     def __init__(self, **settings: Any) -> None:
         self.cluster = Cluster(one_role_per_host=True, **{"host_timeout_seconds": PATIENCE} | settings)
@@ -119,7 +119,7 @@ class Roles:
         self.cluster.local.report_events(step(1))
 
     def lose(self, *hosts: Host) -> None:
-        """Let them vanish, and the coordinator find that out."""
+        """Silence hosts until their leases expire."""
         for host in hosts:
             self.cluster.hosts.remove(host)
         self.cluster.wait(LEASE_SECONDS + 1)
@@ -145,7 +145,7 @@ def test_host_that_accepts_no_role_learns_the_outcome() -> None:
     cluster.start()
     cluster.local.report_events(step(1))
     assert (watcher.desired.action, watcher.desired.roles) == ("wait", [])
-    watcher.heartbeat(leaving=True)  # its loss is no loss
+    watcher.heartbeat(leaving=True)  # it has no role to lose
     assert cluster.state is State.RUNNING
     late = cluster.join("10.0.3.2", "none")
     for host in cluster.hosts:
@@ -163,7 +163,7 @@ def test_lost_host_is_waited_for_and_replaced() -> None:
     assert roles.cluster.events("waiting") == [{"event": "waiting", "hosts": 1}]
     roles.cluster.wait(PATIENCE - 5)
     assert roles.cluster.state is State.WAITING
-    roles.cluster.join("10.0.1.9", "server")  # not what is missing
+    roles.cluster.join("10.0.1.9", "server")  # a worker is missing, not a server
     assert roles.cluster.state is State.WAITING
     new = roles.cluster.join("10.0.2.9", "worker")
     assert roles.cluster.state is State.PREPARING
@@ -182,12 +182,12 @@ def test_job_continues_without_a_host_after_the_host_timeout() -> None:
     assert roles.cluster.local.desired.roles == ["scheduler", "server-0", "server-1"]
     assert roles.workers[1].desired.roles == ["worker-0", "worker-1"]
     assert roles.cluster.events("hosts_missing") == [{"event": "hosts_missing", "hosts": 3}]
-    # One that comes now is a spare: what runs is not disturbed.
+    # A host that joins now is a spare: the running generation is not disturbed.
     spare = roles.cluster.join("10.0.1.9", "server")
     assert spare.desired.action == "wait"
     roles.cluster.wait(PATIENCE)
     roles.cluster.fail(KILLED)
-    roles.cluster.wait(2)  # the second time in a row there is a pause
+    roles.cluster.wait(2)  # the second failure in a row causes a pause
     roles.cluster.start("folder/step-1", 1)
     assert spare.desired.roles == ["server-0", "server-1"]
     assert roles.cluster.local.desired.roles == ["scheduler"]

@@ -21,7 +21,7 @@ def place() -> Iterator[Rendezvous]:
 
 
 def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, bytes]:
-    """As Horovod does, to which ``where`` is a host: http://WHERE:PORT/KEY."""
+    """Send a request as Horovod does, which takes ``where`` for a host: http://WHERE:PORT/KEY."""
     address = Address.parse(where.partition("/")[0], "a test")
     connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
     try:

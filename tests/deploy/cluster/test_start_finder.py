@@ -1,4 +1,4 @@
-"""What a generation of a distributed job starts from, and what a job may say of its hosts."""
+"""The search for a generation's start, and the checks of a job's hosts."""
 
 import re
 import threading

@@ -216,7 +216,7 @@ def test_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> Non
         caught = 1 << (signal.SIGTERM - 1)
 
         def has_taken_the_first() -> bool:
-            """Whether SIGTERM is no longer caught: the handler of the first signal leaves both to end the process."""
+            """Return whether SIGTERM is no longer caught, as after the first signal."""
             status = Path(f"/proc/{command.process.pid}/status").read_text()
             return not int(status.split("SigCgt:")[1].split()[0], 16) & caught
 

@@ -36,7 +36,7 @@ def s3(tmp_path: Path) -> Iterator[ObjectStore]:
 def two_hosts(
     place: Path, name: str, s3: ObjectStore, options: Sequence[object]
 ) -> Iterator[tuple[Training, RunningCommand]]:
-    """A training on 127.0.0.1 in ``place/NAME-1``, and an agent on 127.0.0.2 in ``place/NAME-2``."""
+    """Train on 127.0.0.1 in ``place/NAME-1``, with an agent on 127.0.0.2 in ``place/NAME-2``."""
     first, second, release = place / f"{name}-1", place / f"{name}-2", place / "release"
     variables = pace(place, release, {**s3.variables, "CROSSFADE_TOKEN": TOKEN})
     at = f"127.0.0.1:{free_ports(1)[0]}"
