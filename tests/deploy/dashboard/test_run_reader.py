@@ -60,7 +60,7 @@ def events_of(tail: Tail) -> list[Any]:
     return [event.get("number") for event in tail.read()]
 
 
-def test_lines_are_read_once_and_an_unfinished_one_waits_for_its_end(tmp_path: Path) -> None:
+def test_each_line_is_read_once_and_only_when_complete(tmp_path: Path) -> None:
     path, tail = tmp_path / "log", Tail(tmp_path / "log")
     assert events_of(tail) == []
     path.write_text('{"time": 1, "event": "e", "number": 1}\n{"time": 1, "event": "e", "num')
@@ -90,7 +90,7 @@ def test_endless_line_does_not_block_the_reader(tmp_path: Path, monkeypatch: pyt
     assert tail.bad_lines > 0
 
 
-def test_a_file_that_was_replaced_is_read_from_its_beginning(tmp_path: Path) -> None:
+def test_replaced_file_is_read_from_its_beginning(tmp_path: Path) -> None:
     path, tail = tmp_path / "log", Tail(tmp_path / "log")
     path.write_text('{"time": 1, "event": "e", "number": 1}\n' * 3)
     assert events_of(tail) == [1, 1, 1]
@@ -103,7 +103,7 @@ def test_a_file_that_was_replaced_is_read_from_its_beginning(tmp_path: Path) -> 
 # ---- training
 
 
-def test_steps_that_were_taken_again_count_once_and_rates_do_not_cross_a_restart() -> None:
+def test_repeated_steps_count_once_and_rates_do_not_cross_a_restart() -> None:
     training = TrainingHistory()
     for event in (
         training_from(0, at=0),
@@ -140,7 +140,7 @@ def test_invalid_event_is_counted_and_adds_no_line(tmp_path: Path) -> None:
 # ---- a run
 
 
-def test_a_live_run_says_where_it_stands(tmp_path: Path) -> None:
+def test_live_run_has_progress_rates_and_best_value(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "run",
         metrics=[
