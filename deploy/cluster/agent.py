@@ -63,7 +63,7 @@ class Agent:
         interruption_notice: Callable[[], str | None] = lambda: None,
         checkpoints_requested: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Run roles in ``folder``.
+        """Run roles.
 
         Args:
             folder: the run folder, where the roles log.
@@ -78,8 +78,7 @@ class Agent:
             interruption_notice: returns why the host is about to be reclaimed, once it is; the job then drains.
             checkpoints_requested: returns a count; whenever it grows, the job writes a checkpoint.
         """
-        self.id = identity or secrets.token_hex(8)
-        self.host = socket.gethostname()
+        self.id, self.host = identity or secrets.token_hex(8), socket.gethostname()
         self.final_state: DesiredState | None = None
         """The desired state ``leave``, once it has arrived: the agent must end."""
         self._folder, self._send, self._address = folder, send, address
@@ -94,11 +93,9 @@ class Agent:
         self._ended_generation = 0
         self._failure: Failure | None = None
         self._done: set[str] = set()
-        self._stop_requested = False
-        self._checkpoints_signaled = 0
+        self._stop_requested, self._checkpoints_signaled = False, 0
         self._events: list[NumberedEvent] = []
-        self._heartbeat_number = self._event_number = 0
-        self._has_news = True
+        self._heartbeat_number, self._event_number, self._has_news = 0, 0, True
         self._next_heartbeat = self._answered_at = time.monotonic()
         self._retry_seconds = 0.0
 

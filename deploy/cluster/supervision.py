@@ -16,7 +16,7 @@ from deploy.cluster.coordinator import Coordinator
 from deploy.cluster.coordinator_http import read_token, serve_coordinator
 from deploy.cluster.job_state import FINISHED, State
 from deploy.cluster.metrics import HostMetrics, JobMetrics, target
-from deploy.cluster.rendezvous import serve_rendezvous
+from deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
 from deploy.cluster.start_finder import StartFinder
 from deploy.cluster.state_writer import StateWriter
 from deploy.topology import Address, scheduler_address
@@ -80,8 +80,7 @@ def run_job(
     """Run a distributed job until it is done, through as many generations as that takes, and return its report.
 
     Args:
-        job: the resolved job.
-        folder: its run folder.
+        job, folder: the resolved job and its run folder.
         emit: receives the events of the first worker and those of the job.
         listener: exposes the job's metrics and scrape targets.
         state: writes the job's state to the run folder.
@@ -92,24 +91,19 @@ def run_job(
     Raises:
         InputError: a role found the input wrong.
         ClusterError: restarts did not help.
-        JobStopped: a stop was requested, or (JobInterrupted) this host is about to be reclaimed. Whatever is raised,
-            all processes of this host have ended by then.
+        JobStopped: a stop was requested, or (JobInterrupted) this host is about to be reclaimed.
+
+    Whatever is raised, all processes of this host have ended by then.
     """
-    files = folder.files_for_roles() if job.no_shared_run_dir else None
-    started_before = resume and folder.logs.exists()
-    coordinator = Coordinator(job.cluster, job_digest=job_digest(folder), files=files, started_before=started_before)
+    coordinator = _make_coordinator(job, folder, resume)
     with ExitStack() as stack:
-        if job.no_shared_run_dir:
-            emit = _event_writer(folder, emit, stack)
+        emit = _event_writer(folder, emit, stack) if job.no_shared_run_dir else emit
         agent = stack.enter_context(closing(_local_agent(job, folder, coordinator, spot)))
         _expose_metrics(job, coordinator, agent, listener)
         state.watch(lambda: _job_status(coordinator))
         agent.run_once()  # joins before others can
         _listen(job, coordinator, emit, stack)
-        rendezvous = None
-        if job.all_reduces_dense:
-            rendezvous = stack.enter_context(serve_rendezvous(scheduler_address(job.cluster).host, job.cluster.workers))
-        start_finder = StartFinder(job, folder, resume, rendezvous)
+        start_finder = StartFinder(job, folder, resume, _serve_rendezvous(job, stack))
         restarts = _RestartLog(folder)
         while coordinator.state not in FINISHED or agent.final_state is None or coordinator.remote_hosts():
             agent.run_once()
@@ -118,12 +112,19 @@ def run_job(
             coordinator.tick()
             start_finder.run_once(coordinator)
             restarts.update(coordinator)
-            for event in coordinator.take_events():
-                state.take(event)
-                emit(event)
+            _publish_events(coordinator, state, emit)
     if coordinator.state is not State.DONE:
         raise _outcome_error(coordinator, stop_requested())
     return _complete_report(folder, restarts.all_of(coordinator))
+
+
+def _make_coordinator(job: JobConfig, folder: RunFolder, resume: bool) -> Coordinator:
+    return Coordinator(
+        job.cluster,
+        job_digest=job_digest(folder),
+        files=folder.files_for_roles() if job.no_shared_run_dir else None,
+        started_before=resume and folder.logs.exists(),
+    )
 
 
 def _local_agent(job: JobConfig, folder: RunFolder, coordinator: Coordinator, spot: SpotMonitor | None) -> Agent:
@@ -153,6 +154,13 @@ def _listen(job: JobConfig, coordinator: Coordinator, emit: EventSink, stack: Ex
         emit(ListeningEvent(address=str(address)))
 
 
+def _serve_rendezvous(job: JobConfig, stack: ExitStack) -> Rendezvous | None:
+    """Serve a rendezvous until ``stack`` closes, if workers all-reduce dense gradients."""
+    if not job.all_reduces_dense:
+        return None
+    return stack.enter_context(serve_rendezvous(scheduler_address(job.cluster).host, job.cluster.workers))
+
+
 def _event_writer(folder: RunFolder, emit: EventSink, stack: ExitStack) -> EventSink:
     """Return a sink that writes the first worker's events and report to ``folder``, which its host does not share."""
     record = event_recorder(folder, emit, stack)
@@ -166,6 +174,12 @@ def _event_writer(folder: RunFolder, emit: EventSink, stack: ExitStack) -> Event
             record(event)
 
     return take
+
+
+def _publish_events(coordinator: Coordinator, state: StateWriter, emit: EventSink) -> None:
+    for event in coordinator.take_events():
+        state.take(event)
+        emit(event)
 
 
 def _expose_metrics(job: JobConfig, coordinator: Coordinator, agent: Agent, listener: MetricsEndpoint) -> None:
