@@ -75,9 +75,10 @@ class NegativesConfig(Section):
     kind: Literal["auto", "shared", "per_example", "in_batch", "mixed", "all"] = Field(
         "auto",
         description="source of negatives. shared: one sampled pool for all examples of a step; per_example: samples "
-        "for each example; in_batch: items of the other examples of the same step and partition, about train.batch_size / "
-        "data.partitions; mixed: a pool and in_batch; all: every item, at the cost of the item table; auto: for "
-        "softmax, all up to 32,768 items and in_batch with logq_correction above; for other losses, shared",
+        "for each example; in_batch: items of the other examples of the same step and partition, about "
+        "train.batch_size / data.partitions; mixed: a pool and in_batch; all: every item, at the cost of the item "
+        "table; auto: for softmax, all up to 32,768 items and in_batch with logq_correction above; for other losses, "
+        "shared",
     )
     count: AtLeastOne = Field(4096, description="samples in the pool, or per example; not used by in_batch and all")
     sampling: Literal["uniform", "popularity"] = Field(

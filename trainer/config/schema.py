@@ -78,8 +78,8 @@ class TrainConfig(Section):
     )
     query_frequency_power: Annotated[float, Field(ge=-1, le=0)] = Field(
         -0.5,
-        description="exponent of the query's count in train in the weight of an interaction, scaled to 1 on average; 0: "
-        "every interaction weighs the same, -1: every query does",
+        description="exponent of the query's count in train in the weight of an interaction, scaled to 1 on average; "
+        "0: every interaction weighs the same, -1: every query does",
     )
     item_frequency_power: Annotated[float, Field(ge=-1, le=1)] = Field(
         0.15, description="exponent of the item's count in train in that weight; above 0, popular items weigh more"

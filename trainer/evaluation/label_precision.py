@@ -87,9 +87,7 @@ def label_precision(
             f"{rows} row(s) of {entity} have a label and {min_count} interactions in train; expected at least two: "
             "lower --label-min-count, or provide labels for more rows"
         )
-    sampled_Q = np.arange(rows)
-    if rows > MAX_SAMPLED_ROWS:
-        sampled_Q = np.sort(np.random.default_rng(seed).choice(rows, MAX_SAMPLED_ROWS, replace=False))
+    sampled_Q = _sample(rows, seed)
     near_QK = _nearest_vectors(source, model, entity, labeled.row_S, sampled_Q)
     counted_QK = _nearest_counts(reader, manifest, entity, labeled.row_S, sampled_Q, seed)
     sharing_Q = _count_sharing(sampled_Q, labeled.starts_S1, labeled.labels_P, *_by_label(labeled))
@@ -103,6 +101,12 @@ def label_precision(
         "precision_of_counts": _precision(counted_QK, sampled_Q, labeled),
         "precision_by_chance": float(sharing_Q.mean() / (rows - 1)),
     }
+
+
+def _sample(rows: int, seed: int) -> IntArray:
+    if rows <= MAX_SAMPLED_ROWS:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, MAX_SAMPLED_ROWS, replace=False))
 
 
 def _labeled_rows(labels: LabelPairs, counts_R: IntArray, min_count: int) -> _LabeledRows:
