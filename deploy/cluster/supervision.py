@@ -80,7 +80,8 @@ def run_job(
     """Run a distributed job until it is done, through as many generations as that takes, and return its report.
 
     Args:
-        job, folder: the resolved job and its run folder.
+        job: the resolved job.
+        folder: its run folder.
         emit: receives the events of the first worker and those of the job.
         listener: exposes the job's metrics and scrape targets.
         state: writes the job's state to the run folder.
