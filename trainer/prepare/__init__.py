@@ -1,1 +1,1 @@
-"""From raw events to shards and vocabularies: ``pipeline.py`` is the way; ``check.py`` and ``forget.py`` come after."""
+"""Prepare datasets from raw events (``pipeline.py``), validate them (``validate.py``), forget ids (``forget.py``)."""

@@ -267,7 +267,7 @@ def test_events_at_the_time_last_seen_are_not_counted_twice(tmp_path: Path) -> N
     admitted = [("z", 9, at) for at in (1, 2, 3)]
     first = day(tmp_path, "first", [*admitted, ("a", 1, 0), ("a", 1, 5), ("b", 2, 5)], admit={"item": 3})
     assert pending(first, "item") == [(1, 2, 5), (2, 1, 5)]
-    # The next day begins at the last moment of the first: its events at 5 are those that have been counted.
+    # The next day begins at the last timestamp of the first: its events at 5 have been counted already.
     events = [*admitted, ("a", 1, 5), ("b", 2, 5), ("b", 2, 6)]
     second = day(tmp_path, "second", events, admit={"item": 3}, base=str(first))
     assert pending(second, "item") == [(1, 2, 5), (2, 2, 6)]

@@ -46,7 +46,7 @@ def truncated_parquet(folder: Path) -> dict[str, Any]:
 def corrupt_parquet(folder: Path) -> dict[str, Any]:
     path = write_parquet(folder / "e.parquet", customer=list(range(5000)), item=list(range(5000)))
     content = bytearray(path.read_bytes())
-    content[4:3000] = bytes(2996)  # the footer stays whole
+    content[4:3000] = bytes(2996)  # the footer stays intact
     write_text(path, bytes(content))
     return {"train": [path]}
 

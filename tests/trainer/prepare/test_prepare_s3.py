@@ -51,7 +51,6 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.fixture
 def place(s3: ObjectStore, tmp_path: Path) -> Folder:
-    """A prefix of the bucket of its own."""
     return Folder(s3.uri(tmp_path.name))
 
 

@@ -56,9 +56,9 @@ def test_events_are_ordered_by_time_with_documented_columns(tmp_path: Path) -> N
         "timestamp": "timestamp[ms, tz=UTC]",
     }
     assert events.num_rows == SPEC.interactions
-    moments = events["timestamp"].cast(pa.int64()).to_numpy()
-    assert (np.diff(moments) >= 0).all()
-    assert moments[0] // 1000 >= START_SECONDS
+    milliseconds = events["timestamp"].cast(pa.int64()).to_numpy()
+    assert (np.diff(milliseconds) >= 0).all()
+    assert milliseconds[0] // 1000 >= START_SECONDS
     assert len(pc.unique(events["customer"])) > 0.95 * SPEC.queries
     assert set(map(len, pc.unique(events["track"]).to_pylist())) == {16}
     assert set(pc.unique(events["event"]).to_pylist()) == {"play", "like", "library_add", "skip"}

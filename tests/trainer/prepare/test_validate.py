@@ -54,11 +54,10 @@ class ForeignDataset:
         self.vocabularies: dict[str, list[dict[str, Any]]] = {}
         for name, ids in (("customer", [f"c{row}" for row in range(CUSTOMERS)]), ("track", list(range(100, 106)))):
             cut = len(ids) // 2
-            whole = {"row": np.arange(len(ids)), "id": ids, "count": counts[name]}
+            columns = {"row": np.arange(len(ids)), "id": ids, "count": counts[name]}
             # The first file has the last rows, so that the order of file names differs from that of rows.
-            self.vocabularies[name] = [
-                {column: values[part] for column, values in whole.items()} for part in (slice(cut, None), slice(0, cut))
-            ]
+            parts = (slice(cut, None), slice(0, cut))
+            self.vocabularies[name] = [{name: values[part] for name, values in columns.items()} for part in parts]
 
     def write(self) -> Folder:
         for path, table in self.tables():
