@@ -221,7 +221,7 @@ def test_row_group_above_limit_is_rejected_until_limit_is_raised(train_error: Tr
     limit = ("--set", "data.max_row_group_rows=1499")
     message = documented("a row group above data.max_row_group_rows", train_error(*limit))
     assert message.startswith(f"{place / 'data' / FILE}, row group 0: has 1,500 rows, but data.max_row_group_rows is")
-    assert "raise data.max_row_group_rows to 1500" in message
+    assert "set data.max_row_group_rows to 1500" in message
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "data.max_row_group_rows=1500", cwd=place))
 
 

@@ -252,7 +252,7 @@ def without_its_end(step: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("corrupt", "expected"), [(without_file, "missing"), (without_its_end, "bytes where")])
+@pytest.mark.parametrize(("corrupt", "expected"), [(without_file, "missing"), (without_its_end, "bytes, expected")])
 def test_checkpoint_without_complete_layers_is_skipped(
     place: Path, corrupt: Callable[[Path], None], expected: str, request: pytest.FixtureRequest
 ) -> None:
