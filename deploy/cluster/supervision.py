@@ -104,8 +104,7 @@ def run_job(
         state.watch(lambda: _job_status(coordinator))
         agent.run_once()  # joins before others can
         _listen(job, coordinator, emit, stack)
-        start_finder = StartFinder(job, folder, resume, _serve_rendezvous(job, stack))
-        restarts = _RestartLog(folder)
+        start_finder, restarts = StartFinder(job, folder, resume, _serve_rendezvous(job, stack)), _RestartLog(folder)
         while coordinator.state not in FINISHED or agent.final_state is None or coordinator.remote_hosts():
             agent.run_once()
             if stop_requested() or coordinator.interruption_notice():
