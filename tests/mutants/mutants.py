@@ -1,0 +1,96 @@
+"""Mutants as the .toml files in this folder define them."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+_KEYS = {"name", "file", "find", "replace", "tests", "note"}
+
+
+class UsageError(Exception):
+    """The arguments or the files of mutants are invalid."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One deliberate change of one file."""
+
+    name: str
+    file: str
+    find: str
+    replace: str
+    tests: tuple[str, ...]
+
+    @property
+    def package(self) -> str:
+        """Return the folder of its file."""
+        return str(Path(self.file).parent)
+
+    def applied_to(self, text: str) -> str:
+        """Return the changed ``text`` of its file.
+
+        Raises:
+            ValueError: the mutant does not apply.
+        """
+        found = text.count(self.find)
+        if found != 1:
+            raise ValueError(f"its text to find occurs {found} times in {self.file}")
+        changed = text.replace(self.find, self.replace)
+        if changed == text:
+            raise ValueError("it changes nothing")
+        try:
+            compile(changed, self.file, "exec")
+        except SyntaxError as error:
+            raise ValueError(f"the result is not valid Python: {error}") from error
+        return changed
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one mutant, noticed, survived or broken, and how it came about."""
+
+    mutant: Mutant
+    verdict: str
+    seconds: float
+    how: str = ""
+
+
+def load_mutants() -> list[Mutant]:
+    """Read all files of mutants.
+
+    Raises:
+        UsageError: an entry lacks a key or has an unknown one, or a name is used twice.
+    """
+    mutants: list[Mutant] = []
+    for path in sorted(HERE.glob("*.toml")):
+        for entry in tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]:
+            where = f"{path.name}: {entry.get('name', 'an entry without a name')}"
+            if unknown := set(entry) - _KEYS:
+                raise UsageError(f"{where}: {', '.join(sorted(unknown))}: unknown key")
+            if missing := _KEYS - {"note"} - set(entry):
+                raise UsageError(f"{where}: lacks {', '.join(sorted(missing))}")
+            if not entry["tests"]:
+                raise UsageError(f"{where}: names no test")
+            if any(entry["name"] == mutant.name for mutant in mutants):
+                raise UsageError(f"{where}: the name is used twice")
+            values = {key: entry[key] for key in ("name", "file", "find", "replace")}
+            mutants.append(Mutant(**values, tests=tuple(entry["tests"])))
+    return mutants
+
+
+def misfits(mutants: Sequence[Mutant], root: Path) -> dict[str, str]:
+    """Return why mutants do not apply below ``root``, by name of those that do not."""
+    reasons = {}
+    for mutant in mutants:
+        try:
+            mutant.applied_to((root / mutant.file).read_text(encoding="utf-8"))
+            missing = [test for test in mutant.tests if not (root / test.partition("::")[0]).exists()]
+            if missing:
+                raise ValueError(f"there is no {missing[0]}")
+        except (OSError, ValueError) as error:
+            reasons[mutant.name] = str(error)
+    return reasons
