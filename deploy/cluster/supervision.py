@@ -79,6 +79,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Run a distributed job until it is done, through as many generations as that takes, and return its report.
 
+    All processes of this host have ended when it returns or raises.
+
     Args:
         job: the resolved job.
         folder: its run folder.
@@ -93,8 +95,6 @@ def run_job(
         InputError: a role found the input wrong.
         ClusterError: restarts did not help.
         JobStopped: a stop was requested, or (JobInterrupted) this host is about to be reclaimed.
-
-    Whatever is raised, all processes of this host have ended by then.
     """
     coordinator = _make_coordinator(job, folder, resume)
     with ExitStack() as stack:
