@@ -1,5 +1,6 @@
-"""Training embeddings from interactions.
+"""Train embeddings from interactions: preparation, training, evaluation and export.
 
-Read ``loop.py`` first (the algorithm, on one screen), then ``job.py`` (the job file), ``data/shards.py`` (the order in
-which interactions are read), ``negatives.py``, ``losses.py`` and ``engines/cpu.py``.
+Read ``training/loop.py`` first (the algorithm, on one screen), then ``config/schema.py`` (the job file),
+``data/schedule.py`` (the order in which interactions are read), ``model/negatives.py``, ``model/losses.py`` and
+``model/engines/cpu.py``.
 """
