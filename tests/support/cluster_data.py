@@ -145,7 +145,7 @@ def _write_split(folder: Path, name: str, pairs: Pairs, files: Sequence[Sequence
 
 
 def write_job(path: Path, data: Path | str, **sections: Any) -> Path:
-    """Write a job file on ``data`` that trains in a second, updated with ``sections``, as in ``train={"epochs": 5}``."""
+    """Write a job file on ``data`` that trains in a second, updated with ``sections``: ``train={"epochs": 5}``."""
     job: dict[str, Any] = {
         "name": "planted",
         "data": {"path": str(data)},
