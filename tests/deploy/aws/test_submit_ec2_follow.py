@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ec2_leftovers import leftovers
 from submitting_ec2 import BUCKET, detached, empty_account, submit, submitted_run, tags_of
 
 from crossfade.main import main
+from deploy.aws.ec2.follower import MAX_LOSSES
+from deploy.aws.ec2.resources import Ec2Instance, find_instances
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +62,7 @@ class Story:
         return [one["InstanceId"] for one in instances if one["State"]["Name"] == "running"]
 
     def interrupt(self) -> None:
-        """EC2 takes the instances back, after they have stderr so."""
+        """EC2 takes the instances back, after they have written so."""
         for number, name in enumerate(self.ids()):
             self.put(f"hosts/{number}.json", state="interrupted", message="exit code 75", instance=name)
         self.terminate()
@@ -101,6 +104,20 @@ def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
     assert len(failed) == 2
     assert tags_of(second, 1) == tags_of(first, 1)
     assert second.body["SubnetId"]  # that of the first instance
+    assert leftovers(aws) == []
+
+
+def test_silent_host_with_a_spot_reason_is_replaced(aws: AwsServer, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # More often than the losses that end a run, and without a word from the host: EC2's reason alone says why.
+    def instances_taken_back(*arguments: Any) -> list[Ec2Instance]:
+        found = find_instances(*arguments)
+        return [one if one.living else replace(one, reason="Server.SpotInstanceTermination") for one in found]
+
+    monkeypatch.setattr("deploy.aws.ec2.follower.find_instances", instances_taken_back)
+    terminations = [Story.terminate, *[nothing] * 4] * (MAX_LOSSES + 1)
+    Story(aws, nothing, *terminations, Story.end)
+    assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
+    assert len(aws.made("RunInstances")) == MAX_LOSSES + 2
     assert leftovers(aws) == []
 
 
