@@ -77,7 +77,7 @@ def _print_report(report: ValidationReport, location: str) -> DatasetManifest:
             print(problem, file=sys.stderr)
         if problems.count > len(problems.listed):
             print(f"… and {problems.count - len(problems.listed):,} more", file=sys.stderr)
-        raise InputError(f"{location}: {problems.count:,} problem(s), listed above; mend the data and check again")
+        raise InputError(f"{location}: {problems.count:,} problem(s), listed above; fix the data and validate it again")
     assert report.manifest is not None
     print(format_summary(report.manifest, Folder(location)))
     for note in report.notes:
