@@ -53,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = prepare(place, 2, "--base", "data1", "--hold-out-test", "random:0.3")
     assert "1 ids have expired (--expire-after); 1 new ids reuse vacant rows" in output
     assert "3 ids have expired (--expire-after); 1 new ids reuse vacant rows" in output
-    assert "2 rows are forgotten or expired: they have no id and no interaction" in output
+    assert "2 rows are vacant: their ids were forgotten or have expired" in output
     write_job(place / "job.yaml", "data0", train={"batch_size": 8}, negatives={"count": 4})
     (place / "job2.yaml").write_text((place / "job.yaml").read_text().replace("data0", "data2"))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run0", cwd=place))
