@@ -20,8 +20,6 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from tqdm import tqdm
-
 from kvstore.errors import escape_unprintable
 
 FORMATS, LEVELS = ("text", "json"), ("debug", "info", "warning", "error")
@@ -107,7 +105,12 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write ``record``."""
-        tqdm.write(self.format(record), file=sys.stderr)
+        if "tqdm" in sys.modules:  # a process that has not imported it shows no progress bar
+            from tqdm import tqdm
+
+            tqdm.write(self.format(record), file=sys.stderr)
+        else:
+            sys.stderr.write(self.format(record) + "\n")
         sys.stderr.flush()
 
 
