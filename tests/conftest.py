@@ -1,4 +1,4 @@
-"""What all tests share: the order they run in, and a Docker engine for those that need one."""
+"""Order of the tests, and a Docker engine for those that need one."""
 
 from collections.abc import Iterator
 
@@ -11,15 +11,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the fast tests first; within each half the order stays as collected."""
     items.sort(key=runs_late)
     for item in items:
-        # With --dist loadgroup: tests of the one Docker engine run in one process, others beside them by file.
+        # With --dist loadgroup, tests that use the Docker engine run in one process, and the others by file.
         item.add_marker(pytest.mark.xdist_group("engine" if "engine" in item.fixturenames else item.path.name))  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """A Docker engine with the images of docker-compose.yml."""
+    """Start a Docker engine with the images of docker-compose.yml."""
     if lack := missing():
         pytest.fail(lack, pytrace=False)
     with running_engine(tmp_path_factory.mktemp("docker")) as engine:
-        engine.make_images()
+        engine.build_images()
         yield engine

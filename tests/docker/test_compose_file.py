@@ -1,4 +1,4 @@
-"""docker-compose.yml as it is written, and the script that makes its secrets: what can be seen without Docker."""
+"""Checks of docker-compose.yml, and of the script that generates its secrets, without Docker."""
 
 import os
 import re
@@ -16,18 +16,18 @@ PUBLISHED = {"dashboard": 8050, "grafana": 3000, "prometheus": 9090}
 
 @pytest.fixture(scope="module")
 def compose_file() -> dict[str, Any]:
-    """docker-compose.yml, as it is written."""
+    """Return the parsed docker-compose.yml, with variables not expanded."""
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
     loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded
 
 
 def variables_of(text: str) -> dict[str, str]:
-    """The variables of a compose file with their defaults."""
+    """Return the variables of a compose file with their defaults."""
     return dict(re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", text))
 
 
-def test_each_variable_stands_in_the_example_with_its_default() -> None:
+def test_env_example_has_each_variable_with_its_default() -> None:
     compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
     assert len(re.findall(r"\$\{", compose)) == len(re.findall(r"\$\{[A-Z0-9_]+:-[^}]*\}", compose))
     example = dict(
@@ -38,7 +38,7 @@ def test_each_variable_stands_in_the_example_with_its_default() -> None:
     assert example == variables_of(compose)
 
 
-def test_only_what_people_look_at_publishes_a_port_and_on_loopback(compose_file: dict[str, Any]) -> None:
+def test_only_user_interfaces_publish_ports_and_on_loopback(compose_file: dict[str, Any]) -> None:
     services = compose_file["services"]
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     for name, inner in PUBLISHED.items():
@@ -49,14 +49,12 @@ def test_only_what_people_look_at_publishes_a_port_and_on_loopback(compose_file:
     assert outside == {*PUBLISHED, "loader"}
 
 
-def test_images_of_others_are_pinned_and_nothing_knows_a_secret_that_it_does_not_need(
-    compose_file: dict[str, Any],
-) -> None:
+def test_third_party_images_are_pinned_and_services_get_only_required_secrets(compose_file: dict[str, Any]) -> None:
     mounts = {}
     for name, service in compose_file["services"].items():
         assert re.search(r":v?\d+\.\d+(\.\d+)?$", service["image"]) or service["image"].startswith("crossfade:")
-        secret = {"S3_ACCESS_KEY", "S3_SECRET_KEY", "CROSSFADE_TOKEN", "GRAFANA_PASSWORD"}
-        assert name == "secrets" or not secret & set(service.get("environment", {}))
+        secrets = {"S3_ACCESS_KEY", "S3_SECRET_KEY", "CROSSFADE_TOKEN", "GRAFANA_PASSWORD"}
+        assert name == "secrets" or not secrets & set(service.get("environment", {}))
         mounts[name] = {volume.split("-secrets:")[0] for volume in service.get("volumes", ()) if "-secrets:" in volume}
     in_job = {name: {"job"} for name in ("loader", "scheduler", "standby", "server", "worker", "job")}
     others = {"secrets": {"job", "s3", "grafana"}, "s3": {"s3"}, "grafana": {"grafana"}}
@@ -66,10 +64,10 @@ def test_images_of_others_are_pinned_and_nothing_knows_a_secret_that_it_does_not
 # ---- secrets
 
 
-def make_secrets(folder: Path, **given: str) -> subprocess.CompletedProcess[str]:
+def generate_secrets(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     for name in ("job", "s3", "grafana"):
         (folder / name).mkdir(exist_ok=True)
-    environment = {"PATH": os.environ["PATH"], "SECRETS": str(folder), **given}
+    environment = {"PATH": os.environ["PATH"], "SECRETS": str(folder), **variables}
     script = str(ROOT / "docker" / "secrets.sh")
     return subprocess.run([script], env=environment, capture_output=True, text=True, check=False)
 
@@ -78,49 +76,49 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_secrets_are_made_once_and_are_different_each_time(tmp_path: Path) -> None:
-    for name in ("one", "other"):
+def test_secrets_are_generated_once_and_differ_between_deployments(tmp_path: Path) -> None:
+    for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        result = make_secrets(tmp_path / name)
+        result = generate_secrets(tmp_path / name)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    one, other = contents(tmp_path / "one"), contents(tmp_path / "other")
-    assert set(one) == {"job/aws", "job/token", "s3/s3.json", "grafana/password"}
-    assert all(one[name] != other[name] for name in one)
-    assert re.fullmatch(r"[0-9a-f]{48}", one["job/token"])
-    identity = yaml.safe_load(one["s3/s3.json"])["identities"][0]["credentials"][0]
-    assert f"aws_access_key_id = {identity['accessKey']}\n" in one["job/aws"]
-    assert f"aws_secret_access_key = {identity['secretKey']}\n" in one["job/aws"]
-    assert make_secrets(tmp_path / "one").returncode == 0
-    assert contents(tmp_path / "one") == one
-    # A volume that was deleted: both sides get new keys.
-    (tmp_path / "one/s3/s3.json").unlink()
-    assert make_secrets(tmp_path / "one").returncode == 0
-    again = contents(tmp_path / "one")
-    assert again["job/aws"] != one["job/aws"]
-    assert again["job/token"] == one["job/token"]
+    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    assert set(first) == {"job/aws", "job/token", "s3/s3.json", "grafana/password"}
+    assert all(first[name] != second[name] for name in first)
+    assert re.fullmatch(r"[0-9a-f]{48}", first["job/token"])
+    identity = yaml.safe_load(first["s3/s3.json"])["identities"][0]["credentials"][0]
+    assert f"aws_access_key_id = {identity['accessKey']}\n" in first["job/aws"]
+    assert f"aws_secret_access_key = {identity['secretKey']}\n" in first["job/aws"]
+    assert generate_secrets(tmp_path / "first").returncode == 0
+    assert contents(tmp_path / "first") == first
+    # After the volume of S3 was deleted, the job and S3 get new keys.
+    (tmp_path / "first/s3/s3.json").unlink()
+    assert generate_secrets(tmp_path / "first").returncode == 0
+    again = contents(tmp_path / "first")
+    assert again["job/aws"] != first["job/aws"]
+    assert again["job/token"] == first["job/token"]
 
 
-def test_secrets_that_are_given_are_taken(tmp_path: Path) -> None:
-    assert make_secrets(tmp_path).returncode == 0
+def test_secrets_in_the_environment_are_used(tmp_path: Path) -> None:
+    assert generate_secrets(tmp_path).returncode == 0
     keys = {"S3_ACCESS_KEY": "ours", "S3_SECRET_KEY": "ours/Secret+1="}
-    assert make_secrets(tmp_path, CROSSFADE_TOKEN="a token", GRAFANA_PASSWORD='"quoted"', **keys).returncode == 0
-    found = contents(tmp_path)
-    assert (found["job/token"], found["grafana/password"]) == ("a token", '"quoted"')
-    assert "ours/Secret+1=" in found["job/aws"]
-    assert "ours/Secret+1=" in found["s3/s3.json"]
-    # Users differ between images, so that everyone who mounts a volume can read it, and nobody write.
-    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in found} == {0o444}
+    assert generate_secrets(tmp_path, CROSSFADE_TOKEN="a token", GRAFANA_PASSWORD='"quoted"', **keys).returncode == 0
+    files = contents(tmp_path)
+    assert (files["job/token"], files["grafana/password"]) == ("a token", '"quoted"')
+    assert "ours/Secret+1=" in files["job/aws"]
+    assert "ours/Secret+1=" in files["s3/s3.json"]
+    # User IDs differ between images, so all users of a volume may read it; none may write.
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in files} == {0o444}
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("variables", "expected"),
     [
         ({"S3_ACCESS_KEY": "ours"}, "expected both S3_ACCESS_KEY and S3_SECRET_KEY, or none"),
         ({"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": 'b"'}, "expected letters, digits and + / = _ . - alone"),
     ],
 )
-def test_keys_that_would_not_work_are_refused(tmp_path: Path, given: dict[str, str], said: str) -> None:
-    result = make_secrets(tmp_path, **given)
+def test_invalid_keys_are_rejected(tmp_path: Path, variables: dict[str, str], expected: str) -> None:
+    result = generate_secrets(tmp_path, **variables)
     assert result.returncode == 2
-    assert said in result.stderr
+    assert expected in result.stderr
     assert contents(tmp_path) == {}

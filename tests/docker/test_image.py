@@ -1,4 +1,4 @@
-"""The image, built by a real engine: what is in it, who runs in it, and what is not in any of its layers."""
+"""The image, built by a real engine: its size, user, labels and layers."""
 
 import json
 import subprocess
@@ -14,18 +14,18 @@ from kvstore import __version__
 pytestmark = pytest.mark.docker
 
 MAX_BYTES = 1_300_000_000
-READ_BYTES = 1 << 20
-UNWANTED = (
+HEAD_BYTES = 1 << 20
+FORBIDDEN = (
     *("var/lib/apt/lists", "var/cache/apt", "root/.cache", "home/crossfade/.cache", "tmp", "run", "src"),
     *("runs", "secrets", "opt/crossfade/bin/pip", "opt/crossfade/bin/pytest"),
 )
-"""What has no file in any layer."""
+"""Paths below which no layer may have a file."""
 WRITABLE = ("/home/crossfade", "/run/lock", "/runs", "/secrets/grafana", "/secrets/job", "/secrets/s3")
 WRITABLE += ("/tmp", "/var/cache/crossfade", "/var/tmp")
 
 
 def files_of_layers(engine: Engine) -> Iterator[tuple[str, bytes]]:
-    """The files of all layers that are not empty, also those that a later one hides: path, and how each begins."""
+    """Yield path and first bytes of each nonempty file in all layers, also of files that later layers hide."""
     with subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE, env=engine.environment) as saved:
         assert saved.stdout is not None
         with tarfile.open(fileobj=saved.stdout, mode="r|") as blobs:
@@ -34,19 +34,19 @@ def files_of_layers(engine: Engine) -> Iterator[tuple[str, bytes]]:
                     try:
                         yield from _files(content)
                     except tarfile.ReadError:
-                        continue  # it is a manifest
+                        continue  # a manifest, not a layer
         assert saved.wait() == 0
 
 
 def _files(layer: object) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(fileobj=layer, mode="r|*") as members:  # type: ignore[call-overload]
         for member in members:
-            # Names that begin so mark what an earlier layer has and this one has not.
+            # Such names are whiteouts: they mark files of an earlier layer as deleted.
             if member.isreg() and member.size and not PurePosixPath(member.name).name.startswith(".wh."):
-                yield member.name.removeprefix("./"), members.extractfile(member).read(READ_BYTES)
+                yield member.name.removeprefix("./"), members.extractfile(member).read(HEAD_BYTES)
 
 
-def test_it_is_small_unprivileged_and_says_what_it_is(engine: Engine) -> None:
+def test_image_is_small_labeled_and_unprivileged(engine: Engine) -> None:
     image = engine.inspect(IMAGE)
     print(f"{IMAGE}: {image['Size'] / 1e6:,.0f} MB")
     assert image["Size"] < MAX_BYTES
@@ -63,23 +63,26 @@ def test_it_is_small_unprivileged_and_says_what_it_is(engine: Engine) -> None:
     assert engine.docker(*run, "--entrypoint", "id", IMAGE, "-u") == "10001"
     assert engine.docker(*run, IMAGE, "--version") == f"crossfade {__version__}"
     search = ("/", "-xdev", "-type", "d", "-writable", "-not", "-path", "/proc/*", "-not", "-path", "/dev*")
-    found = engine.run("docker", *run, "--entrypoint", "find", IMAGE, *search, check=False).stdout
-    assert sorted(found.split()) == sorted(WRITABLE)
+    writable = engine.run("docker", *run, "--entrypoint", "find", IMAGE, *search, check=False).stdout
+    assert sorted(writable.split()) == sorted(WRITABLE)
 
 
-def test_no_layer_holds_a_cache_a_secret_or_what_is_not_of_the_product(engine: Engine) -> None:
-    bundle = ("run", "--rm", "--network", "none", "--entrypoint", "cat", IMAGE, f"{CERTIFICATES}")
-    debian = {one.strip() for one in engine.docker(*bundle).encode().split(b"-----END CERTIFICATE-----")}
-    # Where a proxy opens TLS, the build was given certificates that Debian does not have.
-    given = [one.strip() for one in CERTIFICATES.read_bytes().split(b"-----END CERTIFICATE-----")]
-    own = [one for one in given if one and one not in debian]
+def certificates_in(bundle: bytes) -> set[bytes]:
+    return {certificate.strip() for certificate in bundle.split(b"-----END CERTIFICATE-----")} - {b""}
+
+
+def test_layers_hold_no_caches_secrets_or_build_tools(engine: Engine) -> None:
+    cat_bundle = ("run", "--rm", "--network", "none", "--entrypoint", "cat", IMAGE, f"{CERTIFICATES}")
+    debian = certificates_in(engine.docker(*cat_bundle).encode())
+    # Behind a proxy that intercepts TLS, the build gets certificates that Debian does not have.
+    private = certificates_in(CERTIFICATES.read_bytes()) - debian
     names = set()
     for name, content in files_of_layers(engine):
         names.add(PurePosixPath(name))
-        assert not any(one in content for one in own), name
+        assert not any(certificate in content for certificate in private), name
     assert PurePosixPath("opt/crossfade/bin/crossfade") in names
-    for unwanted in UNWANTED:
-        assert [name for name in names if name.is_relative_to(unwanted)] == []
+    for forbidden in FORBIDDEN:
+        assert [name for name in names if name.is_relative_to(forbidden)] == []
     assert not {name.name for name in names} & {".git", ".env", "token", "aws", "ca.crt"}
     history = engine.docker("history", "--no-trunc", "--format", "{{json .}}", IMAGE)
     steps = [json.loads(line)["CreatedBy"] for line in history.splitlines()]

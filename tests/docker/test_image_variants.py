@@ -1,4 +1,4 @@
-"""The packages of the container's variants, and the MXNet of the oldest of them, as far as both go without a GPU."""
+"""Packages of the image's variants, and training with the oldest MXNet among them, on the CPU."""
 
 import json
 import re
@@ -24,24 +24,24 @@ CUDA_LIBRARIES = {
     *("libcublas.so.11", "libcudart.so.11.0", "libcudnn.so.8", "libcufft.so.10", "libcurand.so.10"),
     *("libcusolver.so.11", "libnccl.so.2", "libnvrtc.so.11.2", "libnvToolsExt.so.1"),
 }
-"""What the libmxnet.so of mxnet-cu112 links, beside what it brings, the driver's and the system's libraries."""
-FETCH_SECONDS = 900
+"""Libraries that libmxnet.so of mxnet-cu112 links, except those of its wheel, the driver and the system."""
+DOWNLOAD_SECONDS = 900
 
 
 def pins(path: Path) -> dict[str, str]:
-    """The version of each package of a lock, by name; each must have hashes."""
-    found = {}
+    """Return the version of each package of a lock file by name; each must have hashes."""
+    versions = {}
     for line in path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
             requirement, *hashes = re.split(r"\s+--hash=", line.strip())
             assert hashes, requirement
             parsed = Requirement(requirement)
-            found[canonicalize_name(parsed.name)] = next(iter(parsed.specifier)).version
-    return found
+            versions[canonicalize_name(parsed.name)] = next(iter(parsed.specifier)).version
+    return versions
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_has_the_versions_that_the_tests_run_with_and_none_of_their_tools(variant: str) -> None:
+def test_variant_has_the_tested_versions_and_no_development_tools(variant: str) -> None:
     lock = ROOT / "docker" / f"requirements-{variant}.lock"
     image, tested = pins(lock), pins(ROOT / "requirements.lock")
     name, version = VARIANTS[variant]
@@ -55,13 +55,11 @@ def test_a_variant_has_the_versions_that_the_tests_run_with_and_none_of_their_to
 
 @pytest.mark.docker
 @pytest.mark.parametrize("variant", ["cu112", "cu90"])
-def test_the_packages_of_a_gpu_variant_can_be_had_and_bring_the_libraries_that_mxnet_links(
-    variant: str, tmp_path: Path
-) -> None:
+def test_gpu_variant_packages_are_available_with_the_libraries_of_mxnet(variant: str, tmp_path: Path) -> None:
     lock = ROOT / "docker" / f"requirements-{variant}.lock"
     options = ("--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:")
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(tmp_path), "--requirement", str(lock)]
-    subprocess.run(command, check=True, timeout=FETCH_SECONDS)
+    subprocess.run(command, check=True, timeout=DOWNLOAD_SECONDS)
     wheels = {re.split(r"-\d", wheel.name)[0].replace("_", "-").lower(): wheel for wheel in tmp_path.iterdir()}
     assert set(wheels) == set(pins(lock))
     if variant == "cu112":
@@ -75,25 +73,25 @@ def test_the_packages_of_a_gpu_variant_can_be_had_and_bring_the_libraries_that_m
 
 
 def vectors(folder: Path) -> FloatArray:
-    """All vectors of an entity, float32 (N, D)."""
+    """Return all vectors of an entity, float32 (N, D)."""
     stacked: FloatArray = np.stack(pq.read_table(folder).column("vector").to_numpy())
     return stacked
 
 
 @pytest.fixture(scope="module")
 def older_mxnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the CPU build of the release that mxnet-cu90 is, to be put before the installed one."""
+    """Install the CPU build of mxnet-cu90's release into a folder, which PYTHONPATH puts before the installed MXNet."""
     folder = tmp_path_factory.mktemp("mxnet")
     options = ("--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(folder))
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, "mxnet-mkl==1.6.0"], check=True, timeout=FETCH_SECONDS
+        [sys.executable, "-m", "pip", "install", *options, "mxnet-mkl==1.6.0"], check=True, timeout=DOWNLOAD_SECONDS
     )
     return folder
 
 
 @pytest.mark.docker
 @pytest.mark.parametrize("engine", ["cpu", "mxnet"])
-def test_the_release_for_the_k80_trains_saves_and_resumes_as_the_newer_one_does(
+def test_mxnet_for_the_k80_trains_saves_and_resumes_like_the_newer_release(
     older_mxnet: Path, tmp_path: Path, engine: str
 ) -> None:
     train = {"epochs": 6, "batch_size": 256, "engine": engine, "patience": None}

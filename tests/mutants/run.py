@@ -1,4 +1,4 @@
-"""Change the code in known ways, and check that the tests that each change names notice it.
+"""Mutation testing: apply deliberate changes to the code, and check that the tests named for each change fail.
 
     make mutants                                   judge all mutants
     make mutants ARGS='--only commit-order'        judge one
@@ -14,12 +14,12 @@ The .toml files in this folder define the mutants. Each has
     note      why the change matters, where that is not obvious
 
 The checkout stays unchanged: each job works on a copy of it, uncommitted content included, and imports the packages of
-that copy. First, all tests that are named run in an unchanged copy, where they must pass.
+that copy. First, all named tests run in an unchanged copy, where they must pass.
 
-A mutant is noticed when pytest exits with 1 or exceeds the timeout. It survives when pytest exits with 0. It is broken,
-which says nothing about the tests, when it does not apply, when one of its tests fails on unchanged code, or when
-pytest exits with any other code, as when a test cannot be imported. Exit codes: 0 all mutants were noticed; 1 some were
-not; 2 pytest cannot run the tests, or the arguments are invalid.
+A mutant is noticed (killed) when pytest exits with 1 or exceeds the timeout. It survives when pytest exits with 0. It is
+broken, which is no verdict on the tests, when it does not apply, when one of its tests fails on unchanged code, or when
+pytest exits with any other code, for example because a test cannot be imported. Exit codes: 0 all mutants were noticed;
+1 some were not; 2 pytest cannot run the tests, or the arguments are invalid.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def failing_baseline(runner: Runner, copy: Path, mutants: Sequence[Mutant], jobs
         UsageError: pytest cannot run them.
     """
     tests = sorted({test for mutant in mutants for test in mutant.tests})
-    whole = {test for test in tests if "::" not in test}
-    tests = [test for test in tests if test in whole or test.partition("::")[0] not in whole]
+    files = {test for test in tests if "::" not in test}
+    tests = [test for test in tests if test in files or test.partition("::")[0] not in files]
     print(f"{len(tests)} files and tests must pass on unchanged code ...", flush=True)
     begin = time.monotonic()
     processes = ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"] if jobs > 1 else []
@@ -196,9 +196,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="tests/mutants/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="judge only these mutants")
-    parser.add_argument(
-        "--list", action="store_true", help="print name, file, and tests of each mutant, and exit"
-    )
+    parser.add_argument("--list", action="store_true", help="print name, file, and tests of each mutant, and exit")
     parser.add_argument("--check", action="store_true", help="check that each mutant applies to its file, and exit")
     parser.add_argument(
         "--jobs", type=_positive(int), default=2, metavar="N", help="judge N mutants at a time (default: 2)"

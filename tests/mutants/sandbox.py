@@ -127,7 +127,7 @@ class Runner:
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "NUMBA_CACHE"))
         }
-        # Numba caches compiled kernels beside the sources, in the copy.
+        # Numba caches compiled kernels next to the sources, in the copy.
         return inherited | {"PYTHONPATH": str(copy), TOKEN_VARIABLE: self.token}
 
 
@@ -154,7 +154,7 @@ def _end_marked(variable: str, value: str) -> None:
 def applied(copy: Path, mutant: Mutant, number: int) -> Iterator[None]:
     """Apply ``mutant`` to ``copy`` inside the block.
 
-    Python and numba compare the time and size of a source with those that a compiled file was made from. The changed
+    Python and Numba compare the time and size of a source with those recorded in the compiled file. The changed
     file gets a time of its own, and the kernels that numba has compiled from the file are set aside and restored.
     """
     path = copy / mutant.file

@@ -1,11 +1,11 @@
-"""A Docker engine of the tests' own, and the images that docker-compose.yml needs, where no registry can be reached.
+"""Run a private Docker engine with the images of docker-compose.yml, without a registry.
 
-with running_engine(folder) as engine:
-    engine.make_images()                          # of this repository, and stand-ins for those that others publish
-    engine.docker("ps")
+    with running_engine(folder) as engine:
+        engine.build_images()
+        engine.docker("ps")
 
-Stand-ins have the same names, and in them runs the same software: Debian's packages, and SeaweedFS's from its wheel.
-Everything is in ``folder`` and is gone, with what was mounted there, when the context ends.
+Published images are replaced by stand-ins of the same name with the same software: Debian's packages, and SeaweedFS
+from its wheel. All files are in ``folder``; leaving the context unmounts and deletes them.
 """
 
 import json
@@ -24,7 +24,7 @@ from waiting import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "crossfade:cpu"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-"""Those of this machine, which may have a proxy's among them."""
+"""The certificates of this machine, possibly with those of a proxy."""
 BUILD_SECONDS = 600
 _BASE = "debian:bookworm-slim"
 _PROGRAMS = ("dockerd", "docker", "ip", "iptables", "mmdebstrap", "setpriv")
@@ -47,15 +47,15 @@ CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prome
 
 
 def missing() -> str | None:
-    """What is not here that the tests of Docker need, in a line, if there is something."""
+    """Return in one line what the Docker tests lack here, or None."""
     packages = "docker.io docker-cli docker-compose docker-buildx iproute2 iptables mmdebstrap"
-    lacking = [program for program in _PROGRAMS if shutil.which(program) is None]
-    if not lacking:
-        lacking = [f"docker {name}" for name in _PLUGINS if _fails("docker", name, "version")]
-    if lacking:
-        return f"the tests of Docker need {', '.join(lacking)}; on Debian: apt-get install {packages}"
+    absent = [program for program in _PROGRAMS if shutil.which(program) is None]
+    if not absent:
+        absent = [f"docker {name}" for name in _PLUGINS if _fails("docker", name, "version")]
+    if absent:
+        return f"Docker tests need {', '.join(absent)}; on Debian: apt-get install {packages}"
     if os.geteuid() != 0:
-        return "the tests of Docker start an engine of their own, for which they must be run as root"
+        return "Docker tests start a private engine: run them as root"
     return None
 
 
@@ -64,32 +64,32 @@ def _fails(*command: str) -> bool:
 
 
 class Engine:
-    """The engine; ``environment`` is that of whoever uses it."""
+    """A Docker engine; clients need ``environment``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._bridge = f"docker{os.getpid()}"
         socket = f"unix://{folder}/docker.sock"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DOCKER_", "COMPOSE_"))}
-        self.environment = {**kept, "DOCKER_HOST": socket, "DOCKER_CONFIG": str(folder / "config")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DOCKER_", "COMPOSE_"))}
+        self.environment = {**inherited, "DOCKER_HOST": socket, "DOCKER_CONFIG": str(folder / "config")}
         self._command = [
             *("dockerd", "--host", socket, "--pidfile", str(folder / "dockerd.pid")),
             *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
-            # Without one of its own it would take that of another engine on this machine, or delete it.
+            # Without its own bridge it would use or delete that of another engine on this machine.
             *("--bridge", self._bridge),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and return once it answers."""
+        """Start the engine and wait until it responds."""
         subprocess.run(["ip", "link", "add", self._bridge, "type", "bridge"], check=True)
         with (self._folder / "dockerd.log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *self._command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        wait_until(self._answers, _START_SECONDS, f"the Docker engine (see {log.name})")
+        wait_until(self._responds, _START_SECONDS, f"the Docker engine (see {log.name})")
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, (self._folder / "dockerd.log").read_text()[-2000:]
         return self.run("docker", "version", check=False).returncode == 0
@@ -103,23 +103,23 @@ class Engine:
             command, capture_output=True, text=True, check=False, cwd=cwd, env=environment, timeout=BUILD_SECONDS
         )
         if check:
-            said = f"{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
-            assert result.returncode == 0, f"{' '.join(command)}: exit code {result.returncode}\n{said}"
+            output = f"{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
+            assert result.returncode == 0, f"{' '.join(command)}: exit code {result.returncode}\n{output}"
         return result
 
     def docker(self, *arguments: str) -> str:
-        """What ``docker`` says."""
+        """Run ``docker`` and return its standard output."""
         return self.run("docker", *arguments).stdout.strip()
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """What is known of an image or container."""
-        found: dict[str, Any] = json.loads(self.docker("inspect", name))[0]
-        return found
+        """Return what ``docker inspect`` prints of an image or container."""
+        description: dict[str, Any] = json.loads(self.docker("inspect", name))[0]
+        return description
 
-    def make_images(self) -> None:
-        """Make the base image, this repository's, and those that stand in for others of docker-compose.yml."""
+    def build_images(self) -> None:
+        """Build the base image, the product's image, and stand-ins for the published images of docker-compose.yml."""
         base = self._folder / "base.tar"
-        # Debian 12's own tools make it as Debian makes the published one: from the same packages.
+        # Debian builds the published image with the same tool from the same packages.
         self.run("mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates", "bookworm", str(base))
         self.docker("import", "--change", 'CMD ["bash"]', str(base), _BASE)
         base.unlink()
@@ -138,7 +138,7 @@ class Engine:
         self.docker("build", "--quiet", "--network", "host", "--tag", name, *options)
 
     def stop(self) -> None:
-        """End it and what runs in it, and delete what it had."""
+        """Stop the engine and its containers, and delete their files."""
         if self._process is not None and self._process.poll() is None:
             self.run("sh", "-c", "docker rm --force --volumes $(docker ps --all --quiet)", check=False)
             self.run("docker", "network", "prune", "--force", check=False)
@@ -149,8 +149,8 @@ class Engine:
                 self._process.kill()
                 self._process.wait()
         mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-        for place in sorted((place for place in mounts if place.startswith(f"{self._folder}/")), reverse=True):
-            subprocess.run(["umount", place], check=True)
+        for mount in sorted((mount for mount in mounts if mount.startswith(f"{self._folder}/")), reverse=True):
+            subprocess.run(["umount", mount], check=True)
         subprocess.run(["ip", "link", "delete", self._bridge], check=True)
         for name in ("data", "exec"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
@@ -158,7 +158,7 @@ class Engine:
 
 @contextmanager
 def running_engine(folder: Path) -> Iterator[Engine]:
-    """An engine that runs while the context lasts."""
+    """Run an engine for the duration of the context."""
     engine = Engine(folder)
     try:
         engine.start()
