@@ -3,11 +3,10 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aws_server import ACCOUNT, REGION, AwsServer, running_aws
+from aws_server import ACCOUNT, REGION, AwsServer
 
 from deploy.aws.accelerators import accelerator_of, variant_of
 from deploy.aws.clients import Aws
@@ -26,12 +25,6 @@ DENIED = (
     "arn:aws:sagemaker:us-east-1:123456789012:training-job/x because no identity-based policy allows the "
     "sagemaker:CreateTrainingJob action"
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    with running_aws() as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """``crossfade submit ec2 --list`` and ``--cleanup`` after clients that were killed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aws_server import AwsServer, running_aws
-from cluster_data import write_job
+from aws_server import AwsServer
 from ec2_leftovers import leftovers
 from running_command import started
-from submitting_ec2 import BUCKET, detached, empty_account, submitted_run
+from submitting_ec2 import BUCKET, detached, submitted_run
 
 from crossfade.main import main
 
@@ -27,22 +25,6 @@ MUTATIONS = [
 ]
 """The requests that create a run's resources, in their order."""
 REMOVALS = ["TerminateInstances", "DeletePlacementGroup", "DeleteRole"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    with running_aws() as aws:
-        yield aws
-
-
-@pytest.fixture
-def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    return empty_account(server, monkeypatch)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    return write_job(tmp_path / "job.yaml", f"s3://{BUCKET}/data")
 
 
 # Every third request, each of another service or kind of resource.

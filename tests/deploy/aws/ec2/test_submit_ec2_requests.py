@@ -4,36 +4,18 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_server import AwsServer, running_aws
-from cluster_data import write_job
-from submitting_ec2 import BUCKET, IMAGE, detached, empty_account, stored, submit, submitted_run, tags_of
+from aws_server import AwsServer
+from submitting_ec2 import BUCKET, IMAGE, detached, stored, submit, submitted_run, tags_of
 
 from crossfade.main import main
 from deploy.aws.ec2.spec import RunSpec, new_run_name
 from deploy.aws.ec2.user_data import MAX_BYTES, user_data
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    with running_aws() as aws:
-        yield aws
-
-
-@pytest.fixture
-def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    return empty_account(server, monkeypatch)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    return write_job(tmp_path / "job.yaml", f"s3://{BUCKET}/data")
 
 
 def test_cluster_options_reach_the_requests(aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]) -> None:

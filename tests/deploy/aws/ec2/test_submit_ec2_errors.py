@@ -1,33 +1,15 @@
 """``crossfade submit ec2`` when its input or AWS's answers are errors."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aws_server import AwsServer, running_aws
-from cluster_data import write_job
+from aws_server import AwsServer
 from ec2_leftovers import leftovers
-from submitting_ec2 import BUCKET, IMAGE, detached, empty_account, stored
+from submitting_ec2 import IMAGE, detached, stored
 
 from crossfade.main import main
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    with running_aws() as aws:
-        yield aws
-
-
-@pytest.fixture
-def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    return empty_account(server, monkeypatch)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    return write_job(tmp_path / "job.yaml", f"s3://{BUCKET}/data")
 
 
 @pytest.mark.parametrize(

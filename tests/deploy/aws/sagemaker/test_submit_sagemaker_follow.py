@@ -6,36 +6,19 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-from aws_server import AwsServer, Call, running_aws
-from cluster_data import write_job
+from aws_server import AwsServer, Call
 from documented_policies import policy
 from running_command import crossfade, started, succeeded
-from submitting_sagemaker import FAST, account_with_images, command, described, follow, submit, write_log
+from submitting_sagemaker import FAST, command, described, follow, submit, write_log
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    with running_aws() as running:
-        yield running
-
-
-@pytest.fixture
-def aws(server: AwsServer) -> AwsServer:
-    return account_with_images(server)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    return write_job(tmp_path / "plays.yaml", "s3://music/plays", name="plays")
 
 
 def test_job_is_followed_with_its_log_to_its_end(aws: AwsServer, job: Path) -> None:

@@ -1,14 +1,12 @@
 """Requests of ``crossfade submit sagemaker``, and options that it rejects."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aws_server import AwsServer, running_aws
-from cluster_data import write_job
+from aws_server import AwsServer
 from running_command import succeeded
-from submitting_sagemaker import IMAGE, ROLE, account_with_images, submit
+from submitting_sagemaker import IMAGE, ROLE, submit
 
 from deploy.aws.sagemaker.container import Hosts, Paths, read_job
 from deploy.aws.sagemaker.request import Submission, make_request
@@ -16,22 +14,6 @@ from kvstore.errors import InputError
 from trainer.config.loading import load_job
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    with running_aws() as running:
-        yield running
-
-
-@pytest.fixture
-def aws(server: AwsServer) -> AwsServer:
-    return account_with_images(server)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    return write_job(tmp_path / "plays.yaml", "s3://music/plays", name="plays")
 
 
 def test_default_request_and_cost_are_shown_before_the_job_starts(aws: AwsServer, job: Path) -> None:

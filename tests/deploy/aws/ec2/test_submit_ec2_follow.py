@@ -1,17 +1,16 @@
 """``crossfade submit ec2`` following a run to its end, and the permissions that it needs."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_server import AwsServer, Call, running_aws
-from cluster_data import write_job
+from aws_server import AwsServer, Call
 from documented_policies import policy
 from ec2_leftovers import leftovers
-from submitting_ec2 import BUCKET, detached, empty_account, submit, submitted_run, tags_of
+from submitting_ec2 import BUCKET, detached, submit, submitted_run, tags_of
 
 from crossfade.main import main
 from deploy.aws.ec2.follower import MAX_LOSSES
@@ -20,22 +19,6 @@ from deploy.aws.ec2.resources import Ec2Instance, find_instances
 pytestmark = pytest.mark.slow
 
 S3_ACTIONS = {"PUT": "PutObject", "GET": "GetObject"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    with running_aws() as aws:
-        yield aws
-
-
-@pytest.fixture
-def aws(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
-    return empty_account(server, monkeypatch)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    return write_job(tmp_path / "job.yaml", f"s3://{BUCKET}/data")
 
 
 class Story:

@@ -1,31 +1,13 @@
 """``crossfade submit sagemaker`` when AWS answers with errors."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aws_server import ACCOUNT, REGION, AwsServer, running_aws
-from cluster_data import write_job
+from aws_server import ACCOUNT, REGION, AwsServer
 from running_command import succeeded
-from submitting_sagemaker import IMAGE, QUOTA, ROLE, account_with_images, submit
+from submitting_sagemaker import IMAGE, QUOTA, ROLE, submit
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AwsServer]:
-    with running_aws() as running:
-        yield running
-
-
-@pytest.fixture
-def aws(server: AwsServer) -> AwsServer:
-    return account_with_images(server)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    return write_job(tmp_path / "plays.yaml", "s3://music/plays", name="plays")
 
 
 @pytest.mark.parametrize(
