@@ -68,7 +68,7 @@ def _print(line: str) -> None:
 
 
 def _measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
-    """Run ``work`` in a process of its own; return its seconds and its peak memory in bytes."""
+    """Run ``work`` in a separate process; return its seconds and its peak memory in bytes."""
     process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
     begin, peak = time.perf_counter(), 0
     process.start()

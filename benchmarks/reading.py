@@ -94,7 +94,7 @@ def main() -> None:
         rate, waited = (statistics.median(values) for values in zip(*measured, strict=True))
         print(
             f"{'read, ' + name:<22} {rate:>12,.0f} interactions/s   {rate / consumed:5.1f} x what the engine consumes "
-            f"(wanted: {TARGETS[name]:.0f} x)   {100 * waited:.0f} % of it waiting for a window"
+            f"(target: {TARGETS[name]:.0f} x)   {100 * waited:.0f} % of it waiting for a shuffle block"
         )
 
 

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/scale.py [--parts 64 16 4 1] [--steps 400] [--repeats 1] [--json FILE]
     .venv/bin/python benchmarks/scale.py --parts 1 --kill
 
-Each size is a job of its own, `crossfade train` with two servers and two workers, on synthetic listening with tables
+Each size is a separate job, `crossfade train` with two servers and two workers, on synthetic listening with tables
 of that size; missing data is generated (20 seconds and 0.7 GB of disk for the largest). Memory is that of all processes
 of the job together: the sum of their proportional set sizes, which counts a page that several share once.
 

@@ -1,4 +1,4 @@
-"""Terminal output for people: progress bars, status lines beside them, and the result of a training run.
+"""Terminal output for people: progress bars, status lines, and the result of a training run.
 
 with TrainDisplay("ndcg@10") as display:
     display.show(ListeningEvent(address="10.0.0.1:7070"))
@@ -121,7 +121,7 @@ class TrainDisplay:
                 _logger.info(f"{self._position(event)} batch_loss={event.loss:.6g}")
             return
         if self._bar is None:
-            # In a log file a line every ten seconds is enough.
+            # A log file gets only a line every ten seconds.
             interval = 0.1 if sys.stderr.isatty() else 10.0
             self._bar = tqdm(
                 total=event.steps,
@@ -150,7 +150,7 @@ class TrainDisplay:
             _logger.info(" ".join([self._position(event), *(f"{name}={value:.6g}" for name, value in values.items())]))
 
     def _position(self, event: StepEvent | EpochEvent) -> str:
-        # Metrics of SageMaker jobs are read from these words by regular expressions.
+        # SageMaker reads metrics from these words by regular expressions.
         progress = f" progress={event.step / self._steps:.4f}" if self._steps else ""
         return f"epoch={event.epoch} step={event.step}{progress}"
 
@@ -199,7 +199,7 @@ class ProgressBars:
     def phase(self, name: str, total: int | None, unit: str) -> None:
         """Close the bar of the previous phase and open one of ``total`` units."""
         self.close()
-        # In a log file a line for each long phase is enough.
+        # A log file gets only a line for each long phase.
         interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,

@@ -157,7 +157,7 @@ def _find(aws: Aws, run: str) -> Resources:
     found = find_resources(aws, run)
     if not found:
         raise InputError(
-            f"there is nothing of a run {run} in {aws.region}; 'crossfade submit ec2 --list' lists all runs"
+            f"found no resources of a run {run} in {aws.region}; 'crossfade submit ec2 --list' lists all runs"
         )
     return found[0]
 

@@ -117,7 +117,7 @@ class StderrHandler(logging.Handler):
 def add_log_options(parser: argparse.ArgumentParser, otherwise: str = "text") -> None:
     """Add ``--log-format`` and ``--log-level``, whose defaults come from the environment.
 
-    Without either, the format is as ``otherwise`` says.
+    Without either, the format is ``otherwise``.
     """
     group = parser.add_argument_group("logging")
     group.add_argument(

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(error: BaseException) -> int | None:
-    """Report ``error`` and return the exit code that it stands for; None for a bug, which needs its traceback."""
+    """Report ``error`` and return its exit code; None for a bug, which needs its traceback."""
     if stopper.number is not None:
         how = f" {error}" if isinstance(error, StopSignal) and str(error) else ""
         _logger.warning(f"stopped by {signal.Signals(stopper.number).name}{how}")

@@ -15,14 +15,14 @@ from types import FrameType
 
 
 class StopSignal(BaseException):
-    """Raised when a signal stops this process; the message says how far it got, if there is one.
+    """Raised when a signal stops this process; the message, if any, describes its progress.
 
     Not an ``Exception``, so that code which handles errors does not swallow it.
     """
 
 
 class SpotInterruption(Exception):  # noqa: N818 - an expected end, not an error
-    """Raised when the host is being interrupted and the command has drained; the message says how far it got."""
+    """Raised when the host is being interrupted and the command has drained; the message describes its progress."""
 
 
 class SignalHandler:

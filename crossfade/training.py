@@ -120,7 +120,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, display: TrainDisplay, 
 
     def show(event: Event) -> None:
         if isinstance(event, PhaseEvent) and event.name == "training":
-            # Not earlier: invalid input is reported in one line and no other.
+            # Not earlier: invalid input is reported in a single line.
             _print_addresses(context.listener, folder)
         display.show(event)
 

@@ -25,7 +25,7 @@ RoleKind = Literal["scheduler", "server", "worker"]
 AcceptedRoles = Literal["all", "server", "worker", "none"]
 """The kinds of roles that a host accepts. One that accepts none only learns how the job ends."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
-# A step's buffers are some megabytes each. By default glibc returns such memory to the kernel and allocates it anew in
+# A step's buffers are some megabytes each. By default glibc returns such memory to the kernel and allocates it again in
 # every step, which costs a role up to 10 ms of page faults.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 TOKEN_VARIABLE = "CROSSFADE_TOKEN"  # noqa: S105 - the name of the variable

@@ -1,7 +1,7 @@
 """Counter-based random numbers: each value depends on its counter alone, not on who draws it or in which order.
 
 Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A counter of
-four 32-bit words and a key of two give four 32-bit words. Every draw of Crossfade has a counter of its own (a table's
+four 32-bit words and a key of two give four 32-bit words. Every draw of Crossfade has its own counter (a table's
 row, a step's position), so a table has the same values in any layout, and a resumed run repeats the draws of a run that
 never stopped.
 

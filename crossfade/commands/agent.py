@@ -50,7 +50,7 @@ and data.path and checkpoint.path must be on S3. Roles listen on ports of --adve
 open to everyone who can reach them: keep that network closed. The token is sent in plain text; CROSSFADE_TOKEN_FILE may
 name a file that holds it.
 
-With cluster.one_role_per_host each server and worker has a host of its own. The roles of a host that is lost and not
+With cluster.one_role_per_host each server and worker has its own host. The roles of a host that is lost and not
 replaced within cluster.host_timeout_seconds move to remaining hosts that accept them, or to the coordinator's host.
 
 Exit codes: 0 the job is done; 1 it failed; 2 invalid input; 75 this host or the coordinator's was interrupted by EC2:

@@ -27,8 +27,8 @@ _EXAMPLES = (
 )
 _NOTES = """\
 FROM is a run folder, a folder of checkpoints or one checkpoint; the latter two may be on S3. Of several checkpoints the
-newest complete one is exported. It is named on stderr, with the reason why newer ones were skipped. The run may be
-training meanwhile.
+newest complete one is exported. It is named on stderr, with the reason why newer ones were skipped. The run may
+still be training.
 
 The files are those of 'crossfade train', OUT/ENTITY/rows-000000000000.parquet with id, row, vector and optionally name,
 but of the checkpoint's step instead of the best one. For a run without embeddings (train.save_embeddings: none), OUT

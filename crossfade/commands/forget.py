@@ -23,7 +23,7 @@ _EXAMPLES = (
     ),
 )
 _NOTES = """\
-Files are rewritten in place. Other rows keep their numbers, so checkpoints stay valid; vacant rows start anew in the
+Files are rewritten in place. Other rows keep their numbers, so checkpoints stay valid; vacant rows are reset in the
 next run that warm-starts from an older checkpoint. After an interruption, the same command finishes the deletion.
 """
 

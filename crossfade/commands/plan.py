@@ -96,7 +96,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 @dataclass(frozen=True)
 class Network:
-    """The network time of a step; with ``own_hosts``, assuming that each role has a host of its own."""
+    """The network time of a step; with ``own_hosts``, assuming that each role has its own host."""
 
     bits_per_second: float | None
     busiest_bytes: float

@@ -61,7 +61,7 @@ _INPUT_OPTIONS = (
     *("features", "catalog", "names", "since", "until", "duplicates", "min_count", "base", "admit", "expire_after"),
     *("hold_out", "hold_out_valid", "hold_out_test", "work_dir", "memory", "threads"),
 )
-"""Options that say how to read files, which the sample does without."""
+"""Options that describe event files; ``--sample`` rejects them."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -94,7 +94,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             help="read the job from job.yaml in DIR, on a file system that all roles share",
         )
         if role == "worker":
-            job.add_argument("--checkpoint", metavar="URI", help="resume from this checkpoint (default: start anew)")
+            job.add_argument(
+                "--checkpoint", metavar="URI", help="resume from this checkpoint (default: start from scratch)"
+            )
         logs.add_log_options(parser)
         parser.set_defaults(run=run, role=role)
 
@@ -184,7 +186,7 @@ def _format_values(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def _run_role(
     arguments: argparse.Namespace, pipe: EventPipe, fail: Callable[[BaseException], NoReturn], *, started_by_agent: bool
 ) -> None:
-    """Run the role to its end, and serve its metrics at the job's port, or at a free one that the agent is sent."""
+    """Run the role to its end, and serve its metrics at the job's port, or at a free one if that is 0."""
     from trainer.runs.events import MetricsAddress, PhaseEvent
 
     def emit(event: Event) -> None:

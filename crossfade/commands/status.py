@@ -21,7 +21,7 @@ _DESCRIPTION = """\
 Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
 restarts and alerts.
 
-The command reads only the run folders. It works beside a run, on another host that shares the folder, and afterwards.
+The command reads only the run folders. It works during a run, on another host that shares the folder, and afterwards.
 """
 _EXAMPLES = (
     ("crossfade status", "List the runs in runs/."),
@@ -58,12 +58,12 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.1 <= seconds < 86400:
-        raise argparse.ArgumentTypeError(f"expected seconds from 0.1, but found '{text}'")
+        raise argparse.ArgumentTypeError(f"expected at least 0.1 seconds, but found '{text}'")
     return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the runs, once or again and again."""
+    """Show the runs, once or repeatedly."""
     runs = open_runs(arguments.runs)
     while True:
         if arguments.watch is not None and not arguments.json and sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""``crossfade submit sagemaker | ec2``: run a job on AWS; each subcommand is a module of its own."""
+"""``crossfade submit sagemaker | ec2``: run a job on AWS; each subcommand has its own module."""
 
 from __future__ import annotations
 

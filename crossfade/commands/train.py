@@ -47,7 +47,7 @@ Spot instances: with --spot, when EC2 announces an interruption, the run writes 
 writes a checkpoint and continues.
 
 Monitoring: 'crossfade dashboard' serves a page, as does --dashboard during training; 'crossfade status' prints the same
-in the terminal; see docs/dashboard.md. The address of /metrics is printed for Prometheus, and /targets beside it lists
+in the terminal; see docs/dashboard.md. The address of /metrics is printed for Prometheus, and /targets next to it lists
 all processes. metrics.port fixes the port; see docs/metrics.md.
 
 Several hosts: set the coordinator's address and start an agent on each other host (see 'crossfade agent --help'):

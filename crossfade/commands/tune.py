@@ -26,7 +26,7 @@ _EXAMPLES = (
     (
         "crossfade tune jobs/lastfm.yaml --trials 50 --search optimizer.learning_rate=log:0.001..0.1 \\\n"
         "      --search model.dim=32|64|128 --search negatives.count=256..4096",
-        "Search a space of your own.",
+        "Search a custom space.",
     ),
     ("crossfade train runs/lastfm-tune/best.yaml", "Train the job with the best settings."),
 )

@@ -146,14 +146,14 @@ def parse_number(option: str, text: str) -> float:
 
 
 def parse_whole_number(option: str, text: str) -> int:
-    """Read the whole number ``text`` of ``option``, which may be written 1_000_000 or 1e6.
+    """Read the integer ``text`` of ``option``, which may be written 1_000_000 or 1e6.
 
     Raises:
-        InputError: the text is not a whole number.
+        InputError: the text is not an integer.
     """
     number = parse_number(option, text)
     if not number.is_integer():
-        raise InputError(f"{option} {text}: expected a whole number")
+        raise InputError(f"{option} {text}: expected an integer")
     return int(number)
 
 
@@ -196,13 +196,13 @@ def port_or_none(text: str) -> int | None:
 
 
 def positive_integer(text: str) -> int:
-    """Read an integer from 1.
+    """Read an integer of at least 1.
 
     Raises:
         ArgumentTypeError: the text is not one.
     """
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, but found '{text}'")
+        raise argparse.ArgumentTypeError(f"expected an integer from 1, but found '{text}'")
     return int(text)
 
 

@@ -159,7 +159,7 @@ def _add_resource_options(parser: argparse.ArgumentParser) -> None:
         "--work-dir",
         type=Path,
         metavar="DIR",
-        help="keep temporary files here (default: beside a local --out, else TMPDIR)",
+        help="keep temporary files here (default: next to a local --out, else TMPDIR)",
     )
     add_memory(group)
     group.add_argument("--threads", type=int, metavar="N", help="limit threads (default: one per core)")

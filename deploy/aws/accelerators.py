@@ -110,7 +110,7 @@ def accelerator_of(instance_type: str) -> Accelerator:
     """Return what ``instance_type`` computes on. SageMaker's types begin with ``ml.``.
 
     Raises:
-        InputError: the type is unknown, or MXNet cannot run on it; the message says why.
+        InputError: the type is unknown, or MXNet cannot run on it; the message has the reason.
     """
     match = _TYPE.fullmatch(instance_type.removeprefix("ml."))
     if match is None:

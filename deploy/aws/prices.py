@@ -111,7 +111,7 @@ def _from_table(service: Service, instance_type: str, reason: str) -> Price:
     family, _, size = instance_type.rpartition(".")
     dollars = _TABLES[service].get(family, {}).get(size)
     source = f"{TABLE_REGION}, {TABLE_DATE}, from the table in deploy/aws/prices.py"
-    return Price(dollars, f"{source}; {reason}" if dollars is not None else f"in no table; {reason}")
+    return Price(dollars, f"{source}; {reason}" if dollars is not None else f"not in the table; {reason}")
 
 
 def _from_price_list(aws: Aws, service: Service, instance_type: str) -> float | None:

@@ -48,6 +48,6 @@ def _container_limit() -> int | None:
 
 
 def _reclaimable_bytes() -> int:
-    """Return the part of a container's memory that caches files not read lately, which the kernel frees on demand."""
+    """Return the part of a container's memory that caches files not read recently, which the kernel frees on demand."""
     lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)

@@ -7,7 +7,7 @@ probability
     C(N - c, b) / C(N, b)  ≈  (1 - b / (N - (c - 1) / 2))^c
 
 and from m negatives, each drawn with probability q, with (1 - q)^m. The expected number of active rows is the sum of
-the complements over all rows. Rows that occur equally often are alike, so a histogram of counts represents a
+the complements over all rows. Rows of the same count have the same probability, so a histogram of counts represents a
 vocabulary.
 
 Shape suffixes. K: distinct counts of a table. N: any rows. P: partitions.
@@ -278,7 +278,7 @@ def busiest_bytes(traffic: StepTraffic, hosts: Sequence[Sequence[Role]]) -> floa
     """Return the bytes that the busiest network card moves in one direction in a step.
 
     Requests, answers and the push follow one another, and so does the all-reduce, whose ring may leave a host once per
-    worker. What a worker exchanges with servers of its own host stays off the wire.
+    worker. Traffic between a worker and servers of its own host stays off the wire.
     """
     workers = [sum(role.kind == "worker" for role in host) for host in hosts]
     ring = max(min(here, sum(workers) - here) for here in workers) * traffic.bytes_all_reduced

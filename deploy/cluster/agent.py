@@ -1,4 +1,4 @@
-"""An agent: runs the roles of one host as the coordinator requires, and reports how they fare.
+"""The agent of a host: runs roles as the coordinator requires, and reports their state.
 
     with closing(Agent(folder, remote.send_heartbeat, "10.0.0.2", heartbeat_seconds=1.0)) as agent:
         while agent.final_state is None:

@@ -1,12 +1,12 @@
 """Coordinates a job: which generation of roles runs, where, and what follows when it ends.
 
     coordinator = Coordinator(job.cluster)
-    answer = coordinator.handle_heartbeat(heartbeat)      # from each agent, again and again
-    coordinator.tick()                                    # now and then
+    answer = coordinator.handle_heartbeat(heartbeat)      # for every heartbeat of every agent
+    coordinator.tick()                                    # periodically
     coordinator.start_generation(GenerationSpec(...))     # while coordinator.state is PREPARING
 
 A state machine without input and output (``job_state`` has its states) that reads a monotonic clock and nothing else.
-MXNet has no failover, so whatever fails or falls silent ends the generation everywhere, and the next one starts from
+MXNet has no failover, so any failed or silent process ends the generation on all hosts, and the next one starts from
 the newest complete checkpoint.
 """
 
@@ -77,7 +77,7 @@ class Coordinator:
         self._events: list[events.Event] = []
 
     def handle_heartbeat(self, heartbeat: Heartbeat) -> DesiredState:
-        """Take over what an agent reports; return what it is to run."""
+        """Process what an agent reports; return the desired state of its host."""
         with self._lock:
             if rejection := self._members.rejection(heartbeat):
                 return DesiredState(coordinator=self.id, action="leave", exit_code=1, message=rejection)
@@ -92,10 +92,10 @@ class Coordinator:
             return self._desired_state(member)
 
     def tick(self) -> None:
-        """Act on leases, timeouts and pauses that are over."""
+        """Act on leases, timeouts and pauses that have expired."""
         with self._lock:
             for member in self._members.expired():
-                self._remove_member(member, f"was not heard of for {LEASE_SECONDS:.0f} s")
+                self._remove_member(member, f"sent no heartbeat for {LEASE_SECONDS:.0f} s")
             stall_timeout = self._cluster.stall_timeout_seconds
             if self.state is State.RUNNING and self._clock() - self._generation.progress_at > stall_timeout:
                 self._fail(Failure(message=f"no sign of progress for {stall_timeout:g} s"))
@@ -161,7 +161,7 @@ class Coordinator:
         return self._restart_policy.restarts
 
     def interruption_notice(self) -> str | None:
-        """Return why this host is about to be reclaimed; None if nothing was announced."""
+        """Return why this host is about to be reclaimed; None if there is no interruption notice."""
         with self._lock:
             return self._interruption_notice
 
@@ -241,7 +241,7 @@ class Coordinator:
         self._events.append(events.InterruptionNotice(host=member.host, address=member.address, reason=notice))
 
     def _apply_roles(self, member: Member, heartbeat: Heartbeat) -> None:
-        """Act on how the roles of ``member`` fare."""
+        """Act on the reported states of ``member``'s roles."""
         if heartbeat.ended_generation >= self.generation:
             how = "ended its roles: it could not reach the coordinator"
             self._fail(Failure(message=f"the agent on {member.host} {how}"))

@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, body = HTTPStatus.OK, make_body()
         except _Rejection as rejection:
             status, body = rejection.status, json.dumps({"error": str(rejection)})
-        except Exception as error:  # a fault of ours: the agent gets it as an answer, and tries again
+        except Exception as error:  # an internal error: the agent gets it as an answer, and tries again
             _logger.exception("%s %s failed", self.command, path)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             body = json.dumps({"error": f"{type(error).__name__}: {error}"})
@@ -180,7 +180,7 @@ class RemoteCoordinator:
     """The client of a coordinator on another host."""
 
     def __init__(self, address: Address, token: str) -> None:
-        """Connect to ``address`` with ``token``, anew for each heartbeat."""
+        """Connect to ``address`` with ``token``, with a new connection for each heartbeat."""
         self._address, self._token = address, token
 
     def send_heartbeat(self, heartbeat: Heartbeat) -> DesiredState:

@@ -1,4 +1,4 @@
-"""One generation of a job's roles: where each runs, what it reported, and how far training has come."""
+"""One generation of a job's roles: where each runs, what it reported, and the progress of training."""
 
 from __future__ import annotations
 

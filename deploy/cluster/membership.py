@@ -104,7 +104,7 @@ class Membership:
         member.interruption_notice, self._changed_at = notice, self._clock()
 
     def require_clear(self) -> None:
-        """Expect each member to report anew that it runs no role of the generation."""
+        """Require each member to report again that it runs no role of the generation."""
         for member in self:
             member.is_clear = False
 

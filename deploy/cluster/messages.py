@@ -1,6 +1,7 @@
 """The messages between agents and the coordinator: heartbeats, and the desired state that answers them.
 
-A desired state says what a host should be running, not what to do next, so a lost or repeated message does no harm.
+A desired state describes what a host should be running, not what to do next, so lost or repeated messages are
+harmless.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Log nothing: the workers report themselves how they fare."""
+        """Log nothing: the workers report their own state."""
 
 
 class _Server(BoundedServer):

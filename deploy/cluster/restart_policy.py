@@ -37,7 +37,7 @@ class RestartPolicy:
         self.cause, self._down_since = cause, now
 
     def add_cause(self, cause: str, now: float) -> None:
-        """Record ``cause``, in addition to that of an outage which has begun before."""
+        """Record ``cause``, in addition to that of an outage in progress."""
         if cause not in (self.cause or ""):
             self.cause = f"{self.cause}; then {cause}" if self.cause else cause
         if self._down_since is None:

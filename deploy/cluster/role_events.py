@@ -15,7 +15,7 @@ _STEP_SECONDS = 0.1
 
 
 class EventPipe:
-    """A role's end of the pipe. Without an agent, as in a container of its own, events are dropped.
+    """A role's end of the pipe. Without an agent, as in a container with a single role, events are dropped.
 
     Any thread may emit.
     """

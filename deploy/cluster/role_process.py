@@ -19,14 +19,14 @@ ROLE_VARIABLE, GENERATION_VARIABLE = "CROSSFADE_ROLE", "CROSSFADE_GENERATION"
 """Name and generation of a role, for its log lines and for people who look at its process."""
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _SAFE_PATH = ["-P"]
-"""Python's option to import nothing from the current folder, which may have a trainer/ of its own."""
+"""Python's option to import nothing from the current folder, which may contain another trainer/."""
 
 
 class RoleProcess:
     """One running role, which the agent that started it watches."""
 
     def __init__(self, role: Role, folder: RunFolder, desired: DesiredState, variables: dict[str, str]) -> None:
-        """Start ``role`` in a session of its own, so that a terminal's Ctrl-C reaches the agent alone."""
+        """Start ``role`` in its own session, so that a terminal's Ctrl-C reaches the agent alone."""
         self.role = role
         self.log = folder.logs / f"{role.name}.log"
         self.error: RoleError | None = None

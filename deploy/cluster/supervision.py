@@ -1,6 +1,6 @@
 """Run a job on servers to its end: the coordinator and this host's agent in one process, and what they need.
 
-Other hosts take part if the job says where the coordinator listens: ``crossfade agent --join HOST:PORT`` on each.
+Other hosts take part if the job sets cluster.coordinator_address: ``crossfade agent --join HOST:PORT`` on each.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ REPORT_TIMEOUT_SECONDS = 10.0
 
 
 class JobStopped(Exception):  # noqa: N818 - as requested, so not an error
-    """The job has stopped as requested; the message says how."""
+    """The job has stopped as requested; the message describes how."""
 
 
 class JobInterrupted(JobStopped):
-    """The job has stopped because this host is about to be reclaimed; the message says how."""
+    """The job has stopped because this host is about to be reclaimed; the message describes how."""
 
 
 def check_hosts(cluster: ClusterConfig) -> None:

@@ -175,7 +175,7 @@ def _locked(runs: Sequence[RunReader]) -> Iterator[None]:
 
 
 def _parts(shown: Sequence[RunView]) -> list[Any]:
-    """Build the parts that are no graphs, in the order of ``_PARTS``."""
+    """Build the parts other than graphs, in the order of ``_PARTS``."""
     return [getattr(page, part)(shown) for part in _PARTS]
 
 

@@ -147,7 +147,7 @@ def traffic(shown: Sequence[RunView]) -> Figure:
         },
         "hovertemplate": "%{y}: %{text}<extra></extra>",
     }
-    # The labels stand outside the bars: leave room beside the longest.
+    # The labels stand outside the bars: leave room next to the longest.
     scale = {"tickformat": "~s", "ticksuffix": "B", "range": [0, 1.25 * max([1, *values])]}
     return _figure([bar], x=scale, hover="closest", y=_names_axis(labels), bargap=0.4)
 

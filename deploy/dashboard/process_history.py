@@ -41,10 +41,10 @@ class ProcessHistory:
         self.events: list[TimedEvent] = []
         """All other events: restarts, and when commands started and ended."""
         self.invalid_records = 0
-        """Records that are no valid event; they are skipped."""
+        """Records that are not valid events; they are skipped."""
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add one line of the log; count it if it is no valid event."""
+        """Add one line of the log; count it if it is not a valid event."""
         try:
             timed = parse_record(record)
             if not isinstance(timed.event, LoadSample):

@@ -1,4 +1,4 @@
-"""Determine the state of a run from its folder: as its command writes it, or ``lost`` if the command is gone."""
+"""Determine the state of a run from its folder: as its command writes it, or ``lost`` if the command no longer runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SILENT_SECONDS = 15.0
 GONE_SECONDS = 3.0
 """After this time without a new state, the command's process is looked for on this host."""
 ENDED = ("done", "failed", "stopped", "lost", "unknown")
-"""States of runs that have ended. ``lost``: the command is gone. ``unknown``: no file has the state."""
+"""States of runs that have ended. ``lost``: the command no longer runs. ``unknown``: no file has the state."""
 
 
 def find_state(run: RunReader, now: float) -> tuple[str, str]:
@@ -28,7 +28,7 @@ def find_state(run: RunReader, now: float) -> tuple[str, str]:
     if state in ENDED:
         return state, run.state.message
     if silent_seconds > GONE_SECONDS and _is_gone(run.state.command):
-        return "lost", "the process of its command is gone: it was killed, or its machine restarted"
+        return "lost", "the process of its command no longer exists: it was killed, or its machine restarted"
     if silent_seconds > SILENT_SECONDS:
         return "lost", f"its command has not updated the state for {duration(silent_seconds)}"
     return state, ""

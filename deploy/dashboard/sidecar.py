@@ -1,4 +1,4 @@
-"""Serve the dashboard beside a training, in a process that ends with it."""
+"""Serve the dashboard during training, in a process that ends with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from deploy.cluster.role_process import AGENT_VARIABLE
 
 _SAFE_PATH = "-P"
-"""Python's option that keeps the current folder, which may have a trainer/ of its own, off the import path."""
+"""Python's option that keeps the current folder, which may contain another trainer/, off the import path."""
 
 
 @contextmanager

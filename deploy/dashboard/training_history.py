@@ -62,11 +62,11 @@ class TrainingHistory:
         self.first_time: float | None = None
         self.last_time: float | None = None
         self.invalid_records = 0
-        """Records that are no valid event; they are skipped."""
+        """Records that are not valid events; they are skipped."""
         self._resumed_from = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add one line of the log; count it if it is no valid event."""
+        """Add one line of the log; count it if it is not a valid event."""
         try:
             self._add(parse_record(record))
         except (KeyError, ValueError):

@@ -150,7 +150,7 @@ def translate_read_errors(folder: Folder, name: str) -> Iterator[None]:
     except CorruptFileError as error:
         raise CheckpointError(f"{uri}: {error}", folder.uri) from error
     except FormatVersionError as error:
-        # Without ``checkpoint``: skipping it as corrupt would have the run start anew and delete it.
+        # Without ``checkpoint``: if it were skipped as corrupt, the run would start from scratch and delete it.
         raise CheckpointError(f"{uri}: {error}") from error
     except ValidationError as error:
         raise CheckpointError(f"{uri}: invalid content: {format_validation_error(error)}", folder.uri) from error

@@ -49,7 +49,7 @@ class Folder:
 
     S3's endpoint, region and credentials come from the same places as for the AWS tools (``AWS_ENDPOINT_URL``,
     ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` and so on, ``~/.aws``, the instance's role). A request that fails is retried
-    for up to a minute, or as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` say.
+    for up to a minute, or as ``CROSSFADE_S3_ATTEMPTS`` and ``CROSSFADE_S3_TIMEOUT_SECONDS`` specify.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:

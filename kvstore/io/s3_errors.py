@@ -1,4 +1,4 @@
-"""Interpret errors of the S3 client: whether to retry, and how to say in one line what is wrong and how to fix it.
+"""Interpret errors of the S3 client: whether to retry, and a one-line message on what is wrong and how to fix it.
 
 pyarrow's client reports everything in the text of an OSError, such as "AWS Error SLOW_DOWN during GetObject operation:
 ..." or "AWS Error UNKNOWN (HTTP status 400) during ListObjectsV2 operation: Unable to parse ExceptionName: ExpiredToken
@@ -19,7 +19,7 @@ _ANSWER_TOO_LONG = "Failed to flush response stream"
 _REJECTED = {
     "ACCESS_DENIED": "access denied (403 AccessDenied): {who} may not do this in bucket '{bucket}'; ask for the right "
     "to list it and to read and write its objects, or check the name of the bucket",
-    "INVALID_ACCESS_KEY_ID": "access denied (403 InvalidAccessKeyId): {endpoint} does not know the access key of "
+    "INVALID_ACCESS_KEY_ID": "access denied (403 InvalidAccessKeyId): {endpoint} does not recognize the access key of "
     "{who}; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
     "SIGNATURE_DOES_NOT_MATCH": "access denied (403 SignatureDoesNotMatch): the secret key does not belong to {who}; "
     "check AWS_SECRET_ACCESS_KEY",

@@ -3,7 +3,7 @@
     with translate_storage_errors(f"--out {out.uri}"):
         out.write("manifest.json", data)
 
-This is the one place for that, for file systems and S3 alike. ``s3_errors`` has turned the S3 client's errors into
+Errors of file systems and of S3 are handled alike: ``s3_errors`` has turned the S3 client's errors into
 Python's kinds before.
 """
 

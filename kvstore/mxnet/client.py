@@ -177,7 +177,7 @@ class MXNetStore:
         """Sum ``values_N`` over all workers, in float64 and in the order of ranks.
 
         MXNet's servers crash on a float64 key. So each worker writes its values, each as three float32 that add up to
-        it, into a slice of its own; the store's sum over workers gathers the slices.
+        it, into its own slice; the store's sum over workers gathers the slices.
         """
         assert len(values_N) <= MAX_ALL_REDUCE_LENGTH
         parts = np.zeros((self.workers, 3, MAX_ALL_REDUCE_LENGTH), dtype=np.float32)

@@ -224,7 +224,7 @@ class RowServer:
 def run_role(
     fail: Callable[[BaseException], NoReturn], on_joined: Callable[[RowServer], None] = lambda _: None
 ) -> None:
-    """Run the scheduler or a server, as ``DMLC_ROLE`` says, until the workers are done.
+    """Run the role in ``DMLC_ROLE``, scheduler or server, until the workers are done.
 
     Args:
         fail: called with an error in a command or an update. It must report it and end the process: if it returned,

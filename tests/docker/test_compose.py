@@ -149,7 +149,7 @@ def test_job_with_killed_containers_ends_with_the_same_embeddings(job: ComposeJo
     job.kill("server", 1)
     wait_for_training(job)
     # Each of the killed worker and server; the restart after the scheduler has another cause, as the standby took over.
-    assert sum("was not heard of for 15 s" in cause for cause in job.restarts()) == 2
+    assert sum("sent no heartbeat for 15 s" in cause for cause in job.restarts()) == 2
     for service, number in (("job", 1), ("standby", 1), ("server", 2)):
         job.kill(service, number)
     steps = job.step() + 200

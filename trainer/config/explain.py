@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from trainer.config.schema import JobConfig
 
-_TYPE_NAMES = {"str": "text", "int": "whole number", "float": "number"}
+_TYPE_NAMES = {"str": "text", "int": "integer", "float": "number"}
 
 
 def explain_fields(section: type[BaseModel] = JobConfig, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:

@@ -20,7 +20,7 @@ from kvstore.errors import InputError
 from kvstore.validation_errors import format_validation_error
 from trainer.config.schema import JobConfig
 
-_SCALARS = {"int": "whole number", "float": "number", "bool": "boolean", "timestamp": "date"}
+_SCALARS = {"int": "integer", "float": "number", "bool": "boolean", "timestamp": "date"}
 """YAML's tags of plain values, and the words for them."""
 
 

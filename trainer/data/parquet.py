@@ -203,7 +203,7 @@ class ParquetFiles:
         uri = self.uri(file)
         if source.size() != file.bytes:
             raise _corrupt(
-                uri, f"has {source.size():,} bytes, but the manifest says {file.bytes:,}: it was truncated or replaced"
+                uri, f"has {source.size():,} bytes, but the manifest lists {file.bytes:,}: it was truncated or replaced"
             )
         with self._lock:
             version, metadata = self._footers.get(file.path, ("", None))
@@ -214,13 +214,15 @@ class ParquetFiles:
         if zlib.crc32(footer) != file.footer_crc32:
             raise _corrupt(
                 uri,
-                f"its footer has the CRC-32 {zlib.crc32(footer)}, but the manifest says {file.footer_crc32}: it was "
+                f"its footer has the CRC-32 {zlib.crc32(footer)}, but the manifest lists {file.footer_crc32}: it was "
                 f"corrupted or replaced{' since this run began' if metadata is not None else ''}",
             )
         metadata = _parse(uri, footer)
         found = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         if found != file.row_groups:
-            raise _corrupt(uri, f"has {_format_groups(found)}, but the manifest says {_format_groups(file.row_groups)}")
+            raise _corrupt(
+                uri, f"has {_format_groups(found)}, but the manifest lists {_format_groups(file.row_groups)}"
+            )
         self._cache(file.path, source.version, metadata)
         return metadata, tail
 

@@ -84,7 +84,7 @@ def row_groups(
 ) -> list[RowGroup]:
     """List the non-empty row groups of ``split`` in the order of the manifest.
 
-    With ``time_range``, only those with rows in it; ``row_counts`` says how many, for each row group of each file.
+    With ``time_range``, only those with rows in it; ``row_counts`` has their number, for each row group of each file.
     """
     groups = []
     for number, file in enumerate(split.files):
@@ -159,7 +159,7 @@ class InteractionReader:
         return self._files
 
     def interrupt(self) -> None:
-        """Stop reading: whoever waits for data gets an error soon."""
+        """Stop reading: threads that wait for data get an error soon."""
         self._interrupted.set()
         self._folder.interrupt()
 

@@ -17,7 +17,7 @@ The term p·T/P keeps the partitions from rounding up in the same step, so globa
 
 A global batch, and each example's position in it, thus follow from (seed, epoch, step) alone: neither the number of
 workers nor the step at which a run resumes changes what a step sees. Every worker takes T steps, every interaction is
-read exactly once an epoch, and no worker needs another to know how large the global batch is.
+read exactly once an epoch, and a worker computes the size of the global batch without the others.
 
 Within a partition, row groups are gathered into *shuffle blocks*, and rows are shuffled within their block. While the
 current block of a partition is consumed, other threads fetch the next one, across the end of an epoch too, so a worker
@@ -193,7 +193,7 @@ class BatchSchedule:
             number += 1
 
     def interrupt(self) -> None:
-        """Stop reading: whoever waits for a slice gets an error soon."""
+        """Stop reading: threads that wait for a slice get an error soon."""
         self._reader.interrupt()
 
 

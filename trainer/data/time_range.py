@@ -131,7 +131,7 @@ def count_within(
     if time_range.dated and exceed_seconds_range(last):
         raise InputError(
             f"data.{time_range}: a date is compared in seconds, but the timestamps of {where} reach {last}, which is "
-            "no time in seconds; give an integer in the unit of the column"
+            "not a time in seconds; give an integer in the unit of the column"
         )
     if not any(map(sum, row_counts)):
         raise InputError(

@@ -77,7 +77,7 @@ def check_seconds(moment: TimeOption, latest: object) -> None:
     """
     if moment.is_date and isinstance(latest, int) and exceed_seconds_range(latest):
         raise InputError(
-            f"{moment}: a date is compared in seconds, but the timestamps reach {latest}, which is no time in "
+            f"{moment}: a date is compared in seconds, but the timestamps reach {latest}, which is not a time in "
             f"seconds; give an INTEGER in the unit of the column"
         )
 

@@ -1,4 +1,4 @@
-"""Vocabularies: which id has which row. They are read in parts, so that a large one is never held in memory completely.
+"""Vocabularies: which id has which row. They are read in parts, so that a large one is never completely in memory.
 
 vocabulary = Vocabulary(folder, read_manifest(folder), "track")
 vocabulary.read(0, 10).to_pylist()                  # the ten most frequent tracks: row, id and, if there are, names
@@ -92,7 +92,7 @@ class Vocabulary:
         if not np.array_equal(row_N, np.arange(start, stop)):
             raise InputError(
                 f"{self._folder.uri}/{VOCABULARY}/{self._name}: does not hold rows {start} to {stop - 1} in order, but "
-                f"the manifest says that it has rows 0 to {self.rows - 1}; prepare the data again"
+                f"the manifest lists rows 0 to {self.rows - 1}; prepare the data again"
             )
 
     def _row_groups(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:

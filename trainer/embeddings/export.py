@@ -53,7 +53,7 @@ class ExportRequest:
         source: path or URI of a run folder, of a folder of checkpoints, or of a checkpoint.
         out: the folder to write; None: that of the run, if its job writes no embeddings itself.
         entities: whose vectors to export; empty: all.
-        data: the dataset that the checkpoint was trained on, if it is not where the job says.
+        data: the dataset that the checkpoint was trained on, if it is not at the job's data.path.
         overwrite: whether to replace embeddings at ``out``.
     """
 

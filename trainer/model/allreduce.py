@@ -81,7 +81,7 @@ class HorovodAllReduce:
             ClusterError: Horovod could not start.
         """
         check_horovod_env()
-        # Each worker is a host of its own to Horovod: its hierarchical sums are for GPUs.
+        # Horovod gets each worker as a separate host: its hierarchical sums are for GPUs.
         os.environ |= {
             "HOROVOD_CONTROLLER": "gloo",
             "HOROVOD_CPU_OPERATIONS": "gloo",
@@ -107,7 +107,7 @@ class HorovodAllReduce:
         """Return the sum over all workers, float32 (N,).
 
         Raises:
-            ClusterError: another worker is gone.
+            ClusterError: another worker was lost.
         """
         # A dense array: Horovod does not check its storage type, and sums garbage for a sparse one.
         array = self._mx.nd.empty(values_N.shape)

@@ -206,7 +206,7 @@ class DenseLayers:
 
         Raises:
             DivergedError: a gradient or a new value is not finite, or beyond 1e18.
-            ClusterError: another worker is gone.
+            ClusterError: another worker was lost.
         """
         if self.all_reduce is not None:
             gradients = self._sum_over_workers(gradients, self.all_reduce)

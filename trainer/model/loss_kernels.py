@@ -2,10 +2,10 @@
 
     loss_B, slope_B = shared_pool_pass(...)         # one pool of negatives for many examples, after a matrix product
     loss_N = all_items_pass(...)                    # softmax over all items, which scores each query once
-    loss_B, by_query_BD, by_use_ND = per_example_pass(...)      # negatives of each example's own
+    loss_B, by_query_BD, by_use_ND = per_example_pass(...)      # separate negatives for each example
 
 Kernels that call one another are in this file, since numba's cache of a kernel is invalidated by changes in its own
-file only; the exception, ``loss_math.py``, is stable and says what to do after a change.
+file only; the exception, ``loss_math.py``, is stable and documents what to do after a change.
 
 Shapes: B examples, C negatives of an example, K hard negatives, A active rows, N uses, D columns. Floats are float32.
 """
@@ -334,7 +334,7 @@ def per_example_pass(  # type: ignore[no-untyped-def]
     query_AD, item_AD, query_B, item_B, negative_BC, log_q_BC, weight_B,
     code, params, num_hard, dot_scale, norm_scale
 ):  # fmt: skip
-    """Compute losses and gradients of examples with negatives of their own, in one pass over the examples.
+    """Compute losses and gradients of examples with separate negatives, in one pass over the examples.
 
     Arguments are as in ``shared_pool_pass``, with rows in ``query_AD`` and ``item_AD``. Gradients by uses of items are
     those of the examples' items (B), then of the negatives of each example in turn (B·C).

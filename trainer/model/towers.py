@@ -54,7 +54,7 @@ Pull = Callable[[dict[str, IntArray]], Mapping[str, FloatArray]]
 
 @dataclass(frozen=True)
 class TowerFeatures:
-    """What the dataset says of a tower's rows.
+    """The data of a tower's rows: their feature values, and which are warm.
 
     Attributes:
         tower: the tables that vectors are made of.
@@ -179,7 +179,7 @@ class Towers:
 
         Raises:
             DivergedError: a gradient or a new value is not finite.
-            ClusterError: another worker is gone.
+            ClusterError: another worker was lost.
         """
         if self.dense.entities:
             self.dense.update(gradients, lr_factor)

@@ -28,7 +28,7 @@ class Limits:
 
     connections: int = 256
     connections_per_address: int = 32
-    """Fewer than all, so that a misbehaving client locks out only those of its own host."""
+    """Fewer than all, so that a misbehaving client blocks only clients of its own host."""
     seconds: float = 10.0
     """The longest time that a connection may take."""
 

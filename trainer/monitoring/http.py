@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         began_at, path = time.monotonic(), self.path.partition("?")[0]
         try:
             status, kind, body = self._answer(path)
-        except Exception:  # a fault of ours, which must not end the process
+        except Exception:  # an internal error must not end the process
             _logger.exception("GET %s failed", path)
             status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"error: see the log\n"
         self.send_response(status)

@@ -45,7 +45,7 @@ class Metric:
         return family
 
     def single(self, value: float | None) -> CounterMetricFamily | GaugeMetricFamily:
-        """Return the metric without labels of its own; None means that there is no value yet."""
+        """Return the metric without its own labels; None means that there is no value yet."""
         return self.family() if value is None else self.family(((), value))
 
     def histogram(self, *values: tuple[tuple[str, ...], Histogram]) -> HistogramMetricFamily:

@@ -72,7 +72,7 @@ class ProcessMetrics:
         self._parts = {**self._parts, part: collector}
 
     def mark_alive(self) -> None:
-        """Record progress: the stall timeout starts anew."""
+        """Record progress: the stall timeout restarts."""
         self._progress_at = time.monotonic()
 
     def collect(self) -> Iterator[Family]:

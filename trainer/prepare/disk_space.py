@@ -25,7 +25,7 @@ def estimate_temp_bytes(files: Sequence[Source]) -> int:
 def warn_low_disk(work: Path, files: Sequence[Source]) -> None:
     """Print a warning on stderr if ``work`` has less free space than preparing ``files`` may take.
 
-    This is no error, since the need is only an estimate.
+    This is not an error, since the need is only an estimate.
     """
     free, needed = shutil.disk_usage(work).free, estimate_temp_bytes(files)
     if free < needed:

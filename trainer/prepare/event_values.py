@@ -99,7 +99,7 @@ def _event_checks(event_weights: Mapping[str, float]) -> list[Check]:
 
 
 def check_event_weights(weights: Mapping[str, float]) -> None:
-    """Reject weights that are not finite. A negative one is allowed: it means that the item is not wanted.
+    """Reject weights that are not finite. A negative one is allowed: it is negative feedback.
 
     Raises:
         InputError: one is not finite, or too large for a 32-bit float.

@@ -195,7 +195,7 @@ def _make_base_rows(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, p
     """Create the table ``base_rows``: the rows of ``base_KEY`` as in ``vocabulary_KEY``, expired ids set to null."""
     last_seen, join, is_kept = "b.last_seen", "", "true"
     if policy is not None and policy.track_last_seen:
-        # Seen is seen, even if all events of the id were dropped. An unknown time counts as that of the newest event.
+        # An id counts as seen even if all its events were dropped. An unknown time counts as that of the newest event.
         newest = sql_number(policy.newest)
         in_catalog = f"CASE WHEN c.id IS NOT NULL AND s.id IS NULL THEN {newest} END"
         last_seen = f"coalesce(greatest(b.last_seen, s.last_seen, {in_catalog}), {newest})"

@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Features of an entity, from files of their own: the artist of a track, its tags, the country of a customer.
+"""Features of an entity, from separate files: the artist of a track, its tags, the country of a customer.
 
     types = read_features(connection, plans, work, "auto", base, progress)      # given_feature_0 (id, value), …
     report = join_feature(connection, plans[0], types["artist"], base)          # pairs_feature_0 (row, id)

@@ -3,7 +3,7 @@
     manifest = infer_manifest(Folder("s3://music/plays"), query=None, item=None, progress=NullReporter())
 
 Every file directly in ``SPLIT/``, ``vocabulary/ENTITY/`` and ``features/ENTITY/FEATURE/`` is read as Parquet, whatever
-its extension, except those whose names begin with ``_`` or ``.``: Spark, Athena and Dask write metadata of their own
+its extension, except those whose names begin with ``_`` or ``.``: Spark, Athena and Dask write their own metadata
 there. The files of a vocabulary and of a feature are ordered by the rows in them.
 """
 

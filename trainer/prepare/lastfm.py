@@ -1,4 +1,4 @@
-"""The sample to try Crossfade on: Last.fm HetRec 2011, or synthetic listening if it cannot be had.
+"""The sample to try Crossfade on: Last.fm HetRec 2011, or synthetic listening if it is not available.
 
     folder = locate_lastfm(Path("data"))
     manifest = prepare_lastfm(folder, Path("data/lastfm"))
@@ -49,7 +49,7 @@ MIN_TAG_LISTENERS = 10
 """Tags that fewer listeners use are left out, since rare tags could identify the listener who gave them."""
 
 FALLBACK_SPEC = SyntheticSpec(queries=2_000, items=4_000, interactions=100_000, item="artist")
-"""The synthetic dataset that replaces the sample if it cannot be had."""
+"""The synthetic dataset that replaces the sample if it is not available."""
 _HOLD_OUT = "random:0.1"
 
 _CHUNK_BYTES = 1 << 16

@@ -40,8 +40,8 @@ class PrepareOptions:
         format: The format of these files; None infers it from their extensions.
         query: The name of the query entity; its ids are in the column of that name, or in ``query_column``.
         item: The name of the item entity, likewise. (``lightgcn`` files have no columns.)
-        weight: The column of weights; None gives every event the weight 1. A negative weight means that the item is not
-            wanted; events of weight 0 are dropped.
+        weight: The column of weights; None gives every event the weight 1. A negative weight is negative feedback;
+            events of weight 0 are dropped.
         event: The column with the kind of event, whose weights are ``event_weights``.
         timestamp: The column of timestamps.
         since: Events before this time are dropped, as are those at or after ``until``.

@@ -70,7 +70,7 @@ class Staged:
         ``manifest`` is None for files that need none, such as raw events.
 
         Raises:
-            InputError: something else has been written there meanwhile.
+            InputError: something else has been written there since the check.
             CrossfadeError: the dataset is complete, but files of the one before it could not be deleted.
         """
         if manifest is not None and not self.out.on_s3:

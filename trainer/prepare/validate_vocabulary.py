@@ -81,7 +81,7 @@ class VocabularyCheck:
             self._problems.add(f"{self._where}: the id '{text}' has {times} rows, {first} and {last}; expected one")
         if self._problems.count == before and self._next_row != self._entity.rows:
             self._problems.add(
-                f"{self._where}: has {self._next_row:,} rows, but the manifest says {self._entity.rows:,}"
+                f"{self._where}: has {self._next_row:,} rows, but the manifest lists {self._entity.rows:,}"
             )
 
     def _check_pending(self, connection: duckdb.DuckDBPyConnection) -> None:

@@ -54,7 +54,7 @@ class PhaseEvent(_Event):
 
     kind: ClassVar[str] = "phase"
     name: str = Field(description="such as `tables`, `training`, `evaluate`, `embeddings`, `checkpoint`, `test`")
-    epoch: int | None = Field(None, description="epoch that has begun, from 1")
+    epoch: int | None = Field(None, description="epoch that has started, from 1")
     step: int | None = Field(None, description="steps taken so far; always present in `training`")
     rows_from: str | None = Field(None, description="in `training`: checkpoint that the rows were loaded from")
 

@@ -70,7 +70,7 @@ class RunFolder:
         return "://" not in uri and Path(uri).absolute().is_relative_to(self.path.absolute())
 
     def has_run_id(self) -> bool:
-        """Return whether a run has begun here."""
+        """Return whether a run has started here."""
         return (self.path / RUN_FILE).exists()
 
     def run_id(self) -> str:
@@ -160,7 +160,7 @@ class RunFolder:
                 f"{self.path}: holds {foreign[0]}, which is not part of a run; train without "
                 "--overwrite, which moves the folder aside"
             )
-        # The files that mark a run folder go last, so that a process killed meanwhile can be repeated.
+        # The files that mark a run folder go last, so that a deletion that was killed can be repeated.
         for path in sorted(self.path.iterdir(), key=lambda path: path.name in {JOB_FILE, LOCK_FILE}):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -252,7 +252,7 @@ class RunFolder:
         self._write(RESTARTS_FILE, json.dumps(restarts, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        """Write the file ``name`` atomically: a process killed meanwhile leaves the earlier file, if any."""
+        """Write the file ``name`` atomically: a process killed while writing leaves the earlier file, if any."""
         unfinished = (self.path / name).with_name(_partial(Path(name).name))
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(self.path / name)

@@ -105,7 +105,7 @@ class CheckpointWriter:
                     self._commit_result = self._thread.submit(self._commit, saved, self._pending)
 
     def wait(self) -> None:
-        """Return once nothing is being written. Emit signs of life meanwhile, so that no stall is detected."""
+        """Return once nothing is being written. Emit signs of life while waiting, so that no stall is detected."""
         reported = self._clock()
         while self.busy:
             self.poll()

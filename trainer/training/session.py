@@ -117,7 +117,7 @@ def open_session(
 
     Args:
         job: the job, resolved.
-        folder: the folder of the run, which has begun.
+        folder: the folder of the run, which has started.
         store: holds the tables; they are created by ``TrainingSession.restore``.
         hooks: what the caller observes and requests.
         all_reduce: sums gradients of dense layers over workers; None if there are no such layers or no other workers.
@@ -129,7 +129,7 @@ def open_session(
         inputs = load_inputs(job)
         process_metrics = hooks.metrics or ProcessMetrics(job.name, "worker")
         metrics = opened.enter_context(measure_training(job, inputs.model, store, process_metrics))
-        # Phases before training are no part of the log, but signs of life of every worker.
+        # Phases before training are not logged, but they are signs of life of every worker.
         reporter = PhaseReporter(metrics.observing(hooks.on_event))
         hooks = replace(
             hooks,

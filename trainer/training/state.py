@@ -1,4 +1,4 @@
-"""The train state: how far a run is, what its steps took and moved. Reports show it and checkpoints keep it."""
+"""The train state: position, duration and traffic of a run. Reports show it and checkpoints keep it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class TrainState:
 
     @property
     def epochs(self) -> int:
-        """Return how many epochs have begun."""
+        """Return how many epochs have started."""
         return self.epoch + (self.epoch_step > 0)
 
     def count_step(self, batch: Batch, loss: float, active: Mapping[TableSpec, int]) -> None:
@@ -123,7 +123,7 @@ class TrainState:
     def timed_batch_wait(self, timers: BatchTimers) -> Iterator[None]:
         """Count the seconds of the context, which waits for a batch, under ``data`` or ``sample``.
 
-        They count as ``data`` as far as the background thread waited for data meanwhile.
+        They count as ``data`` as far as the background thread waited for data during that time.
         """
         begin, data_before = time.perf_counter(), timers.data.seconds
         yield

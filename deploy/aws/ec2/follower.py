@@ -142,14 +142,14 @@ class RunFollower:
             start_instances(self._aws, self._spec, self._context, group, [number], subnet)
         except CloudError as error:
             self._next_attempt = self._clock() + self._backoff_seconds
-            self._log(f"host {number} is gone ({reason}); retrying in {self._backoff_seconds:.0f} s: {error}")
+            self._log(f"host {number} was lost ({reason}); retrying in {self._backoff_seconds:.0f} s: {error}")
             self._backoff_seconds = min(2 * self._backoff_seconds, _MAX_BACKOFF_SECONDS)
             self._waiting_since = self._clock()
             return
         self._next_attempt, self._backoff_seconds = 0.0, self._spec.poll_seconds
         self._replaced[number] = host.id
         self._waiting_since = self._clock()
-        self._log(f"host {number} is gone ({reason}); started another instance in its place")
+        self._log(f"host {number} was lost ({reason}); started another instance in its place")
 
     def _consoles(self, hosts: dict[int, Ec2Instance | None]) -> str:
         lines = [f"host {number}: {console(self._aws, host)}" for number, host in hosts.items() if host is not None]

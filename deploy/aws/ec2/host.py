@@ -92,7 +92,7 @@ class HostRunner:
         """Run until the run ends or the host is reclaimed; return the exit code.
 
         Raises:
-            ClusterError: the run's folder is gone.
+            ClusterError: the run's folder no longer exists.
             CloudError, CloudRequestError: S3 cannot be read or written.
         """
         found = self._storage.read(SPEC_FILE)

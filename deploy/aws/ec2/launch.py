@@ -63,7 +63,7 @@ def resolve_context(aws: Aws, spec: RunSpec) -> AwsContext:
         raise CloudRequestError(
             f"the machine image {image} does not exist in {aws.region}; set another with --ami", "missing"
         )
-    check_image(aws, spec.image)  # an instance without its image would cost money until somebody notices
+    check_image(aws, spec.image)  # before instances start, which cost money even if they cannot pull it
     return AwsContext(image, images[0].get("RootDeviceName", "/dev/xvda"), _vpc(aws, spec))
 
 

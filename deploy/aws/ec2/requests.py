@@ -43,7 +43,7 @@ def security_group(spec: RunSpec, vpc: str) -> ec2.CreateSecurityGroupRequestTyp
 
 
 def ingress(group: str) -> ec2.AuthorizeSecurityGroupIngressRequestTypeDef:
-    """Build AuthorizeSecurityGroupIngress: members of ``group`` reach each other, nobody else reaches them."""
+    """Build AuthorizeSecurityGroupIngress: members of ``group`` reach each other; no other ingress is allowed."""
     return {"GroupId": group, "IpPermissions": [{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}]}
 
 

@@ -125,7 +125,7 @@ def split_uri(uri: str, option: str) -> tuple[str, str]:
     """Return bucket and prefix of ``uri``; the prefix has no leading or trailing slash.
 
     Raises:
-        InputError: it is no S3 URI; the message names ``option``.
+        InputError: it is not an S3 URI; the message names ``option``.
     """
     match = _BUCKET_URI.fullmatch(uri)
     if match is None:

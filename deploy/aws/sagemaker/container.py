@@ -6,7 +6,7 @@
 
     /opt/ml/input/config/    hyperparameters.json  resourceconfig.json  inputdataconfig.json
     /opt/ml/input/data/NAME  data of the channel NAME
-    /opt/ml/checkpoints      synchronized with S3; all hosts share it, so each uses a folder of its own in it
+    /opt/ml/checkpoints      synchronized with S3; all hosts share it, so each uses its own folder in it
     /opt/ml/model            becomes model.tar.gz on S3, with the files of all hosts
     /opt/ml/output/failure   reason of a failure; SageMaker shows the first 1,024 characters
     /opt/ml/output/data      becomes output.tar.gz on S3
@@ -46,7 +46,7 @@ MAX_FAILURE_CHARACTERS = 1024
 STOP_SECONDS = 110.0
 """Time for a container to end: SageMaker kills it 120 seconds after SIGTERM."""
 COORDINATOR_TIMEOUT_SECONDS = 900.0
-"""Time without a coordinator after which a host fails, and with it the job, which would cost money meanwhile."""
+"""Time without a coordinator after which a host fails, and with it the job, which would cost money while waiting."""
 PORT_VARIABLE = "CROSSFADE_PORT"
 """Overrides ``PORT``, where the coordinator listens."""
 PORT = 7070

@@ -34,7 +34,7 @@ _PROGRESS = re.compile(progress_pattern())
 
 @dataclass
 class JobUpdate:
-    """News of a job: its state, new transitions between states, and new lines of its hosts' logs."""
+    """An update on a job: its state, new transitions between states, and new lines of its hosts' logs."""
 
     status: str
     secondary: str
@@ -114,7 +114,7 @@ def _if_unknown(aws: Aws, name: str, error: CloudRequestError) -> CloudRequestEr
 def follow(
     aws: Aws, name: str, wait: Callable[[float], None], poll_seconds: float = POLL_SECONDS
 ) -> Iterator[JobUpdate]:
-    """Yield the news of the job ``name`` until it has ended; ``wait`` pauses between requests.
+    """Yield updates on the job ``name`` until it has ended; ``wait`` pauses between requests.
 
     Raises:
         CloudRequestError: there is no such job, or these credentials may not describe it.

@@ -223,7 +223,7 @@ def test_cost_ceiling_is_hours_times_hosts_times_price() -> None:
     unknown = Cost(hourly_price(None, "AmazonSageMaker", "ml.r5.large"), hosts=1, hours=1)
     assert unknown.ceiling is None
     assert unknown.explain("ml.r5.large", spot=False).startswith(
-        "cost: unknown: the price of ml.r5.large is in no table"
+        "cost: unknown: the price of ml.r5.large is not in the table"
     )
 
 

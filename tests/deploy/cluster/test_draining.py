@@ -78,7 +78,7 @@ def test_host_lost_while_draining_causes_a_restart(
     cluster.join("10.0.0.3")
     cluster.start()
     cause = cluster.coordinator.restarts[0].cause
-    assert cause == f"{CAUSE}; then the agent on host 10.0.0.2 (10.0.0.2) was not heard of for 15 s"
+    assert cause == f"{CAUSE}; then the agent on host 10.0.0.2 (10.0.0.2) sent no heartbeat for 15 s"
 
 
 def test_failure_while_draining_causes_a_restart(pair: tuple[Cluster, Host]) -> None:

@@ -21,7 +21,7 @@ def test_expired_lease_ends_the_generation_and_the_job_waits(
     new = cluster.join("10.0.0.9")
     cluster.start()
     assert new.generation == 2
-    assert cluster.coordinator.restarts[0].cause == "the agent on host 10.0.0.2 (10.0.0.2) was not heard of for 15 s"
+    assert cluster.coordinator.restarts[0].cause == "the agent on host 10.0.0.2 (10.0.0.2) sent no heartbeat for 15 s"
 
 
 def test_agent_rejoins_after_its_lease_expired(pair: tuple[Cluster, Host]) -> None:

@@ -264,10 +264,10 @@ def test_every_field_is_explained_once_with_type_default_and_description(job_pat
         ("name", "text", "required"),
         ("data.path", "text", "required"),
         ("model.score", "dot | cosine | euclidean", "cosine"),
-        ("train.patience", "whole number or null", "null"),
-        ("train.max_steps", "whole number or null", "null"),
+        ("train.patience", "integer or null", "null"),
+        ("train.max_steps", "integer or null", "null"),
         ("optimizer.learning_rate", "number", "0.015"),
-        ("evaluate.k", "list of whole number", "[10, 20, 40]"),
+        ("evaluate.k", "list of integer", "[10, 20, 40]"),
         ("evaluate.exclude_splits", "list of train | valid | test", "[train, valid]"),
     ],
 )
@@ -291,10 +291,10 @@ BILLION = "name: x\ndata: {path: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
     ("text", "expected"),
     [
         ("name: 2024-02-31\n", ":1: not valid YAML: '2024-02-31' is not a valid date; put text in quotes"),
-        ("name: !!int x64\n", ":1: not valid YAML: 'x64' is not a valid whole number; put text in quotes"),
+        ("name: !!int x64\n", ":1: not valid YAML: 'x64' is not a valid integer; put text in quotes"),
         (
             f"name: {'9' * 5000}\n",
-            ":1: not valid YAML: '9999999999999999999999999999999999999999' is not a valid whole number",
+            ":1: not valid YAML: '9999999999999999999999999999999999999999' is not a valid integer",
         ),
         ("[" * 5000, "nested too deeply"),
         (BILLION, "train.seed: input should be a valid integer"),

@@ -94,7 +94,7 @@ def test_truncated_file_is_rejected(train_error: TrainError, place: Path) -> Non
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
     assert documented("a truncated data file", train_error()) == (
-        f"{path}: has {size - 1:,} bytes, but the manifest says {size:,}: it was truncated or replaced; prepare the "
+        f"{path}: has {size - 1:,} bytes, but the manifest lists {size:,}: it was truncated or replaced; prepare the "
         "data again"
     )
 
@@ -112,7 +112,7 @@ def test_truncated_vocabulary_is_rejected(train_error: TrainError, place: Path) 
     path = place / "data" / "vocabulary" / "track" / "part-00001.parquet"
     path.write_bytes(path.read_bytes()[:100])
     message = documented("a truncated vocabulary", train_error())
-    assert message.startswith(f"{path}: has 100 bytes, but the manifest says ")
+    assert message.startswith(f"{path}: has 100 bytes, but the manifest lists ")
 
 
 def test_folder_in_place_of_file_is_rejected(train_error: TrainError, place: Path) -> None:
@@ -200,7 +200,7 @@ def test_manifest_with_other_row_counts_is_rejected(train_error: TrainError, pla
 
     change_manifest(place / "data", swap)
     assert documented("a manifest that does not match its data files", train_error()) == (
-        f"{place / 'data' / FILE}: has 1 row group(s) of 1500 rows, but the manifest says 2 row group(s) of 700, 800 "
+        f"{place / 'data' / FILE}: has 1 row group(s) of 1500 rows, but the manifest lists 2 row group(s) of 700, 800 "
         "rows; prepare the data again"
     )
 

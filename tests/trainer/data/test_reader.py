@@ -186,11 +186,11 @@ def zero(path: Path) -> None:
     ("corrupt", "expected"),
     [
         (flip_a_bit_of_the_footer, "its footer has the CRC-32 "),
-        (cut_off, " bytes, but the manifest says "),
+        (cut_off, " bytes, but the manifest lists "),
         (zero, "is not a Parquet file, or was truncated: it does not end with PAR1"),
-        (shorten_second_group, " but the manifest says "),
-        (drop_second_group, " but the manifest says "),
-        (add_third_group, " but the manifest says "),
+        (shorten_second_group, " but the manifest lists "),
+        (drop_second_group, " but the manifest lists "),
+        (add_third_group, " but the manifest lists "),
     ],
     ids=["bit of the footer", "cut off", "zeros", "shorter row group", "row group missing", "row group too many"],
 )
@@ -233,7 +233,7 @@ def test_corrupt_file_raises_in_the_schedule(tmp_path: Path) -> None:
     shorten_second_group(tmp_path / "train" / "part-00000.parquet")
     reader, groups = InteractionReader(Folder(tmp_path), manifest), row_groups(manifest.splits["train"])
     schedule = BatchSchedule(reader, groups, batch_size=32, partitions=2, shuffle_block_rows=50, seed=1)
-    with pytest.raises(InputError, match=r"train/part-00000.parquet: has [0-9,]+ bytes, but the manifest says "):
+    with pytest.raises(InputError, match=r"train/part-00000.parquet: has [0-9,]+ bytes, but the manifest lists "):
         list(schedule.slices(0, 0, 0, 1))
 
 

@@ -130,7 +130,10 @@ def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
     ("variables", "expected"),
     [
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, r"access denied \(403 SignatureDoesNotMatch\): the secret key does not"),
-        ({"AWS_ACCESS_KEY_ID": "nobody"}, r"access denied \(403 InvalidAccessKeyId\): .* does not know the access key"),
+        (
+            {"AWS_ACCESS_KEY_ID": "nobody"},
+            r"access denied \(403 InvalidAccessKeyId\): .* does not recognize the access key",
+        ),
         (
             STRANGER,
             r"access denied \(403 AccessDenied\): the credentials of AWS_ACCESS_KEY_ID=stranger may not do this",

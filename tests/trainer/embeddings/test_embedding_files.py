@@ -223,7 +223,7 @@ def test_vocabulary_is_read_across_its_files(vocabularies: dict[str, Vocabulary]
         table = customers.read(start, stop)
         assert table.column("row").to_pylist() == list(range(start, stop))
         assert table.column("id").to_pylist() == CUSTOMER_IDS[start:stop]
-    with pytest.raises(InputError, match="does not hold rows 20 to 23 in order, but the manifest says"):
+    with pytest.raises(InputError, match="does not hold rows 20 to 23 in order, but the manifest lists"):
         customers.read(20, 24)
 
 

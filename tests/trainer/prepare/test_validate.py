@@ -119,7 +119,7 @@ def test_dataset_on_s3_is_validated_and_gets_manifest(
     assert read_manifest(remote).entities["track"].rows == TRACKS
     remote.write(next(path for path in remote.sizes() if path.startswith("test/")), b"PAR1 no more PAR1")
     [problem] = problems(remote)
-    assert problem.startswith(f"{remote.uri}/test/part-0.c000.snappy.parquet: has 17 bytes, but the manifest says")
+    assert problem.startswith(f"{remote.uri}/test/part-0.c000.snappy.parquet: has 17 bytes, but the manifest lists")
 
 
 def test_prepared_and_forgotten_dataset_is_valid(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_manifest_that_does_not_match_files_is_reported(dataset: ForeignDataset)
     manifest = read_manifest(folder)
     described = manifest.entities["customer"].model_copy(update={"rows": CUSTOMERS + 1})
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": described}}).write(folder)
-    assert problems(folder) == [f"{folder.uri}/vocabulary/customer: has 12 rows, but the manifest says 13"]
+    assert problems(folder) == [f"{folder.uri}/vocabulary/customer: has 12 rows, but the manifest lists 13"]
     manifest.write(folder)
     folder.remove(manifest.splits["test"].files[0].path)
     [problem] = problems(folder)

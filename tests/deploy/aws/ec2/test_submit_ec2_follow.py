@@ -81,8 +81,8 @@ def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
     Story(aws, nothing, no_capacity, *[nothing] * 8, Story.end)
     assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
     stderr = capsys.readouterr().err
-    assert stderr.count("host 0 is gone (Client.UserInitiatedShutdown); retrying in") == 2
-    assert "host 0 is gone (Client.UserInitiatedShutdown); started another instance in its place" in stderr
+    assert stderr.count("host 0 was lost (Client.UserInitiatedShutdown); retrying in") == 2
+    assert "host 0 was lost (Client.UserInitiatedShutdown); started another instance in its place" in stderr
     first, *failed, second = aws.made("RunInstances")
     assert len(failed) == 2
     assert tags_of(second, 1) == tags_of(first, 1)
