@@ -31,7 +31,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a dataset and a job."""
+    """Prepare a dataset and a job, and make their folder the working directory."""
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -55,7 +55,7 @@ def rejected(place: Path, capfd: pytest.CaptureFixture[str]) -> Rejected:
 
 @pytest.fixture
 def train_rejected(rejected: Rejected, place: Path) -> Rejected:
-    """The same for ``crossfade train`` on a job, by default the valid one."""
+    """Run ``crossfade train`` on a job, by default the valid one, and return its error message."""
 
     def run(*arguments: object, job: str = "job.yaml") -> str:
         message = rejected("train", job, "--run-dir", "run", *arguments)
@@ -82,7 +82,7 @@ def test_missing_job_file_is_rejected(place: Path) -> None:
     assert message == "nowhere.yaml: no such job file; see jobs/ for examples"
 
 
-def test_job_file_that_is_not_yaml_is_rejected(train_rejected: Rejected, place: Path) -> None:
+def test_invalid_yaml_is_rejected(train_rejected: Rejected, place: Path) -> None:
     (place / "job.yaml").write_text("name: planted\ndata: {shards: data\n")
     assert train_rejected().startswith("job.yaml:3: not valid YAML: ")
 

@@ -48,7 +48,7 @@ COMMANDS = list(commands(make_parser()))
 every_command = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 
 
-def test_commands_are_found() -> None:
+def test_all_commands_are_listed() -> None:
     assert {("prepare",), ("validate",), ("submit", "ec2"), ("worker",)} <= set(COMMANDS)
 
 

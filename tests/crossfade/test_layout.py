@@ -243,12 +243,12 @@ def test_misplaced_test_is_found(tmp_path: Path) -> None:
     assert misplaced_tests(tmp_path) == ["tests/other/test_b.py", "tests/test_c.py"]
 
 
-def test_importing_the_packages_leaves_mxnet_out() -> None:
+def test_imported_packages_do_not_import_mxnet() -> None:
     code = "import sys, crossfade.main, trainer, kvstore; sys.exit('mxnet' in sys.modules)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
 
 
-def test_docker_holds_no_python() -> None:
+def test_docker_folder_has_no_python_modules() -> None:
     assert list((ROOT / "docker").rglob("*.py")) == []
 
 

@@ -148,7 +148,7 @@ def test_event_is_logged_with_flat_values(capsys: pytest.CaptureFixture[str]) ->
 
 
 def json_lines(text: str) -> list[dict[str, object]]:
-    """The JSON objects among the lines of ``text``, to which native libraries may add lines of their own."""
+    """Return the JSON objects among the lines of ``text``; native libraries may add other lines."""
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 

@@ -32,7 +32,7 @@ REPORT_KEYS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset, jobs and, in ``run``, a finished run of ``job.yaml``."""
+    """Prepare a dataset and jobs, and train ``job.yaml`` into ``run``."""
     folder = tmp_path_factory.mktemp("commands")
     data = write_planted(folder / "data", named=True)
     train = {"epochs": EPOCHS, "batch_size": BATCH, "patience": None}
@@ -48,7 +48,7 @@ def report(place: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def untrained(place: Path) -> dict[str, Any]:
-    """The report of a run with negligible steps, in which no epoch improves on the first."""
+    """Return the report of a run with negligible steps, in which no epoch improves on the first."""
     settings = ("optimizer.learning_rate=1e-9", "train.epochs=50", "train.patience=2")
     return train(place, "untrained", *settings)
 

@@ -48,7 +48,7 @@ def run_of(query: Query) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_panel_has_title_unit_description_and_free_place(name: str) -> None:
+def test_panels_have_title_unit_and_description_and_do_not_overlap(name: str) -> None:
     dashboard = load(name)
     known_units = {value for value in vars(units).values() if isinstance(value, str)}
     squares: Counter[tuple[int, int]] = Counter()
@@ -244,7 +244,7 @@ class Scraped:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
-    """A Prometheus that has scraped a run on two servers and two workers."""
+    """Yield a Prometheus that has scraped a run on two servers and two workers."""
     folder, begin = tmp_path_factory.mktemp("grafana"), time.time()
     train = {"epochs": 30, "eval_every_epochs": 1}
     job = write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"interval_steps": 20})

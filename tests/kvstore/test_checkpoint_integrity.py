@@ -185,7 +185,7 @@ def test_manifest_of_another_format_is_rejected(checkpoints: str, content: str) 
         open_checkpoint(step_folder(checkpoints, 2))
 
 
-def test_shard_that_no_part_lists_is_missed(checkpoints: str) -> None:
+def test_shard_missing_from_all_parts_is_rejected(checkpoints: str) -> None:
     uri = step_folder(checkpoints, 2)
 
     def without_a_part(text: str) -> str:

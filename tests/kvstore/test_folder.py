@@ -110,7 +110,7 @@ def test_file_is_absent_after_an_interrupted_write(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_and_uris(folder: Folder) -> None:
+def test_folder_has_name_and_uri(folder: Folder) -> None:
     assert folder.child("a").uri == f"{folder.uri}/a"
     assert folder.child("a").name == "a"
     assert Folder(folder.uri + "/").uri == folder.uri

@@ -26,7 +26,7 @@ def _compiled_kernels() -> None:
     compile_kernels()
 
 
-def test_snapshot_has_the_state_at_its_start_though_all_rows_change_rows(tmp_path: Path) -> None:
+def test_snapshot_has_the_state_at_its_start_although_all_rows_change(tmp_path: Path) -> None:
     shard = shard_of_ones(LARGE)
     with running_snapshot(shard, folder=tmp_path) as (snapshot, writer):
         writer.suspend()
@@ -107,7 +107,7 @@ def test_training_continues_while_a_local_store_saves(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rowwise_adagrad", "adam"])
-def test_server_saves_the_state_at_the_command_though_rows_change_rows(tmp_path: Path, kind: str) -> None:
+def test_server_saves_the_state_at_the_command_although_rows_change(tmp_path: Path, kind: str) -> None:
     script = Path(__file__).resolve().parents[2] / "tests" / "support" / "drive_row_server.py"
     command = [sys.executable, script, kind, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -160,7 +160,7 @@ def test_writer_shares_no_process_group_and_no_pipes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sent_rows_take_no_memory_when_they_change_rows(tmp_path: Path) -> None:
+def test_changes_of_sent_rows_take_no_memory(tmp_path: Path) -> None:
     sent, waiting = shard_of_ones(LARGE // 2, "sent"), shard_of_ones(LARGE, "waiting")
     # The writer blocks until this pipe has a reader: the snapshot stays in progress, with all of the first table sent.
     (tmp_path / "waiting").mkdir()

@@ -57,7 +57,7 @@ def test_total_wait_of_updates_is_bounded(tmp_path: Path, monkeypatch: pytest.Mo
         assert "updates waited for 2 s" in failure_of(snapshot)
 
 
-def test_stalled_writer_fails_the_snapshot_though_no_update_waits(
+def test_stalled_writer_fails_the_snapshot_without_waiting_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running_snapshot(shard_of_ones(LARGE), folder=tmp_path) as (snapshot, writer):
@@ -102,7 +102,7 @@ def test_failure_to_send_rows_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("length", [0, 10, 40, 60, 75, -14, -1])
-def test_truncated_snapshot_makes_no_part(tmp_path: Path, length: int) -> None:
+def test_truncated_snapshot_commits_no_part(tmp_path: Path, length: int) -> None:
     first, second = (
         {"path": "track/weights.npy", "bytes": 4, "file_bytes": 8},
         {"path": "few.npy", "bytes": 2, "file_bytes": 2},
@@ -120,7 +120,7 @@ def test_truncated_snapshot_makes_no_part(tmp_path: Path, length: int) -> None:
     assert (tmp_path / "few.npy").read_bytes() == b"ab"
 
 
-def test_snapshot_with_a_truncated_file_makes_no_part(tmp_path: Path) -> None:
+def test_snapshot_with_a_truncated_file_commits_no_part(tmp_path: Path) -> None:
     frames = b'{"path": "track/weights.npy", "bytes": 4, "file_bytes": 8}\n1234{"end": true}\n'
     with pytest.raises(CheckpointError):
         write_part(Folder(str(tmp_path)), 0, 1, io.BytesIO(frames))

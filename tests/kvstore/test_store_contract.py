@@ -308,7 +308,7 @@ def peak_bytes_of_a_step(rows: int) -> int:
 
 
 @pytest.mark.slow
-def test_local_step_allocates_by_active_rows_not_table_size() -> None:
+def test_local_step_memory_is_independent_of_table_size() -> None:
     small, large = peak_bytes_of_a_step(1_000_000), peak_bytes_of_a_step(16_000_000)
     block_bytes = 1000 * 8 * 4
     assert abs(large - small) < 4096

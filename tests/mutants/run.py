@@ -16,10 +16,10 @@ The .toml files in this folder define the mutants. Each has
 The checkout stays unchanged: each job works on a copy of it, uncommitted content included, and imports the packages of
 that copy. First, all named tests run in an unchanged copy, where they must pass.
 
-A mutant is noticed (killed) when pytest exits with 1 or exceeds the timeout. It survives when pytest exits with 0. It is
-broken, which is no verdict on the tests, when it does not apply, when one of its tests fails on unchanged code, or when
-pytest exits with any other code, for example because a test cannot be imported. Exit codes: 0 all mutants were noticed;
-1 some were not; 2 pytest cannot run the tests, or the arguments are invalid.
+A mutant is noticed (killed) when pytest exits with 1 or exceeds the timeout. It survives when pytest exits with 0. It
+is broken, which is no verdict on the tests, when it does not apply, when one of its tests fails on unchanged code, or
+when pytest exits with any other code, for example because a test cannot be imported. Exit codes: 0 all mutants were
+noticed; 1 some were not; 2 pytest cannot run the tests, or the arguments are invalid.
 """
 
 from __future__ import annotations

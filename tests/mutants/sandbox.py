@@ -56,7 +56,7 @@ class Runner:
         return copy
 
     def copy_of(self, copy: Path, name: str) -> Path:
-        """Duplicate ``copy``, with the kernels that numba has compiled in it."""
+        """Copy ``copy``, with the kernels that Numba has compiled in it."""
         other = self.folder / name
         shutil.copytree(copy, other, symlinks=True)
         return other

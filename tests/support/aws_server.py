@@ -106,7 +106,7 @@ class AwsServer:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment that directs a command here."""
+        """Return the environment that directs a command to this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
@@ -156,7 +156,7 @@ class AwsServer:
         with self._lock:
             return {(call.service, call.action) for call in self.calls}
 
-    def made(self, action: str) -> list[Call]:
+    def calls_of(self, action: str) -> list[Call]:
         """Return the calls of ``action`` so far."""
         with self._lock:
             return [call for call in self.calls if call.action == action]

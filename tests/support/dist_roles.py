@@ -28,7 +28,7 @@ END_SECONDS = 60.0
 
 
 def play_role(work: Callable[[MXNetStore], None], key_bytes: int) -> None:
-    """In the script: run the role that the environment names. An error ends the process at once."""
+    """Run the role that the environment names, in the script. An error ends the process at once."""
     try:
         if os.environ["DMLC_ROLE"] == "worker":
             store = MXNetStore(key_bytes)
@@ -47,12 +47,12 @@ def _fail(error: BaseException) -> NoReturn:
 
 
 def send(**values: Any) -> None:
-    """In a worker: send a line to the test."""
+    """Send a line from a worker to the test."""
     print(json.dumps(values), flush=True)
 
 
 def send_and_wait(**values: Any) -> None:
-    """In a worker: send a line, and return when the test calls ``proceed``."""
+    """Send a line from a worker, and return when the test calls ``proceed``."""
     send(**values)
     if not sys.stdin.readline():
         raise EOFError("the test has ended")

@@ -101,17 +101,17 @@ class Machine:
 
     @property
     def is_off(self) -> bool:
-        """Whether it has shut down."""
+        """Return whether the machine has shut down."""
         return (self.folder / "off").exists()
 
     @property
     def console(self) -> str:
-        """The output of its script."""
+        """Return the output of the machine's script."""
         return (self.folder / "console").read_text(errors="replace")
 
     @property
     def calls(self) -> list[str]:
-        """The command lines of docker, shutdown and systemctl so far."""
+        """Return the command lines of docker, shutdown and systemctl so far."""
         with suppress(FileNotFoundError):
             return (self.folder / "calls").read_text().splitlines()
         return []

@@ -23,7 +23,7 @@ class DocumentedError:
     exit_code: int
 
     def matches(self, message: str) -> bool:
-        """Whether ``message`` is the documented one."""
+        """Return whether ``message`` is the documented one."""
         parts = _PLACEHOLDER.split(self.message)
         pattern = "".join(
             re.escape(part) if index % 2 == 0 else r"[\d,.]+" if part == "<n>" else ".*"
@@ -34,7 +34,7 @@ class DocumentedError:
 
 @cache
 def documented_errors() -> dict[str, DocumentedError]:
-    """The rows of the tables by cause."""
+    """Return the rows of the tables by cause."""
     rows = [_ROW.fullmatch(line) for line in TABLE.read_text(encoding="utf-8").splitlines()]
     return {row["cause"]: DocumentedError(row["message"].replace("\\|", "|"), int(row["code"])) for row in rows if row}
 

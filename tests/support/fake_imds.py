@@ -73,7 +73,7 @@ class Metadata:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of a process on the instance."""
+        """Return the environment of a process on the instance."""
         return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.endpoint}
 
     def issue_token(self) -> str:
@@ -87,17 +87,17 @@ class Metadata:
         self.tokens.clear()
 
     def interrupt(self, action: str = "terminate", when: str = "2017-09-18T08:22:00Z") -> None:
-        """Give notice: the form is that of the EC2 user guide, "instance-action"."""
+        """Publish an interruption notice, as "instance-action" of the EC2 user guide."""
         self.values["spot/instance-action"] = json.dumps({"action": action, "time": when})
 
     def recommend_rebalance(self, when: str = "2020-10-27T08:22:00Z") -> None:
-        """Say that the instance is at risk: the form is that of the user guide, "rebalance recommendation"."""
+        """Publish a rebalance recommendation, in the form of the EC2 user guide."""
         self.values["events/recommendations/rebalance"] = json.dumps({"noticeTime": when})
 
 
 @contextmanager
 def running_metadata() -> Iterator[Metadata]:
-    """A service that has nothing to say yet."""
+    """Run a metadata service without notices."""
     metadata = Metadata()
     server = _Server(metadata)
     metadata.endpoint = f"http://127.0.0.1:{server.server_port}"

@@ -66,7 +66,7 @@ class ObjectStore:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of a client."""
+        """Return the environment of a client."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -83,7 +83,7 @@ class ObjectStore:
         return self.uri(path)
 
     def client(self) -> fs.S3FileSystem:
-        """A client of its own."""
+        """Return a new client."""
         return fs.S3FileSystem(
             access_key=ACCESS_KEY,
             secret_key=SECRET_KEY,
@@ -94,7 +94,7 @@ class ObjectStore:
         )
 
     def uri(self, path: str) -> str:
-        """The URI of a folder in the bucket."""
+        """Return the URI of a folder in the bucket."""
         return f"s3://{BUCKET}/{path}"
 
     def start(self) -> None:

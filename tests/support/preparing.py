@@ -37,7 +37,7 @@ def write_text(path: Path, text: str | bytes) -> Path:
 
 
 def random_events(count: int, seed: int = 7) -> dict[str, list[Any]]:
-    """``count`` events as columns: ``customer`` of 60, ``item`` of 100 and ``when``."""
+    """Return ``count`` events as columns: ``customer`` of 60, ``item`` of 100 and ``when``."""
     draw = random.Random(seed)
     return {
         "customer": [f"c{draw.randrange(60)}" for _ in range(count)],
@@ -52,13 +52,13 @@ def prepare_files(out: Path | str, *train: Path | str, **options: Any) -> Datase
 
 
 def vocabulary(out: Path, entity: str) -> list[dict[str, Any]]:
-    """The rows of the vocabulary files of ``entity``, every column of them."""
+    """Read all columns of the vocabulary files of ``entity``."""
     manifest = read_manifest(Folder(out))
     return [row for file in manifest.entities[entity].files for row in pq.read_table(out / file.path).to_pylist()]
 
 
 def vocabulary_tuples(data: Path | Folder, entity: str) -> list[Row]:
-    """Row, id, count and, if the entity has names, the name of each row of a vocabulary."""
+    """Return row, ID, count and, if the entity has names, the name of each row of a vocabulary."""
     folder = Folder(data) if isinstance(data, Path) else data
     manifest = read_manifest(folder)
     reader = Vocabulary(folder, manifest, entity)
@@ -67,7 +67,7 @@ def vocabulary_tuples(data: Path | Folder, entity: str) -> list[Row]:
 
 
 def interactions(out: Path, split: str) -> list[Row]:
-    """The interactions of a split with ids instead of rows, in the order of the files."""
+    """Return the interactions of a split with IDs instead of rows, in the order of the files."""
     manifest = read_manifest(Folder(out))
     ids = {entity: [row["id"] for row in vocabulary(out, entity)] for entity in manifest.entities}
     found = []
@@ -79,7 +79,7 @@ def interactions(out: Path, split: str) -> list[Row]:
 
 
 def checksums(out: Path) -> dict[str, str]:
-    """The SHA-256 of each Parquet file below ``out``, by its path."""
+    """Return the SHA-256 of each Parquet file below ``out``, by its path."""
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*.parquet"))
@@ -87,7 +87,7 @@ def checksums(out: Path) -> dict[str, str]:
 
 
 def entries(folder: Path) -> list[str]:
-    """The paths of all files and folders below ``folder``, sorted."""
+    """Return the paths of all files and folders below ``folder``, sorted."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 

@@ -116,7 +116,7 @@ _LOG_LINE = re.compile(
 
 
 def messages(stderr: str) -> list[str]:
-    """The messages of a command, without its progress bar: those for people, and log lines in the same form."""
+    """Return the messages of a command, without its progress bar: console lines, and log lines in the same form."""
     found = []
     for line in stderr.splitlines():
         if match := _LOG_LINE.fullmatch(line):

@@ -48,7 +48,7 @@ def detached(job: Path, *options: object) -> int:
 
 
 def submitted_run(aws: AwsServer) -> str:
-    [call] = aws.made("RunInstances")
+    [call] = aws.calls_of("RunInstances")
     return str(tags_of(call, 1)["crossfade:run"])
 
 

@@ -50,7 +50,7 @@ def test_throttled_request_is_retried(aws: AwsServer) -> None:
     aws.fail("ListTrainingJobs", "ThrottlingException", "Rate exceeded", times=2)
     with translate_aws_errors("listing", REGION):
         assert Aws().sagemaker.list_training_jobs()["TrainingJobSummaries"] == []
-    assert len(aws.made("ListTrainingJobs")) == 3
+    assert len(aws.calls_of("ListTrainingJobs")) == 3
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_price_list_gives_the_training_price(aws: AwsServer) -> None:
     aws.answer("GetProducts", {"FormatVersion": "aws_v1", "PriceList": products})
     price = hourly_price(Aws(region="eu-west-1"), "AmazonSageMaker", "ml.g5.xlarge")
     assert price == Price(1.57, "AWS's price list, eu-west-1")
-    fields = {each["Field"]: each["Value"] for each in aws.made("GetProducts")[0].body["Filters"]}
+    fields = {each["Field"]: each["Value"] for each in aws.calls_of("GetProducts")[0].body["Filters"]}
     assert fields == {"regionCode": "eu-west-1", "instanceName": "ml.g5.xlarge"}
 
 

@@ -108,7 +108,7 @@ def test_malformed_notice_is_logged_once_and_ignored(metadata: Metadata, answer:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and a job that writes checkpoints only on request and at the end."""
+    """Write data and a job that saves checkpoints only on request and at the end."""
     folder = tmp_path_factory.mktemp("spot")
     data = write_planted(folder / "data")
     write_job(
@@ -123,14 +123,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(place: Path) -> Path:
-    """A run without interruptions, in process."""
+    """Train without interruptions, in process."""
     succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted", cwd=place))
     return place / "uninterrupted"
 
 
 @pytest.fixture(scope="module")
 def uninterrupted_on_servers(place: Path) -> Path:
-    """The same with two workers and two servers."""
+    """Train without interruptions, with two workers and two servers."""
     succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted-2", *ON_SERVERS, cwd=place))
     return place / "uninterrupted-2"
 
@@ -142,7 +142,7 @@ def train(run_dir: Path, metadata: Metadata, *options: object) -> AbstractContex
 
 
 def saved_step(checkpoints: Path) -> int:
-    """The step of the newest checkpoint, which must be complete."""
+    """Return the step of the newest checkpoint, which must be complete."""
     newest, skipped = latest_checkpoint(str(checkpoints))
     assert newest is not None
     assert skipped == []

@@ -11,7 +11,7 @@ from trainer.prepare.synthetic_draws import SyntheticSpec
 
 @pytest.fixture(scope="module")
 def zipf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with popular and rare rows."""
+    """Write a dataset with popular and rare rows."""
     folder = tmp_path_factory.mktemp("zipf") / "data"
     write_synthetic(folder, SyntheticSpec(queries=4_000, items=3_000, interactions=60_000), seed=3)
     return folder
@@ -19,5 +19,5 @@ def zipf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def planted(tmp_path: Path) -> Path:
-    """A job, ``job.yaml``, on a small dataset."""
+    """Write a job, ``job.yaml``, on a small dataset."""
     return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))

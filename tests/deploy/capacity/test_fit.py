@@ -99,7 +99,7 @@ def test_tight_job_is_warned_of_and_oversized_job_rejected(
         check_fits_this_machine(read_inputs(job))
 
 
-def test_no_advice_where_nothing_helps(tmp_path: Path, zipf: Path) -> None:
+def test_job_that_cannot_be_made_to_fit_gets_no_advice(tmp_path: Path, zipf: Path) -> None:
     inputs = read_inputs(zipf_job(tmp_path, zipf, optimizer={"kind": "sgd"}))
     fit = check_fit(inputs, plan_capacity(inputs), Machine("a tiny machine", 2**20))
     assert (fit.verdict, fit.advice) == ("does not fit", ())

@@ -32,7 +32,7 @@ def test_planned_keys_equal_the_layout(tmp_path: Path, zipf: Path, servers: int)
 
 @pytest.fixture(scope="module")
 def idle_bytes(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """Private memory of a server with tiny tables, whose kernels are compiled."""
+    """Measure the private memory of a server with tiny tables, whose kernels are compiled."""
     folder = tmp_path_factory.mktemp("idle")
     job = write_job(folder / "job.yaml", write_planted(folder / "data"))
     succeeded(crossfade("train", job, "--run-dir", "first", "--servers", 1, cwd=folder))

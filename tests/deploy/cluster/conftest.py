@@ -12,7 +12,7 @@ from scripted_agents import Cluster, Host, step
 
 @pytest.fixture
 def alone() -> Cluster:
-    """One host, whose generation 1 has trained a step."""
+    """Return one host, whose generation 1 has trained a step."""
     cluster = Cluster()
     cluster.start()
     cluster.local.report_events(step(1))
@@ -21,7 +21,7 @@ def alone() -> Cluster:
 
 @pytest.fixture
 def pair() -> tuple[Cluster, Host]:
-    """Two hosts, whose generation 1 has trained a step, and the second of them."""
+    """Return a cluster of two hosts, whose generation 1 has trained a step, and the second host."""
     cluster = Cluster(hosts=2)
     other = cluster.join("10.0.0.2")
     cluster.start()
@@ -31,7 +31,7 @@ def pair() -> tuple[Cluster, Host]:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset and a job."""
+    """Write a dataset and a job."""
     folder = tmp_path_factory.mktemp("faults")
     data = write_planted(folder / "data")
     write_job(folder / "job.yaml", data, optimizer={"kind": "adagrad"}, train=TRAIN, checkpoint=CHECKPOINT)
@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(place: Path) -> dict[int, Path]:
-    """Undisturbed runs, by their number of workers."""
+    """Return undisturbed runs by their number of workers."""
     succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-1", cwd=place))
     succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-2", *ON_SERVERS, cwd=place))
     return {workers: place / f"undisturbed-{workers}" for workers in (1, 2)}
@@ -48,14 +48,14 @@ def undisturbed(place: Path) -> dict[int, Path]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    """A job whose training takes very long."""
+    """Write a job that trains very long."""
     train = {"epochs": 1_000_000, "eval_every_epochs": 1_000_000}
     return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
 
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """A free port of loopback, held so that the kernel assigns it to no other process."""
+    """Yield a free port of loopback, held so that the kernel assigns it to no other process."""
     import socket
 
     with socket.socket() as probe:

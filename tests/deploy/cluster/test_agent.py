@@ -62,7 +62,7 @@ def coordinator(tmp_path: Path) -> ScriptedCoordinator:
 
 @pytest.fixture
 def agent(coordinator: ScriptedCoordinator) -> Iterator[Agent]:
-    """An agent that has joined."""
+    """Start an agent that has joined."""
     agent = Agent(
         coordinator.folder,
         coordinator.send,

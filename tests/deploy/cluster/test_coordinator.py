@@ -85,7 +85,7 @@ def test_host_lost_while_preparing_is_waited_for() -> None:
     assert (cluster.state, cluster.coordinator.generation) == (State.WAITING, 0)
 
 
-def test_start_that_is_no_longer_needed_is_ignored(alone: Cluster) -> None:
+def test_obsolete_start_is_ignored(alone: Cluster) -> None:
     alone.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
     alone.coordinator.start_failed(OSError("late"))
     assert (alone.state, alone.coordinator.generation) == (State.RUNNING, 1)

@@ -30,7 +30,7 @@ Ask = Callable[..., tuple[int, dict[str, Any]]]
 
 @pytest.fixture
 def served() -> Iterator[tuple[Cluster, Address]]:
-    """A coordinator that waits for a second host, and its address."""
+    """Serve a coordinator that waits for a second host; yield it and its address."""
     cluster = Cluster(hosts=2)
     with serve_coordinator(cluster.coordinator, Address("127.0.0.1", 0), TOKEN) as address:
         yield cluster, address

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 @contextmanager
 def mounted(folder: Path) -> Iterator[Path]:
-    """A disk of ``DISK_BYTES`` at ``folder``."""
+    """Mount a disk of ``DISK_BYTES`` at ``folder``."""
     if os.geteuid() != 0:
         pytest.skip("mounting a disk is for root")
     folder.mkdir()
@@ -49,7 +49,7 @@ def mount(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk."""
+    """Mount a small disk."""
     with mounted(tmp_path / "disk") as disk:
         yield disk
 

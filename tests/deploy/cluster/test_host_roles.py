@@ -93,7 +93,7 @@ def test_missing_hosts_are_counted_by_accepted_roles(accepted: list[AcceptedRole
     assert missing_hosts(per_role(2, 2), hosts) == missing
 
 
-def test_hosts_and_one_role_per_host_exclude_each_other() -> None:
+def test_hosts_with_one_role_per_host_is_rejected() -> None:
     with pytest.raises(
         InputError, match="hosts is 3, but one_role_per_host determines the number of hosts: set only one of them"
     ):

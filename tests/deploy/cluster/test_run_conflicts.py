@@ -38,7 +38,7 @@ def test_checkpoint_folder_of_a_running_run_is_rejected(
     assert_last_is_complete(tmp_path / "shared")
 
 
-def test_run_resumed_elsewhere_ends_in_its_first_place(
+def test_run_resumed_elsewhere_ends_at_its_first_location(
     place: Path, undisturbed: dict[int, Path], tmp_path: Path
 ) -> None:
     shared = to(tmp_path / "shared")

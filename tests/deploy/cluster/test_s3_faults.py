@@ -31,7 +31,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def checkpoints(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder on S3 that this process can reach too."""
+    """Return a folder on S3 that this process can also reach."""
     for name, value in s3.variables.items():
         monkeypatch.setenv(name, value)
     return s3.uri(tmp_path.name)

@@ -52,7 +52,7 @@ def test_state_is_rewritten_and_finally_holds_the_outcome(tmp_path: Path) -> Non
     assert events[-2]["processes"] == {"in-process": source()["processes"]["in-process"]["load"]}
 
 
-def test_incomplete_line_does_not_spoil_the_next(tmp_path: Path) -> None:
+def test_line_after_an_incomplete_line_is_readable(tmp_path: Path) -> None:
     (tmp_path / "processes.jsonl").write_text('{"time": 1, "eve')
     with StateWriter(RunFolder(tmp_path)) as state:
         state.end("done")

@@ -31,7 +31,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, a job, and a finished run of it in ``runs/first``."""
+    """Write data and a job, and train it into ``runs/first``."""
     folder = tmp_path_factory.mktemp("page")
     train = {"epochs": 60, "eval_every_epochs": 10, "patience": None}
     write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"interval_steps": 40})
@@ -274,7 +274,7 @@ def test_corrupt_files_are_alerts_and_the_rest_is_shown(browser: Browser, synthe
 
 
 @pytest.mark.slow
-def test_page_follows_runs_that_appear_grow_and_are_renamed(browser: Browser, tmp_path: Path) -> None:
+def test_page_shows_new_growing_and_renamed_runs(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with served(cwd=tmp_path) as address, opened(browser, address) as visit:
         expect(visit.page.locator("#no-runs")).to_be_visible()

@@ -42,7 +42,7 @@ def report(run_dir: Path) -> dict[str, Any]:
 
 
 def assert_agrees(text: str, run_dir: Path) -> None:
-    """The last values of a run that was never restarted are those of its report."""
+    """Assert that the last values of a run without restarts are those of its report."""
     final_report = report(run_dir)
     for name, key in (
         ("crossfade_examples_total", "examples"),

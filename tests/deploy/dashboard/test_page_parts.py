@@ -28,7 +28,7 @@ def show(folder: Path, *, color: str = COLORS[0], at: float = 100.0) -> RunView:
 
 @pytest.fixture
 def resumed(tmp_path: Path) -> RunView:
-    """A run that trained to step 8, resumed from step 4, and is at step 10."""
+    """Return a run that trained to step 8, resumed from step 4, and is at step 10."""
     events = [training_from(0, at=0), *(step(number, at=number, loss=9.0) for number in range(1, 9))]
     events += [epoch(1, at=8, step=8, quality=0.9), training_from(4, at=50)]
     events += [step(number, at=50 + number, loss=1.0) for number in range(5, 11)]
@@ -82,7 +82,7 @@ def test_long_run_is_thinned_to_few_points_with_the_same_mean(tmp_path: Path) ->
     assert len(charts.throughput([shown], "step")["data"][0]["x"]) < 400
 
 
-def test_loss_that_is_not_finite_leaves_a_gap(tmp_path: Path) -> None:
+def test_non_finite_loss_leaves_a_gap(tmp_path: Path) -> None:
     shown = show(write_run(tmp_path / "run", metrics=[step(1, at=1), step(2, at=2, loss=float("nan")), step(3, at=3)]))
     assert charts.loss([shown], "step")["data"][0]["y"] == [0.5, None, 0.5]
 

@@ -32,7 +32,7 @@ from deploy.dashboard.training_history import TrainingHistory
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks again gets what is there by then."""
+    """Make the reader look for changes at every call."""
     monkeypatch.setattr(run_reader, "REFRESH_SECONDS", 0.0)
     monkeypatch.setattr(runs, "SCAN_SECONDS", 0.0)
 
@@ -48,7 +48,7 @@ def look(folder: Path, *, at: float = 0.0) -> Summary:
 
 
 def warned(summary: Summary, *words: str) -> bool:
-    """Whether there is an alert with all of these words."""
+    """Return whether an alert has all of these words."""
     return any(all(word in alert.text for word in words) for alert in summary.alerts)
 
 
@@ -273,7 +273,7 @@ def test_restart_and_missing_server_are_alerts_with_their_cause(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_loss_that_is_not_finite_is_an_alert(tmp_path: Path, loss: float) -> None:
+def test_non_finite_loss_is_an_alert(tmp_path: Path, loss: float) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1, loss=loss)], state=state("running", at=2))
     assert warned(look(folder, at=2), "the loss is not finite")
 
@@ -375,7 +375,7 @@ def test_live_runs_come_first_then_the_latest(tmp_path: Path) -> None:
     assert [summary.name for summary in latest_first(summaries)] == ["live", "new", "old"]
 
 
-def test_figures_are_formatted_for_people() -> None:
+def test_figures_have_readable_units() -> None:
     assert [formatting.size(value) for value in (None, 12, 15_076_311, 2_958_901_248)] == [
         *("\N{EN DASH}", "12 B", "15.1 MB", "2.96 GB")
     ]

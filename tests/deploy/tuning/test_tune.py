@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset and a short job."""
+    """Write a dataset and a short job."""
     folder = tmp_path_factory.mktemp("tune")
     write_job(folder / "job.yaml", write_planted(folder / "data"), train={"epochs": 3, "batch_size": 512})
     return folder

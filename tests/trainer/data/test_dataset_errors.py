@@ -29,7 +29,7 @@ FILE = "train/part-00001.parquet"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with data and a job."""
+    """Write data and a job."""
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
     return tmp_path
 

@@ -22,7 +22,7 @@ ODD = 'da ta/Füße "it\'s" 音楽 100%'
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with a dataset and a job."""
+    """Write a dataset and a job."""
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
     return tmp_path
 

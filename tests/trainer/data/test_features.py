@@ -34,7 +34,7 @@ JOB = {"name": "j", "model": {"dim": 4, "item_features": ["track", "tag"]}}
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Events, and files that say what tracks and customers have: a list, several rows, and an empty field."""
+    """Write events and feature files: a list, several rows for an ID, and an empty field."""
     folder = tmp_path / "raw"
     folder.mkdir()
     skipped = [*EVENTS, ("ann", 15)]
@@ -75,7 +75,7 @@ def vocabulary(data: Path, entity: str) -> list[Row]:
 
 
 def values(data: Path, entity: str, name: str) -> dict[Any, list[Any]]:
-    """The values of each id that has some."""
+    """Return the values of each ID that has some."""
     lists = load_feature(Folder(data), read_manifest(Folder(data)), entity, name)
     found = {}
     for row, (own_id, *_) in enumerate(vocabulary(data, entity)):

@@ -20,7 +20,7 @@ sys.exit(code)
 
 
 def measured(*arguments: object) -> tuple[str, int]:
-    """What ``crossfade`` prints, and the most bytes that it had in memory."""
+    """Run ``crossfade``; return its output and its peak memory in bytes."""
     command = [sys.executable, "-c", _REPORT_MEMORY, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
     assert done.returncode == 0, done.stderr
@@ -28,7 +28,7 @@ def measured(*arguments: object) -> tuple[str, int]:
 
 
 def write_in_one_group(path: Path, **columns: object) -> None:
-    """A Parquet file of a single row group."""
+    """Write a Parquet file of a single row group."""
     path.parent.mkdir(parents=True)
     table = pa.table(columns)
     pq.write_table(table, path, row_group_size=max(1, table.num_rows))

@@ -178,7 +178,7 @@ def cut_off(path: Path) -> None:
 
 
 def zero(path: Path) -> None:
-    """The same size, and nothing in it."""
+    """Replace the content by zeros of the same size."""
     path.write_bytes(bytes(path.stat().st_size))
 
 

@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def proxy(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy through which this process reaches the server."""
+    """Run a proxy through which this process reaches the server."""
     with flaky_proxy(server.endpoint) as proxy:
         for name, value in {**server.variables, "AWS_ENDPOINT_URL": proxy.endpoint}.items():
             monkeypatch.setenv(name, value)

@@ -226,7 +226,7 @@ class CountingReader(InteractionReader):
 
 @pytest.fixture
 def ten_groups(tmp_path: Path) -> Iterator[CountingReader]:
-    """Ten row groups of 20 rows, for two partitions with shuffle blocks of 20."""
+    """Open ten row groups of 20 rows, for two partitions with shuffle blocks of 20."""
     files = numbered_interactions([[20] * 10], QUERIES, ITEMS)
     write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
     with closing(CountingReader(tmp_path)) as reader:

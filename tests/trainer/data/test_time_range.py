@@ -109,7 +109,7 @@ def test_interactions_in_time_range_are_read_exactly_once(
     assert numbers_read(tmp_path, manifest, selection) == Counter(expected)
 
 
-def test_no_page_is_read_where_the_footer_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_footer_statistics_avoid_reading_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_timed(tmp_path)
     read: list[tuple[str, int, list[str]]] = []
     original_read = ParquetFiles.read
@@ -123,7 +123,7 @@ def test_no_page_is_read_where_the_footer_decides(tmp_path: Path, monkeypatch: p
     assert read == [("train/part-00001.parquet", 0, ["timestamp"])]
 
 
-def test_date_is_rejected_where_timestamps_are_not_seconds(tmp_path: Path) -> None:
+def test_date_is_rejected_for_timestamps_not_in_seconds(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path, unit=1000)
     with pytest.raises(
         InputError, match=r"data.since 2024-02-15: a date is compared in seconds, but the timestamps of"
@@ -191,7 +191,7 @@ def test_file_that_changed_after_counting_is_rejected(tmp_path: Path) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with data of 160 days and a job."""
+    """Write data of 160 days and a job."""
     write_timed(tmp_path / "data", clustered=False)
     write_job(tmp_path / "job.yaml", tmp_path / "data", train={"batch_size": 16, "epochs": 3}, negatives={"count": 4})
     return tmp_path

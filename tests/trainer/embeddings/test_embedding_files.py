@@ -34,7 +34,7 @@ TRACK_NAMES = ["Ágætis byrjun", None, "Blue in Green", "", "東京", "Così", 
 
 @pytest.fixture
 def vocabularies(tmp_path: Path) -> dict[str, Vocabulary]:
-    """Customers without names in several files and row groups, tracks with names in one."""
+    """Write customers without names in several files and row groups, and tracks with names in one."""
     entities = {
         QUERY: write_vocabulary(tmp_path, QUERY, CUSTOMER_IDS, file_rows=10, group_rows=4),
         ITEM: write_vocabulary(tmp_path, ITEM, TRACK_IDS, names=TRACK_NAMES),
@@ -45,7 +45,7 @@ def vocabularies(tmp_path: Path) -> dict[str, Vocabulary]:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of 8 rows in row groups of 3, which fit neither each other nor the vocabulary's pieces."""
+    """Write files of 8 rows in row groups of 3, which do not align with each other or the vocabulary's row groups."""
     monkeypatch.setattr(module, "FILE_ROWS", 8)
     monkeypatch.setattr(module, "GROUP_ROWS", 3)
 

@@ -47,7 +47,7 @@ def save_step(checkpoints: Path, data: Path, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with string IDs of customers and names of tracks, and checkpoints of a run on it."""
+    """Write a dataset with string IDs of customers and names of tracks, and checkpoints of a run on it."""
     folder = tmp_path_factory.mktemp("written")
     data = write_planted(folder / "data", named=True)
     for step in STEPS:
@@ -57,13 +57,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoints(written: Path, tmp_path: Path) -> Path:
-    """A copy of the checkpoints, which a test may corrupt."""
+    """Copy the checkpoints, so that a test may corrupt them."""
     return Path(shutil.copytree(written / "checkpoints", tmp_path / "checkpoints"))
 
 
 @pytest.fixture
 def data(written: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset in another place."""
+    """Copy the dataset to another folder."""
     return Path(shutil.copytree(written / "data", tmp_path / "data"))
 
 
@@ -283,7 +283,7 @@ def test_source_without_checkpoints_is_rejected(
 
 
 def make_run(folder: Path, written: Path, **sections: Any) -> Path:
-    """A run folder with a job."""
+    """Write a run folder with a job."""
     folder.mkdir()
     write_job(folder / "job.json", written / "data", **sections)
     (folder / "job.json").rename(folder / "job.yaml")

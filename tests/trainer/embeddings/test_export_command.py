@@ -114,7 +114,7 @@ sys.exit(code)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with a table of 102 MB, and one of a single row group."""
+    """Write a checkpoint with a table of 102 MB, and one of a single row group."""
     folder = tmp_path_factory.mktemp("large")
     write_data_set(folder / "data", {}, queries=LARGE, items=embeddings.GROUP_ROWS)
     tables = [TableSpec("customer", LARGE, 64, 0.1), TableSpec("track", embeddings.GROUP_ROWS, 64, 0.1)]

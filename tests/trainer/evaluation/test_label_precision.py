@@ -38,7 +38,7 @@ class Vectors:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, DatasetManifest, FloatArray]:
-    """A dataset with repeated pairs and weights of both signs, and its positive counts, (queries, items)."""
+    """Return a dataset with repeated pairs and weights of both signs, and its positive counts, (queries, items)."""
     folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(5)
     query_N = draw.integers(0, QUERIES, 900)
     item_N = np.minimum(draw.geometric(0.06, 900), ITEMS) - 1

@@ -13,7 +13,7 @@ RUN = "lastfm_split-crossfade-seed1"
 
 
 def write_published(data: Path) -> None:
-    """Both splits as they are published, a customer a line, with planted plays in place of the real ones."""
+    """Write both splits in the published format, a customer a line, with planted plays."""
     for folder in ("lastfm_lightgcnpp", "ml1m_lightgcnpp"):
         (data / folder).mkdir(parents=True)
         for split, (customers_N, tracks_N) in planted_splits().items():

@@ -45,7 +45,7 @@ class Vectors:
 
 
 def vectors_with_ties() -> Vectors:
-    """Vectors whose scores are exact in float32, however they are added up, and often equal."""
+    """Return vectors whose scores are exact in float32 in any order of summation, and often equal."""
     rng = np.random.default_rng(3)
     signs_ND = rng.choice([-1.0, 1.0], size=(QUERIES + ITEMS, DIM)) * rng.choice([1.0, 2.0], size=(QUERIES + ITEMS, 1))
     return Vectors(*np.split(signs_ND.astype(np.float32), [QUERIES]))
@@ -67,7 +67,7 @@ def plain_score(score: ScoreKind, query_D: FloatArray, item_D: FloatArray) -> fl
 
 
 def plain_ranking(source: Vectors, score: ScoreKind, query: int, excluded: set[int]) -> list[int]:
-    """All items but the excluded ones, best first, of equal ones the lower row first."""
+    """Rank all items but the excluded ones, best first; of equal ones, the lower row is first."""
     query_D = source.tables[QUERY][query]
     scores = {
         item: round(plain_score(score, query_D, item_D), 9)
@@ -156,7 +156,7 @@ def lists_of(items: list[list[int]]) -> ItemLists:
 
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items in blocks of 7, the last of one item, and queries in blocks of 4, of which four are ranked at a time."""
+    """Rank items in blocks of 7, the last of one item, and queries in blocks of 4, of which four run at a time."""
     monkeypatch.setattr(top_k, "_ITEM_BLOCK", 7)
     monkeypatch.setattr(top_k, "QUERY_BLOCK", 4)
     monkeypatch.setattr(ranking, "QUERY_BLOCK", 4)
@@ -184,7 +184,7 @@ def test_rankings_match_sorting_all_scores(
     assert (items_QK[0] == -1).sum() == 12 - (ITEMS - len(excluded[0])) > 0
 
 
-def test_the_vectors_with_ties_have_ties() -> None:
+def test_scores_of_vectors_with_ties_have_ties() -> None:
     for score in get_args(ScoreKind):
         source = SOURCES["ties"]
         scores = {plain_score(score, source.tables[QUERY][0], item_D) for item_D in source.tables[ITEM]}

@@ -149,7 +149,7 @@ def test_invalid_layers_are_rejected(sections: Mapping[str, Any], expected: str)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and a job, both of whose sides have layers."""
+    """Write data and a job whose towers both have dense layers."""
     folder = tmp_path_factory.mktemp("dense")
     data = write_planted(folder / "data")
     optimizer = {"kind": "adagrad", "learning_rate": 0.1, "warmup_steps": 3}
@@ -169,7 +169,7 @@ def train(place: Path, run: str, *options: object) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(place: Path) -> Path:
-    """A run that nothing disturbs, in process."""
+    """Train an undisturbed run, in process."""
     return train(place, "trained")
 
 

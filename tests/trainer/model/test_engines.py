@@ -180,7 +180,7 @@ def test_nan_in_a_row_propagates_to_loss_and_gradient(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def mxnet_results() -> dict[str, Any]:
-    """Results of MXNet's engine by case, from another process, since MXNet installs signal handlers and threads."""
+    """Compute MXNet's results by case in another process, since MXNet installs signal handlers and threads."""
     code = "import engine_cases; engine_cases.print_mxnet_results()"
     path = f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'support'), str(ROOT)]}; "
     done = subprocess.run([sys.executable, "-c", path + code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

@@ -24,7 +24,7 @@ EPOCHS = 15
 
 
 def skipped_pairs() -> BoolArray:
-    """Which tracks each customer skips, bool (customers, tracks): some of the genre after its own, never of others."""
+    """Return the tracks that each customer skips, bool (customers, tracks): only some of the next genre."""
     random = np.random.default_rng(3)
     skipped_CT = np.zeros((CUSTOMERS, TRACKS), bool)
     for customer in range(CUSTOMERS):
@@ -34,7 +34,7 @@ def skipped_pairs() -> BoolArray:
 
 
 def heard_pairs() -> BoolArray:
-    """Which tracks each customer hears in train, bool (customers, tracks)."""
+    """Return the tracks that each customer hears in train, bool (customers, tracks)."""
     heard_CT = np.zeros((CUSTOMERS, TRACKS), bool)
     heard_CT[planted_splits()["train"]] = True
     return heard_CT
@@ -44,7 +44,7 @@ HEARD, SKIPPED = heard_pairs(), skipped_pairs() & ~heard_pairs()
 
 
 def write_listening(folder: Path, skip_weight: float) -> None:
-    """The planted plays, weight 1, and the skips, in random order."""
+    """Write the planted plays, of weight 1, and the skips, in random order."""
     queries_N, items_N = np.concatenate([np.argwhere(HEARD), np.argwhere(SKIPPED)]).T
     weight_N = np.repeat([1.0, skip_weight], [HEARD.sum(), SKIPPED.sum()])
     order_N = np.random.default_rng(5).permutation(len(weight_N))

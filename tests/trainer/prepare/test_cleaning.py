@@ -24,7 +24,7 @@ def write_events(rows: list[Event], path: Path) -> Path:
 
 
 def skewed_events(count: int, seed: int = 3) -> list[Event]:
-    """Return skewed events, of which a k-k_core leaves some out; a fifth has a negative weight."""
+    """Return skewed events, some of them outside the k-core; a fifth has a negative weight."""
     draw = random.Random(seed)
     return [
         (

@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset without compression, so that its bytes can be searched; train has several files."""
+    """Prepare a dataset without compression, so that its bytes can be searched; train has several files."""
     folder = tmp_path_factory.mktemp("prepared")
     draw = np.random.default_rng(3)
     customers = draw.integers(0, CUSTOMERS - 1, EVENTS)
@@ -85,7 +85,7 @@ def copy_to(source: Path, target: Folder) -> Folder:
 
 @pytest.fixture(params=["path", pytest.param("s3", marks=pytest.mark.slow)])
 def data(request: pytest.FixtureRequest, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """A copy of the dataset, in a local folder and on S3."""
+    """Copy the dataset, to a local folder and to S3."""
     monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
     if request.param == "path":
         return copy_to(prepared, Folder(tmp_path / "data"))
@@ -139,7 +139,7 @@ def forget_all(folder: Folder, ids: list[str] = GONE, entity: str = "customer") 
     return forget(folder, pa.array(ids), entity, NullReporter())
 
 
-def test_forget_deletes_everything_of_the_ids_and_nothing_else(data: Folder) -> None:
+def test_forget_deletes_all_data_of_the_ids_only(data: Folder) -> None:
     before, rows_before = interactions(data), {name: vocabulary(data, name) for name in ("customer", "item")}
     content = everything(data)
     assert all(content.count(text.encode()) >= 2 for text in GONE), "the search below must be able to find them"

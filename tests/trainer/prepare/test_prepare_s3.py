@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
-    """The server, configured for this process; temporary files go to a folder that must be empty in the end."""
+    """Configure this process for the server; temporary files go to a folder that must be empty in the end."""
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(ATTEMPTS_VARIABLE, "2")

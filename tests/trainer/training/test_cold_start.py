@@ -119,7 +119,7 @@ def popularity(place: Path) -> dict[str, float]:
     return evaluate(Popularity(counts_N), model, held_out, spec, counts_N, np.asarray)
 
 
-def test_features_make_new_tracks_rank_far_above_popularity(place: Path, featured: Path, plain: Path) -> None:
+def test_features_rank_new_tracks_far_above_popularity(place: Path, featured: Path, plain: Path) -> None:
     found, by_count, without = quality(featured), popularity(place), quality(plain)
     assert found["queries_cold"] == by_count["queries_cold"] > CUSTOMERS / 2
     # Popularity ranks unplayed tracks last, in no particular order.
@@ -135,7 +135,7 @@ def test_features_make_new_tracks_rank_far_above_popularity(place: Path, feature
     assert found["recall_warm@10"] > 2 * by_count["recall_warm@10"]
 
 
-def test_neighbors_share_a_genre_that_the_model_does_not_have(
+def test_neighbors_share_a_genre_unknown_to_the_model(
     place: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []

@@ -40,7 +40,7 @@ class FakeAllReduce:
         return total_N
 
 
-def test_workers_update_dense_layers_on_slices_as_one_does_on_the_batch() -> None:
+def test_dense_updates_on_batch_slices_equal_one_on_the_batch() -> None:
     draw = np.random.default_rng(4)
     rows_AD, gradient_AD = (draw.standard_normal((300, 5)).astype(np.float32) for _ in range(2))
     optimizer = OptimizerSpec("adagrad", learning_rate=0.1, weight_decay=0.01)
@@ -103,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.cluster
-def test_two_workers_train_dense_layers_as_one_does(place: Path) -> None:
+def test_two_workers_train_the_same_dense_layers_as_one(place: Path) -> None:
     succeeded(crossfade("train", "job.yaml", "--run-dir", "one", cwd=place))
     one, two = ({**layers_at_the_end(place / run), **vectors(place / run / "embeddings")} for run in ("one", "two"))
     assert one.keys() == two.keys()
@@ -135,7 +135,7 @@ def on_two_hosts(place: Path, run: str) -> Iterator[tuple[Training, RunningComma
 
 
 @pytest.mark.cluster
-def test_worker_killed_on_another_host_costs_one_restart_and_no_bit(
+def test_run_with_a_killed_remote_worker_restarts_once_with_the_same_bits(
     place: Path,
 ) -> None:
     with on_two_hosts(place, "killed") as (training, agent):

@@ -108,7 +108,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def largest_difference(one: Run, other: Run) -> float:
-    """By how much any value of any embedding differs."""
+    """Return the largest difference between any two values of all embeddings."""
     return max(float(np.abs(one.vectors(entity) - other.vectors(entity)).max()) for entity in ENTITIES)
 
 
@@ -245,7 +245,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cost, Cost]:
     return small, large
 
 
-def test_step_sends_the_same_bytes_whatever_the_table_size(costs: tuple[Cost, Cost]) -> None:
+def test_step_traffic_is_independent_of_table_size(costs: tuple[Cost, Cost]) -> None:
     small, large = costs
     assert sorted(small.pushed) == sorted(large.pushed)
     assert sorted(small.pulled) == sorted(large.pulled)
@@ -255,7 +255,7 @@ def test_step_sends_the_same_bytes_whatever_the_table_size(costs: tuple[Cost, Co
         assert of_large == pytest.approx(of_small, rel=0.01), name
 
 
-def test_step_allocates_nothing_of_table_size(costs: tuple[Cost, Cost]) -> None:
+def test_step_memory_is_independent_of_table_size(costs: tuple[Cost, Cost]) -> None:
     for cost in costs:
         assert len(cost.growth) == 5
         for role, grown in cost.growth.items():

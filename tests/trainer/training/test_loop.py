@@ -207,7 +207,7 @@ def test_max_steps_ends_the_run_with_an_evaluation(max_steps: int, epoch: int, e
     assert not state.stopped_early
 
 
-def test_resumed_run_takes_the_remaining_steps_alone() -> None:
+def test_resumed_run_takes_only_the_remaining_steps() -> None:
     fakes = Fakes(metrics=[0.1], stop_at=4)
     state, _ = run(fakes, epochs=3)
     resumed = Fakes(metrics=[0.2, 0.3])
@@ -237,7 +237,7 @@ def test_run_resumed_after_its_last_step_still_ends_its_last_epoch() -> None:
     assert again.calls == []  # it was finished
 
 
-def test_error_while_batches_are_made_is_raised() -> None:
+def test_error_in_batch_preparation_is_raised() -> None:
     class Broken(Fakes):
         def remaining(self, state: TrainState, total_steps: int, timers: BatchTimers) -> Iterator[Batch]:
             yield from list(super().remaining(state, 1, timers))

@@ -104,22 +104,24 @@ def assert_resumes_exactly(runs: Runs, stop_at: int, best_epoch: int, embeddings
 
 
 @pytest.mark.parametrize("epochs", [1, 3, EPOCHS])
-def test_stop_before_the_evaluation_of_an_epoch(data: Path, tmp_path: Path, epochs: int) -> None:
+def test_run_stopped_before_an_evaluation_resumes_exactly(data: Path, tmp_path: Path, epochs: int) -> None:
     assert_resumes_exactly(Runs(tmp_path, data, interval_steps=EPOCH_STEPS), epochs * EPOCH_STEPS, EPOCHS)
 
 
 @pytest.mark.parametrize("embeddings", ["best", "none"])
 @pytest.mark.parametrize("epochs", [7, 8])
-def test_stop_after_an_evaluation_without_a_new_best(data: Path, tmp_path: Path, epochs: int, embeddings: str) -> None:
+def test_run_stopped_after_an_evaluation_without_a_new_best_resumes_exactly(
+    data: Path, tmp_path: Path, epochs: int, embeddings: str
+) -> None:
     runs = Runs(tmp_path, data, interval_steps=EPOCH_STEPS, rate=0.3, epochs=20, patience=3, save_embeddings=embeddings)
     assert_resumes_exactly(runs, epochs * EPOCH_STEPS, 5, embeddings == "best")
 
 
-def test_stop_in_the_middle_of_an_epoch(data: Path, tmp_path: Path) -> None:
+def test_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(data: Path, tmp_path: Path) -> None:
     assert_resumes_exactly(Runs(tmp_path, data, interval_steps=1, epochs=3), EPOCH_STEPS + 3, 3)
 
 
-def test_stop_in_the_middle_of_the_last_epoch(data: Path, tmp_path: Path) -> None:
+def test_run_stopped_in_the_middle_of_the_last_epoch_resumes_exactly(data: Path, tmp_path: Path) -> None:
     steps = 3 * EPOCH_STEPS + 7
     assert_resumes_exactly(Runs(tmp_path, data, interval_steps=1, max_steps=steps), steps, 4)
 

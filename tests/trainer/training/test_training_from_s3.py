@@ -59,7 +59,7 @@ def test_run_on_s3_survives_a_kill_and_a_resume_bit_for_bit(tmp_path: Path, monk
         assert checkpoint.manifest.step == report_of(tmp_path / "local")["steps"]
 
 
-def test_s3_outage_costs_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_outage_causes_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_planted(tmp_path / "data")
     sections = {"optimizer": {"kind": "adagrad"}, "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2}}
     train = {"epochs": 20, "eval_every_epochs": 20, "patience": None}

@@ -42,21 +42,21 @@ def aws() -> Iterator[AwsServer]:
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """A real S3 server: moto does not support all requests of a training."""
+    """Start a real S3 server, since moto does not support all requests of a training."""
     with running_object_store(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def variables(aws: AwsServer, s3: ObjectStore) -> dict[str, str]:
-    """The environment of a client."""
+    """Return the environment of a client."""
     keys = {name: value for name, value in s3.variables.items() if "KEY" in name}
     return aws.variables | keys | {"AWS_ENDPOINT_URL_S3": s3.endpoint}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Path:
-    """A folder with a job whose data are on S3."""
+    """Write a job with a dataset on S3."""
     folder = tmp_path_factory.mktemp("ec2")
     data = write_planted(folder / "data")
     s3.upload(data, "data")

@@ -90,8 +90,8 @@ def test_throttled_requests_are_retried(aws: AwsServer, job: Path) -> None:
     for action in ("RunInstances", "CreateRole", "DescribeVpcs"):
         aws.fail(action, "RequestLimitExceeded" if action != "CreateRole" else "Throttling", "slow down", times=2)
     assert detached(job) == 0
-    assert {len(aws.made(action)) for action in ("RunInstances", "CreateRole", "DescribeVpcs")} == {3}
-    tokens = {call.body["ClientToken"] for call in aws.made("RunInstances")}
+    assert {len(aws.calls_of(action)) for action in ("RunInstances", "CreateRole", "DescribeVpcs")} == {3}
+    tokens = {call.body["ClientToken"] for call in aws.calls_of("RunInstances")}
     assert len(tokens) == 1  # however often it is made, it starts instances once
 
 
@@ -102,7 +102,7 @@ def test_new_instance_profile_is_retried_until_ec2_accepts_it(
     unknown = "Value (crossfade-x) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name"
     aws.fail("RunInstances", "InvalidParameterValue", unknown, times=3)
     assert detached(job) == 0
-    assert len(aws.made("RunInstances")) == 4
+    assert len(aws.calls_of("RunInstances")) == 4
 
 
 @pytest.mark.parametrize("missing", ["image", "repository", "region", "subnet"])

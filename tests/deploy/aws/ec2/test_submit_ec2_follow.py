@@ -29,12 +29,12 @@ class Story:
         aws.before("DescribeInstances", self._next_chapter)
 
     def _next_chapter(self, _call: Call) -> None:
-        if self._chapters and self._aws.made("RunInstances"):
+        if self._chapters and self._aws.calls_of("RunInstances"):
             self._chapters.pop(0)(self)
 
     def put(self, name: str, **value: Any) -> None:
         """Write an object of the run."""
-        [call, *_] = self._aws.made("RunInstances")
+        [call, *_] = self._aws.calls_of("RunInstances")
         run = tags_of(call, 1)["crossfade:run"]
         self._aws.client("s3").put_object(Bucket=BUCKET, Key=f"runs/{run}/{name}", Body=json.dumps(value).encode())
 
@@ -45,30 +45,30 @@ class Story:
         return [one["InstanceId"] for one in instances if one["State"]["Name"] == "running"]
 
     def interrupt(self) -> None:
-        """EC2 takes the instances back, after they have written so."""
+        """Reclaim the instances, after they have written their interruption notices."""
         for number, name in enumerate(self.ids()):
             self.put(f"hosts/{number}.json", state="interrupted", message="exit code 75", instance=name)
         self.terminate()
 
     def terminate(self) -> None:
-        """The instances terminate without writing their state."""
+        """Terminate the instances before they write their state."""
         self._aws.client("ec2").terminate_instances(InstanceIds=self.ids())
 
     def terminate_one(self) -> None:
-        """All instances but the first terminate without writing their state."""
+        """Terminate all instances but the first before they write their state."""
         self._aws.client("ec2").terminate_instances(InstanceIds=self.ids()[1:])
 
     def fail(self) -> None:
-        """The first host reports a failure."""
+        """Report a failure by the first host."""
         self.put("hosts/0.json", state="failed", message="the image x cannot be pulled", instance=self.ids()[0])
 
     def end(self) -> None:
-        """The run ends successfully."""
+        """End the run successfully."""
         self.put("end.json", exit_code=0, message="embeddings and report: /runs/run")
 
 
 def nothing(_story: Story) -> None:
-    """Nothing happens."""
+    """Leave all hosts unchanged."""
 
 
 def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
@@ -83,7 +83,7 @@ def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
     stderr = capsys.readouterr().err
     assert stderr.count("host 0 was lost (Client.UserInitiatedShutdown); retrying in") == 2
     assert "host 0 was lost (Client.UserInitiatedShutdown); started another instance in its place" in stderr
-    first, *failed, second = aws.made("RunInstances")
+    first, *failed, second = aws.calls_of("RunInstances")
     assert len(failed) == 2
     assert tags_of(second, 1) == tags_of(first, 1)
     assert second.body["SubnetId"]  # that of the first instance
@@ -100,7 +100,7 @@ def test_silent_host_with_a_spot_reason_is_replaced(aws: AwsServer, job: Path, m
     terminations = [Story.terminate, *[nothing] * 4] * (MAX_LOSSES + 1)
     Story(aws, nothing, *terminations, Story.end)
     assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
-    assert len(aws.made("RunInstances")) == MAX_LOSSES + 2
+    assert len(aws.calls_of("RunInstances")) == MAX_LOSSES + 2
     assert leftovers(aws) == []
 
 
@@ -117,7 +117,7 @@ def test_failed_or_terminated_host_ends_the_run_with_its_reason(
     Story(aws, nothing, chapter)
     assert submit(job, "--poll-seconds", 0.1) == 1
     assert line in capsys.readouterr().err.splitlines()[-1]
-    assert len(aws.made("RunInstances")) == 1
+    assert len(aws.calls_of("RunInstances")) == 1
     assert leftovers(aws) == []
 
 

@@ -22,7 +22,7 @@ def test_cluster_options_reach_the_requests(aws: AwsServer, job: Path, capsys: p
     assert detached(job, "--hosts", 2, "--spot", "--max-hours", 3, "--volume-gb", 200) == 0
     stderr = capsys.readouterr().err
     assert "cost: $0.25 an hour, $0.76 at most (2 x r6i.large, 3 h at most" in stderr
-    [call] = aws.made("RunInstances")
+    [call] = aws.calls_of("RunInstances")
     request = call.body
     assert (request["MinCount"], request["MaxCount"]) == ("2", "2")
     assert request["InstanceInitiatedShutdownBehavior"] == "terminate"
@@ -43,14 +43,14 @@ def test_cluster_options_reach_the_requests(aws: AwsServer, job: Path, capsys: p
         tags = tags_of(call, number)
         assert tags["crossfade:owner"] == "arn:aws:sts::123456789012:user/moto"
         assert (tags["crossfade:job"], tags["crossfade:first-host"]) == ("planted", "0")
-    [opened] = [call.body for call in aws.made("AuthorizeSecurityGroupIngress")]
+    [opened] = [call.body for call in aws.calls_of("AuthorizeSecurityGroupIngress")]
     assert opened["GroupId"] == opened["IpPermissions.1.Groups.1.GroupId"] == request["SecurityGroupId.1"]
     assert not any("CidrIp" in name for name in opened)
 
 
 def test_token_is_stored_only_in_an_encrypted_parameter(aws: AwsServer, job: Path) -> None:
     assert detached(job, "--hosts", 2) == 0
-    [put] = [call.body for call in aws.made("PutParameter")]
+    [put] = [call.body for call in aws.calls_of("PutParameter")]
     assert put["Type"] == "SecureString"
     assert len(put["Value"]) == 64
     for call in aws.calls:
@@ -94,7 +94,7 @@ def test_instance_type_selects_image_and_machine_image(
     aws: AwsServer, job: Path, options: tuple[str, str], parameter: str, variant: str
 ) -> None:
     assert detached(job, *options) == 0
-    [request] = aws.made("GetParameter")
+    [request] = aws.calls_of("GetParameter")
     assert request.body["Name"].endswith(f"{parameter}/image_id")
     [spec] = [json.loads(text) for name, text in stored(aws).items() if name.endswith("spec.json")]
     assert spec["image"] == IMAGE.replace("cpu", variant)

@@ -39,7 +39,7 @@ S3_VARIABLES = {
 
 @pytest.fixture(scope="module")
 def image(engine: Engine) -> str:
-    """The image, built as docs/aws.md describes for ECR."""
+    """Build the image as docs/aws.md describes for ECR."""
     options = ("--file", "docker/Dockerfile", "--secret", f"id=ca,src={CERTIFICATES}", "--network", "host")
     engine.docker("build", "--quiet", *options, "--build-arg", "RUN_AS=root", "--tag", IMAGE, ".")
     return IMAGE
@@ -47,7 +47,7 @@ def image(engine: Engine) -> str:
 
 @pytest.fixture
 def network(engine: Engine) -> Iterator[str]:
-    """A network of its own; containers that are left in it are removed with it."""
+    """Create a network; remove it at the end with its remaining containers."""
     name = f"sagemaker-{uuid.uuid4().hex[:8]}"
     engine.docker("network", "create", name)
     yield name
@@ -63,7 +63,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def s3(engine: Engine, network: str, tmp_path: Path) -> fs.S3FileSystem:
-    """An object store with the host name s3 in the network, and its bucket."""
+    """Start an object store with the host name s3 in the network, and create its bucket."""
     identity = {"name": "job", "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]}
     identity["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]  # type: ignore[assignment]
     config = tmp_path / "s3.json"
@@ -113,7 +113,6 @@ class Container:
 
     @property
     def log(self) -> str:
-        """Its output so far."""
         result = self._engine.run("docker", "logs", self.id)
         return result.stdout + result.stderr
 

@@ -55,13 +55,13 @@ def test_missing_or_foreign_image_is_rejected_before_the_job_starts(aws: AwsServ
     other = submit(aws, job, "--image", IMAGE.replace(REGION, "eu-west-1"))
     assert other.returncode == 2
     assert "is in eu-west-1, but the job is to run in us-east-1" in other.stderr
-    assert aws.made("CreateTrainingJob") == []
+    assert aws.calls_of("CreateTrainingJob") == []
 
 
 def test_throttled_requests_are_retried(aws: AwsServer, job: Path) -> None:
     aws.fail("CreateTrainingJob", "ThrottlingException", "Rate exceeded", times=2)
     succeeded(submit(aws, job))
-    assert len(aws.made("CreateTrainingJob")) == 3
+    assert len(aws.calls_of("CreateTrainingJob")) == 3
 
 
 def test_job_is_submitted_without_permission_to_read_images_or_prices(aws: AwsServer, job: Path) -> None:

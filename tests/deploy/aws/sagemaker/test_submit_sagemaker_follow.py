@@ -36,7 +36,7 @@ def test_job_is_followed_with_its_log_to_its_end(aws: AwsServer, job: Path) -> N
     responses = iter([*states, done])
 
     def describe(_call: Call) -> Mapping[str, Any]:
-        number = len(aws.made("DescribeTrainingJob"))
+        number = len(aws.calls_of("DescribeTrainingJob"))
         if number == 2:
             write_log(aws, "algo-1", "crossfade: epoch=1 step=3 progress=0.2500 batch_loss=0.5")
             write_log(aws, "algo-2", "joined the coordinator")
@@ -126,7 +126,7 @@ def test_states_are_followed_without_permission_to_read_the_log(aws: AwsServer) 
     )
     result = succeeded(follow(aws))
     assert result.stdout.count("lack the permission logs:DescribeLogStreams") == 1
-    assert len(aws.made("DescribeLogStreams")) == 1
+    assert len(aws.calls_of("DescribeLogStreams")) == 1
 
 
 def test_unreachable_aws_ends_following_and_notes_that_the_job_continues(aws: AwsServer) -> None:
@@ -141,7 +141,7 @@ def test_unreachable_aws_ends_following_and_notes_that_the_job_continues(aws: Aw
 def test_stop_option_stops_the_job(aws: AwsServer) -> None:
     aws.answer("StopTrainingJob", {})
     result = succeeded(command(aws, "--stop", "plays-1"))
-    assert [call.body for call in aws.made("StopTrainingJob")] == [{"TrainingJobName": "plays-1"}]
+    assert [call.body for call in aws.calls_of("StopTrainingJob")] == [{"TrainingJobName": "plays-1"}]
     assert "stops after a checkpoint" in result.stderr
     aws.reset()
     aws.fail("StopTrainingJob", "ValidationException", "Requested resource not found.")
@@ -153,18 +153,18 @@ def test_ctrl_c_without_a_terminal_only_stops_following(aws: AwsServer, tmp_path
     with started(
         "submit", "sagemaker", "--follow", "plays-1", *FAST, cwd=tmp_path, variables=aws.variables
     ) as watching:
-        wait_until(lambda: len(aws.made("DescribeTrainingJob")) > 1, 30, "a look at the job")
+        wait_until(lambda: len(aws.calls_of("DescribeTrainingJob")) > 1, 30, "a look at the job")
         watching.process.send_signal(signal.SIGINT)
         result = watching.finish()
     assert result.returncode == 130
     assert "stopped by SIGINT following; the training job plays-1 continues" in result.stderr
-    assert aws.made("StopTrainingJob") == []
+    assert aws.calls_of("StopTrainingJob") == []
 
 
 @pytest.mark.parametrize(("answer", "exit_code"), [("s", 143), ("w", 130)])
 def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, answer: str, exit_code: int) -> None:
     def describe(_call: Call) -> Mapping[str, Any]:
-        if aws.made("StopTrainingJob"):
+        if aws.calls_of("StopTrainingJob"):
             return described("Stopped", "Stopped", "Training", "Stopping", "Stopped")
         return described("InProgress", "Training", "Training")
 
@@ -176,7 +176,7 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
         words, cwd=tmp_path, env=os.environ | aws.variables, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs
     ) as process:
         os.close(theirs)
-        wait_until(lambda: len(aws.made("DescribeTrainingJob")) > 1, 30, "a look at the job")
+        wait_until(lambda: len(aws.calls_of("DescribeTrainingJob")) > 1, 30, "a look at the job")
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
@@ -191,7 +191,7 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
         os.write(ours, f"{answer}\n".encode())
         assert process.wait(30) == exit_code
     os.close(ours)
-    assert len(aws.made("StopTrainingJob")) == (1 if answer == "s" else 0)
+    assert len(aws.calls_of("StopTrainingJob")) == (1 if answer == "s" else 0)
 
 
 def test_documented_policies_allow_exactly_the_calls_of_the_commands(aws: AwsServer, job: Path) -> None:
@@ -200,7 +200,7 @@ def test_documented_policies_allow_exactly_the_calls_of_the_commands(aws: AwsSer
     write_log(aws, "algo-1", "crossfade: epoch=1")
     succeeded(submit(aws, job, "--wait"))  # moto's jobs are done at once
     assert aws.actions() - needs_none == policy("submit") - checked_by_aws
-    [call] = aws.made("CreateTrainingJob")
+    [call] = aws.calls_of("CreateTrainingJob")
     assert {"RoleArn", "Tags"} <= call.body.keys()
 
     aws.calls.clear()

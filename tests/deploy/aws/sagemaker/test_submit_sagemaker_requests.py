@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def test_default_request_and_cost_are_shown_before_the_job_starts(aws: AwsServer, job: Path) -> None:
     result = succeeded(submit(aws, job))
     assert result.stdout == "plays-1\n"
-    [call] = aws.made("CreateTrainingJob")
+    [call] = aws.calls_of("CreateTrainingJob")
     request = call.body
     assert request["AlgorithmSpecification"]["TrainingImage"] == IMAGE
     assert request["RoleArn"] == ROLE
@@ -64,7 +64,7 @@ def test_every_option_reaches_the_request(aws: AwsServer, job: Path) -> None:
         *("--channel", "training=s3://music/plays", "--input-mode", "FastFile", "--set", "train.epochs=7"),
     )
     succeeded(submit(aws, job, *options))
-    [call] = aws.made("CreateTrainingJob")
+    [call] = aws.calls_of("CreateTrainingJob")
     request = call.body
     assert request["ResourceConfig"] == {
         "InstanceType": "ml.m5.xlarge",
@@ -124,17 +124,17 @@ def test_invalid_options_are_rejected_before_anything_starts(
     result = submit(aws, job, "--role", ROLE, *options)
     assert result.returncode == 2, result.stderr
     assert expected in result.stderr.splitlines()[-1]
-    assert aws.made("CreateTrainingJob") == []
+    assert aws.calls_of("CreateTrainingJob") == []
 
 
-def test_idle_gpu_is_pointed_out(aws: AwsServer, job: Path) -> None:
+def test_idle_gpu_is_reported(aws: AwsServer, job: Path) -> None:
     line = "crossfade: ml.p2.xlarge has a K80, which the job does not use"
     assert submit(aws, job).stderr.startswith(line)
     on_gpu = ("--set", "train.engine=mxnet", "--set", "train.device=gpu")
     assert "does not use" not in submit(aws, job, *on_gpu).stderr
 
 
-def test_dense_layers_on_several_hosts_note_the_image_they_need(aws: AwsServer, job: Path) -> None:
+def test_dense_layers_on_several_hosts_name_the_required_image(aws: AwsServer, job: Path) -> None:
     dense = ("--set", "model.dim=8", "--set", "model.dense={item: [8]}")
     line = "crossfade: dense layers (model.dense) of several workers need Horovod: use an image of variant cpu"
     assert line in submit(aws, job, *dense, "--hosts", 2).stderr
@@ -152,7 +152,7 @@ def test_hyperparameters_reproduce_the_submitted_job(job: Path, tmp_path: Path) 
     assert read_job(Paths(tmp_path / "ml"), Hosts("algo-1", ("algo-1",))) == submitted
 
 
-def test_job_with_too_long_a_value_is_rejected(job: Path) -> None:
+def test_job_with_overlong_value_is_rejected(job: Path) -> None:
     long = load_job(job, [f"data.path=s3://music/{'x' * 2600}"])
     with pytest.raises(InputError, match=r"data\.path: has 26\d\d characters"):
         make_request(Submission(job=long, name="plays-1", role=ROLE, image=IMAGE, output="s3://music/jobs"))
