@@ -7,7 +7,7 @@ Each size is a separate job, `crossfade train` with two servers and two workers,
 of that size; missing data is generated (20 seconds and 0.7 GB of disk for the largest). Memory is that of all processes
 of the job together: the sum of their proportional set sizes, which counts a page that several share once.
 
-With --kill, the complete job runs with its checkpoints, and one server gets SIGKILL half-way: the job must resume by
+With --kill, the complete job runs with its checkpoints, and one server gets SIGKILL halfway: the job must resume by
 itself from a checkpoint and finish. It needs disk for three checkpoints, each as large as the tables.
 """
 
@@ -215,7 +215,7 @@ def print_table(results: dict[int, list[Result]]) -> None:
     """Print one line per size: median times, peak memory."""
     smallest = statistics.median(result.step_ms for result in next(iter(results.values())))
     print(f"{len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / GIB:.1f} GiB of memory")
-    print("  parameters   tables   peak  bound   set-up   ms/step  ratio  active rows/step")
+    print("  parameters   tables   peak  bound    setup   ms/step  ratio  active rows/step")
     print("                  GiB    GiB    GiB        s")
     for runs in results.values():
         first, step = runs[0], statistics.median(run.step_ms for run in runs)
@@ -255,7 +255,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, help="keep the runs in this folder (default: a temporary one)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job")
-    parser.add_argument("--kill", action="store_true", help="kill a server half-way; the job must still finish")
+    parser.add_argument("--kill", action="store_true", help="kill a server halfway; the job must still finish")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     arguments = parser.parse_args()
     results: dict[int, list[Result]] = {part: [] for part in arguments.parts}

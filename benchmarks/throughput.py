@@ -54,7 +54,7 @@ def throughput_job(data: Path, steps: int) -> dict[str, Any]:
 
 
 def triples_per_second(job: Path, run_dir: Path, options: list[str]) -> float:
-    """Run the job once and return its rate over the steps only, without set-up and writing of embeddings."""
+    """Run the job once and return its rate over the steps only, without setup and writing of embeddings."""
     command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", str(run_dir), "--overwrite", *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     report = json.loads((run_dir / "report.json").read_text())

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Build Horovod for the MXNet in .venv, with Gloo only, and install it there: dense layers of jobs with several workers
-# need it. `make horovod` calls it, after the set-up.
+# need it. `make horovod` calls it, after the setup.
 #
 # Run it at any time: it does nothing if .venv matches deploy/requirements-horovod.lock already. The wheel, which takes
 # some minutes to build, is cached in $XDG_CACHE_HOME/crossfade (~/.cache/crossfade). VENV=path names another

@@ -2,7 +2,7 @@
 # Create .venv, then install the packages of requirements.lock and the project into it. Every `make` target calls it.
 #
 # Run it at any time: it does nothing if .venv matches requirements.lock and pyproject.toml already, and it resumes an
-# interrupted set-up. PYTHON=path names the Python 3.11 to use. If something is missing, it ends with exit code 2 and
+# interrupted setup. PYTHON=path names the Python 3.11 to use. If something is missing, it ends with exit code 2 and
 # one line on stderr: what is missing, and how to get it.
 set -eu
 CDPATH='' cd -P -- "$(dirname -- "$0")/.."
@@ -12,14 +12,14 @@ stamp=$venv/setup-done
 log=$venv/setup.log
 needed_mb=2000
 
-say() { printf 'set-up: %s\n' "$*"; }
+say() { printf 'setup: %s\n' "$*"; }
 
 fail() {
-    printf 'set-up: %s\n' "$*" >&2
+    printf 'setup: %s\n' "$*" >&2
     exit 2
 }
 
-# Print the inputs of a set-up. The folder is one of them, since a .venv that was moved does not work.
+# Print the inputs of a setup. The folder is one of them, since a .venv that was moved does not work.
 inputs() {
     printf '%s\n' "$PWD"
     cksum pyproject.toml requirements.lock deploy/setup.sh

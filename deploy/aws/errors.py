@@ -82,7 +82,7 @@ _FAULTS = {"InternalError", "InternalFailure", "InternalServerError", "InternalS
     "503",
 }
 _TRANSIENT_ADVICE: dict[CloudErrorKind, str] = {
-    "capacity": "AWS has no such instance free in {region} at present ({found}); try again later, or choose another "
+    "capacity": "AWS has no capacity for this instance type in {region} ({found}); try again later, or choose another "
     "instance type, region or zone",
     "throttled": "AWS throttles the requests, also after retries ({found}); try again in some minutes",
     "fault": "AWS has an internal fault ({found}); try again in some minutes",

@@ -6,7 +6,7 @@ Memory is ``MemoryInfo.SizeInMiB`` and bandwidth is ``NetworkInfo.NetworkCards[]
 ``PeakBandwidthInGbps`` as EC2's DescribeInstanceTypes returns them
 (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceTypes.html); the same figures are in
 https://docs.aws.amazon.com/ec2/latest/instancetypes/ac.html (p, g), mo.html (r) and gp.html (m). For p2 and p3 it
-only gave ``NetworkPerformance``: "High" for p2.xlarge, which is no figure, and "Up to 10 Gigabit" for p3.2xlarge.
+only gave ``NetworkPerformance``: "High" for p2.xlarge, which is not a figure, and "Up to 10 Gigabit" for p3.2xlarge.
 """
 
 from __future__ import annotations

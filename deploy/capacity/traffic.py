@@ -102,7 +102,7 @@ class WorkerLoad:
     negatives: float
     """Negatives drawn for the examples; those of the batch itself do not count."""
     block_rows: int = 0
-    """Most interactions of the shuffle blocks that it holds: the present and the next one of each partition."""
+    """Most interactions of the shuffle blocks that it holds: the current and the next one of each partition."""
     max_block_rows: int = 0
     """Interactions of the largest shuffle block of all workers."""
 
@@ -238,7 +238,7 @@ def expect_traffic(
     owners = manifest.feature_owners()
     for table in model.tables:
         negatives = job.resolved_negatives(table.rows) if table == model.item else None
-        # Cold items of a model with item features are no negatives, and have no ID embedding.
+        # Cold items of a model with item features are never negatives, and have no ID embedding.
         rows_of_table = counts[table.name]
         if table == model.item and model.has_item_features:
             rows_of_table = rows_of_table.warm()

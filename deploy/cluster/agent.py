@@ -31,7 +31,7 @@ from trainer.runs.events import StepEvent
 from trainer.runs.folder import JOB_FILE, RunFolder
 
 AGENT_LEASE_SECONDS = 10.0
-"""How long an agent may be without an answer before it ends its roles: less than the coordinator's lease for it."""
+"""Time without an answer after which an agent ends its roles: less than the coordinator's lease for it."""
 POLL_SECONDS = 0.05
 MAX_RETRY_SECONDS = 2.0
 """The longest pause between two attempts to reach a coordinator that does not answer."""
@@ -46,7 +46,7 @@ class CoordinatorUnreachable(Exception):  # noqa: N818 - expected now and then, 
 
 
 class Agent:
-    """The agent of one host. Call ``run_once`` again and again: it returns at once unless ``send`` does not."""
+    """The agent of one host. Call ``run_once`` repeatedly: it blocks only in ``send``."""
 
     def __init__(
         self,

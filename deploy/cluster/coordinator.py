@@ -131,7 +131,7 @@ class Coordinator:
                 self._advance()
 
     def stop(self) -> None:
-        """Let the workers write a checkpoint and end; end everything if the grace period is over before they do."""
+        """Let the workers write a checkpoint and end; end all roles if the grace period expires first."""
         with self._lock:
             if self.state is State.DRAINING or (self.state is State.RUNNING and self._generation.has_trained):
                 self.state = State.STOPPING

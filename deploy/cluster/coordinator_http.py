@@ -34,7 +34,7 @@ from trainer.monitoring.bounded_server import BoundedServer
 MIN_TOKEN_LENGTH = 16
 MAX_BODY_BYTES = 4 << 20
 CLIENT_TIMEOUT_SECONDS = 5.0
-"""How long a client may make the server wait for its next bytes."""
+"""Time that the server waits for the next bytes of a client."""
 REQUEST_TIMEOUT_SECONDS = 2.0
 """How long an agent waits for an answer. With the agent's own lease it is less than the coordinator's lease."""
 
@@ -68,7 +68,7 @@ def _token_from_file() -> str:
 _logger = logging.getLogger(__name__)
 
 
-class _Rejection(Exception):  # noqa: N818 - an answer, not a fault of ours
+class _Rejection(Exception):  # noqa: N818 - an HTTP answer, not an internal error
     """A request that is answered with an error."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:

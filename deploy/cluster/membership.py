@@ -147,7 +147,7 @@ class Membership:
     def can_start(self, *, started_before: bool) -> bool:
         """Return whether a generation can start: with all hosts, or without those whose host timeout is over.
 
-        A job that never ran waits for its hosts, since whoever starts them may not be done yet.
+        A job that never ran waits for its hosts, since they may still be starting.
         """
         if self._local_agent not in self._members:
             return False

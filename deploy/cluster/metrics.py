@@ -21,7 +21,7 @@ class MachineMetrics:
     """The memory of this machine, or of this container."""
 
     def collect(self) -> Iterator[Family]:
-        """Yield the present values."""
+        """Yield the current values."""
         yield names.MEMORY_LIMIT.single(limit_bytes())
         yield names.MEMORY_AVAILABLE.single(available_bytes())
 
@@ -38,7 +38,7 @@ class JobMetrics:
         self._coordinator, self._cluster = coordinator, cluster
 
     def collect(self) -> Iterator[Family]:
-        """Yield the present values."""
+        """Yield the current values."""
         status = self._coordinator.status()
         reported = {name for agent in status["agents"] for name in agent["roles"]}
         yield names.RESTARTS.single(len(status["restarts"]))
@@ -55,7 +55,7 @@ class HostMetrics:
         self._agent = agent
 
     def collect(self) -> Iterator[Family]:
-        """Yield the present values."""
+        """Yield the current values."""
         yield names.RUNNING_ROLES.single(self._agent.running_roles())
 
 

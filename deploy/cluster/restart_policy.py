@@ -27,7 +27,7 @@ class RestartPolicy:
         """Allow ``max_restarts`` in a row without a new checkpoint."""
         self.restarts: list[Restart] = []
         self.cause: str | None = None
-        """Why the present outage began; None while a generation runs."""
+        """Why the current outage began; None while a generation runs."""
         self._max_restarts = max_restarts
         self._without_checkpoint = 0
         self._down_since: float | None = None

@@ -21,7 +21,7 @@ _MAX_EVENTS = 50
 
 
 def run_boxes(summaries: Sequence[Summary], selected: Sequence[str]) -> list[Component]:
-    """Build the list of runs, each a box to tick.
+    """Build the list of runs, each with a checkbox.
 
     They are buttons with the role of a checkbox: Dash's own checklist loses its selection when its options change.
     """

@@ -128,7 +128,7 @@ class RunReader:
         """Return a description of each file or record that cannot be read."""
         tails = [problem for tail in (self._events, self._processes) if (problem := tail.problem()) is not None]
         invalid = self.training.invalid_records + self.processes.invalid_records
-        records = [f"{invalid:,} records are no valid events and are skipped"] if invalid else []
+        records = [f"{invalid:,} records are not valid events and are skipped"] if invalid else []
         return [*self._problems.values(), *tails, *records]
 
     def _has_changed(self, name: str) -> bool:

@@ -11,7 +11,7 @@ from deploy.dashboard.run_reader import RunReader, is_run
 
 SCAN_SECONDS = 1.0
 _MAX_DEPTH = 2
-"""How deep runs are looked for: those of 'crossfade tune' are one level below the others."""
+"""Depth of the search for runs: those of 'crossfade tune' are one level below the others."""
 
 
 class Runs:

@@ -1,4 +1,4 @@
-"""The set-up script on a fresh machine: its steps, its one-line errors, and the guarantees of requirements.lock."""
+"""The setup script on a fresh machine: its steps, its one-line errors, and the guarantees of requirements.lock."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 
 
 class Checkout:
-    """A small checkout with the real set-up script, on a PATH without any Python."""
+    """A small checkout with the real setup script, on a PATH without any Python."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "my checkout"  # with a space, as people have them
@@ -106,10 +106,10 @@ class Checkout:
         )
 
     def rejection(self, **environment: str) -> str:
-        """Run a set-up that must stop with exit code 2 and one line; return the line."""
+        """Run a setup that must stop with exit code 2 and one line; return the line."""
         result = self.set_up(**environment)
         assert result.returncode == 2, result
-        assert result.stderr.startswith("set-up: "), result.stderr
+        assert result.stderr.startswith("setup: "), result.stderr
         assert result.stderr.count("\n") == 1, result.stderr
         return result.stderr
 
@@ -158,7 +158,7 @@ def test_python_without_ensurepip_names_the_package(checkout: Checkout) -> None:
     checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
     checkout.stub_module("ensurepip", "raise ImportError")
     line = checkout.rejection(PYTHON=sys.executable)
-    assert line == "set-up: missing: ensurepip (on Debian and Ubuntu: apt-get install python3.11-venv)\n"
+    assert line == "setup: missing: ensurepip (on Debian and Ubuntu: apt-get install python3.11-venv)\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="MXNet is installed on Linux alone")
@@ -175,7 +175,7 @@ def test_libraries_missing_for_mxnet_are_named_before_installing(
 ) -> None:
     checkout.provide_libraries(*present)
     line = checkout.rejection(PYTHON=sys.executable)
-    assert line == f"set-up: missing: {names} (on Debian and Ubuntu: apt-get install {packages})\n"
+    assert line == f"setup: missing: {names} (on Debian and Ubuntu: apt-get install {packages})\n"
     assert not (checkout.root / ".venv").exists()
 
 

@@ -1,4 +1,4 @@
-"""Horovod, which the set-up does not build: without it tests that need it are skipped, and in CI they fail."""
+"""Horovod, which the setup does not build: without it tests that need it are skipped, and in CI they fail."""
 
 import os
 

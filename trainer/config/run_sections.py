@@ -66,7 +66,7 @@ class ClusterConfig(Section):
     )
     stall_timeout_seconds: Positive = Field(
         600.0,
-        description="seconds without a step, evaluation or checkpoint, start-up included, before the job is restarted",
+        description="seconds without a step, evaluation or checkpoint, startup included, before the job is restarted",
     )
     grace_period_seconds: Positive = Field(
         60.0, description="seconds a job that is asked to stop may take to write its checkpoint"

@@ -106,7 +106,7 @@ class EvaluateConfig(Section):
     """How rankings are evaluated."""
 
     k: list[Annotated[int, Field(ge=1, le=1000, strict=True)]] = Field(
-        [10, 20, 40], min_length=1, max_length=100, description="cut-offs of recall@k, ndcg@k and so on, at most 1000"
+        [10, 20, 40], min_length=1, max_length=100, description="cutoffs of recall@k, ndcg@k and so on, at most 1000"
     )
     exclude_splits: list[SplitName] = Field(
         ["train", "valid"],
@@ -120,7 +120,7 @@ class EvaluateConfig(Section):
     @model_validator(mode="after")
     def _check_best_metric(self) -> EvaluateConfig:
         if int(self.best_metric.partition("@")[2]) not in self.k:
-            raise ValueError(f"best_metric is '{self.best_metric}', so add its cut-off to evaluate.k, now {self.k}")
+            raise ValueError(f"best_metric is '{self.best_metric}', so add its cutoff to evaluate.k, now {self.k}")
         return self
 
 

@@ -3,7 +3,7 @@
 vocabulary = Vocabulary(folder, read_manifest(folder), "track")
 vocabulary.read(0, 10).to_pylist()                  # the ten most frequent tracks: row, id and, if there are, names
 
-Letters of shapes: R rows of the vocabulary, N rows of a part of it.
+Shapes: R rows of the vocabulary, N rows of a part of it.
 """
 
 from __future__ import annotations

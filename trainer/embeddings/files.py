@@ -42,7 +42,7 @@ class VectorSource(Protocol):
 
 
 class StoreVectors:
-    """Vectors that a store holds at present."""
+    """Vectors that a store currently holds."""
 
     def __init__(self, store: RowStore) -> None:
         self._store = store

@@ -54,7 +54,7 @@ class BoundedServer(ThreadingHTTPServer):
         super().__init__((host, port), handler)
 
     def server_bind(self) -> None:
-        """Bind without HTTPServer's look-up of the host's name, which may take long."""
+        """Bind without HTTPServer's lookup of the host's name, which may take long."""
         socketserver.TCPServer.server_bind(self)
         self.server_port = self.socket.getsockname()[1]
 

@@ -30,9 +30,9 @@ from trainer.monitoring.registry import ProcessMetrics
 
 Targets = Callable[[], list[dict[str, Any]]]
 CLIENT_TIMEOUT_SECONDS = 5.0
-"""How long a client may make a thread wait for its next bytes."""
+"""Time that a thread waits for the next bytes of a client."""
 MAX_FINAL_WAIT_SECONDS = 20.0
-"""How long a run that is done waits, at most, for Prometheus to scrape its last values."""
+"""Maximum time that a finished run waits for Prometheus to scrape its last values."""
 POLL_SECONDS = 0.05
 _ALL_ADDRESSES = {"", "0.0.0.0"}  # noqa: S104 - compared with, not bound to
 

@@ -125,7 +125,7 @@ STEP = Metric("crossfade_step", "gauge", "training", "steps", "Newest step of th
 PLANNED_STEPS = Metric(
     "crossfade_planned_steps", "gauge", "training", "steps", "Steps that the run takes unless it stops early."
 )
-EPOCH = Metric("crossfade_epoch", "gauge", "training", "epochs", "Present epoch, from 1.")
+EPOCH = Metric("crossfade_epoch", "gauge", "training", "epochs", "Current epoch, from 1.")
 PROGRESS = Metric(
     "crossfade_progress_ratio",
     "gauge",
@@ -261,7 +261,7 @@ GENERATION = Metric(
     "crossfade_generation", "gauge", "job", "generations", "Generation of the job's roles, from 1; 0 before the first."
 )
 JOB_STATE = Metric(
-    "crossfade_job_state", "gauge", "job", "1", "1 for the present state of the job, 0 for the others.", ("state",)
+    "crossfade_job_state", "gauge", "job", "1", "1 for the current state of the job, 0 for the others.", ("state",)
 )
 ROLE_UP = Metric(
     "crossfade_role_up",

@@ -29,7 +29,7 @@ class Collector(Protocol):
     """A source of metrics."""
 
     def collect(self) -> Iterable[Family]:
-        """Yield the present values."""
+        """Yield the current values."""
 
 
 @runtime_checkable
@@ -132,7 +132,7 @@ class TableMetrics:
         self._stats = stats
 
     def collect(self) -> Iterator[Family]:
-        """Yield the present values."""
+        """Yield the current values."""
         stats = self._stats
         yield names.UPDATED_ROWS.family(*(((table,), rows) for table, rows in list(stats.updated_rows.items())))
         yield names.UPDATE_SECONDS.family(

@@ -6,7 +6,7 @@
 
 Both work on integers only; ``filter_k_core`` keeps one counter per id in memory, and reads the events once per round.
 
-Letters of shapes: N events of a batch, I ids of a side.
+Shapes: N events of a batch, I ids of a side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EXACT_BELOW = 2.0**53 / _FRACTION
 
 @dataclass(frozen=True)
 class SumReport:
-    """The number of events merged into another one of their pair, and of pairs whose weights cancelled out."""
+    """The number of events merged into another one of their pair, and of pairs whose weights canceled out."""
 
     merged: int
     cancelled: int

@@ -2,12 +2,13 @@
 
     report = forget(Folder("s3://music/plays"), read_ids("forget.txt", None, "customer"), "customer", progress)
 
-Their rows become vacant but stay in place, so that all other rows keep theirs; so do the rows of feature values that
-only they had. Only files that hold or count something of theirs are rewritten, next to the old ones; then the manifest
-is replaced, and the old files are deleted. ``forget.json`` lists both from before the first of these steps until after
-the last. So a crash leaves the old or the new dataset complete, and the next call deletes the files of neither.
+Their rows become vacant but stay in place, so that all other rows keep their numbers; the same holds for feature values
+that only those ids had. Only files that hold or count something of the ids are rewritten, next to the old ones; then
+the manifest is replaced, and the old files are deleted. ``forget.json`` lists old and new files from before the first of
+these steps until after the last. After a crash, the old or the new dataset is complete, and the next call deletes the
+other files.
 
-Letters of shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
+Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ with problems.collect_errors():
     if problems.check_columns(files, file, {"row": pa.int64()}) == 0:
         problems.add_values(is_bad_N, value_N, "row group 3, row {}: the weight is {}; expected a finite one")
 
-Letters of shapes: N rows of a part of a row group.
+Shapes: N rows of a part of a row group.
 """
 
 from __future__ import annotations

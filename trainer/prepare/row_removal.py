@@ -4,7 +4,7 @@
     drop_ids(pending, ids)                              # without these pending ids
     reduce_counts(vocabulary, lost_V, rows_R)           # lower counts, and vacant rows
 
-Letters of shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
+Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 ``synthetic_draws.py`` describes how interactions are drawn. They are drawn twice, once to count them, since only one
 counter per row is kept, in memory-mapped files.
 
-Letters of shapes: N interactions of a chunk, R rows of a table, G genres.
+Shapes: N interactions of a chunk, R rows of a table, G genres.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@
 
 Every number is a hash of (seed, purpose, position), so that any chunk can be drawn independently.
 
-Letters of shapes: N interactions of a chunk, G genres.
+Shapes: N interactions of a chunk, G genres.
 """
 
 from __future__ import annotations

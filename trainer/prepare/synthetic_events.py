@@ -9,7 +9,7 @@ Interactions are drawn as in ``synthetic_draws.py``. An event is a play, like, l
 query's own genres are skipped more often, and rarely liked. Each file is a function of the spec, the seed and its
 number, so that files are written in parallel.
 
-Letters of shapes: N events of a chunk, R rows of the item entity.
+Shapes: N events of a chunk, R rows of the item entity.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     counts = FeatureCheck(folder, manifest, problems, "track", "artist", work, count_R, part_rows=1 << 20).run(progress)
 
-Letters of shapes: N pairs of a part of a row group, R rows of the entity, V rows of the feature's values.
+Shapes: N pairs of a part of a row group, R rows of the entity, V rows of the feature's values.
 """
 
 from __future__ import annotations

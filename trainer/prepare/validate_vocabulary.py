@@ -3,7 +3,7 @@
 
     VocabularyCheck(folder, manifest, problems, "track", count_R, part_rows=1 << 20).run(work, memory_bytes, progress)
 
-Letters of shapes: N rows of a part of a row group, R rows of the vocabulary.
+Shapes: N rows of a part of a row group, R rows of the vocabulary.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class BestEmbeddings:
     """Evaluates the vectors of a run on its valid split and writes the best ones.
 
     Attributes:
-        held_out: this worker's share of the valid split; None if there is none.
+        held_out: this worker's part of the valid split; None if there is none.
         counts_N: interactions of each item in train, int64 (items,); needed with ``held_out``.
     """
 
@@ -70,7 +70,7 @@ class BestEmbeddings:
     def discard_missing(self, state: TrainState) -> None:
         """Reset the best of ``state`` if its embeddings are not here: they may lie on another machine's disk.
 
-        The best of the epochs to come is kept then. Embeddings of a later epoch are as good: that epoch is repeated.
+        Later epochs then determine the best. Embeddings of a later epoch are kept, since that epoch is repeated.
         """
         if self._enabled and state.best is not None and not self._exists(state.best_epoch or 0):
             state.best, state.best_epoch, state.evals_since_best = None, None, 0

@@ -102,7 +102,7 @@ class TrainLoop:
 
     def _is_finished(self, state: TrainState) -> bool:
         patience = self.job.train.patience
-        # A run may resume with all steps behind it, but not yet the end of its last epoch.
+        # A run may resume after its last step, but before the end of its last epoch.
         all_steps = state.step >= self.total_steps and state.last_epoch_end_step == state.step
         return all_steps or (patience is not None and state.evals_since_best >= patience)
 

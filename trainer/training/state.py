@@ -158,7 +158,7 @@ class TrainState:
 
     @staticmethod
     def from_record(record: Mapping[str, Any], *, keep_counters: bool) -> TrainState:
-        """Restore the state of ``record``. One worker keeps its counters; the others count from 0, so sums stay right.
+        """Restore the state of ``record``. One worker keeps its counters, so that sums count them once.
 
         Raises:
             ValidationError: ``record`` is not such a state.

@@ -72,7 +72,7 @@ def test_throttled_request_is_retried(aws: AwsServer) -> None:
         ("ResourceNotFound", "Requested resource not found.", "missing", 2, "Requested resource not found."),
         ("ImageNotFoundException", "no such image", "missing", 2, "no such image"),
         ("ValidationException", "1 validation error", "request", 2, "AWS rejects ListTrainingJobs"),
-        ("InsufficientInstanceCapacity", "none left", "capacity", 1, "no such instance free in us-east-1"),
+        ("InsufficientInstanceCapacity", "none left", "capacity", 1, "no capacity for this instance type in us-east-1"),
         ("ThrottlingException", "Rate exceeded", "throttled", 1, "also after retries"),
         ("InternalFailure", "oh", "fault", 1, "an internal fault"),
     ],

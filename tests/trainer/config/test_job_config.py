@@ -123,7 +123,7 @@ def test_workers_without_servers_are_rejected(job_path: Path) -> None:
 
 
 def test_best_metric_at_uncomputed_cutoff_is_rejected(job_path: Path) -> None:
-    expected = "evaluate: best_metric is 'recall@50', so add its cut-off to evaluate.k, now [10, 20]"
+    expected = "evaluate: best_metric is 'recall@50', so add its cutoff to evaluate.k, now [10, 20]"
     assert error_of(job_path, SMALL + "evaluate: {k: [10, 20], best_metric: recall@50}\n") == expected
     assert (
         load(job_path, SMALL + "evaluate: {k: [10, 50], best_metric: recall@50}\n").evaluate.best_metric == "recall@50"

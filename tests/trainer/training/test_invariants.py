@@ -233,7 +233,7 @@ def measure(folder: Path, rows: int) -> Cost:
 
 
 def reset_peak(role: RunningRole) -> int:
-    """Reset the peak memory of a role; return its present memory."""
+    """Reset the peak memory of a role; return its current memory."""
     Path(f"/proc/{role.pid}/clear_refs").write_text("5")
     return memory_bytes(role.pid, "VmRSS")
 

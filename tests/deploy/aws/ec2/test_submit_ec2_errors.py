@@ -44,7 +44,7 @@ def test_invalid_input_is_rejected_before_anything_is_created(
             "InsufficientInstanceCapacity",
             "no capacity",
             1,
-            "AWS has no such instance free",
+            "AWS has no capacity for this instance type",
         ),
         ("RunInstances", "VcpuLimitExceeded", "current vCPU limit of 0", 2, "does not allow it in us-east-1"),
         ("RunInstances", "MaxSpotInstanceCountExceeded", "too many", 2, "a quota of the account does not allow it"),
