@@ -4,9 +4,9 @@
 
 Their rows become vacant but stay in place, so that all other rows keep their numbers; the same holds for feature values
 that only those ids had. Only files that hold or count something of the ids are rewritten, next to the old ones; then
-the manifest is replaced, and the old files are deleted. ``forget.json`` lists old and new files from before the first of
-these steps until after the last. After a crash, the old or the new dataset is complete, and the next call deletes the
-other files.
+the manifest is replaced, and the old files are deleted. ``forget.json`` lists old and new files from before the first
+of these steps until after the last. After a crash, the old or the new dataset is complete, and the next call deletes
+the other files.
 
 Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 """

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
             f"these credentials lack the permission iam:PassRole on {ROLE}, because no identity-based policy allows",
         ),
         ("CreateTrainingJob", "ValidationException", f"Could not assume role {ROLE}.", 2, "Could not assume role"),
-        ("CreateTrainingJob", "CapacityError", "Unable to provision capacity.", 1, "no capacity for this instance type"),
+        ("CreateTrainingJob", "CapacityError", "Unable to provision capacity.", 1, "no capacity for this instance"),
         ("CreateTrainingJob", "UnrecognizedClientException", "The security token is invalid.", 2, "is enabled in the"),
         (
             "DescribeImages",
