@@ -103,7 +103,7 @@ def _exit_code(error: BaseException) -> int | None:
             _logger.error(str(error))
             return error.exit_code
         case BrokenPipeError():
-            # The reader of our output, such as head, has exited; the command may not have finished its work.
+            # The reader of stdout, such as head, has exited; the command may not have finished its work.
             sys.stderr.close()
             return 128 + signal.SIGPIPE
         case OSError():

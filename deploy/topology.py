@@ -70,7 +70,7 @@ def roles(cluster: ClusterConfig) -> Iterator[Role]:
 
 
 def missing_hosts(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) -> int:
-    """Return how many hosts a job lacks besides ``hosts``, of which the first, the coordinator's, accepts all roles."""
+    """Return how many more hosts a job needs; the first of ``hosts``, the coordinator's, accepts all roles."""
     if not cluster.one_role_per_host:
         return max(0, cluster.hosts - len(hosts))
     accepted = list(hosts.values())[1:]

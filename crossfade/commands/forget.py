@@ -79,7 +79,7 @@ def _describe(report: ForgetReport, folder: Folder, file: str) -> list[str]:
     vacant = len(report.manifest.entities[report.entity].vacant_rows)
     lines = [
         f"{folder.uri}: forgot {report.found:,} rows of {report.entity} ({vacant:,} in all)",
-        f"  ids: {report.requested:,} in {file}; {unknown:,} of them are not in the dataset, or no longer",
+        f"  ids: {report.requested:,} in {file}; {unknown:,} of them are not in the dataset",
         f"  interactions dropped: {dropped}; {report.files_rewritten} file(s) rewritten",
     ]
     if report.pending:

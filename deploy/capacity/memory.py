@@ -149,7 +149,7 @@ def _server(inputs: PlanInputs, loads: Sequence[WorkerLoad], layouts: Sequence[T
 
 
 def _receiving_bytes(layouts: Sequence[TableLayout], row_bytes: int, state: int) -> int:
-    """Return what a server needs at the start besides its tables: the message of a key while the store copies it.
+    """Return what a server needs at the start beyond its tables: the message of a key while the store copies it.
 
     Keys arrive one by one, table by table, so the largest may arrive before most others.
     """

@@ -44,7 +44,7 @@ two account for all but 0.1 of the bytes per row, and for all but 50 bytes of a 
 
 @dataclass(frozen=True)
 class CountHistogram:
-    """How often the rows of a table occur in train: ``rows_K`` (int64) rows occur ``count_K`` (float64) times each."""
+    """Counts of the rows of a table in train: ``rows_K`` (int64) rows occur ``count_K`` (float64) times each."""
 
     count_K: FloatArray
     rows_K: IntArray
@@ -102,7 +102,7 @@ class WorkerLoad:
     negatives: float
     """Negatives drawn for the examples; those of the batch itself do not count."""
     block_rows: int = 0
-    """Most interactions of the shuffle blocks that it holds: the current and the next one of each partition."""
+    """Maximum interactions of the shuffle blocks that it holds: the current and the next one of each partition."""
     max_block_rows: int = 0
     """Interactions of the largest shuffle block of all workers."""
 

@@ -1,4 +1,4 @@
-"""Memory of a worker, or of a run in process, besides its tables: interactions, batches, layers and evaluation."""
+"""Memory of a worker, or of a run in process, without its tables: interactions, batches, layers and evaluation."""
 
 from __future__ import annotations
 

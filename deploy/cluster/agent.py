@@ -34,7 +34,7 @@ AGENT_LEASE_SECONDS = 10.0
 """Time without an answer after which an agent ends its roles: less than the coordinator's lease for it."""
 POLL_SECONDS = 0.05
 MAX_RETRY_SECONDS = 2.0
-"""The longest pause between two attempts to reach a coordinator that does not answer."""
+"""Maximum pause between two attempts to reach a coordinator that does not answer."""
 CHECKPOINT_SIGNAL = signal.SIGURG
 """Asks a worker for a checkpoint. A process that does not handle it yet ignores it."""
 

@@ -30,7 +30,7 @@ from trainer.config.run_sections import ClusterConfig
 from trainer.runs import events
 
 EXIT_TIMEOUT_SECONDS = 30.0
-"""How long the other roles may take to end once one has ended without an error."""
+"""Time that the other roles have to end once one has ended without an error."""
 _NEVER = float("inf")
 _STOPPED_EXIT_CODE = 143
 

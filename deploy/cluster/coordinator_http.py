@@ -36,7 +36,7 @@ MAX_BODY_BYTES = 4 << 20
 CLIENT_TIMEOUT_SECONDS = 5.0
 """Time that the server waits for the next bytes of a client."""
 REQUEST_TIMEOUT_SECONDS = 2.0
-"""How long an agent waits for an answer. With the agent's own lease it is less than the coordinator's lease."""
+"""Timeout of an agent's request. With the agent's own lease it is less than the coordinator's lease."""
 
 
 def read_token(needed_by: str) -> str:

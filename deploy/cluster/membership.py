@@ -15,8 +15,8 @@ from deploy.topology import AcceptedRoles, missing_hosts
 from trainer.config.run_sections import ClusterConfig
 
 LEASE_SECONDS = 15.0
-"""How long an agent may be silent. Longer than an agent waits before it ends its own roles, so that none still writes
-when the next generation starts."""
+"""Time without a heartbeat after which an agent is lost. Longer than an agent waits before it ends its
+own roles, so that none still writes when the next generation starts."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Membership:
             member.is_clear = False
 
     def are_clear(self, agents: Iterable[str]) -> bool:
-        """Return whether all ``agents`` that are still members run no role of the generation any more."""
+        """Return whether all ``agents`` that are still members have ended their roles of the generation."""
         return all(member.is_clear for agent in agents if (member := self._members.get(agent)))
 
     def role_states(self) -> dict[str, RoleState]:

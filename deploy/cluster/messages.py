@@ -15,7 +15,7 @@ from trainer.runs.events import Event, parse_event, to_json
 
 MAX_MESSAGE = 8192
 MAX_EVENTS = 200
-"""The most events in one heartbeat; the others follow in the next."""
+"""Maximum number of events in one heartbeat; the others follow in the next."""
 
 Action = Literal["wait", "run", "stop", "leave"]
 RoleState = Literal["running", "done"]

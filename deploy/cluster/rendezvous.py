@@ -4,7 +4,7 @@
     GET     /SECRET:PORT/SCOPE/KEY   return the stored bytes, or 404 as long as there are none
     DELETE  /SECRET:PORT/SCOPE/KEY   remove them
 
-This is the protocol of Horovod's Gloo (``horovod/common/gloo/http_store.cc``). Its client sends no header of our
+This is the protocol of Horovod's Gloo (``horovod/common/gloo/http_store.cc``). Its client sends no custom
 choosing, but takes HOST:PORT/SECRET for a host and appends the port and the path. So a client without the secret, which
 is new in each generation, gets 403, and so does a worker left over from an earlier generation. Values are Gloo's own
 addresses; nothing here parses them.

@@ -52,7 +52,7 @@ class RestartPolicy:
         self._without_checkpoint = min(self._without_checkpoint, 1)
 
     def try_restart(self) -> str | None:
-        """Count a failure; return why the job must not restart any more, or None if it may."""
+        """Count a failure; return why the job must not restart again, or None if it may."""
         if self._without_checkpoint >= self._max_restarts:
             return f"restarted {self._without_checkpoint} times without a new checkpoint (cluster.max_restarts)"
         self._without_checkpoint += 1

@@ -11,7 +11,7 @@ from trainer.runs.events import Event, StepEvent, parse_event, to_json
 
 EVENTS_VARIABLE = "CROSSFADE_EVENTS_FD"
 _STEP_SECONDS = 0.1
-"""The shortest time between two step events; those in between are dropped."""
+"""Minimum time between two step events; those in between are dropped."""
 
 
 class EventPipe:

@@ -41,7 +41,7 @@ from trainer.runs.folder import PROCESSES_FILE, RunFolder
 STATE_SECONDS = 1.0
 """Seconds between two versions of state.json."""
 MAX_SAMPLE_SECONDS = 15.0
-"""The longest time between two load samples. Short runs sample more often, to have ``_SAMPLES_PER_RUN``."""
+"""Maximum time between two load samples. Short runs sample more often, to have ``_SAMPLES_PER_RUN``."""
 _SAMPLES_PER_RUN = 60
 JOB_EVENTS = (RestartEvent, ResumeEvent, BackoffEvent, WaitingForHosts, HostsMissing)
 """The events that ``processes.jsonl`` keeps: those of the job, not of its training."""

@@ -29,7 +29,7 @@ from trainer.runs.events import Event, EventSink, ListeningEvent, MetricsAddress
 from trainer.runs.folder import REPORT_FILE, RunFolder
 
 REPORT_TIMEOUT_SECONDS = 10.0
-"""How long it may take until a file that another host wrote is visible on this one."""
+"""Maximum delay until a file that another host wrote is visible on this one."""
 
 
 class JobStopped(Exception):  # noqa: N818 - as requested, so not an error

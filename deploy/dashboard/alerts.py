@@ -20,7 +20,7 @@ from trainer.monitoring.thresholds import (
 from trainer.runs.events import BackoffEvent, CheckpointFailed, RestartEvent
 
 RECENT_SECONDS = 600.0
-"""How long a restart is shown as an alert."""
+"""Time for which a restart is shown as an alert."""
 _MIN_SKEW_SECONDS = 60.0
 """Local work of the slowest worker below which skew is not judged."""
 

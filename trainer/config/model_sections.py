@@ -13,8 +13,7 @@ ScoreKind = Literal["dot", "cosine", "euclidean"]
 LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
 
 _MAX_ALL_ITEMS = 2**15
-"""Most items for which ``auto`` uses all as negatives: with more, a step gets expensive, since it costs what the item
-table does."""
+"""Maximum number of items for which ``auto`` uses all as negatives; the cost of a step grows with the item table."""
 
 
 class DenseConfig(Section):

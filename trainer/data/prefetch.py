@@ -27,7 +27,7 @@ class Prefetcher(Generic[Value]):
 
         Args:
             source: what to iterate over.
-            depth: values that wait in the queue, besides the one being computed.
+            depth: values that wait in the queue, in addition to the one being computed.
             interrupt: makes ``source`` raise an error soon if it is waiting for something.
         """
         self._interrupt = interrupt

@@ -26,7 +26,7 @@ ADDRESS_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
 PORT_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_PORT"
 INTERFACE_VARIABLE = "HOROVOD_GLOO_IFACE"
 _ERROR_DELAY_SECONDS = 2.0
-"""How long a worker that lost a peer waits before it fails, so that the peer that caused it reports its error first."""
+"""Time that a worker waits before it reports the loss of a peer, so that the peer reports its own error first."""
 
 
 class AllReduce(Protocol):

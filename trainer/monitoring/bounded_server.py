@@ -24,13 +24,13 @@ _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many connections may be open at once, and how long one may last."""
+    """The maximum number of open connections, and the maximum duration of one."""
 
     connections: int = 256
     connections_per_address: int = 32
     """Fewer than all, so that a misbehaving client blocks only clients of its own host."""
     seconds: float = 10.0
-    """The longest time that a connection may take."""
+    """Maximum duration of a connection."""
 
 
 @dataclass(frozen=True)

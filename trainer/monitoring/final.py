@@ -20,7 +20,7 @@ from trainer.monitoring.registry import ProcessMetrics
 from trainer.runs.folder import RunFolder
 
 PUSH_TIMEOUT_SECONDS = 5.0
-"""How long a Pushgateway may delay the end of a process."""
+"""Timeout of a push to a Pushgateway, which delays the end of a process."""
 
 _logger = logging.getLogger(__name__)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 STALLED_SECONDS = 600.0
 """Time without a step, evaluation or checkpoint after which a run counts as stalled."""
 OVERDUE_CHECKPOINTS = 3
-"""Checkpoint intervals that may pass without a checkpoint, besides ``OVERDUE_SECONDS``."""
+"""Checkpoint intervals that may pass without a checkpoint, in addition to ``OVERDUE_SECONDS``."""
 OVERDUE_SECONDS = 60.0
 """Time that writing a checkpoint may take beyond its intervals."""
 MAX_WORKER_SKEW = 1.5
-"""Most local work of the slowest worker, as a multiple of the average worker's."""
+"""Maximum local work of the slowest worker, as a multiple of the average worker's."""
 MIN_FREE_MEMORY_RATIO = 0.1
-"""Least available part of a machine's or container's memory."""
+"""Minimum available part of a machine's or container's memory."""
 MAX_GPU_MEMORY_RATIO = 0.95
-"""Most used part of a GPU's memory."""
+"""Maximum used part of a GPU's memory."""
 LOCAL_PHASES = ("data", "sample", "gradients")
 """The phases of a step in which a worker does not wait for servers or other workers."""
 ROLE_ALERT_STATES = ("running", "backing_off", "waiting")

@@ -43,7 +43,7 @@ COLUMNS = ("id", "count", "last_seen")
 
 @dataclass(frozen=True)
 class MaxAge:
-    """How long an id may be unseen: ``length``, in the unit of the timestamps; these are seconds if ``in_seconds``."""
+    """The maximum time that an id may be unseen: ``length``, in the timestamps' unit; seconds if ``in_seconds``."""
 
     text: str
     length: int

@@ -3,7 +3,7 @@
     for check in value_checks(kinds, types, event_weights={}):
         f"SELECT min(position) FROM raw WHERE {check.violation}"        # the first row that violates it, if any
 
-A column has one of the ``Kind`` of ``raw_files.py``; ids and timestamps have besides a type, the same in all files:
+A column has one of the ``Kind`` of ``raw_files.py``; ids and timestamps also have a type, the same in all files:
 'integer', 'string' (of ids) or 'datetime' (of timestamps).
 """
 

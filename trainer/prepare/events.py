@@ -199,7 +199,7 @@ class _Reader:
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
         expected, first = self._types.setdefault(role, (found, file))
         if expected != found:
-            fix = "make them alike"
+            fix = "make them the same"
             if role != "timestamp":
                 fix += ", or read all ids as text with --id-type string"
             raise InputError(

@@ -201,7 +201,7 @@ def _merge_types(name: str, column: str, found: Mapping[str, RawFile]) -> IdType
     if len(found) == 2:
         raise InputError(
             f"{found['string']}: column '{column}' holds strings, but {found['int64']} holds integers there; expected "
-            f"one type of '{name}' in all files: make them alike, or read all ids as text with --id-type string"
+            f"one type of '{name}' in all files: make them the same, or read all ids as text with --id-type string"
         )
     return "string" if "string" in found else "int64"
 

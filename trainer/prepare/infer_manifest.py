@@ -41,7 +41,7 @@ _LAYOUT = (
     "features, features/ENTITY/FEATURE/*.parquet"
 )
 _DEPTHS = {**dict.fromkeys(SPLITS, 1), VOCABULARY: 2, FEATURES: 3}
-"""How many folders deep the files of each kind are."""
+"""Depth of the folders of each kind of files."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a checkpoint records of its run besides the tables."""
+"""What a checkpoint records of its run in addition to the tables."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class CheckpointManager:
         extra_files: Callable[[], dict[str, bytes]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Write checkpoints of ``store`` to ``folder``; ``extra_files`` returns what each holds besides, by name."""
+        """Write checkpoints of ``store`` to ``folder``; ``extra_files`` returns further files of each, by name."""
         self._store, self._config, self._hooks, self._clock = store, config, hooks, clock
         self._writer = CheckpointWriter(store, folder, config.keep_latest, metadata, hooks.on_event, extra_files, clock)
         self._is_first = store.rank == 0

@@ -189,7 +189,7 @@ class TrainingMetrics:
         yield names.PROGRESS.single(1.0 if self._done else ratio)
 
     def _traffic(self) -> Iterator[Family]:
-        """Yield the rows and bytes that steps moved, by table; ``kvstore.store.Traffic`` counts them alike."""
+        """Yield the rows and bytes that steps moved, by table; ``kvstore.store.Traffic`` counts the same way."""
         rows = {(name,): count for name, count in self._rows.items()}
         row_bytes = {(name,): ROW_ID_BYTES + table.dim * VALUE_BYTES for name, table in self._tables.items()}
         moved = [(name, count * row_bytes[name]) for name, count in rows.items()]

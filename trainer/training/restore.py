@@ -86,6 +86,6 @@ def check_dense_in_sync(dense: DenseLayers, store: RowStore) -> None:
     local = float(dense.checksum())
     if dense.entities and store.all_reduce(np.array([local]))[0] != local * store.workers:
         raise ClusterError(
-            "the workers do not begin with the same dense layers; expected hosts that compute alike: the same version "
-            "of Crossfade and numpy on the same kind of processor"
+            "the workers do not begin with the same dense layers; expected the same results on all "
+            "hosts: the same version of Crossfade and numpy on the same kind of processor"
         )
