@@ -41,14 +41,14 @@ test-docker: setup ## run the tests of the image and docker-compose.yml, on a Do
 chaos: setup ## kill, freeze, and stop a training 20 times; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
 
-mutants: setup ## break the code in known ways; the tests must notice each (ARGS='--only NAME ...')
+mutants: setup ## break the code in known ways; the tests must detect each (ARGS='--only NAME ...')
 	.venv/bin/python tests/mutants/run.py $(ARGS)
 
 bench-data: setup ## measure how fast data is read and prepared, against what training consumes
 	.venv/bin/python benchmarks/reading.py $(ARGS)
 	.venv/bin/python benchmarks/preparing.py
 
-screenshots: data/lastfm/manifest.json | setup ## train, and take the screenshots in docs/ again; needs chromium
+screenshots: data/lastfm/manifest.json | setup ## train, and retake the screenshots in docs/; needs chromium
 	.venv/bin/python tests/support/take_screenshots.py $(ARGS)
 
 quality: setup ## train on published splits and write docs/quality.md; resumes (CROSSFADE_DATA=folder)

@@ -157,7 +157,7 @@ def scheduler_address(cluster: ClusterConfig) -> Address:
 
 
 def local_address(towards: Address) -> str:
-    """Return the numeric address of this host from which packets to ``towards`` leave. None is sent.
+    """Return the numeric address of this host from which packets to ``towards`` leave. No packet is sent.
 
     Raises:
         InputError: there is no route.

@@ -1,4 +1,4 @@
-"""Add a command to the command line in the one form that all of them share.
+"""Add a command to the command line in the form that all commands share.
 
 parser = add_command(commands, "validate", "check a prepared dataset", "Check a dataset.", examples=(...), notes="...")
 """

@@ -325,7 +325,9 @@ class Coordinator:
     def _drain(self, member: Member) -> None:
         """Write a checkpoint and start again without the host of ``member``, which is about to be reclaimed."""
         notice = f"interruption notice: {member.interruption_notice}"
-        self._restart_policy.begin_outage(f"the host {member.host} ({member.address}) got an {notice}", self._clock())
+        self._restart_policy.begin_outage(
+            f"the host {member.host} ({member.address}) received an {notice}", self._clock()
+        )
         if self._generation.has_trained:
             self.state, self._deadline = State.DRAINING, self._clock() + NOTICE_SECONDS
         else:

@@ -65,7 +65,7 @@ class Membership:
     def rejection(self, heartbeat: Heartbeat) -> str | None:
         """Return why the sender of ``heartbeat`` may not take part; None if it may."""
         if heartbeat.agent in self._departed:
-            return f"this agent has left, or another one has come from {heartbeat.address} and replaces it"
+            return f"this agent has left, or another agent at {heartbeat.address} has replaced it"
         local = self._members.get(self._local_agent)
         if local is not None and heartbeat.agent != local.id and heartbeat.address == local.address:
             return (

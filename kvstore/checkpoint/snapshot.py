@@ -276,7 +276,7 @@ class Snapshot:
         reason = self._failure or answer.get("error") or f"the writing process {_describe_exit(code)}"
         return CheckpointError(f"{self._folder}: could not be written: {reason}")
 
-    # ---- The sending thread.
+    # ---- the sending thread
 
     def _send_all(self) -> None:
         try:

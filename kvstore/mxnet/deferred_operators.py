@@ -6,7 +6,7 @@
 While it is imported, MXNet 1.x writes and compiles the Python source of some 4,000 operator functions, four times over
 (NDArray, symbol and their numpy forms), of which a role of a job calls a dozen. A restarted job waits for that in each
 of its processes. Here each function is a stub that generates the real one when it is first called. A release whose
-registration reads differently is imported as it is.
+registration code differs is imported unchanged.
 """
 
 from __future__ import annotations

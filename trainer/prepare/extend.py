@@ -83,7 +83,7 @@ class ExtensionReport:
 
     Attributes:
         kept: Ids of the base dataset that keep their row.
-        unseen: Those of them that occur in no new event.
+        unseen: Kept ids that occur in no new event.
         new: Ids that got a row.
         expired: Ids of the base dataset that lost their row.
         reused: New ids that got a vacant row of the base dataset.

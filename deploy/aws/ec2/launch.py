@@ -32,7 +32,7 @@ IMAGE_PARAMETERS: dict[Variant, str] = {
 }
 """Public parameters with the ids of the ECS machine images, which have Docker and, for GPUs, NVIDIA's driver."""
 PROFILE_SECONDS = 120.0
-"""Time until EC2 accepts an instance profile that IAM has just created."""
+"""Maximum time until EC2 accepts an instance profile that IAM has just created."""
 _POLL_SECONDS = 3.0
 
 

@@ -234,7 +234,7 @@ def run_dir(paths: Paths, hosts: Hosts) -> Path:
 
 
 def restore_run(run: Path, job: JobConfig) -> None:
-    """Make the folder ``run`` that SageMaker restored from S3 resumable; an empty one stays as it is.
+    """Make the folder ``run`` that SageMaker restored from S3 resumable; an empty one stays unchanged.
 
     SageMaker may not restore the last files that were written, nor empty files such as the lock.
 

@@ -238,7 +238,7 @@ def test_job_saves_before_a_host_is_reclaimed_and_resumes_with_another(
     assert report["restarts"] == 1
     [restart] = report["restart_causes"]
     assert restart["step"] == step
-    assert restart["cause"].endswith(f"(127.0.0.2) got an interruption notice: {NOTICE}")
+    assert restart["cause"].endswith(f"(127.0.0.2) received an interruption notice: {NOTICE}")
     assert f"restarting (generation 2) from step {step}" in messages(result.stderr)[-1]
     assert_same_bits(training.run_dir, uninterrupted_on_servers)
 

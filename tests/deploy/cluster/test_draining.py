@@ -7,7 +7,7 @@ from deploy.cluster.job_state import State
 from trainer.runs.events import StoppedEvent
 
 NOTICE = "EC2 terminates this spot instance at noon"
-CAUSE = f"the host host 10.0.0.2 (10.0.0.2) got an interruption notice: {NOTICE}"
+CAUSE = f"the host host 10.0.0.2 (10.0.0.2) received an interruption notice: {NOTICE}"
 SAVED = saved(8)
 STOPPED = StoppedEvent(step=8, checkpoint="checkpoints/step-000000008")
 
