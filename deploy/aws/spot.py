@@ -69,7 +69,7 @@ class SpotMonitor:
             (when,) = _fields(recommendation, "noticeTime")
             if when not in self._recommended:
                 self._recommended.add(when)
-                self._log(f"EC2 recommends to rebalance this spot instance ({when}): writing a checkpoint")
+                self._log(f"EC2 recommends rebalancing this spot instance ({when}): writing a checkpoint")
 
 
 def _fields(text: str, *names: str) -> list[str]:

@@ -82,9 +82,9 @@ def test_each_notice_and_recommendation_is_logged_once(metadata: Metadata) -> No
     assert monitor.recommendations() == 2
     assert monitor.notice() == "EC2 hibernates this spot instance at 2017-09-18T08:22:00Z"
     assert [line.partition(" at ")[0] for line in lines] == [
-        "EC2 recommends to rebalance this spot instance (2020-10-27T08:22:00Z): writing a checkpoint",
+        "EC2 recommends rebalancing this spot instance (2020-10-27T08:22:00Z): writing a checkpoint",
         "EC2 hibernates this spot instance",
-        "EC2 recommends to rebalance this spot instance (2020-10-27T09:00:00Z): writing a checkpoint",
+        "EC2 recommends rebalancing this spot instance (2020-10-27T09:00:00Z): writing a checkpoint",
     ]
 
 

@@ -60,7 +60,7 @@ def test_new_agent_replaces_the_one_at_its_address(
     cluster.heartbeat_all()
     cluster.local.heartbeat()
     assert other.desired.action == "leave"
-    assert "replaces it" in other.desired.message
+    assert "has replaced it" in other.desired.message
     assert cluster.state is State.PREPARING
     cluster.hosts = [cluster.local, new]
     cluster.start()
