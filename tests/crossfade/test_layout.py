@@ -54,19 +54,19 @@ def product_files(root: Path) -> Iterator[Path]:
 
 def layer_violations(root: Path) -> list[str]:
     """Return a line for each import under ``root`` that runs against the order of packages, or past a wrapper."""
-    found = []
+    violations = []
     for path in product_files(root):
         relative = path.relative_to(root)
         package = relative.parts[0]
         for line, module in imported_modules(path, root):
             top = module.partition(".")[0]
             if top in LAYERS[LAYERS.index(package) + 1 :]:
-                found.append(f"{relative}:{line}: {package} imports {module}, which builds on it")
+                violations.append(f"{relative}:{line}: {package} imports {module}, which builds on it")
             if top in WRAPPED and not any(relative.match(pattern) for pattern in WRAPPED[top]):
-                found.append(f"{relative}:{line}: only {' and '.join(WRAPPED[top])} import {top}")
+                violations.append(f"{relative}:{line}: only {' and '.join(WRAPPED[top])} import {top}")
             if top == "tests":
-                found.append(f"{relative}:{line}: {package} imports {module}")
-    return found
+                violations.append(f"{relative}:{line}: {package} imports {module}")
+    return violations
 
 
 def may_import(room: str, other: str) -> bool:
@@ -80,7 +80,7 @@ def may_import(room: str, other: str) -> bool:
 
 def room_violations(root: Path) -> list[str]:
     """Return a line for each import inside ``trainer`` that runs against the order of its packages."""
-    found = []
+    violations = []
     for path in sorted((root / "trainer").rglob("*.py")):
         relative = path.relative_to(root)
         if len(relative.parts) < 3:
@@ -89,8 +89,8 @@ def room_violations(root: Path) -> list[str]:
         for line, module in imported_modules(path, root):
             parts = module.split(".")
             if parts[0] == "trainer" and len(parts) > 2 and not may_import(room, parts[1]):
-                found.append(f"{relative}:{line}: {room} imports {module}")
-    return sorted(set(found))
+                violations.append(f"{relative}:{line}: {room} imports {module}")
+    return sorted(set(violations))
 
 
 def circle(root: Path) -> list[str]:
@@ -116,21 +116,21 @@ def circle(root: Path) -> list[str]:
 
 def oversized(root: Path) -> list[str]:
     """Return a line for each module or function under ``root`` that is too long."""
-    found = []
+    problems = []
     for path in product_files(root):
         relative = path.relative_to(root)
         text = path.read_text(encoding="utf-8")
         lines = text.count("\n")
         if lines > MAX_FILE_LINES and relative.as_posix() not in LONG_FILES:
-            found.append(f"{relative}: {lines} lines, of {MAX_FILE_LINES} at most")
+            problems.append(f"{relative}: {lines} lines, of {MAX_FILE_LINES} at most")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
                 if length > MAX_FUNCTION_LINES:
-                    found.append(
+                    problems.append(
                         f"{relative}:{node.lineno}: {node.name} has {length} lines, of {MAX_FUNCTION_LINES} at most"
                     )
-    return found
+    return problems
 
 
 def misplaced_tests(root: Path) -> list[str]:

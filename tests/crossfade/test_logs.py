@@ -29,10 +29,10 @@ def _console_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def record(message: str, level: int = logging.INFO, **values: object) -> logging.LogRecord:
-    made = logging.makeLogRecord({"msg": message, "levelno": level, "levelname": logging.getLevelName(level)})
-    made.created = TIME
-    made.__dict__.update(values)
-    return made
+    record = logging.makeLogRecord({"msg": message, "levelno": level, "levelname": logging.getLevelName(level)})
+    record.created = TIME
+    record.__dict__.update(values)
+    return record
 
 
 def failed() -> logging.LogRecord:
@@ -178,6 +178,6 @@ def test_roles_log_text_and_train_displays_progress_by_default(tmp_path: Path) -
     assert "training: " in result.stderr
     assert messages(result.stderr) == []
     for role in ("server-0", "worker-0"):
-        said = messages((tmp_path / "run" / "logs" / f"{role}.log").read_text())
-        assert said[0] == "crossfade: phase name=starting"
-        assert said[-1] == "crossfade: ended"
+        logged = messages((tmp_path / "run" / "logs" / f"{role}.log").read_text())
+        assert logged[0] == "crossfade: phase name=starting"
+        assert logged[-1] == "crossfade: ended"

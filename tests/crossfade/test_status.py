@@ -140,10 +140,10 @@ def _kill_server(training: Training, run_dir: Path) -> None:
 
 def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs" / "fine", metrics=[step(50, at=9)], state=state("done", at=9))
-    damaged = write_run(
+    corrupt = write_run(
         tmp_path / "runs" / "damaged", metrics=[step(7, at=3)], state=state("failed", at=5, message="no")
     )
-    (damaged / "report.json").write_text('{"metrics"')
+    (corrupt / "report.json").write_text('{"metrics"')
     printed = print_here(tmp_path / "runs", capsys=capsys).splitlines()
     assert printed[0].split()[:3] == ["run", "state", "done"]
     assert [line.split()[:2] for line in printed[1:3]] == [["damaged", "failed"], ["fine", "done"]]

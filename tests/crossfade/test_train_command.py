@@ -221,11 +221,11 @@ def test_similar_by_name_and_by_id_lists_nearest_first(place: Path) -> None:
     assert by_name.stdout == by_id.stdout
     title, *lines = by_name.stdout.splitlines()
     assert title == "Genre 2 Song 7"
-    found = [re.fullmatch(r" +(-?\d\.\d{3})  (Genre \d Song \d+)", line) for line in lines]
-    cosines = [float(match[1]) for match in found if match]
+    matches = [re.fullmatch(r" +(-?\d\.\d{3})  (Genre \d Song \d+)", line) for line in lines]
+    cosines = [float(match[1]) for match in matches if match]
     assert len(cosines) == 5
     assert cosines == sorted(cosines, reverse=True)
-    assert title not in [match[2] for match in found if match]
+    assert title not in [match[2] for match in matches if match]
     assert sum("Genre 2" in line for line in lines) >= 3
 
 
@@ -294,9 +294,9 @@ def test_killed_run_is_moved_aside(place: Path) -> None:
 def test_existing_empty_folder_is_used(place: Path, tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
-    where = tmp_path / "empty" if folder == "." else tmp_path
+    cwd = tmp_path / "empty" if folder == "." else tmp_path
     succeeded(
-        crossfade("train", place / "run" / "job.yaml", "--run-dir", folder, "--set", "train.max_steps=1", cwd=where)
+        crossfade("train", place / "run" / "job.yaml", "--run-dir", folder, "--set", "train.max_steps=1", cwd=cwd)
     )
     assert (tmp_path / "empty" / "report.json").exists()
 

@@ -119,9 +119,9 @@ def test_dashboard_conforms_to_grafanas_models(name: str) -> None:
         from grafana_foundation_sdk.models.dashboard import Dashboard
 
     register_default_plugins()
-    given = load(name)
-    model = Dashboard.from_json(given)
-    assert list(differences(given, plain(model), "")) == []  # a model drops unknown fields
+    dashboard = load(name)
+    model = Dashboard.from_json(dashboard)
+    assert list(differences(dashboard, plain(model), "")) == []  # a model drops unknown fields
     assert list(type_errors(model, "")) == []
 
 
@@ -277,8 +277,8 @@ def test_run_variable_lists_runs_and_annotation_queries_are_valid(scraped: Scrap
         [_, run] = load(name)["templating"]["list"]
         label = re.fullmatch(r"label_values\((\w+), (\w+)\)", run["query"]["query"])
         assert label is not None
-        found = scraped.prometheus.ask(f"label/{label[2]}/values", **{"match[]": label[1]})
-        assert sorted(found) == sorted([ILL, GONE, "planted"])
+        label_values = scraped.prometheus.ask(f"label/{label[2]}/values", **{"match[]": label[1]})
+        assert sorted(label_values) == sorted([ILL, GONE, "planted"])
     for query in annotations():
         query.ask(scraped.prometheus, run["allValue"], time.time() - 60, time.time(), SCRAPE_SECONDS)
 

@@ -23,11 +23,11 @@ def links(text: str) -> Iterator[str]:
 
 def anchors(text: str) -> set[str]:
     """Return the anchors of all headings, as GitHub derives them: lower case, hyphens for spaces, no punctuation."""
-    found = set()
+    anchors = set()
     for heading in _HEADING.findall(_CODE_BLOCK.sub("", text)):
         words = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower())
-        found.add(words.replace(" ", "-"))
-    return found
+        anchors.add(words.replace(" ", "-"))
+    return anchors
 
 
 def dead_links(page: Path) -> list[str]:

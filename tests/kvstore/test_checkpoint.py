@@ -147,9 +147,9 @@ def test_local_store_and_servers_load_each_others_checkpoints(kind: OptimizerKin
     with closing(LocalStore()) as store:
         store.create([CUSTOMER, TRACK], optimizer, seed=1, checkpoint=from_servers)
         np.testing.assert_array_equal(store.pull({"customer": np.arange(50)})["customer"], arrays["weights"])
-        from_here = save_store(store, str(tmp_path), 2, [CUSTOMER, TRACK], optimizer)
+        saved_locally = save_store(store, str(tmp_path), 2, [CUSTOMER, TRACK], optimizer)
     into = blank_shards(CUSTOMER, optimizer, 4)
-    open_checkpoint(from_here).load(into)
+    open_checkpoint(saved_locally).load(into)
     assert_equal(join_shards(into), arrays)
 
 

@@ -73,39 +73,39 @@ def test_changed_byte_in_any_file_is_rejected_by_file_name(checkpoints: str) -> 
     load_small(uri)
     assert len(files_of(uri)) == 1 + 2 + 2 * (4 + 2)
     for path in files_of(uri):
-        intact = path.read_bytes()
-        for position in [*range(0, len(intact), 31), -3, -2, -1]:
+        original = path.read_bytes()
+        for position in [*range(0, len(original), 31), -3, -2, -1]:
             flip(path, position)
             with pytest.raises(CheckpointError) as caught:
                 load_small(uri)
             assert str(path) in str(caught.value), (path, position)
             assert caught.value.checkpoint == uri
-            path.write_bytes(intact)
+            path.write_bytes(original)
     load_small(uri)
 
 
 def test_file_of_wrong_size_is_rejected_by_file_name(checkpoints: str) -> None:
     uri = step_folder(checkpoints, 2)
     for path in files_of(uri):
-        intact = path.read_bytes()
-        for data in (b"", intact[:-1], intact[: len(intact) // 2], intact + b"\n"):
+        original = path.read_bytes()
+        for data in (b"", original[:-1], original[: len(original) // 2], original + b"\n"):
             path.write_bytes(data)
             with pytest.raises(CheckpointError) as caught:
                 open_checkpoint(uri)
             assert str(path) in str(caught.value)
             assert caught.value.checkpoint == uri
-        path.write_bytes(intact)
+        path.write_bytes(original)
 
 
 def test_missing_file_is_rejected_by_file_name(checkpoints: str) -> None:
     uri = step_folder(checkpoints, 2)
     for path in files_of(uri):
-        intact = path.read_bytes()
+        original = path.read_bytes()
         path.unlink()
         with pytest.raises(CheckpointError, match="missing") as caught:
             open_checkpoint(uri)
         assert str(path) in str(caught.value)
-        path.write_bytes(intact)
+        path.write_bytes(original)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,9 @@ def test_files_without_requested_rows_are_not_opened(checkpoints: str) -> None:
     uri = step_folder(checkpoints, 2)
     for path in [Path(uri, "customer", "weights.00001-of-00004.npy"), *Path(uri, "track").iterdir()]:
         flip(path, 130)
-    even = blank_shards(CUSTOMER, ROWWISE, 2)[0]
-    open_checkpoint(uri).load([even])
-    np.testing.assert_array_equal(even.arrays["weights"], random_table(CUSTOMER, ROWWISE, seed=2)["weights"][::2])
+    even_rows = blank_shards(CUSTOMER, ROWWISE, 2)[0]
+    open_checkpoint(uri).load([even_rows])
+    np.testing.assert_array_equal(even_rows.arrays["weights"], random_table(CUSTOMER, ROWWISE, seed=2)["weights"][::2])
     with pytest.raises(CheckpointError, match=r"weights.00001-of-00004.npy"):
         open_checkpoint(uri).load([blank_shards(CUSTOMER, ROWWISE, 2)[1]])
 

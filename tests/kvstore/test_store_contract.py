@@ -223,10 +223,10 @@ def test_reset_rows_are_initialized_and_other_rows_are_loaded(
     for table in TABLES:
         before, after, never = (load_table(checkpoint, table, optimizer) for checkpoint in (old, new, fresh))
         rows = resets[table.name]
-        kept = np.setdiff1d(np.arange(table.rows), rows)
+        other_rows = np.setdiff1d(np.arange(table.rows), rows)
         for name, values in after.items():
             np.testing.assert_array_equal(values[rows], never[name][rows], err_msg=name)
-            np.testing.assert_array_equal(values[kept], before[name][kept], err_msg=name)
+            np.testing.assert_array_equal(values[other_rows], before[name][other_rows], err_msg=name)
     push_step(store)
 
 

@@ -36,9 +36,9 @@ class Mutant:
         Raises:
             ValueError: the mutant does not apply.
         """
-        found = text.count(self.find)
-        if found != 1:
-            raise ValueError(f"its text to find occurs {found} times in {self.file}")
+        count = text.count(self.find)
+        if count != 1:
+            raise ValueError(f"its text to find occurs {count} times in {self.file}")
         changed = text.replace(self.find, self.replace)
         if changed == text:
             raise ValueError("it changes nothing")
@@ -68,15 +68,15 @@ def load_mutants() -> list[Mutant]:
     mutants: list[Mutant] = []
     for path in sorted(HERE.glob("*.toml")):
         for entry in tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]:
-            where = f"{path.name}: {entry.get('name', 'an entry without a name')}"
+            place = f"{path.name}: {entry.get('name', 'an entry without a name')}"
             if unknown := set(entry) - _KEYS:
-                raise UsageError(f"{where}: {', '.join(sorted(unknown))}: unknown key")
+                raise UsageError(f"{place}: {', '.join(sorted(unknown))}: unknown key")
             if missing := _KEYS - {"note"} - set(entry):
-                raise UsageError(f"{where}: lacks {', '.join(sorted(missing))}")
+                raise UsageError(f"{place}: lacks {', '.join(sorted(missing))}")
             if not entry["tests"]:
-                raise UsageError(f"{where}: names no test")
+                raise UsageError(f"{place}: names no test")
             if any(entry["name"] == mutant.name for mutant in mutants):
-                raise UsageError(f"{where}: the name is used twice")
+                raise UsageError(f"{place}: the name is used twice")
             values = {key: entry[key] for key in ("name", "file", "find", "replace")}
             mutants.append(Mutant(**values, tests=tuple(entry["tests"])))
     return mutants

@@ -168,9 +168,9 @@ def summary(results: Sequence[Result], seconds: float) -> list[str]:
     width = max(map(len, [*packages, "all"]))
     lines = [""]
     for package in [*packages, "all"]:
-        of = [result for result in results if package in {result.mutant.package, "all"}]
-        noticed = sum(result.verdict == "noticed" for result in of)
-        lines.append(f"{package:<{width}}  {noticed:3d} of {len(of):3d} noticed")
+        selected = [result for result in results if package in {result.mutant.package, "all"}]
+        noticed = sum(result.verdict == "noticed" for result in selected)
+        lines.append(f"{package:<{width}}  {noticed:3d} of {len(selected):3d} noticed")
     for verdict in ("survived", "broken"):
         names = sorted(result.mutant.name for result in results if result.verdict == verdict)
         if names:

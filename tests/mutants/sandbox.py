@@ -158,24 +158,24 @@ def applied(copy: Path, mutant: Mutant, number: int) -> Iterator[None]:
     file gets a time of its own, and the kernels that numba has compiled from the file are set aside and restored.
     """
     path = copy / mutant.file
-    found = path.stat()
+    original = path.stat()
     text = path.read_text(encoding="utf-8")
-    aside = copy.parent / f"{copy.name}-kernels"
+    backup = copy.parent / f"{copy.name}-kernels"
     kernels = [kept for suffix in ("nbi", "nbc") for kept in path.parent.glob(f"__pycache__/{path.stem}.*.{suffix}")]
-    aside.mkdir()
+    backup.mkdir()
     for kept in kernels:
-        kept.rename(aside / kept.name)
+        kept.rename(backup / kept.name)
     try:
         path.write_text(mutant.applied_to(text), encoding="utf-8")
-        changed = found.st_mtime_ns + (1 + number) * 10**9
+        changed = original.st_mtime_ns + (1 + number) * 10**9
         os.utime(path, ns=(changed, changed))
         yield
     finally:
         path.write_text(text, encoding="utf-8")
-        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        os.utime(path, ns=(original.st_atime_ns, original.st_mtime_ns))
         for suffix in ("nbi", "nbc"):
             for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.{suffix}"):
                 compiled.unlink()
-        for kept in aside.iterdir():
+        for kept in backup.iterdir():
             kept.rename(path.parent / "__pycache__" / kept.name)
-        aside.rmdir()
+        backup.rmdir()

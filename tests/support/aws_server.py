@@ -199,12 +199,12 @@ class AwsServer:
         with self._lock:
             self.calls.append(call)
             script = self._scripts.get(call.action)
-            found = script.next() if script else None
+            scripted = script.next() if script else None
             first = self._before.get(call.action)
         if first:
             first(call)
-        if found:
-            return found[0], found[1](call)
+        if scripted:
+            return scripted[0], scripted[1](call)
         handler = self._handlers.get(call.action)
         return handler(call) if handler else None
 

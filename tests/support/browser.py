@@ -22,13 +22,13 @@ _FLAGS = (
 
 def chromium() -> str:
     """Return the path of Chromium. Without one, skip the test; in CI, fail it."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
         missing = "Chromium is not installed: apt-get install chromium"
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
-    return found
+    return path
 
 
 @contextmanager

@@ -181,12 +181,12 @@ def jobs(draw: random.Random, folder: Path) -> tuple[Command, str]:
     """Corrupt a job file: its bytes, or its structure."""
     _delete_run(folder)
     path = folder / "job.yaml"
-    how = draw.randrange(5)
-    if how < 2:
+    mutation = draw.randrange(5)
+    if mutation < 2:
         _corrupt_one(draw, folder, "job.yaml", corrupt_text)
-    elif how == 2:
+    elif mutation == 2:
         path.write_bytes(draw.randbytes(draw.randrange(300)))
-    elif how == 3:
+    elif mutation == 3:
         path.write_text(json.dumps(any_value(draw)))
     else:
         path.write_text(json.dumps(corrupt_tree(draw, json.loads(path.read_text()))))

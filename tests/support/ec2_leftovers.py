@@ -6,22 +6,28 @@ from aws_server import AwsServer
 def leftovers(aws: AwsServer) -> list[str]:
     """Return a description of each resource, except for those that moto has from the start."""
     ec2, iam, ssm = aws.client("ec2"), aws.client("iam"), aws.client("ssm")
-    found = [
+    remaining = [
         f"instance {instance['InstanceId']} ({instance['State']['Name']})"
         for reservation in ec2.describe_instances()["Reservations"]
         for instance in reservation["Instances"]
         if instance["State"]["Name"] != "terminated"
     ]
-    found += [f"volume {volume['VolumeId']}" for volume in ec2.describe_volumes()["Volumes"]]
+    remaining += [f"volume {volume['VolumeId']}" for volume in ec2.describe_volumes()["Volumes"]]
     groups = ec2.describe_security_groups()["SecurityGroups"]
-    found += [f"security group {group['GroupName']}" for group in groups if group["GroupName"] != "default"]
+    remaining += [f"security group {group['GroupName']}" for group in groups if group["GroupName"] != "default"]
     interfaces = ec2.describe_network_interfaces()["NetworkInterfaces"]
-    found += [f"network interface {one['NetworkInterfaceId']}" for one in interfaces if one["Status"] == "available"]
-    found += [f"placement group {name}" for name in aws.placement_groups]
-    found += [f"role {role['RoleName']}" for role in iam.list_roles()["Roles"]]
-    found += [f"profile {one['InstanceProfileName']}" for one in iam.list_instance_profiles()["InstanceProfiles"]]
-    ours = [{"Key": "Name", "Option": "BeginsWith", "Values": ["/crossfade"]}]
-    found += [f"parameter {one['Name']}" for one in ssm.describe_parameters(ParameterFilters=ours)["Parameters"]]
+    remaining += [
+        f"network interface {one['NetworkInterfaceId']}" for one in interfaces if one["Status"] == "available"
+    ]
+    remaining += [f"placement group {name}" for name in aws.placement_groups]
+    remaining += [f"role {role['RoleName']}" for role in iam.list_roles()["Roles"]]
+    remaining += [f"profile {one['InstanceProfileName']}" for one in iam.list_instance_profiles()["InstanceProfiles"]]
+    own_parameters = [{"Key": "Name", "Option": "BeginsWith", "Values": ["/crossfade"]}]
+    remaining += [
+        f"parameter {one['Name']}" for one in ssm.describe_parameters(ParameterFilters=own_parameters)["Parameters"]
+    ]
     requests = ec2.describe_spot_instance_requests()["SpotInstanceRequests"]
-    found += [f"spot request {one['SpotInstanceRequestId']}" for one in requests if one["State"] in {"open", "active"}]
-    return found
+    remaining += [
+        f"spot request {one['SpotInstanceRequestId']}" for one in requests if one["State"] in {"open", "active"}
+    ]
+    return remaining

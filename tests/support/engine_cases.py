@@ -239,12 +239,12 @@ def print_mxnet_results() -> None:
     """Print the result of MXNet's engine for each case as JSON, or why MXNet is missing. Runs in its own process."""
     from trainer.model.engines.mxnet import MXNetEngine
 
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     try:
         for name, case in CASES.items():
             engine = MXNetEngine(case.model, case.loss_spec, case.spec, "cpu")
             loss, *gradients = gradients_by(engine, case)
-            found[name] = [loss, *(gradient.tolist() for gradient in gradients)]
+            results[name] = [loss, *(gradient.tolist() for gradient in gradients)]
     except MissingExtraError as error:
-        found = {"missing": str(error)}
-    print(json.dumps(found))
+        results = {"missing": str(error)}
+    print(json.dumps(results))

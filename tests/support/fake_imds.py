@@ -27,8 +27,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         """Issue a token."""
         seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
-        good = seconds.isdecimal() and 1 <= int(seconds) <= MAX_TOKEN_SECONDS
-        if self.path == "/latest/api/token" and good:
+        is_valid = seconds.isdecimal() and 1 <= int(seconds) <= MAX_TOKEN_SECONDS
+        if self.path == "/latest/api/token" and is_valid:
             self._answer(HTTPStatus.OK, self.server.metadata.issue_token())
         else:
             self._answer(HTTPStatus.BAD_REQUEST, "")

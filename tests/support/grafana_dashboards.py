@@ -37,8 +37,8 @@ class Query:
         assert "$" not in text, f"unknown variable: {self}"
         if self.instant:
             return [float(each["value"][1]) for each in prometheus.ask("query", query=text, time=end)["result"]]
-        found = prometheus.ask("query_range", query=text, start=begin, end=end, step=scrape_seconds)["result"]
-        return [float(value) for each in found for _, value in each["values"]]
+        series = prometheus.ask("query_range", query=text, start=begin, end=end, step=scrape_seconds)["result"]
+        return [float(value) for each in series for _, value in each["values"]]
 
 
 def load(name: str) -> Json:

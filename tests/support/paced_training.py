@@ -75,12 +75,12 @@ class Training:
 
     def writers(self) -> list[psutil.Process]:
         """Return the processes that are writing a checkpoint."""
-        found = []
+        events = []
         for process in self.command.mark.processes():
             with suppress(psutil.Error):
                 if "kvstore.checkpoint.writer" in process.cmdline():
-                    found.append(process)
-        return found
+                    events.append(process)
+        return events
 
     def wait_for_checkpoint_start(self) -> None:
         """Return when the next checkpoint starts to be written."""

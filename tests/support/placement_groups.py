@@ -39,8 +39,8 @@ class PlacementGroups:
     def DescribePlacementGroups(self, call: Call) -> tuple[int, str]:
         """Return the groups with the requested tag."""
         tag, value = call.body["Filter.1.Name"].removeprefix("tag:"), call.body["Filter.1.Value.1"]
-        found = [name for name, tags in self.tags.items() if tags.get(tag) and value in {"*", tags[tag]}]
-        items = "".join(f"<item>{self._describe(name)}</item>" for name in found)
+        names = [name for name, tags in self.tags.items() if tags.get(tag) and value in {"*", tags[tag]}]
+        items = "".join(f"<item>{self._describe(name)}</item>" for name in names)
         return _response(call, f"<placementGroupSet>{items}</placementGroupSet>")
 
     def DeletePlacementGroup(self, call: Call) -> tuple[int, str]:

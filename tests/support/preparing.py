@@ -70,12 +70,12 @@ def interactions(out: Path, split: str) -> list[Row]:
     """Return the interactions of a split with IDs instead of rows, in the order of the files."""
     manifest = read_manifest(Folder(out))
     ids = {entity: [row["id"] for row in vocabulary(out, entity)] for entity in manifest.entities}
-    found = []
+    rows = []
     for file in manifest.splits[split].files:
         for row in pq.read_table(out / file.path).to_pylist():
             query, item, *rest = row.values()
-            found.append((ids[manifest.query][query], ids[manifest.item][item], *rest))
-    return found
+            rows.append((ids[manifest.query][query], ids[manifest.item][item], *rest))
+    return rows
 
 
 def checksums(out: Path) -> dict[str, str]:

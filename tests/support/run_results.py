@@ -40,6 +40,6 @@ def checkpoint_arrays(run: Path, entity: str) -> dict[str, FloatArray]:
     with closing(checkpoint):
         [table] = [table for table in checkpoint.manifest.tables if table.name == entity]
         state = make_optimizer(checkpoint.manifest.optimizer, table.rows, table.dim).state
-        found = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
-        checkpoint.load([TableShard(entity, table.rows, 0, 1, found)])
-    return found
+        arrays = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
+        checkpoint.load([TableShard(entity, table.rows, 0, 1, arrays)])
+    return arrays

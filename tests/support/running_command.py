@@ -117,13 +117,13 @@ _LOG_LINE = re.compile(
 
 def messages(stderr: str) -> list[str]:
     """Return the messages of a command, without its progress bar: console lines, and log lines in the same form."""
-    found = []
+    lines = []
     for line in stderr.splitlines():
         if match := _LOG_LINE.fullmatch(line):
-            found.append(f"crossfade: {'error: ' * (match['level'] == 'ERROR')}{match['message']}")
+            lines.append(f"crossfade: {'error: ' * (match['level'] == 'ERROR')}{match['message']}")
         elif "crossfade: " in line:
-            found.append(line[line.index("crossfade: ") :])
-    return found
+            lines.append(line[line.index("crossfade: ") :])
+    return lines
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:

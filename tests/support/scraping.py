@@ -39,8 +39,8 @@ def targets(address: str) -> dict[str, str]:
 
 def families(text: str) -> set[str]:
     """Return the names of metrics as the table lists them: counters with ``_total``."""
-    found = text_string_to_metric_families(text)
-    return {f"{family.name}_total" if family.type == "counter" else family.name for family in found}
+    families = text_string_to_metric_families(text)
+    return {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
 
 
 def samples(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:

@@ -156,8 +156,8 @@ def test_unreachable_endpoint_error_names_the_region(aws: AwsServer, monkeypatch
     ],
 )
 def test_gpu_selects_the_image_variant(instance_type: str, gpu: str | None, variant: str) -> None:
-    found = accelerator_of(instance_type)
-    assert (found.gpu.name if found.gpu else None, found.variant) == (gpu, variant)
+    accelerator = accelerator_of(instance_type)
+    assert (accelerator.gpu.name if accelerator.gpu else None, accelerator.variant) == (gpu, variant)
 
 
 @pytest.mark.parametrize(
@@ -229,10 +229,10 @@ def test_cost_ceiling_is_hours_times_hosts_times_price() -> None:
 
 def test_only_two_files_import_boto3() -> None:
     root = Path(__file__).resolve().parents[3]
-    found = {
+    importers = {
         str(path.relative_to(root))
         for package in ("kvstore", "trainer", "deploy", "crossfade")
         for path in (root / package).rglob("*.py")
         if re.search(r"^\s*(import boto|from boto(3|core)[. ])", path.read_text(), re.MULTILINE)
     }
-    assert found == {"deploy/aws/clients.py", "deploy/aws/errors.py"}
+    assert importers == {"deploy/aws/clients.py", "deploy/aws/errors.py"}

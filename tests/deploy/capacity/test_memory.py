@@ -25,8 +25,8 @@ def test_planned_keys_equal_the_layout(tmp_path: Path, zipf: Path, servers: int)
     job = zipf_job(tmp_path, zipf, cluster={"servers": servers, "max_key_bytes": 4096})
     inputs = read_inputs(job)
     layouts = make_layout(inputs.model.tables, servers, 4096)
-    found = [(table.name, table.keys, table.key_rows) for table in plan_capacity(inputs).tables]
-    assert found == [(layout.table.name, layout.keys, layout.key_shape[0]) for layout in layouts]
+    planned = [(table.name, table.keys, table.key_rows) for table in plan_capacity(inputs).tables]
+    assert planned == [(layout.table.name, layout.keys, layout.key_shape[0]) for layout in layouts]
     assert layouts[0].keys > 10
 
 

@@ -27,7 +27,7 @@ def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
     inputs = read_inputs(job)
     items = inputs.model.item
     counts_N = Vocabulary(Folder(data), inputs.manifest, items.name).counts()
-    found = []
+    counts = []
     with closing(InteractionReader(Folder(data), inputs.manifest)) as reader:
         schedule = BatchSchedule(
             reader,
@@ -41,8 +41,8 @@ def count_touched_rows(job: JobConfig, data: Path) -> list[float]:
         workers = job.cluster.workers
         for rank in range(workers):
             steps = batches(schedule, sampler, epoch=0, first_step=0, rank=rank, workers=workers)
-            found.append(float(np.mean([len(step.query.rows_A) + len(step.item.rows_A) for step in steps])))
-    return found
+            counts.append(float(np.mean([len(step.query.rows_A) + len(step.item.rows_A) for step in steps])))
+    return counts
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_wire_bytes_are_those_of_the_busiest_card(tmp_path: Path, zipf: Path) ->
     servers, workers = ([Role(kind, index) for index in range(2)] for kind in ("server", "worker"))  # type: ignore[arg-type]
     row = 2 * (8 + 4 + traffic.dim * 4) + 8
     assert busiest_bytes(traffic, [[*servers, *workers]]) == 0
-    apart = busiest_bytes(traffic, [servers, workers])
-    assert apart == pytest.approx(sum(traffic.rows) * row)
+    separate_bytes = busiest_bytes(traffic, [servers, workers])
+    assert separate_bytes == pytest.approx(sum(traffic.rows) * row)
     four = busiest_bytes(traffic, [[role] for role in (*servers, *workers)])
     assert four == pytest.approx(max(*traffic.rows, sum(traffic.rows) / 2) * row)
     paired = busiest_bytes(traffic, [list(pair) for pair in zip(servers, workers, strict=True)])

@@ -55,14 +55,14 @@ def test_agent_joins_and_gets_desired_states_over_http(served: tuple[Cluster, Ad
     cluster, address = served
     remote = RemoteCoordinator(address, TOKEN)
     agent = Host(cluster, "127.0.0.2")
-    hello = remote.send_heartbeat(agent.make_heartbeat())
-    assert remote.send_heartbeat(agent.make_heartbeat(coordinator=hello.coordinator)).action == "wait"
+    first_desired = remote.send_heartbeat(agent.make_heartbeat())
+    assert remote.send_heartbeat(agent.make_heartbeat(coordinator=first_desired.coordinator)).action == "wait"
     assert cluster.state is State.PREPARING
     cluster.start()
     event = NumberedEvent(
         number=1, generation=1, role="worker-0", event=step(3).model_copy(update={"loss": float("inf")})
     )
-    desired = remote.send_heartbeat(agent.make_heartbeat(coordinator=hello.coordinator, events=[event]))
+    desired = remote.send_heartbeat(agent.make_heartbeat(coordinator=first_desired.coordinator, events=[event]))
     assert (desired.action, desired.roles, desired.acknowledged_event) == ("run", ["server-1", "worker-1"], 1)
     assert [event["loss"] for event in cluster.events("step")] == [float("inf")]
     status, answer = ask("GET", "/v1/status")

@@ -33,15 +33,15 @@ def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, byte
 
 
 def test_stored_value_is_found_until_deleted(place: Rendezvous) -> None:
-    where = place.new_generation()
-    assert ask(where, "GET", "global/0") == (404, b"")
-    assert ask(where, "PUT", "global/0", b"\0address\xff") == (200, b"")
-    assert ask(where, "GET", "global/0") == (200, b"\0address\xff")
-    assert ask(where, "GET", "cross_0/0")[0] == 404
-    assert ask(where, "PUT", "global/0", b"another") == (200, b"")
-    assert ask(where, "GET", "global/0") == (200, b"another")
-    assert ask(where, "DELETE", "global/0") == (200, b"")
-    assert ask(where, "GET", "global/0") == (404, b"")
+    address = place.new_generation()
+    assert ask(address, "GET", "global/0") == (404, b"")
+    assert ask(address, "PUT", "global/0", b"\0address\xff") == (200, b"")
+    assert ask(address, "GET", "global/0") == (200, b"\0address\xff")
+    assert ask(address, "GET", "cross_0/0")[0] == 404
+    assert ask(address, "PUT", "global/0", b"another") == (200, b"")
+    assert ask(address, "GET", "global/0") == (200, b"another")
+    assert ask(address, "DELETE", "global/0") == (200, b"")
+    assert ask(address, "GET", "global/0") == (404, b"")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
@@ -56,26 +56,26 @@ def test_new_generation_is_empty_and_rejects_the_earlier_secret(place: Rendezvou
 
 
 def test_keys_and_values_are_bounded(place: Rendezvous) -> None:
-    where = place.new_generation()
+    address = place.new_generation()
     longest = rendezvous.VALUE_BYTES + WORKERS * rendezvous.VALUE_BYTES_PER_WORKER
-    assert ask(where, "PUT", "global/0", bytes(longest)) == (200, b"")
-    assert ask(where, "PUT", "global/1", bytes(longest + 1))[0] == 413
-    assert ask(where, "GET", "k" * (rendezvous.MAX_KEY_BYTES + 1))[0] == 414
+    assert ask(address, "PUT", "global/0", bytes(longest)) == (200, b"")
+    assert ask(address, "PUT", "global/1", bytes(longest + 1))[0] == 413
+    assert ask(address, "GET", "k" * (rendezvous.MAX_KEY_BYTES + 1))[0] == 414
     for number in range(1, WORKERS * rendezvous.KEYS_PER_WORKER):
-        assert ask(where, "PUT", f"global/{number}", b"address") == (200, b"")
-    assert ask(where, "PUT", "global/one-more", b"address")[0] == 507
-    assert ask(where, "PUT", "global/0", b"again") == (200, b"")
+        assert ask(address, "PUT", f"global/{number}", b"address") == (200, b"")
+    assert ask(address, "PUT", "global/one-more", b"address")[0] == 507
+    assert ask(address, "PUT", "global/0", b"again") == (200, b"")
 
 
 def test_interrupted_request_stores_nothing(place: Rendezvous) -> None:
-    where = place.new_generation()
-    host, port = where.partition("/")[0].split(":")
-    path = f"/{where.partition('/')[2]}:{port}/global/0"
+    address = place.new_generation()
+    host, port = address.partition("/")[0].split(":")
+    path = f"/{address.partition('/')[2]}:{port}/global/0"
     with socket.create_connection((host, int(port)), 5) as connection:
         connection.sendall(f"PUT {path} HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf".encode())
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
-    assert ask(where, "GET", "global/0") == (404, b"")
+    assert ask(address, "GET", "global/0") == (404, b"")
 
 
 def test_only_workers_get_the_rendezvous_of_their_job(monkeypatch: pytest.MonkeyPatch) -> None:

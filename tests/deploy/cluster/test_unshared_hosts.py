@@ -40,8 +40,8 @@ def two_hosts(
     first, second, release = place / f"{name}-1", place / f"{name}-2", place / "release"
     variables = pace(place, release, {**s3.variables, "CROSSFADE_TOKEN": TOKEN})
     at = f"127.0.0.1:{free_ports(1)[0]}"
-    apart = [f"cluster.coordinator_address={at}", "cluster.hosts=2", "cluster.shared_run_dir=false"]
-    sets = [word for key in apart for word in ("--set", key)]
+    settings = [f"cluster.coordinator_address={at}", "cluster.hosts=2", "cluster.shared_run_dir=false"]
+    sets = [word for key in settings for word in ("--set", key)]
     with ExitStack() as stack:
         train = ("train", "s3.yaml", *ON_SERVERS, *sets, *options, "--run-dir", first)
         command = stack.enter_context(started(*train, cwd=place, variables=variables))
@@ -57,9 +57,9 @@ def test_hosts_sharing_only_s3_match_one_host_and_resume_elsewhere(tmp_path: Pat
     write_job(tmp_path / "local.yaml", data, **SECTIONS)
     succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
     write_job(tmp_path / "s3.yaml", s3.upload(data, "interactions"), **SECTIONS)
-    to = ("--set", f"checkpoint.path={s3.uri('checkpoints')}")
+    checkpoint_path = ("--set", f"checkpoint.path={s3.uri('checkpoints')}")
 
-    with two_hosts(tmp_path, "stopped", s3, to) as (training, agent):
+    with two_hosts(tmp_path, "stopped", s3, checkpoint_path) as (training, agent):
         training.wait(lambda: any("valid" in record for record in training.events("epoch")), "an epoch")
         training.wait_for("checkpoint_saved")
         assert "worker-1" in agent.roles()
@@ -69,7 +69,7 @@ def test_hosts_sharing_only_s3_match_one_host_and_resume_elsewhere(tmp_path: Pat
     assert not (tmp_path / "stopped-1" / "embeddings").exists()
 
     # Other machines, which have only the job file with its checkpoint path.
-    with two_hosts(tmp_path, "new", s3, (*to, "--resume")) as (training, agent):
+    with two_hosts(tmp_path, "new", s3, (*checkpoint_path, "--resume")) as (training, agent):
         result = succeeded(training.finish())
         succeeded(agent.finish())
     assert "resuming from step" in result.stderr

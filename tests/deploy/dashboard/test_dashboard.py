@@ -254,10 +254,10 @@ def test_page_is_accessible_and_fits_the_window(
         for graph in GRAPHS:
             wait_for_graph(visit, graph, "t.length > 0")
         page.get_by_text("job.yaml of one").click()
-        found = Axe().run(page).response["violations"]
+        violations = Axe().run(page).response["violations"]
         serious = [
             (rule["id"], [node["html"] for node in rule["nodes"]])
-            for rule in found
+            for rule in violations
             if rule["impact"] in {"serious", "critical"}
         ]
         assert not serious, json.dumps(serious, indent=1)

@@ -129,17 +129,17 @@ def test_every_process_of_a_job_on_two_hosts_can_be_discovered_and_scraped(job: 
         ):
             address = metrics_address(training)
             training.wait_for("checkpoint_saved")
-            found = targets(address)
-            assert {name: where.partition(":")[0] for name, where in found.items()} == {
+            discovered = targets(address)
+            assert {name: where.partition(":")[0] for name, where in discovered.items()} == {
                 name: host for name, (host, _) in ON_TWO_HOSTS.items()
             }
-            texts = {name: scrape(where) for name, where in found.items()}
+            texts = {name: scrape(where) for name, where in discovered.items()}
             for name, text in texts.items():
                 expected = ON_TWO_HOSTS[name][1]
                 first = name.startswith("worker") and 'rank="0"' in text
                 assert families(text) == (expected | FIRST if first else expected), name
                 no_complaints(text)
-                assert ask(found[name], "/healthz")[0] == 200
+                assert ask(discovered[name], "/healthz")[0] == 200
                 assert value(text, "crossfade_build_info", run="planted", role=name.partition("-")[0]) == 1
             assert value(texts["coordinator"], "crossfade_role_up") == 5
             assert value(texts["agent"], "crossfade_running_roles") == 2

@@ -74,8 +74,8 @@ def test_each_line_is_read_once_and_only_when_complete(tmp_path: Path) -> None:
 
 def test_invalid_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    good = b'{"time": 1, "event": "e", "number": %d}\n'
-    path.write_bytes(good % 1 + b"\xff\xfe\n" + b"[1, 2]\n" + b'{"event": "without a time"}\n' + good % 2)
+    valid_line = b'{"time": 1, "event": "e", "number": %d}\n'
+    path.write_bytes(valid_line % 1 + b"\xff\xfe\n" + b"[1, 2]\n" + b'{"event": "without a time"}\n' + valid_line % 2)
     tail = Tail(path)
     assert events_of(tail) == [1, 2]
     assert tail.problem() == "log: 3 lines cannot be read, skipped (first: line 2)"
@@ -127,10 +127,10 @@ def test_repeated_steps_count_once_and_rates_do_not_cross_a_restart() -> None:
 
 
 def test_invalid_event_is_counted_and_adds_no_line(tmp_path: Path) -> None:
-    bad = step(2, at=2)
-    del bad["seconds"]["push"]
-    worse = {**step(3, at=3), "loss": "a lot"}
-    folder = write_run(tmp_path / "run", metrics=[step(1, at=1), bad, worse, step(4, at=4)])
+    without_loss = step(2, at=2)
+    del without_loss["seconds"]["push"]
+    with_text_loss = {**step(3, at=3), "loss": "a lot"}
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=1), without_loss, with_text_loss, step(4, at=4)])
     run = read(folder)
     assert run.training.steps["step"].tolist() == [1, 4]
     assert run.training.steps["push"].shape == (2,)
@@ -346,20 +346,20 @@ def test_unreadable_file_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_runs_are_found_two_levels_deep_and_new_ones_appear(tmp_path: Path) -> None:
-    found = Runs([tmp_path])
-    assert found.readers() == []
+    runs = Runs([tmp_path])
+    assert runs.readers() == []
     write_run(tmp_path / "plays")
     write_run(tmp_path / "search" / "trial-0000")
     write_run(tmp_path / "a" / "b" / "too-deep")
     (tmp_path / "search" / "job.yaml").write_text("name: search\n")  # as 'crossfade tune' has it
     (tmp_path / "notes.txt").write_text("")
-    assert [run.name for run in found.readers()] == ["plays", "search/trial-0000"]
-    first = found.readers()[0]
+    assert [run.name for run in runs.readers()] == ["plays", "search/trial-0000"]
+    first = runs.readers()[0]
     write_run(tmp_path / "day2")
-    assert [run.name for run in found.readers()] == ["day2", "plays", "search/trial-0000"]
-    assert found.readers()[1] is first
+    assert [run.name for run in runs.readers()] == ["day2", "plays", "search/trial-0000"]
+    assert runs.readers()[1] is first
     (tmp_path / "day2").rename(tmp_path / "day3")
-    assert [run.name for run in found.readers()] == ["day3", "plays", "search/trial-0000"]
+    assert [run.name for run in runs.readers()] == ["day3", "plays", "search/trial-0000"]
 
 
 def test_run_folder_as_argument_is_named_by_folder_or_path(tmp_path: Path) -> None:

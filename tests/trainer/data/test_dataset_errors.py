@@ -172,8 +172,8 @@ def test_invalid_value_is_rejected_with_its_row(
     train_error: TrainError, place: Path, what: str, column: str, value: Any, expected: str
 ) -> None:
     changed(place / "data", column, 1234, value)
-    where = f"{place / 'data' / FILE}, row group 1, row 234"
-    assert documented(what, train_error()) == f"{where}: {expected}; prepare the data again"
+    row_place = f"{place / 'data' / FILE}, row group 1, row 234"
+    assert documented(what, train_error()) == f"{row_place}: {expected}; prepare the data again"
 
 
 # ---- the manifest, and what is in it
@@ -291,6 +291,6 @@ def test_file_that_changes_during_training_ends_the_run(place: Path, how: str) -
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]
     assert line.startswith(f"crossfade: error: {path}: ")
-    what = {"vanishes": "a data file deleted during training", "changes": "a data file changed during training"}
-    documented(what[how], line.removeprefix("crossfade: error: "))
+    causes = {"vanishes": "a data file deleted during training", "changes": "a data file changed during training"}
+    documented(causes[how], line.removeprefix("crossfade: error: "))
     assert "Traceback" not in result.stderr

@@ -70,21 +70,21 @@ def all_features(raw: Path) -> list[str]:
 def vocabulary(data: Path, entity: str) -> list[Row]:
     manifest = read_manifest(Folder(data))
     columns = ["id", "count", *(["name"] if manifest.entities[entity].has_names else [])]
-    found = Vocabulary(Folder(data), manifest, entity).read(0, manifest.entities[entity].rows, columns)
-    return [tuple(row.values()) for row in found.to_pylist()]
+    columns_read = Vocabulary(Folder(data), manifest, entity).read(0, manifest.entities[entity].rows, columns)
+    return [tuple(row.values()) for row in columns_read.to_pylist()]
 
 
 def values(data: Path, entity: str, name: str) -> dict[Any, list[Any]]:
     """Return the values of each ID that has some."""
     lists = load_feature(Folder(data), read_manifest(Folder(data)), entity, name)
-    found = {}
+    values_by_id = {}
     for row, (own_id, *_) in enumerate(vocabulary(data, entity)):
         starts, rows = lists.gather(np.array([row]))
         assert starts.tolist() == [0, len(rows)]
         assert lists.has_values(np.array([row])).tolist() == [len(rows) > 0]
         if len(rows):
-            found[own_id] = sorted(vocabulary(data, name)[value][0] for value in rows)
-    return found
+            values_by_id[own_id] = sorted(vocabulary(data, name)[value][0] for value in rows)
+    return values_by_id
 
 
 def problems(data: Path) -> Sequence[str]:
@@ -155,9 +155,9 @@ def test_extending_keeps_rows_and_replaces_values_of_rows_with_new_ones(raw: Pat
     for start_from in (None, "runs/first/checkpoints"):
         job = check_job({**JOB, "data": {"path": str(second)}, "checkpoint": {"warm_start_from": start_from}}, "test")
         towers = load_towers(job, make_model(job, manifest), Folder(second), manifest)
-        of = towers.of("track")
-        assert of is not None
-        loaded[start_from] = of.warm_R.tolist()
+        feature_tables = towers.of("track")
+        assert feature_tables is not None
+        loaded[start_from] = feature_tables.warm_R.tolist()
     assert loaded["runs/first/checkpoints"] == warm_R.tolist()
     assert loaded[None] == [count > 0 for _, count in vocabulary(second, "track")] != warm_R.tolist()
 
@@ -212,9 +212,9 @@ CHANGES: dict[str, Any] = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_validate_reports_invalid_pairs(data: Path, what: str) -> None:
     rewritten(data, "tag", CHANGES[what])
-    found = problems(data)
-    assert documented(what, found[0])
-    assert len(found) == 1 or what == "validate: a feature pair with an unknown row"
+    reported = problems(data)
+    assert documented(what, reported[0])
+    assert len(reported) == 1 or what == "validate: a feature pair with an unknown row"
 
 
 @pytest.mark.parametrize("what", [what for what in CHANGES if what != "validate: a feature pair with an unknown value"])

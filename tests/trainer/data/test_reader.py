@@ -243,7 +243,7 @@ def test_any_changed_byte_is_detected_without_a_crash(tmp_path: Path, seed: int)
     manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
     path = tmp_path / "train" / "part-00000.parquet"
     content, choose = path.read_bytes(), random.Random(seed)
-    tried = rejected = same = 0
+    attempts = rejected = same = 0
     for _ in range(60):
         changed = bytearray(content)
         for _ in range(choose.choice([1, 1, 2, 8, 64])):
@@ -251,14 +251,14 @@ def test_any_changed_byte_is_detected_without_a_crash(tmp_path: Path, seed: int)
         path.write_bytes(changed)
         reader = InteractionReader(Folder(tmp_path), manifest)
         for group, expected in zip(row_groups(manifest.splits["train"]), files[0], strict=True):
-            tried += 1
+            attempts += 1
             try:
-                found = reader.read(group)
+                interactions = reader.read(group)
             except InputError as error:
                 rejected += str(error).startswith(f"{path}") and "\n" not in str(error)
             else:  # the change was in the other row group, or gave what was there
-                np.testing.assert_array_equal(numbers(found), numbers(expected))
-                np.testing.assert_array_equal(found.item_N, expected.item_N)
+                np.testing.assert_array_equal(numbers(interactions), numbers(expected))
+                np.testing.assert_array_equal(interactions.item_N, expected.item_N)
                 same += 1
-    assert rejected + same == tried
+    assert rejected + same == attempts
     assert rejected > 60

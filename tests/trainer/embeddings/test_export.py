@@ -305,8 +305,8 @@ def test_checkpoints_of_a_run_are_found_at_any_path(written: Path, tmp_path: Pat
 
 
 def test_run_without_embeddings_is_exported_to_its_own_folder(written: Path, tmp_path: Path, lines: Lines) -> None:
-    to = {"path": str(written / "checkpoints")}
-    run = make_run(tmp_path / "run", written, checkpoint=to, train={"save_embeddings": "none"})
+    checkpoint = {"path": str(written / "checkpoints")}
+    run = make_run(tmp_path / "run", written, checkpoint=checkpoint, train={"save_embeddings": "none"})
     assert lines.export(run, None).out == run / "embeddings"
     assert_is_step(run / "embeddings", 300)
     with pytest.raises(InputError, match="run/embeddings: already exists"):
@@ -322,8 +322,8 @@ def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Li
             environment.setenv(name, value)
         remote = fs.S3FileSystem(region="us-east-1", scheme="http", endpoint_override=server.endpoint[len("http://") :])
         for folder in ("plays/checkpoints", "run/checkpoints"):
-            to = server.uri(folder).removeprefix("s3://")
-            fs.copy_files(str(written / "checkpoints"), to, fs.LocalFileSystem(), remote)
+            destination = server.uri(folder).removeprefix("s3://")
+            fs.copy_files(str(written / "checkpoints"), destination, fs.LocalFileSystem(), remote)
         with remote.open_output_stream(server.uri("run/job.yaml").removeprefix("s3://")) as file:
             file.write(b"name: planted")
         away = make_run(tmp_path / "away", written, checkpoint={"path": server.uri("plays/checkpoints")})

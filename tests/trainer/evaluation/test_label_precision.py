@@ -75,7 +75,7 @@ def test_precision_matches_plain_implementation(
     folder, manifest, counts_QI = data
     counts_RC = counts_QI if entity == QUERY else counts_QI.T
     labels, source, min_count = labels_of(3, len(counts_RC)), Vectors(), 9
-    found = measure(folder, manifest, source, entity, kind, labels, counts_RC, min_count=min_count)
+    precision = measure(folder, manifest, source, entity, kind, labels, counts_RC, min_count=min_count)
     row_S = [row for row in sorted(set(labels.row_P.tolist())) if counts_RC[row].sum() >= min_count]
     sets = [set(labels.label_P[labels.row_P == row].tolist()) for row in row_S]
     vector_SD = source.tables[entity][row_S].astype(np.float64)
@@ -86,12 +86,14 @@ def test_precision_matches_plain_implementation(
         score_SS = 2 * score_SS - np.square(vector_SD).sum(axis=1)
     unit_SC = counts_RC[row_S] / np.linalg.norm(counts_RC[row_S], axis=1, keepdims=True)
     chance = np.mean([[bool(one & other) for other in sets] for one in sets])
-    assert found["precision"] == pytest.approx(plain(score_SS, sets))
-    assert found["precision_of_counts"] == pytest.approx(plain(np.round(unit_SC @ unit_SC.T, 12), sets, positive=True))
-    assert found["precision_by_chance"] == pytest.approx(
+    assert precision["precision"] == pytest.approx(plain(score_SS, sets))
+    assert precision["precision_of_counts"] == pytest.approx(
+        plain(np.round(unit_SC @ unit_SC.T, 12), sets, positive=True)
+    )
+    assert precision["precision_by_chance"] == pytest.approx(
         (chance * len(sets) ** 2 - len(sets)) / len(sets) / (len(sets) - 1)
     )
-    assert (found["rows"], found["sampled"], found["labels"]) == (len(row_S), len(row_S), LABELS)
+    assert (precision["rows"], precision["sampled"], precision["labels"]) == (len(row_S), len(row_S), LABELS)
     assert 10 < len(row_S) < len(counts_RC)
 
 
@@ -140,9 +142,9 @@ def test_labels_are_read_from_every_file_format(
         path.write_text(
             "\n".join({"csv": ",", "tsv": "\t"}[ending].join(map(str, row)) for row in [("id", "genre"), *rows])
         )
-    found = read_labels(*data[:2], LabelSource.parse(f"{ITEM}={path}:id:genre"))
-    assert found.row_P.tolist() == [3, 3, 5, 8]
-    assert found.label_P.tolist() == [1, 2, 2, 0]
+    labels = read_labels(*data[:2], LabelSource.parse(f"{ITEM}={path}:id:genre"))
+    assert labels.row_P.tolist() == [3, 3, 5, 8]
+    assert labels.label_P.tolist() == [1, 2, 2, 0]
 
 
 @pytest.mark.parametrize(

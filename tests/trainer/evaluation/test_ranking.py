@@ -213,10 +213,10 @@ def test_metrics_match_formulas(
 ) -> None:
     small_blocks(monkeypatch)
     spec = EvaluateConfig(k=[10, 1, 45, 3, 10], best_metric="ndcg@10")
-    found = evaluate(source, source.model(score), held_out(data, split, exclude), spec, COUNTS_N, np.asarray)
+    metrics = evaluate(source, source.model(score), held_out(data, split, exclude), spec, COUNTS_N, np.asarray)
     expected = plain_metrics(source, score, by_query(split), by_query(*excluded_splits), DEPTHS)
-    assert list(found) == list(expected)
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert list(metrics) == list(expected)
+    assert metrics == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 40])
@@ -271,7 +271,7 @@ def test_metrics_match_a_case_worked_by_hand() -> None:
     # One query at 1 on a line; items fall with their row, so the ranking is 0, 1, 2, 3, 4, without the excluded 1.
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
     held_out_data = HeldOut(np.array([0]), lists_of([[0, 3, 4]]), lists_of([[1]]))
-    found = evaluate(
+    metrics = evaluate(
         source,
         source.model("dot"),
         held_out_data,
@@ -284,14 +284,14 @@ def test_metrics_match_a_case_worked_by_hand() -> None:
     at_1 = {"recall@1": 1 / 3, "ndcg@1": 1.0, "map@1": 1.0, "mrr@1": 1.0, "hit_rate@1": 1.0}
     at_3 = {"recall@3": 2 / 3, "ndcg@3": 0.703918, "map@3": 5 / 9, "mrr@3": 1.0, "hit_rate@3": 1.0}
     together = {"coverage@1": 1 / 5, "popularity@1": 6 / 4, "coverage@3": 3 / 5, "popularity@3": 3 / 4, "queries": 1}
-    assert found == pytest.approx({**at_1, **at_3, **together}, abs=1e-6)
+    assert metrics == pytest.approx({**at_1, **at_3, **together}, abs=1e-6)
 
 
 def test_vacant_rows_are_not_ranked() -> None:
     # The ranking of all is 0, 1, 2, 3, 4; rows 0 and 3 are vacant, and of the others 4 is cold.
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
     held_out_data = HeldOut(np.array([0]), lists_of([[2, 4]]), lists_of([[1]]), item_I=np.array([1, 2, 4]))
-    found = evaluate(
+    metrics = evaluate(
         source,
         source.model("dot"),
         held_out_data,
@@ -299,9 +299,9 @@ def test_vacant_rows_are_not_ranked() -> None:
         np.array([0, 9, 3, 0, 0]),
         np.asarray,
     )
-    assert (found["recall@1"], found["recall@2"], found["mrr@2"]) == (0.5, 1.0, 1.0)
-    assert (found["coverage@1"], found["coverage@2"]) == pytest.approx((1 / 3, 2 / 3))
-    assert found["recall_among_cold@1"] == 1.0
+    assert (metrics["recall@1"], metrics["recall@2"], metrics["mrr@2"]) == (0.5, 1.0, 1.0)
+    assert (metrics["coverage@1"], metrics["coverage@2"]) == pytest.approx((1 / 3, 2 / 3))
+    assert metrics["recall_among_cold@1"] == 1.0
 
 
 COLD_COUNTS_N = np.where(np.arange(ITEMS) % 4 == 1, 0, COUNTS_N + 1)
@@ -315,7 +315,7 @@ def test_warm_and_cold_items_are_evaluated_separately(
 ) -> None:
     small_blocks(monkeypatch)
     held_out_data, model = held_out(data, "test", ["train", "valid"]), source.model(score)
-    found = evaluate(
+    metrics = evaluate(
         source, model, held_out_data, EvaluateConfig(k=DEPTHS, best_metric="ndcg@10"), COLD_COUNTS_N, np.asarray
     )
     warm = {item for item in range(ITEMS) if COLD_COUNTS_N[item] > 0}
@@ -327,20 +327,22 @@ def test_warm_and_cold_items_are_evaluated_separately(
         expected = plain_metrics(source, score, of_kind, leaving, DEPTHS)
         for name in ("recall", "ndcg"):
             for k in DEPTHS:
-                assert found[f"{name}_{kind}@{k}"] == pytest.approx(expected[f"{name}@{k}"]), (name, kind, k)
-        assert found["queries_cold" if kind == "among_cold" else f"queries_{kind}"] == len(of_kind) > 3
+                assert metrics[f"{name}_{kind}@{k}"] == pytest.approx(expected[f"{name}@{k}"]), (name, kind, k)
+        assert metrics["queries_cold" if kind == "among_cold" else f"queries_{kind}"] == len(of_kind) > 3
     same = evaluate(
         source, model, held_out_data, EvaluateConfig(k=DEPTHS, best_metric="ndcg@10"), COLD_COUNTS_N + 1, np.asarray
     )
-    assert {name for name in found if name not in same} == {name for name in found if "warm" in name or "cold" in name}
+    assert {name for name in metrics if name not in same} == {
+        name for name in metrics if "warm" in name or "cold" in name
+    }
 
 
 def test_metrics_without_queries_are_zero() -> None:
     source = SOURCES["no ties"]
     none = HeldOut(np.empty(0, np.int64), lists_of([]), lists_of([]))
-    found = evaluate(source, source.model("cosine"), none, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
-    assert set(found.values()) == {0.0}
-    assert len(found) == 8
+    metrics = evaluate(source, source.model("cosine"), none, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
+    assert set(metrics.values()) == {0.0}
+    assert len(metrics) == 8
 
 
 def test_zero_vector_ranks_without_a_warning() -> None:

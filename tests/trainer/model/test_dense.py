@@ -185,10 +185,10 @@ def test_resumed_run_equals_uninterrupted_run(place: Path, kind: str) -> None:
     complete = train(place, f"complete-{kind}", *options)
     stopped = train(place, f"stopped-{kind}", *options, "--set", "train.max_steps=13")
     train(place, stopped.name, *options, "--resume")
-    ours, theirs = layers_at_the_end(stopped), layers_at_the_end(complete)
-    assert {name for name in ours if "." in name} or kind == "sgd"
-    for name, values in ours.items():
-        assert values.tobytes() == theirs[name].tobytes(), name
+    resumed_layers, expected_layers = layers_at_the_end(stopped), layers_at_the_end(complete)
+    assert {name for name in resumed_layers if "." in name} or kind == "sgd"
+    for name, values in resumed_layers.items():
+        assert values.tobytes() == expected_layers[name].tobytes(), name
     for path in newest(complete).glob("*/weights*"):
         assert path.read_bytes() == (newest(stopped) / path.relative_to(newest(complete))).read_bytes()
 
@@ -203,8 +203,10 @@ def test_training_changes_layers_and_improves_recall(place: Path, trained: Path)
     report = report_of(trained)
     tables = sum(table.rows * table.dim for table in model.tables)
     assert report["parameters"] == tables + sum(values.size for values in fresh.values())
-    still = train(place, "still", "--set", "optimizer.learning_rate=1e-12", "--set", "model.dense.learning_rate=1e-12")
-    assert report["metrics"]["test"]["recall@10"] > 2 * report_of(still)["metrics"]["test"]["recall@10"]
+    untrained = train(
+        place, "untrained", "--set", "optimizer.learning_rate=1e-12", "--set", "model.dense.learning_rate=1e-12"
+    )
+    assert report["metrics"]["test"]["recall@10"] > 2 * report_of(untrained)["metrics"]["test"]["recall@10"]
 
 
 @pytest.mark.slow
@@ -320,8 +322,8 @@ def test_plan_counts_all_reduce_traffic(place: Path) -> None:
         ([[server], workers], 0),
         ([[server, workers[0]], workers[1:]], 1),
     ):
-        on_the_wire = busiest_bytes(plan.traffic, hosts) - busiest_bytes(alone, hosts)
-        assert on_the_wire == pytest.approx(leaving * plan.traffic.bytes_all_reduced)
+        all_reduce_bytes = busiest_bytes(plan.traffic, hosts) - busiest_bytes(alone, hosts)
+        assert all_reduce_bytes == pytest.approx(leaving * plan.traffic.bytes_all_reduced)
 
 
 @pytest.mark.cluster

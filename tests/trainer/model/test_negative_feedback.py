@@ -67,7 +67,7 @@ def test_skipped_tracks_end_farther_away_than_unheard_tracks(tmp_path: Path, los
     write_listening(tmp_path / "data", WEIGHTS[loss])
     train = {"epochs": EPOCHS, "patience": None}
     # Under ccl neither a negative nor a skip costs anything below the margin: it is low here, and they are closer.
-    margin, apart = (0.0, 0.02) if loss == "ccl" else (0.5, 0.1)
+    margin, min_gap = (0.0, 0.02) if loss == "ccl" else (0.5, 0.1)
     write_job(tmp_path / "job.yaml", tmp_path / "data", loss=loss, margin=margin, train=train)
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
     scores_CT = cosines(tmp_path / "run")
@@ -79,7 +79,7 @@ def test_skipped_tracks_end_farther_away_than_unheard_tracks(tmp_path: Path, los
     like_skipped = scores_CT[unheard_CT & disliked_CT].mean()
     losses = [line["loss"] for line in records(tmp_path / "run") if line["event"] == "epoch"]
     assert heard > unheard + 0.2
-    assert skipped < unheard - apart
+    assert skipped < unheard - min_gap
     # So do tracks that the customer has not heard but that others of the same taste skipped.
-    assert like_skipped < unheard - apart
+    assert like_skipped < unheard - min_gap
     assert 0 < losses[-1] < losses[0]

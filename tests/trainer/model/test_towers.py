@@ -132,12 +132,12 @@ def test_gradients_do_not_depend_on_number_of_threads() -> None:
     towers = make_towers()
     batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1] * 50, [3, 5, 0, 1]))
     by_vectors = np.random.default_rng(1).standard_normal((6, DIM)).astype(np.float32)
-    given = {"customer": by_vectors, "track": by_vectors}
-    many = towers.backward(batch, {}, given).tables
+    gradients_by_entity = {"customer": by_vectors, "track": by_vectors}
+    many = towers.backward(batch, {}, gradients_by_entity).tables
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(1)
-        one = towers.backward(batch, {}, given).tables
+        one = towers.backward(batch, {}, gradients_by_entity).tables
     finally:
         numba.set_num_threads(before)
     assert all(one[name].tobytes() == many[name].tobytes() for name in many)
@@ -233,6 +233,6 @@ def test_tower_of_missing_feature_is_rejected(model: dict[str, list[str]], fragm
 
 def test_gather_returns_values_row_by_row() -> None:
     values: list[list[int]] = [[], [4, 5, 6], [], [1]]
-    starts, found = feature_lists(values).gather(np.array([3, 1, 0], np.int64))
-    of_each: list[IntArray] = np.split(found, starts[1:-1])
+    starts, gathered = feature_lists(values).gather(np.array([3, 1, 0], np.int64))
+    of_each: list[IntArray] = np.split(gathered, starts[1:-1])
     assert [some.tolist() for some in of_each] == [[1], [4, 5, 6], []]

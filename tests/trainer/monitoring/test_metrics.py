@@ -148,8 +148,8 @@ def test_scrape_targets_are_agents_and_roles_of_this_generation() -> None:
     other.heartbeat(
         events=[NumberedEvent(number=1, generation=1, role="worker-1", event=event)], metrics_address="10.0.0.2:70"
     )
-    found = [(process, address) for process, _, address in cluster.coordinator.scrape_targets()]
-    assert found == [("agent", "10.0.0.2:70"), ("worker-1", "10.0.0.2:77")]
+    targets = [(process, address) for process, _, address in cluster.coordinator.scrape_targets()]
+    assert targets == [("agent", "10.0.0.2:70"), ("worker-1", "10.0.0.2:77")]
     cluster.fail()
     cluster.start()
     assert [process for process, _, _ in cluster.coordinator.scrape_targets() if process != "agent"] == []
@@ -157,8 +157,8 @@ def test_scrape_targets_are_agents_and_roles_of_this_generation() -> None:
 
 def test_machine_memory_is_below_its_limit() -> None:
     text = text_of(MachineMetrics())
-    left = value(text, "crossfade_memory_available_bytes")
-    assert 0 < left < value(text, "crossfade_memory_limit_bytes")
+    available = value(text, "crossfade_memory_available_bytes")
+    assert 0 < available < value(text, "crossfade_memory_limit_bytes")
 
 
 def test_snapshot_has_values_of_every_part() -> None:

@@ -133,9 +133,9 @@ def test_rows_over_seven_days_match_reference_implementation(tmp_path: Path, see
         assert facts["dropped_pending"] == len(events) - len(kept)
         assert manifest_of(data).splits["train"].rows == len(kept)
         assert len(manifest_of(data).lineage) == number
-        found = validate(Folder(data), None, None, None, NullReporter())
-        assert found.problems.listed == []
-        assert found.notes == []
+        validation = validate(Folder(data), None, None, None, NullReporter())
+        assert validation.problems.listed == []
+        assert validation.notes == []
     assert reused > 3, "the test reuses too few rows to check that"
     forget(Folder(data), pa.array([next(key for key in sides["customer"].ids if key)]), "customer", NullReporter())
     assert validate(Folder(data), None, None, None, NullReporter()).problems.listed == []
@@ -147,8 +147,8 @@ def test_id_is_admitted_once_its_events_over_three_days_suffice(tmp_path: Path) 
         new = [("a", 7, 10 * number + 1), ("a", 7, 10 * number + 2)]
         earlier = {} if data is None else {"base": str(data)}
         data = day(tmp_path, f"day{number}", [*old, *new], admit={"item": 5}, **earlier)
-        found = [row[1] for row in vocabulary_tuples(data, "item")]
-        assert found == ([1] if number < 2 else [1, 7])
+        item_ids = [row[1] for row in vocabulary_tuples(data, "item")]
+        assert item_ids == ([1] if number < 2 else [1, 7])
         assert pending(data, "item") == ([(7, 2 * number + 2, 10 * number + 2)] if number < 2 else [])
     assert not manifest_of(data).entities["item"].has_last_seen, "last_seen is only recorded for expiry"
 
@@ -211,11 +211,11 @@ def test_problems_of_pending_ids_are_reported(tmp_path: Path) -> None:
     pq.write_table(table, data / file.path)
     changed = manifest.entities["item"].model_copy(update={"pending": [file_entry(Folder(data), file.path)]})
     manifest.model_copy(update={"entities": {**manifest.entities, "item": changed}}).write(Folder(data))
-    found = validate(Folder(data), None, None, None, NullReporter()).problems.listed
-    documented("validate: a wrong count of a pending ID", found[0])
-    documented("validate: a pending ID with a row", found[1])
-    documented("validate: a duplicate pending ID", found[2])
-    assert len(found) == 3
+    listed = validate(Folder(data), None, None, None, NullReporter()).problems.listed
+    documented("validate: a wrong count of a pending ID", listed[0])
+    documented("validate: a pending ID with a row", listed[1])
+    documented("validate: a duplicate pending ID", listed[2])
+    assert len(listed) == 3
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ def test_admit_and_expire_after_are_parsed() -> None:
         parse_minimums("--admit", ["a=x"])
     both = parse_spans("90d", ("a", "b"))
     assert (both["a"].length, both["b"].in_seconds) == (90 * 86400, True)
-    apart = parse_spans("a=36h,b=7", ("a", "b"))
-    assert (apart["a"].length, apart["b"].length, apart["b"].in_seconds) == (36 * 3600, 7, False)
+    spans = parse_spans("a=36h,b=7", ("a", "b"))
+    assert (spans["a"].length, spans["b"].length, spans["b"].in_seconds) == (36 * 3600, 7, False)
     assert parse_spans(None, ("a", "b")) == {}
     assert both["a"].before(10**9) == 10**9 - 90 * 86400
 

@@ -57,9 +57,9 @@ def test_min_count_keeps_the_k_core(tmp_path: Path, customers: int, items: int) 
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(expected)
     assert manifest.source["dropped_rare"] == len(rows) - len(expected)
     for side, entity in enumerate(("customer", "item")):
-        left = {row[side] for row in expected}
-        assert {row["id"] for row in vocabulary(tmp_path / "out", entity)} == left
-        assert manifest.source[f"{entity}_rare"] == len({row[side] for row in rows} - left)
+        remaining_rows = {row[side] for row in expected}
+        assert {row["id"] for row in vocabulary(tmp_path / "out", entity)} == remaining_rows
+        assert manifest.source[f"{entity}_rare"] == len({row[side] for row in rows} - remaining_rows)
 
 
 def test_k_core_may_take_many_rounds(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def pairs(data: Path) -> list[Row]:
     """Return the interactions of train with ids instead of rows, sorted."""
     ids = {entity: [row[1] for row in rows(data, entity)] for entity in ("customer", "item")}
     files = read_manifest(Folder(data)).splits["train"].files
-    found = pa.concat_tables(pq.read_table(data / file.path) for file in files)
-    return sorted((ids["customer"][row["customer"]], ids["item"][row["item"]]) for row in found.to_pylist())
+    interactions = pa.concat_tables(pq.read_table(data / file.path) for file in files)
+    return sorted((ids["customer"][row["customer"]], ids["item"][row["item"]]) for row in interactions.to_pylist())
 
 
 @pytest.fixture
@@ -150,8 +150,8 @@ def test_large_base_vocabulary_is_read_one_row_group_at_a_time(tmp_path: Path, m
     with duckdb.connect() as connection:
         base = base_vocabulary.BaseDataset(Folder(tmp_path), manifest, 0)
         base_vocabulary.load_base(connection, base, "query", "customer", RecordingReporter())
-        found = connection.sql("SELECT row, id FROM base_query ORDER BY row").fetchall()
-    assert found == [(row, row) for row in np.arange(1000)]
+        base_rows = connection.sql("SELECT row, id FROM base_query ORDER BY row").fetchall()
+    assert base_rows == [(row, row) for row in np.arange(1000)]
     assert max(part_rows) == 70
 
 

@@ -187,8 +187,8 @@ def test_forgetting_twice_changes_nothing_and_more_ids_may_follow(data: Folder) 
     assert (again.found, again.files_rewritten, data.sizes()) == (0, 0, sizes)
     rows = vocabulary(data, "customer")
     forget_all(data, GONE[1:])
-    gone = [row[0] for row in rows if row[1] in (None, *GONE)]
-    assert read_manifest(data).entities["customer"].vacant_rows == gone
+    vacant = [row[0] for row in rows if row[1] in (None, *GONE)]
+    assert read_manifest(data).entities["customer"].vacant_rows == vacant
     assert not [path for path in data.sizes() if path.count("-") > 2]
 
 
@@ -250,9 +250,9 @@ def test_crash_at_any_point_leaves_complete_dataset_and_next_call_finishes(
             with suppress(Crash):
                 forget_all(data, [last])
         check_complete(data)
-        found = interactions(data)
-        changed = found == new
-        assert changed or found == old, at
+        remaining = interactions(data)
+        changed = remaining == new
+        assert changed or remaining == old, at
         seen.append(changed)
         forget_all(data, [last])
         assert interactions(data) == new

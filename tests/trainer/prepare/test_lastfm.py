@@ -132,11 +132,11 @@ def test_skip_existing_keeps_complete_dataset_of_same_command(
     write_text(tmp_path / lastfm.FOLDER / "artists.dat", "\n".join(["id\tname", *(f"{n}\tA{n}" for n in range(9))]))
     words = [*command, "--out", str(tmp_path / "out"), "--skip-existing"]
     assert main(words) == 0
-    made = (tmp_path / "out/manifest.json").stat()
+    before = (tmp_path / "out/manifest.json").stat()
     assert main(words) == 0
     assert capsys.readouterr().out.endswith("out: exists already; nothing to do\n")
-    left = (tmp_path / "out/manifest.json").stat()
-    assert (left.st_ino, left.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+    after = (tmp_path / "out/manifest.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert main([*words, "--seed", "3"]) == 2
     assert "out: exists already" in capsys.readouterr().err
     with next((tmp_path / "out/train").iterdir()).open("ab") as file:
@@ -160,8 +160,8 @@ def test_real_lastfm_is_read_without_loss(tmp_path: Path) -> None:
     folder = SHARED / "lastfm_hetrec2011"
     manifest = lastfm.prepare_lastfm(folder, tmp_path / "out")
     pairs = [line.split("\t")[:2] for line in (folder / "user_artists.dat").read_text().splitlines()[1:]]
-    found = [row[:2] for split in manifest.splits for row in interactions(tmp_path / "out", split)]
-    assert Counter(found) == Counter((int(user), int(artist)) for user, artist in pairs)
+    prepared_pairs = [row[:2] for split in manifest.splits for row in interactions(tmp_path / "out", split)]
+    assert Counter(prepared_pairs) == Counter((int(user), int(artist)) for user, artist in pairs)
     lines = (folder / "artists.dat").read_bytes().decode("utf-8").split("\n")[1:]
     names = {int(fields[0]): fields[1] for fields in (line.split("\t") for line in lines if line)}
     assert {row["id"]: row["name"] for row in vocabulary(tmp_path / "out", "artist")} == names

@@ -42,9 +42,9 @@ def test_vocabulary_is_ordered_by_train_count_then_id_and_holds_ids_of_all_split
         counted = Counter(events[entity])
         counted.update(dict.fromkeys(unseen, 0))
         expected = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
-        found = vocabulary(tmp_path / "out", entity)
-        assert [(row["id"], row["count"]) for row in found] == expected
-        assert [row["row"] for row in found] == list(range(len(expected)))
+        rows = vocabulary(tmp_path / "out", entity)
+        assert [(row["id"], row["count"]) for row in rows] == expected
+        assert [row["row"] for row in rows] == list(range(len(expected)))
 
 
 def test_split_files_have_documented_columns_and_types(tmp_path: Path) -> None:

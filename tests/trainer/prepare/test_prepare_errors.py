@@ -227,13 +227,13 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_bad_input_is_rejected_in_one_line_and_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
-    case, fragments = REJECTED[name]
+    case, expected = REJECTED[name]
     options = case(tmp_path)
     before = entries(tmp_path)
     with pytest.raises(InputError) as caught:
         prepare(PrepareOptions(out=tmp_path / "out", **options))
     message = documented(name, str(caught.value))
-    for fragment in fragments:
+    for fragment in expected:
         assert fragment in message
     assert "\n" not in message
     assert "Error:" not in message.partition(":")[0]

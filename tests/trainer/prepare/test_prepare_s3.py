@@ -188,14 +188,14 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_bad_objects_are_rejected_by_uri_and_nothing_is_left(place: Folder, tmp_path: Path, name: str) -> None:
-    case, fragments = REJECTED[name]
+    case, expected = REJECTED[name]
     place.write("there", b"")
     options = case(place, tmp_path)
     before = place.sizes()
     with pytest.raises(InputError) as caught:
         prepare(PrepareOptions(out=f"{place.uri}/out", **options))
     message = str(caught.value)
-    for fragment in fragments:
+    for fragment in expected:
         assert fragment in message
     assert "\n" not in message
     assert place.sizes() == before

@@ -101,8 +101,8 @@ def test_fractions_are_met_and_splits_share_no_pair(dataset: tuple[Path, Dataset
     out, manifest = dataset
     pairs = {}
     for split in manifest.splits:
-        found = columns(out, manifest, split)
-        pairs[split] = np.unique(found["customer"] * SPEC.items + found["track"])
+        written = columns(out, manifest, split)
+        pairs[split] = np.unique(written["customer"] * SPEC.items + written["track"])
     assert manifest.splits["valid"].rows / SPEC.interactions == pytest.approx(0.1, abs=0.01)
     assert manifest.splits["test"].rows / SPEC.interactions == pytest.approx(0.1, abs=0.01)
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
@@ -124,23 +124,23 @@ def test_fraction_of_zero_omits_the_split(tmp_path: Path, valid: float, test: fl
 
 
 def test_popularity_and_activity_follow_a_power_law(dataset: tuple[Path, DatasetManifest]) -> None:
-    found = columns(*dataset, "train")
+    written = columns(*dataset, "train")
     for name, rows in (("track", SPEC.items), ("customer", SPEC.queries)):
-        counts = np.bincount(found[name], minlength=rows)
+        counts = np.bincount(written[name], minlength=rows)
         assert counts[0] == counts.max()
         decades = [counts[start:stop].mean() for start, stop in ((0, 10), (10, 100), (100, rows))]
         assert decades[0] > 2 * decades[1] > 4 * decades[2]
     expected = (1.0 + np.arange(SPEC.items)) ** -synthetic_draws.ITEM_EXPONENT
-    counts = np.bincount(found["track"], minlength=SPEC.items)
+    counts = np.bincount(written["track"], minlength=SPEC.items)
     slope = np.polyfit(np.log(expected[50:]), np.log(counts[50:] + 0.5), 1)[0]
     assert slope == pytest.approx(1.0, abs=0.15)
 
 
 def test_each_customer_listens_mostly_to_one_to_three_genres(dataset: tuple[Path, DatasetManifest]) -> None:
-    found = columns(*dataset, "train")
-    genres = genre_of(found["track"], SPEC.genres)
+    written = columns(*dataset, "train")
+    genres = genre_of(written["track"], SPEC.genres)
     table = np.zeros((SPEC.queries, SPEC.genres))
-    np.add.at(table, (found["customer"], genres), 1)
+    np.add.at(table, (written["customer"], genres), 1)
     busy = table[table.sum(axis=1) >= 60]
     assert len(busy) > 300
     shares = np.sort(busy / busy.sum(axis=1, keepdims=True), axis=1)[:, ::-1]
@@ -152,9 +152,9 @@ def test_each_customer_listens_mostly_to_one_to_three_genres(dataset: tuple[Path
 
 
 def test_adjacent_rows_are_of_different_customers(dataset: tuple[Path, DatasetManifest]) -> None:
-    found = columns(*dataset, "train")
-    assert np.mean(found["customer"][1:] == found["customer"][:-1]) < 0.01
-    year = (found["timestamp"] - synthetic_draws.START_SECONDS) / synthetic_draws.SPAN_SECONDS
+    written = columns(*dataset, "train")
+    assert np.mean(written["customer"][1:] == written["customer"][:-1]) < 0.01
+    year = (written["timestamp"] - synthetic_draws.START_SECONDS) / synthetic_draws.SPAN_SECONDS
     assert year.min() >= 0
     assert year.max() < 1
     assert year.mean() == pytest.approx(0.5, abs=0.01)

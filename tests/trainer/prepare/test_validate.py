@@ -208,8 +208,8 @@ def test_problem_is_reported_with_its_place_and_no_manifest_is_written(dataset: 
     corrupt, message = PROBLEMS[cause]
     corrupt(dataset)
     folder = dataset.write()
-    found = problems(folder)
-    [problem] = [problem for problem in found if problem.startswith(f"{folder.uri}/{message}")]
+    listed = problems(folder)
+    [problem] = [problem for problem in listed if problem.startswith(f"{folder.uri}/{message}")]
     documented(cause, problem)
     assert not folder.exists("manifest.json")
 
@@ -283,11 +283,11 @@ def test_vacant_rows_with_id_or_interactions_are_reported(dataset: ForeignDatase
     folder = dataset.write()
     run_validation(folder)
     manifest = read_manifest(folder)
-    gone = manifest.entities["customer"].model_copy(update={"vacant_rows": [3]})
-    manifest.model_copy(update={"entities": {**manifest.entities, "customer": gone}}).write(folder)
-    found = problems(folder)
-    assert [problem for problem in found if "row 3: row 3 is vacant, but has an id" in problem]
-    assert [problem for problem in found if "column 'customer' is 3, a vacant row; delete its interactions" in problem]
+    with_vacant_row = manifest.entities["customer"].model_copy(update={"vacant_rows": [3]})
+    manifest.model_copy(update={"entities": {**manifest.entities, "customer": with_vacant_row}}).write(folder)
+    listed = problems(folder)
+    assert [problem for problem in listed if "row 3: row 3 is vacant, but has an id" in problem]
+    assert [problem for problem in listed if "column 'customer' is 3, a vacant row; delete its interactions" in problem]
 
 
 def test_interrupted_forget_is_reported(dataset: ForeignDataset) -> None:
@@ -356,11 +356,11 @@ def test_row_group_is_checked_in_parts_and_problems_have_its_row(
     (dataset.folder / "manifest.json").unlink()
     set_value(dataset.shards["train"][0], "track", 30, 77)
     set_value(dataset.vocabularies["customer"][1], "row", 4, 9)
-    found = problems(dataset.write())
-    assert len(found) == 2
-    assert any("part-0.c000.snappy.parquet, row group 1, row 14: column 'track' is 77" in message for message in found)
+    listed = problems(dataset.write())
+    assert len(listed) == 2
+    assert any("part-0.c000.snappy.parquet, row group 1, row 14: column 'track' is 77" in message for message in listed)
     assert any(
-        "row group 0, row 4: column 'row' is 9; expected 0, 1, 2 … through all files" in message for message in found
+        "row group 0, row 4: column 'row' is 9; expected 0, 1, 2 … through all files" in message for message in listed
     )
 
 

@@ -94,8 +94,8 @@ def test_warm_start_resets_reassigned_rows_and_keeps_the_others(place: Path) -> 
     start = open_warm_start(job, model, manifest)
     assert start is not None
     assert start.lineage_index == 0
-    found = {name: rows_R.tolist() for name, rows_R in start.rows_to_reset(data, manifest).items()}
-    assert found == {"customer": [2], "track": [2, 3, 4]}
+    reset_rows = {name: rows_R.tolist() for name, rows_R in start.rows_to_reset(data, manifest).items()}
+    assert reset_rows == {"customer": [2], "track": [2, 3, 4]}
     with closing(LocalStore()) as store:
         store.create(model.tables, job.optimizer_spec, 9, start.checkpoint, start.rows_to_reset(data, manifest))
         sum_of_squares = store._optimizers["track"].state["sum_of_squares"]

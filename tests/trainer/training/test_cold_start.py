@@ -138,18 +138,18 @@ def test_features_rank_new_tracks_far_above_popularity(place: Path, featured: Pa
 def test_neighbors_share_a_genre_unknown_to_the_model(
     place: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = []
+    precisions = []
     for labels in ("track=genre", f"track={place / 'genres.csv'}:id:genre"):
         capsys.readouterr()
         assert main(["evaluate", str(plain), "--labels", labels, "--json"]) == 0
         metrics = json.loads(capsys.readouterr().out)
         assert metrics["test"] == quality(plain)
-        found.append(metrics["labels"]["track"])
-    assert found[0] == found[1]
-    assert found[0]["rows"] == found[0]["sampled"] == TRACKS - len(COLD)
-    assert found[0]["precision_by_chance"] == pytest.approx(1 / GENRES, abs=0.02)
-    assert found[0]["precision"] > 3 / GENRES
-    assert found[0]["precision_of_counts"] > 3 / GENRES
+        precisions.append(metrics["labels"]["track"])
+    assert precisions[0] == precisions[1]
+    assert precisions[0]["rows"] == precisions[0]["sampled"] == TRACKS - len(COLD)
+    assert precisions[0]["precision_by_chance"] == pytest.approx(1 / GENRES, abs=0.02)
+    assert precisions[0]["precision"] > 3 / GENRES
+    assert precisions[0]["precision_of_counts"] > 3 / GENRES
     assert main(["evaluate", str(plain), "--labels", "track=genre", "--label-min-count", "30"]) == 0
     output = capsys.readouterr().out
     assert "each 30 times in train at the least" in output
@@ -157,16 +157,16 @@ def test_neighbors_share_a_genre_unknown_to_the_model(
 
 
 def test_vector_of_new_track_is_the_sum_of_its_features(place: Path, featured: Path) -> None:
-    found = vectors(featured / "embeddings")
+    written = vectors(featured / "embeddings")
     data, manifest = Folder(place / "data"), read_manifest(Folder(place / "data"))
-    assert set(found) == {"customer", "track", "genre", "style"}
+    assert set(written) == {"customer", "track", "genre", "style"}
     counts_N = Vocabulary(data, manifest, "track").counts()
     lists = {name: load_feature(data, manifest, "track", name) for name in ("genre", "style")}
     cold = np.flatnonzero(counts_N == 0)
     assert len(cold) == len(COLD)
     for row in cold:
-        parts = [found[name][of.gather(np.array([row]))[1]].mean(axis=0) for name, of in lists.items()]
-        np.testing.assert_allclose(found["track"][row], np.sum(parts, axis=0), atol=1e-6)
+        parts = [written[name][of.gather(np.array([row]))[1]].mean(axis=0) for name, of in lists.items()]
+        np.testing.assert_allclose(written["track"][row], np.sum(parts, axis=0), atol=1e-6)
 
 
 def test_resumed_run_with_features_gives_the_same_bits(place: Path, featured: Path) -> None:

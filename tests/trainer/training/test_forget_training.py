@@ -105,9 +105,9 @@ def test_forgotten_customers_have_no_id_in_embeddings_and_exports(place: Path) -
 
 
 def test_forgotten_customers_are_not_found(place: Path) -> None:
-    everybody = ("--entity", "customer", "--count", str(CUSTOMERS), "c000")
+    query = ("--entity", "customer", "--count", str(CUSTOMERS), "c000")
     for run, others in (("old", CUSTOMERS), ("new", CUSTOMERS - len(GONE))):
-        lines = succeeded(crossfade("similar", run, *everybody, cwd=place)).stdout.split()
+        lines = succeeded(crossfade("similar", run, *query, cwd=place)).stdout.split()
         assert len([word for word in lines if word.startswith("c")]) == others
     assert "None" not in lines
     result = crossfade("similar", "new", "--entity", "customer", FORGOTTEN[0], cwd=place)

@@ -21,9 +21,9 @@ def factors(**spec: Any) -> list[float]:
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_factor_rises_during_warmup_then_follows_the_schedule(schedule: str) -> None:
-    found = factors(schedule=schedule, warmup_steps=WARMUP, min_lr_factor=0.2)
-    assert found[WARMUP - 1] == found[WARMUP] == 1.0
-    for step, factor in enumerate(found):
+    lr_factors = factors(schedule=schedule, warmup_steps=WARMUP, min_lr_factor=0.2)
+    assert lr_factors[WARMUP - 1] == lr_factors[WARMUP] == 1.0
+    for step, factor in enumerate(lr_factors):
         x = (step - WARMUP) / (STEPS - WARMUP)
         if step < WARMUP:
             expected = (step + 1) / WARMUP
@@ -36,10 +36,10 @@ def test_factor_rises_during_warmup_then_follows_the_schedule(schedule: str) -> 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_factor_stays_above_zero_and_takes_few_values(schedule: str) -> None:
     spec = OptimizerConfig(schedule=schedule)
-    found = [lr_factor(spec, step, 100_000) for step in range(100_000)]
-    assert min(found) > 0
-    assert found == sorted(found, reverse=True)
-    assert len(set(found)) <= PARTS
+    lr_factors = [lr_factor(spec, step, 100_000) for step in range(100_000)]
+    assert min(lr_factors) > 0
+    assert lr_factors == sorted(lr_factors, reverse=True)
+    assert len(set(lr_factors)) <= PARTS
 
 
 def test_constant_schedule_has_factor_one() -> None:

@@ -91,9 +91,9 @@ def test_interrupted_run_resumes_to_the_same_bits(
         assert "--resume" in stderr
     train(place, run, *shape, "--resume")
     assert_same_bits(place / run, undisturbed_on_servers if shape else undisturbed)
-    ours, theirs = report_of(place / run), report_of(undisturbed_on_servers if shape else undisturbed)
+    report, expected = report_of(place / run), report_of(undisturbed_on_servers if shape else undisturbed)
     for name in ("examples", "steps", "epochs", "rows_pushed", "bytes_pulled", "best_epoch"):
-        assert ours[name] == theirs[name], name
+        assert report[name] == expected[name], name
 
 
 def test_resumed_run_reads_no_example_twice(place: Path, undisturbed: Path) -> None:
@@ -234,12 +234,12 @@ def test_checkpoint_folder_of_another_run_is_rejected(place: Path, tmp_path: Pat
 
 def test_unwritable_checkpoint_path_is_rejected_before_training(place: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    nowhere = tmp_path / "file" / "checkpoints"
+    checkpoints = tmp_path / "file" / "checkpoints"
     result = crossfade(
-        "train", "job.yaml", "--run-dir", tmp_path / "run", "--set", f"checkpoint.path={nowhere}", cwd=place
+        "train", "job.yaml", "--run-dir", tmp_path / "run", "--set", f"checkpoint.path={checkpoints}", cwd=place
     )
     assert result.returncode == 2
-    assert f"checkpoint.path: {nowhere} cannot be written" in result.stderr
+    assert f"checkpoint.path: {checkpoints} cannot be written" in result.stderr
 
 
 @pytest.mark.cluster

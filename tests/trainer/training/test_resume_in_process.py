@@ -144,15 +144,15 @@ def test_failed_commit_leaves_the_checkpoint_before_and_no_files(
     runs = Runs(tmp_path, data, interval_steps=EPOCH_STEPS, epochs=2, keep=1)
     runs.run("run", EPOCH_STEPS)
     [before] = runs.checkpoints("run")
-    tried = []
+    commits = []
 
     def fail(_checkpoints: str, manifest: CheckpointManifest, _files: dict[str, bytes]) -> None:
-        tried.append(manifest.step)
+        commits.append(manifest.step)
         raise CheckpointError("no room for a manifest")
 
     monkeypatch.setattr("trainer.training.checkpoint_writer.commit", fail)
     report = runs.run("run", resume=True)
     assert isinstance(report, dict)
-    assert report["checkpoints"]["failed"] == len(tried) >= 1
+    assert report["checkpoints"]["failed"] == len(commits) >= 1
     assert runs.checkpoints("run") == [before]
     assert open_checkpoint(str(before)).manifest.step == EPOCH_STEPS

@@ -45,13 +45,13 @@ def test_run_on_s3_survives_a_kill_and_a_resume_bit_for_bit(tmp_path: Path, monk
         assert report_of(tmp_path / "killed")["restarts"] == 1
         assert_same_bits(tmp_path / "killed", tmp_path / "local")
 
-        to = ("--set", f"checkpoint.path={s3.uri('stopped/checkpoints')}")
-        with paced(*command, *to, run_dir=tmp_path / "stopped") as training:
+        checkpoint_path = ("--set", f"checkpoint.path={s3.uri('stopped/checkpoints')}")
+        with paced(*command, *checkpoint_path, run_dir=tmp_path / "stopped") as training:
             training.wait_for("checkpoint_saved")
             training.command.process.send_signal(signal.SIGTERM)
             assert training.command.finish().returncode == 143
         assert not (tmp_path / "stopped" / "report.json").exists()
-        succeeded(crossfade(*command, *to, "--run-dir", "stopped", "--resume", cwd=tmp_path))
+        succeeded(crossfade(*command, *checkpoint_path, "--run-dir", "stopped", "--resume", cwd=tmp_path))
         assert_same_bits(tmp_path / "stopped", tmp_path / "local")
         checkpoint, skipped = latest_checkpoint(killed)
         assert checkpoint is not None
@@ -67,8 +67,8 @@ def test_s3_outage_causes_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
     (tmp_path / "store").mkdir()
     with running_object_store(tmp_path / "store") as s3, flaky_proxy(s3.endpoint) as proxy:
-        impatient = {"AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "2"}
-        for name, value in {**s3.variables, **impatient}.items():
+        one_retry = {"AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "2"}
+        for name, value in {**s3.variables, **one_retry}.items():
             monkeypatch.setenv(name, value)
         uri = s3.upload(data, "interactions")
         write_job(tmp_path / "s3.yaml", uri, **sections, train=train)

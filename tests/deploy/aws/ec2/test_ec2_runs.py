@@ -74,25 +74,25 @@ def machines(aws: AwsServer, s3: ObjectStore, place: Path, tmp_path: Path) -> It
 
 def submit(place: Path, variables: dict[str, str], *options: object) -> AbstractContextManager[RunningCommand]:
     """Start the command."""
-    where = ("--output", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll-seconds", 0.5)
-    return started("submit", "ec2", "job.yaml", *where, *TYPE, *options, cwd=place, variables=variables)
+    output = ("--output", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll-seconds", 0.5)
+    return started("submit", "ec2", "job.yaml", *output, *TYPE, *options, cwd=place, variables=variables)
 
 
 def objects(s3: ObjectStore, prefix: str) -> dict[str, bytes]:
     """Return the objects below ``prefix``, by the rest of their keys."""
     client, base = s3.client(), f"{BUCKET}/{prefix}"
-    found = client.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+    files = client.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
     return {
         info.path.removeprefix(base): client.open_input_stream(info.path).read()
-        for info in found
+        for info in files
         if info.type == fs.FileType.File
     }
 
 
 def the_run(aws: AwsServer) -> str:
     """Return the name of the only run with running instances."""
-    found = aws.client("ec2").describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
-    tags: list[dict[str, Any]] = [tag for r in found["Reservations"] for i in r["Instances"] for tag in i["Tags"]]
+    response = aws.client("ec2").describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
+    tags: list[dict[str, Any]] = [tag for r in response["Reservations"] for i in r["Instances"] for tag in i["Tags"]]
     [run] = {tag["Value"] for tag in tags if tag["Key"] == "crossfade:run"}
     return run
 

@@ -40,8 +40,8 @@ class Story:
 
     def ids(self) -> list[str]:
         """Return the ids of the running instances."""
-        found = self._aws.client("ec2").describe_instances()["Reservations"]
-        instances = [instance for reservation in found for instance in reservation["Instances"]]
+        reservations = self._aws.client("ec2").describe_instances()["Reservations"]
+        instances = [instance for reservation in reservations for instance in reservation["Instances"]]
         return [one["InstanceId"] for one in instances if one["State"]["Name"] == "running"]
 
     def interrupt(self) -> None:
@@ -93,8 +93,8 @@ def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
 def test_silent_host_with_a_spot_reason_is_replaced(aws: AwsServer, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # More often than the losses that end a run, and without a word from the host: EC2's reason alone says why.
     def instances_taken_back(*arguments: Any) -> list[Ec2Instance]:
-        found = find_instances(*arguments)
-        return [one if one.living else replace(one, reason="Server.SpotInstanceTermination") for one in found]
+        instances = find_instances(*arguments)
+        return [one if one.living else replace(one, reason="Server.SpotInstanceTermination") for one in instances]
 
     monkeypatch.setattr("deploy.aws.ec2.follower.find_instances", instances_taken_back)
     terminations = [Story.terminate, *[nothing] * 4] * (MAX_LOSSES + 1)
@@ -134,12 +134,12 @@ def test_detached_run_can_be_followed_and_is_cleaned_up_at_its_end(
 
 def called(aws: AwsServer) -> set[tuple[str, str]]:
     """Return service and action of all calls, by their names in IAM."""
-    found = set()
+    actions = set()
     for service, action in aws.actions():
         verb, _, path = action.partition(" ")
         of_s3 = "ListBucket" if path == f"/{BUCKET}" else S3_ACTIONS.get(verb, verb)
-        found.add((service, of_s3 if service == "s3" else action))
-    return found - {("sts", "GetCallerIdentity")}  # which needs no permission
+        actions.add((service, of_s3 if service == "s3" else action))
+    return actions - {("sts", "GetCallerIdentity")}  # which needs no permission
 
 
 def test_documented_policies_allow_exactly_the_calls_of_the_commands(aws: AwsServer, job: Path) -> None:

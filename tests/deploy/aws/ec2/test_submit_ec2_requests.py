@@ -141,6 +141,6 @@ def test_user_data_is_valid_bash_within_the_limit_and_quotes_its_values(tmp_path
     assert len(script.encode()) <= MAX_BYTES
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     settings = script.partition("\nimds=")[0]
-    echo = subprocess.run(["bash"], input=f'{settings}\necho "$image"', text=True, capture_output=True, check=True)
-    assert echo.stdout.strip() == values["image"]
+    shell = subprocess.run(["bash"], input=f'{settings}\necho "$image"', text=True, capture_output=True, check=True)
+    assert shell.stdout.strip() == values["image"]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in script if "AWS_SECRET_ACCESS_KEY" in os.environ else True

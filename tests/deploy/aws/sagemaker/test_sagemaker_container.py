@@ -107,9 +107,9 @@ def test_default_is_one_server_and_worker_per_host(tmp_path: Path, monkeypatch: 
     cluster = read_job(Paths(prepare(tmp_path / "a", parameters, hosts)), Hosts(hosts[0], hosts)).cluster
     assert (cluster.hosts, cluster.servers, cluster.workers, cluster.shared_run_dir) == (3, 3, 3, False)
     assert (cluster.host, cluster.coordinator_address) == ("127.0.0.1", "127.0.0.1:7070")
-    given = {**parameters, "cluster.servers": "6", "cluster.workers": "1", "cluster.grace_period_seconds": "900"}
+    overrides = {**parameters, "cluster.servers": "6", "cluster.workers": "1", "cluster.grace_period_seconds": "900"}
     monkeypatch.setenv("CROSSFADE_PORT", "7171")
-    cluster = read_job(Paths(prepare(tmp_path / "b", given, hosts)), Hosts(hosts[0], hosts)).cluster
+    cluster = read_job(Paths(prepare(tmp_path / "b", overrides, hosts)), Hosts(hosts[0], hosts)).cluster
     assert (cluster.servers, cluster.workers, cluster.coordinator_address) == (6, 1, "127.0.0.1:7171")
     assert cluster.grace_period_seconds == 110  # SageMaker kills what is left after 120
     alone = read_job(Paths(prepare(tmp_path / "c", parameters)), Hosts("algo-1", ("algo-1",))).cluster

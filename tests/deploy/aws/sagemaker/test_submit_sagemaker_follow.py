@@ -94,16 +94,16 @@ def test_failed_job_ends_the_command_with_its_reason_and_exit_code(
 
 
 def test_interrupted_spot_job_is_followed_until_it_has_resumed_and_completed(aws: AwsServer) -> None:
-    life = ("Starting", "Training", "Interrupted", "Starting", "Training", "Uploading", "Completed")
+    states = ("Starting", "Training", "Interrupted", "Starting", "Training", "Uploading", "Completed")
     aws.answer(
         "DescribeTrainingJob",
-        described("InProgress", "Training", *life[:2]),
-        described("InProgress", "Interrupted", *life[:3]),
-        described("InProgress", "Training", *life[:5]),
-        described("Completed", "Completed", *life),
+        described("InProgress", "Training", *states[:2]),
+        described("InProgress", "Interrupted", *states[:3]),
+        described("InProgress", "Training", *states[:5]),
+        described("Completed", "Completed", *states),
     )
     result = succeeded(follow(aws))
-    assert re.findall(r"crossfade: plays-1: (\w+): about", result.stderr) == list(life)
+    assert re.findall(r"crossfade: plays-1: (\w+): about", result.stderr) == list(states)
 
 
 def test_stopped_job_exits_143_and_unknown_job_exits_2(aws: AwsServer) -> None:
@@ -170,12 +170,12 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
 
     aws.answer("StopTrainingJob", {})
     aws.respond("DescribeTrainingJob", describe)
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     words = [Path(sys.executable).with_name("crossfade"), "submit", "sagemaker", "--follow", "plays-1", *FAST]
     with subprocess.Popen(
-        words, cwd=tmp_path, env=os.environ | aws.variables, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs
+        words, cwd=tmp_path, env=os.environ | aws.variables, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal
     ) as process:
-        os.close(theirs)
+        os.close(terminal)
         wait_until(lambda: len(aws.calls_of("DescribeTrainingJob")) > 1, 30, "a look at the job")
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
@@ -188,9 +188,9 @@ def test_ctrl_c_asks_whether_to_stop_the_job(aws: AwsServer, tmp_path: Path, ans
             return b"or only stop following it?" in output
 
         wait_until(has_question, 30, "the question")
-        os.write(ours, f"{answer}\n".encode())
+        os.write(controller, f"{answer}\n".encode())
         assert process.wait(30) == exit_code
-    os.close(ours)
+    os.close(controller)
     assert len(aws.calls_of("StopTrainingJob")) == (1 if answer == "s" else 0)
 
 
