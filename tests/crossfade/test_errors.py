@@ -13,7 +13,7 @@ import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
 from error_table import documented
-from running_command import crossfade, only_line, succeeded
+from running_command import crossfade, single_line, succeeded
 
 from crossfade.main import main
 
@@ -48,7 +48,7 @@ def rejected(place: Path, capfd: pytest.CaptureFixture[str]) -> Rejected:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        return only_line(code, *capfd.readouterr())
+        return single_line(code, *capfd.readouterr())
 
     return run
 
@@ -67,7 +67,7 @@ def train_rejected(rejected: Rejected, place: Path) -> Rejected:
 
 def rejection(result: "subprocess.CompletedProcess[str]") -> str:
     """Return the message with which a command, in a process of its own, rejected its input."""
-    return only_line(result.returncode, result.stdout, result.stderr)
+    return single_line(result.returncode, result.stdout, result.stderr)
 
 
 def change_manifest(place: Path, change: Any) -> None:

@@ -25,7 +25,7 @@ def status(place: Path, *arguments: object) -> list[dict[str, Any]]:
     return found
 
 
-def print_here(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
+def printed_by(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
     """Run the command in this process, and return what it prints."""
     parsed = make_parser().parse_args(["status", *map(str, arguments)])
     assert parsed.run(parsed) == 0
@@ -144,7 +144,7 @@ def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.Cap
         tmp_path / "runs" / "damaged", metrics=[step(7, at=3)], state=state("failed", at=5, message="no")
     )
     (corrupt / "report.json").write_text('{"metrics"')
-    printed = print_here(tmp_path / "runs", capsys=capsys).splitlines()
+    printed = printed_by(tmp_path / "runs", capsys=capsys).splitlines()
     assert printed[0].split()[:3] == ["run", "state", "done"]
     assert [line.split()[:2] for line in printed[1:3]] == [["damaged", "failed"], ["fine", "done"]]
     assert any(line.startswith("damaged: warning: report.json cannot be read") for line in printed)
@@ -169,7 +169,7 @@ def test_missing_run_is_rejected_in_one_line(tmp_path: Path, capsys: pytest.Capt
     assert "runs: is not there" in result.stderr
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file: is a file"):
-        print_here(tmp_path / "file", capsys=capsys)
+        printed_by(tmp_path / "file", capsys=capsys)
     (tmp_path / "runs").mkdir()
-    assert print_here(tmp_path / "runs", capsys=capsys) == "no runs yet\n"
-    assert print_here(tmp_path / "runs", "--json", capsys=capsys) == "[]\n"
+    assert printed_by(tmp_path / "runs", capsys=capsys) == "no runs yet\n"
+    assert printed_by(tmp_path / "runs", "--json", capsys=capsys) == "[]\n"

@@ -54,13 +54,13 @@ class Checkout:
         )
         for tool in POSIX_TOOLS:
             (self.tools / tool).symlink_to(str(shutil.which(tool)))
-        self.lock_a_wheel("first")
+        self.add_locked_wheel("first")
 
     @property
     def site_packages(self) -> Path:
         return self.root / ".venv/lib/python3.11/site-packages"
 
-    def lock_a_wheel(self, name: str) -> None:
+    def add_locked_wheel(self, name: str) -> None:
         wheel = self.root / f"{name}-1-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
             archive.writestr(f"{name}.py", "")
@@ -205,7 +205,7 @@ def test_set_up_installs_once_reinstalls_after_changes_and_resumes(checkout: Che
     second = checkout.set_up()
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
 
-    checkout.lock_a_wheel("second")
+    checkout.add_locked_wheel("second")
     assert checkout.set_up(**offline).returncode == 0
     assert (checkout.site_packages / "second.py").exists()
 

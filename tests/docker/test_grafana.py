@@ -31,17 +31,17 @@ from trainer.training.metrics import TrainingMetrics
 CONFIG = GRAFANA.parent / "prometheus" / "prometheus.yml"
 RULES = CONFIG.with_name("rules.yml")
 SCRAPE_SECONDS = 1
-ILL, GONE = "made-up", "gone"
-"""Runs of simulated processes: one with the alerts and the GPU that a healthy run without GPU lacks, and one that
+DIVERGED, VANISHED = "diverged", "vanished"
+"""Runs of simulated processes: one with the alerts and GPU metrics that a healthy run without GPU lacks, and one that
 vanishes before its end."""
-NOT_IN_A_HEALTHY_RUN = {("overview", "Alerts"), ("overview", "Alerts by name"), ("training", "GPU memory")}
+ONLY_IN_DIVERGED_RUN = {("overview", "Alerts"), ("overview", "Alerts by name"), ("training", "GPU memory")}
 NEVER_IN_A_HEALTHY_RUN = {"Restarts"}
 NOT_SHOWN = {"crossfade_process_virtual_memory_bytes", "crossfade_process_start_time_seconds"}
 
 
 def run_of(query: Query) -> str:
     """Return the run that ``query`` is sent for."""
-    return ILL if (query.dashboard, query.title) in NOT_IN_A_HEALTHY_RUN or query.title == "Alerts" else "planted"
+    return DIVERGED if (query.dashboard, query.title) in ONLY_IN_DIVERGED_RUN or query.title == "Alerts" else "planted"
 
 
 # ---- the files
@@ -213,11 +213,11 @@ def config_of_test(run: str, **others: MetricsEndpoint) -> Json:
 
 
 def simulated_process(run: str) -> ProcessMetrics:
-    """Return metrics of a run in process on a GPU; that of ``ILL`` has diverged."""
+    """Return metrics of a run in process on a GPU; that of ``DIVERGED`` has diverged."""
     metrics = ProcessMetrics(run, "in-process")
     training = TrainingMetrics(make_job(), TABLES, rank=0)
     training.watch_gpu(lambda: (15 << 30, 16 << 30))
-    if run == ILL:
+    if run == DIVERGED:
         training.diverged()
     metrics.register("training", training)
     metrics.set_identity(0)
@@ -249,13 +249,13 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     train = {"epochs": 30, "eval_every_epochs": 1}
     job = write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"interval_steps": 20})
     with ExitStack() as stack:
-        ill = stack.enter_context(serve_metrics(simulated_process(ILL), 0, None, "127.0.0.1"))
+        diverged_endpoint = stack.enter_context(serve_metrics(simulated_process(DIVERGED), 0, None, "127.0.0.1"))
         temporary = ExitStack()
-        gone = stack.enter_context(temporary).enter_context(
-            serve_metrics(simulated_process(GONE), 0, None, "127.0.0.1")
+        vanished_endpoint = stack.enter_context(temporary).enter_context(
+            serve_metrics(simulated_process(VANISHED), 0, None, "127.0.0.1")
         )
         training = stack.enter_context(paced("train", job, "--servers", 2, "--workers", 2, run_dir=folder / "run"))
-        config = config_of_test(metrics_address(training), **{ILL: ill, GONE: gone})
+        config = config_of_test(metrics_address(training), **{DIVERGED: diverged_endpoint, VANISHED: vanished_endpoint})
         answers = Scraped(stack.enter_context(running_prometheus(folder / "prometheus", config)), begin)
         training.wait_for("checkpoint_saved")
         training.wait_for("epoch")
@@ -278,7 +278,7 @@ def test_run_variable_lists_runs_and_annotation_queries_are_valid(scraped: Scrap
         label = re.fullmatch(r"label_values\((\w+), (\w+)\)", run["query"]["query"])
         assert label is not None
         label_values = scraped.prometheus.ask(f"label/{label[2]}/values", **{"match[]": label[1]})
-        assert sorted(label_values) == sorted([ILL, GONE, "planted"])
+        assert sorted(label_values) == sorted([DIVERGED, VANISHED, "planted"])
     for query in annotations():
         query.ask(scraped.prometheus, run["allValue"], time.time() - 60, time.time(), SCRAPE_SECONDS)
 
@@ -294,7 +294,7 @@ def test_prometheus_sees_the_end_of_a_run_and_alerts_on_a_vanished_one(scraped: 
     assert ask('ALERTS{run="planted", alertname=~"CrossfadeCoordinatorDown|CrossfadeRoleDown"}') == []
     # A minute later it would be firing.
     wait_until(
-        lambda: ask(f'ALERTS{{run="{GONE}", alertname="CrossfadeCoordinatorDown"}}'),
+        lambda: ask(f'ALERTS{{run="{VANISHED}", alertname="CrossfadeCoordinatorDown"}}'),
         30,
         "the alert on the vanished run",
     )

@@ -289,7 +289,7 @@ def test_rank_is_below_the_number_of_workers(open_store: OpenStore) -> None:
     assert 0 <= store.rank < store.workers
 
 
-def peak_bytes_of_a_step(rows: int) -> int:
+def step_peak_bytes(rows: int) -> int:
     """Return the peak bytes that a pull and a push of 1000 of ``rows`` rows allocate."""
     store = LocalStore()
     store.create([TableSpec("track", rows, 8, 0.1)], OptimizerSpec("rowwise_adagrad", weight_decay=0.1), seed=1)
@@ -309,7 +309,7 @@ def peak_bytes_of_a_step(rows: int) -> int:
 
 @pytest.mark.slow
 def test_local_step_memory_is_independent_of_table_size() -> None:
-    small, large = peak_bytes_of_a_step(1_000_000), peak_bytes_of_a_step(16_000_000)
+    small, large = step_peak_bytes(1_000_000), step_peak_bytes(16_000_000)
     block_bytes = 1000 * 8 * 4
     assert abs(large - small) < 4096
     assert large < block_bytes + 16_384

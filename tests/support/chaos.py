@@ -1,8 +1,8 @@
-"""Strike a training run with random faults, and check that it ends like an undisturbed one.
+"""Inject random faults into a training run, and check that it ends like an undisturbed one.
 
     python tests/support/chaos.py --seed 1 --faults 20
 
-Trains a job twice on two servers and two workers: once undisturbed, and once with faults that strike the scheduler,
+Trains a job twice on two servers and two workers: once undisturbed, and once with faults in the scheduler,
 servers and workers: SIGKILL, SIGSTOP and SIGTERM, during steps, a checkpoint or start-up. The embeddings must be equal
 bit for bit, and the ledger, in which each worker records every interaction that it trains on, must hold each exactly
 once per epoch. The seed determines the faults.
@@ -69,7 +69,7 @@ Moment = Literal["steps", "checkpoint", "start-up"]
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal that strikes ``role`` once the run has reached ``step``, ``delay_seconds`` into the ``moment``."""
+    """A signal sent to ``role`` once the run has reached ``step``, ``delay_seconds`` into the ``moment``."""
 
     number: signal.Signals
     role: str
@@ -101,8 +101,8 @@ def plan_faults(seed: int, count: int, steps: int) -> list[Fault]:
     ]
 
 
-class StruckRun:
-    """A run in which faults strike."""
+class DisturbedRun:
+    """A run into which faults are injected."""
 
     def __init__(self, command: RunningCommand, run_dir: Path, log: Callable[[str], None]) -> None:
         self._command = command
@@ -110,7 +110,7 @@ class StruckRun:
         self._log = log
         self._started_at = time.monotonic()
 
-    def strike(self, fault: Fault) -> None:
+    def inject(self, fault: Fault) -> None:
         """Wait for the fault's moment, send the signal, and wait until the job runs again without the victim."""
         self._wait(lambda: self._step() >= fault.step, f"step {fault.step}")
         getattr(self, f"_await_{fault.moment.replace('-', '_')}")(fault)
@@ -121,7 +121,7 @@ class StruckRun:
         since = time.monotonic() - self._started_at
         self._log(f"{since:6.1f} s  step {self._step():>6}  {fault.number.name:<7}  {fault.role:<9}  in {fault.moment}")
         if fault.number == signal.SIGSTOP:
-            self._kill_if_unnoticed(victim)
+            self._kill_if_undetected(victim)
         self._wait(lambda: self._gone(victim) and len(self._command.roles()) == len(ROLES), "the next generation")
 
     def _await_steps(self, fault: Fault) -> None:
@@ -136,14 +136,14 @@ class StruckRun:
         self._pause(fault.delay_seconds / 5)
 
     def _await_start_up(self, fault: Fault) -> None:
-        """Kill a worker, and strike while the next generation joins."""
+        """Kill a worker, and inject the fault while the next generation joins."""
         first = self._victim("worker-0")
         if first is not None:
             first.kill()
             self._wait(lambda: self._gone(first) and self._victim(fault.role), "a start")
         self._pause(3 * fault.delay_seconds)
 
-    def _kill_if_unnoticed(self, victim: psutil.Process) -> None:
+    def _kill_if_undetected(self, victim: psutil.Process) -> None:
         """Kill a frozen ``victim`` if the job continues without it, as it does without a scheduler."""
         deadline = time.monotonic() + 3 * STALL_SECONDS
         while not self._gone(victim):
@@ -166,7 +166,7 @@ class StruckRun:
         )
 
     def _pause(self, seconds: float) -> None:
-        """Sleep: a fault strikes at a time, not on a condition."""
+        """Sleep, since faults occur at a time, not on a condition."""
         time.sleep(seconds)
 
     def _assert_running(self) -> None:
@@ -243,18 +243,18 @@ def run_chaos(folder: Path, seed: int, faults: int, epochs: int, log: Callable[[
         cluster={"stall_timeout_seconds": STALL_SECONDS, "max_restarts": 1000},
     )
     started_at = time.monotonic()
-    for run, planned in (("undisturbed", []), ("struck", plan_faults(seed, faults, steps))):
+    for run, planned in (("undisturbed", []), ("disturbed", plan_faults(seed, faults, steps))):
         arguments = ("train", job, "--run-dir", folder / run, *ON_SERVERS)
         with started(*arguments, cwd=folder, variables=variables(folder, run)) as command:
-            struck = StruckRun(command, folder / run, log)
+            disturbed = DisturbedRun(command, folder / run, log)
             for fault in planned:
-                struck.strike(fault)
+                disturbed.inject(fault)
             result = command.finish(RUN_SECONDS)
             assert result.returncode == 0, result.stderr
             assert command.mark.processes() == [], "processes of the run are left"
         check_ledger(folder / f"{run}-ledger", epochs, steps)
-    assert embeddings_of(folder / "struck") == embeddings_of(folder / "undisturbed") != {}, "embeddings differ"
-    report = json.loads((folder / "struck" / "report.json").read_text())
+    assert embeddings_of(folder / "disturbed") == embeddings_of(folder / "undisturbed") != {}, "embeddings differ"
+    report = json.loads((folder / "disturbed" / "report.json").read_text())
     assert report["restarts"] >= faults
     return (
         f"chaos, seed {seed}: {faults} faults, {report['restarts']} restarts; embeddings equal bit for bit; each of "

@@ -28,7 +28,7 @@ def newest(run: Path) -> Path:
     return Path(checkpoint.uri)
 
 
-def layers_at_the_end(run: Path) -> dict[str, FloatArray]:
+def final_layers(run: Path) -> dict[str, FloatArray]:
     """Read the dense layers of the newest checkpoint of a run, by name of the parameter."""
     with np.load(newest(run) / DENSE_FILE, allow_pickle=False) as arrays:
         return dict(arrays)
@@ -43,7 +43,7 @@ def vectors(embeddings: Path) -> dict[str, FloatArray]:
 def assert_same_run(one: Path, other: Path) -> None:
     for ours, theirs in (
         (vectors(one / "embeddings"), vectors(other / "embeddings")),
-        (layers_at_the_end(one), layers_at_the_end(other)),
+        (final_layers(one), final_layers(other)),
     ):
         assert ours.keys() == theirs.keys()
         for name, values in ours.items():

@@ -36,7 +36,7 @@ _BYTES_ACKED_OFFSET = 120
 """Of tcpi_bytes_acked in Linux's struct tcp_info; tcpi_bytes_received follows."""
 
 
-def bytes_on_the_wire() -> tuple[int, int]:
+def network_bytes() -> tuple[int, int]:
     """Return the bytes that the connections of this process have sent and received so far."""
     sent = received = 0
     for connection in psutil.Process().net_connections("tcp"):
@@ -71,7 +71,7 @@ def work(store: MXNetStore) -> None:
     def watch(event: Event) -> None:
         if isinstance(event, StepEvent) and event.step in (WARM_STEPS, WARM_STEPS + MEASURED_STEPS):
             store.barrier()
-            sent, received = bytes_on_the_wire()
+            sent, received = network_bytes()
             send_and_wait(step=event.step, sent=sent, received=received)
 
     towers = load_towers(job, model, folder, manifest)

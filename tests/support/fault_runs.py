@@ -16,7 +16,7 @@ TRAIN = {"epochs": STEPS // 15, "eval_every_epochs": 20, "patience": None}
 CHECKPOINT = {"interval_seconds": 0.5, "keep_latest": 2}
 DISK_BYTES = 1 << 20
 TOKEN = "the-token-of-these-tests"
-IMPATIENT = {"CROSSFADE_S3_ATTEMPTS": "3", "CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
+FAST_S3_ERRORS = {"CROSSFADE_S3_ATTEMPTS": "3", "CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
 """Makes requests to S3 fail within seconds instead of a minute or more."""
 
 
@@ -28,7 +28,7 @@ def train(
     return paced("train", job, *options, run_dir=run_dir, variables=variables, within=within)
 
 
-def to(checkpoints: object) -> tuple[str, str]:
+def checkpoint_option(checkpoints: object) -> tuple[str, str]:
     """Return the option that writes checkpoints to ``checkpoints``."""
     return "--set", f"checkpoint.path={checkpoints}"
 
@@ -57,6 +57,6 @@ def assert_last_is_complete(checkpoints: object, keep: int = 2) -> None:
     assert len(folders) <= keep, folders
 
 
-def assert_trains_on(training: Training) -> None:
+def assert_training_continues(training: Training) -> None:
     """Assert that the training takes further steps."""
     training.wait_for("step")

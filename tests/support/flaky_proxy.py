@@ -2,9 +2,9 @@
 
 with flaky_proxy(server.endpoint) as proxy:
     variables = server.variables | {"AWS_ENDPOINT_URL": proxy.endpoint}
-    proxy.strike("throttle", 3)                   # the next three requests get 503 Slow Down
+    proxy.inject("throttle", 3)                   # the next three requests get 503 Slow Down
     assert proxy.left == 0                        # they have been sent
-    proxy.strike_every("reset", 5)                # every fifth request from now on
+    proxy.inject_every("reset", 5)                # every fifth request from now on
 """
 
 import socket
@@ -27,7 +27,7 @@ _ANSWERS = {
 
 
 class Proxy:
-    """Forwards requests, except those that a fault strikes."""
+    """Forwards requests, except those with an injected fault."""
 
     def __init__(self, endpoint: str) -> None:
         target = urlsplit(endpoint)
@@ -46,12 +46,12 @@ class Proxy:
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
-    def strike(self, fault: Fault, times: int) -> None:
+    def inject(self, fault: Fault, times: int) -> None:
         """Make the next ``times`` requests fail."""
         with self._lock:
             self._fault, self.left, self._every = fault, times, 0
 
-    def strike_every(self, fault: Fault, every: int) -> None:
+    def inject_every(self, fault: Fault, every: int) -> None:
         """Make every ``every``-th request fail from now on; 0: none."""
         with self._lock:
             self._fault, self.left, self._every = fault, 0, every

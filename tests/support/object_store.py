@@ -27,7 +27,7 @@ BUCKET = "crossfade"
 ACCESS_KEY, SECRET_KEY = "tests", "tests-secret"
 READER = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret"}
 """Credentials that may read and list, but not write."""
-STRANGER = {"AWS_ACCESS_KEY_ID": "stranger", "AWS_SECRET_ACCESS_KEY": "stranger-secret"}
+FOREIGN_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "stranger", "AWS_SECRET_ACCESS_KEY": "stranger-secret"}
 """Credentials that may use only another bucket."""
 START_SECONDS = 60.0
 _PORTS = ("master", "volume", "filer", "s3")
@@ -58,7 +58,7 @@ class ObjectStore:
             for (key, secret), actions in (
                 (owner.values(), ["Admin", "Read", "Write", "List", "Tagging"]),
                 (READER.values(), ["Read", "List"]),
-                (STRANGER.values(), ["Read:elsewhere", "List:elsewhere"]),
+                (FOREIGN_CREDENTIALS.values(), ["Read:elsewhere", "List:elsewhere"]),
             )
         ]
         self._config.write_text(json.dumps({"identities": identities}))

@@ -31,9 +31,9 @@ class Mark:
 
     def processes(self) -> list[psutil.Process]:
         """Return the running processes that carry the mark."""
-        return [process for process in psutil.process_iter() if self._is_carried_by(process)]
+        return [process for process in psutil.process_iter() if self._has_mark(process)]
 
-    def _is_carried_by(self, process: psutil.Process) -> bool:
+    def _has_mark(self, process: psutil.Process) -> bool:
         try:
             return process.environ().get(_MARK_VARIABLE) == self._value and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
@@ -145,7 +145,7 @@ def wait_for_steps(command: RunningCommand, run_dir: Path, seconds: float = 60.0
     wait_until(has_steps, seconds, f"a step in {run_dir}/events.jsonl")
 
 
-def only_line(exit_code: int, stdout: str, stderr: str) -> str:
+def single_line(exit_code: int, stdout: str, stderr: str) -> str:
     """Return the one line on stderr of a command that rejected its input, without its prefix."""
     assert exit_code == 2, f"exit code {exit_code}\n{stdout}\n{stderr}"
     assert stdout == ""

@@ -81,6 +81,6 @@ def promtool(*arguments: object, given: str | None = None, cwd: Path | None = No
     return output
 
 
-def no_complaints(text: str) -> None:
+def assert_valid_metrics(text: str) -> None:
     """Assert that promtool accepts metrics, and that its linter reports nothing."""
     assert promtool("check", "metrics", given=text) == ""

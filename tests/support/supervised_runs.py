@@ -13,7 +13,14 @@ END_SECONDS = 10.0
 START_SECONDS = 60.0
 NOTICE_SECONDS = 0.5
 TOKEN = "the-token-of-these-tests"
-A_WHILE = ("--set", "train.epochs=40", "--set", "train.eval_every_epochs=40", "--set", "checkpoint.interval_steps=40")
+FOR_600_STEPS = (
+    "--set",
+    "train.epochs=40",
+    "--set",
+    "train.eval_every_epochs=40",
+    "--set",
+    "checkpoint.interval_steps=40",
+)
 """Options that end a run of the job, after 600 steps."""
 
 

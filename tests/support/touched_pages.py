@@ -54,7 +54,7 @@ def _call(name: str, *arguments: Any) -> None:
     assert getattr(libc, name)(*arguments) == 0, (name, ctypes.get_errno())
 
 
-def pages_of_a_server_update(kind: Any) -> dict[str, int]:
+def server_update_pages(kind: Any) -> dict[str, int]:
     """Return the number of pages of each array that an update by a server touches."""
     from kvstore.layout import make_layout
     from kvstore.mxnet.commands import create_command
@@ -77,4 +77,4 @@ def pages_of_a_server_update(kind: Any) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(pages_of_a_server_update(sys.argv[1])))
+    print(json.dumps(server_update_pages(sys.argv[1])))

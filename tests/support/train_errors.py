@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running_command import only_line
+from running_command import single_line
 
 from crossfade.main import main
 
@@ -27,6 +27,6 @@ def train_error_runner(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyte
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         assert not list((place / "run").glob("report.json"))
-        return only_line(code, *capfd.readouterr())
+        return single_line(code, *capfd.readouterr())
 
     return run

@@ -14,9 +14,9 @@ from fault_runs import (
     ON_SERVERS,
     assert_counted,
     assert_last_is_complete,
-    assert_trains_on,
+    assert_training_continues,
     assert_undisturbed,
-    to,
+    checkpoint_option,
     train,
 )
 from run_results import report_of
@@ -64,11 +64,11 @@ def fill(disk: Path, leave: int = 16384) -> None:
 
 
 def test_full_disk_costs_only_checkpoints(place: Path, undisturbed: dict[int, Path], disk: Path) -> None:
-    with train(place / "full", *ON_SERVERS, *to(disk / "checkpoints")) as training:
+    with train(place / "full", *ON_SERVERS, *checkpoint_option(disk / "checkpoints")) as training:
         training.wait_for("checkpoint_saved")
         # Whenever an old checkpoint is deleted, there is room again.
         training.wait_for("checkpoint_failed", meanwhile=lambda: fill(disk))
-        assert_trains_on(training)
+        assert_training_continues(training)
         (disk / "filler").unlink()
         training.wait_for("checkpoint_saved")
         result = succeeded(training.finish())
@@ -82,12 +82,12 @@ def test_full_disk_costs_only_checkpoints(place: Path, undisturbed: dict[int, Pa
 
 
 def test_read_only_folder_costs_only_checkpoints(place: Path, undisturbed: dict[int, Path], disk: Path) -> None:
-    with train(place / "read-only", *to(disk / "checkpoints")) as training:
+    with train(place / "read-only", *checkpoint_option(disk / "checkpoints")) as training:
         training.wait_for("checkpoint_saved")
         # Not while a file on it is being written.
         training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
         training.wait_for("checkpoint_failed")
-        assert_trains_on(training)
+        assert_training_continues(training)
         assert mount("-o", "remount,rw", disk).returncode == 0
         training.wait_for("checkpoint_saved")
         result = succeeded(training.finish())
@@ -98,7 +98,7 @@ def test_read_only_folder_costs_only_checkpoints(place: Path, undisturbed: dict[
 
 
 def test_run_without_embeddings_fails_if_its_last_checkpoint_does(place: Path, disk: Path) -> None:
-    options = (*to(disk / "checkpoints"), "--set", "train.save_embeddings=none")
+    options = (*checkpoint_option(disk / "checkpoints"), "--set", "train.save_embeddings=none")
     with train(place / "no-embeddings", *options) as training:
         training.wait_for("checkpoint_saved")
         training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
@@ -134,12 +134,20 @@ def test_records_on_a_full_disk_are_omitted_completely(disk: Path) -> None:
 
 
 def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touched(place: Path, disk: Path) -> None:
-    run = ("train", "job.yaml", "--run-dir", "rejected", *to(disk / "checkpoints"), "--set", "train.max_steps=20")
+    run = (
+        "train",
+        "job.yaml",
+        "--run-dir",
+        "rejected",
+        *checkpoint_option(disk / "checkpoints"),
+        "--set",
+        "train.max_steps=20",
+    )
     succeeded(crossfade(*run, cwd=place))
     before = (place / "rejected" / "report.json").read_bytes()
     assert mount("-o", "remount,ro", disk).returncode == 0
     for how in ("--resume", "--overwrite"):
-        elsewhere = to(disk / "others") if how == "--overwrite" else ()
+        elsewhere = checkpoint_option(disk / "others") if how == "--overwrite" else ()
         result = crossfade(*run, *elsewhere, how, cwd=place)
         assert result.returncode == 2
         [line] = result.stderr.splitlines()

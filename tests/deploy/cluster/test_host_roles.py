@@ -20,7 +20,7 @@ from kvstore.errors import InputError
 from trainer.config.loading import check_job
 from trainer.config.run_sections import ClusterConfig
 
-PATIENCE = 30.0
+HOST_TIMEOUT_SECONDS = 30.0
 START_SECONDS = 60.0
 TOKEN = "a-secret-of-this-test-alone"
 
@@ -110,7 +110,7 @@ class Roles:
     """A coordinator with a host for each of two servers and two workers."""
 
     def __init__(self, **settings: Any) -> None:
-        self.cluster = Cluster(one_role_per_host=True, **{"host_timeout_seconds": PATIENCE} | settings)
+        self.cluster = Cluster(one_role_per_host=True, **{"host_timeout_seconds": HOST_TIMEOUT_SECONDS} | settings)
         self.servers = [self.cluster.join(f"10.0.1.{number}", "server") for number in range(2)]
         self.workers = [self.cluster.join(f"10.0.2.{number}", "worker") for number in range(2)]
 
@@ -161,7 +161,7 @@ def test_lost_host_is_waited_for_and_replaced() -> None:
     lost = roles.workers[1]
     roles.lose(lost)
     assert roles.cluster.events("waiting") == [{"event": "waiting", "hosts": 1}]
-    roles.cluster.wait(PATIENCE - 5)
+    roles.cluster.wait(HOST_TIMEOUT_SECONDS - 5)
     assert roles.cluster.state is State.WAITING
     roles.cluster.join("10.0.1.9", "server")  # a worker is missing, not a server
     assert roles.cluster.state is State.WAITING
@@ -176,7 +176,7 @@ def test_job_continues_without_a_host_after_the_host_timeout() -> None:
     roles = Roles()
     roles.run()
     roles.lose(roles.workers[0], *roles.servers)
-    roles.cluster.wait(PATIENCE)
+    roles.cluster.wait(HOST_TIMEOUT_SECONDS)
     assert roles.cluster.state is State.PREPARING
     roles.cluster.start("folder/step-1", 1)
     assert roles.cluster.local.desired.roles == ["scheduler", "server-0", "server-1"]
@@ -185,7 +185,7 @@ def test_job_continues_without_a_host_after_the_host_timeout() -> None:
     # A host that joins now is a spare: the running generation is not disturbed.
     spare = roles.cluster.join("10.0.1.9", "server")
     assert spare.desired.action == "wait"
-    roles.cluster.wait(PATIENCE)
+    roles.cluster.wait(HOST_TIMEOUT_SECONDS)
     roles.cluster.fail(KILLED)
     roles.cluster.wait(2)  # the second failure in a row causes a pause
     roles.cluster.start("folder/step-1", 1)
@@ -197,9 +197,9 @@ def test_host_timeout_restarts_with_each_new_host() -> None:
     roles = Roles()
     roles.run()
     roles.lose(*roles.workers)
-    roles.cluster.wait(PATIENCE - 5)
+    roles.cluster.wait(HOST_TIMEOUT_SECONDS - 5)
     roles.cluster.join("10.0.2.9", "worker")
-    roles.cluster.wait(PATIENCE - 5)
+    roles.cluster.wait(HOST_TIMEOUT_SECONDS - 5)
     assert roles.cluster.state is State.WAITING
     roles.cluster.wait(6)
     assert roles.cluster.state is State.PREPARING
@@ -215,12 +215,12 @@ def test_without_host_timeout_a_lost_host_is_waited_for_indefinitely() -> None:
 
 @pytest.mark.parametrize(("begun", "state"), [(False, State.WAITING), (True, State.PREPARING)])
 def test_new_job_does_not_start_on_the_coordinators_host_alone(begun: bool, state: State) -> None:
-    cluster = Cluster(one_role_per_host=True, host_timeout_seconds=PATIENCE, started_before=begun)
+    cluster = Cluster(one_role_per_host=True, host_timeout_seconds=HOST_TIMEOUT_SECONDS, started_before=begun)
     cluster.join("10.0.1.1", "server")
-    cluster.wait(PATIENCE + 1)
+    cluster.wait(HOST_TIMEOUT_SECONDS + 1)
     assert cluster.state is state
     cluster.join("10.0.2.1", "worker")
-    cluster.wait(PATIENCE + 1)
+    cluster.wait(HOST_TIMEOUT_SECONDS + 1)
     assert cluster.state is State.PREPARING
 
 

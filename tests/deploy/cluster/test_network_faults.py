@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_runs import TOKEN, assert_last_is_complete, assert_trains_on, assert_undisturbed, train
+from fault_runs import TOKEN, assert_last_is_complete, assert_training_continues, assert_undisturbed, train
 from net_hosts import network, unavailable
 from paced_training import pace
 from run_results import report_of
@@ -37,7 +37,7 @@ def test_host_with_cut_link_leaves_and_rejoins(place: Path, undisturbed: dict[in
             third.cut_link()
             time.sleep(3)  # that is the fault
             third.restore_link()
-            assert_trains_on(job)
+            assert_training_continues(job)
             third.cut_link()
             wait_until(lambda: lost.roles() == {}, 20, "the end of the roles that are cut off")
             assert job.command.roles(), "the others went on before the roles that are cut off had ended"

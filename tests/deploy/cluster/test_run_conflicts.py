@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fault_runs import assert_last_is_complete, assert_undisturbed, to, train
+from fault_runs import assert_last_is_complete, assert_undisturbed, checkpoint_option, train
 from running_command import crossfade, succeeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -23,7 +23,7 @@ def test_locked_run_folder_is_rejected_with_every_option(place: Path) -> None:
 def test_checkpoint_folder_of_a_running_run_is_rejected(
     place: Path, undisturbed: dict[int, Path], tmp_path: Path
 ) -> None:
-    shared = to(tmp_path / "shared")
+    shared = checkpoint_option(tmp_path / "shared")
     succeeded(crossfade("train", "job.yaml", "--run-dir", "other", "--set", "train.max_steps=20", cwd=place))
     with train(place / "first", *shared) as training:
         training.wait_for("checkpoint_saved")
@@ -41,7 +41,7 @@ def test_checkpoint_folder_of_a_running_run_is_rejected(
 def test_run_resumed_elsewhere_ends_at_its_first_location(
     place: Path, undisturbed: dict[int, Path], tmp_path: Path
 ) -> None:
-    shared = to(tmp_path / "shared")
+    shared = checkpoint_option(tmp_path / "shared")
     with train(place / "here", *shared) as here:
         here.wait_for("checkpoint_saved")
         with train(place / "there", *shared, "--resume") as there:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from fault_runs import (
-    IMPATIENT,
+    FAST_S3_ERRORS,
     ON_SERVERS,
     STEPS,
     assert_counted,
     assert_last_is_complete,
-    assert_trains_on,
+    assert_training_continues,
     assert_undisturbed,
-    to,
+    checkpoint_option,
     train,
 )
 from object_store import ObjectStore, running_object_store
@@ -40,7 +40,7 @@ def checkpoints(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_killed_server_restarts_from_s3_after_an_outage(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
-    with train(place / "s3-killed-server", *ON_SERVERS, *to(checkpoints)) as training:
+    with train(place / "s3-killed-server", *ON_SERVERS, *checkpoint_option(checkpoints)) as training:
         training.wait_for("checkpoint_saved")
         s3.stop()
         roles = training.command.roles()
@@ -60,16 +60,16 @@ def test_killed_run_resumes_from_s3_after_an_outage(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     run_dir = place / "s3-killed"
-    with train(run_dir, *to(checkpoints)) as training:
+    with train(run_dir, *checkpoint_option(checkpoints)) as training:
         training.wait_for("checkpoint_saved")
         training.wait_for("checkpoint_saved")
         training.command.process.kill()
     saved = training.events("checkpoint_saved")[-1]["step"]
-    resume = ("train", "job.yaml", "--run-dir", run_dir, *to(checkpoints), "--resume")
+    resume = ("train", "job.yaml", "--run-dir", run_dir, *checkpoint_option(checkpoints), "--resume")
     s3.stop()
     try:
         before = {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
-        result = crossfade(*resume, cwd=place, variables=IMPATIENT)
+        result = crossfade(*resume, cwd=place, variables=FAST_S3_ERRORS)
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
         assert line.startswith(f"crossfade: error: checkpoint.path: {checkpoints} ")
@@ -89,13 +89,13 @@ def test_checkpoint_waits_for_unresponsive_s3(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     variables = {"CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
-    with train(place / "s3-paused", *to(checkpoints), variables=variables) as training:
+    with train(place / "s3-paused", *checkpoint_option(checkpoints), variables=variables) as training:
         training.wait_for("checkpoint_saved")
         training.wait_for_checkpoint_start()
         with s3.paused():
             saved = len(training.events("checkpoint_saved"))
             for _ in range(3):
-                assert_trains_on(training)
+                assert_training_continues(training)
             assert len(training.events("checkpoint_saved")) <= saved + 1
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
@@ -107,13 +107,13 @@ def test_checkpoint_waits_for_unresponsive_s3(
 def test_temporary_s3_outage_costs_only_checkpoints(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
-    with train(place / "s3-gone", *ON_SERVERS, *to(checkpoints), variables=IMPATIENT) as training:
+    with train(place / "s3-gone", *ON_SERVERS, *checkpoint_option(checkpoints), variables=FAST_S3_ERRORS) as training:
         training.wait_for("checkpoint_saved")
         training.wait_for_checkpoint_start()
         s3.stop()
         try:
             training.wait_for("checkpoint_failed")
-            assert_trains_on(training)
+            assert_training_continues(training)
         finally:
             s3.start()
         training.wait_for("checkpoint_saved")
@@ -128,7 +128,7 @@ def test_temporary_s3_outage_costs_only_checkpoints(
 def test_permanent_s3_outage_leaves_a_finished_run_with_embeddings(
     place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
-    with train(place / "s3-stays-away", *to(checkpoints), variables=IMPATIENT) as training:
+    with train(place / "s3-stays-away", *checkpoint_option(checkpoints), variables=FAST_S3_ERRORS) as training:
         training.wait_for("checkpoint_saved")
         s3.stop()
         try:
@@ -140,7 +140,11 @@ def test_permanent_s3_outage_leaves_a_finished_run_with_embeddings(
     assert_undisturbed(training.run_dir, undisturbed)
     assert_counted(training)
     # Earlier checkpoints are there, and the run can be resumed from them.
-    succeeded(crossfade("train", "job.yaml", "--run-dir", training.run_dir, *to(checkpoints), "--resume", cwd=place))
+    succeeded(
+        crossfade(
+            "train", "job.yaml", "--run-dir", training.run_dir, *checkpoint_option(checkpoints), "--resume", cwd=place
+        )
+    )
     assert_undisturbed(training.run_dir, undisturbed)
     assert_last_is_complete(checkpoints)
 
@@ -151,7 +155,7 @@ def test_wrong_s3_secret_is_rejected_before_an_earlier_run_is_touched(place: Pat
     for how in ("--overwrite", "--resume"):
         start = time.monotonic()
         result = crossfade(
-            *run, *to(checkpoints), how, cwd=place, variables={"AWS_SECRET_ACCESS_KEY": "not the secret"}
+            *run, *checkpoint_option(checkpoints), how, cwd=place, variables={"AWS_SECRET_ACCESS_KEY": "not the secret"}
         )
         assert time.monotonic() - start < 30
         assert result.returncode == 2

@@ -16,7 +16,7 @@ from trainer.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _write_at_every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_state, "STATE_SECONDS", 0.01)
 
 

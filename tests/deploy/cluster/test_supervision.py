@@ -11,8 +11,8 @@ import psutil
 import pytest
 from running_command import RunningCommand, messages, records, started, succeeded, wait_for_steps
 from supervised_runs import (
-    A_WHILE,
     END_SECONDS,
+    FOR_600_STEPS,
     NOTICE_SECONDS,
     ON_SERVERS,
     ROLES,
@@ -31,7 +31,7 @@ def test_each_killed_role_causes_one_restart_from_the_newest_checkpoint(
     # In every generation, on the scheduler port that the job names. A worker stopped by another process counts too.
     victims = [("scheduler", "kill"), ("server-1", "kill"), ("worker-0", "kill"), ("worker-1", "terminate")]
     port = ("--set", f"cluster.scheduler_port={free_port}")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *port, cwd=tmp_path) as command:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, *port, cwd=tmp_path) as command:
         for generation, (victim, how) in enumerate(victims, 1):
             wait_for_saves(command, tmp_path / "run", generation)
             roles = command.roles()
@@ -85,7 +85,7 @@ def test_resumed_run_reports_earlier_restarts(job: Path, tmp_path: Path) -> None
 
 
 def test_role_killed_before_all_have_joined_causes_a_restart(job: Path, tmp_path: Path) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, cwd=tmp_path) as command:
         wait_until(lambda: sorted(command.roles()) == ROLES, 30, "the start of all roles")
         command.roles()["server-0"].kill()
         result = succeeded(command.finish())
@@ -98,7 +98,7 @@ def test_role_killed_before_all_have_joined_causes_a_restart(job: Path, tmp_path
 
 def test_frozen_server_is_detected_by_the_stall_timeout(job: Path, tmp_path: Path) -> None:
     stall = ("--set", "cluster.stall_timeout_seconds=20")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *stall, cwd=tmp_path) as command:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, *stall, cwd=tmp_path) as command:
         wait_for(command, tmp_path / "run", "checkpoint_saved")
         command.roles()["server-1"].suspend()
         succeeded(command.finish())
@@ -137,7 +137,7 @@ def test_wall_clock_change_has_no_effect(job: Path, tmp_path: Path) -> None:
     settings = ("--set", "cluster.stall_timeout_seconds=60", "--set", "checkpoint.interval_seconds=60")
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(hook), os.environ.get("PYTHONPATH")]))}
     with started(
-        "train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, *settings, cwd=tmp_path, variables=variables
+        "train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, *settings, cwd=tmp_path, variables=variables
     ) as command:
         wait_for(command, tmp_path / "run", "checkpoint_saved")
         command.roles()["worker-1"].kill()
@@ -151,7 +151,7 @@ def test_wall_clock_change_has_no_effect(job: Path, tmp_path: Path) -> None:
 def test_signal_stops_a_run_after_a_checkpoint_and_it_resumes(
     job: Path, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, cwd=tmp_path) as command:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
         sent = time.monotonic()
         command.process.send_signal(number)
@@ -165,7 +165,7 @@ def test_signal_stops_a_run_after_a_checkpoint_and_it_resumes(
         assert result.stdout == ""
         assert command.mark.processes() == []
     step = message.split()[6].rstrip(",")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *A_WHILE, "--resume", cwd=tmp_path) as command:
+    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, "--resume", cwd=tmp_path) as command:
         result = succeeded(command.finish())
     assert messages(result.stderr) == [f"crossfade: resuming from step {step}"]
     report = read_report(tmp_path / "run")
@@ -215,12 +215,12 @@ def test_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> Non
         command.process.send_signal(signal.SIGINT)
         caught = 1 << (signal.SIGTERM - 1)
 
-        def has_taken_the_first() -> bool:
+        def has_handled_the_first_signal() -> bool:
             """Return whether SIGTERM is no longer caught, as after the first signal."""
             status = Path(f"/proc/{command.process.pid}/status").read_text()
             return not int(status.split("SigCgt:")[1].split()[0], 16) & caught
 
-        wait_until(has_taken_the_first, END_SECONDS, "the handling of the first signal")
+        wait_until(has_handled_the_first_signal, END_SECONDS, "the handling of the first signal")
         command.process.send_signal(signal.SIGTERM)
         sent = time.monotonic()
         assert command.finish().returncode == -signal.SIGTERM

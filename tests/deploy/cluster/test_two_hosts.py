@@ -11,8 +11,8 @@ import psutil
 import pytest
 from running_command import RunningCommand, messages, started, succeeded, wait_for_steps
 from supervised_runs import (
-    A_WHILE,
     END_SECONDS,
+    FOR_600_STEPS,
     ON_SERVERS,
     START_SECONDS,
     TOKEN,
@@ -52,12 +52,12 @@ def two_hosts(job: Path, tmp_path: Path, free_port: int) -> TwoHosts:
 
 
 def test_job_on_two_hosts_survives_the_loss_of_one(two_hosts: TwoHosts) -> None:
-    with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as lost:
+    with two_hosts.train(*FOR_600_STEPS) as command, two_hosts.agent() as lost:
         wait_for(command, two_hosts.run_dir, "checkpoint_saved")
         assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
         assert sorted(lost.roles()) == ["server-1", "worker-1"]
         assert listening_addresses(list(lost.roles().values())) == {"127.0.0.2"}
-        assert_token_is_nowhere(two_hosts, command, lost)
+        assert_token_is_not_leaked(two_hosts, command, lost)
         lost.process.kill()
         lost.process.wait()
         with two_hosts.agent("127.0.0.2") as new:  # replaces it at once, without a wait for the lease
@@ -73,7 +73,7 @@ def test_job_on_two_hosts_survives_the_loss_of_one(two_hosts: TwoHosts) -> None:
 
 
 def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
-    with two_hosts.train(*A_WHILE) as command, two_hosts.agent() as left:
+    with two_hosts.train(*FOR_600_STEPS) as command, two_hosts.agent() as left:
         wait_for(command, two_hosts.run_dir, "checkpoint_saved")
         left.process.terminate()
         result = left.finish()
@@ -90,7 +90,7 @@ def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
 
 def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
     with two_hosts.agent() as agent:
-        with two_hosts.train(*A_WHILE, "--set", "train.epochs=1000000") as command:
+        with two_hosts.train(*FOR_600_STEPS, "--set", "train.epochs=1000000") as command:
             wait_for_steps(command, two_hosts.run_dir)
             roles = list(agent.roles().values())
             command.process.kill()
@@ -99,7 +99,7 @@ def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
         wait_until(lambda: not any(role.is_running() for role in roles), 15, "the end of the agent's roles")
         assert time.monotonic() - lost < 15
         assert agent.process.poll() is None
-        with two_hosts.train(*A_WHILE, "--resume") as command:
+        with two_hosts.train(*FOR_600_STEPS, "--resume") as command:
             succeeded(command.finish())
             lines = messages(succeeded(agent.finish()).stderr)
     # Whether the agent was there before the first coordinator is chance.
@@ -133,7 +133,7 @@ def listening_addresses(processes: list[psutil.Process]) -> set[str]:
     return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
-def assert_token_is_nowhere(two_hosts: TwoHosts, *commands: RunningCommand) -> None:
+def assert_token_is_not_leaked(two_hosts: TwoHosts, *commands: RunningCommand) -> None:
     """Assert that no file of the run, command line or environment of a role holds the token."""
     for command in commands:
         for role in command.roles().values():

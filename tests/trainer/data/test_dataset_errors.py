@@ -15,7 +15,7 @@ from builders import interaction_table, make_interactions
 from cluster_data import CUSTOMERS, TRACKS, train_rows, write_job, write_planted
 from error_table import documented
 from paced_training import paced
-from running_command import crossfade, only_line, succeeded
+from running_command import crossfade, single_line, succeeded
 from train_errors import TrainError, train_error_runner
 
 from kvstore.io.folder import Folder
@@ -254,20 +254,20 @@ def test_training_reads_ten_thousand_small_files(place: Path) -> None:
     assert json.loads((place / "run" / "report.json").read_text())["examples"] == 2 * 2 * count
 
 
-ODD = 'da ta/Füße "it\'s" 音楽 100%'
+SPECIAL_CHARACTERS = 'da ta/Füße "it\'s" 音楽 100%'
 
 
 def test_path_with_spaces_unicode_and_quotes_is_read(place: Path) -> None:
     (place / "da ta").mkdir()
-    shutil.move(place / "data", place / ODD)
-    write_job(place / "job.yaml", place / ODD)
+    shutil.move(place / "data", place / SPECIAL_CHARACTERS)
+    write_job(place / "job.yaml", place / SPECIAL_CHARACTERS)
     succeeded(crossfade("train", "job.yaml", "--run-dir", "r'u \"n", cwd=place))
-    (place / ODD / FILE).unlink()
+    (place / SPECIAL_CHARACTERS / FILE).unlink()
     result = crossfade("train", "job.yaml", "--run-dir", "run", cwd=place)
-    message = only_line(result.returncode, result.stdout, result.stderr)
+    message = single_line(result.returncode, result.stdout, result.stderr)
     assert (
         documented("a missing data file", message)
-        == f"{place / ODD / FILE}: no such file, but the manifest lists it; prepare the data again"
+        == f"{place / SPECIAL_CHARACTERS / FILE}: no such file, but the manifest lists it; prepare the data again"
     )
 
 

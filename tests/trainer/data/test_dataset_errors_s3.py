@@ -8,7 +8,7 @@ import pytest
 from cluster_data import train_rows, write_job, write_planted
 from error_table import documented
 from flaky_proxy import flaky_proxy
-from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_object_store
+from object_store import BUCKET, FOREIGN_CREDENTIALS, ObjectStore, free_ports, running_object_store
 from paced_training import paced
 from running_command import crossfade, succeeded
 from train_errors import TrainError, train_error_runner
@@ -16,7 +16,7 @@ from train_errors import TrainError, train_error_runner
 pytestmark = pytest.mark.slow
 
 FILE = "train/part-00001.parquet"
-ODD = 'da ta/Füße "it\'s" 音楽 100%'
+SPECIAL_CHARACTERS = 'da ta/Füße "it\'s" 音楽 100%'
 """A path with spaces, Unicode and quotes."""
 
 
@@ -35,7 +35,7 @@ def train_error(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
-        server.upload(write_planted(tmp_path_factory.mktemp("planted") / "data"), f"in put/{ODD}")
+        server.upload(write_planted(tmp_path_factory.mktemp("planted") / "data"), f"in put/{SPECIAL_CHARACTERS}")
         yield server
 
 
@@ -45,7 +45,7 @@ def on_s3(uri: str) -> tuple[str, str]:
 
 @pytest.mark.slow
 def test_s3_uri_with_spaces_unicode_and_quotes_is_read(place: Path, s3: ObjectStore) -> None:
-    uri = s3.uri(f"in put/{ODD}")
+    uri = s3.uri(f"in put/{SPECIAL_CHARACTERS}")
     runs = {"s3": on_s3(uri), "local": ()}
     for run, options in runs.items():
         command = ("train", "job.yaml", "--run-dir", run, *options)
@@ -75,7 +75,7 @@ def test_s3_uri_with_spaces_unicode_and_quotes_is_read(place: Path, s3: ObjectSt
         ("a wrong access key", {"AWS_ACCESS_KEY_ID": "nobody"}, "access denied (403 InvalidAccessKeyId): "),
         (
             "no permission to read",
-            STRANGER,
+            FOREIGN_CREDENTIALS,
             "access denied (403 AccessDenied): the credentials of AWS_ACCESS_KEY_ID=stranger may not do this in bucket "
             f"'{BUCKET}'; ask for the right to list it",
         ),
@@ -84,16 +84,16 @@ def test_s3_uri_with_spaces_unicode_and_quotes_is_read(place: Path, s3: ObjectSt
 def test_denied_s3_credentials_are_explained(
     train_error: TrainError, s3: ObjectStore, what: str, variables: dict[str, str], expected: str
 ) -> None:
-    uri = s3.uri(f"in put/{ODD}")
+    uri = s3.uri(f"in put/{SPECIAL_CHARACTERS}")
     message = train_error(*on_s3(uri), variables={**s3.variables, **variables})
     assert documented(what, message).startswith(f"{uri}/manifest.json: {expected}")
 
 
 @pytest.mark.slow
 def test_expired_s3_credentials_are_explained(train_error: TrainError, s3: ObjectStore) -> None:
-    uri = s3.uri(f"in put/{ODD}")
+    uri = s3.uri(f"in put/{SPECIAL_CHARACTERS}")
     with flaky_proxy(s3.endpoint) as proxy:
-        proxy.strike_every("expire", 1)
+        proxy.inject_every("expire", 1)
         message = train_error(*on_s3(uri), variables={**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint})
     assert documented("expired credentials", message) == (
         f"{uri}/manifest.json: access denied (ExpiredToken): the credentials of AWS_ACCESS_KEY_ID=tests have expired; "
@@ -154,7 +154,7 @@ def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(plac
         variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "3"}
         with paced(*command, run_dir=place / "run", variables=variables) as training:
             training.wait_for("checkpoint_saved")
-            proxy.strike_every("reset", 1)
+            proxy.inject_every("reset", 1)
             result = training.finish()
         assert result.returncode == 1
         line = result.stderr.splitlines()[-1]
@@ -162,7 +162,7 @@ def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(plac
         assert f"{proxy.endpoint} cannot be reached (NETWORK_CONNECTION)" in line
         documented("storage unreachable during training", line.removeprefix("crossfade: error: "), exit_code=1)
         assert "Traceback" not in result.stderr
-        proxy.strike_every("throttle", 7)
+        proxy.inject_every("throttle", 7)
         del variables["CROSSFADE_S3_ATTEMPTS"]
         succeeded(crossfade(*command, "--run-dir", "run", "--resume", cwd=place, variables=variables))
     assert json.loads((place / "run" / "report.json").read_text())["examples"] == 40 * train_rows()

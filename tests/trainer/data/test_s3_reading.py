@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flaky_proxy import Fault, Proxy, flaky_proxy
-from object_store import BUCKET, STRANGER, ObjectStore, free_ports, running_object_store
+from object_store import BUCKET, FOREIGN_CREDENTIALS, ObjectStore, free_ports, running_object_store
 
 from kvstore.io.folder import Folder
 from kvstore.io.s3 import NoBucketError, S3Files
@@ -44,15 +44,15 @@ def folder(server: ObjectStore, proxy: Proxy) -> Folder:
 @pytest.mark.parametrize("fault", ["reset", "throttle", "busy", "cut", "stall"])
 def test_transient_error_is_retried(folder: Folder, proxy: Proxy, fault: Fault) -> None:
     times = 1 if fault == "stall" else 4
-    proxy.strike(fault, times)
+    proxy.inject(fault, times)
     with closing(folder.open_random("x.bin")) as file:
-        assert proxy.left == 0 or fault == "cut"  # the answer to HEAD has nothing to cut off but is struck all the same
+        assert proxy.left == 0 or fault == "cut"  # HEAD has no body to cut, but counts
         assert file.size() == len(DATA)
         for offset, length in ((0, len(DATA)), (100_000, 7), (len(DATA) - 5, 5)):
-            proxy.strike(fault, times)
+            proxy.inject(fault, times)
             assert file.read_at(offset, length) == DATA[offset : offset + length]
             assert proxy.left == 0
-    proxy.strike(fault, times)
+    proxy.inject(fault, times)
     assert folder.names() == ["x.bin"]
 
 
@@ -73,13 +73,13 @@ def test_persistent_error_is_raised_after_all_attempts(
 ) -> None:
     monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "3")
     with closing(folder.open_random("x.bin")) as file:
-        proxy.strike_every(fault, 1)
+        proxy.inject_every(fault, 1)
         before = proxy.requests
         with pytest.raises(ConnectionError, match=expected):
             file.read_at(0, 1000)
         # An unexpected response is requested once more, for its error code.
         assert 3 <= proxy.requests - before <= 6
-    proxy.strike_every(fault, 0)
+    proxy.inject_every(fault, 0)
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_replaced_file_has_another_version(folder: Folder) -> None:
 @pytest.mark.slow
 def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
     with closing(folder.open_random("x.bin")) as file:
-        proxy.strike_every("reset", 1)
+        proxy.inject_every("reset", 1)
         failed = threading.Event()
 
         def read() -> None:
@@ -121,7 +121,7 @@ def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
         folder.interrupt()
         assert failed.wait(10)
         thread.join()
-    proxy.strike_every("reset", 0)
+    proxy.inject_every("reset", 0)
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
             r"access denied \(403 InvalidAccessKeyId\): .* does not recognize the access key",
         ),
         (
-            STRANGER,
+            FOREIGN_CREDENTIALS,
             r"access denied \(403 AccessDenied\): the credentials of AWS_ACCESS_KEY_ID=stranger may not do this",
         ),
     ],
@@ -155,7 +155,7 @@ def test_denied_access_is_explained_without_retries(
 
 @pytest.mark.slow
 def test_expired_s3_credentials_are_named(folder: Folder, proxy: Proxy) -> None:
-    proxy.strike_every("expire", 1)
+    proxy.inject_every("expire", 1)
     with pytest.raises(PermissionError, match=r"access denied \(ExpiredToken\): .* have expired; get new ones"):
         folder.read("x.bin")
     assert proxy.requests <= 2

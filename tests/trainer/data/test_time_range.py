@@ -114,11 +114,11 @@ def test_footer_statistics_avoid_reading_pages(tmp_path: Path, monkeypatch: pyte
     read: list[tuple[str, int, list[str]]] = []
     original_read = ParquetFiles.read
 
-    def noted(self: ParquetFiles, file: Any, index: int, columns: Any) -> pa.Table:
+    def counted_read(self: ParquetFiles, file: Any, index: int, columns: Any) -> pa.Table:
         read.append((file.path, index, list(columns)))
         return original_read(self, file, index, columns)
 
-    monkeypatch.setattr(ParquetFiles, "read", noted)
+    monkeypatch.setattr(ParquetFiles, "read", counted_read)
     selected(tmp_path, manifest, since=FIRST + 40 * DAY, until=FIRST + 60 * DAY)
     assert read == [("train/part-00001.parquet", 0, ["timestamp"])]
 

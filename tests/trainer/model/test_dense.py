@@ -15,7 +15,7 @@ from dense_runs import (
     MODEL,
     TRAIN,
     assert_same_run,
-    layers_at_the_end,
+    final_layers,
     layers_of,
     newest,
     vectors,
@@ -185,7 +185,7 @@ def test_resumed_run_equals_uninterrupted_run(place: Path, kind: str) -> None:
     complete = train(place, f"complete-{kind}", *options)
     stopped = train(place, f"stopped-{kind}", *options, "--set", "train.max_steps=13")
     train(place, stopped.name, *options, "--resume")
-    resumed_layers, expected_layers = layers_at_the_end(stopped), layers_at_the_end(complete)
+    resumed_layers, expected_layers = final_layers(stopped), final_layers(complete)
     assert {name for name in resumed_layers if "." in name} or kind == "sgd"
     for name, values in resumed_layers.items():
         assert values.tobytes() == expected_layers[name].tobytes(), name
@@ -198,7 +198,7 @@ def test_training_changes_layers_and_improves_recall(place: Path, trained: Path)
     job = load_job(place / "job.yaml")
     model = read_inputs(job).model
     fresh = DenseLayers.of(job, model).parameters
-    learned = layers_at_the_end(trained)
+    learned = final_layers(trained)
     assert all(np.abs(learned[name] - values).max() > 1e-3 for name, values in fresh.items())
     report = report_of(trained)
     tables = sum(table.rows * table.dim for table in model.tables)
@@ -240,21 +240,21 @@ def test_corrupt_layer_file_falls_back_to_previous_checkpoint(
     log = capsys.readouterr().err
     assert f"skipped a checkpoint: {file}: its CRC-32 is not the one in manifest.json" in log
     assert f"resuming from step {int(before.name.removeprefix('step-'))}\n" in log
-    for name, values in layers_at_the_end(run).items():
-        assert values.tobytes() == layers_at_the_end(trained)[name].tobytes(), name
+    for name, values in final_layers(run).items():
+        assert values.tobytes() == final_layers(trained)[name].tobytes(), name
 
 
 def without_file(step: Path) -> None:
     (step / DENSE_FILE).unlink()
 
 
-def without_its_end(step: Path) -> None:
+def truncate_layers(step: Path) -> None:
     content = (step / DENSE_FILE).read_bytes()
     (step / DENSE_FILE).write_bytes(content[:-1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("corrupt", "expected"), [(without_file, "missing"), (without_its_end, "bytes, expected")])
+@pytest.mark.parametrize(("corrupt", "expected"), [(without_file, "missing"), (truncate_layers, "bytes, expected")])
 def test_checkpoint_without_complete_layers_is_skipped(
     place: Path, corrupt: Callable[[Path], None], expected: str, request: pytest.FixtureRequest
 ) -> None:
@@ -291,9 +291,7 @@ def test_warm_start_with_other_layers_is_rejected(
     still = ("--set", "optimizer.learning_rate=1e-30", "--set", "model.dense.learning_rate=1e-30")
     start = ("--set", f"checkpoint.warm_start_from={trained / 'checkpoints'}", "--set", "train.max_steps=1", *still)
     warm = train(place, "warm", *start)
-    np.testing.assert_array_equal(
-        layers_at_the_end(warm)["track/2/weights"], layers_at_the_end(trained)["track/2/weights"]
-    )
+    np.testing.assert_array_equal(final_layers(warm)["track/2/weights"], final_layers(trained)["track/2/weights"])
 
 
 def test_plan_counts_layers(place: Path) -> None:
@@ -333,5 +331,5 @@ def test_worker_on_servers_equals_one_process_and_resumes_its_checkpoint(place: 
     assert_same_run(place / "servers", trained)
     moved = train(place, "moved", "--set", "train.max_steps=13")
     succeeded(crossfade(*options, moved, "--resume", cwd=place))
-    for name, values in layers_at_the_end(moved).items():
-        assert values.tobytes() == layers_at_the_end(trained)[name].tobytes(), name
+    for name, values in final_layers(moved).items():
+        assert values.tobytes() == final_layers(trained)[name].tobytes(), name

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from metric_groups import TABLES, make_job, step
 from push_gateway import running_gateway
-from scraping import no_complaints, samples, value
+from scraping import assert_valid_metrics, samples, value
 
 from trainer.monitoring.final import merge_final_metrics, write_final_metrics
 from trainer.monitoring.registry import ProcessMetrics
@@ -32,7 +32,7 @@ def test_last_values_of_all_roles_are_merged_and_pushed(tmp_path: Path) -> None:
     assert value(text, "crossfade_examples_total", rank="1") == 11
     assert value(text, "crossfade_examples_total") == 21
     assert {labels["role"] for labels, _ in samples(text)["crossfade_build_info"]} == {"worker", "coordinator"}
-    no_complaints(text)
+    assert_valid_metrics(text)
     assert set(gateway.put) == {
         "/metrics/job/crossfade/rank/0/role/worker/run/plays",
         "/metrics/job/crossfade/rank/1/role/worker/run/plays",

@@ -68,7 +68,7 @@ def test_port_in_use_is_rejected_and_null_serves_nothing() -> None:
         assert none.address is None
 
 
-def as_prometheus(address: str, path: str = "/metrics") -> None:
+def scrape_as_prometheus(address: str, path: str = "/metrics") -> None:
     request = urllib.request.Request(f"http://{address}{path}", headers={"X-Prometheus-Scrape-Timeout-Seconds": "10"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         answer.read()
@@ -80,8 +80,8 @@ def test_end_waits_for_final_scrape_after_earlier_scrapes() -> None:
         address = str(endpoint.address)
         for _ in range(3):
             scrape(address)
-        as_prometheus(address)
-        as_prometheus(address, "/healthz")
+        scrape_as_prometheus(address)
+        scrape_as_prometheus(address, "/healthz")
         assert endpoint.seconds_until_scrape() == 0  # other clients do not count, nor does a first scrape
         endpoint._scrapes.extend([time.monotonic() - 100, time.monotonic()])  # a scrape every 100 seconds
         assert MAX_FINAL_WAIT_SECONDS - 1 < endpoint.seconds_until_scrape() <= MAX_FINAL_WAIT_SECONDS
@@ -90,7 +90,7 @@ def test_end_waits_for_final_scrape_after_earlier_scrapes() -> None:
         thread.start()
         scrape(address)
         assert not over.wait(0.2)
-        as_prometheus(address)
+        scrape_as_prometheus(address)
         assert over.wait(5)
         thread.join()
         endpoint._scrapes.extend([time.monotonic() - 100, time.monotonic()])
@@ -100,7 +100,7 @@ def test_end_waits_for_final_scrape_after_earlier_scrapes() -> None:
 def test_end_does_not_wait_for_overdue_scrape() -> None:
     with serve_metrics(ProcessMetrics("plays", "worker"), 0, None, "127.0.0.1") as endpoint:
         for _ in range(2):
-            as_prometheus(str(endpoint.address))
+            scrape_as_prometheus(str(endpoint.address))
         wait_until(lambda: endpoint.seconds_until_scrape() == 0, 5, "an overdue scrape")
         endpoint.await_final_scrape(lambda: False)
 

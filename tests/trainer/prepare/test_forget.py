@@ -1,4 +1,4 @@
-"""Forgetting ids: everything of them is deleted from the dataset, also if the deletion is interrupted at any point."""
+"""Forgetting ids: all_bytes of them is deleted from the dataset, also if the deletion is interrupted at any point."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,7 +27,7 @@ from trainer.prepare.options import PrepareOptions
 from trainer.prepare.pipeline import prepare
 
 Row = tuple[Any, ...]
-GONE = ["customer-0007", "customer-0042", "customer-0199"]
+FORGOTTEN = ["customer-0007", "customer-0042", "customer-0199"]
 PLAIN = {"compression": "none", "use_dictionary": False}
 CUSTOMERS, ITEMS, EVENTS = 200, 40, 9000
 
@@ -44,7 +44,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     draw = np.random.default_rng(3)
     customers = draw.integers(0, CUSTOMERS - 1, EVENTS)
-    customers[:3] = CUSTOMERS - 1  # the last of GONE is in few files
+    customers[:3] = CUSTOMERS - 1  # the last of FORGOTTEN is in few files
     table = pa.table(
         {
             "customer": [f"customer-{number:04d}" for number in customers],
@@ -53,7 +53,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     pq.write_table(table, folder / "events.parquet")
-    (folder / "names.csv").write_text("id,name\n" + "".join(f"{text},Name of {text}\n" for text in GONE))
+    (folder / "names.csv").write_text("id,name\n" + "".join(f"{text},Name of {text}\n" for text in FORGOTTEN))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(output, "write_options", lambda _: PLAIN)
         patch.setattr(output, "GROUPS_PER_FILE", 2)
@@ -122,7 +122,7 @@ def interactions(folder: Folder) -> dict[str, list[Row]]:
     return found
 
 
-def everything(folder: Folder) -> bytes:
+def all_bytes(folder: Folder) -> bytes:
     return b"".join(folder.read(name) for name in folder.sizes())
 
 
@@ -135,25 +135,25 @@ def check_complete(folder: Folder) -> DatasetManifest:
     return manifest
 
 
-def forget_all(folder: Folder, ids: list[str] = GONE, entity: str = "customer") -> ForgetReport:
+def forget_all(folder: Folder, ids: list[str] = FORGOTTEN, entity: str = "customer") -> ForgetReport:
     return forget(folder, pa.array(ids), entity, NullReporter())
 
 
 def test_forget_deletes_all_data_of_the_ids_only(data: Folder) -> None:
     before, rows_before = interactions(data), {name: vocabulary(data, name) for name in ("customer", "item")}
-    content = everything(data)
-    assert all(content.count(text.encode()) >= 2 for text in GONE), "the search below must be able to find them"
-    forgotten = forget_all(data, [*GONE, "stranger"])
-    content = everything(data)
-    assert not [text for text in GONE if text.encode() in content]
-    expected = {split: [row for row in rows if row[0] not in GONE] for split, rows in before.items()}
+    content = all_bytes(data)
+    assert all(content.count(text.encode()) >= 2 for text in FORGOTTEN), "the search below must be able to find them"
+    forgotten = forget_all(data, [*FORGOTTEN, "stranger"])
+    content = all_bytes(data)
+    assert not [text for text in FORGOTTEN if text.encode() in content]
+    expected = {split: [row for row in rows if row[0] not in FORGOTTEN] for split, rows in before.items()}
     assert interactions(data) == expected
     assert check_complete(data) == forgotten.manifest
     assert (forgotten.requested, forgotten.found) == (4, 3)
     assert forgotten.interactions == {split: len(before[split]) - len(expected[split]) for split in before}
     for (row, text, number, name), now in zip(rows_before["customer"], vocabulary(data, "customer"), strict=True):
-        assert now == ((row, None, 0, None) if text in GONE else (row, text, number, name))
-    gone_rows = [row[0] for row in rows_before["customer"] if row[1] in GONE]
+        assert now == ((row, None, 0, None) if text in FORGOTTEN else (row, text, number, name))
+    gone_rows = [row[0] for row in rows_before["customer"] if row[1] in FORGOTTEN]
     assert forgotten.manifest.entities["customer"].vacant_rows == sorted(gone_rows)
 
 
@@ -169,10 +169,10 @@ def test_only_files_with_forgotten_rows_are_rewritten(data: Folder) -> None:
         return {file.path for split in manifest.splits.values() for file in split.files}
 
     before = read_manifest(data)
-    row = next(row[0] for row in vocabulary(data, "customer") if row[1] == GONE[2])
+    row = next(row[0] for row in vocabulary(data, "customer") if row[1] == FORGOTTEN[2])
     holding = {path for path in files(before) if row in table_of(data, path).column("customer").to_pylist()}
     assert 0 < len(holding) < len(files(before))
-    after = forget_all(data, [GONE[2]]).manifest
+    after = forget_all(data, [FORGOTTEN[2]]).manifest
     assert files(before) - files(after) == holding
     assert {path for path in data.sizes() if path != "manifest.json"} == {
         *files(after),
@@ -181,13 +181,13 @@ def test_only_files_with_forgotten_rows_are_rewritten(data: Folder) -> None:
 
 
 def test_forgetting_twice_changes_nothing_and_more_ids_may_follow(data: Folder) -> None:
-    forget_all(data, GONE[:1])
+    forget_all(data, FORGOTTEN[:1])
     sizes = data.sizes()
-    again = forget_all(data, GONE[:1])
+    again = forget_all(data, FORGOTTEN[:1])
     assert (again.found, again.files_rewritten, data.sizes()) == (0, 0, sizes)
     rows = vocabulary(data, "customer")
-    forget_all(data, GONE[1:])
-    vacant = [row[0] for row in rows if row[1] in (None, *GONE)]
+    forget_all(data, FORGOTTEN[1:])
+    vacant = [row[0] for row in rows if row[1] in (None, *FORGOTTEN)]
     assert read_manifest(data).entities["customer"].vacant_rows == vacant
     assert not [path for path in data.sizes() if path.count("-") > 2]
 
@@ -195,11 +195,11 @@ def test_forgetting_twice_changes_nothing_and_more_ids_may_follow(data: Folder) 
 def test_items_can_be_forgotten(data: Folder) -> None:
     before = interactions(data)
     item = 7_000_000_000_011
-    assert item.to_bytes(8, "little") in everything(data), "the search below must be able to find it"
+    assert item.to_bytes(8, "little") in all_bytes(data), "the search below must be able to find it"
     forget_all(data, [str(item), "07", "x"], "item")
     after = interactions(data)
     assert after == {split: [row for row in rows if row[1] != item] for split, rows in before.items()}
-    assert item.to_bytes(8, "little") not in everything(data)
+    assert item.to_bytes(8, "little") not in all_bytes(data)
     train = [row[0] for row in after["train"]]
     assert all(number == train.count(customer) for _, customer, number, _ in vocabulary(data, "customer"))
 
@@ -239,7 +239,7 @@ def test_crash_at_any_point_leaves_complete_dataset_and_next_call_finishes(
     tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
-    last = GONE[2]  # of few files
+    last = FORGOTTEN[2]  # of few files
     old = interactions(Folder(prepared))
     new = {split: [row for row in rows if row[0] != last] for split, rows in old.items()}
     seen: list[bool] = []
@@ -256,7 +256,7 @@ def test_crash_at_any_point_leaves_complete_dataset_and_next_call_finishes(
         seen.append(changed)
         forget_all(data, [last])
         assert interactions(data) == new
-        assert last.encode() not in everything(data), at
+        assert last.encode() not in all_bytes(data), at
         manifest = check_complete(data)
         used = {file.path for split in manifest.splits.values() for file in split.files}
         used |= {file.path for entity in manifest.entities.values() for file in entity.files}
@@ -350,7 +350,7 @@ def test_command_prints_what_was_deleted_and_what_remains_elsewhere(
     tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy_to(prepared, Folder(tmp_path / "data"))
-    (tmp_path / "ids.txt").write_text("\n".join([*GONE, "stranger"]))
+    (tmp_path / "ids.txt").write_text("\n".join([*FORGOTTEN, "stranger"]))
     forget_command = ["forget", str(tmp_path / "data"), "--ids", str(tmp_path / "ids.txt")]
     assert main(forget_command) == 0
     printed = capsys.readouterr().out

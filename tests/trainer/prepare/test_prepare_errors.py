@@ -63,7 +63,7 @@ def train_and_empty_test(folder: Path) -> dict[str, Any]:
     }
 
 
-def input_inside_out(folder: Path) -> dict[str, Any]:
+def output_above_input(folder: Path) -> dict[str, Any]:
     (folder / "out").mkdir()
     return {"train": [write_text(folder / "out/e.csv", "customer,item\n1,1\n")], "overwrite": True}
 
@@ -79,7 +79,7 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     "unknown file ending": (csv_case(GOOD, "e.txt"), ["e.txt", "'.txt'", "--format", ".parquet"]),
     "no files": (lambda _: {"train": []}, ["--train"]),
     "file given twice": (same_file_twice, ["--test", "e.csv", "--train already"]),
-    "input file inside --out": (input_inside_out, ["e.csv", "inside --out"]),
+    "input file inside --out": (output_above_input, ["e.csv", "inside --out"]),
     "truncated Parquet": (truncated_parquet, ["e.parquet", "not a readable Parquet file"]),
     "corrupt Parquet": (corrupt_parquet, ["e.parquet", "cannot be read as Parquet", "corrupt"]),
     "not a Parquet file": (csv_case(GOOD, "e.parquet"), ["e.parquet", "not a readable Parquet file"]),

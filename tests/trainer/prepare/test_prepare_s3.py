@@ -125,7 +125,7 @@ def test_special_characters_in_keys_are_read_and_globs_match_within_parts(place:
 Case = Callable[[Folder, Path], dict[str, Any]]
 
 
-def truncated_among_good(place: Folder, tmp_path: Path) -> dict[str, Any]:
+def truncated_among_valid(place: Folder, tmp_path: Path) -> dict[str, Any]:
     good = write_parquet(tmp_path / "good.parquet", **random_events(3000))
     for name in ("a.parquet", "c.parquet"):
         upload(place, f"in/{name}", good)
@@ -133,7 +133,7 @@ def truncated_among_good(place: Folder, tmp_path: Path) -> dict[str, Any]:
     return {"train": [f"{place.uri}/in/*.parquet"]}
 
 
-def corrupt_among_good(place: Folder, tmp_path: Path) -> dict[str, Any]:
+def corrupt_among_valid(place: Folder, tmp_path: Path) -> dict[str, Any]:
     good = write_parquet(tmp_path / "good.parquet", **random_events(3000))
     upload(place, "in/a.parquet", good)
     content = bytearray(good.read_bytes())
@@ -164,14 +164,14 @@ def only_empty_files(place: Folder, tmp_path: Path) -> dict[str, Any]:
     return {"train": [upload(place, "e.parquet", write_parquet(tmp_path / "e.parquet", customer=none, item=none))]}
 
 
-def inside_out(place: Folder, tmp_path: Path) -> dict[str, Any]:
+def output_above_input(place: Folder, tmp_path: Path) -> dict[str, Any]:
     good = write_parquet(tmp_path / "good.parquet", **random_events(10))
     return {"train": [upload(place, "out/e.parquet", good)], "overwrite": True}
 
 
 REJECTED: dict[str, tuple[Case, list[str]]] = {
-    "truncated Parquet": (truncated_among_good, ["/in/b.parquet: is not a readable Parquet file"]),
-    "corrupt Parquet": (corrupt_among_good, ["/in/b.parquet: cannot be read as Parquet", "corrupt"]),
+    "truncated Parquet": (truncated_among_valid, ["/in/b.parquet: is not a readable Parquet file"]),
+    "corrupt Parquet": (corrupt_among_valid, ["/in/b.parquet: cannot be read as Parquet", "corrupt"]),
     "two schemas": (other_schema, ["/in/b.parquet", "integers", "/in/a.parquet", "strings", "--id-type string"]),
     "null id": (null_id, ["/e.parquet, row 2: the query id of column 'customer' is missing"]),
     "negative id": (bad_line, ["/e.csv, line 3", "'-5'", "negative"]),
@@ -182,7 +182,7 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     ),
     "no match": (lambda place, _: {"train": [f"{place.uri}/*.parquet"]}, ["--train", "/*.parquet: matches no object"]),
     "folder": (lambda place, _: {"train": [place.uri]}, ["is a folder", "/*.parquet"]),
-    "input file inside --out": (inside_out, ["/out/e.parquet: is inside --out"]),
+    "input file inside --out": (output_above_input, ["/out/e.parquet: is inside --out"]),
 }
 
 
@@ -287,7 +287,7 @@ def test_expired_credentials_are_rejected(
     good = write_parquet(tmp_path / "e.parquet", **random_events(10))
     uri = upload(place, "e.parquet", good)
     with flaky_proxy(server.endpoint) as proxy:
-        proxy.strike_every("expire", 1)
+        proxy.inject_every("expire", 1)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with pytest.raises(InputError) as caught:
             prepare_files(*((tmp_path / "out", uri) if side == "in" else (f"{place.uri}/out", good)))

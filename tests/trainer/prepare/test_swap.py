@@ -24,12 +24,12 @@ def test_failed_swap_restores_the_old_dataset(tmp_path: Path, monkeypatch: pytes
     before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     rename = Path.rename
 
-    def fail_into_place(self: Path, target: Path) -> Path:
+    def fail_rename_to_target(self: Path, target: Path) -> Path:
         if Path(target) == out and ".old-" not in self.name:
             raise OSError(5, "Input/output error", str(target))
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", fail_into_place)
+    monkeypatch.setattr(Path, "rename", fail_rename_to_target)
     with pytest.raises(OSError, match="Input/output error"):
         prepare_customers(out, ["a", "b", "c"], overwrite=True)
     assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

@@ -369,7 +369,7 @@ def test_footers_are_read_concurrently_and_the_first_problem_is_reported(
 ) -> None:
     folder, barrier = dataset.write(), threading.Barrier(4)
 
-    def read_with_others(folder: Folder, path: str) -> DataFile:
+    def read_at_barrier(folder: Folder, path: str) -> DataFile:
         if path.startswith("train/more"):
             barrier.wait(30)
         return file_entry(folder, path)
@@ -378,7 +378,7 @@ def test_footers_are_read_concurrently_and_the_first_problem_is_reported(
         pq.write_table(
             pa.table(dataset.shards["test"][0]).slice(0, 0), dataset.folder / "train" / f"more-{number}.parquet"
         )
-    monkeypatch.setattr("trainer.prepare.infer_manifest.file_entry", read_with_others)
+    monkeypatch.setattr("trainer.prepare.infer_manifest.file_entry", read_at_barrier)
     assert problems(folder) == []
     for name in ("more-2", "more-5"):
         (dataset.folder / "train" / f"{name}.parquet").write_bytes(b"not a Parquet file")

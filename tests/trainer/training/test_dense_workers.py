@@ -12,7 +12,7 @@ import psutil
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
-from dense_runs import CHECKPOINT, MODEL, TOLERANCE, TRAIN, assert_same_run, layers_at_the_end, layers_of, vectors
+from dense_runs import CHECKPOINT, MODEL, TOLERANCE, TRAIN, assert_same_run, final_layers, layers_of, vectors
 from object_store import free_ports
 from paced_training import Training, pace
 from running_command import RunningCommand, crossfade, started, succeeded
@@ -45,7 +45,7 @@ def test_dense_updates_on_batch_slices_equal_one_on_the_batch() -> None:
     rows_AD, gradient_AD = (draw.standard_normal((300, 5)).astype(np.float32) for _ in range(2))
     optimizer = OptimizerSpec("adagrad", learning_rate=0.1, weight_decay=0.01)
 
-    def after_a_step(part: slice, reduction: FakeAllReduce | None) -> DenseLayers:
+    def after_step_of(part: slice, reduction: FakeAllReduce | None) -> DenseLayers:
         dense = DenseLayers([layers_of("tanh")], optimizer, seed=3)
         dense.all_reduce = reduction
         _, tape = dense.forward({"track": rows_AD[part]})
@@ -53,13 +53,13 @@ def test_dense_updates_on_batch_slices_equal_one_on_the_batch() -> None:
         dense.update(gradients, 1.0)
         return dense
 
-    alone = after_a_step(slice(None), None)
+    alone = after_step_of(slice(None), None)
     parts = slice(0, 100), slice(100, None)
     own = [FakeAllReduce(), FakeAllReduce()]
     for part, reduction in zip(parts, own, strict=True):
-        after_a_step(part, reduction)
+        after_step_of(part, reduction)
     one, other = (
-        after_a_step(part, FakeAllReduce(theirs.local_N)) for part, theirs in zip(parts, reversed(own), strict=True)
+        after_step_of(part, FakeAllReduce(theirs.local_N)) for part, theirs in zip(parts, reversed(own), strict=True)
     )
     assert one.checksum() == other.checksum()
     for name, values in alone.parameters.items():
@@ -105,7 +105,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.cluster
 def test_two_workers_train_the_same_dense_layers_as_one(place: Path) -> None:
     succeeded(crossfade("train", "job.yaml", "--run-dir", "one", cwd=place))
-    one, two = ({**layers_at_the_end(place / run), **vectors(place / run / "embeddings")} for run in ("one", "two"))
+    one, two = ({**final_layers(place / run), **vectors(place / run / "embeddings")} for run in ("one", "two"))
     assert one.keys() == two.keys()
     for name, values in one.items():
         np.testing.assert_allclose(two[name], values, atol=10 * TOLERANCE, err_msg=name)

@@ -32,7 +32,7 @@ FROM_BATCH = {
     "optimizer": {"learning_rate": 0.1, "schedule": "cosine", "warmup_steps": 5},
 }
 ONE_GROUP = ((1800,),)
-A_ROW_BESIDE_LARGE_GROUPS = ((1, 1600), (1,), (900, 1))
+ONE_ROW_AND_LARGE_GROUPS = ((1, 1600), (1,), (900, 1))
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def test_two_workers_repeat_bit_for_bit(runs: Runs) -> None:
 # 3. Every worker takes the same number of steps, whatever the sizes of files.
 
 
-@pytest.mark.parametrize("files", [ONE_GROUP, A_ROW_BESIDE_LARGE_GROUPS], ids=["one row group", "groups of one row"])
+@pytest.mark.parametrize("files", [ONE_GROUP, ONE_ROW_AND_LARGE_GROUPS], ids=["one row group", "groups of one row"])
 def test_uneven_files_neither_hang_nor_lose_examples(runs: Runs, files: Sequence[Sequence[int]]) -> None:
     in_process, on_servers = runs.get(files), runs.get(files, servers=2, workers=2)
     assert on_servers.report["examples"] == train_rows(files) * EPOCHS
@@ -168,7 +168,7 @@ SMALL_TABLE_ROWS, LARGE_TABLE_ROWS = 1_000_000, 16_000_000
 DIM = 4
 MAX_GROWTH_BYTES = LARGE_TABLE_ROWS // 2 // 4
 """A quarter of one byte for each row of a large table on one of the two servers."""
-FREE_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+RETURN_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """Makes glibc return freed memory to the kernel, so that an array allocated in every step is a peak in every step."""
 
 
@@ -209,7 +209,9 @@ def measure(folder: Path, rows: int) -> Cost:
         train={"batch_size": 40, "epochs": 100, "max_steps": WARM_STEPS + MEASURED_STEPS},
         cluster={"servers": 2, "workers": 2},
     )
-    with running_roles("drive_steps.py", job, servers=2, workers=2, folder=folder, variables=FREE_AT_ONCE) as roles:
+    with running_roles(
+        "drive_steps.py", job, servers=2, workers=2, folder=folder, variables=RETURN_FREED_MEMORY
+    ) as roles:
         warm = [worker.receive() for worker in roles.workers]
         before = {role.name: reset_peak(role) for role in roles.all}
         for worker in roles.workers:

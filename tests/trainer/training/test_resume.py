@@ -60,7 +60,7 @@ def saved_steps(run: Path) -> list[int]:
     return [record["step"] for record in records(run) if record["event"] == "checkpoint_saved"]
 
 
-def stop_after_a_checkpoint(
+def stop_after_checkpoint(
     place: Path, run: str, number: signal.Signals, *options: object, checkpoints: int = 2
 ) -> tuple[int, str]:
     """Train, send the signal ``number`` after some checkpoints, and return the exit code and standard error."""
@@ -83,7 +83,7 @@ def test_interrupted_run_resumes_to_the_same_bits(
     place: Path, undisturbed: Path, undisturbed_on_servers: Path, number: signal.Signals, shape: Sequence[object]
 ) -> None:
     run = f"ended-{number.name}-{len(shape)}"
-    code, stderr = stop_after_a_checkpoint(place, run, number, *shape)
+    code, stderr = stop_after_checkpoint(place, run, number, *shape)
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], stderr
     ended_at = saved_steps(place / run)[-1]
     assert ended_at < report_of(undisturbed)["steps"], "the signal came after the end of the run"
@@ -98,7 +98,7 @@ def test_interrupted_run_resumes_to_the_same_bits(
 
 def test_resumed_run_reads_no_example_twice(place: Path, undisturbed: Path) -> None:
     run = place / "reads-on"
-    stop_after_a_checkpoint(place, run.name, signal.SIGTERM)
+    stop_after_checkpoint(place, run.name, signal.SIGTERM)
     at = saved_steps(run)[-1]
     before = len(records(run))
     train(place, run.name, "--resume")
@@ -139,7 +139,7 @@ def test_corrupt_checkpoint_is_skipped_for_the_one_before(
     place: Path, undisturbed: Path, undisturbed_on_servers: Path, victim: str, shape: Sequence[object]
 ) -> None:
     run = place / f"corrupt-{victim[:5]}-{len(shape)}"
-    stop_after_a_checkpoint(place, run.name, signal.SIGTERM, *shape)
+    stop_after_checkpoint(place, run.name, signal.SIGTERM, *shape)
     *_, before, newest = sorted((run / "checkpoints").glob("step-*"))
     [path] = newest.glob(victim)
     corrupt(path)
@@ -153,7 +153,7 @@ def test_corrupt_checkpoint_is_skipped_for_the_one_before(
 
 def test_run_without_complete_checkpoint_restarts_from_the_beginning(place: Path, undisturbed: Path) -> None:
     run = place / "none-complete"
-    stop_after_a_checkpoint(place, run.name, signal.SIGKILL)
+    stop_after_checkpoint(place, run.name, signal.SIGKILL)
     for path in (run / "checkpoints").glob("step-*/manifest.json"):
         path.unlink()
     result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, "--resume", cwd=place))
@@ -182,7 +182,7 @@ def test_warm_start_from_a_folder_without_checkpoint_is_rejected(place: Path, tm
 
 def test_resume_of_a_changed_job_is_rejected_with_its_keys(place: Path) -> None:
     run = place / "another-job"
-    stop_after_a_checkpoint(place, run.name, signal.SIGKILL)
+    stop_after_checkpoint(place, run.name, signal.SIGKILL)
     other = ("--set", "optimizer.learning_rate=0.2", "--set", "train.epochs=3")
     result = crossfade("train", "job.yaml", "--run-dir", run, "--resume", *other, cwd=place)
     assert result.returncode == 2
@@ -193,7 +193,7 @@ def test_resume_of_a_changed_job_is_rejected_with_its_keys(place: Path) -> None:
 def test_resume_on_changed_data_is_rejected(place: Path, tmp_path: Path) -> None:
     data = write_planted(tmp_path / "data")
     write_job(tmp_path / "job.yaml", data, train=TRAIN, checkpoint=CHECKPOINT)
-    stop_after_a_checkpoint(tmp_path, "run", signal.SIGKILL)
+    stop_after_checkpoint(tmp_path, "run", signal.SIGKILL)
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["source"]["prepared"] = "again"
     (data / "manifest.json").write_text(json.dumps(manifest))
@@ -211,7 +211,7 @@ def test_longer_run_resumes_from_the_end_of_the_shorter(place: Path) -> None:
     train(place, run.name, *constant, "--resume")
     # The shorter run was evaluated at its end, so other embeddings may be the best, but the tables are the same.
     for entity in ENTITIES:
-        np.testing.assert_array_equal(weights_at_the_end(run, entity), weights_at_the_end(undisturbed, entity))
+        np.testing.assert_array_equal(final_weights(run, entity), final_weights(undisturbed, entity))
     assert report_of(run)["examples"] == report_of(undisturbed)["examples"]
 
 
@@ -248,7 +248,7 @@ def test_checkpoint_of_two_servers_resumes_on_any_number(
     place: Path, undisturbed: Path, undisturbed_on_servers: Path, servers: int
 ) -> None:
     run = place / f"moved-to-{servers}"
-    stop_after_a_checkpoint(place, run.name, signal.SIGTERM, *ON_SERVERS)
+    stop_after_checkpoint(place, run.name, signal.SIGTERM, *ON_SERVERS)
     train(place, run.name, *(("--servers", servers, "--workers", 2) if servers else ()), "--resume")
     if servers:
         assert_same_bits(run, undisturbed_on_servers)
@@ -260,12 +260,12 @@ def test_checkpoint_of_two_servers_resumes_on_any_number(
 @pytest.mark.cluster
 def test_checkpoint_of_one_process_resumes_on_servers(place: Path, undisturbed: Path) -> None:
     run = place / "moved-from-0"
-    stop_after_a_checkpoint(place, run.name, signal.SIGTERM)
+    stop_after_checkpoint(place, run.name, signal.SIGTERM)
     train(place, run.name, "--servers", 3, "--resume")
     assert_same_bits(run, undisturbed)
 
 
-def weights_at_the_end(run: Path, entity: str) -> FloatArray:
+def final_weights(run: Path, entity: str) -> FloatArray:
     """Read the rows of the newest checkpoint of a run."""
     checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
@@ -284,8 +284,8 @@ def test_warm_start_extends_a_smaller_vocabulary(
     # Fresh rows have the same bits in process and on servers.
     succeeded(crossfade("train", "fresh.yaml", "--run-dir", "fresh", cwd=tmp_path))
     succeeded(crossfade("train", "warm.yaml", "--run-dir", "warm", *shape, cwd=tmp_path))
-    fresh, warm = (weights_at_the_end(tmp_path / name, "track") for name in ("fresh", "warm"))
-    old = weights_at_the_end(undisturbed, "track")
+    fresh, warm = (final_weights(tmp_path / name, "track") for name in ("fresh", "warm"))
+    old = final_weights(undisturbed, "track")
     assert len(warm) == len(old) + 37
     np.testing.assert_array_equal(warm[: len(old)], old)
     np.testing.assert_array_equal(warm[len(old) :], fresh[len(old) :])

@@ -34,7 +34,7 @@ def test_run_on_s3_survives_a_kill_and_a_resume_bit_for_bit(tmp_path: Path, monk
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         write_job(tmp_path / "s3.yaml", s3.upload(data, "interactions"), **sections)
-        proxy.strike_every("throttle", 11)
+        proxy.inject_every("throttle", 11)
 
         command = ("train", "s3.yaml", *ON_SERVERS)
         killed = s3.uri("killed/checkpoints")
@@ -75,9 +75,9 @@ def test_s3_outage_causes_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with paced("train", "s3.yaml", *ON_SERVERS, run_dir=tmp_path / "away") as training:
             training.wait_for("checkpoint_saved")
             before = training.command.roles()["worker-0"]
-            proxy.strike_every("reset", 1)
+            proxy.inject_every("reset", 1)
             training.wait(lambda: not before.is_running(), "the end of a worker")
-            proxy.strike_every("reset", 0)
+            proxy.inject_every("reset", 0)
             result = succeeded(training.finish())
         assert f"{uri}/" in result.stderr
         assert "cannot be reached (NETWORK_CONNECTION)" in result.stderr

@@ -89,7 +89,7 @@ def objects(s3: ObjectStore, prefix: str) -> dict[str, bytes]:
     }
 
 
-def the_run(aws: AwsServer) -> str:
+def name_of_running_run(aws: AwsServer) -> str:
     """Return the name of the only run with running instances."""
     response = aws.client("ec2").describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
     tags: list[dict[str, Any]] = [tag for r in response["Reservations"] for i in r["Instances"] for tag in i["Tags"]]
@@ -109,7 +109,7 @@ def test_run_whose_hosts_are_reclaimed_one_by_one_equals_an_uninterrupted_run(
 ) -> None:
     with submit(place, variables, *ON_TWO, "--spot") as command:
         first, second = machines.of(0), machines.of(1)
-        run = the_run(aws)
+        run = name_of_running_run(aws)
 
         def has_begun() -> bool:
             assert command.process.poll() is None, (command.finish(), first.console, second.console)
@@ -144,7 +144,7 @@ def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
 ) -> None:
     with submit(place, variables) as command:
         machine = machines.of(0)
-        run = the_run(aws)
+        run = name_of_running_run(aws)
         wait_until(lambda: has_trained(s3, run, 1), SECONDS, "training")
         command.process.send_signal(signal.SIGINT)
         result = command.finish(SECONDS)

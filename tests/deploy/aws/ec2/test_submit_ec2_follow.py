@@ -92,11 +92,11 @@ def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
 
 def test_silent_host_with_a_spot_reason_is_replaced(aws: AwsServer, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # More often than the losses that end a run, and without a word from the host: EC2's reason alone says why.
-    def instances_taken_back(*arguments: Any) -> list[Ec2Instance]:
+    def reclaimed_instances(*arguments: Any) -> list[Ec2Instance]:
         instances = find_instances(*arguments)
         return [one if one.living else replace(one, reason="Server.SpotInstanceTermination") for one in instances]
 
-    monkeypatch.setattr("deploy.aws.ec2.follower.find_instances", instances_taken_back)
+    monkeypatch.setattr("deploy.aws.ec2.follower.find_instances", reclaimed_instances)
     terminations = [Story.terminate, *[nothing] * 4] * (MAX_LOSSES + 1)
     Story(aws, nothing, *terminations, Story.end)
     assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
