@@ -1,4 +1,4 @@
-"""Terminal output for people: progress bars, status lines, and the result of a training run.
+"""Human-readable terminal output: progress bars, status lines, and the result of a training run.
 
 with TrainDisplay("ndcg@10") as display:
     display.show(ListeningEvent(address="10.0.0.1:7070"))

@@ -1,4 +1,4 @@
-"""Configure logging: lines for people in terminals, timestamped text or JSON lines for processes that run for long.
+"""Configure logging: readable lines in terminals, timestamped text or JSON lines for processes that run for long.
 
     configure("worker-0", log_format="json")
     logging.getLogger(__name__).info("joined")
@@ -56,7 +56,7 @@ context = LogContext()
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Formats records for people: ``crossfade: MESSAGE``, and ``crossfade: error: MESSAGE`` for errors."""
+    """Formats records for terminals: ``crossfade: MESSAGE``, and ``crossfade: error: MESSAGE`` for errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, followed by the traceback of an exception."""
@@ -150,7 +150,7 @@ def configure(role: str, log_format: str | None, log_level: str = "info", genera
 
 
 def configure_console(log_level: str = "info") -> None:
-    """Log lines for people to stderr; child processes that write log lines inherit ``log_level``."""
+    """Log lines in the console format to stderr; child processes that write log lines inherit ``log_level``."""
     if log_level != "info":
         os.environ[LEVEL_VARIABLE] = log_level
     context.clear()
@@ -158,7 +158,7 @@ def configure_console(log_level: str = "info") -> None:
 
 
 def is_console() -> bool:
-    """Return whether log lines are for people."""
+    """Return whether log lines have the console format."""
     return any(isinstance(handler.formatter, ConsoleFormatter) for handler in logging.getLogger().handlers)
 
 

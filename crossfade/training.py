@@ -191,7 +191,7 @@ def _print_addresses(listener: MetricsEndpoint, folder: RunFolder) -> None:
 
 
 def _print(line: str) -> None:
-    """Print ``line`` on stderr without prefix, for people and scripts; as a log line where those are requested."""
+    """Print ``line`` on stderr without a prefix, or as a log line if a log format was requested."""
     from crossfade import logs
 
     if logs.is_console():

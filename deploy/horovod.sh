@@ -14,7 +14,7 @@ lock=deploy/requirements-horovod.lock
 stamp=$venv/horovod-done
 log=$venv/horovod.log
 
-say() { printf 'horovod: %s\n' "$*"; }
+report() { printf 'horovod: %s\n' "$*"; }
 
 fail() {
     printf 'horovod: %s\n' "$*" >&2
@@ -89,7 +89,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 if [ ! -d "$cache" ]; then
-    say "building Horovod, which takes 2 to 5 minutes (log: $log)"
+    report "building Horovod, which takes 2 to 5 minutes (log: $log)"
     build "$work"
     mkdir -p "$(dirname "$cache")"
     # Copy, then move, so that the cache never has part of a wheel. If another build was faster, keep its wheel.
@@ -102,4 +102,4 @@ run_pip install --no-deps --force-reinstall "$cache"/horovod-*.whl
 "$python" -I -W ignore -c 'import numpy; numpy.bool = numpy.bool_; import horovod.mxnet as h; assert h.gloo_built()' >>"$log" 2>&1 ||
     fail "Horovod was built but cannot be imported (log: $log)"
 echo "$key" >"$stamp"
-say "done in $(($(date +%s) - started)) s"
+report "done in $(($(date +%s) - started)) s"

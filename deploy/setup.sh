@@ -12,7 +12,7 @@ stamp=$venv/setup-done
 log=$venv/setup.log
 needed_mb=2000
 
-say() { printf 'setup: %s\n' "$*"; }
+report() { printf 'setup: %s\n' "$*"; }
 
 fail() {
     printf 'setup: %s\n' "$*" >&2
@@ -109,7 +109,7 @@ venv_works() {
 }
 
 create_venv() {
-    say "creating $venv with $1"
+    report "creating $venv with $1"
     output=$("$1" -I -m venv --clear "$venv" 2>&1) ||
         fail "$1 could not create $PWD/$venv: $(printf '%s\n' "$output" | tail -n 1)"
 }
@@ -127,9 +127,9 @@ report_progress() {
     while sleep 15 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
         seconds=$((seconds + 15))
         if grep -q '^Installing collected' "$log"; then
-            say "  $seconds s: unpacking"
+            report "  $seconds s: unpacking"
         else
-            say "  $seconds s: $(grep -c '^Collecting' "$log") packages downloaded"
+            report "  $seconds s: $(grep -c '^Collecting' "$log") packages downloaded"
         fi
     done
 }
@@ -176,9 +176,9 @@ check_disk
 rm -f "$stamp"
 : >"$log"
 remove_incomplete_packages
-say "installing the packages of requirements.lock into $venv (about 1 GB; the first time usually 1 to 3 minutes)"
+report "installing the packages of requirements.lock into $venv (about 1 GB; the first time usually 1 to 3 minutes)"
 pip_install --require-hashes --only-binary :all: --requirement requirements.lock
-say "installing the project itself"
+report "installing the project itself"
 pip_install --no-deps --no-build-isolation --editable .
 inputs >"$stamp"
-say "done in $(($(date +%s) - started)) s"
+report "done in $(($(date +%s) - started)) s"

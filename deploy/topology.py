@@ -156,19 +156,19 @@ def scheduler_address(cluster: ClusterConfig) -> Address:
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
 
 
-def local_address(towards: Address) -> str:
-    """Return the numeric address of this host from which packets to ``towards`` leave. No packet is sent.
+def local_address(destination: Address) -> str:
+    """Return the numeric address of this host from which packets to ``destination`` leave. No packet is sent.
 
     Raises:
         InputError: there is no route.
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((towards.host, towards.port))
+            probe.connect((destination.host, destination.port))
             return str(probe.getsockname()[0])
     except OSError as error:
         raise InputError(
-            f"{towards}: no route from this host: {error.strerror}; set its address with --advertise-address"
+            f"{destination}: no route from this host: {error.strerror}; set its address with --advertise-address"
         ) from error
 
 

@@ -93,7 +93,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_run_options(parser)
     _add_display_options(parser)
-    logs.add_log_options(parser, "a display for people, and text in logs/")
+    logs.add_log_options(parser, "a progress display, and text in logs/")
     parser.set_defaults(run=run)
 
 

@@ -1,7 +1,7 @@
 """The coordinator over HTTP, for the agents of other hosts: the server and the client.
 
     POST /v1/heartbeat   an agent's heartbeat; the answer is the desired state of its host
-    GET  /v1/status      the state of the job, for people and their tools
+    GET  /v1/status      the state of the job, for users and their tools
 
 Both are JSON and need the header ``Authorization: Bearer TOKEN``. Nothing listens unless the job names an address. The
 token crosses the network unencrypted: use a network that you trust, or a tunnel.

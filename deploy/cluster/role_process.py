@@ -16,7 +16,7 @@ from trainer.runs.folder import RunFolder
 
 AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
 ROLE_VARIABLE, GENERATION_VARIABLE = "CROSSFADE_ROLE", "CROSSFADE_GENERATION"
-"""Name and generation of a role, for its log lines and for people who look at its process."""
+"""Name and generation of a role, for its log lines, and for users who inspect its process."""
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _SAFE_PATH = ["-P"]
 """Python's option to import nothing from the current folder, which may contain another trainer/."""

@@ -46,7 +46,7 @@ class StartFinder:
             self._result = GenerationSpec(self._scheduler(), checkpoint, step, skipped, rendezvous)
         except (CrossfadeError, OSError) as error:
             self._result = error
-        except Exception as error:  # an internal error must not leave the job waiting without end
+        except Exception as error:  # an internal error must not leave the job waiting forever
             self._result = ClusterError(f"{type(error).__name__}: {error}")
 
     def _scheduler(self) -> Address:

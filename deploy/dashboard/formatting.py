@@ -1,4 +1,4 @@
-"""Format figures for people: counts, bytes, durations, shares, ratios. None becomes a dash."""
+"""Format figures for display: counts, bytes, durations, shares, ratios. None becomes a dash."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from kvstore.errors import CheckpointError
 from kvstore.store import FileDigest
 
 COPY_FRACTION = 8
-"""At most one in so many rows of a table is held as a copy, or as many as fit into ``MIN_COPY_BYTES`` if more."""
+"""One in this many rows of a table may be held as a copy, or as many as fit into ``MIN_COPY_BYTES`` if more."""
 MIN_COPY_BYTES = 1 << 26
 COPY_INDEX_BYTES = 4
 """Bytes per row of the arrays for the index of copies."""

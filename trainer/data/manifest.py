@@ -129,8 +129,8 @@ class DatasetManifest(_Strict):
     """The contents of a prepared dataset.
 
     ``features`` are grouped by their ``query`` or ``item`` entity, then by name. ``lineage`` holds the fingerprints
-    (``data_fingerprint``) of the base datasets whose rows this one keeps, the oldest first. ``source`` is for people:
-    how the data were prepared, what was dropped and why.
+    (``data_fingerprint``) of the base datasets whose rows this one keeps, the oldest first. ``source`` documents how
+    the data were prepared, what was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"

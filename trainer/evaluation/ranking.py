@@ -52,7 +52,7 @@ _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
 _QUERY_METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate")
 _EXACT_BITS = 52
-"""Integers of up to so many bits, and sums of them, are exact in float64."""
+"""Integers of up to this many bits, and their sums, are exact in float64."""
 
 EvalMetrics = dict[str, float]
 AllReduceFunction = Callable[[FloatArray], FloatArray]

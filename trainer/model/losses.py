@@ -98,7 +98,7 @@ class LossSpec:
         return LOSS_CODES[self.kind]
 
     def params(self, items: int, negatives: int) -> LossParams:
-        """Return the constants of the kernels, for so many ``negatives`` per example out of a table of ``items``."""
+        """Return the constants of the kernels, for ``negatives`` per example out of a table of ``items``."""
         ranks_per_negative = (items - 1) / max(negatives, 1)
         values = self.margin / self.temperature, self.negative_weight, ranks_per_negative, 1.0 / self.temperature
         return LossParams(*map(np.float32, values))

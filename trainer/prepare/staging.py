@@ -256,7 +256,7 @@ def _is_published(out: Folder, tag: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # unknown: files that nothing reads are better than a dataset without its files
+        return True  # unknown: leftover files are better than a dataset that lacks files
 
 
 def _delete_tagged(out: Folder, tag: str) -> None:

@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Summarize a dataset for people: its sizes, popularity and time range, and what was left out and why.
+"""Format a summary of a dataset: its sizes, popularity and time range, and what was left out and why.
 
 print(format_summary(manifest, Folder("data/plays")))
 """

@@ -112,7 +112,7 @@ def last_seen_sql(key: VocabularyKey, policy: IdPolicy | None) -> tuple[str, str
     """Return SQL for when a new id of ``counted`` was last seen, and the join that the expression needs."""
     if policy is None or not policy.track_last_seen:
         return "NULL::BIGINT", ""
-    # Ids without any event are in the catalog, which is as of now.
+    # Ids without events come from the catalog, which is current.
     return f"coalesce(s.last_seen, {sql_number(policy.newest)})", f" LEFT JOIN seen_{key} s USING (number, id)"
 
 

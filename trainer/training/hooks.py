@@ -27,7 +27,7 @@ class TrainingHooks:
 
     Attributes:
         on_event: receives every event of the run.
-        log: receives a line for people, such as why a checkpoint was skipped.
+        log: receives a line for the user, such as why a checkpoint was skipped.
         stop_requested: whether the run should stop. If it is true at any worker, all write a checkpoint and stop.
         checkpoints_requested: how many checkpoints have been requested so far; when the number grows, one is due.
         on_prefetcher: receives the queue of batches before the first step.

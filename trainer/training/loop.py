@@ -81,7 +81,7 @@ class TrainLoop:
         return min(steps, self.job.train.max_steps or steps)
 
     def run(self, state: TrainState) -> bool:
-        """Train on from ``state``, which is updated, and return True once the run is finished, False if it was stopped.
+        """Continue from ``state``, which is updated, and return True once the run is finished, False if it was stopped.
 
         It is finished after its epochs or steps, or when the valid split has shown no new best for ``train.patience``
         evaluations.

@@ -47,7 +47,7 @@ def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> Tr
         raise InputError(f"{uri}: cannot resume: {', '.join(conflicts)}")
     if record.data != metadata.data:
         raise InputError(
-            f"{uri}: cannot resume: {metadata.job.data.path} has changed since; to train on from its tables, start "
+            f"{uri}: cannot resume: {metadata.job.data.path} has changed since; to continue from its tables, start "
             f"another run without --resume: --run-dir NEW --set checkpoint.warm_start_from={uri} (rows without an id "
             "are reset)"
         )

@@ -39,7 +39,7 @@ class WarmStart:
     lineage_index: int
 
     def rows_to_reset(self, data: Folder, manifest: DatasetManifest) -> dict[str, IntArray]:
-        """Find the rows that must not come from the checkpoint: those without an id, or with another id than then.
+        """Find the rows that must not come from the checkpoint: those without an id, or whose id has changed.
 
         Args:
             data: folder of the run's dataset.

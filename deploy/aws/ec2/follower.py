@@ -175,7 +175,7 @@ def console(aws: Aws, host: Ec2Instance) -> str:
     """Return the last lines of an instance's console, which has the output of its user data."""
     try:
         output = aws.ec2.get_console_output(InstanceId=host.id).get("Output", "")
-    except Exception as error:  # the failure that is being reported matters more
+    except Exception as error:  # must not hide the failure that is being reported
         return f"its console cannot be read ({type(error).__name__})"
     lines = [line.strip() for line in output.splitlines() if line.strip()][-_CONSOLE_LINES:]
     return f"its console ends: {' | '.join(lines)}" if lines else "its console is empty"

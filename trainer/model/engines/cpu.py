@@ -149,7 +149,7 @@ class CpuEngine:
         return batch.weight_B / np.float32(batch.global_size)
 
     def _kernel_options(self, negatives: int) -> tuple[Any, ...]:
-        """Return the last arguments of the kernels: loss and score, for examples with so many negatives."""
+        """Return the last arguments of the kernels, which depend on the number of ``negatives`` of an example."""
         params = self._loss.params(self._model.item.rows, negatives)
         num_hard = None if self._num_hard is None else min(self._num_hard, negatives)
         return self._loss.code, params, num_hard, self._dot_scale, self._norm_scale
