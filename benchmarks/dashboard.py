@@ -55,7 +55,7 @@ def timed(label: str, call: object) -> None:
     begin, used = time.perf_counter(), time.process_time()
     call()  # type: ignore[operator]
     seconds, used = time.perf_counter() - begin, time.process_time() - used
-    print(f"{label:<34}{seconds:>8.3f} s, {used:.3f} s of a core")
+    print(f"{label:<34}{seconds:>8.3f} s, {used:.3f} CPU s")
 
 
 def print_state_cost(folder: Path) -> None:
@@ -73,7 +73,7 @@ def print_state_cost(folder: Path) -> None:
         used = time.process_time()
         for _ in range(REPEATS):
             call()
-        print(f"{label:<34}{1000 * (time.process_time() - used) / REPEATS:>8.2f} ms of a core")
+        print(f"{label:<34}{1000 * (time.process_time() - used) / REPEATS:>8.2f} CPU ms")
 
 
 def main() -> None:

@@ -187,7 +187,7 @@ def main() -> None:
         job.write_text(yaml.safe_dump(values))
         for name, seconds in scrape_roles(job, Path(folder) / "dist", seconds=10).items():
             middle, most = 1e3 * statistics.median(seconds), 1e3 * max(seconds)
-            print(f"a scrape of {name:<12} {middle:6.1f} ms in the middle, {most:6.1f} ms at most, of {len(seconds)}")
+            print(f"a scrape of {name:<12} {middle:6.1f} ms median, {most:6.1f} ms max, n = {len(seconds)}")
 
 
 if __name__ == "__main__":

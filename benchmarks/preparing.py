@@ -130,7 +130,7 @@ class Phases:
     def end(self) -> None:
         if self._name is not None:
             clock, processors = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
-            print(f"  {self._name:24} {clock:7.1f} s, {processors:6.1f} s of the processors", flush=True)
+            print(f"  {self._name:24} {clock:7.1f} s, {processors:6.1f} CPU s", flush=True)
         self._name = None
 
 

@@ -160,7 +160,7 @@ class TrainDisplay:
             f"{report['examples']:,} examples in {report['train_seconds']:.1f} s of training "
             f"({report['examples_per_second']:,.0f} per second), {report['epochs']} epochs, {report['steps']:,} steps"
         )
-        dense = report["bytes_pushed_if_dense"] / max(1, report["bytes_pushed"])
+        dense = report["dense_equivalent_bytes_pushed"] / max(1, report["bytes_pushed"])
         print(
             f"{report['parameters']:,} parameters; {report['rows_pushed']:,} rows pushed, "
             f"{report['bytes_pushed'] / 1e6:,.1f} MB; dense gradients would have been {dense:,.1f} times as large"

@@ -103,10 +103,10 @@ def list_runs(aws: Aws) -> int:
 
     rows = [("RUN", "INSTANCES", "LAUNCHED", "OWNER", "FOLDER")]
     for resources in find_resources(aws):
-        living = resources.living
-        instances = f"{len(living)} x {living[0].type}" if living else f"none; {len(resources.names())} leftover(s)"
-        if living or resources.names():
-            launched = min((instance.launched for instance in living), default="")
+        live = resources.live_instances
+        instances = f"{len(live)} x {live[0].type}" if live else f"none; {len(resources.names())} leftover(s)"
+        if live or resources.names():
+            launched = min((instance.launched for instance in live), default="")
             rows.append((resources.run, instances, launched, resources.owner, resources.storage))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
@@ -131,8 +131,8 @@ def clean_up(aws: Aws, run: str) -> int:
     _, owner = identify_caller(aws)
     for resources in find_resources(aws):
         name = resources.run
-        if resources.living:
-            _logger.info(f"{name} still has {len(resources.living)} instance(s): '--cleanup {name}' ends it")
+        if resources.live_instances:
+            _logger.info(f"{name} still has {len(resources.live_instances)} instance(s): '--cleanup {name}' ends it")
         elif resources.owner not in {owner, ""}:
             _logger.info(f"{name} belongs to {resources.owner}: '--cleanup {name}' deletes it nevertheless")
         elif resources.names():
@@ -157,7 +157,8 @@ def _find(aws: Aws, run: str) -> Resources:
     found = find_resources(aws, run)
     if not found:
         raise InputError(
-            f"found no resources of a run {run} in {aws.region}; 'crossfade submit ec2 --list' lists all runs"
+            f"run {run} not found in {aws.region}: no instances or other resources; "
+            "'crossfade submit ec2 --list' lists all runs"
         )
     return found[0]
 

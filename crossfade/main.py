@@ -54,7 +54,7 @@ _MODULES = {
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Build the parser of the complete command line, or of ``command`` alone, which imports that module alone."""
+    """Build the parser of the complete command line, or only of ``command``, which imports only that module."""
     parser = argparse.ArgumentParser(
         prog="crossfade",
         allow_abbrev=False,

@@ -25,7 +25,7 @@ put() {
 if [ -n "${S3_ACCESS_KEY:-}${S3_SECRET_KEY:-}" ]; then
     [ -n "${S3_ACCESS_KEY:-}" ] && [ -n "${S3_SECRET_KEY:-}" ] || fail "expected both S3_ACCESS_KEY and S3_SECRET_KEY, or none"
     case "$S3_ACCESS_KEY$S3_SECRET_KEY" in
-    *[!A-Za-z0-9+/=_.-]*) fail "S3_ACCESS_KEY and S3_SECRET_KEY: expected letters, digits and + / = _ . - alone" ;;
+    *[!A-Za-z0-9+/=_.-]*) fail "S3_ACCESS_KEY and S3_SECRET_KEY: expected letters, digits and + / = _ . - only" ;;
     esac
     rm -f job/aws
 elif [ ! -s job/aws ] || [ ! -s s3/s3.json ]; then

@@ -2,7 +2,7 @@
 
 Each update is one pass over the active rows, in place on the table's memory. ``LocalStore`` and the servers run the
 same compiled kernel, so their results agree bit for bit. Weight decay is coupled (added to the gradient, as in MXNet
-and PyTorch's ``weight_decay``) and, like every other term, applies to active rows alone.
+and PyTorch's ``weight_decay``) and, like every other term, applies to active rows only.
 
     optimizer = make_optimizer(OptimizerSpec("adagrad", learning_rate=0.1), rows=1_000, dim=64)
     optimizer.update(weights_ND, rows_A, gradient_AD)

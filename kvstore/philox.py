@@ -1,4 +1,4 @@
-"""Counter-based random numbers: each value depends on its counter alone, not on who draws it or in which order.
+"""Counter-based random numbers: each value depends only on its counter, not on who draws it or in which order.
 
 Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A counter of
 four 32-bit words and a key of two give four 32-bit words. Every draw of Crossfade has its own counter (a table's

@@ -53,14 +53,14 @@ class RowGradient:
 class Traffic:
     """Counters of what one worker's steps moved: rows, and bytes of values and row ids.
 
-    ``bytes_pushed_if_dense`` is what pushing gradients of complete tables would have taken.
+    ``dense_equivalent_bytes_pushed`` is what pushing gradients of complete tables would have taken.
     """
 
     rows_pulled: int = 0
     rows_pushed: int = 0
     bytes_pulled: int = 0
     bytes_pushed: int = 0
-    bytes_pushed_if_dense: int = 0
+    dense_equivalent_bytes_pushed: int = 0
 
     def count_pull(self, rows: int, dim: int) -> None:
         """Count a pull of ``rows`` rows: the request has their ids, the answer their values."""
@@ -71,7 +71,7 @@ class Traffic:
         """Count a push of ``rows`` rows of ``table``."""
         self.rows_pushed += rows
         self.bytes_pushed += rows * (ROW_ID_BYTES + table.dim * VALUE_BYTES)
-        self.bytes_pushed_if_dense += table.bytes
+        self.dense_equivalent_bytes_pushed += table.bytes
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class RowStore(Protocol):
 
     ``push`` ends a step: every worker calls it once a step, with each table, even one without rows. Gradients are
     summed over the workers, in an order that does not depend on their speed for up to two workers, and the lazy
-    optimizer applies them to active rows alone. A later ``pull`` returns rows after that step of all workers.
+    optimizer applies them to active rows only. A later ``pull`` returns rows after that step of all workers.
     """
 
     rank: int
@@ -132,7 +132,7 @@ class RowStore(Protocol):
         checkpoint: str | None = None,
         reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
-        """Create the tables, with rows and optimizer state from ``checkpoint``, a URI, as far as it has them.
+        """Create the tables, with rows and optimizer state from ``checkpoint``, a URI, where present.
 
         Other rows are initialized from the counter-based generator. So are the rows of ``reset_rows`` (by table, int64,
         sorted and unique), with zero optimizer state, even if the checkpoint has them. Every worker calls it once.
@@ -145,12 +145,12 @@ class RowStore(Protocol):
     def save(self, folder: str) -> None:
         """Start writing all tables and optimizer state into the checkpoint folder ``folder``, a path or URI.
 
-        Rank 0 alone calls it, after its push of a step and before its next pull: the state after that step is written.
+        Only rank 0 calls it, after its push of a step and before its next pull: the state after that step is written.
         It returns once a snapshot exists; writing continues in the background. One save at a time.
         """
 
     def poll_save(self) -> SaveResult | None:
-        """Return the result of the last ``save``, or None while it is in progress. Rank 0 alone calls it.
+        """Return the result of the last ``save``, or None while it is in progress. Only rank 0 calls it.
 
         Raises:
             CheckpointError: it failed. The tables are unaffected.

@@ -250,8 +250,8 @@ def _step(inputs: PlanInputs, plan: CapacityPlan, traffic: StepTraffic) -> Itera
     each = f"{size(max(traffic.rows) * traffic.bytes_pushed / sum(traffic.rows))} the busiest" if workers > 1 else ""
     rows.append(("bytes pulled", size(traffic.bytes_pulled), each))
     rows.append(("bytes pushed", size(traffic.bytes_pushed), each))
-    times = f"{traffic.bytes_pushed_if_dense / traffic.bytes_pushed:,.0f} x as many"
-    rows.append(("bytes pushed, if dense", size(traffic.bytes_pushed_if_dense), times))
+    times = f"{traffic.dense_equivalent_bytes_pushed / traffic.bytes_pushed:,.0f} x as many"
+    rows.append(("bytes pushed, if dense", size(traffic.dense_equivalent_bytes_pushed), times))
     if traffic.bytes_all_reduced:
         rows.append(("bytes summed", size(traffic.bytes_all_reduced), "gradients of dense layers, by each worker"))
     if servers := inputs.job.cluster.servers:

@@ -51,7 +51,7 @@ The environment locates the roles:
   DMLC_NODE_HOST                        address that this process listens on
   DMLC_NUM_SERVER, DMLC_NUM_WORKER      number of servers and workers of the job
 
-Several workers that train dense layers all-reduce gradients by Horovod, which needs:
+Several workers that train dense layers all-reduce gradients with Horovod, which needs:
   HOROVOD_GLOO_RENDEZVOUS_ADDR          HOST or HOST:PORT/PATH of a rendezvous server, as horovodrun has one
   HOROVOD_GLOO_RENDEZVOUS_PORT          its port
   HOROVOD_GLOO_IFACE                    network interface between the workers

@@ -108,7 +108,7 @@ def _screen(run: Summary) -> Iterator[str]:
     )
     if traffic := run.traffic:
         pushed = f"pulled {text.size(traffic['bytes_pulled'])}, pushed {text.size(traffic['bytes_pushed'])}"
-        dense = f"dense gradients: {text.size(traffic['bytes_pushed_if_dense'])}, {text.times(run.dense_ratio)}"
+        dense = f"dense gradients: {text.size(traffic['dense_equivalent_bytes_pushed'])}, {text.times(run.dense_ratio)}"
         yield _line("bytes", f"{pushed}; {dense}")
     if total := sum(run.phase_seconds.values()):
         spent = sorted(run.phase_seconds.items(), key=lambda item: -item[1])

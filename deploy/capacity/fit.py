@@ -70,7 +70,7 @@ def _verdict(plan: CapacityPlan, machine: Machine) -> Verdict:
 
 
 def _advice(inputs: PlanInputs, machine: Machine) -> Iterable[str]:
-    """Yield changes to the job, each of which alone would make it fit."""
+    """Yield changes to the job, each of which on its own would make it fit."""
     job = inputs.job
 
     def fits(other: JobConfig) -> bool:

@@ -205,7 +205,7 @@ class StepTraffic:
     dim: int
     bytes_pulled: float
     bytes_pushed: float
-    bytes_pushed_if_dense: int
+    dense_equivalent_bytes_pushed: int
     bytes_all_reduced: float = 0.0
     """What each worker sends, and receives, in the ring all-reduce of dense gradients."""
 
@@ -262,7 +262,7 @@ def expect_traffic(
         dim=job.model.dim,
         bytes_pulled=all_bytes,
         bytes_pushed=all_bytes,
-        bytes_pushed_if_dense=moved.bytes_pushed_if_dense,
+        dense_equivalent_bytes_pushed=moved.dense_equivalent_bytes_pushed,
         bytes_all_reduced=_all_reduced_bytes(job, model),
     )
 

@@ -77,7 +77,7 @@ class Coordinator:
         self._events: list[events.Event] = []
 
     def handle_heartbeat(self, heartbeat: Heartbeat) -> DesiredState:
-        """Process what an agent reports; return the desired state of its host."""
+        """Apply a heartbeat; return the agent's desired state."""
         with self._lock:
             if rejection := self._members.rejection(heartbeat):
                 return DesiredState(coordinator=self.id, action="leave", exit_code=1, message=rejection)

@@ -26,7 +26,7 @@ class RoleProcess:
     """One running role, which the agent that started it watches."""
 
     def __init__(self, role: Role, folder: RunFolder, desired: DesiredState, variables: dict[str, str]) -> None:
-        """Start ``role`` in its own session, so that a terminal's Ctrl-C reaches the agent alone."""
+        """Start ``role`` in its own session, so that a terminal's Ctrl-C reaches only the agent."""
         self.role = role
         self.log = folder.logs / f"{role.name}.log"
         self.error: RoleError | None = None

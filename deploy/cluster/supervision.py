@@ -224,7 +224,7 @@ class _RestartLog:
         restarts = self.all_of(coordinator)
         if restarts != self._written:
             self._written = restarts
-            with suppress(OSError):  # a full disk costs this record alone
+            with suppress(OSError):  # a full disk costs only this record
                 self._folder.write_restarts(restarts)
 
 

@@ -29,7 +29,7 @@ def find_alerts(run: RunReader, summary: Summary, now: float) -> list[Alert]:
     """Return the alerts of ``run`` at the Unix time ``now``, the most severe first. Hold the reader's ``lock``."""
     found = [*_ended(summary), *_training(run, summary)]
     if summary.live:
-        found += [*_living(run, summary, now), *_skew(run)]
+        found += [*_liveness(run, summary, now), *_skew(run)]
     found += [Alert("warning", problem) for problem in run.problems()]
     order = {"critical": 0, "warning": 1, "info": 2}
     return sorted(found, key=lambda alert: order[alert.level])
@@ -53,7 +53,7 @@ def _training(run: RunReader, summary: Summary) -> Iterator[Alert]:
         yield Alert("warning", f"the checkpoint of step {last.step:,} was not written: {last.message}")
 
 
-def _living(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
+def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
     last = run.training.last_time
     if last is not None and now - last > STALLED_SECONDS:
         yield Alert("critical", f"no step, evaluation or checkpoint for {duration(now - last)}")

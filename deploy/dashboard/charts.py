@@ -36,7 +36,7 @@ _MIN_LABELED_SHARE = 0.095
 _TRAFFIC_ROWS = (
     ("bytes_pulled", "pulled"),
     ("bytes_pushed", "pushed"),
-    ("bytes_pushed_if_dense", "pushed if dense"),
+    ("dense_equivalent_bytes_pushed", "pushed if dense"),
 )
 
 

@@ -273,7 +273,7 @@ def _describe(name: str, run: Summary) -> str:
         "throughput": f"{count(run.examples_per_second)} examples per second",
         "phases": ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in run.phase_seconds.items()),
         "traffic": f"{size(run.traffic.get('bytes_pushed'))} pushed, "
-        f"{size(run.traffic.get('bytes_pushed_if_dense'))} if dense",
+        f"{size(run.traffic.get('dense_equivalent_bytes_pushed'))} if dense",
         "memory": ", ".join(f"{process.name} {size(process.resident_bytes)}" for process in run.processes),
         "updates": ", ".join(
             f"{process.name} {count(process.updated_per_second)} rows per second"

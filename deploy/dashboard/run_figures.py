@@ -71,7 +71,7 @@ class Summary:
     def dense_ratio(self) -> float | None:
         """Bytes that dense gradients would have taken, as a multiple of the bytes pushed; None without pushes."""
         pushed = self.traffic.get("bytes_pushed")
-        return self.traffic["bytes_pushed_if_dense"] / pushed if pushed else None
+        return self.traffic["dense_equivalent_bytes_pushed"] / pushed if pushed else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields and derived figures as JSON values."""

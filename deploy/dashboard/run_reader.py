@@ -64,7 +64,7 @@ class ReportFile(BaseModel):
     examples_per_second: float | None = None
     bytes_pulled: int = 0
     bytes_pushed: int = 0
-    bytes_pushed_if_dense: int = 0
+    dense_equivalent_bytes_pushed: int = 0
 
 
 _Restarts = TypeAdapter(list[dict[str, Any]])

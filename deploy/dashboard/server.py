@@ -2,7 +2,7 @@
 
     serve(Runs([Path("runs")]), "runs", "127.0.0.1", 8050, print)
 
-Waitress is imported here alone, Dash by the modules that build the page.
+Waitress is imported only here, Dash by the modules that build the page.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def serve_sidecar(run_dir: Path, port: int, log: Callable[[str], None]) -> Itera
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, AGENT_VARIABLE: str(os.getpid())},
-        start_new_session=True,  # a terminal's Ctrl-C reaches the training alone
+        start_new_session=True,  # a terminal's Ctrl-C reaches only the training
     )
     assert process.stdout is not None
     lines = process.stdout

@@ -20,7 +20,7 @@ from deploy.dashboard.runs import Runs
 from trainer.runs.events import CheckpointSaved, RestartEvent
 
 DEFAULT_METRIC = "ndcg@10"
-_TRAFFIC_BYTES = ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense")
+_TRAFFIC_BYTES = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed")
 
 
 def summarize(run: RunReader, now: float | None = None) -> Summary:

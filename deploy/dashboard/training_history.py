@@ -31,7 +31,7 @@ from trainer.runs.events import (
 )
 from trainer.training.state import STEP_PHASES
 
-TRAFFIC = ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense", "rows_pulled", "rows_pushed")
+TRAFFIC = ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed", "rows_pulled", "rows_pushed")
 _RATE_SECONDS = 60.0
 
 

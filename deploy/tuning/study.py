@@ -1,4 +1,4 @@
-"""A study that tunes a job: trials are runs of ``crossfade train``, compared on the valid split alone.
+"""A study that tunes a job: trials are runs of ``crossfade train``, compared only on the valid split.
 
     study = TuningStudy(folder, job, parameters, prune=True, stop_requested=lambda: False)
     for ended in study.run(trials=20):

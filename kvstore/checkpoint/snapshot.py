@@ -6,7 +6,7 @@
 
 A thread sends the arrays in pieces to a process (``writer.py``), which checksums and stores them. A row that is about
 to change before it was sent is copied once, and the copy is sent in its place. So a snapshot starts at once, whatever
-the size of the arrays, and takes memory for changed rows alone; copy-on-write by ``fork`` would copy a page of 4 KiB
+the size of the arrays, and takes memory only for changed rows; copy-on-write by ``fork`` would copy a page of 4 KiB
 for each. Popular rows are first in their shard and are sent first, the shards of a table in turn, so few rows change
 before they are sent.
 
@@ -38,7 +38,7 @@ from kvstore.errors import CheckpointError
 from kvstore.store import FileDigest
 
 COPY_FRACTION = 8
-"""One in this many rows of a table may be held as a copy, or as many as fit into ``MIN_COPY_BYTES`` if more."""
+"""Copies are limited to 1/``COPY_FRACTION`` of a table's rows, or to ``MIN_COPY_BYTES`` if that is more."""
 MIN_COPY_BYTES = 1 << 26
 COPY_INDEX_BYTES = 4
 """Bytes per row of the arrays for the index of copies."""

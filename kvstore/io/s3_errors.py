@@ -2,7 +2,7 @@
 
 pyarrow's client reports everything in the text of an OSError, such as "AWS Error SLOW_DOWN during GetObject operation:
 ..." or "AWS Error UNKNOWN (HTTP status 400) during ListObjectsV2 operation: Unable to parse ExceptionName: ExpiredToken
-Message: ...". This module alone parses that text.
+Message: ...". Only this module parses that text.
 """
 
 from __future__ import annotations

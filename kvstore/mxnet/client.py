@@ -36,7 +36,7 @@ from kvstore.store import (
 
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
 SPLIT_ALWAYS = "1"
-"""Has MXNet split each key over all servers, however small, as ``layout.py`` assumes."""
+"""Makes MXNet split each key over all servers, however small, as ``layout.py`` assumes."""
 
 
 class MXNetStore:
@@ -72,7 +72,7 @@ class MXNetStore:
     ) -> None:
         """Create the tables on the servers, which initialize rows in place and load those of ``checkpoint``.
 
-        MXNet initializes a key with the array of rank 0 alone and keeps that array alive until the key's first push; a
+        MXNet initializes a key with the array of rank 0 only and keeps that array alive until the key's first push; a
         pull before then overwrites it. Hence one key at a time, each followed by a push without rows.
         """
         self._command(create_command(tables, optimizer, seed, self._servers, self._max_key_bytes, checkpoint))
@@ -166,7 +166,8 @@ class MXNetStore:
     def set_lr_factor(self, factor: float) -> None:
         """Multiply the learning rate by ``factor`` from the next step on.
 
-        As in ``save``, servers have applied this worker's last push, and nothing of the next step without it.
+        As in ``save``, servers have applied this worker's last push and cannot apply the next step until this worker
+        pushes.
         """
         if self.rank == 0 and factor != self._lr_factor:
             self._mx.nd.waitall()

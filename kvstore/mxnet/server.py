@@ -2,7 +2,7 @@
 
 MXNet's stock server unpickles whatever the network sends. This one takes JSON commands (``commands.py``), and updates
 rows in place in the store's own memory with the kernels of ``optimizers.py``. An error in a command or an update ends
-the process at once: MXNet would swallow it, and workers would treat the step as applied.
+the process at once: MXNet would swallow it, and workers would assume that the step was applied.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_run_in_process_shows_progress_and_result(job: Path, tmp_path: Path) -> 
         assert (live["name"], live["state"], live["phase"]) == ("live", "running", "training")
         assert 0 < live["step"] < live["planned_steps"]
         assert live["checkpoints"]["last_step"] >= 5
-        assert live["traffic"]["bytes_pushed_if_dense"] > live["traffic"]["bytes_pushed"] > 0
+        assert live["traffic"]["dense_equivalent_bytes_pushed"] > live["traffic"]["bytes_pushed"] > 0
         (process,) = live["processes"]
         assert process["rows"] == CUSTOMERS + TRACKS
         assert process["updated"] > 0
@@ -66,7 +66,7 @@ def test_run_in_process_shows_progress_and_result(job: Path, tmp_path: Path) -> 
     (done,) = status(tmp_path, run_dir)
     report = json.loads((run_dir / "report.json").read_text())
     assert (done["state"], done["progress"], done["step"]) == ("done", 1.0, report["steps"])
-    for name in ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense"):
+    for name in ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed"):
         assert done["traffic"][name] == report[name]
         assert [event for event in records(run_dir) if event["event"] == "totals"][-1][name] == report[name]
     assert done["examples_per_second"] == report["examples_per_second"]

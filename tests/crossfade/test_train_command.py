@@ -25,7 +25,7 @@ KINDS = ("recall", "ndcg", "map", "mrr", "hit_rate", "coverage", "popularity")
 METRICS = {f"{kind}@{depth}" for kind in KINDS for depth in (5, 10)} | {"queries"}
 REPORT_KEYS = {
     *("metrics", "examples", "wall_seconds", "train_seconds", "examples_per_second", "steps", "epochs", "parameters"),
-    *("rows_pulled", "rows_pushed", "bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense"),
+    *("rows_pulled", "rows_pushed", "bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed"),
     *("restarts", "engine", "store", "versions"),
 }
 
@@ -97,7 +97,7 @@ def test_report_counts_rows_and_bytes_moved(report: dict[str, Any]) -> None:
     assert STEPS * BATCH / 2 < report["rows_pushed"] < STEPS * (CUSTOMERS + TRACKS)
     assert report["bytes_pushed"] == report["rows_pushed"] * (DIM * VALUE_BYTES + ROW_ID_BYTES)
     assert report["bytes_pulled"] == report["bytes_pushed"]
-    assert report["bytes_pushed_if_dense"] == STEPS * (CUSTOMERS + TRACKS) * DIM * VALUE_BYTES
+    assert report["dense_equivalent_bytes_pushed"] == STEPS * (CUSTOMERS + TRACKS) * DIM * VALUE_BYTES
 
 
 def test_metrics_are_fractions_over_queries_with_held_out_items(report: dict[str, Any]) -> None:

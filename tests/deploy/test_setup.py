@@ -161,7 +161,7 @@ def test_python_without_ensurepip_names_the_package(checkout: Checkout) -> None:
     assert line == "setup: missing: ensurepip (on Debian and Ubuntu: apt-get install python3.11-venv)\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="MXNet is installed on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="MXNet is installed only on Linux")
 @pytest.mark.parametrize(
     ("present", "names", "packages"),
     [

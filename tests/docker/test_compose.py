@@ -49,7 +49,7 @@ def job_yaml(max_steps: int | None = None, dataset: str = "s3://crossfade/sample
 @pytest.fixture(scope="module")
 def job(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeJob]:
     """Start a job with ``docker compose up``; yield it when it trains."""
-    job = ComposeJob(engine, tmp_path_factory.mktemp("compose"), REPLACE_SECONDS=3, CHECKPOINT_SECONDS=1000)
+    job = ComposeJob(engine, tmp_path_factory.mktemp("compose"), HOST_TIMEOUT_SECONDS=3, CHECKPOINT_SECONDS=1000)
     job.write_job(job_yaml())
     try:
         with job.up() as up:

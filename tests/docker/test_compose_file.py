@@ -114,7 +114,7 @@ def test_secrets_in_the_environment_are_used(tmp_path: Path) -> None:
     ("variables", "expected"),
     [
         ({"S3_ACCESS_KEY": "ours"}, "expected both S3_ACCESS_KEY and S3_SECRET_KEY, or none"),
-        ({"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": 'b"'}, "expected letters, digits and + / = _ . - alone"),
+        ({"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": 'b"'}, "expected letters, digits and + / = _ . - only"),
     ],
 )
 def test_invalid_keys_are_rejected(tmp_path: Path, variables: dict[str, str], expected: str) -> None:

@@ -1,4 +1,4 @@
-"""Lazy updates follow their formulas in float64 and change active rows alone."""
+"""Lazy updates follow their formulas in float64 and change only active rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Counter-based random numbers match published vectors and depend on their counter alone."""
+"""Counter-based random numbers match published vectors and depend only on their counter."""
 
 from itertools import product
 

@@ -322,4 +322,4 @@ def test_traffic_counts_row_ids_values_and_dense_equivalent() -> None:
     traffic.count_push(0, TABLES[0])
     assert (traffic.rows_pulled, traffic.bytes_pulled) == (10, 10 * (8 + 16))
     assert (traffic.rows_pushed, traffic.bytes_pushed) == (3, 3 * (8 + 16))
-    assert traffic.bytes_pushed_if_dense == 2 * 50 * 4 * 4
+    assert traffic.dense_equivalent_bytes_pushed == 2 * 50 * 4 * 4

@@ -39,7 +39,7 @@ def epoch(number: int, *, at: float, step: int, quality: float | None = None, lo
 
 def totals(step: int, *, at: float, pushed: int, dense: int) -> dict[str, Any]:
     rows = {"rows_pulled": 10, "rows_pushed": 10}
-    moved = {"bytes_pulled": pushed, "bytes_pushed": pushed, "bytes_pushed_if_dense": dense}
+    moved = {"bytes_pulled": pushed, "bytes_pushed": pushed, "dense_equivalent_bytes_pushed": dense}
     return {"time": BEGAN + at, "event": "totals", "step": step, **rows, **moved}
 
 

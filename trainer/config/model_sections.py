@@ -116,7 +116,8 @@ class OptimizerConfig(Section):
     weight_decay: NonNegative | None = Field(
         None,
         description="L2 coefficient: this times the weight is added to the gradient of active rows; null: 4e-4 with "
-        "cosine scores, where it keeps rows short enough to turn, 1e-5 with others, where it pulls scores to 0",
+        "cosine scores, where it keeps norms small, so that directions can still change; 1e-5 with others, where it "
+        "pulls scores to 0",
     )
     epsilon: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
         1e-8, description="constant added to the root of the second moment"

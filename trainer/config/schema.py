@@ -133,7 +133,7 @@ class JobConfig(Section):
     loss: LossKind = Field(
         "softmax",
         description="loss function: bpr, logistic, softmax (over the negatives), hinge, warp or ccl; an interaction of "
-        "negative weight is negative feedback and costs the loss of the opposite statement",
+        "negative weight is negative feedback and is penalized by the reversed loss",
     )
     margin: NonNegative = Field(
         0.5,

@@ -15,7 +15,7 @@ that all partitions end with the epoch's last step:
 
 The term p·T/P keeps the partitions from rounding up in the same step, so global batches differ little in size.
 
-A global batch, and each example's position in it, thus follow from (seed, epoch, step) alone: neither the number of
+A global batch, and each example's position in it, thus follow only from (seed, epoch, step): neither the number of
 workers nor the step at which a run resumes changes what a step sees. Every worker takes T steps, every interaction is
 read exactly once an epoch, and a worker computes the size of the global batch without the others.
 

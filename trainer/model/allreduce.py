@@ -1,4 +1,4 @@
-"""Sum the gradients of dense layers over workers, by Horovod; the only module that imports it.
+"""Sum the gradients of dense layers over workers, with Horovod; the only module that imports it.
 
     with closing(HorovodAllReduce(store.rank, store.workers, timeout_seconds=600)) as all_reduce:
         total_N = all_reduce.sum(values_N)              # float32 (N,), the same bits for every worker
@@ -69,7 +69,7 @@ def check_horovod_env() -> None:
 
 
 class HorovodAllReduce:
-    """All-reduce by Horovod: CPU arrays over Gloo."""
+    """All-reduce with Horovod: CPU arrays over Gloo."""
 
     def __init__(self, rank: int, workers: int, timeout_seconds: float) -> None:
         """Join the other workers; return when all have joined. A later silence of ``timeout_seconds`` is an error.

@@ -28,7 +28,7 @@ With s the score of the example's item, s_j those of its C negatives and w ≥ 0
 
 Margins m are in units of the score before it is divided by the temperature T: ``margin``/T.
 
-A weight w < 0 is negative feedback. It costs |w| times the loss of the opposite statement, which is never below 0 and
+A weight w < 0 is negative feedback. It is penalized by |w| times the reversed loss, which is never below 0 and
 has bounded derivatives (−|w| times the loss itself would be unbounded below):
 
 - ``bpr``       |w|/C · Σ_j −log σ(s_j − s)

@@ -132,7 +132,10 @@ class ModelSpec:
 
     @property
     def has_item_features(self) -> bool:
-        """Whether items have features. Cold items are then not used as negatives: users could not have chosen them."""
+        """Whether items have features.
+
+        Cold items are then not used as negatives: no query could have interacted with them.
+        """
         return any(tower.entity == self.item for tower in self.towers)
 
     @property

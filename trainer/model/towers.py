@@ -54,7 +54,7 @@ Pull = Callable[[dict[str, IntArray]], Mapping[str, FloatArray]]
 
 @dataclass(frozen=True)
 class TowerFeatures:
-    """The data of a tower's rows: their feature values, and which are warm.
+    """Features and warm flags of a tower's rows.
 
     Attributes:
         tower: the tables that vectors are made of.

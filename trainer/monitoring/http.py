@@ -2,7 +2,7 @@
 
     GET /metrics   Prometheus's text format
     GET /healthz   JSON: 200 if the process is healthy, 503 if not
-    GET /targets   of 'crossfade train' alone: the addresses of all processes of the run, for Prometheus's http_sd
+    GET /targets   only 'crossfade train': the addresses of all processes of the run, for Prometheus's http_sd
 
 There is no authentication, so the server binds to loopback unless the job names another address.
 """

@@ -12,11 +12,11 @@ OVERDUE_CHECKPOINTS = 3
 OVERDUE_SECONDS = 60.0
 """Time that writing a checkpoint may take beyond its intervals."""
 MAX_WORKER_SKEW = 1.5
-"""Maximum local work of the slowest worker, as a multiple of the average worker's."""
+"""Maximum ratio of the slowest worker's local time to the mean."""
 MIN_FREE_MEMORY_RATIO = 0.1
-"""Minimum available part of a machine's or container's memory."""
+"""Minimum available fraction of a machine's or container's memory."""
 MAX_GPU_MEMORY_RATIO = 0.95
-"""Maximum used part of a GPU's memory."""
+"""Maximum used fraction of a GPU's memory."""
 LOCAL_PHASES = ("data", "sample", "gradients")
 """The phases of a step in which a worker does not wait for servers or other workers."""
 ROLE_ALERT_STATES = ("running", "backing_off", "waiting")

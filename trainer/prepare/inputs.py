@@ -43,7 +43,7 @@ def find_inputs(options: PrepareOptions) -> Inputs:
         for file in files:
             location = _location(file)
             if location in seen:
-                raise InputError(f"--{split} {file}: is given in --{seen[location]} already; expected each file once")
+                raise InputError(f"--{split} {file}: was already given in --{seen[location]}; expected each file once")
             seen[location] = split
             if file.format == "lightgcn":
                 _check_no_columns(options, file)

@@ -50,7 +50,7 @@ class EpochEvent(_Event):
 
 
 class PhaseEvent(_Event):
-    """The beginning of a phase of the run, or a sign of life during a long one."""
+    """The beginning of a phase of the run, or a keep-alive during a long phase."""
 
     kind: ClassVar[str] = "phase"
     name: str = Field(description="such as `tables`, `training`, `evaluate`, `embeddings`, `checkpoint`, `test`")
@@ -68,7 +68,7 @@ class TotalsEvent(_Event):
     rows_pushed: int = Field(description="rows pushed")
     bytes_pulled: int = Field(description="bytes of row ids and values pulled")
     bytes_pushed: int = Field(description="bytes of row ids and gradients pushed")
-    bytes_pushed_if_dense: int = Field(description="bytes that dense gradients would have been")
+    dense_equivalent_bytes_pushed: int = Field(description="bytes that dense gradients would have been")
 
 
 class CheckpointSaved(_Event):
@@ -167,7 +167,7 @@ class ListeningEvent(_Event):
 class InterruptionNotice(_Event):
     """A host is about to be reclaimed by the cloud."""
 
-    kind: ClassVar[str] = "notice"
+    kind: ClassVar[str] = "interruption_notice"
     host: str = Field(description="name of the host")
     address: str = Field(description="address of its roles")
     reason: str = Field(description="text of the notice")
@@ -202,7 +202,7 @@ class BackoffEvent(_Event):
 
 
 class CommandStarted(_Event):
-    """A `crossfade train` command started the run or resumed it. In `processes.jsonl` alone."""
+    """A `crossfade train` command started the run or resumed it. Only in `processes.jsonl`."""
 
     kind: ClassVar[str] = "begin"
     host: str = Field(description="name of its host")
@@ -211,7 +211,7 @@ class CommandStarted(_Event):
 
 
 class LoadSample(_Event):
-    """The latest load of every process of the run. In `processes.jsonl` alone."""
+    """The latest load of every process of the run. Only in `processes.jsonl`."""
 
     kind: ClassVar[str] = "sample"
     generation: int = Field(description="generation of the processes")
@@ -219,7 +219,7 @@ class LoadSample(_Event):
 
 
 class CommandEnded(_Event):
-    """The `crossfade train` command ended. In `processes.jsonl` alone."""
+    """The `crossfade train` command ended. Only in `processes.jsonl`."""
 
     kind: ClassVar[str] = "end"
     state: str = Field(description="`done`, `failed` or `stopped`")

@@ -35,7 +35,7 @@ class _Pending:
 
 
 class CheckpointWriter:
-    """Writes checkpoints of ``store`` to ``folder``, for rank 0 alone.
+    """Writes checkpoints of ``store`` to ``folder``, for rank 0 only.
 
     It makes progress when ``poll`` is called. ``poll`` returns at once; ``start``, ``wait`` and ``close`` may wait.
     """

@@ -3,7 +3,7 @@
 About once a second the workers synchronize: one all-reduce decides for all whether a checkpoint is due and
 whether to stop, and sums their counters. Rank 0 then starts a checkpoint (``checkpoint_writer``) and trains on.
 
-Of the run itself a checkpoint holds the train state alone, a position (epoch, step) and counters: the job, the data and
+Of the run itself a checkpoint holds only the train state, a position (epoch, step) and counters: the job, the data and
 the seed determine the content of every step.
 """
 
@@ -147,11 +147,11 @@ class CheckpointManager:
             self._start_checkpoint(state, totals)
 
     def has_saved(self, step: int) -> bool:
-        """Return whether there is a complete checkpoint of ``step``. Rank 0 alone can answer."""
+        """Return whether there is a complete checkpoint of ``step``. Only rank 0 can answer."""
         return self._writer.checkpoint_of(step) is not None
 
     def stop_result(self, state: TrainState) -> StopResult:
-        """Describe a run that stops at ``state``. Rank 0 alone can answer."""
+        """Describe a run that stops at ``state``. Only rank 0 can answer."""
         return StopResult(state.step, self._writer.checkpoint_of(state.step))
 
 

@@ -7,7 +7,7 @@ from 0, is (t + 1)/w while t < w. After that, with x = (t − w)/(T − w) from 
 - ``linear``    1 − (1 − f)·x      (Goyal et al., "Accurate, large minibatch SGD", 2017, for the warm-up)
 - ``cosine``    f + (1 − f)·(1 + cos πx)/2      (Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts)
 
-A factor depends on the step alone, so a run that resumes has the factors of one that never stopped. Factors are
+A factor depends only on the step, so a run that resumes has the factors of one that never stopped. Factors are
 multiples of 1/512: each change costs a message to every server, so a run sends about a thousand of them at most.
 """
 

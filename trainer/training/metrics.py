@@ -202,7 +202,7 @@ class TrainingMetrics:
 
 
 class _CheckpointMetrics:
-    """Metrics of checkpoints, which rank 0 alone has."""
+    """Metrics of checkpoints, which only rank 0 has."""
 
     def __init__(self, job: JobConfig) -> None:
         self.last_at: float | None = None

@@ -29,7 +29,7 @@ class _RunRecord(BaseModel):
 
 
 def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> TrainState:
-    """Restore the train state of the checkpoint ``uri``. Rank 0 alone keeps its counters, so sums count them once.
+    """Restore the train state of the checkpoint ``uri``. Only rank 0 keeps its counters, so sums count them once.
 
     Raises:
         CheckpointError: the checkpoint is incomplete.

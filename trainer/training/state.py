@@ -123,7 +123,7 @@ class TrainState:
     def timed_batch_wait(self, timers: BatchTimers) -> Iterator[None]:
         """Count the seconds of the context, which waits for a batch, under ``data`` or ``sample``.
 
-        They count as ``data`` as far as the background thread waited for data during that time.
+        The part in which the background thread waited for data counts as ``data``, the rest as ``sample``.
         """
         begin, data_before = time.perf_counter(), timers.data.seconds
         yield

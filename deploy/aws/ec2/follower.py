@@ -116,7 +116,7 @@ class RunFollower:
         is_current = host is not None and is_status_of(host, status)
         if is_current and status.get("state") == "failed":
             raise ClusterError(f"host {number} failed: {status.get('message', '')}")
-        if host is None or host.living or host.state == "shutting-down":
+        if host is None or host.is_live or host.state == "shutting-down":
             return
         if self._replaced.get(number) == host.id or (is_current and status.get("state") in _ENDED):
             return  # its replacement is not listed yet, or its command has ended, which the first host reports
@@ -157,9 +157,9 @@ class RunFollower:
 
 
 def current_instance(instances: Sequence[Ec2Instance], number: int) -> Ec2Instance | None:
-    """Return the instance that is host ``number`` now: a living one, else the one that was started last."""
+    """Return the instance that is host ``number`` now: a live one, else the one that was started last."""
     candidates = [instance for instance in instances if instance.number == number]
-    return max(candidates, key=lambda instance: (instance.living, instance.launched), default=None)
+    return max(candidates, key=lambda instance: (instance.is_live, instance.launched), default=None)
 
 
 def is_status_of(host: Ec2Instance, status: dict[str, Any]) -> bool:
@@ -168,7 +168,7 @@ def is_status_of(host: Ec2Instance, status: dict[str, Any]) -> bool:
 
 
 def _has_joined(host: Ec2Instance | None, status: dict[str, Any]) -> bool:
-    return host is not None and host.living and is_status_of(host, status) and status.get("state") in _JOINED
+    return host is not None and host.is_live and is_status_of(host, status) and status.get("state") in _JOINED
 
 
 def console(aws: Aws, host: Ec2Instance) -> str:

@@ -1,7 +1,7 @@
 """Find the AWS resources of runs by tag and path, and delete them.
 
     for resources in find_resources(aws):
-        print(resources.run, resources.living)
+        print(resources.run, resources.live_instances)
         remove(aws, resources, print)
 
 It needs no state of the client that started a run, so it also finds what a crashed client left behind.
@@ -46,7 +46,7 @@ class Ec2Instance:
     """AWS's code of the reason why it stopped, as in Server.SpotInstanceTermination."""
 
     @property
-    def living(self) -> bool:
+    def is_live(self) -> bool:
         """Whether it costs money, or may again."""
         return self.state in _LIVING
 
@@ -67,9 +67,9 @@ class Resources:
     parameters: list[str] = field(default_factory=list)
 
     @property
-    def living(self) -> list[Ec2Instance]:
+    def live_instances(self) -> list[Ec2Instance]:
         """The instances that cost money."""
-        return [instance for instance in self.instances if instance.living]
+        return [instance for instance in self.instances if instance.is_live]
 
     @property
     def owner(self) -> str:
@@ -89,7 +89,7 @@ class Resources:
     def names(self) -> list[str]:
         """Return a description of each resource, terminated instances left out."""
         return [
-            *(f"instance {instance.id} ({instance.state})" for instance in self.instances if instance.living),
+            *(f"instance {instance.id} ({instance.state})" for instance in self.instances if instance.is_live),
             *(f"volume {name}" for name in self.volumes),
             *(f"security group {name}" for name in self.security_groups),
             *(f"placement group {name}" for name in self.placement_groups),

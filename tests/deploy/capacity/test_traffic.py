@@ -93,7 +93,7 @@ def assert_as_planned(job: Path, cwd: Path, *shape: object) -> None:
     assert traffic["rows"] == pytest.approx(report["rows_pulled"] / steps, rel=0.03)
     assert traffic["bytes_pulled"] == pytest.approx(report["bytes_pulled"] / steps, rel=0.03)
     assert traffic["bytes_pushed"] == pytest.approx(report["bytes_pushed"] / steps, rel=0.03)
-    assert traffic["bytes_pushed_if_dense"] == report["bytes_pushed_if_dense"] // steps
+    assert traffic["dense_equivalent_bytes_pushed"] == report["dense_equivalent_bytes_pushed"] // steps
     assert traffic["examples"] == pytest.approx(report["examples"] / steps)
 
 

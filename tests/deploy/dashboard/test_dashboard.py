@@ -98,7 +98,7 @@ def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, addres
         for graph in GRAPHS:
             wait_for_graph(visit, graph, "t.length > 0 && t.every(each => each.x.length > 0)")
         assert drawn(visit, "traffic")[0]["x"] == [
-            report[name] for name in ("bytes_pulled", "bytes_pushed", "bytes_pushed_if_dense")
+            report[name] for name in ("bytes_pulled", "bytes_pushed", "dense_equivalent_bytes_pushed")
         ]
         assert len(drawn(visit, "eval_metric")[0]["y"]) == EPOCHS // 10
         assert len(drawn(visit, "loss")[1]["y"]) == EPOCHS
@@ -110,7 +110,7 @@ def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, addres
         expect(page.locator("#results tbody tr", has_text="ndcg@10").first).to_contain_text(f"{best:.4f}")
         page.get_by_text("job.yaml of first").click()
         expect(page.locator("#job pre")).to_have_text((place / "runs" / "first" / "job.yaml").read_text().rstrip())
-        dense = report["bytes_pushed_if_dense"] / report["bytes_pushed"]
+        dense = report["dense_equivalent_bytes_pushed"] / report["bytes_pushed"]
         expect(page.locator("#tiles")).to_contain_text(f"{dense:.3g}")
 
 

@@ -49,7 +49,7 @@ def assert_agrees(text: str, run_dir: Path) -> None:
         ("crossfade_active_rows_total", "rows_pushed"),
         ("crossfade_pulled_bytes_total", "bytes_pulled"),
         ("crossfade_pushed_bytes_total", "bytes_pushed"),
-        ("crossfade_dense_equivalent_pushed_bytes_total", "bytes_pushed_if_dense"),
+        ("crossfade_dense_equivalent_pushed_bytes_total", "dense_equivalent_bytes_pushed"),
     ):
         assert value(text, name) == final_report[key], name
     assert value(text, "crossfade_step", rank="0") == final_report["steps"]

@@ -194,7 +194,7 @@ def test_server_row_has_the_figures_of_its_load(tmp_path: Path) -> None:
 
 def test_finished_run_shows_its_report(tmp_path: Path) -> None:
     report = {"examples_per_second": 123.0, "seconds_by_phase": {"pull": 2.0}, "metrics": {"test": {"ndcg@10": 0.2}}}
-    moved = {"bytes_pulled": 5, "bytes_pushed": 10, "bytes_pushed_if_dense": 30}
+    moved = {"bytes_pulled": 5, "bytes_pushed": 10, "dense_equivalent_bytes_pushed": 30}
     folder = write_run(tmp_path / "run", metrics=[step(60, at=60)], state=state("done", at=61), report=report | moved)
     summary = look(folder, at=10_000)
     assert (summary.state, summary.live, summary.progress) == ("done", False, 1.0)

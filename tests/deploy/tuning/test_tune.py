@@ -1,4 +1,4 @@
-"""``crossfade tune``: trials are compared on the valid split alone, and studies resume."""
+"""``crossfade tune``: trials are compared only on the valid split, and studies resume."""
 
 import json
 import signal

@@ -78,7 +78,7 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     "remote": (lambda _: {"train": ["ftp://bucket/e.parquet"]}, ["ftp://bucket/e.parquet", "s3://BUCKET/KEY"]),
     "unknown file ending": (csv_case(GOOD, "e.txt"), ["e.txt", "'.txt'", "--format", ".parquet"]),
     "no files": (lambda _: {"train": []}, ["--train"]),
-    "file given twice": (same_file_twice, ["--test", "e.csv", "--train already"]),
+    "file given twice": (same_file_twice, ["--test", "e.csv", "already given in --train"]),
     "input file inside --out": (output_above_input, ["e.csv", "inside --out"]),
     "truncated Parquet": (truncated_parquet, ["e.parquet", "not a readable Parquet file"]),
     "corrupt Parquet": (corrupt_parquet, ["e.parquet", "cannot be read as Parquet", "corrupt"]),

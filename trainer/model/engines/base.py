@@ -32,7 +32,7 @@ class Engine(Protocol):
 
         Returns:
             The loss, and the gradients of ``vectors``. Summed over workers, both are those of
-            Σ_b |w_b|·loss_b / global_size, where loss_b is that of the opposite statement if w_b < 0
+            Σ_b |w_b|·loss_b / global_size, where loss_b is the reversed loss if w_b < 0
             (``trainer/model/losses.py``). An empty batch gives 0 and gradients of shape (0, D).
         """
 

@@ -181,11 +181,11 @@ class CpuEngine:
             _Pool.of(
                 batch,
                 item_AD,
-                mates,
-                np.concatenate([drawn_C, np.arange(mates.start, mates.stop)]),
-                np.concatenate([no_query_C, batch.query.index_N[mates]]),
+                examples,
+                np.concatenate([drawn_C, np.arange(examples.start, examples.stop)]),
+                np.concatenate([no_query_C, batch.query.index_N[examples]]),
             )
-            for mates in batch.partition_slices
+            for examples in batch.partition_slices
         ]
 
     def _with_pools(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[FloatArray, ...]:

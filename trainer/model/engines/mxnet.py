@@ -141,7 +141,7 @@ class MXNetEngine:
     def _example_losses(
         self, positive_B1: Any, scores_BC: Any, excluded_BC: Any, count_B: IntArray, sign_B1: Any
     ) -> Any:
-        """Compute the loss of each example, or of the opposite statement where its sign is −1."""
+        """Compute the loss of each example, or the reversed loss where its sign is −1."""
         nd = self._mx.nd
         counts_BC = 1 - excluded_BC
         kept_B = np.minimum(count_B, self._num_hard) if self._num_hard else count_B

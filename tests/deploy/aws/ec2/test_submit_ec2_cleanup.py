@@ -99,6 +99,6 @@ def test_resource_that_cannot_be_deleted_is_reported_and_the_rest_is_deleted(
 def test_unknown_run_is_rejected(aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--cleanup", "--follow"):
         assert main(["submit", "ec2", option, "planted-00000000"]) == 2
-        assert "found no resources of a run planted-00000000" in capsys.readouterr().err
+        assert "run planted-00000000 not found" in capsys.readouterr().err
     assert main(["submit", "ec2", "--cleanup", "../x"]) == 2
     assert main(["submit", "ec2"]) == 2

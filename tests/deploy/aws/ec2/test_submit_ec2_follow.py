@@ -94,7 +94,7 @@ def test_silent_host_with_a_spot_reason_is_replaced(aws: AwsServer, job: Path, m
     # More often than the losses that end a run, and without a word from the host: EC2's reason alone says why.
     def reclaimed_instances(*arguments: Any) -> list[Ec2Instance]:
         instances = find_instances(*arguments)
-        return [one if one.living else replace(one, reason="Server.SpotInstanceTermination") for one in instances]
+        return [one if one.is_live else replace(one, reason="Server.SpotInstanceTermination") for one in instances]
 
     monkeypatch.setattr("deploy.aws.ec2.follower.find_instances", reclaimed_instances)
     terminations = [Story.terminate, *[nothing] * 4] * (MAX_LOSSES + 1)
