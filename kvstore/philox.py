@@ -57,8 +57,8 @@ def _fill_rows(out_RD, rows_R, seed, stream, limit):  # type: ignore[no-untyped-
 def init_rows(out_RD: FloatArray, rows_R: IntArray, *, seed: int, table: str, std: float) -> None:
     """Write the initial values of ``rows_R`` of ``table`` into ``out_RD``, float32 (R, D), in place.
 
-    Values are uniform on [-√3·std, √3·std), so ``std`` is their standard deviation. A value depends on the seed, the
-    table's name, the row and the column alone.
+    Values are uniform on [-√3·std, √3·std), so ``std`` is their standard deviation. A value depends only on the seed,
+    the table's name, the row and the column.
     """
     limit = np.float32(std * 3.0**0.5)
     _fill_rows(out_RD, rows_R, np.uint64(seed), np.uint64(zlib.crc32(table.encode())), limit)

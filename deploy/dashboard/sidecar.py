@@ -21,7 +21,7 @@ def serve_sidecar(run_dir: Path, port: int, log: Callable[[str], None]) -> Itera
     """Serve the page of the run in ``run_dir`` at ``port`` (0: a free one) of loopback while the context lasts.
 
     ``log`` receives the line with the page's URL. A page that cannot be served prints its error to stderr and leaves
-    the training alone.
+    the training undisturbed.
     """
     process = subprocess.Popen(  # noqa: S603 - our own command
         [sys.executable, _SAFE_PATH, "-m", "crossfade", "dashboard", str(run_dir), "--port", str(port)],
