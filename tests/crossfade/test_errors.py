@@ -162,7 +162,7 @@ def test_port_in_use_is_rejected(train_rejected: Rejected) -> None:
 
 
 def test_foreign_host_address_is_rejected(train_rejected: Rejected) -> None:
-    message = train_rejected("--servers", 1, "--set", "cluster.host=192.0.2.1")  # of no machine: RFC 5737
+    message = train_rejected("--servers", 1, "--set", "cluster.host=192.0.2.1")  # reserved for documentation: RFC 5737
     assert message.startswith("cluster.host: cannot listen on '192.0.2.1': ")
 
 

@@ -164,7 +164,7 @@ def has_type(value: Any, hint: Any) -> bool:
     """Return whether a value has a type; nested models are checked separately."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in {typing.Union, types.UnionType}:
-        return any(has_type(value, one) for one in arguments)
+        return any(has_type(value, argument) for argument in arguments)
     if origin is typing.Literal:
         return value in arguments
     if origin is list:

@@ -17,17 +17,24 @@ def leftovers(aws: AwsServer) -> list[str]:
     remaining += [f"security group {group['GroupName']}" for group in groups if group["GroupName"] != "default"]
     interfaces = ec2.describe_network_interfaces()["NetworkInterfaces"]
     remaining += [
-        f"network interface {one['NetworkInterfaceId']}" for one in interfaces if one["Status"] == "available"
+        f"network interface {resource['NetworkInterfaceId']}"
+        for resource in interfaces
+        if resource["Status"] == "available"
     ]
     remaining += [f"placement group {name}" for name in aws.placement_groups]
     remaining += [f"role {role['RoleName']}" for role in iam.list_roles()["Roles"]]
-    remaining += [f"profile {one['InstanceProfileName']}" for one in iam.list_instance_profiles()["InstanceProfiles"]]
+    remaining += [
+        f"profile {resource['InstanceProfileName']}" for resource in iam.list_instance_profiles()["InstanceProfiles"]
+    ]
     own_parameters = [{"Key": "Name", "Option": "BeginsWith", "Values": ["/crossfade"]}]
     remaining += [
-        f"parameter {one['Name']}" for one in ssm.describe_parameters(ParameterFilters=own_parameters)["Parameters"]
+        f"parameter {resource['Name']}"
+        for resource in ssm.describe_parameters(ParameterFilters=own_parameters)["Parameters"]
     ]
     requests = ec2.describe_spot_instance_requests()["SpotInstanceRequests"]
     remaining += [
-        f"spot request {one['SpotInstanceRequestId']}" for one in requests if one["State"] in {"open", "active"}
+        f"spot request {resource['SpotInstanceRequestId']}"
+        for resource in requests
+        if resource["State"] in {"open", "active"}
     ]
     return remaining

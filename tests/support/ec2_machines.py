@@ -2,7 +2,7 @@
 
 with running_machines(aws, folder) as machines:
     crossfade("submit", "ec2", "job.yaml", ..., cwd=folder, variables=aws.variables)
-    machines.of(1).metadata.interrupt()           # EC2 gives host 1 two minutes' notice
+    machines.of(1).metadata.interrupt()           # publishes an interruption notice for host 1
     machines.of(1).calls                          # how docker and shutdown were called
 
 Each machine has a loopback address and a metadata service of its own, which provides the credentials. docker and
@@ -135,8 +135,10 @@ class Machines:
 
     def of(self, index: int, seconds: float = 60.0) -> Machine:
         """Wait for host ``index`` and return its newest machine."""
-        wait_until(lambda: self._check() or any(one.host == index for one in self._hosts()), seconds, f"host {index}")
-        return [one.machine for one in self._hosts() if one.host == index][-1]
+        wait_until(
+            lambda: self._check() or any(entry.host == index for entry in self._hosts()), seconds, f"host {index}"
+        )
+        return [entry.machine for entry in self._hosts() if entry.host == index][-1]
 
     def _hosts(self) -> list["_Numbered"]:
         return [_Numbered(int(_setting(machine.script, "first")) + machine.index, machine) for machine in self.all]

@@ -1,4 +1,4 @@
-"""Runs that tests disturb: paced trainings, and checks that a disturbance left no trace."""
+"""Paced trainings with injected faults, and checks that they end like undisturbed ones."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""Raw files to prepare, and what prepared data hold: helpers that the tests of preparing share.
+"""Write and prepare raw files, and read prepared datasets.
 
 train = write_parquet(tmp_path / "events.parquet", **random_events(1000))
 manifest = prepare_files(tmp_path / "out", train, hold_out="random:0.1")

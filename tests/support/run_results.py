@@ -1,4 +1,4 @@
-"""What a finished run gave: its embeddings by row and its report, and whether two runs gave the same bits."""
+"""Results of finished runs: embeddings by row and reports, and whether two runs have the same bits."""
 
 import json
 from contextlib import closing

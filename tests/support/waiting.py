@@ -1,4 +1,4 @@
-"""Waiting for a condition, for no longer than is reasonable."""
+"""Wait for a condition, with a timeout."""
 
 import time
 from collections.abc import Callable

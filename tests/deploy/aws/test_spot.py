@@ -178,7 +178,7 @@ def test_recommendation_only_causes_a_checkpoint(place: Path, uninterrupted: Pat
         metadata.recommend_rebalance()
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
-    assert len(training.events("checkpoint_saved")) == 2  # the other is that of the end
+    assert len(training.events("checkpoint_saved")) == 2  # the second is that of the run's end
     assert_same_bits(place / "at-risk", uninterrupted)
 
 

@@ -36,7 +36,7 @@ def assigned_names(cluster: ClusterConfig, *accepted: AcceptedRoles) -> list[lis
     return [[role.name for role in roles.get(host, [])] for host in hosts]
 
 
-# ---- who gets which role
+# ---- assignment of roles
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_new_job_does_not_start_on_the_coordinators_host_alone(begun: bool, stat
     assert cluster.state is State.PREPARING
 
 
-# ---- for real: addresses of this machine are the hosts
+# ---- real processes, with loopback addresses as hosts
 
 
 class Hosts:

@@ -1,4 +1,4 @@
-"""How a job ends: done, failed or stopped, on a clock that the test moves."""
+"""End of a job: done, failed or stopped, on a clock that the test moves."""
 
 import pytest
 from scripted_agents import GRACE, KILLED, Cluster, Host, saved, step
@@ -54,7 +54,7 @@ def test_stop_beyond_the_grace_period_terminates_all_roles(pair: tuple[Cluster, 
     cluster, other = pair
     cluster.coordinator.stop()
     cluster.wait(GRACE)
-    cluster.coordinator.stop()  # asking again gives no more time
+    cluster.coordinator.stop()  # a second request does not extend the grace period
     assert cluster.state is State.STOPPING
     cluster.wait(1)
     assert other.generation is None

@@ -40,7 +40,7 @@ def test_host_with_cut_link_leaves_and_rejoins(place: Path, undisturbed: dict[in
             assert_training_continues(job)
             third.cut_link()
             wait_until(lambda: lost.roles() == {}, 20, "the end of the roles that are cut off")
-            assert job.command.roles(), "the others went on before the roles that are cut off had ended"
+            assert job.command.roles(), "the other hosts restarted before the isolated roles had ended"
             job.wait(lambda: job.command.roles() == {} == steady.roles(), "the job waiting")
             assert lost.process.poll() is None
             third.restore_link()

@@ -97,4 +97,4 @@ def test_only_workers_get_the_rendezvous_of_their_job(monkeypatch: pytest.Monkey
 
 def test_address_without_interface_is_rejected() -> None:
     with pytest.raises(ClusterError, match=r"no network interface of this host has the address 192\.0\.2\.1"):
-        interface_of("192.0.2.1")  # of no machine: RFC 5737
+        interface_of("192.0.2.1")  # reserved for documentation: RFC 5737

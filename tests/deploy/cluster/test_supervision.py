@@ -126,7 +126,7 @@ def test_job_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: 
 
 
 def test_wall_clock_change_has_no_effect(job: Path, tmp_path: Path) -> None:
-    # In every process the wall clock jumps a day back and forth at each look at it.
+    # In every process, each reading of the wall clock jumps a day back or forth.
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
@@ -144,7 +144,7 @@ def test_wall_clock_change_has_no_effect(job: Path, tmp_path: Path) -> None:
         succeeded(command.finish())
     assert read_report(tmp_path / "run")["restarts"] == 1
     times = [record["time"] for record in records(tmp_path / "run")]
-    assert max(times) - min(times) > 80_000  # so the hook was there
+    assert max(times) - min(times) > 80_000  # so the hook was active
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143)])

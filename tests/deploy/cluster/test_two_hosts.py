@@ -102,7 +102,7 @@ def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
         with two_hosts.train(*FOR_600_STEPS, "--resume") as command:
             succeeded(command.finish())
             lines = messages(succeeded(agent.finish()).stderr)
-    # Whether the agent was there before the first coordinator is chance.
+    # The agent may have started before or after the first coordinator.
     first = next(place for place, line in enumerate(lines) if "joined the coordinator" in line)
     assert sum("cannot be reached" in line for line in lines[first:]) == 1
     assert sum("joined the coordinator" in line for line in lines) == 2

@@ -19,7 +19,7 @@ from scraping import ask
 
 GRAPHS = ("loss", "eval_metric", "throughput", "phases", "traffic", "memory", "updates")
 SECONDS = 30_000
-EPOCHS = 120  # long enough for several records, which are written once a second
+EPOCHS = 120  # long enough for several state records, which are written once a second
 
 
 @pytest.fixture(scope="module")

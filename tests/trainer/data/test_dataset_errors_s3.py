@@ -1,4 +1,4 @@
-"""Datasets on S3 that cannot be read: 'crossfade train' exits with one line that says why."""
+"""Unreadable datasets on S3: 'crossfade train' exits with one line that gives the reason."""
 
 import json
 from collections.abc import Iterator

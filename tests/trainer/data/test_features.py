@@ -144,7 +144,7 @@ def test_extending_keeps_rows_and_replaces_values_of_rows_with_new_ones(raw: Pat
     assert values(second, "customer", "country") == values(data, "customer", "country")
     assert vocabulary(second, "country") == [("AT", 1), ("BE", 0)]
     assert problems(second) == []
-    # What was liked before may have been learned before, if not that day; 14 and 15 never were.
+    # Tracks with earlier positives may have been trained on earlier days; 14 and 15 never were.
     manifest = read_manifest(Folder(second))
     warm_R = Vocabulary(Folder(second), manifest, "track").warm_rows()
     own_ids = np.array([own_id for own_id, _ in vocabulary(second, "track")])

@@ -1,4 +1,4 @@
-"""Row groups and numbers of files that are out of proportion: what preparing and checking them takes of memory."""
+"""Memory that preparing and validating take for huge row groups and for many files."""
 
 import re
 import subprocess
@@ -50,7 +50,7 @@ def test_validate_memory_does_not_grow_with_row_group_size(tmp_path: Path) -> No
         output, peak = measured("validate", folder, "--memory", 0.1)
         assert "no problem; wrote its manifest.json" in output
         peaks.append(peak)
-    # Decoded, the large one has 140 MB more, and several times that with what is made of it.
+    # Decoded, the large one has 140 MB more, and its intermediate results several times that.
     assert peaks[1] - peaks[0] < 100e6, peaks
 
 

@@ -256,7 +256,7 @@ def test_any_changed_byte_is_detected_without_a_crash(tmp_path: Path, seed: int)
                 interactions = reader.read(group)
             except InputError as error:
                 rejected += str(error).startswith(f"{path}") and "\n" not in str(error)
-            else:  # the change was in the other row group, or gave what was there
+            else:  # the change is in the other row group, or wrote the same byte
                 np.testing.assert_array_equal(numbers(interactions), numbers(expected))
                 np.testing.assert_array_equal(interactions.item_N, expected.item_N)
                 same += 1

@@ -1,4 +1,4 @@
-"""The benchmark of quality: it trains what is not finished, writes the page, and says what it lacks."""
+"""The quality benchmark: it trains unfinished runs, writes the page, and names missing splits."""
 
 import subprocess
 import sys

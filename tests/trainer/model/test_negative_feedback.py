@@ -18,7 +18,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 SKIPS = 12
 WEIGHTS: dict[LossKind, float] = dict.fromkeys(get_args(LossKind), -1.0) | {"softmax": -100.0}
-"""What a skip weighs. Under softmax it pushes in proportion to the track's fraction of the pool, of 65 at first."""
+"""Weight of a skip. Under softmax it pushes in proportion to the track's fraction of the pool, of 65 at first."""
 GENRE_T = np.arange(TRACKS) % GENRES
 EPOCHS = 15
 

@@ -124,7 +124,7 @@ def test_coordinator_exposes_roles_state_and_restarts() -> None:
 
     cluster = Cluster()
     cluster.start()
-    cluster.heartbeat_all()  # what they have begun
+    cluster.heartbeat_all()  # they report what they have started
     config = ClusterConfig(servers=2, workers=2)
     text = text_of(JobMetrics(cluster.coordinator, config))
     assert families(text) == JOB

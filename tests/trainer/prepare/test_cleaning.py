@@ -63,7 +63,7 @@ def test_min_count_keeps_the_k_core(tmp_path: Path, customers: int, items: int) 
 
 
 def test_k_core_may_take_many_rounds(tmp_path: Path) -> None:
-    # A chain: each end that is left out leaves the next one with too few.
+    # A chain: removing each end leaves the next one with too few interactions.
     chain = [(n, n + step, 1.0, 0) for n in range(50) for step in (0, 1)]
     block = [(customer, item, 1.0, 0) for customer in range(100, 103) for item in range(200, 203)]
     train = write_events(chain + block, tmp_path / "e.parquet")
@@ -149,7 +149,7 @@ def test_negative_weights_are_kept_but_not_counted(tmp_path: Path) -> None:
 def test_last_n_counts_positives_and_takes_later_negatives(tmp_path: Path) -> None:
     rows: list[Event] = [
         (1, 10, 1.0, 1), (1, 11, 1.0, 2), (1, 12, -1.0, 3), (1, 13, 1.0, 4), (1, 14, -1.0, 5),
-        (2, 10, 1.0, 1), (2, 11, -1.0, 2),  # the only one it likes stays, and what follows it too
+        (2, 10, 1.0, 1), (2, 11, -1.0, 2),  # its only positive stays in train, and so do later events
         (3, 10, -1.0, 1), (3, 11, -1.0, 2),
     ]  # fmt: skip
     train = write_events(rows, tmp_path / "e.parquet")

@@ -79,7 +79,7 @@ def test_sample_is_downloaded_verified_and_cached(tmp_path: Path, served: str, a
             for rest in ("", "/lastfm_hetrec2011", *(f"/lastfm_hetrec2011/{name}" for name in files))
         ),
     ]
-    # The second time no server is asked.
+    # The second call uses the cache.
     assert lastfm.locate_lastfm(tmp_path / "data", log=logged.append, url="http://127.0.0.1:1/") == folder
 
 

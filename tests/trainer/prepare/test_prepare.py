@@ -128,12 +128,12 @@ def test_row_groups_mix_customers(tmp_path: Path) -> None:
 
 
 def test_customer_distribution_of_each_row_group_matches_split(tmp_path: Path) -> None:
-    # Events in the order of customers, of which some have many: the worst order there is.
+    # Events sorted by customer, some with many events: the worst case for shuffling.
     counts = [2000 // (n + 1) + 1 for n in range(400)]
     customers = [n for n, times in enumerate(counts) for _ in range(times)]
     train = write_parquet(tmp_path / "e.parquet", customer=customers, item=list(range(len(customers))))
     prepare_files(tmp_path / "out", train)
-    # Rows of the vocabulary are in the order of counts, and so of these ids.
+    # Vocabulary rows are ordered by count, and so by these IDs.
     expected = np.bincount(customers)[:20] / len(customers)
     file = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet")
     for index in range(file.num_row_groups - 1):

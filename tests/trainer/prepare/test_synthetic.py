@@ -82,7 +82,7 @@ def test_bytes_depend_only_on_the_seed(tmp_path: Path, dataset: tuple[Path, Data
     write_synthetic(tmp_path / "other", SPEC, seed=2)
     assert tables_of(tmp_path / "again") == tables_of(dataset[0])
     same = set(tables_of(tmp_path / "other").items()) & set(tables_of(dataset[0]).items())
-    # Which genre an item has follows from its row alone.
+    # The row of an item determines its genre.
     assert {path for path, _ in same} == {"features/track/genre/part-00000.parquet"}
 
 
@@ -145,10 +145,10 @@ def test_each_customer_listens_mostly_to_one_to_three_genres(dataset: tuple[Path
     assert len(busy) > 300
     shares = np.sort(busy / busy.sum(axis=1, keepdims=True), axis=1)[:, ::-1]
     assert shares[:, :3].sum(axis=1).mean() > 0.9
-    assert (shares[:, 0] > 0.8).mean() > 0.2  # some have one genre alone
-    assert (shares[:, 1] > 0.2).mean() > 0.3  # others two or three
+    assert (shares[:, 0] > 0.8).mean() > 0.2  # some customers listen to one genre only
+    assert (shares[:, 1] > 0.2).mean() > 0.3  # others listen to two or three
     overall = table.sum(axis=0) / table.sum()
-    assert overall.max() < 0.35  # and not all the same
+    assert overall.max() < 0.35  # no genre dominates
 
 
 def test_adjacent_rows_are_of_different_customers(dataset: tuple[Path, DatasetManifest]) -> None:

@@ -78,7 +78,7 @@ def opened() -> Iterator[ExitStack]:
 
 def test_interval_of_first_checkpoint_excludes_table_creation(tmp_path: Path, opened: ExitStack) -> None:
     training = Training(tmp_path, opened, interval_seconds=INTERVAL_SECONDS)
-    training.now = 100.0  # the tables took long
+    training.now = 100.0  # creating the tables took long
     training.checkpoints.begin(training.state)
     for seconds in (1.0, INTERVAL_SECONDS - 2.0, 2.0):
         assert not training.step(seconds)

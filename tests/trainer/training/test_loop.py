@@ -234,7 +234,7 @@ def test_run_resumed_after_its_last_step_still_ends_its_last_epoch() -> None:
     assert resumed.calls == ["evaluate", "save 2"]
     again = Fakes(metrics=[0.5])
     assert run(again, state)[1]
-    assert again.calls == []  # it was finished
+    assert again.calls == []  # the run was finished
 
 
 def test_error_in_batch_preparation_is_raised() -> None:

@@ -92,7 +92,7 @@ def test_throttled_requests_are_retried(aws: AwsServer, job: Path) -> None:
     assert detached(job) == 0
     assert {len(aws.calls_of(action)) for action in ("RunInstances", "CreateRole", "DescribeVpcs")} == {3}
     tokens = {call.body["ClientToken"] for call in aws.calls_of("RunInstances")}
-    assert len(tokens) == 1  # however often it is made, it starts instances once
+    assert len(tokens) == 1  # so retries start instances only once
 
 
 def test_new_instance_profile_is_retried_until_ec2_accepts_it(

@@ -42,7 +42,7 @@ class Story:
         """Return the ids of the running instances."""
         reservations = self._aws.client("ec2").describe_instances()["Reservations"]
         instances = [instance for reservation in reservations for instance in reservation["Instances"]]
-        return [one["InstanceId"] for one in instances if one["State"]["Name"] == "running"]
+        return [instance["InstanceId"] for instance in instances if instance["State"]["Name"] == "running"]
 
     def interrupt(self) -> None:
         """Reclaim the instances, after they have written their interruption notices."""
@@ -91,7 +91,7 @@ def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
 
 
 def test_silent_host_with_a_spot_reason_is_replaced(aws: AwsServer, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # More often than the losses that end a run, and without a word from the host: EC2's reason alone says why.
+    # More losses than end a run, without messages from the host: only EC2's reason identifies the interruptions.
     def reclaimed_instances(*arguments: Any) -> list[Ec2Instance]:
         instances = find_instances(*arguments)
         return [one if one.is_live else replace(one, reason="Server.SpotInstanceTermination") for one in instances]

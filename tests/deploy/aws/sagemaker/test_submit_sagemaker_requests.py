@@ -86,7 +86,7 @@ def test_every_option_reaches_the_request(aws: AwsServer, job: Path) -> None:
         "S3Uri": "s3://music/plays",
         "S3DataDistributionType": "FullyReplicated",
     }
-    # Several hosts keep their checkpoints together, and let each other in.
+    # Several hosts share a checkpoint folder and a token.
     assert request["HyperParameters"]["checkpoint.path"] == "s3://music/jobs/plays-1/checkpoints"
     assert request["HyperParameters"]["train.epochs"] == "7"
     assert "CheckpointConfig" not in request
