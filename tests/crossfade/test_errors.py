@@ -30,7 +30,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Prepare a dataset and a job, and make their folder the working directory."""
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def rejected(place: Path, capfd: pytest.CaptureFixture[str]) -> Rejected:
+def rejected(workspace: Path, capfd: pytest.CaptureFixture[str]) -> Rejected:
     """Run a command in this process, and return the message with which it rejects its input."""
 
     def run(*arguments: object) -> str:
@@ -54,12 +54,12 @@ def rejected(place: Path, capfd: pytest.CaptureFixture[str]) -> Rejected:
 
 
 @pytest.fixture
-def train_rejected(rejected: Rejected, place: Path) -> Rejected:
+def train_rejected(rejected: Rejected, workspace: Path) -> Rejected:
     """Run ``crossfade train`` on a job, by default the valid one, and return its error message."""
 
     def run(*arguments: object, job: str = "job.yaml") -> str:
         message = rejected("train", job, "--run-dir", "run", *arguments)
-        assert not list((place / "run").glob("report.json"))
+        assert not list((workspace / "run").glob("report.json"))
         return message
 
     return run
@@ -70,20 +70,20 @@ def rejection(result: "subprocess.CompletedProcess[str]") -> str:
     return single_line(result.returncode, result.stdout, result.stderr)
 
 
-def change_manifest(place: Path, change: Any) -> None:
-    path = place / "data" / "manifest.json"
+def change_manifest(workspace: Path, change: Any) -> None:
+    path = workspace / "data" / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
 
 
-def test_missing_job_file_is_rejected(place: Path) -> None:
-    message = rejection(crossfade("train", "nowhere.yaml", cwd=place))
+def test_missing_job_file_is_rejected(workspace: Path) -> None:
+    message = rejection(crossfade("train", "nowhere.yaml", cwd=workspace))
     assert message == "nowhere.yaml: no such job file; see jobs/ for examples"
 
 
-def test_invalid_yaml_is_rejected(train_rejected: Rejected, place: Path) -> None:
-    (place / "job.yaml").write_text("name: planted\ndata: {shards: data\n")
+def test_invalid_yaml_is_rejected(train_rejected: Rejected, workspace: Path) -> None:
+    (workspace / "job.yaml").write_text("name: planted\ndata: {shards: data\n")
     assert train_rejected().startswith("job.yaml:3: not valid YAML: ")
 
 
@@ -97,9 +97,9 @@ def test_invalid_yaml_is_rejected(train_rejected: Rejected, place: Path) -> None
     ],
 )
 def test_unknown_key_or_invalid_value_is_rejected(
-    train_rejected: Rejected, place: Path, setting: str, message: str
+    train_rejected: Rejected, workspace: Path, setting: str, message: str
 ) -> None:
-    assert train_rejected("--set", setting) == message.format(data=place / "data")
+    assert train_rejected("--set", setting) == message.format(data=workspace / "data")
 
 
 def test_workers_without_server_are_rejected(train_rejected: Rejected) -> None:
@@ -113,40 +113,40 @@ def test_missing_dataset_is_rejected(train_rejected: Rejected) -> None:
     assert "crossfade prepare" in message
 
 
-def test_truncated_manifest_is_rejected(train_rejected: Rejected, place: Path) -> None:
-    path = place / "data" / "manifest.json"
+def test_truncated_manifest_is_rejected(train_rejected: Rejected, workspace: Path) -> None:
+    path = workspace / "data" / "manifest.json"
     path.write_text(path.read_text()[:200])
     message = documented("a truncated manifest", train_rejected())
     assert message.startswith(f"{path}: not a manifest of prepared data: ")
 
 
-def test_manifest_without_entity_is_rejected(train_rejected: Rejected, place: Path) -> None:
-    change_manifest(place, lambda manifest: manifest["entities"].pop("track"))
-    path = place / "data" / "manifest.json"
+def test_manifest_without_entity_is_rejected(train_rejected: Rejected, workspace: Path) -> None:
+    change_manifest(workspace, lambda manifest: manifest["entities"].pop("track"))
+    path = workspace / "data" / "manifest.json"
     message = documented("a manifest with a missing entity", train_rejected())
     assert message.startswith(f"{path}: not a manifest of prepared data: entities: 'track' is missing")
 
 
 @pytest.mark.parametrize("empty", [{"files": []}, None], ids=["without rows", "missing"])
-def test_empty_train_split_is_rejected(train_rejected: Rejected, place: Path, empty: dict[str, Any] | None) -> None:
-    change_manifest(place, lambda manifest: manifest["splits"].update(train=empty))
+def test_empty_train_split_is_rejected(train_rejected: Rejected, workspace: Path, empty: dict[str, Any] | None) -> None:
+    change_manifest(workspace, lambda manifest: manifest["splits"].update(train=empty))
     if empty is None:
-        change_manifest(place, lambda manifest: manifest["splits"].pop("train"))
-    assert train_rejected().startswith(f"{place / 'data'}: its train split is empty: there is nothing to train on")
+        change_manifest(workspace, lambda manifest: manifest["splits"].pop("train"))
+    assert train_rejected().startswith(f"{workspace / 'data'}: its train split is empty: there is nothing to train on")
 
 
-def test_missing_file_of_dataset_is_rejected(place: Path) -> None:
-    shard = place / "data" / "train" / "part-00002.parquet"
+def test_missing_file_of_dataset_is_rejected(workspace: Path) -> None:
+    shard = workspace / "data" / "train" / "part-00002.parquet"
     shard.unlink()
-    message = rejection(crossfade("train", "job.yaml", "--run-dir", "run", cwd=place))
+    message = rejection(crossfade("train", "job.yaml", "--run-dir", "run", cwd=workspace))
     assert message == f"{shard}: no such file, but the manifest lists it; prepare the data again"
 
 
 @pytest.mark.parametrize("shape", [(), ("--servers", 4)], ids=["in process", "on servers"])
 def test_tables_larger_than_memory_are_rejected(
-    train_rejected: Rejected, place: Path, shape: tuple[object, ...]
+    train_rejected: Rejected, workspace: Path, shape: tuple[object, ...]
 ) -> None:
-    change_manifest(place, lambda manifest: manifest["entities"]["track"].update(rows=10**11))
+    change_manifest(workspace, lambda manifest: manifest["entities"]["track"].update(rows=10**11))
     message = train_rejected(*shape)
     # 8 columns and as many of adagrad's state, 4 bytes each
     assert "the tables need 5,960.5 GiB with their adagrad state" in message
@@ -166,47 +166,47 @@ def test_foreign_host_address_is_rejected(train_rejected: Rejected) -> None:
     assert message.startswith("cluster.host: cannot listen on '192.0.2.1': ")
 
 
-def rejected_without(package: str, place: Path, *options: str) -> str:
+def rejected_without(package: str, workspace: Path, *options: str) -> str:
     """Return the message of ``crossfade train`` where ``package`` is not installed."""
     command = [sys.executable, "-c", WITHOUT, package, "train", "job.yaml", "--run-dir", "run", *options]
-    return rejection(subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False))
+    return rejection(subprocess.run(command, cwd=workspace, capture_output=True, text=True, timeout=60, check=False))
 
 
 DENSE = ("--servers", "1", "--workers", "2", "--set", "model.dense={item: [8]}")
 
 
-def test_missing_horovod_is_reported(place: Path) -> None:
-    message = rejected_without("horovod", place, *DENSE)
+def test_missing_horovod_is_reported(workspace: Path) -> None:
+    message = rejected_without("horovod", workspace, *DENSE)
     documented("dense layers of several workers without Horovod", message)
-    assert not (place / "run").exists()
+    assert not (workspace / "run").exists()
 
 
 @pytest.mark.parametrize("setting", [("--servers", "1"), ("--set", "train.engine=mxnet")], ids=["servers", "engine"])
-def test_missing_mxnet_is_reported(place: Path, setting: tuple[str, str]) -> None:
-    message = rejected_without("mxnet", place, *setting)
+def test_missing_mxnet_is_reported(workspace: Path, setting: tuple[str, str]) -> None:
+    message = rejected_without("mxnet", workspace, *setting)
     assert "needs the package 'mxnet', which is not installed here: pip install 'crossfade[mxnet]'" in message
 
 
 @pytest.mark.parametrize("role", ["scheduler", "server", "worker"])
-def test_role_without_addresses_is_rejected(place: Path, role: str) -> None:
+def test_role_without_addresses_is_rejected(workspace: Path, role: str) -> None:
     variables = {"DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": "9000", "DMLC_NUM_SERVER": "1"}
-    message = rejection(crossfade(role, "--run-dir", "run", cwd=place, variables=variables))
+    message = rejection(crossfade(role, "--run-dir", "run", cwd=workspace, variables=variables))
     assert message == f"the environment lacks DMLC_NODE_HOST, DMLC_NUM_WORKER; see 'crossfade {role} --help'"
 
 
-def test_worker_without_rendezvous_is_rejected(place: Path) -> None:
+def test_worker_without_rendezvous_is_rejected(workspace: Path) -> None:
     require_built_horovod()
-    (place / "run").mkdir()
+    (workspace / "run").mkdir()
     model = {"dim": 8, "dense": {"item": [8]}}
-    write_job(place / "run" / "job.yaml", place / "data", model=model, cluster={"servers": 1, "workers": 2})
+    write_job(workspace / "run" / "job.yaml", workspace / "data", model=model, cluster={"servers": 1, "workers": 2})
     names = ("PS_ROOT_URI", "PS_ROOT_PORT", "NODE_HOST", "NUM_SERVER", "NUM_WORKER")
     variables = {f"DMLC_{name}": "127.0.0.1" for name in names} | {"HOROVOD_GLOO_IFACE": "lo"}
-    message = rejection(crossfade("worker", "--run-dir", "run", cwd=place, variables=variables))
+    message = rejection(crossfade("worker", "--run-dir", "run", cwd=workspace, variables=variables))
     documented("a worker without Horovod's environment variables", message)
 
 
-def test_unwritable_run_folder_is_rejected(rejected: Rejected, place: Path) -> None:
-    (place / "file").write_text("not a folder")
+def test_unwritable_run_folder_is_rejected(rejected: Rejected, workspace: Path) -> None:
+    (workspace / "file").write_text("not a folder")
     message = rejected("train", "job.yaml", "--run-dir", "file/run")
     assert message == "file/run: cannot be a run folder: file is a file; name another with --run-dir"
 
@@ -216,11 +216,11 @@ def test_folder_without_run_is_rejected(rejected: Rejected) -> None:
         assert rejected(*command).startswith("data: not a run folder: it has no job.yaml")
 
 
-def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, place: Path) -> None:
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1", cwd=place))
-    report = (place / "run" / "report.json").read_text()
+def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace: Path) -> None:
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1", cwd=workspace))
+    report = (workspace / "run" / "report.json").read_text()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         in_use = ("--servers", 1, "--set", f"cluster.scheduler_port={taken.getsockname()[1]}")
         rejected("train", "job.yaml", "--run-dir", "run", "--overwrite", *in_use)
-    assert (place / "run" / "report.json").exists()
-    assert (place / "run" / "report.json").read_text() == report
+    assert (workspace / "run" / "report.json").exists()
+    assert (workspace / "run" / "report.json").read_text() == report

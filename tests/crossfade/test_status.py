@@ -20,8 +20,8 @@ from kvstore.store import VALUE_BYTES
 DIM = 8
 
 
-def status(place: Path, *arguments: object) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(succeeded(crossfade("status", "--json", *arguments, cwd=place)).stdout)
+def status(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(succeeded(crossfade("status", "--json", *arguments, cwd=workspace)).stdout)
     return found
 
 

@@ -31,7 +31,7 @@ REPORT_KEYS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare a dataset and jobs, and train ``job.yaml`` into ``run``."""
     folder = tmp_path_factory.mktemp("commands")
     data = write_planted(folder / "data", named=True)
@@ -42,22 +42,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(place: Path) -> dict[str, Any]:
-    return read_report(place / "run")
+def report(workspace: Path) -> dict[str, Any]:
+    return read_report(workspace / "run")
 
 
 @pytest.fixture(scope="module")
-def untrained(place: Path) -> dict[str, Any]:
+def untrained(workspace: Path) -> dict[str, Any]:
     """Return the report of a run with negligible steps, in which no epoch improves on the first."""
     settings = ("optimizer.learning_rate=1e-9", "train.epochs=50", "train.patience=2")
-    return train(place, "untrained", *settings)
+    return train(workspace, "untrained", *settings)
 
 
-def train(place: Path, run: str, *settings: str) -> dict[str, Any]:
+def train(workspace: Path, run: str, *settings: str) -> dict[str, Any]:
     """Train into ``run``, and return its report."""
     words = [word for setting in settings for word in ("--set", setting)]
-    succeeded(crossfade("train", "job.yaml", "--run-dir", run, *words, cwd=place))
-    return read_report(place / run)
+    succeeded(crossfade("train", "job.yaml", "--run-dir", run, *words, cwd=workspace))
+    return read_report(workspace / run)
 
 
 def read_report(run_dir: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_report_has_every_documented_figure(report: dict[str, Any]) -> None:
     assert set(report["versions"]) >= {"python", "crossfade", "numpy"}
 
 
-def test_report_and_steps_have_seconds_by_phase(place: Path, report: dict[str, Any]) -> None:
+def test_report_and_steps_have_seconds_by_phase(workspace: Path, report: dict[str, Any]) -> None:
     phases = ("data", "sample", "pull", "gradients", "push")
     seconds = report["seconds_by_phase"]
     assert set(seconds) == {*phases, "sync", "evaluate", "save"}
@@ -86,7 +86,7 @@ def test_report_and_steps_have_seconds_by_phase(place: Path, report: dict[str, A
     # Background work counts whether or not training waited for it.
     assert report["background_seconds"]["sample"] > 0
     assert report["background_seconds"]["data"] >= seconds["data"]
-    step_seconds = [line["seconds"] for line in records(place / "run") if line["event"] == "step"]
+    step_seconds = [line["seconds"] for line in records(workspace / "run") if line["event"] == "step"]
     assert step_seconds
     assert all(set(line) == set(phases) for line in step_seconds)
     assert all(step_seconds[-1][phase] <= seconds[phase] for phase in phases)
@@ -118,8 +118,8 @@ def test_training_finds_planted_genres(report: dict[str, Any], untrained: dict[s
         assert trained["ndcg@10"] > 3 * untrained["metrics"][split]["ndcg@10"]
 
 
-def test_tracks_of_one_genre_are_neighbors(place: Path) -> None:
-    table = pq.read_table(place / "run" / "embeddings" / "track")
+def test_tracks_of_one_genre_are_neighbors(workspace: Path) -> None:
+    table = pq.read_table(workspace / "run" / "embeddings" / "track")
     vectors = np.array(table.column("vector").to_pylist())
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosine = unit @ unit.T
@@ -128,9 +128,9 @@ def test_tracks_of_one_genre_are_neighbors(place: Path) -> None:
     assert same.mean() > 0.8  # chance: a fifth
 
 
-def test_event_log_has_epochs_and_steps(place: Path, report: dict[str, Any]) -> None:
-    lines = records(place / "run")
-    assert (place / "run" / "events.jsonl").read_text().endswith("\n")
+def test_event_log_has_epochs_and_steps(workspace: Path, report: dict[str, Any]) -> None:
+    lines = records(workspace / "run")
+    assert (workspace / "run" / "events.jsonl").read_text().endswith("\n")
     assert {line["event"] for line in lines} == {"step", "epoch", "phase", "checkpoint_saved", "totals"}
     epochs = [line for line in lines if line["event"] == "epoch"]
     assert [line["epoch"] for line in epochs] == list(range(1, EPOCHS + 1))
@@ -142,18 +142,20 @@ def test_event_log_has_epochs_and_steps(place: Path, report: dict[str, Any]) -> 
     assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
 
 
-def test_resolved_job_in_run_folder_is_a_job_file(place: Path) -> None:
-    result = succeeded(crossfade("train", "run/job.yaml", "--run-dir", "once", "--set", "train.max_steps=1", cwd=place))
+def test_resolved_job_in_run_folder_is_a_job_file(workspace: Path) -> None:
+    result = succeeded(
+        crossfade("train", "run/job.yaml", "--run-dir", "once", "--set", "train.max_steps=1", cwd=workspace)
+    )
     assert "1 steps" in result.stdout
-    assert read_report(place / "once")["parameters"] == read_report(place / "run")["parameters"]
+    assert read_report(workspace / "once")["parameters"] == read_report(workspace / "run")["parameters"]
 
 
-def test_embeddings_have_every_row_in_order(place: Path) -> None:
+def test_embeddings_have_every_row_in_order(workspace: Path) -> None:
     expected = {
         "customer": (pa.string(), [f"c{row:03d}" for row in range(CUSTOMERS)]),
         "track": (pa.int64(), [5000 + row for row in range(TRACKS)]),
     }
-    folder = place / "run" / "embeddings"
+    folder = workspace / "run" / "embeddings"
     assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
     for entity, (id_type, ids) in expected.items():
         table = pq.read_table(folder / entity)
@@ -166,38 +168,38 @@ def test_embeddings_have_every_row_in_order(place: Path) -> None:
     assert pq.read_table(folder / "track").column("name")[7].as_py() == "Genre 2 Song 7"
 
 
-def test_result_is_printed(place: Path, report: dict[str, Any]) -> None:
-    printed = (place / "printed").read_text()
+def test_result_is_printed(workspace: Path, report: dict[str, Any]) -> None:
+    printed = (workspace / "printed").read_text()
     assert f"{report['examples']:,} examples" in printed
     assert f"{report['metrics']['test']['ndcg@10']:.4f}" in printed
     assert printed.rstrip().endswith("embeddings and report: run")
 
 
-def evaluate(place: Path, *arguments: object) -> dict[str, Any]:
+def evaluate(workspace: Path, *arguments: object) -> dict[str, Any]:
     """Return what ``crossfade evaluate run --json`` prints."""
     printed: dict[str, Any] = json.loads(
-        succeeded(crossfade("evaluate", "run", "--json", *arguments, cwd=place)).stdout
+        succeeded(crossfade("evaluate", "run", "--json", *arguments, cwd=workspace)).stdout
     )
     return printed
 
 
-def test_evaluate_reproduces_metrics_of_report(place: Path, report: dict[str, Any]) -> None:
-    assert evaluate(place) == {"test": pytest.approx(report["metrics"]["test"])}
+def test_evaluate_reproduces_metrics_of_report(workspace: Path, report: dict[str, Any]) -> None:
+    assert evaluate(workspace) == {"test": pytest.approx(report["metrics"]["test"])}
     # The embeddings are those of the best epoch, which is not the last.
     assert report["best_epoch"] < EPOCHS
-    assert evaluate(place, "--split", "valid") == {"valid": pytest.approx(report["metrics"]["valid"])}
+    assert evaluate(workspace, "--split", "valid") == {"valid": pytest.approx(report["metrics"]["valid"])}
 
 
-def test_evaluate_options_change_split_depths_and_exclusion(place: Path, report: dict[str, Any]) -> None:
-    metrics = evaluate(place, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
+def test_evaluate_options_change_split_depths_and_exclusion(workspace: Path, report: dict[str, Any]) -> None:
+    metrics = evaluate(workspace, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
     assert set(metrics) == {f"{kind}@{depth}" for kind in KINDS for depth in (5, 30)} | {"queries"}
     # Tracks of train stay in these rankings, and rank above held-out ones.
     assert metrics["recall@5"] < report["metrics"]["valid"]["recall@5"]
     assert metrics["recall@30"] > metrics["recall@5"]
 
 
-def test_evaluate_prints_table(place: Path, report: dict[str, Any]) -> None:
-    head, *rows = succeeded(crossfade("evaluate", "run", cwd=place)).stdout.splitlines()
+def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
+    head, *rows = succeeded(crossfade("evaluate", "run", cwd=workspace)).stdout.splitlines()
     expected = report["metrics"]["test"]
     assert head.split() == ["test", "@5", "@10", f"{expected['queries']:,}", "queries"]
     assert {(row.split()[0], depth) for row in rows for depth in (5, 10)} == {
@@ -209,14 +211,14 @@ def test_evaluate_prints_table(place: Path, report: dict[str, Any]) -> None:
         )
 
 
-def similar(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return crossfade("similar", "run", *arguments, cwd=place)
+def similar(workspace: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return crossfade("similar", "run", *arguments, cwd=workspace)
 
 
-def test_similar_by_name_and_by_id_lists_nearest_first(place: Path) -> None:
+def test_similar_by_name_and_by_id_lists_nearest_first(workspace: Path) -> None:
     by_name, by_id = (
-        succeeded(similar(place, "genre 2 song 7", "--count", 5)),
-        succeeded(similar(place, 5007, "--count", 5)),
+        succeeded(similar(workspace, "genre 2 song 7", "--count", 5)),
+        succeeded(similar(workspace, 5007, "--count", 5)),
     )
     assert by_name.stdout == by_id.stdout
     title, *lines = by_name.stdout.splitlines()
@@ -229,8 +231,8 @@ def test_similar_by_name_and_by_id_lists_nearest_first(place: Path) -> None:
     assert sum("Genre 2" in line for line in lines) >= 3
 
 
-def test_similar_suggests_correct_name(place: Path) -> None:
-    result = similar(place, "Genre 2 Song 7", "Genre 2 Sgon 7")
+def test_similar_suggests_correct_name(workspace: Path) -> None:
+    result = similar(workspace, "Genre 2 Song 7", "Genre 2 Sgon 7")
     assert result.returncode == 2
     assert result.stdout == ""
     [line] = result.stderr.splitlines()
@@ -238,8 +240,8 @@ def test_similar_suggests_correct_name(place: Path) -> None:
     assert "did you mean 'Genre 2 Song 7'" in line
 
 
-def test_similar_accepts_query_entity(place: Path) -> None:
-    assert succeeded(similar(place, "c010", "--entity", "customer")).stdout.splitlines()[0] == "c010"
+def test_similar_accepts_query_entity(workspace: Path) -> None:
+    assert succeeded(similar(workspace, "c010", "--entity", "customer")).stdout.splitlines()[0] == "c010"
 
 
 def test_patience_stops_run_without_improvement(untrained: dict[str, Any]) -> None:
@@ -247,63 +249,63 @@ def test_patience_stops_run_without_improvement(untrained: dict[str, Any]) -> No
 
 
 @pytest.mark.slow
-def test_earlier_run_is_moved_aside_or_overwritten(place: Path) -> None:
+def test_earlier_run_is_moved_aside_or_overwritten(workspace: Path) -> None:
     stop = "train.max_steps={}".format
-    first = train(place, "again", stop(7))
+    first = train(workspace, "again", stop(7))
     assert (first["steps"], first["epochs"]) == (7, 1)
-    moved = crossfade("train", "job.yaml", "--run-dir", "again", "--set", stop(2), cwd=place)
+    moved = crossfade("train", "job.yaml", "--run-dir", "again", "--set", stop(2), cwd=workspace)
     assert "the earlier run in again was moved to again.1" in succeeded(moved).stdout
-    assert read_report(place / "again.1") == first
-    assert read_report(place / "again")["steps"] == 2
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "again", "--overwrite", "--set", stop(3), cwd=place))
-    assert read_report(place / "again")["steps"] == 3
-    assert not (place / "again.2").exists()
+    assert read_report(workspace / "again.1") == first
+    assert read_report(workspace / "again")["steps"] == 2
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "again", "--overwrite", "--set", stop(3), cwd=workspace))
+    assert read_report(workspace / "again")["steps"] == 3
+    assert not (workspace / "again.2").exists()
 
 
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
-def test_folder_that_is_not_a_run_is_rejected_and_unchanged(place: Path, overwrite: tuple[str, ...]) -> None:
-    result = crossfade("train", "job.yaml", "--run-dir", "data", *overwrite, cwd=place)
+def test_folder_that_is_not_a_run_is_rejected_and_unchanged(workspace: Path, overwrite: tuple[str, ...]) -> None:
+    result = crossfade("train", "job.yaml", "--run-dir", "data", *overwrite, cwd=workspace)
     assert result.returncode == 2
     assert result.stderr == "crossfade: error: data: exists and is not a run folder; name another with --run-dir\n"
-    assert (place / "data" / "manifest.json").exists()
+    assert (workspace / "data" / "manifest.json").exists()
 
 
 @pytest.mark.slow
-def test_run_in_folder_of_active_run_is_rejected(place: Path) -> None:
+def test_run_in_folder_of_active_run_is_rejected(workspace: Path) -> None:
     endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
-    with started("train", "job.yaml", "--run-dir", "busy", *endless, cwd=place) as first:
-        wait_for_steps(first, place / "busy")
+    with started("train", "job.yaml", "--run-dir", "busy", *endless, cwd=workspace) as first:
+        wait_for_steps(first, workspace / "busy")
         for arguments in ((), ("--overwrite",)):
-            second = crossfade("train", "job.yaml", "--run-dir", "busy", *arguments, cwd=place)
+            second = crossfade("train", "job.yaml", "--run-dir", "busy", *arguments, cwd=workspace)
             assert second.returncode == 2
             assert second.stderr.startswith("crossfade: error: busy: a run is in progress; ")
         assert first.process.poll() is None
 
 
 @pytest.mark.slow
-def test_killed_run_is_moved_aside(place: Path) -> None:
-    with started("train", "job.yaml", "--run-dir", "killed", cwd=place) as first:
-        wait_for_steps(first, place / "killed")
+def test_killed_run_is_moved_aside(workspace: Path) -> None:
+    with started("train", "job.yaml", "--run-dir", "killed", cwd=workspace) as first:
+        wait_for_steps(first, workspace / "killed")
     assert first.process.returncode == -signal.SIGKILL
-    assert train(place, "killed", "train.max_steps=1")["steps"] == 1
-    assert (place / "killed.1" / "events.jsonl").exists()
+    assert train(workspace, "killed", "train.max_steps=1")["steps"] == 1
+    assert (workspace / "killed.1" / "events.jsonl").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["empty", "link", "."])
-def test_existing_empty_folder_is_used(place: Path, tmp_path: Path, folder: str) -> None:
+def test_existing_empty_folder_is_used(workspace: Path, tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
     cwd = tmp_path / "empty" if folder == "." else tmp_path
     succeeded(
-        crossfade("train", place / "run" / "job.yaml", "--run-dir", folder, "--set", "train.max_steps=1", cwd=cwd)
+        crossfade("train", workspace / "run" / "job.yaml", "--run-dir", folder, "--set", "train.max_steps=1", cwd=cwd)
     )
     assert (tmp_path / "empty" / "report.json").exists()
 
 
 @pytest.mark.slow
-def test_closed_stderr_ends_command_with_failure(place: Path, tmp_path: Path) -> None:
-    job = place / "run" / "job.yaml"
+def test_closed_stderr_ends_command_with_failure(workspace: Path, tmp_path: Path) -> None:
+    job = workspace / "run" / "job.yaml"
     command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", "run", "--set", "train.epochs=100000"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -315,8 +317,8 @@ def test_closed_stderr_ends_command_with_failure(place: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_overwrite_deletes_only_files_of_a_run(place: Path, tmp_path: Path) -> None:
-    job = place / "run" / "job.yaml"
+def test_overwrite_deletes_only_files_of_a_run(workspace: Path, tmp_path: Path) -> None:
+    job = workspace / "run" / "job.yaml"
     succeeded(crossfade("train", job, "--run-dir", "run", "--set", "train.max_steps=1", cwd=tmp_path))
     (tmp_path / "run" / "notes.txt").write_text("mine")
     result = crossfade("train", job, "--run-dir", "run", "--overwrite", "--set", "train.max_steps=1", cwd=tmp_path)

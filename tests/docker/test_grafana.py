@@ -58,9 +58,11 @@ def test_panels_have_title_unit_and_description_and_do_not_overlap(name: str) ->
         unit = panel["fieldConfig"]["defaults"]["unit"]
         assert unit in known_units or re.fullmatch(r"suffix: ?\S+", unit), (panel["title"], unit)
     for panel in dashboard["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24, panel["title"]
-        squares.update((place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"]))
+        position = panel["gridPos"]
+        assert position["x"] + position["w"] <= 24, panel["title"]
+        squares.update(
+            (position["x"] + x, position["y"] + y) for x in range(position["w"]) for y in range(position["h"])
+        )
     assert [square for square, count in squares.items() if count > 1] == []
     assert max(Counter(panel["id"] for panel in dashboard["panels"]).values()) == 1
     assert max(Counter(panel["title"] for panel in dashboard["panels"]).values()) == 1

@@ -188,11 +188,11 @@ def ledger_of(folder: Path) -> list[dict[int, tuple[int, np.ndarray[Any, Any]]]]
     ledgers = []
     for path in sorted(folder.iterdir(), key=lambda path: int(path.name.split("-")[0])):
         values = np.frombuffer(path.read_bytes()[: path.stat().st_size // 8 * 8], dtype=np.int64)
-        entries, place = {}, 0
-        while place + 3 <= len(values):
-            step, epoch, count = values[place : place + 3]
-            entries[int(step)] = (int(epoch), values[place + 3 : place + 3 + count])
-            place += 3 + int(count)
+        entries, position = {}, 0
+        while position + 3 <= len(values):
+            step, epoch, count = values[position : position + 3]
+            entries[int(step)] = (int(epoch), values[position + 3 : position + 3 + count])
+            position += 3 + int(count)
         ledgers.append(entries)
     return ledgers
 

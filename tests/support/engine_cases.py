@@ -210,14 +210,14 @@ def central_differences(case: Case, query_ND: FloatArray, item_ND: FloatArray) -
     gradients = []
     for table_ND in (query_ND, item_ND):
         gradient_ND = np.zeros_like(table_ND)
-        for place in np.ndindex(table_ND.shape):
-            middle = table_ND[place]
-            table_ND[place] = middle + step
+        for index in np.ndindex(table_ND.shape):
+            middle = table_ND[index]
+            table_ND[index] = middle + step
             above = reference_loss(case, query_ND, item_ND)
-            table_ND[place] = middle - step
+            table_ND[index] = middle - step
             below = reference_loss(case, query_ND, item_ND)
-            table_ND[place] = middle
-            gradient_ND[place] = (above - below) / (2 * step)
+            table_ND[index] = middle
+            gradient_ND[index] = (above - below) / (2 * step)
         gradients.append(gradient_ND)
     return gradients[0], gradients[1]
 

@@ -98,20 +98,20 @@ def paced(
     *arguments: object, run_dir: Path, variables: Mapping[str, str] | None = None, within: Sequence[str] = ()
 ) -> Iterator[Training]:
     """Start ``crossfade ARGUMENTS --run-dir RUN_DIR`` with slow steps, in the parent folder of ``run_dir``."""
-    place = run_dir.parent
-    release = place / f"{run_dir.name}.release"
+    folder = run_dir.parent
+    release = folder / f"{run_dir.name}.release"
     with started(
-        *arguments, "--run-dir", run_dir, cwd=place, variables=pace(place, release, variables), within=within
+        *arguments, "--run-dir", run_dir, cwd=folder, variables=pace(folder, release, variables), within=within
     ) as command:
         yield Training(command, run_dir, release)
 
 
-def pace(place: Path, release: Path, variables: Mapping[str, str] | None = None) -> dict[str, str]:
+def pace(folder: Path, release: Path, variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Add to ``variables`` those that make the steps of a training slow until the file ``release`` exists."""
     release.unlink(missing_ok=True)
-    (place / "hook").mkdir(exist_ok=True)
-    (place / "hook" / "sitecustomize.py").write_text(_HOOK)
-    path = os.pathsep.join(filter(None, [str(place / "hook"), os.environ.get("PYTHONPATH")]))
+    (folder / "hook").mkdir(exist_ok=True)
+    (folder / "hook" / "sitecustomize.py").write_text(_HOOK)
+    path = os.pathsep.join(filter(None, [str(folder / "hook"), os.environ.get("PYTHONPATH")]))
     return {**(variables or {}), "PYTHONPATH": path, _RELEASE_VARIABLE: str(release)}
 
 

@@ -22,24 +22,26 @@ SETTINGS = [
 ]
 
 
-def train(place: Path, name: str, *more: object) -> tuple[object, ...]:
-    return ("train", JOB, "--run-dir", place / "runs" / name, "--set", f"name={name}", *SETTINGS, *more)
+def train(folder: Path, name: str, *more: object) -> tuple[object, ...]:
+    return ("train", JOB, "--run-dir", folder / "runs" / name, "--set", f"name={name}", *SETTINGS, *more)
 
 
-def make_runs(place: Path) -> None:
+def make_runs(folder: Path) -> None:
     """Train a run in process, and one on servers of which one is killed."""
-    (place / "runs").mkdir()
-    succeeded(crossfade(*train(place, "lastfm-fast", "--set", "optimizer.learning_rate=0.01"), cwd=place, seconds=900))
-    with started(*train(place, "lastfm", "--servers", 2, "--workers", 2), cwd=place) as run:
-        wait_for_steps(run, place / "runs" / "lastfm", 120)
-        saved = place / "runs" / "lastfm" / "checkpoints"
+    (folder / "runs").mkdir()
+    succeeded(
+        crossfade(*train(folder, "lastfm-fast", "--set", "optimizer.learning_rate=0.01"), cwd=folder, seconds=900)
+    )
+    with started(*train(folder, "lastfm", "--servers", 2, "--workers", 2), cwd=folder) as run:
+        wait_for_steps(run, folder / "runs" / "lastfm", 120)
+        saved = folder / "runs" / "lastfm" / "checkpoints"
         wait_until(lambda: list(saved.glob("step-*/manifest.json")), 300, "a checkpoint")
         run.roles()["server-1"].kill()
         succeeded(run.finish(900))
 
 
-def take(place: Path, out: Path) -> None:
-    with started("dashboard", "--port", 0, cwd=place) as page, browsing() as browser:
+def take(folder: Path, out: Path) -> None:
+    with started("dashboard", "--port", 0, cwd=folder) as page, browsing() as browser:
         assert page.process.stdout is not None
         address = page.process.stdout.readline().split()[1]
         for name, size, scheme, runs in (
@@ -61,13 +63,13 @@ def take(place: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
-    parser.add_argument("--place", type=Path, help="folder for the runs, which is kept; existing runs are reused")
+    parser.add_argument("--work-dir", type=Path, help="folder for the runs, which is kept; existing runs are reused")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        place = arguments.place or Path(temporary)
-        if not (place / "runs").exists():
-            make_runs(place)
-        take(place, arguments.out)
+        folder = arguments.work_dir or Path(temporary)
+        if not (folder / "runs").exists():
+            make_runs(folder)
+        take(folder, arguments.out)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ TrainError = Callable[..., str]
 """Trains with options and environment ``variables``; returns the error line."""
 
 
-def train_error_runner(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> TrainError:
-    """Return a function that trains ``job.yaml`` in ``place``, checks that it fails, and returns its error line."""
-    monkeypatch.chdir(place)
+def train_error_runner(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> TrainError:
+    """Return a function that trains ``job.yaml`` in ``workspace``, checks that it fails, and returns its error line."""
+    monkeypatch.chdir(workspace)
 
     def run(*options: object, variables: dict[str, str] | None = None) -> str:
         for name, value in (variables or {}).items():
@@ -26,7 +28,7 @@ def train_error_runner(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyte
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        assert not list((place / "run").glob("report.json"))
+        assert not list((workspace / "run").glob("report.json"))
         return single_line(code, *capfd.readouterr())
 
     return run

@@ -107,7 +107,7 @@ def test_malformed_notice_is_logged_once_and_ignored(metadata: Metadata, answer:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write data and a job that saves checkpoints only on request and at the end."""
     folder = tmp_path_factory.mktemp("spot")
     data = write_planted(folder / "data")
@@ -122,17 +122,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(place: Path) -> Path:
+def uninterrupted(workspace: Path) -> Path:
     """Train without interruptions, in process."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted", cwd=place))
-    return place / "uninterrupted"
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted", cwd=workspace))
+    return workspace / "uninterrupted"
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_on_servers(place: Path) -> Path:
+def uninterrupted_on_servers(workspace: Path) -> Path:
     """Train without interruptions, with two workers and two servers."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted-2", *ON_SERVERS, cwd=place))
-    return place / "uninterrupted-2"
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "uninterrupted-2", *ON_SERVERS, cwd=workspace))
+    return workspace / "uninterrupted-2"
 
 
 def train(run_dir: Path, metadata: Metadata, *options: object) -> AbstractContextManager[Training]:
@@ -151,51 +151,51 @@ def saved_step(checkpoints: Path) -> int:
 
 @pytest.mark.slow
 def test_notice_ends_the_run_after_a_checkpoint_that_resumes_elsewhere(
-    place: Path, uninterrupted: Path, metadata: Metadata
+    workspace: Path, uninterrupted: Path, metadata: Metadata
 ) -> None:
     # The checkpoints outlive the host; its run folder does not.
-    path = ("--set", f"checkpoint.path={place / 'kept'}")
-    with train(place / "taken", metadata, *path) as training:
+    path = ("--set", f"checkpoint.path={workspace / 'kept'}")
+    with train(workspace / "taken", metadata, *path) as training:
         training.wait_for("step")
         metadata.interrupt()
         result = training.command.finish()
     assert result.returncode == 75, result.stderr
-    step = saved_step(place / "kept")
+    step = saved_step(workspace / "kept")
     assert 0 < step < report_of(uninterrupted)["steps"]
     assert messages(result.stderr)[-2:] == [
         f"crossfade: {NOTICE}",
         f"crossfade: stopped after step {step:,}, of which there is a checkpoint: {NOTICE}; resume with --resume",
     ]
-    result = succeeded(crossfade("train", "job.yaml", "--run-dir", "elsewhere", *path, "--resume", cwd=place))
+    result = succeeded(crossfade("train", "job.yaml", "--run-dir", "elsewhere", *path, "--resume", cwd=workspace))
     assert f"crossfade: resuming from step {step}" in messages(result.stderr)
-    assert_same_bits(place / "elsewhere", uninterrupted)
+    assert_same_bits(workspace / "elsewhere", uninterrupted)
 
 
 @pytest.mark.slow
-def test_recommendation_only_causes_a_checkpoint(place: Path, uninterrupted: Path, metadata: Metadata) -> None:
-    with train(place / "at-risk", metadata) as training:
+def test_recommendation_only_causes_a_checkpoint(workspace: Path, uninterrupted: Path, metadata: Metadata) -> None:
+    with train(workspace / "at-risk", metadata) as training:
         training.wait_for("step")
         metadata.recommend_rebalance()
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
     assert len(training.events("checkpoint_saved")) == 2  # the second is that of the run's end
-    assert_same_bits(place / "at-risk", uninterrupted)
+    assert_same_bits(workspace / "at-risk", uninterrupted)
 
 
 @pytest.mark.slow
-def test_host_outside_ec2_trains_with_spot_option(place: Path, metadata: Metadata) -> None:
+def test_host_outside_ec2_trains_with_spot_option(workspace: Path, metadata: Metadata) -> None:
     [metadata_port] = free_ports(1)
     metadata.endpoint = f"http://127.0.0.1:{metadata_port}"
     options = ("train", "job.yaml", "--run-dir", "at-home", "--spot", "--set", "train.epochs=1")
-    result = succeeded(crossfade(*options, cwd=place, variables=metadata.variables))
+    result = succeeded(crossfade(*options, cwd=workspace, variables=metadata.variables))
     assert sum("cannot read spot notices" in line for line in messages(result.stderr)) == 1
 
 
 class Cluster:
     """A paced training on two hosts, 127.0.0.1 and another."""
 
-    def __init__(self, place: Path, run: str) -> None:
-        self.run_dir = place / run
+    def __init__(self, workspace: Path, run: str) -> None:
+        self.run_dir = workspace / run
         [port] = free_ports(1)
         self.join = f"127.0.0.1:{port}"
         self.options = (*ON_SERVERS, "--set", "cluster.hosts=2", "--set", f"cluster.coordinator_address={self.join}")
@@ -213,9 +213,9 @@ class Cluster:
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_job_saves_before_a_host_is_reclaimed_and_resumes_with_another(
-    place: Path, uninterrupted_on_servers: Path, metadata: Metadata
+    workspace: Path, uninterrupted_on_servers: Path, metadata: Metadata
 ) -> None:
-    cluster = Cluster(place, "one-taken")
+    cluster = Cluster(workspace, "one-taken")
     with (
         running_metadata() as first_metadata,
         cluster.agent("127.0.0.2", metadata) as taken,
@@ -246,9 +246,9 @@ def test_job_saves_before_a_host_is_reclaimed_and_resumes_with_another(
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_reclaimed_coordinator_host_sends_the_other_agents_to_the_next_coordinator(
-    place: Path, uninterrupted_on_servers: Path, metadata: Metadata
+    workspace: Path, uninterrupted_on_servers: Path, metadata: Metadata
 ) -> None:
-    cluster = Cluster(place, "first-taken")
+    cluster = Cluster(workspace, "first-taken")
     with running_metadata() as other, cluster.agent("127.0.0.2", other) as agent:
         with cluster.train(metadata) as training:
             for _ in range(3):  # one per second: so the coordinator has received them too

@@ -30,7 +30,7 @@ def pair() -> tuple[Cluster, Host]:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a dataset and a job."""
     folder = tmp_path_factory.mktemp("faults")
     data = write_planted(folder / "data")
@@ -39,11 +39,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(place: Path) -> dict[int, Path]:
+def undisturbed(workspace: Path) -> dict[int, Path]:
     """Return undisturbed runs by their number of workers."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-1", cwd=place))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-2", *ON_SERVERS, cwd=place))
-    return {workers: place / f"undisturbed-{workers}" for workers in (1, 2)}
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-1", cwd=workspace))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-2", *ON_SERVERS, cwd=workspace))
+    return {workers: workspace / f"undisturbed-{workers}" for workers in (1, 2)}
 
 
 @pytest.fixture

@@ -63,8 +63,8 @@ def fill(disk: Path, leave: int = 16384) -> None:
             file.write(bytes(free))
 
 
-def test_full_disk_costs_only_checkpoints(place: Path, undisturbed: dict[int, Path], disk: Path) -> None:
-    with train(place / "full", *ON_SERVERS, *checkpoint_option(disk / "checkpoints")) as training:
+def test_full_disk_costs_only_checkpoints(workspace: Path, undisturbed: dict[int, Path], disk: Path) -> None:
+    with train(workspace / "full", *ON_SERVERS, *checkpoint_option(disk / "checkpoints")) as training:
         training.wait_for("checkpoint_saved")
         # Whenever an old checkpoint is deleted, there is room again.
         training.wait_for("checkpoint_failed", meanwhile=lambda: fill(disk))
@@ -81,8 +81,8 @@ def test_full_disk_costs_only_checkpoints(place: Path, undisturbed: dict[int, Pa
     assert_last_is_complete(disk / "checkpoints")
 
 
-def test_read_only_folder_costs_only_checkpoints(place: Path, undisturbed: dict[int, Path], disk: Path) -> None:
-    with train(place / "read-only", *checkpoint_option(disk / "checkpoints")) as training:
+def test_read_only_folder_costs_only_checkpoints(workspace: Path, undisturbed: dict[int, Path], disk: Path) -> None:
+    with train(workspace / "read-only", *checkpoint_option(disk / "checkpoints")) as training:
         training.wait_for("checkpoint_saved")
         # Not while a file on it is being written.
         training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
@@ -97,9 +97,9 @@ def test_read_only_folder_costs_only_checkpoints(place: Path, undisturbed: dict[
     assert_last_is_complete(disk / "checkpoints")
 
 
-def test_run_without_embeddings_fails_if_its_last_checkpoint_does(place: Path, disk: Path) -> None:
+def test_run_without_embeddings_fails_if_its_last_checkpoint_does(workspace: Path, disk: Path) -> None:
     options = (*checkpoint_option(disk / "checkpoints"), "--set", "train.save_embeddings=none")
-    with train(place / "no-embeddings", *options) as training:
+    with train(workspace / "no-embeddings", *options) as training:
         training.wait_for("checkpoint_saved")
         training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
         training.wait_for("checkpoint_failed")
@@ -110,7 +110,7 @@ def test_run_without_embeddings_fails_if_its_last_checkpoint_does(place: Path, d
     )
     assert not (training.run_dir / "report.json").exists()
     assert mount("-o", "remount,rw", disk).returncode == 0
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "no-embeddings", *options, "--resume", cwd=place))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "no-embeddings", *options, "--resume", cwd=workspace))
     assert_last_is_complete(disk / "checkpoints")
 
 
@@ -133,7 +133,7 @@ def test_records_on_a_full_disk_are_omitted_completely(disk: Path) -> None:
     assert 1 < begun < 150
 
 
-def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touched(place: Path, disk: Path) -> None:
+def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touched(workspace: Path, disk: Path) -> None:
     run = (
         "train",
         "job.yaml",
@@ -143,14 +143,14 @@ def test_read_only_checkpoint_folder_is_rejected_before_an_earlier_run_is_touche
         "--set",
         "train.max_steps=20",
     )
-    succeeded(crossfade(*run, cwd=place))
-    before = (place / "rejected" / "report.json").read_bytes()
+    succeeded(crossfade(*run, cwd=workspace))
+    before = (workspace / "rejected" / "report.json").read_bytes()
     assert mount("-o", "remount,ro", disk).returncode == 0
     for how in ("--resume", "--overwrite"):
         elsewhere = checkpoint_option(disk / "others") if how == "--overwrite" else ()
-        result = crossfade(*run, *elsewhere, how, cwd=place)
+        result = crossfade(*run, *elsewhere, how, cwd=workspace)
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
         assert line.startswith(f"crossfade: error: checkpoint.path: {disk}/")
         assert "Read-only file system" in line
-        assert (place / "rejected" / "report.json").read_bytes() == before
+        assert (workspace / "rejected" / "report.json").read_bytes() == before

@@ -14,16 +14,16 @@ from waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
-def test_host_with_cut_link_leaves_and_rejoins(place: Path, undisturbed: dict[int, Path]) -> None:
+def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: dict[int, Path]) -> None:
     if reason := unavailable():
         pytest.skip(reason)
-    run_dir = place / "hosts"
-    variables = pace(place, place / "hosts.release", {"CROSSFADE_TOKEN": TOKEN})
+    run_dir = workspace / "hosts"
+    variables = pace(workspace, workspace / "hosts.release", {"CROSSFADE_TOKEN": TOKEN})
     with network(3) as (first, second, third):
         listen = f"{first.address}:7070"
         across = (f"cluster.host={first.address}", f"cluster.coordinator_address={listen}", "cluster.hosts=3")
         options = [part for setting in across for part in ("--set", setting)]
-        agent = {"cwd": place, "variables": variables}
+        agent = {"cwd": workspace, "variables": variables}
         join = ("agent", "--join", listen, "--run-dir", run_dir)
         with (
             train(run_dir, "--servers", 3, "--workers", 2, *options, variables=variables, within=first.within) as job,

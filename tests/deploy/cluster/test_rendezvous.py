@@ -15,9 +15,9 @@ WORKERS = 2
 
 
 @pytest.fixture
-def place() -> Iterator[Rendezvous]:
-    with serve_rendezvous("127.0.0.1", WORKERS) as place:
-        yield place
+def rendezvous_server() -> Iterator[Rendezvous]:
+    with serve_rendezvous("127.0.0.1", WORKERS) as rendezvous_server:
+        yield rendezvous_server
 
 
 def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, bytes]:
@@ -32,8 +32,8 @@ def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, byte
         connection.close()
 
 
-def test_stored_value_is_found_until_deleted(place: Rendezvous) -> None:
-    address = place.new_generation()
+def test_stored_value_is_found_until_deleted(rendezvous_server: Rendezvous) -> None:
+    address = rendezvous_server.new_generation()
     assert ask(address, "GET", "global/0") == (404, b"")
     assert ask(address, "PUT", "global/0", b"\0address\xff") == (200, b"")
     assert ask(address, "GET", "global/0") == (200, b"\0address\xff")
@@ -45,18 +45,18 @@ def test_stored_value_is_found_until_deleted(place: Rendezvous) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-def test_new_generation_is_empty_and_rejects_the_earlier_secret(place: Rendezvous, method: str) -> None:
-    before = place.new_generation()
+def test_new_generation_is_empty_and_rejects_the_earlier_secret(rendezvous_server: Rendezvous, method: str) -> None:
+    before = rendezvous_server.new_generation()
     assert ask(before, "PUT", "global/0", b"address") == (200, b"")
-    now = place.new_generation()
+    now = rendezvous_server.new_generation()
     assert ask(now, "GET", "global/0") == (404, b"")
     assert ask(before, method, "global/0", b"address"[: 7 * (method == "PUT")]) == (403, b"")
     assert ask(now.partition("/")[0] + "/", method, "global/0") == (403, b"")
     assert ask(now, "GET", "global/0") == (404, b"")
 
 
-def test_keys_and_values_are_bounded(place: Rendezvous) -> None:
-    address = place.new_generation()
+def test_keys_and_values_are_bounded(rendezvous_server: Rendezvous) -> None:
+    address = rendezvous_server.new_generation()
     longest = rendezvous.VALUE_BYTES + WORKERS * rendezvous.VALUE_BYTES_PER_WORKER
     assert ask(address, "PUT", "global/0", bytes(longest)) == (200, b"")
     assert ask(address, "PUT", "global/1", bytes(longest + 1))[0] == 413
@@ -67,8 +67,8 @@ def test_keys_and_values_are_bounded(place: Rendezvous) -> None:
     assert ask(address, "PUT", "global/0", b"again") == (200, b"")
 
 
-def test_interrupted_request_stores_nothing(place: Rendezvous) -> None:
-    address = place.new_generation()
+def test_interrupted_request_stores_nothing(rendezvous_server: Rendezvous) -> None:
+    address = rendezvous_server.new_generation()
     host, port = address.partition("/")[0].split(":")
     path = f"/{address.partition('/')[2]}:{port}/global/0"
     with socket.create_connection((host, int(port)), 5) as connection:

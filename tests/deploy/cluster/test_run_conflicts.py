@@ -9,11 +9,11 @@ from running_command import crossfade, succeeded
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
-def test_locked_run_folder_is_rejected_with_every_option(place: Path) -> None:
-    with train(place / "busy") as training:
+def test_locked_run_folder_is_rejected_with_every_option(workspace: Path) -> None:
+    with train(workspace / "busy") as training:
         training.wait_for("checkpoint_saved")
         for how in ((), ("--resume",), ("--overwrite",)):
-            result = crossfade("train", "job.yaml", "--run-dir", "busy", *how, cwd=place)
+            result = crossfade("train", "job.yaml", "--run-dir", "busy", *how, cwd=workspace)
             assert result.returncode == 2
             assert result.stderr.startswith("crossfade: error: busy: a run is in progress; ")
         training.wait_for("checkpoint_saved")
@@ -21,17 +21,17 @@ def test_locked_run_folder_is_rejected_with_every_option(place: Path) -> None:
 
 
 def test_checkpoint_folder_of_a_running_run_is_rejected(
-    place: Path, undisturbed: dict[int, Path], tmp_path: Path
+    workspace: Path, undisturbed: dict[int, Path], tmp_path: Path
 ) -> None:
     shared = checkpoint_option(tmp_path / "shared")
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "other", "--set", "train.max_steps=20", cwd=place))
-    with train(place / "first", *shared) as training:
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "other", "--set", "train.max_steps=20", cwd=workspace))
+    with train(workspace / "first", *shared) as training:
         training.wait_for("checkpoint_saved")
         for how in ((), ("--overwrite",)):
-            result = crossfade("train", "job.yaml", "--run-dir", "other", *shared, *how, cwd=place)
+            result = crossfade("train", "job.yaml", "--run-dir", "other", *shared, *how, cwd=workspace)
             assert result.returncode == 2
             assert f"{tmp_path / 'shared'}: holds checkpoints of another run, of job 'planted'" in result.stderr
-            assert (place / "other" / "report.json").exists(), "the earlier run was touched"
+            assert (workspace / "other" / "report.json").exists(), "the earlier run was touched"
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
     assert_undisturbed(training.run_dir, undisturbed)
@@ -39,17 +39,17 @@ def test_checkpoint_folder_of_a_running_run_is_rejected(
 
 
 def test_run_resumed_elsewhere_ends_at_its_first_location(
-    place: Path, undisturbed: dict[int, Path], tmp_path: Path
+    workspace: Path, undisturbed: dict[int, Path], tmp_path: Path
 ) -> None:
     shared = checkpoint_option(tmp_path / "shared")
-    with train(place / "here", *shared) as here:
+    with train(workspace / "here", *shared) as here:
         here.wait_for("checkpoint_saved")
-        with train(place / "there", *shared, "--resume") as there:
+        with train(workspace / "there", *shared, "--resume") as there:
             there.wait_for("checkpoint_saved")
             result = here.command.finish()
             succeeded(there.finish())
     assert result.returncode == 2
     assert f"{tmp_path / 'shared'}: another run, of job 'planted', was started in it with --resume" in result.stderr
-    assert not (place / "here" / "report.json").exists()
-    assert_undisturbed(place / "there", undisturbed)
+    assert not (workspace / "here" / "report.json").exists()
+    assert_undisturbed(workspace / "there", undisturbed)
     assert_last_is_complete(tmp_path / "shared")

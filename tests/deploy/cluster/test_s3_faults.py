@@ -38,9 +38,9 @@ def checkpoints(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_killed_server_restarts_from_s3_after_an_outage(
-    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
-    with train(place / "s3-killed-server", *ON_SERVERS, *checkpoint_option(checkpoints)) as training:
+    with train(workspace / "s3-killed-server", *ON_SERVERS, *checkpoint_option(checkpoints)) as training:
         training.wait_for("checkpoint_saved")
         s3.stop()
         roles = training.command.roles()
@@ -57,9 +57,9 @@ def test_killed_server_restarts_from_s3_after_an_outage(
 
 
 def test_killed_run_resumes_from_s3_after_an_outage(
-    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
-    run_dir = place / "s3-killed"
+    run_dir = workspace / "s3-killed"
     with train(run_dir, *checkpoint_option(checkpoints)) as training:
         training.wait_for("checkpoint_saved")
         training.wait_for("checkpoint_saved")
@@ -69,7 +69,7 @@ def test_killed_run_resumes_from_s3_after_an_outage(
     s3.stop()
     try:
         before = {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
-        result = crossfade(*resume, cwd=place, variables=FAST_S3_ERRORS)
+        result = crossfade(*resume, cwd=workspace, variables=FAST_S3_ERRORS)
         assert result.returncode == 2
         [line] = result.stderr.splitlines()
         assert line.startswith(f"crossfade: error: checkpoint.path: {checkpoints} ")
@@ -78,7 +78,7 @@ def test_killed_run_resumes_from_s3_after_an_outage(
     finally:
         s3.start()
     known = len(records(run_dir))
-    succeeded(crossfade(*resume, cwd=place))
+    succeeded(crossfade(*resume, cwd=workspace))
     [start] = [record for record in records(run_dir)[known:] if record.get("name") == "training"]
     assert start["step"] >= saved
     assert_undisturbed(run_dir, undisturbed)
@@ -86,10 +86,10 @@ def test_killed_run_resumes_from_s3_after_an_outage(
 
 
 def test_checkpoint_waits_for_unresponsive_s3(
-    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
     variables = {"CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
-    with train(place / "s3-paused", *checkpoint_option(checkpoints), variables=variables) as training:
+    with train(workspace / "s3-paused", *checkpoint_option(checkpoints), variables=variables) as training:
         training.wait_for("checkpoint_saved")
         training.wait_for_checkpoint_start()
         with s3.paused():
@@ -105,9 +105,11 @@ def test_checkpoint_waits_for_unresponsive_s3(
 
 
 def test_temporary_s3_outage_costs_only_checkpoints(
-    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
-    with train(place / "s3-gone", *ON_SERVERS, *checkpoint_option(checkpoints), variables=FAST_S3_ERRORS) as training:
+    with train(
+        workspace / "s3-gone", *ON_SERVERS, *checkpoint_option(checkpoints), variables=FAST_S3_ERRORS
+    ) as training:
         training.wait_for("checkpoint_saved")
         training.wait_for_checkpoint_start()
         s3.stop()
@@ -126,9 +128,9 @@ def test_temporary_s3_outage_costs_only_checkpoints(
 
 
 def test_permanent_s3_outage_leaves_a_finished_run_with_embeddings(
-    place: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
 ) -> None:
-    with train(place / "s3-stays-away", *checkpoint_option(checkpoints), variables=FAST_S3_ERRORS) as training:
+    with train(workspace / "s3-stays-away", *checkpoint_option(checkpoints), variables=FAST_S3_ERRORS) as training:
         training.wait_for("checkpoint_saved")
         s3.stop()
         try:
@@ -142,20 +144,30 @@ def test_permanent_s3_outage_leaves_a_finished_run_with_embeddings(
     # Earlier checkpoints are there, and the run can be resumed from them.
     succeeded(
         crossfade(
-            "train", "job.yaml", "--run-dir", training.run_dir, *checkpoint_option(checkpoints), "--resume", cwd=place
+            "train",
+            "job.yaml",
+            "--run-dir",
+            training.run_dir,
+            *checkpoint_option(checkpoints),
+            "--resume",
+            cwd=workspace,
         )
     )
     assert_undisturbed(training.run_dir, undisturbed)
     assert_last_is_complete(checkpoints)
 
 
-def test_wrong_s3_secret_is_rejected_before_an_earlier_run_is_touched(place: Path, checkpoints: str) -> None:
+def test_wrong_s3_secret_is_rejected_before_an_earlier_run_is_touched(workspace: Path, checkpoints: str) -> None:
     run = ("train", "job.yaml", "--run-dir", "secret", "--set", "train.max_steps=20")
-    succeeded(crossfade(*run, cwd=place))
+    succeeded(crossfade(*run, cwd=workspace))
     for how in ("--overwrite", "--resume"):
         start = time.monotonic()
         result = crossfade(
-            *run, *checkpoint_option(checkpoints), how, cwd=place, variables={"AWS_SECRET_ACCESS_KEY": "not the secret"}
+            *run,
+            *checkpoint_option(checkpoints),
+            how,
+            cwd=workspace,
+            variables={"AWS_SECRET_ACCESS_KEY": "not the secret"},
         )
         assert time.monotonic() - start < 30
         assert result.returncode == 2
@@ -163,4 +175,4 @@ def test_wrong_s3_secret_is_rejected_before_an_earlier_run_is_touched(place: Pat
         assert line.startswith(f"crossfade: error: checkpoint.path: {checkpoints} ")
         assert "access denied (403 SignatureDoesNotMatch)" in line
         assert "not the secret" not in line
-        assert (place / "secret" / "report.json").exists()
+        assert (workspace / "secret" / "report.json").exists()

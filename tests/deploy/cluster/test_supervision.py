@@ -65,7 +65,7 @@ def wait_for_saves(command: RunningCommand, run_dir: Path, generation: int) -> N
     def has_saved() -> bool:
         assert command.process.poll() is None, command.finish()
         seen = records(run_dir)
-        starts = [place for place, record in enumerate(seen) if record.get("name") == "training"]
+        starts = [workspace for workspace, record in enumerate(seen) if record.get("name") == "training"]
         return len(starts) == generation and any(record["event"] == "checkpoint_saved" for record in seen[starts[-1] :])
 
     wait_until(has_saved, START_SECONDS, f"a checkpoint of generation {generation}")

@@ -103,7 +103,7 @@ def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
             succeeded(command.finish())
             lines = messages(succeeded(agent.finish()).stderr)
     # The agent may have started before or after the first coordinator.
-    first = next(place for place, line in enumerate(lines) if "joined the coordinator" in line)
+    first = next(workspace for workspace, line in enumerate(lines) if "joined the coordinator" in line)
     assert sum("cannot be reached" in line for line in lines[first:]) == 1
     assert sum("joined the coordinator" in line for line in lines) == 2
     assert read_report(two_hosts.run_dir)["steps"] == 600

@@ -34,19 +34,19 @@ def s3(tmp_path: Path) -> Iterator[ObjectStore]:
 
 @contextmanager
 def two_hosts(
-    place: Path, name: str, s3: ObjectStore, options: Sequence[object]
+    workspace: Path, name: str, s3: ObjectStore, options: Sequence[object]
 ) -> Iterator[tuple[Training, RunningCommand]]:
-    """Train on 127.0.0.1 in ``place/NAME-1``, with an agent on 127.0.0.2 in ``place/NAME-2``."""
-    first, second, release = place / f"{name}-1", place / f"{name}-2", place / "release"
-    variables = pace(place, release, {**s3.variables, "CROSSFADE_TOKEN": TOKEN})
+    """Train on 127.0.0.1 in ``workspace/NAME-1``, with an agent on 127.0.0.2 in ``workspace/NAME-2``."""
+    first, second, release = workspace / f"{name}-1", workspace / f"{name}-2", workspace / "release"
+    variables = pace(workspace, release, {**s3.variables, "CROSSFADE_TOKEN": TOKEN})
     at = f"127.0.0.1:{free_ports(1)[0]}"
     settings = [f"cluster.coordinator_address={at}", "cluster.hosts=2", "cluster.shared_run_dir=false"]
     sets = [word for key in settings for word in ("--set", key)]
     with ExitStack() as stack:
         train = ("train", "s3.yaml", *ON_SERVERS, *sets, *options, "--run-dir", first)
-        command = stack.enter_context(started(*train, cwd=place, variables=variables))
+        command = stack.enter_context(started(*train, cwd=workspace, variables=variables))
         join = ("agent", "--join", at, "--advertise-address", "127.0.0.2", "--run-dir", second)
-        agent = stack.enter_context(started(*join, cwd=place, variables=variables))
+        agent = stack.enter_context(started(*join, cwd=workspace, variables=variables))
         yield Training(command, first, release), agent
 
 

@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write data and a job, and train it into ``runs/first``."""
     folder = tmp_path_factory.mktemp("page")
     train = {"epochs": 60, "eval_every_epochs": 10, "patience": None}
@@ -54,8 +54,8 @@ def served(*runs: object, cwd: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def address(place: Path) -> Iterator[str]:
-    with served(cwd=place) as address:
+def address(workspace: Path) -> Iterator[str]:
+    with served(cwd=workspace) as address:
         yield address
 
 
@@ -91,8 +91,8 @@ def wait_for_graph(visit: Visit, graph: str, condition: str) -> None:
 
 
 @pytest.mark.slow
-def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, address: str, place: Path) -> None:
-    report = json.loads((place / "runs" / "first" / "report.json").read_text())
+def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, address: str, workspace: Path) -> None:
+    report = json.loads((workspace / "runs" / "first" / "report.json").read_text())
     with opened(browser, address, "first") as visit:
         page = visit.page
         for graph in GRAPHS:
@@ -116,10 +116,19 @@ def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, addres
 
 @pytest.mark.cluster
 def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
-    browser: Browser, address: str, place: Path
+    browser: Browser, address: str, workspace: Path
 ) -> None:
-    run_dir = place / "runs" / "cluster"
-    arguments = ("train", place / "job.yaml", "--servers", 2, "--workers", 1, "--set", "optimizer.learning_rate=0.05")
+    run_dir = workspace / "runs" / "cluster"
+    arguments = (
+        "train",
+        workspace / "job.yaml",
+        "--servers",
+        2,
+        "--workers",
+        1,
+        "--set",
+        "optimizer.learning_rate=0.05",
+    )
     with paced(*arguments, run_dir=run_dir) as training, opened(browser, address) as visit:
         page = visit.page
         training.wait((run_dir / "state.json").exists, "the run's folder")
@@ -149,8 +158,8 @@ def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
 
 
 @pytest.mark.slow
-def test_train_with_dashboard_serves_the_page_and_prints_its_address(browser: Browser, place: Path) -> None:
-    with paced("train", "job.yaml", "--dashboard", run_dir=place / "beside") as training:
+def test_train_with_dashboard_serves_the_page_and_prints_its_address(browser: Browser, workspace: Path) -> None:
+    with paced("train", "job.yaml", "--dashboard", run_dir=workspace / "beside") as training:
         assert training.command.process.stderr is not None
         lines = iter(training.command.process.stderr.readline, "")
         address = next(line for line in lines if line.startswith("dashboard: ")).split()[1]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a dataset and a short job."""
     folder = tmp_path_factory.mktemp("tune")
     write_job(folder / "job.yaml", write_planted(folder / "data"), train={"epochs": 3, "batch_size": 512})
@@ -30,40 +30,40 @@ def trials(study: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_study_finds_better_parameters_and_writes_them_as_a_job(place: Path) -> None:
+def test_study_finds_better_parameters_and_writes_them_as_a_job(workspace: Path) -> None:
     # One learning rate trains nothing, the other does.
     search = ["--search", "optimizer.learning_rate=1.0e-9|0.3", "--search", "model.dim=4..8", "--out", "found"]
-    result = succeeded(crossfade("tune", "job.yaml", "--trials", 4, "--no-pruning", *search, cwd=place))
+    result = succeeded(crossfade("tune", "job.yaml", "--trials", 4, "--no-pruning", *search, cwd=workspace))
     head, *rows, last = result.stdout.splitlines()
     assert head.split() == ["trial", "valid", "ndcg@10", "optimizer.learning_rate", "model.dim"]
-    assert len(rows) == len(trials(place / "found")) == 4
+    assert len(rows) == len(trials(workspace / "found")) == 4
     values = [float(row.split()[1]) for row in rows]
     assert values == sorted(values, reverse=True)
     assert values[0] > values[-1]
     assert last == "crossfade train found/best.yaml"
-    best = yaml.safe_load((place / "found" / "best.yaml").read_text())
+    best = yaml.safe_load((workspace / "found" / "best.yaml").read_text())
     number, value, rate, dim = rows[0].split()
     assert (best["optimizer"]["learning_rate"], best["model"]["dim"]) == (0.3, int(dim))
     assert float(rate) == 0.3
-    report = json.loads((place / "found" / f"trial-{int(number):04}" / "report.json").read_text())
+    report = json.loads((workspace / "found" / f"trial-{int(number):04}" / "report.json").read_text())
     # Trials must not be evaluated on the test split, although the dataset has one.
     assert set(report["metrics"]) == {"valid"}
     assert report["metrics"]["valid"]["ndcg@10"] == pytest.approx(float(value), abs=5e-5)
-    assert not (place / "found" / f"trial-{int(number):04}" / "checkpoints").exists()
-    trained = succeeded(crossfade("train", "found/best.yaml", "--run-dir", "best", cwd=place))
+    assert not (workspace / "found" / f"trial-{int(number):04}" / "checkpoints").exists()
+    trained = succeeded(crossfade("train", "found/best.yaml", "--run-dir", "best", cwd=workspace))
     assert "test" in trained.stdout
-    again = json.loads((place / "best" / "report.json").read_text())
+    again = json.loads((workspace / "best" / "report.json").read_text())
     assert again["metrics"]["valid"] == pytest.approx(report["metrics"]["valid"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_or_killed_study_resumes_within_its_trial(place: Path, number: signal.Signals) -> None:
-    out = place / f"stopped-{number.name}"
-    trial, release = out / "trial-0000", place / f"{out.name}.release"
+def test_stopped_or_killed_study_resumes_within_its_trial(workspace: Path, number: signal.Signals) -> None:
+    out = workspace / f"stopped-{number.name}"
+    trial, release = out / "trial-0000", workspace / f"{out.name}.release"
     command = ["tune", "job.yaml", "--out", out.name, "--search", "model.dim=4..8", "--trials", "2"]
     command += ["--set", "checkpoint.interval_steps=2"]
-    with started(*command, cwd=place, variables=pace(place, release)) as tuning:
+    with started(*command, cwd=workspace, variables=pace(workspace, release)) as tuning:
         Training(tuning, trial, release).wait_for("checkpoint_saved")
         dim = yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"]
         tuning.process.send_signal(number)
@@ -72,21 +72,21 @@ def test_stopped_or_killed_study_resumes_within_its_trial(place: Path, number: s
     if number == signal.SIGINT:
         assert ended.returncode == 130
         assert "crossfade: stopped by SIGINT after 0 trials; the same command resumes the study" in ended.stderr
-    succeeded(crossfade(*command, cwd=place))
+    succeeded(crossfade(*command, cwd=workspace))
     assert len(trials(out)) == 2
     assert "resuming from step" in (out / "trial-0000.log").read_text()
     assert yaml.safe_load((trial / "job.yaml").read_text())["model"]["dim"] == dim
 
 
 @pytest.mark.slow
-def test_three_failed_trials_in_a_row_end_the_study(place: Path) -> None:
+def test_three_failed_trials_in_a_row_end_the_study(workspace: Path) -> None:
     search = ["--search", "optimizer.learning_rate=1.0e30|1.0e31", "--set", "optimizer.kind=sgd"]
-    result = crossfade("tune", "job.yaml", "--out", "failing", *search, cwd=place)
+    result = crossfade("tune", "job.yaml", "--out", "failing", *search, cwd=workspace)
     assert result.returncode == 1
     error = result.stderr.splitlines()[-1]
     assert error.startswith("crossfade: error: 3 trials in a row failed, the last one: ")
     assert "(log: failing/trial-0002.log)" in error
-    assert not (place / "failing" / "best.yaml").exists()
+    assert not (workspace / "failing" / "best.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -102,15 +102,15 @@ def test_three_failed_trials_in_a_row_end_the_study(place: Path) -> None:
         (["--set", "data.path=nowhere"], "nowhere"),
     ],
 )
-def test_invalid_search_is_rejected_in_one_line(place: Path, options: list[str], message: str) -> None:
-    result = crossfade("tune", "job.yaml", *options, cwd=place)
+def test_invalid_search_is_rejected_in_one_line(workspace: Path, options: list[str], message: str) -> None:
+    result = crossfade("tune", "job.yaml", *options, cwd=workspace)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert not (place / "runs").exists()
+    assert not (workspace / "runs").exists()
 
 
-def test_dataset_without_valid_split_is_rejected(place: Path, tmp_path: Path) -> None:
+def test_dataset_without_valid_split_is_rejected(workspace: Path, tmp_path: Path) -> None:
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data", held_out=False))
     result = crossfade("tune", "job.yaml", cwd=tmp_path)
     assert result.returncode == 2

@@ -21,15 +21,15 @@ SPECIAL_CHARACTERS = 'da ta/Füße "it\'s" 音楽 100%'
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def workspace(tmp_path: Path) -> Path:
     """Write a dataset and a job."""
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
     return tmp_path
 
 
 @pytest.fixture
-def train_error(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> TrainError:
-    return train_error_runner(place, monkeypatch, capfd)
+def train_error(workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> TrainError:
+    return train_error_runner(workspace, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,14 @@ def on_s3(uri: str) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-def test_s3_uri_with_spaces_unicode_and_quotes_is_read(place: Path, s3: ObjectStore) -> None:
+def test_s3_uri_with_spaces_unicode_and_quotes_is_read(workspace: Path, s3: ObjectStore) -> None:
     uri = s3.uri(f"in put/{SPECIAL_CHARACTERS}")
     runs = {"s3": on_s3(uri), "local": ()}
     for run, options in runs.items():
         command = ("train", "job.yaml", "--run-dir", run, *options)
-        succeeded(crossfade(*command, cwd=place, variables=s3.variables))
+        succeeded(crossfade(*command, cwd=workspace, variables=s3.variables))
     for name in ("customer", "track"):
-        one, other = (next((place / run / "embeddings" / name).iterdir()).read_bytes() for run in runs)
+        one, other = (next((workspace / run / "embeddings" / name).iterdir()).read_bytes() for run in runs)
         assert one == other
     for command in (
         ("evaluate", "s3"),
@@ -59,7 +59,7 @@ def test_s3_uri_with_spaces_unicode_and_quotes_is_read(place: Path, s3: ObjectSt
         ("plan", "s3/job.yaml"),
         ("export", "s3", "--out", "x"),
     ):
-        succeeded(crossfade(*command, cwd=place, variables=s3.variables))
+        succeeded(crossfade(*command, cwd=workspace, variables=s3.variables))
 
 
 @pytest.mark.slow
@@ -132,10 +132,12 @@ def test_unreachable_endpoint_is_rejected(train_error: TrainError) -> None:
 
 
 @pytest.mark.slow
-def test_s3_object_deleted_during_training_ends_the_run(place: Path, s3: ObjectStore) -> None:
-    uri = s3.upload(place / "data", "vanishing")
+def test_s3_object_deleted_during_training_ends_the_run(workspace: Path, s3: ObjectStore) -> None:
+    uri = s3.upload(workspace / "data", "vanishing")
     epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
-    with paced("train", "job.yaml", *on_s3(uri), *epochs, run_dir=place / "run", variables=s3.variables) as training:
+    with paced(
+        "train", "job.yaml", *on_s3(uri), *epochs, run_dir=workspace / "run", variables=s3.variables
+    ) as training:
         training.wait_for("step")
         s3.client().delete_file(f"{BUCKET}/vanishing/{FILE}")
         result = training.finish()
@@ -146,13 +148,13 @@ def test_s3_object_deleted_during_training_ends_the_run(place: Path, s3: ObjectS
 
 
 @pytest.mark.slow
-def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(place: Path, s3: ObjectStore) -> None:
-    uri = s3.upload(place / "data", "away")
+def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(workspace: Path, s3: ObjectStore) -> None:
+    uri = s3.upload(workspace / "data", "away")
     command = ("train", "job.yaml", *on_s3(uri), "--set", "checkpoint.interval_steps=10", "--set", "train.epochs=40")
     command = (*command, "--set", "train.eval_every_epochs=40")
     with flaky_proxy(s3.endpoint) as proxy:
         variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "3"}
-        with paced(*command, run_dir=place / "run", variables=variables) as training:
+        with paced(*command, run_dir=workspace / "run", variables=variables) as training:
             training.wait_for("checkpoint_saved")
             proxy.inject_every("reset", 1)
             result = training.finish()
@@ -164,5 +166,5 @@ def test_storage_outage_during_training_fails_the_run_and_keeps_checkpoints(plac
         assert "Traceback" not in result.stderr
         proxy.inject_every("throttle", 7)
         del variables["CROSSFADE_S3_ATTEMPTS"]
-        succeeded(crossfade(*command, "--run-dir", "run", "--resume", cwd=place, variables=variables))
-    assert json.loads((place / "run" / "report.json").read_text())["examples"] == 40 * train_rows()
+        succeeded(crossfade(*command, "--run-dir", "run", "--resume", cwd=workspace, variables=variables))
+    assert json.loads((workspace / "run" / "report.json").read_text())["examples"] == 40 * train_rows()

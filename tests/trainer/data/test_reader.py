@@ -75,9 +75,9 @@ def replace_second_group(**columns: pa.Array) -> Callable[[Path], None]:
     def corrupt(path: Path) -> None:
         first, second = (interaction_table(group) for group in VALID[0])
         for name, column in columns.items():
-            place = second.column_names.index(name)
-            second = second.set_column(place, name, column)
-            first = first.set_column(place, name, first.column(name).cast(column.type))
+            workspace = second.column_names.index(name)
+            second = second.set_column(workspace, name, column)
+            first = first.set_column(workspace, name, first.column(name).cast(column.type))
         write_groups(path, [first, second])
 
     return corrupt

@@ -190,7 +190,7 @@ def test_file_that_changed_after_counting_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def workspace(tmp_path: Path) -> Path:
     """Write data of 160 days and a job."""
     write_timed(tmp_path / "data", clustered=False)
     write_job(tmp_path / "job.yaml", tmp_path / "data", train={"batch_size": 16, "epochs": 3}, negatives={"count": 4})
@@ -198,27 +198,27 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_train_uses_time_range_and_resumes_only_with_the_same(place: Path) -> None:
+def test_train_uses_time_range_and_resumes_only_with_the_same(workspace: Path) -> None:
     since = ("--set", "data.since=2024-02-15")
     run = ("train", "job.yaml", "--run-dir", "run")
-    result = succeeded(crossfade(*run, *since, cwd=place))
-    report = json.loads((place / "run" / "report.json").read_text())
+    result = succeeded(crossfade(*run, *since, cwd=workspace))
+    report = json.loads((workspace / "run" / "report.json").read_text())
     assert report["examples"] == 3 * (160 - 45)
     assert report["steps"] == 3 * -(-(160 - 45) // 16)
     assert "Traceback" not in result.stderr
-    other = crossfade(*run, "--resume", "--set", "data.since=2024-02-16", cwd=place)
+    other = crossfade(*run, "--resume", "--set", "data.since=2024-02-16", cwd=workspace)
     assert other.returncode == 2
     assert "cannot resume: data.since was '2024-02-15' and is now '2024-02-16'" in other.stderr
-    plan = json.loads(succeeded(crossfade("plan", "job.yaml", *since, "--json", cwd=place)).stdout)
+    plan = json.loads(succeeded(crossfade("plan", "job.yaml", *since, "--json", cwd=workspace)).stdout)
     assert plan["traffic"]["examples"] == pytest.approx((160 - 45) / -(-(160 - 45) // 16))
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_two_workers_read_the_same_time_range_as_one(place: Path) -> None:
+def test_two_workers_read_the_same_time_range_as_one(workspace: Path) -> None:
     since = ("--set", "data.until=2024-02-15")
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "one", *since, cwd=place))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "two", "--servers", 1, "--workers", 2, *since, cwd=place))
-    one, two = (json.loads((place / run / "report.json").read_text()) for run in ("one", "two"))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "one", *since, cwd=workspace))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "two", "--servers", 1, "--workers", 2, *since, cwd=workspace))
+    one, two = (json.loads((workspace / run / "report.json").read_text()) for run in ("one", "two"))
     assert one["examples"] == two["examples"] == 3 * 45
     assert one["steps"] == two["steps"]

@@ -37,13 +37,13 @@ def weights_of_newest(run: Path, entity: str) -> FloatArray:
     return weights_ND
 
 
-def train(place: Path, run: str, *options: object, **sections: Any) -> Path:
+def train(workspace: Path, run: str, *options: object, **sections: Any) -> Path:
     """Train on planted data, and return the run folder."""
-    if not (place / "data").exists():
-        write_planted(place / "data", named=True, held_out=False)
-    write_job(place / f"{run}.yaml", place / "data", **sections)
-    succeeded(crossfade("train", f"{run}.yaml", "--run-dir", run, *options, cwd=place))
-    return place / run
+    if not (workspace / "data").exists():
+        write_planted(workspace / "data", named=True, held_out=False)
+    write_job(workspace / f"{run}.yaml", workspace / "data", **sections)
+    succeeded(crossfade("train", f"{run}.yaml", "--run-dir", run, *options, cwd=workspace))
+    return workspace / run
 
 
 def assert_equal_folders(one: Path, other: Path) -> None:

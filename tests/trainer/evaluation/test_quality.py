@@ -24,7 +24,7 @@ def write_published(data: Path) -> None:
             (data / folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
 
 
-def quality(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def quality(workspace: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "benchmarks/quality.py",
@@ -36,7 +36,7 @@ def quality(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
         "quality.md",
         *options,
     ]
-    paths = [str(place / part) if part in {"data", "runs", "quality.md"} else part for part in command]
+    paths = [str(workspace / part) if part in {"data", "runs", "quality.md"} else part for part in command]
     return subprocess.run(paths, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
 
 

@@ -255,13 +255,13 @@ def test_interactions_without_positive_weight_are_ignored(data: Path) -> None:
     queries = held_out_data.queries_Q.tolist()
     assert 28 not in queries
     truth, trained = by_query("test"), by_query("train")
-    for place, query in enumerate(queries):
+    for index, query in enumerate(queries):
         replayed = truth[query] & trained.get(query, set())
         for expected, lists in (
             (truth[query], held_out_data.truth),
             (trained.get(query, set()) - replayed, held_out_data.excluded),
         ):
-            items = lists.items_N[lists.starts_Q1[place] : lists.starts_Q1[place + 1]].tolist()
+            items = lists.items_N[lists.starts_Q1[index] : lists.starts_Q1[index + 1]].tolist()
             assert items == sorted(expected)
     # Pairs of train that are held out too stay in the ranking: there are some, or this would test nothing.
     assert any(truth[query] & trained.get(query, set()) for query in queries)

@@ -148,7 +148,7 @@ def test_invalid_layers_are_rejected(sections: Mapping[str, Any], expected: str)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write data and a job whose towers both have dense layers."""
     folder = tmp_path_factory.mktemp("dense")
     data = write_planted(folder / "data")
@@ -157,20 +157,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(place: Path, run: str, *options: object) -> int:
-    words = ["train", place / "job.yaml", "--run-dir", place / run, "--set", "metrics.port=null", *options]
+def command(workspace: Path, run: str, *options: object) -> int:
+    words = ["train", workspace / "job.yaml", "--run-dir", workspace / run, "--set", "metrics.port=null", *options]
     return main([str(word) for word in words])
 
 
-def train(place: Path, run: str, *options: object) -> Path:
-    assert command(place, run, *options) == 0
-    return place / run
+def train(workspace: Path, run: str, *options: object) -> Path:
+    assert command(workspace, run, *options) == 0
+    return workspace / run
 
 
 @pytest.fixture(scope="module")
-def trained(place: Path) -> Path:
+def trained(workspace: Path) -> Path:
     """Train an undisturbed run, in process."""
-    return train(place, "trained")
+    return train(workspace, "trained")
 
 
 def report_of(run: Path) -> dict[str, Any]:
@@ -180,11 +180,11 @@ def report_of(run: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_resumed_run_equals_uninterrupted_run(place: Path, kind: str) -> None:
+def test_resumed_run_equals_uninterrupted_run(workspace: Path, kind: str) -> None:
     options = ("--set", f"optimizer.kind={kind}", "--set", "train.save_embeddings=none", "--set", "train.epochs=3")
-    complete = train(place, f"complete-{kind}", *options)
-    stopped = train(place, f"stopped-{kind}", *options, "--set", "train.max_steps=13")
-    train(place, stopped.name, *options, "--resume")
+    complete = train(workspace, f"complete-{kind}", *options)
+    stopped = train(workspace, f"stopped-{kind}", *options, "--set", "train.max_steps=13")
+    train(workspace, stopped.name, *options, "--resume")
     resumed_layers, expected_layers = final_layers(stopped), final_layers(complete)
     assert {name for name in resumed_layers if "." in name} or kind == "sgd"
     for name, values in resumed_layers.items():
@@ -194,8 +194,8 @@ def test_resumed_run_equals_uninterrupted_run(place: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_training_changes_layers_and_improves_recall(place: Path, trained: Path) -> None:
-    job = load_job(place / "job.yaml")
+def test_training_changes_layers_and_improves_recall(workspace: Path, trained: Path) -> None:
+    job = load_job(workspace / "job.yaml")
     model = read_inputs(job).model
     fresh = DenseLayers.of(job, model).parameters
     learned = final_layers(trained)
@@ -204,19 +204,19 @@ def test_training_changes_layers_and_improves_recall(place: Path, trained: Path)
     tables = sum(table.rows * table.dim for table in model.tables)
     assert report["parameters"] == tables + sum(values.size for values in fresh.values())
     untrained = train(
-        place, "untrained", "--set", "optimizer.learning_rate=1e-12", "--set", "model.dense.learning_rate=1e-12"
+        workspace, "untrained", "--set", "optimizer.learning_rate=1e-12", "--set", "model.dense.learning_rate=1e-12"
     )
     assert report["metrics"]["test"]["recall@10"] > 2 * report_of(untrained)["metrics"]["test"]["recall@10"]
 
 
 @pytest.mark.slow
-def test_export_equals_written_embeddings(place: Path, trained: Path) -> None:
-    run = train(place, "one-epoch", "--set", "train.epochs=1")
-    assert main(["export", str(newest(run)), "--out", str(place / "exported")]) == 0
-    written, exported = vectors(run / "embeddings"), vectors(place / "exported")
+def test_export_equals_written_embeddings(workspace: Path, trained: Path) -> None:
+    run = train(workspace, "one-epoch", "--set", "train.epochs=1")
+    assert main(["export", str(newest(run)), "--out", str(workspace / "exported")]) == 0
+    written, exported = vectors(run / "embeddings"), vectors(workspace / "exported")
     with closing(open_checkpoint(str(newest(run)))) as checkpoint:
         rows = {name: checkpoint.weights(name, 0, checkpoint.rows(name)) for name in written}
-        job = load_job(place / "job.yaml")
+        job = load_job(workspace / "job.yaml")
         layers = DenseLayers.of(job, read_inputs(job).model)
         layers.load(checkpoint)
     for entity, vectors_ND in written.items():
@@ -227,16 +227,16 @@ def test_export_equals_written_embeddings(place: Path, trained: Path) -> None:
 
 @pytest.mark.slow
 def test_corrupt_layer_file_falls_back_to_previous_checkpoint(
-    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(place, "corrupt", "--set", "train.max_steps=13")
+    run = train(workspace, "corrupt", "--set", "train.max_steps=13")
     *_, before, _ = sorted((run / "checkpoints").glob("step-*"))
     file = newest(run) / DENSE_FILE
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     capsys.readouterr()
-    train(place, run.name, "--resume")
+    train(workspace, run.name, "--resume")
     log = capsys.readouterr().err
     assert f"skipped a checkpoint: {file}: its CRC-32 is not the one in manifest.json" in log
     assert f"resuming from step {int(before.name.removeprefix('step-'))}\n" in log
@@ -256,9 +256,9 @@ def truncate_layers(step: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("corrupt", "expected"), [(without_file, "missing"), (truncate_layers, "bytes, expected")])
 def test_checkpoint_without_complete_layers_is_skipped(
-    place: Path, corrupt: Callable[[Path], None], expected: str, request: pytest.FixtureRequest
+    workspace: Path, corrupt: Callable[[Path], None], expected: str, request: pytest.FixtureRequest
 ) -> None:
-    run = train(place, f"corrupted-{corrupt.__name__}", "--set", "train.max_steps=7")
+    run = train(workspace, f"corrupted-{corrupt.__name__}", "--set", "train.max_steps=7")
     corrupt(newest(run))
     checkpoint, reasons = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
@@ -269,15 +269,15 @@ def test_checkpoint_without_complete_layers_is_skipped(
 
 @pytest.mark.slow
 def test_warm_start_with_other_layers_is_rejected(
-    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = train(place, "plain", "--set", "model.dense={}", "--set", "train.max_steps=2")
+    plain = train(workspace, "plain", "--set", "model.dense={}", "--set", "train.max_steps=2")
     assert '"files"' not in (newest(plain) / "manifest.json").read_text()
 
     def error_of(source: Path, *options: object) -> str:
         capsys.readouterr()
-        assert command(place, "rejected", "--set", f"checkpoint.warm_start_from={newest(source)}", *options) == 2
-        assert not (place / "rejected").exists()
+        assert command(workspace, "rejected", "--set", f"checkpoint.warm_start_from={newest(source)}", *options) == 2
+        assert not (workspace / "rejected").exists()
         return capsys.readouterr().err
 
     assert "has no dense layers, but the job has some for customer and track" in error_of(plain)
@@ -286,16 +286,16 @@ def test_warm_start_with_other_layers_is_rejected(
     )
     narrower = error_of(trained, "--set", "model.dense.query=[15, 8]")
     assert "customer/0/bias is float32 1 x 16 in the checkpoint and float32 1 x 15 in the job" in narrower
-    assert command(place, "trained", "--resume", "--set", "model.dense.activation=tanh") == 2
+    assert command(workspace, "trained", "--resume", "--set", "model.dense.activation=tanh") == 2
     assert "cannot resume: model.dense.activation was 'relu' and is now 'tanh'" in capsys.readouterr().err
     still = ("--set", "optimizer.learning_rate=1e-30", "--set", "model.dense.learning_rate=1e-30")
     start = ("--set", f"checkpoint.warm_start_from={trained / 'checkpoints'}", "--set", "train.max_steps=1", *still)
-    warm = train(place, "warm", *start)
+    warm = train(workspace, "warm", *start)
     np.testing.assert_array_equal(final_layers(warm)["track/2/weights"], final_layers(trained)["track/2/weights"])
 
 
-def test_plan_counts_layers(place: Path) -> None:
-    plan = plan_capacity(read_inputs(load_job(place / "job.yaml", ["optimizer.kind=adam"])))
+def test_plan_counts_layers(workspace: Path) -> None:
+    plan = plan_capacity(read_inputs(load_job(workspace / "job.yaml", ["optimizer.kind=adam"])))
     [process] = plan.processes
     parts = {part.what: part.bytes for part in process.parts}
     weights = (8 + 1) * 16 + 16 + (16 + 1) * 8
@@ -305,8 +305,8 @@ def test_plan_counts_layers(place: Path) -> None:
     assert "all-reduce of dense gradients" not in parts
 
 
-def test_plan_counts_all_reduce_traffic(place: Path) -> None:
-    inputs = read_inputs(load_job(place / "job.yaml", ["cluster.servers=1", "cluster.workers=4"])).with_counts()
+def test_plan_counts_all_reduce_traffic(workspace: Path) -> None:
+    inputs = read_inputs(load_job(workspace / "job.yaml", ["cluster.servers=1", "cluster.workers=4"])).with_counts()
     plan = plan_capacity(inputs)
     weights = sum(spec.parameters for spec in inputs.model.dense)
     [part] = [part for part in plan.processes[-1].parts if part.what == "all-reduce of dense gradients"]
@@ -325,11 +325,11 @@ def test_plan_counts_all_reduce_traffic(place: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_worker_on_servers_equals_one_process_and_resumes_its_checkpoint(place: Path, trained: Path) -> None:
+def test_worker_on_servers_equals_one_process_and_resumes_its_checkpoint(workspace: Path, trained: Path) -> None:
     options = ("train", "job.yaml", "--set", "metrics.port=null", "--servers", 2, "--run-dir")
-    succeeded(crossfade(*options, "servers", cwd=place))
-    assert_same_run(place / "servers", trained)
-    moved = train(place, "moved", "--set", "train.max_steps=13")
-    succeeded(crossfade(*options, moved, "--resume", cwd=place))
+    succeeded(crossfade(*options, "servers", cwd=workspace))
+    assert_same_run(workspace / "servers", trained)
+    moved = train(workspace, "moved", "--set", "train.max_steps=13")
+    succeeded(crossfade(*options, moved, "--resume", cwd=workspace))
     for name, values in final_layers(moved).items():
         assert values.tobytes() == final_layers(trained)[name].tobytes(), name

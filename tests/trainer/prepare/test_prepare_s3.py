@@ -50,13 +50,13 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def place(s3: ObjectStore, tmp_path: Path) -> Folder:
+def workspace(s3: ObjectStore, tmp_path: Path) -> Folder:
     return Folder(s3.uri(tmp_path.name))
 
 
-def upload(place: Folder, name: str, path: Path) -> str:
-    place.write(name, path.read_bytes())
-    return f"{place.uri}/{name}"
+def upload(workspace: Folder, name: str, path: Path) -> str:
+    workspace.write(name, path.read_bytes())
+    return f"{workspace.uri}/{name}"
 
 
 def contents(folder: Folder) -> list[tuple[str, str]]:
@@ -66,7 +66,7 @@ def contents(folder: Folder) -> list[tuple[str, str]]:
     return [(os.path.dirname(file.path), hashlib.sha256(folder.read(file.path)).hexdigest()) for file in files]  # noqa: PTH120
 
 
-def test_s3_gives_same_dataset_as_local_files(place: Folder, tmp_path: Path) -> None:
+def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "query": "customer",
         "item": "track",
@@ -77,26 +77,26 @@ def test_s3_gives_same_dataset_as_local_files(place: Folder, tmp_path: Path) -> 
     }
     spec = SyntheticSpec(queries=400, items=200, interactions=30_000, genres=4)
     write_raw_events(tmp_path / "raw", spec, seed=1)
-    write_raw_events(f"{place.uri}/raw", spec, seed=1)
+    write_raw_events(f"{workspace.uri}/raw", spec, seed=1)
     prepare_files(tmp_path / "out", tmp_path / "raw/events/part-00000.parquet", **options)
-    manifest = prepare_files(f"{place.uri}/out", f"{place.uri}/r?w/**/part-*.parquet", **options)
-    assert contents(place.child("out")) == contents(Folder(tmp_path / "out"))
-    assert read_manifest(place.child("out")) == manifest
+    manifest = prepare_files(f"{workspace.uri}/out", f"{workspace.uri}/r?w/**/part-*.parquet", **options)
+    assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))
+    assert read_manifest(workspace.child("out")) == manifest
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_synthetic_dataset_is_written_to_s3(place: Folder, tmp_path: Path) -> None:
+def test_synthetic_dataset_is_written_to_s3(workspace: Folder, tmp_path: Path) -> None:
     spec = SyntheticSpec(queries=100, items=50, interactions=5000)
     write_synthetic(tmp_path / "out", spec, 1)
-    write_synthetic(place.uri, spec, 1)
-    assert contents(place) == contents(Folder(tmp_path / "out"))
+    write_synthetic(workspace.uri, spec, 1)
+    assert contents(workspace) == contents(Folder(tmp_path / "out"))
 
 
-def test_only_needed_columns_are_fetched(place: Folder, tmp_path: Path) -> None:
+def test_only_needed_columns_are_fetched(workspace: Folder, tmp_path: Path) -> None:
     count = 20_000
     blob = pa.array([hashlib.sha512(str(n).encode()).digest() * 4 for n in range(count)])
     path = write_parquet(tmp_path / "e.parquet", a=blob, customer=list(range(count)), b=blob, item=[1] * count)
-    files = find_files("--train", [upload(place, "e.parquet", path)], None)
+    files = find_files("--train", [upload(workspace, "e.parquet", path)], None)
     with fetch_files(files, tmp_path / "tmp", ["customer", "item"]) as here:
         (file,) = [(local.path.stat(), pq.read_table(local.path, columns=["customer", "item"])) for local in here]
     assert file[0].st_size == path.stat().st_size
@@ -104,20 +104,20 @@ def test_only_needed_columns_are_fetched(place: Folder, tmp_path: Path) -> None:
     assert file[1]["customer"].to_pylist() == list(range(count))
 
 
-def test_special_characters_in_keys_are_read_and_globs_match_within_parts(place: Folder, tmp_path: Path) -> None:
+def test_special_characters_in_keys_are_read_and_globs_match_within_parts(workspace: Folder, tmp_path: Path) -> None:
     names = ['it\'s a "día" [1]/a*.parquet', "2024-01/ö #1?.parquet", "2024-02/b.parquet", "2024-02/deep/c.parquet"]
     uris = [
-        upload(place, name, write_parquet(tmp_path / f"{number}.parquet", customer=[number], item=[1]))
+        upload(workspace, name, write_parquet(tmp_path / f"{number}.parquet", customer=[number], item=[1]))
         for number, name in enumerate([*names, "2024-02/.hidden.parquet", "2024-02/notes.txt"])
     ]
 
     def found(*patterns: str) -> list[str]:
-        return [str(file).removeprefix(f"{place.uri}/") for file in find_files("--train", patterns, None)]
+        return [str(file).removeprefix(f"{workspace.uri}/") for file in find_files("--train", patterns, None)]
 
     assert found(*uris[:2]) == names[:2]
-    assert found(f"{place.uri}/2024-*/*.parquet") == names[1:3]
-    assert found(f"{place.uri}/2024-0[2-9]/**/*.parquet") == names[2:4]
-    assert found(f"{place.uri}/**/b.parquet") == [names[2]]
+    assert found(f"{workspace.uri}/2024-*/*.parquet") == names[1:3]
+    assert found(f"{workspace.uri}/2024-0[2-9]/**/*.parquet") == names[2:4]
+    assert found(f"{workspace.uri}/**/b.parquet") == [names[2]]
     prepare_files(tmp_path / "out", *uris[:2])
     assert read_manifest(Folder(tmp_path / "out")).entities["customer"].rows == 2
 
@@ -125,48 +125,50 @@ def test_special_characters_in_keys_are_read_and_globs_match_within_parts(place:
 Case = Callable[[Folder, Path], dict[str, Any]]
 
 
-def truncated_among_valid(place: Folder, tmp_path: Path) -> dict[str, Any]:
+def truncated_among_valid(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
     good = write_parquet(tmp_path / "good.parquet", **random_events(3000))
     for name in ("a.parquet", "c.parquet"):
-        upload(place, f"in/{name}", good)
-    place.write("in/b.parquet", good.read_bytes()[:5000])
-    return {"train": [f"{place.uri}/in/*.parquet"]}
+        upload(workspace, f"in/{name}", good)
+    workspace.write("in/b.parquet", good.read_bytes()[:5000])
+    return {"train": [f"{workspace.uri}/in/*.parquet"]}
 
 
-def corrupt_among_valid(place: Folder, tmp_path: Path) -> dict[str, Any]:
+def corrupt_among_valid(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
     good = write_parquet(tmp_path / "good.parquet", **random_events(3000))
-    upload(place, "in/a.parquet", good)
+    upload(workspace, "in/a.parquet", good)
     content = bytearray(good.read_bytes())
     content[4:3000] = bytes(2996)
-    place.write("in/b.parquet", bytes(content))
-    return {"train": [f"{place.uri}/in/*.parquet"]}
+    workspace.write("in/b.parquet", bytes(content))
+    return {"train": [f"{workspace.uri}/in/*.parquet"]}
 
 
-def other_schema(place: Folder, tmp_path: Path) -> dict[str, Any]:
-    upload(place, "in/a.parquet", write_parquet(tmp_path / "a.parquet", customer=["x"], item=[1]))
-    upload(place, "in/b.parquet", write_parquet(tmp_path / "b.parquet", customer=[1], item=[1]))
-    return {"train": [f"{place.uri}/in/*.parquet"]}
+def other_schema(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
+    upload(workspace, "in/a.parquet", write_parquet(tmp_path / "a.parquet", customer=["x"], item=[1]))
+    upload(workspace, "in/b.parquet", write_parquet(tmp_path / "b.parquet", customer=[1], item=[1]))
+    return {"train": [f"{workspace.uri}/in/*.parquet"]}
 
 
-def null_id(place: Folder, tmp_path: Path) -> dict[str, Any]:
+def null_id(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
     return {
-        "train": [upload(place, "e.parquet", write_parquet(tmp_path / "e.parquet", customer=[1, None], item=[1, 1]))]
+        "train": [
+            upload(workspace, "e.parquet", write_parquet(tmp_path / "e.parquet", customer=[1, None], item=[1, 1]))
+        ]
     }
 
 
-def bad_line(place: Folder, _: Path) -> dict[str, Any]:
-    place.write("e.csv", b"customer,item\n1,1\n2,-5\n")
-    return {"train": [f"{place.uri}/e.csv"]}
+def bad_line(workspace: Folder, _: Path) -> dict[str, Any]:
+    workspace.write("e.csv", b"customer,item\n1,1\n2,-5\n")
+    return {"train": [f"{workspace.uri}/e.csv"]}
 
 
-def only_empty_files(place: Folder, tmp_path: Path) -> dict[str, Any]:
+def only_empty_files(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
     none = pa.array([], pa.int64())
-    return {"train": [upload(place, "e.parquet", write_parquet(tmp_path / "e.parquet", customer=none, item=none))]}
+    return {"train": [upload(workspace, "e.parquet", write_parquet(tmp_path / "e.parquet", customer=none, item=none))]}
 
 
-def output_above_input(place: Folder, tmp_path: Path) -> dict[str, Any]:
+def output_above_input(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
     good = write_parquet(tmp_path / "good.parquet", **random_events(10))
-    return {"train": [upload(place, "out/e.parquet", good)], "overwrite": True}
+    return {"train": [upload(workspace, "out/e.parquet", good)], "overwrite": True}
 
 
 REJECTED: dict[str, tuple[Case, list[str]]] = {
@@ -177,28 +179,31 @@ REJECTED: dict[str, tuple[Case, list[str]]] = {
     "negative id": (bad_line, ["/e.csv, line 3", "'-5'", "negative"]),
     "no events": (only_empty_files, ["no interaction"]),
     "missing key": (
-        lambda place, _: {"train": [f"{place.uri}/no.parquet"]},
+        lambda workspace, _: {"train": [f"{workspace.uri}/no.parquet"]},
         ["--train", "/no.parquet: no such object"],
     ),
-    "no match": (lambda place, _: {"train": [f"{place.uri}/*.parquet"]}, ["--train", "/*.parquet: matches no object"]),
-    "folder": (lambda place, _: {"train": [place.uri]}, ["is a folder", "/*.parquet"]),
+    "no match": (
+        lambda workspace, _: {"train": [f"{workspace.uri}/*.parquet"]},
+        ["--train", "/*.parquet: matches no object"],
+    ),
+    "folder": (lambda workspace, _: {"train": [workspace.uri]}, ["is a folder", "/*.parquet"]),
     "input file inside --out": (output_above_input, ["/out/e.parquet: is inside --out"]),
 }
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_bad_objects_are_rejected_by_uri_and_nothing_is_left(place: Folder, tmp_path: Path, name: str) -> None:
+def test_bad_objects_are_rejected_by_uri_and_nothing_is_left(workspace: Folder, tmp_path: Path, name: str) -> None:
     case, expected = REJECTED[name]
-    place.write("there", b"")
-    options = case(place, tmp_path)
-    before = place.sizes()
+    workspace.write("there", b"")
+    options = case(workspace, tmp_path)
+    before = workspace.sizes()
     with pytest.raises(InputError) as caught:
-        prepare(PrepareOptions(out=f"{place.uri}/out", **options))
+        prepare(PrepareOptions(out=f"{workspace.uri}/out", **options))
     message = str(caught.value)
     for fragment in expected:
         assert fragment in message
     assert "\n" not in message
-    assert place.sizes() == before
+    assert workspace.sizes() == before
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -254,14 +259,14 @@ def wrong_variables(name: str) -> dict[str, str]:
     ],
 )
 def test_storage_errors_at_the_start_end_with_exit_code_2(
-    place: Folder, tmp_path: Path, what: str, name: str, side: str, fragments: list[str]
+    workspace: Folder, tmp_path: Path, what: str, name: str, side: str, fragments: list[str]
 ) -> None:
     good = write_parquet(tmp_path / "e.parquet", **random_events(10))
-    uri = upload(place, "e.parquet", good)
-    source, out = (uri, tmp_path / "out") if side == "in" else (good, f"{place.uri}/out")
+    uri = upload(workspace, "e.parquet", good)
+    source, out = (uri, tmp_path / "out") if side == "in" else (good, f"{workspace.uri}/out")
     if name == "wrong bucket":
         source, out = ("s3://nobodys/e.parquet", out) if side == "in" else (source, "s3://nobodys/out")
-    before = place.sizes()
+    before = workspace.sizes()
     result = subprocess.run(
         [sys.executable, "-m", "crossfade", "prepare", "--events", str(source), "--out", str(out)],
         env=os.environ | wrong_variables(name) | {"TMPDIR": str(tmp_path / "tmp")},
@@ -275,22 +280,22 @@ def test_storage_errors_at_the_start_end_with_exit_code_2(
     documented(what, line.removeprefix("crossfade: error: "))
     for fragment in fragments:
         assert fragment in line
-    assert place.sizes() == before
+    assert workspace.sizes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"e.parquet", "tmp"}
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("side", ["in", "out"])
 def test_expired_credentials_are_rejected(
-    place: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ObjectStore, side: str
+    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ObjectStore, side: str
 ) -> None:
     good = write_parquet(tmp_path / "e.parquet", **random_events(10))
-    uri = upload(place, "e.parquet", good)
+    uri = upload(workspace, "e.parquet", good)
     with flaky_proxy(server.endpoint) as proxy:
         proxy.inject_every("expire", 1)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with pytest.raises(InputError) as caught:
-            prepare_files(*((tmp_path / "out", uri) if side == "in" else (f"{place.uri}/out", good)))
+            prepare_files(*((tmp_path / "out", uri) if side == "in" else (f"{workspace.uri}/out", good)))
     documented("prepare: expired credentials", str(caught.value))
 
 
@@ -302,30 +307,31 @@ def test_missing_bucket_is_not_created(s3: ObjectStore, tmp_path: Path) -> None:
         Folder("s3://nobodys").check_bucket()
 
 
-def test_overwrite_replaces_old_objects(place: Folder, tmp_path: Path) -> None:
+def test_overwrite_replaces_old_objects(workspace: Folder, tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(400))
-    prepare_files(place.uri, train)
-    old = place.sizes()
+    prepare_files(workspace.uri, train)
+    old = workspace.sizes()
     with pytest.raises(InputError, match=r"exists already.*--overwrite"):
-        prepare_files(place.uri, train, hold_out="random:0.5")
-    assert place.sizes() == old
-    manifest = prepare_files(place.uri, train, hold_out="random:0.5", overwrite=True)
+        prepare_files(workspace.uri, train, hold_out="random:0.5")
+    assert workspace.sizes() == old
+    manifest = prepare_files(workspace.uri, train, hold_out="random:0.5", overwrite=True)
     files = [file for kind in (manifest.entities, manifest.splits) for part in kind.values() for file in part.files]
-    assert set(place.sizes()) == {FILE_NAME, *(file.path for file in files)}
-    assert not set(place.sizes()) & set(old) - {FILE_NAME}
+    assert set(workspace.sizes()) == {FILE_NAME, *(file.path for file in files)}
+    assert not set(workspace.sizes()) & set(old) - {FILE_NAME}
 
 
 @pytest.mark.parametrize("phase", ["read events", "vocabulary of item", "write train"])
-def test_interrupt_on_s3_leaves_old_dataset_or_nothing(place: Folder, tmp_path: Path, phase: str) -> None:
+def test_interrupt_on_s3_leaves_old_dataset_or_nothing(workspace: Folder, tmp_path: Path, phase: str) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(400))
-    prepare_files(f"{place.uri}/old", train)
-    before = place.sizes()
+    prepare_files(f"{workspace.uri}/old", train)
+    before = workspace.sizes()
     for name in ("old", "new"):
         with pytest.raises(KeyboardInterrupt):
             prepare(
-                PrepareOptions(out=f"{place.uri}/{name}", train=[train], overwrite=True), InterruptingReporter(phase)
+                PrepareOptions(out=f"{workspace.uri}/{name}", train=[train], overwrite=True),
+                InterruptingReporter(phase),
             )
-    assert place.sizes() == before
+    assert workspace.sizes() == before
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -339,38 +345,38 @@ class InterruptedFolder(Folder):
 
 
 def test_interrupt_after_manifest_leaves_new_dataset_complete(
-    place: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_files(place.uri, write_parquet(tmp_path / "e.parquet", **random_events(400)))
-    old = contents(place)
+    prepare_files(workspace.uri, write_parquet(tmp_path / "e.parquet", **random_events(400)))
+    old = contents(workspace)
     with monkeypatch.context() as patch:
         patch.setattr("trainer.prepare.staging.Folder", InterruptedFolder)
         with pytest.raises(KeyboardInterrupt):
             prepare_files(
-                place.uri, write_parquet(tmp_path / "f.parquet", **random_events(500, seed=1)), overwrite=True
+                workspace.uri, write_parquet(tmp_path / "f.parquet", **random_events(500, seed=1)), overwrite=True
             )
-    assert read_manifest(place).splits["train"].rows == 500
-    assert contents(place) != old
+    assert read_manifest(workspace).splits["train"].rows == 500
+    assert contents(workspace) != old
     # The next preparation deletes the leftovers of the old dataset.
-    manifest = prepare_files(place.uri, tmp_path / "e.parquet", overwrite=True)
-    assert contents(place) == old
-    assert len(place.sizes()) == 1 + sum(
+    manifest = prepare_files(workspace.uri, tmp_path / "e.parquet", overwrite=True)
+    assert contents(workspace) == old
+    assert len(workspace.sizes()) == 1 + sum(
         len(part.files) for kind in (manifest.entities, manifest.splits) for part in kind.values()
     )
 
 
-def test_foreign_objects_are_kept_and_leftovers_are_reported(place: Folder, tmp_path: Path) -> None:
+def test_foreign_objects_are_kept_and_leftovers_are_reported(workspace: Folder, tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(20))
-    place.write("train/part-00000-aaaa.parquet", b"of a preparation that was killed")
+    workspace.write("train/part-00000-aaaa.parquet", b"of a preparation that was killed")
     with pytest.raises(InputError, match="another preparation left or is writing"):
-        prepare_files(place.uri, train)
+        prepare_files(workspace.uri, train)
     for name in ("notes.txt", "train/photo.jpg"):
-        place.write(name, b"mine")
+        workspace.write(name, b"mine")
         with pytest.raises(InputError, match=f"holds '{name}'"):
-            prepare_files(place.uri, train, overwrite=True)
-        place.remove(name)
-    prepare_files(place.uri, train, overwrite=True)
-    assert "train/part-00000-aaaa.parquet" not in place.sizes()
+            prepare_files(workspace.uri, train, overwrite=True)
+        workspace.remove(name)
+    prepare_files(workspace.uri, train, overwrite=True)
+    assert "train/part-00000-aaaa.parquet" not in workspace.sizes()
 
 
 def test_server_that_stops_while_reading_ends_the_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

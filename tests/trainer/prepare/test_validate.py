@@ -131,9 +131,9 @@ def test_prepared_and_forgotten_dataset_is_valid(tmp_path: Path) -> None:
     assert problems(Folder(tmp_path / "data")) == []
 
 
-def set_value(table: dict[str, Any], column: str, place: int, value: Any) -> None:
+def set_value(table: dict[str, Any], column: str, row: int, value: Any) -> None:
     values = list(table[column])
-    values[place] = value
+    values[row] = value
     table[column] = pa.array(values, pa.float32() if column == "weight" else None)
 
 

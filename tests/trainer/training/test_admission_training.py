@@ -27,61 +27,67 @@ FROZEN = ("--set", "optimizer.learning_rate=1e-30", "--set", "train.seed=9")
 """Steps too small for float32, so that a checkpoint holds the initial rows of its run; another seed for reset rows."""
 
 
-def write_day(place: Path, day: int, plays: dict[str, str]) -> None:
+def write_day(workspace: Path, day: int, plays: dict[str, str]) -> None:
     """Write the events of ``day``: each customer plays tracks, one letter each, one a second."""
     lines = ["customer,track,at"]
     for customer, tracks in plays.items():
         lines += [f"{customer},{track},{day * DAY + second}" for second, track in enumerate(tracks)]
-    (place / f"day{day}.csv").write_text("\n".join(lines) + "\n")
+    (workspace / f"day{day}.csv").write_text("\n".join(lines) + "\n")
 
 
-def prepare(place: Path, day: int, *options: str) -> str:
+def prepare(workspace: Path, day: int, *options: str) -> str:
     columns = ("--query", "customer", "--item", "track", "--timestamp", "at", "--out", f"data{day}")
     policy = ("--admit", "track=3", "--expire-after", "36h")
-    return succeeded(crossfade("prepare", "--events", f"day{day}.csv", *columns, *policy, *options, cwd=place)).stdout
+    return succeeded(
+        crossfade("prepare", "--events", f"day{day}.csv", *columns, *policy, *options, cwd=workspace)
+    ).stdout
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare three days, train on the first, and on the third with a warm start from the first."""
-    place = tmp_path_factory.mktemp("place")
-    write_day(place, 0, {"u": "aaaabbbx", "v": "aabbxxyyy", "w": "zzzn"})
-    write_day(place, 1, {"u": "abn", "v": "ba"})
-    write_day(place, 2, {"u": "aabn", "v": "bbaa", "t": "ab"})
-    prepare(place, 0)
-    prepare(place, 1, "--base", "data0")
-    output = prepare(place, 2, "--base", "data1", "--hold-out-test", "random:0.3")
+    workspace = tmp_path_factory.mktemp("workspace")
+    write_day(workspace, 0, {"u": "aaaabbbx", "v": "aabbxxyyy", "w": "zzzn"})
+    write_day(workspace, 1, {"u": "abn", "v": "ba"})
+    write_day(workspace, 2, {"u": "aabn", "v": "bbaa", "t": "ab"})
+    prepare(workspace, 0)
+    prepare(workspace, 1, "--base", "data0")
+    output = prepare(workspace, 2, "--base", "data1", "--hold-out-test", "random:0.3")
     assert "1 ids have expired (--expire-after); 1 new ids reuse vacant rows" in output
     assert "3 ids have expired (--expire-after); 1 new ids reuse vacant rows" in output
     assert "2 rows are vacant: their ids were forgotten or have expired" in output
-    write_job(place / "job.yaml", "data0", train={"batch_size": 8}, negatives={"count": 4})
-    (place / "job2.yaml").write_text((place / "job.yaml").read_text().replace("data0", "data2"))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "run0", cwd=place))
+    write_job(workspace / "job.yaml", "data0", train={"batch_size": 8}, negatives={"count": 4})
+    (workspace / "job2.yaml").write_text((workspace / "job.yaml").read_text().replace("data0", "data2"))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "run0", cwd=workspace))
     start = ("--set", "checkpoint.warm_start_from=run0/checkpoints")
-    succeeded(crossfade("train", "job2.yaml", "--run-dir", "run2", *start, *FROZEN, cwd=place))
-    return place
+    succeeded(crossfade("train", "job2.yaml", "--run-dir", "run2", *start, *FROZEN, cwd=workspace))
+    return workspace
 
 
-def test_pending_id_is_admitted_into_the_row_of_an_expired_one(place: Path) -> None:
-    days = [rows_of(place / f"data{day}", "track") for day in range(3)]
+def test_pending_id_is_admitted_into_the_row_of_an_expired_one(workspace: Path) -> None:
+    days = [rows_of(workspace / f"data{day}", "track") for day in range(3)]
     assert [[row[1] for row in day] for day in days] == [
         ["a", "b", "x", "y", "z"],
         ["a", "b", "x", "y", "z"],
         ["a", "b", "n", None, None],
     ]
-    assert [row[1] for row in rows_of(place / "data2", "customer")] == ["v", "u", "t"]
-    assert [len(read_manifest(Folder(place / f"data{day}")).entities["track"].pending) for day in range(3)] == [1, 1, 0]
-    assert "not list" not in succeeded(crossfade("validate", "data2", cwd=place)).stdout
+    assert [row[1] for row in rows_of(workspace / "data2", "customer")] == ["v", "u", "t"]
+    assert [len(read_manifest(Folder(workspace / f"data{day}")).entities["track"].pending) for day in range(3)] == [
+        1,
+        1,
+        0,
+    ]
+    assert "not list" not in succeeded(crossfade("validate", "data2", cwd=workspace)).stdout
 
 
-def test_warm_start_resets_reassigned_rows_and_keeps_the_others(place: Path) -> None:
-    job = load_job(place / "run2" / "job.yaml")
+def test_warm_start_resets_reassigned_rows_and_keeps_the_others(workspace: Path) -> None:
+    job = load_job(workspace / "run2" / "job.yaml")
     data, manifest, model = open_inputs(job)
     with closing(LocalStore()) as store:
         store.create(model.tables, job.optimizer_spec, job.train.seed)
         fresh = store.pull({table.name: np.arange(table.rows) for table in model.tables})
     for entity, kept, reset in (("customer", [0, 1], [2]), ("track", [0, 1], [2, 3, 4])):
-        old, new = checkpoint_arrays(place / "run0", entity), checkpoint_arrays(place / "run2", entity)
+        old, new = checkpoint_arrays(workspace / "run0", entity), checkpoint_arrays(workspace / "run2", entity)
         for row in kept:
             assert new["weights"][row].tobytes() == old["weights"][row].tobytes()
             assert new["weights"][row].tobytes() != fresh[entity][row].tobytes()
@@ -100,43 +106,45 @@ def test_warm_start_resets_reassigned_rows_and_keeps_the_others(place: Path) -> 
         store.create(model.tables, job.optimizer_spec, 9, start.checkpoint, start.rows_to_reset(data, manifest))
         sum_of_squares = store._optimizers["track"].state["sum_of_squares"]
     assert (sum_of_squares[2:] == 0).all()
-    assert (sum_of_squares[:2] == checkpoint_arrays(place / "run0", "track")["sum_of_squares"][:2]).all()
-    assert (checkpoint_arrays(place / "run0", "track")["sum_of_squares"][2:] > 0).any(axis=1).all(), (
+    assert (sum_of_squares[:2] == checkpoint_arrays(workspace / "run0", "track")["sum_of_squares"][:2]).all()
+    assert (checkpoint_arrays(workspace / "run0", "track")["sum_of_squares"][2:] > 0).any(axis=1).all(), (
         "otherwise the test shows nothing"
     )
 
 
-def test_next_warm_start_keeps_rows_assigned_before_its_checkpoint(place: Path) -> None:
-    job = load_job(place / "run2" / "job.yaml", [f"checkpoint.warm_start_from={place / 'run2' / 'checkpoints'}"])
+def test_next_warm_start_keeps_rows_assigned_before_its_checkpoint(workspace: Path) -> None:
+    job = load_job(
+        workspace / "run2" / "job.yaml", [f"checkpoint.warm_start_from={workspace / 'run2' / 'checkpoints'}"]
+    )
     data, manifest, model = open_inputs(job)
     start = open_warm_start(job, model, manifest)
     assert start is not None
     assert {name: rows.tolist() for name, rows in start.rows_to_reset(data, manifest).items()} == {"track": [3, 4]}
 
 
-def test_checkpoint_of_another_lineage_is_rejected(place: Path) -> None:
-    start = ("--set", f"checkpoint.warm_start_from={place / 'run2' / 'checkpoints'}")
-    result = crossfade("train", "job.yaml", "--run-dir", "back", *start, cwd=place)
+def test_checkpoint_of_another_lineage_is_rejected(workspace: Path) -> None:
+    start = ("--set", f"checkpoint.warm_start_from={workspace / 'run2' / 'checkpoints'}")
+    result = crossfade("train", "job.yaml", "--run-dir", "back", *start, cwd=workspace)
     assert result.returncode == 2
     documented(
         "a warm start from a checkpoint outside the lineage", result.stderr.strip().removeprefix("crossfade: error: ")
     )
 
 
-def test_vacant_rows_are_neither_evaluated_nor_found(place: Path) -> None:
+def test_vacant_rows_are_neither_evaluated_nor_found(workspace: Path) -> None:
     metrics = json.loads(
-        succeeded(crossfade("evaluate", "run2", "--json", "--exclude", "--k", 3, 10, cwd=place)).stdout
+        succeeded(crossfade("evaluate", "run2", "--json", "--exclude", "--k", 3, 10, cwd=workspace)).stdout
     )
     # The three tracks with an id are all ranked, so recall and coverage are complete.
     assert metrics["test"]["recall@3"] == metrics["test"]["coverage@3"] == metrics["test"]["coverage@10"] == 1
-    succeeded(crossfade("export", "run2/checkpoints", "--out", "exported", cwd=place))
-    lines = succeeded(crossfade("similar", "run2", "--entity", "track", "--count", 9, "a", cwd=place)).stdout
+    succeeded(crossfade("export", "run2/checkpoints", "--out", "exported", cwd=workspace))
+    lines = succeeded(crossfade("similar", "run2", "--entity", "track", "--count", 9, "a", cwd=workspace)).stdout
     assert "None" not in lines
     assert len(lines.strip().splitlines()) < 5
-    assert "track" in succeeded(crossfade("plan", "job2.yaml", cwd=place)).stdout
-    assert Vocabulary(Folder(place / "data2"), read_manifest(Folder(place / "data2")), "track").warm_rows().tolist()[
-        3:
-    ] == [
+    assert "track" in succeeded(crossfade("plan", "job2.yaml", cwd=workspace)).stdout
+    assert Vocabulary(
+        Folder(workspace / "data2"), read_manifest(Folder(workspace / "data2")), "track"
+    ).warm_rows().tolist()[3:] == [
         False,
         False,
     ]

@@ -38,7 +38,7 @@ CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare plays in which a fifth of the tracks appears in test only, and a job that trains on them."""
     folder = tmp_path_factory.mktemp("cold")
     tracks_CP = planted_plays(PLAYS)
@@ -64,22 +64,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(place: Path, run: str, *options: object) -> Path:
-    words = ["train", place / "job.yaml", "--run-dir", place / run, "--set", "metrics.port=null", *options]
+def train(workspace: Path, run: str, *options: object) -> Path:
+    words = ["train", workspace / "job.yaml", "--run-dir", workspace / run, "--set", "metrics.port=null", *options]
     assert main([str(word) for word in words]) == 0
-    return place / run
+    return workspace / run
 
 
 @pytest.fixture(scope="module")
-def featured(place: Path) -> Path:
+def featured(workspace: Path) -> Path:
     """Train with features."""
-    return train(place, "featured")
+    return train(workspace, "featured")
 
 
 @pytest.fixture(scope="module")
-def plain(place: Path) -> Path:
+def plain(workspace: Path) -> Path:
     """Train without features."""
-    return train(place, "plain", "--set", "model.item_features=[track]")
+    return train(workspace, "plain", "--set", "model.item_features=[track]")
 
 
 def quality(run: Path) -> dict[str, float]:
@@ -108,9 +108,9 @@ class Popularity:
         return values_N.astype(np.float32)[:, None]
 
 
-def popularity(place: Path) -> dict[str, float]:
+def popularity(workspace: Path) -> dict[str, float]:
     """Compute the metrics of ranking by popularity."""
-    data, job = Folder(place / "data"), load_job(place / "job.yaml", ["model.score=dot"])
+    data, job = Folder(workspace / "data"), load_job(workspace / "job.yaml", ["model.score=dot"])
     manifest = read_manifest(data)
     model, counts_N = make_model(job, manifest), Vocabulary(data, manifest, "track").counts()
     held_out = load_held_out(InteractionReader(data, manifest), manifest, "test", ["train"], 0, 1)
@@ -119,8 +119,8 @@ def popularity(place: Path) -> dict[str, float]:
     return evaluate(Popularity(counts_N), model, held_out, spec, counts_N, np.asarray)
 
 
-def test_features_rank_new_tracks_far_above_popularity(place: Path, featured: Path, plain: Path) -> None:
-    found, by_count, without = quality(featured), popularity(place), quality(plain)
+def test_features_rank_new_tracks_far_above_popularity(workspace: Path, featured: Path, plain: Path) -> None:
+    found, by_count, without = quality(featured), popularity(workspace), quality(plain)
     assert found["queries_cold"] == by_count["queries_cold"] > CUSTOMERS / 2
     # Popularity ranks unplayed tracks last, in no particular order.
     assert by_count["recall_cold@10"] == 0
@@ -136,10 +136,10 @@ def test_features_rank_new_tracks_far_above_popularity(place: Path, featured: Pa
 
 
 def test_neighbors_share_a_genre_unknown_to_the_model(
-    place: Path, plain: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     precisions = []
-    for labels in ("track=genre", f"track={place / 'genres.csv'}:id:genre"):
+    for labels in ("track=genre", f"track={workspace / 'genres.csv'}:id:genre"):
         capsys.readouterr()
         assert main(["evaluate", str(plain), "--labels", labels, "--json"]) == 0
         metrics = json.loads(capsys.readouterr().out)
@@ -156,9 +156,9 @@ def test_neighbors_share_a_genre_unknown_to_the_model(
     assert "by the cosine of counts in train" in output
 
 
-def test_vector_of_new_track_is_the_sum_of_its_features(place: Path, featured: Path) -> None:
+def test_vector_of_new_track_is_the_sum_of_its_features(workspace: Path, featured: Path) -> None:
     written = vectors(featured / "embeddings")
-    data, manifest = Folder(place / "data"), read_manifest(Folder(place / "data"))
+    data, manifest = Folder(workspace / "data"), read_manifest(Folder(workspace / "data"))
     assert set(written) == {"customer", "track", "genre", "style"}
     counts_N = Vocabulary(data, manifest, "track").counts()
     lists = {name: load_feature(data, manifest, "track", name) for name in ("genre", "style")}
@@ -169,26 +169,26 @@ def test_vector_of_new_track_is_the_sum_of_its_features(place: Path, featured: P
         np.testing.assert_allclose(written["track"][row], np.sum(parts, axis=0), atol=1e-6)
 
 
-def test_resumed_run_with_features_gives_the_same_bits(place: Path, featured: Path) -> None:
-    train(place, "resumed", "--set", "train.max_steps=33")
-    train(place, "resumed", "--resume")
-    assert same_bits(place / "resumed" / "embeddings", featured / "embeddings")
+def test_resumed_run_with_features_gives_the_same_bits(workspace: Path, featured: Path) -> None:
+    train(workspace, "resumed", "--set", "train.max_steps=33")
+    train(workspace, "resumed", "--resume")
+    assert same_bits(workspace / "resumed" / "embeddings", featured / "embeddings")
 
 
-def test_export_gives_the_embeddings_that_training_wrote(place: Path, featured: Path, capsys: Any) -> None:
-    out = place / "exported"
+def test_export_gives_the_embeddings_that_training_wrote(workspace: Path, featured: Path, capsys: Any) -> None:
+    out = workspace / "exported"
     assert main(["export", str(featured), "--out", str(out)]) == 0
     assert same_bits(out, featured / "embeddings")
-    assert main(["export", str(featured), "--out", str(place / "tracks"), "--entity", "track"]) == 0
-    assert EmbeddingFiles(place / "tracks").entities == ["track"]
-    assert vectors(place / "tracks")["track"].tobytes() == vectors(out)["track"].tobytes()
+    assert main(["export", str(featured), "--out", str(workspace / "tracks"), "--entity", "track"]) == 0
+    assert EmbeddingFiles(workspace / "tracks").entities == ["track"]
+    assert vectors(workspace / "tracks")["track"].tobytes() == vectors(out)["track"].tobytes()
     capsys.readouterr()
     assert main(["evaluate", str(featured), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test"] == pytest.approx(quality(featured))
     assert main(["similar", str(featured), "--entity", "genre", "1"]) == 0
 
 
-def test_steps_move_their_active_rows_only(place: Path, featured: Path) -> None:
+def test_steps_move_their_active_rows_only(workspace: Path, featured: Path) -> None:
     steps = [json.loads(line) for line in (featured / "events.jsonl").read_text().splitlines()]
     rows = [step["rows"] for step in steps if step["event"] == "step"]
     assert rows
@@ -200,13 +200,15 @@ def test_steps_move_their_active_rows_only(place: Path, featured: Path) -> None:
         assert moved["track"] < TRACKS - len(COLD)
 
 
-def test_plan_counts_memory_and_traffic_of_features(place: Path, featured: Path) -> None:
-    job = load_job(place / "job.yaml")
+def test_plan_counts_memory_and_traffic_of_features(workspace: Path, featured: Path) -> None:
+    job = load_job(workspace / "job.yaml")
     plan = plan_capacity(read_inputs(job).with_counts())
     assert [table.name for table in plan.tables] == ["customer", "track", "genre", "style"]
     (process,) = plan.processes
     held = {part.what: part.bytes for part in process.parts}
-    pairs = {name: read_manifest(Folder(place / "data")).features["track"][name].pairs for name in ("genre", "style")}
+    pairs = {
+        name: read_manifest(Folder(workspace / "data")).features["track"][name].pairs for name in ("genre", "style")
+    }
     assert {name: held[f"{name} of each track"] for name in pairs} == {
         name: 4 * (TRACKS + 1) + 4 * count for name, count in pairs.items()
     }
@@ -219,12 +221,12 @@ def test_plan_counts_memory_and_traffic_of_features(place: Path, featured: Path)
 
 
 @pytest.mark.cluster
-def test_two_workers_on_servers_equal_one_process(place: Path, featured: Path) -> None:
-    words = ("train", place / "job.yaml", "--run-dir", place / "servers", "--servers", 2, "--workers", 2)
-    succeeded(crossfade(*words, cwd=place))
-    found, expected = vectors(place / "servers" / "embeddings"), vectors(featured / "embeddings")
+def test_two_workers_on_servers_equal_one_process(workspace: Path, featured: Path) -> None:
+    words = ("train", workspace / "job.yaml", "--run-dir", workspace / "servers", "--servers", 2, "--workers", 2)
+    succeeded(crossfade(*words, cwd=workspace))
+    found, expected = vectors(workspace / "servers" / "embeddings"), vectors(featured / "embeddings")
     assert found.keys() == expected.keys()
     for name, vectors_ND in expected.items():
         # AdaGrad's first steps divide a gradient by its own size, which amplifies rounding in gradients near 0.
         np.testing.assert_allclose(found[name], vectors_ND, atol=1e-3, err_msg=name)
-    assert quality(place / "servers") == pytest.approx(quality(featured), abs=0.02)
+    assert quality(workspace / "servers") == pytest.approx(quality(featured), abs=0.02)

@@ -88,7 +88,7 @@ def test_different_dense_layers_are_detected() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write data and a job whose two towers have layers, and train the undisturbed run ``two``."""
     require_built_horovod()
     folder = tmp_path_factory.mktemp("dense-workers")
@@ -103,13 +103,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.cluster
-def test_two_workers_train_the_same_dense_layers_as_one(place: Path) -> None:
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "one", cwd=place))
-    one, two = ({**final_layers(place / run), **vectors(place / run / "embeddings")} for run in ("one", "two"))
+def test_two_workers_train_the_same_dense_layers_as_one(workspace: Path) -> None:
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "one", cwd=workspace))
+    one, two = ({**final_layers(workspace / run), **vectors(workspace / run / "embeddings")} for run in ("one", "two"))
     assert one.keys() == two.keys()
     for name, values in one.items():
         np.testing.assert_allclose(two[name], values, atol=10 * TOLERANCE, err_msg=name)
-    assert json.loads((place / "two" / "report.json").read_text())["workers"] == 2
+    assert json.loads((workspace / "two" / "report.json").read_text())["workers"] == 2
 
 
 def without_host_name() -> tuple[str, ...]:
@@ -120,25 +120,25 @@ def without_host_name() -> tuple[str, ...]:
 
 
 @contextmanager
-def on_two_hosts(place: Path, run: str) -> Iterator[tuple[Training, RunningCommand]]:
+def on_two_hosts(workspace: Path, run: str) -> Iterator[tuple[Training, RunningCommand]]:
     """Start a training on 127.0.0.1 and an agent with the second worker on 127.0.0.2, without host names."""
-    release, at = place / "release", f"127.0.0.1:{free_ports(1)[0]}"
-    variables = pace(place, release, {"CROSSFADE_TOKEN": "a-token-that-all-hosts-have"})
+    release, at = workspace / "release", f"127.0.0.1:{free_ports(1)[0]}"
+    variables = pace(workspace, release, {"CROSSFADE_TOKEN": "a-token-that-all-hosts-have"})
     join = ("agent", "--join", at, "--advertise-address", "127.0.0.2", "--run-dir", run)
     hosts = ("--set", "cluster.hosts=2", "--set", f"cluster.coordinator_address={at}")
     train = ("train", "job.yaml", *ON_SERVERS, *hosts, "--run-dir", run)
     with (
-        started(*train, cwd=place, variables=variables, within=without_host_name()) as command,
-        started(*join, cwd=place, variables=variables, within=without_host_name()) as agent,
+        started(*train, cwd=workspace, variables=variables, within=without_host_name()) as command,
+        started(*join, cwd=workspace, variables=variables, within=without_host_name()) as agent,
     ):
-        yield Training(command, place / run, release), agent
+        yield Training(command, workspace / run, release), agent
 
 
 @pytest.mark.cluster
 def test_run_with_a_killed_remote_worker_restarts_once_with_the_same_bits(
-    place: Path,
+    workspace: Path,
 ) -> None:
-    with on_two_hosts(place, "killed") as (training, agent):
+    with on_two_hosts(workspace, "killed") as (training, agent):
         for _ in range(2):
             training.wait_for("checkpoint_saved")
         for worker in (training.command.roles()["worker-0"], agent.roles()["worker-1"]):
@@ -148,7 +148,7 @@ def test_run_with_a_killed_remote_worker_restarts_once_with_the_same_bits(
         agent.roles()["worker-1"].kill()
         succeeded(training.finish())
         succeeded(agent.finish())
-    [restart] = json.loads((place / "killed" / "report.json").read_text())["restart_causes"]
+    [restart] = json.loads((workspace / "killed" / "report.json").read_text())["restart_causes"]
     assert restart["cause"] == "worker-1 was killed by SIGKILL"
     assert 0 < restart["step"] < 120
-    assert_same_run(place / "killed", place / "two")
+    assert_same_run(workspace / "killed", workspace / "two")

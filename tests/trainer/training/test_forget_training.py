@@ -23,43 +23,43 @@ FORGOTTEN = [f"c{row:03d}" for row in GONE]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train ``old``, forget three customers in its data, and train ``new`` with a warm start from ``old``."""
-    place = tmp_path_factory.mktemp("place")
-    write_job(place / "job.yaml", write_planted(place / "data"))
-    (place / "ids.txt").write_text("\n".join(FORGOTTEN))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "old", cwd=place))
-    succeeded(crossfade("forget", "data", "--ids", "ids.txt", cwd=place))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "new", *warm(place), cwd=place))
-    return place
+    workspace = tmp_path_factory.mktemp("workspace")
+    write_job(workspace / "job.yaml", write_planted(workspace / "data"))
+    (workspace / "ids.txt").write_text("\n".join(FORGOTTEN))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "old", cwd=workspace))
+    succeeded(crossfade("forget", "data", "--ids", "ids.txt", cwd=workspace))
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "new", *warm(workspace), cwd=workspace))
+    return workspace
 
 
-def warm(place: Path) -> tuple[str, str]:
+def warm(workspace: Path) -> tuple[str, str]:
     """Return options that start from the old run, with a seed that gives reset rows other values than it began with."""
-    return "--set", f"checkpoint.warm_start_from={place / 'old' / 'checkpoints'}", "--set", "train.seed=9"
+    return "--set", f"checkpoint.warm_start_from={workspace / 'old' / 'checkpoints'}", "--set", "train.seed=9"
 
 
-def fresh(place: Path, run: str) -> FloatArray:
+def fresh(workspace: Path, run: str) -> FloatArray:
     """Compute the initial vectors of customers in a run."""
-    job = load_job(place / run / "job.yaml")
+    job = load_job(workspace / run / "job.yaml")
     model = make_model(job, open_inputs(job)[1])
     with closing(LocalStore()) as store:
         store.create(model.tables, job.optimizer_spec, job.train.seed)
         return store.pull({"customer": np.arange(CUSTOMERS)})["customer"]
 
 
-def assert_gone(place: Path, run: str) -> None:
+def assert_gone(workspace: Path, run: str) -> None:
     old, new, initial = (
-        checkpoint_arrays(place / "old", "customer"),
-        checkpoint_arrays(place / run, "customer"),
-        fresh(place, run),
+        checkpoint_arrays(workspace / "old", "customer"),
+        checkpoint_arrays(workspace / run, "customer"),
+        fresh(workspace, run),
     )
     for row in GONE:
         assert new["weights"][row].tobytes() == initial[row].tobytes()
         assert new["weights"][row].tobytes() != old["weights"][row].tobytes()
         assert (new["sum_of_squares"][row] == 0).all()
         assert (old["sum_of_squares"][row] > 0).all()
-    files = [path.read_bytes() for path in (place / run).rglob("*") if path.is_file()]
+    files = [path.read_bytes() for path in (workspace / run).rglob("*") if path.is_file()]
     before = [old[name][row].tobytes() for name in ("weights", "sum_of_squares") for row in GONE]
     assert not [row for row in before if any(row in content for content in files)]
     others = np.setdiff1d(np.arange(CUSTOMERS), GONE)
@@ -68,48 +68,48 @@ def assert_gone(place: Path, run: str) -> None:
     )
 
 
-def test_rows_of_forgotten_customers_are_reset_in_the_next_checkpoint(place: Path) -> None:
-    assert_gone(place, "new")
+def test_rows_of_forgotten_customers_are_reset_in_the_next_checkpoint(workspace: Path) -> None:
+    assert_gone(workspace, "new")
 
 
 @pytest.mark.cluster
-def test_rows_of_forgotten_customers_are_reset_on_servers(place: Path) -> None:
+def test_rows_of_forgotten_customers_are_reset_on_servers(workspace: Path) -> None:
     on_servers = ("--servers", 2, "--workers", 2, "--run-dir", "servers")
-    succeeded(crossfade("train", "job.yaml", *on_servers, *warm(place), cwd=place))
-    assert_gone(place, "servers")
+    succeeded(crossfade("train", "job.yaml", *on_servers, *warm(workspace), cwd=workspace))
+    assert_gone(workspace, "servers")
 
 
-def test_run_on_the_old_data_cannot_resume(place: Path) -> None:
-    result = crossfade("train", "job.yaml", "--run-dir", "old", "--resume", cwd=place)
+def test_run_on_the_old_data_cannot_resume(workspace: Path) -> None:
+    result = crossfade("train", "job.yaml", "--run-dir", "old", "--resume", cwd=workspace)
     assert result.returncode == 2
-    assert f"cannot resume: {place / 'data'} has changed since" in result.stderr
+    assert f"cannot resume: {workspace / 'data'} has changed since" in result.stderr
     assert "--set checkpoint.warm_start_from=" in result.stderr
     assert "(rows without an id are reset)" in result.stderr
 
 
-def test_run_after_a_warm_start_resumes_to_the_same_bits(place: Path) -> None:
-    stopped = ("--run-dir", "stopped", *warm(place))
-    succeeded(crossfade("train", "job.yaml", *stopped, "--set", "train.max_steps=9", cwd=place))
-    succeeded(crossfade("train", "job.yaml", *stopped, "--resume", cwd=place))
+def test_run_after_a_warm_start_resumes_to_the_same_bits(workspace: Path) -> None:
+    stopped = ("--run-dir", "stopped", *warm(workspace))
+    succeeded(crossfade("train", "job.yaml", *stopped, "--set", "train.max_steps=9", cwd=workspace))
+    succeeded(crossfade("train", "job.yaml", *stopped, "--resume", cwd=workspace))
     for entity in ("customer", "track"):
-        for name, values in checkpoint_arrays(place / "new", entity).items():
-            assert values.tobytes() == checkpoint_arrays(place / "stopped", entity)[name].tobytes()
+        for name, values in checkpoint_arrays(workspace / "new", entity).items():
+            assert values.tobytes() == checkpoint_arrays(workspace / "stopped", entity)[name].tobytes()
 
 
-def test_forgotten_customers_have_no_id_in_embeddings_and_exports(place: Path) -> None:
-    succeeded(crossfade("export", "new/checkpoints", "--out", "exported", cwd=place))
-    for folder in (place / "new" / "embeddings", place / "exported"):
+def test_forgotten_customers_have_no_id_in_embeddings_and_exports(workspace: Path) -> None:
+    succeeded(crossfade("export", "new/checkpoints", "--out", "exported", cwd=workspace))
+    for folder in (workspace / "new" / "embeddings", workspace / "exported"):
         table = EmbeddingFiles(folder).read("customer")
         assert table.column("row").to_pylist() == list(range(CUSTOMERS))
         assert [row for row, text in enumerate(table.column("id").to_pylist()) if text is None] == GONE
 
 
-def test_forgotten_customers_are_not_found(place: Path) -> None:
+def test_forgotten_customers_are_not_found(workspace: Path) -> None:
     query = ("--entity", "customer", "--count", str(CUSTOMERS), "c000")
     for run, others in (("old", CUSTOMERS), ("new", CUSTOMERS - len(GONE))):
-        lines = succeeded(crossfade("similar", run, *query, cwd=place)).stdout.split()
+        lines = succeeded(crossfade("similar", run, *query, cwd=workspace)).stdout.split()
         assert len([word for word in lines if word.startswith("c")]) == others
     assert "None" not in lines
-    result = crossfade("similar", "new", "--entity", "customer", FORGOTTEN[0], cwd=place)
+    result = crossfade("similar", "new", "--entity", "customer", FORGOTTEN[0], cwd=workspace)
     assert result.returncode == 2
     assert f"there is no customer with the ID or name '{FORGOTTEN[0]}'" in result.stderr

@@ -29,7 +29,7 @@ TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write data and a job."""
     folder = tmp_path_factory.mktemp("resume")
     data = write_planted(folder / "data")
@@ -38,21 +38,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place: Path) -> Path:
+def undisturbed(workspace: Path) -> Path:
     """Train undisturbed, in process."""
-    return train(place, "undisturbed")
+    return train(workspace, "undisturbed")
 
 
 @pytest.fixture(scope="module")
-def undisturbed_on_servers(place: Path) -> Path:
+def undisturbed_on_servers(workspace: Path) -> Path:
     """Train undisturbed, with two workers on two servers."""
-    return train(place, "undisturbed-2-2", *ON_SERVERS)
+    return train(workspace, "undisturbed-2-2", *ON_SERVERS)
 
 
-def train(place: Path, run: str, *options: object) -> Path:
+def train(workspace: Path, run: str, *options: object) -> Path:
     """Train to the end and return the run's folder."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", run, *options, cwd=place))
-    return place / run
+    succeeded(crossfade("train", "job.yaml", "--run-dir", run, *options, cwd=workspace))
+    return workspace / run
 
 
 def saved_steps(run: Path) -> list[int]:
@@ -61,16 +61,16 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def stop_after_checkpoint(
-    place: Path, run: str, number: signal.Signals, *options: object, checkpoints: int = 2
+    workspace: Path, run: str, number: signal.Signals, *options: object, checkpoints: int = 2
 ) -> tuple[int, str]:
     """Train, send the signal ``number`` after some checkpoints, and return the exit code and standard error."""
-    with paced("train", "job.yaml", *options, run_dir=place / run) as training:
+    with paced("train", "job.yaml", *options, run_dir=workspace / run) as training:
         for _ in range(checkpoints):
             training.wait_for("checkpoint_saved")
         training.command.process.send_signal(number)
         result = training.command.finish()
         wait_until(lambda: training.command.mark.processes() == [], 10, "the end of all processes")
-    assert not (place / run / "report.json").exists()
+    assert not (workspace / run / "report.json").exists()
     return result.returncode, result.stderr
 
 
@@ -80,28 +80,28 @@ def stop_after_checkpoint(
     ids=["SIGKILL-in process", "SIGINT-in process", "SIGKILL-on servers", "SIGTERM-on servers"],
 )
 def test_interrupted_run_resumes_to_the_same_bits(
-    place: Path, undisturbed: Path, undisturbed_on_servers: Path, number: signal.Signals, shape: Sequence[object]
+    workspace: Path, undisturbed: Path, undisturbed_on_servers: Path, number: signal.Signals, shape: Sequence[object]
 ) -> None:
     run = f"ended-{number.name}-{len(shape)}"
-    code, stderr = stop_after_checkpoint(place, run, number, *shape)
+    code, stderr = stop_after_checkpoint(workspace, run, number, *shape)
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], stderr
-    ended_at = saved_steps(place / run)[-1]
+    ended_at = saved_steps(workspace / run)[-1]
     assert ended_at < report_of(undisturbed)["steps"], "the signal came after the end of the run"
     if number != signal.SIGKILL:
         assert "--resume" in stderr
-    train(place, run, *shape, "--resume")
-    assert_same_bits(place / run, undisturbed_on_servers if shape else undisturbed)
-    report, expected = report_of(place / run), report_of(undisturbed_on_servers if shape else undisturbed)
+    train(workspace, run, *shape, "--resume")
+    assert_same_bits(workspace / run, undisturbed_on_servers if shape else undisturbed)
+    report, expected = report_of(workspace / run), report_of(undisturbed_on_servers if shape else undisturbed)
     for name in ("examples", "steps", "epochs", "rows_pushed", "bytes_pulled", "best_epoch"):
         assert report[name] == expected[name], name
 
 
-def test_resumed_run_reads_no_example_twice(place: Path, undisturbed: Path) -> None:
-    run = place / "reads-on"
-    stop_after_checkpoint(place, run.name, signal.SIGTERM)
+def test_resumed_run_reads_no_example_twice(workspace: Path, undisturbed: Path) -> None:
+    run = workspace / "reads-on"
+    stop_after_checkpoint(workspace, run.name, signal.SIGTERM)
     at = saved_steps(run)[-1]
     before = len(records(run))
-    train(place, run.name, "--resume")
+    train(workspace, run.name, "--resume")
     [begins] = [
         record for record in records(run)[before:] if record["event"] == "phase" and record["name"] == "training"
     ]
@@ -136,61 +136,61 @@ def corrupt(path: Path) -> None:
     [("manifest.json", ()), ("part-00000*.json", ON_SERVERS), ("track/weights.00000*.npy", ())],
 )
 def test_corrupt_checkpoint_is_skipped_for_the_one_before(
-    place: Path, undisturbed: Path, undisturbed_on_servers: Path, victim: str, shape: Sequence[object]
+    workspace: Path, undisturbed: Path, undisturbed_on_servers: Path, victim: str, shape: Sequence[object]
 ) -> None:
-    run = place / f"corrupt-{victim[:5]}-{len(shape)}"
-    stop_after_checkpoint(place, run.name, signal.SIGTERM, *shape)
+    run = workspace / f"corrupt-{victim[:5]}-{len(shape)}"
+    stop_after_checkpoint(workspace, run.name, signal.SIGTERM, *shape)
     *_, before, newest = sorted((run / "checkpoints").glob("step-*"))
     [path] = newest.glob(victim)
     corrupt(path)
     resumed = len(records(run))
-    result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, *shape, "--resume", cwd=place))
+    result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, *shape, "--resume", cwd=workspace))
     assert f"{newest.name}/{path.relative_to(newest)}" in result.stderr
     started_at = [record["step"] for record in records(run)[resumed:] if record.get("name") == "training"]
     assert started_at[-1] == int(before.name.removeprefix("step-"))
     assert_same_bits(run, undisturbed_on_servers if shape else undisturbed)
 
 
-def test_run_without_complete_checkpoint_restarts_from_the_beginning(place: Path, undisturbed: Path) -> None:
-    run = place / "none-complete"
-    stop_after_checkpoint(place, run.name, signal.SIGKILL)
+def test_run_without_complete_checkpoint_restarts_from_the_beginning(workspace: Path, undisturbed: Path) -> None:
+    run = workspace / "none-complete"
+    stop_after_checkpoint(workspace, run.name, signal.SIGKILL)
     for path in (run / "checkpoints").glob("step-*/manifest.json"):
         path.unlink()
-    result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, "--resume", cwd=place))
+    result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, "--resume", cwd=workspace))
     assert "skipped a checkpoint" in result.stderr
     assert_same_bits(run, undisturbed)
 
 
-def test_resume_logs_its_step_or_that_a_new_run_starts(place: Path) -> None:
+def test_resume_logs_its_step_or_that_a_new_run_starts(workspace: Path) -> None:
     run = ("train", "job.yaml", "--run-dir", "logs", "--resume", "--set")
-    first = succeeded(crossfade(*run, "train.max_steps=1", cwd=place))
+    first = succeeded(crossfade(*run, "train.max_steps=1", cwd=workspace))
     assert first.stderr.startswith("crossfade: logs: there is no run to resume, so a new one starts\n")
-    second = succeeded(crossfade(*run, "train.max_steps=2", cwd=place))
+    second = succeeded(crossfade(*run, "train.max_steps=2", cwd=workspace))
     assert second.stderr.startswith("crossfade: resuming from step 1\n")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "partial"])
-def test_warm_start_from_a_folder_without_checkpoint_is_rejected(place: Path, tmp_path: Path, name: str) -> None:
+def test_warm_start_from_a_folder_without_checkpoint_is_rejected(workspace: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "partial" / "step-000000007").mkdir(parents=True)
     start = ("--set", f"checkpoint.warm_start_from={tmp_path / name}")
-    result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=place)
+    result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=workspace)
     assert result.returncode == 2
     assert f"checkpoint.warm_start_from: {tmp_path / name}: found no complete checkpoint" in result.stderr
     assert ("step-000000007/manifest.json: missing" in result.stderr) == (name == "partial")
 
 
-def test_resume_of_a_changed_job_is_rejected_with_its_keys(place: Path) -> None:
-    run = place / "another-job"
-    stop_after_checkpoint(place, run.name, signal.SIGKILL)
+def test_resume_of_a_changed_job_is_rejected_with_its_keys(workspace: Path) -> None:
+    run = workspace / "another-job"
+    stop_after_checkpoint(workspace, run.name, signal.SIGKILL)
     other = ("--set", "optimizer.learning_rate=0.2", "--set", "train.epochs=3")
-    result = crossfade("train", "job.yaml", "--run-dir", run, "--resume", *other, cwd=place)
+    result = crossfade("train", "job.yaml", "--run-dir", run, "--resume", *other, cwd=workspace)
     assert result.returncode == 2
     assert "cannot resume: optimizer.learning_rate was 0.1 and is now 0.2" in result.stderr
     assert "epochs" not in result.stderr
 
 
-def test_resume_on_changed_data_is_rejected(place: Path, tmp_path: Path) -> None:
+def test_resume_on_changed_data_is_rejected(workspace: Path, tmp_path: Path) -> None:
     data = write_planted(tmp_path / "data")
     write_job(tmp_path / "job.yaml", data, train=TRAIN, checkpoint=CHECKPOINT)
     stop_after_checkpoint(tmp_path, "run", signal.SIGKILL)
@@ -202,41 +202,41 @@ def test_resume_on_changed_data_is_rejected(place: Path, tmp_path: Path) -> None
     assert f"cannot resume: {data} has changed since" in result.stderr
 
 
-def test_longer_run_resumes_from_the_end_of_the_shorter(place: Path) -> None:
+def test_longer_run_resumes_from_the_end_of_the_shorter(workspace: Path) -> None:
     # Other schedules depend on the number of steps, so a longer run would have other learning rates.
     constant = ("--set", "optimizer.schedule=constant")
-    undisturbed, run = train(place, "constant", *constant), place / "longer"
-    train(place, run.name, *constant, "--set", "train.max_steps=137")
+    undisturbed, run = train(workspace, "constant", *constant), workspace / "longer"
+    train(workspace, run.name, *constant, "--set", "train.max_steps=137")
     assert saved_steps(run)[-1] == 137
-    train(place, run.name, *constant, "--resume")
+    train(workspace, run.name, *constant, "--resume")
     # The shorter run was evaluated at its end, so other embeddings may be the best, but the tables are the same.
     for entity in ENTITIES:
         np.testing.assert_array_equal(final_weights(run, entity), final_weights(undisturbed, entity))
     assert report_of(run)["examples"] == report_of(undisturbed)["examples"]
 
 
-def test_checkpoint_path_may_be_the_default(place: Path) -> None:
+def test_checkpoint_path_may_be_the_default(workspace: Path) -> None:
     inside = ("--set", "checkpoint.path=inside/checkpoints", "--set", "train.epochs=1")
     for _ in range(2):
-        train(place, "inside", *inside)
-        assert list((place / "inside" / "checkpoints").glob("step-*"))
-    assert (place / "inside.1" / "checkpoints").exists()
+        train(workspace, "inside", *inside)
+        assert list((workspace / "inside" / "checkpoints").glob("step-*"))
+    assert (workspace / "inside.1" / "checkpoints").exists()
 
 
-def test_checkpoint_folder_of_another_run_is_rejected(place: Path, tmp_path: Path) -> None:
+def test_checkpoint_folder_of_another_run_is_rejected(workspace: Path, tmp_path: Path) -> None:
     shared = ("--set", f"checkpoint.path={tmp_path / 'shared'}", "--set", "train.epochs=1")
-    train(place, "first", *shared)
-    result = crossfade("train", "job.yaml", "--run-dir", "second", *shared, cwd=place)
+    train(workspace, "first", *shared)
+    result = crossfade("train", "job.yaml", "--run-dir", "second", *shared, cwd=workspace)
     assert result.returncode == 2
     assert f"{tmp_path / 'shared'}: holds checkpoints of another run, of job 'planted'" in result.stderr
-    assert not (place / "second" / "events.jsonl").exists()
+    assert not (workspace / "second" / "events.jsonl").exists()
 
 
-def test_unwritable_checkpoint_path_is_rejected_before_training(place: Path, tmp_path: Path) -> None:
+def test_unwritable_checkpoint_path_is_rejected_before_training(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     checkpoints = tmp_path / "file" / "checkpoints"
     result = crossfade(
-        "train", "job.yaml", "--run-dir", tmp_path / "run", "--set", f"checkpoint.path={checkpoints}", cwd=place
+        "train", "job.yaml", "--run-dir", tmp_path / "run", "--set", f"checkpoint.path={checkpoints}", cwd=workspace
     )
     assert result.returncode == 2
     assert f"checkpoint.path: {checkpoints} cannot be written" in result.stderr
@@ -245,11 +245,11 @@ def test_unwritable_checkpoint_path_is_rejected_before_training(place: Path, tmp
 @pytest.mark.cluster
 @pytest.mark.parametrize("servers", [0, 3])
 def test_checkpoint_of_two_servers_resumes_on_any_number(
-    place: Path, undisturbed: Path, undisturbed_on_servers: Path, servers: int
+    workspace: Path, undisturbed: Path, undisturbed_on_servers: Path, servers: int
 ) -> None:
-    run = place / f"moved-to-{servers}"
-    stop_after_checkpoint(place, run.name, signal.SIGTERM, *ON_SERVERS)
-    train(place, run.name, *(("--servers", servers, "--workers", 2) if servers else ()), "--resume")
+    run = workspace / f"moved-to-{servers}"
+    stop_after_checkpoint(workspace, run.name, signal.SIGTERM, *ON_SERVERS)
+    train(workspace, run.name, *(("--servers", servers, "--workers", 2) if servers else ()), "--resume")
     if servers:
         assert_same_bits(run, undisturbed_on_servers)
     else:
@@ -258,10 +258,10 @@ def test_checkpoint_of_two_servers_resumes_on_any_number(
 
 
 @pytest.mark.cluster
-def test_checkpoint_of_one_process_resumes_on_servers(place: Path, undisturbed: Path) -> None:
-    run = place / "moved-from-0"
-    stop_after_checkpoint(place, run.name, signal.SIGTERM)
-    train(place, run.name, "--servers", 3, "--resume")
+def test_checkpoint_of_one_process_resumes_on_servers(workspace: Path, undisturbed: Path) -> None:
+    run = workspace / "moved-from-0"
+    stop_after_checkpoint(workspace, run.name, signal.SIGTERM)
+    train(workspace, run.name, "--servers", 3, "--resume")
     assert_same_bits(run, undisturbed)
 
 
@@ -275,7 +275,7 @@ def final_weights(run: Path, entity: str) -> FloatArray:
 
 @pytest.mark.parametrize("shape", [(), ON_SERVERS], ids=["in process", "on servers"])
 def test_warm_start_extends_a_smaller_vocabulary(
-    place: Path, undisturbed: Path, tmp_path: Path, shape: Sequence[object]
+    workspace: Path, undisturbed: Path, tmp_path: Path, shape: Sequence[object]
 ) -> None:
     data = write_planted(tmp_path / "larger", tracks=TRACKS + 37)
     frozen = {"optimizer": {"kind": "adagrad", "learning_rate": 1e-30}, "train": {"max_steps": 1, "epochs": 1}}
@@ -292,9 +292,9 @@ def test_warm_start_extends_a_smaller_vocabulary(
     assert not np.allclose(fresh[: len(old)], old)
 
 
-def test_warm_start_of_another_dimension_is_rejected(place: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_warm_start_of_another_dimension_is_rejected(workspace: Path, undisturbed: Path, tmp_path: Path) -> None:
     start = ("--set", f"checkpoint.warm_start_from={undisturbed / 'checkpoints'}", "--set", "model.dim=16")
-    result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=place)
+    result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=workspace)
     assert result.returncode == 2
     assert "checkpoint.warm_start_from: " in result.stderr
     assert not (tmp_path / "run").exists()

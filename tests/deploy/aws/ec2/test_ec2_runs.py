@@ -55,7 +55,7 @@ def variables(aws: AwsServer, s3: ObjectStore) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Path:
     """Write a job with a dataset on S3."""
     folder = tmp_path_factory.mktemp("ec2")
     data = write_planted(folder / "data")
@@ -66,16 +66,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Path:
 
 
 @pytest.fixture
-def machines(aws: AwsServer, s3: ObjectStore, place: Path, tmp_path: Path) -> Iterator[Machines]:
-    environment = pace(place, place / "release", {"AWS_ENDPOINT_URL_S3": s3.endpoint})
+def machines(aws: AwsServer, s3: ObjectStore, workspace: Path, tmp_path: Path) -> Iterator[Machines]:
+    environment = pace(workspace, workspace / "release", {"AWS_ENDPOINT_URL_S3": s3.endpoint})
     with running_machines(aws, tmp_path / "machines", environment) as machines:
         yield machines
 
 
-def submit(place: Path, variables: dict[str, str], *options: object) -> AbstractContextManager[RunningCommand]:
+def submit(workspace: Path, variables: dict[str, str], *options: object) -> AbstractContextManager[RunningCommand]:
     """Start the command."""
     output = ("--output", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll-seconds", 0.5)
-    return started("submit", "ec2", "job.yaml", *output, *TYPE, *options, cwd=place, variables=variables)
+    return started("submit", "ec2", "job.yaml", *output, *TYPE, *options, cwd=workspace, variables=variables)
 
 
 def objects(s3: ObjectStore, prefix: str) -> dict[str, bytes]:
@@ -105,9 +105,9 @@ def has_trained(s3: ObjectStore, run: str, generation: int) -> bool:
 
 
 def test_run_whose_hosts_are_reclaimed_one_by_one_equals_an_uninterrupted_run(
-    place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
+    workspace: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
-    with submit(place, variables, *ON_TWO, "--spot") as command:
+    with submit(workspace, variables, *ON_TWO, "--spot") as command:
         first, second = machines.of(0), machines.of(1)
         run = name_of_running_run(aws)
 
@@ -125,24 +125,24 @@ def test_run_whose_hosts_are_reclaimed_one_by_one_equals_an_uninterrupted_run(
         assert third is None or third is machines.of(1)
         first.metadata.interrupt()
         wait_until(lambda: machines.of(0) is not first, SECONDS, "another first host")
-        (place / "release").touch()
+        (workspace / "release").touch()
         result = command.finish(SECONDS)
     console = "\n".join(machine.console for machine in machines.all)
     assert result.returncode == 0, f"{result.stderr}\n{console}"
     assert leftovers(aws) == []
     assert all(machine.is_off or machine.mark.processes() == [] for machine in machines.all)
-    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", "--servers", 2, "--workers", 2, cwd=place))
+    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", "--servers", 2, "--workers", 2, cwd=workspace))
     for name, body in objects(s3, f"runs/{run}/result/").items():
-        path = place / "fetched" / name
+        path = workspace / "fetched" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
-    assert_same_bits(place / "fetched", place / "local")
+    assert_same_bits(workspace / "fetched", workspace / "local")
 
 
 def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
-    place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
+    workspace: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
-    with submit(place, variables) as command:
+    with submit(workspace, variables) as command:
         machine = machines.of(0)
         run = name_of_running_run(aws)
         wait_until(lambda: has_trained(s3, run, 1), SECONDS, "training")
@@ -156,9 +156,9 @@ def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
 
 
 def test_failed_job_ends_with_its_exit_code_and_message(
-    place: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
+    workspace: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
-    with submit(place, variables, "--set", f"data.path=s3://{BUCKET}/nothing-here") as command:
+    with submit(workspace, variables, "--set", f"data.path=s3://{BUCKET}/nothing-here") as command:
         result = command.finish(SECONDS)
     assert result.returncode == 2, result.stderr
     assert "no such file" in result.stdout or "manifest.json" in result.stdout, result.stdout
@@ -169,10 +169,10 @@ def test_failed_job_ends_with_its_exit_code_and_message(
 
 
 def test_host_that_cannot_pull_its_image_fails_the_run_with_the_reason(
-    place: Path, aws: AwsServer, variables: dict[str, str], machines: Machines, tmp_path: Path
+    workspace: Path, aws: AwsServer, variables: dict[str, str], machines: Machines, tmp_path: Path
 ) -> None:
     (tmp_path / "machines" / "no-image").touch()
-    with submit(place, variables) as command:
+    with submit(workspace, variables) as command:
         result = command.finish(SECONDS)
     assert result.returncode == 1, result.stderr
     assert "host 0 failed: cannot pull the image registry.example/crossfade:cpu: manifest unknown" in result.stderr

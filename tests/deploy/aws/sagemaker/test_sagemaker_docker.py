@@ -141,9 +141,9 @@ def stop(engine: Engine, *containers: Container) -> None:
     engine.docker("stop", "-t", str(STOP_SECONDS), *(container.id for container in containers))
 
 
-def paced_in_container(place: Path) -> dict[str, str]:
-    """Return the environment of a container whose steps are slow until ``place/hook/release`` exists."""
-    variables = pace(place, place / "hook" / "release")
+def paced_in_container(workspace: Path) -> dict[str, str]:
+    """Return the environment of a container whose steps are slow until ``workspace/hook/release`` exists."""
+    variables = pace(workspace, workspace / "hook" / "release")
     return {name: "/hook/release" if name.endswith("RELEASE") else "/hook" for name in variables}
 
 

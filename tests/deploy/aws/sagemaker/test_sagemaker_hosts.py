@@ -34,22 +34,22 @@ def s3(tmp_path: Path) -> Iterator[ObjectStore]:
 
 @contextmanager
 def containers(
-    place: Path, name: str, parameters: Mapping[str, str], variables: Mapping[str, str]
+    workspace: Path, name: str, parameters: Mapping[str, str], variables: Mapping[str, str]
 ) -> Iterator[tuple[Training, RunningCommand]]:
     """Start two containers whose host names are loopback addresses."""
     hosts = ("127.0.0.1", "127.0.0.2")
-    bases = [prepare(place / f"{name}-{number}", parameters, hosts, own) for number, own in enumerate(hosts, 1)]
+    bases = [prepare(workspace / f"{name}-{number}", parameters, hosts, own) for number, own in enumerate(hosts, 1)]
     for base in bases:
         (base / "checkpoints").rmdir()
-    release = place / "release"
+    release = workspace / "release"
     with ExitStack() as stack, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
         probe.close()
-        environment = pace(place, release, {**variables, "CROSSFADE_TOKEN": TOKEN, "CROSSFADE_PORT": port})
+        environment = pace(workspace, release, {**variables, "CROSSFADE_TOKEN": TOKEN, "CROSSFADE_PORT": port})
         # The second host starts first: it waits for the other.
         second, first = (
-            stack.enter_context(started("train", "--sagemaker", base, cwd=place, variables=environment))
+            stack.enter_context(started("train", "--sagemaker", base, cwd=workspace, variables=environment))
             for base in reversed(bases)
         )
         yield Training(first, bases[0] / "run" / "127.0.0.1", release), second
