@@ -109,7 +109,7 @@ def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, addres
         best = report["metrics"]["test"]["ndcg@10"]
         expect(page.locator("#results tbody tr", has_text="ndcg@10").first).to_contain_text(f"{best:.4f}")
         page.get_by_text("job.yaml of first").click()
-        expect(page.locator("#job pre")).to_have_text((place / "runs" / "first" / "job.yaml").read_text().rstrip())
+        expect(page.locator("#job pre")).to_have_text((workspace / "runs" / "first" / "job.yaml").read_text().rstrip())
         dense = report["dense_equivalent_bytes_pushed"] / report["bytes_pushed"]
         expect(page.locator("#tiles")).to_contain_text(f"{dense:.3g}")
 
