@@ -63,7 +63,7 @@ def test_instance_types_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--instance-type", "p9.huge"), "--instance-type p9.huge: not a type that is known here"),
+        (("--instance-type", "p9.huge"), "--instance-type p9.huge: unknown type; known types are"),
         (("--bandwidth", "10"), "--bandwidth 10: expected a number and a unit"),
         (("--hosts", 2), "2 hosts need servers that hold the tables"),
     ],

@@ -59,7 +59,7 @@ def test_next_command_names_job_file_of_dataset_if_present(tmp_path: Path, monke
         (["prepare", "--train", "a.csv", "--memory", "-1"], ["--memory", "GiB"]),
         (["prepare", "--train", "a.csv", "--skip-existing"], ["--skip-existing", "--sample"]),
         (["synthesize", "--queries", "many"], ["--queries many", "number"]),
-        (["synthesize", "--queries", "1.5"], ["--queries 1.5", "whole"]),
+        (["synthesize", "--queries", "1.5"], ["--queries 1.5", "expected an integer"]),
         (["synthesize", "--valid", "inf"], ["--valid inf", "number"]),
         (["synthesize", "--raw-events", "--overwrite"], ["--overwrite", "--raw-events"]),
         (["synthesize", "--raw-events", "--skip-existing"], ["--skip-existing", "--raw-events"]),
