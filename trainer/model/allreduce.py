@@ -63,7 +63,7 @@ def check_horovod_env() -> None:
     require_horovod()
     if missing := [name for name in (ADDRESS_VARIABLE, PORT_VARIABLE, INTERFACE_VARIABLE) if name not in os.environ]:
         raise InputError(
-            f"the workers of this job sum the gradients of dense layers (model.dense), and the environment lacks "
+            f"the workers of this job sum the gradients of dense layers (model.dense), but the environment lacks "
             f"{', '.join(missing)}; see 'crossfade worker --help'"
         )
 
