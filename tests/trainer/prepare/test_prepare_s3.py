@@ -20,7 +20,7 @@ from preparing import InterruptingReporter, prepare_files, random_events, write_
 from kvstore.errors import CrossfadeError, InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
 from kvstore.io.s3 import ATTEMPTS_VARIABLE
-from trainer.data.manifest import FILE_NAME, read_manifest
+from trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from trainer.prepare.fetch import fetch_files
 from trainer.prepare.input_files import find_files
 from trainer.prepare.options import PrepareOptions
@@ -333,6 +333,25 @@ def test_interrupt_on_s3_leaves_old_dataset_or_nothing(workspace: Folder, tmp_pa
             )
     assert workspace.sizes() == before
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_failed_write_of_the_manifest_on_s3_leaves_the_old_dataset(
+    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_files(workspace.uri, write_parquet(tmp_path / "e.parquet", **random_events(400)))
+    before, old = workspace.sizes(), contents(workspace)
+
+    def fail(_manifest: DatasetManifest, _folder: Folder) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetManifest, "write", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            prepare_files(
+                workspace.uri, write_parquet(tmp_path / "f.parquet", **random_events(500, seed=1)), overwrite=True
+            )
+    assert contents(workspace) == old
+    assert workspace.sizes() == before
 
 
 class InterruptedFolder(Folder):
