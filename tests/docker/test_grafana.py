@@ -220,7 +220,7 @@ def simulated_process(run: str) -> ProcessMetrics:
     training = TrainingMetrics(make_job(), TABLES, rank=0)
     training.watch_gpu(lambda: (15 << 30, 16 << 30))
     if run == DIVERGED:
-        training.diverged()
+        training.mark_diverged()
     metrics.register("training", training)
     metrics.set_identity(0)
     return metrics

@@ -263,7 +263,9 @@ def test_reclaimed_coordinator_host_sends_the_other_agents_to_the_next_coordinat
         )
         result = agent.finish()
         assert result.returncode == 75, result.stderr
-        assert messages(result.stderr)[-1].startswith(f"crossfade: the job was stopped after step {step:,}, which")
+        assert messages(result.stderr)[-1].startswith(
+            f"crossfade: the job was stopped after step {step:,}, of which there is a checkpoint"
+        )
     with (
         running_metadata() as next_metadata,
         cluster.agent("127.0.0.2", next_metadata),
