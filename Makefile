@@ -36,7 +36,7 @@ test-fast: setup ## run the fast tests, which take under a minute together
 
 test-docker: setup ## run the tests of the image and docker-compose.yml, on a Docker engine they start; as root
 	@.venv/bin/python tests/support/docker_engine.py
-	.venv/bin/python -m pytest -m docker -n 2 --dist loadgroup $(ARGS)
+	.venv/bin/python -m pytest -m docker $(ARGS)
 
 chaos: setup ## kill, freeze, and stop a training 20 times; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done

@@ -10,9 +10,6 @@ from late_tests import runs_late
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the fast tests first; within each half the order stays as collected."""
     items.sort(key=runs_late)
-    for item in items:
-        # With --dist loadgroup, tests that use the Docker engine run in one process, and the others by file.
-        item.add_marker(pytest.mark.xdist_group("engine" if "engine" in item.fixturenames else item.path.name))  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")
