@@ -152,7 +152,7 @@ def test_neighbors_share_a_genre_unknown_to_the_model(
     assert precisions[0]["precision_of_counts"] > 3 / GENRES
     assert main(["evaluate", str(plain), "--labels", "track=genre", "--label-min-count", "30"]) == 0
     output = capsys.readouterr().out
-    assert "each 30 times in train at the least" in output
+    assert "at least 30 times in train" in output
     assert "by the cosine of counts in train" in output
 
 
