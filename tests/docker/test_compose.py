@@ -70,8 +70,11 @@ def test_prometheus_scrapes_every_role(job: ComposeJob) -> None:
         return {sample["metric"].get("role") for sample in job.query("crossfade_build_info")} == roles
 
     job.wait(scraped, START_SECONDS, "a scrape of every role")
-    [steps] = job.query("max(crossfade_step)")
-    assert float(steps["value"][1]) > 0
+
+    def steps_scraped() -> bool:
+        return any(float(sample["value"][1]) > 0 for sample in job.query("max(crossfade_step)"))
+
+    job.wait(steps_scraped, START_SECONDS, "a scrape after the first step")
     up = job.query('up{process!=""}')
     # Two servers, two workers, the scheduler, the coordinator, and an agent in each of four containers.
     assert sorted(sample["value"][1] for sample in up) == ["1"] * 10
