@@ -142,7 +142,7 @@ def clean_up(aws: Aws, run: str) -> int:
 
 
 def take_down(aws: Aws, run: str) -> None:
-    """Delete all resources of ``run``, whoever created them."""
+    """Delete all resources of ``run``, including those that another user created."""
     from deploy.aws.ec2.resources import find_resources, remove
 
     _logger.info("deleting the cluster")

@@ -278,7 +278,7 @@ def busiest_bytes(traffic: StepTraffic, hosts: Sequence[Sequence[Role]]) -> floa
     """Return the bytes that the busiest network card moves in one direction in a step.
 
     Requests, answers and the push follow one another, and so does the all-reduce, whose ring may leave a host once per
-    worker. Traffic between a worker and servers of its own host stays off the wire.
+    worker. Traffic between a worker and servers on the same host stays off the wire.
     """
     workers = [sum(role.kind == "worker" for role in host) for host in hosts]
     ring = max(min(here, sum(workers) - here) for here in workers) * traffic.bytes_all_reduced

@@ -66,10 +66,6 @@ class RunFollower:
         self._next_attempt, self._backoff_seconds = 0.0, spec.poll_seconds
         self._stop_deadline: float | None = None
 
-    def skip_log(self) -> None:
-        """Skip the log so far: show only what follows."""
-        self._last_log = self._storage.last_log(0)
-
     def stop(self) -> None:
         """Ask the run to stop after a checkpoint."""
         self._storage.write(STOP_FILE, {"stop": True})
