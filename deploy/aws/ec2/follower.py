@@ -60,7 +60,7 @@ class RunFollower:
         self._context: AwsContext | None = None
         self._last_log = 0
         self._joined = -1
-        self._replaced: dict[int, str] = {}
+        self._replaced: set[str] = set()  # the ids of instances that have a replacement
         self._losses = 0
         self._waiting_since = clock()
         self._next_attempt, self._backoff_seconds = 0.0, spec.poll_seconds
@@ -91,7 +91,7 @@ class RunFollower:
         return None
 
     def _check_hosts(self) -> None:
-        instances = find_instances(self._aws, self._spec.run)
+        instances = [one for one in find_instances(self._aws, self._spec.run) if one.id not in self._replaced]
         hosts = {number: current_instance(instances, number) for number in range(self._spec.hosts)}
         statuses = {number: self._storage.read(f"hosts/{number}.json") or {} for number in hosts}
         for number, host in hosts.items():
@@ -113,9 +113,9 @@ class RunFollower:
         if is_current and status.get("state") == "failed":
             raise ClusterError(f"host {number} failed: {status.get('message', '')}")
         if host is None or host.is_live or host.state == "shutting-down":
-            return
-        if self._replaced.get(number) == host.id or (is_current and status.get("state") in _ENDED):
-            return  # its replacement is not listed yet, or its command has ended, which the first host reports
+            return  # a replacement that is not listed yet is None
+        if is_current and status.get("state") in _ENDED:
+            return  # its command has ended, which the first host reports
         reason = host.reason or "no reason given by EC2"
         if not (is_current and status.get("state") == "interrupted") and not reason.startswith("Server.Spot"):
             if not reason.startswith("Server."):
@@ -143,7 +143,7 @@ class RunFollower:
             self._waiting_since = self._clock()
             return
         self._next_attempt, self._backoff_seconds = 0.0, self._spec.poll_seconds
-        self._replaced[number] = host.id
+        self._replaced.add(host.id)
         self._waiting_since = self._clock()
         self._log(f"host {number} was lost ({reason}); started another instance in its place")
 

@@ -19,18 +19,22 @@ from deploy.aws.ec2.resources import Ec2Instance, find_instances
 pytestmark = pytest.mark.slow
 
 S3_ACTIONS = {"PUT": "PutObject", "GET": "GetObject"}
+NOT_YET = "not yet"
 
 
 class Story:
-    """Events on the hosts of a run while it is followed: one chapter each time the client lists the instances."""
+    """Events on the hosts of a run while it is followed: one chapter each time the client lists the instances.
+
+    A chapter that returns ``NOT_YET`` is tried again the next time.
+    """
 
     def __init__(self, aws: AwsServer, *chapters: Callable[["Story"], object]) -> None:
         self._aws, self._chapters = aws, list(chapters)
         aws.before("DescribeInstances", self._next_chapter)
 
     def _next_chapter(self, _call: Call) -> None:
-        if self._chapters and self._aws.calls_of("RunInstances"):
-            self._chapters.pop(0)(self)
+        if self._chapters and self._aws.calls_of("RunInstances") and self._chapters[0](self) != NOT_YET:
+            del self._chapters[0]
 
     def put(self, name: str, **value: Any) -> None:
         """Write an object of the run."""
@@ -71,6 +75,11 @@ def nothing(_story: Story) -> None:
     """Leave all hosts unchanged."""
 
 
+def when_running(chapter: Callable[[Story], object]) -> Callable[[Story], object]:
+    """Delay ``chapter`` until an instance is running."""
+    return lambda story: chapter(story) if story.ids() else NOT_YET
+
+
 def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,7 +87,7 @@ def test_interrupted_spot_host_is_replaced_once_there_is_capacity(
         story.interrupt()
         aws.fail("RunInstances", "InsufficientInstanceCapacity", "no capacity", times=2)
 
-    Story(aws, nothing, no_capacity, *[nothing] * 8, Story.end)
+    Story(aws, nothing, no_capacity, when_running(Story.end))
     assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
     stderr = capsys.readouterr().err
     assert stderr.count("host 0 was lost (Client.UserInitiatedShutdown); retrying in") == 2
@@ -97,8 +106,7 @@ def test_silent_host_with_a_spot_reason_is_replaced(aws: AwsServer, job: Path, m
         return [one if one.is_live else replace(one, reason="Server.SpotInstanceTermination") for one in instances]
 
     monkeypatch.setattr("deploy.aws.ec2.follower.find_instances", reclaimed_instances)
-    terminations = [Story.terminate, *[nothing] * 4] * (MAX_LOSSES + 1)
-    Story(aws, nothing, *terminations, Story.end)
+    Story(aws, nothing, *[when_running(Story.terminate)] * (MAX_LOSSES + 1), when_running(Story.end))
     assert submit(job, "--spot", "--poll-seconds", 0.1) == 0
     assert len(aws.calls_of("RunInstances")) == MAX_LOSSES + 2
     assert leftovers(aws) == []
