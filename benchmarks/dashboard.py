@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from deploy.cluster.metrics import process_metrics
+from deploy.cluster.process_metrics import process_metrics
 from deploy.cluster.state_writer import StateWriter
 from deploy.dashboard import charts, run_reader
 from deploy.dashboard.charts import COLORS, RunView

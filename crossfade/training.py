@@ -36,7 +36,7 @@ class RunContext:
 @contextmanager
 def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
     """Serve the metrics of this process while the context lasts."""
-    from deploy.cluster.metrics import process_metrics
+    from deploy.cluster.process_metrics import process_metrics
     from trainer.monitoring.http import serve_metrics
 
     role, stall = ("coordinator", None) if job.cluster.servers else ("in-process", job.cluster.stall_timeout_seconds)

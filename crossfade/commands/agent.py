@@ -135,7 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.spot import spot_monitor
     from deploy.cluster.agent import Agent
     from deploy.cluster.coordinator_http import RemoteCoordinator, read_token
-    from deploy.cluster.metrics import HostMetrics, process_metrics
+    from deploy.cluster.metrics import HostMetrics
+    from deploy.cluster.process_metrics import process_metrics
     from deploy.cluster.supervision import spot_callbacks
     from deploy.topology import Address, check_local_address, local_address
     from kvstore.mxnet.imports import require_mxnet

@@ -53,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve the page until a signal arrives."""
-    from deploy.cluster.agent import die_with_agent
+    from deploy.cluster.role_variables import die_with_agent
     from deploy.dashboard.server import serve
 
     die_with_agent()

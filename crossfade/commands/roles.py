@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -103,11 +104,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one role. An error is sent to the agent and ends the process at once: a clean exit waits for other roles."""
-    from deploy.cluster.agent import die_with_agent
     from deploy.cluster.role_events import EventPipe
-    from deploy.cluster.role_process import GENERATION_VARIABLE, ROLE_VARIABLE
+    from deploy.cluster.role_variables import GENERATION_VARIABLE, ROLE_VARIABLE, die_with_agent
     from kvstore.errors import InputError
 
+    gc.disable()  # until the role has started: imports create objects that stay, and scans of them take time
     generation = os.environ.get(GENERATION_VARIABLE)
     logs.configure(
         os.environ.get(ROLE_VARIABLE) or arguments.role,
@@ -195,7 +196,7 @@ def _run_role(
 
     # Imports, here and in other roles, may take long: phases in between are signs of progress.
     emit(PhaseEvent(name="starting"))
-    from deploy.cluster.metrics import process_metrics
+    from deploy.cluster.process_metrics import process_metrics
     from trainer.monitoring.final import write_final_metrics
     from trainer.monitoring.http import serve_metrics
     from trainer.runs.folder import RunFolder
@@ -212,8 +213,10 @@ def _run_role(
         threading.Thread(target=_report_load, args=(emit, metrics), name="load", daemon=True).start()
         if arguments.role == "worker":
             _work(job, folder, arguments.checkpoint, emit, metrics)
-        else:
+        elif arguments.role == "server":
             _serve(metrics, fail)
+        else:
+            _schedule(metrics)
         write_final_metrics(folder, job, metrics)
     _logger.info("ended")
 
@@ -227,20 +230,26 @@ def _report_load(emit: EventSink, metrics: ProcessMetrics) -> NoReturn:
         time.sleep(LOAD_INTERVAL_SECONDS)
 
 
+def _schedule(metrics: ProcessMetrics) -> None:
+    from kvstore.mxnet.scheduler import run_scheduler
+
+    metrics.state = lambda: "serving"
+    metrics.set_identity()
+    run_scheduler()
+
+
 def _serve(metrics: ProcessMetrics, fail: Callable[[BaseException], NoReturn]) -> None:
-    from kvstore.mxnet.server import RowServer, run_role
+    from kvstore.mxnet.server import RowServer, run_server
     from trainer.monitoring.registry import TableMetrics
 
     def joined(server: RowServer) -> None:
+        _resume_garbage_collection()
         metrics.register("rows", TableMetrics(server.stats))
         metrics.state = lambda: "serving"
         metrics.set_identity(server.rank)
         _logger.info(f"joined as server {server.rank}")
 
-    if metrics.labels["role"] == "scheduler":
-        metrics.state = lambda: "serving"
-        metrics.set_identity()
-    run_role(fail, joined)
+    run_server(fail, joined)
 
 
 def _work(
@@ -262,6 +271,7 @@ def _work(
     emit(PhaseEvent(name="joining"))
     store = MXNetStore(max_key_bytes=job.cluster.max_key_bytes)
     all_reduce = _open_all_reduce(job, store.rank, store.workers)
+    _resume_garbage_collection()
     emit(PhaseEvent(name="joined"))
     hooks = TrainingHooks(
         on_event=emit,
@@ -273,6 +283,11 @@ def _work(
     if all_reduce is not None:
         all_reduce.close()
     store.close()
+
+
+def _resume_garbage_collection() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def _open_all_reduce(job: JobConfig, rank: int, workers: int) -> HorovodAllReduce | None:
@@ -300,7 +315,7 @@ def _remember_sigterm() -> Callable[[], bool]:
 
 def _count_save_signals() -> Callable[[], int]:
     """Return a function that counts the checkpoints that the agent has requested from now on."""
-    from deploy.cluster.agent import CHECKPOINT_SIGNAL
+    from deploy.cluster.role_variables import CHECKPOINT_SIGNAL
 
     received: list[int] = []
     signal.signal(CHECKPOINT_SIGNAL, lambda number, _frame: received.append(number))

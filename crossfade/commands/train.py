@@ -218,7 +218,7 @@ def _wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
 
     Meanwhile only loopback is listened on: on another address, clients would mistake this process for the coordinator.
     """
-    from deploy.cluster.metrics import process_metrics
+    from deploy.cluster.process_metrics import process_metrics
     from deploy.cluster.supervision import is_loopback
     from trainer.monitoring.http import serve_metrics
 

@@ -23,10 +23,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
-from deploy.cluster.role_process import AGENT_VARIABLE, RoleProcess
+from deploy.cluster.role_process import RoleProcess
+from deploy.cluster.role_variables import CHECKPOINT_SIGNAL
 from deploy.topology import AcceptedRoles, Address, JobTopology, Role, role_environment
 from kvstore.errors import ClusterError
-from kvstore.processes import die_with_parent
 from trainer.runs.events import StepEvent
 from trainer.runs.folder import JOB_FILE, RunFolder
 
@@ -35,8 +35,6 @@ AGENT_LEASE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 MAX_RETRY_SECONDS = 2.0
 """Maximum pause between two attempts to reach a coordinator that does not answer."""
-CHECKPOINT_SIGNAL = signal.SIGURG
-"""Asks a worker for a checkpoint. A process that does not handle it yet ignores it."""
 
 SendHeartbeat = Callable[[Heartbeat], DesiredState]
 
@@ -299,14 +297,3 @@ def job_digest(folder: RunFolder) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise ClusterError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def die_with_agent() -> bool:
-    """In a role, arrange that this process dies with the agent that started it, however that dies.
-
-    Returns whether an agent started it.
-    """
-    agent = os.environ.get(AGENT_VARIABLE)
-    if agent is not None:
-        die_with_parent(int(agent))
-    return agent is not None

@@ -1,4 +1,4 @@
-"""The metrics of a job's coordinator, agents and machines, and its scrape targets."""
+"""The metrics of a job's coordinator and agents, and its scrape targets."""
 
 from __future__ import annotations
 
@@ -7,27 +7,12 @@ from typing import Any
 
 from prometheus_client.core import Metric as Family
 
-from deploy.capacity.machine import available_bytes, limit_bytes
 from deploy.cluster.agent import Agent
 from deploy.cluster.coordinator import Coordinator
 from deploy.cluster.job_state import State
 from deploy.topology import roles
 from trainer.config.run_sections import ClusterConfig
 from trainer.monitoring import names
-from trainer.monitoring.registry import ProcessMetrics
-
-
-class MachineMetrics:
-    """The memory of this machine, or of this container."""
-
-    def collect(self) -> Iterator[Family]:
-        """Yield the current values."""
-        yield names.MEMORY_LIMIT.single(limit_bytes())
-        yield names.MEMORY_AVAILABLE.single(available_bytes())
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the same values for the run folder."""
-        return {"memory_limit_bytes": limit_bytes(), "memory_available_bytes": available_bytes()}
 
 
 class JobMetrics:
@@ -57,13 +42,6 @@ class HostMetrics:
     def collect(self) -> Iterator[Family]:
         """Yield the current values."""
         yield names.RUNNING_ROLES.single(self._agent.running_roles())
-
-
-def process_metrics(run: str, role: str, stall_timeout_seconds: float | None = None) -> ProcessMetrics:
-    """Return the metrics of a process of ``run``, with those of its machine."""
-    metrics = ProcessMetrics(run, role, stall_timeout_seconds)
-    metrics.register("machine", MachineMetrics())
-    return metrics
 
 
 def target(run: str, process: str, host: str, address: str) -> dict[str, Any]:

@@ -10,13 +10,11 @@ from contextlib import suppress
 
 from deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from deploy.cluster.role_events import EVENTS_VARIABLE, EventLines
+from deploy.cluster.role_variables import AGENT_VARIABLE, GENERATION_VARIABLE, ROLE_VARIABLE
 from deploy.topology import Role
 from trainer.runs.events import Event, RoleError
 from trainer.runs.folder import RunFolder
 
-AGENT_VARIABLE = "CROSSFADE_AGENT_PID"
-ROLE_VARIABLE, GENERATION_VARIABLE = "CROSSFADE_ROLE", "CROSSFADE_GENERATION"
-"""Name and generation of a role, for its log lines, and for users who inspect its process."""
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _SAFE_PATH = ["-P"]
 """Python's option to import nothing from the current folder, which may contain another trainer/."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.cluster.role_process import AGENT_VARIABLE
+from deploy.cluster.role_variables import AGENT_VARIABLE
 
 _SAFE_PATH = "-P"
 """Python's option that keeps the current folder, which may contain another trainer/, off the import path."""

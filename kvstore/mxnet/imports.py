@@ -32,7 +32,7 @@ def import_mxnet() -> Any:
     """Import MXNet 1.x with a numpy that lacks the aliases it uses, and without starting its server.
 
     In a process whose ``DMLC_ROLE`` is server or scheduler, ``import mxnet`` runs the role's loop and exits. The
-    role is hidden during the import, so that ``kvstore.mxnet.server.run_role`` runs it instead.
+    role is hidden during the import, so that ``scheduler.run_until_done`` runs it instead.
 
     Raises:
         MissingExtraError: MXNet is not installed.

@@ -1,4 +1,4 @@
-"""The server's and the scheduler's side of ``dist_sync``, in place of the main function of MXNet.
+"""The server's side of ``dist_sync``, in place of the main function of MXNet.
 
 MXNet's stock server unpickles whatever the network sends. This one takes JSON commands (``commands.py``), and updates
 rows in place in the store's own memory with the kernels of ``optimizers.py``. An error in a command or an update ends
@@ -7,7 +7,6 @@ the process at once: MXNet would swallow it, and workers would assume that the s
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from kvstore.layout import ALL_REDUCE_KEY, STATUS_KEY, TableLayout, make_layout
 from kvstore.memory import advise_huge_pages, release_pages
 from kvstore.mxnet.commands import encode_status
 from kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
+from kvstore.mxnet.scheduler import run_until_done
 from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.optimizers import LazyOptimizer, make_optimizer
 from kvstore.philox import init_rows, init_rows_at
@@ -221,18 +221,15 @@ class RowServer:
             self._snapshot.close()
 
 
-def run_role(
-    fail: Callable[[BaseException], NoReturn], on_joined: Callable[[RowServer], None] = lambda _: None
-) -> None:
-    """Run the role in ``DMLC_ROLE``, scheduler or server, until the workers are done.
+def run_server(fail: Callable[[BaseException], NoReturn], on_joined: Callable[[RowServer], None]) -> None:
+    """Serve the rows of this process until the workers are done.
 
     Args:
         fail: called with an error in a command or an update. It must report it and end the process: if it returned,
             MXNet would treat the command or the update as executed.
-        on_joined: called with the server when its first command arrives; never called in the scheduler.
+        on_joined: called with the server when its first command arrives.
     """
-    mx = import_mxnet()
-    store = mx.kv.create("dist_sync")
+    store = import_mxnet().kv.create("dist_sync")
     server = RowServer(store)
 
     def update(key: int, gradient: Any, weight: Any) -> None:
@@ -243,7 +240,7 @@ def run_role(
 
     pending_callbacks = [on_joined]
 
-    def control(head: int, body: bytes, _handle: Any) -> None:
+    def control(_head: int, body: bytes, _handle: Any) -> None:
         try:
             while pending_callbacks:
                 pending_callbacks.pop()(server)
@@ -253,8 +250,5 @@ def run_role(
         except BaseException as error:
             fail(error)
 
-    controller = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(control)
-    from mxnet.base import _LIB, check_call
-
-    check_call(_LIB.MXKVStoreRunServer(store.handle, controller, None))
+    run_until_done(store, control)
     server.close()

@@ -21,7 +21,8 @@ from running_command import Mark
 
 from deploy.topology import JobTopology, role_environment, roles, scheduler_address
 from kvstore.mxnet.client import MXNetStore
-from kvstore.mxnet.server import run_role
+from kvstore.mxnet.scheduler import run_scheduler
+from kvstore.mxnet.server import run_server
 from trainer.config.run_sections import ClusterConfig
 
 END_SECONDS = 60.0
@@ -30,12 +31,15 @@ END_SECONDS = 60.0
 def play_role(work: Callable[[MXNetStore], None], key_bytes: int) -> None:
     """Run the role that the environment names, in the script. An error ends the process at once."""
     try:
-        if os.environ["DMLC_ROLE"] == "worker":
+        role = os.environ["DMLC_ROLE"]
+        if role == "worker":
             store = MXNetStore(key_bytes)
             work(store)
             store.close()
+        elif role == "server":
+            run_server(_fail, lambda _: None)
         else:
-            run_role(_fail)
+            run_scheduler()
     except Exception as error:
         _fail(error)
 

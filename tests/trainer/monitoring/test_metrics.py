@@ -9,7 +9,8 @@ from metric_groups import FIRST, GPU, GROUPS, JOB, PROCESS, TABLES, TRAINING, ma
 from scraping import assert_valid_metrics, families, samples, value
 
 from deploy.cluster.messages import NumberedEvent
-from deploy.cluster.metrics import JobMetrics, MachineMetrics, process_metrics
+from deploy.cluster.metrics import JobMetrics
+from deploy.cluster.process_metrics import MachineMetrics, process_metrics
 from kvstore.errors import DivergedError
 from kvstore.stats import UpdateStats
 from trainer.config.run_sections import ClusterConfig

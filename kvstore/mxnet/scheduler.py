@@ -1,0 +1,25 @@
+"""The scheduler of ``dist_sync``, which introduces servers and workers to each other."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from kvstore.mxnet.imports import import_mxnet
+
+Controller = Callable[[int, bytes, Any], None]
+"""Executes a command of a worker: its number, its text, and a handle of MXNet."""
+
+
+def run_scheduler() -> None:
+    """Run the scheduler until the workers are done."""
+    run_until_done(import_mxnet().kv.create("dist_sync"), lambda _head, _body, _handle: None)
+
+
+def run_until_done(store: Any, control: Controller) -> None:
+    """Run the loop of MXNet's server or scheduler, by ``DMLC_ROLE``; ``control`` must not raise."""
+    from mxnet.base import _LIB, check_call
+
+    controller = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(control)
+    check_call(_LIB.MXKVStoreRunServer(store.handle, controller, None))
