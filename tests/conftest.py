@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 from docker_engine import Engine, missing, running_engine
-from late_tests import runs_late
+from late_tests import run_order
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the fast tests first; within each half the order stays as collected."""
-    items.sort(key=runs_late)
+    """Put the fast tests first; among those of one place the order stays as collected."""
+    items.sort(key=run_order)
 
 
 @pytest.fixture(scope="session")

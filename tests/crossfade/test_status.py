@@ -41,7 +41,7 @@ def read_state(run_dir: Path) -> dict[str, Any]:
 def job(tmp_path: Path) -> Path:
     data = write_planted(tmp_path / "data")
     return write_job(
-        tmp_path / "job.yaml", data, train={"epochs": 60, "eval_every_epochs": 10}, checkpoint={"interval_steps": 5}
+        tmp_path / "job.yaml", data, train={"epochs": 20, "eval_every_epochs": 10}, checkpoint={"interval_steps": 5}
     )
 
 

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from late_tests import runs_late
+from late_tests import run_order
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -300,5 +300,5 @@ def test_make_help_has_a_line_for_each_target() -> None:
 
 
 def test_slow_tests_come_last(request: pytest.FixtureRequest) -> None:
-    late = [runs_late(item) for item in request.session.items]
+    late = [run_order(item) > 0 for item in request.session.items]
     assert late == sorted(late)

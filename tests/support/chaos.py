@@ -31,15 +31,17 @@ from waiting import wait_until
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 ROLES = ("scheduler", "server-0", "server-1", "worker-0", "worker-1")
-BATCH = 64
+BATCH = 256
 EPOCHS_PER_FAULT = 16
-"""Epochs of 59 steps that take about as long as writing one or two checkpoints."""
+"""Epochs of 15 steps that take about as long as writing one or two checkpoints."""
+STEP_SECONDS = 0.03
+"""Sleep in each step: a run must last long, but its steps need not take the processors."""
 STALL_SECONDS = 8
 RUN_SECONDS = 3000.0
 RECOVERY_SECONDS = 60.0
 
 LEDGER_VARIABLE = "CROSSFADE_TEST_LEDGER"
-LEDGER_HOOK = """
+LEDGER_HOOK = f"""
 import os
 
 if os.environ.get("DMLC_ROLE") == "worker":
@@ -50,7 +52,8 @@ if os.environ.get("DMLC_ROLE") == "worker":
 
     from trainer.training.loop import TrainLoop
 
-    file = (Path(os.environ["CROSSFADE_TEST_LEDGER"]) / f"{time.monotonic_ns()}-{os.getpid()}").open("ab", buffering=0)
+    ledger = Path(os.environ["{LEDGER_VARIABLE}"]) / f"{{time.monotonic_ns()}}-{{os.getpid()}}"
+    file = ledger.open("ab", buffering=0)
     step = TrainLoop._step
 
     def step_and_record(self, batch, progress):
@@ -59,6 +62,7 @@ if os.environ.get("DMLC_ROLE") == "worker":
         pairs_B = query_B * self.model.item.rows + item_B
         head = np.array([progress.step, progress.epoch, len(pairs_B)], dtype=np.int64)
         file.write(np.concatenate([head, pairs_B]).tobytes())
+        time.sleep({STEP_SECONDS})
         step(self, batch, progress)
 
     TrainLoop._step = step_and_record

@@ -11,8 +11,8 @@ from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.io.folder import Folder
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)
-STEPS = 900
-TRAIN = {"epochs": STEPS // 15, "eval_every_epochs": 20, "patience": None}
+STEPS = 300
+TRAIN = {"epochs": STEPS // 15, "eval_every_epochs": 10, "patience": None}
 CHECKPOINT = {"interval_seconds": 0.5, "keep_latest": 2}
 DISK_BYTES = 1 << 20
 TOKEN = "the-token-of-these-tests"

@@ -19,7 +19,7 @@ import psutil
 from running_command import RunningCommand, records, started
 from waiting import wait_until
 
-STEP_SECONDS = 0.05
+STEP_SECONDS = 0.1
 WAIT_SECONDS = 60.0
 _RELEASE_VARIABLE = "CROSSFADE_TEST_RELEASE"
 _HOOK = f"""

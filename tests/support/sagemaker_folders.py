@@ -21,14 +21,14 @@ JOB: dict[str, object] = {
     "train.batch_size": 256,
     "train.query_frequency_power": 0.0,
     "train.item_frequency_power": 0.0,
-    "train.epochs": 30,
+    "train.epochs": 12,
     "train.eval_every_epochs": 3,
     "train.patience": None,
     "evaluate.k": [5, 10],
     "checkpoint.interval_seconds": 0.5,
 }
 SECTIONS: dict[str, Any] = {
-    "train": {"epochs": 30, "eval_every_epochs": 3, "patience": None},
+    "train": {"epochs": 12, "eval_every_epochs": 3, "patience": None},
     "checkpoint": {"interval_seconds": 0.5},
 }
 

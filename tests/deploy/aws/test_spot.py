@@ -115,7 +115,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "job.yaml",
         data,
         optimizer={"kind": "adagrad"},
-        train={"epochs": 40, "eval_every_epochs": 20, "patience": None},
+        train={"epochs": 16, "eval_every_epochs": 8, "patience": None},
         checkpoint={"interval_seconds": None},
     )
     return folder

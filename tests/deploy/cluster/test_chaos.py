@@ -9,7 +9,7 @@ from chaos import check_ledger, plan_faults, run_chaos
 
 @pytest.mark.cluster
 def test_run_under_random_faults_equals_an_undisturbed_run(tmp_path: Path) -> None:
-    run_chaos(tmp_path, seed=2, faults=3, epochs=48)
+    run_chaos(tmp_path, seed=2, faults=3, epochs=30)
 
 
 def test_planned_faults_include_every_kind() -> None:

@@ -61,6 +61,7 @@ def test_line_after_an_incomplete_line_is_readable(tmp_path: Path) -> None:
     assert json.loads(others[0])["event"] == "begin"
 
 
+@pytest.mark.slow
 def test_samples_become_rarer_during_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = StateWriter(RunFolder(tmp_path))
     state.watch(source)

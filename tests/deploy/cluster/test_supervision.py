@@ -147,31 +147,6 @@ def test_wall_clock_change_has_no_effect(job: Path, tmp_path: Path) -> None:
     assert max(times) - min(times) > 80_000  # so the hook was active
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143)])
-def test_signal_stops_a_run_after_a_checkpoint_and_it_resumes(
-    job: Path, tmp_path: Path, number: signal.Signals, exit_code: int
-) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, cwd=tmp_path) as command:
-        wait_for_steps(command, tmp_path / "run")
-        sent = time.monotonic()
-        command.process.send_signal(number)
-        result = command.finish()
-        assert time.monotonic() - sent < END_SECONDS
-        assert result.returncode == exit_code, result.stderr
-        [message] = messages(result.stderr)
-        assert message.startswith(f"crossfade: stopped by {number.name} after step ")
-        assert ", of which there is a checkpoint" in message
-        assert "Traceback" not in result.stderr
-        assert result.stdout == ""
-        assert command.mark.processes() == []
-    step = message.split()[6].rstrip(",")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, "--resume", cwd=tmp_path) as command:
-        result = succeeded(command.finish())
-    assert messages(result.stderr) == [f"crossfade: resuming from step {step}"]
-    report = read_report(tmp_path / "run")
-    assert (report["steps"], report["restarts"], report["restart_causes"]) == (600, 0, [])
-
-
 @pytest.mark.parametrize("times", [3], ids=["in process"])
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_stops_a_run_in_process_with_one_line(

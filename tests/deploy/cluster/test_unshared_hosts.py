@@ -20,7 +20,7 @@ TOKEN = "a-token-that-all-hosts-have"
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 SECTIONS = {
     "optimizer": {"kind": "adagrad"},
-    "train": {"epochs": 20, "eval_every_epochs": 4, "patience": None},
+    "train": {"epochs": 8, "eval_every_epochs": 4, "patience": None},
     "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2},
 }
 
@@ -77,7 +77,7 @@ def test_hosts_sharing_only_s3_match_one_host_and_resume_elsewhere(tmp_path: Pat
     report, local = report_of(tmp_path / "new-1"), report_of(tmp_path / "local")
     assert report["metrics"] == local["metrics"]
     assert (report["steps"], report["best_epoch"]) == (local["steps"], local["best_epoch"])
-    assert [record["epoch"] for record in records(tmp_path / "new-1") if record["event"] == "epoch"][-1] == 20
+    assert [record["epoch"] for record in records(tmp_path / "new-1") if record["event"] == "epoch"][-1] == 8
     own = {path.name for path in (tmp_path / "new-2").iterdir()}
     assert own == {"job.yaml", "run.json", "logs", "metrics"}
 
@@ -104,6 +104,7 @@ def test_hosts_without_shared_folder_must_share_s3() -> None:
     assert check_job({**values, "checkpoint": {"path": "s3://bucket/here"}}, "a test").no_shared_run_dir
 
 
+@pytest.mark.slow
 def test_agent_ends_after_the_coordinator_timeout(tmp_path: Path) -> None:
     join = (
         "agent",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_data import TRACKS, train_rows, write_job, write_planted
+from cluster_data import TRACKS, write_job, write_planted
 from paced_training import paced
 from run_results import ENTITIES, assert_same_bits, report_of, vectors
-from running_command import crossfade, records, succeeded
+from running_command import crossfade, messages, records, succeeded
 from waiting import wait_until
 
 from kvstore.arrays import FloatArray
@@ -88,38 +88,33 @@ def test_interrupted_run_resumes_to_the_same_bits(
     ended_at = saved_steps(workspace / run)[-1]
     assert ended_at < report_of(undisturbed)["steps"], "the signal came after the end of the run"
     if number != signal.SIGKILL:
-        assert "--resume" in stderr
+        [message] = messages(stderr)
+        assert message.startswith(f"crossfade: stopped by {number.name} after step {ended_at}, ")
+        assert "of which there is a checkpoint" in message
+        assert "--resume" in message
+    logged = len(records(workspace / run))
     train(workspace, run, *shape, "--resume")
+    [start] = [record for record in records(workspace / run)[logged:] if record.get("name") == "training"]
+    assert start["step"] == ended_at > 0
     assert_same_bits(workspace / run, undisturbed_on_servers if shape else undisturbed)
     report, expected = report_of(workspace / run), report_of(undisturbed_on_servers if shape else undisturbed)
+    assert (report["restarts"], report["restart_causes"]) == (0, [])
     for name in ("examples", "steps", "epochs", "rows_pushed", "bytes_pulled", "best_epoch"):
         assert report[name] == expected[name], name
-
-
-def test_resumed_run_reads_no_example_twice(workspace: Path, undisturbed: Path) -> None:
-    run = workspace / "reads-on"
-    stop_after_checkpoint(workspace, run.name, signal.SIGTERM)
-    at = saved_steps(run)[-1]
-    before = len(records(run))
-    train(workspace, run.name, "--resume")
-    [begins] = [
-        record for record in records(run)[before:] if record["event"] == "phase" and record["name"] == "training"
-    ]
-    assert begins["step"] == at > 0
-    assert report_of(run)["examples"] == train_rows() * EPOCHS
 
 
 def test_run_keeps_its_newest_checkpoints_and_ends_with_one(undisturbed: Path) -> None:
     names = sorted(path.name for path in (undisturbed / "checkpoints").glob("step-*"))
     steps = report_of(undisturbed)["steps"]
-    assert len(names) == 3
+    # Few on a slow disk: while a checkpoint is being written, the next one is not begun.
+    assert names == [f"step-{step:09d}" for step in saved_steps(undisturbed)[-3:]]
     assert names[-1] == f"step-{steps:09d}"
     checkpoint, reasons = latest_checkpoint(str(undisturbed / "checkpoints"))
     assert checkpoint is not None
     assert checkpoint.manifest.step == steps
     assert reasons == []
     counted = report_of(undisturbed)["checkpoints"]
-    assert counted["written"] == len(saved_steps(undisturbed)) > 3
+    assert counted["written"] == len(saved_steps(undisturbed)) > 1
     assert counted["failed"] == 0
     assert 0 < counted["longest_pause_seconds"] <= counted["pause_seconds"]
 

@@ -16,7 +16,7 @@ from kvstore.checkpoint.lifecycle import latest_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)
-TRAIN = {"epochs": 30, "eval_every_epochs": 10, "patience": None}
+TRAIN = {"epochs": 12, "eval_every_epochs": 4, "patience": None}
 
 
 def test_run_on_s3_survives_a_kill_and_a_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_run_on_s3_survives_a_kill_and_a_resume_bit_for_bit(tmp_path: Path, monk
 def test_s3_outage_causes_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_planted(tmp_path / "data")
     sections = {"optimizer": {"kind": "adagrad"}, "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2}}
-    train = {"epochs": 20, "eval_every_epochs": 20, "patience": None}
+    train = {"epochs": 12, "eval_every_epochs": 12, "patience": None}
     write_job(tmp_path / "local.yaml", data, **sections, train=train)
     succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
     (tmp_path / "store").mkdir()

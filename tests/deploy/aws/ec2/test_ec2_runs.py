@@ -27,7 +27,7 @@ TYPE = ("--instance-type", "r6i.large")
 ON_TWO = ("--hosts", 2, "--servers", 2, "--workers", 2)
 SECTIONS = {
     "optimizer": {"kind": "adagrad"},
-    "train": {"epochs": 40, "eval_every_epochs": 10, "patience": None},
+    "train": {"epochs": 16, "eval_every_epochs": 8, "patience": None},
     "checkpoint": {"interval_seconds": None},
 }
 

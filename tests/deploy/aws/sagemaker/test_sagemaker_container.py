@@ -31,6 +31,7 @@ def data(tmp_path: Path) -> Path:
 # ---- one host
 
 
+@pytest.mark.slow
 def test_job_trains_from_its_hyperparameters_and_channel(tmp_path: Path, data: Path) -> None:
     job = write_job(tmp_path / "job.yaml", "elsewhere", **SECTIONS)
     base = prepare(
@@ -72,6 +73,7 @@ def test_interrupted_job_resumes_from_the_checkpoint_folder_on_another_machine(t
     assert_same_model(second / "model", tmp_path / "uninterrupted")
 
 
+@pytest.mark.slow
 def test_error_is_written_to_the_failure_file(tmp_path: Path, data: Path) -> None:
     parameters = parameters_of({**JOB, "data.path": str(data)})
     for name, changed, expected in (
@@ -91,6 +93,7 @@ def test_error_is_written_to_the_failure_file(tmp_path: Path, data: Path) -> Non
     assert "expected current_host among hosts, but found 'algo-3'" in (base / "output" / "failure").read_text()
 
 
+@pytest.mark.slow
 def test_train_without_a_job_outside_a_container_is_rejected(tmp_path: Path) -> None:
     result = crossfade("train", cwd=tmp_path)
     assert result.returncode == 2
