@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deploy.cluster.agent import Agent
+    from deploy.cluster.messages import DesiredState
     from deploy.topology import Address
     from trainer.runs.folder import RunFolder
 
@@ -131,7 +132,6 @@ def _add_timeout_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run this host's agent until the job ends or a signal arrives; return the exit code of the job."""
-    from crossfade.signals import stopper
     from crossfade.spot import spot_monitor
     from deploy.cluster.agent import Agent
     from deploy.cluster.coordinator_http import RemoteCoordinator, read_token
@@ -174,18 +174,15 @@ def run(arguments: argparse.Namespace) -> int:
         metrics.register("host", HostMetrics(agent))
         metrics.state = lambda: "taking part" if agent.has_joined else "waiting for the coordinator"
         _logger.info(f"joining the coordinator at {coordinator} as {address}")
-        _run_until_left(agent, coordinator, arguments, identify)
-    if agent.final_state is None:
-        stopper.check("and has left the job")
-    assert agent.final_state is not None
-    _logger.info(agent.final_state.message)
-    return agent.final_state.exit_code
+        final_state = _run_until_left(agent, coordinator, arguments, identify)
+    _logger.info(final_state.message)
+    return final_state.exit_code
 
 
 def _run_until_left(
     agent: Agent, coordinator: Address, arguments: argparse.Namespace, after_turn: Callable[[], None]
-) -> None:
-    """Run ``agent`` until it has left the job, or the grace period after a signal is over."""
+) -> DesiredState:
+    """Run ``agent`` until it has left the job, or the grace period after a signal is over; return the final state."""
     from crossfade.signals import stopper
 
     with stopper.deferred(), closing(agent):
@@ -200,6 +197,10 @@ def _run_until_left(
             if stopper.number is not None:
                 stop_at = min(stop_at, time.monotonic() + arguments.grace_period)
             after_turn()
+    if agent.final_state is None:
+        stopper.check("and has left the job")
+    assert agent.final_state is not None
+    return agent.final_state
 
 
 def _run_name(folder: RunFolder) -> str:

@@ -88,9 +88,10 @@ def misfits(mutants: Sequence[Mutant], root: Path) -> dict[str, str]:
     for mutant in mutants:
         try:
             mutant.applied_to((root / mutant.file).read_text(encoding="utf-8"))
-            missing = [test for test in mutant.tests if not (root / test.partition("::")[0]).exists()]
-            if missing:
-                raise ValueError(f"there is no {missing[0]}")
+            for test in mutant.tests:
+                path, _, function = test.partition("::")
+                if f"def {function.partition('[')[0]}" not in (root / path).read_text(encoding="utf-8"):
+                    raise ValueError(f"there is no {test}")
         except (OSError, ValueError) as error:
             reasons[mutant.name] = str(error)
     return reasons
