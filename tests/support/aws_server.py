@@ -93,6 +93,7 @@ class AwsServer:
         )
         self.calls: list[Call] = []
         self._scripts: dict[str, _Script] = {}
+        self._clients: dict[str, Any] = {}
         self.placement_groups: dict[str, dict[str, str]] = {}
         """Tags by name, if ``placement_groups.py`` handles these calls."""
         self._before: dict[str, Callable[[Call], object]] = {}
@@ -119,6 +120,11 @@ class AwsServer:
 
     def client(self, service: str) -> Any:
         """Return a client of moto itself: its calls bypass the gateway and are not recorded."""
+        if service not in self._clients:
+            self._clients[service] = self._new_client(service)
+        return self._clients[service]
+
+    def _new_client(self, service: str) -> Any:
         return boto3.client(
             service,
             region_name=REGION,
