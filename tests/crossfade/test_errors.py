@@ -135,6 +135,7 @@ def test_empty_train_split_is_rejected(train_rejected: Rejected, workspace: Path
     assert train_rejected().startswith(f"{workspace / 'data'}: its train split is empty: there is nothing to train on")
 
 
+@pytest.mark.slow
 def test_missing_file_of_dataset_is_rejected(workspace: Path) -> None:
     shard = workspace / "data" / "train" / "part-00002.parquet"
     shard.unlink()
@@ -175,6 +176,7 @@ def rejected_without(package: str, workspace: Path, *options: str) -> str:
 DENSE = ("--servers", "1", "--workers", "2", "--set", "model.dense={item: [8]}")
 
 
+@pytest.mark.slow
 def test_missing_horovod_is_reported(workspace: Path) -> None:
     message = rejected_without("horovod", workspace, *DENSE)
     documented("dense layers of several workers without Horovod", message)
@@ -182,18 +184,21 @@ def test_missing_horovod_is_reported(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", [("--servers", "1"), ("--set", "train.engine=mxnet")], ids=["servers", "engine"])
+@pytest.mark.slow
 def test_missing_mxnet_is_reported(workspace: Path, setting: tuple[str, str]) -> None:
     message = rejected_without("mxnet", workspace, *setting)
     assert "needs the package 'mxnet', which is not installed here: pip install 'crossfade[mxnet]'" in message
 
 
 @pytest.mark.parametrize("role", ["scheduler", "server", "worker"])
+@pytest.mark.slow
 def test_role_without_addresses_is_rejected(workspace: Path, role: str) -> None:
     variables = {"DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": "9000", "DMLC_NUM_SERVER": "1"}
     message = rejection(crossfade(role, "--run-dir", "run", cwd=workspace, variables=variables))
     assert message == f"the environment lacks DMLC_NODE_HOST, DMLC_NUM_WORKER; see 'crossfade {role} --help'"
 
 
+@pytest.mark.slow
 def test_worker_without_rendezvous_is_rejected(workspace: Path) -> None:
     require_built_horovod()
     (workspace / "run").mkdir()
@@ -218,6 +223,7 @@ def test_folder_without_run_is_rejected(rejected: Rejected) -> None:
         assert rejected(*command).startswith("data: not a run folder: it has no job.yaml")
 
 
+@pytest.mark.slow
 def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace: Path) -> None:
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1", cwd=workspace))
     report = (workspace / "run" / "report.json").read_text()

@@ -151,6 +151,7 @@ def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.Cap
     assert "damaged: critical: no" in printed
 
 
+@pytest.mark.slow
 def test_watch_repeats_until_signal(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "runs" / "plays", metrics=[step(5, at=9)], state=state("done", at=9))
     with started("status", folder, "--json", "--watch", 0.1, cwd=tmp_path) as watching:

@@ -46,6 +46,7 @@ def test_client_uses_endpoint_and_region_of_the_environment(aws: AwsServer) -> N
     ]
 
 
+@pytest.mark.slow
 def test_throttled_request_is_retried(aws: AwsServer) -> None:
     aws.fail("ListTrainingJobs", "ThrottlingException", "Rate exceeded", times=2)
     with translate_aws_errors("listing", REGION):

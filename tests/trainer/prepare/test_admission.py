@@ -93,6 +93,7 @@ class Side:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.slow
 def test_rows_over_seven_days_match_reference_implementation(tmp_path: Path, seed: int) -> None:
     draw, data = random.Random(seed), None
     sides = {name: Side(minimum) for name, minimum in ADMIT.items()}

@@ -156,6 +156,7 @@ def test_sample_is_found_in_crossfade_data(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the repository")
+@pytest.mark.slow
 def test_real_lastfm_is_read_without_loss(tmp_path: Path) -> None:
     folder = SHARED / "lastfm_hetrec2011"
     manifest = lastfm.prepare_lastfm(folder, tmp_path / "out")

@@ -87,6 +87,7 @@ def test_part_writer_cuts_exact_row_groups_and_files_of_64_groups(tmp_path: Path
     assert values == list(range(sum(sizes)))
 
 
+@pytest.mark.slow
 def test_output_bytes_do_not_depend_on_threads_or_input_format(tmp_path: Path) -> None:
     count = 125_000  # more than one of DuckDB's own row groups, so that threads do share the work
     draw = random.Random(3)
