@@ -1,10 +1,10 @@
 # The targets that people and CI run. Each first sets up .venv (deploy/setup.sh), which takes no time once it is done.
 #   make test PYTHON=/path/to/python3.11    create .venv with this Python
 #   make test ARGS='-k layout'              pass further arguments to pytest
-#   make test JOBS=4                        run the tests in four processes (default: 3; they often wait)
+#   make test JOBS=2                        run the tests in two processes (default: 4; they often wait)
 
 SEEDS ?= 1
-JOBS ?= 3
+JOBS ?= 4
 # The tests of a file run in one process, since they share its module-scoped fixtures.
 IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 EPOCHS = 16
 TRAIN = {"epochs": EPOCHS, "eval_every_epochs": 4, "patience": None}
 OPTIMIZER = {"kind": "adagrad", "schedule": "cosine", "warmup_steps": 20, "min_lr_factor": 0.1}
-CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
+CHECKPOINT = {"interval_steps": 10, "interval_seconds": None}
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 TOLERANCE = 2e-5
 
