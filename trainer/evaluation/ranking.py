@@ -38,13 +38,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 
 from kvstore.arrays import BoolArray, FloatArray, IntArray
 from kvstore.store import MAX_ALL_REDUCE_LENGTH
 from trainer.config.schema import EvaluateConfig
 from trainer.embeddings.files import VectorSource
 from trainer.evaluation.held_out import HeldOut, ItemLists
+from trainer.evaluation.metric_kernels import mark_seen, sum_hit_metrics, sum_popularity
 from trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items
 from trainer.model.spec import ModelSpec
 
@@ -57,17 +57,6 @@ _EXACT_BITS = 52
 EvalMetrics = dict[str, float]
 AllReduceFunction = Callable[[FloatArray], FloatArray]
 """Sums up to ``MAX_ALL_REDUCE_LENGTH`` float64 values over all workers; every worker calls it."""
-
-
-@njit(cache=True)
-def _hits(best_item_QK, starts_Q1, truth_N):  # type: ignore[no-untyped-def]
-    hit_QK = np.zeros(best_item_QK.shape, dtype=np.bool_)
-    for q in range(best_item_QK.shape[0]):
-        truth = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
-        for k in range(best_item_QK.shape[1]):
-            place = np.searchsorted(truth, best_item_QK[q, k])
-            hit_QK[q, k] = place < truth.shape[0] and truth[place] == best_item_QK[q, k]
-    return hit_QK
 
 
 def evaluate(
@@ -89,6 +78,7 @@ def evaluate(
         all_reduce: sums values over all workers.
     """
     depths = sorted(set(spec.k))
+    depth_K = np.array(depths)
     item_I, items = held_out.item_I, model.item.rows if held_out.item_I is None else len(held_out.item_I)
     warm_cold = _WarmColdMetrics(counts_N, depths, item_I)
     sums_KM = np.zeros((len(depths), len(_QUERY_METRICS)))
@@ -101,11 +91,10 @@ def evaluate(
             best_item_QK = rank_among(source, model, chunk.queries_Q, chunk.excluded, depths[-1], item_I)
         sums_KM += _sums_over_queries(best_item_QK, chunk.truth, depths)
         warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
-        ranked_K += _popularity(best_item_QK, counts_N)[:, np.array(depths) - 1].sum(axis=0)
+        ranked_K += sum_popularity(best_item_QK, counts_N, depth_K).sum(axis=0)
         held_out_popularity += _means(counts_N[chunk.truth.items_N], chunk.truth.starts_Q1).sum()
-        for seen_N, k in zip(seen_KN, depths, strict=True):
-            ranked_N = best_item_QK[:, :k].ravel()
-            seen_N[ranked_N[ranked_N >= 0]] = True
+        mark_seen(best_item_QK, depth_K, seen_KN)
+    seen_KN = np.logical_or.accumulate(seen_KN)
     sums = np.concatenate([[len(held_out.queries_Q), held_out_popularity], ranked_K, sums_KM.ravel()])
     queries, held_out_popularity, *values = _sum_over_workers(sums, all_reduce)
     metrics: EvalMetrics = {}
@@ -176,30 +165,11 @@ class _WarmColdMetrics:
 
 def _sums_over_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
     """Return ``_QUERY_METRICS`` at each depth, summed over the queries, float64 (K, M)."""
-    hit_QK = _hits(best_item_QK, truth.starts_Q1, truth.items_N)
-    truths_Q = np.diff(truth.starts_Q1)
-    rank_K = np.arange(1, depths[-1] + 1)
-    gain_K = 1.0 / np.log2(rank_K + 1)
-    ideal_K = np.cumsum(gain_K)
-    precision_QK = np.where(hit_QK, np.cumsum(hit_QK, axis=1) / rank_K, 0.0)
-    first_Q = np.where(hit_QK.any(axis=1), hit_QK.argmax(axis=1) + 1.0, np.inf)
-    sums = []
-    for k in depths:
-        max_hits_Q = np.minimum(k, truths_Q)
-        recall_Q = hit_QK[:, :k].sum(axis=1) / truths_Q
-        ndcg_Q = hit_QK[:, :k] @ gain_K[:k] / ideal_K[max_hits_Q - 1]
-        map_Q = precision_QK[:, :k].sum(axis=1) / max_hits_Q
-        hit_Q = first_Q <= k
-        sums.append([values_Q.sum() for values_Q in (recall_Q, ndcg_Q, map_Q, hit_Q / first_Q, hit_Q)])
-    return np.array(sums)
-
-
-def _popularity(best_item_QK: IntArray, counts_N: IntArray) -> FloatArray:
-    """Return the mean count of each ranking's items up to each rank, float64 (Q, K)."""
-    ranked_QK = best_item_QK >= 0
-    counts_QK = np.where(ranked_QK, counts_N[best_item_QK], 0)
-    means_QK: FloatArray = np.cumsum(counts_QK, axis=1) / np.maximum(np.cumsum(ranked_QK, axis=1), 1)
-    return means_QK
+    gain_K = 1.0 / np.log2(np.arange(2, depths[-1] + 2))
+    lists = truth.starts_Q1, truth.items_N
+    sums_BKM = sum_hit_metrics(best_item_QK, *lists, np.array(depths), gain_K, np.cumsum(gain_K))
+    sums_KM: FloatArray = sums_BKM.sum(axis=0)
+    return sums_KM
 
 
 def _means(values_N: IntArray, starts_Q1: IntArray) -> FloatArray:

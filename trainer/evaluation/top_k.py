@@ -2,52 +2,41 @@
 
     items_QK, scores_QK = rank_items(source, model, queries_Q, excluded, depth=20)
 
-Queries and items are processed in blocks, so memory does not grow with the number of items. Ties rank the lower row
-first.
+Items are processed in blocks, so memory does not grow with their number. Threads take tiles of queries: a matrix
+product with a tile of items at a time, whose scores stay in the cache until they are scanned. Ties rank the lower row
+first. Neither the tiles nor the sums in them depend on the number of threads.
 
-Shapes: Q queries, K ranks, E items of a block, I ranked items, D columns.
+Shapes: Q queries, K ranks, E items of a block, T queries of a tile, C candidates, I ranked items, D columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads
+from numpy.typing import NDArray
 
 from kvstore.arrays import FloatArray, IntArray
 from trainer.embeddings.files import VectorSource
 from trainer.evaluation.held_out import ItemLists
+from trainer.evaluation.top_k_kernels import (
+    MAX_ITEMS,
+    SCANNED,
+    decode_keys,
+    load_candidates,
+    scan_tile,
+    store_candidates,
+)
 from trainer.model.spec import ModelSpec, Score
 
 QUERY_BLOCK = 256
+"""Queries of a tile."""
+_ITEM_TILE = 512
+"""Items of a tile; its scores take half a mebibyte, as much as a core's own cache has room for."""
 _ITEM_BLOCK = 1 << 14
-
-
-@njit(cache=True, parallel=True)
-def _keep_best(scores_QE, first_item, excluded_starts_Q1, excluded_N, best_score_QK, best_item_QK):  # type: ignore[no-untyped-def]
-    """Merge the scores of a block of items, which starts at ``first_item``, into the top K of each query, in place."""
-    depth = best_score_QK.shape[1]
-    for q in prange(scores_QE.shape[0]):
-        skip = excluded_starts_Q1[q]
-        end = excluded_starts_Q1[q + 1]
-        while skip < end and excluded_N[skip] < first_item:
-            skip += 1
-        for e in range(scores_QE.shape[1]):
-            if skip < end and excluded_N[skip] == first_item + e:
-                skip += 1
-                continue
-            score = scores_QE[q, e]
-            place = depth
-            while place > 0 and score > best_score_QK[q, place - 1]:
-                place -= 1
-            if place == depth:
-                continue
-            for k in range(depth - 1, place, -1):
-                best_score_QK[q, k] = best_score_QK[q, k - 1]
-                best_item_QK[q, k] = best_item_QK[q, k - 1]
-            best_score_QK[q, place] = score
-            best_item_QK[q, place] = first_item + e
+"""Items whose vectors are fetched at a time."""
 
 
 def unit_rows(vectors_ND: FloatArray) -> FloatArray:
@@ -116,19 +105,56 @@ def rank_vectors(
         excluded: places removed from each query's ranking.
         depth: length of a ranking.
     """
-    best_item_QK = np.full((len(query_QD), depth), -1, dtype=np.int64)
-    best_score_QK = np.full((len(query_QD), depth), -np.inf, dtype=np.float32)
+    assert items <= MAX_ITEMS
+    best_item_QK = np.zeros((len(query_QD), depth), dtype=np.int64)
+    best_score_QK = np.empty((len(query_QD), depth), dtype=np.float32)
+    keys_QK = best_item_QK.view(np.uint64)
     if score.normalized:
         query_QD = unit_rows(query_QD)
-    for first in range(0, items, _ITEM_BLOCK):
-        item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
-        if score.normalized:
-            item_ED = unit_rows(item_ED)
-        penalty_E = np.float32(score.norm_scale) * np.square(item_ED).sum(axis=1)
-        for start in range(0, len(query_QD), QUERY_BLOCK):
-            part = slice(start, start + QUERY_BLOCK)
-            # The query's squared norm is the same for all its items, so it does not affect their order.
-            scores_QE = np.float32(score.dot_scale) * (query_QD[part] @ item_ED.T) - penalty_E
-            starts_Q1 = excluded.starts_Q1[start : start + QUERY_BLOCK + 1]
-            _keep_best(scores_QE, first, starts_Q1, excluded.items_N, best_score_QK[part], best_item_QK[part])
+    with ThreadPoolExecutor(get_num_threads(), thread_name_prefix="ranking") as threads:
+        for first in range(0, items, _ITEM_BLOCK):
+            item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
+            block = _Block(first, unit_rows(item_ED) if score.normalized else item_ED, score)
+            tiles = iter(range(0, len(query_QD), QUERY_BLOCK))
+            # Each thread has its own buffers, and takes the next tile from the same iterator.
+            work = [threads.submit(block.rank, query_QD, tiles, excluded, keys_QK) for _ in range(get_num_threads())]
+            for done in work:
+                done.result()
+    decode_keys(keys_QK, best_item_QK, best_score_QK)
     return best_item_QK, best_score_QK
+
+
+class _Block:
+    """A block of items that queries are compared with."""
+
+    def __init__(self, first: int, item_ED: FloatArray, score: Score) -> None:
+        self._first = first
+        self._item_ED = item_ED
+        self._scale = np.float32(score.dot_scale)
+        # The query's squared norm is the same for all its items, so it does not affect their order.
+        self._penalty_E = np.zeros(len(item_ED), np.float32)
+        if score.norm_scale:
+            self._penalty_E = np.float32(score.norm_scale) * np.square(item_ED).sum(axis=1)
+
+    def rank(
+        self, query_QD: FloatArray, tiles: Iterator[int], excluded: ItemLists, keys_QK: NDArray[np.uint64]
+    ) -> None:
+        """Merge the block's items into the best ``keys_QK`` of the queries in ``tiles``, each from a number on."""
+        depth = keys_QK.shape[1]
+        scores_N = np.empty(QUERY_BLOCK * _ITEM_TILE, np.float32)
+        keys_TC = np.empty((QUERY_BLOCK, 2 * depth + SCANNED), np.uint64)
+        count_T, threshold_T = np.empty(QUERY_BLOCK, np.int64), np.empty(QUERY_BLOCK, np.float32)
+        next_T = np.empty(QUERY_BLOCK, np.int64)
+        for start in tiles:
+            query_TD = query_QD[start : start + QUERY_BLOCK]
+            best_TK = keys_QK[start : start + QUERY_BLOCK]
+            lists = excluded.starts_Q1[start : start + QUERY_BLOCK + 1], excluded.items_N
+            state = keys_TC, count_T, threshold_T, next_T
+            load_candidates(best_TK, self._first, *lists, *state)
+            for e in range(0, len(self._item_ED), _ITEM_TILE):
+                tile_ED = self._item_ED[e : e + _ITEM_TILE]
+                scores_TE = scores_N[: len(query_TD) * len(tile_ED)].reshape(len(query_TD), len(tile_ED))
+                np.matmul(query_TD, tile_ED.T, out=scores_TE)
+                penalty_E = self._penalty_E[e : e + _ITEM_TILE]
+                scan_tile(scores_TE, self._first + e, self._scale, penalty_E, *lists, *state, depth)
+            store_candidates(keys_TC, count_T, best_TK)

@@ -1,0 +1,117 @@
+"""Exact top-k rankings against a stable sort of all scores, and the same for any tiles and number of threads."""
+
+import numpy as np
+import pytest
+
+from kvstore.arrays import BoolArray, FloatArray, IntArray
+from trainer.config.model_sections import ScoreKind
+from trainer.evaluation import top_k
+from trainer.evaluation.held_out import ItemLists
+from trainer.evaluation.top_k import rank_vectors
+from trainer.model.spec import Score
+
+TILES = [(256, 512, 1 << 14), (256, 64, 1 << 14), (7, 100, 300), (1, 1, 1), (64, 129, 400)]
+"""Queries and items of a tile, and items of a block."""
+
+
+def integers(rows: int, dim: int, seed: int) -> FloatArray:
+    """Return vectors of small integers: scores are exact in any order of summation, and often equal."""
+    return np.random.default_rng(seed).integers(-2, 3, (rows, dim)).astype(np.float32)
+
+
+def lists_of(excluded_QI: BoolArray) -> ItemLists:
+    starts_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(excluded_QI.sum(axis=1))])
+    return ItemLists(starts_Q1, np.nonzero(excluded_QI)[1])
+
+
+def rank(
+    query_QD: FloatArray, item_ID: FloatArray, excluded_QI: BoolArray, depth: int, score: Score
+) -> tuple[IntArray, FloatArray]:
+    return rank_vectors(query_QD, score, len(item_ID), lambda row_E: item_ID[row_E], lists_of(excluded_QI), depth)
+
+
+def sort_all(
+    query_QD: FloatArray, item_ID: FloatArray, excluded_QI: BoolArray, depth: int, score: Score
+) -> tuple[IntArray, FloatArray]:
+    """Rank by a stable sort of all scores."""
+    items_QK = np.full((len(query_QD), depth), -1)
+    scores_QK = np.full((len(query_QD), depth), -np.inf, np.float32)
+    for q, query_D in enumerate(query_QD):
+        scores_I = np.float32(score.dot_scale) * (item_ID @ query_D)
+        scores_I -= np.float32(score.norm_scale) * np.square(item_ID).sum(axis=1)
+        kept_I = np.flatnonzero(~excluded_QI[q])
+        best_K = kept_I[np.argsort(-scores_I[kept_I], kind="stable")[:depth]]
+        items_QK[q, : len(best_K)], scores_QK[q, : len(best_K)] = best_K, scores_I[best_K]
+    return items_QK, scores_QK
+
+
+def assert_same(found: tuple[IntArray, FloatArray], expected: tuple[IntArray, FloatArray]) -> None:
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("tiles", TILES, ids=str)
+@pytest.mark.parametrize("depth", [1, 5, 100])
+@pytest.mark.parametrize("kind", ["dot", "euclidean"])
+def test_ranking_with_ties_is_that_of_a_stable_sort(
+    tiles: tuple[int, int, int], depth: int, kind: ScoreKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in zip(("QUERY_BLOCK", "_ITEM_TILE", "_ITEM_BLOCK"), tiles, strict=True):
+        monkeypatch.setattr(top_k, name, size)
+    query_QD, item_ID = integers(40, 6, seed=1), integers(700, 6, seed=2)
+    excluded_QI = np.random.default_rng(3).random((40, 700)) < 0.2
+    excluded_QI[3] = True
+    excluded_QI[4, :-2] = True
+    arguments = query_QD, item_ID, excluded_QI, depth, Score.of(kind, temperature=0.5)
+    expected = sort_all(*arguments)
+    assert (expected[0][3] == -1).all()
+    assert len(np.unique(expected[1][0])) < 30  # there are ties
+    assert_same(rank(*arguments), expected)
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "equal"])
+def test_ranking_does_not_depend_on_order_of_scores(order: str) -> None:
+    steps_I = {"rising": 1.0, "falling": -1.0, "equal": 0.0}[order] * np.arange(3000)
+    arguments = np.ones((2, 1), np.float32), steps_I[:, None].astype(np.float32), np.zeros((2, 3000), bool), 20
+    assert_same(rank(*arguments, Score.of("dot", 1.0)), sort_all(*arguments, Score.of("dot", 1.0)))
+
+
+def test_scores_of_both_zeros_are_ties() -> None:
+    item_ID = np.array([[-0.0], [0.0], [-0.0], [1.0], [-1.0]], np.float32)
+    items_QK, _ = rank(np.ones((1, 1), np.float32), item_ID, np.zeros((1, 5), bool), 5, Score.of("dot", 1.0))
+    assert items_QK.tolist() == [[3, 0, 1, 2, 4]]
+
+
+def test_infinite_and_undefined_scores() -> None:
+    item_ID = np.array([[np.nan], [1.0], [np.inf], [-np.inf], [-1e38]], np.float32)
+    items_QK, scores_QK = rank(np.ones((1, 1), np.float32), item_ID, np.zeros((1, 5), bool), 4, Score.of("dot", 1.0))
+    assert items_QK.tolist() == [[2, 1, 4, -1]]
+    assert scores_QK.tolist() == [[np.inf, 1.0, np.float32(-1e38), -np.inf]]
+
+
+def test_ranking_of_no_items_and_of_no_queries() -> None:
+    none = rank(integers(2, 3, 1), integers(0, 3, 2), np.zeros((2, 0), bool), 3, Score.of("dot", 1.0))
+    assert none[0].tolist() == [[-1] * 3] * 2
+    assert none[1].tolist() == [[-np.inf] * 3] * 2
+    assert rank(integers(0, 3, 1), integers(5, 3, 2), np.zeros((0, 5), bool), 3, Score.of("dot", 1.0))[0].shape == (
+        0,
+        3,
+    )
+
+
+def test_same_item_twice_ranks_lower_row_first() -> None:
+    rng = np.random.default_rng(1)
+    item_ID = np.repeat(rng.normal(size=(150, 16)).astype(np.float32), 2, axis=0)
+    query_QD = rng.normal(size=(20, 16)).astype(np.float32)
+    items_QK, _ = rank(query_QD, item_ID, np.zeros((20, 300), bool), 40, Score.of("cosine", 0.2))
+    np.testing.assert_array_equal(items_QK[:, 1::2], items_QK[:, ::2] + 1)
+
+
+def test_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    query_QD, item_ID = (rng.normal(size=(rows, 64)).astype(np.float32) for rows in (600, 1500))
+    arguments = query_QD, item_ID, rng.random((600, 1500)) < 0.05, 30, Score.of("cosine", 0.2)
+    expected = rank(*arguments)
+    for threads in (1, 3, 8):
+        monkeypatch.setattr(top_k, "get_num_threads", lambda threads=threads: threads)
+        assert_same(rank(*arguments), expected)

@@ -1,0 +1,240 @@
+"""Select the best items of each query from tiles of scores, compiled.
+
+    keys_QK = np.zeros((queries, depth), np.uint64)
+    for each block of items:
+        candidates = load_candidates(...)       # the best so far
+        for each tile of the block: scan_tile(...)
+        store_candidates(...)
+    decode_keys(keys_QK, best_item_QK, best_score_QK)
+
+A key is a score and an item in one integer: larger keys rank first. Its upper half orders as the score does, its lower
+half falls with the item's place, so that of equal scores the lower place ranks first. Keys are distinct, and 0 is none.
+
+A query's candidates are collected unsorted: scores above its threshold, which is the lowest score of its best K so far.
+When a buffer is full, only the best K stay and the threshold rises. A score equal to the threshold is of a higher place
+than K others that score as much, so it cannot be among the best.
+
+Scores are compared 64 at a time by an intrinsic, since LLVM does not vectorize a loop that may branch. A NaN compares
+as false, so it is never ranked.
+
+Shapes: Q queries of a tile, E items of a tile, K ranks, C candidates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+SCANNED = 64
+"""Scores compared at a time, one for each bit of a mask."""
+MAX_ITEMS = (1 << 32) - 1
+"""A key has 32 bits for the item's place."""
+_LANES = 16
+_intrinsic: Any = intrinsic
+"""The decorator; numba's type of what it returns has the arguments of the definition, not those of a call."""
+_HALF, _LOW_HALF, _SIGN = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(0x80000000)
+_ONE, _ALL_BITS = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@_intrinsic
+def _scores_above(_context: Any, scores: Any, penalties: Any, row: Any, first: Any, scale: Any, threshold: Any) -> Any:
+    """Return the mask of the ``SCANNED`` scores from ``scores[row, first]`` on that are above ``threshold``.
+
+    A score is ``scale`` times the value in ``scores`` less that in ``penalties``; rows are contiguous.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), _LANES)
+        int32, int64 = ir.IntType(32), ir.IntType(64)
+        row, first, scale, threshold = arguments[2:]
+        start = builder.mul(row, builder.extract_value(_array(context, builder, signature, arguments, 0).strides, 0))
+        starts = (
+            builder.add(_address(context, builder, signature, arguments, 0), start),
+            _address(context, builder, signature, arguments, 1),
+        )
+
+        def splat(value: Any) -> Any:
+            single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, int32(0))
+            return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(int32, _LANES), [0] * _LANES))
+
+        def load(array: int, lane: int) -> Any:
+            offset = builder.mul(builder.add(first, int64(lane)), int64(4))
+            address = builder.inttoptr(builder.add(starts[array], offset), vector.as_pointer())
+            return builder.load(address, align=4)
+
+        scales, thresholds, mask = splat(scale), splat(threshold), int64(0)
+        for lane in range(0, SCANNED, _LANES):
+            scores = builder.fsub(builder.fmul(load(0, lane), scales), load(1, lane))
+            above = builder.bitcast(builder.fcmp_ordered(">", scores, thresholds), ir.IntType(_LANES))
+            mask = builder.or_(mask, builder.shl(builder.zext(above, int64), int64(lane)))
+        return mask
+
+    return types.uint64(scores, penalties, types.int64, types.int64, types.float32, types.float32), generate
+
+
+def _array(context: Any, builder: Any, signature: Any, arguments: Any, number: int) -> Any:
+    return context.make_array(signature.args[number])(context, builder, arguments[number])
+
+
+def _address(context: Any, builder: Any, signature: Any, arguments: Any, number: int) -> Any:
+    return builder.ptrtoint(_array(context, builder, signature, arguments, number).data, ir.IntType(64))
+
+
+@_intrinsic
+def _lowest_bit(_context: Any, mask: Any) -> Any:
+    """Return the number of the lowest bit that is set in ``mask``, which is not 0."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), generate
+
+
+@_intrinsic
+def _score_bits(_context: Any, score: Any) -> Any:
+    """Return the bits of a float32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.zext(builder.bitcast(arguments[0], ir.IntType(32)), ir.IntType(64))
+
+    return types.uint64(types.float32), generate
+
+
+@_intrinsic
+def _score_of_bits(_context: Any, bits: Any) -> Any:
+    """Return the float32 of the lower 32 bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.trunc(arguments[0], ir.IntType(32)), ir.FloatType())
+
+    return types.float32(types.uint64), generate
+
+
+@njit(cache=True, inline="always")
+def _key(score, place):  # type: ignore[no-untyped-def]
+    # Adding 0 turns -0 into 0, which it equals. Negative numbers order by their bits from high to low.
+    bits = _score_bits(score + np.float32(0.0))
+    bits ^= _LOW_HALF if bits & _SIGN else _SIGN
+    return (bits << _HALF) | (_LOW_HALF - np.uint64(place))
+
+
+@njit(cache=True, inline="always")
+def _score(key):  # type: ignore[no-untyped-def]
+    bits = key >> _HALF
+    return _score_of_bits(bits ^ (_SIGN if bits & _SIGN else _LOW_HALF))
+
+
+@njit(cache=True)
+def _keep_best(keys_C, count, depth):  # type: ignore[no-untyped-def]
+    """Move the ``depth`` largest of the first ``count`` keys, which are more, to the front; return the smallest.
+
+    The bits of a number that just ``depth`` keys reach are found one by one, the highest first.
+    """
+    bound = np.uint64(0)
+    for shift in range(63, -1, -1):
+        trial = bound | (_ONE << np.uint64(shift))
+        reaching = 0
+        for c in range(count):
+            reaching += keys_C[c] >= trial
+        if reaching >= depth:
+            bound = trial
+        if reaching == depth:
+            break
+    kept, smallest = 0, _ALL_BITS
+    for c in range(count):
+        key = keys_C[c]
+        keys_C[kept] = key
+        if key >= bound:
+            kept += 1
+            smallest = min(smallest, key)
+    return smallest
+
+
+@njit(cache=True, nogil=True)
+def load_candidates(keys_QK, first_place, starts_Q1, excluded_N, keys_QC, count_Q, threshold_Q, next_Q):  # type: ignore[no-untyped-def]
+    """Start on a block of items: copy the best so far, and find the block's first excluded place.
+
+    Args:
+        keys_QK: the best so far; 0 where there are fewer.
+        first_place: the first place of the block.
+        starts_Q1: where each query's excluded places start in ``excluded_N``.
+        excluded_N: excluded places, sorted within each query.
+        keys_QC: filled with the candidates.
+        count_Q: filled with their number.
+        threshold_Q: filled with the score that further candidates must exceed.
+        next_Q: filled with the position of the next excluded place in ``excluded_N``.
+    """
+    depth = keys_QK.shape[1]
+    for q in range(keys_QK.shape[0]):
+        count, smallest = 0, _ALL_BITS
+        for k in range(depth):
+            if keys_QK[q, k]:
+                keys_QC[q, count] = keys_QK[q, k]
+                smallest = min(smallest, keys_QK[q, k])
+                count += 1
+        count_Q[q] = count
+        threshold_Q[q] = _score(smallest) if count == depth else np.float32(-np.inf)
+        excluded = excluded_N[starts_Q1[q] : starts_Q1[q + 1]]
+        next_Q[q] = starts_Q1[q] + np.searchsorted(excluded, first_place)
+
+
+@njit(cache=True, nogil=True)
+def scan_tile(  # type: ignore[no-untyped-def]
+    scores_QE, first_place, scale, penalty_E, starts_Q1, excluded_N, keys_QC, count_Q, threshold_Q, next_Q, depth
+):
+    """Add the candidates in a tile of dot products, whose items start at ``first_place``.
+
+    The other arguments are those of ``load_candidates``; a score is ``scale`` times the dot product less the penalty.
+    """
+    items = scores_QE.shape[1]
+    full = keys_QC.shape[1] - SCANNED
+    for q in range(scores_QE.shape[0]):
+        while next_Q[q] < starts_Q1[q + 1] and excluded_N[next_Q[q]] < first_place + items:
+            scores_QE[q, excluded_N[next_Q[q]] - first_place] = -np.inf
+            next_Q[q] += 1
+        threshold, count = threshold_Q[q], count_Q[q]
+        for first in range(0, items, SCANNED):
+            if first + SCANNED <= items:
+                mask = _scores_above(scores_QE, penalty_E, q, first, scale, threshold)
+            else:
+                mask = np.uint64(0)
+                for e in range(first, items):
+                    above = scores_QE[q, e] * scale - penalty_E[e] > threshold
+                    mask |= np.uint64(above) << np.uint64(e - first)
+            while mask:
+                e = first + _lowest_bit(mask)
+                mask &= mask - _ONE
+                score = scores_QE[q, e] * scale - penalty_E[e]
+                keys_QC[q, count] = _key(score, first_place + e)
+                count += 1
+            if count > full:
+                threshold = _score(_keep_best(keys_QC[q], count, depth))
+                count = depth
+        threshold_Q[q], count_Q[q] = threshold, count
+
+
+@njit(cache=True, nogil=True)
+def store_candidates(keys_QC, count_Q, keys_QK):  # type: ignore[no-untyped-def]
+    """Finish a block of items: copy the best candidates to ``keys_QK``, unsorted."""
+    depth = keys_QK.shape[1]
+    for q in range(keys_QK.shape[0]):
+        if count_Q[q] > depth:
+            _keep_best(keys_QC[q], count_Q[q], depth)
+        for k in range(depth):
+            keys_QK[q, k] = keys_QC[q, k] if k < count_Q[q] else np.uint64(0)
+
+
+@njit(cache=True, parallel=True)
+def decode_keys(keys_QK, best_item_QK, best_score_QK):  # type: ignore[no-untyped-def]
+    """Sort each query's keys and write its items and scores; ``keys_QK`` may be the memory of ``best_item_QK``."""
+    depth = keys_QK.shape[1]
+    for q in prange(keys_QK.shape[0]):
+        sorted_K = np.sort(keys_QK[q])
+        for k in range(depth):
+            key = sorted_K[depth - 1 - k]
+            best_item_QK[q, k] = np.int64(_LOW_HALF - (key & _LOW_HALF)) if key else -1
+            best_score_QK[q, k] = _score(key) if key else np.float32(-np.inf)
