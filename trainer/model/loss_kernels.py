@@ -1,11 +1,11 @@
 """Closed-form losses and derivatives as numba kernels; ``trainer/model/losses.py`` has the formulas.
 
     loss_B, slope_B = shared_pool_pass(...)         # one pool of negatives for many examples, after a matrix product
-    loss_N = all_items_pass(...)                    # softmax over all items, which scores each query once
     loss_B, by_query_BD, by_use_ND = per_example_pass(...)      # separate negatives for each example
 
 Kernels that call one another are in this file, since numba's cache of a kernel is invalidated by changes in its own
-file only; the exception, ``loss_math.py``, is stable and documents what to do after a change.
+file only; the exception, ``loss_math.py``, is stable and documents what to do after a change. Softmax with a pool of
+which all negatives count has faster kernels, in ``softmax_kernels.py``.
 
 Shapes: B examples, C negatives of an example, K hard negatives, A active rows, N uses, D columns. Floats are float32.
 """
@@ -289,44 +289,6 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
                 code, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], params
             )
     return loss_B, slope_B
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def all_items_pass(  # type: ignore[no-untyped-def]
-    scores_AC, query_AD, square_C, item_N, weight_N, starts_A1, dot_scale, norm_scale
-):
-    """Compute softmax losses where all items are negatives, scoring each query once for all its examples.
-
-    Args:
-        scores_AC: dot products of a tile of queries with all items; they become derivatives by score, in place.
-        query_AD: vectors of the queries.
-        square_C: squared norms of the items' vectors.
-        item_N: the examples' items, by place in the pool, query by query.
-        weight_N: the examples' weights, none below 0.
-        starts_A1: the examples of query a are ``starts_A1[a]`` to ``starts_A1[a + 1]``.
-        dot_scale: factor of dot products in a score.
-        norm_scale: factor of squared norms in a score.
-    """
-    first = starts_A1[0]
-    loss_N = np.empty(starts_A1[-1] - first, np.float32)
-    for a in range(scores_AC.shape[0]):
-        scores_C = scores_AC[a]
-        query_square = dot(query_AD[a], query_AD[a]) if norm_scale else ZERO
-        _finish_scores(scores_C, query_square, square_C, dot_scale, norm_scale)
-        max_score, weight = largest(scores_C), ZERO
-        for n in range(starts_A1[a], starts_A1[a + 1]):
-            loss_N[n - first] = max_score - scores_C[item_N[n]]
-            weight += weight_N[n]
-        for c in range(scores_C.shape[0]):
-            scores_C[c] = exp(scores_C[c] - max_score)
-        total = sum_lanes(scores_C)
-        scale, log_total = weight / total, np.float32(math.log(total))
-        for c in range(scores_C.shape[0]):
-            scores_C[c] *= scale
-        for n in range(starts_A1[a], starts_A1[a + 1]):
-            loss_N[n - first] = weight_N[n] * (loss_N[n - first] + log_total)
-            scores_C[item_N[n]] -= weight_N[n]
-    return loss_N
 
 
 @njit(cache=True, error_model="numpy", parallel=True)

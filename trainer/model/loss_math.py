@@ -8,13 +8,13 @@ which vectorize and repeat bit for bit.
 After a change here, delete the caches of ``loss_kernels.py`` (``__pycache__/*.nbi``): its compiled kernels contain
 these functions, and numba's cache does not notice changes in another file.
 
-Shapes: C values, N rows, D columns.
+Shapes: C values, D columns.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -104,12 +104,3 @@ def dot(x_D, y_D):  # type: ignore[no-untyped-def]
     for d in range(x_D.shape[0]):
         total += x_D[d] * y_D[d]
     return total
-
-
-@njit(cache=True, error_model="numpy", parallel=True)
-def row_squares(values_ND):  # type: ignore[no-untyped-def]
-    """Return |x|² of each row."""
-    out_N = np.empty(values_ND.shape[0], np.float32)
-    for n in prange(values_ND.shape[0]):
-        out_N[n] = dot(values_ND[n], values_ND[n])
-    return out_N

@@ -28,7 +28,7 @@ from engine_cases import (
 
 from kvstore.arrays import FloatArray
 from trainer.config.model_sections import LossKind
-from trainer.model.engines import cpu
+from trainer.model.engines import pools
 from trainer.model.engines.cpu import CpuEngine
 from trainer.model.negatives import IN_BATCH_KINDS
 
@@ -46,7 +46,8 @@ def test_losses_and_gradients_match_float64_formulas(name: str) -> None:
 
 @every_case
 def test_tiling_does_not_change_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_TILE_SCORES", 2 * DRAWS)
+    monkeypatch.setattr(pools, "_TILE_SCORES", 2 * DRAWS)
+    monkeypatch.setattr(pools, "_CHUNK_EXAMPLES", 4)
     assert_close(cpu_result(CASES[name]), reference(name), 2e-6)
 
 

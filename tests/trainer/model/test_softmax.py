@@ -1,0 +1,182 @@
+"""Softmax over pools of many negatives against numpy in float64, and the same bits for any number of threads."""
+
+from dataclasses import dataclass, replace
+
+import numba
+import numpy as np
+import pytest
+from builders import make_interactions
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.store import TableSpec
+from trainer.config.model_sections import NegativesConfig, ScoreKind
+from trainer.data.schedule import BatchSlice
+from trainer.model.batches import Batch, make_batch
+from trainer.model.engines import all_items, pools
+from trainer.model.engines.cpu import CpuEngine
+from trainer.model.losses import LossSpec
+from trainer.model.spec import ModelSpec, Score
+
+TEMPERATURE, QUERIES, ITEMS, DIM = 0.5, 70, 200, 20
+Result = tuple[float, FloatArray, FloatArray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch with repeated queries and items; in-batch negatives come from partitions, one of a single example."""
+
+    kind: str
+    score: ScoreKind
+    drawn_N: IntArray
+    sizes: tuple[int, ...]
+    weight_B: FloatArray
+    log_q: bool
+    seed: int = 1
+
+    @property
+    def examples(self) -> int:
+        return len(self.weight_B)
+
+    def batch(self) -> Batch:
+        rng = np.random.default_rng(self.seed)
+        queries_B = rng.integers(0, QUERIES, self.examples)
+        items_B = np.minimum(rng.geometric(0.03, self.examples), ITEMS) - 1
+        interactions = make_interactions(queries_B, items_B, self.weight_B)
+        uses_N = np.concatenate([items_B, self.drawn_N])
+        log_q_N = np.sin(uses_N).astype(np.float32) if self.log_q else np.empty(0, np.float32)
+        return make_batch(BatchSlice(interactions, np.arange(self.examples), 400, self.sizes), uses_N, 0, 0, log_q_N)
+
+    def vectors(self, batch: Batch) -> dict[str, FloatArray]:
+        rng = np.random.default_rng(self.seed + 1)
+        sides = (("customer", batch.query), ("track", batch.item))
+        return {name: rng.normal(size=(len(rows.rows_A), DIM)).astype(np.float32) for name, rows in sides}
+
+    def engine(self) -> CpuEngine:
+        tables = TableSpec("customer", QUERIES, DIM, 0.1), TableSpec("track", ITEMS, DIM, 0.1)
+        negatives = NegativesConfig(kind=self.kind, count=max(len(self.drawn_N), 1))
+        model = ModelSpec(*tables, Score.of(self.score, TEMPERATURE))
+        return CpuEngine(model, LossSpec("softmax", TEMPERATURE), negatives)
+
+    def result(self) -> Result:
+        batch = self.batch()
+        loss, gradients = self.engine().gradients(batch, self.vectors(batch))
+        return loss, gradients["customer"], gradients["track"]
+
+
+def make_case(kind: str, score: ScoreKind, *, drawn: int, weights: list[float], log_q: bool) -> Case:
+    rng = np.random.default_rng(5)
+    drawn_N = np.arange(ITEMS) if kind == "all" else rng.integers(0, ITEMS, drawn)
+    sizes = (100, 1, 149) if kind in {"in_batch", "mixed"} else ()
+    return Case(kind, score, drawn_N, sizes, rng.choice(weights, 250).astype(np.float32), log_q)
+
+
+CASES = {
+    "in batch": make_case("in_batch", "cosine", drawn=0, weights=[1, 2], log_q=True),
+    "in batch, negative feedback": make_case("in_batch", "dot", drawn=0, weights=[1, 0, -1], log_q=True),
+    "mixed": make_case("mixed", "cosine", drawn=77, weights=[1, 0.5], log_q=True),
+    "mixed, euclidean": make_case("mixed", "euclidean", drawn=64, weights=[1, -0.5], log_q=False),
+    "shared": make_case("shared", "dot", drawn=128, weights=[1], log_q=False),
+    "shared, one negative": make_case("shared", "cosine", drawn=1, weights=[1, -1], log_q=False),
+    "all": make_case("all", "cosine", drawn=0, weights=[1, 0.5, 0], log_q=False),
+    "all, euclidean": make_case("all", "euclidean", drawn=0, weights=[1, 0.5], log_q=False),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def scores_by(score: ScoreKind, query_D: FloatArray, item_CD: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return scores of the items, and their derivatives by the query and by each item."""
+    if score == "euclidean":
+        gap_CD = query_D - item_CD
+        return -(gap_CD**2).sum(axis=1) / TEMPERATURE, -2 * gap_CD / TEMPERATURE, 2 * gap_CD / TEMPERATURE
+    dot_C = item_CD @ query_D
+    if score == "dot":
+        by_item_CD = np.broadcast_to(query_D / TEMPERATURE, item_CD.shape)
+        return dot_C / TEMPERATURE, item_CD / TEMPERATURE, by_item_CD
+    query, item_C1 = np.linalg.norm(query_D), np.linalg.norm(item_CD, axis=1, keepdims=True)
+    cosine_C1 = dot_C[:, None] / (query * item_C1)
+    by_query_CD = (item_CD / item_C1 - cosine_C1 * query_D / query) / query / TEMPERATURE
+    by_item_CD = (query_D / query - cosine_C1 * item_CD / item_C1) / item_C1 / TEMPERATURE
+    return cosine_C1[:, 0] / TEMPERATURE, by_query_CD, by_item_CD
+
+
+def reference(case: Case) -> Result:
+    """Compute example by example, in float64."""
+    batch = case.batch()
+    query_AD, item_AD = (rows_AD.astype(np.float64) for rows_AD in case.vectors(batch).values())
+    by_query_AD, by_item_AD, total = np.zeros_like(query_AD), np.zeros_like(item_AD), 0.0
+    ends = np.cumsum(case.sizes)
+    for b in range(case.examples):
+        query, item = batch.query.index_N[b], batch.item.index_N[b]
+        uses_C = np.arange(case.examples, len(batch.item.index_N))
+        if case.sizes:
+            partition = int(np.searchsorted(ends, b, side="right"))
+            mates_C = np.arange(ends[partition] - case.sizes[partition], ends[partition])
+            uses_C = np.concatenate([uses_C, mates_C[batch.query.index_N[mates_C] != query]])
+        uses_C = uses_C[batch.item.index_N[uses_C] != item]
+        rows_C = np.array([item, *batch.item.index_N[uses_C]])
+        scores_C, by_query_CD, by_item_CD = scores_by(case.score, query_AD[query], item_AD[rows_C])
+        if case.log_q:
+            scores_C[1:] -= batch.log_q_N[uses_C]
+        power_C = np.exp(scores_C - scores_C.max())
+        probability_C = power_C / power_C.sum()
+        weight = float(case.weight_B[b]) / batch.global_size
+        slope_C = weight * probability_C
+        slope_C[0] -= weight
+        if weight < 0:  # The derivative of |w|·−log(1 − p); 0 without negatives.
+            others = probability_C[1:].sum()
+            total -= -weight * np.log(others) if len(uses_C) else 0.0
+            slope_C = -weight * np.array([probability_C[0], *(-probability_C[0] * probability_C[1:] / (others or 1))])
+            slope_C *= len(uses_C) > 0
+        else:
+            total -= weight * np.log(probability_C[0])
+        by_query_AD[query] += slope_C @ by_query_CD
+        np.add.at(by_item_AD, rows_C, slope_C[:, None] * by_item_CD)
+    return total, by_query_AD, by_item_AD
+
+
+@each_case
+def test_losses_and_gradients_match_float64(case: Case) -> None:
+    found, expected = case.result(), reference(case)
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    for found_AD, expected_AD in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(found_AD, expected_AD, rtol=2e-5, atol=2e-6 * np.abs(expected_AD).max())
+
+
+@each_case
+@pytest.mark.parametrize("tile", [1, 777, 5000])
+def test_tiles_and_chunks_change_only_rounding(case: Case, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = case.result()
+    for module in (pools, all_items):
+        monkeypatch.setattr(module, "_TILE_SCORES", tile)
+    monkeypatch.setattr(pools, "_CHUNK_EXAMPLES", 37)
+    monkeypatch.setattr(all_items, "_CHUNK_QUERIES", 11)
+    monkeypatch.setattr(all_items, "_MIN_TILE", 3)
+    for found_part, expected_part in zip(case.result(), expected, strict=True):
+        np.testing.assert_allclose(found_part, expected_part, rtol=2e-5, atol=2e-6 * np.abs(expected_part).max())
+
+
+@each_case
+def test_number_of_threads_changes_no_bit(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "_CHUNK_EXAMPLES", 16)
+    monkeypatch.setattr(all_items, "_CHUNK_QUERIES", 8)
+    expected = case.result()
+    all_threads = numba.get_num_threads()
+    for threads in (1, 3, 8):
+        monkeypatch.setattr(pools, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(all_items, "get_num_threads", lambda threads=threads: threads)
+        numba.set_num_threads(min(threads, all_threads))
+        try:
+            found = case.result()
+        finally:
+            numba.set_num_threads(all_threads)
+        for found_part, expected_part in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(found_part, expected_part)
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
+    case = replace(CASES["shared"], drawn_N=np.arange(100))
+    batch = case.batch()
+    vectors = {name: 40 * rows_AD for name, rows_AD in case.vectors(batch).items()}
+    loss, gradients = case.engine().gradients(batch, vectors)
+    assert 1000 < loss < 1e6
+    assert all(np.isfinite(gradient_AD).all() for gradient_AD in gradients.values())

@@ -1,0 +1,228 @@
+"""Sixteen float32 lanes as one value in numba kernels: the same bits in any order of compilation, on any processor.
+
+    lanes = multiply_add(load(x_N, 0), splat(scale), load(y_N, 0))
+    total = sum_of(lanes)
+
+LLVM does not reorder sums without fastmath (see ``kvstore/optimizers.py``), so a loop that sums does not vectorize.
+With explicit lanes, the order of additions is that of the code: 16 partial sums, added up as a tree. A processor with
+shorter vectors computes the same in several instructions. Arrays are contiguous float32.
+
+After a change here, delete the caches of the kernels that import this file (``__pycache__/*.nbi``): numba's cache does
+not notice changes in another file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+_intrinsic: Any = intrinsic
+"""The decorator; numba's type of what it returns has the arguments of the definition, not those of a call."""
+_FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_VECTOR, _INT_VECTOR = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)
+_MASK = ir.VectorType(ir.IntType(1), LANES)
+
+
+class _LanesType(types.Type):
+    """The numba type of a vector of ``LANES`` float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name="float32_lanes")
+
+
+_lanes = _LanesType()
+
+
+@register_model(_LanesType)
+class _LanesModel(models.PrimitiveModel):
+    """In LLVM, a vector."""
+
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        super().__init__(manager, numba_type, _VECTOR)  # type: ignore[no-untyped-call]
+
+
+def _check(array: Any) -> None:
+    """Reject arrays of other elements, and with gaps between elements, at compile time."""
+    if (array.dtype, array.ndim, array.layout) != (types.float32, 1, "C"):
+        raise TypingError(f"found {array}: expected a contiguous float32 array with one dimension")
+
+
+def _address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Return the address of element ``arguments[1]`` of the array ``arguments[0]``."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return builder.bitcast(builder.gep(array.data, [arguments[1]]), _VECTOR.as_pointer())
+
+
+def _first_lanes(builder: Any, count: Any) -> Any:
+    """Return the mask of the first ``count`` lanes."""
+    counts = _splat(builder, builder.trunc(count, _INT32), _INT_VECTOR)
+    return builder.icmp_signed("<", ir.Constant(_INT_VECTOR, list(range(LANES))), counts)
+
+
+def _splat(builder: Any, value: Any, vector: Any) -> Any:
+    single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _INT32(0))
+    return builder.shuffle_vector(single, single, ir.Constant(_INT_VECTOR, [0] * LANES))
+
+
+def _call(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)  # type: ignore[no-untyped-call]
+
+
+@_intrinsic
+def load(_context: Any, array_N: Any, first: Any) -> Any:
+    """Return ``array_N[first : first + LANES]``."""
+    _check(array_N)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_address(context, builder, signature, arguments), align=4)
+
+    return _lanes(array_N, types.int64), generate
+
+
+@_intrinsic
+def load_first(_context: Any, array_N: Any, first: Any, count: Any, fill: Any) -> Any:
+    """Return ``array_N[first : first + count]`` and ``fill`` in the other lanes."""
+    _check(array_N)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _address(context, builder, signature, arguments)
+        mask, fill = _first_lanes(builder, arguments[2]), _splat(builder, arguments[3], _VECTOR)
+        return _call(builder, "llvm.masked.load.v16f32.p0v16f32", _VECTOR, [address, _INT32(4), mask, fill])
+
+    return _lanes(array_N, types.int64, types.int64, types.float32), generate
+
+
+@_intrinsic
+def store(_context: Any, array_N: Any, first: Any, lanes: Any) -> Any:
+    """Set ``array_N[first : first + LANES]``."""
+    _check(array_N)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], _address(context, builder, signature, arguments), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array_N, types.int64, lanes), generate
+
+
+@_intrinsic
+def store_first(_context: Any, array_N: Any, first: Any, count: Any, lanes: Any) -> Any:
+    """Set ``array_N[first : first + count]``."""
+    _check(array_N)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, mask = _address(context, builder, signature, arguments), _first_lanes(builder, arguments[2])
+        name = "llvm.masked.store.v16f32.p0v16f32"
+        _call(builder, name, ir.VoidType(), [arguments[3], address, _INT32(4), mask])
+        return context.get_dummy_value()
+
+    return types.void(array_N, types.int64, types.int64, lanes), generate
+
+
+@_intrinsic
+def splat(_context: Any, value: Any) -> Any:
+    """Return ``value`` in all lanes."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _splat(builder, arguments[0], _VECTOR)
+
+    return _lanes(types.float32), generate
+
+
+@_intrinsic
+def add(_context: Any, x: Any, y: Any) -> Any:
+    """Return x + y."""
+    return _lanes(x, y), lambda _context, builder, _signature, arguments: builder.fadd(*arguments)
+
+
+@_intrinsic
+def subtract(_context: Any, x: Any, y: Any) -> Any:
+    """Return x − y."""
+    return _lanes(x, y), lambda _context, builder, _signature, arguments: builder.fsub(*arguments)
+
+
+@_intrinsic
+def multiply(_context: Any, x: Any, y: Any) -> Any:
+    """Return x·y."""
+    return _lanes(x, y), lambda _context, builder, _signature, arguments: builder.fmul(*arguments)
+
+
+@_intrinsic
+def multiply_add(_context: Any, x: Any, y: Any, z: Any) -> Any:
+    """Return x·y + z, rounded once."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _call(builder, "llvm.fma.v16f32", _VECTOR, list(arguments))
+
+    return _lanes(x, y, z), generate
+
+
+@_intrinsic
+def maximum(_context: Any, x: Any, y: Any) -> Any:
+    """Return the larger of x and y in each lane; y where either is NaN."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
+
+    return _lanes(x, y), generate
+
+
+@_intrinsic
+def power_of_two(_context: Any, shifted: Any) -> Any:
+    """Return 2ⁿ, n in −126 to 127, where ``shifted`` is n + 1.5·2²³: that number's lowest bits are those of n."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        biased = builder.add(builder.bitcast(arguments[0], _INT_VECTOR), ir.Constant(_INT_VECTOR, [127] * LANES))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_INT_VECTOR, [23] * LANES)), _VECTOR)
+
+    return _lanes(shifted), generate
+
+
+def _reduce(builder: Any, lanes: Any, combine: Any) -> Any:
+    """Combine lanes as a tree: 8 apart, then 4, 2, 1."""
+    for width in (8, 4, 2, 1):
+        other = ir.Constant(_INT_VECTOR, [(lane + width) % LANES for lane in range(LANES)])
+        lanes = combine(lanes, builder.shuffle_vector(lanes, lanes, other))
+    return builder.extract_element(lanes, _INT32(0))
+
+
+@_intrinsic
+def sum_of(_context: Any, lanes: Any) -> Any:
+    """Return the sum of all lanes, added up as a tree."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _reduce(builder, arguments[0], builder.fadd)
+
+    return types.float32(lanes), generate
+
+
+@_intrinsic
+def largest_of(_context: Any, lanes: Any) -> Any:
+    """Return the largest lane."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        def larger(x: Any, y: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+        return _reduce(builder, arguments[0], larger)
+
+    return types.float32(lanes), generate
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def dot_lanes(x_D, y_D):  # type: ignore[no-untyped-def]
+    """Return x·y, in 16 partial sums."""
+    total = splat(0.0)
+    whole = x_D.shape[0] // LANES * LANES
+    for d in range(0, whole, LANES):
+        total = multiply_add(load(x_D, d), load(y_D, d), total)
+    if whole < x_D.shape[0]:
+        rest = x_D.shape[0] - whole
+        total = multiply_add(load_first(x_D, whole, rest, 0.0), load_first(y_D, whole, rest, 0.0), total)
+    return sum_of(total)
