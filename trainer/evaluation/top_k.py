@@ -33,8 +33,8 @@ from trainer.model.spec import ModelSpec, Score
 
 QUERY_BLOCK = 256
 """Queries of a tile."""
-_ITEM_TILE = 512
-"""Items of a tile; its scores take half a mebibyte, as much as a core's own cache has room for."""
+_TILE_SCORES = 1 << 17
+"""Scores of a tile: half a mebibyte, which a core's own cache has room for."""
 _ITEM_BLOCK = 1 << 14
 """Items whose vectors are fetched at a time."""
 
@@ -141,7 +141,7 @@ class _Block:
     ) -> None:
         """Merge the block's items into the best ``keys_QK`` of the queries in ``tiles``, each from a number on."""
         depth = keys_QK.shape[1]
-        scores_N = np.empty(QUERY_BLOCK * _ITEM_TILE, np.float32)
+        scores_N = np.empty(max(_TILE_SCORES, QUERY_BLOCK), np.float32)
         keys_TC = np.empty((QUERY_BLOCK, 2 * depth + SCANNED), np.uint64)
         count_T, threshold_T = np.empty(QUERY_BLOCK, np.int64), np.empty(QUERY_BLOCK, np.float32)
         next_T = np.empty(QUERY_BLOCK, np.int64)
@@ -151,10 +151,11 @@ class _Block:
             lists = excluded.starts_Q1[start : start + QUERY_BLOCK + 1], excluded.items_N
             state = keys_TC, count_T, threshold_T, next_T
             load_candidates(best_TK, self._first, *lists, *state)
-            for e in range(0, len(self._item_ED), _ITEM_TILE):
-                tile_ED = self._item_ED[e : e + _ITEM_TILE]
+            items = max(1, _TILE_SCORES // len(query_TD))
+            for e in range(0, len(self._item_ED), items):
+                tile_ED = self._item_ED[e : e + items]
                 scores_TE = scores_N[: len(query_TD) * len(tile_ED)].reshape(len(query_TD), len(tile_ED))
                 np.matmul(query_TD, tile_ED.T, out=scores_TE)
-                penalty_E = self._penalty_E[e : e + _ITEM_TILE]
+                penalty_E = self._penalty_E[e : e + items]
                 scan_tile(scores_TE, self._first + e, self._scale, penalty_E, *lists, *state, depth)
             store_candidates(keys_TC, count_T, best_TK)

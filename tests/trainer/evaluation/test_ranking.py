@@ -158,7 +158,7 @@ def lists_of(items: list[list[int]]) -> ItemLists:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank items in blocks of 7, in tiles of 3, and queries in blocks of 4, of which four run at a time."""
     monkeypatch.setattr(top_k, "_ITEM_BLOCK", 7)
-    monkeypatch.setattr(top_k, "_ITEM_TILE", 3)
+    monkeypatch.setattr(top_k, "_TILE_SCORES", 12)
     monkeypatch.setattr(top_k, "QUERY_BLOCK", 4)
     monkeypatch.setattr(ranking, "QUERY_BLOCK", 4)
     monkeypatch.setattr(ranking, "_MAX_RANKED", 16)

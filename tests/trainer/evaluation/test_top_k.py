@@ -10,8 +10,8 @@ from trainer.evaluation.held_out import ItemLists
 from trainer.evaluation.top_k import rank_vectors
 from trainer.model.spec import Score
 
-TILES = [(256, 512, 1 << 14), (256, 64, 1 << 14), (7, 100, 300), (1, 1, 1), (64, 129, 400)]
-"""Queries and items of a tile, and items of a block."""
+TILES = [(256, 1 << 17, 1 << 14), (40, 40 * 64, 1 << 14), (7, 700, 300), (1, 1, 1), (16, 16 * 129, 400)]
+"""Queries and scores of a tile, and items of a block."""
 
 
 def integers(rows: int, dim: int, seed: int) -> FloatArray:
@@ -56,7 +56,7 @@ def assert_same(found: tuple[IntArray, FloatArray], expected: tuple[IntArray, Fl
 def test_ranking_with_ties_is_that_of_a_stable_sort(
     tiles: tuple[int, int, int], depth: int, kind: ScoreKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, size in zip(("QUERY_BLOCK", "_ITEM_TILE", "_ITEM_BLOCK"), tiles, strict=True):
+    for name, size in zip(("QUERY_BLOCK", "_TILE_SCORES", "_ITEM_BLOCK"), tiles, strict=True):
         monkeypatch.setattr(top_k, name, size)
     query_QD, item_ID = integers(40, 6, seed=1), integers(700, 6, seed=2)
     excluded_QI = np.random.default_rng(3).random((40, 700)) < 0.2
