@@ -148,9 +148,9 @@ def test_tiles_and_chunks_change_only_rounding(case: Case, tile: int, monkeypatc
     expected = case.result()
     for module in (pools, all_items):
         monkeypatch.setattr(module, "_TILE_SCORES", tile)
+        monkeypatch.setattr(module, "_MIN_TILE", 3)
     monkeypatch.setattr(pools, "_CHUNK_EXAMPLES", 37)
     monkeypatch.setattr(all_items, "_CHUNK_QUERIES", 11)
-    monkeypatch.setattr(all_items, "_MIN_TILE", 3)
     for found_part, expected_part in zip(case.result(), expected, strict=True):
         np.testing.assert_allclose(found_part, expected_part, rtol=2e-5, atol=2e-6 * np.abs(expected_part).max())
 

@@ -23,7 +23,7 @@ from trainer.model.spec import Score
 
 _TILE_SCORES = 1 << 19
 """Scores of a tile, 2 MiB, which stay in the cache."""
-_MIN_TILE = 64
+_MIN_TILE = 128
 """Queries of a tile at least: products with fewer rows are slow."""
 _CHUNK_QUERIES = 256
 _MAX_CHUNKS = 8

@@ -32,6 +32,8 @@ from trainer.model.spec import Score
 
 _TILE_SCORES = 1 << 19
 """Scores of a tile, 2 MiB, which stay in the cache."""
+_MIN_TILE = 128
+"""Examples of a tile at least: products with fewer rows are slow."""
 _CHUNK_EXAMPLES = 512
 _CHUNKS_OF_POOL = 16
 """A pool as large as its number of examples has so many chunks at most; each has a sum as large as the pool."""
@@ -172,7 +174,7 @@ class PoolGradients:
         log_q_N = batch.log_q_N
         log_q_C = np.concatenate([log_q_N[len(batch) :], log_q_N[: len(batch)][chunk.mates]])
         sums_CD, slope_C = step.sums_RD[chunk.sums], step.slope_R[chunk.sums]
-        for part in _split(chunk.examples, max(1, _TILE_SCORES // max(len(rows_CD), 1))):
+        for part in _split(chunk.examples, max(_MIN_TILE, _TILE_SCORES // max(len(rows_CD), 1))):
             query_TD = scratch.array("queries", part.stop - part.start, step.query_AD.shape[1])
             gather(step.query_AD, batch.query.index_N[part], query_TD)
             slope_TC = np.matmul(query_TD, rows_CD.T, out=scratch.array("scores", len(query_TD), len(rows_CD)))
