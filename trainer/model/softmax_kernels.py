@@ -106,7 +106,7 @@ def _store_power(row_C, offset_C, c, scale, largest):  # type: ignore[no-untyped
 
 
 @njit(cache=True, error_model="numpy")
-def _store_powers(row_C, offset_C, dot_scale, largest_score):  # type: ignore[no-untyped-def]
+def store_powers(row_C, offset_C, dot_scale, largest_score):  # type: ignore[no-untyped-def]
     """Replace dot products by the powers of scores less the largest, and return the sum of the powers."""
     scale, largest = splat(dot_scale), splat(largest_score)
     w = x = y = z = splat(ZERO)
@@ -195,14 +195,14 @@ def _example(row_C, offset_C, dot_scale, score, weight):  # type: ignore[no-unty
     if weight < ZERO:
         # The maximum over negatives only: relative to the item's score, which may be far above, all would be 0.
         if largest == _LOWEST:  # No negative is left, or scores are NaN, and so are the results.
-            nothing = ZERO * _store_powers(row_C, offset_C, dot_scale, ZERO)
+            nothing = ZERO * store_powers(row_C, offset_C, dot_scale, ZERO)
             return nothing, nothing, nothing
-        total = _store_powers(row_C, offset_C, dot_scale, largest)
+        total = store_powers(row_C, offset_C, dot_scale, largest)
         loss, pull = log_sigmoid_loss(np.float32(largest - score + math.log(total)))
         return -weight * loss, -weight * pull, weight * pull / total
     largest = max(largest, score)
     positive = exp(score - largest)
-    total = positive + _store_powers(row_C, offset_C, dot_scale, largest)
+    total = positive + store_powers(row_C, offset_C, dot_scale, largest)
     factor = weight / total
     return weight * (np.float32(math.log(total)) + largest - score), positive * factor - weight, factor
 
@@ -233,7 +233,7 @@ def all_items_softmax_pass(  # type: ignore[no-untyped-def]
         for n in range(starts_A1[a], starts_A1[a + 1]):
             loss_N[n] = largest - (dot_scale * row_C[item_N[n]] - offset_C[item_N[n]])
             weight += weight_N[n]
-        total = _store_powers(row_C, offset_C, dot_scale, largest)
+        total = store_powers(row_C, offset_C, dot_scale, largest)
         log_total = np.float32(math.log(total))
         factor_A[a] = weight / total
         for n in range(starts_A1[a], starts_A1[a + 1]):

@@ -15,6 +15,7 @@ from trainer.model.batches import Batch, make_batch
 from trainer.model.engines import all_items, pools
 from trainer.model.engines.cpu import CpuEngine
 from trainer.model.losses import LossSpec
+from trainer.model.softmax_kernels import store_powers
 from trainer.model.spec import ModelSpec, Score
 
 TEMPERATURE, QUERIES, ITEMS, DIM = 0.5, 70, 200, 20
@@ -180,3 +181,23 @@ def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     loss, gradients = case.engine().gradients(batch, vectors)
     assert 1000 < loss < 1e6
     assert all(np.isfinite(gradient_AD).all() for gradient_AD in gradients.values())
+
+
+@pytest.mark.parametrize("count", [1, 16, 63, 64, 20_001])
+def test_powers_are_accurate_to_two_ulp(count: int) -> None:
+    # The row has dot products: a score is half of one, less an offset.
+    score_C = np.linspace(-87, 0, count).astype(np.float32)
+    offset_C = np.linspace(-3, 3, count).astype(np.float32)
+    row_C = 2 * (score_C + offset_C)
+    expected_C = np.exp((row_C * np.float32(0.5) - offset_C).astype(np.float64))
+    total = store_powers(row_C, offset_C, np.float32(0.5), np.float32(0.0))
+    assert (np.abs(row_C - expected_C) / np.spacing(expected_C.astype(np.float32))).max() < 2
+    assert total == pytest.approx(expected_C.sum(), rel=1e-6)
+
+
+def test_powers_are_clamped_below_their_range_and_propagate_nan() -> None:
+    row_C = np.array([-1000, -np.inf, -87, np.nan, 0], np.float32)
+    store_powers(row_C, np.zeros(5, np.float32), np.float32(1.0), np.float32(0.0))
+    assert row_C[0] == row_C[1] == row_C[2] == pytest.approx(np.exp(-87.0), rel=1e-5)
+    assert np.isnan(row_C[3])
+    assert row_C[4] == 1.0

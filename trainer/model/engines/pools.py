@@ -19,6 +19,7 @@ from itertools import accumulate
 
 import numpy as np
 from numba import get_num_threads
+from numpy.typing import NDArray
 
 from kvstore.arrays import FloatArray, IntArray
 from trainer.model.active_rows import ActiveRows
@@ -226,15 +227,18 @@ class PoolGradients:
         row_C = np.concatenate([batch.negative_index_N, batch.item_index_B[chunk.mates]])
         query_C = batch.query.index_N[:0]
         if self._in_batch:
-            query_C = np.concatenate(
-                [np.full(len(batch.negative_index_N), -1), batch.query.index_N[chunk.mates]],
-            )
+            query_C = np.concatenate([np.full(len(batch.negative_index_N), -1), batch.query.index_N[chunk.mates]])
         num_hard = None if self._num_hard is None else min(self._num_hard, negatives)
         step.loss_B[part], step.slope_B[part] = shared_pool_pass(
-            *(slope_TC, query_TD, item_TD, batch.item_index_B[part], batch.query.index_N[part], step.weight_B[part]),
-            *(row_C, query_C, square_C, log_q_C),
+            *(slope_TC, query_TD, item_TD, _narrow(batch.item_index_B[part]), _narrow(batch.query.index_N[part])),
+            *(step.weight_B[part], _narrow(row_C), _narrow(query_C), square_C, log_q_C),
             *(self._loss.code, self._loss.params(self._items, negatives), num_hard, *self._scales),
         )
+
+
+def _narrow(index_N: IntArray) -> NDArray[np.int32]:
+    """Convert active rows to int32, of which the kernels compare twice as many at a time."""
+    return index_N.astype(np.int32)
 
 
 def _split(part: slice, size: int) -> list[slice]:
