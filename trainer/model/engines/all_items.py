@@ -26,8 +26,9 @@ _TILE_SCORES = 1 << 19
 _MIN_TILE = 128
 """Queries of a tile at least: products with fewer rows are slow."""
 _CHUNK_QUERIES = 256
-_MAX_CHUNKS = 8
-"""Each chunk has a sum as large as the table of items."""
+_SUMS_BYTES = 64 << 20
+"""Memory of the sums of all chunks, each of which is as large as the table of items."""
+_MIN_CHUNKS, _MAX_CHUNKS = 8, 64
 
 
 class AllItemsGradients:
@@ -48,7 +49,8 @@ class AllItemsGradients:
         dot_scale, norm_scale = self._scales
         offset_C = self._scratch.array("offsets", len(item_AD))
         fill_squares(item_AD, norm_scale, offset_C)
-        chunk_size = max(_CHUNK_QUERIES, -(-len(query_AD) // _MAX_CHUNKS))
+        max_chunks = min(max(_SUMS_BYTES // item_AD.nbytes, _MIN_CHUNKS), _MAX_CHUNKS)
+        chunk_size = max(_CHUNK_QUERIES, -(-len(query_AD) // max_chunks))
         chunks = [slice(start, start + chunk_size) for start in range(0, len(query_AD), chunk_size)]
         loss_N, factor_A = np.empty(len(order_B), np.float32), self._scratch.array("factors", len(query_AD))
         query_gradient_AD = np.empty_like(query_AD)
