@@ -9,9 +9,22 @@ import sys
 
 from threadpoolctl import threadpool_limits
 
-# Numba's workqueue layer sleeps between kernels; an OpenMP pool would spin and take the cores from BLAS. It supports
-# one calling thread at a time, so background threads run no parallel kernel.
-os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
+# OpenMP's threads start on a kernel sooner than those of Numba's workqueue layer, which poll. They would spin between
+# kernels and take the cores from BLAS and from the thread that makes batches, so they wait passively. The library reads
+# the variable when it is loaded.
+os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Numba does not notice changes in files that a kernel takes other kernels from.
+_LOCATORS = "UserProvidedCacheLocator", "InTreeCacheLocator", "UserWideCacheLocator"
+os.environ.setdefault(
+    "NUMBA_CACHE_LOCATOR_CLASSES",
+    ",".join([*(f"kvstore.kernel_cache.{name}" for name in _LOCATORS), "IPythonCacheLocator", "ZipCacheLocator"]),
+)
+if "numba" in sys.modules:
+    config = sys.modules["numba"].config
+    config.CACHE_LOCATOR_CLASSES = os.environ["NUMBA_CACHE_LOCATOR_CLASSES"]
+    config.THREADING_LAYER_PRIORITY = os.environ["NUMBA_THREADING_LAYER_PRIORITY"].split()
 
 # The engine calls BLAS tile by tile from its own threads; more threads inside BLAS would compete with them, and would
 # round sums differently. OpenBLAS reads the variable once, when numpy is imported, which a program or a test may have

@@ -1,0 +1,59 @@
+"""Numba's cache of a kernel is valid until a file changes that it takes other kernels from."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONSTANT = """
+from numba import njit
+
+@njit(cache=True)
+def constant():
+    return {}
+"""
+BETWEEN = """
+from numba import njit
+
+from constants import constant
+
+@njit(cache=True)
+def between():
+    return 10 * constant()
+"""
+KERNEL = """
+import kvstore
+from numba import njit
+
+from middle import between
+
+@njit(cache=True)
+def kernel():
+    return between() + 1
+
+print(kernel(), sum(kernel.stats.cache_hits.values()))
+"""
+
+
+def run_kernel(folder: Path) -> tuple[int, int]:
+    """Run it in a process of its own; return its result, and how often the cache had it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_CACHE")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(Path.cwd())])
+    command = [sys.executable, str(folder / "kernel.py")]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    result, hits = map(int, output.split())
+    return result, hits
+
+
+@pytest.mark.slow
+def test_change_of_an_imported_kernel_invalidates_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "constants.py").write_text(CONSTANT.format(4))
+    (tmp_path / "middle.py").write_text(BETWEEN)
+    (tmp_path / "kernel.py").write_text(KERNEL)
+    assert run_kernel(tmp_path) == (41, 0)
+    assert run_kernel(tmp_path) == (41, 1)
+    (tmp_path / "constants.py").write_text(CONSTANT.format(5))
+    assert run_kernel(tmp_path) == (51, 0)
+    assert run_kernel(tmp_path) == (51, 1)
