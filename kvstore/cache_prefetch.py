@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from kvstore.inner_kernels import inner_kernel
 
 AHEAD = 8
 """Iterations to look ahead: about as many cache misses as a core can have in flight."""
@@ -27,7 +29,8 @@ def _prefetch_byte(_context: Any, array: Any, row: Any, offset: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         int32, int64, pointer = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
         value = context.make_array(signature.args[0])(context, builder, arguments[0])
-        start = builder.add(builder.mul(builder.extract_value(value.strides, 0), arguments[1]), arguments[2])
+        number = context.cast(builder, arguments[1], signature.args[1], types.int64)
+        start = builder.add(builder.mul(builder.extract_value(value.strides, 0), number), arguments[2])
         address = builder.inttoptr(builder.add(builder.ptrtoint(value.data, int64), start), pointer)
         kind = ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")  # type: ignore[no-untyped-call]
@@ -37,10 +40,15 @@ def _prefetch_byte(_context: Any, array: Any, row: Any, offset: Any) -> Any:
     return types.void(array, row, offset), generate
 
 
-@njit(cache=True, inline="always")
+@inner_kernel()
+def prefetch_row(array, row):  # type: ignore[no-untyped-def]
+    """Prefetch ``array[row]``."""
+    for offset in range(0, array.strides[0], _LINE_BYTES):
+        _prefetch_byte(array, row, offset)  # type: ignore[call-arg]
+
+
+@inner_kernel()
 def prefetch_ahead(array, rows_A, a):  # type: ignore[no-untyped-def]
     """Prefetch the row of ``array`` that a loop over ``a`` needs ``AHEAD`` iterations later."""
     if a + AHEAD < rows_A.shape[0]:
-        row = rows_A[a + AHEAD]
-        for offset in range(0, array.strides[0], _LINE_BYTES):
-            _prefetch_byte(array, row, offset)  # type: ignore[call-arg]
+        prefetch_row(array, rows_A[a + AHEAD])

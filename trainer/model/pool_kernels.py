@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from trainer.model.vector_kernels import dot_lanes
+from kvstore.lanes import dot_lanes
 
 _PARTS = 64
 """Parts of the active rows, divided among threads."""

@@ -21,9 +21,7 @@ import math
 import numpy as np
 from numba import njit
 
-from trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
-from trainer.model.vector_kernels import (
-    LANES,
+from kvstore.lanes import (
     add,
     dot_lanes,
     largest_of,
@@ -39,6 +37,8 @@ from trainer.model.vector_kernels import (
     subtract,
     sum_of,
 )
+from kvstore.vector_ir import LANES
+from trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
 
 _LOWEST = np.float32(-np.inf)
 _STEP = 4 * LANES

@@ -6,9 +6,6 @@
 LLVM does not reorder sums without fastmath (see ``kvstore/optimizers.py``), so a loop that sums does not vectorize.
 With explicit lanes, the order of additions is that of the code: 16 partial sums, added up as a tree. A processor with
 shorter vectors computes the same in several instructions. Arrays are contiguous float32.
-
-After a change here, delete the caches of the kernels that import this file (``__pycache__/*.nbi``): numba's cache does
-not notice changes in another file.
 """
 
 from __future__ import annotations
@@ -17,16 +14,14 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
-from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
-LANES = 16
+from kvstore import vector_ir as vectors
+from kvstore.vector_ir import INT_VECTOR, LANES, VECTOR
+
 _intrinsic: Any = intrinsic
 """The decorator; numba's type of what it returns has the arguments of the definition, not those of a call."""
-_FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_VECTOR, _INT_VECTOR = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)
-_MASK = ir.VectorType(ir.IntType(1), LANES)
 
 
 class _LanesType(types.Type):
@@ -44,7 +39,7 @@ class _LanesModel(models.PrimitiveModel):
     """In LLVM, a vector."""
 
     def __init__(self, manager: Any, numba_type: Any) -> None:
-        super().__init__(manager, numba_type, _VECTOR)  # type: ignore[no-untyped-call]
+        super().__init__(manager, numba_type, VECTOR)  # type: ignore[no-untyped-call]
 
 
 def _check(array: Any) -> None:
@@ -56,73 +51,56 @@ def _check(array: Any) -> None:
 def _address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     """Return the address of element ``arguments[1]`` of the array ``arguments[0]``."""
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    return builder.bitcast(builder.gep(array.data, [arguments[1]]), _VECTOR.as_pointer())
-
-
-def _first_lanes(builder: Any, count: Any) -> Any:
-    """Return the mask of the first ``count`` lanes."""
-    counts = _splat(builder, builder.trunc(count, _INT32), _INT_VECTOR)
-    return builder.icmp_signed("<", ir.Constant(_INT_VECTOR, list(range(LANES))), counts)
-
-
-def _splat(builder: Any, value: Any, vector: Any) -> Any:
-    single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _INT32(0))
-    return builder.shuffle_vector(single, single, ir.Constant(_INT_VECTOR, [0] * LANES))
-
-
-def _call(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)  # type: ignore[no-untyped-call]
+    return builder.gep(array.data, [arguments[1]])
 
 
 @_intrinsic
-def load(_context: Any, array_N: Any, first: Any) -> Any:
-    """Return ``array_N[first : first + LANES]``."""
-    _check(array_N)
+def load(_context: Any, array: Any, first: Any) -> Any:
+    """Return ``LANES`` elements of an array from ``first`` on."""
+    _check(array)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_address(context, builder, signature, arguments), align=4)
+        return vectors.load(builder, _address(context, builder, signature, arguments))
 
-    return _lanes(array_N, types.int64), generate
+    return _lanes(array, types.int64), generate
 
 
 @_intrinsic
-def load_first(_context: Any, array_N: Any, first: Any, count: Any, fill: Any) -> Any:
-    """Return ``array_N[first : first + count]`` and ``fill`` in the other lanes."""
-    _check(array_N)
+def load_first(_context: Any, array: Any, first: Any, count: Any, fill: Any) -> Any:
+    """Return ``count`` elements of an array from ``first`` on, and ``fill`` in the other lanes."""
+    _check(array)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address = _address(context, builder, signature, arguments)
-        mask, fill = _first_lanes(builder, arguments[2]), _splat(builder, arguments[3], _VECTOR)
-        return _call(builder, "llvm.masked.load.v16f32.p0v16f32", _VECTOR, [address, _INT32(4), mask, fill])
+        mask, fill = vectors.first_lanes(builder, arguments[2]), vectors.splat(builder, arguments[3])
+        return vectors.load(builder, address, mask, fill)
 
-    return _lanes(array_N, types.int64, types.int64, types.float32), generate
-
-
-@_intrinsic
-def store(_context: Any, array_N: Any, first: Any, lanes: Any) -> Any:
-    """Set ``array_N[first : first + LANES]``."""
-    _check(array_N)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store(arguments[2], _address(context, builder, signature, arguments), align=4)
-        return context.get_dummy_value()
-
-    return types.void(array_N, types.int64, lanes), generate
+    return _lanes(array, types.int64, types.int64, types.float32), generate
 
 
 @_intrinsic
-def store_first(_context: Any, array_N: Any, first: Any, count: Any, lanes: Any) -> Any:
-    """Set ``array_N[first : first + count]``."""
-    _check(array_N)
+def store(_context: Any, array: Any, first: Any, lanes: Any) -> Any:
+    """Set ``LANES`` elements of an array from ``first`` on."""
+    _check(array)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, mask = _address(context, builder, signature, arguments), _first_lanes(builder, arguments[2])
-        name = "llvm.masked.store.v16f32.p0v16f32"
-        _call(builder, name, ir.VoidType(), [arguments[3], address, _INT32(4), mask])
+        vectors.store(builder, arguments[2], _address(context, builder, signature, arguments))
         return context.get_dummy_value()
 
-    return types.void(array_N, types.int64, types.int64, lanes), generate
+    return types.void(array, types.int64, lanes), generate
+
+
+@_intrinsic
+def store_first(_context: Any, array: Any, first: Any, count: Any, lanes: Any) -> Any:
+    """Set ``count`` elements of an array from ``first`` on."""
+    _check(array)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, mask = _address(context, builder, signature, arguments), vectors.first_lanes(builder, arguments[2])
+        vectors.store(builder, arguments[3], address, mask)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, lanes), generate
 
 
 @_intrinsic
@@ -130,7 +108,7 @@ def splat(_context: Any, value: Any) -> Any:
     """Return ``value`` in all lanes."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _splat(builder, arguments[0], _VECTOR)
+        return vectors.splat(builder, arguments[0])
 
     return _lanes(types.float32), generate
 
@@ -158,7 +136,7 @@ def multiply_add(_context: Any, x: Any, y: Any, z: Any) -> Any:
     """Return x·y + z, rounded once."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _call(builder, "llvm.fma.v16f32", _VECTOR, list(arguments))
+        return vectors.multiply_add(builder, *arguments)
 
     return _lanes(x, y, z), generate
 
@@ -178,18 +156,10 @@ def power_of_two(_context: Any, shifted: Any) -> Any:
     """Return 2ⁿ, n in −126 to 127, where ``shifted`` is n + 1.5·2²³: that number's lowest bits are those of n."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        biased = builder.add(builder.bitcast(arguments[0], _INT_VECTOR), ir.Constant(_INT_VECTOR, [127] * LANES))
-        return builder.bitcast(builder.shl(biased, ir.Constant(_INT_VECTOR, [23] * LANES)), _VECTOR)
+        biased = builder.add(builder.bitcast(arguments[0], INT_VECTOR), ir.Constant(INT_VECTOR, [127] * LANES))
+        return builder.bitcast(builder.shl(biased, ir.Constant(INT_VECTOR, [23] * LANES)), VECTOR)
 
     return _lanes(shifted), generate
-
-
-def _reduce(builder: Any, lanes: Any, combine: Any) -> Any:
-    """Combine lanes as a tree: 8 apart, then 4, 2, 1."""
-    for width in (8, 4, 2, 1):
-        other = ir.Constant(_INT_VECTOR, [(lane + width) % LANES for lane in range(LANES)])
-        lanes = combine(lanes, builder.shuffle_vector(lanes, lanes, other))
-    return builder.extract_element(lanes, _INT32(0))
 
 
 @_intrinsic
@@ -197,7 +167,7 @@ def sum_of(_context: Any, lanes: Any) -> Any:
     """Return the sum of all lanes, added up as a tree."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _reduce(builder, arguments[0], builder.fadd)
+        return vectors.reduce(builder, arguments[0], builder.fadd)
 
     return types.float32(lanes), generate
 
@@ -210,7 +180,7 @@ def largest_of(_context: Any, lanes: Any) -> Any:
         def larger(x: Any, y: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
-        return _reduce(builder, arguments[0], larger)
+        return vectors.reduce(builder, arguments[0], larger)
 
     return types.float32(lanes), generate
 

@@ -6,7 +6,8 @@ from numba import njit
 from numba.core.errors import TypingError
 
 from kvstore.arrays import FloatArray
-from trainer.model.vector_kernels import LANES, dot_lanes, largest_of, load, load_first, store, store_first, sum_of
+from kvstore.lanes import dot_lanes, largest_of, load, load_first, store, store_first, sum_of
+from kvstore.vector_ir import LANES
 
 
 @njit

@@ -1,0 +1,169 @@
+"""Arithmetic of rows for kernels: in vector instructions, with sums in a fixed order.
+
+    score = dot(query_AD, a, item_RD, r)
+
+Sums have sixteen partial sums, added up as a tree, so results are the same bits on every machine, and whether code was
+freshly compiled or comes from numba's cache. Each function is one intrinsic, and gets a row as an array and its number:
+numba counts references to views of rows, and to arrays within functions of several steps, in counters that all threads
+share.
+
+Arrays are float32 and contiguous, and their rows equally long. Row numbers are not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+from kvstore import vector_ir as vectors
+from kvstore.vector_ir import INT64, LANES
+
+_intrinsic: Any = intrinsic
+"""The decorator; numba's type of what it returns has the arguments of the definition, not those of a call."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """``LANES`` columns of rows from ``first`` on, or those of them that are in ``mask``."""
+
+    builder: Any
+    first: Any
+    mask: Any = None
+
+    def load(self, row: Any) -> Any:
+        """Load the columns of the row at pointer ``row``; lanes that are not in the mask are 0."""
+        return vectors.load(self.builder, self.builder.gep(row, [self.first]), self.mask)
+
+    def store(self, vector: Any, row: Any) -> None:
+        """Store the columns of the row at pointer ``row``."""
+        vectors.store(self.builder, vector, self.builder.gep(row, [self.first]), self.mask)
+
+    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
+        """Return x·y + z."""
+        return vectors.multiply_add(self.builder, x, y, z)
+
+
+def _for_columns(builder: Any, length: Any, body: Callable[[_Columns], None]) -> None:
+    """Generate a loop over the columns of a row, ``LANES`` at a time, then what is left."""
+    whole = builder.and_(length, INT64(-LANES))
+    with cgutils.for_range_slice(builder, INT64(0), whole, INT64(LANES), INT64) as (first, _):
+        body(_Columns(builder, first))
+    with builder.if_then(builder.icmp_signed("<", whole, length)):
+        body(_Columns(builder, whole, vectors.first_lanes(builder, builder.sub(length, whole))))
+
+
+class _Sum:
+    """A sum over columns that a loop adds to."""
+
+    def __init__(self, builder: Any) -> None:
+        self._builder = builder
+        self._lanes = cgutils.alloca_once_value(builder, vectors.constant(0.0))  # type: ignore[no-untyped-call]
+
+    def add_product(self, columns: _Columns, x: Any, y: Any) -> None:
+        """Add x·y of some columns."""
+        self._builder.store(columns.multiply_add(x, y, self._builder.load(self._lanes)), self._lanes)
+
+    def total(self) -> Any:
+        """Return the sum of all columns."""
+        return vectors.reduce(self._builder, self._builder.load(self._lanes), self._builder.fadd)
+
+
+def _rows(context: Any, builder: Any, signature: Any, arguments: Any) -> tuple[list[Any], Any]:
+    """Return pointers to the rows among the arguments, each an array followed by a number, and their length."""
+    rows, length = [], None
+    for at, kind in enumerate(signature.args):
+        if isinstance(kind, types.Array):
+            array = context.make_array(kind)(context, builder, arguments[at])
+            length = builder.extract_value(array.shape, 1)
+            rows.append(builder.gep(array.data, [builder.mul(arguments[at + 1], length)]))
+    return rows, length
+
+
+def _signature(result: Any, *kinds: Any) -> Any:
+    """Return the types of an intrinsic, and check those of arrays while a kernel is compiled."""
+    for kind in kinds:
+        if isinstance(kind, types.Array) and (kind.dtype, kind.ndim, kind.layout) != (types.float32, 2, "C"):
+            raise TypingError(f"found {kind}: expected a contiguous float32 array with two dimensions")
+    return result(*kinds)
+
+
+@_intrinsic
+def dot(_context: Any, x_ND: Any, n: Any, y_MD: Any, m: Any) -> Any:
+    """Return x·y, where x is ``x_ND[n]`` and y is ``y_MD[m]``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (x, y), length = _rows(context, builder, signature, arguments)
+        total = _Sum(builder)
+        _for_columns(builder, length, lambda columns: total.add_product(columns, columns.load(x), columns.load(y)))
+        return total.total()
+
+    return _signature(types.float32, x_ND, types.int64, y_MD, types.int64), generate
+
+
+@_intrinsic
+def square_of_sum(_context: Any, x_ND: Any, n: Any, factor: Any, y_MD: Any, m: Any) -> Any:
+    """Return |x + factor·y|², where x is ``x_ND[n]`` and y is ``y_MD[m]``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (x, y), length = _rows(context, builder, signature, arguments)
+        total, factors = _Sum(builder), vectors.splat(builder, arguments[2])
+
+        def add(columns: _Columns) -> None:
+            value = columns.multiply_add(factors, columns.load(y), columns.load(x))
+            total.add_product(columns, value, value)
+
+        _for_columns(builder, length, add)
+        return total.total()
+
+    return _signature(types.float32, x_ND, types.int64, types.float32, y_MD, types.int64), generate
+
+
+@_intrinsic
+def add_scaled(_context: Any, out_ND: Any, n: Any, factor: Any, x_MD: Any, m: Any) -> Any:
+    """Add factor·x to ``out_ND[n]``, where x is another row, ``x_MD[m]``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (out, x), length = _rows(context, builder, signature, arguments)
+        factors = vectors.splat(builder, arguments[2])
+
+        def add(columns: _Columns) -> None:
+            columns.store(columns.multiply_add(factors, columns.load(x), columns.load(out)), out)
+
+        _for_columns(builder, length, add)
+        return context.get_dummy_value()
+
+    return _signature(types.void, out_ND, types.int64, types.float32, x_MD, types.int64), generate
+
+
+@_intrinsic
+def descend(_context: Any, out_ND: Any, n: Any, step_size: Any, x_MD: Any, m: Any, decay: Any) -> Any:
+    """Subtract step_size·g from ``out_ND[n]``, where g is x + decay·out and x is ``x_MD[m]``.
+
+    Returns |g|² + |out|², with the new values of out.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (out, x), length = _rows(context, builder, signature, arguments)
+        step_sizes = vectors.splat(builder, builder.fneg(arguments[2]))
+        decays = vectors.splat(builder, arguments[5])
+        gradient_square, square = _Sum(builder), _Sum(builder)
+
+        def step(columns: _Columns) -> None:
+            value = columns.load(out)
+            gradient = columns.multiply_add(decays, value, columns.load(x))
+            value = columns.multiply_add(step_sizes, gradient, value)
+            columns.store(value, out)
+            gradient_square.add_product(columns, gradient, gradient)
+            square.add_product(columns, value, value)
+
+        _for_columns(builder, length, step)
+        return builder.fadd(gradient_square.total(), square.total())
+
+    kinds = out_ND, types.int64, types.float32, x_MD, types.int64, types.float32
+    return _signature(types.float32, *kinds), generate

@@ -1,0 +1,33 @@
+"""Share the iterations of a loop among threads of a parallel kernel, chunk by chunk.
+
+    for thread in prange(get_num_threads()):
+        begin = claim_chunk(next_1, size)
+        while begin < count:
+            ...                                         # iterations begin to begin + size
+            begin = claim_chunk(next_1, size)
+
+Numba divides a ``prange`` evenly beforehand, so that all threads wait for one that another process, or a background
+thread, slows down.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+_intrinsic: Any = intrinsic
+"""The decorator; numba's type of what it returns has the arguments of the definition, not those of a call."""
+
+
+@_intrinsic
+def claim_chunk(_context: Any, next_1: Any, size: Any) -> Any:
+    """Add ``size`` to ``next_1[0]``, int64, as one atomic operation, and return what it was before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        step = context.cast(builder, arguments[1], signature.args[1], types.int64)
+        return builder.atomic_rmw("add", array.data, step, "seq_cst")
+
+    return types.int64(next_1, size), generate
