@@ -16,18 +16,23 @@ from numba import njit
 
 from kvstore.arrays import IntArray
 
+_MAX_DIGIT_BITS = 11
+"""Bits of a digit of the radix sort: its counts fit into the first-level cache."""
+
 
 @dataclass(frozen=True)
 class ActiveRows:
-    """The distinct rows among the uses of one table, with the mapping in both directions. All arrays are int64.
+    """The distinct rows among the uses of one table, with the mapping in both directions.
 
     Attributes:
-        rows_A: the active rows, sorted.
-        index_N: use n is of row ``rows_A[index_N[n]]``.
+        uses_N: the row of each use, int64.
+        rows_A: the active rows, int64, sorted.
+        index_N: use n is of row ``rows_A[index_N[n]]``; int32, as the following.
         order_N: the uses, ordered by row; a row's uses keep their order, so that gradients are summed in a fixed order.
         starts_A1: the uses of active row a are ``order_N[starts_A1[a]:starts_A1[a + 1]]``.
     """
 
+    uses_N: IntArray
     rows_A: IntArray
     index_N: IntArray
     order_N: IntArray
@@ -35,25 +40,58 @@ class ActiveRows:
 
     @staticmethod
     def of(uses_N: IntArray) -> ActiveRows:
-        """Group ``uses_N``, int64 rows in any order."""
-        order_N = np.argsort(uses_N, kind="stable")
-        rows_A, index_N, starts_A1 = _group(uses_N, order_N)
-        return ActiveRows(rows_A, index_N, order_N, starts_A1)
+        """Group ``uses_N``, int64 rows in any order, fewer than 2^31 of them."""
+        return ActiveRows(uses_N, *_group(uses_N, _stable_order(uses_N)))
+
+
+@njit(cache=True, nogil=True)
+def _stable_order(uses_N):  # type: ignore[no-untyped-def]
+    """Return the permutation that sorts ``uses_N``, stable: a radix sort, from the lowest digit of the rows up."""
+    count = uses_N.shape[0]
+    largest = np.int64(0)
+    for n in range(count):
+        largest = max(largest, uses_N[n])
+    bits = 1
+    while largest >> bits:
+        bits += 1
+    digits = (bits + _MAX_DIGIT_BITS - 1) // _MAX_DIGIT_BITS
+    digit_bits = (bits + digits - 1) // digits
+    mask = (np.int64(1) << digit_bits) - 1
+    order_N, sorted_N = np.empty(count, np.int32), np.empty(count, np.int32)
+    for n in range(count):
+        order_N[n] = n
+    next_K = np.empty(mask + 1, np.int32)
+    for digit in range(digits):
+        shift = digit * digit_bits
+        next_K[:] = 0
+        for n in range(count):
+            next_K[(uses_N[n] >> shift) & mask] += 1
+        first = np.int32(0)
+        for k in range(mask + 1):
+            next_K[k], first = first, first + next_K[k]
+        for n in range(count):
+            use = order_N[n]
+            k = (uses_N[use] >> shift) & mask
+            sorted_N[next_K[k]] = use
+            next_K[k] += 1
+        order_N, sorted_N = sorted_N, order_N
+    return order_N
 
 
 @njit(cache=True, nogil=True)
 def _group(uses_N, order_N):  # type: ignore[no-untyped-def]
     count = uses_N.shape[0]
     rows_A = np.empty(count, np.int64)
-    starts_A = np.empty(count + 1, np.int64)
-    index_N = np.empty(count, np.int64)
-    active = 0
+    starts_A = np.empty(count + 1, np.int32)
+    index_N = np.empty(count, np.int32)
+    active, last = 0, np.int64(-1)
     for n in range(count):
         use = order_N[n]
-        if n == 0 or uses_N[use] != rows_A[active - 1]:
-            rows_A[active] = uses_N[use]
+        row = uses_N[use]
+        if row != last:
+            rows_A[active] = last = row
             starts_A[active] = n
             active += 1
         index_N[use] = active - 1
     starts_A[active] = count
-    return rows_A[:active].copy(), index_N, starts_A[: active + 1].copy()
+    return rows_A[:active].copy(), index_N, order_N, starts_A[: active + 1].copy()

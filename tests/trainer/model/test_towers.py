@@ -58,9 +58,12 @@ def tables(seed: int = 0, dtype: type = np.float64) -> dict[str, FloatArray]:
 
 def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
     count = len(tracks)
-    examples = Interactions(np.arange(count), np.array(tracks), np.ones(count, np.float32))
+    examples = Interactions(np.arange(count), np.array(tracks, dtype=np.int64), np.ones(count, np.float32))
     return make_batch(
-        BatchSlice(examples, np.arange(count), count), np.array([*tracks, *negatives]), epoch=0, step=step
+        BatchSlice(examples, np.arange(count), count),
+        np.array([*tracks, *negatives], dtype=np.int64),
+        epoch=0,
+        step=step,
     )
 
 
