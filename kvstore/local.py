@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -107,21 +109,41 @@ class LocalStore:
 
     def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy the requested rows."""
-        blocks = {}
-        for name, rows_A in rows.items():
-            check_rows(self._tables[name], rows_A)
-            blocks[name] = self._weights[name].take(rows_A, axis=0)
-        return blocks
+        self.check(rows)
+        return {name: self._weights[name].take(rows_A, axis=0) for name, rows_A in rows.items()}
 
     def push(self, gradients: Mapping[str, RowGradient]) -> None:
         """Apply one step."""
-        for name, gradient in gradients.items():
-            check_rows(self._tables[name], gradient.rows_A)
+        self.check({name: gradient.rows_A for name, gradient in gradients.items()})
         for name, gradient in gradients.items():
             with self.stats.timed_update(name, len(gradient.rows_A)):
                 if self._snapshot is not None:
                     self._snapshot.before_update(name, 0, gradient.rows_A)
                 self._optimizers[name].update(self._weights[name], gradient.rows_A, gradient.values_AD)
+
+    def check(self, rows: Mapping[str, IntArray]) -> None:
+        """Check that rows, int64 and sorted, lie inside their tables.
+
+        Raises:
+            StoreError: a row does not.
+        """
+        for name, rows_A in rows.items():
+            check_rows(self._tables[name], rows_A)
+
+    def weights(self, table: str) -> FloatArray:
+        """Return the weights of ``table``, not a copy: kernels read them, and write rows inside ``updating``."""
+        return self._weights[table]
+
+    @contextmanager
+    def updating(self, table: str, rows_A: IntArray) -> Iterator[tuple[FloatArray, tuple[Any, ...]]]:
+        """Let a kernel update ``rows_A`` of ``table``, checked, in place.
+
+        Yields the weights and the last arguments of ``optimizers.update_row``.
+        """
+        with self.stats.timed_update(table, len(rows_A)):
+            if self._snapshot is not None:
+                self._snapshot.before_update(table, 0, rows_A)
+            yield self._weights[table], self._optimizers[table].kernel_arguments()
 
     def set_lr_factor(self, factor: float) -> None:
         """Multiply the learning rate by ``factor`` from the next step on."""

@@ -29,6 +29,7 @@ from trainer.training.batch_source import BatchSource
 from trainer.training.hooks import TrainingHooks
 from trainer.training.loop import TrainLoop
 from trainer.training.state import TrainState
+from trainer.training.steps import PullPushStep
 
 WARM_STEPS, MEASURED_STEPS = 20, 30
 _TCP_INFO_BYTES = 256
@@ -91,9 +92,8 @@ def work(store: MXNetStore) -> None:
         store.workers,
     )
     hooks, state = TrainingHooks(on_event=watch), TrainState()
-    TrainLoop(job, model, store, make_engine(job, model), towers, batches, NoEmbeddings(), NoCheckpoints(), hooks).run(
-        state
-    )
+    step = PullPushStep(store, make_engine(job, model), towers)
+    TrainLoop(job, model, store, step, batches, NoEmbeddings(), NoCheckpoints(), hooks).run(state)
     send(pushed=state.traffic.bytes_pushed, pulled=state.traffic.bytes_pulled)
 
 

@@ -69,7 +69,8 @@ class Case:
         interactions = make_interactions(self.queries_B, self.items_B, self.weight_B)
         batch_slice = BatchSlice(interactions, np.arange(len(self.queries_B)), self.global_size, self.partition_sizes)
         uses_N = np.concatenate([self.items_B, self.negatives_N])
-        return make_batch(batch_slice, uses_N, 0, 0, LOG_Q[uses_N] if self.log_q else LOG_Q[:0])
+        log_q_N = LOG_Q[uses_N] if self.log_q else LOG_Q[:0]
+        return make_batch(batch_slice, uses_N, 0, 0, log_q_N, per_example=self.negatives == "per_example")
 
     def negatives_of(self, example: int) -> list[tuple[int, int | None]]:
         """Return the negatives of an example and, for in-batch ones, the query that each is a positive of."""

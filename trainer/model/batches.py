@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Batch:
         log_q_N: float32, for each use of an item the log of its expected number of draws as a negative of one example
             (logQ correction); empty without correction.
         partition_slices: the examples of each partition, which are one another's in-batch negatives.
+        is_ordered: whether the examples are ordered by the row of their query, as negatives per example require.
         tower_inputs: by entity, what its vectors are made of; only for entities with features.
     """
 
@@ -53,10 +55,15 @@ class Batch:
     global_size: int
     log_q_N: FloatArray = field(default_factory=lambda: _UNCORRECTED)
     partition_slices: tuple[slice, ...] = ()
+    is_ordered: bool = False
     tower_inputs: Mapping[str, TowerInputs] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.weight_B)
+
+    def normalized_weights(self) -> FloatArray:
+        """Return the weights divided by ``global_size``, whose losses sum to the mean loss over all workers."""
+        return self.weight_B / np.float32(self.global_size)
 
     @property
     def item_index_B(self) -> IntArray:
@@ -70,10 +77,27 @@ class Batch:
 
 
 def make_batch(
-    batch_slice: BatchSlice, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray = _UNCORRECTED
+    batch_slice: BatchSlice,
+    uses_N: IntArray,
+    epoch: int,
+    step: int,
+    log_q_N: FloatArray = _UNCORRECTED,
+    *,
+    per_example: bool = False,
 ) -> Batch:
-    """Build the batch of a worker's slice of a step; ``uses_N`` are its items, then the negatives (int64 rows)."""
+    """Build the batch of a worker's slice of a step.
+
+    Args:
+        batch_slice: the slice.
+        uses_N: its items, then the negatives, int64 rows.
+        epoch: the epoch.
+        step: the step within the epoch.
+        log_q_N: logQ correction of each use; empty: none.
+        per_example: whether each example has negatives of its own. The examples are then ordered by query.
+    """
     interactions = batch_slice.interactions
+    if per_example:
+        return _ordered_batch(batch_slice, uses_N, epoch, step, log_q_N)
     ends_P = np.cumsum(batch_slice.partition_sizes_P or [len(interactions)])
     return Batch(
         epoch=epoch,
@@ -84,6 +108,28 @@ def make_batch(
         global_size=batch_slice.global_size,
         log_q_N=log_q_N,
         partition_slices=tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends_P]) if end > start),
+    )
+
+
+def _ordered_batch(batch_slice: BatchSlice, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray) -> Batch:
+    interactions = batch_slice.interactions
+    query = ActiveRows.of(interactions.query_N)
+    order_B = query.order_N
+
+    def ordered(values_N: IntArray | FloatArray) -> Any:
+        examples = len(order_B)
+        negatives_BC = values_N[examples:].reshape(examples, -1) if examples else values_N
+        return np.concatenate([values_N[:examples][order_B], negatives_BC[order_B].ravel()])
+
+    return Batch(
+        epoch=epoch,
+        step=step,
+        query=ActiveRows.of(interactions.query_N[order_B]),
+        item=ActiveRows.of(ordered(uses_N)),
+        weight_B=interactions.weight_N[order_B],
+        global_size=batch_slice.global_size,
+        log_q_N=ordered(log_q_N) if len(log_q_N) else log_q_N,
+        is_ordered=True,
     )
 
 
@@ -120,5 +166,6 @@ def batches(
         at, step = divmod(number, schedule.steps)
         with sample_timer.running():
             uses_N = np.concatenate([batch_slice.interactions.item_N, sampler.draw(batch_slice, at, step)])
-            batch = transform(make_batch(batch_slice, uses_N, at, step, sampler.log_q(uses_N, batch_slice)))
+            log_q_N = sampler.log_q(uses_N, batch_slice)
+            batch = transform(make_batch(batch_slice, uses_N, at, step, log_q_N, per_example=sampler.draws_per_example))
         yield batch

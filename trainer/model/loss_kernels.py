@@ -1,11 +1,9 @@
 """Closed-form losses and derivatives as numba kernels; ``trainer/model/losses.py`` has the formulas.
 
     loss_B, slope_B = shared_pool_pass(...)         # one pool of negatives for many examples, after a matrix product
-    loss_B, by_query_BD, by_use_ND = per_example_pass(...)      # separate negatives for each example
 
-Kernels that call one another are in this file, since numba's cache of a kernel is invalidated by changes in its own
-file only; the exception, ``loss_math.py``, is stable and documents what to do after a change. Softmax with a pool of
-which all negatives count has faster kernels, in ``softmax_kernels.py``.
+Softmax with a pool of which all negatives count has faster kernels, in ``softmax_kernels.py``. The passes over examples
+that each have negatives of their own are in ``per_example_kernels.py``.
 
 Shapes: B examples, C negatives of an example, K hard negatives, A active rows, N uses, D columns. Floats are float32.
 """
@@ -16,7 +14,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
 
@@ -289,48 +287,3 @@ def shared_pool_pass(  # type: ignore[no-untyped-def]
                 code, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], params
             )
     return loss_B, slope_B
-
-
-@njit(cache=True, error_model="numpy", parallel=True)
-def per_example_pass(  # type: ignore[no-untyped-def]
-    query_AD, item_AD, query_B, item_B, negative_BC, log_q_BC, weight_B,
-    code, params, num_hard, dot_scale, norm_scale
-):  # fmt: skip
-    """Compute losses and gradients of examples with separate negatives, in one pass over the examples.
-
-    Arguments are as in ``shared_pool_pass``, with rows in ``query_AD`` and ``item_AD``. Gradients by uses of items are
-    those of the examples' items (B), then of the negatives of each example in turn (B·C).
-    """
-    examples, count = negative_BC.shape
-    dim = query_AD.shape[1]
-    loss_B = np.empty(examples, np.float32)
-    query_gradient_BD = np.empty((examples, dim), np.float32)
-    use_gradient_ND = np.empty((examples * (1 + count), dim), np.float32)
-    scores_BC, parts_BC = np.empty((examples, count), np.float32), np.empty((examples, count), np.float32)
-    twice = np.float32(2.0) * norm_scale
-    for b in prange(examples):
-        query_D, item_D = query_AD[query_B[b]], item_AD[item_B[b]]
-        query_square = dot(query_D, query_D) if norm_scale else ZERO
-        score = _score(query_D, query_square, item_D, dot_scale, norm_scale)
-        for c in range(count):
-            scores_BC[b, c] = _score(query_D, query_square, item_AD[negative_BC[b, c]], dot_scale, norm_scale)
-        if log_q_BC.shape[0]:
-            for c in range(count):
-                scores_BC[b, c] -= log_q_BC[b, c]
-        if num_hard is not None:
-            loss_B[b], slope = hard_negatives_loss(
-                code, score, scores_BC[b], parts_BC[b], item_B[b], negative_BC[b], weight_B[b], params, num_hard
-            )
-        else:
-            loss_B[b], slope = example_loss(
-                code, score, scores_BC[b], parts_BC[b], item_B[b], negative_BC[b], weight_B[b], params
-            )
-        for d in range(dim):
-            query_gradient_BD[b, d] = slope * (dot_scale * item_D[d] - twice * query_D[d])
-            use_gradient_ND[b, d] = slope * (dot_scale * query_D[d] - twice * item_D[d])
-        for c in range(count):
-            negative_D, slope = item_AD[negative_BC[b, c]], scores_BC[b, c]
-            for d in range(dim):
-                query_gradient_BD[b, d] += slope * (dot_scale * negative_D[d] - twice * query_D[d])
-                use_gradient_ND[examples + b * count + c, d] = slope * (dot_scale * query_D[d] - twice * negative_D[d])
-    return loss_B, query_gradient_BD, use_gradient_ND

@@ -5,9 +5,6 @@
 No function uses fastmath (see ``kvstore/optimizers.py``); long sums run in eight SIMD lanes of a fixed order instead,
 which vectorize and repeat bit for bit.
 
-After a change here, delete the caches of ``loss_kernels.py`` (``__pycache__/*.nbi``): its compiled kernels contain
-these functions, and numba's cache does not notice changes in another file.
-
 Shapes: C values, D columns.
 """
 

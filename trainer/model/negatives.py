@@ -63,6 +63,11 @@ class NegativeSampler:
         self._counts_N = counts_N if spec.logq_correction else None
         self._interactions = 0 if counts_N is None else int(counts_N.sum())
 
+    @property
+    def draws_per_example(self) -> bool:
+        """Whether each example has negatives of its own."""
+        return self._spec.kind == "per_example"
+
     def draw(self, batch_slice: BatchSlice, epoch: int, step: int) -> IntArray:
         """Draw rows of the item table, int64: a pool (C,), or ``count`` for each example of the slice (B·count,).
 

@@ -1,6 +1,6 @@
-"""The training loop: pull active rows, compute gradients, push them; evaluate and keep the best at the ends of epochs.
+"""The training loop: take steps; evaluate and keep the best at the ends of epochs.
 
-    loop = TrainLoop(job, model, store, engine, towers, batches, embeddings, checkpoints, hooks)
+    loop = TrainLoop(job, model, store, step, batches, embeddings, checkpoints, hooks)
     finished = loop.run(TrainState())       # False: stopped on request
 
 The parts are protocols or small classes, so that tests/trainer/training/test_loop.py runs the loop with fakes.
@@ -15,18 +15,17 @@ from typing import Protocol
 import numpy as np
 
 from kvstore.arrays import IntArray
-from kvstore.store import RowGradient, RowStore
+from kvstore.store import RowStore
 from trainer.config.schema import JobConfig
 from trainer.data.prefetch import Prefetcher
 from trainer.evaluation.ranking import EvalMetrics
 from trainer.model.batches import Batch
-from trainer.model.engines.base import Engine
 from trainer.model.spec import ModelSpec
-from trainer.model.towers import Towers
 from trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
 from trainer.training.hooks import TrainingHooks
 from trainer.training.lr_schedule import lr_factor
 from trainer.training.state import BatchTimers, TrainState
+from trainer.training.steps import Step
 
 
 class Batches(Protocol):
@@ -67,8 +66,7 @@ class TrainLoop:
     job: JobConfig
     model: ModelSpec
     store: RowStore
-    engine: Engine
-    towers: Towers
+    step: Step
     batches: Batches
     embeddings: Embeddings
     checkpoints: Checkpoints
@@ -120,17 +118,7 @@ class TrainLoop:
 
     def _step(self, batch: Batch, state: TrainState) -> None:
         factor = lr_factor(self.job.optimizer, state.step, self.total_steps)
-        active = self.towers.active(batch)
-        with state.timed("pull"):
-            block = self.store.pull(active)
-        with state.timed("gradients"):
-            vectors, tape = self.towers.forward(batch, block)
-            loss, by_vectors = self.engine.gradients(batch, vectors)
-            gradients = self.towers.backward(batch, tape, by_vectors)
-        with state.timed("push"):
-            self.store.set_lr_factor(factor)
-            self.store.push({name: RowGradient(rows_A, gradients.tables[name]) for name, rows_A in active.items()})
-            self.towers.update(gradients.dense, factor)
+        loss, active = self.step.take(batch, factor, state)
         state.count_step(batch, loss, {table: len(active[table.name]) for table in self.model.tables})
         self.hooks.on_event(self._step_event(batch, state, loss, factor, active))
 

@@ -43,6 +43,7 @@ from trainer.training.metrics import TrainingMetrics, measure_training
 from trainer.training.report import total_traffic
 from trainer.training.restore import create_tables, restore_train_state
 from trainer.training.state import TrainState
+from trainer.training.steps import make_step
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,7 @@ class _Parts:
             job=self._job,
             model=self._inputs.model,
             store=self._store,
-            engine=self.engine,
-            towers=self.towers,
+            step=make_step(self._job, self._inputs.model, self._store, self.engine, self.towers),
             batches=self._batches(selection),
             embeddings=embeddings,
             checkpoints=checkpoints,

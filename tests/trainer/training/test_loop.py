@@ -17,6 +17,7 @@ from trainer.runs.events import EpochEvent, Event, PhaseEvent, StepEvent
 from trainer.training.hooks import TrainingHooks
 from trainer.training.loop import TrainLoop
 from trainer.training.state import BatchTimers, TrainState
+from trainer.training.steps import PullPushStep
 
 STEPS_PER_EPOCH, BATCH = 3, 4
 TABLES = [TableSpec("customer", 10, 2, 0.1), TableSpec("track", 10, 2, 0.1)]
@@ -120,7 +121,7 @@ def make_loop(fakes: Fakes, **train: Any) -> TrainLoop:
     part: Any = fakes
     model: Any = Model()
     hooks = TrainingHooks(on_event=fakes.events.append)
-    return TrainLoop(job, model, part, part, part, part, part, part, hooks)
+    return TrainLoop(job, model, part, PullPushStep(part, part, part), part, part, part, hooks)
 
 
 def run(fakes: Fakes, state: TrainState | None = None, **train: Any) -> tuple[TrainState, bool]:

@@ -1,6 +1,6 @@
 """Results of trainings are those of ``recorded_results.json``: refactoring and renaming change none of them.
 
-    python tests/trainer/training/test_recorded_results.py --record
+    PYTHONPATH=tests/support:. .venv/bin/python tests/trainer/training/test_recorded_results.py --record
 
 writes the file again, after a change that is meant to change results. The machine that recorded them gives the same
 bits; another processor rounds differently, so there the figures must only be close.

@@ -1,0 +1,221 @@
+"""Steps in place equal steps that pull and push, bit for bit (which ``test_engines.py`` compares with formulas)."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from builders import make_interactions
+from waiting import wait_until
+
+from kvstore.arrays import FloatArray
+from kvstore.errors import DivergedError, StoreError
+from kvstore.local import LocalStore
+from kvstore.optimizer_spec import OptimizerSpec
+from kvstore.store import TableSpec
+from trainer.config.loading import check_job
+from trainer.config.model_sections import LossKind
+from trainer.config.schema import JobConfig
+from trainer.data.schedule import BatchSlice
+from trainer.model.active_rows import ActiveRows
+from trainer.model.batches import Batch, make_batch
+from trainer.model.engines.base import make_engine
+from trainer.model.losses import LossSpec
+from trainer.model.spec import ModelSpec, Score
+from trainer.model.towers import Towers
+from trainer.training.state import TrainState
+from trainer.training.steps import InPlaceStep, PullPushStep, Step, make_step
+
+QUERIES, ITEMS, EXAMPLES = 90, 40, 300
+Result = tuple[list[float], dict[str, FloatArray]]
+"""Losses, and contents of the tables."""
+FACTORS = (1.0, 0.5, 0.25, 0.125)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a job, its negatives and its examples are like."""
+
+    loss: LossKind = "bpr"
+    score: str = "dot"
+    count: int = 1
+    dim: int = 20
+    num_hard: int | None = None
+    log_q: bool = False
+    signs: bool = False
+    optimizer: tuple[tuple[str, Any], ...] = (("kind", "rowwise_adagrad"),)
+
+    def job(self, **train: Any) -> JobConfig:
+        negatives = {"kind": "per_example", "count": self.count, "num_hard": self.num_hard}
+        values = {
+            "name": "steps",
+            "data": {"path": "nowhere"},
+            "model": {"dim": self.dim, "score": self.score, "temperature": 0.5},
+            "loss": self.loss,
+            "negatives": negatives,
+            "optimizer": {"learning_rate": 0.1, **dict(self.optimizer)},
+            "train": train,
+        }
+        return check_job(values, "a test")
+
+    def batch(self, step: int) -> Batch:
+        """Return examples with repeated rows, and positives among the negatives."""
+        draws = np.random.default_rng(step)
+        queries_B, items_B = draws.integers(0, QUERIES, EXAMPLES) ** 2 // QUERIES, draws.integers(0, ITEMS, EXAMPLES)
+        weight_B = draws.random(EXAMPLES, dtype=np.float32) * (draws.choice([-1, 1], EXAMPLES) if self.signs else 1)
+        batch_slice = BatchSlice(make_interactions(queries_B, items_B, weight_B), np.arange(EXAMPLES), EXAMPLES)
+        uses_N = np.concatenate([items_B, draws.integers(0, ITEMS, EXAMPLES * self.count)])
+        log_q_N = np.log(1 + uses_N).astype(np.float32) if self.log_q else np.empty(0, np.float32)
+        return make_batch(batch_slice, uses_N, 0, step, log_q_N, per_example=True)
+
+
+def model_of(job: JobConfig) -> ModelSpec:
+    tables = TableSpec("customer", QUERIES, job.model.dim, 0.3), TableSpec("track", ITEMS, job.model.dim, 0.3)
+    return ModelSpec(*tables, Score.of(job.model.score, job.model.temperature))
+
+
+@contextmanager
+def opened(variant: Variant) -> Iterator[tuple[LocalStore, ModelSpec, dict[str, Step]]]:
+    """Open a store, and yield it with both kinds of steps on it."""
+    job = variant.job()
+    model = model_of(job)
+    with closing(LocalStore()) as store:
+        store.create(model.tables, OptimizerSpec(**{"learning_rate": 0.1, **dict(variant.optimizer)}), seed=1)
+        towers = Towers(model, ())
+        general = PullPushStep(store, make_engine(job, model), towers)
+        yield (
+            store,
+            model,
+            {"in place": InPlaceStep(store, model, LossSpec.of(job), variant.num_hard), "general": general},
+        )
+
+
+def contents(store: LocalStore, model: ModelSpec) -> dict[str, FloatArray]:
+    """Return the weights and the optimizer state of all rows."""
+    arrays = {}
+    for table in model.tables:
+        with store.updating(table.name, np.arange(table.rows)) as (weights_ND, optimizer):
+            state = [array for array in optimizer if isinstance(array, np.ndarray)]
+            arrays |= {f"{table.name} {number}": array.copy() for number, array in enumerate([weights_ND, *state])}
+    return arrays
+
+
+def train(variant: Variant, kind: str, threads: int = 2) -> Result:
+    """Take some steps; return the losses, and the tables with their state."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        with opened(variant) as (store, model, steps):
+            losses = [
+                steps[kind].take(variant.batch(step), factor, TrainState())[0] for step, factor in enumerate(FACTORS)
+            ]
+            return losses, contents(store, model)
+    finally:
+        numba.set_num_threads(before)
+
+
+def assert_same(
+    one: tuple[list[float], dict[str, FloatArray]], other: tuple[list[float], dict[str, FloatArray]]
+) -> None:
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    for name, array in one[1].items():
+        assert array.tobytes() == other[1][name].tobytes(), name
+
+
+ADAM = (("kind", "adam"), ("weight_decay", 0.01), ("max_norm", 1.0))
+# Kernels are compiled for each kind of optimizer, and for hard negatives; test_optimizers.py covers the other kinds.
+VARIANTS = {
+    "one negative": Variant(),
+    "three negatives": Variant(count=3, dim=64),
+    "one column": Variant(dim=1, optimizer=(("kind", "rowwise_adagrad"), ("weight_decay", 0.1))),
+    "both signs": Variant(signs=True, count=2),
+    "adam": Variant(optimizer=ADAM, signs=True),
+    "euclidean": Variant(score="euclidean", count=2),
+    "warp": Variant(loss="warp", score="euclidean", count=5, optimizer=ADAM),
+    "softmax with log Q": Variant(loss="softmax", count=4, log_q=True),
+    "logistic": Variant(loss="logistic", count=2, signs=True),
+    "hinge with hard negatives": Variant(loss="hinge", count=6, num_hard=2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_step_in_place_equals_pull_and_push(name: str) -> None:
+    variant = VARIANTS[name]
+    general = train(variant, "general")
+    assert_same(train(variant, "in place"), general)
+    assert len(set(general[0])) == len(FACTORS)
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    one = train(Variant(count=2), "in place", threads=1)
+    assert_same(train(Variant(count=2), "in place", threads=numba.config.NUMBA_NUM_THREADS), one)
+
+
+@pytest.mark.slow
+def test_step_without_examples_changes_nothing() -> None:
+    with opened(Variant()) as (store, model, steps):
+        before = contents(store, model)
+        batch_slice = BatchSlice(make_interactions([], []), np.empty(0, np.int64), EXAMPLES)
+        batch = make_batch(batch_slice, np.empty(0, np.int64), 0, 0, per_example=True)
+        loss, rows = steps["in place"].take(batch, 1.0, TrainState())
+        assert (loss, [len(rows_A) for rows_A in rows.values()]) == (0.0, [0, 0])
+        assert_same(([], contents(store, model)), ([], before))
+
+
+@pytest.mark.slow
+def test_row_outside_a_table_is_rejected_before_any_update() -> None:
+    variant = Variant()
+    with opened(variant) as (store, model, steps):
+        before = contents(store, model)
+        batch = variant.batch(0)
+        uses_N = batch.item.uses_N.copy()
+        uses_N[-1] = ITEMS
+        with pytest.raises(StoreError, match=rf"table 'track': rows 0 to {ITEMS} were requested"):
+            steps["in place"].take(replace(batch, item=ActiveRows.of(uses_N)), 1.0, TrainState())
+        assert_same(([], contents(store, model)), ([], before))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["customer", "track"])
+def test_divergence_is_detected(table: str) -> None:
+    variant = Variant()
+    with opened(variant) as (store, _, steps):
+        store.weights(table)[:] = np.inf if table == "customer" else 1e30
+        with pytest.raises(DivergedError, match="training has diverged"):
+            steps["in place"].take(variant.batch(0), 1.0, TrainState())
+
+
+@pytest.mark.slow
+def test_checkpoint_has_the_state_at_its_start_although_steps_are_in_place(tmp_path: Path) -> None:
+    variant = Variant(optimizer=ADAM)
+    with opened(variant) as (store, model, steps):
+        steps["in place"].take(variant.batch(0), 1.0, TrainState())
+        before = contents(store, model)
+        store.save(str(tmp_path))
+        steps["in place"].take(variant.batch(1), 1.0, TrainState())
+        wait_until(lambda: store.poll_save() is not None, 60, "the end of the save")
+        for table in model.tables:
+            [saved] = (np.load(path) for path in (tmp_path / table.name).glob("weights.*.npy"))
+            np.testing.assert_array_equal(saved, before[f"{table.name} 0"])
+            assert (saved != store.weights(table.name)).any()
+
+
+@pytest.mark.parametrize(
+    ("values", "in_place"),
+    [({}, True), ({"score": "cosine"}, False), ({"negatives": "shared"}, False), ({"servers": True}, False)],
+    ids=["alone", "cosine", "shared negatives", "other store"],
+)
+def test_steps_are_in_place_where_tables_are_local_and_kernels_apply(values: dict[str, Any], in_place: bool) -> None:
+    job = Variant(score=values.get("score", "dot")).job()
+    if "negatives" in values:
+        job = job.model_copy(update={"negatives": job.negatives.model_copy(update={"kind": values["negatives"]})})
+    model = model_of(job)
+    store: Any = object() if "servers" in values else LocalStore()
+    assert isinstance(make_step(job, model, store, make_engine(job, model), Towers(model, ())), InPlaceStep) == in_place

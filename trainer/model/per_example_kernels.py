@@ -1,0 +1,287 @@
+"""Gradients of examples that each have negatives of their own, by row, and updates of the rows in place.
+
+    by_query_AD, loss_B, slope_N = query_gradients(...)             # of rows that were pulled
+    by_item_AD = item_gradients(..., slope_N)
+
+    old_AD, loss_B, slope_N, divergent_rows = update_queries(...)   # of tables, whose rows are updated
+    divergent_rows = update_items(..., old_AD, slope_N)
+
+Examples are ordered by query. They are visited query by query, then the uses of items item by item. So a row's gradient
+is summed in one place, in the order of its uses, without an array that has a gradient for each use, and in the second
+form a table's rows are read and written once. Both forms call the same functions, and ``update_row`` is what a store
+applies to gradients: they give the same bits. Updates of queries use items as they were before the step, and precede
+those of items, which use the queries of ``old_AD``.
+
+Threads claim chunks of rows. A row's result depends on no other row's, so it does not matter which thread computes it.
+
+Shapes: B examples, C negatives of an example, N uses of items (those of the examples, then the negatives of each in
+turn), A active rows, R rows of items: a table's or, of rows that were pulled, the active ones; D columns, T threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from kvstore.cache_prefetch import AHEAD, prefetch_row
+from kvstore.inner_kernels import inner_kernel
+from kvstore.optimizers import prefetch_row_ahead, update_row
+from kvstore.row_kernels import add_scaled, dot
+from kvstore.threads import claim_chunk
+from trainer.model.loss_kernels import BPR, example_loss, hard_negatives_loss
+from trainer.model.loss_math import log_sigmoid_loss
+
+_CHUNK_ROWS = 64
+"""Rows that a thread claims at a time."""
+_ZERO = np.float32(0.0)
+
+
+@njit(cache=True, error_model="numpy")
+def _loss(code, score, scores_C, parts_C, item, negatives_C, weight, params, num_hard):  # type: ignore[no-untyped-def]
+    """Return the loss of an example and its derivative by ``score``; see ``example_loss``."""
+    if num_hard is not None:
+        return hard_negatives_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params, num_hard)
+    return example_loss(code, score, scores_C, parts_C, item, negatives_C, weight, params)
+
+
+@inner_kernel()
+def _add_gradient(out_XD, x, slope, other_AD, a, own_RD, r, dot_scale, twice):  # type: ignore[no-untyped-def]
+    """Add to ``out_XD[x]`` the gradient of a score by ``own_RD[r]``, one of its two vectors, times ``slope``.
+
+    With v that vector and w the other, the score is dot_scale·v·w − norm_scale·(|v|² + |w|²); ``twice`` is
+    2·norm_scale.
+    """
+    add_scaled(out_XD, x, slope * dot_scale, other_AD, a)
+    if twice:
+        add_scaled(out_XD, x, -slope * twice, own_RD, r)
+
+
+@inner_kernel()
+def _score(query_AD, a, query_square, item_RD, r, dot_scale, norm_scale):  # type: ignore[no-untyped-def]
+    score = dot_scale * dot(query_AD, a, item_RD, r)
+    if norm_scale:
+        score -= norm_scale * (query_square + dot(item_RD, r, item_RD, r))
+    return score
+
+
+@inner_kernel()
+def _query_gradient(  # type: ignore[no-untyped-def]
+    out_XD, x, query_AD, a, item_RD, starts_A1, row_N, weight_B, log_q_N, loss_B, slope_N, parts_C,
+    code, params, num_hard, dot_scale, norm_scale
+):  # fmt: skip
+    """Compute losses and slopes of the examples of query ``a``, and the gradient of its row into ``out_XD[x]``."""
+    examples, count = weight_B.shape[0], parts_C.shape[0]
+    twice = np.float32(2.0) * norm_scale
+    query_square = dot(query_AD, a, query_AD, a) if norm_scale else _ZERO
+    for d in range(out_XD.shape[1]):
+        out_XD[x, d] = _ZERO
+    for b in range(starts_A1[a], starts_A1[a + 1]):
+        if b + AHEAD < examples:
+            prefetch_row(item_RD, row_N[b + AHEAD])
+            for c in range(examples + (b + AHEAD) * count, examples + (b + AHEAD + 1) * count):
+                prefetch_row(item_RD, row_N[c])
+        first = examples + b * count
+        score = _score(query_AD, a, query_square, item_RD, row_N[b], dot_scale, norm_scale)
+        for c in range(first, first + count):
+            slope_N[c] = _score(query_AD, a, query_square, item_RD, row_N[c], dot_scale, norm_scale)
+        if log_q_N.shape[0]:
+            for c in range(first, first + count):
+                slope_N[c] -= log_q_N[c]
+        negatives = slice(first, first + count)
+        if code == BPR and count == 1 and weight_B[b] >= _ZERO:
+            loss, pull = log_sigmoid_loss(score - slope_N[first])
+            weight = weight_B[b] if row_N[first] != row_N[b] else _ZERO
+            loss_B[b], slope_N[b], slope_N[first] = weight * loss, -weight * pull, weight * pull
+        else:
+            loss_B[b], slope_N[b] = _loss(
+                code, score, slope_N[negatives], parts_C, row_N[b], row_N[negatives], weight_B[b], params, num_hard
+            )
+        _add_gradient(out_XD, x, slope_N[b], item_RD, row_N[b], query_AD, a, dot_scale, twice)
+        for c in range(first, first + count):
+            _add_gradient(out_XD, x, slope_N[c], item_RD, row_N[c], query_AD, a, dot_scale, twice)
+
+
+@inner_kernel()
+def _example_of(use, examples, count):  # type: ignore[no-untyped-def]
+    """Return the example of a use; division of 32 bits takes half the time of 64."""
+    return np.int64(use) if use < examples else np.int64(np.uint32(use - examples) // np.uint32(count))
+
+
+@inner_kernel()
+def _item_gradient(  # type: ignore[no-untyped-def]
+    out_XD, x, item_RD, r, query_AD, order_N, begin, end, index_B, slope_N, count, dot_scale, norm_scale
+):  # fmt: skip
+    """Compute the gradient of item ``r``, which has the uses ``order_N[begin:end]``, into ``out_XD[x]``."""
+    examples = index_B.shape[0]
+    twice = np.float32(2.0) * norm_scale
+    for d in range(out_XD.shape[1]):
+        out_XD[x, d] = _ZERO
+    for n in range(begin, end):
+        if n + AHEAD < order_N.shape[0]:
+            use = order_N[n + AHEAD]
+            prefetch_row(query_AD, index_B[_example_of(use, examples, count)])
+        use = order_N[n]
+        a = index_B[_example_of(use, examples, count)]
+        _add_gradient(out_XD, x, slope_N[use], query_AD, a, item_RD, r, dot_scale, twice)
+
+
+@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+def query_gradients(  # type: ignore[no-untyped-def]
+    query_AD, item_AD, starts_A1, index_N, weight_B, log_q_N, count, threads,
+    code, params, num_hard, dot_scale, norm_scale
+):  # fmt: skip
+    """Return the gradients of active queries, float32 (A, D), the losses (B,), and derivatives by score (N,).
+
+    Args:
+        query_AD: vectors of the active queries.
+        item_AD: vectors of the active items.
+        starts_A1: the examples of query a are ``starts_A1[a]`` to ``starts_A1[a + 1]``.
+        index_N: the active item of each use.
+        weight_B: weights of the examples.
+        log_q_N: subtracted from the scores of negatives, by use (logQ correction); empty: nothing.
+        count: negatives of an example, C.
+        threads: number of threads.
+        code: the loss.
+        params: its constants.
+        num_hard: how many negatives count; None: all, which compiles to simpler code.
+        dot_scale: factor of dot products in a score.
+        norm_scale: factor of squared norms in a score.
+    """
+    gradient_AD = np.empty_like(query_AD)
+    loss_B, slope_N = np.empty(weight_B.shape[0], np.float32), np.empty(index_N.shape[0], np.float32)
+    next_1 = np.zeros(1, np.int64)
+    for _ in prange(threads):
+        parts_C = np.empty(count, np.float32)
+        begin = claim_chunk(next_1, _CHUNK_ROWS)
+        while begin < query_AD.shape[0]:
+            for a in range(begin, min(begin + _CHUNK_ROWS, query_AD.shape[0])):
+                _query_gradient(
+                    gradient_AD, a, query_AD, a, item_AD, starts_A1, index_N, weight_B, log_q_N,
+                    loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
+                )  # fmt: skip
+            begin = claim_chunk(next_1, _CHUNK_ROWS)
+    return gradient_AD, loss_B, slope_N
+
+
+@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+def item_gradients(  # type: ignore[no-untyped-def]
+    query_AD, item_AD, index_B, order_N, starts_A1, slope_N, count, threads, dot_scale, norm_scale
+):
+    """Return the gradients of active items, float32 (A, D).
+
+    Args:
+        query_AD: vectors of the active queries.
+        item_AD: vectors of the active items.
+        index_B: the active query of each example.
+        order_N: the uses, ordered by item.
+        starts_A1: the uses of item a are ``order_N[starts_A1[a]:starts_A1[a + 1]]``.
+        slope_N: derivatives by score, from ``query_gradients``.
+        count: negatives of an example.
+        threads: number of threads.
+        dot_scale: factor of dot products in a score.
+        norm_scale: factor of squared norms in a score.
+    """
+    gradient_AD = np.empty_like(item_AD)
+    next_1 = np.zeros(1, np.int64)
+    for _ in prange(threads):
+        begin = claim_chunk(next_1, _CHUNK_ROWS)
+        while begin < item_AD.shape[0]:
+            for a in range(begin, min(begin + _CHUNK_ROWS, item_AD.shape[0])):
+                _item_gradient(
+                    gradient_AD, a, item_AD, a, query_AD, order_N, starts_A1[a], starts_A1[a + 1],
+                    index_B, slope_N, count, dot_scale, norm_scale
+                )  # fmt: skip
+            begin = claim_chunk(next_1, _CHUNK_ROWS)
+    return gradient_AD
+
+
+@inner_kernel(forceinline=False)
+def _update_queries(  # type: ignore[no-untyped-def]
+    begin, end, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, old_AD, loss_B, slope_N,
+    gradient_1D, parts_C, code, params, num_hard, dot_scale, norm_scale,
+    sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+):  # fmt: skip
+    divergent_rows = 0
+    for a in range(begin, end):
+        prefetch_row_ahead(query_RD, rows_A, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+        for d in range(query_RD.shape[1]):
+            old_AD[a, d] = query_RD[rows_A[a], d]
+        _query_gradient(
+            gradient_1D, 0, old_AD, a, item_RD, starts_A1, uses_N, weight_B, log_q_N,
+            loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
+        )  # fmt: skip
+        divergent_rows += update_row(
+            query_RD, rows_A[a], gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+        )
+    return divergent_rows
+
+
+@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+def update_queries(  # type: ignore[no-untyped-def]
+    old_AD, query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B, log_q_N, count, threads,
+    code, params, num_hard, dot_scale, norm_scale,
+    sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+):  # fmt: skip
+    """Update the active queries, ``rows_A`` of ``query_RD``, and copy them to ``old_AD`` as they were before.
+
+    ``item_RD`` is the table of items, and ``uses_N`` has the row of each use of an item. Other arguments are as in
+    ``query_gradients``, then as in ``update_row``. Returns the losses (B,), derivatives by score (N,), and how many
+    rows have diverged.
+    """
+    rows, dim = rows_A.shape[0], query_RD.shape[1]
+    loss_B, slope_N = np.empty(weight_B.shape[0], np.float32), np.empty(uses_N.shape[0], np.float32)
+    next_1, divergent_rows = np.zeros(1, np.int64), 0
+    for _ in prange(threads):
+        gradient_1D, parts_C = np.empty((1, dim), np.float32), np.empty(count, np.float32)
+        begin = claim_chunk(next_1, _CHUNK_ROWS)
+        while begin < rows:
+            divergent_rows += _update_queries(
+                begin, min(begin + _CHUNK_ROWS, rows), query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B,
+                log_q_N, old_AD, loss_B, slope_N, gradient_1D, parts_C, code, params, num_hard, dot_scale, norm_scale,
+                sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+            )  # fmt: skip
+            begin = claim_chunk(next_1, _CHUNK_ROWS)
+    return loss_B, slope_N, divergent_rows
+
+
+@inner_kernel(forceinline=False)
+def _update_items(  # type: ignore[no-untyped-def]
+    begin, end, item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, gradient_1D, count,
+    dot_scale, norm_scale,
+    sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+):  # fmt: skip
+    divergent_rows = 0
+    for a in range(begin, end):
+        prefetch_row_ahead(item_RD, rows_A, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+        _item_gradient(
+            gradient_1D, 0, item_RD, rows_A[a], old_AD, order_N, starts_A1[a], starts_A1[a + 1],
+            index_B, slope_N, count, dot_scale, norm_scale
+        )  # fmt: skip
+        divergent_rows += update_row(
+            item_RD, rows_A[a], gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+        )
+    return divergent_rows
+
+
+@njit(cache=True, error_model="numpy", nogil=True, parallel=True)
+def update_items(  # type: ignore[no-untyped-def]
+    item_RD, rows_A, old_AD, index_B, order_N, starts_A1, slope_N, count, threads, dot_scale, norm_scale,
+    sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+):  # fmt: skip
+    """Update the active items in their table; return how many rows have diverged.
+
+    ``old_AD`` and ``slope_N`` are from ``update_queries``; other arguments are as in ``item_gradients``, then as in
+    ``update_row``.
+    """
+    next_1, divergent_rows = np.zeros(1, np.int64), 0
+    for _ in prange(threads):
+        gradient_1D = np.empty((1, item_RD.shape[1]), np.float32)
+        begin = claim_chunk(next_1, _CHUNK_ROWS)
+        while begin < rows_A.shape[0]:
+            divergent_rows += _update_items(
+                begin, min(begin + _CHUNK_ROWS, rows_A.shape[0]), item_RD, rows_A, old_AD, index_B, order_N, starts_A1,
+                slope_N, gradient_1D, count, dot_scale, norm_scale,
+                sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+            )  # fmt: skip
+            begin = claim_chunk(next_1, _CHUNK_ROWS)
+    return divergent_rows

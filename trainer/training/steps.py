@@ -1,0 +1,89 @@
+"""One training step: from a batch to updated tables.
+
+    step = make_step(job, model, store, engine, towers)
+    loss, rows = step.take(batch, lr_factor, state)
+
+``PullPushStep`` is the general one, on any store. ``InPlaceStep`` does the same in two passes over tables in this
+process, without copies of rows and arrays of gradients, to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from kvstore.arrays import IntArray
+from kvstore.local import LocalStore
+from kvstore.store import RowGradient, RowStore
+from trainer.config.schema import JobConfig
+from trainer.model.batches import Batch
+from trainer.model.engines.base import Engine
+from trainer.model.losses import LossSpec
+from trainer.model.spec import ModelSpec
+from trainer.model.towers import Towers
+from trainer.training.state import TrainState
+
+
+class Step(Protocol):
+    """Takes steps."""
+
+    def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
+        """Compute gradients and update the tables at ``lr_factor`` times the learning rate.
+
+        Returns this worker's part of the mean loss, and the active rows of each table. ``state`` counts the seconds.
+
+        Raises:
+            CrossfadeError: the step failed.
+        """
+
+
+class PullPushStep:
+    """Pulls active rows, computes their gradients with an engine, and pushes them."""
+
+    def __init__(self, store: RowStore, engine: Engine, towers: Towers) -> None:
+        self._store, self._engine, self._towers = store, engine, towers
+
+    def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
+        """Take a step; see ``Step``."""
+        active = self._towers.active(batch)
+        with state.timed("pull"):
+            block = self._store.pull(active)
+        with state.timed("gradients"):
+            vectors, tape = self._towers.forward(batch, block)
+            loss, by_vectors = self._engine.gradients(batch, vectors)
+            gradients = self._towers.backward(batch, tape, by_vectors)
+        with state.timed("push"):
+            self._store.set_lr_factor(lr_factor)
+            self._store.push({name: RowGradient(rows_A, gradients.tables[name]) for name, rows_A in active.items()})
+            self._towers.update(gradients.dense, lr_factor)
+        return loss, active
+
+
+class InPlaceStep:
+    """Updates the rows of tables in this process in place. All of its time counts as that of gradients."""
+
+    def __init__(self, store: LocalStore, model: ModelSpec, loss: LossSpec, num_hard: int | None) -> None:
+        # Numba's kernels are loaded only where they are used: other roles and engines do without.
+        from trainer.model.engines.per_example import PerExampleGradients
+
+        self._store, self._model = store, model
+        self._gradients = PerExampleGradients(loss, model.score, num_hard=num_hard, items=model.item.rows)
+
+    def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
+        """Take a step; see ``Step``."""
+        loss = 0.0
+        with state.timed("gradients"):
+            self._store.set_lr_factor(lr_factor)
+            if len(batch):
+                weight_B = batch.normalized_weights()
+                loss = float(self._gradients.update(batch, weight_B, self._store, self._model).sum(dtype="float64"))
+        return loss, {self._model.query.name: batch.query.rows_A, self._model.item.name: batch.item.rows_A}
+
+
+def make_step(job: JobConfig, model: ModelSpec, store: RowStore, engine: Engine, towers: Towers) -> Step:
+    """Choose how the steps of a job are taken."""
+    negatives = job.resolved_negatives(model.item.rows)
+    plain = not model.towers and not towers.dense.entities and not model.score.normalized
+    if isinstance(store, LocalStore) and job.train.engine == "cpu" and negatives.kind == "per_example" and plain:
+        return InPlaceStep(store, model, LossSpec.of(job), negatives.num_hard)
+    return PullPushStep(store, engine, towers)
