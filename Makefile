@@ -13,7 +13,7 @@ ALL_EXTRAS = --extra mxnet --extra aws --extra tune --extra dashboard --extra de
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 --constraint requirements.lock --extra aws --extra dashboard
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-docker chaos mutants bench-data quality screenshots lint types format lock clean setup horovod
+.PHONY: help train test test-fast test-docker chaos mutants bench bench-data quality screenshots lint types format lock clean setup horovod
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -43,6 +43,9 @@ chaos: setup ## kill, freeze, and stop a training 20 times; compare it with an u
 
 mutants: setup ## break the code in known ways; the tests must detect each (ARGS='--only NAME ...')
 	.venv/bin/python tests/mutants/run.py $(ARGS)
+
+bench: setup ## measure against peers and the machine, and write docs/performance.md; resumes (ARGS=--quick: 5 minutes)
+	.venv/bin/python benchmarks/bench.py $(ARGS)
 
 bench-data: setup ## measure how fast data is read and prepared, against what training consumes
 	.venv/bin/python benchmarks/reading.py $(ARGS)

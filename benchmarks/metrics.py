@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/metrics.py [--steps 1200]
 
-The first part trains in process on the work of throughput.py (BPR triples on 1,000,000 customers and 100,000 tracks x
+The first part trains in process on the work of bench.py (BPR triples on 1,000,000 customers and 100,000 tracks x
 64), with a batch of 16,384 and with one of 1,024. Within the run, pairs of steps alternate: with metrics, without
 counting them, and again without, which shows how much of a difference is noise. The median seconds per step are
 compared: pairs that alternate so fast see the same load from other processes. All are scraped every 5 seconds. The
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from throughput import throughput_job
+from suite.training import bpr_job
 
 from kvstore.stats import UpdateStats
 from trainer.config.loading import check_job
@@ -173,8 +173,8 @@ def main() -> None:
         spec = SyntheticSpec(queries=1_000_000, items=100_000, interactions=4_000_000, valid=0, test=0)
         write_synthetic(data, spec, seed=1)
         for batch in (16_384, 1_024):
-            values = throughput_job(data, arguments.steps + WARM_UP_STEPS)
-            values["train"] |= {"batch_size": batch, "save_embeddings": "none"}
+            values = bpr_job(data, steps=arguments.steps + WARM_UP_STEPS)
+            values["train"]["batch_size"] = batch
             turns, scrapes = side_by_side(values, Path(folder) / "run")
             on, off, again = (1e3 * statistics.median(steps) for steps in turns.steps)
             counting = statistics.median(turns.counting)
@@ -182,8 +182,7 @@ def main() -> None:
             print(f"a batch of {batch:>6,}: {on:.3f} ms a step with, {off:.3f} without: {on / off:.4f} x", end="; ")
             print(f"without again: {again / off:.4f} x")
             print(f"    counting a step {1e6 * counting:.0f} µs, {1e5 * counting / off:.2f} %{scrape}")
-        values = throughput_job(data, 1_000_000)
-        values["train"] |= {"epochs": 1_000_000, "save_embeddings": "none"}
+        values = bpr_job(data, steps=1_000_000)
         job.write_text(yaml.safe_dump(values))
         for name, seconds in scrape_roles(job, Path(folder) / "dist", seconds=10).items():
             middle, most = 1e3 * statistics.median(seconds), 1e3 * max(seconds)

@@ -5,7 +5,7 @@
 The data: synthetic listening of 1,000,000 customers and 100,000 tracks, as 'crossfade synthesize' writes it. Reading
 is what a worker does before it samples: rows are fetched, decoded, checked, shuffled within blocks, and assigned to
 steps of 16,384. The S3 server is SeaweedFS, which the script starts on this machine, on the same cores. The engine's
-rate is that of training in process on BPR triples of the same tables, as benchmarks/throughput.py measures it. The
+rate is that of training in process on BPR triples of the same tables, as benchmarks/bench.py measures it. The
 three take turns within each repeat; medians are printed.
 """
 
@@ -20,8 +20,6 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import yaml
-
 from kvstore.io.folder import Folder
 from trainer.data.manifest import read_manifest
 from trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, row_groups
@@ -33,7 +31,7 @@ from trainer.prepare.synthetic_draws import SyntheticSpec
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 from object_store import running_object_store
-from throughput import BATCH, throughput_job, triples_per_second
+from suite.training import BATCH, bpr_job, train
 
 TARGETS = {"local Parquet": 5.0, "SeaweedFS": 3.0}
 PARTITIONS, SHUFFLE_BLOCK_ROWS = 16, 131_072
@@ -62,8 +60,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[float], d
     data = folder / "data"
     spec = SyntheticSpec(queries=1_000_000, items=100_000, interactions=arguments.interactions, valid=0, test=0)
     write_synthetic(data, spec, seed=1)
-    job = folder / "job.yaml"
-    job.write_text(yaml.safe_dump(throughput_job(data, arguments.steps)))
+    job = bpr_job(data, steps=arguments.steps)
     (folder / "store").mkdir()
     engine: list[float] = []
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in TARGETS}
@@ -71,7 +68,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[float], d
         os.environ.update(server.variables)
         places = dict(zip(TARGETS, (str(data), server.upload(data, "data")), strict=True))
         for repeat in range(arguments.repeats):
-            engine.append(triples_per_second(job, folder / "run", []))
+            engine.append(train(job, folder / "run")["triples_per_second"])
             for name, uri in places.items():
                 rates[name].append(read_epoch(uri, repeat))
     return engine, rates

@@ -1,0 +1,108 @@
+"""TorchRec: embeddings sharded over ranks that exchange rows with Gloo, updated by FBGEMM's row-wise AdaGrad.
+
+``options`` of the task: ``ranks``, and ``plan``: row (each table's rows are split), table (each table is on one rank),
+or column (each table's columns are split).
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.sharding_plan import column_wise, construct_module_sharding_plan, row_wise, table_wise
+from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from peers.task import Task, print_rate
+
+FEATURES = ["customer", "positive", "negative"]
+
+
+class Bpr(torch.nn.Module):
+    """The BPR loss of triples."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        tables = (("customers", task.customers, FEATURES[:1]), ("tracks", task.tracks, FEATURES[1:]))
+        self.embeddings = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(name=name, embedding_dim=task.dim, num_embeddings=rows, feature_names=features)
+                for name, rows, features in tables
+            ],
+            device=torch.device("meta"),
+        )
+
+    def forward(self, ids: KeyedJaggedTensor) -> torch.Tensor:
+        """Compute the mean loss."""
+        vectors = self.embeddings(ids)
+        customer_BD, positive_BD, negative_BD = (vectors[name] for name in FEATURES)
+        margin_B = (customer_BD * (positive_BD - negative_BD)).sum(dim=1)
+        return torch.nn.functional.softplus(-margin_B).mean()
+
+
+def make_model(task: Task) -> DistributedModelParallel:
+    """Shard the model by the plan of the task."""
+    model, ranks = Bpr(task), task.options["ranks"]
+    fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.05, "eps": 1e-8}
+    sharder = EmbeddingBagCollectionSharder(fused_params=fused)
+    plans = {
+        "row": [row_wise(), row_wise()],
+        "table": [table_wise(rank=0), table_wise(rank=1)],
+        "column": [column_wise(ranks=list(range(ranks))), column_wise(ranks=list(range(ranks)))],
+    }
+    by_table = dict(zip(("customers", "tracks"), plans[task.options["plan"]], strict=True))
+    plan = construct_module_sharding_plan(
+        model.embeddings, by_table, sharder, local_size=ranks, world_size=ranks, device_type="cpu"
+    )
+    return DistributedModelParallel(
+        model, device=torch.device("cpu"), plan=ShardingPlan({"embeddings": plan}), sharders=[sharder]
+    )
+
+
+def run(rank: int, task: Task, meeting: str) -> None:
+    """Train one rank's part of the batches; rank 0 prints the rate of all."""
+    torch.set_num_threads(task.threads)
+    ranks = task.options["ranks"]
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    model = make_model(task)
+    lengths = torch.ones(len(FEATURES) * task.batch, dtype=torch.int64)
+    batches = task.batches(rank, ranks)
+
+    def steps(count: int) -> float:
+        dist.barrier()
+        begin = time.perf_counter()
+        for batch in itertools.islice(batches, count):
+            ids = torch.from_numpy(np.concatenate(batch))
+            model(KeyedJaggedTensor(keys=FEATURES, values=ids, lengths=lengths)).backward()
+        dist.barrier()
+        return time.perf_counter() - begin
+
+    steps(task.warm_up)
+    seconds = steps(task.steps)
+    if rank == 0:
+        print_rate(ranks * task.batch * task.steps, seconds, step_ms=1e3 * seconds / task.steps)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Start the ranks."""
+    task = Task.from_command_line()
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = str(Path(folder) / "meeting")
+        torch.multiprocessing.spawn(run, (task, meeting), nprocs=task.options["ranks"])
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

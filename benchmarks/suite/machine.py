@@ -1,0 +1,54 @@
+"""Facts of the machine, the versions, and the commit that figures belong to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from suite.environments import versions as peer_versions
+from suite.processes import ROOT
+
+PACKAGES = ("numpy", "numba", "pyarrow", "mxnet")
+PEERS = ("implicit", "buffalo", "lightfm-next", "torch", "fbgemm-gpu-cpu", "fbgemm_gpu-cpu", "torchrec")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return cores, processor, caches as far as known, memory, and kernel."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {
+        "processor": facts.get("model name", platform.processor() or platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "virtual": "hypervisor" in facts.get("flags", ""),
+    }
+
+
+def describe_versions(environments: list[str]) -> dict[str, str]:
+    """Return the versions of Python, of our packages, and of peers in ``environments``."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    installed = peer_versions(environments)
+    return found | {name.replace("_", "-"): installed[name] for name in PEERS if name in installed}
+
+
+def commit() -> str:
+    """Return the abbreviated commit, with a mark if tracked files of the packages or the suite differ from it."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=10", "--exclude=*"]
+    identity = subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    folders = ["kvstore", "trainer", "deploy", "crossfade", "benchmarks", "requirements.lock"]
+    differs = subprocess.run(
+        ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", *folders], check=False
+    ).returncode
+    return f"{identity}+changes" if differs else identity

@@ -1,0 +1,307 @@
+"""Write docs/performance.md and its charts from the record of a run: tables, targets, and what could not be measured.
+
+files = render(json.loads(Path("docs/performance.json").read_text()))       # text by file name
+"""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from suite.charts import Points, line_chart
+from suite.plan import DISTRIBUTIONS, FULL, QUICK, STOCK_OPTIMIZERS, TORCHREC_PLANS, Scale
+from suite.results import Result, Results
+from suite.targets import RATE, ROW_RATE, all_targets
+
+MAX_LINE_LENGTH = 118
+PAGE, RECORD = "performance.md", "performance.json"
+PEERS = {
+    "crossfade": "Crossfade",
+    "implicit": "implicit, BPR",
+    "buffalo": "Buffalo, BPR",
+    "lightfm": "LightFM, BPR",
+    "fbgemm": "FBGEMM, row-wise AdaGrad",
+    "mxnet-dense": "MXNet dense, SGD",
+    "mxnet-row-sparse": "MXNet row_sparse, lazy SGD",
+    "mxnet-row-sparse-adagrad": "MXNet row_sparse, AdaGrad",
+}
+DISTRIBUTED = {
+    "crossfade": "Crossfade, 2 servers, 2 workers",
+    "crossfade-1": "Crossfade, 1 server, 1 worker",
+    **{f"torchrec-{plan}": f"TorchRec, 2 ranks, {plan}-wise" for plan in TORCHREC_PLANS},
+    **{f"stock-{name}": f"stock MXNet, 2 servers, 2 workers, {name}" for name in STOCK_OPTIMIZERS},
+}
+PHASES = ("data", "sample", "pull", "gradients", "push")
+LIMITS = {
+    "triad_gbytes": ("memory, triad on all cores", "GB/s"),
+    "copy_gbytes": ("memory, numpy's copy on one core", "GB/s"),
+    "gather_gbytes": ("random rows of a table, read and written, on all cores", "GB/s"),
+    "loopback_gbytes": ("loopback TCP, one connection", "GB/s"),
+    "matmul_gflops": ("square matrix products, float32, on all cores", "GFLOP/s"),
+    "thin_matmul_gflops": ("products over the columns of a vector, on all cores", "GFLOP/s"),
+}
+
+
+def render(record: dict[str, Any]) -> dict[str, str]:
+    """Return the files of the page, by name."""
+    scale = QUICK if record["scale"] == QUICK.name else FULL
+    results = Results(Result(**entry) for entry in record["measurements"])
+    return {PAGE: "\n".join(_page(record, scale, results)), **_charts(scale, results)}
+
+
+def _page(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[str]:
+    yield from _head(record, scale, results)
+    yield from _target_section(scale, results)
+    yield from _dense_section(scale, results)
+    yield from _single_section(results)
+    yield from _distributed_section(results)
+    yield from _product_section(scale, results)
+    yield from _growth_section(scale, results)
+    yield from _phase_section(results)
+    yield from _failures(results)
+
+
+def _head(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[str]:
+    machine, versions = record["machine"], record["versions"]
+    loads = [result.load for result in results] or [0.0]
+    yield "# Performance\n"
+    yield _prose(
+        f"""Written by `make bench` ([`benchmarks/bench.py`](../benchmarks/bench.py)) from the figures in
+        [{RECORD}]({RECORD}). What was tried to get here, and what did not help:
+        [performance-notes.md](performance-notes.md)."""
+    )
+    virtual = ", virtual" if machine["virtual"] else ""
+    facts = [
+        ["machine", f"{machine['processor']}, {machine['cores']} cores{virtual}"],
+        ["memory, system", f"{machine['memory_gib']} GiB; {machine['system']}"],
+        ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
+        ["commit, date", f"{record['commit']}, {record['date']}"],
+        ["command", f"`{record['command']}`"],
+        ["load before a measurement", f"median {statistics.median(loads):.1f}, at most {max(loads):.1f}"],
+    ]
+    yield _table(["", ""], facts) + "\n"
+    yield _prose(
+        f"""The work, unless a section says otherwise: BPR triples (customer, positive, one negative) on
+        {scale.customers:,} customers and {scale.tracks:,} tracks with {scale.dim} float32 columns, scored by dot
+        product; a step has {scale.batch:,} triples. IDs are the same for all: uniform, or by Zipf's law with exponent
+        1.1 in random order. Figures are medians over repeats in which all measurements of a section take turns; the
+        range from the lowest to the highest is beside them. Rates are those of steps after a warm-up, without setup.
+        Whatever is measured may use {machine["cores"]} cores."""
+    )
+    yield _prose(
+        """Crossfade's figures are of the command `crossfade train` on a Parquet dataset: reading, shuffling, and
+        drawing negatives are part of them. Peers get arrays of IDs in memory."""
+    )
+
+
+def _target_section(scale: Scale, results: Results) -> Iterator[str]:
+    yield "## Targets\n"
+    rows = []
+    for target in all_targets(scale):
+        value = target.measure(results)
+        bound = f"{'≥' if target.at_least else '≤'} {target.format(target.bound)}"
+        rows.append([target.text, bound, "" if value is None else target.format(value), target.verdict(value)])
+    yield _table(["ratio", "target", "measured", ""], rows) + "\n"
+
+
+def _dense_section(scale: Scale, results: Results) -> Iterator[str]:
+    yield "## Dense against sparse\n"
+    yield _prose(
+        """Milliseconds of a step, by rows of the table of customers. Dense gradients and updates are as large as
+        the table; MXNet's row_sparse updates are lazy, but its embedding's backward pass still visits a flag for
+        every row. MXNet uses SGD here, its cheapest update; Crossfade uses row-wise AdaGrad."""
+    )
+    modes = ("mxnet-dense", "mxnet-row-sparse", "crossfade")
+    rows = []
+    for count in scale.dense_rows:
+        ours = results.median(f"dense/crossfade/{count}", "step_ms")
+        cells = [_cell(results, f"dense/{mode}/{count}", "step_ms") for mode in modes]
+        dense = results.median(f"dense/mxnet-dense/{count}", "step_ms")
+        rows.append([f"{count:,}", *cells, f"{dense / ours:.0f} x" if dense and ours else ""])
+    yield _table(["rows", *(PEERS[mode] for mode in modes), "dense / Crossfade"], rows)
+    yield "\n![Time of a step against table rows](performance-rows.svg)\n"
+
+
+def _single_section(results: Results) -> Iterator[str]:
+    yield "## One machine\n"
+    yield _prose(
+        """Thousand triples per second of one process on all cores, and the ratio of Crossfade over the peer.
+        implicit, Buffalo, and LightFM update rows without locks in random order (hogwild) and draw negatives by
+        their own rules; the others apply exact steps of the batch."""
+    )
+    yield from _rates(results, "single", PEERS, RATE)
+
+
+def _distributed_section(results: Results) -> Iterator[str]:
+    yield "## Servers and workers\n"
+    yield _prose(
+        """Thousand triples per second of all workers, on the same machine. TorchRec's ranks have one thread each
+        and exchange rows with Gloo."""
+    )
+    without_stock = {key: name for key, name in DISTRIBUTED.items() if not key.startswith("stock")}
+    yield from _rates(results, "distributed", without_stock, RATE)
+    yield _prose(
+        """Thousand rows per second that are pulled and pushed. Stock MXNet, with its own server and optimizer,
+        computes no loss and no gradients here, so its rate is an upper bound."""
+    )
+    without_ranks = {key: name for key, name in DISTRIBUTED.items() if not key.startswith("torchrec")}
+    yield from _rates(results, "distributed", without_ranks, ROW_RATE)
+
+
+def _product_section(scale: Scale, results: Results) -> Iterator[str]:
+    yield "## Softmax and evaluation\n"
+    yield _prose(
+        f"""Softmax gradients against bare matrix products of the same shapes in as many threads, measured in turn,
+        the best of several tilings. Batch negatives: {scale.batch:,} examples in 16 partitions with logQ
+        correction; all items: {scale.softmax_tracks:,}. The evaluation ranks {scale.items:,} items for
+        {scale.queries:,} queries, top 40."""
+    )
+    rows = []
+    for key, name in (("in_batch", "softmax, batch negatives"), ("all", "softmax, all items")):
+        figures = ("engine_ms", "products_ms", "share")
+        rows.append([name, *(_cell(results, f"products/{key}", figure) for figure in figures)])
+    key = "products/evaluation"
+    inverse = results.median(key, "ratio")
+    cells = [_cell(results, key, figure) for figure in ("rank_ms", "products_ms")]
+    rows.append(["evaluation", *cells, f"{1 / inverse:.2f}" if inverse else ""])
+    yield _table(["", "ms", "bare products, ms", "share"], rows) + "\n"
+
+
+def _growth_section(scale: Scale, results: Results) -> Iterator[str]:
+    yield "## Growth\n"
+    yield _prose(
+        """Milliseconds of a step of Crossfade in process as one size grows, and the rate in thousand triples per
+        second."""
+    )
+    rows = [
+        [axis, f"{size:,}", _cell(results, key, "step_ms"), _thousands(results.median(key, RATE))]
+        for axis, sizes in _growth_keys(scale).items()
+        for size, key in sizes
+    ]
+    yield _table(["size", "", "ms", "thousand triples/s"], rows)
+    yield "\n![Time of a step against batch, columns, and negatives](performance-growth.svg)\n"
+
+
+def _growth_keys(scale: Scale) -> dict[str, list[tuple[int, str]]]:
+    rows = [(size, f"dense/crossfade/{size}") for size in scale.dense_rows]
+    rows += [(size, f"growth/rows/{size}") for size in scale.growth_rows]
+    axes = {"batch": scale.batches, "dim": scale.dims, "negatives": scale.negatives}
+    names = {"batch": "triples of a step", "dim": "columns", "negatives": "negatives of an example"}
+    return {
+        "rows of the table": sorted(rows),
+        **{names[axis]: [(size, f"growth/{axis}/{size}") for size in sizes] for axis, sizes in axes.items()},
+    }
+
+
+def _phase_section(results: Results) -> Iterator[str]:
+    yield "## Where the time goes\n"
+    yield _prose(
+        """Milliseconds of a step by phase, of the first worker; `data` and `sample` are waits for the background
+        thread that reads and draws negatives."""
+    )
+    rows = []
+    for section, key, name in (
+        ("single", "crossfade", "in process"),
+        ("distributed", "crossfade-1", "1 server, 1 worker"),
+        ("distributed", "crossfade", "2 servers, 2 workers"),
+    ):
+        for ids in DISTRIBUTIONS:
+            found = [
+                result.values
+                for result in results
+                if result.key == f"{section}/{ids}/{key}" and "phases_ms" in result.values
+            ]
+            if found:
+                medians = [
+                    statistics.median(values["phases_ms"].get(phase, 0.0) for values in found) for phase in PHASES
+                ]
+                step = statistics.median(values["step_ms"] for values in found)
+                rows.append([f"{name}, {ids}", f"{step:.1f}", *(f"{value:.1f}" for value in medians)])
+    yield _table(["", "step", *PHASES], rows)
+    yield "\nWhat the machine reaches, measured beside it:\n"
+    limits = [[text, f"{_cell(results, 'limits/machine', name)} {unit}"] for name, (text, unit) in LIMITS.items()]
+    yield _table(["limit", ""], limits) + "\n"
+
+
+def _failures(results: Results) -> Iterator[str]:
+    errors = {result.key: results.error(result.key) for result in results}
+    rows = [[f"`{key}`", error.replace("|", "/")] for key, error in errors.items() if error]
+    if rows:
+        yield "## Not measured\n"
+        yield _table(["measurement", "reason"], rows) + "\n"
+
+
+def _rates(results: Results, section: str, names: dict[str, str], figure: str) -> Iterator[str]:
+    """Yield a table of rates: for each distribution the median, the range, and the ratio of Crossfade over the row."""
+    rows = []
+    for key, name in names.items():
+        row = [name]
+        for ids in DISTRIBUTIONS:
+            full = f"{section}/{ids}/{key}"
+            ratio = results.ratio(f"{section}/{ids}/crossfade", full, figure)
+            values = results.values(full, figure)
+            spread = f"{_thousands(min(values))} to {_thousands(max(values))}" if values else ""
+            row += [_rate(results, full, figure), spread, f"{ratio:.2f}" if ratio else ""]
+        rows.append(row)
+    columns = [column for ids in DISTRIBUTIONS for column in (ids, "range", "ratio")]
+    yield _table(["", *columns], rows) + "\n"
+
+
+def _prose(text: str) -> str:
+    """Wrap a paragraph as Markdown."""
+    return textwrap.fill(" ".join(text.split()), MAX_LINE_LENGTH, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def _rate(results: Results, key: str, figure: str) -> str:
+    value = results.median(key, figure)
+    if value is not None:
+        return _thousands(value)
+    return _absence(results, key)
+
+
+def _absence(results: Results, key: str) -> str:
+    return "not measured" if results.error(key) is None else "failed, see below"
+
+
+def _thousands(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e3:,.0f}"
+
+
+def _cell(results: Results, key: str, figure: str) -> str:
+    """Write the median of a figure and its range."""
+    values = results.values(key, figure)
+    if not values:
+        return _absence(results, key)
+    digits = 2 if statistics.median(values) < 10 else 1 if statistics.median(values) < 1000 else 0
+    text = f"{statistics.median(values):,.{digits}f}"
+    return text if len(values) == 1 else f"{text} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _charts(scale: Scale, results: Results) -> dict[str, str]:
+    def points(keys: Sequence[tuple[int, str]], relative: bool = False) -> Points:
+        found = [(size, results.median(key, "step_ms")) for size, key in keys]
+        known = [(float(size), value) for size, value in found if value is not None]
+        if not relative:
+            return known
+        return [(size / known[0][0], value / known[0][1]) for size, value in known]
+
+    growth = _growth_keys(scale)
+    dense = {
+        name: points([(rows, f"dense/{mode}/{rows}") for rows in scale.dense_rows])
+        for mode, name in (("mxnet-dense", "MXNet dense"), ("mxnet-row-sparse", "MXNet row_sparse"))
+    }
+    by_rows = {**dense, "Crossfade": points(growth["rows of the table"])}
+    relative = {name: points(keys, relative=True) for name, keys in growth.items()}
+    return {
+        "performance-rows.svg": line_chart("Time of a step against table rows", "rows", "ms", by_rows),
+        "performance-growth.svg": line_chart(
+            "Time of a step as one size grows", "size, relative to the smallest", "time, relative", relative
+        ),
+    }

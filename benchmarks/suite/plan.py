@@ -1,0 +1,298 @@
+"""What is measured, by section and at two scales: the figures of docs/performance.md, and a quick check of the suite.
+
+for measurement in measurements(FULL, folder, install=True):
+    measurement.run()       # a dict of figures, or MeasurementError
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from suite.environments import ensure_environment
+from suite.processes import MeasurementError, run_module
+from suite.training import bpr_job, train
+from suite.work import Distribution, Draw, Work, make_work
+
+SECTIONS = {
+    "dense": "the time of a step against table rows: MXNet dense, MXNet row_sparse, Crossfade",
+    "single": "training in one process against peers",
+    "distributed": "2 servers and 2 workers against TorchRec and stock MXNet",
+    "products": "softmax gradients and evaluation against their bare matrix products",
+    "growth": "the time of a step against table rows, batch, columns, and negatives",
+    "limits": "what memory, loopback, and matrix products reach on this machine",
+}
+DISTRIBUTIONS: tuple[Distribution, ...] = ("uniform", "zipf")
+HOGWILD = {"implicit": "implicit_bpr", "buffalo": "buffalo_bpr", "lightfm": "lightfm_bpr"}
+"""Peers that take whole epochs: by environment, the script."""
+ENVIRONMENTS = [*HOGWILD, "torch"]
+MXNET_MODES = {
+    "mxnet-dense": {"sparse": False, "optimizer": "sgd"},
+    "mxnet-row-sparse": {"sparse": True, "optimizer": "sgd"},
+    "mxnet-row-sparse-adagrad": {"sparse": True, "optimizer": "adagrad"},
+}
+TORCHREC_PLANS = ("row", "table", "column")
+STOCK_OPTIMIZERS = ("groupadagrad", "adagrad")
+MAX_MXNET_ELEMENTS = 2**31
+MEMORY_FACTOR, MEMORY_BASE = 1.1, 3 * 2**29
+TIMEOUT_SECONDS = 600.0
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of the work, and how long each measurement runs. ``growth_rows`` are rows beside ``dense_rows``."""
+
+    name: str
+    customers: int
+    tracks: int
+    triples: int
+    dim: int
+    batch: int
+    steps: int
+    server_steps: int
+    peer_steps: int
+    epochs: int
+    rounds: int
+    dense_rows: tuple[int, ...]
+    growth_rows: tuple[int, ...]
+    batches: tuple[int, ...]
+    dims: tuple[int, ...]
+    negatives: tuple[int, ...]
+    softmax_tracks: int
+    queries: int
+    items: int
+
+
+FULL = Scale(
+    name="full",
+    customers=1_000_000,
+    tracks=100_000,
+    triples=4_000_000,
+    dim=64,
+    batch=16_384,
+    steps=600,
+    server_steps=400,
+    peer_steps=60,
+    epochs=3,
+    rounds=10,
+    dense_rows=(65_536, 262_144, 1_000_000, 4_000_000, 16_000_000, 64_000_000),
+    growth_rows=(32_000_000,),
+    batches=(1_024, 4_096, 16_384, 65_536),
+    dims=(16, 32, 64, 128, 256),
+    negatives=(1, 2, 4, 8, 16),
+    softmax_tracks=20_000,
+    queries=10_000,
+    items=40_000,
+)
+QUICK = Scale(
+    name="quick",
+    customers=200_000,
+    tracks=20_000,
+    triples=1_000_000,
+    dim=64,
+    batch=16_384,
+    steps=80,
+    server_steps=60,
+    peer_steps=10,
+    epochs=1,
+    rounds=2,
+    dense_rows=(65_536, 262_144),
+    growth_rows=(),
+    batches=(4_096,),
+    dims=(32,),
+    negatives=(4,),
+    softmax_tracks=5_000,
+    queries=1_000,
+    items=10_000,
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure, or several that are measured together. ``run`` raises MeasurementError if there are none."""
+
+    section: str
+    key: str
+    run: Callable[[], dict[str, Any]]
+
+
+def threads() -> int:
+    """Return the cores of this process; every measurement uses all of them."""
+    return len(os.sched_getaffinity(0))
+
+
+class Planner:
+    """Builds the measurements of a scale. IDs are generated when a measurement first needs them."""
+
+    def __init__(self, scale: Scale, folder: Path, install: bool) -> None:
+        """Keep IDs and runs below ``folder``; ``install`` peers that are missing."""
+        self.scale = scale
+        self._folder = folder
+        self._install = install
+
+    def work(self, distribution: Distribution = "uniform", customers: int | None = None) -> Work:
+        """Return the IDs of a distribution."""
+        scale = self.scale
+        draw = Draw(distribution, customers or scale.customers, scale.tracks, scale.triples)
+        return make_work(self._folder / "work", draw)
+
+    def crossfade(
+        self,
+        distribution: Distribution = "uniform",
+        *,
+        rows: int | None = None,
+        processes: int = 0,
+        **options: int,
+    ) -> dict[str, Any]:
+        """Train with ``processes`` servers and as many workers, 0: in process."""
+        scale = self.scale
+        batch, dim = options.get("batch", scale.batch), options.get("dim", scale.dim)
+        check_memory((rows or scale.customers) * (dim + 1) * 4)
+        # Steps of other sizes take about as long together as the standard ones.
+        cost = batch * dim * (2 + options.get("negatives", 1)) / (scale.batch * scale.dim * 3)
+        steps = max(20, int((scale.server_steps if processes else scale.steps) / cost))
+        dataset = self.work(distribution, rows).dataset
+        job = bpr_job(dataset, steps=steps, batch=batch, dim=dim, negatives=options.get("negatives", 1))
+        return train(job, self._folder / "runs" / "bench", servers=processes, workers=processes)
+
+    def peer(
+        self,
+        script: str,
+        environment: str | None,
+        distribution: Distribution,
+        *,
+        rows: int | None = None,
+        batch: int | None = None,
+        steps: int | None = None,
+        warm_up: int = 1,
+        threads_each: int | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Run a script of ``benchmarks/peers/`` in an environment, None: that of the project."""
+        scale = self.scale
+        python = ensure_environment(environment, self._install) if environment else sys.executable
+        task = {
+            "ids": str(self.work(distribution, rows).ids),
+            "customers": rows or scale.customers,
+            "tracks": scale.tracks,
+            "dim": scale.dim,
+            "batch": batch or scale.batch,
+            "steps": steps or scale.peer_steps,
+            "warm_up": warm_up,
+            "threads": threads_each or threads(),
+            "options": options,
+        }
+        return run_module(python, f"peers.{script}", task, TIMEOUT_SECONDS)
+
+    def mxnet(self, mode: str, distribution: Distribution, rows: int | None = None) -> dict[str, Any]:
+        """Run MXNet's own training in one process, with fewer steps the larger the tables."""
+        scale, dense = self.scale, mode == "mxnet-dense"
+        table = rows or scale.customers
+        if table * scale.dim >= MAX_MXNET_ELEMENTS:
+            raise MeasurementError("MXNet 1.9.1's arrays hold fewer than 2³¹ elements")
+        # Weights, their copy while they are initialized or their gradients, and the state of AdaGrad.
+        check_memory(table * scale.dim * 4 * (3 if "adagrad" in mode else 2))
+        steps = max(4, min(scale.peer_steps, scale.peer_steps * 1_000_000 // table // (2 if dense else 1)))
+        return self.peer("mxnet_gluon", None, distribution, rows=rows, steps=steps, warm_up=2, **MXNET_MODES[mode])
+
+    def script(self, module: str, **task: Any) -> dict[str, Any]:
+        """Run a module of the suite in a process of its own."""
+        task = {"dim": self.scale.dim, "rounds": self.scale.rounds, "threads": threads(), **task}
+        return run_module(sys.executable, f"suite.{module}", task, TIMEOUT_SECONDS)
+
+
+def check_memory(table_bytes: float) -> None:
+    """Check that tables of this size fit.
+
+    Raises:
+        MeasurementError: they do not.
+    """
+    needed, free = MEMORY_FACTOR * table_bytes + MEMORY_BASE, psutil.virtual_memory().available
+    if needed > free:
+        raise MeasurementError(f"it needs {needed / GIB:.0f} GiB of memory, and {free / GIB:.0f} GiB are free")
+
+
+def measurements(scale: Scale, folder: Path, install: bool) -> Iterator[Measurement]:
+    """Yield all measurements of a scale."""
+    planner = Planner(scale, folder, install)
+    for section, builder in (
+        ("dense", _dense),
+        ("single", _single),
+        ("distributed", _distributed),
+        ("products", _products),
+        ("growth", _growth),
+        ("limits", _limits),
+    ):
+        for name, run in builder(planner):
+            yield Measurement(section, f"{section}/{name}", run)
+
+
+Runs = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
+
+
+def _dense(planner: Planner) -> Runs:
+    for rows in planner.scale.dense_rows:
+        for mode in ("mxnet-dense", "mxnet-row-sparse"):
+            yield f"{mode}/{rows}", partial(planner.mxnet, mode, "uniform", rows)
+        yield f"crossfade/{rows}", partial(planner.crossfade, rows=rows)
+
+
+def _single(planner: Planner) -> Runs:
+    scale = planner.scale
+    for ids in DISTRIBUTIONS:
+        yield f"{ids}/crossfade", partial(planner.crossfade, ids)
+        for environment, script in HOGWILD.items():
+            yield f"{ids}/{environment}", partial(planner.peer, script, environment, ids, steps=scale.epochs)
+        yield f"{ids}/fbgemm", partial(planner.peer, "fbgemm_bpr", "torch", ids, warm_up=5)
+        for mode in MXNET_MODES:
+            yield f"{ids}/{mode}", partial(planner.mxnet, mode, ids)
+
+
+def _distributed(planner: Planner) -> Runs:
+    half = planner.scale.batch // 2
+    two = {"batch": half, "warm_up": 5, "threads_each": 1}
+    for ids in DISTRIBUTIONS:
+        yield f"{ids}/crossfade", partial(planner.crossfade, ids, processes=2)
+        yield f"{ids}/crossfade-1", partial(planner.crossfade, ids, processes=1)
+        for plan in TORCHREC_PLANS:
+            yield (
+                f"{ids}/torchrec-{plan}",
+                partial(planner.peer, "torchrec_bpr", "torch", ids, ranks=2, plan=plan, **two),
+            )
+        for optimizer in STOCK_OPTIMIZERS:
+            yield (
+                f"{ids}/stock-{optimizer}",
+                partial(planner.peer, "mxnet_store", None, ids, servers=2, workers=2, optimizer=optimizer, **two),
+            )
+
+
+def _products(planner: Planner) -> Runs:
+    scale = planner.scale
+    softmax = {"examples": scale.batch, "customers": scale.customers, "partitions": 16}
+    yield "in_batch", partial(planner.script, "softmax_share", negatives="in_batch", tracks=scale.tracks, **softmax)
+    yield "all", partial(planner.script, "softmax_share", negatives="all", tracks=scale.softmax_tracks, **softmax)
+    yield "evaluation", partial(planner.script, "evaluation_share", queries=scale.queries, items=scale.items, depth=40)
+
+
+def _growth(planner: Planner) -> Runs:
+    scale = planner.scale
+    for rows in scale.growth_rows:
+        yield f"rows/{rows}", partial(planner.crossfade, rows=rows)
+    for batch in scale.batches:
+        yield f"batch/{batch}", partial(planner.crossfade, batch=batch)
+    for dim in scale.dims:
+        yield f"dim/{dim}", partial(planner.crossfade, dim=dim)
+    for negatives in scale.negatives:
+        yield f"negatives/{negatives}", partial(planner.crossfade, negatives=negatives)
+
+
+def _limits(planner: Planner) -> Runs:
+    yield "machine", partial(planner.script, "machine_limits")

@@ -1,0 +1,80 @@
+"""Run a measurement as a process of its own, so that it starts with fresh memory and its own threads.
+
+    result = run_module(sys.executable, "peers.fbgemm_bpr", task, timeout=600)
+
+The module gets ``task`` as JSON in its only argument and prints its result as a line of JSON, the last of its output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+MAX_REASON_LENGTH = 200
+THREAD_VARIABLES = {"OPENBLAS_NUM_THREADS", "NUMBA_THREADING_LAYER"}
+"""Set in this process when it imports ``kvstore``; each measurement chooses its own threads."""
+NO_VARIABLES: Mapping[str, str] = {}
+
+
+class MeasurementError(Exception):
+    """A measurement is not possible, or failed. The message is the reason that the page gives."""
+
+
+def run_module(python: Path | str, module: str, task: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """Run ``module`` of ``benchmarks/`` with the interpreter ``python``, and return what it prints.
+
+    Raises:
+        MeasurementError: it failed, ran longer than ``timeout`` seconds, or printed no JSON.
+    """
+    output = run_command(
+        [str(python), "-W", "ignore", "-m", module, json.dumps(task)], timeout, {"PYTHONPATH": str(BENCHMARKS)}
+    )
+    try:
+        result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise MeasurementError(f"{module} printed no result") from None
+    return result
+
+
+def run_command(command: list[str], timeout: float, variables: Mapping[str, str] = NO_VARIABLES) -> str:
+    """Run ``command`` from the root of the project, with ``variables``, and return its standard output.
+
+    Raises:
+        MeasurementError: it failed, or ran longer than ``timeout`` seconds; its whole process group is ended.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES} | dict(variables)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise MeasurementError(f"it took longer than {timeout:.0f} s") from None
+        raise
+    if process.returncode:
+        raise MeasurementError(_reason(process.returncode, errors))
+    return output
+
+
+def _reason(code: int, errors: str) -> str:
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    # MXNet ends its messages with a stack trace.
+    lines = [line for line in lines if not line.startswith(("[bt]", "File ", "Stack trace"))]
+    cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{cause}: {lines[-1][:MAX_REASON_LENGTH]}" if lines else cause

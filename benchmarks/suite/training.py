@@ -1,0 +1,85 @@
+"""Measure ``crossfade train`` itself: reading Parquet, sampling, pulling, gradients, and pushing.
+
+    result = train(job, run_dir, servers=2, workers=2)
+    result["triples_per_second"], result["phases_ms"]
+
+The rate is that of the steps after the warm-up, between two step events of the run: reading and everything else that
+happens meanwhile is part of it, setup and writing are not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from suite.processes import MeasurementError, run_command
+
+BATCH = 16_384
+WARM_SECONDS = 1.0
+TIMEOUT_SECONDS = 900.0
+
+
+def bpr_job(dataset: Path, *, steps: int, batch: int = BATCH, dim: int = 64, negatives: int = 1) -> dict[str, Any]:
+    """Return a job of ``steps`` steps on BPR triples: dot products, row-wise AdaGrad, every interaction alike."""
+    return {
+        "name": "bench",
+        "data": {"path": str(dataset)},
+        "model": {"dim": dim, "score": "dot", "temperature": 1.0},
+        "loss": "bpr",
+        "negatives": {"kind": "per_example", "count": negatives},
+        "optimizer": {"kind": "rowwise_adagrad", "learning_rate": 0.05, "schedule": "constant", "weight_decay": 0.0},
+        "train": {
+            "batch_size": batch,
+            "epochs": steps,  # more than enough, however small the data
+            "max_steps": steps,
+            "patience": None,
+            "query_frequency_power": 0.0,
+            "item_frequency_power": 0.0,
+            "save_embeddings": "none",
+        },
+    }
+
+
+def train(job: dict[str, Any], run_dir: Path, *, servers: int = 0, workers: int = 0) -> dict[str, Any]:
+    """Run the job once; return its rate, the time of a step by phase, and the rows it moved per second.
+
+    Raises:
+        MeasurementError: it failed.
+    """
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    file = run_dir.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(job), encoding="utf-8")
+    command = [sys.executable, "-m", "crossfade", "train", str(file), "--run-dir", str(run_dir), "--overwrite"]
+    if servers:
+        command += ["--servers", str(servers), "--workers", str(workers)]
+    run_command(command, TIMEOUT_SECONDS)
+    report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    return summarize(report, [event for event in events if event["event"] == "step"])
+
+
+def summarize(report: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compute the result from the report and the step events of a run."""
+    warm = [event for event in steps if event["time"] >= steps[0]["time"] + WARM_SECONDS] if steps else []
+    if len(warm) >= 2:
+        first, last = warm[0], warm[-1]
+        seconds, taken = last["time"] - first["time"], last["step"] - first["step"]
+        examples = last["examples"] - first["examples"]
+        phases = {name: last["seconds"][name] - first["seconds"][name] for name in last["seconds"]}
+    elif report["steps"]:
+        seconds, taken, examples = report["train_seconds"], report["steps"], report["examples"]
+        phases = {name: report["seconds_by_phase"][name] for name in (steps[-1]["seconds"] if steps else {})}
+    else:
+        raise MeasurementError("the run took no step")
+    rate = examples / seconds
+    return {
+        "triples_per_second": rate,
+        "rows_per_second": rate * report["rows_pulled"] / report["examples"],
+        "step_ms": 1e3 * seconds / taken,
+        "phases_ms": {name: 1e3 * value / taken for name, value in phases.items()},
+        "report_triples_per_second": report["examples_per_second"],
+    }

@@ -1,0 +1,93 @@
+"""The page of ``make bench`` is what the suite writes from the recorded figures, and it shows what has failed."""
+
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from suite.charts import line_chart  # noqa: E402
+from suite.page import PAGE, RECORD, render  # noqa: E402
+from suite.results import Result, Results  # noqa: E402
+from suite.training import summarize  # noqa: E402
+
+MACHINE = {"processor": "EPYC", "cores": 2, "memory_gib": 24.0, "system": "Linux", "virtual": True}
+RATES = {
+    "single/uniform/crossfade": [900_000, 1_000_000, 1_100_000],
+    "single/uniform/implicit": [500_000, 500_000, 500_000],
+}
+
+
+def quick_record() -> dict[str, object]:
+    """Return the record of a run at the quick scale in which FBGEMM did not install."""
+    measurements = [
+        {"key": key, "repeat": repeat, "commit": "abc", "values": {"triples_per_second": rate}, "load": 0.5}
+        for key, rates in RATES.items()
+        for repeat, rate in enumerate(rates)
+    ]
+    failed = {"key": "single/uniform/fbgemm", "repeat": 0, "commit": "abc", "error": "not installed: no | wheel"}
+    return {
+        "scale": "quick",
+        "commit": "abc",
+        "date": "2026-11-27",
+        "command": "make bench ARGS='--quick'",
+        "machine": MACHINE,
+        "versions": {"numpy": "1.26.4"},
+        "measurements": [*measurements, failed],
+    }
+
+
+def test_committed_page_is_rendered_from_committed_figures() -> None:
+    files = render(json.loads((DOCS / RECORD).read_text(encoding="utf-8")))
+    changed = [name for name, text in files.items() if (DOCS / name).read_text(encoding="utf-8") != text]
+    assert changed == [], "run: .venv/bin/python benchmarks/bench.py --render"
+
+
+def test_page_shows_medians_ranges_and_ratios() -> None:
+    page = render(quick_record())[PAGE]
+    assert "| Crossfade | 1,000 | 900 to 1,100 | 1.00 |" in page
+    assert "| implicit, BPR | 500 | 500 to 500 | 2.00 |" in page
+    assert "| in process over implicit, uniform | ≥ 1.30 | 2.00 | met |" in page
+
+
+def test_page_names_peer_that_failed_with_reason() -> None:
+    page = render(quick_record())[PAGE]
+    assert "| FBGEMM, row-wise AdaGrad | failed, see below |" in page
+    assert "| `single/uniform/fbgemm` | not installed: no / wheel |" in page
+    assert "| in process over FBGEMM, uniform | ≥ 6.00 |  | not measured |" in page
+
+
+def test_charts_are_xml_and_draw_every_series() -> None:
+    for name, text in render(quick_record()).items():
+        if name.endswith(".svg"):
+            ElementTree.fromstring(text)
+    chart = ElementTree.fromstring(line_chart("Title", "x", "y", {"one": [(1e3, 2), (1e6, 30)], "two": [(1e3, 5)]}))
+    lines = [element for element in chart.iter() if element.tag.endswith("polyline")]
+    assert len(lines) == 2
+
+
+def test_results_of_another_commit_are_not_resumed(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    Results.open(file, "old").add(Result("a", 0, "old", {"x": 1.0}))
+    Results.open(file, "new").add(Result("a", 1, "new", error="broken"))
+    found = Results.open(file, "new")
+    assert [(result.repeat, result.commit) for result in found] == [(1, "new")]
+    assert not found.has("a", 1)
+    assert Results.open(file, "old").has("a", 0)
+
+
+def test_rate_of_a_run_excludes_its_warm_up() -> None:
+    steps = [
+        {"time": time, "step": step, "examples": 100 * step, "seconds": {"push": 0.1 * step}}
+        for time, step in ((10.0, 1), (11.0, 2), (12.0, 12), (13.0, 22))
+    ]
+    report = {"rows_pulled": 6_600, "examples": 2_200, "steps": 22, "examples_per_second": 550.0}
+    result = summarize(report, steps)
+    assert result["triples_per_second"] == pytest.approx(1_000)
+    assert result["rows_per_second"] == pytest.approx(3_000)
+    assert result["phases_ms"]["push"] == pytest.approx(100)
