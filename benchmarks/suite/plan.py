@@ -39,7 +39,11 @@ MXNET_MODES = {
     "mxnet-row-sparse-adagrad": {"sparse": True, "optimizer": "adagrad"},
 }
 TORCHREC_PLANS = ("row", "table", "column")
-STOCK_OPTIMIZERS = ("groupadagrad", "adagrad")
+STOCK_MODES = {
+    "stock-groupadagrad": {"optimizer": "groupadagrad", "train": True},
+    "stock-adagrad": {"optimizer": "adagrad", "train": True},
+    "stock-rows-only": {"optimizer": "groupadagrad", "train": False},
+}
 MAX_MXNET_ELEMENTS = 2**31
 MEMORY_FACTOR, MEMORY_BASE = 1.1, 3 * 2**29
 TIMEOUT_SECONDS = 600.0
@@ -267,10 +271,10 @@ def _distributed(planner: Planner) -> Runs:
                 f"{ids}/torchrec-{plan}",
                 partial(planner.peer, "torchrec_bpr", "torch", ids, ranks=2, plan=plan, **two),
             )
-        for optimizer in STOCK_OPTIMIZERS:
+        for mode, options in STOCK_MODES.items():
             yield (
-                f"{ids}/stock-{optimizer}",
-                partial(planner.peer, "mxnet_store", None, ids, servers=2, workers=2, optimizer=optimizer, **two),
+                f"{ids}/{mode}",
+                partial(planner.peer, "mxnet_store", None, ids, servers=2, workers=2, **options, **two),
             )
 
 

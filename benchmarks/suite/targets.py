@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from suite.plan import DISTRIBUTIONS, STOCK_OPTIMIZERS, TORCHREC_PLANS, Scale
+from suite.plan import DISTRIBUTIONS, STOCK_MODES, TORCHREC_PLANS, Scale
 from suite.results import Results
 
+STOCK_TRAINING = tuple(mode for mode, options in STOCK_MODES.items() if options["train"])
 RATE, ROW_RATE = "triples_per_second", "rows_per_second"
 
 
@@ -39,9 +40,9 @@ def best_key(results: Results, prefix: str, names: tuple[str, ...], figure: str)
     return max(known, key=lambda key: known[key]) if known else None
 
 
-def over_best(results: Results, ids: str, prefix: str, names: tuple[str, ...], figure: str) -> float | None:
+def over_best(results: Results, ids: str, names: tuple[str, ...], figure: str) -> float | None:
     """Return the ratio of Crossfade on servers over the best of several variants of a peer."""
-    best = best_key(results, f"distributed/{ids}/{prefix}-", names, figure)
+    best = best_key(results, f"distributed/{ids}/", names, figure)
     return results.ratio(f"distributed/{ids}/crossfade", best, figure) if best else None
 
 
@@ -54,11 +55,12 @@ def all_targets(scale: Scale) -> list[Target]:
             text = f"in process over {'FBGEMM' if peer == 'fbgemm' else peer}, {ids}"
             targets.append(Target(text, bound, True, lambda results, keys=keys: results.ratio(*keys, RATE)))
     for ids in DISTRIBUTIONS:
-        for prefix, names, figure, text in (
-            ("torchrec", TORCHREC_PLANS, RATE, "dist_sync over TorchRec's best plan"),
-            ("stock", STOCK_OPTIMIZERS, ROW_RATE, "dist_sync over stock MXNet, rows"),
+        plans = tuple(f"torchrec-{plan}" for plan in TORCHREC_PLANS)
+        for names, figure, text in (
+            (plans, RATE, "dist_sync over TorchRec's best plan"),
+            (STOCK_TRAINING, ROW_RATE, "dist_sync over training on stock MXNet, rows"),
         ):
-            arguments = ids, prefix, names, figure
+            arguments = ids, names, figure
             targets.append(
                 Target(f"{text}, {ids}", 2.0, True, lambda results, arguments=arguments: over_best(results, *arguments))
             )
