@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -139,6 +140,8 @@ def main() -> int:
     repeats = arguments.repeats or (1 if arguments.quick else REPEATS)
     say(f"{len(planned)} measurements, {repeats} repeats, commit {revision}; results in {file}")
     command = " ".join(["make bench", *([f"ARGS='{' '.join(sys.argv[1:])}'"] if sys.argv[1:] else [])])
+    # Measurements run in sessions of their own; an exception ends them too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_all(planned, repeats, results, revision)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 70, 200, 50, 50
 COLORS = ("#2459a8", "#c2541b", "#3a7d44", "#7a4fa3", "#8a6d1f")
+MAX_TICKS = 7
 _STEPS = (1, 2, 5)
 
 
@@ -58,7 +59,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Poin
     ]
     if series:
         x_values = sorted({x for points in series.values() for x, _ in points})
-        x_axis = _Axis(x_values, LEFT + 15, WIDTH - RIGHT, x_values)
+        x_axis = _Axis(x_values, LEFT + 15, WIDTH - RIGHT, x_values if len(x_values) <= MAX_TICKS else None)
         y_axis = _Axis([y for points in series.values() for _, y in points], HEIGHT - BOTTOM, TOP)
         lines += _grid(x_axis, y_axis, x_label, y_label)
         for (_, points), color in zip(series.items(), COLORS, strict=False):

@@ -74,6 +74,8 @@ def _head(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[st
         [{RECORD}]({RECORD}). What was tried to get here, and what did not help:
         [performance-notes.md](performance-notes.md)."""
     )
+    if scale is QUICK:
+        yield "**Small sizes, to check the suite: these figures compare nothing.**\n"
     virtual = ", virtual" if machine["virtual"] else ""
     facts = [
         ["machine", f"{machine['processor']}, {machine['cores']} cores{virtual}"],
