@@ -15,6 +15,13 @@ from suite.environments import versions as peer_versions
 from suite.processes import ROOT
 
 PACKAGES = ("numpy", "numba", "pyarrow", "mxnet")
+_PAGE = ("page", "charts", "targets")
+MEASURED = (
+    *("kvstore", "trainer", "deploy", "crossfade", "requirements.lock"),
+    *("benchmarks/bench.py", "benchmarks/peers", "benchmarks/suite"),
+    *(f":(exclude)benchmarks/suite/{name}.py" for name in _PAGE),
+)
+"""Files that figures depend on: the packages and the suite, without its page."""
 PEERS = ("implicit", "buffalo", "lightfm-next", "torch", "fbgemm-gpu-cpu", "fbgemm_gpu-cpu", "torchrec")
 
 
@@ -44,11 +51,10 @@ def describe_versions(environments: list[str]) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the abbreviated commit, with a mark if tracked files of the packages or the suite differ from it."""
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=10", "--exclude=*"]
-    identity = subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
-    folders = ["kvstore", "trainer", "deploy", "crossfade", "benchmarks", "requirements.lock"]
+    """Return the last commit that changed anything that is measured, with a mark if the files differ from it."""
+    log = ["git", "-C", str(ROOT), "log", "-1", "--format=%h", "--abbrev=10", "--", *MEASURED]
+    identity = subprocess.run(log, check=True, capture_output=True, text=True).stdout.strip()
     differs = subprocess.run(
-        ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", *folders], check=False
+        ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", *MEASURED], check=False
     ).returncode
     return f"{identity}+changes" if differs else identity

@@ -52,7 +52,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of the work, and how long each measurement runs. ``growth_rows`` are rows beside ``dense_rows``."""
+    """Sizes of the work, and how long each measurement runs.
+
+    ``growth_rows`` are rows beside ``dense_rows``. Crossfade takes more steps where the timed ones would take less than
+    ``min_seconds``.
+    """
 
     name: str
     customers: int
@@ -65,6 +69,7 @@ class Scale:
     peer_steps: int
     epochs: int
     rounds: int
+    min_seconds: float
     dense_rows: tuple[int, ...]
     growth_rows: tuple[int, ...]
     batches: tuple[int, ...]
@@ -82,11 +87,12 @@ FULL = Scale(
     triples=4_000_000,
     dim=64,
     batch=16_384,
-    steps=600,
-    server_steps=400,
+    steps=400,
+    server_steps=300,
     peer_steps=60,
     epochs=3,
     rounds=10,
+    min_seconds=5.0,
     dense_rows=(64_000, 256_000, 1_000_000, 4_000_000, 16_000_000, 64_000_000),
     growth_rows=(32_000_000,),
     batches=(1_024, 4_096, 16_384, 65_536),
@@ -108,6 +114,7 @@ QUICK = Scale(
     peer_steps=10,
     epochs=1,
     rounds=2,
+    min_seconds=0.0,
     dense_rows=(64_000, 256_000),
     growth_rows=(),
     batches=(4_096,),
@@ -141,6 +148,7 @@ class Planner:
         self.scale = scale
         self._folder = folder
         self._install = install
+        self._steps: dict[tuple[object, ...], int] = {}
 
     def work(self, distribution: Distribution = "uniform", customers: int | None = None) -> Work:
         """Return the IDs of a distribution."""
@@ -157,15 +165,23 @@ class Planner:
         **options: int,
     ) -> dict[str, Any]:
         """Train with ``processes`` servers and as many workers, 0: in process."""
-        scale = self.scale
+        scale, negatives = self.scale, options.get("negatives", 1)
         batch, dim = options.get("batch", scale.batch), options.get("dim", scale.dim)
         check_memory((rows or scale.customers) * (dim + 1) * 4)
-        # Steps of other sizes take about as long together as the standard ones.
-        cost = batch * dim * (2 + options.get("negatives", 1)) / (scale.batch * scale.dim * 3)
-        steps = max(20, int((scale.server_steps if processes else scale.steps) / cost))
         dataset = self.work(distribution, rows).dataset
-        job = bpr_job(dataset, steps=steps, batch=batch, dim=dim, negatives=options.get("negatives", 1))
-        return train(job, self._folder / "runs" / "bench", servers=processes, workers=processes)
+        # Steps of other sizes take about as long together as the standard ones.
+        cost = batch * dim * (2 + negatives) / (scale.batch * scale.dim * 3)
+        kind = distribution, rows, processes, *options.items()
+        steps = self._steps.get(kind) or max(20, int((scale.server_steps if processes else scale.steps) / cost))
+        run_dir = self._folder / "runs" / "bench"
+        while True:
+            job = bpr_job(dataset, steps=steps, batch=batch, dim=dim, negatives=negatives)
+            result = train(job, run_dir, servers=processes, workers=processes)
+            if result["seconds"] >= scale.min_seconds:
+                return result
+            # The first second is the warm-up, and events are a second apart.
+            steps = int(steps * (scale.min_seconds + 3) / (result["seconds"] + 1))
+            self._steps[kind] = steps
 
     def peer(
         self,

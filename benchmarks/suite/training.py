@@ -80,6 +80,7 @@ def summarize(report: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, 
         "triples_per_second": rate,
         "rows_per_second": rate * report["rows_pulled"] / report["examples"],
         "step_ms": 1e3 * seconds / taken,
+        "seconds": seconds,
         "phases_ms": {name: 1e3 * value / taken for name, value in phases.items()},
         "report_triples_per_second": report["examples_per_second"],
     }
