@@ -15,13 +15,13 @@ from suite.environments import versions as peer_versions
 from suite.processes import ROOT
 
 PACKAGES = ("numpy", "numba", "pyarrow", "mxnet")
-_PAGE = ("page", "charts", "targets")
+_DESCRIPTIONS = ("machine", "page", "charts", "targets")
 MEASURED = (
     *("kvstore", "trainer", "deploy", "crossfade", "requirements.lock"),
     *("benchmarks/bench.py", "benchmarks/peers", "benchmarks/suite"),
-    *(f":(exclude)benchmarks/suite/{name}.py" for name in _PAGE),
+    *(f":(exclude)benchmarks/suite/{name}.py" for name in _DESCRIPTIONS),
 )
-"""Files that figures depend on: the packages and the suite, without its page."""
+"""Files that figures depend on: the packages and the suite, without what only describes."""
 PEERS = ("implicit", "buffalo", "lightfm-next", "torch", "fbgemm-gpu-cpu", "fbgemm_gpu-cpu", "torchrec")
 
 
@@ -52,9 +52,8 @@ def describe_versions(environments: list[str]) -> dict[str, str]:
 
 def commit() -> str:
     """Return the last commit that changed anything that is measured, with a mark if the files differ from it."""
-    log = ["git", "-C", str(ROOT), "log", "-1", "--format=%h", "--abbrev=10", "--", *MEASURED]
+    git = ["git", "-C", str(ROOT)]
+    log = [*git, "log", "-1", "--format=%h", "--abbrev=10", "--", *MEASURED]
     identity = subprocess.run(log, check=True, capture_output=True, text=True).stdout.strip()
-    differs = subprocess.run(
-        ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", *MEASURED], check=False
-    ).returncode
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *MEASURED], check=False).returncode
     return f"{identity}+changes" if differs else identity
