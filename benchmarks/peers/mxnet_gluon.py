@@ -1,7 +1,7 @@
 """MXNet in one process: Gluon's Embedding and Trainer, with dense or with row-sparse gradients and lazy updates.
 
 ``options`` of the task: ``sparse`` and ``optimizer``. Without ``sparse``, gradients and updates are as large as the
-tables. SGD is the cheapest update of MXNet, AdaGrad is the one nearest to Crossfade's.
+tables. GroupAdaGrad is row-wise AdaGrad; SGD is the cheapest update of MXNet.
 """
 
 from __future__ import annotations

@@ -13,13 +13,12 @@ import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.store import TableSpec
-from suite.matrix_products import Products
+from suite.matrix_products import TILE_SCORES, Products
 from suite.timing import median_seconds
 from trainer.evaluation.held_out import ItemLists
 from trainer.evaluation.top_k import rank_items
 from trainer.model.spec import ModelSpec, Score
 
-TILES = (128, 256, 512)
 EXCLUDED_PER_QUERY = 20
 
 
@@ -45,7 +44,7 @@ def main() -> None:
     model = ModelSpec(specs[0], specs[1], Score.of("cosine", 1.0))
     excluded_QN = np.sort(generator.integers(0, items, (queries, EXCLUDED_PER_QUERY)), axis=1)
     excluded = ItemLists(np.arange(queries + 1) * EXCLUDED_PER_QUERY, excluded_QN.ravel())
-    bare = [Products([(queries, items, dim)], tile, task["threads"], backward=False) for tile in TILES]
+    bare = [Products([(queries, items, dim)], scores, task["threads"], backward=False) for scores in TILE_SCORES]
 
     def rank() -> None:
         rank_items(source, model, np.arange(queries), excluded, task["depth"])

@@ -86,8 +86,8 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     loopback = loopback_gbytes()  # before there are threads, since it forks
     set_num_threads(task["threads"])
-    products = Products([(4096, 4096, 4096)], 1024, task["threads"], backward=False)
-    thin = Products([(16384, 4096, task["dim"])], 128, task["threads"], backward=False)
+    products = Products([(4096, 4096, 4096)], 1 << 22, task["threads"], backward=False)
+    thin = Products([(16384, 4096, task["dim"])], 1 << 19, task["threads"], backward=False)
     seconds = median_seconds(task["rounds"], products, thin)
     peak, thin_peak = (work.flops / value / 1e9 for work, value in zip((products, thin), seconds, strict=True))
     print(

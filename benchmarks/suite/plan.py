@@ -34,10 +34,13 @@ HOGWILD = {"implicit": "implicit_bpr", "buffalo": "buffalo_bpr", "lightfm": "lig
 """Peers that take whole epochs: by environment, the script."""
 ENVIRONMENTS = [*HOGWILD, "torch"]
 MXNET_MODES = {
-    "mxnet-dense": {"sparse": False, "optimizer": "sgd"},
-    "mxnet-row-sparse": {"sparse": True, "optimizer": "sgd"},
-    "mxnet-row-sparse-adagrad": {"sparse": True, "optimizer": "adagrad"},
+    "mxnet-dense": {"sparse": False, "optimizer": "groupadagrad"},
+    "mxnet-dense-sgd": {"sparse": False, "optimizer": "sgd"},
+    "mxnet-row-sparse": {"sparse": True, "optimizer": "groupadagrad"},
+    "mxnet-row-sparse-sgd": {"sparse": True, "optimizer": "sgd"},
 }
+MXNET_COPIES = {"mxnet-dense": 6, "mxnet-dense-sgd": 2, "mxnet-row-sparse": 2, "mxnet-row-sparse-sgd": 2}
+"""Arrays as large as the tables that are in memory at the same time, at the peak."""
 TORCHREC_PLANS = ("row", "table", "column")
 STOCK_MODES = {
     "stock-groupadagrad": {"optimizer": "groupadagrad", "train": True},
@@ -91,14 +94,14 @@ FULL = Scale(
     server_steps=300,
     peer_steps=60,
     epochs=3,
-    rounds=10,
+    rounds=5,
     min_seconds=5.0,
     dense_rows=(64_000, 256_000, 1_000_000, 4_000_000, 16_000_000, 64_000_000),
     growth_rows=(32_000_000,),
     batches=(1_024, 4_096, 16_384, 65_536),
     dims=(16, 32, 64, 128, 256),
     negatives=(1, 2, 4, 8, 16),
-    softmax_tracks=20_000,
+    softmax_tracks=10_000,
     queries=10_000,
     items=40_000,
 )
@@ -214,13 +217,12 @@ class Planner:
 
     def mxnet(self, mode: str, distribution: Distribution, rows: int | None = None) -> dict[str, Any]:
         """Run MXNet's own training in one process, with fewer steps the larger the tables."""
-        scale, dense = self.scale, mode == "mxnet-dense"
+        scale, dense = self.scale, not MXNET_MODES[mode]["sparse"]
         table = rows or scale.customers
         if table * scale.dim >= MAX_MXNET_ELEMENTS:
             raise MeasurementError("MXNet 1.9.1's arrays hold fewer than 2³¹ elements")
-        # Weights, their copy while they are initialized or their gradients, and the state of AdaGrad.
-        check_memory(table * scale.dim * 4 * (3 if "adagrad" in mode else 2))
-        steps = max(4, min(scale.peer_steps, scale.peer_steps * 1_000_000 // table // (2 if dense else 1)))
+        check_memory(table * scale.dim * 4 * MXNET_COPIES[mode])
+        steps = max(4, min(scale.peer_steps, scale.peer_steps * 1_000_000 // table // (4 if dense else 1)))
         return self.peer("mxnet_gluon", None, distribution, rows=rows, steps=steps, warm_up=2, **MXNET_MODES[mode])
 
     def script(self, module: str, **task: Any) -> dict[str, Any]:
@@ -260,7 +262,7 @@ Runs = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
 def _dense(planner: Planner) -> Runs:
     for rows in planner.scale.dense_rows:
-        for mode in ("mxnet-dense", "mxnet-row-sparse"):
+        for mode in MXNET_MODES:
             yield f"{mode}/{rows}", partial(planner.mxnet, mode, "uniform", rows)
         yield f"crossfade/{rows}", partial(planner.crossfade, rows=rows)
 

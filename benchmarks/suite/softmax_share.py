@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.store import TableSpec
-from suite.matrix_products import Products
+from suite.matrix_products import TILE_SCORES, Products
 from suite.timing import median_seconds
 from suite.work import draw_rows
 from trainer.config.model_sections import NegativesConfig
@@ -26,9 +26,7 @@ from trainer.model.losses import LossSpec
 from trainer.model.negatives import NegativeSampler
 from trainer.model.spec import ModelSpec, Score
 
-TILES = (256, 512, 1024)
 TEMPERATURE = 0.17
-MAX_TILE_SCORES = 1 << 24
 
 
 def sampled_batch(task: dict[str, Any], negatives: NegativesConfig) -> Batch:
@@ -63,11 +61,7 @@ def main() -> None:
     shapes = [(size, size, task["dim"])] * task["partitions"]
     if not in_batch:
         shapes = [(len(batch.query.rows_A), task["tracks"], task["dim"])]
-    bare = [
-        Products(shapes, tile, task["threads"], backward=True)
-        for tile in TILES
-        if tile * shapes[0][1] <= MAX_TILE_SCORES
-    ]
+    bare = [Products(shapes, scores, task["threads"], backward=True) for scores in TILE_SCORES]
     engine_seconds, *bare_seconds = median_seconds(task["rounds"], lambda: engine.gradients(batch, vectors), *bare)
     best = min(bare_seconds)
     print(
