@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from suite.plan import DISTRIBUTIONS, STOCK_MODES, TORCHREC_PLANS, Scale
 from suite.results import Results
@@ -40,42 +41,43 @@ def best_key(results: Results, prefix: str, names: tuple[str, ...], figure: str)
     return max(known, key=lambda key: known[key]) if known else None
 
 
-def over_best(results: Results, ids: str, names: tuple[str, ...], figure: str) -> float | None:
-    """Return the ratio of Crossfade on servers over the best of several variants of a peer."""
-    best = best_key(results, f"distributed/{ids}/", names, figure)
-    return results.ratio(f"distributed/{ids}/crossfade", best, figure) if best else None
-
-
 def all_targets(scale: Scale) -> list[Target]:
     """Return the targets in the order of the page."""
     targets = []
     for ids in DISTRIBUTIONS:
-        for peer, bound in (("implicit", 1.3), ("fbgemm", 6.0)):
-            keys = f"single/{ids}/crossfade", f"single/{ids}/{peer}"
-            text = f"in process over {'FBGEMM' if peer == 'fbgemm' else peer}, {ids}"
-            targets.append(Target(text, bound, True, lambda results, keys=keys: results.ratio(*keys, RATE)))
+        for peer, name, bound in (("implicit", "implicit", 1.3), ("fbgemm", "FBGEMM", 6.0)):
+            measure = partial(_ratio, f"single/{ids}/crossfade", f"single/{ids}/{peer}", RATE)
+            targets.append(Target(f"in process over {name}, {ids}", bound, True, measure))
+    plans = tuple(f"torchrec-{plan}" for plan in TORCHREC_PLANS)
     for ids in DISTRIBUTIONS:
-        plans = tuple(f"torchrec-{plan}" for plan in TORCHREC_PLANS)
-        for names, figure, text in (
-            (plans, RATE, "dist_sync over TorchRec's best plan"),
-            (STOCK_TRAINING, ROW_RATE, "dist_sync over training on stock MXNet, rows"),
-        ):
-            arguments = ids, names, figure
-            targets.append(
-                Target(f"{text}, {ids}", 2.0, True, lambda results, arguments=arguments: over_best(results, *arguments))
-            )
-    for kind, text in (("in_batch", "batch negatives"), ("all", "all items")):
-        key = f"products/{kind}"
-        measure = lambda results, key=key: results.median(key, "share")  # noqa: E731
-        targets.append(Target(f"softmax, {text}: share of bare products", 0.6, True, measure, percent=True))
-    evaluation = "evaluation: time over bare products"
-    targets.append(Target(evaluation, 2.0, False, lambda results: results.median("products/evaluation", "ratio")))
+        measure = partial(_ratio_to_best, ids, plans, RATE)
+        targets.append(Target(f"dist_sync over TorchRec's best plan, {ids}", 2.0, True, measure))
+        measure = partial(_ratio_to_best, ids, STOCK_TRAINING, ROW_RATE)
+        targets.append(Target(f"dist_sync over training on stock MXNet, rows, {ids}", 2.0, True, measure))
+    for kind, name in (("in_batch", "batch negatives"), ("all", "all items")):
+        measure = partial(_median, f"products/{kind}", "share")
+        targets.append(Target(f"softmax, {name}: share of bare products", 0.6, True, measure, percent=True))
+    measure = partial(_median, "products/evaluation", "ratio")
+    targets.append(Target("evaluation: time over bare products", 2.0, False, measure))
     rows, most = scale.customers, max(scale.dense_rows)
     if rows in scale.dense_rows:
-        pair = f"dense/mxnet-dense/{rows}", f"dense/crossfade/{rows}"
-        text = f"MXNet dense over in process, time of a step at {rows:,} rows"
-        targets.append(Target(text, 50.0, True, lambda results: results.ratio(*pair, "step_ms")))
-        growth = f"dense/crossfade/{most}", f"dense/crossfade/{rows}"
-        text = f"time of a step, {most:,} rows over {rows:,}"
-        targets.append(Target(text, 1.25, False, lambda results: results.ratio(*growth, "step_ms")))
+        key = f"dense/crossfade/{rows}"
+        measure = partial(_ratio, f"dense/mxnet-dense/{rows}", key, "step_ms")
+        targets.append(Target(f"MXNet dense over in process, time of a step at {rows:,} rows", 50.0, True, measure))
+        measure = partial(_ratio, f"dense/crossfade/{most}", key, "step_ms")
+        targets.append(Target(f"time of a step, {most:,} rows over {rows:,}", 1.25, False, measure))
     return targets
+
+
+def _median(key: str, figure: str, results: Results) -> float | None:
+    return results.median(key, figure)
+
+
+def _ratio(key: str, other: str, figure: str, results: Results) -> float | None:
+    return results.ratio(key, other, figure)
+
+
+def _ratio_to_best(ids: str, names: tuple[str, ...], figure: str, results: Results) -> float | None:
+    """Return the ratio of Crossfade on servers over the best of several variants of a peer."""
+    best = best_key(results, f"distributed/{ids}/", names, figure)
+    return results.ratio(f"distributed/{ids}/crossfade", best, figure) if best else None
