@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from suite.charts import Points, line_chart
-from suite.plan import DISTRIBUTIONS, FULL, MXNET_MODES, QUICK, TORCHREC_PLANS, Scale
+from suite.plan import FULL, MXNET_MODES, QUICK, TORCHREC_PLANS, Scale
 from suite.results import Result, Results
 from suite.targets import RATE, ROW_RATE, all_targets
 
@@ -58,11 +58,11 @@ def _page(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[st
     yield from _head(record, scale, results)
     yield from _target_section(scale, results)
     yield from _dense_section(scale, results)
-    yield from _single_section(results)
-    yield from _distributed_section(results)
+    yield from _single_section(scale, results)
+    yield from _distributed_section(scale, results)
     yield from _product_section(scale, results)
     yield from _growth_section(scale, results)
-    yield from _phase_section(results)
+    yield from _phase_section(scale, results)
     yield from _failures(results)
 
 
@@ -128,17 +128,17 @@ def _dense_section(scale: Scale, results: Results) -> Iterator[str]:
     yield "\n![Time of a step against table rows](performance-rows.svg)\n"
 
 
-def _single_section(results: Results) -> Iterator[str]:
+def _single_section(scale: Scale, results: Results) -> Iterator[str]:
     yield "## One machine\n"
     yield _prose(
         """Thousand triples per second of one process on all cores, and the ratio of Crossfade over the peer.
         implicit, Buffalo, and LightFM update rows without locks in random order (hogwild) and draw negatives by
         their own rules; the others apply exact steps of the batch."""
     )
-    yield from _rates(results, "single", PEERS, RATE)
+    yield from _rates(scale, results, "single", PEERS, RATE)
 
 
-def _distributed_section(results: Results) -> Iterator[str]:
+def _distributed_section(scale: Scale, results: Results) -> Iterator[str]:
     yield "## Servers and workers\n"
     yield _prose(
         """Thousand triples per second of all workers, on the same machine. TorchRec's ranks have one thread each and
@@ -146,13 +146,13 @@ def _distributed_section(results: Results) -> Iterator[str]:
         own server and optimizer."""
     )
     training = {key: name for key, name in DISTRIBUTED.items() if key != "stock-rows-only"}
-    yield from _rates(results, "distributed", training, RATE)
+    yield from _rates(scale, results, "distributed", training, RATE)
     yield _prose(
         """Thousand rows per second that are pulled and pushed. The last row computes neither loss nor gradients, so it
         is an upper bound for any training on the stock store, not a training."""
     )
     without_ranks = {key: name for key, name in DISTRIBUTED.items() if not key.startswith("torchrec")}
-    yield from _rates(results, "distributed", without_ranks, ROW_RATE)
+    yield from _rates(scale, results, "distributed", without_ranks, ROW_RATE)
 
 
 def _product_section(scale: Scale, results: Results) -> Iterator[str]:
@@ -200,7 +200,7 @@ def _growth_keys(scale: Scale) -> dict[str, list[tuple[int, str]]]:
     }
 
 
-def _phase_section(results: Results) -> Iterator[str]:
+def _phase_section(scale: Scale, results: Results) -> Iterator[str]:
     yield "## Where the time goes\n"
     yield _prose(
         """Milliseconds of a step by phase, of the first worker; `data` and `sample` are waits for the background
@@ -212,7 +212,7 @@ def _phase_section(results: Results) -> Iterator[str]:
         ("distributed", "crossfade-1", "1 server, 1 worker"),
         ("distributed", "crossfade", "2 servers, 2 workers"),
     ):
-        for ids in DISTRIBUTIONS:
+        for ids in scale.distributions:
             found = [
                 result.values
                 for result in results
@@ -238,19 +238,19 @@ def _failures(results: Results) -> Iterator[str]:
         yield _table(["measurement", "reason"], rows) + "\n"
 
 
-def _rates(results: Results, section: str, names: dict[str, str], figure: str) -> Iterator[str]:
+def _rates(scale: Scale, results: Results, section: str, names: dict[str, str], figure: str) -> Iterator[str]:
     """Yield a table of rates: for each distribution the median, the range, and the ratio of Crossfade over the row."""
     rows = []
     for key, name in names.items():
         row = [name]
-        for ids in DISTRIBUTIONS:
+        for ids in scale.distributions:
             full = f"{section}/{ids}/{key}"
             ratio = results.ratio(f"{section}/{ids}/crossfade", full, figure)
             values = results.values(full, figure)
             spread = f"{_thousands(min(values))} to {_thousands(max(values))}" if values else ""
             row += [_rate(results, full, figure), spread, f"{ratio:.2f}" if ratio else ""]
         rows.append(row)
-    columns = [column for ids in DISTRIBUTIONS for column in (ids, "range", "ratio")]
+    columns = [column for ids in scale.distributions for column in (ids, "range", "ratio")]
     yield _table(["", *columns], rows) + "\n"
 
 

@@ -29,7 +29,6 @@ SECTIONS = {
     "growth": "the time of a step against table rows, batch, columns, and negatives",
     "limits": "what memory, loopback, and matrix products reach on this machine",
 }
-DISTRIBUTIONS: tuple[Distribution, ...] = ("uniform", "zipf")
 HOGWILD = {"implicit": "implicit_bpr", "buffalo": "buffalo_bpr", "lightfm": "lightfm_bpr"}
 """Peers that take whole epochs: by environment, the script."""
 ENVIRONMENTS = [*HOGWILD, "torch"]
@@ -62,6 +61,7 @@ class Scale:
     """
 
     name: str
+    distributions: tuple[Distribution, ...]
     customers: int
     tracks: int
     triples: int
@@ -85,6 +85,7 @@ class Scale:
 
 FULL = Scale(
     name="full",
+    distributions=("uniform", "zipf"),
     customers=1_000_000,
     tracks=100_000,
     triples=4_000_000,
@@ -107,6 +108,7 @@ FULL = Scale(
 )
 QUICK = Scale(
     name="quick",
+    distributions=("uniform",),
     customers=200_000,
     tracks=20_000,
     triples=1_000_000,
@@ -269,7 +271,7 @@ def _dense(planner: Planner) -> Runs:
 
 def _single(planner: Planner) -> Runs:
     scale = planner.scale
-    for ids in DISTRIBUTIONS:
+    for ids in scale.distributions:
         yield f"{ids}/crossfade", partial(planner.crossfade, ids)
         for environment, script in HOGWILD.items():
             yield f"{ids}/{environment}", partial(planner.peer, script, environment, ids, steps=scale.epochs)
@@ -281,7 +283,7 @@ def _single(planner: Planner) -> Runs:
 def _distributed(planner: Planner) -> Runs:
     half = planner.scale.batch // 2
     two = {"batch": half, "warm_up": 5, "threads_each": 1}
-    for ids in DISTRIBUTIONS:
+    for ids in planner.scale.distributions:
         yield f"{ids}/crossfade", partial(planner.crossfade, ids, processes=2)
         yield f"{ids}/crossfade-1", partial(planner.crossfade, ids, processes=1)
         for plan in TORCHREC_PLANS:

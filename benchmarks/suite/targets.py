@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from suite.plan import DISTRIBUTIONS, STOCK_MODES, TORCHREC_PLANS, Scale
+from suite.plan import STOCK_MODES, TORCHREC_PLANS, Scale
 from suite.results import Results
 
 STOCK_TRAINING = tuple(mode for mode, options in STOCK_MODES.items() if options["train"])
@@ -44,12 +44,12 @@ def best_key(results: Results, prefix: str, names: tuple[str, ...], figure: str)
 def all_targets(scale: Scale) -> list[Target]:
     """Return the targets in the order of the page."""
     targets = []
-    for ids in DISTRIBUTIONS:
+    for ids in scale.distributions:
         for peer, name, bound in (("implicit", "implicit", 1.3), ("fbgemm", "FBGEMM", 6.0)):
             measure = partial(_ratio, f"single/{ids}/crossfade", f"single/{ids}/{peer}", RATE)
             targets.append(Target(f"in process over {name}, {ids}", bound, True, measure))
     plans = tuple(f"torchrec-{plan}" for plan in TORCHREC_PLANS)
-    for ids in DISTRIBUTIONS:
+    for ids in scale.distributions:
         measure = partial(_ratio_to_best, ids, plans, RATE)
         targets.append(Target(f"dist_sync over TorchRec's best plan, {ids}", 2.0, True, measure))
         measure = partial(_ratio_to_best, ids, STOCK_TRAINING, ROW_RATE)
