@@ -77,6 +77,8 @@ def _head(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[st
     )
     if scale is QUICK:
         yield "**Small sizes, to check the suite: these figures compare nothing.**\n"
+    if statistics.median(loads) > machine["cores"] + 1:
+        yield "**Other processes were busy on this machine during the run, so these figures are preliminary.**\n"
     virtual = ", virtual" if machine["virtual"] else ""
     facts = [
         ["machine", f"{machine['processor']}, {machine['cores']} cores{virtual}"],

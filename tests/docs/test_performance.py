@@ -4,6 +4,7 @@ import json
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ RATES = {
 }
 
 
-def quick_record() -> dict[str, object]:
+def quick_record() -> dict[str, Any]:
     """Return the record of a run at the quick scale in which FBGEMM did not install."""
     measurements = [
         {"key": key, "repeat": repeat, "commit": "abc", "values": {"triples_per_second": rate}, "load": 0.5}
@@ -60,6 +61,14 @@ def test_page_names_peer_that_failed_with_reason() -> None:
     assert "| FBGEMM, row-wise AdaGrad | failed, see below |" in page
     assert "| `single/uniform/fbgemm` | not installed: no / wheel |" in page
     assert "| in process over FBGEMM, uniform | ≥ 6.00 |  | not measured |" in page
+
+
+def test_page_of_a_run_on_a_busy_machine_is_preliminary() -> None:
+    quiet, busy = quick_record(), quick_record()
+    for entry in busy["measurements"]:
+        entry["load"] = 5.0
+    assert "preliminary" not in render(quiet)[PAGE]
+    assert "preliminary" in render(busy)[PAGE]
 
 
 def test_charts_are_xml_and_draw_every_series() -> None:
