@@ -11,8 +11,8 @@ from xml.sax.saxutils import escape
 
 Points = Sequence[tuple[float, float]]
 
-WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 70, 200, 50, 50
+WIDTH, HEIGHT = 760, 400
+LEFT, RIGHT, TOP, BOTTOM = 70, 240, 56, 50
 COLORS = ("#2459a8", "#c2541b", "#3a7d44", "#7a4fa3", "#8a6d1f")
 MAX_TICKS = 7
 _STEPS = (1, 2, 5)
@@ -80,7 +80,7 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]
         lines.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{short_number(tick)}</text>')
     middle = (LEFT + right) / 2
     lines.append(f'<text x="{middle:.0f}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_label)}</text>')
-    lines.append(f'<text x="12" y="{TOP - 8}">{escape(y_label)}</text>')
+    lines.append(f'<text x="12" y="{TOP - 13}">{escape(y_label)}</text>')
     return lines
 
 
