@@ -78,7 +78,10 @@ def _head(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[st
     if scale is QUICK:
         yield "**Small sizes, to check the suite: these figures compare nothing.**\n"
     if statistics.median(loads) > machine["cores"] + 1:
-        yield "**Other processes were busy on this machine during the run, so these figures are preliminary.**\n"
+        yield _prose(
+            """**Other processes were busy on this machine during the run, so these figures are preliminary.** PyTorch's
+            threads wait in loops, so FBGEMM and TorchRec lose most by that: ratios to them are too high."""
+        )
     virtual = ", virtual" if machine["virtual"] else ""
     facts = [
         ["machine", f"{machine['processor']}, {machine['cores']} cores{virtual}"],
