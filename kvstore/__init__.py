@@ -11,20 +11,12 @@ from threadpoolctl import threadpool_limits
 
 # OpenMP's threads start on a kernel sooner than those of Numba's workqueue layer, which poll. They would spin between
 # kernels and take the cores from BLAS and from the thread that makes batches, so they wait passively. The library reads
-# the variable when it is loaded.
+# the variable when it is loaded. Background threads and forked processes run no parallel kernel: workqueue, the
+# fallback without OpenMP, allows one calling thread, and OpenMP's threads do not survive a fork.
 os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-# Numba does not notice changes in files that a kernel takes other kernels from.
-_LOCATORS = "UserProvidedCacheLocator", "InTreeCacheLocator", "UserWideCacheLocator"
-os.environ.setdefault(
-    "NUMBA_CACHE_LOCATOR_CLASSES",
-    ",".join([*(f"kvstore.kernel_cache.{name}" for name in _LOCATORS), "IPythonCacheLocator", "ZipCacheLocator"]),
-)
 if "numba" in sys.modules:
-    config = sys.modules["numba"].config
-    config.CACHE_LOCATOR_CLASSES = os.environ["NUMBA_CACHE_LOCATOR_CLASSES"]
-    config.THREADING_LAYER_PRIORITY = os.environ["NUMBA_THREADING_LAYER_PRIORITY"].split()
+    sys.modules["numba"].config.THREADING_LAYER_PRIORITY = os.environ["NUMBA_THREADING_LAYER_PRIORITY"].split()
 
 # The engine calls BLAS tile by tile from its own threads; more threads inside BLAS would compete with them, and would
 # round sums differently. OpenBLAS reads the variable once, when numpy is imported, which a program or a test may have

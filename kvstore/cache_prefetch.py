@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kvstore.inner_kernels import inner_kernel
+from kvstore.jit import inner_kernel
 
 AHEAD = 8
 """Iterations to look ahead: about as many cache misses as a core can have in flight."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
 from kvstore import vector_ir as vectors
+from kvstore.jit import njit
 from kvstore.vector_ir import INT_VECTOR, LANES, VECTOR
 
 _intrinsic: Any = intrinsic

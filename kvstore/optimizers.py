@@ -2,8 +2,8 @@
 
 Each update is one pass over the active rows, in place on the table's memory. ``LocalStore`` and the servers run the
 same compiled kernel, so their results agree bit for bit, and so do kernels that compute a row's gradient themselves and
-call ``update_row`` (``trainer/model/in_place_kernels.py``). Weight decay is coupled (added to the gradient, as in MXNet
-and PyTorch's ``weight_decay``) and, like every other term, applies to active rows only.
+call ``update_row`` (``trainer/model/per_example_kernels.py``). Weight decay is coupled (added to the gradient, as in
+MXNet and PyTorch's ``weight_decay``) and, like every other term, applies to active rows only.
 
     optimizer = make_optimizer(OptimizerSpec("adagrad", learning_rate=0.1), rows=1_000, dim=64)
     optimizer.update(weights_ND, rows_A, gradient_AD)
@@ -19,12 +19,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.cache_prefetch import prefetch_ahead
 from kvstore.errors import DivergedError
-from kvstore.inner_kernels import inner_kernel
+from kvstore.jit import inner_kernel, njit, prange
 from kvstore.memory import advise_huge_pages
 from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.row_kernels import descend, dot, square_of_sum
@@ -176,8 +175,8 @@ class LazyOptimizer:
         """Apply ``gradient_AD`` to rows ``rows_A`` (sorted, unique) of ``weights_ND``, in place.
 
         Raises:
-            DivergedError: a row's gradient or its new values are not finite, or beyond 1e18, where squares are close to
-                overflow. The table is then no longer usable.
+            DivergedError: a row's gradient or its new values are not finite, or they or their norm exceed 1e18, where
+                squares are close to overflow. The table is then no longer usable.
         """
         check_convergence(_update_rows(weights_ND, rows_A, gradient_AD, *self.kernel_arguments()), len(rows_A))
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
-from numba import njit, prange
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.jit import njit, prange
 
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)

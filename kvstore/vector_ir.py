@@ -36,7 +36,7 @@ def first_lanes(builder: Any, count: Any) -> Any:
 
 
 def load(builder: Any, pointer: Any, mask: Any = None, fill: Any = None) -> Any:
-    """Load the vector at a pointer to float32; lanes that are not in ``mask`` are not read, but those of ``fill``."""
+    """Load the vector at a pointer to float32; lanes outside ``mask`` are taken from ``fill``, by default 0."""
     address = builder.bitcast(pointer, VECTOR.as_pointer())
     if mask is None:
         return builder.load(address, align=_FLOAT_BYTES)

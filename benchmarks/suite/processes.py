@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 MAX_REASON_LENGTH = 200
-THREAD_VARIABLES = {"OPENBLAS_NUM_THREADS", "NUMBA_THREADING_LAYER"}
+THREAD_VARIABLES = {"OPENBLAS_NUM_THREADS", "NUMBA_THREADING_LAYER_PRIORITY", "OMP_WAIT_POLICY", "KMP_DUPLICATE_LIB_OK"}
 """Set in this process when it imports ``kvstore``; each measurement chooses its own threads."""
 NO_VARIABLES: Mapping[str, str] = {}
 

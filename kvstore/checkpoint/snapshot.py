@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kvstore.arrays import IntArray
 from kvstore.checkpoint.files import npy_header
 from kvstore.checkpoint.format import TableShard
 from kvstore.errors import CheckpointError
+from kvstore.jit import njit
 from kvstore.store import FileDigest
 
 COPY_FRACTION = 8

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
 from kvstore.arrays import BoolArray, IntArray
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
+from kvstore.jit import njit
 from trainer.data.manifest import DataFile, DatasetManifest
 from trainer.data.parquet import ParquetFiles, column_of
 

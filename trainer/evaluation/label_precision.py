@@ -23,10 +23,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
+from kvstore.jit import njit
 from trainer.data.manifest import DatasetManifest
 from trainer.data.reader import InteractionReader
 from trainer.embeddings.files import VectorSource

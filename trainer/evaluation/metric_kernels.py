@@ -10,7 +10,8 @@ Shapes: Q queries, K ranks, J depths, B blocks of queries, M metrics, N items of
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+
+from kvstore.jit import njit, prange
 
 _QUERIES_OF_BLOCK = 1024
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.jit import get_num_threads
 from trainer.embeddings.files import VectorSource
 from trainer.evaluation.held_out import ItemLists
 from trainer.evaluation.top_k_kernels import (

@@ -8,7 +8,8 @@
     decode_keys(keys_QK, best_item_QK, best_score_QK)
 
 A key is a score and an item in one integer: larger keys rank first. Its upper half orders as the score does, its lower
-half falls with the item's place, so that of equal scores the lower place ranks first. Keys are distinct, and 0 is none.
+half falls with the item's place, so that of equal scores the lower place ranks first. Keys are distinct, and 0 marks an
+empty entry.
 
 A query's candidates are collected unsorted: scores above its threshold, which is the lowest score of its best K so far.
 When a buffer is full, only the best K stay and the threshold rises. A score equal to the threshold is of a higher place
@@ -26,8 +27,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, prange, types
+from numba import types
 from numba.extending import intrinsic
+
+from kvstore.jit import njit, prange
 
 SCANNED = 64
 """Scores compared at a time, one for each bit of a mask."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from kvstore.arrays import IntArray
+from kvstore.jit import njit
 
+_MAX_USES = 1 << 31
 _MAX_DIGIT_BITS = 11
 """Bits of a digit of the radix sort: its counts fit into the first-level cache."""
 
@@ -40,7 +41,8 @@ class ActiveRows:
 
     @staticmethod
     def of(uses_N: IntArray) -> ActiveRows:
-        """Group ``uses_N``, int64 rows in any order, fewer than 2^31 of them."""
+        """Group ``uses_N``, int64 rows in any order, none below 0, fewer than 2^31 of them."""
+        assert len(uses_N) < _MAX_USES
         return ActiveRows(uses_N, *_group(uses_N, _stable_order(uses_N)))
 
 

@@ -41,11 +41,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numba import get_num_threads
 
 from kvstore.arrays import FloatArray
 from kvstore.checkpoint.reader import Checkpoint
 from kvstore.errors import CheckpointError, DivergedError, InputError
+from kvstore.jit import get_num_threads
 from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.optimizers import LazyOptimizer, make_optimizer
 from kvstore.philox import init_rows

@@ -14,8 +14,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from kvstore.jit import njit
 from trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
 
 BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)

@@ -21,10 +21,9 @@ turn), A active rows, R rows of items: a table's or, of rows that were pulled, t
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
 from kvstore.cache_prefetch import AHEAD, prefetch_row
-from kvstore.inner_kernels import inner_kernel
+from kvstore.jit import inner_kernel, njit, prange
 from kvstore.optimizers import prefetch_row_ahead, update_row
 from kvstore.row_kernels import add_scaled, dot
 from kvstore.threads import claim_chunk

@@ -10,8 +10,8 @@ pools, D columns. Floats are float32.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
+from kvstore.jit import njit, prange
 from kvstore.lanes import dot_lanes
 
 _PARTS = 64

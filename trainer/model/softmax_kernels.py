@@ -19,8 +19,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from kvstore.jit import njit
 from kvstore.lanes import (
     add,
     dot_lanes,
@@ -239,6 +239,7 @@ def all_items_softmax_pass(  # type: ignore[no-untyped-def]
         for n in range(starts_A1[a], starts_A1[a + 1]):
             loss_N[n] = weight_N[n] * (loss_N[n] + log_total)
             if weight > ZERO:
-                row_C[item_N[n]] -= weight_N[n] * (total / weight)
+                # In this order, since total / weight overflows where weights are tiny.
+                row_C[item_N[n]] -= (weight_N[n] / weight) * total
         for d in range(query_D.shape[0]):
             query_D[d] *= factor_A[a]

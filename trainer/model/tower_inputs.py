@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from kvstore.arrays import BoolArray, FloatArray, IntArray
+from kvstore.jit import njit, prange
 from trainer.model.active_rows import ActiveRows
 from trainer.model.spec import TowerSpec
 

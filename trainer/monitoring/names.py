@@ -245,7 +245,12 @@ UPDATED_ROWS = Metric(
     ("table",),
 )
 UPDATE_SECONDS = Metric(
-    "crossfade_update_seconds_total", "counter", "rows", "seconds", "Seconds spent on these updates.", ("table",)
+    "crossfade_update_seconds_total",
+    "counter",
+    "rows",
+    "seconds",
+    "Seconds spent on these updates, with gradients where rows are updated in place.",
+    ("table",),
 )
 TABLE_SHARD_BYTES = Metric(
     "crossfade_table_shard_bytes",

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 import pyarrow as pa
-from numba import njit
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
+from kvstore.jit import njit
 from trainer.data.reporter import ProgressReporter
 from trainer.prepare.database import execute, fetch_count, fetch_one
 from trainer.prepare.id_encoder import SIDES

@@ -63,7 +63,7 @@ class InPlaceStep:
     """Updates the rows of tables in this process in place. All of its time counts as that of gradients."""
 
     def __init__(self, store: LocalStore, model: ModelSpec, loss: LossSpec, num_hard: int | None) -> None:
-        # Numba's kernels are loaded only where they are used: other roles and engines do without.
+        # Numba's kernels are loaded only where they are used: other engines do not need them.
         from trainer.model.engines.per_example import PerExampleGradients
 
         self._store, self._model = store, model

@@ -201,3 +201,11 @@ def test_powers_are_clamped_below_their_range_and_propagate_nan() -> None:
     assert row_C[0] == row_C[1] == row_C[2] == pytest.approx(np.exp(-87.0), rel=1e-5)
     assert np.isnan(row_C[3])
     assert row_C[4] == 1.0
+
+
+def test_tiny_weights_have_finite_gradients() -> None:
+    # Divided by the number of examples, they are so small that a sum of powers over them overflows.
+    case = make_case("all", "dot", drawn=0, weights=[4e-35], log_q=False)
+    loss, *gradients = case.result()
+    assert 0 < loss < 1e-30
+    assert all(np.isfinite(gradient_AD).all() for gradient_AD in gradients)

@@ -3,16 +3,14 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
 from builders import make_interactions
-from waiting import wait_until
 
-from kvstore.arrays import FloatArray
+from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import DivergedError, StoreError
 from kvstore.local import LocalStore
 from kvstore.optimizer_spec import OptimizerSpec
@@ -193,18 +191,29 @@ def test_divergence_is_detected(table: str) -> None:
 
 
 @pytest.mark.slow
-def test_checkpoint_has_the_state_at_its_start_although_steps_are_in_place(tmp_path: Path) -> None:
+def test_snapshot_copies_active_rows_of_each_table_before_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
     variant = Variant(optimizer=ADAM)
     with opened(variant) as (store, model, steps):
-        steps["in place"].take(variant.batch(0), 1.0, TrainState())
         before = contents(store, model)
-        store.save(str(tmp_path))
-        steps["in place"].take(variant.batch(1), 1.0, TrainState())
-        wait_until(lambda: store.poll_save() is not None, 60, "the end of the save")
-        for table in model.tables:
-            [saved] = (np.load(path) for path in (tmp_path / table.name).glob("weights.*.npy"))
-            np.testing.assert_array_equal(saved, before[f"{table.name} 0"])
-            assert (saved != store.weights(table.name)).any()
+        batch = variant.batch(0)
+        copied: dict[str, IntArray] = {}
+
+        class Recorder:
+            def before_update(self, table: str, number: int, rows_A: IntArray) -> None:
+                assert number == 0
+                np.testing.assert_array_equal(store.weights(table), before[f"{table} 0"])
+                copied[table] = rows_A
+
+            def close(self) -> None:
+                pass
+
+        monkeypatch.setattr(store, "_snapshot", Recorder())
+        steps["in place"].take(batch, 1.0, TrainState())
+        for table, rows_A in zip(model.tables, (batch.query.rows_A, batch.item.rows_A), strict=True):
+            np.testing.assert_array_equal(copied[table.name], rows_A)
+            changed_N = (store.weights(table.name) != before[f"{table.name} 0"]).any(axis=1)
+            assert set(np.flatnonzero(changed_N)) <= set(rows_A)
+            assert changed_N.any()
 
 
 @pytest.mark.parametrize(

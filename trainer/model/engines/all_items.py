@@ -12,9 +12,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import get_num_threads
 
 from kvstore.arrays import FloatArray
+from kvstore.jit import get_num_threads
 from trainer.model.batches import Batch
 from trainer.model.engines.scratch import Scratch
 from trainer.model.pool_kernels import fill_squares, scale_rows, sum_chunks

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from kvstore.arrays import FloatArray
+from kvstore.jit import njit, prange
 from kvstore.row_kernels import dot
 from trainer.config.model_sections import NegativesConfig
 from trainer.model.batches import Batch

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads
 
 from kvstore.arrays import FloatArray
+from kvstore.jit import get_num_threads
 from kvstore.local import LocalStore
 from kvstore.memory import advise_huge_pages
 from kvstore.optimizers import check_convergence

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.jit import get_num_threads
 from trainer.model.active_rows import ActiveRows
 from trainer.model.batches import Batch
 from trainer.model.engines.scratch import Scratch
@@ -37,7 +37,9 @@ _MIN_TILE = 128
 """Examples of a tile at least: products with fewer rows are slow."""
 _CHUNK_EXAMPLES = 512
 _CHUNKS_OF_POOL = 16
-"""A pool as large as its number of examples has so many chunks at most; each has a sum as large as the pool."""
+"""Chunks of a pool that has as many negatives as examples, at most; each has a sum as large as the pool."""
+_MIN_CHUNKS = 4
+"""Chunks of a pool with many more negatives than examples, so that several threads have work."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ class PoolGradients:
             mates = examples if self._in_batch else slice(0, 0)
             negatives = len(batch.negative_index_N) + mates.stop - mates.start
             chunks.append([])
-            for part in _split(examples, max(_CHUNK_EXAMPLES, negatives // _CHUNKS_OF_POOL)):
+            count = examples.stop - examples.start
+            size = min(negatives // _CHUNKS_OF_POOL, -(-count // _MIN_CHUNKS))
+            for part in _split(examples, max(_CHUNK_EXAMPLES, size)):
                 chunks[-1].append(_Chunk(part, mates, slice(row, row + negatives)))
                 row += negatives
         return chunks

@@ -7,25 +7,27 @@ from pathlib import Path
 
 import pytest
 
-CONSTANT = """
-from numba import njit
+FACTORS = """
+from kvstore.jit import njit
+
+FACTOR = {}
 
 @njit(cache=True)
-def constant():
-    return {}
+def one():
+    return 1
 """
 BETWEEN = """
-from numba import njit
+import factors as known_factors
+from kvstore.jit import njit
 
-from constants import constant
+FACTOR = known_factors.FACTOR
 
 @njit(cache=True)
 def between():
-    return 10 * constant()
+    return 10 * FACTOR
 """
 KERNEL = """
-import kvstore
-from numba import njit
+from kvstore.jit import njit
 
 from middle import between
 
@@ -49,11 +51,11 @@ def run_kernel(folder: Path) -> tuple[int, int]:
 
 @pytest.mark.slow
 def test_change_of_an_imported_kernel_invalidates_the_cache(tmp_path: Path) -> None:
-    (tmp_path / "constants.py").write_text(CONSTANT.format(4))
+    (tmp_path / "factors.py").write_text(FACTORS.format(4))
     (tmp_path / "middle.py").write_text(BETWEEN)
     (tmp_path / "kernel.py").write_text(KERNEL)
     assert run_kernel(tmp_path) == (41, 0)
     assert run_kernel(tmp_path) == (41, 1)
-    (tmp_path / "constants.py").write_text(CONSTANT.format(5))
+    (tmp_path / "factors.py").write_text(FACTORS.format(5))
     assert run_kernel(tmp_path) == (51, 0)
     assert run_kernel(tmp_path) == (51, 1)
