@@ -21,7 +21,7 @@ from typing import Any
 from numba import config, get_num_threads, njit, prange
 from numba.core import caching
 
-__all__ = ["get_num_threads", "inner_kernel", "njit", "prange"]
+__all__ = ["allocating_kernel", "get_num_threads", "inner_kernel", "njit", "prange"]
 
 inner_kernel: Any = partial(njit, cache=True, error_model="numpy", forceinline=True, _nrt=False)
 """Compile a function that kernels call for each row into these kernels, without counting references.
@@ -30,6 +30,9 @@ LLVM inlines it. Inlined by Numba (``inline="always"``), arguments become variab
 kernel writes to an array only in the inlined body, Numba may remove that as dead code. Without ``_nrt=False``, each
 call counts references to its arrays, atomically, in counters that all threads share. Such a function cannot allocate.
 """
+
+allocating_kernel: Any = partial(njit, cache=True, error_model="numpy", _nrt=True)
+"""Compile a function that allocates and that inner kernels call: it would inherit their ``_nrt=False``."""
 
 _COMPILER = re.compile(r"^(from|import) (numba|llvmlite|kvstore\.jit)\b", re.MULTILINE)
 """What a file that defines kernels, or parts of them, imports."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvstore.cache_prefetch import AHEAD, prefetch_row
-from kvstore.jit import inner_kernel, njit, prange
+from kvstore.jit import allocating_kernel, inner_kernel, njit, prange
 from kvstore.optimizers import prefetch_row_ahead, update_row
 from kvstore.row_kernels import add_scaled, dot
 from kvstore.threads import claim_chunk
@@ -35,7 +35,7 @@ _CHUNK_ROWS = 64
 _ZERO = np.float32(0.0)
 
 
-@njit(cache=True, error_model="numpy")
+@allocating_kernel()
 def _loss(code, score, scores_C, parts_C, item, negatives_C, weight, params, num_hard):  # type: ignore[no-untyped-def]
     """Return the loss of an example and its derivative by ``score``; see ``example_loss``."""
     if num_hard is not None:
