@@ -5,9 +5,9 @@
     make bench ARGS='--only single products --repeats 3'
     .venv/bin/python benchmarks/bench.py --list
 
-Peers are installed from the Python package index into environments of their own, below build/peers/. One that cannot be
-installed or run is named in the page, with the reason. Each measurement is a process of its own, and measurements of a
-section take turns within a repeat, so that other load affects all of them.
+Peers are installed from the Python package index, each into its own virtual environment in build/peers/. The page lists
+those that cannot be installed or run, with the reason. Each measurement runs in a separate process, and the
+measurements of a section alternate within a repeat, so that other load affects all of them.
 
 Results are appended to build/bench/ as they are made. Those of the same commit are used again by the next run; failed
 ones are tried again. A run with other sections adds to them. --fresh measures everything again, and --render only
@@ -140,7 +140,7 @@ def main() -> int:
     repeats = arguments.repeats or (1 if arguments.quick else REPEATS)
     say(f"{len(planned)} measurements, {repeats} repeats, commit {revision}; results in {file}")
     command = " ".join(["make bench", *([f"ARGS='{' '.join(sys.argv[1:])}'"] if sys.argv[1:] else [])])
-    # Measurements run in sessions of their own; an exception ends them too.
+    # Each measurement runs in a separate process group; an exception ends it too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_all(planned, repeats, results, revision)

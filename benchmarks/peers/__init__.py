@@ -1,1 +1,1 @@
-"""One small script per peer, each run in an environment of its own, made of the requirements beside it."""
+"""One script per peer, run in a virtual environment that is installed from the requirements file next to it."""

@@ -230,7 +230,7 @@ def _phase_section(scale: Scale, results: Results) -> Iterator[str]:
                 step = statistics.median(values["step_ms"] for values in found)
                 rows.append([f"{name}, {ids}", f"{step:.1f}", *(f"{value:.1f}" for value in medians)])
     yield _table(["", "step", *PHASES], rows)
-    yield "\nWhat the machine reaches, measured beside it:\n"
+    yield "\nLimits of the machine, measured in the same run:\n"
     limits = [[text, f"{_cell(results, 'limits/machine', name)} {unit}"] for name, (text, unit) in LIMITS.items()]
     yield _table(["limit", ""], limits) + "\n"
 

@@ -228,7 +228,7 @@ class Planner:
         return self.peer("mxnet_gluon", None, distribution, rows=rows, steps=steps, warm_up=2, **MXNET_MODES[mode])
 
     def script(self, module: str, **task: Any) -> dict[str, Any]:
-        """Run a module of the suite in a process of its own."""
+        """Run a module of the suite in a separate process."""
         task = {"dim": self.scale.dim, "rounds": self.scale.rounds, "threads": threads(), **task}
         return run_module(sys.executable, f"suite.{module}", task, TIMEOUT_SECONDS)
 

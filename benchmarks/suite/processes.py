@@ -1,4 +1,4 @@
-"""Run a measurement as a process of its own, so that it starts with fresh memory and its own threads.
+"""Run a measurement in a separate process, so that it starts with fresh memory and its own threads.
 
     result = run_module(sys.executable, "peers.fbgemm_bpr", task, timeout=600)
 

@@ -27,7 +27,7 @@ from engine_cases import (
 )
 
 from kvstore.arrays import FloatArray
-from trainer.config.model_sections import LossKind
+from trainer.config.model_sections import LossKind, ScoreKind
 from trainer.model.engines import pools
 from trainer.model.engines.cpu import CpuEngine
 from trainer.model.negatives import IN_BATCH_KINDS
@@ -196,3 +196,18 @@ def mxnet_results() -> dict[str, Any]:
 def test_mxnet_autograd_matches_closed_form(name: str, mxnet_results: dict[str, Any]) -> None:
     loss, *gradients = mxnet_results[name]
     assert_close((loss, *map(np.array, gradients)), cpu_result(CASES[name]), 1e-5)
+
+
+@pytest.mark.parametrize("score", ["dot", "euclidean", "cosine"])
+def test_bpr_with_one_negative_is_softmax_with_one_negative(score: ScoreKind) -> None:
+    # Both are log(1 + exp(s' - s)). BPR has a shorter path for one negative. The third example's negative is its item.
+    results = []
+    for loss in ("bpr", "softmax"):
+        case = make_case(loss, score, "per_example")
+        case = replace(case, negatives_N=case.negatives_N.reshape(-1, DRAWS)[:, 0])
+        results.append(gradients_by(CpuEngine(case.model, case.loss_spec, case.spec), case))
+    (bpr_loss, *bpr), (softmax_loss, *softmax) = results
+    assert bpr_loss == pytest.approx(softmax_loss, rel=1e-6)
+    for bpr_RD, softmax_RD in zip(bpr, softmax, strict=True):
+        np.testing.assert_allclose(bpr_RD, softmax_RD, atol=1e-6)
+    assert np.abs(bpr[0]).max() > 0.01
