@@ -57,11 +57,12 @@ def render(record: dict[str, Any]) -> dict[str, str]:
 def _page(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[str]:
     yield from _head(record, scale, results)
     yield from _target_section(scale, results)
-    yield from _dense_section(scale, results)
-    yield from _single_section(scale, results)
-    yield from _distributed_section(scale, results)
-    yield from _product_section(scale, results)
-    yield from _growth_section(scale, results)
+    for heading, (prefixes, section) in SECTIONS.items():
+        yield f"## {heading}\n"
+        if _is_measured(results, *prefixes):
+            yield from section(scale, results)
+        else:
+            yield "Not measured in this run.\n"
     yield from _phase_section(scale, results)
     yield from _failures(results)
 
@@ -117,7 +118,6 @@ def _target_section(scale: Scale, results: Results) -> Iterator[str]:
 
 
 def _dense_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield "## Dense against sparse\n"
     yield _prose(
         """Milliseconds of a step, by rows of the table of customers. Dense gradients and updates are as large as
         the table; MXNet's row_sparse updates are lazy, but its embedding's backward pass still visits a flag for
@@ -134,7 +134,6 @@ def _dense_section(scale: Scale, results: Results) -> Iterator[str]:
 
 
 def _single_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield "## One machine\n"
     yield _prose(
         """Thousand triples per second of one process on all cores, and the ratio of Crossfade over the peer.
         implicit, Buffalo, and LightFM update rows without locks in random order (hogwild) and draw negatives by
@@ -144,7 +143,6 @@ def _single_section(scale: Scale, results: Results) -> Iterator[str]:
 
 
 def _distributed_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield "## Servers and workers\n"
     yield _prose(
         """Thousand triples per second of all workers, on the same machine. TorchRec's ranks have one thread each and
         exchange rows with Gloo. Stock MXNet is Gluon's SparseEmbedding and Trainer on the `dist_sync` store with its
@@ -161,7 +159,6 @@ def _distributed_section(scale: Scale, results: Results) -> Iterator[str]:
 
 
 def _product_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield "## Softmax and evaluation\n"
     yield _prose(
         f"""Softmax gradients against bare matrix products of the same shapes in as many threads, measured in turn,
         the best of several tilings. Batch negatives: {scale.batch:,} examples in 16 partitions with logQ
@@ -180,7 +177,6 @@ def _product_section(scale: Scale, results: Results) -> Iterator[str]:
 
 
 def _growth_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield "## Growth\n"
     yield _prose(
         """Milliseconds of a step of Crossfade in process as one size grows, and the rate in thousand triples per
         second."""
@@ -230,9 +226,26 @@ def _phase_section(scale: Scale, results: Results) -> Iterator[str]:
                 step = statistics.median(values["step_ms"] for values in found)
                 rows.append([f"{name}, {ids}", f"{step:.1f}", *(f"{value:.1f}" for value in medians)])
     yield _table(["", "step", *PHASES], rows)
-    yield "\nLimits of the machine, measured in the same run:\n"
-    limits = [[text, f"{_cell(results, 'limits/machine', name)} {unit}"] for name, (text, unit) in LIMITS.items()]
-    yield _table(["limit", ""], limits) + "\n"
+    yield ""
+    if _is_measured(results, "limits/"):
+        yield "Limits of the machine, measured in the same run:\n"
+        limits = [[text, f"{_cell(results, 'limits/machine', name)} {unit}"] for name, (text, unit) in LIMITS.items()]
+        yield _table(["limit", ""], limits) + "\n"
+
+
+SECTIONS = {
+    "Dense against sparse": (("dense/",), _dense_section),
+    "One machine": (("single/",), _single_section),
+    "Servers and workers": (("distributed/",), _distributed_section),
+    "Softmax and evaluation": (("products/",), _product_section),
+    "Growth": (("growth/", "dense/crossfade/"), _growth_section),
+}
+"""Sections by heading: the keys of their measurements begin with one of the prefixes."""
+
+
+def _is_measured(results: Results, *prefixes: str) -> bool:
+    """Return whether there is a result, or a failure, of a measurement whose key begins with one of ``prefixes``."""
+    return any(result.key.startswith(prefixes) for result in results)
 
 
 def _failures(results: Results) -> Iterator[str]:
@@ -298,7 +311,7 @@ def _charts(scale: Scale, results: Results) -> dict[str, str]:
     def points(keys: Sequence[tuple[int, str]], relative: bool = False) -> Points:
         found = [(size, results.median(key, "step_ms")) for size, key in keys]
         known = [(float(size), value) for size, value in found if value is not None]
-        if not relative:
+        if not relative or not known:
             return known
         return [(size / known[0][0], value / known[0][1]) for size, value in known]
 
@@ -307,11 +320,19 @@ def _charts(scale: Scale, results: Results) -> dict[str, str]:
         PEERS[mode].replace("row-wise ", ""): points([(rows, f"dense/{mode}/{rows}") for rows in scale.dense_rows])
         for mode in MXNET_MODES
     }
-    by_rows = {**dense, "Crossfade": points(growth["rows of the table"])}
     relative = {name: points(keys, relative=True) for name, keys in growth.items()}
-    return {
-        "performance-rows.svg": line_chart("Time of a step against table rows", "rows", "ms", by_rows),
-        "performance-growth.svg": line_chart(
-            "Time of a step as one size grows", "size, relative to the smallest", "time, relative", relative
+    charts = {
+        "performance-rows.svg": (
+            "Time of a step against table rows",
+            "rows",
+            "ms",
+            {**dense, "Crossfade": points(growth["rows of the table"])},
+        ),
+        "performance-growth.svg": (
+            "Time of a step as one size grows",
+            "size, relative to the smallest",
+            "time, relative",
+            relative,
         ),
     }
+    return {name: line_chart(*chart) for name, chart in charts.items() if any(chart[-1].values())}

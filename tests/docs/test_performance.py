@@ -14,6 +14,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from suite.charts import line_chart  # noqa: E402
 from suite.page import PAGE, RECORD, render  # noqa: E402
+from suite.plan import QUICK  # noqa: E402
 from suite.results import Result, Results  # noqa: E402
 from suite.training import summarize  # noqa: E402
 
@@ -71,10 +72,19 @@ def test_page_of_a_run_on_a_busy_machine_is_preliminary() -> None:
     assert "preliminary" in render(busy)[PAGE]
 
 
-def test_charts_are_xml_and_draw_every_series() -> None:
-    for name, text in render(quick_record()).items():
-        if name.endswith(".svg"):
-            ElementTree.fromstring(text)
+def test_sections_and_charts_without_measurements_are_left_out() -> None:
+    record = quick_record()
+    files = render(record)
+    assert list(files) == [PAGE]
+    assert "## Dense against sparse\n\nNot measured in this run." in files[PAGE]
+    key = f"dense/crossfade/{QUICK.dense_rows[0]}"
+    record["measurements"].append({"key": key, "repeat": 0, "commit": "abc", "values": {"step_ms": 2.5}, "load": 0.5})
+    files = render(record)
+    assert "(performance-rows.svg)" in files[PAGE]
+    ElementTree.fromstring(files["performance-rows.svg"])
+
+
+def test_chart_draws_every_series() -> None:
     chart = ElementTree.fromstring(line_chart("Title", "x", "y", {"one": [(1e3, 2), (1e6, 30)], "two": [(1e3, 5)]}))
     lines = [element for element in chart.iter() if element.tag.endswith("polyline")]
     assert len(lines) == 2
