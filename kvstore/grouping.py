@@ -7,18 +7,27 @@ import numpy as np
 from kvstore.jit import njit
 
 
-@njit(cache=True)
-def group_by_shard(rows_A, num_shards):  # type: ignore[no-untyped-def]
-    """Sort by shard, keeping the order within each: the permutation, and where each shard starts in it."""
+@njit(cache=True, error_model="numpy")
+def group_by_shard(rows_A, num_shards, servers, shard_rows):  # type: ignore[no-untyped-def]
+    """Sort rows by shard, keeping the order within each.
+
+    Returns the permutation and the position of each row within its key (``layout.py``), both int64, and where each
+    shard starts in them.
+    """
+    rows = rows_A.shape[0]
     starts_P = np.zeros(num_shards + 1, dtype=np.int64)
-    for a in range(rows_A.shape[0]):
-        starts_P[rows_A[a] % num_shards + 1] += 1
+    shard_A, offset_A = np.empty(rows, dtype=np.int32), np.empty(rows, dtype=np.int64)
+    for a in range(rows):
+        offset = rows_A[a] // num_shards
+        p = rows_A[a] - offset * num_shards
+        shard_A[a], offset_A[a] = p, offset + p % servers * shard_rows
+        starts_P[p + 1] += 1
     for p in range(num_shards):
         starts_P[p + 1] += starts_P[p]
     next_P = starts_P[:-1].copy()
-    order_A = np.empty_like(rows_A)
-    for a in range(rows_A.shape[0]):
-        p = rows_A[a] % num_shards
-        order_A[next_P[p]] = a
+    order_A, positions_A = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.int64)
+    for a in range(rows):
+        p = shard_A[a]
+        order_A[next_P[p]], positions_A[next_P[p]] = a, offset_A[a]
         next_P[p] += 1
-    return order_A, starts_P
+    return order_A, positions_A, starts_P

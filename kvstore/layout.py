@@ -71,9 +71,7 @@ class TableLayout:
         """Split a request of sorted, unique rows by key. Every key is yielded, even one without rows."""
         from kvstore.grouping import group_by_shard  # imports numba, which only processes that move rows need
 
-        order_A, starts_P = group_by_shard(rows_A, self.num_shards)
-        shard_A = rows_A[order_A] % self.num_shards
-        positions_A = (shard_A % self.servers) * self.shard_rows + rows_A[order_A] // self.num_shards
+        order_A, positions_A, starts_P = group_by_shard(rows_A, self.num_shards, self.servers, self.shard_rows)
         for index, key in enumerate(self.key_numbers):
             begin, end = starts_P[index * self.servers], starts_P[(index + 1) * self.servers]
             yield KeyRows(key, order_A[begin:end], positions_A[begin:end])

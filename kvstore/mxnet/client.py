@@ -22,7 +22,8 @@ from kvstore.mxnet.commands import (
     reset_commands,
     save_command,
 )
-from kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_from, row_sparse_zeros
+from kvstore.mxnet.imports import import_mxnet
+from kvstore.mxnet.worker_key import WorkerKey
 from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import (
     MAX_ALL_REDUCE_LENGTH,
@@ -57,6 +58,7 @@ class MXNetStore:
         self._store: Any = self._mx.kv.create("dist_sync")
         self._max_key_bytes = max_key_bytes
         self._layouts: dict[str, TableLayout] = {}
+        self._keys: dict[int, WorkerKey] = {}
         self._lr_factor = 1.0
         self._servers = int(os.environ["DMLC_NUM_SERVER"])
         self.rank: int = self._store.rank
@@ -84,8 +86,7 @@ class MXNetStore:
         for layout in make_layout(tables, self._servers, self._max_key_bytes):
             self._layouts[layout.table.name] = layout
             for key in layout.key_numbers:
-                self._store.init(key, row_sparse_zeros(layout.key_shape, stored=self.rank == 0))
-                self._store.push(key, row_sparse_zeros(layout.key_shape, stored=False))
+                self._keys[key] = WorkerKey(self._store, key, layout.key_shape)
                 self._mx.nd.waitall()
         self.barrier()
         if checkpoint is not None:
@@ -143,15 +144,11 @@ class MXNetStore:
             check_rows(layout.table, rows_A)
             blocks[name] = np.empty((len(rows_A), layout.table.dim), dtype=np.float32)
             for part in layout.split(rows_A):
-                if len(part.positions_A) == 0:
-                    continue
-                ids = self._mx.nd.array(part.positions_A, dtype=np.int64)
-                answer = self._mx.nd.sparse.zeros("row_sparse", layout.key_shape)
-                self._store.row_sparse_pull(part.key, out=answer, row_ids=ids)
-                requests.append((blocks[name], part, answer))
-        for block_AD, part, answer in requests:
-            answer.wait_to_read()
-            block_AD[part.order_A] = dense_view(answer, (len(part.positions_A), block_AD.shape[1]), np.float32)
+                if len(part.positions_A):
+                    self._keys[part.key].request(part.positions_A)
+                    requests.append((blocks[name], part))
+        for block_AD, part in requests:
+            block_AD[part.order_A] = self._keys[part.key].wait()
         return blocks
 
     def push(self, gradients: Mapping[str, RowGradient]) -> None:
@@ -160,8 +157,7 @@ class MXNetStore:
             layout = self._layouts[name]
             check_rows(layout.table, gradient.rows_A)
             for part in layout.split(gradient.rows_A):
-                array = row_sparse_from(part.positions_A, gradient.values_AD, part.order_A, layout.key_shape)
-                self._store.push(part.key, array)
+                self._keys[part.key].push(part.positions_A, gradient.values_AD, part.order_A)
 
     def set_lr_factor(self, factor: float) -> None:
         """Multiply the learning rate by ``factor`` from the next step on.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import warnings
 from typing import Any
@@ -16,6 +17,12 @@ from kvstore.memory import advise_huge_pages, release_pages
 from kvstore.mxnet.deferred_operators import deferred_operators
 
 ROLE_VARIABLE = "DMLC_ROLE"
+
+_WRITABLE = 0x200  # PyBUF_WRITE
+_memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
+"""View memory as bytes; a ctypes array would be a new type for each size, and a cycle for the garbage collector."""
+_memory_at.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_memory_at.restype = ctypes.py_object
 
 
 def require_mxnet() -> None:
@@ -80,9 +87,8 @@ def dense_view(array: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     pointer = ctypes.c_void_p()
     _check(_library().MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
     assert pointer.value is not None
-    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    buffer = (ctypes.c_byte * num_bytes).from_address(pointer.value)
-    return np.frombuffer(memoryview(buffer), dtype=dtype).reshape(shape)
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(_memory_at(pointer, num_bytes, _WRITABLE), dtype=dtype).reshape(shape)
 
 
 def row_sparse_ids(array: Any) -> IntArray:
@@ -94,6 +100,15 @@ def row_sparse_ids(array: Any) -> IntArray:
     _check(_library().MXNDArrayGetAuxNDArray(array.handle, 0, ctypes.byref(handle)))
     ids_A: IntArray = NDArray(handle).asnumpy()
     return ids_A
+
+
+def int64_array(values_A: IntArray) -> Any:
+    """Copy int64 values into a new dense NDArray (``mx.nd.array`` takes ten times as long)."""
+    import mxnet as mx
+
+    result = mx.nd.empty(values_A.shape, dtype=np.int64)
+    dense_view(result, values_A.shape, np.int64)[:] = values_A
+    return result
 
 
 def row_sparse_from(rows_A: IntArray, values_RD: FloatArray, order_A: IntArray, shape: tuple[int, int]) -> Any:
@@ -122,8 +137,7 @@ def _row_sparse_uninitialized(rows_A: IntArray, shape: tuple[int, int]) -> tuple
 
     if len(rows_A) == 0:
         return mx.nd.sparse.zeros("row_sparse", shape), np.empty((0, shape[1]), dtype=np.float32)
-    ids = mx.nd.empty(len(rows_A), dtype=np.int64)
-    dense_view(ids, ids.shape, np.int64)[:] = rows_A
+    ids = int64_array(rows_A)
     result = RowSparseNDArray(
         _new_alloc_handle("row_sparse", shape, mx.cpu(), False, np.float32, [np.int64], [rows_A.shape])
     )
