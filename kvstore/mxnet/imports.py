@@ -1,4 +1,4 @@
-"""Import MXNet safely, and view its memory as numpy arrays. Nothing else imports MXNet directly."""
+"""Import MXNet safely, and view its memory as numpy arrays. Other modules call ``import_mxnet`` first."""
 
 from __future__ import annotations
 

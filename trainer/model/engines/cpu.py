@@ -1,12 +1,13 @@
-"""Closed-form gradients on the CPU: BLAS for pools of negatives, one fused pass for per-example negatives.
+"""Closed-form gradients on the CPU: BLAS for pools of negatives, two passes for negatives per example.
 
     engine = CpuEngine(model, LossSpec("softmax"), NegativesConfig(kind="shared"))
     loss, gradients = engine.gradients(batch, vectors)
 
 Cosine scores are dot products of unit rows: vectors are normalized once, row by row, and gradients pass back through
-the normalization once, so the passes over examples need not distinguish scores.
+the normalization once, so what follows need not distinguish scores.
 
-Gradients by pools of negatives are in ``pools.py`` and ``all_items.py``.
+Gradients with pools of negatives are in ``pools.py`` and ``all_items.py``, with negatives per example in
+``per_example.py``.
 
 Shapes: A active rows, B examples, N uses or negatives of an example, D columns.
 """
