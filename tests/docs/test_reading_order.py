@@ -1,33 +1,103 @@
-"""The reading order in docs/architecture.md: at most 14 files, and every name it mentions is in its file."""
+"""The reading orders in docs/architecture.md, README.md and the packages: their files exist and define their names."""
 
+import ast
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
-_ITEM = re.compile(r"^\d+\. \[`(?P<file>[^`]+)`\]\([^)]+\): (?P<text>.*?)(?=^\d+\. |^$)", re.MULTILINE | re.DOTALL)
-_NAME = re.compile(r"`([A-Za-z_][\w.]*)`")
+_ITEM = re.compile(r"^\d+\. \[`(?P<file>[^`]+)`\]\([^)]+\): ", re.MULTILINE)
+_LINK = re.compile(r"\[`(?P<text>[^`]+)`\]\((?P<target>[^)]+)\)")
+_QUOTED = re.compile(r"(?<!`)(`+)(?P<text>[^`]+)\1(?!`)")
+_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
-def reading_order() -> list[tuple[str, list[str]]]:
-    """Return the files of the reading order, each with the names that its item mentions."""
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    section = page.partition("## Reading order\n")[2].partition("\n## ")[0]
-    return [
-        (item["file"], _NAME.findall(re.sub(r"\[.*?\]\(.*?\)", "", item["text"]))) for item in _ITEM.finditer(section)
-    ]
+@dataclass(frozen=True)
+class Passage:
+    """An item of a reading order, or a paragraph: the files it names, and the functions and classes."""
+
+    files: list[Path]
+    names: list[str]
+
+
+def markdown_passages(page: Path) -> Iterator[Passage]:
+    """Yield the items and paragraphs of the section "Reading order", whose files are links."""
+    section = page.read_text(encoding="utf-8").partition("## Reading order\n")[2].partition("\n## ")[0]
+    for text in re.split(r"\n\n|\n(?=\d+\. )", section):
+        files = [page.parent / link["target"] for link in _LINK.finditer(text)]
+        yield Passage(files, _names(_LINK.sub("", text)))
+
+
+def docstring_passage(module: Path) -> Passage:
+    """Return the docstring of a package, whose files are named relative to it."""
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    quoted = [quotation["text"] for quotation in _QUOTED.finditer(docstring)]
+    return Passage([module.parent / text for text in quoted if "/" in text or text.endswith(".py")], _names(docstring))
+
+
+def _names(text: str) -> list[str]:
+    """Return the quoted names of a text, other than those of files."""
+    quoted = [quotation["text"] for quotation in _QUOTED.finditer(text)]
+    return [name for name in quoted if _NAME.fullmatch(name) and not name.endswith(".py")]
+
+
+def definitions(source: str) -> set[str]:
+    """Return the names of the functions, classes, methods and parameters in a source; methods also as Class.method."""
+    tree = ast.parse(source)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    parameters = {node.arg for function in functions for node in ast.walk(function.args) if isinstance(node, ast.arg)}
+    methods = {f"{owner.name}.{node.name}" for owner in classes for node in owner.body if node in functions}
+    return parameters | methods | {node.name for node in [*functions, *classes]}
+
+
+def problems(passage: Passage) -> list[str]:
+    """Return the files of a passage that do not exist, and the names that none of its files defines."""
+    missing = [str(file) for file in passage.files if not file.exists()]
+    sources = [file for file in passage.files if file.is_file() and file.suffix == ".py"]
+    defined = {name for file in sources for name in definitions(file.read_text(encoding="utf-8"))}
+    return missing + [name for name in passage.names if name not in defined]
 
 
 def test_reading_order_has_at_most_14_files() -> None:
-    assert 10 <= len(reading_order()) <= 14
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = [item["file"] for item in _ITEM.finditer(page)]
+    assert 10 <= len(set(files)) == len(files) <= 14
 
 
-def test_names_in_the_reading_order_are_in_their_files() -> None:
-    missing = []
-    for file, names in reading_order():
-        source = (ROOT / file).read_text(encoding="utf-8")
-        missing += [
-            f"{file}: {name}"
-            for name in names
-            if not all(re.search(rf"\b{part}\b", source) for part in name.split("."))
-        ]
-    assert missing == []
+@pytest.mark.parametrize("page", ["docs/architecture.md", "README.md"])
+def test_files_of_the_reading_order_define_its_names(page: str) -> None:
+    passages = list(markdown_passages(ROOT / page))
+    assert sum(len(passage.files) for passage in passages) >= 4
+    assert any(passage.names for passage in passages)
+    assert [problem for passage in passages for problem in problems(passage)] == []
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "README.md"])
+def test_links_are_named_as_their_files(page: str) -> None:
+    links = list(_LINK.finditer((ROOT / page).read_text(encoding="utf-8")))
+    assert links
+    assert [
+        link[0] for link in links if not f"/{link['target']}".rstrip("/").endswith("/" + link["text"].rstrip("/"))
+    ] == []
+
+
+@pytest.mark.parametrize("package", ["kvstore", "trainer", "deploy"])
+def test_files_of_a_package_docstring_define_its_names(package: str) -> None:
+    passage = docstring_passage(ROOT / package / "__init__.py")
+    assert passage.files
+    assert problems(passage) == []
+
+
+def test_missing_files_and_names_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("class A:\n    def f(self, x):\n        y = g(x)\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "## Reading order\n\n1. [`a.py`](a.py): `A.f` and `f` of `x`, not `g`, `y`, `A.x`.\n2. [`b.py`](b.py): `A`\n",
+        encoding="utf-8",
+    )
+    found = [problem for passage in markdown_passages(page) for problem in problems(passage)]
+    assert found == ["g", "y", "A.x", str(tmp_path / "b.py"), "A"]
