@@ -11,9 +11,8 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from kvstore.jit import inner_kernel
+from kvstore.jit import inner_kernel, intrinsic
 
 AHEAD = 8
 """Iterations to look ahead: about as many cache misses as a core can have in flight."""
@@ -44,7 +43,7 @@ def _prefetch_byte(_context: Any, array: Any, row: Any, offset: Any) -> Any:
 def prefetch_row(array, row):  # type: ignore[no-untyped-def]
     """Prefetch ``array[row]``."""
     for offset in range(0, array.strides[0], _LINE_BYTES):
-        _prefetch_byte(array, row, offset)  # type: ignore[call-arg]
+        _prefetch_byte(array, row, offset)
 
 
 @inner_kernel()

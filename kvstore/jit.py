@@ -1,6 +1,6 @@
 """Numba's decorators for the kernels of this project, with a cache that follows the kernels that a file imports.
 
-    from kvstore.jit import inner_kernel, njit, prange
+    from kvstore.jit import inner_kernel, intrinsic, njit, prange
 
 Numba compiles the functions that a kernel calls into it, and caches the result until the kernel's own file changes.
 Importing this module makes numba add the files that a kernel's file imports kernels from, directly or not.
@@ -18,10 +18,10 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from numba import config, get_num_threads, njit, prange
+from numba import config, extending, get_num_threads, njit, prange
 from numba.core import caching
 
-__all__ = ["allocating_kernel", "get_num_threads", "inner_kernel", "njit", "prange"]
+__all__ = ["allocating_kernel", "get_num_threads", "inner_kernel", "intrinsic", "njit", "prange"]
 
 inner_kernel: Any = partial(njit, cache=True, error_model="numpy", forceinline=True, _nrt=False)
 """Compile a function that kernels call for each row into these kernels, without counting references.
@@ -33,6 +33,13 @@ call counts references to its arrays, atomically, in counters that all threads s
 
 allocating_kernel: Any = partial(njit, cache=True, error_model="numpy", _nrt=True)
 """Compile a function that allocates and that inner kernels call: it would inherit their ``_nrt=False``."""
+
+intrinsic: Any = extending.intrinsic
+"""Define a function that kernels call by the LLVM code that it generates.
+
+Untyped on purpose: numba's annotations give a decorated function the parameters of its definition, among them the
+typing context, so mypy would reject every call.
+"""
 
 _COMPILER = re.compile(r"^(from|import) (numba|llvmlite|kvstore\.jit)\b", re.MULTILINE)
 """What a file that defines kernels, or parts of them, imports."""

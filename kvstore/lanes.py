@@ -15,14 +15,11 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
 
 from kvstore import vector_ir as vectors
-from kvstore.jit import njit
+from kvstore.jit import intrinsic, njit
 from kvstore.vector_ir import INT_VECTOR, LANES, VECTOR
-
-_intrinsic: Any = intrinsic
-"""The decorator; numba's type of what it returns has the arguments of the definition, not those of a call."""
 
 
 class _LanesType(types.Type):
@@ -55,7 +52,7 @@ def _address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.gep(array.data, [arguments[1]])
 
 
-@_intrinsic
+@intrinsic
 def load(_context: Any, array: Any, first: Any) -> Any:
     """Return ``LANES`` elements of an array from ``first`` on."""
     _check(array)
@@ -66,7 +63,7 @@ def load(_context: Any, array: Any, first: Any) -> Any:
     return _lanes(array, types.int64), generate
 
 
-@_intrinsic
+@intrinsic
 def load_first(_context: Any, array: Any, first: Any, count: Any, fill: Any) -> Any:
     """Return ``count`` elements of an array from ``first`` on, and ``fill`` in the other lanes."""
     _check(array)
@@ -79,7 +76,7 @@ def load_first(_context: Any, array: Any, first: Any, count: Any, fill: Any) -> 
     return _lanes(array, types.int64, types.int64, types.float32), generate
 
 
-@_intrinsic
+@intrinsic
 def store(_context: Any, array: Any, first: Any, lanes: Any) -> Any:
     """Set ``LANES`` elements of an array from ``first`` on."""
     _check(array)
@@ -91,7 +88,7 @@ def store(_context: Any, array: Any, first: Any, lanes: Any) -> Any:
     return types.void(array, types.int64, lanes), generate
 
 
-@_intrinsic
+@intrinsic
 def store_first(_context: Any, array: Any, first: Any, count: Any, lanes: Any) -> Any:
     """Set ``count`` elements of an array from ``first`` on."""
     _check(array)
@@ -104,7 +101,7 @@ def store_first(_context: Any, array: Any, first: Any, count: Any, lanes: Any) -
     return types.void(array, types.int64, types.int64, lanes), generate
 
 
-@_intrinsic
+@intrinsic
 def splat(_context: Any, value: Any) -> Any:
     """Return ``value`` in all lanes."""
 
@@ -114,25 +111,25 @@ def splat(_context: Any, value: Any) -> Any:
     return _lanes(types.float32), generate
 
 
-@_intrinsic
+@intrinsic
 def add(_context: Any, x: Any, y: Any) -> Any:
     """Return x + y."""
     return _lanes(x, y), lambda _context, builder, _signature, arguments: builder.fadd(*arguments)
 
 
-@_intrinsic
+@intrinsic
 def subtract(_context: Any, x: Any, y: Any) -> Any:
     """Return x − y."""
     return _lanes(x, y), lambda _context, builder, _signature, arguments: builder.fsub(*arguments)
 
 
-@_intrinsic
+@intrinsic
 def multiply(_context: Any, x: Any, y: Any) -> Any:
     """Return x·y."""
     return _lanes(x, y), lambda _context, builder, _signature, arguments: builder.fmul(*arguments)
 
 
-@_intrinsic
+@intrinsic
 def multiply_add(_context: Any, x: Any, y: Any, z: Any) -> Any:
     """Return x·y + z, rounded once."""
 
@@ -142,7 +139,7 @@ def multiply_add(_context: Any, x: Any, y: Any, z: Any) -> Any:
     return _lanes(x, y, z), generate
 
 
-@_intrinsic
+@intrinsic
 def maximum(_context: Any, x: Any, y: Any) -> Any:
     """Return the larger of x and y in each lane; y where either is NaN."""
 
@@ -152,7 +149,7 @@ def maximum(_context: Any, x: Any, y: Any) -> Any:
     return _lanes(x, y), generate
 
 
-@_intrinsic
+@intrinsic
 def power_of_two(_context: Any, shifted: Any) -> Any:
     """Return 2ⁿ, n in −126 to 127, where ``shifted`` is n + 1.5·2²³: that number's lowest bits are those of n."""
 
@@ -163,7 +160,7 @@ def power_of_two(_context: Any, shifted: Any) -> Any:
     return _lanes(shifted), generate
 
 
-@_intrinsic
+@intrinsic
 def sum_of(_context: Any, lanes: Any) -> Any:
     """Return the sum of all lanes, added up as a tree."""
 
@@ -173,7 +170,7 @@ def sum_of(_context: Any, lanes: Any) -> Any:
     return types.float32(lanes), generate
 
 
-@_intrinsic
+@intrinsic
 def largest_of(_context: Any, lanes: Any) -> Any:
     """Return the largest lane."""
 

@@ -1,11 +1,13 @@
-"""Arithmetic of rows for kernels: in vector instructions, with sums in a fixed order.
+"""Vector arithmetic on table rows, for kernels; ``lanes.py`` has the same for tiles of scores.
 
     score = dot(query_AD, a, item_RD, r)
 
+Pass the array and a row number, not a view: numba counts references to each view in an atomic counter that all threads
+contend for. For the same reason, each function is one intrinsic: numba would count references to arrays within a
+function that it compiles from Python.
+
 Sums have sixteen partial sums, added up as a tree, so results are the same bits on every machine, and whether code was
-freshly compiled or comes from numba's cache. Each function is one intrinsic, and gets a row as an array and its number:
-numba counts references to views of rows, and to arrays within functions of several steps, in counters that all threads
-share.
+freshly compiled or comes from numba's cache.
 
 Arrays are float32 and contiguous, and their rows equally long. Row numbers are not checked.
 """
@@ -19,13 +21,10 @@ from typing import Any
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.extending import intrinsic
 
 from kvstore import vector_ir as vectors
+from kvstore.jit import intrinsic
 from kvstore.vector_ir import INT64, LANES
-
-_intrinsic: Any = intrinsic
-"""The decorator; numba's type of what it returns has the arguments of the definition, not those of a call."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _signature(result: Any, *kinds: Any) -> Any:
     return result(*kinds)
 
 
-@_intrinsic
+@intrinsic
 def dot(_context: Any, x_ND: Any, n: Any, y_MD: Any, m: Any) -> Any:
     """Return x·y, where x is ``x_ND[n]`` and y is ``y_MD[m]``."""
 
@@ -106,7 +105,7 @@ def dot(_context: Any, x_ND: Any, n: Any, y_MD: Any, m: Any) -> Any:
     return _signature(types.float32, x_ND, types.int64, y_MD, types.int64), generate
 
 
-@_intrinsic
+@intrinsic
 def square_of_sum(_context: Any, x_ND: Any, n: Any, factor: Any, y_MD: Any, m: Any) -> Any:
     """Return |x + factor·y|², where x is ``x_ND[n]`` and y is ``y_MD[m]``."""
 
@@ -124,7 +123,7 @@ def square_of_sum(_context: Any, x_ND: Any, n: Any, factor: Any, y_MD: Any, m: A
     return _signature(types.float32, x_ND, types.int64, types.float32, y_MD, types.int64), generate
 
 
-@_intrinsic
+@intrinsic
 def add_scaled(_context: Any, out_ND: Any, n: Any, factor: Any, x_MD: Any, m: Any) -> Any:
     """Add factor·x to ``out_ND[n]``, where x is another row, ``x_MD[m]``."""
 
@@ -141,7 +140,7 @@ def add_scaled(_context: Any, out_ND: Any, n: Any, factor: Any, x_MD: Any, m: An
     return _signature(types.void, out_ND, types.int64, types.float32, x_MD, types.int64), generate
 
 
-@_intrinsic
+@intrinsic
 def descend(_context: Any, out_ND: Any, n: Any, step_size: Any, x_MD: Any, m: Any, decay: Any) -> Any:
     """Subtract step_size·g from ``out_ND[n]``, where g is x + decay·out and x is ``x_MD[m]``.
 

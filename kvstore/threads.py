@@ -15,13 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 from numba import types
-from numba.extending import intrinsic
 
-_intrinsic: Any = intrinsic
-"""The decorator; numba's type of what it returns has the arguments of the definition, not those of a call."""
+from kvstore.jit import intrinsic
 
 
-@_intrinsic
+@intrinsic
 def claim_chunk(_context: Any, next_1: Any, size: Any) -> Any:
     """Add ``size`` to ``next_1[0]``, int64, as one atomic operation, and return what it was before."""
 

@@ -28,22 +28,19 @@ from typing import Any
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
-from numba.extending import intrinsic
 
-from kvstore.jit import njit, prange
+from kvstore.jit import intrinsic, njit, prange
 
 SCANNED = 64
 """Scores compared at a time, one for each bit of a mask."""
 MAX_ITEMS = (1 << 32) - 1
 """A key has 32 bits for the item's place."""
 _LANES = 16
-_intrinsic: Any = intrinsic
-"""The decorator; numba's type of what it returns has the arguments of the definition, not those of a call."""
 _HALF, _LOW_HALF, _SIGN = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(0x80000000)
 _ONE, _ALL_BITS = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-@_intrinsic
+@intrinsic
 def _scores_above(_context: Any, scores: Any, penalties: Any, row: Any, first: Any, scale: Any, threshold: Any) -> Any:
     """Return the mask of the ``SCANNED`` scores from ``scores[row, first]`` on that are above ``threshold``.
 
@@ -87,7 +84,7 @@ def _address(context: Any, builder: Any, signature: Any, arguments: Any, number:
     return builder.ptrtoint(_array(context, builder, signature, arguments, number).data, ir.IntType(64))
 
 
-@_intrinsic
+@intrinsic
 def _lowest_bit(_context: Any, mask: Any) -> Any:
     """Return the number of the lowest bit that is set in ``mask``, which is not 0."""
 
@@ -97,7 +94,7 @@ def _lowest_bit(_context: Any, mask: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-@_intrinsic
+@intrinsic
 def _score_bits(_context: Any, score: Any) -> Any:
     """Return the bits of a float32."""
 
@@ -107,7 +104,7 @@ def _score_bits(_context: Any, score: Any) -> Any:
     return types.uint64(types.float32), generate
 
 
-@_intrinsic
+@intrinsic
 def _score_of_bits(_context: Any, bits: Any) -> Any:
     """Return the float32 of the lower 32 bits."""
 
