@@ -1,8 +1,7 @@
-"""Array types of the public interfaces, and the legend of shape suffixes.
+"""Array types of the public interfaces.
 
-Shape suffixes, used throughout: A active rows of a table, B examples of a batch, C negatives of a shared pool, D
-columns of an embedding, E items of an evaluated block, K entries of a ranking, N elements of anything else, P table
-shards, Q queries, R any rows of a table.
+Names of arrays end in the letters of their dimensions, as in ``block_AD``: A active rows, D columns. CONTRIBUTING.md
+("Shape suffixes") lists the letters.
 """
 
 from typing import Any

@@ -15,7 +15,8 @@ Each is the fraction of neighbors that share a label with the row, averaged over
 many rows, neighbors are found for a random sample of rows, among all; with many interactions, counts are over a random
 sample of the other side.
 
-Shapes: S labeled rows, by place; Q sampled places; R rows; K neighbors; P pairs; C the other side.
+Shapes: S labeled rows, by place; Q sampled places; E places of a block; R rows; K neighbors; P pairs; L labels; C rows
+of the other side; T its pairs.
 """
 
 from __future__ import annotations

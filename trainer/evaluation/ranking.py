@@ -29,7 +29,8 @@ Items of the excluded splits are removed from a query's ranking where their weig
 feedback stays, and costs a rank if it is ranked high. Queries are processed in chunks, so the memory for rankings is
 bounded, and divided among the workers.
 
-Shapes: Q queries, K ranks or depths, M metrics, N items, I ranked items.
+Shapes: Q queries, K ranks or depths, M metrics, N items, I ranked items, T kinds of items, B blocks of queries, V
+numbers of D digits.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 A batch joins the worker's slice of the step's interactions with its negatives, and groups both by active row.
 
-Shapes: B examples, N uses of items, A active rows, C negatives of a pool.
+Shapes: B examples, N uses of items, C negatives of a pool, P partitions of this worker.
 """
 
 from __future__ import annotations

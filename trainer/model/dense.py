@@ -28,7 +28,7 @@ whose gradients are added in order, so results do not depend on the number of th
 Each worker holds a copy of the layers. Their gradients, of the mean loss over the global batch, are summed over workers
 before they are applied (``trainer/model/allreduce.py``), so that all copies stay equal.
 
-Shapes: A rows, D columns.
+Shapes: A rows, N parameters, D columns. Here, A1 is a column, (A, 1).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Softmax with a pool of which all negatives count has faster kernels, in ``softmax_kernels.py``. The passes over examples
 that each have negatives of their own are in ``per_example_kernels.py``.
 
-Shapes: B examples, C negatives of an example, K hard negatives, A active rows, N uses, D columns. Floats are float32.
+Shapes: B examples, C negatives of an example, K hard negatives, D columns. Floats are float32.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ It does not depend on the worker, so several workers contrast the same examples 
 In-batch negatives (``in_batch`` and, next to a pool, ``mixed``) do not depend on the number of workers either: an
 example is contrasted with the items of its partition in that step, and a partition is read by exactly one worker.
 
-Shapes: N draws or items, B examples, C negatives of a pool.
+Shapes: N draws or items, B examples.
 """
 
 from __future__ import annotations

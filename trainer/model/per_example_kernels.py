@@ -15,7 +15,8 @@ those of items, which use the queries of ``old_AD``.
 Threads claim chunks of rows. A row's result depends on no other row's, so it does not matter which thread computes it.
 
 Shapes: B examples, C negatives of an example, N uses of items (those of the examples, then the negatives of each in
-turn), A active rows, R rows of items: a table's or, of rows that were pulled, the active ones; D columns.
+turn), A active rows, R rows of items: a table's or, of rows that were pulled, the active ones; X rows of an array that
+gradients are written to; D columns.
 """
 
 from __future__ import annotations

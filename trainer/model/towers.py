@@ -22,7 +22,7 @@ new track is represented by its artist and tags. In a step, e is dropped for a f
 That vector then passes through the dense layers of its side. A model whose sides have one table each, and no dense
 layers, passes through unchanged, at no cost.
 
-Shapes: A active rows of a tower, N uses of a feature's values, R rows of the entity, D columns.
+Shapes: A active rows of a tower, N uses of a feature's values, R rows of the entity.
 """
 
 from __future__ import annotations

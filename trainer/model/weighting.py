@@ -7,7 +7,7 @@ Queries with thousands of interactions would otherwise dominate the loss, while 
 power p, an interaction of a query that has n interactions in train weighs n^p, scaled so that weights average 1: p = 0
 weighs every interaction the same, p = −1 every query. The same holds for items, where p > 0 favors popular ones.
 
-Shapes: R rows of a table, Q queries, I items, B examples.
+Shapes: R rows of a table, Q queries, I items, A active rows, B examples.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     check.run(progress)
     check.counts["track"]                   # interactions of train per row, to compare with the vocabulary
 
-Shapes: N rows of a part of a row group, R rows of an entity.
+Shapes: N rows of a part of a row group.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 A chunk of queries is the work of one thread, as in ``pools.py``.
 
-Shapes: A active rows, B examples, C items, K chunks, T queries of a tile, D columns.
+Shapes: A active rows, B or N examples, C items, K chunks, T queries of a tile, D columns.
 """
 
 from __future__ import annotations

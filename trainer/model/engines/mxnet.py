@@ -6,7 +6,7 @@
 The input holds the active rows only, so autograd's dense gradients have their size, whereas
 ``Embedding(sparse_grad=True)`` scans a complete table in every step.
 
-Shapes: A active rows, B examples, C negatives of an example, D columns.
+Shapes: A active rows, B examples, C negatives of an example, N uses of items, D columns. Here, B1 is a column, (B, 1).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
     loss_B = per_example.update(batch, weight_B, store, model)      # the same step on tables in this process
 
-Shapes: B examples, A active rows, D columns.
+Shapes: B examples, N uses of items, A active rows, R rows of a table, D columns.
 """
 
 from __future__ import annotations
