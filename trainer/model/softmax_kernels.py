@@ -139,11 +139,11 @@ def _fill(row_C, value, uses_N, first_use, first_place, end_use):  # type: ignor
 @njit(cache=True, error_model="numpy", inline="always")
 def _fill_uncounted(row_C, value, item_uses_N, query_uses_N, pool):  # type: ignore[no-untyped-def]
     """Set the places of negatives that do not count for an example to ``value``."""
-    examples, drawn, first_mate, end_mate = pool
+    examples, drawn, first_in_batch, end_in_batch = pool
     _fill(row_C, value, item_uses_N, examples, 0, examples + drawn)
-    if end_mate > first_mate:
-        _fill(row_C, value, item_uses_N, first_mate, drawn, end_mate)
-        _fill(row_C, value, query_uses_N, first_mate, drawn, end_mate)
+    if end_in_batch > first_in_batch:
+        _fill(row_C, value, item_uses_N, first_in_batch, drawn, end_in_batch)
+        _fill(row_C, value, query_uses_N, first_in_batch, drawn, end_in_batch)
 
 
 @njit(cache=True, error_model="numpy", nogil=True)

@@ -48,18 +48,48 @@ class _Chunk:
 
     Attributes:
         examples: the examples.
-        mates: the examples whose items are in-batch negatives; in the pool, they follow the drawn ones.
+        in_batch_examples: the examples whose items are in-batch negatives; in the pool, they follow the drawn ones.
         sums: the rows of the pool in the sums of all chunks.
     """
 
     examples: slice
-    mates: slice
+    in_batch_examples: slice
     sums: slice
 
 
 @dataclass(frozen=True)
-class _Step:
-    """Inputs and results of all chunks.
+class _Pool:
+    """The negatives of a chunk: drawn ones, then in-batch ones.
+
+    Attributes:
+        rows_CD: their vectors.
+        square_C: squared norms of these.
+        log_q_C: subtracted from their scores; empty: nothing.
+    """
+
+    rows_CD: FloatArray
+    square_C: FloatArray
+    log_q_C: FloatArray
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Examples of a chunk whose scores are in the cache together.
+
+    Attributes:
+        examples: the examples.
+        query_TD: vectors of their queries, which a softmax pass multiplies by factors.
+        slope_TC: products with the pool's vectors, which a pass turns into derivatives by score, over factors.
+    """
+
+    examples: slice
+    query_TD: FloatArray
+    slope_TC: FloatArray
+
+
+@dataclass(frozen=True)
+class _BatchArrays:
+    """Inputs and results of all chunks of a batch.
 
     Attributes:
         batch: the examples and negatives.
@@ -116,12 +146,12 @@ class PoolGradients:
         """Return the losses, and the gradients of the active rows' vectors ``query_AD`` and ``item_AD``."""
         pools = list(batch.partition_slices) if self._in_batch else [slice(0, len(batch))]
         chunks = self._chunks(batch, pools)
-        step = self._step(batch, weight_B, query_AD, item_AD, chunks[-1][-1].sums.stop)
+        arrays = self._arrays(batch, weight_B, query_AD, item_AD, chunks[-1][-1].sums.stop)
         flat = [chunk for of_pool in chunks for chunk in of_pool]
-        for _ in self._threads.map(lambda chunk: self._compute_chunk(step, chunk), flat):
+        for _ in self._threads.map(lambda chunk: self._compute_chunk(arrays, chunk), flat):
             pass
         query_gradient_AD = sum_query_gradients(
-            *(step.product_BD, step.factor_B, step.slope_B, step.total_B, query_AD, item_AD),
+            *(arrays.product_BD, arrays.factor_B, arrays.slope_B, arrays.total_B, query_AD, item_AD),
             *(batch.query.order_N, batch.query.starts_A1, batch.item_index_B, *self._scales),
         )
         places = (
@@ -130,31 +160,33 @@ class PoolGradients:
             np.array([pool.start for pool in pools]),
         )
         item_gradient_AD = sum_item_gradients(
-            *(step.sums_RD, step.slope_R, places, len(batch.negative_index_N), self._in_batch, step.slope_B),
+            *(arrays.sums_RD, arrays.slope_R, places, len(batch.negative_index_N), self._in_batch, arrays.slope_B),
             *(query_AD, item_AD, batch.item.order_N, batch.item.starts_A1, batch.query.index_N, *self._scales),
         )
-        return step.loss_B, query_gradient_AD, item_gradient_AD
+        return arrays.loss_B, query_gradient_AD, item_gradient_AD
 
     def _chunks(self, batch: Batch, pools: list[slice]) -> list[list[_Chunk]]:
         """Return the chunks of each pool."""
         chunks: list[list[_Chunk]] = []
         row = 0
         for examples in pools:
-            mates = examples if self._in_batch else slice(0, 0)
-            negatives = len(batch.negative_index_N) + mates.stop - mates.start
+            in_batch = examples if self._in_batch else slice(0, 0)
+            negatives = len(batch.negative_index_N) + in_batch.stop - in_batch.start
             chunks.append([])
             count = examples.stop - examples.start
             size = min(negatives // _CHUNKS_OF_POOL, -(-count // _MIN_CHUNKS))
             for part in _split(examples, max(_CHUNK_EXAMPLES, size)):
-                chunks[-1].append(_Chunk(part, mates, slice(row, row + negatives)))
+                chunks[-1].append(_Chunk(part, in_batch, slice(row, row + negatives)))
                 row += negatives
         return chunks
 
-    def _step(self, batch: Batch, weight_B: FloatArray, query_AD: FloatArray, item_AD: FloatArray, rows: int) -> _Step:
+    def _arrays(
+        self, batch: Batch, weight_B: FloatArray, query_AD: FloatArray, item_AD: FloatArray, rows: int
+    ) -> _BatchArrays:
         examples, dim = len(batch), query_AD.shape[1]
         has_norms = bool(self._scales[1])
         array = self._scratch.array
-        step = _Step(
+        arrays = _BatchArrays(
             *(batch, weight_B, query_AD, item_AD),
             loss_B=np.empty(examples, np.float32),
             slope_B=array("slope", examples),
@@ -165,78 +197,67 @@ class PoolGradients:
             sums_RD=array("sums", rows, dim),
             slope_R=array("slopes", rows if has_norms else 0),
         )
-        step.factor_B[:] = 1.0
-        return step
+        arrays.factor_B[:] = 1.0
+        return arrays
 
-    def _compute_chunk(self, step: _Step, chunk: _Chunk) -> None:
-        batch, scratch = step.batch, self._scratch
-        drawn = len(batch.negative_index_N)
-        rows_CD = scratch.array("rows", chunk.sums.stop - chunk.sums.start, step.item_AD.shape[1])
-        gather(step.item_AD, batch.negative_index_N, rows_CD)
-        gather(step.item_AD, batch.item_index_B[chunk.mates], rows_CD[drawn:])
-        square_C = scratch.array("squares", len(rows_CD))
-        fill_squares(rows_CD, np.float32(1.0), square_C)
-        log_q_N = batch.log_q_N
-        log_q_C = np.concatenate([log_q_N[len(batch) :], log_q_N[: len(batch)][chunk.mates]])
-        sums_CD, slope_C = step.sums_RD[chunk.sums], step.slope_R[chunk.sums]
-        for part in _split(chunk.examples, max(_MIN_TILE, _TILE_SCORES // max(len(rows_CD), 1))):
-            query_TD = scratch.array("queries", part.stop - part.start, step.query_AD.shape[1])
-            gather(step.query_AD, batch.query.index_N[part], query_TD)
-            slope_TC = np.matmul(query_TD, rows_CD.T, out=scratch.array("scores", len(query_TD), len(rows_CD)))
-            loss_pass = self._softmax_pass if self._softmax else self._other_pass
-            loss_pass(step, chunk, part, slope_TC, query_TD, square_C, log_q_C)
-            np.matmul(slope_TC, rows_CD, out=step.product_BD[part])
+    def _compute_chunk(self, arrays: _BatchArrays, chunk: _Chunk) -> None:
+        pool, scratch = self._pool(arrays, chunk), self._scratch
+        sums_CD, slope_C = arrays.sums_RD[chunk.sums], arrays.slope_R[chunk.sums]
+        for part in _split(chunk.examples, max(_MIN_TILE, _TILE_SCORES // max(len(pool.rows_CD), 1))):
+            query_TD = scratch.array("queries", part.stop - part.start, arrays.query_AD.shape[1])
+            gather(arrays.query_AD, arrays.batch.query.index_N[part], query_TD)
+            slope_TC = scratch.array("scores", len(query_TD), len(pool.rows_CD))
+            np.matmul(query_TD, pool.rows_CD.T, out=slope_TC)
+            loss_pass = self._softmax_pass if self._softmax else self._general_pass
+            loss_pass(arrays, chunk, pool, _Tile(part, query_TD, slope_TC))
+            np.matmul(slope_TC, pool.rows_CD, out=arrays.product_BD[part])
             is_first = part.start == chunk.examples.start
             scratch.sum_product(sums_CD, slope_TC, query_TD, first=is_first)
             if len(slope_C):
-                tile_C = step.factor_B[part] @ slope_TC
+                tile_C = arrays.factor_B[part] @ slope_TC
                 slope_C[:] = tile_C if is_first else slope_C + tile_C
-            if len(step.total_B):
-                step.total_B[part] = slope_TC.sum(axis=1) + step.slope_B[part]
+            if len(arrays.total_B):
+                arrays.total_B[part] = slope_TC.sum(axis=1) + arrays.slope_B[part]
 
-    def _softmax_pass(
-        self,
-        step: _Step,
-        chunk: _Chunk,
-        part: slice,
-        slope_TC: FloatArray,
-        query_TD: FloatArray,
-        square_C: FloatArray,
-        log_q_C: FloatArray,
-    ) -> None:
-        batch, norm_scale = step.batch, self._scales[1]
-        offset_C = self._scratch.array("offsets", len(square_C))
-        np.multiply(square_C, norm_scale, out=offset_C)
-        if len(log_q_C):
-            offset_C += log_q_C
-        pool = len(batch), len(batch.negative_index_N), chunk.mates.start, chunk.mates.stop
+    def _pool(self, arrays: _BatchArrays, chunk: _Chunk) -> _Pool:
+        """Gather the negatives of a chunk in memory that the thread's next chunk uses again."""
+        batch, in_batch = arrays.batch, chunk.in_batch_examples
+        drawn, log_q_N = len(batch.negative_index_N), batch.log_q_N
+        rows_CD = self._scratch.array("rows", chunk.sums.stop - chunk.sums.start, arrays.item_AD.shape[1])
+        gather(arrays.item_AD, batch.negative_index_N, rows_CD)
+        gather(arrays.item_AD, batch.item_index_B[in_batch], rows_CD[drawn:])
+        square_C = self._scratch.array("squares", len(rows_CD))
+        fill_squares(rows_CD, np.float32(1.0), square_C)
+        return _Pool(rows_CD, square_C, np.concatenate([log_q_N[len(batch) :], log_q_N[: len(batch)][in_batch]]))
+
+    def _softmax_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: _Tile) -> None:
+        """Compute a tile by the kernel for softmax over the complete pool."""
+        batch, in_batch, norm_scale = arrays.batch, chunk.in_batch_examples, self._scales[1]
+        offset_C = self._scratch.array("offsets", len(pool.square_C))
+        np.multiply(pool.square_C, norm_scale, out=offset_C)
+        if len(pool.log_q_C):
+            offset_C += pool.log_q_C
+        places = len(batch), len(batch.negative_index_N), in_batch.start, in_batch.stop
         pool_softmax_pass(
-            *(slope_TC, query_TD, part.start, step.item_AD, _uses(batch.item), _uses(batch.query), step.weight_B),
-            *(pool, offset_C, *self._scales, step.loss_B, step.slope_B, step.factor_B),
+            *(tile.slope_TC, tile.query_TD, tile.examples.start, arrays.item_AD, _uses(batch.item), _uses(batch.query)),
+            *(arrays.weight_B, places, offset_C, *self._scales, arrays.loss_B, arrays.slope_B, arrays.factor_B),
         )
 
-    def _other_pass(
-        self,
-        step: _Step,
-        chunk: _Chunk,
-        part: slice,
-        slope_TC: FloatArray,
-        query_TD: FloatArray,
-        square_C: FloatArray,
-        log_q_C: FloatArray,
-    ) -> None:
-        batch, negatives = step.batch, len(square_C)
-        item_TD = self._scratch.array("items", *query_TD.shape)
-        gather(step.item_AD, batch.item_index_B[part], item_TD)
-        row_C = np.concatenate([batch.negative_index_N, batch.item_index_B[chunk.mates]])
+    def _general_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: _Tile) -> None:
+        """Compute a tile by the kernel for any loss, which may count the hardest negatives only."""
+        batch, part, in_batch, negatives = arrays.batch, tile.examples, chunk.in_batch_examples, len(pool.square_C)
+        item_TD = self._scratch.array("items", *tile.query_TD.shape)
+        gather(arrays.item_AD, batch.item_index_B[part], item_TD)
+        row_C = np.concatenate([batch.negative_index_N, batch.item_index_B[in_batch]])
         query_C = batch.query.index_N[:0]
         if self._in_batch:
-            query_C = np.concatenate([np.full(len(batch.negative_index_N), -1), batch.query.index_N[chunk.mates]])
+            query_C = np.concatenate([np.full(len(batch.negative_index_N), -1), batch.query.index_N[in_batch]])
         num_hard = None if self._num_hard is None else min(self._num_hard, negatives)
-        step.loss_B[part], step.slope_B[part] = shared_pool_pass(
-            *(slope_TC, query_TD, item_TD, _narrow(batch.item_index_B[part]), _narrow(batch.query.index_N[part])),
-            *(step.weight_B[part], _narrow(row_C), _narrow(query_C), square_C, log_q_C),
-            *(self._loss.code, self._loss.params(self._items, negatives), num_hard, *self._scales),
+        rows = _narrow(batch.item_index_B[part]), _narrow(batch.query.index_N[part])
+        arrays.loss_B[part], arrays.slope_B[part] = shared_pool_pass(
+            *(tile.slope_TC, tile.query_TD, item_TD, *rows, arrays.weight_B[part], _narrow(row_C), _narrow(query_C)),
+            *(pool.square_C, pool.log_q_C, self._loss.code, self._loss.params(self._items, negatives), num_hard),
+            *self._scales,
         )
 
 
