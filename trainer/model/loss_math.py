@@ -1,9 +1,10 @@
-"""Vectorizing float32 arithmetic for the loss kernels: exp, log(1 + e), log σ, sums, maxima and dot products.
+"""float32 arithmetic for the loss kernels: eˣ, log(1 + eˣ) for x ≤ 0, −log σ(x), sums, maxima and dot products.
 
     loss, pull = log_sigmoid_loss(x)        # −log σ(x), σ(−x)
 
-No function uses fastmath (see ``kvstore/optimizers.py``); long sums run in eight SIMD lanes of a fixed order instead,
-which vectorize and repeat bit for bit.
+No function uses fastmath (see ``kvstore/optimizers.py``), so results repeat bit for bit. To vectorize all the same,
+``sum_lanes`` has eight partial sums and ``largest`` four maxima, in a fixed order; ``dot`` adds one product after the
+other.
 
 Shapes: C values, D columns.
 """
@@ -43,9 +44,9 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy")
-def log1p_of_exp(e):  # type: ignore[no-untyped-def]
-    """Compute log(1 + e) for e in [0, 1]: 2·artanh(z) with z = e / (2 + e) ≤ 1/3, by the series of artanh."""
-    z = e / (np.float32(2.0) + e)
+def log1p_of_exp(power):  # type: ignore[no-untyped-def]
+    """Compute log(1 + p) for a power p = eˣ in [0, 1]: 2·artanh(z) with z = p / (2 + p) ≤ 1/3, by artanh's series."""
+    z = power / (np.float32(2.0) + power)
     square = z * z
     # Unrolled: a loop over the coefficients would remain a loop, which does not vectorize.
     series = _ARTANH_COEFFICIENTS[7] * square + _ARTANH_COEFFICIENTS[6]
@@ -62,26 +63,26 @@ def log1p_of_exp(e):  # type: ignore[no-untyped-def]
 def largest(values_C):  # type: ignore[no-untyped-def]
     """Return the largest of ``values_C``, of which there is at least one."""
     a = b = c = d = values_C[0]
-    lanes = values_C.shape[0] // 4 * 4
-    for n in range(0, lanes, 4):
+    whole = values_C.shape[0] // 4 * 4
+    for n in range(0, whole, 4):
         a, b = max(a, values_C[n]), max(b, values_C[n + 1])
         c, d = max(c, values_C[n + 2]), max(d, values_C[n + 3])
-    for n in range(lanes, values_C.shape[0]):
+    for n in range(whole, values_C.shape[0]):
         a = max(a, values_C[n])
     return max(a, b, c, d)
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def sum_lanes(values_C):  # type: ignore[no-untyped-def]
-    """Return the sum of ``values_C``, added up in eight SIMD lanes."""
+    """Return the sum of ``values_C``, added up as eight partial sums."""
     a = b = c = d = e = f = g = h = ZERO
-    lanes = values_C.shape[0] // 8 * 8
-    for n in range(0, lanes, 8):
+    whole = values_C.shape[0] // 8 * 8
+    for n in range(0, whole, 8):
         a, b = a + values_C[n], b + values_C[n + 1]
         c, d = c + values_C[n + 2], d + values_C[n + 3]
         e, f = e + values_C[n + 4], f + values_C[n + 5]
         g, h = g + values_C[n + 6], h + values_C[n + 7]
-    for n in range(lanes, values_C.shape[0]):
+    for n in range(whole, values_C.shape[0]):
         a += values_C[n]
     return ((a + b) + (c + d)) + ((e + f) + (g + h))
 
@@ -89,10 +90,10 @@ def sum_lanes(values_C):  # type: ignore[no-untyped-def]
 @njit(cache=True, error_model="numpy", inline="always")
 def log_sigmoid_loss(x):  # type: ignore[no-untyped-def]
     """Return −log σ(x), and minus its derivative, σ(−x)."""
-    e = exp(-abs(x))
-    tail = ONE / (ONE + e)
-    loss = log1p_of_exp(e) - min(x, ZERO)
-    return loss, (e * tail if x >= ZERO else tail)
+    power = exp(-abs(x))
+    tail = ONE / (ONE + power)
+    loss = log1p_of_exp(power) - min(x, ZERO)
+    return loss, (power * tail if x >= ZERO else tail)
 
 
 @njit(cache=True, error_model="numpy", inline="always")

@@ -1,4 +1,4 @@
-"""Vectorized exp and log(1 + e) against float64."""
+"""Vectorized eˣ and log(1 + eˣ) against float64."""
 
 import math
 
