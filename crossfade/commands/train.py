@@ -137,8 +137,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.job is None or arguments.sagemaker is not None:
         return _run_in_container(arguments)
     from crossfade.display import TrainDisplay
+    from crossfade.run_job import RunContext, await_final_scrape, run_in_folder, serve_dashboard, serve_own_metrics
     from crossfade.spot import spot_monitor
-    from crossfade.training import RunContext, await_final_scrape, run_in_folder, serve_dashboard, serve_own_metrics
     from deploy.cluster.state_writer import StateWriter
     from trainer.runs.folder import RunFolder, default_run_dir
 

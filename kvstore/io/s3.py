@@ -66,7 +66,7 @@ class S3Files:
     @cached_property
     def _writes(self) -> Any:
         """The client of uploads, which retries by itself."""
-        return self._client(max_retries=env_int(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS) - 1)
+        return self._client(max_retries=_positive_int_variable(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS) - 1)
 
     def _client(self, max_retries: int) -> Any:
         from pyarrow import fs
@@ -81,7 +81,7 @@ class S3Files:
         return fs.S3FileSystem(
             region=self._region(bool(endpoint)),
             connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-            request_timeout=env_int(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS),
+            request_timeout=_positive_int_variable(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS),
             retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=max_retries),
             # One part at a time: background writes buffer without bound if the network is slow.
             background_writes=False,
@@ -115,7 +115,7 @@ class S3Files:
         Raises:
             OSError: of the kinds that ``s3_errors.translate_s3_error`` returns.
         """
-        last = env_int(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS) - 1
+        last = _positive_int_variable(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS) - 1
         for attempt in range(last + 1):
             try:
                 return request()
@@ -265,7 +265,7 @@ def _endpoint_name() -> str:
     return _endpoint() or "AWS"
 
 
-def env_int(variable: str, default: int) -> int:
+def _positive_int_variable(variable: str, default: int) -> int:
     """Return the environment variable ``variable`` as an integer of at least 1, or ``default`` if it is not set.
 
     Raises:
