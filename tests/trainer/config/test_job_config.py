@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from error_table import documented
 from pydantic import BaseModel
 
 from kvstore.errors import InputError
@@ -109,6 +110,48 @@ def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text
     assert message.startswith(parts[0])
     for part in parts[1:]:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("cause", "text", "overrides"),
+    [
+        ("a job file that is not YAML", "evaluate: {k: [10\n", ()),
+        ("a job file that is a list", "- name: small\n", ()),
+        ("a duplicate key", "loss: bpr\nloss: bpr\n", ()),
+        ("a missing key", "name: small\ndata: {}\n", ()),
+        ("a misspelled key", "train: {batchsize: 8}\n", ()),
+        ("an unknown key", "verbose: true\n", ()),
+        ("a value of another type", "train: {epochs: many}\n", ()),
+        ("a value out of range", "train: {epochs: 0}\n", ()),
+        ("a value that is none of the choices", "model: {score: manhattan}\n", ()),
+        ("a loss that the score does not suit", "loss: ccl\nmodel: {score: dot}\n", ()),
+        ("workers without servers", "cluster: {workers: 3}\n", ()),
+        ("more workers than partitions", "cluster: {servers: 1, workers: 32}\n", ()),
+        ("a best metric that is not computed", "evaluate: {best_metric: recall@50}\n", ()),
+        ("--set without a value", "", ("train.epochs",)),
+        ("--set with a misspelled key", "", ("train.epcohs=3",)),
+        ("--set of a key below a value", "loss: bpr\n", ("loss.margin=1",)),
+        ("--set with a value that is not YAML", "", ("evaluate.k=[10",)),
+    ],
+)
+def test_message_is_the_documented_one(job_path: Path, cause: str, text: str, overrides: tuple[str, ...]) -> None:
+    job = text if text.startswith(("name: ", "- ")) else SMALL + text
+    with pytest.raises(InputError) as caught:
+        load(job_path, job, *overrides)
+    documented(cause, str(caught.value), caught.value.exit_code)
+
+
+def test_messages_about_unreadable_job_files_are_the_documented_ones(tmp_path: Path) -> None:
+    (tmp_path / "latin1.yaml").write_bytes("name: chloé\n".encode("latin-1"))
+    causes = {
+        "no.yaml": "a missing job file",
+        ".": "a job file that is a folder",
+        "latin1.yaml": "a job file that is not UTF-8",
+    }
+    for name, cause in causes.items():
+        with pytest.raises(InputError) as caught:
+            load_job(tmp_path / name)
+        documented(cause, str(caught.value), caught.value.exit_code)
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", "", "1st", ".hidden", "a/b"])
