@@ -51,7 +51,7 @@ class RowGradient:
 
 @dataclass
 class Traffic:
-    """Counters of what one worker's steps moved: rows, and bytes of values and row ids.
+    """Counters of what one worker's steps moved: rows, and bytes of values and row IDs.
 
     ``dense_equivalent_bytes_pushed`` is what pushing gradients of complete tables would have taken.
     """
@@ -63,7 +63,7 @@ class Traffic:
     dense_equivalent_bytes_pushed: int = 0
 
     def count_pull(self, rows: int, dim: int) -> None:
-        """Count a pull of ``rows`` rows: the request has their ids, the answer their values."""
+        """Count a pull of ``rows`` rows: the request has their IDs, the answer their values."""
         self.rows_pulled += rows
         self.bytes_pulled += rows * (ROW_ID_BYTES + dim * VALUE_BYTES)
 

@@ -56,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source = parser.add_argument_group("input")
     source.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
     source.add_argument("--entity", nargs="+", default=[], metavar="NAME", help="export these tables (default: all)")
-    source.add_argument("--data", metavar="DATA", help="read ids and names here (default: data.path of the job)")
+    source.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",

@@ -1,4 +1,4 @@
-"""``crossfade forget``: delete ids from a prepared dataset, and list where else they may remain."""
+"""``crossfade forget``: delete IDs from a prepared dataset, and list where else they may remain."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 _EXAMPLES = (
     (
         "crossfade forget data/plays --ids ids.txt",
-        "Delete the interactions, ids and names of the customers that a text file lists, one per line.",
+        "Delete the interactions, IDs and names of the customers that a text file lists, one per line.",
     ),
     (
         "crossfade forget s3://music/plays --ids requests.parquet --column user_id --entity customer",
-        "Read the ids from a column of a Parquet, CSV or TSV file.",
+        "Read the IDs from a column of a Parquet, CSV or TSV file.",
     ),
 )
 _NOTES = """\
@@ -33,8 +33,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = add_command(
         commands,
         "forget",
-        "delete ids from a dataset",
-        "Delete ids, their names and all their interactions from a prepared dataset, in place.",
+        "delete IDs from a dataset",
+        "Delete IDs, their names and all their interactions from a prepared dataset, in place.",
         examples=_EXAMPLES,
         notes=_NOTES,
     )
@@ -45,17 +45,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--ids",
         metavar="FILE",
         required=True,
-        help="read ids from FILE: text with one per line, or a column of Parquet, CSV or TSV",
+        help="read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV",
     )
     ids.add_argument(
         "--column", metavar="COLUMN", help="read this column (default: the entity's name, or the only one)"
     )
-    ids.add_argument("--entity", metavar="NAME", help="delete ids of this entity (default: the querying one)")
+    ids.add_argument("--entity", metavar="NAME", help="delete IDs of this entity (default: the querying one)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Delete the ids, and print what was deleted and what may still hold them.
+    """Delete the IDs, and print what was deleted and what may still hold them.
 
     Raises:
         CrossfadeError: deleting failed; the dataset is unchanged, or the deletion is complete.

@@ -45,7 +45,7 @@ _EXAMPLES = (
     (
         "crossfade prepare --events day3.parquet --base data/day2 --timestamp at --admit track=5,customer=3 \\\n"
         "                    --expire-after 90d --out data/day3",
-        "Extend a dataset in tables of bounded size: ids get rows after some events, and lose them after 90 days.",
+        "Extend a dataset in tables of bounded size: IDs get rows after some events, and lose them after 90 days.",
     ),
     ("crossfade prepare --sample lastfm --out data/lastfm", "Download real listening data to try things on."),
 )
@@ -54,7 +54,7 @@ _NOTES = """\
 header; .dat is read as .tsv. Files and --out may be on S3, with the credentials and endpoint of the AWS tools.
 
 OUT appears when everything is done, and not at all after an error. Ids keep their type: integers stay integers, text
-stays text. An id that occurs only in valid or test gets a row too. Synthetic data: see 'crossfade synthesize'.
+stays text. An ID that occurs only in valid or test gets a row too. Synthetic data: see 'crossfade synthesize'.
 """
 _INPUT_OPTIONS = (
     *("train", "valid", "test", "format", "query", "item", "weight", "event", "event_weights", "timestamp", "id_type"),

@@ -1,4 +1,4 @@
-"""``crossfade similar``: print the nearest neighbors of rows that are given by name or id."""
+"""``crossfade similar``: print the nearest neighbors of rows that are given by name or ID."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from crossfade.options.command import add_command
 
 _EXAMPLES = (
     ('crossfade similar runs/lastfm --entity artist "Radiohead" "Daft Punk"', "Look rows up by name."),
-    ("crossfade similar runs/plays --entity track 1234 --count 5", "Look a row up by id, and print five neighbors."),
+    ("crossfade similar runs/plays --entity track 1234 --count 5", "Look a row up by ID, and print five neighbors."),
 )
 _NOTES = """\
-A row is named by its id or, if the dataset was prepared with --names, by its name in upper or lower case. Similarity
+A row is named by its ID or, if the dataset was prepared with --names, by its name in upper or lower case. Similarity
 is the cosine of embeddings.
 """
 
@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     rows = parser.add_argument_group("rows")
     rows.add_argument("run_dir", type=Path, metavar="RUN", help="read the embeddings in this run folder")
-    rows.add_argument("names", nargs="+", metavar="NAME", help="look up this name or id")
+    rows.add_argument("names", nargs="+", metavar="NAME", help="look up this name or ID")
     rows.add_argument("--entity", help="search this table (default: the item entity of the run's job)")
     output = parser.add_argument_group("output")
     output.add_argument("--count", type=int, default=8, metavar="N", help="print N neighbors of each row (default: 8)")

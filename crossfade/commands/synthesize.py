@@ -25,7 +25,7 @@ _EXAMPLES = (
     ),
     (
         "crossfade synthesize --queries 1e6 --items 1e5 --interactions 1e8 --raw-events --out s3://raw/synthetic",
-        "Generate raw events as a service logs them, with event types and text ids, to prepare.",
+        "Generate raw events as a service logs them, with event types and text IDs, to prepare.",
     ),
 )
 _NOTES = """\

@@ -55,10 +55,10 @@ def _add_column_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--query",
         metavar="NAME[=COLUMN]",
-        help="name the querying entity, and the column of its ids if that differs (default: customer)",
+        help="name the querying entity, and the column of its IDs if that differs (default: customer)",
     )
     group.add_argument(
-        "--item", metavar="NAME[=COLUMN]", help="name the item entity, and the column of its ids (default: item)"
+        "--item", metavar="NAME[=COLUMN]", help="name the item entity, and the column of its IDs (default: item)"
     )
     group.add_argument("--weight", metavar="COLUMN", help="read event weights (default: 1; weight 0 drops the event)")
     group.add_argument("--event", metavar="COLUMN", help="read event types, which --event-weights maps to weights")
@@ -75,7 +75,7 @@ def _add_column_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--id-type",
         choices=["auto", "integer", "string"],
-        help="set the type of ids in text files; auto (default): integer if all ids are integers",
+        help="set the type of IDs in text files; auto (default): integer if all IDs are integers",
     )
 
 
@@ -85,20 +85,20 @@ def _add_attribute_options(parser: argparse.ArgumentParser) -> None:
         "--features",
         action="append",
         metavar="ENTITY=FILE:ID_COLUMN:[NAME=]COLUMN,…",
-        help="read features of ids, such as a track's artist and tags, from Parquet, CSV or TSV: each column becomes "
+        help="read features of IDs, such as a track's artist and tags, from Parquet, CSV or TSV: each column becomes "
         "an entity for model.query_features and model.item_features; repeatable",
     )
     group.add_argument(
         "--catalog",
         action="append",
         metavar="ENTITY",
-        help="give rows to all ids of ENTITY in its --features files, also to those without events (new tracks)",
+        help="give rows to all IDs of ENTITY in its --features files, also to those without events (new tracks)",
     )
     group.add_argument(
         "--names",
         action="append",
         metavar="ENTITY=FILE:ID_COLUMN:NAME_COLUMN",
-        help="read names of ids from a Parquet, CSV or TSV file; repeatable, once for each entity and feature",
+        help="read names of IDs from a Parquet, CSV or TSV file; repeatable, once for each entity and feature",
     )
 
 
@@ -116,7 +116,7 @@ def _add_cleaning_options(parser: argparse.ArgumentParser) -> None:
         "--min-count",
         action="append",
         metavar="ENTITY=K",
-        help="drop ids with fewer than K interactions of positive weight, until all have K (k-core filter); repeatable",
+        help="drop IDs with fewer than K interactions of positive weight, until all have K (k-core filter); repeatable",
     )
 
 
@@ -125,20 +125,20 @@ def _add_base_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--base",
         metavar="DATA",
-        help="extend an earlier dataset, a folder or s3://: its ids keep their rows and features, new ids follow",
+        help="extend an earlier dataset, a folder or s3://: its IDs keep their rows and features, new IDs follow",
     )
     group.add_argument(
         "--admit",
         action="append",
         metavar="ENTITY=K,…",
-        help="give a new id a row once it has K interactions of positive weight in this dataset and its bases "
+        help="give a new ID a row once it has K interactions of positive weight in this dataset and its bases "
         "together; until then drop its events and count it in OUT/pending",
     )
     group.add_argument(
         "--expire-after",
         metavar="[ENTITY=]SPAN,…",
-        help="vacate the row of an id without events whose last one is more than SPAN older than the newest event; "
-        "new ids reuse vacant rows before the table grows: 90d, 36h, or an integer in the unit of --timestamp",
+        help="vacate the row of an ID without events whose last one is more than SPAN older than the newest event; "
+        "new IDs reuse vacant rows before the table grows: 90d, 36h, or an integer in the unit of --timestamp",
     )
 
 

@@ -36,7 +36,7 @@ from trainer.model.spec import ModelSpec
 _PIECE_ROWS = 1 << 20
 
 WIRE_ROW_BYTES = ROW_ID_BYTES + 4
-"""What ps-lite sends with the values of each row: its id, and their length, 4 bytes."""
+"""What ps-lite sends with the values of each row: its ID, and their length, 4 bytes."""
 WIRE_REQUEST_BYTES = ROW_ID_BYTES
 """What a pull sends to request a row. Measured at the sockets of real jobs of 4 and 64 columns, on 2 and 3 servers, the
 two account for all but 0.1 of the bytes per row, and for all but 50 bytes of a message."""

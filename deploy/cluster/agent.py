@@ -68,7 +68,7 @@ class Agent:
             send: sends a heartbeat and returns the desired state, or raises CoordinatorUnreachable.
             address: where roles listen, and from where they reach the others.
             accepted_roles: the kinds of roles that the host accepts.
-            identity: the agent's id; by default a new random one.
+            identity: the agent's ID; by default a new random one.
             heartbeat_seconds: the pause between heartbeats when there is nothing new.
             lease_seconds: how long the coordinator may not answer before the roles end.
             notify: receives lines about joining, generations and outages, for the user.

@@ -58,7 +58,7 @@ class Coordinator:
         """
         self.id = secrets.token_hex(8)
         self.local_agent = secrets.token_hex(8)
-        """The id for the agent in this process, which gets the scheduler and has no lease."""
+        """The ID for the agent in this process, which gets the scheduler and has no lease."""
         self.state = State.WAITING
         self.rejected_checkpoints: frozenset[str] = frozenset()
         self.message = ""

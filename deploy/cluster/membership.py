@@ -59,7 +59,7 @@ class Membership:
         return iter(list(self._members.values()))
 
     def get(self, agent: str) -> Member | None:
-        """Return the member with the id ``agent``."""
+        """Return the member with the ID ``agent``."""
         return self._members.get(agent)
 
     def rejection(self, heartbeat: Heartbeat) -> str | None:

@@ -7,9 +7,9 @@
     DATA/vocabulary/ENTITY/part-00000.parquet   row int64, id (int64 or string), count int64, and name string if given
     DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given
     DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
-    DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: ids that have no row yet
+    DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: IDs that have no row yet
 
-``row`` of a vocabulary runs from 0 without gaps, through all its files; interactions refer to rows, never to ids.
+``row`` of a vocabulary runs from 0 without gaps, through all its files; interactions refer to rows, never to IDs.
 ``count`` is the number of interactions of the split ``train``; for a feature, such as the artist of tracks, the number
 of interactions whose track has the value. A feature is an entity with its own vocabulary.
 docs/data-format.md describes every column.
@@ -104,9 +104,9 @@ class Entity(_Strict):
 
     The optional columns: ``has_names`` for ``name``; ``has_warm`` for ``warm``, whether the row had an interaction of
     positive weight in the train split of this dataset or of its base datasets; ``has_last_seen`` for ``last_seen`` and
-    ``lineage_index``, when the id last occurred and in which dataset of the lineage it got the row.
-    ``vacant_rows`` lists, sorted, the rows without an id, since it was forgotten or has expired: they keep their place,
-    so that other rows keep theirs. ``pending`` are the files of ids that have too few events for a row.
+    ``lineage_index``, when the ID last occurred and in which dataset of the lineage it got the row.
+    ``vacant_rows`` lists, sorted, the rows without an ID, since it was forgotten or has expired: they keep their place,
+    so that other rows keep theirs. ``pending`` are the files of IDs that have too few events for a row.
     """
 
     rows: Annotated[int, Field(ge=1)]
@@ -173,7 +173,7 @@ class DatasetManifest(_Strict):
         return {name: entity for entity, features in self.features.items() for name in features}
 
     def files(self) -> list[DataFile]:
-        """Return every file of vocabularies, pending ids, features and splits."""
+        """Return every file of vocabularies, pending IDs, features and splits."""
         features = [feature for some in self.features.values() for feature in some.values()]
         parts: list[Entity | Feature | Split] = [*self.entities.values(), *features, *self.splits.values()]
         pending = [file for entity in self.entities.values() for file in entity.pending]

@@ -1,4 +1,4 @@
-"""Vocabularies: which id has which row. They are read in parts, so that a large one is never completely in memory.
+"""Vocabularies: which ID has which row. They are read in parts, so that a large one is never completely in memory.
 
 vocabulary = Vocabulary(folder, read_manifest(folder), "track")
 vocabulary.read(0, 10).to_pylist()                  # the ten most frequent tracks: row, id and, if there are, names
@@ -46,7 +46,7 @@ class Vocabulary:
         ]
         row_N = np.concatenate([np.empty(0, np.int64), *(table.column("row").to_numpy() for table in tables)])
         self._check_rows(row_N, start, stop)
-        # A file with vacant rows has a nullable id column, the others do not.
+        # A file with vacant rows has a nullable ID column, the others do not.
         return pa.concat_tables(tables, promote_options="default").select(columns)
 
     def iter_tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -78,7 +78,7 @@ class Vocabulary:
         return warm_R | table.column("warm").to_numpy() if self._entity.has_warm else warm_R
 
     def rows_assigned_after(self, lineage_index: int) -> IntArray:
-        """Return the rows, sorted, whose id got them in a dataset after the one at ``lineage_index`` of the lineage.
+        """Return the rows, sorted, whose ID got them in a dataset after the one at ``lineage_index`` of the lineage.
 
         The entity must have the column: ``has_last_seen`` of the manifest.
         """

@@ -4,7 +4,7 @@
     yield names.ACTIVE_ROWS.family((("track",), 5e6), (("customer",), 2e6))
 
 All names begin with ``crossfade_`` and are in base units. Every series has the labels ``run`` (the job's name),
-``role`` and, where there is one, ``rank``; further labels are listed here. No label or value holds an id, name or row
+``role`` and, where there is one, ``rank``; further labels are listed here. No label or value holds an ID, name or row
 of the data.
 """
 
@@ -167,10 +167,10 @@ ACTIVE_ROWS = Metric(
     ("table",),
 )
 PULLED_BYTES = Metric(
-    "crossfade_pulled_bytes_total", "counter", "training", "bytes", "Row ids and values pulled.", ("table",)
+    "crossfade_pulled_bytes_total", "counter", "training", "bytes", "Row IDs and values pulled.", ("table",)
 )
 PUSHED_BYTES = Metric(
-    "crossfade_pushed_bytes_total", "counter", "training", "bytes", "Row ids and gradients pushed.", ("table",)
+    "crossfade_pushed_bytes_total", "counter", "training", "bytes", "Row IDs and gradients pushed.", ("table",)
 )
 DENSE_EQUIVALENT_BYTES = Metric(
     "crossfade_dense_equivalent_pushed_bytes_total",

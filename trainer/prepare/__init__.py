@@ -1,1 +1,1 @@
-"""Prepare datasets from raw events (``pipeline.py``), validate them (``validate.py``), forget ids (``forget.py``)."""
+"""Prepare datasets from raw events (``pipeline.py``), validate them (``validate.py``), forget IDs (``forget.py``)."""

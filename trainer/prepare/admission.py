@@ -1,17 +1,17 @@
 # ruff: noqa: S608  (what is put into SQL is a number or a name of this program)
-"""Admission and expiry: an id gets a row after enough events over all datasets, and loses it if unseen for too long.
+"""Admission and expiry: an ID gets a row after enough events over all datasets, and loses it if unseen for too long.
 
     max_ages = {"track": MaxAge.parse("90d")}
     policies = plan_id_policies(connection, "events", sides, id_types, {"track": 5}, max_ages, base)
     for policy in policies.values():
         count_sightings(connection, policy, "events", base)     # the table seen_item (number, id, count, last_seen)
     dropped = filter_admitted(connection, policies.values(), base, "events", "admitted_events")
-    ...                                                         # the vocabulary, without expired ids
+    ...                                                         # the vocabulary, without expired IDs
     files = write_pending(connection, policies["item"], staged)
 
-Events of ids that are not admitted are left out but counted: the dataset keeps such pending ids, each with its count,
+Events of IDs that are not admitted are left out but counted: the dataset keeps such pending IDs, each with its count,
 until they are admitted or expire. An event counts if its weight is above 0 and, where there are timestamps, if it is
-later than the last one that counted for its id: datasets whose days overlap count nothing twice.
+later than the last one that counted for its ID: datasets whose days overlap count nothing twice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COLUMNS = ("id", "count", "last_seen")
 
 @dataclass(frozen=True)
 class MaxAge:
-    """The maximum time that an id may be unseen: ``length``, in the timestamps' unit; seconds if ``in_seconds``."""
+    """The maximum time that an ID may be unseen: ``length``, in the timestamps' unit; seconds if ``in_seconds``."""
 
     text: str
     length: int
@@ -62,7 +62,7 @@ class MaxAge:
         return MaxAge(text, int(found[1]) * _SECONDS.get(found[2], 1), bool(found[2]))
 
     def before(self, newest: int) -> int:
-        """Return the timestamp before which ids have expired, ``newest`` being the timestamp of the last event.
+        """Return the timestamp before which IDs have expired, ``newest`` being the timestamp of the last event.
 
         Raises:
             InputError: the age is in days or hours, but the timestamps are not in seconds.
@@ -113,10 +113,10 @@ def plan_id_policies(
 def count_sightings(
     connection: duckdb.DuckDBPyConnection, policy: IdPolicy, source: str, base: BaseDataset | None
 ) -> None:
-    """Create the table ``seen_SIDE`` (number, id, count, last_seen) of the ids in ``source``.
+    """Create the table ``seen_SIDE`` (number, id, count, last_seen) of the IDs in ``source``.
 
-    ``count`` is the number of events of positive weight; for pending ids of ``base`` it includes those of the base
-    datasets. Also creates ``pending_SIDE`` (id, count, last_seen) of these pending ids.
+    ``count`` is the number of events of positive weight; for pending IDs of ``base`` it includes those of the base
+    datasets. Also creates ``pending_SIDE`` (id, count, last_seen) of these pending IDs.
 
     Raises:
         InputError: a file of the base dataset is missing or corrupt.
@@ -148,9 +148,9 @@ def filter_admitted(
     source: str,
     target: str,
 ) -> int:
-    """Create the table ``target`` of the events of ``source`` whose ids are admitted; return how many are left out.
+    """Create the table ``target`` of the events of ``source`` whose IDs are admitted; return how many are left out.
 
-    An id is admitted if it has a row in ``base`` or enough events.
+    An ID is admitted if it has a row in ``base`` or enough events.
 
     Raises:
         InputError: no event of positive weight is left.
@@ -171,7 +171,7 @@ def filter_admitted(
 
 
 def write_pending(connection: duckdb.DuckDBPyConnection, policy: IdPolicy, staged: Staged) -> list[DataFile]:
-    """Write the pending ids, sorted: those without a row in ``vocabulary_SIDE``, except expired ones."""
+    """Write the pending IDs, sorted: those without a row in ``vocabulary_SIDE``, except expired ones."""
     side, columns = policy.side, ", ".join(COLUMNS)
     unexpired = "" if policy.expire_before is None else f" AND coalesce(last_seen >= {policy.expire_before}, true)"
     execute(
@@ -190,7 +190,7 @@ def write_pending(connection: duckdb.DuckDBPyConnection, policy: IdPolicy, stage
 
 
 def pending_schema(id_type: IdType) -> pa.Schema:
-    """Return the schema of a file of pending ids."""
+    """Return the schema of a file of pending IDs."""
     return pa.schema(
         [
             pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=False),

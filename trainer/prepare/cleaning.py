@@ -4,9 +4,9 @@
     summed = sum_duplicates(connection, "events", "distinct_events")
     report = filter_k_core(connection, {"item": 5}, entities, "distinct_events", "core_events", progress)
 
-Both work on integers only; ``filter_k_core`` keeps one counter per id in memory, and reads the events once per round.
+Both work on integers only; ``filter_k_core`` keeps one counter per ID in memory, and reads the events once per round.
 
-Shapes: N events of a batch, I ids of a side.
+Shapes: N events of a batch, I IDs of a side.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SumReport:
 
 @dataclass(frozen=True)
 class KCoreReport:
-    """The numbers of interactions and of ids (by side) that were left out, and of rounds of counting."""
+    """The numbers of interactions and of IDs (by side) that were left out, and of rounds of counting."""
 
     interactions: int
     ids: dict[str, int]
@@ -95,11 +95,11 @@ def filter_k_core(
     target: str,
     progress: ProgressReporter,
 ) -> KCoreReport:
-    """Create the table ``target``: the events of ``source`` whose ids have the ``minimums`` of interactions (by side).
+    """Create the table ``target``: the events of ``source`` whose IDs have the ``minimums`` of interactions (by side).
 
-    Removing an id may leave others with too few interactions, so counting is repeated until nothing changes: what
+    Removing an ID may leave others with too few interactions, so counting is repeated until nothing changes: what
     remains is the k-core (Seidman, 1983). Only interactions of positive weight count; those of negative weight are
-    removed with their ids. ``entities`` are the names of the sides, for messages.
+    removed with their IDs. ``entities`` are the names of the sides, for messages.
 
     Raises:
         InputError: no interaction of positive weight is left.
@@ -155,7 +155,7 @@ def _count_alive(
 
 @njit(cache=True)
 def _count_batch(query_N, item_N, query_alive_I, item_alive_I, query_count_I, item_count_I):  # type: ignore[no-untyped-def]
-    """Add the interactions whose two ids are both alive to the counts."""
+    """Add the interactions whose two IDs are both alive to the counts."""
     for n in range(query_N.shape[0]):
         query, item = query_N[n], item_N[n]
         if query_alive_I[query] and item_alive_I[item]:

@@ -12,7 +12,7 @@ from trainer.prepare.input_files import RemoteFile, Source
 _TEMP_BYTES_PER_BYTE = {"parquet": 4.0, "csv": 2.0, "tsv": 2.0, "lightgcn": 4.0}
 """Upper bounds of what the working database and its sorting take for each byte of raw events.
 
-Incompressible ids (random text) were measured to take 1.2; small integers take more than their compressed file.
+Incompressible IDs (random text) were measured to take 1.2; small integers take more than their compressed file.
 """
 
 

@@ -3,8 +3,8 @@
     for check in value_checks(kinds, types, event_weights={}):
         f"SELECT min(position) FROM raw WHERE {check.violation}"        # the first row that violates it, if any
 
-A column has one of the ``Kind`` of ``raw_files.py``; ids and timestamps also have a type, the same in all files:
-'integer', 'string' (of ids) or 'datetime' (of timestamps).
+A column has one of the ``Kind`` of ``raw_files.py``; IDs and timestamps also have a type, the same in all files:
+'integer', 'string' (of IDs) or 'datetime' (of timestamps).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Check:
 def value_checks(
     kinds: Mapping[str, Kind], types: Mapping[str, str], event_weights: Mapping[str, float]
 ) -> list[Check]:
-    """Return the checks of the columns in ``kinds`` (by role); ``types`` are those of ids and timestamps."""
+    """Return the checks of the columns in ``kinds`` (by role); ``types`` are those of IDs and timestamps."""
     checks = []
     for role in ("query", "item"):
         checks += _id_checks(role, kinds[role], types[role])
@@ -110,7 +110,7 @@ def check_event_weights(weights: Mapping[str, float]) -> None:
 
 
 def id_sql(role: str, id_type: str) -> str:
-    """Return SQL for the id of ``role``, of the type 'integer' or 'string'."""
+    """Return SQL for the ID of ``role``, of the type 'integer' or 'string'."""
     return f"CAST({role} AS {'BIGINT' if id_type == 'integer' else 'VARCHAR'})"
 
 

@@ -3,7 +3,7 @@
 
     table = read_events(connection, {"train": files}, work, ColumnMapping("customer", "track"), "auto", time_range, …)
 
-The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``id_encoder.py`` gives the ids), ``weight``
+The table ``events`` has ``query`` and ``item`` (int64, the numbers that ``id_encoder.py`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
 ``seq``, which is unique and rises in the order of the files and of the rows in them.
 """
@@ -79,7 +79,7 @@ class ReadStats:
 
 @dataclass(frozen=True)
 class EventTable:
-    """The types and statistics of the table ``events``: id types by side, and the type of timestamps, if any."""
+    """The types and statistics of the table ``events``: ID types by side, and the type of timestamps, if any."""
 
     id_types: dict[str, IdType]
     timestamps: Literal["integer", "datetime"] | None
@@ -98,11 +98,11 @@ def read_events(
 ) -> EventTable:
     """Read the ``files`` of each split into the table ``events``; remote ones are first fetched to ``work``.
 
-    Events of weight 0 and those outside ``time_range`` are counted and left out. The ids of ``string_id_sides`` stay
+    Events of weight 0 and those outside ``time_range`` are counted and left out. The IDs of ``string_id_sides`` stay
     strings in files without types, even if all of them are integers.
 
     Raises:
-        InputError: a file cannot be read or holds a value that is not allowed; files disagree on the type of an id or
+        InputError: a file cannot be read or holds a value that is not allowed; files disagree on the type of an ID or
             of the timestamp; there is no event at all.
     """
     reader = _Reader(connection, columns, id_type, time_range, string_id_sides)
@@ -133,7 +133,7 @@ class _Reader:
         self._time_range = time_range
         self._string_id_sides = string_id_sides
         self._weight_sql = weight_sql(columns.weight is not None, columns.event_weights)
-        # The type of each id and of the timestamp, and the first file that has it.
+        # The type of each ID and of the timestamp, and the first file that has it.
         self._types: dict[str, tuple[str, RawFile]] = {}
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
@@ -158,7 +158,7 @@ class _Reader:
             self._insert(types, split, rows)
 
     def finish(self) -> EventTable:
-        """Encode the last ids and describe the table.
+        """Encode the last IDs and describe the table.
 
         Raises:
             InputError: there was no event.
@@ -176,7 +176,7 @@ class _Reader:
         return EventTable(id_types, timestamps, self._stats)
 
     def _infer_type(self, file: RawFile, role: str, kind: Kind) -> str:
-        """Return the type of the ids or timestamps of a file: 'integer', 'string' or 'datetime'."""
+        """Return the type of the IDs or timestamps of a file: 'integer', 'string' or 'datetime'."""
         other = "datetime" if role == "timestamp" else "string"
         if role != "timestamp" and self._id_type != "auto" and kind in ("text", "string", "integer"):
             return self._id_type

@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (what is put into SQL is a number or a name of this program)
-"""Extend the vocabularies of a base dataset: its ids keep their rows, and new ids get the rows after them.
+"""Extend the vocabularies of a base dataset: its IDs keep their rows, and new IDs get the rows after them.
 
     base = open_base_dataset("s3://music/day1")
     base.check_entities("customer", "track")
@@ -7,8 +7,8 @@
     report = extend_vocabulary(connection, "query", counted_ids_sql("query"))       # the table vocabulary_query
 
 So a table trained on the base dataset is the beginning of the new one, and ``checkpoint.warm_start_from`` can load it.
-Vacant rows of the base dataset stay vacant: their id is null, which no event has. Only where ids expire
-(``admission.py``) do new ids reuse such rows, and those of expired ids, before the vocabulary grows.
+Vacant rows of the base dataset stay vacant: their ID is null, which no event has. Only where IDs expire
+(``admission.py``) do new IDs reuse such rows, and those of expired IDs, before the vocabulary grows.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class BaseDataset:
             )
 
     def string_id_sides(self) -> list[str]:
-        """Return the sides whose ids are strings."""
+        """Return the sides whose IDs are strings."""
         sides = {"query": self.manifest.query, "item": self.manifest.item}
         return [side for side, name in sides.items() if self.manifest.entities[name].id_type == "string"]
 
     def check_id_type(self, entity: str, found: IdType) -> None:
-        """Check that the ids of ``entity`` that were read have the type of the base vocabulary.
+        """Check that the IDs of ``entity`` that were read have the type of the base vocabulary.
 
         Raises:
             InputError: they have another type.
@@ -83,10 +83,10 @@ class ExtensionReport:
 
     Attributes:
         kept: Ids of the base dataset that keep their row.
-        unseen: Kept ids that occur in no new event.
+        unseen: Kept IDs that occur in no new event.
         new: Ids that got a row.
         expired: Ids of the base dataset that lost their row.
-        reused: New ids that got a vacant row of the base dataset.
+        reused: New IDs that got a vacant row of the base dataset.
     """
 
     kept: int
@@ -115,11 +115,11 @@ def load_base(
     """Create the table ``base_KEY`` from the vocabulary of the entity ``name``, one row group at a time.
 
     Its columns: row, id, name, ``warm`` (whether the row had an interaction of positive weight in train, there or in
-    its own base datasets), ``last_seen`` (null if unknown) and ``lineage_index`` (of the dataset in which the id got
+    its own base datasets), ``last_seen`` (null if unknown) and ``lineage_index`` (of the dataset in which the ID got
     the row).
 
     Raises:
-        InputError: a file of the vocabulary is missing or corrupt, or an id has two rows.
+        InputError: a file of the vocabulary is missing or corrupt, or an ID has two rows.
     """
     entity = base.manifest.entities[name]
     vocabulary = Vocabulary(base.folder, base.manifest, name)
@@ -154,8 +154,8 @@ def extend_vocabulary(
     """Create the table ``vocabulary_KEY`` from ``base_KEY`` and the query ``counted``.
 
     Its columns: row, number, id, count, warm, last_seen and lineage_index. Rows of the base stay, with their count in
-    the new train split, which may be 0; those without an event have no number. New ids follow by count descending,
-    then by id. Where ``policy`` lets ids expire, the first new ids get the vacant rows instead, in order.
+    the new train split, which may be 0; those without an event have no number. New IDs follow by count descending,
+    then by ID. Where ``policy`` lets IDs expire, the first new IDs get the vacant rows instead, in order.
     """
     execute(connection, f"CREATE TABLE counted AS {counted}")
     seen = fetch_count(connection, f"SELECT count(*) FROM counted SEMI JOIN base_{key} USING (id)")
@@ -192,10 +192,10 @@ def extend_vocabulary(
 
 
 def _make_base_rows(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, policy: IdPolicy | None) -> None:
-    """Create the table ``base_rows``: the rows of ``base_KEY`` as in ``vocabulary_KEY``, expired ids set to null."""
+    """Create the table ``base_rows``: the rows of ``base_KEY`` as in ``vocabulary_KEY``, expired IDs set to null."""
     last_seen, join, is_kept = "b.last_seen", "", "true"
     if policy is not None and policy.track_last_seen:
-        # An id counts as seen even if all its events were dropped. An unknown time counts as that of the newest event.
+        # An ID counts as seen even if all its events were dropped. An unknown time counts as that of the newest event.
         newest = sql_number(policy.newest)
         in_catalog = f"CASE WHEN c.id IS NOT NULL AND s.id IS NULL THEN {newest} END"
         last_seen = f"coalesce(greatest(b.last_seen, s.last_seen, {in_catalog}), {newest})"

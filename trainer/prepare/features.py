@@ -6,8 +6,8 @@
     ...                                             # its vocabulary, of the query that ``counted_values_sql`` returns
     feature = write_feature(connection, plans[0], staged)
 
-A value is an id of the feature's own entity. An id of the file may occur in several rows, or have a list of values.
-With a base dataset (``extend.py``), ids that the file has no value for keep the values that they have there.
+A value is an ID of the feature's own entity. An ID of the file may occur in several rows, or have a list of values.
+With a base dataset (``extend.py``), IDs that the file has no value for keep the values that they have there.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from trainer.prepare.vocabulary_tables import Side, VocabularyKey
 
 OPTION = "--features"
 _AFTER_EVENTS = 2**60
-"""Added to the ranks of ids that are in no event: more than there are ids, so that they come last."""
+"""Added to the ranks of IDs that are in no event: more than there are IDs, so that they come last."""
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Files (a path, URI or pattern) with features of the ids of ``entity`` in ``id_column``.
+    """Files (a path, URI or pattern) with features of the IDs of ``entity`` in ``id_column``.
 
     ``columns`` maps the name of each feature to the column of its values.
     """
@@ -80,7 +80,7 @@ class FeaturePlan:
 
 @dataclass(frozen=True)
 class FeatureReport:
-    """The number of rows of the entity that have a value, and of ids of the files that occur in no event."""
+    """The number of rows of the entity that have a value, and of IDs of the files that occur in no event."""
 
     filled_rows: int
     ignored_ids: int
@@ -137,12 +137,12 @@ def read_features(
     base: BaseDataset | None,
     progress: ProgressReporter,
 ) -> dict[str, IdType]:
-    """Create the table ``given_KEY`` (id as text, value) of each feature with files; return the types of the values.
+    """Create the table ``given_KEY`` (ID as text, value) of each feature with files; return the types of the values.
 
     Values of text files become integers if all of them are, unless ``id_type`` is 'string' or ``base`` has strings.
 
     Raises:
-        InputError: a file cannot be read, lacks a column, or has values of a type that ids cannot have; or two files of
+        InputError: a file cannot be read, lacks a column, or has values of a type that IDs cannot have; or two files of
             a feature have values of different types.
     """
     types: dict[str, IdType] = {}
@@ -209,12 +209,12 @@ def _merge_types(name: str, column: str, found: Mapping[str, RawFile]) -> IdType
 def join_feature(
     connection: duckdb.DuckDBPyConnection, plan: FeaturePlan, id_type: IdType, base: BaseDataset | None
 ) -> FeatureReport:
-    """Create the table ``pairs_KEY`` (row of the entity, id of the value) with each pair once.
+    """Create the table ``pairs_KEY`` (row of the entity, ID of the value) with each pair once.
 
     Rows that get no value keep those of ``base``, whose vocabulary of the feature is in ``base_KEY``.
 
     Raises:
-        InputError: the files have a value for none of the ids.
+        InputError: the files have a value for none of the IDs.
     """
     key, side = plan.key, plan.side
     execute(connection, f"CREATE TABLE pairs_{key} (row BIGINT, id {SQL_TYPES[id_type]})")
@@ -242,7 +242,7 @@ def join_feature(
 
 
 def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: FeaturePlan) -> None:
-    """Add the pairs of the base dataset, except of rows that have new values or belong to another id now."""
+    """Add the pairs of the base dataset, except of rows that have new values or belong to another ID now."""
     key, side = plan.key, plan.side
     execute(connection, "CREATE TABLE base_pairs (row BIGINT, value BIGINT)")
     for _, row_N, value_N in iter_pairs(base.folder, base.manifest, plan.entity, plan.name):
@@ -267,9 +267,9 @@ def counted_values_sql(plan: FeaturePlan) -> str:
 
 
 def catalog_ids_sql(plans: Sequence[FeaturePlan], side: Side, id_type: IdType) -> str:
-    """Return a query for each id of ``side`` that has a feature but no interaction, for ``build_vocabulary``.
+    """Return a query for each ID of ``side`` that has a feature but no interaction, for ``build_vocabulary``.
 
-    Its count is 0, and it ranks after all ids that occur in events.
+    Its count is 0, and it ranks after all IDs that occur in events.
     """
     given = " UNION ".join(
         f"SELECT id FROM given_{plan.key}" for plan in plans if plan.side == side and plan.source is not None

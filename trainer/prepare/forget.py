@@ -1,9 +1,9 @@
-"""Delete everything that a prepared dataset holds of some ids: their interactions, ids, names and features.
+"""Delete everything that a prepared dataset holds of some IDs: their interactions, IDs, names and features.
 
     report = forget(Folder("s3://music/plays"), read_ids("forget.txt", None, "customer"), "customer", progress)
 
 Their rows become vacant but stay in place, so that all other rows keep their numbers; the same holds for feature values
-that only those ids had. Only files that hold or count something of the ids are rewritten, next to the old ones; then
+that only those IDs had. Only files that hold or count something of the IDs are rewritten, next to the old ones; then
 the manifest is replaced, and the old files are deleted. ``forget.json`` lists old and new files from before the first
 of these steps until after the last. After a crash, the old or the new dataset is complete, and the next call deletes
 the other files.
@@ -68,8 +68,8 @@ class ForgetReport:
 
     Attributes:
         manifest: The manifest of the dataset afterwards.
-        entity: The entity whose ids were forgotten.
-        requested: The number of ids to forget.
+        entity: The entity whose IDs were forgotten.
+        requested: The number of IDs to forget.
         found: How many of them had a row.
         pending: How many of them were pending (without a row yet).
         interactions: The number of deleted interactions by split.
@@ -179,7 +179,7 @@ class _Forgetting:
         return np.sort(np.concatenate(found))
 
     def _plan_pending(self, ids: pa.StringArray) -> int:
-        """Plan the changes of files of pending ids; return how many of ``ids`` are pending."""
+        """Plan the changes of files of pending IDs; return how many of ``ids`` are pending."""
         entity = self._manifest.entities[self._entity]
         targets = typed_ids(ids, entity.id_type)
         pending = 0

@@ -4,8 +4,8 @@
     plan = plan_hold_outs("random:0.1", None, None, given=set(), has_timestamp=False)
     kept = apply_hold_out(connection, plan["test"], "test", seed=0, timestamps=None, source="events", target="held_out")
 
-    last-N            the last N of each query entity by timestamp (ties: by item id, then by the order of the files)
-    random:FRACTION   this fraction of the (query, item) pairs, drawn by a hash of seed, query id and item id
+    last-N            the last N of each query entity by timestamp (ties: by item ID, then by the order of the files)
+    random:FRACTION   this fraction of the (query, item) pairs, drawn by a hash of seed, query ID and item ID
     after:TIME        interactions with a timestamp later than TIME, an integer or an ISO date (UTC if it has no zone)
 
 A hold-out leaves every query entity at least one interaction in ``train``: the earliest, or for ``random`` one pair.

@@ -1,12 +1,12 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Encode ids as numbers while they are read, so that all later counting, joining and sorting works on integers.
+"""Encode IDs as numbers while they are read, so that all later counting, joining and sorting works on integers.
 
     encoder = IdEncoder(connection, "string", "integer")
     encoder.add("(SELECT … FROM raw)", rows=1000)
     encoder.finish()                                # the tables events, ids_query and ids_item
 
 The tables ``ids_query`` and ``ids_item`` have ``number`` (from 0, without gaps), ``id`` and ``id_rank`` (the rank of
-the id among all). Numbers depend on the order of reading; nothing that is written may depend on them.
+the ID among all). Numbers depend on the order of reading; nothing that is written may depend on them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class IdEncoder:
 
     Args:
         connection: The working database, in which the tables are created.
-        query_type: The type of the query ids, 'integer' or 'string'.
-        item_type: The type of the item ids.
+        query_type: The type of the query IDs, 'integer' or 'string'.
+        item_type: The type of the item IDs.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, query_type: str, item_type: str) -> None:
@@ -62,7 +62,7 @@ class IdEncoder:
             self._encode()
 
     def finish(self) -> None:
-        """Encode the events that are still buffered, and rank the ids."""
+        """Encode the events that are still buffered, and rank the IDs."""
         self._encode()
         execute(self._connection, "DROP TABLE buffered")
         for side in SIDES:

@@ -1,4 +1,4 @@
-"""Read files that list ids: Parquet, CSV or TSV with a column of ids, or text with one id per line.
+"""Read files that list IDs: Parquet, CSV or TSV with a column of IDs, or text with one ID per line.
 
 ids = read_ids("forget.csv", column="user_id", entity="customer")      # distinct, as text
 """
@@ -22,13 +22,13 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t", ".dat": "\t"}
 
 
 def read_ids(location: str, column: str | None, entity: str) -> pa.StringArray:
-    """Read the distinct ids in the file ``location``, a path or URI, as text, without null and empty ones.
+    """Read the distinct IDs in the file ``location``, a path or URI, as text, without null and empty ones.
 
     They are in ``column``; if that is None, in the column named as the ``entity``, or in the only column. A file with
-    another extension than those of Parquet, CSV and TSV has one id per line.
+    another extension than those of Parquet, CSV and TSV has one ID per line.
 
     Raises:
-        InputError: the file cannot be read, has no such column, or no id.
+        InputError: the file cannot be read, has no such column, or no ID.
     """
     parent, _, name = location.rpartition("/")
     folder = Folder(parent or ("/" if location.startswith("/") else "."))
@@ -53,7 +53,7 @@ def read_ids(location: str, column: str | None, entity: str) -> pa.StringArray:
 
 
 def typed_ids(ids: pa.StringArray, id_type: str) -> pa.Array:
-    """Convert ``ids`` to ``id_type``. For int64, text that is not exactly an integer is left out: no id equals it."""
+    """Convert ``ids`` to ``id_type``. For int64, text that is not exactly an integer is left out: no ID equals it."""
     if id_type == "string":
         return ids
     numbers = (int(text) for text in ids.to_pylist() if text.removeprefix("-").isdecimal() and str(int(text)) == text)

@@ -38,7 +38,7 @@ class PrepareOptions:
         out: The path or URI of the dataset to write.
         train: Paths, URIs or globs of the files with events of train; likewise ``valid`` and ``test``.
         format: The format of these files; None infers it from their extensions.
-        query: The name of the query entity; its ids are in the column of that name, or in ``query_column``.
+        query: The name of the query entity; its IDs are in the column of that name, or in ``query_column``.
         item: The name of the item entity, likewise. (``lightgcn`` files have no columns.)
         weight: The column of weights; None gives every event the weight 1. A negative weight is negative feedback;
             events of weight 0 are dropped.
@@ -46,16 +46,16 @@ class PrepareOptions:
         timestamp: The column of timestamps.
         since: Events before this time are dropped, as are those at or after ``until``.
         duplicates: 'sum' merges the interactions of a (query, item) pair, 'keep' keeps all.
-        min_count: The interactions that an id of an entity needs to be kept (``cleaning.py``).
-        admit: The events that an id of an entity needs, over all datasets of the lineage, to get a row
+        min_count: The interactions that an ID of an entity needs to be kept (``cleaning.py``).
+        admit: The events that an ID of an entity needs, over all datasets of the lineage, to get a row
             (``admission.py``).
-        expire_after: How long an id of an entity may be unseen before it loses its row (``admission.py``).
-        id_type: 'auto' reads ids of a text file as integers if all of them are, 'string' reads all ids as text.
+        expire_after: How long an ID of an entity may be unseen before it loses its row (``admission.py``).
+        id_type: 'auto' reads IDs of a text file as integers if all of them are, 'string' reads all IDs as text.
         hold_out: The hold-out for test and valid (``hold_out.py``); ``hold_out_valid`` and ``hold_out_test`` for one.
-        names: The file with names of ids, by entity.
-        features: The files with features of ids (``features.py``).
-        catalog: The entities of which ids that have a feature but no event get rows too.
-        base: The path or URI of the base dataset, whose ids keep their rows (``extend.py``).
+        names: The file with names of IDs, by entity.
+        features: The files with features of IDs (``features.py``).
+        catalog: The entities of which IDs that have a feature but no event get rows too.
+        base: The path or URI of the base dataset, whose IDs keep their rows (``extend.py``).
         seed: Determines the order of the shards and random hold-outs.
         overwrite: Whether to replace a prepared dataset in ``out``.
         work_dir: Where temporary files go (``staging.py``).

@@ -136,7 +136,7 @@ class _Preparation:
         return "distinct_events"
 
     def _plan_admission(self, table: str, sides: Mapping[str, Side], events: EventTable) -> dict[Side, IdPolicy]:
-        """Plan which ids are admitted and which expire, and count their events in ``table``."""
+        """Plan which IDs are admitted and which expire, and count their events in ``table``."""
         options = self._options
         policies = plan_id_policies(
             self._connection, table, sides, events.id_types, options.admit, options.expire_after, self._base

@@ -1,7 +1,7 @@
-"""Remove what tables of a dataset hold of forgotten rows and ids: functions from one table to the next.
+"""Remove what tables of a dataset hold of forgotten rows and IDs: functions from one table to the next.
 
     drop_rows(interactions, "customer", rows_R)         # without the interactions of these rows
-    drop_ids(pending, ids)                              # without these pending ids
+    drop_ids(pending, ids)                              # without these pending IDs
     reduce_counts(vocabulary, lost_V, rows_R)           # lower counts, and vacant rows
 
 Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
@@ -32,12 +32,12 @@ def drop_rows(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
 
 
 def select_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
-    """Return the rows of ``table`` whose id is in ``ids``."""
+    """Return the rows of ``table`` whose ID is in ``ids``."""
     return table.filter(pc.is_in(table.column("id"), value_set=ids))
 
 
 def drop_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
-    """Return the rows of ``table`` whose id is not in ``ids``."""
+    """Return the rows of ``table`` whose ID is not in ``ids``."""
     return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
 
 

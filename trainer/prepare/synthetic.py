@@ -40,7 +40,7 @@ from trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_NAMED_ITEMS = 100_000
 GENRE = "genre"
-FIRST_ID = 1_000_001  # ids differ from rows, so that code that mixes them up fails visibly
+FIRST_ID = 1_000_001  # IDs differ from rows, so that code that mixes them up fails visibly
 
 
 def synthetic_source(spec: SyntheticSpec, seed: int) -> Facts:

@@ -1,4 +1,4 @@
-"""Write synthetic listening as raw events, as a service would log it: with string ids, ordered by time.
+"""Write synthetic listening as raw events, as a service would log it: with string IDs, ordered by time.
 
     write_raw_events("raw", SyntheticSpec(interactions=1_000_000), seed=1)
 
@@ -151,7 +151,7 @@ def _batches(generator: Generator, start: int, stop: int, schema: pa.Schema) -> 
 
 
 def hex_ids(generator: Generator, side: str, row_N: Integers) -> pa.Array:
-    """Return the ids of rows of the 'query' or 'item' entity: distinct strings of 16 hexadecimal digits."""
+    """Return the IDs of rows of the 'query' or 'item' entity: distinct strings of 16 hexadecimal digits."""
     scrambled_N = mix(row_N.astype(np.uint64) ^ generator.salt(f"{side} id"))
     digits_N8 = _HEX_PAIRS[scrambled_N.byteswap().view(np.uint8)]
     offsets_N1 = np.arange(len(row_N) + 1, dtype=np.int32) * 16

@@ -4,7 +4,7 @@
     report.problems.listed                # each with its file, row group and row; without any, there is a manifest now
 
 At most a million rows are in memory at a time, however large row groups are. What must be kept of all rows, counts and
-ids, is in temporary files.
+IDs, is in temporary files.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (what is put into SQL is the name of a type of this program)
-"""Validate one vocabulary: rows without gaps, distinct ids, counts that match train, and pending ids without rows.
+"""Validate one vocabulary: rows without gaps, distinct IDs, counts that match train, and pending IDs without rows.
 
     VocabularyCheck(folder, manifest, problems, "track", count_R, part_rows=1 << 20).run(work, memory_bytes, progress)
 
@@ -59,7 +59,7 @@ class VocabularyCheck:
         self._next_row = 0
 
     def run(self, work: Path, memory_bytes: int | None, progress: ProgressReporter) -> None:
-        """Read and check all files, with a database in ``work`` to find ids that occur twice."""
+        """Read and check all files, with a database in ``work`` to find IDs that occur twice."""
         folder = work / "ids"
         folder.mkdir(exist_ok=True)
         before = self._problems.count
@@ -85,7 +85,7 @@ class VocabularyCheck:
             )
 
     def _check_pending(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Check that pending ids occur once and have no row; the table ``ids`` holds those that have one."""
+        """Check that pending IDs occur once and have no row; the table ``ids`` holds those that have one."""
         if not self._entity.pending:
             return
         execute(connection, f"CREATE OR REPLACE TABLE pending (id {SQL_TYPES[self._entity.id_type]})")
@@ -101,7 +101,7 @@ class VocabularyCheck:
                 self._problems.add(f"{self._pending_where}: the id '{text}' {problem}")
 
     def _checked_pending_parts(self, file: DataFile) -> Iterator[pa.Table]:
-        """Yield the parts of a file of pending ids after checking them."""
+        """Yield the parts of a file of pending IDs after checking them."""
         columns = {field.name: field.type for field in pending_schema(self._entity.id_type)}
         if self._problems.check_columns(self._files, file, columns):
             return
@@ -146,7 +146,7 @@ class VocabularyCheck:
         self._check_counts(row_N, count_N, where, first)
 
     def _check_ids(self, table: pa.Table, row_N: IntArray, where: str, first: int) -> None:
-        """Check that exactly the vacant rows have no id, and that none is empty."""
+        """Check that exactly the vacant rows have no ID, and that none is empty."""
         ids = table.column("id")
         is_vacant_N, is_null_N = np.isin(row_N, self._vacant_rows), pc.is_null(ids).to_numpy()
         self._problems.add_values(is_null_N & ~is_vacant_N, row_N, f"{where}, row {{}}: row {{}} has no id", first)

@@ -80,7 +80,7 @@ class VocabularyBuilder:
         """Create the tables ``base_query`` and ``base_item`` if there is a base dataset.
 
         Raises:
-            InputError: its ids have another type, or one of its files is missing or corrupt.
+            InputError: its IDs have another type, or one of its files is missing or corrupt.
         """
         if self._base is not None:
             for entity, side in sides.items():
@@ -99,9 +99,9 @@ class VocabularyBuilder:
         )
 
     def build_side(self, side: Side, entity: str, id_type: IdType, in_catalog: bool, policy: IdPolicy | None) -> Entity:
-        """Build and write the vocabulary of the ids of ``interactions`` on one side, and its pending ids.
+        """Build and write the vocabulary of the IDs of ``interactions`` on one side, and its pending IDs.
 
-        With ``in_catalog``, ids that occur only in files of features get rows too.
+        With ``in_catalog``, IDs that occur only in files of features get rows too.
         """
         counted = counted_ids_sql(side)
         if in_catalog:
@@ -122,7 +122,7 @@ class VocabularyBuilder:
         Returns the vocabularies of their values by name, and their pairs by entity and name.
 
         Raises:
-            InputError: files have a value for none of the ids, or values of another type than in the base dataset.
+            InputError: files have a value for none of the IDs, or values of another type than in the base dataset.
         """
         types = self._value_types
         entities: dict[str, Entity] = {}

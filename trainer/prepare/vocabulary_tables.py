@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Vocabularies as tables of the working database: one row per id, the most frequent first, with its name if given.
+"""Vocabularies as tables of the working database: one row per ID, the most frequent first, with its name if given.
 
 rows = build_vocabulary(connection, "item", counted_ids_sql("item"))        # the table vocabulary_item
 report = join_names(connection, "item", names_file, names)                  # the table names_item
@@ -31,14 +31,14 @@ VocabularyKey = str
 
 @dataclass(frozen=True)
 class IdPolicy:
-    """Which ids of ``entity`` get a row and which lose theirs (see ``admission.py``).
+    """Which IDs of ``entity`` get a row and which lose theirs (see ``admission.py``).
 
     Attributes:
         side: The side of the interactions on which the entity is.
         entity: Its name.
-        id_type: The type of its ids.
-        admit: The number of events that admits an id; None if one event does.
-        track_last_seen: Whether the vocabulary records when ids were last seen.
+        id_type: The type of its IDs.
+        admit: The number of events that admits an ID; None if one event does.
+        track_last_seen: Whether the vocabulary records when IDs were last seen.
         newest: The newest timestamp of all events; None without timestamps.
         expire_before: Ids last seen before this timestamp lose their row; None if none does.
         lineage_index: The index of the new dataset in its lineage.
@@ -56,7 +56,7 @@ class IdPolicy:
 
 @dataclass(frozen=True)
 class NamesFile:
-    """A Parquet, CSV or TSV file (by its extension) with names of ids; of several names of an id, the first is used."""
+    """A Parquet, CSV or TSV file (by its extension) with names of IDs; of several names of an ID, the first is used."""
 
     path: str | Path
     id_column: str
@@ -65,7 +65,7 @@ class NamesFile:
 
 @dataclass(frozen=True)
 class NamesReport:
-    """The number of ids that got a name, and of ids of the names file that occur in no event."""
+    """The number of IDs that got a name, and of IDs of the names file that occur in no event."""
 
     named: int
     ignored: int
@@ -78,7 +78,7 @@ def vocabulary_schema(
     has_warm: bool = False,
     has_last_seen: bool = False,
 ) -> pa.Schema:
-    """Return the schema of a vocabulary file; the id is nullable if rows are vacant."""
+    """Return the schema of a vocabulary file; the ID is nullable if rows are vacant."""
     fields = [
         pa.field("row", pa.int64(), nullable=False),
         pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=has_vacant_rows),
@@ -96,7 +96,7 @@ def build_vocabulary(
 ) -> int:
     """Create the table ``vocabulary_KEY`` from the query ``counted`` and return its number of rows.
 
-    Its columns: row, number, id, count, last_seen and lineage_index. Rows are ordered by count descending, then by id.
+    Its columns: row, number, id, count, last_seen and lineage_index. Rows are ordered by count descending, then by ID.
     """
     last_seen, join = last_seen_sql(key, policy)
     execute(
@@ -109,7 +109,7 @@ def build_vocabulary(
 
 
 def last_seen_sql(key: VocabularyKey, policy: IdPolicy | None) -> tuple[str, str]:
-    """Return SQL for when a new id of ``counted`` was last seen, and the join that the expression needs."""
+    """Return SQL for when a new ID of ``counted`` was last seen, and the join that the expression needs."""
     if policy is None or not policy.track_last_seen:
         return "NULL::BIGINT", ""
     # Ids without events come from the catalog, which is current.
@@ -122,9 +122,9 @@ def sql_number(number: int | None) -> str:
 
 
 def counted_ids_sql(side: Side) -> str:
-    """Return a query for each id of all splits of ``interactions``: number, id, id_rank and count.
+    """Return a query for each ID of all splits of ``interactions``: number, id, id_rank and count.
 
-    ``count`` is the number of interactions of positive weight in train (split 0); ``id_rank`` orders the ids.
+    ``count`` is the number of interactions of positive weight in train (split 0); ``id_rank`` orders the IDs.
     """
     return (
         "SELECT number, id, id_rank, count "
@@ -136,10 +136,10 @@ def counted_ids_sql(side: Side) -> str:
 def join_names(
     connection: duckdb.DuckDBPyConnection, key: VocabularyKey, file: RawFile, names: NamesFile
 ) -> NamesReport:
-    """Create the table ``names_KEY`` (id, name) of the ids of ``vocabulary_KEY`` that ``file`` has a name for.
+    """Create the table ``names_KEY`` (id, name) of the IDs of ``vocabulary_KEY`` that ``file`` has a name for.
 
     Raises:
-        InputError: the file cannot be read, or has a name for none of the ids.
+        InputError: the file cannot be read, or has a name for none of the IDs.
     """
     open_columns(connection, file, {"id": names.id_column, "name": names.name_column})
     with read_errors(file):

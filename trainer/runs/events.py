@@ -66,8 +66,8 @@ class TotalsEvent(_Event):
     step: int = Field(description="steps taken so far")
     rows_pulled: int = Field(description="rows pulled")
     rows_pushed: int = Field(description="rows pushed")
-    bytes_pulled: int = Field(description="bytes of row ids and values pulled")
-    bytes_pushed: int = Field(description="bytes of row ids and gradients pushed")
+    bytes_pulled: int = Field(description="bytes of row IDs and values pulled")
+    bytes_pushed: int = Field(description="bytes of row IDs and gradients pushed")
     dense_equivalent_bytes_pushed: int = Field(description="bytes that dense gradients would have been")
 
 

@@ -2,7 +2,7 @@
 
     runs/NAME/
       job.yaml          the job, resolved              events.jsonl      events of the training
-      run.json          id and name of the run         processes.jsonl   load of its processes, restarts
+      run.json          ID and name of the run         processes.jsonl   load of its processes, restarts
       row_counts.json   rows of the job's time range   state.json        state of its processes, every second
       restarts.json     restarts so far                report.json       report of the finished run
       metrics.prom      final metrics                  metrics/          final metrics of each role, if distributed
@@ -74,7 +74,7 @@ class RunFolder:
         return (self.path / RUN_FILE).exists()
 
     def run_id(self) -> str:
-        """Read the id of the run, which also marks its checkpoints."""
+        """Read the ID of the run, which also marks its checkpoints."""
         run_id: str = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["id"]
         return run_id
 

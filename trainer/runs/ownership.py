@@ -24,7 +24,7 @@ def check_claimable(checkpoints: str, run: str | None, name: str, *, take_over: 
 
     Args:
         checkpoints: path or URI of the folder.
-        run: id of the run; None if it has none yet.
+        run: ID of the run; None if it has none yet.
         name: name of its job.
         take_over: whether a folder of another run of the same name is accepted.
 

@@ -19,7 +19,7 @@ class CheckpointMetadata:
     """The run, its job and its data, which a run that resumes must match.
 
     Attributes:
-        run: id of the run.
+        run: ID of the run.
         data: fingerprint of its dataset.
     """
 

@@ -1,6 +1,6 @@
 """Warm start: begin a run with the rows and dense layers of another run's checkpoint (``checkpoint.warm_start_from``).
 
-The dataset may have grown since: entities have new rows, and rows of expired ids may belong to other ids. Those rows
+The dataset may have grown since: entities have new rows, and rows of expired IDs may belong to other IDs. Those rows
 are reset to random values.
 """
 
@@ -39,7 +39,7 @@ class WarmStart:
     lineage_index: int
 
     def rows_to_reset(self, data: Folder, manifest: DatasetManifest) -> dict[str, IntArray]:
-        """Find the rows that must not come from the checkpoint: those without an id, or whose id has changed.
+        """Find the rows that must not come from the checkpoint: those without an ID, or whose ID has changed.
 
         Args:
             data: folder of the run's dataset.
@@ -69,7 +69,7 @@ def open_warm_start(job: JobConfig, model: ModelSpec, manifest: DatasetManifest)
     Returns None if the job has no warm start.
 
     Raises:
-        InputError: there is no such checkpoint, its tables or dense layers do not fit the model, or the ids of its rows
+        InputError: there is no such checkpoint, its tables or dense layers do not fit the model, or the IDs of its rows
             are unknown.
     """
     source = job.checkpoint.warm_start_from
@@ -103,7 +103,7 @@ def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DatasetMani
     """Find the dataset of ``checkpoint`` in the lineage of the job's dataset, which itself comes last.
 
     Raises:
-        InputError: it is not there, and rows of ``tables`` may have moved from one id to another since.
+        InputError: it is not there, and rows of ``tables`` may have moved from one ID to another since.
     """
     lineage = [*manifest.lineage, data_fingerprint(Folder(job.data.path))]
     trained_on = checkpoint.manifest.training.get("data")

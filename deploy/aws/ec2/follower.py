@@ -60,7 +60,7 @@ class RunFollower:
         self._context: AwsContext | None = None
         self._last_log = 0
         self._joined = -1
-        self._replaced: set[str] = set()  # the ids of instances that have a replacement
+        self._replaced: set[str] = set()  # the IDs of instances that have a replacement
         self._losses = 0
         self._waiting_since = clock()
         self._next_attempt, self._backoff_seconds = 0.0, spec.poll_seconds

@@ -30,7 +30,7 @@ IMAGE_PARAMETERS: dict[Variant, str] = {
     "cu112": f"{_ECS}/gpu/recommended/image_id",
     "cu90": f"{_ECS}/gpu/recommended/image_id",
 }
-"""Public parameters with the ids of the ECS machine images, which have Docker and, for GPUs, NVIDIA's driver."""
+"""Public parameters with the IDs of the ECS machine images, which have Docker and, for GPUs, NVIDIA's driver."""
 PROFILE_SECONDS = 120.0
 """Maximum time until EC2 accepts an instance profile that IAM has just created."""
 _POLL_SECONDS = 3.0

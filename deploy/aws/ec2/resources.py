@@ -110,7 +110,7 @@ def find_instances(aws: Aws, run: str) -> list[Ec2Instance]:
 
 
 def find_security_group(aws: Aws, run: str) -> str:
-    """Return the id of the security group of ``run``.
+    """Return the ID of the security group of ``run``.
 
     Raises:
         CloudError, CloudRequestError: AWS does not answer, or there is none.
