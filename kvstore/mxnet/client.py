@@ -148,7 +148,7 @@ class MXNetStore:
                     self._keys[part.key].request(part.positions_A)
                     requests.append((blocks[name], part))
         for block_AD, part in requests:
-            block_AD[part.order_A] = self._keys[part.key].wait()
+            self._keys[part.key].receive(block_AD, part.order_A)
         return blocks
 
     def push(self, gradients: Mapping[str, RowGradient]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.grouping import copy_rows_from, copy_rows_to
 from kvstore.mxnet.imports import dense_view, int64_array, row_sparse_from, row_sparse_zeros
 
 _NONE = np.empty(0, np.int64)
@@ -38,8 +39,11 @@ class WorkerKey:
         self._pulled_A = positions_A
         self._store.row_sparse_pull(self._number, out=self._array, row_ids=int64_array(positions_A))
 
-    def wait(self) -> FloatArray:
-        """Wait for the rows of the last request: a view, float32 (A, D), valid until the next request or push."""
+    def receive(self, out_RD: FloatArray, order_A: IntArray) -> None:
+        """Wait for the rows of the last request, and copy them into ``out_RD[order_A]``."""
+        copy_rows_to(out_RD, order_A, self._view())
+
+    def _view(self) -> FloatArray:
         self._array.wait_to_read()
         view: FloatArray = dense_view(self._array, (len(self._pulled_A), self._shape[1]), np.float32)
         return view
@@ -47,7 +51,7 @@ class WorkerKey:
     def push(self, positions_A: IntArray, values_RD: FloatArray, order_A: IntArray) -> None:
         """Push ``values_RD[order_A]`` as the gradients of ``positions_A``, int64, sorted and unique."""
         if len(positions_A) and np.array_equal(positions_A, self._pulled_A):
-            np.take(values_RD, order_A, axis=0, out=self.wait())
+            copy_rows_from(self._view(), values_RD, order_A)
         else:
             self._array = row_sparse_from(positions_A, values_RD, order_A, self._shape)
         # The push still reads the array when this returns.
