@@ -2,7 +2,7 @@
 
 key = WorkerKey(store, number, shape)
 key.request(positions_A)                            # returns at once
-values_AD = key.wait()                              # a view of what was received
+key.receive(out_RD, order_A)                        # into out_RD[order_A]
 key.push(positions_A, gradient_RD, order_A)         # returns at once
 """
 
@@ -20,10 +20,10 @@ _NONE = np.empty(0, np.int64)
 
 
 class WorkerKey:
-    """Pulls and pushes rows of one key with a single array, without copies of it inside MXNet.
+    """Pulls and pushes rows of one key with a single array.
 
-    MXNet receives rows into the array of the key's last push, and from there copies them into the array that the pull
-    is for, unless it is the same one. A step pushes the rows that it pulled, so the array then also has their ids.
+    A step pushes the rows that it pulled, so the array that received them already has their IDs and the memory for
+    their gradients. MXNet has a buffer for each key, too: it copies what is pushed into it, and what is pulled from it.
     """
 
     def __init__(self, store: Any, number: int, shape: tuple[int, int]) -> None:
