@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.options.command import add_command
 from crossfade.options.job import add_job, add_sizes, load_job_arguments
+from crossfade.options.parsing import positive_integer
 from kvstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ gathers, and the rows that training changes while a checkpoint of them is being 
 Rows per step are an expectation, from the counts of rows in train and the sampling of negatives, for shuffled data. If
 the vocabulary has no counts, they are an upper bound, and marked so. Seconds on the wire are those of the busiest
 network card: requests, answers and pushes follow one another, and none overlaps with computing. All hosts count
-as equal.
+as equal. The time of a step adds what the slowest worker and the busiest server compute, from costs that were measured
+on one machine (docs/capacity.md); it is a guide, within about a third. Engine mxnet is not predicted.
 
 Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
 """
@@ -89,6 +92,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="RATE",
         help="assume this bandwidth of a host's network card: 10Gbit, 1.25GB (default: that of the instance type)",
     )
+    hosts.add_argument(
+        "--cores",
+        type=positive_integer,
+        metavar="N",
+        help="assume this number of virtual CPUs of a host (default: those of the instance type, or of this machine)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.set_defaults(run=run)
@@ -106,6 +115,16 @@ class Network:
     def seconds(self) -> float | None:
         """Return the seconds of a step on the busiest card; None if the bandwidth is unknown."""
         return self.busiest_bytes * 8 / self.bits_per_second if self.bits_per_second else None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The predicted time of a step and of an epoch, without evaluations, on hosts of ``cores`` virtual CPUs."""
+
+    cores: int
+    step_seconds: float
+    examples_per_second: float
+    epoch_seconds: float
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -130,10 +149,12 @@ def run(arguments: argparse.Namespace) -> int:
     machine = Machine(instance.name, instance.usable_bytes) if instance else this_machine()
     fit = check_fit(inputs, plan, machine)
     network = _network(job, plan, bandwidth or (instance.bits_per_second if instance else None))
+    cores = arguments.cores or (instance.vcpus if instance else len(os.sched_getaffinity(0)))
+    time = _step_time(inputs, plan, network, cores)
     if arguments.json:
-        print(json.dumps(_to_json(inputs, plan, fit, network), indent=1))
+        print(json.dumps(_to_json(inputs, plan, fit, network, time), indent=1))
     else:
-        for line in _report(inputs, plan, fit, instance, network):
+        for line in _report(inputs, plan, fit, instance, network, time):
             print(line)
     return int(fit.verdict == "does not fit")
 
@@ -160,7 +181,24 @@ def _network(job: JobConfig, plan: CapacityPlan, bandwidth: float | None) -> Net
     return Network(bandwidth, busiest_bytes(plan.traffic, hosts), own_hosts)
 
 
-def _to_json(inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network | None) -> dict[str, Any]:
+def _step_time(inputs: PlanInputs, plan: CapacityPlan, network: Network | None, cores: int) -> StepTime | None:
+    """Predict the time of a step; None where nothing is known about the engine or the network between hosts."""
+    from deploy.capacity.plan import role_hosts
+    from deploy.capacity.step_time import step_seconds
+
+    job = inputs.job
+    wire_seconds = 0.0 if network is None or network.own_hosts else network.seconds
+    if plan.traffic is None or job.train.engine != "cpu" or wire_seconds is None:
+        return None
+    hosts = role_hosts(job) if job.cluster.servers else []
+    seconds = step_seconds(plan.steps, job.model.dim, hosts, cores, wire_seconds)
+    rate = plan.traffic.examples / seconds
+    return StepTime(cores, seconds, rate, inputs.selection.rows / rate)
+
+
+def _to_json(
+    inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network | None, time: StepTime | None
+) -> dict[str, Any]:
     data = {"job": inputs.job.name, **asdict(plan)}
     for process, described in zip(plan.processes, data["processes"], strict=True):
         described |= {"required_bytes": process.required_bytes, "peak_bytes": process.peak_bytes}
@@ -169,11 +207,17 @@ def _to_json(inputs: PlanInputs, plan: CapacityPlan, fit: Fit, network: Network 
         data["traffic"]["bound"] = plan.traffic.bound
     data["fit"] = asdict(fit)
     data["network"] = {**asdict(network), "seconds": network.seconds} if network else None
+    data["time"] = asdict(time) if time else None
     return data
 
 
 def _report(
-    inputs: PlanInputs, plan: CapacityPlan, fit: Fit, instance: InstanceType | None, network: Network | None
+    inputs: PlanInputs,
+    plan: CapacityPlan,
+    fit: Fit,
+    instance: InstanceType | None,
+    network: Network | None,
+    time: StepTime | None,
 ) -> Iterator[str]:
     cluster = inputs.job.cluster
     where = (
@@ -191,6 +235,11 @@ def _report(
         yield from _step(inputs, plan, plan.traffic)
         if network is not None:
             yield from _wire(network, instance)
+        if time is not None:
+            yield (
+                f"time: about {time.step_seconds * 1e3:,.3g} ms a step and {_duration(time.epoch_seconds)} an epoch, "
+                f"{time.examples_per_second:,.0f} examples/s, with {time.cores} cores a host, without evaluations"
+            )
         yield ""
     yield from _verdict(plan, fit, instance)
 
@@ -295,6 +344,13 @@ def _verdict(plan: CapacityPlan, fit: Fit, instance: InstanceType | None) -> Ite
         yield f"  it would fit if you {advice}"
     if fit.verdict != "fits" and not fit.advice:
         yield "  no fewer columns, smaller state or number of hosts alone would make it fit"
+
+
+def _duration(seconds: float) -> str:
+    """Format a duration: 9.5 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{seconds:,.2g} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 6000 else f"{seconds / 3600:,.3g} h"
 
 
 def size(count: float) -> str:

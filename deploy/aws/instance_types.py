@@ -40,12 +40,21 @@ class InstanceType:
         return int(self.memory_gib * GIB * (1 - LINUX_SHARE)) - LINUX_BYTES
 
     @property
+    def vcpus(self) -> int:
+        """Virtual CPUs: AWS gives an xlarge 4, an 8xlarge 8 times as many, and a metal those of its largest size."""
+        family, _, size = self.name.partition(".")
+        if size == "metal":
+            return _METAL_VCPUS[family]
+        return 2 if size == "large" else 4 * int(size.removesuffix("xlarge") or 1)
+
+    @property
     def bits_per_second(self) -> float | None:
         """The sustained bandwidth, or the peak where AWS publishes no other; None if it publishes neither."""
         gbit = self.baseline_gbit or self.peak_gbit
         return None if gbit is None else gbit * GIGABIT
 
 
+_METAL_VCPUS = {"g4dn": 96}
 _SIZES: dict[str, list[tuple[str, float, float | None, float | None]]] = {
     "p2": [("xlarge", 61, None, None), ("8xlarge", 488, 10, 10), ("16xlarge", 732, 25, 25)],
     "p3": [("2xlarge", 61, None, 10), ("8xlarge", 244, 10, 10), ("16xlarge", 488, 25, 25)],

@@ -19,6 +19,7 @@ from deploy.capacity.memory import (
     plan_processes,
     table_bytes,
 )
+from deploy.capacity.step_time import WorkerStep, worker_steps
 from deploy.capacity.traffic import StepTraffic, expect_traffic, worker_loads
 from deploy.capacity.worker_memory import MemoryItem
 from deploy.topology import AcceptedRoles, Role, assign_roles
@@ -58,6 +59,8 @@ class CapacityPlan:
     processes: tuple[ProcessPlan, ...]
     hosts: tuple[HostPlan, ...]
     traffic: StepTraffic | None
+    steps: tuple[WorkerStep, ...] = ()
+    """What each worker computes in a step; empty where the traffic is unknown."""
 
     @property
     def required_bytes(self) -> int:
@@ -84,6 +87,7 @@ def plan_capacity(inputs: PlanInputs) -> CapacityPlan:
         processes=tuple(processes),
         hosts=tuple(_plan_hosts(job, processes)),
         traffic=traffic,
+        steps=() if traffic is None else tuple(worker_steps(job, loads, traffic, inputs.model.item.rows)),
     )
 
 

@@ -105,6 +105,8 @@ class WorkerLoad:
     """Maximum interactions of the shuffle blocks that it holds: the current and the next one of each partition."""
     max_block_rows: int = 0
     """Interactions of the largest shuffle block of all workers."""
+    partition_examples: float = 0.0
+    """Examples of each of its partitions, which are one another's in-batch negatives."""
 
 
 def worker_loads(
@@ -132,7 +134,8 @@ def worker_loads(
         local = slice(rank, None, job.cluster.workers)
         examples = sum(map(sum, blocks_P[local])) / schedule.steps
         negatives = _negatives(job.resolved_negatives(items), examples, items)
-        loads.append(WorkerLoad(examples, negatives, sum(held_P[local]), max_block_rows))
+        partition_examples = examples / max(1, len(blocks_P[local]))
+        loads.append(WorkerLoad(examples, negatives, sum(held_P[local]), max_block_rows, partition_examples))
     return loads
 
 

@@ -1,0 +1,184 @@
+"""Measure the constants of deploy/capacity/step_time.py, and how well they predict steps that they were not fitted to.
+
+    .venv/bin/python benchmarks/step_costs.py [--repeats 3]
+
+It trains with 2 servers and 2 workers, and in process, with several batches, columns, and negatives; takes the CPU time
+of each role from the run's own samples (processes.jsonl); and fits the costs of a step by non-negative least squares of
+relative errors. Then it compares predicted and measured times of steps, for these and for other sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from suite.processes import ROOT
+from suite.training import bpr_job, train
+from suite.work import Distribution, Draw, make_work
+
+from deploy.capacity import step_time
+from deploy.capacity.step_time import Costs, WorkerStep, step_seconds
+from deploy.topology import Role
+from kvstore.arrays import FloatArray
+
+FOLDER = ROOT / "build" / "bench"
+MIN_SECONDS, START_SECONDS = 6.0, 1.5
+
+
+@dataclass(frozen=True)
+class Size:
+    """A step: triples of ``negatives`` each, of both workers together."""
+
+    batch: int
+    dim: int
+    negatives: int = 1
+    ids: Distribution = "uniform"
+
+    @property
+    def name(self) -> str:
+        """Describe it."""
+        return f"{self.batch:6} x {1 + self.negatives}, {self.dim:3} columns, {self.ids}"
+
+
+FITTED = (
+    *(Size(batch, 64) for batch in (2_048, 16_384, 65_536)),
+    *(Size(16_384, dim) for dim in (16, 256)),
+    *(Size(16_384, dim, 8) for dim in (16, 64)),
+    Size(4_096, 128, 4),
+)
+CHECKED = (Size(8_192, 32, 2), Size(32_768, 64), Size(16_384, 128, 4), Size(16_384, 64, 1, "zipf"))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured step: seconds, rows of each worker, and core seconds of a worker and of a server."""
+
+    seconds: float
+    rows: float
+    worker: float
+    server: float
+
+
+def measure(size: Size, processes: int) -> Measured:
+    """Train with ``processes`` servers and as many workers, 0: in process."""
+    work = make_work(FOLDER / "work", Draw(size.ids, 1_000_000, 100_000, 4_000_000))
+    run_dir = FOLDER / "runs" / "costs"
+    steps = max(40, int(4e6 / size.batch / (1 + size.negatives) / size.dim * 64))
+    while True:
+        job = bpr_job(work.dataset, steps=steps, batch=size.batch, dim=size.dim, negatives=size.negatives)
+        result = train(job, run_dir, servers=processes, workers=processes)
+        if result["seconds"] >= MIN_SECONDS:
+            break
+        steps = int(steps * (MIN_SECONDS + 2) / (result["seconds"] + 1))
+    rows = result["rows_per_second"] * result["step_ms"] / 1e3 / max(1, processes)
+    cpu = core_seconds(run_dir) if processes else {}
+    return Measured(result["step_ms"] / 1e3, rows, *(cpu.get(kind, 0.0) for kind in ("worker", "server")))
+
+
+def core_seconds(run_dir: Path) -> dict[str, float]:
+    """Return the core seconds of a step of the workers and the servers of a run, on average."""
+    steps = [event for event in _lines(run_dir / "events.jsonl") if event["event"] == "step"]
+    begin = steps[0]["time"] + START_SECONDS
+    samples = [sample for sample in _lines(run_dir / "processes.jsonl") if sample["event"] == "sample"]
+    inside = [sample for sample in samples if begin <= sample["time"] <= steps[-1]["time"]]
+    first, last = inside[0], inside[-1]
+    at = [np.interp(each["time"], *zip(*((s["time"], s["step"]) for s in steps), strict=True)) for each in inside]
+    found: dict[str, list[float]] = {"worker": [], "server": []}
+    for name, load in last["processes"].items():
+        if (kind := name.split("-")[0]) in found:
+            seconds = load["cpu_seconds"] - first["processes"][name]["cpu_seconds"]
+            found[kind].append(seconds / float(at[-1] - at[0]))
+    return {kind: statistics.mean(values) for kind, values in found.items()}
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def fit(factors_MF: FloatArray, seconds_M: FloatArray) -> FloatArray:
+    """Return non-negative costs of F factors that minimize the squared relative errors of M measurements."""
+    scaled_MF = factors_MF / seconds_M[:, None]
+    used = list(range(factors_MF.shape[1]))
+    while True:
+        costs = np.linalg.lstsq(scaled_MF[:, used], np.ones(len(seconds_M)), rcond=None)[0]
+        if (costs >= 0).all():
+            costs_F = np.zeros(factors_MF.shape[1])
+            costs_F[used] = costs
+            return costs_F
+        used.pop(int(costs.argmin()))
+
+
+def worker_factors(size: Size, measured: Measured, workers: int) -> list[float]:
+    """Return the factors of ``Costs`` in the order of its fields."""
+    uses = size.batch / workers * (1 + size.negatives)
+    return [1.0, measured.rows, measured.rows * size.dim, uses, uses * size.dim]
+
+
+def predict(size: Size, measured: Measured, processes: int) -> float:
+    """Return the predicted seconds of a step on this machine."""
+    workers = max(1, processes)
+    step = WorkerStep(measured.rows, size.batch / workers * (1 + size.negatives))
+    kinds = ("server", "worker") if processes else ()
+    hosts = [[Role(kind, index) for kind in kinds for index in range(processes)]]
+    return step_seconds([step] * workers, size.dim, hosts, len(os.sched_getaffinity(0)), 0.0)
+
+
+def measure_all(sizes: list[Size], repeats: int) -> dict[tuple[Size, int], Measured]:
+    """Return the medians of each size with 2 servers and 2 workers, and in process."""
+    measured = {}
+    for processes in (2, 0):
+        for size in sizes:
+            runs = [measure(size, processes) for _ in range(repeats)]
+            medians = (statistics.median(values) for values in zip(*map(astuple, runs), strict=True))
+            measured[size, processes] = Measured(*medians)
+            described = _describe(measured[size, processes])
+            print(f"{processes} + {processes}, {size.name}: {described}", file=sys.stderr, flush=True)
+    return measured
+
+
+def fit_costs(measured: dict[tuple[Size, int], Measured], cores: int) -> None:
+    """Fit the costs, print them, and use them for predictions from here on."""
+    for name, processes, attribute in (("WORKER", 2, "worker"), ("SERVER", 2, "server"), ("IN_PROCESS", 0, "seconds")):
+        here = [(size, measured[size, processes]) for size in FITTED]
+        factors_MF = np.array([worker_factors(size, result, max(1, processes)) for size, result in here])
+        if name == "SERVER":
+            factors_MF = factors_MF[:, :3]
+        seconds_M = np.array([getattr(result, attribute) for _, result in here]) * (1 if processes else cores)
+        costs = Costs(*map(float, fit(factors_MF, seconds_M)))
+        print(f"{name} = {costs}")
+        setattr(step_time, name, costs)
+
+
+def main() -> int:
+    """Measure, fit, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="take medians of N (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="compare with the constants as they are; fit nothing")
+    arguments = parser.parse_args()
+    measured = measure_all([*([] if arguments.check else FITTED), *CHECKED], arguments.repeats)
+    if not arguments.check:
+        fit_costs(measured, len(os.sched_getaffinity(0)))
+    for (size, processes), result in measured.items():
+        predicted = predict(size, result, processes)
+        kind = "fitted " if size in FITTED else "checked"
+        milliseconds = f"measured {1e3 * result.seconds:6.1f} ms, predicted {1e3 * predicted:6.1f} ms"
+        print(f"{processes} + {processes}, {size.name}, {kind}: {milliseconds}, {predicted / result.seconds - 1:+.0%}")
+    return 0
+
+
+def _describe(measured: Measured) -> str:
+    return (
+        f"{1e3 * measured.seconds:.1f} ms, {measured.rows:,.0f} rows; worker {1e3 * measured.worker:.2f} ms, "
+        f"server {1e3 * measured.server:.2f} ms of a core"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

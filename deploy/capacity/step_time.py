@@ -1,0 +1,101 @@
+"""The time of a step, from what its processes compute and move.
+
+Core seconds are those of one virtual CPU of the machine that ``benchmarks/step_costs.py`` measured the constants on.
+With b examples of n scored negatives each, r active rows of d columns, a worker and a server take
+
+    worker = STEP + r·(ROW + d·VALUE) + b·(1 + n)·(USE + d·USE_VALUE)
+    server = STEP' + r'·(ROW' + d·VALUE')            r': rows that all workers pull from it and push to it
+
+Where examples share negatives, the last term of a worker is 6·b·n·d floating-point operations at ``POOL_FLOPS``: one
+product for the scores and two for the gradients. A worker waits for the answers of servers, and servers for the pushes
+of all workers, so a step takes as long as the slowest worker, the busiest server, and the network card together; or as
+long as the cores of a host are busy, where many roles share them. In process, the cores share the worker's work, and
+rows are updated where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deploy.capacity.traffic import StepTraffic, WorkerLoad
+from deploy.topology import Role
+from trainer.config.schema import JobConfig
+from trainer.model.negatives import IN_BATCH_KINDS
+
+MICROSECOND = 1e-6
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Core seconds: of a step, of an active row and of each of its values, of a score and of each of its columns."""
+
+    step: float
+    row: float
+    value: float
+    use: float = 0.0
+    use_value: float = 0.0
+
+    def seconds(self, rows: float, dim: int, uses: float = 0.0) -> float:
+        """Return the core seconds of a step."""
+        return self.step + rows * (self.row + dim * self.value) + uses * (self.use + dim * self.use_value)
+
+
+WORKER = Costs(step=1e-3, row=0.1e-6, value=2e-9, use=0.06e-6, use_value=0.5e-9)
+SERVER = Costs(step=0.5e-3, row=0.1e-6, value=2e-9)
+IN_PROCESS = Costs(step=0.3e-3, row=0.05e-6, value=0.5e-9, use=0.1e-6, use_value=1e-9)
+POOL_FLOPS = 60e9
+"""Floating-point operations per second of a core, in softmax gradients over shared negatives."""
+
+
+@dataclass(frozen=True)
+class WorkerStep:
+    """What one worker does in a step.
+
+    ``uses`` are its scores where examples have negatives of their own; ``pool_scores`` those where they share them.
+    """
+
+    rows: float
+    uses: float
+    pool_scores: float = 0.0
+
+    def core_seconds(self, costs: Costs, dim: int) -> float:
+        """Return its core seconds."""
+        return costs.seconds(self.rows, dim, self.uses) + 6.0 * self.pool_scores * dim / POOL_FLOPS
+
+
+def worker_steps(job: JobConfig, loads: Sequence[WorkerLoad], traffic: StepTraffic, items: int) -> list[WorkerStep]:
+    """Return what each worker of ``job`` does in a step, with ``items`` rows of the item table."""
+    kind = job.resolved_negatives(items).kind
+    steps = []
+    for load, rows in zip(loads, traffic.rows, strict=True):
+        if kind == "per_example":
+            steps.append(WorkerStep(rows, load.examples + load.negatives))
+            continue
+        pool = load.negatives + (load.partition_examples if kind in IN_BATCH_KINDS else 0.0)
+        steps.append(WorkerStep(rows, 0.0, load.examples * pool))
+    return steps
+
+
+def step_seconds(
+    workers: Sequence[WorkerStep], dim: int, hosts: Sequence[Sequence[Role]], cores: int, wire_seconds: float
+) -> float:
+    """Return the seconds of a step of ``workers`` with ``dim`` columns.
+
+    Args:
+        workers: what each worker does.
+        dim: columns.
+        hosts: the roles of each host; without a server, the step is in process.
+        cores: virtual CPUs of a host.
+        wire_seconds: seconds of the busiest network card.
+    """
+    servers = sum(role.kind == "server" for roles in hosts for role in roles)
+    if servers == 0:
+        return workers[0].core_seconds(IN_PROCESS, dim) / cores
+    by_worker = [worker.core_seconds(WORKER, dim) for worker in workers]
+    by_server = SERVER.seconds(sum(worker.rows for worker in workers) / servers, dim)
+    busiest = max(
+        sum(by_worker[role.index] if role.kind == "worker" else by_server for role in roles if role.kind != "scheduler")
+        for roles in hosts
+    )
+    return max(max(by_worker) + by_server + wire_seconds, busiest / cores)

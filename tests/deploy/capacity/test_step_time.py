@@ -1,0 +1,76 @@
+"""The predicted time of a step: which process, host, or network it is limited by."""
+
+import pytest
+
+from deploy.aws.instance_types import find_instance
+from deploy.capacity.step_time import IN_PROCESS, POOL_FLOPS, SERVER, WORKER, WorkerStep, step_seconds, worker_steps
+from deploy.capacity.traffic import StepTraffic, TableTraffic, WorkerLoad
+from deploy.topology import Role
+from trainer.config.schema import JobConfig
+
+DIM = 64
+STEP = WorkerStep(rows=20_000, uses=16_384)
+
+
+def hosts(*roles: str) -> list[list[Role]]:
+    return [[Role.from_name(name) for name in names.split()] for names in roles]
+
+
+def test_a_step_with_a_host_for_each_role_takes_worker_server_and_wire() -> None:
+    own = hosts("scheduler", "server-0", "server-1", "worker-0", "worker-1")
+    worker, server = STEP.core_seconds(WORKER, DIM), SERVER.seconds(STEP.rows, DIM)
+    assert step_seconds([STEP, STEP], DIM, own, 8, 0.01) == pytest.approx(worker + server + 0.01)
+    slow = WorkerStep(rows=40_000, uses=16_384)
+    expected = slow.core_seconds(WORKER, DIM) + SERVER.seconds(30_000, DIM)
+    assert step_seconds([STEP, slow], DIM, own, 8, 0.0) == pytest.approx(expected)
+
+
+def test_roles_that_share_few_cores_take_their_sum() -> None:
+    shared = hosts("scheduler server-0 server-1 worker-0 worker-1")
+    total = 2 * STEP.core_seconds(WORKER, DIM) + 2 * SERVER.seconds(STEP.rows, DIM)
+    assert step_seconds([STEP, STEP], DIM, shared, 1, 0.0) == pytest.approx(total)
+    assert step_seconds([STEP, STEP], DIM, shared, 64, 0.0) == pytest.approx(total / 2)
+
+
+def test_cores_share_a_step_in_process() -> None:
+    assert step_seconds([STEP], DIM, [], 4, 0.0) == pytest.approx(STEP.core_seconds(IN_PROCESS, DIM) / 4)
+
+
+def test_more_servers_and_more_workers_shorten_a_step_on_hosts_of_their_own() -> None:
+    def seconds(workers: int, servers: int) -> float:
+        names = [f"worker-{n}" for n in range(workers)] + [f"server-{n}" for n in range(servers)]
+        step = WorkerStep(STEP.rows / workers, STEP.uses / workers)
+        return step_seconds([step] * workers, DIM, hosts(*names), 8, 0.0)
+
+    assert seconds(1, 1) > seconds(1, 2) > seconds(2, 2) > seconds(8, 8)
+
+
+KINDS = {
+    "per_example": ({"count": 4}, 5 * 1000.0, 0.0),
+    "shared": ({"count": 256}, 0.0, 256 * 1000.0),
+    "in_batch": ({}, 0.0, 125 * 1000.0),
+    "mixed": ({"count": 256}, 0.0, (256 + 125) * 1000.0),
+    "all": ({}, 0.0, 3000 * 1000.0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_a_step_follow_from_the_negatives(kind: str) -> None:
+    options, uses, pool_scores = KINDS[kind]
+    job = JobConfig.model_validate({"name": "job", "data": {"path": "x"}, "negatives": {"kind": kind, **options}})
+    drawn = {"per_example": 4000.0, "all": 3000.0, "in_batch": 0.0}.get(kind, 256.0)
+    load = WorkerLoad(1000.0, drawn, partition_examples=125.0)
+    traffic = StepTraffic(1000.0, (TableTraffic("t", (700.0,), False),), DIM, 0.0, 0.0, 0)
+    assert worker_steps(job, [load], traffic, 3000) == [WorkerStep(700.0, uses, pool_scores)]
+
+
+def test_shared_negatives_cost_three_matrix_products() -> None:
+    one = WorkerStep(0.0, 0.0, 1e9).core_seconds(WORKER, DIM) - WORKER.step
+    assert one == pytest.approx(6 * 1e9 * DIM / POOL_FLOPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "vcpus"), [("r5.large", 2), ("p2.xlarge", 4), ("p2.16xlarge", 64), ("g5.12xlarge", 48)]
+)
+def test_virtual_cpus_follow_from_the_size(name: str, vcpus: int) -> None:
+    assert find_instance(name).vcpus == vcpus
