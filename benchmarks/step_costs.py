@@ -27,8 +27,11 @@ from deploy.capacity import step_time
 from deploy.capacity.step_time import Costs, WorkerStep, step_seconds
 from deploy.topology import Role
 from kvstore.arrays import FloatArray
+from kvstore.layout import DEFAULT_KEY_BYTES, make_layout
+from kvstore.store import TableSpec
 
 FOLDER = ROOT / "build" / "bench"
+TABLE_ROWS = 1_000_000, 100_000
 MIN_SECONDS, START_SECONDS = 6.0, 1.5
 
 
@@ -40,11 +43,17 @@ class Size:
     dim: int
     negatives: int = 1
     ids: Distribution = "uniform"
+    key_bytes: int = DEFAULT_KEY_BYTES
 
     @property
     def name(self) -> str:
         """Describe it."""
-        return f"{self.batch:6} x {1 + self.negatives}, {self.dim:3} columns, {self.ids}"
+        return f"{self.batch:6} x {1 + self.negatives}, {self.dim:3} columns, {self.keys(2):2} keys, {self.ids}"
+
+    def keys(self, servers: int) -> int:
+        """Return the number of keys of the tables."""
+        tables = [TableSpec(str(rows), rows, self.dim, 0.1) for rows in TABLE_ROWS]
+        return sum(layout.keys for layout in make_layout(tables, servers, self.key_bytes))
 
 
 FITTED = (
@@ -52,6 +61,7 @@ FITTED = (
     *(Size(16_384, dim) for dim in (16, 256)),
     *(Size(16_384, dim, 8) for dim in (16, 64)),
     Size(4_096, 128, 4),
+    *(Size(4_096, 64, 1, "uniform", key_bytes) for key_bytes in (2**24, 2**22)),
 )
 CHECKED = (Size(8_192, 32, 2), Size(32_768, 64), Size(16_384, 128, 4), Size(16_384, 64, 1, "zipf"))
 
@@ -68,11 +78,12 @@ class Measured:
 
 def measure(size: Size, processes: int) -> Measured:
     """Train with ``processes`` servers and as many workers, 0: in process."""
-    work = make_work(FOLDER / "work", Draw(size.ids, 1_000_000, 100_000, 4_000_000))
+    work = make_work(FOLDER / "work", Draw(size.ids, *TABLE_ROWS, 4_000_000))
     run_dir = FOLDER / "runs" / "costs"
     steps = max(40, int(4e6 / size.batch / (1 + size.negatives) / size.dim * 64))
     while True:
         job = bpr_job(work.dataset, steps=steps, batch=size.batch, dim=size.dim, negatives=size.negatives)
+        job["cluster"] = {"max_key_bytes": size.key_bytes}
         result = train(job, run_dir, servers=processes, workers=processes)
         if result["seconds"] >= MIN_SECONDS:
             break
@@ -118,7 +129,8 @@ def fit(factors_MF: FloatArray, seconds_M: FloatArray) -> FloatArray:
 def worker_factors(size: Size, measured: Measured, workers: int) -> list[float]:
     """Return the factors of ``Costs`` in the order of its fields."""
     uses = size.batch / workers * (1 + size.negatives)
-    return [1.0, measured.rows, measured.rows * size.dim, uses, uses * size.dim]
+    messages = size.keys(workers) * workers if measured.server else 0
+    return [1.0, measured.rows, measured.rows * size.dim, messages, uses, uses * size.dim]
 
 
 def predict(size: Size, measured: Measured, processes: int) -> float:
@@ -127,7 +139,8 @@ def predict(size: Size, measured: Measured, processes: int) -> float:
     step = WorkerStep(measured.rows, size.batch / workers * (1 + size.negatives))
     kinds = ("server", "worker") if processes else ()
     hosts = [[Role(kind, index) for kind in kinds for index in range(processes)]]
-    return step_seconds([step] * workers, size.dim, hosts, len(os.sched_getaffinity(0)), 0.0)
+    keys = size.keys(processes) if processes else 0
+    return step_seconds([step] * workers, size.dim, hosts, cores=len(os.sched_getaffinity(0)), keys=keys)
 
 
 def measure_all(sizes: list[Size], repeats: int) -> dict[tuple[Size, int], Measured]:
@@ -149,7 +162,7 @@ def fit_costs(measured: dict[tuple[Size, int], Measured], cores: int) -> None:
         here = [(size, measured[size, processes]) for size in FITTED]
         factors_MF = np.array([worker_factors(size, result, max(1, processes)) for size, result in here])
         if name == "SERVER":
-            factors_MF = factors_MF[:, :3]
+            factors_MF = factors_MF[:, :4]
         seconds_M = np.array([getattr(result, attribute) for _, result in here]) * (1 if processes else cores)
         costs = Costs(*map(float, fit(factors_MF, seconds_M)))
         print(f"{name} = {costs}")

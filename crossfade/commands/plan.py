@@ -191,7 +191,8 @@ def _step_time(inputs: PlanInputs, plan: CapacityPlan, network: Network | None, 
     if plan.traffic is None or job.train.engine != "cpu" or wire_seconds is None:
         return None
     hosts = role_hosts(job) if job.cluster.servers else []
-    seconds = step_seconds(plan.steps, job.model.dim, hosts, cores, wire_seconds)
+    keys = sum(table.keys for table in plan.tables)
+    seconds = step_seconds(plan.steps, job.model.dim, hosts, cores=cores, keys=keys, wire_seconds=wire_seconds)
     rate = plan.traffic.examples / seconds
     return StepTime(cores, seconds, rate, inputs.selection.rows / rate)
 

@@ -19,28 +19,36 @@ def hosts(*roles: str) -> list[list[Role]]:
 def test_a_step_with_a_host_for_each_role_takes_worker_server_and_wire() -> None:
     own = hosts("scheduler", "server-0", "server-1", "worker-0", "worker-1")
     worker, server = STEP.core_seconds(WORKER, DIM), SERVER.seconds(STEP.rows, DIM)
-    assert step_seconds([STEP, STEP], DIM, own, 8, 0.01) == pytest.approx(worker + server + 0.01)
+    assert step_seconds([STEP, STEP], DIM, own, cores=8, wire_seconds=0.01) == pytest.approx(worker + server + 0.01)
     slow = WorkerStep(rows=40_000, uses=16_384)
     expected = slow.core_seconds(WORKER, DIM) + SERVER.seconds(30_000, DIM)
-    assert step_seconds([STEP, slow], DIM, own, 8, 0.0) == pytest.approx(expected)
+    assert step_seconds([STEP, slow], DIM, own, cores=8, wire_seconds=0.0) == pytest.approx(expected)
+
+
+def test_each_key_costs_messages_to_every_process_at_the_other_end() -> None:
+    own = hosts("server-0", "server-1", "server-2", "worker-0", "worker-1")
+    many, none = (step_seconds([STEP, STEP], DIM, own, cores=8, keys=keys) for keys in (10, 0))
+    assert many - none == pytest.approx(10 * (3 * WORKER.message + 2 * SERVER.message))
 
 
 def test_roles_that_share_few_cores_take_their_sum() -> None:
     shared = hosts("scheduler server-0 server-1 worker-0 worker-1")
     total = 2 * STEP.core_seconds(WORKER, DIM) + 2 * SERVER.seconds(STEP.rows, DIM)
-    assert step_seconds([STEP, STEP], DIM, shared, 1, 0.0) == pytest.approx(total)
-    assert step_seconds([STEP, STEP], DIM, shared, 64, 0.0) == pytest.approx(total / 2)
+    assert step_seconds([STEP, STEP], DIM, shared, cores=1, wire_seconds=0.0) == pytest.approx(total)
+    assert step_seconds([STEP, STEP], DIM, shared, cores=64, wire_seconds=0.0) == pytest.approx(total / 2)
 
 
 def test_cores_share_a_step_in_process() -> None:
-    assert step_seconds([STEP], DIM, [], 4, 0.0) == pytest.approx(STEP.core_seconds(IN_PROCESS, DIM) / 4)
+    assert step_seconds([STEP], DIM, [], cores=4) == pytest.approx(
+        STEP.core_seconds(IN_PROCESS, DIM) / 4
+    )
 
 
 def test_more_servers_and_more_workers_shorten_a_step_on_hosts_of_their_own() -> None:
     def seconds(workers: int, servers: int) -> float:
         names = [f"worker-{n}" for n in range(workers)] + [f"server-{n}" for n in range(servers)]
         step = WorkerStep(STEP.rows / workers, STEP.uses / workers)
-        return step_seconds([step] * workers, DIM, hosts(*names), 8, 0.0)
+        return step_seconds([step] * workers, DIM, hosts(*names), cores=8)
 
     assert seconds(1, 1) > seconds(1, 2) > seconds(2, 2) > seconds(8, 8)
 
