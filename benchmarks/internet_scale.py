@@ -49,7 +49,7 @@ def distinct_tracks(tracks: int, draws: int) -> float:
 def predict(job: Job, hosts: int, workers_each: int, vcpus: int, gbit: float) -> dict[str, float]:
     """Return what a step takes on ``hosts`` hosts of one server each, and what each of them holds."""
     tables = [TableSpec("customer", job.customers, DIM, 0.1), TableSpec("track", job.tracks, DIM, 0.1)]
-    keys = sum(layout.keys for layout in make_layout(tables, hosts, MAX_KEY_BYTES))
+    keys = sum(layout.num_shards for layout in make_layout(tables, hosts, MAX_KEY_BYTES))
     rows = job.batch + distinct_tracks(job.tracks, job.batch)
     workers = hosts * workers_each
     step = WorkerStep(rows, 2.0 * job.batch)
@@ -67,7 +67,7 @@ def predict(job: Job, hosts: int, workers_each: int, vcpus: int, gbit: float) ->
         "keys": keys,
         "worker": step.core_seconds(WORKER, DIM),
         "server": SERVER.seconds(rows * workers_each, DIM),
-        "messages": keys * (hosts * WORKER.message + workers * SERVER.message),
+        "of_keys": keys * WORKER.key + keys / hosts * workers * SERVER.key,
         "wire": wire_seconds,
         "step": seconds,
         "rate": rate,
@@ -91,7 +91,8 @@ def main() -> int:
     customers, tracks = int(arguments.customers), int(arguments.tracks)
     print(f"{(customers + tracks) * DIM:,} parameters, {arguments.events:,.0f} interactions")
     print(
-        "hosts  workers    batch  GiB/host  keys | ms: worker  server  messages   wire     step | events/s    days      USD"
+        "hosts  workers    batch  GiB/host  keys | ms: worker  server   of keys   wire     step | "
+        "events/s    days      USD"
     )
     for batch in arguments.batches:
         for hosts in arguments.hosts:
@@ -100,7 +101,7 @@ def main() -> int:
             cost = at["days"] * 24 * hosts * arguments.price
             print(
                 f"{hosts:5}  {hosts * arguments.workers:7}  {batch:7,}  {at['memory']:8.0f}  {at['keys']:4.0f} | "
-                f"{1e3 * at['worker']:10.1f}  {1e3 * at['server']:6.1f}  {1e3 * at['messages']:8.1f}  "
+                f"{1e3 * at['worker']:10.1f}  {1e3 * at['server']:6.1f}  {1e3 * at['of_keys']:8.1f}  "
                 f"{1e3 * at['wire']:5.1f}  {1e3 * at['step']:7.1f} | {at['rate'] / 1e6:6.2f} M  {at['days']:6.1f}  "
                 f"{cost:7,.0f}"
             )

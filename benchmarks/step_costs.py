@@ -53,7 +53,7 @@ class Size:
     def keys(self, servers: int) -> int:
         """Return the number of keys of the tables."""
         tables = [TableSpec(str(rows), rows, self.dim, 0.1) for rows in TABLE_ROWS]
-        return sum(layout.keys for layout in make_layout(tables, servers, self.key_bytes))
+        return sum(layout.num_shards for layout in make_layout(tables, servers, self.key_bytes))
 
 
 FITTED = (
@@ -129,8 +129,8 @@ def fit(factors_MF: FloatArray, seconds_M: FloatArray) -> FloatArray:
 def worker_factors(size: Size, measured: Measured, workers: int) -> list[float]:
     """Return the factors of ``Costs`` in the order of its fields."""
     uses = size.batch / workers * (1 + size.negatives)
-    messages = size.keys(workers) * workers if measured.server else 0
-    return [1.0, measured.rows, measured.rows * size.dim, messages, uses, uses * size.dim]
+    keys = size.keys(workers) if measured.server else 0
+    return [1.0, measured.rows, measured.rows * size.dim, keys, uses, uses * size.dim]
 
 
 def predict(size: Size, measured: Measured, processes: int) -> float:

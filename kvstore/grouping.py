@@ -11,10 +11,10 @@ from kvstore.jit import njit
 
 
 @njit(cache=True, error_model="numpy")
-def group_by_shard(rows_A, num_shards, servers, shard_rows):  # type: ignore[no-untyped-def]
+def group_by_shard(rows_A, num_shards):  # type: ignore[no-untyped-def]
     """Sort rows by shard, keeping the order within each.
 
-    Returns the permutation and the position of each row within its key (``layout.py``), both int64, and where each
+    Returns the permutation and the position of each row within its shard (``layout.py``), both int64, and where each
     shard starts in them.
     """
     rows = rows_A.shape[0]
@@ -23,7 +23,7 @@ def group_by_shard(rows_A, num_shards, servers, shard_rows):  # type: ignore[no-
     for a in range(rows):
         offset = rows_A[a] // num_shards
         p = rows_A[a] - offset * num_shards
-        shard_A[a], offset_A[a] = p, offset + p % servers * shard_rows
+        shard_A[a], offset_A[a] = p, offset
         starts_P[p + 1] += 1
     for p in range(num_shards):
         starts_P[p + 1] += starts_P[p]

@@ -125,7 +125,7 @@ def _in_process(inputs: PlanInputs, loads: Sequence[WorkerLoad]) -> ProcessPlan:
 
 def _server(inputs: PlanInputs, loads: Sequence[WorkerLoad], layouts: Sequence[TableLayout]) -> tuple[MemoryItem, ...]:
     job = inputs.job
-    local_rows = {layout.table.name: layout.keys * layout.shard_rows for layout in layouts}
+    local_rows = {layout.table.name: layout.keys_per_server * layout.shard_rows for layout in layouts}
     dim = job.model.dim
     row_bytes = ROW_ID_BYTES + dim * VALUE_BYTES
     state = state_bytes_per_row(job.optimizer.kind, dim)
@@ -144,7 +144,7 @@ def _server(inputs: PlanInputs, loads: Sequence[WorkerLoad], layouts: Sequence[T
         *tables,
         MemoryItem("receiving the keys", _receiving_bytes(layouts, row_bytes, state), "start"),
         MemoryItem("rows of a step", SERVED_COPIES * served_rows * row_bytes // job.cluster.servers, "steps"),
-        *_checkpoint(job, local_rows, max(layout.keys for layout in layouts)),
+        *_checkpoint(job, local_rows, max(layout.keys_per_server for layout in layouts)),
     )
 
 
@@ -155,7 +155,7 @@ def _receiving_bytes(layouts: Sequence[TableLayout], row_bytes: int, state: int)
     """
     held = peak = 0
     for layout in layouts:
-        held += layout.keys * layout.shard_rows * (row_bytes + state)
+        held += layout.keys_per_server * layout.shard_rows * (row_bytes + state)
         peak = max(peak, held + layout.shard_rows * (row_bytes + ROW_ID_BYTES))
     return peak - held
 

@@ -100,7 +100,7 @@ def role_hosts(job: JobConfig) -> list[list[Role]]:
 def _plan_table(job: JobConfig, layout: TableLayout) -> TablePlan:
     table = layout.table
     key_rows, dim = layout.key_shape
-    shape = (layout.keys, key_rows, key_rows * dim * VALUE_BYTES) if job.cluster.servers else (0, 0, 0)
+    shape = (layout.num_shards, key_rows, key_rows * dim * VALUE_BYTES) if job.cluster.servers else (0, 0, 0)
     return TablePlan(table.name, table.rows, table.dim, table.bytes, table_bytes(job, table) - table.bytes, *shape)
 
 

@@ -3,10 +3,10 @@
 Core seconds are those of one virtual CPU of the machine that ``benchmarks/step_costs.py`` measured the constants on.
 With b examples of n scored negatives each, r active rows of d columns, and K keys, a worker and a server take
 
-    worker = STEP + r·(ROW + d·VALUE) + K·servers·MESSAGE + b·(1 + n)·(USE + d·USE_VALUE)
-    server = STEP' + r'·(ROW' + d·VALUE') + K·workers·MESSAGE'
+    worker = STEP + r·(ROW + d·VALUE) + K·KEY + b·(1 + n)·(USE + d·USE_VALUE)
+    server = STEP' + r'·(ROW' + d·VALUE') + K'·workers·KEY'
 
-where r' are the rows that all workers pull from the server and push to it.
+where r' are the rows that all workers pull from the server and push to it, and K' its keys.
 
 Where examples share negatives, the last term of a worker is 6·b·n·d floating-point operations at ``POOL_FLOPS``: one
 product for the scores and two for the gradients. A worker waits for the answers of servers, and servers for the pushes
@@ -34,7 +34,7 @@ class Costs:
         step: in any case.
         row: of an active row.
         value: of each of its values.
-        message: of a key, for each process at the other end.
+        key: of a key that a worker pulls from and pushes to, or that a server answers one worker for.
         use: of a score.
         use_value: of each of its columns.
     """
@@ -42,18 +42,18 @@ class Costs:
     step: float
     row: float
     value: float
-    message: float = 0.0
+    key: float = 0.0
     use: float = 0.0
     use_value: float = 0.0
 
-    def seconds(self, rows: float, dim: int, messages: int = 0, uses: float = 0.0) -> float:
+    def seconds(self, rows: float, dim: int, keys: float = 0.0, uses: float = 0.0) -> float:
         """Return the core seconds of a step."""
         of_rows, of_uses = self.row + dim * self.value, self.use + dim * self.use_value
-        return self.step + rows * of_rows + messages * self.message + uses * of_uses
+        return self.step + rows * of_rows + keys * self.key + uses * of_uses
 
 
-WORKER = Costs(step=1e-3, row=0.1e-6, value=2e-9, message=50e-6, use=0.06e-6, use_value=0.5e-9)
-SERVER = Costs(step=0.5e-3, row=0.1e-6, value=2e-9, message=50e-6)
+WORKER = Costs(step=1e-3, row=0.1e-6, value=2e-9, key=50e-6, use=0.06e-6, use_value=0.5e-9)
+SERVER = Costs(step=0.5e-3, row=0.1e-6, value=2e-9, key=50e-6)
 IN_PROCESS = Costs(step=0.3e-3, row=0.05e-6, value=0.5e-9, use=0.1e-6, use_value=1e-9)
 POOL_FLOPS = 60e9
 """Floating-point operations per second of a core, in softmax gradients over shared negatives."""
@@ -70,9 +70,9 @@ class WorkerStep:
     uses: float
     pool_scores: float = 0.0
 
-    def core_seconds(self, costs: Costs, dim: int, messages: int = 0) -> float:
-        """Return its core seconds, with ``messages`` pushes of keys to servers."""
-        return costs.seconds(self.rows, dim, messages, self.uses) + 6.0 * self.pool_scores * dim / POOL_FLOPS
+    def core_seconds(self, costs: Costs, dim: int, keys: float = 0.0) -> float:
+        """Return its core seconds, with ``keys`` keys."""
+        return costs.seconds(self.rows, dim, keys, self.uses) + 6.0 * self.pool_scores * dim / POOL_FLOPS
 
 
 def worker_steps(job: JobConfig, loads: Sequence[WorkerLoad], traffic: StepTraffic, items: int) -> list[WorkerStep]:
@@ -110,8 +110,8 @@ def step_seconds(
     servers = sum(role.kind == "server" for roles in hosts for role in roles)
     if servers == 0:
         return workers[0].core_seconds(IN_PROCESS, dim) / cores
-    by_worker = [worker.core_seconds(WORKER, dim, keys * servers) for worker in workers]
-    by_server = SERVER.seconds(sum(worker.rows for worker in workers) / servers, dim, keys * len(workers))
+    by_worker = [worker.core_seconds(WORKER, dim, keys) for worker in workers]
+    by_server = SERVER.seconds(sum(worker.rows for worker in workers) / servers, dim, keys / servers * len(workers))
     busiest = max(
         sum(by_worker[role.index] if role.kind == "worker" else by_server for role in roles if role.kind != "scheduler")
         for roles in hosts

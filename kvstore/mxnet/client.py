@@ -10,7 +10,7 @@ import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import CheckpointError
-from kvstore.layout import ALL_REDUCE_KEY, DEFAULT_KEY_BYTES, STATUS_KEY, TableLayout, make_layout
+from kvstore.layout import ALL_REDUCE_KEY, DEFAULT_KEY_BYTES, TableLayout, make_layout, status_key
 from kvstore.mxnet.commands import (
     COMMAND_HEAD,
     LOAD_COMMAND,
@@ -22,7 +22,7 @@ from kvstore.mxnet.commands import (
     reset_commands,
     save_command,
 )
-from kvstore.mxnet.imports import import_mxnet
+from kvstore.mxnet.imports import import_mxnet, row_sparse_zeros
 from kvstore.mxnet.worker_key import WorkerKey
 from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.store import (
@@ -36,8 +36,8 @@ from kvstore.store import (
 )
 
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
-SPLIT_ALWAYS = "1"
-"""Makes MXNet split each key over all servers, however small, as ``layout.py`` assumes."""
+SPLIT_NEVER = str(2**31 - 1)
+"""Makes MXNet keep each key on one server, however large, as ``layout.py`` assumes."""
 
 
 class MXNetStore:
@@ -53,7 +53,7 @@ class MXNetStore:
         Raises:
             MissingExtraError: MXNet is not installed.
         """
-        os.environ[SPLIT_VARIABLE] = SPLIT_ALWAYS
+        os.environ[SPLIT_VARIABLE] = SPLIT_NEVER
         self._mx = import_mxnet()
         self._store: Any = self._mx.kv.create("dist_sync")
         self._max_key_bytes = max_key_bytes
@@ -74,26 +74,37 @@ class MXNetStore:
     ) -> None:
         """Create the tables on the servers, which initialize rows in place and load those of ``checkpoint``.
 
-        MXNet initializes a key with the array of rank 0 only and keeps that array alive until the key's first push; a
-        pull before then overwrites it. Hence one key at a time, each followed by a push without rows.
+        A key of each server is created at a time, since MXNet copies the rows of a key several times at its creation.
         """
         self._command(create_command(tables, optimizer, seed, self._servers, self._max_key_bytes, checkpoint))
         self.barrier()
         self._store.init(ALL_REDUCE_KEY, self._mx.nd.zeros((self.workers, 3, MAX_ALL_REDUCE_LENGTH)))
         self.all_reduce(np.zeros(1))
-        self._store.init(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
-        self._store.push(STATUS_KEY, self._mx.nd.zeros((self._servers, STATUS_LENGTH)))
+        for server in range(self._servers):
+            self._store.init(status_key(server, self._servers), self._mx.nd.zeros(STATUS_LENGTH))
+            self._store.push(status_key(server, self._servers), self._mx.nd.zeros(STATUS_LENGTH))
         for layout in make_layout(tables, self._servers, self._max_key_bytes):
             self._layouts[layout.table.name] = layout
-            for key in layout.key_numbers:
-                self._keys[key] = WorkerKey(self._store, key, layout.key_shape)
-                self._mx.nd.waitall()
+            for start in range(0, layout.num_shards, self._servers):
+                self._create_keys(layout, layout.key_numbers[start : start + self._servers])
         self.barrier()
         if checkpoint is not None:
             self._command(LOAD_COMMAND)
             self.barrier()
         if reset_rows:
             self._reset_rows(reset_rows)
+
+    def _create_keys(self, layout: TableLayout, keys: Sequence[int]) -> None:
+        """Create keys of zeros, which servers replace.
+
+        MXNet initializes a key with the array of rank 0 only, and keeps that array alive until the key's first push,
+        which ``WorkerKey`` does; a pull before then overwrites it.
+        """
+        stored = self.rank == 0
+        self._store.init(list(keys), [row_sparse_zeros(layout.key_shape, stored=stored) for _ in keys])
+        for key in keys:
+            self._keys[key] = WorkerKey(self._store, key, layout.key_shape)
+        self._mx.nd.waitall()
 
     def _reset_rows(self, reset_rows: Mapping[str, IntArray]) -> None:
         for name, rows_R in reset_rows.items():
@@ -121,9 +132,10 @@ class MXNetStore:
         """Return the result of the last ``save``, or None while it is in progress."""
         assert self.rank == 0
         self._command(STATUS_COMMAND)
-        rows = self._mx.nd.zeros((self._servers, STATUS_LENGTH))
-        self._store.pull(STATUS_KEY, out=rows)
-        statuses = [decode_status(row_N) for row_N in rows.asnumpy()]
+        rows = [self._mx.nd.zeros(STATUS_LENGTH) for _ in range(self._servers)]
+        for server, row in enumerate(rows):
+            self._store.pull(status_key(server, self._servers), out=row)
+        statuses = [decode_status(row.asnumpy()) for row in rows]
         if any(status["state"] == "running" for status in statuses):
             return None
         for server, status in enumerate(statuses):

@@ -21,7 +21,7 @@ from kvstore.checkpoint.format import TableShard
 from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
 from kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from kvstore.errors import CheckpointError, StoreError
-from kvstore.layout import ALL_REDUCE_KEY, STATUS_KEY, TableLayout, make_layout
+from kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout
 from kvstore.memory import advise_huge_pages, release_pages
 from kvstore.mxnet.commands import encode_status
 from kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
@@ -39,7 +39,7 @@ _logger = logging.getLogger(__name__)
 class _KeyShard:
     """One server's rows of one key: its weights in the store's memory, and their optimizer."""
 
-    def __init__(self, weight: Any, layout: TableLayout, key: int, server: int, optimizer: OptimizerSpec) -> None:
+    def __init__(self, weight: Any, layout: TableLayout, key: int, optimizer: OptimizerSpec) -> None:
         table = layout.table
         if weight.shape[1] != table.dim or len(row_sparse_ids(weight)) != layout.shard_rows:
             raise StoreError(
@@ -48,7 +48,7 @@ class _KeyShard:
         # Keeps the memory that weights_ND points to alive.
         self._store_reference = weight
         self._layout = layout
-        self.number = layout.shard_of(key, server)
+        self.number = layout.shard_of(key)
         self.table, self.dim = table, table.dim
         self.weights_ND: FloatArray = dense_view(weight, (layout.shard_rows, table.dim), np.float32)
         # MXNet's zeros are on small pages. Release them, so that later writes fault in huge ones.
@@ -191,8 +191,8 @@ class RowServer:
         if key == ALL_REDUCE_KEY:
             dense_view(weight, weight.shape, np.float32)[:] = dense_view(gradient, weight.shape, np.float32)
             return
-        if key == STATUS_KEY:
-            self._status_row = weight, dense_view(weight, weight.shape, np.float32).ravel()
+        if key not in self._layouts:
+            self._status_row = weight, dense_view(weight, weight.shape, np.float32)
             return
         shard = self._shards.get(key) or self._add_shard(key, weight)
         ids_A = row_sparse_ids(gradient)
@@ -205,7 +205,7 @@ class RowServer:
 
     def _add_shard(self, key: int, weight: Any) -> _KeyShard:
         layout = self._layouts[key]
-        shard = self._shards[key] = _KeyShard(weight, layout, key, self._store.rank, self._optimizer)
+        shard = self._shards[key] = _KeyShard(weight, layout, key, self._optimizer)
         shard.init_rows_from(self._seed, self._checkpoint.rows(layout.table.name) if self._checkpoint else 0)
         self.stats.add_arrays(shard.table.name, shard.as_table_shard().arrays)
         return shard

@@ -27,9 +27,8 @@ class WorkerKey:
     """
 
     def __init__(self, store: Any, number: int, shape: tuple[int, int]) -> None:
-        """Initialize key ``number`` of ``shape`` in ``store``, with zeros: every worker does so, and rank 0's count."""
+        """Use key ``number`` of ``shape`` in ``store``, where it has just been initialized: push no rows."""
         self._store, self._number, self._shape = store, number, shape
-        store.init(number, row_sparse_zeros(shape, stored=store.rank == 0))
         self._array = row_sparse_zeros(shape, stored=False)
         self._pulled_A: IntArray = _NONE
         store.push(number, self._array)

@@ -109,7 +109,7 @@ def same_bits(one: FloatArray, other: FloatArray) -> bool:
 
 def test_layouts_split_tables_into_several_keys() -> None:
     for layout in LAYOUTS:
-        assert make_layout(TABLES, layout.servers, layout.max_key_bytes)[0].keys > 4
+        assert make_layout(TABLES, layout.servers, layout.max_key_bytes)[0].keys_per_server > 4
 
 
 def test_workers_pull_what_a_local_store_holds_after_every_step(job: FinishedJob) -> None:

@@ -37,8 +37,14 @@ def store_with_statuses(*statuses: dict[str, Any]) -> MXNetStore:
         encode_status(status, row_N)
     store = object.__new__(MXNetStore)
     store.rank, store._servers = 0, len(statuses)
-    store._mx = SimpleNamespace(nd=SimpleNamespace(zeros=lambda _shape: SimpleNamespace(asnumpy=lambda: rows)))
-    store._store = SimpleNamespace(_send_command_to_servers=lambda *_: None, pull=lambda *_, **__: None)
+    published = iter(rows)
+
+    def pull(_key: int, out: SimpleNamespace) -> None:
+        row_N = next(published)
+        out.asnumpy = lambda: row_N
+
+    store._mx = SimpleNamespace(nd=SimpleNamespace(zeros=lambda _length: SimpleNamespace()))
+    store._store = SimpleNamespace(_send_command_to_servers=lambda *_: None, pull=pull)
     return store
 
 

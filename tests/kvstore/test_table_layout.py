@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kvstore.layout import ALL_REDUCE_KEY, STATUS_KEY, TableLayout, make_layout
+from kvstore.layout import ALL_REDUCE_KEY, TableLayout, make_layout, server_of, status_key
 from kvstore.store import VALUE_BYTES, TableSpec
 
 DIM = 4
@@ -22,7 +22,7 @@ def layout_of(rows: int, servers: int, max_key_bytes: int) -> TableLayout:
 
 LAYOUTS = [layout_of(*arguments) for arguments in product(ROWS, SERVERS, MAX_KEY_BYTES)]
 every_layout = pytest.mark.parametrize(
-    "layout", LAYOUTS, ids=[f"{layout.table.rows}r-{layout.servers}s-{layout.keys}k" for layout in LAYOUTS]
+    "layout", LAYOUTS, ids=[f"{layout.table.rows}r-{layout.servers}s-{layout.num_shards}k" for layout in LAYOUTS]
 )
 
 
@@ -33,7 +33,7 @@ def requests_of(layout: TableLayout) -> list[np.ndarray]:
 
 
 def test_layouts_include_many_keys_and_fewer_rows_than_servers() -> None:
-    assert {1, 2} < {layout.keys for layout in LAYOUTS}
+    assert {1, 2} < {layout.keys_per_server for layout in LAYOUTS}
     assert any(layout.table.rows < layout.servers for layout in LAYOUTS)
 
 
@@ -57,10 +57,7 @@ def test_split_without_rows_yields_every_key(layout: TableLayout) -> None:
 
 @every_layout
 def test_rows_of_shards_invert_split(layout: TableLayout) -> None:
-    held_by_key = {
-        key: np.concatenate([layout.rows_of(layout.shard_of(key, server)) for server in range(layout.servers)])
-        for key in layout.key_numbers
-    }
+    held_by_key = {key: layout.rows_of(layout.shard_of(key)) for key in layout.key_numbers}
     for rows_A in requests_of(layout):
         for part in layout.split(rows_A):
             np.testing.assert_array_equal(held_by_key[part.key][part.positions_A], rows_A[part.order_A])
@@ -70,36 +67,40 @@ def test_rows_of_shards_invert_split(layout: TableLayout) -> None:
 
 
 @every_layout
-def test_servers_hold_equal_shares_of_popular_rows(layout: TableLayout) -> None:
-    held_by_server = [
-        np.concatenate([layout.rows_of(layout.shard_of(key, server)) for key in layout.key_numbers])
+def test_servers_hold_equal_shares_of_keys_and_of_popular_rows(layout: TableLayout) -> None:
+    keys_by_server = [
+        [key for key in layout.key_numbers if server_of(key, layout.servers) == server]
         for server in range(layout.servers)
     ]
+    assert {len(keys) for keys in keys_by_server} == {layout.keys_per_server}
     for popular in {1, 2, 10, layout.table.rows // 2, layout.table.rows}:
-        counts = [(held < min(popular, layout.table.rows)).sum() for held in held_by_server]
+        counts = [
+            sum(int((layout.rows_of(layout.shard_of(key)) < min(popular, layout.table.rows)).sum()) for key in keys)
+            for keys in keys_by_server
+        ]
         assert max(counts) - min(counts) <= 1
 
 
 @every_layout
 def test_popular_rows_are_first_in_their_shard(layout: TableLayout) -> None:
-    for key, server in product(layout.key_numbers, range(layout.servers)):
-        held = layout.rows_of(layout.shard_of(key, server))
+    for key in layout.key_numbers:
+        held = layout.rows_of(layout.shard_of(key))
         assert held.shape == (layout.shard_rows,)
         assert (np.diff(held) > 0).all()
         assert held[0] < layout.num_shards
 
 
 @pytest.mark.parametrize(("rows", "servers", "max_key_bytes"), list(product(ROWS, SERVERS, MAX_KEY_BYTES)))
-def test_key_stays_within_max_key_bytes_or_has_one_row_per_server(rows: int, servers: int, max_key_bytes: int) -> None:
+def test_key_stays_within_max_key_bytes_or_has_one_row(rows: int, servers: int, max_key_bytes: int) -> None:
     layout = layout_of(rows, servers, max_key_bytes)
     rows_of_key, dim = layout.key_shape
     assert dim == DIM
-    assert rows_of_key * ROW_BYTES <= max(max_key_bytes, servers * ROW_BYTES)
+    assert rows_of_key * ROW_BYTES <= max(max_key_bytes, ROW_BYTES)
 
 
 def test_table_of_billions_of_parameters_is_split_into_keys() -> None:
     (layout,) = make_layout([TableSpec("track", 100_000_000, 64, 0.1)], servers=8)
-    assert layout.keys == 24
+    assert layout.num_shards == 24
     assert np.prod(layout.key_shape) * VALUE_BYTES <= 2**30
     assert layout.shard_rows * layout.num_shards >= 100_000_000
 
@@ -109,5 +110,12 @@ def test_tables_share_no_key_and_no_reserved_key() -> None:
     layouts = make_layout(tables, servers=2, max_key_bytes=20 * ROW_BYTES)
     assert [layout.table for layout in layouts] == tables
     keys = [key for layout in layouts for key in layout.key_numbers]
-    assert keys == list(range(2, len(keys) + 2))
-    assert {ALL_REDUCE_KEY, STATUS_KEY}.isdisjoint(keys)
+    reserved = [ALL_REDUCE_KEY, *(status_key(server, servers=2) for server in range(2))]
+    assert sorted([*reserved, *keys]) == list(range(len(keys) + 3))
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3, 5, 64])
+def test_status_of_each_server_is_in_a_key_that_it_holds(servers: int) -> None:
+    keys = [status_key(server, servers) for server in range(servers)]
+    assert [server_of(key, servers) for key in keys] == list(range(servers))
+    assert len({ALL_REDUCE_KEY, *keys}) == servers + 1

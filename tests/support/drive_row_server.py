@@ -16,7 +16,7 @@ import psutil
 from touched_pages import TABLE
 from waiting import wait_until
 
-from kvstore.layout import STATUS_KEY, make_layout
+from kvstore.layout import make_layout, status_key
 from kvstore.mxnet.commands import STATUS_COMMAND, STATUS_LENGTH, create_command, decode_status, save_command
 from kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
 from kvstore.mxnet.server import RowServer
@@ -30,8 +30,8 @@ def main(kind: Any, folder: Path) -> None:
     mx = import_mxnet()
     server = RowServer(SimpleNamespace(rank=0))
     server.command(create_command([TABLE], OptimizerSpec(kind), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
-    status = mx.nd.zeros((1, STATUS_LENGTH))
-    server.update(STATUS_KEY, mx.nd.zeros((1, STATUS_LENGTH)), status)
+    status = mx.nd.zeros(STATUS_LENGTH)
+    server.update(status_key(0, servers=1), mx.nd.zeros(STATUS_LENGTH), status)
     [layout] = make_layout([TABLE], servers=1)
     [key], shape = layout.key_numbers, layout.key_shape
     weight = row_sparse_zeros(shape, stored=True)
@@ -54,7 +54,7 @@ def main(kind: Any, folder: Path) -> None:
 
     def state() -> str:
         server.command(STATUS_COMMAND)
-        return str(decode_status(status.asnumpy()[0])["state"])
+        return str(decode_status(status.asnumpy())["state"])
 
     wait_until(lambda: state() != "running", 60, "the save to end")
     assert state() == "saved"

@@ -26,8 +26,8 @@ def test_planned_keys_equal_the_layout(tmp_path: Path, zipf: Path, servers: int)
     inputs = read_inputs(job)
     layouts = make_layout(inputs.model.tables, servers, 4096)
     planned = [(table.name, table.keys, table.key_rows) for table in plan_capacity(inputs).tables]
-    assert planned == [(layout.table.name, layout.keys, layout.key_shape[0]) for layout in layouts]
-    assert layouts[0].keys > 10
+    assert planned == [(layout.table.name, layout.num_shards, layout.key_shape[0]) for layout in layouts]
+    assert layouts[0].keys_per_server > 2
 
 
 @pytest.fixture(scope="module")

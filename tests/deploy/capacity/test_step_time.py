@@ -25,10 +25,10 @@ def test_a_step_with_a_host_for_each_role_takes_worker_server_and_wire() -> None
     assert step_seconds([STEP, slow], DIM, own, cores=8, wire_seconds=0.0) == pytest.approx(expected)
 
 
-def test_each_key_costs_messages_to_every_process_at_the_other_end() -> None:
+def test_each_key_costs_every_worker_and_its_server_for_every_worker() -> None:
     own = hosts("server-0", "server-1", "server-2", "worker-0", "worker-1")
-    many, none = (step_seconds([STEP, STEP], DIM, own, cores=8, keys=keys) for keys in (10, 0))
-    assert many - none == pytest.approx(10 * (3 * WORKER.message + 2 * SERVER.message))
+    many, none = (step_seconds([STEP, STEP], DIM, own, cores=8, keys=keys) for keys in (12, 0))
+    assert many - none == pytest.approx(12 * WORKER.key + 4 * 2 * SERVER.key)
 
 
 def test_roles_that_share_few_cores_take_their_sum() -> None:
@@ -39,9 +39,7 @@ def test_roles_that_share_few_cores_take_their_sum() -> None:
 
 
 def test_cores_share_a_step_in_process() -> None:
-    assert step_seconds([STEP], DIM, [], cores=4) == pytest.approx(
-        STEP.core_seconds(IN_PROCESS, DIM) / 4
-    )
+    assert step_seconds([STEP], DIM, [], cores=4) == pytest.approx(STEP.core_seconds(IN_PROCESS, DIM) / 4)
 
 
 def test_more_servers_and_more_workers_shorten_a_step_on_hosts_of_their_own() -> None:
