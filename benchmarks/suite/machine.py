@@ -15,7 +15,7 @@ from suite.environments import versions as peer_versions
 from suite.processes import ROOT
 
 PACKAGES = ("numpy", "numba", "pyarrow", "mxnet")
-_DESCRIPTIONS = ("machine", "page", "markup", "provenance", "charts", "targets")
+_DESCRIPTIONS = ("machine", "page", "cluster_page", "markup", "provenance", "charts", "targets")
 MEASURED = (
     *("kvstore", "trainer", "deploy", "crossfade", "requirements.lock"),
     *("benchmarks/bench.py", "benchmarks/peers", "benchmarks/suite", "tests/support/net_hosts.py"),

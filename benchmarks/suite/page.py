@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from suite.charts import Points, line_chart
+from suite.cluster_page import CHART, bandwidth_chart, cluster_section
 from suite.markup import absence, cell, prose, table, thousands
 from suite.plan import FULL, MXNET_MODES, QUICK, TORCHREC_PLANS, Scale
 from suite.provenance import origin, results_of
@@ -196,6 +197,7 @@ def _growth_keys(scale: Scale) -> dict[str, list[tuple[int, str]]]:
     names = {"batch": "triples of a step", "dim": "columns", "negatives": "negatives of an example"}
     return {
         "rows of the table": sorted(rows),
+        "rows, 2 servers, 2 workers": [(size, f"growth/servers/{size}") for size in scale.server_rows],
         **{names[axis]: [(size, f"growth/{axis}/{size}") for size in sizes] for axis, sizes in axes.items()},
     }
 
@@ -238,6 +240,7 @@ SECTIONS = {
     "Servers and workers": (("distributed/",), _distributed_section),
     "Softmax and evaluation": (("products/",), _product_section),
     "Growth": (("growth/", "dense/crossfade/"), _growth_section),
+    "Growth over servers and workers": (("cluster/",), cluster_section),
 }
 """Sections by heading: the keys of their measurements begin with one of the prefixes."""
 
@@ -312,5 +315,6 @@ def _charts(scale: Scale, results: Results) -> dict[str, str]:
             "time, relative",
             relative,
         ),
+        CHART: ("Time of a step against bandwidth", "Gbit/s", "ms", bandwidth_chart(scale, results)),
     }
     return {name: line_chart(*chart) for name, chart in charts.items() if any(chart[-1].values())}
