@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvstore.processes import die_with_parent
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 MAX_REASON_LENGTH = 200
@@ -98,10 +100,20 @@ class Background:
 
 @contextmanager
 def background(command: list[str], log: Path, variables: Mapping[str, str] = NO_VARIABLES) -> Iterator[Background]:
-    """Run ``command`` as ``run_command`` does while the block runs; then end its process group."""
+    """Run ``command`` as ``run_command`` does while the block runs; then end its process group.
+
+    It dies with this process too, since it may run for hours by itself.
+    """
+    parent = os.getpid()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=_environment(variables), stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=_environment(variables),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
         )
     try:
         yield Background(process, log)

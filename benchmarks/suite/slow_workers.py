@@ -61,6 +61,8 @@ def _measure(
     first = steps()[0]
 
     def lasts() -> bool:
+        if running.ended():
+            raise MeasurementError("the run ended before it was measured")
         last = steps()[-1]
         return bool(last["time"] < first["time"] + seconds or last["step"] < first["step"] + MIN_STEPS)
 
