@@ -19,7 +19,7 @@ from suite.cpu_quota import CpuGroup, cpu_groups
 from suite.processes import Background, MeasurementError, background, wait_while
 from suite.training import TIMEOUT_SECONDS, WARM_SECONDS, read_steps, train_command
 
-MIN_STEPS = 5
+MIN_STEPS = 3
 
 
 def train_on_shares(
