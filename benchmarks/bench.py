@@ -1,6 +1,6 @@
 """Measure Crossfade against its peers and the machine, and write docs/performance.md.
 
-    make bench                                  everything: about two hours; it resumes where it was interrupted
+    make bench                                  everything: several hours; it resumes where it was interrupted
     make bench ARGS=--quick                     all sections at small sizes, in under five minutes
     make bench ARGS='--only single products --repeats 3'
     .venv/bin/python benchmarks/bench.py --list
@@ -10,8 +10,9 @@ those that cannot be installed or run, with the reason. Each measurement runs in
 measurements of a section alternate within a repeat, so that other load affects all of them.
 
 Results are appended to build/bench/ as they are made. Those of the same commit are used again by the next run; failed
-ones are tried again. A run with other sections adds to them. --fresh measures everything again, and --render only
-writes the page, from docs/performance.json. With --quick, the page goes to build/bench/quick/.
+ones are tried again. With --only, the page keeps the figures of other sections, if they are of the same scale and
+machine; each section names its commit and date. --fresh measures everything again, and --render only writes the page,
+from docs/performance.json. With --quick, the page goes to build/bench/quick/.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from suite.machine import commit, describe_machine, describe_versions
 from suite.page import RECORD, render
 from suite.plan import ENVIRONMENTS, FULL, QUICK, SECTIONS, Measurement, measurements
 from suite.processes import ROOT, MeasurementError
+from suite.provenance import keep_other_sections
 from suite.results import Result, Results
 
 FOLDER = ROOT / "build" / "bench"
@@ -45,13 +47,20 @@ def say(text: str) -> None:
 def measure(measurement: Measurement, repeat: int, revision: str) -> Result:
     """Run one measurement; a failure becomes a result with its reason."""
     load, begin = os.getloadavg()[0], time.monotonic()
+    day = today()
     values: dict[str, Any] = {}
     error = ""
     try:
         values = measurement.run()
     except MeasurementError as failure:
         error = str(failure)
-    return Result(measurement.key, repeat, revision, values, error, round(time.monotonic() - begin, 1), round(load, 2))
+    seconds = round(time.monotonic() - begin, 1)
+    return Result(measurement.key, repeat, revision, values, error, seconds, round(load, 2), day)
+
+
+def today() -> str:
+    """Return the day, as the page and its record write it."""
+    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def headline(result: Result) -> str:
@@ -86,7 +95,7 @@ def record_of(results: Results, revision: str, scale: str, command: str) -> dict
     return {
         "scale": scale,
         "commit": revision,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "date": today(),
         "command": command,
         "machine": describe_machine(),
         "versions": describe_versions(ENVIRONMENTS),
@@ -147,7 +156,11 @@ def main() -> int:
     except KeyboardInterrupt:
         say("interrupted; the same command resumes")
         return 130
-    write(out, record_of(results, revision, scale.name, command))
+    record = record_of(results, revision, scale.name, command)
+    if arguments.only and (out / RECORD).exists():
+        previous = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        record = keep_other_sections(record, previous, arguments.only, say)
+    write(out, record)
     print(out / "performance.md")
     return 0
 

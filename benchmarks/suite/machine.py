@@ -15,10 +15,10 @@ from suite.environments import versions as peer_versions
 from suite.processes import ROOT
 
 PACKAGES = ("numpy", "numba", "pyarrow", "mxnet")
-_DESCRIPTIONS = ("machine", "page", "charts", "targets")
+_DESCRIPTIONS = ("machine", "page", "cluster_page", "markup", "provenance", "charts", "targets")
 MEASURED = (
     *("kvstore", "trainer", "deploy", "crossfade", "requirements.lock"),
-    *("benchmarks/bench.py", "benchmarks/peers", "benchmarks/suite"),
+    *("benchmarks/bench.py", "benchmarks/peers", "benchmarks/suite", "tests/support/net_hosts.py"),
     *(f":(exclude)benchmarks/suite/{name}.py" for name in _DESCRIPTIONS),
 )
 """Files that figures depend on: the packages and the suite, without what only describes."""

@@ -6,16 +6,17 @@ files = render(json.loads(Path("docs/performance.json").read_text()))       # te
 from __future__ import annotations
 
 import statistics
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from suite.charts import Points, line_chart
+from suite.cluster_page import CHART, bandwidth_chart, cluster_section
+from suite.markup import absence, cell, prose, table, thousands
 from suite.plan import FULL, MXNET_MODES, QUICK, TORCHREC_PLANS, Scale
+from suite.provenance import origin, results_of
 from suite.results import Result, Results
 from suite.targets import RATE, ROW_RATE, all_targets
 
-MAX_LINE_LENGTH = 118
 PAGE, RECORD = "performance.md", "performance.json"
 PEERS = {
     "crossfade": "Crossfade",
@@ -50,7 +51,7 @@ LIMITS = {
 def render(record: dict[str, Any]) -> dict[str, str]:
     """Return the files of the page, by name."""
     scale = QUICK if record["scale"] == QUICK.name else FULL
-    results = Results(Result(**entry) for entry in record["measurements"])
+    results = Results(results_of(record))
     return {PAGE: "\n".join(_page(record, scale, results)), **_charts(scale, results)}
 
 
@@ -59,41 +60,40 @@ def _page(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[st
     yield from _target_section(scale, results)
     for heading, (prefixes, section) in SECTIONS.items():
         yield f"## {heading}\n"
-        if _is_measured(results, *prefixes):
+        if measured := _measured(results, *prefixes):
+            yield prose(origin(measured))
             yield from section(scale, results)
         else:
-            yield "Not measured in this run.\n"
+            yield "Not measured.\n"
     yield from _phase_section(scale, results)
     yield from _failures(results)
 
 
 def _head(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[str]:
     machine, versions = record["machine"], record["versions"]
-    loads = [result.load for result in results] or [0.0]
     yield "# Performance\n"
-    yield _prose(
+    yield prose(
         f"""Written by `make bench` ([`benchmarks/bench.py`](../benchmarks/bench.py)) from the figures in
         [{RECORD}]({RECORD}). What was tried to get here, and what did not help:
-        [performance-notes.md](performance-notes.md)."""
+        [performance-notes.md](performance-notes.md). Sections may be of different runs: each names its own."""
     )
     if scale is QUICK:
         yield "**Small sizes, to check the suite: these figures compare nothing.**\n"
-    if statistics.median(loads) > machine["cores"] + 1:
-        yield _prose(
-            """**Other processes were busy on this machine during the run, so these figures are preliminary.** PyTorch's
-            threads wait in loops, so FBGEMM and TorchRec lose most by that: ratios to them are too high."""
+    if busy := [heading for heading, load in _loads(results) if load > machine["cores"] + 1]:
+        yield prose(
+            f"""**Other processes were busy on this machine during the measurements of: {", ".join(busy)}. These figures
+            are preliminary.** PyTorch's threads wait in loops, so FBGEMM and TorchRec lose most by that: ratios to them
+            are too high."""
         )
     virtual = ", virtual" if machine["virtual"] else ""
     facts = [
         ["machine", f"{machine['processor']}, {machine['cores']} cores{virtual}"],
         ["memory, system", f"{machine['memory_gib']} GiB; {machine['system']}"],
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
-        ["commit, date", f"{record['commit']}, {record['date']}"],
-        ["command", f"`{record['command']}`"],
-        ["load before a measurement", f"median {statistics.median(loads):.1f}, at most {max(loads):.1f}"],
+        ["last command", f"`{record['command']}`"],
     ]
-    yield _table(["", ""], facts) + "\n"
-    yield _prose(
+    yield table(["", ""], facts) + "\n"
+    yield prose(
         f"""The work, unless a section says otherwise: BPR triples (customer, positive, one negative) on
         {scale.customers:,} customers and {scale.tracks:,} tracks with {scale.dim} float32 columns, scored by dot
         product; a step has {scale.batch:,} triples. IDs are the same for all: uniform, or by Zipf's law with exponent
@@ -101,7 +101,7 @@ def _head(record: dict[str, Any], scale: Scale, results: Results) -> Iterator[st
         range from the lowest to the highest is beside them. Rates are those of steps after a warm-up, without setup.
         Whatever is measured may use {machine["cores"]} cores."""
     )
-    yield _prose(
+    yield prose(
         """Crossfade's figures are of the command `crossfade train` on a Parquet dataset: reading, shuffling, and
         drawing negatives are part of them. Peers get arrays of IDs in memory."""
     )
@@ -114,11 +114,11 @@ def _target_section(scale: Scale, results: Results) -> Iterator[str]:
         value = target.measure(results)
         bound = f"{'≥' if target.at_least else '≤'} {target.format(target.bound)}"
         rows.append([target.text, bound, "" if value is None else target.format(value), target.verdict(value)])
-    yield _table(["ratio", "target", "measured", ""], rows) + "\n"
+    yield table(["ratio", "target", "measured", ""], rows) + "\n"
 
 
 def _dense_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield _prose(
+    yield prose(
         """Milliseconds of a step, by rows of the table of customers. Dense gradients and updates are as large as
         the table; MXNet's row_sparse updates are lazy, but its embedding's backward pass still visits a flag for
         every row. Crossfade uses row-wise AdaGrad; MXNet has it too (GroupAdaGrad), and SGD, its cheapest update."""
@@ -126,15 +126,15 @@ def _dense_section(scale: Scale, results: Results) -> Iterator[str]:
     modes = (*MXNET_MODES, "crossfade")
     rows = []
     for count in scale.dense_rows:
-        cells = [_cell(results, f"dense/{mode}/{count}", "step_ms") for mode in modes]
+        cells = [cell(results, f"dense/{mode}/{count}", "step_ms") for mode in modes]
         ratio = results.ratio(f"dense/mxnet-dense/{count}", f"dense/crossfade/{count}", "step_ms")
         rows.append([f"{count:,}", *cells, f"{ratio:.0f} x" if ratio else ""])
-    yield _table(["rows", *(PEERS[mode] for mode in modes), "first / Crossfade"], rows)
+    yield table(["rows", *(PEERS[mode] for mode in modes), "first / Crossfade"], rows)
     yield "\n![Time of a step against table rows](performance-rows.svg)\n"
 
 
 def _single_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield _prose(
+    yield prose(
         """Thousand triples per second of one process on all cores, and the ratio of Crossfade over the peer.
         implicit, Buffalo, and LightFM update rows without locks in random order (hogwild) and draw negatives by
         their own rules; the others apply exact steps of the batch."""
@@ -143,14 +143,14 @@ def _single_section(scale: Scale, results: Results) -> Iterator[str]:
 
 
 def _distributed_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield _prose(
+    yield prose(
         """Thousand triples per second of all workers, on the same machine. TorchRec's ranks have one thread each and
         exchange rows with Gloo. Stock MXNet is Gluon's SparseEmbedding and Trainer on the `dist_sync` store with its
         own server and optimizer."""
     )
     training = {key: name for key, name in DISTRIBUTED.items() if key != "stock-rows-only"}
     yield from _rates(scale, results, "distributed", training, RATE)
-    yield _prose(
+    yield prose(
         """Thousand rows per second that are pulled and pushed. The last row computes neither loss nor gradients, so it
         is an upper bound for any training on the stock store, not a training."""
     )
@@ -159,7 +159,7 @@ def _distributed_section(scale: Scale, results: Results) -> Iterator[str]:
 
 
 def _product_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield _prose(
+    yield prose(
         f"""Softmax gradients against bare matrix products of the same shapes in as many threads, measured in turn,
         the best of several tilings. Batch negatives: {scale.batch:,} examples in 16 partitions with logQ
         correction; all items: {scale.softmax_tracks:,}. The evaluation ranks {scale.items:,} items for
@@ -168,25 +168,25 @@ def _product_section(scale: Scale, results: Results) -> Iterator[str]:
     rows = []
     for key, name in (("in_batch", "softmax, batch negatives"), ("all", "softmax, all items")):
         figures = ("engine_ms", "products_ms", "share")
-        rows.append([name, *(_cell(results, f"products/{key}", figure) for figure in figures)])
+        rows.append([name, *(cell(results, f"products/{key}", figure) for figure in figures)])
     key = "products/evaluation"
     inverse = results.median(key, "ratio")
-    cells = [_cell(results, key, figure) for figure in ("rank_ms", "products_ms")]
+    cells = [cell(results, key, figure) for figure in ("rank_ms", "products_ms")]
     rows.append(["evaluation", *cells, f"{1 / inverse:.2f}" if inverse else ""])
-    yield _table(["", "ms", "bare products, ms", "share"], rows) + "\n"
+    yield table(["", "ms", "bare products, ms", "share"], rows) + "\n"
 
 
 def _growth_section(scale: Scale, results: Results) -> Iterator[str]:
-    yield _prose(
-        """Milliseconds of a step of Crossfade in process as one size grows, and the rate in thousand triples per
-        second."""
+    yield prose(
+        """Milliseconds of a step of Crossfade as one size grows, and the rate in thousand triples per second; in
+        process, except where servers are named."""
     )
     rows = [
-        [axis, f"{size:,}", _cell(results, key, "step_ms"), _thousands(results.median(key, RATE))]
+        [axis, f"{size:,}", cell(results, key, "step_ms"), thousands(results.median(key, RATE))]
         for axis, sizes in _growth_keys(scale).items()
         for size, key in sizes
     ]
-    yield _table(["size", "", "ms", "thousand triples/s"], rows)
+    yield table(["size", "", "ms", "thousand triples/s"], rows)
     yield "\n![Time of a step against batch, columns, and negatives](performance-growth.svg)\n"
 
 
@@ -197,15 +197,16 @@ def _growth_keys(scale: Scale) -> dict[str, list[tuple[int, str]]]:
     names = {"batch": "triples of a step", "dim": "columns", "negatives": "negatives of an example"}
     return {
         "rows of the table": sorted(rows),
+        "rows, 2 servers, 2 workers": [(size, f"growth/servers/{size}") for size in scale.server_rows],
         **{names[axis]: [(size, f"growth/{axis}/{size}") for size in sizes] for axis, sizes in axes.items()},
     }
 
 
 def _phase_section(scale: Scale, results: Results) -> Iterator[str]:
     yield "## Where the time goes\n"
-    yield _prose(
-        """Milliseconds of a step by phase, of the first worker; `data` and `sample` are waits for the background
-        thread that reads and draws negatives."""
+    yield prose(
+        """Milliseconds of a step by phase, of the first worker, from the measurements of "One machine" and "Servers and
+        workers"; `data` and `sample` are waits for the background thread that reads and draws negatives."""
     )
     rows = []
     for section, key, name in (
@@ -225,12 +226,12 @@ def _phase_section(scale: Scale, results: Results) -> Iterator[str]:
                 ]
                 step = statistics.median(values["step_ms"] for values in found)
                 rows.append([f"{name}, {ids}", f"{step:.1f}", *(f"{value:.1f}" for value in medians)])
-    yield _table(["", "step", *PHASES], rows)
+    yield table(["", "step", *PHASES], rows)
     yield ""
-    if _is_measured(results, "limits/"):
-        yield "Limits of the machine, measured in the same run:\n"
-        limits = [[text, f"{_cell(results, 'limits/machine', name)} {unit}"] for name, (text, unit) in LIMITS.items()]
-        yield _table(["limit", ""], limits) + "\n"
+    if measured := _measured(results, "limits/"):
+        yield prose(f"Limits of the machine. {origin(measured)}")
+        limits = [[text, f"{cell(results, 'limits/machine', name)} {unit}"] for name, (text, unit) in LIMITS.items()]
+        yield table(["limit", ""], limits) + "\n"
 
 
 SECTIONS = {
@@ -239,13 +240,21 @@ SECTIONS = {
     "Servers and workers": (("distributed/",), _distributed_section),
     "Softmax and evaluation": (("products/",), _product_section),
     "Growth": (("growth/", "dense/crossfade/"), _growth_section),
+    "Growth over servers and workers": (("cluster/",), cluster_section),
 }
 """Sections by heading: the keys of their measurements begin with one of the prefixes."""
 
 
-def _is_measured(results: Results, *prefixes: str) -> bool:
-    """Return whether there is a result, or a failure, of a measurement whose key begins with one of ``prefixes``."""
-    return any(result.key.startswith(prefixes) for result in results)
+def _measured(results: Results, *prefixes: str) -> list[Result]:
+    """Return the results, and failures, of measurements whose keys begin with one of ``prefixes``."""
+    return [result for result in results if result.key.startswith(prefixes)]
+
+
+def _loads(results: Results) -> Iterator[tuple[str, float]]:
+    """Yield the median load before the measurements of each section that has some, by heading."""
+    for heading, (prefixes, _) in SECTIONS.items():
+        if measured := _measured(results, *prefixes):
+            yield heading, statistics.median(result.load for result in measured)
 
 
 def _failures(results: Results) -> Iterator[str]:
@@ -253,7 +262,7 @@ def _failures(results: Results) -> Iterator[str]:
     rows = [[f"`{key}`", error.replace("|", "/")] for key, error in errors.items() if error]
     if rows:
         yield "## Not measured\n"
-        yield _table(["measurement", "reason"], rows) + "\n"
+        yield table(["measurement", "reason"], rows) + "\n"
 
 
 def _rates(scale: Scale, results: Results, section: str, names: dict[str, str], figure: str) -> Iterator[str]:
@@ -265,46 +274,18 @@ def _rates(scale: Scale, results: Results, section: str, names: dict[str, str], 
             full = f"{section}/{ids}/{key}"
             ratio = results.ratio(f"{section}/{ids}/crossfade", full, figure)
             values = results.values(full, figure)
-            spread = f"{_thousands(min(values))} to {_thousands(max(values))}" if values else ""
+            spread = f"{thousands(min(values))} to {thousands(max(values))}" if values else ""
             row += [_rate(results, full, figure), spread, f"{ratio:.2f}" if ratio else ""]
         rows.append(row)
     columns = [column for ids in scale.distributions for column in (ids, "range", "ratio")]
-    yield _table(["", *columns], rows) + "\n"
-
-
-def _prose(text: str) -> str:
-    """Wrap a paragraph as Markdown."""
-    return textwrap.fill(" ".join(text.split()), MAX_LINE_LENGTH, break_long_words=False, break_on_hyphens=False) + "\n"
+    yield table(["", *columns], rows) + "\n"
 
 
 def _rate(results: Results, key: str, figure: str) -> str:
     value = results.median(key, figure)
     if value is not None:
-        return _thousands(value)
-    return _absence(results, key)
-
-
-def _absence(results: Results, key: str) -> str:
-    return "not measured" if results.error(key) is None else "failed, see below"
-
-
-def _thousands(value: float | None) -> str:
-    return "" if value is None else f"{value / 1e3:,.0f}"
-
-
-def _cell(results: Results, key: str, figure: str) -> str:
-    """Write the median of a figure and its range."""
-    values = results.values(key, figure)
-    if not values:
-        return _absence(results, key)
-    digits = 2 if statistics.median(values) < 10 else 1 if statistics.median(values) < 1000 else 0
-    text = f"{statistics.median(values):,.{digits}f}"
-    return text if len(values) == 1 else f"{text} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+        return thousands(value)
+    return absence(results, key)
 
 
 def _charts(scale: Scale, results: Results) -> dict[str, str]:
@@ -334,5 +315,6 @@ def _charts(scale: Scale, results: Results) -> dict[str, str]:
             "time, relative",
             relative,
         ),
+        CHART: ("Time of a step against bandwidth", "Gbit/s", "ms", bandwidth_chart(scale, results)),
     }
     return {name: line_chart(*chart) for name, chart in charts.items() if any(chart[-1].values())}

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from suite.cluster import cluster_runs
 from suite.environments import ensure_environment
 from suite.processes import MeasurementError, run_module
 from suite.training import bpr_job, train
@@ -27,6 +28,7 @@ SECTIONS = {
     "distributed": "2 servers and 2 workers against TorchRec and stock MXNet",
     "products": "softmax gradients and evaluation against their bare matrix products",
     "growth": "the time of a step against table rows, batch, columns, and negatives",
+    "cluster": "growth over servers and workers, with links of several bandwidths, and with slow workers",
     "limits": "what memory, loopback, and matrix products reach on this machine",
 }
 HOGWILD = {"implicit": "implicit_bpr", "buffalo": "buffalo_bpr", "lightfm": "lightfm_bpr"}
@@ -46,6 +48,7 @@ STOCK_MODES = {
     "stock-adagrad": {"optimizer": "adagrad", "train": True},
     "stock-rows-only": {"optimizer": "groupadagrad", "train": False},
 }
+IN_PROCESS = 0, 0
 MAX_MXNET_ELEMENTS = 2**31
 MEMORY_FACTOR, MEMORY_BASE = 1.1, 3 * 2**29
 TIMEOUT_SECONDS = 600.0
@@ -56,8 +59,9 @@ GIB = 2**30
 class Scale:
     """Sizes of the work, and how long each measurement runs.
 
-    ``growth_rows`` are rows beside ``dense_rows``. Crossfade takes more steps where the timed ones would take less than
-    ``min_seconds``.
+    ``growth_rows`` are rows beside ``dense_rows``; ``server_rows`` those that grow on servers. ``gbits`` are bandwidths
+    of links, and ``slow_workers`` counts of workers with a share of a core, measured for ``slow_seconds``. Crossfade
+    takes more steps where the timed ones would take less than ``min_seconds``.
     """
 
     name: str
@@ -75,12 +79,18 @@ class Scale:
     min_seconds: float
     dense_rows: tuple[int, ...]
     growth_rows: tuple[int, ...]
+    server_rows: tuple[int, ...]
     batches: tuple[int, ...]
     dims: tuple[int, ...]
     negatives: tuple[int, ...]
     softmax_tracks: int
     queries: int
     items: int
+    cluster_servers: tuple[int, ...]
+    cluster_workers: tuple[int, ...]
+    gbits: tuple[int, ...]
+    slow_workers: tuple[int, ...]
+    slow_seconds: float
 
 
 FULL = Scale(
@@ -99,12 +109,18 @@ FULL = Scale(
     min_seconds=5.0,
     dense_rows=(64_000, 256_000, 1_000_000, 4_000_000, 16_000_000, 64_000_000),
     growth_rows=(32_000_000,),
+    server_rows=(1_000_000, 64_000_000),
     batches=(1_024, 4_096, 16_384, 65_536),
     dims=(16, 32, 64, 128, 256),
     negatives=(1, 2, 4, 8, 16),
     softmax_tracks=10_000,
     queries=10_000,
     items=40_000,
+    cluster_servers=(1, 2, 4),
+    cluster_workers=(1, 2, 4, 8),
+    gbits=(1, 10, 25),
+    slow_workers=(1, 2, 4),
+    slow_seconds=20.0,
 )
 QUICK = Scale(
     name="quick",
@@ -122,12 +138,18 @@ QUICK = Scale(
     min_seconds=0.0,
     dense_rows=(64_000, 256_000),
     growth_rows=(),
+    server_rows=(64_000, 200_000),
     batches=(4_096,),
     dims=(32,),
     negatives=(4,),
     softmax_tracks=5_000,
     queries=1_000,
     items=10_000,
+    cluster_servers=(1,),
+    cluster_workers=(),
+    gbits=(1,),
+    slow_workers=(1, 2),
+    slow_seconds=3.0,
 )
 
 
@@ -151,6 +173,7 @@ class Planner:
     def __init__(self, scale: Scale, folder: Path, install: bool) -> None:
         """Keep IDs and runs below ``folder``; ``install`` peers that are missing."""
         self.scale = scale
+        self.run_dir = folder / "runs" / "bench"
         self._folder = folder
         self._install = install
         self._steps: dict[tuple[object, ...], int] = {}
@@ -166,22 +189,22 @@ class Planner:
         distribution: Distribution = "uniform",
         *,
         rows: int | None = None,
-        processes: int = 0,
+        processes: tuple[int, int] = IN_PROCESS,
         **options: int,
     ) -> dict[str, Any]:
-        """Train with ``processes`` servers and as many workers, 0: in process."""
+        """Train with ``processes``: servers and workers."""
         scale, negatives = self.scale, options.get("negatives", 1)
+        servers, workers = processes
         batch, dim = options.get("batch", scale.batch), options.get("dim", scale.dim)
         check_memory((rows or scale.customers) * (dim + 1) * 4)
         dataset = self.work(distribution, rows).dataset
         # Steps of other sizes take about as long together as the standard ones.
         cost = batch * dim * (2 + negatives) / (scale.batch * scale.dim * 3)
         kind = distribution, rows, processes, *options.items()
-        steps = self._steps.get(kind) or max(20, int((scale.server_steps if processes else scale.steps) / cost))
-        run_dir = self._folder / "runs" / "bench"
+        steps = self._steps.get(kind) or max(20, int((scale.server_steps if servers else scale.steps) / cost))
         while True:
             job = bpr_job(dataset, steps=steps, batch=batch, dim=dim, negatives=negatives)
-            result = train(job, run_dir, servers=processes, workers=processes)
+            result = train(job, self.run_dir, servers=servers, workers=workers)
             if result["seconds"] >= scale.min_seconds:
                 return result
             # The first second is the warm-up, and events are a second apart.
@@ -253,6 +276,7 @@ def measurements(scale: Scale, folder: Path, install: bool) -> Iterator[Measurem
         ("distributed", _distributed),
         ("products", _products),
         ("growth", _growth),
+        ("cluster", cluster_runs),
         ("limits", _limits),
     ):
         for name, run in builder(planner):
@@ -284,8 +308,8 @@ def _distributed(planner: Planner) -> Runs:
     half = planner.scale.batch // 2
     two = {"batch": half, "warm_up": 5, "threads_each": 1}
     for ids in planner.scale.distributions:
-        yield f"{ids}/crossfade", partial(planner.crossfade, ids, processes=2)
-        yield f"{ids}/crossfade-1", partial(planner.crossfade, ids, processes=1)
+        yield f"{ids}/crossfade", partial(planner.crossfade, ids, processes=(2, 2))
+        yield f"{ids}/crossfade-1", partial(planner.crossfade, ids, processes=(1, 1))
         for plan in TORCHREC_PLANS:
             yield (
                 f"{ids}/torchrec-{plan}",
@@ -310,6 +334,8 @@ def _growth(planner: Planner) -> Runs:
     scale = planner.scale
     for rows in scale.growth_rows:
         yield f"rows/{rows}", partial(planner.crossfade, rows=rows)
+    for rows in scale.server_rows:
+        yield f"servers/{rows}", partial(planner.crossfade, rows=rows, processes=(2, 2))
     for batch in scale.batches:
         yield f"batch/{batch}", partial(planner.crossfade, batch=batch)
     for dim in scale.dims:

@@ -1,6 +1,8 @@
 """Run a measurement in a separate process, so that it starts with fresh memory and its own threads.
 
     result = run_module(sys.executable, "peers.fbgemm_bpr", task, timeout=600)
+    with background(command, log) as process:       # ends it, with all that it started, at the end of the block
+        wait_while(lambda: not there(), timeout, process)
 
 The module gets ``task`` as JSON in its only argument and prints its result as a line of JSON, the last of its output.
 """
@@ -11,9 +13,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from kvstore.processes import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -21,6 +28,7 @@ MAX_REASON_LENGTH = 200
 THREAD_VARIABLES = {"OPENBLAS_NUM_THREADS", "NUMBA_THREADING_LAYER_PRIORITY", "OMP_WAIT_POLICY", "KMP_DUPLICATE_LIB_OK"}
 """Set in this process when it imports ``kvstore``; each measurement chooses its own threads."""
 NO_VARIABLES: Mapping[str, str] = {}
+POLL_SECONDS = 0.05
 
 
 class MeasurementError(Exception):
@@ -49,11 +57,10 @@ def run_command(command: list[str], timeout: float, variables: Mapping[str, str]
     Raises:
         MeasurementError: it failed, or ran longer than ``timeout`` seconds; its whole process group is ended.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES} | dict(variables)
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=_environment(variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -70,6 +77,69 @@ def run_command(command: list[str], timeout: float, variables: Mapping[str, str]
     if process.returncode:
         raise MeasurementError(_reason(process.returncode, errors))
     return output
+
+
+@dataclass(frozen=True)
+class Background:
+    """A command that runs meanwhile, with its output in the file ``log``."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def ended(self) -> bool:
+        """Return whether it has ended.
+
+        Raises:
+            MeasurementError: it failed.
+        """
+        code = self.process.poll()
+        if code:
+            raise MeasurementError(_reason(code, self.log.read_text(encoding="utf-8", errors="replace")))
+        return code is not None
+
+
+@contextmanager
+def background(command: list[str], log: Path, variables: Mapping[str, str] = NO_VARIABLES) -> Iterator[Background]:
+    """Run ``command`` as ``run_command`` does while the block runs; then end its process group.
+
+    It dies with this process too, since it may run for hours by itself.
+    """
+    parent = os.getpid()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=_environment(variables),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
+        )
+    try:
+        yield Background(process, log)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_while(condition: Callable[[], bool], timeout: float, *commands: Background) -> None:
+    """Wait while ``condition`` holds.
+
+    Raises:
+        MeasurementError: one of ``commands`` failed, or it took longer than ``timeout`` seconds.
+    """
+    end = time.monotonic() + timeout
+    while condition():
+        for command in commands:
+            command.ended()
+        if time.monotonic() > end:
+            raise MeasurementError(f"it took longer than {timeout:.0f} s")
+        time.sleep(POLL_SECONDS)
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES} | dict(variables)
 
 
 def _reason(code: int, errors: str) -> str:

@@ -27,6 +27,7 @@ class Result:
         error: why it failed; empty if it did not.
         seconds: the duration of the measurement, with its setup.
         load: the load average of the last minute before it.
+        date: the day it was measured.
     """
 
     key: str
@@ -36,6 +37,12 @@ class Result:
     error: str = ""
     seconds: float = 0.0
     load: float = 0.0
+    date: str = ""
+
+    @property
+    def section(self) -> str:
+        """The section of the suite, such as ``single``."""
+        return self.key.partition("/")[0]
 
 
 class Results:
@@ -86,10 +93,17 @@ class Results:
 
     def ratio(self, key: str, other: str, name: str) -> float | None:
         """Return the median over repeats of the figure of ``key`` over that of ``other`` in the same repeat."""
+        ratios = [one / two for one, two in self._pairs(key, other, name)]
+        return statistics.median(ratios) if ratios else None
+
+    def differences(self, key: str, other: str, name: str) -> list[float]:
+        """Return the figure of ``key`` minus that of ``other`` in the same repeat, of all repeats that have both."""
+        return [one - two for one, two in self._pairs(key, other, name)]
+
+    def _pairs(self, key: str, other: str, name: str) -> list[tuple[float, float]]:
         both = [
             (self._results.get((key, result.repeat)), self._results.get((other, result.repeat)))
             for result in self
             if result.key == key
         ]
-        ratios = [one.values[name] / two.values[name] for one, two in both if one and two and not one.error + two.error]
-        return statistics.median(ratios) if ratios else None
+        return [(one.values[name], two.values[name]) for one, two in both if one and two and not one.error + two.error]

@@ -66,6 +66,13 @@ def all_targets(scale: Scale) -> list[Target]:
         targets.append(Target(f"MXNet dense over in process, time of a step at {rows:,} rows", 50.0, True, measure))
         measure = partial(_ratio, f"dense/crossfade/{most}", key, "step_ms")
         targets.append(Target(f"time of a step, {most:,} rows over {rows:,}", 1.25, False, measure))
+    least, most = min(scale.server_rows), max(scale.server_rows)
+    measure = partial(_ratio, f"growth/servers/{most}", f"growth/servers/{least}", "step_ms")
+    text = f"time of a step on 2 servers with 2 workers, {most:,} rows over {least:,}"
+    targets.append(Target(text, 1.25, False, measure))
+    if 4 in scale.slow_workers:
+        measure = partial(_ratio, "cluster/quarter-cores/4", "cluster/quarter-cores/1", RATE)
+        targets.append(Target("four workers over one, gradients the bottleneck", 3.5, True, measure))
     return targets
 
 

@@ -10,6 +10,7 @@ happens meanwhile is part of it, setup and writing are not.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,22 +45,47 @@ def bpr_job(dataset: Path, *, steps: int, batch: int = BATCH, dim: int = 64, neg
     }
 
 
+def softmax_job(dataset: Path, *, steps: int, batch: int, dim: int, partitions: int) -> dict[str, Any]:
+    """Return the same job with a softmax over the tracks of the batch, each of ``partitions`` by itself."""
+    job = bpr_job(dataset, steps=steps, batch=batch, dim=dim)
+    job["data"]["partitions"] = partitions
+    return job | {"loss": "softmax", "negatives": {"kind": "in_batch"}}
+
+
 def train(job: dict[str, Any], run_dir: Path, *, servers: int = 0, workers: int = 0) -> dict[str, Any]:
     """Run the job once; return its rate, the time of a step by phase, and the rows it moved per second.
 
     Raises:
         MeasurementError: it failed.
     """
+    run_command(train_command(job, run_dir, servers, workers), TIMEOUT_SECONDS)
+    return summarize(read_report(run_dir), read_steps(run_dir))
+
+
+def train_command(job: dict[str, Any], run_dir: Path, servers: int = 0, workers: int = 0) -> list[str]:
+    """Write the job next to ``run_dir``, without an earlier run, and return the command that trains it."""
     run_dir.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run_dir, ignore_errors=True)
     file = run_dir.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(job), encoding="utf-8")
     command = [sys.executable, "-m", "crossfade", "train", str(file), "--run-dir", str(run_dir), "--overwrite"]
     if servers:
         command += ["--servers", str(servers), "--workers", str(workers)]
-    run_command(command, TIMEOUT_SECONDS)
-    report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
-    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    return summarize(report, [event for event in events if event["event"] == "step"])
+    return command
+
+
+def read_report(run_dir: Path) -> dict[str, Any]:
+    """Return the report of a run that has ended."""
+    report: dict[str, Any] = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def read_steps(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the step events of a run so far."""
+    file = run_dir / "events.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [event for event in events if event["event"] == "step"]
 
 
 def summarize(report: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:

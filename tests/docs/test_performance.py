@@ -15,6 +15,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 from suite.charts import line_chart  # noqa: E402
 from suite.page import PAGE, RECORD, render  # noqa: E402
 from suite.plan import QUICK  # noqa: E402
+from suite.provenance import keep_other_sections  # noqa: E402
 from suite.results import Result, Results  # noqa: E402
 from suite.training import summarize  # noqa: E402
 
@@ -72,11 +73,54 @@ def test_page_of_a_run_on_a_busy_machine_is_preliminary() -> None:
     assert "preliminary" in render(busy)[PAGE]
 
 
+def test_each_section_names_commit_date_repeats_and_load() -> None:
+    record = quick_record()
+    entry = {"key": "products/all", "repeat": 0, "commit": "def", "date": "2026-12-01", "values": {"share": 0.7}}
+    record["measurements"].append({**entry, "load": 1.25})
+    page = render(record)[PAGE]
+    old = "Commit abc, 2026-11-27; 3 repeats; load before a measurement: median 0.5, at most 0.5."
+    new = "Commit def, 2026-12-01; 1 repeat; load before a measurement: median 1.2, at most 1.2."
+    assert page.index("## One machine") < page.index(old) < page.index("## Softmax and evaluation") < page.index(new)
+
+
+def run_of_products() -> dict[str, Any]:
+    """Return the record of a later run of one section, with other versions."""
+    entry = {"key": "products/all", "repeat": 0, "commit": "def", "date": "2026-12-01", "values": {"share": 0.7}}
+    versions = {"numpy": "2.0", "mxnet": "1.9.1"}
+    return {**quick_record(), "commit": "def", "date": "2026-12-01", "versions": versions, "measurements": [entry]}
+
+
+def test_run_of_one_section_keeps_figures_of_others() -> None:
+    said: list[str] = []
+    first = keep_other_sections(run_of_products(), quick_record(), ["products"], said.append)
+    again = keep_other_sections(run_of_products(), first, ["products"], said.append)
+    dates = {(entry["key"].partition("/")[0], entry["commit"], entry["date"]) for entry in again["measurements"]}
+    assert dates == {("single", "abc", "2026-11-27"), ("products", "def", "2026-12-01")}
+    assert again["measurements"] == first["measurements"]
+    assert again["versions"] == {"numpy": "1.26.4 and 2.0", "mxnet": "1.9.1"}
+    assert said == ["kept the earlier figures of single"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"scale": "full"}, "scale was full and is quick"),
+        ({"machine": {**MACHINE, "cores": 4}}, "cores was 4 and is 2"),
+        ({"machine": {**MACHINE, "processor": "Xeon"}}, "processor was Xeon and is EPYC"),
+    ],
+)
+def test_figures_of_another_scale_or_machine_are_dropped(changes: dict[str, Any], reason: str) -> None:
+    said: list[str] = []
+    record = keep_other_sections(run_of_products(), quick_record() | changes, ["products"], said.append)
+    assert record == run_of_products()
+    assert said == [f"dropped the earlier figures of single: {reason}"]
+
+
 def test_sections_and_charts_without_measurements_are_left_out() -> None:
     record = quick_record()
     files = render(record)
     assert list(files) == [PAGE]
-    assert "## Dense against sparse\n\nNot measured in this run." in files[PAGE]
+    assert "## Dense against sparse\n\nNot measured." in files[PAGE]
     key = f"dense/crossfade/{QUICK.dense_rows[0]}"
     record["measurements"].append({"key": key, "repeat": 0, "commit": "abc", "values": {"step_ms": 2.5}, "load": 0.5})
     files = render(record)

@@ -3,6 +3,7 @@
 with network(3) as hosts:
     started("agent", "--join", f"{hosts[0].address}:7070", cwd=cwd, within=hosts[1].within)
     hosts[2].cut_link(), hosts[2].restore_link()
+    hosts[2].limit_link(10)         # Gbit/s in each direction
 
 Only their own traffic reaches them. They are held by processes that end when this one does, however it ends, and vanish
 with their bridge once nothing runs in them.
@@ -14,7 +15,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-_TOOLS = ("ip", "nsenter", "unshare")
+_TOOLS = ("ip", "nsenter", "unshare", "tc")
+_BURST, _LATENCY = "256kb", "50ms"
+"""Tokens and queue of a limited link. TCP hands the link up to 64 KiB at a time, which the burst must hold: larger
+packets are cut into many small ones. The queue holds what TCP may have under way, so that no packet is dropped."""
 
 
 def unavailable() -> str | None:
@@ -45,6 +49,11 @@ class _Namespace:
         """Run ``ip`` in it."""
         subprocess.run([*self.within, "ip", *arguments], check=True)
 
+    def limit(self, device: str, gbits: float) -> None:
+        """Limit what leaves it through ``device``."""
+        bucket = ("tbf", "rate", f"{gbits:g}gbit", "burst", _BURST, "latency", _LATENCY)
+        subprocess.run([*self.within, "tc", "qdisc", "replace", "dev", device, "root", *bucket], check=True)
+
     def close(self) -> None:
         self._holder.communicate()
 
@@ -55,7 +64,7 @@ class Host:
     def __init__(self, namespace: _Namespace, switch: _Namespace, number: int) -> None:
         self.address = f"10.0.0.{number}"
         self.within = namespace.within
-        self._switch, self._port = switch, f"port{number}"
+        self._namespace, self._switch, self._port = namespace, switch, f"port{number}"
         switch.ip("link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(namespace.pid))
         switch.ip("link", "set", self._port, "master", "switch", "up")
         namespace.ip("address", "add", f"{self.address}/24", "dev", "eth0")
@@ -68,6 +77,12 @@ class Host:
     def restore_link(self) -> None:
         """Connect the host again."""
         self._switch.ip("link", "set", self._port, "up")
+
+    def limit_link(self, gbits: float) -> None:
+        """Limit the link to ``gbits`` Gbit/s in each direction. Packets are queued where they enter it: at both
+        ends."""
+        self._namespace.limit("eth0", gbits)
+        self._switch.limit(self._port, gbits)
 
 
 @contextmanager

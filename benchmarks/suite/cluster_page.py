@@ -1,0 +1,108 @@
+"""Write the section of the page on servers and workers: processes, bandwidths, and slow workers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from suite.charts import Points
+from suite.cluster import PARTITIONS, SHARE, UNLIMITED, USUAL, process_counts
+from suite.markup import absence, cell, prose, spread, table, thousands
+from suite.plan import Scale
+from suite.results import Results
+from suite.targets import RATE
+
+CHART = "performance-bandwidth.svg"
+_PHASES = ("pull", "gradients", "push")
+
+
+def cluster_section(scale: Scale, results: Results) -> Iterator[str]:
+    """Yield the tables of the section."""
+    yield from _processes(scale, results)
+    yield from _bandwidths(scale, results)
+    yield from _slow_workers(scale, results)
+
+
+def bandwidth_chart(scale: Scale, results: Results) -> dict[str, Points]:
+    """Return milliseconds of a step by Gbit/s, measured and as predicted from the unlimited step."""
+    unlimited = results.median(_bandwidth_key(UNLIMITED), "step_ms")
+    measured, predicted = [], []
+    for gbits in scale.gbits:
+        step = results.median(_bandwidth_key(gbits), "step_ms")
+        wire = results.median(_bandwidth_key(gbits), "predicted_wire_ms")
+        measured += [(float(gbits), step)] if step else []
+        predicted += [(float(gbits), unlimited + wire)] if unlimited and wire else []
+    return {"measured": measured, "unlimited + prediction": predicted}
+
+
+def _processes(scale: Scale, results: Results) -> Iterator[str]:
+    yield prose(
+        f"""Milliseconds of a step of {scale.batch:,} triples, all workers together, as servers or workers grow; there
+        are {USUAL} of the other. All processes share this machine's cores, so this shows what processes cost, not what
+        more machines bring."""
+    )
+    rows = []
+    for axis, counts in process_counts(scale).items():
+        for servers, workers in counts:
+            key = f"cluster/processes/{servers}-{workers}"
+            count = servers if axis == "servers" else workers
+            rate = thousands(results.median(key, RATE))
+            rows.append([axis, str(count), cell(results, key, "step_ms"), rate])
+    yield table(["of", "count", "ms", "thousand triples/s"], rows) + "\n"
+
+
+def _bandwidth_key(gbits: float) -> str:
+    return f"cluster/bandwidth/{gbits}"
+
+
+def _bandwidths(scale: Scale, results: Results) -> Iterator[str]:
+    yield prose(
+        """The same work on two hosts with one server and one worker each, which `crossfade train` and
+        `crossfade agent` start. The hosts are network namespaces of this machine, and the kernel limits both directions
+        of their links. What one TCP connection moves between them was measured before each run; where that is less than
+        the limit, the cores are the limit. Megabytes are those of a step that both workers together pull and push, half
+        of them on the wire. The time on the wire is the prediction of `crossfade plan --hosts 2 --bandwidth RATE`; the
+        difference is that to the unlimited step of the same repeat."""
+    )
+    rows = []
+    for gbits in (UNLIMITED, *scale.gbits):
+        key = _bandwidth_key(gbits)
+        moved = [cell(results, key, figure, 1e-6) for figure in ("bytes_pulled", "bytes_pushed")]
+        row = [f"{gbits} Gbit/s" if gbits else "unlimited", cell(results, key, "link_gbits")]
+        row += [cell(results, key, "step_ms"), *moved]
+        if gbits:
+            differences = results.differences(key, _bandwidth_key(UNLIMITED), "step_ms")
+            row += [cell(results, key, "predicted_wire_ms"), spread(differences) or absence(results, key)]
+        rows.append([*row, "", ""][:7])
+    head = ["links", "connection, Gbit/s", "step, ms", "MB pulled", "MB pushed", "predicted wire, ms", "difference, ms"]
+    yield table(head, rows)
+    yield f"\n![Time of a step against bandwidth]({CHART})\n" if any(bandwidth_chart(scale, results).values()) else ""
+
+
+def _slow_workers(scale: Scale, results: Results) -> Iterator[str]:
+    yield prose(
+        f"""Workers that may use {SHARE:g} of a core each, by CPU cgroups, and {USUAL} servers without a limit, so that
+        gradients are the bottleneck. The loss is a softmax over the batch of {scale.batch:,} examples in {PARTITIONS}
+        partitions. "Core" is the share of a core that a worker used; "at the limit" is the share of the kernel's
+        periods in which it used up its quota. Where the first is about {SHARE:g}, the quotas were the limit."""
+    )
+    rows = []
+    one = f"cluster/quarter-cores/{min(scale.slow_workers)}"
+    for workers in scale.slow_workers:
+        key = f"cluster/quarter-cores/{workers}"
+        ratio = results.ratio(key, one, RATE)
+        phases = [result.values["phases_ms"] for result in results if result.key == key and result.values]
+        medians = [statistics.median(each[phase] for each in phases) if phases else None for phase in _PHASES]
+        rows.append(
+            [
+                str(workers),
+                cell(results, key, "step_ms"),
+                *("" if value is None else f"{value:.1f}" for value in medians),
+                cell(results, key, RATE, 1e-3),
+                f"{ratio:.2f}" if ratio else "",
+                cell(results, key, "worker_cpu_share"),
+                cell(results, key, "throttled_share"),
+            ]
+        )
+    head = ["workers", "step, ms", *_PHASES, "thousand examples/s", "over one", "core", "at the limit"]
+    yield table(head, rows) + "\n"

@@ -1,0 +1,162 @@
+"""The section of ``make bench`` on servers and workers: its page, its limits of links and cores, and their absence."""
+
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from net_hosts import network, unavailable
+from waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from suite import cpu_quota, two_hosts  # noqa: E402
+from suite.cpu_quota import cpu_groups  # noqa: E402
+from suite.page import PAGE, render  # noqa: E402
+from suite.plan import FULL  # noqa: E402
+from suite.processes import MeasurementError, background, wait_while  # noqa: E402
+from suite.results import Result, Results  # noqa: E402
+from suite.slow_workers import worker_processes  # noqa: E402
+from suite.targets import all_targets  # noqa: E402
+
+SPIN = "while True: pass"
+
+
+def entry(name: str, **values: Any) -> dict[str, Any]:
+    """Return a measurement of the section."""
+    key, common = f"cluster/{name}", {"repeat": 0, "commit": "abc", "load": 0.5, "date": "2026-11-27"}
+    return {"key": key, "values": values, **common}
+
+
+def record_of(*measurements: dict[str, Any]) -> dict[str, Any]:
+    """Return a record at the full scale."""
+    machine = {"processor": "EPYC", "cores": 2, "memory_gib": 24.0, "system": "Linux", "virtual": True}
+    facts = {"scale": "full", "commit": "abc", "date": "2026-11-27", "command": "make bench", "versions": {}}
+    return {**facts, "machine": machine, "measurements": list(measurements)}
+
+
+def cluster_record() -> dict[str, Any]:
+    """Return a record in which one bandwidth failed."""
+    link = {"bytes_pulled": 12e6, "bytes_pushed": 11e6}
+    slow = {"worker_cpu_share": 0.245, "throttled_share": 0.99, "step_ms": 400.0, "phases_ms": {}}
+    phases = {"pull": 20.0, "gradients": 370.0, "push": 10.0}
+    return record_of(
+        entry("processes/2-8", step_ms=60.0, triples_per_second=273e3),
+        entry("bandwidth/0", step_ms=40.0, link_gbits=30.0, **link),
+        entry("bandwidth/10", step_ms=46.5, link_gbits=9.5, predicted_wire_ms=5.0, **link),
+        {**entry("bandwidth/1"), "error": "tc is not installed"},
+        entry("quarter-cores/1", triples_per_second=10e3, **{**slow, "phases_ms": phases}),
+        entry("quarter-cores/4", triples_per_second=37e3, **{**slow, "phases_ms": phases}),
+    )
+
+
+def test_page_has_processes_bandwidths_and_slow_workers() -> None:
+    files = render(cluster_record())
+    page = files[PAGE]
+    assert "| workers | 8 | 60.0 | 273 |" in page
+    assert "| unlimited | 30.0 | 40.0 | 12.0 | 11.0 |  |  |" in page
+    assert "| 10 Gbit/s | 9.50 | 46.5 | 12.0 | 11.0 | 5.00 | 6.50 |" in page
+    assert "| 1 Gbit/s | failed, see below |" in page
+    assert "| `cluster/bandwidth/1` | tc is not installed |" in page
+    assert "| 4 | 400.0 | 20.0 | 370.0 | 10.0 | 37.0 | 3.70 | 0.24 | 0.99 |" in page
+    assert "| four workers over one, gradients the bottleneck | ≥ 3.50 | 3.70 | met |" in page
+    assert "performance-bandwidth.svg" in files
+
+
+def test_growth_on_servers_has_a_target() -> None:
+    steps = {1_000_000: 40.0, 64_000_000: 52.0}
+    measured = [{**entry("", step_ms=step), "key": f"growth/servers/{rows}"} for rows, step in steps.items()]
+    text = "time of a step on 2 servers with 2 workers, 64,000,000 rows over 1,000,000"
+    assert f"| {text} | ≤ 1.25 | 1.30 | missed |" in render(record_of(*measured))[PAGE]
+    assert text in [target.text for target in all_targets(FULL)]
+
+
+def test_differences_are_those_of_the_same_repeat() -> None:
+    steps = {("a", 0): 5.0, ("a", 1): 7.0, ("b", 1): 4.0}
+    results = Results(Result(key, repeat, "abc", {"step_ms": value}) for (key, repeat), value in steps.items())
+    assert results.differences("a", "b", "step_ms") == [3.0]
+
+
+def test_process_in_a_group_gets_its_share_of_a_core() -> None:
+    with psutil.Popen([sys.executable, "-c", SPIN]) as process:
+        try:
+            folders = spin_in_group(process)
+        except MeasurementError as error:
+            pytest.skip(str(error))
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    assert [folder.exists() for folder in folders] == [False, False]
+
+
+def spin_in_group(process: psutil.Popen) -> list[Path]:
+    """Assert that ``process`` uses no more than its quota; return the folders of the groups, one of them empty."""
+    with cpu_groups(2, share=0.25) as groups:
+        groups[0].add(process.pid)
+        began, used, periods = time.monotonic(), process.cpu_times(), groups[0].periods()
+        wait_until(lambda: groups[0].periods()[0] >= periods[0] + 100, 30, "100 periods of 10 ms")
+        spent = process.cpu_times().user + process.cpu_times().system - used.user - used.system
+        assert spent <= 0.3 * (time.monotonic() - began) + 0.02
+        assert groups[0].throttled_share(periods) > 0
+        process.kill()
+        process.wait()
+    return [group.folder for group in groups]
+
+
+def test_groups_are_removed_after_a_failure() -> None:
+    try:
+        with cpu_groups(1, share=0.25) as groups:
+            folder = groups[0].folder
+            assert folder.exists()
+            raise ValueError
+    except MeasurementError as error:
+        pytest.skip(str(error))
+    except ValueError:
+        assert not folder.exists()
+
+
+def test_measurement_fails_with_reason_without_cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_quota, "MOUNTS", tmp_path / "mounts")
+    with pytest.raises(MeasurementError, match="no CPU cgroups are mounted"), cpu_groups(1, share=0.25):
+        pass
+    (tmp_path / "mounts").write_text(f"cgroup {tmp_path / 'absent'} cgroup rw,cpu 0 0\n")
+    with pytest.raises(MeasurementError, match="CPU cgroups cannot be created"), cpu_groups(1, share=0.25):
+        pass
+
+
+def test_measurement_fails_with_reason_without_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_hosts, "unavailable", lambda: "network namespaces require root")
+    with pytest.raises(MeasurementError, match="network namespaces require root"):
+        two_hosts.train_on_two_hosts({}, tmp_path / "run", 1)
+
+
+@pytest.mark.slow
+def test_limited_link_moves_what_its_limit_allows() -> None:
+    if reason := unavailable():
+        pytest.skip(reason)
+    with network(2) as hosts:
+        free = two_hosts.link_gbits(hosts)
+        for host in hosts:
+            host.limit_link(0.2)
+        limited = two_hosts.link_gbits(hosts), two_hosts.link_gbits(hosts[::-1])
+    assert free > 0.5
+    assert all(0.1 < gbits < 0.2 * two_hosts.TOLERANCE for gbits in limited)
+
+
+def test_background_command_ends_with_its_block(tmp_path: Path) -> None:
+    with background([sys.executable, "-c", SPIN], tmp_path / "log") as command:
+        process = psutil.Process(command.process.pid)
+        assert worker_processes(process.pid) == []
+        with pytest.raises(MeasurementError, match="longer than 0 s"):
+            wait_while(lambda: True, 0, command)
+    assert not process.is_running()
+
+
+def test_failure_of_a_background_command_ends_the_wait(tmp_path: Path) -> None:
+    failing = [sys.executable, "-c", "raise SystemExit('no such job')"]
+    with background(failing, tmp_path / "log") as command, pytest.raises(MeasurementError, match="1: no such job"):
+        wait_while(lambda: True, 60, command)
