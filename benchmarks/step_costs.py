@@ -5,6 +5,8 @@
 It trains with 2 servers and 2 workers, and in process, with several batches, columns, and negatives; takes the CPU time
 of each role from the run's own samples (processes.jsonl); and fits the costs of a step by non-negative least squares of
 relative errors. Then it compares predicted and measured times of steps, for these and for other sizes.
+
+Shapes: M measurements, F factors of costs.
 """
 
 from __future__ import annotations
