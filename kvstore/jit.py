@@ -13,7 +13,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -47,12 +47,17 @@ class _StampOfImports:
     def from_function(cls, py_func: FunctionType, py_file: str) -> Any:
         locator = super().from_function(py_func, py_file)  # type: ignore[misc]
         if locator is not None and Path(py_file).exists():
-            files = sorted(_imported_files(Path(py_file), set()))
-            locator._imported_stamps = tuple(hashlib.sha256(file.read_bytes()).digest() for file in files)
+            locator._imported_stamps = _stamps_of_imports(Path(py_file))
         return locator
 
     def get_source_stamp(self) -> Any:
         return super().get_source_stamp(), self._imported_stamps  # type: ignore[misc]
+
+
+@cache
+def _stamps_of_imports(file: Path) -> tuple[bytes, ...]:
+    """Return the hashes of the files that a file imports kernels from: once for all of its kernels."""
+    return tuple(hashlib.sha256(file.read_bytes()).digest() for file in sorted(_imported_files(file, set())))
 
 
 def _imported_files(file: Path, seen: set[str]) -> Iterator[Path]:
