@@ -11,7 +11,9 @@ from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.io.folder import Folder
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)
-STEPS = 300
+STEPS = 150
+STEP_SECONDS = 0.2
+"""Sleep in each step: long enough for a fault and what follows it."""
 TRAIN = {"epochs": STEPS // 15, "eval_every_epochs": 10, "patience": None}
 CHECKPOINT = {"interval_seconds": 0.5, "keep_latest": 2}
 DISK_BYTES = 1 << 20
@@ -25,7 +27,7 @@ def train(
 ) -> AbstractContextManager[Training]:
     """Start a training whose steps are paced."""
     job = run_dir.parent / "job.yaml"
-    return paced("train", job, *options, run_dir=run_dir, variables=variables, within=within)
+    return paced("train", job, *options, run_dir=run_dir, variables=variables, within=within, step_seconds=STEP_SECONDS)
 
 
 def checkpoint_option(checkpoints: object) -> tuple[str, str]:

@@ -38,12 +38,24 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Undisturbed(dict[int, Path]):
+    """Undisturbed runs by their number of workers, 1 or 2; each runs when it is first needed."""
+
+    def __init__(self, workspace: Path) -> None:
+        super().__init__()
+        self._workspace = workspace
+
+    def __missing__(self, workers: int) -> Path:
+        run = self[workers] = self._workspace / f"undisturbed-{workers}"
+        shape = ON_SERVERS if workers == 2 else ()
+        succeeded(crossfade("train", "job.yaml", "--run-dir", run, *shape, cwd=self._workspace))
+        return run
+
+
 @pytest.fixture(scope="session")
 def undisturbed(workspace: Path) -> dict[int, Path]:
     """Return undisturbed runs by their number of workers."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-1", cwd=workspace))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-2", *ON_SERVERS, cwd=workspace))
-    return {workers: workspace / f"undisturbed-{workers}" for workers in (1, 2)}
+    return Undisturbed(workspace)
 
 
 @pytest.fixture

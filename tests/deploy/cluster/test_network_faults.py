@@ -4,7 +4,14 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_runs import TOKEN, assert_last_is_complete, assert_training_continues, assert_undisturbed, train
+from fault_runs import (
+    STEP_SECONDS,
+    TOKEN,
+    assert_last_is_complete,
+    assert_training_continues,
+    assert_undisturbed,
+    train,
+)
 from net_hosts import network, unavailable
 from paced_training import pace
 from run_results import report_of
@@ -18,7 +25,8 @@ def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: dic
     if reason := unavailable():
         pytest.skip(reason)
     run_dir = workspace / "hosts"
-    variables = pace(workspace, workspace / "hosts.release", {"CROSSFADE_TOKEN": TOKEN})
+    token = {"CROSSFADE_TOKEN": TOKEN}
+    variables = pace(workspace, workspace / "hosts.release", token, step_seconds=STEP_SECONDS)
     with network(3) as (first, second, third):
         listen = f"{first.address}:7070"
         across = (f"cluster.host={first.address}", f"cluster.coordinator_address={listen}", "cluster.hosts=3")

@@ -12,8 +12,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,8 @@ import llvmlite.binding as llvm
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command_here import run_quietly
 from running_command import crossfade, succeeded
-
-from crossfade.main import main
 
 RECORDED = Path(__file__).with_name("recorded_results.json")
 
@@ -225,14 +222,6 @@ def job_text(values: Values) -> str:
             section = section.setdefault(name, {})
         section[last] = value
     return json.dumps(job, indent=1)
-
-
-def run_quietly(*words: object) -> None:
-    """Run a command in this process; show its output only if it fails."""
-    output = StringIO()
-    with redirect_stdout(output), redirect_stderr(output):
-        code = main([str(word) for word in words])
-    assert not code, f"exit code {code}\n{output.getvalue()}"
 
 
 def write_events(folder: Path) -> tuple[Path, Path]:

@@ -27,7 +27,7 @@ TYPE = ("--instance-type", "r6i.large")
 ON_TWO = ("--hosts", 2, "--servers", 2, "--workers", 2)
 SECTIONS = {
     "optimizer": {"kind": "adagrad"},
-    "train": {"epochs": 16, "eval_every_epochs": 8, "patience": None},
+    "train": {"epochs": 8, "eval_every_epochs": 4, "patience": None},
     "checkpoint": {"interval_seconds": None},
 }
 
@@ -67,7 +67,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Path
 
 @pytest.fixture
 def machines(aws: AwsServer, s3: ObjectStore, workspace: Path, tmp_path: Path) -> Iterator[Machines]:
-    environment = pace(workspace, workspace / "release", {"AWS_ENDPOINT_URL_S3": s3.endpoint})
+    variables = {"AWS_ENDPOINT_URL_S3": s3.endpoint}
+    environment = pace(workspace, workspace / "release", variables, step_seconds=0.2)
     with running_machines(aws, tmp_path / "machines", environment) as machines:
         yield machines
 
