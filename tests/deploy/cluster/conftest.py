@@ -1,5 +1,7 @@
 """Scripted clusters, datasets and jobs of the cluster tests."""
 
+import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,30 +34,41 @@ def pair() -> tuple[Cluster, Host]:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a dataset and a job."""
-    folder = tmp_path_factory.mktemp("faults")
+    return write_fault_job(tmp_path_factory.mktemp("faults"))
+
+
+def write_fault_job(folder: Path) -> Path:
+    """Write a dataset and ``job.yaml`` to ``folder``."""
     data = write_planted(folder / "data")
     write_job(folder / "job.yaml", data, optimizer={"kind": "adagrad"}, train=TRAIN, checkpoint=CHECKPOINT)
     return folder
 
 
 class Undisturbed(dict[int, Path]):
-    """Undisturbed runs by their number of workers, 1 or 2; each runs when it is first needed."""
+    """Undisturbed runs by their number of workers, 1 or 2; each runs once, in the first process that needs it."""
 
-    def __init__(self, workspace: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._workspace = workspace
+        self._folder = folder
 
     def __missing__(self, workers: int) -> Path:
-        run = self[workers] = self._workspace / f"undisturbed-{workers}"
-        shape = ON_SERVERS if workers == 2 else ()
-        succeeded(crossfade("train", "job.yaml", "--run-dir", run, *shape, cwd=self._workspace))
-        return run
+        folder = self._folder / str(workers)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "run" / "report.json").exists():
+                write_fault_job(folder)
+                shape = ON_SERVERS if workers == 2 else ()
+                succeeded(crossfade("train", "job.yaml", "--run-dir", "run", *shape, cwd=folder))
+        self[workers] = folder / "run"
+        return self[workers]
 
 
 @pytest.fixture(scope="session")
-def undisturbed(workspace: Path) -> dict[int, Path]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Return undisturbed runs by their number of workers."""
-    return Undisturbed(workspace)
+    base = tmp_path_factory.getbasetemp()
+    return Undisturbed((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed")
 
 
 @pytest.fixture
