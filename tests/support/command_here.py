@@ -3,13 +3,14 @@
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from crossfade.main import main
 
 
-def run_quietly(*words: object, cwd: Path | None = None) -> None:
-    """Run a command that must succeed; show its output only if it fails."""
-    output = StringIO()
-    with chdir(cwd or "."), redirect_stdout(output), redirect_stderr(output):
-        code = main([str(word) for word in words])
-    assert not code, f"exit code {code}\n{output.getvalue()}"
+def crossfade_here(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
+    """Run a command and return its result."""
+    words, stdout, stderr = [str(argument) for argument in arguments], StringIO(), StringIO()
+    with chdir(cwd or "."), redirect_stdout(stdout), redirect_stderr(stderr):
+        code = main(words)
+    return CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
-from fault_runs import CHECKPOINT, ON_SERVERS, TRAIN
+from fault_runs import CHECKPOINT, TRAIN
 from running_command import crossfade, succeeded
 from scripted_agents import Cluster, Host, step
 
@@ -44,31 +44,18 @@ def write_fault_job(folder: Path) -> Path:
     return folder
 
 
-class Undisturbed(dict[int, Path]):
-    """Undisturbed runs by their number of workers, 1 or 2; each runs once, in the first process that needs it."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def __missing__(self, workers: int) -> Path:
-        folder = self._folder / str(workers)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "run" / "report.json").exists():
-                write_fault_job(folder)
-                shape = ON_SERVERS if workers == 2 else ()
-                succeeded(crossfade("train", "job.yaml", "--run-dir", "run", *shape, cwd=folder))
-        self[workers] = folder / "run"
-        return self[workers]
-
-
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Return undisturbed runs by their number of workers."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train undisturbed in process, once for all test processes."""
     base = tmp_path_factory.getbasetemp()
-    return Undisturbed((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed")
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run" / "report.json").exists():
+            write_fault_job(folder)
+            succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    return folder / "run"
 
 
 @pytest.fixture

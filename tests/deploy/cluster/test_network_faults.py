@@ -21,7 +21,7 @@ from waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
-def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: dict[int, Path]) -> None:
+def test_host_with_cut_link_leaves_and_rejoins(workspace: Path, undisturbed: Path) -> None:
     if reason := unavailable():
         pytest.skip(reason)
     run_dir = workspace / "hosts"

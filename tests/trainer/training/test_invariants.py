@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import UNEVEN_FILES, train_rows, write_data, write_job, write_planted
-from command_here import run_quietly
+from command_here import crossfade_here
 from dist_roles import RunningRole, running_roles
 from drive_steps import MEASURED_STEPS, WARM_STEPS
 from running_command import crossfade, succeeded
@@ -105,7 +105,7 @@ class Runs:
             shape = ("--servers", servers, "--workers", workers) if servers else ()
             succeeded(crossfade("train", job, "--run-dir", run.folder, *shape, cwd=self._folder))
         else:
-            run_quietly("train", job, "--run-dir", run.folder, cwd=self._folder)
+            succeeded(crossfade_here("train", job, "--run-dir", run.folder, cwd=self._folder))
         return run
 
 

@@ -19,7 +19,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from command_here import run_quietly
+from command_here import crossfade_here
 from running_command import crossfade, succeeded
 
 RECORDED = Path(__file__).with_name("recorded_results.json")
@@ -264,7 +264,7 @@ class Runs:
         if name in ON_SERVERS:
             succeeded(crossfade(*words, cwd=folder))
         else:
-            run_quietly(*words)
+            succeeded(crossfade_here(*words))
         return read_result(folder / "run")
 
     def _data(self, name: str) -> Path:
@@ -274,9 +274,9 @@ class Runs:
             if has_events:
                 events, customers = write_events(self._folder)
                 more = (EVENTS_OPTION, events, FEATURES_OPTION, f"customer={customers}:user:country")
-                run_quietly(*PREPARE_EVENTS, *more, OUT_OPTION, data)
+                succeeded(crossfade_here(*PREPARE_EVENTS, *more, OUT_OPTION, data))
             else:
-                run_quietly(*PREPARE_SYNTHETIC, OUT_OPTION, data)
+                succeeded(crossfade_here(*PREPARE_SYNTHETIC, OUT_OPTION, data))
         return data
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster_data import TRACKS, write_job, write_planted
+from command_here import crossfade_here
 from paced_training import paced
 from run_results import ENTITIES, assert_same_bits, report_of, vectors
 from running_command import crossfade, messages, records, succeeded
@@ -89,8 +90,9 @@ def terminated_on_servers(workspace: Path) -> Stopped:
 
 
 def train(workspace: Path, run: str, *options: object) -> Path:
-    """Train to the end and return the run's folder."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", run, *options, cwd=workspace))
+    """Train to the end and return the run's folder: a new run without servers in this process."""
+    run_command = crossfade if {"--servers", "--resume"} & set(options) else crossfade_here
+    succeeded(run_command("train", "job.yaml", "--run-dir", run, *options, cwd=workspace))
     return workspace / run
 
 
@@ -334,7 +336,7 @@ def test_warm_start_extends_a_smaller_vocabulary(
     write_job(tmp_path / "fresh.yaml", data, **frozen)
     write_job(tmp_path / "warm.yaml", data, **frozen, checkpoint={"warm_start_from": str(undisturbed / "checkpoints")})
     # Fresh rows have the same bits in process and on servers.
-    succeeded(crossfade("train", "fresh.yaml", "--run-dir", "fresh", cwd=tmp_path))
+    succeeded(crossfade_here("train", "fresh.yaml", "--run-dir", "fresh", cwd=tmp_path))
     succeeded(crossfade("train", "warm.yaml", "--run-dir", "warm", *shape, cwd=tmp_path))
     fresh, warm = (final_weights(tmp_path / name, "track") for name in ("fresh", "warm"))
     old = final_weights(undisturbed, "track")
