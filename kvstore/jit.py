@@ -4,24 +4,98 @@
 
 Numba compiles the functions that a kernel calls into it, and caches the result until the kernel's own file changes.
 Importing this module makes numba add the files that a kernel's file imports kernels from, directly or not.
+
+Of the processes that need a kernel which is not in the cache, such as the roles on a host, one compiles it.
 """
 
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
+import logging
+import os
 import re
 import sys
-from collections.abc import Iterator
-from functools import partial
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from numba import config, extending, get_num_threads, njit, prange
+import numba
+from numba import config, extending, get_num_threads, prange
 from numba.core import caching
+from numba.core.compiler_lock import global_compiler_lock
 
 __all__ = ["allocating_kernel", "get_num_threads", "inner_kernel", "intrinsic", "njit", "prange"]
+
+_MAX_WAIT_SECONDS = 60.0
+"""Seconds to wait for another process that compiles the same kernel, before this one compiles it too."""
+_POLL_SECONDS = 0.02
+_logger = logging.getLogger(__name__)
+
+
+def njit(**options: Any) -> Callable[[Any], Any]:
+    """Decorate a kernel as ``numba.njit`` does, but compile it in one process at a time: others load the result."""
+
+    def decorate(function: Any) -> Any:
+        kernel: Any = numba.njit(**options)(function)
+        if kernel is function:  # with NUMBA_DISABLE_JIT
+            return kernel
+        load_or_compile = kernel.compile
+
+        def compile_once(signature: Any) -> Any:
+            if signature in kernel.overloads:
+                return load_or_compile(signature)
+            # Numba's lock comes first: in its order, two threads would each wait for a kernel that the other locked.
+            with global_compiler_lock, _locked(kernel._cache):
+                return load_or_compile(signature)
+
+        kernel.compile = compile_once
+        return kernel
+
+    return decorate
+
+
+@contextmanager
+def _locked(kernel_cache: Any) -> Iterator[None]:
+    """Lock a kernel's cache against other processes; go on without a lock where that takes too long or fails."""
+    if kernel_cache.cache_path is None:
+        yield
+        return
+    path = Path(kernel_cache.cache_path, f"{kernel_cache._impl.filename_base}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # a cache that is read-only
+        yield
+        return
+    try:
+        _wait_for(lock, path.stem)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _wait_for(lock: int, name: str) -> None:
+    deadline = time.monotonic() + _MAX_WAIT_SECONDS
+    waiting = False
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                _logger.debug("waiting for another process that compiles %s", name)
+                waiting = True
+            time.sleep(_POLL_SECONDS)
+        except OSError:  # a file system without locks
+            return
+        else:
+            return
+
 
 inner_kernel: Any = partial(njit, cache=True, error_model="numpy", forceinline=True, _nrt=False)
 """Compile a function that kernels call for each row into these kernels, without counting references.
@@ -54,12 +128,17 @@ class _StampOfImports:
     def from_function(cls, py_func: FunctionType, py_file: str) -> Any:
         locator = super().from_function(py_func, py_file)  # type: ignore[misc]
         if locator is not None and Path(py_file).exists():
-            files = sorted(_imported_files(Path(py_file), set()))
-            locator._imported_stamps = tuple(hashlib.sha256(file.read_bytes()).digest() for file in files)
+            locator._imported_stamps = _stamps_of_imports(Path(py_file))
         return locator
 
     def get_source_stamp(self) -> Any:
         return super().get_source_stamp(), self._imported_stamps  # type: ignore[misc]
+
+
+@cache
+def _stamps_of_imports(file: Path) -> tuple[bytes, ...]:
+    """Return the hashes of the files that a file imports kernels from: once for all of its kernels."""
+    return tuple(hashlib.sha256(file.read_bytes()).digest() for file in sorted(_imported_files(file, set())))
 
 
 def _imported_files(file: Path, seen: set[str]) -> Iterator[Path]:

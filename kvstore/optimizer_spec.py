@@ -29,6 +29,24 @@ class OptimizerSpec:
     max_norm: float | None = None
 
 
+def state_shapes(kind: OptimizerKind, rows: int, dim: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the state arrays of a table by name; ``optimizers.make_optimizer`` describes them."""
+    by_row: tuple[int, ...] = (rows,)
+    by_value: tuple[int, ...] = (rows, dim)
+    shapes_of: dict[OptimizerKind, dict[str, tuple[int, ...]]] = {
+        "sgd": {},
+        "adagrad": {"sum_of_squares": by_value},
+        "rowwise_adagrad": {"sum_of_squares": by_row},
+        "adam": {"exp_avg": by_value, "exp_avg_sq": by_value, "step": by_row},
+    }
+    return shapes_of[kind]
+
+
+def state_dtype(name: str) -> str:
+    """Return the type of the values of a state array."""
+    return "int32" if name == "step" else "float32"
+
+
 def state_bytes_per_row(kind: OptimizerKind, dim: int) -> int:
     """Return the bytes of optimizer state that one row of ``dim`` columns takes."""
     return {"sgd": 0, "adagrad": 4 * dim, "rowwise_adagrad": 4, "adam": 8 * dim + 4}[kind]

@@ -25,7 +25,7 @@ from kvstore.cache_prefetch import prefetch_ahead
 from kvstore.errors import DivergedError
 from kvstore.jit import inner_kernel, njit, prange
 from kvstore.memory import advise_huge_pages
-from kvstore.optimizer_spec import OptimizerSpec
+from kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
 from kvstore.row_kernels import descend, dot, square_of_sum
 
 _MAX_MAGNITUDE = np.float32(1e18)
@@ -200,7 +200,7 @@ def check_convergence(divergent_rows: int, rows: int) -> None:
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> FloatArray:
-    array = np.zeros(shape, np.int32 if name == "step" else np.float32)
+    array = np.zeros(shape, state_dtype(name))
     advise_huge_pages(array)
     return array
 
@@ -218,12 +218,5 @@ def make_optimizer(spec: OptimizerSpec, rows: int, dim: int) -> LazyOptimizer:
 
     ``max_norm`` projects rows onto a ball, as collaborative metric learning requires (Hsieh et al., WWW 2017).
     """
-    by_row: tuple[int, ...] = (rows,)
-    by_value: tuple[int, ...] = (rows, dim)
-    shapes_of: dict[str, dict[str, tuple[int, ...]]] = {
-        "sgd": {},
-        "adagrad": {"sum_of_squares": by_value},
-        "rowwise_adagrad": {"sum_of_squares": by_row},
-        "adam": {"exp_avg": by_value, "exp_avg_sq": by_value, "step": by_row},
-    }
-    return LazyOptimizer(spec, {name: _zeros(name, shape) for name, shape in shapes_of[spec.kind].items()})
+    shapes = state_shapes(spec.kind, rows, dim)
+    return LazyOptimizer(spec, {name: _zeros(name, shape) for name, shape in shapes.items()})

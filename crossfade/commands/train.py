@@ -178,14 +178,16 @@ def _check(job: JobConfig, folder: RunFolder, *, resume: bool) -> PlanInputs:
     from deploy.capacity.fit import check_fits_this_machine
     from deploy.capacity.inputs import read_inputs
     from trainer.runs.ownership import check_claimable
-    from trainer.training.warm_start import open_warm_start
 
     with progress_bars() as bars:
         inputs = read_inputs(job, bars)
     if warning := check_fits_this_machine(inputs):
         _logger.warning(warning)
     _check_runtime(job)
-    open_warm_start(job, inputs.model, inputs.manifest)
+    if job.checkpoint.warm_start_from is not None:
+        from trainer.training.warm_start import open_warm_start
+
+        open_warm_start(job, inputs.model, inputs.manifest)
     if job.checkpoint.path is not None and not folder.contains(job.checkpoint.path):
         # A new run owns none of the checkpoints that may be there; only a resumed run does.
         run_id = folder.run_id() if resume and folder.has_run_id() else None

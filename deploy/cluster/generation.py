@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploy.cluster.job_state import GenerationSpec
 from deploy.cluster.messages import NumberedEvent
@@ -16,7 +16,9 @@ from trainer.runs.events import (
     StepEvent,
     StoppedEvent,
 )
-from trainer.training.checkpointing import StopResult
+
+if TYPE_CHECKING:
+    from trainer.training.checkpointing import StopResult
 
 _PROGRESS_EVENTS = (StepEvent, EpochEvent, PhaseEvent, CheckpointSaved)
 
@@ -58,6 +60,8 @@ class Generation:
             case CheckpointSaved(step=step):
                 self.checkpoint_step = max(self.checkpoint_step, step)
             case StoppedEvent(step=step, checkpoint=checkpoint):
+                from trainer.training.checkpointing import StopResult  # imports numba, which takes time
+
                 self.stop_result = StopResult(step, checkpoint)
                 self.step = step
             case MetricsAddress(address=address):

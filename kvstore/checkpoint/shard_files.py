@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from kvstore.checkpoint.files import HEADER_BYTES, WEIGHTS, npy_header
 from kvstore.checkpoint.format import CorruptFileError, TableShard, shard_rows
 from kvstore.io.folder import Folder, InputFile
-from kvstore.optimizer_spec import OptimizerSpec
-from kvstore.optimizers import make_optimizer
+from kvstore.optimizer_spec import OptimizerSpec, state_dtype, state_shapes
 from kvstore.store import TableSpec
 
 CHUNK_BYTES = 1 << 24
@@ -46,10 +45,13 @@ class ArraySpec:
 
 def arrays_of(table: TableSpec, optimizer: OptimizerSpec) -> list[ArraySpec]:
     """Return the arrays of a table: its weights and its optimizer state."""
-    state = make_optimizer(optimizer, 0, table.dim).state
+    state = state_shapes(optimizer.kind, table.rows, table.dim)
     return [
         ArraySpec(table.name, table.rows, WEIGHTS, np.dtype(np.float32), (table.dim,)),
-        *(ArraySpec(table.name, table.rows, name, values.dtype, values.shape[1:]) for name, values in state.items()),
+        *(
+            ArraySpec(table.name, table.rows, name, np.dtype(state_dtype(name)), shape[1:])
+            for name, shape in state.items()
+        ),
     ]
 
 

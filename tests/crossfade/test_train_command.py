@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import CUSTOMERS, GENRES, TRACKS, train_rows, write_job, write_planted
+from command_here import crossfade_here
 from running_command import crossfade, records, started, succeeded, wait_for_steps
 
 from kvstore.store import ROW_ID_BYTES, VALUE_BYTES
@@ -54,9 +55,9 @@ def untrained(workspace: Path) -> dict[str, Any]:
 
 
 def train(workspace: Path, run: str, *settings: str) -> dict[str, Any]:
-    """Train into ``run``, and return its report."""
+    """Train into ``run`` in this process, and return its report."""
     words = [word for setting in settings for word in ("--set", setting)]
-    succeeded(crossfade("train", "job.yaml", "--run-dir", run, *words, cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", run, *words, cwd=workspace))
     return read_report(workspace / run)
 
 
@@ -298,7 +299,9 @@ def test_existing_empty_folder_is_used(workspace: Path, tmp_path: Path, folder: 
     (tmp_path / "link").symlink_to("empty")
     cwd = tmp_path / "empty" if folder == "." else tmp_path
     succeeded(
-        crossfade("train", workspace / "run" / "job.yaml", "--run-dir", folder, "--set", "train.max_steps=1", cwd=cwd)
+        crossfade_here(
+            "train", workspace / "run" / "job.yaml", "--run-dir", folder, "--set", "train.max_steps=1", cwd=cwd
+        )
     )
     assert (tmp_path / "empty" / "report.json").exists()
 
@@ -319,7 +322,7 @@ def test_closed_stderr_ends_command_with_failure(workspace: Path, tmp_path: Path
 @pytest.mark.slow
 def test_overwrite_deletes_only_files_of_a_run(workspace: Path, tmp_path: Path) -> None:
     job = workspace / "run" / "job.yaml"
-    succeeded(crossfade("train", job, "--run-dir", "run", "--set", "train.max_steps=1", cwd=tmp_path))
+    succeeded(crossfade_here("train", job, "--run-dir", "run", "--set", "train.max_steps=1", cwd=tmp_path))
     (tmp_path / "run" / "notes.txt").write_text("mine")
     result = crossfade("train", job, "--run-dir", "run", "--overwrite", "--set", "train.max_steps=1", cwd=tmp_path)
     assert result.returncode == 2

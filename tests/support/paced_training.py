@@ -22,11 +22,13 @@ from waiting import wait_until
 STEP_SECONDS = 0.1
 WAIT_SECONDS = 60.0
 _RELEASE_VARIABLE = "CROSSFADE_TEST_RELEASE"
+_SECONDS_VARIABLE = "CROSSFADE_TEST_STEP_SECONDS"
 _HOOK = f"""
 import os
 import sys
 
-if {{"train", "worker"}} & set(sys.orig_argv):
+# Not in the command that starts servers and workers, which takes no step.
+if "worker" in sys.orig_argv or ("train" in sys.orig_argv and "--servers" not in sys.orig_argv):
     import time
 
     from trainer.training.loop import TrainLoop
@@ -35,7 +37,7 @@ if {{"train", "worker"}} & set(sys.orig_argv):
 
     def slow_step(self, batch, progress):
         if not os.path.exists(os.environ["{_RELEASE_VARIABLE}"]):
-            time.sleep({STEP_SECONDS})
+            time.sleep(float(os.environ["{_SECONDS_VARIABLE}"]))
         step(self, batch, progress)
 
     TrainLoop._step = slow_step
@@ -95,24 +97,44 @@ class Training:
 
 @contextmanager
 def paced(
-    *arguments: object, run_dir: Path, variables: Mapping[str, str] | None = None, within: Sequence[str] = ()
+    *arguments: object,
+    run_dir: Path,
+    variables: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
+    hook: str = "",
+    step_seconds: float = STEP_SECONDS,
 ) -> Iterator[Training]:
-    """Start ``crossfade ARGUMENTS --run-dir RUN_DIR`` with slow steps, in the parent folder of ``run_dir``."""
+    """Start ``crossfade ARGUMENTS --run-dir RUN_DIR`` with slow steps, in the parent folder of ``run_dir``.
+
+    Each of its processes first runs the source ``hook``.
+    """
     folder = run_dir.parent
     release = folder / f"{run_dir.name}.release"
     with started(
-        *arguments, "--run-dir", run_dir, cwd=folder, variables=pace(folder, release, variables), within=within
+        *arguments,
+        "--run-dir",
+        run_dir,
+        cwd=folder,
+        variables=pace(folder, release, variables, hook, step_seconds),
+        within=within,
     ) as command:
         yield Training(command, run_dir, release)
 
 
-def pace(folder: Path, release: Path, variables: Mapping[str, str] | None = None) -> dict[str, str]:
+def pace(
+    folder: Path,
+    release: Path,
+    variables: Mapping[str, str] | None = None,
+    hook: str = "",
+    step_seconds: float = STEP_SECONDS,
+) -> dict[str, str]:
     """Add to ``variables`` those that make the steps of a training slow until the file ``release`` exists."""
     release.unlink(missing_ok=True)
     (folder / "hook").mkdir(exist_ok=True)
-    (folder / "hook" / "sitecustomize.py").write_text(_HOOK)
+    (folder / "hook" / "sitecustomize.py").write_text(hook + _HOOK)
     path = os.pathsep.join(filter(None, [str(folder / "hook"), os.environ.get("PYTHONPATH")]))
-    return {**(variables or {}), "PYTHONPATH": path, _RELEASE_VARIABLE: str(release)}
+    paced = {"PYTHONPATH": path, _RELEASE_VARIABLE: str(release), _SECONDS_VARIABLE: str(step_seconds)}
+    return {**(variables or {}), **paced}
 
 
 def metrics_address(training: Training) -> str:

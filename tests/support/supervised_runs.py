@@ -4,36 +4,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from running_command import RunningCommand, records
-from waiting import wait_until
-
 ON_SERVERS = ("--servers", 2, "--workers", 2)
+ON_ONE_SERVER = ("--servers", 1, "--workers", 1)
 ROLES = ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
 END_SECONDS = 10.0
+ROLES_OF_ONE_SERVER = ["scheduler", "server-0", "worker-0"]
 START_SECONDS = 60.0
 NOTICE_SECONDS = 0.5
 TOKEN = "the-token-of-these-tests"
-FOR_600_STEPS = (
+STEPS = 240
+FOR_240_STEPS = (
     "--set",
-    "train.epochs=40",
+    f"train.epochs={STEPS // 15}",
     "--set",
-    "train.eval_every_epochs=40",
+    f"train.eval_every_epochs={STEPS // 15}",
     "--set",
-    "checkpoint.interval_steps=40",
+    "checkpoint.interval_steps=10",
 )
-"""Options that end a run of the job, after 600 steps."""
+"""Options that end a run of the job, after ``STEPS``. A test that acts during the run paces it."""
 
 
 def read_report(run_dir: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((run_dir / "report.json").read_text())
     return report
-
-
-def wait_for(command: RunningCommand, run_dir: Path, event: str, seconds: float = START_SECONDS) -> None:
-    """Wait until the run has recorded ``event``."""
-
-    def is_recorded() -> bool:
-        assert command.process.poll() is None, command.finish()
-        return any(record["event"] == event for record in records(run_dir))
-
-    wait_until(is_recorded, seconds, f"'{event}' in {run_dir}/events.jsonl")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,10 +20,12 @@ from trainer.data.reader import InteractionReader
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings.files import EmbeddingFiles
 from trainer.evaluation.held_out import load_held_out
-from trainer.evaluation.label_precision import LabelPrecision, label_precision
-from trainer.evaluation.labels import LabelSource, read_labels
 from trainer.evaluation.ranking import EvalMetrics, evaluate
 from trainer.runs.inputs import load_inputs, open_inputs
+
+if TYPE_CHECKING:
+    from trainer.evaluation.label_precision import LabelPrecision
+    from trainer.evaluation.labels import LabelSource
 
 
 def evaluate_embeddings(
@@ -50,6 +53,10 @@ def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSour
     Raises:
         InputError: the dataset, the embeddings or the labels cannot be read, or too few rows have labels.
     """
+    # A training evaluates too, without labels: it need not import DuckDB, which reads them.
+    from trainer.evaluation.label_precision import label_precision
+    from trainer.evaluation.labels import read_labels
+
     data, manifest, model = open_inputs(job)
     pairs = read_labels(data, manifest, labels)
     counts_R = Vocabulary(data, manifest, labels.entity).counts()

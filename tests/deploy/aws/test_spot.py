@@ -19,6 +19,7 @@ from kvstore.checkpoint.lifecycle import latest_checkpoint
 from kvstore.errors import InputError, StorageUnavailableError
 
 ON_SERVERS = ("--servers", 2, "--workers", 2)
+STEP_SECONDS = 0.2
 TOKEN = {"CROSSFADE_TOKEN": "the-token-of-these-tests"}
 NOTICE = "EC2 terminates this spot instance at 2017-09-18T08:22:00Z"
 
@@ -115,7 +116,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "job.yaml",
         data,
         optimizer={"kind": "adagrad"},
-        train={"epochs": 16, "eval_every_epochs": 8, "patience": None},
+        train={"epochs": 8, "eval_every_epochs": 4, "patience": None},
         checkpoint={"interval_seconds": None},
     )
     return folder
@@ -138,7 +139,7 @@ def uninterrupted_on_servers(workspace: Path) -> Path:
 def train(run_dir: Path, metadata: Metadata, *options: object) -> AbstractContextManager[Training]:
     """Start a paced training on a host with these metadata."""
     options = ("train", run_dir.parent / "job.yaml", *options, "--spot")
-    return paced(*options, run_dir=run_dir, variables=metadata.variables | TOKEN)
+    return paced(*options, run_dir=run_dir, variables=metadata.variables | TOKEN, step_seconds=STEP_SECONDS)
 
 
 def saved_step(checkpoints: Path) -> int:
@@ -206,7 +207,7 @@ class Cluster:
     def agent(self, address: str, metadata: Metadata) -> AbstractContextManager[RunningCommand]:
         options = ("agent", "--join", self.join, "--run-dir", self.run_dir, "--advertise-address", address, "--spot")
         release = self.run_dir.parent / f"{self.run_dir.name}.release"
-        variables = pace(self.run_dir.parent, release, metadata.variables | TOKEN)
+        variables = pace(self.run_dir.parent, release, metadata.variables | TOKEN, step_seconds=STEP_SECONDS)
         return started(*options, cwd=self.run_dir.parent, variables=variables)
 
 

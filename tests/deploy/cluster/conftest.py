@@ -1,11 +1,13 @@
 """Scripted clusters, datasets and jobs of the cluster tests."""
 
+import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
-from fault_runs import CHECKPOINT, ON_SERVERS, TRAIN
+from fault_runs import CHECKPOINT, TRAIN
 from running_command import crossfade, succeeded
 from scripted_agents import Cluster, Host, step
 
@@ -32,18 +34,28 @@ def pair() -> tuple[Cluster, Host]:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a dataset and a job."""
-    folder = tmp_path_factory.mktemp("faults")
+    return write_fault_job(tmp_path_factory.mktemp("faults"))
+
+
+def write_fault_job(folder: Path) -> Path:
+    """Write a dataset and ``job.yaml`` to ``folder``."""
     data = write_planted(folder / "data")
     write_job(folder / "job.yaml", data, optimizer={"kind": "adagrad"}, train=TRAIN, checkpoint=CHECKPOINT)
     return folder
 
 
 @pytest.fixture(scope="session")
-def undisturbed(workspace: Path) -> dict[int, Path]:
-    """Return undisturbed runs by their number of workers."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-1", cwd=workspace))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "undisturbed-2", *ON_SERVERS, cwd=workspace))
-    return {workers: workspace / f"undisturbed-{workers}" for workers in (1, 2)}
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train undisturbed in process, once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run" / "report.json").exists():
+            write_fault_job(folder)
+            succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    return folder / "run"
 
 
 @pytest.fixture

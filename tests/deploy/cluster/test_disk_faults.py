@@ -63,7 +63,7 @@ def fill(disk: Path, leave: int = 16384) -> None:
             file.write(bytes(free))
 
 
-def test_full_disk_costs_only_checkpoints(workspace: Path, undisturbed: dict[int, Path], disk: Path) -> None:
+def test_full_disk_costs_only_checkpoints(workspace: Path, undisturbed: Path, disk: Path) -> None:
     with train(workspace / "full", *ON_SERVERS, *checkpoint_option(disk / "checkpoints")) as training:
         training.wait_for("checkpoint_saved")
         # Whenever an old checkpoint is deleted, there is room again.
@@ -81,7 +81,7 @@ def test_full_disk_costs_only_checkpoints(workspace: Path, undisturbed: dict[int
     assert_last_is_complete(disk / "checkpoints")
 
 
-def test_read_only_folder_costs_only_checkpoints(workspace: Path, undisturbed: dict[int, Path], disk: Path) -> None:
+def test_read_only_folder_costs_only_checkpoints(workspace: Path, undisturbed: Path, disk: Path) -> None:
     with train(workspace / "read-only", *checkpoint_option(disk / "checkpoints")) as training:
         training.wait_for("checkpoint_saved")
         # Not while a file on it is being written.

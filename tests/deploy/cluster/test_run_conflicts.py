@@ -20,9 +20,7 @@ def test_locked_run_folder_is_rejected_with_every_option(workspace: Path) -> Non
         succeeded(training.finish())
 
 
-def test_checkpoint_folder_of_a_running_run_is_rejected(
-    workspace: Path, undisturbed: dict[int, Path], tmp_path: Path
-) -> None:
+def test_checkpoint_folder_of_a_running_run_is_rejected(workspace: Path, undisturbed: Path, tmp_path: Path) -> None:
     shared = checkpoint_option(tmp_path / "shared")
     succeeded(crossfade("train", "job.yaml", "--run-dir", "other", "--set", "train.max_steps=20", cwd=workspace))
     with train(workspace / "first", *shared) as training:
@@ -38,9 +36,7 @@ def test_checkpoint_folder_of_a_running_run_is_rejected(
     assert_last_is_complete(tmp_path / "shared")
 
 
-def test_run_resumed_elsewhere_ends_at_its_first_location(
-    workspace: Path, undisturbed: dict[int, Path], tmp_path: Path
-) -> None:
+def test_run_resumed_elsewhere_ends_at_its_first_location(workspace: Path, undisturbed: Path, tmp_path: Path) -> None:
     shared = checkpoint_option(tmp_path / "shared")
     with train(workspace / "here", *shared) as here:
         here.wait_for("checkpoint_saved")

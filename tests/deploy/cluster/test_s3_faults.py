@@ -38,7 +38,7 @@ def checkpoints(s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_killed_server_restarts_from_s3_after_an_outage(
-    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: Path, s3: ObjectStore, checkpoints: str
 ) -> None:
     with train(workspace / "s3-killed-server", *ON_SERVERS, *checkpoint_option(checkpoints)) as training:
         training.wait_for("checkpoint_saved")
@@ -57,7 +57,7 @@ def test_killed_server_restarts_from_s3_after_an_outage(
 
 
 def test_killed_run_resumes_from_s3_after_an_outage(
-    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: Path, s3: ObjectStore, checkpoints: str
 ) -> None:
     run_dir = workspace / "s3-killed"
     with train(run_dir, *checkpoint_option(checkpoints)) as training:
@@ -86,7 +86,7 @@ def test_killed_run_resumes_from_s3_after_an_outage(
 
 
 def test_checkpoint_waits_for_unresponsive_s3(
-    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: Path, s3: ObjectStore, checkpoints: str
 ) -> None:
     variables = {"CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
     with train(workspace / "s3-paused", *checkpoint_option(checkpoints), variables=variables) as training:
@@ -105,7 +105,7 @@ def test_checkpoint_waits_for_unresponsive_s3(
 
 
 def test_temporary_s3_outage_costs_only_checkpoints(
-    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: Path, s3: ObjectStore, checkpoints: str
 ) -> None:
     with train(
         workspace / "s3-gone", *ON_SERVERS, *checkpoint_option(checkpoints), variables=FAST_S3_ERRORS
@@ -128,7 +128,7 @@ def test_temporary_s3_outage_costs_only_checkpoints(
 
 
 def test_permanent_s3_outage_leaves_a_finished_run_with_embeddings(
-    workspace: Path, undisturbed: dict[int, Path], s3: ObjectStore, checkpoints: str
+    workspace: Path, undisturbed: Path, s3: ObjectStore, checkpoints: str
 ) -> None:
     with train(workspace / "s3-stays-away", *checkpoint_option(checkpoints), variables=FAST_S3_ERRORS) as training:
         training.wait_for("checkpoint_saved")

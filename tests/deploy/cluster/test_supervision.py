@@ -1,6 +1,5 @@
 """Distributed runs: restarts after processes fail, and how runs end without leaving anything behind."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,16 +8,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running_command import RunningCommand, messages, records, started, succeeded, wait_for_steps
+from paced_training import Training, paced
+from running_command import messages, records, started, succeeded, wait_for_steps
 from supervised_runs import (
     END_SECONDS,
-    FOR_600_STEPS,
+    FOR_240_STEPS,
     NOTICE_SECONDS,
+    ON_ONE_SERVER,
     ON_SERVERS,
     ROLES,
+    ROLES_OF_ONE_SERVER,
     START_SECONDS,
+    STEPS,
     read_report,
-    wait_for,
 )
 from waiting import wait_until
 
@@ -28,92 +30,88 @@ pytestmark = pytest.mark.cluster
 def test_each_killed_role_causes_one_restart_from_the_newest_checkpoint(
     job: Path, tmp_path: Path, free_port: int
 ) -> None:
-    # In every generation, on the scheduler port that the job names. A worker stopped by another process counts too.
-    victims = [("scheduler", "kill"), ("server-1", "kill"), ("worker-0", "kill"), ("worker-1", "terminate")]
+    # In every generation, on the scheduler port that the job names. The first victim dies before all roles have joined.
+    # A worker stopped by another process counts too.
+    early, *later = victims = [
+        ("server-0", "kill"),
+        *(("scheduler", "kill"), ("server-1", "kill"), ("worker-0", "kill"), ("worker-1", "terminate")),
+    ]
     port = ("--set", f"cluster.scheduler_port={free_port}")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, *port, cwd=tmp_path) as command:
-        for generation, (victim, how) in enumerate(victims, 1):
-            wait_for_saves(command, tmp_path / "run", generation)
+    with paced("train", job, *ON_SERVERS, *FOR_240_STEPS, *port, run_dir=tmp_path / "run") as training:
+        command = training.command
+        wait_until(lambda: sorted(command.roles()) == ROLES, 30, "the start of all roles")
+        command.roles()[early[0]].kill()
+        for number, (victim, how) in enumerate(later, 1):
+            wait_for_saves(training, number)
             roles = command.roles()
             assert sorted(roles) == ROLES
             getattr(roles[victim], how)()
             sent = time.monotonic()
             wait_until(lambda of=roles: not any(role.is_running() for role in of.values()), END_SECONDS, "their end")
             assert how == "terminate" or time.monotonic() - sent < NOTICE_SECONDS
-        result = succeeded(command.finish())
+        result = succeeded(training.finish())
         assert command.mark.processes() == []
     report = read_report(tmp_path / "run")
-    assert (report["restarts"], report["steps"]) == (len(victims), 600)
+    assert (report["restarts"], report["steps"]) == (len(victims), STEPS)
     expected = [f"{victim} was killed by SIGKILL" for victim, how in victims if how == "kill"]
     expected.append("a worker was asked to stop by another process")
     assert [cause["cause"] for cause in report["restart_causes"]] == expected
     for number, cause in enumerate(report["restart_causes"]):
         assert cause["generation"] == number + 2
-        assert cause["step"] >= 40
+        assert cause["step"] >= 10 if number else cause["step"] == 0
         assert cause["seconds"] > 0
     # A checkpoint that was being written at that moment is skipped.
     lines = [line for line in messages(result.stderr) if not line.startswith("crossfade: skipped a checkpoint: ")]
     for number, (cause, line) in enumerate(zip(expected, lines, strict=True), 2):
-        assert line.startswith(f"crossfade: {cause}; restarting (generation {number}) from step ")
+        start = "step " if number > 2 else "the beginning"
+        assert line.startswith(f"crossfade: {cause}; restarting (generation {number}) from {start}")
     log = (tmp_path / "run" / "logs" / "server-1.log").read_text().splitlines()
-    assert any(" server-1 generation=5 " in line for line in log)
+    assert any(" server-1 generation=6 " in line for line in log)
 
 
-def wait_for_saves(command: RunningCommand, run_dir: Path, generation: int) -> None:
-    """Wait until this generation has written a checkpoint after its first step."""
+def wait_for_saves(training: Training, number: int) -> None:
+    """Wait until the ``number``-th generation that takes steps has written a checkpoint."""
 
     def has_saved() -> bool:
-        assert command.process.poll() is None, command.finish()
-        seen = records(run_dir)
+        seen = records(training.run_dir)
         starts = [workspace for workspace, record in enumerate(seen) if record.get("name") == "training"]
-        return len(starts) == generation and any(record["event"] == "checkpoint_saved" for record in seen[starts[-1] :])
+        return len(starts) == number and any(record["event"] == "checkpoint_saved" for record in seen[starts[-1] :])
 
-    wait_until(has_saved, START_SECONDS, f"a checkpoint of generation {generation}")
+    training.wait(has_saved, f"a checkpoint of generation {number}", START_SECONDS)
 
 
-def test_resumed_run_reports_earlier_restarts(job: Path, tmp_path: Path) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
-        wait_for_steps(command, tmp_path / "run")
-        command.roles()["worker-1"].kill()
-        wait_until((tmp_path / "run" / "restarts.json").exists, START_SECONDS, "the record of a restart")
-        command.process.kill()
-    with started("train", job, "--run-dir", "run", "--set", "train.epochs=1", "--resume", cwd=tmp_path) as command:
-        succeeded(command.finish())
+def test_frozen_server_is_detected_by_the_stall_timeout_whatever_the_wall_clock_says(job: Path, tmp_path: Path) -> None:
+    # In every process, each reading of the wall clock jumps a day back or forth.
+    hook = (
+        "import itertools, time\n"
+        "real, jumps = time.time, itertools.cycle((0, 86400, -86400))\n"
+        "time.time = lambda: real() + next(jumps)\n"
+    )
+    settings = ("--set", "cluster.stall_timeout_seconds=30", "--set", "checkpoint.interval_seconds=60")
+    options = (*ON_SERVERS, *FOR_240_STEPS, *settings)
+    with paced("train", job, *options, run_dir=tmp_path / "run", hook=hook) as training:
+        training.wait_for("checkpoint_saved")
+        training.command.roles()["server-1"].suspend()
+        succeeded(training.finish())
+        assert training.command.mark.processes() == []
     report = read_report(tmp_path / "run")
+    assert report["restart_causes"][0]["cause"] == "no sign of progress for 30 s"
     assert report["restarts"] == 1
-    assert report["restart_causes"][0]["cause"] == "worker-1 was killed by SIGKILL"
-
-
-def test_role_killed_before_all_have_joined_causes_a_restart(job: Path, tmp_path: Path) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, cwd=tmp_path) as command:
-        wait_until(lambda: sorted(command.roles()) == ROLES, 30, "the start of all roles")
-        command.roles()["server-0"].kill()
-        result = succeeded(command.finish())
-    [cause] = read_report(tmp_path / "run")["restart_causes"]
-    assert (cause["generation"], cause["cause"], cause["step"]) == (2, "server-0 was killed by SIGKILL", 0)
-    assert messages(result.stderr) == [
-        "crossfade: server-0 was killed by SIGKILL; restarting (generation 2) from the beginning"
-    ]
-
-
-def test_frozen_server_is_detected_by_the_stall_timeout(job: Path, tmp_path: Path) -> None:
-    stall = ("--set", "cluster.stall_timeout_seconds=20")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, *stall, cwd=tmp_path) as command:
-        wait_for(command, tmp_path / "run", "checkpoint_saved")
-        command.roles()["server-1"].suspend()
-        succeeded(command.finish())
-        assert command.mark.processes() == []
-    report = read_report(tmp_path / "run")
-    assert report["restart_causes"][0]["cause"] == "no sign of progress for 20 s"
-    assert report["restarts"] == 1
+    times = [record["time"] for record in records(tmp_path / "run")]
+    assert max(times) - min(times) > 80_000  # so the hook was active
 
 
 def test_job_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: Path) -> None:
     limit = ("--set", "cluster.max_restarts=1", "--set", "checkpoint.interval_seconds=null")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *limit, cwd=tmp_path) as command:
-        for victim in ("worker-1", "server-0"):
+    with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, *limit, cwd=tmp_path) as command:
+        for victim in ("worker-0", "server-0"):
             roles: dict[str, psutil.Process] = {}
-            wait_until(lambda roles=roles: roles.update(command.roles()) or sorted(roles) == ROLES, 30, "all roles")
+
+            def has_started(roles: dict[str, psutil.Process] = roles) -> bool:
+                roles.update(command.roles())
+                return sorted(roles) == ROLES_OF_ONE_SERVER
+
+            wait_until(has_started, 30, "all roles")
             roles[victim].kill()
             wait_until(lambda role=roles[victim]: not role.is_running(), END_SECONDS, f"the end of {victim}")
         result = command.finish()
@@ -125,35 +123,12 @@ def test_job_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: 
     assert not (tmp_path / "run" / "report.json").exists()
 
 
-def test_wall_clock_change_has_no_effect(job: Path, tmp_path: Path) -> None:
-    # In every process, each reading of the wall clock jumps a day back or forth.
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(
-        "import itertools, time\n"
-        "real, jumps = time.time, itertools.cycle((0, 86400, -86400))\n"
-        "time.time = lambda: real() + next(jumps)\n"
-    )
-    settings = ("--set", "cluster.stall_timeout_seconds=60", "--set", "checkpoint.interval_seconds=60")
-    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(hook), os.environ.get("PYTHONPATH")]))}
-    with started(
-        "train", job, "--run-dir", "run", *ON_SERVERS, *FOR_600_STEPS, *settings, cwd=tmp_path, variables=variables
-    ) as command:
-        wait_for(command, tmp_path / "run", "checkpoint_saved")
-        command.roles()["worker-1"].kill()
-        succeeded(command.finish())
-    assert read_report(tmp_path / "run")["restarts"] == 1
-    times = [record["time"] for record in records(tmp_path / "run")]
-    assert max(times) - min(times) > 80_000  # so the hook was active
-
-
-@pytest.mark.parametrize("times", [3], ids=["in process"])
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_stops_a_run_in_process_with_one_line(
-    job: Path, tmp_path: Path, times: int, number: signal.Signals, exit_code: int
+    job: Path, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     # The signal may arrive at any point, so one short run proves little.
-    for run in map(str, range(times)):
+    for run in ("first", "second"):
         with started("train", job, "--run-dir", run, cwd=tmp_path) as command:
             wait_for_steps(command, tmp_path / run)
             sent = time.monotonic()
@@ -170,7 +145,7 @@ def test_signal_stops_a_run_in_process_with_one_line(
 
 def test_stop_with_frozen_server_ends_after_the_grace_period(job: Path, tmp_path: Path) -> None:
     grace = ("--set", "cluster.grace_period_seconds=2")
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, *grace, cwd=tmp_path) as command:
+    with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, *grace, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
         command.roles()["server-0"].suspend()
         sent = time.monotonic()
@@ -184,7 +159,7 @@ def test_stop_with_frozen_server_ends_after_the_grace_period(job: Path, tmp_path
 
 
 def test_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
+    with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
         command.roles()["server-0"].suspend()  # so that the first one waits for it
         command.process.send_signal(signal.SIGINT)
@@ -203,18 +178,32 @@ def test_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> Non
         assert time.monotonic() - sent < 2
 
 
-def test_roles_die_with_a_killed_command(job: Path, tmp_path: Path) -> None:
+def test_roles_die_with_a_killed_command_whose_restarts_the_resumed_run_reports(job: Path, tmp_path: Path) -> None:
     with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
+        victim = command.roles()["worker-1"]
+        victim.kill()
+        wait_until((tmp_path / "run" / "restarts.json").exists, START_SECONDS, "the record of a restart")
+        seen = len(records(tmp_path / "run"))
+
+        def has_steps_again() -> bool:
+            return any(record["event"] == "step" for record in records(tmp_path / "run")[seen:])
+
+        wait_until(has_steps_again, START_SECONDS, "a step of the next generation")
         assert len(command.mark.processes()) == 1 + len(ROLES)
         assert len(listening_ports([psutil.Process(command.process.pid)])) == 1  # for metrics
         command.process.kill()
         wait_until(lambda: not command.mark.processes(), END_SECONDS, "the end of all roles")
+    with started("train", job, "--run-dir", "run", "--set", "train.epochs=1", "--resume", cwd=tmp_path) as command:
+        succeeded(command.finish())
+    report = read_report(tmp_path / "run")
+    assert report["restarts"] == 1
+    assert report["restart_causes"][0]["cause"] == "worker-1 was killed by SIGKILL"
 
 
 def test_roles_that_have_not_joined_die_with_a_killed_command(job: Path, tmp_path: Path) -> None:
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
-        wait_until(lambda: len(command.mark.processes()) == 1 + len(ROLES), 30, "the start of all roles")
+    with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, cwd=tmp_path) as command:
+        wait_until(lambda: len(command.mark.processes()) == 1 + len(ROLES_OF_ONE_SERVER), 30, "the start of all roles")
         command.process.kill()
         wait_until(lambda: not command.mark.processes(), END_SECONDS, "the end of all roles")
 
@@ -222,7 +211,7 @@ def test_roles_that_have_not_joined_die_with_a_killed_command(job: Path, tmp_pat
 def test_worker_error_ends_the_job_with_its_message_and_exit_code(job: Path, tmp_path: Path) -> None:
     missing = tmp_path / "data" / "train" / "part-00001.parquet"
     missing.unlink()
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
+    with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, cwd=tmp_path) as command:
         result = command.finish()
         assert result.returncode == 2
         [message] = messages(result.stderr)
@@ -234,7 +223,7 @@ def test_worker_error_ends_the_job_with_its_message_and_exit_code(job: Path, tmp
 
 def test_corrupt_data_file_ends_a_running_job_with_its_name(job: Path, tmp_path: Path) -> None:
     shard = tmp_path / "data" / "train" / "part-00001.parquet"
-    with started("train", job, "--run-dir", "run", *ON_SERVERS, cwd=tmp_path) as command:
+    with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, cwd=tmp_path) as command:
         wait_for_steps(command, tmp_path / "run")
         with shard.open("r+b") as file:
             file.write(b"\0" * (shard.stat().st_size // 2))
@@ -256,7 +245,7 @@ def files_below(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if not path.is_relative_to(folder / "work" / "run")}
 
 
-def test_finished_job_leaves_only_its_run_folder(job: Path, tmp_path: Path) -> None:
+def test_job_listens_on_loopback_only_and_leaves_only_its_run_folder(job: Path, tmp_path: Path) -> None:
     for name in ("home", "temporary", "work"):
         (tmp_path / name).mkdir()
     variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
@@ -267,8 +256,13 @@ def test_finished_job_leaves_only_its_run_folder(job: Path, tmp_path: Path) -> N
     ) as command:
         wait_for_steps(command, tmp_path / "work" / "run")
         roles = command.roles()
+        assert sorted(roles) == ROLES
         ports = listening_ports(list(roles.values()))
         assert len(ports) == 2 * len(ROLES)  # one of each for the others, one for metrics
+        for name, process in [*roles.items(), ("agent", psutil.Process(command.process.pid))]:
+            listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}, name
+            assert len(listening) == (1 if name == "agent" else 2), name
         succeeded(command.finish())
         assert command.mark.processes() == []
     assert max(record.get("step", 0) for record in records(tmp_path / "work" / "run")) >= 100

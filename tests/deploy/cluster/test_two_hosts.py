@@ -2,23 +2,16 @@
 
 import json
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from running_command import RunningCommand, messages, started, succeeded, wait_for_steps
-from supervised_runs import (
-    END_SECONDS,
-    FOR_600_STEPS,
-    ON_SERVERS,
-    START_SECONDS,
-    TOKEN,
-    read_report,
-    wait_for,
-)
+from paced_training import Training, pace, paced
+from running_command import RunningCommand, messages, started, succeeded
+from supervised_runs import END_SECONDS, FOR_240_STEPS, ON_SERVERS, START_SECONDS, STEPS, TOKEN, read_report
 from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -30,14 +23,16 @@ class TwoHosts:
     def __init__(self, job: Path, tmp_path: Path, port: int) -> None:
         self.cwd, self.port, self.run_dir = tmp_path, port, tmp_path / "run"
         listen = ("--set", f"cluster.coordinator_address=127.0.0.1:{port}", "--set", "cluster.hosts=2")
-        self._train = ("train", job, "--run-dir", self.run_dir, *ON_SERVERS, *listen)
+        self._train = ("train", job, *ON_SERVERS, *listen)
 
-    def train(self, *options: object) -> Any:
-        return started(*self._train, *options, cwd=self.cwd, variables={"CROSSFADE_TOKEN": TOKEN})
+    def train(self, *options: object) -> AbstractContextManager[Training]:
+        """Start the command, with slow steps."""
+        return paced(*self._train, *options, run_dir=self.run_dir, variables={"CROSSFADE_TOKEN": TOKEN})
 
-    def agent(self, address: str = "127.0.0.2", token: str = TOKEN) -> Any:
+    def agent(self, address: str = "127.0.0.2", token: str = TOKEN) -> AbstractContextManager[RunningCommand]:
         join = ("agent", "--join", f"127.0.0.1:{self.port}", "--run-dir", self.run_dir, "--advertise-address", address)
-        return started(*join, cwd=self.cwd, variables={"CROSSFADE_TOKEN": token})
+        variables = pace(self.cwd, self.cwd / "run.release", {"CROSSFADE_TOKEN": token})
+        return started(*join, cwd=self.cwd, variables=variables)
 
     def status(self) -> dict[str, Any]:
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
@@ -52,8 +47,9 @@ def two_hosts(job: Path, tmp_path: Path, free_port: int) -> TwoHosts:
 
 
 def test_job_on_two_hosts_survives_the_loss_of_one(two_hosts: TwoHosts) -> None:
-    with two_hosts.train(*FOR_600_STEPS) as command, two_hosts.agent() as lost:
-        wait_for(command, two_hosts.run_dir, "checkpoint_saved")
+    with two_hosts.train(*FOR_240_STEPS) as training, two_hosts.agent() as lost:
+        command = training.command
+        training.wait_for("checkpoint_saved")
         assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
         assert sorted(lost.roles()) == ["server-1", "worker-1"]
         assert listening_addresses(list(lost.roles().values())) == {"127.0.0.2"}
@@ -62,19 +58,20 @@ def test_job_on_two_hosts_survives_the_loss_of_one(two_hosts: TwoHosts) -> None:
         lost.process.wait()
         with two_hosts.agent("127.0.0.2") as new:  # replaces it at once, without a wait for the lease
             wait_until(lambda: sorted(new.roles()) == ["server-1", "worker-1"], START_SECONDS, "roles on the new host")
-            result = succeeded(command.finish())
+            result = succeeded(training.finish())
             agent = succeeded(new.finish())
         assert messages(agent.stderr)[-1] == "crossfade: the job is done"
         assert TOKEN not in result.stderr + result.stdout + agent.stderr
         assert command.mark.processes() + new.mark.processes() == []
     report = read_report(two_hosts.run_dir)
-    assert (report["steps"], report["restarts"]) == (600, 1)
+    assert (report["steps"], report["restarts"]) == (STEPS, 1)
     assert "was replaced by a new agent at its address" in report["restart_causes"][0]["cause"]
 
 
 def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
-    with two_hosts.train(*FOR_600_STEPS) as command, two_hosts.agent() as left:
-        wait_for(command, two_hosts.run_dir, "checkpoint_saved")
+    with two_hosts.train(*FOR_240_STEPS) as training, two_hosts.agent() as left:
+        command = training.command
+        training.wait_for("checkpoint_saved")
         left.process.terminate()
         result = left.finish()
         assert result.returncode == 143
@@ -90,27 +87,28 @@ def test_job_waits_for_a_host_that_has_left(two_hosts: TwoHosts) -> None:
 
 def test_agents_rejoin_a_restarted_coordinator(two_hosts: TwoHosts) -> None:
     with two_hosts.agent() as agent:
-        with two_hosts.train(*FOR_600_STEPS, "--set", "train.epochs=1000000") as command:
-            wait_for_steps(command, two_hosts.run_dir)
+        with two_hosts.train(*FOR_240_STEPS) as training:
+            training.wait_for("step")
             roles = list(agent.roles().values())
-            command.process.kill()
-            command.process.wait()
+            training.command.process.kill()
+            training.command.process.wait()
         lost = time.monotonic()
         wait_until(lambda: not any(role.is_running() for role in roles), 15, "the end of the agent's roles")
         assert time.monotonic() - lost < 15
         assert agent.process.poll() is None
-        with two_hosts.train(*FOR_600_STEPS, "--resume") as command:
-            succeeded(command.finish())
+        with two_hosts.train(*FOR_240_STEPS, "--resume") as training:
+            succeeded(training.finish())
             lines = messages(succeeded(agent.finish()).stderr)
     # The agent may have started before or after the first coordinator.
     first = next(workspace for workspace, line in enumerate(lines) if "joined the coordinator" in line)
     assert sum("cannot be reached" in line for line in lines[first:]) == 1
     assert sum("joined the coordinator" in line for line in lines) == 2
-    assert read_report(two_hosts.run_dir)["steps"] == 600
+    assert read_report(two_hosts.run_dir)["steps"] == STEPS
 
 
 def test_agent_with_wrong_token_is_rejected_and_the_job_continues(two_hosts: TwoHosts) -> None:
-    with two_hosts.train() as command:
+    with two_hosts.train() as training:
+        command = training.command
         wait_until(lambda: command.process.poll() is not None or listens(two_hosts.port), START_SECONDS, "the listener")
         with two_hosts.agent(token="another-token-altogether") as stranger:
             result = stranger.finish()

@@ -128,8 +128,12 @@ def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
         1,
         "--set",
         "optimizer.learning_rate=0.05",
+        "--set",
+        "train.epochs=16",
+        "--set",
+        "checkpoint.interval_steps=10",
     )
-    with paced(*arguments, run_dir=run_dir) as training, opened(browser, address) as visit:
+    with paced(*arguments, run_dir=run_dir, step_seconds=0.25) as training, opened(browser, address) as visit:
         page = visit.page
         training.wait((run_dir / "state.json").exists, "the run's folder")
         # A new run appears without a reload.
@@ -159,7 +163,8 @@ def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
 
 @pytest.mark.slow
 def test_train_with_dashboard_serves_the_page_and_prints_its_address(browser: Browser, workspace: Path) -> None:
-    with paced("train", "job.yaml", "--dashboard", run_dir=workspace / "beside") as training:
+    arguments = ("train", "job.yaml", "--dashboard", "--set", "train.epochs=20")
+    with paced(*arguments, run_dir=workspace / "beside") as training:
         assert training.command.process.stderr is not None
         lines = iter(training.command.process.stderr.readline, "")
         address = next(line for line in lines if line.startswith("dashboard: ")).split()[1]

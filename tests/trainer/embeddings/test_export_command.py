@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import write_data_set
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
+from command_here import crossfade_here
 from exporting import OPTIMIZER, training_on, vectors
 from running_command import crossfade, started, succeeded
 from saved_shards import random_table, save_shards, split_table
@@ -42,7 +43,8 @@ def train(workspace: Path, run: str, *options: object, **sections: Any) -> Path:
     if not (workspace / "data").exists():
         write_planted(workspace / "data", named=True, held_out=False)
     write_job(workspace / f"{run}.yaml", workspace / "data", **sections)
-    succeeded(crossfade("train", f"{run}.yaml", "--run-dir", run, *options, cwd=workspace))
+    run_command = crossfade if "--servers" in options else crossfade_here
+    succeeded(run_command("train", f"{run}.yaml", "--run-dir", run, *options, cwd=workspace))
     return workspace / run
 
 
@@ -68,8 +70,8 @@ def test_export_of_run_without_valid_split_equals_its_embeddings(tmp_path: Path)
 
 @pytest.mark.cluster
 def test_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
-    run = train(tmp_path, "run", "--servers", 2, "--workers", 2, cluster={"max_key_bytes": 2048})
-    succeeded(crossfade("export", "run", "--out", "out", cwd=tmp_path))
+    run = train(tmp_path, "run", "--servers", 2, "--workers", 1, cluster={"max_key_bytes": 2048})
+    succeeded(crossfade_here("export", "run", "--out", "out", cwd=tmp_path))
     assert_equal_folders(tmp_path / "out", run / "embeddings")
     assert len(list(run.glob("checkpoints/step-*/customer/weights.*"))) > 2
 
@@ -78,7 +80,7 @@ def test_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
 def test_export_of_run_with_valid_split_is_its_last_step(tmp_path: Path) -> None:
     write_planted(tmp_path / "data")
     run = train(tmp_path, "run", train={"epochs": 12, "patience": None}, optimizer={"learning_rate": 1.0})
-    exported = json.loads(succeeded(crossfade("export", "run", "--out", "out", "--json", cwd=tmp_path)).stdout)
+    exported = json.loads(succeeded(crossfade_here("export", "run", "--out", "out", "--json", cwd=tmp_path)).stdout)
     report = json.loads((run / "report.json").read_text())
     assert exported["step"] == report["steps"]
     assert (exported["out"], exported["job"]) == ("out", "planted")
@@ -94,11 +96,11 @@ def test_exported_embeddings_are_found_by_similar_and_evaluate(tmp_path: Path) -
     write_planted(tmp_path / "data", named=True)
     run = train(tmp_path, "run", train={"save_embeddings": "none"})
     assert not (run / "embeddings").exists()
-    succeeded(crossfade("export", "run", cwd=tmp_path))
+    succeeded(crossfade_here("export", "run", cwd=tmp_path))
     for entity in ENTITIES:
         np.testing.assert_array_equal(vectors(run / "embeddings", entity), weights_of_newest(run, entity))
-    assert "Genre" in succeeded(crossfade("similar", "run", "Genre 0 Song 0", cwd=tmp_path)).stdout
-    assert re.search(r"recall +0\.\d+", succeeded(crossfade("evaluate", "run", cwd=tmp_path)).stdout)
+    assert "Genre" in succeeded(crossfade_here("similar", "run", "Genre 0 Song 0", cwd=tmp_path)).stdout
+    assert re.search(r"recall +0\.\d+", succeeded(crossfade_here("evaluate", "run", cwd=tmp_path)).stdout)
 
 
 LARGE = 400_000

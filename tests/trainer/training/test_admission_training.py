@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster_data import write_job
+from command_here import crossfade_here
 from error_table import documented
 from preparing import vocabulary_tuples as rows_of
 from run_results import checkpoint_arrays
-from running_command import crossfade, succeeded
+from running_command import succeeded
 
 from kvstore.io.folder import Folder
 from kvstore.local import LocalStore
@@ -39,7 +40,7 @@ def prepare(workspace: Path, day: int, *options: str) -> str:
     columns = ("--query", "customer", "--item", "track", "--timestamp", "at", "--out", f"data{day}")
     policy = ("--admit", "track=3", "--expire-after", "36h")
     return succeeded(
-        crossfade("prepare", "--events", f"day{day}.csv", *columns, *policy, *options, cwd=workspace)
+        crossfade_here("prepare", "--events", f"day{day}.csv", *columns, *policy, *options, cwd=workspace)
     ).stdout
 
 
@@ -58,9 +59,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "2 rows are vacant: their ids were forgotten or have expired" in output
     write_job(workspace / "job.yaml", "data0", train={"batch_size": 8}, negatives={"count": 4})
     (workspace / "job2.yaml").write_text((workspace / "job.yaml").read_text().replace("data0", "data2"))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "run0", cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run0", cwd=workspace))
     start = ("--set", "checkpoint.warm_start_from=run0/checkpoints")
-    succeeded(crossfade("train", "job2.yaml", "--run-dir", "run2", *start, *FROZEN, cwd=workspace))
+    succeeded(crossfade_here("train", "job2.yaml", "--run-dir", "run2", *start, *FROZEN, cwd=workspace))
     return workspace
 
 
@@ -77,7 +78,7 @@ def test_pending_id_is_admitted_into_the_row_of_an_expired_one(workspace: Path) 
         1,
         0,
     ]
-    assert "not list" not in succeeded(crossfade("validate", "data2", cwd=workspace)).stdout
+    assert "not list" not in succeeded(crossfade_here("validate", "data2", cwd=workspace)).stdout
 
 
 def test_warm_start_resets_reassigned_rows_and_keeps_the_others(workspace: Path) -> None:
@@ -124,7 +125,7 @@ def test_next_warm_start_keeps_rows_assigned_before_its_checkpoint(workspace: Pa
 
 def test_checkpoint_of_another_lineage_is_rejected(workspace: Path) -> None:
     start = ("--set", f"checkpoint.warm_start_from={workspace / 'run2' / 'checkpoints'}")
-    result = crossfade("train", "job.yaml", "--run-dir", "back", *start, cwd=workspace)
+    result = crossfade_here("train", "job.yaml", "--run-dir", "back", *start, cwd=workspace)
     assert result.returncode == 2
     documented(
         "a warm start from a checkpoint outside the lineage", result.stderr.strip().removeprefix("crossfade: error: ")
@@ -133,15 +134,15 @@ def test_checkpoint_of_another_lineage_is_rejected(workspace: Path) -> None:
 
 def test_vacant_rows_are_neither_evaluated_nor_found(workspace: Path) -> None:
     metrics = json.loads(
-        succeeded(crossfade("evaluate", "run2", "--json", "--exclude", "--k", 3, 10, cwd=workspace)).stdout
+        succeeded(crossfade_here("evaluate", "run2", "--json", "--exclude", "--k", 3, 10, cwd=workspace)).stdout
     )
     # The three tracks with an id are all ranked, so recall and coverage are complete.
     assert metrics["test"]["recall@3"] == metrics["test"]["coverage@3"] == metrics["test"]["coverage@10"] == 1
-    succeeded(crossfade("export", "run2/checkpoints", "--out", "exported", cwd=workspace))
-    lines = succeeded(crossfade("similar", "run2", "--entity", "track", "--count", 9, "a", cwd=workspace)).stdout
+    succeeded(crossfade_here("export", "run2/checkpoints", "--out", "exported", cwd=workspace))
+    lines = succeeded(crossfade_here("similar", "run2", "--entity", "track", "--count", 9, "a", cwd=workspace)).stdout
     assert "None" not in lines
     assert len(lines.strip().splitlines()) < 5
-    assert "track" in succeeded(crossfade("plan", "job2.yaml", cwd=workspace)).stdout
+    assert "track" in succeeded(crossfade_here("plan", "job2.yaml", cwd=workspace)).stdout
     assert Vocabulary(
         Folder(workspace / "data2"), read_manifest(Folder(workspace / "data2")), "track"
     ).warm_rows().tolist()[3:] == [

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster_data import CUSTOMERS, write_job, write_planted
+from command_here import crossfade_here
 from run_results import checkpoint_arrays
 from running_command import crossfade, succeeded
 
@@ -28,9 +29,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = tmp_path_factory.mktemp("workspace")
     write_job(workspace / "job.yaml", write_planted(workspace / "data"))
     (workspace / "ids.txt").write_text("\n".join(FORGOTTEN))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "old", cwd=workspace))
-    succeeded(crossfade("forget", "data", "--ids", "ids.txt", cwd=workspace))
-    succeeded(crossfade("train", "job.yaml", "--run-dir", "new", *warm(workspace), cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "old", cwd=workspace))
+    succeeded(crossfade_here("forget", "data", "--ids", "ids.txt", cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "new", *warm(workspace), cwd=workspace))
     return workspace
 
 
@@ -80,7 +81,7 @@ def test_rows_of_forgotten_customers_are_reset_on_servers(workspace: Path) -> No
 
 
 def test_run_on_the_old_data_cannot_resume(workspace: Path) -> None:
-    result = crossfade("train", "job.yaml", "--run-dir", "old", "--resume", cwd=workspace)
+    result = crossfade_here("train", "job.yaml", "--run-dir", "old", "--resume", cwd=workspace)
     assert result.returncode == 2
     assert f"cannot resume: {workspace / 'data'} has changed since" in result.stderr
     assert "--set checkpoint.warm_start_from=" in result.stderr
@@ -89,15 +90,15 @@ def test_run_on_the_old_data_cannot_resume(workspace: Path) -> None:
 
 def test_run_after_a_warm_start_resumes_to_the_same_bits(workspace: Path) -> None:
     stopped = ("--run-dir", "stopped", *warm(workspace))
-    succeeded(crossfade("train", "job.yaml", *stopped, "--set", "train.max_steps=9", cwd=workspace))
-    succeeded(crossfade("train", "job.yaml", *stopped, "--resume", cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", *stopped, "--set", "train.max_steps=9", cwd=workspace))
+    succeeded(crossfade_here("train", "job.yaml", *stopped, "--resume", cwd=workspace))
     for entity in ("customer", "track"):
         for name, values in checkpoint_arrays(workspace / "new", entity).items():
             assert values.tobytes() == checkpoint_arrays(workspace / "stopped", entity)[name].tobytes()
 
 
 def test_forgotten_customers_have_no_id_in_embeddings_and_exports(workspace: Path) -> None:
-    succeeded(crossfade("export", "new/checkpoints", "--out", "exported", cwd=workspace))
+    succeeded(crossfade_here("export", "new/checkpoints", "--out", "exported", cwd=workspace))
     for folder in (workspace / "new" / "embeddings", workspace / "exported"):
         table = EmbeddingFiles(folder).read("customer")
         assert table.column("row").to_pylist() == list(range(CUSTOMERS))
@@ -107,9 +108,9 @@ def test_forgotten_customers_have_no_id_in_embeddings_and_exports(workspace: Pat
 def test_forgotten_customers_are_not_found(workspace: Path) -> None:
     query = ("--entity", "customer", "--count", str(CUSTOMERS), "c000")
     for run, others in (("old", CUSTOMERS), ("new", CUSTOMERS - len(GONE))):
-        lines = succeeded(crossfade("similar", run, *query, cwd=workspace)).stdout.split()
+        lines = succeeded(crossfade_here("similar", run, *query, cwd=workspace)).stdout.split()
         assert len([word for word in lines if word.startswith("c")]) == others
     assert "None" not in lines
-    result = crossfade("similar", "new", "--entity", "customer", FORGOTTEN[0], cwd=workspace)
+    result = crossfade_here("similar", "new", "--entity", "customer", FORGOTTEN[0], cwd=workspace)
     assert result.returncode == 2
     assert f"there is no customer with the ID or name '{FORGOTTEN[0]}'" in result.stderr

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import UNEVEN_FILES, train_rows, write_data, write_job, write_planted
+from command_here import crossfade_here
 from dist_roles import RunningRole, running_roles
 from drive_steps import MEASURED_STEPS, WARM_STEPS
-from running_command import crossfade, started, succeeded, wait_for_steps
+from running_command import crossfade, succeeded
 
 from kvstore.arrays import FloatArray
+from kvstore.errors import StoreError
+from kvstore.mxnet.server import RowServer
 from trainer.data.manifest import Entity
 from trainer.embeddings.files import vectors_of
 
@@ -71,14 +73,15 @@ class Runs:
         again: bool = False,
         from_batch: bool = False,
     ) -> Run:
-        """Return the run of the tests' job on data in ``files``; with ``again``, a repetition of it.
+        """Return the run of the tests' job on data in ``files``.
 
-        With ``from_batch`` it has in-batch negatives with logQ correction, and a learning-rate schedule.
+        With ``again`` it is a repetition, in a process of its own; with ``from_batch`` it has in-batch negatives with
+        logQ correction, and a learning-rate schedule.
         """
         key = (files, servers, workers, engine, seed, again, from_batch)
         if key not in self._runs:
             more = FROM_BATCH if from_batch else {}
-            self._runs[key] = self._make(len(self._runs), files, servers, workers, engine, seed, more)
+            self._runs[key] = self._make(len(self._runs), files, servers, workers, engine, seed, again, more)
         return self._runs[key]
 
     def _make(
@@ -89,6 +92,7 @@ class Runs:
         workers: int,
         engine: str,
         seed: int,
+        again: bool,
         more: dict[str, Any],
     ) -> Run:
         data = self._folder / f"data-{train_rows(files)}-{len(files)}"
@@ -97,8 +101,11 @@ class Runs:
         run = Run(self._folder / f"run-{number}")
         train = {"epochs": EPOCHS, "engine": engine, "seed": seed}
         job = write_job(self._folder / f"job-{number}.yaml", data, train=train, **more)
-        shape = ("--servers", servers, "--workers", workers) if servers else ()
-        succeeded(crossfade("train", job, "--run-dir", run.folder, *shape, cwd=self._folder))
+        if servers or again:
+            shape = ("--servers", servers, "--workers", workers) if servers else ()
+            succeeded(crossfade("train", job, "--run-dir", run.folder, *shape, cwd=self._folder))
+        else:
+            succeeded(crossfade_here("train", job, "--run-dir", run.folder, cwd=self._folder))
         return run
 
 
@@ -264,7 +271,7 @@ def test_step_memory_is_independent_of_table_size(costs: tuple[Cost, Cost]) -> N
             assert grown < MAX_GROWTH_BYTES, f"{role} grew by {grown:,} bytes in {MEASURED_STEPS} steps"
 
 
-# 8. Nothing from the network is unpickled; listeners bind to loopback unless the job names another address.
+# 8. Nothing from the network is unpickled. That listeners bind to loopback is in test_supervision.py.
 
 SEND_BEFORE_CREATE = """
 import os
@@ -309,7 +316,7 @@ def test_pickle_sent_as_command_is_not_loaded_and_fails_the_job(job: Path, tmp_p
     created = tmp_path / "created"
     body = pickle.dumps(CreatesFile(created), protocol=0).decode("ascii")
     variables = sending(tmp_path, body)
-    result = crossfade("train", job, "--run-dir", "run", "--servers", 2, cwd=tmp_path, variables=variables)
+    result = crossfade("train", job, "--run-dir", "run", "--servers", 1, cwd=tmp_path, variables=variables)
     assert not created.exists()
     assert result.returncode == 1
     assert "server-" in result.stderr
@@ -318,31 +325,16 @@ def test_pickle_sent_as_command_is_not_loaded_and_fails_the_job(job: Path, tmp_p
     assert created.exists()  # loading it does create the file
 
 
-def test_unknown_command_fails_the_job(job: Path, tmp_path: Path) -> None:
-    variables = sending(tmp_path, '{"command": "format"}')
-    result = crossfade("train", job, "--run-dir", "run", "--servers", 1, cwd=tmp_path, variables=variables)
-    assert result.returncode == 1
-    assert """server-0: received an unknown command: '{"command": "format"}'""" in result.stderr
-
-
-def test_roles_listen_on_loopback_only(job: Path, tmp_path: Path) -> None:
-    endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
-    shape = ("--servers", 2, "--workers", 2)
-    with started("train", job, "--run-dir", "run", *shape, *endless, cwd=tmp_path) as command:
-        wait_for_steps(command, tmp_path / "run")
-        roles = command.roles()
-        assert sorted(roles) == ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
-        for name, process in [*roles.items(), ("agent", psutil.Process(command.process.pid))]:
-            listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-            assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1"}, name
-            # Each has a listener for metrics; roles have one for each other too.
-            assert len(listening) == (1 if name == "agent" else 2), name
+@pytest.mark.parametrize("body", ['{"command": "format"}', '["save"]'])
+def test_unknown_command_is_an_error(body: str) -> None:
+    with pytest.raises(StoreError, match=f"received an unknown command: {re.escape(repr(body))}"):
+        RowServer(store=None).command(body)
 
 
 # 9. No failure is silent.
 
 
-@pytest.mark.parametrize(("score", "shape"), [("dot", ()), ("cosine", ("--servers", 2, "--workers", 2))])
+@pytest.mark.parametrize(("score", "shape"), [("dot", ()), ("cosine", ("--servers", 1, "--workers", 2))])
 def test_diverging_run_fails_with_advice(job: Path, tmp_path: Path, shape: tuple[object, ...], score: str) -> None:
     diverging = ("optimizer.kind=sgd", "optimizer.learning_rate=1e38", f"model.score={score}", "train.epochs=5")
     settings = [word for setting in diverging for word in ("--set", setting)]

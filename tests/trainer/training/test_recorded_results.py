@@ -12,8 +12,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,8 @@ import llvmlite.binding as llvm
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command_here import crossfade_here
 from running_command import crossfade, succeeded
-
-from crossfade.main import main
 
 RECORDED = Path(__file__).with_name("recorded_results.json")
 
@@ -227,14 +224,6 @@ def job_text(values: Values) -> str:
     return json.dumps(job, indent=1)
 
 
-def run_quietly(*words: object) -> None:
-    """Run a command in this process; show its output only if it fails."""
-    output = StringIO()
-    with redirect_stdout(output), redirect_stderr(output):
-        code = main([str(word) for word in words])
-    assert not code, f"exit code {code}\n{output.getvalue()}"
-
-
 def write_events(folder: Path) -> tuple[Path, Path]:
     """Write weighted events, some below 0, and the countries of customers, both as CSV."""
     random = np.random.default_rng(3)
@@ -275,7 +264,7 @@ class Runs:
         if name in ON_SERVERS:
             succeeded(crossfade(*words, cwd=folder))
         else:
-            run_quietly(*words)
+            succeeded(crossfade_here(*words))
         return read_result(folder / "run")
 
     def _data(self, name: str) -> Path:
@@ -285,9 +274,9 @@ class Runs:
             if has_events:
                 events, customers = write_events(self._folder)
                 more = (EVENTS_OPTION, events, FEATURES_OPTION, f"customer={customers}:user:country")
-                run_quietly(*PREPARE_EVENTS, *more, OUT_OPTION, data)
+                succeeded(crossfade_here(*PREPARE_EVENTS, *more, OUT_OPTION, data))
             else:
-                run_quietly(*PREPARE_SYNTHETIC, OUT_OPTION, data)
+                succeeded(crossfade_here(*PREPARE_SYNTHETIC, OUT_OPTION, data))
         return data
 
 

@@ -1,14 +1,17 @@
 """A run that resumes equals one that never stopped, whatever ended it and wherever it resumes."""
 
 import json
+import shutil
 import signal
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cluster_data import TRACKS, write_job, write_planted
+from command_here import crossfade_here
 from paced_training import paced
 from run_results import ENTITIES, assert_same_bits, report_of, vectors
 from running_command import crossfade, messages, records, succeeded
@@ -49,9 +52,47 @@ def undisturbed_on_servers(workspace: Path) -> Path:
     return train(workspace, "undisturbed-2-2", *ON_SERVERS)
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """A run that was stopped, and how the command ended; tests resume copies of its folder."""
+
+    folder: Path
+    exit_code: int
+    stderr: str
+
+    def copy(self, name: str) -> Path:
+        """Copy the run's folder."""
+        return shutil.copytree(self.folder, self.folder.with_name(name))
+
+
+@pytest.fixture(scope="module")
+def killed(workspace: Path) -> Stopped:
+    """Kill a run in process."""
+    return stop_after_checkpoint(workspace, "killed", signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def interrupted(workspace: Path) -> Stopped:
+    """Interrupt a run in process."""
+    return stop_after_checkpoint(workspace, "interrupted", signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def killed_on_servers(workspace: Path) -> Stopped:
+    """Kill a run with two workers on two servers."""
+    return stop_after_checkpoint(workspace, "killed-2-2", signal.SIGKILL, *ON_SERVERS)
+
+
+@pytest.fixture(scope="module")
+def terminated_on_servers(workspace: Path) -> Stopped:
+    """Terminate a run with two workers on two servers."""
+    return stop_after_checkpoint(workspace, "terminated-2-2", signal.SIGTERM, *ON_SERVERS)
+
+
 def train(workspace: Path, run: str, *options: object) -> Path:
-    """Train to the end and return the run's folder."""
-    succeeded(crossfade("train", "job.yaml", "--run-dir", run, *options, cwd=workspace))
+    """Train to the end and return the run's folder: a new run without servers in this process."""
+    run_command = crossfade if {"--servers", "--resume"} & set(options) else crossfade_here
+    succeeded(run_command("train", "job.yaml", "--run-dir", run, *options, cwd=workspace))
     return workspace / run
 
 
@@ -60,31 +101,41 @@ def saved_steps(run: Path) -> list[int]:
     return [record["step"] for record in records(run) if record["event"] == "checkpoint_saved"]
 
 
-def stop_after_checkpoint(
-    workspace: Path, run: str, number: signal.Signals, *options: object, checkpoints: int = 2
-) -> tuple[int, str]:
-    """Train, send the signal ``number`` after some checkpoints, and return the exit code and standard error."""
+def stop_after_checkpoint(workspace: Path, run: str, number: signal.Signals, *options: object) -> Stopped:
+    """Train, and send the signal ``number`` after two checkpoints."""
     with paced("train", "job.yaml", *options, run_dir=workspace / run) as training:
-        for _ in range(checkpoints):
+        for _ in range(2):
             training.wait_for("checkpoint_saved")
         training.command.process.send_signal(number)
         result = training.command.finish()
         wait_until(lambda: training.command.mark.processes() == [], 10, "the end of all processes")
     assert not (workspace / run / "report.json").exists()
-    return result.returncode, result.stderr
+    return Stopped(workspace / run, result.returncode, result.stderr)
 
 
 @pytest.mark.parametrize(
-    ("number", "shape"),
-    [(signal.SIGKILL, ()), (signal.SIGINT, ()), (signal.SIGKILL, ON_SERVERS), (signal.SIGTERM, ON_SERVERS)],
+    ("number", "shape", "ended"),
+    [
+        (signal.SIGKILL, (), "killed"),
+        (signal.SIGINT, (), "interrupted"),
+        (signal.SIGKILL, ON_SERVERS, "killed_on_servers"),
+        (signal.SIGTERM, ON_SERVERS, "terminated_on_servers"),
+    ],
     ids=["SIGKILL-in process", "SIGINT-in process", "SIGKILL-on servers", "SIGTERM-on servers"],
 )
 def test_interrupted_run_resumes_to_the_same_bits(
-    workspace: Path, undisturbed: Path, undisturbed_on_servers: Path, number: signal.Signals, shape: Sequence[object]
+    workspace: Path,
+    undisturbed: Path,
+    undisturbed_on_servers: Path,
+    number: signal.Signals,
+    shape: Sequence[object],
+    ended: str,
+    request: pytest.FixtureRequest,
 ) -> None:
-    run = f"ended-{number.name}-{len(shape)}"
-    code, stderr = stop_after_checkpoint(workspace, run, number, *shape)
-    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], stderr
+    stopped: Stopped = request.getfixturevalue(ended)
+    stderr = stopped.stderr
+    assert stopped.exit_code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], stderr
+    run = stopped.copy(f"resumed-{number.name}-{len(shape)}").name
     ended_at = saved_steps(workspace / run)[-1]
     assert ended_at < report_of(undisturbed)["steps"], "the signal came after the end of the run"
     if number != signal.SIGKILL:
@@ -127,14 +178,23 @@ def corrupt(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("victim", "shape"),
-    [("manifest.json", ()), ("part-00000*.json", ON_SERVERS), ("track/weights.00000*.npy", ())],
+    ("victim", "shape", "ended"),
+    [
+        ("manifest.json", (), "interrupted"),
+        ("part-00000*.json", ON_SERVERS, "terminated_on_servers"),
+        ("track/weights.00000*.npy", (), "interrupted"),
+    ],
 )
 def test_corrupt_checkpoint_is_skipped_for_the_one_before(
-    workspace: Path, undisturbed: Path, undisturbed_on_servers: Path, victim: str, shape: Sequence[object]
+    workspace: Path,
+    undisturbed: Path,
+    undisturbed_on_servers: Path,
+    victim: str,
+    shape: Sequence[object],
+    ended: str,
+    request: pytest.FixtureRequest,
 ) -> None:
-    run = workspace / f"corrupt-{victim[:5]}-{len(shape)}"
-    stop_after_checkpoint(workspace, run.name, signal.SIGTERM, *shape)
+    run = request.getfixturevalue(ended).copy(f"corrupt-{victim[:5]}-{len(shape)}")
     *_, before, newest = sorted((run / "checkpoints").glob("step-*"))
     [path] = newest.glob(victim)
     corrupt(path)
@@ -146,9 +206,10 @@ def test_corrupt_checkpoint_is_skipped_for_the_one_before(
     assert_same_bits(run, undisturbed_on_servers if shape else undisturbed)
 
 
-def test_run_without_complete_checkpoint_restarts_from_the_beginning(workspace: Path, undisturbed: Path) -> None:
-    run = workspace / "none-complete"
-    stop_after_checkpoint(workspace, run.name, signal.SIGKILL)
+def test_run_without_complete_checkpoint_restarts_from_the_beginning(
+    workspace: Path, undisturbed: Path, killed: Stopped
+) -> None:
+    run = killed.copy("none-complete")
     for path in (run / "checkpoints").glob("step-*/manifest.json"):
         path.unlink()
     result = succeeded(crossfade("train", "job.yaml", "--run-dir", run, "--resume", cwd=workspace))
@@ -164,9 +225,8 @@ def test_resume_logs_its_step_or_that_a_new_run_starts(workspace: Path) -> None:
     assert second.stderr.startswith("crossfade: resuming from step 1\n")
 
 
-@pytest.mark.parametrize("name", ["nowhere", "empty", "partial"])
+@pytest.mark.parametrize("name", ["nowhere", "partial"])
 def test_warm_start_from_a_folder_without_checkpoint_is_rejected(workspace: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / "empty").mkdir()
     (tmp_path / "partial" / "step-000000007").mkdir(parents=True)
     start = ("--set", f"checkpoint.warm_start_from={tmp_path / name}")
     result = crossfade("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=workspace)
@@ -175,9 +235,8 @@ def test_warm_start_from_a_folder_without_checkpoint_is_rejected(workspace: Path
     assert ("step-000000007/manifest.json: missing" in result.stderr) == (name == "partial")
 
 
-def test_resume_of_a_changed_job_is_rejected_with_its_keys(workspace: Path) -> None:
-    run = workspace / "another-job"
-    stop_after_checkpoint(workspace, run.name, signal.SIGKILL)
+def test_resume_of_a_changed_job_is_rejected_with_its_keys(workspace: Path, killed: Stopped) -> None:
+    run = killed.copy("another-job")
     other = ("--set", "optimizer.learning_rate=0.2", "--set", "train.epochs=3")
     result = crossfade("train", "job.yaml", "--run-dir", run, "--resume", *other, cwd=workspace)
     assert result.returncode == 2
@@ -185,14 +244,16 @@ def test_resume_of_a_changed_job_is_rejected_with_its_keys(workspace: Path) -> N
     assert "epochs" not in result.stderr
 
 
-def test_resume_on_changed_data_is_rejected(workspace: Path, tmp_path: Path) -> None:
-    data = write_planted(tmp_path / "data")
-    write_job(tmp_path / "job.yaml", data, train=TRAIN, checkpoint=CHECKPOINT)
-    stop_after_checkpoint(tmp_path, "run", signal.SIGKILL)
-    manifest = json.loads((data / "manifest.json").read_text())
+def test_resume_on_changed_data_is_rejected(workspace: Path, killed: Stopped) -> None:
+    run, data = killed.copy("changed-data"), workspace / "data"
+    original = (data / "manifest.json").read_bytes()
+    manifest = json.loads(original)
     manifest["source"]["prepared"] = "again"
     (data / "manifest.json").write_text(json.dumps(manifest))
-    result = crossfade("train", "job.yaml", "--run-dir", "run", "--resume", cwd=tmp_path)
+    try:
+        result = crossfade("train", "job.yaml", "--run-dir", run, "--resume", cwd=workspace)
+    finally:
+        (data / "manifest.json").write_bytes(original)
     assert result.returncode == 2
     assert f"cannot resume: {data} has changed since" in result.stderr
 
@@ -240,10 +301,9 @@ def test_unwritable_checkpoint_path_is_rejected_before_training(workspace: Path,
 @pytest.mark.cluster
 @pytest.mark.parametrize("servers", [0, 3])
 def test_checkpoint_of_two_servers_resumes_on_any_number(
-    workspace: Path, undisturbed: Path, undisturbed_on_servers: Path, servers: int
+    workspace: Path, undisturbed: Path, undisturbed_on_servers: Path, terminated_on_servers: Stopped, servers: int
 ) -> None:
-    run = workspace / f"moved-to-{servers}"
-    stop_after_checkpoint(workspace, run.name, signal.SIGTERM, *ON_SERVERS)
+    run = terminated_on_servers.copy(f"moved-to-{servers}")
     train(workspace, run.name, *(("--servers", servers, "--workers", 2) if servers else ()), "--resume")
     if servers:
         assert_same_bits(run, undisturbed_on_servers)
@@ -253,9 +313,8 @@ def test_checkpoint_of_two_servers_resumes_on_any_number(
 
 
 @pytest.mark.cluster
-def test_checkpoint_of_one_process_resumes_on_servers(workspace: Path, undisturbed: Path) -> None:
-    run = workspace / "moved-from-0"
-    stop_after_checkpoint(workspace, run.name, signal.SIGTERM)
+def test_checkpoint_of_one_process_resumes_on_servers(workspace: Path, undisturbed: Path, interrupted: Stopped) -> None:
+    run = interrupted.copy("moved-from-0")
     train(workspace, run.name, "--servers", 3, "--resume")
     assert_same_bits(run, undisturbed)
 
@@ -277,7 +336,7 @@ def test_warm_start_extends_a_smaller_vocabulary(
     write_job(tmp_path / "fresh.yaml", data, **frozen)
     write_job(tmp_path / "warm.yaml", data, **frozen, checkpoint={"warm_start_from": str(undisturbed / "checkpoints")})
     # Fresh rows have the same bits in process and on servers.
-    succeeded(crossfade("train", "fresh.yaml", "--run-dir", "fresh", cwd=tmp_path))
+    succeeded(crossfade_here("train", "fresh.yaml", "--run-dir", "fresh", cwd=tmp_path))
     succeeded(crossfade("train", "warm.yaml", "--run-dir", "warm", *shape, cwd=tmp_path))
     fresh, warm = (final_weights(tmp_path / name, "track") for name in ("fresh", "warm"))
     old = final_weights(undisturbed, "track")

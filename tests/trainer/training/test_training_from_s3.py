@@ -14,25 +14,38 @@ from kvstore.checkpoint.lifecycle import latest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-ON_SERVERS = ("--servers", 2, "--workers", 2)
-TRAIN = {"epochs": 12, "eval_every_epochs": 4, "patience": None}
+ON_SERVERS = ("--servers", 2, "--workers", 1)
+"""One worker gives the bits of a run in process, whatever the number of servers."""
+SECTIONS = {
+    "optimizer": {"kind": "adagrad"},
+    "train": {"epochs": 12, "eval_every_epochs": 4, "patience": None},
+    "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2},
+}
 
 
-def test_run_on_s3_survives_a_kill_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_planted(tmp_path / "data")
-    sections = {
-        "optimizer": {"kind": "adagrad"},
-        "train": TRAIN,
-        "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2},
-    }
-    write_job(tmp_path / "local.yaml", data, **sections)
-    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_planted(tmp_path_factory.mktemp("planted") / "data")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Train on local files, in process."""
+    folder = tmp_path_factory.mktemp("local")
+    write_job(folder / "local.yaml", data, **SECTIONS)
+    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", cwd=folder))
+    return folder / "local"
+
+
+def test_run_on_s3_survives_a_kill_bit_for_bit(
+    tmp_path: Path, data: Path, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "store").mkdir()
     with running_object_store(tmp_path / "store") as s3, flaky_proxy(s3.endpoint) as proxy:
         variables = {**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint}
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        write_job(tmp_path / "s3.yaml", s3.upload(data, "interactions"), **sections)
+        write_job(tmp_path / "s3.yaml", s3.upload(data, "interactions"), **SECTIONS)
         proxy.inject_every("throttle", 11)
 
         command = ("train", "s3.yaml", *ON_SERVERS)
@@ -42,26 +55,21 @@ def test_run_on_s3_survives_a_kill_bit_for_bit(tmp_path: Path, monkeypatch: pyte
             training.command.roles()["server-1"].kill()
             succeeded(training.finish())
         assert report_of(tmp_path / "killed")["restarts"] == 1
-        assert_same_bits(tmp_path / "killed", tmp_path / "local")
+        assert_same_bits(tmp_path / "killed", local)
         checkpoint, skipped = latest_checkpoint(killed)
         assert checkpoint is not None
         assert skipped == []
-        assert checkpoint.manifest.step == report_of(tmp_path / "local")["steps"]
+        assert checkpoint.manifest.step == report_of(local)["steps"]
 
 
-def test_s3_outage_causes_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_planted(tmp_path / "data")
-    sections = {"optimizer": {"kind": "adagrad"}, "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2}}
-    train = {"epochs": 12, "eval_every_epochs": 12, "patience": None}
-    write_job(tmp_path / "local.yaml", data, **sections, train=train)
-    succeeded(crossfade("train", "local.yaml", "--run-dir", "local", *ON_SERVERS, cwd=tmp_path))
+def test_s3_outage_causes_a_restart(tmp_path: Path, data: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "store").mkdir()
     with running_object_store(tmp_path / "store") as s3, flaky_proxy(s3.endpoint) as proxy:
         one_retry = {"AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "2"}
         for name, value in {**s3.variables, **one_retry}.items():
             monkeypatch.setenv(name, value)
         uri = s3.upload(data, "interactions")
-        write_job(tmp_path / "s3.yaml", uri, **sections, train=train)
+        write_job(tmp_path / "s3.yaml", uri, **SECTIONS)
         with paced("train", "s3.yaml", *ON_SERVERS, run_dir=tmp_path / "away") as training:
             training.wait_for("checkpoint_saved")
             before = training.command.roles()["worker-0"]
@@ -72,4 +80,4 @@ def test_s3_outage_causes_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert f"{uri}/" in result.stderr
         assert "cannot be reached (NETWORK_CONNECTION)" in result.stderr
         assert report_of(tmp_path / "away")["restarts"] >= 1
-        assert_same_bits(tmp_path / "away", tmp_path / "local")
+        assert_same_bits(tmp_path / "away", local)

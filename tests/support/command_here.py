@@ -1,0 +1,16 @@
+"""Run ``crossfade`` commands in this process, which spares a test the start of another."""
+
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from subprocess import CompletedProcess
+
+from crossfade.main import main
+
+
+def crossfade_here(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
+    """Run a command and return its result."""
+    words, stdout, stderr = [str(argument) for argument in arguments], StringIO(), StringIO()
+    with chdir(cwd or "."), redirect_stdout(stdout), redirect_stderr(stderr):
+        code = main(words)
+    return CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
