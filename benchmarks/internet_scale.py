@@ -25,6 +25,8 @@ DIM = 64
 STATE_BYTES = 4
 ZIPF_EXPONENT = 1.1
 GIB = 2**30
+PARTS = ("worker", "server", "merges", "of_keys", "wire", "step")
+"""Columns of milliseconds; merges and keys are parts of the server's and the worker's time."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def predict(job: Job, hosts: int, workers_each: int, vcpus: int, gbit: float) ->
         "keys": keys,
         "worker": step.core_seconds(WORKER, DIM),
         "server": SERVER.seconds(rows * workers_each, DIM),
+        "merges": SERVER.seconds(rows * workers_each, DIM, merges=workers - 1)
+        - SERVER.seconds(rows * workers_each, DIM),
         "of_keys": keys * WORKER.key + keys / hosts * workers * SERVER.key,
         "wire": wire_seconds,
         "step": seconds,
@@ -91,19 +95,18 @@ def main() -> int:
     customers, tracks = int(arguments.customers), int(arguments.tracks)
     print(f"{(customers + tracks) * DIM:,} parameters, {arguments.events:,.0f} interactions")
     print(
-        "hosts  workers    batch  GiB/host  keys | ms: worker  server   of keys   wire     step | "
-        "events/s    days      USD"
+        f"hosts  workers    batch  GiB/host  keys |  {'  '.join(f'{name:>8}' for name in PARTS)} |  events/s     days"
+        "        USD"
     )
     for batch in arguments.batches:
         for hosts in arguments.hosts:
             job = Job(customers, tracks, arguments.events, batch)
             at = predict(job, hosts, arguments.workers, arguments.vcpus, arguments.gbit)
             cost = at["days"] * 24 * hosts * arguments.price
+            times = "  ".join(f"{1e3 * at[name]:8.1f}" for name in PARTS)
             print(
-                f"{hosts:5}  {hosts * arguments.workers:7}  {batch:7,}  {at['memory']:8.0f}  {at['keys']:4.0f} | "
-                f"{1e3 * at['worker']:10.1f}  {1e3 * at['server']:6.1f}  {1e3 * at['of_keys']:8.1f}  "
-                f"{1e3 * at['wire']:5.1f}  {1e3 * at['step']:7.1f} | {at['rate'] / 1e6:6.2f} M  {at['days']:6.1f}  "
-                f"{cost:7,.0f}"
+                f"{hosts:5}  {hosts * arguments.workers:7}  {batch:7,}  {at['memory']:8.0f}  {at['keys']:4.0f} |"
+                f"  {times} | {at['rate'] / 1e6:6.2f} M  {at['days']:7.1f}  {cost:9,.0f}"
             )
     return 0
 

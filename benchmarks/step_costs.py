@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/step_costs.py [--repeats 3]
 
-It trains with 2 servers and 2 workers, and in process, with several batches, columns, and negatives; takes the CPU time
-of each role from the run's own samples (processes.jsonl); and fits the costs of a step by non-negative least squares of
-relative errors. Then it compares predicted and measured times of steps, for these and for other sizes.
+It trains with 2 servers and 1 to 8 workers, and in process, with several batches, columns, and negatives; takes the CPU
+time of each role from the run's own samples (processes.jsonl); and fits the costs of a step by non-negative least
+squares of relative errors. Then it compares predicted and measured times of steps, for these and for other sizes.
 
 Shapes: M measurements, F factors of costs.
 """
@@ -34,6 +34,7 @@ from kvstore.store import TableSpec
 
 FOLDER = ROOT / "build" / "bench"
 TABLE_ROWS = 1_000_000, 100_000
+SERVERS = 2
 MIN_SECONDS, START_SECONDS = 6.0, 1.5
 
 
@@ -46,11 +47,13 @@ class Size:
     negatives: int = 1
     ids: Distribution = "uniform"
     key_bytes: int = DEFAULT_KEY_BYTES
+    workers: int = 2
 
     @property
     def name(self) -> str:
         """Describe it."""
-        return f"{self.batch:6} x {1 + self.negatives}, {self.dim:3} columns, {self.keys(2):2} keys, {self.ids}"
+        uses, layout = f"{self.batch:6} x {1 + self.negatives}", f"{self.dim:3} columns, {self.keys(SERVERS):2} keys"
+        return f"{uses}, {layout}, {self.workers} workers, {self.ids}"
 
     def keys(self, servers: int) -> int:
         """Return the number of keys of the tables."""
@@ -64,8 +67,15 @@ FITTED = (
     *(Size(16_384, dim, 8) for dim in (16, 64)),
     Size(4_096, 128, 4),
     *(Size(4_096, 64, 1, "uniform", key_bytes) for key_bytes in (2**24, 2**22)),
+    *(Size(16_384, 64, workers=workers) for workers in (1, 4, 8)),
 )
-CHECKED = (Size(8_192, 32, 2), Size(32_768, 64), Size(16_384, 128, 4), Size(16_384, 64, 1, "zipf"))
+CHECKED = (
+    Size(8_192, 32, 2),
+    Size(32_768, 64),
+    Size(16_384, 128, 4),
+    Size(16_384, 64, 1, "zipf"),
+    Size(32_768, 32, workers=6),
+)
 
 
 @dataclass(frozen=True)
@@ -78,20 +88,21 @@ class Measured:
     server: float
 
 
-def measure(size: Size, processes: int) -> Measured:
-    """Train with ``processes`` servers and as many workers, 0: in process."""
+def measure(size: Size, servers: int) -> Measured:
+    """Train with ``servers`` servers and the workers of ``size``, 0: in process."""
     work = make_work(FOLDER / "work", Draw(size.ids, *TABLE_ROWS, 4_000_000))
     run_dir = FOLDER / "runs" / "costs"
     steps = max(40, int(4e6 / size.batch / (1 + size.negatives) / size.dim * 64))
+    workers = size.workers if servers else 0
     while True:
         job = bpr_job(work.dataset, steps=steps, batch=size.batch, dim=size.dim, negatives=size.negatives)
         job["cluster"] = {"max_key_bytes": size.key_bytes}
-        result = train(job, run_dir, servers=processes, workers=processes)
+        result = train(job, run_dir, servers=servers, workers=workers)
         if result["seconds"] >= MIN_SECONDS:
             break
         steps = int(steps * (MIN_SECONDS + 2) / (result["seconds"] + 1))
-    rows = result["rows_per_second"] * result["step_ms"] / 1e3 / max(1, processes)
-    cpu = core_seconds(run_dir) if processes else {}
+    rows = result["rows_per_second"] * result["step_ms"] / 1e3 / max(1, workers)
+    cpu = core_seconds(run_dir) if servers else {}
     return Measured(result["step_ms"] / 1e3, rows, *(cpu.get(kind, 0.0) for kind in ("worker", "server")))
 
 
@@ -118,7 +129,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 def fit(factors_MF: FloatArray, seconds_M: FloatArray) -> FloatArray:
     """Return non-negative costs of F factors that minimize the squared relative errors of M measurements."""
     scaled_MF = factors_MF / seconds_M[:, None]
-    used = list(range(factors_MF.shape[1]))
+    used = [factor for factor in range(factors_MF.shape[1]) if factors_MF[:, factor].any()]
     while True:
         costs = np.linalg.lstsq(scaled_MF[:, used], np.ones(len(seconds_M)), rcond=None)[0]
         if (costs >= 0).all():
@@ -128,45 +139,53 @@ def fit(factors_MF: FloatArray, seconds_M: FloatArray) -> FloatArray:
         used.pop(int(costs.argmin()))
 
 
-def worker_factors(size: Size, measured: Measured, workers: int) -> list[float]:
-    """Return the factors of ``Costs`` in the order of its fields."""
+def factors_of(size: Size, measured: Measured, role: str) -> list[float]:
+    """Return what each field of ``Costs`` is multiplied by in the core seconds of a step of ``role``."""
+    workers = size.workers if measured.server else 1
     uses = size.batch / workers * (1 + size.negatives)
-    keys = size.keys(workers) if measured.server else 0
-    return [1.0, measured.rows, measured.rows * size.dim, keys, uses, uses * size.dim]
+    if role == "server":
+        rows = measured.rows * workers / SERVERS
+        keys = size.keys(SERVERS) / SERVERS * workers
+        return [1.0, rows, rows * size.dim, keys, rows * size.dim * (workers - 1), 0.0, 0.0]
+    keys = size.keys(SERVERS) if measured.server else 0
+    return [1.0, measured.rows, measured.rows * size.dim, keys, 0.0, uses, uses * size.dim]
 
 
-def predict(size: Size, measured: Measured, processes: int) -> float:
+def predict(size: Size, measured: Measured, servers: int) -> float:
     """Return the predicted seconds of a step on this machine."""
-    workers = max(1, processes)
+    workers = size.workers if servers else 1
     step = WorkerStep(measured.rows, size.batch / workers * (1 + size.negatives))
-    kinds = ("server", "worker") if processes else ()
-    hosts = [[Role(kind, index) for kind in kinds for index in range(processes)]]
-    keys = size.keys(processes) if processes else 0
-    return step_seconds([step] * workers, size.dim, hosts, cores=len(os.sched_getaffinity(0)), keys=keys)
+    roles = [Role("server", index) for index in range(servers)] + [Role("worker", index) for index in range(workers)]
+    keys = size.keys(servers) if servers else 0
+    cores = len(os.sched_getaffinity(0))
+    return step_seconds([step] * workers, size.dim, [roles] if servers else [], cores=cores, keys=keys)
 
 
 def measure_all(sizes: list[Size], repeats: int) -> dict[tuple[Size, int], Measured]:
-    """Return the medians of each size with 2 servers and 2 workers, and in process."""
+    """Return the medians of each size on servers, and in process those that differ in more than keys and workers."""
     measured = {}
-    for processes in (2, 0):
+    for servers in (SERVERS, 0):
         for size in sizes:
-            runs = [measure(size, processes) for _ in range(repeats)]
+            if not servers and (size.workers != Size.workers or size.key_bytes != DEFAULT_KEY_BYTES):
+                continue
+            runs = [measure(size, servers) for _ in range(repeats)]
             medians = (statistics.median(values) for values in zip(*map(astuple, runs), strict=True))
-            measured[size, processes] = Measured(*medians)
-            described = _describe(measured[size, processes])
-            print(f"{processes} + {processes}, {size.name}: {described}", file=sys.stderr, flush=True)
+            measured[size, servers] = Measured(*medians)
+            print(f"{servers} servers, {size.name}: {_describe(measured[size, servers])}", file=sys.stderr, flush=True)
     return measured
 
 
 def fit_costs(measured: dict[tuple[Size, int], Measured], cores: int) -> None:
     """Fit the costs, print them, and use them for predictions from here on."""
-    for name, processes, attribute in (("WORKER", 2, "worker"), ("SERVER", 2, "server"), ("IN_PROCESS", 0, "seconds")):
-        here = [(size, measured[size, processes]) for size in FITTED]
-        factors_MF = np.array([worker_factors(size, result, max(1, processes)) for size, result in here])
-        if name == "SERVER":
-            factors_MF = factors_MF[:, :4]
-        seconds_M = np.array([getattr(result, attribute) for _, result in here]) * (1 if processes else cores)
-        costs = Costs(*map(float, fit(factors_MF, seconds_M)))
+    for name, servers, of in (
+        ("WORKER", SERVERS, "worker"),
+        ("SERVER", SERVERS, "server"),
+        ("IN_PROCESS", 0, "seconds"),
+    ):
+        here = [(size, result) for (size, at), result in measured.items() if at == servers and size in FITTED]
+        factors_MF = np.array([factors_of(size, result, of) for size, result in here])
+        seconds_M = np.array([getattr(result, of) * (1 if servers else cores) for _, result in here])
+        costs = Costs(*(float(f"{cost:.3g}") for cost in fit(factors_MF, seconds_M)))
         print(f"{name} = {costs}")
         setattr(step_time, name, costs)
 
@@ -180,11 +199,11 @@ def main() -> int:
     measured = measure_all([*([] if arguments.check else FITTED), *CHECKED], arguments.repeats)
     if not arguments.check:
         fit_costs(measured, len(os.sched_getaffinity(0)))
-    for (size, processes), result in measured.items():
-        predicted = predict(size, result, processes)
+    for (size, servers), result in measured.items():
+        predicted = predict(size, result, servers)
         kind = "fitted " if size in FITTED else "checked"
         milliseconds = f"measured {1e3 * result.seconds:6.1f} ms, predicted {1e3 * predicted:6.1f} ms"
-        print(f"{processes} + {processes}, {size.name}, {kind}: {milliseconds}, {predicted / result.seconds - 1:+.0%}")
+        print(f"{servers} servers, {size.name}, {kind}: {milliseconds}, {predicted / result.seconds - 1:+.0%}")
     return 0
 
 

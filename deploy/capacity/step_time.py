@@ -4,9 +4,10 @@ Core seconds are those of one virtual CPU of the machine that ``benchmarks/step_
 With b examples of n scored negatives each, r active rows of d columns, and K keys, a worker and a server take
 
     worker = STEP + r·(ROW + d·VALUE) + K·KEY + b·(1 + n)·(USE + d·USE_VALUE)
-    server = STEP' + r'·(ROW' + d·VALUE') + K'·workers·KEY'
+    server = STEP' + r'·(ROW' + d·VALUE' + d·(W − 1)·MERGE) + K'·W·KEY'
 
-where r' are the rows that all workers pull from the server and push to it, and K' its keys.
+where W is the number of workers, r' are the rows that they pull from the server and push to it, and K' its keys. MXNet
+merges the pushes of a key one by one and copies all rows merged so far each time, hence W − 1.
 
 Where examples share negatives, the last term of a worker is 6·b·n·d floating-point operations at ``POOL_FLOPS``: one
 product for the scores and two for the gradients. A worker waits for the answers of servers, and servers for the pushes
@@ -35,6 +36,7 @@ class Costs:
         row: of an active row.
         value: of each of its values.
         key: of a key that a worker pulls from and pushes to, or that a server answers one worker for.
+        merge: of a value of an active row, for each worker but the first.
         use: of a score.
         use_value: of each of its columns.
     """
@@ -43,13 +45,14 @@ class Costs:
     row: float
     value: float
     key: float = 0.0
+    merge: float = 0.0
     use: float = 0.0
     use_value: float = 0.0
 
-    def seconds(self, rows: float, dim: int, keys: float = 0.0, uses: float = 0.0) -> float:
-        """Return the core seconds of a step."""
-        of_rows, of_uses = self.row + dim * self.value, self.use + dim * self.use_value
-        return self.step + rows * of_rows + keys * self.key + uses * of_uses
+    def seconds(self, rows: float, dim: int, *, keys: float = 0.0, merges: int = 0, uses: float = 0.0) -> float:
+        """Return the core seconds of a step of ``rows`` rows of ``dim`` columns, which are merged ``merges`` times."""
+        of_rows = self.row + dim * (self.value + merges * self.merge)
+        return self.step + rows * of_rows + keys * self.key + uses * (self.use + dim * self.use_value)
 
 
 WORKER = Costs(step=1e-3, row=0.1e-6, value=2e-9, key=50e-6, use=0.06e-6, use_value=0.5e-9)
@@ -72,7 +75,7 @@ class WorkerStep:
 
     def core_seconds(self, costs: Costs, dim: int, keys: float = 0.0) -> float:
         """Return its core seconds, with ``keys`` keys."""
-        return costs.seconds(self.rows, dim, keys, self.uses) + 6.0 * self.pool_scores * dim / POOL_FLOPS
+        return costs.seconds(self.rows, dim, keys=keys, uses=self.uses) + 6.0 * self.pool_scores * dim / POOL_FLOPS
 
 
 def worker_steps(job: JobConfig, loads: Sequence[WorkerLoad], traffic: StepTraffic, items: int) -> list[WorkerStep]:
@@ -111,7 +114,10 @@ def step_seconds(
     if servers == 0:
         return workers[0].core_seconds(IN_PROCESS, dim) / cores
     by_worker = [worker.core_seconds(WORKER, dim, keys) for worker in workers]
-    by_server = SERVER.seconds(sum(worker.rows for worker in workers) / servers, dim, keys / servers * len(workers))
+    count = len(workers)
+    by_server = SERVER.seconds(
+        sum(worker.rows for worker in workers) / servers, dim, keys=keys / servers * count, merges=count - 1
+    )
     busiest = max(
         sum(by_worker[role.index] if role.kind == "worker" else by_server for role in roles if role.kind != "scheduler")
         for roles in hosts

@@ -18,10 +18,10 @@ def hosts(*roles: str) -> list[list[Role]]:
 
 def test_a_step_with_a_host_for_each_role_takes_worker_server_and_wire() -> None:
     own = hosts("scheduler", "server-0", "server-1", "worker-0", "worker-1")
-    worker, server = STEP.core_seconds(WORKER, DIM), SERVER.seconds(STEP.rows, DIM)
+    worker, server = STEP.core_seconds(WORKER, DIM), SERVER.seconds(STEP.rows, DIM, merges=1)
     assert step_seconds([STEP, STEP], DIM, own, cores=8, wire_seconds=0.01) == pytest.approx(worker + server + 0.01)
     slow = WorkerStep(rows=40_000, uses=16_384)
-    expected = slow.core_seconds(WORKER, DIM) + SERVER.seconds(30_000, DIM)
+    expected = slow.core_seconds(WORKER, DIM) + SERVER.seconds(30_000, DIM, merges=1)
     assert step_seconds([STEP, slow], DIM, own, cores=8, wire_seconds=0.0) == pytest.approx(expected)
 
 
@@ -33,7 +33,7 @@ def test_each_key_costs_every_worker_and_its_server_for_every_worker() -> None:
 
 def test_roles_that_share_few_cores_take_their_sum() -> None:
     shared = hosts("scheduler server-0 server-1 worker-0 worker-1")
-    total = 2 * STEP.core_seconds(WORKER, DIM) + 2 * SERVER.seconds(STEP.rows, DIM)
+    total = 2 * STEP.core_seconds(WORKER, DIM) + 2 * SERVER.seconds(STEP.rows, DIM, merges=1)
     assert step_seconds([STEP, STEP], DIM, shared, cores=1, wire_seconds=0.0) == pytest.approx(total)
     assert step_seconds([STEP, STEP], DIM, shared, cores=64, wire_seconds=0.0) == pytest.approx(total / 2)
 
