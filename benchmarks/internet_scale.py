@@ -26,7 +26,7 @@ STATE_BYTES = 4
 ZIPF_EXPONENT = 1.1
 GIB = 2**30
 PARTS = ("worker", "server", "merges", "of_keys", "wire", "step")
-"""Columns of milliseconds; merges and keys are parts of the server's and the worker's time."""
+"""Columns of milliseconds. Those of worker and server are without merges and keys."""
 
 
 @dataclass(frozen=True)
