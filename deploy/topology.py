@@ -9,10 +9,13 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import random
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Literal, cast
 
 import psutil
@@ -30,6 +33,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 TOKEN_VARIABLE = "CROSSFADE_TOKEN"  # noqa: S105 - the name of the variable
 TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN_FILE"  # noqa: S105
+_ASSIGNED_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT = 10_000
+_MAX_TRIED_PORTS = 20
 # Variables that roles must not inherit: ps-lite reads PORT, and DMLC_* of another job would name its scheduler.
 _DROPPED_PREFIXES = ("DMLC_", "PS_", "HOROVOD_")
 _DROPPED = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
@@ -139,12 +145,12 @@ def scheduler_address(cluster: ClusterConfig) -> Address:
         InputError: the port is in use, or the host is not an address of this machine.
     """
     try:
-        address = socket.getaddrinfo(cluster.host, cluster.scheduler_port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            # As MXNet does, so that lingering connections of an earlier generation do not occupy the port.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return Address(*probe.getsockname())
+        host = str(socket.getaddrinfo(cluster.host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+        if cluster.scheduler_port == 0:
+            for port in _unassigned_ports():
+                with suppress(OSError):
+                    return _free_address(host, port)
+        return _free_address(host, cluster.scheduler_port)
     except socket.gaierror as error:
         raise InputError(f"cluster.host: '{cluster.host}' is not a host name or address: {error.strerror}") from error
     except OSError as error:
@@ -154,6 +160,29 @@ def scheduler_address(cluster: ClusterConfig) -> Address:
                 "a free one"
             ) from error
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
+
+
+def _free_address(host: str, port: int) -> Address:
+    """Return ``host`` and ``port``, 0: one that the kernel assigns, if a process can listen there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As MXNet does, so that lingering connections of an earlier generation do not occupy the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        return Address(*probe.getsockname())
+
+
+def _unassigned_ports() -> list[int]:
+    """Draw some ports below those that the kernel assigns.
+
+    The scheduler starts to listen a second later. Until then, the kernel could assign one of its ports to a connection
+    of any process.
+    """
+    try:
+        first_assigned = int(_ASSIGNED_PORTS.read_text(encoding="ascii").split()[0])
+    except OSError:
+        return []
+    ports = range(_FIRST_PORT, first_assigned)
+    return random.sample(ports, min(len(ports), _MAX_TRIED_PORTS))
 
 
 def local_address(destination: Address) -> str:

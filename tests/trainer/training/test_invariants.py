@@ -199,9 +199,10 @@ def memory_bytes(pid: int, name: str) -> int:
 
 
 def write_wide_data(folder: Path, rows: int) -> Path:
-    """Write a few interactions spread over entities of ``rows`` rows."""
-    random = np.random.default_rng(5)
-    pairs = tuple(random.choice(SMALL_TABLE_ROWS, 400, replace=False) * (rows // SMALL_TABLE_ROWS) for _ in range(2))
+    """Write a few interactions spread over entities of ``rows`` rows, and over the shards of their tables."""
+    random, spread = np.random.default_rng(5), rows // SMALL_TABLE_ROWS
+    pairs = tuple(random.choice(SMALL_TABLE_ROWS, 400, replace=False) * spread for _ in range(2))
+    pairs = tuple(rows_N + np.random.default_rng(6).integers(0, spread, 400) for rows_N in pairs)
     entities = {name: Entity(rows=rows, id_type="int64", files=[]) for name in ENTITIES}
     return write_data(folder, entities, {"train": (pairs, [[150, 250]])})  # type: ignore[dict-item]
 

@@ -1,0 +1,32 @@
+"""The port that the scheduler gets when the job names none."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from deploy import topology
+from deploy.topology import scheduler_address
+from trainer.config.run_sections import ClusterConfig
+
+CLUSTER = ClusterConfig(servers=1)
+
+
+def test_scheduler_gets_a_free_port_that_the_kernel_assigns_to_nobody() -> None:
+    first_assigned = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = {scheduler_address(CLUSTER).port for _ in range(5)}
+    assert len(ports) > 1
+    assert all(10_000 <= port < first_assigned for port in ports)
+    for port in ports:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+
+
+def test_occupied_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as first, socket.socket() as second:
+        for listener in (first, second):
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+        taken = [listener.getsockname()[1] for listener in (first, second)]
+        monkeypatch.setattr(topology, "_unassigned_ports", lambda: taken)
+        assert scheduler_address(CLUSTER).port not in {0, *taken}
