@@ -144,7 +144,7 @@ def stop(engine: Engine, *containers: Container) -> None:
 def paced_in_container(workspace: Path) -> dict[str, str]:
     """Return the environment of a container whose steps are slow until ``workspace/hook/release`` exists."""
     variables = pace(workspace, workspace / "hook" / "release")
-    return {name: "/hook/release" if name.endswith("RELEASE") else "/hook" for name in variables}
+    return {name: value.replace(str(workspace / "hook"), "/hook") for name, value in variables.items()}
 
 
 def upload(client: fs.S3FileSystem, folder: Path, path: str) -> str:
