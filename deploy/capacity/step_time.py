@@ -55,11 +55,13 @@ class Costs:
         return self.step + rows * of_rows + keys * self.key + uses * (self.use + dim * self.use_value)
 
 
-WORKER = Costs(step=1e-3, row=0.1e-6, value=2e-9, key=50e-6, use=0.06e-6, use_value=0.5e-9)
-SERVER = Costs(step=0.5e-3, row=0.1e-6, value=2e-9, key=50e-6)
-IN_PROCESS = Costs(step=0.3e-3, row=0.05e-6, value=0.5e-9, use=0.1e-6, use_value=1e-9)
-POOL_FLOPS = 60e9
-"""Floating-point operations per second of a core, in softmax gradients over shared negatives."""
+WORKER = Costs(step=2.00e-3, row=7.9e-9, value=4.94e-9, key=132e-6, use=67.8e-9, use_value=0.779e-9)
+SERVER = Costs(step=1.28e-3, row=42.6e-9, value=4.27e-9, key=129e-6, merge=0.352e-9)
+IN_PROCESS = Costs(step=0.69e-3, row=147e-9, value=2.01e-9, use_value=0.38e-9)
+POOL_FLOPS = 65e9
+"""Floating-point operations per second of a core, in softmax gradients over shared negatives (docs/performance.md)."""
+SHARED_CORES = 0.87
+"""The part of a host's cores that its roles keep busy where they are the limit: they wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -122,4 +124,4 @@ def step_seconds(
         sum(by_worker[role.index] if role.kind == "worker" else by_server for role in roles if role.kind != "scheduler")
         for roles in hosts
     )
-    return max(max(by_worker) + by_server + wire_seconds, busiest / cores)
+    return max(max(by_worker) + by_server + wire_seconds, busiest / (SHARED_CORES * cores))

@@ -3,7 +3,16 @@
 import pytest
 
 from deploy.aws.instance_types import find_instance
-from deploy.capacity.step_time import IN_PROCESS, POOL_FLOPS, SERVER, WORKER, WorkerStep, step_seconds, worker_steps
+from deploy.capacity.step_time import (
+    IN_PROCESS,
+    POOL_FLOPS,
+    SERVER,
+    SHARED_CORES,
+    WORKER,
+    WorkerStep,
+    step_seconds,
+    worker_steps,
+)
 from deploy.capacity.traffic import StepTraffic, TableTraffic, WorkerLoad
 from deploy.topology import Role
 from trainer.config.schema import JobConfig
@@ -34,8 +43,8 @@ def test_each_key_costs_every_worker_and_its_server_for_every_worker() -> None:
 def test_roles_that_share_few_cores_take_their_sum() -> None:
     shared = hosts("scheduler server-0 server-1 worker-0 worker-1")
     total = 2 * STEP.core_seconds(WORKER, DIM) + 2 * SERVER.seconds(STEP.rows, DIM, merges=1)
-    assert step_seconds([STEP, STEP], DIM, shared, cores=1, wire_seconds=0.0) == pytest.approx(total)
-    assert step_seconds([STEP, STEP], DIM, shared, cores=64, wire_seconds=0.0) == pytest.approx(total / 2)
+    assert step_seconds([STEP, STEP], DIM, shared, cores=1) == pytest.approx(total / SHARED_CORES)
+    assert step_seconds([STEP, STEP], DIM, shared, cores=64) == pytest.approx(total / 2)
 
 
 def test_cores_share_a_step_in_process() -> None:
