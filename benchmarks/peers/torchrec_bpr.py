@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import column_wise, construct_module_sharding_plan, row_wise, table_wise
@@ -56,10 +57,12 @@ def make_model(task: Task) -> DistributedModelParallel:
     model, ranks = Bpr(task), task.options["ranks"]
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.05, "eps": 1e-8}
     sharder = EmbeddingBagCollectionSharder(fused_params=fused)
+    fused_kernel = {"compute_kernel": EmbeddingComputeKernel.FUSED.value}  # the default on CPUs is dense
+    by_columns = column_wise(ranks=list(range(ranks)), **fused_kernel)
     plans = {
-        "row": [row_wise(), row_wise()],
-        "table": [table_wise(rank=0), table_wise(rank=1)],
-        "column": [column_wise(ranks=list(range(ranks))), column_wise(ranks=list(range(ranks)))],
+        "row": [row_wise(**fused_kernel)] * 2,
+        "table": [table_wise(rank=rank, **fused_kernel) for rank in range(2)],
+        "column": [by_columns] * 2,
     }
     by_table = dict(zip(("customers", "tracks"), plans[task.options["plan"]], strict=True))
     plan = construct_module_sharding_plan(
