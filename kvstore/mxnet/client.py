@@ -38,6 +38,8 @@ from kvstore.store import (
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
 SPLIT_NEVER = str(2**31 - 1)
 """Makes MXNet keep each key on one server, however large, as ``layout.py`` assumes."""
+MAX_KEYS_CREATED_TOGETHER = 4
+"""Bounds the memory of rank 0 at the start: 20 bytes a row of each of these keys, for IDs and messages."""
 
 
 class MXNetStore:
@@ -74,7 +76,7 @@ class MXNetStore:
     ) -> None:
         """Create the tables on the servers, which initialize rows in place and load those of ``checkpoint``.
 
-        A key of each server is created at a time, since MXNet copies the rows of a key several times at its creation.
+        Few keys are created at a time, on different servers, since MXNet copies the rows of a key several times then.
         """
         self._command(create_command(tables, optimizer, seed, self._servers, self._max_key_bytes, checkpoint))
         self.barrier()
@@ -85,8 +87,9 @@ class MXNetStore:
             self._store.push(status_key(server, self._servers), self._mx.nd.zeros(STATUS_LENGTH))
         for layout in make_layout(tables, self._servers, self._max_key_bytes):
             self._layouts[layout.table.name] = layout
-            for start in range(0, layout.num_shards, self._servers):
-                self._create_keys(layout, layout.key_numbers[start : start + self._servers])
+            together = min(self._servers, MAX_KEYS_CREATED_TOGETHER)
+            for start in range(0, layout.num_shards, together):
+                self._create_keys(layout, layout.key_numbers[start : start + together])
         self.barrier()
         if checkpoint is not None:
             self._command(LOAD_COMMAND)

@@ -1,7 +1,9 @@
 """The output and the options of ``crossfade plan``."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,20 @@ def test_printed_plan_names_every_process_and_its_memory(
     assert "use its loopback" in planned(capsys, planted, *shape, "--hosts", 1)
     assert "on the wire" not in planned(capsys, planted)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "job.yaml"}
+
+
+def test_time_of_a_step_follows_from_cores_and_bandwidth(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def time_of(*arguments: object) -> Any:
+        return json.loads(planned(capsys, planted, "--json", *arguments))["time"]
+
+    servers = ("--servers", 2, "--workers", 2)
+    assert time_of(*servers, "--cores", 1)["step_seconds"] > time_of(*servers, "--cores", 64)["step_seconds"]
+    fast, slow = (time_of(*servers, "--hosts", 2, "--cores", 64, "--bandwidth", rate) for rate in ("10Gbit", "1Mbit"))
+    assert slow["step_seconds"] > 10 * fast["step_seconds"]
+    assert fast["epoch_seconds"] > fast["step_seconds"]
+    assert time_of(*servers, "--hosts", 2) is None, "without a bandwidth"
+    assert time_of("--set", "train.engine=mxnet") is None
+    assert re.search(r"\ntime: about [0-9.]+ ms a step .* with 3 cores a host", planned(capsys, planted, "--cores", 3))
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ class Runs:
     ) -> Run:
         """Return the run of the tests' job on data in ``files``.
 
-        With ``again`` it is a repetition, in a process of its own; with ``from_batch`` it has in-batch negatives with
-        logQ correction, and a learning-rate schedule.
+        ``again`` repeats it in a separate process. ``from_batch`` trains with in-batch negatives with logQ correction,
+        and a learning-rate schedule.
         """
         key = (files, servers, workers, engine, seed, again, from_batch)
         if key not in self._runs:
