@@ -14,7 +14,7 @@ from kvstore.checkpoint.format import TableShard
 from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from kvstore.errors import CheckpointError
-from kvstore.memory import advise_huge_pages
+from kvstore.memory import empty_rows
 from kvstore.optimizer_spec import OptimizerSpec
 from kvstore.optimizers import LazyOptimizer, make_optimizer
 from kvstore.philox import init_rows, init_rows_at
@@ -27,8 +27,7 @@ _CHUNK_ROWS = 1 << 16
 
 def _init_table(table: TableSpec, first_row: int, seed: int) -> FloatArray:
     """Allocate the weights of ``table`` and initialize its rows from ``first_row`` on."""
-    weights_ND = np.empty((table.rows, table.dim), dtype=np.float32)
-    advise_huge_pages(weights_ND)
+    weights_ND: FloatArray = empty_rows(table.rows, table.dim)
     for start in range(first_row, table.rows, _CHUNK_ROWS):
         rows_R = np.arange(start, min(start + _CHUNK_ROWS, table.rows), dtype=np.int64)
         init_rows(weights_ND[rows_R[0] : rows_R[-1] + 1], rows_R, seed=seed, table=table.name, std=table.init_std)

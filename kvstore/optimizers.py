@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.cache_prefetch import prefetch_ahead
+from kvstore.cache_prefetch import AHEAD, prefetch_row
 from kvstore.errors import DivergedError
 from kvstore.jit import inner_kernel, njit, prange
 from kvstore.memory import advise_huge_pages
@@ -46,12 +46,6 @@ class UpdateRule(NamedTuple):
 def _is_divergent(gradient, weight):  # type: ignore[no-untyped-def]
     """Return whether a value is NaN, or so large that its square is close to overflow."""
     return (not (abs(gradient) <= _MAX_MAGNITUDE)) | (not (abs(weight) <= _MAX_MAGNITUDE))
-
-
-@inner_kernel()
-def _has_diverged(square):  # type: ignore[no-untyped-def]
-    """Return 1 if the sum of a row's squares is NaN or close to overflow, else 0."""
-    return 0 if square <= _MAX_SQUARE else 1
 
 
 @inner_kernel()
@@ -104,32 +98,35 @@ def update_row(  # type: ignore[no-untyped-def]
     when the kernel is compiled. They are separate arguments, since access to an array in a tuple counts references.
     """
     if sums_N is not None:
-        square = square_of_sum(gradient_AD, a, rule.decay, weights_ND, row)
+        square = (
+            square_of_sum(gradient_AD, a, rule.decay, weights_ND, row)
+            if rule.decay
+            else dot(gradient_AD, a, gradient_AD, a)  # the same, without reading the weights
+        )
         sums_N[row] += square / np.float32(gradient_AD.shape[1])
         step_size = rule.lr / (math.sqrt(sums_N[row]) + rule.epsilon)
-        divergent = _has_diverged(descend(weights_ND, row, step_size, gradient_AD, a, rule.decay))
+        divergent = 0 if descend(weights_ND, row, step_size, gradient_AD, a, rule.decay, _MAX_SQUARE) else 1
     elif sums_ND is not None:
         divergent = _adagrad(weights_ND, row, gradient_AD, a, sums_ND, rule)
     elif step_N is not None:
         divergent = _adam(weights_ND, row, gradient_AD, a, exp_avg_ND, exp_avg_sq_ND, step_N, rule)
     else:
-        divergent = _has_diverged(descend(weights_ND, row, rule.lr, gradient_AD, a, rule.decay))
+        divergent = 0 if descend(weights_ND, row, rule.lr, gradient_AD, a, rule.decay, _MAX_SQUARE) else 1
     if max_norm is not None:
         _clip_norm(weights_ND, row, max_norm)
     return divergent
 
 
 @inner_kernel()
-def prefetch_row_ahead(weights_ND, rows_A, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND):  # type: ignore[no-untyped-def]
-    """Prefetch the row, and its state, that a loop over active rows updates a few iterations later."""
-    prefetch_ahead(weights_ND, rows_A, a)
+def prefetch_state(row, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND):  # type: ignore[no-untyped-def]
+    """Prefetch the state of a row."""
     if sums_N is not None:
-        prefetch_ahead(sums_N, rows_A, a)
+        prefetch_row(sums_N, row)
     if sums_ND is not None:
-        prefetch_ahead(sums_ND, rows_A, a)
+        prefetch_row(sums_ND, row)
     if exp_avg_ND is not None:
-        prefetch_ahead(exp_avg_ND, rows_A, a)
-        prefetch_ahead(exp_avg_sq_ND, rows_A, a)
+        prefetch_row(exp_avg_ND, row)
+        prefetch_row(exp_avg_sq_ND, row)
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
@@ -139,7 +136,9 @@ def _update_rows(  # type: ignore[no-untyped-def]
     """Update active rows; return how many have diverged."""
     divergent_rows = 0
     for a in prange(rows_A.shape[0]):
-        prefetch_row_ahead(weights_ND, rows_A, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+        if a + AHEAD < rows_A.shape[0]:
+            prefetch_row(weights_ND, rows_A[a + AHEAD])
+            prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
         divergent_rows += update_row(
             weights_ND, rows_A[a], gradient_AD, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
         )

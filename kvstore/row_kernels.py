@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
@@ -25,6 +26,9 @@ from numba.core.errors import TypingError
 from kvstore import vector_ir as vectors
 from kvstore.jit import intrinsic
 from kvstore.vector_ir import INT64, LANES
+
+_UNROLLED = 4
+"""Vectors in one iteration of a loop over columns."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,11 @@ class _Columns:
 
 def _for_columns(builder: Any, length: Any, body: Callable[[_Columns], None]) -> None:
     """Generate a loop over the columns of a row, ``LANES`` at a time, then what is left."""
-    whole = builder.and_(length, INT64(-LANES))
-    with cgutils.for_range_slice(builder, INT64(0), whole, INT64(LANES), INT64) as (first, _):
+    whole, blocks = builder.and_(length, INT64(-LANES)), builder.and_(length, INT64(-_UNROLLED * LANES))
+    with cgutils.for_range_slice(builder, INT64(0), blocks, INT64(_UNROLLED * LANES), INT64) as (first, _):
+        for at in range(_UNROLLED):
+            body(_Columns(builder, builder.add(first, INT64(at * LANES))))
+    with cgutils.for_range_slice(builder, blocks, whole, INT64(LANES), INT64) as (first, _):
         body(_Columns(builder, first))
     with builder.if_then(builder.icmp_signed("<", whole, length)):
         body(_Columns(builder, whole, vectors.first_lanes(builder, builder.sub(length, whole))))
@@ -67,6 +74,10 @@ class _Sum:
     def add_product(self, columns: _Columns, x: Any, y: Any) -> None:
         """Add x·y of some columns."""
         self._builder.store(columns.multiply_add(x, y, self._builder.load(self._lanes)), self._lanes)
+
+    def lanes(self) -> Any:
+        """Return the sums of every sixteenth column."""
+        return self._builder.load(self._lanes)
 
     def total(self) -> Any:
         """Return the sum of all columns."""
@@ -124,6 +135,31 @@ def square_of_sum(_context: Any, x_ND: Any, n: Any, factor: Any, y_MD: Any, m: A
 
 
 @intrinsic
+def copy_row(_context: Any, out_ND: Any, n: Any, x_MD: Any, m: Any) -> Any:
+    """Set ``out_ND[n]`` to x, another row, ``x_MD[m]``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (out, x), length = _rows(context, builder, signature, arguments)
+        _for_columns(builder, length, lambda columns: columns.store(columns.load(x), out))
+        return context.get_dummy_value()
+
+    return _signature(types.void, out_ND, types.int64, x_MD, types.int64), generate
+
+
+@intrinsic
+def set_scaled(_context: Any, out_ND: Any, n: Any, factor: Any, x_MD: Any, m: Any) -> Any:
+    """Set ``out_ND[n]`` to factor·x, where x is another row, ``x_MD[m]``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (out, x), length = _rows(context, builder, signature, arguments)
+        factors = vectors.splat(builder, arguments[2])
+        _for_columns(builder, length, lambda columns: columns.store(builder.fmul(factors, columns.load(x)), out))
+        return context.get_dummy_value()
+
+    return _signature(types.void, out_ND, types.int64, types.float32, x_MD, types.int64), generate
+
+
+@intrinsic
 def add_scaled(_context: Any, out_ND: Any, n: Any, factor: Any, x_MD: Any, m: Any) -> Any:
     """Add factor·x to ``out_ND[n]``, where x is another row, ``x_MD[m]``."""
 
@@ -141,10 +177,11 @@ def add_scaled(_context: Any, out_ND: Any, n: Any, factor: Any, x_MD: Any, m: An
 
 
 @intrinsic
-def descend(_context: Any, out_ND: Any, n: Any, step_size: Any, x_MD: Any, m: Any, decay: Any) -> Any:
+def descend(_context: Any, out_ND: Any, n: Any, step_size: Any, x_MD: Any, m: Any, decay: Any, limit: Any) -> Any:
     """Subtract step_size·g from ``out_ND[n]``, where g is x + decay·out and x is ``x_MD[m]``.
 
-    Returns |g|² + |out|², with the new values of out.
+    Returns whether |g|² + |out|², with the new values of out, is at most ``limit`` in each of the sums over every
+    sixteenth column; not so if it is NaN.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -162,7 +199,9 @@ def descend(_context: Any, out_ND: Any, n: Any, step_size: Any, x_MD: Any, m: An
             square.add_product(columns, value, value)
 
         _for_columns(builder, length, step)
-        return builder.fadd(gradient_square.total(), square.total())
+        sums = builder.fadd(gradient_square.lanes(), square.lanes())
+        within = builder.fcmp_ordered("<=", sums, vectors.splat(builder, arguments[6]))
+        return builder.icmp_unsigned("==", builder.bitcast(within, ir.IntType(LANES)), ir.IntType(LANES)(-1))
 
-    kinds = out_ND, types.int64, types.float32, x_MD, types.int64, types.float32
-    return _signature(types.float32, *kinds), generate
+    kinds = out_ND, types.int64, types.float32, x_MD, types.int64, types.float32, types.float32
+    return _signature(types.boolean, *kinds), generate

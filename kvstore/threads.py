@@ -1,5 +1,6 @@
 """Share the iterations of a loop among threads of a parallel kernel, chunk by chunk.
 
+    size = chunk_size(count, get_num_threads())
     for thread in prange(get_num_threads()):
         begin = claim_chunk(next_1, size)
         while begin < count:
@@ -16,7 +17,17 @@ from typing import Any
 
 from numba import types
 
-from kvstore.jit import intrinsic
+from kvstore.jit import inner_kernel, intrinsic
+
+_LARGEST_CHUNK = 256
+"""Long enough that what a thread prefetches ahead in its own chunk covers almost all of it."""
+_CHUNKS_PER_THREAD = 8
+
+
+@inner_kernel()
+def chunk_size(count, threads):  # type: ignore[no-untyped-def]
+    """Return the iterations of a chunk, of ``count`` in all."""
+    return max(1, min(_LARGEST_CHUNK, count // (threads * _CHUNKS_PER_THREAD)))
 
 
 @intrinsic

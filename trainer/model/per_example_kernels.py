@@ -13,6 +13,8 @@ applies to gradients: they give the same bits. Updates of queries use items as t
 those of items, which use the queries of ``old_AD``.
 
 Threads claim chunks of rows. A row's result depends on no other row's, so it does not matter which thread computes it.
+Each thread prefetches rows of its own chunk only: a row that another thread also requests would move between the caches
+of two cores.
 
 Shapes: B examples, C negatives of an example, N uses of items (those of the examples, then the negatives of each in
 turn), A active rows, R rows of items: a table's or, of rows that were pulled, the active ones; X rows of an array that
@@ -25,14 +27,12 @@ import numpy as np
 
 from kvstore.cache_prefetch import AHEAD, prefetch_row
 from kvstore.jit import allocating_kernel, inner_kernel, njit, prange
-from kvstore.optimizers import prefetch_row_ahead, update_row
-from kvstore.row_kernels import add_scaled, dot
-from kvstore.threads import claim_chunk
+from kvstore.optimizers import prefetch_state, update_row
+from kvstore.row_kernels import add_scaled, copy_row, dot, set_scaled
+from kvstore.threads import chunk_size, claim_chunk
 from trainer.model.loss_kernels import BPR, example_loss, hard_negatives_loss
 from trainer.model.loss_math import log_sigmoid_loss
 
-_CHUNK_ROWS = 64
-"""Rows that a thread claims at a time."""
 _ZERO = np.float32(0.0)
 
 
@@ -57,6 +57,14 @@ def _add_gradient(out_XD, x, slope, other_AD, a, own_RD, r, dot_scale, twice):  
 
 
 @inner_kernel()
+def _set_gradient(out_XD, x, slope, other_AD, a, own_RD, r, dot_scale, twice):  # type: ignore[no-untyped-def]
+    """Set ``out_XD[x]`` to what ``_add_gradient`` adds."""
+    set_scaled(out_XD, x, slope * dot_scale, other_AD, a)
+    if twice:
+        add_scaled(out_XD, x, -slope * twice, own_RD, r)
+
+
+@inner_kernel()
 def _score(query_AD, a, query_square, item_RD, r, dot_scale, norm_scale):  # type: ignore[no-untyped-def]
     score = dot_scale * dot(query_AD, a, item_RD, r)
     if norm_scale:
@@ -65,21 +73,28 @@ def _score(query_AD, a, query_square, item_RD, r, dot_scale, norm_scale):  # typ
 
 
 @inner_kernel()
+def _prefetch_items(item_RD, row_N, b, examples, count):  # type: ignore[no-untyped-def]
+    """Prefetch the items of example ``b``."""
+    prefetch_row(item_RD, row_N[b])
+    for c in range(examples + b * count, examples + (b + 1) * count):
+        prefetch_row(item_RD, row_N[c])
+
+
+@inner_kernel()
 def _query_gradient(  # type: ignore[no-untyped-def]
-    out_XD, x, query_AD, a, item_RD, starts_A1, row_N, weight_B, log_q_N, loss_B, slope_N, parts_C,
+    out_XD, x, query_AD, a, item_RD, starts_A1, end, row_N, weight_B, log_q_N, loss_B, slope_N, parts_C,
     code, params, num_hard, dot_scale, norm_scale
 ):  # fmt: skip
-    """Compute losses and slopes of the examples of query ``a``, and the gradient of its row into ``out_XD[x]``."""
+    """Compute losses and slopes of the examples of query ``a``, and the gradient of its row into ``out_XD[x]``.
+
+    ``end`` is the end of the examples whose items may be prefetched.
+    """
     examples, count = weight_B.shape[0], parts_C.shape[0]
     twice = np.float32(2.0) * norm_scale
     query_square = dot(query_AD, a, query_AD, a) if norm_scale else _ZERO
-    for d in range(out_XD.shape[1]):
-        out_XD[x, d] = _ZERO
     for b in range(starts_A1[a], starts_A1[a + 1]):
-        if b + AHEAD < examples:
-            prefetch_row(item_RD, row_N[b + AHEAD])
-            for c in range(examples + (b + AHEAD) * count, examples + (b + AHEAD + 1) * count):
-                prefetch_row(item_RD, row_N[c])
+        if b + AHEAD < end:
+            _prefetch_items(item_RD, row_N, b + AHEAD, examples, count)
         first = examples + b * count
         score = _score(query_AD, a, query_square, item_RD, row_N[b], dot_scale, norm_scale)
         for c in range(first, first + count):
@@ -87,16 +102,19 @@ def _query_gradient(  # type: ignore[no-untyped-def]
         if log_q_N.shape[0]:
             for c in range(first, first + count):
                 slope_N[c] -= log_q_N[c]
-        negatives = slice(first, first + count)
         if code == BPR and count == 1 and weight_B[b] >= _ZERO:
             loss, pull = log_sigmoid_loss(score - slope_N[first])
             weight = weight_B[b] if row_N[first] != row_N[b] else _ZERO
             loss_B[b], slope_N[b], slope_N[first] = weight * loss, -weight * pull, weight * pull
         else:
+            negatives = slice(first, first + count)
             loss_B[b], slope_N[b] = _loss(
                 code, score, slope_N[negatives], parts_C, row_N[b], row_N[negatives], weight_B[b], params, num_hard
             )
-        _add_gradient(out_XD, x, slope_N[b], item_RD, row_N[b], query_AD, a, dot_scale, twice)
+        if b == starts_A1[a]:
+            _set_gradient(out_XD, x, slope_N[b], item_RD, row_N[b], query_AD, a, dot_scale, twice)
+        else:
+            _add_gradient(out_XD, x, slope_N[b], item_RD, row_N[b], query_AD, a, dot_scale, twice)
         for c in range(first, first + count):
             _add_gradient(out_XD, x, slope_N[c], item_RD, row_N[c], query_AD, a, dot_scale, twice)
 
@@ -104,25 +122,37 @@ def _query_gradient(  # type: ignore[no-untyped-def]
 @inner_kernel()
 def _example_of(use, examples, count):  # type: ignore[no-untyped-def]
     """Return the example of a use; division of 32 bits takes half the time of 64."""
-    return np.int64(use) if use < examples else np.int64(np.uint32(use - examples) // np.uint32(count))
+    if use < examples:
+        return np.int64(use)
+    return np.int64(use - examples) if count == 1 else np.int64(np.uint32(use - examples) // np.uint32(count))
 
 
 @inner_kernel()
 def _item_gradient(  # type: ignore[no-untyped-def]
-    out_XD, x, item_RD, r, query_AD, order_N, begin, end, index_B, slope_N, count, dot_scale, norm_scale
+    out_XD, x, item_RD, r, query_AD, order_N, first, last, end, index_B, slope_N, count, dot_scale, norm_scale
 ):  # fmt: skip
-    """Compute the gradient of item ``r``, which has the uses ``order_N[begin:end]``, into ``out_XD[x]``."""
+    """Compute the gradient of item ``r``, which has the uses ``order_N[first:last]``, into ``out_XD[x]``.
+
+    ``end`` is the end of the uses whose queries may be prefetched.
+    """
     examples = index_B.shape[0]
     twice = np.float32(2.0) * norm_scale
-    for d in range(out_XD.shape[1]):
-        out_XD[x, d] = _ZERO
-    for n in range(begin, end):
-        if n + AHEAD < order_N.shape[0]:
-            use = order_N[n + AHEAD]
-            prefetch_row(query_AD, index_B[_example_of(use, examples, count)])
+    for n in range(first, last):
+        if n + AHEAD < end:
+            _prefetch_use(query_AD, order_N[n + AHEAD], index_B, slope_N, count)
         use = order_N[n]
         a = index_B[_example_of(use, examples, count)]
-        _add_gradient(out_XD, x, slope_N[use], query_AD, a, item_RD, r, dot_scale, twice)
+        if n == first:
+            _set_gradient(out_XD, x, slope_N[use], query_AD, a, item_RD, r, dot_scale, twice)
+        else:
+            _add_gradient(out_XD, x, slope_N[use], query_AD, a, item_RD, r, dot_scale, twice)
+
+
+@inner_kernel()
+def _prefetch_use(query_AD, use, index_B, slope_N, count):  # type: ignore[no-untyped-def]
+    """Prefetch the query and the slope of a use."""
+    prefetch_row(query_AD, index_B[_example_of(use, index_B.shape[0], count)])
+    prefetch_row(slope_N, use)
 
 
 @njit(cache=True, error_model="numpy", nogil=True, parallel=True)
@@ -149,17 +179,18 @@ def query_gradients(  # type: ignore[no-untyped-def]
     """
     gradient_AD = np.empty_like(query_AD)
     loss_B, slope_N = np.empty(weight_B.shape[0], np.float32), np.empty(index_N.shape[0], np.float32)
-    next_1 = np.zeros(1, np.int64)
+    next_1, size = np.zeros(1, np.int64), chunk_size(query_AD.shape[0], threads)
     for _ in prange(threads):
         parts_C = np.empty(count, np.float32)
-        begin = claim_chunk(next_1, _CHUNK_ROWS)
+        begin = claim_chunk(next_1, size)
         while begin < query_AD.shape[0]:
-            for a in range(begin, min(begin + _CHUNK_ROWS, query_AD.shape[0])):
+            end = min(begin + size, query_AD.shape[0])
+            for a in range(begin, end):
                 _query_gradient(
-                    gradient_AD, a, query_AD, a, item_AD, starts_A1, index_N, weight_B, log_q_N,
+                    gradient_AD, a, query_AD, a, item_AD, starts_A1, starts_A1[end], index_N, weight_B, log_q_N,
                     loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
                 )  # fmt: skip
-            begin = claim_chunk(next_1, _CHUNK_ROWS)
+            begin = claim_chunk(next_1, size)
     return gradient_AD, loss_B, slope_N
 
 
@@ -182,16 +213,17 @@ def item_gradients(  # type: ignore[no-untyped-def]
         norm_scale: factor of squared norms in a score.
     """
     gradient_AD = np.empty_like(item_AD)
-    next_1 = np.zeros(1, np.int64)
+    next_1, size = np.zeros(1, np.int64), chunk_size(item_AD.shape[0], threads)
     for _ in prange(threads):
-        begin = claim_chunk(next_1, _CHUNK_ROWS)
+        begin = claim_chunk(next_1, size)
         while begin < item_AD.shape[0]:
-            for a in range(begin, min(begin + _CHUNK_ROWS, item_AD.shape[0])):
+            end = min(begin + size, item_AD.shape[0])
+            for a in range(begin, end):
                 _item_gradient(
-                    gradient_AD, a, item_AD, a, query_AD, order_N, starts_A1[a], starts_A1[a + 1],
+                    gradient_AD, a, item_AD, a, query_AD, order_N, starts_A1[a], starts_A1[a + 1], starts_A1[end],
                     index_B, slope_N, count, dot_scale, norm_scale
                 )  # fmt: skip
-            begin = claim_chunk(next_1, _CHUNK_ROWS)
+            begin = claim_chunk(next_1, size)
     return gradient_AD
 
 
@@ -201,13 +233,18 @@ def _update_queries(  # type: ignore[no-untyped-def]
     gradient_1D, parts_C, code, params, num_hard, dot_scale, norm_scale,
     sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
 ):  # fmt: skip
-    divergent_rows = 0
+    divergent_rows, examples, count = 0, weight_B.shape[0], parts_C.shape[0]
+    for a in range(begin, min(begin + AHEAD, end)):
+        prefetch_row(query_RD, rows_A[a])
+    for b in range(starts_A1[begin], min(starts_A1[begin] + AHEAD, starts_A1[end])):
+        _prefetch_items(item_RD, uses_N, b, examples, count)
     for a in range(begin, end):
-        prefetch_row_ahead(query_RD, rows_A, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
-        for d in range(query_RD.shape[1]):
-            old_AD[a, d] = query_RD[rows_A[a], d]
+        if a + AHEAD < end:
+            prefetch_row(query_RD, rows_A[a + AHEAD])
+            prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+        copy_row(old_AD, a, query_RD, rows_A[a])
         _query_gradient(
-            gradient_1D, 0, old_AD, a, item_RD, starts_A1, uses_N, weight_B, log_q_N,
+            gradient_1D, 0, old_AD, a, item_RD, starts_A1, starts_A1[end], uses_N, weight_B, log_q_N,
             loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
         )  # fmt: skip
         divergent_rows += update_row(
@@ -230,17 +267,17 @@ def update_queries(  # type: ignore[no-untyped-def]
     """
     rows, dim = rows_A.shape[0], query_RD.shape[1]
     loss_B, slope_N = np.empty(weight_B.shape[0], np.float32), np.empty(uses_N.shape[0], np.float32)
-    next_1, divergent_rows = np.zeros(1, np.int64), 0
+    next_1, size, divergent_rows = np.zeros(1, np.int64), chunk_size(rows, threads), 0
     for _ in prange(threads):
         gradient_1D, parts_C = np.empty((1, dim), np.float32), np.empty(count, np.float32)
-        begin = claim_chunk(next_1, _CHUNK_ROWS)
+        begin = claim_chunk(next_1, size)
         while begin < rows:
             divergent_rows += _update_queries(
-                begin, min(begin + _CHUNK_ROWS, rows), query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B,
+                begin, min(begin + size, rows), query_RD, rows_A, item_RD, starts_A1, uses_N, weight_B,
                 log_q_N, old_AD, loss_B, slope_N, gradient_1D, parts_C, code, params, num_hard, dot_scale, norm_scale,
                 sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
             )  # fmt: skip
-            begin = claim_chunk(next_1, _CHUNK_ROWS)
+            begin = claim_chunk(next_1, size)
     return loss_B, slope_N, divergent_rows
 
 
@@ -251,10 +288,16 @@ def _update_items(  # type: ignore[no-untyped-def]
     sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
 ):  # fmt: skip
     divergent_rows = 0
+    for a in range(begin, min(begin + AHEAD, end)):
+        prefetch_row(item_RD, rows_A[a])
+    for n in range(starts_A1[begin], min(starts_A1[begin] + AHEAD, starts_A1[end])):
+        _prefetch_use(old_AD, order_N[n], index_B, slope_N, count)
     for a in range(begin, end):
-        prefetch_row_ahead(item_RD, rows_A, a, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+        if a + AHEAD < end:
+            prefetch_row(item_RD, rows_A[a + AHEAD])
+            prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
         _item_gradient(
-            gradient_1D, 0, item_RD, rows_A[a], old_AD, order_N, starts_A1[a], starts_A1[a + 1],
+            gradient_1D, 0, item_RD, rows_A[a], old_AD, order_N, starts_A1[a], starts_A1[a + 1], starts_A1[end],
             index_B, slope_N, count, dot_scale, norm_scale
         )  # fmt: skip
         divergent_rows += update_row(
@@ -273,15 +316,15 @@ def update_items(  # type: ignore[no-untyped-def]
     ``old_AD`` and ``slope_N`` are from ``update_queries``; other arguments are as in ``item_gradients``, then as in
     ``update_row``.
     """
-    next_1, divergent_rows = np.zeros(1, np.int64), 0
+    next_1, size, divergent_rows = np.zeros(1, np.int64), chunk_size(rows_A.shape[0], threads), 0
     for _ in prange(threads):
         gradient_1D = np.empty((1, item_RD.shape[1]), np.float32)
-        begin = claim_chunk(next_1, _CHUNK_ROWS)
+        begin = claim_chunk(next_1, size)
         while begin < rows_A.shape[0]:
             divergent_rows += _update_items(
-                begin, min(begin + _CHUNK_ROWS, rows_A.shape[0]), item_RD, rows_A, old_AD, index_B, order_N, starts_A1,
+                begin, min(begin + size, rows_A.shape[0]), item_RD, rows_A, old_AD, index_B, order_N, starts_A1,
                 slope_N, gradient_1D, count, dot_scale, norm_scale,
                 sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
             )  # fmt: skip
-            begin = claim_chunk(next_1, _CHUNK_ROWS)
+            begin = claim_chunk(next_1, size)
     return divergent_rows

@@ -17,7 +17,7 @@ import numpy as np
 from kvstore.arrays import FloatArray
 from kvstore.jit import get_num_threads
 from kvstore.local import LocalStore
-from kvstore.memory import advise_huge_pages
+from kvstore.memory import empty_rows
 from kvstore.optimizers import check_convergence
 from trainer.model.batches import Batch
 from trainer.model.losses import LossSpec
@@ -93,8 +93,7 @@ class PerExampleGradients:
     def _old_rows(self, rows: int, dim: int) -> FloatArray:
         """Return memory for rows of queries; it is reused, since fresh pages take longer than copies."""
         if len(self._old_AD) < rows:
-            self._old_AD = np.empty((rows + rows // 8, dim), np.float32)
-            advise_huge_pages(self._old_AD)
+            self._old_AD = empty_rows(rows + rows // 8, dim)
         return self._old_AD[:rows]
 
 
