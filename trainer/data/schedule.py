@@ -163,10 +163,9 @@ class BatchSchedule:
         count_P = after_P - before_P
         first_P = np.cumsum(count_P) - count_P
         parts = [streams[partition].take(int(count_P[partition])) for partition in streams]
-        positions = [np.arange(first_P[partition], first_P[partition] + count_P[partition]) for partition in streams]
         return BatchSlice(
             concatenate([part for partition_parts in parts for part in partition_parts]),
-            np.concatenate([np.empty(0, np.int64), *positions]),
+            _ranges(first_P[list(streams)], count_P[list(streams)]),
             int(count_P.sum()),
             tuple(int(count_P[partition]) for partition in streams),
             len(count_P),
@@ -196,6 +195,17 @@ class BatchSchedule:
     def interrupt(self) -> None:
         """Stop reading: threads that wait for a slice get an error soon."""
         self._reader.interrupt()
+
+
+@njit(cache=True, nogil=True)
+def _ranges(first_P, count_P):  # type: ignore[no-untyped-def]
+    """Return the numbers from ``first_P`` on, ``count_P`` of them for each partition."""
+    numbers_B, b = np.empty(count_P.sum(), np.int64), 0
+    for p in range(first_P.shape[0]):
+        for number in range(first_P[p], first_P[p] + count_P[p]):
+            numbers_B[b] = number
+            b += 1
+    return numbers_B
 
 
 def _rows(assignment: list[list[RowGroup]]) -> IntArray:

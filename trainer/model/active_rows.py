@@ -4,7 +4,7 @@
     active.rows_A                               # [3, 7]: what is pulled and pushed
     active.rows_A[active.index_N]               # [7, 3, 7]: the uses again
 
-Shapes: N uses, A active rows.
+Shapes: N uses, A active rows, K digits of a row, V values of a digit.
 """
 
 from __future__ import annotations
@@ -41,59 +41,85 @@ class ActiveRows:
 
     @staticmethod
     def of(uses_N: IntArray) -> ActiveRows:
-        """Group ``uses_N``, int64 rows in any order, none below 0, fewer than 2^31 of them."""
+        """Group ``uses_N``, int64 rows in any order, none below 0.
+
+        There are fewer than 2^31 of them, and their number times the largest row is below 2^62.
+        """
         assert len(uses_N) < _MAX_USES
-        return ActiveRows(uses_N, *_group(uses_N, _stable_order(uses_N)))
+        rows_A, starts_A1, order_N, index_N, _ = _group(uses_N)
+        return ActiveRows(uses_N, rows_A, index_N, order_N, starts_A1)
+
+    @staticmethod
+    def sorted(uses_N: IntArray) -> tuple[ActiveRows, IntArray]:
+        """Sort ``uses_N``, and return its groups and the sorted order, int32 (N,): use n was use ``order_N[n]``."""
+        assert len(uses_N) < _MAX_USES
+        rows_A, starts_A1, order_N, _, index_N = _group(uses_N)
+        in_order_N: IntArray = np.arange(len(uses_N)).astype(order_N.dtype)
+        return ActiveRows(uses_N[order_N], rows_A, index_N, in_order_N, starts_A1), order_N
 
 
 @njit(cache=True, nogil=True)
-def _stable_order(uses_N):  # type: ignore[no-untyped-def]
-    """Return the permutation that sorts ``uses_N``, stable: a radix sort, from the lowest digit of the rows up."""
+def _bits(value):  # type: ignore[no-untyped-def]
+    """Return the bits of a number, at least 1."""
+    bits = 1
+    while value >> bits:
+        bits += 1
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def _sort(uses_N, number_bits):  # type: ignore[no-untyped-def]
+    """Return the sorted uses, each as its row followed by its number, of ``number_bits``.
+
+    A radix sort, from the lowest digit of the rows up, so a row's uses keep their order. Numbers travel with their row,
+    since looking up the row of a number in each pass takes longer.
+    """
     count = uses_N.shape[0]
     largest = np.int64(0)
     for n in range(count):
         largest = max(largest, uses_N[n])
-    bits = 1
-    while largest >> bits:
-        bits += 1
-    digits = (bits + _MAX_DIGIT_BITS - 1) // _MAX_DIGIT_BITS
-    digit_bits = (bits + digits - 1) // digits
+    row_bits = _bits(largest)
+    digits = (row_bits + _MAX_DIGIT_BITS - 1) // _MAX_DIGIT_BITS
+    digit_bits = (row_bits + digits - 1) // digits
     mask = (np.int64(1) << digit_bits) - 1
-    order_N, sorted_N = np.empty(count, np.int32), np.empty(count, np.int32)
+    source_N, target_N = np.empty(count, np.int64), np.empty(count, np.int64)
+    next_KV = np.zeros((digits, mask + 1), np.int32)
     for n in range(count):
-        order_N[n] = n
-    next_K = np.empty(mask + 1, np.int32)
+        row = uses_N[n]
+        source_N[n] = row << number_bits | n
+        for digit in range(digits):
+            next_KV[digit, row & mask] += 1
+            row >>= digit_bits
     for digit in range(digits):
-        shift = digit * digit_bits
-        next_K[:] = 0
-        for n in range(count):
-            next_K[(uses_N[n] >> shift) & mask] += 1
         first = np.int32(0)
-        for k in range(mask + 1):
-            next_K[k], first = first, first + next_K[k]
+        for value in range(mask + 1):
+            next_KV[digit, value], first = first, first + next_KV[digit, value]
+        shift = number_bits + digit * digit_bits
         for n in range(count):
-            use = order_N[n]
-            k = (uses_N[use] >> shift) & mask
-            sorted_N[next_K[k]] = use
-            next_K[k] += 1
-        order_N, sorted_N = sorted_N, order_N
-    return order_N
+            value = (source_N[n] >> shift) & mask
+            target_N[next_KV[digit, value]] = source_N[n]
+            next_KV[digit, value] += 1
+        source_N, target_N = target_N, source_N
+    return source_N
 
 
 @njit(cache=True, nogil=True)
-def _group(uses_N, order_N):  # type: ignore[no-untyped-def]
+def _group(uses_N):  # type: ignore[no-untyped-def]
+    """Return rows_A, starts_A1, order_N, and the active row of each use, then of each use in order."""
     count = uses_N.shape[0]
-    rows_A = np.empty(count, np.int64)
-    starts_A = np.empty(count + 1, np.int32)
-    index_N = np.empty(count, np.int32)
+    number_bits = _bits(count)
+    sorted_N = _sort(uses_N, number_bits)
+    numbers = (np.int64(1) << number_bits) - 1
+    rows_A, starts_A = np.empty(count, np.int64), np.empty(count + 1, np.int32)
+    order_N, index_N, sorted_index_N = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32)
     active, last = 0, np.int64(-1)
     for n in range(count):
-        use = order_N[n]
-        row = uses_N[use]
+        row, use = sorted_N[n] >> number_bits, sorted_N[n] & numbers
         if row != last:
             rows_A[active] = last = row
             starts_A[active] = n
             active += 1
-        index_N[use] = active - 1
+        order_N[n] = use
+        index_N[use] = sorted_index_N[n] = active - 1
     starts_A[active] = count
-    return rows_A[:active].copy(), index_N, order_N, starts_A[: active + 1].copy()
+    return rows_A[:active].copy(), starts_A[: active + 1].copy(), order_N, index_N, sorted_index_N

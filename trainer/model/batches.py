@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
+from kvstore.jit import njit
 from trainer.data.schedule import BatchSchedule, BatchSlice
 from trainer.data.stopwatch import Stopwatch
 from trainer.model.active_rows import ActiveRows
@@ -112,25 +112,32 @@ def make_batch(
 
 
 def _ordered_batch(batch_slice: BatchSlice, uses_N: IntArray, epoch: int, step: int, log_q_N: FloatArray) -> Batch:
-    interactions = batch_slice.interactions
-    query = ActiveRows.of(interactions.query_N)
-    order_B = query.order_N
-
-    def ordered(values_N: IntArray | FloatArray) -> Any:
-        examples = len(order_B)
-        negatives_BC = values_N[examples:].reshape(examples, -1) if examples else values_N
-        return np.concatenate([values_N[:examples][order_B], negatives_BC[order_B].ravel()])
-
+    query, order_B = ActiveRows.sorted(batch_slice.interactions.query_N)
     return Batch(
         epoch=epoch,
         step=step,
-        query=ActiveRows.of(interactions.query_N[order_B]),
-        item=ActiveRows.of(ordered(uses_N)),
-        weight_B=interactions.weight_N[order_B],
+        query=query,
+        item=ActiveRows.of(_reordered(uses_N, order_B)),
+        weight_B=_reordered(batch_slice.interactions.weight_N, order_B),
         global_size=batch_slice.global_size,
-        log_q_N=ordered(log_q_N) if len(log_q_N) else log_q_N,
+        log_q_N=_reordered(log_q_N, order_B),
         is_ordered=True,
     )
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _reordered(values_N, order_B):  # type: ignore[no-untyped-def]
+    """Return the values of examples, then those of the negatives of each, with the examples in order ``order_B``."""
+    examples, ordered_N = order_B.shape[0], np.empty_like(values_N)
+    if examples == 0 or values_N.shape[0] == 0:
+        return ordered_N
+    negatives = values_N.shape[0] // examples - 1
+    for b in range(examples):
+        ordered_N[b] = values_N[order_B[b]]
+        first, from_first = examples + b * negatives, examples + order_B[b] * negatives
+        for c in range(negatives):
+            ordered_N[first + c] = values_N[from_first + c]
+    return ordered_N
 
 
 def batches(
