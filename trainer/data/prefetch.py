@@ -12,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
+from trainer.data.background import yield_to_computation
+
 Value = TypeVar("Value")
 
 
 class Prefetcher(Generic[Value]):
-    """Iterates over ``source`` in a background thread, up to ``depth`` + 1 values ahead of the foreground.
+    """Iterates over ``source`` in a background thread of low priority, up to ``depth`` + 1 values ahead.
 
     An error of ``source`` is raised in the foreground, in place of the value that failed. Leaving the context stops the
     thread.
@@ -62,6 +64,7 @@ class Prefetcher(Generic[Value]):
             yield value  # type: ignore[misc]
 
     def _drain(self, source: Iterable[Value]) -> None:
+        yield_to_computation()
         try:
             for value in source:
                 self._queue.put(("value", value))

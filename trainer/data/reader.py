@@ -24,6 +24,7 @@ import pyarrow as pa
 from kvstore.arrays import BoolArray, FloatArray, IntArray
 from kvstore.errors import InputError, StorageUnavailableError
 from kvstore.io.folder import Folder
+from trainer.data.background import yield_to_computation
 from trainer.data.manifest import TIMESTAMP, WEIGHT, DataFile, DatasetManifest, Split
 from trainer.data.parquet import ParquetFiles, column_of
 from trainer.data.time_range import TimeRange
@@ -106,7 +107,7 @@ class InteractionReader:
         self._manifest = manifest
         self._max_ahead = threads
         self._interrupted = threading.Event()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader", initializer=yield_to_computation)
 
     def read(self, group: RowGroup) -> Interactions:
         """Read the interactions of one row group.
