@@ -89,7 +89,10 @@ def read_steps(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def summarize(report: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compute the result from the report and the step events of a run."""
+    """Compute the result from the report and the step events of a run.
+
+    Its ``seconds`` are those after the warm-up; 0 where the run was too short, and the rate is that of all its steps.
+    """
     warm = [event for event in steps if event["time"] >= steps[0]["time"] + WARM_SECONDS] if steps else []
     if len(warm) >= 2:
         first, last = warm[0], warm[-1]
@@ -106,7 +109,7 @@ def summarize(report: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, 
         "triples_per_second": rate,
         "rows_per_second": rate * report["rows_pulled"] / report["examples"],
         "step_ms": 1e3 * seconds / taken,
-        "seconds": seconds,
+        "seconds": seconds if len(warm) >= 2 else 0.0,
         "phases_ms": {name: 1e3 * value / taken for name, value in phases.items()},
         "report_triples_per_second": report["examples_per_second"],
     }
