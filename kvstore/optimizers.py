@@ -22,6 +22,7 @@ import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.cache_prefetch import AHEAD, prefetch_row
+from kvstore.elements import get, put
 from kvstore.errors import DivergedError
 from kvstore.jit import inner_kernel, njit, prange
 from kvstore.memory import advise_huge_pages
@@ -103,8 +104,9 @@ def update_row(  # type: ignore[no-untyped-def]
             if rule.decay
             else dot(gradient_AD, a, gradient_AD, a)  # the same, without reading the weights
         )
-        sums_N[row] += square / np.float32(gradient_AD.shape[1])
-        step_size = rule.lr / (math.sqrt(sums_N[row]) + rule.epsilon)
+        total = get(sums_N, row) + square / np.float32(gradient_AD.shape[1])
+        put(sums_N, row, total)
+        step_size = rule.lr / (math.sqrt(total) + rule.epsilon)
         divergent = 0 if descend(weights_ND, row, step_size, gradient_AD, a, rule.decay, _MAX_SQUARE) else 1
     elif sums_ND is not None:
         divergent = _adagrad(weights_ND, row, gradient_AD, a, sums_ND, rule)

@@ -27,8 +27,8 @@ from kvstore import vector_ir as vectors
 from kvstore.jit import intrinsic
 from kvstore.vector_ir import INT64, LANES
 
-_UNROLLED = 4
-"""Vectors in one iteration of a loop over columns."""
+_USUAL_COLUMNS = 64
+"""Rows of this length take instructions without a loop, which is a tenth faster."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,17 @@ class _Columns:
 
 def _for_columns(builder: Any, length: Any, body: Callable[[_Columns], None]) -> None:
     """Generate a loop over the columns of a row, ``LANES`` at a time, then what is left."""
-    whole, blocks = builder.and_(length, INT64(-LANES)), builder.and_(length, INT64(-_UNROLLED * LANES))
-    with cgutils.for_range_slice(builder, INT64(0), blocks, INT64(_UNROLLED * LANES), INT64) as (first, _):
-        for at in range(_UNROLLED):
-            body(_Columns(builder, builder.add(first, INT64(at * LANES))))
-    with cgutils.for_range_slice(builder, blocks, whole, INT64(LANES), INT64) as (first, _):
-        body(_Columns(builder, first))
-    with builder.if_then(builder.icmp_signed("<", whole, length)):
-        body(_Columns(builder, whole, vectors.first_lanes(builder, builder.sub(length, whole))))
+    usual = builder.icmp_signed("==", length, INT64(_USUAL_COLUMNS))
+    with builder.if_else(usual, likely=True) as (then, otherwise):
+        with then:
+            for first in range(0, _USUAL_COLUMNS, LANES):
+                body(_Columns(builder, INT64(first)))
+        with otherwise:
+            whole = builder.and_(length, INT64(-LANES))
+            with cgutils.for_range_slice(builder, INT64(0), whole, INT64(LANES), INT64) as (at, _):
+                body(_Columns(builder, at))
+            with builder.if_then(builder.icmp_signed("<", whole, length)):
+                body(_Columns(builder, whole, vectors.first_lanes(builder, builder.sub(length, whole))))
 
 
 class _Sum:

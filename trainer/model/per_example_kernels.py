@@ -26,6 +26,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvstore.cache_prefetch import AHEAD, prefetch_row
+from kvstore.elements import get, put
 from kvstore.jit import allocating_kernel, inner_kernel, njit, prange
 from kvstore.optimizers import prefetch_state, update_row
 from kvstore.row_kernels import add_scaled, copy_row, dot, set_scaled
@@ -75,9 +76,9 @@ def _score(query_AD, a, query_square, item_RD, r, dot_scale, norm_scale):  # typ
 @inner_kernel()
 def _prefetch_items(item_RD, row_N, b, examples, count):  # type: ignore[no-untyped-def]
     """Prefetch the items of example ``b``."""
-    prefetch_row(item_RD, row_N[b])
+    prefetch_row(item_RD, get(row_N, b))
     for c in range(examples + b * count, examples + (b + 1) * count):
-        prefetch_row(item_RD, row_N[c])
+        prefetch_row(item_RD, get(row_N, c))
 
 
 @inner_kernel()
@@ -92,31 +93,43 @@ def _query_gradient(  # type: ignore[no-untyped-def]
     examples, count = weight_B.shape[0], parts_C.shape[0]
     twice = np.float32(2.0) * norm_scale
     query_square = dot(query_AD, a, query_AD, a) if norm_scale else _ZERO
-    for b in range(starts_A1[a], starts_A1[a + 1]):
+    for b in range(get(starts_A1, a), get(starts_A1, a + 1)):
         if b + AHEAD < end:
             _prefetch_items(item_RD, row_N, b + AHEAD, examples, count)
         first = examples + b * count
-        score = _score(query_AD, a, query_square, item_RD, row_N[b], dot_scale, norm_scale)
+        score = _score(query_AD, a, query_square, item_RD, get(row_N, b), dot_scale, norm_scale)
         for c in range(first, first + count):
-            slope_N[c] = _score(query_AD, a, query_square, item_RD, row_N[c], dot_scale, norm_scale)
+            put(slope_N, c, _score(query_AD, a, query_square, item_RD, get(row_N, c), dot_scale, norm_scale))
         if log_q_N.shape[0]:
             for c in range(first, first + count):
-                slope_N[c] -= log_q_N[c]
-        if code == BPR and count == 1 and weight_B[b] >= _ZERO:
-            loss, pull = log_sigmoid_loss(score - slope_N[first])
-            weight = weight_B[b] if row_N[first] != row_N[b] else _ZERO
-            loss_B[b], slope_N[b], slope_N[first] = weight * loss, -weight * pull, weight * pull
+                put(slope_N, c, get(slope_N, c) - get(log_q_N, c))
+        if code == BPR and count == 1 and get(weight_B, b) >= _ZERO:
+            loss, pull = log_sigmoid_loss(score - get(slope_N, first))
+            weight = get(weight_B, b) if get(row_N, first) != get(row_N, b) else _ZERO
+            put(loss_B, b, weight * loss)
+            put(slope_N, b, -weight * pull)
+            put(slope_N, first, weight * pull)
         else:
             negatives = slice(first, first + count)
-            loss_B[b], slope_N[b] = _loss(
-                code, score, slope_N[negatives], parts_C, row_N[b], row_N[negatives], weight_B[b], params, num_hard
+            loss, slope = _loss(
+                code,
+                score,
+                slope_N[negatives],
+                parts_C,
+                get(row_N, b),
+                row_N[negatives],
+                get(weight_B, b),
+                params,
+                num_hard,
             )
-        if b == starts_A1[a]:
-            _set_gradient(out_XD, x, slope_N[b], item_RD, row_N[b], query_AD, a, dot_scale, twice)
+            put(loss_B, b, loss)
+            put(slope_N, b, slope)
+        if b == get(starts_A1, a):
+            _set_gradient(out_XD, x, get(slope_N, b), item_RD, get(row_N, b), query_AD, a, dot_scale, twice)
         else:
-            _add_gradient(out_XD, x, slope_N[b], item_RD, row_N[b], query_AD, a, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, b), item_RD, get(row_N, b), query_AD, a, dot_scale, twice)
         for c in range(first, first + count):
-            _add_gradient(out_XD, x, slope_N[c], item_RD, row_N[c], query_AD, a, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, c), item_RD, get(row_N, c), query_AD, a, dot_scale, twice)
 
 
 @inner_kernel()
@@ -139,13 +152,13 @@ def _item_gradient(  # type: ignore[no-untyped-def]
     twice = np.float32(2.0) * norm_scale
     for n in range(first, last):
         if n + AHEAD < end:
-            _prefetch_use(query_AD, order_N[n + AHEAD], index_B, slope_N, count)
-        use = order_N[n]
-        a = index_B[_example_of(use, examples, count)]
+            _prefetch_use(query_AD, get(order_N, n + AHEAD), index_B, slope_N, count)
+        use = get(order_N, n)
+        a = get(index_B, _example_of(use, examples, count))
         if n == first:
-            _set_gradient(out_XD, x, slope_N[use], query_AD, a, item_RD, r, dot_scale, twice)
+            _set_gradient(out_XD, x, get(slope_N, use), query_AD, a, item_RD, r, dot_scale, twice)
         else:
-            _add_gradient(out_XD, x, slope_N[use], query_AD, a, item_RD, r, dot_scale, twice)
+            _add_gradient(out_XD, x, get(slope_N, use), query_AD, a, item_RD, r, dot_scale, twice)
 
 
 @inner_kernel()
@@ -187,7 +200,7 @@ def query_gradients(  # type: ignore[no-untyped-def]
             end = min(begin + size, query_AD.shape[0])
             for a in range(begin, end):
                 _query_gradient(
-                    gradient_AD, a, query_AD, a, item_AD, starts_A1, starts_A1[end], index_N, weight_B, log_q_N,
+                    gradient_AD, a, query_AD, a, item_AD, starts_A1, get(starts_A1, end), index_N, weight_B, log_q_N,
                     loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
                 )  # fmt: skip
             begin = claim_chunk(next_1, size)
@@ -220,8 +233,8 @@ def item_gradients(  # type: ignore[no-untyped-def]
             end = min(begin + size, item_AD.shape[0])
             for a in range(begin, end):
                 _item_gradient(
-                    gradient_AD, a, item_AD, a, query_AD, order_N, starts_A1[a], starts_A1[a + 1], starts_A1[end],
-                    index_B, slope_N, count, dot_scale, norm_scale
+                    gradient_AD, a, item_AD, a, query_AD, order_N, get(starts_A1, a), get(starts_A1, a + 1),
+                    get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
                 )  # fmt: skip
             begin = claim_chunk(next_1, size)
     return gradient_AD
@@ -235,20 +248,20 @@ def _update_queries(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     divergent_rows, examples, count = 0, weight_B.shape[0], parts_C.shape[0]
     for a in range(begin, min(begin + AHEAD, end)):
-        prefetch_row(query_RD, rows_A[a])
-    for b in range(starts_A1[begin], min(starts_A1[begin] + AHEAD, starts_A1[end])):
+        prefetch_row(query_RD, get(rows_A, a))
+    for b in range(get(starts_A1, begin), min(get(starts_A1, begin) + AHEAD, get(starts_A1, end))):
         _prefetch_items(item_RD, uses_N, b, examples, count)
     for a in range(begin, end):
         if a + AHEAD < end:
-            prefetch_row(query_RD, rows_A[a + AHEAD])
-            prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
-        copy_row(old_AD, a, query_RD, rows_A[a])
+            prefetch_row(query_RD, get(rows_A, a + AHEAD))
+            prefetch_state(get(rows_A, a + AHEAD), sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+        copy_row(old_AD, a, query_RD, get(rows_A, a))
         _query_gradient(
-            gradient_1D, 0, old_AD, a, item_RD, starts_A1, starts_A1[end], uses_N, weight_B, log_q_N,
+            gradient_1D, 0, old_AD, a, item_RD, starts_A1, get(starts_A1, end), uses_N, weight_B, log_q_N,
             loss_B, slope_N, parts_C, code, params, num_hard, dot_scale, norm_scale
         )  # fmt: skip
         divergent_rows += update_row(
-            query_RD, rows_A[a], gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+            query_RD, get(rows_A, a), gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
         )
     return divergent_rows
 
@@ -289,19 +302,19 @@ def _update_items(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     divergent_rows = 0
     for a in range(begin, min(begin + AHEAD, end)):
-        prefetch_row(item_RD, rows_A[a])
-    for n in range(starts_A1[begin], min(starts_A1[begin] + AHEAD, starts_A1[end])):
-        _prefetch_use(old_AD, order_N[n], index_B, slope_N, count)
+        prefetch_row(item_RD, get(rows_A, a))
+    for n in range(get(starts_A1, begin), min(get(starts_A1, begin) + AHEAD, get(starts_A1, end))):
+        _prefetch_use(old_AD, get(order_N, n), index_B, slope_N, count)
     for a in range(begin, end):
         if a + AHEAD < end:
-            prefetch_row(item_RD, rows_A[a + AHEAD])
-            prefetch_state(rows_A[a + AHEAD], sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
+            prefetch_row(item_RD, get(rows_A, a + AHEAD))
+            prefetch_state(get(rows_A, a + AHEAD), sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND)
         _item_gradient(
-            gradient_1D, 0, item_RD, rows_A[a], old_AD, order_N, starts_A1[a], starts_A1[a + 1], starts_A1[end],
-            index_B, slope_N, count, dot_scale, norm_scale
+            gradient_1D, 0, item_RD, get(rows_A, a), old_AD, order_N, get(starts_A1, a), get(starts_A1, a + 1),
+            get(starts_A1, end), index_B, slope_N, count, dot_scale, norm_scale
         )  # fmt: skip
         divergent_rows += update_row(
-            item_RD, rows_A[a], gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
+            item_RD, get(rows_A, a), gradient_1D, 0, sums_ND, sums_N, exp_avg_ND, exp_avg_sq_ND, step_N, max_norm, rule
         )
     return divergent_rows
 
