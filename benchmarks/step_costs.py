@@ -1,6 +1,6 @@
 """Measure the constants of deploy/capacity/step_time.py, and how well they predict steps that they were not fitted to.
 
-    .venv/bin/python benchmarks/step_costs.py [--repeats 3]
+    .venv/bin/python benchmarks/step_costs.py [--repeats 3] [--in-process]
 
 It trains with 2 servers and 1 to 8 workers, and in process, with several batches, columns, and negatives; takes the CPU
 time of each role from the run's own samples (processes.jsonl); and fits the costs of a step by non-negative least
@@ -161,10 +161,10 @@ def predict(size: Size, measured: Measured, servers: int) -> float:
     return step_seconds([step] * workers, size.dim, [roles] if servers else [], cores=cores, keys=keys)
 
 
-def measure_all(sizes: list[Size], repeats: int) -> dict[tuple[Size, int], Measured]:
+def measure_all(sizes: list[Size], repeats: int, server_counts: tuple[int, ...]) -> dict[tuple[Size, int], Measured]:
     """Return the medians of each size on servers, and in process those that differ in more than keys and workers."""
     measured = {}
-    for servers in (SERVERS, 0):
+    for servers in server_counts:
         for size in sizes:
             if not servers and (size.workers != Size.workers or size.key_bytes != DEFAULT_KEY_BYTES):
                 continue
@@ -182,6 +182,8 @@ def fit_costs(measured: dict[tuple[Size, int], Measured], cores: int) -> None:
         ("SERVER", SERVERS, "server"),
         ("IN_PROCESS", 0, "seconds"),
     ):
+        if all(at != servers for _, at in measured):
+            continue
         here = [(size, result) for (size, at), result in measured.items() if at == servers and size in FITTED]
         factors_MF = np.array([factors_of(size, result, of) for size, result in here])
         seconds_M = np.array([getattr(result, of) * (1 if servers else cores) for _, result in here])
@@ -195,8 +197,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="take medians of N (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="compare with the constants as they are; fit nothing")
+    parser.add_argument("--in-process", action="store_true", help="leave the costs on servers as they are")
     arguments = parser.parse_args()
-    measured = measure_all([*([] if arguments.check else FITTED), *CHECKED], arguments.repeats)
+    server_counts = (0,) if arguments.in_process else (SERVERS, 0)
+    measured = measure_all([*([] if arguments.check else FITTED), *CHECKED], arguments.repeats, server_counts)
     if not arguments.check:
         fit_costs(measured, len(os.sched_getaffinity(0)))
     for (size, servers), result in measured.items():

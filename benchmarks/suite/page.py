@@ -115,6 +115,12 @@ def _target_section(scale: Scale, results: Results) -> Iterator[str]:
         bound = f"{'≥' if target.at_least else '≤'} {target.format(target.bound)}"
         rows.append([target.text, bound, "" if value is None else target.format(value), target.verdict(value)])
     yield table(["ratio", "target", "measured", ""], rows) + "\n"
+    if any(row[-1] == "missed" for row in rows):
+        yield prose(
+            """By how much a target is missed is in the table. What was tried, what it brought, and which limit stands
+            in the way: [in process](performance-notes.md#in-process-negatives-per-example), [on
+            servers](performance-notes.md#servers-and-workers)."""
+        )
 
 
 def _dense_section(scale: Scale, results: Results) -> Iterator[str]:
