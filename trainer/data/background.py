@@ -3,8 +3,9 @@
     threading.Thread(target=...)                # calls yield_to_computation() first
 
 A kernel waits for the slowest of its threads. Where threads that read, shuffle, and sample compete with them for the
-cores, each kernel is as slow as if it had one thread less. At the lowest priority they run while the kernel's threads
-are idle, between kernels, or when the computation waits for them.
+cores, each kernel is as slow as if it had one thread less. At a lower priority they run while the kernel's threads are
+idle, between kernels, or when the computation waits for them. Not at the lowest: where other processes keep all cores
+busy, a batch would take ten times as long (docs/performance-notes.md).
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import os
 import sys
 import threading
 
-_LOWEST_PRIORITY = 19
-"""In units of ``nice``."""
+_NICENESS = 8
+"""A thread gets about a sixth of the time of one at 0 that competes with it for a core."""
 
 
 def yield_to_computation() -> None:
-    """Give the calling thread the lowest priority. On Linux only: elsewhere priorities are those of processes."""
+    """Lower the priority of the calling thread. On Linux only: elsewhere priorities are those of processes."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
