@@ -5,7 +5,7 @@
 A kernel waits for the slowest of its threads. Where threads that read, shuffle, and sample compete with them for the
 cores, each kernel is as slow as if it had one thread less. At a lower priority they run while the kernel's threads are
 idle, between kernels, or when the computation waits for them. Not at the lowest: where other processes keep all cores
-busy, a batch would take ten times as long (docs/performance-notes.md).
+busy, a step would take seven times as long (docs/performance-notes.md).
 """
 
 from __future__ import annotations
