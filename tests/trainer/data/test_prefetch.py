@@ -1,5 +1,7 @@
 """Prefetching: order, errors in place, and a thread that stops."""
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -104,3 +106,12 @@ def test_source_is_at_most_depth_plus_one_values_ahead(depth: int) -> None:
             source.wait_until_drawn(taken + depth + 1)
             assert source.drawn <= taken + depth + 1
             next(values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities are those of processes")
+def test_source_is_read_at_a_lower_priority_than_that_of_the_foreground() -> None:
+    def priorities() -> Iterator[int]:
+        yield os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with Prefetcher(priorities()) as ahead:
+        assert next(iter(ahead)) > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
