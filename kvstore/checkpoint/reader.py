@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.arrays import FloatArray
+from kvstore.arrays import FloatArray, IntArray
 from kvstore.checkpoint.files import MANIFEST_NAME, SHARD_NAME, STEP_NAME, WEIGHTS
 from kvstore.checkpoint.format import (
     CheckpointManifest,
@@ -35,7 +35,15 @@ from kvstore.checkpoint.format import (
     shard_rows,
     translate_read_errors,
 )
-from kvstore.checkpoint.shard_files import CHUNK_BYTES, ArraySpec, ShardFile, ShardOverlap, ShardReader, arrays_of
+from kvstore.checkpoint.shard_files import (
+    CHUNK_BYTES,
+    ArraySpec,
+    ShardFile,
+    ShardOverlap,
+    ShardReader,
+    arrays_of,
+    read_entries,
+)
 from kvstore.errors import CheckpointError
 from kvstore.io.folder import Folder
 from kvstore.optimizer_spec import OptimizerSpec
@@ -198,7 +206,7 @@ class Checkpoint:
             CheckpointError: a file is corrupt or unreadable.
         """
         assert 0 <= start <= stop <= self.rows(table)
-        array = next(array for array in self._arrays if (array.table, array.name) == (table, WEIGHTS))
+        array = self._weights_of(table)
         rows_ND = np.empty((stop - start, *array.shape), array.dtype)
         for file in self._files[array]:
             first, end = (shard_rows(row, file.number, file.num_shards) for row in (start, stop))
@@ -209,6 +217,26 @@ class Checkpoint:
                     place = slice(first * file.num_shards + file.number - start, None, file.num_shards)
                     rows_ND[place] = reader.read(first, end - first)
         return rows_ND
+
+    def read_rows(self, table: str, rows_N: IntArray) -> FloatArray:
+        """Read ``rows_N``, int64, of ``table``: float32 (N, dim).
+
+        Only the rows are read, with what lies between close ones, so the CRC-32 of the files is not verified.
+
+        Raises:
+            CheckpointError: a file is truncated or unreadable.
+        """
+        array = self._weights_of(table)
+        rows_ND = np.empty((len(rows_N), *array.shape), array.dtype)
+        for file in self._files[array]:
+            in_file_N = rows_N % file.num_shards == file.number
+            if in_file_N.any():
+                with translate_read_errors(self._folder, file.path):
+                    rows_ND[in_file_N] = read_entries(self._folder, file, rows_N[in_file_N] // file.num_shards)
+        return rows_ND
+
+    def _weights_of(self, table: str) -> ArraySpec:
+        return next(array for array in self._arrays if (array.table, array.name) == (table, WEIGHTS))
 
     def close(self) -> None:
         """Close the files that ``weights`` opened."""

@@ -17,6 +17,7 @@ from saved_shards import (
     split_table,
 )
 
+from kvstore.checkpoint import shard_files
 from kvstore.checkpoint.reader import open_checkpoint
 from kvstore.local import LocalStore
 from kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
@@ -137,6 +138,26 @@ def test_weights_in_any_order_equal_the_table(saved: Saved) -> None:
                     checkpoint.weights(table.name, start, table.rows), expected[start:], err_msg=table.name
                 )
                 assert checkpoint.weights(table.name, start, start).shape == (0, 3)
+
+
+def test_single_rows_in_any_order_equal_the_table(saved: Saved) -> None:
+    with closing(open_checkpoint(saved.uri)) as checkpoint:
+        for table in saved.tables:
+            expected = saved.arrays[table.name]["weights"]
+            for rows in ([0], [table.rows - 1, 0], np.random.default_rng(1).permutation(table.rows), []):
+                rows_N = np.array(rows, np.int64)
+                np.testing.assert_array_equal(checkpoint.read_rows(table.name, rows_N), expected[rows_N])
+
+
+def test_distant_rows_are_read_by_themselves(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_files, "_MAX_GAP_BYTES", 12)
+    monkeypatch.setattr(shard_files, "CHUNK_BYTES", 60)
+    with closing(open_checkpoint(saved.uri)) as checkpoint:
+        for table in saved.tables:
+            expected = saved.arrays[table.name]["weights"]
+            for step in (1, 2, 13):
+                rows_N = np.arange(0, table.rows, step)
+                np.testing.assert_array_equal(checkpoint.read_rows(table.name, rows_N), expected[rows_N])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,163 @@
+"""Find a checkpoint by the path or URI of a run, of a folder of checkpoints, or of the checkpoint, and its dataset.
+
+source = locate_checkpoint("runs/lastfm")
+use_newest(source, print, lambda checkpoint: checkpoint.manifest.step)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvstore.checkpoint.files import MANIFEST_NAME
+from kvstore.checkpoint.lifecycle import latest_checkpoint
+from kvstore.checkpoint.reader import Checkpoint, open_checkpoint
+from kvstore.errors import CheckpointError, InputError, StorageUnavailableError
+from kvstore.io.folder import Folder
+from trainer.config.loading import check_job
+from trainer.config.schema import JobConfig
+from trainer.data.manifest import FILE_NAME as DATA_MANIFEST
+from trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
+from trainer.runs.folder import JOB_FILE, RunFolder
+
+_EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint such as checkpoints/step-000000123"
+
+Log = Callable[[str], None]
+"""Writes one line to the log."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint, or a folder of which the newest is used.
+
+    Attributes:
+        uri: of the checkpoint or folder.
+        is_folder: whether it is a folder.
+        embeddings: the folder for embeddings of the run, if its job writes none itself.
+    """
+
+    uri: str
+    is_folder: bool
+    embeddings: Path | None = None
+
+
+def locate_checkpoint(text: str) -> CheckpointSource:
+    """Find the checkpoints that ``text``, a path or URI, names.
+
+    Raises:
+        InputError: there are none.
+    """
+    folder = Folder(text)
+    try:
+        names = folder.names()
+    except NotADirectoryError as error:
+        raise InputError(f"{text}: is a file; {_EXPECTED}") from error
+    if not names:
+        raise InputError(f"{text}: no such folder, or an empty one; {_EXPECTED}")
+    if VOCABULARY in names:
+        raise InputError(f"{text}: is a dataset; {_EXPECTED}")
+    if MANIFEST_NAME in names or folder.name.startswith("step-"):
+        return CheckpointSource(folder.uri, is_folder=False)
+    if JOB_FILE not in names:
+        return CheckpointSource(folder.uri, is_folder=True)
+    if "://" in text:
+        return CheckpointSource(folder.child("checkpoints").uri, is_folder=True)
+    run = RunFolder(Path(text))
+    job = run.job()
+    # A run that writes embeddings itself keeps them, since its report describes those.
+    embeddings = run.embeddings if job.train.save_embeddings == "none" else None
+    return CheckpointSource(run.checkpoints(job), is_folder=True, embeddings=embeddings)
+
+
+def use_newest(source: CheckpointSource, log: Log, use: Callable[[Checkpoint], Result]) -> Result:
+    """Return ``use`` of the newest complete checkpoint of ``source``; an older one if ``use`` finds it corrupt.
+
+    ``log`` gets a line for each checkpoint that is skipped.
+
+    Raises:
+        CheckpointError: the checkpoint, or every one of the folder, is corrupt or cannot be read.
+        InputError: there is none, or ``use`` raised it.
+    """
+    rejected: set[str] = set()
+    logged: set[str] = set()
+    while True:
+        checkpoint = _open(source, rejected, logged, log)
+        try:
+            with closing(checkpoint):
+                return use(checkpoint)
+        except CheckpointError as error:
+            if not source.is_folder or error.checkpoint != checkpoint.uri:
+                raise
+            log(f"skipped a checkpoint: {error}")
+            rejected.add(checkpoint.uri)
+
+
+def _open(source: CheckpointSource, rejected: set[str], logged: set[str], log: Log) -> Checkpoint:
+    """Open the checkpoint of ``source``; log once why newer ones are skipped.
+
+    Raises:
+        CheckpointError: it is corrupt, or every one is.
+        InputError: there is none.
+    """
+    if not source.is_folder:
+        return open_checkpoint(source.uri)
+    checkpoint, reasons = latest_checkpoint(source.uri, rejected)
+    for reason in reasons:
+        if reason not in logged and not any(reason.startswith(f"{uri}:") for uri in rejected):
+            logged.add(reason)
+            log(f"skipped a checkpoint: {reason}")
+    if checkpoint is not None:
+        return checkpoint
+    if reasons:
+        raise CheckpointError(f"{source.uri}: none of its {len(reasons)} checkpoint(s) is complete")
+    raise InputError(f"{source.uri}: holds no checkpoint; {_EXPECTED}")
+
+
+def job_of(checkpoint: Checkpoint) -> JobConfig:
+    """Return the job of the run that wrote ``checkpoint``.
+
+    Raises:
+        InputError: no training wrote it.
+    """
+    return check_job(_record(checkpoint, "job"), checkpoint.uri)
+
+
+def _record(checkpoint: Checkpoint, key: str) -> Any:
+    try:
+        return checkpoint.manifest.training[key]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{checkpoint.uri}: has no record of its dataset; expected a checkpoint that 'crossfade train' wrote"
+        ) from error
+
+
+def open_dataset_of(checkpoint: Checkpoint, data: Folder) -> DatasetManifest:
+    """Read the manifest of the dataset that ``checkpoint`` was trained on, which has the IDs of its rows.
+
+    Raises:
+        InputError: there is no dataset in ``data``, or another one.
+    """
+    fix = "name the dataset that the checkpoint was trained on, which has the IDs, with --data"
+    fingerprint = _record(checkpoint, "data")
+    try:
+        if not data.exists(DATA_MANIFEST):
+            raise InputError(f"{data.uri}: is not a dataset; {fix}")
+        manifest = read_manifest(data)
+    except (OSError, StorageUnavailableError) as error:
+        raise InputError(str(error)) from error
+    for table in checkpoint.manifest.tables:
+        rows = manifest.entities[table.name].rows if table.name in manifest.entities else 0
+        if rows != table.rows:
+            raise InputError(
+                f"{data.uri}: its vocabulary of '{table.name}' has {rows:,} rows, but the table in {checkpoint.uri} "
+                f"has {table.rows:,}; {fix}"
+            )
+    if data_fingerprint(data) != fingerprint:
+        raise InputError(
+            f"{data.uri}: is another dataset than {checkpoint.uri} was trained on, or was prepared again; {fix}"
+        )
+    return manifest

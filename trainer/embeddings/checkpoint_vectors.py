@@ -1,0 +1,82 @@
+"""Read vectors from a checkpoint: rows of its tables, or what towers and dense layers make of them.
+
+vectors = CheckpointVectors(checkpoint, NullReporter(), towers, scratch)
+vectors.vectors("track", np.arange(65_536))
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.checkpoint.reader import Checkpoint
+from kvstore.store import TableSpec
+from trainer.data.reporter import ProgressReporter
+from trainer.embeddings.files import GROUP_ROWS
+from trainer.model.towers import Towers
+
+
+class CheckpointVectors:
+    """Provides the vectors of a checkpoint.
+
+    A table is read from front to back in blocks, each of which continues the previous one; its CRC-32 is verified at
+    the end. Other rows are read by themselves, without verification, since the CRC-32 is that of the whole table.
+
+    The embeddings of features are accessed in random order, so their tables are first copied to unnamed files in
+    ``scratch``, which the operating system pages.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, reporter: ProgressReporter, towers: Towers, scratch: Path) -> None:
+        """Read from ``checkpoint`` and combine by ``towers``; report rows to ``reporter``."""
+        self._checkpoint = checkpoint
+        self._reporter = reporter
+        self._towers = towers
+        self._scratch = scratch
+        self._copies: dict[str, FloatArray] = {}
+        self._next_row: dict[str, int] = {}
+
+    def prepare(self, entity: str) -> None:
+        """Copy the tables of the features of ``entity``; otherwise, its first use does."""
+        of = self._towers.of(entity)
+        for table in of.tower.features if of else ():
+            if table.name not in self._copies:
+                self._copies[table.name] = self._copy(table)
+
+    def _copy(self, table: TableSpec) -> FloatArray:
+        with tempfile.TemporaryFile(dir=self._scratch) as file:
+            copy = np.memmap(file, dtype=np.float32, mode="w+", shape=(table.rows, table.dim))
+        self._reporter.phase(f"read {table.name}", table.rows, "row")
+        for start in range(0, table.rows, GROUP_ROWS):
+            stop = min(start + GROUP_ROWS, table.rows)
+            copy[start:stop] = self._checkpoint.weights(table.name, start, stop)
+            self._reporter.advance(stop - start)
+        return copy
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D).
+
+        Raises:
+            CheckpointError: a file is corrupt or unreadable.
+        """
+        self.prepare(entity)
+        self._reporter.advance(len(rows_N))
+        of = self._towers.of(entity)
+        if of is None:
+            return self._towers.dense.apply(entity, self._weights(entity, rows_N))
+        inputs = of.inputs(rows_N)
+        block = {name: self._copies[name][bag.values.rows_A] for name, bag in inputs.bags.items()}
+        if of.tower.id_table is not None:
+            block[entity] = self._weights(entity, rows_N)[inputs.uses_id_A]
+        return self._towers.dense.apply(entity, inputs.combine(of.tower, block))
+
+    def _weights(self, table: str, rows_N: IntArray) -> FloatArray:
+        if not len(rows_N):
+            return self._checkpoint.weights(table, 0, 0)
+        start, stop = int(rows_N[0]), int(rows_N[-1]) + 1
+        if stop - start == len(rows_N) and start in (0, self._next_row.get(table)):
+            self._next_row[table] = stop
+            return self._checkpoint.weights(table, start, stop)
+        return self._checkpoint.read_rows(table, rows_N)
