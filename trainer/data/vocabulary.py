@@ -49,6 +49,26 @@ class Vocabulary:
         # A file with vacant rows has a nullable ID column, the others do not.
         return pa.concat_tables(tables, promote_options="default").select(columns)
 
+    def take(self, rows_N: IntArray, columns: list[str] | None = None) -> pa.Table:
+        """Read ``columns`` of ``rows_N``, sorted and unique; the default is that of ``read``.
+
+        Only row groups with such rows are read.
+
+        Raises:
+            InputError: a file is missing or corrupt, or its rows are not the ones that the manifest lists.
+            StorageUnavailableError: storage does not answer.
+        """
+        if not len(rows_N):
+            return self.read(0, 1, columns).slice(0, 0)
+        pieces, first = [], 0
+        for rows in (rows for file in self._entity.files for rows in file.row_groups):
+            begin, end = np.searchsorted(rows_N, [first, first + rows])
+            if begin < end:
+                group = self.read(first, first + rows, columns)
+                pieces.append(group.take(pa.array(rows_N[begin:end] - first)))
+            first += rows
+        return pa.concat_tables(pieces, promote_options="default")
+
     def iter_tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield ``columns`` of all rows in order, one row group at a time; the default is that of ``read``.
 

@@ -14,7 +14,9 @@ Shapes: N rows, D columns.
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,7 +134,10 @@ def _write_file(
 
 
 class EmbeddingFiles:
-    """Written embeddings, read by entity and rows."""
+    """Written embeddings, read by entity and rows.
+
+    Files stay open, and the row group that was read last stays in memory, for a caller that reads in smaller blocks.
+    """
 
     def __init__(self, location: str | Path | Folder) -> None:
         """Open the embeddings at ``location``, usually ``RUN/embeddings``.
@@ -144,6 +149,26 @@ class EmbeddingFiles:
         self.entities = sorted(name for name, size in self._folder.entries().items() if size is None)
         if not self.entities:
             raise InputError(f"{self._folder.uri}: holds no embeddings; expected a folder that 'crossfade train' wrote")
+        self._opened: dict[str, list[tuple[str, pq.ParquetFile]]] = {}
+        self._last_group: tuple[str, int, FloatArray] | None = None
+
+    def rows(self, entity: str) -> int:
+        """Return the number of rows of ``entity``.
+
+        Raises:
+            InputError: there is no such entity, or a file is missing or corrupt.
+        """
+        return sum(file.metadata.num_rows for _, file in self._files(entity))
+
+    def fingerprint(self) -> str:
+        """Return a text that differs whenever a file has been replaced."""
+        versions = []
+        for entity in self.entities:
+            folder = self._folder.child(entity)
+            for name in folder.names():
+                with closing(folder.open_random(name)) as file:
+                    versions.append(f"{entity}/{name} {file.version}")
+        return f"{zlib.crc32(' '.join(versions).encode()):08x}"
 
     def read(self, entity: str, columns: list[str] | None = None) -> pa.Table:
         """Read all rows of ``entity`` in order; ``columns`` defaults to all.
@@ -156,6 +181,12 @@ class EmbeddingFiles:
             [_read_or_raise(uri, partial(file.read, columns=columns, use_threads=False)) for uri, file in files]
         )
 
+    def first_ids(self, entity: str, count: int) -> pa.Array:
+        """Return the IDs of the first ``count`` rows of ``entity``, or of as many as its first row group has."""
+        uri, file = self._files(entity)[0]
+        table = _read_or_raise(uri, partial(file.read_row_group, 0, columns=["id"], use_threads=False))
+        return table.column("id").combine_chunks()[:count]
+
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
         pieces, first = [], 0
@@ -164,17 +195,24 @@ class EmbeddingFiles:
                 rows = file.metadata.row_group(index).num_rows
                 begin, end = np.searchsorted(rows_N, [first, first + rows])
                 if begin < end:
-                    table = _read_or_raise(
-                        uri, partial(file.read_row_group, index, columns=["vector"], use_threads=False)
-                    )
-                    column = table.column("vector")
-                    pieces.append(vectors_of(column)[rows_N[begin:end] - first])
+                    pieces.append(self._read_group(uri, file, index)[rows_N[begin:end] - first])
                 first += rows
         if len(rows_N) and rows_N[-1] >= first:
             raise InputError(f"{self._folder.uri}/{entity}: has {first} rows, but row {rows_N[-1]} was requested")
         return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
 
+    def _read_group(self, uri: str, file: pq.ParquetFile, index: int) -> FloatArray:
+        if self._last_group is None or self._last_group[:2] != (uri, index):
+            read = partial(file.read_row_group, index, columns=["vector"], use_threads=False)
+            self._last_group = uri, index, vectors_of(_read_or_raise(uri, read).column("vector"))
+        return self._last_group[2]
+
     def _files(self, entity: str) -> list[tuple[str, pq.ParquetFile]]:
+        if entity not in self._opened:
+            self._opened[entity] = self._open_files(entity)
+        return self._opened[entity]
+
+    def _open_files(self, entity: str) -> list[tuple[str, pq.ParquetFile]]:
         folder = self._folder.child(entity)
         names = [name for name in folder.names() if name.startswith("rows-") and name.endswith(".parquet")]
         if not names:

@@ -94,6 +94,7 @@ def rank_vectors(
     vectors: Callable[[IntArray], FloatArray],
     excluded: ItemLists,
     depth: int,
+    penalty_I: FloatArray | None = None,
 ) -> tuple[IntArray, FloatArray]:
     """Return the ``depth`` best of ``items`` places for each row of ``query_QD``, as ``rank_items`` does.
 
@@ -104,6 +105,7 @@ def rank_vectors(
         vectors: returns the vectors of consecutive places, float32 (E, D).
         excluded: places removed from each query's ranking.
         depth: length of a ranking.
+        penalty_I: subtracted from the scores of each place, float32; infinite where a place is never ranked.
     """
     assert items <= MAX_ITEMS
     best_item_QK = np.zeros((len(query_QD), depth), dtype=np.int64)
@@ -114,7 +116,8 @@ def rank_vectors(
     with ThreadPoolExecutor(get_num_threads(), thread_name_prefix="ranking") as threads:
         for first in range(0, items, _ITEM_BLOCK):
             item_ED = vectors(np.arange(first, min(first + _ITEM_BLOCK, items), dtype=np.int64))
-            block = _Block(first, unit_rows(item_ED) if score.normalized else item_ED, score)
+            penalty_E = None if penalty_I is None else penalty_I[first : first + len(item_ED)]
+            block = _Block(first, unit_rows(item_ED) if score.normalized else item_ED, score, penalty_E)
             tiles = iter(range(0, len(query_QD), QUERY_BLOCK))
             # Each thread has its own buffers, and takes the next tile from the same iterator.
             work = [threads.submit(block.rank, query_QD, tiles, excluded, keys_QK) for _ in range(get_num_threads())]
@@ -127,7 +130,7 @@ def rank_vectors(
 class _Block:
     """A block of items that queries are compared with."""
 
-    def __init__(self, first: int, item_ED: FloatArray, score: Score) -> None:
+    def __init__(self, first: int, item_ED: FloatArray, score: Score, penalty_E: FloatArray | None) -> None:
         self._first = first
         self._item_ED = item_ED
         self._scale = np.float32(score.dot_scale)
@@ -135,6 +138,8 @@ class _Block:
         self._penalty_E = np.zeros(len(item_ED), np.float32)
         if score.norm_scale:
             self._penalty_E = np.float32(score.norm_scale) * np.square(item_ED).sum(axis=1)
+        if penalty_E is not None:
+            self._penalty_E += penalty_E
 
     def rank(
         self, query_QD: FloatArray, tiles: Iterator[int], excluded: ItemLists, keys_QK: NDArray[np.uint64]

@@ -31,10 +31,10 @@ _MAGIC = b"PAR1"
 
 
 @contextmanager
-def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str]) -> Iterator[Iterator[RawFile]]:
+def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str] | None) -> Iterator[Iterator[RawFile]]:
     """Iterate over ``files`` in order, all of them local: remote ones are fetched to ``work``, only their ``columns``.
 
-    At most two files are in ``work`` at a time.
+    None: all their columns. At most two files are in ``work`` at a time.
 
     Raises:
         InputError: during iteration, if a file cannot be fetched.
@@ -73,7 +73,7 @@ def _iterate(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecuto
 class _Fetcher:
     """Fetches remote files to the folder ``work``, of Parquet files only the ``columns``, until ``stop`` is set."""
 
-    def __init__(self, work: Path, columns: Collection[str], stop: threading.Event) -> None:
+    def __init__(self, work: Path, columns: Collection[str] | None, stop: threading.Event) -> None:
         self._work = work
         self._columns = columns
         self._stop = stop
@@ -138,7 +138,7 @@ class _RangeCopier:
         self._local.flush()
 
 
-def _copy_parquet(copier: _RangeCopier, target: Path, columns: Collection[str]) -> None:
+def _copy_parquet(copier: _RangeCopier, target: Path, columns: Collection[str] | None) -> None:
     """Copy what reading ``columns`` needs. Of invalid files, copy enough for the reader to report them."""
     copier.copy(0, min(len(_MAGIC), copier.bytes))
     tail = max(0, copier.bytes - _TAIL_BYTES)
@@ -158,13 +158,13 @@ def _copy_parquet(copier: _RangeCopier, target: Path, columns: Collection[str]) 
         copier.copy(start, min(end, copier.bytes))
 
 
-def _column_ranges(footer: pq.FileMetaData, columns: Collection[str]) -> list[tuple[int, int]]:
+def _column_ranges(footer: pq.FileMetaData, columns: Collection[str] | None) -> list[tuple[int, int]]:
     """Return the byte ranges of the chunks of ``columns``, in order; adjacent ones are merged."""
     chunks = []
     for group in range(footer.num_row_groups):
         for index in range(footer.num_columns):
             chunk = footer.row_group(group).column(index)
-            if chunk.path_in_schema.partition(".")[0] in columns:
+            if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
                 pages = [chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset]
                 chunks.append((min(pages), min(pages) + chunk.total_compressed_size))
     ranges: list[tuple[int, int]] = []

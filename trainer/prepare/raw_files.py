@@ -137,16 +137,30 @@ def read_errors(file: RawFile) -> Iterator[None]:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-def _open_parquet(
-    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str]
-) -> dict[str, Kind]:
+def column_names(file: RawFile) -> list[str]:
+    """Return the names of the columns of a Parquet, CSV or TSV file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    with read_errors(file):
+        return _read_schema(file).names if file.format == "parquet" else _read_header(file)
+
+
+def _read_schema(file: RawFile) -> pa.Schema:
     try:
-        schema = pq.read_schema(file.path)
+        return pq.read_schema(file.path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a complete Parquet "
             "file, or give another format with --format"
         ) from error
+
+
+def _open_parquet(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Mapping[str, str], lists: Collection[str]
+) -> dict[str, Kind]:
+    schema = _read_schema(file)
     _check_columns(file, schema.names, columns)
     for column in columns.values():
         twins = [name for name in schema.names if name.casefold() == column.casefold() and name != column]

@@ -33,8 +33,9 @@ JOB_FILE, RUN_FILE, LOCK_FILE = "job.yaml", "run.json", "run.lock"
 EVENTS_FILE, PROCESSES_FILE, STATE_FILE = "events.jsonl", "processes.jsonl", "state.json"
 ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE = "row_counts.json", "restarts.json", "report.json"
 FINAL_METRICS_FILE = "metrics.prom"
+EMBEDDINGS_FOLDER = "embeddings"
 _FILES_FOR_ROLES = (JOB_FILE, RUN_FILE, ROW_COUNTS_FILE)
-_FOLDERS = ("checkpoints", "embeddings", "logs", "metrics")
+_FOLDERS = ("checkpoints", EMBEDDINGS_FOLDER, "logs", "metrics")
 _FILES = (
     *(JOB_FILE, RUN_FILE, LOCK_FILE, EVENTS_FILE, PROCESSES_FILE, STATE_FILE),
     *(ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE, FINAL_METRICS_FILE),
@@ -49,7 +50,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Describe the run folder at ``path``; nothing is read or created."""
         self.path = path if path.name else path.absolute()
-        self.embeddings = self.path / "embeddings"
+        self.embeddings = self.path / EMBEDDINGS_FOLDER
         self.logs = self.path / "logs"
         self._role_metrics = self.path / "metrics"
 
