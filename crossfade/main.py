@@ -26,6 +26,7 @@ From listening events to embeddings:
   crossfade prepare --events plays.parquet --query customer=user_id --item track=track_id \\
                     --hold-out random:0.1 --out data/plays
   crossfade train jobs/lastfm.yaml --set name=plays --set data.path=data/plays --set data.item=track
+  crossfade recommend runs/plays --customer 42
   crossfade similar runs/plays 1234
 
 Run crossfade COMMAND --help for the options and examples of a command.
@@ -44,6 +45,7 @@ _MODULES = {
     "dashboard": ("dashboard",),
     "export": ("export",),
     "evaluate": ("evaluate",),
+    "recommend": ("recommend",),
     "similar": ("similar",),
     "submit": ("submit",),
     "agent": ("agent",),

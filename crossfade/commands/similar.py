@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import logging
+from typing import TYPE_CHECKING
 
 from crossfade.options.command import add_command
+from crossfade.options.filters import NOTES as FILTER_NOTES
+from crossfade.options.filters import add_filter_options, read_filters
+
+if TYPE_CHECKING:
+    from trainer.recommend.candidates import FilterOptions
+    from trainer.recommend.trained_model import TrainedModel
+
+_logger = logging.getLogger(__name__)
 
 _EXAMPLES = (
     ('crossfade similar runs/lastfm --entity artist "Radiohead" "Daft Punk"', "Look rows up by name."),
     ("crossfade similar runs/plays --entity track 1234 --count 5", "Look a row up by ID, and print five neighbors."),
+    (
+        'crossfade similar runs/lastfm "Miles Davis" --where "NOT list_contains(tag, \'jazz\')"',
+        "Print neighbors outside jazz.",
+    ),
 )
-_NOTES = """\
+_NOTES = f"""\
+FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
+used if it has written any, otherwise its newest complete checkpoint.
+
 A row is named by its ID or, if the dataset was prepared with --names, by its name in upper or lower case. Similarity
 is the cosine of embeddings.
-"""
+
+{FILTER_NOTES}"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,11 +45,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         notes=_NOTES,
     )
     rows = parser.add_argument_group("rows")
-    rows.add_argument("run_dir", type=Path, metavar="RUN", help="read the embeddings in this run folder")
+    rows.add_argument("source", metavar="FROM", help="read this run folder, folder of checkpoints, or checkpoint")
     rows.add_argument("names", nargs="+", metavar="NAME", help="look up this name or ID")
     rows.add_argument("--entity", help="search this table (default: the item entity of the run's job)")
+    rows.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
+    add_filter_options(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--count", type=int, default=8, metavar="N", help="print N neighbors of each row (default: 8)")
+    output.add_argument(
+        "-k", "--count", type=int, default=8, metavar="N", help="print N neighbors of each row (default: 8)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -40,22 +61,35 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the neighbors of each name.
 
     Raises:
-        InputError: a name is unknown, or the run has no embeddings of the entity.
+        CheckpointError: every checkpoint is corrupt or cannot be read.
+        InputError: a name is unknown, or the model has no embeddings of the entity.
     """
     from kvstore.errors import InputError
-    from trainer.evaluation.neighbors import NearestNeighbors
-    from trainer.runs.folder import RunFolder
-    from trainer.runs.inputs import open_inputs
+    from trainer.recommend.trained_model import with_trained_model
 
     if arguments.count < 1:
         raise InputError(f"--count {arguments.count}: expected 1 or more")
-    folder = RunFolder(arguments.run_dir)
-    job = folder.job()
-    entity = arguments.entity or open_inputs(job)[1].item
-    neighbors = NearestNeighbors(folder.embeddings, entity)
-    # All names are looked up before anything is printed: a misspelled one is an error, not half an answer.
-    for row in [neighbors.find(name) for name in arguments.names]:
-        print(neighbors.label(row))
-        for other, cosine in neighbors.nearest(row, arguments.count):
-            print(f"  {cosine:6.3f}  {neighbors.label(other)}")
+    filters = read_filters(arguments)
+    with_trained_model(
+        arguments.source, arguments.data, _logger.info, lambda model: _print_similar(model, filters, arguments)
+    )
     return 0
+
+
+def _print_similar(model: TrainedModel, filters: FilterOptions, arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from trainer.recommend.row_names import RowNames
+    from trainer.recommend.similar import similar_rows
+
+    entity = arguments.entity or model.spec.item.name
+    names = RowNames(model.vocabulary(entity), entity)
+    # All names are looked up before anything is printed: a misspelled one is an error, not half an answer.
+    rows = names.find(arguments.names)
+    rows_QK, cosine_QK = similar_rows(model, entity, np.array(rows, np.int64), arguments.count, filters)
+    labels = names.labels(np.concatenate([rows, rows_QK[rows_QK >= 0]]))
+    for row, other_K, cosine_K in zip(rows, rows_QK, cosine_QK, strict=True):
+        print(labels[row])
+        for other, cosine in zip(other_K, cosine_K, strict=True):
+            if other >= 0:
+                print(f"  {cosine:6.3f}  {labels[int(other)]}")

@@ -219,8 +219,9 @@ def test_unwritable_run_folder_is_rejected(rejected: Rejected, workspace: Path) 
 
 
 def test_folder_without_run_is_rejected(rejected: Rejected) -> None:
-    for command in (("evaluate", "data"), ("similar", "data", "c001")):
-        assert rejected(*command).startswith("data: not a run folder: it has no job.yaml")
+    assert rejected("evaluate", "data").startswith("data: not a run folder: it has no job.yaml")
+    for command in (("similar", "data", "c001"), ("recommend", "data", "--customer", "c001")):
+        assert rejected(*command).startswith("data: is a dataset; expected a run folder, a folder of checkpoints")
 
 
 @pytest.mark.slow

@@ -15,7 +15,11 @@ LAYERS = ("kvstore", "trainer", "deploy", "crossfade")
 """The packages; each may import those before it."""
 ROOMS = ("data", "config", "model", "runs", "embeddings", "evaluation", "training")
 """Packages in ``trainer``; each may import those before it."""
-SIDE_ROOMS = {"prepare": {"data"}, "monitoring": {"config", "runs"}}
+SIDE_ROOMS = {
+    "prepare": {"data"},
+    "monitoring": {"config", "runs"},
+    "recommend": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare"},
+}
 """Packages in ``trainer`` outside the order, with what they may import of it."""
 EXTRA_IMPORTS = {("evaluation", "prepare"), ("training", "monitoring")}
 """Imports from the order into the packages outside it."""

@@ -1,0 +1,162 @@
+"""Candidates by IDs, conditions on metadata, and groups; and what is said about filters that cannot work."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import write_groups, write_vocabulary
+
+from kvstore.errors import InputError
+from kvstore.io.folder import Folder
+from trainer.data.manifest import DatasetManifest, Feature
+from trainer.data.parquet import file_entry
+from trainer.recommend.candidates import Candidates, FilterOptions, select_candidates
+from trainer.recommend.metadata_table import MetadataFile
+
+NAMES = ["Jazz One", "Jazz Two", "Rock One", "Rock Two", "Both", None]
+TAGS = ["jazz", "rock", None]
+PAIRS = [(0, 0), (1, 0), (2, 1), (3, 1), (4, 0), (4, 1), (4, 2)]
+SONGS = """\
+track,genre,year,name,label
+5000,jazz,1959,ignored,"Blue, Note"
+5001,jazz,1994,ignored,Verve
+5002,rock,1994,ignored,
+5003,rock,,ignored,Verve
+5004,jazz,1970,ignored,Verve
+5004,rock,2001,ignored,Sub Pop
+9999,rock,2001,ignored,Sub Pop
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write six tracks, of which the fifth has both tags and the last is vacant."""
+    folder = tmp_path_factory.mktemp("data")
+    track = write_vocabulary(folder, "track", range(5000, 5006), names=NAMES, counts_N=np.array([9, 7, 5, 3, 1, 0]))
+    pairs = pa.table({"row": [row for row, _ in PAIRS], "value": [value for _, value in PAIRS]})
+    write_groups(folder / "features/track/tag/part-0.parquet", [pairs.slice(0, 3), pairs.slice(3)])
+    manifest = DatasetManifest(
+        query="customer",
+        item="track",
+        entities={
+            "customer": write_vocabulary(folder, "customer", ["c0"]),
+            "track": track.model_copy(update={"vacant_rows": [5]}),
+            "tag": write_vocabulary(folder, "tag", [70, 71, 72], names=TAGS),
+        },
+        splits={},
+        features={"track": {"tag": Feature(files=[file_entry(Folder(folder), "features/track/tag/part-0.parquet")])}},
+    )
+    manifest.write(Folder(folder))
+    (folder / "songs.csv").write_text(SONGS)
+    (folder / "songs.tsv").write_text(SONGS.replace('"Blue, Note"', "Blue Note").replace(",", "\t"))
+    table = pa.table({"song": [5000, 5003], "year": pa.array([1959, 2003], pa.int32())})
+    pq.write_table(table, folder / "songs.parquet")
+    (folder / "allowed.txt").write_text("5001\n5003\n5004\n1\n")
+    (folder / "denied.csv").write_text("track,why\n5003,x\n")
+    (folder / "strangers.txt").write_text("1\n2\n")
+    return folder
+
+
+def select(data: Path, **options: object) -> Candidates:
+    manifest = DatasetManifest.model_validate_json((data / "manifest.json").read_bytes())
+    return select_candidates(Folder(data), manifest, "track", FilterOptions(**options))  # type: ignore[arg-type]
+
+
+def kept(data: Path, **options: object) -> list[int]:
+    return np.flatnonzero(select(data, **options).kept_R).tolist()
+
+
+def metadata(data: Path, name: str = "songs.csv", id_column: str | None = None) -> MetadataFile:
+    return MetadataFile(str(data / name), id_column)
+
+
+def test_vacant_rows_are_no_candidates(data: Path) -> None:
+    assert kept(data) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("condition", "rows"),
+    [
+        ("count >= 5", [0, 1, 2]),
+        ("name LIKE 'Jazz%'", [0, 1]),
+        ("id IN (5000, 5004)", [0, 4]),
+        ("list_contains(tag, 'jazz')", [0, 1, 4]),
+        ("list_contains(tag, '72')", [4]),
+        ("len(tag) = 1 AND count < 6 -- a comment", [2, 3]),
+    ],
+)
+def test_condition_on_the_dataset(data: Path, condition: str, rows: list[int]) -> None:
+    assert kept(data, where=condition) == rows
+
+
+@pytest.mark.parametrize("name", ["songs.csv", "songs.tsv"])
+@pytest.mark.parametrize(
+    ("condition", "rows"),
+    [
+        ("genre = 'jazz' AND year > 1960", [1, 4]),
+        ("genre = 'rock'", [2, 3, 4]),
+        ("year IS NULL", [3]),
+        ("year = 1994 AND list_contains(tag, 'rock')", [2]),
+        ("name = 'Both' AND label = 'Verve'", [4]),
+    ],
+)
+def test_condition_on_a_metadata_file(data: Path, name: str, condition: str, rows: list[int]) -> None:
+    assert kept(data, where=condition, metadata=metadata(data, name)) == rows
+
+
+def test_condition_on_parquet_metadata_with_a_named_column_of_ids(data: Path) -> None:
+    assert kept(data, where="year > 2000", metadata=metadata(data, "songs.parquet", "song")) == [3]
+
+
+def test_allowed_and_denied_ids(data: Path) -> None:
+    allow, deny = [str(data / "allowed.txt")], [str(data / "denied.csv")]
+    assert kept(data, allow=allow) == [1, 3, 4]
+    assert kept(data, deny=deny) == [0, 1, 2, 4]
+    assert kept(data, allow=allow, deny=deny, where="count > 1") == [1]
+
+
+def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
+    by_tag = select(data, max_per=("tag", 2))
+    assert by_tag.max_per_group == 2
+    assert by_tag.groups is not None
+    assert by_tag.groups.starts_R1.tolist() == [0, 1, 2, 3, 4, 7, 7]
+    lists = np.split(by_tag.groups.values_N, by_tag.groups.starts_R1[1:-1])
+    assert lists[0] == lists[1]
+    assert lists[2] == lists[3]
+    assert set(lists[0]) | set(lists[2]) < set(lists[4])
+    by_year = select(data, max_per=("year", 1), metadata=metadata(data)).groups
+    assert by_year is not None
+    assert np.diff(by_year.starts_R1).tolist() == [1, 1, 1, 0, 2, 0]
+    assert by_year.values_N[1] == by_year.values_N[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"where": "yeer > 1990"}, "--where yeer > 1990: .*the columns are id, name, count, tag; further columns come"),
+        ({"where": "count >"}, r"--where count >: Parser Error"),
+        ({"where": "count > 100"}, "the filters leave no track: relax --where, --allow, or --deny"),
+        ({"where": "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0"}, "--where .*disabled"),
+        ({"max_per": ("artist", 1)}, "--max-per artist: there is no column 'artist'; the columns are id, name, count"),
+        ({"allow": ["{data}/strangers.txt"]}, "strangers.txt: none of its 2 IDs is one of track: 1, 2"),
+        ({"deny": ["{data}/missing.txt"]}, "missing.txt: no such file"),
+        (
+            {"metadata": MetadataFile("{data}/none.csv"), "where": "year > 1"},
+            "--metadata .*none.csv: no such file",
+        ),
+        (
+            {"metadata": MetadataFile("{data}/songs.parquet"), "where": "year > 1"},
+            "songs.parquet: has no column 'track' or 'track_id' or 'id' of IDs; name it with --metadata-id: song, year",
+        ),
+    ],
+)
+def test_filter_that_cannot_work_is_explained(data: Path, options: dict[str, object], message: str) -> None:
+    def fill(value: object) -> object:
+        if isinstance(value, MetadataFile):
+            return MetadataFile(value.location.format(data=data))
+        return [text.format(data=data) for text in value] if isinstance(value, list) else value
+
+    with pytest.raises(InputError, match=message):
+        select(data, **{name: fill(value) for name, value in options.items()})

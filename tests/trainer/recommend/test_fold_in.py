@@ -1,0 +1,107 @@
+"""Vectors of new histories: the optimum of the stated objective, near what training gives the same history."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster_data import write_job, write_planted
+from command_here import crossfade_here
+from running_command import succeeded
+
+from kvstore.arrays import FloatArray
+from trainer.config.model_sections import ScoreKind
+from trainer.data.reporter import NullReporter
+from trainer.recommend import fold_in
+from trainer.recommend.fold_in import FoldIn
+from trainer.recommend.history import Histories
+from trainer.recommend.recommender import Recommender, RecommendOptions
+from trainer.recommend.trained_model import TrainedModel, with_trained_model
+
+
+def run_of(folder: Path, score: ScoreKind) -> Path:
+    """Train on planted data with the given score."""
+    model = {"dim": 8, "score": score, "temperature": 0.2 if score == "cosine" else 1.0, "init_std": 0.3}
+    write_job(folder / "job.yaml", write_planted(folder / "data", held_out=False), model=model, train={"epochs": 20})
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module", params=["cosine", "dot", "euclidean"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def vectors_of(model: TrainedModel) -> tuple[FloatArray, FloatArray]:
+    tables = (model.spec.query, model.spec.item)
+    query_QD, item_ID = (model.vectors.vectors(table.name, np.arange(table.rows)).astype(float) for table in tables)
+    if model.score.normalized:
+        query_QD /= np.linalg.norm(query_QD, axis=1, keepdims=True)
+        item_ID /= np.linalg.norm(item_ID, axis=1, keepdims=True)
+    return query_QD, item_ID
+
+
+def histories_of(model: TrainedModel) -> Histories:
+    recommender = Recommender(model, RecommendOptions(), NullReporter())
+    return recommender.for_rows(np.arange(model.spec.query.rows)).histories
+
+
+def test_vector_minimizes_the_objective(run: Path) -> None:
+    def check(model: TrainedModel) -> None:
+        query_QD, item_ID = vectors_of(model)
+        histories = histories_of(model)
+        found_QD = FoldIn(model).vectors(histories)
+        covariance_DD = np.cov(query_QD, rowvar=False)
+        covariance_DD += fold_in._RIDGE * np.trace(covariance_DD) / 8 * np.eye(8)
+        precision_DD, temperature = np.linalg.inv(covariance_DD), model.job.model.temperature
+
+        def objective(query_D: FloatArray, items_N: FloatArray) -> float:
+            logits_I = model.score.dot_scale * item_ID @ query_D - model.score.norm_scale * (item_ID**2).sum(axis=1)
+            logits_I /= temperature
+            difference_D = query_D - query_QD.mean(axis=0)
+            nll = len(items_N) * np.log(np.exp(logits_I).sum()) - logits_I[items_N].sum()
+            return float(nll + difference_D @ precision_DD @ difference_D / 2)
+
+        generator = np.random.default_rng(1)
+        for query in range(0, 300, 29):
+            items_N = histories.lists.items_N[slice(*histories.lists.starts_Q1[query : query + 2])]
+            least = objective(found_QD[query], items_N)
+            for size in (0.01, 0.1, 1.0):
+                other_D = found_QD[query] + size * generator.standard_normal(8)
+                assert objective(other_D, items_N) > least
+
+    with_trained_model(str(run), None, print, check)
+
+
+def test_history_of_a_trained_customer_gets_nearly_its_recommendations(run: Path) -> None:
+    def check(model: TrainedModel) -> None:
+        recommender = Recommender(model, RecommendOptions(count=20), NullReporter())
+        trained = recommender.for_rows(np.arange(0, 300, 3))
+        folded = recommender.for_histories(trained.histories)
+        common = [len(set(one) & set(other)) for one, other in zip(trained.item_QK, folded.item_QK, strict=True)]
+        assert np.mean(common) > 14
+
+    with_trained_model(str(run), None, print, check)
+
+
+def test_sampled_items_give_nearly_the_same_vectors(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(model: TrainedModel) -> None:
+        histories = histories_of(model)
+        whole_QD = FoldIn(model).vectors(histories)
+        monkeypatch.setattr(fold_in, "_SAMPLED_ITEMS", 100)
+        sampled_QD = FoldIn(model).vectors(histories)
+        cosine_Q = (whole_QD * sampled_QD).sum(axis=1) / np.linalg.norm(whole_QD, axis=1)
+        cosine_Q /= np.linalg.norm(sampled_QD, axis=1)
+        assert cosine_Q.mean() > 0.9
+
+    with_trained_model(str(run), None, print, check)
+
+
+def test_history_without_liked_items_gets_the_mean_of_queries(run: Path) -> None:
+    def check(model: TrainedModel) -> None:
+        query_QD, _ = vectors_of(model)
+        histories = histories_of(model)
+        disliked = Histories(histories.lists, -histories.weight_N)
+        mean_D = query_QD.mean(axis=0)
+        np.testing.assert_allclose(FoldIn(model).vectors(disliked), np.tile(mean_D, (300, 1)), atol=1e-6)
+
+    with_trained_model(str(run), None, print, check)

@@ -1,0 +1,86 @@
+"""Histories of queries: from all splits, with negative feedback, and the same in parts on disk."""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import make_interactions, write_data_set
+
+from kvstore.io.folder import Folder
+from trainer.data.manifest import DatasetManifest
+from trainer.data.reader import InteractionReader
+from trainer.data.reporter import NullReporter
+from trainer.recommend import history
+from trainer.recommend.history import Histories, divide_histories, load_histories
+
+QUERIES, ITEMS = 40, 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def manifest(folder: Path) -> DatasetManifest:
+    generator = np.random.default_rng(5)
+    weights = (-1.0, 0.0, 1.0, 2.0)
+
+    def group(rows: int):  # type: ignore[no-untyped-def]
+        queries, items = generator.integers(0, QUERIES, rows), generator.integers(0, ITEMS, rows)
+        return make_interactions(queries, items, generator.choice(weights, rows))
+
+    files = {"train": [[group(100), group(50)], [group(150)]], "test": [[group(60)]]}
+    return write_data_set(folder, files, queries=QUERIES, items=ITEMS)
+
+
+def expected(folder: Path, manifest: DatasetManifest, splits: list[str]) -> dict[int, dict[int, float]]:
+    totals: dict[int, dict[int, float]] = {}
+    with closing(InteractionReader(Folder(folder), manifest)) as reader:
+        for name in splits:
+            for part in reader.read_all(manifest.splits[name]):  # type: ignore[index]
+                for query, item, weight in zip(part.query_N, part.item_N, part.weight_N, strict=True):
+                    if weight != 0:
+                        of_query = totals.setdefault(int(query), {})
+                        of_query[int(item)] = of_query.get(int(item), 0.0) + float(weight)
+    return totals
+
+
+def as_dicts(histories: Histories) -> list[dict[int, float]]:
+    lists = histories.lists
+    bounds = zip(lists.starts_Q1[:-1], lists.starts_Q1[1:], strict=True)
+    return [dict(zip(lists.items_N[a:b].tolist(), histories.weight_N[a:b].tolist(), strict=True)) for a, b in bounds]
+
+
+@pytest.mark.parametrize("splits", [["train"], ["train", "test"], []])
+def test_history_has_each_item_once_with_the_sum_of_weights(
+    folder: Path, manifest: DatasetManifest, splits: list[str]
+) -> None:
+    queries_Q = np.array([0, 3, 17, 39])
+    with closing(InteractionReader(Folder(folder), manifest)) as reader:
+        found = load_histories(reader, manifest, splits, queries_Q, NullReporter())  # type: ignore[arg-type]
+    totals = expected(folder, manifest, splits)
+    assert as_dicts(found) == [dict(sorted(totals.get(int(query), {}).items())) for query in queries_Q]
+
+
+@pytest.mark.parametrize("buffered", [1, 70, 10_000])
+def test_divided_histories_equal_loaded_ones(
+    folder: Path, manifest: DatasetManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffered: int
+) -> None:
+    monkeypatch.setattr(history, "_BUFFERED_INTERACTIONS", buffered)
+    queries_Q = np.arange(0, QUERIES, 2)
+    starts_P1 = np.array([0, 1, 9, 20])
+    with closing(InteractionReader(Folder(folder), manifest)) as reader:
+        whole = load_histories(reader, manifest, ["train", "test"], queries_Q, NullReporter())
+        parts = divide_histories(reader, manifest, ["train", "test"], queries_Q, starts_P1, tmp_path, NullReporter())
+    assert [query for part in range(3) for query in as_dicts(parts.load(part))] == as_dicts(whole)
+
+
+def test_favorites_are_the_items_of_the_largest_positive_weights() -> None:
+    histories = history.make_histories(
+        np.array([1, 1, 1, 1, 0]), np.array([4, 2, 9, 7, 1]), np.array([1.0, 3.0, -5.0, 1.0, -1.0], np.float32), 2, 10
+    )
+    assert histories.favorites(1, 2).tolist() == [2, 4]
+    assert histories.favorites(1, 9).tolist() == [2, 4, 7]
+    assert histories.favorites(0, 9).tolist() == []

@@ -1,0 +1,296 @@
+"""The recommend command: to named customers and to all, from embeddings and checkpoints, resumed, and rejected."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from builders import make_interactions, write_data_set
+from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, train_rows, write_job, write_planted
+from command_here import crossfade_here
+from error_table import documented
+from object_store import running_object_store
+from running_command import succeeded
+
+from kvstore.arrays import FloatArray
+from trainer.recommend import bulk
+from trainer.recommend.history import Histories
+from trainer.recommend.recommender import Recommendations, Recommender
+
+Recommended = dict[str, list[int]]
+"""The IDs of the tracks recommended to each customer."""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on planted data without a valid split: the embeddings are those of the newest of two checkpoints."""
+    folder = tmp_path_factory.mktemp("recommend")
+    write_job(
+        folder / "job.yaml",
+        write_planted(folder / "data", named=True, held_out=False, tracks=TRACKS + 1),
+        train={"epochs": 8},
+        checkpoint={"interval_steps": 100, "keep_latest": 2},
+    )
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    assert len(list((folder / "run" / "checkpoints").glob("step-*"))) == 2
+    return folder
+
+
+@pytest.fixture
+def run(workspace: Path, tmp_path: Path) -> Path:
+    """Copy the run, so that a test may change it."""
+    return Path(shutil.copytree(workspace / "run", tmp_path / "run"))
+
+
+def recommend(source: object, *arguments: object, cwd: Path) -> list[dict[str, Any]]:
+    """Return what the command prints as JSON."""
+    result: list[dict[str, Any]] = json.loads(
+        succeeded(crossfade_here("recommend", source, *arguments, "--json", cwd=cwd)).stdout
+    )
+    return result
+
+
+def tracks(result: list[dict[str, Any]]) -> Recommended:
+    return {found["customer"]: [item["track"] for item in found["recommendations"]] for found in result}
+
+
+def played() -> dict[str, set[int]]:
+    customer_N, track_N = (column[: train_rows()] for column in planted_splits()["train"])
+    pairs: dict[str, set[int]] = {}
+    for customer, track in zip(customer_N.tolist(), track_N.tolist(), strict=True):
+        pairs.setdefault(f"c{customer:03d}", set()).add(5000 + track)
+    return pairs
+
+
+def rejected(cause: str, *arguments: object, cwd: Path) -> str:
+    result = crossfade_here("recommend", *arguments, cwd=cwd)
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
+
+
+def test_recommended_tracks_are_new_and_of_the_customers_genre(workspace: Path) -> None:
+    found = recommend("run", "--customer", "c010", "c003", "c004", "-k", 6, cwd=workspace)
+    assert [result["customer"] for result in found] == ["c010", "c003", "c004"]
+    for result in found:
+        customer = result["customer"]
+        ids = [item["track"] for item in result["recommendations"]]
+        scores = [item["score"] for item in result["recommendations"]]
+        assert len(set(ids)) == 6
+        assert not set(ids) & played()[customer]
+        assert scores == sorted(scores, reverse=True)
+        assert all(-1 <= score <= 1 for score in scores)
+        assert sum((track - 5000) % GENRES == int(customer[1:]) % GENRES for track in ids) >= 5
+        assert {item["track"] for item in result["history"]} <= played()[customer]
+        assert all(
+            item["name"] == f"Genre {(item['track'] - 5000) % GENRES} Song {item['track'] - 5000}"
+            for item in result["recommendations"]
+        )
+
+
+def test_text_shows_recommendations_beside_the_history(workspace: Path) -> None:
+    printed = succeeded(crossfade_here("recommend", "run", "--customer", "c010", "-k", 3, cwd=workspace)).stdout
+    title, head, *lines = printed.splitlines()
+    assert title == "customer c010"
+    assert head.split("  ")[-1].strip() == "history, by weight"
+    assert len(lines) == 3
+    assert all(line.count("Genre 0 Song") >= 1 for line in lines)
+
+
+def test_untrained_track_is_never_recommended(workspace: Path) -> None:
+    [found] = tracks(recommend("run", "--customer", "c010", "-k", TRACKS + 1, cwd=workspace)).values()
+    assert sorted(found) == sorted(set(range(5000, 5000 + TRACKS)) - played()["c010"])
+
+
+def test_known_tracks_are_recommended_again_on_request(workspace: Path) -> None:
+    [found] = tracks(recommend("run", "--customer", "c010", "-k", 10, "--exclude", cwd=workspace)).values()
+    assert set(found) & played()["c010"]
+
+
+def test_popularity_damping_prefers_less_popular_tracks(workspace: Path) -> None:
+    counts = Counter(track for of_customer in played().values() for track in of_customer)
+
+    def mean_count(*options: object) -> float:
+        customers = [f"c{number:03d}" for number in range(40)]
+        found = tracks(recommend("run", "--customer", *customers, *options, cwd=workspace))
+        return float(np.mean([counts[track] for ids in found.values() for track in ids]))
+
+    assert mean_count("--popularity-damping", 0) == mean_count()
+    assert mean_count("--popularity-damping", 1) < mean_count("--popularity-damping", 0.5) < mean_count()
+
+
+def test_filters_and_limits_per_group_hold(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "songs.csv").write_text(
+        "track,genre\n" + "".join(f"{5000 + row},g{row % GENRES}\n" for row in range(TRACKS))
+    )
+    metadata = ("--metadata", tmp_path / "songs.csv")
+    options = ("--where", "genre <> 'g0' AND id > 5020", *metadata, "--max-per", "genre=2", "-k", 7)
+    [found] = tracks(recommend("run", "--customer", "c010", *options, cwd=workspace)).values()
+    assert len(found) == 7
+    assert all(track > 5020 for track in found)
+    assert sorted(Counter((track - 5000) % GENRES for track in found).values()) == [1, 2, 2, 2]
+
+
+def test_checkpoint_gives_the_same_as_embeddings(workspace: Path) -> None:
+    by_embeddings = recommend("run", "--customer", "c010", "c200", cwd=workspace)
+    assert recommend("run/checkpoints", "--customer", "c010", "c200", cwd=workspace) == by_embeddings
+
+
+def test_corrupt_checkpoint_is_skipped_by_name(run: Path, workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(run / "embeddings")
+    older, newest = sorted((run / "checkpoints").glob("step-*"))
+    expected = recommend(older, "--customer", "c010", cwd=workspace)
+    [file] = (newest / "track").glob("weights.*")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    result = crossfade_here("recommend", run, "--customer", "c010", "--json", cwd=workspace)
+    assert json.loads(succeeded(result).stdout) == expected
+    assert f"skipped a checkpoint: {file}: its CRC-32 does not match its content" in result.stderr
+
+
+def read_file(path: Path) -> Recommended:
+    table = pq.read_table(path)
+    assert table.column_names == ["customer", "rank", "track", "score", "track_name"]
+    found: Recommended = {}
+    for row in table.to_pylist():
+        found.setdefault(row["customer"], []).append(row["track"])
+        assert row["rank"] == len(found[row["customer"]])
+    return found
+
+
+def test_file_has_the_same_recommendations(workspace: Path, tmp_path: Path) -> None:
+    out, ids = tmp_path / "recs.parquet", tmp_path / "ids.csv"
+    printed = succeeded(crossfade_here("recommend", "run", "--all", "-k", 4, "--out", out, cwd=workspace)).stdout
+    assert printed == f"{4 * CUSTOMERS:,} recommendations to {CUSTOMERS} of customer: {out}\n"
+    everyone = read_file(out)
+    assert list(everyone) == [f"c{row:03d}" for row in range(CUSTOMERS)]
+    some = ["c250", "c007", "c010"]
+    assert tracks(recommend("run", "--customer", *some, "-k", 4, cwd=workspace)) == {
+        name: everyone[name] for name in some
+    }
+    ids.write_text("customer\n" + "\n".join([*some, "stranger"]))
+    command = ("recommend", "run", "--customers", ids, "-k", 4, "--out", out, "--overwrite")
+    result = crossfade_here(*command, cwd=workspace)
+    assert succeeded(result).stderr == "crossfade: 1 of 4 customers have no row: stranger\n"
+    assert read_file(out) == {name: everyone[name] for name in sorted(some)}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_interrupted_command_continues_with_the_first_missing_part(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole.parquet", tmp_path / "recs.parquet"
+    command = ("recommend", "run", "--all", "-k", 5)
+    succeeded(crossfade_here(*command, "--out", whole, cwd=workspace))
+    monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 70)
+    ranked: list[int] = []
+    rank = Recommender.rank
+
+    def interrupted(
+        self: Recommender, query_QD: FloatArray, excluded: Histories, histories: Histories
+    ) -> Recommendations:
+        ranked.append(len(query_QD))
+        if len(ranked) == 3:
+            raise OSError("the disk is full")
+        return rank(self, query_QD, excluded, histories)
+
+    monkeypatch.setattr(Recommender, "rank", interrupted)
+    assert crossfade_here(*command, "--out", out, cwd=workspace).returncode == 1
+    assert not out.exists()
+    other = ("recommend", "run", "--all", "-k", 6, "--out", out)
+    message = rejected("an unfinished result of another request", *other[1:], cwd=workspace)
+    assert "(different: options)" in message
+    succeeded(crossfade_here(*command, "--out", out, cwd=workspace))
+    assert ranked == [70, 70, 70, 70, 70, 20]
+    assert pq.read_table(out).equals(pq.read_table(whole))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
+
+
+def test_parts_are_bounded_in_queries_and_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 3)
+    monkeypatch.setattr(bulk, "_MAX_PART_INTERACTIONS", 10)
+    assert bulk.part_starts(np.array([50, 4, 6, 1, 1, 1, 1, 9])).tolist() == [0, 1, 3, 6, 8]
+    assert bulk.part_starts(np.array([], np.int64)).tolist() == [0]
+
+
+@pytest.mark.slow
+def test_run_and_checkpoints_on_s3_give_the_same(workspace: Path, tmp_path: Path) -> None:
+    command = ("--customer", "c010", "c200")
+    expected = recommend("run", *command, cwd=workspace)
+    similar = succeeded(crossfade_here("similar", "run", "5007", cwd=workspace)).stdout
+    with running_object_store(tmp_path) as server, pytest.MonkeyPatch.context() as environment:
+        for name, value in server.variables.items():
+            environment.setenv(name, value)
+        server.upload(workspace / "run", "runs/planted")
+        server.upload(workspace / "data", "data/planted")
+        for folder in ("runs/planted", "runs/planted/checkpoints"):
+            options = (*command, "--data", server.uri("data/planted"))
+            assert recommend(server.uri(folder), *options, cwd=tmp_path) == expected
+            found = crossfade_here("similar", server.uri(folder), "5007", *options[-2:], cwd=tmp_path)
+            assert succeeded(found).stdout == similar
+        rejected("a model on S3 that is not there", server.uri("runs/nowhere"), *command, cwd=tmp_path)
+
+
+def test_new_customer_gets_recommendations_by_history(workspace: Path, tmp_path: Path) -> None:
+    [found] = recommend("run", "--history", "genre 3 song 8", "5013", "-k", 8, cwd=workspace)
+    assert found["customer"] is None
+    assert [item["track"] for item in found["history"]] == [5008, 5013]
+    ids = [item["track"] for item in found["recommendations"]]
+    assert not {5008, 5013} & set(ids)
+    assert sum((track - 5000) % GENRES == 3 for track in ids) >= 7
+    [again] = recommend("run", "--history", "5008", "5013", "-k", 8, "--exclude", cwd=workspace)
+    assert {5008, 5013} <= {item["track"] for item in again["recommendations"]}
+
+
+def test_histories_come_from_a_file(workspace: Path, tmp_path: Path) -> None:
+    plays, out = tmp_path / "plays.csv", tmp_path / "recs.parquet"
+    plays.write_text("track,weight,customer\n5008,1,new\n5013,1,new\n5001,2,other\n5002,-1,other\n77,1,new\n")
+    result = crossfade_here("recommend", "run", "--history-file", plays, "--out", out, "-k", 8, cwd=workspace)
+    assert succeeded(result).stdout == f"16 recommendations to 2 new of customer: {out}\n"
+    assert result.stderr == f"crossfade: 1 lines of {plays} name no known track; left out\n"
+    found = read_file(out)
+    [named] = tracks(recommend("run", "--history", "5008", "5013", "-k", 8, cwd=workspace)).values()
+    assert found["new"] == named
+    assert not {5001, 5002} & set(found["other"])
+    assert sum((track - 5000) % GENRES == 1 for track in found["other"]) >= 7
+    plays.write_text("track\n1\n")
+    rejected("a history of unknown items", "run", "--history-file", plays, cwd=workspace)
+
+
+def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path) -> None:
+    customer = ("run", "--customer", "c010")
+    rejected("a count of recommendations below 1", *customer, "-k", 0, cwd=workspace)
+    rejected("a negative popularity damping", *customer, "--popularity-damping", "nan", cwd=workspace)
+    rejected("recommendations to all without a file", "run", "--all", cwd=workspace)
+    rejected("--json with --out", *customer, "--json", "--out", "x.parquet", cwd=workspace)
+    rejected("--max-per without a number", *customer, "--max-per", "genre", cwd=workspace)
+    rejected("--metadata-id without --metadata", *customer, "--metadata-id", "x", cwd=workspace)
+    rejected("an unknown customer", "run", "--customer", "c999", cwd=workspace)
+    rejected("a condition on an unknown column", *customer, "--where", "year > 1990", cwd=workspace)
+    rejected("filters that leave no item", *customer, "--where", "count > 1e9", cwd=workspace)
+    rejected("a group that is no column", *customer, "--max-per", "artist=2", cwd=workspace)
+    (tmp_path / "ids.txt").write_text("x\ny\n")
+    rejected("a filter file of other IDs", *customer, "--allow", tmp_path / "ids.txt", cwd=workspace)
+    out = tmp_path / "out.parquet"
+    everyone = ("--customers", tmp_path / "ids.txt", "--out", out)
+    rejected("a list of customers without a trained one", "run", *everyone, cwd=workspace)
+    out.touch()
+    rejected("an existing file of recommendations", "run", "--all", "--out", out, cwd=workspace)
+    assert out.read_bytes() == b""
+
+
+def test_model_or_dataset_that_is_not_there_is_rejected(workspace: Path, run: Path, tmp_path: Path) -> None:
+    customer = ("--customer", "c010")
+    rejected("a model that is not there", "nowhere", *customer, cwd=workspace)
+    for name, customers, cause in (
+        ("smaller", CUSTOMERS - 1, "the embeddings of a dataset of another size"),
+        ("other", CUSTOMERS, "the embeddings of a dataset with other IDs"),
+    ):
+        train = {"train": [[make_interactions([0], [0])]]}
+        write_data_set(tmp_path / name, train, queries=customers, items=TRACKS + 1)
+        rejected(cause, run, *customer, "--data", tmp_path / name, cwd=workspace)

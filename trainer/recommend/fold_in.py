@@ -1,0 +1,192 @@
+"""Fold in queries that were not in training: vectors for their histories, with the items' vectors fixed.
+
+    fold_in = FoldIn(model)
+    query_QD = fold_in.vectors(histories)
+
+The vector q of a history, items i with weights w_i > 0, is the maximum a posteriori estimate
+
+    argmin_q  Σ_i w_i · (log Σ_c exp(z_c(q) + b_c) − z_i(q))  +  ½ (q − μ)ᵀ Σ⁻¹ (q − μ)
+
+where z_c(q) is the score of item c, divided by the temperature of training: the softmax likelihood of the history, and
+a normal prior with the mean μ and the covariance Σ of trained queries. The items c are a uniform sample, with those of
+the history; b_c is the log of how many items a sampled one stands for. The objective is convex, so that Newton's
+method, damped by halving, converges in a few steps. With cosine scores, the prior is that of unit vectors.
+
+Shapes: Q queries, I sampled items, N items of a history, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import InputError
+from trainer.evaluation.top_k import unit_rows
+from trainer.recommend.history import Histories
+from trainer.recommend.trained_model import TrainedModel
+
+_SAMPLED_ITEMS = 4096
+_SAMPLED_QUERIES = 4096
+_RIDGE = 1e-3
+"""Added to the variances of the prior, as a fraction of their mean, so that its covariance can be inverted."""
+_MAX_STEPS = 12
+_TOLERANCE = 1e-4
+"""A step that changes no column by more than this is the last."""
+
+
+class FoldIn:
+    """Computes vectors of histories for one trained model."""
+
+    def __init__(self, model: TrainedModel, seed: int = 0) -> None:
+        """Sample items and queries of ``model``.
+
+        Raises:
+            InputError: too few queries are trained.
+            CheckpointError: the checkpoint is corrupt or cannot be read.
+        """
+        self._model = model
+        query, item = model.spec.query, model.spec.item
+        generator = np.random.default_rng(seed)
+        trained_Q, trained_I = np.flatnonzero(model.trained_rows(query)), np.flatnonzero(model.trained_rows(item))
+        if len(trained_Q) <= query.dim:
+            raise InputError(
+                f"{model.uri}: has only {len(trained_Q)} trained vectors of {query.name}, but folding in needs more "
+                f"than their {query.dim} columns"
+            )
+        item_I = np.sort(generator.choice(trained_I, min(_SAMPLED_ITEMS, len(trained_I)), replace=False))
+        query_Q = np.sort(generator.choice(trained_Q, min(_SAMPLED_QUERIES, len(trained_Q)), replace=False))
+        query_QD = self._vectors(query.name, query_Q)
+        self._prior = _Prior.of(query_QD)
+        self._items = _SampledItems.of(model, item_I, self._vectors(item.name, item_I), len(trained_I))
+
+    def _vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        vectors_ND = self._model.vectors.vectors(entity, rows_N).astype(np.float64)
+        return unit_rows(vectors_ND) if self._model.score.normalized else vectors_ND
+
+    def vectors(self, histories: Histories, on_query: Callable[[], None] = lambda: None) -> FloatArray:
+        """Return the vectors of ``histories``, float32 (Q, D); ``on_query`` is called after each.
+
+        A history without an item of positive weight gets the mean of trained queries.
+        """
+        lists = histories.lists
+        known_N, place_N = np.unique(lists.items_N, return_inverse=True)
+        known_ND = self._vectors(self._model.spec.item.name, known_N)
+        query_QD = np.tile(self._prior.mean_D, (len(lists.starts_Q1) - 1, 1))
+        for query in range(len(query_QD)):
+            part = slice(*lists.starts_Q1[query : query + 2])
+            liked_N = histories.weight_N[part] > 0
+            if liked_N.any():
+                row_N, weight_N = lists.items_N[part][liked_N], histories.weight_N[part][liked_N]
+                likelihood = self._items.likelihood(row_N, known_ND[place_N[part][liked_N]], weight_N)
+                query_QD[query] = _minimize(likelihood, self._prior)
+            on_query()
+        return query_QD.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """A normal distribution of vectors: its mean, and the inverse of its covariance."""
+
+    mean_D: FloatArray
+    precision_DD: FloatArray
+
+    @staticmethod
+    def of(vector_ND: FloatArray) -> _Prior:
+        covariance_DD = np.atleast_2d(np.cov(vector_ND, rowvar=False))
+        ridge = _RIDGE * np.trace(covariance_DD) / len(covariance_DD)
+        return _Prior(vector_ND.mean(axis=0), np.linalg.inv(covariance_DD + ridge * np.eye(len(covariance_DD))))
+
+
+@dataclass(frozen=True)
+class _SampledItems:
+    """Items that a history is contrasted with.
+
+    Attributes:
+        row_I: their rows, sorted.
+        vector_ID: their vectors.
+        log_share: the log of how many items each stands for.
+        scale: factor of the dot product in a score that is divided by the temperature.
+        norm_scale: factor of the item's squared norm, which is subtracted.
+    """
+
+    row_I: IntArray
+    vector_ID: FloatArray
+    log_share: float
+    scale: float
+    norm_scale: float
+
+    @staticmethod
+    def of(model: TrainedModel, row_I: IntArray, vector_ID: FloatArray, items: int) -> _SampledItems:
+        temperature = model.job.model.temperature
+        scale, norm_scale = model.score.dot_scale / temperature, model.score.norm_scale / temperature
+        return _SampledItems(row_I, vector_ID, float(np.log(items / len(row_I))), scale, norm_scale)
+
+    def likelihood(self, row_N: IntArray, vector_ND: FloatArray, weight_N: FloatArray) -> _Likelihood:
+        """Return the likelihood of a history of the items ``row_N``."""
+        others_I = ~np.isin(self.row_I, row_N, assume_unique=True)
+        vector_ID = np.concatenate([vector_ND, self.vector_ID[others_I]])
+        bias_I = -self.norm_scale * np.square(vector_ID).sum(axis=1)
+        bias_I[len(row_N) :] += self.log_share
+        total = float(weight_N.sum())
+        return _Likelihood(vector_ID, bias_I, self.scale, weight_N @ vector_ND / total, total)
+
+
+@dataclass(frozen=True)
+class _Likelihood:
+    """The negative log-likelihood of a history as a function of the query's vector, up to a constant.
+
+    Attributes:
+        vector_ID: vectors of the items that it is contrasted with, its own included.
+        bias_I: terms of their logits that do not depend on the query.
+        scale: factor of the dot product in a logit.
+        mean_D: mean vector of the history's items, by weight.
+        weight: sum of the weights.
+    """
+
+    vector_ID: FloatArray
+    bias_I: FloatArray
+    scale: float
+    mean_D: FloatArray
+    weight: float
+
+    def value(self, query_D: FloatArray) -> float:
+        logit_I = self.scale * (self.vector_ID @ query_D) + self.bias_I
+        highest = logit_I.max()
+        log_sum = highest + np.log(np.exp(logit_I - highest).sum())
+        return float(self.weight * (log_sum - self.scale * (self.mean_D @ query_D)))
+
+    def derivatives(self, query_D: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the gradient (D,) and the Hessian (D, D)."""
+        logit_I = self.scale * (self.vector_ID @ query_D) + self.bias_I
+        p_I = np.exp(logit_I - logit_I.max())
+        p_I /= p_I.sum()
+        expected_D = p_I @ self.vector_ID
+        covariance_DD = self.vector_ID.T @ (p_I[:, None] * self.vector_ID) - np.outer(expected_D, expected_D)
+        gradient_D = self.weight * self.scale * (expected_D - self.mean_D)
+        return gradient_D, self.weight * self.scale**2 * covariance_DD
+
+
+def _minimize(likelihood: _Likelihood, prior: _Prior) -> FloatArray:
+    """Return the maximum a posteriori estimate by Newton's method, from the prior's mean on."""
+
+    def objective(query_D: FloatArray) -> float:
+        difference_D = query_D - prior.mean_D
+        return likelihood.value(query_D) + 0.5 * float(difference_D @ prior.precision_DD @ difference_D)
+
+    query_D = prior.mean_D
+    value = objective(query_D)
+    for _ in range(_MAX_STEPS):
+        gradient_D, hessian_DD = likelihood.derivatives(query_D)
+        gradient_D += prior.precision_DD @ (query_D - prior.mean_D)
+        step_D = np.linalg.solve(hessian_DD + prior.precision_DD, gradient_D)
+        while (lower := objective(query_D - step_D)) > value and np.abs(step_D).max() > _TOLERANCE:
+            step_D /= 2
+        if lower > value:
+            break
+        query_D, value = query_D - step_D, lower
+        if np.abs(step_D).max() < _TOLERANCE:
+            break
+    return query_D

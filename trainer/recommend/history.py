@@ -1,0 +1,166 @@
+"""Histories: the items that queries have interacted with, from the splits of a dataset.
+
+    histories = load_histories(reader, manifest, ["train", "valid"], queries_Q)
+    histories.lists.items_N, histories.weight_N
+
+For many queries, they are divided into parts on disk, of which one is loaded at a time.
+
+Shapes: Q queries, N interactions or distinct pairs, P parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore.arrays import FloatArray, IntArray
+from trainer.config.schema import SplitName
+from trainer.data.manifest import DatasetManifest
+from trainer.data.reader import InteractionReader
+from trainer.data.reporter import ProgressReporter
+from trainer.evaluation.held_out import ItemLists
+
+_INTERACTION = np.dtype([("query", np.int64), ("item", np.int64), ("weight", np.float32)])
+_BUFFERED_INTERACTIONS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Histories:
+    """The distinct items of each query, sorted, with the sum of the weights of their interactions."""
+
+    lists: ItemLists
+    weight_N: FloatArray
+
+    def without_items(self) -> Histories:
+        """Return empty histories of the same queries."""
+        return Histories(ItemLists(np.zeros_like(self.lists.starts_Q1), self.lists.items_N[:0]), self.weight_N[:0])
+
+    def favorites(self, query: int, count: int) -> IntArray:
+        """Return the ``count`` items of ``query`` with the largest positive weights, the largest first."""
+        start, stop = self.lists.starts_Q1[query : query + 2]
+        weight_N = self.weight_N[start:stop]
+        order_N = np.argsort(-weight_N, kind="stable")[:count]
+        favorites: IntArray = self.lists.items_N[start:stop][order_N[weight_N[order_N] > 0]]
+        return favorites
+
+
+def make_histories(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int) -> Histories:
+    """Build the histories of ``queries`` queries from interactions in any order.
+
+    Args:
+        query_N: the query of each interaction, from 0 to ``queries`` - 1.
+        item_N: its item, from 0 to ``items`` - 1.
+        weight_N: its weight.
+        queries: number of queries.
+        items: number of items.
+    """
+    pair_N, inverse_N = np.unique(query_N * items + item_N, return_inverse=True)
+    total_N = np.bincount(inverse_N, weights=weight_N, minlength=len(pair_N)).astype(np.float32)
+    starts_Q1 = np.searchsorted(pair_N, np.arange(queries + 1) * items)
+    return Histories(ItemLists(starts_Q1, pair_N % items), total_N)
+
+
+def load_histories(
+    reader: InteractionReader,
+    manifest: DatasetManifest,
+    splits: Sequence[SplitName],
+    queries_Q: IntArray,
+    reporter: ProgressReporter,
+) -> Histories:
+    """Load the histories of ``queries_Q``, int64, sorted and unique, from ``splits``; report rows read.
+
+    Interactions of weight 0 do not count; negative feedback does, so a weight may be negative.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+        StorageUnavailableError: storage does not answer.
+    """
+    pieces = [np.empty(0, _INTERACTION), *_selected(reader, manifest, splits, queries_Q, reporter)]
+    return _histories(np.concatenate(pieces), len(queries_Q), manifest)
+
+
+def _histories(interaction_N: NDArray[np.void], queries: int, manifest: DatasetManifest) -> Histories:
+    query_N, item_N, weight_N = (interaction_N[name] for name in ("query", "item", "weight"))
+    return make_histories(query_N, item_N, weight_N, queries, manifest.entities[manifest.item].rows)
+
+
+def _selected(
+    reader: InteractionReader,
+    manifest: DatasetManifest,
+    splits: Sequence[SplitName],
+    queries_Q: IntArray,
+    reporter: ProgressReporter,
+) -> Iterator[NDArray[np.void]]:
+    """Yield the interactions of ``queries_Q``, with the query's place in it, one row group at a time."""
+    held = [manifest.splits[name] for name in splits if name in manifest.splits]
+    reporter.phase("read histories", sum(split.rows for split in held), "row")
+    place_R = np.full(manifest.entities[manifest.query].rows, -1, np.int64)
+    place_R[queries_Q] = np.arange(len(queries_Q))
+    for split in held:
+        for part in reader.read_all(split):
+            selected_N = (place_R[part.query_N] >= 0) & (part.weight_N != 0)
+            interaction_N = np.empty(np.count_nonzero(selected_N), _INTERACTION)
+            interaction_N["query"] = place_R[part.query_N[selected_N]]
+            interaction_N["item"] = part.item_N[selected_N]
+            interaction_N["weight"] = part.weight_N[selected_N]
+            yield interaction_N
+            reporter.advance(len(part))
+
+
+@dataclass(frozen=True)
+class DividedHistories:
+    """Histories on disk: part p has those of the queries at ``starts_P1[p]`` to ``starts_P1[p + 1]``."""
+
+    folder: Path
+    starts_P1: IntArray
+    manifest: DatasetManifest
+
+    def load(self, part: int) -> Histories:
+        """Load the histories of a part."""
+        path = _part_path(self.folder, part)
+        interaction_N = np.fromfile(path, _INTERACTION) if path.exists() else np.empty(0, _INTERACTION)
+        interaction_N["query"] -= self.starts_P1[part]
+        return _histories(interaction_N, int(self.starts_P1[part + 1] - self.starts_P1[part]), self.manifest)
+
+
+def divide_histories(
+    reader: InteractionReader,
+    manifest: DatasetManifest,
+    splits: Sequence[SplitName],
+    queries_Q: IntArray,
+    starts_P1: IntArray,
+    folder: Path,
+    reporter: ProgressReporter,
+) -> DividedHistories:
+    """Write the histories of ``queries_Q`` into ``folder``, a file for each part, in one pass over the interactions.
+
+    Raises:
+        InputError: a file is missing or corrupt.
+        StorageUnavailableError: storage does not answer.
+    """
+    buffered: list[NDArray[np.void]] = []
+    for piece in _selected(reader, manifest, splits, queries_Q, reporter):
+        buffered.append(piece)
+        if sum(map(len, buffered)) >= _BUFFERED_INTERACTIONS:
+            _append(folder, starts_P1, np.concatenate(buffered))
+            buffered = []
+    if buffered:
+        _append(folder, starts_P1, np.concatenate(buffered))
+    return DividedHistories(folder, starts_P1, manifest)
+
+
+def _append(folder: Path, starts_P1: IntArray, interaction_N: NDArray[np.void]) -> None:
+    part_N = np.searchsorted(starts_P1, interaction_N["query"], side="right") - 1
+    order_N = np.argsort(part_N, kind="stable")
+    bounds_P1 = np.searchsorted(part_N[order_N], np.arange(len(starts_P1)))
+    for part in np.flatnonzero(np.diff(bounds_P1)):
+        with _part_path(folder, int(part)).open("ab") as file:
+            interaction_N[order_N[bounds_P1[part] : bounds_P1[part + 1]]].tofile(file)
+
+
+def _part_path(folder: Path, part: int) -> Path:
+    return folder / f"{part:06d}"

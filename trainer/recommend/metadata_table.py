@@ -1,0 +1,228 @@
+# ruff: noqa: S608  (what is put into SQL is quoted by `identifier`; the user's condition runs in a locked database)
+"""The metadata of an entity's rows in DuckDB, for conditions and groups.
+
+    with open_metadata(data, manifest, "track", MetadataFile("songs.csv"), columns={"year"}) as table:
+        kept_R = table.rows_where("year > 1990")
+
+Its columns:
+
+    id, name, count         from the vocabulary; ``count`` is the number of interactions of positive weight in train
+    FEATURE                 one for each feature of the dataset: the list of its values, by name or else by ID
+    COLUMN                  those of the metadata file; null where it has no line for the ID
+
+A file may have several lines of an ID: a row meets a condition if one of them does, and is in the groups of all.
+
+Shapes: R rows, N values of all groups.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from kvstore.arrays import BoolArray, IntArray
+from kvstore.errors import InputError, format_names
+from kvstore.io.folder import Folder
+from trainer.data.features import iter_pairs
+from trainer.data.manifest import DatasetManifest
+from trainer.data.vocabulary import Vocabulary
+from trainer.prepare.database import exact_path, execute, first_line, identifier, working_database
+from trainer.prepare.fetch import fetch_files
+from trainer.prepare.input_files import RawFile, find_files
+from trainer.prepare.raw_files import column_names, read_errors
+
+_READERS = {
+    "parquet": "read_parquet(?)",
+    # Types are inferred from all lines, so that numbers compare as numbers.
+    "csv": "read_csv(?, header = true, delim = ',', quote = '\"', escape = '\"', sample_size = -1)",
+    "tsv": "read_csv(?, header = true, delim = '\t', quote = '', escape = '', sample_size = -1)",
+}
+
+
+@dataclass(frozen=True)
+class MetadataFile:
+    """A Parquet, CSV or TSV file with lines about IDs.
+
+    Attributes:
+        location: path or URI.
+        id_column: its column of IDs; None: the one named as the entity, ``ENTITY_id``, or ``id``.
+    """
+
+    location: str
+    id_column: str | None = None
+
+
+@dataclass(frozen=True)
+class GroupLists:
+    """The groups of each row: row r is in ``values_N[starts_R1[r]:starts_R1[r + 1]]``, int64, possibly none."""
+
+    starts_R1: IntArray
+    values_N: IntArray
+
+
+@contextmanager
+def open_metadata(
+    data: Folder, manifest: DatasetManifest, entity: str, file: MetadataFile | None, columns: Collection[str]
+) -> Iterator[MetadataTable]:
+    """Load the columns of ``entity`` from the dataset and ``file``; of the features, only those in ``columns``.
+
+    Raises:
+        InputError: the metadata file or the dataset cannot be read.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="crossfade-metadata-") as work,
+        working_database(Path(work), None, None) as connection,
+    ):
+        table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
+        table.load(file, columns, Path(work))
+        yield table
+
+
+class MetadataTable:
+    """The columns of an entity, as the relation ``items`` of a DuckDB database."""
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        data: Folder,
+        manifest: DatasetManifest,
+        entity: str,
+        *,
+        has_file: bool,
+    ) -> None:
+        self._connection = connection
+        self._data = data
+        self._manifest = manifest
+        self._entity = entity
+        self._rows = manifest.entities[entity].rows
+        self._has_file = has_file
+
+    def load(self, file: MetadataFile | None, columns: Collection[str], work: Path) -> None:
+        """Create ``items``, then lock the database: a condition can read nothing else."""
+        self._add_vocabulary(self._entity, "vocabulary")
+        relation = "vocabulary"
+        for name in self._features():
+            if name in columns:
+                self._add_feature(name)
+                relation += f" LEFT JOIN {identifier('feature ' + name)} USING (row)"
+        if file is not None:
+            self._add_metadata(file, work)
+            relation += " LEFT JOIN metadata USING (row)"
+        execute(self._connection, f"CREATE VIEW items AS SELECT * FROM {relation}")
+        execute(self._connection, "SET enable_external_access = false")
+        execute(self._connection, "SET lock_configuration = true")
+
+    def rows_where(self, condition: str) -> BoolArray:
+        """Return which rows meet ``condition``, bool (R,).
+
+        Raises:
+            InputError: it is not a condition on the columns.
+        """
+        kept_R = np.zeros(self._rows, np.bool_)
+        # The line break ends a comment in the condition.
+        rows = self._query(f"SELECT row FROM items WHERE ({condition}\n)", f"--where {condition}")
+        kept_R[rows.column("row").to_numpy()] = True
+        return kept_R
+
+    def groups(self, column: str) -> GroupLists:
+        """Return the groups of each row by the values of ``column``, which may be a list.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        option = f"--max-per {column}"
+        if column not in self._columns():
+            raise InputError(f"{option}: there is no column '{column}'; {self._columns_hint()}")
+        quoted = identifier(column)
+        is_list = self._query(f"SELECT typeof(any_value({quoted})) LIKE '%[]' AS l FROM items", option)
+        value = f"unnest({quoted})" if is_list.column("l")[0].as_py() else quoted
+        pairs = self._query(
+            f"SELECT DISTINCT row, dense_rank() OVER (ORDER BY value) - 1 AS value FROM "
+            f"(SELECT row, {value} AS value FROM items) WHERE value IS NOT NULL ORDER BY ALL",
+            option,
+        )
+        row_N, value_N = (pairs.column(name).cast(pa.int64()).to_numpy() for name in ("row", "value"))
+        return GroupLists(np.searchsorted(row_N, np.arange(self._rows + 1)), value_N)
+
+    def _query(self, sql: str, option: str) -> pa.Table:
+        try:
+            return self._connection.sql(sql).to_arrow_table()
+        except duckdb.InterruptException:
+            raise
+        except duckdb.Error as error:
+            raise InputError(f"{option}: {first_line(error)}; {self._columns_hint()}") from error
+
+    def _columns(self) -> list[str]:
+        names = self._columns_of("items")
+        return [*names, *(name for name in self._features() if name not in names)]
+
+    def _columns_of(self, relation: str) -> list[str]:
+        names = [str(name) for name, *_ in execute(self._connection, f"DESCRIBE {relation}")]
+        return [name for name in names if name != "row"]
+
+    def _features(self) -> list[str]:
+        return list(self._manifest.features_of(self._entity))
+
+    def _columns_hint(self) -> str:
+        hint = "" if self._has_file else "; further columns come from --metadata FILE"
+        return f"the columns are {format_names(self._columns())}{hint}"
+
+    def _add_vocabulary(self, entity: str, table: str) -> None:
+        vocabulary = Vocabulary(self._data, self._manifest, entity)
+        columns = [*vocabulary.columns, "count"]
+        for number, piece in enumerate(vocabulary.iter_tables(columns)):
+            self._connection.register("piece", piece)
+            how = f"INSERT INTO {table}" if number else f"CREATE TABLE {table} AS"
+            execute(self._connection, f"{how} SELECT * FROM piece WHERE id IS NOT NULL")
+            self._connection.unregister("piece")
+
+    def _add_feature(self, name: str) -> None:
+        self._add_vocabulary(name, "feature_values")
+        execute(self._connection, "CREATE TABLE pairs (row BIGINT, value BIGINT)")
+        for _, row_N, value_N in iter_pairs(self._data, self._manifest, self._entity, name):
+            self._connection.register("piece", pa.table({"row": row_N, "value": value_N}))
+            execute(self._connection, "INSERT INTO pairs SELECT * FROM piece")
+            self._connection.unregister("piece")
+        label = "coalesce(f.name, f.id::VARCHAR)" if self._manifest.entities[name].has_names else "f.id"
+        execute(
+            self._connection,
+            f"CREATE TABLE {identifier('feature ' + name)} AS SELECT pairs.row AS row, "
+            f"list({label} ORDER BY value) AS {identifier(name)} "
+            "FROM pairs JOIN feature_values f ON f.row = pairs.value GROUP BY pairs.row",
+        )
+        execute(self._connection, "DROP TABLE pairs")
+        execute(self._connection, "DROP TABLE feature_values")
+
+    def _add_metadata(self, given: MetadataFile, work: Path) -> None:
+        with fetch_files(find_files("--metadata", [given.location], None), work, None) as files:
+            for number, file in enumerate(files):
+                if number:
+                    raise InputError(f"--metadata {given.location}: matches several files; expected one")
+                with read_errors(file):
+                    self._add_file(file, given.id_column)
+
+    def _add_file(self, file: RawFile, id_column: str | None) -> None:
+        columns = column_names(file)
+        candidates = [id_column] if id_column else [self._entity, f"{self._entity}_id", "id"]
+        found = next((name for name in candidates if name in columns), None)
+        if found is None:
+            raise InputError(
+                f"--metadata {file}: has no column {' or '.join(repr(name) for name in candidates)} of IDs; name it "
+                f"with --metadata-id: {format_names(columns)}"
+            )
+        taken = {name.lower() for name in ["row", *self._columns_of("vocabulary"), *self._features()]}
+        chosen = [name for name in columns if name != found and name.lower() not in taken]
+        selected = "".join(f", given.{identifier(name)}" for name in chosen)
+        execute(
+            self._connection,
+            f"CREATE TABLE metadata AS SELECT vocabulary.row AS row{selected} FROM {_READERS[file.format]} given "
+            f"JOIN vocabulary ON CAST(given.{identifier(found)} AS VARCHAR) = CAST(vocabulary.id AS VARCHAR)",
+            [exact_path(file.path)],
+        )

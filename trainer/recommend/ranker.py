@@ -1,0 +1,116 @@
+"""Rank candidates for vectors: exactly, in blocks, with popularity damping and limits per group.
+
+    ranker = Ranker(model.vectors, model.spec.item, model.score, candidates)
+    rows_QK, scores_QK = ranker.rank(query_QD, excluded, count=10)
+
+Shapes: Q queries, K ranks, J ranks before limits per group, N elements of lists, R rows of the entity, D columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.jit import njit
+from kvstore.store import TableSpec
+from trainer.embeddings.files import VectorSource
+from trainer.evaluation.held_out import ItemLists
+from trainer.evaluation.top_k import rank_vectors
+from trainer.model.spec import Score
+from trainer.recommend.candidates import Candidates
+
+_DEPTH_FACTOR = 4
+"""How much deeper a ranking becomes when limits per group leave too few rows of it."""
+
+
+class Ranker:
+    """Ranks the candidates of one entity."""
+
+    def __init__(
+        self,
+        source: VectorSource,
+        table: TableSpec,
+        score: Score,
+        candidates: Candidates,
+        damping_R: FloatArray | None = None,
+    ) -> None:
+        """Compare vectors of ``table``, which ``source`` provides, by ``score``.
+
+        ``damping_R`` is subtracted from the score of each row, float32 (R,).
+        """
+        self._source = source
+        self._table = table
+        self._score = score
+        self._candidates = candidates
+        damping_R = np.zeros(table.rows, np.float32) if damping_R is None else damping_R
+        self._penalty_R = np.where(candidates.kept_R, damping_R, np.float32(np.inf))
+        self._num_candidates = int(np.count_nonzero(candidates.kept_R))
+
+    def rank(self, query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
+        """Return the ``count`` best candidates for each query, best first: rows int64 and scores float32 (Q, K).
+
+        Args:
+            query_QD: vectors of the queries, float32.
+            excluded: the rows left out for each query.
+            count: length of a ranking; where fewer candidates are left, it is padded with row -1 and score -inf.
+        """
+        if self._candidates.groups is None:
+            return self._rank(query_QD, excluded, count)
+        rows_QK = np.full((len(query_QD), count), -1, np.int64)
+        scores_QK = np.full((len(query_QD), count), -np.inf, np.float32)
+        queries_Q, depth = np.arange(len(query_QD)), count
+        while len(queries_Q):
+            depth = min(depth * _DEPTH_FACTOR, self._num_candidates)
+            lists = excluded.filter_queries(np.isin(np.arange(len(query_QD)), queries_Q))
+            best = self._rank(query_QD[queries_Q], lists, depth)
+            groups = self._candidates.groups
+            limits = groups.starts_R1, groups.values_N, self._candidates.max_per_group
+            full_Q = _limit_per_group(*best, *limits, queries_Q, rows_QK, scores_QK)
+            queries_Q = queries_Q[~full_Q] if depth < self._num_candidates else queries_Q[:0]
+        return rows_QK, scores_QK
+
+    def _rank(self, query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
+        rows_QK, scores_QK = rank_vectors(
+            query_QD,
+            self._score,
+            self._table.rows,
+            lambda rows_E: self._source.vectors(self._table.name, rows_E),
+            excluded,
+            count,
+            self._penalty_R,
+        )
+        if self._score.norm_scale:
+            # The squared norm of the query, which rankings omit.
+            scores_QK -= self._score.norm_scale * np.square(query_QD).sum(axis=1, keepdims=True)
+        return rows_QK, scores_QK
+
+
+@njit(cache=True)
+def _limit_per_group(best_QJ, score_QJ, starts_R1, values_N, max_per_group, queries_Q, rows_QK, scores_QK):  # type: ignore[no-untyped-def]
+    """Copy the best rows to ``rows_QK[queries_Q]``, but at most ``max_per_group`` rows of a group.
+
+    Returns:
+        Which queries have a complete ranking, or no more candidates, bool (Q,).
+    """
+    count = rows_QK.shape[1]
+    full_Q = np.zeros(queries_Q.shape[0], np.bool_)
+    for q in range(queries_Q.shape[0]):
+        query, kept = queries_Q[q], 0
+        for j in range(best_QJ.shape[1]):
+            row = best_QJ[q, j]
+            if row < 0 or kept == count:
+                full_Q[q] = True
+                break
+            allowed = True
+            for value in values_N[starts_R1[row] : starts_R1[row + 1]]:
+                members = 0
+                for k in range(kept):
+                    other = rows_QK[query, k]
+                    for member in values_N[starts_R1[other] : starts_R1[other + 1]]:
+                        members += member == value
+                allowed = allowed and members < max_per_group
+            if allowed:
+                rows_QK[query, kept], scores_QK[query, kept] = row, score_QJ[q, j]
+                kept += 1
+        full_Q[q] = full_Q[q] or kept == count
+    return full_Q

@@ -1,0 +1,125 @@
+"""Recommend items of a trained model to its queries.
+
+    recommender = Recommender(model, RecommendOptions(count=10), NullReporter())
+    recommendations = recommender.for_rows(np.array([5]))
+    recommendations.item_QK, recommendations.score_QK
+
+Shapes: Q queries, K ranks, R rows, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+import numpy as np
+
+from kvstore.arrays import FloatArray, IntArray
+from trainer.config.schema import SplitName
+from trainer.data.reader import InteractionReader
+from trainer.data.reporter import ProgressReporter
+from trainer.recommend.candidates import FilterOptions, select_candidates
+from trainer.recommend.fold_in import FoldIn
+from trainer.recommend.history import Histories, load_histories
+from trainer.recommend.ranker import Ranker
+from trainer.recommend.trained_model import TrainedModel
+
+ALL_SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+
+@dataclass(frozen=True)
+class RecommendOptions:
+    """How to recommend.
+
+    Attributes:
+        count: items for each query.
+        exclude: splits whose items are left out for the queries that interacted with them, whatever the weight.
+        popularity_damping: α of Recommender, at least 0.
+        filters: the items that may be recommended.
+    """
+
+    count: int = 10
+    exclude: Sequence[SplitName] = ALL_SPLITS
+    popularity_damping: float = 0.0
+    filters: FilterOptions = field(default_factory=FilterOptions)
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Items for queries.
+
+    Attributes:
+        item_QK: rows of the items, best first, int64; -1 where there are fewer.
+        score_QK: their scores, float32, less the popularity damping.
+        histories: what each query has interacted with in all splits.
+    """
+
+    item_QK: IntArray
+    score_QK: FloatArray
+    histories: Histories
+
+
+class Recommender:
+    """Ranks a model's items for its queries.
+
+    Items without a positive interaction in train, which training has not moved, are candidates only in a model with
+    features of items. An item's score is s − α·T·log(1 + c), where s is the model's score, T its temperature, and c the
+    item's interactions of positive weight in train. For a softmax model, s/T estimates log p(item | query) up to a
+    constant, so that α = 1 ranks by p(item | query) / p(item), the lift, and 0 < α < 1 lies between.
+    """
+
+    def __init__(self, model: TrainedModel, options: RecommendOptions, reporter: ProgressReporter) -> None:
+        """Select the candidates of ``model`` by ``options``; report progress to ``reporter``.
+
+        Raises:
+            InputError: a filter is invalid, or leaves no item.
+        """
+        self._model = model
+        self._options = options
+        self._reporter = reporter
+        spec, entity = model.spec, model.spec.item.name
+        candidates = select_candidates(model.data, model.manifest, entity, options.filters)
+        vocabulary = model.vocabulary(entity)
+        candidates = replace(candidates, kept_R=candidates.kept_R & model.trained_rows(spec.item))
+        damping_R = None
+        if options.popularity_damping:
+            scale = options.popularity_damping * model.job.model.temperature
+            damping_R = (scale * np.log1p(vocabulary.counts())).astype(np.float32)
+        self._ranker = Ranker(model.vectors, spec.item, model.score, candidates, damping_R)
+
+    def for_rows(self, queries_Q: IntArray) -> Recommendations:
+        """Recommend to ``queries_Q``, int64, sorted and unique.
+
+        Raises:
+            InputError: the dataset cannot be read.
+            CheckpointError: the checkpoint is corrupt or cannot be read.
+        """
+        with closing(InteractionReader(self._model.data, self._model.manifest)) as reader:
+            excluded = self.load_histories(reader, queries_Q, self._options.exclude)
+            histories = excluded
+            if set(self._options.exclude) != set(self._model.manifest.splits):
+                histories = self.load_histories(reader, queries_Q, ALL_SPLITS)
+        return self.rank(self._model.vectors.vectors(self._model.spec.query.name, queries_Q), excluded, histories)
+
+    def for_histories(self, histories: Histories) -> Recommendations:
+        """Recommend to queries that were not in training, or have interacted since, by their histories.
+
+        Raises:
+            InputError: too few queries are trained.
+            CheckpointError: the checkpoint is corrupt or cannot be read.
+        """
+        fold_in = FoldIn(self._model)
+        self._reporter.phase("fold in", len(histories.lists.starts_Q1) - 1, self._model.spec.query.name)
+        query_QD = fold_in.vectors(histories, lambda: self._reporter.advance(1))
+        return self.rank(query_QD, histories if self._options.exclude else histories.without_items(), histories)
+
+    def load_histories(self, reader: InteractionReader, queries_Q: IntArray, splits: Sequence[SplitName]) -> Histories:
+        """Load the histories of ``queries_Q`` from ``splits``."""
+        return load_histories(reader, self._model.manifest, splits, queries_Q, self._reporter)
+
+    def rank(self, query_QD: FloatArray, excluded: Histories, histories: Histories) -> Recommendations:
+        """Recommend to queries with the vectors ``query_QD``, without the items in ``excluded``."""
+        item_QK, score_QK = self._ranker.rank(query_QD, excluded.lists, self._options.count)
+        return Recommendations(item_QK, score_QK, histories)

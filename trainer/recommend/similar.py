@@ -1,0 +1,37 @@
+"""Find the nearest neighbors of rows among the rows of the same entity: exact, by cosine.
+
+rows_QK, cosine_QK = similar_rows(model, "artist", np.array([7]), 10, FilterOptions())
+
+Shapes: Q queries, K ranks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvstore.arrays import FloatArray, IntArray
+from trainer.evaluation.held_out import ItemLists
+from trainer.model.spec import Score
+from trainer.recommend.candidates import FilterOptions, select_candidates
+from trainer.recommend.ranker import Ranker
+from trainer.recommend.trained_model import TrainedModel
+
+
+def similar_rows(
+    model: TrainedModel, entity: str, rows_Q: IntArray, count: int, filters: FilterOptions
+) -> tuple[IntArray, FloatArray]:
+    """Return the ``count`` rows of ``entity`` nearest to each of ``rows_Q``, int64, other than itself, nearest first.
+
+    Returns:
+        Rows, int64 (Q, K), -1 where there are fewer, and cosines, float32 (Q, K).
+
+    Raises:
+        InputError: a filter is invalid or leaves no row, or the embeddings cannot be read.
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+    """
+    table = next(table for table in model.spec.vectors if table.name == entity)
+    candidates = select_candidates(model.data, model.manifest, entity, filters)
+    unique_rows, place_Q = np.unique(rows_Q, return_inverse=True)
+    query_QD = model.vectors.vectors(entity, unique_rows)[place_Q]
+    itself = ItemLists(np.arange(len(rows_Q) + 1), rows_Q)
+    return Ranker(model.vectors, table, Score.of("cosine", 1.0), candidates).rank(query_QD, itself, count)

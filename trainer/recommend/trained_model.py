@@ -1,0 +1,182 @@
+"""Open a trained model with its dataset: the embeddings of a run, or its newest checkpoint, in a folder or on S3.
+
+    with_trained_model("runs/lastfm", None, print, lambda model: model.vectors.vectors("artist", np.arange(10)))
+
+Vectors are read in blocks when they are used; nothing is loaded completely.
+
+Shapes: R rows of a table.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow.compute as pc
+
+from kvstore.arrays import BoolArray
+from kvstore.checkpoint.reader import Checkpoint
+from kvstore.errors import InputError
+from kvstore.io.folder import Folder
+from kvstore.io.storage_errors import translate_storage_errors
+from kvstore.store import TableSpec
+from trainer.config.loading import make_job
+from trainer.config.schema import JobConfig
+from trainer.data.manifest import DatasetManifest
+from trainer.data.reporter import NullReporter
+from trainer.data.vocabulary import Vocabulary
+from trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
+from trainer.embeddings.checkpoint_vectors import CheckpointVectors
+from trainer.embeddings.files import EmbeddingFiles, VectorSource
+from trainer.model.spec import ModelSpec, Score, make_model
+from trainer.model.towers import load_towers
+from trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
+from trainer.runs.inputs import open_inputs
+
+Result = TypeVar("Result")
+_COMPARED_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model and the dataset that has the IDs of its rows.
+
+    Attributes:
+        uri: the folder of embeddings or the checkpoint that the vectors are read from.
+        job: the job that trained it.
+        spec: its tables and score.
+        data: the folder of the dataset.
+        manifest: the manifest of the dataset.
+        vectors: the vectors of every entity.
+        fingerprint: differs between versions of the vectors at the same ``uri``.
+    """
+
+    uri: str
+    job: JobConfig
+    spec: ModelSpec
+    data: Folder
+    manifest: DatasetManifest
+    vectors: VectorSource
+    fingerprint: str
+
+    @property
+    def score(self) -> Score:
+        """The score without the temperature of the loss: the cosine, the dot product, or minus the squared distance."""
+        return Score.of(self.job.model.score, 1.0)
+
+    def vocabulary(self, entity: str) -> Vocabulary:
+        """Return the vocabulary of ``entity``.
+
+        Raises:
+            InputError: it has no vectors.
+        """
+        known = [table.name for table in self.spec.vectors]
+        if entity not in known:
+            raise InputError(f"{self.uri}: has no embeddings of '{entity}'; it has those of {', '.join(known)}")
+        return Vocabulary(self.data, self.manifest, entity)
+
+    def trained_rows(self, table: TableSpec) -> BoolArray:
+        """Return which rows of the queries or items, ``table``, training has given a vector, bool (R,).
+
+        A row without an interaction of positive weight in train has its initial, random vector, unless it has features.
+        """
+        if any(tower.entity == table for tower in self.spec.towers):
+            trained_R = np.ones(table.rows, np.bool_)
+            trained_R[self.manifest.entities[table.name].vacant_rows] = False
+            return trained_R
+        return self.vocabulary(table.name).warm_rows()
+
+
+def with_trained_model(location: str, data: str | None, log: Log, use: Callable[[TrainedModel], Result]) -> Result:
+    """Return ``use`` of the trained model at ``location``: a run folder, a folder of checkpoints, or a checkpoint.
+
+    A run's embeddings are used if it has written them, otherwise its newest complete checkpoint; if ``use`` finds it
+    corrupt, an older one. ``data`` is the dataset, if it is not where the job names it. ``log`` gets a line for each
+    checkpoint that is skipped.
+
+    Raises:
+        CheckpointError: every checkpoint is corrupt or cannot be read.
+        InputError: there is no model, its dataset is missing or another one, or ``use`` raised it.
+    """
+    folder = Folder(location)
+    with translate_storage_errors(location, unreachable=InputError):
+        has_embeddings = _is_folder(folder) and {JOB_FILE, EMBEDDINGS_FOLDER} <= set(folder.names())
+        model = _open_embeddings(folder, data) if has_embeddings else None
+        source = locate_checkpoint(location) if model is None else None
+    if model is not None:
+        return use(model)
+    assert source is not None
+    return use_newest(source, log, lambda checkpoint: _use_checkpoint(checkpoint, data, use))
+
+
+def _is_folder(folder: Folder) -> bool:
+    return folder.path is None or folder.path.is_dir()
+
+
+def _open_embeddings(run: Folder, data: str | None) -> TrainedModel:
+    job = make_job(run.read(JOB_FILE).decode("utf-8"), f"{run.uri}/{JOB_FILE}")
+    if data is not None:
+        job = job.model_copy(update={"data": job.data.model_copy(update={"path": data})})
+    inputs = open_inputs(job)
+    embeddings = EmbeddingFiles(run.child(EMBEDDINGS_FOLDER))
+    model = TrainedModel(
+        f"{run.uri}/{EMBEDDINGS_FOLDER}",
+        job,
+        inputs.model,
+        inputs.folder,
+        inputs.manifest,
+        embeddings,
+        embeddings.fingerprint(),
+    )
+    for table in inputs.model.vectors:
+        if table.name in embeddings.entities:
+            _check_same_rows(model, embeddings, table.name)
+    return model
+
+
+def _check_same_rows(model: TrainedModel, embeddings: EmbeddingFiles, entity: str) -> None:
+    """Compare the number of rows, and the first IDs, of embeddings and vocabulary.
+
+    Raises:
+        InputError: they differ, so that the dataset is another one.
+    """
+    vocabulary = model.vocabulary(entity)
+    rows = embeddings.rows(entity)
+    ours = embeddings.first_ids(entity, min(_COMPARED_ROWS, vocabulary.rows))
+    theirs = vocabulary.read(0, len(ours), ["id"]).column("id").combine_chunks()
+    # IDs that were deleted since are null.
+    is_same = ours.type == theirs.type and pc.all(pc.equal(ours, theirs), min_count=0).as_py()
+    if rows != vocabulary.rows or not is_same:
+        found = f"has {vocabulary.rows:,} rows of '{entity}', but {model.uri} {rows:,}"
+        if rows == vocabulary.rows:
+            found = f"has other IDs of '{entity}' than {model.uri}"
+        raise InputError(
+            f"{model.data.uri}: {found}: it was prepared again, or is another dataset; name the dataset that the model "
+            "was trained on with --data"
+        )
+
+
+def _use_checkpoint(checkpoint: Checkpoint, data: str | None, use: Callable[[TrainedModel], Result]) -> Result:
+    job = job_of(checkpoint)
+    folder = Folder(data or job.data.path)
+    manifest = open_dataset_of(checkpoint, folder)
+    spec = make_model(job, manifest)
+    towers = load_towers(job, spec, folder, manifest)
+    towers.dense.load(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="crossfade-vectors-") as scratch:
+        vectors = CheckpointVectors(checkpoint, NullReporter(), towers, Path(scratch))
+        return use(
+            TrainedModel(
+                checkpoint.uri,
+                job,
+                spec,
+                folder,
+                manifest,
+                vectors,
+                f"{checkpoint.manifest.training['run']} {checkpoint.manifest.step}",
+            )
+        )
