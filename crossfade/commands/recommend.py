@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import unicodedata
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -281,8 +282,16 @@ def _print_lists(title: str, item: str, found: list[tuple[RowLabel, float]], kno
     """Print recommendations beside the items of the largest weights in the history."""
     lines = [f"{score:8.3f}  {label}" for label, score in found]
     head = f"{'score':>8}  recommended {item}"
-    width = max(map(len, [head, *lines]))
+    width = max(map(_columns, [head, *lines]))
     print(title)
-    print(f"{head:<{width}}    history, by weight")
+    print(f"{head}{' ' * (width - _columns(head))}    history, by weight")
     for line, label in zip_longest(lines, known, fillvalue=""):
-        print(f"{line:<{width}}    {label}".rstrip())
+        print(f"{line}{' ' * (width - _columns(line))}    {label}".rstrip())
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal ``text`` takes: two for each East Asian wide character."""
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )

@@ -61,10 +61,14 @@ class MetadataFile:
 
 @dataclass(frozen=True)
 class GroupLists:
-    """The groups of each row: row r is in ``values_N[starts_R1[r]:starts_R1[r + 1]]``, int64, possibly none."""
+    """The groups of each row: row r is in ``values_N[starts_R1[r]:starts_R1[r + 1]]``, int64, possibly none.
+
+    ``names`` are the names of the groups, by value.
+    """
 
     starts_R1: IntArray
     values_N: IntArray
+    names: tuple[str, ...]
 
 
 @contextmanager
@@ -137,19 +141,21 @@ class MetadataTable:
         Raises:
             InputError: there is no such column.
         """
-        option = f"--max-per {column}"
+        option = f"the column '{column}'"
         if column not in self._columns():
-            raise InputError(f"{option}: there is no column '{column}'; {self._columns_hint()}")
+            raise InputError(f"there is no column '{column}' to group by; {self._columns_hint()}")
         quoted = identifier(column)
         is_list = self._query(f"SELECT typeof(any_value({quoted})) LIKE '%[]' AS l FROM items", option)
         value = f"unnest({quoted})" if is_list.column("l")[0].as_py() else quoted
         pairs = self._query(
-            f"SELECT DISTINCT row, dense_rank() OVER (ORDER BY value) - 1 AS value FROM "
-            f"(SELECT row, {value} AS value FROM items) WHERE value IS NOT NULL ORDER BY ALL",
+            f"SELECT DISTINCT row, dense_rank() OVER (ORDER BY value) - 1 AS number, CAST(value AS VARCHAR) AS value "
+            f"FROM (SELECT row, {value} AS value FROM items) WHERE value IS NOT NULL ORDER BY row, number",
             option,
         )
-        row_N, value_N = (pairs.column(name).cast(pa.int64()).to_numpy() for name in ("row", "value"))
-        return GroupLists(np.searchsorted(row_N, np.arange(self._rows + 1)), value_N)
+        row_N, value_N = (pairs.column(name).cast(pa.int64()).to_numpy() for name in ("row", "number"))
+        names = dict(zip(value_N.tolist(), pairs.column("value").to_pylist(), strict=True))
+        named = tuple(names[number] for number in range(len(names)))
+        return GroupLists(np.searchsorted(row_N, np.arange(self._rows + 1)), value_N, named)
 
     def _query(self, sql: str, option: str) -> pa.Table:
         try:

@@ -130,6 +130,7 @@ def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
     assert by_year is not None
     assert np.diff(by_year.starts_R1).tolist() == [1, 1, 1, 0, 2, 0]
     assert by_year.values_N[1] == by_year.values_N[2]
+    assert [by_year.names[value] for value in by_year.values_N] == ["1959", "1994", "1994", "1970", "2001"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
         ({"where": "count >"}, r"--where count >: Parser Error"),
         ({"where": "count > 100"}, "the filters leave no track: relax --where, --allow, or --deny"),
         ({"where": "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0"}, "--where .*disabled"),
-        ({"max_per": ("artist", 1)}, "--max-per artist: there is no column 'artist'; the columns are id, name, count"),
+        ({"max_per": ("artist", 1)}, "there is no column 'artist' to group by; the columns are id, name, count"),
         ({"allow": ["{data}/strangers.txt"]}, "strangers.txt: none of its 2 IDs is one of track: 1, 2"),
         ({"deny": ["{data}/missing.txt"]}, "missing.txt: no such file"),
         (

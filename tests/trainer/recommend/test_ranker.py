@@ -42,7 +42,7 @@ class Case:
 
     def ranker(self, max_per_group: int = 0) -> Ranker:
         starts_R1 = np.concatenate([[0], np.cumsum([len(values) for values in self.groups])])
-        groups = GroupLists(starts_R1, np.concatenate(self.groups)) if max_per_group else None
+        groups = GroupLists(starts_R1, np.concatenate(self.groups), tuple("abcde")) if max_per_group else None
         candidates = Candidates(self.kept_R, groups, max_per_group)
         return Ranker(
             Vectors(self.item_ID), TableSpec("track", ITEMS, DIM, 0.1), self.score, candidates, self.damping_R
