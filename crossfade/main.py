@@ -47,6 +47,7 @@ _MODULES = {
     "evaluate": ("evaluate",),
     "recommend": ("recommend",),
     "similar": ("similar",),
+    "map": ("map",),
     "submit": ("submit",),
     "agent": ("agent",),
     "roles": ("scheduler", "server", "worker"),

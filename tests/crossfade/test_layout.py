@@ -19,6 +19,7 @@ SIDE_ROOMS = {
     "prepare": {"data"},
     "monitoring": {"config", "runs"},
     "recommend": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare"},
+    "maps": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare", "recommend"},
 }
 """Packages in ``trainer`` outside the order, with what they may import of it."""
 EXTRA_IMPORTS = {("evaluation", "prepare"), ("training", "monitoring")}

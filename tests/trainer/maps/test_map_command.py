@@ -1,0 +1,226 @@
+"""The map command: its files show the planted genres as regions, and its page works in Chromium."""
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import Visit, browsing, visiting
+from cluster_data import GENRES, TRACKS, write_job, write_planted
+from command_here import crossfade_here
+from error_table import documented
+from playwright.sync_api import Browser
+from running_command import succeeded
+
+from trainer.maps.items_map import ItemsMap
+from trainer.maps.page import write_page
+
+EVIL = "</script><b>Genre & \"Song\" 'Björk'"
+"""A name that would break a page that does not escape it."""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("map")
+    write_job(folder / "job.yaml", write_planted(folder / "data", named=True, held_out=False), train={"epochs": 15})
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    lines = [f"{5000 + row},genre {row % GENRES}" for row in range(TRACKS) if row != 7]
+    (folder / "songs.csv").write_text("\n".join(["track,genre", *lines]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(workspace: Path) -> str:
+    """Draw the map, and return what the command prints."""
+    command = ("map", "run", "--metadata", "songs.csv", "--color", "genre")
+    return succeeded(crossfade_here(*command, cwd=workspace)).stdout
+
+
+@pytest.mark.slow
+def test_neighbors_on_the_map_share_the_genre(workspace: Path, drawn: str) -> None:
+    found = re.search(r": (\d\.\d+) on the map, (\d\.\d+) in the embedding, (\d\.\d+) by chance \(199 items, 5", drawn)
+    assert found is not None, drawn
+    on_map, in_embedding, by_chance = map(float, found.groups())
+    assert by_chance == pytest.approx(0.2, abs=0.01)
+    assert on_map > 0.7
+    assert in_embedding > 0.7
+
+
+@pytest.mark.slow
+def test_table_has_every_item_with_its_place_and_label(workspace: Path, drawn: str) -> None:
+    table = pq.read_table(workspace / "run" / "map" / "map.parquet")
+    assert table.column_names == ["id", "row", "name", "x", "y", "label"]
+    assert sorted(table.column("id").to_pylist()) == list(range(5000, 5000 + TRACKS))
+    for item in table.to_pylist():
+        genre = None if item["row"] == 7 else f"genre {item['row'] % GENRES}"
+        assert (item["id"], item["label"]) == (5000 + item["row"], genre)
+
+
+@pytest.mark.slow
+def test_picture_is_a_png_of_the_stated_size(workspace: Path, drawn: str) -> None:
+    content = (workspace / "run" / "map" / "map.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", content[16:24]) == (1650, 1650)
+    assert not list((workspace / "run" / "map").glob(".*"))
+
+
+@pytest.mark.slow
+def test_same_seed_draws_the_same_table(workspace: Path, drawn: str) -> None:
+    command = ("map", "run/checkpoints", "--metadata", "songs.csv", "--color", "genre", "--out", "again")
+    succeeded(crossfade_here(*command, cwd=workspace))
+    first, again = (pq.read_table(workspace / folder / "map.parquet") for folder in ("run/map", "again"))
+    assert first.drop_columns(["x", "y"]).equals(again.drop_columns(["x", "y"]))
+    for axis in ("x", "y"):
+        assert first.column(axis).to_pylist() == pytest.approx(again.column(axis).to_pylist(), abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser: Browser, workspace: Path, drawn: str) -> Iterator[Visit]:
+    """Open the page."""
+    with visiting(browser, (workspace / "run" / "map" / "map.html").as_uri()) as visit:
+        visit.page.wait_for_selector("#names span.island")
+        yield visit
+
+
+def pixels(visit: Visit) -> dict[str, int]:
+    """Return how many pixels of the map have each color."""
+    script = """() => {
+        const map = document.getElementById("map"), colors = {};
+        const data = new Uint32Array(map.getContext("2d").getImageData(0, 0, map.width, map.height).data.buffer);
+        for (const pixel of data) colors[pixel] = (colors[pixel] || 0) + 1;
+        return colors;
+    }"""
+    found: dict[str, int] = visit.page.evaluate(script)
+    return found
+
+
+def settled(visit: Visit) -> None:
+    """Wait until the page has drawn what it was asked to."""
+    visit.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+@pytest.mark.slow
+def test_page_requests_nothing_and_has_no_errors(visit: Visit) -> None:
+    assert visit.hosts <= {""}
+    assert visit.errors == []
+    assert "src=" not in visit.page.content().partition("<script")[0]
+
+
+@pytest.mark.slow
+def test_search_lists_and_lights_the_neighbors(visit: Visit, workspace: Path) -> None:
+    visit.page.fill("#query", "genre 2 SONG 12")
+    settled(visit)
+    assert visit.page.inner_text("#status") == "Genre 2 Song 12 and its nearest:"
+    found = visit.page.locator("#found button").all_inner_texts()
+    printed = succeeded(crossfade_here("similar", "run", "Genre 2 Song 12", "-k", 10, cwd=workspace)).stdout
+    assert found == [line.split("  ")[-1] for line in printed.splitlines()[1:]]
+    visit.page.fill("#query", "song 199")
+    settled(visit)
+    assert visit.page.inner_text("#status") == "1 found:"
+    visit.page.locator("#found button").first.click()
+    assert visit.page.inner_text("#status") == "Genre 4 Song 199 and its nearest:"
+    visit.page.fill("#query", "no such thing")
+    assert visit.page.inner_text("#status") == "nothing found"
+
+
+@pytest.mark.slow
+def test_legend_switches_labels(visit: Visit) -> None:
+    before = pixels(visit)
+    button = visit.page.locator("#legend button").first
+    button.click()
+    settled(visit)
+    assert button.get_attribute("aria-pressed") == "false"
+    hidden = pixels(visit)
+    assert len(hidden) < len(before)
+    button.click()
+    settled(visit)
+    assert pixels(visit) == before
+
+
+@pytest.mark.slow
+def test_keys_and_wheel_move_the_map(visit: Visit) -> None:
+    visit.page.focus("#map")
+    visit.page.keyboard.press("0")
+    settled(visit)
+    whole = pixels(visit)
+    for keys, back in ((["+"], ["0"]), (["ArrowLeft", "ArrowUp"], ["ArrowRight", "ArrowDown"])):
+        for key in keys:
+            visit.page.keyboard.press(key)
+        settled(visit)
+        assert pixels(visit) != whole
+        for key in back:
+            visit.page.keyboard.press(key)
+        settled(visit)
+        assert pixels(visit) == whole
+    box = visit.page.locator("#map").bounding_box()
+    assert box is not None
+    visit.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    visit.page.mouse.wheel(0, -400)
+    settled(visit)
+    assert pixels(visit) != whole
+
+
+@pytest.mark.slow
+def test_hover_shows_the_name(visit: Visit) -> None:
+    settled(visit)
+    place: list[float] = visit.page.evaluate(
+        "() => { const box = canvas.getBoundingClientRect(), ratio = devicePixelRatio; "
+        "const [x, y] = screen(places[0], places[1]);"
+        " return [box.left + x / ratio, box.top + y / ratio]; }"
+    )
+    visit.page.mouse.move(*place)
+    assert visit.page.locator("#tip").is_visible()
+    assert re.fullmatch(r"Genre (\d) Song \d+ \(genre \1\)", visit.page.inner_text("#tip"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_is_accessible(browser: Browser, workspace: Path, drawn: str, scheme: Any) -> None:
+    with visiting(browser, (workspace / "run" / "map" / "map.html").as_uri(), color_scheme=scheme) as visit:
+        visit.page.fill("#query", "Genre 2 Song 12")
+        visit.page.wait_for_selector("#found button")
+        assert Axe().run(visit.page).response["violations"] == []
+
+
+@pytest.mark.slow
+def test_any_name_is_shown_as_it_is(browser: Browser, tmp_path: Path) -> None:
+    names = [EVIL, *(f"Song {number}" for number in range(29))]
+    place_N2 = np.random.default_rng(1).standard_normal((30, 2)).astype(np.float32)
+    neighbor_NK = (np.arange(30)[:, None] + [1, 2]).astype(np.int32) % 30
+    write_page(
+        ItemsMap(EVIL, np.arange(30), pa.array(range(30)), names, place_N2, None, neighbor_NK, None),
+        tmp_path / "map.html",
+    )
+    with visiting(browser, (tmp_path / "map.html").as_uri()) as visit:
+        visit.page.fill("#query", "</SCRIPT")
+        assert visit.page.locator("#found button").all_inner_texts() == [EVIL]
+        visit.page.keyboard.press("Enter")
+        assert visit.page.inner_text("#status") == f"{EVIL} and its nearest:"
+        assert visit.page.locator("#found button").all_inner_texts() == ["Song 0", "Song 1"]
+        assert visit.page.title() == visit.page.inner_text("h1") == EVIL
+        assert visit.errors == []
+
+
+@pytest.mark.slow
+def test_invalid_options_are_rejected(workspace: Path) -> None:
+    def rejected(cause: str, *arguments: object) -> None:
+        result = crossfade_here("map", *arguments, cwd=workspace)
+        [line] = result.stderr.splitlines()
+        documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
+
+    rejected("a map without items", "run", "--count", 0)
+    rejected("a map of too few items", "run", "--where", "id < 5003")
+    rejected("a map with --max-per", "run", "--max-per", "genre=2")
+    rejected("a map without a folder", "run/checkpoints")

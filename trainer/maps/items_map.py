@@ -1,0 +1,127 @@
+"""Build a map of items: the most frequent ones, at places where neighbors in the embedding are neighbors on the map.
+
+    items_map = build_map(model, MapOptions(count=5000), reporter)
+    items_map.place_N2, items_map.label_N, items_map.names
+
+Shapes: N items of the map, K neighbors, D columns, R rows of the entity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import InputError
+from trainer.data.reporter import ProgressReporter
+from trainer.evaluation.held_out import ItemLists
+from trainer.evaluation.top_k import rank_vectors, unit_rows
+from trainer.maps.map_labels import Agreement, Labels, choose_labels, measure_agreement
+from trainer.maps.projection import project
+from trainer.model.spec import Score
+from trainer.recommend.candidates import FilterOptions, select_candidates
+from trainer.recommend.metadata_table import open_metadata
+from trainer.recommend.row_names import RowNames
+from trainer.recommend.trained_model import TrainedModel
+
+NEIGHBORS = 10
+_MIN_ITEMS = 10
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What to map.
+
+    Attributes:
+        count: the most items, the most frequent in train first.
+        color: the feature or column whose values color the items; None: the entity's first feature, if it has any.
+        colors: the most values that get a color.
+        filters: the items to choose from.
+        seed: of the projection.
+    """
+
+    count: int = 5000
+    color: str | None = None
+    colors: int = 12
+    filters: FilterOptions = field(default_factory=FilterOptions)
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class ItemsMap:
+    """A map of N items.
+
+    Attributes:
+        title: what is shown, in a few words.
+        rows_N: the rows of the items, int64, the most frequent first.
+        ids: their IDs.
+        names: their names or, without one, IDs as text.
+        place_N2: their places, float32 (N, 2).
+        labels: their labels; None without colors.
+        neighbor_NK: the nearest items of each by cosine of embeddings, as places in ``names``, int32 (N, K).
+        agreement: how often neighbors share a label; None without colors.
+    """
+
+    title: str
+    rows_N: IntArray
+    ids: pa.Array
+    names: list[str]
+    place_N2: FloatArray
+    labels: Labels | None
+    neighbor_NK: IntArray
+    agreement: Agreement | None
+
+
+def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReporter) -> ItemsMap:
+    """Project the items of ``model``; report progress to ``reporter``.
+
+    Raises:
+        InputError: fewer than ten items are left, or there is no such column.
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+    """
+    item = model.spec.item.name
+    color = options.color or next(iter(model.manifest.features_of(item)), None)
+    rows_N = _choose_rows(model, options)
+    vectors_ND = model.vectors.vectors(item, np.sort(rows_N))[np.argsort(np.argsort(rows_N))]
+    vectors_ND = unit_rows(vectors_ND) if model.score.normalized else vectors_ND
+    neighbor_NK = _neighbors(vectors_ND)
+    labels = _labels(model, options, color, rows_N, neighbor_NK) if color is not None else None
+    place_N2 = project(vectors_ND, options.seed, reporter)
+    agreement = measure_agreement(labels, place_N2, neighbor_NK) if labels is not None else None
+    found = RowNames(model.vocabulary(item), item).labels(rows_N)
+    chosen = [found[int(row)] for row in rows_N]
+    ids, names = pa.array([label.id for label in chosen]), [str(label) for label in chosen]
+    title = f"{model.job.name}: the {len(rows_N):,} most frequent of {item}"
+    return ItemsMap(title, rows_N, ids, names, place_N2, labels, neighbor_NK, agreement)
+
+
+def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
+    """Return the rows of the most frequent items that are trained and that the filters keep."""
+    item = model.spec.item
+    candidates = select_candidates(model.data, model.manifest, item.name, replace(options.filters, max_per=None))
+    kept_N = np.flatnonzero(candidates.kept_R & model.trained_rows(item))
+    counts_N = model.vocabulary(item.name).counts()[kept_N]
+    rows_N: IntArray = kept_N[np.argsort(-counts_N, kind="stable")][: options.count]
+    if len(rows_N) < _MIN_ITEMS:
+        raise InputError(f"only {len(rows_N)} of {item.name} can be mapped; expected {_MIN_ITEMS} or more")
+    return rows_N
+
+
+def _labels(model: TrainedModel, options: MapOptions, color: str, rows_N: IntArray, neighbor_NK: IntArray) -> Labels:
+    item = model.spec.item.name
+    with open_metadata(model.data, model.manifest, item, options.filters.metadata, {color}) as table:
+        groups = table.groups(color)
+    return choose_labels(groups, rows_N, neighbor_NK, options.colors)
+
+
+def _neighbors(vectors_ND: FloatArray) -> IntArray:
+    """Return the nearest items of each by cosine, int32 (N, K)."""
+    count = len(vectors_ND)
+    itself = ItemLists(np.arange(count + 1), np.arange(count))
+    unit_ND = unit_rows(vectors_ND).astype(np.float32)
+    neighbor_NK, _ = rank_vectors(
+        unit_ND, Score.of("cosine", 1.0), count, lambda rows_E: unit_ND[rows_E], itself, min(NEIGHBORS, count - 1)
+    )
+    return neighbor_NK.astype(np.int32)

@@ -1,0 +1,50 @@
+"""Write a map to a folder: ``map.png``, ``map.html``, and ``map.parquet``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvstore.errors import CrossfadeError
+from trainer.maps.items_map import ItemsMap
+from trainer.maps.page import write_page
+from trainer.maps.picture import write_picture
+
+
+def write_map(items_map: ItemsMap, folder: Path) -> None:
+    """Write the files of ``items_map``; each replaces an earlier one when it is complete.
+
+    Raises:
+        CrossfadeError: a file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    writers: dict[str, Callable[[ItemsMap, Path], None]] = {
+        "map.png": write_picture,
+        "map.html": write_page,
+        "map.parquet": _write_table,
+    }
+    for name, write in writers.items():
+        partial = folder / f".{name}.partial"
+        try:
+            write(items_map, partial)
+            partial.replace(folder / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise CrossfadeError(f"{folder / name}: could not be written: {error.strerror or error}") from error
+
+
+def _write_table(items_map: ItemsMap, path: Path) -> None:
+    columns = {
+        "id": items_map.ids,
+        "row": pa.array(items_map.rows_N),
+        "name": pa.array(items_map.names),
+        "x": pa.array(items_map.place_N2[:, 0]),
+        "y": pa.array(items_map.place_N2[:, 1]),
+    }
+    if items_map.labels is not None:
+        names = items_map.labels.names
+        columns["label"] = pa.array([names[number] if number >= 0 else None for number in items_map.labels.label_N])
+    pq.write_table(pa.table(columns), path, compression="zstd")

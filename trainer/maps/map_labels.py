@@ -1,0 +1,155 @@
+"""Label the items of a map, place the labels' names on it, and measure how well neighbors agree.
+
+    labels = choose_labels(groups, rows_N, neighbor_NK, colors=12)
+    labels.names, labels.label_N                        # label_N is -1 for items without one
+    measure_agreement(labels, place_N2, neighbor_NK)
+
+Shapes: N items, K neighbors, L groups, G cells of a grid, P pairs of an item and a group, or points of a label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvstore.arrays import BoolArray, FloatArray, IntArray
+from trainer.recommend.metadata_table import GroupLists
+
+_MAX_GROUPS = 64
+"""Groups that are considered, the largest ones."""
+_MIN_SHARE = 0.01
+"""Least share of the items in a group."""
+_MAX_JACCARD, _MAX_CONTAINED = 0.3, 0.6
+"""Shares of common items, of all items of two groups and of the smaller one's, above which one group suffices."""
+_CELLS = 64
+_BLUR_CELLS = 2.0
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of items: ``names``, the most frequent first, and each item's number in it or -1, int64 (N,)."""
+
+    names: tuple[str, ...]
+    label_N: IntArray
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often one of an item's nearest labeled neighbors has its label.
+
+    Attributes:
+        on_map: among the neighbors on the map.
+        in_embedding: among those by the cosine of embeddings.
+        by_chance: among all items of the map.
+        neighbors: how many neighbors.
+        items: items with a label.
+    """
+
+    on_map: float
+    in_embedding: float
+    by_chance: float
+    neighbors: int
+    items: int
+
+
+def choose_labels(groups: GroupLists, rows_N: IntArray, neighbor_NK: IntArray, colors: int) -> Labels:
+    """Label the items ``rows_N`` by up to ``colors`` groups that are regions of the embedding.
+
+    A group scores the root of its items times how much more often an item's neighbors are in it, if the item is, than
+    all items are. The groups with the highest scores are chosen, but of two that largely have the same items, only one.
+    An item of several chosen groups gets the smallest, which says most about it.
+    """
+    members = _members(groups, rows_N)
+    scores = {name: _score(is_member_N, neighbor_NK) for name, is_member_N in members.items()}
+    chosen: list[str] = []
+    for name in sorted(members, key=lambda name: -scores[name]):
+        if len(chosen) < colors and not any(_overlap(members[name], members[other]) for other in chosen):
+            chosen.append(name)
+    chosen.sort(key=lambda name: -np.count_nonzero(members[name]))
+    label_N = np.full(len(rows_N), -1)
+    for number, name in enumerate(chosen):
+        label_N[members[name]] = number
+    return Labels(tuple(chosen), label_N)
+
+
+def _members(groups: GroupLists, rows_N: IntArray) -> dict[str, BoolArray]:
+    """Return which items are in each of the largest groups, bool (N,), of those that are not small."""
+    lists = [groups.values_N[groups.starts_R1[row] : groups.starts_R1[row + 1]] for row in rows_N]
+    item_P = np.repeat(np.arange(len(rows_N)), [len(values) for values in lists])
+    value_P = np.concatenate([np.empty(0, np.int64), *lists])
+    counts_L = np.bincount(value_P, minlength=len(groups.names))
+    members = {}
+    for value in np.argsort(-counts_L, kind="stable")[:_MAX_GROUPS]:
+        if counts_L[value] >= max(1, _MIN_SHARE * len(rows_N)):
+            is_member_N = np.zeros(len(rows_N), np.bool_)
+            is_member_N[item_P[value_P == value]] = True
+            members[groups.names[value]] = is_member_N
+    return members
+
+
+def _score(is_member_N: BoolArray, neighbor_NK: IntArray) -> float:
+    excess = is_member_N[neighbor_NK[is_member_N]].mean() - is_member_N.mean()
+    return float(np.sqrt(np.count_nonzero(is_member_N)) * excess)
+
+
+def _overlap(one_N: BoolArray, other_N: BoolArray) -> bool:
+    """Return whether two groups largely have the same items."""
+    common, either = np.count_nonzero(one_N & other_N), np.count_nonzero(one_N | other_N)
+    smaller = min(np.count_nonzero(one_N), np.count_nonzero(other_N))
+    return bool(common > _MAX_JACCARD * either or common > _MAX_CONTAINED * smaller)
+
+
+def measure_agreement(labels: Labels, place_N2: FloatArray, neighbor_NK: IntArray) -> Agreement:
+    """Measure how often neighbors have the same label, among items that have one."""
+    from scipy.spatial import KDTree
+
+    count = neighbor_NK.shape[1]
+    _, near_NK = KDTree(place_N2).query(place_N2, count + 1)
+    on_map_NK = near_NK[:, 1:]
+    labeled_N = labels.label_N >= 0
+    shares_L = np.bincount(labels.label_N[labeled_N]) / max(1, np.count_nonzero(labeled_N))
+    return Agreement(
+        _share(labels.label_N, on_map_NK),
+        _share(labels.label_N, neighbor_NK),
+        float(np.square(shares_L).sum()),
+        count,
+        int(np.count_nonzero(labeled_N)),
+    )
+
+
+def _share(label_N: IntArray, neighbor_NK: IntArray) -> float:
+    own_NK, other_NK = label_N[:, None], label_N[neighbor_NK]
+    both_NK = (own_NK >= 0) & (other_NK >= 0)
+    return float((own_NK == other_NK)[both_NK].mean()) if both_NK.any() else 0.0
+
+
+def place_names(labels: Labels, place_N2: FloatArray) -> dict[str, tuple[float, float]]:
+    """Return where on the map to write the name of each label: where its items are densest.
+
+    Names that would lie close to that of a more frequent label are left out.
+    """
+    low_2, high_2 = place_N2.min(axis=0), place_N2.max(axis=0)
+    size = float((high_2 - low_2).max())
+    placed: dict[str, tuple[float, float]] = {}
+    for number, name in enumerate(labels.names):
+        point_P2 = place_N2[labels.label_N == number]
+        if not len(point_P2):
+            continue
+        x, y = _densest(point_P2, low_2, size)
+        if all(np.hypot(x - other_x, y - other_y) > size / 25 for other_x, other_y in placed.values()):
+            placed[name] = x, y
+    return placed
+
+
+def _densest(point_P2: FloatArray, low_2: FloatArray, size: float) -> tuple[float, float]:
+    """Return the mean of the points in the densest cell of a blurred grid."""
+    from scipy.ndimage import gaussian_filter
+
+    cell_P2 = np.minimum((point_P2 - low_2) / size * _CELLS, _CELLS - 1).astype(np.int64)
+    density_GG = np.zeros((_CELLS, _CELLS))
+    np.add.at(density_GG, (cell_P2[:, 0], cell_P2[:, 1]), 1.0)
+    best = np.unravel_index(np.argmax(gaussian_filter(density_GG, _BLUR_CELLS)), density_GG.shape)
+    near_P = np.abs(cell_P2 - np.array(best)).max(axis=1) <= _BLUR_CELLS
+    x, y = point_P2[near_P if near_P.any() else slice(None)].mean(axis=0)
+    return float(x), float(y)
