@@ -144,6 +144,8 @@ def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
         raise InputError("--all and --customers write a file: name it with --out FILE.parquet")
     if out is not None and arguments.json:
         raise InputError("--json prints recommendations, --out writes them: leave one out")
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name a file in it, such as {out / 'recs.parquet'}")
     if out is not None and out.exists() and not arguments.overwrite:
         raise InputError(f"--out {out}: already exists; choose another, or replace it with --overwrite")
     exclude = ALL_SPLITS if arguments.exclude is None else tuple(dict.fromkeys(arguments.exclude))

@@ -52,7 +52,7 @@ def recommend_in_bulk(
         CheckpointError: the checkpoint is corrupt or cannot be read.
     """
     recommender = Recommender(model, options, reporter)
-    folder = _open_parts(out, _request(model, options, queries_Q))
+    folder = _open_parts(out, _request(model, recommender, options, queries_Q))
     starts_P1 = part_starts(model.vocabulary(model.spec.query.name).counts()[queries_Q])
     paths = [folder / f"part-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
@@ -144,13 +144,16 @@ class _Columns:
         return pa.table(columns)
 
 
-def _request(model: TrainedModel, options: RecommendOptions, queries_Q: IntArray) -> dict[str, Any]:
+def _request(
+    model: TrainedModel, recommender: Recommender, options: RecommendOptions, queries_Q: IntArray
+) -> dict[str, Any]:
     """Return what parts depend on, as JSON: the parts of another request are not continued."""
     request = {
         "model": model.uri,
         "vectors": model.fingerprint,
         "data": data_fingerprint(model.data),
         "options": asdict(options),
+        "candidates": recommender.ranker.fingerprint,
         "queries": [len(queries_Q), zlib.crc32(queries_Q.tobytes())],
         "part_queries": MAX_PART_QUERIES,
     }

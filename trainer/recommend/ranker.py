@@ -8,6 +8,8 @@ Shapes: Q queries, K ranks, J ranks before limits per group, N elements of lists
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
@@ -45,6 +47,15 @@ class Ranker:
         damping_R = np.zeros(table.rows, np.float32) if damping_R is None else damping_R
         self._penalty_R = np.where(candidates.kept_R, damping_R, np.float32(np.inf))
         self._num_candidates = int(np.count_nonzero(candidates.kept_R))
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between candidates, damping, and limits per group."""
+        crc = zlib.crc32(self._penalty_R.tobytes())
+        if self._candidates.groups is not None:
+            for array in (self._candidates.groups.starts_R1, self._candidates.groups.values_N):
+                crc = zlib.crc32(array.tobytes(), crc)
+        return f"{crc:08x} {self._candidates.max_per_group}"
 
     def rank(self, query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
         """Return the ``count`` best candidates for each query, best first: rows int64 and scores float32 (Q, K).

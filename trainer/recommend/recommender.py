@@ -87,7 +87,7 @@ class Recommender:
         if options.popularity_damping:
             scale = options.popularity_damping * model.job.model.temperature
             damping_R = (scale * np.log1p(vocabulary.counts())).astype(np.float32)
-        self._ranker = Ranker(model.vectors, spec.item, model.score, candidates, damping_R)
+        self.ranker = Ranker(model.vectors, spec.item, model.score, candidates, damping_R)
 
     def for_rows(self, queries_Q: IntArray) -> Recommendations:
         """Recommend to ``queries_Q``, int64, sorted and unique.
@@ -121,5 +121,5 @@ class Recommender:
 
     def rank(self, query_QD: FloatArray, excluded: Histories, histories: Histories) -> Recommendations:
         """Recommend to queries with the vectors ``query_QD``, without the items in ``excluded``."""
-        item_QK, score_QK = self._ranker.rank(query_QD, excluded.lists, self._options.count)
+        item_QK, score_QK = self.ranker.rank(query_QD, excluded.lists, self._options.count)
         return Recommendations(item_QK, score_QK, histories)

@@ -7,6 +7,8 @@ Shapes: Q queries, K ranks.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
@@ -31,6 +33,9 @@ def similar_rows(
     """
     table = next(table for table in model.spec.vectors if table.name == entity)
     candidates = select_candidates(model.data, model.manifest, entity, filters)
+    if table in (model.spec.query, model.spec.item):
+        # The vectors of other rows are random.
+        candidates = replace(candidates, kept_R=candidates.kept_R & model.trained_rows(table))
     unique_rows, place_Q = np.unique(rows_Q, return_inverse=True)
     query_QD = model.vectors.vectors(entity, unique_rows)[place_Q]
     itself = ItemLists(np.arange(len(rows_Q) + 1), rows_Q)

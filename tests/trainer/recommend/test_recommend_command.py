@@ -211,6 +211,23 @@ def test_interrupted_command_continues_with_the_first_missing_part(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
 
 
+def test_parts_of_a_changed_filter_file_are_not_continued(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed, out = tmp_path / "ids.txt", tmp_path / "recs.parquet"
+    command = ("run", "--all", "--allow", allowed, "--out", out)
+    allowed.write_text("5001\n5002\n")
+
+    def full(*_: object) -> Recommendations:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Recommender, "rank", full)
+        assert crossfade_here("recommend", *command, cwd=workspace).returncode == 1
+    allowed.write_text("5001\n5003\n")
+    assert "(different: candidates)" in rejected("an unfinished result of another request", *command, cwd=workspace)
+
+
 def test_parts_are_bounded_in_queries_and_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 3)
     monkeypatch.setattr(bulk, "_MAX_PART_INTERACTIONS", 10)
@@ -279,6 +296,7 @@ def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     everyone = ("--customers", tmp_path / "ids.txt", "--out", out)
     rejected("a list of customers without a trained one", "run", *everyone, cwd=workspace)
+    rejected("a folder as the file of recommendations", "run", "--all", "--out", tmp_path, "--overwrite", cwd=workspace)
     out.touch()
     rejected("an existing file of recommendations", "run", "--all", "--out", out, cwd=workspace)
     assert out.read_bytes() == b""
