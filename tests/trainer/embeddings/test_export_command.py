@@ -74,6 +74,13 @@ def test_checkpoint_of_two_servers_is_exported(tmp_path: Path) -> None:
     succeeded(crossfade_here("export", "run", "--out", "out", cwd=tmp_path))
     assert_equal_folders(tmp_path / "out", run / "embeddings")
     assert len(list(run.glob("checkpoints/step-*/customer/weights.*"))) > 2
+    # Recommendations by shards of two servers are those by the embeddings.
+    found = [
+        succeeded(crossfade_here("recommend", source, "--customer", "c010", "--json", cwd=tmp_path)).stdout
+        for source in ("run", "run/checkpoints")
+    ]
+    assert found[0] == found[1]
+    assert json.loads(found[0])[0]["recommendations"]
 
 
 @pytest.mark.slow
