@@ -1,15 +1,16 @@
-"""``crossfade evaluate``: compute ranking metrics and label precision of the embeddings of a run."""
+"""``crossfade evaluate``: compute ranking metrics and label precision of a run, by segments, and compare two runs."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossfade.options.command import add_command
 
 if TYPE_CHECKING:
     from trainer.config.schema import JobConfig
+    from trainer.evaluation.comparison import QueryMetrics, RunEmbeddings
     from trainer.evaluation.label_precision import LabelPrecision
     from trainer.runs.folder import RunFolder
 
@@ -17,6 +18,9 @@ _EXAMPLES = (
     ("crossfade evaluate runs/lastfm", "Evaluate on the test split, as the run's job specifies."),
     ("crossfade evaluate runs/lastfm --split valid --k 5 100", "Evaluate another split at other depths."),
     ("crossfade evaluate runs/lastfm --exclude train", "Keep items of the valid split in the rankings."),
+    ("crossfade evaluate runs/lastfm --segments", "Compare customers who have listened a little and a lot."),
+    ("crossfade evaluate runs/lastfm --segments 10 40", "Divide them at 10 and at 40 artists."),
+    ("crossfade evaluate runs/new --compare runs/old", "Test whether a run ranks better than another."),
     ("crossfade evaluate runs/lastfm --labels artist=tag", "Measure whether neighbors share a tag of the dataset."),
     (
         "crossfade evaluate runs/plays --labels track=songs.csv:id:genre --label-min-count 20",
@@ -29,6 +33,16 @@ _PRECISIONS = {
     "precision_by_chance": "by chance",
 }
 
+_NOTES = """\
+--segments groups queries by their interactions of positive weight in train: new has none, and casual, regular, and
+heavy are thirds of the others; with N, segments start at each N. Diversity is the mean of 1 - cosine between two items
+of a ranking, novelty the mean of -log2(share of queries that have an item in train), and gini the inequality of how
+often items are ranked: 0 if all are equally often, 1 if all rankings show one item.
+
+--compare ranks for the same queries by OTHER_RUN, with the options and the evaluate section of RUN's job. Differences
+are RUN less OTHER_RUN. p is that of a paired permutation test, by Holm's correction for the number of metrics; the
+interval is a bootstrap over queries."""
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
@@ -38,6 +52,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "evaluate the embeddings of a run",
         "Rank every item for every query with held-out items, and print the metrics of the rankings.",
         examples=_EXAMPLES,
+        notes=_NOTES,
     )
     rankings = parser.add_argument_group("rankings")
     rankings.add_argument("run_dir", type=Path, metavar="RUN", help="evaluate the embeddings in this run folder")
@@ -53,6 +68,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=["train", "valid", "test"],
         help="leave items of these splits out of the rankings (default: those of the job)",
     )
+    _add_comparisons(parser)
     labels = parser.add_argument_group("label precision")
     labels.add_argument(
         "--labels",
@@ -72,18 +88,37 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
+def _add_comparisons(parser: argparse.ArgumentParser) -> None:
+    segments = parser.add_argument_group("segments and comparison")
+    segments.add_argument(
+        "--segments",
+        type=int,
+        nargs="*",
+        metavar="N",
+        help="print metrics, diversity and novelty by segments of queries, and the inequality of exposure; with N, "
+        "start segments at these numbers of interactions in train (default: thirds)",
+    )
+    segments.add_argument(
+        "--compare",
+        type=Path,
+        metavar="OTHER_RUN",
+        help="compare recall and ndcg with those of another run, query by query, and test the difference",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and print the metrics.
 
     Raises:
-        InputError: an option or the job is invalid, or the run has no embeddings or its dataset no such split.
+        InputError: an option or the job is invalid, the run has no embeddings or its dataset no such split, or the runs
+            that are compared have different datasets.
     """
-    import json
-
-    from crossfade.display import print_metrics
     from kvstore.errors import InputError
+    from trainer.evaluation.beyond_accuracy import load_segment_metrics
+    from trainer.evaluation.comparison import QueryMetrics, RunEmbeddings
     from trainer.evaluation.from_files import evaluate_embeddings, evaluate_labels
     from trainer.evaluation.labels import LabelSource
+    from trainer.evaluation.ranking import RankingObserver
     from trainer.runs.folder import RunFolder
 
     folder = RunFolder(arguments.run_dir)
@@ -91,16 +126,74 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.label_min_count < 1:
         raise InputError(f"--label-min-count {arguments.label_min_count}: expected 1 or more")
     source = LabelSource.parse(arguments.labels) if arguments.labels is not None else None
+    this = RunEmbeddings(job, folder.embeddings)
+    other = _open_other(this, arguments.compare) if arguments.compare is not None else None
     precision = evaluate_labels(job, folder.embeddings, source, arguments.label_min_count) if source else None
-    metrics = evaluate_embeddings(job, folder.embeddings, arguments.split)
-    if arguments.json:
-        labels = {"labels": {source.entity: precision}} if source else {}
-        print(json.dumps({arguments.split: metrics, **labels}))
-        return 0
-    print_metrics({arguments.split: metrics})
-    if source and precision:
-        _print_precision(source.entity, precision)
+    observers: list[RankingObserver] = []
+    if arguments.segments is not None:
+        observers.append(segments := load_segment_metrics(job, folder.embeddings, arguments.segments))
+    if other is not None:
+        observers.append(queries := QueryMetrics(job.evaluate.k))
+    results: dict[str, Any] = {
+        arguments.split: evaluate_embeddings(job, folder.embeddings, arguments.split, observers=observers)
+    }
+    if source:
+        results["labels"] = {source.entity: precision}
+    if arguments.segments is not None:
+        results["segments"] = segments.metrics()
+    if other is not None:
+        results["comparison"] = _compare(queries, other, arguments)
+    _print_results(results, arguments)
     return 0
+
+
+def _open_other(this: RunEmbeddings, run_dir: Path) -> RunEmbeddings:
+    """Return the run that ``this`` is compared with, to be evaluated by the same rules.
+
+    Raises:
+        InputError: it is not a run, or was trained on another dataset.
+    """
+    from trainer.evaluation.comparison import RunEmbeddings, check_same_dataset
+    from trainer.runs.folder import RunFolder
+
+    folder = RunFolder(run_dir)
+    job = folder.job().model_copy(update={"evaluate": this.job.evaluate})
+    other = RunEmbeddings(job, folder.embeddings)
+    check_same_dataset(this, other)
+    return other
+
+
+def _compare(queries: QueryMetrics, other: RunEmbeddings, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate ``other`` and compare it with the metrics of ``queries``."""
+    from dataclasses import asdict
+
+    from trainer.evaluation.comparison import QueryMetrics, compare
+    from trainer.evaluation.from_files import evaluate_embeddings
+
+    others = QueryMetrics(other.job.evaluate.k)
+    evaluate_embeddings(other.job, other.embeddings, arguments.split, observers=[others])
+    metrics = {name: asdict(found) for name, found in compare(queries, others).items()}
+    return {"other": str(arguments.compare), "queries": len(queries.queries()), "metrics": metrics}
+
+
+def _print_results(results: dict[str, Any], arguments: argparse.Namespace) -> None:
+    import json
+
+    from crossfade.display import print_metrics
+    from crossfade.evaluation_tables import print_comparison, print_segments
+
+    if arguments.json:
+        print(json.dumps(results))
+        return
+    print_metrics({arguments.split: results[arguments.split]})
+    if "segments" in results:
+        print()
+        print_segments(results["segments"])
+    if "comparison" in results:
+        print()
+        print_comparison(results["comparison"], str(arguments.run_dir))
+    for entity, found in results.get("labels", {}).items():
+        _print_precision(entity, found)
 
 
 def _load_job(folder: RunFolder, arguments: argparse.Namespace) -> JobConfig:

@@ -6,6 +6,7 @@ precision = evaluate_labels(job, Path("runs/lastfm/embeddings"), LabelSource.par
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from trainer.data.reader import InteractionReader
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings.files import EmbeddingFiles
 from trainer.evaluation.held_out import load_held_out
-from trainer.evaluation.ranking import EvalMetrics, evaluate
+from trainer.evaluation.ranking import EvalMetrics, RankingObserver, evaluate
 from trainer.runs.inputs import load_inputs, open_inputs
 
 if TYPE_CHECKING:
@@ -29,9 +30,15 @@ if TYPE_CHECKING:
 
 
 def evaluate_embeddings(
-    job: JobConfig, embeddings: Path | Folder, split: SplitName, store: RowStore | None = None
+    job: JobConfig,
+    embeddings: Path | Folder,
+    split: SplitName,
+    store: RowStore | None = None,
+    observers: Sequence[RankingObserver] = (),
 ) -> EvalMetrics:
     """Evaluate embeddings on ``split``, together with all workers of ``store`` or, without a store, alone.
+
+    ``observers`` get the rankings.
 
     Raises:
         InputError: the dataset or the embeddings cannot be read, or there is no such split.
@@ -44,7 +51,7 @@ def evaluate_embeddings(
         held_out = load_held_out(reader, manifest, split, job.evaluate.exclude_splits, rank, workers)
     all_reduce = store.all_reduce if store else np.asarray
     counts_N = Vocabulary(data, manifest, manifest.item).counts()
-    return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, all_reduce)
+    return evaluate(EmbeddingFiles(embeddings), model, held_out, job.evaluate, counts_N, all_reduce, observers)
 
 
 def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSource, min_count: int) -> LabelPrecision:

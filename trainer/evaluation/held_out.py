@@ -3,7 +3,7 @@
     held_out = load_held_out(reader, manifest, "test", ["train", "valid"], rank=0, workers=1)
     held_out.queries_Q, held_out.truth, held_out.excluded
 
-Shapes: Q queries, N items of all lists, I items.
+Shapes: Q queries, N items of all lists or pairs, I items, R rows of the query entity.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from kvstore.arrays import BoolArray, IntArray
 from trainer.config.schema import SplitName
 from trainer.data.manifest import DatasetManifest
 from trainer.data.reader import InteractionReader
+
+_MAX_COUNTED = 1 << 24
+"""Interactions whose distinct pairs are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,24 @@ def load_held_out(
     item_I = np.delete(np.arange(items), vacant_I) if vacant_I else None
     lists = _lists(held_out_N, queries_Q, items), _lists(excluded_N, queries_Q, items)
     return HeldOut(queries_Q, *lists, workers, item_I)
+
+
+def count_owners(reader: InteractionReader, manifest: DatasetManifest, counts_R: IntArray) -> tuple[IntArray, int]:
+    """Count the queries that have each item in train with a positive weight, int64 (I,), and those that have any.
+
+    ``counts_R`` is the number of such interactions of each query. Train is read once for each ``_MAX_COUNTED`` of them.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    items = manifest.entities[manifest.item].rows
+    owners_I, queries = np.zeros(items, np.int64), 0
+    bounds_N = np.flatnonzero(np.diff(np.cumsum(counts_R) // _MAX_COUNTED)) + 1
+    for part_Q in np.split(np.arange(len(counts_R)), bounds_N):
+        pairs_N = _pairs(reader, manifest, ["train"], part_Q)
+        owners_I += np.bincount(pairs_N % items, minlength=items)
+        queries += len(np.unique(pairs_N // items))
+    return owners_I, queries
 
 
 def _pairs(

@@ -1,6 +1,7 @@
-"""Sum ranking metrics over queries, compiled; ``ranking.py`` has the formulas.
+"""Ranking metrics of each query, and their sums over queries, compiled; ``ranking.py`` has the formulas.
 
     sums_JM = sum_hit_metrics(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K).sum(axis=0)
+    metrics_QJM = hit_metrics_per_query(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K)
 
 Sums run over blocks of queries of a fixed size first, so that they do not depend on the number of threads.
 
@@ -11,9 +12,32 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvstore.jit import njit, prange
+from kvstore.jit import inner_kernel, njit, prange
 
+METRICS = 5
+"""Recall, ndcg, map, mrr and hit rate, in this order."""
 _QUERIES_OF_BLOCK = 1024
+
+
+@inner_kernel()
+def _measure_hits(best_item_K, truth_N, depth_J, gain_K, ideal_K, metrics_JM):  # type: ignore[no-untyped-def]
+    """Write recall, ndcg, map, mrr and hit rate of one query at each depth; both kernels below have their values."""
+    hits, first, gain, precision, j = 0, 0, 0.0, 0.0, 0
+    for k in range(depth_J[-1]):
+        place = np.searchsorted(truth_N, best_item_K[k])
+        if place < truth_N.shape[0] and truth_N[place] == best_item_K[k]:
+            hits += 1
+            first = first if first else k + 1
+            gain += gain_K[k]
+            precision += hits / (k + 1)
+        if k + 1 == depth_J[j]:
+            max_hits = min(depth_J[j], truth_N.shape[0])
+            metrics_JM[j, 0] = hits / truth_N.shape[0]
+            metrics_JM[j, 1] = gain / ideal_K[max_hits - 1]
+            metrics_JM[j, 2] = precision / max_hits
+            metrics_JM[j, 3] = 1 / first if first else 0.0
+            metrics_JM[j, 4] = 1.0 if first else 0.0
+            j += 1
 
 
 @njit(cache=True, parallel=True)
@@ -29,27 +53,26 @@ def sum_hit_metrics(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K):
         ideal_K: the gain of hits at all ranks up to each.
     """
     queries = best_item_QK.shape[0]
-    sums_BJM = np.zeros((-(-queries // _QUERIES_OF_BLOCK), depth_J.shape[0], 5))
+    sums_BJM = np.zeros((-(-queries // _QUERIES_OF_BLOCK), depth_J.shape[0], METRICS))
     for b in prange(sums_BJM.shape[0]):
+        metrics_JM = np.empty((depth_J.shape[0], METRICS))
         for q in range(b * _QUERIES_OF_BLOCK, min((b + 1) * _QUERIES_OF_BLOCK, queries)):
-            truth = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
-            hits, first, gain, precision, j = 0, 0, 0.0, 0.0, 0
-            for k in range(depth_J[-1]):
-                place = np.searchsorted(truth, best_item_QK[q, k])
-                if place < truth.shape[0] and truth[place] == best_item_QK[q, k]:
-                    hits += 1
-                    first = first if first else k + 1
-                    gain += gain_K[k]
-                    precision += hits / (k + 1)
-                if k + 1 == depth_J[j]:
-                    max_hits = min(depth_J[j], truth.shape[0])
-                    sums_BJM[b, j, 0] += hits / truth.shape[0]
-                    sums_BJM[b, j, 1] += gain / ideal_K[max_hits - 1]
-                    sums_BJM[b, j, 2] += precision / max_hits
-                    sums_BJM[b, j, 3] += 1 / first if first else 0.0
-                    sums_BJM[b, j, 4] += 1.0 if first else 0.0
-                    j += 1
+            of_query_N = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
+            _measure_hits(best_item_QK[q], of_query_N, depth_J, gain_K, ideal_K, metrics_JM)
+            for j in range(depth_J.shape[0]):
+                for m in range(METRICS):
+                    sums_BJM[b, j, m] += metrics_JM[j, m]
     return sums_BJM
+
+
+@njit(cache=True, parallel=True)
+def hit_metrics_per_query(best_item_QK, starts_Q1, truth_N, depth_J, gain_K, ideal_K):  # type: ignore[no-untyped-def]
+    """Return the same metrics of each query, float64 (Q, J, M), from the same arguments."""
+    metrics_QJM = np.empty((best_item_QK.shape[0], depth_J.shape[0], METRICS))
+    for q in prange(best_item_QK.shape[0]):
+        of_query_N = truth_N[starts_Q1[q] : starts_Q1[q + 1]]
+        _measure_hits(best_item_QK[q], of_query_N, depth_J, gain_K, ideal_K, metrics_QJM[q])
+    return metrics_QJM
 
 
 @njit(cache=True, parallel=True)

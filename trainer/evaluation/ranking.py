@@ -36,7 +36,8 @@ numbers of D digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -45,7 +46,7 @@ from kvstore.store import MAX_ALL_REDUCE_LENGTH
 from trainer.config.schema import EvaluateConfig
 from trainer.embeddings.files import VectorSource
 from trainer.evaluation.held_out import HeldOut, ItemLists
-from trainer.evaluation.metric_kernels import mark_seen, sum_hit_metrics, sum_popularity
+from trainer.evaluation.metric_kernels import hit_metrics_per_query, mark_seen, sum_hit_metrics, sum_popularity
 from trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items
 from trainer.model.spec import ModelSpec
 
@@ -60,6 +61,13 @@ AllReduceFunction = Callable[[FloatArray], FloatArray]
 """Sums up to ``MAX_ALL_REDUCE_LENGTH`` float64 values over all workers; every worker calls it."""
 
 
+class RankingObserver(Protocol):
+    """Computes more from the rankings of an evaluation."""
+
+    def observe(self, chunk: HeldOut, best_item_QK: IntArray) -> None:
+        """Take the rankings of all items of a chunk's queries, int64, padded with -1; chunks come in order."""
+
+
 def evaluate(
     source: VectorSource,
     model: ModelSpec,
@@ -67,6 +75,7 @@ def evaluate(
     spec: EvaluateConfig,
     counts_N: IntArray,
     all_reduce: AllReduceFunction,
+    observers: Sequence[RankingObserver] = (),
 ) -> EvalMetrics:
     """Compute the metrics over all workers' queries.
 
@@ -77,6 +86,7 @@ def evaluate(
         spec: the depths.
         counts_N: the items' counts in train, int64 (items,).
         all_reduce: sums values over all workers.
+        observers: get this worker's rankings.
     """
     depths = sorted(set(spec.k))
     depth_K = np.array(depths)
@@ -95,6 +105,8 @@ def evaluate(
         ranked_K += sum_popularity(best_item_QK, counts_N, depth_K).sum(axis=0)
         held_out_popularity += _means(counts_N[chunk.truth.items_N], chunk.truth.starts_Q1).sum()
         mark_seen(best_item_QK, depth_K, seen_KN)
+        for observer in observers:
+            observer.observe(chunk, best_item_QK)
     seen_KN = np.logical_or.accumulate(seen_KN)
     sums = np.concatenate([[len(held_out.queries_Q), held_out_popularity], ranked_K, sums_KM.ravel()])
     queries, held_out_popularity, *values = _sum_over_workers(sums, all_reduce)
@@ -166,11 +178,22 @@ class _WarmColdMetrics:
 
 def _sums_over_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
     """Return ``_QUERY_METRICS`` at each depth, summed over the queries, float64 (K, M)."""
-    gain_K = 1.0 / np.log2(np.arange(2, depths[-1] + 2))
-    lists = truth.starts_Q1, truth.items_N
-    sums_BKM = sum_hit_metrics(best_item_QK, *lists, np.array(depths), gain_K, np.cumsum(gain_K))
-    sums_KM: FloatArray = sums_BKM.sum(axis=0)
+    sums_KM: FloatArray = sum_hit_metrics(best_item_QK, *_kernel_arguments(truth, depths)).sum(axis=0)
     return sums_KM
+
+
+def recall_and_ndcg(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
+    """Return the recall and ndcg of each query at each of ``depths``, which rise: float64 (Q, K, 2)."""
+    metrics_QKM: FloatArray = hit_metrics_per_query(best_item_QK, *_kernel_arguments(truth, depths))
+    return metrics_QKM[:, :, :2]
+
+
+def _kernel_arguments(
+    truth: ItemLists, depths: list[int]
+) -> tuple[IntArray, IntArray, IntArray, FloatArray, FloatArray]:
+    """Return what the kernels of both need besides rankings."""
+    gain_K = 1.0 / np.log2(np.arange(2, depths[-1] + 2))
+    return truth.starts_Q1, truth.items_N, np.array(depths), gain_K, np.cumsum(gain_K)
 
 
 def _means(values_N: IntArray, starts_Q1: IntArray) -> FloatArray:

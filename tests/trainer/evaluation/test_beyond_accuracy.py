@@ -1,0 +1,260 @@
+"""Segments, diversity, novelty and the Gini index against plain implementations over pairs and sets."""
+
+import itertools
+import json
+import math
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
+from cluster_data import TRACKS, planted_splits, write_data, write_job, write_vocabulary
+from command_here import crossfade_here
+from error_table import documented
+from running_command import succeeded
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.io.folder import Folder
+from kvstore.store import TableSpec
+from trainer.config.schema import EvaluateConfig
+from trainer.data.reader import InteractionReader
+from trainer.evaluation import beyond_accuracy, held_out, ranking, top_k
+from trainer.evaluation.beyond_accuracy import SegmentMetrics, gini_index
+from trainer.evaluation.held_out import HeldOut, ItemLists, count_owners
+from trainer.evaluation.ranking import evaluate
+from trainer.evaluation.segments import Segments
+from trainer.model.spec import ModelSpec, Score
+
+QUERIES, ITEMS, DIM, DEPTHS = 40, 30, 5, [1, 4, 10]
+VACANT = [3, 17]
+TRUTH = [sorted({(query * 7) % ITEMS, (query * 5 + 1) % ITEMS} - set(VACANT)) or [0] for query in range(QUERIES)]
+EXCLUDED = [
+    [item for item in range(ITEMS) if (query + item) % 6 == 0 and item not in TRUTH[query]] for query in range(QUERIES)
+]
+# Queries 0 and 1 have one and three items left to rank.
+EXCLUDED[0] = [item for item in range(ITEMS) if item != TRUTH[0][0]]
+EXCLUDED[1] = [item for item in range(ITEMS) if item not in {*TRUTH[1], 5}]
+COUNTS_R = np.arange(QUERIES) % 8
+BITS_I = np.random.default_rng(4).random(ITEMS)
+
+
+class Vectors:
+    """Vectors in memory; item 2 is zero."""
+
+    def __init__(self) -> None:
+        self.tables = {QUERY: random_rows(QUERIES, DIM, 1), ITEM: random_rows(ITEMS, DIM, 2)}
+        self.tables[ITEM][2] = 0.0
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        assert (np.diff(rows_N) > 0).all()
+        return self.tables[entity][rows_N]
+
+
+def lists_of(items: list[list[int]]) -> ItemLists:
+    return ItemLists(np.cumsum([0, *map(len, items)]), np.array([item for one in items for item in one], np.int64))
+
+
+def plain_rankings(source: Vectors) -> list[list[int]]:
+    rankings = []
+    for query in range(QUERIES):
+        score_I = source.tables[ITEM].astype(float) @ source.tables[QUERY][query].astype(float)
+        items = set(range(ITEMS)) - set(EXCLUDED[query]) - set(VACANT)
+        rankings.append(sorted(items, key=lambda item: (-score_I[item], item)))
+    return rankings
+
+
+def plain_values(source: Vectors, rankings: list[list[int]], queries: list[int]) -> dict[str, float | int | None]:
+    """Compute the metrics of ``queries`` one pair and one item at a time."""
+    values: dict[str, float | int | None] = {"queries": len(queries)}
+    for k in DEPTHS:
+        found: dict[str, list[float]] = {"recall": [], "ndcg": [], "diversity": [], "novelty": []}
+        for query in queries:
+            shown, truth = rankings[query][:k], TRUTH[query]
+            gains = [1 / math.log2(rank + 1) for rank, item in enumerate(shown, 1) if item in truth]
+            found["recall"].append(len(gains) / len(truth))
+            found["ndcg"].append(sum(gains) / sum(1 / math.log2(r + 1) for r in range(1, min(k, len(truth)) + 1)))
+            distances = [1 - cosine(source.tables[ITEM], *pair) for pair in itertools.combinations(shown, 2)]
+            if distances:
+                found["diversity"].append(sum(distances) / len(distances))
+            found["novelty"].append(sum(BITS_I[item] for item in shown) / len(shown))
+        values |= {f"{name}@{k}": sum(each) / len(each) if each else None for name, each in found.items()}
+    return values
+
+
+def cosine(vectors_ND: FloatArray, first: int, second: int) -> float:
+    one_D, other_D = vectors_ND[first].astype(float), vectors_ND[second].astype(float)
+    lengths = math.sqrt(float(one_D @ one_D) * float(other_D @ other_D))
+    return float(one_D @ other_D) / lengths if lengths else 0.0
+
+
+def plain_gini(counts: list[int]) -> float:
+    """Return the mean absolute difference of two counts, relative to twice their mean, with n - 1 in place of n."""
+    differences = sum(abs(one - other) for one in counts for other in counts)
+    return differences / (2 * (len(counts) - 1) * sum(counts))
+
+
+@pytest.mark.parametrize("blocks", ["one block", "small blocks"])
+def test_metrics_of_segments_match_plain_implementation(blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if blocks == "small blocks":  # two queries of vectors at a time, and rankings of four
+        monkeypatch.setattr(beyond_accuracy, "_MAX_VECTOR_VALUES", 2 * DIM * DEPTHS[-1])
+        monkeypatch.setattr(top_k, "QUERY_BLOCK", 4)
+        monkeypatch.setattr(ranking, "QUERY_BLOCK", 4)
+        monkeypatch.setattr(ranking, "_MAX_RANKED", 16)
+    source, segments = Vectors(), Segments.from_bounds([4, 7])
+    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
+    observer = SegmentMetrics(source, model, segments, COUNTS_R, BITS_I, DEPTHS, np.array(VACANT))
+    item_I = np.delete(np.arange(ITEMS), VACANT)
+    held_out_data = HeldOut(np.arange(QUERIES), lists_of(TRUTH), lists_of(EXCLUDED), item_I=item_I)
+    spec = EvaluateConfig(k=DEPTHS, best_metric="ndcg@4")
+    metrics = evaluate(source, model, held_out_data, spec, np.ones(ITEMS, np.int64), np.asarray, [observer])
+
+    found, rankings = observer.metrics(), plain_rankings(source)
+    assert {len(rankings[0]), len(rankings[1])} == {1, 3}
+    members = {
+        "new": [query for query in range(QUERIES) if COUNTS_R[query] == 0],
+        "from 1": [query for query in range(QUERIES) if 1 <= COUNTS_R[query] < 4],
+        "from 4": [query for query in range(QUERIES) if 4 <= COUNTS_R[query] < 7],
+        "from 7": [query for query in range(QUERIES) if COUNTS_R[query] >= 7],
+    }
+    assert list(found) == [*members, "all"]
+    limits = [(found[name]["min_interactions"], found[name]["max_interactions"]) for name in members]
+    assert limits == [(0, 0), (1, 3), (4, 6), (7, None)]
+    for name, queries in {**members, "all": list(range(QUERIES))}.items():
+        for key, value in plain_values(source, rankings, queries).items():
+            assert found[name][key] == (None if value is None else pytest.approx(value, abs=1e-6)), (name, key)
+    for k in DEPTHS:
+        shown = [item for one in rankings for item in one[:k]]
+        exposure = [shown.count(item) for item in range(ITEMS) if item not in VACANT]
+        assert found["all"][f"gini@{k}"] == pytest.approx(plain_gini(exposure))
+        assert found["all"][f"recall@{k}"] == pytest.approx(metrics[f"recall@{k}"])
+
+
+def test_diversity_of_a_single_item_is_undefined() -> None:
+    source, rankings = Vectors(), plain_rankings(Vectors())
+    assert plain_values(source, rankings, [0])["diversity@10"] is None
+    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
+    observer = SegmentMetrics(source, model, Segments.from_bounds([4]), COUNTS_R, BITS_I, [10], np.array(VACANT))
+    one = HeldOut(np.array([0]), lists_of(TRUTH[:1]), lists_of(EXCLUDED[:1]))
+    observer.observe(one, np.array([rankings[0] + [-1] * 9]))
+    found = observer.metrics()
+    assert found["all"]["diversity@10"] is None
+    assert found["new"]["novelty@10"] == pytest.approx(BITS_I[rankings[0][0]])
+    assert found["from 4"] == {
+        "min_interactions": 4,
+        "max_interactions": None,
+        "queries": 0,
+        **{f"{name}@10": None for name in ("recall", "ndcg", "diversity", "novelty")},
+    }
+
+
+def test_gini_index_is_0_for_equal_exposure_and_1_for_a_single_item() -> None:
+    assert gini_index(np.array([5, 5, 5, 5])) == 0.0
+    assert gini_index(np.array([0, 0, 9, 0])) == 1.0
+    assert gini_index(np.array([0, 0, 0])) == gini_index(np.array([4])) == 0.0
+    assert gini_index(np.array([1, 2, 0, 7])) == pytest.approx(plain_gini([1, 2, 0, 7]))
+
+
+def test_terciles_are_thirds_and_equal_counts_stay_together() -> None:
+    segments = Segments.from_terciles(np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]))
+    assert segments.names == ("new", "casual", "regular", "heavy")
+    assert segments.find(np.array([0, 1, 3, 4, 6, 7, 9, 1000])).tolist() == [0, 1, 1, 2, 2, 3, 3, 3]
+    tied = Segments.from_terciles(np.array([1, 1, 1, 1, 1, 2, 9, 9]))  # two thirds end at 1 and at 2
+    assert [(name, *tied.limits(segment)) for segment, name in enumerate(tied.names)] == [
+        ("new", 0, 0),
+        ("casual", 1, 1),
+        ("regular", 2, 2),
+        ("heavy", 3, None),
+    ]
+    assert Segments.from_terciles(np.array([4, 4, 4])).names == ("new", "casual")
+    assert Segments.from_terciles(np.array([0, 0])).names == ("new",)
+
+
+@pytest.mark.parametrize("most", [1 << 24, 60])
+def test_owners_are_distinct_customers(most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_out, "_MAX_COUNTED", most)
+    draw = np.random.default_rng(3)
+    query_N, item_N = draw.integers(0, 9, 400) * 2, draw.integers(0, ITEMS - 1, 400)
+    weight_N = draw.choice([1.0, -1.0, 2.0], 400)
+    weight_N[query_N == 4] = -1.0
+    group = make_interactions(query_N, item_N, weight_N)
+    manifest = write_data_set(tmp_path, {"train": [[group]]}, queries=20, items=ITEMS)
+    counts_R = np.bincount(query_N[weight_N > 0], minlength=20)
+    with closing(InteractionReader(Folder(tmp_path), manifest)) as reader:
+        owners_I, queries = count_owners(reader, manifest, counts_R)
+    pairs = {(q, i) for q, i, w in zip(query_N.tolist(), item_N.tolist(), weight_N, strict=True) if w > 0}
+    assert len(pairs) < (weight_N > 0).sum()
+    assert owners_I.tolist() == [sum(item == i for _, i in pairs) for item in range(ITEMS)]
+    assert queries == len({q for q, _ in pairs}) == 8
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on planted plays, of which customer c has only the first c mod 17 in train."""
+    folder = tmp_path_factory.mktemp("segments")
+    splits = planted_splits()
+    customer_N, track_N = splits["train"]
+    number_N = np.empty(len(customer_N), np.int64)
+    for customer in np.unique(customer_N):
+        number_N[customer_N == customer] = np.arange((customer_N == customer).sum())
+    kept_N = number_N < customer_N % 17
+    splits["train"] = customer_N[kept_N], track_N[kept_N]
+    counts = np.bincount(splits["train"][0], minlength=300).tolist()
+    entities = {
+        "customer": write_vocabulary(folder / "data", "customer", [f"c{row:03d}" for row in range(300)], counts=counts),
+        "track": write_vocabulary(
+            folder / "data",
+            "track",
+            list(range(TRACKS)),
+            counts=np.bincount(splits["train"][1], minlength=TRACKS).tolist(),
+        ),
+    }
+    write_data(folder / "data", entities, {name: (pairs, [[len(pairs[0])]]) for name, pairs in splits.items()})
+    succeeded(crossfade_here("train", write_job(folder / "job.yaml", folder / "data"), "--run-dir", "run", cwd=folder))
+    return folder
+
+
+def test_command_prints_segments_beside_the_metrics(workspace: Path) -> None:
+    found = json.loads(succeeded(crossfade_here("evaluate", "run", "--segments", "--json", cwd=workspace)).stdout)
+    plain = json.loads(succeeded(crossfade_here("evaluate", "run", "--json", cwd=workspace)).stdout)
+    assert found["test"] == plain["test"]
+    segments: dict[str, dict[str, Any]] = found["segments"]
+    assert list(segments) == ["new", "casual", "regular", "heavy", "all"]
+    assert segments["new"]["queries"] == len([customer for customer in range(300) if customer % 17 == 0])
+    assert sum(values["queries"] for name, values in segments.items() if name != "all") == 300
+    assert segments["all"]["recall@10"] == pytest.approx(plain["test"]["recall@10"])
+    assert segments["heavy"]["ndcg@10"] > segments["new"]["ndcg@10"]
+    for values in segments.values():
+        assert 0 < values["diversity@5"] < 2
+        # A track that all 282 customers with plays had would have 0 bits, one that a single one had the most.
+        assert 0 < values["novelty@10"] < math.log2(282)
+    assert 0 < segments["all"]["gini@10"] < segments["all"]["gini@5"] < 1
+
+    printed = succeeded(crossfade_here("evaluate", "run", "--segments", cwd=workspace)).stdout
+    table = printed.partition("\n\n")[2].splitlines()
+    assert table[0].split() == ["segment", "new", "casual", "regular", "heavy", "all"]
+    assert table[1].split()[:2] == ["interactions", "0"]
+    rows = {line.split()[0]: line.split()[1:] for line in table}
+    assert rows["ndcg@10"] == [f"{values['ndcg@10']:.4f}" for values in segments.values()]
+    assert rows["gini@5"] == ["-"] * 4 + [f"{segments['all']['gini@5']:.4f}"]
+
+
+def test_command_divides_customers_at_given_numbers(workspace: Path) -> None:
+    result = crossfade_here("evaluate", "run", "--segments", 5, 12, "--k", 10, "--json", cwd=workspace)
+    segments = json.loads(succeeded(result).stdout)["segments"]
+    plays = [customer % 17 for customer in range(300)]
+    assert {name: values["queries"] for name, values in segments.items()} == {
+        "new": plays.count(0),
+        "from 1": sum(1 <= count < 5 for count in plays),
+        "from 5": sum(5 <= count < 12 for count in plays),
+        "from 12": sum(count >= 12 for count in plays),
+        "all": 300,
+    }
+
+
+@pytest.mark.parametrize("bounds", [[12, 5], [5, 5], [1, 5], [-2]])
+def test_bounds_that_do_not_rise_are_rejected(workspace: Path, bounds: list[int]) -> None:
+    result = crossfade_here("evaluate", "run", "--segments", *bounds, cwd=workspace)
+    [line] = result.stderr.splitlines()
+    documented("bounds of segments that do not rise", line.removeprefix("crossfade: error: "), result.returncode)

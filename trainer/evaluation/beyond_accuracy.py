@@ -1,0 +1,165 @@
+"""Beyond accuracy: what rankings show, and to whom, by segments of queries.
+
+    segments = load_segment_metrics(job, embeddings, bounds=None)
+    evaluate_embeddings(job, embeddings, "test", observers=[segments])
+    segments.metrics()["heavy"]["diversity@10"]
+
+With L the items of a ranking cut at k:
+
+- diversity@k = mean of 1 − cos(i, j) over the pairs of items i, j in L, by their vectors      (intra-list diversity;
+  Ziegler et al., WWW 2005; Vargas and Castells, RecSys 2011); rankings of fewer than two items are left out
+- novelty@k = mean of −log₂(share of the queries with an interaction in train that have item i) over i in L, in bits
+  (mean self-information; Zhou et al., PNAS 2010); an item that no query has counts as if one had it
+
+averaged over the queries of a segment, like the recall and ndcg of ``ranking.py``. Over the rankings of all queries,
+with x₁ ≤ … ≤ xₙ the number of rankings that show each of the n items of the catalog:
+
+- gini@k = Σᵢ (2i − n − 1) xᵢ / ((n − 1) Σᵢ xᵢ)      (Gini index of exposure; Fleder and Hosanagar, Management Science
+  2009): 0 if all items are shown equally often, 1 if all rankings show the same item
+
+The Gini index is not computed for segments, since it depends on the number of rankings: few cannot show all items.
+Vectors are read for a part of the queries at a time, so memory is bounded.
+
+Shapes: Q queries, K ranks or depths, M metrics, I items, S segments, R rows of the query entity, E items of a part.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.io.folder import Folder
+from trainer.config.schema import JobConfig
+from trainer.data.reader import InteractionReader
+from trainer.data.vocabulary import Vocabulary
+from trainer.embeddings.files import EmbeddingFiles, VectorSource
+from trainer.evaluation.held_out import HeldOut, count_owners
+from trainer.evaluation.list_kernels import add_exposure, list_diversity, mean_over_ranks
+from trainer.evaluation.ranking import recall_and_ndcg
+from trainer.evaluation.segments import Segments
+from trainer.evaluation.top_k import unit_rows
+from trainer.model.spec import ModelSpec
+from trainer.runs.inputs import open_inputs
+
+_MAX_VECTOR_VALUES = 1 << 24
+"""Values of the item vectors that are in memory together."""
+_NAMES = ("recall", "ndcg", "diversity", "novelty")
+ALL = "all"
+
+SegmentValues = dict[str, float | int | None]
+"""Values by name; None where no query has one."""
+
+
+def load_segment_metrics(job: JobConfig, embeddings: Path | Folder, bounds: list[int] | None) -> SegmentMetrics:
+    """Read what the metrics need from the dataset of ``job``; without ``bounds``, segments are terciles.
+
+    Raises:
+        InputError: the dataset or the embeddings cannot be read, or the bounds do not rise.
+    """
+    data, manifest, model = open_inputs(job)
+    counts_R = Vocabulary(data, manifest, manifest.query).counts()
+    segments = Segments.from_bounds(bounds) if bounds else Segments.from_terciles(counts_R)
+    with closing(InteractionReader(data, manifest, job.data.reader_threads)) as reader:
+        owners_I, queries = count_owners(reader, manifest, counts_R)
+    vacant_I = manifest.entities[manifest.item].vacant_rows
+    self_information_I = np.log2(max(queries, 1) / np.maximum(owners_I, 1))
+    depths = sorted(set(job.evaluate.k))
+    source = EmbeddingFiles(embeddings)
+    return SegmentMetrics(source, model, segments, counts_R, self_information_I, depths, np.array(vacant_I, np.int64))
+
+
+class SegmentMetrics:
+    """Accumulates the metrics over queries; implements ``RankingObserver``."""
+
+    def __init__(
+        self,
+        source: VectorSource,
+        model: ModelSpec,
+        segments: Segments,
+        counts_R: IntArray,
+        self_information_I: FloatArray,
+        depths: list[int],
+        vacant_N: IntArray,
+    ) -> None:
+        """Take what describes queries and items.
+
+        Args:
+            source: vectors of the items.
+            model: names the tables.
+            segments: of queries.
+            counts_R: interactions of each query in train.
+            self_information_I: of each item, in bits.
+            depths: of rankings, rising.
+            vacant_N: items that are not in the catalog.
+        """
+        self._source, self._item, self._segments, self._counts_R = source, model.item, segments, counts_R
+        self._self_information_I, self._depths, self._vacant_N = self_information_I, depths, vacant_N
+        self._queries_S = np.zeros(len(segments.names), np.int64)
+        self._sums_SKM = np.zeros((len(segments.names), len(depths), len(_NAMES)))
+        self._defined_SKM = np.zeros(self._sums_SKM.shape, np.int64)
+        self._exposure_KI = np.zeros((len(depths), model.item.rows), np.int64)
+
+    def observe(self, chunk: HeldOut, best_item_QK: IntArray) -> None:
+        """Add the rankings of a chunk's queries."""
+        part_queries, first = max(1, _MAX_VECTOR_VALUES // (self._item.dim * best_item_QK.shape[1])), 0
+        if self._item.rows * self._item.dim <= _MAX_VECTOR_VALUES:
+            part_queries = max(1, len(best_item_QK))
+        for part in chunk.chunks(part_queries):
+            self._add(part, best_item_QK[first : first + len(part.queries_Q)])
+            first += len(part.queries_Q)
+        add_exposure(best_item_QK, np.array(self._depths), self._exposure_KI)
+
+    def _add(self, part: HeldOut, best_item_QK: IntArray) -> None:
+        depth_K = np.array(self._depths)
+        metrics_QKM = np.empty((len(best_item_QK), len(depth_K), len(_NAMES)))
+        metrics_QKM[:, :, :2] = recall_and_ndcg(best_item_QK, part.truth, self._depths)
+        metrics_QKM[:, :, 2] = self._diversity(best_item_QK, depth_K)
+        metrics_QKM[:, :, 3] = mean_over_ranks(best_item_QK, self._self_information_I, depth_K)
+        segment_Q = self._segments.find(self._counts_R[part.queries_Q])
+        for segment in range(len(self._queries_S)):
+            of_segment_QKM = metrics_QKM[segment_Q == segment]
+            self._queries_S[segment] += len(of_segment_QKM)
+            self._sums_SKM[segment] += np.nansum(of_segment_QKM, axis=0)
+            self._defined_SKM[segment] += (~np.isnan(of_segment_QKM)).sum(axis=0)
+
+    def _diversity(self, best_item_QK: IntArray, depth_K: IntArray) -> FloatArray:
+        row_E = np.unique(best_item_QK)
+        row_E = row_E[row_E >= 0]
+        unit_ED = unit_rows(self._source.vectors(self._item.name, row_E))
+        best_place_QK = np.where(best_item_QK >= 0, np.searchsorted(row_E, best_item_QK), -1)
+        diversity_QK: FloatArray = list_diversity(best_place_QK, unit_ED, depth_K)
+        return diversity_QK
+
+    def metrics(self) -> dict[str, SegmentValues]:
+        """Return the metrics of each segment and of ``all`` queries, with the limits of the segment's counts."""
+        result: dict[str, SegmentValues] = {}
+        for segment, name in enumerate(self._segments.names):
+            least, largest = self._segments.limits(segment)
+            limits: SegmentValues = {"min_interactions": least, "max_interactions": largest}
+            queries = int(self._queries_S[segment])
+            result[name] = limits | self._means(queries, self._sums_SKM[segment], self._defined_SKM[segment])
+        sums_KM, defined_KM = self._sums_SKM.sum(axis=0), self._defined_SKM.sum(axis=0)
+        result[ALL] = self._means(int(self._queries_S.sum()), sums_KM, defined_KM)
+        exposure_KI = np.delete(np.cumsum(self._exposure_KI, axis=0), self._vacant_N, axis=1)
+        for depth, exposure_I in zip(self._depths, exposure_KI, strict=True):
+            result[ALL][f"gini@{depth}"] = gini_index(exposure_I)
+        return result
+
+    def _means(self, queries: int, sums_KM: FloatArray, defined_KM: IntArray) -> SegmentValues:
+        return {"queries": queries} | {
+            f"{name}@{depth}": float(sums_KM[k, m] / defined_KM[k, m]) if defined_KM[k, m] else None
+            for m, name in enumerate(_NAMES)
+            for k, depth in enumerate(self._depths)
+        }
+
+
+def gini_index(exposure_I: IntArray) -> float:
+    """Return the Gini index of ``exposure_I``, none below 0; 0 if no item is shown or there is only one."""
+    items, total = len(exposure_I), int(exposure_I.sum())
+    if items < 2 or not total:
+        return 0.0
+    weight_I = 2 * np.arange(1, items + 1) - items - 1
+    return float(np.sort(exposure_I).astype(np.float64) @ weight_I) / ((items - 1) * total)
