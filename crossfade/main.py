@@ -47,6 +47,8 @@ _MODULES = {
     "evaluate": ("evaluate",),
     "recommend": ("recommend",),
     "similar": ("similar",),
+    "tag": ("tag",),
+    "sequence": ("sequence",),
     "submit": ("submit",),
     "agent": ("agent",),
     "roles": ("scheduler", "server", "worker"),
