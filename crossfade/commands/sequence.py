@@ -36,7 +36,8 @@ or, if the dataset was prepared with --names, by its name in upper or lower case
 The path begins at A and ends at B, whatever the filters; the rows between them meet the filters. Rows are ordered by
 progress, the angle from A in the plane of A and B: 0 at A and 1 at B. No row is repeated. Of all such sequences of rows
 near the arc from A to B, the path has the least sum of the fourth powers of the angles between consecutive vectors.
-Where too few rows lie between A and B, those that lie least beyond them are used too.
+Where few rows lie between A and B, those that lie least beyond them are used too. With --max-per, in whose limits A and
+B count, a path is a good one, but not always the best.
 
 Rows that few listened to have less certain vectors: --where "count >= 20" leaves them out. Where no row lies between
 the two ends, every path has a jump, which the cosines show.

@@ -4,10 +4,9 @@
     path.row_K, path.cosine_K, path.progress_K
 
 The progress of a row is its angle from the start, in the plane of both ends, as a fraction of the angle between them.
-Of all sequences with increasing progress, whose rows are therefore distinct, a path has the least sum of the fourth
-powers of the angles between consecutive rows. Dynamic programming finds it among the rows near the arc from start to
-end. The fourth power lies between the sum of the angles, which tolerates one long jump, and their maximum, which says
-nothing of the others. A path has any length that is asked for, unlike a shortest path in a graph of neighbors.
+Of all sequences of rows near the arc from start to end with increasing progress, whose rows are therefore distinct, a
+path has the least sum of the fourth powers of the angles between consecutive rows (``path_search.py``). A path has any
+length that is asked for, unlike a shortest path in a graph of neighbors.
 
 Shapes: K places of a path, I rows near the arc, Q points or queries, N elements of anything else, D columns.
 """
@@ -18,13 +17,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvstore.arrays import BoolArray, FloatArray, IntArray
+from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError
-from kvstore.jit import njit
 from trainer.evaluation.held_out import ItemLists
 from trainer.evaluation.top_k import unit_rows
 from trainer.model.spec import Score
 from trainer.recommend.candidates import FilterOptions, select_candidates
+from trainer.recommend.path_search import GroupLimits, least_sum_path
 from trainer.recommend.ranker import Ranker
 from trainer.recommend.row_names import RowNames
 from trainer.recommend.trained_model import TrainedModel
@@ -103,29 +102,15 @@ class PathFinder:
         Raises:
             InputError: the vectors of both are parallel, or too few rows are left between them.
         """
-        usable = 0
         for factor in (1, _WIDER):
             near = self.near(start, end, length, factor)
-            path_K, usable = self._find_among(near, length)
+            path_K = least_sum_path(near.unit_ID, length, self._limits(near.row_I))
             if path_K is not None:
                 return self.describe(near.row_I[path_K])
         raise InputError(
-            f"only {usable - 2} of {self._entity} are left near the path from '{self._label(start)}' to "
-            f"'{self._label(end)}'; expected at least {length - 2}: lower --length, or relax the filters"
+            f"the {len(near.row_I) - 2} of {self._entity} near the path from '{self._label(start)}' to "
+            f"'{self._label(end)}' are too few for {length - 2} between them: lower --length, or relax the filters"
         )
-
-    def _find_among(self, near: NearRows, length: int) -> tuple[IntArray | None, int]:
-        """Return the places of the path, None if there is none, and the number of rows that it could use."""
-        usable_I = np.ones(len(near.row_I), np.bool_)
-        while (usable := int(usable_I.sum())) >= length:
-            place_I = np.flatnonzero(usable_I)
-            path_K = place_I[least_sum_path(near.unit_ID[place_I], length)]
-            # Each of these is usable and one is on the path, so that the loop ends.
-            surplus_I = self._surplus(near.row_I, path_K) & usable_I
-            if not surplus_I.any():
-                return path_K, usable
-            usable_I &= ~surplus_I
-        return None, usable
 
     def near(self, start: int, end: int, length: int, factor: int = 1) -> NearRows:
         """Return the rows that a path of ``length`` may use, ``factor`` times as many where there are more.
@@ -189,25 +174,13 @@ class PathFinder:
         """Return the vectors of ``row_N``, sorted and unique, at length 1: float64 (N, D)."""
         return unit_rows(self._source.vectors(self._entity, row_N).astype(np.float64))
 
-    def _surplus(self, row_I: IntArray, path_K: IntArray) -> BoolArray:
-        """Return which rows to leave out so that a path keeps the limits per group, bool (I,): none if it does.
-
-        Of a group that the path has too often, both ends and the first of the others remain.
-        """
-        surplus_I = np.zeros(len(row_I), np.bool_)
+    def _limits(self, row_I: IntArray) -> GroupLimits | None:
         if self._groups is None:
-            return surplus_I
+            return None
         starts_R1, values_N = self._groups.starts_R1, self._groups.values_N
-        groups = [set(values_N[starts_R1[row] : starts_R1[row + 1]].tolist()) for row in row_I]
-        for group in sorted(set().union(*(groups[place] for place in path_K))):
-            ends = sum(group in groups[place] for place in (path_K[0], path_K[-1]))
-            members = [place for place in path_K[1:-1] if group in groups[place]]
-            room = max(0, self._max_per_group - ends)
-            if len(members) > room:
-                surplus_I[1:-1] = [group in those for those in groups[1:-1]]
-                surplus_I[members[:room]] = False
-                break
-        return surplus_I
+        groups = [values_N[starts_R1[row] : starts_R1[row + 1]] for row in row_I]
+        place_N = np.repeat(np.arange(len(row_I)), [len(values) for values in groups])
+        return GroupLimits(place_N, np.concatenate(groups), len(row_I), self._max_per_group)
 
     def _label(self, row: int) -> str:
         return str(self._names.labels(np.array([row]))[row])
@@ -219,39 +192,3 @@ class NearRows:
 
     row_I: IntArray
     unit_ID: FloatArray
-
-
-def least_sum_path(unit_ID: FloatArray, length: int) -> IntArray:
-    """Return the path of ``length`` places from the first to the last row with the least sum of fourth powers.
-
-    Args:
-        unit_ID: unit vectors by increasing progress; a path visits them in this order.
-        length: places of the path, from 2 to I.
-    """
-    cosine_II = unit_ID.astype(np.float32) @ unit_ID.astype(np.float32).T
-    cost_II = np.arccos(np.clip(cosine_II, -1, 1)) ** 4
-    path_K: IntArray = _least_sum_path(cost_II, length)
-    return path_K
-
-
-@njit(cache=True)
-def _least_sum_path(cost_II, length):  # type: ignore[no-untyped-def]
-    rows = cost_II.shape[0]
-    total_I = np.full(rows, np.inf)
-    total_I[0] = 0.0
-    previous_KI = np.zeros((length, rows), np.int64)
-    for k in range(1, length):
-        next_I = np.full(rows, np.inf)
-        for before in range(rows):
-            if total_I[before] < np.inf:
-                for after in range(before + 1, rows):
-                    total = total_I[before] + cost_II[before, after]
-                    if total < next_I[after]:
-                        next_I[after] = total
-                        previous_KI[k, after] = before
-        total_I = next_I
-    path_K = np.empty(length, np.int64)
-    path_K[-1] = rows - 1
-    for k in range(length - 1, 0, -1):
-        path_K[k - 1] = previous_KI[k, path_K[k]]
-    return path_K

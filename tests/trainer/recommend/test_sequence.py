@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from exporting import vectors
 from running_command import succeeded
 
 from trainer.evaluation.top_k import unit_rows
-from trainer.recommend.sequence import Arc, least_sum_path
+from trainer.recommend.sequence import Arc
 
 A, B = 5000, 5001
 """Tracks of the first and the second genre."""
@@ -133,18 +133,6 @@ def test_queries_have_paths_too_and_checkpoints_give_the_same(workspace: Path) -
     found = sequence("run", *command, cwd=workspace)
     assert [found["path"][0]["customer"], found["path"][-1]["customer"]] == ["c000", "c001"]
     assert sequence("run/checkpoints", *command, cwd=workspace) == found
-
-
-@pytest.mark.parametrize("length", [2, 3, 5, 8])
-def test_path_has_the_least_sum(length: int) -> None:
-    unit_ID = unit_rows(np.random.default_rng(length).normal(size=(8, 3)))
-    angle_II = np.arccos(np.clip(unit_ID @ unit_ID.T, -1, 1))
-
-    def total(path: tuple[int, ...]) -> float:
-        return float(sum(angle_II[one, other] ** 4 for one, other in pairwise(path)))
-
-    paths = [(0, *between, 7) for between in combinations(range(1, 7), length - 2)]
-    assert tuple(least_sum_path(unit_ID, length)) == min(paths, key=total)
 
 
 def test_progress_is_the_angle_in_the_plane_of_the_ends() -> None:
