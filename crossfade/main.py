@@ -48,6 +48,8 @@ _MODULES = {
     "recommend": ("recommend",),
     "similar": ("similar",),
     "map": ("map",),
+    "tag": ("tag",),
+    "sequence": ("sequence",),
     "submit": ("submit",),
     "agent": ("agent",),
     "roles": ("scheduler", "server", "worker"),

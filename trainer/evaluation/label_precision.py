@@ -136,7 +136,7 @@ def _nearest_counts(
     reader: InteractionReader, manifest: DatasetManifest, entity: str, row_S: IntArray, sampled_Q: IntArray, seed: int
 ) -> IntArray:
     """Return the places nearest to ``sampled_Q`` by the cosine of their counts, as ``_nearest_vectors`` does."""
-    pair_P, count_P = _count_pairs(reader, manifest, entity, row_S, seed)
+    pair_P, count_P = count_pairs(reader, manifest, entity, row_S, seed)
     other_P, place_P = np.divmod(pair_P, len(row_S))
     _, other_P = np.unique(other_P, return_inverse=True)
     starts_C1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(other_P))])
@@ -149,10 +149,13 @@ def _nearest_counts(
     return best_QK
 
 
-def _count_pairs(
+def count_pairs(
     reader: InteractionReader, manifest: DatasetManifest, entity: str, row_S: IntArray, seed: int
 ) -> tuple[IntArray, IntArray]:
-    """Return pairs of a row of the other side and a place, other·S + place, sorted, and their positive interactions."""
+    """Return pairs of a row of the other side and a place, other·S + place, sorted, and their positive interactions.
+
+    With more than ``MAX_COUNTED_INTERACTIONS`` in train, a sample of the other side is counted.
+    """
     on_query = entity == manifest.query
     place_R = np.full(manifest.entities[entity].rows, -1, np.int64)
     place_R[row_S] = np.arange(len(row_S))

@@ -3,6 +3,7 @@
     source = LabelSource.parse("artist=artist_tags.tsv:artistID:top_genre")        # or "artist=tag"
     labels = read_labels(folder, manifest, source)
     labels.row_P, labels.label_P                # distinct pairs of a row and one of its labels, sorted
+    labels.texts                                # the text of each label
 
 Shapes: P pairs.
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kvstore.arrays import IntArray
 from kvstore.errors import InputError
@@ -66,10 +68,17 @@ class LabelSource:
 
 @dataclass(frozen=True)
 class LabelPairs:
-    """Distinct pairs of a row and one of its labels: int64, sorted by row, then by label."""
+    """Distinct pairs of a row and one of its labels: int64, sorted by row, then by label.
+
+    Attributes:
+        row_P: the rows.
+        label_P: the labels, by number.
+        texts: the text of each label, or its name if a feature's values have names; empty if only numbers are known.
+    """
 
     row_P: IntArray
     label_P: IntArray
+    texts: pa.StringArray = field(default_factory=lambda: pa.array([], pa.string()))
 
 
 def read_labels(folder: Folder, manifest: DatasetManifest, source: LabelSource) -> LabelPairs:
@@ -102,7 +111,12 @@ def _from_feature(folder: Folder, manifest: DatasetManifest, source: LabelSource
         )
     pieces = [(row_N, value_N) for _, row_N, value_N in iter_pairs(folder, manifest, source.entity, source.path)]
     row_P, label_P = (np.concatenate([np.empty(0, np.int64), *column]) for column in zip(*pieces, strict=True))
-    return LabelPairs(row_P, label_P)
+    vocabulary = Vocabulary(folder, manifest, source.path)
+    values = vocabulary.read(0, vocabulary.rows)
+    texts = values.column("id").cast(pa.string())
+    if "name" in values.column_names:
+        texts = pc.coalesce(values.column("name"), texts)
+    return LabelPairs(row_P, label_P, texts.combine_chunks())
 
 
 def _from_file(
@@ -131,5 +145,6 @@ def _from_file(
             "SELECT DISTINCT row, dense_rank() OVER (ORDER BY label) - 1 AS label FROM known JOIN given USING (id) "
             "ORDER BY ALL"
         ).to_arrow_table()
+        texts = connection.sql("SELECT DISTINCT label FROM known JOIN given USING (id) ORDER BY label").to_arrow_table()
     row_P, label_P = (pairs.column(name).cast(pa.int64()).to_numpy() for name in ("row", "label"))
-    return LabelPairs(row_P, label_P)
+    return LabelPairs(row_P, label_P, texts.column("label").cast(pa.string()).combine_chunks())

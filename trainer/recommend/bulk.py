@@ -64,7 +64,7 @@ def recommend_in_bulk(
                 )
             _write_parts(model, recommender, queries_Q, histories, missing, paths, reporter)
     finished = folder / "finished.parquet"
-    rows = _write(finished, map(pq.read_table, paths))
+    rows = write_tables(finished, map(pq.read_table, paths))
     finished.replace(out)
     shutil.rmtree(folder)
     return rows
@@ -78,7 +78,7 @@ def write_recommendations(model: TrainedModel, ids: pa.Array, recommended: Recom
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return _write(out, [_Columns(model).table(ids, recommended)])
+        return write_tables(out, [_Columns(model).table(ids, recommended)])
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from error
 
@@ -113,7 +113,7 @@ def _write_parts(
         excluded = histories.load(number)
         recommended = recommender.rank(model.vectors.vectors(query, part_Q), excluded, excluded)
         ids = model.vocabulary(query).take(part_Q, ["id"]).column("id").combine_chunks()
-        _write(paths[number], [columns.table(ids, recommended)])
+        write_tables(paths[number], [columns.table(ids, recommended)])
         reporter.advance(len(part_Q))
 
 
@@ -186,7 +186,7 @@ def _open_parts(out: Path, request: dict[str, Any]) -> Path:
     return folder
 
 
-def _write(path: Path, tables: Iterable[pa.Table]) -> int:
+def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
     """Write ``tables`` to ``path``, which appears when it is complete; return the number of rows."""
     partial, rows = path.with_suffix(".partial"), 0
     writer: pq.ParquetWriter | None = None

@@ -1,0 +1,156 @@
+"""The sequence command: paths between planted genres, which are optimal, smooth, and filtered; and rejected input."""
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster_data import GENRES, TRACKS, write_job, write_planted
+from command_here import crossfade_here
+from error_table import documented
+from exporting import vectors
+from running_command import succeeded
+
+from trainer.evaluation.top_k import unit_rows
+from trainer.recommend.sequence import Arc
+
+A, B = 5000, 5001
+"""Tracks of the first and the second genre."""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on planted data, with a track that nobody played, and write the genre of each track."""
+    folder = tmp_path_factory.mktemp("sequence")
+    data = write_planted(folder / "data", named=True, held_out=False, tracks=TRACKS + 1)
+    write_job(folder / "job.yaml", data, train={"epochs": 8}, checkpoint={"interval_steps": 100})
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    lines = [f"{5000 + track},g{track % GENRES}\n" for track in range(TRACKS)]
+    (folder / "genres.csv").write_text("track,genre\n" + "".join(lines))
+    return folder
+
+
+def sequence(source: object, *arguments: object, cwd: Path) -> dict[str, Any]:
+    result = crossfade_here("sequence", source, *arguments, "--json", cwd=cwd)
+    found: dict[str, Any] = json.loads(succeeded(result).stdout)
+    return found
+
+
+def tracks(found: dict[str, Any]) -> list[int]:
+    return [row["track"] for row in found["path"]]
+
+
+def rejected(cause: str, *arguments: object, cwd: Path) -> str:
+    result = crossfade_here("sequence", *arguments, cwd=cwd)
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
+
+
+def test_path_leads_from_one_genre_to_the_other_without_repeats(workspace: Path) -> None:
+    found = sequence("run", A, "genre 1 song 1", "--length", 12, cwd=workspace)
+    path = tracks(found)
+    assert (path[0], path[-1], len(path), len(set(path))) == (A, B, 12, 12)
+    assert 5000 + TRACKS not in path
+    unit_RD = unit_rows(vectors(workspace / "run" / "embeddings", "track"))
+    cosines = [float(unit_RD[one - 5000] @ unit_RD[other - 5000]) for one, other in pairwise(path)]
+    assert found["path"][0]["cosine"] is None
+    assert [row["cosine"] for row in found["path"][1:]] == pytest.approx(cosines, abs=1e-6)
+    assert found["mean_cosine"] == pytest.approx(np.mean(cosines))
+    assert found["min_cosine"] == pytest.approx(min(cosines))
+    progress = [row["progress"] for row in found["path"]]
+    assert progress == sorted(progress)
+    assert (progress[0], progress[-1]) == pytest.approx((0, 1))
+    assert found["path"][1]["name"] == f"Genre {(path[1] - 5000) % GENRES} Song {path[1] - 5000}"
+    # The genres at both ends are far apart: a path along the arc begins with one and ends with the other.
+    assert found["min_cosine"] > cosines_of_jump(unit_RD) + 0.2
+    assert (path[1] - 5000) % GENRES == 0
+    assert (path[-2] - 5000) % GENRES == 1
+
+
+def cosines_of_jump(unit_RD: np.ndarray) -> float:
+    return float(unit_RD[A - 5000] @ unit_RD[B - 5000])
+
+
+def test_text_shows_each_transition(workspace: Path) -> None:
+    found = sequence("run", A, B, "--length", 5, cwd=workspace)
+    head, *lines, summary = succeeded(
+        crossfade_here("sequence", "run", A, B, "--length", 5, cwd=workspace)
+    ).stdout.splitlines()
+    assert head.split() == ["cosine", "progress", "track"]
+    assert lines[0].split() == ["0.00", "Genre", "0", "Song", "0"]
+    for line, row in zip(lines[1:], found["path"][1:], strict=True):
+        assert line.split(maxsplit=2) == [f"{row['cosine']:.3f}", f"{row['progress']:.2f}", row["name"]]
+    assert summary == (
+        f"cosine of consecutive rows: mean {found['mean_cosine']:.3f}, minimum {found['min_cosine']:.3f}"
+    )
+
+
+def test_paths_are_smoother_than_other_ways(workspace: Path) -> None:
+    command = ("run", "--measure", 20, "--length", 8)
+    found = sequence(*command, cwd=workspace)["methods"]
+    for method in ("interpolation", "walk", "random"):
+        assert found["path"]["min_cosine"] > found[method]["min_cosine"]
+    assert found["path"]["mean_cosine"] > max(found[name]["mean_cosine"] for name in ("interpolation", "random"))
+    assert found["random"]["mean_cosine"] < 0.5 * found["path"]["mean_cosine"]
+    assert found["path"]["deviation"] < found["walk"]["deviation"]
+    assert sequence(*command, cwd=workspace)["methods"] == found
+    assert sequence(*command, "--seed", 2, cwd=workspace)["methods"] != found
+    _, _, *lines = succeeded(crossfade_here("sequence", *command, cwd=workspace)).stdout.splitlines()
+    assert [float(line.split()[0]) for line in lines] == [round(values["mean_cosine"], 3) for values in found.values()]
+
+
+def test_rows_between_the_ends_meet_the_filters(workspace: Path) -> None:
+    path = tracks(sequence("run", A, B, "--where", "id >= 5100", cwd=workspace))
+    assert (path[0], path[-1]) == (A, B)
+    assert all(track >= 5100 for track in path[1:-1])
+    limits = ("--max-per", "genre=2", "--metadata", "genres.csv", "--length")
+    path = tracks(sequence("run", A, B, *limits, 10, cwd=workspace))
+    assert (path[0], path[-1], len(set(path))) == (A, B, 10)
+    assert Counter((track - 5000) % GENRES for track in path) == dict.fromkeys(range(GENRES), 2)
+    rejected("too few rows for a sequence", "run", A, B, *limits, 11, cwd=workspace)
+
+
+def test_ends_of_one_group_leave_no_room_for_others_of_it(workspace: Path) -> None:
+    limit = ("--max-per", "genre=1", "--metadata", "genres.csv")
+    path = tracks(sequence("run", A, A + GENRES, *limit, "--length", 6, cwd=workspace))
+    assert sorted((track - 5000) % GENRES for track in path) == [0, 0, 1, 2, 3, 4]
+
+
+def test_rows_beyond_the_ends_are_used_where_few_lie_between(workspace: Path) -> None:
+    found = sequence("run", A, A + GENRES, "--where", "id < 5012", "--length", 12, cwd=workspace)
+    assert sorted(tracks(found)) == list(range(5000, 5012))
+    progress = [row["progress"] for row in found["path"][1:-1]]
+    assert progress == sorted(progress)
+    assert progress[0] < 0 or progress[-1] > 1
+
+
+def test_queries_have_paths_too_and_checkpoints_give_the_same(workspace: Path) -> None:
+    command = ("c000", "c001", "--entity", "customer", "--length", 6)
+    found = sequence("run", *command, cwd=workspace)
+    assert [found["path"][0]["customer"], found["path"][-1]["customer"]] == ["c000", "c001"]
+    assert sequence("run/checkpoints", *command, cwd=workspace) == found
+
+
+def test_progress_is_the_angle_in_the_plane_of_the_ends() -> None:
+    arc = Arc(np.eye(3)[:2], np.pi / 2)
+    angle_N = np.array([0, 0.25, 0.5, 1, -0.5]) * np.pi / 2
+    vectors_ND = np.stack([np.cos(angle_N), np.sin(angle_N), np.full(5, 7.0)], axis=1)
+    np.testing.assert_allclose(arc.progress(vectors_ND), [0, 0.25, 0.5, 1, -0.5], atol=1e-12)
+    np.testing.assert_allclose(arc.progress(arc.points(5)), [0, 0.25, 0.5, 0.75, 1], atol=1e-6)
+
+
+def test_invalid_input_is_rejected(workspace: Path) -> None:
+    rejected("a sequence of two rows", "run", A, B, "--length", 2, cwd=workspace)
+    rejected("a sequence without two ends", "run", A, cwd=workspace)
+    rejected("--measure with the ends of a sequence", "run", A, B, "--measure", 5, cwd=workspace)
+    rejected("--measure without pairs", "run", "--measure", 0, cwd=workspace)
+    rejected("a negative seed of a sequence", "run", "--measure", 1, "--seed", -1, cwd=workspace)
+    rejected("a sequence from a row to itself", "run", A, A, cwd=workspace)
+    rejected("an end of a sequence without a trained vector", "run", A, 5000 + TRACKS, cwd=workspace)
+    few = ("--where", "id BETWEEN 5010 AND 5014")
+    rejected("too few rows for a sequence", "run", A, B, *few, cwd=workspace)
+    rejected("too few rows to measure sequences", "run", "--measure", 5, *few, cwd=workspace)

@@ -1,0 +1,208 @@
+"""The tag command: planted genres are recovered and written, shuffled ones are not, and invalid input is rejected."""
+
+import json
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import write_groups, write_vocabulary
+from cluster_data import GENRES, TRACKS, write_job, write_planted
+from command_here import crossfade_here
+from error_table import documented
+from running_command import succeeded
+
+from kvstore.io.folder import Folder
+from trainer.data.manifest import DatasetManifest, Feature
+from trainer.data.parquet import file_entry
+
+UNLABELED = range(3, TRACKS, 7)
+RARE = 12
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on planted data, and write the genres of six tracks in seven; tracks of genres 0 and 1 are also low."""
+    folder = tmp_path_factory.mktemp("tag")
+    data = write_planted(folder / "data", named=True, held_out=False, tracks=TRACKS + 1)
+    write_job(folder / "job.yaml", data, train={"epochs": 8})
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    labels = {track: genre_labels(track) for track in range(TRACKS) if track not in UNLABELED}
+    for track in list(labels)[:RARE]:
+        labels[track].append("rare")
+    write_labels(folder / "genres.csv", labels)
+    return folder
+
+
+def genre_labels(track: int) -> list[str]:
+    genre = track % GENRES
+    return [f"genre {genre}", *(["low"] if genre < 2 else [])]
+
+
+def write_labels(path: Path, labels: dict[int, list[str]]) -> None:
+    lines = [f"{5000 + track},{label}\n" for track, names in labels.items() for label in names]
+    path.write_text("track,label\n" + "".join(lines))
+
+
+def measure(folder: Path, file: str = "genres.csv", *options: object) -> dict[str, Any]:
+    labels = f"track={folder / file}:track:label"
+    command = ("tag", "run", "--labels", labels, "--min-items", 20, *options, "--json")
+    printed = succeeded(crossfade_here(*command, cwd=folder))
+    assert printed.stderr == ""
+    result: dict[str, Any] = json.loads(printed.stdout)
+    return result
+
+
+def rejected(cause: str, *arguments: object, cwd: Path) -> str:
+    result = crossfade_here("tag", *arguments, cwd=cwd)
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
+
+
+def test_planted_genres_are_recovered(workspace: Path) -> None:
+    found = measure(workspace)
+    assert sum(found["rows"]) == TRACKS - len(UNLABELED)
+    assert found["rows"] == [102, 34, 35]
+    assert found["labels"] == GENRES + 1
+    assert found["columns"] == {"embeddings": 8, "counts": 300, "counts_svd": 8}
+    assert found["metrics"]["embeddings"]["roc_auc"] > 0.98
+    assert found["metrics"]["embeddings"]["pr_auc"] > 0.95
+    assert found["metrics"]["counts"]["roc_auc"] > 0.9
+    assert found["metrics"]["counts_svd"]["roc_auc"] > 0.9
+    assert found["metrics"]["frequency"]["roc_auc"] == 0.5
+    assert found["metrics"]["frequency"]["precision@1"] < 0.6 < found["metrics"]["embeddings"]["precision@1"]
+    assert found["kept"]["precision"] > 0.9
+
+
+def test_shuffled_genres_are_not_recovered(workspace: Path) -> None:
+    tracks = [track for track in range(TRACKS) if track not in UNLABELED]
+    others = random.Random(1).sample(tracks, len(tracks))
+    write_labels(
+        workspace / "shuffled.csv", {track: genre_labels(other) for track, other in zip(tracks, others, strict=True)}
+    )
+    metrics = [measure(workspace, "shuffled.csv", "--seed", seed)["metrics"] for seed in range(3)]
+    for method in ("embeddings", "counts", "counts_svd"):
+        assert abs(np.mean([found[method]["roc_auc"] for found in metrics]) - 0.5) < 0.12
+
+
+def test_seed_decides_the_division_of_rows(workspace: Path) -> None:
+    first = measure(workspace, "genres.csv", "--seed", 3)
+    assert measure(workspace, "genres.csv", "--seed", 3) == first
+    assert measure(workspace, "genres.csv", "--seed", 4) != first
+
+
+def test_rare_labels_and_rare_rows_are_left_out(workspace: Path) -> None:
+    assert measure(workspace, "genres.csv", "--min-items", RARE)["labels"] == GENRES + 2
+    counts_N = pq.read_table(workspace / "data/vocabulary/track").column("count").to_numpy()
+    least = int(np.median(counts_N))
+    labeled_N = ~np.isin(np.arange(TRACKS + 1), [*UNLABELED, TRACKS])
+    found = measure(workspace, "genres.csv", "--min-items", 10, "--min-count", least)
+    assert sum(found["rows"]) == np.count_nonzero(labeled_N & (counts_N >= least)) < TRACKS - len(UNLABELED)
+
+
+def test_unlabeled_tracks_get_their_genres(workspace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "tags.parquet"
+    command = ("tag", "run", "--labels", "track=genres.csv:track:label", "--min-items", 20, "--out", out)
+    printed = succeeded(crossfade_here(*command, "--top", 2, "--threshold", 0.5, cwd=workspace)).stdout
+    table = pq.read_table(out)
+    assert table.column_names == ["track", "label", "probability", "track_name"]
+    assert printed.splitlines()[-1] == f"{table.num_rows:,} labels of {len(UNLABELED)} rows without one: {out}"
+    rows = table.to_pylist()
+    # The last track, which nobody played, has no trained vector.
+    assert {row["track"] - 5000 for row in rows} <= set(UNLABELED)
+    assert max(Counter(row["track"] for row in rows).values()) == 2
+    assert [row["track"] for row in rows] == sorted(row["track"] for row in rows)
+    assert all(0.5 <= row["probability"] <= 1 for row in rows)
+    assert all(row["track_name"].endswith(f"Song {row['track'] - 5000}") for row in rows)
+    found = {(row["track"] - 5000, row["label"]) for row in rows}
+    expected = {(track, label) for track in UNLABELED for label in genre_labels(track)}
+    assert len(found & expected) > 0.9 * len(found | expected)
+    everything = (*command, "--top", 9, "--threshold", 0, "--overwrite")
+    succeeded(crossfade_here(*everything, cwd=workspace))
+    table = pq.read_table(out)
+    assert table.num_rows == len(UNLABELED) * (GENRES + 1)
+    per_track = np.array(table.column("probability")).reshape(len(UNLABELED), -1)
+    assert (np.diff(per_track, axis=1) <= 0).all()
+
+
+def test_text_shows_the_table_and_predictions(workspace: Path) -> None:
+    command = ("tag", "run", "--labels", "track=genres.csv:track:label", "--min-items", 20)
+    lines = succeeded(crossfade_here(*command, cwd=workspace)).stdout.splitlines()
+    assert lines[0].startswith("171 rows of track with 6 labels, 1.4 per row: 102 fitted, 34 to choose")
+    assert lines[1].split() == ["ROC-AUC", "PR-AUC", "micro", "precision@1"]
+    assert [line[43:].split(",")[0] for line in lines[2:6]] == [
+        "embeddings",
+        "interactions",
+        "interactions",
+        "frequency of labels",
+    ]
+    assert lines[6].startswith("predicted labels (3 at most, probability 0.3): ")
+    for line in lines[8:]:
+        name, _, labels = line.strip().partition(": ")
+        assert name.lower().startswith(labels.split(", ")[0].rpartition(" ")[0]) or labels.startswith("low")
+
+
+def test_labels_of_all_rows_leave_none_to_predict(workspace: Path, tmp_path: Path) -> None:
+    write_labels(tmp_path / "all.csv", {track: genre_labels(track) for track in range(TRACKS)})
+    out = tmp_path / "tags.parquet"
+    labels = f"track={tmp_path}/all.csv:track:label"
+    printed = succeeded(
+        crossfade_here("tag", "run", "--labels", labels, "--min-items", 20, "--out", out, cwd=workspace)
+    )
+    assert printed.stdout.splitlines()[-1] == f"0 labels of 0 rows without one: {out}"
+    assert pq.read_table(out).column_names == ["track", "label", "probability", "track_name"]
+
+
+def test_labels_that_the_model_was_trained_with_cause_a_warning(tmp_path: Path) -> None:
+    data = write_planted(tmp_path / "data", held_out=False)
+    labeled_N = np.arange(TRACKS - 2 * GENRES)
+    pairs = pa.table({"row": labeled_N, "value": labeled_N % GENRES})
+    write_groups(data / "features/track/genre/part-0.parquet", [pairs])
+    manifest = DatasetManifest.model_validate_json((data / "manifest.json").read_bytes())
+    feature = Feature(files=[file_entry(Folder(data), "features/track/genre/part-0.parquet")])
+    genre = write_vocabulary(data, "genre", range(GENRES), names=[f"genre {number}" for number in range(GENRES)])
+    entities = {**manifest.entities, "genre": genre}
+    manifest.model_copy(update={"entities": entities, "features": {"track": {"genre": feature}}}).write(Folder(data))
+    job = write_job(tmp_path / "job.yaml", data, model={"item_features": ["genre"]}, train={"epochs": 1})
+    succeeded(crossfade_here("train", job, "--run-dir", "run", cwd=tmp_path))
+    result = succeeded(
+        crossfade_here("tag", "run", "--labels", "track=genre", "--threshold", 0, "--min-items", 20, cwd=tmp_path)
+    )
+    assert result.stdout.startswith(f"190 rows of track with {GENRES} labels, 1.0 per row")
+    assert "\n  5195: genre " in result.stdout
+    assert result.stderr == (
+        "crossfade: the model was trained with the feature 'genre': the embeddings have seen the tested labels\n"
+    )
+
+
+def test_vectors_of_dot_products_are_scaled(tmp_path: Path) -> None:
+    data = write_planted(tmp_path / "data", held_out=False)
+    write_labels(tmp_path / "genres.csv", {track: genre_labels(track) for track in range(TRACKS)})
+    write_job(tmp_path / "job.yaml", data, model={"score": "dot", "temperature": 1.0}, train={"epochs": 8})
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
+    assert measure(tmp_path)["metrics"]["embeddings"]["roc_auc"] > 0.95
+
+
+def test_invalid_input_is_rejected(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = ("run", "--labels", "track=genres.csv:track:label")
+    rejected("labels of fewer than ten rows", *labels, "--min-items", 9, cwd=workspace)
+    rejected("a negative number of interactions of tagged rows", *labels, "--min-count", -1, cwd=workspace)
+    rejected("a threshold that is no probability", *labels, "--threshold", "nan", cwd=workspace)
+    rejected("no label that is frequent enough", *labels, "--min-items", 100, cwd=workspace)
+    write_labels(tmp_path / "same.csv", {track: ["music"] for track in range(TRACKS)})
+    same = ("run", "--labels", f"track={tmp_path}/same.csv:track:label")
+    rejected("a label that all rows have", *same, cwd=workspace)
+    (tmp_path / "tags.parquet").touch()
+    rejected("an existing file of tags", *labels, "--out", tmp_path / "tags.parquet", cwd=workspace)
+    inside_a_file = tmp_path / "tags.parquet" / "tags.parquet"
+    rejected(
+        "a folder that tags cannot be written to", *labels, "--min-items", 20, "--out", inside_a_file, cwd=workspace
+    )
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    rejected("tags without scikit-learn", *labels, cwd=workspace)
