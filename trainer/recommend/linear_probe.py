@@ -36,7 +36,7 @@ def check_scikit_learn() -> None:
         MissingExtraError: it is not.
     """
     try:
-        import sklearn  # type: ignore[import-untyped]  # noqa: F401
+        import sklearn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("scikit-learn", extra="tag", purpose="crossfade tag") from error
 
@@ -90,9 +90,9 @@ def fit_label(features: Features, has_N: BoolArray, strength: float) -> tuple[Fl
 
     A label that all or none of the rows have gets its smoothed frequency.
     """
-    from scipy.sparse import issparse  # type: ignore[import-untyped]
-    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from scipy.sparse import issparse
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
 
     positive = int(has_N.sum())
     if positive in (0, len(has_N)):
@@ -129,7 +129,7 @@ def rank_metrics(has_NL: BoolArray, score_NL: FloatArray) -> dict[str, float]:
 
     Labels that all or none of the rows have are left out; there must be others.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score  # type: ignore[import-untyped]
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
     ranked_L = can_be_ranked(has_NL)
     has_NL, score_NL = has_NL[:, ranked_L], score_NL[:, ranked_L]

@@ -28,7 +28,7 @@ class GroupLimits:
 
     def __init__(self, place_N: IntArray, group_N: IntArray, rows: int, max_per_group: int) -> None:
         """Limit groups to ``max_per_group`` rows each; row ``place_N[n]``, of ``rows``, is in ``group_N[n]``."""
-        from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
+        from scipy.sparse import csr_matrix
 
         groups, number_N = np.unique(group_N, return_inverse=True)
         is_end_N = (place_N == 0) | (place_N == rows - 1)

@@ -177,7 +177,7 @@ class Tagger:
             self._reporter.advance(len(block_N))
 
     def _methods(self) -> Iterator[tuple[str, Features]]:
-        from sklearn.decomposition import TruncatedSVD  # type: ignore[import-untyped]
+        from sklearn.decomposition import TruncatedSVD
 
         yield "embeddings", self._vectors(self.row_S)
         counts = self._counts()
@@ -188,8 +188,8 @@ class Tagger:
 
     def _counts(self) -> Features:
         """Return the interactions of each row in train by row of the other side, as TF-IDF at length 1."""
-        from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
-        from sklearn.feature_extraction.text import TfidfTransformer  # type: ignore[import-untyped]
+        from scipy.sparse import csr_matrix
+        from sklearn.feature_extraction.text import TfidfTransformer
 
         self._reporter.phase("count interactions", None, "row")
         model = self._model
