@@ -54,7 +54,7 @@ bench-data: setup ## measure how fast data is read and prepared, against what tr
 	.venv/bin/python benchmarks/reading.py $(ARGS)
 	.venv/bin/python benchmarks/preparing.py
 
-screenshots: data/lastfm/manifest.json | setup ## train, and retake the screenshots in docs/; needs chromium
+screenshots: data/lastfm/manifest.json | setup ## train, and retake the pictures in docs/; needs chromium and make train
 	.venv/bin/python tests/support/take_screenshots.py $(ARGS)
 
 quality: setup ## train on published splits and write docs/quality.md; resumes (CROSSFADE_DATA=folder)

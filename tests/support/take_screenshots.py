@@ -1,6 +1,6 @@
-"""Take screenshots of the dashboard for docs/: a job on two servers, one of which is killed, and a run in process.
+"""Take the pictures in docs/: the dashboard with a job on two servers, one of which is killed, and a map of artists.
 
-make screenshots        # needs Chromium, and data/lastfm as 'make train' prepares it
+make screenshots        # needs Chromium, and data/lastfm and runs/lastfm as 'make train' leaves them
 """
 
 import argparse
@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from browser import PHONE, browsing, visiting
+from PIL import Image
 from running_command import crossfade, started, succeeded, wait_for_steps
 from waiting import wait_until
 
@@ -60,6 +61,22 @@ def take(folder: Path, out: Path) -> None:
                 assert size_bytes < MAX_BYTES
 
 
+def take_map(folder: Path, out: Path) -> None:
+    """Draw the map of the run that ``make train`` leaves, and its page with a search."""
+    succeeded(crossfade("map", ROOT / "runs" / "lastfm", "--out", folder / "map", cwd=folder, seconds=900))
+    picture = Image.open(folder / "map" / "map.png").convert("RGB")
+    small = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3), Image.Resampling.LANCZOS)
+    small.quantize(64).save(out / "map.png", optimize=True)
+    address = (folder / "map" / "map.html").as_uri()
+    with browsing() as browser, visiting(browser, address, size={"width": 1200, "height": 760}) as visit:
+        visit.page.fill("#query", "Metallica")
+        visit.page.wait_for_selector("#found button")
+        visit.page.mouse.move(2, 2)
+        visit.page.screenshot(path=out / "map-page.png", scale="css", animations="disabled")
+    for name in ("map.png", "map-page.png"):
+        assert (out / name).stat().st_size < MAX_BYTES
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
@@ -70,6 +87,7 @@ def main() -> None:
         if not (folder / "runs").exists():
             make_runs(folder)
         take(folder, arguments.out)
+        take_map(folder, arguments.out)
 
 
 if __name__ == "__main__":

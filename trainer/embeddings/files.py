@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kvstore.arrays import FloatArray, IntArray
@@ -34,6 +35,8 @@ from trainer.data.vocabulary import Vocabulary
 
 FILE_ROWS = 1 << 20
 GROUP_ROWS = 1 << 16
+_COMPARED_ROWS = 1 << 14
+"""IDs of embeddings that are compared with those of a dataset."""
 
 
 class VectorSource(Protocol):
@@ -181,11 +184,18 @@ class EmbeddingFiles:
             [_read_or_raise(uri, partial(file.read, columns=columns, use_threads=False)) for uri, file in files]
         )
 
-    def first_ids(self, entity: str, count: int) -> pa.Array:
-        """Return the IDs of the first ``count`` rows of ``entity``, or of as many as its first row group has."""
+    def has_rows_of(self, entity: str, vocabulary: Vocabulary) -> bool:
+        """Return whether the rows of ``entity`` are those of ``vocabulary``, by their number and the first IDs.
+
+        IDs that were deleted from the dataset since are null in it, and do not count.
+        """
+        if self.rows(entity) != vocabulary.rows:
+            return False
         uri, file = self._files(entity)[0]
         table = _read_or_raise(uri, partial(file.read_row_group, 0, columns=["id"], use_threads=False))
-        return table.column("id").combine_chunks()[:count]
+        ids = table.column("id").combine_chunks()[:_COMPARED_ROWS]
+        known = vocabulary.read(0, len(ids), ["id"]).column("id").combine_chunks()
+        return bool(ids.type == known.type and pc.all(pc.equal(ids, known), min_count=0).as_py())
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""

@@ -48,7 +48,6 @@ _CONFIDENCE = 0.95
 _SEED = 1
 _BATCH = 256
 """Resamples that are in memory together."""
-_COMPARED_ROWS = 1 << 14
 _NAMES = ("recall", "ndcg")
 
 
@@ -138,12 +137,7 @@ def _check_rows(run: RunEmbeddings) -> None:
     data, manifest, model = open_inputs(run.job)
     embeddings = EmbeddingFiles(run.embeddings)
     for entity in (model.query.name, model.item.name):
-        vocabulary = Vocabulary(data, manifest, entity)
-        ids = embeddings.first_ids(entity, min(_COMPARED_ROWS, vocabulary.rows)).to_pylist()
-        known = vocabulary.read(0, len(ids), ["id"]).column("id").to_pylist()
-        # IDs that were deleted since are null.
-        is_same = all(theirs is None or ours == theirs for ours, theirs in zip(ids, known, strict=True))
-        if embeddings.rows(entity) != vocabulary.rows or not is_same:
+        if not embeddings.has_rows_of(entity, Vocabulary(data, manifest, entity)):
             raise InputError(
                 f"{run.embeddings}: has other rows of '{entity}' than {data.uri}, which was prepared again since; "
                 "train again, or restore the dataset"

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pyarrow.compute as pc
 
 from kvstore.arrays import BoolArray
 from kvstore.checkpoint.reader import Checkpoint
@@ -38,7 +37,6 @@ from trainer.runs.folder import EMBEDDINGS_FOLDER, JOB_FILE
 from trainer.runs.inputs import open_inputs
 
 Result = TypeVar("Result")
-_COMPARED_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -133,31 +131,12 @@ def _open_embeddings(run: Folder, data: str | None) -> TrainedModel:
         embeddings.fingerprint(),
     )
     for table in inputs.model.vectors:
-        if table.name in embeddings.entities:
-            _check_same_rows(model, embeddings, table.name)
+        if table.name in embeddings.entities and not embeddings.has_rows_of(table.name, model.vocabulary(table.name)):
+            raise InputError(
+                f"{inputs.folder.uri}: has other rows of '{table.name}' than {model.uri}: it was prepared again, or is "
+                "another dataset; name the dataset that the model was trained on with --data"
+            )
     return model
-
-
-def _check_same_rows(model: TrainedModel, embeddings: EmbeddingFiles, entity: str) -> None:
-    """Compare the number of rows, and the first IDs, of embeddings and vocabulary.
-
-    Raises:
-        InputError: they differ, so that the dataset is another one.
-    """
-    vocabulary = model.vocabulary(entity)
-    rows = embeddings.rows(entity)
-    ours = embeddings.first_ids(entity, min(_COMPARED_ROWS, vocabulary.rows))
-    theirs = vocabulary.read(0, len(ours), ["id"]).column("id").combine_chunks()
-    # IDs that were deleted since are null.
-    is_same = ours.type == theirs.type and pc.all(pc.equal(ours, theirs), min_count=0).as_py()
-    if rows != vocabulary.rows or not is_same:
-        found = f"has {vocabulary.rows:,} rows of '{entity}', but {model.uri} {rows:,}"
-        if rows == vocabulary.rows:
-            found = f"has other IDs of '{entity}' than {model.uri}"
-        raise InputError(
-            f"{model.data.uri}: {found}: it was prepared again, or is another dataset; name the dataset that the model "
-            "was trained on with --data"
-        )
 
 
 def _use_checkpoint(checkpoint: Checkpoint, data: str | None, use: Callable[[TrainedModel], Result]) -> Result:

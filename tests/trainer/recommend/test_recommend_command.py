@@ -305,10 +305,7 @@ def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path) -> None:
 def test_model_or_dataset_that_is_not_there_is_rejected(workspace: Path, run: Path, tmp_path: Path) -> None:
     customer = ("--customer", "c010")
     rejected("a model that is not there", "nowhere", *customer, cwd=workspace)
-    for name, customers, cause in (
-        ("smaller", CUSTOMERS - 1, "the embeddings of a dataset of another size"),
-        ("other", CUSTOMERS, "the embeddings of a dataset with other IDs"),
-    ):
+    for name, customers in (("smaller", CUSTOMERS - 1), ("other", CUSTOMERS)):
         train = {"train": [[make_interactions([0], [0])]]}
         write_data_set(tmp_path / name, train, queries=customers, items=TRACKS + 1)
-        rejected(cause, run, *customer, "--data", tmp_path / name, cwd=workspace)
+        rejected("the embeddings of another dataset", run, *customer, "--data", tmp_path / name, cwd=workspace)
