@@ -57,7 +57,7 @@ class Costs:
 
 WORKER = Costs(step=2.00e-3, row=7.9e-9, value=4.94e-9, key=132e-6, use=67.8e-9, use_value=0.779e-9)
 SERVER = Costs(step=1.28e-3, row=42.6e-9, value=4.27e-9, key=129e-6, merge=0.352e-9)
-IN_PROCESS = Costs(step=0.69e-3, row=147e-9, value=2.01e-9, use_value=0.38e-9)
+IN_PROCESS = Costs(step=0.91e-3, row=32.8e-9, value=1.44e-9, use=45.0e-9)
 POOL_FLOPS = 65e9
 """Floating-point operations per second of a core, in softmax gradients over shared negatives (docs/performance.md)."""
 SHARED_CORES = 0.87
