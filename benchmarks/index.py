@@ -7,7 +7,8 @@
 One thread builds and searches. Each index is searched with increasing effort until its recall@100 reaches the target.
 Inner products of vectors of different lengths ("dot") are searched in two ways: by the library's own inner product
 ("ip"), and as Euclidean distance with a further column (Bachrach et al., RecSys 2014; "L2+1"). The neighbors of exact
-search are the truth. It needs faiss-cpu and usearch.
+search are the truth. Times are processor seconds, so that other work on the machine does not count. It needs faiss-cpu
+and usearch.
 
 Shapes: N rows, Q queries, K ranks, D columns.
 """

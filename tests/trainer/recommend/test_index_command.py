@@ -114,6 +114,13 @@ def test_search_deepens_until_there_are_enough(workspace: Path) -> None:
     assert tracks(*rare, "--index", "nearest", cwd=workspace) == tracks(*rare, cwd=workspace)
 
 
+def test_filter_scans_more_lists(workspace: Path) -> None:
+    customers = ("run", "--customer", *(f"c{row:03d}" for row in range(60)), "-k", 3, "--where", "id % 20 = 3")
+    exact, found = tracks(*customers, cwd=workspace), tracks(*customers, "--index", "nearest", cwd=workspace)
+    # A twentieth of the tracks, so all of twelve lists: the nearest one would have three of them for some customers.
+    assert found == exact
+
+
 def test_file_of_recommendations_has_those_of_the_index(workspace: Path, tmp_path: Path) -> None:
     for name, options in (("exact", ()), ("index", ("--index", "all"))):
         output("recommend", "run", "--all", "-k", 4, "--out", tmp_path / name, *options, cwd=workspace)
