@@ -6,9 +6,9 @@
 
 One thread builds and searches. Each index is searched with increasing effort until its recall@100 reaches the target.
 Inner products of vectors of different lengths ("dot") are searched in two ways: by the library's own inner product
-("ip"), and as Euclidean distance with a further column (Bachrach et al., RecSys 2014; "L2+1"). The neighbors of exact
-search are the truth. Times are processor seconds, so that other work on the machine does not count. It needs faiss-cpu
-and usearch.
+("ip"), and as Euclidean distance with a further column (Bachrach et al., RecSys 2014; "L2+1"). "crossfade index" is
+what the command builds. The neighbors of exact search are the truth. Times are processor seconds, so that other work on
+the machine does not count. It needs faiss-cpu and usearch.
 
 Shapes: N rows, Q queries, K ranks, D columns.
 """
@@ -19,7 +19,7 @@ import argparse
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import faiss
 import numpy as np
@@ -27,6 +27,14 @@ from threadpoolctl import threadpool_limits
 
 from kvstore.arrays import FloatArray, IntArray
 from trainer.evaluation.top_k import unit_rows
+from trainer.recommend.faiss_lists import (
+    SAMPLES_PER_LIST,
+    Codes,
+    ListOptions,
+    VectorLists,
+    bytes_per_row,
+    num_lists,
+)
 from trainer.recommend.trained_model import TrainedModel, with_trained_model
 
 _DEPTH = 100
@@ -124,6 +132,13 @@ def _cases(metric: str, vectors_ND: FloatArray, query_QD: FloatArray) -> Iterato
         base_ND = np.column_stack([vectors_ND, np.sqrt(square_N.max() - square_N)])
         padded_QD = np.column_stack([query_QD, np.zeros(len(query_QD), np.float32)])
         ways = [(" ip", False, vectors_ND, query_QD), (" L2+1", True, base_ND, padded_QD)]
+    for codes in get_args(Codes):
+        options = ListOptions(metric, codes)  # type: ignore[arg-type]
+
+        def build_lists(base_ND: FloatArray, options: ListOptions = options) -> tuple[Search, int]:
+            return _build_crossfade(base_ND, options)
+
+        yield f"crossfade index {codes}", build_lists, vectors_ND, query_QD
     lists = int(4 * len(vectors_ND) ** 0.5)
     for suffix, is_l2, base_ND, searched_QD in ways:
         for name in (f"IVF{lists},Flat", f"IVF{lists},SQ8", "HNSW32,Flat", "HNSW32,SQ8"):
@@ -138,6 +153,17 @@ def _cases(metric: str, vectors_ND: FloatArray, query_QD: FloatArray) -> Iterato
                 return _build_usearch(base_ND, dtype, "l2sq" if is_l2 else "cos" if metric == "cosine" else "ip")
 
             yield f"usearch 16 {dtype}{suffix}", build_usearch, base_ND, searched_QD
+
+
+def _build_crossfade(base_ND: FloatArray, options: ListOptions) -> tuple[Search, int]:
+    sample_ND = base_ND[
+        np.random.default_rng(0).permutation(len(base_ND))[: SAMPLES_PER_LIST * num_lists(len(base_ND))]
+    ]
+    longest = float(np.linalg.norm(base_ND, axis=1).max())
+    lists = VectorLists.train(sample_ND, len(base_ND), options, longest)
+    lists.add(np.arange(len(base_ND)), base_ND)
+    size = len(base_ND) * bytes_per_row(base_ND.shape[1], options)
+    return lambda query_QD, depth, effort: lists.search(query_QD, depth, effort)[0], size
 
 
 def _build_faiss(base_ND: FloatArray, name: str, is_l2: bool) -> tuple[Search, int]:

@@ -41,10 +41,10 @@ cosine. Another model, dataset, entity or metric is rejected.
   dot        inner product of vectors as they are
   euclidean  squared distance
 
-Memory, for vectors of D columns: index.faiss has 4·D + 8 bytes per row (4 more for dot), or D + 8 with --codes sq8.
-Building takes up to twice as much, since lists grow by doubling: 410 and 140 bytes per row for 64 columns. Vectors are
-read in blocks, twice: a sample for k-means, then all of them. A search maps the file, and reads the lists that it
-scans.
+Memory, for vectors of D columns: index.faiss has 4·D + 8 bytes per row, or D + 8 with --codes sq8; for dot, D is one
+larger, or up to eight with sq8. Building takes up to twice as much, since lists grow by doubling: 410 and 140 bytes per
+row for 64 columns. Vectors are read in blocks, twice: a sample for k-means, then all of them. A search maps the file,
+and reads the lists that it scans.
 
 Exit codes: 0 done; 1 the checkpoint is corrupt, or FOLDER cannot be written; 2 invalid input; 130 and 143 stopped.
 """

@@ -9,11 +9,11 @@ codes. Scores are those of ``trainer.model.spec.Score`` without a temperature:
 
 - cosine: vectors are scaled to length 1, and their inner product is searched.
 - euclidean: the squared distance is searched, and its negative is the score.
-- dot: k-means and inner products do not fit together when vectors differ in length. A further column √(M² − |x|²),
-  with M the length of the longest, and 0 for queries, makes |q − x|² = |q|² + M² − 2q·x, so that the nearest have the
-  largest inner product (Bachrach et al., "Speeding up the Xbox recommender system using a Euclidean transformation for
-  inner-product spaces", RecSys 2014). With 8-bit codes, whose error in that column would exceed the differences of
-  scores, the inner product itself is searched.
+- dot: inner products are searched, but k-means and centroids do not fit them when vectors differ in length. Lists are
+  found, and chosen, by the distance of vectors with a further column: √(M² − |x|²), with M the length of the longest,
+  and 0 for queries. Since |q − x|² is then |q|² + M² − 2q·x, the nearest have the largest inner product (Bachrach et
+  al., "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product spaces", RecSys
+  2014).
 
 Only this module imports FAISS.
 
@@ -54,10 +54,14 @@ class ListOptions:
     metric: ScoreKind
     codes: Codes = "flat"
 
-    @property
-    def adds_column(self) -> bool:
-        """Whether vectors get a further column, which turns inner products into distances."""
-        return self.metric == "dot" and self.codes == "flat"
+    def added_columns(self, dim: int) -> int:
+        """Return the columns that vectors of ``dim`` columns get in addition.
+
+        With 8-bit codes, they fill up to a multiple of 8, which FAISS compares four times as fast.
+        """
+        if self.metric != "dot":
+            return 0
+        return 1 if self.codes == "flat" else 8 - dim % 8
 
 
 def load_faiss(purpose: str) -> Any:
@@ -81,14 +85,14 @@ def num_lists(rows: int) -> int:
 
 def bytes_per_row(dim: int, options: ListOptions) -> int:
     """Return the bytes of a vector and its row number."""
-    return (dim if options.codes == "sq8" else 4 * (dim + options.adds_column)) + 8
+    return (1 if options.codes == "sq8" else 4) * (dim + options.added_columns(dim)) + 8
 
 
 class VectorLists:
     """An index in memory, or in a file that the operating system pages."""
 
-    def __init__(self, index: Any, options: ListOptions, longest: float) -> None:
-        """Wrap ``index`` of FAISS; ``longest`` is M above."""
+    def __init__(self, index: Any, options: ListOptions, longest: float = 0.0) -> None:
+        """Wrap ``index`` of FAISS; ``longest`` is M above, which only adding needs."""
         self._index = index
         self._options = options
         self._longest = longest
@@ -101,12 +105,7 @@ class VectorLists:
             MissingExtraError: FAISS is not installed.
         """
         faiss = load_faiss("crossfade index")
-        is_distance = options.metric == "euclidean" or options.adds_column
-        index = faiss.index_factory(
-            sample_ND.shape[1] + options.adds_column,
-            f"IVF{num_lists(rows)},{'SQ8' if options.codes == 'sq8' else 'Flat'}",
-            faiss.METRIC_L2 if is_distance else faiss.METRIC_INNER_PRODUCT,
-        )
+        index = _new_index(faiss, sample_ND.shape[1], num_lists(rows), options)
         index.cp.niter = _ITERATIONS
         index.cp.min_points_per_centroid = 1  # otherwise, it writes warnings to stderr
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
@@ -115,7 +114,7 @@ class VectorLists:
         return lists
 
     @staticmethod
-    def read(path: Path, options: ListOptions, longest: float) -> VectorLists:
+    def read(path: Path, options: ListOptions) -> VectorLists:
         """Open the file at ``path``, whose lists are read when they are scanned.
 
         Raises:
@@ -131,7 +130,7 @@ class VectorLists:
             ) from error
         # By default, each search starts threads that read ahead.
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
-        return VectorLists(index, options, longest)
+        return VectorLists(index, options)
 
     @property
     def lists(self) -> int:
@@ -167,10 +166,7 @@ class VectorLists:
         selector = None if kept_R is None else faiss.IDSelectorBitmap(np.packbits(kept_R, bitorder="little"))
         parameters = faiss.SearchParametersIVF(nprobe=min(probes, self.lists), sel=selector)
         score_QK, rows_QK = self._index.search(self._searched(query_QD), count, params=parameters)
-        if self._options.adds_column:
-            length_Q1 = np.square(query_QD).sum(axis=1, keepdims=True)
-            score_QK = (length_Q1 + np.float32(self._longest) ** 2 - score_QK) / 2
-        elif self._options.metric == "euclidean":
+        if self._options.metric == "euclidean":
             score_QK = -score_QK
         score_QK[rows_QK < 0] = -np.inf
         return rows_QK, score_QK
@@ -178,14 +174,33 @@ class VectorLists:
     def _stored(self, vectors_ND: FloatArray) -> FloatArray:
         if self._options.metric == "cosine":
             return unit_rows(vectors_ND)
-        if not self._options.adds_column:
-            return vectors_ND
-        rest_N = np.float32(self._longest) ** 2 - np.square(vectors_ND).sum(axis=1)
-        return np.column_stack([vectors_ND, np.sqrt(np.maximum(rest_N, 0))])
+        stored_ND = self._widened(vectors_ND)
+        if self._options.metric == "dot":
+            rest_N = np.float32(self._longest) ** 2 - np.square(vectors_ND).sum(axis=1)
+            stored_ND[:, vectors_ND.shape[1]] = np.sqrt(np.maximum(rest_N, 0))
+        return stored_ND
 
     def _searched(self, query_QD: FloatArray) -> FloatArray:
-        if self._options.metric == "cosine":
-            return unit_rows(query_QD)
-        if not self._options.adds_column:
-            return query_QD
-        return np.column_stack([query_QD, np.zeros(len(query_QD), np.float32)])
+        return unit_rows(query_QD) if self._options.metric == "cosine" else self._widened(query_QD)
+
+    def _widened(self, vectors_ND: FloatArray) -> FloatArray:
+        """Append zeros as the further columns."""
+        added = self._options.added_columns(vectors_ND.shape[1])
+        return np.pad(vectors_ND, ((0, 0), (0, added))) if added else vectors_ND
+
+
+def _new_index(faiss: Any, dim: int, lists: int, options: ListOptions) -> Any:
+    """Return an empty index of FAISS for vectors of ``dim`` columns."""
+    inner_product, width = faiss.METRIC_INNER_PRODUCT, dim + options.added_columns(dim)
+    if options.metric != "dot":
+        metric = faiss.METRIC_L2 if options.metric == "euclidean" else inner_product
+        return faiss.index_factory(width, f"IVF{lists},{'SQ8' if options.codes == 'sq8' else 'Flat'}", metric)
+    quantizer = faiss.IndexFlatL2(width)
+    if options.codes == "flat":
+        index = faiss.IndexIVFFlat(quantizer, width, lists, inner_product)
+    else:
+        # Without residuals, since these would be of distances.
+        bits = faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, bits, inner_product, False)
+    index.cp.spherical = False
+    return index

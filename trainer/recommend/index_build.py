@@ -94,7 +94,7 @@ def build_index(model: TrainedModel, request: IndexRequest, reporter: ProgressRe
     start = time.perf_counter()
     with staged(request.out, request.overwrite) as folder:
         options = ListOptions(metric, request.codes)
-        lists, longest = _train(model, table, rows_N, options, reporter)
+        lists = _train(model, table, rows_N, options, reporter)
         for block_N, vectors_ND in _blocks(model, table, indexed_R, "add", reporter):
             lists.add(block_N, vectors_ND)
         seconds = time.perf_counter() - start
@@ -110,10 +110,9 @@ def build_index(model: TrainedModel, request: IndexRequest, reporter: ProgressRe
             library_version=faiss.__version__,
             index=IndexParameters(
                 codes=request.codes,
-                adds_column=options.adds_column,
+                columns=table.dim + options.added_columns(table.dim),
                 lists=lists.lists,
                 probes=probes,
-                longest=longest,
             ),
             measured=measured,
             bytes=(folder / INDEX_FILE).stat().st_size,
@@ -139,8 +138,8 @@ def _blocks(
 
 def _train(
     model: TrainedModel, table: TableSpec, rows_N: IntArray, options: ListOptions, reporter: ProgressReporter
-) -> tuple[VectorLists, float]:
-    """Find the lists by a random sample of ``rows_N``; return them, and the length of the longest vector."""
+) -> VectorLists:
+    """Find the lists by a random sample of ``rows_N``, and the length of the longest vector."""
     count = min(len(rows_N), SAMPLES_PER_LIST * num_lists(len(rows_N)))
     kept_R, sampled_R = np.zeros(table.rows, np.bool_), np.zeros(table.rows, np.bool_)
     kept_R[rows_N] = True
@@ -152,7 +151,7 @@ def _train(
         filled += len(chosen_ND)
         longest = max(longest, float(np.sqrt(np.square(vectors_ND).sum(axis=1).max(initial=0))))
     reporter.phase("find lists", None, "row")
-    return VectorLists.train(sample_ND, len(rows_N), options, longest), longest
+    return VectorLists.train(sample_ND, len(rows_N), options, longest)
 
 
 def _measure(

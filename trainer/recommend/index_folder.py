@@ -53,14 +53,13 @@ class IndexedModel(_Section):
 
 
 class IndexParameters(_Section):
-    """The inverted file: the number of lists, how many a search scans, how vectors are stored, and the longest."""
+    """The inverted file: how vectors are stored, in how many columns, in how many lists, and how many a search scans."""
 
     type: Literal["IVF"] = "IVF"
     codes: Codes
-    adds_column: bool
+    columns: int
     lists: int
     probes: int
-    longest: float
 
 
 class IndexMeasurements(_Section):
@@ -187,10 +186,9 @@ def check_free(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"--out {out}: already exists; choose another, or replace an index with --overwrite")
-    if out.is_symlink() or not out.is_dir() or not {path.name for path in out.iterdir()} <= _FILES:
+    names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {"a file"}
+    if not names <= _FILES or (names and CARD_FILE not in names):
         raise InputError(f"--out {out}: holds more than an index, so --overwrite does not replace it; choose another")
-    if any(out.iterdir()):
-        read_card(out)
 
 
 @contextmanager

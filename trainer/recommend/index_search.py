@@ -57,7 +57,7 @@ def open_index(folder: Path, model: TrainedModel, entity: str, metric: ScoreKind
     """
     card = read_card(folder)
     indexed_R = check_index(card, folder, model, entity, metric)
-    lists = VectorLists.read(folder / INDEX_FILE, ListOptions(card.metric, card.index.codes), card.index.longest)
+    lists = VectorLists.read(folder / INDEX_FILE, ListOptions(card.metric, card.index.codes))
     return VectorIndex(lists, card.index.probes, indexed_R)
 
 
