@@ -53,7 +53,7 @@ class IndexedModel(_Section):
 
 
 class IndexParameters(_Section):
-    """The inverted file: how vectors are stored, in how many columns, in how many lists, and how many a search scans."""
+    """The inverted file: how vectors are stored, in how many columns and lists, and how many lists a search scans."""
 
     type: Literal["IVF"] = "IVF"
     codes: Codes
