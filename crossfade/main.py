@@ -46,6 +46,7 @@ _MODULES = {
     "export": ("export",),
     "evaluate": ("evaluate",),
     "recommend": ("recommend",),
+    "index": ("index",),
     "similar": ("similar",),
     "map": ("map",),
     "tag": ("tag",),

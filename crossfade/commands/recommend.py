@@ -58,6 +58,9 @@ Somebody who was not in training, or has listened to more since, gets a vector f
 explains it, with the items' vectors as they are, in milliseconds. A --history-file has a column of items and, if there
 are any, of customers and weights, named as the entities and 'weight'.
 
+With --index, an index of 'crossfade index' is searched: some of the best items may be missing, and the score is the
+model's. Filters and exclusions hold as without it.
+
 --out writes a row per recommendation: CUSTOMER, rank, ITEM, score, and ITEM_name if the dataset has names (columns have
 the names of the dataset's entities). It is resumable: an interrupted command continues when it is repeated.
 
@@ -105,6 +108,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     ranking.add_argument(
         "--popularity-damping", type=float, default=0.0, metavar="A", help="rank popular items lower (default: 0)"
     )
+    ranking.add_argument(
+        "--index", metavar="FOLDER", help="search this index of the items instead of ranking all items exactly"
+    )
     add_filter_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="FILE", help="write recommendations to this Parquet file")
@@ -139,6 +145,10 @@ def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
         raise InputError(f"--count {arguments.count}: expected 1 or more")
     if not (math.isfinite(arguments.popularity_damping) and arguments.popularity_damping >= 0):
         raise InputError(f"--popularity-damping {arguments.popularity_damping}: expected a number of 0 or more")
+    if arguments.index is not None and arguments.popularity_damping:
+        raise InputError(
+            f"--popularity-damping {arguments.popularity_damping}: an index does not rank by it; leave out --index"
+        )
     out = arguments.out
     if out is None and (arguments.all or arguments.customers is not None):
         raise InputError("--all and --customers write a file: name it with --out FILE.parquet")
@@ -149,7 +159,9 @@ def _read_options(arguments: argparse.Namespace) -> RecommendOptions:
     if out is not None and out.exists() and not arguments.overwrite:
         raise InputError(f"--out {out}: already exists; choose another, or replace it with --overwrite")
     exclude = ALL_SPLITS if arguments.exclude is None else tuple(dict.fromkeys(arguments.exclude))
-    return RecommendOptions(arguments.count, exclude, arguments.popularity_damping, read_filters(arguments))
+    return RecommendOptions(
+        arguments.count, exclude, arguments.popularity_damping, read_filters(arguments), arguments.index
+    )
 
 
 def _recommend(model: TrainedModel, options: RecommendOptions, arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.options.command import add_command
@@ -23,13 +24,15 @@ _EXAMPLES = (
         'crossfade similar runs/lastfm "Miles Davis" --where "NOT list_contains(tag, \'jazz\')"',
         "Print neighbors outside jazz.",
     ),
+    ("crossfade similar runs/plays 1234 --index indexes/tracks", "Search an index that 'crossfade index' built."),
 )
 _NOTES = f"""\
 FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. The embeddings of a run are
 used if it has written any, otherwise its newest complete checkpoint.
 
 A row is named by its ID or, if the dataset was prepared with --names, by its name in upper or lower case. Similarity
-is the cosine of embeddings.
+is the cosine of embeddings. With --index, some of the nearest rows may be missing, as are all rows without a trained
+vector.
 
 {FILTER_NOTES}"""
 
@@ -49,6 +52,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     rows.add_argument("names", nargs="+", metavar="NAME", help="look up this name or ID")
     rows.add_argument("--entity", help="search this table (default: the item entity of the run's job)")
     rows.add_argument("--data", metavar="DATA", help="read IDs and names here (default: data.path of the job)")
+    rows.add_argument(
+        "--index", type=Path, metavar="FOLDER", help="search this index, by cosine, instead of all rows exactly"
+    )
     add_filter_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -86,7 +92,9 @@ def _print_similar(model: TrainedModel, filters: FilterOptions, arguments: argpa
     names = RowNames(model.vocabulary(entity), entity)
     # All names are looked up before anything is printed: a misspelled one is an error, not half an answer.
     rows = names.find(arguments.names)
-    rows_QK, cosine_QK = similar_rows(model, entity, np.array(rows, np.int64), arguments.count, filters)
+    rows_QK, cosine_QK = similar_rows(
+        model, entity, np.array(rows, np.int64), arguments.count, filters, arguments.index
+    )
     labels = names.labels(np.concatenate([rows, rows_QK[rows_QK >= 0]]))
     for row, other_K, cosine_K in zip(rows, rows_QK, cosine_QK, strict=True):
         print(labels[row])

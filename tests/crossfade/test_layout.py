@@ -27,6 +27,7 @@ EXTRA_IMPORTS = {("evaluation", "prepare"), ("training", "monitoring")}
 WRAPPED = {
     "mxnet": ("kvstore/mxnet/*.py", "trainer/model/engines/mxnet.py"),
     "horovod": ("trainer/model/allreduce.py",),
+    "faiss": ("trainer/recommend/faiss_lists.py",),
 }
 """The only modules that may import an optional package."""
 VAGUE_NAMES = {"utils.py", "helpers.py", "common.py"}

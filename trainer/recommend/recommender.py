@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -23,6 +24,7 @@ from trainer.data.reporter import ProgressReporter
 from trainer.recommend.candidates import FilterOptions, select_candidates
 from trainer.recommend.fold_in import FoldIn
 from trainer.recommend.history import Histories, load_histories
+from trainer.recommend.index_search import IndexRanker, open_index
 from trainer.recommend.ranker import Ranker
 from trainer.recommend.trained_model import TrainedModel
 
@@ -38,12 +40,14 @@ class RecommendOptions:
         exclude: splits whose items are left out for the queries that interacted with them, whatever the weight.
         popularity_damping: α of Recommender, at least 0.
         filters: the items that may be recommended.
+        index: the folder of an index of the items, to rank by instead of exactly, without popularity damping.
     """
 
     count: int = 10
     exclude: Sequence[SplitName] = ALL_SPLITS
     popularity_damping: float = 0.0
     filters: FilterOptions = field(default_factory=FilterOptions)
+    index: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Recommender:
         """Select the candidates of ``model`` by ``options``; report progress to ``reporter``.
 
         Raises:
-            InputError: a filter is invalid, or leaves no item.
+            InputError: a filter is invalid, or leaves no item, or the index is missing or another one.
         """
         self._model = model
         self._options = options
@@ -83,6 +87,11 @@ class Recommender:
         candidates = select_candidates(model.data, model.manifest, entity, options.filters)
         vocabulary = model.vocabulary(entity)
         candidates = replace(candidates, kept_R=candidates.kept_R & model.trained_rows(spec.item))
+        if options.index is not None:
+            assert not options.popularity_damping
+            index = open_index(Path(options.index), model, entity, model.job.model.score)
+            self.ranker: Ranker = IndexRanker(index, model, spec.item, model.score, candidates)
+            return
         damping_R = None
         if options.popularity_damping:
             scale = options.popularity_damping * model.job.model.temperature

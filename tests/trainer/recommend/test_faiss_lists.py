@@ -1,0 +1,133 @@
+"""The inverted file: scores and rankings of each metric and kind of codes, against those of exact search."""
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import InputError
+from trainer.config.model_sections import ScoreKind
+from trainer.evaluation.held_out import ItemLists
+from trainer.evaluation.top_k import rank_vectors
+from trainer.model.spec import Score
+from trainer.recommend.faiss_lists import Codes, ListOptions, VectorLists, bytes_per_row, num_lists
+
+ROWS, QUERIES, DIM = 4000, 50, 16
+METRICS: tuple[ScoreKind, ...] = get_args(ScoreKind)
+
+
+def clustered() -> tuple[FloatArray, FloatArray]:
+    """Draw vectors in clusters, whose lengths differ by a factor of 20, and queries."""
+    random = np.random.default_rng(3)
+    center_CD = random.standard_normal((40, DIM), np.float32)
+    vectors_ND = center_CD[random.integers(0, 40, ROWS)] + 0.5 * random.standard_normal((ROWS, DIM), np.float32)
+    vectors_ND *= random.lognormal(0, 0.5, (ROWS, 1)).astype(np.float32)
+    return vectors_ND, center_CD[random.integers(0, 40, QUERIES)] + random.standard_normal((QUERIES, DIM), np.float32)
+
+
+def build(vectors_ND: FloatArray, options: ListOptions) -> VectorLists:
+    """Index ``vectors_ND`` in three blocks, as the even rows."""
+    longest = float(np.linalg.norm(vectors_ND, axis=1).max())
+    lists = VectorLists.train(vectors_ND[::2], len(vectors_ND), options, longest)
+    for block_N in np.array_split(np.arange(len(vectors_ND)), 3):
+        lists.add(2 * block_N, vectors_ND[block_N])
+    return lists
+
+
+def exact(metric: ScoreKind, vectors_ND: FloatArray, query_QD: FloatArray, depth: int) -> tuple[IntArray, FloatArray]:
+    nothing = ItemLists(np.zeros(len(query_QD) + 1, np.int64), np.empty(0, np.int64))
+    score = Score.of(metric, 1.0)
+    rows_QK, scores_QK = rank_vectors(
+        query_QD, score, len(vectors_ND), lambda rows_E: vectors_ND[rows_E], nothing, depth
+    )
+    return rows_QK, scores_QK - score.norm_scale * np.square(query_QD).sum(axis=1, keepdims=True)
+
+
+def recall(found_QK: IntArray, truth_QK: IntArray) -> float:
+    return float(np.mean([np.isin(truth_K, found_K) for found_K, truth_K in zip(found_QK, truth_QK, strict=True)]))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_all_lists_of_flat_codes_rank_exactly(metric: ScoreKind) -> None:
+    vectors_ND, query_QD = clustered()
+    lists = build(vectors_ND, ListOptions(metric))
+    truth_QK, truth_scores_QK = exact(metric, vectors_ND, query_QD, 20)
+    rows_QK, scores_QK = lists.search(query_QD, 20, lists.lists)
+    # Scores that round to the same number may be in another order.
+    assert np.mean(rows_QK == 2 * truth_QK) > 0.99
+    np.testing.assert_allclose(scores_QK, truth_scores_QK, rtol=2e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("codes", get_args(Codes))
+@pytest.mark.parametrize("metric", METRICS)
+def test_some_lists_find_most_neighbors(metric: ScoreKind, codes: Codes) -> None:
+    vectors_ND, query_QD = clustered()
+    lists = build(vectors_ND, ListOptions(metric, codes))
+    truth_QK = 2 * exact(metric, vectors_ND, query_QD, 20)[0]
+    found = [recall(lists.search(query_QD, 20, probes)[0], truth_QK) for probes in (1, 16, 64, lists.lists)]
+    assert found[0] < 0.9 < found[2]
+    assert found[0] < found[1] < found[3]
+
+
+@pytest.mark.parametrize("codes", get_args(Codes))
+def test_few_lists_have_the_largest_inner_products(codes: Codes) -> None:
+    vectors_ND, query_QD = clustered()
+    lists = build(vectors_ND, ListOptions("dot", codes))
+    truth_QK = 2 * exact("dot", vectors_ND, query_QD, 20)[0]
+    # Without the further column, a search of 16 of 250 lists finds a fifth of them.
+    assert recall(lists.search(query_QD, 20, 16)[0], truth_QK) > 0.9
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_file_searches_like_memory(metric: ScoreKind, tmp_path: Path) -> None:
+    vectors_ND, query_QD = clustered()
+    options = ListOptions(metric)
+    lists = build(vectors_ND, options)
+    lists.write(tmp_path / "index")
+    read = VectorLists.read(tmp_path / "index", options)
+    kept_R = np.arange(2 * ROWS) % 3 == 0
+    for found, expected in zip(read.search(query_QD, 9, 8, kept_R), lists.search(query_QD, 9, 8, kept_R), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_filter_keeps_only_its_rows() -> None:
+    vectors_ND, query_QD = clustered()
+    lists = build(vectors_ND, ListOptions("cosine"))
+    kept_R = np.zeros(2 * ROWS, np.bool_)
+    kept_R[[8, 300, 302]] = True
+    rows_QK, scores_QK = lists.search(query_QD, 5, lists.lists, kept_R)
+    assert {tuple(sorted(rows_K)) for rows_K in rows_QK.tolist()} == {(-1, -1, 8, 300, 302)}
+    assert np.isneginf(scores_QK[:, 3:]).all()
+    assert np.isfinite(scores_QK[:, :3]).all()
+
+
+@pytest.mark.parametrize(("rows", "lists"), [(1, 1), (31, 1), (200, 12), (10_000, 400), (10_000_000, 12649)])
+def test_number_of_lists_follows_rows(rows: int, lists: int) -> None:
+    assert num_lists(rows) == lists
+
+
+@pytest.mark.parametrize(
+    ("metric", "codes"), [("dot", "flat"), ("cosine", "flat"), ("euclidean", "sq8"), ("dot", "sq8")]
+)
+def test_file_has_the_stated_bytes_per_row(metric: ScoreKind, codes: Codes, tmp_path: Path) -> None:
+    vectors_ND, _ = clustered()
+    options = ListOptions(metric, codes)
+    lists = build(vectors_ND, options)
+    lists.write(tmp_path / "index")
+    centroids = lists.lists * 4 * (DIM + options.added_columns(DIM))
+    extra = (tmp_path / "index").stat().st_size - ROWS * bytes_per_row(DIM, options)
+    assert 0 < extra < 2 * centroids
+
+
+def test_file_that_is_no_index_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "index").write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="is no index that FAISS can read"):
+        VectorLists.read(tmp_path / "index", ListOptions("cosine"))
+
+
+def test_index_is_not_written_into_a_missing_folder(tmp_path: Path) -> None:
+    lists = build(clustered()[0], ListOptions("cosine"))
+    with pytest.raises(OSError, match="No such file"):
+        lists.write(tmp_path / "missing" / "index")

@@ -1,0 +1,206 @@
+"""Search vectors approximately with FAISS: an inverted file (IVF), whose lists are the clusters of k-means.
+
+    lists = VectorLists.train(sample_ND, rows=10_000_000, ListOptions("cosine", codes="flat"), longest=1.0)
+    lists.add(rows_N, vectors_ND)
+    rows_QK, scores_QK = lists.search(query_QD, count=10, probes=16)
+
+A search scans the lists whose centroids are nearest to the query; with all lists as ``probes``, it is exact for flat
+codes. Scores are those of ``trainer.model.spec.Score`` without a temperature:
+
+- cosine: vectors are scaled to length 1, and their inner product is searched.
+- euclidean: the squared distance is searched, and its negative is the score.
+- dot: inner products are searched, but k-means and centroids do not fit them when vectors differ in length. Lists are
+  found, and chosen, by the distance of vectors with a further column: √(M² − |x|²), with M the length of the longest,
+  and 0 for queries. Since |q − x|² is then |q|² + M² − 2q·x, the nearest have the largest inner product (Bachrach et
+  al., "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product spaces", RecSys
+  2014).
+
+Only this module imports FAISS.
+
+Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kvstore.arrays import BoolArray, FloatArray, IntArray
+from kvstore.errors import InputError, MissingExtraError
+from kvstore.jit import get_num_threads
+from trainer.config.model_sections import ScoreKind
+from trainer.evaluation.top_k import unit_rows
+
+Codes = Literal["flat", "sq8"]
+SAMPLES_PER_LIST = 64
+"""Vectors that k-means uses for each list."""
+_MIN_ROWS_PER_LIST = 16
+_ITERATIONS = 10
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """How vectors are compared and stored.
+
+    Attributes:
+        metric: the score that is searched.
+        codes: ``flat``: float32; ``sq8``: 8 bits per column.
+    """
+
+    metric: ScoreKind
+    codes: Codes = "flat"
+
+    def added_columns(self, dim: int) -> int:
+        """Return the columns that vectors of ``dim`` columns get in addition.
+
+        With 8-bit codes, they fill up to a multiple of 8, which FAISS compares four times as fast.
+        """
+        if self.metric != "dot":
+            return 0
+        return 1 if self.codes == "flat" else 8 - dim % 8
+
+
+def load_faiss(purpose: str) -> Any:
+    """Import FAISS and let it use as many threads as the other kernels.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("faiss-cpu", extra="index", purpose=purpose) from error
+    faiss.omp_set_num_threads(get_num_threads())
+    return faiss
+
+
+def num_lists(rows: int) -> int:
+    """Return the number of lists for ``rows`` vectors: 4√rows, but lists of at least 16 on average."""
+    return max(1, min(int(4 * math.sqrt(rows)), rows // _MIN_ROWS_PER_LIST))
+
+
+def bytes_per_row(dim: int, options: ListOptions) -> int:
+    """Return the bytes of a vector and its row number."""
+    return (1 if options.codes == "sq8" else 4) * (dim + options.added_columns(dim)) + 8
+
+
+class VectorLists:
+    """An index in memory, or in a file that the operating system pages."""
+
+    def __init__(self, index: Any, options: ListOptions, longest: float = 0.0) -> None:
+        """Wrap ``index`` of FAISS; ``longest`` is M above, which only adding needs."""
+        self._index = index
+        self._options = options
+        self._longest = longest
+
+    @staticmethod
+    def train(sample_ND: FloatArray, rows: int, options: ListOptions, longest: float) -> VectorLists:
+        """Find the lists for ``rows`` vectors, of which ``sample_ND`` are drawn at random.
+
+        Raises:
+            MissingExtraError: FAISS is not installed.
+        """
+        faiss = load_faiss("crossfade index")
+        index = _new_index(faiss, sample_ND.shape[1], num_lists(rows), options)
+        index.cp.niter = _ITERATIONS
+        index.cp.min_points_per_centroid = 1  # otherwise, it writes warnings to stderr
+        index.cp.max_points_per_centroid = SAMPLES_PER_LIST
+        lists = VectorLists(index, options, longest)
+        index.train(lists._stored(sample_ND))
+        return lists
+
+    @staticmethod
+    def read(path: Path, options: ListOptions) -> VectorLists:
+        """Open the file at ``path``, whose lists are read when they are scanned.
+
+        Raises:
+            InputError: it is not an index.
+            MissingExtraError: FAISS is not installed.
+        """
+        faiss = load_faiss("searching an index")
+        try:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        except RuntimeError as error:
+            raise InputError(
+                f"{path}: is no index that FAISS can read; build it again with 'crossfade index'"
+            ) from error
+        # By default, each search starts threads that read ahead.
+        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
+        return VectorLists(index, options)
+
+    @property
+    def lists(self) -> int:
+        """The number of lists."""
+        return int(self._index.nlist)
+
+    def add(self, rows_N: IntArray, vectors_ND: FloatArray) -> None:
+        """Add vectors, which searches will name by ``rows_N``."""
+        self._index.add_with_ids(self._stored(vectors_ND), rows_N)
+
+    def write(self, path: Path) -> None:
+        """Write the index to ``path``.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        import faiss
+
+        try:
+            faiss.write_index(self._index, str(path))
+        except RuntimeError as error:
+            raise OSError(f"{path}: {' '.join(str(error).split())}") from error
+
+    def search(
+        self, query_QD: FloatArray, count: int, probes: int, kept_R: BoolArray | None = None
+    ) -> tuple[IntArray, FloatArray]:
+        """Return the ``count`` best rows of the nearest ``probes`` lists: int64 and scores float32 (Q, K), best first.
+
+        ``kept_R`` leaves only some rows of the entity. Where fewer are found, rows are -1 and scores -inf.
+        """
+        faiss = load_faiss("searching an index")
+
+        selector = None if kept_R is None else faiss.IDSelectorBitmap(np.packbits(kept_R, bitorder="little"))
+        parameters = faiss.SearchParametersIVF(nprobe=min(probes, self.lists), sel=selector)
+        score_QK, rows_QK = self._index.search(self._searched(query_QD), count, params=parameters)
+        if self._options.metric == "euclidean":
+            score_QK = -score_QK
+        score_QK[rows_QK < 0] = -np.inf
+        return rows_QK, score_QK
+
+    def _stored(self, vectors_ND: FloatArray) -> FloatArray:
+        if self._options.metric == "cosine":
+            return unit_rows(vectors_ND)
+        stored_ND = self._widened(vectors_ND)
+        if self._options.metric == "dot":
+            rest_N = np.float32(self._longest) ** 2 - np.square(vectors_ND).sum(axis=1)
+            stored_ND[:, vectors_ND.shape[1]] = np.sqrt(np.maximum(rest_N, 0))
+        return stored_ND
+
+    def _searched(self, query_QD: FloatArray) -> FloatArray:
+        return unit_rows(query_QD) if self._options.metric == "cosine" else self._widened(query_QD)
+
+    def _widened(self, vectors_ND: FloatArray) -> FloatArray:
+        """Append zeros as the further columns."""
+        added = self._options.added_columns(vectors_ND.shape[1])
+        return np.pad(vectors_ND, ((0, 0), (0, added))) if added else vectors_ND
+
+
+def _new_index(faiss: Any, dim: int, lists: int, options: ListOptions) -> Any:
+    """Return an empty index of FAISS for vectors of ``dim`` columns."""
+    inner_product, width = faiss.METRIC_INNER_PRODUCT, dim + options.added_columns(dim)
+    if options.metric != "dot":
+        metric = faiss.METRIC_L2 if options.metric == "euclidean" else inner_product
+        return faiss.index_factory(width, f"IVF{lists},{'SQ8' if options.codes == 'sq8' else 'Flat'}", metric)
+    quantizer = faiss.IndexFlatL2(width)
+    if options.codes == "flat":
+        index = faiss.IndexIVFFlat(quantizer, width, lists, inner_product)
+    else:
+        # Without residuals, since these would be of distances.
+        bits = faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, bits, inner_product, False)
+    index.cp.spherical = False
+    return index

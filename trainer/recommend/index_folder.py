@@ -1,0 +1,217 @@
+"""The folder of an index: its files, the card that describes them, and the check that they belong to a model.
+
+    card = read_card(Path("indexes/lastfm"))
+    check_index(card, Path("indexes/lastfm"), model, "artist", "cosine")
+
+    FOLDER/card.json        IndexCard
+    FOLDER/index.faiss      the vectors, in the format of FAISS, each with its row
+    FOLDER/rows.parquet     row int64, id, and name if the dataset has names
+
+Shapes: N rows, D columns.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kvstore.arrays import BoolArray, IntArray
+from kvstore.errors import CrossfadeError, InputError
+from kvstore.validation_errors import format_validation_error
+from trainer.config.model_sections import ScoreKind
+from trainer.data.manifest import data_fingerprint
+from trainer.embeddings.files import replace_folder
+from trainer.recommend.faiss_lists import Codes
+from trainer.recommend.trained_model import TrainedModel
+
+CARD_FILE, INDEX_FILE, ROWS_FILE = "card.json", "index.faiss", "rows.parquet"
+_FILES = {CARD_FILE, INDEX_FILE, ROWS_FILE}
+_CHECKED_ROWS = 1024
+"""Rows whose vectors identify a model. Rows are in order of frequency, so training changes these in every epoch."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IndexedModel(_Section):
+    """The model whose vectors an index holds; ``crc32`` is that of the vectors of the first rows."""
+
+    uri: str
+    version: str
+    job: str
+    data_fingerprint: int
+    crc32: int
+
+
+class IndexParameters(_Section):
+    """The inverted file: how vectors are stored, in how many columns and lists, and how many lists a search scans."""
+
+    type: Literal["IVF"] = "IVF"
+    codes: Codes
+    columns: int
+    lists: int
+    probes: int
+
+
+class IndexMeasurements(_Section):
+    """Approximate search compared with exact search, for ``queries`` vectors of the entity ``query_entity``."""
+
+    query_entity: str
+    queries: int
+    recall_at_10: float
+    recall_at_100: float
+    exact_queries_per_second: float
+    queries_per_second: float
+    threads: int
+
+
+class IndexCard(_Section):
+    """What an index holds, how it was built, and how well it searches."""
+
+    format: Literal["crossfade-index"] = "crossfade-index"
+    version: Literal[1] = 1
+    model: IndexedModel
+    entity: str
+    metric: ScoreKind
+    rows: int
+    dim: int
+    library: Literal["faiss"] = "faiss"
+    library_version: str
+    index: IndexParameters
+    measured: IndexMeasurements
+    bytes: int
+    build_seconds: float
+    date: str
+
+
+def read_card(folder: Path) -> IndexCard:
+    """Read the card of the index in ``folder``.
+
+    Raises:
+        InputError: there is none, or its format is another one.
+    """
+    path = folder / CARD_FILE
+    try:
+        return IndexCard.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: has no {CARD_FILE}; expected a folder that 'crossfade index' wrote") from error
+    except ValidationError as error:
+        raise InputError(
+            f"{path}: is not the card of an index: {format_validation_error(error)}; build it again with "
+            "'crossfade index'"
+        ) from error
+
+
+def describe_model(model: TrainedModel, entity: str, rows_N: IntArray) -> IndexedModel:
+    """Describe ``model``, of whose ``entity`` the rows ``rows_N``, int64 and sorted, are indexed."""
+    return IndexedModel(
+        uri=model.uri,
+        version=model.fingerprint,
+        job=model.job.name,
+        data_fingerprint=data_fingerprint(model.data),
+        crc32=_vectors_crc32(model, entity, rows_N),
+    )
+
+
+def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str, metric: ScoreKind) -> BoolArray:
+    """Check that the index in ``folder`` has the vectors of ``entity`` in ``model``, and searches by ``metric``.
+
+    Vectors are compared, so that a run may be moved, and its checkpoint used instead of its embeddings.
+
+    Returns:
+        Which rows it has, bool (R,).
+
+    Raises:
+        InputError: it has not, or its file is incomplete.
+    """
+    again = f"build one with 'crossfade index {_location(model)} --entity {entity} --metric {metric}'"
+    if card.entity != entity:
+        raise InputError(f"--index {folder}: has the vectors of '{card.entity}', not of '{entity}'; {again}")
+    if card.metric != metric:
+        raise InputError(f"--index {folder}: searches by {card.metric}, but the ranking is by {metric}; {again}")
+    if card.model.data_fingerprint != data_fingerprint(model.data):
+        raise InputError(f"--index {folder}: was built with another dataset than {model.data.uri}; {again}")
+    indexed_R = indexed_rows(model, entity)
+    rows_N = np.flatnonzero(indexed_R)
+    if len(rows_N) != card.rows or _vectors_crc32(model, entity, rows_N) != card.model.crc32:
+        raise InputError(
+            f"--index {folder}: was built from other vectors ({card.model.uri}) than {model.uri} has now; {again}"
+        )
+    size = (folder / INDEX_FILE).stat().st_size if (folder / INDEX_FILE).exists() else 0
+    if size != card.bytes:
+        raise InputError(
+            f"{folder / INDEX_FILE}: has {size:,} bytes, but {CARD_FILE} lists {card.bytes:,}; copy the folder again"
+        )
+    return indexed_R
+
+
+def indexed_rows(model: TrainedModel, entity: str) -> BoolArray:
+    """Return which rows of ``entity`` have an ID and, of queries and items, a trained vector, bool (R,).
+
+    Raises:
+        InputError: the model has no vectors of ``entity``.
+    """
+    kept_R = np.ones(model.vocabulary(entity).rows, np.bool_)
+    for table in (model.spec.query, model.spec.item):
+        if table.name == entity:
+            kept_R = model.trained_rows(table)
+    kept_R[model.manifest.entities[entity].vacant_rows] = False
+    return kept_R
+
+
+def _vectors_crc32(model: TrainedModel, entity: str, rows_N: IntArray) -> int:
+    return zlib.crc32(np.ascontiguousarray(model.vectors.vectors(entity, rows_N[:_CHECKED_ROWS])).tobytes())
+
+
+def _location(model: TrainedModel) -> str:
+    return model.uri.removesuffix("/embeddings")
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Reject an existing ``out``, unless ``overwrite`` is given and it holds nothing but an index.
+
+    Raises:
+        InputError: it may not be replaced.
+    """
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise InputError(f"--out {out}: already exists; choose another, or replace an index with --overwrite")
+    names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {"a file"}
+    if not names <= _FILES or (names and CARD_FILE not in names):
+        raise InputError(f"--out {out}: holds more than an index, so --overwrite does not replace it; choose another")
+
+
+@contextmanager
+def staged(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Create a folder next to ``out`` that replaces it when the block succeeds, and is deleted when it fails.
+
+    Raises:
+        CrossfadeError: writing fails.
+        InputError: ``out`` may not be replaced, or its parent cannot be written.
+    """
+    check_free(out, overwrite)
+    out = out.absolute()
+    staging = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written: {error.strerror}; choose another") from error
+    try:
+        yield staging
+        check_free(out, overwrite)
+        replace_folder(out, staging)
+    except OSError as error:
+        raise CrossfadeError(f"{out}: could not be written: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

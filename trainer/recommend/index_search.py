@@ -1,0 +1,138 @@
+"""Search an index in place of an exact ranking, with the same filters, exclusions and limits per group.
+
+    index = open_index(Path("indexes/lastfm"), model, "artist", "cosine")
+    rows_QK, scores_QK = IndexRanker(index, model, candidates).rank(query_QD, excluded, count=10)
+
+Shapes: Q queries, K ranks, J ranks before exclusions, N elements of lists, R rows of the entity, D columns.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from kvstore.arrays import BoolArray, FloatArray, IntArray
+from kvstore.store import TableSpec
+from trainer.config.model_sections import ScoreKind
+from trainer.evaluation.held_out import ItemLists
+from trainer.model.spec import Score
+from trainer.recommend.candidates import Candidates
+from trainer.recommend.faiss_lists import ListOptions, VectorLists
+from trainer.recommend.index_folder import INDEX_FILE, check_index, read_card
+from trainer.recommend.ranker import Ranker
+from trainer.recommend.trained_model import TrainedModel
+
+MEASURED_DEPTH = 100
+"""The depth that the number of lists to scan was chosen for."""
+_CHUNK_QUERIES = 1024
+_CHUNK_RANKS = 1 << 20
+"""Ranks of all queries of a chunk, unless a single query has more."""
+_PROBE_FACTOR = 4
+"""How many times as many lists are scanned for queries whose lists had too few rows."""
+
+
+@dataclass(frozen=True)
+class VectorIndex:
+    """An opened index.
+
+    Attributes:
+        lists: the vectors.
+        probes: the lists that a search scans.
+        indexed_R: which rows of the entity it has, bool (R,).
+        version: differs between indexes.
+    """
+
+    lists: VectorLists
+    probes: int
+    indexed_R: BoolArray
+    version: str
+
+
+def open_index(folder: Path, model: TrainedModel, entity: str, metric: ScoreKind) -> VectorIndex:
+    """Open the index in ``folder``, which must have the vectors of ``entity`` in ``model`` and search by ``metric``.
+
+    Raises:
+        InputError: there is none, it is another one, or it cannot be read.
+        MissingExtraError: FAISS is not installed.
+    """
+    card = read_card(folder)
+    indexed_R = check_index(card, folder, model, entity, metric)
+    lists = VectorLists.read(folder / INDEX_FILE, ListOptions(card.metric, card.index.codes))
+    version = f"{zlib.crc32(card.model_dump_json().encode()):08x}"
+    return VectorIndex(lists, card.index.probes, indexed_R, version)
+
+
+class IndexRanker(Ranker):
+    """Ranks by an index.
+
+    Filters and deep rankings scan more lists, so that recall does not fall with them. Where the scanned lists have too
+    few candidates for a query, more are scanned, in the end all of them.
+    """
+
+    def __init__(
+        self, index: VectorIndex, model: TrainedModel, table: TableSpec, score: Score, candidates: Candidates
+    ) -> None:
+        """Rank the ``candidates`` of ``table`` that ``index`` has."""
+        candidates = replace(candidates, kept_R=candidates.kept_R & index.indexed_R)
+        super().__init__(model.vectors, table, score, candidates)
+        self._index = index
+        is_filtered = self._num_candidates < np.count_nonzero(index.indexed_R)
+        self._kept_R = candidates.kept_R if is_filtered else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between candidates, limits per group, and indexes."""
+        return f"{super().fingerprint} {self._index.version}"
+
+    def _rank(self, query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
+        rows_QK = np.full((len(query_QD), count), -1, np.int64)
+        scores_QK = np.full((len(query_QD), count), -np.inf, np.float32)
+        if not self._num_candidates or not count:
+            return rows_QK, scores_QK
+        excluded_Q = np.diff(excluded.starts_Q1)
+        order_Q, first = np.argsort(-excluded_Q, kind="stable"), 0
+        while first < len(order_Q):
+            # Queries with about as many exclusions are searched together, to the depth that the first of them needs.
+            depth = min(count + int(excluded_Q[order_Q[first]]), self._num_candidates)
+            queries_Q = np.sort(order_Q[first : first + max(1, min(_CHUNK_QUERIES, _CHUNK_RANKS // depth))])
+            first += len(queries_Q)
+            probes = self._probes(depth)
+            while len(queries_Q):
+                best = self._index.lists.search(query_QD[queries_Q], depth, probes, self._kept_R)
+                complete_Q = best[0][:, -1] >= 0
+                best = without_excluded(*best, _lists_of(excluded, queries_Q), count, len(self._index.indexed_R))
+                rows_QK[queries_Q], scores_QK[queries_Q] = best
+                complete_Q |= (best[0][:, -1] >= 0) | (probes >= self._index.lists.lists)
+                queries_Q, probes = queries_Q[~complete_Q], probes * _PROBE_FACTOR
+        return rows_QK, scores_QK
+
+    def _probes(self, depth: int) -> int:
+        """Return the lists to scan for ``depth`` rows: those of the card are for 100 rows of all that it has."""
+        share = np.count_nonzero(self._index.indexed_R) / self._num_candidates
+        return int(min(self._index.probes * share * max(1.0, depth / MEASURED_DEPTH), self._index.lists.lists))
+
+
+def _lists_of(lists: ItemLists, queries_Q: IntArray) -> ItemLists:
+    """Return the lists of ``queries_Q``, at a cost that does not depend on the others."""
+    counts_Q = lists.starts_Q1[queries_Q + 1] - lists.starts_Q1[queries_Q]
+    starts_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_Q)])
+    places_N = np.arange(starts_Q1[-1]) + np.repeat(lists.starts_Q1[queries_Q] - starts_Q1[:-1], counts_Q)
+    return ItemLists(starts_Q1, lists.items_N[places_N])
+
+
+def without_excluded(
+    rows_QJ: IntArray, scores_QJ: FloatArray, excluded: ItemLists, count: int, rows: int
+) -> tuple[IntArray, FloatArray]:
+    """Return the ``count`` best of ``rows_QJ`` that are not ``excluded``, padded with row -1 and score -inf."""
+    query_N = np.repeat(np.arange(len(rows_QJ)), np.diff(excluded.starts_Q1))
+    number_QJ = np.arange(len(rows_QJ))[:, None] * rows + rows_QJ
+    dropped_QJ = np.isin(number_QJ, query_N * rows + excluded.items_N) | (rows_QJ < 0)
+    order_QK = np.argsort(dropped_QJ, axis=1, kind="stable")[:, :count]
+    dropped_QK = np.take_along_axis(dropped_QJ, order_QK, axis=1)
+    rows_QK = np.where(dropped_QK, -1, np.take_along_axis(rows_QJ, order_QK, axis=1))
+    scores_QK = np.where(dropped_QK, np.float32(-np.inf), np.take_along_axis(scores_QJ, order_QK, axis=1))
+    padding = (0, 0), (0, count - rows_QK.shape[1])
+    return np.pad(rows_QK, padding, constant_values=-1), np.pad(scores_QK, padding, constant_values=-np.inf)
