@@ -31,8 +31,8 @@ FROM is a run folder, a folder of checkpoints or one checkpoint, each of which m
 used if it has written any, otherwise its newest complete checkpoint.
 
 A row is named by its ID or, if the dataset was prepared with --names, by its name in upper or lower case. Similarity
-is the cosine of embeddings. With --index, some of the nearest rows may be missing, as are all rows without a trained
-vector.
+is the cosine of embeddings. Items and customers without an interaction of positive weight in train are left out, unless
+they have features: their vectors are random. With --index, some of the nearest rows may be missing.
 
 {FILTER_NOTES}"""
 
