@@ -36,7 +36,7 @@ from trainer.recommend.history import DividedHistories, divide_histories
 from trainer.recommend.recommender import Recommendations, Recommender, RecommendOptions
 from trainer.recommend.trained_model import TrainedModel
 
-MAX_PART_QUERIES = 1 << 18
+MAX_PART_QUERIES = 1 << 16
 _MAX_PART_INTERACTIONS = 1 << 25
 """Interactions in train of a part's queries, unless a single query has more."""
 _REQUEST_FILE = "request.json"
