@@ -10,7 +10,7 @@ CDPATH='' cd -P -- "$(dirname -- "$0")/.."
 venv=.venv
 stamp=$venv/setup-done
 log=$venv/setup.log
-needed_mb=2000
+needed_mb=2500
 
 report() { printf 'setup: %s\n' "$*"; }
 
