@@ -182,7 +182,7 @@ def test_libraries_missing_for_mxnet_are_named_before_installing(
 def test_full_disk_is_reported_before_installing(checkout: Checkout) -> None:
     checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
     checkout.stub("df", "echo head; echo '/dev/a disk 100 90 102400 90% /my disk'")
-    assert "about 2000 MB, and " in checkout.rejection(PYTHON=sys.executable)
+    assert "about 2500 MB, and " in checkout.rejection(PYTHON=sys.executable)
     assert not (checkout.root / ".venv").exists()
 
 
