@@ -25,18 +25,13 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-_has_scipy = "scipy" in sys.modules
-if not _has_scipy:
-    # Numba imports scipy only to check its version, which would take 40 MiB in every process. This lets that fail.
-    sys.modules["scipy"] = None  # type: ignore[assignment]
-try:
+from kvstore.hidden_modules import hidden
+
+with hidden("scipy"):
     import numba
     from numba import config, extending, get_num_threads, prange
     from numba.core import caching
     from numba.core.compiler_lock import global_compiler_lock
-finally:
-    if not _has_scipy:
-        del sys.modules["scipy"]
 
 __all__ = ["allocating_kernel", "get_num_threads", "inner_kernel", "intrinsic", "njit", "prange"]
 

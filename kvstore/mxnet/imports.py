@@ -13,6 +13,7 @@ import numpy as np
 
 from kvstore.arrays import FloatArray, IntArray
 from kvstore.errors import InputError, MissingExtraError
+from kvstore.hidden_modules import hidden
 from kvstore.memory import advise_huge_pages, release_pages
 from kvstore.mxnet.deferred_operators import deferred_operators
 
@@ -50,7 +51,7 @@ def import_mxnet() -> Any:
     numpy_bool = np.__dict__.get("bool")
     np.bool = np.bool_  # type: ignore[attr-defined]
     try:
-        with warnings.catch_warnings(), deferred_operators():
+        with warnings.catch_warnings(), deferred_operators(), hidden("scipy", "sklearn"):
             warnings.simplefilter("ignore")
             import mxnet
     except OSError as error:
