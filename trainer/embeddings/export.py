@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvstore.checkpoint.reader import Checkpoint
-from kvstore.errors import CrossfadeError, InputError
+from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 from kvstore.store import TableSpec
 from trainer.data.reporter import ProgressReporter
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
 from trainer.embeddings.checkpoint_vectors import CheckpointVectors
-from trainer.embeddings.files import replace_folder, write_table
+from trainer.embeddings.files import staged_folder, write_table
 from trainer.model.spec import ModelSpec, make_model
 from trainer.model.towers import load_towers
 
@@ -89,7 +87,7 @@ def _export(
     model = make_model(job, manifest)
     tables = _tables(checkpoint, model, request.entities)
     log(f"exporting {checkpoint.uri}: step {checkpoint.manifest.step:,} of job '{job.name}'")
-    with _staged(out, request.overwrite) as staging:
+    with staged_folder(out, lambda: _check_free(out, request.overwrite)) as staging:
         towers = load_towers(job, model, data, manifest)
         towers.dense.load(checkpoint)
         source = CheckpointVectors(checkpoint, reporter, towers, staging.parent)
@@ -131,29 +129,3 @@ def _check_free(out: Path, overwrite: bool) -> None:
             raise InputError(
                 f"{foreign[0]}: --overwrite would delete this file, which is not one of embeddings; move it"
             )
-
-
-@contextmanager
-def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Create a folder next to ``out`` that replaces it when the block succeeds, and is deleted when it fails.
-
-    Raises:
-        CrossfadeError: writing fails.
-        InputError: ``out`` may not be replaced, or its parent cannot be written.
-    """
-    out = out.absolute()
-    staging = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out.parent}: cannot be written: {error.strerror}; choose another --out") from error
-    try:
-        yield staging
-        _check_free(out, overwrite)
-        replace_folder(out, staging)
-    except OSError as error:
-        # An error of writing: errors of reading have been turned into those of the checkpoint or the dataset.
-        raise CrossfadeError(f"{out}: could not be written: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

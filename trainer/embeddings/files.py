@@ -13,10 +13,11 @@ Shapes: N rows, D columns.
 
 from __future__ import annotations
 
+import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kvstore.arrays import FloatArray, IntArray
-from kvstore.errors import InputError
+from kvstore.errors import CrossfadeError, InputError
 from kvstore.io.folder import Folder
 from kvstore.store import RowStore, TableSpec
 from trainer.data.parquet import open_parquet
@@ -106,6 +107,34 @@ def replace_folder(folder: Path, staging: Path) -> None:
         folder.rename(old)
     staging.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def staged_folder(out: Path, check_free: Callable[[], None]) -> Iterator[Path]:
+    """Create a folder next to ``out`` that replaces it when the block succeeds, and is deleted when it fails.
+
+    ``check_free`` raises if ``out`` may not be replaced; it is called before the folder is moved.
+
+    Raises:
+        CrossfadeError: writing fails.
+        InputError: ``out`` may not be replaced, or its parent cannot be written.
+    """
+    out = out.absolute()
+    staging = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{out.parent}: cannot be written: {error.strerror}; choose another --out") from error
+    try:
+        yield staging
+        check_free()
+        replace_folder(out, staging)
+    except OSError as error:
+        # An error of writing: errors of reading have been turned into those of the checkpoint or the dataset.
+        raise CrossfadeError(f"{out}: could not be written: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _on_first(store: RowStore, action: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ from kvstore.jit import get_num_threads
 from kvstore.store import TableSpec
 from trainer.config.model_sections import ScoreKind
 from trainer.data.reporter import ProgressReporter
-from trainer.embeddings.files import GROUP_ROWS
+from trainer.embeddings.files import GROUP_ROWS, staged_folder
 from trainer.evaluation.held_out import ItemLists
 from trainer.evaluation.top_k import rank_vectors
 from trainer.model.spec import Score
@@ -43,7 +43,6 @@ from trainer.recommend.index_folder import (
     check_free,
     describe_model,
     indexed_rows,
-    staged,
 )
 from trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
 from trainer.recommend.ranker import Ranker
@@ -92,7 +91,7 @@ def build_index(model: TrainedModel, request: IndexRequest, reporter: ProgressRe
         raise InputError(f"{model.uri}: no row of '{entity}' has a trained vector")
     table = next(table for table in model.spec.vectors if table.name == entity)
     start = time.perf_counter()
-    with staged(request.out, request.overwrite) as folder:
+    with staged_folder(request.out, lambda: check_free(request.out, request.overwrite)) as folder:
         options = ListOptions(metric, request.codes)
         lists = _train(model, table, rows_N, options, reporter)
         for block_N, vectors_ND in _blocks(model, table, indexed_R, "add", reporter):

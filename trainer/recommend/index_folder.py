@@ -13,10 +13,7 @@ Shapes: N rows, D columns.
 from __future__ import annotations
 
 import os
-import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +21,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kvstore.arrays import BoolArray, IntArray
-from kvstore.errors import CrossfadeError, InputError
+from kvstore.errors import InputError
 from kvstore.validation_errors import format_validation_error
 from trainer.config.model_sections import ScoreKind
 from trainer.data.manifest import data_fingerprint
-from trainer.embeddings.files import replace_folder
 from trainer.recommend.faiss_lists import Codes
 from trainer.recommend.trained_model import TrainedModel
 
@@ -189,29 +185,3 @@ def check_free(out: Path, overwrite: bool) -> None:
     names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {"a file"}
     if not names <= _FILES or (names and CARD_FILE not in names):
         raise InputError(f"--out {out}: holds more than an index, so --overwrite does not replace it; choose another")
-
-
-@contextmanager
-def staged(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Create a folder next to ``out`` that replaces it when the block succeeds, and is deleted when it fails.
-
-    Raises:
-        CrossfadeError: writing fails.
-        InputError: ``out`` may not be replaced, or its parent cannot be written.
-    """
-    check_free(out, overwrite)
-    out = out.absolute()
-    staging = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written: {error.strerror}; choose another") from error
-    try:
-        yield staging
-        check_free(out, overwrite)
-        replace_folder(out, staging)
-    except OSError as error:
-        raise CrossfadeError(f"{out}: could not be written: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
