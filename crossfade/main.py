@@ -51,6 +51,7 @@ _MODULES = {
     "map": ("map",),
     "tag": ("tag",),
     "sequence": ("sequence",),
+    "serve": ("serve",),
     "submit": ("submit",),
     "agent": ("agent",),
     "roles": ("scheduler", "server", "worker"),

@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from crossfade.commands.submit_sagemaker_endpoint import add_endpoint_options, deploy_job
 from crossfade.options.aws import add_account_options
 from crossfade.options.command import add_command
 from crossfade.options.job import add_job, load_job_arguments
@@ -39,6 +40,10 @@ _EXAMPLES = (
     ),
     ("crossfade submit sagemaker --follow plays-20260301-120000", "Follow a submitted job."),
     ("crossfade submit sagemaker --stop plays-20260301-120000", "Stop a job after a checkpoint."),
+    (
+        "crossfade submit sagemaker --deploy plays-20260301-120000 --endpoint plays --wait",
+        "Serve the model of a completed job at an endpoint, or update the endpoint with it.",
+    ),
 )
 _NOTES = """\
 The dataset is read from S3 at data.path, or copied to each host first with --channel training=s3://BUCKET/PREFIX. Each
@@ -51,6 +56,9 @@ not available, choose another --instance-type, such as ml.g4dn.xlarge.
 
 With --spot, SageMaker interrupts the job when it needs the hosts; the job writes a checkpoint and resumes when there is
 capacity. With --wait or --follow, Ctrl-C asks whether to stop the job or only to stop following.
+
+--deploy starts 'crossfade serve' in crossfade:cpu with the job's model.tar.gz, on hosts that cost money until the
+endpoint is deleted (aws sagemaker delete-endpoint). An endpoint that exists answers on while it is updated.
 
 Exit codes: 0 done (without --wait: submitted); 1 the job failed, or AWS cannot run it now; 2 invalid input; 130 no
 longer following; 143 the job was stopped.
@@ -73,6 +81,7 @@ def add_parser(services: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_job_options(parser)
     _add_limit_options(parser)
     _add_network_options(parser)
+    add_endpoint_options(parser)
     add_account_options(parser)
     parser.set_defaults(run=run)
 
@@ -80,9 +89,10 @@ def add_parser(services: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_action_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("action")
     group.add_argument("--dry-run", action="store_true", help="print the request as JSON, and start nothing")
-    group.add_argument("--wait", action="store_true", help="follow the job to its end")
+    group.add_argument("--wait", action="store_true", help="follow the job to its end, or wait for the endpoint")
     group.add_argument("--follow", metavar="NAME", help="follow a submitted job to its end")
     group.add_argument("--stop", metavar="NAME", help="stop a job after a checkpoint")
+    group.add_argument("--deploy", metavar="NAME", help="serve the model of a completed job at an endpoint")
     group.add_argument(
         "--poll-seconds",
         type=positive_number,
@@ -157,7 +167,7 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Submit, follow or stop a training job; return the exit code of the job if it is followed to its end.
+    """Submit, follow or stop a training job, or deploy its model; return the exit code of a job followed to its end.
 
     Raises:
         InputError: the job or an option is invalid, or AWS rejects the request.
@@ -166,11 +176,16 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.aws.clients import Aws
     from deploy.aws.sagemaker.jobs import stop
 
-    if sum(value is not None for value in (arguments.job, arguments.follow, arguments.stop)) != 1:
+    actions = (arguments.job, arguments.follow, arguments.stop, arguments.deploy)
+    if sum(value is not None for value in actions) != 1:
         raise InputError(
-            "expected one of a job file, --follow NAME and --stop NAME; see crossfade submit sagemaker --help"
+            "expected one of a job file, --follow NAME, --stop NAME and --deploy NAME; see crossfade submit sagemaker "
+            "--help"
         )
     aws = Aws(arguments.region, arguments.profile)
+    if arguments.deploy is not None:
+        image = arguments.image or _image(aws, arguments.endpoint_type)
+        return deploy_job(aws, arguments, image, _role(aws, arguments.role) if arguments.role else None, _pause)
     if arguments.stop is not None:
         stop(aws, arguments.stop)
         _logger.info(

@@ -20,6 +20,7 @@ SIDE_ROOMS = {
     "monitoring": {"config", "runs"},
     "recommend": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare"},
     "maps": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare", "recommend"},
+    "serving": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare", "recommend"},
 }
 """Packages in ``trainer`` outside the order, with what they may import of it."""
 EXTRA_IMPORTS = {("evaluation", "prepare"), ("training", "monitoring")}

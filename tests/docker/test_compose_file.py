@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = {"dashboard": 8050, "grafana": 3000, "prometheus": 9090}
+PUBLISHED = {"dashboard": 8050, "grafana": 3000, "prometheus": 9090, "serve": 8090}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_third_party_images_are_pinned_and_services_get_only_required_secrets(co
         secrets = {"S3_ACCESS_KEY", "S3_SECRET_KEY", "CROSSFADE_TOKEN", "GRAFANA_PASSWORD"}
         assert name == "secrets" or not secrets & set(service.get("environment", {}))
         mounts[name] = {volume.split("-secrets:")[0] for volume in service.get("volumes", ()) if "-secrets:" in volume}
-    in_job = {name: {"job"} for name in ("loader", "scheduler", "standby", "server", "worker", "job")}
+    in_job = {name: {"job"} for name in ("loader", "scheduler", "standby", "server", "worker", "job", "serve")}
     others = {"secrets": {"job", "s3", "grafana"}, "s3": {"s3"}, "grafana": {"grafana"}}
     assert mounts == {**in_job, **others, "prometheus": set(), "dashboard": set()}
 

@@ -21,7 +21,7 @@ from trainer.evaluation.held_out import ItemLists
 from trainer.model.spec import Score
 from trainer.recommend.candidates import Candidates
 from trainer.recommend.faiss_lists import ListOptions, VectorLists
-from trainer.recommend.index_folder import INDEX_FILE, check_index, read_card
+from trainer.recommend.index_folder import INDEX_FILE, IndexCard, check_index, read_card
 from trainer.recommend.ranker import Ranker
 from trainer.recommend.trained_model import TrainedModel
 
@@ -59,7 +59,20 @@ def open_index(folder: Path, model: TrainedModel, entity: str, metric: ScoreKind
         MissingExtraError: FAISS is not installed.
     """
     card = read_card(folder)
-    indexed_R = check_index(card, folder, model, entity, metric)
+    return _open(folder, card, check_index(card, folder, model, entity, metric))
+
+
+def open_built_index(folder: Path, indexed_R: BoolArray) -> VectorIndex:
+    """Open the index in ``folder``, which has been built with the vectors of ``indexed_R``, bool (R,), without checks.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+        MissingExtraError: FAISS is not installed.
+    """
+    return _open(folder, read_card(folder), indexed_R)
+
+
+def _open(folder: Path, card: IndexCard, indexed_R: BoolArray) -> VectorIndex:
     lists = VectorLists.read(folder / INDEX_FILE, ListOptions(card.metric, card.index.codes))
     version = f"{zlib.crc32(card.model_dump_json().encode()):08x}"
     return VectorIndex(lists, card.index.probes, indexed_R, version)

@@ -3,6 +3,7 @@
 
     with open_metadata(data, manifest, "track", MetadataFile("songs.csv"), columns={"year"}) as table:
         kept_R = table.rows_where("year > 1990")
+    write_metadata(data, manifest, "track", None, Path("metadata.duckdb"))      # to be opened more than once
 
 Its columns:
 
@@ -33,7 +34,7 @@ from kvstore.io.folder import Folder
 from trainer.data.features import iter_pairs
 from trainer.data.manifest import DatasetManifest
 from trainer.data.vocabulary import Vocabulary
-from trainer.prepare.database import exact_path, execute, first_line, identifier, working_database
+from trainer.prepare.database import exact_path, execute, first_line, identifier, literal, working_database
 from trainer.prepare.fetch import fetch_files
 from trainer.prepare.input_files import RawFile, find_files
 from trainer.prepare.raw_files import column_names, read_errors
@@ -86,7 +87,25 @@ def open_metadata(
     ):
         table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
         table.load(file, columns, Path(work))
+        table.lock()
         yield table
+
+
+def write_metadata(data: Folder, manifest: DatasetManifest, entity: str, file: MetadataFile | None, path: Path) -> None:
+    """Write all columns of ``entity`` from the dataset and ``file`` to the DuckDB database ``path``.
+
+    Raises:
+        InputError: the metadata file or the dataset cannot be read.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="metadata-", dir=path.parent) as work,
+        working_database(Path(work), None, None) as connection,
+    ):
+        table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
+        table.load(file, manifest.features_of(entity), Path(work))
+        execute(connection, f"ATTACH {literal(str(path))} AS written")
+        execute(connection, "CREATE TABLE written.items AS SELECT * FROM items ORDER BY row")
+        execute(connection, "DETACH written")
 
 
 class MetadataTable:
@@ -109,7 +128,7 @@ class MetadataTable:
         self._has_file = has_file
 
     def load(self, file: MetadataFile | None, columns: Collection[str], work: Path) -> None:
-        """Create ``items``, then lock the database: a condition can read nothing else."""
+        """Create ``items``."""
         self._add_vocabulary(self._entity, "vocabulary")
         relation = "vocabulary"
         for name in self._features():
@@ -120,18 +139,21 @@ class MetadataTable:
             self._add_metadata(file, work)
             relation += " LEFT JOIN metadata USING (row)"
         execute(self._connection, f"CREATE VIEW items AS SELECT * FROM {relation}")
+
+    def lock(self) -> None:
+        """Lock the database, so that a condition can read nothing else."""
         execute(self._connection, "SET enable_external_access = false")
         execute(self._connection, "SET lock_configuration = true")
 
-    def rows_where(self, condition: str) -> BoolArray:
-        """Return which rows meet ``condition``, bool (R,).
+    def rows_where(self, condition: str, option: str = "--where") -> BoolArray:
+        """Return which rows meet ``condition``, bool (R,); errors name it as ``option``.
 
         Raises:
             InputError: it is not a condition on the columns.
         """
         kept_R = np.zeros(self._rows, np.bool_)
         # The line break ends a comment in the condition.
-        rows = self._query(f"SELECT row FROM items WHERE ({condition}\n)", f"--where {condition}")
+        rows = self._query(f"SELECT row FROM items WHERE ({condition}\n)", f"{option} {condition}")
         kept_R[rows.column("row").to_numpy()] = True
         return kept_R
 
@@ -142,7 +164,7 @@ class MetadataTable:
             InputError: there is no such column.
         """
         option = f"the column '{column}'"
-        if column not in self._columns():
+        if column not in self.columns():
             raise InputError(f"there is no column '{column}' to group by; {self._columns_hint()}")
         quoted = identifier(column)
         is_list = self._query(f"SELECT typeof(any_value({quoted})) LIKE '%[]' AS l FROM items", option)
@@ -165,7 +187,8 @@ class MetadataTable:
         except duckdb.Error as error:
             raise InputError(f"{option}: {first_line(error)}; {self._columns_hint()}") from error
 
-    def _columns(self) -> list[str]:
+    def columns(self) -> list[str]:
+        """Return the columns that a condition may use."""
         names = self._columns_of("items")
         return [*names, *(name for name in self._features() if name not in names)]
 
@@ -178,7 +201,7 @@ class MetadataTable:
 
     def _columns_hint(self) -> str:
         hint = "" if self._has_file else "; further columns come from --metadata FILE"
-        return f"the columns are {format_names(self._columns())}{hint}"
+        return f"the columns are {format_names(self.columns())}{hint}"
 
     def _add_vocabulary(self, entity: str, table: str) -> None:
         vocabulary = Vocabulary(self._data, self._manifest, entity)

@@ -85,17 +85,13 @@ class Recommender:
         self._reporter = reporter
         spec, entity = model.spec, model.spec.item.name
         candidates = select_candidates(model.data, model.manifest, entity, options.filters)
-        vocabulary = model.vocabulary(entity)
         candidates = replace(candidates, kept_R=candidates.kept_R & model.trained_rows(spec.item))
         if options.index is not None:
             assert not options.popularity_damping
             index = open_index(Path(options.index), model, entity, model.job.model.score)
             self.ranker: Ranker = IndexRanker(index, model, spec.item, model.score, candidates)
             return
-        damping_R = None
-        if options.popularity_damping:
-            scale = options.popularity_damping * model.job.model.temperature
-            damping_R = (scale * np.log1p(vocabulary.counts())).astype(np.float32)
+        damping_R = popularity_damping(model, options.popularity_damping) if options.popularity_damping else None
         self.ranker = Ranker(model.vectors, spec.item, model.score, candidates, damping_R)
 
     def for_rows(self, queries_Q: IntArray) -> Recommendations:
@@ -132,3 +128,10 @@ class Recommender:
         """Recommend to queries with the vectors ``query_QD``, without the items in ``excluded``."""
         item_QK, score_QK = self.ranker.rank(query_QD, excluded.lists, self._options.count)
         return Recommendations(item_QK, score_QK, histories)
+
+
+def popularity_damping(model: TrainedModel, damping: float) -> FloatArray:
+    """Return α·T·log(1 + c) of each item, with ``damping`` as α (see ``Recommender``): float32 (R,)."""
+    scale = damping * model.job.model.temperature
+    damping_R: FloatArray = (scale * np.log1p(model.vocabulary(model.spec.item.name).counts())).astype(np.float32)
+    return damping_R

@@ -102,8 +102,7 @@ def with_trained_model(location: str, data: str | None, log: Log, use: Callable[
     """
     folder = Folder(location)
     with translate_storage_errors(location, unreachable=InputError):
-        has_embeddings = _is_folder(folder) and {JOB_FILE, EMBEDDINGS_FOLDER} <= set(folder.names())
-        model = _open_embeddings(folder, data) if has_embeddings else None
+        model = _open_embeddings(folder, data) if _has_embeddings(folder) else None
         source = locate_checkpoint(location) if model is None else None
     if model is not None:
         return use(model)
@@ -111,8 +110,23 @@ def with_trained_model(location: str, data: str | None, log: Log, use: Callable[
     return use_newest(source, log, lambda checkpoint: _use_checkpoint(checkpoint, data, use))
 
 
-def _is_folder(folder: Folder) -> bool:
-    return folder.path is None or folder.path.is_dir()
+def source_fingerprint(location: str) -> str:
+    """Return a text that differs when ``with_trained_model`` would use other vectors; it reads only lists of files.
+
+    Raises:
+        CheckpointError: no checkpoint is complete, or storage does not answer.
+        InputError: there is no model.
+    """
+    folder = Folder(location)
+    with translate_storage_errors(location):
+        if _has_embeddings(folder):
+            return EmbeddingFiles(folder.child(EMBEDDINGS_FOLDER)).fingerprint()
+        return use_newest(locate_checkpoint(location), lambda _: None, lambda checkpoint: checkpoint.uri)
+
+
+def _has_embeddings(folder: Folder) -> bool:
+    is_folder = folder.path is None or folder.path.is_dir()
+    return is_folder and {JOB_FILE, EMBEDDINGS_FOLDER} <= set(folder.names())
 
 
 def _open_embeddings(run: Folder, data: str | None) -> TrainedModel:

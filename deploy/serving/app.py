@@ -1,0 +1,181 @@
+"""The application: its routes, their documentation, and what surrounds every request.
+
+    uvicorn.run("deploy.serving.app:make_app", factory=True)        # with VERSIONS_VARIABLE set
+
+``/docs`` shows the routes with examples, ``/openapi.json`` describes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from deploy.serving.answers import UnknownRowError
+from deploy.serving.current import CurrentVersion, OverloadedError
+from deploy.serving.metrics import exposition
+from deploy.serving.middleware import LimitedBodies, RecordedRequests
+from deploy.serving.schemas import (
+    PROBLEMS,
+    FoundRows,
+    Health,
+    ModelDescription,
+    OneResult,
+    RecommendQuery,
+    RecommendRequest,
+    Results,
+    RowQuery,
+    SearchQuery,
+    SimilarQuery,
+    SimilarRequest,
+    Vectors,
+)
+from deploy.serving.versions import Versions
+from kvstore import __version__
+from kvstore.errors import InputError
+
+VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"
+"""The folder of the versions."""
+_DESCRIPTION = """\
+Recommendations, similar rows and vectors of a trained model. Rows are named by ID or, for entities with names, by name.
+
+`items` of a result are ranked by the model's score or, for similar rows, by cosine. A result for an ID that is unknown
+has `error` instead; where a request is for one ID only, the status is 404.
+"""
+
+
+def make_app() -> FastAPI:
+    """Build the application of the versions in the folder that ``VERSIONS_VARIABLE`` names."""
+    current = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE])))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await current.load()
+        following = asyncio.create_task(current.follow())
+        yield
+        following.cancel()
+        current.close()
+
+    app = FastAPI(title="Crossfade", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
+    app.add_middleware(LimitedBodies)
+    app.add_middleware(RecordedRequests)
+    for error, status in ((UnknownRowError, 404), (InputError, 400), (OverloadedError, 503)):
+        app.add_exception_handler(error, _problem(status))
+    _add_rankings(app, current)
+    _add_rows(app, current)
+    _add_operations(app, current)
+    return app
+
+
+def _problem(status: int) -> Any:
+    def respond(_: Request, error: Exception) -> Response:
+        headers = {"Retry-After": "1"} if status == 503 else None
+        return JSONResponse({"detail": str(error)}, status, headers)
+
+    return respond
+
+
+def _json(body: BaseModel) -> Response:
+    """Serialize ``body``, whose values need no validation."""
+    return Response(body.__pydantic_serializer__.to_json(body), media_type="application/json")
+
+
+def _one(results: Results) -> Response:
+    """Respond with the only one of ``results``.
+
+    Raises:
+        UnknownRowError: it has an error.
+    """
+    [result] = results.results
+    if result.error is not None:
+        raise UnknownRowError(result.error)
+    return _json(OneResult.model_construct(version=results.version, result=result))
+
+
+def _add_rankings(app: FastAPI, current: CurrentVersion) -> None:
+    async def recommend(request: RecommendRequest) -> Results:
+        return await current.answer(
+            lambda answers: answers.recommend(request), lambda answers: answers.is_quick(request)
+        )
+
+    async def similar(request: SimilarRequest) -> Results:
+        return await current.answer(lambda answers: answers.similar(request), lambda answers: answers.is_quick(request))
+
+    @app.get("/recommend", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
+    async def recommend_to_one(query: Annotated[RecommendQuery, Query()]) -> Response:
+        """Recommend items to one customer, or whatever the query entity is."""
+        values = query.model_dump(exclude={"id"})
+        return _one(await recommend(RecommendRequest.model_construct(ids=[query.id], histories=[], **_NO_LISTS, **values)))
+
+    @app.post("/recommend", response_model=Results, responses=PROBLEMS, tags=["rankings"])
+    async def recommend_to_many(request: RecommendRequest) -> Response:
+        """Recommend items to several customers by ID, or to new ones by their histories."""
+        return _json(await recommend(request))
+
+    @app.get("/similar", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
+    async def similar_to_one(query: Annotated[SimilarQuery, Query()]) -> Response:
+        """Find the nearest neighbors of one row."""
+        values = query.model_dump(exclude={"id"})
+        return _one(await similar(SimilarRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
+
+    @app.post("/similar", response_model=Results, responses=PROBLEMS, tags=["rankings"])
+    async def similar_to_many(request: SimilarRequest) -> Response:
+        """Find the nearest neighbors of several rows."""
+        return _json(await similar(request))
+
+    @app.post("/invocations", response_model=Results, responses=PROBLEMS, tags=["SageMaker"])
+    async def invoke(request: RecommendRequest) -> Response:
+        """Recommend items, as POST /recommend does: the route that SageMaker endpoints call."""
+        return _json(await recommend(request))
+
+
+_NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
+
+
+def _add_rows(app: FastAPI, current: CurrentVersion) -> None:
+    @app.get("/vector", response_model=Vectors, responses=PROBLEMS, tags=["rows"])
+    async def vector(query: Annotated[RowQuery, Query()]) -> Response:
+        """Return the vectors of rows."""
+        return _json(await current.answer(lambda answers: answers.vectors(query.id, query.entity), lambda _: True))
+
+    @app.get("/search", response_model=FoundRows, responses=PROBLEMS, tags=["rows"])
+    async def search(query: Annotated[SearchQuery, Query()]) -> Response:
+        """Find rows by the first letters of words of their names, in any order; the most frequent rows come first."""
+        return _json(await current.answer(lambda answers: answers.search(query.text, query.count, query.entity)))
+
+    @app.get("/model", response_model=ModelDescription, responses={503: PROBLEMS[503]}, tags=["rows"])
+    async def model() -> Response:
+        """Describe the model: its entities, its score, and the columns for conditions."""
+        return _json(current.answers.describe())
+
+
+def _add_operations(app: FastAPI, current: CurrentVersion) -> None:
+    async def health() -> Response:
+        return _json(Health(version=current.answers.version))
+
+    for path, tag, description in (
+        ("/healthz", "operations", "Return 200 if requests are answered."),
+        ("/ping", "SageMaker", "Return 200 if requests are answered: the health check of SageMaker endpoints."),
+    ):
+        app.add_api_route(
+            path,
+            health,
+            response_model=Health,
+            responses={503: PROBLEMS[503]},
+            tags=[tag],
+            description=description,
+            operation_id=path[1:],
+        )
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operations"])
+    async def metrics() -> Response:
+        """Return the metrics of all processes of the server, in Prometheus' format."""
+        return Response(exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,228 @@
+"""Bodies of requests and responses, with the limits of what a request may ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from trainer.config.model_sections import ScoreKind
+
+MAX_COUNT, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 10_000, 1000
+MAX_INTEGER = 2**63 - 1
+_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=_PATTERN)]
+"""One line of text."""
+Id = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER)] | Text
+"""An ID or, for an entity with names, a name."""
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Damping = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+COUNT = Field(10, ge=1, le=MAX_COUNT, description="rows of each result")
+WHERE = Field(
+    None,
+    min_length=1,
+    max_length=MAX_TEXT,
+    pattern=_PATTERN,
+    description="keep only items that meet this SQL condition on the columns that /model lists",
+)
+EXCLUDE_KNOWN = Field(True, description="leave out the items in the history")
+DAMPING = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="rank popular items lower; this ranks exactly")
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Filters(_Body):
+    """Which rows are ranked, and how many are returned."""
+
+    count: int = COUNT
+    where: str | None = WHERE
+    allow: list[Id] = Field(default_factory=list, max_length=MAX_LIST, description="rank only these; empty: all")
+    deny: list[Id] = Field(default_factory=list, max_length=MAX_LIST, description="leave out these")
+    max_per: dict[Text, Count] | None = Field(
+        None, max_length=1, description="at most this number of rows with the same value of one column"
+    )
+
+
+class HistoryItem(_Body):
+    """An item of a history. Negative weights are of items that were disliked: they are left out, not learned from."""
+
+    id: Id
+    weight: float = Field(1.0, ge=-1e6, le=1e6, allow_inf_nan=False)
+
+
+class RecommendRequest(Filters):
+    """Recommendations for known queries, such as customers, by ID, or for new ones by their histories."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"ids": [2, 3], "count": 5},
+                {"histories": [[{"id": "Radiohead"}, {"id": "Björk", "weight": 3}]], "count": 5},
+            ]
+        }
+    )
+
+    ids: list[Id] = Field(default_factory=list, max_length=MAX_QUERIES, description="who to recommend to")
+    histories: list[Annotated[list[HistoryItem], Field(min_length=1, max_length=MAX_LIST)]] = Field(
+        default_factory=list, max_length=MAX_QUERIES, description="or their histories, if they were not in training"
+    )
+    exclude_known: bool = EXCLUDE_KNOWN
+    popularity_damping: float = DAMPING
+
+    @model_validator(mode="after")
+    def _check_queries(self) -> RecommendRequest:
+        if bool(self.ids) == bool(self.histories):
+            raise ValueError("expected ids or histories, one of the two, not empty")
+        return self
+
+
+class SimilarRequest(Filters):
+    """The nearest neighbors, by cosine, of rows of an entity."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["Radiohead"], "count": 5}]})
+
+    ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, description="whose neighbors to return")
+    entity: Text | None = Field(None, description="their entity; by default, the items")
+
+
+class RankingQuery(_Body):
+    """Parameters of a request for one ID."""
+
+    id: Text = Field(description="an ID or, for an entity with names, a name")
+    count: int = COUNT
+    where: str | None = WHERE
+
+
+class RecommendQuery(RankingQuery):
+    """Parameters of a request for the recommendations of one query."""
+
+    exclude_known: bool = EXCLUDE_KNOWN
+    popularity_damping: float = DAMPING
+
+
+class SimilarQuery(RankingQuery):
+    """Parameters of a request for the neighbors of one row."""
+
+    entity: Text | None = Field(None, description="its entity; by default, the items")
+
+
+class RowQuery(_Body):
+    """Parameters of a request for rows by ID or name."""
+
+    id: list[Text] = Field(min_length=1, max_length=MAX_QUERIES, description="IDs or names; repeat it for several")
+    entity: Text | None = Field(None, description="their entity; by default, the items")
+
+
+class SearchQuery(_Body):
+    """Parameters of a search for names."""
+
+    text: Text = Field(description="the first letters of words of the name")
+    count: int = Field(10, ge=1, le=MAX_QUERIES, description="rows to return")
+    entity: Text | None = Field(None, description="what to search; by default, the items")
+
+
+class Row(BaseModel):
+    """A row of an entity."""
+
+    id: int | str
+    name: str | None = None
+
+
+class ScoredRow(Row):
+    """A row with its score: the model's, or the cosine with the row that it is similar to."""
+
+    score: float
+
+
+class Result(BaseModel):
+    """The answer for one ID or history, or why there is none."""
+
+    id: int | str | None = None
+    name: str | None = None
+    items: list[ScoredRow] = Field(default_factory=list)
+    error: str | None = None
+
+
+class OneResult(BaseModel):
+    """The answer for one ID, and the version of the model that gave it."""
+
+    version: str
+    result: Result
+
+
+class Results(BaseModel):
+    """The answers for several IDs or histories, in their order, and the version of the model that gave them."""
+
+    version: str
+    results: list[Result]
+
+
+class Vector(Row):
+    """The vector of a row."""
+
+    vector: list[float]
+
+
+class Vectors(BaseModel):
+    """Vectors of rows, and the score that the model compares them by."""
+
+    version: str
+    entity: str
+    score: ScoreKind
+    vectors: list[Vector]
+
+
+class FoundRows(BaseModel):
+    """The rows that a search has found."""
+
+    version: str
+    entity: str
+    rows: list[Row]
+
+
+class EntityDescription(BaseModel):
+    """An entity with vectors."""
+
+    rows: int
+    dim: int
+    has_names: bool
+
+
+class ModelDescription(BaseModel):
+    """The model that is served."""
+
+    version: str
+    job: str
+    model: str
+    date: str
+    score: ScoreKind
+    query: str
+    item: str
+    entities: dict[str, EntityDescription]
+    columns: list[str]
+    indexes: list[ScoreKind]
+
+
+class Health(BaseModel):
+    """The state of the server."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+
+
+class Problem(BaseModel):
+    """Why a request was rejected."""
+
+    detail: str
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The request is not JSON, or a condition or column is invalid."},
+    404: {"model": Problem, "description": "There is no such row or entity."},
+    413: {"model": Problem, "description": "The body is too large."},
+    503: {"model": Problem, "description": "Too many requests are waiting, or no model is loaded yet."},
+}

@@ -1,0 +1,154 @@
+"""Run the server: one process writes versions of the model and supervises the others, which answer requests.
+
+    serve(source, ServerOptions(port=8090), reporter, on_listening=print)
+
+The processes share one socket. Each opens the current version by itself; its files are mapped into memory, which the
+processes therefore have in common. One that dies is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.cluster.role_variables import AGENT_VARIABLE
+from kvstore.errors import InputError, MissingExtraError
+from trainer.data.reporter import ProgressReporter
+from trainer.recommend.metadata_table import MetadataFile
+
+_BACKLOG = 2048
+_DRAIN_SECONDS = 30
+_METRICS = "metrics"
+_THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How to serve.
+
+    Attributes:
+        host: the address to listen on.
+        port: the port; 0: a free one.
+        processes: how many processes answer requests.
+        refresh_seconds: how often to look for a new version; 0: never.
+        work: the folder for versions; None: a temporary one.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8090
+    processes: int = 1
+    refresh_seconds: float = 30.0
+    work: Path | None = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What to serve.
+
+    Attributes:
+        location: a run folder, a folder of checkpoints, or a checkpoint.
+        data: the dataset, if it is not where the job names it.
+        metadata: a file with further columns of items, for conditions.
+        index_from: number of items from which requests search an index; None: they always rank exactly.
+    """
+
+    location: str
+    data: str | None = None
+    metadata: MetadataFile | None = None
+    index_from: int | None = 50_000
+
+
+def serve(
+    model: ModelOptions, options: ServerOptions, reporter: ProgressReporter, on_listening: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM; requests that have begun are answered.
+
+    ``reporter`` follows the first version being written, and ``on_listening`` receives the URL after it.
+
+    Raises:
+        MissingExtraError: FastAPI, uvicorn or FAISS is not installed.
+        InputError: the address cannot be bound, or the model or its dataset is missing.
+        CheckpointError: every checkpoint is corrupt or cannot be read.
+        OSError: the working folder cannot be written.
+    """
+    with _bound_socket(options.host, options.port) as listener, _working_folder(options.work) as work:
+        # Before the client of Prometheus is imported, which reads it then.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(work / _METRICS)
+        try:
+            from uvicorn import Config, Server
+            from uvicorn.supervisors import Multiprocess
+
+            from deploy.serving.app import VERSIONS_VARIABLE
+            from deploy.serving.versions import Refresher, Source, Versions
+        except ImportError as error:
+            raise MissingExtraError(error.name or "fastapi", extra="serve", purpose="crossfade serve") from error
+        from trainer.serving.version_folder import VersionOptions
+
+        source = Source(model.location, model.data, VersionOptions(model.metadata, model.index_from))
+        refresher = Refresher(source, Versions(work))
+        refresher.refresh(reporter)
+        os.environ[VERSIONS_VARIABLE] = str(work)
+        os.environ[AGENT_VARIABLE] = str(os.getpid())
+        for variable in _THREAD_VARIABLES:
+            os.environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // options.processes)))
+        config = Config(
+            "deploy.serving.app:make_app",
+            factory=True,
+            workers=options.processes,
+            backlog=_BACKLOG,
+            access_log=False,
+            log_config=None,
+            lifespan="on",
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+        stop = refresher.start(options.refresh_seconds) if options.refresh_seconds else lambda: None
+        host, port = listener.getsockname()[:2]
+        shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared with, not bound to
+        on_listening(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/")
+        try:
+            Multiprocess(config, target=Server(config=config).run, sockets=[listener]).run()
+        finally:
+            stop()
+
+
+@contextmanager
+def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """Bind a socket, so that an address in use is reported at once; nobody can connect before a process listens.
+
+    Raises:
+        InputError: it cannot be bound.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"--port: cannot listen on {host}:{port}: {error.strerror or error}; name another port, or 0 for a free one"
+        ) from error
+    with listener:
+        listener.set_inheritable(True)
+        yield listener
+
+
+@contextmanager
+def _working_folder(work: Path | None) -> Iterator[Path]:
+    """Create a folder for versions and metrics, in ``work`` or the system's temporary folder; delete it at the end."""
+    try:
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="crossfade-serve-", dir=work))
+    except OSError as error:
+        raise InputError(f"--work-dir {work}: cannot be written: {error.strerror}") from error
+    try:
+        (folder / _METRICS).mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,251 @@
+"""The serve command: routes, limits, versions that are swapped under load, processes, signals, and rejected input."""
+
+import http.client
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cluster_data import GENRES, TRACKS, write_job, write_planted
+from command_here import crossfade_here
+from error_table import documented
+from running_command import succeeded
+from serving import RunningServer, running_server
+from waiting import wait_until
+
+from deploy.serving.middleware import MAX_BODY_BYTES
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serve")
+    data = write_planted(folder / "data", named=True, tracks=TRACKS + 1)
+    write_job(folder / "job.yaml", data, train={"epochs": 4})
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    lines = "".join(f"{5000 + row},g{row % GENRES}\n" for row in range(TRACKS))
+    (folder / "songs.csv").write_text(f"track,genre\n{lines}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(workspace: Path) -> Iterator[RunningServer]:
+    with running_server("run", "--metadata", "songs.csv", "--processes", 2, cwd=workspace) as running:
+        yield running
+
+
+def recommended(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
+    """Return what ``crossfade recommend`` prints."""
+    printed = succeeded(crossfade_here("recommend", "run", *arguments, "--json", cwd=workspace)).stdout
+    return [
+        {"id": item["track"], "name": item["name"], "score": item["score"]}
+        for item in json.loads(printed)[0]["recommendations"]
+    ]
+
+
+def test_recommendations_are_those_of_the_command(workspace: Path, server: RunningServer) -> None:
+    status, found = server.get("recommend", id="c010", count=5)
+    assert (status, found["version"]) == (200, "000001")
+    assert found["result"] == {
+        "id": "c010",
+        "name": None,
+        "items": recommended(workspace, "--customer", "c010", "-k", 5),
+        "error": None,
+    }
+    body = {"ids": ["c011", "c010"], "count": 5, "where": "genre <> 'g0'", "max_per": {"genre": 2}}
+    status, both = server.post("recommend", body)
+    assert status == 200
+    options = ("-k", 5, "--where", "genre <> 'g0'", "--metadata", "songs.csv", "--max-per", "genre=2")
+    assert [result["items"] for result in both["results"]] == [
+        recommended(workspace, "--customer", customer, *options) for customer in ("c011", "c010")
+    ]
+    assert server.post("invocations", body) == (200, both)
+
+
+def test_new_customers_get_recommendations_by_history(workspace: Path, server: RunningServer) -> None:
+    history = [{"id": "genre 3 song 8"}, {"id": 5013, "weight": 1.0}, {"id": "unknown"}]
+    status, found = server.post("recommend", {"histories": [history], "count": 4})
+    assert status == 200
+    assert found["results"][0]["items"] == recommended(workspace, "--history", "5008", "5013", "-k", 4)
+
+
+def test_similar_rows_vectors_and_search(workspace: Path, server: RunningServer) -> None:
+    status, found = server.get("similar", id="Genre 2 Song 7", count=4)
+    printed = succeeded(crossfade_here("similar", "run", "5007", "-k", 4, "--json", cwd=workspace)).stdout
+    neighbors = [(each["track"], each["name"]) for each in json.loads(printed)[0]["neighbors"]]
+    assert status == 200
+    assert [(item["id"], item["name"]) for item in found["result"]["items"]] == neighbors
+    assert server.post("similar", {"ids": [5007], "count": 4})[1]["results"] == [found["result"]]
+    status, vectors = server.get("vector", id=["c010", "c011"], entity="customer")
+    assert (status, vectors["score"], len(vectors["vectors"][1]["vector"])) == (200, "cosine", 8)
+    assert server.get("search", text="song 19", count=3)[1]["rows"] == [
+        {"id": 5000 + row, "name": f"Genre {row % GENRES} Song {row}"} for row in (19, 190, 191)
+    ]
+    status, model = server.get("model")
+    assert (status, model["columns"], model["entities"]["customer"]["rows"]) == (200, ["id", "name", "count", "genre"], 300)
+
+
+def test_unknown_rows_are_named(server: RunningServer) -> None:
+    assert server.get("recommend", id="c999") == (404, {"detail": "there is no customer with the ID or name 'c999'"})
+    untrained = f"track '{5000 + TRACKS}' has no interaction of positive weight in train, so its vector is not trained"
+    assert server.get("similar", id=5000 + TRACKS) == (404, {"detail": untrained})
+    status, found = server.post("recommend", {"ids": ["c999", "c010"], "count": 2})
+    assert (status, [len(result["items"]) for result in found["results"]]) == (200, [0, 2])
+    assert found["results"][0]["error"] == "there is no customer with the ID or name 'c999'"
+    assert server.get("vector", id=1, entity="song") == (
+        404,
+        {"detail": "there is no entity 'song'; expected customer or track"},
+    )
+
+
+def test_invalid_requests_are_rejected(server: RunningServer) -> None:
+    for route, body, status, message in (
+        ("recommend", {"ids": []}, 422, "expected ids or histories"),
+        ("recommend", {"ids": ["c010"], "count": 0}, 422, "greater than or equal to 1"),
+        ("recommend", {"ids": ["c010"], "where": "year > 1990"}, 400, "the columns are id, name, count, genre"),
+        ("recommend", {"ids": ["c010"], "allow": ["none"]}, 400, "allow: none of 1 IDs is one of track"),
+        ("recommend", {"histories": [[{"id": "none"}]]}, 400, "none of 1 items is a track, such as none"),
+        ("recommend", {"ids": ["c010"], "k": 5}, 422, "Extra inputs are not permitted"),
+        ("recommend", b"{", 422, "JSON decode error"),
+        ("similar", {"ids": ["c010"], "entity": "customer"}, 400, "neighbors of 'customer' are not served"),
+    ):
+        found, answer = server.post(route, body)
+        assert (found, message in json.dumps(answer)) == (status, True), answer
+    assert server.post("recommend", b" " * (MAX_BODY_BYTES + 1))[0] == 413
+
+
+def test_metrics_are_of_all_processes(server: RunningServer) -> None:
+    name = 'crossfade_serve_requests_total{route="/model",status="200"}'
+    before = server.metric(name)
+    for _ in range(20):  # a new connection each, which any process may accept
+        assert server.get("model")[0] == 200
+    assert server.metric(name) == before + 20
+    assert server.metric('crossfade_serve_request_seconds_count{route="/model"}') == before + 20
+    assert server.metric("crossfade_serve_version") == 1
+    assert server.metric('crossfade_serve_refreshes_total{result="success"}') == 1
+
+
+def test_documentation_needs_no_other_host(server: RunningServer) -> None:
+    page = server.text("docs")
+    assert "https://" not in page
+    assert server.get("openapi.json")[1]["info"]["title"] == "Crossfade"
+
+
+class Load:
+    """Sends requests without pause, by one connection, until it is stopped."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(url.split("/")[2])
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.versions: list[str] = []
+        self.failures: list[str] = []
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._connection.request("GET", "/recommend?id=c010")
+                response = self._connection.getresponse()
+                body = json.loads(response.read())
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(repr(error))
+                return
+            if response.status == 200:
+                self.versions.append(body["version"])
+            else:
+                self.failures.append(f"{response.status}: {body}")
+
+    def __enter__(self) -> "Load":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._connection.close()
+
+
+def test_newer_model_is_swapped_in_without_a_failure(workspace: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train = ("train", workspace / "job.yaml", "--run-dir", run)
+    succeeded(crossfade_here(*train, cwd=workspace))
+    with running_server(run, "--refresh", 0.1, cwd=workspace) as server, Load(server.url) as load:
+        wait_until(lambda: "000001" in load.versions, 30, "the first version answers")
+        for number in (2, 3):
+            seed = ("--set", f"train.seed={number}")
+            # Written elsewhere and moved, as a job does.
+            succeeded(crossfade_here(*train[:3], tmp_path / f"run-{number}", *seed, cwd=workspace))
+            (run / "embeddings").rename(tmp_path / f"old-{number}")
+            (tmp_path / f"run-{number}" / "embeddings").rename(run / "embeddings")
+            wait_until(lambda name=f"{number:06d}": name in load.versions, 30, f"version {number} answers")
+        status, _ = server.get("recommend", id="c010")
+        assert status == 200
+        versions = sorted(path.name for path in work_folder(server).glob("0*"))
+        assert versions[-1] == "000003"
+        assert len(versions) <= 3
+        (run / "embeddings" / "track" / "rows-000000000000.parquet").write_bytes(b"no Parquet")
+        failed = 'crossfade_serve_refreshes_total{result="failure"}'
+        wait_until(lambda: server.metric(failed) > 0, 30, "a version cannot be written")
+        assert server.get("recommend", id="c010")[0] == 200
+    assert load.failures == []
+    assert load.versions == sorted(load.versions)
+
+
+def work_folder(server: RunningServer) -> Path:
+    """Return the working folder of the server, which its processes have in their environment."""
+    [child, *_] = [
+        process
+        for process in psutil.Process(server.command.process.pid).children(recursive=True)
+        if "CROSSFADE_SERVE_VERSIONS" in process.environ()
+    ]
+    return Path(child.environ()["CROSSFADE_SERVE_VERSIONS"])
+
+
+def test_signal_ends_all_processes_after_the_last_request(workspace: Path, tmp_path: Path) -> None:
+    with running_server("run", "--work-dir", tmp_path / "work", cwd=workspace) as server:
+        server.command.process.send_signal(signal.SIGTERM)
+        result = server.command.finish()
+        assert (result.returncode, result.stdout) == (0, "")
+        assert server.command.mark.processes() == []
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_killed_process_is_replaced_and_none_survives_the_first(workspace: Path) -> None:
+    with running_server("run", cwd=workspace) as server:
+        def answering() -> list[psutil.Process]:
+            return [each for each in server.command.mark.processes() if "spawn_main" in " ".join(each.cmdline())]
+
+        [process] = answering()
+        process.kill()
+        wait_until(lambda: answering() and answering() != [process], 30, "another process starts")
+        wait_until(lambda: healthy(server), 30, "it answers")
+        server.command.process.kill()
+        server.command.process.wait()
+        wait_until(lambda: server.command.mark.processes() == [], 30, "its processes end")
+
+
+def healthy(server: RunningServer) -> bool:
+    try:
+        return server.get("healthz")[0] == 200
+    except OSError:
+        return False
+
+
+def rejected(cause: str, *arguments: object, cwd: Path) -> None:
+    result = crossfade_here("serve", *arguments, cwd=cwd)
+    assert result.stdout == ""
+    documented(cause, result.stderr.splitlines()[-1].removeprefix("crossfade: error: "), result.returncode)
+
+
+def test_invalid_options_are_rejected(workspace: Path, server: RunningServer) -> None:
+    rejected("a model to serve that is not named", cwd=workspace)
+    rejected("a refresh interval below 0", "run", "--refresh", "-1", cwd=workspace)
+    rejected("--metadata-id without --metadata", "run", "--metadata-id", "x", cwd=workspace)
+    used = server.url.split(":")[2].rstrip("/")
+    rejected("a port of the server in use", "run", "--port", used, cwd=workspace)
+    rejected("a working folder that cannot be written", "run", "--work-dir", "job.yaml", "--port", 0, cwd=workspace)

@@ -1,0 +1,75 @@
+"""A running ``crossfade serve``, and requests to it."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from running_command import RunningCommand, started
+from waiting import wait_until
+
+START_SECONDS = 60.0
+Answer = tuple[int, Any]
+"""A status and a body of JSON."""
+
+
+class RunningServer:
+    """A server that listens."""
+
+    def __init__(self, command: RunningCommand, url: str) -> None:
+        self.command = command
+        self.url = url
+
+    def get(self, route: str, **parameters: Any) -> Answer:
+        """Send a GET request."""
+        return self._send(urllib.request.Request(f"{self.url}{route}?{urlencode(parameters, doseq=True)}"))
+
+    def post(self, route: str, body: Any) -> Answer:
+        """Send a POST request with ``body`` as JSON, or as it is if it is bytes."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        return self._send(urllib.request.Request(f"{self.url}{route}", data, headers))
+
+    def text(self, route: str) -> str:
+        """Return the body of a GET request as text."""
+        with urllib.request.urlopen(f"{self.url}{route}") as response:
+            return str(response.read().decode())
+
+    def metric(self, name: str) -> float:
+        """Return the value of the metric ``name``, with its labels, on /metrics; 0 if there is none."""
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self.text("metrics"), re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def _send(self, request: urllib.request.Request) -> Answer:
+        try:
+            with urllib.request.urlopen(request) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+
+@contextmanager
+def running_server(source: object, *options: object, cwd: Path) -> Iterator[RunningServer]:
+    """Serve ``source`` at a free port until the block ends."""
+    with started("serve", source, "--port", 0, *options, cwd=cwd) as command:
+        assert command.process.stdout is not None
+        line = command.process.stdout.readline()
+        found = re.fullmatch(r"serving .*: (http://127\.0\.0\.1:\d+/)\n", line)
+        if found is None:
+            raise AssertionError(f"expected the address, but found {line!r}\n{command.finish().stderr}")
+        server = RunningServer(command, found[1])
+        wait_until(lambda: _answers(server), START_SECONDS, "the server answers")
+        yield server
+
+
+def _answers(server: RunningServer) -> bool:
+    try:
+        return server.get("healthz")[0] == 200
+    except OSError:
+        return False

@@ -1,0 +1,59 @@
+"""Names: IDs of both types and names are found, labeled and searched, without regard to case and accents."""
+
+from pathlib import Path
+
+import pytest
+from cluster_data import write_vocabulary
+
+from kvstore.io.folder import Folder
+from trainer.data.manifest import DatasetManifest
+from trainer.data.reporter import NullReporter
+from trainer.data.vocabulary import Vocabulary
+from trainer.recommend.row_names import RowLabel
+from trainer.serving.names import Names, fold, write_names
+
+ARTISTS = ["Radiohead", "Björk", "bjork", "The Beatles", "Beat Happening", "Radio 4", "BJÖRK", "99"]
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Names:
+    entities = {
+        "artist": write_vocabulary(tmp_path, "artist", [70, 71, 72, 73, 74, 75, 76, 99], names=ARTISTS),
+        "listener": write_vocabulary(tmp_path, "listener", ["7", "x y", "-1"]),
+    }
+    manifest = DatasetManifest(query="listener", item="artist", entities=entities, splits={})
+    vocabularies = {name: Vocabulary(Folder(tmp_path), manifest, name) for name in entities}
+    write_names(vocabularies, tmp_path / "names.sqlite", NullReporter())
+    return Names(tmp_path / "names.sqlite")
+
+
+def test_rows_are_found_by_id_before_name(names: Names) -> None:
+    assert [names.find("artist", text) for text in ("72", "99", "77", "-5", "9" * 30)] == [2, 7, None, None, None]
+    assert [names.find("listener", text) for text in ("7", "x y", "-1", "X Y")] == [0, 1, 2, None]
+
+
+def test_exact_name_is_preferred_to_one_without_accents(names: Names) -> None:
+    assert [names.find("artist", text) for text in ("björk", "BJORK", "radiohead", "bjôrk")] == [1, 2, 0, 1]
+    assert names.find("artist", "Portishead") is None
+
+
+def test_labels_have_the_ids_types(names: Names) -> None:
+    assert names.labels("artist", [3, 1, 3]) == {3: RowLabel(73, "The Beatles"), 1: RowLabel(71, "Björk")}
+    assert names.labels("listener", [2]) == {2: RowLabel("-1", None)}
+    assert names.labels("artist", []) == {}
+
+
+def test_search_finds_words_by_their_first_letters(names: Names) -> None:
+    assert names.search("artist", "beat", 10) == [3, 4]
+    assert names.search("artist", "radio", 10) == [0, 5]
+    assert names.search("artist", "radio 4", 10) == [5]
+    assert names.search("artist", "beatles THE", 10) == [3]
+    assert names.search("artist", "BJÖRK", 2) == [1, 2]
+    assert names.search("artist", "radio", 1) == [0]
+    assert names.search("artist", '"\'*:^) OR', 10) == []
+    assert names.search("listener", "x y", 10) == [1]
+    assert names.search("listener", "x", 10) == []
+
+
+def test_folding_removes_accents_and_case() -> None:
+    assert fold("Sigur RÓS ﬀ") == "sigur ros ff"

@@ -1,0 +1,203 @@
+"""Served models: the same results as the commands, exactly and by an index, from copies that need nothing else."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from cluster_data import CUSTOMERS, GENRES, TRACKS, write_job, write_planted
+from command_here import crossfade_here
+from running_command import succeeded
+
+from kvstore.arrays import IntArray
+from kvstore.errors import InputError
+from trainer.data.reporter import NullReporter
+from trainer.recommend.candidates import FilterOptions
+from trainer.recommend.history import Histories, load_histories
+from trainer.recommend.metadata_table import MetadataFile
+from trainer.recommend.recommender import ALL_SPLITS, Recommender, RecommendOptions
+from trainer.recommend.similar import similar_rows
+from trainer.recommend.trained_model import TrainedModel, with_trained_model
+from trainer.data.reader import InteractionReader
+from trainer.serving import served_metadata
+from trainer.serving.served_model import RankingOptions, ServedModel
+from trainer.serving.version_folder import VersionOptions, write_version
+
+Result = TypeVar("Result")
+EVERYONE = np.arange(CUSTOMERS)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on planted data with dot products, whose neighbors differ from those by cosine."""
+    folder = tmp_path_factory.mktemp("serving")
+    write_job(
+        folder / "job.yaml",
+        write_planted(folder / "data", named=True, tracks=TRACKS + 1),
+        model={"dim": 8, "temperature": 1.0, "score": "dot"},
+        train={"epochs": 4},
+    )
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
+    lines = "".join(f"{5000 + row},g{row % GENRES}\n" for row in range(TRACKS))
+    (folder / "songs.csv").write_text(f"track,genre\n{lines}", encoding="utf-8")
+    return folder
+
+
+def use(workspace: Path, function: Callable[[TrainedModel], Result]) -> Result:
+    return with_trained_model(str(workspace / "run"), None, print, function)
+
+
+@pytest.fixture(scope="module")
+def served(workspace: Path) -> Iterator[ServedModel]:
+    """Serve a copy that ranks exactly, with metadata of the tracks."""
+    options = VersionOptions(MetadataFile(str(workspace / "songs.csv")), index_from=None)
+    use(workspace, lambda model: write_version(model, workspace / "version", options, NullReporter()))
+    with closing(ServedModel(workspace / "version")) as opened:
+        yield opened
+
+
+def test_recommendations_are_those_of_the_command(workspace: Path, served: ServedModel) -> None:
+    options = RecommendOptions(count=7)
+    expected = use(workspace, lambda model: Recommender(model, options, NullReporter()).for_rows(EVERYONE))
+    rows_QK, scores_QK = served.recommend(EVERYONE, RankingOptions(count=7))
+    np.testing.assert_array_equal(rows_QK, expected.item_QK)
+    np.testing.assert_array_equal(scores_QK, expected.score_QK)
+
+
+def test_damping_and_filters_are_those_of_the_command(workspace: Path, served: ServedModel) -> None:
+    where = "genre <> 'g0' AND id > 5020"
+    filters = FilterOptions(where, MetadataFile(str(workspace / "songs.csv")), max_per=("genre", 2))
+    options = RecommendOptions(6, popularity_damping=0.7, filters=filters)
+    expected = use(workspace, lambda model: Recommender(model, options, NullReporter()).for_rows(EVERYONE))
+    found = RankingOptions(6, where=where, max_per=("genre", 2), popularity_damping=0.7)
+    np.testing.assert_array_equal(served.recommend(EVERYONE, found)[0], expected.item_QK)
+
+
+def test_known_items_are_left_out_unless_they_are_wanted(served: ServedModel) -> None:
+    histories = served.histories.load(EVERYONE)
+    for exclude_known in (True, False):
+        rows_QK, _ = served.recommend(EVERYONE, RankingOptions(TRACKS, exclude_known=exclude_known))
+        known = [
+            np.isin(rows_K, histories.lists.items_N[slice(*histories.lists.starts_Q1[query : query + 2])]).any()
+            for query, rows_K in enumerate(rows_QK)
+        ]
+        assert any(known) != exclude_known
+        assert all(known) != exclude_known
+
+
+def test_allow_and_deny_lists_hold_with_exclusions(served: ServedModel) -> None:
+    everything, _ = served.recommend(EVERYONE, RankingOptions(TRACKS))
+    allow, deny = np.arange(3, TRACKS, 4), np.arange(0, TRACKS, 3)
+    options = RankingOptions(5, allow=allow, deny=deny, max_per=("genre", 2))
+    rows_QK, scores_QK = served.recommend(EVERYONE, options)
+    genre_R = np.arange(TRACKS + 1) % GENRES
+    for rows_K, ranked_K in zip(rows_QK, everything, strict=True):
+        left = [row for row in ranked_K if row in set(allow) - set(deny) and row >= 0]
+        expected: list[int] = []
+        for row in left:
+            if sum(genre_R[other] == genre_R[row] for other in expected) < 2 and len(expected) < 5:
+                expected.append(row)
+        assert [row for row in rows_K if row >= 0] == expected
+    assert (np.diff(scores_QK, axis=1)[np.isfinite(scores_QK[:, 1:])] <= 0).all()
+
+
+def test_similar_rows_are_those_of_the_command(workspace: Path, served: ServedModel) -> None:
+    rows_Q = np.array([9, 2, 100])
+    expected = use(workspace, lambda model: similar_rows(model, "track", rows_Q, 6, FilterOptions()))
+    found = served.similar("track", rows_Q, RankingOptions(6))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_new_customers_are_folded_in_as_by_the_command(workspace: Path, served: ServedModel) -> None:
+    items, weights = [np.array([8, 13]), np.array([1])], [np.ones(2, np.float32), np.ones(1, np.float32)]
+    histories = served.make_histories(items, weights)
+    options = RecommendOptions(count=5)
+    expected = use(workspace, lambda model: Recommender(model, options, NullReporter()).for_histories(histories))
+    rows_QK, _ = served.recommend_to_histories(histories, RankingOptions(5))
+    np.testing.assert_array_equal(rows_QK, expected.item_QK)
+
+
+def test_histories_are_those_of_the_dataset(workspace: Path, served: ServedModel) -> None:
+    def load(model: TrainedModel) -> None:
+        with closing(InteractionReader(model.data, model.manifest)) as reader:
+            expected = load_histories(reader, model.manifest, ALL_SPLITS, EVERYONE, NullReporter())
+        found = served.histories.load(EVERYONE)
+        np.testing.assert_array_equal(found.lists.starts_Q1, expected.lists.starts_Q1)
+        np.testing.assert_array_equal(found.lists.items_N, expected.lists.items_N)
+        np.testing.assert_array_equal(found.weight_N, expected.weight_N)
+        np.testing.assert_array_equal(served.histories.load(np.array([7, 3])).lists.items_N[:2], _items(expected, 7)[:2])
+
+    use(workspace, load)
+
+
+def _items(histories: Histories, query: int) -> IntArray:
+    return histories.lists.items_N[slice(*histories.lists.starts_Q1[query : query + 2])]
+
+
+@pytest.fixture(scope="module")
+def indexed(workspace: Path) -> Iterator[ServedModel]:
+    """Serve a copy with an index for each score, which scans enough lists to find everything."""
+    options = VersionOptions(index_from=1, recall=1.0)
+    use(workspace, lambda model: write_version(model, workspace / "indexed", options, NullReporter()))
+    with closing(ServedModel(workspace / "indexed")) as opened:
+        yield opened
+
+
+def test_indexes_of_both_scores_find_what_exact_ranking_does(served: ServedModel, indexed: ServedModel) -> None:
+    assert indexed.card.indexes == ["dot", "cosine"]
+    options = RankingOptions(5)
+    assert indexed.is_quick("track", "dot", options)
+    assert not served.is_quick("track", "dot", options)
+    assert not indexed.is_quick("track", "dot", RankingOptions(5, where="id > 5020"))
+    np.testing.assert_array_equal(indexed.recommend(EVERYONE, options)[0], served.recommend(EVERYONE, options)[0])
+    rows_Q = np.arange(0, TRACKS, 7)
+    found = indexed.similar("track", rows_Q, options)
+    np.testing.assert_array_equal(found[0], served.similar("track", rows_Q, options)[0])
+    damped = RankingOptions(5, popularity_damping=0.5)
+    np.testing.assert_array_equal(indexed.recommend(EVERYONE, damped)[0], served.recommend(EVERYONE, damped)[0])
+
+
+def test_version_needs_neither_run_nor_dataset(workspace: Path, tmp_path: Path, indexed: ServedModel) -> None:
+    expected = indexed.recommend(EVERYONE, RankingOptions(5))
+    moved = Path(shutil.copytree(workspace / "indexed", tmp_path / "moved"))
+    for hidden in ("run", "data"):
+        (workspace / hidden).rename(workspace / f"hidden-{hidden}")
+    try:
+        with closing(ServedModel(moved)) as opened:
+            np.testing.assert_array_equal(opened.recommend(EVERYONE, RankingOptions(5))[0], expected[0])
+            opened.metadata.rows_where("count > 3")
+            opened.recommend_to_histories(opened.make_histories([np.array([1])], [np.ones(1, np.float32)]), RankingOptions(2))
+    finally:
+        for hidden in ("run", "data"):
+            (workspace / f"hidden-{hidden}").rename(workspace / hidden)
+
+
+def test_conditions_are_limited(served: ServedModel, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_metadata, "MAX_SECONDS", 0.3)
+    endless = "(SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7) > id"
+    with pytest.raises(InputError, match=r"took longer than 0\.3 seconds"):
+        served.metadata.rows_where(endless)
+    with pytest.raises(InputError, match="Out of Memory"):
+        served.metadata.rows_where("(SELECT length(string_agg(i::VARCHAR || repeat('x', 1000))) FROM range(2000000) t(i)) > id")
+    for forbidden in (
+        f"(SELECT count(*) FROM read_csv('{workspace / 'songs.csv'}')) > 0",
+        "(SELECT count(*) FROM glob('/etc/*')) > 0",
+        "true); DROP TABLE items; SELECT (1",
+    ):
+        with pytest.raises(InputError, match="where"):
+            served.metadata.rows_where(forbidden)
+    assert served.metadata.rows_where("genre = 'g1'").sum() == TRACKS / GENRES
+
+
+def test_conditions_and_columns_that_are_invalid_are_named(served: ServedModel) -> None:
+    for options, message in (
+        (RankingOptions(where="year > 1990"), r"where year > 1990: .*; the columns are id, name, count, genre"),
+        (RankingOptions(where="id > 9999"), "where id > 9999: leaves no track"),
+        (RankingOptions(max_per=("artist", 2)), "there is no column 'artist' to group by"),
+    ):
+        with pytest.raises(InputError, match=message):
+            served.recommend(EVERYONE[:1], options)

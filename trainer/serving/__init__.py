@@ -1,0 +1,1 @@
+"""What an HTTP server needs to answer with a trained model: versions of it, laid out for random access."""

@@ -1,0 +1,166 @@
+"""IDs and names of all rows in an SQLite database: found, labeled and searched in microseconds.
+
+    write_names({"artist": model.vocabulary("artist")}, folder / "names.sqlite", reporter)
+    names = Names(folder / "names.sqlite")
+    names.find("artist", "radiohead")               # 7
+    names.search("artist", "radio", limit=10)       # [7, 212, ...]
+
+Each entity has a table, in the order of rows: row, id, name, and the name without accents and case.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from trainer.data.reporter import ProgressReporter
+from trainer.data.vocabulary import Vocabulary
+from trainer.recommend.row_names import RowLabel
+
+_SAME_NAME = 64
+"""Rows compared with a name that several rows have without accents and case."""
+_MAX_INTEGER = 2**63
+
+
+def write_names(vocabularies: Mapping[str, Vocabulary], path: Path, reporter: ProgressReporter) -> None:
+    """Write the IDs and names of ``vocabularies`` to ``path``; rows without an ID are left out.
+
+    Raises:
+        InputError: a vocabulary cannot be read.
+        OSError: ``path`` cannot be written.
+    """
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("CREATE TABLE entities (name TEXT PRIMARY KEY, number INTEGER, has_names INTEGER)")
+        for number, (entity, vocabulary) in enumerate(vocabularies.items()):
+            has_names = "name" in vocabulary.columns
+            connection.execute("INSERT INTO entities VALUES (?, ?, ?)", (entity, number, has_names))
+            reporter.phase(f"names of {entity}", vocabulary.rows, "row")
+            _write_table(connection, number, vocabulary, reporter)
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from error
+    finally:
+        connection.close()
+
+
+def _write_table(
+    connection: sqlite3.Connection, number: int, vocabulary: Vocabulary, reporter: ProgressReporter
+) -> None:
+    has_names = "name" in vocabulary.columns
+    connection.execute(f"CREATE TABLE rows_{number:d} (row INTEGER PRIMARY KEY, id, name TEXT, folded TEXT)")
+    connection.execute("BEGIN")
+    for table in vocabulary.iter_tables():
+        rows, ids = table.column("row").to_pylist(), table.column("id").to_pylist()
+        names = table.column("name").to_pylist() if has_names else [None] * len(rows)
+        connection.executemany(
+            f"INSERT INTO rows_{number:d} VALUES (?, ?, ?, ?)",  # noqa: S608 - a number
+            (
+                (row, id, name, None if name is None else fold(name))
+                for row, id, name in zip(rows, ids, names, strict=True)
+                if id is not None
+            ),
+        )
+        reporter.advance(len(rows))
+    connection.execute("COMMIT")
+    connection.execute(f"CREATE INDEX ids_{number:d} ON rows_{number:d} (id)")
+    if has_names:
+        connection.execute(f"CREATE INDEX names_{number:d} ON rows_{number:d} (folded)")
+        # Words of the names, which matches list in the order of rows, the most frequent first.
+        connection.execute(
+            f"CREATE VIRTUAL TABLE words_{number:d} USING fts5("
+            f"folded, content = 'rows_{number:d}', content_rowid = 'row', detail = none, prefix = '1 2 3')"
+        )
+        connection.execute(f"INSERT INTO words_{number:d} (words_{number:d}) VALUES ('rebuild')")
+
+
+def fold(text: str) -> str:
+    """Return ``text`` without accents and case, to compare names."""
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+
+
+class Names:
+    """IDs and names, read by any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open what ``write_names`` has written to ``path``."""
+        self._uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+        self._local = threading.local()
+        found = self._connection().execute("SELECT name, number, has_names FROM entities").fetchall()
+        self._numbers = {name: number for name, number, _ in found}
+        self._named = {name for name, _, has_names in found if has_names}
+
+    def find(self, entity: str, text: str) -> int | None:
+        """Return the row with this ID or else the first, which is the most frequent, of this name; None: there is none.
+
+        Names are compared without regard to case and accents, but the exact one is preferred.
+        """
+        number, connection = self._numbers[entity], self._connection()
+        ids = [text]
+        if text.removeprefix("-").isdecimal() and abs(int(text)) < _MAX_INTEGER:
+            ids.append(int(text))  # type: ignore[arg-type]
+        marks = ", ".join("?" * len(ids))
+        found = connection.execute(f"SELECT row FROM rows_{number:d} WHERE id IN ({marks}) LIMIT 1", ids).fetchone()  # noqa: S608
+        if found is not None:
+            return int(found[0])
+        if entity not in self._named:
+            return None
+        same = connection.execute(
+            f"SELECT row, name FROM rows_{number:d} WHERE folded = ? ORDER BY row LIMIT {_SAME_NAME}",  # noqa: S608
+            [fold(text)],
+        ).fetchall()
+        exact = [row for row, name in same if name.lower() == text.lower()]
+        return exact[0] if exact else same[0][0] if same else None
+
+    def labels(self, entity: str, rows: Sequence[int]) -> dict[int, RowLabel]:
+        """Return the labels of ``rows``, in any order; rows without an ID are left out."""
+        number = self._numbers[entity]
+        if not rows:
+            return {}
+        # A list as JSON, so that the statement does not depend on the number of rows.
+        found = self._connection().execute(
+            f"SELECT row, id, name FROM json_each(?) JOIN rows_{number:d} ON row = value",  # noqa: S608
+            [json.dumps(list(map(int, rows)))],
+        )
+        return {row: RowLabel(id, name) for row, id, name in found}
+
+    def search(self, entity: str, text: str, limit: int) -> list[int]:
+        """Return at most ``limit`` rows whose names have words that begin as the words of ``text``.
+
+        The row whose name is ``text`` comes first, then the most frequent ones. Without names, only IDs are found.
+        """
+        exact = self.find(entity, text)
+        rows = [] if exact is None else [exact]
+        words = list(_words(fold(text)))
+        if entity in self._named and words:
+            number = self._numbers[entity]
+            query = " AND ".join(f'"{word}" *' for word in words)
+            found = self._connection().execute(
+                f"SELECT rowid FROM words_{number:d} WHERE words_{number:d} MATCH ? ORDER BY rowid LIMIT ?",  # noqa: S608
+                [query, limit],
+            )
+            rows += [row for (row,) in found if row != exact]
+        return rows[:limit]
+
+    def _connection(self) -> sqlite3.Connection:
+        if not hasattr(self._local, "connection"):
+            self._local.connection = sqlite3.connect(self._uri, uri=True)
+        connection: sqlite3.Connection = self._local.connection
+        return connection
+
+
+def _words(text: str) -> Iterator[str]:
+    """Yield the words of ``text`` as the index divides names: letters and digits."""
+    word = ""
+    for letter in f"{text} ":
+        if letter.isalnum():
+            word += letter
+        elif word:
+            yield word
+            word = ""

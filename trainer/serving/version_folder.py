@@ -1,0 +1,204 @@
+"""Versions of a trained model: copies of all that requests read, in files that are mapped into memory.
+
+    card = write_version(model, folder, VersionOptions(), reporter)
+    with closing(ServedModel(folder)) as served: ...            # served_model.py
+
+    VERSION/version.json            VersionCard
+    VERSION/job.yaml                the job that trained it
+    VERSION/data/                   the dataset's manifest, vocabularies and features, without its interactions
+    VERSION/vectors/ENTITY.npy      float32 (R, D)
+    VERSION/names.sqlite            IDs and names (names.py)
+    VERSION/histories/              the items of each query (mapped_histories.py)
+    VERSION/metadata.duckdb         columns of the items, for filters (served_metadata.py)
+    VERSION/index-METRIC/           an index of the items, as of 'crossfade index', if there are many
+
+A version is complete in itself: it is served without the run, its checkpoints, or S3. Memory does not grow with the
+tables while it is written.
+
+Shapes: R rows, N rows of a part, D columns.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from kvstore.arrays import FloatArray, IntArray
+from kvstore.errors import InputError
+from kvstore.io.folder import Folder
+from kvstore.io.storage_errors import translate_storage_errors
+from kvstore.store import TableSpec
+from trainer.config.loading import make_job
+from trainer.config.model_sections import ScoreKind
+from trainer.data.manifest import FILE_NAME, DataFile, DatasetManifest, manifest_bytes, read_manifest
+from trainer.data.reporter import ProgressReporter
+from trainer.embeddings.files import GROUP_ROWS, VectorSource
+from trainer.model.spec import make_model
+from trainer.recommend.index_build import IndexRequest, build_index
+from trainer.recommend.metadata_table import MetadataFile, write_metadata
+from trainer.recommend.trained_model import TrainedModel
+from trainer.runs.folder import JOB_FILE
+from trainer.serving.mapped_histories import write_histories
+from trainer.serving.names import write_names
+
+CARD_FILE, DATA, VECTORS = "version.json", "data", "vectors"
+NAMES, HISTORIES, METADATA = "names.sqlite", "histories", "metadata.duckdb"
+_COPY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class VersionOptions:
+    """What a version has in addition to the model.
+
+    Attributes:
+        metadata: a file with further columns of items, for filters.
+        index_from: number of items from which requests search an index; None: they always rank exactly.
+        recall: the recall@100 that the index must reach.
+    """
+
+    metadata: MetadataFile | None = None
+    index_from: int | None = 50_000
+    recall: float = 0.95
+
+
+class VersionCard(BaseModel):
+    """What a version was copied from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["crossfade-version"] = "crossfade-version"
+    version: Literal[1] = 1
+    model: str
+    fingerprint: str
+    job: str
+    score: ScoreKind
+    date: str
+    has_metadata: bool
+    indexes: list[ScoreKind]
+    """The metrics that an index of the items searches by."""
+
+
+def index_folder(folder: Path, metric: ScoreKind) -> Path:
+    """Return the folder of the index that searches by ``metric``, in the version ``folder``."""
+    return folder / f"index-{metric}"
+
+
+def write_version(model: TrainedModel, folder: Path, options: VersionOptions, reporter: ProgressReporter) -> VersionCard:
+    """Write a version of ``model`` into the new folder ``folder``; the card comes last and completes it.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+        InputError: the dataset or the metadata file cannot be read.
+        MissingExtraError: an index is needed, and FAISS is not installed.
+        OSError: ``folder`` cannot be written.
+        StorageUnavailableError: storage does not answer.
+    """
+    folder.mkdir(parents=True)
+    data = _copy_dataset(model, folder / DATA, reporter)
+    (folder / JOB_FILE).write_text(model.job.to_yaml(), encoding="utf-8")
+    (folder / VECTORS).mkdir()
+    for table in model.spec.vectors:
+        _copy_vectors(model.vectors, table, folder / VECTORS / f"{table.name}.npy", reporter)
+    local = open_copy(folder, model.uri, model.fingerprint)
+    write_names({table.name: local.vocabulary(table.name) for table in model.spec.vectors}, folder / NAMES, reporter)
+    write_histories(model, folder / HISTORIES, reporter)
+    item = model.spec.item
+    write_metadata(data, local.manifest, item.name, options.metadata, folder / METADATA)
+    metrics: Sequence[ScoreKind] = []
+    if options.index_from is not None and item.rows >= options.index_from:
+        metrics = list(dict.fromkeys([model.job.model.score, "cosine"]))
+        for metric in metrics:
+            build_index(
+                local, IndexRequest(index_folder(folder, metric), item.name, metric, recall=options.recall), reporter
+            )
+    card = VersionCard(
+        model=model.uri,
+        fingerprint=model.fingerprint,
+        job=model.job.name,
+        score=model.job.model.score,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        has_metadata=options.metadata is not None,
+        indexes=list(metrics),
+    )
+    (folder / CARD_FILE).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def open_copy(folder: Path, uri: str, fingerprint: str) -> TrainedModel:
+    """Open the model whose job, dataset and vectors are in the version ``folder``.
+
+    ``uri`` and ``fingerprint`` are those of the model that it is a copy of.
+    """
+    job = make_job((folder / JOB_FILE).read_text(encoding="utf-8"), str(folder / JOB_FILE))
+    data = Folder(folder / DATA)
+    manifest = read_manifest(data)
+    vectors = MappedVectors(folder / VECTORS)
+    return TrainedModel(uri, job, make_model(job, manifest), data, manifest, vectors, fingerprint)
+
+
+class MappedVectors:
+    """Vectors in files that are mapped into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        """Map the files in ``folder``."""
+        self._vectors = {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in folder.glob("*.npy")}
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Return the vectors of ``rows_N``, int64, in any order: float32 (N, D)."""
+        vectors_ND: FloatArray = self._vectors[entity][rows_N]
+        return vectors_ND
+
+
+def _copy_dataset(model: TrainedModel, folder: Path, reporter: ProgressReporter) -> Folder:
+    """Copy the dataset without its interactions; reading the copy detects files that are corrupt."""
+    files = dataset_files(model.manifest)
+    reporter.phase("vocabularies", sum(file.bytes for file in files), "B")
+    for file in files:
+        path = folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with translate_storage_errors(f"{model.data.uri}/{file.path}"), path.open("wb") as copy:
+            source = model.data.open_input(file.path)
+            try:
+                _copy_bytes(source, copy, reporter)
+            finally:
+                source.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE_NAME).write_bytes(manifest_bytes(model.data))
+    return Folder(folder)
+
+
+def dataset_files(manifest: DatasetManifest) -> list[DataFile]:
+    """Return the files of vocabularies and features."""
+    features = [feature for some in manifest.features.values() for feature in some.values()]
+    return [file for part in [*manifest.entities.values(), *features] for file in part.files]
+
+
+def _copy_bytes(source: Any, copy: Any, reporter: ProgressReporter) -> None:
+    buffer = memoryview(bytearray(_COPY_BYTES))
+    while count := source.readinto(buffer):
+        copy.write(buffer[:count])
+        reporter.advance(count)
+
+
+def _copy_vectors(source: VectorSource, table: TableSpec, path: Path, reporter: ProgressReporter) -> None:
+    """Write the vectors of ``table`` to ``path``; the file system has room for them before the first is read."""
+    reporter.phase(f"vectors of {table.name}", table.rows, "row")
+    header = {"descr": "<f4", "fortran_order": False, "shape": (table.rows, table.dim)}
+    if shutil.disk_usage(path.parent).free < table.rows * table.dim * 4:
+        raise InputError(
+            f"{path.parent}: has no room for the vectors of {table.name}, {table.rows * table.dim * 4:,} bytes; name a "
+            "folder on a larger disk with --work-dir"
+        )
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_2_0(file, header)
+        for first in range(0, table.rows, GROUP_ROWS):
+            rows_N = np.arange(first, min(first + GROUP_ROWS, table.rows), dtype=np.int64)
+            source.vectors(table.name, rows_N).astype("<f4").tofile(file)
+            reporter.advance(len(rows_N))
