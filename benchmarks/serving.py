@@ -66,7 +66,9 @@ def main() -> None:
         use(run, runs[0])
         start = time.monotonic()
         with served(run) as url:
-            print(f"{items:,} items, {customers:,} customers: serving after {time.monotonic() - start:.0f} s", flush=True)
+            print(
+                f"{items:,} items, {customers:,} customers: serving after {time.monotonic() - start:.0f} s", flush=True
+            )
             if arguments.schemathesis is not None:
                 sys.exit(schemathesis(url, arguments.schemathesis))
             measure(url, arguments.rate, 10, customers)  # warm up
@@ -134,7 +136,20 @@ def swapping(run: Path, runs: list[Path], swaps: int, seconds: int) -> Iterator[
 @contextmanager
 def served(run: Path) -> Iterator[str]:
     """Serve ``run`` on the first core."""
-    words = ["taskset", "-c", "0", sys.executable, "-m", "crossfade", "serve", str(run), "--port", "0", "--refresh", "5"]
+    words = [
+        "taskset",
+        "-c",
+        "0",
+        sys.executable,
+        "-m",
+        "crossfade",
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--refresh",
+        "5",
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -169,9 +184,10 @@ def measure(url: str, rate: int, seconds: int, customers: int) -> dict[str, Any]
 
 def report(name: str, found: dict[str, Any]) -> None:
     """Print a measurement."""
+    errors = found["status"] + found["socket"]
     print(
-        f"{name}: {found['requests'] / found['seconds']:,.0f} requests/s, p50 {found['p50']} ms, p99 {found['p99']} ms, "
-        f"max {found['max']} ms, {found['requests']:,} requests, {found['status'] + found['socket']} errors",
+        f"{name}: {found['requests'] / found['seconds']:,.0f} requests/s, p50 {found['p50']} ms, "
+        f"p99 {found['p99']} ms, max {found['max']} ms, {found['requests']:,} requests, {errors} errors",
         flush=True,
     )
 
@@ -179,7 +195,9 @@ def report(name: str, found: dict[str, Any]) -> None:
 def schemathesis(url: str, examples: int) -> int:
     """Run schemathesis against the server."""
     command = Path(sys.executable).parent / "schemathesis"
-    return subprocess.run([command, "run", f"{url}openapi.json", "--max-examples", str(examples)], check=False).returncode
+    return subprocess.run(
+        [command, "run", f"{url}openapi.json", "--max-examples", str(examples)], check=False
+    ).returncode
 
 
 def crossfade(*words: object) -> None:

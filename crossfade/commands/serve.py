@@ -106,6 +106,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--metadata-id {arguments.metadata_id}: is a column of a file; name the file with --metadata")
     location, data, host, default_port = _where(arguments)
     metadata = MetadataFile(arguments.metadata, arguments.metadata_id) if arguments.metadata is not None else None
+
+    def on_listening(address: str) -> None:
+        bars.close()
+        print(f"serving {location}: {address}", flush=True)
+
     with progress_bars() as bars:
         serve(
             ModelOptions(location, data, metadata, None if arguments.exact else _INDEX_FROM),
@@ -117,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.work_dir,
             ),
             bars,
-            lambda address: (bars.close(), print(f"serving {location}: {address}", flush=True))[-1],
+            on_listening,
         )
     return 0
 

@@ -39,7 +39,9 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def deploy_job(aws: Aws, arguments: argparse.Namespace, image: str, role: str | None, pause: Callable[[float], None]) -> int:
+def deploy_job(
+    aws: Aws, arguments: argparse.Namespace, image: str, role: str | None, pause: Callable[[float], None]
+) -> int:
     """Deploy the model of the training job that ``--deploy`` names; with --dry-run, only print the requests.
 
     Raises:
@@ -59,9 +61,7 @@ def deploy_job(aws: Aws, arguments: argparse.Namespace, image: str, role: str | 
 
     job: str = arguments.deploy
     endpoint = arguments.endpoint or job
-    options = EndpointOptions(
-        endpoint, image, role, arguments.endpoint_type, arguments.endpoint_hosts, arguments.data
-    )
+    options = EndpointOptions(endpoint, image, role, arguments.endpoint_type, arguments.endpoint_hosts, arguments.data)
     name = arguments.name or f"{job[:47].rstrip('-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     requests = make_requests(describe_job(aws, job), options, name)
     check_requests(aws, requests)

@@ -12,7 +12,9 @@ from deploy.serving.schemas import (
     Filters,
     FoundRows,
     HistoryItem,
+    KnownRequest,
     ModelDescription,
+    NewRequest,
     RecommendRequest,
     Result,
     Results,
@@ -50,9 +52,9 @@ class Answers:
     def is_quick(self, request: RecommendRequest | SimilarRequest) -> bool:
         """Return whether the request takes about a millisecond, so that it may be answered at once."""
         served = self.served
-        if len(request.ids) != 1 or request.allow or request.deny:
+        if isinstance(request, NewRequest) or len(request.ids) != 1 or request.allow or request.deny:
             return False
-        if isinstance(request, RecommendRequest):
+        if isinstance(request, KnownRequest):
             return served.is_quick(served.item, served.card.score, _options(request))
         return served.is_quick(request.entity or served.item, "cosine", _options(request))
 
@@ -60,10 +62,11 @@ class Answers:
         """Recommend items.
 
         Raises:
-            InputError: a condition, a column or a list is invalid.
+            InputError: a condition or a column is invalid.
+            UnknownRowError: no item of a list or history is known.
         """
         served, options = self.served, self._with_lists(_options(request), request, self.served.item)
-        if request.histories:
+        if isinstance(request, NewRequest):
             items, weights = zip(*map(self._read_history, request.histories), strict=True)
             rankings = served.recommend_to_histories(served.make_histories(items, weights), options)
             return self._results(served.item, [Result() for _ in items], rankings)
@@ -76,8 +79,8 @@ class Answers:
         """Rank rows by their cosine with those of the request.
 
         Raises:
-            InputError: a condition, a column or a list is invalid.
-            UnknownRowError: there is no such entity.
+            InputError: a condition or a column is invalid.
+            UnknownRowError: there is no such entity, or no row of a list is known.
         """
         entity = self.entity(request.entity)
         if entity == self.served.query:
@@ -164,7 +167,9 @@ class Answers:
         label = self.served.names.labels(entity, [row])[row]
         found = Result.model_construct(id=label.id, name=label.name, items=[], error=None)
         if not self.served.trained[entity][row]:
-            found.error = f"{entity} '{id}' has no interaction of positive weight in train, so its vector is not trained"
+            found.error = (
+                f"{entity} '{id}' has no interaction of positive weight in train, so its vector is not trained"
+            )
             return Query(-1, found)
         return Query(row, found)
 
@@ -174,7 +179,7 @@ class Answers:
         known = [(row, weight) for row, weight in found if row is not None]
         if not known:
             names = format_names(each.id for each in history[:3])
-            raise InputError(f"histories: none of {len(history)} items is a {self.served.item}, such as {names}")
+            raise UnknownRowError(f"histories: none of {len(history)} items is a {self.served.item}, such as {names}")
         rows, weights = zip(*known, strict=True)
         return np.array(rows, np.int64), np.array(weights, np.float32)
 
@@ -188,7 +193,7 @@ class Answers:
             for ids in (request.allow, request.deny)
         )
         if request.allow and not len(allow_P):
-            raise InputError(f"allow: none of {len(request.allow)} IDs is one of {entity}")
+            raise UnknownRowError(f"allow: none of {len(request.allow)} IDs is one of {entity}")
         return RankingOptions(**{**vars(options), "allow": allow_P if request.allow else None, "deny": deny_N})
 
     def _results(self, entity: str, results: list[Result], rankings: Rankings) -> Results:
@@ -208,9 +213,9 @@ class Answers:
 
 
 def _options(request: Filters) -> RankingOptions:
-    max_per = next(iter(request.max_per.items())) if request.max_per else None
+    max_per = (request.max_per.column, request.max_per.count) if request.max_per else None
     options = RankingOptions(count=request.count, where=request.where, max_per=max_per)
-    if isinstance(request, RecommendRequest):
+    if isinstance(request, KnownRequest | NewRequest):
         more = {"exclude_known": request.exclude_known, "popularity_damping": request.popularity_damping}
         return RankingOptions(**{**vars(options), **more})
     return options

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,9 +17,12 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
+from starlette.routing import Route
 
+from deploy.cluster.role_variables import die_with_agent
 from deploy.serving.answers import UnknownRowError
 from deploy.serving.current import CurrentVersion, OverloadedError
 from deploy.serving.metrics import exposition
@@ -27,6 +31,7 @@ from deploy.serving.schemas import (
     PROBLEMS,
     FoundRows,
     Health,
+    KnownRequest,
     ModelDescription,
     OneResult,
     RecommendQuery,
@@ -54,6 +59,8 @@ has `error` instead; where a request is for one ID only, the status is 404.
 
 def make_app() -> FastAPI:
     """Build the application of the versions in the folder that ``VERSIONS_VARIABLE`` names."""
+    logging.basicConfig(format="crossfade: %(message)s", level=logging.WARNING)
+    die_with_agent()
     current = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE])))
 
     @asynccontextmanager
@@ -64,11 +71,14 @@ def make_app() -> FastAPI:
         following.cancel()
         current.close()
 
-    app = FastAPI(title="Crossfade", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPIOffline(
+        title="Crossfade", version=__version__, description=_DESCRIPTION, lifespan=lifespan, redoc_url=None
+    )
     app.add_middleware(LimitedBodies)
     app.add_middleware(RecordedRequests)
     for error, status in ((UnknownRowError, 404), (InputError, 400), (OverloadedError, 503)):
         app.add_exception_handler(error, _problem(status))
+    app.add_exception_handler(405, _wrong_method(app))
     _add_rankings(app, current)
     _add_rows(app, current)
     _add_operations(app, current)
@@ -79,6 +89,17 @@ def _problem(status: int) -> Any:
     def respond(_: Request, error: Exception) -> Response:
         headers = {"Retry-After": "1"} if status == 503 else None
         return JSONResponse({"detail": str(error)}, status, headers)
+
+    return respond
+
+
+def _wrong_method(app: FastAPI) -> Any:
+    """Return a handler that names all methods of a path: by itself, a path with two routes names those of the first."""
+
+    def respond(request: Request, _: Exception) -> Response:
+        routes = [route for route in app.routes if isinstance(route, Route) and route.path == request.url.path]
+        allowed = sorted({method for route in routes for method in route.methods or ()})
+        return JSONResponse({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(allowed)})
 
     return respond
 
@@ -113,7 +134,7 @@ def _add_rankings(app: FastAPI, current: CurrentVersion) -> None:
     async def recommend_to_one(query: Annotated[RecommendQuery, Query()]) -> Response:
         """Recommend items to one customer, or whatever the query entity is."""
         values = query.model_dump(exclude={"id"})
-        return _one(await recommend(RecommendRequest.model_construct(ids=[query.id], histories=[], **_NO_LISTS, **values)))
+        return _one(await recommend(KnownRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
 
     @app.post("/recommend", response_model=Results, responses=PROBLEMS, tags=["rankings"])
     async def recommend_to_many(request: RecommendRequest) -> Response:

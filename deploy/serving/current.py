@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from deploy.serving.answers import Answers
@@ -66,7 +67,7 @@ class CurrentVersion:
         if name is None or (self._answers is not None and self._answers.version == name):
             return
         loop = asyncio.get_running_loop()
-        served = await loop.run_in_executor(self._thread, ServedModel, self._versions.path(name))
+        served = await loop.run_in_executor(self._thread, _open, self._versions.path(name))
         previous, self._answers = self._answers, Answers(served, name)
         record_version(int(name))
         if previous is not None:
@@ -108,3 +109,9 @@ class CurrentVersion:
     def close(self) -> None:
         """Wait for the last request."""
         self._thread.shutdown()
+
+
+def _open(path: Path) -> ServedModel:
+    served = ServedModel(path)
+    served.warm_up()
+    return served

@@ -23,10 +23,13 @@ _LOADED = Gauge(
     multiprocess_mode="mostrecent",
 )
 _VERSION = Gauge(
-    "crossfade_serve_version", "Number of the version that is served, the lowest of all processes.",
-    multiprocess_mode="livemin",
+    "crossfade_serve_version",
+    "Number of the version that a process loaded last.",
+    multiprocess_mode="livemostrecent",
 )
-_REFRESHES = Counter("crossfade_serve_refreshes", "New versions of the model, by whether they were written.", ["result"])
+_REFRESHES = Counter(
+    "crossfade_serve_refreshes", "New versions of the model, by whether they were written.", ["result"]
+)
 
 
 def record_refresh(result: Literal["success", "failure"]) -> None:

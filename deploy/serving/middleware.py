@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy.serving.metrics import record_request
 
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 8 << 20
 _UNKNOWN_ROUTE = "other"
 _NO_RESPONSE = 500
 
@@ -21,6 +21,7 @@ class LimitedBodies:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
@@ -52,6 +53,7 @@ class RecordedRequests:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

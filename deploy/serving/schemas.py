@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from trainer.config.model_sections import ScoreKind
 
-MAX_COUNT, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 10_000, 1000
-MAX_INTEGER = 2**63 - 1
+MAX_COUNT, MAX_QUERIES, MAX_LIST, MAX_TEXT = 1000, 100, 1000, 1000
+MAX_INTEGER = 2**53 - 1
+"""Larger integers are not exact in JSON; IDs may be text instead."""
 _PATTERN = r"^[^\x00-\x1f\x7f]+$"
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=_PATTERN)]
 """One line of text."""
-Id = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER)] | Text
+
+
+def _whole(value: object) -> object:
+    """Return 3 for 3.0, which JSON does not distinguish."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Id = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER), BeforeValidator(_whole)] | Text
 """An ID or, for an entity with names, a name."""
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Damping = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -35,6 +43,13 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class GroupLimit(_Body):
+    """A limit of the rows with the same value of a column, such as an artist."""
+
+    column: Text
+    count: Count
+
+
 class Filters(_Body):
     """Which rows are ranked, and how many are returned."""
 
@@ -42,9 +57,7 @@ class Filters(_Body):
     where: str | None = WHERE
     allow: list[Id] = Field(default_factory=list, max_length=MAX_LIST, description="rank only these; empty: all")
     deny: list[Id] = Field(default_factory=list, max_length=MAX_LIST, description="leave out these")
-    max_per: dict[Text, Count] | None = Field(
-        None, max_length=1, description="at most this number of rows with the same value of one column"
-    )
+    max_per: GroupLimit | None = Field(None, description="at most some rows with the same value of a column")
 
 
 class HistoryItem(_Body):
@@ -54,30 +67,34 @@ class HistoryItem(_Body):
     weight: float = Field(1.0, ge=-1e6, le=1e6, allow_inf_nan=False)
 
 
-class RecommendRequest(Filters):
-    """Recommendations for known queries, such as customers, by ID, or for new ones by their histories."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"ids": [2, 3], "count": 5},
-                {"histories": [[{"id": "Radiohead"}, {"id": "Björk", "weight": 3}]], "count": 5},
-            ]
-        }
-    )
-
-    ids: list[Id] = Field(default_factory=list, max_length=MAX_QUERIES, description="who to recommend to")
-    histories: list[Annotated[list[HistoryItem], Field(min_length=1, max_length=MAX_LIST)]] = Field(
-        default_factory=list, max_length=MAX_QUERIES, description="or their histories, if they were not in training"
-    )
+class _Recommendations(Filters):
     exclude_known: bool = EXCLUDE_KNOWN
     popularity_damping: float = DAMPING
 
-    @model_validator(mode="after")
-    def _check_queries(self) -> RecommendRequest:
-        if bool(self.ids) == bool(self.histories):
-            raise ValueError("expected ids or histories, one of the two, not empty")
-        return self
+
+class KnownRequest(_Recommendations):
+    """Recommendations for queries that were in training, such as customers, by ID."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "count": 5}]})
+
+    ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, description="who to recommend to")
+
+
+class NewRequest(_Recommendations):
+    """Recommendations for queries that were not in training, or have interacted since, by their histories."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"histories": [[{"id": "Radiohead"}, {"id": "Björk", "weight": 3}]], "count": 5}]
+        }
+    )
+
+    histories: list[Annotated[list[HistoryItem], Field(min_length=1, max_length=MAX_LIST)]] = Field(
+        min_length=1, max_length=MAX_QUERIES, description="what each of them likes"
+    )
+
+
+RecommendRequest = KnownRequest | NewRequest
 
 
 class SimilarRequest(Filters):
@@ -126,9 +143,9 @@ class SearchQuery(_Body):
 
 
 class Row(BaseModel):
-    """A row of an entity."""
+    """A row of an entity; ``id`` is null if it was deleted from the dataset."""
 
-    id: int | str
+    id: int | str | None
     name: str | None = None
 
 
@@ -222,7 +239,7 @@ class Problem(BaseModel):
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The request is not JSON, or a condition or column is invalid."},
-    404: {"model": Problem, "description": "There is no such row or entity."},
+    404: {"model": Problem, "description": "There is no such row or entity, or none of a list or history."},
     413: {"model": Problem, "description": "The body is too large."},
     503: {"model": Problem, "description": "Too many requests are waiting, or no model is loaded yet."},
 }

@@ -13,17 +13,17 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.cluster.role_variables import AGENT_VARIABLE
-from kvstore.errors import InputError, MissingExtraError
+from kvstore.errors import CrossfadeError, InputError, MissingExtraError
 from trainer.data.reporter import ProgressReporter
 from trainer.recommend.metadata_table import MetadataFile
 
 _BACKLOG = 2048
-_DRAIN_SECONDS = 30
+_DRAIN_SECONDS, _HUNG_SECONDS = 30, 30
 _METRICS = "metrics"
 _THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -75,13 +75,15 @@ def serve(
         MissingExtraError: FastAPI, uvicorn or FAISS is not installed.
         InputError: the address cannot be bound, or the model or its dataset is missing.
         CheckpointError: every checkpoint is corrupt or cannot be read.
+        CrossfadeError: a process cannot start.
         OSError: the working folder cannot be written.
     """
     with _bound_socket(options.host, options.port) as listener, _working_folder(options.work) as work:
         # Before the client of Prometheus is imported, which reads it then.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(work / _METRICS)
         try:
-            from uvicorn import Config, Server
+            from uvicorn import Config
+            from uvicorn.config import STARTUP_FAILURE
             from uvicorn.supervisors import Multiprocess
 
             from deploy.serving.app import VERSIONS_VARIABLE
@@ -106,15 +108,19 @@ def serve(
             log_config=None,
             lifespan="on",
             timeout_graceful_shutdown=_DRAIN_SECONDS,
+            timeout_worker_healthcheck=_HUNG_SECONDS,
         )
         stop = refresher.start(options.refresh_seconds) if options.refresh_seconds else lambda: None
         host, port = listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared with, not bound to
         on_listening(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/")
         try:
-            Multiprocess(config, target=Server(config=config).run, sockets=[listener]).run()
+            supervisor = Multiprocess(config, sockets=[listener])
+            supervisor.run()
         finally:
             stop()
+        if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+            raise CrossfadeError("a process of the server could not start; its error is above")
 
 
 @contextmanager
@@ -124,16 +130,17 @@ def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
     Raises:
         InputError: it cannot be bound.
     """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise InputError(
-            f"--port: cannot listen on {host}:{port}: {error.strerror or error}; name another port, or 0 for a free one"
-        ) from error
-    with listener:
+    with ExitStack() as stack:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"--port: cannot listen on {host}:{port}: {reason}; name another port, or 0 for a free one"
+            ) from error
         listener.set_inheritable(True)
         yield listener
 

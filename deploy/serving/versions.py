@@ -21,6 +21,7 @@ from pathlib import Path
 
 from deploy.serving.metrics import record_refresh
 from kvstore.errors import CrossfadeError
+from trainer.data.background import yield_to_computation
 from trainer.data.reporter import NullReporter, ProgressReporter
 from trainer.recommend.trained_model import source_fingerprint, with_trained_model
 from trainer.serving.version_folder import VersionCard, VersionOptions, write_version
@@ -105,6 +106,7 @@ class Refresher:
 
     def run(self, seconds: float) -> None:
         """Refresh every ``seconds`` until ``stop``; a failure is logged, and the current version stays."""
+        yield_to_computation()
         reported: str | None = None
         while not self._stop.wait(seconds):
             try:

@@ -47,9 +47,7 @@ def write_histories(model: TrainedModel, folder: Path, reporter: ProgressReporte
         closing(InteractionReader(model.data, model.manifest)) as reader,
         ExitStack() as stack,
     ):
-        divided = divide_histories(
-            reader, model.manifest, ALL_SPLITS, queries_Q, starts_P1, Path(work), reporter
-        )
+        divided = divide_histories(reader, model.manifest, ALL_SPLITS, queries_Q, starts_P1, Path(work), reporter)
         starts, items, weights = (
             stack.enter_context((folder / name).open("wb")) for name in (_STARTS, _ITEMS, _WEIGHTS)
         )

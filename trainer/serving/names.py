@@ -76,7 +76,7 @@ def _write_table(
             f"CREATE VIRTUAL TABLE words_{number:d} USING fts5("
             f"folded, content = 'rows_{number:d}', content_rowid = 'row', detail = none, prefix = '1 2 3')"
         )
-        connection.execute(f"INSERT INTO words_{number:d} (words_{number:d}) VALUES ('rebuild')")
+        connection.execute(f"INSERT INTO words_{number:d} (words_{number:d}) VALUES ('rebuild')")  # noqa: S608
 
 
 def fold(text: str) -> str:
@@ -125,7 +125,7 @@ class Names:
             return {}
         # A list as JSON, so that the statement does not depend on the number of rows.
         found = self._connection().execute(
-            f"SELECT row, id, name FROM json_each(?) JOIN rows_{number:d} ON row = value",  # noqa: S608
+            f"SELECT r.row, r.id, r.name FROM json_each(?) AS each JOIN rows_{number:d} AS r ON r.row = each.value",  # noqa: S608
             [json.dumps(list(map(int, rows)))],
         )
         return {row: RowLabel(id, name) for row, id, name in found}

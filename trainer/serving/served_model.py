@@ -115,6 +115,10 @@ class ServedModel:
         self._fold_in: FoldIn | None = None
         self._ranker(self._key(self.item, self.card.score, RankingOptions()))
 
+    def warm_up(self) -> None:
+        """Answer one request, so that the first of a client finds kernels loaded and pages in memory."""
+        self.recommend(np.flatnonzero(self.trained[self.query])[:1], RankingOptions())
+
     def close(self) -> None:
         """Close its database; its other files are closed when nothing refers to it."""
         self.metadata.close()

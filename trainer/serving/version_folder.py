@@ -90,7 +90,9 @@ def index_folder(folder: Path, metric: ScoreKind) -> Path:
     return folder / f"index-{metric}"
 
 
-def write_version(model: TrainedModel, folder: Path, options: VersionOptions, reporter: ProgressReporter) -> VersionCard:
+def write_version(
+    model: TrainedModel, folder: Path, options: VersionOptions, reporter: ProgressReporter
+) -> VersionCard:
     """Write a version of ``model`` into the new folder ``folder``; the card comes last and completes it.
 
     Raises:
@@ -176,8 +178,9 @@ def _copy_dataset(model: TrainedModel, folder: Path, reporter: ProgressReporter)
 
 def dataset_files(manifest: DatasetManifest) -> list[DataFile]:
     """Return the files of vocabularies and features."""
+    files = [file for entity in manifest.entities.values() for file in entity.files]
     features = [feature for some in manifest.features.values() for feature in some.values()]
-    return [file for part in [*manifest.entities.values(), *features] for file in part.files]
+    return [*files, *(file for feature in features for file in feature.files)]
 
 
 def _copy_bytes(source: Any, copy: Any, reporter: ProgressReporter) -> None:
@@ -197,7 +200,7 @@ def _copy_vectors(source: VectorSource, table: TableSpec, path: Path, reporter: 
             "folder on a larger disk with --work-dir"
         )
     with path.open("wb") as file:
-        np.lib.format.write_array_header_2_0(file, header)
+        np.lib.format.write_array_header_2_0(file, header)  # type: ignore[no-untyped-call]
         for first in range(0, table.rows, GROUP_ROWS):
             rows_N = np.arange(first, min(first + GROUP_ROWS, table.rows), dtype=np.int64)
             source.vectors(table.name, rows_N).astype("<f4").tofile(file)

@@ -104,9 +104,7 @@ def make_requests(description: dict[str, Any], options: EndpointOptions, name: s
         "ContainerStartupHealthCheckTimeoutInSeconds": _STARTUP_SECONDS,
     }
     configuration = {"EndpointConfigName": name, "ProductionVariants": [variant]}
-    return EndpointRequests(
-        request, configuration, {"EndpointName": options.endpoint, "EndpointConfigName": name}
-    )
+    return EndpointRequests(request, configuration, {"EndpointName": options.endpoint, "EndpointConfigName": name})
 
 
 def _data_of(description: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ def test_search_finds_words_by_their_first_letters(names: Names) -> None:
     assert names.search("artist", "beatles THE", 10) == [3]
     assert names.search("artist", "BJÖRK", 2) == [1, 2]
     assert names.search("artist", "radio", 1) == [0]
-    assert names.search("artist", '"\'*:^) OR', 10) == []
+    assert names.search("artist", "\"'*:^) OR", 10) == []
     assert names.search("listener", "x y", 10) == [1]
     assert names.search("listener", "x", 10) == []
 

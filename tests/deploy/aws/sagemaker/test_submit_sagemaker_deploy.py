@@ -1,4 +1,4 @@
-"""``crossfade submit sagemaker --deploy``: the requests that create or update an endpoint, and input that it rejects."""
+"""``crossfade submit sagemaker --deploy``: requests that create or update an endpoint, and input that it rejects."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from aws_server import ACCOUNT, REGION, AwsServer
+from documented_policies import policy
 from running_command import messages, succeeded
 from submitting_sagemaker import ROLE, command, described, submit
 
@@ -13,10 +14,14 @@ CPU_IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/crossfade:cpu"
 pytestmark = pytest.mark.slow
 
 
+ENDPOINT = {"EndpointArn": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/plays"}
+
+
 @pytest.fixture
 def trained(aws: AwsServer, job: Path) -> AwsServer:
-    """Submit a job, which moto completes at once."""
+    """Submit a job, which moto completes at once. Of an endpoint's requests, it lacks UpdateEndpoint."""
     succeeded(submit(aws, job))
+    aws.answer("UpdateEndpoint", ENDPOINT)
     return aws
 
 
@@ -55,10 +60,17 @@ def test_endpoint_is_created_then_updated(trained: AwsServer) -> None:
     second = command(trained, "--deploy", "plays-1", "--name", "plays-1-b", "--endpoint", "plays")
     assert succeeded(second).stdout == "plays\n"
     assert messages(second.stderr)[-1] == "crossfade: the endpoint plays is being updated; --wait waits for it"
-    endpoint = trained.client("sagemaker").describe_endpoint(EndpointName="plays")
-    assert endpoint["EndpointConfigName"] == "plays-1-b"
+    [update] = trained.calls_of("UpdateEndpoint")
+    assert update.body == {"EndpointName": "plays", "EndpointConfigName": "plays-1-b"}
     sent = [call.action for call in trained.calls if call.action.startswith(("Create", "Update"))]
     assert sent[-3:] == ["CreateModel", "CreateEndpointConfig", "UpdateEndpoint"]
+
+
+def test_documented_policy_allows_exactly_the_calls(trained: AwsServer) -> None:
+    trained.calls.clear()
+    for name in ("a", "b"):
+        succeeded(command(trained, "--deploy", "plays-1", "--name", f"plays-1-{name}", "--endpoint", "plays", "--wait"))
+    assert trained.actions() == policy("deploy") - {("iam", "PassRole")} | {("sts", "GetCallerIdentity")}
 
 
 def test_endpoint_that_fails_is_reported_with_the_reason(trained: AwsServer) -> None:
@@ -66,8 +78,8 @@ def test_endpoint_that_fails_is_reported_with_the_reason(trained: AwsServer) -> 
     trained.answer(
         "DescribeEndpoint",
         {
+            **ENDPOINT,
             "EndpointName": "plays",
-            "EndpointArn": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/plays",
             "EndpointStatus": "Failed",
             "FailureReason": "the container did not pass the ping health check",
             "CreationTime": 1.0,
