@@ -86,7 +86,7 @@ def trained(items: int, customers: int, seed: int) -> Path:
     data, run = _FOLDER / f"data-{name}", _FOLDER / f"run-{name}-{seed}"
     if not data.exists():
         sizes = ("--queries", customers, "--items", items, "--interactions", 20 * items)
-        crossfade("synthesize", *sizes, "--genres", 100, "--out", data)
+        crossfade("synthesize", *sizes, "--genres", 100, "--valid", 0, "--test", 0, "--out", data)
     if not (run / "report.json").exists():
         job = _FOLDER / f"job-{name}.yaml"
         job.write_text(
@@ -94,8 +94,10 @@ def trained(items: int, customers: int, seed: int) -> Path:
                 {
                     "name": "serving",
                     "data": {"path": str(data)},
-                    "model": {"dim": 64},
-                    "train": {"epochs": 3, "batch_size": 16384, "eval_every_epochs": 3},
+                    "model": {"dim": 64, "score": "dot", "temperature": 1.0},
+                    "loss": "bpr",
+                    "negatives": {"kind": "per_example", "count": 1},
+                    "train": {"epochs": 3, "batch_size": 16384},
                 }
             )
         )
