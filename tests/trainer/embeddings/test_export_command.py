@@ -135,9 +135,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def export_peak_bytes(large: Path, entity: str, out: Path) -> int:
+def export_peak_bytes(large: Path, to: str, entity: str, out: Path) -> int:
     """Return the peak memory of an export in bytes."""
-    command = ["export", str(large / "checkpoints"), "--out", str(out), "--entity", entity]
+    command = ["export", str(large / "checkpoints"), "--to", to, "--out", str(out), "--entity", entity]
     result = subprocess.run(
         [sys.executable, "-c", PEAK, *command], capture_output=True, text=True, timeout=90, check=True
     )
@@ -145,10 +145,14 @@ def export_peak_bytes(large: Path, entity: str, out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_export_memory_does_not_grow_with_the_table(large: Path, tmp_path: Path) -> None:
-    small_peak = export_peak_bytes(large, "track", tmp_path / "track")
-    large_peak = export_peak_bytes(large, "customer", tmp_path / "customer")
-    assert pq.ParquetFile(tmp_path / "customer" / "customer" / "rows-000000000000.parquet").metadata.num_rows == LARGE
+@pytest.mark.parametrize(
+    ("to", "file"), [("parquet", "rows-000000000000.parquet"), ("numpy", "rows.parquet"), ("qdrant", None)]
+)
+def test_export_memory_does_not_grow_with_the_table(large: Path, tmp_path: Path, to: str, file: str | None) -> None:
+    small_peak = export_peak_bytes(large, to, "track", tmp_path / "track")
+    large_peak = export_peak_bytes(large, to, "customer", tmp_path / "customer")
+    if file is not None:
+        assert pq.read_metadata(tmp_path / "customer" / "customer" / file).num_rows == LARGE
     assert large_peak - small_peak < LARGE * 64 * 4 * 3 / 4
 
 
