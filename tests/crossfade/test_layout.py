@@ -21,6 +21,7 @@ SIDE_ROOMS = {
     "recommend": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare"},
     "maps": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare", "recommend"},
     "serving": {"data", "config", "model", "runs", "embeddings", "evaluation", "prepare", "recommend"},
+    "formats": {"data", "config", "model", "runs", "embeddings", "recommend"},
 }
 """Packages in ``trainer`` outside the order, with what they may import of it."""
 EXTRA_IMPORTS = {("evaluation", "prepare"), ("training", "monitoring")}
@@ -29,6 +30,7 @@ WRAPPED = {
     "mxnet": ("kvstore/mxnet/*.py", "trainer/model/engines/mxnet.py"),
     "horovod": ("trainer/model/allreduce.py",),
     "faiss": ("trainer/recommend/faiss_lists.py",),
+    "psycopg": ("trainer/formats/pgvector_push.py",),
 }
 """The only modules that may import an optional package."""
 VAGUE_NAMES = {"utils.py", "helpers.py", "common.py"}

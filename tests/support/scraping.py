@@ -59,11 +59,11 @@ def value(text: str, name: str, **labels: str) -> float:
     return sum(matching)
 
 
-def installed(tool: str) -> str:
-    """Return the path of a program of Debian's package ``prometheus``. Without it, skip the test; in CI, fail."""
+def installed(tool: str, package: str = "prometheus") -> str:
+    """Return the path of a program of Debian's ``package``. Without it, skip the test; in CI, fail."""
     path = shutil.which(tool)
     if path is None:
-        missing = f"{tool} is not installed: apt-get install prometheus"
+        missing = f"{tool} is not installed: apt-get install {package}"
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)

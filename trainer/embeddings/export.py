@@ -9,25 +9,40 @@ by their CRC-32 before anything is moved into place.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from kvstore.checkpoint.reader import Checkpoint
 from kvstore.errors import InputError
 from kvstore.io.folder import Folder
 from kvstore.store import TableSpec
+from trainer.config.model_sections import ScoreKind
+from trainer.data.manifest import DatasetManifest
 from trainer.data.reporter import ProgressReporter
 from trainer.data.vocabulary import Vocabulary
 from trainer.embeddings.checkpoint_source import Log, job_of, locate_checkpoint, open_dataset_of, use_newest
 from trainer.embeddings.checkpoint_vectors import CheckpointVectors
+from trainer.embeddings.export_folder import check_free
 from trainer.embeddings.files import staged_folder, write_table
+from trainer.embeddings.model_card import ExportedTable, ModelCard
+from trainer.embeddings.python_example import ArrayReader, choose_example, python_example
+from trainer.embeddings.vector_origin import checkpoint_origin
 from trainer.model.spec import ModelSpec, make_model
 from trainer.model.towers import load_towers
 
-_EMBEDDINGS_FILE = re.compile(r"rows-\d{12,}\.parquet")
+_PARQUET = ArrayReader(
+    vectors='read_vectors("{}")',
+    rows='pq.read_table("{}", columns=["{}"])',
+    function=[
+        "",
+        "def read_vectors(entity):",
+        '    column = pq.read_table(entity, columns=["vector"])["vector"].combine_chunks()',
+        "    return column.flatten().to_numpy().reshape(len(column), -1)",
+        "",
+    ],
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ def export(request: ExportRequest, log: Log, reporter: ProgressReporter) -> Expo
             f"{request.source}: name a new folder for the embeddings with --out; only a run with "
             "train.save_embeddings: none is exported to its own folder"
         )
-    _check_free(out, request.overwrite)
+    check_free(out, request.overwrite)
     return use_newest(source, log, lambda checkpoint: _export(checkpoint, request, out, log, reporter))
 
 
@@ -87,7 +102,7 @@ def _export(
     model = make_model(job, manifest)
     tables = _tables(checkpoint, model, request.entities)
     log(f"exporting {checkpoint.uri}: step {checkpoint.manifest.step:,} of job '{job.name}'")
-    with staged_folder(out, lambda: _check_free(out, request.overwrite)) as staging:
+    with staged_folder(out, lambda: check_free(out, request.overwrite)) as staging:
         towers = load_towers(job, model, data, manifest)
         towers.dense.load(checkpoint)
         source = CheckpointVectors(checkpoint, reporter, towers, staging.parent)
@@ -95,6 +110,16 @@ def _export(
             source.prepare(table.name)
             reporter.phase(table.name, table.rows, "row")
             write_table(staging, source, table, Vocabulary(data, manifest, table.name))
+        ModelCard(
+            job,
+            data,
+            manifest,
+            checkpoint_origin(request.source, checkpoint.manifest.step),
+            [ExportedTable(table.name, table.rows, table.dim) for table in tables],
+            datetime.now(UTC),
+            to="parquet",
+            loading=_loading(job.model.score, model, manifest, tables),
+        ).write(staging)
     return ExportResult(out, checkpoint.uri, checkpoint.manifest.step, job.name, tables)
 
 
@@ -108,24 +133,12 @@ def _tables(checkpoint: Checkpoint, model: ModelSpec, entities: Sequence[str]) -
     return [table for name, table in available.items() if name in entities or not entities]
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
-    """Reject an existing ``out``, unless ``overwrite`` is given and it holds nothing but embeddings.
-
-    Raises:
-        InputError: it may not be replaced.
-    """
-    if not os.path.lexists(out):
-        return
-    if not overwrite:
-        raise InputError(f"{out}: already exists; choose another --out, or replace embeddings with --overwrite")
-    if out.is_symlink() or not out.is_dir():
-        raise InputError(
-            f"{out}: is not a folder of embeddings, so --overwrite does not replace it; choose another --out"
-        )
-    for path in sorted(out.iterdir()):
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        foreign = [file for file in files if path == file or not _EMBEDDINGS_FILE.fullmatch(file.name)]
-        if foreign:
-            raise InputError(
-                f"{foreign[0]}: --overwrite would delete this file, which is not one of embeddings; move it"
-            )
+def _loading(score: ScoreKind, model: ModelSpec, manifest: DatasetManifest, tables: Sequence[TableSpec]) -> str:
+    """Return Markdown on how to load the files."""
+    example = python_example(
+        score, choose_example(model, [table.name for table in tables]), _PARQUET, manifest.entities
+    )
+    return (
+        "`ENTITY/rows-*.parquet` have `id`, `row`, `vector`, and `name` if the dataset has names. Vectors of rows "
+        f"without an interaction in train are random.\n\n{example}"
+    )

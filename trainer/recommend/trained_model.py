@@ -51,6 +51,7 @@ class TrainedModel:
         manifest: the manifest of the dataset.
         vectors: the vectors of every entity.
         fingerprint: differs between versions of the vectors at the same ``uri``.
+        step: the step of the checkpoint; None for embeddings of a run.
     """
 
     uri: str
@@ -60,6 +61,7 @@ class TrainedModel:
     manifest: DatasetManifest
     vectors: VectorSource
     fingerprint: str
+    step: int | None = None
 
     @property
     def score(self) -> Score:
@@ -171,5 +173,6 @@ def _use_checkpoint(checkpoint: Checkpoint, data: str | None, use: Callable[[Tra
                 manifest,
                 vectors,
                 f"{checkpoint.manifest.training['run']} {checkpoint.manifest.step}",
+                checkpoint.manifest.step,
             )
         )

@@ -1,0 +1,199 @@
+"""Write the model card of an export: README.md with the YAML front matter of Hugging Face's hub, then Markdown.
+
+    card = ModelCard(job, data, manifest, origin, tables, date, to="numpy", loading="```python ...")
+    card.write(folder)
+
+The front matter has no license, since that is the owner's to choose, and the card has no path of this machine: it is
+meant to be published with the files.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from kvstore import __version__
+from kvstore.io.folder import Folder
+from trainer.config.model_sections import ScoreKind
+from trainer.config.schema import JobConfig
+from trainer.data.manifest import DatasetManifest, data_fingerprint
+from trainer.embeddings.vector_origin import VectorOrigin
+
+CARD_FILE = "README.md"
+_FIRST_LINES = "---\nlibrary_name: crossfade\n"
+_METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate", "coverage")
+_SCORES: dict[ScoreKind, str] = {
+    "cosine": "the cosine, `q·i / (|q|·|i|)`; only the directions of vectors matter",
+    "dot": "the dot product, `q·i`; do not scale vectors to length 1",
+    "euclidean": "minus the squared Euclidean distance, `-|q - i|²`; do not scale vectors to length 1",
+}
+
+
+@dataclass(frozen=True)
+class ExportedTable:
+    """An exported table: columns and rows of its vectors, and how many rows are not trained.
+
+    Attributes:
+        name: the entity.
+        rows: the rows that were written.
+        dim: the columns of a vector.
+        untrained: rows without an ID or a trained vector; None if they were not counted.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    untrained: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The content of a model card.
+
+    Attributes:
+        job: the job that trained the model.
+        data: the folder of the dataset.
+        manifest: its manifest.
+        origin: the step, and the metrics of the vectors.
+        tables: what was exported.
+        date: when.
+        to: the format.
+        loading: Markdown on how to load the files, with an example.
+        untrained_note: what became of untrained rows.
+    """
+
+    job: JobConfig
+    data: Folder
+    manifest: DatasetManifest
+    origin: VectorOrigin
+    tables: Sequence[ExportedTable]
+    date: datetime
+    to: str
+    loading: str
+    untrained_note: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Write the card into ``folder``."""
+        (folder / CARD_FILE).write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        """Return the card."""
+        names = [table.name for table in self.tables]
+        entities = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+        front = yaml.safe_dump(self._front_matter(), sort_keys=False, allow_unicode=True)
+        parts = [
+            f"---\n{front}---",
+            f"# {self.job.name}: embeddings of {entities}",
+            f"Trained by Crossfade on interactions of {self._query} with {self._item}: the score of two vectors "
+            f"predicts whether the two interact. The files are in the format `{self.to}`.",
+            "## Vectors",
+            "\n".join(self._tables()),
+            *([self.untrained_note] if self.untrained_note else []),
+            "## Comparison of vectors",
+            f"The score of a vector q of {self._query} and a vector i of {self._item} is {_SCORES[self._score]}. "
+            f"Higher is better. (In the loss, it is divided by the temperature, {self.job.model.temperature:g}.)",
+            "## Loading",
+            self.loading,
+            "## Training",
+            "\n".join(self._training()),
+            "## Dataset",
+            "\n".join(self._dataset()),
+            *(["## Metrics", "\n".join(self._metrics())] if self.origin.metrics else []),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    @property
+    def _score(self) -> ScoreKind:
+        return self.job.model.score
+
+    @property
+    def _query(self) -> str:
+        return self.manifest.query
+
+    @property
+    def _item(self) -> str:
+        return self.manifest.item
+
+    def _front_matter(self) -> dict[str, Any]:
+        front: dict[str, Any] = {
+            "library_name": "crossfade",
+            "tags": ["recommendation", "collaborative-filtering", "embeddings", "music"],
+        }
+        if self.origin.metrics:
+            front["model-index"] = [{"name": self.job.name, "results": list(self._results())}]
+        return front
+
+    def _results(self) -> Iterator[dict[str, Any]]:
+        for split, values in self.origin.metrics.items():
+            yield {
+                "task": {"type": "recommendation", "name": f"recommendation of {self._item} to {self._query}"},
+                "dataset": {"type": self.data.name, "name": self.data.name, "split": split},
+                "metrics": [
+                    {"type": name, "name": name, "value": round(value, 6)}
+                    for name, value in values.items()
+                    if name.partition("@")[0] in _METRICS
+                ],
+            }
+
+    def _tables(self) -> Iterator[str]:
+        counted = any(table.untrained is not None for table in self.tables)
+        yield f"| entity | rows | columns |{' untrained |' if counted else ''}"
+        yield f"|---|---|---|{'---|' if counted else ''}"
+        for table in self.tables:
+            yield f"| {table.name} | {table.rows:,} | {table.dim} |{f' {table.untrained:,} |' if counted else ''}"
+
+    def _training(self) -> Iterator[str]:
+        job, optimizer = self.job, self.job.optimizer
+        towers = {"query": job.model.query_features, "item": job.model.item_features}
+        features = [f"{side}: {', '.join(names)}" for side, names in towers.items() if names]
+        versions = {"crossfade": __version__, "Python": platform.python_version()}
+        versions |= {"numpy": np.__version__, "pyarrow": pa.__version__}
+        yield "| | |"
+        yield "|---|---|"
+        yield f"| job | {job.name} |"
+        yield f"| vectors | {self.origin} |"
+        yield f"| score | {self._score} |"
+        yield f"| loss | {job.loss}, negatives: {job.negatives.kind} |"
+        if features:
+            yield f"| features | {'; '.join(features)} |"
+        yield f"| optimizer | {optimizer.kind}, learning rate {optimizer.learning_rate:g} |"
+        yield f"| exported | {self.date.isoformat(timespec='seconds')} |"
+        yield f"| versions | {', '.join(f'{name} {version}' for name, version in versions.items())} |"
+
+    def _dataset(self) -> Iterator[str]:
+        yield f"{self.data.name}, fingerprint {data_fingerprint(self.data):08x} (CRC-32 of its manifest)."
+        yield ""
+        yield "| | rows |"
+        yield "|---|---|"
+        for name, entity in self.manifest.entities.items():
+            yield f"| {name} | {entity.rows:,} |"
+        for split, files in self.manifest.splits.items():
+            yield f"| interactions, {split} | {files.rows:,} |"
+
+    def _metrics(self) -> Iterator[str]:
+        excluded = ", ".join(self.job.evaluate.exclude_splits)
+        others = f", without those in its other splits of {excluded}" if excluded else ""
+        yield f"All of {self._item} are ranked for each {self._query}{others}."
+        yield ""
+        splits = list(self.origin.metrics)
+        yield f"| metric | {' | '.join(splits)} |"
+        yield f"|---|{'---|' * len(splits)}"
+        first = self.origin.metrics[splits[0]]
+        for name in (name for name in first if name.partition("@")[0] in _METRICS):
+            yield f"| {name} | {' | '.join(f'{self.origin.metrics[split][name]:.4f}' for split in splits)} |"
+
+
+def is_model_card(path: Path) -> bool:
+    """Return whether ``path`` is a model card that an export wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_FIRST_LINES)) == _FIRST_LINES.encode()

@@ -1,0 +1,1 @@
+"""Export trained models for other systems: numpy, safetensors, FAISS, and files and tables of vector databases."""

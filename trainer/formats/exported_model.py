@@ -1,0 +1,174 @@
+"""What every format reads: the rows of a trained model in blocks, with their IDs, names, and vectors.
+
+    exported = ExportedModel(model, tables, names, now, reporter)
+    for block in exported.blocks(table):
+        trained = block.trained()
+        trained.rows.column("id"), trained.vectors_ND
+
+Memory is that of a block. Blocks run from the first row to the last, so that checksums are verified; what is counted on
+the way is known afterwards.
+
+Shapes: N rows of a block, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kvstore.arrays import BoolArray, FloatArray
+from kvstore.errors import InputError
+from kvstore.store import TableSpec
+from trainer.data.reporter import ProgressReporter
+from trainer.data.vocabulary import Vocabulary
+from trainer.embeddings.files import GROUP_ROWS
+from trainer.embeddings.model_card import ExportedTable
+from trainer.recommend.trained_model import TrainedModel
+
+_TEXT_VALUES = 1 << 20
+"""Values that are converted to text at a time."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of a table.
+
+    Attributes:
+        rows: ``row``, ``id``, and ``name`` if the dataset has names; the ID of a vacant row is null.
+        vectors_ND: their vectors, float32.
+        trained_N: which have an ID and a trained vector.
+    """
+
+    rows: pa.Table
+    vectors_ND: FloatArray
+    trained_N: BoolArray
+
+    def trained(self) -> Block:
+        """Return the rows that have an ID and a trained vector."""
+        if self.trained_N.all():
+            return self
+        kept_N = self.trained_N
+        return Block(self.rows.filter(pa.array(kept_N)), self.vectors_ND[kept_N], kept_N[kept_N])
+
+    def pieces(self) -> Iterator[Block]:
+        """Divide it into blocks that are small enough to be converted to text."""
+        size = max(1, _TEXT_VALUES // self.vectors_ND.shape[1])
+        for first in range(0, len(self.vectors_ND), size):
+            part = slice(first, first + size)
+            yield Block(self.rows.slice(first, size), self.vectors_ND[part], self.trained_N[part])
+
+    def vector_texts(self) -> pa.Array:
+        """Return each vector as text, [0.1,-2,3e-05], which reads back as the same float32 values."""
+        rows, dim = self.vectors_ND.shape
+        values = pa.array(np.ascontiguousarray(self.vectors_ND).ravel()).cast(pa.string())
+        offsets_N1 = pa.array(np.arange(rows + 1, dtype=np.int32) * dim)
+        joined = pc.binary_join(pa.ListArray.from_arrays(offsets_N1, values), ",")
+        return pc.binary_join_element_wise("[", joined, "]", "")
+
+    def records(self) -> Iterator[tuple[Any, str | None, str]]:
+        """Yield the ID, the name, and the vector as text of each row."""
+        ids, texts = self.rows.column("id").to_pylist(), self.vector_texts().to_pylist()
+        names = self.rows.column("name").to_pylist() if "name" in self.rows.column_names else [None] * len(ids)
+        yield from zip(ids, names, texts, strict=True)
+
+
+class ExportedModel:
+    """A trained model during its export."""
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        tables: Sequence[TableSpec],
+        names: dict[str, str],
+        date: datetime,
+        reporter: ProgressReporter,
+    ) -> None:
+        """Export ``tables`` of ``model``; ``names`` has what they are called in databases."""
+        self.model = model
+        self.tables = tables
+        self.names = names
+        self.date = date
+        self.reporter = reporter
+        self.example_ids: dict[str, Any] = {}
+        self._untrained: dict[str, int] = {}
+
+    def blocks(self, table: TableSpec) -> Iterator[Block]:
+        """Yield the rows of ``table``.
+
+        Raises:
+            CheckpointError: the checkpoint is corrupt or cannot be read.
+            InputError: the model has no vectors of the table, or the dataset is corrupt.
+        """
+        vocabulary = self.model.vocabulary(table.name)
+        columns = [*vocabulary.columns, *self._training_columns(table)]
+        self.reporter.phase(table.name, table.rows, "row")
+        untrained = 0
+        for first in range(0, table.rows, GROUP_ROWS):
+            last = min(first + GROUP_ROWS, table.rows)
+            block = self._block(table, vocabulary, columns, first, last)
+            untrained += int(np.count_nonzero(~block.trained_N))
+            if table.name not in self.example_ids and block.trained_N.any():
+                self.example_ids[table.name] = block.rows.column("id")[int(block.trained_N.argmax())].as_py()
+            yield block
+            self.reporter.advance(last - first)
+        self._untrained[table.name] = untrained
+
+    def trained_blocks(self, table: TableSpec) -> Iterator[Block]:
+        """Yield the rows of ``table`` that have an ID and a trained vector; at least one must."""
+        for block in self.blocks(table):
+            trained = block.trained()
+            if len(trained.vectors_ND):
+                yield trained
+        if self._untrained[table.name] == table.rows:
+            raise InputError(f"{self.model.uri}: no row of '{table.name}' has a trained vector")
+
+    def _training_columns(self, table: TableSpec) -> list[str]:
+        """Return the columns that show whether a row of ``table`` has a trained vector; none if all have.
+
+        A query or item without features has the vector that training gave it in interactions of positive weight.
+        """
+        spec = self.model.spec
+        has_features = any(tower.entity == table for tower in spec.towers)
+        if table not in (spec.query, spec.item) or has_features:
+            return []
+        return ["count", *(["warm"] if self.model.manifest.entities[table.name].has_warm else [])]
+
+    def _block(self, table: TableSpec, vocabulary: Vocabulary, columns: list[str], first: int, last: int) -> Block:
+        content = vocabulary.read(first, last, columns)
+        trained_N = np.array(content.column("id").is_valid())
+        if "count" in columns:
+            is_warm_N = content.column("count").to_numpy() > 0
+            if "warm" in columns:
+                is_warm_N |= content.column("warm").to_numpy()
+            trained_N &= is_warm_N
+        vectors_ND = self.model.vectors.vectors(table.name, np.arange(first, last, dtype=np.int64))
+        # Names of different row groups may differ in whether they can be null, which a Parquet file cannot.
+        rows = pa.table({name: content.column(name) for name in vocabulary.columns})
+        return Block(rows, vectors_ND, trained_N)
+
+    def count(self, table: TableSpec, untrained: int) -> None:
+        """Record the untrained rows of ``table``, for a format that does not use ``blocks``."""
+        self._untrained[table.name] = untrained
+
+    def example_table(self) -> TableSpec:
+        """Return the table of an example: the items, if they are exported."""
+        item = self.model.spec.item
+        return item if item in self.tables else self.tables[0]
+
+    def exported_tables(self, *, complete: bool) -> list[ExportedTable]:
+        """Return what was exported: all rows if ``complete``, otherwise the trained ones."""
+        return [
+            ExportedTable(
+                table.name,
+                table.rows - (0 if complete else self._untrained[table.name]),
+                table.dim,
+                self._untrained[table.name],
+            )
+            for table in self.tables
+        ]
