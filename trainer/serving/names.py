@@ -125,7 +125,7 @@ class Names:
             return {}
         # A list as JSON, so that the statement does not depend on the number of rows.
         found = self._connection().execute(
-            f"SELECT row, id, name FROM json_each(?) JOIN rows_{number:d} ON row = value",  # noqa: S608
+            f"SELECT r.row, r.id, r.name FROM json_each(?) AS listed JOIN rows_{number:d} AS r ON r.row = listed.value",  # noqa: S608
             [json.dumps(list(map(int, rows)))],
         )
         return {row: RowLabel(id, name) for row, id, name in found}
