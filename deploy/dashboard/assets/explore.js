@@ -54,10 +54,11 @@ function showFailure(error) {
 }
 
 function showControls() {
-  at.run.replaceChildren(...runs.map((run) => element("option", { value: run }, run)));
+  const options = (names) => names.map((name) => element("option", { value: name }, name));
+  at.run.replaceChildren(...options(runs));
   at.run.value = state.run;
   const others = runs.filter((run) => run !== state.run);
-  at.other.replaceChildren(element("option", { value: "" }, "no other run"), ...others.map((run) => element("option", { value: run }, run)));
+  at.other.replaceChildren(element("option", { value: "" }, "no other run"), ...options(others));
   at.other.value = others.includes(state.other) ? state.other : "";
   at.customer.value = state.customer;
   at.dashboard.href = runs.includes(state.run) ? `/?${new URLSearchParams({ run: state.run })}` : "/";
@@ -72,8 +73,9 @@ async function showResults(signal) {
   const [drawn, models] = await Promise.all([loadMap(state.run, signal), openModels(compared, signal)]);
   const open = compared.filter((run, place) => keepErrors(problems, run, models[place]));
   if (open.includes(state.run)) showEntities(models[0]);
-  const lists = state.item ? await askAll(open, "neighbors", { item: state.item }, signal, problems) : [];
-  const advice = state.customer ? await askAll(open, "recommendations", { customer: state.customer }, signal, problems) : [];
+  const { item, customer } = state;
+  const lists = item ? await askAll(open, "neighbors", { item }, signal, problems) : [];
+  const advice = customer ? await askAll(open, "recommendations", { customer }, signal, problems) : [];
   if (drawn.error && open.includes(state.run)) problems.push([state.run, drawn.error]);
   at.problems.replaceChildren(...problemList(problems));
   if (!open.length) return hideResults();
@@ -115,7 +117,8 @@ function keepErrors(problems, run, answer) {
 }
 
 async function askAll(open, route, parameters, signal, problems) {
-  const answers = await Promise.all(open.map(async (run) => ({ run, ...(await ask(route, { run, ...parameters }, signal)) })));
+  const askOne = async (run) => ({ run, ...(await ask(route, { run, ...parameters }, signal)) });
+  const answers = await Promise.all(open.map(askOne));
   return answers.filter((answer) => keepErrors(problems, answer.run, answer));
 }
 
@@ -141,12 +144,13 @@ function itemLink(item) {
   return link;
 }
 
-/* Show a list for each of `answers`; with two, each row has its rank in the other. Return how many rows are in both. */
+/* Show a list for each of `answers`; with two, each row has its rank in the other. Return how many are in both. */
 function showLists(place, answers, caption, more = []) {
   const ranks = answers.map((answer) => new Map(answer.rows.map((row, rank) => [row.id, rank + 1])));
   const best = Math.max(...answers.flatMap((answer) => answer.rows.map((row) => row.score)), 1e-9);
   const tables = answers.map((answer, number) => {
-    const other = answers[1 - number], columns = [["Rank", "rank"], [capitalized(entities.item), "name"], ["Score", "number"]];
+    const other = answers[1 - number];
+    const columns = [["Rank", "rank"], [capitalized(entities.item), "name"], ["Score", "number"]];
     if (other) columns.push([`In ${other.run}`, "words"]);
     return table(caption(answer), columns, answer.rows.map((row, rank) => {
       const cells = [String(rank + 1), itemLink(row), bar(row.score.toFixed(3), row.score / best)];
@@ -159,7 +163,8 @@ function showLists(place, answers, caption, more = []) {
 }
 
 function rankCell(rank) {
-  return rank ? element("span", { class: "badge both" }, `rank ${rank}`) : element("span", { class: "hint" }, "not listed");
+  if (!rank) return element("span", { class: "hint" }, "not listed");
+  return element("span", { class: "badge both" }, `rank ${rank}`);
 }
 
 function showNeighbors(lists) {
@@ -167,7 +172,8 @@ function showNeighbors(lists) {
   at.neighbors.hidden = false;
   at["neighbors-title"].textContent = first ? `Neighbors of ${labelOf(first.item)}` : `Items of ${state.run}`;
   const id = first?.item.name ? `ID ${first.item.id}` : "";
-  at["neighbors-hint"].textContent = sharedText(lists, shared) || (first ? id : `Search ${entities.item}s above to see their neighbors.`);
+  const start = `Search ${entities.item}s above to see their neighbors.`;
+  at["neighbors-hint"].textContent = sharedText(lists, shared) || (first ? id : start);
   at["neighbor-lists"].hidden = !first;
   at.neighbors.dataset.lists = lists.length;
   if (!("typed" in at.item.dataset)) at.item.value = first ? labelOf(first.item) : state.item;
@@ -186,7 +192,9 @@ function showMap(drawn, lists) {
   const marked = points && map.marked().length > 0;
   at["map-views"].hidden = !marked;
   if (drawn.error) at["map-hint"].textContent = "The map cannot be shown.";
-  else if (!points) at["map-hint"].replaceChildren("This run has no map. Draw one with ", element("code", {}, drawn.command));
+  else if (!points) {
+    at["map-hint"].replaceChildren("This run has no map. Draw one with ", element("code", {}, drawn.command));
+  }
   if (!points) return;
   const all = `The ${points.ids.length.toLocaleString("en-US")} most frequent of ${entities.item}`;
   const found = list ? `; ${near} of ${list.rows.length} neighbors are among them` : "";
@@ -223,9 +231,9 @@ function showRecommendations(answers) {
 /* Say what has changed on the page, for screen readers. */
 function announce(lists, advice, problems) {
   const neighbors = lists.map((list) => `${list.rows.length} neighbors of ${labelOf(list.item)} in ${list.run}`);
-  const recommended = advice.map((answer) => `${answer.rows.length} recommendations for ${labelOf(answer.query)} by ${answer.run}`);
+  const advised = advice.map((list) => `${list.rows.length} recommendations for ${labelOf(list.query)} by ${list.run}`);
   const counts = lists.length === 2 ? [at["neighbors-hint"].textContent] : [];
-  at.status.textContent = problems.length ? "" : [...neighbors, ...counts, ...recommended].join(". ");
+  at.status.textContent = problems.length ? "" : [...neighbors, ...counts, ...advised].join(". ");
 }
 
 async function start() {
@@ -234,7 +242,9 @@ async function start() {
   at.source.textContent = answer.source;
   readAddress();
   history.replaceState(null, "", addressWith({}));
-  at.run.addEventListener("change", () => go({ run: at.run.value, other: state.other === at.run.value ? "" : state.other }));
+  at.run.addEventListener("change", () => {
+    go({ run: at.run.value, other: state.other === at.run.value ? "" : state.other });
+  });
   at.other.addEventListener("change", () => go({ other: at.other.value }));
   at["customer-form"].addEventListener("submit", (event) => {
     event.preventDefault();

@@ -6,7 +6,7 @@ const POLL_MILLISECONDS = 400;
 export async function ask(route, parameters, signal, onPreparing = () => {}) {
   for (;;) {
     const response = await fetch(`/explore/api/${route}?${new URLSearchParams(parameters)}`, { signal });
-    if (!response.ok) return { error: `the dashboard answered with status ${response.status}; its terminal has the cause` };
+    if (!response.ok) return { error: `the dashboard answered with status ${response.status}: see its terminal` };
     const answer = await response.json();
     if (!answer.preparing) return answer;
     onPreparing(answer.preparing);
@@ -27,6 +27,8 @@ function pause(signal) {
 /* Return a description of `error`; null if a later request has replaced the one that failed. */
 export function describeFailure(error) {
   if (error.name === "AbortError") return null;
-  if (error instanceof TypeError && error.message.includes("fetch")) return "the dashboard does not answer: is it still running?";
+  if (error instanceof TypeError && error.message.includes("fetch")) {
+    return "the dashboard does not answer: is it still running?";
+  }
   throw error;
 }

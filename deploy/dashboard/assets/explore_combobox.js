@@ -37,7 +37,8 @@ export function makeCombobox(input, list, hint, currentRun, choose) {
 
   function open() {
     list.replaceChildren(...found.map((item, place) => {
-      const option = element("li", { id: `suggestion-${place}`, role: "option", "aria-selected": "false" }, labelOf(item));
+      const attributes = { id: `suggestion-${place}`, role: "option", "aria-selected": "false" };
+      const option = element("li", attributes, labelOf(item));
       if (item.name && item.name !== item.id) option.append(element("span", { class: "id" }, item.id));
       option.addEventListener("mousedown", (event) => event.preventDefault()); // the field keeps the focus
       option.addEventListener("click", () => take(item));

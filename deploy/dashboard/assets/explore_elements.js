@@ -11,13 +11,16 @@ export function labelOf(row) {
   return row.name || row.id;
 }
 
-/* A table of `rows`, each a list of cells; `columns` are titles and classes, and the one of class "name" has headers. */
+/* A table of `rows`, each a list of cells; `columns` are titles and classes. Cells of the class "name" are headers. */
 export function table(caption, columns, rows) {
   const titles = columns.map(([title, kind]) => element("th", { scope: "col", class: kind }, title));
-  const cell = (content, kind) => (kind === "name" ? element("th", { scope: "row", class: kind }, content) : element("td", { class: kind }, content));
-  const body = rows.map((cells) => element("tr", {}, ...cells.map((content, place) => cell(content, columns[place][1]))));
-  const parts = [element("caption", {}, caption), element("thead", {}, element("tr", {}, ...titles)), element("tbody", {}, ...body)];
-  return element("div", { class: "list card" }, element("table", {}, ...parts));
+  const body = rows.map((cells) => element("tr", {}, ...cells.map((content, place) => {
+    const kind = { class: columns[place][1] };
+    return kind.class === "name" ? element("th", { scope: "row", ...kind }, content) : element("td", kind, content);
+  })));
+  const head = element("thead", {}, element("tr", {}, ...titles));
+  const made = element("table", {}, element("caption", {}, caption), head, element("tbody", {}, ...body));
+  return element("div", { class: "list card" }, made);
 }
 
 /* A number with a bar of the length `share`, from 0 to 1. */
@@ -30,7 +33,9 @@ export function bar(text, share) {
 
 /* Lines about what is wrong, each with the run that it is about. */
 export function problemList(problems) {
-  const lines = problems.map(([run, text]) => element("li", { class: "alert critical" }, element("strong", {}, run), element("span", {}, text)));
+  const lines = problems.map(([run, text]) => {
+    return element("li", { class: "alert critical" }, element("strong", {}, run), element("span", {}, text));
+  });
   return lines.length ? [element("ul", { class: "alerts" }, ...lines)] : [];
 }
 

@@ -45,7 +45,8 @@ export class ItemMap {
 
   /* The marked items that are on the map, the neighbors with their ranks. */
   marked() {
-    const all = [...(this.item ? [{ ...this.item, rank: 0 }] : []), ...this.neighbors.map((each, place) => ({ ...each, rank: place + 1 }))];
+    const ranked = this.neighbors.map((each, place) => ({ ...each, rank: place + 1 }));
+    const all = this.item ? [{ ...this.item, rank: 0 }, ...ranked] : ranked;
     return all.filter((each) => this.places.has(each.id)).map((each) => ({ ...each, place: this.places.get(each.id) }));
   }
 
@@ -61,7 +62,8 @@ export class ItemMap {
       return [low, high];
     };
     const [left, right] = bounds(x), [bottom, top] = bounds(y), least = seen ? MIN_SIDE * FULL_SCALE : 1;
-    const scale = Math.min((width - 2 * MARGIN) / Math.max(right - left, least), (height - 2 * MARGIN) / Math.max(top - bottom, least));
+    const wide = Math.max(right - left, least), high = Math.max(top - bottom, least);
+    const scale = Math.min((width - 2 * MARGIN) / wide, (height - 2 * MARGIN) / high);
     this.screen = (place) => [
       width / 2 + (x[place] - (left + right) / 2) * scale,
       height / 2 - (y[place] - (bottom + top) / 2) * scale,
@@ -138,9 +140,12 @@ export class ItemMap {
     context.font = `${each.rank ? 500 : 700} 13px system-ui, sans-serif`;
     const wide = context.measureText(name).width;
     const beside = [[x + 13, y - 8], [x - 13 - wide, y - 8], [x - wide / 2, y - 27], [x - wide / 2, y + 11]];
-    const diagonal = [[x + 10, y - 21], [x + 10, y + 5], [x - 10 - wide, y - 21], [x - 10 - wide, y + 5]], boxes = [...beside, ...diagonal];
-    const free = boxes.map(([left, top]) => [left, top, left + wide, top + 16]).find((box) => box[0] > 2 && box[2] < width - 2
-      && taken.every((other) => box[0] > other[2] || box[2] < other[0] || box[1] > other[3] || box[3] < other[1]));
+    const diagonal = [[x + 10, y - 21], [x + 10, y + 5], [x - 10 - wide, y - 21], [x - 10 - wide, y + 5]];
+    const boxes = [...beside, ...diagonal].map(([left, top]) => [left, top, left + wide, top + 16]);
+    const isFree = (box) => taken.every((other) => {
+      return box[0] > other[2] || box[2] < other[0] || box[1] > other[3] || box[3] < other[1];
+    });
+    const free = boxes.find((box) => box[0] > 2 && box[2] < width - 2 && isFree(box));
     if (!free) return;
     taken.push(free);
     context.textAlign = "left";

@@ -1,10 +1,10 @@
-"""The Explore page, in a real browser and by its routes, with runs that are trained on planted data."""
+"""The page Explore in a real browser, with runs that are trained on planted data."""
 
 import json
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -14,22 +14,16 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import DESKTOP, PHONE, Visit, browsing, visiting
 from cluster_data import TRACKS
-from explored_runs import COLD_TRACK, name_of, write_map, write_runs
-from flask.testing import FlaskClient
+from explored_runs import name_of, write_runs
 from playwright.sync_api import Browser, Locator, expect
 from running_command import started
-from waiting import wait_until
 
-from deploy.dashboard.app import make_app
-from deploy.dashboard.explored_models import ExploredModels
-from deploy.dashboard.runs import Runs
 from trainer.data.reporter import NullReporter
 from trainer.recommend.candidates import FilterOptions
 from trainer.recommend.recommender import Recommender, RecommendOptions
 from trainer.recommend.similar import similar_rows
 from trainer.recommend.trained_model import with_trained_model
 
-SECONDS = 60.0
 ROW, ITEM, CUSTOMER = 7, "5007", "c003"
 
 
@@ -41,7 +35,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with browsing() as browser:
-        expect.set_options(timeout=8_000)
+        expect.set_options(timeout=30_000)
         yield browser
 
 
@@ -85,9 +79,6 @@ def names_in(found: Locator) -> list[str]:
 def press(visit: Visit, *keys: str) -> None:
     for key in keys:
         visit.page.keyboard.press(key)
-
-
-# ---- in the browser
 
 
 @pytest.mark.slow
@@ -302,95 +293,29 @@ def test_dashboard_and_page_lead_to_each_other(browser: Browser, address: str) -
 
 
 @pytest.mark.slow
-def test_stopped_dashboard_deletes_its_copies(browser: Browser, workspace: Path, tmp_path: Path) -> None:
+def test_first_visit_shows_the_preparation_and_a_stopped_dashboard_deletes_its_copies(
+    browser: Browser, workspace: Path, tmp_path: Path
+) -> None:
+    record = """
+        window.shown = [];
+        new MutationObserver(() => {
+            const text = document.getElementById("preparing")?.textContent;
+            if (text) window.shown.push(text);
+        }).observe(document, { childList: true, subtree: true });
+    """
     with started("dashboard", "--port", 0, cwd=workspace, variables={"TMPDIR": str(tmp_path)}) as command:
         assert command.process.stdout is not None
         address = command.process.stdout.readline().split()[1]
-        with opened(browser, address, run="one", item=ITEM) as visit:
+        with opened(browser, address, run="empty") as visit:
+            expect(visit.page.get_by_role("alert")).to_contain_text("neither")
+            visit.page.add_init_script(record)
+            visit.page.goto(f"{address}explore?run=one&item={ITEM}")
             expect(table(visit, "^one")).to_be_visible()
+            shown = visit.page.evaluate("window.shown")
+            assert shown
+            assert all(re.fullmatch(r"Preparing the model of one: [a-z ]+(, \d+ %)?", text) for text in shown), shown
+            expect(visit.page.locator("#preparing")).to_be_empty()
         assert list(tmp_path.glob("crossfade-explore-*/*/version.json"))
         command.process.send_signal(signal.SIGTERM)
         assert command.finish().returncode == 128 + signal.SIGTERM
         assert list(tmp_path.iterdir()) == []
-
-
-# ---- routes
-
-
-@pytest.fixture(scope="module")
-def client(workspace: Path) -> Iterator[FlaskClient]:
-    with closing(ExploredModels()) as models:
-        yield make_app(Runs([workspace / "runs"]), models, "runs").server.test_client()
-
-
-def answer(client: FlaskClient, route: str, **parameters: str) -> Any:
-    """Ask until the model is open, and return the answer."""
-    found: dict[str, Any] = {}
-
-    def has_answered() -> bool:
-        response = client.get(f"/explore/api/{route}", query_string={"run": "one", **parameters})
-        assert response.status_code == 200
-        found.clear()
-        found.update(response.json)
-        return "preparing" not in found
-
-    wait_until(has_answered, SECONDS, route)
-    return found
-
-
-def test_preparation_is_reported_until_the_model_is_open(workspace: Path) -> None:
-    with closing(ExploredModels()) as models:
-        client = make_app(Runs([workspace / "runs"]), models, "runs").server.test_client()
-        first = client.get("/explore/api/model?run=one").json
-        assert set(first) == {"preparing"}
-        assert set(first["preparing"]) == {"phase", "share"}
-        described = answer(client, "model")
-        assert (described["item"], described["query"], described["score"]) == ("track", "customer", "cosine")
-
-
-def test_items_are_found_by_words_and_ids(client: FlaskClient) -> None:
-    assert answer(client, "search", text="song 19")["rows"][0] == {"id": "5019", "name": name_of(19)}
-    assert answer(client, "search", text="5007")["rows"] == [{"id": "5007", "name": name_of(7)}]
-    assert len(answer(client, "search", text="genre")["rows"]) == 12
-    for text in ("", "nothing", '"*', "' OR 1"):
-        assert answer(client, "search", text=text)["rows"] == []
-
-
-@pytest.mark.parametrize(
-    ("route", "parameters", "error"),
-    [
-        ("neighbors", {"item": "no such"}, "there is no track with the ID or name 'no such'"),
-        ("neighbors", {}, "there is no track with the ID or name ''"),
-        ("neighbors", {"item": str(COLD_TRACK)}, "has no interaction of positive weight in train"),
-        ("recommendations", {"customer": "c999"}, "there is no customer with the ID or name 'c999'"),
-        ("model", {"run": "../data"}, "there is no run '../data'"),
-        ("map", {"run": "/etc"}, "there is no run '/etc'"),
-    ],
-)
-def test_invalid_request_is_answered_with_an_error(
-    client: FlaskClient, route: str, parameters: dict[str, str], error: str
-) -> None:
-    assert error in answer(client, route, **parameters)["error"]
-
-
-def test_newest_embeddings_come_first_and_policy_forbids_other_hosts(client: FlaskClient) -> None:
-    assert client.get("/explore/api/runs").json == {"source": "runs", "runs": ["two", "one", "empty"]}
-    for path in ("/explore", "/explore/"):
-        page = client.get(path)
-        assert "default-src 'self'" in page.headers["Content-Security-Policy"]
-        assert "<title>Explore" in page.text
-    assert "explore" not in client.get("/").text
-
-
-def test_map_that_cannot_be_read_is_an_error(client: FlaskClient, workspace: Path) -> None:
-    path = write_map(workspace / "runs" / "one")
-    points = answer(client, "map")["points"]
-    assert (len(points["ids"]), points["ids"][7], points["names"][7]) == (TRACKS, ITEM, name_of(ROW))
-    assert (min(points["x"]), max(points["x"])) == (0, 10_000)
-    assert [points["labels"][label]["name"] for label in points["label"][1:4]] == ["genre 1", "genre 2", "genre 3"]
-    path.write_bytes(b"not Parquet")
-    try:
-        error = answer(client, "map")["error"]
-    finally:
-        write_map(workspace / "runs" / "one")
-    assert re.search(r"map\.parquet: cannot be read: .*; draw it again with 'crossfade map .*one'", error)
