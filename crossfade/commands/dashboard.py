@@ -14,8 +14,9 @@ _DESCRIPTION = """\
 Serve a page that shows runs: loss, metrics and throughput; the time of a step by phase; bytes moved compared with dense
 gradients; rows, memory and load of each server; checkpoints, restarts and alerts; the resolved job; and runs compared.
 
-The page reads only the run folders, needs no internet access, and shows new runs as they appear. It is read-only and
-open to everyone who can reach it: by default it listens on loopback.
+The page reads only the run folders, needs no internet access, and shows new runs as they appear. /explore searches the
+items of a run and shows neighbors and recommendations, for which it also reads the dataset. The pages are read-only and
+open to everyone who can reach them: by default they listen on loopback.
 """
 _EXAMPLES = (
     ("crossfade dashboard", "Show the runs in runs/ at http://127.0.0.1:8050/."),

@@ -14,6 +14,8 @@ from flask import Response
 
 from deploy.dashboard import charts, page
 from deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
+from deploy.dashboard.explore import explore_pages
+from deploy.dashboard.explored_models import ExploredModels
 from deploy.dashboard.layout import AXES, GRAPHS, layout
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
@@ -42,11 +44,12 @@ _GRAPHS = tuple(GRAPHS)
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
 
 
-def make_app(runs: Runs, source: str) -> Dash:
-    """Build the application that shows ``runs``; ``source`` names their folders in the header."""
+def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
+    """Build the application that shows ``runs`` and explores their ``models``; ``source`` names their folders."""
     app = Dash(
         "crossfade",
         assets_folder=str(Path(__file__).with_name("assets")),
+        assets_ignore=r"^explore",  # of a page of its own
         title="Crossfade",
         update_title="",
         index_string=_INDEX,
@@ -61,6 +64,7 @@ def make_app(runs: Runs, source: str) -> Dash:
     )
     app.layout = layout(source)
     app.server.after_request(_protect)
+    app.server.register_blueprint(explore_pages(runs, models, source))
     _select_axis(app)
     _select_runs(app, runs)
     _show_runs(app, runs)

@@ -21,6 +21,8 @@ GRAPHS = {
 """Title and caption of each graph."""
 AXES: tuple[Axis, ...] = ("step", "time")
 REFRESH_SECONDS = 2.0
+EXPLORE_PATH = "/explore"
+"""The page of searches, neighbors and recommendations."""
 Component = Any
 """A Dash component, or anything else that Dash can place in the page."""
 
@@ -46,6 +48,7 @@ def layout(source: str) -> Component:
                     html.Div([html.Span("Crossfade", className="brand"), html.Span(source, className="where")]),
                     html.Div(
                         [
+                            html.A("Explore", href=EXPLORE_PATH, className="page-link"),
                             html.Span(id="clock", className="clock"),
                             html.Button("Dark", id="theme", className="theme", type="button"),
                         ],

@@ -29,11 +29,13 @@ def serve(runs: Runs, source: str, host: str, port: int, on_listening: Callable[
         from waitress.server import create_server
 
         from deploy.dashboard.app import make_app
+        from deploy.dashboard.explored_models import ExploredModels
     except ImportError as error:
         raise MissingExtraError(error.name or "dash", extra="dashboard", purpose="crossfade dashboard") from error
     # A browser with many tabs makes requests queue for a moment, which Waitress would log as a warning.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    app = make_app(runs, source)
+    models = ExploredModels()
+    app = make_app(runs, models, source)
     try:
         server = create_server(app.server, host=host, port=port, threads=_THREADS, ident="crossfade")
     except (OSError, ValueError) as error:
@@ -46,6 +48,7 @@ def serve(runs: Runs, source: str, host: str, port: int, on_listening: Callable[
         server.run()
     finally:
         server.close()
+        models.close()
 
 
 _ALL_INTERFACES = {"", "0.0.0.0"}  # noqa: S104 - compared with, not bound to

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.cluster.role_variables import AGENT_VARIABLE
+from deploy.dashboard.copies_folder import delete_abandoned_copies
 
 _SAFE_PATH = "-P"
 """Python's option that keeps the current folder, which may contain another trainer/, off the import path."""
@@ -45,5 +46,6 @@ def serve_sidecar(run_dir: Path, port: int, log: Callable[[str], None]) -> Itera
     finally:
         process.kill()
         process.wait()
+        delete_abandoned_copies()
         reader.join()
         lines.close()

@@ -1,4 +1,4 @@
-"""Take the pictures in docs/: the dashboard with a job on two servers, one of which is killed, and a map of artists.
+"""Take the pictures in docs/: the dashboard with a job that loses a server, a map of artists, and the page Explore.
 
 make screenshots        # needs Chromium, and data/lastfm and runs/lastfm as 'make train' leaves them
 """
@@ -77,6 +77,22 @@ def take_map(folder: Path, out: Path) -> None:
         assert (out / name).stat().st_size < MAX_BYTES
 
 
+def take_explore(folder: Path, out: Path) -> None:
+    """Show the neighbors of an artist and the recommendations for a listener of the run that ``make train`` leaves."""
+    size, path = {"width": 1280, "height": 1356}, out / "explore.png"
+    run = started("dashboard", "runs/lastfm", "--port", 0, cwd=ROOT, variables={"TMPDIR": str(folder)})
+    with run as command, browsing() as browser:
+        assert command.process.stdout is not None
+        address = command.process.stdout.readline().split()[1]
+        state = "run=lastfm&item=154&customer=2"
+        with visiting(browser, f"{address}explore?{state}", size=size, color_scheme="light") as visit:
+            visit.page.wait_for_selector("#recommendations:not([hidden])", timeout=60_000)
+            visit.page.wait_for_selector("#results:not([aria-busy])")
+            visit.page.mouse.move(2, 2)
+            visit.page.screenshot(path=path, scale="css", animations="disabled")
+    assert path.stat().st_size < MAX_BYTES
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
@@ -88,6 +104,7 @@ def main() -> None:
             make_runs(folder)
         take(folder, arguments.out)
         take_map(folder, arguments.out)
+        take_explore(folder, arguments.out)
 
 
 if __name__ == "__main__":

@@ -221,6 +221,8 @@ def test_runs_can_be_compared_by_keyboard_alone(browser: Browser, synthetic: str
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name="Skip to the run")).to_be_focused()
         page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Explore")).to_be_focused()
+        page.keyboard.press("Tab")
         expect(page.locator("#theme")).to_be_focused()
         other = page.get_by_role("checkbox", name="two")
         for _ in range(6):

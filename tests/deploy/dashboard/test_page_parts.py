@@ -9,6 +9,7 @@ from run_folders import BEGAN, epoch, load, sample, state, step, totals, trainin
 
 from deploy.dashboard import app, charts, page, run_reader
 from deploy.dashboard.charts import COLORS, RunView
+from deploy.dashboard.explored_models import ExploredModels
 from deploy.dashboard.layout import GRAPHS
 from deploy.dashboard.run_reader import RunReader
 from deploy.dashboard.runs import Runs
@@ -115,7 +116,7 @@ def _rows(region: Any) -> list[list[str]]:
 
 def test_address_selects_only_existing_runs(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "plays", state=state("done", at=1))
-    client = app.make_app(Runs([tmp_path / "runs"]), "runs").server.test_client()
+    client = app.make_app(Runs([tmp_path / "runs"]), ExploredModels(), "runs").server.test_client()
     outputs = [
         ("runs", "children"),
         ("listed", "data"),

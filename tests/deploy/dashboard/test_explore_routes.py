@@ -1,0 +1,119 @@
+"""The routes of the page Explore, without a browser."""
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_data import TRACKS, write_job, write_planted
+from command_here import crossfade_here
+from explored_runs import COLD_TRACK, name_of, write_map, write_runs
+from flask.testing import FlaskClient
+from running_command import succeeded
+from waiting import wait_until
+
+from deploy.dashboard.app import make_app
+from deploy.dashboard.explored_models import ExploredModels
+from deploy.dashboard.runs import Runs
+
+SECONDS = 60.0
+ROW, ITEM, CUSTOMER = 7, "5007", "c003"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_runs(tmp_path_factory.mktemp("explore"))
+
+
+@pytest.fixture(scope="module")
+def client(workspace: Path) -> Iterator[FlaskClient]:
+    with closing(ExploredModels()) as models:
+        yield make_app(Runs([workspace / "runs"]), models, "runs").server.test_client()
+
+
+def answer(client: FlaskClient, route: str, **parameters: str) -> Any:
+    """Ask until the model is open, and return the answer."""
+    found: dict[str, Any] = {}
+
+    def has_answered() -> bool:
+        response = client.get(f"/explore/api/{route}", query_string={"run": "one", **parameters})
+        assert response.status_code == 200
+        found.clear()
+        found.update(response.json)
+        return "preparing" not in found
+
+    wait_until(has_answered, SECONDS, route)
+    return found
+
+
+def test_preparation_is_reported_until_the_model_is_open(workspace: Path) -> None:
+    with closing(ExploredModels()) as models:
+        client = make_app(Runs([workspace / "runs"]), models, "runs").server.test_client()
+        first = client.get("/explore/api/model?run=one").json
+        assert set(first) == {"preparing"}
+        assert set(first["preparing"]) == {"phase", "share"}
+        described = answer(client, "model")
+        assert (described["item"], described["query"], described["score"]) == ("track", "customer", "cosine")
+
+
+def test_items_are_found_by_words_and_ids(client: FlaskClient) -> None:
+    assert answer(client, "search", text="song 19")["rows"][0] == {"id": "5019", "name": name_of(19)}
+    assert answer(client, "search", text="5007")["rows"] == [{"id": "5007", "name": name_of(7)}]
+    assert len(answer(client, "search", text="genre")["rows"]) == 12
+    for text in ("", "nothing", '"*', "' OR 1"):
+        assert answer(client, "search", text=text)["rows"] == []
+
+
+def test_rows_without_names_are_found_and_shown_by_id(tmp_path: Path) -> None:
+    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train={"epochs": 1})
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "runs/one", cwd=tmp_path))
+    with closing(ExploredModels()) as models:
+        client = make_app(Runs([tmp_path / "runs"]), models, "runs").server.test_client()
+        assert answer(client, "search", text=ITEM)["rows"] == [{"id": ITEM, "name": None}]
+        found = answer(client, "neighbors", item=ITEM)
+        assert found["item"] == {"id": ITEM, "name": None}
+        assert all(5000 <= int(row["id"]) < 5000 + TRACKS and row["name"] is None for row in found["rows"])
+        advice = answer(client, "recommendations", customer=CUSTOMER)
+        assert not {row["id"] for row in advice["rows"]} & {row["id"] for row in advice["history"]}
+
+
+@pytest.mark.parametrize(
+    ("route", "parameters", "error"),
+    [
+        ("neighbors", {"item": "no such"}, "there is no track with the ID or name 'no such'"),
+        ("neighbors", {}, "there is no track with the ID or name ''"),
+        ("neighbors", {"item": str(COLD_TRACK)}, "has no interaction of positive weight in train"),
+        ("recommendations", {"customer": "c999"}, "there is no customer with the ID or name 'c999'"),
+        ("model", {"run": "../data"}, "there is no run '../data'"),
+        ("map", {"run": "/etc"}, "there is no run '/etc'"),
+    ],
+)
+def test_invalid_request_is_answered_with_an_error(
+    client: FlaskClient, route: str, parameters: dict[str, str], error: str
+) -> None:
+    assert error in answer(client, route, **parameters)["error"]
+
+
+def test_newest_embeddings_come_first_and_policy_forbids_other_hosts(client: FlaskClient) -> None:
+    assert client.get("/explore/api/runs").json == {"source": "runs", "runs": ["two", "one", "empty"]}
+    for path in ("/explore", "/explore/"):
+        page = client.get(path)
+        assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+        assert "<title>Explore" in page.text
+    assert "explore" not in client.get("/").text
+
+
+def test_map_that_cannot_be_read_is_an_error(client: FlaskClient, workspace: Path) -> None:
+    path = write_map(workspace / "runs" / "one")
+    points = answer(client, "map")["points"]
+    assert (len(points["ids"]), points["ids"][7], points["names"][7]) == (TRACKS, ITEM, name_of(ROW))
+    assert (min(points["x"]), max(points["x"])) == (0, 10_000)
+    assert [points["labels"][label]["name"] for label in points["label"][1:4]] == ["genre 1", "genre 2", "genre 3"]
+    path.write_bytes(b"not Parquet")
+    try:
+        error = answer(client, "map")["error"]
+    finally:
+        write_map(workspace / "runs" / "one")
+    assert re.search(r"map\.parquet: cannot be read: .*; draw it again with 'crossfade map .*one'", error)

@@ -1,0 +1,167 @@
+"""Models of runs that are opened in the background: progress, new embeddings, errors, and copies that are deleted."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster_data import CUSTOMERS, TRACKS
+from explored_runs import write_runs
+from waiting import wait_until
+
+from deploy.dashboard import explored_models
+from deploy.dashboard.copies_folder import CopiesFolder
+from deploy.dashboard.explored_models import ExploredModels, Preparing, _Progress, _write_copy
+from kvstore.errors import CrossfadeError
+from trainer.recommend.trained_model import with_trained_model
+from trainer.serving.served_model import RankingOptions, ServedModel
+
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_runs(tmp_path_factory.mktemp("explored"))
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder that has the copies."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def models(copies: Path) -> Iterator[ExploredModels]:
+    with closing(ExploredModels()) as models:
+        yield models
+
+
+def neighbors(served: ServedModel) -> list[int]:
+    rows: list[int] = served.similar("track", np.array([7]), RankingOptions(5))[0][0].tolist()
+    return rows
+
+
+def ask(models: ExploredModels, run: Path, question: Callable[[ServedModel], Any] = neighbors) -> Any:
+    """Ask until the model is open, and return the answer."""
+    answers: list[Any] = []
+
+    def has_answered() -> bool:
+        answers[:] = [models.ask(run, question)]
+        return not isinstance(answers[0], Preparing)
+
+    wait_until(has_answered, SECONDS, f"the model of {run}")
+    return answers[0]
+
+
+def written_copies(folder: Path) -> list[Path]:
+    return sorted(folder.glob("crossfade-explore-*/*/version.json"))
+
+
+def test_first_question_begins_the_preparation_and_others_are_answered(
+    workspace: Path, models: ExploredModels, copies: Path
+) -> None:
+    first = models.ask(workspace / "runs" / "one", neighbors)
+    assert isinstance(first, Preparing)
+    found = ask(models, workspace / "runs" / "one")
+    assert len(found) == 5
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: models.ask(workspace / "runs" / "one", neighbors), range(32)))
+    assert answers == [found] * 32
+    assert len(written_copies(copies)) == 1
+
+
+def test_new_embeddings_are_opened_and_the_earlier_copy_is_deleted(
+    workspace: Path, models: ExploredModels, copies: Path
+) -> None:
+    run = copies / "run"
+    shutil.copytree(workspace / "runs" / "one", run)
+    before = ask(models, run)
+    shutil.rmtree(run / "embeddings")
+    shutil.copytree(workspace / "runs" / "two" / "embeddings", run / "embeddings")
+    expected = ask(models, workspace / "runs" / "two")
+    assert expected != before
+    wait_until(lambda: ask(models, run) == expected, SECONDS, "the new embeddings")
+    wait_until(lambda: len(written_copies(copies)) == 2, SECONDS, "the deletion of the earlier copy")
+
+
+def test_moved_dataset_is_an_error_until_it_is_back(workspace: Path, models: ExploredModels) -> None:
+    (workspace / "data").rename(workspace / "moved")
+    try:
+        with pytest.raises(CrossfadeError, match=r"data/manifest\.json: no such file"):
+            ask(models, workspace / "runs" / "one")
+    finally:
+        (workspace / "moved").rename(workspace / "data")
+    assert ask(models, workspace / "runs" / "one")
+
+
+def test_run_without_a_model_and_with_an_invalid_job_have_errors_of_their_own(
+    workspace: Path, models: ExploredModels, tmp_path: Path
+) -> None:
+    with pytest.raises(CrossfadeError, match="neither embeddings nor a complete checkpoint yet"):
+        models.ask(workspace / "runs" / "empty", neighbors)
+    (tmp_path / "job.yaml").write_text("name: x\n", encoding="utf-8")
+    with pytest.raises(CrossfadeError, match=r"job\.yaml: the key 'data"):
+        models.ask(tmp_path, neighbors)
+
+
+def test_checkpoint_is_used_where_there_are_no_embeddings(
+    workspace: Path, models: ExploredModels, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(workspace / "runs" / "one", run)
+    shutil.rmtree(run / "embeddings")
+    assert len(ask(models, run)) == 5
+
+
+def test_only_the_models_used_last_stay_open(
+    workspace: Path, models: ExploredModels, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explored_models, "MAX_OPEN", 1)
+    for name in ("one", "two", "one"):
+        assert ask(models, workspace / "runs" / name)
+        wait_until(lambda: len(written_copies(copies)) == 1, SECONDS, "the deletion of the other copy")
+
+
+def test_disk_without_room_is_an_error_that_names_tmpdir(workspace: Path, tmp_path: Path) -> None:
+    path, run = tmp_path / "copy", workspace / "runs" / "one"
+    needed = 4 * 8 * (CUSTOMERS + TRACKS + 1)
+    with pytest.raises(CrossfadeError, match=f"no room for a copy of the vectors, {needed:,} bytes; set TMPDIR"):
+        with_trained_model(str(run), None, print, lambda model: _write_copy(model, path, needed - 1, _Progress()))
+    assert not path.exists()
+    with_trained_model(str(run), None, print, lambda model: _write_copy(model, path, needed, _Progress()))
+    assert path.exists()
+
+
+def test_closing_deletes_all_copies(workspace: Path, copies: Path) -> None:
+    models = ExploredModels()
+    assert ask(models, workspace / "runs" / "one")
+    assert written_copies(copies)
+    models.close()
+    assert list(copies.iterdir()) == []
+
+
+def test_copies_of_killed_processes_are_deleted_and_those_of_living_ones_stay(copies: Path) -> None:
+    living = CopiesFolder()
+    living.new_path().mkdir()
+    code = (
+        "import os, tempfile, sys; tempfile.tempdir = sys.argv[1]; "
+        "from deploy.dashboard.copies_folder import CopiesFolder; folder = CopiesFolder(); folder.new_path().mkdir(); "
+        "os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(copies)], check=False)
+    assert killed.returncode == -9
+    assert len(list(copies.glob("*/000001"))) == 2
+    other = CopiesFolder()
+    [left] = copies.glob("*/000001")
+    living.delete()
+    assert not left.exists()
+    other.delete()
+    assert list(copies.iterdir()) == []
