@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from deploy.dashboard.copies_folder import CopiesFolder
 from kvstore.errors import CrossfadeError, InputError
 from trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
 from trainer.runs.folder import RunFolder
+from trainer.serving.copies_folder import CopiesFolder
 from trainer.serving.served_model import ServedModel
 from trainer.serving.version_folder import VersionOptions, write_version
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.cluster.role_variables import AGENT_VARIABLE
-from deploy.dashboard.copies_folder import delete_abandoned_copies
+from trainer.serving.copies_folder import delete_abandoned_copies
 
 _SAFE_PATH = "-P"
 """Python's option that keeps the current folder, which may contain another trainer/, off the import path."""

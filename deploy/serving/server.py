@@ -9,18 +9,18 @@ processes therefore have in common. One that dies is replaced.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deploy.cluster.role_variables import AGENT_VARIABLE
 from kvstore.errors import CrossfadeError, InputError, MissingExtraError
 from trainer.data.reporter import ProgressReporter
 from trainer.recommend.metadata_table import MetadataFile
+from trainer.serving.copies_folder import CopiesFolder
 
 _BACKLOG = 2048
 _DRAIN_SECONDS, _HUNG_SECONDS = 30, 30
@@ -97,19 +97,7 @@ def serve(
         refresher.refresh(reporter)
         os.environ[VERSIONS_VARIABLE] = str(work)
         os.environ[AGENT_VARIABLE] = str(os.getpid())
-        for variable in _THREAD_VARIABLES:
-            os.environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // options.processes)))
-        config = Config(
-            "deploy.serving.app:make_app",
-            factory=True,
-            workers=options.processes,
-            backlog=_BACKLOG,
-            access_log=False,
-            log_config=None,
-            lifespan="on",
-            timeout_graceful_shutdown=_DRAIN_SECONDS,
-            timeout_worker_healthcheck=_HUNG_SECONDS,
-        )
+        config = Config("deploy.serving.app:make_app", **_process_options(options.processes))
         stop = refresher.start(options.refresh_seconds) if options.refresh_seconds else lambda: None
         host, port = listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared with, not bound to
@@ -121,6 +109,22 @@ def serve(
             stop()
         if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
             raise CrossfadeError("a process of the server could not start; its error is above")
+
+
+def _process_options(processes: int) -> dict[str, Any]:
+    """Return uvicorn's options for ``processes`` processes, and divide the cores among them."""
+    for variable in _THREAD_VARIABLES:
+        os.environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    return {
+        "factory": True,
+        "workers": processes,
+        "backlog": _BACKLOG,
+        "access_log": False,
+        "log_config": None,
+        "lifespan": "on",
+        "timeout_graceful_shutdown": _DRAIN_SECONDS,
+        "timeout_worker_healthcheck": _HUNG_SECONDS,
+    }
 
 
 @contextmanager
@@ -151,11 +155,11 @@ def _working_folder(work: Path | None) -> Iterator[Path]:
     try:
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="crossfade-serve-", dir=work))
+        folder = CopiesFolder(work)
     except OSError as error:
         raise InputError(f"--work-dir {work}: cannot be written: {error.strerror}") from error
     try:
-        (folder / _METRICS).mkdir()
-        yield folder
+        (folder.path / _METRICS).mkdir()
+        yield folder.path
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.delete()

@@ -57,7 +57,9 @@ class RunningServer:
 @contextmanager
 def running_server(source: object, *options: object, cwd: Path) -> Iterator[RunningServer]:
     """Serve ``source`` at a free port until the block ends."""
-    with started("serve", source, "--port", 0, *options, cwd=cwd) as command:
+    # The copy of a server that is killed stays until the next one starts.
+    variables = {"TMPDIR": str(cwd)}
+    with started("serve", source, "--port", 0, *options, cwd=cwd, variables=variables) as command:
         assert command.process.stdout is not None
         line = command.process.stdout.readline()
         found = re.fullmatch(r"serving .*: (http://127\.0\.0\.1:\d+/)\n", line)

@@ -16,50 +16,50 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-_PREFIX = "crossfade-explore-"
+_PREFIX = "crossfade-model-"
 _LOCK_FILE = "lock"
 """Locked as long as the process of its folder lives."""
 _MAX_DELETIONS = 10
 
 
 class CopiesFolder:
-    """A folder in ``TMPDIR`` that belongs to this process."""
+    """A folder in another one, by default ``TMPDIR``, that belongs to this process."""
 
-    def __init__(self) -> None:
-        """Create it, and delete those of processes that have ended.
+    def __init__(self, parent: Path | None = None) -> None:
+        """Create it in ``parent``, and delete those of processes that have ended.
 
         Raises:
             OSError: it cannot be written.
         """
-        delete_abandoned_copies()
-        self._path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        delete_abandoned_copies(parent)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         # It gets its name when it is locked, so that no other process sees it unlocked.
-        unlocked = self._path / f"{_LOCK_FILE}.partial"
+        unlocked = self.path / f"{_LOCK_FILE}.partial"
         self._lock = unlocked.open("w", encoding="ascii")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        unlocked.rename(self._path / _LOCK_FILE)
+        unlocked.rename(self.path / _LOCK_FILE)
         self._numbers = itertools.count(1)
 
     def new_path(self) -> Path:
         """Return the path of a folder that does not exist."""
-        return self._path / f"{next(self._numbers):06d}"
+        return self.path / f"{next(self._numbers):06d}"
 
     def free_bytes(self) -> int:
         """Return how many bytes its disk has room for."""
-        return shutil.disk_usage(self._path).free
+        return shutil.disk_usage(self.path).free
 
     def delete(self) -> None:
         """Delete the folder, also while a thread writes into it."""
         for _ in range(_MAX_DELETIONS):
-            shutil.rmtree(self._path, ignore_errors=True)
-            if not self._path.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not self.path.exists():
                 break
         self._lock.close()
 
 
-def delete_abandoned_copies() -> None:
-    """Delete what processes that were killed have left behind."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+def delete_abandoned_copies(parent: Path | None = None) -> None:
+    """Delete what processes that were killed have left behind in ``parent``, by default ``TMPDIR``."""
+    for path in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*"):
         # An error means that its process lives, that it has just been deleted, or that it is another user's.
         with suppress(OSError), (path / _LOCK_FILE).open("r+", encoding="ascii") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
