@@ -315,7 +315,7 @@ def test_first_visit_shows_the_preparation_and_a_stopped_dashboard_deletes_its_c
             assert shown
             assert all(re.fullmatch(r"Preparing the model of one: [a-z ]+(, \d+ %)?", text) for text in shown), shown
             expect(visit.page.locator("#preparing")).to_be_empty()
-        assert list(tmp_path.glob("crossfade-explore-*/*/version.json"))
+        assert list(tmp_path.glob("crossfade-model-*/*/version.json"))
         command.process.send_signal(signal.SIGTERM)
         assert command.finish().returncode == 128 + signal.SIGTERM
         assert list(tmp_path.iterdir()) == []

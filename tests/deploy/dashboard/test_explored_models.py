@@ -62,7 +62,7 @@ def ask(models: ExploredModels, run: Path, question: Callable[[ServedModel], Any
 
 
 def written_copies(folder: Path) -> list[Path]:
-    return sorted(folder.glob("crossfade-explore-*/*/version.json"))
+    return sorted(folder.glob("crossfade-model-*/*/version.json"))
 
 
 def test_first_question_begins_the_preparation_and_others_are_answered(

@@ -18,7 +18,7 @@ positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
 """
 """A schema cannot state which conditions (400) and IDs (404) are valid."""
 
-EXAMPLES = 15
+EXAMPLES = 5
 """For each operation; benchmarks/serving.py --schemathesis tries more."""
 
 
