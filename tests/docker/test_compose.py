@@ -12,7 +12,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from compose_job import PORTS, ComposeJob
+from compose_job import ComposeJob
 from docker_engine import Engine
 from running_command import crossfade, succeeded
 
@@ -101,7 +101,7 @@ def test_ports_are_published_on_loopback_only(job: ComposeJob, engine: Engine) -
     for name in engine.docker("ps", "--format", "{{.Names}}").split():
         ports = engine.inspect(name)["NetworkSettings"]["Ports"] or {}
         bound |= {(each["HostIp"], int(each["HostPort"])) for bindings in ports.values() for each in bindings or ()}
-    assert bound == {("127.0.0.1", job.ports[name]) for name in PORTS if name != "GRAFANA_PORT"}
+    assert bound == {("127.0.0.1", job.ports[name]) for name in ("PROMETHEUS_PORT", "DASHBOARD_PORT")}
     listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     assert {address.ip for address in listening if address.port in job.ports.values()} == {"127.0.0.1"}
 
@@ -170,3 +170,12 @@ def test_job_with_killed_containers_ends_with_the_same_embeddings(job: ComposeJo
     succeeded(crossfade("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
     for entity in ("customer", "artist"):
         np.testing.assert_allclose(vectors(job.run_dir, entity), vectors(tmp_path / "run", entity), atol=1e-4)
+
+
+def test_model_of_the_finished_job_is_served(job: ComposeJob) -> None:
+    assert job.exit_code("job") == 0
+    job.compose("up", "--detach", "--wait", "--no-deps", "serve")
+    with urllib.request.urlopen(f"http://127.0.0.1:{job.ports['SERVE_PORT']}/recommend?id=1000001&count=3") as response:
+        found = json.load(response)
+    ids = set(pq.read_table(job.run_dir / "embeddings" / "artist").column("id").to_pylist())
+    assert len({item["id"] for item in found["result"]["items"]} & ids) == 3

@@ -31,7 +31,7 @@ OVERRIDE = {
     },
     "volumes": {"runs": {"driver_opts": {"type": "none", "o": "bind", "device": "RUNS"}}},
 }
-PORTS = ("PROMETHEUS_PORT", "DASHBOARD_PORT", "GRAFANA_PORT")
+PORTS = ("PROMETHEUS_PORT", "DASHBOARD_PORT", "GRAFANA_PORT", "SERVE_PORT")
 
 
 class ComposeJob:

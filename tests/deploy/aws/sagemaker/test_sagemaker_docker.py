@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from running_command import crossfade, records, succeeded
 from sagemaker_folders import JOB, TOKEN, assert_same_model, parameters_of, prepare
 from sagemaker_folders import SECTIONS as LONG
 from waiting import wait_until
+
+from deploy.aws.sagemaker.endpoint import DATA_VARIABLE
 
 pytestmark = pytest.mark.docker
 
@@ -212,6 +215,34 @@ def test_one_host_resumes_from_the_checkpoint_folder_with_the_same_result(
     assert container.exit_code() == 0, container.log
     assert "resuming from step" in container.log
     assert_same_model(container.base / "model", tmp_path / "uninterrupted")
+    assert_served(engine, image, network, container.base)
+
+
+def assert_served(engine: Engine, image: str, network: str, base: Path) -> None:
+    """Start an endpoint's container with the model in ``base``, and send requests as SageMaker does."""
+    id = engine.docker(
+        *("run", "--detach", "--network", network, "--volume", f"{base / 'model'}:/opt/ml/model:ro"),
+        *("--volume", f"{base / 'input' / 'data' / 'training'}:/data:ro", "--env", f"{DATA_VARIABLE}=/data"),
+        *(image, "serve"),
+    )
+    url = f"http://{engine.inspect(id)['NetworkSettings']['Networks'][network]['IPAddress']}:8080"
+
+    def responds() -> bool:
+        assert engine.inspect(id)["State"]["Running"], engine.run("docker", "logs", id).stderr
+        try:
+            with urllib.request.urlopen(f"{url}/ping", timeout=10) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    wait_until(responds, SECONDS, "the endpoint")
+    body = json.dumps({"ids": ["c010"], "count": 3}).encode()
+    request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        [result] = json.load(response)["results"]
+    assert len(result["items"]) == 3
+    engine.docker("stop", id)
+    assert engine.inspect(id)["State"]["ExitCode"] == 0
 
 
 @pytest.mark.parametrize(
