@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from crossfade.options.command import add_command
+from crossfade.options.filters import add_metadata_options, read_metadata
 from crossfade.options.parsing import port, positive_integer
 
 DEFAULT_PORT, SAGEMAKER_PORT = 8090, 8080
@@ -56,14 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="serve this run folder, folder of checkpoints, or checkpoint (default: /opt/ml/model)",
     )
     model.add_argument("--data", metavar="DATA", help="read IDs and interactions here (default: data.path of the job)")
-    model.add_argument(
-        "--metadata", metavar="FILE", help="offer the columns of this Parquet, CSV or TSV file for conditions on items"
-    )
-    model.add_argument(
-        "--metadata-id",
-        metavar="COLUMN",
-        help="take IDs from this column of the metadata (default: the one named as the entity, ENTITY_id, or id)",
-    )
+    add_metadata_options(model, "offer the columns of this Parquet, CSV or TSV file for conditions on items")
     model.add_argument("--exact", action="store_true", help="rank all items exactly, never by an index")
     model.add_argument(
         "--refresh",
@@ -98,14 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
     from crossfade.display import progress_bars
     from deploy.serving.server import ModelOptions, ServerOptions, serve
     from kvstore.errors import InputError
-    from trainer.recommend.metadata_table import MetadataFile
 
     if not (math.isfinite(arguments.refresh) and arguments.refresh >= 0):
         raise InputError(f"--refresh {arguments.refresh}: expected a number of seconds, 0 or more")
-    if arguments.metadata_id is not None and arguments.metadata is None:
-        raise InputError(f"--metadata-id {arguments.metadata_id}: is a column of a file; name the file with --metadata")
     location, data, host, default_port = _where(arguments)
-    metadata = MetadataFile(arguments.metadata, arguments.metadata_id) if arguments.metadata is not None else None
+    metadata = read_metadata(arguments)
 
     def on_listening(address: str) -> None:
         bars.close()

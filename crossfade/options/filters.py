@@ -9,6 +9,7 @@ from kvstore.errors import InputError
 
 if TYPE_CHECKING:
     from trainer.recommend.candidates import FilterOptions
+    from trainer.recommend.metadata_table import MetadataFile
 
 NOTES = """\
 Filters: CONDITION is an SQL expression of DuckDB. Its columns are id, name and count (interactions of positive weight
@@ -27,19 +28,35 @@ def add_filter_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to ``parser``."""
     filters = parser.add_argument_group("filters")
     filters.add_argument("--where", metavar="CONDITION", help="keep only rows that meet this SQL condition")
-    filters.add_argument(
-        "--metadata", metavar="FILE", help="use the columns of this Parquet, CSV or TSV file in --where and --max-per"
-    )
-    filters.add_argument(
-        "--metadata-id",
-        metavar="COLUMN",
-        help="take IDs from this column of the metadata (default: the one named as the entity, ENTITY_id, or id)",
-    )
+    add_metadata_options(filters, "use the columns of this Parquet, CSV or TSV file in --where and --max-per")
     filters.add_argument("--allow", nargs="+", default=[], metavar="FILE", help="keep only the IDs in these files")
     filters.add_argument("--deny", nargs="+", default=[], metavar="FILE", help="leave out the IDs in these files")
     filters.add_argument(
         "--max-per", metavar="COLUMN=N", help="list at most N rows with the same value, such as artist=2"
     )
+
+
+def add_metadata_options(parser: argparse._ActionsContainer, purpose: str) -> None:
+    """Add the options that name a file of metadata; ``purpose`` is the help of --metadata."""
+    parser.add_argument("--metadata", metavar="FILE", help=purpose)
+    parser.add_argument(
+        "--metadata-id",
+        metavar="COLUMN",
+        help="take IDs from this column of the metadata (default: the one named as the entity, ENTITY_id, or id)",
+    )
+
+
+def read_metadata(arguments: argparse.Namespace) -> MetadataFile | None:
+    """Read the options that ``add_metadata_options`` added.
+
+    Raises:
+        InputError: a column is named, but no file.
+    """
+    from trainer.recommend.metadata_table import MetadataFile
+
+    if arguments.metadata_id is not None and arguments.metadata is None:
+        raise InputError(f"--metadata-id {arguments.metadata_id}: is a column of a file; name the file with --metadata")
+    return MetadataFile(arguments.metadata, arguments.metadata_id) if arguments.metadata is not None else None
 
 
 def read_filters(arguments: argparse.Namespace) -> FilterOptions:
@@ -49,11 +66,8 @@ def read_filters(arguments: argparse.Namespace) -> FilterOptions:
         InputError: a value has another form.
     """
     from trainer.recommend.candidates import FilterOptions
-    from trainer.recommend.metadata_table import MetadataFile
 
-    if arguments.metadata_id is not None and arguments.metadata is None:
-        raise InputError(f"--metadata-id {arguments.metadata_id}: is a column of a file; name the file with --metadata")
-    metadata = MetadataFile(arguments.metadata, arguments.metadata_id) if arguments.metadata is not None else None
+    metadata = read_metadata(arguments)
     max_per = None
     if arguments.max_per is not None:
         column, _, number = arguments.max_per.partition("=")
