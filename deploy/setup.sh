@@ -176,7 +176,7 @@ check_disk
 rm -f "$stamp"
 : >"$log"
 remove_incomplete_packages
-report "installing the packages of requirements.lock into $venv (about 1 GB; the first time usually 1 to 3 minutes)"
+report "installing the packages of requirements.lock into $venv (about 2 GB; the first time usually 1 to 3 minutes)"
 pip_install --require-hashes --only-binary :all: --requirement requirements.lock
 report "installing the project itself"
 pip_install --no-deps --no-build-isolation --editable .
